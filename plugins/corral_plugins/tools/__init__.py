@@ -1,1 +1,1 @@
-"""Tools: the actions that agents may take."""
+"""The plugin `tools`: the actions that agents may take."""

@@ -1,4 +1,4 @@
-"""The public API of tools: definitions of tools, the context in which they run, and the service `Tools`."""
+"""The public API of the plugin `tools`: tool definitions, the context in which tools run, and the service `Tools`."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ Runs = Literal["server", "worker"]
 
 RISKS: tuple[Risk, ...] = ("read", "write", "external", "dangerous")
 POLICIES: tuple[Policy, ...] = ("allow", "ask", "deny")
-"""Ordered from the least to the most strict."""
+"""Tool policies, ordered from the least to the most strict."""
 
 Json = dict[str, Any]
 
 
 class ToolContext(msgspec.Struct, frozen=True, kw_only=True):
-    """The context in which a tool runs. `caller`: the agent with the current rights of its requester.
+    """The context in which a tool runs.
 
-    `config`: the tool's own configuration. `work`: opens units, for `async def` tools.
+    `caller`: the agent, with the current permissions of the person who requested the task. `config`: the configuration
+    of the tool. `work`: opens units of work, for `async def` tools.
     """
 
     caller: Principal
@@ -45,7 +46,7 @@ class ToolContext(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """The object on which a call acts. `ask`: the rules of the target require approval by a person."""
+    """The object on which a tool call acts. `ask`: whether the target requires that a person approves the call."""
 
     kind: str
     id: str
@@ -53,20 +54,23 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Output(msgspec.Struct, frozen=True, kw_only=True):
-    """A result with the untrusted sources that it contains, for tools whose output is not always untrusted."""
+    """The result of a tool, with the names of the untrusted sources in the result.
+
+    Used by tools whose output is only sometimes untrusted.
+    """
 
     value: Any
     untrusted: tuple[str, ...] = ()
 
 
 class Later(msgspec.Struct, frozen=True):
-    """The result of a tool whose result arrives later, by `Tools.answered`."""
+    """The return value of a tool whose actual result is delivered later with `Tools.answered`."""
 
 
 class ToolFailure(Failure):
-    """The tool failed. `type` is stable; `message` is for the model and for people.
+    """The failure of a tool. `type` is a stable identifier; `message` is text for the model and for people.
 
-    The message must not contain untrusted text, which belongs into a result, where it taints the run.
+    The message must not contain untrusted text. Untrusted text belongs in a result, which taints the run.
     """
 
     def __init__(self, type: str, message: str) -> None:
@@ -75,13 +79,16 @@ class ToolFailure(Failure):
 
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True):
-    """A tool as a plugin contributes it (`corral_tools`).
+    """A tool definition that a plugin contributes with the hook `corral_tools`.
 
-    `run(context, arguments)` returns JSON, `Output` or `Later`, or raises `ToolFailure` or a `Problem`. A `def` runs
-    in the unit that stores its result; an `async def` opens its own units with `context.work`. Worker tools have none.
-    `sees(context, arguments)`: whether the requester may see the objects named in the arguments; called in a unit.
-    `admits(config, arguments)`: whether a configuration, the tool's or the agent's, allows the arguments.
-    `trusts(config, arguments)`: whether the tool's configuration exempts the call from approval in tainted runs.
+    `run(context, arguments)` returns JSON, `Output` or `Later`, or raises `ToolFailure` or a `Problem`. A `def`
+    function runs in the unit of work that stores the result. An `async def` function opens its own units of work with
+    `context.work`. `run` is None for tools that run on workers.
+    `sees(context, arguments)` returns whether the requester may see the objects named in the arguments. The function is
+    called in a unit of work.
+    `admits(config, arguments)` returns whether a configuration, of the tool or of the agent, allows the arguments.
+    `trusts(config, arguments)` returns whether the configuration of the tool exempts the call from approval in tainted
+    runs.
     """
 
     name: str
@@ -92,7 +99,7 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
     run: Callable[[ToolContext, Json], Any] | None = None
     runs: Runs = "server"
     output_schema: Json | None = None
-    permission: str | None = None  # in addition to that of its risk
+    permission: str | None = None  # required in addition to the permission for the risk
     untrusted_output: bool = False
     idempotent: bool = False
     timeout_seconds: int | None = None  # None: `tools.timeout_seconds`
@@ -104,7 +111,7 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClaimTool(msgspec.Struct, frozen=True, kw_only=True):
-    """A tool as claims describe it to workers. `policy`: the agent's policy while the run is not tainted."""
+    """The description of a tool in a claim. `policy`: the policy of the agent while the run is not tainted."""
 
     name: str
     title: str
@@ -116,28 +123,31 @@ class ClaimTool(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tools(Protocol):
-    """Tools, for other plugins. Joins the caller's unit."""
+    """The service of the plugin `tools` for other plugins. Runs in the caller's unit of work."""
 
     def offered(
         self, *, enabled: Sequence[str], policy: Mapping[str, Any], allowed: Sequence[str] | None, worker_id: str
     ) -> list[ClaimTool]:
-        """List the tools of a run by name: those that agent and task allow and server or worker offer."""
+        """List the tools of a run, sorted by name.
+
+        A tool is listed if the agent and the task allow the tool, and the server or the worker offers the tool.
+        """
         ...
 
     def of_server(self) -> frozenset[str]:
-        """The names of the tools that the server runs, which are available on every worker."""
+        """Return the names of the tools that run on the server. These tools are available with every worker."""
         ...
 
     def refuse_beyond(
         self, by: Principal, *, enabled: Sequence[str], policy: Mapping[str, Any], before: Mapping[str, Any]
     ) -> None:
-        """Raise `Forbidden` unless this person may give an agent these tools and rules.
+        """Raise `Forbidden` unless the person `by` may give an agent these tools and policies.
 
-        People can only give the tools that they may use themselves, and only admins loosen the policies of dangerous
-        tools. `before`: the agent's present `tool_policy`.
+        People can give an agent only the tools that they may use themselves. Only admins may set the policy of a
+        dangerous tool to `allow`. `before`: the current `tool_policy` of the agent.
         """
         ...
 
     def answered(self, task_id: str, call_id: str, *, result: Any = None, error: Json | None = None) -> None:
-        """End a call that returned `Later`. Does nothing if the call has already ended."""
+        """Store the result or error of a call that returned `Later`. Do nothing if the call has already ended."""
         ...

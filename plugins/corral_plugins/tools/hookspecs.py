@@ -1,4 +1,4 @@
-"""The hook of the plugin tools."""
+"""The hook specification of the plugin `tools`."""
 
 from __future__ import annotations
 
@@ -13,4 +13,7 @@ hookspec = pluggy.HookspecMarker("corral")
 
 @hookspec
 def corral_tools() -> Iterable[Tool]:  # type: ignore[empty-body]
-    """Contribute tools for agents. Names must have a dot; a tool whose name is taken is ignored."""
+    """Contribute tools for agents.
+
+    The name of a tool must contain a dot. A tool whose name another tool already uses is ignored.
+    """

@@ -1,4 +1,4 @@
-"""Schedules, jobs and event subscribers of tools."""
+"""Schedules, jobs and event subscribers of the plugin `tools`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ MAX_CHUNKS = 20
 
 
 async def reap(work: Work, history: CallHistory) -> None:
-    """End abandoned calls."""
+    """End the tool calls whose process stopped or whose permit was never reported."""
     for _ in range(MAX_CHUNKS):
         if await work(history.reap, entry=Entry(label="job tools.reap", actor=SYSTEM)) < repository.ABANDONED_LIMIT:
             return
 
 
 async def prune(work: Work, settings: Settings) -> None:
-    """Delete the calls that are older than `tools.call_retention_days`."""
+    """Delete the tool calls that are older than `tools.call_retention_days`."""
     days = settings.get(CALL_RETENTION_DAYS)
     while await work(
         lambda: repository.delete_older(days, DELETE_CHUNK), entry=Entry(label="job tools.prune", actor=SYSTEM)
@@ -32,12 +32,12 @@ async def prune(work: Work, settings: Settings) -> None:
 
 
 def on_task_deleted(event: Record) -> None:
-    """Delete the calls of a deleted task."""
+    """Delete the tool calls of a task after the event `task.deleted`."""
     delete_calls(event.object_id)
 
 
 def delete_calls(task_id: str) -> None:
-    """Delete one chunk of the calls of a deleted task, and enqueue the rest."""
+    """Delete one chunk of the tool calls of a deleted task, and enqueue a job for the remaining calls."""
     if repository.delete_of(task_id, DELETE_CHUNK) == DELETE_CHUNK:
         enqueue("tools.delete_calls", task_id=task_id)
 

@@ -1,4 +1,4 @@
-"""Tables of the plugin tools. Only the service writes them."""
+"""Tables of the plugin `tools`. Only the service layer of this plugin writes to these tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from corral.database.model import SHARED, IdField, InstantField, JSONField, Mode
 
 
 class ToolRow(Model):
-    """The overrides of a tool; null means the value of its definition."""
+    """The values of a tool that admins have overridden. Null means that the value of the tool definition applies."""
 
     name = peewee.CharField(max_length=200, primary_key=True)
     version = peewee.IntegerField()
@@ -29,8 +29,9 @@ class ToolRow(Model):
 class ToolCall(Model):
     """One tool call.
 
-    `arguments` are redacted; their hash is that of the original. `alive_until`: when a running or permitted call counts
-    as abandoned; null while it waits for a person. `executions` fences the process that runs the call.
+    `arguments`: the redacted arguments. `arguments_sha256`: the hash of the original arguments.
+    `alive_until`: the time after which a running or permitted call is considered abandoned. Null while the call waits
+    for a person. `executions`: a counter that fences off processes that no longer run the call.
     """
 
     id = IdField(primary_key=True)

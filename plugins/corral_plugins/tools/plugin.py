@@ -34,8 +34,8 @@ SERVICES = (Registry, ContextBuilder, Executions, HeaderSecrets, Permits, Calls,
 class ToolsPlugin(Plugin):
     """Tools: the actions that agents may take.
 
-    Every call is decided when it is made, with the current rights of the person on whose behalf the agent acts, and is
-    recorded.
+    The plugin allows or denies every tool call at the time of the call, with the current permissions of the person on
+    whose behalf the agent acts. Every call is recorded.
     """
 
     name = "tools"

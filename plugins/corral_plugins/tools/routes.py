@@ -1,4 +1,4 @@
-"""HTTP routes of tools: the registry, calls under a lease, and the stored calls."""
+"""HTTP routes of the plugin `tools`: the tool registry, tool calls under a lease, and the stored tool calls."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ lease = Routes("/tasks", tag="worker")
 
 @registry.get("/", needs=READ, raises=("unknown_reference",))
 def list_tools(query: ToolQuery, listing: ToolListing, caller: Principal) -> Page[ToolView]:
-    """List tools by name. With `agent_id`, each tool has its policy for that agent."""
+    """List tools by name. With `agent_id`, the response contains the policy of each tool for that agent."""
     return listing.page(query, caller)
 
 
 @registry.get("/{name}", needs=READ, raises=("unknown_reference",))
 def get_tool(name: str, query: AgentQuery, listing: ToolListing) -> ToolView:
-    """Get a tool. With `agent_id`, it has its policy for that agent."""
+    """Get a tool. With `agent_id`, the response contains the policy of the tool for that agent."""
     return listing.one(name, query.agent_id)
 
 
 @registry.patch("/{name}", needs=MANAGE, raises=("invalid_state", "precondition_failed"))
 def change_tool(name: str, body: ToolPatch, listing: ToolListing, caller: Principal, match: IfMatch) -> ToolView:
-    """Change the policy, risk or configuration of a tool. The risk of a plugin's tool can only be raised."""
+    """Change the policy, risk or configuration of a tool. The risk of a tool from a plugin can only be raised."""
     return listing.change(name, body, match, by=caller)
 
 
 @registry.post("/{name}/check", needs=READ, raises=("unknown_reference", "kill_switch"))
 def check_tool(name: str, body: Check, calls: Calls, caller: Principal) -> Checked:
-    """Decide on a call without making it."""
+    """Check whether a tool call would be allowed, without running the tool."""
     return calls.check(name, body, by=caller)
 
 
@@ -79,9 +79,11 @@ def list_task_tool_calls(id: str, query: PageQuery, history: CallHistory, caller
     raises=(*LEASE, "tools.denied", "kill_switch"),
 )
 async def call_tool(id: str, tool: str, body: NewCall, calls: Calls, caller: Principal, request: Request) -> CallView:
-    """Call a tool. A server tool has run when the response arrives; for a worker tool the response has a permit.
+    """Call a tool.
 
-    A repeat with the same `call_id` does not run the tool again and gets the same response.
+    A tool on the server runs before the response is sent. For a tool on a worker, the response contains a permit.
+
+    Repeating the request with the same `call_id` returns the same response and does not run the tool again.
     """
     return await calls.call(
         id,
@@ -96,7 +98,7 @@ async def call_tool(id: str, tool: str, body: NewCall, calls: Calls, caller: Pri
 
 @lease.get("/{id}/tools/calls/{call}", needs=(READ, ACT), seconds=60.0)
 def get_tool_call(id: str, call: str, query: WaitQuery, history: CallHistory, caller: Principal) -> CallView | Wait:
-    """Get a tool call of a task. With `wait`, the response is delayed until the call has ended."""
+    """Get a tool call of a task. With `wait`, the response is delayed until the call ends or the wait time passes."""
     found = history.one(id, call, caller)
     if query.wait and query.until > clock.time_s() and found.status not in ENDED:
         return Wait((id,), query.until)
@@ -113,13 +115,13 @@ def get_tool_call(id: str, call: str, query: WaitQuery, history: CallHistory, ca
 async def report_tool_result(
     id: str, call: str, body: CallReport, permits: Permits, caller: Principal, request: Request
 ) -> CallView:
-    """Report the outcome of a tool that ran on the worker. At most 64 KiB of the result are stored."""
+    """Report the outcome of a tool that ran on the worker. At most 64 KiB of the result is stored."""
     return await permits.report(
         id, call, body, lease_id=_lease(body.lease_id, request, caller), by=caller, entry=request.entry(caller)
     )
 
 
 def _lease(named: object, request: Request, caller: Principal) -> str | None:
-    """The lease that a request names in its body, in `Corral-Lease` or by its token."""
+    """Return the lease id of a request, from the body, the header `Corral-Lease` or the token, in this order."""
     found = named if isinstance(named, str) else request.header("corral-lease") or caller.lease_id
     return found.lower() if found is not None else None

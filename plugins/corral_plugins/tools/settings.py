@@ -1,4 +1,4 @@
-"""Run-time settings of tools."""
+"""Run-time settings of the plugin `tools`."""
 
 from __future__ import annotations
 

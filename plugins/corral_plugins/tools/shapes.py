@@ -1,4 +1,4 @@
-"""Request and response shapes of the tools API, and the event of a call."""
+"""Request and response shapes of the tools API, and the event `tool.called`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ ToolName = Annotated[str, Meta(min_length=1, max_length=200)]
 
 
 class ToolView(msgspec.Struct, kw_only=True):
-    """A tool. `policy`: its policy for the requested agent. `workers`: the online workers that offer it."""
+    """A tool.
+
+    `policy`: the policy of the tool for the requested agent. `workers`: the online workers that offer the tool.
+    """
 
     name: str
     version: int
@@ -47,7 +50,7 @@ class ToolView(msgspec.Struct, kw_only=True):
 
 
 class ToolQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters of the list of tools. `agent_id`: include the policy for this agent."""
+    """Filters of the list of tools. `agent_id`: the agent whose policies are included in the response."""
 
     risk: list[Risk] | UnsetType = UNSET
     source: Annotated[str, Meta(max_length=200)] | UnsetType = UNSET
@@ -56,13 +59,16 @@ class ToolQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaul
 
 
 class AgentQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The agent whose policy is included."""
+    """The query of a single tool. `agent_id`: the agent whose policy is included in the response."""
 
     agent_id: Id | UnsetType = UNSET
 
 
 class ToolPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Overrides of a tool; null restores the definition. The risk of a plugin's tool can only be raised."""
+    """Overrides of a tool. Null restores the value of the tool definition.
+
+    The risk of a tool from a plugin can only be raised.
+    """
 
     enabled: bool | UnsetType = UNSET
     default_policy: Policy | UnsetType | None = UNSET
@@ -72,7 +78,7 @@ class ToolPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class NewCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A call under a lease, which may also be named by the header `Corral-Lease` or by the token."""
+    """A tool call under a lease. The header `Corral-Lease` or the attempt token may identify the lease instead."""
 
     call_id: CallId
     arguments: Any = {}
@@ -80,14 +86,14 @@ class NewCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ReportedError(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The failure of a tool on the worker."""
+    """The failure of a tool that ran on the worker."""
 
     type: Annotated[str, Meta(min_length=1, max_length=100)] = "tool_error"
     message: Annotated[str, Meta(max_length=65536)] = ""
 
 
 class CallReport(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The outcome of a tool that ran on the worker; `error` may be a text."""
+    """The outcome of a tool that ran on the worker. `error`: an object or only a message."""
 
     permit: Annotated[str, Meta(min_length=1, max_length=100)]
     result: Any = None
@@ -97,9 +103,11 @@ class CallReport(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class CallView(msgspec.Struct, kw_only=True):
-    """A tool call. `attempt`: the fence of the claim. `permit`: lets the worker run the tool; shown to the worker only.
+    """A tool call.
 
-    A call that is `running` while its task waits for a person gets its result when the task continues.
+    `attempt`: the fencing number of the claim. `permit`: allows the worker to run the tool; only the worker receives
+    the permit. If the task waits for a person while a call is `running`, the result is stored when the task
+    continues.
     """
 
     id: str
@@ -134,18 +142,24 @@ class CallQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaul
 
 
 class WaitQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
-    """`wait`: seconds to wait for the end of the call."""
+    """The query of a single tool call. `wait`: seconds to wait for the end of the call."""
 
     wait: Annotated[float, Meta(ge=0, le=55)] = 0
 
     @cached_property
     def until(self) -> float:
-        """When the wait ends (epoch seconds); fixed on first use, since the handler runs again on every event."""
+        """The time at which the wait ends, in epoch seconds.
+
+        The value is fixed on first use, because the handler runs again on every event.
+        """
         return clock.time_s() + self.wait
 
 
 class Check(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A call to decide on without making it. `tainted`: defaults to that of the task."""
+    """A tool call to check without running the tool.
+
+    `tainted`: whether the run received untrusted content; defaults to the state of the task.
+    """
 
     agent_id: Id
     task_id: Id | None = None
@@ -154,7 +168,11 @@ class Check(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Checked(msgspec.Struct, kw_only=True):
-    """`reasons`: every rule that denies the call, in order. `errors`: where the arguments do not match the schema."""
+    """The result of a check.
+
+    `reasons`: every rule that denies the call, in order. `errors`: the parts of the arguments that do not match the
+    schema.
+    """
 
     decision: Decision
     reasons: list[str]

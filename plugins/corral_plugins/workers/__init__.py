@@ -1,1 +1,1 @@
-"""Workers: the machines that run agents."""
+"""The plugin `workers`: the machines that run agents."""

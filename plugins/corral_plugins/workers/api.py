@@ -1,4 +1,4 @@
-"""The public API of workers: shapes, the service `Workers` and events."""
+"""The public API of the plugin `workers`: shapes, the service `Workers` and events."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
     is_approved: bool
     group: str | None
     labels: dict[str, str]
-    tools: list[str]  # empty: unknown, so the worker is taken to offer every tool
+    tools: list[str]  # empty: the worker lists no tools and is assumed to offer every tool
     max_agents: int
     active_leases: int
     embedded: bool
 
     @property
     def claims(self) -> bool:
-        """Whether the worker may take work now, apart from its capacity."""
-        return self.is_approved and self.status in ("online", "offline")  # claiming brings an offline worker online
+        """Whether the worker may claim tasks now. The free capacity of the worker is not checked."""
+        return self.is_approved and self.status in ("online", "offline")  # a claim sets an offline worker to `online`
 
 
 class WorkerTool(msgspec.Struct, frozen=True, kw_only=True):
-    """A tool that a worker offers; `schema` and `risk` are None if the worker gave only the name."""
+    """A tool that a worker offers. `schema` and `risk` are None if the worker reported only the name."""
 
     worker_id: str
     worker_name: str
@@ -44,46 +44,52 @@ class WorkerTool(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Workers(Protocol):
-    """Workers, for other plugins. Joins the caller's unit. Lock order: task, then agent, then worker."""
+    """The service of the plugin `workers` for other plugins. Runs in the caller's unit of work.
+
+    Lock order: task, then agent, then worker.
+    """
 
     def facts(self, worker_id: str) -> WorkerFacts | None:
-        """Return a worker, or None."""
+        """Return a worker, or None if there is no such worker."""
         ...
 
     def facts_of(self, worker_ids: Sequence[str]) -> dict[str, WorkerFacts]:
-        """Return workers by id, in one query."""
+        """Return a dictionary of the workers with the given ids, by id. Runs one query."""
         ...
 
     def fleet(self) -> list[WorkerFacts]:
-        """List the workers that are online, at most 1,000."""
+        """List the online workers, at most 1,000."""
         ...
 
     def tools(self, worker_id: str | None = None) -> list[WorkerTool]:
-        """List the tools that an approved worker offers, or without `worker_id` those of at most 200 online workers.
+        """List the tools of an approved worker, or, without `worker_id`, the tools of at most 200 online workers.
 
-        Workers that list no tools are left out, although they are taken to offer every tool.
+        Workers that list no tools are omitted, although they are assumed to offer every tool.
         """
         ...
 
     def awaits_approval(self) -> bool:
-        """Whether a worker waits for approval while none is approved."""
+        """Return whether a worker waits for approval and no worker is approved."""
         ...
 
     def lease_started(self, worker_id: str) -> bool:
-        """Count one more lease, by one guarded update. False: the worker is full, draining or not approved."""
+        """Add one to the lease count of a worker, in one conditional update.
+
+        Return False, without a change, if the worker is at capacity, draining or not approved.
+        """
         ...
 
     def lease_ended(self, worker_id: str) -> None:
-        """Count one lease less."""
+        """Subtract one from the lease count of a worker."""
         ...
 
     def alive(self, worker_id: str) -> None:
-        """Record that the worker was in contact; written at most every 5 s. Brings an `offline` worker `online`."""
+        """Record that the worker made a call, at most once every 5 s. Set an `offline` worker to `online`."""
         ...
 
 
 class WorkerEvent(Event, kw_only=True):
-    """The fields of every worker event."""
+    """The base class of worker events, with their common fields."""
 
     worker_id: str
     name: str
@@ -116,7 +122,10 @@ class WorkerOnline(WorkerEvent, kw_only=True):
 
 
 class WorkerOffline(WorkerEvent, kw_only=True):
-    """A worker went offline after `workers.offline_after_seconds` of silence. Its leases expire on their own."""
+    """A worker went offline because it made no call for `workers.offline_after_seconds`.
+
+    The leases of the worker stay until they expire.
+    """
 
     event = "worker.offline"
 
@@ -125,7 +134,7 @@ class WorkerOffline(WorkerEvent, kw_only=True):
 
 
 class WorkerDraining(WorkerEvent, kw_only=True):
-    """A worker started draining and claims no more tasks."""
+    """A worker started draining. A draining worker claims no more tasks."""
 
     event = "worker.draining"
 

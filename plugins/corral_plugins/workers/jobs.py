@@ -1,4 +1,4 @@
-"""Schedules and event subscribers of workers."""
+"""Schedules and event subscribers of the plugin `workers`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ SWEEP_SECONDS, DAY = 5, 86_400
 
 
 async def sweep(sweeps: Sweeps) -> None:
-    """Take silent workers offline, and alert admins when tasks wait for a worker."""
+    """Set silent workers to `offline`, and alert admins when tasks wait while no worker is online."""
     await sweeps.sweep()
 
 
 async def prune(sweeps: Sweeps, work: Work) -> None:
-    """Delete workers that have been offline for long, and keys that expired long ago."""
+    """Delete workers that were offline for `workers.prune_days`, and keys that expired more than 30 days ago."""
     await sweeps.prune()
     await work(delete_expired)
 

@@ -1,4 +1,4 @@
-"""Tables of the plugin workers. Only the service writes them."""
+"""Tables of the plugin `workers`. Only the service layer of this plugin writes to these tables."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import peewee
 from corral.database.model import ADMIN, SHARED, IdField, InstantField, JSONField, Model
 
 NEVER = "0000-01-01T00:00:00.000Z"
-"""Sorts before every instant, for columns that are compared."""
+"""A value that sorts before every instant. Used instead of null in columns that are compared."""
 
 
 class Worker(Model):
-    """A worker. Tokens and the fingerprint are stored as SHA-256 hashes; `tool_names` are the names in `tools`.
+    """A worker. Tokens and the fingerprint are stored as SHA-256 hashes.
 
-    `version` does not change with usage, leases and contacts.
+    `tool_names`: the names of the tools in `tools`. Updates of the usage, of the lease count and of the last
+    contact do not change `version`.
     """
 
     visibility = SHARED
@@ -61,7 +62,10 @@ class Worker(Model):
 
 
 class RegistrationKey(Model):
-    """A key that registers workers, stored as SHA-256. `embedded`: for the embedded worker only, never listed."""
+    """A key that registers workers, stored as a SHA-256 hash.
+
+    `embedded`: whether the key is for the embedded worker only. Such keys are never listed.
+    """
 
     visibility = ADMIN
 
@@ -84,7 +88,7 @@ class RegistrationKey(Model):
 
 
 class Alert(Model):
-    """An alert that is active; it is raised again only after it has been cleared."""
+    """An active alert. An alert is raised again only after the alert was cleared."""
 
     kind = peewee.CharField(primary_key=True, max_length=40)
     since = InstantField()

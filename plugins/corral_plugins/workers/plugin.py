@@ -38,9 +38,11 @@ SERVICES = (Liveness, Registrations, RegistrationKeys, WorkerProtocol, Administr
 
 
 class WorkersConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`embedded`: start a worker beside the server, for up to `embedded_max_agents` tasks at a time.
+    """The configuration section of the plugin `workers`.
 
-    `embedded_allow`: tools of the server's machine that agents may use there, with the rights of the server's user.
+    `embedded`: whether the server starts a worker of its own, the embedded worker. `embedded_max_agents`: how many
+    tasks the embedded worker runs at a time. `embedded_allow`: the tools that agents may run on the machine of the
+    server, with the privileges of the server's operating system user.
     """
 
     embedded: bool = True
@@ -51,8 +53,8 @@ class WorkersConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class WorkersPlugin(Plugin):
     """Workers: the machines that run agents.
 
-    Workers register, claim tasks over HTTP, run them under a lease and report the results. Admins approve and drain
-    them.
+    Workers register, claim tasks over HTTP, run the tasks under a lease and report the results. Admins approve and
+    drain workers.
     """
 
     name = "workers"

@@ -1,4 +1,4 @@
-"""HTTP routes of workers: registration, the fleet, the worker protocol and administration."""
+"""HTTP routes of the plugin `workers`: registration, the fleet, the worker protocol and administration."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ key_routes = Routes("/admin/registration-keys", tag="Workers")
 def register_worker(
     body: NewWorker, registrations: Registrations, caller: Principal, request: Request
 ) -> Answer[RegisteredWorker]:
-    """Register a worker. The response shows its token once.
+    """Register a worker. The response contains the token of the worker, which is shown only once.
 
-    A worker that registers again with the same name, registrant and fingerprint gets 200 and keeps its id and approval.
-    It gets a new token; the old token is revoked and its leases are released.
+    A worker that registers again with the same name, registrant and fingerprint receives status 200 and keeps its id
+    and approval. The worker receives a new token; the old token is revoked and the leases of the worker are released.
     """
     worker, is_new = registrations.register(body, caller=caller, client_ip=request.client_ip)
     return Answer(body=worker, status=201 if is_new else 200, headers={"Location": f"{BASE}/{worker.id}"})
@@ -70,22 +70,23 @@ def get_fleet_overview(fleet: Fleet) -> FleetOverview:
 
 @fleet_routes.get("/{id}", needs=(READ, ACT), live=True)
 def get_worker(id: str, fleet: Fleet, caller: Principal) -> WorkerDetail:
-    """Get a worker with its leases. A worker may read itself only."""
+    """Get a worker with its leases. A worker may only read its own data."""
     return fleet.detail(id, caller=caller)
 
 
 @protocol_routes.post("/{id}/heartbeat", needs=(ACT, REGISTER), raises=("invalid_state",), limited=True)
 def send_heartbeat(id: str, body: Heartbeat, protocol: WorkerProtocol, caller: Principal) -> HeartbeatReply:
-    """Report usage and leases. The listed leases are renewed, and the response carries commands.
+    """Report the usage and the leases of a worker. The listed leases are renewed; the response contains commands.
 
-    A worker that is not yet approved may make no other call. Its registrant and admins may make this call for it.
+    A worker that is not yet approved may make no other call. The person who registered the worker and admins may make
+    this call on behalf of the worker.
     """
     return protocol.heartbeat(id, body, caller=caller)
 
 
 @protocol_routes.get("/{id}/tasks", needs=(ACT, REGISTER), raises=("worker_not_approved",))
 def list_claimable_tasks(id: str, query: TasksQuery, protocol: WorkerProtocol, caller: Principal) -> Page[Any]:
-    """List the tasks that the worker could claim now, in claim order, without claiming any."""
+    """List the tasks that the worker could claim now, in claim order, without claiming a task."""
     found = protocol.claimable(id, query.limit, caller=caller)
     total = len(found) if len(found) < query.limit else None
     return Page(items=found, total=total, limit=query.limit, offset=0, next=None)
@@ -100,19 +101,19 @@ def list_claimable_tasks(id: str, query: TasksQuery, protocol: WorkerProtocol, c
     rate=CLAIM_RATE,
 )
 def claim_tasks(id: str, body: ClaimBody, protocol: WorkerProtocol, caller: Principal) -> ClaimAnswer | Wait:
-    """Claim tasks under a lease. With `wait_seconds` the call waits until there is a claimable task."""
+    """Claim tasks under a lease. With `wait_seconds`, the response is delayed until a task can be claimed."""
     return protocol.claim(id, body, caller=caller)
 
 
 @protocol_routes.get("/{id}/signals", needs=ACT, raises=("worker_not_approved",), seconds=60.0)
 def list_signals(id: str, query: SignalsQuery, protocol: WorkerProtocol, caller: Principal) -> Signals | Wait:
-    """Wait for cancellations, lost leases and commands. The call returns as soon as there is one."""
+    """Wait for cancellations, lost leases and commands. The response is sent as soon as there is one."""
     return protocol.signals(id, after=query.after, began=query.began, wait=query.wait, caller=caller)
 
 
 @protocol_routes.post("/{id}/deregister", needs=(ACT, MANAGE), raises=("worker_not_approved", "invalid_state"))
 def deregister_worker(id: str, administration: Administration, caller: Principal) -> WorkerView:
-    """Deregister a worker: release its leases, revoke its token and delete it."""
+    """Deregister a worker: release its leases, revoke its token and delete the worker."""
     return administration.deregister(id, caller=caller)
 
 
@@ -124,7 +125,7 @@ def list_workers(query: WorkerListQuery, fleet: Fleet, caller: Principal) -> Pag
 
 @admin_routes.patch("/{id}/approve", needs=MANAGE, no_store=True, raises=("invalid_state",))
 def approve_worker(id: str, body: ApproveWorker, administration: Administration, match: IfMatch) -> WorkerView:
-    """Approve a worker, or reject it: revoke its token and release its leases."""
+    """Approve or reject a worker. Rejection revokes the token of the worker and releases its leases."""
     return administration.approve(id, body, match)
 
 
@@ -148,13 +149,13 @@ def resume_worker(id: str, administration: Administration, match: IfMatch) -> Wo
 
 @admin_routes.post("/{id}/rotate-token", needs=MANAGE, no_store=True, raises=("invalid_state",))
 def rotate_worker_token(id: str, administration: Administration, match: IfMatch) -> WorkerToken:
-    """Issue a new token, which is shown once. The old token stays valid for another 60 seconds."""
+    """Issue a new token for a worker. The token is shown only once; the old token stays valid for 60 seconds."""
     return administration.rotate(id, match)
 
 
 @admin_routes.delete("/{id}", needs=MANAGE, no_store=True, raises=("in_use", "invalid_state"))
 def delete_worker(id: str, query: DeleteQuery, administration: Administration, match: IfMatch) -> Answer[None]:
-    """Delete a worker; with `force` its leases are released."""
+    """Delete a worker. With `force`, the leases of the worker are released first."""
     released = administration.delete(id, match, force=query.force)
     return Answer(body=None, status=204, headers={"Corral-Affected": f"tasks={released}"})
 
@@ -167,13 +168,13 @@ def list_registration_keys(query: PageQuery, keys: RegistrationKeys, caller: Pri
 
 @key_routes.post("/", needs=MANAGE, status=201, no_store=True)
 def create_registration_key(body: NewRegistrationKey, keys: RegistrationKeys, caller: Principal) -> NewKeyView:
-    """Create a registration key. The response shows its secret once."""
+    """Create a registration key. The response contains the secret of the key, which is shown only once."""
     return keys.create(body, by=caller)
 
 
 @key_routes.delete("/{id}", needs=MANAGE, no_store=True)
 def delete_registration_key(id: str, keys: RegistrationKeys) -> None:
-    """Delete a registration key. The workers that it registered stay."""
+    """Delete a registration key. Workers that registered with the key remain registered."""
     keys.delete(id)
 
 

@@ -1,4 +1,4 @@
-"""Run-time settings of workers, and two settings of tasks that registration returns to workers."""
+"""Run-time settings of the plugin `workers`, and two settings of the plugin `tasks` that workers receive."""
 
 from __future__ import annotations
 
@@ -60,16 +60,19 @@ ALL: tuple[Setting[Any], ...] = (
     PRUNE_DAYS,
 )
 
-# Declared by the plugin `tasks`, and only read here, by name.
+# The plugin `tasks` declares these settings; this plugin only reads them, by name.
 LEASE_SECONDS = Setting(name="tasks.lease_seconds", kind=int, default=60, title="Seconds until a lease expires")
 ACK_SECONDS = Setting(name="tasks.ack_seconds", kind=int, default=30, title="Seconds to start a claimed task")
 
 
 def heartbeat(settings: Settings) -> int:
-    """Seconds between heartbeats: at most a third of the duration of a lease, which they renew."""
+    """Return the seconds between heartbeats.
+
+    The value is at most a third of the duration of a lease, because heartbeats renew leases.
+    """
     return max(1, min(settings.get(HEARTBEAT_SECONDS), settings.get(LEASE_SECONDS) // 3))
 
 
 def offline_after(settings: Settings) -> float:
-    """Seconds of silence after which a worker is offline."""
+    """Return the seconds of silence after which a worker is considered offline."""
     return max(settings.get(OFFLINE_AFTER_SECONDS), 3 * settings.get(HEARTBEAT_SECONDS))

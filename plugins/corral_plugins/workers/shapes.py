@@ -22,7 +22,7 @@ Capacity = Annotated[int, Meta(ge=1, le=1000)]
 
 
 class ToolOffer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A tool that the worker offers, with the JSON Schema of its arguments."""
+    """A tool that a worker offers, with the JSON Schema of the arguments."""
 
     name: ToolName
     schema: dict[str, Any] | None = None
@@ -33,7 +33,10 @@ Tools = Annotated[list[ToolName | ToolOffer], Meta(max_length=500)]
 
 
 class NewWorker(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A worker to register. When it registers again, absent fields keep their values. `os_info`: at most 4 KiB."""
+    """A worker to register. If the worker registers again, absent fields keep their values.
+
+    `os_info`: at most 4 KiB of JSON.
+    """
 
     name: Name
     hostname: Annotated[str, line(255, 0)] | UnsetType = UNSET
@@ -49,7 +52,7 @@ class NewWorker(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Heartbeat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The usage of a worker, and the leases that it holds, which are renewed."""
+    """The usage of a worker, and the leases that the worker holds. The server renews these leases."""
 
     cpu_usage_percent: Percent | UnsetType | None = UNSET
     memory_usage_percent: Percent | UnsetType | None = UNSET
@@ -60,7 +63,11 @@ class Heartbeat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class HeartbeatReply(msgspec.Struct, kw_only=True):
-    """`commands`: drain | resume | config_changed | reregister. A `lost` lease must be dropped at once."""
+    """The response to a heartbeat.
+
+    `commands`: drain | resume | config_changed | reregister. The worker must stop the task of a `lost` lease
+    immediately.
+    """
 
     server_time: Instant
     status: str
@@ -71,7 +78,11 @@ class HeartbeatReply(msgspec.Struct, kw_only=True):
 
 
 class ClaimBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
-    """The number of tasks wanted, the agents to serve, and how long to wait while there are none."""
+    """A claim request.
+
+    `max_tasks`: the maximum number of tasks to claim. `agent_ids`: claim only tasks of these agents. `wait_seconds`:
+    how long to wait for a task if no task can be claimed.
+    """
 
     max_tasks: Annotated[int, Meta(ge=1, le=50)] = 1
     agent_ids: Annotated[list[Id], Meta(max_length=1000)] | None = None
@@ -79,37 +90,46 @@ class ClaimBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=T
 
     @functools.cached_property
     def until(self) -> float:
-        """When the long poll ends (epoch seconds); fixed on first use, since the handler runs again on every event."""
+        """The time at which the long poll ends, in epoch seconds.
+
+        The value is fixed on first use, because the handler runs again on every event.
+        """
         return clock.time_s() + self.wait_seconds
 
 
 class SignalsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
-    """`after`: the `seq` of the last signal received. `wait`: seconds to wait while there are no new ones."""
+    """The query for signals.
+
+    `after`: the `seq` of the last signal that the worker received. `wait`: seconds to wait for a new signal.
+    """
 
     after: Annotated[int, Meta(ge=0)] = 0
     wait: Annotated[int, Meta(ge=0, le=55)] = 0
 
     @functools.cached_property
     def began(self) -> float:
-        """When the call arrived (epoch seconds); fixed on first use, since the handler runs again on every event."""
+        """The time at which the request arrived, in epoch seconds.
+
+        The value is fixed on first use, because the handler runs again on every event.
+        """
         return clock.time_s()
 
 
 class Signals(msgspec.Struct, kw_only=True):
-    """Signals about leases, and commands as in the reply to heartbeats."""
+    """Signals about leases, and commands as in the response to a heartbeat."""
 
     signals: list[Signal]
     commands: list[str]
 
 
 class TasksQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The number of tasks to list."""
+    """The query for claimable tasks. `limit`: the maximum number of tasks to list."""
 
     limit: Annotated[int, Meta(ge=1, le=200)] = 50
 
 
 class WorkerView(msgspec.Struct, kw_only=True):
-    """A worker without its fingerprint and token, which are never shown."""
+    """A worker. The fingerprint and the token are never shown."""
 
     id: str
     version: int
@@ -145,7 +165,7 @@ class WorkerDetail(WorkerView, kw_only=True):
 
 
 class WorkerError(msgspec.Struct, kw_only=True):
-    """A failure of a task on this worker."""
+    """A failure of a task on a worker."""
 
     at: Instant
     task_id: str
@@ -169,13 +189,16 @@ class RegisteredWorker(WorkerView, kw_only=True):
 
 
 class WorkerToken(WorkerView, kw_only=True):
-    """A worker with its new token, which is shown only once. The old token stays valid for another 60 s."""
+    """A worker with its new token, which is shown only once. The old token stays valid for 60 s."""
 
     token: str
 
 
 class WorkerListQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """`label`: `key` or `key=value`. `search`: text in the name or host name."""
+    """Filters of the list of workers.
+
+    `label`: `key` or `key=value`. `search`: text to find in the name or the host name.
+    """
 
     status: list[Status] = msgspec.field(default_factory=list)
     group: list[Slug] = msgspec.field(default_factory=list)
@@ -184,14 +207,14 @@ class WorkerListQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_
 
 
 class ApproveWorker(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Approve a worker, or reject it and withdraw its approval."""
+    """The approval (`is_approved` true) or rejection (false) of a worker."""
 
     is_approved: bool
     group: Slug | UnsetType | None = UNSET
 
 
 class WorkerPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Fields to change; absent fields stay."""
+    """The fields of a worker to change. Absent fields keep their values."""
 
     name: Name | UnsetType = UNSET
     group: Slug | UnsetType | None = UNSET
@@ -200,13 +223,13 @@ class WorkerPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class DeleteQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`force`: release the leases that the worker holds."""
+    """Options for deleting a worker. `force`: release the leases that the worker holds."""
 
     force: bool = False
 
 
 class GroupTotals(msgspec.Struct, kw_only=True):
-    """Totals of the approved workers of a group; `capacity` counts those online."""
+    """Totals of the approved workers of a group. `capacity` covers only online workers."""
 
     total: int = 0
     online: int = 0
@@ -215,7 +238,7 @@ class GroupTotals(msgspec.Struct, kw_only=True):
 
 
 class FleetOverview(msgspec.Struct, kw_only=True):
-    """Totals of the fleet. Capacity, utilization and averages cover online workers; null: no data."""
+    """Totals of the fleet. Capacity, utilization and averages cover only online workers. Null means no data."""
 
     total: int
     online: int
@@ -235,7 +258,11 @@ class FleetOverview(msgspec.Struct, kw_only=True):
 
 
 class NewRegistrationKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A key that registers workers into `group`. `expires_at`: at most 365 days from now; the default is 7 days."""
+    """A registration key to create.
+
+    `group`: the group of workers that register with the key. `expires_at`: at most 365 days from now; the default is
+    7 days.
+    """
 
     name: Name
     group: Slug | None = None

@@ -1,4 +1,4 @@
-"""Overrides of tools, and tool calls."""
+"""The initial tables: the overrides of tools, and the tool calls."""
 
 from __future__ import annotations
 

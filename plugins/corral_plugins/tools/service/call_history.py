@@ -1,4 +1,4 @@
-"""Reads the stored tool calls, and ends those that were abandoned."""
+"""Queries on the stored tool calls, and the cleanup of abandoned calls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from corral_plugins.tools.shapes import CallQuery, CallView
 
 
 class CallHistory:
-    """The stored calls. Joins the caller's unit."""
+    """The stored tool calls. Runs in the caller's unit of work."""
 
     tasks: Tasks | None
 
@@ -42,14 +42,14 @@ class CallHistory:
         return paginate(found, query, by, scope="tool-calls", order=newest_first(ToolCall), make=repository.view)
 
     def of_task(self, task_id: str, query: PageQuery, by: Principal) -> Page[CallView]:
-        """List the calls of a task, oldest first. Raises `NotFound`."""
+        """List the calls of a task, oldest first. Raise `NotFound` if the caller may not see the task."""
         self._require_task(task_id, by)
         found = ToolCall.select().where(ToolCall.task_id == task_id)
         order = (Order(ToolCall.created_at, descending=False), Order(ToolCall.id, descending=False))
         return paginate(found, query, by, scope=f"tool-calls:{task_id}", order=order, make=repository.view)
 
     def one(self, task_id: str, call_id: str, by: Principal) -> CallView:
-        """Return a call of a task. Raises `NotFound`."""
+        """Return a call of a task. Raise `NotFound` if there is no such call or the caller may not see the task."""
         self._require_task(task_id, by)
         row = repository.find(task_id, call_id)
         if row is None:
@@ -62,7 +62,7 @@ class CallHistory:
         self.tasks.get(task_id, by=by)
 
     def reap(self) -> int:
-        """End the calls whose process died and the permits that were not reported, and return how many."""
+        """End calls whose process stopped and permits that were not reported. Return the number of ended calls."""
         found = repository.abandoned()
         for row in found:
             if row.status == "permitted":

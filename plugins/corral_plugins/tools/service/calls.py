@@ -1,4 +1,7 @@
-"""Tool calls under a lease: one unit decides and stores the call, the tool runs, and one unit stores the outcome."""
+"""Tool calls under a lease.
+
+The first unit of work decides on the call and stores it. Then the tool runs. A second unit of work stores the outcome.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ POLL_SECONDS = 2.0
 
 
 class CallRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A requested call. `redacted`: the arguments as they are stored."""
+    """A requested tool call. `redacted`: the redacted and truncated arguments, which are stored."""
 
     task_id: str
     lease_id: str | None
@@ -55,15 +58,22 @@ class CallRequest(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
     by: Principal
     entry: Entry
-    until: float  # how long the call may wait for its turn, in epoch seconds
+    until: float  # when the call stops waiting for other calls, in epoch seconds
 
 
 class Busy(msgspec.Struct, frozen=True):
-    """The call is already running, here or elsewhere, or too many calls of its task are running."""
+    """A marker that a call must wait.
+
+    Either the same call is already running, in this or another process, or too many calls of the task are running.
+    """
 
 
 class Calls:
-    """Makes tool calls. Each `call_id` is executed exactly once, since its row is stored before the tool runs."""
+    """The service that makes tool calls.
+
+    Repeating a `call_id` does not run the tool twice, because the row of the call is stored before the tool runs. Only
+    an interrupted call runs again, and only if that is harmless.
+    """
 
     agents: Agents | None
     audit: Audit | None
@@ -96,7 +106,11 @@ class Calls:
         by: Principal,
         entry: Entry,
     ) -> CallView:
-        """Call a tool. A repeat waits for the first call and returns its result. Raises the problem of a denial."""
+        """Call a tool and return the call.
+
+        A request that repeats a `call_id` waits for the first call and returns the same result. Raise `NotFound`,
+        `Invalid` or `Forbidden` for a denied call, and `Conflict` if the lease ends or the call is still running.
+        """
         redacted = truncate(await asyncio.to_thread(self._redactor.redact_json, arguments))
         request = CallRequest(
             task_id=task_id,
@@ -120,7 +134,10 @@ class Calls:
         return call
 
     async def _begin_or_wait(self, request: CallRequest) -> Execution | CallView:
-        """Begin the call when it is its turn, or wait for the end of a running call."""
+        """Start the call, waiting while too many calls run, or wait until the same call that already runs has ended.
+
+        Raise `Conflict` after 25 s.
+        """
         while True:
             with self._feed.waiting((request.task_id,)) as notified:
                 found = await self._work(lambda: self._begin(request), entry=request.entry)
@@ -134,7 +151,7 @@ class Calls:
                     async with asyncio.timeout(POLL_SECONDS):
                         await notified.wait()
 
-    # -- the first unit
+    # -- the first unit of work
 
     def _begin(self, request: CallRequest) -> Execution | CallView | Busy:
         if self.tasks is None:
@@ -164,7 +181,7 @@ class Calls:
     def _start(
         self, request: CallRequest, run: Run, tool: RegisteredTool, subject: Subject, row: ToolCall | None = None
     ) -> Execution | CallView:
-        """Store an allowed call, or the next execution of `row`: for a worker tool with a permit."""
+        """Store an allowed call, or the next execution of `row`. For a worker tool, return the call with a permit."""
         is_permit = tool.definition.runs == "worker"
         state: dict[str, Any] = {"status": "running", "alive_until": clock.now(repository.ALIVE_SECONDS)}
         if is_permit:
@@ -212,7 +229,7 @@ class Calls:
         }
 
     def _deny(self, request: CallRequest, run: Run, tool: RegisteredTool | None, verdict: Verdict) -> CallView:
-        """Store the denial. Too many denials fail the attempt."""
+        """Store the denial of a call. Fail the attempt after `MAX_DENIALS` (20) denials."""
         reason = verdict.reason or "policy"
         error: dict[str, Any] = {"type": reason, "message": SENTENCES[reason]}
         if reason == "invalid_arguments":
@@ -246,7 +263,10 @@ class Calls:
     # -- repeats
 
     def _repeat(self, request: CallRequest, run: Run, row: ToolCall) -> Execution | CallView | Busy:
-        """Return the stored outcome, or run the call again if it was interrupted and repeating it is harmless."""
+        """Return the stored outcome of a call that the request repeats.
+
+        Run the call again if it was interrupted and repeating it is harmless.
+        """
         if row.arguments_sha256 != request.sha256 or row.tool != request.tool:
             detail = "This call_id was used for another call; give every call its own."
             raise Invalid.at("/call_id", "not_unique", detail)
@@ -268,7 +288,10 @@ class Calls:
         return self._run_again(request, run, row)
 
     def _run_again(self, request: CallRequest, run: Run, row: ToolCall) -> Execution | CallView | Busy:
-        """Decide again, since rights may have changed, and run the call under the current lease."""
+        """Run an interrupted call again, under the current lease.
+
+        The decision is made again, because permissions may have changed. Raise `Forbidden` if the call is now denied.
+        """
         tool, subject, verdict = self._decide(request, run)
         if verdict.is_temporary:
             return Busy()
@@ -277,10 +300,13 @@ class Calls:
             raise Forbidden(SENTENCES[reason], code="tools.denied", reason=reason)
         return self._start(request, run, tool, subject, row)
 
-    # -- decisions on calls that are not made
+    # -- checks of calls, without running the tool
 
     def check(self, name: str, check: Check, *, by: Principal) -> Checked:
-        """Decide on a call without making it, for the agent's owner and admins."""
+        """Check whether a call would be allowed, without running the tool.
+
+        Raise `Forbidden` unless the caller is the owner of the agent or an admin.
+        """
         agent = self.agents.facts(check.agent_id.lower()) if self.agents is not None else None
         if agent is None:
             raise Invalid.at("/agent_id", "unknown_reference", "There is no such agent.", problem="unknown_reference")
@@ -288,7 +314,7 @@ class Calls:
         if self.switch is not None:
             self.switch.refuse_if_engaged()
         is_tainted = check.tainted if isinstance(check.tainted, bool) else None
-        if check.task_id is None:  # for the caller, on any worker
+        if check.task_id is None:  # check for the caller, on any online worker
             subject = Subject(agent=agent, requester_id=by.user_id, tainted=is_tainted or False)
         else:
             run = self.tasks.run_of(check.task_id.lower()) if self.tasks is not None else None
@@ -319,12 +345,12 @@ def _subject(agent: AgentFacts | None, run: Run, *, tainted: bool) -> Subject:
 
 
 def arguments_hash(arguments: Any) -> str:
-    """SHA-256 of the canonical JSON of the arguments: sorted keys, no white space."""
+    """Return the SHA-256 hash of the canonical JSON of the arguments (sorted keys, no white space)."""
     return hashlib.sha256(msgspec.json.encode(arguments, order="sorted")).hexdigest()
 
 
 def denial(call: CallView) -> Problem:
-    """The problem for a denied call, the same for every repeat."""
+    """Return the problem to raise for a denied call. Repeated requests get the same problem."""
     reason = call.reason or "policy"
     error = call.error or {}
     if reason == "unknown_tool":

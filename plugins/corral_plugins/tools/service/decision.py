@@ -1,4 +1,4 @@
-"""The decision on a tool call: a pure function of its context, the same for calls and checks."""
+"""The decision on a tool call. The decision is a pure function of its context, and is the same for calls and checks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ SENTENCES = {
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
-    """An agent's rule for a tool."""
+    """The rule of an agent for a tool.
+
+    `policy`: the policy for the tool. `when_tainted`: the policy in tainted runs. `config`: further restrictions of the
+    arguments. None means that the agent does not override the value.
+    """
 
     policy: Policy | None = None
     when_tainted: Policy | None = None
@@ -37,7 +41,10 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DecisionContext(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that a decision depends on, in the order of the rules. `risk` None: the tool does not exist."""
+    """Everything that the decision on a call depends on, in the order of the rules.
+
+    `risk`: None if the tool does not exist.
+    """
 
     tool: str
     risk: Risk | None = None
@@ -45,8 +52,8 @@ class DecisionContext(msgspec.Struct, frozen=True, kw_only=True):
     enabled_tools: Sequence[str] = ()
     allowed_tools: Sequence[str] | None = None
     requester_is_active: bool = True
-    permissions: frozenset[str] = frozenset()  # of the requester's current role
-    permission: str | None = None  # required by the tool, besides that of its risk
+    permissions: frozenset[str] = frozenset()  # the permissions of the requester's current role
+    permission: str | None = None  # required by the tool, in addition to the permission for its risk
     sees: bool = True
     offered: bool = True
     faults: tuple[Fault, ...] = ()
@@ -63,9 +70,10 @@ class DecisionContext(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """`reasons`: every rule that denies the call, in order; the first is the reason.
+    """The decision on a tool call.
 
-    `is_temporary`: the call is denied only because too many calls are running.
+    `reasons`: every rule that denies the call, in order; the first is the main reason.
+    `is_temporary`: whether the call is denied only because too many calls are running.
     """
 
     decision: Literal["allowed", "denied"]
@@ -75,12 +83,16 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def reason(self) -> str | None:
-        """Why the call is denied, or None."""
+        """The first rule that denies the call, or None if the call is allowed."""
         return self.reasons[0] if self.reasons else None
 
 
 def decide(context: DecisionContext) -> Verdict:
-    """Decide on a call. An unknown tool has no other reasons. The policy `ask` denies, since nobody can approve."""
+    """Decide whether a tool call is allowed.
+
+    For an unknown tool, `unknown_tool` is the only reason. The policy `ask` denies the call, because nobody can approve
+    calls.
+    """
     if context.risk is None:
         return Verdict(decision="denied", reasons=("unknown_tool",))
     policy = effective_policy(context)
@@ -92,7 +104,11 @@ def decide(context: DecisionContext) -> Verdict:
 
 
 def effective_policy(context: DecisionContext) -> Policy:
-    """The strictest of the agent's (or else the tool's) policy, the policy for tainted runs, and the target's."""
+    """Return the strictest policy that applies to the call.
+
+    The candidates are the policy of the agent (or else of the tool), the policy for tainted runs, and the policy of the
+    target.
+    """
     found = [context.rule.policy or context.default_policy]
     if context.tainted and context.risk is not None:
         trusted = context.is_trusted and context.rule.when_tainted is None
@@ -103,18 +119,21 @@ def effective_policy(context: DecisionContext) -> Policy:
 
 
 def required_permissions(context: DecisionContext) -> frozenset[str]:
-    """The permissions that the requester must have."""
+    """Return the permissions that the requester needs for the call."""
     risk = RISK_PERMISSION.get(context.risk) if context.risk is not None else None
     return frozenset(name for name in (risk, context.permission) if name is not None)
 
 
 def matches(names: Sequence[str], tool: str) -> bool:
-    """Whether a list of names and `prefix.*` patterns includes a tool."""
+    """Return whether a list of names and `prefix.*` patterns includes a tool."""
     return tool in names or any(name.endswith(".*") and tool.startswith(name[:-1]) for name in names)
 
 
 def rule_of(policy: Mapping[str, Any], tool: str) -> Rule:
-    """Find the rule for a tool in an agent's `tool_policy`: by its name, else by the longest `prefix.*`."""
+    """Return the rule for a tool from the `tool_policy` of an agent.
+
+    A rule with the exact name wins over a `prefix.*` pattern; among patterns, the longest wins.
+    """
     found = policy.get(tool)
     if found is None:
         prefixes = [name for name in policy if name.endswith(".*") and tool.startswith(name[:-1])]
@@ -143,4 +162,4 @@ _RULES: tuple[tuple[str, Callable[[DecisionContext, Policy], bool]], ...] = (
     ("policy", lambda context, policy: policy != "allow"),
     ("caps", lambda context, policy: context.calls >= context.max_calls or context.running >= context.max_running),
 )
-"""Rules 2 to 10 of a call. Rule 1, lease and kill switch, is checked by the callers beforehand."""
+"""Rules 2 to 10 for a tool call. The callers check rule 1 (the lease and the kill switch) beforehand."""

@@ -1,6 +1,8 @@
-"""Gathers the context of a decision: the subject, its rights, and the checks of the tool's own code and schema.
+"""The collection of everything that the decision on a tool call depends on.
 
-Reads inside the caller's unit and changes nothing. A check of a plugin that fails counts as a refusal.
+This is the subject of the call, the permissions of the subject, and the results of the tool's own checks and schema.
+The code reads in the caller's unit of work and changes nothing. If a check of a plugin raises an exception, the call is
+denied.
 """
 
 from __future__ import annotations
@@ -33,7 +35,10 @@ NO_CONFIG: dict[str, Any] = {"type": "object", "additionalProperties": False}
 
 
 class Subject(msgspec.Struct, frozen=True, kw_only=True):
-    """On whose behalf a tool is called: the agent, its requester and the run. `worker_id` None: any online worker."""
+    """The subject of a tool call: the agent, the person who requested the task, and the run.
+
+    `worker_id`: the worker of the run; None stands for any online worker.
+    """
 
     agent: AgentFacts | None
     requester_id: str | None
@@ -48,7 +53,7 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ContextBuilder:
-    """Builds the context of a decision, and the context with which a tool runs."""
+    """The builder of the context for a decision, and of the context in which a tool runs."""
 
     workers: Workers | None
 
@@ -59,7 +64,7 @@ class ContextBuilder:
     def decision_context(
         self, tool: RegisteredTool | None, name: str, call_id: str, arguments: Any, subject: Subject
     ) -> DecisionContext:
-        """Gather everything that the decision on a call depends on."""
+        """Collect everything that the decision on a tool call depends on."""
         if tool is None:
             return DecisionContext(tool=name)
         definition, agent = tool.definition, subject.agent
@@ -93,7 +98,7 @@ class ContextBuilder:
     def tool_context(
         self, tool: RegisteredTool, call_id: str, subject: Subject, caller: Principal | None
     ) -> ToolContext:
-        """The context with which the tool runs."""
+        """Return the context in which the tool runs."""
         return ToolContext(
             caller=caller or Principal(kind="agent", id=""),
             task_id=subject.task_id,
@@ -105,9 +110,9 @@ class ContextBuilder:
         )
 
     def caller(self, subject: Subject) -> Principal | None:
-        """The agent with the current rights of its requester, or None if the requester is no longer active.
+        """Return the agent with the current permissions of the requester, or None if the requester is no longer active.
 
-        A task without a requester has the rights of a member.
+        A task without a requester has the permissions of the role `member`.
         """
         role = "member"
         if subject.requester_id is not None:
@@ -131,7 +136,7 @@ class ContextBuilder:
         )
 
     def _is_offered(self, name: str, worker_id: str | None) -> bool:
-        """Whether a worker offers the tool. A worker that lists no tools is taken to offer every tool."""
+        """Return whether a worker offers the tool. A worker that lists no tools is assumed to offer every tool."""
         if self.workers is None:
             return False
         if worker_id is None:
@@ -141,7 +146,10 @@ class ContextBuilder:
 
 
 class _Checks(msgspec.Struct, frozen=True, kw_only=True):
-    """Fields of `DecisionContext`. Arguments that do not match the schema are not checked further."""
+    """The results of the tool's own checks, with the field names of `DecisionContext`.
+
+    Arguments that do not match the schema are not checked further.
+    """
 
     faults: tuple[Fault, ...] = ()
     sees: bool = True
@@ -169,7 +177,7 @@ def _check(tool: RegisteredTool, rule: Rule, arguments: Any, context: ToolContex
 
 
 def _guarded(tool: Tool, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a plugin's function. Returns `FAILED` if it raises."""
+    """Call a function of a plugin. Return `FAILED` if the function raises an exception."""
     try:
         return function(*arguments)
     except Exception:
@@ -178,12 +186,12 @@ def _guarded(tool: Tool, function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _faults(tool: RegisteredTool, arguments: Any) -> list[Fault]:
-    """Where the arguments do not match the tool's schema."""
+    """Return the parts of the arguments that do not match the schema of the tool."""
     if not isinstance(arguments, dict):
         return [Fault("/arguments", "wrong_type", "must be an object")]
     schema = tool.definition.schema
     if tool.source == "worker" and not _is_safe(msgspec.json.encode(schema)):
-        return []  # the worker has to check them
+        return []  # the worker must check the arguments itself
     found = _guarded(tool.definition, lambda: json_schema_problems(schema, arguments, pointer_prefix="/arguments"))
     if found is FAILED:
         return [
@@ -194,10 +202,13 @@ def _faults(tool: RegisteredTool, arguments: Any) -> list[Fault]:
 
 
 def _is_admitted(tool: RegisteredTool, rule: Rule, arguments: Any) -> bool:
-    """Whether the configurations of the tool and of the agent, which can only narrow it, both allow the arguments."""
+    """Return whether the configuration of the tool and the configuration of the agent both allow the arguments.
+
+    The configuration of the agent can only restrict the configuration of the tool.
+    """
     definition = tool.definition
     if rule.config and json_schema_problems(definition.config_schema or NO_CONFIG, dict(rule.config)):
-        return False  # the tool cannot enforce a configuration that it does not understand
+        return False  # the tool cannot enforce a configuration that does not match its schema
     if definition.admits is None:
         return True
     configs = [tool.config] if rule.config is None else [tool.config, rule.config]
@@ -206,7 +217,10 @@ def _is_admitted(tool: RegisteredTool, rule: Rule, arguments: Any) -> bool:
 
 @functools.lru_cache(maxsize=512)
 def _is_safe(schema: bytes) -> bool:
-    """Whether a worker's schema can be validated here: it is valid, small, and has no regular expressions."""
+    """Return whether the server can safely validate with the schema of a worker.
+
+    The schema must be valid and small, and must not contain regular expressions.
+    """
     try:
         check_user_schema(msgspec.json.decode(schema))
     except Invalid:

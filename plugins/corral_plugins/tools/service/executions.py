@@ -1,7 +1,8 @@
-"""Executes server tools. Each call runs in an asyncio task of its own, so that a disconnect does not interrupt it.
+"""The execution of tools that run on the server.
 
-A `def` tool runs in the unit that stores its result, so that its effect and its record commit together. An `async def`
-tool runs between two units, within its time limit, while the lease is live.
+Each call runs in an asyncio task of its own, so that a disconnect of the client does not interrupt the call. A `def`
+tool runs in the unit of work that stores the result, so that the effect and the result commit together. An `async def`
+tool runs between two units of work, until its time limit passes or the lease ends.
 """
 
 from __future__ import annotations
@@ -43,7 +44,11 @@ SENTENCES = {
 
 
 class Execution(msgspec.Struct, frozen=True, kw_only=True):
-    """A call that runs in this process. Its row has the same number of `executions`, which fences it."""
+    """A tool call that runs in this process.
+
+    The process may write to the row of the call only while the column `executions` of the row has the same value as
+    this object.
+    """
 
     row_id: str
     executions: int
@@ -54,7 +59,7 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """The outcome of a tool, redacted and truncated."""
+    """The outcome of a tool call, redacted and truncated. `untrusted`: the untrusted sources in the result."""
 
     result: Any = None
     error: dict[str, Any] | None = None
@@ -62,7 +67,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Executions:
-    """Runs server tools and stores their outcome."""
+    """The runner of server tools, which also stores their outcomes."""
 
     tasks: Tasks | None
 
@@ -71,14 +76,14 @@ class Executions:
         self._running: set[asyncio.Task[Any]] = set()
 
     async def run(self, execution: Execution) -> CallView:
-        """Run a tool to its end and return the call."""
+        """Run a tool until it ends, store the outcome, and return the call."""
         task = asyncio.get_running_loop().create_task(self._execute(execution), name=f"tool {execution.tool.name}")
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return await asyncio.shield(task)
 
     async def stop(self) -> None:
-        """Wait a few seconds for the running calls, then cancel them."""
+        """Wait up to `STOP_SECONDS` (5 s) for the running calls, then cancel the remaining calls."""
         if self._running:
             _, left = await asyncio.wait(set(self._running), timeout=STOP_SECONDS)
             for task in left:
@@ -98,7 +103,7 @@ class Executions:
     # -- `def` tools
 
     def _run_in_unit(self, execution: Execution) -> CallView:
-        """Run a tool and store its outcome in one unit; an exception rolls both back."""
+        """Run a tool and store the outcome in one unit of work. An exception rolls both back."""
         row = self._locked(execution)
         assert execution.tool.definition.run is not None
         value = execution.tool.definition.run(execution.context, execution.arguments)
@@ -108,7 +113,10 @@ class Executions:
         return self._write(execution, row, self._outcome(execution, value))
 
     def _locked(self, execution: Execution) -> ToolCall:
-        """Return the row if this execution still owns it and the lease is live. Locks the task first."""
+        """Lock the task and return the row of the call.
+
+        Raise `Conflict` if this execution no longer owns the row, and a problem if the lease has ended.
+        """
         assert self.tasks is not None
         self.tasks.run(execution.context.task_id, execution.context.lease_id, by=execution.context.caller)
         row = repository.by_id(execution.row_id)
@@ -140,7 +148,10 @@ class Executions:
             await asyncio.gather(work, watch, return_exceptions=True)
 
     async def _watch(self, execution: Execution) -> None:
-        """Record every few seconds that the call is alive. Returns when its lease ends, which an event announces."""
+        """Record every few seconds that the call is alive, and return when the lease ends.
+
+        An event about the task triggers an immediate check of the lease.
+        """
         context, recorded_at = execution.context, time.monotonic()
 
         def check(record: bool) -> bool:
@@ -154,13 +165,13 @@ class Executions:
                 async with asyncio.timeout(WATCH_SECONDS):
                     await notified.wait()
             record = time.monotonic() - recorded_at >= WATCH_SECONDS / 2
-            with contextlib.suppress(Unavailable):  # an overloaded database says nothing about the lease
+            with contextlib.suppress(Unavailable):  # an overloaded database does not mean that the lease has ended
                 if not await self._work(functools.partial(check, record), entry=execution.entry, read=not record):
                     return
                 recorded_at = time.monotonic() if record else recorded_at
 
     async def _store(self, execution: Execution, outcome: Outcome) -> CallView:
-        """Store the outcome, retrying while the database is unavailable for a moment."""
+        """Store the outcome. Retry up to three times while the database is unavailable."""
         for pause in RETRY_PAUSES:
             with contextlib.suppress(Unavailable):
                 return await self._work(lambda: self._store_once(execution, outcome), entry=execution.entry)
@@ -168,7 +179,7 @@ class Executions:
         return await self._work(lambda: self._store_once(execution, outcome), entry=execution.entry)
 
     def _store_once(self, execution: Execution, outcome: Outcome) -> CallView:
-        """Store the outcome. If the lease has ended, the result is discarded."""
+        """Store the outcome, or an `interrupted` or `outcome_unknown` error instead if the lease has ended."""
         assert self.tasks is not None
         try:
             row = self._locked(execution)
@@ -203,7 +214,7 @@ class Executions:
             return Outcome(result=truncate(self._redactor.redact_json(found)), untrusted=untrusted)
 
     def _failed(self, execution: Execution, error: Exception) -> Outcome:
-        """The error for the model. Unexpected exceptions are described in the log only."""
+        """Convert an exception into an error for the model. Details of unexpected exceptions are only logged."""
         if isinstance(error, ToolFailure):
             error_data = {"type": error.type, "message": error.message}
         elif isinstance(error, Problem):
@@ -220,13 +231,16 @@ class Executions:
 
 
 def source_of(tool: str, arguments: dict[str, Any]) -> str:
-    """The name of an untrusted source: the tool, and the URL that it read, if any."""
+    """Return the name of an untrusted source: the name of the tool, and the URL that the tool read, if any."""
     url = arguments.get("url")
     return f"{tool} {url}"[:300] if isinstance(url, str) else tool
 
 
 def can_repeat(tool: RegisteredTool | None) -> bool:
-    """Whether a call with an unknown outcome may run again: idempotent, or its effect commits with its record."""
+    """Return whether a call with an unknown outcome may run again.
+
+    A call may run again if the tool is idempotent, or if the effect commits together with the stored result.
+    """
     if tool is None:
         return False
     definition = tool.definition
@@ -238,6 +252,6 @@ def _interrupted(tool: RegisteredTool) -> dict[str, Any]:
 
 
 def interrupted_error(can_repeat: bool) -> dict[str, Any]:
-    """The error of a call that was interrupted."""
+    """Return the error of an interrupted call: `interrupted` if the call can be repeated, else `outcome_unknown`."""
     type = INTERRUPTED if can_repeat else UNKNOWN
     return {"type": type, "message": SENTENCES[type]}

@@ -1,4 +1,4 @@
-"""Extracts the readable text of an HTML page: headings, paragraphs, lists, table cells and link targets."""
+"""The extraction of readable text from an HTML page: headings, paragraphs, lists, table cells and link targets."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _BLANKS = re.compile(r"\n{3,}")
 
 
 def readable(html: str, base: str = "") -> str:
-    """Return the text of a page. `base` resolves relative links. Never raises."""
+    """Return the text of a page. Never raises an exception. `base`: the URL for resolving relative links."""
     page = _Page(base)
     page.feed(html)
-    if not page.rawdata.startswith("<"):  # an unclosed tag is not text, and slow to parse as text
+    if not page.rawdata.startswith("<"):  # an unclosed tag is not text, and is slow to parse as text
         page.close()
     return page.text()
 
 
 class _Page(HTMLParser):
-    """Collects the text that a browser would show."""
+    """A parser that collects the text that a browser would show."""
 
     def __init__(self, base: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -42,10 +42,10 @@ class _Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag == "title":
             self._in_title = True
-        if tag in SKIPPED and tag not in self._hidden:  # the outermost tag of a kind ends it, so the list stays short
+        if tag in SKIPPED and tag not in self._hidden:  # each tag is stored once, so the list stays short
             self._hidden.append(tag)
         if self._hidden:
-            if tag == "body":  # the head was never closed
+            if tag == "body":  # the tag `head` was never closed
                 self._hidden.clear()
             return
         if tag in HEADINGS:
@@ -89,7 +89,7 @@ class _Page(HTMLParser):
             self._parts.append(data if self._pre else _SPACES.sub(" ", data))
 
     def text(self) -> str:
-        """The title and the text, with at most one empty line between blocks."""
+        """Return the title and the text, with at most one empty line between blocks."""
         lines = [line.strip(" ") for line in "".join(self._parts).split("\n")]
         body = _BLANKS.sub("\n\n", "\n".join(lines)).strip()
         title = _SPACES.sub(" ", "".join(self._title)).strip()
@@ -97,7 +97,7 @@ class _Page(HTMLParser):
 
 
 def _link_target(base: str, href: str | None) -> str | None:
-    """The absolute target of a link, or None if it leads to no other page."""
+    """Return the absolute URL of a link, or None if the link does not lead to another page."""
     if not href or href.startswith(("#", "javascript:", "data:")):
         return None
     try:

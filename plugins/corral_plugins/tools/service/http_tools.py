@@ -1,7 +1,8 @@
-"""The tools `http.fetch` and `http.request`, which call hosts that the configuration allows, through the egress guard.
+"""The tools `http.fetch` and `http.request`, which call hosts that the configuration and the egress guard allow.
 
-Only `http.fetch` follows redirects, on the same host. At most 1 MiB of a response is read. `{{ secrets.NAME }}` in the
-values of headers is filled in when the request is sent; everywhere else the text stays as written.
+Only `http.fetch` follows redirects, and only to the same host. At most 1 MiB of a response is read. A placeholder
+`{{ secrets.NAME }}` in the value of a header is replaced with the secret when the request is sent. Placeholders in
+URLs, header names and text bodies are refused.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ RESERVED_HEADERS = frozenset({
     "accept-encoding", "connection", "content-length", "cookie", "expect", "host", "keep-alive", "proxy-authorization",
     "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
 })  # fmt: skip
-# Text encodings. Python has more: some convert bytes, and some take minutes for a megabyte.
+# Text encodings. Python supports more codecs, but some convert bytes and some take minutes for a megabyte.
 ENCODINGS = re.compile(
     r"(utf[-_]?(8|16|32)|us[-_]ascii|ascii|latin|iso[-_]?(8859|2022)|windows|cp\d|koi8|mac|gb|big5|euc|shift|sjis|ks_c|tis)"
     r"[\w.-]*",
@@ -77,13 +78,16 @@ _ANY_SECRET = re.compile(r"\{\{[^{}]*\bsecrets\b[^{}]*\}\}")
 
 
 def refuse_secrets(*texts: Any) -> None:
-    """Raise `ToolFailure` for secrets outside the values of headers: URLs and bodies are logged and echoed."""
+    """Raise `ToolFailure` if a text outside the values of headers contains a placeholder for a secret.
+
+    URLs and bodies are logged and echoed, which would reveal the secret.
+    """
     if any(isinstance(text, str) and _ANY_SECRET.search(text) for text in texts):
         raise ToolFailure("invalid_arguments", "{{ secrets.NAME }} is only allowed in the values of headers.")
 
 
 class HeaderSecrets:
-    """Fills secrets into headers, in a unit of its own."""
+    """The replacement of secret placeholders in headers. Secrets are read in a separate unit of work."""
 
     secrets: Secrets | None
 
@@ -91,7 +95,10 @@ class HeaderSecrets:
         self._work = work
 
     async def fill(self, headers: Mapping[str, str], *, tool: str, host: str, context: ToolContext) -> dict[str, str]:
-        """Return the headers with values from the vault that this tool or agent may use for this host."""
+        """Return the headers with placeholders replaced by secrets that this tool or agent may use for this host.
+
+        Raise `ToolFailure` for malformed placeholders, and if the plugin `secrets` is not active.
+        """
         refuse_secrets(*headers)
         names = {name for value in headers.values() for name in _SECRET.findall(value)}
         for value in headers.values():
@@ -114,7 +121,10 @@ class HeaderSecrets:
 
 
 class HttpTools:
-    """Both tools, which share a client. `bind` comes before their first call, `close` after their last."""
+    """The tools `http.fetch` and `http.request`, which share an HTTP client.
+
+    `bind` must be called before the first call of a tool, and `close` after the last.
+    """
 
     def __init__(self) -> None:
         self._egress: Egress | None = None
@@ -122,16 +132,16 @@ class HttpTools:
         self._client: httpx2.AsyncClient | None = None
 
     def bind(self, egress: Egress, secrets: HeaderSecrets) -> None:
-        """Give the tools their services."""
+        """Set the services that the tools use."""
         self._egress, self._secrets = egress, secrets
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close the HTTP client and all of its connections."""
         if self._client is not None:
             await self._client.aclose()
 
     def tools(self) -> list[Tool]:
-        """The definitions of the tools."""
+        """Return the definitions of both tools."""
         return [
             Tool(
                 name="http.fetch",
@@ -164,7 +174,10 @@ class HttpTools:
         ]
 
     async def fetch(self, context: ToolContext, arguments: Json) -> Json:
-        """GET or HEAD. Redirects to the same host are followed; others are returned."""
+        """Run `http.fetch`: send a GET or HEAD request.
+
+        Redirects to the same host are followed. A redirect to another host is returned as the result.
+        """
         url, method = str(arguments["url"]), str(arguments.get("method", "GET"))
         refuse_secrets(url)
         for _ in range(MAX_REDIRECTS + 1):
@@ -177,7 +190,7 @@ class HttpTools:
         raise ToolFailure("redirect", f"The URL redirects more than {MAX_REDIRECTS} times.")
 
     async def request(self, context: ToolContext, arguments: Json) -> Json:
-        """Any other method. Redirects are returned, not followed."""
+        """Run `http.request`: send a POST, PUT, PATCH or DELETE request. Redirects are returned and not followed."""
         url = str(arguments["url"])
         refuse_secrets(url, arguments.get("body"))
         headers = dict(arguments.get("headers") or {})
@@ -199,7 +212,10 @@ class HttpTools:
         return await self._secrets.fill(headers, tool=tool, host=_host(url), context=context)
 
     async def _send(self, method: str, url: str, headers: Mapping[str, str], content: bytes | None) -> httpx2.Response:
-        """Send one request and read the response up to the limit. Failures are described for the model."""
+        """Send one request and read at most 1 MiB of the response.
+
+        Raise `ToolFailure` if the request is not allowed or no complete response arrives.
+        """
         import httpx2
 
         if refused := sorted(name for name in headers if name.lower() in RESERVED_HEADERS):
@@ -211,7 +227,7 @@ class HttpTools:
         except httpx2.TimeoutException:
             raise ToolFailure("timeout", f"There was no complete response within {SECONDS} seconds.") from None
         except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as failure:
-            detail = f"The request failed: {type(failure).__name__}."  # the message may hold untrusted text
+            detail = f"The request failed: {type(failure).__name__}."  # the message may contain untrusted text
             raise ToolFailure("connection_failed", detail) from None
 
     def _open_client(self) -> httpx2.AsyncClient:
@@ -223,7 +239,7 @@ class HttpTools:
 
 
 async def _result(response: httpx2.Response, url: str) -> Json:
-    """Convert a response for the model."""
+    """Convert a response into the result of the tool."""
     from corral.egress.transport import truncated
 
     content_type = response.headers.get("content-type", "")
@@ -251,7 +267,7 @@ async def _result(response: httpx2.Response, url: str) -> Json:
 
 
 def _text(response: httpx2.Response) -> str:
-    """Decode with the declared encoding if it is a text encoding, else as UTF-8."""
+    """Decode the response with the declared encoding if that is a text encoding, or else as UTF-8."""
     if not ENCODINGS.fullmatch(response.charset_encoding or ""):
         response.encoding = "utf-8"
     return response.text
@@ -269,13 +285,13 @@ def _host(url: str) -> str:
 
 
 def _same_host(one: str, location: str) -> bool:
-    """Whether a redirect stays on the same host and port, and does not downgrade https to http."""
+    """Return whether a redirect stays on the same host and port, and does not downgrade https to http."""
     try:
         before, after = urlsplit(one), urlsplit(urljoin(one, location))
         same = (before.hostname, before.port) == (after.hostname, after.port)
     except ValueError:
         return False
-    if before.scheme == "http" and after.scheme == "https":  # default ports differ by scheme alone
+    if before.scheme == "http" and after.scheme == "https":  # default ports differ between http and https
         return same or (before.hostname == after.hostname and before.port in (None, 80) and after.port in (None, 443))
     return same and before.scheme == after.scheme
 
@@ -285,7 +301,7 @@ def _target(arguments: Json) -> Target | None:
 
 
 def _admits(config: Mapping[str, Any], arguments: Json) -> bool:
-    """Whether the configuration lists the host; without a list every host is allowed."""
+    """Return whether the configuration lists the host. Without a list, every host is allowed."""
     hosts = config.get("hosts")
     return hosts is None or names_host(hosts, _host(arguments["url"]))
 

@@ -1,4 +1,4 @@
-"""Lists tools for people, and changes their overrides for admins."""
+"""The tool list for people, and the changes of overrides by admins."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DEFINED = (
 
 
 class ToolListing:
-    """Lists and changes tools inside the caller's unit."""
+    """The service that lists and changes tools. Runs in the caller's unit of work."""
 
     agents: Agents | None
     audit: Audit | None
@@ -37,7 +37,7 @@ class ToolListing:
         self._registry = registry
 
     def page(self, query: ToolQuery, by: Principal) -> Page[ToolView]:
-        """List tools by name."""
+        """List the tools that match the filters, sorted by name."""
         agent = self._agent(query.agent_id)
         found = [
             tool
@@ -56,11 +56,14 @@ class ToolListing:
         )
 
     def one(self, name: str, agent_id: Any = UNSET) -> ToolView:
-        """Return a tool. Raises `NotFound`."""
+        """Return a tool. Raise `NotFound` if there is no tool with this name."""
         return view(self._found(name), self._agent(agent_id))
 
     def change(self, name: str, patch: ToolPatch, match: IfMatch, *, by: Principal) -> ToolView:
-        """Change the overrides of a tool; null restores the value of its definition."""
+        """Change the overrides of a tool. Null restores the value of the tool definition.
+
+        Raise `Conflict` if another request changed the tool meanwhile, and `Invalid` for values that are not allowed.
+        """
         tool = self._found(name)
         before = tool.overrides
         match.check(before.version)
@@ -115,7 +118,10 @@ class ToolListing:
 
 
 def view(tool: RegisteredTool, agent: AgentFacts | None) -> ToolView:
-    """Build the public shape of a tool, with its policy for an agent whose run is not tainted."""
+    """Build the public shape of a tool.
+
+    With an agent, the shape contains the policy of the tool for a run of this agent that is not tainted.
+    """
     policy = None
     if agent is not None:
         is_usable = tool.overrides.enabled and matches(agent.enabled_tools, tool.name)

@@ -1,4 +1,4 @@
-"""Metrics of this process since its start. Values are counted when their unit commits."""
+"""Metrics of tools since the start of this process. Values are counted when the unit of work commits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ OTHER = "other"
 
 
 class ToolMetrics:
-    """Calls by tool and decision, their duration, and tainted attempts. Tools of workers are counted as `other`."""
+    """The number of tool calls by tool and decision, their durations, and the number of tainted attempts.
+
+    Tools that only workers offer are counted as `other`.
+    """
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -23,12 +26,12 @@ class ToolMetrics:
         self._tainted = 0
 
     def decided(self, tool: RegisteredTool | None, decision: str) -> None:
-        """Count a decision."""
+        """Count a decision on a tool call."""
         key = (_name(tool), decision)
         after_commit(lambda: self._calls.update({key: 1}))
 
     def ended(self, tool: RegisteredTool | None, duration_ms: int) -> None:
-        """Observe the duration of an ended call."""
+        """Record the duration of an ended call."""
         after_commit(lambda: self.seconds.observe(duration_ms / 1000, (_name(tool),)))
 
     def tainted(self) -> None:
@@ -36,11 +39,11 @@ class ToolMetrics:
         after_commit(lambda: setattr(self, "_tainted", self._tainted + 1))
 
     def calls(self) -> Mapping[tuple[str, ...], float]:
-        """The number of calls by tool and decision."""
+        """Return the number of calls by tool and decision."""
         return self._calls
 
     def tainted_attempts(self) -> Mapping[tuple[str, ...], float]:
-        """The number of attempts that received untrusted content."""
+        """Return the number of attempts that received untrusted content."""
         return {(): self._tainted}
 
 

@@ -1,4 +1,4 @@
-"""Converts results of tools into plain JSON of at most 64 KiB, for the model and the record."""
+"""Conversion of tool results into plain JSON of at most 64 KiB, for the model and for storage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ def to_json(value: Any) -> Any:
 
 
 def truncate(value: Any, limit: int = LIMIT) -> Any:
-    """Truncate the longest texts of an object until its JSON fits. Other large values become one truncated text."""
+    """Truncate the longest strings of an object until the JSON has at most `limit` bytes.
+
+    Any other value that is too large becomes one truncated string.
+    """
     size = len(_encode(value))
     if size <= limit:
         return value
@@ -40,9 +43,9 @@ def truncate(value: Any, limit: int = LIMIT) -> Any:
 
 
 def _truncate_text(text: str, limit: int, size: int) -> str:
-    """Truncate a text so that its JSON, including the note, has at most `limit` bytes."""
+    """Truncate a text so that the JSON of the text, including the note, has at most `limit` bytes."""
     note = NOTE.format(omitted=size, size=size)
     kept = text.encode()[: max(0, limit - len(note) - 2)].decode(errors="ignore")
-    while len(_encode(kept)) > max(2, limit - len(note)):  # escapes make the JSON longer
+    while len(_encode(kept)) > max(2, limit - len(note)):  # escape sequences make the JSON longer than the text
         kept = kept[: len(kept) * 3 // 4]
     return kept + NOTE.format(omitted=size - len(kept.encode()), size=size)

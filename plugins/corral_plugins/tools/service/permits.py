@@ -1,4 +1,7 @@
-"""Permits for tools that run on workers, valid for 60 s and one use, and the results that workers report."""
+"""Permits for tools that run on workers, and the results that workers report.
+
+A permit is valid for 60 s and for one use.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,10 @@ PURPOSE = "tools.permit"
 
 
 class Permits:
-    """Issues permits and accepts reports. A permit records a decision; it cannot restrain a compromised worker."""
+    """The service that issues permits and accepts the reports of workers.
+
+    A permit documents a decision. A compromised worker can run tools without a permit.
+    """
 
     tasks: Tasks | None
 
@@ -41,7 +47,7 @@ class Permits:
 
     @staticmethod
     def columns(tool: RegisteredTool) -> dict[str, Any]:
-        """The columns of a new permit: when it expires, and when the call counts as abandoned."""
+        """Return the columns of a new permit: its expiry, and the time after which the call is considered abandoned."""
         return {
             "permit_until": clock.now(PERMIT_SECONDS),
             "alive_until": clock.now(PERMIT_SECONDS + tool.timeout_seconds + REPORT_GRACE_SECONDS),
@@ -49,11 +55,11 @@ class Permits:
 
     @staticmethod
     def is_valid(row: ToolCall, run: Run) -> bool:
-        """Whether this lease may use the permit, as far as the server knows."""
+        """Return whether the lease may still use the permit: the permit belongs to the lease and has not expired."""
         return bool(row.lease_id == run.lease_id and (row.permit_until or "") > clock.now())
 
     def view(self, row: ToolCall) -> CallView:
-        """Build the public shape of a call with its permit, for its worker only."""
+        """Build the public shape of a call with its permit. Only the worker of the call may receive the result."""
         shown = repository.view(row)
         shown.permit = base64.urlsafe_b64encode(self._sealer.mac(PURPOSE, _signed_data(row))).rstrip(b"=").decode()
         shown.permit_expires_at = row.permit_until or clock.now()
@@ -62,9 +68,9 @@ class Permits:
     async def report(
         self, task_id: str, call_id: str, report: CallReport, *, lease_id: str | None, by: Principal, entry: Entry
     ) -> CallView:
-        """Store the outcome of a permitted call. Repeating the report returns the call.
+        """Store the outcome of a permitted call and return the call. Repeating the same report has no effect.
 
-        Raises `Conflict(already_decided)` for another outcome.
+        Raise `Conflict(already_decided)` if a different outcome is stored, and `Forbidden` for a wrong permit.
         """
         result, error = await asyncio.to_thread(self._redacted, report)
         return await self._work(
@@ -122,5 +128,5 @@ class Permits:
 
 
 def _signed_data(row: ToolCall) -> bytes:
-    """The data that a permit signs: the call with its arguments, the lease and the execution."""
+    """Return the data that a permit signs: the call, the lease, the execution number and the hash of the arguments."""
     return msgspec.json.encode([row.id, row.lease_id, row.executions, row.arguments_sha256])

@@ -1,4 +1,7 @@
-"""The registry of tools: those of plugins (`corral_tools`) and of workers, with the overrides that admins set."""
+"""The registry of all tools.
+
+Tools come from plugins (the hook `corral_tools`) and from workers. Admins can override some of their values.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ def _columns() -> list[Any]:
 
 
 class Overrides(msgspec.Struct, frozen=True):
-    """The values of a tool that admins override. A tool without overrides has version 1."""
+    """The values of a tool that admins have overridden. A tool without overrides has version 1."""
 
     name: str = ""
     version: int = 1
@@ -50,7 +53,7 @@ NO_OVERRIDES = Overrides()
 
 
 class RegisteredTool(msgspec.Struct, frozen=True, kw_only=True):
-    """A tool with its overrides. `workers`: the names of the online workers that offer it."""
+    """A tool definition with the overrides of admins. `workers`: names of the online workers that offer the tool."""
 
     definition: Tool
     source: str  # plugin:<name> | worker
@@ -65,7 +68,7 @@ class RegisteredTool(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def risk(self) -> Risk:
-        """The risk of the tool, as set by an admin or else by its definition."""
+        """The risk that an admin set, or else the risk in the tool definition."""
         return self.overrides.risk or self.definition.risk
 
     @property
@@ -80,13 +83,13 @@ class RegisteredTool(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def definition_sha256(self) -> str:
-        """A hash of the definition. A different hash means a different tool."""
+        """A SHA-256 hash of the tool definition. The hash changes when the definition changes."""
         content = [getattr(self.definition, name) for name in HASHED_FIELDS]
         return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
 
 
 class Registry:
-    """Finds tools. Joins the caller's unit."""
+    """The registry of tools. Runs in the caller's unit of work."""
 
     workers: Workers | None
 
@@ -94,9 +97,10 @@ class Registry:
         self._contributions, self._settings = contributions, settings
 
     def contributed(self) -> dict[str, tuple[Tool, str]]:
-        """The tools of active plugins with their sources, by name.
+        """Return the tools of active plugins by name, each with its source.
 
-        If several plugins contribute a name, this plugin wins, else the first by plugin name.
+        If several plugins contribute a tool with the same name, the plugin `tools` wins, or else the plugin whose name
+        comes first in alphabetical order.
         """
         found: dict[str, tuple[Tool, str]] = {}
         contributions = self._contributions.of("corral_tools")
@@ -106,7 +110,7 @@ class Registry:
         return found
 
     def log_ignored(self) -> None:
-        """Log which contributed tools are ignored, and why."""
+        """Log a warning for each contributed tool that is ignored, with the reason."""
         accepted = self.contributed()
         for plugin, tool in self._contributions.of("corral_tools"):
             if tool.name not in accepted:
@@ -119,7 +123,11 @@ class Registry:
                 )
 
     def find(self, name: str, *, worker_id: str | None = None) -> RegisteredTool | None:
-        """Find a tool. Without a plugin that contributes it, its definition is that of this or any online worker."""
+        """Return a tool by name, or None.
+
+        If no plugin contributes the tool, the definition comes from the given worker, or from any online worker if
+        `worker_id` is None.
+        """
         contributed = self.contributed().get(name)
         offered = [] if contributed and contributed[0].runs == "server" else self._offered(worker_id, name)
         if contributed is None and not offered:
@@ -129,7 +137,11 @@ class Registry:
         return self._registered(tool, source, NO_OVERRIDES if row is None else _overrides(row), offered)
 
     def all(self, *, worker_id: str | None = None) -> list[RegisteredTool]:
-        """List all tools by name: those of plugins, and those of this worker or of all online workers."""
+        """List all tools, sorted by name.
+
+        These are the tools of plugins, and the tools of the given worker, or of all online workers if `worker_id` is
+        None.
+        """
         overrides = {row[0]: _overrides(row) for row in _ROWS.rows({})}
         offered: dict[str, list[WorkerTool]] = {}
         for each in self._offered(worker_id):
@@ -160,7 +172,10 @@ class Registry:
 
 
 def _overrides(row: tuple[Any, ...]) -> Overrides:
-    """Compiled statements return JSON columns as text, and some engines return booleans as numbers."""
+    """Convert a row into `Overrides`.
+
+    Compiled statements return JSON columns as text, and some database engines return booleans as numbers.
+    """
     values = dict(zip(FIELDS, row, strict=True))
     values["enabled"] = bool(values["enabled"])
     values["config"] = None if values["config"] is None else msgspec.json.decode(values["config"])
@@ -168,7 +183,10 @@ def _overrides(row: tuple[Any, ...]) -> Overrides:
 
 
 def _from_worker(offered: WorkerTool) -> Tool:
-    """The definition of a tool that only workers offer. Its risk is at least `external`, and `dangerous` by default."""
+    """Return the definition of a tool that only workers offer.
+
+    The risk of the tool is at least `external`, and `dangerous` by default.
+    """
     risk = offered.risk if offered.risk in RISKS else "dangerous"
     return Tool(
         name=offered.name,

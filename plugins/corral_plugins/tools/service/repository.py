@@ -1,4 +1,7 @@
-"""The rows of tool calls. Every transition is one guarded update; an update that loses a race has no effect."""
+"""Reads and writes of the rows of tool calls.
+
+Every transition is one conditional update. An update that loses a race has no effect.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +19,24 @@ from corral_plugins.tools.shapes import CallView, ToolCalled
 _SHOWN = [name for name in CallView.__struct_fields__ if name in ToolCall._meta.fields]
 
 ALIVE_SECONDS = 15
-"""Seconds without contact after which the process that runs a call is considered dead."""
+"""Seconds without contact after which the process that runs a call is considered to have stopped."""
 ABANDONED_LIMIT = 200
 
 OPEN = peewee.SQL("status IN ('running', 'permitted')")
-"""A literal, since planners use a partial index only for a condition that they can see."""
+"""The SQL condition for calls that have not ended.
+
+The values are literals, because query planners do not use a partial index for a condition with parameters.
+"""
 
 
 def find(task_id: str, call_id: str) -> ToolCall | None:
-    """Return a call, or None. Callers lock the task first."""
+    """Return a call, or None if there is no such call. Callers must lock the task first."""
     row: ToolCall | None = ToolCall.get_or_none((ToolCall.task_id == task_id) & (ToolCall.call_id == call_id))
     return row
 
 
 def by_id(row_id: str) -> ToolCall:
-    """Return a call by the id of its row. Raises `NotFound` if its task was deleted."""
+    """Return a call by the id of its row. Raise `NotFound` if the task was deleted."""
     row: ToolCall | None = ToolCall.get_or_none(ToolCall.id == row_id)
     if row is None:
         raise NotFound("The task of this call was deleted.")
@@ -38,14 +44,17 @@ def by_id(row_id: str) -> ToolCall:
 
 
 def insert(**values: Any) -> ToolCall:
-    """Insert a call."""
+    """Insert a tool call and return the row."""
     row = ToolCall(id=new_id(), created_at=clock.now(), **values)
     ToolCall.insert(row.__data__).execute()
     return row
 
 
 def change(row: ToolCall, **values: Any) -> bool:
-    """Update a call and `row`, unless its status or execution has changed since `row` was read."""
+    """Update a call in the database and in `row`. Return whether the call was updated.
+
+    Nothing is updated if the status or `executions` of the call has changed since `row` was read.
+    """
     unchanged = (ToolCall.id == row.id) & (ToolCall.status == row.status) & (ToolCall.executions == row.executions)
     if not ToolCall.update(**values).where(unchanged).execute():
         return False
@@ -63,7 +72,10 @@ def end(
     duration_ms: int | None = None,
     tainted: bool = False,
 ) -> bool:
-    """End a call and publish its event. False: it has already ended, or another process runs it."""
+    """End a call and publish the event `tool.called`.
+
+    Return False if the call has already ended or another process runs the call.
+    """
     now = clock.now()
     duration = duration_ms if duration_ms is not None else clock.elapsed_ms(row.created_at, now)
     ended = change(
@@ -82,7 +94,7 @@ def end(
 
 
 def publish(row: ToolCall) -> None:
-    """Emit the event of an ended call."""
+    """Emit the event `tool.called` for an ended call."""
     event = ToolCalled(
         task_id=row.task_id,
         call_id=row.call_id,
@@ -95,13 +107,16 @@ def publish(row: ToolCall) -> None:
 
 
 def keep_alive(row_id: str, executions: int) -> None:
-    """Record that the process that runs a call is alive."""
+    """Record that the process that runs a call is still alive, for another `ALIVE_SECONDS`."""
     mine = (ToolCall.id == row_id) & (ToolCall.status == "running") & (ToolCall.executions == executions)
     ToolCall.update(alive_until=clock.now(ALIVE_SECONDS)).where(mine).execute()
 
 
 def count(task_id: str, fence: int) -> tuple[int, int]:
-    """Count the calls of an attempt, and the calls of its task that are running."""
+    """Return the number of calls of an attempt, and the number of running or permitted calls of its task.
+
+    Abandoned calls do not count as running.
+    """
     calls = ToolCall.select().where((ToolCall.task_id == task_id) & (ToolCall.fence == fence)).count()
     is_alive = OPEN & (ToolCall.alive_until >= clock.now())
     running = ToolCall.select().where((ToolCall.task_id == task_id) & is_alive).count()
@@ -109,30 +124,33 @@ def count(task_id: str, fence: int) -> tuple[int, int]:
 
 
 def denials(task_id: str, fence: int) -> int:
-    """Count the denied calls of an attempt, except for invalid arguments, which models correct."""
+    """Count the denied calls of an attempt.
+
+    Calls with invalid arguments are not counted, because models correct the arguments.
+    """
     denied = (ToolCall.decision == "denied") & (ToolCall.reason != "invalid_arguments")
     return int(ToolCall.select().where((ToolCall.task_id == task_id) & (ToolCall.fence == fence) & denied).count())
 
 
 def abandoned() -> list[ToolCall]:
-    """List the calls whose process died or whose permit expired, oldest first, at most 200."""
+    """List the calls whose process stopped or whose permit expired, oldest first, at most 200."""
     is_abandoned = OPEN & (ToolCall.alive_until < clock.now())
     return list(ToolCall.select().where(is_abandoned).order_by(ToolCall.alive_until).limit(ABANDONED_LIMIT))
 
 
 def delete_older(days: int, limit: int) -> int:
-    """Delete calls older than `days`, and return how many."""
+    """Delete at most `limit` calls that are older than `days`. Return the number of deleted calls."""
     old = ToolCall.select(ToolCall.id).where(ToolCall.created_at < clock.now(-days * 86_400)).limit(limit)
     return int(ToolCall.delete().where(ToolCall.id.in_(old)).execute())
 
 
 def delete_of(task_id: str, limit: int) -> int:
-    """Delete calls of a task, and return how many."""
+    """Delete at most `limit` calls of a task. Return the number of deleted calls."""
     some = ToolCall.select(ToolCall.id).where(ToolCall.task_id == task_id).limit(limit)
     return int(ToolCall.delete().where(ToolCall.id.in_(some)).execute())
 
 
 def view(row: ToolCall) -> CallView:
-    """Convert a row into its public shape."""
+    """Convert a row into the public shape of a tool call."""
     shown: dict[str, Any] = {name: getattr(row, name) for name in _SHOWN}
     return CallView(**shown, attempt=row.fence, started_at=row.created_at)

@@ -1,4 +1,4 @@
-"""The service `Tools` for other plugins."""
+"""The implementation of the service `Tools`, which other plugins use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEFINED = ("name", "title", "description", "schema", "runs")
 
 
 class ToolsService:
-    """Implements `corral_plugins.tools.api.Tools`."""
+    """The implementation of `corral_plugins.tools.api.Tools`."""
 
     workers: Workers | None
 
@@ -70,19 +70,22 @@ class ToolsService:
         row = repository.find(task_id, call_id)
         if row is not None and row.status == "running" and row.alive_until is None:
             status = "succeeded" if error is None else "failed"
-            # People wrote the answer: only stored credentials are redacted, not texts that look like credentials.
+            # A person wrote the answer: redact only stored credentials, not text that merely looks like a credential.
             redacted = truncate(self._redactor.redact_json(result, patterns=False))
             repository.end(row, status, result=redacted, error=error)
 
 
 def _required_permissions(tool: RegisteredTool) -> frozenset[str]:
-    """The permissions that using the tool requires."""
+    """Return the permissions that are required to use the tool."""
     risk = RISK_PERMISSION.get(tool.risk)
     return frozenset(name for name in (risk, tool.definition.permission) if name is not None)
 
 
 def _is_dangerous(tools: Sequence[RegisteredTool], name: str) -> bool:
-    """Whether a name or `prefix.*` includes a dangerous tool. A tool that does not exist yet may be dangerous."""
+    """Return whether a name or `prefix.*` pattern includes a dangerous tool.
+
+    A name that matches no tool counts as dangerous, because a matching tool may be added later.
+    """
     included = [tool for tool in tools if matches([name], tool.name)]
     return not included or any(tool.risk == "dangerous" for tool in included)
 

@@ -1,4 +1,4 @@
-"""Workers, registration keys and active alerts."""
+"""The initial tables: workers, registration keys and active alerts."""
 
 from __future__ import annotations
 

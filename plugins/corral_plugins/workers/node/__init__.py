@@ -1,1 +1,1 @@
-"""The reference worker, a program that uses only the public HTTP API."""
+"""The reference worker, a program that uses only the public HTTP API of the server."""

@@ -1,7 +1,7 @@
-"""The agent loop: one attempt of one task, in a process of its own, which uses the attempt token.
+"""The agent loop, which runs one attempt of one task in a separate process with the attempt token.
 
-The model is called one step at a time. Each step ends with a checkpoint, from which the next attempt resumes. Between
-any two steps, and while the model answers, the attempt can be cancelled or drained, or lose its lease.
+The loop calls the model once in each step. After each step, the loop stores a checkpoint, from which the next attempt
+resumes. Between steps, and while the model responds, the attempt can be cancelled or drained, or can lose its lease.
 """
 
 from __future__ import annotations
@@ -45,23 +45,29 @@ from corral_plugins.workers.node.tools.workspace import Workspaces
 MAX_STEPS, MAX_REPAIRS = 25, 2
 MODEL_TRIES, MAX_CUTS = 3, 6
 LIVE_SECONDS = 0.5
-LIVE_LENGTH = 500  # characters; the limit of a progress message
-NEEDS_PEOPLE = ("credentials", "model", "not_configured")  # kinds of refusal that waiting does not end
+LIVE_LENGTH = 500  # in characters: the maximum length of a progress message
+NEEDS_PEOPLE = ("credentials", "model", "not_configured")  # kinds of errors that only a person can resolve
 UNREADABLE = (
     "This worker cannot read the task's checkpoint, which another worker wrote: {}. Let that worker run the task, or "
     "retry it with from_checkpoint false to start it again from the beginning."
 )
 
 Control = Literal["drain", "budget"]
-"""Requests of the worker to a running attempt: release the task after the current step, or finish soon."""
+"""Requests from the worker to a running attempt.
+
+`drain`: release the task after the current step. `budget`: finish soon, because most of the budget is used.
+"""
 
 
 class _Ended(Exception):
-    """The attempt has been reported."""
+    """The exception that ends the loop after the outcome of the attempt was reported."""
 
 
 class AgentLoop:
-    """Runs one claim to its end. `controls`: the worker's `Control`s so far; others may be added at any time."""
+    """The loop that runs the attempt of one claim.
+
+    `controls`: the `Control` requests from the worker so far. More may be added at any time.
+    """
 
     def __init__(
         self,
@@ -82,7 +88,7 @@ class AgentLoop:
         self._lines = 0
 
     async def run(self) -> int:
-        """Run the attempt and return the exit status of the process. Any exception that is raised is a crash."""
+        """Run the attempt and return the exit status of the process. Any exception counts as a crash."""
         try:
             await self._steps()
         except (_Ended, Waiting):
@@ -99,7 +105,7 @@ class AgentLoop:
 
     async def _steps(self) -> None:
         state = self._state
-        if state.invalid is not None:  # starting again could repeat what was done before
+        if state.invalid is not None:  # starting from the beginning could repeat earlier actions
             await self._fail("checkpoint_unreadable", UNREADABLE.format(state.invalid), retryable=False)
         max_steps = int((self._agent.get("config") or {}).get("max_steps") or MAX_STEPS)
         while True:
@@ -137,7 +143,10 @@ class AgentLoop:
     # -- the model
 
     async def _ask(self, step: int) -> ModelReply:
-        """Call the model. The key is the same in every attempt, so repeating a finished step costs nothing."""
+        """Call the model for a step and return the reply.
+
+        The idempotency key is the same in every attempt, so that repeating a finished step costs nothing.
+        """
         key = f"{self._id}:{step}"
         for tries in range(1, MODEL_TRIES + 1):
             try:
@@ -145,7 +154,7 @@ class AgentLoop:
             except ApiError as error:
                 if error.is_lease_lost:
                     raise LeaseLost from None
-                if error.code == "idempotency_key_reused":  # the conversation differs from the earlier attempt's
+                if error.code == "idempotency_key_reused":  # the conversation differs from that of an earlier attempt
                     key = f"{self._id}:{step}:{self._claim['fence']}"
                 elif _is_temporary(error) and tries < MODEL_TRIES:
                     await asyncio.sleep(pause(tries + 1, error))
@@ -154,9 +163,10 @@ class AgentLoop:
         raise AssertionError("the last try returns or ends the attempt")
 
     async def _stream(self, key: str) -> ModelReply:
-        """Stream one reply, showing it live. Repeated while the server cannot be reached.
+        """Request one reply, and report its text as progress while it arrives.
 
-        A reply that breaks off is requested again only a few times, since each request may be billed.
+        The request is repeated while the server cannot be reached. After `MAX_CUTS` (6) incomplete replies the request
+        fails, because each request may be billed.
         """
         config = self._agent.get("config") or {}
         request = ModelCall(
@@ -182,7 +192,7 @@ class AgentLoop:
         return await retry(once, unless=is_final)
 
     async def _refused(self, error: ApiError) -> None:
-        """No model replied: release the task if waiting helps, else fail the attempt."""
+        """Handle an error of the model call: release the task if waiting helps, or else fail the attempt."""
         own_cap = error.members.get("scope") == "task"
         if error.code in RELEASE_CODES or (error.status == 402 and not own_cap):
             await self._release(error.code)
@@ -203,7 +213,10 @@ class AgentLoop:
     # -- ending the attempt
 
     async def _finish(self, text: str) -> None:
-        """Complete the task, or ask for the answer again if it does not match the schema."""
+        """Complete the task with the answer of the model.
+
+        If the answer does not match the output schema, request the answer again, at most `MAX_REPAIRS` (2) times.
+        """
         schema = self._task.get("output_schema")
         if not schema:
             await self._complete({"text": text})
@@ -247,7 +260,10 @@ class AgentLoop:
             await self._release("drain")
 
     async def _checkpoint(self) -> None:
-        """Store a checkpoint. If it is too large the previous one stays, and the next attempt resumes from there."""
+        """Store a checkpoint.
+
+        If the checkpoint is too large, the previous checkpoint stays, and the next attempt resumes from that one.
+        """
         try:
             await self._client.checkpoint(self._id, self._state.step, self._state.checkpoint())
         except ApiError as error:
@@ -256,7 +272,7 @@ class AgentLoop:
             await self._log(f"No checkpoint after step {self._state.step}: {error.detail}")
 
     async def _log(self, message: str) -> None:
-        """Append a log line; failures are ignored, unless the lease is lost."""
+        """Append a line to the log of the task. Raise `LeaseLost` if the lease has ended, and ignore other failures."""
         self._lines += 1
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         try:
@@ -267,15 +283,15 @@ class AgentLoop:
 
 
 def _is_temporary(error: ApiError) -> bool:
-    """Whether the same call may succeed in a moment."""
+    """Return whether the same call to the model may succeed within a short time."""
     permanent = error.code in RELEASE_CODES or error.members.get("kind") in NEEDS_PEOPLE
     return error.status in (429, 503) and not permanent
 
 
 class LiveOutput:
-    """Shows the model's text as the task's progress while it arrives: its last 500 characters, twice a second.
+    """The live output of a reply: progress reports with the last 500 characters of its text, twice a second.
 
-    `add` and leaving the context raise `LeaseLost` or `CancelRequested` if the server says so.
+    `add` and the exit of the context raise `LeaseLost` or `CancelRequested` if the server reports this state.
     """
 
     def __init__(self, client: Client, task_id: str) -> None:
@@ -285,7 +301,7 @@ class LiveOutput:
         self._sending: asyncio.Task[dict[str, Any]] | None = None
 
     def add(self, text: str) -> None:
-        """Add text, without waiting."""
+        """Add text, and start a progress report if one is due. Does not wait for the response."""
         self._tail = (self._tail + text)[-LIVE_LENGTH:]
         if self._sending is not None and self._sending.done():
             _check_sent(self._sending)
@@ -301,7 +317,7 @@ class LiveOutput:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait for the update that is being sent, so that it arrives before the next report."""
+        """Wait for the progress report that is being sent, so that it arrives before any other report."""
         if self._sending is None:
             return
         if error is not None:
@@ -312,7 +328,10 @@ class LiveOutput:
 
 
 def _check_sent(sending: asyncio.Task[dict[str, Any]]) -> None:
-    """Check the lease's state in the reply. An update that did not arrive is ignored."""
+    """Raise `LeaseLost` or `CancelRequested` if the response to a progress report contains this state.
+
+    A progress report that did not arrive is ignored.
+    """
     try:
         check_state(sending.result())
     except Unreachable:

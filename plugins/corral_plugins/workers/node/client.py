@@ -1,4 +1,4 @@
-"""The HTTP client of workers and agent loops. Calls are retried only where repeating them is harmless."""
+"""The HTTP client of workers and agent loops. The client retries only calls that are harmless to repeat."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ BASE = "/api/v1"
 CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0
 FIRST_PAUSE, MAX_PAUSE = 0.25, 10.0
 POLL_SLACK_SECONDS = 15.0
-TOOL_SECONDS = 700.0  # longer than the server lets a tool run
+TOOL_SECONDS = 700.0  # longer than the time limit of tools on the server
 OUTCOME_SECONDS = 50
-# Refusals that say nothing about the call itself.
+# Error codes that are not about the call itself, so that the call may be repeated.
 TEMPORARY = ("idempotency_in_progress", "overloaded", "shutting_down")
-# Refusals for which the task is released without using an attempt, since waiting helps.
+# Error codes for which the task is released without using an attempt, because waiting helps.
 RELEASE_CODES = ("circuit_open", "kill_switch")
-# Lets the system detect a dead connection while a long response is awaited.
+# Socket options with which the system detects a dead connection while the client waits for a response.
 KEEP_ALIVE = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
 if hasattr(socket, "TCP_KEEPIDLE"):
     KEEP_ALIVE += [
@@ -37,17 +37,18 @@ T = TypeVar("T")
 
 
 class Unreachable(Exception):
-    """No response arrived: the server is not running, or the connection broke."""
+    """The error for a request without a response: the server is not running, or the connection broke."""
 
 
 class ResponseCut(Unreachable):
-    """The server was reached but the response is incomplete: the request may have been carried out, and billed."""
+    """The error for an incomplete response. The server may have processed and billed the request."""
 
 
 class ApiError(Exception):
-    """The server refused the call. `code` is stable; `members` is the whole problem document.
+    """The error for a call that the server refused.
 
-    `is_foreign`: the response is not from the API, but from a proxy or another program at this address.
+    `code`: the stable error code. `members`: the whole problem document. `is_foreign`: whether the response is not from
+    the API, but from a proxy or another program at this address.
     """
 
     def __init__(self, status: int, members: Mapping[str, Any], retry_after: float | None = None) -> None:
@@ -59,26 +60,26 @@ class ApiError(Exception):
 
     @property
     def is_temporary(self) -> bool:
-        """Whether the same call may succeed a little later."""
-        no_server = self.is_foreign and (self.status < 400 or self.status in (401, 404))  # behind the proxy
+        """Whether the same call may succeed later."""
+        no_server = self.is_foreign and (self.status < 400 or self.status in (401, 404))  # only a proxy responded
         return no_server or self.status in (429, 500, 502, 503, 504) or self.code == "idempotency_in_progress"
 
     @property
     def is_lease_lost(self) -> bool:
-        """Whether the lease has ended: its token is revoked, or the task was deleted."""
+        """Whether the lease has ended, its token was revoked, or the task was deleted."""
         return self.code in ("lease_lost", "task_terminal") or (self.status == 401 and not self.is_foreign)
 
 
 class LeaseLost(Exception):
-    """The lease has ended: stop, and report nothing."""
+    """The error for a lease that has ended. The attempt must stop without a report."""
 
 
 class CancelRequested(Exception):
-    """The task is being cancelled: stop; the worker acknowledges."""
+    """The error for a task that is being cancelled. The attempt must stop; the worker acknowledges the cancellation."""
 
 
 def check_state(reply: Mapping[str, Any]) -> None:
-    """Raise `LeaseLost` or `CancelRequested` if the reply to a lease call says so."""
+    """Raise `LeaseLost` or `CancelRequested` according to the lease state in a response."""
     if reply.get("state") == "lost":
         raise LeaseLost
     if reply.get("state") == "cancel_requested":
@@ -86,26 +87,34 @@ def check_state(reply: Mapping[str, Any]) -> None:
 
 
 def pause(tries: int, error: Exception | None = None) -> float:
-    """Seconds before the next try: doubled each time, with jitter, at least what the server asked for."""
+    """Return the seconds to wait before the next try.
+
+    The time doubles with each try up to 10 s, with jitter. The time is at least the `Retry-After` of the server, up
+    to 60 s.
+    """
     wait = min(MAX_PAUSE, FIRST_PAUSE * 2 ** min(tries, 10)) * (0.75 + random.random() / 2)  # noqa: S311
     asked = error.retry_after if isinstance(error, ApiError) else None
     return float(max(wait, min(asked or 0.0, 60.0)))
 
 
 def refusal(response: httpx2.Response) -> ApiError:
-    """Convert a response into an error."""
+    """Convert a response that is not a success into an `ApiError`."""
     return ApiError(response.status_code, _object(response) or {}, _retry_after(response))
 
 
 def is_final(error: ApiError) -> bool:
-    """Whether repeating the call is useless: the API itself, not a proxy, refused this very call."""
+    """Return whether repeating the call is useless, because the API itself, and not a proxy, refused this call."""
     return error.code not in TEMPORARY and not error.is_foreign
 
 
 async def retry(
     call: Callable[[], Awaitable[T]], *, tries: int | None = None, unless: Callable[[ApiError], bool] | None = None
 ) -> T:
-    """Call, and repeat the call after temporary failures. Without `tries`: until the caller is cancelled."""
+    """Make a call and repeat it after temporary failures.
+
+    `tries`: the maximum number of calls; None repeats until the caller is cancelled. `unless`: a function that
+    returns whether an error must not be retried.
+    """
     failures = 0
     while True:
         try:
@@ -120,7 +129,10 @@ async def retry(
 
 
 class Client:
-    """Calls one server with one credential. Methods raise `ApiError` or `Unreachable`. Redirects are not followed."""
+    """A client of one server, with one credential.
+
+    The methods raise `ApiError` or `Unreachable`. Redirects are not followed.
+    """
 
     def __init__(self, url: str, token: str, transport: httpx2.AsyncBaseTransport | None = None) -> None:
         self.url, self.token = url.rstrip("/"), token
@@ -134,7 +146,7 @@ class Client:
         )
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections to the server."""
         await self.http.aclose()
 
     async def call(
@@ -164,47 +176,50 @@ class Client:
             return parsed
         raise refusal(response)
 
-    # -- as a worker
+    # -- calls of a worker, with the token of the worker
 
     async def register(self, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """Register with a registration key or a member's token. The response shows the worker's own token once."""
+        """Register a worker with a registration key or the token of a member.
+
+        The response contains the token of the worker, which is shown only once.
+        """
         return await self.call("POST", "/workers/register", facts)
 
     async def heartbeat(self, worker_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Report usage and leases; the listed leases are renewed."""
+        """Report the usage and the leases of a worker. The server renews the listed leases."""
         return await self.call("POST", f"/workers/{worker_id}/heartbeat", body, seconds=10.0)
 
     async def claim(self, worker_id: str, *, max_tasks: int, wait_seconds: int) -> dict[str, Any]:
-        """Claim tasks, waiting while there are none."""
+        """Claim tasks, waiting up to `wait_seconds` if no task can be claimed."""
         body = {"max_tasks": max_tasks, "wait_seconds": wait_seconds}
         path = f"/workers/{worker_id}/claim"
         return await self.call("POST", path, body, seconds=wait_seconds + POLL_SLACK_SECONDS)
 
     async def signals(self, worker_id: str, *, after: int, wait: int) -> dict[str, Any]:
-        """Wait for signals and commands."""
+        """Wait up to `wait` seconds for signals and commands."""
         path, query = f"/workers/{worker_id}/signals", {"after": after, "wait": wait}
         return await self.call("GET", path, query=query, seconds=wait + POLL_SLACK_SECONDS)
 
-    # -- about a task, under a lease; an attempt token needs no `lease`
+    # -- calls about a task, under a lease. With an attempt token, `lease` is not needed.
 
     async def start(self, task_id: str, lease: str) -> dict[str, Any]:
-        """Start the attempt."""
+        """Start the attempt of a claimed task."""
         return await self._task(task_id, "start", {}, lease, tries=3)
 
     async def progress(self, task_id: str, body: Mapping[str, Any], *, tries: int | None = None) -> dict[str, Any]:
-        """Report progress. The response has the `state` of the lease."""
+        """Report progress. The response contains the `state` of the lease."""
         return await self._task(task_id, "progress", body, tries=tries)
 
     async def logs(self, task_id: str, entries: list[dict[str, Any]]) -> None:
-        """Append log lines."""
+        """Append entries to the log of the task."""
         await self._task(task_id, "logs", {"entries": entries}, tries=3)
 
     async def checkpoint(self, task_id: str, step: int, state: Mapping[str, Any]) -> None:
-        """Store the state from which the next attempt resumes."""
+        """Store a checkpoint, from which the next attempt resumes."""
         await self._task(task_id, "checkpoint", {"step": step, "state": state})
 
     async def complete(self, task_id: str, result: Any) -> None:
-        """Complete the task."""
+        """Complete the task with a result."""
         await self._task(task_id, "complete", {"result": result})
 
     async def fail(
@@ -217,12 +232,12 @@ class Client:
         lease: str | None = None,
         tries: int | None = None,
     ) -> None:
-        """Fail the attempt."""
+        """Report that the attempt failed."""
         body = {"error": {"type": kind, "message": message[:4000]}, "retryable": retryable}
         await self._task(task_id, "fail", body, lease, tries=tries)
 
     async def wait(self, task_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Release the lease until a decision or an input arrives."""
+        """Release the lease while the task waits for a decision or an input."""
         return await self._task(task_id, "wait", body)
 
     async def release(self, task_id: str, reason: str, *, lease: str | None = None, tries: int | None = None) -> None:
@@ -230,17 +245,17 @@ class Client:
         await self._task(task_id, "release", {"reason": reason}, lease, tries=tries)
 
     async def cancelled(self, task_id: str, lease: str) -> None:
-        """Acknowledge the cancellation."""
+        """Acknowledge the cancellation of the task."""
         await self._task(task_id, "cancelled", {}, lease, tries=5)
 
     async def tool(self, task_id: str, name: str, call_id: str, arguments: Any) -> dict[str, Any]:
-        """Call a tool. A repeat with the same `call_id` does not run it twice."""
+        """Call a tool. Repeating the same `call_id` does not run the tool twice."""
         path = f"tools/{urllib.parse.quote(name, safe='')}"
         body = {"call_id": call_id, "arguments": arguments}
         return await self._task(task_id, path, body, unless=is_final, seconds=TOOL_SECONDS)
 
     async def tool_outcome(self, task_id: str, call_id: str) -> dict[str, Any]:
-        """Return an earlier call, waiting a while for a running one."""
+        """Return an earlier tool call. Wait up to 50 s if the call is still running."""
         path = f"/tasks/{task_id}/tools/calls/{urllib.parse.quote(call_id, safe='')}"
         options: dict[str, Any] = {"query": {"wait": OUTCOME_SECONDS}, "seconds": OUTCOME_SECONDS + POLL_SLACK_SECONDS}
         return await retry(lambda: self.call("GET", path, **options), unless=is_final)
@@ -268,7 +283,7 @@ class Client:
 
 
 def _is_direct(url: str) -> bool:
-    """Whether the environment names no proxy for the URL. A transport of our own would bypass one."""
+    """Return whether the environment defines no proxy for the URL. A custom transport would bypass a proxy."""
     parts = urllib.parse.urlsplit(url)
     host, proxies = parts.hostname or "", urllib.request.getproxies()
     if host in ("localhost", "::1") or host.startswith("127.") or not {parts.scheme, "all"} & proxies.keys():
@@ -277,7 +292,7 @@ def _is_direct(url: str) -> bool:
 
 
 def _object(response: httpx2.Response) -> dict[str, Any] | None:
-    """The body if it is a JSON object; the API returns nothing else."""
+    """Return the body if it is a JSON object, or None. The API only returns JSON objects."""
     try:
         return msgspec.json.decode(response.content, type=dict[str, Any])
     except msgspec.DecodeError:

@@ -134,7 +134,7 @@ def _folder(name: str) -> Path:
 
 
 def _run(options: Options, folder: Folder, *, until_stdin_closes: bool) -> None:
-    """Run the worker until it is drained, and exit with a status if it cannot run."""
+    """Run the worker until it is drained. Exit with status 1 or 3 if the worker cannot run."""
     import asyncio
     import logging
 
@@ -179,7 +179,7 @@ async def _serve(worker: ReferenceWorker, *, until_stdin_closes: bool) -> None:
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # ignored under nohup
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup sets SIGHUP to be ignored
             loop.add_signal_handler(number, stop)
     if until_stdin_closes:
         loop.add_reader(0, watch_parent)

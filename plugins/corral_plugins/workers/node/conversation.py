@@ -1,6 +1,6 @@
-"""The conversation of an attempt: how it begins, how it is resumed, and its state between two steps.
+"""The conversation of an attempt: its first messages, its messages after a resume, and its state between two steps.
 
-Messages have OpenAI's format. Data is quoted, and never given as instructions.
+Messages have the format of OpenAI. Data is quoted and never presented to the model as instructions.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ SCHEMA = "Answer with one JSON value that matches this JSON Schema, and with not
 FINISH = "Most of the budget for this task is used. Finish now with what you have."
 
 TOOL_TEXT_LIMIT = 64 * 1024
-CALL_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")  # the API accepts them, and paths need no escapes for them
-GENERATED_ID = "pyd_ai_"  # the model layer's ids for calls that had none: random, so a repeat would not have the same
+CALL_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")  # ids that the API accepts and that need no escapes in paths
+GENERATED_ID = "pyd_ai_"  # prefix of the random ids that the model layer creates; a repeated reply would get other ids
 
 Message = dict[str, Any]
 
 
 def initial_messages(claim: Mapping[str, Any]) -> list[Message]:
-    """The first messages: the system prompt, context and input as data, and the instructions."""
+    """Return the first messages: the system prompt, the context and input as data, and the instructions."""
     task, agent = claim["task"], claim["agent"]
     system = [agent.get("system_prompt") or "You are an agent that does tasks."]
     if task.get("output_schema"):
@@ -51,7 +51,10 @@ def _instructions(task: Mapping[str, Any]) -> str:
 
 
 def resume_messages(resume: Mapping[str, Any]) -> list[Message]:
-    """The message with the decision, input or review for which the task waited; empty if there is none."""
+    """Return the message with the decision, input or review that the task waited for.
+
+    Return an empty list if there is none.
+    """
     parts = [
         quote(name, resume[name])
         for name in ("decision", "input", "input_expired", "review")
@@ -61,19 +64,19 @@ def resume_messages(resume: Mapping[str, Any]) -> list[Message]:
 
 
 def quote(name: str, value: Any) -> str:
-    """Put a JSON value between tags that its content cannot close."""
+    """Return a JSON value between tags. The value is escaped so that its content cannot close the tags."""
     text = json.dumps(value, ensure_ascii=False, sort_keys=True).replace("<", "\\u003c")
     return f"<{name}>\n{text}\n</{name}>"
 
 
 def tool_message(call_id: str, value: Any) -> Message:
-    """The message with the result of a tool call."""
+    """Return the message with the result of a tool call, truncated to 64 Ki characters."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
     return {"role": "tool", "tool_call_id": call_id, "content": text[:TOOL_TEXT_LIMIT]}
 
 
 def tool_content(call: Mapping[str, Any]) -> Any:
-    """The content of an ended call for the model: its result, or the reason why there is none."""
+    """Return the content of an ended tool call for the model: the result, or the error if there is no result."""
     if call.get("error") is not None:
         return {"error": call["error"]}
     if call.get("status") in ("denied", "expired"):
@@ -82,7 +85,10 @@ def tool_content(call: Mapping[str, Any]) -> Any:
 
 
 def assign_call_ids(message: Message, earlier: Iterable[Message], step: int) -> None:
-    """Replace missing, invalid and repeated call ids by ids made from the step, so that each call runs once."""
+    """Replace missing, invalid and repeated call ids in a message, so that each call runs exactly once.
+
+    The new ids are derived from the step and the position of the call.
+    """
     used = {call["id"] for before in earlier for call in before.get("tool_calls") or ()}
     for place, call in enumerate(message.get("tool_calls") or ()):
         call_id = call["id"] or ""
@@ -92,7 +98,7 @@ def assign_call_ids(message: Message, earlier: Iterable[Message], step: int) -> 
 
 
 def open_calls(messages: list[Message]) -> list[Message]:
-    """The tool calls of the last assistant message that have no result yet, in order."""
+    """Return the tool calls of the last assistant message that do not yet have a result, in order."""
     answered: set[str] = set()
     for message in reversed(messages):
         if message["role"] == "tool":
@@ -103,7 +109,7 @@ def open_calls(messages: list[Message]) -> list[Message]:
 
 
 def repair_message(problems: Iterable[str]) -> Message:
-    """The message that requests the answer again and lists its problems."""
+    """Return the message that lists the problems of an answer and requests the answer again."""
     found = "\n".join(f"- {problem}" for problem in problems)
     return {
         "role": "user",
@@ -112,13 +118,19 @@ def repair_message(problems: Iterable[str]) -> Message:
 
 
 def signature(calls: Iterable[Mapping[str, Any]]) -> str | None:
-    """A hash of tool names and arguments, by which the server detects loops. None without calls."""
+    """Return a hash of the tool names and arguments of calls, or None if there are no calls.
+
+    The server detects loops by this hash.
+    """
     pairs = [[call["function"]["name"], call["function"]["arguments"]] for call in calls]
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest() if pairs else None
 
 
 def parse_json(text: str) -> Any:
-    """Parse an answer as strictly as the server does, also inside a code fence. Raises `ValueError`."""
+    """Parse a JSON text as strictly as the server does. The text may be inside a code fence.
+
+    Raise `ValueError` if the text is not valid JSON.
+    """
     bare = text.strip()
     if bare.startswith("```") and bare.endswith("```") and "\n" in bare:
         bare = bare[bare.index("\n") : -3]
@@ -146,7 +158,7 @@ class _Message(msgspec.Struct):
 
 
 class _Checkpoint(msgspec.Struct):
-    """The checkpoint format, used to validate checkpoints. Unknown members, as of other releases, are ignored."""
+    """The format of checkpoints, used for validation. Unknown members, for example of other releases, are ignored."""
 
     step: int = 0
     repairs: int = 0
@@ -157,11 +169,11 @@ class _Checkpoint(msgspec.Struct):
 
 
 class AttemptState:
-    """The contents of a checkpoint.
+    """The state of an attempt, which is stored in checkpoints.
 
-    `step`: the last model step. `repairs`: how often the answer was requested again. `warned`: whether the model knows
-    of the budget warning. `running`: the id of the call to a tool on this machine that had begun. `permits`: by call
-    id, the permits that a person approved. `invalid`: why the checkpoint cannot be read, or None.
+    `step`: the number of the last model step. `repairs`: how often the answer was requested again. `warned`: whether
+    the model was notified of the budget warning. `running`: the id of the call whose tool was started on this machine.
+    `permits`: the permits that a person approved, by call id. `invalid`: why the checkpoint cannot be read, or None.
     """
 
     def __init__(self, claim: Mapping[str, Any]) -> None:
@@ -187,7 +199,7 @@ class AttemptState:
             self.messages += resume_messages(resume)
 
     def checkpoint(self) -> dict[str, Any]:
-        """The state to store in a checkpoint."""
+        """Return the state to store in a checkpoint."""
         return {
             "step": self.step,
             "messages": self.messages,

@@ -1,4 +1,4 @@
-"""Facts about this machine and its usage. Values that the system does not provide are left out."""
+"""Data about this machine and its usage. Values that the operating system does not provide are omitted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def facts() -> dict[str, Any]:
-    """The machine's facts for registration."""
+    """Return the data about this machine that the worker sends at registration."""
     found: dict[str, Any] = {
         "hostname": socket.gethostname()[:255],
         "cpu_cores": os.cpu_count(),
@@ -24,7 +24,10 @@ def facts() -> dict[str, Any]:
 
 
 def usage(folder: str) -> dict[str, float]:
-    """Percentages for heartbeats: processor (load by cores), memory, and the disk that holds `folder`."""
+    """Return the usage for heartbeats, in percent.
+
+    The values are the processor (load average divided by cores), the memory, and the disk that contains `folder`.
+    """
     percents: dict[str, float] = {"cpu_usage_percent": 100 * os.getloadavg()[0] / (os.cpu_count() or 1)}
     memory = _memory()
     if memory.get("MemTotal") and "MemAvailable" in memory:
@@ -36,7 +39,7 @@ def usage(folder: str) -> dict[str, float]:
 
 
 def _memory() -> dict[str, int]:
-    """The contents of /proc/meminfo in KiB; empty where the system has none."""
+    """Return the values of /proc/meminfo in KiB, or an empty dictionary if the system has no such file."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             pairs = (line.split(":") for line in file)

@@ -1,4 +1,7 @@
-"""The worker's identity: its token and fingerprint, stored in a folder of its own (0700, files 0600)."""
+"""The identity of a worker: its token and fingerprint.
+
+The identity is stored in the folder of the worker. The folder has mode 0700, and its files have mode 0600.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ import msgspec
 
 
 class Identity(msgspec.Struct, kw_only=True):
-    """The result of a registration, with the intervals that the server asked for."""
+    """The result of a registration, with the heartbeat interval and the lease duration that the server requested."""
 
     url: str
     worker_id: str
@@ -25,15 +28,18 @@ class Identity(msgspec.Struct, kw_only=True):
 
 
 class InUse(Exception):
-    """Another worker is using the folder."""
+    """The error for a folder that another worker is using."""
 
 
 class Unusable(Exception):
-    """The folder cannot be created or written."""
+    """The error for a folder that cannot be created or written."""
 
 
 class TokenLosses:
-    """Recognizes another worker with the same fingerprint: each revokes the other's token when it registers."""
+    """The detection of another worker with the same fingerprint.
+
+    Two such workers revoke each other's token whenever they register.
+    """
 
     TIMES, SECONDS = 3, 300.0
 
@@ -41,20 +47,23 @@ class TokenLosses:
         self._times: deque[float] = deque(maxlen=self.TIMES)
 
     def note(self) -> bool:
-        """Note a lost token. Returns whether the losses are so frequent that another worker must cause them."""
+        """Record a revoked token. Return whether three tokens were revoked within 300 s.
+
+        So many losses in this time are caused by another worker.
+        """
         self._times.append(time.monotonic())
         return len(self._times) == self.TIMES and self._times[-1] - self._times[0] < self.SECONDS
 
 
 class Folder:
-    """The folder with the worker's identity: files `fingerprint`, `identity.json` and `lock`."""
+    """The folder with the identity of the worker: the files `fingerprint`, `identity.json` and `lock`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Create and lock the folder. Raises `InUse` and `Unusable`."""
+        """Create the folder and lock it while the context is active. Raise `InUse` or `Unusable`."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = (self.path / "lock").open("w")
@@ -68,7 +77,7 @@ class Folder:
             yield
 
     def fingerprint(self) -> str:
-        """Return the random fingerprint by which the server recognizes this worker; created on first use."""
+        """Return the random fingerprint by which the server recognizes this worker. Create it on first use."""
         path = self.path / "fingerprint"
         with contextlib.suppress(OSError):
             if stored := path.read_text(encoding="ascii").strip():
@@ -78,7 +87,10 @@ class Folder:
         return created
 
     def load(self, url: str) -> Identity | None:
-        """Load the identity for a server. None: not registered there, or the file is damaged."""
+        """Return the stored identity for a server.
+
+        Return None if the worker is not registered with this server, or if the file is damaged.
+        """
         try:
             identity = msgspec.json.decode((self.path / "identity.json").read_bytes(), type=Identity)
         except (OSError, msgspec.DecodeError):
@@ -86,11 +98,11 @@ class Folder:
         return identity if identity.url == url else None
 
     def store(self, identity: Identity) -> None:
-        """Store an identity, atomically."""
+        """Store an identity atomically. Raise `Unusable` if the folder cannot be written."""
         self._write("identity.json", msgspec.json.encode(identity))
 
     def _write(self, name: str, data: bytes) -> None:
-        temporary = self.path / f".{name}.new"  # overwritten if a crash left it behind
+        temporary = self.path / f".{name}.new"  # a file that a crash left behind is overwritten
         try:
             with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                 file.write(data)

@@ -1,4 +1,4 @@
-"""One lease: its start, its process, its deadline, and the report at its end."""
+"""One lease of the worker: the start of the task, its process, the deadline, and the final report."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ REPORT_TRIES = 5
 
 
 class Lease:
-    """A claimed task. `deadline` is monotonic, and counted from when the request that renewed the lease was *sent*.
+    """A claimed task with its lease.
 
-    Failed calls change nothing: the process runs until the deadline; then it is killed and nothing is reported.
+    `deadline`: the monotonic time at which the lease expires, counted from the moment at which the request that renewed
+    the lease was *sent*. Failed calls do not change the deadline. At the deadline, the process is killed and nothing is
+    reported.
     """
 
     def __init__(self, client: Client, claim: Mapping[str, Any], *, sent: float, seconds: float) -> None:
@@ -34,17 +36,21 @@ class Lease:
         self._drain_until: float | None = None
         self._process: TaskProcess | None = None
 
-    # -- requests of the server and the operator
+    # -- requests from the server and the operator
 
     def renew(self, sent: float, seconds: float | None = None) -> None:
-        """Renew the lease by the reply to a request sent at `sent`. `seconds`: its new duration, if the reply says."""
+        """Renew the lease after the response to a request.
+
+        `sent`: the monotonic time at which the request was sent. `seconds`: the new duration of the lease, or None if
+        the response does not contain one.
+        """
         if seconds is None:
             self.deadline = max(self.deadline, sent + self.seconds)
-        else:  # the setting may have become shorter
+        else:  # the duration may be shorter than before
             self.seconds, self.deadline = seconds, sent + seconds
 
     def apply(self, state: str) -> None:
-        """Act on a state of the protocol: ok | lost | cancel_requested | budget_warning."""
+        """Apply a lease state of the protocol: ok | lost | cancel_requested | budget_warning."""
         if state == "budget_warning" and self._process is not None:
             self._process.send("budget")
         elif state in ("lost", "cancel_requested"):
@@ -53,7 +59,10 @@ class Lease:
             self._changed.set()
 
     def drain(self, seconds: float) -> None:
-        """Let the process finish its model call, store a checkpoint and release the task, within `seconds`."""
+        """Ask the process to finish its model call, store a checkpoint and release the task.
+
+        `seconds`: the time after which the process is killed and the worker releases the task.
+        """
         self._drain_until = time.monotonic() + seconds
         if self._process is not None:
             self._process.send("drain")
@@ -62,7 +71,7 @@ class Lease:
     # -- running
 
     async def run(self, processes: TaskProcesses) -> None:
-        """Run the task and report how it ended. Only `NoProcess` is raised; other failures end this lease alone."""
+        """Run the task and report its outcome. Raise `NoProcess`; any other failure ends only this lease."""
         try:
             sent = time.monotonic()
             started = await self._client.start(self.task_id, self.lease_id)
@@ -107,7 +116,7 @@ class Lease:
             exited.cancel()
 
     async def _wait(self, exited: asyncio.Future[Any]) -> None:
-        """Wait until the process exits, something changes, or the deadline passes."""
+        """Wait until the process exits, a request arrives, or the deadline or drain time passes."""
         changed: asyncio.Future[Any] = asyncio.ensure_future(self._changed.wait())
         ends = min(self.deadline, self._drain_until or self.deadline)
         try:
@@ -117,14 +126,14 @@ class Lease:
             changed.cancel()
 
     async def _exited(self, status: int) -> None:
-        """Report the end of the process, unless the process has done so."""
+        """Report the exit of the process, unless the process itself has reported the outcome."""
         if status == REPORTED:
             log.info("task %s: the attempt has ended", self.task_id)
         elif status == LOST or self._lost:
             log.warning("task %s: the lease is lost; the work is discarded", self.task_id)
         elif status == CANCELLED or self._cancelled:
             await self._acknowledge()
-        elif self._drain_until is not None:  # the signal that stops the worker may reach its processes as well
+        elif self._drain_until is not None:  # the signal that stops the worker may also reach its processes
             await self._release("the worker is stopping")
         else:
             cause = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
@@ -145,7 +154,7 @@ class Lease:
         await self._report(self._client.release(self.task_id, reason, lease=self.lease_id, tries=REPORT_TRIES))
 
     async def _report(self, call: Any) -> None:
-        """Send a report, until the deadline at most; after that the server has ended the lease by itself."""
+        """Send a report, with retries until the deadline at most. The server ends the lease itself at the deadline."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, self.deadline - time.monotonic())):
                 try:

@@ -1,7 +1,8 @@
-"""The agent's model: one streamed request through the server's gateway, on pydantic-ai's model layer.
+"""The model of an agent, which is called through the LLM gateway of the server with the model layer of pydantic-ai.
 
-The loop and its checkpoints use OpenAI's message format, which this module converts. The gateway takes that format, and
-workers in other languages write it; pydantic-ai's own messages would be a second format that only this worker reads.
+The agent loop and its checkpoints use the message format of OpenAI, which this module converts for pydantic-ai. The
+gateway accepts the format of OpenAI, and workers in other languages write it. The format of pydantic-ai would be a
+second format that only this worker can read.
 
 Importing this module takes more than a second, so only task processes and their fork server import it.
 """
@@ -41,9 +42,9 @@ from pydantic_ai.tools import ToolDefinition
 from corral_plugins.workers.node.client import ApiError, Client, ResponseCut, Unreachable, refusal
 from corral_plugins.workers.node.conversation import Message
 
-READ_SECONDS, CONNECT_SECONDS = 3700.0, 10.0  # longer than the server lets a call run
-NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)  # the request never left
-# Statuses for errors that arrive inside a stream; any other code is a failure of the provider.
+READ_SECONDS, CONNECT_SECONDS = 3700.0, 10.0  # longer than the time limit of the server
+NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)  # the request was never sent
+# HTTP statuses for the codes of errors inside a stream. Any other code means a failure of the provider.
 STREAM_STATUS = {
     "budget_exceeded": 402,
     "lease_lost": 409,
@@ -56,8 +57,9 @@ STREAM_STATUS = {
     "shutting_down": 503,
     "upstream_timeout": 504,
 }
-# The gateway is not OpenAI: schemas are sent unchanged, and the token limit in the field that every server knows. The
-# rest of the provider's profile applies: control tokens of chat templates inside data are not sent as such.
+# The gateway is not OpenAI. Therefore schemas are sent unchanged, and the token limit is sent in the field that every
+# server knows. The other values of the provider's profile apply: control tokens of chat templates inside data are not
+# sent as control tokens.
 PROFILE = OpenAIModelProfile(
     json_schema_transformer=None,
     openai_supports_strict_tool_definition=False,
@@ -67,7 +69,7 @@ PROFILE = OpenAIModelProfile(
 
 
 class ModelCall(msgspec.Struct, frozen=True, kw_only=True):
-    """One request: the conversation, and the tools under the names that models accept."""
+    """One request to the model: the conversation, and the tools with names that models accept."""
 
     messages: Sequence[Message]
     tools: Sequence[Mapping[str, Any]] = ()
@@ -76,7 +78,7 @@ class ModelCall(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelReply(msgspec.Struct, frozen=True, kw_only=True):
-    """One reply: the assistant message, the model that wrote it, and the tokens used."""
+    """One reply of the model: the assistant message, the name of the model, and the number of tokens."""
 
     message: Message
     model: str
@@ -85,7 +87,10 @@ class ModelReply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Model:
-    """The model `agent` of the gateway, which is the model of the claim's agent. `gateway_url` may be a path."""
+    """The model `agent` of the gateway, which stands for the model of the agent in the claim.
+
+    `gateway_url`: a URL, or a path on the server.
+    """
 
     def __init__(self, client: Client, gateway_url: str) -> None:
         url = f"{client.url}{gateway_url}" if gateway_url.startswith("/") else gateway_url
@@ -94,9 +99,11 @@ class Model:
         self._model = OpenAIChatModel("agent", provider=provider, profile=PROFILE)
 
     async def ask(self, request: ModelCall, key: str, on_text: Callable[[str], None]) -> ModelReply:
-        """Send one request under an idempotency key. `on_text` gets the text as it arrives, and may raise to stop.
+        """Send one request with an idempotency key and return the reply.
 
-        Raises `ApiError` and `Unreachable` as the client does, and `ResponseCut` for an incomplete exchange.
+        `on_text`: a function that receives the text in parts as they arrive. The function may raise an exception to
+        stop the request. Raise `ApiError` and `Unreachable` as the client does, and `ResponseCut` for an incomplete
+        response.
         """
         settings = ModelSettings(
             extra_headers={"Idempotency-Key": key}, timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
@@ -144,7 +151,7 @@ class Model:
 
 
 def _problem(error: ModelAPIError) -> ApiError | Unreachable:
-    """Convert an exception of the SDK into the one that the client would have raised."""
+    """Convert an exception of the SDK into the exception that `Client` raises for the same failure."""
     cause = error.__cause__
     if isinstance(error, ModelHTTPError) and isinstance(cause, APIStatusError):
         return refusal(cause.response)
@@ -157,7 +164,7 @@ def _problem(error: ModelAPIError) -> ApiError | Unreachable:
 
 
 def to_model(messages: Iterable[Message]) -> list[ModelMessage]:
-    """Convert OpenAI's messages into pydantic-ai's."""
+    """Convert messages from the format of OpenAI into the format of pydantic-ai."""
     return [_response(message) if message["role"] == "assistant" else _request(message) for message in messages]
 
 
@@ -165,7 +172,7 @@ def _request(message: Message) -> ModelRequest:
     text = str(message["content"] or "")
     if message["role"] == "system":
         return ModelRequest(parts=[SystemPromptPart(content=text)])
-    if message["role"] == "tool":  # only the id of the call is sent, not the tool's name
+    if message["role"] == "tool":  # only the id of the call is sent, not the name of the tool
         return ModelRequest(parts=[ToolReturnPart(tool_name="", content=text, tool_call_id=message["tool_call_id"])])
     return ModelRequest(parts=[UserPromptPart(content=text)])
 
@@ -182,7 +189,7 @@ def _response(message: Message) -> ModelResponse:
 
 
 def from_model(response: ModelResponse) -> Message:
-    """Convert a reply into an assistant message. The model's thinking is dropped."""
+    """Convert a reply into an assistant message. The reasoning parts of the reply are dropped."""
     text = "".join(part.content for part in response.parts if isinstance(part, TextPart))
     calls = [
         {
@@ -203,7 +210,7 @@ def from_model(response: ModelResponse) -> Message:
 
 
 def definitions(tools: Sequence[Mapping[str, Any]]) -> list[ToolDefinition]:
-    """Convert the tools of a claim, which must have names that models accept."""
+    """Convert tools into the tool definitions of pydantic-ai. The tools must have names that models accept."""
     return [
         ToolDefinition(
             name=tool["name"],
@@ -215,7 +222,7 @@ def definitions(tools: Sequence[Mapping[str, Any]]) -> list[ToolDefinition]:
 
 
 def warm() -> None:
-    """Send a request to a fake gateway, so that forked processes have loaded everything that a request needs."""
+    """Send a request to a fake gateway, so that every module that a request needs is loaded before the fork."""
 
     def answer(request: httpx2.Request) -> httpx2.Response:
         return httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=_SAMPLE)

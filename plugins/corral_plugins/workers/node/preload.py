@@ -1,4 +1,4 @@
-"""Imported by the fork server of task processes: the agent loop with everything that its first step needs."""
+"""The modules that the fork server of task processes preloads: the agent loop and all modules of its first step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""One supervised process for each task, forked from a server that has the agent loop loaded (5 ms, not 1.5 s)."""
+"""The processes in which tasks run, one supervised process for each task.
+
+The processes are forked from a fork server that has already imported the agent loop. A start therefore takes 5 ms
+instead of 1.5 s.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +26,19 @@ from corral_plugins.workers.node.client import Client
 
 PRELOAD = [__name__, "corral_plugins.workers.node.preload", "jsonschema"]
 TERM_SECONDS = 3.0
-SOCKET_FOLDER = "pymp-"  # the prefix that multiprocessing uses
-MAX_FOLDER_LENGTH, SHORT_FOLDER = 60, "/tmp"  # noqa: S108  (multiprocessing creates a folder of its own in it)
+SOCKET_FOLDER = "pymp-"  # the prefix of folders that multiprocessing creates
+MAX_FOLDER_LENGTH, SHORT_FOLDER = 60, "/tmp"  # noqa: S108  (multiprocessing creates its own folder there)
 
-# Exit statuses of a task's process. Any other status is a crash.
+# Exit statuses of a task process. Any other status means a crash.
 REPORTED, LOST, CANCELLED = 0, 10, 11
 
 
 class TaskContext(msgspec.Struct, frozen=True, kw_only=True):
-    """The server's address, the tools of this machine that agents may use, and the folder with the workspaces."""
+    """The settings that all task processes share.
+
+    `url`: the URL of the server. `allowed`: the tools that agents may use on this machine. `workspaces`: the folder
+    that contains the workspaces.
+    """
 
     url: str
     allowed: tuple[str, ...]
@@ -38,14 +46,18 @@ class TaskContext(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NoProcess(Exception):
-    """No process could be started, so this worker can run no more tasks."""
+    """The error for a process that could not be started. The worker can run no more tasks."""
 
 
-# -- inside the process
+# -- inside the task process
 
 
 def main(context: TaskContext, claim: Mapping[str, Any], inbox: Any) -> None:
-    """Run a claim. `inbox` delivers the worker's controls (`agent_loop.Control`) and closes when the worker dies."""
+    """Run the task of a claim. This is the main function of a task process.
+
+    `inbox`: the pipe that delivers controls (`agent_loop.Control`) from the worker. The pipe closes when the worker
+    exits.
+    """
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -53,7 +65,7 @@ def main(context: TaskContext, claim: Mapping[str, Any], inbox: Any) -> None:
     threading.Thread(target=_receive, args=(inbox, controls), daemon=True).start()
     try:
         status = asyncio.run(_run(context, claim, controls))
-    except asyncio.CancelledError:  # TERM: cleaned up, now end by the signal as if it had not been handled
+    except asyncio.CancelledError:  # after the cleanup, exit by the signal as if SIGTERM had no handler
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)
         raise
@@ -61,11 +73,11 @@ def main(context: TaskContext, claim: Mapping[str, Any], inbox: Any) -> None:
 
 
 def do_nothing() -> None:
-    """The body of a process that only shows, by ending, that the fork server has loaded its modules."""
+    """Do nothing. The exit of a process with this main function shows that the fork server has loaded its modules."""
 
 
 def _receive(inbox: Any, controls: set[str]) -> None:
-    """Receive controls until the worker dies, then kill every process of this task."""
+    """Receive controls until the worker exits, then kill the process group of this task."""
     while True:
         try:
             controls.add(inbox.recv())
@@ -88,11 +100,14 @@ async def _run(context: TaskContext, claim: Mapping[str, Any], controls: set[str
         await client.close()
 
 
-# -- in the worker
+# -- inside the worker process
 
 
 class TaskProcess:
-    """A task's process and its group. Once `exited` is set, `status` is the exit status (negative: a signal)."""
+    """The process of a task, with its process group.
+
+    Once `exited` is set, `status` contains the exit status. A negative status is the number of a signal.
+    """
 
     def __init__(self, process: Any, outbox: Any) -> None:
         self._process, self._outbox = process, outbox
@@ -104,11 +119,11 @@ class TaskProcess:
     def send(self, control: str) -> None:
         """Send a control (`agent_loop.Control`) to the process."""
         if self.status is None:
-            with contextlib.suppress(OSError):  # the process is about to end; `exited` follows
+            with contextlib.suppress(OSError):  # the process is about to exit; `exited` is set afterwards
                 self._outbox.send(control)
 
     async def terminate(self) -> None:
-        """Send TERM, wait three seconds, then KILL. Returns when the process has ended."""
+        """Send SIGTERM, wait up to three seconds, then send SIGKILL. Return when the process has exited."""
         self._signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(TERM_SECONDS):
@@ -126,7 +141,7 @@ class TaskProcess:
             return
         try:
             os.killpg(self._process.pid, number)
-        except ProcessLookupError:  # the process has not made its group yet
+        except ProcessLookupError:  # the process has not created its group yet
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, number)
 
@@ -140,7 +155,10 @@ class TaskProcess:
 
 
 class TaskProcesses:
-    """Starts a process for each claim. `folder` is the worker's own; no other worker uses it at the same time."""
+    """The service that starts a process for each claim.
+
+    `folder`: the folder of the worker. No other worker uses the folder at the same time.
+    """
 
     def __init__(self, context: TaskContext, folder: Path) -> None:
         self._context = context
@@ -151,7 +169,7 @@ class TaskProcesses:
         self._starting = asyncio.Lock()
 
     async def warm(self) -> None:
-        """Start the fork server and wait until it has loaded its modules. Raises `NoProcess`."""
+        """Start the fork server and wait until it has loaded its modules. Raise `NoProcess` if the start fails."""
         async with self._starting:
             with _no_process():
                 first = self._multiprocessing.Process(target=do_nothing, daemon=True)
@@ -159,7 +177,7 @@ class TaskProcesses:
             await asyncio.to_thread(first.join)
 
     async def start(self, claim: Mapping[str, Any]) -> TaskProcess:
-        """Start a process for a claim. Raises `NoProcess`."""
+        """Start a process for a claim. Raise `NoProcess` if the start fails."""
         async with self._starting:
             with _no_process():
                 inbox, outbox = self._multiprocessing.Pipe(duplex=False)
@@ -171,7 +189,7 @@ class TaskProcesses:
         return started
 
     def kill_all(self) -> None:
-        """Kill every process at once."""
+        """Kill all task processes immediately."""
         for process in self._processes:
             process.kill()
 
@@ -185,9 +203,9 @@ def _no_process() -> Iterator[None]:
 
 
 def _place_socket(folder: Path) -> None:
-    """Put the fork server's socket into `folder`, or into a temporary folder if the path would be too long.
+    """Place the socket of the fork server in `folder`, or in a temporary folder if the path would be too long.
 
-    Also removes the sockets that a killed worker left in `folder`.
+    Remove the sockets that a killed worker left behind in `folder`.
     """
     for left in folder.glob(f"{SOCKET_FOLDER}*"):
         shutil.rmtree(left, ignore_errors=True)
@@ -195,6 +213,6 @@ def _place_socket(folder: Path) -> None:
     places = [str(folder), tempfile.gettempdir()]
     tempfile.tempdir = next((place for place in places if len(place) <= MAX_FOLDER_LENGTH), SHORT_FOLDER)
     try:
-        multiprocessing.util.get_temp_dir()  # created once per process and remembered
+        multiprocessing.util.get_temp_dir()  # multiprocessing creates this folder once per process
     finally:
         tempfile.tempdir = usual

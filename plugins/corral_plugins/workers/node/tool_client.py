@@ -1,7 +1,8 @@
-"""Tool calls of the model: each is sent to the server, which runs it, permits this worker to run it, or denies it.
+"""The tool calls of the model.
 
-Before a tool that is not idempotent runs here, a checkpoint says so. An attempt that resumes from such a checkpoint
-does not run the tool again, but tells the model that the outcome is unknown.
+Each call is sent to the server. The server runs the tool, permits this worker to run the tool, or denies the call.
+Before this worker runs a tool that is not idempotent, it stores a checkpoint that records the call. An attempt that
+resumes from such a checkpoint does not run the tool again, but reports to the model that the outcome is unknown.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ UNKNOWN = {
 
 
 class Waiting(Exception):
-    """The task waits for a person; its lease has been released."""
+    """The exception that ends the attempt because the task waits for a person. The lease has been released."""
 
 
 class ToolClient:
-    """Calls the tools of one attempt. `allowed`: the tools of this machine that agents may use."""
+    """The client for the tool calls of one attempt. `allowed`: the tools that agents may use on this machine."""
 
     def __init__(
         self,
@@ -46,12 +47,12 @@ class ToolClient:
         self._names = {_model_name(tool["name"]): tool["name"] for tool in offered}
         self._local = {name: TOOLS[name] for name in allowed} if workspaces is not None else {}
         self.definitions = [_definition(tool) for tool in offered]
-        """The tools for the model, under names that it accepts."""
+        """The tools for the model, with names that models accept."""
 
     async def call(self, call: Mapping[str, Any]) -> Message:
-        """Make a call and return its result for the model, which may be an error.
+        """Make a tool call and return the message with the result or error for the model.
 
-        Raises `LeaseLost`, `Waiting`, and `ApiError` if the task should be released.
+        Raise `LeaseLost`, `Waiting`, or `ApiError` if the task should be released.
         """
         name = self._names.get(call["function"]["name"], call["function"]["name"])
         try:
@@ -70,7 +71,7 @@ class ToolClient:
             return tool_message(call["id"], {"error": " ".join([f"{name}: {error.detail}", *faults])})
 
     async def _ask(self, name: str, call_id: str, arguments: Any) -> Mapping[str, Any]:
-        """Send the call to the server. If an earlier attempt left it running, wait for its outcome."""
+        """Send the call to the server. If the call of an earlier attempt is still running, wait for its outcome."""
         try:
             return await self._client.tool(self._task_id, name, call_id, arguments)
         except ApiError as error:
@@ -82,25 +83,25 @@ class ToolClient:
                 return reply
 
     async def _handle(self, name: str, call_id: str, arguments: Any, reply: Mapping[str, Any]) -> Message:
-        if reply.get("status") == "running":  # the tool waits for a person; the next claim has its result
+        if reply.get("status") == "running":  # the tool waits for a person; the next claim contains the result
             raise Waiting
         if reply.get("status") == "pending_approval":
             checkpoint = {"step": self._state.step, "state": self._state.checkpoint()}
             await self._client.wait(self._task_id, {"approval_id": reply["approval_id"], "checkpoint": checkpoint})
             raise Waiting
         if reply.get("permit"):
-            approved = reply.get("arguments")  # the person who approved it may have changed them
+            approved = reply.get("arguments")  # the person who approved the call may have changed the arguments
             return await self._permitted(name, call_id, arguments if approved is None else approved, reply["permit"])
         return tool_message(call_id, tool_content(reply))
 
     async def _permitted(self, name: str, call_id: str, arguments: Any, permit: str) -> Message:
-        """Run a tool here and report its outcome."""
+        """Run a permitted tool on this machine and report the outcome to the server."""
         began = time.monotonic()
         outcome = await self._run(name, call_id, arguments)
         outcome["duration_ms"] = round((time.monotonic() - began) * 1000)
         try:
             await self._client.tool_result(self._task_id, call_id, {"permit": permit, **outcome})
-        except ApiError as error:  # too late for the record, but the tool has run
+        except ApiError as error:  # the server stores no result, but the tool has run
             if error.is_lease_lost:
                 raise
         self._state.running = None
@@ -118,7 +119,10 @@ class ToolClient:
             return {"error": {"type": "failed", "message": str(error)}}
 
     async def _begin(self, tool: type[BuiltinTool], call_id: str) -> bool:
-        """Record in a checkpoint that the tool begins. False: it began before, and must not run twice."""
+        """Record the start of a tool in a checkpoint, unless the tool is idempotent.
+
+        Return False if an earlier attempt already started the tool, which must not run twice.
+        """
         if tool.idempotent:
             return True
         if self._state.running == call_id:
@@ -129,7 +133,10 @@ class ToolClient:
 
 
 def _model_name(name: str) -> str:
-    """The tool's name for the model. Models accept at most 64 letters, digits, `_` and `-`; tool names have dots."""
+    """Return the name of a tool for the model.
+
+    Models accept names of at most 64 letters, digits, `_` and `-`, but names of tools contain dots.
+    """
     plain = name.replace(".", "__")
     if len(plain) <= NAME_LIMIT:
         return plain

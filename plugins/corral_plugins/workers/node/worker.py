@@ -1,4 +1,8 @@
-"""The worker: registers, claims tasks, renews their leases, receives signals, and releases its tasks when it stops."""
+"""The reference worker.
+
+The worker registers, claims tasks, renews their leases and receives signals. When the worker stops, it releases its
+tasks.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +32,14 @@ UNKNOWN_REASON_SECONDS = 5.0
 
 
 class Refused(Exception):
-    """The server refuses this worker, and repeating the call will not help."""
+    """The error for a worker that the server permanently refuses. Repeating the call does not help."""
 
 
 class Options(msgspec.Struct, kw_only=True):
-    """The options of the command. `key`: a registration key or a member's token, for registration. `allow`: tools of
-    this machine that agents may use.
+    """The options of the command `corral worker`.
+
+    `key`: a registration key or the token of a member, for registration. `allow`: the tools that agents may use on this
+    machine.
     """
 
     url: str
@@ -46,7 +52,7 @@ class Options(msgspec.Struct, kw_only=True):
 
 
 class ReferenceWorker:
-    """One worker. `drain` may be called at any time, on the event loop; `run` then returns."""
+    """One worker. `drain` may be called at any time on the event loop; `run` then returns."""
 
     def __init__(self, options: Options, folder: Folder) -> None:
         self._options, self._folder = options, folder
@@ -54,7 +60,7 @@ class ReferenceWorker:
         self._processes = TaskProcesses(context, folder.path)
         self._no_process: NoProcess | None = None
         self._offer: Mapping[str, Any] = {"tools": tool_offers(options.allow)}
-        self._unsent_offer = self._offer  # sent once more: the options may have changed since the registration
+        self._unsent_offer = self._offer  # sent with the first heartbeat: the options may have changed
         self._identity: Identity
         self._client: Client
         self._leases: dict[str, Lease] = {}
@@ -69,7 +75,11 @@ class ReferenceWorker:
     # -- running
 
     async def run(self) -> None:
-        """Run until drained. Raises `Refused`, and after releasing its tasks `NoProcess`."""
+        """Run until the worker is drained.
+
+        Raise `Refused` if the server refuses the worker. Raise `NoProcess`, after releasing the tasks, if no process
+        can be started.
+        """
         warming = asyncio.create_task(self._processes.warm())
         draining = asyncio.create_task(self._draining.wait())
         working = asyncio.create_task(self._work(warming))
@@ -87,13 +97,13 @@ class ReferenceWorker:
             raise self._no_process
 
     def drain(self) -> None:
-        """Stop claiming, release the running tasks, and let `run` return."""
+        """Stop claiming tasks and release the running tasks. `run` then returns."""
         if not self._draining.is_set():
             log.info("stopping: releasing %d tasks", len(self._leases))
             self._draining.set()
 
     def kill(self) -> None:
-        """Kill every task's process. Their leases expire."""
+        """Kill the processes of all tasks. The leases of these tasks then expire."""
         self._processes.kill_all()
 
     async def _work(self, warming: asyncio.Task[None]) -> None:
@@ -106,7 +116,7 @@ class ReferenceWorker:
             for task in (claiming, *renewing):
                 if task.done():
                     task.result()
-        except asyncio.CancelledError:  # draining: leases are still renewed while their processes stop
+        except asyncio.CancelledError:  # draining: leases are renewed until their processes have stopped
             claiming.cancel()
             await self._release_all()
             raise
@@ -129,7 +139,7 @@ class ReferenceWorker:
         log.info("worker %s (%s) at %s", self._options.name, self._identity.worker_id, self._options.url)
 
     async def _register(self) -> Identity:
-        """Register, retrying until the server responds. Raises `Refused`."""
+        """Register the worker. Retry until the server responds. Raise `Refused` if the server refuses the worker."""
         if self._options.key is None:
             raise Refused(
                 "This worker is not registered; set a registration key with --token-file or CORRAL_WORKER_TOKEN."
@@ -181,7 +191,7 @@ class ReferenceWorker:
             await previous.close()
 
     async def _register_again(self, refused: Identity) -> None:
-        """Register again after a refused token, once for all callers that noticed."""
+        """Register again after the server refused the token. Concurrent callers share one registration."""
         async with self._registering:
             if self._identity is refused:
                 if self._losses.note():
@@ -238,7 +248,7 @@ class ReferenceWorker:
         self._apply(reply, sent)
         requested = float(reply.get("next_heartbeat_seconds") or identity.heartbeat_seconds)
         shortest_lease = min([identity.lease_seconds, *(lease.seconds for lease in self._leases.values())])
-        await asyncio.sleep(max(0.5, min(requested, shortest_lease / 3)))  # tasks may make no calls in between
+        await asyncio.sleep(max(0.5, min(requested, shortest_lease / 3)))  # a task may make no calls in between
 
     async def _receive_signals(self, identity: Identity) -> None:
         reply = await self._client.signals(identity.worker_id, after=self._last_signal, wait=SIGNAL_WAIT_SECONDS)
@@ -247,7 +257,7 @@ class ReferenceWorker:
         self._apply({"leases": reply.get("signals"), "commands": reply.get("commands")}, None)
 
     async def _repeat(self, step: Callable[[Identity], Awaitable[None]]) -> None:
-        """Repeat a step forever. Failed calls do not affect the leases, which last until their deadline."""
+        """Repeat a step until cancelled. Failed calls do not affect the leases, which last until their deadline."""
         tries = 0
         while True:
             identity = self._identity
@@ -259,7 +269,7 @@ class ReferenceWorker:
                 await self._recover(error, identity, tries)
 
     async def _recover(self, error: ApiError | Unreachable, identity: Identity, tries: int) -> None:
-        """Wait after a failed call, and register again if the token was revoked or the worker deleted."""
+        """Wait after a failed call. Register again if the token was revoked or the worker was deleted."""
         code = error.code if isinstance(error, ApiError) else ""
         if code == "worker_not_approved":
             if not self._awaits_approval:
@@ -274,9 +284,10 @@ class ReferenceWorker:
         await asyncio.sleep(pause(tries, error))
 
     def _apply(self, reply: Mapping[str, Any], sent: float | None) -> None:
-        """Act on the states of leases, on commands, and on the worker's status, which covers commands that were lost.
+        """Apply the lease states, the commands and the worker status of a response.
 
-        `sent`: when the request was sent (monotonic), if its reply renews leases.
+        The status of the worker replaces commands that were lost. `sent`: the monotonic time at which the request was
+        sent, or None if the response does not renew leases.
         """
         for state in reply.get("leases") or ():
             lease = self._leases.get(state["lease_id"])
@@ -299,7 +310,7 @@ class ReferenceWorker:
 
 
 def _seconds(server_time: str | None, expires_at: str | None) -> float | None:
-    """The duration of a lease by the server's clock, or None if the reply does not say."""
+    """Return the remaining duration of a lease by the clock of the server, or None if the response does not say."""
     if server_time is None or expires_at is None:
         return None
     return max(0.0, (datetime.fromisoformat(expires_at) - datetime.fromisoformat(server_time)).total_seconds())

@@ -1,4 +1,4 @@
-"""Administration of workers: approval, changes, draining, token rotation and removal."""
+"""The administration of workers: approval, changes, draining, token rotation and deletion."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ UNAPPROVED = ("pending", "rejected")
 
 
 class Administration:
-    """Changes workers. Every transition is one guarded update; a request that loses a race gets `invalid_state`."""
+    """The service that changes workers for admins.
+
+    Every transition is one conditional update. A request that loses a race receives the error `invalid_state`.
+    """
 
     audit: Audit | None
     tasks: Tasks | None
@@ -44,7 +47,10 @@ class Administration:
         self._settings, self._credentials = settings, credentials
 
     def approve(self, worker_id: str, wanted: ApproveWorker, match: IfMatch = ANY_VERSION) -> WorkerView:
-        """Approve a worker, or reject it: revoke its token and release its leases. Repeating changes nothing."""
+        """Approve or reject a worker. Repeating the call changes nothing.
+
+        Rejection revokes the token of the worker and releases its leases.
+        """
         row = _get(worker_id, match)
         group = {} if wanted.group is UNSET or wanted.group == row.group else {"group": wanted.group}
         if wanted.is_approved and row.status in UNAPPROVED:
@@ -54,7 +60,7 @@ class Administration:
         return self._write(row, group, {})
 
     def patch(self, worker_id: str, patch: WorkerPatch, match: IfMatch = ANY_VERSION) -> WorkerView:
-        """Change a worker's fields. Raises `Conflict(duplicate)` for a taken name."""
+        """Change fields of a worker. Raise `Conflict(duplicate)` if another worker has the new name."""
         row = _get(worker_id, match)
         wanted = {name: value for name, value in msgspec.structs.asdict(patch).items() if value is not UNSET}
         changes = {name: value for name, value in wanted.items() if getattr(row, name) != value}
@@ -65,7 +71,7 @@ class Administration:
         return self._write(row, changes, {"configured_at": clock.now()})
 
     def drain(self, worker_id: str, match: IfMatch = ANY_VERSION) -> WorkerView:
-        """Stop a worker from claiming; its running tasks continue."""
+        """Stop a worker from claiming tasks. The running tasks of the worker continue."""
         row = _get(worker_id, match)
         if row.status == "draining":
             return repository.view(row, WorkerView)
@@ -77,7 +83,7 @@ class Administration:
         return repository.view(row, WorkerView)
 
     def resume(self, worker_id: str, match: IfMatch = ANY_VERSION) -> WorkerView:
-        """End a drain."""
+        """End the draining of a worker, so that the worker can claim tasks again."""
         row = _get(worker_id, match)
         if row.status in repository.CAN_CLAIM:
             return repository.view(row, WorkerView)
@@ -89,7 +95,7 @@ class Administration:
         return repository.view(row, WorkerView)
 
     def rotate(self, worker_id: str, match: IfMatch = ANY_VERSION) -> WorkerToken:
-        """Issue a new token. The old token stays valid for another 60 s."""
+        """Issue a new token for a worker. The old token stays valid for 60 s."""
         row = _get(worker_id, match)
         if row.status == "rejected":
             raise repository.wrong_state(row, "given a token; approve it first")
@@ -102,14 +108,17 @@ class Administration:
         return repository.view(row, WorkerToken, token=token)
 
     def delete(self, worker_id: str, match: IfMatch = ANY_VERSION, *, force: bool) -> int:
-        """Delete a worker and return how many leases were released.
+        """Delete a worker. Return the number of released leases.
 
-        Raises `Conflict(in_use)` while the worker holds leases, unless `force` is set.
+        Raise `Conflict(in_use)` while the worker holds leases, unless `force` is set.
         """
         return self._remove(_get(worker_id, match), force=force)
 
     def deregister(self, worker_id: str, *, caller: Principal) -> WorkerView:
-        """Delete a worker at its own or an admin's request, and return it as it was. Its leases are released."""
+        """Release the leases of a worker and delete the worker. Return the worker as it was before.
+
+        Raise `Forbidden` unless the caller is the worker itself or an admin.
+        """
         row = repository.get(worker_id)
         if caller.kind == "worker":
             repository.require_self(worker_id, caller)
@@ -170,7 +179,10 @@ class Administration:
         return repository.get(row.id)
 
     def _write(self, row: Worker, changes: dict[str, Any], unlisted: dict[str, Any]) -> WorkerView:
-        """Apply changes that do not affect the status."""
+        """Apply changes that do not affect the status of a worker.
+
+        `unlisted`: additional columns that are not listed in the event and the audit entry.
+        """
         if not changes:
             return repository.view(row, WorkerView)
         try:

@@ -1,4 +1,7 @@
-"""Authenticates workers by token (`crw_…`) and registration key (`crg_…`). Only SHA-256 hashes are stored."""
+"""The authentication of workers by worker token (`crw_…`) or registration key (`crg_…`).
+
+Only the SHA-256 hashes of tokens and keys are stored.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ def new_key() -> tuple[str, str]:
 
 
 class WorkerTokens:
-    """Implements `Authenticator` for worker tokens. An unapproved worker may call only the heartbeat."""
+    """The `Authenticator` for worker tokens. A worker that is not approved may only send heartbeats."""
 
     def __init__(self, permissions: Permissions, liveness: Liveness) -> None:
         self._permissions, self._liveness = permissions, liveness
@@ -66,7 +69,7 @@ class WorkerTokens:
                 raise Unauthorized("This worker token is unknown or was replaced; register the worker again.")
             expires_at = clock.parse_instant(found[2])
         worker_id = str(found[0])
-        if current().entry.label != STILL_THERE:  # checking a held long poll again does not prove that its client lives
+        if current().entry.label != STILL_THERE:  # rechecking a long poll does not prove that its client is alive
             self._liveness.note(worker_id)
         return Principal(
             kind="worker",
@@ -79,7 +82,7 @@ class WorkerTokens:
 
 
 class RegistrationKeyTokens:
-    """Implements `Authenticator` for registration keys, which can only register workers."""
+    """The `Authenticator` for registration keys. A registration key can only be used to register workers."""
 
     def __init__(self, permissions: Permissions) -> None:
         self._permissions = permissions

@@ -1,4 +1,7 @@
-"""Declares the reference worker's tools to the plugin `tools`. Each worker says at registration which it offers."""
+"""The contribution of the reference worker's tools to the plugin `tools`.
+
+Each worker reports at registration which of these tools it offers.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,11 @@ from corral_plugins.workers.node.tools.builtin import TOOLS
 
 MAX_SECONDS = 600
 PROGRAMS = ("shell.run", "python.run")
-"""Their output may come from anywhere, so it is untrusted."""
+"""Tools that run arbitrary programs. Their output may come from any source, and is therefore untrusted."""
 
 
 def contributed_tools() -> Iterable[Tool]:
-    """Yield the tools; all of them run on workers."""
+    """Yield the definitions of the tools. All of these tools run on workers."""
     for tool in TOOLS.values():
         is_program = tool.name in PROGRAMS
         yield Tool(

@@ -1,5 +1,8 @@
-"""The embedded worker: one for all processes that share a database, started over loopback by the process that holds
-its lease, restarted with backoff, and stopped with its server.
+"""The embedded worker, which the server starts as a child process.
+
+All server processes that share a database have one embedded worker. The process that holds the lease
+`workers.embedded` starts the worker, which calls the server over the loopback interface. The worker is restarted with
+backoff when it exits, and is stopped together with the server.
 """
 
 from __future__ import annotations
@@ -36,19 +39,19 @@ FIRST_PAUSE, MAX_PAUSE, STABLE_SECONDS = 1.0, 60.0, 60.0
 STOP_SECONDS, DRAIN_SECONDS = 10.0, 8.0
 LAST_OUTPUT_SECONDS = 1.0
 FOLDER_PREFIX, LOCK_FILE = "corral-worker-", "owner"
-LOG_LINE = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL) ([\w.]+): ")  # as `corral worker` writes them
+LOG_LINE = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL) ([\w.]+): ")  # the format of `corral worker`
 
 
 class Runnable(Protocol):
-    """The embedded worker, as the lease starts it."""
+    """The interface through which `EmbeddedLease` runs the embedded worker."""
 
     async def run(self) -> None:
-        """Run until cancelled."""
+        """Run the worker until cancelled."""
         ...
 
 
 def start_embedded(runtime: Runtime, address: str, *, max_agents: int, allow: Sequence[str]) -> None:
-    """Run the embedded worker of the server at `address` whenever this process holds the lease."""
+    """Run the embedded worker whenever this process holds the lease. `address`: the URL of the server."""
     work, keys = runtime.service(Database).work, runtime.service(RegistrationKeys)
 
     def make_key() -> Awaitable[str]:
@@ -60,17 +63,20 @@ def start_embedded(runtime: Runtime, address: str, *, max_agents: int, allow: Se
 
 
 class EmbeddedLease:
-    """Runs the worker that `start()` returns while this process holds the lease."""
+    """The lease of the embedded worker. While this process holds the lease, the worker that `start()` returns runs."""
 
     def __init__(self, work: Work, start: Callable[[], Runnable]) -> None:
         self._work, self._start = work, start
         self._holder = f"{socket.gethostname()[:30]}|{os.getpid()}|{new_id()}"
         self._running: asyncio.Task[None] | None = None
         self._closed = False
-        self._held_until = 0.0  # monotonic: no other process can hold the lease before
+        self._held_until = 0.0  # monotonic time before which no other process can hold the lease
 
     async def run(self) -> None:
-        """Hold the lease and run the worker, forever. Failures of the worker are raised for the supervisor."""
+        """Acquire and renew the lease, and run the worker while the lease is held, until cancelled.
+
+        Failures of the worker are raised, so that the supervisor handles them.
+        """
         try:
             while True:
                 held = not self._closed and await self._is_held()
@@ -83,13 +89,16 @@ class EmbeddedLease:
             await self._stop()
 
     async def close(self) -> None:
-        """Stop the worker and release the lease, so that another process can start one at once."""
+        """Stop the worker and release the lease, so that another process can start a worker immediately."""
         self._closed = True
         await self._stop()
         await self._work(lambda: release(LEASE, self._holder), entry=ENTRY)
 
     async def _is_held(self) -> bool:
-        """Whether this process holds the lease. While the database is unavailable, a held lease lasts until it ends."""
+        """Acquire or renew the lease. Return whether this process holds the lease.
+
+        While the database is unavailable, a lease that is held counts as held until it expires.
+        """
         asked = time.monotonic()
         try:
             held = await self._work(self._acquire, entry=ENTRY)
@@ -101,7 +110,10 @@ class EmbeddedLease:
         return held
 
     def _acquire(self) -> bool:
-        """Acquire or renew the lease, taking it from a dead process of this machine without waiting."""
+        """Acquire or renew the lease.
+
+        If the holder is a process of this machine that no longer runs, take over the lease before it expires.
+        """
         holder = holder_of(LEASE)
         if holder is not None and holder != self._holder and _is_dead(holder):
             release(LEASE, holder)
@@ -119,7 +131,7 @@ class EmbeddedLease:
 
 
 def _is_dead(holder: str) -> bool:
-    """Whether the holder was a process of this machine that no longer runs."""
+    """Return whether the holder was a process of this machine that no longer runs."""
     host, pid, _ = f"{holder}||".split("|", 2)
     if host != socket.gethostname()[:30] or not pid.isdigit():
         return False
@@ -133,9 +145,9 @@ def _is_dead(holder: str) -> bool:
 
 
 class EmbeddedWorker:
-    """Runs `corral worker` as a child process. `make_key` creates its registration key before each start.
+    """The embedded worker, which runs `corral worker` as a child process.
 
-    `allow`: tools of this machine that agents may use.
+    `make_key` creates a registration key before each start. `allow`: the tools that agents may use on this machine.
     """
 
     def __init__(
@@ -150,7 +162,10 @@ class EmbeddedWorker:
         self._allow = [part for tool in allow for part in ("--allow", tool)]
 
     async def run(self) -> None:
-        """Run until cancelled; the worker then has 10 s to release its tasks before it is killed."""
+        """Run the worker until cancelled, and restart the worker when it exits.
+
+        After the cancellation, the worker has 10 s to release its tasks before it is killed.
+        """
         await asyncio.to_thread(remove_orphaned_folders)
         with _own_folder() as folder:
             pause = FIRST_PAUSE
@@ -163,7 +178,7 @@ class EmbeddedWorker:
                 await asyncio.sleep(pause)
 
     async def _run_once(self, folder: str) -> int:
-        """Run the process once and return its exit status."""
+        """Run the child process once and return its exit status."""
         options = {
             "--url": self._address,
             "--name": "embedded",
@@ -177,7 +192,7 @@ class EmbeddedWorker:
             *(part for option in options.items() for part in option),
             "--until-stdin-closes",
             *self._allow,
-            stdin=asyncio.subprocess.PIPE,  # closes with this process, however it ends
+            stdin=asyncio.subprocess.PIPE,  # the pipe closes when this process ends, for any reason
             stderr=asyncio.subprocess.PIPE,
             env={**os.environ, "CORRAL_WORKER_TOKEN": key},
             start_new_session=True,
@@ -190,28 +205,28 @@ class EmbeddedWorker:
             await asyncio.shield(_terminate(process))
             raise
         finally:
-            await asyncio.wait({relaying}, timeout=LAST_OUTPUT_SECONDS)  # a grandchild may hold the pipe open
+            await asyncio.wait({relaying}, timeout=LAST_OUTPUT_SECONDS)  # a grandchild may keep the pipe open
             relaying.cancel()
 
 
 async def relay(lines: asyncio.StreamReader) -> None:
-    """Log the worker's log lines in this process, in its format and with its redaction."""
+    """Log the log lines of the worker through the logging of this process, which formats and redacts them."""
     level, name = logging.INFO, log.name
     while True:
         try:
             line = (await lines.readline()).decode("utf-8", "replace")
-        except ValueError:  # longer than the reader's limit; the line is dropped
+        except ValueError:  # the line exceeds the limit of the reader and is dropped
             continue
         if not line:
             return
         text = line.rstrip()
-        if begins := LOG_LINE.match(text):  # other lines continue the record, as a traceback does
+        if begins := LOG_LINE.match(text):  # any other line continues the last record, such as a line of a traceback
             level, name, text = logging.getLevelNamesMapping()[begins[1]], begins[2], text[begins.end() :]
         logging.getLogger(name).log(level, "%s", text)
 
 
 def remove_orphaned_folders() -> None:
-    """Remove the worker folders that killed servers left behind: those whose lock file nobody holds."""
+    """Remove worker folders that killed servers left behind. No process holds the lock file of such a folder."""
     for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
         with contextlib.suppress(OSError):
             if folder.lstat().st_uid == os.geteuid():
@@ -231,7 +246,10 @@ def _own_folder() -> Iterator[str]:
 
 
 async def _terminate(process: asyncio.subprocess.Process) -> None:
-    """Send TERM, wait ten seconds, then KILL the whole group. Task processes notice the worker's end by themselves."""
+    """Send SIGTERM to the process, wait up to ten seconds, then send SIGKILL to its whole process group.
+
+    Task processes are not in this group. They notice by themselves that the worker has exited.
+    """
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()

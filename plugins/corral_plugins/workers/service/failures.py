@@ -1,4 +1,4 @@
-"""The last failures on each worker, collected from task events."""
+"""The last ten failures of tasks on each worker, collected from task events."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ MESSAGE_LENGTH = 500
 
 
 def store_failure(event: Record) -> None:
-    """Store a failure with the worker on which it happened. A retry requested by a person is not a failure."""
+    """Store the failure of a task with the worker on which the failure happened.
+
+    A retry that a person requested does not count as a failure.
+    """
     payload = event.payload()
     worker_id = payload.get("worker_id")
     failure = _failure(event, payload)

@@ -1,4 +1,4 @@
-"""Queries on the fleet: lists, one worker, the overview, metrics and health checks."""
+"""Queries on the fleet: the list of workers, a single worker, the overview, metrics and health checks."""
 
 from __future__ import annotations
 
@@ -55,7 +55,10 @@ _TOTALS = Statement(
 
 
 class Totals(msgspec.Struct, frozen=True):
-    """Totals over the workers of one group and status. Usage is a pair: sum of percents, number of workers."""
+    """Totals of the workers of one group and status.
+
+    Each usage is a pair: the sum of the percentages, and the number of workers that reported one.
+    """
 
     group: str | None
     status: str
@@ -68,7 +71,7 @@ class Totals(msgspec.Struct, frozen=True):
 
 
 class Fleet:
-    """Reads the fleet inside the caller's unit."""
+    """The queries on the fleet. Runs in the caller's unit of work."""
 
     tasks: Tasks | None
 
@@ -76,7 +79,7 @@ class Fleet:
         self._settings = settings
 
     def detail(self, worker_id: str, *, caller: Principal) -> WorkerDetail:
-        """Return a worker with its leases. Raises `NotFound`."""
+        """Return a worker with its leases. Raise `NotFound` if the caller may not see the worker."""
         row = Worker.get_or_none((Worker.id == worker_id) & visible(Worker, caller))
         if row is None or (caller.kind == "worker" and caller.worker_id != row.id):
             raise NotFound()
@@ -84,7 +87,7 @@ class Fleet:
         return repository.view(row, WorkerDetail, leases=leases)
 
     def list(self, query: WorkerListQuery, *, caller: Principal) -> Page[AdminWorker]:
-        """List workers for admins, newest first."""
+        """List the workers that match the filters, newest first."""
         found = Worker.select().where(visible(Worker, caller))
         if query.status:
             found = found.where(Worker.status.in_(query.status))
@@ -97,7 +100,7 @@ class Fleet:
         return paginate(found, query, caller, scope="workers", order=newest_first(Worker), make=_admin_view)
 
     def overview(self) -> FleetOverview:
-        """Summarize the whole fleet."""
+        """Return the totals of the whole fleet."""
         parts = list(totals())
         count = _count(parts)
         online = [part for part in parts if part.status == "online"]
@@ -123,7 +126,7 @@ class Fleet:
         )
 
     def health(self) -> tuple[str, str]:
-        """The health check `workers`: a status and a sentence."""
+        """Return the result of the health check `workers`: a status and a sentence."""
         count = _count(totals())
         waiting = self.tasks.queue_figures().depth if self.tasks is not None else 0
         if waiting and not count["online"]:
@@ -134,7 +137,10 @@ class Fleet:
         return ("degraded" if count["offline"] else "ok"), sentence
 
     def queue_health(self) -> tuple[str, str]:
-        """The health check `queue`: tasks that wait long beside idle workers are probably claimable by none."""
+        """Return the result of the health check `queue`: a status and a sentence.
+
+        If a task waits for more than 60 s although workers have free capacity, probably no worker can claim the task.
+        """
         waiting = self.tasks.queue_figures().oldest_pending_ms if self.tasks is not None else None
         free = sum(part.capacity - part.leases for part in totals() if part.status == "online")
         if waiting is not None and waiting > LONG_WAIT_MS and free > 0:
@@ -150,7 +156,7 @@ def totals() -> Iterable[Totals]:
 
 
 def _count(parts: Iterable[Totals]) -> Counter[str]:
-    """Workers by status."""
+    """Return the number of workers by status."""
     count: Counter[str] = Counter()
     for part in parts:
         count[part.status] += part.count
@@ -164,7 +170,7 @@ def _average(sums: Iterable[tuple[float, int]]) -> float | None:
 
 
 def _by_group(parts: Iterable[Totals]) -> dict[str, GroupTotals]:
-    """Totals of approved workers by group; workers without a group are counted under the empty name."""
+    """Return the totals of approved workers by group. Workers without a group are counted under the empty name."""
     groups: dict[str, GroupTotals] = {}
     for part in parts:
         if part.status not in repository.APPROVED:
@@ -179,10 +185,10 @@ def _by_group(parts: Iterable[Totals]) -> dict[str, GroupTotals]:
 
 
 def _has_label(label: str) -> Any:
-    """Whether a worker has the label `key` or `key=value`.
+    """Return the SQL condition for workers with a label. `label`: `key` or `key=value`.
 
-    The condition looks for the member in the JSON text: unlike LIKE, REPLACE has no wildcards and is case-sensitive
-    on every engine.
+    The condition searches the JSON text of the labels. Unlike LIKE, REPLACE has no wildcards and is case-sensitive on
+    every database engine.
     """
     key, has_value, value = label.partition("=")
     needle = msgspec.json.encode(key).decode() + ":"
@@ -196,16 +202,16 @@ def _admin_view(row: Worker) -> AdminWorker:
 
 
 def by_status() -> Mapping[tuple[str, ...], float]:
-    """Metric: workers by status."""
+    """Return the number of workers by status, for the metric `corral_workers`."""
     count = _count(totals())
     return {(status,): float(count[status]) for status in STATUSES}
 
 
 def capacity() -> Mapping[tuple[str, ...], float]:
-    """Metric: the number of leases that online workers may hold."""
+    """Return the number of leases that online workers may hold, for the metric `corral_worker_capacity`."""
     return {(): float(sum(part.capacity for part in totals() if part.status == "online"))}
 
 
 def leases() -> Mapping[tuple[str, ...], float]:
-    """Metric: the number of leases that workers hold."""
+    """Return the number of leases that workers hold, for the metric `corral_worker_leases`."""
     return {(): float(sum(part.leases for part in totals()))}

@@ -1,6 +1,6 @@
-"""Liveness of workers: when each was last seen, and the sweeps that act on silence.
+"""The liveness of workers: the time when each worker was last seen, and the sweeps over silent workers.
 
-Contacts are kept in memory and written together, so that a call costs no write.
+Contacts are noted in memory and written to the database in batches, so that a call of a worker needs no write.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ _LAST_SEEN = Statement(
 
 
 class Liveness:
-    """Tracks when workers were last seen. `note` and `listens` may be called from any thread, outside a unit too."""
+    """The record of when workers were last seen.
+
+    `note` and `listens` may be called from any thread, with or without a unit of work.
+    """
 
     def __init__(self, settings: Settings, work: Work) -> None:
         self._settings, self._work = settings, work
@@ -52,11 +55,11 @@ class Liveness:
 
     @property
     def interval(self) -> float:
-        """Seconds between two writes of a worker's `last_seen_at`."""
+        """The minimum number of seconds between two writes of `last_seen_at` of one worker."""
         return min(MAX_WRITE_INTERVAL, declared.offline_after(self._settings) / 3)
 
     def note(self, worker_id: str) -> None:
-        """Note a call of the worker; the next `flush` writes it."""
+        """Note in memory that the worker made a call. The next `flush` writes the contact to the database."""
         self._noted[worker_id] = None
 
     def listens(self, worker_id: str, until: float) -> None:
@@ -64,7 +67,7 @@ class Liveness:
         self._listening[worker_id] = until + LISTENING_GRACE
 
     def alive(self, worker_id: str) -> None:
-        """See `Workers.alive`."""
+        """Record that the worker made a call, as described in `Workers.alive`."""
         if current().read_only:
             self.note(worker_id)
             return
@@ -73,14 +76,14 @@ class Liveness:
             before_commit(lambda: self._write_seen([worker_id]))
 
     def is_listening(self, worker_id: str) -> bool:
-        """Whether the worker has an open `signals` call, in this process or another."""
+        """Return whether the worker has an open `signals` call, in this or another process."""
         if self._listening.get(worker_id, 0.0) > clock.time_s():
             return True
         found = _LAST_SEEN.one({"id": worker_id})
         return found is not None and bool(found[2] > clock.now())
 
     async def run(self) -> None:
-        """Write the noted contacts periodically, forever."""
+        """Write the noted contacts every `interval` seconds, until cancelled."""
         while True:
             await asyncio.sleep(self.interval)
             try:
@@ -89,7 +92,7 @@ class Liveness:
                 log.exception("worker contacts could not be written")
 
     async def flush(self) -> None:
-        """Write the contacts noted since the last flush."""
+        """Write the contacts that were noted since the last flush."""
         noted, self._noted = list(self._noted), {}
         now = clock.time_s()
         self._listening = {key: until for key, until in self._listening.copy().items() if until > now}
@@ -101,7 +104,7 @@ class Liveness:
             await self._work(lambda: _write_listening(changed), entry=ENTRY)
 
     def _write_seen(self, ids: Iterable[str]) -> None:
-        """Set `last_seen_at`, and bring offline workers back online."""
+        """Set `last_seen_at` of the workers, and set offline workers to `online`."""
         ids, now = sorted(ids), clock.now()
         mine = Worker.id.in_(ids)
         Worker.update(last_seen_at=now).where(mine & (Worker.last_seen_at < clock.now(-self.interval))).execute()
@@ -111,7 +114,10 @@ class Liveness:
 
 
 def _write_listening(changed: dict[str, float]) -> None:
-    """Set `listening_until`, rounded down to five seconds so that most workers share one update."""
+    """Set `listening_until` of the workers.
+
+    The time is rounded down to a multiple of five seconds, so that most workers share one update.
+    """
     groups: dict[float, list[str]] = defaultdict(list)
     for worker_id, until in changed.items():
         groups[until // 5 * 5].append(worker_id)
@@ -120,7 +126,7 @@ def _write_listening(changed: dict[str, float]) -> None:
 
 
 class Sweeps:
-    """Takes silent workers offline, raises the `no_worker` alert, and prunes workers. Called by schedules."""
+    """The scheduled work on silent workers: status changes, the alert `no_worker`, and the deletion of old workers."""
 
     tasks: Tasks | None
 
@@ -128,18 +134,18 @@ class Sweeps:
         self._settings, self._credentials, self._work = settings, credentials, work
 
     async def sweep(self) -> None:
-        """Take silent workers offline, and alert admins when tasks wait while no worker is online."""
+        """Set silent workers to `offline`, and alert admins when tasks wait while no worker is online."""
         entry = Entry("job workers.sweep")
         if await self._work(self._has_work, entry=entry, read=True):
             await self._work(self.sweep_now, entry=entry)
 
     def sweep_now(self) -> None:
-        """Do the same in the caller's unit."""
+        """Do the same as `sweep`, in the caller's unit of work."""
         self._take_offline()
         self._alert()
 
     async def prune(self) -> None:
-        """Delete the offline workers that have been silent for `workers.prune_days`."""
+        """Delete the offline workers without leases that have been silent for `workers.prune_days`."""
         days = self._settings.get(declared.PRUNE_DAYS)
         if days is None:
             return
@@ -148,7 +154,7 @@ class Sweeps:
             pass
 
     def _has_work(self) -> bool:
-        """Whether a sweep would write anything. Checked in a read-only unit, which is cheaper."""
+        """Return whether a sweep would write anything. Runs in a read-only unit of work, which is cheaper."""
         return bool(Worker.select().where(self._silent()).exists()) or self._lacks_worker() != _is_alerted()
 
     def _silent(self) -> Any:
@@ -172,7 +178,7 @@ class Sweeps:
         return oldest is not None and oldest >= NO_WORKER_AFTER_MS
 
     def _alert(self) -> None:
-        """Raise the alert once, until a worker is online again or no task waits."""
+        """Raise the alert `no_worker` once, and clear it when a worker is online again or no task waits."""
         if not self._lacks_worker():
             Alert.delete().where(Alert.kind == NO_WORKER).execute()
         elif Alert.insert(kind=NO_WORKER, since=clock.now()).on_conflict_ignore().as_rowcount().execute():
@@ -185,7 +191,7 @@ class Sweeps:
             emit(alert, object=("system", NO_WORKER))
 
     def _prune(self, before: str) -> int:
-        """Delete one chunk of workers, and return its size."""
+        """Delete one chunk of silent workers. Return the number of deleted workers."""
         silent = (Worker.status == "offline") & (Worker.last_seen_at < before) & (Worker.active_leases == 0)
         old = Worker.select(Worker.id).where(silent).limit(PRUNE_CHUNK)
         gone = list(Worker.delete().where(Worker.id.in_(old) & silent).returning(Worker).execute())

@@ -1,4 +1,4 @@
-"""The calls that workers make about themselves: heartbeats, claims and signals."""
+"""The calls of the worker protocol: heartbeats, claims and signals."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CLAIM_REASONS = ("ok", "none", "at_capacity", "draining", "budget_exhausted", "k
 
 
 class ClaimMetrics:
-    """Counts answered claims by reason, and how long they took. Changed on the event loop only."""
+    """The number of answered claims by reason, and their durations. Changed only on the event loop."""
 
     def __init__(self) -> None:
         self._answers: Counter[str] = Counter()
@@ -44,21 +44,24 @@ class ClaimMetrics:
         self.seconds.observe(seconds)
 
     def by_reason(self) -> Mapping[tuple[str, ...], float]:
-        """The number of answered claims by reason."""
+        """Return the number of answered claims by reason."""
         return {(reason,): float(self._answers[reason]) for reason in CLAIM_REASONS}
 
 
 class WorkerProtocol:
-    """Answers workers. Joins the caller's unit."""
+    """The service that answers the calls of workers. Runs in the caller's unit of work."""
 
     tasks: Tasks | None
 
     def __init__(self, settings: Settings, liveness: Liveness, metrics: ClaimMetrics) -> None:
         self._settings, self._liveness, self._metrics = settings, liveness, metrics
-        self._queue_depth = (0.0, 0)  # read at (monotonic seconds), value
+        self._queue_depth = (0.0, 0)  # time of the last read (monotonic seconds), and the queue depth
 
     def heartbeat(self, worker_id: str, body: Heartbeat, *, caller: Principal) -> HeartbeatReply:
-        """Renew the listed leases and store the usage. Raises `Conflict(invalid_state)` for a rejected worker."""
+        """Renew the listed leases and store the reported usage, tools and labels of a worker.
+
+        Raise `Conflict(invalid_state)` if the worker was rejected.
+        """
         row = repository.get(worker_id)
         repository.require_own(row, caller)
         if row.status == "rejected":
@@ -75,9 +78,9 @@ class WorkerProtocol:
         )
 
     def claim(self, worker_id: str, wanted: ClaimBody, *, caller: Principal) -> ClaimAnswer | Wait:
-        """Claim tasks. Returns a `Wait` while there are none, until `wanted.until`.
+        """Claim tasks. Return a `Wait` until `wanted.until` if no task can be claimed.
 
-        Raises `Unavailable(plugin_disabled)` without the plugin `tasks`.
+        Raise `Unavailable(plugin_disabled)` if the plugin `tasks` is not active.
         """
         repository.require_self(worker_id, caller)
         if self.tasks is None:
@@ -87,7 +90,7 @@ class WorkerProtocol:
         agents = None if wanted.agent_ids is None else [each.lower() for each in wanted.agent_ids]
         answer = self.tasks.claim(worker_id, max_tasks=wanted.max_tasks, agent_ids=agents)
         if not answer.tasks and wanted.wait_seconds and clock.time_s() < wanted.until:
-            # A full or draining worker needs to look again only when one of its own leases changes.
+            # A worker that is at capacity or draining must try again only when one of its own leases changes.
             is_blocked = answer.reason in ("at_capacity", "draining")
             return Wait((worker_id, *(SIGNAL_TOPICS if is_blocked else CLAIM_TOPICS)), wanted.until)
         seconds = time.perf_counter() - began
@@ -95,7 +98,7 @@ class WorkerProtocol:
         return answer
 
     def claimable(self, worker_id: str, limit: int, *, caller: Principal) -> list[Any]:
-        """List the tasks that the worker could claim now, in claim order, without claiming any."""
+        """List the tasks that the worker could claim now, in claim order, without claiming a task."""
         row = repository.get(worker_id)
         repository.require_own(row, caller)
         if not row.is_approved:
@@ -105,7 +108,7 @@ class WorkerProtocol:
         return self.tasks.claimable(worker_id, limit=limit)
 
     def signals(self, worker_id: str, *, after: int, began: float, wait: int, caller: Principal) -> Signals | Wait:
-        """Return new signals and commands. Returns a `Wait` while there are none, until `began + wait` (epoch s)."""
+        """Return new signals and commands. Return a `Wait` until `began + wait` (epoch seconds) if there are none."""
         repository.require_self(worker_id, caller)
         row = repository.get(worker_id)
         signals = self.tasks.signals(worker_id, after=after) if self.tasks is not None else []
@@ -117,14 +120,14 @@ class WorkerProtocol:
         return Wait(self._topics(worker_id), began + wait)
 
     def _topics(self, worker_id: str) -> tuple[str, ...]:
-        """The events to wait for: the worker's own, which include its claims, and those of its tasks."""
+        """Return the topics of events to wait for: the worker itself, which covers its claims, and its tasks."""
         if self.tasks is None:
             return (worker_id,)
         held = sorted(lease.task_id for lease in self.tasks.leases_of_worker(worker_id))
         return (worker_id, *held)
 
     def _store(self, row: Worker, body: Heartbeat) -> None:
-        """Write the contents of a heartbeat; `row.status` is up to date afterwards."""
+        """Store the contents of a heartbeat, set an offline worker to `online`, and update `row.status`."""
         now = clock.now()
         usage = {name: value for name in USAGE if (value := getattr(body, name)) is not UNSET}
         offered: dict[str, Any] = {} if body.labels is UNSET else {"labels": body.labels}
@@ -141,26 +144,33 @@ class WorkerProtocol:
             repository.publish(WorkerOnline, row)
 
     def _next_heartbeat(self, row: Worker) -> int:
-        """Seconds until the next heartbeat: few while a cancellation could not reach the worker otherwise."""
+        """Return the seconds until the next heartbeat.
+
+        The value is at most 5 s if the worker has leases but does not listen for signals, because a cancellation would
+        otherwise reach the worker too late.
+        """
         usual = declared.heartbeat(self._settings)
         if row.active_leases and not self._liveness.is_listening(row.id):
             return min(usual, SHORT_HEARTBEAT_SECONDS)
         return usual
 
     def _commands(self, row: Worker, caller: Principal) -> list[str]:
-        """`resume` and `config_changed` are repeated for two heartbeats, in case a reply is lost."""
+        """Return the commands for a worker.
+
+        `resume` and `config_changed` are repeated for two heartbeats, because a response may be lost.
+        """
         since = clock.now(-2 * self._settings.get(declared.HEARTBEAT_SECONDS))
         due = {
             "drain": row.status == "draining",
             "resume": row.status != "draining" and row.resumed_at > since,
             "config_changed": row.configured_at > since,
-            # Only a token that an admin has rotated expires.
+            # A token expires only after an admin has rotated it.
             "reregister": caller.kind == "worker" and caller.expires_at is not None,
         }
         return [command for command, is_due in due.items() if is_due]
 
     def _pending_tasks(self) -> int:
-        """The queue depth, read at most once a second however many workers there are."""
+        """Return the queue depth, which is read from the database at most once a second."""
         if self.tasks is None:
             return 0
         read_at, depth = self._queue_depth

@@ -1,4 +1,4 @@
-"""Registration: a new worker, or a known worker that starts again."""
+"""The registration of new workers, and of known workers that register again."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REPORTED = ("hostname", "max_agents", "cpu_cores", "memory_total_mb", "os_info",
 
 
 class Registrations:
-    """Registers workers. Nothing else creates them."""
+    """The service that registers workers. Workers are created only by registration."""
 
     tasks: Tasks | None
 
@@ -37,7 +37,10 @@ class Registrations:
         self._settings, self._credentials = settings, credentials
 
     def register(self, new: NewWorker, *, caller: Principal, client_ip: str) -> tuple[RegisteredWorker, bool]:
-        """Return the worker with its token, and whether it is new. Raises `Conflict(duplicate)` for a taken name."""
+        """Register a worker. Return the worker with its token, and whether the worker is new.
+
+        Raise `Conflict(duplicate)` if another worker has the same name.
+        """
         key = _key_of(caller)
         _check_name(new.name, key)
         reported = _reported_columns(new, client_ip)
@@ -52,7 +55,7 @@ class Registrations:
     def _create(
         self, new: NewWorker, reported: dict[str, Any], key: RegistrationKey | None, caller: Principal
     ) -> tuple[Worker | None, str]:
-        """Insert a worker. Returns None if another request has just taken the name."""
+        """Insert a worker. Return the row and the token, or None and an empty string if the name was just taken."""
         limit = self._settings.get(declared.MAX_WORKERS)
         if Worker.select().count() >= limit:
             raise TooMany(f"The limit of {limit} workers (workers.max_workers) is reached.", code="quota_exceeded")
@@ -88,7 +91,7 @@ class Registrations:
     def _register_again(
         self, row: Worker, new: NewWorker, reported: dict[str, Any], key: RegistrationKey | None, caller: Principal
     ) -> tuple[Worker, str]:
-        """Give a known worker a new token. It keeps its id and approval; its earlier leases are released."""
+        """Issue a new token to a known worker and release its leases. The worker keeps its id and approval."""
         takes_over = key is not None and key.embedded and row.embedded
         if not takes_over and not _is_same(row, new, reported, key, caller):
             raise Conflict(
@@ -129,13 +132,13 @@ class Registrations:
 
 
 def check_not_reserved(name: str) -> None:
-    """Raise `Invalid` for the name of the embedded worker."""
+    """Raise `Invalid` if the name is `embedded`, which is reserved for the embedded worker."""
     if name == repository.EMBEDDED:
         raise Invalid.at("/name", "not_allowed", "The name `embedded` is reserved for the server's embedded worker.")
 
 
 def tool_columns(tools: list[str | ToolOffer]) -> dict[str, Any]:
-    """The columns that store the offered tools. The last of several tools with one name counts."""
+    """Return the columns that store the offered tools. If several tools have the same name, the last one is stored."""
     by_name = {tool if isinstance(tool, str) else tool.name: tool for tool in tools}
     return {"tools": [msgspec.to_builtins(tool) for tool in by_name.values()], "tool_names": list(by_name)}
 
@@ -150,7 +153,7 @@ def _key_of(caller: Principal) -> RegistrationKey | None:
 
 
 def _check_name(name: str, key: RegistrationKey | None) -> None:
-    """The embedded worker must have the reserved name, and no other worker may."""
+    """Raise `Invalid` if the embedded worker is not named `embedded`, or if another worker uses this name."""
     if key is None or not key.embedded:
         check_not_reserved(name)
     elif name != repository.EMBEDDED:
@@ -158,7 +161,7 @@ def _check_name(name: str, key: RegistrationKey | None) -> None:
 
 
 def _reported_columns(new: NewWorker, client_ip: str) -> dict[str, Any]:
-    """The columns whose values the worker itself reports."""
+    """Return the columns with the values that the worker reports. Raise `Invalid` for values that are not valid."""
     columns: dict[str, Any] = {name: value for name in REPORTED if (value := getattr(new, name)) is not UNSET}
     if len(msgspec.json.encode(columns.get("os_info"))) > OS_INFO_LIMIT:
         raise Invalid.at("/os_info", "too_long", "os_info must not exceed 4 KiB of JSON.")
@@ -179,7 +182,10 @@ def _fingerprint_hash(new: NewWorker) -> str | None:
 def _is_same(
     row: Worker, new: NewWorker, reported: dict[str, Any], key: RegistrationKey | None, caller: Principal
 ) -> bool:
-    """Whether registrant and fingerprint are the same. Without fingerprints the host name is compared."""
+    """Return whether a registration comes from the same registrant and machine as the row.
+
+    The machine is identified by its fingerprint, or by its host name if there are no fingerprints.
+    """
     if row.registration_key_id != (key.id if key is not None else None):
         return False
     if key is None and row.created_by != caller.user_id:

@@ -1,4 +1,4 @@
-"""Registration keys: created, listed and deleted by admins, and used up by registering workers."""
+"""Registration keys, which admins create, list and delete, and which workers use to register."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ KEEP_EXPIRED_DAYS = 30
 
 
 class RegistrationKeys:
-    """Manages registration keys inside the caller's unit. Keys of the embedded worker are never listed."""
+    """The service that manages registration keys. Runs in the caller's unit of work.
+
+    Keys of the embedded worker are never listed.
+    """
 
     audit: Audit | None
 
@@ -32,7 +35,7 @@ class RegistrationKeys:
         self._credentials = credentials
 
     def create(self, new: NewRegistrationKey, *, by: Principal) -> NewKeyView:
-        """Create a key. The secret is returned here and stored nowhere."""
+        """Create a key. The secret is returned only here; only its SHA-256 hash is stored."""
         key, key_hash = new_key()
         row = RegistrationKey(
             id=new_id(),
@@ -50,7 +53,10 @@ class RegistrationKeys:
         return NewKeyView(**_fields(row), key=key)
 
     def create_embedded(self) -> str:
-        """Create an auto-approving key for the embedded worker of this process: one use, ten minutes."""
+        """Create a key for the embedded worker of this process and return the secret.
+
+        The key approves the worker automatically, and is valid for one use and ten minutes.
+        """
         key, key_hash = new_key()
         now = clock.now()
         RegistrationKey.delete().where(RegistrationKey.embedded & (RegistrationKey.expires_at < now)).execute()
@@ -67,13 +73,13 @@ class RegistrationKeys:
         return key
 
     def list(self, query: PageQuery, *, caller: Principal) -> Page[RegistrationKeyView]:
-        """List keys, newest first, including expired ones until they are pruned."""
+        """List keys, newest first. Expired keys are listed until they are pruned after 30 days."""
         found = RegistrationKey.select().where(~RegistrationKey.embedded)
         order = newest_first(RegistrationKey)
         return paginate(found, query, caller, scope="registration_keys", order=order, make=_view)
 
     def delete(self, key_id: str) -> None:
-        """Delete a key. The workers that it registered stay."""
+        """Delete a key. Workers that registered with the key remain registered. Raise `NotFound` for an unknown key."""
         row = RegistrationKey.get_or_none((RegistrationKey.id == key_id) & ~RegistrationKey.embedded)
         if row is None or not RegistrationKey.delete().where(RegistrationKey.id == key_id).execute():
             raise NotFound()
@@ -94,7 +100,7 @@ class RegistrationKeys:
 
 
 def count_use(key: RegistrationKey) -> None:
-    """Count one use of a key. Raises `Forbidden` when it has no uses left or has expired."""
+    """Count one use of a key. Raise `Forbidden` if the key has no uses left or has expired."""
     now = clock.now()
     left = RegistrationKey.max_uses.is_null() | (RegistrationKey.uses < RegistrationKey.max_uses)
     used = RegistrationKey.update(uses=RegistrationKey.uses + 1, last_used_at=now)
@@ -103,7 +109,7 @@ def count_use(key: RegistrationKey) -> None:
 
 
 def delete_expired() -> None:
-    """Delete the keys that expired more than 30 days ago."""
+    """Delete the registration keys that expired more than 30 days ago."""
     RegistrationKey.delete().where(RegistrationKey.expires_at < clock.now(-KEEP_EXPIRED_DAYS * DAY)).execute()
 
 

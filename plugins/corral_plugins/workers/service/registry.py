@@ -1,4 +1,4 @@
-"""The service `Workers` for other plugins: facts about workers, and the lease counter of each worker."""
+"""The implementation of the service `Workers`: data about workers, and the lease count of each worker."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ _LEASE_ENDED = Statement(
 
 
 class WorkersService:
-    """Implements `corral_plugins.workers.api.Workers`."""
+    """The implementation of `corral_plugins.workers.api.Workers`."""
 
     def __init__(self, liveness: Liveness) -> None:
         self._liveness = liveness
@@ -109,7 +109,10 @@ class WorkersService:
 
 
 def _facts(row: tuple[object, ...]) -> WorkerFacts:
-    """Compiled statements return JSON columns as text, and some engines return booleans as numbers."""
+    """Convert a row into `WorkerFacts`.
+
+    Compiled statements return JSON columns as text, and some database engines return booleans as numbers.
+    """
     values: dict[str, Any] = dict(zip(_FIELDS, row, strict=True))
     values["labels"] = msgspec.json.decode(values["labels"])
     values["tools"] = msgspec.json.decode(values["tools"])

@@ -1,4 +1,4 @@
-"""Worker rows: reading, guarded updates, events, views and access checks shared by the other modules."""
+"""Functions on worker rows that the other modules share: reads, conditional updates, events, views, access checks."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ NOT_APPROVED = "worker_not_approved"
 
 
 def find(worker_id: str) -> Worker | None:
-    """Return the row of a worker, or None."""
+    """Return the row of a worker, or None if there is no such worker."""
     row: Worker | None = Worker.get_or_none(Worker.id == worker_id)
     return row
 
 
 def get(worker_id: str) -> Worker:
-    """Return the row of a worker. Raises `NotFound`."""
+    """Return the row of a worker. Raise `NotFound` if there is no such worker."""
     row = find(worker_id)
     if row is None:
         raise NotFound()
@@ -39,13 +39,16 @@ def get(worker_id: str) -> Worker:
 
 
 def change(where: Any, **values: Any) -> int:
-    """Run a guarded update that increments the version, and return the number of rows changed."""
+    """Run a conditional update that also increments the version. Return the number of changed rows."""
     update = Worker.update(**values, version=Worker.version + 1, updated_at=clock.now())
     return int(update.where(where).execute())
 
 
 def bring_online(row: Worker, **values: Any) -> bool:
-    """Change an offline worker to `online`, unless another process was faster; `row.status` follows."""
+    """Set an offline worker to `online` in the database and in `row.status`.
+
+    Return False if the worker is no longer `offline`, for example because another process was faster.
+    """
     if not change((Worker.id == row.id) & (Worker.status == "offline"), status="online", **values):
         return False
     row.status = "online"
@@ -53,13 +56,13 @@ def bring_online(row: Worker, **values: Any) -> bool:
 
 
 def publish(kind: type[WorkerEvent], row: Worker, **fields: Any) -> None:
-    """Emit an event with the current state of `row`."""
+    """Emit a worker event of class `kind` with the current state of `row`."""
     event = kind(worker_id=row.id, name=row.name, group=row.group, status=row.status, **fields)
     emit(event, object=("worker", row.id), owner=row.created_by)
 
 
 def view(row: Worker, kind: type[V], **more: Any) -> V:
-    """Build the public shape `kind` from a row."""
+    """Convert a row into the public shape `kind`. `more`: the additional fields of this shape."""
     shown = {name: getattr(row, name) for name in WorkerView.__struct_fields__ if name != "capacity"}
     return kind(**shown, capacity=row.max_agents, **more)
 
@@ -81,25 +84,26 @@ def require_own(row: Worker, caller: Principal) -> None:
 
 
 def wrong_state(row: Worker, action: str) -> Conflict:
-    """The error for a transition that the worker's state does not permit."""
+    """Return the error for a transition that the status of the worker does not permit."""
     return Conflict(f"A worker that is {row.status} cannot be {action}.", current_status=row.status)
 
 
 def changed_meanwhile(row: Worker) -> Conflict:
-    """The error for an update that lost a race."""
+    """Return the error for an update that lost a race against another request."""
     return Conflict("The worker was changed by another request; read it again and retry.", current_status=row.status)
 
 
 def release_leases(tasks: Tasks | None, worker_id: str, reason: str) -> int:
-    """Release every live lease of a worker without using an attempt, and return how many there were.
+    """Release every live lease of a worker without using an attempt. Return the number of released leases.
 
-    `reason` is stored with the attempts: registered | rejected | deleted. Tasks are locked before workers, so callers
-    release, then change the worker's row, then release again: the second call ends leases that were claimed between the
-    first call and the change. After the change the worker cannot claim.
+    `reason` is stored with the attempts: registered | rejected | deleted. Tasks must be locked before workers.
+    Therefore, callers release the leases, then change the row of the worker, then release the leases again. The second
+    call releases leases that were claimed between the first call and the change. After the change, the worker cannot
+    claim tasks.
     """
     return tasks.release_worker(worker_id, reason=reason) if tasks is not None else 0
 
 
 def forget_worker(credentials: Credentials, worker_id: str) -> None:
-    """Drop the cached principals of a worker after the commit, so that tokens and approval are read again."""
+    """Remove the cached principals of a worker after the commit, so that tokens and approval are read again."""
     after_commit(lambda: credentials.forget(lambda principal: principal.worker_id == worker_id))

@@ -1,1 +1,1 @@
-"""Tools that run on the worker's machine."""
+"""The tools that run on the machine of the worker."""

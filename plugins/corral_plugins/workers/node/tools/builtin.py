@@ -21,9 +21,10 @@ Seconds = Annotated[int, Meta(ge=1, le=600, description="the command is stopped 
 
 
 class BuiltinTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A tool that runs on the worker. Its fields are the arguments, its docstring is the description.
+    """The base class of tools that run on the worker.
 
-    `idempotent`: running it twice is harmless.
+    The fields of a subclass are the arguments of the tool, and its docstring is the description of the tool.
+    `idempotent`: whether it is harmless to run the tool twice.
     """
 
     name: ClassVar[ToolName]
@@ -32,18 +33,18 @@ class BuiltinTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     idempotent: ClassVar[bool] = True
 
     async def run(self, workspace: Workspace) -> Any:
-        """Run the tool and return its result. Raises `ToolFailed`."""
+        """Run the tool and return the result. Raise `ToolFailed` if the tool fails."""
         raise NotImplementedError
 
     @classmethod
     def schema(cls) -> dict[str, Any]:
-        """The JSON Schema of the arguments."""
+        """Return the JSON Schema of the arguments."""
         _, components = msgspec.json.schema_components([cls])
         return {**components[cls.__name__], "title": cls.title}
 
     @classmethod
     def parse(cls, arguments: Any) -> Self:
-        """Convert the arguments of a call. Raises `ToolFailed`."""
+        """Convert the arguments of a call. Raise `ToolFailed` if the arguments are not valid."""
         try:
             return msgspec.convert(arguments, cls)
         except msgspec.ValidationError as error:
@@ -117,5 +118,5 @@ TOOLS: dict[str, type[BuiltinTool]] = {
 
 
 def tool_offers(names: Iterable[str]) -> list[dict[str, Any]]:
-    """The tools as a worker reports them to the server: `{name, schema, risk}`, sorted by name."""
+    """Return the tools in the format for the server, `{name, schema, risk}`, sorted by name."""
     return [{"name": name, "schema": TOOLS[name].schema(), "risk": TOOLS[name].risk} for name in sorted(set(names))]

@@ -1,6 +1,7 @@
-"""Runs a command in a task's workspace, without the worker's environment, with limited time, output and memory.
+"""The execution of a command in the workspace of a task, with limited time, output and memory.
 
-This contains processes and resources; it does not protect the machine, since the command runs as the worker's user.
+The command does not inherit the environment variables of the worker. The sandbox limits processes and resources. It
+does not protect the machine, because the command runs as the operating system user of the worker.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import msgspec
 from corral_plugins.workers.node.tools.workspace import Workspace
 
 RUNNER = Path(__file__).with_name("sandbox_runner.py")
-OUTPUT_LIMIT = 60 * 1024  # as JSON; the server keeps at most 64 KiB of a result
+OUTPUT_LIMIT = 60 * 1024  # in bytes of JSON; the server stores at most 64 KiB of a result
 HEAD_BYTES, TAIL_BYTES = 16 * 1024, 44 * 1024
-STOP_SECONDS = 8.0  # for the runner to end every process
+STOP_SECONDS = 8.0  # time for the runner to stop every process
 MEBIBYTE = 1024 * 1024
 LIMITS = {
     "RLIMIT_AS": 2048 * MEBIBYTE,
@@ -31,10 +32,10 @@ LIMITS = {
 
 
 async def run(argv: Sequence[str], workspace: Workspace, seconds: float) -> dict[str, Any]:
-    """Run a command and return `{exit_code, output, timed_out}`. `output` is stdout and stderr without an overlong
-    middle.
+    """Run a command and return `{exit_code, output, timed_out}`.
 
-    Every process that the command started has ended when this returns or is cancelled, or this process is killed.
+    `output` contains stdout and stderr. If the output is too long, its middle part is omitted. Every process that the
+    command started is stopped when this function returns or is cancelled, or when this process is killed.
     """
     home = str(workspace.path)
     process = await asyncio.create_subprocess_exec(
@@ -65,7 +66,10 @@ async def run(argv: Sequence[str], workspace: Workspace, seconds: float) -> dict
 
 
 async def _stop(process: asyncio.subprocess.Process, reading: asyncio.Future[None]) -> None:
-    """Close the runner's input, which makes it end every process, and kill it if it does not exit."""
+    """Close the standard input of the runner, so that the runner stops every process of the command.
+
+    Kill the runner if it does not exit within 8 s.
+    """
     assert process.stdin is not None
     process.stdin.close()
     try:
@@ -81,7 +85,7 @@ async def _stop(process: asyncio.subprocess.Process, reading: asyncio.Future[Non
 
 
 class _Output:
-    """Keeps the beginning and the end of a stream."""
+    """A buffer that keeps the beginning and the end of a stream."""
 
     def __init__(self) -> None:
         self._head, self._tail, self._omitted = bytearray(), bytearray(), 0
@@ -97,7 +101,10 @@ class _Output:
                 self._omitted += over
 
     def text(self) -> str:
-        """The output as text that takes at most `OUTPUT_LIMIT` bytes of JSON; invalid UTF-8 is replaced."""
+        """Return the output as text. Invalid UTF-8 is replaced.
+
+        The text is shortened in the middle until it takes at most `OUTPUT_LIMIT` (60 KiB) bytes of JSON.
+        """
         head, tail = bytes(self._head), bytes(self._tail)
         omitted = self._omitted
         while True:

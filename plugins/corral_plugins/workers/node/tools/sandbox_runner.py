@@ -1,8 +1,9 @@
-"""Runs one command for `sandbox`, and ends it with every process that it started. Uses the standard library only.
+"""A program that runs one command for `sandbox`, and then kills every process that the command started.
 
-This is a program of its own. Its standard input delivers one line of JSON, `{argv, limits: {name: bytes or count}}`,
-and stays open; when it closes, because the parent closed it or died, the command is stopped. The exit status is that of
-the command (128 + the number of the signal that killed it). The command inherits the output.
+The program uses only the standard library. It reads one line of JSON, `{argv, limits: {name: bytes or count}}`, from
+its standard input, which stays open. When the standard input closes, because the parent closed it or exited, the
+program stops the command. The exit status is the exit status of the command, or 128 + the number of the signal that
+killed the command. The command inherits the standard output and the standard error.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ import time
 from typing import Any
 
 GRACE_SECONDS, REAP_SECONDS = 0.5, 5.0
-IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # sent to a whole worker, which then closes the input
+IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # sent to the whole worker, which then closes the input
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
 
 
 def main() -> int:
     """Run the command and return the exit status."""
     request = json.loads(_read_line())
-    _prctl(PR_SET_CHILD_SUBREAPER)  # orphans of the command become children of this process
+    _prctl(PR_SET_CHILD_SUBREAPER)  # orphaned processes of the command become children of this process
     _prctl(PR_SET_NO_NEW_PRIVS)
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
@@ -60,7 +61,7 @@ def _read_line() -> bytes:
 
 
 def _exec(request: dict[str, Any]) -> None:
-    """Turn this forked process into the command, in a group of its own."""
+    """Replace this forked process with the command, in a new session and process group."""
     try:
         os.setsid()
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -78,7 +79,10 @@ def _exec(request: dict[str, Any]) -> None:
 
 
 def _wait(pid: int, child_exited: int, seconds: float | None = None) -> int | None:
-    """Return the wait status of the command. None: `seconds` have passed, or without them the input was closed."""
+    """Return the wait status of the command.
+
+    Return None if `seconds` have passed. If `seconds` is None, return None when the standard input was closed.
+    """
     until = None if seconds is None else time.monotonic() + seconds
     watched = [child_exited] if seconds is not None else [0, child_exited]
     while True:
@@ -101,7 +105,7 @@ def _kill_group(pid: int, number: int) -> None:
 
 
 def _kill_descendants(pid: int) -> None:
-    """Kill all descendants of this process until none are left."""
+    """Kill all descendants of this process until none are left, for at most 5 s."""
     until = time.monotonic() + REAP_SECONDS
     while time.monotonic() < until:
         for child in _descendants():
@@ -116,7 +120,7 @@ def _kill_descendants(pid: int) -> None:
 
 
 def _descendants() -> list[int]:
-    """The process ids of all descendants; empty where the system has no /proc."""
+    """Return the process ids of all descendants, or an empty list if the system has no /proc."""
     parents: dict[int, int] = {}
     with contextlib.suppress(OSError):
         for name in os.listdir("/proc"):

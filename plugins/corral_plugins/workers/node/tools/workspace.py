@@ -1,5 +1,6 @@
-"""The workspace of a task: its own folder. Paths are opened one name at a time and links are never followed, so no path
-leads out of the folder.
+"""The workspace of a task, which is a folder of its own.
+
+Paths are opened one name at a time, and links are never followed. Therefore, no path leads out of the folder.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-READ_LIMIT = 48 * 1024  # bytes of a file in one call
+READ_LIMIT = 48 * 1024  # maximum number of bytes that one call returns
 WRITE_LIMIT = 1024 * 1024
 LIST_LIMIT = 500
 KEEP_SECONDS = 7 * 24 * 3600
@@ -26,17 +27,23 @@ _TASK_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
 class ToolFailed(Exception):
-    """The tool failed; the message is for the model."""
+    """The failure of a tool. The message is for the model."""
 
 
 class Workspaces:
-    """The workspaces below a folder of the worker. They outlive attempts, so that a resumed task finds its files."""
+    """The workspaces in a folder of the worker.
+
+    Workspaces remain after an attempt, so that a resumed task finds its files.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def open(self, task_id: str) -> Workspace:
-        """Open the workspace of a task, creating it if needed. Removes workspaces that were not opened for a week."""
+        """Return the workspace of a task. Create the workspace if it does not exist.
+
+        Also remove workspaces that were not opened for a week.
+        """
         if not _TASK_ID.fullmatch(task_id):
             raise ValueError(f"{task_id!r} is not a valid task id")
         path = self._root / task_id
@@ -58,13 +65,16 @@ class Workspaces:
 
 
 class Workspace:
-    """One workspace. Paths are relative and use `/`. Methods raise `ToolFailed`."""
+    """The workspace of one task. Paths are relative and use `/`. Methods raise `ToolFailed`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read(self, path: str, offset: int = 0) -> dict[str, Any]:
-        """Read text at a byte offset: `{content, size_bytes, next_offset}`; `next_offset` is null at the end."""
+        """Read text from a byte offset and return `{content, size_bytes, next_offset}`.
+
+        `next_offset` is null at the end of the file.
+        """
         folder, name = _parts(path)
         with self._opened(folder, path) as above, _os_errors(path):
             descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=above)
@@ -82,7 +92,7 @@ class Workspace:
         return {"content": content, "size_bytes": facts.st_size, "next_offset": None if is_end else after}
 
     def write(self, path: str, content: str) -> dict[str, Any]:
-        """Create or replace a file atomically, with the folders above it."""
+        """Create or replace a file atomically and return `{size_bytes}`. Create missing parent folders."""
         folder, name = _parts(path)
         data = content.encode()
         if len(data) > WRITE_LIMIT:
@@ -95,13 +105,13 @@ class Workspace:
                 with open(descriptor, "wb") as file:
                     file.write(data)
                 os.replace(temporary, name, src_dir_fd=above, dst_dir_fd=above)
-            except OSError:  # such as a full disk, or a folder with this name
+            except OSError:  # for example, the disk is full or a folder has this name
                 os.unlink(temporary, dir_fd=above)
                 raise
         return {"size_bytes": len(data)}
 
     def list(self, path: str = ".") -> dict[str, Any]:
-        """List a folder by name: `{entries: [{name, type, size_bytes}], truncated}`."""
+        """List a folder, sorted by name, and return `{entries: [{name, type, size_bytes}], truncated}`."""
         with self._opened(_names(path), path) as folder, _os_errors(path):
             found = sorted(os.scandir(folder), key=lambda entry: entry.name)
             entries = [_entry(entry) for entry in found[:LIST_LIMIT]]
@@ -109,7 +119,10 @@ class Workspace:
 
     @contextlib.contextmanager
     def _opened(self, names: tuple[str, ...], path: str, *, make: bool = False) -> Iterator[int]:
-        """Open the folder with these names and yield its descriptor."""
+        """Open the folder at the path `names` and yield its file descriptor.
+
+        `path`: the path for error messages. `make`: whether to create missing folders.
+        """
         with _os_errors(path):
             here = os.open(self.path, _FOLDER)
             try:
@@ -133,7 +146,7 @@ def _names(path: str) -> tuple[str, ...]:
 
 
 def _parts(path: str) -> tuple[tuple[str, ...], str]:
-    """Split a path into the names of its folders and of the file."""
+    """Split a path into the names of its folders and the name of the file."""
     names = _names(path)
     if not names:
         raise ToolFailed(f"{path!r} does not name a file.")
@@ -144,7 +157,7 @@ def _entry(entry: os.DirEntry[str]) -> dict[str, Any]:
     facts = entry.stat(follow_symlinks=False)
     kinds = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}
     kind = kinds.get(stat.S_IFMT(facts.st_mode), "other")
-    name = os.fsencode(entry.name).decode(errors="replace")  # names need not be UTF-8
+    name = os.fsencode(entry.name).decode(errors="replace")  # a file name may be invalid UTF-8
     return {"name": name, "type": kind, "size_bytes": facts.st_size if kind == "file" else None}
 
 
