@@ -37,8 +37,7 @@ class Checkpoints:
         self._work, self._keyring = work, keyring
 
     async def make(self, *, least: int = 1) -> SignedCheckpoint | None:
-        """Sign the newest row if at least `least` rows are new. Return the checkpoint, or None if too few rows are
-        new.
+        """Sign the newest row if at least `least` rows are new, and return the checkpoint. Otherwise return None.
 
         Raises `vault_sealed` if the master key is not loaded.
         """

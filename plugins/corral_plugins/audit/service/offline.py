@@ -22,8 +22,10 @@ class Unreadable(ValueError):
 
 
 class _Listed(msgspec.Struct):
-    """A saved list of checkpoints: the response of `GET /admin/audit/checkpoints` or output of `corral audit
-    checkpoints`."""
+    """A saved list of checkpoints.
+
+    The list is the response of `GET /admin/audit/checkpoints` or the output of `corral audit checkpoints`.
+    """
 
     items: list[SignedCheckpoint]
     public_key: str | None = None

@@ -154,8 +154,10 @@ def publish(kind: Any, row: SecretRow, by: Principal | None, **more: Any) -> Non
 
 
 def require_audit(audit: Audit | None) -> None:
-    """Raise `Unavailable` (`audit_unavailable`) if the audit log is missing, because every disclosure must be
-    recorded."""
+    """Raise `Unavailable` (`audit_unavailable`) if the audit log is missing.
+
+    Every disclosure of a value must be recorded.
+    """
     if audit is None:
         raise Unavailable(
             "Values are not disclosed while the audit log is unavailable; enable the plugin audit.",
