@@ -115,8 +115,8 @@ class LLMProvider(Protocol):
 
     All methods are called on the event loop and must not block it. Errors are raised as `ProviderError`; any other
     exception counts as a bug, and its message is not shown to the caller. Fields that OpenAI does not define are
-    dropped from responses. The gateway applies all timeouts except the connection timeout: it cancels the call or closes the
-    iterator, which must end the upstream request immediately.
+    dropped from responses. The gateway applies all timeouts except the connection timeout: it cancels the call or
+    closes the iterator, which must end the upstream request immediately.
 
     A kind may also define these members:
 

@@ -17,7 +17,7 @@ class SecurityChanged(Event, kw_only=True):
 
 
 class IpRulesChanged(Event, kw_only=True):
-    """The IP rules were replaced, or turned off."""
+    """The IP rules were replaced or turned off."""
 
     event = "ip_rules.changed"
     visibility = ADMIN
