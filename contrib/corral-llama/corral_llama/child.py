@@ -15,7 +15,7 @@ import sys
 import threading
 from typing import Any
 
-_servers: list[Any] = []  # keeps the server alive
+_servers: list[Any] = []  # a reference that keeps the server alive
 
 
 def serve(options: dict[str, Any]) -> str:

@@ -138,7 +138,7 @@ class LocalProvider:
         if self._children is not None:
             await self._children.stop()
 
-    # -- the child
+    # -- the child process
 
     def _context(self, model: LocalModel) -> int:
         return model.context(self._settings.get(CONTEXT_TOKENS))

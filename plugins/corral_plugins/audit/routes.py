@@ -83,7 +83,7 @@ async def list_audit_checkpoints(
 async def get_audit_row(
     id: str, caller: Principal, request: Request, queries: Queries, access: Access, work: Work
 ) -> AuditView:
-    """Read a row of the audit log."""
+    """Return a row of the audit log."""
     row = await work(lambda: queries.one(id), read=True)
     await access.record("read", request.entry(caller), row=row.seq)
     return row

@@ -287,7 +287,7 @@ class PriceQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defau
 
 
 class LookupQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The provider, the model and the instant to look up."""
+    """Query for the price of a model of a provider at an instant, by default now."""
 
     provider: Provider
     model: Model

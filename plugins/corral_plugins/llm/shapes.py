@@ -162,7 +162,7 @@ class Completion(msgspec.Struct, kw_only=True):
 
 
 class EmbeddingRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Texts to embed. `base64` encodes the vectors as little-endian 32-bit floats."""
+    """Texts to embed. The `encoding_format` `base64` encodes each vector as little-endian 32-bit floats."""
 
     model: ModelName
     input: str | Annotated[list[str], Meta(min_length=1, max_length=256)]

@@ -1,4 +1,4 @@
-"""Background jobs of the vault: expiry reminders, shredding and rewrapping."""
+"""Background jobs of the vault: expiry reminders, deletion of expired data, and rewrapping under a new master key."""
 
 from __future__ import annotations
 

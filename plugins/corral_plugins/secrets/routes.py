@@ -82,7 +82,7 @@ def rotate_master_key(keys: MasterKeys) -> Remaining:
 
 @routes.get("/{id}", needs=READ, raises=("not_found",))
 def get_secret(id: str, listing: Listing) -> Answer[SecretView]:
-    """Read a secret without its value."""
+    """Return a secret without its value."""
     view, revision = listing.get(id)
     return Answer(body=view, headers={"ETag": f'"{revision}"'})
 

@@ -104,7 +104,7 @@ class ExpiringQuery(PageQuery, kw_only=True, forbid_unknown_fields=True):
 
 
 class DeleteQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Options of a deletion. `force` deletes a secret even if it is in use."""
+    """Options of a deletion. `force` deletes a secret even if objects use it."""
 
     force: bool = False
 

@@ -16,7 +16,7 @@ def command() -> None:
 
 @command.group("ip-rules")
 def ip_rules() -> None:
-    """Manage the IP rules."""
+    """Manage the rules that allow or block client addresses."""
 
 
 @ip_rules.command("off")

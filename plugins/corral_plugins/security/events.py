@@ -1,4 +1,4 @@
-"""The events that this plugin publishes."""
+"""The events that the plugin `security` publishes."""
 
 from __future__ import annotations
 

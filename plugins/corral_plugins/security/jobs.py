@@ -1,4 +1,4 @@
-"""Scheduled jobs and event subscribers of this plugin."""
+"""Scheduled jobs and event subscribers of the plugin `security`."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class ScopeList(msgspec.Struct, kw_only=True):
 
 
 class RuleView(msgspec.Struct, kw_only=True):
-    """An IP rule."""
+    """A rule that allows or blocks an address or a network."""
 
     id: str
     cidr: str

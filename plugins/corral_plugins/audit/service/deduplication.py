@@ -46,7 +46,8 @@ class Deduplicator:
     def is_counted(self, entry: AuditEntry, by: Entry) -> bool:
         """Return whether the entry is a repetition, and count it if so.
 
-        An entry is a repetition if the same entry was already written and the counts of its minute are still pending.
+        An entry is a repetition if the same entry was already written and its minute has not passed, or if the row with
+        the count of that minute is still to be written.
         """
         repeated = self._by_key.get(_key(entry, by))
         if repeated is None or (repeated.is_over and not repeated.count):

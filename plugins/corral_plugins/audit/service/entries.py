@@ -84,7 +84,7 @@ def _plain(value: Any) -> Any:
 def _canonical(value: Any) -> bytes:
     try:
         return msgspec.json.encode(value, order="sorted")
-    except UnicodeEncodeError:  # a lone surrogate, from unchecked text
+    except UnicodeEncodeError:  # unchecked text can contain a lone surrogate
         return msgspec.json.encode(_without_surrogates(value), order="sorted")
 
 

@@ -128,7 +128,7 @@ class PriceOverrides:
         self._record("delete", row.__data__, {name: (getattr(row, name), None) for name in AUDITED})
 
     def lookup(self, query: LookupQuery) -> FoundPrice:
-        """Return the price of a model that is valid at an instant."""
+        """Return the price of a model that is valid at an instant, from an override or the built-in table."""
         at = clock.now() if query.at is msgspec.UNSET else clock.from_datetime(query.at)
         if query.provider in FREE_PROVIDERS:
             return FoundPrice(priced=True, price_source="zero", input_usd=0, output_usd=0, per_call_usd=0)

@@ -62,7 +62,7 @@ async def create_provider(
 
 @routes.get("/providers/{name}", needs=MANAGE, live=True, raises=("not_found",))
 def get_provider(name: str, providers: ProviderAdmin) -> ProviderView:
-    """Return a provider."""
+    """Return a provider with its configuration and state."""
     return providers.view(name)
 
 

@@ -92,7 +92,7 @@ def _not_configured(targets: list[Target]) -> Unavailable:
     )
 
 
-# -- the length of the response
+# -- length limits of requests and responses
 
 
 def requested_cap(request: Mapping[str, Any]) -> int | None:

@@ -1,4 +1,4 @@
-"""Calls: the record of a call in progress, its outcome, its row and payload, and queries of past calls."""
+"""Calls: the state of a call in progress, its outcome, its database row and payload, and queries of past calls."""
 
 from __future__ import annotations
 

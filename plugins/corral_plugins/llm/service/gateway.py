@@ -140,7 +140,7 @@ class Gateway:
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    # -- the first unit
+    # -- the unit of work that admits a call
 
     async def _begin(self, kind: str, request: dict[str, Any], by: Principal) -> CallRecord:
         started = time.monotonic()
@@ -167,7 +167,7 @@ class Gateway:
             call = await admitting
             await self._settle(call, call.outcome())
 
-    # -- between the units
+    # -- the provider call, between both units of work
 
     async def _run(self, call: CallRecord) -> CallResult:
         """Complete the call in its own task.
@@ -299,7 +299,7 @@ class Gateway:
                 raise
             raise Problem(f"The model did not respond within {seconds} seconds.", code="upstream_timeout") from None
 
-    # -- the second unit
+    # -- the unit of work that settles a call
 
     async def _settle(self, call: CallRecord, outcome: Outcome) -> bool:
         """Settle the call in its own task, which is never cancelled. Return whether the lease is still live."""

@@ -25,7 +25,7 @@ class Leases:
         self._running: dict[asyncio.Timeout, LeaseRef] = {}
         self._wake = asyncio.Event()
 
-    # -- inside a unit
+    # -- called inside a unit of work
 
     def is_live(self, by: Principal) -> bool:
         """Return whether the caller's lease is live, and renew it. Callers without a lease may always continue."""
@@ -54,7 +54,7 @@ class Leases:
                 cost_usd=charged.cost_usd,
             )
 
-    # -- outside
+    # -- called outside a unit of work
 
     @contextlib.asynccontextmanager
     async def watch(self, by: Principal) -> AsyncIterator[None]:

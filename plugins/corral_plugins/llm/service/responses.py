@@ -214,7 +214,7 @@ def allows_fallback(error: ProviderError) -> bool:
 
 
 def problem_of(error: ProviderError, provider: str, redactor: Redactor) -> Problem:
-    """Return the problem for the caller, with the provider's own message: redacted, at most 1 KiB."""
+    """Return the problem for the caller. It contains the provider's own message, redacted and limited to 1 KiB."""
     message = redactor.redact(error.message[: 4 * MAX_MESSAGE_BYTES])
     detail = f"{provider}: {message.encode()[:MAX_MESSAGE_BYTES].decode(errors='ignore')}"
     if error.code is not None:

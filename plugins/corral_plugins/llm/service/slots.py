@@ -85,7 +85,7 @@ class Slots:
         self._known_providers: set[str] = set()
         self._own: set[str] = set()
 
-    # -- inside a unit, as the last thing it does
+    # -- called inside a unit of work, as its last step
 
     def enter(self, call_id: str, provider: Provider) -> Slot | None:
         """Enter the provider's queue and return the slot, or None if the provider has no limit."""
@@ -122,7 +122,7 @@ class Slots:
         if free <= 0:
             return []
         slot_ids = [row[0] for row in _WAITING_LONGEST.rows({"provider": provider.name, "now": now, "free": free})]
-        for slot_id in slot_ids:  # usually one
+        for slot_id in slot_ids:  # usually a single slot
             _ASSIGN.run({"id": slot_id, "until": clock.now(HELD_SECONDS)})
         if slot_ids:
             if per_minute is not None:
@@ -136,7 +136,7 @@ class Slots:
             after_commit(functools.partial(self._known_providers.add, name))
         _LOCK.rows({"provider": name})
 
-    # -- outside
+    # -- called outside a unit of work
 
     async def wait(self, slot: Slot | None, seconds: float) -> None:
         """Wait until the slot is assigned. Raises `concurrency_limit` if this takes longer than `seconds`."""
@@ -191,7 +191,7 @@ class Slots:
     def _assign_waiting(self) -> None:
         """Assign slots of the providers for which calls of this process wait.
 
-        This frees the slots of processes that died.
+        Slots of processes that died expire without a call that assigns them to the next in the queue.
         """
         providers = {slot.provider.name: slot.provider for slot, _ in list(self._waiting.values())}
         for name in sorted(providers):

@@ -53,7 +53,7 @@ class Listing:
             offset, window = None, merged[: query.limit + 1]
         else:
             offset = query.offset if isinstance(query.offset, int) else 0
-            # At most all pinned secrets precede the window, so it starts at most that many stored rows earlier.
+            # All pinned secrets may precede the page, so the query starts earlier by the number of pinned secrets.
             skipped = max(0, offset - len(pinned))
             found = list(
                 stored.order_by(*order).offset(skipped).limit(query.limit + 1 + offset - skipped + len(pinned))

@@ -64,7 +64,7 @@ def expiring_until(days: list[int]) -> str:
 
 
 def is_expired(expires_at: str | None) -> bool:
-    """Return whether the expiry time has passed."""
+    """Return whether an expiry time has passed. None never expires."""
     return expires_at is not None and expires_at <= clock.now()
 
 
@@ -101,13 +101,13 @@ def references(keys: Iterable[str]) -> dict[str, list[Reference]]:
 
 
 def view(row: SecretRow, used: list[Reference], until: str) -> SecretView:
-    """Return the view of a stored secret, without its value."""
+    """Return the API view of a stored secret, without its value."""
     same = {name: getattr(row, name) for name in SecretView.__struct_fields__ if hasattr(row, name)}
     return SecretView(**same, status=status_of(row, until), read_only=False, references=used)
 
 
 def pinned_view(item: Pinned, used: list[Reference], max_versions: int) -> SecretView:
-    """Return the view of a pinned secret, without its value."""
+    """Return the API view of a pinned secret, without its value."""
     return SecretView(
         id=item.id,
         name=item.name,

@@ -18,7 +18,7 @@ log = logging.getLogger("corral.security")
 
 POLL_SECONDS = 1.0
 AUDIT_SECONDS = 60.0
-MAX_VERDICTS = 10_000  # cached addresses
+MAX_VERDICTS = 10_000  # maximum number of cached addresses
 HEALTH = ("/health/", "/api/v1/health/")  # these paths and the paths below them, but no other path with the same prefix
 
 
@@ -57,7 +57,7 @@ class IpGate:
 
     @property
     def is_stale(self) -> bool:
-        """Whether a rule of this gate has expired since it was loaded."""
+        """Whether a rule in this gate has expired since the rules were loaded."""
         until = None if self._in_force is None else self._in_force.until
         return until is not None and until <= clock.now()
 
