@@ -1,1 +1,1 @@
-"""The smallest complete plugin of Corral."""
+"""A minimal but complete example plugin for Corral."""

@@ -1,4 +1,4 @@
-"""All of the plugin in one file: its table, its event, its route, and the class that contributes them."""
+"""The whole plugin in one file: its table, its event, its route, and the plugin class that contributes them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from corral.schema.fields import Name
 
 
 class Greeting(Model):
-    """Whom we greeted, and how often."""
+    """A greeted name and the number of its greetings."""
 
     visibility = SHARED
 
@@ -28,7 +28,7 @@ class Greeting(Model):
 
 
 class Greeted(Event, kw_only=True):
-    """Somebody was greeted."""
+    """A name was greeted."""
 
     event = "hello.greeted"
 
@@ -37,13 +37,13 @@ class Greeted(Event, kw_only=True):
 
 
 class Greet(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Whom to greet."""
+    """The name to greet."""
 
     name: Name
 
 
 class Hello(msgspec.Struct, kw_only=True):
-    """The greeting, and how often this name has been greeted."""
+    """The greeting, and the number of times that the name has been greeted."""
 
     greeting: str
     times: int
@@ -54,8 +54,8 @@ routes = Routes("/hello", tag="Hello")
 
 @routes.post("/", needs="hello.greet")
 def greet(body: Greet, caller: Principal) -> Hello:
-    """Greet somebody."""
-    times = Greeting.times + 1  # counted by the database: two greetings at once are two
+    """Greet a name and count the greeting."""
+    times = Greeting.times + 1  # incremented by the database, so that concurrent greetings are both counted
     Greeting.insert(name=body.name, times=1).on_conflict(
         conflict_target=[Greeting.name], update={Greeting.times: times}
     ).execute()
@@ -65,14 +65,14 @@ def greet(body: Greet, caller: Principal) -> Hello:
 
 
 def count_names() -> dict[tuple[str, ...], float]:
-    """How many names were greeted, for the metric."""
+    """Return the number of greeted names for the metric."""
     return {(): float(Greeting.select().count())}
 
 
 class HelloPlugin(Plugin):
-    """Hello: greets, and counts whom.
+    """Hello: greets names and counts the greetings.
 
-    It is an example to begin with: everything that a plugin is made of, once.
+    This example contains each part of a plugin once. Use it as a starting point.
     """
 
     name = "hello"

@@ -1,1 +1,1 @@
-"""Local models for Corral: runs a GGUF file with llama.cpp in a child process."""
+"""Local models for Corral. A child process runs a GGUF file with llama.cpp."""

@@ -1,8 +1,9 @@
-"""The program of the child process: llama.cpp's server on loopback, until standard input closes.
+"""The program of the child process: runs llama.cpp's server on the loopback interface until standard input closes.
 
-It reads one JSON object from standard input: `{import_path, model, context_tokens, threads, api_key}`. It writes one to
-standard output: `{"address": "http://127.0.0.1:…"}` when the model is loaded, or `{"error": "…"}`. When the parent ends
-for whatever reason, the pipe closes and the child exits. It imports only the standard library and xllamacpp.
+The program reads one JSON object from standard input: `{import_path, model, context_tokens, threads, api_key}`. It
+writes one JSON object to standard output: `{"address": "http://127.0.0.1:…"}` when the model is loaded, or `{"error":
+"…"}`. If the parent exits for any reason, the pipe closes and the child exits. The program imports only the standard
+library and xllamacpp.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import sys
 import threading
 from typing import Any
 
-_servers: list[Any] = []  # keeps the server alive
+_servers: list[Any] = []  # a reference that keeps the server alive
 
 
 def serve(options: dict[str, Any]) -> str:
-    """Load the model and serve it from threads of its own; returns the address."""
+    """Load the model, serve it from background threads, and return the server's address."""
     import xllamacpp  # type: ignore[import-untyped,unused-ignore]  # it has no types
 
     params = xllamacpp.CommonParams()
@@ -26,7 +27,7 @@ def serve(options: dict[str, Any]) -> str:
     params.n_ctx, params.n_parallel = options["context_tokens"], 1
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options["threads"]
     params.n_threads_http, params.cache_ram_mib = 4, 128
-    params.api_keys = [options["api_key"]]  # without a key every user of this machine could call it
+    params.api_keys = [options["api_key"]]  # without a key, every user of this machine could call the server
     params.hostnames, params.port = ["127.0.0.1"], 0
     params.use_jinja, params.ui, params.endpoint_slots = True, False, False
     params.verbosity = 0
@@ -35,11 +36,11 @@ def serve(options: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Read the options, serve, and wait."""
+    """Read the options, start the server, and wait until the parent exits."""
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to the process group; the parent drains its calls first
         signal.signal(number, signal.SIG_IGN)
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # keeps the library's output off the pipe
+    os.dup2(2, 1)  # keeps the output of the library off the pipe
     options = json.loads(sys.stdin.readline())
     sys.path[:] = options["import_path"]
     threading.Thread(target=_exit_with_parent, daemon=True).start()

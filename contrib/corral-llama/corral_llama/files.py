@@ -1,4 +1,4 @@
-"""Selects the model file: `CORRAL_LOCAL_MODEL`, else a file in the data folder, else one in the user's cache."""
+"""Selects the model file: `CORRAL_LOCAL_MODEL`, or else a file in the data folder, or else one in the user's cache."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ DEFAULT_CONTEXT = 4096
 
 
 class NoModel(Exception):
-    """There is no model that this machine can run; the message says why and what to do."""
+    """Raised if this machine cannot run any model. The message contains the reason and the remedy."""
 
 
 class LocalModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A model file. `source`: configured | data folder | user cache."""
+    """A model file. `source` is configured, data folder or user cache."""
 
     path: Path
     source: str
@@ -32,32 +32,38 @@ class LocalModel(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def id(self) -> str:
-        """The name of the model: that of the file without its suffix."""
+        """The name of the model, which is the name of the file without its suffix."""
         return self.path.stem
 
     @property
     def supports_tools(self) -> bool:
-        """Whether its chat template supports tools."""
+        """Whether the chat template of the model supports tools."""
         return "tools" in self.header.chat_template
 
     def context(self, wanted: int) -> int:
-        """Return the context in tokens: `wanted`, but no more than the model was trained for."""
+        """Return the context size in tokens: `wanted`, limited to the size with which the model was trained."""
         return min(wanted, self.header.context_length or DEFAULT_CONTEXT)
 
 
 def user_cache() -> Path:
-    """Return the folder of the demo model, which installations with temporary data folders share."""
+    """Return the default folder of the demo model.
+
+    Installations with temporary data folders share this folder.
+    """
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "corral" / "models"
 
 
 def folders(installation: Installation) -> dict[str, Path]:
-    """Return the folders to search, in order."""
+    """Return the folders that are searched for models, in order."""
     return {"data folder": installation.data_dir / "models", "user cache": user_cache()}
 
 
 def find(installation: Installation) -> LocalModel:
-    """Return the model to use; raises `NoModel`. Reads the file's header: do not call it on the event loop."""
+    """Return the model to use. Raises `NoModel`.
+
+    Reads the header of the file, so do not call this function on the event loop.
+    """
     path, source = _find_file(installation)
     try:
         header = read_header(path)
@@ -72,7 +78,7 @@ def find(installation: Installation) -> LocalModel:
 
 
 def platform_problem() -> str | None:
-    """Return why this machine cannot run any model; None if it can."""
+    """Return the reason why this machine cannot run any model, or None if it can."""
     if importlib.util.find_spec("xllamacpp") is None:
         return "xllamacpp is not installed: pip install corral-llama"
     if platform.system() == "Linux" and platform.machine() == "x86_64" and "avx2" not in _cpu_flags():
@@ -93,12 +99,12 @@ def _find_file(installation: Installation) -> tuple[Path, str]:
 
 
 def _model_files(folder: Path) -> Iterator[Path]:
-    """Return the models in a folder, the demo model last: a user's own model takes precedence."""
+    """Yield the model files in a folder, the demo model last, so that a user's own model takes precedence."""
     yield from sorted(folder.glob("*.gguf"), key=lambda path: (path.name == DEMO_FILE, path.name))
 
 
 def _cpu_flags() -> frozenset[str]:
-    """Return the flags of the first CPU; assume AVX2 if they cannot be read."""
+    """Return the flags of the first CPU. If they cannot be read, AVX2 is assumed."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Reads the header of a GGUF file: the metadata of a model, without loading it."""
+"""Reads the header of a GGUF file, which contains the metadata of a model, without loading the model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ _MAX_ENTRIES = 10_000
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
-    """Metadata of a model. `context_length` is the trained context in tokens; `chat_template` is Jinja, or empty."""
+    """The metadata of a model.
+
+    `context_length` is the context size in tokens with which the model was trained. `chat_template` is a Jinja
+    template, or empty.
+    """
 
     architecture: str
     name: str
@@ -24,7 +28,10 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_header(path: Path) -> Header:
-    """Read the header without its arrays (the vocabulary). Takes about 50 ms; raises `ValueError` for other files."""
+    """Read the header of a GGUF file, except arrays such as the vocabulary. Raises `ValueError` for other files.
+
+    Takes about 50 ms.
+    """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             entries = _Reader(view).entries()
@@ -43,13 +50,13 @@ def read_header(path: Path) -> Header:
 
 
 class _Reader:
-    """Reads the key-value pairs at the beginning of the file."""
+    """Reads the key-value pairs at the beginning of a GGUF file."""
 
     def __init__(self, view: mmap.mmap) -> None:
         self._view, self._at = view, 0
 
     def entries(self) -> dict[str, Any]:
-        """Return all pairs except arrays."""
+        """Return all key-value pairs except those with arrays."""
         if self._view[:4] != b"GGUF":
             raise ValueError("this is not a GGUF file")
         self._at = 4

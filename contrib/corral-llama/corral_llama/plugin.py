@@ -24,7 +24,10 @@ IDLE_CHECK_SECONDS = 30.0
 
 
 class LlamaConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`warm_up`: load the model when the server starts, instead of at its first use."""
+    """Configuration of the plugin `llama`.
+
+    `warm_up` loads the model when the server starts instead of at its first use.
+    """
 
     warm_up: bool = False
 
@@ -32,7 +35,7 @@ class LlamaConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class LlamaPlugin(Plugin):
     """Local models with llama.cpp.
 
-    A GGUF file runs on this machine in a child process: no network, no API key, price 0. It is the provider `local`.
+    A child process runs a GGUF file on this machine, without network, API key or cost. The provider is named `local`.
     """
 
     name = "llama"
@@ -47,7 +50,7 @@ class LlamaPlugin(Plugin):
 
     @cached_property
     def _provider(self) -> LocalProvider:
-        """Created when a kernel boots, because commands do not need its imports."""
+        """The provider, created when a kernel boots, because commands do not need its imports."""
         from corral_llama.provider import LocalProvider
 
         return LocalProvider()
@@ -71,7 +74,10 @@ class LlamaPlugin(Plugin):
         await self._provider.close()
 
     async def _stop_when_idle(self) -> None:
-        """Runs in every process, because each one has its own child."""
+        """Stop the child process when it is idle.
+
+        Runs in every process, because each process has its own child.
+        """
         while True:
             await asyncio.sleep(IDLE_CHECK_SECONDS)
             await self._children.stop_if_idle(self._settings.get(settings.IDLE_SECONDS))

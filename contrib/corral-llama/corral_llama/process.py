@@ -29,11 +29,11 @@ ENVIRONMENT_PREFIXES = ("LC_", "GGML_", "LLAMA_", "CUDA_", "HIP_", "ROCR_", "VK_
 
 
 class ChildFailed(Exception):
-    """The process could not be started, or has exited; the message says why."""
+    """Raised if the child process could not be started or has exited. The message contains the reason."""
 
 
 class Child:
-    """A child process with a loaded model. `client` calls its OpenAI API, relative to `/v1`."""
+    """A child process with a loaded model. `client` calls its OpenAI API with URLs relative to `/v1`."""
 
     def __init__(self, process: asyncio.subprocess.Process, model: LocalModel, context_tokens: int) -> None:
         self._process, self.model, self.context_tokens = process, model, context_tokens
@@ -42,16 +42,16 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """The process id."""
+        """The id of the child process."""
         return self._process.pid
 
     @property
     def is_running(self) -> bool:
-        """Whether the process is running."""
+        """Whether the child process is running."""
         return self._process.returncode is None
 
     async def exit_reason(self) -> str:
-        """Describe how the process exited, for an error message."""
+        """Return a description of how the process exited, for an error message."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(EXIT_SECONDS):
                 await self._process.wait()
@@ -85,7 +85,10 @@ class Child:
         self.address = (url.hostname or "127.0.0.1", url.port or 0)
 
     async def stop(self) -> None:
-        """Close its standard input, which makes it exit; kill it if it does not."""
+        """Close the standard input of the process, which makes it exit.
+
+        Kill the process if it does not exit in time.
+        """
         assert self._process.stdin is not None
         self._process.stdin.close()
         with contextlib.suppress(TimeoutError):
@@ -97,7 +100,7 @@ class Child:
 
 
 class Children:
-    """At most one child at a time. All methods must be called on the same event loop."""
+    """Manages at most one child process at a time. All methods must be called on the same event loop."""
 
     def __init__(self, egress: Egress) -> None:
         self._egress = egress
@@ -108,12 +111,15 @@ class Children:
 
     @property
     def child(self) -> Child | None:
-        """The running child, if there is one."""
+        """The running child process, or None."""
         return self._child if self._child is not None and self._child.is_running else None
 
     @contextlib.asynccontextmanager
     async def use(self, model: LocalModel, context_tokens: int) -> AsyncIterator[Child]:
-        """Yield a child with this model loaded, which is not stopped for being idle. Raises `ChildFailed`."""
+        """Yield a child process with this model loaded. Raises `ChildFailed`.
+
+        The child is not stopped as idle while it is in use.
+        """
         self._users += 1
         try:
             yield await self._ready(model, context_tokens)
@@ -122,7 +128,7 @@ class Children:
             self._last_used = time.monotonic()
 
     async def stop_if_idle(self, seconds: float) -> bool:
-        """Stop the child if it was idle for this long (0: never); returns whether it was stopped."""
+        """Stop the child process if it was idle for `seconds` (0: never). Return whether it was stopped."""
         if self._child is None or self._users or not seconds or time.monotonic() - self._last_used < seconds:
             return False
         await self.stop()
@@ -130,14 +136,17 @@ class Children:
         return True
 
     async def stop(self) -> None:
-        """Stop the child, even while it is loading or in use."""
+        """Stop the child process, even while it is loading or in use."""
         for loading in tuple(self._loading):
             loading.cancel()
         async with self._start_lock:
             await self._drop()
 
     async def _ready(self, model: LocalModel, context_tokens: int) -> Child:
-        """Return the child with the model loaded. Loading continues if the caller leaves, for the next one."""
+        """Return the child process with the model loaded.
+
+        If the caller disconnects, loading continues for the next caller.
+        """
         loading = asyncio.ensure_future(self._load(model, context_tokens))
         self._loading.add(loading)
         loading.add_done_callback(self._ended)
@@ -151,7 +160,7 @@ class Children:
     def _ended(self, loading: asyncio.Future[Child]) -> None:
         self._loading.discard(loading)
         if not loading.cancelled():
-            loading.exception()  # marks it as retrieved: the caller may have left
+            loading.exception()  # marks the exception as retrieved, because the caller may have disconnected
 
     async def _load(self, model: LocalModel, context_tokens: int) -> Child:
         async with self._start_lock:
@@ -212,12 +221,12 @@ class Children:
 
 
 def threads() -> int:
-    """Return the number of threads: all cores except one, which is left to the server."""
+    """Return the number of threads for the model: all cores except one, which is reserved for the server."""
     return max(1, len(os.sched_getaffinity(0)) - 1) if hasattr(os, "sched_getaffinity") else 1
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment of the child, without Corral's variables: it needs no secrets."""
+    """Return the environment of the child process without Corral's variables, because the child needs no secrets."""
     return {
         name: value
         for name, value in os.environ.items()

@@ -36,12 +36,12 @@ SUPPORTED_FIELDS = frozenset(
     }
 )
 TOOL_FIELDS = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
-DEMO_OUTPUT_TOKENS = 512  # by default: a small model may never stop, and it serves one call at a time
+DEMO_OUTPUT_TOKENS = 512  # the default limit: a small model may never stop, and it serves one call at a time
 EXTENSION_FIELDS = ("timings", "prompt_progress", "__verbose")
 
 
 class LocalProvider:
-    """Implements `LLMProvider`. It has a model once the plugin has started."""
+    """Implements `LLMProvider` for the local model. A model is available after the plugin has started."""
 
     kind = "local"
     free, implicit, concurrency = True, True, 1
@@ -56,11 +56,11 @@ class LocalProvider:
         self._installation: Installation
 
     def start(self, children: Children, settings: Settings, installation: Installation) -> None:
-        """Set the services that it uses; called once, when the plugin starts."""
+        """Set the services that the provider uses. Called once, when the plugin starts."""
         self._children, self._settings, self._installation = children, settings, installation
 
     async def find_model(self) -> None:
-        """Find the model file, and set `model` or `problem`."""
+        """Find the model file. Set `model`, or `problem` if there is no usable model."""
         try:
             self.model = await asyncio.to_thread(find, self._installation)
         except NoModel as error:
@@ -69,7 +69,10 @@ class LocalProvider:
         self.supported_fields = SUPPORTED_FIELDS | TOOL_FIELDS if supports_tools else SUPPORTED_FIELDS
 
     async def warm_up(self) -> None:
-        """Load the model so that the first call need not wait. That call reports an error as well."""
+        """Load the model so that the first call does not have to wait.
+
+        An error is only logged, because the first call reports it as well.
+        """
         try:
             async with self._child():
                 pass
@@ -135,18 +138,18 @@ class LocalProvider:
         if self._children is not None:
             await self._children.stop()
 
-    # -- the child
+    # -- the child process
 
     def _context(self, model: LocalModel) -> int:
         return model.context(self._settings.get(CONTEXT_TOKENS))
 
     @contextlib.asynccontextmanager
     async def _child(self, request: Mapping[str, Any] | None = None) -> AsyncIterator[Child]:
-        """Yield the running child; raises `ProviderError` if there is none."""
+        """Yield the running child process. Raises `ProviderError` if it cannot be started."""
         if self._children is None:
             raise _unavailable(self.problem)
         if self._children.child is None:
-            await self.find_model()  # it may have been installed or replaced in the meantime
+            await self.find_model()  # the model may have been installed or replaced in the meantime
         model = self.model
         if model is None:
             raise _unavailable(self.problem)
@@ -161,7 +164,7 @@ class LocalProvider:
 
 @contextlib.asynccontextmanager
 async def _connection_errors(child: Child) -> AsyncIterator[None]:
-    """Report a broken connection as the exit of the process."""
+    """Convert errors of a broken connection to errors that describe how the child process exited."""
     try:
         yield
     except httpx2.HTTPError as error:
@@ -170,12 +173,15 @@ async def _connection_errors(child: Child) -> AsyncIterator[None]:
 
 
 def _unavailable(message: str) -> ProviderError:
-    """Return the error of a model that cannot respond now; a later call may succeed."""
+    """Return the error of a model that cannot respond now. A later call may succeed."""
     return ProviderError(503, message, code="dependency_unavailable")
 
 
 def translate_request(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the request as chat templates support it: text instead of parts, `system` for `developer`."""
+    """Return the request in a form that chat templates support.
+
+    Content parts become text, and the role `developer` becomes `system`.
+    """
     messages = []
     for message in request["messages"]:
         content = message.get("content")
@@ -189,12 +195,15 @@ def translate_request(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def remove_extensions(response: dict[str, Any]) -> dict[str, Any]:
-    """Remove the fields that OpenAI does not define."""
+    """Remove the fields of llama.cpp that OpenAI does not define."""
     return {name: value for name, value in response.items() if name not in EXTENSION_FIELDS}
 
 
 async def lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Split a stream at line feeds only: a model's text may contain other line separators."""
+    """Yield the lines of a stream.
+
+    Only line feeds separate lines, because the text of a model may contain other line separators.
+    """
     rest = b""
     async for chunk in chunks:
         *complete, rest = (rest + chunk).split(b"\n")
@@ -210,7 +219,7 @@ def _chunk(data: bytes) -> dict[str, Any]:
 
 
 def _error(status: int, body: bytes) -> ProviderError:
-    """Return an error of llama.cpp's server with its own message."""
+    """Return an error of llama.cpp's server with the server's own message."""
     try:
         message = str(msgspec.json.decode(body)["error"]["message"])
     except (msgspec.DecodeError, KeyError, TypeError):

@@ -29,7 +29,7 @@ def lines(plugins: Iterable[PluginRecord], guards: Iterable[Guard], warden: Plug
     for (plugin, hook), (count, seconds) in sorted(sums.items()):
         yield f'corral_plugin_call_seconds_count{{plugin="{plugin}",hook="{hook}"}} {count}'
         yield f'corral_plugin_call_seconds_sum{{plugin="{plugin}",hook="{hook}"}} {seconds:.6f}'
-    yield "# HELP corral_plugin_lost_threads PluginThreads that have not come back from a plugin."
+    yield "# HELP corral_plugin_lost_threads Threads that have not returned from a plugin."
     yield "# TYPE corral_plugin_lost_threads gauge"
     for name, count in sorted(warden.lost_threads().items()):
         yield f'corral_plugin_lost_threads{{plugin="{name}"}} {count}'

@@ -1,1 +1,1 @@
-"""The audit log: a tamper-evident record of who did what."""
+"""The audit log: a tamper-evident record of all security-relevant actions."""

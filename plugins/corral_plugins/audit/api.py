@@ -1,4 +1,7 @@
-"""The event of the audit log. Other plugins write to the log through the kernel's protocol `Audit`."""
+"""The public API of the audit log: its event and error codes.
+
+Plugins write rows through the kernel protocol `Audit`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ declare_codes(
 
 
 class AuditCheckpoint(Event, kw_only=True):
-    """The audit log up to `seq` was signed. A copy kept elsewhere reveals the removal of the newest rows."""
+    """A checkpoint signed the audit log up to row `seq`.
+
+    Compare the log with an external copy of this event to detect whether the newest rows were removed.
+    """
 
     event = "audit.checkpoint"
     visibility = "admin"

@@ -1,4 +1,4 @@
-"""`corral audit`: verify and export the log, on the server itself or elsewhere."""
+"""The command group `corral audit`, which verifies and exports the audit log on the server or on another machine."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def verify(
 ) -> None:
     """Verify that no row was altered, removed or truncated.
 
-    SOURCE is a copy of the database (a file, or postgresql://…) or an export (.jsonl, .csv); the default is the log of
-    this installation. Removal of the newest rows is detected with --checkpoints only. Exits with 1 if the log is not
+    SOURCE is a copy of the database (a file, or postgresql://…) or an export (.jsonl, .csv). The default is the log of
+    this installation. Removal of the newest rows is detected only with --checkpoints. Exits with 1 if the log is not
     intact.
     """
     from corral_plugins.audit.service.offline import Unreadable, read_checkpoints
@@ -76,7 +76,7 @@ def verify(
 @config_option
 @click.pass_obj
 def export(open_session: OpenSession, format_: str, output: BinaryIO, config_path: Path | None) -> None:
-    """Write the log to a file, oldest row first. `corral audit verify FILE` verifies it on any machine."""
+    """Write the log to a file, oldest row first. `corral audit verify FILE` verifies the file on any machine."""
     from corral_plugins.audit.service.export import Export
     from corral_plugins.audit.shapes import ExportQuery
 
@@ -93,7 +93,7 @@ def export(open_session: OpenSession, format_: str, output: BinaryIO, config_pat
 @config_option
 @click.pass_obj
 def checkpoints(open_session: OpenSession, config_path: Path | None) -> None:
-    """Print all checkpoints and their public key as JSON. Keep them where no admin of this machine can write."""
+    """Print all checkpoints and their public key as JSON. Store the output where no admin of this machine can write."""
     from corral_plugins.audit.service import queries
 
     with open_session(config_path, "audit checkpoints") as session:

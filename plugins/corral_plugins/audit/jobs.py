@@ -10,17 +10,17 @@ from corral_plugins.audit.service.verify import Verification
 
 
 async def checkpoint(checkpoints: Checkpoints) -> None:
-    """Sign the end of the log after `CHECKPOINT_ROWS` new rows."""
+    """Sign a checkpoint if at least `CHECKPOINT_ROWS` rows were added since the previous one."""
     await checkpoints.make(least=CHECKPOINT_ROWS)
 
 
 async def checkpoint_hourly(checkpoints: Checkpoints) -> None:
-    """Sign the rows of the last hour."""
+    """Sign a checkpoint if any row was added since the previous one. Runs every hour."""
     await checkpoints.make()
 
 
 async def verify_recent(verification: Verification) -> None:
-    """Verify the newest rows; raises an alert for admins if they are not intact."""
+    """Verify the newest rows. Raise an alert for admins if they are not intact."""
     await verification.recent()
 
 

@@ -1,4 +1,4 @@
-"""The tables of the audit log. Triggers created by the migration refuse to change or delete rows."""
+"""The tables of the audit log. Database triggers created by the migration reject changes and deletions of rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HEAD = 1
 
 
 class AuditRow(Model):
-    """One row of the hash chain. `changes` and `details` are canonical JSON, stored and hashed verbatim."""
+    """One row of the hash chain. `changes` and `details` are canonical JSON, which is stored and hashed unchanged."""
 
     seq = peewee.BigIntegerField(primary_key=True)
     id = IdField(unique=True)
@@ -61,7 +61,11 @@ AuditRow.add_index(
 
 
 class Head(Model):
-    """The newest row of the chain, locked by each append, and the anchor: retained rows begin after it."""
+    """The position of the newest row and of the anchor.
+
+    Each append locks this single row. The anchor is the last row that retention removed; the retained rows follow the
+    anchor.
+    """
 
     id = peewee.IntegerField(primary_key=True)
     seq = peewee.BigIntegerField()
@@ -74,7 +78,7 @@ class Head(Model):
 
 
 class Checkpoint(Model):
-    """A signed position of the chain. `rows` is the number of rows since the previous checkpoint."""
+    """A signed position in the hash chain. `rows` is the number of rows since the previous checkpoint."""
 
     seq = peewee.BigIntegerField(primary_key=True)
     hash = peewee.CharField(max_length=64)
@@ -88,7 +92,7 @@ class Checkpoint(Model):
 
 
 class SigningKey(Model):
-    """The key pair that signs checkpoints; the private key is sealed under the master key."""
+    """The key pair that signs checkpoints. The private key is encrypted under the master key."""
 
     id = peewee.CharField(primary_key=True, max_length=16)
     public_key = peewee.CharField(max_length=60)

@@ -56,7 +56,7 @@ class AuditPlugin(Plugin):
             while True:
                 await asyncio.sleep(WRITE_SECONDS)
                 await log.write_repetitions()
-                with contextlib.suppress(Problem):  # the database is unreachable: the next round reports
+                with contextlib.suppress(Problem):  # while the database is unreachable; retried in the next round
                     await log.report_failures()
 
         runtime.supervise("repetitions", write_repetitions)

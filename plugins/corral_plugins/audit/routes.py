@@ -1,4 +1,4 @@
-"""`/admin/audit`: list, verify and export the log. The log records each of these accesses."""
+"""The routes under `/admin/audit`, which list, verify and export the log. Each of these accesses is itself recorded."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def verify_audit_log(
 async def export_audit_log(
     query: ExportQuery, caller: Principal, request: Request, access: Access, work: Work
 ) -> Stream:
-    """Stream the log, oldest row first, as self-verifying JSON lines or as CSV."""
+    """Stream the log, oldest row first, as JSON lines that can be verified offline, or as CSV."""
     export = Export(work, query)
     await access.record("export", request.entry(caller), format=query.format, filters=_filters(query))
     stamp = clock.now()[:19].replace("-", "").replace(":", "").replace("T", "-")
@@ -73,7 +73,7 @@ async def export_audit_log(
 async def list_audit_checkpoints(
     query: PageQuery, caller: Principal, request: Request, queries: Queries, access: Access, work: Work
 ) -> CheckpointPage:
-    """List the checkpoints, newest first, with the public key that verifies them. Keep a copy elsewhere."""
+    """List the checkpoints, newest first, with the public key that verifies them. Keep a copy on another system."""
     page = await work(lambda: queries.checkpoints(query, caller), read=True)
     await access.record("read", request.entry(caller), what="checkpoints")
     return page
@@ -83,7 +83,7 @@ async def list_audit_checkpoints(
 async def get_audit_row(
     id: str, caller: Principal, request: Request, queries: Queries, access: Access, work: Work
 ) -> AuditView:
-    """Read a row of the audit log."""
+    """Return a row of the audit log."""
     row = await work(lambda: queries.one(id), read=True)
     await access.record("read", request.entry(caller), row=row.seq)
     return row

@@ -20,9 +20,9 @@ Seq = Annotated[int, Meta(ge=1, le=2**62)]
 
 
 class Filters(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters of lists and exports. `actor` matches the actor or the user on whose behalf it acted.
+    """Filters of lists and exports. `actor` matches the actor or the user on whose behalf the actor acted.
 
-    `action` is a name or a prefix such as `auth.*`.
+    `action` is a name, or a prefix such as `auth.*`.
     """
 
     actor: list[Named] | UnsetType = UNSET
@@ -36,7 +36,10 @@ class Filters(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_def
 
 
 class AuditQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Query of the list. It repeats the fields of `Filters`, because a struct has only one base."""
+    """Query parameters of the list.
+
+    They repeat the fields of `Filters`, because a struct can have only one base class.
+    """
 
     actor: list[Named] | UnsetType = UNSET
     action: list[Named] | UnsetType = UNSET
@@ -49,20 +52,20 @@ class AuditQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defau
 
 
 class ExportQuery(Filters, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Query of an export. `jsonl` writes one row per line in its hashed form; `csv` is for spreadsheets."""
+    """Query parameters of an export. `jsonl` writes one hashed row per line; `csv` is meant for spreadsheets."""
 
     format: Annotated[str, Meta(max_length=20)] = "jsonl"
 
 
 class VerifyQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The range to verify; by default all retained rows."""
+    """The range of rows to verify. The default is all retained rows."""
 
     from_seq: Seq | UnsetType = UNSET
     to_seq: Seq | UnsetType = UNSET
 
 
 class ActorView(msgspec.Struct, kw_only=True):
-    """The actor. `on_behalf_of` is the user whose permissions applied, if the actor is not that user."""
+    """The actor of an action. `on_behalf_of` is the user whose permissions applied, if the actor is not that user."""
 
     type: str
     id: str | None
@@ -74,7 +77,7 @@ class ActorView(msgspec.Struct, kw_only=True):
 
 
 class ObjectView(msgspec.Struct, kw_only=True):
-    """The object of the action; `name` is its name at that time."""
+    """The object of an action. `name` is the name of the object at the time of the action."""
 
     type: str
     id: str | None
@@ -82,7 +85,7 @@ class ObjectView(msgspec.Struct, kw_only=True):
 
 
 class FieldChange(msgspec.Struct, kw_only=True, rename={"from_": "from"}):
-    """A changed field with both values; for secrets only the fact of the change."""
+    """A changed field with its previous and new value. For secrets, the values are omitted."""
 
     field: str
     from_: Any
@@ -90,7 +93,10 @@ class FieldChange(msgspec.Struct, kw_only=True, rename={"from_": "from"}):
 
 
 class AuditView(msgspec.Struct, kw_only=True):
-    """A row of the log. If `truncated`, the changes or details were too large; `sha256` covers the full content."""
+    """A row of the audit log.
+
+    If `truncated` is true, the changes or details were too large to store; `sha256` is the hash of their full content.
+    """
 
     seq: int
     id: str
@@ -117,7 +123,7 @@ class LinkView(msgspec.Struct, kw_only=True):
 
 
 class Verdict(msgspec.Struct, kw_only=True):
-    """The result of a verification. If not `complete`, time ran out; continue with `from_seq` = `next_seq`."""
+    """The result of a verification. If `complete` is false, time ran out; continue with `from_seq` = `next_seq`."""
 
     ok: bool
     checked: int
@@ -130,7 +136,7 @@ class Verdict(msgspec.Struct, kw_only=True):
 
 
 class CheckpointView(msgspec.Struct, kw_only=True):
-    """A signed position of the log."""
+    """A signed position in the hash chain."""
 
     seq: int
     hash: str
@@ -141,6 +147,6 @@ class CheckpointView(msgspec.Struct, kw_only=True):
 
 
 class CheckpointPage(Page[CheckpointView], kw_only=True):
-    """Checkpoints, newest first, and the Ed25519 public key that verifies them (32 bytes in base64)."""
+    """A page of checkpoints, newest first, and the Ed25519 public key that verifies them (32 bytes in base64)."""
 
     public_key: str | None

@@ -1,1 +1,1 @@
-"""Cost accounting: one event per use, prices, and totals that are exact to the micro-dollar."""
+"""Cost accounting: one event per use, prices, and totals that are exact to one micro-dollar."""

@@ -1,4 +1,4 @@
-"""The public API of cost accounting: uses, quotes, charges and the service `Cost`."""
+"""The public API of cost accounting: uses of paid services, quotes, charges and the service `Cost`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ Operation = Literal["chat", "embedding", "image", "tool", "other"]
 PriceSource = Literal["reported", "table", "override", "zero"]
 
 MAX_TOKENS = 100_000_000
-"""The limit of each token count of an event; anything above is an error of the caller."""
+"""The maximum of each token count of an event. Larger counts are rejected."""
 FREE_PROVIDERS = frozenset({"local", "scripted", "builtin"})
 """Providers that never cost anything. Callers pass `free=True` for other providers without costs."""
 
 
 class Tokens(msgspec.Struct, frozen=True, kw_only=True):
-    """Token counts of one call. `input_tokens` excludes cache tokens, however the provider counts."""
+    """Token counts of one call. `input_tokens` excludes cache tokens, whatever the provider's convention is."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -26,16 +26,16 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def total(self) -> int:
-        """The sum of all counts."""
+        """The sum of all token counts."""
         return self.input_tokens + self.output_tokens + self.cache_read_tokens + self.cache_write_tokens
 
 
 class Spent(msgspec.Struct, frozen=True, kw_only=True):
-    """One use that costs money. `usage_key` identifies it permanently: the same key again has no effect.
+    """One use of a model or tool that may cost money. `usage_key` identifies the use; a repeated key has no effect.
 
-    `cost_usd` is the cost reported by the provider, or None. `estimated`: the token counts are not the provider's.
-    `user_id` is the user on whose behalf the money was spent. `by_gateway`: the key is the id of a call of the LLM
-    gateway; a reported event with the same key is a different event.
+    `cost_usd` is the cost reported by the provider, or None. `estimated` means that the token counts are estimates.
+    `user_id` is the user on whose behalf the money was spent. `by_gateway` means that the key is the id of a call of
+    the LLM gateway; a reported event with the same key is a different event.
     """
 
     usage_key: str
@@ -59,7 +59,7 @@ class Spent(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def tokens(self) -> Tokens:
-        """The token counts."""
+        """The token counts as a `Tokens` object."""
         return Tokens(
             input_tokens=self.input_tokens,
             output_tokens=self.output_tokens,
@@ -82,35 +82,39 @@ class Quote(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def cost_usd(self) -> float | None:
-        """The cost in USD, as shown in JSON."""
+        """The cost in USD as shown in JSON, or None if no price is known."""
         return None if self.cost_micro_usd is None else self.cost_micro_usd / 1e6
 
 
 class Charged(Quote, frozen=True, kw_only=True):
-    """A recorded cost event. `repeated`: the key existed, so nothing was added and this is the existing event."""
+    """A recorded cost event.
+
+    `repeated` means that the usage key already existed, so that nothing was added and this is the existing event.
+    """
 
     event_id: str
     repeated: bool = False
 
 
 class Cost(Protocol):
-    """Prices and cost events."""
+    """Quotes prices and records cost events."""
 
     def price(self, provider: str, model: str, tokens: Tokens, *, free: bool = False) -> Quote:
-        """Return what a call would cost now.
+        """Return the cost of a call at current prices.
 
-        May be called outside a unit: then price overrides set in another process apply after at most 2 s.
+        May be called outside a unit of work. In that case, price overrides set in another process apply after at most 2
+        seconds.
         """
         ...
 
     def settle(self, spent: Spent, *, free: bool = False) -> Charged:
-        """Write the cost event and its rollups in the caller's unit. Emits no event.
+        """Write the cost event and its rollups in the caller's unit of work. Emits no event.
 
-        Raises `Invalid` for counts below 0 or above `MAX_TOKENS`. The caller updates the counters of the task
+        Raises `Invalid` for counts below 0 or above `MAX_TOKENS`. The caller must update the counters of the task
         (`Tasks.spent`) with the returned `cost_usd`.
         """
         ...
 
     def spent_on_task(self, task_id: str) -> int:
-        """Return the cost of all attempts of a task in micro-USD; joins the caller's unit."""
+        """Return the cost of all attempts of a task in micro-USD. Runs in the caller's unit of work."""
         ...

@@ -17,11 +17,11 @@ from corral_plugins.cost.settings import EVENT_RETENTION_DAYS
 
 RECONCILED_DAYS = 2
 MAX_BATCHES = 200
-"""How many batches one run deletes at most; the next run continues."""
+"""The maximum number of batches that one run deletes. The next run continues."""
 
 
 async def reconcile(work: Work) -> None:
-    """Compare the rollups of today and yesterday with their events; correct differences and raise an alert."""
+    """Compare the rollups of today and yesterday with their events. Correct differences and raise an alert."""
     entry = Entry(label="job cost.reconcile", actor=SYSTEM)
     today = day_of(clock.now())
     for day in range(today - RECONCILED_DAYS + 1, today + 1):
@@ -32,7 +32,7 @@ async def reconcile(work: Work) -> None:
 
 
 async def prune(work: Work, settings: Settings) -> None:
-    """Delete events and detailed rollups whose retention has ended."""
+    """Delete events and detailed rollups whose retention period has ended."""
     days = settings.get(EVENT_RETENTION_DAYS)
     if days is not None:
         await _repeat(work, functools.partial(maintenance.delete_events, clock.now(-days * DAY)))

@@ -1,4 +1,4 @@
-"""Tables: cost events, price overrides, rollups maintained together with the events, and names of deleted agents."""
+"""The tables: cost events, price overrides, rollups updated together with the events, and names of deleted agents."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from corral.database.model import PRIVATE, IdField, InstantField, Model
 
 
 class CostEvent(Model):
-    """One cost event; rows are never changed. `cost_micro` is null if no price was known.
+    """One cost event. Rows never change. `cost_micro` is null if no price was known.
 
-    `by_gateway` marks calls of the LLM gateway, whose `usage_key` is the id of the call; keys of reported events are
-    unique separately. `private_to` is the user whose private conversation or direct call it was; if it is null, every
-    reader sees the event.
+    `by_gateway` marks calls of the LLM gateway, whose `usage_key` is the id of the call. The keys of reported events
+    are unique separately. `private_to` is the user whose private conversation or direct call caused the cost. If
+    `private_to` is null, every reader sees the event.
     """
 
     visibility = PRIVATE
@@ -46,7 +46,7 @@ class CostEvent(Model):
         table_name = "cost_events"
         indexes = (
             (("usage_key", "by_gateway"), True),
-            # `private_to` comes last so that counting the rows a reader may see needs only the index.
+            # `private_to` comes last so that the index alone suffices to count the rows that a reader may see.
             (("ts", "id", "private_to"), False),
             (("provider", "ts", "private_to"), False),
             (("model", "ts", "provider", "private_to"), False),
@@ -63,9 +63,9 @@ for _column, _name in (
 
 
 class Price(Model):
-    """A price override set by an admin, in micro-USD per 1,000,000 tokens; `call_micro` is charged per call.
+    """A price override set by an admin, in micro-USD per 1,000,000 tokens. `call_micro` is charged per call.
 
-    Null cache prices mean the input price. `provider` and `model` are glob patterns (`*`, `?`).
+    If a cache price is null, the input price applies. `provider` and `model` are glob patterns (`*`, `?`).
     """
 
     id = IdField(primary_key=True)
@@ -87,7 +87,7 @@ class Price(Model):
 
 
 class PriceRevision(Model):
-    """A single row that counts the changes to `cost_prices`; processes compare it with the revision they cached."""
+    """A single row that counts the changes to `cost_prices`. Processes compare it with the revision in their cache."""
 
     id = peewee.IntegerField(primary_key=True)
     revision = peewee.BigIntegerField()
@@ -97,10 +97,10 @@ class PriceRevision(Model):
 
 
 class Rollup(Model):
-    """The totals of one key in one period; the total is the sum over all shards. See `service/rollups.py`.
+    """The totals of one key in one period. The total is the sum over all shards. See `service/rollups.py`.
 
     `period` is the number of the UTC day or quarter hour since 1970, or 0 in series without a period. `events` counts
-    every event, `calls` those that are not corrections, `tasks` the tasks with a first cost. `completed` and
+    all events, `calls` those that are not corrections, and `tasks` the tasks with a first cost. `completed` and
     `wasted_micro` are updated when tasks end.
     """
 
@@ -132,7 +132,7 @@ Rollup.add_index(Rollup.index(Rollup.key, name="cost_rollups_task", where=peewee
 
 
 class DeletedAgent(Model):
-    """The last name of a deleted agent, shown in reports."""
+    """The last name of a deleted agent, for use in reports."""
 
     agent_id = IdField(primary_key=True)
     name = peewee.CharField(max_length=200)

@@ -29,7 +29,7 @@ REFRESH_SECONDS = 2
 class CostPlugin(Plugin):
     """Cost accounting.
 
-    Records every use of a model or paid tool with its price, to the micro-dollar. A use without a known price is
+    Records every use of a model or paid tool with its price, exact to one micro-dollar. A use without a known price is
     reported as unpriced, never as zero.
     """
 

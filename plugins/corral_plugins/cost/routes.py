@@ -84,7 +84,7 @@ def get_cost_by_user(query: RankedQuery, reports: Reports) -> Page[UserCost]:
 
 @routes.get("/events", needs=READ, raises=("invalid_cursor",))
 def list_cost_events(query: EventQuery, ledger: Ledger, caller: Principal) -> Page[EventView]:
-    """List cost events, newest first: those of shared objects and your own; admins see all."""
+    """List cost events, newest first. Admins see all events; others see their own and those of shared objects."""
     return ledger.page(query, caller)
 
 
@@ -100,8 +100,8 @@ async def create_cost_event(
 ) -> Answer[EventView]:
     """Record costs that arose outside the gateway, or correct recorded costs.
 
-    If the `usage_key` exists, nothing is added and the response is 200 with the existing event. If the lease has
-    ended, the event is recorded and the response is 409 `lease_lost`.
+    If the `usage_key` exists, nothing is added and the response is 200 with the existing event. If the lease has ended,
+    the event is still recorded, but the response is 409 `lease_lost`.
     """
     requested = body.lease_id or request.header("corral-lease")
     lease_id = requested.lower() if requested is not None else caller.lease_id
@@ -113,13 +113,13 @@ async def create_cost_event(
 
 @routes.get("/prices", needs=READ, raises=("invalid_cursor",))
 def list_prices(query: PriceQuery, prices: PriceOverrides, caller: Principal) -> Page[PriceView]:
-    """List prices: overrides set by admins, newest first, then built-in prices."""
+    """List price overrides, newest first, followed by the built-in prices."""
     return prices.page(query, caller)
 
 
 @routes.post("/prices", needs=WRITE, status=201, raises=("duplicate", "quota_exceeded"))
 def create_price(body: NewPrice, prices: PriceOverrides) -> PriceView:
-    """Create a price that overrides the built-in one."""
+    """Create a price that overrides the built-in price."""
     return prices.create(body)
 
 
@@ -131,11 +131,11 @@ def look_up_price(query: LookupQuery, prices: PriceOverrides) -> FoundPrice:
 
 @routes.put("/prices/{id}", needs=WRITE, raises=("not_found", "duplicate", "precondition_failed", "invalid_state"))
 def update_price(id: str, body: PriceChange, match: IfMatch, prices: PriceOverrides) -> PriceView:
-    """Change a price from now on; existing events keep their cost."""
+    """Change a price. Existing events keep their cost."""
     return prices.change(id, body, match)
 
 
 @routes.delete("/prices/{id}", needs=WRITE, raises=("not_found", "precondition_failed", "invalid_state"))
 def delete_price(id: str, match: IfMatch, prices: PriceOverrides) -> None:
-    """Delete a price; the built-in price, if there is one, applies again."""
+    """Delete a price override. The built-in price, if any, applies again."""
     prices.delete(id, match)

@@ -1,4 +1,7 @@
-"""Request and response shapes. Money is in USD with six decimal places; null means unknown, never zero."""
+"""Request and response shapes of cost accounting.
+
+Money is in USD with six decimal places. Null means unknown, never zero.
+"""
 
 from __future__ import annotations
 
@@ -38,15 +41,16 @@ class CostTotals(msgspec.Struct, kw_only=True):
 
 
 class ZoneQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`tz`: the IANA time zone in which days begin and end."""
+    """The time zone of a report. `tz` is the IANA name of the zone in which days begin and end."""
 
     tz: TimeZone = "UTC"
 
 
 class Summary(msgspec.Struct, kw_only=True):
-    """Total costs. Weeks begin on Monday; `change_percent` compares this month with the whole of last month.
+    """Total costs. Weeks begin on Monday.
 
-    Like `total_usd`, the token counts and the unpriced, wasted and per-task costs cover all time.
+    `change_percent` compares this month with the whole of last month. `total_usd`, the token counts and the unpriced,
+    wasted and per-task costs cover all time.
     """
 
     today_usd: float
@@ -64,7 +68,7 @@ class Summary(msgspec.Struct, kw_only=True):
 
 
 class DailyQuery(ZoneQuery, kw_only=True, forbid_unknown_fields=True):
-    """The last `days` including today, of everything or of one agent, one provider, or both."""
+    """Query for the last `days` including today, for all costs or those of one agent, one provider, or both."""
 
     days: Days = 30
     agent_id: Id | UnsetType = UNSET
@@ -78,19 +82,22 @@ class Day(CostTotals, kw_only=True):
 
 
 class Daily(msgspec.Struct, kw_only=True):
-    """The days, oldest first; days without costs are included as 0."""
+    """The costs of each day, oldest first. Days without costs are included as 0."""
 
     items: list[Day]
 
 
 class DaysQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The last `days` in UTC, including today."""
+    """Query for the last `days` in UTC, including today."""
 
     days: Days = 30
 
 
 class AgentCost(CostTotals, kw_only=True):
-    """The costs of an agent; null: no agent. `tasks` counts tasks with a first cost, `budget` is its own limit."""
+    """The costs of an agent. If `agent_id` is null, these are the costs without an agent.
+
+    `tasks` counts the tasks with a first cost. `budget` is the agent's own limit.
+    """
 
     agent_id: str | None
     name: str | None
@@ -108,7 +115,7 @@ class ByAgent(msgspec.Struct, kw_only=True):
 
 
 class ModelCost(CostTotals, kw_only=True):
-    """The costs of a model of the provider."""
+    """The costs of one model of a provider."""
 
     model: str
 
@@ -128,33 +135,33 @@ class ByProvider(msgspec.Struct, kw_only=True):
 
 
 class RankedQuery(DaysQuery, kw_only=True, forbid_unknown_fields=True):
-    """The last `days` in UTC, and the page of the list."""
+    """Query for the last `days` in UTC, with pagination."""
 
     limit: Annotated[int, Meta(ge=1, le=200)] = 50
     offset: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
 
 
 class TaskCost(CostTotals, kw_only=True):
-    """The costs of a task in these days."""
+    """The costs of a task in the requested days."""
 
     task_id: str
 
 
 class UserCost(CostTotals, kw_only=True):
-    """The costs of a user; null: no user."""
+    """The costs of a user. If `user_id` is null, these are the costs without a user."""
 
     user_id: str | None
     name: str | None
 
 
 class ModelRank(ModelCost, kw_only=True):
-    """The costs of a model."""
+    """The costs of a model, with its provider."""
 
     provider: str
 
 
 class EventQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters by task, agent, user, provider and model, and by time: `since` inclusive, `until` exclusive."""
+    """Filters of cost events. `since` is inclusive, `until` is exclusive."""
 
     task_id: Id | UnsetType = UNSET
     agent_id: Id | UnsetType = UNSET
@@ -166,7 +173,7 @@ class EventQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defau
 
 
 class EventView(msgspec.Struct, kw_only=True):
-    """A cost event. `price_source`: reported | table | override | zero; null: no price was known."""
+    """A cost event. `price_source` is reported, table, override or zero, or null if no price was known."""
 
     id: str
     ts: Instant
@@ -193,10 +200,10 @@ class EventView(msgspec.Struct, kw_only=True):
 
 
 class NewEvent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A cost that arose outside the gateway. `usage_key` identifies it permanently in the whole installation.
+    """A cost that arose outside the gateway. `usage_key` identifies the cost in the whole installation.
 
-    With a lease (in the body, in `Corral-Lease`, or that of the token) it belongs to the attempt; without one only
-    admins may write it. An admin corrects costs with an event whose `cost_usd` is negative.
+    With a lease (in the body, in `Corral-Lease`, or that of the token) the event belongs to the attempt. Without a
+    lease, only admins may write the event. An admin corrects costs with an event whose `cost_usd` is negative.
     """
 
     usage_key: Annotated[str, line(200)]
@@ -225,11 +232,11 @@ Usd = Annotated[float, Meta(ge=0, le=MAX_USD)]
 
 
 class NewPrice(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A price per 1,000,000 tokens and per call that overrides the built-in one.
+    """A price per 1,000,000 tokens and per call that overrides the built-in price.
 
-    `provider` and `model` are glob patterns (`*`, `?`; case is ignored). The most specific price wins: first by the
-    model, then by the provider, then by the number of literal characters, then the newest. Without a cache price the
-    input price applies.
+    `provider` and `model` are glob patterns (`*`, `?`); case is ignored. The most specific price applies. Specificity
+    is compared first by the model, then by the provider, then by the number of literal characters; among equals the
+    newest price applies. If a cache price is missing, the input price applies.
     """
 
     provider: ProviderGlob
@@ -243,7 +250,7 @@ class NewPrice(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class PriceChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The fields to change; absent fields keep their values."""
+    """Changes to a price. Absent fields keep their values."""
 
     provider: ProviderGlob | UnsetType = UNSET
     model: ModelGlob | UnsetType = UNSET
@@ -256,7 +263,7 @@ class PriceChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class PriceView(msgspec.Struct, kw_only=True):
-    """A price. `source`: builtin | override. Built-in prices have version 0 and cannot be changed."""
+    """A price. `source` is builtin or override. Built-in prices have version 0 and cannot be changed."""
 
     id: str
     version: int
@@ -272,7 +279,7 @@ class PriceView(msgspec.Struct, kw_only=True):
 
 
 class PriceQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters by source, and by a text that the provider or the model contains."""
+    """Filters of prices by source, and by text that the provider or the model contains."""
 
     source: Literal["builtin", "override"] | UnsetType = UNSET
     provider: Annotated[str, line(64, 0)] = ""
@@ -280,7 +287,7 @@ class PriceQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defau
 
 
 class LookupQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The provider, the model and the instant to look up."""
+    """Query for the price of a model of a provider at an instant, by default now."""
 
     provider: Provider
     model: Model
@@ -288,9 +295,9 @@ class LookupQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class FoundPrice(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """The price that applies, and its source (override | table | zero); only `priced: false` if no price is known.
+    """The price that applies to a model. `price_source` is override, table or zero.
 
-    Fields without a value are omitted.
+    If no price is known, the response contains only `priced: false`. Fields without a value are omitted.
     """
 
     priced: bool

@@ -1,1 +1,1 @@
-"""The gateway to all models."""
+"""The LLM gateway: the single path for all calls to language models."""

@@ -1,4 +1,4 @@
-"""The public API of the LLM gateway: the service `LLM`, the protocol of kinds of providers, and the event."""
+"""The public API of the LLM gateway: the service `LLM`, the protocol `LLMProvider` of provider kinds, and the event."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ declare_codes(
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A model of a provider. `capabilities`: `{tools, json, images, stream, embeddings, reasoning}`.
+    """A model of a provider. `capabilities` is `{tools, json, images, stream, embeddings, reasoning}`.
 
-    `json` is none | grammar | schema; the others are booleans.
+    The capability `json` is `none`, `grammar` or `schema`; the others are booleans.
     """
 
     id: str
@@ -39,7 +39,7 @@ Seconds = Annotated[int, Meta(ge=1, le=3600)]
 
 
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long the gateway waits for a connection, the first token, each further token, and the whole response."""
+    """The timeouts in seconds for the connection, the first token, each further token and the whole response."""
 
     connect_seconds: Seconds = 10
     first_token_seconds: Seconds = 60
@@ -48,11 +48,12 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Connection(msgspec.Struct, frozen=True, kw_only=True):
-    """The configuration of a provider, as its kind needs it to make calls.
+    """The configuration of a provider, passed to its kind with every call.
 
-    `config` holds the fields that the kind adds to those of every provider, validated by its `config_schema`.
-    `operator`: the address comes from the operator's configuration file and may be private. `models` are the
-    configured models, and those that the provider listed last. `version` changes whenever the configuration changes.
+    `config` contains the fields that the kind adds to those of every provider, validated by the kind's `config_schema`.
+    If `operator` is true, the address comes from the operator's configuration file and may be private. `models` are the
+    configured models and the models that the provider listed last. `version` changes whenever the configuration
+    changes.
     """
 
     name: str
@@ -65,16 +66,17 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     models: Sequence[ModelInfo] = ()
     version: str = ""
 
-    def __repr__(self) -> str:  # hides the API key from logs
+    def __repr__(self) -> str:  # hides the API key, because a repr can end up in logs
         return f"<Connection {self.name}>"
 
 
 class ProviderError(Failure):
     """A provider's error response. `status` is its HTTP status, or 504 if the provider did not respond.
 
-    `code` replaces the problem code that would follow from the status; such an error is not retried with the same
-    provider. Example: `dependency_unavailable` if the provider cannot be reached. `billable`: the provider had begun to
-    respond and may charge for it, so the request is not repeated; `usage` is the usage that it reported.
+    `code` replaces the problem code that would follow from the status. An error with a `code` is not retried with the
+    same provider. Example: `dependency_unavailable` if the provider cannot be reached. `billable` means that the
+    provider had begun to respond and may charge for the request, so the request is not repeated. `usage` is the usage
+    that the provider reported.
     """
 
     def __init__(
@@ -94,10 +96,10 @@ class ProviderError(Failure):
 
 
 class DemoModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A model for `corral demo` that needs no network and no key. `name` is `provider/model`.
+    """A model for `corral demo` that needs no network and no API key. `name` is `provider/model`.
 
-    `file` becomes the configured `local_model`, and `configuration` the section of the plugin, with which the plugin
-    loads the model while the server boots. `problem` is a sentence that says why the model cannot be used here; the
+    `file` becomes the configured `local_model`. `configuration` is the configuration section with which the plugin
+    loads the model while the server boots. `problem` is a sentence that explains why the model cannot be used here; the
     other fields then have no meaning.
     """
 
@@ -112,16 +114,16 @@ class LLMProvider(Protocol):
     """A kind of provider. Requests, responses and chunks are OpenAI's JSON; `model` has no provider prefix.
 
     All methods are called on the event loop and must not block it. Errors are raised as `ProviderError`; any other
-    exception is a bug, and the caller is told only that. Fields that OpenAI does not define are dropped from responses.
-    All timeouts except that of the connection are the gateway's: it cancels the call or closes the iterator, which must
-    end the upstream request immediately.
+    exception counts as a bug, and its message is not shown to the caller. Fields that OpenAI does not define are
+    dropped from responses. The gateway applies all timeouts except the connection timeout: it cancels the call or
+    closes the iterator, which must end the upstream request immediately.
 
-    A kind may also have these members:
+    A kind may also define these members:
 
     - `free: bool`: calls cost nothing (default False).
-    - `concurrency: int | None`: concurrent calls if the provider sets no limit; None: unlimited (default 8).
+    - `concurrency: int | None`: concurrent calls if the provider sets no limit (default 8); None means unlimited.
     - `implicit: bool`: a provider with the name of the kind exists without configuration (default False).
-    - `async fetch_models(connection) -> Sequence[ModelInfo]`: ask the provider which models it has.
+    - `async fetch_models(connection) -> Sequence[ModelInfo]`: fetch the list of models from the provider.
     - `supported_fields_of(connection) -> frozenset[str]`: replaces `supported_fields` if they depend on the provider.
     - `async close()`: called when the gateway stops.
     """
@@ -130,10 +132,13 @@ class LLMProvider(Protocol):
     config_schema: Mapping[str, Any]
     """JSON Schema of the fields that this kind adds to a provider's configuration."""
     supported_fields: frozenset[str]
-    """The optional request fields that this kind supports; others are dropped and named in `Corral-Ignored`."""
+    """The optional request fields that this kind supports. Other fields are dropped and listed in `Corral-Ignored`."""
 
     def list_models(self, connection: Connection) -> Sequence[ModelInfo]:
-        """Return the models, the default one first, without I/O. Kinds with `fetch_models` use `connection.models`."""
+        """Return the models without I/O, the default model first.
+
+        Kinds with `fetch_models` return `connection.models`.
+        """
         ...
 
     async def complete(self, request: dict[str, Any], connection: Connection) -> dict[str, Any]:
@@ -141,43 +146,49 @@ class LLMProvider(Protocol):
         ...
 
     def stream(self, request: dict[str, Any], connection: Connection) -> AsyncGenerator[dict[str, Any], None]:
-        """Yield the chunks of a chat completion, with `usage` in the last one. Closing it ends the upstream request."""
+        """Yield the chunks of a chat completion, with `usage` in the last one.
+
+        Closing the iterator ends the upstream request.
+        """
         ...
 
     async def embed(self, request: dict[str, Any], connection: Connection) -> dict[str, Any]:
-        """Return embeddings: `input` is a list of texts, the vectors are lists of floats."""
+        """Return embeddings. `input` is a list of texts; the vectors are lists of floats."""
         ...
 
 
 class LLM(Protocol):
-    """Calls models. Requests, responses and chunks are OpenAI's JSON."""
+    """Calls language models. Requests, responses and chunks are OpenAI's JSON."""
 
     def default_model(self) -> str:
-        """Return the `provider/model` to use if a request names none."""
+        """Return the `provider/model` that is used for requests without a model."""
         ...
 
     def default_model_of(self, provider: str) -> str | None:
-        """Return the default model of a provider, without the provider's name; None if there is no such provider."""
+        """Return the default model of a provider without the provider's name, or None for an unknown provider."""
         ...
 
     def is_known(self, provider: str) -> bool:
-        """Return whether there is a provider with this name."""
+        """Return whether a provider with this name exists."""
         ...
 
     def is_configured(self, provider: str) -> bool:
-        """Return whether the provider can be called."""
+        """Return whether the provider is enabled and configured, so that it can be called."""
         ...
 
     def capabilities(self, model: str) -> dict[str, Any]:
-        """Return `{tools, json, images, stream, embeddings, reasoning}` of `provider/model`; empty if unknown."""
+        """Return the capabilities of `provider/model` in the format of `ModelInfo`, or `{}` for an unknown model."""
         ...
 
     async def complete(self, request: dict[str, Any], *, by: Principal) -> dict[str, Any]:
-        """Return a chat completion. Opens its own units; raises the problems of `POST /llm/chat/completions`."""
+        """Return a chat completion.
+
+        Opens its own units of work. Raises the problems of `POST /llm/chat/completions`.
+        """
         ...
 
     def stream(self, request: dict[str, Any], *, by: Principal) -> AsyncGenerator[dict[str, Any], None]:
-        """Yield the chunks of a chat completion; closing the iterator ends the call."""
+        """Yield the chunks of a chat completion. Closing the iterator ends the call."""
         ...
 
     async def embed(self, request: dict[str, Any], *, by: Principal) -> dict[str, Any]:

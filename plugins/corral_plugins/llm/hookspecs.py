@@ -1,4 +1,4 @@
-"""The hooks of the gateway."""
+"""The hooks that the LLM gateway calls."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ hookspec = pluggy.HookspecMarker("corral")
 
 @hookspec
 def corral_llm_providers() -> Iterable[LLMProvider]:  # type: ignore[empty-body]  # a specification has no body
-    """Kinds of model providers. `[plugins.llm.providers.<name>]` configures connections of these kinds."""
+    """Contribute kinds of model providers. `[plugins.llm.providers.<name>]` configures a provider of such a kind."""
 
 
 @hookspec
 def corral_demo_models(installation: Installation) -> Iterable[DemoModel]:  # type: ignore[empty-body]  # a specification has no body
-    """Models that `corral demo` may use, the best one first. Called without a kernel."""
+    """Contribute models that `corral demo` may use, the best one first. Called without a running kernel."""

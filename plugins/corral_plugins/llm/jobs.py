@@ -1,4 +1,4 @@
-"""Background jobs of the gateway."""
+"""Background jobs and schedules of the LLM gateway."""
 
 from __future__ import annotations
 
@@ -23,27 +23,30 @@ def sweep(settings: Settings) -> None:
 
 
 def prune(payloads: Payloads) -> None:
-    """Delete payloads whose retention has ended."""
+    """Delete payloads whose retention period has ended."""
     payloads.prune()
 
 
 async def refresh_models(checks: ProviderChecks) -> None:
-    """Fetch the models of every provider."""
+    """Fetch the model lists of all providers."""
     await checks.refresh_all()
 
 
 async def refresh_provider(provider: str, checks: ProviderChecks) -> None:
-    """Fetch the models of one provider."""
+    """Fetch the model list of one provider."""
     await checks.refresh_named(provider)
 
 
 def on_user_purged(event: Record) -> None:
-    """Delete the payloads of a purged user. The calls themselves remain, because totals count them."""
+    """Enqueue the deletion of a purged user's payloads.
+
+    The calls themselves remain, because totals count them.
+    """
     enqueue(DELETE_PAYLOADS_JOB, user_id=event.object_id)
 
 
 def delete_payloads(user_id: str, payloads: Payloads) -> None:
-    """Delete the payloads of a purged user, in batches."""
+    """Delete one batch of a purged user's payloads, and enqueue another job if more may remain."""
     if payloads.delete_of_user(user_id):
         enqueue(DELETE_PAYLOADS_JOB, user_id=user_id)
 

@@ -1,4 +1,4 @@
-"""Tables: calls and their payloads, providers created over the API, the state of providers, and concurrency slots."""
+"""The tables of the gateway: calls, payloads, providers created over the API, provider states and concurrency slots."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WAITING, HELD = "waiting", "held"
 
 
 class LlmCall(Model):
-    """A call to a model. `status`: in_flight | completed | failed | cancelled. `kind`: chat | embedding.
+    """A call to a model. `status` is in_flight, completed, failed or cancelled. `kind` is chat or embedding.
 
     `input_tokens` excludes cache tokens. `cost_micro_usd` is null if the call is unpriced or not settled.
     """
@@ -59,7 +59,10 @@ LlmCall.add_index(LlmCall.index(LlmCall.created_at, name="llm_calls_in_flight", 
 
 
 class LlmProviderRow(Model):
-    """A provider created over the API. `revision` changes with every write, so that other processes notice it."""
+    """A provider created over the API.
+
+    `revision` changes with every write, so that other processes detect the change.
+    """
 
     name = peewee.CharField(primary_key=True, max_length=64)
     kind = peewee.CharField(max_length=64)
@@ -81,10 +84,10 @@ class LlmProviderRow(Model):
 
 
 class LlmProviderState(Model):
-    """What the gateway observed of a provider, wherever it is configured.
+    """The observed state of a provider, whether it is configured in the file, over the API or not at all.
 
-    `listed_models` are the models that the provider listed last; `revision` changes with them. `minute` and
-    `calls_in_minute` count for `requests_per_minute`. The row is also the lock under which slots are assigned.
+    `listed_models` are the models that the provider listed last; `revision` changes with that list. `minute` and
+    `calls_in_minute` count calls for the limit `requests_per_minute`. Slots are assigned under a lock on this row.
     """
 
     name = peewee.CharField(primary_key=True, max_length=64)
@@ -102,9 +105,9 @@ class LlmProviderState(Model):
 
 
 class LlmSlot(Model):
-    """A call's concurrency slot with a provider, `waiting` or `held`, valid until `until`. Ids sort by arrival.
+    """A call's concurrency slot with a provider. `state` is `waiting` or `held`; the slot expires at `until`.
 
-    `holder` is the process that renews it.
+    Ids sort by arrival. `holder` is the process that renews the slot.
     """
 
     id = IdField(primary_key=True)
@@ -120,7 +123,7 @@ class LlmSlot(Model):
 
 
 class LlmPayload(Model):
-    """The redacted request and response of a call, stored as `llm.store_payloads` says."""
+    """The redacted request and response of a call, stored if `llm.store_payloads` demands it."""
 
     call_id = IdField(primary_key=True)
     created_at = InstantField(index=True)

@@ -60,16 +60,21 @@ SERVICES = (
 
 
 class LlmConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`scripts` by model name: a script, or the path of one. `providers` by name: `kind` and its configuration."""
+    """Configuration of the LLM gateway.
+
+    `scripts` maps a model name to a script or to the path of a script. `providers` maps a provider name to `kind` and
+    its configuration.
+    """
 
     scripts: dict[str, Any] = {}
     providers: dict[str, dict[str, Any]] = {}
 
 
 class LlmPlugin(Plugin):
-    """The gateway to models.
+    """The LLM gateway.
 
-    All calls of tasks, chat, workflows and OpenAI clients pass through it: providers, queues, costs and call history.
+    All calls to models pass through the gateway: those of tasks, chats, workflows and OpenAI clients. It manages
+    providers, queues, costs and the call history.
     """
 
     name = "llm"
@@ -103,7 +108,7 @@ class LlmPlugin(Plugin):
         await self._gateway.stop()
         for kind in self._gateway.registry.kinds().values():
             if hasattr(kind, "close"):
-                with contextlib.suppress(Exception):  # an error of one kind must not keep the others open
+                with contextlib.suppress(Exception):  # an error in one kind must not prevent closing the others
                     await kind.close()
 
     @hookimpl

@@ -1,4 +1,4 @@
-"""Shapes of providers: their configuration, in the file and over the API, and their views."""
+"""Shapes of providers: their configuration in the file and over the API, and their API views."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from corral.schema.fields import line
 from corral_plugins.llm.api import ModelInfo, Timeouts
 
 ALL_MODELS: Final = "*"
-"""In `models`: every model that the provider lists."""
+"""The entry of `models` that stands for every model that the provider lists."""
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -27,7 +27,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class ModelSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A configured model."""
+    """A configured model of a provider."""
 
     id: Annotated[str, Meta(min_length=1, max_length=200)]
     context_window: Annotated[int, Meta(ge=64, le=100_000_000)] | None = None
@@ -35,7 +35,7 @@ class ModelSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_d
     capabilities: Capabilities = Capabilities()
 
     def info(self) -> ModelInfo:
-        """Return the model as kinds and callers see it."""
+        """Return the model in the form that provider kinds and callers use."""
         return ModelInfo(
             id=self.id,
             capabilities=msgspec.structs.asdict(self.capabilities),
@@ -72,7 +72,7 @@ class FileFields(ProviderFields, kw_only=True, forbid_unknown_fields=True):
 
 
 ProviderName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}(?![\s\S])")]
-Url = Annotated[str, Meta(max_length=2048, pattern=r"^https?://[^?#\s]+(?![\s\S])")]  # a query could hold a key
+Url = Annotated[str, Meta(max_length=2048, pattern=r"^https?://[^?#\s]+(?![\s\S])")]  # a query could contain a key
 Headers = Annotated[dict[Annotated[str, line(100)], Annotated[str, line(1000, 0)]], Meta(max_length=10)]
 Models = Annotated[list[ModelSpec | Literal["*"]], Meta(min_length=1, max_length=500)]
 ModelName = Annotated[str, line(200)]
@@ -92,7 +92,7 @@ class NewProvider(ProviderFields, kw_only=True, forbid_unknown_fields=True):
 
 
 class ProviderPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The fields to change; absent fields keep their values."""
+    """Changes to a provider. Absent fields keep their values."""
 
     base_url: Url | UnsetType | None = UNSET
     api_key: Key | UnsetType | None = UNSET
@@ -108,7 +108,10 @@ class ProviderPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, om
 
 
 class ProviderItem(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A provider in a list; only admins see the fields after `models`. `source`: file | api | preset | implicit."""
+    """A provider in a list.
+
+    Only admins receive the fields after `models`. `source` is file, api, preset or implicit.
+    """
 
     name: str
     kind: str
@@ -124,7 +127,10 @@ class ProviderItem(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class ProviderView(ProviderFields, kw_only=True):
-    """A provider for admins. `models` is the configuration, `listed_models` its result. API keys are never shown."""
+    """A provider with all fields that admins see. API keys are never shown.
+
+    `models` is the configuration. `listed_models` are the resulting models.
+    """
 
     name: str
     configured: bool
@@ -141,17 +147,17 @@ class ProviderView(ProviderFields, kw_only=True):
 
 
 class ProviderQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The page of the list."""
+    """Pagination of the list of providers."""
 
 
 class TestProvider(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The model to call; by default the provider's default model."""
+    """The model to call in a test. The default is the provider's default model."""
 
     model: ModelName | None = None
 
 
 class ProviderTest(msgspec.Struct, kw_only=True):
-    """The result of the test call; `error` holds the code and detail of the problem."""
+    """The result of a test call. `error` contains the code and detail of the problem."""
 
     ok: bool
     model: str

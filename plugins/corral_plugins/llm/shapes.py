@@ -1,4 +1,4 @@
-"""OpenAI's request and response shapes as the gateway supports them, and views of calls."""
+"""OpenAI's request and response shapes as the gateway supports them, and the views of calls."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TextPart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, tag="te
 
 
 class ImageUrl(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """An image as a data URL; remote URLs are not supported."""
+    """An image as a data URL. Remote URLs are not supported."""
 
     url: Annotated[str, Meta(pattern=DATA_URL, max_length=5 * 1024 * 1024 * 4 // 3 + 100)]
     detail: Literal["auto", "low", "high"] | None = None
@@ -34,7 +34,7 @@ class ImagePart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, tag="i
 
 
 class Function(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The function that a model calls. `arguments` is the JSON text of the model; `parsed_arguments` is ignored."""
+    """The function that a model calls. `arguments` is JSON text from the model; `parsed_arguments` is ignored."""
 
     name: Annotated[str, Meta(min_length=1, max_length=200)]
     arguments: str
@@ -42,7 +42,7 @@ class Function(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A tool call in an assistant message. Clients may send back the `index` of a stream; it is ignored."""
+    """A tool call in an assistant message. Clients may send back the `index` of a stream, which is ignored."""
 
     id: Annotated[str, Meta(min_length=1, max_length=200)]
     function: Function
@@ -51,7 +51,10 @@ class ToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One message. The fields after `refusal` may be sent back from an earlier response; they are ignored."""
+    """One message of a conversation.
+
+    The fields after `refusal` may be sent back from an earlier response. They are ignored.
+    """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart | ImagePart] | None = None
@@ -80,7 +83,7 @@ IGNORED_FIELDS = (
 
 
 class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Accepted for compatibility: usage is always sent."""
+    """Stream options, accepted for compatibility only. The usage is always sent."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
@@ -96,14 +99,14 @@ class FunctionTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omi
 
 
 class Tool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A tool; only functions are supported."""
+    """A tool that the model may call. Only functions are supported."""
 
     function: FunctionTool
     type: Literal["function"] = "function"
 
 
 class ChatRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A chat completion request. `model`: `provider/model`, a bare name, `default`, or `agent`."""
+    """A chat completion request. `model` is `provider/model`, a bare name, `default`, or `agent`."""
 
     model: ModelName
     messages: Annotated[list[Message], Meta(min_length=1, max_length=10_000)]
@@ -138,7 +141,7 @@ class ChatRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit
 
 
 class Usage(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Token counts of a call. `prompt_tokens` includes cache tokens, which the details list."""
+    """Token counts of a call. `prompt_tokens` includes cache tokens, which `prompt_tokens_details` lists."""
 
     prompt_tokens: int
     total_tokens: int
@@ -159,7 +162,7 @@ class Completion(msgspec.Struct, kw_only=True):
 
 
 class EmbeddingRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Texts to embed. `base64` encodes the vectors as little-endian 32-bit floats."""
+    """Texts to embed. The `encoding_format` `base64` encodes each vector as little-endian 32-bit floats."""
 
     model: ModelName
     input: str | Annotated[list[str], Meta(min_length=1, max_length=256)]
@@ -169,7 +172,7 @@ class EmbeddingRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True,
 
 
 class Embedding(msgspec.Struct, kw_only=True):
-    """One vector."""
+    """One embedding vector."""
 
     index: int
     embedding: list[float] | str
@@ -186,7 +189,7 @@ class EmbeddingList(msgspec.Struct, kw_only=True):
 
 
 class ModelPrice(msgspec.Struct, kw_only=True):
-    """Prices in USD per 1,000,000 tokens; null: unknown."""
+    """Prices in USD per 1,000,000 tokens. Null means unknown."""
 
     input_usd: float | None
     output_usd: float | None
@@ -195,7 +198,7 @@ class ModelPrice(msgspec.Struct, kw_only=True):
 
 
 class ModelView(msgspec.Struct, kw_only=True):
-    """A model in OpenAI's format, with more details. `price` is null if the model is unpriced."""
+    """A model in OpenAI's format, with additional fields. `price` is null if the model is unpriced."""
 
     id: str
     owned_by: str
@@ -216,7 +219,7 @@ class ModelList(msgspec.Struct, kw_only=True):
 
 
 class CallQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters of calls; repeated values match any of them."""
+    """Filters of calls. If a filter is repeated, a call may match any of its values."""
 
     task_id: Id | UnsetType = UNSET
     agent_id: Id | UnsetType = UNSET
@@ -227,7 +230,7 @@ class CallQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaul
 
 
 class CallView(msgspec.Struct, kw_only=True):
-    """A call to a model, and its outcome. `cost_usd` is null if the call is unpriced or not settled."""
+    """A call to a model and its outcome. `cost_usd` is null if the call is unpriced or not settled."""
 
     id: str
     ts: str
@@ -254,6 +257,9 @@ class CallView(msgspec.Struct, kw_only=True):
 
 
 class CallDetail(CallView, kw_only=True):
-    """A call with its redacted `{request, response}` if they were stored (`llm.store_payloads`), else null."""
+    """A call with its payload.
+
+    `payload` is the redacted `{request, response}`, or null if `llm.store_payloads` did not cause them to be stored.
+    """
 
     payload: dict[str, Any] | None

@@ -1,1 +1,1 @@
-"""The secrets vault: encrypted, versioned credentials that are used by name."""
+"""The secrets vault: stores encrypted, versioned credentials, to which other plugins refer by name."""

@@ -1,4 +1,4 @@
-"""The service `Secrets` and the events, for other plugins."""
+"""The public API of the vault for other plugins: the service `Secrets` and the events."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ declare_codes(
 
 
 class Attached(msgspec.Struct, frozen=True, kw_only=True):
-    """An object of a plugin to which an admin attached a secret, which makes the plugin an allowed consumer."""
+    """An object of a plugin to which an admin attached a secret. The plugin thereby becomes an allowed consumer."""
 
     plugin: str
     kind: str
@@ -31,12 +31,12 @@ class Attached(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def consumer(self) -> str:
-        """The plugin in the notation of `allowed_consumers`."""
+        """The name of the plugin in the notation of `allowed_consumers`, such as `plugin:llm`."""
         return f"plugin:{self.plugin}"
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
-    """A value for a worker, which may send it to `allowed_hosts` only."""
+    """A secret value for a worker. The worker may send it only to `allowed_hosts`."""
 
     value: str
     allowed_hosts: list[str]
@@ -46,36 +46,45 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Secrets(Protocol):
-    """Gives plugins access to the values of secrets. All methods join the caller's unit of work.
+    """Gives plugins access to the values of secrets. All methods run in the caller's unit of work.
 
-    Callers request a value when they use it and never store it. Raises `NotFound`, `Forbidden` (consumer or host not
-    allowed), `Gone` (`secret_expired`) and `Unavailable` (`vault_sealed`).
+    Callers request a value each time they need it and never store it. Raises `NotFound`, `Forbidden` (consumer or host
+    not allowed), `Gone` (`secret_expired`) and `Unavailable` (`vault_sealed`).
     """
 
     def use(
         self, name: str, consumer: str | Sequence[str], host: str | None, *, attached: Attached | None = None
     ) -> str:
-        """Return the value to send to `host`. Of several consumers (such as `tool:http.fetch`) one must be allowed."""
+        """Return the value to send to `host`.
+
+        At least one of the consumers (such as `tool:http.fetch`) must be allowed.
+        """
         ...
 
     def valid(self, name: str, *, attached: Attached) -> list[str]:
-        """Return the current value and those in grace, to verify incoming signatures."""
+        """Return the current value and replaced values in their grace period, to verify incoming signatures."""
         ...
 
     def deliver(self, name: str, worker_group: str, *, worker_id: str, task_id: str, purpose: str | None) -> Delivery:
-        """Return the value for a worker of an allowed group, and audit it. Raises `NotFound` for other groups."""
+        """Return the value for a worker of an allowed group, and audit the delivery.
+
+        Raises `NotFound` if the group is not allowed.
+        """
         ...
 
     def of_group(self, worker_group: str) -> list[str]:
-        """Return the names of the secrets that the group may receive; at most 2 s out of date."""
+        """Return the names of the secrets that a worker group may receive.
+
+        The list is at most 2 seconds out of date.
+        """
         ...
 
     def attach(self, name: str, to: Attached, *, title: str, pointer: str, by: Principal | None) -> None:
-        """Record that an object uses the secret, replacing the one it used before.
+        """Record that an object uses the secret `name` instead of the one it used before.
 
-        Raises `Invalid` (`unknown_reference`) at `pointer`. The user who decides where an object sends its secret
-        could read it there, so `by` needs `secrets.write` (`Forbidden`, `insufficient_scope`). Pass None if the value
-        came with the object, through `keep`.
+        Raises `Invalid` (`unknown_reference`) at `pointer`. `by` needs the permission `secrets.write` (`Forbidden`,
+        `insufficient_scope`), because a user who decides where an object sends its secret could read the value there.
+        Pass None if the value was submitted with the object and stored by `keep`.
         """
         ...
 
@@ -84,12 +93,15 @@ class Secrets(Protocol):
         ...
 
     def keep(self, name: str, value: str, *, category: str, description: str, by: Principal) -> list[str]:
-        """Store a value that came with an object, as a new version if the secret exists. Return the warnings."""
+        """Store a value that was submitted with an object, and return the warnings about the value.
+
+        If the secret exists, the value becomes its new version.
+        """
         ...
 
 
 class _SecretEvent(Event, kw_only=True):
-    """The fields of every secret event. `by` is the user who acted; null means Corral itself."""
+    """The fields of every secret event. `by` is the id of the acting user; null means Corral itself."""
 
     secret_id: str
     name: str

@@ -1,4 +1,4 @@
-"""`corral secrets`: manage the master keys on the server itself, whether or not Corral is running."""
+"""The command group `corral secrets`, which manages the master keys on the server, even if Corral is not running."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
 
 @click.group("secrets")
 def command() -> None:
-    """Manage master keys and encrypted values. Needs access to the data folder, but no token."""
+    """Manage master keys and encrypted values. Requires access to the data folder, but no token."""
 
 
 @command.command("key-status")
@@ -51,7 +51,10 @@ def key_status(open_session: OpenSession, config_path: Path | None, as_json: boo
 @json_option
 @click.pass_obj
 def rotate_master_key(open_session: OpenSession, config_path: Path | None, as_json: bool) -> None:
-    """Rewrap every encrypted row under the active master key, the first in CORRAL_MASTER_KEY. Can be resumed."""
+    """Rewrap every encrypted row under the active master key, which is the first in CORRAL_MASTER_KEY.
+
+    An interrupted run can be repeated; it continues with the remaining rows.
+    """
     from corral_plugins.secrets.service.keys import MasterKeys
 
     with open_session(config_path, "secrets rotate-master-key") as session:
@@ -71,7 +74,7 @@ def rotate_master_key(open_session: OpenSession, config_path: Path | None, as_js
 @json_option
 @click.pass_obj
 def verify(open_session: OpenSession, config_path: Path | None, as_json: bool) -> None:
-    """Verify that every encrypted row has a loaded master key that opens it, and that secret values decrypt."""
+    """Verify that a loaded master key opens every encrypted row and that all secret values decrypt."""
     from corral_plugins.secrets.service.keys import MasterKeys
     from corral_plugins.secrets.service.values import Values
 
@@ -86,7 +89,7 @@ def verify(open_session: OpenSession, config_path: Path | None, as_json: bool) -
 
 
 def _damaged(values: Any, session: Any) -> list[str]:
-    """Return the names of secrets with values that fail to decrypt although their key is loaded."""
+    """Return the names of secrets whose values fail to decrypt although the master key is loaded."""
     found: set[str] = set()
     after = ""
     while rows := session.run(lambda after=after: values.after(after), read=True):

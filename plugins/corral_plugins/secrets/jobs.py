@@ -1,4 +1,4 @@
-"""Background jobs of the vault: expiry reminders, shredding and rewrapping."""
+"""Background jobs of the vault: expiry reminders, deletion of expired data, and rewrapping under a new master key."""
 
 from __future__ import annotations
 
@@ -21,20 +21,23 @@ BATCH_SIZE = 50  # each item writes an audit row or an event
 
 
 async def remind(work: Work, settings: Settings) -> None:
-    """Publish a reminder for expiring secrets: once for each of the configured days, and once at expiry."""
+    """Publish a reminder for each expiring secret: once for each of the configured days, and once at expiry."""
     days = sorted({*settings.get(REMINDER_DAYS), 0})
     await _repeat(work, "remind", lambda: _remind(days))
 
 
 async def shred(work: Work, settings: Settings, audit: Audit | None) -> None:
-    """Delete the values and keys of secrets whose retention period after deletion is over."""
+    """Delete the values and keys of secrets whose retention period after deletion is over.
+
+    Also prune old alert times.
+    """
     before = clock.now(-settings.get(DELETED_DAYS) * DAY)
     await _repeat(work, "shred", lambda: _shred(before, audit))
     await _repeat(work, "shred", lambda: alerts.prune(BATCH_SIZE))
 
 
 async def rewrap(holder: str, keys: MasterKeys, work: Work) -> None:
-    """Rewrap rows for a limited time, and enqueue another job for the rest."""
+    """Rewrap encrypted rows for a limited time. Enqueue another job if rows remain."""
     if not await keys.run(holder):
         await work(lambda: enqueue(JOB, holder=holder))
 
@@ -50,7 +53,10 @@ async def _repeat(work: Work, what: str, some: Callable[[], int]) -> None:
 
 
 def _remind(days: list[int]) -> int:
-    """Publish one batch. Each reminder is a conditional update, so concurrent runs publish it only once."""
+    """Publish one batch of reminders.
+
+    Each reminder is recorded by a conditional update, so concurrent runs publish it only once.
+    """
     due = _nothing()
     for day in days:
         reached = SecretRow.expires_at <= clock.now(day * DAY)
@@ -76,7 +82,7 @@ def _shred(before: str, audit: Audit | None) -> int:
     old = SecretRow.deleted_at.is_null(False) & (SecretRow.deleted_at < before)
     found = list(
         locked(SecretRow.select().where(old).limit(BATCH_SIZE))
-    )  # locked, because one may be restored concurrently
+    )  # locked, because a concurrent request may restore a secret
     if found:
         ids = [row.id for row in found]
         SecretVersion.delete().where(SecretVersion.secret_id.in_(ids)).execute()

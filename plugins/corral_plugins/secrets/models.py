@@ -1,4 +1,7 @@
-"""The tables of the vault. Values are sealed; no other column reveals anything about them, not even their length."""
+"""The tables of the vault.
+
+Values are encrypted; no other column reveals anything about a value, not even its length.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from corral.database.sealed import SealedField
 class SecretRow(Model):
     """A secret. `version` is the number of the current value; `revision` grows with every change of the row.
 
-    `reminded_days` is the number of days of the last reminder for the current `expires_at`.
+    `reminded_days` is the number of days before expiry for which the last reminder was sent. A new value or a new
+    `expires_at` resets it.
     """
 
     id = IdField(primary_key=True)
@@ -54,9 +58,9 @@ SecretRow.add_index(
 
 
 class SecretVersion(Model):
-    """A value of a secret, bound to the secret and the version number. `sealed` is null after destruction.
+    """One version of a secret's value, encrypted for this secret and version number. `sealed` is null once destroyed.
 
-    Until `grace_until` Corral still accepts the value when it verifies signatures.
+    Corral accepts a replaced value in signatures until `grace_until`.
     """
 
     id = IdField(primary_key=True)
@@ -73,7 +77,10 @@ class SecretVersion(Model):
 
 
 class SecretReference(Model):
-    """An object of a plugin that uses a secret. It refers to the name, so a restored secret works again."""
+    """A reference from an object of a plugin to a secret.
+
+    The reference contains the name of the secret, so that a deleted and restored secret works again.
+    """
 
     id = IdField(primary_key=True)
     name_key = peewee.CharField(max_length=128, index=True)
@@ -89,7 +96,7 @@ class SecretReference(Model):
 
 
 class SecretAlert(Model):
-    """The time of the last alert about an object, which limits alerts to one an hour."""
+    """The time of the last alert about an object. It limits alerts to one an hour for each object."""
 
     id = peewee.CharField(primary_key=True, max_length=300)
     raised_at = InstantField(index=True)

@@ -43,7 +43,8 @@ ENTRY = Entry(label="secrets.last_used", actor=SYSTEM)
 class SecretsPlugin(Plugin):
     """The secrets vault.
 
-    Stores credentials encrypted, versioned and audited. They are used by name and redacted from all text.
+    Stores credentials encrypted, versioned and audited. Consumers refer to them by name, and values are redacted from
+    all text.
     """
 
     name = "secrets"
@@ -69,7 +70,10 @@ class SecretsPlugin(Plugin):
         keys, loop = runtime.service(MasterKeys), asyncio.get_running_loop()
 
         def remaining() -> int:
-            """Count the rows from a thread; 0 if the database is unreachable, which has its own health check."""
+            """Count the rows to rewrap. Runs outside the event loop.
+
+            Returns 0 if the database is unreachable, which has its own health check.
+            """
             counted = asyncio.run_coroutine_threadsafe(work(keys.remaining, entry=ENTRY, read=True), loop)
             with contextlib.suppress(Problem, TimeoutError):
                 return int(counted.result(COUNT_SECONDS))
@@ -159,7 +163,7 @@ class SecretsPlugin(Plugin):
             ),
             Metric(
                 name="corral_secret_uses_total",
-                help="UsageTracker of secrets by kind of consumer and outcome.",
+                help="Uses of secrets by kind of consumer and outcome.",
                 kind="counter",
                 labels={"consumer": CONSUMERS, "outcome": OUTCOMES},
                 collect=self._counted,

@@ -34,7 +34,7 @@ routes = Routes("/secrets", tag="Secrets Vault", no_store=True)
 
 
 def _shown(listing: Listing, row: SecretRow, value: str | None = None) -> Answer[SecretView]:
-    """Respond with a secret and its ETag, the revision of the row; `version` counts the values only."""
+    """Return a secret and its ETag, which is the revision of the row. The field `version` counts the values only."""
     view, revision = listing.shown(row)
     if found := warnings(value):
         view.warnings = found
@@ -47,7 +47,7 @@ def _text(value: object) -> str | None:
 
 @routes.get("/", needs=READ)
 def list_secrets(query: SecretQuery, listing: Listing, caller: Principal) -> Page[SecretView]:
-    """List secrets by name, without their values. Deleted secrets are listed with `status=deleted` only."""
+    """List secrets by name, without their values. Deleted secrets are included only with `status=deleted`."""
     return listing.page(query, caller)
 
 
@@ -58,19 +58,19 @@ def list_secrets(query: SecretQuery, listing: Listing, caller: Principal) -> Pag
     raises=("duplicate", "setting_locked", "masked_value_submitted", "vault_sealed"),
 )
 def create_secret(body: NewSecret, vault: Vault, listing: Listing, caller: Principal) -> Answer[SecretView]:
-    """Store a secret. The response warns about a value that is too short or too common to be redacted."""
+    """Store a secret. The response contains a warning if the value is too short or too common to be redacted."""
     return _shown(listing, vault.create(body, caller), body.value)
 
 
 @routes.get("/expiring", needs=READ)
 def list_expiring_secrets(query: ExpiringQuery, listing: Listing, caller: Principal) -> Page[SecretView]:
-    """List expired secrets and those that expire within `days`, earliest expiry first."""
+    """List expired secrets and secrets that expire within `days`, earliest expiry first."""
     return listing.expiring(query, caller)
 
 
 @routes.get("/key-status", needs=READ)
 def get_key_status(keys: MasterKeys) -> KeyStatus:
-    """Show the master keys and the number of rows under each. Remove old keys when `remaining` is 0."""
+    """Show the master keys and the number of rows encrypted under each. Remove old keys when `remaining` is 0."""
     return keys.status()
 
 
@@ -82,7 +82,7 @@ def rotate_master_key(keys: MasterKeys) -> Remaining:
 
 @routes.get("/{id}", needs=READ, raises=("not_found",))
 def get_secret(id: str, listing: Listing) -> Answer[SecretView]:
-    """Read a secret without its value."""
+    """Return a secret without its value."""
     view, revision = listing.get(id)
     return Answer(body=view, headers={"ETag": f'"{revision}"'})
 
@@ -95,13 +95,13 @@ def get_secret(id: str, listing: Listing) -> Answer[SecretView]:
 def update_secret(
     id: str, body: SecretPatch, match: IfMatch, vault: Vault, listing: Listing, caller: Principal
 ) -> Answer[SecretView]:
-    """Change a secret; absent fields stay unchanged. A new value creates a new version."""
+    """Change a secret. Absent fields stay unchanged; a new value creates a new version."""
     return _shown(listing, vault.update(id, body, match, caller), _text(body.value))
 
 
 @routes.delete("/{id}", needs=WRITE, raises=(*CHANGES, "in_use"))
 def delete_secret(id: str, query: DeleteQuery, match: IfMatch, vault: Vault, caller: Principal) -> None:
-    """Delete a secret. It can be restored during the retention period; then its keys are shredded."""
+    """Delete a secret. It can be restored during the retention period; after that its keys are destroyed."""
     vault.delete(id, match, caller, force=query.force)
 
 
@@ -109,7 +109,7 @@ def delete_secret(id: str, query: DeleteQuery, match: IfMatch, vault: Vault, cal
 def rotate_secret(
     id: str, body: Rotation, match: IfMatch, vault: Vault, listing: Listing, caller: Principal
 ) -> Answer[SecretView]:
-    """Replace the value of a secret with the given or a generated one."""
+    """Replace the value of a secret with the given or a generated value."""
     row, value = vault.rotate(id, body, match, caller)
     return _shown(listing, row, value)
 
@@ -131,7 +131,7 @@ def rotate_secret(
     ),
 )
 def reveal_secret(id: str, body: Reveal, vault: Vault, caller: Principal) -> Revealed:
-    """Reveal the value. The audit log records user, time and reason before the response is sent."""
+    """Reveal the value. The audit log records the user, the time and the reason before the response is sent."""
     return vault.reveal(id, body, caller)
 
 
@@ -145,7 +145,7 @@ def list_secret_versions(id: str, query: PageQuery, listing: Listing, caller: Pr
 def restore_secret_version(
     id: str, n: str, match: IfMatch, vault: Vault, listing: Listing, caller: Principal
 ) -> Answer[SecretView]:
-    """Restore the value of a version as a new version."""
+    """Restore an earlier value by storing it as a new version."""
     return _shown(listing, vault.restore_version(id, _number(n), match, caller))
 
 
@@ -162,5 +162,5 @@ def restore_secret(id: str, match: IfMatch, vault: Vault, listing: Listing, call
 
 
 def _number(text: str) -> int:
-    """Parse a version number; 0 for invalid text, because no version has the number 0."""
+    """Parse a version number. Return 0 for invalid text, because no version has the number 0."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 0

@@ -38,7 +38,10 @@ class NewSecret(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class SecretPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Changes to a secret; absent fields stay. `value` creates a version; `cas` is the expected current version."""
+    """Changes to a secret. Absent fields stay unchanged.
+
+    `value` creates a new version. `cas` is the expected number of the current version.
+    """
 
     name: Name | UnsetType = UNSET
     value: Value | UnsetType = UNSET
@@ -52,14 +55,17 @@ class SecretPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit
 
 
 class Generate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """How to generate a value."""
+    """Length and character set of a generated value."""
 
     length: Annotated[int, Meta(ge=8, le=4096)] = 32
     charset: Literal["alnum", "ascii", "hex", "base64url"] = "alnum"
 
 
 class Rotation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The new value or how to generate it. Corral's own checks accept the old one for `grace_seconds`."""
+    """The new value, or how to generate it.
+
+    Corral accepts the previous value in signatures for `grace_seconds`.
+    """
 
     value: Value | None = None
     generate: Generate | None = None
@@ -81,7 +87,10 @@ class Revealed(msgspec.Struct, kw_only=True):
 
 
 class SecretQuery(PageQuery, kw_only=True, forbid_unknown_fields=True):
-    """Filters of the list. Deleted secrets need `status`; `search` matches name and description."""
+    """Filters of the list.
+
+    Deleted secrets are listed only if `status` includes them. `search` matches name and description.
+    """
 
     category: list[Slug] = msgspec.field(default_factory=list)
     status: list[Status] = msgspec.field(default_factory=list)
@@ -89,13 +98,13 @@ class SecretQuery(PageQuery, kw_only=True, forbid_unknown_fields=True):
 
 
 class ExpiringQuery(PageQuery, kw_only=True, forbid_unknown_fields=True):
-    """Query for expired secrets and those that expire within `days`."""
+    """Query for expired secrets and secrets that expire within `days`."""
 
     days: Annotated[int, Meta(ge=1, le=365)] = 30
 
 
 class DeleteQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Options of a deletion. `force` deletes a secret even if it is in use."""
+    """Options of a deletion. `force` deletes a secret even if objects use it."""
 
     force: bool = False
 
@@ -109,7 +118,7 @@ class Reference(msgspec.Struct, kw_only=True):
 
 
 class SecretView(msgspec.Struct, kw_only=True):
-    """A secret without its value. It is `read_only` if the variable `CORRAL_SECRET_<NAME>` sets it."""
+    """A secret without its value. `read_only` means that the variable `CORRAL_SECRET_<NAME>` sets the secret."""
 
     id: str
     name: str
@@ -152,7 +161,7 @@ class KeyCount(msgspec.Struct, kw_only=True):
 
 
 class KeyStatus(msgspec.Struct, kw_only=True):
-    """The master keys. `remaining` is the number of rows not under the active one."""
+    """The master keys. `remaining` is the number of rows that are not encrypted under the active key."""
 
     sealed: bool
     active_key: str | None
@@ -162,6 +171,6 @@ class KeyStatus(msgspec.Struct, kw_only=True):
 
 
 class Remaining(msgspec.Struct, kw_only=True):
-    """The number of rows still to be rewrapped."""
+    """The number of rows that remain to be rewrapped."""
 
     remaining: int

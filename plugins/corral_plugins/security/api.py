@@ -1,4 +1,4 @@
-"""The service that tells other plugins how many API keys users have."""
+"""The service `KeyCounts`, which reports the number of API keys of each user to other plugins."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ declare_codes({"would_lock_out": (409, "You would lock yourself out")})
 
 
 class KeyCounts(Protocol):
-    """Counts API keys. Joins the caller's unit of work."""
+    """Counts API keys. Runs in the caller's unit of work."""
 
     def active(self, user_ids: Iterable[str]) -> dict[str, int]:
-        """Return the number of active keys of each user; users without active keys are left out."""
+        """Return the number of active keys of each user. Users without active keys are omitted."""
         ...

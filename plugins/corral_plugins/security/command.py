@@ -1,4 +1,4 @@
-"""`corral security`: regain access after a lockout, on the server itself."""
+"""The command group `corral security`, which restores access on the server after a lockout."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from corral.plugin import OpenSession
 
 @click.group("security")
 def command() -> None:
-    """Undo security settings that lock everybody out. Needs access to the data folder, but no token."""
+    """Undo security settings that lock everybody out. Requires access to the data folder, but no token."""
 
 
 @command.group("ip-rules")
 def ip_rules() -> None:
-    """Manage the IP rules."""
+    """Manage the rules that allow or block client addresses."""
 
 
 @ip_rules.command("off")
 @click.option("--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="corral.toml to read")
 @click.pass_obj
 def off(open_session: OpenSession, config_path: Path | None) -> None:
-    """Turn the IP rules off. The rules are kept and apply again once an admin sets a mode."""
+    """Turn the IP rules off. The rules are kept and apply again after an admin sets a mode."""
     from corral_plugins.security.service.ip_rules import IpRules
 
     with open_session(config_path, "security ip-rules off") as session:

@@ -1,4 +1,4 @@
-"""The events that this plugin publishes."""
+"""The events that the plugin `security` publishes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class SecurityChanged(Event, kw_only=True):
 
 
 class IpRulesChanged(Event, kw_only=True):
-    """The IP rules were replaced, or turned off."""
+    """The IP rules were replaced or turned off."""
 
     event = "ip_rules.changed"
     visibility = ADMIN

@@ -1,4 +1,4 @@
-"""Scheduled jobs and event subscribers of this plugin."""
+"""Scheduled jobs and event subscribers of the plugin `security`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from corral_plugins.security.service.ip_rules import IpRules
 from corral_plugins.security.service.keys import ApiKeys
 
 DAY = 86_400
-NOTICE_DAYS = (1, 7)  # nearest first: an owner warned of the last day needs no warning about the week
+NOTICE_DAYS = (1, 7)  # nearest first: an owner notified of the last day needs no notice about the week
 RETENTION_DAYS = 30
 BATCH_SIZE = 500
 
 
 async def expire(work: Work, rules: IpRules) -> None:
-    """Delete expired IP rules, notify owners of expiring keys, and delete keys that ended long ago."""
+    """Delete expired IP rules, notify owners of expiring keys, and delete keys that ended over 30 days ago."""
     entry = Entry(label="job security.expire", actor=SYSTEM)
     await work(rules.sweep, entry=entry)
     for days in NOTICE_DAYS:
@@ -32,7 +32,7 @@ async def expire(work: Work, rules: IpRules) -> None:
 
 
 def remind(days: int) -> int:
-    """Notify the owners of keys that expire within `days`, once for each key; return the number notified."""
+    """Notify the owners of keys that expire within `days`, once for each key. Return the number of notifications."""
     now = clock.now()
     soon = (
         ApiKeyRow.revoked_at.is_null() & (ApiKeyRow.expires_at > now) & (ApiKeyRow.expires_at <= clock.now(days * DAY))
@@ -57,7 +57,10 @@ def _prune() -> int:
 
 
 def delete_keys_of_purged_user(event: Record, keys: ApiKeys) -> None:
-    """Delete the keys of a purged user. Keys of deactivated users stay, but every request with them is refused."""
+    """Delete the keys of a purged user.
+
+    Keys of deactivated users stay, but every request with such a key is rejected.
+    """
     keys.delete_of(event.object_id)
 
 

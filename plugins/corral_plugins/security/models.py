@@ -1,4 +1,4 @@
-"""The tables of this plugin."""
+"""The tables of the plugin `security`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from corral.database.model import PRIVATE, IdField, InstantField, JSONField, Mod
 
 
 class ApiKeyRow(Model):
-    """An API key, stored as the SHA-256 of its text. After a rotation the old text works until `old_until`.
+    """An API key, stored as the SHA-256 hash of its token.
 
-    `reminded` is the number of days before expiry of the last reminder to the owner.
+    After a rotation, the old token is valid until `old_until`. `reminded` is the number of days before expiry for which
+    the owner was last notified.
     """
 
     visibility = PRIVATE
@@ -43,7 +44,7 @@ ApiKeyRow.add_index(
 
 
 class IpRuleRow(Model):
-    """An IP rule. `position` keeps the order in which the admin listed the rules."""
+    """An IP rule. `position` preserves the order in which the admin listed the rules."""
 
     id = IdField(primary_key=True)
     position = peewee.IntegerField()
@@ -60,7 +61,10 @@ class IpRuleRow(Model):
 
 
 class IpModeRow(Model):
-    """The mode of the IP rules, in a single row (`ROW`). `version` grows with every change of rules or mode."""
+    """The mode of the IP rules, in a single row with the id `ROW`.
+
+    `version` grows with every change of rules or mode.
+    """
 
     id = peewee.IntegerField(primary_key=True)
     mode = peewee.CharField(max_length=9)

@@ -1,4 +1,4 @@
-"""Request and response bodies of the sign-in and password policies. The bounds equal those of the settings."""
+"""Request and response bodies of the sign-in and password policies. Their bounds equal those of the settings."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class PolicyView(msgspec.Struct, kw_only=True):
 
 
 class PolicyPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Changes to the sign-in policy; absent fields stay unchanged."""
+    """Changes to the sign-in policy. Absent fields stay unchanged."""
 
     registration: Registration | UnsetType = UNSET
     default_role: NewcomerRole | UnsetType = UNSET
@@ -84,7 +84,7 @@ class PolicyPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class PasswordPolicyView(msgspec.Struct, kw_only=True):
-    """The requirements for new passwords; existing passwords stay valid."""
+    """The requirements for new passwords. Existing passwords stay valid."""
 
     min_length: int
     max_length: int
@@ -100,7 +100,7 @@ class PasswordPolicyView(msgspec.Struct, kw_only=True):
 
 
 class PasswordPolicyPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Changes to the password policy; absent fields stay unchanged."""
+    """Changes to the password policy. Absent fields stay unchanged."""
 
     min_length: MinLength | UnsetType = UNSET
     breached_check: bool | UnsetType = UNSET

@@ -1,4 +1,4 @@
-"""The settings that this plugin reads. The kernel declares them, with their bounds and defaults."""
+"""The settings that the plugin `security` reads. The kernel declares them with their bounds and defaults."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from corral.plugin import Setting
 
 
 def named(name: str, default: Any = None) -> Setting[Any]:
-    """Return a handle for reading a setting that the kernel declares."""
+    """Return a handle for reading the setting `name`, which the kernel declares."""
     return Setting(name=name, kind=Any, default=default, title=name)
 
 

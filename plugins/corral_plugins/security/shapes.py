@@ -19,7 +19,7 @@ MAX_RULES, MAX_SCOPES, MAX_CIDRS = 500, 100, 20
 
 
 class KeyView(msgspec.Struct, kw_only=True):
-    """An API key, without its text."""
+    """An API key without its token."""
 
     id: str
     name: str
@@ -35,13 +35,13 @@ class KeyView(msgspec.Struct, kw_only=True):
 
 
 class IssuedKey(KeyView, kw_only=True):
-    """An API key with its text, which only this response contains."""
+    """An API key with its token in `key`. Only this response contains the token."""
 
     key: str
 
 
 class NewKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A key to create. `scopes` takes permissions, `<plugin>.*`, `*.read` or `*`.
+    """A key to create. `scopes` accepts permissions, `<plugin>.*`, `*.read` and `*`.
 
     Without `expires_at` the key expires after `security.api_key_default_days`.
     """
@@ -55,20 +55,20 @@ class NewKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Rotation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """How to rotate a key: the old text keeps working for `overlap_seconds`."""
+    """Options of a rotation. The old token stays valid for `overlap_seconds`."""
 
     overlap_seconds: Annotated[int, Meta(ge=0, le=86_400)] = 0
 
 
 class KeyQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters of the list of keys. Admins see the keys of all users with `all`."""
+    """Filters of the list of keys. With `all`, admins see the keys of all users."""
 
     status: list[KeyStatus] = msgspec.field(default_factory=list)
     all: bool = False
 
 
 class ScopeView(msgspec.Struct, kw_only=True):
-    """A permission that a key can have, and the roles that hold it."""
+    """A permission that the scopes of a key may include, and the roles that hold it."""
 
     scope: str
     title: str
@@ -83,7 +83,7 @@ class ScopeList(msgspec.Struct, kw_only=True):
 
 
 class RuleView(msgspec.Struct, kw_only=True):
-    """An IP rule."""
+    """A rule that allows or blocks an address or a network."""
 
     id: str
     cidr: str
@@ -95,7 +95,7 @@ class RuleView(msgspec.Struct, kw_only=True):
 
 
 class NewRule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """An IP rule to store; `cidr` is an address or a network."""
+    """An IP rule to store. `cidr` is an address or a network."""
 
     cidr: Cidr
     action: Action
@@ -104,7 +104,7 @@ class NewRule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class RulesView(msgspec.Struct, kw_only=True):
-    """The IP rules and their mode. `your_ip` is the address of this request."""
+    """The IP rules and their mode. `your_ip` is the client address of this request."""
 
     mode: Mode
     rules: list[RuleView]
@@ -113,7 +113,10 @@ class RulesView(msgspec.Struct, kw_only=True):
 
 
 class NewRules(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The complete list of rules. `force` applies it even if it refuses the address of this request."""
+    """The complete list of rules.
+
+    `force` applies the list even if it rejects the client address of this request.
+    """
 
     mode: Mode
     rules: Annotated[list[NewRule], Meta(max_length=MAX_RULES)]
@@ -121,13 +124,16 @@ class NewRules(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Address(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """An address to check against the rules."""
+    """An address to check against the IP rules."""
 
     ip: Annotated[str, Meta(min_length=2, max_length=45)]
 
 
 class Judgement(msgspec.Struct, kw_only=True):
-    """Whether the address is allowed, and the rule that decides; null if no rule matches and the mode decides."""
+    """Whether an address is allowed, and the rule that decides.
+
+    `rule` is null if no rule matches, so that the mode decides.
+    """
 
     allowed: bool
     rule: RuleView | None
@@ -140,7 +146,7 @@ class Revocation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Revoked(msgspec.Struct, kw_only=True):
-    """The number of sessions ended and API keys revoked."""
+    """The number of ended sessions and revoked API keys."""
 
     sessions: int
     api_keys: int

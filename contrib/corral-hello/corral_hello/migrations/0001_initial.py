@@ -1,4 +1,4 @@
-"""The table of greetings, as it was in the first release: a frozen copy of the model."""
+"""Create the table of greetings. The model is a frozen copy from the first release."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The hash chain, its head, its checkpoints, and the triggers that make the tables append-only."""
+"""Create the audit tables (hash chain, head, checkpoints, signing keys) and the triggers that make rows append-only."""
 
 from __future__ import annotations
 

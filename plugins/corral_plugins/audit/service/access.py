@@ -1,4 +1,4 @@
-"""Records accesses to the audit log in the log itself."""
+"""Records accesses to the audit log in the audit log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ log = logging.getLogger("corral.audit")
 
 
 class Access:
-    """Records accesses. If the log cannot be written, auditors can still read it; the failure is logged and counted."""
+    """Records accesses to the audit log.
+
+    If a row cannot be written, the failure is logged and counted, so that auditors can still read the log.
+    """
 
     def __init__(self, work: Work, audit: AuditLog) -> None:
         self._work, self._audit = work, audit

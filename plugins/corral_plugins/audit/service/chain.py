@@ -14,7 +14,7 @@ import msgspec
 
 PREFIX = b"corral.audit.v1"
 GENESIS = "0" * 64
-"""The previous hash of the first row."""
+"""The value of `prev_hash` in the first row."""
 
 COLUMNS = (
     "seq",
@@ -43,7 +43,7 @@ COLUMNS = (
 
 
 class Actor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The actor and its client."""
+    """The actor of an audit row and the client that the actor used."""
 
     id: str | None
     ip: str | None
@@ -55,7 +55,7 @@ class Actor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AuditObject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The object of the action."""
+    """The object on which an audited action was performed."""
 
     id: str | None
     name: str | None
@@ -63,7 +63,7 @@ class AuditObject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Unhashed(msgspec.Struct, frozen=True, kw_only=True):
-    """All fields of a row except its hash."""
+    """All fields of an audit row except `hash`. These are the hashed fields."""
 
     action: str
     actor: Actor
@@ -81,12 +81,12 @@ class Unhashed(msgspec.Struct, frozen=True, kw_only=True):
     ts: str
 
     def digest(self) -> str:
-        """Compute the hash of the row."""
+        """Return the SHA-256 hash of the row as hexadecimal text."""
         return hashlib.sha256(PREFIX + msgspec.json.encode(self)).hexdigest()
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A complete row; its JSON is one line of an export."""
+    """A complete audit row. Its JSON encoding is one line of an export."""
 
     action: str
     actor: Actor
@@ -105,7 +105,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ts: str
 
     def digest(self) -> str:
-        """Compute the hash from the other fields."""
+        """Return the hash that the row should contain, computed from all other fields."""
         return Unhashed(
             action=self.action,
             actor=self.actor,
@@ -125,7 +125,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 def unhashed(values: Sequence[Any]) -> Unhashed:
-    """Build a row without its hash from stored columns, in the order of `COLUMNS`."""
+    """Build an audit row without its hash from stored column values, in the order of `COLUMNS` without `hash`."""
     (
         seq,
         id_,
@@ -176,7 +176,7 @@ def unhashed(values: Sequence[Any]) -> Unhashed:
 
 
 def row(values: Sequence[Any]) -> Row:
-    """Build a row from stored columns, in the order of `COLUMNS`."""
+    """Build a complete audit row from stored column values, in the order of `COLUMNS`."""
     found = unhashed(values[:-1])
     return Row(
         action=found.action,

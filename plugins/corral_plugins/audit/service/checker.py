@@ -1,4 +1,4 @@
-"""Checks the hash chain row by row and reports the first defect. Used for the database and for exports."""
+"""Checks the hash chain row by row and reports the first defect. Used for the database and for exported files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from corral_plugins.audit.shapes import Reason
 
 
 class Link(msgspec.Struct, frozen=True):
-    """A position in the chain."""
+    """A position in the hash chain: the number of a row and its hash."""
 
     seq: int
     hash: str
@@ -22,17 +22,17 @@ BEGINNING = Link(0, GENESIS)
 
 
 class Defect(msgspec.Struct, frozen=True):
-    """The first defective row and the reason."""
+    """The number of the first defective row and the reason why it is defective."""
 
     seq: int
     reason: Reason
 
 
 class ChainChecker:
-    """Checks rows in order against their hashes and checkpoints, up to the first defect.
+    """Checks audit rows in order against their hashes and checkpoints, up to the first defect.
 
-    `after` is the position before the first row; None trusts the first row (a partial export). `sparse` accepts
-    missing rows between (a filtered export).
+    `after` is the position before the first row. If it is None, the first row is trusted, as in a partial export.
+    `sparse` accepts missing rows, as in a filtered export.
     """
 
     def __init__(
@@ -44,18 +44,18 @@ class ChainChecker:
         self._checkpoints, self._keys, self._sparse = checkpoints, keys, sparse
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Check the next rows, in order."""
+        """Check the next rows, which must be passed in order."""
         for row in rows:
             if self.bad is None:
                 self._check(row)
 
     def report(self, seq: int, reason: Reason) -> None:
-        """Report a defect that the caller found."""
+        """Record a defect that the caller found, unless an earlier defect is already recorded."""
         if self.bad is None:
             self.bad = Defect(seq, reason)
 
     def end(self, head: Link | None) -> None:
-        """Check after the last row that it matches `head` and that no checkpoint signs later rows."""
+        """Finish the check: the last row must match `head`, and no checkpoint may sign a later row."""
         last = self.last or BEGINNING
         if head is not None and head.seq > last.seq:
             self.report(last.seq + 1, "tail_truncated")
@@ -74,7 +74,7 @@ class ChainChecker:
             return None
         try:
             intact = row.digest() == row.hash
-        except (TypeError, ValueError):  # a value has a type that no row contains
+        except (TypeError, ValueError):  # a value has a type that a genuine row never contains
             intact = False
         if not intact:
             return self.report(row.seq, "hash_mismatch")

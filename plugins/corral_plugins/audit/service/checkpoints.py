@@ -1,4 +1,7 @@
-"""Creates signed checkpoints. The signing key is generated for the first one and sealed under the master key."""
+"""Creates signed checkpoints.
+
+The signing key is generated with the first checkpoint and encrypted by the master key.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +27,20 @@ ENTRY = Entry("job audit.checkpoint")
 
 
 class Checkpoints:
-    """Signs between two units of work. Two processes may sign at once; both checkpoints are then valid."""
+    """Creates checkpoints.
+
+    The signature is computed between two units of work. If two processes sign at the same time, both checkpoints are
+    valid.
+    """
 
     def __init__(self, work: Work, sealer: Sealer) -> None:
         self._work, self._sealer = work, sealer
 
     async def make(self, *, least: int = 1) -> SignedCheckpoint | None:
-        """Sign the end of the log if at least `least` rows are new. Raises `vault_sealed` without the master key."""
+        """Sign the newest row if at least `least` rows are new, and return the checkpoint. Otherwise return None.
+
+        Raises `vault_sealed` if the master key is not loaded.
+        """
         head, last = await self._work(lambda: (queries.ends().head, _last()), read=True)
         since = last.seq if last is not None else 0
         if head.seq - since < least:
@@ -66,7 +76,7 @@ class Checkpoints:
 
 
 def newest() -> tuple[Link, str] | None:
-    """Return the position and the time of the newest checkpoint. Joins the caller's unit of work."""
+    """Return the position and the time of the newest checkpoint, or None. Runs in the caller's unit of work."""
     last = _last()
     return None if last is None else (Link(last.seq, last.hash), last.ts)
 
@@ -80,7 +90,7 @@ def _newest_key() -> SigningKey | None:
 
 
 def _store_key(fresh: SigningKey) -> None:
-    """Store the key unless another process stored one first; the lock of the chain orders them."""
+    """Store the key unless another process stored one first. The lock on the head row serializes both processes."""
     end_of_chain()
     if not SigningKey.select().exists():
         SigningKey.insert(fresh.__data__).on_conflict_ignore().execute()

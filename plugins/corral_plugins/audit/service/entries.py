@@ -1,4 +1,4 @@
-"""Converts audit entries to columns: redacted, limited in length and in canonical form."""
+"""Converts audit entries to database columns: redacts them, limits their length and encodes canonical JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from corral.plugin import AuditEntry
 from corral.redact.redactor import Redactor
 
 MAX_BYTES = 16 * 1024
-"""Maximum bytes of changes, and of details. Longer ones are dropped; only the hash of the full content is kept."""
+"""Maximum size in bytes of `changes` and of `details`. Larger ones are dropped; a hash of the full content is kept."""
 
 LENGTHS = {
     "actor_type": 20,
@@ -35,7 +35,7 @@ USER_SUPPLIED = ("user_agent", "object_id", "object_name")
 
 
 def stored(entry: AuditEntry, by: Entry, redactor: Redactor, *, record_ip: bool) -> dict[str, Any]:
-    """Return the columns of a row, except those that depend on its position in the chain."""
+    """Return the columns of an audit row, except those that depend on its position in the hash chain."""
     actor = by.actor
     texts: dict[str, Any] = {
         "actor_type": actor.type,
@@ -77,14 +77,14 @@ def _diff(changes: Mapping[str, tuple[Any, Any]], redactor: Redactor) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """Convert to JSON types: structs become objects, keys and values of unknown types become strings."""
+    """Convert a value to JSON types. Structs become objects; keys and values of unknown types become strings."""
     return msgspec.to_builtins(value, str_keys=True, enc_hook=str)
 
 
 def _canonical(value: Any) -> bytes:
     try:
         return msgspec.json.encode(value, order="sorted")
-    except UnicodeEncodeError:  # a lone surrogate, from unchecked text
+    except UnicodeEncodeError:  # unchecked text can contain a lone surrogate
         return msgspec.json.encode(_without_surrogates(value), order="sorted")
 
 
@@ -97,5 +97,8 @@ def _without_surrogates(value: Any) -> Any:
 
 
 def _cut(text: str | None, length: int) -> str | None:
-    """Make a text storable on both engines. An empty text becomes None, because CSV cannot tell them apart."""
+    """Truncate a text and replace characters that a database cannot store.
+
+    An empty text becomes None, because CSV cannot distinguish the two.
+    """
     return text.encode("utf-8", "replace").decode().replace("\0", "�")[:length] if text else None

@@ -1,4 +1,4 @@
-"""Exports the log in batches, oldest row first: as self-verifying JSON lines, or as CSV for spreadsheets."""
+"""Exports the log in batches, oldest row first, as JSON lines for offline verification or as CSV for spreadsheets."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Values = Sequence[Any]
 
 
 def escape_cell(text: str) -> str:
-    """Prefix the text with a quote if a spreadsheet would interpret it as a formula."""
+    """Escape a CSV cell: prefix the text with a quote if a spreadsheet would interpret it as a formula."""
     if not text:
         return text
     first = text.lstrip(SKIPPED)[:1]
@@ -39,12 +39,12 @@ def escape_cell(text: str) -> str:
 
 
 def unescape_cell(cell: str) -> str:
-    """Return the text from which `escape_cell` made the cell."""
+    """Return the original text of a cell that `escape_cell` returned."""
     return cell.removeprefix("'")
 
 
 class Export:
-    """One export, which ends at the row that was the newest when `chunks()` started."""
+    """One export of the log. It ends at the row that was the newest when `chunks` started."""
 
     def __init__(self, work: Work, query: ExportQuery) -> None:
         if query.format not in MEDIA:
@@ -53,7 +53,7 @@ class Export:
         self._work, self._query = work, query
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the bytes of the file. An error ends the stream early."""
+        """Yield the exported file in chunks of bytes. An error ends the stream early."""
         ends = await self._work(queries.ends, read=True)
         until = min(ends.head.seq, ends.stored)
         encode: Callable[[list[Values]], bytes] = _lines if self._query.format == "jsonl" else _cells

@@ -1,4 +1,4 @@
-"""The audit log as other plugins use it. `record` adds a row that commits together with the change it describes."""
+"""The audit log service for other plugins. `record` adds a row that commits together with the change it describes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ DEDUPLICATED = frozenset({"audit.log.read"})
 
 
 def _head(p: Any) -> Any:
-    """Select the head row, which serves as the lock of the chain."""
+    """Return the query of the head row. Locking this row serializes all appends."""
     return locked(Head.select(Head.seq, Head.hash).where(Head.id == p("id")))
 
 
@@ -55,7 +55,7 @@ def end_of_chain() -> tuple[int, str]:
 
 
 def raise_alert(alert: SystemAlert, about: str = "") -> bool:
-    """Alert admins, at most once an hour across all processes; return whether the alert was sent."""
+    """Alert admins, at most once an hour across all processes. Return whether the alert was sent."""
     is_due = acquire(f"audit.alert.{alert.kind}{about}", new_id(), ALERT_SECONDS)
     if is_due:
         emit(alert, object=("audit_log", "audit"))
@@ -63,7 +63,7 @@ def raise_alert(alert: SystemAlert, about: str = "") -> bool:
 
 
 class AuditLog:
-    """Implements `corral.plugin.Audit`. The counters cover this process only."""
+    """Implements the protocol `corral.plugin.Audit`. Its counters cover this process only."""
 
     def __init__(self, work: Work, settings: Settings, redactor: Redactor) -> None:
         self._work, self._settings, self._redactor = work, settings, redactor
@@ -74,13 +74,13 @@ class AuditLog:
 
     @property
     def verbose(self) -> bool:
-        """Whether every request is recorded."""
+        """Whether every request is recorded, as the setting `audit.verbose` demands."""
         return self._settings.get(VERBOSE)
 
     def record(self, entry: AuditEntry) -> None:
         """Add a row to the current unit of work. Raises `audit_unavailable` if the row cannot be written.
 
-        Only the first of equal denials within a minute becomes a row; the others are counted.
+        Of equal denials within a minute, only the first becomes a row; the others are counted.
         """
         unit = current()
         repeats = entry.outcome == "denied" or entry.action in DEDUPLICATED
@@ -92,7 +92,7 @@ class AuditLog:
             after_commit(lambda: self._deduplicator.started(entry, by))
 
     async def write_repetitions(self, *, all: bool = False) -> None:
-        """Write one row for the repetitions of each entry whose minute is over."""
+        """Write one row per entry with the number of repetitions whose minute is over, or all of them."""
         for repeated in self._deduplicator.take_ended(all=all):
             try:
                 await self._work(lambda repeated=repeated: self._add(current(), repeated.summary()), entry=repeated.by)  # type: ignore[misc]  # bound in each iteration
@@ -100,7 +100,7 @@ class AuditLog:
                 self._deduplicator.put_back(repeated)
 
     async def report_failures(self) -> None:
-        """Alert admins to rows that could not be written since the last alert, at most once an hour."""
+        """Alert admins about rows that could not be written since the last alert, at most once an hour."""
         failures = self.failures
         if failures == self._reported_failures:
             return
@@ -118,7 +118,10 @@ class AuditLog:
         unit.audit.append(lambda: self._append(unit, columns))
 
     def _append(self, unit: Unit, columns: dict[str, Any]) -> None:
-        """At the end of the unit: lock the chain, link the row and advance the head."""
+        """Lock the chain, link the row to the previous one and advance the head.
+
+        Runs at the end of the unit of work.
+        """
         began = time.perf_counter()
         try:
             self._link(columns)
@@ -147,7 +150,10 @@ class AuditLog:
             enqueue("audit.checkpoint")
 
     def _failed(self, error: Exception) -> None:
-        """Raise the error for the caller. The engine itself reports lost connections, full disks and busy databases."""
+        """Raise the error that the caller receives when a row cannot be written.
+
+        Lost connections, full disks and busy databases keep the error of the database engine.
+        """
         if not transaction_is_open():
             raise error
         known = translate(error) if isinstance(error, (peewee.DatabaseError, peewee.InterfaceError)) else error

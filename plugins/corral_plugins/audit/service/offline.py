@@ -1,4 +1,4 @@
-"""Verifies exports without a server: reads exports and saved checkpoints from files."""
+"""Verifies exported files without a server, optionally against checkpoints saved in a file."""
 
 from __future__ import annotations
 
@@ -18,20 +18,23 @@ from corral_plugins.audit.shapes import LinkView, Verdict
 
 
 class Unreadable(ValueError):
-    """A file is not an export or a list of checkpoints; the message names the file and the reason."""
+    """Raised if a file is neither an export nor a list of checkpoints. The message contains the file and the reason."""
 
 
 class _Listed(msgspec.Struct):
-    """The output of `GET /admin/audit/checkpoints` and of `corral audit checkpoints`."""
+    """A saved list of checkpoints.
+
+    The list is the response of `GET /admin/audit/checkpoints` or the output of `corral audit checkpoints`.
+    """
 
     items: list[SignedCheckpoint]
     public_key: str | None = None
 
 
 def verify_export(path: Path, external: ExternalCheckpoints, *, sparse: bool) -> Verdict:
-    """Verify an export; `sparse` accepts missing rows between, for a filtered one. Raises `Unreadable`.
+    """Verify an export. `sparse` accepts missing rows, as in a filtered export. Raises `Unreadable`.
 
-    The previous hash in the first row is trusted, unless the row follows the start of the log or a saved checkpoint.
+    The `prev_hash` of the first row is trusted, unless that row is the first of the log or follows a saved checkpoint.
     """
     rows = _cells(path) if path.suffix.lower() == ".csv" else _lines(path)
     first = next(rows, None)
@@ -58,7 +61,10 @@ def verify_export(path: Path, external: ExternalCheckpoints, *, sparse: bool) ->
 
 
 def read_checkpoints(path: Path, public_key: str | None) -> ExternalCheckpoints:
-    """Read a saved list, or lines with one checkpoint each, which need `public_key`. Raises `Unreadable`."""
+    """Read checkpoints from a file that contains a saved list, or one checkpoint per line.
+
+    `public_key` is required if the file contains none. Raises `Unreadable`.
+    """
     text = path.read_bytes()
     try:
         listed = msgspec.json.decode(text, type=_Listed)
@@ -108,6 +114,6 @@ def _cells(path: Path) -> Iterator[Row]:
                 )
         except Unreadable:
             raise
-        except (TypeError, ValueError, csv.Error) as error:  # also bytes that are not UTF-8
+        except (TypeError, ValueError, csv.Error) as error:  # also raised for bytes that are not UTF-8
             message = f"{path}: the record after line {reader.line_num} is not a row of an audit log: {error}"
             raise Unreadable(message) from None

@@ -1,4 +1,4 @@
-"""Queries of the log: lists, single rows, and ranges of the chain. All functions join the caller's unit of work."""
+"""Queries of the log: lists, single rows and ranges of the chain. All functions run in the caller's unit of work."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from corral_plugins.audit.shapes import (
 )
 
 RETAINED = "audit.log.retain"
-"""The action recorded when the oldest rows are removed; its object is the new anchor."""
+"""The action recorded when the oldest rows are removed. The object of that row is the new anchor."""
 
 _COLUMNS = tuple(getattr(AuditRow, name) for name in chain.COLUMNS)
 _ROWS_BETWEEN = Statement(
@@ -47,11 +47,11 @@ _NAMES = (
     "SELECT (SELECT min(action) FROM audit_rows WHERE action > names.action) FROM names "
     "WHERE names.action IS NOT NULL) SELECT action FROM names"
 )
-"""Lists the distinct actions by skipping through the index: about a hundred steps, for any number of rows."""
+"""Lists the distinct actions by skipping through the index. This takes about a hundred steps for any number of rows."""
 
 
 class Ends(msgspec.Struct, frozen=True):
-    """Head and anchor of the log in one snapshot. `stored` is the `seq` of the newest stored row."""
+    """Head and anchor of the log from one snapshot. `stored` is the `seq` of the newest stored row."""
 
     head: Link
     anchor: Link
@@ -59,7 +59,10 @@ class Ends(msgspec.Struct, frozen=True):
 
 
 def ends() -> Ends:
-    """Read the ends of the log in one statement, which makes them one snapshot on every engine."""
+    """Return the head and the anchor of the log.
+
+    A single statement reads both, so that they form one snapshot on every database engine.
+    """
     newest: Any = AuditRow.select(AuditRow.seq).order_by(AuditRow.seq.desc()).limit(1)
     row: Any = Head.select(Head.seq, Head.hash, Head.anchor_seq, Head.anchor_hash, newest).where(Head.id == HEAD)
     seq, hash_, anchor_seq, anchor_hash, stored = row.tuples().get()
@@ -67,37 +70,40 @@ def ends() -> Ends:
 
 
 def rows_between(after: int, until: int) -> list[tuple[Any, ...]]:
-    """Return the stored rows with `after < seq <= until`, in order: at most `until - after` of them."""
+    """Return the stored rows with `after < seq <= until` in order, at most `until - after` rows."""
     return _ROWS_BETWEEN.rows({"after": after, "until": until})
 
 
 def hash_at(seq: int) -> str | None:
-    """Return the hash of a row, or None if the row does not exist."""
+    """Return the hash of the row `seq`, or None if the row does not exist."""
     row = AuditRow.select(AuditRow.hash).where(AuditRow.seq == seq).tuples().first()
     return None if row is None else str(row[0])
 
 
 def recorded_anchor(until: int) -> int:
-    """Return the anchor according to the log itself: the object of the last removal."""
+    """Return the `seq` of the anchor according to the last removal recorded in the log, or 0 if none is recorded."""
     removals = (AuditRow.action == RETAINED) & (AuditRow.seq <= until)
     row = AuditRow.select(AuditRow.object_id).where(removals).order_by(AuditRow.seq.desc()).tuples().first()
     return int(row[0]) if row is not None and str(row[0]).isdigit() else 0
 
 
 def checkpoints(after: int, until: int) -> dict[int, SignedCheckpoint]:
-    """Return the checkpoints with `after < seq <= until`, by `seq`."""
+    """Return the checkpoints with `after < seq <= until`, keyed by `seq`."""
     rows = Checkpoint.select().where((Checkpoint.seq > after) & (Checkpoint.seq <= until))
     return {row.seq: SignedCheckpoint(**row.__data__) for row in rows}
 
 
 def public_keys() -> list[str]:
-    """Return the public keys of the signing keys, oldest first."""
+    """Return the public keys of all signing keys in base64, oldest first."""
     rows: Any = SigningKey.select(SigningKey.public_key).order_by(SigningKey.created_at).tuples()
     return [key for (key,) in rows]
 
 
 def where(filters: Filters | AuditQuery) -> Any:
-    """Return the condition for the filters: any value of a repeated filter, and all different filters."""
+    """Return the SQL condition for the filters.
+
+    A row must match all given filters; it matches a repeated filter if any of its values matches.
+    """
     clause: Any = ALL
     if filters.actor is not UNSET:
         clause &= AuditRow.actor_id.in_(filters.actor) | AuditRow.on_behalf_of.in_(filters.actor)
@@ -116,7 +122,10 @@ def where(filters: Filters | AuditQuery) -> Any:
 
 
 def _actions(patterns: list[str]) -> Any:
-    """Expand prefixes to the existing names, because every engine uses the index for a list of names."""
+    """Return the condition for names and prefixes of actions.
+
+    Prefixes are expanded to the existing names, because every database engine uses the index for a list of names.
+    """
     names = {pattern for pattern in patterns if not pattern.endswith(".*")}
     prefixes = tuple(pattern[:-1] for pattern in patterns if pattern.endswith(".*"))
     if prefixes:
@@ -126,7 +135,7 @@ def _actions(patterns: list[str]) -> Any:
 
 
 class Queries:
-    """The queries behind the routes of the log."""
+    """The queries used by the routes of the audit log."""
 
     def page(self, query: AuditQuery, caller: Principal) -> Page[AuditView]:
         """Return a page of rows, newest first."""
@@ -136,14 +145,14 @@ class Queries:
         return paginate(rows, query, caller, scope="audit", order=(Order(AuditRow.seq),), make=view, total=total)
 
     def one(self, row_id: str) -> AuditView:
-        """Return a row by id. Raises `NotFound`."""
+        """Return the row with the given id. Raises `NotFound`."""
         row = AuditRow.get_or_none(AuditRow.id == row_id.lower())
         if row is None:
             raise NotFound()
         return view(row)
 
     def checkpoints(self, query: Any, caller: Principal) -> CheckpointPage:
-        """Return a page of checkpoints, newest first, with the current public key."""
+        """Return a page of checkpoints, newest first, with the newest public key."""
         page = paginate(
             Checkpoint.select(),
             query,
@@ -157,7 +166,7 @@ class Queries:
 
 
 def view(row: Any) -> AuditView:
-    """Build the public view of a row."""
+    """Convert a database row to the shape of the API."""
     try:
         changes = msgspec.json.decode(row.changes, type=list[FieldChange])
         details: Mapping[str, Any] = msgspec.json.decode(row.details, type=dict[str, Any])

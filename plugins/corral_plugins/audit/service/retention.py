@@ -1,5 +1,6 @@
-"""Removes the oldest rows up to a checkpoint: first moves the anchor, as one audited action, then deletes the rows
-before it in batches.
+"""Removes the oldest audit rows up to a checkpoint.
+
+Retention first moves the anchor, as one audited action, and then deletes the rows up to the anchor in batches.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ ENTRY = Entry("job audit.retain")
 
 
 class Retention:
-    """Applies the retention period. An interrupted run continues at the next scheduled time."""
+    """Removes expired rows. An interrupted run continues at the next scheduled time."""
 
     def __init__(self, work: Work, settings: Settings, log: AuditLog) -> None:
         self._work, self._settings, self._log = work, settings, log
 
     async def run(self) -> None:
-        """Remove rows older than `audit.retention_days`; unset removes none."""
+        """Remove rows older than `audit.retention_days`. If the setting is unset, no further rows expire."""
         days = self._settings.get(RETENTION_DAYS)
         if days is not None:
             before = clock.now(-days * DAY)
@@ -34,7 +35,10 @@ class Retention:
             continue
 
     def _move_anchor(self, before: str, days: int) -> None:
-        """Move the anchor to the newest checkpoint made before `before`; all rows up to it are older than that."""
+        """Move the anchor to the newest checkpoint created before `before`.
+
+        All rows up to it are older than `before`.
+        """
         found: Checkpoint | None = (
             Checkpoint.select().where(Checkpoint.ts <= before).order_by(Checkpoint.seq.desc()).first()
         )
@@ -43,7 +47,7 @@ class Retention:
             return
         moved = Head.update(anchor_seq=found.seq, anchor_hash=found.hash)
         if not moved.where((Head.id == HEAD) & (Head.anchor_seq == anchor.seq)).execute():
-            return  # another process moved it
+            return  # another process moved the anchor
         details = {"removed": found.seq - anchor.seq, "hash": found.hash, "retention_days": days}
         self._log.record(
             AuditEntry(action=queries.RETAINED, object_type="audit_log", object_id=str(found.seq), details=details)
@@ -51,7 +55,10 @@ class Retention:
 
 
 def _remove_batch() -> int:
-    """Delete one batch of rows and checkpoints. The checkpoint of the anchor stays, because `verify` starts there."""
+    """Delete one batch of rows and checkpoints, and return the number of deleted rows.
+
+    The checkpoint at the anchor stays, because verification starts there.
+    """
     anchor = queries.ends().anchor.seq
     rows = AuditRow.select(AuditRow.seq).where(AuditRow.seq <= anchor).order_by(AuditRow.seq).limit(BATCH_SIZE)
     gone = AuditRow.delete().where(AuditRow.seq.in_(rows)).execute()

@@ -1,4 +1,4 @@
-"""Signs checkpoints with Ed25519 over their canonical JSON. `cryptography` is imported at first use."""
+"""Signs the canonical JSON of checkpoints with Ed25519. The package `cryptography` is imported at first use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PUBLIC_KEY_BYTES = 32
 
 
 class Signed(msgspec.Struct, frozen=True, kw_only=True):
-    """The signed content. Its fields are in alphabetical order, as canonical JSON requires."""
+    """The signed content of a checkpoint. Its fields are in alphabetical order, as canonical JSON requires."""
 
     hash: str
     key_id: str
@@ -22,12 +22,15 @@ class Signed(msgspec.Struct, frozen=True, kw_only=True):
     ts: str
 
     def message(self) -> bytes:
-        """Return the bytes that are signed."""
+        """Return the bytes to sign."""
         return PREFIX + msgspec.json.encode(self)
 
 
 class SignedCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """A checkpoint of the log up to `seq`, with `rows` new rows since the previous one. `signature` is base64."""
+    """A checkpoint of the log up to row `seq`.
+
+    `rows` is the number of rows since the previous checkpoint. `signature` is base64.
+    """
 
     seq: int
     hash: str
@@ -42,23 +45,26 @@ class SignedCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExternalCheckpoints(msgspec.Struct, frozen=True):
-    """Checkpoints saved outside the database, and the trusted public keys; without any, the keys in the database."""
+    """Checkpoints saved outside the database, and the trusted public keys.
+
+    If `public_keys` is empty, the keys in the database are trusted.
+    """
 
     checkpoints: Sequence[SignedCheckpoint] = ()
     public_keys: Sequence[str] = ()
 
     def between(self, after: int, until: int) -> dict[int, SignedCheckpoint]:
-        """Return the checkpoints with `after < seq <= until`, by `seq`."""
+        """Return the checkpoints with `after < seq <= until`, keyed by `seq`."""
         return {each.seq: each for each in self.checkpoints if after < each.seq <= until}
 
 
 def key_id_of(public_key: bytes) -> str:
-    """Derive the id of a public key from its bytes."""
+    """Return the id of a public key, derived from its bytes."""
     return hashlib.sha256(public_key).hexdigest()[:16]
 
 
 def public_key_of(text: str) -> bytes | None:
-    """Decode a base64 public key; None if the text is not a key."""
+    """Decode a base64 public key. Return None if the text is not a public key of 32 bytes."""
     try:
         key = base64.b64decode(text, validate=True)
     except ValueError:
@@ -67,7 +73,7 @@ def public_key_of(text: str) -> bytes | None:
 
 
 def generate() -> tuple[bytes, bytes]:
-    """Generate a private and a public key of 32 bytes each."""
+    """Generate a key pair. Return the private and the public key, 32 bytes each."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     key = Ed25519PrivateKey.generate()
@@ -75,21 +81,21 @@ def generate() -> tuple[bytes, bytes]:
 
 
 def sign(private_key: bytes, signed: Signed) -> str:
-    """Return the signature in base64."""
+    """Sign the content of a checkpoint. Return the signature in base64."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     return base64.b64encode(Ed25519PrivateKey.from_private_bytes(private_key).sign(signed.message())).decode()
 
 
 class PublicKeys:
-    """Trusted public keys by id, decoded from base64."""
+    """A set of trusted public keys."""
 
     def __init__(self, encoded: Sequence[str]) -> None:
         keys = [key for text in encoded if (key := public_key_of(text)) is not None]
         self._keys = {key_id_of(key): key for key in keys}
 
     def confirm(self, checkpoint: SignedCheckpoint) -> bool:
-        """Return whether the signature is valid and made by one of these keys."""
+        """Return whether the signature of a checkpoint is valid and was created by one of the trusted keys."""
         from cryptography.exceptions import InvalidSignature
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 

@@ -1,4 +1,7 @@
-"""Verifies that no row was altered, removed or truncated. Rows never change, so those up to a head are a snapshot."""
+"""Verifies that no row was altered, removed or truncated.
+
+Rows never change, so all rows up to a given head form a snapshot.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ END = 2**62
 
 
 class _Range(msgspec.Struct, frozen=True):
-    """The range to check: rows after `start`, up to `until`. `defect` is set if the start itself is defective."""
+    """The range of rows to check: after `start`, up to `until`. `defect` is set if the start itself is defective."""
 
     ends: Ends
     start: Link
@@ -37,13 +40,13 @@ class _Range(msgspec.Struct, frozen=True):
 
 
 class Verification:
-    """Verifies the log in batches, so that it blocks no writer and stays within the time limit of a unit of work."""
+    """Verifies the log in batches, which block no writer and stay within the time limit of a unit of work."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
 
     async def run(self, from_seq: int | None = None, to_seq: int | None = None) -> Verdict:
-        """Verify a range, by default all retained rows, and alert admins if the log is not intact."""
+        """Verify a range, by default all retained rows. Alert admins if the log is not intact."""
         verdict = await self.verify(from_seq, to_seq, ExternalCheckpoints(), seconds=SECONDS)
         if not verdict.ok:
             await self._alert(verdict)
@@ -52,7 +55,10 @@ class Verification:
     async def verify(
         self, from_seq: int | None, to_seq: int | None, external: ExternalCheckpoints, *, seconds: float
     ) -> Verdict:
-        """Verify a range, also against external checkpoints, without alerts or writes."""
+        """Verify a range for at most `seconds`, also against external checkpoints.
+
+        Sends no alert and writes nothing.
+        """
         deadline = time.monotonic() + seconds
         span, verdict = await self._verify(from_seq, to_seq, external, deadline)
         if not verdict.ok and (await self._work(queries.ends, read=True)).anchor != span.ends.anchor:
@@ -78,19 +84,19 @@ class Verification:
         return span, _verdict(checker, span, is_over=is_over)
 
     async def recent(self) -> Verdict:
-        """Verify the newest rows up to the head."""
+        """Verify the newest 10,000 rows up to the head, and alert admins if they are not intact."""
         head = (await self._work(queries.ends, read=True)).head
         return await self.run(max(1, head.seq - RECENT + 1))
 
     async def _check(self, checker: ChainChecker, span: _Range, deadline: float) -> bool:
-        """Check rows until the end, the first defect or the deadline; return False at the deadline."""
+        """Check rows up to the end, the first defect or the deadline. Return False if the deadline was reached."""
         after = span.start.seq
         while checker.bad is None and after < span.until:
             if time.monotonic() > deadline:
                 return False
             last = min(after + BATCH_SIZE, span.until)
             rows = await self._work(functools.partial(queries.rows_between, after, last), read=True)
-            if not rows:  # the end, unless more rows follow the gap
+            if not rows:  # the end of the log, unless more rows follow after a gap
                 if span.ends.stored > last:
                     checker.report((checker.last or BEGINNING).seq + 1, "gap")
                 break
@@ -114,7 +120,7 @@ def _check_batch(checker: ChainChecker, rows: list[tuple[object, ...]]) -> None:
     for values in rows:
         try:
             row = chain.row(values)
-        except TypeError:  # a column has a type that no row contains
+        except TypeError:  # a column has a type that a genuine row never contains
             checker.report(int(str(values[0])), "hash_mismatch")
             return
         checker.add((row,))
@@ -138,7 +144,10 @@ def _range(from_seq: int | None, to_seq: int | None) -> _Range:
 
 
 def _anchor(kept: Link, newest: int) -> Defect | None:
-    """Check that retention moved the anchor: the log records the removal, and a signed checkpoint confirms it."""
+    """Verify that retention moved the anchor.
+
+    The log must contain a row about the removal, and a signed checkpoint must confirm the anchor.
+    """
     recorded = queries.recorded_anchor(newest)
     if kept.seq != recorded:
         return Defect(min(kept.seq, recorded) + 1, "gap")

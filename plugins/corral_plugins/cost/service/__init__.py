@@ -1,1 +1,1 @@
-"""The rules of cost accounting."""
+"""Business logic of cost accounting."""

@@ -1,4 +1,7 @@
-"""Days of any time zone as ranges of quarter hours since 1970. Every UTC offset is a whole number of quarter hours."""
+"""Days of any time zone as ranges of quarter hours since 1970.
+
+Every UTC offset is a whole number of quarter hours, so quarter hours can be added up to the days of any zone.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,15 @@ from corral.errors import Invalid
 QUARTER_HOUR, DAY = 900, 86_400
 QUARTER_HOURS_PER_DAY = DAY // QUARTER_HOUR
 FIRST_QUARTER_HOUR = 1_000_000
-"""Numbers of quarter hours have been above this since 1998; numbers of days never reach it."""
+"""Distinguishes quarter-hour numbers from day numbers.
+
+Quarter-hour numbers have been larger than this since 1998, and day numbers never become as large.
+"""
 _EPOCH = date(1970, 1, 1)
 
 
 class OffsetSpan(NamedTuple):
-    """Quarter hours from `first` up to, not including, `end` with one UTC offset (in quarter hours)."""
+    """The quarter hours from `first` (inclusive) to `end` (exclusive) with the same UTC offset, in quarter hours."""
 
     first: int
     end: int
@@ -27,27 +33,27 @@ class OffsetSpan(NamedTuple):
 
 
 def quarter_hour_of(instant: str) -> int:
-    """Return the number of the quarter hour that contains the instant."""
+    """Return the number of the quarter hour since 1970 that contains an instant."""
     return int(clock.parse_instant(instant)) // QUARTER_HOUR
 
 
 def day_of(instant: str) -> int:
-    """Return the number of the UTC day that contains the instant."""
+    """Return the number of the UTC day since 1970 that contains an instant."""
     return int(clock.parse_instant(instant)) // DAY
 
 
 def day_number(day: date) -> int:
-    """Return the number of days since 1970."""
+    """Return the number of days from 1970-01-01 to a date."""
     return (day - _EPOCH).days
 
 
 def date_of(number: int) -> date:
-    """Return the date with this day number."""
+    """Return the date of a day number."""
     return _EPOCH + timedelta(days=number)
 
 
 def zone(name: str) -> ZoneInfo:
-    """Return the time zone with this IANA name; raises `Invalid` at `/query/tz`."""
+    """Return the time zone with an IANA name. Raises `Invalid` at `/query/tz` for an unknown name."""
     try:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError):
@@ -60,7 +66,10 @@ def today(tz: ZoneInfo) -> date:
 
 
 def offset_spans(first: date, last: date, tz: ZoneInfo) -> list[OffsetSpan]:
-    """Return the days from `first` to `last`, split where the UTC offset changes (rarely more than twice a year)."""
+    """Return the days from `first` to `last` as spans of quarter hours, split where the UTC offset changes.
+
+    The offset rarely changes more than twice a year.
+    """
     return list(_split(_midnight(first, tz), _midnight(last + timedelta(days=1), tz), tz))
 
 
@@ -77,7 +86,7 @@ def _split(begin: int, end: int, tz: ZoneInfo) -> Iterator[OffsetSpan]:
 
 
 def _offset_change(low: int, high: int, offset: int, tz: ZoneInfo) -> int:
-    """Return the first quarter hour after `low`, at most `high`, with a different offset (binary search)."""
+    """Return the first quarter hour with a different offset, after `low` and at most `high`. Uses a binary search."""
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if _offset(middle, tz) == offset else (low, middle)

@@ -1,4 +1,4 @@
-"""The ledger of cost events: they are written once, never changed, and read by those who may see them."""
+"""The ledger of cost events. Events are written once and never changed; users read the events that they may see."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _BY_USAGE_KEY = Statement(
 
 
 class Ledger:
-    """Implements `Cost`. The only writer of `cost_events`; joins the caller's unit."""
+    """Implements `Cost`. No other class adds cost events. Runs in the caller's unit of work."""
 
     def __init__(self, pricing: Pricing) -> None:
         self._pricing = pricing
@@ -72,7 +72,10 @@ class Ledger:
         )
 
     def page(self, query: EventQuery, by: Principal) -> Page[EventView]:
-        """Return events, newest first: all to admins, otherwise the caller's own and those of shared objects."""
+        """Return a page of events, newest first.
+
+        Admins see all events; others see their own and those of shared objects.
+        """
         events: Any = CostEvent.select()
         filtered = False
         if not _sees_all(by):
@@ -91,11 +94,11 @@ class Ledger:
         return paginate(events, query, by, scope="cost.events", order=order, make=_view, total=total)
 
     def get(self, event_id: str) -> EventView:
-        """Return an event that exists, without a visibility check."""
+        """Return an existing event without checking whether the caller may see it."""
         return _view(CostEvent.get_by_id(event_id))
 
     def get_visible(self, event_id: str, by: Principal) -> EventView:
-        """Return an event; raises `NotFound` also if the caller may not see it."""
+        """Return an event. Raises `NotFound`, also if the caller may not see the event."""
         row: CostEvent | None = CostEvent.get_or_none(CostEvent.id == event_id)
         if row is None or not (_sees_all(by) or row.private_to in (None, by.user_id)):
             raise NotFound("There is no cost event with this id.")
@@ -117,7 +120,10 @@ def _sees_all(by: Principal) -> bool:
 
 
 def _count_visible(by: Principal) -> int:
-    """Count the events that the caller sees by the rollups: counting rows would take longer with every event."""
+    """Return the number of events that the caller may see, taken from the rollups.
+
+    Counting the rows would take longer with every event.
+    """
     total = sum(totals.events for _, _, totals in rollups.grouped(rollups.TOTAL))
     if _sees_all(by):
         return total
@@ -143,7 +149,10 @@ def _row(spent: Spent, quote: Quote) -> dict[str, Any]:
 
 
 def _private_to(spent: Spent) -> str | None:
-    """Tasks, runs and agents are shared; conversations and a user's direct calls are private to the user."""
+    """Return the user who alone may see the event besides admins, or None for a shared event.
+
+    Tasks, runs and agents are shared. Conversations and direct calls are private to their user.
+    """
     is_shared = spent.task_id or spent.run_id or (spent.agent_id and not spent.conversation_id)
     return None if is_shared else spent.user_id
 

@@ -1,4 +1,4 @@
-"""Maintenance: reconciles rollups with their events, and deletes data that has been kept long enough."""
+"""Compares rollups with their events, corrects differences, and deletes data after its retention period."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ log = logging.getLogger("corral.cost")
 RECONCILED_SERIES = (AGENT, MODEL, USER, TASK, QUARTER_HOURLY)
 BATCH_ROWS = 500
 DETAILED_DAYS = 400
-"""How long rollups by quarter hour and by task and day are kept; no report looks back further than a year."""
+"""The number of days for which rollups by quarter hour, and by task and day, are kept. No report covers over a year."""
 
 Differences = dict[RollupKey, dict[str, int]]
 
@@ -57,7 +57,7 @@ _COUNTERS = {
 }
 _AGENT_ID = "COALESCE(agent_id, '')"
 
-# One statement, so that events and rollups are read at the same moment. A difference is events minus rollups.
+# A single statement reads events and rollups at the same moment. A difference is events minus rollups.
 _DIFFERENCES = """
 SELECT series, period, key, subkey, {sums} FROM (
   {events}
@@ -75,9 +75,9 @@ FROM cost_events WHERE ts >= ? AND ts < ? AND {condition}
 
 
 def differences(series: str, day: int) -> Differences:
-    """Return what the rollups of a series lack (negative: have too much) for the events of a UTC day.
+    """Return by how much the rollups of a series differ from the events of a UTC day.
 
-    At most `BATCH_ROWS` rollups are returned.
+    A positive difference is missing from a rollup; a negative one is excess. At most `BATCH_ROWS` rollups are returned.
     """
     counters = ", ".join(f"{expression} AS {name}" for name, expression in _COUNTERS.items())
     events = [
@@ -104,7 +104,7 @@ def differences(series: str, day: int) -> Differences:
 
 
 def _rollup_columns(series: str, day: int, quarter_hour: str) -> list[dict[str, str]]:
-    """Return `rollups.keys_of` as SQL: the columns of a rollup, and a condition on the events that have it."""
+    """Return `rollups.keys_of` as SQL: the key columns of each rollup and a condition on the events in the rollup."""
     if series != QUARTER_HOURLY:
         key, subkey, condition = {
             AGENT: (_AGENT_ID, "''", "1 = 1"),
@@ -129,9 +129,9 @@ def _rollup_columns(series: str, day: int, quarter_hour: str) -> list[dict[str, 
 
 
 def correct(found: Differences) -> None:
-    """Add the differences to the rollups, also to those of all time, and raise an alert.
+    """Add the differences to the rollups, including those of all time, and raise an alert.
 
-    Increments that were written in the meantime are not affected.
+    Increments that were written in the meantime are preserved.
     """
     all_time: dict[RollupKey, Counter[str]] = {}
     for key, counters in found.items():
@@ -153,7 +153,10 @@ def correct(found: Differences) -> None:
 
 
 def delete_events(before: str) -> int:
-    """Delete at most `BATCH_ROWS` events older than an instant; returns their number. Rollups keep their costs."""
+    """Delete at most `BATCH_ROWS` events older than an instant, and return their number.
+
+    The rollups keep the costs of deleted events.
+    """
     columns = (CostEvent.id, CostEvent.provider, CostEvent.private_to)
     old: Any = CostEvent.select(*columns).where(CostEvent.ts < before).order_by(CostEvent.ts).limit(BATCH_ROWS)
     rows = list(old.tuples())
@@ -166,13 +169,13 @@ def delete_events(before: str) -> int:
 
 
 def delete_quarter_hours() -> int:
-    """Delete at most `BATCH_ROWS` rollups by quarter hour that no report reads any more; returns their number."""
+    """Delete at most `BATCH_ROWS` quarter-hour rollups that no report reads any longer, and return their number."""
     end = _first_detailed_day() * QUARTER_HOURS_PER_DAY
     return _delete_rollups((Rollup.period >= FIRST_QUARTER_HOUR) & (Rollup.period < end))
 
 
 def delete_task_days() -> int:
-    """Delete rollups by task and day in the same way; the total cost of each task is kept."""
+    """Delete at most `BATCH_ROWS` rollups by task and day, and return their number. The total of each task is kept."""
     return _delete_rollups((Rollup.series == TASK) & (Rollup.period < _first_detailed_day()))
 
 

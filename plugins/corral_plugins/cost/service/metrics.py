@@ -1,4 +1,4 @@
-"""Metrics of costs: gauges read from the rollups, so that every process shows the totals of the installation."""
+"""Metrics of costs. The gauges are read from the rollups, so that each process shows the totals of the installation."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from corral_plugins.cost.service import rollups
 from corral_plugins.cost.service.money import usd
 
 MAX_PROVIDERS = 50
-"""How many providers the metrics show: those with the most calls."""
+"""The maximum number of providers in the metrics. Providers with the most calls are shown."""
 
 Values = Mapping[tuple[str, ...], float]
 
 
 class ProviderTotals:
-    """Totals by provider."""
+    """Collects the total costs by provider for the metrics."""
 
     def __init__(self) -> None:
         self._providers: list[str] = []
 
     def metrics(self) -> list[Metric]:
-        """Return the metrics. Their label values are updated with each collection."""
+        """Return the metric definitions. Each collection updates their label values."""
         labels = {"provider": self._providers}
         return [
             Metric(

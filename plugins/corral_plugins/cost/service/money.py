@@ -1,4 +1,4 @@
-"""Money is stored as integer micro-USD and shown as USD with six decimal places; halves round up."""
+"""Converts money, which is stored as integer micro-USD and shown as USD with six decimal places. Halves round up."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ MICRO = 1_000_000
 
 
 def micro(usd: Decimal | float) -> int:
-    """Convert USD to micro-USD. A float counts as its shortest decimal representation, not its binary value."""
+    """Convert USD to micro-USD.
+
+    A float is interpreted as its shortest decimal representation, not as its binary value.
+    """
     exact = usd if isinstance(usd, Decimal) else Decimal(repr(usd))
     return int((exact * MICRO).to_integral_value(ROUND_HALF_UP))
 
@@ -20,6 +23,6 @@ def usd(micro_usd: int) -> float:
 
 
 def per_million(items: Iterable[tuple[int, int]]) -> int:
-    """Return the cost of `(tokens, price per million tokens)` items, rounded once."""
+    """Return the total cost of items of the form `(tokens, price per million tokens)`. The sum is rounded once."""
     millionths = sum(tokens * price for tokens, price in items)
     return (2 * millionths + MICRO) // (2 * MICRO)

@@ -1,4 +1,4 @@
-"""Price overrides: admins set them; everyone may list and look up prices."""
+"""Price overrides. Admins set them; all readers of costs may list and look up prices."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ AUDITED = ("provider", "model", "valid_from", *_MONEY_COLUMNS.values())
 
 
 class PriceOverrides:
-    """The only writer of `cost_prices`; joins the caller's unit."""
+    """Manages price overrides. No other class writes to `cost_prices`. Runs in the caller's unit of work."""
 
     audit: Audit | None = None
 
@@ -46,7 +46,7 @@ class PriceOverrides:
         self._pricing = pricing
 
     def page(self, query: PriceQuery, by: Principal) -> Page[PriceView]:
-        """Return overrides, newest first, then the built-in prices by name."""
+        """Return a page of overrides, newest first, followed by the built-in prices sorted by name."""
         check_place(query)
         start = query.offset if isinstance(query.offset, int) else 0
         prices = [view for view in self._all(query) if _matches(view, query)]
@@ -69,7 +69,10 @@ class PriceOverrides:
         return views
 
     def create(self, new: NewPrice) -> PriceView:
-        """Add a price. Raises `duplicate` for the same patterns from the same instant, and `quota_exceeded`."""
+        """Create a price override.
+
+        Raises `duplicate` if the same patterns have a price from the same instant on, and `quota_exceeded`.
+        """
         now = clock.now()
         row: dict[str, Any] = {
             "id": new_id(),
@@ -85,14 +88,14 @@ class PriceOverrides:
         if Price.select().count() >= MAX_PRICES:
             raise TooMany(f"There are {MAX_PRICES} prices already; delete some first.", code="quota_exceeded")
         if not list(Price.insert(**row).on_conflict_ignore().returning(Price.id).tuples().execute()):
-            self._refuse_duplicate(row)  # another admin wrote it at the same moment
+            self._refuse_duplicate(row)  # another admin wrote the price at the same moment
             raise Conflict(DUPLICATE, code="duplicate")
         increment_revision()
         self._record("create", row, {name: (None, row[name]) for name in AUDITED})
         return _view(Price(**row))
 
     def change(self, price_id: str, change: PriceChange, match: IfMatch) -> PriceView:
-        """Change a price from now on; existing events keep their cost."""
+        """Change a price override. Existing events keep their cost."""
         row = self._get(price_id)
         match.check(row.version)
         changes: dict[str, Any] = _money_columns(change)
@@ -107,7 +110,7 @@ class PriceOverrides:
         unchanged = (Price.id == price_id) & (Price.version == row.version)
         try:
             updated = Price.update(**changes).where(unchanged).execute()
-        except peewee.IntegrityError:  # another admin wrote it at the same moment
+        except peewee.IntegrityError:  # another admin wrote the price at the same moment
             raise Conflict(DUPLICATE, code="duplicate") from None
         if not updated:
             raise Conflict(CHANGED)
@@ -116,7 +119,7 @@ class PriceOverrides:
         return _view(self._get(price_id))
 
     def delete(self, price_id: str, match: IfMatch) -> None:
-        """Delete an override; the built-in price, if there is one, applies again."""
+        """Delete a price override. The built-in price, if any, applies again."""
         row = self._get(price_id)
         match.check(row.version)
         if not Price.delete().where((Price.id == price_id) & (Price.version == row.version)).execute():
@@ -125,7 +128,7 @@ class PriceOverrides:
         self._record("delete", row.__data__, {name: (getattr(row, name), None) for name in AUDITED})
 
     def lookup(self, query: LookupQuery) -> FoundPrice:
-        """Return the price of a model that is valid at an instant."""
+        """Return the price of a model that is valid at an instant, from an override or the built-in table."""
         at = clock.now() if query.at is msgspec.UNSET else clock.from_datetime(query.at)
         if query.provider in FREE_PROVIDERS:
             return FoundPrice(priced=True, price_source="zero", input_usd=0, output_usd=0, per_call_usd=0)
@@ -165,7 +168,10 @@ class PriceOverrides:
 
 
 def _index_after(prices: Sequence[PriceView], source: str, last: str) -> int:
-    """Return the index after the last price shown, which may be deleted; newer ones may have been added before it."""
+    """Return the index after the last price of the previous page.
+
+    That price may have been deleted, and newer prices may have been added before it.
+    """
     if source == "override":
         return next((n for n, view in enumerate(prices) if view.source != source or str(view.id) < last), len(prices))
     return next((n + 1 for n, view in enumerate(prices) if view.id == last), len(prices))

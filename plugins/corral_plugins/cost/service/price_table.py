@@ -1,4 +1,7 @@
-"""The built-in price table: genai-prices, offline. It is imported at first use because that takes 0.3 s."""
+"""The built-in price table from the package genai-prices, used offline.
+
+The package is imported at first use, because the import takes 0.3 seconds.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ _ID_NAMESPACE = uuid.UUID("7d0b6c0e-7f0c-5d4b-9b53-3b0a6c1f5d10")
 
 
 class TablePrice(NamedTuple):
-    """A price in USD per 1,000,000 tokens, the lowest tier if there are several; None: the table has no such price."""
+    """A built-in price in USD per 1,000,000 tokens.
+
+    If a price has several tiers, this is the lowest tier. None means that the table contains no such price.
+    """
 
     provider: str
     model: str
@@ -31,7 +37,7 @@ class TablePrice(NamedTuple):
 
     @property
     def id(self) -> str:
-        """An id that is the same in every process and version."""
+        """The id of the price, which is the same in every process and version."""
         return str(uuid.uuid5(_ID_NAMESPACE, f"{self.provider}/{self.model}"))
 
 
@@ -48,17 +54,17 @@ def _snapshot() -> Any:
 
 
 def load() -> None:
-    """Import the library and build the list of prices. Blocks for a moment: call it in a thread."""
+    """Import the library and build the list of prices. Blocks, so call this function in a thread."""
     all_prices()
 
 
 def version() -> str:
-    """Return the `price_version` of events priced by this table."""
+    """Return the `price_version` of events priced with this table."""
     return f"genai-prices {_library().__version__}"
 
 
 def charge(provider: str, model: str, tokens: Tokens, at: str) -> int | None:
-    """Return the cost of a call in micro-USD; None if the table lacks a price for tokens that were used."""
+    """Return the cost of a call in micro-USD, or None if the table lacks a price for tokens that were used."""
     entry = _find(provider, model)
     if entry is None:
         return None
@@ -83,7 +89,7 @@ def charge(provider: str, model: str, tokens: Tokens, at: str) -> int | None:
 
 
 def lookup(provider: str, model: str, at: str) -> TablePrice | None:
-    """Return the price that `charge` would apply."""
+    """Return the price that `charge` would apply, or None."""
     entry = _find(provider, model)
     price = None if entry is None else _table_price(entry[0].id, entry[1], at)
     return None if price is None else price._replace(provider=provider, model=model)
@@ -91,7 +97,7 @@ def lookup(provider: str, model: str, at: str) -> TablePrice | None:
 
 @functools.cache
 def all_prices() -> tuple[TablePrice, ...]:
-    """Return the whole table, by provider and model."""
+    """Return all prices of the table, sorted by provider and model."""
     at = clock.now()
     rows = (_table_price(provider.id, model, at) for provider in _snapshot().providers for model in provider.models)
     return tuple(sorted((row for row in rows if row is not None), key=lambda row: row[:2]))
@@ -99,9 +105,9 @@ def all_prices() -> tuple[TablePrice, ...]:
 
 @functools.lru_cache(maxsize=4096)
 def _find(provider: str, model: str) -> tuple[Any, Any] | None:
-    """Return the library's provider and model; misses are cached too.
+    """Return the provider and the model objects of the library, or None. Failed lookups are cached too.
 
-    Only the named provider is searched, because the same model costs something else at another one.
+    Only the named provider is searched, because other providers charge different prices for the same model.
     """
     try:
         entry: tuple[Any, Any] = _snapshot().find_provider_model(model, None, provider, None)
@@ -126,12 +132,12 @@ def _table_price(provider: str, model: Any, at: str) -> TablePrice | None:
 
 
 def _lowest_tier(price: Any) -> float | None:
-    """Some prices depend on the length of the request; `base` is the price of short requests."""
+    """Return the price of short requests, if the price depends on the length of the request."""
     return None if price is None else float(getattr(price, "base", price))
 
 
 def _valid_from(prices: Any, at: str) -> str | None:
-    """Return when the price that is valid at `at` became valid, if the table says so."""
+    """Return the instant since which the price valid at `at` has applied, or None if the table does not contain it."""
     conditional: Iterable[Any] = reversed(prices) if isinstance(prices, list) else ()
     for item in conditional:
         start = getattr(item.constraint, "start_date", None)

@@ -1,4 +1,8 @@
-"""Prices a call: free providers first, then the provider's reported cost, price overrides, and the built-in table."""
+"""Determines the price of a call.
+
+The sources are, in this order: free providers, the cost that the provider reported, price overrides, and the built-in
+table.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ _REVISION = Statement(
 
 
 class PriceOverride(NamedTuple):
-    """A row of `cost_prices`; the fields are its columns, in this order."""
+    """A row of `cost_prices`. The fields are the columns of the table."""
 
     id: str
     version: int
@@ -43,14 +47,18 @@ class PriceOverride(NamedTuple):
     call_micro: int
 
     def matches(self, provider: str, model: str) -> bool:
-        """Return whether both patterns match, ignoring case."""
+        """Return whether both patterns match. Ignores case."""
         return fnmatch.fnmatchcase(provider.lower(), self.provider.lower()) and fnmatch.fnmatchcase(
             model.lower(), self.model.lower()
         )
 
     @property
     def specificity(self) -> tuple[bool, int, bool, int, str]:
-        """Order by model before provider, exact name before pattern, more literal characters, then newest."""
+        """The sort key of the override: more specific overrides have a larger key.
+
+        The model counts before the provider, an exact name before a pattern, more literal characters before fewer, and
+        then the newest price.
+        """
         return (*_specificity(self.model), *_specificity(self.provider), self.valid_from)
 
     def charge(self, tokens: Tokens) -> int:
@@ -73,7 +81,7 @@ def _specificity(pattern: str) -> tuple[bool, int]:
 
 
 class PriceBook:
-    """The price overrides of one revision; immutable."""
+    """The price overrides of one revision. Instances are immutable."""
 
     def __init__(self, revision: int, overrides: Sequence[PriceOverride]) -> None:
         self.revision = revision
@@ -84,19 +92,25 @@ class PriceBook:
         return tuple(override for override in self._overrides if override.matches(provider, model))
 
     def find(self, provider: str, model: str, at: str) -> PriceOverride | None:
-        """Return the most specific override that is valid at an instant."""
+        """Return the most specific override that is valid at an instant, or None."""
         return next((each for each in self._cached_matches(provider, model) if each.valid_from <= at), None)
 
 
 class Pricing:
-    """Quotes prices. Overrides are cached in memory and checked against the revision row inside a unit."""
+    """Quotes prices.
+
+    Price overrides are cached in memory. Inside a unit of work, the cache is compared with the revision row.
+    """
 
     def __init__(self, settings: Settings, work: Work) -> None:
         self._settings, self._work = settings, work
         self._book = PriceBook(-1, ())
 
     def book(self) -> PriceBook:
-        """Return the overrides: inside a unit the current ones, outside it those of at most 2 s ago."""
+        """Return the price overrides.
+
+        Inside a unit of work they are current; outside they are at most 2 seconds old.
+        """
         if not in_unit():
             return self._book
         row = _REVISION.one({})
@@ -113,13 +127,13 @@ class Pricing:
             self._book = book
 
     async def refresh(self) -> None:
-        """Load overrides that another process changed."""
+        """Load price overrides that another process changed."""
         self._replace_book(await self._work(self.book, read=True))
 
     def quote(
         self, provider: str, model: str, tokens: Tokens, *, free: bool = False, reported: Decimal | None = None
     ) -> Quote:
-        """Return the cost of a call made now; `reported` is the provider's own figure in USD."""
+        """Return the cost of a call at current prices. `reported` is the cost in USD that the provider reported."""
         if free or provider in FREE_PROVIDERS:
             return ZERO
         quoted = None
@@ -143,7 +157,7 @@ class Pricing:
 
 
 def increment_revision() -> None:
-    """Make every process reload the overrides; called in the unit that changes them."""
+    """Cause every process to reload the price overrides. Called in the unit of work that changes them."""
     PriceRevision.insert(id=REVISION_ID, revision=1).on_conflict(
         conflict_target=[PriceRevision.id], update={PriceRevision.revision: PriceRevision.revision + 1}
     ).execute()

@@ -1,4 +1,4 @@
-"""Cost events reported over HTTP: spending of an attempt outside the gateway, and corrections by admins."""
+"""Cost events reported over HTTP: costs of an attempt outside the gateway, and corrections by admins."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from corral_plugins.tasks.api import LeaseFacts, Tasks
 
 
 class Recorded(msgspec.Struct, frozen=True):
-    """A recorded event. `lease_ended`: the report came after the end of its lease; the money was spent all the same."""
+    """A recorded event.
+
+    `lease_ended` means that the report arrived after the lease had ended. The event is recorded nevertheless, because
+    the money was spent.
+    """
 
     event: EventView
     is_new: bool
@@ -24,7 +28,7 @@ class Recorded(msgspec.Struct, frozen=True):
 
 
 class ReportedCosts:
-    """Joins the caller's unit."""
+    """Records reported costs. Runs in the caller's unit of work."""
 
     tasks: Tasks | None
 
@@ -70,7 +74,7 @@ class ReportedCosts:
         return lease
 
     def _add_to_task(self, new: NewEvent, lease: LeaseFacts, charged: Charged) -> None:
-        """Add the event to the task's own counters, which count cache tokens as input."""
+        """Add the event to the task's own counters, which count cache tokens as input tokens."""
         assert self.tasks is not None
         self.tasks.spent(
             lease.task_id,

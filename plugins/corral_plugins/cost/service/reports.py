@@ -1,4 +1,4 @@
-"""Cost reports by day, agent, provider, model, task and user, read from rollups only."""
+"""Cost reports by day, agent, provider, model, task and user. Reports read only rollups."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 class Reports:
-    """Joins the caller's unit."""
+    """Builds cost reports. Runs in the caller's unit of work."""
 
     agents: Agents | None
 
@@ -78,7 +78,7 @@ class Reports:
         )
 
     def daily(self, query: DailyQuery) -> Daily:
-        """Return the last days in a time zone, oldest first; days without costs are zero."""
+        """Return the costs of each of the last days in a time zone, oldest first. Days without costs are zero."""
         tz = zone(query.tz)
         last = today(tz)
         first = last - timedelta(days=query.days - 1)
@@ -109,7 +109,7 @@ class Reports:
         return ByAgent(items=items, total_usd=_total_usd(rows))
 
     def _names(self, agent_ids: list[str]) -> dict[str, tuple[str | None, bool]]:
-        """Return the name of each agent, the last one if it is deleted, and whether it is deleted."""
+        """Return the name of each agent and whether the agent is deleted. Deleted agents keep their last name."""
         if self.agents is None:
             return {}
         existing = {agent_id: (facts.name, False) for agent_id, facts in self.agents.facts_of(agent_ids).items()}
@@ -163,7 +163,7 @@ class Reports:
 
 
 def _fields(totals: Totals) -> dict[str, Any]:
-    """Return the fields of `shapes.CostTotals`."""
+    """Return the fields that all shapes derived from `CostTotals` contain."""
     return {
         "cost_usd": usd(totals.cost_micro),
         "calls": totals.calls,

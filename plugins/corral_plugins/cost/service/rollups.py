@@ -1,7 +1,8 @@
-"""Rollups: totals that are updated together with the cost events, so that no report has to add events up.
+"""Rollups: totals that are updated together with the cost events, so that no report needs to sum up events.
 
-A unit writes all its increments in one statement at its end, in the order of the keys, so that row locks are short
-and cannot deadlock. Increments commute; busy rows are spread over shards so that concurrent units do not wait.
+A unit of work writes all its increments in one statement at its end, sorted by key, so that row locks are short and
+cannot deadlock. The order of increments does not affect the result. Busy rows are spread over shards so that concurrent
+units do not wait for each other.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ BATCH_ROWS = 100
 
 
 class Totals(NamedTuple):
-    """The counters of a rollup, or their sums over a group of rollups."""
+    """The counters of a rollup, or their sums over several rollups."""
 
     events: int = 0
     calls: int = 0
@@ -44,26 +45,26 @@ class Totals(NamedTuple):
     wasted_micro: int = 0
 
     def plus(self, other: Totals) -> Totals:
-        """Return the sum of both."""
+        """Return the sum of both totals."""
         return Totals(*map(operator.add, self, other))
 
 
 ZERO = Totals()
 COUNTERS = Totals._fields
 
-# Series by UTC day. The subkey is the model in MODEL (by provider) and the agent in TASK.
+# Series by UTC day. The key of MODEL is the provider and its subkey the model; the subkey of TASK is the agent.
 AGENT, MODEL, USER, TASK = "agent", "model", "user", "task"
 DAILY_SERIES = (AGENT, MODEL, USER, TASK)
-# Series without a period: by provider, by task (subkey: agent), and events visible to one user only.
+# Series without a period: by provider, by task (subkey: agent), and events that only one user may see.
 TOTAL, TASK_TOTAL, PRIVATE = "total", "task_total", "private"
 ALL_TIME = 0
 QUARTER_HOURLY = "quarter_hour:"
 _SHARDED = frozenset({AGENT, MODEL, TOTAL})
-"""Series with rows that many concurrent units update; the quarter-hour series are sharded as well."""
+"""Series with rows that many concurrent units of work update. The quarter-hour series are sharded as well."""
 
 
 class RollupKey(NamedTuple):
-    """Identifies a row of `cost_rollups`, apart from its shard."""
+    """The key of a row of `cost_rollups`, without the shard."""
 
     series: str
     period: int
@@ -79,12 +80,12 @@ Increments = Mapping[str, int]
 
 
 def quarter_hour_series(agent_id: str = "", provider: str = "") -> str:
-    """Return the name of the quarter-hour series of everything, or of one agent, one provider, or both."""
+    """Return the name of the quarter-hour series of all events, or of one agent, one provider, or both."""
     return f"{QUARTER_HOURLY}{agent_id}:{provider}"
 
 
 def increments_of(event: Row) -> dict[str, int]:
-    """Return what an event (a row of `cost_events`) adds to each of its rollups."""
+    """Return the counter increments that an event (a row of `cost_events`) adds to each of its rollups."""
     names = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
     tokens = {name: int(event[name]) for name in names}
     cost = event["cost_micro"]
@@ -94,7 +95,7 @@ def increments_of(event: Row) -> dict[str, int]:
 
 
 def keys_of(event: Row) -> list[RollupKey]:
-    """Return the rollups that an event adds to."""
+    """Return the keys of the rollups to which an event is added."""
     day, quarter_hour = day_of(event["ts"]), quarter_hour_of(event["ts"])
     agent, task, provider = event["agent_id"] or "", event["task_id"], event["provider"]
     quarter_hourly = {quarter_hour_series(*names) for names in itertools.product({"", agent}, ("", provider))}
@@ -122,7 +123,7 @@ _INSERT_TASK = Statement(
 
 
 def add_event(event: Row) -> None:
-    """Add a new event to all its rollups when the unit ends."""
+    """Add a new event to all its rollups at the end of the unit of work."""
     before_commit(_PendingIncrement(keys_of(event), increments_of(event)))
     agent, task = event["agent_id"] or "", event["task_id"]
     if task is not None and _INSERT_TASK.one({"task": task, "agent": agent}) is not None:
@@ -130,7 +131,10 @@ def add_event(event: Row) -> None:
 
 
 class _PendingIncrement:
-    """What one event adds. The last one of a unit writes for all; rolling back a savepoint drops its increments."""
+    """The increments of one event, added at the end of the unit of work.
+
+    The last instance of a unit writes the increments of all instances. Rolling back a savepoint drops its instances.
+    """
 
     def __init__(self, keys: Iterable[RollupKey], increments: Increments) -> None:
         self.keys, self.increments = tuple(keys), increments
@@ -146,7 +150,7 @@ class _PendingIncrement:
 
 
 def increment(merged: Mapping[RollupKey, Increments]) -> None:
-    """Add to rollups immediately."""
+    """Add increments to rollups immediately."""
     own_shard = counter_shard(SHARDS)
     rows = sorted((key, own_shard if _is_sharded(key.series) else 0) for key in merged)
     for start in range(0, len(rows), BATCH_ROWS):
@@ -176,13 +180,13 @@ def _upsert(size: int) -> Statement:
     return Statement(build)
 
 
-# -- outcomes of tasks, read from the event log: `cost` need not be active when they happen
+# outcomes of tasks, read from the event log, because `cost` may be inactive when the tasks end
 
 OUTCOME_EVENTS = ("task.completed", "task.failed", "task.cancelled", "task.retried", "agent.deleted")
 
 
 def add_outcome(event: Record) -> None:
-    """Record an event of `OUTCOME_EVENTS`: a completed task, wasted cost, or the name of a deleted agent."""
+    """Record an event of `OUTCOME_EVENTS`: a completed task, wasted costs, or the name of a deleted agent."""
     payload = event.payload()
     if event.type == "agent.deleted":
         row = {"agent_id": payload["agent_id"], "name": payload["name"][:200]}
@@ -194,9 +198,9 @@ def add_outcome(event: Record) -> None:
 
 
 def _add_waste(event: Record, payload: dict[str, Any]) -> None:
-    """Count as wasted what the task cost up to the event, less what was counted after earlier failures."""
+    """Count the cost of a task up to the event as wasted, minus the amount counted after earlier failures."""
     task_id = payload["task_id"]
-    total = total_of(TASK_TOTAL, task_id)  # the old events may be deleted already
+    total = total_of(TASK_TOTAL, task_id)  # old events may already be deleted
     later = CostEvent.select(fn.SUM(CostEvent.cost_micro)).where(CostEvent.task_id == task_id, CostEvent.ts > event.ts)
     wasted = total.cost_micro - int(later.scalar() or 0) - total.wasted_micro
     if wasted:
@@ -204,7 +208,7 @@ def _add_waste(event: Record, payload: dict[str, Any]) -> None:
 
 
 def _increment_outcome(event: Record, payload: dict[str, Any], increments: Increments, *more: RollupKey) -> None:
-    """Write at once, because the next event in the same unit reads the result."""
+    """Increment the outcome counters immediately, because the next event in the same unit of work reads the result."""
     keys = (RollupKey(AGENT, day_of(event.ts), payload["agent_id"] or ""), RollupKey(TOTAL, ALL_TIME, ""), *more)
     increment(dict.fromkeys(keys, increments))
 
@@ -278,12 +282,18 @@ def _task_in_periods(p: Parameter) -> peewee.Expression:
 
 
 def _totals(values: Iterable[Any]) -> Totals:
-    """Read a row of `SUM_COLUMNS`: sums over no rows are null, and some engines return decimals."""
+    """Convert a row of `SUM_COLUMNS` to totals.
+
+    Sums over no rows are null, and some database engines return decimals.
+    """
     return Totals(*(int(value or 0) for value in values))
 
 
 def by_local_day(spans: Iterable[OffsetSpan], *, agent_id: str = "", provider: str = "") -> dict[int, Totals]:
-    """Return the totals by local day number of everything, or of an agent or provider; days without rows are absent."""
+    """Return the totals by local day number, of all events or of one agent or provider.
+
+    Days without rows are absent.
+    """
     days: dict[int, Totals] = {}
     for span in spans:
         for day, *values in _days(span, agent_id, provider):
@@ -292,7 +302,10 @@ def by_local_day(spans: Iterable[OffsetSpan], *, agent_id: str = "", provider: s
 
 
 def _days(span: OffsetSpan, agent_id: str, provider: str) -> list[tuple[Any, ...]]:
-    """UTC days have their own rollups; days of other zones are added up from quarter hours."""
+    """Return the totals of the days in a span.
+
+    UTC days have their own rollups; days of other zones are summed up from quarter hours.
+    """
     first, first_rest = divmod(span.first, QUARTER_HOURS_PER_DAY)
     end, end_rest = divmod(span.end, QUARTER_HOURS_PER_DAY)
     if span.offset or first_rest or end_rest or (agent_id and provider):
@@ -317,12 +330,12 @@ def grouped(series: str, first: int = ALL_TIME, last: int = ALL_TIME) -> list[tu
 def costliest_tasks(first: int, last: int, *, limit: int, offset: int) -> tuple[list[tuple[str, Totals]], int]:
     """Return a page of the tasks with costs on these days, most expensive first, and the number of all such tasks.
 
-    There are too many tasks to read them all: the order is found by cost alone, and the other counters are read for
-    the page only.
+    There may be too many tasks to read all their counters. The order is determined by cost alone, and the other
+    counters are read only for the tasks of the page.
     """
     bounds = {"first": first, "end": last + 1}
     task_ids = [key for key, _ in _COSTLIEST_TASKS.rows({**bounds, "limit": limit, "offset": offset})]
-    # The series is a literal because the partial index is only used for conditions that the planner can see.
+    # The series is a literal because the planner uses the partial index only for conditions known at planning time.
     in_page = Rollup.key.in_(task_ids) & peewee.SQL(f"series = '{TASK}'") & Rollup.period.between(first, last)
     rows: Any = Rollup.select(Rollup.key, *SUM_COLUMNS).where(in_page).group_by(Rollup.key).tuples() if task_ids else ()
     totals = {task_id: _totals(values) for task_id, *values in rows}

@@ -1,1 +1,1 @@
-"""The kinds of providers that the gateway comes with."""
+"""The kinds of providers that the gateway includes."""

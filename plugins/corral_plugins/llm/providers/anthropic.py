@@ -1,4 +1,4 @@
-"""The kind `anthropic`: Anthropic's Messages API, mapped from and to OpenAI's format (docs/adr)."""
+"""The kind `anthropic`, which translates between OpenAI's format and Anthropic's Messages API (docs/adr)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ ERROR_STATUS = {
 
 
 class AnthropicProvider:
-    """Implements `LLMProvider`."""
+    """Implements `LLMProvider` for Anthropic's Messages API."""
 
     kind = "anthropic"
     config_schema: Mapping[str, Any] = {"type": "object", "additionalProperties": False}
@@ -59,7 +59,7 @@ class AnthropicProvider:
         return connection.models
 
     async def fetch_models(self, connection: Connection) -> Sequence[ModelInfo]:
-        """Ask Anthropic which models there are."""
+        """Fetch the list of models from Anthropic."""
         url = _url(connection, "models?limit=1000")
         response = await self._http.get(connection, url, _headers(connection))
         models = response.get("data") if isinstance(response, dict) else None
@@ -115,7 +115,7 @@ def _model_info(item: Mapping[str, Any]) -> ModelInfo:
 
 
 def to_body(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the body of `POST /v1/messages`."""
+    """Convert an OpenAI request to the body of `POST /v1/messages`."""
     system, conversation = _split(request["messages"])
     body: dict[str, Any] = {
         "model": request["model"],
@@ -138,7 +138,7 @@ def to_body(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _split(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[Mapping[str, Any]]]:
-    """Separate the system messages, wherever they stand, from the conversation."""
+    """Separate the system messages, which may be anywhere, from the conversation."""
     system = [
         part
         for message in messages
@@ -149,7 +149,10 @@ def _split(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]],
 
 
 def _turns(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Merge consecutive messages of one side: Anthropic's turns alternate, and tool results are the user's."""
+    """Convert messages to Anthropic's turns by merging consecutive messages of the same role.
+
+    Turns must alternate between user and assistant, and tool results belong to the user.
+    """
     turns: list[dict[str, Any]] = []
     for message in messages:
         role = "assistant" if message["role"] == "assistant" else "user"
@@ -169,7 +172,7 @@ def _blocks(message: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _parts(content: Any) -> list[dict[str, Any]]:
-    """Return texts and images; Anthropic refuses empty texts."""
+    """Convert message content to text and image blocks. Empty texts are omitted, because Anthropic rejects them."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}] if content else []
     return [_part(part) for part in content or () if part.get("type") != "text" or part["text"]]
@@ -232,7 +235,7 @@ def _completion(response: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _usage(usage: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert usage: OpenAI counts cached tokens as part of the prompt, Anthropic beside it."""
+    """Convert token counts. OpenAI includes cached tokens in the prompt tokens; Anthropic counts them separately."""
     cache_read, cache_write = usage.get("cache_read_input_tokens") or 0, usage.get("cache_creation_input_tokens") or 0
     prompt = (usage.get("input_tokens") or 0) + cache_read + cache_write
     output = usage.get("output_tokens") or 0
@@ -250,7 +253,7 @@ def _tool_call(block: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class StreamReader:
-    """Converts the events of one stream to chunks. `is_complete`: the message has ended."""
+    """Converts the events of one stream to chunks. `is_complete` is true after the end of the message."""
 
     def __init__(self, model: str) -> None:
         self._head: dict[str, Any] = {
@@ -261,11 +264,11 @@ class StreamReader:
         }
         self._usage: dict[str, Any] = {}
         self._tool_indexes: dict[int, int] = {}  # index of the content block -> index of the tool call
-        self._without_arguments: set[int] = set()  # content blocks of tool calls
+        self._without_arguments: set[int] = set()  # content blocks of tool calls without arguments so far
         self.is_complete = False
 
     def read(self, event: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yield the chunks of an event; raises `ProviderError` for an error event."""
+        """Yield the chunks of an event. Raises `ProviderError` for an error event."""
         kind = event.get("type")
         if kind == "message_start":
             message = event["message"]
@@ -316,5 +319,8 @@ class StreamReader:
         return {**self._head, "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
 
     def _add_usage(self, usage: Mapping[str, Any] | None) -> None:
-        """Later counts are totals and replace earlier ones, except for zeros, which the last event may send."""
+        """Update the token counts.
+
+        Later counts are totals and replace earlier ones, except for zeros, which the last event may contain.
+        """
         self._usage |= {name: n for name, n in (usage or {}).items() if isinstance(n, int) and n}

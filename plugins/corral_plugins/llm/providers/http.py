@@ -1,6 +1,6 @@
-"""HTTP to providers: pooled clients behind the egress guard, JSON and server-sent events, errors by status.
+"""HTTP client for providers: pooled connections behind the egress guard, JSON, server-sent events and HTTP errors.
 
-Only the connection timeout is applied here; the gateway applies the others and closes what takes too long.
+Only the connection timeout is applied here. The gateway applies the other timeouts and cancels slow requests.
 """
 
 from __future__ import annotations
@@ -29,40 +29,46 @@ MAX_ERROR_BYTES = 64 * 1024
 MAX_LINE_BYTES = 16 * 1024 * 1024
 MAX_RETRY_AFTER = 24 * 3600
 DONE: dict[str, Any] = {}
-"""The event `[DONE]`, which ends OpenAI's streams; compare by identity."""
+"""The event `[DONE]`, which ends OpenAI's streams. Compare it by identity."""
 
 
 class ProviderHttp:
-    """One pooled client per provider; replaced when its configuration changes, closed when no call uses it any more."""
+    """Keeps one pooled HTTP client per provider.
+
+    A client is replaced when its provider's configuration changes, and closed when no call uses it anymore.
+    """
 
     def __init__(self) -> None:
         self._egress: Egress | None = None
         self._clients: dict[str, _SharedClient] = {}
 
     def start(self, egress: Egress) -> None:
-        """Use this egress guard for all connections. No call is made before."""
+        """Set the egress guard for all connections. Must be called before the first request."""
         self._egress = egress
 
     async def close(self) -> None:
-        """Close all clients."""
+        """Close all HTTP clients."""
         while self._clients:
             _, shared = self._clients.popitem()
             await shared.client.aclose()
 
     async def get(self, connection: Connection, url: str, headers: Mapping[str, str]) -> Any:
-        """Return the JSON at a URL."""
+        """Return the decoded JSON at a URL."""
         async with self._request(connection, "GET", url, headers) as response:
             return _decode(await response.aread())
 
     async def post(self, connection: Connection, url: str, headers: Mapping[str, str], body: Mapping[str, Any]) -> Any:
-        """Post JSON and return the JSON response."""
+        """Send a POST request with a JSON body and return the decoded JSON response."""
         async with self._request(connection, "POST", url, headers, body) as response:
             return _decode(await response.aread())
 
     async def events(
         self, connection: Connection, url: str, headers: Mapping[str, str], body: Mapping[str, Any]
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """Post JSON and yield the JSON of each server-sent event, and `DONE`. Closing it ends the request."""
+        """Send a POST request with a JSON body and yield the JSON of each server-sent event, and `DONE`.
+
+        Closing the iterator ends the request.
+        """
         async with self._request(connection, "POST", url, headers, body) as response:
             async for line in _lines(response.aiter_bytes()):
                 data = line[5:].strip() if line.startswith(b"data:") else b""
@@ -84,7 +90,10 @@ class ProviderHttp:
         headers: Mapping[str, str],
         body: Mapping[str, Any] | None = None,
     ) -> AsyncIterator[httpx2.Response]:
-        """Yield a successful response. Errors after its head are billable: the provider has begun to respond."""
+        """Send a request and yield the successful response.
+
+        Errors after the response headers are billable, because the provider has begun to respond.
+        """
         billable = False
         content = None if body is None else msgspec.json.encode(body)
         sent = dict(headers) if body is None else {"content-type": "application/json", **headers}
@@ -137,14 +146,17 @@ class _SharedClient:
         self.users, self.is_retired = 0, False
 
     async def retire(self) -> None:
-        """Close the client now, or when its last user is done."""
+        """Close the client when no call uses it: now, or when the last call finishes."""
         self.is_retired = True
         if not self.users:
             await self.client.aclose()
 
 
 async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Split at line feeds only: a model's text may contain other line separators."""
+    """Yield the lines of a stream.
+
+    Only line feeds separate lines, because the text of a model may contain other line separators.
+    """
     buffer = bytearray()
     async for chunk in chunks:
         buffer += chunk
@@ -160,7 +172,7 @@ async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 @contextlib.asynccontextmanager
 async def _errors(connection: Connection) -> AsyncIterator[None]:
-    """Raise the errors of the HTTP client as `ProviderError`."""
+    """Convert errors of the HTTP client to `ProviderError`."""
     import httpx2
 
     address = host_and_port(connection.base_url)
@@ -188,7 +200,7 @@ async def _raise_for_status(response: httpx2.Response) -> None:
 
 
 def _error_message(body: bytes, status: int) -> str:
-    """Return the message of an error response in OpenAI's or Anthropic's format, else its text."""
+    """Return the message of an error response in OpenAI's or Anthropic's format, or else the text of the response."""
     try:
         response = json.loads(body)
     except (ValueError, RecursionError):
@@ -223,5 +235,5 @@ def host_and_port(url: str | None) -> str:
 
 
 def positive(value: Any) -> int | None:
-    """Return a size that a server reports of a model; None if it is not a positive integer."""
+    """Return the value if it is a positive integer, or else None. Used for model sizes that a server reports."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

@@ -1,4 +1,7 @@
-"""The kind `openai`: any server with OpenAI's chat completions API. Allowed JSON fields are relayed unchanged."""
+"""The kind `openai`: any server with OpenAI's chat completions API.
+
+The supported JSON fields are relayed unchanged.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +40,12 @@ OPENAI_FIELDS = frozenset(
     {"modalities", "prediction", "prompt_cache_key", "safety_identifier", "service_tier", "verbosity"}
 )
 MESSAGE_FIELDS = ("role", "content", "name", "tool_calls", "tool_call_id", "refusal")
-CONTEXT_FIELDS = ("context_length", "context_window", "max_model_len")  # of OpenRouter, others, and vLLM
+CONTEXT_FIELDS = ("context_length", "context_window", "max_model_len")  # used by OpenRouter, others, and vLLM
 MAX_MODELS = 2000
 
 
 class OpenAIProvider:
-    """Implements `LLMProvider`."""
+    """Implements `LLMProvider` for servers with OpenAI's API."""
 
     kind = "openai"
     config_schema: Mapping[str, Any] = {"type": "object", "additionalProperties": False}
@@ -52,14 +55,14 @@ class OpenAIProvider:
         self._http = http
 
     def supported_fields_of(self, connection: Connection) -> frozenset[str]:
-        """Return the supported fields: OpenAI itself accepts fields that other servers refuse."""
+        """Return the supported request fields. OpenAI's own servers accept fields that other servers reject."""
         return COMMON_FIELDS | OPENAI_FIELDS if _is_openai(connection) else COMMON_FIELDS
 
     def list_models(self, connection: Connection) -> Sequence[ModelInfo]:
         return connection.models
 
     async def fetch_models(self, connection: Connection) -> Sequence[ModelInfo]:
-        """Ask the server which models it has."""
+        """Fetch the list of models from the server."""
         response = await self._http.get(connection, _url(connection, "models"), _headers(connection))
         models = response.get("data") if isinstance(response, dict) else None
         if not isinstance(models, list):
@@ -126,10 +129,10 @@ def _headers(connection: Connection) -> dict[str, str]:
 
 
 def _body(request: dict[str, Any], connection: Connection) -> dict[str, Any]:
-    """Return the request body with the field names that the server knows."""
+    """Return the request body with the field names that the server supports."""
     is_openai = _is_openai(connection)
     body = {**request, "messages": [_message(message, is_openai) for message in request["messages"]]}
-    if is_openai and "max_tokens" in body:  # newer models refuse it
+    if is_openai and "max_tokens" in body:  # newer models reject `max_tokens`
         cap = body.pop("max_tokens")
         body.setdefault("max_completion_tokens", cap)
     elif not is_openai and "max_completion_tokens" in body:
@@ -147,7 +150,7 @@ def _message(message: dict[str, Any], is_openai: bool) -> dict[str, Any]:
 
 
 def _raise_for_error(response: Mapping[str, Any]) -> None:
-    """Raise the error in a response or chunk: servers do not always report errors by the status."""
+    """Raise `ProviderError` for an error in a response or chunk. Servers do not always set the status for errors."""
     error = response if response.get("object") == "error" else response.get("error")
     if not error:
         return

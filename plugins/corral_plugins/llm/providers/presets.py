@@ -1,4 +1,7 @@
-"""Presets of well-known providers. They exist from the start, not configured, so that agents may name them."""
+"""Presets of well-known providers.
+
+They exist without configuration, so that agents can refer to them before an admin configures them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import msgspec
 
 
 class Preset(msgspec.Struct, frozen=True):
-    """A provider's kind and address. `needs_key`: it cannot be used without an API key."""
+    """The kind and the address of a well-known provider. If `needs_key` is true, the provider requires an API key."""
 
     kind: str
     base_url: str

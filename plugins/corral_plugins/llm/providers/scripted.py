@@ -1,9 +1,9 @@
-"""The kind `scripted`: deterministic responses for tests and demos. No network, no API key, price 0.
+"""The kind `scripted`: deterministic responses for tests and demos, without network, API key or cost.
 
-The model `echo` repeats the last user message. Any other model plays a script: `{"turns": [...]}`. A turn with `match`
-is played whenever the last message contains that text. The other turns are played in order, selected by the number of
-assistant messages in the conversation, so that a resumed conversation continues with the right turn; the last one
-repeats.
+The model `echo` repeats the last user message. The model `words` returns embeddings. Any other model plays a script:
+`{"turns": [...]}`. A turn with `match` is played whenever the last message contains that text. The other turns are
+played in order; the number of assistant messages in the conversation selects the turn, so that a resumed conversation
+continues with the right one. The last turn repeats.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ INLINE_TOKENS = 4000  # longer texts are embedded in a thread
 
 
 class ScriptedToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A tool call; without `id` it gets one that depends only on its position."""
+    """A tool call in a script. Without `id`, the call receives an id that depends only on its position."""
 
     name: Annotated[str, Meta(min_length=1, max_length=200)]
     arguments: dict[str, Any] = {}
@@ -39,7 +39,7 @@ class ScriptedToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
 
 
 class ScriptedError(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """An error of the provider; `status` 504 means that it does not respond."""
+    """An error of the scripted provider. The status 504 means that the provider does not respond."""
 
     status: Annotated[int, Meta(ge=400, le=599)] = 500
     message: Annotated[str, Meta(max_length=1000)] = "The script says so."
@@ -47,14 +47,17 @@ class ScriptedError(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ScriptedUsage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Token counts to report instead of estimates."""
+    """Token counts that are reported instead of estimates."""
 
     prompt_tokens: Annotated[int, Meta(ge=0)] = 0
     completion_tokens: Annotated[int, Meta(ge=0)] = 0
 
 
 class Turn(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """One response. In streams, `chunk` is the number of characters per chunk; the delay is spread over the chunks."""
+    """One response of a script.
+
+    In streams, `chunk` is the number of characters per chunk, and the delay is distributed over the chunks.
+    """
 
     match: Annotated[str, Meta(min_length=1, max_length=1000)] | None = None
     text: str | None = None
@@ -66,13 +69,16 @@ class Turn(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Script(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The script of a model."""
+    """The script of a model: the responses that it returns."""
 
     turns: Annotated[list[Turn], Meta(min_length=1, max_length=1000)]
 
 
 def load_scripts(table: Mapping[str, Any]) -> dict[str, Script]:
-    """Load `[plugins.llm.scripts]`: tables, or paths of JSON files. `ValueError` names an invalid script."""
+    """Load scripts from `[plugins.llm.scripts]`, whose values are tables or paths of JSON files.
+
+    Raises `ValueError` with the name of an invalid script.
+    """
     scripts: dict[str, Script] = {}
     for name, source in table.items():
         try:
@@ -84,7 +90,10 @@ def load_scripts(table: Mapping[str, Any]) -> dict[str, Script]:
 
 
 class ScriptedProvider:
-    """Implements `LLMProvider`; `scripts` are by model name. Calls share nothing, so their number is unlimited."""
+    """Implements `LLMProvider`. `scripts` maps model names to scripts.
+
+    Calls share no resources, so the number of concurrent calls is unlimited.
+    """
 
     kind = "scripted"
     free = implicit = True
@@ -135,7 +144,7 @@ class ScriptedProvider:
         }
 
     def _respond(self, request: dict[str, Any]) -> tuple[Turn, dict[str, Any]]:
-        """Return the turn and the whole response; raises `ProviderError`."""
+        """Return the turn to play and the whole response. Raises `ProviderError`."""
         messages: list[dict[str, Any]] = request["messages"]
         position = sum(1 for message in messages if message["role"] == "assistant")
         turn = self._turn(request, messages, position)
@@ -165,7 +174,7 @@ class ScriptedProvider:
 
 
 def _script_of_request(script: Any) -> Script:
-    """Return the script in a request: JSON, or JSON text, because OpenAI's metadata values are strings."""
+    """Return the script in a request, either as JSON or as JSON text, because OpenAI's metadata values are strings."""
     try:
         return msgspec.convert(json.loads(script) if isinstance(script, str) else script, Script)
     except (ValueError, RecursionError) as error:
@@ -173,7 +182,7 @@ def _script_of_request(script: Any) -> Script:
 
 
 def _completion(turn: Turn, request: Mapping[str, Any], position: int) -> dict[str, Any]:
-    """Return the chat completion of a turn; a token limit truncates the text."""
+    """Return the chat completion of a turn. A token limit in the request truncates the text."""
     text, finish = turn.text, "tool_calls" if turn.tool_calls else "stop"
     cap = request.get("max_completion_tokens") or request.get("max_tokens")
     if text is not None and cap is not None and estimate_tokens(text) > cap:
@@ -209,7 +218,7 @@ def _completion(turn: Turn, request: Mapping[str, Any], position: int) -> dict[s
 
 
 def _text_of(message: Mapping[str, Any]) -> str:
-    """Return the text of a message, with its parts joined."""
+    """Return the text of a message, with its text parts joined."""
     content = message.get("content")
     if isinstance(content, list):
         return "".join(part.get("text", "") for part in content if part.get("type") == "text")
@@ -217,7 +226,7 @@ def _text_of(message: Mapping[str, Any]) -> str:
 
 
 def estimate_tokens(text: str) -> int:
-    """Estimate the tokens of a text, rather too high: 4 bytes each."""
+    """Estimate the number of tokens of a text at 4 bytes each. The estimate tends to be too high."""
     return math.ceil(len(text.encode()) / 4)
 
 
@@ -226,9 +235,12 @@ def _embed_all(texts: Sequence[str], size: int) -> list[list[float]]:
 
 
 def embed(text: str, size: int) -> list[float]:
-    """Hash each word to a dimension. Vectors have length 1, so texts that share words are close to each other."""
+    """Return the vector of a text, in which each word is hashed to a dimension.
+
+    Vectors have length 1, so texts that share words are close to each other.
+    """
     vector = [0.0] * size
-    for word in re.finditer(r"\w+", text.lower()):  # lazily, so that other threads can run
+    for word in re.finditer(r"\w+", text.lower()):  # an iterator instead of a list, so that other threads can run
         digest = hashlib.sha256(word.group().encode()).digest()
         vector[int.from_bytes(digest[:4], "big") % size] += 1.0 if digest[4] & 1 else -1.0
     length = math.sqrt(sum(value * value for value in vector)) or 1.0

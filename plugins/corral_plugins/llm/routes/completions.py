@@ -1,4 +1,4 @@
-"""OpenAI's endpoints: chat completions, embeddings, models."""
+"""OpenAI's endpoints: chat completions, embeddings and models."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ routes = Routes("/llm", tag="LLM", explain=lambda problem: {"error": openai_erro
 async def create_chat_completion(body: ChatRequest, llm: Gateway, caller: Principal) -> Answer[Completion] | Stream:
     """Create a chat completion (OpenAI's API).
 
-    `model` is `provider/model`, a bare name that one provider lists, `default`, or for agents `agent`. With
-    `stream: true` the response is a stream of server-sent events, with usage in the last chunk before `[DONE]`.
-    Headers: `Corral-Call-Id`, `Corral-Model`, `Corral-Cost-Usd` (not of streams), and `Corral-Ignored` with the fields
+    `model` is `provider/model`, a bare name that one provider lists, `default`, or for agents `agent`. With `stream:
+    true` the response is a stream of server-sent events, with usage in the last chunk before `[DONE]`. Response
+    headers: `Corral-Call-Id`, `Corral-Model`, `Corral-Cost-Usd` (not for streams), and `Corral-Ignored` with the fields
     that the provider does not support.
     """
     request = _request(body)
@@ -93,7 +93,7 @@ def list_models(models: ModelListing) -> ModelList:
 
 @routes.get("/models/{model}", needs=("llm.read", "llm.use"), delegable=True, rest=True)
 def get_model(model: str, models: ModelListing) -> ModelView:
-    """Return a model by `provider/model`."""
+    """Return the model `provider/model`."""
     found = models.get(model)
     if found is None:
         raise NotFound("No provider lists this model.")
@@ -101,13 +101,13 @@ def get_model(model: str, models: ModelListing) -> ModelView:
 
 
 def _request(body: Any) -> dict[str, Any]:
-    """Return the fields that were sent and are not null; null always means the default."""
+    """Return the fields of the body that are not null, because null always means the default."""
     sent: dict[str, Any] = msgspec.to_builtins(body)
     return {key: value for key, value in sent.items() if value is not None}
 
 
 def _message(message: dict[str, Any]) -> dict[str, Any]:
-    """Remove the ignored fields of a message."""
+    """Remove the fields of a message that the gateway ignores."""
     sent = {name: value for name, value in message.items() if name not in IGNORED_FIELDS}
     for call in sent.get("tool_calls") or ():
         del call["index"], call["function"]["parsed_arguments"]
@@ -124,7 +124,11 @@ def _headers(call_id: str, model: str, ignored: list[str]) -> dict[str, str]:
 
 
 async def _stream(request: dict[str, Any], llm: Gateway, caller: Principal) -> Stream:
-    """An error before the first chunk is an ordinary problem, unless it takes so long that comments must be sent."""
+    """Start a streaming response.
+
+    An error before the first chunk becomes an ordinary error response, unless the first chunk takes so long that
+    comments must be sent.
+    """
     call = await llm.begin_stream(request, by=caller)
     chunks = llm.chunks(call)
     first = asyncio.ensure_future(_next(chunks))
@@ -142,9 +146,10 @@ async def _stream(request: dict[str, Any], llm: Gateway, caller: Principal) -> S
 
 
 class _Events:
-    """The server-sent events of a stream, with a comment after every 15 s without a chunk.
+    """The server-sent events of a stream, with a comment after every 15 seconds without a chunk.
 
-    An error is sent as one chunk, which no `[DONE]` follows. `is_whole`: the whole response was sent.
+    An error is sent as one chunk that is not followed by `[DONE]`. `is_whole` is true after the whole response was
+    sent.
     """
 
     def __init__(
@@ -172,7 +177,10 @@ class _Events:
 
 
 def _problem(error: Exception) -> Problem:
-    """Return the problem to send in the stream: its response has begun, so nothing else can report it."""
+    """Return the problem to send in the stream.
+
+    This is the only way to report an error after the response has begun.
+    """
     if isinstance(error, Problem):
         return error
     log.error("stream failed", exc_info=error)
@@ -180,7 +188,7 @@ def _problem(error: Exception) -> Problem:
 
 
 async def _close(pending: asyncio.Future[Any], chunks: AsyncGenerator[dict[str, Any], None]) -> None:
-    """Close the generator; one that is still running must be cancelled first."""
+    """Close the generator. A pending step must be cancelled first."""
     pending.cancel()
     await asyncio.wait({pending})
     if not pending.cancelled():

@@ -1,4 +1,4 @@
-"""Providers, which admins manage and everyone may list, and past calls."""
+"""Routes for providers, which admins manage and users with the permission may list, and for past calls."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def create_provider(
     caller: Principal,
     request: Request,
 ) -> Answer[ProviderView]:
-    """Create a provider. Its models are fetched soon afterwards, unless they are given."""
+    """Create a provider. Its models are fetched soon afterwards, unless the request lists them."""
     keys.validate(body)
     warnings = await checks.url_warnings(body.base_url)
     view = await work(lambda: providers.create(body, caller, warnings), entry=request.entry(caller))
@@ -62,7 +62,7 @@ async def create_provider(
 
 @routes.get("/providers/{name}", needs=MANAGE, live=True, raises=("not_found",))
 def get_provider(name: str, providers: ProviderAdmin) -> ProviderView:
-    """Return a provider."""
+    """Return a provider with its configuration and state."""
     return providers.view(name)
 
 
@@ -78,7 +78,7 @@ async def update_provider(
     caller: Principal,
     request: Request,
 ) -> ProviderView:
-    """Change a provider; absent fields keep their values. Providers of `corral.toml` are changed there.
+    """Change a provider. Absent fields keep their values; providers in `corral.toml` cannot be changed here.
 
     A new `base_url` without a new key requires re-authentication, or an API key with the scope `secrets.reveal`.
     """
@@ -91,7 +91,7 @@ async def update_provider(
     "/providers/{name}", needs=MANAGE, raises=("not_found", "in_use", "setting_locked", "precondition_failed")
 )
 def delete_provider(name: str, match: IfMatch, providers: ProviderAdmin) -> None:
-    """Delete a provider that was created over the API and that no agent uses."""
+    """Delete a provider that was created over the API. Fails if an agent uses the provider."""
     providers.delete(name, match)
 
 
@@ -99,7 +99,7 @@ def delete_provider(name: str, match: IfMatch, providers: ProviderAdmin) -> None
 async def try_provider(
     name: str, body: TestProvider, providers: ProviderAdmin, checks: ProviderChecks, work: Work, caller: Principal
 ) -> ProviderTest:
-    """Test a provider with one short call, which is charged like any other."""
+    """Test a provider with one short call, which is charged like any other call."""
     provider = await work(lambda: providers.get(name), read=True)
     return await checks.test(provider, body.model, caller)
 
@@ -112,18 +112,18 @@ async def try_provider(
     raises=("not_found", "invalid_state", "provider_error", "upstream_timeout"),
 )
 async def refresh_provider(name: str, providers: ProviderAdmin, checks: ProviderChecks, work: Work) -> ProviderView:
-    """Fetch the models of a provider."""
+    """Fetch the model list of a provider now."""
     await checks.refresh(await work(lambda: providers.get(name), read=True))
     return await work(lambda: providers.view(name), read=True)
 
 
 @routes.get("/calls", needs=("llm.read", "llm.use"))
 def list_calls(query: CallQuery, caller: Principal) -> Page[CallView]:
-    """List calls, newest first: your own and those of tasks; admins see all."""
+    """List calls, newest first. Admins see all calls; others see their own calls and those of tasks."""
     return calls.page(query, caller)
 
 
 @routes.get("/calls/{id}", needs=("llm.read", "llm.use"), raises=("not_found",))
 def get_call(id: str, caller: Principal) -> CallDetail:
-    """Return a call, with its request and response if `llm.store_payloads` had them stored."""
+    """Return a call, with its request and response if `llm.store_payloads` caused them to be stored."""
     return calls.get(id, caller)

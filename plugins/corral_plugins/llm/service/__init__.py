@@ -1,1 +1,1 @@
-"""The rules of the LLM gateway."""
+"""Business logic of the LLM gateway."""

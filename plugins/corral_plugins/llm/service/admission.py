@@ -1,4 +1,4 @@
-"""The first unit of a call: checks the caller, resolves the model, checks the length, and enters the queue."""
+"""Admits calls in their first unit of work: checks the caller and the length, resolves the model, enters the queue."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MIN_OUTPUT_TOKENS = 64
 
 
 class Admission:
-    """Joins the caller's unit."""
+    """Admits calls. Runs in the caller's unit of work."""
 
     agents: Agents | None
     switch: KillSwitch | None
@@ -38,7 +38,10 @@ class Admission:
     def admit(
         self, kind: str, request: dict[str, Any], input_tokens: int, by: Principal, entry: Entry, started: float
     ) -> CallRecord:
-        """Check a call and insert its row, which is then `in_flight`. Raises the problems of the call endpoints."""
+        """Check a call and insert its row, whose status is then `in_flight`.
+
+        Raises the problems of the call endpoints.
+        """
         if self.switch is not None:
             self.switch.refuse_if_engaged()
         self._check_caller(by)
@@ -89,17 +92,20 @@ def _not_configured(targets: list[Target]) -> Unavailable:
     )
 
 
-# -- the length of the response
+# -- length limits of requests and responses
 
 
 def requested_cap(request: Mapping[str, Any]) -> int | None:
-    """Return the token limit of the response that the request sets."""
+    """Return the maximum number of output tokens that the request sets, or None."""
     cap: int | None = request.get("max_completion_tokens") or request.get("max_tokens")
     return cap
 
 
 def default_cap(model: ModelInfo | None, input_tokens: int, default: int) -> int:
-    """Return the token limit if the request sets none: the least of `default` and what the model allows."""
+    """Return the maximum number of output tokens for a request that sets none.
+
+    This is the minimum of `default` and the limits of the model, but at least 64.
+    """
     cap = default
     if model is not None and model.max_output_tokens is not None:
         cap = min(cap, model.max_output_tokens)
@@ -109,7 +115,7 @@ def default_cap(model: ModelInfo | None, input_tokens: int, default: int) -> int
 
 
 def _check_length(request: Mapping[str, Any], model: ModelInfo | None, input_tokens: int) -> None:
-    """Raise `Invalid` at `/messages` if the input and the requested limit cannot both fit into the context window."""
+    """Raise `Invalid` at `/messages` if the input and the requested output do not fit into the context window."""
     cap = requested_cap(request)
     window = model.context_window if model is not None else None
     if cap is not None and window is not None and input_tokens > window - cap:

@@ -1,4 +1,4 @@
-"""Calls: the record of a call in progress, its outcome, its row and payload, and queries of past calls."""
+"""Calls: the state of a call in progress, its outcome, its database row and payload, and queries of past calls."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ BATCH_ROWS = 500
 DAY_SECONDS = 86_400
 IMAGE_TOKENS = 1500
 MAX_REPORTED_USD = 1_000_000
-# Fields that are not a matter of the provider's support.
+# Fields that the gateway handles itself, so that they do not count as unsupported by the provider.
 GATEWAY_FIELDS = frozenset(
     {"model", "messages", "input", "stream", "stream_options", "n", "store", "user", "encoding_format"}
 )
 
 
 class Outcome(msgspec.Struct, kw_only=True):
-    """The outcome of a call, updated while it runs. `status`: completed | failed | cancelled.
+    """The outcome of a call, updated while the call runs. `status` is completed, failed or cancelled.
 
-    `billable`: a provider may charge for the call. `reported_usage` is the provider's usage; without it tokens are
-    estimated from the texts.
+    `billable` means that a provider may charge for the call. `reported_usage` is the usage that the provider reported;
+    without it, tokens are estimated from the texts.
     """
 
     target: Target
@@ -63,11 +63,11 @@ class Outcome(msgspec.Struct, kw_only=True):
     response: Any = None
 
     def begin_target(self, target: Target) -> None:
-        """Record that the call is sent to another target next."""
+        """Record that the call will be sent to another target."""
         self.target, self.billable, self.reported_usage = target, False, None
 
     def add_chunk(self, chunk: Mapping[str, Any]) -> None:
-        """Record the usage, the finish reason and the length of the text of a chunk, or of a whole response."""
+        """Record the usage, the finish reason and the length of the text of a chunk or of a whole response."""
         self.billable = True
         self.reported_usage = chunk.get("usage") or self.reported_usage
         for choice in chunk.get("choices", ()):
@@ -78,11 +78,14 @@ class Outcome(msgspec.Struct, kw_only=True):
             self.output_bytes += sum(len(text.encode(errors="replace")) for text in texts)
 
     def add_refusal(self, error: ProviderError) -> None:
-        """Record a provider's error. Refusals cost nothing, but a provider that had begun to respond may charge."""
+        """Record a provider's error.
+
+        A rejected request costs nothing, but a provider that had begun to respond may charge for it.
+        """
         self.billable, self.reported_usage = error.billable, normalize_usage(error.usage)
 
     def fail(self, error: Exception) -> None:
-        """Record why the call failed."""
+        """Record the error with which the call failed."""
         self.status = "failed"
         if isinstance(error, Problem):
             self.error = {"code": error.code, "detail": error.detail}
@@ -91,18 +94,21 @@ class Outcome(msgspec.Struct, kw_only=True):
             self.error = {"code": "internal", "detail": "The gateway failed with a bug; see the log."}
 
     def without_details(self) -> Outcome:
-        """Return the part that can be written whatever the provider returned: the token counts."""
+        """Return a copy that contains only the token counts and a generic error.
+
+        This copy can be stored whatever the provider returned.
+        """
         error = {"code": "internal", "detail": "The outcome of the call could not be stored; see the log."}
         return msgspec.structs.replace(self, status="failed", finish_reason=None, response=None, error=error)
 
     @property
     def estimated(self) -> bool:
-        """Whether the token counts are estimated."""
+        """Whether the token counts are estimates."""
         return self.billable and self.reported_usage is None
 
     @property
     def tokens(self) -> Tokens:
-        """The token counts as the provider reported them, with input tokens excluding cache tokens, or estimated."""
+        """The token counts that the provider reported, or estimates. `input_tokens` excludes cache tokens."""
         if not self.billable:
             return Tokens()
         usage = self.reported_usage
@@ -121,7 +127,7 @@ class Outcome(msgspec.Struct, kw_only=True):
 
     @property
     def reported_cost(self) -> Decimal | None:
-        """The cost in USD that the provider reports (OpenRouter does)."""
+        """The cost in USD if the provider reports it, as OpenRouter does, or else None."""
         reported = (self.reported_usage or {}).get("cost")
         if not isinstance(reported, (int, float)) or isinstance(reported, bool):
             return None
@@ -129,7 +135,7 @@ class Outcome(msgspec.Struct, kw_only=True):
         return cost if cost.is_finite() and 0 <= cost < MAX_REPORTED_USD else None
 
     def usage(self) -> dict[str, Any]:
-        """Return the usage in OpenAI's format, whether the provider reported it or not."""
+        """Return the usage in OpenAI's format, either reported or estimated."""
         tokens = self.tokens
         counts = {
             "prompt_tokens": tokens.total - tokens.output_tokens,
@@ -139,12 +145,12 @@ class Outcome(msgspec.Struct, kw_only=True):
         return {**(self.reported_usage or {}), **counts}
 
     def cost_header(self) -> str:
-        """Return the value of `Corral-Cost-Usd`."""
+        """Return the value of the response header `Corral-Cost-Usd`."""
         return "unpriced" if self.cost_micro_usd is None else f"{self.cost_micro_usd / 1_000_000:.6f}"
 
 
 class CallRecord(msgspec.Struct, kw_only=True):
-    """A call in progress: the id of its row, the targets to try in order, and its slot with the current one."""
+    """A call in progress: the id of its row, the targets to try in order, and its slot with the current provider."""
 
     id: str
     kind: str
@@ -157,16 +163,16 @@ class CallRecord(msgspec.Struct, kw_only=True):
     started: float
 
     def outcome(self) -> Outcome:
-        """Return the outcome of a call that is cancelled now."""
+        """Return a new outcome with the status `cancelled`, which is updated while the call runs."""
         return Outcome(target=self.targets[0], input_estimate=self.input_tokens)
 
     def ignored_fields(self, target: Target) -> list[str]:
-        """Return the fields of the request that the target does not support."""
+        """Return the request fields that the target does not support."""
         return sorted(self.request.keys() - GATEWAY_FIELDS - target.provider.supported_fields)
 
 
 class CallResult(msgspec.Struct, frozen=True):
-    """The response of a call, with what the response headers show. `cost`: USD as text, or `unpriced`."""
+    """The response of a call and the values of its response headers. `cost` is USD as text, or `unpriced`."""
 
     response: dict[str, Any]
     call_id: str
@@ -176,7 +182,10 @@ class CallResult(msgspec.Struct, frozen=True):
 
 
 def estimate_input(request: Mapping[str, Any]) -> int:
-    """Estimate the tokens of a request, rather too high: 4 bytes each, an image as 1,500."""
+    """Estimate the number of input tokens: one per 4 bytes of text, 1,500 per image.
+
+    The estimate tends to be too high.
+    """
     if "input" in request:
         given = request["input"]
         return sum(estimate_tokens(text) for text in ([given] if isinstance(given, str) else given))
@@ -234,7 +243,7 @@ _SETTLE = Statement(
 
 
 def insert(kind: str, target: Target, requested_model: str, by: Principal) -> str:
-    """Insert the row of a call that is about to be made; returns its id."""
+    """Insert the row of a call that is about to start, and return its id."""
     call_id = new_id()
     _INSERT.run(
         {
@@ -254,7 +263,7 @@ def insert(kind: str, target: Target, requested_model: str, by: Principal) -> st
 
 
 def settle(call_id: str, outcome: Outcome) -> bool:
-    """Update the row with the outcome; returns False if the call was settled before."""
+    """Update the row of a call with its outcome. Return False if the call was already settled."""
     columns = {name: getattr(outcome, name) for name in _FROM_OUTCOME} | msgspec.structs.asdict(outcome.tokens)
     target = outcome.target
     columns |= {"provider": target.provider.name, "model": target.model[:200], "estimated": outcome.estimated}
@@ -262,7 +271,7 @@ def settle(call_id: str, outcome: Outcome) -> bool:
 
 
 def fail_abandoned(older_than_seconds: float) -> int:
-    """Mark calls as failed whose process died; returns their number, at most 500."""
+    """Mark calls as failed whose process died. Return their number, at most 500."""
     in_flight, before = LlmCall.status == IN_FLIGHT, clock.now(-older_than_seconds)
     abandoned = LlmCall.select(LlmCall.id).where(in_flight & (LlmCall.created_at < before)).limit(BATCH_ROWS)
     error = {"code": "internal", "detail": "The process that made the call ended before the response."}
@@ -274,17 +283,17 @@ def fail_abandoned(older_than_seconds: float) -> int:
 
 
 class Payloads:
-    """Stores redacted requests and responses as `llm.store_payloads` says. Joins the caller's unit."""
+    """Stores redacted requests and responses as `llm.store_payloads` demands. Runs in the caller's unit of work."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
     def stores_completed(self) -> bool:
-        """Return whether responses of completed calls are stored, so that streams must be assembled."""
+        """Return whether the responses of completed calls are stored. Streams must then be assembled."""
         return self._settings.get(STORE_PAYLOADS) == "all"
 
     def store(self, call_id: str, request: dict[str, Any], outcome: Outcome) -> None:
-        """Store the payload of a call if the setting asks for it."""
+        """Store the payload of a call if `llm.store_payloads` demands it."""
         which = self._settings.get(STORE_PAYLOADS)
         if which == "all" or (which == "errors" and outcome.status == "failed"):
             LlmPayload.insert(
@@ -292,13 +301,13 @@ class Payloads:
             ).on_conflict_ignore().execute()
 
     def delete_of_user(self, user_id: str) -> bool:
-        """Delete payloads of a purged user, at most 500; returns whether there may be more."""
+        """Delete at most 500 payloads of a purged user. Return whether more may remain."""
         of_calls = LlmPayload.select(LlmPayload.call_id).join(LlmCall, on=(LlmCall.id == LlmPayload.call_id))
         of_user = of_calls.where(LlmCall.user_id == user_id).limit(BATCH_ROWS)
         return bool(LlmPayload.delete().where(LlmPayload.call_id.in_(of_user)).execute() == BATCH_ROWS)
 
     def prune(self) -> int:
-        """Delete payloads older than `llm.payload_days`; returns their number, at most 500."""
+        """Delete at most 500 payloads older than `llm.payload_days`, and return their number."""
         before = clock.now(-self._settings.get(PAYLOAD_DAYS) * DAY_SECONDS)
         old = LlmPayload.select(LlmPayload.call_id).where(LlmPayload.created_at < before).limit(BATCH_ROWS)
         return int(LlmPayload.delete().where(LlmPayload.call_id.in_(old)).execute())
@@ -308,7 +317,7 @@ class Payloads:
 
 
 def page(query: CallQuery, by: Principal) -> Page[CallView]:
-    """Return calls, newest first: the caller's own and those of tasks; all to admins."""
+    """Return a page of calls, newest first. Admins see all calls; others see their own calls and those of tasks."""
     calls: Any = LlmCall.select().where(_visible_to(by))
     for field in ("task_id", "agent_id", "provider", "model"):
         value = getattr(query, field)
@@ -322,7 +331,7 @@ def page(query: CallQuery, by: Principal) -> Page[CallView]:
 
 
 def get(call_id: str, by: Principal) -> CallDetail:
-    """Return a call with its payload, if stored; raises `NotFound` also if the caller may not see it."""
+    """Return a call with its payload if stored. Raises `NotFound`, also if the caller may not see the call."""
     row = LlmCall.get_or_none((LlmCall.id == call_id) & _visible_to(by))
     if row is None:
         raise NotFound("There is no call with this id.")

@@ -1,4 +1,4 @@
-"""Sends a call to its targets: waits for a slot, retries the same provider, then falls back to the next target."""
+"""Sends a call to its targets: waits for a slot, retries the same provider, and falls back to the next target."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ JITTER = 0.25
 
 
 class Dispatcher:
-    """Every error that it raises is a `ProviderError` or a problem."""
+    """Sends calls to providers. Raises only `ProviderError` and problems."""
 
     switch: KillSwitch | None
 
@@ -46,9 +46,10 @@ class Dispatcher:
         self._slots, self._states, self._metrics = slots, states, metrics
 
     async def send(self, call: CallRecord, outcome: Outcome, send: Callable[[Target], Awaitable[T]]) -> T:
-        """Return what `send` returns for the first target that succeeds.
+        """Return the result of `send` for the first target that succeeds.
 
-        When this returns or raises, `call.slot` is the slot that is held. Once `send` has returned, nothing falls back.
+        When this method returns or raises, `call.slot` is the slot that the call holds. After `send` has returned, no
+        fallback takes place.
         """
         last = call.targets[-1]
         for n, target in enumerate(call.targets):
@@ -82,7 +83,10 @@ class Dispatcher:
     async def _send_with_retries(
         self, call: CallRecord, target: Target, outcome: Outcome, send: Callable[[Target], Awaitable[T]]
     ) -> T:
-        """Retry the same provider while that may help; every attempt counts for its requests per minute."""
+        """Send the request and retry the same provider while that may help.
+
+        Every attempt counts towards the provider's requests per minute.
+        """
         fields = target.provider.fields
         retries = 0
         while True:
@@ -105,12 +109,15 @@ class Dispatcher:
             await self._check_kill_switch()
 
     async def _check_kill_switch(self) -> None:
-        """Send nothing that was admitted before the kill switch was engaged."""
+        """Raise the problem of the kill switch if it was engaged after the call was admitted."""
         if self.switch is not None:
             await self._work(self.switch.refuse_if_engaged, read=True)
 
     async def _change_queue(self, call: CallRecord, target: Target) -> None:
-        """Leave one queue and enter another, in two units so that no unit holds two locks."""
+        """Leave the queue of one provider and enter another.
+
+        Two units of work do this, so that no unit holds two locks.
+        """
         if call.slot is not None:
             await self._work(lambda: self._slots.leave(call.slot), entry=call.entry)
         unit = self._work(lambda: self._slots.enter(call.id, target.provider), entry=call.entry)
@@ -118,14 +125,14 @@ class Dispatcher:
         try:
             call.slot = await asyncio.shield(entering)
         except asyncio.CancelledError:
-            call.slot = await entering  # settling must leave the queue
+            call.slot = await entering  # settlement must be able to leave the queue
             raise
 
 
 def retry_delay(retries: int, error: ProviderError) -> float | None:
-    """Return the seconds before the next retry: 1, 2, 4 with jitter, or longer if the provider asks for it.
+    """Return the seconds before the next retry: 1, 2, 4 with jitter, or longer if the provider demands it.
 
-    Returns None if the provider asks for more than `MAX_RETRY_AFTER` seconds.
+    Returns None if the provider demands more than `MAX_RETRY_AFTER` seconds.
     """
     requested = float(error.retry_after or 0)
     if requested > MAX_RETRY_AFTER:

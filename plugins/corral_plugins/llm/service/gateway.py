@@ -1,4 +1,4 @@
-"""The path of a call: a unit that checks it and inserts its row, the provider, and a unit that settles it."""
+"""Runs calls in three steps: a unit of work that admits the call, the provider, and a unit of work that settles it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ UNCANCELLED = "settle"  # the name of tasks that `stop` waits for instead of can
 
 
 class Gateway:
-    """Implements `LLM`; all calls to providers go through it."""
+    """Implements `LLM`. All calls to providers go through this class."""
 
     def __init__(
         self,
@@ -95,14 +95,14 @@ class Gateway:
         return (await self.chat(request, by=by)).response
 
     async def chat(self, request: dict[str, Any], *, by: Principal) -> CallResult:
-        """Do what `complete` does, and return the call's metadata as well."""
+        """Return a chat completion together with the metadata of the call."""
         return await self._run(await self._begin("chat", request, by))
 
     async def embed(self, request: dict[str, Any], *, by: Principal) -> dict[str, Any]:
         return (await self.embeddings(request, by=by)).response
 
     async def embeddings(self, request: dict[str, Any], *, by: Principal) -> CallResult:
-        """Do what `embed` does, and return the call's metadata as well."""
+        """Return embeddings together with the metadata of the call."""
         texts = request["input"]
         request = {**request, "input": [texts] if isinstance(texts, str) else list(texts)}
         return await self._run(await self._begin("embedding", request, by))
@@ -114,11 +114,14 @@ class Gateway:
                 yield chunk
 
     async def begin_stream(self, request: dict[str, Any], *, by: Principal) -> CallRecord:
-        """Check the call and insert its row. The caller must then consume and close `chunks(call)`."""
+        """Admit a streaming call and insert its row. The caller must then consume and close `chunks(call)`."""
         return await self._begin("chat", request, by)
 
     async def chunks(self, call: CallRecord) -> AsyncGenerator[Chunk, None]:
-        """Yield the chunks of the response, with usage in the last one. Closing it ends the upstream request."""
+        """Yield the chunks of the response, with usage in the last one.
+
+        Closing the iterator ends the upstream request.
+        """
         queue: ChunkQueue = asyncio.Queue(QUEUED_CHUNKS)
         task = self._spawn(self._stream_into(queue, call))
         try:
@@ -130,14 +133,14 @@ class Gateway:
             task.cancel()
 
     async def stop(self) -> None:
-        """Cancel running calls; all of them are settled when this returns."""
+        """Cancel running calls. When this method returns, all calls are settled."""
         for task in tuple(self._tasks):
             if task.get_name() != UNCANCELLED:
                 task.cancel()
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    # -- the first unit
+    # -- the unit of work that admits a call
 
     async def _begin(self, kind: str, request: dict[str, Any], by: Principal) -> CallRecord:
         started = time.monotonic()
@@ -159,15 +162,18 @@ class Gateway:
             raise
 
     async def _abandon(self, admitting: asyncio.Task[CallRecord]) -> None:
-        """Settle a call whose caller left while it was being admitted."""
+        """Settle a call whose caller disconnected during admission."""
         with contextlib.suppress(Problem):
             call = await admitting
             await self._settle(call, call.outcome())
 
-    # -- between the units
+    # -- the provider call, between both units of work
 
     async def _run(self, call: CallRecord) -> CallResult:
-        """Complete the call in its own task: a caller that leaves cancels the upstream request, not the settlement."""
+        """Complete the call in its own task.
+
+        If the caller disconnects, the upstream request is cancelled, but the settlement still runs.
+        """
         task = self._spawn(self._complete(call))
         try:
             return await asyncio.shield(task)
@@ -183,7 +189,7 @@ class Gateway:
         return CallResult(response, call.id, target.name, call.ignored_fields(target), outcome.cost_header())
 
     async def _response(self, call: CallRecord, outcome: Outcome) -> dict[str, Any]:
-        """Return the whole response; chat completions are redacted, vectors contain no text."""
+        """Return the whole response. Chat completions are redacted; embeddings contain no text."""
         response = await self._dispatcher.send(call, outcome, functools.partial(self._send, call))
         outcome.status = "completed"
         outcome.add_chunk(response)
@@ -204,7 +210,7 @@ class Gateway:
                 return normalize_embeddings(await provider.kind.embed(request, connection))
 
     def _request_for(self, call: CallRecord, target: Target) -> dict[str, Any]:
-        """Return the request for a target: its model name, the fields that it supports, and a token limit."""
+        """Return the request for a target, with the target's model name, its supported fields and a token limit."""
         fields = target.provider.supported_fields | {"messages", "input"}
         request = {key: value for key, value in call.request.items() if key in fields}
         if "messages" in request and requested_cap(request) is None:
@@ -213,7 +219,10 @@ class Gateway:
         return {**request, "model": target.model}
 
     async def _stream_into(self, queue: ChunkQueue, call: CallRecord) -> None:
-        """Put chunks into the queue; usage, or a problem, follows after the text, when the call is settled."""
+        """Put the chunks of a response into the queue.
+
+        After the text is sent and the call is settled, the usage or a problem follows.
+        """
         outcome = call.outcome()
         redaction = StreamRedaction(self._redactor, lambda: response_context(call.by, outcome.target.provider.name))
         unsent: list[Chunk] = []
@@ -229,9 +238,9 @@ class Gateway:
     async def _relay_into(
         self, queue: ChunkQueue, call: CallRecord, outcome: Outcome, redaction: StreamRedaction, unsent: list[Chunk]
     ) -> Chunk:
-        """Put all chunks into the queue except the last one, which is returned.
+        """Put all chunks into the queue except the last one, and return the last one.
 
-        `unsent` holds a chunk that the queue had no room for, if this is cancelled.
+        If this method is cancelled, `unsent` contains the chunk that did not fit into the queue.
         """
 
         async def send(target: Target) -> tuple[Target, AsyncGenerator[Chunk, None], Chunk]:
@@ -256,7 +265,7 @@ class Gateway:
         return last
 
     async def _settled(self, call: CallRecord, outcome: Outcome, response: Coroutine[Any, Any, T]) -> T:
-        """Return the response, and settle the call however it ends. Raises problems only."""
+        """Return the response, and settle the call whatever the result is. Raises only problems."""
         try:
             async with self._limits(call):
                 result = await response
@@ -277,7 +286,10 @@ class Gateway:
 
     @contextlib.asynccontextmanager
     async def _limits(self, call: CallRecord) -> AsyncGenerator[None, None]:
-        """Limit the body by the caller's lease, and by the time a call may take with all retries and fallbacks."""
+        """Limit the duration of the body.
+
+        The body ends with the caller's lease, or after the maximum time of a call including retries and fallbacks.
+        """
         seconds = self._settings.get(TOTAL_TIMEOUT_SECONDS)
         try:
             async with asyncio.timeout(seconds) as scope, self._leases.watch(call.by):
@@ -287,15 +299,18 @@ class Gateway:
                 raise
             raise Problem(f"The model did not respond within {seconds} seconds.", code="upstream_timeout") from None
 
-    # -- the second unit
+    # -- the unit of work that settles a call
 
     async def _settle(self, call: CallRecord, outcome: Outcome) -> bool:
-        """Settle the call in a task of its own, which is never cancelled; returns whether the lease is still live."""
+        """Settle the call in its own task, which is never cancelled. Return whether the lease is still live."""
         outcome.duration_ms = _milliseconds_since(call.started)
         return await asyncio.shield(self._spawn(self._settle_with_retries(call, outcome), name=UNCANCELLED))
 
     async def _settle_with_retries(self, call: CallRecord, outcome: Outcome) -> bool:
-        """Settle the call; its cost is not lost if the database is overloaded or the outcome cannot be stored."""
+        """Settle the call, and retry if the database is unavailable.
+
+        If the outcome cannot be stored, at least the cost of the call is recorded.
+        """
 
         def settle() -> bool:
             return self._settlement.settle(call, outcome)
@@ -320,7 +335,7 @@ class Gateway:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # marks it as retrieved: the caller may have left
+            task.exception()  # marks the exception as retrieved, because the caller may have disconnected
 
 
 def _milliseconds_since(started: float) -> int:

@@ -1,4 +1,4 @@
-"""Leases of tasks under which calls run: checked and renewed while a call lasts, so that it ends with its lease."""
+"""Checks and renews the leases of tasks while their calls run, so that a call ends when its lease ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CHECK_SECONDS, RENEW_SECONDS = 0.5, 15.0
 
 
 class Leases:
-    """One instance per process. `run` must be supervised while it is used."""
+    """Tracks the leases of running calls. One instance per process; `run` must run as a supervised task."""
 
     tasks: Tasks | None
 
@@ -25,10 +25,10 @@ class Leases:
         self._running: dict[asyncio.Timeout, LeaseRef] = {}
         self._wake = asyncio.Event()
 
-    # -- inside a unit
+    # -- called inside a unit of work
 
     def is_live(self, by: Principal) -> bool:
-        """Return whether the caller's lease is live, and renew it; callers without a lease may always continue."""
+        """Return whether the caller's lease is live, and renew it. Callers without a lease may always continue."""
         if by.lease_id is None or by.task_id is None:
             return True
         if self.tasks is None or self.tasks.live_lease(by.task_id, by.lease_id) is None:
@@ -37,14 +37,14 @@ class Leases:
         return True
 
     def attempt_id(self, by: Principal) -> str | None:
-        """Return the attempt of the caller's lease, if it has one."""
+        """Return the attempt id of the caller's lease, or None."""
         if self.tasks is None or by.task_id is None or by.lease_id is None:
             return None
         lease = self.tasks.lease_facts(by.task_id, by.lease_id)
         return lease.attempt_id if lease is not None else None
 
     def add_usage(self, by: Principal, tokens: Tokens, charged: Charged) -> None:
-        """Add a charge to the counters of the caller's task, unless it was added before."""
+        """Add a charge to the counters of the caller's task, unless the charge was already counted."""
         if self.tasks is not None and by.task_id is not None and by.lease_id is not None and not charged.repeated:
             self.tasks.spent(
                 by.task_id,
@@ -54,11 +54,11 @@ class Leases:
                 cost_usd=charged.cost_usd,
             )
 
-    # -- outside
+    # -- called outside a unit of work
 
     @contextlib.asynccontextmanager
     async def watch(self, by: Principal) -> AsyncIterator[None]:
-        """End the body with `lease_lost` soon after the caller's lease ends or its task is being cancelled."""
+        """Cancel the body if the caller's lease ends or the cancellation of its task begins. Raises `lease_lost`."""
         if by.task_id is None or by.lease_id is None:
             yield
             return
@@ -76,7 +76,7 @@ class Leases:
             self._running.pop(scope, None)
 
     async def run(self) -> None:
-        """Check the leases of running calls twice a second, and renew them."""
+        """Check the leases of running calls twice a second, and renew them every 15 seconds."""
         loop = asyncio.get_running_loop()
         renewed = loop.time()
         while True:
@@ -91,7 +91,7 @@ class Leases:
             lost = await self._work(self._lost, read=True)
             for scope, lease in list(self._running.items()):
                 if lease.lease_id in lost and not scope.expired():
-                    with contextlib.suppress(RuntimeError):  # the call ended just now
+                    with contextlib.suppress(RuntimeError):  # raised if the call ended in the meantime
                         scope.reschedule(loop.time())
 
     def _lost(self) -> set[str]:
@@ -107,5 +107,5 @@ class Leases:
 
 
 def lease_lost() -> Conflict:
-    """Return the problem of a call whose lease has ended, or whose task is being cancelled."""
+    """Return the problem for a call whose lease has ended or whose task is being cancelled."""
     return Conflict("The lease has ended; stop and discard the work.", code="lease_lost")

@@ -1,4 +1,4 @@
-"""Metrics of the gateway: counters of this process since its start. Only the event loop writes them."""
+"""Metrics of the gateway: counters of this process since its start. Only the event loop updates them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DIRECTIONS = ("input", "output", "cache_read", "cache_write")
 
 
 class CallMetrics:
-    """Counts calls, costs, tokens, time to the first token, and fallbacks, by provider."""
+    """Counts calls, costs, tokens, times to the first token, and fallbacks, by provider."""
 
     def __init__(self) -> None:
         self._calls: Counter[tuple[str, ...]] = Counter()
@@ -25,7 +25,7 @@ class CallMetrics:
         self._streams: Counter[tuple[str, ...]] = Counter()
 
     def add_call(self, outcome: Outcome) -> None:
-        """Count a settled call."""
+        """Add a settled call to the counters."""
         provider, tokens = outcome.target.provider.name, outcome.tokens
         self._calls[(provider, outcome.status)] += 1
         self._cost_micro_usd[(provider,)] += outcome.cost_micro_usd or 0
@@ -36,11 +36,11 @@ class CallMetrics:
             self._streams[(provider,)] += 1
 
     def add_fallback(self, provider: str) -> None:
-        """Count a call that fell back from a model of this provider to another model."""
+        """Count a fallback from a model of this provider to another model."""
         self._fallbacks[(provider,)] += 1
 
     def metrics(self, providers: Sequence[str]) -> list[Metric]:
-        """Return the metrics; `providers` are the values of the label."""
+        """Return the metric definitions. `providers` are the possible values of the label `provider`."""
         labels = {"provider": providers}
         return [
             Metric(

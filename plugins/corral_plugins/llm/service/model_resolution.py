@@ -1,4 +1,4 @@
-"""Resolves the model that a request names to the targets that may serve it."""
+"""Resolves the model named in a request to the targets that may serve the request."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ LOCAL, BUILTIN = "local", "builtin"
 
 
 class _Defaults(NamedTuple):
-    """The model that requests without one use, as `provider/model`, and its fallbacks."""
+    """The default model as `provider/model`, and its fallbacks."""
 
     model: str | None
     fallbacks: list[str]
 
 
 class ModelResolver:
-    """Joins the caller's unit."""
+    """Resolves model names to targets. Runs in the caller's unit of work."""
 
     def __init__(self, settings: Settings, registry: Registry) -> None:
         self._settings, self._registry = settings, registry
 
     def default_model(self) -> str:
-        """Return the default `provider/model`: the setting, else the local model, else `scripted/echo`."""
+        """Return the default `provider/model`: the setting, or else the local model, or else `scripted/echo`."""
         return self._settings.get(DEFAULT_MODEL) or self._default_of(LOCAL) or f"{SCRIPTED}/{ECHO}"
 
     def resolve(self, kind: str, requested: str, agent: AgentFacts | None) -> list[Target]:
         """Return the targets to try, in order.
 
-        Raises `Invalid` at `/model`, and `Forbidden` for a model that the agent may not use.
+        Raises `Invalid` at `/model` for an unknown model, and `Forbidden` for a model that the agent may not use.
         """
         if requested == "agent" and agent is None:
             raise Invalid.at("/model", "not_allowed", "Only agents may ask for `agent`; name a model, or `default`.")
@@ -61,7 +61,7 @@ class ModelResolver:
         return f"{provider_name}/{model}" if model else None
 
     def _resolve_for_agent(self, requested: str, agent: AgentFacts, defaults: _Defaults) -> list[str]:
-        """Return the requested model and the agent's fallbacks after it."""
+        """Return the requested model, followed by those of the agent's fallbacks that come after it."""
         allowed = self._models_of(agent, defaults)
         if requested == "agent":
             return allowed
@@ -71,7 +71,10 @@ class ModelResolver:
         return allowed[allowed.index(name) :]
 
     def _models_of(self, agent: AgentFacts, defaults: _Defaults) -> list[str]:
-        """Return the agent's model and fallbacks; an agent without a model uses the default model and its fallbacks."""
+        """Return the agent's model and its fallbacks.
+
+        An agent without a model uses the default model and the default fallbacks.
+        """
         fallbacks = agent.config.get("fallback_models") or []
         if not fallbacks and agent.llm_provider is None and agent.llm_model is None:
             fallbacks = defaults.fallbacks
@@ -98,7 +101,7 @@ class ModelResolver:
         target = self._registry.target(name)
         if target is None:
             raise self._unknown(requested)
-        # A provider without a list of models is sent any name, and refuses unknown ones itself.
+        # If a provider lists no models, any name is sent, and the provider rejects unknown names itself.
         if not target.provider.accepts_unlisted and target.provider.models() and not self._registry.model_info(name):
             raise self._unknown(requested)
         return [name]

@@ -1,4 +1,4 @@
-"""Administration of providers: admins create, change, delete, test and refresh them."""
+"""Administration of providers: creates, changes, deletes, tests and refreshes them on behalf of admins."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ FetchModels = Callable[[Connection], Awaitable[Sequence[ModelInfo]]]
 
 
 class ProviderAdmin:
-    """The only writer of `llm_providers`; joins the caller's unit."""
+    """Manages providers. No other class writes to `llm_providers`. Runs in the caller's unit of work."""
 
     agents: Agents | None
     audit: Audit | None
@@ -69,7 +69,7 @@ class ProviderAdmin:
     # -- reading
 
     def page(self, query: ProviderQuery, by: Principal) -> Page[ProviderItem]:
-        """Return providers by name; admins see more fields."""
+        """Return a page of providers sorted by name. Admins see more fields."""
 
         def items(providers: Sequence[Provider]) -> list[ProviderItem]:
             states = _states([provider.name for provider in providers]) if by.may("llm.manage") else None
@@ -79,14 +79,14 @@ class ProviderAdmin:
         return paginate_names(providers, query, by, scope="llm.providers", name=lambda item: item.name, make=items)
 
     def get(self, name: str) -> Provider:
-        """Return a provider; raises `NotFound`."""
+        """Return the provider with this name. Raises `NotFound`."""
         provider = self._registry.get(name)
         if provider is None:
             raise NotFound(NO_PROVIDER)
         return provider
 
     def view(self, name: str, warnings: list[str] | None = None) -> ProviderView:
-        """Return a provider with all fields that admins see; raises `NotFound`."""
+        """Return a provider with all fields that admins see. Raises `NotFound`."""
         provider = self.get(name)
         state = _states([name]).get(name) or LlmProviderState(name=name)
         fields = _fields_of(provider) | {
@@ -113,9 +113,10 @@ class ProviderAdmin:
     # -- writing
 
     def create(self, new: NewProvider, by: Principal, warnings: Sequence[str] = ()) -> ProviderView:
-        """Create a provider; its models are fetched soon. The view includes `warnings`, and those about its key.
+        """Create a provider and enqueue a job that fetches its models.
 
-        Raises `duplicate`, and `setting_locked` if `corral.toml` configures it.
+        The view contains `warnings` and the warnings about its key. Raises `duplicate`, and `setting_locked` if
+        `corral.toml` configures the provider.
         """
         self._refuse_file_provider(new.name)
         preset = PRESETS.get(new.name)
@@ -139,9 +140,9 @@ class ProviderAdmin:
     def update(
         self, name: str, patch: ProviderPatch, match: IfMatch, by: Principal, warnings: Sequence[str] = ()
     ) -> ProviderView:
-        """Change a provider, which gets a row if it had none. The view includes `warnings`, and those about its key.
+        """Change a provider. A preset or implicit provider receives a row.
 
-        Raises `setting_locked` and `precondition_failed`.
+        The view contains `warnings` and the warnings about its key. Raises `setting_locked` and `precondition_failed`.
         """
         self._refuse_file_provider(name)
         provider = self.get(name)
@@ -169,7 +170,7 @@ class ProviderAdmin:
         return self.view(name, [*warnings, *key_warnings])
 
     def delete(self, name: str, match: IfMatch) -> None:
-        """Delete a provider that was created over the API. Raises `in_use` while agents name it."""
+        """Delete a provider that was created over the API. Raises `in_use` if agents refer to it."""
         self._refuse_file_provider(name)
         provider = self.get(name)
         match.check(provider.version)
@@ -218,7 +219,7 @@ class ProviderAdmin:
 
 
 class ProviderChecks:
-    """Refreshes the model lists of providers, and tests providers. Opens its own units."""
+    """Refreshes the model lists of providers, and tests providers. Opens its own units of work."""
 
     def __init__(
         self, work: Work, registry: Registry, gateway: Gateway, keys: ProviderKeys, redactor: Redactor, egress: Egress
@@ -227,7 +228,10 @@ class ProviderChecks:
         self._redactor, self._egress = redactor, egress
 
     async def url_warnings(self, url: Any) -> list[str]:
-        """Return warnings about an address that is to be stored. `url_blocked` names the setting that can allow it."""
+        """Return warnings about an address that is about to be stored.
+
+        If the address is blocked, raises `url_blocked` with the setting that can allow it.
+        """
         if not isinstance(url, str):
             return []
         try:
@@ -239,7 +243,7 @@ class ProviderChecks:
             raise
 
     async def refresh(self, provider: Provider) -> None:
-        """Fetch and store the models of a provider. Raises the problems that a call to it would raise."""
+        """Fetch and store the models of a provider. Raises the problems that a call to the provider would raise."""
         fetch: FetchModels | None = getattr(provider.kind, "fetch_models", None)
         if fetch is None:
             return
@@ -251,7 +255,7 @@ class ProviderChecks:
             problem = problem_of(error, provider.name, self._redactor)
             summary = {"code": problem.code, "detail": problem.detail, "at": clock.now()}
             await self._work(lambda: update_state(provider.name, last_error=summary))
-            if isinstance(problem, Invalid):  # the caller's request is not at fault
+            if isinstance(problem, Invalid):  # the caller's request did not cause the error
                 problem = Problem(problem.detail, code="provider_error")
             raise problem from error
         now = clock.now()
@@ -266,18 +270,18 @@ class ProviderChecks:
                 return msgspec.convert(msgspec.to_builtins(await fetch(connection)), list[ModelInfo])
 
     def enqueue_missing(self) -> None:
-        """Enqueue a refresh of providers whose models were never fetched; joins the caller's unit."""
+        """Enqueue a refresh of providers whose models were never fetched. Runs in the caller's unit of work."""
         for provider in self._registry.all():
             if provider.is_refreshable and not provider.connection.models:
                 enqueue_refresh(provider.name)
 
     async def refresh_all(self) -> None:
-        """Refresh every provider whose models are those that it lists; one that fails keeps its list."""
+        """Refresh all providers that use the list of models they report. If a refresh fails, the stored list stays."""
         for provider in await self._work(self._registry.all, read=True):
             await self._try_refresh(provider)
 
     async def refresh_named(self, name: str) -> None:
-        """Refresh one provider in the same way, if it still exists."""
+        """Refresh one provider if it still exists. If the refresh fails, the stored list stays."""
         provider = await self._work(lambda: self._registry.get(name), read=True)
         if provider is not None:
             await self._try_refresh(provider)
@@ -291,7 +295,7 @@ class ProviderChecks:
                 log.warning("model list not refreshed", extra=extra)
 
     async def test(self, provider: Provider, model: str | None, by: Principal) -> ProviderTest:
-        """Make one short call, which is charged like any other; errors are part of the result."""
+        """Test a provider with one short call, which is charged like any other call. Errors are part of the result."""
         name = model or provider.default_model()
         if name is None:
             raise Invalid.at("/model", "required", "The provider lists no models yet; name one.")
@@ -311,12 +315,12 @@ class ProviderChecks:
 
 
 def enqueue_refresh(name: str) -> None:
-    """Have a provider's models fetched after the current unit commits."""
+    """Enqueue a job that fetches a provider's models after the current unit of work commits."""
     enqueue(REFRESH_JOB, provider=name)
 
 
 def _validate_headers(headers: dict[str, str]) -> None:
-    """Raise `Invalid` for headers that would carry a credential or break the request."""
+    """Raise `Invalid` for headers that would contain a credential or break the request."""
     for name in headers:
         if name.lower() in RESERVED_HEADERS:
             raise Invalid.at(f"/headers/{name}", "not_allowed", "Corral sets this header itself.")
@@ -330,7 +334,7 @@ def _fields_of(provider: Provider) -> dict[str, Any]:
 
 
 def _columns(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields as columns of a new revision; shapes become JSON."""
+    """Return the fields as columns of a new revision, with shapes converted to JSON."""
     return {name: msgspec.to_builtins(value) for name, value in values.items()} | {"revision": new_id()}
 
 

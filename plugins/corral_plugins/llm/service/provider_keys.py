@@ -1,4 +1,7 @@
-"""API keys of providers: stored in the vault and fetched for each call. Keys of `corral.toml` are in the connection."""
+"""API keys of providers, which are stored in the vault and fetched for each call.
+
+API keys in `corral.toml` are part of the connection instead.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ Body = NewProvider | ProviderPatch
 
 
 class ProviderKeys:
-    """`connection` opens its own unit, everything else joins the caller's."""
+    """Manages API keys of providers. `connection` opens its own unit of work; all other methods run in the caller's."""
 
     secrets: Secrets | None
 
@@ -31,7 +34,7 @@ class ProviderKeys:
         self._work = work
 
     async def connection(self, provider: Provider) -> Connection:
-        """Return the connection with its API key; raises `ProviderError` if the vault does not return the key."""
+        """Return the connection with its API key. Raises `ProviderError` if the vault does not return the key."""
         name, secrets = provider.api_key_secret, self.secrets
         if name is None:
             return provider.connection
@@ -47,7 +50,10 @@ class ProviderKeys:
         return msgspec.structs.replace(provider.connection, api_key=key)
 
     def validate(self, body: Body) -> None:
-        """Check the key in a body. Raises `plugin_disabled` without the vault, and `masked_value_submitted`."""
+        """Check the API key in a request body.
+
+        Raises `plugin_disabled` if the vault is unavailable, and `masked_value_submitted`.
+        """
         has_key, has_secret = isinstance(body.api_key, str), isinstance(body.api_key_secret, str)
         if not has_key and not has_secret:
             return
@@ -64,9 +70,9 @@ class ProviderKeys:
             raise Invalid.at("/api_key", "not_allowed", detail)
 
     def check_move(self, provider: Provider, patch: ProviderPatch, base_url: str | None, by: Principal) -> None:
-        """Check whether the stored key may be sent to a different address, whose operator could read it.
+        """Check whether the stored key may be sent to a different address, whose operator could read the key.
 
-        This requires the same rights as revealing the key. A caller who sends the key again knows it already.
+        This requires the same permission as revealing the key. A caller who submits the key again already knows it.
         """
         if base_url == provider.connection.base_url or not _keeps_key(provider.api_key_secret, patch):
             return
@@ -78,7 +84,7 @@ class ProviderKeys:
         raise Forbidden(f"{detail}, or confirm with POST /auth/reauth.", code="reauth_required")
 
     def store(self, provider: str, body: Body, by: Principal) -> tuple[dict[str, Any], list[str]]:
-        """Store the key of a body in the vault, or attach the named secret.
+        """Store the key of a request body in the vault, or attach the named secret.
 
         Returns the changed columns of the provider's row, and warnings about the key.
         """
@@ -99,7 +105,7 @@ class ProviderKeys:
         return {"api_key_secret": None}, []
 
     def detach(self, provider: str) -> None:
-        """Detach the secret of a deleted provider; it stays in the vault."""
+        """Detach the secret of a deleted provider. The secret stays in the vault."""
         if self.secrets is not None:
             self.secrets.detach(_attached(provider))
 

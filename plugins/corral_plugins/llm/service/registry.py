@@ -1,4 +1,4 @@
-"""The registry of providers: those of `corral.toml`, those created over the API, presets, and implicit ones."""
+"""The registry of providers from all sources: `corral.toml`, the API, presets, and implicit providers."""
 
 from __future__ import annotations
 
@@ -24,14 +24,18 @@ log = logging.getLogger("corral.llm")
 
 SCRIPTED = "scripted"
 DEFAULT_CONCURRENCY = 8
-PRICED_TOKENS = 10_000  # some models have other prices for long requests
+PRICED_TOKENS = 10_000  # some models have different prices for long requests
 Source = Literal["file", "api", "preset", "implicit"]
 Kinds = Mapping[str, LLMProvider]
 Models = Sequence[ModelInfo]
 
 
 class Provider(msgspec.Struct, frozen=True, kw_only=True):
-    """A provider as the gateway uses it. `version` is that of its row, or 0; `api_key_secret` names a vault secret."""
+    """A provider as the gateway uses it.
+
+    `version` is the version of the provider's row, or 0 without a row. `api_key_secret` is the name of a secret in the
+    vault.
+    """
 
     connection: Connection
     kind: LLMProvider
@@ -43,12 +47,12 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """The provider's name."""
+        """The name of the provider."""
         return self.connection.name
 
     @property
     def usable(self) -> bool:
-        """Whether it can be called."""
+        """Whether the provider is enabled and configured, so that it can be called."""
         return self.fields.enabled and self.configured
 
     @property
@@ -57,48 +61,51 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_refreshable(self) -> bool:
-        """Whether its list of models should be fetched from time to time."""
+        """Whether the provider's list of models should be fetched regularly."""
         return self.usable and self._fetches_models
 
     @property
     def accepts_unlisted(self) -> bool:
-        """Whether it may have models that are not listed: a request may bring a script, and a list may be outdated."""
+        """Whether the provider accepts models that are not listed.
+
+        A request may contain its own script, and a fetched list may be outdated.
+        """
         return self.name == SCRIPTED or self._fetches_models
 
     @property
     def concurrency(self) -> int | None:
-        """Concurrent calls; None: unlimited."""
+        """The maximum number of concurrent calls. None means unlimited."""
         return self.fields.max_concurrency or getattr(self.kind, "concurrency", DEFAULT_CONCURRENCY)
 
     @property
     def free(self) -> bool:
-        """Whether its calls cost nothing."""
+        """Whether calls to the provider cost nothing."""
         return bool(getattr(self.kind, "free", False))
 
     @property
     def supported_fields(self) -> frozenset[str]:
-        """The optional request fields that it supports."""
+        """The optional request fields that the provider supports."""
         of_connection = getattr(self.kind, "supported_fields_of", None)
         return self.kind.supported_fields if of_connection is None else of_connection(self.connection)
 
     def models(self) -> Models:
-        """Return the models that it lists."""
+        """Return the models that the provider lists."""
         return self.kind.list_models(self.connection)
 
     def default_model(self) -> str | None:
-        """Return the name of its default model, if it has one."""
+        """Return the name of the provider's default model, or None."""
         return self.fields.default_model or next((model.id for model in self.models()), None)
 
 
 class Target(msgspec.Struct, frozen=True):
-    """A model of a provider that a call may be sent to."""
+    """A model of a provider to which a call may be sent."""
 
     provider: Provider
     model: str
 
     @property
     def name(self) -> str:
-        """`provider/model`."""
+        """The name of the target in the form `provider/model`."""
         return f"{self.provider.name}/{self.model}"
 
 
@@ -106,7 +113,10 @@ class Target(msgspec.Struct, frozen=True):
 
 
 def _from_file(name: str, table: Mapping[str, Any], kinds: Kinds, listed: Models) -> Provider | None:
-    """Build a provider of `corral.toml`; None while its kind is unavailable. `ValueError` names the invalid field."""
+    """Build a provider from `corral.toml`, or return None if its kind is unavailable.
+
+    Raises `ValueError` with the name of an invalid field.
+    """
     common = {key: value for key, value in table.items() if key in FileFields.__struct_fields__}
     try:
         fields = msgspec.convert(common, FileFields)
@@ -124,7 +134,7 @@ def _from_file(name: str, table: Mapping[str, Any], kinds: Kinds, listed: Models
 
 
 def _from_row(row: LlmProviderRow, kinds: Kinds, listed: Models) -> Provider | None:
-    """Build a provider created over the API; None while its kind is unavailable."""
+    """Build a provider that was created over the API, or return None if its kind is unavailable."""
     kind = kinds.get(row.kind)
     if kind is None:
         return None
@@ -151,7 +161,10 @@ def _from_preset(name: str, kinds: Kinds) -> Provider | None:
 
 
 def _implicit(kind: LLMProvider, listed: Models) -> Provider:
-    """Build the provider that exists with its kind. It is in this process or machine, so retries would not help."""
+    """Build the provider that exists without configuration for an implicit kind.
+
+    The provider runs in this process or on this machine, so retries would not help.
+    """
     return _build(kind.kind, kind, ProviderFields(max_retries=0), listed, source="implicit", revision="implicit")
 
 
@@ -209,7 +222,7 @@ _MODEL_REVISIONS = Statement(
 
 
 class _Snapshot(msgspec.Struct, frozen=True):
-    """The contents of the tables at `revisions`."""
+    """The contents of the tables at the given `revisions`."""
 
     revisions: frozenset[tuple[str, str, str]] = frozenset()
     rows: tuple[LlmProviderRow, ...] = ()
@@ -217,13 +230,17 @@ class _Snapshot(msgspec.Struct, frozen=True):
 
 
 class _Synchronized(threading.local):
-    """The unit in which this thread last compared revisions."""
+    """The unit of work in which the current thread last compared revisions."""
 
     unit: Unit | None = None
 
 
 class Registry:
-    """Providers by name. The tables are cached in memory; each unit compares their revisions once, at first use."""
+    """Contains all providers by name.
+
+    The tables are cached in memory. Each unit of work compares the cached revisions with the database once, at first
+    use.
+    """
 
     def __init__(self, contributions: Contributions, tables: Mapping[str, Mapping[str, Any]]) -> None:
         self._contributions, self._tables = contributions, tables
@@ -232,27 +249,27 @@ class Registry:
         self._synchronized = _Synchronized()
 
     def validate(self) -> None:
-        """Raise `ValueError` for a provider of `corral.toml` whose kind is unknown or whose fields are invalid."""
+        """Raise `ValueError` for a provider in `corral.toml` with an unknown kind or invalid fields."""
         kinds = self.kinds()
         for name, table in self._tables.items():
             if _from_file(name, table, kinds, ()) is None:
                 raise ValueError(f"llm.providers.{name}.kind: one of {', '.join(sorted(kinds))}")
 
     def invalidate(self) -> None:
-        """Compare revisions again in the current unit, which has written a row."""
+        """Force the current unit of work to compare revisions again, because it has written a row."""
         self._synchronized.unit = None
 
     def kinds(self) -> dict[str, LLMProvider]:
-        """Return the available kinds by name."""
+        """Return the available provider kinds by name."""
         return {kind.kind: kind for _, kind in self._contributions.of("corral_llm_providers")}
 
     def all(self) -> list[Provider]:
-        """Return the providers whose kind is available, by name."""
+        """Return all providers whose kind is available, sorted by name."""
         providers = self._providers()
         return [providers[name] for name in sorted(providers)]
 
     def get(self, name: str) -> Provider | None:
-        """Return a provider by name."""
+        """Return the provider with this name, or None."""
         return self._providers().get(name)
 
     def is_in_file(self, name: str) -> bool:
@@ -260,13 +277,13 @@ class Registry:
         return name in self._tables
 
     def target(self, name: str) -> Target | None:
-        """Return the target of `provider/model`; None if there is no such provider."""
+        """Return the target for `provider/model`, or None if the provider does not exist."""
         provider_name, _, model = name.partition("/")
         provider = self.get(provider_name)
         return Target(provider, model) if provider is not None and model else None
 
     def model_info(self, name: str) -> ModelInfo | None:
-        """Return the listed model `provider/model`; None if it is not listed."""
+        """Return the listed model `provider/model`, or None if it is not listed."""
         target = self.target(name)
         if target is None:
             return None
@@ -291,7 +308,7 @@ class Registry:
         return providers
 
     def _build_all(self, kinds: Kinds, snapshot: _Snapshot) -> dict[str, Provider]:
-        """Build all providers. Later sources take precedence over earlier ones with the same name."""
+        """Build all providers. If names are equal, later sources take precedence over earlier ones."""
 
         def listed(name: str) -> Models:
             return snapshot.listed.get(name, ())
@@ -304,7 +321,7 @@ class Registry:
         return {name: provider for name, provider in providers.items() if provider is not None}
 
     def _synchronize(self) -> None:
-        """Load what this or another process changed; once per unit."""
+        """Load changes by this or another process into the cache, once per unit of work."""
         if not in_unit() or self._synchronized.unit is current():
             return
         self._synchronized.unit = current()
@@ -327,17 +344,17 @@ def _listed_models(state: LlmProviderState) -> Models:
 
 
 class ModelListing:
-    """Lists models in OpenAI's format, with their prices. Joins the caller's unit."""
+    """Lists models in OpenAI's format, with their prices. Runs in the caller's unit of work."""
 
     def __init__(self, registry: Registry, cost: Cost) -> None:
         self._registry, self._cost = registry, cost
 
     def all(self) -> list[ModelView]:
-        """Return every listed model, by provider."""
+        """Return all listed models, ordered by provider."""
         return [self._view(provider, model) for provider in self._registry.all() for model in provider.models()]
 
     def get(self, name: str) -> ModelView | None:
-        """Return the listed model `provider/model`."""
+        """Return the listed model `provider/model`, or None."""
         target, info = self._registry.target(name), self._registry.model_info(name)
         return self._view(target.provider, info) if target is not None and info is not None else None
 
@@ -353,7 +370,10 @@ class ModelListing:
         )
 
     def _price(self, provider: Provider, model: str) -> ModelPrice | None:
-        """Return the price of a million tokens in calls of ordinary length, without the price per call."""
+        """Return the price of a million tokens in calls of ordinary length.
+
+        The price does not include the fixed price per call.
+        """
 
         def micro_usd(**tokens: int) -> int | None:
             return self._cost.price(provider.name, model, Tokens(**tokens), free=provider.free).cost_micro_usd

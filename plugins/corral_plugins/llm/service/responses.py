@@ -1,7 +1,7 @@
-"""Interprets provider responses: normalizes them to OpenAI's format once, and maps errors to problems.
+"""Normalizes provider responses to OpenAI's format, and maps provider errors to problems.
 
-Only OpenAI's fields (and the two in which servers return a model's reasoning) are kept: unknown ones would be neither
-counted nor redacted across chunks.
+Only OpenAI's fields are kept, and two fields in which servers return a model's reasoning. Unknown fields would be
+neither counted nor redacted across chunks.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ HEAD_FIELDS = ("id", "object", "created", "model")
 TEXT_FIELDS = ("content", "refusal", "reasoning_content", "reasoning")
 OTHER_MESSAGE_FIELDS = ("role", "annotations", "audio")
 MAX_FINISH_REASON = 40
-REQUIRED_USAGE = ("prompt_tokens", "completion_tokens", "cost")  # usage without any of these is worthless
+REQUIRED_USAGE = ("prompt_tokens", "completion_tokens", "cost")  # usage without any of these fields is ignored
 
 
 # -- responses
 
 
 def normalize_completion(response: Any) -> dict[str, Any]:
-    """Normalize a chat completion, or a chunk of one; raises `ProviderError` if it is neither."""
+    """Normalize a chat completion or a chunk. Raises `ProviderError` if the response is neither."""
     usage = response.get("usage") if isinstance(response, dict) else None
     choices = response.get("choices") or [] if isinstance(response, dict) else None
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
@@ -47,7 +47,7 @@ def normalize_completion(response: Any) -> dict[str, Any]:
 
 
 def normalize_embeddings(response: Any) -> dict[str, Any]:
-    """Normalize a list of embeddings; raises `ProviderError` if it is none."""
+    """Normalize a list of embeddings. Raises `ProviderError` if the response is not such a list."""
     usage = response.get("usage") if isinstance(response, dict) else None
     try:
         for item in response["data"]:
@@ -58,7 +58,7 @@ def normalize_embeddings(response: Any) -> dict[str, Any]:
 
 
 def normalize_usage(usage: Any) -> dict[str, Any] | None:
-    """Return the numbers of a usage object; None if it holds none."""
+    """Return the numbers in a usage object, or None if it contains no usable number."""
     if not isinstance(usage, dict):
         return None
     numbers = _numbers(usage)
@@ -72,14 +72,14 @@ def _numbers(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _amount(value: Any) -> float | None:
-    """Return a number, which some servers send as text (for money)."""
+    """Return a number, or None. Some servers send amounts of money as text."""
     with contextlib.suppress(ValueError):
         return float(value) if isinstance(value, str) else value if isinstance(value, (int, float)) else None
     return None
 
 
 def _count(value: Any) -> int | None:
-    """Return a count, which some servers send as a float; None if it is no count."""
+    """Return a token count, or None if the value is not an integer. Some servers send counts as floats."""
     is_count = isinstance(value, int) and not isinstance(value, bool)
     if not is_count and not (isinstance(value, float) and value.is_integer()):
         return None
@@ -100,7 +100,10 @@ def _choice(choice: dict[str, Any], position: int, usage: Any) -> dict[str, Any]
 
 
 def _message(message: Any, usage: Any, *, in_chunk: bool) -> dict[str, Any]:
-    """Normalize a message, or a delta: content in parts becomes text, and reasoning a text of its own."""
+    """Normalize a message or a delta.
+
+    Content parts become one text, and reasoning becomes a separate text.
+    """
     content = message.get("content") if isinstance(message, dict) else message
     if not isinstance(message, dict) or not isinstance(content, (str, list, type(None))):
         raise ProviderError(502, "The response is not a message.", billable=True, usage=usage)
@@ -129,10 +132,13 @@ def _join_texts(parts: list[Any]) -> str:
 
 
 def _tool_call(call: dict[str, Any], position: int | None) -> dict[str, Any]:
-    """Normalize a tool call. `position` replaces a missing index; calls in whole messages (None) have no index."""
+    """Normalize a tool call. `position` replaces a missing index.
+
+    It is None for tool calls in whole messages, which contain no index.
+    """
     function = call["function"] if isinstance(call.get("function"), dict) else {}
     arguments = function.get("arguments")
-    if not isinstance(arguments, str):  # some servers send the value itself
+    if not isinstance(arguments, str):  # some servers send a JSON value instead of its text
         arguments = "" if arguments is None else json.dumps(arguments)
     normalized: dict[str, Any] = {name: call[name] for name in ("id", "type") if isinstance(call.get(name), str)}
     if position is not None:
@@ -160,7 +166,10 @@ _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rat
 
 @contextlib.contextmanager
 def errors_of(provider: str) -> Iterator[None]:
-    """Raise every exception of a provider as `ProviderError`. The provider may have worked by then, and may charge."""
+    """Convert every exception of a provider to `ProviderError`.
+
+    The errors are billable, because the provider may already have processed the request.
+    """
     try:
         yield
     except (ProviderError, Problem):
@@ -171,13 +180,16 @@ def errors_of(provider: str) -> Iterator[None]:
 
 
 def timed_out(name: str, seconds: float, what: str) -> ProviderError:
-    """Return the error of a timeout of the gateway, which is not retried because that would take as long again."""
+    """Return the error for an expired timeout of the gateway.
+
+    Such an error is not retried, because a retry would take as long again.
+    """
     return ProviderError(504, f"{name}: {what} within {seconds:g} seconds.", code="upstream_timeout", billable=True)
 
 
 @contextlib.asynccontextmanager
 async def time_limit(name: str, seconds: float, what: str) -> AsyncIterator[None]:
-    """Raise `timed_out` if the body takes longer."""
+    """Raise the error of `timed_out` if the body takes longer than `seconds`."""
     try:
         async with asyncio.timeout(seconds) as scope:
             yield
@@ -188,18 +200,21 @@ async def time_limit(name: str, seconds: float, what: str) -> AsyncIterator[None
 
 
 def is_retryable(error: ProviderError) -> bool:
-    """Return whether the same provider may succeed a little later, and cannot charge for this request."""
+    """Return whether a retry with the same provider may succeed and the provider cannot charge for this request."""
     is_temporary = error.status in RETRYABLE or error.status >= 500
     return is_temporary and error.code is None and not error.billable
 
 
 def allows_fallback(error: ProviderError) -> bool:
-    """Return whether another model may serve the request: the request was not at fault, and no response had begun."""
+    """Return whether another model may serve the request.
+
+    This is not the case if the request itself caused the error or the provider had begun to respond.
+    """
     return error.code is not None or not (error.billable or error.status in INVALID_REQUEST)
 
 
 def problem_of(error: ProviderError, provider: str, redactor: Redactor) -> Problem:
-    """Return the problem for the caller, with the provider's own message: redacted, at most 1 KiB."""
+    """Return the problem for the caller. It contains the provider's own message, redacted and limited to 1 KiB."""
     message = redactor.redact(error.message[: 4 * MAX_MESSAGE_BYTES])
     detail = f"{provider}: {message.encode()[:MAX_MESSAGE_BYTES].decode(errors='ignore')}"
     if error.code is not None:
@@ -216,12 +231,15 @@ def problem_of(error: ProviderError, provider: str, redactor: Redactor) -> Probl
 
 
 def is_about_credentials(problem: Problem) -> bool:
-    """Return whether the provider refused its API key."""
+    """Return whether the provider rejected its API key."""
     return problem.members.get("kind") == CREDENTIALS
 
 
 def openai_error(problem: Problem) -> dict[str, Any]:
-    """Return the problem as OpenAI's error object. OpenAI's clients show only the message, so it lists the errors."""
+    """Convert a problem to OpenAI's error object.
+
+    OpenAI's clients show only the message, so the message includes the list of errors.
+    """
     shown = [error for error in problem.errors[:MAX_SHOWN_ERRORS] if error.detail != problem.detail]
     errors = "; ".join(f"{error.pointer}: {error.detail}" for error in shown)
     param = problem.errors[0].pointer if problem.errors else None

@@ -1,4 +1,7 @@
-"""The second unit of a call: writes its row, its cost event and the provider's state, and releases its slot."""
+"""Settles calls in their last unit of work.
+
+The settlement writes the call's row, its cost event and the provider's state, and releases the slot.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +26,17 @@ ALERT_SECONDS = 3600.0
 
 
 class ProviderStates:
-    """Records successes and errors of providers, and alerts on refused API keys. Joins the caller's unit.
+    """Records successes and errors of providers, and raises alerts for rejected API keys.
 
-    An unchanged state is written only every 30 s, so that calls do not wait for each other's row locks.
+    Runs in the caller's unit of work. An unchanged state is written only every 30 seconds, so that calls do not wait
+    for each other's row locks.
     """
 
     def __init__(self) -> None:
         self._written: dict[tuple[str, str], float] = {}
 
     def record(self, outcome: Outcome) -> None:
-        """Record the outcome of a call."""
+        """Record the outcome of a call in the state of its provider."""
         name = outcome.target.provider.name
         if outcome.status == "failed" and outcome.attempts:
             self.record_error(name, outcome.error or {}, credentials_refused=outcome.credentials_refused)
@@ -40,7 +44,7 @@ class ProviderStates:
             update_state(name, last_ok_at=clock.now(), last_error=None)
 
     def record_error(self, name: str, error: Mapping[str, Any], *, credentials_refused: bool) -> None:
-        """Record an error of a provider, whether or not another one serves the call."""
+        """Record an error of a provider, whether or not another provider serves the call."""
         if self._is_due(name, "failed"):
             update_state(name, last_error={**error, "at": clock.now()})
         if credentials_refused:
@@ -58,7 +62,7 @@ class ProviderStates:
 
     @staticmethod
     def _alert(name: str, error: Mapping[str, Any]) -> None:
-        """Raise an alert, at most once an hour per provider in all processes together."""
+        """Raise an alert, at most once an hour per provider across all processes."""
         state = LlmProviderState
         is_due = state.alerted_at.is_null() | (state.alerted_at < clock.now(-ALERT_SECONDS))
         state.insert(name=name).on_conflict_ignore().execute()
@@ -74,13 +78,13 @@ class ProviderStates:
 
 
 def update_state(name: str, **values: Any) -> None:
-    """Update the state row of a provider, or insert it."""
+    """Insert or update the state row of a provider."""
     insert = LlmProviderState.insert(name=name, **values)
     insert.on_conflict(conflict_target=[LlmProviderState.name], update=values).execute()
 
 
 class Settlement:
-    """Joins the caller's unit. If a call is settled more than once, the first time counts."""
+    """Settles calls. Runs in the caller's unit of work. If a call is settled repeatedly, only the first time counts."""
 
     def __init__(
         self,
@@ -95,7 +99,10 @@ class Settlement:
         self._states, self._payloads, self._metrics = states, payloads, metrics
 
     def settle(self, call: CallRecord, outcome: Outcome) -> bool:
-        """Write the outcome; returns whether the lease is live. Locks are taken in the order task, cost, queue."""
+        """Settle a call with its outcome. Return whether the lease is live.
+
+        Locks are acquired in the order task, cost, queue.
+        """
         self._charge(call, outcome)
         if calls.settle(call.id, outcome):
             self._payloads.store(call.id, call.request, outcome)
@@ -106,14 +113,17 @@ class Settlement:
         return is_live
 
     def settle_without_details(self, call: CallRecord, outcome: Outcome) -> None:
-        """Charge the call and release its slot after `settle` has failed."""
+        """Charge the call and release its slot. Called after `settle` has failed."""
         reduced = outcome.without_details()
         self._charge(call, reduced)
         calls.settle(call.id, reduced)
         self._slots.leave(call.slot)
 
     def _charge(self, call: CallRecord, outcome: Outcome) -> None:
-        """Record the cost of a call, even if its lease was lost; a call that no provider may charge for has none."""
+        """Record the cost of a call, even if its lease was lost.
+
+        A call for which no provider may charge costs nothing.
+        """
         if not outcome.billable:
             return
         by, target, tokens = call.by, outcome.target, outcome.tokens

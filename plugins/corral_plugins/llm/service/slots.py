@@ -1,8 +1,8 @@
-"""Concurrency slots of providers, shared by all processes: leased rows, first come, first served (docs/adr).
+"""Concurrency slots of providers: leased rows shared by all processes, assigned in order of arrival (docs/adr).
 
-A call enters its provider's queue in the unit that begins it and leaves in the unit that settles it. Each call that
-enters or leaves assigns free slots to the calls that have waited longest, in whichever process they wait. The row of
-the provider's state is the lock, taken last in a unit and held until its commit.
+A call enters its provider's queue in the unit of work that admits the call, and leaves the queue in the unit that
+settles it. Each call that enters or leaves assigns free slots to the calls that have waited longest, in any process.
+The row of the provider's state serves as the lock. It is acquired last in a unit of work and held until the commit.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _LOCK = Statement(
 
 
 class Slot(msgspec.Struct, frozen=True):
-    """A call's slot with a provider. `held`: it was assigned at once; otherwise the call must wait for it."""
+    """A call's slot with a provider. If `held` is false, the call must wait until the slot is assigned."""
 
     id: str
     provider: Provider
@@ -75,7 +75,7 @@ class Slot(msgspec.Struct, frozen=True):
 
 
 class Slots:
-    """One instance per process. `run` must be supervised while it is used."""
+    """Manages the concurrency slots of this process. One instance per process; `run` must run as a supervised task."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
@@ -85,10 +85,10 @@ class Slots:
         self._known_providers: set[str] = set()
         self._own: set[str] = set()
 
-    # -- inside a unit, as the last thing it does
+    # -- called inside a unit of work, as its last step
 
     def enter(self, call_id: str, provider: Provider) -> Slot | None:
-        """Enter the provider's queue; returns None if the provider has no limit."""
+        """Enter the provider's queue and return the slot, or None if the provider has no limit."""
         if provider.concurrency is None and provider.fields.requests_per_minute is None:
             return None
         self._lock(provider.name)
@@ -106,7 +106,7 @@ class Slots:
         return Slot(slot_id, provider, held=slot_id in self._assign(provider))
 
     def leave(self, slot: Slot | None) -> None:
-        """Release the slot, or leave the queue."""
+        """Release the slot, or leave the queue if the slot is not yet assigned."""
         if slot is not None:
             self._lock(slot.provider.name)
             if _LEAVE.run({"id": slot.id}):
@@ -114,7 +114,7 @@ class Slots:
             after_commit(functools.partial(self._own.discard, slot.id))
 
     def _assign(self, provider: Provider) -> list[str]:
-        """Assign free slots to the calls that have waited longest; returns the ids of these slots."""
+        """Assign free slots to the calls that have waited longest. Return the ids of these slots."""
         now, per_minute = clock.now(), provider.fields.requests_per_minute
         free = (provider.concurrency or UNLIMITED) - len(_HELD.rows({"provider": provider.name, "now": now}))
         if per_minute is not None:
@@ -122,7 +122,7 @@ class Slots:
         if free <= 0:
             return []
         slot_ids = [row[0] for row in _WAITING_LONGEST.rows({"provider": provider.name, "now": now, "free": free})]
-        for slot_id in slot_ids:  # usually one
+        for slot_id in slot_ids:  # usually a single slot
             _ASSIGN.run({"id": slot_id, "until": clock.now(HELD_SECONDS)})
         if slot_ids:
             if per_minute is not None:
@@ -136,10 +136,10 @@ class Slots:
             after_commit(functools.partial(self._known_providers.add, name))
         _LOCK.rows({"provider": name})
 
-    # -- outside
+    # -- called outside a unit of work
 
     async def wait(self, slot: Slot | None, seconds: float) -> None:
-        """Return when the slot is assigned; raises `concurrency_limit` if that takes too long."""
+        """Wait until the slot is assigned. Raises `concurrency_limit` if this takes longer than `seconds`."""
         if slot is None or slot.held:
             return
         assigned = asyncio.get_running_loop().create_future()
@@ -159,14 +159,14 @@ class Slots:
             self._waiting.pop(slot.id, None)
 
     def waiting(self) -> dict[tuple[str, ...], float]:
-        """Return the number of calls of this process that wait, by provider."""
+        """Return the number of waiting calls of this process, by provider."""
         counts: dict[tuple[str, ...], float] = {}
         for slot, _ in list(self._waiting.values()):
             counts[(slot.provider.name,)] = counts.get((slot.provider.name,), 0) + 1
         return counts
 
     async def run(self) -> None:
-        """Renew this process's slots, and look for slots that other processes assigned to its calls."""
+        """Renew the slots of this process, and detect slots that other processes assigned to its calls."""
         renewed = 0.0
         loop = asyncio.get_running_loop()
         while True:
@@ -176,11 +176,11 @@ class Slots:
             self._wake.clear()
             if self._own and loop.time() - renewed > (1.0 if self._waiting else RENEW_SECONDS):
                 renewed = loop.time()
-                await self._work(self._renew)  # two units, so that no row is held while waiting for a lock
+                await self._work(self._renew)  # two units of work, so that no row stays locked while waiting for a lock
                 await self._work(self._assign_waiting)
             if self._waiting:
                 self._notify(await self._work(self._assigned, read=True))
-                await asyncio.sleep(0.01)  # wake-ups in quick succession are handled together
+                await asyncio.sleep(0.01)  # handles wake-ups in quick succession together
 
     def _renew(self) -> None:
         in_flight = LlmCall.select(LlmCall.id).where(LlmCall.status == IN_FLIGHT)
@@ -189,7 +189,10 @@ class Slots:
             LlmSlot.update(until=clock.now(seconds)).where(own).execute()
 
     def _assign_waiting(self) -> None:
-        """Assign slots of the providers that calls of this process wait for: processes may have died with theirs."""
+        """Assign slots of the providers for which calls of this process wait.
+
+        Slots of processes that died expire without a call that assigns them to the next in the queue.
+        """
         providers = {slot.provider.name: slot.provider for slot, _ in list(self._waiting.values())}
         for name in sorted(providers):
             self._lock(name)
@@ -223,6 +226,6 @@ def _count_calls(name: str, n: int) -> None:
 
 
 def delete_expired() -> int:
-    """Delete slots that no process renews any more; returns their number, at most 500."""
+    """Delete at most 500 slots that no process renews any longer, and return their number."""
     expired = LlmSlot.select(LlmSlot.id).where(LlmSlot.until < clock.now(-60)).limit(BATCH_ROWS)
     return int(LlmSlot.delete().where(LlmSlot.id.in_(expired)).execute())

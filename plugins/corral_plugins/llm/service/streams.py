@@ -1,4 +1,4 @@
-"""Receives responses from providers: applies timeouts, normalizes and redacts chunks, and appends the usage."""
+"""Reads streams from providers: applies timeouts, normalizes and redacts chunks, and appends the usage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Chunk = dict[str, Any]
 async def open_stream(
     target: Target, request: dict[str, Any], connection: Connection
 ) -> tuple[AsyncGenerator[Chunk, None], Chunk]:
-    """Return the provider's stream and its first chunk, after which there is no fallback."""
+    """Return the provider's stream and its first chunk. No fallback takes place after the first chunk."""
     iterator = target.provider.kind.stream(request, connection)
     try:
         async with time_limit(target.name, connection.timeouts.first_token_seconds, "no first token"):
@@ -39,7 +39,7 @@ async def relay(
     redaction: StreamRedaction,
     outcome: Outcome,
 ) -> AsyncGenerator[Chunk, None]:
-    """Yield chunks for the caller, and usage in the last one only. Updates `outcome` with each chunk."""
+    """Yield the chunks for the caller, with usage only in the last one. Updates `outcome` with each chunk."""
     last: Chunk = first
 
     async def received() -> AsyncIterator[Chunk]:
@@ -83,21 +83,21 @@ async def _remaining(target: Target, iterator: AsyncGenerator[Chunk, None]) -> A
 
 
 async def _next(target: Target, iterator: AsyncGenerator[Chunk, None]) -> Chunk | None:
-    """Return the next chunk, normalized; None at the end of the stream."""
+    """Return the next normalized chunk, or None at the end of the stream."""
     with errors_of(target.provider.name):
         chunk = await anext(iterator, None)
         return None if chunk is None else normalize_completion(chunk)
 
 
 class AssembledMessage:
-    """A whole message, assembled from chunks in order to be stored."""
+    """Assembles a whole message from chunks, in order to store it."""
 
     def __init__(self) -> None:
         self._text = ""
         self._tool_calls: dict[int, dict[str, str]] = {}
 
     def add(self, chunk: Mapping[str, Any]) -> None:
-        """Append a chunk."""
+        """Append the text and the tool calls of a chunk."""
         for choice in chunk["choices"]:
             delta = choice.get("delta", {})
             self._text += delta.get("content") or ""
@@ -107,6 +107,6 @@ class AssembledMessage:
                     function[name] += call["function"].get(name, "")
 
     def message(self) -> dict[str, Any]:
-        """Return the message of the assistant."""
+        """Return the assembled assistant message."""
         calls = [{"function": function} for _, function in sorted(self._tool_calls.items())]
         return {"role": "assistant", "content": self._text, **({"tool_calls": calls} if calls else {})}

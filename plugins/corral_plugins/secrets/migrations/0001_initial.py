@@ -1,4 +1,4 @@
-"""The tables of the vault."""
+"""Create the tables of the vault."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Business logic of the vault, and the only code that writes to its tables."""
+"""Business logic of the vault. Only this package writes to the vault's tables."""

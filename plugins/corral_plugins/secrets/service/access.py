@@ -1,4 +1,4 @@
-"""Implements `Secrets`: access to values, with consumer, host and expiry checked at each use."""
+"""Implements the service `Secrets`. Each access checks the consumer, the host and the expiry of the secret."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ OUTCOMES = ("ok", "refused", "expired", "failed")
 
 
 class UsageTracker:
-    """Usage of secrets in this process: counters by kind of consumer, and times of last use not yet written."""
+    """The usage of secrets in this process.
+
+    Contains counters by kind of consumer, and the times of last use that are not yet written to the database.
+    """
 
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, str]] = Counter()
@@ -35,26 +38,29 @@ class UsageTracker:
         self._lock = threading.Lock()
 
     def used(self, secret_id: str) -> None:
-        """Record that a secret was used now."""
+        """Record that a secret was used at the current time."""
         with self._lock:
             self._last[secret_id] = clock.now()
 
     def take(self) -> dict[str, str]:
-        """Take the times of last use that are to be written, by secret id."""
+        """Remove and return the times of last use that are not yet written, by secret id."""
         with self._lock:
             taken, self._last = self._last, {}
         return taken
 
 
 def write_last_used(last: dict[str, str]) -> None:
-    """Write the times of last use. Joins the caller's unit; a later time written by another process stays."""
+    """Write the times of last use. Runs in the caller's unit of work.
+
+    A later time written by another process is kept.
+    """
     for secret_id, at in last.items():
         older = SecretRow.last_used_at.is_null() | (SecretRow.last_used_at < at)
         SecretRow.update(last_used_at=at).where((SecretRow.id == secret_id) & older).execute()
 
 
 class SecretsService:
-    """Implements `Secrets`. Joins the caller's unit of work."""
+    """Implements the protocol `Secrets`. All methods run in the caller's unit of work."""
 
     audit: Audit | None
 

@@ -1,4 +1,4 @@
-"""Alerts for leaked values in machine-generated text, for damaged values and for a sealed vault."""
+"""Raises alerts for leaked values in machine-generated text, for damaged values and for a sealed vault."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from corral.redact.redactor import maker
 from corral_plugins.secrets.models import SecretAlert
 
 SOURCE = "secrets"
-"""The source name of the vault's values in the redactor."""
+"""The source under which the vault registers its values in the redactor."""
 HOUR = 3600
 MAX_REMEMBERED, MAX_PENDING = 10_000, 1000
 ENTRY = Entry(label="secrets.alerts", actor=SYSTEM)
@@ -33,7 +33,7 @@ class _Alert(msgspec.Struct, frozen=True):
 
 
 class Alerts:
-    """Alerts are raised from any thread and published by `run`, at most once an hour for each kind and object."""
+    """Collects alerts from any thread. `run` publishes them, at most once an hour for each kind of alert and object."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
@@ -44,7 +44,10 @@ class Alerts:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def on_hits(self, hits: Collection[Hit]) -> None:
-        """Handle values found by the redactor. Text written by users or by Corral itself raises no alert."""
+        """Raise an alert for secret values that the redactor found in machine-generated text.
+
+        Text written by users or by Corral itself raises no alert.
+        """
         made_by = maker()
         if made_by is not None:
             names = tuple(sorted({label_name(hit.name) for hit in hits if hit.source == SOURCE}))
@@ -56,11 +59,11 @@ class Alerts:
         self._raise(_Alert("secret_damaged", "secret", secret_id, (name,)))
 
     def sealed(self) -> None:
-        """Raise an alert for a missing master key. Joins the caller's unit of work."""
+        """Publish an alert for a missing or wrong master key. Runs in the caller's unit of work."""
         _publish(_Alert("vault_sealed", "vault", "vault", ()))
 
     async def run(self) -> None:
-        """Publish raised alerts. Runs as a supervised task."""
+        """Publish the collected alerts. Runs as a supervised task."""
         self._loop = asyncio.get_running_loop()
         if self._pending:
             self._wake_up.set()
@@ -86,23 +89,23 @@ class Alerts:
 
 
 def label(name: str, n: int) -> str:
-    """Return the label of a version in the redactor."""
+    """Return the name under which the redactor lists version `n` of a secret, such as `name@3`."""
     return f"{name}@{n}"
 
 
 def label_name(text: str) -> str:
-    """Return the name of the secret in a label."""
+    """Return the name of the secret in a redactor label such as `name@3`."""
     return text.rpartition("@")[0]
 
 
 def prune(limit: int) -> int:
-    """Delete one batch of alert times that no longer suppress new alerts."""
+    """Delete at most `limit` alert times that are older than an hour. Return the number of deleted rows."""
     old = SecretAlert.select(SecretAlert.id).where(SecretAlert.raised_at < clock.now(-HOUR)).limit(limit)
     return int(SecretAlert.delete().where(SecretAlert.id.in_(old)).execute())
 
 
 def _publish(alert: _Alert) -> None:
-    """Publish the alert, unless any process did so within the hour."""
+    """Publish the alert, unless this or another process published the same alert within the last hour."""
     key = f"{alert.kind}:{alert.type}:{alert.id}"[:300]
     insert = SecretAlert.insert(id=key, raised_at=clock.now())
     written = insert.on_conflict(

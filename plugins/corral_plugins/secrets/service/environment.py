@@ -1,4 +1,7 @@
-"""Pinned secrets, set by `CORRAL_SECRET_<NAME>`: read-only, and preferred over stored secrets of the same name."""
+"""Pinned secrets, which the variables `CORRAL_SECRET_<NAME>` set.
+
+They are read-only and take precedence over stored secrets of the same name.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,11 @@ from corral.errors import Conflict
 from corral.plugin import Installation
 
 SPACE = uuid.UUID("5b0a3c1e-7a0e-5f5e-9d0b-0c0f3a1d2e4b")
-"""The ids of pinned secrets derive from their names, so that they are equal in every process."""
+"""The namespace of the ids of pinned secrets. An id derives from the name, so that it is equal in every process."""
 
 
 class Pinned(msgspec.Struct, frozen=True, kw_only=True):
-    """A pinned secret."""
+    """A secret set by an environment variable. `key` is its name in lower case."""
 
     id: str
     name: str
@@ -26,7 +29,7 @@ class Pinned(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Environment:
-    """The pinned secrets of this process, fixed at its start."""
+    """The pinned secrets of this process, read once at its start."""
 
     def __init__(self, installation: Installation) -> None:
         made = {
@@ -41,15 +44,15 @@ class Environment:
         return list(self._by_key.values())
 
     def named(self, name: str) -> Pinned | None:
-        """Return a pinned secret by name, ignoring case."""
+        """Return the pinned secret with the given name, or None. Ignores case."""
         return self._by_key.get(name.lower())
 
     def get(self, id: str) -> Pinned | None:
-        """Return a pinned secret by id."""
+        """Return the pinned secret with the given id, or None."""
         return self._by_id.get(id)
 
     def refuse(self, *, id: str = "", name: str = "") -> None:
-        """Raise `Conflict` (`setting_locked`) if the secret is pinned."""
+        """Raise `Conflict` (`setting_locked`) if the secret with this id or name is pinned."""
         found = self.get(id) or self.named(name)
         if found is not None:
             raise Conflict(

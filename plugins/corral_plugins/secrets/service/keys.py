@@ -1,7 +1,7 @@
-"""The master keys: counts the rows under each, and rewraps every encrypted row under the active one.
+"""Counts the rows under each master key, and rewraps every encrypted row under the active key.
 
-Rows are rewrapped in batches, each in its own unit of work. A row is under an old or the new key and readable under
-both, so an interruption at any point loses nothing, and a second run continues with the remaining rows.
+Rows are rewrapped in batches, each in its own unit of work. Each row is encrypted under either an old or the new key,
+and both are loaded. An interruption therefore loses nothing, and the next run continues with the remaining rows.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Read = Callable[[Callable[[], list[SealedValue]]], list[SealedValue]]
 
 
 class MasterKeys:
-    """`run` opens its own units of work; all other methods join the caller's."""
+    """Manages the rotation of master keys. `run` opens its own units of work; all other methods run in the caller's."""
 
     audit: Audit | None
 
@@ -43,7 +43,7 @@ class MasterKeys:
         self._counted: tuple[float, float] | None = None
 
     def status(self) -> KeyStatus:
-        """Return the master keys and the number of rows under each."""
+        """Return the master keys and the number of rows encrypted under each."""
         counts = self._columns.counts()
         labels = self._rotation.labels
         listed = [*labels, *sorted(counts.keys() - labels.keys())]
@@ -59,7 +59,8 @@ class MasterKeys:
     def begin(self) -> tuple[int, str]:
         """Acquire the lease of the rotation. Return the number of rows and the lease holder to pass to `run`.
 
-        Raises `Conflict` (`invalid_state`) if a rotation runs or no row is left, and `Unavailable` (`vault_sealed`).
+        Raises `Conflict` (`invalid_state`) if a rotation is already running or no row needs rewrapping, and
+        `Unavailable` (`vault_sealed`).
         """
         active = self._rotation.active_id
         remaining = _remaining(self._columns.counts(), active)
@@ -84,13 +85,16 @@ class MasterKeys:
         return remaining, holder
 
     def start(self) -> int:
-        """Enqueue the rotation as a job; return the number of rows to rewrap."""
+        """Enqueue the rotation as a background job. Return the number of rows to rewrap."""
         remaining, holder = self.begin()
         enqueue(JOB, holder=holder)
         return remaining
 
     async def run(self, holder: str, *, seconds: float = RUN_SECONDS) -> bool:
-        """Rewrap for `seconds`; return whether all rows are done. Stops if another holder has the lease."""
+        """Rewrap rows for `seconds`.
+
+        Return False if time ran out, and True if all rows are done or the lease was lost.
+        """
         until = time.monotonic() + seconds
         for column in self._columns.columns:
             after: Any = None
@@ -105,12 +109,12 @@ class MasterKeys:
         return True
 
     async def _next(self, column: SealedColumn, after: Any) -> list[SealedValue]:
-        """Return the next batch of values of a column that are not under the active key."""
+        """Return the next batch of a column's values that are not encrypted under the active key."""
         read = functools.partial(column.after, after, BATCH_SIZE, but=self._rotation.active_id)
         return await self._work(read, entry=ENTRY, read=True)
 
     def _rewrapped(self, values: list[SealedValue]) -> list[tuple[SealedValue, str]]:
-        """Rewrap the values that open. Values with a missing key or damaged content stay unchanged."""
+        """Rewrap the values that can be decrypted. Values with a missing key or damaged content are skipped."""
         found = []
         for item in values:
             with contextlib.suppress(SealedWrong, Unavailable):
@@ -119,7 +123,10 @@ class MasterKeys:
 
     @staticmethod
     def _write(column: SealedColumn, rewrapped: list[tuple[SealedValue, str]], holder: str) -> bool:
-        """Store the values if the lease is still held, and return whether it was. Values changed meanwhile stay."""
+        """Store the rewrapped values if `holder` still holds the lease, and return whether it does.
+
+        Values that changed in the meantime are not overwritten.
+        """
         if not acquire(LEASE, holder, LEASE_SECONDS):
             return False
         for item, text in rewrapped:
@@ -127,7 +134,7 @@ class MasterKeys:
         return True
 
     def remaining(self) -> float:
-        """Return the number of rows not under the active key, cached for 30 seconds."""
+        """Return the number of rows that are not under the active key. The number is cached for 30 seconds."""
         now = time.monotonic()
         if self._counted is None or now - self._counted[0] > CACHE_SECONDS:
             active = next(iter(self._rotation.labels), None)
@@ -135,7 +142,10 @@ class MasterKeys:
         return self._counted[1]
 
     def unreadable(self, read: Read) -> dict[str, int]:
-        """Count for each column the values that no loaded key opens. `read` runs a query in a unit of work."""
+        """Return for each column the number of values that no loaded key decrypts.
+
+        `read` runs a query in a unit of work.
+        """
         found: dict[str, int] = {}
         for column in self._columns.columns:
             after: Any = None

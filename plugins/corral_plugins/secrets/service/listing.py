@@ -1,4 +1,4 @@
-"""Lists secrets (stored and pinned ones merged by name), versions and expiring secrets."""
+"""Lists secrets, their versions and expiring secrets. Stored and pinned secrets are merged by name."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ SCOPE = "secrets"
 
 
 class Listing:
-    """The read side of the vault. Joins the caller's unit of work."""
+    """The read operations of the vault. All methods run in the caller's unit of work."""
 
     def __init__(self, environment: Environment, settings: Settings) -> None:
         self._environment, self._settings = environment, settings
 
     def get(self, id: str) -> tuple[SecretView, int]:
-        """Return a secret, also a deleted one, with the revision for its ETag. Raises `NotFound`."""
+        """Return a secret, even a deleted one, with the revision for its ETag. Raises `NotFound`."""
         pinned = self._environment.get(id)
         if pinned is not None:
             return self._views([pinned])[0], 1
         return self.shown(rows.get(id, deleted=True))
 
     def shown(self, row: SecretRow) -> tuple[SecretView, int]:
-        """Return the view of a stored secret, with the revision for its ETag."""
+        """Return the view of a stored secret with the revision for its ETag."""
         return self._views([row])[0], row.revision
 
     def page(self, query: SecretQuery, by: Principal) -> Page[SecretView]:
-        """Return a page of secrets, by name. Pinned secrets hide stored ones of the same name."""
+        """Return a page of secrets sorted by name. Pinned secrets hide stored secrets of the same name."""
         check_place(query)
         pinned = [item for item in self._environment.all() if _matches(item, query)]
         stored = self._filtered(query)
@@ -53,7 +53,7 @@ class Listing:
             offset, window = None, merged[: query.limit + 1]
         else:
             offset = query.offset if isinstance(query.offset, int) else 0
-            # At most all pinned secrets precede the window, so it starts at most that many stored rows earlier.
+            # All pinned secrets may precede the page, so the query starts earlier by the number of pinned secrets.
             skipped = max(0, offset - len(pinned))
             found = list(
                 stored.order_by(*order).offset(skipped).limit(query.limit + 1 + offset - skipped + len(pinned))
@@ -68,7 +68,7 @@ class Listing:
         return Page(items=self._views(shown), total=total, limit=query.limit, offset=offset, next=following_cursor)
 
     def expiring(self, query: ExpiringQuery, by: Principal) -> Page[SecretView]:
-        """Return a page of expired secrets and those that expire within `days`, earliest expiry first."""
+        """Return a page of expired secrets and secrets that expire within `days`, earliest expiry first."""
         soon = SecretRow.deleted_at.is_null() & (SecretRow.expires_at <= rows.expiring_until([query.days]))
         found: Page[Any] = paginate(
             SecretRow.select().where(SecretRow.expires_at.is_null(False) & soon),
@@ -83,7 +83,7 @@ class Listing:
         )
 
     def versions(self, id: str, query: PageQuery, by: Principal) -> Page[VersionView]:
-        """Return a page of versions, newest first; a pinned secret has no stored versions."""
+        """Return a page of versions, newest first. A pinned secret has no stored versions."""
         if self._environment.get(id) is not None:
             return Page(items=[], total=0, limit=query.limit, offset=0, next=None)
         row = rows.get(id, deleted=True)
@@ -139,7 +139,7 @@ def _merged(stored: Sequence[Any], pinned: Sequence[Pinned]) -> list[Any]:
 
 
 def _matches(item: Pinned, query: SecretQuery) -> bool:
-    """Apply the filters to a pinned secret, which is active and in the category `general`."""
+    """Return whether a pinned secret matches the filters. Pinned secrets are active and in the category `general`."""
     if query.status and "active" not in query.status:
         return False
     if query.category and "general" not in query.category:

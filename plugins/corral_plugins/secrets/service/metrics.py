@@ -17,7 +17,7 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 def secrets_by_status(settings: Settings, environment: Environment) -> dict[tuple[str, ...], float]:
-    """Count the secrets by status in one query; pinned secrets are active."""
+    """Count the secrets by status in one query. Pinned secrets count as active."""
     until = rows.expiring_until(settings.get(REMINDER_DAYS))
     counters = [peewee.fn.SUM(peewee.Case(None, [(rows.status_is(status, until), 1)], 0)) for status in STATUSES]
     found = SecretRow.select(*counters).tuples().first()

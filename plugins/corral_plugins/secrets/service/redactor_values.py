@@ -1,4 +1,4 @@
-"""Loads the values of the vault into the redactor of this process: at its start and after every change."""
+"""Loads the values of the vault into the redactor of this process, at process start and after every change."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ class _Listed(NamedTuple):
 
 
 class RedactorValues:
-    """Caches decrypted values, which the redactor holds in memory anyway, so that only new ones are read."""
+    """Keeps the redactor's copy of all secret values up to date.
+
+    Decrypted values are cached, so that only new values are read. The redactor holds all values in memory anyway.
+    """
 
     def __init__(
         self, work: Work, redactor: Redactor, values: Values, environment: Environment, alerts: Alerts
@@ -47,12 +50,12 @@ class RedactorValues:
         """The names of the secrets that each worker group may receive."""
 
     def on_events(self, records: Sequence[Record]) -> None:
-        """Wake up `run` after a change. A listener of the event feed."""
+        """Wake up `run` if a secret changed. Called by the event feed."""
         if any(record.type in CHANGES for record in records):
             self._changed.set()
 
     async def run(self) -> None:
-        """Refresh after every change. Runs as a supervised task."""
+        """Refresh the redactor after every change. Runs as a supervised task."""
         while True:
             await self._changed.wait()
             self._changed.clear()
@@ -63,7 +66,7 @@ class RedactorValues:
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def refresh(self) -> None:
-        """Read new values and pass all values to the redactor."""
+        """Read new values from the database and pass all values to the redactor."""
         self.groups = await self._work(_groups, entry=ENTRY, read=True)
         listed = await self._list()
         missing = [item for item in listed if item.id not in self._opened]
@@ -81,7 +84,7 @@ class RedactorValues:
         await asyncio.to_thread(self._redactor.set_values, SOURCE, values)
 
     async def _list(self) -> list[_Listed]:
-        """List every version that was not destroyed, also those of deleted secrets."""
+        """Return every version that is not destroyed, including versions of deleted secrets."""
         found: list[_Listed] = []
         while True:
             after = found[-1].id if found else ""
@@ -93,7 +96,7 @@ class RedactorValues:
     def _open(self, versions: Sequence[SecretVersion], listed: dict[str, _Listed]) -> dict[str, str | None]:
         opened: dict[str, str | None] = dict.fromkeys(listed)
         for version in versions:
-            with contextlib.suppress(Unavailable):  # the key is not loaded, so the value cannot leak either
+            with contextlib.suppress(Unavailable):  # without the key this process cannot leak the value either
                 try:
                     opened[version.id] = self._values.opened(version)
                 except SealedWrong:

@@ -1,4 +1,4 @@
-"""Operations on rows of secrets: find, lock, present, publish and audit."""
+"""Operations on the rows of secrets: finding, locking, building views, publishing events and auditing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHOWN = ("category", "description", "expires_at", "allowed_consumers", "allowed_
 
 
 def get(id: str, *, deleted: bool = False) -> SecretRow:
-    """Return a secret; with `deleted` also a deleted one. Raises `NotFound`."""
+    """Return the secret with this id. `deleted` includes deleted secrets. Raises `NotFound`."""
     row = SecretRow.get_or_none(SecretRow.id == id)
     if row is None or (row.deleted_at is not None and not deleted):
         raise NotFound("There is no secret with this id.")
@@ -32,12 +32,15 @@ def get(id: str, *, deleted: bool = False) -> SecretRow:
 
 
 def named(name: str) -> SecretRow | None:
-    """Return the secret with this name that is not deleted, ignoring case."""
+    """Return the secret with this name, or None. Ignores case and deleted secrets."""
     return SecretRow.get_or_none((SecretRow.name_key == name.lower()) & SecretRow.deleted_at.is_null())
 
 
 def locked(id: str, match: IfMatch, *, deleted: bool = False) -> SecretRow:
-    """Lock the row until the end of the unit and raise its revision. Raises `NotFound`, `precondition_failed`."""
+    """Lock a secret until the end of the unit of work, and increment its revision.
+
+    Raises `NotFound`, and `precondition_failed` if the ETag is stale.
+    """
     mine = (SecretRow.id == id) & SecretRow.deleted_at.is_null(not deleted)
     next_one: dict[Any, Any] = {"revision": SecretRow.revision + 1, "updated_at": clock.now()}
     if not SecretRow.update(next_one).where(mine).execute():
@@ -56,17 +59,17 @@ def change(row: SecretRow, values: Mapping[str, Any]) -> None:
 
 
 def expiring_until(days: list[int]) -> str:
-    """Return the time before which an expiry counts as `expiring`, because the first reminder is due."""
+    """Return the time until which an expiry has the status `expiring`, because the first reminder is due."""
     return clock.now(max(days, default=0) * DAY)
 
 
 def is_expired(expires_at: str | None) -> bool:
-    """Return whether the expiry time has passed."""
+    """Return whether an expiry time has passed. None never expires."""
     return expires_at is not None and expires_at <= clock.now()
 
 
 def status_of(row: SecretRow, until: str) -> Status:
-    """Return the status; `until` comes from `expiring_until`."""
+    """Return the status of a secret. `until` is the result of `expiring_until`."""
     if row.deleted_at is not None:
         return "deleted"
     if is_expired(row.expires_at):
@@ -75,7 +78,7 @@ def status_of(row: SecretRow, until: str) -> Status:
 
 
 def status_is(status: Status, until: str) -> Any:
-    """Return the status as a query condition."""
+    """Return the query condition for secrets with a status. `until` is the result of `expiring_until`."""
     live, expires = SecretRow.deleted_at.is_null(), SecretRow.expires_at
     return {
         "deleted": ~live,
@@ -89,7 +92,7 @@ def status_is(status: Status, until: str) -> Any:
 
 
 def references(keys: Iterable[str]) -> dict[str, list[Reference]]:
-    """Return the objects that use the secrets of these names (in lower case)."""
+    """Return the objects that use secrets, by the name of the secret. Names are in lower case."""
     found: dict[str, list[Reference]] = {}
     rows = SecretReference.select().where(SecretReference.name_key.in_(list(keys)))
     for row in rows.order_by(SecretReference.created_at, SecretReference.id):
@@ -98,13 +101,13 @@ def references(keys: Iterable[str]) -> dict[str, list[Reference]]:
 
 
 def view(row: SecretRow, used: list[Reference], until: str) -> SecretView:
-    """Return the view of a stored secret, without its value."""
+    """Return the API view of a stored secret, without its value."""
     same = {name: getattr(row, name) for name in SecretView.__struct_fields__ if hasattr(row, name)}
     return SecretView(**same, status=status_of(row, until), read_only=False, references=used)
 
 
 def pinned_view(item: Pinned, used: list[Reference], max_versions: int) -> SecretView:
-    """Return the view of a pinned secret, without its value."""
+    """Return the API view of a pinned secret, without its value."""
     return SecretView(
         id=item.id,
         name=item.name,
@@ -128,7 +131,7 @@ def pinned_view(item: Pinned, used: list[Reference], max_versions: int) -> Secre
 
 
 def version_view(version: SecretVersion, current: int) -> VersionView:
-    """Return the view of a version, without its value."""
+    """Return the view of a version, without its value. `current` is the number of the current version."""
     in_grace = version.grace_until is not None and version.grace_until > clock.now()
     state: Any = "current" if version.n == current else "grace" if in_grace else "old"
     return VersionView(
@@ -144,14 +147,17 @@ def version_view(version: SecretVersion, current: int) -> VersionView:
 
 
 def publish(kind: Any, row: SecretRow, by: Principal | None, **more: Any) -> None:
-    """Publish an event about a secret."""
+    """Publish an event of class `kind` about a secret."""
     assert kind in EVENTS
     who = None if by is None else by.user_id or by.id
     emit(kind(secret_id=row.id, name=row.name, version=row.version, by=who, **more), object=("secret", row.id))
 
 
 def require_audit(audit: Audit | None) -> None:
-    """Raise `Unavailable` (`audit_unavailable`) without an audit log, because every disclosure must be recorded."""
+    """Raise `Unavailable` (`audit_unavailable`) if the audit log is missing.
+
+    Every disclosure of a value must be recorded.
+    """
     if audit is None:
         raise Unavailable(
             "Values are not disclosed while the audit log is unavailable; enable the plugin audit.",
@@ -167,7 +173,7 @@ def record_audit(
     changes: Mapping[str, tuple[Any, Any]] | None = None,
     **details: Any,
 ) -> None:
-    """Append a row to the audit log, if there is one."""
+    """Record an action on a secret in the audit log, if an audit log is available."""
     if audit is not None:
         entry = AuditEntry(
             action=f"secrets.secret.{verb}",
@@ -181,7 +187,7 @@ def record_audit(
 
 
 def columns(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert the fields of a request body to columns."""
+    """Convert the fields of a request body to database columns."""
     found = dict(values)
     if found.get("expires_at") is not None:
         found["expires_at"] = clock.from_datetime(found["expires_at"])
@@ -193,11 +199,11 @@ def columns(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_duplicate(error: peewee.IntegrityError) -> bool:
-    """Return whether the error reports that the name is taken."""
+    """Return whether the database error reports that the name of a secret is already taken."""
     return "secrets_secrets" in str(error) and "unique" in str(error).lower()
 
 
 def given(body: msgspec.Struct, *names: str) -> dict[str, Any]:
-    """Return the fields of a request body that are set."""
+    """Return those of the named fields of a request body that are set."""
     found = {name: getattr(body, name) for name in names}
     return {name: value for name, value in found.items() if value is not msgspec.UNSET}

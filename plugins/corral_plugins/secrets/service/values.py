@@ -1,4 +1,4 @@
-"""Seals, opens, generates and destroys the values of secrets."""
+"""Encrypts, decrypts, generates and destroys the values of secrets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHARSETS = {
 
 
 def checked(value: str, pointer: str = "/value") -> str:
-    """Return the value if it can be stored. Raises `Invalid`."""
+    """Return the value if it can be stored. Raises `Invalid` if the value is a mask or larger than 64 KiB."""
     refuse_mask(value, pointer)
     if len(value.encode()) > MAX_VALUE_BYTES:
         raise Invalid.at(pointer, "too_long", "at most 64 KiB of UTF-8")
@@ -34,12 +34,12 @@ def checked(value: str, pointer: str = "/value") -> str:
 
 
 def warnings(value: str | None) -> list[str]:
-    """Return warnings about a value."""
+    """Return `not_redactable` as a warning if the value is too short or too common to be redacted."""
     return [] if value is None or redactable(value) else [NOT_REDACTABLE]
 
 
 def unhex(text: str) -> bytes:
-    """Decode a stored sealed value. Raises `SealedWrong` if it was altered and is no longer hexadecimal."""
+    """Decode a stored encrypted value. Raises `SealedWrong` if the text was altered and is no longer hexadecimal."""
     try:
         return bytes.fromhex(text)
     except ValueError:
@@ -47,28 +47,34 @@ def unhex(text: str) -> bytes:
 
 
 def _place(secret_id: str, n: int) -> str:
-    """Bind a value to its secret, so that moving the version row to another secret does not move the value."""
+    """Return the associated data that binds a value to its secret and version.
+
+    A version row that is moved to another secret cannot be decrypted.
+    """
     return place("secrets_versions", secret_id, n)
 
 
 def generated(how: Generate) -> str:
-    """Generate a random value."""
+    """Generate a random value with the given length and character set."""
     return "".join(secrets.choice(CHARSETS[how.charset]) for _ in range(how.length))
 
 
 class Values:
-    """The only class that seals and opens values. Joins the caller's unit of work."""
+    """Encrypts and decrypts values; no other class does. Methods run in the caller's unit of work."""
 
     def __init__(self, sealer: Sealer, alerts: Alerts) -> None:
         self._sealer, self._alerts = sealer, alerts
 
     def add(self, row: SecretRow, n: int, value: str, *, by: str | None) -> None:
-        """Store a value as version `n` of a locked secret."""
+        """Encrypt and store a value as version `n` of a locked secret."""
         sealed = self._sealer.seal(value.encode(), aad=_place(row.id, n)).hex()
         SecretVersion.create(id=new_id(), secret_id=row.id, n=n, sealed=sealed, created_by=by, created_at=clock.now())
 
     def replace(self, row: SecretRow, value: str, *, by: str | None, grace_seconds: int = 0) -> int:
-        """Add the next version of a locked secret; return its number. The old one stays valid for its grace period."""
+        """Add the next version of a locked secret and return its number.
+
+        The previous value stays valid for `grace_seconds`.
+        """
         n = row.version + 1
         self.add(row, n, value, by=by)
         if grace_seconds:
@@ -77,22 +83,23 @@ class Values:
         return n
 
     def forget_old(self, row: SecretRow) -> None:
-        """Delete versions beyond `max_versions`, except those in grace."""
+        """Delete versions beyond `max_versions`, except those in their grace period."""
         over = SecretVersion.grace_until.is_null() | (SecretVersion.grace_until <= clock.now())
         beyond = SecretVersion.n <= row.version - row.max_versions
         SecretVersion.delete().where((SecretVersion.secret_id == row.id) & beyond & over).execute()
 
     def version(self, row: SecretRow, n: int) -> SecretVersion:
-        """Return a version. Raises `NotFound`."""
+        """Return version `n` of a secret. Raises `NotFound`."""
         found = SecretVersion.get_or_none((SecretVersion.secret_id == row.id) & (SecretVersion.n == n))
         if found is None:
             raise NotFound("This secret has no such version; it never existed or was removed.")
         return found
 
     def open(self, row: SecretRow, n: int | None = None) -> str:
-        """Return the value of a version, by default the current one.
+        """Decrypt and return the value of a version, by default the current one.
 
-        Raises `Problem` (`secrets.destroyed`), or `Conflict` (`secrets.damaged`) together with an alert.
+        Raises `Problem` (`secrets.destroyed`). If the value is damaged, raises an alert and `Conflict`
+        (`secrets.damaged`).
         """
         version = self.version(row, row.version if n is None else n)
         if version.sealed is None:
@@ -105,11 +112,14 @@ class Values:
             raise Conflict(detail, code="secrets.damaged") from None
 
     def opened(self, version: SecretVersion) -> str:
-        """Decrypt a version. Raises `SealedWrong` or `Unavailable`."""
+        """Decrypt a version and return its value. Raises `SealedWrong` or `Unavailable`."""
         return self._sealer.open(unhex(version.sealed), aad=_place(version.secret_id, version.n)).decode()
 
     def after(self, id: str, at_once: int = 200) -> list[Any]:
-        """Return a batch of versions after an id that are not destroyed, with the names of their secrets."""
+        """Return the next batch of versions after the id `id`, with the names of their secrets.
+
+        Destroyed versions are skipped.
+        """
         joined = SecretVersion.select(SecretVersion, SecretRow.name.alias("name")).join(
             SecretRow, on=(SecretRow.id == SecretVersion.secret_id)
         )
@@ -117,7 +127,7 @@ class Values:
         return list(joined.where(where).order_by(SecretVersion.id).limit(at_once).objects())
 
     def is_damaged(self, version: SecretVersion) -> bool:
-        """Return whether a version fails to decrypt although its key is loaded. Needs no unit of work."""
+        """Return whether a version fails to decrypt although its key is loaded. Requires no unit of work."""
         try:
             self.opened(version)
         except SealedWrong:
@@ -127,7 +137,7 @@ class Values:
         return False
 
     def destroy(self, row: SecretRow, n: int) -> None:
-        """Delete the key and the ciphertext of a version. Raises `Conflict` for the current one."""
+        """Delete the encrypted value of a version together with its key. Raises `Conflict` for the current version."""
         if n == row.version:
             raise Conflict(
                 "The current value cannot be destroyed; rotate or delete the secret.", current_status="current"
@@ -137,7 +147,7 @@ class Values:
             raise NotFound("This version was already destroyed.")
 
     def in_grace(self, row: SecretRow) -> list[str]:
-        """Return the replaced values that are still in their grace period."""
+        """Return the replaced values that are still in their grace period, newest first."""
         valid = (SecretVersion.secret_id == row.id) & (SecretVersion.grace_until > clock.now())
         found = SecretVersion.select().where(valid & SecretVersion.sealed.is_null(False))
         return [self.opened(version) for version in found.order_by(SecretVersion.n.desc()).limit(row.max_versions)]

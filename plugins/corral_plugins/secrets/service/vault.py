@@ -1,4 +1,4 @@
-"""Changes secrets on behalf of admins. The only writer of secrets, except for last use and reminders."""
+"""Changes secrets on behalf of admins. Other code writes to secrets only to record last use and reminders."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from corral_plugins.secrets.shapes import Generate, NewSecret, Reveal, Revealed,
 
 FIELDS = ("name", "category", "description", "expires_at", "allowed_consumers", "allowed_hosts", "max_versions")
 BOUND = ("agent:", "workflow:", "trigger:", "tool:", "worker_group:")
-"""Consumers that need `allowed_hosts`, because their editors must not decide where a value is sent."""
+"""Consumers that require `allowed_hosts`, because users who edit them must not decide where a value is sent."""
 
 
 class Vault:
-    """The write side of the vault. Joins the caller's unit of work."""
+    """The write operations of the vault. All methods run in the caller's unit of work."""
 
     audit: Audit | None
 
@@ -61,7 +61,10 @@ class Vault:
         return made
 
     def update(self, id: str, patch: SecretPatch, match: IfMatch, by: Principal) -> SecretRow:
-        """Change the given fields; a value creates a version. Raises `precondition_failed` (stale ETag or `cas`)."""
+        """Change the given fields of a secret. A new value creates a version.
+
+        Raises `precondition_failed` if the ETag or `cas` is stale.
+        """
         self._environment.refuse(id=id)
         fields = rows.columns(rows.given(patch, *FIELDS))
         value = None if patch.value is UNSET else checked(patch.value)
@@ -89,7 +92,7 @@ class Vault:
         return row
 
     def rotate(self, id: str, rotation: Rotation, match: IfMatch, by: Principal) -> tuple[SecretRow, str]:
-        """Replace the value with a given or generated one. Return the row and the value."""
+        """Replace the value of a secret with a given or generated value. Return the row and the new value."""
         self._environment.refuse(id=id)
         if rotation.value is not None and rotation.generate is not None:
             raise Invalid.at("/generate", "not_allowed", "Send either value or generate, not both.")
@@ -103,7 +106,7 @@ class Vault:
         return row, value
 
     def reveal(self, id: str, asked: Reveal, by: Principal) -> Revealed:
-        """Return the value. The audit row commits with this unit, before the response is sent."""
+        """Return the value of a secret. The audit row commits with the unit of work, before the response is sent."""
         rows.require_audit(self.audit)
         pinned = self._environment.get(id)
         if pinned is not None:
@@ -123,13 +126,13 @@ class Vault:
             raise NotFound("A pinned secret has one version.")
         row = SecretRow(
             id=pinned.id, name=pinned.name, version=1
-        )  # carries the fields for event and audit row; never stored
+        )  # carries the fields for the event and the audit row; never stored
         rows.publish(api.SecretRevealed, row, by)
         rows.record_audit(self.audit, "reveal", row, reason=asked.reason, shown_version=1)
         return Revealed(value=pinned.value, version=1)
 
     def restore_version(self, id: str, n: int, match: IfMatch, by: Principal) -> SecretRow:
-        """Store the value of a version as a new version. Raises `secrets.destroyed`."""
+        """Store the value of version `n` as a new version. Raises `secrets.destroyed`."""
         self._environment.refuse(id=id)
         row = rows.locked(id, match)
         value = self._values.open(row, n)
@@ -140,7 +143,7 @@ class Vault:
         return row
 
     def destroy_version(self, id: str, n: int, match: IfMatch, by: Principal) -> None:
-        """Destroy a version permanently. Raises `invalid_state` for the current one."""
+        """Destroy version `n` permanently. Raises `invalid_state` if it is the current version."""
         self._environment.refuse(id=id)
         row = rows.locked(id, match)
         self._values.destroy(row, n)
@@ -148,7 +151,10 @@ class Vault:
         rows.record_audit(self.audit, "version.destroy", row, destroyed_version=n)
 
     def delete(self, id: str, match: IfMatch, by: Principal, *, force: bool) -> None:
-        """Delete a secret, which can be restored until it is shredded. Raises `in_use`, unless forced."""
+        """Delete a secret, which can be restored until its retention period ends.
+
+        Raises `in_use` if objects use the secret, unless `force` is set.
+        """
         self._environment.refuse(id=id)
         row = rows.locked(id, match)
         used = rows.references([row.name_key]).get(row.name_key, [])
@@ -194,7 +200,7 @@ class Vault:
 
 
 def check_hosts(consumers: list[str], hosts: list[str]) -> None:
-    """Require allowed hosts for consumers whose editors could otherwise send the value to any host."""
+    """Raise `Invalid` if hosts are missing for consumers whose editors could otherwise send the value to any host."""
     if not hosts and any(each.startswith(BOUND) for each in consumers):
         detail = "List the hosts: agents, workflows, triggers, tools and worker groups need allowed_hosts."
         raise Invalid.at("/allowed_hosts", "required", detail)

@@ -1,1 +1,1 @@
-"""The HTTP routes of this plugin."""
+"""The HTTP routes of the plugin `security`."""

@@ -26,7 +26,7 @@ def read_security(policy: Policy) -> PolicyView:
 
 @routes.put("/", needs=WRITE, own_session=True, raises=("setting_locked", "would_lock_out", "audit_unavailable"))
 def update_security(body: PolicyPatch, match: IfMatch, caller: Principal, policy: Policy) -> PolicyView:
-    """Change the sign-in policy. Shorter lifetimes apply to existing sessions too."""
+    """Change the sign-in policy. Shorter lifetimes also apply to existing sessions."""
     return policy.change(body, match, by=caller)
 
 
@@ -40,21 +40,22 @@ def read_password_policy(policy: Policy) -> PasswordPolicyView:
 def update_password_policy(
     body: PasswordPolicyPatch, match: IfMatch, caller: Principal, policy: Policy
 ) -> PasswordPolicyView:
-    """Change the password policy. It applies to each user at the next password change."""
+    """Change the password policy. It applies to each user from the next password change."""
     return policy.change_passwords(body, match, by=caller)
 
 
 @routes.get("/ip-rules", needs=READ, live=True)
 def read_ip_rules(request: Request, rules: IpRules) -> RulesView:
-    """Read the IP rules, their mode and your own address."""
+    """Read the IP rules, their mode and the address of this request."""
     return rules.show(request.client_ip)
 
 
 @routes.put("/ip-rules", needs=WRITE, own_session=True, raises=("would_lock_out", "audit_unavailable"))
 def replace_ip_rules(body: NewRules, request: Request, match: IfMatch, caller: Principal, rules: IpRules) -> RulesView:
-    """Replace all IP rules. The most specific matching network decides; `block` wins over `allow` for the same network.
+    """Replace all IP rules.
 
-    Mode `allowlist` refuses every address that no rule allows; `blocklist` refuses addresses that a rule blocks.
+    The most specific matching network decides. For the same network, `block` takes precedence over `allow`. Mode
+    `allowlist` rejects every address that no rule allows; `blocklist` rejects addresses that a rule blocks.
     """
     return rules.replace(body, client_ip=request.client_ip, if_match=match, by=caller)
 
@@ -73,13 +74,13 @@ def list_sessions(query: SignedInQuery, caller: Principal, sessions: AllSessions
 
 @routes.delete("/sessions/{id}", needs=WRITE, own_session=True, raises=("audit_unavailable",))
 def end_session(id: str, sessions: AllSessions) -> None:
-    """End a session, with its tokens and WebSocket connections."""
+    """End a session with its tokens and WebSocket connections."""
     sessions.end(id, "revoked")
 
 
 @routes.post("/users/{id}/revoke-sessions", needs=WRITE, own_session=True, raises=("audit_unavailable",))
 def revoke_sessions(id: str, body: Revocation, accounts: Accounts, keys: ApiKeys) -> Revoked:
-    """End all sessions of a user and, with `include_api_keys`, revoke all API keys of the user."""
+    """End all sessions of a user. With `include_api_keys`, also revoke all API keys of the user."""
     accounts.get(id)
     return Revoked(
         sessions=accounts.end_sessions(id, "revoked"),

@@ -22,7 +22,7 @@ routes = Routes("/security", tag="Security", no_store=True)
 
 @routes.get("/api-keys", needs=SIGNED_IN)
 def list_api_keys(query: KeyQuery, caller: Principal, keys: ApiKeys) -> Page[KeyView]:
-    """List your own API keys. Admins list the keys of all users with `all`."""
+    """List your own API keys. With `all`, admins list the keys of all users."""
     return keys.list(query, by=caller)
 
 
@@ -34,17 +34,17 @@ def list_api_keys(query: KeyQuery, caller: Principal, keys: ApiKeys) -> Page[Key
     raises=("quota_exceeded", "reauth_required"),
 )
 def create_api_key(body: NewKey, caller: Principal, keys: ApiKeys) -> IssuedKey:
-    """Create an API key. Only this response contains `key`.
+    """Create an API key. Only this response contains the token `key`.
 
-    The key has the permissions that are in its scopes and that its owner holds at the time of each request. Scopes
-    such as `secrets.reveal` require a step-up.
+    A request with the key has those permissions of its scopes that the owner holds at that time. Scopes such as
+    `secrets.reveal` require re-authentication.
     """
     return keys.create(body, by=caller)
 
 
 @routes.get("/api-keys/{id}", needs=SIGNED_IN)
 def get_api_key(id: str, caller: Principal, keys: ApiKeys) -> KeyView:
-    """Get one of your own API keys."""
+    """Return one of your own API keys."""
     return keys.get(id, by=caller)
 
 
@@ -61,13 +61,16 @@ def revoke_api_key(id: str, caller: Principal, keys: ApiKeys) -> None:
     raises=("invalid_state", "reauth_required"),
 )
 def rotate_api_key(id: str, body: Rotation, caller: Principal, keys: ApiKeys) -> IssuedKey:
-    """Rotate one of your own API keys. Only this response contains the new `key`; the old one works for the overlap."""
+    """Rotate one of your own API keys. Only this response contains the new token `key`.
+
+    The old token stays valid for `overlap_seconds`.
+    """
     return keys.rotate(id, body.overlap_seconds, by=caller)
 
 
 @routes.get("/scopes", needs=SIGNED_IN)
 def list_scopes(permissions: Permissions) -> ScopeList:
-    """List the permissions that `scopes` accepts, besides `<plugin>.*`, `*.read` and `*`."""
+    """List the permissions that `scopes` accepts. `scopes` also accepts `<plugin>.*`, `*.read` and `*`."""
     found = [(item, [role for role in ROLES if item.held_by(role)]) for item in permissions.all()]
     return ScopeList(
         items=[

@@ -1,4 +1,7 @@
-"""Authenticates API keys. A key has the permissions that are in its scopes and that its owner currently holds."""
+"""Authenticates API keys.
+
+A request with a key has those permissions of the key's scopes that the owner currently holds.
+"""
 
 from __future__ import annotations
 
@@ -39,14 +42,14 @@ RESULTS = ("ok", "malformed", "unknown", "revoked", "expired", "disabled", "owne
 
 
 class KeyMetrics:
-    """Counts requests with API keys by result, since the start of this process."""
+    """Counts authentication results of API keys since the start of this process."""
 
     def __init__(self) -> None:
         self.results: Counter[str] = Counter()
 
 
 class ApiKeyAuthenticator:
-    """Implements `Authenticator` and `Rereading`."""
+    """Implements the protocols `Authenticator` and `Rereading` for API keys."""
 
     def __init__(self, accounts: Accounts, permissions: Permissions, settings: Settings, metrics: KeyMetrics) -> None:
         self._accounts, self._permissions, self._settings = accounts, permissions, settings
@@ -73,7 +76,7 @@ class ApiKeyAuthenticator:
         return self._by_text(caller.token_id, *found)
 
     def _by_text(self, hashed: str | None, *row: Any) -> Principal:
-        """Return the caller for the current text of a key, or for the old text during the overlap."""
+        """Return the caller for the current token of a key, or for the old token during the overlap of a rotation."""
         *fields, present, former, until = row
         caller = self._caller(*fields)
         ends = caller.expires_at or 0.0

@@ -1,7 +1,8 @@
-"""Token buckets of one rate, in memory.
+"""Token buckets of one rate limit, in memory.
 
-A bucket is stored as the instant at which it will be empty again, so buckets need no sweep: one in the past is empty.
-Buckets live in two generations, each limited to one window and to `MAX_KEYS`; the older one is dropped as a whole.
+A bucket is stored as the instant at which it will be empty again. An instant in the past means an empty bucket, so
+buckets need no cleanup. Buckets are stored in two generations, each limited to one window and to `MAX_KEYS`. The older
+generation is dropped as a whole.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from collections.abc import Callable
 from corral.http.routes import Rate
 from corral.plugin import Quota
 
-MAX_KEYS = 100_000  # keys of a generation: a client with many addresses must not exhaust the memory
+MAX_KEYS = 100_000  # buckets per generation: a client with many addresses must not exhaust the memory
 ROUNDING = 1e-6
 
 
 class Full(Exception):
-    """The bucket is full; it accepts another request after `seconds`."""
+    """Raised if a bucket is full. The bucket accepts another request after `seconds`."""
 
     def __init__(self, limit: int, seconds: float, reset: float) -> None:
         self.limit, self.seconds, self.reset = limit, seconds, reset
@@ -26,9 +27,9 @@ class Full(Exception):
 
 
 class Buckets:
-    """The buckets of one rate, used on the event loop only.
+    """The buckets of one rate limit. Used on the event loop only.
 
-    `share` is the number of processes that divide the rate among them and count separately. If `unshared` is a dict,
+    `share` is the number of processes that divide the limit among them and count separately. If `unshared` is a dict,
     it collects the counts by key until `Limits` sends them to the other processes.
     """
 
@@ -42,14 +43,14 @@ class Buckets:
         self.adjust(rate.count, 1)
 
     def adjust(self, count: int, share: int) -> None:
-        """Allow `count` requests in the rate's period, divided by `share`, but at least one."""
+        """Allow `count` requests per period of the rate, divided by `share`, but at least one."""
         self.count, self.share = count, share
         self._interval = self.rate.seconds * share / count
         self._window = max(float(self.rate.seconds), self._interval)
         self._limit = max(1, count // share)
 
     def take(self, key: str) -> Quota:
-        """Count one request. Raises `Full`."""
+        """Count one request and return the remaining quota. Raises `Full`."""
         now = self._now()
         if now >= self._rotates_at or len(self._recent) >= MAX_KEYS:
             self._rotate(now)
@@ -66,7 +67,10 @@ class Buckets:
         return Quota(self._limit, int(left / self._interval), math.ceil(ahead - ROUNDING))
 
     def learn(self, key: str, ahead: float) -> None:
-        """Apply the shared fill level of a bucket, in seconds; counts not yet shared are added to it."""
+        """Apply the fill level of a bucket, in seconds, received from the other processes.
+
+        Counts that this process has not sent yet are added to the level.
+        """
         more = (self.unshared or {}).get(key, 0) * self.rate.seconds / self.count
         empty = self._now() + ahead + more
         known = self._recent.get(key)

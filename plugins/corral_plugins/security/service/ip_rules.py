@@ -1,4 +1,4 @@
-"""Reads, evaluates and replaces the IP rules. All methods join the caller's unit of work."""
+"""Reads, evaluates and replaces the IP rules. All methods run in the caller's unit of work."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LOCKED_OUT = "These rules would refuse your own address; add a rule that allows 
 
 
 class InForce(msgspec.Struct, frozen=True):
-    """The rules that a process applies. `until` is the time when the first of them expires."""
+    """The unexpired rules that a process applies. `until` is the time when the first of them expires."""
 
     version: int
     rules: Ruleset
@@ -34,22 +34,22 @@ class InForce(msgspec.Struct, frozen=True):
 
 
 class IpRules:
-    """The only writer of the IP rules."""
+    """Manages the IP rules. No other class writes to their tables."""
 
     audit: Audit | None = None
 
     def show(self, client_ip: str) -> RulesView:
-        """Return the stored rules and their mode; expired rules are included."""
+        """Return the stored rules, including expired ones, and their mode."""
         mode: Any = IpModeRow.get_by_id(ROW)
         rows = IpRuleRow.select().order_by(IpRuleRow.position)
         return RulesView(mode=mode.mode, rules=[_view(row) for row in rows], version=mode.version, your_ip=client_ip)
 
     def version(self) -> int:
-        """Return the version, which grows with every change."""
+        """Return the version of the rules, which grows with every change."""
         return int(IpModeRow.select(IpModeRow.version).where(IpModeRow.id == ROW).scalar())
 
     def in_force(self) -> InForce:
-        """Return the rules that apply now, without expired ones."""
+        """Return the rules that apply now. Expired rules are omitted."""
         mode = IpModeRow.get_by_id(ROW)
         rows = list(IpRuleRow.select().where(_is_live()))
         rules = Ruleset(mode.mode, [Rule(row.id, row.cidr, row.action) for row in rows])
@@ -57,7 +57,7 @@ class IpRules:
         return InForce(mode.version, rules, len(rows), until)
 
     def judge(self, address: str) -> Judgement:
-        """Check whether the rules allow an address. Raises `Invalid` if `address` is not an IP address."""
+        """Check whether the rules allow an address. Raises `Invalid` if the text is not an IP address."""
         folded = fold(address)
         if not folded:
             raise Invalid.at("/ip", "bad_format", "Give an IPv4 or IPv6 address.")
@@ -91,7 +91,7 @@ class IpRules:
         return self.show(client_ip)
 
     def turn_off(self) -> None:
-        """Set the mode to `off`, to recover from a lockout. The rules are kept."""
+        """Set the mode to `off` to recover from a lockout. The rules are kept."""
         before = self.show("")
         update = IpModeRow.update(mode=MODE_OFF, version=IpModeRow.version + 1, updated_at=clock.now())
         if update.where((IpModeRow.id == ROW) & (IpModeRow.mode != MODE_OFF)).execute():
@@ -100,11 +100,11 @@ class IpRules:
 
     @staticmethod
     def sweep() -> int:
-        """Delete expired rules and return their number. The rules in force do not change."""
+        """Delete expired rules and return their number. This does not change which rules apply."""
         return int(IpRuleRow.delete().where(IpRuleRow.expires_at <= clock.now()).execute())
 
     def refused(self) -> None:
-        """Record a refusal in the audit log; the client address comes from the unit's entry."""
+        """Record a rejected request in the audit log. The client address comes from the entry of the unit of work."""
         if self.audit is not None:
             entry = AuditEntry(
                 action="security.ip_rules.refuse",
@@ -134,7 +134,7 @@ class IpRules:
 
 
 def _rows(rules: list[NewRule], by: Principal | None) -> list[IpRuleRow]:
-    """Build the rows of the rules. Raises `Invalid` with one error for each invalid or repeated network."""
+    """Build the rows of the rules. Raises `Invalid` with one error for each invalid or duplicate network."""
     rows, faults, seen, now = [], [], set(), clock.now()
     for index, rule in enumerate(rules):
         try:
@@ -164,7 +164,7 @@ def _rows(rules: list[NewRule], by: Principal | None) -> list[IpRuleRow]:
 
 
 def _summary(rule: RuleView | IpRuleRow) -> str:
-    """Return the form of a rule that the audit log shows."""
+    """Return the text form of a rule for the audit log."""
     until = "" if rule.expires_at is None else f" until {rule.expires_at}"
     return f"{rule.action} {rule.cidr}{until}"
 

@@ -1,6 +1,6 @@
-"""Creates, lists, rotates and revokes API keys. All methods join the caller's unit of work.
+"""Creates, lists, rotates and revokes API keys. All methods run in the caller's unit of work.
 
-The text of a key is `crl_<id>_<secret><crc>`; its checksum exposes a mistyped key without a database lookup.
+The token of a key is `crl_<id>_<secret><crc>`. Its checksum reveals a mistyped token without a database lookup.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Views = list[KeyView]  # inside the class, `list` is a method
 
 
 class ApiKeys:
-    """The only writer of API keys, except for their time of last use."""
+    """Manages API keys. No other class writes to their table, except to record the last use."""
 
     audit: Audit | None = None
 
@@ -55,7 +55,10 @@ class ApiKeys:
         self._settings, self._credentials = settings, credentials
 
     def list(self, query: KeyQuery, *, by: Principal) -> Page[KeyView]:
-        """List the caller's keys, or those of all users, newest first; ended keys too, until they are deleted."""
+        """Return a page of the caller's keys, or with `all` those of all users, newest first.
+
+        Expired and revoked keys are included until they are deleted.
+        """
         if query.all and not by.may("security.read"):
             raise Forbidden("Only admins can list the keys of other users; leave out `all`.")
         rows = ApiKeyRow.select() if query.all else ApiKeyRow.select().where(ApiKeyRow.user_id == by.user_id)
@@ -73,7 +76,7 @@ class ApiKeys:
 
     @staticmethod
     def active(user_ids: Iterable[str]) -> dict[str, int]:
-        """See `corral_plugins.security.api.KeyCounts`."""
+        """Return the number of active keys of each user. Implements `corral_plugins.security.api.KeyCounts`."""
         mine = ApiKeyRow.user_id.in_([*user_ids]) & _has_status("active")
         rows: Any = ApiKeyRow.select(ApiKeyRow.user_id, peewee.fn.COUNT(ApiKeyRow.id)).where(mine)
         return {user_id: int(number) for user_id, number in rows.group_by(ApiKeyRow.user_id).tuples()}
@@ -108,7 +111,10 @@ class ApiKeys:
         return self._issued(row, text)
 
     def rotate(self, key_id: str, overlap_seconds: int, *, by: Principal) -> IssuedKey:
-        """Give a key a new text; the old one works for the overlap. Raises `NotFound` or `Conflict` (key ended)."""
+        """Replace the token of a key. The old token stays valid for `overlap_seconds`.
+
+        Raises `NotFound`, or `Conflict` if the key was revoked or has expired.
+        """
         row = _row(key_id, ApiKeyRow.user_id == by.user_id)
         self._check_step_up(row.scopes, by)
         text = new_key(row.prefix)
@@ -129,7 +135,10 @@ class ApiKeys:
         return self._issued(row, text)
 
     def _check_step_up(self, scopes: Sequence[str], by: Principal) -> None:
-        """Require a step-up for scopes that a session can use only after one, so that a key does not bypass it."""
+        """Require re-authentication for scopes that a session can use only after it.
+
+        Otherwise a key could be used to bypass the re-authentication.
+        """
         named = [item.name for item in self._permissions.all() if item.step_up and item.name in scopes]
         if named and not by.has_stepped_up:
             detail = f"To issue a key with {named[0]}, confirm your password or a code at POST /auth/reauth first."
@@ -148,12 +157,12 @@ class ApiKeys:
 
     @staticmethod
     def delete_of(user_id: str) -> None:
-        """Delete every key of a purged user."""
+        """Delete all keys of a purged user."""
         ApiKeyRow.delete().where(ApiKeyRow.user_id == user_id).execute()
 
     @staticmethod
     def count() -> dict[tuple[str, ...], float]:
-        """Count the keys by status."""
+        """Return the number of keys by status."""
         over = (ApiKeyRow.expires_at <= clock.now(), "expired")
         status = peewee.Case(None, [(ApiKeyRow.revoked_at.is_null(False), "revoked"), over], "active")
         query: Any = ApiKeyRow.select(status, peewee.fn.COUNT(ApiKeyRow.id)).group_by(peewee.SQL("1"))
@@ -195,7 +204,7 @@ class ApiKeys:
             raise Invalid("Some scopes match no permission that you hold.", errors=faults)
 
     def _invalidate(self, key_id: str) -> None:
-        """Drop the key from the credential cache, so that its next request is authenticated again."""
+        """Remove the key from the credential cache, so that its next request is authenticated again."""
         after_commit(lambda: self._credentials.forget(lambda caller: caller.kind == "api_key" and caller.id == key_id))
 
     def _publish(self, event: Event, verb: str, row: ApiKeyRow, details: dict[str, Any]) -> None:
@@ -262,14 +271,14 @@ def _networks(given: Iterable[str]) -> list[str]:
 
 
 def new_key(public: str | None = None) -> str:
-    """Generate a key with 256 random bits; `public` reuses the visible prefix of another key."""
+    """Generate a token with 256 random bits. `public` reuses the visible prefix of another token."""
     shown = public or PREFIX + _random(ID)
     body = f"{shown}_{_random(SECRET)}"
     return body + _check(body)
 
 
 def is_key(text: str) -> bool:
-    """Return whether the text has the format of a key and a correct checksum."""
+    """Return whether the text has the format of an API key token and a correct checksum."""
     return (
         len(text) == LENGTH
         and text.startswith(PREFIX)

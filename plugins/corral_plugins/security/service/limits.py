@@ -1,4 +1,7 @@
-"""Rate limits and the concurrency limit. Requests are counted in memory, so that none waits for another process."""
+"""Rate limits and the concurrency limit.
+
+Requests are counted in memory, so that no request waits for another process.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +33,13 @@ GENERAL = {
 
 
 class Limits:
-    """Implements `Meter` and `RateLimits` on the event loop. Until `start` every request passes."""
+    """Implements `Meter` and `RateLimits` on the event loop. Before `start` is called, every request passes."""
 
     def __init__(self) -> None:
         self.limited: Counter[str] = Counter()
         self.keys: Counter[str] = Counter()
         self.names = [IN_FLIGHT_NAME]
-        """The names of the limits that can refuse a request: the label values of the metric."""
+        """The names of the limits that can reject a request. They are the label values of the metric."""
         self._on = False
         self._settings: Settings | None = None
         self._shared: SharedBuckets | None = None
@@ -134,13 +137,16 @@ class Limits:
                 async with asyncio.timeout(ADJUST_EVERY):
                     await self._counted.wait()
             except TimeoutError:
-                pass  # an idle process still reports, because it counts as one that shares the limits
+                pass  # an idle process still reports, because it counts as one of the processes that share the limits
             self._counted.clear()
             await self.exchange()
             await asyncio.sleep(SHARE_PAUSE)
 
     async def exchange(self) -> None:
-        """Send the counts once and learn the totals. Counts that cannot be sent still apply in this process."""
+        """Send the counts of this process once and receive the totals.
+
+        Counts that cannot be sent still apply in this process.
+        """
         assert self._shared is not None
         for part in self._parts():
             amounts = {f"{name}:{key}": self._buckets[name].seconds_of(calls) for (name, key), calls in part.items()}

@@ -11,7 +11,10 @@ MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 
 
 def parse_network(text: str) -> str:
-    """Return the canonical form of an address or network; IPv4-mapped ones become IPv4. Raises `ValueError`."""
+    """Return the canonical form of an address or network. Raises `ValueError`.
+
+    IPv4-mapped IPv6 addresses become IPv4 addresses.
+    """
     if "%" in text:
         raise ValueError(f"{text} contains a zone, but client addresses are compared without zones")
     network: Network = ipaddress.ip_network(text.strip())
@@ -30,7 +33,10 @@ class Rule(NamedTuple):
 
 
 class Ruleset:
-    """A mode and its rules. The most specific matching network decides; `block` wins for the same network."""
+    """A mode and its rules.
+
+    The most specific matching network decides. For the same network, `block` takes precedence over `allow`.
+    """
 
     def __init__(self, mode: str, rules: Iterable[Rule]) -> None:
         self.mode = mode
@@ -46,7 +52,10 @@ class Ruleset:
             self._tables[version].append(((32 if version == 4 else 128) - length, table))
 
     def judge(self, address: str) -> tuple[bool, Rule | None]:
-        """Return whether an address is allowed and the matching rule. Does one lookup per prefix length in use."""
+        """Return whether an address is allowed, and the matching rule if any.
+
+        Performs one lookup per prefix length in use.
+        """
         rule = self._find(address)
         if self.mode == "off":
             return True, rule

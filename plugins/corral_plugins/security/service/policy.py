@@ -1,4 +1,4 @@
-"""The sign-in policy and the password policy: each presents a category of settings as one object."""
+"""The sign-in policy and the password policy. Each policy presents one category of settings as an object."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ SECTIONS = {"security": PolicyPatch.__struct_fields__, "password": PasswordPolic
 
 
 class Policy:
-    """Reads and changes the policies. Joins the caller's unit of work; read-only without the plugin `settings`."""
+    """Reads and changes the policies. Runs in the caller's unit of work.
+
+    Without the plugin `settings`, the policies are read-only.
+    """
 
     store: SettingsStore | None = None
 
@@ -32,7 +35,7 @@ class Policy:
         self._settings, self._accounts, self._installation = settings, accounts, installation
 
     def show(self) -> PolicyView:
-        """Return the sign-in policy, with warnings."""
+        """Return the sign-in policy with warnings about the configuration."""
         values = self._values("security")
         mode = IpModeRow.select(IpModeRow.mode).where(IpModeRow.id == ROW).scalar()
         warnings = list(self._warnings(values))
@@ -72,12 +75,12 @@ class Policy:
             emit(SecurityChanged(section=section, changed=fields), object=("security", section))
 
     def guard(self) -> None:
-        """Register the check of the policy for every way to change settings, `/settings` too."""
+        """Register the check of the policy for every way to change settings, including `/settings`."""
         if self.store is not None:
             self.store.guard([REQUIRE_MFA, REQUIRE_MFA_ROLES], self._check_author)
 
     def _check_author(self, values: Settings, by: Principal) -> None:
-        """Refuse to require a second factor if the author has none and would be locked out."""
+        """Reject the requirement of a second factor if its author has none and would be locked out."""
         if not values.get(REQUIRE_MFA) or by.role not in values.get(REQUIRE_MFA_ROLES) or by.user_id is None:
             return
         if not self._accounts.get(by.user_id).mfa_enabled:

@@ -195,7 +195,7 @@ class Explanations:
                 if able
                 else _no(
                     "worker_tools",
-                    f"No worker online payloads {', '.join(tools)}.",
+                    f"No online worker offers {', '.join(tools)}.",
                     "Start one that does.",
                     "/admin/workers",
                 )
@@ -203,7 +203,7 @@ class Explanations:
         if able:
             free = any(worker.active_leases < worker.max_agents and worker.claims for worker in able)
             found.append(
-                _yes("worker_capacity", "A worker has a free place.")
+                _yes("worker_capacity", "A worker has a free slot.")
                 if free
                 else _no(
                     "worker_capacity",
