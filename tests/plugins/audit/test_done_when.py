@@ -223,7 +223,7 @@ def _refuse_inserts(books: Books) -> None:
         return
     with psycopg.connect(books.url) as connection:
         connection.execute(
-            "CREATE TRIGGER no_insert BEFORE INSERT ON audit_rows FOR EACH ROW EXECUTE FUNCTION audit_refuse()"
+            "CREATE TRIGGER no_insert BEFORE INSERT ON audit_rows FOR EACH ROW EXECUTE FUNCTION audit_rows_refuse()"
         )
 
 
