@@ -56,7 +56,7 @@ async def test_objects_of_others(world: World) -> None:
         kind = of(operation)
         if kind.path not in made:
             made[kind.path] = await kind.make(world, world.owner)
-            await world.settle()
+        await world.settle()
         before = await tables.picture(world.kit)
         allowed = False
         for role, stranger in strangers.items():
