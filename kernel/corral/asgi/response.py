@@ -143,4 +143,4 @@ class ResponseSender:
             await send({"type": "http.response.body", "body": body, "more_body": True})
             await request.discard_body()
             body = b""
-        await send({"type": "http.response.body", "body": body})
+        await send({"type": "http.response.body", "body": body, "more_body": False})

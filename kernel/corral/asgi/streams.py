@@ -33,7 +33,7 @@ async def _send_chunks(chunks: Any, send: Callable[[Any], Awaitable[None]]) -> N
     try:
         async for chunk in chunks:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
     finally:
         await chunks.aclose()  # runs the handler's clean-up at once, however the stream ended
 
