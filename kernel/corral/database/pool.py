@@ -287,8 +287,7 @@ class Pool:
         if inside is not None and not current_call.awaits_database(lane.ident or 0):
             culprit["plugin"] = inside.contributed.plugin
             current_call.give_up(lane.ident or 0, inside, UnitLost)
-        if ticket.entry.request_id is not None and (inside is None or not inside.contributed.blamed):
-            threading.Thread(target=self._count, args=(label, began, now, culprit), daemon=True).start()
+        counts = ticket.entry.request_id is not None and (inside is None or not inside.contributed.blamed)
         log.error("unit lost", extra={"unit": label, "duration_ms": took, "at": at, **culprit})
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(lane.ident or 0), ctypes.py_object(UnitLost))
         lane.sever()
@@ -298,13 +297,16 @@ class Pool:
         fresh.start()
         self.release(ticket)
         error = Unavailable("The operation ran too long and was rolled back.", retry_after=1, **culprit)
-        self.deliver([Outcome(ticket, None, error=error)])
+
+        def answer() -> None:  # after the loss was counted, so that the client's next request sees the quarantine
+            if counts:
+                self._count(label, began, now, culprit)
+            self.deliver([Outcome(ticket, None, error=error)])
+
+        threading.Thread(target=answer, daemon=True).start()  # the check of the database may block
 
     def _count(self, label: str, began: float, lost: float, culprit: dict[str, str]) -> None:
-        """Count a lost unit against its route if the database still answers.
-
-        Runs in a thread, because the check may block.
-        """
+        """Count a lost unit against its route if the database still answers."""
         try:
             self.ping()
         except Exception:
