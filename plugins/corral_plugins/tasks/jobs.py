@@ -13,7 +13,7 @@ from corral.database.unit import SYSTEM, Entry
 from corral.errors import Problem
 from corral.events.log import Record
 from corral.jobs.job import Job, Schedule, enqueue
-from corral_plugins.tasks.service import dependencies, queries, search
+from corral_plugins.tasks.service import outcomes, queries
 from corral_plugins.tasks.service.leases import Leases
 from corral_plugins.tasks.service.outcomes import Outcomes
 from corral_plugins.tasks.service.retention import Retention, purge_rows
@@ -63,7 +63,7 @@ async def index(work: Work) -> None:
     """Add new tasks to the full-text index."""
     entry = Entry(label="job tasks.index", actor=SYSTEM)
     for _ in range(ROUNDS * 10):
-        if not await work(search.extend, entry=entry):
+        if not await work(queries.extend, entry=entry):
             break
 
 
@@ -82,22 +82,22 @@ def purge(task_id: str) -> None:
 
 def unblock(task_id: str, after: str) -> None:
     """Queue the remaining tasks that depended on a completed task."""
-    dependencies.unblock(task_id, after)
+    outcomes.unblock(task_id, after)
 
 
 def fail_dependents(task_id: str) -> None:
     """Fail the remaining tasks that depend on a failed task."""
-    dependencies.fail_dependents(task_id)
+    outcomes.fail_dependents(task_id)
 
 
 def reblock(task_id: str) -> None:
     """Block the remaining tasks that depend on a reopened task."""
-    dependencies.reblock(task_id)
+    outcomes.reblock(task_id)
 
 
 def cancel_children(task_id: str, outcomes: Outcomes) -> None:
     """Cancel the remaining children of a cancelled task."""
-    dependencies.each_child(task_id, lambda child: outcomes.cancel(child, kind="parent", reason="parent cancelled"))
+    outcomes.cancel_children(task_id)
 
 
 def cancel_leased(reason: str, before: str, fleet: Leases) -> None:

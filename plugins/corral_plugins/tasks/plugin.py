@@ -18,25 +18,23 @@ from corral_plugins.tasks import events, hookspecs, jobs, models, settings
 from corral_plugins.tasks.api import Tasks
 from corral_plugins.tasks.routes import protocol
 from corral_plugins.tasks.routes import tasks as task_routes
-from corral_plugins.tasks.service import metrics
+from corral_plugins.tasks.service import statistics
 from corral_plugins.tasks.service.actions import Actions
 from corral_plugins.tasks.service.agent_tools import AgentTools, TaskTools
 from corral_plugins.tasks.service.claims import ClaimPayloads, Claims
 from corral_plugins.tasks.service.creation import Creation
 from corral_plugins.tasks.service.explain import Explanations
 from corral_plugins.tasks.service.leases import AttemptPrincipals, AttemptTokenAuthenticator, Leases
-from corral_plugins.tasks.service.logs import TaskLogs
-from corral_plugins.tasks.service.metrics import TaskMetrics
 from corral_plugins.tasks.service.outcomes import Outcomes
 from corral_plugins.tasks.service.queries import TaskQueries
 from corral_plugins.tasks.service.retention import Retention
+from corral_plugins.tasks.service.rows import Views
+from corral_plugins.tasks.service.run_reports import TaskLogs, Usages
 from corral_plugins.tasks.service.runs import Runs
-from corral_plugins.tasks.service.statistics import AgentStatisticsService
+from corral_plugins.tasks.service.statistics import AgentStatisticsService, TaskMetrics
 from corral_plugins.tasks.service.tasks import TasksService
 from corral_plugins.tasks.service.timers import DueTaskNotifier, Timers
 from corral_plugins.tasks.service.transitions import Transitions
-from corral_plugins.tasks.service.usage import Usages
-from corral_plugins.tasks.service.views import Views
 from corral_plugins.tools.api import Tool
 
 if TYPE_CHECKING:
@@ -141,19 +139,22 @@ class TasksPlugin(Plugin):
         counted, statuses = self._metrics, {"status": models.STATUSES}
         return [
             Metric(
-                name="corral_tasks", help="Number of tasks by status.", labels=statuses, collect=metrics.tasks_by_status
+                name="corral_tasks",
+                help="Number of tasks by status.",
+                labels=statuses,
+                collect=statistics.tasks_by_status,
             ),
-            Metric(name="corral_queue_depth", help="Number of pending tasks.", collect=metrics.queue_depth),
+            Metric(name="corral_queue_depth", help="Number of pending tasks.", collect=statistics.queue_depth),
             Metric(
                 name="corral_queue_oldest_seconds",
                 help="Waiting time of the oldest pending task.",
-                collect=metrics.oldest_seconds,
+                collect=statistics.oldest_seconds,
             ),
             Metric(
                 name="corral_task_attempts_total",
                 help="Ended attempts by result.",
                 kind="counter",
-                labels={"result": metrics.RESULTS},
+                labels={"result": statistics.RESULTS},
                 collect=counted.attempts,
             ),
             Metric(
@@ -166,7 +167,7 @@ class TasksPlugin(Plugin):
                 name="corral_task_stalls_total",
                 help="Stalled runs by kind.",
                 kind="counter",
-                labels={"kind": metrics.STALLS},
+                labels={"kind": statistics.STALLS},
                 collect=counted.stalls,
             ),
             Metric(

@@ -12,7 +12,7 @@ from msgspec import UNSET, Meta, UnsetType
 from corral import clock
 from corral.http.page import PageQuery
 from corral.schema.fields import Id, Instant, MomentIn
-from corral_plugins.tasks.api import NewTask, Priority
+from corral_plugins.tasks.api import NewTask, Priority, RetryPolicy, ReviewPolicy, StallPolicy
 
 Status = Literal[
     "blocked", "pending", "assigned", "running", "waiting", "cancelling", "completed", "failed", "cancelled"
@@ -216,3 +216,79 @@ class Explanation(msgspec.Struct, kw_only=True):
     summary: str
     conditions: list[Condition]
     attempts: list[AttemptView]
+
+
+class Cost(msgspec.Struct, kw_only=True):
+    """The cost of all attempts of a task. `unpriced_tokens` have no known price and are not included in `cost_usd`."""
+
+    cost_usd: float
+    unpriced_tokens: int
+    input_tokens: int
+    output_tokens: int
+    calls: int
+
+
+class TaskItem(msgspec.Struct, kw_only=True):
+    """A task in a list, without `input` and `result`."""
+
+    id: str
+    version: int
+    status: str
+    title: str
+    description: str
+    instructions: str
+    priority: str
+    agent_id: str | None
+    agent_role: str | None
+    assigned_agent_id: str | None
+    worker_id: str | None
+    deadline: Instant | None
+    required_tools: list[str]
+    allowed_tools: list[str] | None
+    depends_on: list[str]
+    parent_task_id: str | None
+    depth: int
+    available_at: Instant
+    timeout_seconds: int
+    queue_timeout_seconds: int | None
+    max_cost_usd: float | None
+    retry_policy: RetryPolicy | None
+    stall_policy: StallPolicy | None
+    output_schema: dict[str, Any] | None
+    review_policy: ReviewPolicy | None
+    tags: list[str]
+    metadata: dict[str, Any]
+    attempt: int
+    max_attempts: int
+    fence: int
+    reopened_count: int
+    progress: dict[str, Any] | None
+    artifacts: list[Any]
+    error: dict[str, Any] | None
+    cost: Cost
+    waiting_for: dict[str, Any] | None
+    source: dict[str, Any]
+    cause_chain: list[str]
+    workflow_run_id: str | None
+    step_run_id: str | None
+    approval_id: str | None
+    review_id: str | None
+    dead_letter_id: str | None
+    cancel_requested_at: Instant | None
+    cancel_kind: str | None
+    tainted: bool
+    created_by: str | None
+    created_at: Instant
+    updated_at: Instant
+    queued_at: Instant | None
+    assigned_at: Instant | None
+    started_at: Instant | None
+    finished_at: Instant | None
+
+
+class TaskView(TaskItem, kw_only=True):
+    """A task. `warnings` is present only in the responses to its creation and to changes."""
+
+    input: dict[str, Any]
+    result: Any
+    warnings: list[str] | msgspec.UnsetType = msgspec.UNSET

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -151,3 +151,18 @@ class Tools(Protocol):
     def answered(self, task_id: str, call_id: str, *, result: Any = None, error: Json | None = None) -> None:
         """Store the result or error of a call that returned `Later`. Do nothing if the call has already ended."""
         ...
+
+
+def has_tools(offered: Iterable[str], wanted: Iterable[str]) -> bool:
+    """Return whether the offered tools include all wanted tools.
+
+    `prefix.*` offers every name that starts with `prefix.`.
+    """
+    names = set(offered)
+    prefixes = tuple(name[:-1] for name in names if name.endswith(".*"))
+    return all(tool in names or (bool(prefixes) and tool.startswith(prefixes)) for tool in wanted)
+
+
+def missing_tools(offered: Sequence[str], wanted: Iterable[str]) -> list[str]:
+    """Return the wanted tools that are not offered."""
+    return [tool for tool in wanted if not has_tools(offered, [tool])]

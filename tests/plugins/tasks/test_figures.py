@@ -13,7 +13,7 @@ from corral.plugin import Settings
 from corral.testing.kit import Client
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.service import statistics
-from corral_plugins.tasks.service.metrics import TaskMetrics
+from corral_plugins.tasks.service.statistics import TaskMetrics
 from corral_plugins.workers import settings as of_workers
 
 SCRIPTS = {"mine": {"turns": [{"text": "hello", "usage": {"prompt_tokens": 30, "completion_tokens": 4}}]}}

@@ -33,9 +33,9 @@ from corral_plugins.tasks.reports import (
     WaitFor,
 )
 from corral_plugins.tasks.service.actions import Actions
-from corral_plugins.tasks.service.logs import TaskLogs
+from corral_plugins.tasks.service.run_reports import TaskLogs
 from corral_plugins.tasks.service.runs import Runs
-from corral_plugins.tasks.service.views import TaskView
+from corral_plugins.tasks.shapes import TaskView
 
 ACT, WRITE = "tasks.act", "tasks.write"
 LOST = ("lease_lost", "invalid_state")

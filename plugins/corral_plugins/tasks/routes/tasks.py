@@ -15,12 +15,12 @@ from corral.http.page import Page, PageQuery
 from corral.http.routes import Routes
 from corral_plugins.tasks.api import DIRECT, NewTask
 from corral_plugins.tasks.models import TERMINAL
-from corral_plugins.tasks.service import logs as task_logs
+from corral_plugins.tasks.service import run_reports as task_logs
 from corral_plugins.tasks.service.actions import Actions
 from corral_plugins.tasks.service.creation import Creation
 from corral_plugins.tasks.service.explain import Explanations
-from corral_plugins.tasks.service.queries import TaskQueries, readable
-from corral_plugins.tasks.service.views import TaskItem, TaskView, Views
+from corral_plugins.tasks.service.queries import TaskQueries
+from corral_plugins.tasks.service.rows import Views, readable
 from corral_plugins.tasks.shapes import (
     AttemptView,
     CancelRequest,
@@ -34,8 +34,10 @@ from corral_plugins.tasks.shapes import (
     RetryRequest,
     Stats,
     StatsQuery,
+    TaskItem,
     TaskPatch,
     TaskQuery,
+    TaskView,
 )
 
 READ, WRITE, ACT = "tasks.read", "tasks.write", "tasks.act"

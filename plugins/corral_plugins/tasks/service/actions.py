@@ -27,7 +27,7 @@ from corral_plugins.tasks.models import (
     TaskRow,
 )
 from corral_plugins.tasks.reports import ReportedError
-from corral_plugins.tasks.service import dependencies, retention, rollups, rows, search, views
+from corral_plugins.tasks.service import outcomes, queries, retention, rows, statistics
 from corral_plugins.tasks.service.creation import (
     add_dependencies,
     check_values,
@@ -97,10 +97,10 @@ class Actions:
         given = {name: getattr(patch, name) for name in patch.__struct_fields__}
         given = {name: value for name, value in given.items() if value is not UNSET}
         if not given:
-            return views.answer(row.id, row.version)
+            return rows.answer(row.id, row.version)
         _check_state(row, given)
         warnings = self._apply(row, given)
-        return views.answer(row.id, row.version, warnings=warnings)
+        return rows.answer(row.id, row.version, warnings=warnings)
 
     def _apply(self, row: TaskRow, given: dict[str, Any]) -> list[str]:
         check_values(given)
@@ -114,14 +114,14 @@ class Actions:
         before = row.priority
         row.priority = changes.get("priority", before)
         if row.priority != before:
-            rollups.count_priority_change(row.status, before, row.priority)
-        indexed = search.indexed_text(row) if given.keys() & {"title", "description"} else None
+            statistics.count_priority_change(row.status, before, row.priority)
+        indexed = queries.indexed_text(row) if given.keys() & {"title", "description"} else None
         if to != row.status:
             transition(row, to, **changes)
         else:
             rows.change(row, changes)
             publish(TaskUpdated, row, row.status)
-        search.reindex(indexed, row)
+        queries.reindex(indexed, row)
         return warnings
 
     def _requeue(self, row: TaskRow, changes: dict[str, Any]) -> list[str]:
@@ -190,7 +190,7 @@ class Actions:
             raise terminal(row)
         if row.status != "cancelled":
             self._outcomes.cancel(row, kind="user", reason=reason)
-        return views.answer(row.id, row.version, status=202 if row.status == "cancelling" else 200)
+        return rows.answer(row.id, row.version, status=202 if row.status == "cancelling" else 200)
 
     def retry(
         self,
@@ -238,8 +238,8 @@ class Actions:
             **NOT_CANCELLED,
             **columns,
         )
-        dependencies.reblock(row.id)
-        return views.answer(row.id, row.version)
+        outcomes.reblock(row.id)
+        return rows.answer(row.id, row.version)
 
     def give_input(self, task_id: str, value: Any, *, by: Principal) -> Encoded:
         """Answer the question of a waiting task. The next claim of the task includes the answer."""
@@ -249,7 +249,7 @@ class Actions:
         asked = row.get("waiting_for")
         _must_fit(asked.get("schema"), value, "/input", "the asked schema")
         self._resume_with(row, asked.get("call_id"), as_json({"input": value}, RESULT_LIMIT, "/input"), value)
-        return views.answer(row.id, row.version)
+        return rows.answer(row.id, row.version)
 
     def expire_input(self, row: TaskRow) -> None:
         """Queue a task whose question was not answered in time."""
@@ -307,7 +307,7 @@ class Actions:
             self._transitions.signal(attempt, "lost")
         if self.audit is not None:
             self.audit.record(AuditEntry(action=action, object_type="task", object_id=row.id))
-        return views.answer(row.id, row.version)
+        return rows.answer(row.id, row.version)
 
     def delete(self, task_id: str, match: IfMatch = ANY_VERSION, *, by: Principal) -> None:
         """Delete an ended task. A background job deletes its attempts, logs and comments."""

@@ -13,9 +13,9 @@ from corral_plugins.tasks.api import NewTask, Origin
 from corral_plugins.tasks.models import PRIORITIES
 from corral_plugins.tasks.reports import AskedInput
 from corral_plugins.tasks.service.creation import Creation
-from corral_plugins.tasks.service.queries import readable
+from corral_plugins.tasks.service.rows import Views, readable
 from corral_plugins.tasks.service.runs import Runs
-from corral_plugins.tasks.service.views import TaskView, Views
+from corral_plugins.tasks.shapes import TaskView
 from corral_plugins.tools.api import Json, Later, Output, Tool, ToolContext, ToolFailure
 
 SHOWN = (

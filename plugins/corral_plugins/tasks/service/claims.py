@@ -1,4 +1,7 @@
-"""Claims: one unit of work assigns tasks to an agent and a worker, and builds the worker's payload."""
+"""Claims: one unit of work chooses the first tasks of the queues, and leases them to an agent and a worker.
+
+The cost of a claim does not depend on the number of tasks.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,16 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 import peewee
 
 from corral import clock
-from corral.database.dialect import savepoint
+from corral.database.dialect import execute, json_texts, savepoint
 from corral.database.statement import Statement
+from corral.database.unit import locked
 from corral.errors import NotFound
 from corral.ids import new_id
 from corral.plugin import Contributions
@@ -29,10 +33,128 @@ from corral_plugins.tasks.api import Claim, ClaimAnswer
 from corral_plugins.tasks.events import TaskAssigned
 from corral_plugins.tasks.hookspecs import TaskExecutor
 from corral_plugins.tasks.models import Attempt, Comment, Task, TaskRow
-from corral_plugins.tasks.service import queues, rollups, rows, views
+from corral_plugins.tasks.service import rows, statistics
+from corral_plugins.tasks.service.rows import TASK_COLUMNS
 from corral_plugins.tasks.service.transitions import NOT_QUEUED, Transitions, transition
-from corral_plugins.tools.api import ClaimTool, Tools
+from corral_plugins.tools.api import ClaimTool, Tools, has_tools
 from corral_plugins.workers.api import WorkerFacts
+
+# The non-empty queues that require tools. Each costs one lookup in a partial index, however many tasks there are.
+_ONE_TOOLED = (
+    "(SELECT t.{what} FROM tasks_tasks AS t WHERE t.status = 'pending' AND t.queue IS NOT NULL"
+    " AND t.required_tools <> '[]' {which} ORDER BY t.queue LIMIT 1)"
+)
+_FIRST, _NEXT, _TOOLS = (
+    _ONE_TOOLED.format(what=what, which=which)
+    for what, which in (
+        ("queue", ""),
+        ("queue", "AND t.queue > found.queue"),
+        ("required_tools", "AND t.queue = found.queue"),
+    )
+)
+_TOOLED = (
+    f"WITH RECURSIVE found(queue) AS (SELECT {_FIRST} UNION ALL"  # noqa: S608  (all literals)
+    f" SELECT {_NEXT} FROM found WHERE found.queue IS NOT NULL)"
+    f" SELECT queue, {_TOOLS} FROM found WHERE queue IS NOT NULL"
+)
+_ORDER = "rank DESC, deadline_key, available_at, created_at, id"
+# Finds the first tasks of many queues with one index lookup for each queue. A `head` is a text of fixed
+# width that sorts in claim order and ends with the id of the task; letters sort after digits.
+_HEADS = (
+    "SELECT q.value, COALESCE((SELECT (9 - rank) || deadline_key || available_at || created_at || id FROM tasks_tasks"  # noqa: S608
+    f" WHERE status = 'pending' AND queue = q.value {{others}} ORDER BY {_ORDER} LIMIT 1), 'none') AS head"
+    " FROM {queues} ORDER BY head LIMIT ?"
+)
+_OTHERS = "AND (created_by IS NULL OR created_by NOT IN (SELECT value FROM {users}))"
+ID_LENGTH = 36
+_COLUMNS = "id, queue, rank, deadline_key, available_at, created_at"
+
+_TAKE_FREE = Statement(
+    lambda p: locked(
+        Task.select(*TASK_COLUMNS)
+        .where(rows.PENDING & (Task.queue == p("queue")))
+        .order_by(Task.rank.desc(), Task.deadline_key, Task.available_at, Task.created_at, Task.id)
+        .limit(1),
+        skip_locked=True,
+    ).tuples()
+)
+_TAKE_THIS = Statement(
+    lambda p: locked(
+        Task.select(*TASK_COLUMNS).where((Task.id == p("id")) & (Task.status == "pending")), skip_locked=True
+    ).tuples()
+)
+
+
+def _tooled() -> list[tuple[str, str]]:
+    """Return the non-empty queues that require tools, each with its tools as JSON text."""
+    return list(execute(_TOOLED).fetchall())
+
+
+def worker_has_tools(worker: WorkerFacts, tools: Sequence[str], service: Tools | None) -> bool:
+    """Return whether a run on this worker can use these tools, which the server or the worker provides.
+
+    A worker that lists no tools provides all tools.
+    """
+    if not worker.tools:
+        return True
+    of_server = service.of_server() if service is not None else ()
+    return has_tools([*worker.tools, *of_server], tools)
+
+
+def served(agents: Sequence[AgentFacts], worker: WorkerFacts, service: Tools | None) -> dict[str, list[AgentFacts]]:
+    """Return the queues that these agents may serve on this worker, each with its agents in the given order."""
+    found: dict[str, list[AgentFacts]] = {}
+    for agent in agents:
+        for base in (f"agent:{agent.id}", f"role:{agent.role}", "any"):
+            found.setdefault(base, []).append(agent)
+    kinds: dict[tuple[str, ...], int] = {}  # many agents have the same tools, so each set of tools is checked once
+    kind_of = {agent.id: kinds.setdefault(tuple(agent.enabled_tools), len(kinds)) for agent in agents}
+    for queue, text in _tooled():
+        of_base = found.get(queue.partition("#")[0])
+        tools = msgspec.json.decode(text) if of_base else []
+        if of_base and worker_has_tools(worker, tools, service):
+            kinds_able = {kind for enabled, kind in kinds.items() if has_tools(enabled, tools)}
+            able = [agent for agent in of_base if kind_of[agent.id] in kinds_able]
+            if able:
+                found[queue] = able
+    return found
+
+
+def heads(queues: Iterable[str], *, limit: int, without: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Return `(task id, queue)` of the first task of each queue, best first. `without` excludes these requesters."""
+    others, parameters = "", [rows.as_text(list(queues)), limit]
+    if without:
+        others, parameters = _OTHERS.format(users=json_texts("u")), [rows.as_text(list(without)), *parameters]
+    found = execute(_HEADS.format(queues=json_texts("q"), others=others), parameters).fetchall()
+    return [(head[-ID_LENGTH:], queue) for queue, head in found if head != "none"]
+
+
+def take(task_id: str, queue: str, *, exactly: bool) -> TaskRow | None:
+    """Lock the first task of a queue. Return None if a concurrent claim took it.
+
+    Unless `exactly` is set, rows that concurrent claims have locked are skipped, and the next task of the queue is
+    taken.
+    """
+    found = _TAKE_THIS.one({"id": task_id}) if exactly else _TAKE_FREE.one({"queue": queue})
+    return None if found is None else TaskRow(*found)
+
+
+def first_of(names: Iterable[str], *, limit: int) -> list[str]:
+    """Return the ids of the first tasks of all these queues together, in claim order."""
+    filled = [queue for _, queue in heads(names, limit=limit)]
+    if not filled:
+        return []
+    one = (
+        f"SELECT * FROM (SELECT {_COLUMNS} FROM tasks_tasks WHERE status = 'pending' AND queue = ?"  # noqa: S608
+        f" ORDER BY {_ORDER} LIMIT ?) AS q"
+    )
+    sql = f"SELECT id FROM ({' UNION ALL '.join([one] * len(filled))}) AS t ORDER BY {_ORDER} LIMIT ?"  # noqa: S608
+    parameters = [value for queue in filled for value in (queue, limit)]
+    return [row[0] for row in execute(sql, [*parameters, limit]).fetchall()]
+
+
+# -- claims
+
 
 log = logging.getLogger("corral.tasks")
 
@@ -109,7 +231,7 @@ class ClaimPayloads:
                 config["executor"] = executor.prepare(about)
                 break
         return Claim(
-            task=msgspec.Raw(views.read(row.id)),
+            task=msgspec.Raw(rows.read(row.id)),
             agent={
                 "id": agent.id,
                 "name": agent.name,
@@ -260,12 +382,12 @@ class Claims:
         if not agents:
             return ClaimAnswer(tasks=[], reason="none")
         claims: list[Claim] = []
-        counted = rollups.snapshot()
+        counted = statistics.snapshot()
         try:
             with savepoint():
                 claims = self._lease(worker, self._choose(worker, agents, min(max_tasks, free)))
         except _SlotTaken:
-            rollups.restore(counted)
+            statistics.restore(counted)
             if tries > 1:
                 return self.claim(worker_id, max_tasks=max_tasks, agent_ids=agent_ids, tries=tries - 1)
         return ClaimAnswer(tasks=claims, reason="ok" if claims else "none")
@@ -281,7 +403,7 @@ class Claims:
         if not worker.claims or self._is_stopped():
             return []
         agents = self._agents.eligible(worker_id=worker.id, group=worker.group, labels=worker.labels, agent_ids=None)
-        return queues.first_of(queues.served(agents, worker, self.tools), limit=limit) if agents else []
+        return first_of(served(agents, worker, self.tools), limit=limit) if agents else []
 
     def _is_stopped(self) -> bool:
         return self.switch is not None and self.switch.state().engaged
@@ -291,14 +413,14 @@ class Claims:
     def _choose(
         self, worker: WorkerFacts, agents: Sequence[AgentFacts], wanted: int
     ) -> list[tuple[TaskRow, AgentFacts]]:
-        served = queues.served(agents, worker, self.tools)
+        served_queues = served(agents, worker, self.tools)
         slots = Counter({agent.id: agent.max_concurrent_tasks - agent.active_tasks for agent in agents})
         heavy = self._heavy_requesters()
         chosen: list[tuple[TaskRow, AgentFacts]] = []
         tries = 0
         while len(chosen) < wanted and tries < wanted + 8:
             tries += 1
-            names = [name for name, each in served.items() if any(slots[agent.id] > 0 for agent in each)]
+            names = [name for name, each in served_queues.items() if any(slots[agent.id] > 0 for agent in each)]
             found = self._first(names, heavy)
             if found is None:
                 break
@@ -306,7 +428,7 @@ class Claims:
             if not self._is_active(row.created_by):
                 _HOLD.run({"user": row.created_by})
                 continue
-            able = [each for each in served[queue] if slots[each.id] > 0]
+            able = [each for each in served_queues[queue] if slots[each.id] > 0]
             agent = min(able, key=lambda each: each.max_concurrent_tasks - slots[each.id])
             transition(row, "assigned", event=TaskAssigned, **self._assigned(row, worker, agent))
             slots[agent.id] -= 1
@@ -316,8 +438,8 @@ class Claims:
     def _first(self, names: list[str], heavy: list[str]) -> tuple[TaskRow, str] | None:
         """Return the first task in claim order, with its queue, that no concurrent claim is taking."""
         for without in [heavy, []] if heavy else [[]]:
-            for task_id, queue in queues.heads(names, limit=8, without=without):
-                row = queues.take(task_id, queue, exactly=bool(without))
+            for task_id, queue in heads(names, limit=8, without=without):
+                row = take(task_id, queue, exactly=bool(without))
                 if row is not None:
                     return row, queue
         return None

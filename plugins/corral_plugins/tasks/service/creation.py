@@ -27,8 +27,9 @@ from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import NewTask, Origin, ReviewPolicy
 from corral_plugins.tasks.events import TaskCreated
 from corral_plugins.tasks.models import EXTRA_DEFAULTS, NO_DEADLINE, PRIORITIES, Dependency, Task, TaskRow
-from corral_plugins.tasks.service import queues, rollups, rows, views
+from corral_plugins.tasks.service import rows, statistics
 from corral_plugins.tasks.service.transitions import Transitions, publish, queue_key, queued_columns
+from corral_plugins.tools.api import has_tools, missing_tools
 
 INPUT_LIMIT, METADATA_LIMIT = 256 * 1024, 16 * 1024
 MAX_DEPTH, MAX_CHILDREN = 5, 50
@@ -99,7 +100,7 @@ def warnings_of(agent: AgentFacts | None, tools: Sequence[str]) -> list[str]:
     if agent is None:
         return []
     warnings = [] if agent.status in ("idle", "busy") else ["agent_not_started"]
-    return warnings + [f"tool_not_enabled:{tool}" for tool in queues.missing_tools(agent.enabled_tools, tools)]
+    return warnings + [f"tool_not_enabled:{tool}" for tool in missing_tools(agent.enabled_tools, tools)]
 
 
 def named_agent(agents: Agents, agent_id: str | None, role: str | None) -> AgentFacts | None:
@@ -244,9 +245,9 @@ class Creation:
         row = TaskRow(*[columns[name] for name in TaskRow.__struct_fields__])
         if new.depends_on:
             add_dependencies(row.id, list(dict.fromkeys(each.lower() for each in new.depends_on)))
-        rollups.count_transition(None, row.status, row.priority, row.created_by)
+        statistics.count_transition(None, row.status, row.priority, row.created_by)
         publish(TaskCreated, row, None)
-        body = views.encode(columns, full=True, warnings=warnings_of(agent, new.required_tools))
+        body = rows.encode(columns, full=True, warnings=warnings_of(agent, new.required_tools))
         return Encoded(body, row.id, 1)
 
     def _check_quota(self, by: Principal) -> None:
@@ -257,7 +258,7 @@ class Creation:
         if by.user_id is None or self._far_from_quota.get(by.user_id, 0.0) > time.monotonic():
             return
         most = self._settings.get(declared.MAX_OPEN)
-        count = rollups.open_tasks(by.user_id)
+        count = statistics.open_tasks(by.user_id)
         if count >= most:
             raise TooMany(f"You have {most} unfinished tasks, which is the most.", code="quota_exceeded")
         if len(self._far_from_quota) > CACHED_PEOPLE:
@@ -307,9 +308,7 @@ def _narrow(fields: dict[str, Any], parent: TaskRow) -> None:
     """Limit a delegated task to the allowed tools and the remaining budget of its parent."""
     allowed, tools = parent.get("allowed_tools"), fields["allowed_tools"]
     if allowed is not None:
-        fields["allowed_tools"] = (
-            allowed if tools is None else [tool for tool in tools if queues.has_tools(allowed, [tool])]
-        )
+        fields["allowed_tools"] = allowed if tools is None else [tool for tool in tools if has_tools(allowed, [tool])]
     budget, cost = parent.get("max_cost_usd"), fields["max_cost_usd"]
     if budget is not None:
         left = max(0.0, budget - parent.cost_micro / 1e6)

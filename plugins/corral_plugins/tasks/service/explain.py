@@ -12,10 +12,11 @@ from corral_plugins.admin.api import KillSwitch
 from corral_plugins.agents.api import AgentFacts, Agents
 from corral_plugins.llm.api import LLM
 from corral_plugins.tasks.models import TERMINAL, Attempt, Dependency, Task, TaskRow
-from corral_plugins.tasks.service import queues, rows
-from corral_plugins.tasks.service.queries import ATTEMPT_VIEW_COLUMNS, attempt_view, readable
+from corral_plugins.tasks.service import claims, rows
+from corral_plugins.tasks.service.queries import ATTEMPT_VIEW_COLUMNS, attempt_view
+from corral_plugins.tasks.service.rows import readable
 from corral_plugins.tasks.shapes import AttemptView, Condition, Explanation
-from corral_plugins.tools.api import Tools
+from corral_plugins.tools.api import Tools, has_tools, missing_tools
 from corral_plugins.workers.api import WorkerFacts, Workers
 
 ATTEMPTS = 100
@@ -115,7 +116,7 @@ class Explanations:
             who = f"agent of role {row.agent_role}" if row.agent_role is not None else "agent"
             return [], [_no("agent_started", f"No {who} is started.", "Start one.", "/agents")]
         tools = rows.parsed(row.required_tools)
-        able = [each for each in started if queues.has_tools(each.enabled_tools, tools)]
+        able = [each for each in started if has_tools(each.enabled_tools, tools)]
         if not able:
             return [], [_tools(tools, "None of the started agents may use", "/agents")]
         fitting = [each for each in able if any(_selects(each, worker) for worker in fleet)] or able
@@ -127,7 +128,7 @@ class Explanations:
 
     def _one_agent(self, row: TaskRow, agent: AgentFacts) -> list[Condition]:
         href = f"/agents/{agent.id}"
-        tools = queues.missing_tools(agent.enabled_tools, rows.parsed(row.required_tools))
+        tools = missing_tools(agent.enabled_tools, rows.parsed(row.required_tools))
         found = []
         if agent.status in ("offline", "error", "draining"):
             found.append(_no("agent_started", f"Its agent is {agent.status}.", "Start it.", f"{href}/start"))
@@ -188,7 +189,7 @@ class Explanations:
             )
         )
         tools = rows.parsed(row.required_tools)
-        able = [worker for worker in chosen if queues.worker_has_tools(worker, tools, self.tools)]
+        able = [worker for worker in chosen if claims.worker_has_tools(worker, tools, self.tools)]
         if chosen:
             found.append(
                 _yes("worker_tools", "A worker has its tools.")

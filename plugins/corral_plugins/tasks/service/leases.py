@@ -14,10 +14,10 @@ from corral.jobs.job import enqueue
 from corral_core.accounts.api import Accounts
 from corral_plugins.tasks.api import LeaseRef, LeaseState, LeaseView, QueueFigures, Signal
 from corral_plugins.tasks.models import Attempt, AttemptRow, Task, TaskRow, WorkerSignal
-from corral_plugins.tasks.service import rollups, rows
+from corral_plugins.tasks.service import rows, statistics
 from corral_plugins.tasks.service.claims import TOKEN_PREFIX, token_hash
 from corral_plugins.tasks.service.outcomes import Outcomes
-from corral_plugins.tasks.service.runs import lost
+from corral_plugins.tasks.service.rows import lost
 from corral_plugins.tasks.service.transitions import Transitions
 
 SIGNALS = 200
@@ -144,7 +144,7 @@ class Leases:
 
     def queue_figures(self) -> QueueFigures:
         """Return the number of pending tasks and the age of the oldest one."""
-        return QueueFigures(depth=rollups.pending_tasks(), oldest_pending_ms=rollups.oldest_pending_ms())
+        return QueueFigures(depth=statistics.pending_tasks(), oldest_pending_ms=statistics.oldest_pending_ms())
 
     # -- revocation
 

@@ -1,4 +1,4 @@
-"""Reads for clients: the list of tasks, statistics, and the details of one task.
+"""The list of tasks, its search and its pages, and the details of one task.
 
 Indexes and counters answer the frequent queries, so that their cost does not depend on the size of the table.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import operator
-from collections import Counter
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,20 +19,167 @@ from msgspec import UNSET
 from corral import clock
 from corral.auth.principal import Principal
 from corral.auth.visibility import NONE, can_read, visible
-from corral.database.dialect import milliseconds_between
+from corral.database.dialect import execute, fragment
+from corral.database.full_text import FullTextIndex
 from corral.database.model import SHARED
 from corral.database.statement import Statement
+from corral.database.unit import locked
 from corral.errors import NotFound
 from corral.events.log import COLUMNS as EVENT_COLUMNS
 from corral.events.log import EventRow, EventView, Record
 from corral.http.page import Order, Page, PageQuery, check_place, paginate, read_cursor, write_cursor
-from corral_plugins.tasks.models import PRIORITIES, STATUSES, Attempt, Comment, PageAnchor, Task, TaskRow
-from corral_plugins.tasks.service import rollups, rows, search
-from corral_plugins.tasks.service.views import Views
+from corral_plugins.tasks.models import (
+    PRIORITIES,
+    STATUSES,
+    Attempt,
+    Comment,
+    PageAnchor,
+    SearchDocument,
+    Task,
+    TaskRow,
+)
+from corral_plugins.tasks.service import statistics
+from corral_plugins.tasks.service.rows import Views, readable
+from corral_plugins.tasks.service.statistics import _WAITING, _counted
 from corral_plugins.tasks.shapes import AttemptView, CommentView, Stats, StatsQuery, TaskQuery
 
+CAP = 10_000
+"""The maximum number of matches, newest first, that are counted, paged through or combined with other filters."""
+UNINDEXED_LIMIT = 10_000
+CHUNK = 250
+SETTLED_SECONDS = 30
+_WORD = re.compile(r"[^\W_]+")
+
+INDEX = FullTextIndex("tasks_search", "title", "description")
+_TEXTS = "SELECT d.n, t.title, t.description FROM tasks_documents d JOIN tasks_tasks t ON t.id = d.task_id"
+_NEWER = """SELECT id, version, created_at, title, description FROM (
+  SELECT id, version, created_at, title, description FROM tasks_tasks
+  WHERE created_at >= ? AND (created_at > ? OR id > ?) ORDER BY created_at DESC, id DESC LIMIT ?
+) AS q WHERE 1 = 1 {like}"""
+
+Found = list[tuple[str, int, str]]
+"""Matches as `(id, version, created_at)`, newest first."""
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text in lower case. Any text is a valid search; a text without words matches nothing."""
+    return [word.lower() for word in _WORD.findall(text)]
+
+
+# -- reading
+
+
+def query_of(words: Sequence[str]) -> str:
+    """Return the full-text query for tasks that contain all these words."""
+    return INDEX.query(words, enough=CAP)
+
+
+def newer(words: Sequence[str]) -> Found:
+    """Return the matches among the tasks that are not indexed yet."""
+    plain = [word for word in words if word.isascii()]  # SQLite's `lower` converts ASCII letters only
+    like = " AND LOWER(title || ' ' || description) LIKE ?" * len(plain)
+    created_at, task_id = _last()
+    parameters = [created_at, created_at, task_id, UNINDEXED_LIMIT, *(f"%{word}%" for word in plain)]
+    found = execute(_NEWER.format(like=like), parameters).fetchall()
+    matches = [row[:3] for row in found if _matches(words, f"{row[3]} {row[4]}")]
+    return sorted(matches, key=lambda row: (row[2], row[0]), reverse=True)
+
+
+def _matches(words: Sequence[str], text: str) -> bool:
+    have = words_of(text)
+    return all(any(each.startswith(word) for each in have) for word in words)
+
+
+def count(query: str) -> int:
+    """Return the number of indexed matches, exact up to `CAP`."""
+    return INDEX.count(query, limit=CAP)
+
+
+def indexed(query: str, *, limit: int, offset: int = 0, before: tuple[str, str] | None = None) -> Found:
+    """Return indexed matches, newest first. `before` limits them to tasks older than this `(created_at, id)`."""
+    matches = INDEX.matches(up_to=before is not None)
+    highest = [] if before is None else [_number_before(before)]
+    sql = f"""SELECT t.id, t.version, t.created_at FROM ({matches} OFFSET ?) AS q
+JOIN tasks_documents d ON d.n = q.n JOIN tasks_tasks t ON t.id = d.task_id ORDER BY d.n DESC"""  # noqa: S608  (literals)
+    return [tuple(row) for row in execute(sql, [query, *highest, limit, offset]).fetchall()]
+
+
+def candidates(query: str) -> peewee.SQL:
+    """Return a subselect of the ids of the newest `CAP` indexed matches."""
+    sql = f"(SELECT d.task_id FROM ({INDEX.matches()}) AS q JOIN tasks_documents d ON d.n = q.n)"  # noqa: S608  (literals)
+    return fragment(sql, [query, CAP])
+
+
+def _number_before(before: tuple[str, str]) -> int:
+    """Return the number of the last indexed task before this key, or 0 if there is none."""
+    found = execute(
+        "SELECT n FROM tasks_documents WHERE created_at <= ? AND (created_at < ? OR task_id < ?)"
+        " ORDER BY created_at DESC, task_id DESC LIMIT 1",
+        [before[0], before[0], before[1]],
+    ).fetchone()
+    return 0 if found is None else int(found[0])
+
+
+def _last() -> tuple[str, str]:
+    """Return the sort key of the newest indexed task."""
+    found = execute(
+        "SELECT created_at, task_id FROM tasks_documents ORDER BY created_at DESC, task_id DESC LIMIT 1"
+    ).fetchone()
+    return ("", "") if found is None else (found[0], found[1])
+
+
+# -- writing
+
+
+def extend() -> bool:
+    """Index the next batch of settled tasks. Return whether there may be more."""
+    created_at, task_id = _last()
+    after = (Task.created_at >= created_at) & ((Task.created_at > created_at) | (Task.id > task_id))
+    before = int(execute("SELECT COALESCE(MAX(n), 0) FROM tasks_documents").fetchone()[0])
+    query = (
+        Task.select(Task.created_at, Task.id)
+        .where(after & (Task.created_at <= clock.now(-SETTLED_SECONDS)))
+        .order_by(Task.created_at, Task.id)
+        .limit(CHUNK)
+    )
+    # Locked, so that the text cannot change between reading and indexing it.
+    found = list(locked(query, share=True).tuples())
+    if found:
+        fields = [SearchDocument.created_at, SearchDocument.task_id]
+        SearchDocument.insert_many(found, fields=fields).on_conflict_ignore().execute()
+        INDEX.add(f"{_TEXTS} WHERE d.n > ?", [before])
+    return len(found) == CHUNK
+
+
+IndexedText = tuple[int, str, str]
+
+
+def indexed_text(row: TaskRow) -> IndexedText | None:
+    """Return the number and text of a task as they are indexed, or None. Call this function before the text changes."""
+    found = execute(f"{_TEXTS} WHERE d.created_at = ? AND d.task_id = ?", [row.created_at, row.id]).fetchone()
+    return None if found is None else (int(found[0]), found[1], found[2])
+
+
+def reindex(old: IndexedText | None, row: TaskRow) -> None:
+    """Index the changed text of a locked task. Does nothing for a task that is not indexed yet."""
+    if old is not None:
+        INDEX.remove(old[0], old[1:])
+        INDEX.add("SELECT CAST(? AS BIGINT), title, description FROM tasks_tasks WHERE id = ?", [old[0], row.id])
+
+
+def forget(row: TaskRow) -> None:
+    """Remove a task from the index before it is deleted."""
+    old = indexed_text(row)
+    if old is not None:
+        INDEX.remove(old[0], old[1:])
+        SearchDocument.delete().where(SearchDocument.n == old[0]).execute()
+
+
+# -- pages
+
+
 ANCHOR_INTERVAL = 5000
-SETTLED_SECONDS = 60
+SETTLED_AFTER = 60
 BEFORE_ALL = ("", "")
 
 _ANCHORS = Statement(
@@ -42,7 +189,7 @@ _ANCHORS = Statement(
         .tuples()
     )
 )
-_LAST = Statement(
+_LAST_ANCHOR = Statement(
     lambda p: (
         PageAnchor.select(PageAnchor.created_at, PageAnchor.task_id)
         .order_by(PageAnchor.created_at.desc(), PageAnchor.task_id.desc())
@@ -106,9 +253,9 @@ def extend_anchors() -> bool:
 
     Tasks are settled if they were created more than 60 s ago: no commit can add another task before them.
     """
-    last = _LAST.one({}) or BEFORE_ALL
+    last = _LAST_ANCHOR.one({}) or BEFORE_ALL
     found = _NTH_AFTER.one({"created_at": last[0], "id": last[1], "offset": ANCHOR_INTERVAL - 1})
-    if found is None or found[0] > clock.now(-SETTLED_SECONDS):
+    if found is None or found[0] > clock.now(-SETTLED_AFTER):
         return False
     _INSERT.run({"created_at": found[0], "id": found[1]})
     return True
@@ -154,14 +301,6 @@ _PLACE = Statement(
     )
 )
 NEAR = 2000
-_WAITING = Statement(
-    lambda p: (
-        Task.select(Task.waiting_kind, peewee.fn.COUNT(Task.id))
-        .where(peewee.SQL("status = 'waiting'"))
-        .group_by(Task.waiting_kind)
-        .tuples()
-    )
-)
 
 
 ATTEMPT_VIEW_COLUMNS = [
@@ -183,13 +322,13 @@ class TaskQueries:
         if query.__class__ is TaskQuery and _is_plain(query):
             return self._newest(query, caller)
         if isinstance(query.search, str) and _is_plain(query, but="search") and can_read(caller, SHARED, None):
-            return self._searched(query, search.words_of(query.search), caller)
+            return self._searched(query, words_of(query.search), caller)
         return self._filtered(query, caller)
 
     # -- the plain list
 
     def _newest(self, query: TaskQuery, caller: Principal) -> Page[Any]:
-        total = sum(rollups.status_counts().values())
+        total = sum(statistics.status_counts().values())
         if not can_read(caller, SHARED, None):
             return Page(items=[], total=0, limit=query.limit, offset=query.offset or 0, next=None)
         offset: int | None = None
@@ -225,24 +364,24 @@ class TaskQueries:
     def _searched(self, query: TaskQuery, words: list[str], caller: Principal) -> Page[Any]:
         """Return a page of the search results.
 
-        Tasks that are not indexed yet come first, because they are newer than all indexed tasks.
+        Tasks that are not indexed yet come first, because they are unindexed than all indexed tasks.
         """
         if not words:
             return Page(items=[], total=0, limit=query.limit, offset=query.offset or 0, next=None)
         scope, fingerprint = f"{SCOPE}.search", query.fingerprint()
-        newer, known, limit = search.newer(words), search.query_of(words), query.limit + 1
-        total = min(len(newer) + search.count(known), search.CAP)
+        unindexed, known, limit = newer(words), query_of(words), query.limit + 1
+        total = min(len(unindexed) + count(known), CAP)
         offset: int | None = None
         if isinstance(query.cursor, str):
             created_at, task_id = read_cursor(query.cursor, scope, caller, fingerprint)
-            found = [row for row in newer if (row[2], row[0]) < (created_at, task_id)][:limit]
-            found += search.indexed(known, limit=limit - len(found), before=(created_at, task_id))
+            found = [row for row in unindexed if (row[2], row[0]) < (created_at, task_id)][:limit]
+            found += indexed(known, limit=limit - len(found), before=(created_at, task_id))
         else:
             offset = query.offset if isinstance(query.offset, int) else 0
-            found = newer[offset : offset + limit]
-            skipped = max(0, offset - len(newer))
-            if skipped < search.CAP:
-                found += search.indexed(known, limit=limit - len(found), offset=skipped)
+            found = unindexed[offset : offset + limit]
+            skipped = max(0, offset - len(unindexed))
+            if skipped < CAP:
+                found += indexed(known, limit=limit - len(found), offset=skipped)
         following = None
         if len(found) > query.limit:
             found.pop()
@@ -262,7 +401,7 @@ class TaskQueries:
             "updated": (Order(Task.updated_at), Order(Task.id)),
             "priority": (Order(Task.priority), Order(Task.created_at), Order(Task.id)),
         }[query.sort]
-        total = sum(n for key, n in rollups.status_counts().items() if counted(*key)) if _is_counted(query) else None
+        total = sum(n for key, n in statistics.status_counts().items() if counted(*key)) if _is_counted(query) else None
         if allowed is NONE:
             total = 0
         page = paginate(
@@ -342,9 +481,9 @@ class TaskQueries:
         """Return statistics of all tasks, or of the tasks of one agent or since an instant."""
         if query == StatsQuery():
             counts, day, oldest, waits = (
-                rollups.status_counts(),
-                rollups.last_day(),
-                rollups.oldest_pending_ms(),
+                statistics.status_counts(),
+                statistics.last_day(),
+                statistics.oldest_pending_ms(),
                 _WAITING.rows({}),
             )
         else:
@@ -407,7 +546,7 @@ def _conditions(query: TaskQuery) -> tuple[list[Any], Any]:
         tags = [peewee.fn.REPLACE(Task.tags, msgspec.json.encode(tag).decode(), "") != Task.tags for tag in query.tag]
         where.append(functools.reduce(operator.or_, tags))
     if isinstance(query.search, str):
-        where.append(_has_words(search.words_of(query.search)))
+        where.append(_has_words(words_of(query.search)))
 
     def counted(status: str, rank: int) -> bool:
         return all(status in each for each in statuses) and (ranks is None or rank in ranks)
@@ -419,60 +558,13 @@ def _has_words(words: list[str]) -> Any:
     """Return the condition that a task is among the newest matches of a search. `search.CAP` limits their number."""
     if not words:
         return NONE
-    found = Task.id.in_(search.candidates(search.query_of(words)))
-    newer = [row[0] for row in search.newer(words)]
-    return found | Task.id.in_(newer) if newer else found
+    found = Task.id.in_(candidates(query_of(words)))
+    unindexed = [row[0] for row in newer(words)]
+    return found | Task.id.in_(unindexed) if unindexed else found
 
 
 def _any(field: Any, values: Sequence[Any]) -> Any:
     return field == values[0] if len(values) == 1 else field.in_(list(values))
-
-
-def _counted(query: StatsQuery) -> tuple[Counter[tuple[str, int]], Counter[str], int | None, list[tuple[Any, ...]]]:
-    """Compute for filtered tasks the statistics that counters provide for all tasks.
-
-    Returns the counts by status and priority, the sums of the last day, the age of the oldest pending task in
-    milliseconds, and the counts of waiting tasks by kind.
-    """
-    where: list[Any] = []
-    if isinstance(query.agent_id, str):
-        where.append(Task.agent_id == query.agent_id.lower())
-    if not isinstance(query.since, msgspec.UnsetType):
-        where.append(Task.created_at >= clock.from_datetime(query.since))
-    n = peewee.fn.COUNT(Task.id)
-    by = Task.select(Task.status, Task.priority, n).where(*where).group_by(Task.status, Task.priority)
-    counts = Counter({(status, rank): count for status, rank, count in rows.values(by)})
-    first = rows.values(Task.select(peewee.fn.MIN(Task.queued_at)).where(rows.PENDING, *where))[0][0]
-    waits = Task.select(Task.waiting_kind, n).where(peewee.SQL("status = 'waiting'"), *where)
-    oldest = None if first is None else clock.elapsed_ms(first, clock.now())
-    return counts, _last_day(where), oldest, rows.values(waits.group_by(Task.waiting_kind))
-
-
-def _last_day(where: list[Any]) -> Counter[str]:
-    """Compute `rollups.last_day` for filtered tasks, from their last start and end."""
-    began = rollups.day_began()
-    done, failed = [(Task.status == status) & (Task.finished_at >= began) for status in ("completed", "failed")]
-    started = (Task.started_at >= began) & (Task.queued_at <= Task.started_at)  # not queued again since
-    ran, queued = [
-        peewee.SQL(milliseconds_between(since, until))
-        for since, until in (("started_at", "finished_at"), ("queued_at", "started_at"))
-    ]
-    sums = [
-        peewee.fn.COALESCE(peewee.fn.SUM(peewee.Case(None, ((condition, value),), 0)), 0)
-        for condition, value in ((done, 1), (failed, 1), (done, ran), (started, 1), (started, queued))
-    ]
-    found = rows.values(Task.select(*sums).where(*where))[0]
-    return Counter({name: int(total) for name, total in zip(rollups.HOUR_FIELDS, found, strict=True)})
-
-
-def readable(task_id: str, caller: Principal) -> TaskRow:
-    """Return the task if the caller may read it, else raise `NotFound`. A worker may read the tasks that it holds."""
-    row = rows.find(task_id)
-    if row is None or not can_read(caller, SHARED, row.created_by):
-        raise NotFound()
-    if caller.kind == "worker" and not rows.is_held_by(row, caller.worker_id):
-        raise NotFound()
-    return row
 
 
 def attempt_view(row: Any) -> AttemptView:

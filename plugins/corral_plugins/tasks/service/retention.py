@@ -10,7 +10,7 @@ from corral.plugin import Settings
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.events import TaskDeleted
 from corral_plugins.tasks.models import Attempt, Comment, Dependency, HourlyRollup, LogLine, Task, TaskRow, WorkerSignal
-from corral_plugins.tasks.service import queries, rollups, rows, search
+from corral_plugins.tasks.service import queries, rows, statistics
 from corral_plugins.tasks.service.transitions import publish
 
 TASKS_AT_ONCE, ROWS_AT_ONCE = 100, 500
@@ -19,7 +19,7 @@ DAY = 86_400
 
 def delete(row: TaskRow) -> None:
     """Delete an ended task, which must be locked. A background job deletes its attempts, logs and comments."""
-    search.forget(row)
+    queries.forget(row)
     if row.status != "completed":  # the tasks that depend on this one can no longer be retried
         dependents = Dependency.select(Dependency.task_id).where(Dependency.needs_id == row.id)
         ended = Task.finished_at.is_null(False) & Task.failed_dependency_id.is_null()
@@ -27,7 +27,7 @@ def delete(row: TaskRow) -> None:
     Task.delete().where((Task.id == row.id) & (Task.status == row.status)).execute()
     # Rows for the dependents of this task stay until the dependents are deleted: a job may still have to update them.
     Dependency.delete().where(Dependency.task_id == row.id).execute()
-    rollups.count_transition(row.status, None, row.priority, row.created_by)
+    statistics.count_transition(row.status, None, row.priority, row.created_by)
     queries.anchor_removed(row.created_at, row.id)
     enqueue("tasks.purge", task_id=row.id)
     publish(TaskDeleted, row, row.status)

@@ -36,10 +36,11 @@ from corral_plugins.tasks.reports import (
     Used,
     WaitFor,
 )
-from corral_plugins.tasks.service import rollups, rows, views
+from corral_plugins.tasks.service import rows, statistics
 from corral_plugins.tasks.service.outcomes import Outcomes
+from corral_plugins.tasks.service.rows import lost
+from corral_plugins.tasks.service.run_reports import Usages
 from corral_plugins.tasks.service.transitions import NOT_CANCELLED, Transitions, publish, transition
-from corral_plugins.tasks.service.usage import Usages
 
 REPORTS = ("complete", "fail", "wait", "release", "cancelled")
 STATE_LIMIT, RESULT_LIMIT = 1024 * 1024, 256 * 1024
@@ -47,11 +48,6 @@ STATE_LIMIT, RESULT_LIMIT = 1024 * 1024, 256 * 1024
 MAX_SOURCES = 50
 
 _TAINTED = Statement(lambda p: Attempt.select(Attempt.tainted).where(Attempt.id == p("id")).tuples())
-
-
-def lost() -> Conflict:
-    """Return the error for a lease that is not the live lease of its task."""
-    return Conflict("This lease is not the live one: stop, and discard what the run made.", code="lease_lost")
 
 
 class Runs:
@@ -146,7 +142,7 @@ class Runs:
                 last_activity_at=now,
                 timeout_at=clock.now(row.timeout_seconds - used / 1000),
             )
-            rollups.count_start(queue_ms)
+            statistics.count_start(queue_ms)
             self._transitions.metrics.started(queue_ms)
         else:
             rows.change_attempt(attempt, lease_until=until)
@@ -242,7 +238,7 @@ class Runs:
             else:
                 artifacts = None if isinstance(report.artifacts, msgspec.UnsetType) else report.artifacts
                 self._outcomes.complete(row, attempt, result=result, artifacts=artifacts, by="complete")
-        return views.answer(row.id, row.version)
+        return rows.answer(row.id, row.version)
 
     def _counts_late(self, row: TaskRow) -> bool:
         return row.cancel_kind == "user" and self._settings.get(declared.ACCEPT_LATE_RESULTS)
@@ -266,13 +262,13 @@ class Runs:
                     retryable=report.retryable,
                     by="fail",
                 )
-        return views.answer(row.id, row.version)
+        return rows.answer(row.id, row.version)
 
     def wait(self, task_id: str, lease_id: str | None, report: WaitFor, by: Principal) -> Encoded:
         """End the lease, and stop the timeout and stall clocks, until a person has answered."""
         row, attempt, again = self._reported(task_id, lease_id, by, "wait")
         if again:
-            return views.answer(row.id, row.version)
+            return rows.answer(row.id, row.version)
         asked = report.input
         if asked is None and report.approval is None and report.approval_id is None:
             raise Invalid.at("/input", "required", "One of approval, approval_id and input is required.")
@@ -288,9 +284,9 @@ class Runs:
             self._store_checkpoint(row, attempt, report.checkpoint)
         if row.status == "cancelling":
             self._outcomes.settle(row, attempt, by="wait")
-            return views.answer(row.id, row.version)
+            return rows.answer(row.id, row.version)
         wait_for_input(self._transitions, row, attempt, asked, by="wait")
-        return views.answer(row.id, row.version)
+        return rows.answer(row.id, row.version)
 
     def release(self, task_id: str, lease_id: str | None, report: Release, by: Principal) -> Encoded:
         """Return a task to its queue without consuming an attempt."""
@@ -301,7 +297,7 @@ class Runs:
                 self._outcomes.settle(row, attempt, by="release")
             else:
                 self._outcomes.requeue(row, attempt, attempt_status="released", by="release")
-        return views.answer(row.id, row.version)
+        return rows.answer(row.id, row.version)
 
     def cancelled(self, task_id: str, lease_id: str | None, report: Cancelled, by: Principal) -> Encoded:
         """Confirm that the run of a task with the status `cancelling` has ended."""
@@ -311,7 +307,7 @@ class Runs:
                 raise Conflict("Nobody asked to cancel this task; release it instead.", current_status=row.status)
             self._usages.record(row, attempt, report.usage)
             self._outcomes.settle(row, attempt, by="cancelled")
-        return views.answer(row.id, row.version)
+        return rows.answer(row.id, row.version)
 
     @staticmethod
     def _must_run(row: TaskRow, what: str) -> None:

@@ -25,15 +25,15 @@ from corral_plugins.tasks.api import (
 from corral_plugins.tasks.events import TaskUpdated
 from corral_plugins.tasks.models import Task
 from corral_plugins.tasks.reports import Usage
-from corral_plugins.tasks.service import rows, usage
+from corral_plugins.tasks.service import rows, run_reports
 from corral_plugins.tasks.service.actions import Actions
 from corral_plugins.tasks.service.claims import Claims
 from corral_plugins.tasks.service.creation import Creation
 from corral_plugins.tasks.service.leases import Leases
-from corral_plugins.tasks.service.queries import readable
+from corral_plugins.tasks.service.rows import Views, readable
 from corral_plugins.tasks.service.runs import Runs
 from corral_plugins.tasks.service.transitions import publish, queue_key
-from corral_plugins.tasks.service.views import TaskView, Views
+from corral_plugins.tasks.shapes import TaskView
 
 
 class TasksService:
@@ -149,7 +149,7 @@ class TasksService:
         used = Usage(input_tokens=input_tokens, output_tokens=output_tokens, calls=1)
         if cost_usd is not None:
             used.cost_usd = cost_usd
-        usage.add(task_id, lease_id, used)
+        run_reports.add(task_id, lease_id, used)
 
     def queue_figures(self) -> QueueFigures:
         return self._fleet.queue_figures()

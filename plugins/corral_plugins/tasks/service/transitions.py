@@ -17,8 +17,8 @@ from corral_plugins.agents.api import Agents
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.events import TaskEvent, TaskUpdated
 from corral_plugins.tasks.models import PRIORITIES, AttemptRow, TaskRow, WorkerSignal
-from corral_plugins.tasks.service import rollups, rows
-from corral_plugins.tasks.service.metrics import TaskMetrics
+from corral_plugins.tasks.service import rows, statistics
+from corral_plugins.tasks.service.statistics import TaskMetrics
 from corral_plugins.workers.api import Workers
 
 NOT_CANCELLED: dict[str, Any] = {"cancel_kind": None, "cancel_reason": None, "cancel_requested_at": None}
@@ -70,7 +70,7 @@ def transition(
     """
     previous = row.status
     rows.change(row, {"status": to, **changes})
-    rollups.count_transition(previous, to, row.priority, row.created_by)
+    statistics.count_transition(previous, to, row.priority, row.created_by)
     publish(event, row, previous, **(fields or {}))
 
 
