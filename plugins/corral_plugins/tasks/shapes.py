@@ -76,7 +76,7 @@ class TaskQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaul
     sort: Literal["created", "priority", "updated"] = "created"
 
 
-class GetQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
+class TaskGetQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
     """The options for reading a task. `wait` is the number of seconds to wait for the end of the task."""
 
     wait: Annotated[float, Meta(ge=0, le=55)] = 0
@@ -87,7 +87,7 @@ class GetQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=Tr
         return clock.time_s() + self.wait
 
 
-class StatsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class TaskStatsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Filters of the statistics: tasks created since an instant, and tasks of one agent."""
 
     since: MomentIn | UnsetType = UNSET
@@ -112,7 +112,7 @@ class LogQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=Tr
         return clock.time_s() + self.wait
 
 
-class Stats(msgspec.Struct, kw_only=True):
+class TaskStats(msgspec.Struct, kw_only=True):
     """Statistics of tasks. The rate and the averages cover the last 24 hours, in whole hours."""
 
     total: int
@@ -218,7 +218,7 @@ class Explanation(msgspec.Struct, kw_only=True):
     attempts: list[AttemptView]
 
 
-class Cost(msgspec.Struct, kw_only=True):
+class TaskCost(msgspec.Struct, kw_only=True):
     """The cost of all attempts of a task. `unpriced_tokens` have no known price and are not included in `cost_usd`."""
 
     cost_usd: float
@@ -265,7 +265,7 @@ class TaskItem(msgspec.Struct, kw_only=True):
     progress: dict[str, Any] | None
     artifacts: list[Any]
     error: dict[str, Any] | None
-    cost: Cost
+    cost: TaskCost
     waiting_for: dict[str, Any] | None
     source: dict[str, Any]
     cause_chain: list[str]

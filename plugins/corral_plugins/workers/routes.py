@@ -8,7 +8,7 @@ from corral.auth.principal import Principal
 from corral.http.answers import Answer, IfMatch, Request, Wait
 from corral.http.page import Page, PageQuery
 from corral.http.routes import Rate, Routes
-from corral_plugins.tasks.api import ClaimAnswer
+from corral_plugins.tasks.api import ClaimResponse
 from corral_plugins.workers.service.administration import Administration
 from corral_plugins.workers.service.fleet import Fleet
 from corral_plugins.workers.service.protocol import WorkerProtocol
@@ -100,7 +100,7 @@ def list_claimable_tasks(id: str, query: TasksQuery, protocol: WorkerProtocol, c
     no_store=True,
     rate=CLAIM_RATE,
 )
-def claim_tasks(id: str, body: ClaimBody, protocol: WorkerProtocol, caller: Principal) -> ClaimAnswer | Wait:
+def claim_tasks(id: str, body: ClaimBody, protocol: WorkerProtocol, caller: Principal) -> ClaimResponse | Wait:
     """Claim tasks under a lease. With `wait_seconds`, the response is delayed until a task can be claimed."""
     return protocol.claim(id, body, caller=caller)
 

@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 from corral import clock
 from corral.http.page import PageQuery
 from corral.schema.fields import Id, Instant, MomentIn, Name, Slug, line
-from corral_plugins.tasks.api import LeaseRef, LeaseState, LeaseView, Signal
+from corral_plugins.tasks.api import LeaseRef, LeaseSignal, LeaseState, LeaseView
 
 Status = Literal["pending", "online", "offline", "draining", "rejected"]
 Percent = Annotated[float, Meta(ge=0, le=100)]
@@ -118,7 +118,7 @@ class SignalsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dic
 class Signals(msgspec.Struct, kw_only=True):
     """Signals about leases, and commands as in the response to a heartbeat."""
 
-    signals: list[Signal]
+    signals: list[LeaseSignal]
     commands: list[str]
 
 

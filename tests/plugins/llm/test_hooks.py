@@ -95,6 +95,6 @@ def test_corral_demo_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     kinds = (PlainPlugin, SmallModelPlugin)
     found = [Found(name=kind.name, load=lambda kind=kind: kind) for kind in kinds]  # type: ignore[misc]  # bound
     monkeypatch.setattr("corral.plugins.discovery.discover", lambda config: found)
-    choice = model.choose(CommandLine())
+    choice = model.choose_model(CommandLine())
     assert choice.model == DemoModel(name="small/b", context_tokens=512, file=tmp_path / "given.gguf")
     assert (choice.name, choice.plugin, choice.problem) == ("small/b", "small", "")

@@ -26,7 +26,9 @@ async def test_no_set_of_tools_is_one_too_many(world: Any) -> None:
 async def test_only_what_has_a_task_is_looked_into(world: Any) -> None:
     async def tooled() -> list[tuple[str, list[str]]]:
         def read() -> list[tuple[str, list[str]]]:
-            return [(queue.partition("#")[0], rows.parsed(tools)) for queue, tools in claims._tooled()]
+            return [
+                (queue.partition("#")[0], rows.parse_json_text(tools)) for queue, tools in claims._queues_with_tools()
+            ]
 
         found: list[tuple[str, list[str]]] = await world.kit.kernel.database.work(read, read=True)
         return found

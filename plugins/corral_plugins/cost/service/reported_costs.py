@@ -76,7 +76,7 @@ class ReportedCosts:
     def _add_to_task(self, new: NewEvent, lease: LeaseFacts, charged: Charged) -> None:
         """Add the event to the task's own counters, which count cache tokens as input tokens."""
         assert self.tasks is not None
-        self.tasks.spent(
+        self.tasks.record_usage(
             lease.task_id,
             lease.lease_id,
             output_tokens=new.output_tokens,

@@ -33,7 +33,7 @@ class Leases:
             return True
         if self.tasks is None or self.tasks.live_lease(by.task_id, by.lease_id) is None:
             return False
-        self.tasks.renew_one(by.task_id, by.lease_id)
+        self.tasks.renew_lease(by.task_id, by.lease_id)
         return True
 
     def attempt_id(self, by: Principal) -> str | None:
@@ -46,7 +46,7 @@ class Leases:
     def add_usage(self, by: Principal, tokens: Tokens, charged: Charged) -> None:
         """Add a charge to the counters of the caller's task, unless the charge was already counted."""
         if self.tasks is not None and by.task_id is not None and by.lease_id is not None and not charged.repeated:
-            self.tasks.spent(
+            self.tasks.record_usage(
                 by.task_id,
                 by.lease_id,
                 input_tokens=tokens.total - tokens.output_tokens,
@@ -103,7 +103,7 @@ class Leases:
     def _renew(self) -> None:
         if self.tasks is not None:
             for lease in sorted(self._running.values(), key=lambda each: each.lease_id):
-                self.tasks.renew_one(lease.task_id, lease.lease_id)
+                self.tasks.renew_lease(lease.task_id, lease.lease_id)
 
 
 def lease_lost() -> Conflict:

@@ -14,24 +14,24 @@ from typing import Any
 import click
 
 from corral.http.api_client import ApiClientError
-from corral_plugins.tasks.demo.client import DemoClient, Failed
+from corral_plugins.tasks.demo.client import DemoClient, DemoFailed
 from corral_plugins.tasks.demo.model import (
     WITHOUT_MODEL,
-    Choice,
     CommandLine,
-    check_length,
-    choose,
+    ModelChoice,
+    check_input_length,
+    choose_model,
     write_configuration,
 )
 from corral_plugins.tasks.demo.server import (
     EMAIL,
     Interrupted,
-    Signals,
-    announced,
-    folder_of_its_own,
-    server,
-    tail,
-    usual_port,
+    TerminationSignals,
+    default_port,
+    demo_folder,
+    log_tail,
+    run_server,
+    wait_for_address,
 )
 
 READY_SECONDS, TASK_SECONDS = 30.0, 120.0
@@ -103,13 +103,13 @@ def command(
     """
     if keep is not None and keep.exists():
         raise click.UsageError(f"--keep {keep}: the folder exists; name a new one")
-    screen, signals = Screen(as_json=as_json), Signals()
-    text, choice = _input(input_path), choose(command_line)
+    screen, signals = Screen(as_json=as_json), TerminationSignals()
+    text, choice = _input(input_path), choose_model(command_line)
     if require_model and choice.model is None:
         raise click.ClickException(choice.problem)
-    check_length(text, choice)
+    check_input_length(text, choice)
     try:
-        with signals.heard(), folder_of_its_own(signals, keep) as folder:
+        with signals.handle_signals(), demo_folder(signals, keep) as folder:
             demo = Demo(screen, choice, text, once=once, strict=require_model)
             completed = demo.run(signals, folder, port)
     except Interrupted:
@@ -124,11 +124,11 @@ class Demo:
     If `strict` is true, the task fails when the local model fails, instead of using a scripted one.
     """
 
-    def __init__(self, screen: Screen, choice: Choice, text: str, *, once: bool, strict: bool) -> None:
+    def __init__(self, screen: Screen, choice: ModelChoice, text: str, *, once: bool, strict: bool) -> None:
         self._screen, self._choice, self._text = screen, choice, text
         self._once, self._strict = once, strict
 
-    def run(self, signals: Signals, folder: Path, port: int | None) -> bool:
+    def run(self, signals: TerminationSignals, folder: Path, port: int | None) -> bool:
         """Start the server, run the task and stop the server. Return whether the task was completed.
 
         If no port was given and another program takes the default port in the meantime, the demo retries with any free
@@ -136,12 +136,12 @@ class Demo:
         """
         password = secrets.token_urlsafe(12)
         config = write_configuration(folder, self._choice)
-        for number in (usual_port(), 0) if port is None else (port,):
-            with server(signals, folder, config, number, password) as process:
-                address = announced(process, folder, READY_SECONDS)
+        for number in (default_port(), 0) if port is None else (port,):
+            with run_server(signals, folder, config, number, password) as process:
+                address = wait_for_address(process, folder, READY_SECONDS)
                 if address is not None:
                     return self._show(process, folder, address, password)
-        click.echo(f"corral demo: the server did not start\n{tail(folder)}", err=True)
+        click.echo(f"corral demo: the server did not start\n{log_tail(folder)}", err=True)
         return False
 
     def _show(self, process: Any, folder: Path, address: str, password: str) -> bool:
@@ -154,13 +154,13 @@ class Demo:
             if self._choice.model is None:
                 screen.step("model", f"{self._choice.problem}; going on with {WITHOUT_MODEL}")
             outcome = client.run_task(self._text, self._choice, TASK_SECONDS, strict=self._strict)
-        except (Failed, ApiClientError) as failure:
-            click.echo(f"corral demo: {failure}\n{tail(folder)}", err=True)
+        except (DemoFailed, ApiClientError) as failure:
+            click.echo(f"corral demo: {failure}\n{log_tail(folder)}", err=True)
             return False
         screen.end(outcome)
         completed = bool(outcome["status"] == "completed")
         if not completed:
-            click.echo(tail(folder), err=True)
+            click.echo(log_tail(folder), err=True)
         elif not self._once:
             self._stay(process)
         return completed

@@ -29,13 +29,13 @@ from corral_plugins.agents.api import AgentFacts
 from corral_plugins.llm.api import LLM
 from corral_plugins.secrets.api import Secrets
 from corral_plugins.tasks import settings as declared
-from corral_plugins.tasks.api import Claim, ClaimAnswer
+from corral_plugins.tasks.api import Claim, ClaimResponse
 from corral_plugins.tasks.events import TaskAssigned
 from corral_plugins.tasks.hookspecs import TaskExecutor
 from corral_plugins.tasks.models import Attempt, Comment, Task, TaskRow
 from corral_plugins.tasks.service import rows, statistics
 from corral_plugins.tasks.service.rows import TASK_COLUMNS
-from corral_plugins.tasks.service.transitions import NOT_QUEUED, Transitions, transition
+from corral_plugins.tasks.service.transitions import NOT_QUEUED, TaskTransitions, transition
 from corral_plugins.tools.api import ClaimTool, Tools, has_tools
 from corral_plugins.workers.api import WorkerFacts
 
@@ -85,7 +85,7 @@ _TAKE_THIS = Statement(
 )
 
 
-def _tooled() -> list[tuple[str, str]]:
+def _queues_with_tools() -> list[tuple[str, str]]:
     """Return the non-empty queues that require tools, each with its tools as JSON text."""
     return list(execute(_TOOLED).fetchall())
 
@@ -101,7 +101,9 @@ def worker_has_tools(worker: WorkerFacts, tools: Sequence[str], service: Tools |
     return has_tools([*worker.tools, *of_server], tools)
 
 
-def served(agents: Sequence[AgentFacts], worker: WorkerFacts, service: Tools | None) -> dict[str, list[AgentFacts]]:
+def queues_for_agents(
+    agents: Sequence[AgentFacts], worker: WorkerFacts, service: Tools | None
+) -> dict[str, list[AgentFacts]]:
     """Return the queues that these agents may serve on this worker, each with its agents in the given order."""
     found: dict[str, list[AgentFacts]] = {}
     for agent in agents:
@@ -109,7 +111,7 @@ def served(agents: Sequence[AgentFacts], worker: WorkerFacts, service: Tools | N
             found.setdefault(base, []).append(agent)
     kinds: dict[tuple[str, ...], int] = {}  # many agents have the same tools, so each set of tools is checked once
     kind_of = {agent.id: kinds.setdefault(tuple(agent.enabled_tools), len(kinds)) for agent in agents}
-    for queue, text in _tooled():
+    for queue, text in _queues_with_tools():
         of_base = found.get(queue.partition("#")[0])
         tools = msgspec.json.decode(text) if of_base else []
         if of_base and worker_has_tools(worker, tools, service):
@@ -120,16 +122,16 @@ def served(agents: Sequence[AgentFacts], worker: WorkerFacts, service: Tools | N
     return found
 
 
-def heads(queues: Iterable[str], *, limit: int, without: Sequence[str] = ()) -> list[tuple[str, str]]:
+def first_tasks(queues: Iterable[str], *, limit: int, without: Sequence[str] = ()) -> list[tuple[str, str]]:
     """Return `(task id, queue)` of the first task of each queue, best first. `without` excludes these requesters."""
-    others, parameters = "", [rows.as_text(list(queues)), limit]
+    others, parameters = "", [rows.to_json_text(list(queues)), limit]
     if without:
-        others, parameters = _OTHERS.format(users=json_texts("u")), [rows.as_text(list(without)), *parameters]
+        others, parameters = _OTHERS.format(users=json_texts("u")), [rows.to_json_text(list(without)), *parameters]
     found = execute(_HEADS.format(queues=json_texts("q"), others=others), parameters).fetchall()
     return [(head[-ID_LENGTH:], queue) for queue, head in found if head != "none"]
 
 
-def take(task_id: str, queue: str, *, exactly: bool) -> TaskRow | None:
+def lock_queued_task(task_id: str, queue: str, *, exactly: bool) -> TaskRow | None:
     """Lock the first task of a queue. Return None if a concurrent claim took it.
 
     Unless `exactly` is set, rows that concurrent claims have locked are skipped, and the next task of the queue is
@@ -139,9 +141,9 @@ def take(task_id: str, queue: str, *, exactly: bool) -> TaskRow | None:
     return None if found is None else TaskRow(*found)
 
 
-def first_of(names: Iterable[str], *, limit: int) -> list[str]:
+def first_task_ids(names: Iterable[str], *, limit: int) -> list[str]:
     """Return the ids of the first tasks of all these queues together, in claim order."""
-    filled = [queue for _, queue in heads(names, limit=limit)]
+    filled = [queue for _, queue in first_tasks(names, limit=limit)]
     if not filled:
         return []
     one = (
@@ -195,7 +197,7 @@ class ClaimPayloads:
     def __init__(self, contributions: Contributions) -> None:
         self._contributions = contributions
 
-    def model(self, agent: AgentFacts) -> str:
+    def model_name(self, agent: AgentFacts) -> str:
         """Return the model of the agent as `provider/model`. The gateway's defaults fill in missing parts."""
         provider, model = agent.llm_provider, agent.llm_model
         if self.llm is not None:
@@ -206,7 +208,7 @@ class ClaimPayloads:
                 model = self.llm.default_model_of(provider)
         return f"{provider or 'default'}/{model or 'default'}"
 
-    def claim(
+    def build_claim(
         self,
         row: TaskRow,
         agent: AgentFacts,
@@ -227,11 +229,11 @@ class ClaimPayloads:
             "step_run_id": row.get("step_run_id"),
         }
         for _, executor in self._contributions.of("corral_task_executors"):
-            if _handles(executor, about):
+            if _executor_handles(executor, about):
                 config["executor"] = executor.prepare(about)
                 break
         return Claim(
-            task=msgspec.Raw(rows.read(row.id)),
+            task=msgspec.Raw(rows.read_encoded_task(row.id)),
             agent={
                 "id": agent.id,
                 "name": agent.name,
@@ -239,7 +241,7 @@ class ClaimPayloads:
                 "system_prompt": agent.system_prompt,
                 "model": model,
                 "fallback_models": agent.config.get("fallback_models") or [],
-                "tools": self._tools(row, agent, model),
+                "tools": self._offered_tools(row, agent, model),
                 "config": config,
             },
             lease_id=row.lease_id,
@@ -248,12 +250,12 @@ class ClaimPayloads:
             attempt=attempt,
             agent_token=token,
             gateway_url=GATEWAY,
-            resume=self._resume(row),
-            context={"memories": [], "knowledge": [], "messages": [], "comments": _comments(row.id)},
+            resume=self._resume_data(row),
+            context={"memories": [], "knowledge": [], "messages": [], "comments": _latest_comments(row.id)},
             secrets=[] if self.secrets is None or group is None else self.secrets.of_group(group),
         )
 
-    def _tools(self, row: TaskRow, agent: AgentFacts, model: str) -> list[ClaimTool]:
+    def _offered_tools(self, row: TaskRow, agent: AgentFacts, model: str) -> list[ClaimTool]:
         """Return the tools of the run.
 
         These are the agent's tools, limited to those that the task allows. A model without tool calls gets no tools.
@@ -269,7 +271,7 @@ class ClaimPayloads:
             worker_id=row.worker_id,
         )
 
-    def _resume(self, row: TaskRow) -> dict[str, Any] | None:
+    def _resume_data(self, row: TaskRow) -> dict[str, Any] | None:
         """Return the last checkpoint and the answers received since then, or null for a first attempt."""
         found = _CHECKPOINT.one({"id": row.id, "floor": row.get("checkpoint_floor")}) if row.fence > 1 else None
         given = row.get("resume")
@@ -279,7 +281,7 @@ class ClaimPayloads:
         return {"checkpoint": checkpoint, "tool_results": [], **(given or {})}
 
 
-def _handles(executor: TaskExecutor, task: dict[str, Any]) -> bool:
+def _executor_handles(executor: TaskExecutor, task: dict[str, Any]) -> bool:
     """Return whether the executor handles the task.
 
     If the executor raises an error, return False and count the failure against its plugin.
@@ -291,7 +293,7 @@ def _handles(executor: TaskExecutor, task: dict[str, Any]) -> bool:
         return False
 
 
-def _comments(task_id: str) -> list[dict[str, Any]]:
+def _latest_comments(task_id: str) -> list[dict[str, Any]]:
     """Return the latest comments, oldest first.
 
     They are marked as untrusted, because the model must treat them as data and not as instructions.
@@ -339,7 +341,7 @@ _HOLD = Statement(
 )
 
 
-def token_hash(token: str) -> str:
+def hash_token(token: str) -> str:
     """Return the hash of an attempt token. The database stores only this hash."""
     return hashlib.sha256(token.encode()).hexdigest()
 
@@ -348,20 +350,20 @@ class _SlotTaken(Exception):
     """Raised if another claim took the slot after the task was chosen and before it was leased."""
 
 
-class Claims:
+class TaskClaims:
     """Leases tasks to workers. Rows are locked in the order tasks, their agents, the worker."""
 
     switch: KillSwitch | None
     tools: Tools | None
 
-    def __init__(self, transitions: Transitions, payloads: ClaimPayloads, accounts: Accounts) -> None:
+    def __init__(self, transitions: TaskTransitions, payloads: ClaimPayloads, accounts: Accounts) -> None:
         self._transitions, self._payloads, self._accounts = transitions, payloads, accounts
         self._settings, self._agents, self._workers = transitions.settings, transitions.agents, transitions.workers
         self._active: dict[str, tuple[bool, float]] = {}
 
     def claim(
         self, worker_id: str, *, max_tasks: int, agent_ids: Sequence[str] | None, tries: int = TRIES
-    ) -> ClaimAnswer:
+    ) -> ClaimResponse:
         """Implement `Tasks.claim`.
 
         If another claim takes a slot first, the claim starts again, with at most `tries` tries.
@@ -369,28 +371,28 @@ class Claims:
         worker = self._workers.facts(worker_id)
         if worker is None:
             raise NotFound()
-        if self._is_stopped():
-            return ClaimAnswer(tasks=[], reason="kill_switch")
+        if self._is_kill_switch_engaged():
+            return ClaimResponse(tasks=[], reason="kill_switch")
         if worker.status == "draining":
-            return ClaimAnswer(tasks=[], reason="draining")
+            return ClaimResponse(tasks=[], reason="draining")
         free = worker.max_agents - worker.active_leases
         if not worker.claims or free <= 0:
-            return ClaimAnswer(tasks=[], reason="at_capacity" if worker.claims else "none")
+            return ClaimResponse(tasks=[], reason="at_capacity" if worker.claims else "none")
         agents = self._agents.eligible(
             worker_id=worker.id, group=worker.group, labels=worker.labels, agent_ids=agent_ids
         )
         if not agents:
-            return ClaimAnswer(tasks=[], reason="none")
+            return ClaimResponse(tasks=[], reason="none")
         claims: list[Claim] = []
-        counted = statistics.snapshot()
+        counted = statistics.snapshot_deltas()
         try:
             with savepoint():
-                claims = self._lease(worker, self._choose(worker, agents, min(max_tasks, free)))
+                claims = self._lease_tasks(worker, self._choose_tasks(worker, agents, min(max_tasks, free)))
         except _SlotTaken:
-            statistics.restore(counted)
+            statistics.restore_deltas(counted)
             if tries > 1:
                 return self.claim(worker_id, max_tasks=max_tasks, agent_ids=agent_ids, tries=tries - 1)
-        return ClaimAnswer(tasks=claims, reason="ok" if claims else "none")
+        return ClaimResponse(tasks=claims, reason="ok" if claims else "none")
 
     def claimable(self, worker_id: str, *, limit: int) -> list[str]:
         """Return the ids of the tasks that a claim would lease now, in claim order.
@@ -400,20 +402,20 @@ class Claims:
         worker = self._workers.facts(worker_id)
         if worker is None:
             raise NotFound()
-        if not worker.claims or self._is_stopped():
+        if not worker.claims or self._is_kill_switch_engaged():
             return []
         agents = self._agents.eligible(worker_id=worker.id, group=worker.group, labels=worker.labels, agent_ids=None)
-        return first_of(served(agents, worker, self.tools), limit=limit) if agents else []
+        return first_task_ids(queues_for_agents(agents, worker, self.tools), limit=limit) if agents else []
 
-    def _is_stopped(self) -> bool:
+    def _is_kill_switch_engaged(self) -> bool:
         return self.switch is not None and self.switch.state().engaged
 
     # -- choosing
 
-    def _choose(
+    def _choose_tasks(
         self, worker: WorkerFacts, agents: Sequence[AgentFacts], wanted: int
     ) -> list[tuple[TaskRow, AgentFacts]]:
-        served_queues = served(agents, worker, self.tools)
+        served_queues = queues_for_agents(agents, worker, self.tools)
         slots = Counter({agent.id: agent.max_concurrent_tasks - agent.active_tasks for agent in agents})
         heavy = self._heavy_requesters()
         chosen: list[tuple[TaskRow, AgentFacts]] = []
@@ -421,25 +423,25 @@ class Claims:
         while len(chosen) < wanted and tries < wanted + 8:
             tries += 1
             names = [name for name, each in served_queues.items() if any(slots[agent.id] > 0 for agent in each)]
-            found = self._first(names, heavy)
+            found = self._lock_first_task(names, heavy)
             if found is None:
                 break
             row, queue = found
-            if not self._is_active(row.created_by):
+            if not self._is_requester_active(row.created_by):
                 _HOLD.run({"user": row.created_by})
                 continue
             able = [each for each in served_queues[queue] if slots[each.id] > 0]
             agent = min(able, key=lambda each: each.max_concurrent_tasks - slots[each.id])
-            transition(row, "assigned", event=TaskAssigned, **self._assigned(row, worker, agent))
+            transition(row, "assigned", event=TaskAssigned, **self._assignment_columns(row, worker, agent))
             slots[agent.id] -= 1
             chosen.append((row, agent))
         return chosen
 
-    def _first(self, names: list[str], heavy: list[str]) -> tuple[TaskRow, str] | None:
+    def _lock_first_task(self, names: list[str], heavy: list[str]) -> tuple[TaskRow, str] | None:
         """Return the first task in claim order, with its queue, that no concurrent claim is taking."""
         for without in [heavy, []] if heavy else [[]]:
-            for task_id, queue in heads(names, limit=8, without=without):
-                row = take(task_id, queue, exactly=bool(without))
+            for task_id, queue in first_tasks(names, limit=8, without=without):
+                row = lock_queued_task(task_id, queue, exactly=bool(without))
                 if row is not None:
                     return row, queue
         return None
@@ -453,7 +455,7 @@ class Claims:
         total = sum(running.values())
         return [user for user, n in running.items() if n > share * total] if len(running) else []
 
-    def _is_active(self, user_id: str | None) -> bool:
+    def _is_requester_active(self, user_id: str | None) -> bool:
         """Return whether the requester's account is active. The account is read at most once per second and person."""
         if user_id is None:
             return True
@@ -469,7 +471,7 @@ class Claims:
         self._active[user_id] = (is_active, time.monotonic() + 1)
         return is_active
 
-    def _assigned(self, row: TaskRow, worker: WorkerFacts, agent: AgentFacts) -> dict[str, Any]:
+    def _assignment_columns(self, row: TaskRow, worker: WorkerFacts, agent: AgentFacts) -> dict[str, Any]:
         return {
             "fence": row.fence + 1,
             "lease_id": new_id(),
@@ -481,7 +483,7 @@ class Claims:
 
     # -- leasing
 
-    def _lease(self, worker: WorkerFacts, chosen: list[tuple[TaskRow, AgentFacts]]) -> list[Claim]:
+    def _lease_tasks(self, worker: WorkerFacts, chosen: list[tuple[TaskRow, AgentFacts]]) -> list[Claim]:
         """Lease the chosen tasks. The slots of the agents are taken first, in the same order in every claim."""
         for agent_id in sorted(agent.id for _, agent in chosen):
             if not self._agents.lease_started(agent_id):
@@ -497,7 +499,7 @@ class Claims:
         now, sources = clock.now(), row.get("taint_sources")
         policy = declared.stall_policy(self._settings, row.get("stall_policy"), agent.stall_policy)
         retry = declared.retry_policy(self._settings, row.get("retry_policy"), agent.retry_policy)
-        model = self._payloads.model(agent)
+        model = self._payloads.model_name(agent)
         values: dict[str, Any] = {
             "id": new_id(),
             "task_id": row.id,
@@ -510,8 +512,8 @@ class Claims:
             "model": model,
             "requester_id": row.created_by,
             "lease_id": row.lease_id,
-            "token_hash": token_hash(token),
-            "lease_until": self._transitions.lease_until(),
+            "token_hash": hash_token(token),
+            "lease_until": self._transitions.new_lease_expiry(),
             "ack_until": clock.now(self._settings.get(declared.ACK_SECONDS)),
             "last_activity_at": now,
             "stall_seconds": policy.stall_seconds,
@@ -519,12 +521,12 @@ class Claims:
             "stall_action": policy.action,
             "created_at": now,
             "tainted": row.get("tainted"),
-            "taint_sources": None if sources is None else rows.as_text(sources),
+            "taint_sources": None if sources is None else rows.to_json_text(sources),
         }
         _INSERT.run({**_NEW_ATTEMPT, **values})
         if retry.max_attempts != row.max_attempts:
             Task.update(max_attempts=retry.max_attempts).where(Task.id == row.id).execute()
-        return self._payloads.claim(
+        return self._payloads.build_claim(
             row,
             agent,
             model=model,

@@ -21,11 +21,11 @@ from corral_plugins.tasks.service.rows import TASK_COLUMNS
 from corral_plugins.tasks.service.transitions import (
     NOT_CANCELLED,
     NOT_WAITING,
-    Transitions,
-    failure,
-    publish,
-    queued,
-    summary,
+    TaskTransitions,
+    publish_task_event,
+    requeue_columns,
+    result_summary,
+    task_error,
     transition,
 )
 from corral_plugins.tools.api import Tools
@@ -34,7 +34,7 @@ BATCH_SIZE = 200
 """The number of dependents or children after which a unit of work stops and a background job handles the rest."""
 
 
-def _only(status: str) -> Any:
+def _status_is(status: str) -> Any:
     """Return the condition that a task has this status.
 
     The condition is written so that no index on the status matches, because the few dependents are found faster by id.
@@ -46,7 +46,7 @@ _DEPENDENTS = Statement(
     lambda p: locked(
         Task.select(*TASK_COLUMNS)
         .where(
-            _only("blocked")
+            _status_is("blocked")
             & (Task.id > p("after"))
             & Task.id.in_(Dependency.select(Dependency.task_id).where(Dependency.needs_id == p("id")))
         )
@@ -58,7 +58,7 @@ _FAILED_BY = Statement(
     lambda p: locked(
         Task.select(*TASK_COLUMNS)
         .where(
-            _only("failed")
+            _status_is("failed")
             & (Task.failed_dependency_id == p("id"))
             & Task.id.in_(Dependency.select(Dependency.task_id).where(Dependency.needs_id == p("id")))
         )
@@ -98,7 +98,7 @@ _DEAD_DEPENDENCY = Statement(
 )
 
 
-def unblock(task_id: str, after: str = "") -> None:
+def unblock_dependents(task_id: str, after: str = "") -> None:
     """Queue the dependents of a completed task that have no other open dependency.
 
     `after` is the id of the last dependent that was already checked.
@@ -109,7 +109,7 @@ def unblock(task_id: str, after: str = "") -> None:
     for dependent in found:
         if _OPEN_DEPENDENCY.one({"id": dependent.id}) is None:
             available = max(dependent.available_at, clock.now())
-            transition(dependent, "pending", **queued(dependent, available_at=available))
+            transition(dependent, "pending", **requeue_columns(dependent, available_at=available))
     if len(found) == BATCH_SIZE:
         enqueue("tasks.unblock", task_id=task_id, after=found[-1].id)
 
@@ -132,7 +132,7 @@ def fail_dependents(task_id: str) -> None:
                 finished_at=clock.now(),
                 failed_dependency_id=needed,
             )
-            statistics.count_end(completed=False, duration_ms=None)
+            statistics.count_ended_task(completed=False, duration_ms=None)
             waiting.append(dependent.id)
             failed += 1
         if failed >= BATCH_SIZE:
@@ -141,7 +141,7 @@ def fail_dependents(task_id: str) -> None:
             return
 
 
-def reblock(task_id: str) -> None:
+def reblock_dependents(task_id: str) -> None:
     """Block the tasks that failed only because of a task that is now retried, and their failed dependents in turn."""
     waiting, count = [task_id], 0
     while waiting:
@@ -152,8 +152,8 @@ def reblock(task_id: str) -> None:
             dependent, count = TaskRow(*row), count + 1
             dead = _DEAD_DEPENDENCY.one({"id": dependent.id})
             if dead is not None:  # another dependency is dead, so the task stays failed because of that one
-                rows.change(dependent, {"failed_dependency_id": dead[0], "error": _dependency_failed(dead[0])})
-                publish(TaskUpdated, dependent, dependent.status)
+                rows.change_task(dependent, {"failed_dependency_id": dead[0], "error": _dependency_failed(dead[0])})
+                publish_task_event(TaskUpdated, dependent, dependent.status)
                 continue
             transition(dependent, "blocked", error=None, finished_at=None, failed_dependency_id=None)
             waiting.append(dependent.id)
@@ -165,7 +165,7 @@ def reblock(task_id: str) -> None:
 
 def _dependency_failed(needed: str) -> dict[str, Any]:
     message = f"The task {needed}, which this one needs, did not complete."
-    return failure("dependency_failed", "dependency_failed", message, retryable=False, attempt=0)
+    return task_error("dependency_failed", "dependency_failed", message, retryable=False, attempt=0)
 
 
 # -- outcomes
@@ -180,12 +180,12 @@ REASONS = {
 }
 
 
-class Outcomes:
+class TaskOutcomes:
     """Ends attempts and tasks. Every method takes a locked row and runs in the caller's unit of work."""
 
     tools: Tools | None
 
-    def __init__(self, transitions: Transitions) -> None:
+    def __init__(self, transitions: TaskTransitions) -> None:
         self._transitions = transitions
         self._settings, self._agents = transitions.settings, transitions.agents
 
@@ -200,9 +200,9 @@ class Outcomes:
         """
         schema = row.get("output_schema")
         if schema is not None and attempt is not None:
-            faults = json_schema_problems(schema, rows.parsed(result))
+            faults = json_schema_problems(schema, rows.parse_json_text(result))
             if faults and row.status == "cancelling":  # the result came too late; the cancellation prevails
-                self.settle(row, attempt, by=by, late_result=result)
+                self.end_cancelling(row, attempt, by=by, late_result=result)
                 return
             if faults:
                 message = "; ".join(f"{fault.pointer or '/'}: {fault.detail}" for fault in faults[:5])
@@ -217,13 +217,15 @@ class Outcomes:
             changes |= NOT_CANCELLED
         if artifacts is not None:
             changes["artifacts"] = list(artifacts)
-        fields = {"result_summary": summary(result), "duration_ms": duration, "cost_usd": row.cost_micro / 1e6}
-        self._end(row, attempt, "completed", by=by, event=TaskCompleted, fields=fields, lost_in_row=0, **changes)
+        fields = {"result_summary": result_summary(result), "duration_ms": duration, "cost_usd": row.cost_micro / 1e6}
+        self._end_attempt(
+            row, attempt, "completed", by=by, event=TaskCompleted, fields=fields, lost_in_row=0, **changes
+        )
         if attempt is not None:
             self._agents.attempt_ended(attempt.agent_id, configuration_failure=False)
-        statistics.count_end(completed=True, duration_ms=duration)
-        self._transitions.metrics.completed(duration)
-        unblock(row.id)
+        statistics.count_ended_task(completed=True, duration_ms=duration)
+        self._transitions.metrics.observe_duration(duration)
+        unblock_dependents(row.id)
 
     # -- failed
 
@@ -231,16 +233,16 @@ class Outcomes:
         self, row: TaskRow, attempt: AttemptRow, kind: str, type_: str, message: str, *, retryable: bool = True, by: str
     ) -> None:
         """Fail an attempt. The task is retried if the retry policy allows it, else it fails permanently."""
-        error = failure(kind, type_, message, retryable=retryable, attempt=row.attempt)
+        error = task_error(kind, type_, message, retryable=retryable, attempt=row.attempt)
         lost = row.get("lost_in_row") + 1 if kind == "lease_lost" else 0
         if lost >= self._settings.get(declared.CRASH_LIMIT):
             message = f"{lost} attempts in a row were lost with their worker."
-            error = failure(kind, "crash_loop", message, retryable=False, attempt=row.attempt)
-        elif retryable and (delay := self._delay(row, kind, type_)) is not None:
-            self._again(row, attempt, error, delay, lost, by)
+            error = task_error(kind, "crash_loop", message, retryable=False, attempt=row.attempt)
+        elif retryable and (delay := self._retry_delay(row, kind, type_)) is not None:
+            self._retry(row, attempt, error, delay, lost, by)
             self._count_failure(attempt, type_, retryable=retryable)
             return
-        self._fail_for_good(row, attempt, error, by=by, lost_in_row=lost)
+        self._end_failed(row, attempt, error, by=by, lost_in_row=lost)
         self._count_failure(attempt, type_, retryable=retryable)
 
     def _count_failure(self, attempt: AttemptRow, type_: str, *, retryable: bool) -> None:
@@ -251,7 +253,7 @@ class Outcomes:
         is_configuration = type_.startswith("provider_error") and not retryable
         self._agents.attempt_ended(attempt.agent_id, configuration_failure=is_configuration)
 
-    def _delay(self, row: TaskRow, kind: str, type_: str) -> float | None:
+    def _retry_delay(self, row: TaskRow, kind: str, type_: str) -> float | None:
         """Return the delay until the next attempt in seconds, or None if there is no further attempt.
 
         A lost lease is retried immediately.
@@ -267,12 +269,12 @@ class Outcomes:
             return None
         return 0.0 if kind == "lease_lost" else declared.delay_seconds(policy, max(1, row.attempt))
 
-    def _again(
+    def _retry(
         self, row: TaskRow, attempt: AttemptRow, error: dict[str, Any], delay: float, lost: int, by: str
     ) -> None:
-        columns = queued(row, delay_seconds=delay)
+        columns = requeue_columns(row, delay_seconds=delay)
         fields = {"source": "policy", "reason": error["type"], "available_at": columns["available_at"]}
-        self._end(
+        self._end_attempt(
             row,
             attempt,
             "pending",
@@ -288,19 +290,21 @@ class Outcomes:
             **NOT_CANCELLED,
         )
 
-    def fail_final(
+    def fail_permanently(
         self, row: TaskRow, attempt: AttemptRow | None, kind: str, type_: str, message: str, *, by: str
     ) -> None:
         """Fail a task permanently: because of its deadline, queue timeout or budget, or at the request of its owner."""
-        error = failure(kind, type_, message, retryable=False, attempt=row.attempt)
-        self._fail_for_good(row, attempt, error, by=by)
+        error = task_error(kind, type_, message, retryable=False, attempt=row.attempt)
+        self._end_failed(row, attempt, error, by=by)
 
-    def _fail_for_good(
+    def _end_failed(
         self, row: TaskRow, attempt: AttemptRow | None, error: dict[str, Any], *, by: str, **more: Any
     ) -> None:
         changes = {"error": error, "finished_at": clock.now(), **NOT_WAITING, **more}
-        self._end(row, attempt, "failed", by=by, event=TaskFailed, fields={"error": error}, cause=error, **changes)
-        statistics.count_end(completed=False, duration_ms=None)
+        self._end_attempt(
+            row, attempt, "failed", by=by, event=TaskFailed, fields={"error": error}, cause=error, **changes
+        )
+        statistics.count_ended_task(completed=False, duration_ms=None)
         fail_dependents(row.id)
 
     # -- cancelled
@@ -311,12 +315,12 @@ class Outcomes:
         A cancellation by a person replaces one by the server.
         """
         if row.status not in ("assigned", "running", "cancelling"):
-            self.cancelled(row, None, kind=kind, reason=reason, by=kind)
+            self.end_cancelled(row, None, kind=kind, reason=reason, by=kind)
             return
         if row.status != "cancelling":
-            self.stop(row, kind=kind, reason=reason)
+            self.request_stop(row, kind=kind, reason=reason)
         elif row.cancel_kind not in ("user", kind):
-            rows.change(row, {"cancel_kind": kind, "cancel_reason": reason})
+            rows.change_task(row, {"cancel_kind": kind, "cancel_reason": reason})
         if kind in rows.FINAL_CANCELLATIONS:
             self.cancel_children(row.id)
 
@@ -324,23 +328,23 @@ class Outcomes:
         """Cancel the children of a task. A background job handles the children beyond the first batch."""
         found = [TaskRow(*row).id for row in _CHILDREN.rows({"id": task_id})]
         for child_id in found:
-            child = rows.lock(child_id)  # ending another child may have ended this one
+            child = rows.lock_task(child_id)  # ending another child may have ended this one
             if rows.can_continue(child):
                 self.cancel(child, kind="parent", reason="parent cancelled")
         if len(found) == BATCH_SIZE:
             enqueue("tasks.cancel_children", task_id=task_id)
 
-    def stop(self, row: TaskRow, *, kind: str, reason: str | None) -> None:
+    def request_stop(self, row: TaskRow, *, kind: str, reason: str | None) -> None:
         """Ask the worker to stop a run within `tasks.cancel_grace_seconds`."""
-        attempt = rows.live(row.id)
+        attempt = rows.find_live_attempt(row.id)
         now = clock.now()
         changes: dict[str, Any] = {"cancel_kind": kind, "cancel_reason": reason, "cancel_requested_at": now}
         transition(row, "cancelling", **changes)
         if attempt is not None:
             rows.change_attempt(attempt, cancel_until=clock.now(self._settings.get(declared.CANCEL_GRACE)))
-            self._transitions.signal(attempt, "cancel_requested")
+            self._transitions.send_signal(attempt, "cancel_requested")
 
-    def settle(self, row: TaskRow, attempt: AttemptRow, *, by: str, late_result: str | None = None) -> None:
+    def end_cancelling(self, row: TaskRow, attempt: AttemptRow, *, by: str, late_result: str | None = None) -> None:
         """End a task in the status `cancelling`, according to the reason for its cancellation.
 
         Called when the worker has stopped the run, has lost the lease, or has exceeded the grace period. `late_result`
@@ -349,14 +353,14 @@ class Outcomes:
         kind = row.cancel_kind or "user"
         message = row.get("cancel_reason") or REASONS.get(kind, "")
         if kind in rows.FINAL_CANCELLATIONS:
-            self.cancelled(row, attempt, kind=kind, reason=row.get("cancel_reason"), by=by, late_result=late_result)
+            self.end_cancelled(row, attempt, kind=kind, reason=row.get("cancel_reason"), by=by, late_result=late_result)
         elif kind in ("timeout", "stalled"):
             retryable = kind == "timeout" or attempt.stall_action == "retry"
             self.fail(row, attempt, kind, kind, message, retryable=retryable, by=by)
         else:
-            self.fail_final(row, attempt, kind, kind, message, by=by)
+            self.fail_permanently(row, attempt, kind, kind, message, by=by)
 
-    def cancelled(
+    def end_cancelled(
         self,
         row: TaskRow,
         attempt: AttemptRow | None,
@@ -372,8 +376,8 @@ class Outcomes:
         if row.status != "cancelling":
             changes["cancel_requested_at"] = now
         elif (requested_at := row.get("cancel_requested_at")) is not None:
-            self._transitions.metrics.cancelled(clock.elapsed_ms(requested_at, now))
-        self._end(
+            self._transitions.metrics.observe_cancel_time(clock.elapsed_ms(requested_at, now))
+        self._end_attempt(
             row,
             attempt,
             "cancelled",
@@ -394,7 +398,7 @@ class Outcomes:
             changes["attempt"] = row.attempt - 1
         elif attempt.resumed or row.get("resuming"):
             changes["resuming"] = True
-        columns = {**queued(row), **changes, **NOT_CANCELLED, "progress": None}
+        columns = {**requeue_columns(row), **changes, **NOT_CANCELLED, "progress": None}
         self._transitions.end_lease(row, attempt, "pending", attempt_status=attempt_status, by=by, **columns)
 
     def _withdraw_question(self, row: TaskRow) -> None:
@@ -404,7 +408,7 @@ class Outcomes:
             error = {"type": "expired", "message": "The task ended before anybody answered."}
             self.tools.answered(row.id, call_id, error=error)
 
-    def _end(
+    def _end_attempt(
         self,
         row: TaskRow,
         attempt: AttemptRow | None,

@@ -33,7 +33,7 @@ from corral_plugins.tasks.models import (
     TaskRow,
     deadline_of,
 )
-from corral_plugins.tasks.shapes import Cost, TaskItem
+from corral_plugins.tasks.shapes import TaskCost, TaskItem
 
 TASK_COLUMNS = [getattr(Task, name) for name in TaskRow.__struct_fields__]
 ATTEMPT_COLUMNS = [getattr(Attempt, name) for name in AttemptRow.__struct_fields__]
@@ -73,12 +73,12 @@ _CLOSE = Statement(
 )
 
 
-def values(query: Any) -> list[tuple[Any, ...]]:
+def fetch_tuples(query: Any) -> list[tuple[Any, ...]]:
     """Return the rows of an uncompiled query as tuples."""
     return list(query.tuples())
 
 
-def tasks(condition: Any, limit: int) -> list[TaskRow]:
+def lock_tasks(condition: Any, limit: int) -> list[TaskRow]:
     """Lock and return at most `limit` tasks that match a condition.
 
     The query is not compiled, so use this function only for rare queries.
@@ -87,14 +87,14 @@ def tasks(condition: Any, limit: int) -> list[TaskRow]:
     return [TaskRow(*values) for values in Statement(lambda p: locked(query).tuples()).rows({})]
 
 
-def attempts(condition: Any, limit: int) -> list[AttemptRow]:
+def find_live_attempts(condition: Any, limit: int) -> list[AttemptRow]:
     """Return at most `limit` live attempts that match a condition, ordered by task."""
     live_ones = condition & Attempt.finished_at.is_null()
     query = Attempt.select(*ATTEMPT_COLUMNS).where(live_ones).order_by(Attempt.task_id).limit(limit)
     return [AttemptRow(*values) for values in Statement(lambda p: query.tuples()).rows({})]
 
 
-def find(task_id: str) -> TaskRow | None:
+def find_task(task_id: str) -> TaskRow | None:
     """Return the task without locking it, or None."""
     found = _TASK.one({"id": task_id})
     return None if found is None else TaskRow(*found)
@@ -110,7 +110,7 @@ def is_held_by(row: TaskRow, worker_id: str | None) -> bool:
     return row.lease_id is not None and row.worker_id == worker_id
 
 
-def lock(task_id: str) -> TaskRow:
+def lock_task(task_id: str) -> TaskRow:
     """Return the task, locked until the unit of work ends. Raises `NotFound`."""
     found = _LOCK_TASK.one({"id": task_id})
     if found is None:
@@ -118,19 +118,21 @@ def lock(task_id: str) -> TaskRow:
     return TaskRow(*found)
 
 
-def of_lease(lease_id: str) -> AttemptRow | None:
+def find_attempt(lease_id: str) -> AttemptRow | None:
     """Return the attempt of a lease, whether the lease is live or not, or None."""
     found = _LEASE.one({"lease": lease_id})
     return None if found is None else AttemptRow(*found)
 
 
-def live(task_id: str) -> AttemptRow | None:
+def find_live_attempt(task_id: str) -> AttemptRow | None:
     """Return the live attempt of a task, or None. The caller must lock the task first."""
     found = _LIVE.one({"task": task_id})
     return None if found is None else AttemptRow(*found)
 
 
-def close(attempt: AttemptRow, status: str, *, by: str, error: str | None = None, result: str | None = None) -> bool:
+def close_attempt(
+    attempt: AttemptRow, status: str, *, by: str, error: str | None = None, result: str | None = None
+) -> bool:
     """End an attempt. Return False if the attempt has already ended. `error` and `result` are JSON text."""
     now = clock.now()
     closed = _CLOSE.run(
@@ -174,7 +176,7 @@ def _update_attempt(names: tuple[str, ...]) -> Statement:
     return Statement(build)
 
 
-def as_text(value: Any) -> str:
+def to_json_text(value: Any) -> str:
     """Return the value as JSON text."""
     return msgspec.json.encode(value).decode()
 
@@ -183,12 +185,12 @@ def _as_columns(model: type[Model], changes: Mapping[str, Any]) -> dict[str, Any
     """Return the changes with JSON columns converted to text. A string is taken as JSON text already."""
     names = json_columns(model)
     return {
-        name: as_text(value) if name in names and value is not None and not isinstance(value, str) else value
+        name: to_json_text(value) if name in names and value is not None and not isinstance(value, str) else value
         for name, value in changes.items()
     }
 
 
-def extra_with(extra: str, changes: Mapping[str, Any]) -> str:
+def updated_extra(extra: str, changes: Mapping[str, Any]) -> str:
     """Return the JSON text of `extra` after these changes, without fields that have their default value."""
     fields: dict[str, Any] = msgspec.json.decode(extra, type=dict[str, msgspec.Raw])
     for name, value in changes.items():
@@ -196,10 +198,10 @@ def extra_with(extra: str, changes: Mapping[str, Any]) -> str:
             fields.pop(name, None)
         else:
             fields[name] = value
-    return as_text(fields)
+    return to_json_text(fields)
 
 
-def change(row: TaskRow, changes: Mapping[str, Any]) -> None:
+def change_task(row: TaskRow, changes: Mapping[str, Any]) -> None:
     """Change a task by one guarded update, and update `row` accordingly.
 
     Raises `Conflict` if the version or status of the task is no longer that of `row`, and `NotFound` if the task was
@@ -210,23 +212,23 @@ def change(row: TaskRow, changes: Mapping[str, Any]) -> None:
     for name, value in changes.items():
         (extra if name in EXTRA_DEFAULTS else columns)[name] = value
     if extra:
-        columns["extra"] = extra_with(row.extra, extra)
+        columns["extra"] = updated_extra(row.extra, extra)
     values = _as_columns(Task, columns)
     guard = {"_id": row.id, "_version": row.version, "_status": row.status}
     if not _update_task(tuple(values)).run({**values, **guard}):
-        now = find(row.id)
+        now = find_task(row.id)
         if now is None:
             raise NotFound()
         raise Conflict("The task was changed by someone else meanwhile.", current_status=now.status)
     row.version += 1
-    _mirror(row, values)
+    _copy_to_struct(row, values)
 
 
 def change_attempt(attempt: AttemptRow, **changes: Any) -> bool:
     """Change a live attempt by one guarded update. Return False if the attempt has ended."""
     values = _as_columns(Attempt, changes)
     changed = _update_attempt(tuple(values)).run({**values, "_id": attempt.id})
-    _mirror(attempt, values)
+    _copy_to_struct(attempt, values)
     return changed == 1
 
 
@@ -239,20 +241,20 @@ def add_usage(attempt: AttemptRow, added: Mapping[str, int]) -> None:
         setattr(attempt, name, getattr(attempt, name) + n)
 
 
-def _mirror(struct: msgspec.Struct, values: Mapping[str, Any]) -> None:
+def _copy_to_struct(struct: msgspec.Struct, values: Mapping[str, Any]) -> None:
     for name in struct.__struct_fields__:
         if name in values:
             setattr(struct, name, values[name])
 
 
-def parsed(text: str | None) -> Any:
+def parse_json_text(text: str | None) -> Any:
     """Return the parsed value of a JSON column."""
     return None if text is None else msgspec.json.decode(text)
 
 
-def readable(task_id: str, caller: Principal) -> TaskRow:
+def find_readable_task(task_id: str, caller: Principal) -> TaskRow:
     """Return the task if the caller may read it, else raise `NotFound`. A worker may read the tasks that it holds."""
-    row = find(task_id)
+    row = find_task(task_id)
     if row is None or not can_read(caller, SHARED, row.created_by):
         raise NotFound()
     if caller.kind == "worker" and not is_held_by(row, caller.worker_id):
@@ -260,7 +262,7 @@ def readable(task_id: str, caller: Principal) -> TaskRow:
     return row
 
 
-def lost() -> Conflict:
+def lease_lost() -> Conflict:
     """Return the error for a lease that is not the live lease of its task."""
     return Conflict("This lease is not the live one: stop, and discard what the run made.", code="lease_lost")
 
@@ -276,7 +278,7 @@ _SIZES = (1, 8, 64, 200)
 _COMPOSED = {
     "priority": ("priority",),
     "deadline": ("deadline_key",),
-    "cost": (*Cost.__struct_fields__[1:], "cost_micro"),
+    "cost": (*TaskCost.__struct_fields__[1:], "cost_micro"),
     "source": ("source_type", "source_id"),
 }
 """The fields of the view that are computed from other columns."""
@@ -292,16 +294,16 @@ _VERSION = Statement(lambda p: Task.select(Task.version).where(Task.id == p("id"
 _STATUS = Statement(lambda p: Task.select(Task.status).where(Task.id == p("id")).tuples())
 
 
-def _many(size: int) -> Statement:
+def _select_items(size: int) -> Statement:
     return Statement(lambda p: Task.select(*_COLUMNS).where(Task.id.in_([p(f"id{n}") for n in range(size)])).tuples())
 
 
-_MANY = {size: _many(size) for size in _SIZES}
+_MANY = {size: _select_items(size) for size in _SIZES}
 _encode = msgspec.json.Encoder().encode
 _decode_extra = msgspec.json.Decoder(dict[str, Raw]).decode
 
 
-def encode(columns: Mapping[str, Any], *, full: bool, warnings: Sequence[str] | None = None) -> bytes:
+def encode_task(columns: Mapping[str, Any], *, full: bool, warnings: Sequence[str] | None = None) -> bytes:
     """Return the JSON of a `TaskView` if `full` is set, else of a `TaskItem`, from the columns of its row.
 
     JSON columns are copied as they are stored.
@@ -332,9 +334,9 @@ def encode(columns: Mapping[str, Any], *, full: bool, warnings: Sequence[str] | 
     return _encode(view)
 
 
-def _encode_tuple(values: Sequence[Any], *, full: bool, warnings: Sequence[str] | None = None) -> bytes:
+def _encode_row(values: Sequence[Any], *, full: bool, warnings: Sequence[str] | None = None) -> bytes:
     names = (*_NAMES, "input", "result") if full else _NAMES
-    return encode(dict(zip(names, values, strict=True)), full=full, warnings=warnings)
+    return encode_task(dict(zip(names, values, strict=True)), full=full, warnings=warnings)
 
 
 class EncodingCache:
@@ -353,7 +355,7 @@ class EncodingCache:
         found = self._entries.get(task_id)
         return found[1] if found is not None and found[0] == version else None
 
-    def put(self, task_id: str, version: int, body: bytes) -> None:
+    def store(self, task_id: str, version: int, body: bytes) -> None:
         """Cache the encoding if it is small. The oldest entries are evicted when the cache is full."""
         if len(body) > LARGEST_CACHED or not current().read_only:
             return
@@ -368,20 +370,22 @@ class EncodingCache:
                 self._size -= len(self._entries.pop(first)[1])
 
 
-def read(task_id: str, warnings: Sequence[str] | None = None) -> bytes:
+def read_encoded_task(task_id: str, warnings: Sequence[str] | None = None) -> bytes:
     """Return the encoded task. Raises `NotFound`."""
     values = _ONE.one({"id": task_id})
     if values is None:
         raise NotFound()
-    return _encode_tuple(values, full=True, warnings=warnings)
+    return _encode_row(values, full=True, warnings=warnings)
 
 
-def answer(task_id: str, version: int, *, status: int | None = None, warnings: Sequence[str] | None = None) -> Encoded:
+def encoded_response(
+    task_id: str, version: int, *, status: int | None = None, warnings: Sequence[str] | None = None
+) -> Encoded:
     """Return the response to a change that left the task at `version`."""
-    return Encoded(read(task_id, warnings), task_id, version, status)
+    return Encoded(read_encoded_task(task_id, warnings), task_id, version, status)
 
 
-class Views:
+class TaskViews:
     """Reads tasks for clients.
 
     There is one instance per kernel, so that kernels in the same process have separate caches.
@@ -390,7 +394,7 @@ class Views:
     def __init__(self) -> None:
         self._tasks, self._items = EncodingCache(), EncodingCache()
 
-    def one(self, task_id: str) -> Encoded:
+    def encoded_task(self, task_id: str) -> Encoded:
         """Return the encoded task, from the cache if possible. Raises `NotFound`."""
         found = _VERSION.one({"id": task_id})
         if found is None:
@@ -402,8 +406,8 @@ class Views:
             if values is None:
                 raise NotFound()
             version = values[1]
-            body = _encode_tuple(values, full=True)
-            self._tasks.put(task_id, version, body)
+            body = _encode_row(values, full=True)
+            self._tasks.store(task_id, version, body)
         return Encoded(body, task_id, version)
 
     @staticmethod
@@ -414,7 +418,7 @@ class Views:
             raise NotFound()
         return found[0] in TERMINAL
 
-    def items(self, keys: Iterable[tuple[str, int]]) -> list[Any]:
+    def encoded_items(self, keys: Iterable[tuple[str, int]]) -> list[Any]:
         """Return the encoded list items for the `(id, version)` pairs, in the given order.
 
         Deleted tasks are omitted.
@@ -424,9 +428,9 @@ class Views:
         bodies = {task_id: cache.get(task_id, version) for task_id, version in wanted}
         missing = [task_id for task_id, body in bodies.items() if body is None]
         for values in self._rows(missing):
-            body = _encode_tuple(values, full=False)
+            body = _encode_row(values, full=False)
             bodies[values[0]] = body
-            cache.put(values[0], values[1], body)
+            cache.store(values[0], values[1], body)
         return [Raw(body) for body in bodies.values() if body is not None]
 
     @staticmethod
@@ -435,6 +439,6 @@ class Views:
             return []
         size = next((size for size in _SIZES if size >= len(ids)), None)
         if size is None:
-            return [row for start in range(0, len(ids), 200) for row in Views._rows(ids[start : start + 200])]
+            return [row for start in range(0, len(ids), 200) for row in TaskViews._rows(ids[start : start + 200])]
         padded = ids + [ids[-1]] * (size - len(ids))
         return _MANY[size].rows({f"id{n}": each for n, each in enumerate(padded)})

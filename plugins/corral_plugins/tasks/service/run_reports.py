@@ -17,10 +17,10 @@ from corral.database.statement import Statement
 from corral.errors import NotFound
 from corral_plugins.cost.api import Charged, Cost, Spent
 from corral_plugins.tasks.models import Attempt, AttemptRow, LogLine, TaskRow
-from corral_plugins.tasks.reports import LogEntry, Logs, LogsTaken, Usage, UsageItem, Used
+from corral_plugins.tasks.reports import LogEntry, LogReport, LogsAccepted, UsageItem, UsageReport, UsageTotals
 from corral_plugins.tasks.service import rows
-from corral_plugins.tasks.service.rows import lost
-from corral_plugins.tasks.service.transitions import Transitions
+from corral_plugins.tasks.service.rows import lease_lost
+from corral_plugins.tasks.service.transitions import TaskTransitions
 from corral_plugins.tasks.shapes import LogQuery, LogView
 
 LOG_BYTES = 5 * 1024 * 1024
@@ -43,44 +43,44 @@ _KNOWN = Statement(
 class TaskLogs:
     """Appends lines to logs. Runs in the caller's unit of work."""
 
-    def __init__(self, transitions: Transitions) -> None:
+    def __init__(self, transitions: TaskTransitions) -> None:
         self._transitions = transitions
 
-    def append(self, task_id: str, lease_id: str | None, logs: Logs, by: Principal) -> LogsTaken:
+    def append(self, task_id: str, lease_id: str | None, logs: LogReport, by: Principal) -> LogsAccepted:
         """Store the lines with a new `seq`, and renew the lease.
 
         Only the attempt is locked, so that other calls for the task are not delayed.
         """
-        attempt = rows.of_lease(lease_id) if lease_id is not None else None
+        attempt = rows.find_attempt(lease_id) if lease_id is not None else None
         if attempt is None or attempt.task_id != task_id or attempt.finished_at is not None:
-            raise lost()
+            raise lease_lost()
         if by.worker_id != attempt.worker_id and by.lease_id != attempt.lease_id:
-            raise lost()
-        entries = self._new(attempt, logs.entries)
+            raise lease_lost()
+        entries = self._new_entries(attempt, logs.entries)
         size, kept = attempt.log_bytes, []
         for entry in entries:
             if size > LOG_BYTES:
                 break
             size += len(entry.message.encode()) + 64
-            kept.append(self._line(attempt, entry, TRUNCATED if size > LOG_BYTES else entry.message))
+            kept.append(self._line_columns(attempt, entry, TRUNCATED if size > LOG_BYTES else entry.message))
         following = max([attempt.log_next, *(entry.seq + 1 for entry in logs.entries)])
         renewed = rows.change_attempt(
             attempt,
-            lease_until=self._transitions.lease_until(),
+            lease_until=self._transitions.new_lease_expiry(),
             last_activity_at=clock.now(),
             stalled=False,
             log_bytes=size,
             log_next=following,
         )
         if not renewed:
-            raise lost()
+            raise lease_lost()
         if kept:
             LogLine.insert_many(kept).on_conflict_ignore().execute()
         self._transitions.workers.alive(attempt.worker_id)
-        return LogsTaken(accepted=len(entries), next_seq=following)
+        return LogsAccepted(accepted=len(entries), next_seq=following)
 
     @staticmethod
-    def _new(attempt: AttemptRow, entries: list[LogEntry]) -> list[LogEntry]:
+    def _new_entries(attempt: AttemptRow, entries: list[LogEntry]) -> list[LogEntry]:
         """Return the entries that are not stored yet, without duplicates, ordered by `seq`."""
         by_seq = {entry.seq: entry for entry in sorted(entries, key=lambda entry: entry.seq)}
         if not by_seq:
@@ -90,7 +90,7 @@ class TaskLogs:
         return [entry for seq, entry in by_seq.items() if seq not in known]
 
     @staticmethod
-    def _line(attempt: AttemptRow, entry: LogEntry, message: str) -> dict[str, Any]:
+    def _line_columns(attempt: AttemptRow, entry: LogEntry, message: str) -> dict[str, Any]:
         return {
             "task_id": attempt.task_id,
             "fence": attempt.fence,
@@ -101,7 +101,7 @@ class TaskLogs:
         }
 
 
-def lines(task_id: str, fence: int, query: LogQuery) -> list[LogView]:
+def read_log_lines(task_id: str, fence: int, query: LogQuery) -> list[LogView]:
     """Return the lines of an attempt after `query.after`, oldest first."""
     where = (LogLine.task_id == task_id) & (LogLine.fence == fence) & (LogLine.seq > query.after)
     if isinstance(query.level, list):
@@ -112,7 +112,9 @@ def lines(task_id: str, fence: int, query: LogQuery) -> list[LogView]:
         .order_by(LogLine.seq)
         .limit(query.limit)
     )
-    return [LogView(fence=row[0], seq=row[1], ts=row[2], level=row[3], message=row[4]) for row in rows.values(found)]
+    return [
+        LogView(fence=row[0], seq=row[1], ts=row[2], level=row[3], message=row[4]) for row in rows.fetch_tuples(found)
+    ]
 
 
 # -- usage
@@ -122,31 +124,31 @@ OUTSIDE = "worker"
 """The provider name for reported totals, which do not name a provider."""
 
 
-class Usages:
+class UsageReports:
     """Records usage. Runs in the caller's unit of work."""
 
     cost: Cost | None
 
-    def record(self, row: TaskRow, attempt: AttemptRow, used: Used | None) -> None:
+    def record_usage(self, row: TaskRow, attempt: AttemptRow, used: UsageReport | None) -> None:
         """Record the usage that a worker reports for an attempt, live or not, on the attempt and the task."""
-        changes = self.grown(row, attempt, used)
+        changes = self.apply_report(row, attempt, used)
         if changes:
-            rows.change(row, changes)
+            rows.change_task(row, changes)
 
-    def grown(self, row: TaskRow, attempt: AttemptRow, used: Used | None) -> dict[str, Any]:
+    def apply_report(self, row: TaskRow, attempt: AttemptRow, used: UsageReport | None) -> dict[str, Any]:
         """Record the new part of a usage report on the attempt. Return the changed columns of the locked task."""
         if used is None:
             return {}
-        more = self._items(attempt, used) if isinstance(used, list) else self._totals(attempt, used)
-        return _add(row, attempt, more) if more else {}
+        more = self._add_items(attempt, used) if isinstance(used, list) else self._add_totals(attempt, used)
+        return _add_usage(row, attempt, more) if more else {}
 
-    def _totals(self, attempt: AttemptRow, used: Usage) -> dict[str, int]:
-        before: dict[str, Any] = rows.parsed(attempt.reported_usage) or {}
-        totals = _columns(used)
+    def _add_totals(self, attempt: AttemptRow, used: UsageTotals) -> dict[str, int]:
+        before: dict[str, Any] = rows.parse_json_text(attempt.reported_usage) or {}
+        totals = _usage_columns(used)
         more = {name: total - before.get(name, 0) for name, total in totals.items() if total > before.get(name, 0)}
         if not more:
             return {}
-        _remember(attempt, {**before, **{name: totals[name] for name in more}})
+        _store_reported(attempt, {**before, **{name: totals[name] for name in more}})
         tokens = {name: more[name] for name in ("input_tokens", "output_tokens") if name in more}
         if self.cost is None or not (tokens or "cost_micro" in more):
             return more
@@ -163,12 +165,15 @@ class Usages:
                 **_attribution(attempt),
             )
         )
-        return {**{name: n for name, n in more.items() if name not in _PRICES}, **_price(charged, sum(tokens.values()))}
+        return {
+            **{name: n for name, n in more.items() if name not in _PRICES},
+            **_price_columns(charged, sum(tokens.values())),
+        }
 
-    def _items(self, attempt: AttemptRow, used: list[UsageItem]) -> dict[str, int]:
+    def _add_items(self, attempt: AttemptRow, used: list[UsageItem]) -> dict[str, int]:
         more: Counter[str] = Counter()
         for item in used if self.cost is not None else _new_items(attempt, used):
-            charged = None if self.cost is None else self.cost.settle(_spent(item, attempt))
+            charged = None if self.cost is None else self.cost.settle(_cost_event(item, attempt))
             if charged is not None and charged.repeated:
                 continue
             read = (
@@ -176,16 +181,18 @@ class Usages:
             )  # the counters do not distinguish these kinds of tokens
             more.update(calls=1, input_tokens=read, output_tokens=item.output_tokens)
             tokens = read + item.output_tokens
-            more.update(_price(charged, tokens) if charged is not None else _reported_price(item, tokens))
+            more.update(
+                _price_columns(charged, tokens) if charged is not None else _reported_price_columns(item, tokens)
+            )
         return {name: n for name, n in more.items() if n}
 
 
 _PRICES = ("cost_micro", "unpriced_tokens")
 
 
-def _remember(attempt: AttemptRow, reported: dict[str, Any]) -> None:
+def _store_reported(attempt: AttemptRow, reported: dict[str, Any]) -> None:
     """Store the worker's report on the attempt, so that a repeated report adds nothing."""
-    attempt.reported_usage = rows.as_text(reported)
+    attempt.reported_usage = rows.to_json_text(reported)
     Attempt.update(reported_usage=msgspec.Raw(attempt.reported_usage.encode())).where(
         Attempt.id == attempt.id
     ).execute()
@@ -196,15 +203,15 @@ def _new_items(attempt: AttemptRow, used: list[UsageItem]) -> list[UsageItem]:
 
     Used only if there are no cost events: the attempt then stores the known keys.
     """
-    before: dict[str, Any] = rows.parsed(attempt.reported_usage) or {}
+    before: dict[str, Any] = rows.parse_json_text(attempt.reported_usage) or {}
     known = set(before.get("keys", ()))
     new = list({item.usage_key: item for item in used if item.usage_key not in known}.values())
     if new:
-        _remember(attempt, {**before, "keys": sorted(known | {item.usage_key for item in new})})
+        _store_reported(attempt, {**before, "keys": sorted(known | {item.usage_key for item in new})})
     return new
 
 
-def _spent(item: UsageItem, attempt: AttemptRow) -> Spent:
+def _cost_event(item: UsageItem, attempt: AttemptRow) -> Spent:
     given = msgspec.structs.asdict(item)
     cost = None if item.cost_usd is None else Decimal(repr(item.cost_usd))
     return Spent(**{**given, "cost_usd": cost}, **_attribution(attempt))
@@ -219,27 +226,27 @@ def _attribution(attempt: AttemptRow) -> dict[str, Any]:
     }
 
 
-def _price(charged: Charged, tokens: int) -> dict[str, int]:
+def _price_columns(charged: Charged, tokens: int) -> dict[str, int]:
     """Return the added cost, or the added tokens without a price, by column name."""
     return {"unpriced_tokens": tokens} if charged.cost_micro_usd is None else {"cost_micro": charged.cost_micro_usd}
 
 
-def _reported_price(item: UsageItem, tokens: int) -> dict[str, int]:
+def _reported_price_columns(item: UsageItem, tokens: int) -> dict[str, int]:
     return {"unpriced_tokens": tokens} if item.cost_usd is None else {"cost_micro": round(item.cost_usd * 1e6)}
 
 
-def add(task_id: str, lease_id: str, used: Usage) -> None:
+def add_gateway_usage(task_id: str, lease_id: str, used: UsageTotals) -> None:
     """Record the usage of one gateway call under this lease, whether the lease is live or not."""
     try:
-        row = rows.lock(task_id)
+        row = rows.lock_task(task_id)
     except NotFound:
         return
-    attempt = rows.of_lease(lease_id)
+    attempt = rows.find_attempt(lease_id)
     if attempt is not None and attempt.task_id == task_id:
-        rows.change(row, _add(row, attempt, {name: n for name, n in _columns(used).items() if n}))
+        rows.change_task(row, _add_usage(row, attempt, {name: n for name, n in _usage_columns(used).items() if n}))
 
 
-def _columns(used: Usage) -> dict[str, int]:
+def _usage_columns(used: UsageTotals) -> dict[str, int]:
     """Return the usage by column name. Tokens without a price are counted as unpriced."""
     found = {"input_tokens": used.input_tokens, "output_tokens": used.output_tokens, "calls": used.calls}
     if isinstance(used.cost_usd, msgspec.UnsetType):
@@ -247,6 +254,6 @@ def _columns(used: Usage) -> dict[str, int]:
     return {**found, "cost_micro": round(used.cost_usd * 1e6)}
 
 
-def _add(row: TaskRow, attempt: AttemptRow, more: dict[str, int]) -> dict[str, Any]:
+def _add_usage(row: TaskRow, attempt: AttemptRow, more: dict[str, int]) -> dict[str, Any]:
     rows.add_usage(attempt, more)
     return {name: getattr(row, name) + n for name, n in more.items()}

@@ -23,14 +23,14 @@ from corral.metrics.histogram import LONG_SECONDS, Histogram
 from corral_plugins.agents.api import AttemptStatistics
 from corral_plugins.tasks.models import PRIORITIES, STATUSES, TERMINAL, HourlyRollup, Task, TaskCounter
 from corral_plugins.tasks.service import rows
-from corral_plugins.tasks.shapes import StatsQuery
+from corral_plugins.tasks.shapes import TaskStatsQuery
 
 SHARDS = 16
 HOURS = 24
 
 
 @functools.cache
-def _add(size: int) -> Statement:
+def _add_to_counters(size: int) -> Statement:
     """Return the statement that adds to `size` counters at once."""
 
     def build(p: Parameter) -> peewee.Query:
@@ -100,12 +100,12 @@ class CounterDeltas:
             values: dict[str, str | int] = {"shard": shard}
             for i, (name, n) in enumerate(counters):
                 values[f"name{i}"], values[f"n{i}"] = name, n
-            _add(len(counters)).run(values)
+            _add_to_counters(len(counters)).run(values)
         if self.hour:
             _HOUR.run({"hour": clock.now()[:13], "shard": shard, **{name: self.hour[name] for name in HOUR_FIELDS}})
 
 
-def _deltas() -> CounterDeltas:
+def _current_deltas() -> CounterDeltas:
     unit = current()
     for call in unit.before:
         if isinstance(call, CounterDeltas):
@@ -120,7 +120,7 @@ def _deltas() -> CounterDeltas:
 
 def count_transition(previous: str | None, status: str | None, priority: int, created_by: str | None) -> None:
     """Count a transition. `previous` is null for a new task, and `status` is null for a deleted task."""
-    counters = _deltas().counters
+    counters = _current_deltas().counters
     if previous is not None:
         counters[f"status:{previous}:{priority}"] -= 1
     if status is not None:
@@ -133,36 +133,36 @@ def count_transition(previous: str | None, status: str | None, priority: int, cr
 
 def count_priority_change(status: str, before: int, after: int) -> None:
     """Count a change of the priority by the owner."""
-    counters = _deltas().counters
+    counters = _current_deltas().counters
     counters[f"status:{status}:{before}"] -= 1
     counters[f"status:{status}:{after}"] += 1
 
 
-def count_end(*, completed: bool, duration_ms: int | None) -> None:
+def count_ended_task(*, completed: bool, duration_ms: int | None) -> None:
     """Count a task that was completed or failed permanently."""
-    hour = _deltas().hour
+    hour = _current_deltas().hour
     hour["completed" if completed else "failed"] += 1
     if completed and duration_ms is not None:
         hour["duration_ms"] += duration_ms
 
 
-def count_start(queue_ms: int) -> None:
+def count_started_attempt(queue_ms: int) -> None:
     """Count the start of an attempt, with the milliseconds that it waited in the queue."""
-    hour = _deltas().hour
+    hour = _current_deltas().hour
     hour["queued"] += 1
     hour["queue_ms"] += queue_ms
 
 
-def snapshot() -> CounterDeltas:
+def snapshot_deltas() -> CounterDeltas:
     """Return a copy of the changes that the unit of work has counted so far."""
-    deltas, copy = _deltas(), CounterDeltas()
+    deltas, copy = _current_deltas(), CounterDeltas()
     copy.counters, copy.hour = deltas.counters.copy(), deltas.hour.copy()
     return copy
 
 
-def restore(copy: CounterDeltas) -> None:
+def restore_deltas(copy: CounterDeltas) -> None:
     """Reset the counted changes to a snapshot."""
-    deltas = _deltas()
+    deltas = _current_deltas()
     deltas.counters, deltas.hour = copy.counters, copy.hour
 
 
@@ -178,25 +178,25 @@ def status_counts() -> Counter[tuple[str, int]]:
     return counts
 
 
-def pending_tasks() -> int:
+def count_pending_tasks() -> int:
     """Return the number of pending tasks."""
     return sum(n for (status, _), n in status_counts().items() if status == "pending")
 
 
-def open_tasks(user_id: str) -> int:
+def count_open_tasks(user_id: str) -> int:
     """Return the number of unfinished tasks of a person."""
     return sum(n for (n,) in _COUNTER.rows({"name": f"open:{user_id}"}))
 
 
-def day_began() -> str:
+def start_of_last_day() -> str:
     """Return the hour in which the last 24 hours began, as a prefix of an instant."""
     return clock.now(-HOURS * 3600)[:13]
 
 
-def last_day() -> Counter[str]:
+def sums_of_last_day() -> Counter[str]:
     """Return the sums of `HOUR_FIELDS` over the last 24 hours, in whole hours."""
     sums: Counter[str] = Counter()
-    for row in _HOURS.rows({"since": day_began()}):
+    for row in _HOURS.rows({"since": start_of_last_day()}):
         for name, n in zip(HOUR_FIELDS, row, strict=True):
             sums[name] += n
     return sums
@@ -209,7 +209,7 @@ def oldest_pending_ms() -> int | None:
     oldest = min((row[0] for row in found if row is not None), default=None)
     if oldest is not None:
         return clock.elapsed_ms(oldest, clock.now())
-    return 0 if pending_tasks() else None
+    return 0 if count_pending_tasks() else None
 
 
 # -- metrics
@@ -231,27 +231,27 @@ class TaskMetrics:
         self._attempts: Counter[tuple[str, ...]] = Counter()
         self._reclaims = 0
         self._stalls: Counter[tuple[str, ...]] = Counter()
-        self.durations, self.queueing = Histogram(LONG_SECONDS), Histogram(LONG_SECONDS)
-        self.cancelling = Histogram(LONG_SECONDS)
+        self.duration_histogram, self.queue_time_histogram = Histogram(LONG_SECONDS), Histogram(LONG_SECONDS)
+        self.cancel_time_histogram = Histogram(LONG_SECONDS)
 
-    def attempt_ended(self, result: str, *, by: str) -> None:
+    def count_ended_attempt(self, result: str, *, by: str) -> None:
         """Count an ended lease. `by` names the call or timer that ended it."""
         after_commit(lambda: self._count(result, by))
 
-    def started(self, queue_ms: int) -> None:
+    def observe_queue_time(self, queue_ms: int) -> None:
         """Record the time in milliseconds that an attempt waited in the queue until it started."""
-        after_commit(lambda: self.queueing.observe(queue_ms / 1000))
+        after_commit(lambda: self.queue_time_histogram.observe(queue_ms / 1000))
 
-    def completed(self, duration_ms: int | None) -> None:
+    def observe_duration(self, duration_ms: int | None) -> None:
         """Record the duration of a completed task in milliseconds. The duration is null if the task never started."""
         if duration_ms is not None:
-            after_commit(lambda: self.durations.observe(duration_ms / 1000))
+            after_commit(lambda: self.duration_histogram.observe(duration_ms / 1000))
 
-    def cancelled(self, cancel_ms: int) -> None:
+    def observe_cancel_time(self, cancel_ms: int) -> None:
         """Record the time in milliseconds from a cancellation request to the end of the run."""
-        after_commit(lambda: self.cancelling.observe(cancel_ms / 1000))
+        after_commit(lambda: self.cancel_time_histogram.observe(cancel_ms / 1000))
 
-    def stalled(self, kind: str) -> None:
+    def count_stall(self, kind: str) -> None:
         """Count a stalled run. `kind` is `idle` or `loop`."""
         after_commit(lambda: self._stalls.update([(kind,)]))
 
@@ -259,15 +259,15 @@ class TaskMetrics:
         self._attempts[(result,)] += 1
         self._reclaims += by == "reaper"
 
-    def attempts(self) -> Values:
+    def attempts_by_result(self) -> Values:
         """Return the number of ended attempts by result."""
         return self._attempts
 
-    def reclaims(self) -> Values:
+    def lease_reclaims(self) -> Values:
         """Return the number of leases that expired because their worker sent no renewal."""
         return {(): self._reclaims}
 
-    def stalls(self) -> Values:
+    def stalls_by_kind(self) -> Values:
         """Return the number of stalled runs by kind."""
         return self._stalls
 
@@ -280,10 +280,10 @@ def tasks_by_status() -> Values:
 
 def queue_depth() -> Values:
     """Return the number of pending tasks."""
-    return {(): pending_tasks()}
+    return {(): count_pending_tasks()}
 
 
-def oldest_seconds() -> Values:
+def oldest_pending_seconds() -> Values:
     """Return the waiting time of the oldest pending task in seconds."""
     return {(): (oldest_pending_ms() or 0) / 1000}
 
@@ -321,23 +321,23 @@ class AgentStatisticsService:
     """
 
     def of_agent(self, agent_id: str, *, since: str) -> AttemptStatistics:
-        found = _run("agent_id", agent_id, since)
-        return _statistics(found[0]) if found else _statistics((0,) * 10)
+        found = _query_attempts("agent_id", agent_id, since)
+        return _attempt_statistics(found[0]) if found else _attempt_statistics((0,) * 10)
 
     def of_versions(self, agent_id: str, versions: Sequence[int]) -> dict[int, AttemptStatistics]:
-        found = {int(row[0]): _statistics(row) for row in _run("agent_version", agent_id, "")}
+        found = {int(row[0]): _attempt_statistics(row) for row in _query_attempts("agent_version", agent_id, "")}
         is_whole = sum(statistics.attempts or 0 for statistics in found.values()) < NEWEST
-        absent = _statistics((0,) * 10) if is_whole else AttemptStatistics()
+        absent = _attempt_statistics((0,) * 10) if is_whole else AttemptStatistics()
         return {version: found.get(version, absent) for version in versions}
 
 
-def _run(group: str, agent_id: str, since: str) -> list[tuple[Any, ...]]:
+def _query_attempts(group: str, agent_id: str, since: str) -> list[tuple[Any, ...]]:
     sql = _STATISTICS.format(ms=milliseconds_between("started_at", "finished_at"), newest=NEWEST, group=group)
     found: list[tuple[Any, ...]] = execute(sql, [agent_id, since]).fetchall()
     return found
 
 
-def _statistics(row: Sequence[Any]) -> AttemptStatistics:
+def _attempt_statistics(row: Sequence[Any]) -> AttemptStatistics:
     _, attempts, completed, failed, average, p95, cost, tokens_in, tokens_out, stalls = row
     ended = completed + failed
     return AttemptStatistics(
@@ -364,7 +364,9 @@ _WAITING = Statement(
 )
 
 
-def _counted(query: StatsQuery) -> tuple[Counter[tuple[str, int]], Counter[str], int | None, list[tuple[Any, ...]]]:
+def _filtered_counts(
+    query: TaskStatsQuery,
+) -> tuple[Counter[tuple[str, int]], Counter[str], int | None, list[tuple[Any, ...]]]:
     """Compute for filtered tasks the statistics that counters provide for all tasks.
 
     Returns the counts by status and priority, the sums of the last day, the age of the oldest pending task in
@@ -377,16 +379,16 @@ def _counted(query: StatsQuery) -> tuple[Counter[tuple[str, int]], Counter[str],
         where.append(Task.created_at >= clock.from_datetime(query.since))
     n = peewee.fn.COUNT(Task.id)
     by = Task.select(Task.status, Task.priority, n).where(*where).group_by(Task.status, Task.priority)
-    counts = Counter({(status, rank): count for status, rank, count in rows.values(by)})
-    first = rows.values(Task.select(peewee.fn.MIN(Task.queued_at)).where(rows.PENDING, *where))[0][0]
+    counts = Counter({(status, rank): count for status, rank, count in rows.fetch_tuples(by)})
+    first = rows.fetch_tuples(Task.select(peewee.fn.MIN(Task.queued_at)).where(rows.PENDING, *where))[0][0]
     waits = Task.select(Task.waiting_kind, n).where(peewee.SQL("status = 'waiting'"), *where)
     oldest = None if first is None else clock.elapsed_ms(first, clock.now())
-    return counts, _last_day(where), oldest, rows.values(waits.group_by(Task.waiting_kind))
+    return counts, _filtered_sums(where), oldest, rows.fetch_tuples(waits.group_by(Task.waiting_kind))
 
 
-def _last_day(where: list[Any]) -> Counter[str]:
+def _filtered_sums(where: list[Any]) -> Counter[str]:
     """Compute `rollups.last_day` for filtered tasks, from their last start and end."""
-    began = day_began()
+    began = start_of_last_day()
     done, failed = [(Task.status == status) & (Task.finished_at >= began) for status in ("completed", "failed")]
     started = (Task.started_at >= began) & (Task.queued_at <= Task.started_at)  # not queued again since
     ran, queued = [
@@ -397,5 +399,5 @@ def _last_day(where: list[Any]) -> Counter[str]:
         peewee.fn.COALESCE(peewee.fn.SUM(peewee.Case(None, ((condition, value),), 0)), 0)
         for condition, value in ((done, 1), (failed, 1), (done, ran), (started, 1), (started, queued))
     ]
-    found = rows.values(Task.select(*sums).where(*where))[0]
+    found = rows.fetch_tuples(Task.select(*sums).where(*where))[0]
     return Counter({name: int(total) for name, total in zip(HOUR_FIELDS, found, strict=True)})

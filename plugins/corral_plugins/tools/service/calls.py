@@ -156,7 +156,7 @@ class Calls:
     def _begin(self, request: CallRequest) -> Execution | CallView | Busy:
         if self.tasks is None:
             raise NotFound()
-        run = self.tasks.run(request.task_id, request.lease_id, by=request.by)
+        run = self.tasks.lock_run(request.task_id, request.lease_id, by=request.by)
         if self.switch is not None:
             self.switch.refuse_if_engaged()
         row = repository.find(request.task_id, request.call_id)
@@ -317,7 +317,7 @@ class Calls:
         if check.task_id is None:  # check for the caller, on any online worker
             subject = Subject(agent=agent, requester_id=by.user_id, tainted=is_tainted or False)
         else:
-            run = self.tasks.run_of(check.task_id.lower()) if self.tasks is not None else None
+            run = self.tasks.find_run(check.task_id.lower()) if self.tasks is not None else None
             if run is None:
                 raise Invalid.at("/task_id", "unknown_reference", "There is no such task.", problem="unknown_reference")
             subject = _subject(agent, run, tainted=run.tainted if is_tainted is None else is_tainted)

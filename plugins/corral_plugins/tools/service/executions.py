@@ -118,7 +118,7 @@ class Executions:
         Raise `Conflict` if this execution no longer owns the row, and a problem if the lease has ended.
         """
         assert self.tasks is not None
-        self.tasks.run(execution.context.task_id, execution.context.lease_id, by=execution.context.caller)
+        self.tasks.lock_run(execution.context.task_id, execution.context.lease_id, by=execution.context.caller)
         row = repository.by_id(execution.row_id)
         if row.status != "running" or row.executions != execution.executions:
             raise Conflict("This call is no longer run by this process.", current_status=row.status)
@@ -196,7 +196,7 @@ class Executions:
         tainted = False
         if outcome.untrusted and outcome.error is None:
             tainted = True
-            if self.tasks.taint(row.task_id, row.lease_id, outcome.untrusted):
+            if self.tasks.taint_run(row.task_id, row.lease_id, outcome.untrusted):
                 self._metrics.tainted()
         repository.end(row, status, result=outcome.result, error=outcome.error, tainted=tainted)
         self._metrics.ended(execution.tool, row.duration_ms or 0)

@@ -98,7 +98,7 @@ class Permits:
     ) -> CallView:
         if self.tasks is None:
             raise NotFound()
-        run = self.tasks.run(task_id, lease_id, by=by)
+        run = self.tasks.lock_run(task_id, lease_id, by=by)
         row = repository.find(task_id, call_id)
         if row is None:
             raise NotFound("This task has no tool call with this id.")
@@ -112,7 +112,7 @@ class Permits:
             )
         tool = self._registry.find(row.tool, worker_id=run.worker_id)
         tainted = tool is None or tool.definition.untrusted_output
-        if tainted and self.tasks.taint(task_id, run.lease_id, (row.tool,)):
+        if tainted and self.tasks.taint_run(task_id, run.lease_id, (row.tool,)):
             self._metrics.tainted()
         status = "succeeded" if error is None else "failed"
         repository.end(row, status, result=result, error=error, duration_ms=report.duration_ms, tainted=tainted)

@@ -17,7 +17,7 @@ from corral.database.statement import Statement
 from corral.errors import NotFound
 from corral.http.page import Page, newest_first, paginate
 from corral.plugin import Settings
-from corral_plugins.tasks.api import QueueFigures, Tasks
+from corral_plugins.tasks.api import QueueStatistics, Tasks
 from corral_plugins.workers.models import Worker
 from corral_plugins.workers.service import repository
 from corral_plugins.workers.settings import AUTO_APPROVE
@@ -106,7 +106,11 @@ class Fleet:
         online = [part for part in parts if part.status == "online"]
         capacity = sum(part.capacity for part in online)
         busy = sum(part.leases for part in online)
-        queue = self.tasks.queue_figures() if self.tasks is not None else QueueFigures(depth=0, oldest_pending_ms=None)
+        queue = (
+            self.tasks.queue_statistics()
+            if self.tasks is not None
+            else QueueStatistics(depth=0, oldest_pending_ms=None)
+        )
         return FleetOverview(
             total=sum(count.values()),
             online=count["online"],
@@ -128,7 +132,7 @@ class Fleet:
     def health(self) -> tuple[str, str]:
         """Return the result of the health check `workers`: a status and a sentence."""
         count = _count(totals())
-        waiting = self.tasks.queue_figures().depth if self.tasks is not None else 0
+        waiting = self.tasks.queue_statistics().depth if self.tasks is not None else 0
         if waiting and not count["online"]:
             return "down", f"{waiting} tasks are waiting and no worker is online."
         sentence = f"{count['online']} online, {count['offline']} offline, {count['pending']} waiting for approval."
@@ -141,7 +145,7 @@ class Fleet:
 
         If a task waits for more than 60 s although workers have free capacity, probably no worker can claim the task.
         """
-        waiting = self.tasks.queue_figures().oldest_pending_ms if self.tasks is not None else None
+        waiting = self.tasks.queue_statistics().oldest_pending_ms if self.tasks is not None else None
         free = sum(part.capacity - part.leases for part in totals() if part.status == "online")
         if waiting is not None and waiting > LONG_WAIT_MS and free > 0:
             return "degraded", f"A task has waited for {waiting // 1000} s although workers can take {free} more tasks."

@@ -174,7 +174,7 @@ class Sweeps:
     def _lacks_worker(self) -> bool:
         if self.tasks is None or Worker.select().where(Worker.status == "online").exists():
             return False
-        oldest = self.tasks.queue_figures().oldest_pending_ms
+        oldest = self.tasks.queue_statistics().oldest_pending_ms
         return oldest is not None and oldest >= NO_WORKER_AFTER_MS
 
     def _alert(self) -> None:

@@ -16,7 +16,7 @@ from corral.errors import Forbidden, Unavailable
 from corral.http.answers import Wait
 from corral.metrics.histogram import Histogram
 from corral.plugin import Settings
-from corral_plugins.tasks.api import CLAIM_TOPICS, SIGNAL_TOPICS, ClaimAnswer, Tasks
+from corral_plugins.tasks.api import CLAIM_TOPICS, SIGNAL_TOPICS, ClaimResponse, Tasks
 from corral_plugins.workers import settings as declared
 from corral_plugins.workers.api import WorkerOnline, WorkerUpdated
 from corral_plugins.workers.models import Worker
@@ -66,7 +66,7 @@ class WorkerProtocol:
         repository.require_own(row, caller)
         if row.status == "rejected":
             raise repository.wrong_state(row, "kept alive: an admin has rejected it")
-        leases = self.tasks.renew(worker_id, body.leases) if self.tasks is not None and body.leases else []
+        leases = self.tasks.renew_leases(worker_id, body.leases) if self.tasks is not None and body.leases else []
         self._store(row, body)
         return HeartbeatReply(
             server_time=clock.now(),
@@ -77,7 +77,7 @@ class WorkerProtocol:
             commands=self._commands(row, caller),
         )
 
-    def claim(self, worker_id: str, wanted: ClaimBody, *, caller: Principal) -> ClaimAnswer | Wait:
+    def claim(self, worker_id: str, wanted: ClaimBody, *, caller: Principal) -> ClaimResponse | Wait:
         """Claim tasks. Return a `Wait` until `wanted.until` if no task can be claimed.
 
         Raise `Unavailable(plugin_disabled)` if the plugin `tasks` is not active.
@@ -111,7 +111,7 @@ class WorkerProtocol:
         """Return new signals and commands. Return a `Wait` until `began + wait` (epoch seconds) if there are none."""
         repository.require_self(worker_id, caller)
         row = repository.get(worker_id)
-        signals = self.tasks.signals(worker_id, after=after) if self.tasks is not None else []
+        signals = self.tasks.read_signals(worker_id, after=after) if self.tasks is not None else []
         commands = self._commands(row, caller)
         is_new = bool(commands) and row.updated_at > clock.format_instant(began)
         if signals or is_new or clock.time_s() >= began + wait:
@@ -175,6 +175,6 @@ class WorkerProtocol:
             return 0
         read_at, depth = self._queue_depth
         if time.monotonic() - read_at > QUEUE_DEPTH_SECONDS:
-            depth = self.tasks.queue_figures().depth
+            depth = self.tasks.queue_statistics().depth
             self._queue_depth = (time.monotonic(), depth)
         return depth
