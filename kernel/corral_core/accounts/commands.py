@@ -25,7 +25,7 @@ COLUMNS = ("email", "full_name", "role", "is_active", "last_login_at")
 password_option = click.option(
     "--password-file",
     type=click.Path(allow_dash=True, dir_okay=False, path_type=Path),
-    help="read the password from a file, or from standard input with - (default: a prompt)",
+    help="file with the password, or - for standard input (default: prompt for it)",
 )
 
 
@@ -36,10 +36,10 @@ def user_group() -> None:
 
 @user_group.command("create")
 @click.argument("email")
-@click.option("--admin", is_flag=True, help="the same as --role admin")
+@click.option("--admin", is_flag=True, help="short for --role admin")
 @click.option("--role", type=click.Choice(ROLES), help="default: member")
-@click.option("--full-name", help="default: what stands before the @")
-@click.option("--must-change", is_flag=True, help="the password must be changed at the first sign-in")
+@click.option("--full-name", help="default: the part of the address before the @")
+@click.option("--must-change", is_flag=True, help="require a new password at the first sign-in")
 @password_option
 @config_option
 @json_option
@@ -57,7 +57,7 @@ def create(
     from corral_core.accounts.api import Accounts, NewUser
 
     if admin and role not in (None, "admin"):
-        raise click.UsageError("--admin and --role exclude each other")
+        raise click.UsageError("--admin and --role cannot be used together")
     facts = {
         "email": email,
         "full_name": full_name or email.partition("@")[0] or email,
@@ -74,8 +74,8 @@ def create(
 
 
 @user_group.command("list")
-@click.option("--role", type=click.Choice(ROLES), multiple=True, help="only these; may be repeated")
-@click.option("--active/--inactive", "active", default=None, help="only these (default: all)")
+@click.option("--role", type=click.Choice(ROLES), multiple=True, help="list only accounts with this role; repeatable")
+@click.option("--active/--inactive", "active", default=None, help="list only accounts in this state (default: all)")
 @config_option
 @json_option
 def list_(role: tuple[str, ...], active: bool | None, config_path: Path | None, as_json: bool) -> None:
@@ -85,7 +85,12 @@ def list_(role: tuple[str, ...], active: bool | None, config_path: Path | None, 
     facts: dict[str, Any] = {"role": list(role), "limit": 200, **({} if active is None else {"is_active": active})}
     with session(config_path, "user list") as found:
         rows = [msgspec.to_builtins(user) for user in _all(found, _converted(facts, UserQuery))]
-    output.table(rows, COLUMNS, as_json=as_json, empty="There is no account: corral user create --admin EMAIL.")
+    output.table(
+        rows,
+        COLUMNS,
+        as_json=as_json,
+        empty="There are no accounts yet. Create one with: corral user create --admin EMAIL",
+    )
 
 
 @user_group.command("deactivate")
@@ -118,7 +123,7 @@ def role_(email: str, role: str, config_path: Path | None, as_json: bool) -> Non
 
 @user_group.command("reset-password")
 @click.argument("email")
-@click.option("--must-change", is_flag=True, help="the new password must be changed at the next sign-in")
+@click.option("--must-change", is_flag=True, help="require another new password at the next sign-in")
 @password_option
 @config_option
 @json_option
@@ -133,7 +138,7 @@ def reset_password(
         password = _password(password_file)
         hashed = asyncio.run(accounts.hash_password(password, email=user.email, full_name=user.full_name))
         user = found.run(lambda: accounts.set_password(user.id, hashed, must_change=must_change))
-    _tell(user, f"The password of {user.email} is new; all sessions of the account have ended.", as_json)
+    _tell(user, f"The password of {user.email} was changed, and all sessions of the account have ended.", as_json)
 
 
 @user_group.command("show")
@@ -177,7 +182,7 @@ def reset_mfa(email: str, config_path: Path | None, as_json: bool) -> None:
     """Remove the second factor of a user who lost it, and end all sessions of the account."""
     from corral_core.accounts.api import AccountRecovery
 
-    told = "{} has no second factor any more; all sessions of the account have ended."
+    told = "The second factor of {} was removed, and all sessions of the account have ended."
     _change(
         config_path,
         "user reset-mfa",
@@ -202,14 +207,16 @@ def purge(email: str, config_path: Path | None, as_json: bool) -> None:
     with session(config_path, "user purge") as found:
         user = _find(found, email)
         if user.is_active:
-            raise click.ClickException(f"{user.email} is active; corral user deactivate {user.email} first")
+            raise click.ClickException(
+                f"{user.email} is active; deactivate it first: corral user deactivate {user.email}"
+            )
         typed = click.prompt(f"This cannot be undone. Type {user.email} to purge the account", err=True)
         if str(typed).strip().casefold() != user.email.casefold():
-            raise click.ClickException("that is not the address; nothing was changed")
+            raise click.ClickException("the address does not match; nothing was changed")
         accounts = found.service(Accounts)
         found.run(lambda: accounts.purge(user.id))
         gone = found.run(lambda: accounts.get(user.id), read=True)
-    _tell(gone, f"Purged. The account {gone.id} is a deleted user.", as_json)
+    _tell(gone, f"Purged. The account {gone.id} now appears as a deleted user.", as_json)
 
 
 def _patch(config_path: Path | None, label: str, email: str, facts: dict[str, Any], text: str, as_json: bool) -> None:
@@ -239,7 +246,7 @@ def _find(found: Session, email: str) -> Any:
 
     user = found.run(lambda: found.service(Accounts).find(email), read=True)
     if user is None:
-        raise click.ClickException(f"no account has the address {email}; corral user list shows all")
+        raise click.ClickException(f"no account has the address {email}; list the accounts with: corral user list")
     return user
 
 
@@ -262,7 +269,9 @@ def _password(path: Path | None) -> str:
     """
     if path is None:
         if not sys.stdin.isatty():
-            raise click.UsageError("no terminal to ask on: give --password-file FILE, or - for standard input")
+            raise click.UsageError(
+                "there is no terminal to prompt on; pass --password-file FILE, or - for standard input"
+            )
         return str(click.prompt("Password", hide_input=True, confirmation_prompt=True))
     try:
         text = sys.stdin.read() if str(path) == "-" else path.read_text("utf-8")
@@ -270,7 +279,7 @@ def _password(path: Path | None) -> str:
         raise click.UsageError(f"--password-file {path}: {error}") from None
     password = text.removesuffix("\n").removesuffix("\r")
     if not password:
-        raise click.UsageError(f"--password-file {path}: it is empty")
+        raise click.UsageError(f"--password-file {path}: the file is empty")
     return password
 
 
@@ -291,7 +300,9 @@ def keys_group() -> None:
 
 
 @keys_group.command("generate")
-@click.option("--label", default="v1", show_default=True, help="its name: letters and digits, new for each key")
+@click.option(
+    "--label", default="v1", show_default=True, help="name of the key: letters and digits, unique for each key"
+)
 @json_option
 def generate(label: str, as_json: bool) -> None:
     """Generate a new master key and print it. The command changes nothing.
@@ -299,7 +310,7 @@ def generate(label: str, as_json: bool) -> None:
     To use the new key, add it to CORRAL_MASTER_KEY before the existing keys.
     """
     if not (label.isascii() and label.isalnum()):
-        raise click.UsageError("--label takes letters and digits only")
+        raise click.UsageError("--label may contain only letters and digits")
     text = f"{label}:{base64.b64encode(secrets.token_bytes(32)).decode()}"
     output.value({"master_key": text}, as_json=as_json, text=text)
 
@@ -316,4 +327,6 @@ def rotate_jwt(config_path: Path | None, as_json: bool) -> None:
 
     with session(config_path, "keys rotate-jwt") as found:
         kid = found.run(found.service(SigningKeys).rotate)
-    output.value({"key": kid}, as_json=as_json, text=f"A new key signs access tokens within a minute: {kid}.")
+    output.value(
+        {"key": kid}, as_json=as_json, text=f"Within a minute, access tokens are signed with the new key {kid}."
+    )

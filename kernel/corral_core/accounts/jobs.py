@@ -39,7 +39,7 @@ async def send_mail(
     from corral.egress.smtp import MailRefused
 
     if not mail.is_configured:
-        log.warning("a mail was not sent, since mail.host is not set any more", extra={"kind": kind})
+        log.warning("mail dropped because mail.host is no longer set", extra={"kind": kind})
         return
     if link_id is not None:
         token = await work(lambda: links.arm(link_id))
@@ -49,7 +49,7 @@ async def send_mail(
     try:
         await mail.deliver(kind, to, facts)
     except (MailRefused, ValueError) as refusal:
-        log.warning("a mail will never be taken", extra={"kind": kind, "reason": str(refusal)})
+        log.warning("mail permanently rejected by the mail server", extra={"kind": kind, "reason": str(refusal)})
         if link_id is not None:
             await work(lambda: links.forget(link_id))
     except BaseException:

@@ -81,7 +81,8 @@ def _needed(followed: Mapping[str, Sequence[str]]) -> int:
             severity="warning",
             object={"type": "consumer", "id": name},
             title=f"{name} is more than {LAGGARD_DAYS} days behind the event log",
-            detail="Its events are no longer kept. Enable its plugin, or purge a plugin that is not coming back.",
+            detail="Events that it has not read are being deleted. Enable its plugin, or purge the plugin if it "
+            "will not be used again.",
         )
         raise_alert(alert, ("consumer", name))
     return min(passed)

@@ -74,7 +74,7 @@ def list_events(
     read; an API key also reads events about its owner's account.
     """
     if caller.kind == "worker":
-        raise Forbidden("Workers have their own signals.")
+        raise Forbidden("Workers cannot read the event log; use GET /workers/{id}/signals.")
     names = _names(query.types, types)
     after = _place(query.after)
     newest = event_log.last_seq()  # read before the events, so that events between the two reads are not skipped
@@ -134,8 +134,8 @@ def _place(after: str | UnsetType) -> int:
     place = event_log.seq_of(after)
     oldest = event_log.first_seq()
     if place is None and parse_id(after) is None:
-        raise Invalid.at("/query/after", "bad_format", "Give the seq or the id of an event.")
+        raise Invalid.at("/query/after", "bad_format", "`since` must be the seq or the id of an event.")
     if place is None or place < oldest - 1:
-        detail = "The log no longer reaches back that far; read on from oldest_seq."
+        detail = "The log no longer contains events that old; continue from oldest_seq."
         raise Gone(detail, code="cursor_expired", oldest_seq=oldest)
     return place

@@ -33,7 +33,7 @@ class HealthPlugin(Plugin):
     protected = "essential"
     starts_first = True  # the single-machine lock must be acquired before any write
     prefixes = ("settings",)
-    permissions = (Permission("settings.read", "See settings, health and the rules for outgoing connections"),)
+    permissions = (Permission("settings.read", "View settings, health and the rules for outgoing connections"),)
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:

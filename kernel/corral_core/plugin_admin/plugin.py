@@ -26,7 +26,7 @@ class PluginAdminPlugin(Plugin):
     protected = True
     prefixes = ("plugins",)
     permissions = (
-        Permission("plugins.read", "See plugins, their states and errors"),
+        Permission("plugins.read", "View plugins, their states and errors"),
         Permission("plugins.write", "Enable and disable plugins"),
     )
 

@@ -44,4 +44,4 @@ class RedisPlugin(Plugin):
         return [HealthCheck("redis", self._check)]
 
     def _check(self) -> tuple[str, str]:
-        return ("disabled", "Not configured.") if self._bus is None else self._bus.health()
+        return ("disabled", "Redis is not configured.") if self._bus is None else self._bus.health()

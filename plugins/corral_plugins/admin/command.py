@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from corral.plugin import OpenSession
 
 config_option = click.option(
-    "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="corral.toml to read"
+    "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="path of corral.toml"
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
 
@@ -24,9 +24,9 @@ def command() -> None:
 
 
 @command.command("on")
-@click.option("--reason", required=True, help="Why work stops. Everyone whose work stops sees this text.")
-@click.option("--cancel", is_flag=True, help="Also cancel running tasks. By default they are paused.")
-@click.option("--hold-deliveries", is_flag=True, help="Also hold back webhooks and notifications.")
+@click.option("--reason", required=True, help="Reason, which is shown to everyone whose work stops.")
+@click.option("--cancel", is_flag=True, help="Cancel running tasks instead of letting them pause.")
+@click.option("--hold-deliveries", is_flag=True, help="Hold back webhooks and notifications as well.")
 @config_option
 @json_option
 @click.pass_obj

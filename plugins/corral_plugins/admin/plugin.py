@@ -28,7 +28,7 @@ class AdminPlugin(Plugin):
     wants = ("security", "tasks")
     protected = True
     permissions = (
-        Permission("admin.read", "See all accounts"),
+        Permission("admin.read", "View all accounts"),
         Permission("admin.write", "Change accounts"),
         Permission("admin.kill_switch", "Stop all agent activity"),
     )
@@ -56,7 +56,7 @@ class AdminPlugin(Plugin):
         return [
             Metric(
                 name="corral_kill_switch",
-                help="Whether the kill switch is engaged (1) or released (0).",
+                help="State of the kill switch: 1 if engaged, 0 if released.",
                 collect=_engaged,
             ),
             Metric(

@@ -12,7 +12,7 @@ from corral.events.event import Event
 
 declare_codes(
     {
-        "agent_busy": (409, "The agent has live leases"),
+        "agent_busy": (409, "The agent holds active leases"),
         "budget_exhausted": (409, "The budget is used up"),
         "circuit_open": (503, "The circuit breaker is open"),
     }

@@ -44,7 +44,7 @@ class AgentsPlugin(Plugin):
     permissions = (
         Permission("agents.read", "Read agents, their versions and statistics", holders=(*READERS, "agent")),
         Permission("agents.write", "Create agents; change, start and stop own agents", holders=WRITERS),
-        Permission("agents.manage", "Change all agents, override budgets and loosen dangerous tools"),
+        Permission("agents.manage", "Change all agents, override budgets and allow dangerous tools"),
     )
 
     def __init__(self, settings: Any = None) -> None:
@@ -106,7 +106,7 @@ class AgentsPlugin(Plugin):
             ),
             Metric(
                 name="corral_agent_state_changes_total",
-                help="Changes of state by new state.",
+                help="Number of state changes of agents by new state.",
                 kind="counter",
                 labels={"to": STATUSES},
                 collect=self._changes.by_state,

@@ -154,7 +154,7 @@ def compare_agent_versions(id: str, query: CompareQuery, versions: AgentVersions
 def get_agent_version(id: str, n: str, versions: AgentVersions, caller: Principal) -> AgentVersionDetail:
     """Get one version of an agent with its complete configuration."""
     if not (n.isascii() and n.isdigit() and len(n) < 10):
-        raise NotFound("Versions are numbers.")
+        raise NotFound("The version must be a number.")
     return versions.get(id, int(n), by=caller)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from corral_plugins.audit.shapes import Verdict
 
 config_option = click.option(
-    "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="corral.toml to read"
+    "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="path of corral.toml"
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
 readable = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -30,9 +30,9 @@ def command() -> None:
 
 @command.command("verify")
 @click.argument("source", required=False)
-@click.option("--checkpoints", "checkpoints_path", type=readable, help="file with checkpoints saved earlier")
-@click.option("--public-key", help="public key of the checkpoints, in base64 (default: the one in that file)")
-@click.option("--filtered", is_flag=True, help="the export was filtered, so rows may be missing")
+@click.option("--checkpoints", "checkpoints_path", type=readable, help="file with checkpoints that were saved earlier")
+@click.option("--public-key", help="public key of the checkpoints, in base64 (default: the key in that file)")
+@click.option("--filtered", is_flag=True, help="accept missing rows, because the export was filtered")
 @config_option
 @json_option
 @click.pass_obj

@@ -106,20 +106,21 @@ class AuditPlugin(Plugin):
         return [
             Metric(
                 name="corral_audit_rows_total",
-                help="Rows written to the audit log, by outcome.",
+                help="Number of rows written to the audit log, by outcome.",
                 kind="counter",
                 labels={"outcome": get_args(Outcome)},
                 collect=_rows,
             ),
             Metric(
                 name="corral_audit_write_failures_total",
-                help="Audit log rows that could not be written.",
+                help="Number of audit log rows that could not be written.",
                 kind="counter",
                 collect=_failures,
             ),
             Metric(
                 name="corral_audit_append_seconds",
-                help="Total seconds spent appending rows; divide by corral_audit_rows_total for the mean.",
+                help="Total time spent on appending rows, in seconds. Divide it by corral_audit_rows_total for "
+                "the mean.",
                 kind="counter",
                 collect=_seconds,
             ),

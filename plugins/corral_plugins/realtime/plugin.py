@@ -25,7 +25,7 @@ class RealtimePlugin(Plugin):
 
     name = "realtime"
     requires = ("accounts", "event_log")
-    permissions = (Permission(PERMISSION, "Follow events as they happen", holders=(*READERS, "agent")),)
+    permissions = (Permission(PERMISSION, "Receive events as they happen", holders=(*READERS, "agent")),)
 
     def __init__(self, settings: Any = None) -> None:
         super().__init__(settings)
@@ -52,13 +52,13 @@ class RealtimePlugin(Plugin):
         return [
             Metric(
                 name="corral_ws_clients",
-                help="Number of open sockets and event streams.",
+                help="Number of open WebSockets and event streams.",
                 of_process=True,
                 collect=_clients,
             ),
             Metric(
                 name="corral_ws_dropped_total",
-                help="Events dropped because their reader was too slow.",
+                help="Number of events dropped because their reader was too slow.",
                 kind="counter",
                 collect=_dropped,
             ),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from corral.plugin import OpenSession
 
 config_option = click.option(
-    "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="corral.toml to read"
+    "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="path of corral.toml"
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
 
@@ -41,7 +41,7 @@ def key_status(open_session: OpenSession, config_path: Path | None, as_json: boo
         active = ", active" if key.key_id == status.active_key else ""
         loaded = f"{key.label}{active}" if key.label else "NOT LOADED"
         lines.append(f"{key.key_id}  {key.rows:>8} rows  {loaded}")
-    lines.append(f"{status.remaining} rows are not under the active key.")
+    lines.append(f"{status.remaining} rows are not encrypted under the active key.")
     _print(msgspec.to_builtins(status), lines, as_json)
     sys.exit(1 if status.sealed else 0)
 
@@ -62,9 +62,9 @@ def rotate_master_key(open_session: OpenSession, config_path: Path | None, as_js
         rows, holder = session.run(keys.begin)
         asyncio.run(keys.run(holder, seconds=math.inf))
         left = session.run(keys.status, read=True).remaining
-    message = f"{rows - left} rows were rewrapped under the active key; {left} remain."
+    message = f"{rows - left} rows were re-encrypted under the active key; {left} remain."
     if left:
-        message += " Their keys are not loaded, or the rows are damaged; run corral secrets verify."
+        message += " Their keys are not loaded, or the rows are damaged. Run: corral secrets verify"
     _print({"rewrapped": rows - left, "remaining": left}, [message], as_json)
     sys.exit(1 if left else 0)
 

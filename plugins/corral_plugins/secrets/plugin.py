@@ -140,7 +140,7 @@ class SecretsPlugin(Plugin):
 
     def _health(self) -> tuple[str, str]:
         if self._sealer is None or self._redactor_values is None:
-            return "down", "Not started."
+            return "down", "The vault has not started yet."
         if self._sealer.sealed:
             return "down", "Sealed: the master key of the stored values is missing or wrong; check CORRAL_MASTER_KEY."
         if self._redactor_values.unreadable:
@@ -149,7 +149,9 @@ class SecretsPlugin(Plugin):
                 f"{self._redactor_values.unreadable} stored values cannot be decrypted; run corral secrets verify.",
             )
         if remaining := self._remaining_rows():
-            return "degraded", f"{remaining} rows need an old master key; run corral secrets rotate-master-key."
+            return "degraded", (
+                f"{remaining} rows are encrypted under an old master key; run corral secrets rotate-master-key."
+            )
         return "ok", "All stored values can be decrypted."
 
     @hookimpl
@@ -157,13 +159,13 @@ class SecretsPlugin(Plugin):
         return [
             Metric(
                 name="corral_secrets",
-                help="Secrets by status.",
+                help="Number of secrets by status.",
                 labels={"status": STATUSES},
                 collect=secrets_by_status,
             ),
             Metric(
                 name="corral_secret_uses_total",
-                help="Uses of secrets by kind of consumer and outcome.",
+                help="Number of uses of secrets by kind of consumer and outcome.",
                 kind="counter",
                 labels={"consumer": CONSUMERS, "outcome": OUTCOMES},
                 collect=self._counted,
@@ -173,7 +175,7 @@ class SecretsPlugin(Plugin):
             ),
             Metric(
                 name="corral_vault_rewrap_remaining",
-                help="Encrypted rows that are not under the active master key.",
+                help="Number of rows that are not encrypted under the active master key.",
                 collect=_remaining,
             ),
         ]

@@ -20,7 +20,7 @@ def ip_rules() -> None:
 
 
 @ip_rules.command("off")
-@click.option("--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="corral.toml to read")
+@click.option("--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="path of corral.toml")
 @click.pass_obj
 def off(open_session: OpenSession, config_path: Path | None) -> None:
     """Turn the IP rules off. The rules are kept and apply again after an admin sets a mode."""

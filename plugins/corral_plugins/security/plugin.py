@@ -127,27 +127,27 @@ class SecurityPlugin(Plugin):
         return [
             Metric(
                 name="corral_ip_blocked_total",
-                help="Requests refused by the IP rules.",
+                help="Number of requests refused by the IP rules.",
                 kind="counter",
                 collect=lambda: {(): float(self._gate.blocked)},
             ),
             Metric(
                 name="corral_rate_limited_total",
-                help="Requests refused by a rate limit or the concurrency limit.",
+                help="Number of requests refused by a rate limit or the concurrency limit.",
                 kind="counter",
                 labels={"bucket": self._limits.names},
                 collect=lambda: _counted(self._limits.limited),
             ),
             Metric(
                 name="corral_api_key_requests_total",
-                help="Requests authenticated with API keys, by result.",
+                help="Number of requests with an API key, by result.",
                 kind="counter",
                 labels={"result": RESULTS},
                 collect=lambda: _counted(self._metrics.results + self._limits.keys),
             ),
             Metric(
                 name="corral_api_keys",
-                help="API keys by status.",
+                help="Number of API keys by status.",
                 labels={"status": STATUSES},
                 collect=ApiKeys.count,
             ),

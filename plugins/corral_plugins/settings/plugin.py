@@ -62,7 +62,7 @@ class SettingsPlugin(Plugin):
         return [
             Metric(
                 name="corral_settings_version",
-                help="Version of the stored settings; it grows with every change.",
+                help="Version of the stored settings, which grows with every change.",
                 collect=_version,
             ),
             Metric(

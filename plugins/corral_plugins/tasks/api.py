@@ -14,10 +14,10 @@ from corral.schema.fields import Id, MomentIn, Slug, Tags, line
 
 declare_codes(
     {
-        "lease_lost": (409, "The lease is not the live one"),
+        "lease_lost": (409, "The lease is no longer valid"),
         "task_terminal": (409, "The task has ended"),
-        "cycle": (422, "A cycle"),
-        "use_action": (422, "Use the action instead"),
+        "cycle": (422, "The dependencies form a cycle"),
+        "use_action": (422, "The status is changed by actions only"),
     }
 )
 

@@ -42,7 +42,7 @@ async def _handle_each(work: Work, label: str, find: Callable[[], list[str]], ac
             try:
                 await work(lambda task_id=task_id: act(task_id), entry=entry)  # type: ignore[misc]  # bound per iteration
             except Problem:
-                log.warning("timer skipped a task", extra={"task": task_id}, exc_info=True)
+                log.warning("overdue task skipped", extra={"task": task_id}, exc_info=True)
         if len(found) < BATCH_SIZE:
             return
 

@@ -52,7 +52,7 @@ class TasksPlugin(Plugin):
     wants = ("admin", "cost", "llm", "secrets", "tools")
     permissions = (
         Permission("tasks.read", "Read tasks, their logs and statistics", holders=(*READERS, "agent")),
-        Permission("tasks.write", "Create tasks; change, cancel and end own tasks", holders=(*WRITERS, "agent")),
+        Permission("tasks.write", "Create tasks; change, cancel and end one's own tasks", holders=(*WRITERS, "agent")),
         Permission("tasks.manage", "Change, cancel and end the tasks of others"),
         Permission("tasks.act", "Report on a task under its lease", holders=("worker", "agent")),
     )
@@ -147,44 +147,44 @@ class TasksPlugin(Plugin):
             Metric(name="corral_queue_depth", help="Number of pending tasks.", collect=statistics.queue_depth),
             Metric(
                 name="corral_queue_oldest_seconds",
-                help="Waiting time of the oldest pending task.",
+                help="Waiting time of the oldest pending task, in seconds.",
                 collect=statistics.oldest_pending_seconds,
             ),
             Metric(
                 name="corral_task_attempts_total",
-                help="Ended attempts by result.",
+                help="Number of ended attempts by result.",
                 kind="counter",
                 labels={"result": statistics.RESULTS},
                 collect=counted.attempts_by_result,
             ),
             Metric(
                 name="corral_lease_reclaims_total",
-                help="Leases that expired because their worker gave no sign of life.",
+                help="Number of leases that expired because their worker did not renew them.",
                 kind="counter",
                 collect=counted.lease_reclaims,
             ),
             Metric(
                 name="corral_task_stalls_total",
-                help="Stalled runs by kind.",
+                help="Number of stalled runs by kind.",
                 kind="counter",
                 labels={"kind": statistics.STALLS},
                 collect=counted.stalls_by_kind,
             ),
             Metric(
                 name="corral_task_duration_seconds",
-                help="Time from the start of the last attempt of a task to its result.",
+                help="Time from the start of the last attempt of a task to its result, in seconds.",
                 kind="histogram",
                 collect=counted.duration_histogram.read,
             ),
             Metric(
                 name="corral_task_queue_seconds",
-                help="Time of an attempt in the queue until it started.",
+                help="Time that an attempt waited in the queue, in seconds.",
                 kind="histogram",
                 collect=counted.queue_time_histogram.read,
             ),
             Metric(
                 name="corral_task_cancel_seconds",
-                help="Time from the request to cancel a run to its end.",
+                help="Time from the request to cancel a run to its end, in seconds.",
                 kind="histogram",
                 collect=counted.cancel_time_histogram.read,
             ),

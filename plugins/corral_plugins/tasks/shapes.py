@@ -34,7 +34,7 @@ def _patch_of(shape: type[msgspec.Struct], *, required: tuple[str, ...]) -> Any:
     return msgspec.defstruct(
         "TaskPatch",
         fields,
-        namespace={"__doc__": "The fields to change; absent fields stay."},
+        namespace={"__doc__": "The fields to change. Absent fields stay unchanged."},
         module=__name__,
         kw_only=True,
         forbid_unknown_fields=True,

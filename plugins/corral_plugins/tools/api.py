@@ -13,8 +13,8 @@ from corral.errors import Failure, declare_codes
 
 declare_codes(
     {
-        "already_decided": (409, "It was decided before"),
-        "tools.denied": (403, "The tool call is denied"),
+        "already_decided": (409, "The approval has already been decided"),
+        "tools.denied": (403, "The tool call was denied"),
     }
 )
 

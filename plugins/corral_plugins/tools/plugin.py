@@ -42,7 +42,7 @@ class ToolsPlugin(Plugin):
     requires = ("accounts",)
     wants = ("admin", "agents", "secrets", "tasks", "workers")
     permissions = (
-        Permission("tools.read", "See tools and their calls", holders=(*READERS, "agent")),
+        Permission("tools.read", "View tools and their calls", holders=(*READERS, "agent")),
         Permission("tools.use_external", "Let agents fetch from and send to external systems", holders=WRITERS),
         Permission("tools.use_dangerous", "Let agents run code, shells and remote machines", holders=WRITERS),
         Permission("tools.manage", "Change the policies, risks and configuration of tools"),
@@ -131,21 +131,21 @@ class ToolsPlugin(Plugin):
         return [
             Metric(
                 name="corral_tool_calls_total",
-                help="Total number of tool calls by tool and decision.",
+                help="Number of tool calls by tool and decision.",
                 kind="counter",
                 labels={**tools, "decision": DECISIONS},
                 collect=metrics.calls,
             ),
             Metric(
                 name="corral_tool_seconds",
-                help="Duration of tool calls in seconds.",
+                help="Duration of tool calls, in seconds.",
                 kind="histogram",
                 labels=tools,
                 collect=metrics.seconds.read,
             ),
             Metric(
                 name="corral_tainted_attempts_total",
-                help="Total number of attempts that received untrusted content.",
+                help="Number of attempts that received untrusted content.",
                 kind="counter",
                 collect=metrics.tainted_attempts,
             ),

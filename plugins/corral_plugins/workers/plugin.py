@@ -62,7 +62,7 @@ class WorkersPlugin(Plugin):
     wants = ("tasks", "tools")
     config = WorkersConfig
     permissions = (
-        Permission("workers.read", "See workers", holders=READERS),
+        Permission("workers.read", "View workers", holders=READERS),
         Permission("workers.register", "Register workers", holders=(*WRITERS, "registration_key")),
         Permission("workers.act", "Claim tasks and report as a worker", holders=("worker",)),
         Permission("workers.manage", "Approve, change and delete workers"),
@@ -147,14 +147,14 @@ class WorkersPlugin(Plugin):
             Metric(name="corral_worker_leases", help="Number of leases that workers hold.", collect=fleet.leases),
             Metric(
                 name="corral_claims_total",
-                help="Total number of answered claims by reason.",
+                help="Number of answered claims by reason.",
                 kind="counter",
                 labels={"reason": CLAIM_REASONS},
                 collect=self._claims.by_reason,
             ),
             Metric(
                 name="corral_claim_seconds",
-                help="Duration of answered claims in seconds.",
+                help="Duration of answered claims, in seconds.",
                 kind="histogram",
                 collect=self._claims.seconds.read,
             ),

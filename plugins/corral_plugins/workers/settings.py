@@ -23,7 +23,7 @@ OFFLINE_AFTER_SECONDS = Setting(
     minimum=3,
     maximum=3600,
     check=_outlasts_heartbeats,
-    title="Seconds of silence after which a worker is offline (at least three heartbeats)",
+    title="Seconds without a heartbeat after which a worker is offline (at least three heartbeats)",
 )
 AUTO_APPROVE = Setting(
     name="workers.auto_approve", kind=bool, default=False, title="Approve every worker that registers (unsafe)"
@@ -40,7 +40,7 @@ ACCEPT_LATE_RESULTS = Setting(
     name="workers.accept_late_results",
     kind=bool,
     default=False,
-    title="Accept a result that arrives while a person's cancellation is pending, and complete the task",
+    title="Complete a task with a result that arrives after a person requested its cancellation",
 )
 PRUNE_DAYS: Setting[int | None] = Setting(
     name="workers.prune_days",
@@ -62,7 +62,9 @@ ALL: tuple[Setting[Any], ...] = (
 
 # The plugin `tasks` declares these settings; this plugin only reads them, by name.
 LEASE_SECONDS = Setting(name="tasks.lease_seconds", kind=int, default=60, title="Seconds until a lease expires")
-ACK_SECONDS = Setting(name="tasks.ack_seconds", kind=int, default=30, title="Seconds to start a claimed task")
+ACK_SECONDS = Setting(
+    name="tasks.ack_seconds", kind=int, default=30, title="Seconds within which a claimed task must be started"
+)
 
 
 def heartbeat(settings: Settings) -> int:

@@ -124,7 +124,7 @@ async def test_wrong_address_wrong_password_and_deactivated_look_the_same(
     await _change(kit, member.user["id"], is_active=False)
     answers.append(await _login(kit, "ann@example.org"))
     assert {(each.status, each.code, each.json()["detail"]) for each in answers} == {
-        (401, "invalid_credentials", "The address or the password is wrong.")
+        (401, "invalid_credentials", "The email address or the password is incorrect.")
     }
     assert len(verified) == 3  # each cost one hash
     assert verified[2] is None

@@ -184,8 +184,8 @@ def test_what_is_wrong_is_one_line(run: Run) -> None:
     for name, data in inputs.items():
         (run.folder / name).write_bytes(data)
     cases = [
-        (("--agent", "Nobody", "Do it"), {}, 1, "there is no agent Nobody"),
-        (("--agent", "?limit=1", "Do it"), {}, 1, "there is no agent ?limit=1"),
+        (("--agent", "Nobody", "Do it"), {}, 1, "there is no agent named Nobody"),
+        (("--agent", "?limit=1", "Do it"), {}, 1, "there is no agent named ?limit=1"),
         (("--agent", "\udcff", "Do it"), {}, 2, "--agent is not UTF-8 text"),
         (("--agent", "Echo Three", "\udcff"), {}, 2, "INSTRUCTIONS is not UTF-8 text"),
         (("--agent", "Echo Three", "--input", "twice", "Do it"), {}, 2, "twice: The key 'a' appears more than once"),
@@ -228,4 +228,4 @@ def test_a_token_that_ends_leaves_the_task_and_says_which(run: Run) -> None:
     run.client.delete(f"/security/api-keys/{key['id']}").raise_for_status()
     _, told = following.communicate(timeout=60)
     assert following.returncode == 1
-    assert f"the task goes on: {task_id}" in told
+    assert f"the task {task_id} continues" in told

@@ -141,7 +141,9 @@ async def refresh(
     if isinstance(token, UnsetType):
         found, origins = cookie_token(request), settings.get(CORS_ORIGINS)
         if found is None:
-            raise Invalid.at("/refresh_token", "required", "Send the refresh token.")
+            raise Invalid.at(
+                "/refresh_token", "required", "The refresh token is missing; send it in the body or in the cookie."
+            )
         check_origin(request, installation, origins)
         token = found
     tokens, user = await sign_in.refresh(token, device(request), request.entry())
@@ -234,7 +236,7 @@ def device(request: Request) -> Device:
 def user_id(caller: Principal) -> str:
     """Return the id of the calling user. Raise `Forbidden` for machines, which have no account."""
     if caller.user_id is None:
-        raise Forbidden("Only people have an account.")
+        raise Forbidden("Only people have accounts; sign in as a person.")
     return caller.user_id
 
 

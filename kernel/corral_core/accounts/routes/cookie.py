@@ -29,7 +29,7 @@ def check_origin(request: Request, installation: Installation, allowed: Iterable
     origin = request.header("origin") or ""
     own = {f"{scheme}://{request.header('host')}" for scheme in ("http", "https")}
     if origin not in {*own, _origin(installation.public_url or ""), *allowed} or not origin:
-        raise Forbidden("The refresh cookie counts only for this host's own pages; send the token in the body.")
+        raise Forbidden("The refresh cookie is accepted only from pages of this host; send the token in the body.")
 
 
 def _origin(url: str) -> str:

@@ -107,7 +107,9 @@ class AccessTokens:
             exp=now + seconds,
         )
         if (key := keys.secrets.get(keys.active)) is None:
-            raise Unavailable("The key that signs access tokens does not open: corral keys rotate-jwt makes a new one.")
+            raise Unavailable(
+                "The key that signs access tokens cannot be decrypted. Create a new key with: corral keys rotate-jwt"
+            )
         return str(_jwt().encode(msgspec.to_builtins(claims), key, algorithm=ALGORITHM, headers={"kid": keys.active}))
 
     def verify(self, token: str) -> Claims:
@@ -122,10 +124,10 @@ class AccessTokens:
             )
             claims = msgspec.convert(payload, Claims)
         except (jwt.PyJWTError, msgspec.ValidationError):
-            raise Unauthorized("The access token is not valid here.") from None
+            raise Unauthorized("The access token is not valid for this installation; sign in again.") from None
         now = clock.time_s()
         if claims.typ != TYPE or claims.nbf > now + LEEWAY_SECONDS:
-            raise Unauthorized("The access token is not valid here.")
+            raise Unauthorized("The access token is not valid for this installation; sign in again.")
         if claims.exp <= now - LEEWAY_SECONDS:
             raise Unauthorized("The access token has expired; refresh it.", code="token_expired")
         return claims
@@ -188,7 +190,9 @@ class SigningKeys:
         """
         if self._tokens.is_fixed:
             raise Conflict(
-                "CORRAL_JWT_SECRET signs here; change it there, which ends every access token.", code="setting_locked"
+                "Access tokens are signed with CORRAL_JWT_SECRET; change the variable, which invalidates all "
+                "access tokens.",
+                code="setting_locked",
             )
         kid = self._tokens.rotate()
         if self.audit is not None:

@@ -92,7 +92,7 @@ class AccountsService:
         if not insert.as_rowcount().execute():
             known = UserRow.get_or_none(UserRow.email_key == key)
             existing = {"existing_id": known.id} if known is not None and by.is_admin else {}
-            raise Conflict("An account with this address exists.", code="duplicate", **existing)
+            raise Conflict("An account with this email address already exists.", code="duplicate", **existing)
         created = UserCreated(user_id=row.id, role=new.role, how=how)
         emit(created, object=("user", row.id), owner=row.id)
         self._record(action("create", row.id), row.id, {"how": how}, {"role": (None, new.role)})
@@ -213,7 +213,9 @@ class AccountsService:
             .execute()
         )
         if not changed:
-            raise Conflict("The password was changed meanwhile; sign in with the new one.", current_status="changed")
+            raise Conflict(
+                "The password was changed in the meantime; sign in with the new password.", current_status="changed"
+            )
         if revoke_api_keys and self.keys is not None:
             self.keys.revoke_all(row.id)
         emit(UserUpdated(user_id=row.id, changed=["password"]), object=("user", row.id), owner=row.id)
@@ -254,7 +256,7 @@ class AccountsService:
         with unique():
             proved = update.where((UserRow.id == row.id) & (UserRow.email_key == row.email_key)).execute()
         if not proved:
-            raise Conflict("The account was changed meanwhile; ask for another link.", current_status="changed")
+            raise Conflict("The account was changed in the meantime; request another link.", current_status="changed")
         self._announce(row, changes)
         return self.get(row.id)
 
@@ -271,7 +273,7 @@ class AccountsService:
         if row.purged_at is not None:
             return
         if row.is_active:
-            raise Conflict("Deactivate the account first.", current_status="active")
+            raise Conflict("The account is active; deactivate it before you purge it.", current_status="active")
         now = clock.now()
         UserRow.update(
             email="",
@@ -373,13 +375,15 @@ def write(row: UserRow, changes: Mapping[str, Any]) -> None:
         if update.where(where).execute():
             return
     if loses_admin and UserRow.get_by_id(row.id).version == row.version:
-        raise Conflict("This is the last active admin; make another one first.", code="last_admin")
-    raise Conflict("The account was changed meanwhile; read it again.", current_status="changed")
+        raise Conflict("This is the last active admin; make another user an admin first.", code="last_admin")
+    raise Conflict(
+        "The account was changed in the meantime; read it again and repeat the change.", current_status="changed"
+    )
 
 
 def taken() -> Conflict:
     """Return the problem to raise for an address that another account already uses."""
-    return Conflict("Another account has this address.", code="duplicate")
+    return Conflict("Another account already has this email address.", code="duplicate")
 
 
 @contextlib.contextmanager

@@ -116,7 +116,9 @@ class TicketsService:
     def redeem(self, ticket: str) -> Principal:
         found = list(TicketRow.delete().where(TicketRow.hash == digest(ticket)).returning(TicketRow).execute())
         if not found or found[0].expires_at <= clock.now():
-            raise Unauthorized("The ticket was used, is too old, or is not of this installation; ask for another one.")
+            raise Unauthorized(
+                "The ticket was already used, has expired, or belongs to another installation; request a new one."
+            )
         return self.reread(msgspec.convert(found[0].caller, Principal))
 
     def reread(self, caller: Principal) -> Principal:

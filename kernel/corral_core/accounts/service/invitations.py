@@ -33,7 +33,9 @@ class InvitationsService:
         key, email = check_address(email), email.strip()
         account = UserRow.get_or_none(UserRow.email_key == key)
         if account is not None:
-            raise Conflict("An account with this address exists.", code="duplicate", existing_id=account.id)
+            raise Conflict(
+                "An account with this email address already exists.", code="duplicate", existing_id=account.id
+            )
         self._expire(key)
         row = InvitationRow(
             id=new_id(),
@@ -48,7 +50,7 @@ class InvitationsService:
             known = InvitationRow.get_or_none((InvitationRow.email_key == key) & PENDING)
             existing = {} if known is None else {"existing_id": known.id}
             raise Conflict(
-                "This address is invited already; revoke that invitation first.", code="duplicate", **existing
+                "There is already an invitation for this address; revoke it first.", code="duplicate", **existing
             )
         url = self._links.issue(INVITATION, row.id, email)
         self._mail.send_link(email, INVITATION, row.id, role=role)

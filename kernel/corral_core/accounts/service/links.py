@@ -139,7 +139,7 @@ class Links:
     @staticmethod
     def over() -> Gone:
         """Return the problem to raise for an invalid link."""
-        return Gone("The link was used, has ended or is too old; ask for another one.", code="link_expired")
+        return Gone("The link was already used, was replaced or has expired; request a new one.", code="link_expired")
 
     def _own_address(self) -> str:
         place = urlsplit(f"//{self._bind}")

@@ -76,7 +76,10 @@ class Lockout:
         async with self._gate(key, until):
             while not await self._work(lambda: self._reserve(key), entry=entry):
                 if time.monotonic() > until:
-                    raise TooMany("Too many sign-ins of this address at once; try again.", code="concurrency_limit")
+                    raise TooMany(
+                        "Too many sign-ins with this email address at the same time; try again.",
+                        code="concurrency_limit",
+                    )
                 await asyncio.sleep(POLL_SECONDS)
             try:
                 yield key
@@ -145,7 +148,7 @@ class Lockout:
                     await gate.room.acquire()
             except TimeoutError:
                 raise TooMany(
-                    "Too many sign-ins of this address at once; try again.", code="concurrency_limit"
+                    "Too many sign-ins with this email address at the same time; try again.", code="concurrency_limit"
                 ) from None
             try:
                 yield

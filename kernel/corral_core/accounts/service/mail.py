@@ -61,7 +61,7 @@ class MailService:
         from corral.egress.smtp import MailFailed
 
         if not self.is_configured:
-            raise Conflict("Set mail.host first.", current_status="not_configured")
+            raise Conflict("No mail server is configured; set mail.host first.", current_status="not_configured")
         began = time.perf_counter()
         error = None
         try:
@@ -87,11 +87,11 @@ class MailService:
         if not self.is_configured:
             return "disabled", "mail.host is not set."
         if not await self._answers():
-            return "down", "The mail server does not take connections as configured."
+            return "down", "The mail server does not accept connections with the configured settings."
         waiting = await self._work(self.waiting, read=True)
         if waiting:
-            return "degraded", f"{waiting} mails wait: the server did not take them."
-        return "ok", "The mail server takes connections."
+            return "degraded", f"{waiting} mails are waiting because the mail server did not accept them."
+        return "ok", "The mail server accepts connections."
 
     async def _answers(self) -> bool:
         """Return whether the mail server accepts the connection and the credentials."""

@@ -37,12 +37,13 @@ TEMPLATES: Mapping[str, MailTemplate] = {
     ),
     "verify": MailTemplate(
         "Verify your address",
-        "An account was created with the address {to}.\n\nConfirm within 24 hours that it is yours:\n{url}\n\n"
+        "An account was created with the address {to}.\n\nConfirm within 24 hours that this is your address:\n{url}\n\n"
         "If you did not create it, ignore this mail: nobody can use the account without this link.",
     ),
     "change_email": MailTemplate(
         "Verify your new address",
-        "The address of an account is to change to {to}.\n\nConfirm within 24 hours that it is yours:\n{url}\n\n"
+        "Somebody, most likely you, asked to change the address of an account to {to}.\n\nConfirm within 24 "
+        "hours that this is your address:\n{url}\n\n"
         "If you did not ask for this, ignore this mail.",
     ),
     "invitation": MailTemplate(
@@ -59,7 +60,7 @@ TEMPLATES: Mapping[str, MailTemplate] = {
     "locked": MailTemplate(
         "Your account is temporarily locked",
         "There were too many failed attempts to sign in as {to}. It is locked until {until}; existing sessions "
-        "continue.\n\nIf these were not your attempts, nobody guessed your password. If you use it elsewhere too, "
+        "continue.\n\nIf these were not your attempts: nobody guessed your password. If you also use it elsewhere, "
         "choose another one.",
     ),
     "password_changed": MailTemplate(
@@ -72,7 +73,8 @@ TEMPLATES: Mapping[str, MailTemplate] = {
     ),
     "recovery_code_used": MailTemplate(
         "A recovery code was used",
-        f"Somebody signed in as {{to}} with a recovery code; {{left}} are left.\n\nIf this was not you, {_CHANGE}.",
+        f"Somebody signed in as {{to}} with a recovery code; {{left}} codes are left.\n\nIf this was not you, "
+        f"{_CHANGE}.",
     ),
     "refresh_reuse": MailTemplate(
         "A session was ended for security reasons",
@@ -84,7 +86,7 @@ TEMPLATES: Mapping[str, MailTemplate] = {
         "An admin removed the second factor of {to}, and all sessions ended. Sign in and set up a new second factor."
         "\n\nIf you did not ask for this, tell an admin immediately.",
     ),
-    "test": MailTemplate("Test", "This is a test of the mail settings. It has arrived."),
+    "test": MailTemplate("Test", "This is a test of the mail settings. If you can read it, they are correct."),
 }
 
 

@@ -73,7 +73,7 @@ class PasswordPolicy:
         if any(word.casefold() in folded for word in words):
             yield "core.context_word", "Leave out your name, your address and the names of this product."
         if self._settings.get(BREACHED_CHECK) and is_breached(password):
-            yield "core.breached", "It is a password, or near one, that is known from breaches."
+            yield "core.breached", "The password, or one like it, is known from a data breach."
         for setting, matches, code, what in _CLASSES:
             if self._settings.get(setting) and not any(matches(letter) for letter in password):
                 yield code, f"Use {what}."
@@ -144,7 +144,7 @@ class PasswordHistory:
             return
         for hashed in await self._work(lambda: self._known(user_id, kept), read=True):
             if await self._passwords.verify(password, hashed, pointer=pointer):
-                detail = f"Do not use the present password or one of your last {kept} again."
+                detail = f"Do not reuse the current password or one of your last {kept} passwords."
                 raise Invalid.at(pointer, "core.reused", detail, problem="weak_password")
 
     def remember(self, user_id: str, hashed: str | None) -> None:

@@ -68,7 +68,7 @@ class Passwords:
 
     async def _run(self, work: Callable[[], T]) -> T:
         if self._waiting >= THREADS + QUEUE_LIMIT:
-            raise Unavailable("Too many sign-ins at once; try again in a moment.", code="overloaded")
+            raise Unavailable("Too many sign-ins at the same time; try again in a moment.", code="overloaded")
         self._waiting += 1
         try:
             value, seconds = await asyncio.get_running_loop().run_in_executor(_threads, _timed, work)
@@ -89,7 +89,7 @@ def _check_length(password: str, pointer: str) -> None:
     if not password:
         raise Invalid.at(pointer, "too_short", "The password is empty.")
     if len(password) > MAX_LENGTH:
-        raise Invalid.at(pointer, "too_long", f"A password has at most {MAX_LENGTH} characters.")
+        raise Invalid.at(pointer, "too_long", f"A password must have at most {MAX_LENGTH} characters.")
 
 
 def _verify(password: str, hashed: str | None) -> bool:
@@ -101,5 +101,5 @@ def _verify(password: str, hashed: str | None) -> bool:
     except VerificationError:
         return False
     except InvalidHashError:
-        log.error("a stored password hash is not one of argon2")
+        log.error("a stored password hash is not an Argon2 hash")
         return False

@@ -88,7 +88,7 @@ class Profile:
         """Mail a verification link to a new address. The address takes effect when the link is used."""
         check_address(email)
         if self._accounts.row_of(email) is not None:
-            raise Conflict("Another account has this address.", code="duplicate")
+            raise Conflict("Another account already has this email address.", code="duplicate")
         self._links.end(user_id, (CHANGE_EMAIL,))
         self._mail.send_link(email.strip(), CHANGE_EMAIL, user_id)
 
@@ -98,6 +98,8 @@ def _check(patch: ProfilePatch) -> None:
         try:
             zoneinfo.ZoneInfo(patch.timezone)
         except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-            raise Invalid.at("/timezone", "not_allowed", "Give an IANA zone such as Europe/Berlin or UTC.") from None
+            raise Invalid.at(
+                "/timezone", "not_allowed", "Give an IANA time zone such as Europe/Berlin or UTC."
+            ) from None
     if not isinstance(patch.preferences, UnsetType) and len(msgspec.json.encode(patch.preferences)) > PREFERENCES_BYTES:
         raise Invalid.at("/preferences", "too_long", f"At most {PREFERENCES_BYTES} bytes of JSON.")

@@ -46,7 +46,7 @@ class Reauthentication:
         """
         user = await self._user(caller)
         if user.mfa_enabled:
-            raise Conflict("The second factor is on; switch it off first.", current_status="enabled")
+            raise Conflict("A second factor is already set up; remove it first.", current_status="enabled")
         if password is not None:
             await self._sign_in.check(user.email, password, entry, user_id=user.id)
         elif not caller.has_stepped_up and not await self._work(lambda: self._is_fresh(caller), read=True):
@@ -61,7 +61,7 @@ class Reauthentication:
             row = self._accounts.row(user.id)
             codes = self._second.activate(row, session_id, code)
             if codes is None:
-                detail = "The code is wrong; look at the clock of the device."
+                detail = "The code is incorrect; check that the clock of the device is correct."
                 return self._sign_in.refuse(key, row.email, row.id, action=ASK_AGAIN, detail=detail)
             self._lockout.give_back(key)  # a valid code for a new seed must not reset the failed passwords
             return codes
@@ -114,7 +114,7 @@ class Reauthentication:
     ) -> T:
         """Verify the password and the second factor, and run `then` in the same unit of work."""
         if not user.mfa_enabled:
-            raise Conflict("There is no second factor; set one up first.", current_status="disabled")
+            raise Conflict("No second factor is set up; set one up first.", current_status="disabled")
 
         def unit(row: UserRow, key: str) -> T | Problem:
             if not self._sign_in.accepts(row, proof):
@@ -135,5 +135,5 @@ class Reauthentication:
 
 def _person(caller: Principal) -> str:
     if caller.user_id is None:
-        raise Forbidden("Only people have an account.")
+        raise Forbidden("Only people have accounts; sign in as a person.")
     return caller.user_id

@@ -51,7 +51,10 @@ class Registrations:
         try:
             await self._work(lambda: self._accounts.bootstrap(new, hashed))
         except Conflict:
-            log.warning("CORRAL_BOOTSTRAP_ADMIN_EMAIL names an existing account that is not an admin; it is unchanged")
+            log.warning(
+                "CORRAL_BOOTSTRAP_ADMIN_EMAIL names an existing account that is not an admin; the "
+                "account was not changed"
+            )
 
     async def register(self, new: NewUser, password: str, invitation: str | None, entry: Entry) -> UserView | None:
         """Create an account. Return None if a mail is sent instead, whether the address was free or taken.
@@ -60,7 +63,7 @@ class Registrations:
         """
         mode = self._settings.get(REGISTRATION)
         if mode == "closed" or (mode == "invite" and invitation is None):
-            raise Forbidden("Registration is closed here; ask an admin for an account.", code="registration_closed")
+            raise Forbidden("Registration is closed; ask an admin for an account.", code="registration_closed")
         if invitation is not None:
             return await self._invited(new, password, invitation, entry)
         role = self._settings.get(DEFAULT_ROLE)
@@ -103,7 +106,7 @@ class Registrations:
         """Register a user with an invitation, which determines the role and verifies the address."""
         invitation = await self._work(lambda: self._invitations.find(token), read=True)
         if normalise(new.email) != invitation.email_key:
-            raise Invalid.at("/email", "not_allowed", "The invitation is for another address.")
+            raise Invalid.at("/email", "not_allowed", "The invitation is for another email address.")
         new = msgspec.structs.replace(new, role=invitation.role)
         hashed = await self._accounts.hash_password(password, email=new.email, full_name=new.full_name)
 

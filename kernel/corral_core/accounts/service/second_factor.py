@@ -55,7 +55,7 @@ class SecondFactor:
         Raise `Conflict` if the second factor is enabled.
         """
         if user.mfa_enabled:
-            raise Conflict("The second factor is on; switch it off first.", current_status="enabled")
+            raise Conflict("A second factor is already set up; remove it first.", current_status="enabled")
         secret = pyotp.random_base32()
         sealed = self._sealer.seal(secret.encode(), aad=_place(user.id)).hex()
         row = {"seed": sealed, "created_at": clock.now(), "last_step": 0}
@@ -63,7 +63,7 @@ class SecondFactor:
             conflict_target=[SecondFactorRow.user_id], update=row, where=SecondFactorRow.confirmed_at.is_null()
         )
         if not insert.as_rowcount().execute():
-            raise Conflict("The second factor is on; switch it off first.", current_status="enabled")
+            raise Conflict("A second factor is already set up; remove it first.", current_status="enabled")
         self._record("auth.mfa.setup", user.id)
         return Seed(secret, pyotp.TOTP(secret).provisioning_uri(name=user.email, issuer_name=ISSUER))
 
@@ -76,13 +76,15 @@ class SecondFactor:
         row = SecondFactorRow.get_or_none((SecondFactorRow.user_id == user.id) & waiting)
         if row is None:
             status = "enabled" if user.mfa_enabled else "disabled"
-            raise Conflict("No setup waits for a code; start one with /auth/mfa/setup.", current_status=status)
+            raise Conflict(
+                "No setup is waiting for a code; start one with POST /auth/mfa/setup.", current_status=status
+            )
         step = self._step(row, code)
         if step is None:
             return None
         same = (SecondFactorRow.user_id == user.id) & (SecondFactorRow.seed == row.seed) & waiting
         if not SecondFactorRow.update(confirmed_at=clock.now(), last_step=step).where(same).execute():
-            raise Conflict("Another setup came first; use the newest one.", current_status="disabled")
+            raise Conflict("A newer setup was started; use the newest one.", current_status="disabled")
         self._mark(user.id, enabled=True)
         SessionRow.update(mfa=True).where(SessionRow.id == session_id).execute()
         emit(MfaEnabled(user_id=user.id), object=("user", user.id), owner=user.id)
@@ -142,7 +144,7 @@ class SecondFactor:
     def refuse_if_required(self, role: str) -> None:
         """Raise `Forbidden` if the policy requires a second factor for this role."""
         if self.is_required(role):
-            raise Forbidden("The second factor is required here; it cannot be switched off.")
+            raise Forbidden("This installation requires a second factor; it cannot be removed.")
 
     # -- challenges
 
@@ -224,10 +226,10 @@ def _open(token: str) -> Any:
 
 def _damaged(row: SecondFactorRow) -> Conflict:
     if row.confirmed_at is None:
-        told = "The setup was changed where it is stored; start another one with /auth/mfa/setup."
+        told = "The stored setup was modified; start another one with POST /auth/mfa/setup."
     else:
         told = (
-            "The second factor of this account was changed where it is stored, so no code can be checked. Use a "
+            "The stored second factor of this account was modified, so no code can be checked. Use a "
             "recovery code, or have an admin reset it: POST /admin/users/{id}/reset-mfa, `corral user reset-mfa EMAIL`."
         )
     return Conflict(told, code=DAMAGED, current_status="damaged")

@@ -135,7 +135,9 @@ class Sessions:
         used, successor = digest(refresh), new_secret()
         row: RefreshRow | None = RefreshRow.get_or_none(RefreshRow.hash == used)
         if row is None:
-            raise Unauthorized("The refresh token is of no session here; sign in again.", code="session_revoked")
+            raise Unauthorized(
+                "The refresh token belongs to no session of this installation; sign in again.", code="session_revoked"
+            )
         sealed = self._sealer.seal(successor.encode(), aad=place("accounts_refresh_tokens", used, 1, "successor")).hex()
         won = (
             RefreshRow.update(used_at=clock.now(), successor=sealed)
@@ -162,7 +164,7 @@ class Sessions:
                 aad = place("accounts_refresh_tokens", used, 1, "successor")
                 again = self._sealer.open(bytes.fromhex(row.successor), aad=aad).decode()
             except SealedWrong:
-                raise Unauthorized("The session cannot go on; sign in again.", code="session_revoked") from None
+                raise Unauthorized("The session has ended; sign in again.", code="session_revoked") from None
             return self._answer(session, again, self._left(session))
         if self._end(SessionRow.id == session.id, "reuse") and self.mail is not None:
             self.mail.notify(UserRow.get_by_id(session.user_id).email, "refresh_reuse")

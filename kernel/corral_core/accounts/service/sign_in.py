@@ -34,7 +34,7 @@ T = TypeVar("T")
 log = logging.getLogger("corral.accounts")
 
 SIGN_IN, ASK_AGAIN = "auth.session.create", "auth.user.verify"
-WRONG = "The address or the password is wrong."
+WRONG = "The email address or the password is incorrect."
 REFRESH_RATE = Rate("refresh", 30, 60)  # per session
 UNCHECKED: dict[str, Literal["denied", "failed"]] = {"account_locked": "denied", DAMAGED: "failed"}
 RESULTS = ("success", "mfa_required", "failed", "locked")
@@ -160,7 +160,7 @@ class SignIn:
             self._lockout.clear(key, row.id)
 
     def refuse(
-        self, key: str, email: str, user_id: str | None, *, action: str, detail: str = "The code is wrong."
+        self, key: str, email: str, user_id: str | None, *, action: str, detail: str = "The code is incorrect."
     ) -> Problem:
         """Count a failed attempt and record it. Return the problem for the unit of work to return."""
         self._lockout.fail(key, user_id)
@@ -196,7 +196,9 @@ class SignIn:
                 self.settle(key, row)
             if self._settings.get(EMAIL_VERIFICATION) and not row.email_verified:
                 self._record(SIGN_IN, row.email, row.id, "denied", "email_unverified")
-                return Forbidden("Open the link in the mail that was sent to this address.", code="email_unverified")
+                return Forbidden(
+                    "Open the link in the mail that was sent to this email address.", code="email_unverified"
+                )
             return self._open(row, device, mfa=True) if given else self.enter(row, device)
 
         entered: SignedIn | Pending = await self.prove(email, password, entry, then, action=SIGN_IN)
@@ -256,7 +258,7 @@ class SignIn:
             raise
         if isinstance(rotated, Reuse):
             self.refreshes[("token_reuse",)] += 1
-            raise Unauthorized("The refresh token was used before; sign in again.", code="token_reuse")
+            raise Unauthorized("The refresh token was already used; sign in again.", code="token_reuse")
         self.refreshes[("success",)] += 1
         return rotated
 
@@ -267,7 +269,12 @@ class SignIn:
         user = await self._work(lambda: self._accounts.get(user_id), read=True)
         row = await self.check(user.email, current, entry, pointer="/current_password", user_id=user_id)
         if new == current:
-            raise Invalid.at("/new_password", "core.reused", "This is the present one.", problem="weak_password")
+            raise Invalid.at(
+                "/new_password",
+                "core.reused",
+                "The new password is the same as the current one.",
+                problem="weak_password",
+            )
         password_hash = await self._accounts.hash_password(
             new, email=row.email, full_name=row.full_name, pointer="/new_password", user_id=user_id
         )
@@ -305,8 +312,8 @@ class SignIn:
         row = self._accounts.row_of(email)
         user_id = None if row is None else row.id
         if code == DAMAGED:
-            remedy = "a recovery code still works; `corral user reset-mfa EMAIL` takes it away"
-            log.error("the stored second factor of user %s does not open where it lies: %s", user_id, remedy)
+            remedy = "a recovery code still works; to remove the second factor, run: corral user reset-mfa EMAIL"
+            log.error("the stored second factor of user %s cannot be decrypted: %s", user_id, remedy)
         self._record(action, email, user_id, UNCHECKED[code], code)
 
     def _record(
@@ -342,4 +349,7 @@ def told(settled: T | Problem) -> T:
 
 
 def _over() -> Unauthorized:
-    return Unauthorized("This sign-in took too long or had too many wrong codes; begin anew.", code="token_expired")
+    return Unauthorized(
+        "This sign-in took too long or had too many incorrect codes; sign in again from the beginning.",
+        code="token_expired",
+    )

@@ -71,7 +71,10 @@ async def read_metrics(request: Request, installation: Installation, scrape: Scr
         given = (request.header("authorization") or "").removeprefix("Bearer ").encode()
         if not hmac.compare_digest(given, installation.metrics_token.encode()):
             challenge = {"WWW-Authenticate": "Bearer"}
-            raise Unauthorized("Send Authorization: Bearer with the metrics token.", headers=challenge)
+            raise Unauthorized(
+                "The metrics token is missing or incorrect; send it as Authorization: Bearer <token>.",
+                headers=challenge,
+            )
     text = await scrape.text()
     if OPEN_METRICS in (request.header("accept") or ""):
         # in a thread, because the conversion is slow

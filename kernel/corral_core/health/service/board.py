@@ -29,7 +29,7 @@ Status = Literal["ok", "degraded", "down", "disabled"]
 WORST_LAST: tuple[Status, ...] = ("disabled", "ok", "degraded", "down")
 ALWAYS = ("database", "redis", "minio", "mail", "vault", "queue", "plugins", "workers", "clock", "disk")
 CHECK_SECONDS, KEEP_SECONDS = 2.0, 5.0
-ABSENT: Told = ("disabled", "Nothing here needs it.")
+ABSENT: Told = ("disabled", "No active plugin uses it.")
 
 
 class CheckView(msgspec.Struct, kw_only=True):

@@ -44,24 +44,24 @@ def _values(redactor: Redactor) -> Series:
 METRICS = (
     Metric(
         name="corral_egress_requests_total",
-        help="Outgoing requests.",
+        help="Number of outgoing requests.",
         kind="counter",
         labels={"sink": SINKS, "outcome": OUTCOMES},
         collect=_requests,
     ),
     Metric(
         name="corral_egress_blocked_total",
-        help="Outgoing requests that the egress guard refused.",
+        help="Number of outgoing requests that the egress guard refused.",
         kind="counter",
         labels={"sink": SINKS},
         collect=_blocked,
     ),
     Metric(
         name="corral_redactions_total",
-        help="Credentials redacted from text.",
+        help="Number of credentials redacted from text.",
         kind="counter",
         labels={"kind": sorted({"value", *(pattern.kind for pattern in BUILT_IN)})},
         collect=_redactions,
     ),
-    Metric(name="corral_redactor_values", help="Credentials registered with the redactor.", collect=_values),
+    Metric(name="corral_redactor_values", help="Number of credentials that the redactor knows.", collect=_values),
 )

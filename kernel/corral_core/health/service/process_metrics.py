@@ -39,7 +39,7 @@ class LoopLag:
             lag = max(0.0, time.monotonic() - due)
             self._seen.append(lag)
             if lag > HELD_UP:
-                log.warning("the event loop was held up", extra={"duration_ms": round(lag * 1000)})
+                log.warning("the event loop was blocked", extra={"duration_ms": round(lag * 1000)})
 
 
 class ProcessMetrics:
@@ -51,18 +51,25 @@ class ProcessMetrics:
     def collect(self) -> Iterator[Family]:
         """Yield the metric families. The Prometheus registry calls this function, which must not do I/O."""
         database = self._database
-        yield GaugeMetricFamily("corral_loop_lag_seconds", "Maximum lag of the event loop.", value=self._lag.seconds)
-        yield GaugeMetricFamily("corral_executor_queue", "Units waiting for a thread.", value=database.waiting())
+        yield GaugeMetricFamily(
+            "corral_loop_lag_seconds", "Maximum lag of the event loop, in seconds.", value=self._lag.seconds
+        )
+        yield GaugeMetricFamily(
+            "corral_executor_queue", "Number of units of work that are waiting for a thread.", value=database.waiting()
+        )
         used, _ = database.busy()
-        yield GaugeMetricFamily("corral_db_pool_in_use", "Database connections in use.", value=used)
+        yield GaugeMetricFamily("corral_db_pool_in_use", "Number of database connections in use.", value=used)
         units = database.timings.units.read()
-        yield histogram("corral_db_transaction_seconds", "Duration of a unit of work.", (), units)
+        yield histogram("corral_db_transaction_seconds", "Duration of a unit of work, in seconds.", (), units)
         waits = database.timings.waits.read()
         yield histogram(
-            "corral_db_lock_wait_seconds", "Time that units waited for their thread and connection.", (), waits
+            "corral_db_lock_wait_seconds",
+            "Time that units of work waited for a thread and a connection, in seconds.",
+            (),
+            waits,
         )
         errors = CounterMetricFamily(
-            "corral_db_errors_total", "Units that failed with a database error.", labels=["kind"]
+            "corral_db_errors_total", "Number of units of work that failed with a database error.", labels=["kind"]
         )
         for kind, count in sorted(database.timings.errors.items()):
             errors.add_metric([kind], count)

@@ -120,8 +120,8 @@ class Scrape:
         """Yield the metric families. The Prometheus registry calls this function, which must not do I/O."""
         from importlib.metadata import version
 
-        yield InfoMetricFamily("corral_build", "Version of Corral", value={"version": version("corral")})
-        up = GaugeMetricFamily("corral_up", "Whether a dependency answers", labels=["dependency"])
+        yield InfoMetricFamily("corral_build", "Version of Corral.", value={"version": version("corral")})
+        up = GaugeMetricFamily("corral_up", "Whether a dependency responds (1) or not (0).", labels=["dependency"])
         up.add_metric(["database"], self._readiness.served)
         yield up
 

@@ -48,9 +48,9 @@ async def read_docs_style() -> Text:
 async def read_problem(code: str) -> Text:
     """Explain a problem code in plain text."""
     if code not in CODES:
-        raise NotFound(f"No problem has the code {code}.")
+        raise NotFound(f"There is no problem with the code {code}.")
     status, title = CODES[code]
-    return Text(f"{code}\n\n{title}. Answered with HTTP status {status}.\n")
+    return Text(f"{code}\n\n{title}. Sent with HTTP status {status}.\n")
 
 
 def _file(name: str, media_type: str) -> Text:

@@ -123,11 +123,15 @@ class PluginAdministration:
         if loaded.protected:
             raise Conflict("This plugin is protected and cannot be disabled.", code="plugin_required")
         if name in self._registry.configuration.enabled:
-            raise Conflict("corral.toml names it in [plugins] enabled; change it there.", code="setting_locked")
+            raise Conflict(
+                "corral.toml lists this plugin in [plugins] enabled; change it there.", code="setting_locked"
+            )
         dependants = sorted(item.name for item in self._registry.required_by(name))
         if dependants:
             raise Conflict(
-                f"Disable first what requires it: {', '.join(dependants)}.", code="in_use", references=dependants
+                f"Disable the plugins that require it first: {', '.join(dependants)}.",
+                code="in_use",
+                references=dependants,
             )
         if loaded.state != "disabled":
             row = {"state": "disabled", "reason": reason, "since": clock.now()}
@@ -142,11 +146,13 @@ class PluginAdministration:
         """Enable a plugin. A plugin that is not loaded becomes active at the next start (`pending_reload`)."""
         loaded = self._loaded(name)
         if name in self._registry.configuration.disabled:
-            raise Conflict("corral.toml names it in [plugins] disabled; change it there.", code="setting_locked")
+            raise Conflict(
+                "corral.toml lists this plugin in [plugins] disabled; change it there.", code="setting_locked"
+            )
         if not loaded.found.built_in and name not in self._registry.configuration.enabled:
-            raise Conflict(f"Name it in corral.toml first: corral plugins enable {name}.", code="setting_locked")
+            raise Conflict(f"Add the plugin to corral.toml first: corral plugins enable {name}", code="setting_locked")
         if loaded.state in ("blocked", "failed"):
-            raise Conflict(f"It is {loaded.state}: {loaded.reason}", current_status=loaded.state)
+            raise Conflict(f"The plugin is {loaded.state}: {loaded.reason}", current_status=loaded.state)
         PluginStateRow.delete().where(PluginStateRow.name == name).execute()
         quarantine.release(loaded)
         if loaded.state == "active":
@@ -243,7 +249,8 @@ def alert_of_safe_mode() -> None:
         kind="safe_mode",
         severity="critical",
         title="Safe mode: only protected plugins are loaded",
-        detail="Three starts ended too early, or CORRAL_SAFE_MODE is set. Repair or disable the culprit, then restart.",
+        detail="Three starts in a row ended early, or CORRAL_SAFE_MODE is set. Repair or disable the faulty "
+        "plugin, then restart.",
     )
     emit(alert, object=("plugin", "plugin_admin"))
 

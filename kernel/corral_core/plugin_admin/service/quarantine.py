@@ -113,7 +113,7 @@ class Quarantine:
         alert = SystemAlert(
             kind="plugin_quarantined" if alarm.held else "plugin_errors",
             severity="warning" if alarm.held else "critical",
-            title=f"The plugin {alarm.name} {'is in quarantine' if alarm.held else 'fails, but is protected'}",
+            title=f"The plugin {alarm.name} {'is in quarantine' if alarm.held else 'fails, but it is protected'}",
             detail=alarm.reason,
             object={"type": "plugin", "id": alarm.name},
         )

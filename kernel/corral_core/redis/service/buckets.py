@@ -71,7 +71,7 @@ class RedisBuckets:
             asking.cancel()
             raise
         except Exception as error:
-            log.debug("limits are counted by each process alone", extra={"reason": str(error)})
+            log.debug("each process counts rate limits by itself", extra={"reason": str(error)})
             self.connected, self._again_at = False, time.monotonic() + self._pauses.following()
             return None
         self._pauses.reset()

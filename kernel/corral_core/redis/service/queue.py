@@ -98,7 +98,7 @@ class RqQueue:
                 stopping.set()
             except Exception as error:
                 if not lost:
-                    log.warning("Redis is lost; jobs go by the database", extra={"reason": str(error)})
+                    log.warning("connection to Redis lost; polling the database for jobs", extra={"reason": str(error)})
                 lost = True
             stopping.wait(pauses.following())
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -20,7 +20,7 @@ MAX_STEPS: Setting[int] = Setting(
     default=25,
     minimum=1,
     maximum=200,
-    title="Maximum number of steps of a run, unless the agent sets another",
+    title="Default maximum number of steps of a run",
 )
 
 METADATA_BYTES = 16 * 1024
@@ -115,9 +115,11 @@ def _check(found: dict[str, Any]) -> None:
     if review is None:
         return
     if review["mode"] == "agent" and review["reviewer_agent_id"] is None:
-        raise Invalid.at("/review_policy/reviewer_agent_id", "required", "Mode agent needs the agent that reviews.")
+        raise Invalid.at("/review_policy/reviewer_agent_id", "required", "The mode `agent` requires reviewer_agent_id.")
     if review["mode"] != "agent" and review["reviewer_agent_id"] is not None:
-        raise Invalid.at("/review_policy/reviewer_agent_id", "not_allowed", "Only mode agent takes a reviewer.")
+        raise Invalid.at(
+            "/review_policy/reviewer_agent_id", "not_allowed", "Only the mode `agent` accepts reviewer_agent_id."
+        )
     if review["reviewer_agent_id"] is not None:
         review["reviewer_agent_id"] = review["reviewer_agent_id"].lower()
 
@@ -129,7 +131,7 @@ def refuse_loosening(before: dict[str, Any], after: dict[str, Any], *, manages: 
     """
     loosened = sorted(_allowed_when_tainted(after) - _allowed_when_tainted(before))
     if loosened and not manages:
-        raise Forbidden(f"when_tainted: allow (for {', '.join(loosened[:5])}) needs the permission agents.manage.")
+        raise Forbidden(f"when_tainted: allow (for {', '.join(loosened[:5])}) requires the permission agents.manage.")
 
 
 def _allowed_when_tainted(policy: dict[str, Any]) -> set[str]:

@@ -154,7 +154,7 @@ class AgentManagement:
         self._check_tools(None, values, by)
         limit = self._settings.get(MAX_AGENTS)
         if Agent.select().where(LIVING).count() >= limit:
-            raise Problem(f"There are {limit} agents already (setting agents.max_agents).", code="quota_exceeded")
+            raise Problem(f"The limit of {limit} agents (agents.max_agents) is reached.", code="quota_exceeded")
         now = clock.now()
         row = Agent(
             **{"review_policy": {"mode": "none", "reviewer_agent_id": None}, **values, **_named(name)},
@@ -197,7 +197,7 @@ class AgentManagement:
             if not swap(row, values):
                 return False
         except peewee.IntegrityError:  # another agent took the name in the meantime
-            raise Conflict(f"Another agent is named {changes.get('name')!r}.", code="duplicate") from None
+            raise Conflict(f"Another agent already has the name {changes.get('name')!r}.", code="duplicate") from None
         for column, value in values.items():
             setattr(row, column, value)
         row.version, row.updated_at = row.version + 1, clock.now()
@@ -242,7 +242,9 @@ class AgentManagement:
         live = self.tasks.live_tasks([agent_id]).get(agent_id, [])
         if live and not force:
             raise Conflict(
-                "The agent has live leases; stop it first, or delete with force=true.", code="agent_busy", task_ids=live
+                "The agent holds active leases; stop it first, or delete it with force=true.",
+                code="agent_busy",
+                task_ids=live,
             )
         with ending_leases(agent_id):
             cancelled = self.tasks.release_agent(agent_id, cancel=True, reason="agent_deleted") if live else []
@@ -264,7 +266,7 @@ def _manages(by: Principal) -> bool:
 def _named(name: str) -> dict[str, str]:
     clean = trimmed(name)
     if not clean:
-        raise Invalid.at("/name", "too_short", "at least 1 character that is not white space")
+        raise Invalid.at("/name", "too_short", "must contain a character other than white space")
     return {"name": clean, "name_key": clean.casefold()}
 
 
@@ -274,7 +276,7 @@ def _holder(name_key: str) -> str | None:
 
 
 def _taken(name: str, name_key: str) -> Conflict:
-    return Conflict(f"Another agent is named {name!r}.", code="duplicate", existing_id=_holder(name_key))
+    return Conflict(f"Another agent already has the name {name!r}.", code="duplicate", existing_id=_holder(name_key))
 
 
 def _unknown(pointer: str, detail: str) -> Invalid:

@@ -66,7 +66,9 @@ def has_leases(tasks: Tasks | None, agent_id: str) -> bool:
 
 def contended() -> Unavailable:
     """Return the error for a row that another unit of work changed at every attempt."""
-    return Unavailable("This agent changes too often at the moment; repeat the request.", code="overloaded")
+    return Unavailable(
+        "The agent was changed by other requests at the same time; repeat the request.", code="overloaded"
+    )
 
 
 def add_version(row: Agent, changed: list[str], by: Principal) -> None:

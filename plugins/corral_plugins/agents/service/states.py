@@ -34,7 +34,7 @@ ERROR_AFTER_FAILURES: Setting[int] = Setting(
     default=3,
     minimum=1,
     maximum=20,
-    title="Number of configuration failures in a row that puts an agent into the state error",
+    title="Number of consecutive configuration failures after which an agent enters the state `error`",
 )
 
 STATUSES = ("offline", "idle", "busy", "draining", "paused", "error")
@@ -111,7 +111,7 @@ class AgentStates:
         with the code `invalid_state` while the circuit breaker of its provider is open.
         """
         if override and not by.may("agents.manage"):
-            raise Forbidden("override needs the permission agents.manage.")
+            raise Forbidden("`override` requires the permission agents.manage.")
         for _ in range(TRIES):
             row = self._row(agent_id, match, by)
             if row.status in ("idle", "busy"):
@@ -160,7 +160,7 @@ class AgentStates:
             if row.status == "paused" and row.status_reason == "manual":
                 return self._views.one(row)
             if row.status not in ("idle", "busy", "paused"):
-                raise _wrong_state(row, "paused; only a started one can be")
+                raise _wrong_state(row, "paused; only a started agent can be")
             if self._transition(row, "paused", status_reason="manual", reason=reason):
                 return self._answer(agent_id, by)
         raise contended()
@@ -218,13 +218,14 @@ def _refuse_automatic_pause(row: Agent, *, override: bool) -> None:
     """Raise `Conflict` while the cause of an automatic pause persists: the budget, or an open circuit breaker."""
     if row.status_reason == "budget" and not override:
         raise Conflict(
-            "The agent's budget is used up; raise it, or let an admin start it with override.",
+            "The agent's budget is used up; raise it, or ask an admin to start the agent with `override`.",
             code="budget_exhausted",
             current_status=row.status,
         )
     if row.status_reason == "circuit_open":
         raise Conflict(
-            "The circuit breaker of the agent's only provider is open; the agent resumes by itself when it closes.",
+            "The circuit breaker of the agent's only provider is open; the agent resumes automatically when the "
+            "circuit breaker closes.",
             current_status=row.status,
         )
 

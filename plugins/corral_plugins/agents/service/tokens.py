@@ -27,7 +27,7 @@ TOKEN_TTL_DAYS: Setting[int] = Setting(
     default=90,
     minimum=1,
     maximum=365,
-    title="Lifetime of a standing token in days, unless its creator sets another",
+    title="Default lifetime of a standing token in days",
 )
 
 PREFIX = "cra_s"
@@ -63,7 +63,7 @@ class AgentTokens:
         Agent.update(updated_at=Agent.updated_at).where(Agent.id == agent_id).execute()
         living = Token.select().where((Token.agent_id == agent_id) & (Token.expires_at > clock.now())).count()
         if living >= MAX_TOKENS:
-            raise Problem(f"An agent has at most {MAX_TOKENS} tokens; end one first.", code="quota_exceeded")
+            raise Problem(f"An agent can have at most {MAX_TOKENS} tokens; revoke one first.", code="quota_exceeded")
         secret = PREFIX + secrets.token_urlsafe(32)
         row = Token(
             id=new_id(),
@@ -109,7 +109,7 @@ class AgentTokens:
             return clock.now(self._settings.get(TOKEN_TTL_DAYS) * DAY_SECONDS)
         asked = clock.from_datetime(new.expires_at)
         if asked <= clock.now():
-            raise Invalid.at("/expires_at", "in_the_past", "Give a time in the future.")
+            raise Invalid.at("/expires_at", "in_the_past", "must be in the future")
         if asked > clock.now(MAX_DAYS * DAY_SECONDS):
             raise Invalid.at("/expires_at", "too_large", f"at most {MAX_DAYS} days from now")
         return asked
@@ -118,7 +118,7 @@ class AgentTokens:
         held = self._permissions.of("agent")
         for index, scope in enumerate(scopes):
             if not narrowed(held, (scope,)):
-                detail = "a permission that agents may hold, <plugin>.*, *.<verb> or *"
+                detail = "must be a permission that agents may hold, or a pattern: <plugin>.*, *.<verb> or *"
                 raise Invalid.at(f"/scopes/{index}", "not_in_enum", detail)
 
 
@@ -159,12 +159,12 @@ class StandingTokenAuthenticator:
             .first()
         )
         if row is None:
-            raise Unauthorized("The agent token is unknown or was ended.")
+            raise Unauthorized("The agent token is unknown or was revoked.")
         if row.expires_at <= clock.now():
             raise Unauthorized("The agent token has expired.", code="token_expired")
         person = self._accounts.get_many([row.created_by]).get(row.created_by)
         if person is None or not person.is_active:
-            raise Unauthorized("The person who made this agent token is not active.")
+            raise Unauthorized("The person who created this agent token is not active.")
         rights = self._permissions.of("agent") & self._permissions.of(person.role)
         return Principal(
             kind="agent",

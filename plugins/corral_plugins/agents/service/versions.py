@@ -87,7 +87,8 @@ class AgentVersions:
         view = self._management.update(agent_id, wanted, now, by=by)
         if view.version == row.version:
             raise Conflict(
-                f"Version {n} is the present configuration: there is nothing to roll back.", current_status=view.status
+                f"Version {n} is already the current configuration; there is nothing to roll back.",
+                current_status=view.status,
             )
         return view
 

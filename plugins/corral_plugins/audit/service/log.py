@@ -162,7 +162,7 @@ class AuditLog:
         self.failures += 1
         log.error("cannot write to the audit log", exc_info=error)
         raise Unavailable(
-            "The audit log cannot be written, so nothing was changed; try again later.",
+            "The audit log cannot be written, so the change was rejected; try again later.",
             code="audit_unavailable",
             retry_after=5,
         ) from error

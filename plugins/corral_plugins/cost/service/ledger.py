@@ -108,7 +108,7 @@ class Ledger:
 def _validate(spent: Spent) -> None:
     for name in ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens"):
         if not 0 <= getattr(spent, name) <= MAX_TOKENS:
-            raise Invalid.at(f"/{name}", "too_large", f"{name} must be from 0 to {MAX_TOKENS}.")
+            raise Invalid.at(f"/{name}", "too_large", f"{name} must be between 0 and {MAX_TOKENS}.")
     if not 0 < len(spent.usage_key) <= MAX_KEY_LENGTH:
         raise Invalid.at("/usage_key", "too_long", f"usage_key must have 1 to {MAX_KEY_LENGTH} characters.")
     if spent.cost_usd is not None and not abs(spent.cost_usd) <= MAX_USD:

@@ -26,7 +26,7 @@ class ProviderTotals:
         return [
             Metric(
                 name="corral_cost_usd_total",
-                help="Cost by provider in USD. Corrections may lower it.",
+                help="Cost by provider in USD. Corrections can lower it.",
                 labels=labels,
                 collect=self._cost,
             ),

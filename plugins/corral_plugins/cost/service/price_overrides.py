@@ -25,8 +25,8 @@ from corral_plugins.cost.shapes import FoundPrice, LookupQuery, NewPrice, PriceC
 
 SCOPE = "cost.prices"
 MAX_PRICES = 1000
-DUPLICATE = "There is a price for this provider and model from this instant on; change that one."
-CHANGED = "Someone else changed the price in the meantime; read it again."
+DUPLICATE = "There is already a price for this provider and model that applies from this time; change that price."
+CHANGED = "The price was changed in the meantime; read it again and repeat the change."
 _MONEY_COLUMNS = {
     "input_usd": "input_micro",
     "output_usd": "output_micro",
@@ -86,7 +86,7 @@ class PriceOverrides:
         }
         self._refuse_duplicate(row)
         if Price.select().count() >= MAX_PRICES:
-            raise TooMany(f"There are {MAX_PRICES} prices already; delete some first.", code="quota_exceeded")
+            raise TooMany(f"The limit of {MAX_PRICES} prices is reached; delete some first.", code="quota_exceeded")
         if not list(Price.insert(**row).on_conflict_ignore().returning(Price.id).tuples().execute()):
             self._refuse_duplicate(row)  # another admin wrote the price at the same moment
             raise Conflict(DUPLICATE, code="duplicate")
@@ -156,7 +156,7 @@ class PriceOverrides:
     def _get(price_id: str) -> Price:
         row: Price | None = Price.get_or_none(Price.id == price_id)
         if row is None:
-            raise NotFound("There is no price override with this id. Built-in prices can be overridden, not changed.")
+            raise NotFound("There is no price override with this id. To change a built-in price, create an override.")
         return row
 
     @staticmethod

@@ -41,7 +41,7 @@ class ReportedCosts:
             return self._record_as_admin(new, by)
         lease = self._lease(new, lease_id, by)
         if new.cost_usd is not None and new.cost_usd < 0:
-            detail = "cost_usd must be >= 0; only an admin may correct costs, without a lease."
+            detail = "cost_usd must not be negative; only admins may correct costs, without a lease."
             raise Invalid.at("/cost_usd", "too_small", detail)
         spent = _spent(
             new,
@@ -57,7 +57,7 @@ class ReportedCosts:
 
     def _record_as_admin(self, new: NewEvent, by: Principal) -> Recorded:
         if not by.may("cost.write"):
-            raise Forbidden("Without a lease only admins may write cost events.")
+            raise Forbidden("Only admins may write cost events without a lease.")
         ids = {name: getattr(new, name) for name in ("agent_id", "task_id", "user_id", "conversation_id", "run_id")}
         charged = self._ledger.settle(_spent(new, **{name: id and id.lower() for name, id in ids.items()}))
         return Recorded(self._ledger.get(charged.event_id), not charged.repeated)
@@ -65,12 +65,12 @@ class ReportedCosts:
     def _lease(self, new: NewEvent, lease_id: str, by: Principal) -> LeaseFacts:
         task_id = (new.task_id or by.task_id or "").lower()
         if not task_id:
-            raise Invalid.at("/task_id", "required", "Name the task that the lease belongs to.")
+            raise Invalid.at("/task_id", "required", "task_id is required together with lease_id.")
         lease = None if self.tasks is None else self.tasks.lease_facts(task_id, lease_id)
         if lease is None:
             raise Conflict("This task has no such lease.", code="lease_lost")
         if by.worker_id != lease.worker_id and by.lease_id != lease.lease_id:
-            raise Forbidden("Another worker holds this lease.")
+            raise Forbidden("This lease is held by another worker.")
         return lease
 
     def _add_to_task(self, new: NewEvent, lease: LeaseFacts, charged: Charged) -> None:

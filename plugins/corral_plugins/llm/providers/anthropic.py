@@ -84,7 +84,7 @@ class AnthropicProvider:
             raise ProviderError(502, "The stream ended before the message was complete.")
 
     async def embed(self, request: dict[str, Any], connection: Connection) -> dict[str, Any]:
-        raise ProviderError(404, "Anthropic has no embeddings.")
+        raise ProviderError(404, "Anthropic does not offer embeddings.")
 
     async def close(self) -> None:
         """Close the HTTP clients."""

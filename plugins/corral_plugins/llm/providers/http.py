@@ -128,7 +128,7 @@ class ProviderHttp:
 
     def _new_client(self, connection: Connection) -> httpx2.AsyncClient:
         if self._egress is None:
-            raise Unavailable("The gateway has not started yet.")
+            raise Unavailable("The gateway is still starting; try again.")
         return self._egress.client(
             SINK,
             profile="public",

@@ -42,7 +42,7 @@ class ScriptedError(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """An error of the scripted provider. The status 504 means that the provider does not respond."""
 
     status: Annotated[int, Meta(ge=400, le=599)] = 500
-    message: Annotated[str, Meta(max_length=1000)] = "The script says so."
+    message: Annotated[str, Meta(max_length=1000)] = "The script demands this error."
     retry_after: Annotated[int, Meta(ge=0, le=3600)] | None = None
 
 
@@ -162,7 +162,7 @@ class ScriptedProvider:
         elif name in self._scripts:
             script = self._scripts[name]
         else:
-            raise ProviderError(404, f"There is no script {name}.")
+            raise ProviderError(404, f"There is no script named {name}.")
         last = _text_of(messages[-1]) if messages else ""
         for turn in script.turns:
             if turn.match is not None and turn.match in last:

@@ -184,7 +184,7 @@ def _problem(error: Exception) -> Problem:
     if isinstance(error, Problem):
         return error
     log.error("stream failed", exc_info=error)
-    return Problem("The server failed with a bug; see its log.", code="internal")
+    return Problem("The server failed with an internal error; see its log.", code="internal")
 
 
 async def _close(pending: asyncio.Future[Any], chunks: AsyncGenerator[dict[str, Any], None]) -> None:

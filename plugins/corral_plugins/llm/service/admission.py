@@ -70,7 +70,7 @@ class Admission:
         if not self._leases.is_live(by):
             raise lease_lost()
         if by.kind in ("user", "api_key") and not self._settings.get(ALLOW_DIRECT_USE):
-            raise Forbidden("Only tasks may call models here; the setting llm.allow_direct_use is off.")
+            raise Forbidden("Only tasks may call models, because the setting llm.allow_direct_use is off.")
 
     def _agent(self, by: Principal) -> AgentFacts | None:
         if by.agent_id is None:
@@ -119,5 +119,8 @@ def _check_length(request: Mapping[str, Any], model: ModelInfo | None, input_tok
     cap = requested_cap(request)
     window = model.context_window if model is not None else None
     if cap is not None and window is not None and input_tokens > window - cap:
-        detail = f"About {input_tokens} input and {cap} output tokens do not fit into the context window of {window}."
+        detail = (
+            f"The request needs about {input_tokens} input and {cap} output tokens, more than the context "
+            f"window of {window} tokens."
+        )
         raise Invalid.at("/messages", "too_long", detail)

@@ -91,7 +91,7 @@ class Outcome(msgspec.Struct, kw_only=True):
             self.error = {"code": error.code, "detail": error.detail}
         else:
             log.error("call failed", exc_info=error, extra={"provider": self.target.provider.name})
-            self.error = {"code": "internal", "detail": "The gateway failed with a bug; see the log."}
+            self.error = {"code": "internal", "detail": "The gateway failed with an internal error; see the log."}
 
     def without_details(self) -> Outcome:
         """Return a copy that contains only the token counts and a generic error.
@@ -274,7 +274,7 @@ def fail_abandoned(older_than_seconds: float) -> int:
     """Mark calls as failed whose process died. Return their number, at most 500."""
     in_flight, before = LlmCall.status == IN_FLIGHT, clock.now(-older_than_seconds)
     abandoned = LlmCall.select(LlmCall.id).where(in_flight & (LlmCall.created_at < before)).limit(BATCH_ROWS)
-    error = {"code": "internal", "detail": "The process that made the call ended before the response."}
+    error = {"code": "internal", "detail": "The process that made the call ended before the response arrived."}
     update = LlmCall.update(status="failed", error=error)
     return int(update.where(in_flight & LlmCall.id.in_(abandoned)).execute())
 

@@ -108,4 +108,4 @@ class Leases:
 
 def lease_lost() -> Conflict:
     """Return the problem for a call whose lease has ended or whose task is being cancelled."""
-    return Conflict("The lease has ended; stop and discard the work.", code="lease_lost")
+    return Conflict("The lease has ended; stop the run and discard its results.", code="lease_lost")

@@ -45,28 +45,28 @@ class CallMetrics:
         return [
             Metric(
                 name="corral_llm_calls_total",
-                help="Calls to models, by provider and outcome.",
+                help="Number of calls to models, by provider and outcome.",
                 kind="counter",
                 labels={**labels, "outcome": STATUSES},
                 collect=lambda: self._calls,
             ),
             Metric(
                 name="corral_llm_cost_usd_total",
-                help="Cost of calls in USD.",
+                help="Cost of calls to models, in USD.",
                 kind="counter",
                 labels=labels,
                 collect=lambda: {provider: micro / 1_000_000 for provider, micro in self._cost_micro_usd.items()},
             ),
             Metric(
                 name="corral_llm_tokens_total",
-                help="Tokens of calls, by provider and direction.",
+                help="Number of tokens of calls, by provider and direction.",
                 kind="counter",
                 labels={**labels, "direction": DIRECTIONS},
                 collect=lambda: self._tokens,
             ),
             Metric(
                 name="corral_llm_first_token_seconds",
-                help="Mean time from the request to the first token of streams.",
+                help="Time from the request to the first token of streams, in seconds.",
                 labels=labels,
                 collect=lambda: {
                     provider: self._first_token_ms[provider] / n / 1000 for provider, n in self._streams.items()
@@ -74,14 +74,14 @@ class CallMetrics:
             ),
             Metric(
                 name="corral_llm_fallbacks_total",
-                help="Calls that fell back to another model, by the provider that failed.",
+                help="Number of calls that fell back to another model, by the provider that failed.",
                 kind="counter",
                 labels=labels,
                 collect=lambda: self._fallbacks,
             ),
             Metric(
                 name="corral_llm_queue",
-                help="Calls waiting for a concurrency slot.",
+                help="Number of calls that are waiting for a concurrency slot.",
                 labels=labels,
                 collect=_waiting,
             ),

@@ -39,7 +39,9 @@ class ModelResolver:
         Raises `Invalid` at `/model` for an unknown model, and `Forbidden` for a model that the agent may not use.
         """
         if requested == "agent" and agent is None:
-            raise Invalid.at("/model", "not_allowed", "Only agents may ask for `agent`; name a model, or `default`.")
+            raise Invalid.at(
+                "/model", "not_allowed", "Only agents may request the model `agent`; name a model, or `default`."
+            )
         defaults = self._defaults(kind)
         if agent is not None:
             names = self._resolve_for_agent(requested, agent, defaults)
@@ -95,7 +97,9 @@ class ModelResolver:
     def _resolve_for_user(self, requested: str, defaults: _Defaults) -> list[str]:
         if requested == "default":
             if defaults.model is None:
-                raise Invalid.at("/model", "unknown_reference", "There is no default model for this; name a model.")
+                raise Invalid.at(
+                    "/model", "unknown_reference", "There is no default model for this kind of call; name a model."
+                )
             return [defaults.model, *(self._full_name(name) for name in defaults.fallbacks)]
         name = self._full_name(requested)
         target = self._registry.target(name)
@@ -112,7 +116,7 @@ class ModelResolver:
             return requested
         names = self._registry.providers_of(requested)
         if len(names) > 1:
-            detail = f"Several providers have this model: {', '.join(names)}. Name one."
+            detail = f"Several providers offer this model: {', '.join(names)}. Name the model as provider/model."
             raise Invalid.at("/model", "unknown_reference", detail)
         return names[0] if names else requested
 

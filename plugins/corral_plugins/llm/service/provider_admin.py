@@ -124,7 +124,7 @@ class ProviderAdmin:
         if kind is None:
             raise Invalid.at("/kind", "required", f"one of {', '.join(sorted(self._registry.kinds()))}")
         if new.base_url is None and preset is None and kind in ("openai", "anthropic"):
-            raise Invalid.at("/base_url", "required", "the address of the server, up to and including /v1")
+            raise Invalid.at("/base_url", "required", "must be the address of the server, up to and including /v1")
         self._validate_kind(kind)
         _validate_headers(new.headers)
         values = {name: getattr(new, name) for name in ProviderFields.__struct_fields__} | {"kind": kind}
@@ -165,7 +165,7 @@ class ProviderAdmin:
         else:
             row = {**_columns(values), "version": provider.version + 1}
             if not Row.update(row).where((Row.name == name) & (Row.version == provider.version)).execute():
-                raise Unavailable("The provider was changed at the same moment; repeat the request.", code="overloaded")
+                raise Unavailable("The provider was changed at the same time; repeat the request.", code="overloaded")
         self._publish(name, "updated", changes, bool(key_columns))
         return self.view(name, [*warnings, *key_warnings])
 
@@ -175,7 +175,9 @@ class ProviderAdmin:
         provider = self.get(name)
         match.check(provider.version)
         if provider.source != "api":
-            raise Conflict("This provider is built in; disable it instead.", code="setting_locked")
+            raise Conflict(
+                "This provider is built in and cannot be deleted; disable it instead.", code="setting_locked"
+            )
         users = self.agents.naming_provider(name) if self.agents is not None else []
         if users:
             detail = f"{len(users)} agents use this provider; change them to another provider first."
@@ -190,7 +192,7 @@ class ProviderAdmin:
 
     def _insert(self, name: str, values: dict[str, Any]) -> None:
         if not Row.insert(name=name, **_columns(values)).on_conflict_ignore().as_rowcount().execute():
-            raise Conflict(f"There is a provider {name} already.", code="duplicate", existing_id=name)
+            raise Conflict(f"A provider named {name} already exists.", code="duplicate", existing_id=name)
 
     def _refuse_file_provider(self, name: str) -> None:
         if self._registry.is_in_file(name):
@@ -298,7 +300,7 @@ class ProviderChecks:
         """Test a provider with one short call, which is charged like any other call. Errors are part of the result."""
         name = model or provider.default_model()
         if name is None:
-            raise Invalid.at("/model", "required", "The provider lists no models yet; name one.")
+            raise Invalid.at("/model", "required", "The provider lists no models yet; name a model.")
         started = time.monotonic()
         result = ProviderTest(ok=False, model=f"{provider.name}/{name}", latency_ms=0, first_token_ms=None, error=None)
         request = {"model": result.model, "messages": TEST_MESSAGES, "max_tokens": TEST_MAX_TOKENS}
@@ -323,9 +325,9 @@ def _validate_headers(headers: dict[str, str]) -> None:
     """Raise `Invalid` for headers that would contain a credential or break the request."""
     for name in headers:
         if name.lower() in RESERVED_HEADERS:
-            raise Invalid.at(f"/headers/{name}", "not_allowed", "Corral sets this header itself.")
+            raise Invalid.at(f"/headers/{name}", "not_allowed", "This header is set by Corral and cannot be changed.")
         if CREDENTIAL_HEADER.search(name.lower()):
-            detail = "Headers are visible to everyone who manages models. Use api_key for credentials."
+            detail = "Headers are visible to everyone who manages providers; use api_key for credentials."
             raise Invalid.at(f"/headers/{name}", "not_allowed", detail)
 
 

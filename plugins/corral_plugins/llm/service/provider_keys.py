@@ -78,7 +78,7 @@ class ProviderKeys:
             return
         if by.has_stepped_up or REVEAL in by.named:
             return
-        detail = "The stored key would be sent to a different base_url. Send the key again as api_key"
+        detail = "The stored API key would be sent to a different base_url. Send the key again as api_key"
         if by.kind == "api_key":
             raise Forbidden(f"{detail}, or use an API key with the scope {REVEAL}.", code="insufficient_scope")
         raise Forbidden(f"{detail}, or confirm with POST /auth/reauth.", code="reauth_required")

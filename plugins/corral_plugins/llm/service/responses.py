@@ -176,7 +176,7 @@ def errors_of(provider: str) -> Iterator[None]:
         raise
     except Exception as error:
         log.error("provider raised an unexpected error", exc_info=error, extra={"provider": provider})
-        raise ProviderError(502, "failed with a bug; see the server's log.", billable=True) from error
+        raise ProviderError(502, "failed with an internal error; see the server's log.", billable=True) from error
 
 
 def timed_out(name: str, seconds: float, what: str) -> ProviderError:

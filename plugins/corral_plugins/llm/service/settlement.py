@@ -70,7 +70,7 @@ class ProviderStates:
             alert = SystemAlert(
                 kind="llm_credentials",
                 severity="critical",
-                title=f"The provider {name} refuses its API key",
+                title=f"The provider {name} rejects its API key",
                 detail=str(error.get("detail", "")),
                 object={"type": "llm_provider", "id": name},
             )

@@ -88,7 +88,7 @@ class Hub:
             return Unavailable("The server is shutting down.", code="shutting_down")
         if len(self.viewers) + self._pending >= MAX_CLIENTS:
             return Unavailable(
-                "This process has reached its limit of live connections. Retry later.", code="overloaded"
+                "This process has reached its limit of live connections; try again later.", code="overloaded"
             )
         return None
 
@@ -100,7 +100,10 @@ class Hub:
         """Raise `TooMany` if the user has reached the limit of connections."""
         allowed = self._settings.get(MAX_SOCKETS)
         if self._users[user] >= allowed:
-            raise TooMany(f"One user may have {allowed} live connections; close one.", code="concurrency_limit")
+            raise TooMany(
+                f"A user may have at most {allowed} live connections; close one of them first.",
+                code="concurrency_limit",
+            )
 
     def join(self, viewer: Viewer) -> None:
         """Register a connection, which counts towards the limit until `leave`. Raises `TooMany` like `check_user`."""
@@ -152,7 +155,7 @@ class Hub:
         if not self._types.knows(event):
             raise Refusal("unknown_event", f"No event is named {event}; GET /api/v1/events/types lists them.")
         if not caller.is_admin and any(kind.event == event and kind.visibility == ADMIN for kind in self._types.all()):
-            raise Refusal("forbidden", f"Only admins see {event}.")
+            raise Refusal("forbidden", f"Only admins may subscribe to {event}.")
 
     def _drop(self, viewer: Viewer, event: str) -> None:
         followers = self._index.get(event)

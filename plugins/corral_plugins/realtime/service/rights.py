@@ -132,7 +132,7 @@ def _check(principal: Principal) -> None:
     if principal.limited is not None:
         raise Forbidden(code=principal.limited)
     if not principal.may(PERMISSION):
-        raise Forbidden(f"This needs the permission {PERMISSION}.")
+        raise Forbidden(f"Live connections require the permission {PERMISSION}.")
     if principal.expires_at is not None and principal.expires_at <= clock.time_s():
         raise Unauthorized("The credential has expired.", code="token_expired")
 

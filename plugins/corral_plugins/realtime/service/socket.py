@@ -60,7 +60,7 @@ class Sockets:
         """Serve one connection until it ends."""
         origin = connection.request.header("origin")
         if origin is not None and not self._is_own(origin, connection.request.header("host")):
-            detail = "Pages of other origins may not open sockets here. An admin can allow them in http.cors_origins."
+            detail = "Pages of this origin may not open WebSockets. An admin can add the origin to http.cors_origins."
             await connection.refuse(Forbidden(detail))
             return
         refusal = self._hub.refusal()
@@ -109,7 +109,7 @@ class Sockets:
         header = read_credential(request.header("authorization"), request.header("x-api-key"))
         token, ticket = query.get("token"), query.get("ticket")
         if sum(given is not None for given in (header, token, ticket)) > 1:
-            raise Malformed("The request has two credentials. Send only one.")
+            raise Malformed("The request contains two credentials; send only one.")
         if ticket is not None:
             return await self._rights.by_ticket(ticket, request.client_ip)
         credential = header or token
@@ -118,7 +118,7 @@ class Sockets:
     async def _by_message(self, connection: SocketConnection) -> Viewer:
         message = await connection.receive()
         if message is None:
-            raise ConnectionError("left before signing in")
+            raise ConnectionError("disconnected before sign-in")
         try:
             said = read(message)
         except Refusal as refusal:
@@ -241,7 +241,7 @@ class Sockets:
         if same:
             viewer.put(_auth_ok(viewer))
         else:
-            viewer.revoke(UNAUTHENTICATED, "the token is another user's")
+            viewer.revoke(UNAUTHENTICATED, "the token belongs to another user")
 
 
 class Allowance:

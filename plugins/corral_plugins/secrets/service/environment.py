@@ -56,5 +56,6 @@ class Environment:
         found = self.get(id) or self.named(name)
         if found is not None:
             raise Conflict(
-                f"{found.name} is set by CORRAL_SECRET_{found.name}; change it there.", code="setting_locked"
+                f"{found.name} is set by the environment variable CORRAL_SECRET_{found.name}; change it there.",
+                code="setting_locked",
             )

@@ -66,7 +66,8 @@ class MasterKeys:
         remaining = _remaining(self._columns.counts(), active)
         if not remaining:
             detail = (
-                "Every row is under the active key; to rotate, put a new key first in CORRAL_MASTER_KEY and restart."
+                "Every row is already encrypted under the active key. To rotate the key, insert a new key at the "
+                "beginning of CORRAL_MASTER_KEY and restart the server."
             )
             raise Conflict(detail, current_status="idle")
         holder = new_id()

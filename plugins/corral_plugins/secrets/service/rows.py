@@ -112,7 +112,7 @@ def pinned_view(item: Pinned, used: list[Reference], max_versions: int) -> Secre
         id=item.id,
         name=item.name,
         category="general",
-        description=f"Set by CORRAL_SECRET_{item.name}.",
+        description=f"Set by the environment variable CORRAL_SECRET_{item.name}.",
         status="active",
         version=1,
         expires_at=None,

@@ -29,7 +29,7 @@ def checked(value: str, pointer: str = "/value") -> str:
     """Return the value if it can be stored. Raises `Invalid` if the value is a mask or larger than 64 KiB."""
     refuse_mask(value, pointer)
     if len(value.encode()) > MAX_VALUE_BYTES:
-        raise Invalid.at(pointer, "too_long", "at most 64 KiB of UTF-8")
+        raise Invalid.at(pointer, "too_long", "must be at most 64 KiB of UTF-8")
     return value
 
 

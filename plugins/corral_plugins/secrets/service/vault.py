@@ -123,7 +123,7 @@ class Vault:
 
     def _reveal_pinned(self, pinned: Pinned, asked: Reveal, by: Principal) -> Revealed:
         if asked.version not in (None, 1):
-            raise NotFound("A pinned secret has one version.")
+            raise NotFound("A secret that is set by an environment variable has only one version.")
         row = SecretRow(
             id=pinned.id, name=pinned.name, version=1
         )  # carries the fields for the event and the audit row; never stored
@@ -159,7 +159,7 @@ class Vault:
         row = rows.locked(id, match)
         used = rows.references([row.name_key]).get(row.name_key, [])
         if used and not force:
-            detail = f"{row.name} is in use; attach another secret there first."
+            detail = f"{row.name} is in use; replace it at its consumers first."
             listed = [{"kind": each.kind, "id": each.id, "name": each.name} for each in used[:100]]
             raise Conflict(detail, code="in_use", references=listed)
         rows.change(row, {"deleted_at": clock.now()})
@@ -184,7 +184,7 @@ class Vault:
         if fields.get("name_key", row.name_key) != row.name_key:
             self._environment.refuse(name=fields["name"])
             if used := rows.references([row.name_key]).get(row.name_key):
-                detail = f"{row.name} is used under its name {len(used)} times; attach another secret there first."
+                detail = f"{len(used)} consumers use {row.name} by its name; replace it there first."
                 raise Conflict(
                     detail, code="in_use", references=[{"kind": each.kind, "id": each.id} for each in used[:100]]
                 )
@@ -202,13 +202,13 @@ class Vault:
 def check_hosts(consumers: list[str], hosts: list[str]) -> None:
     """Raise `Invalid` if hosts are missing for consumers whose editors could otherwise send the value to any host."""
     if not hosts and any(each.startswith(BOUND) for each in consumers):
-        detail = "List the hosts: agents, workflows, triggers, tools and worker groups need allowed_hosts."
+        detail = "allowed_hosts is required for agents, workflows, triggers, tools and worker groups."
         raise Invalid.at("/allowed_hosts", "required", detail)
 
 
 def _check_expiry(expires_at: str | None) -> None:
     if rows.is_expired(expires_at):
-        raise Invalid.at("/expires_at", "in_the_past", "a time in the future")
+        raise Invalid.at("/expires_at", "in_the_past", "must be in the future")
 
 
 def _check_cas(patch: SecretPatch, row: SecretRow) -> None:

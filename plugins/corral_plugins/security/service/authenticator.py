@@ -60,7 +60,9 @@ class ApiKeyAuthenticator:
 
     def authenticate(self, credential: str) -> Principal:
         if not is_key(credential):
-            raise self._refused("malformed", "The checksum of the API key is wrong; check that you copied all of it.")
+            raise self._refused(
+                "malformed", "The checksum of the API key is incorrect; check that you copied the whole key."
+            )
         hashed = digest(credential)
         found = _BY_HASH.one({"hash": hashed}) or _BY_OLD_HASH.one({"hash": hashed})
         if found is None:
@@ -82,7 +84,7 @@ class ApiKeyAuthenticator:
         ends = caller.expires_at or 0.0
         if hashed != present:
             if hashed is None or hashed != former or until <= clock.now():
-                raise self._refused("revoked", "This API key was rotated; use its new text.")
+                raise self._refused("revoked", "This API key was rotated; use the new key.")
             ends = min(ends, clock.parse_instant(until))
         return msgspec.structs.replace(caller, expires_at=ends, token_id=hashed)
 

@@ -141,7 +141,7 @@ class ApiKeys:
         """
         named = [item.name for item in self._permissions.all() if item.step_up and item.name in scopes]
         if named and not by.has_stepped_up:
-            detail = f"To issue a key with {named[0]}, confirm your password or a code at POST /auth/reauth first."
+            detail = f"To issue a key with {named[0]}, re-authenticate first (POST /auth/reauth)."
             raise Forbidden(detail, code="reauth_required")
 
     def revoke(self, key_id: str, *, by: Principal) -> None:
@@ -184,9 +184,9 @@ class ApiKeys:
             return clock.now(min(self._settings.get(KEY_DAYS), max_days) * DAY)
         asked = clock.from_datetime(new.expires_at)
         if asked <= clock.now():
-            raise Invalid.at("/expires_at", "in_the_past", "Give a time in the future.")
+            raise Invalid.at("/expires_at", "in_the_past", "must be in the future")
         if asked > clock.now(max_days * DAY):
-            raise Invalid.at("/expires_at", "too_large", f"Give a time at most {max_days} days from now.")
+            raise Invalid.at("/expires_at", "too_large", f"must be at most {max_days} days from now")
         return asked
 
     def _check_scopes(self, scopes: Iterable[str], role: str) -> None:
@@ -195,7 +195,7 @@ class ApiKeys:
             Fault(
                 f"/scopes/{index}",
                 "not_allowed",
-                f"{scope} matches no permission of your role: GET /security/scopes.",
+                f"{scope} matches no permission of your role; GET /security/scopes lists the scopes.",
             )
             for index, scope in enumerate(scopes)
             if not narrowed(held, (scope,))

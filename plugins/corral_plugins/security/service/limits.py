@@ -87,7 +87,7 @@ class Limits:
         count = self._in_flight.get(key, 0)
         if count >= self._at_once:
             self.limited[IN_FLIGHT_NAME] += 1
-            detail = f"You have {count} requests in flight; wait until some of them finish."
+            detail = f"You already have {count} requests in progress; wait until some of them finish."
             raise TooMany(detail, code="concurrency_limit")
         quota = self._take(self._people if caller.kind in PEOPLE else self._machines, key)
         own = route.rate

@@ -61,7 +61,7 @@ class Policy:
     def _change(self, section: str, patch: Any, if_match: IfMatch, by: Principal) -> None:
         if self.store is None:
             raise Unavailable(
-                "The plugin settings is not running; enable it to change the policy.",
+                "The plugin settings is not active; enable it to change the policy.",
                 code="plugin_disabled",
                 retry_after=60,
             )
@@ -84,7 +84,7 @@ class Policy:
         if not values.get(REQUIRE_MFA) or by.role not in values.get(REQUIRE_MFA_ROLES) or by.user_id is None:
             return
         if not self._accounts.get(by.user_id).mfa_enabled:
-            detail = "You have no second factor yourself; set one up first (POST /auth/mfa/setup)."
+            detail = "You have no second factor and would lock yourself out; set one up first (POST /auth/mfa/setup)."
             raise Conflict(detail, code="would_lock_out")
 
     def _values(self, section: str) -> dict[str, Any]:

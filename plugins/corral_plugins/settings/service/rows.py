@@ -16,7 +16,7 @@ from corral.plugin import SECRET_CHANGE, Setting
 from corral.settings.registry import StoredSetting
 from corral_plugins.settings.models import STATE, ChangeRow, StateRow, ValueRow
 
-UNREADABLE = "The stored value cannot be opened with the master keys of this process."
+UNREADABLE = "The stored value cannot be decrypted with the master keys of this process."
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):

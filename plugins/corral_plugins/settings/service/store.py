@@ -155,7 +155,7 @@ class SettingsService:
                     refuse_mask(value, pointer(name))
                 found[name] = accept(item.setting, value)
                 if len(msgspec.json.encode(found[name])) > MAX_VALUE_BYTES:
-                    raise SettingRefused(f"{name} must be at most 64 KiB as JSON", "too_long")
+                    raise SettingRefused(f"{name} must be at most 64 KiB of JSON", "too_long")
             except Invalid as masked:
                 code, faults = masked.code, [*faults, *masked.errors]
             except SettingRefused as refusal:
@@ -169,7 +169,7 @@ class SettingsService:
     def _refuse_locked(self, names: Sequence[str]) -> None:
         pins = {name: item.pinned_by for name in names if (item := self._registry.find(name)) and item.pinned_by}
         if pins:
-            pinned = ", ".join(f"{name} is pinned by {by}" for name, by in pins.items())
+            pinned = ", ".join(f"{name} is set by {by}" for name, by in pins.items())
             raise Conflict(f"{pinned}: change it there.", code="setting_locked", pinned_by=sorted(set(pins.values())))
 
     def _store(self, changes: Sequence[Change], stored: Stored, by: Principal, pointer: Callable[[str], str]) -> None:

@@ -108,7 +108,7 @@ class DemoClient:
         if event == "task.assigned":
             self._teller.step("claim", f"a worker has leased it, attempt {data.get('attempt') or 1}")
         elif event == "task.started":
-            self._teller.step("model", "the worker runs the agent; the model is called through the gateway")
+            self._teller.step("model", "the worker runs the agent, which calls the model through the gateway")
         elif event == "task.progress":
             goes_on, fresh = self._live.add(str((data.get("progress") or {}).get("message") or ""))
             if fresh:
@@ -137,7 +137,7 @@ class DemoClient:
         while time.monotonic() < until:
             fleet = self._remote.get("/workers/overview")
             if fleet["online"]:
-                self._teller.step("worker", f"{fleet['online']} online, room for {fleet['capacity']} tasks")
+                self._teller.step("worker", f"{fleet['online']} online, capacity for {fleet['capacity']} tasks")
                 return
             time.sleep(0.1)
         raise DemoFailed("no worker came online")

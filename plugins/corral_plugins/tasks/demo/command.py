@@ -70,7 +70,7 @@ class Screen:
             click.echo(json.dumps({**outcome, "steps": self.steps}, indent=2))
             return
         if outcome["model"] == WITHOUT_MODEL:
-            click.echo(f"\n{outcome['model']} only repeats what it was asked; a real model gives real answers.")
+            click.echo(f"\n{outcome['model']} only repeats its input; install a model for real answers.")
         colour = "green" if outcome["status"] == "completed" else "red"
         click.echo(f"\n{click.style(outcome['status'], fg=colour, bold=True)}\n\n{outcome['result']}\n")
         for name in ("input_tokens", "output_tokens", "cost_usd", "duration_ms"):
@@ -78,13 +78,22 @@ class Screen:
 
 
 @click.command("demo")
-@click.option("--once", is_flag=True, help="end after the task instead of staying up")
+@click.option("--once", is_flag=True, help="exit after the task instead of keeping the server running")
 @click.option(
-    "--input", "input_path", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="a text of yours"
+    "--input",
+    "input_path",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="file with the text to summarise (default: a sample)",
 )
-@click.option("--require-model", is_flag=True, help="fail when no local model is installed")
-@click.option("--port", type=click.IntRange(1, 65535), help="default: 8000 if free, else any free one")
-@click.option("--keep", type=click.Path(path_type=Path), help="a new data folder that is not deleted at the end")
+@click.option("--require-model", is_flag=True, help="fail if no local model is installed")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help="port of the server (default: 8000 if free, else any free port)"
+)
+@click.option(
+    "--keep",
+    type=click.Path(path_type=Path),
+    help="new data folder, which is kept after the demo (default: a temporary folder)",
+)
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 @click.pass_obj
 def command(
@@ -102,7 +111,7 @@ def command(
     only when the task is completed.
     """
     if keep is not None and keep.exists():
-        raise click.UsageError(f"--keep {keep}: the folder exists; name a new one")
+        raise click.UsageError(f"--keep {keep}: the folder already exists; name a new one")
     screen, signals = Screen(as_json=as_json), TerminationSignals()
     text, choice = _input(input_path), choose_model(command_line)
     if require_model and choice.model is None:
@@ -152,7 +161,7 @@ class Demo:
             client.sign_in(EMAIL, password)
             screen.step("admin", f"{EMAIL}  password {password}")
             if self._choice.model is None:
-                screen.step("model", f"{self._choice.problem}; going on with {WITHOUT_MODEL}")
+                screen.step("model", f"{self._choice.problem}; continuing with {WITHOUT_MODEL}")
             outcome = client.run_task(self._text, self._choice, TASK_SECONDS, strict=self._strict)
         except (DemoFailed, ApiClientError) as failure:
             click.echo(f"corral demo: {failure}\n{log_tail(folder)}", err=True)
@@ -167,7 +176,7 @@ class Demo:
 
     def _stay(self, process: Any) -> None:
         if not self._screen.as_json:
-            click.echo("\nThe installation stays up until Ctrl-C.")
+            click.echo("\nThe server runs until you press Ctrl-C.")
         with contextlib.suppress(Interrupted):  # Ctrl-C is the normal way to stop the demo
             process.wait()
 
@@ -178,7 +187,7 @@ def _input(path: Path | None) -> str:
     with path.open("rb") as file:
         data = file.read(INPUT_BYTES + 1)
     if len(data) > INPUT_BYTES:
-        raise click.UsageError(f"the input has more than the {INPUT_BYTES} bytes that are taken")
+        raise click.UsageError(f"the input is longer than {INPUT_BYTES} bytes")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:

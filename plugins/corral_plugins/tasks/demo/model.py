@@ -63,7 +63,7 @@ def choose_model(command_line: CommandLine) -> ModelChoice:
             problems.append(model.problem)
     why = (
         "; ".join(problems)
-        or "no plugin that brings one is installed: pip install corral-llama (from a clone: ./contrib/corral-llama)"
+        or "no plugin with a local model is installed: pip install corral-llama (from a clone: ./contrib/corral-llama)"
     )
     return ModelChoice(WITHOUT_MODEL, None, "", why)
 
@@ -75,7 +75,8 @@ def check_input_length(text: str, choice: ModelChoice) -> None:
     needed = estimate_tokens(text) + FRAME_TOKENS + NEW_TOKENS
     if needed > choice.model.context_tokens:
         raise click.UsageError(
-            f"the input has about {estimate_tokens(text)} tokens; with {FRAME_TOKENS} for the question and {NEW_TOKENS} "
+            f"the input has about {estimate_tokens(text)} tokens; with {FRAME_TOKENS} for the question and "
+            f"{NEW_TOKENS} "
             f"for the answer, the task needs {needed} tokens, but the context of {choice.name} is only "
             f"{choice.model.context_tokens}"
         )

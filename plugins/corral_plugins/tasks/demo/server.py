@@ -129,7 +129,7 @@ def demo_folder(signals: TerminationSignals, keep: Path | None) -> Iterator[Path
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise click.ClickException(f"the folder {folder} cannot be made: {error.strerror}") from None
+            raise click.ClickException(f"the folder {folder} cannot be created: {error.strerror}") from None
         signals.raise_deferred()
         yield folder.absolute()
     finally:

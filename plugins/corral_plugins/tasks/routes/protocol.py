@@ -206,5 +206,5 @@ def _is_owner(caller: Principal, lease: str | None) -> bool:
     if caller.kind not in ("user", "api_key"):
         return False
     if lease is not None:
-        raise Invalid.at("/lease_id", "not_allowed", "Only workers name a lease; leave it out.")
+        raise Invalid.at("/lease_id", "not_allowed", "Only workers may name a lease; leave lease_id out.")
     return True

@@ -90,7 +90,7 @@ class OwnerActions:
             raise Invalid.at(
                 "/status",
                 "not_allowed",
-                "States change by actions: cancel, retry, complete, fail.",
+                "The status cannot be set directly; use the actions cancel, retry, complete and fail.",
                 problem="use_action",
             )
         row = self._lock_owned_task(task_id, match, by)
@@ -167,7 +167,7 @@ class OwnerActions:
             raise Invalid.at("/depends_on", "cycle", "A task cannot depend on itself.", problem="cycle")
         is_open = has_open_dependency(wanted)
         if _depends_on(wanted, row.id):
-            raise Invalid.at("/depends_on", "cycle", "One of these depends on this task.", problem="cycle")
+            raise Invalid.at("/depends_on", "cycle", "One of these tasks depends on this task.", problem="cycle")
         Dependency.delete().where(Dependency.task_id == row.id).execute()
         add_dependencies(row.id, wanted)
         if is_open:
@@ -208,12 +208,14 @@ class OwnerActions:
             raise task_ended_error(row)
         if row.status not in ("failed", "cancelled"):
             raise Conflict(
-                f"The task is {row.status}; only failed and cancelled tasks can be tried again.",
+                f"The task is {row.status}; only failed and cancelled tasks can be retried.",
                 current_status=row.status,
             )
         state = _dependency_state(row)
         if state == "dead":
-            message = "A task that this one needs did not complete: retry that one first, or create this one anew."
+            message = (
+                "A task that this task depends on did not complete; retry that task first, or create this task again."
+            )
             raise Conflict(message, current_status=row.status)
         columns = requeue_columns(row) if state == "pending" else {"queue": None, "available_at": clock.now()}
         if row.deadline is not None and row.deadline <= clock.now():
@@ -245,9 +247,9 @@ class OwnerActions:
         """Answer the question of a waiting task. The next claim of the task includes the answer."""
         row = self._lock_owned_task(task_id, ANY_VERSION, by)
         if row.status != "waiting" or row.waiting_kind != "input":
-            raise Conflict("The task does not wait for input.", current_status=row.status)
+            raise Conflict("The task is not waiting for input.", current_status=row.status)
         asked = row.get("waiting_for")
-        _check_schema(asked.get("schema"), value, "/input", "the asked schema")
+        _check_schema(asked.get("schema"), value, "/input", "the schema of the question")
         self._resume_with_answer(
             row, asked.get("call_id"), to_limited_json({"input": value}, RESULT_LIMIT, "/input"), value
         )
@@ -256,7 +258,7 @@ class OwnerActions:
     def expire_input(self, row: TaskRow) -> None:
         """Queue a task whose question was not answered in time."""
         call_id = row.get("waiting_for").get("call_id")
-        error = {"type": "expired", "message": "Nobody answered in time."}
+        error = {"type": "expired", "message": "Nobody answered the question in time."}
         self._resume_with_answer(row, call_id, '{"input":null,"input_expired":true}', None, error)
 
     def _resume_with_answer(
@@ -329,7 +331,8 @@ class OwnerActions:
             raise Forbidden("Only the worker that holds the task may comment on it.")
         if not new.body.strip():
             raise Invalid(
-                "A comment has at least 1 character.", errors=[Fault("/body", "too_short", "at least 1 character")]
+                "A comment must have at least 1 character.",
+                errors=[Fault("/body", "too_short", "at least 1 character")],
             )
         comment_id, now = new_id(), clock.now()
         Comment.insert(
@@ -375,10 +378,14 @@ def _check_changeable(row: TaskRow, given: Mapping[str, Any]) -> None:
     names = sorted(given.keys() - (ALWAYS if row.status in TERMINAL else WHILE_LEASED))
     if names and row.status in TERMINAL:
         raise Conflict(
-            f"The task is {row.status}: only tags and metadata change.", code="task_terminal", current_status=row.status
+            f"The task is {row.status}; only tags and metadata can still be changed.",
+            code="task_terminal",
+            current_status=row.status,
         )
     if names:
-        raise Conflict(f"{', '.join(names)} cannot change while the task is {row.status}.", current_status=row.status)
+        raise Conflict(
+            f"{', '.join(names)} cannot be changed while the task is {row.status}.", current_status=row.status
+        )
 
 
 def _depends_on(starts: Sequence[str], target: str) -> bool:
@@ -414,7 +421,9 @@ def _check_schema(schema: Any, value: Any, pointer: str, what: str) -> None:
     """Raise `Invalid` with the code `schema_mismatch` if there is a schema and the value does not match it."""
     faults = json_schema_problems(schema, value, pointer_prefix=pointer) if schema is not None else ()
     if faults:
-        raise Invalid(f"{len(faults)} places do not fit {what}.", code="schema_mismatch", errors=faults)
+        raise Invalid(
+            f"The value does not match {what} in {len(faults)} places.", code="schema_mismatch", errors=faults
+        )
 
 
 def task_ended_error(row: TaskRow) -> Conflict:

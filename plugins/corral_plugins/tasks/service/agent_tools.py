@@ -47,12 +47,13 @@ CREATE_SCHEMA: Json = {
     "properties": {
         "title": {"type": "string", "minLength": 1, "maxLength": 200},
         "description": {"type": "string", "maxLength": 16384},
-        "instructions": {"type": "string", "maxLength": 65536, "description": "What the agent is to do."},
+        "instructions": {"type": "string", "maxLength": 65536, "description": "The instructions for the agent."},
         "input": {"type": "object", "description": "Data for the task."},
         "priority": {"enum": list(PRIORITIES)},
         "agent_id": {
             **ID,
-            "description": "The agent that is to do the task; without it any agent of agent_role, or any agent.",
+            "description": "The agent for the task. If it is absent, any agent with the role agent_role, or any "
+            "agent, may run the task.",
         },
         "agent_role": {"type": "string", "maxLength": 64},
         "deadline": {"type": "string", "format": "date-time"},
@@ -140,7 +141,7 @@ class TaskTools:
             Tool(
                 name="tasks.get",
                 title="Read a task",
-                description="Status, result and error of a task.",
+                description="Get the status, result and error of a task.",
                 risk="read",
                 schema=GET_SCHEMA,
                 permission="tasks.read",

@@ -289,7 +289,7 @@ def _executor_handles(executor: TaskExecutor, task: dict[str, Any]) -> bool:
     try:
         return executor.handles(task)
     except Exception:
-        log.exception("an executor could not say whether it handles a task", extra={"task": task["id"]})
+        log.exception("a task executor raised an exception", extra={"task": task["id"]})
         return False
 
 

@@ -59,7 +59,7 @@ def future_instant(moment: datetime | None, pointer: str) -> str | None:
     """
     found = stored_instant(moment)
     if found is not None and found <= clock.now():
-        raise Invalid.at(pointer, "in_the_past", "This time has passed.")
+        raise Invalid.at(pointer, "in_the_past", "must be in the future")
     return found
 
 
@@ -77,7 +77,7 @@ def checked_title(text: str) -> str:
     """Return the title without surrounding white space. Raises `Invalid` if nothing remains."""
     title = trimmed(text)
     if not title:
-        raise Invalid.at("/title", "too_short", "A title has at least 1 character that is not blank.")
+        raise Invalid.at("/title", "too_short", "The title must contain a character other than white space.")
     return title
 
 
@@ -89,7 +89,7 @@ def check_limits(given: Mapping[str, Any]) -> None:
     review = given.get("review_policy")
     if isinstance(review, ReviewPolicy) and review.mode != "none":
         raise Invalid.at(
-            "/review_policy/mode", "not_allowed", "Reviews need the plugin code_reviews, which is not active."
+            "/review_policy/mode", "not_allowed", "Reviews require the plugin code_reviews, which is not active."
         )
     if given.get("output_schema") is not None:
         check_user_schema(given["output_schema"], pointer_prefix="/output_schema")
@@ -114,7 +114,9 @@ def find_named_agent(agents: Agents, agent_id: str | None, role: str | None) -> 
         return None
     agent = agents.facts(agent_id.lower())
     if agent is None:
-        raise Invalid.at("/agent_id", "unknown_reference", "There is no such agent.", problem="unknown_reference")
+        raise Invalid.at(
+            "/agent_id", "unknown_reference", "There is no agent with this id.", problem="unknown_reference"
+        )
     return agent
 
 
@@ -127,16 +129,18 @@ def has_open_dependency(ids: Sequence[str]) -> bool:
     for index, needed in sorted(enumerate(ids), key=lambda pair: pair[1]):
         found = _STATUS_OF_DEPENDENCY.one({"id": needed.lower()})
         if found is None:
-            faults.append(Fault(f"/depends_on/{index}", "unknown_reference", "There is no such task."))
+            faults.append(Fault(f"/depends_on/{index}", "unknown_reference", "There is no task with this id."))
         elif found[0] in ("failed", "cancelled"):
             faults.append(
-                Fault(f"/depends_on/{index}", "not_allowed", f"This task is {found[0]} and will not complete.")
+                Fault(f"/depends_on/{index}", "not_allowed", f"This task is {found[0]} and will not be completed.")
             )
         else:
             is_open = is_open or found[0] != "completed"
     if faults:
         code = "unknown_reference" if all(fault.code == "unknown_reference" for fault in faults) else None
-        raise Invalid(f"{len(faults)} dependencies cannot be waited for.", code=code, errors=faults)
+        raise Invalid(
+            f"{len(faults)} of the dependencies do not exist or will never be completed.", code=code, errors=faults
+        )
     return is_open
 
 
@@ -260,7 +264,10 @@ class TaskCreation:
         most = self._settings.get(declared.MAX_OPEN)
         count = statistics.count_open_tasks(by.user_id)
         if count >= most:
-            raise TooMany(f"You have {most} unfinished tasks, which is the most.", code="quota_exceeded")
+            raise TooMany(
+                f"You already have {most} unfinished tasks, the maximum; wait until some of them end.",
+                code="quota_exceeded",
+            )
         if len(self._far_from_quota) > CACHED_PEOPLE:
             self._far_from_quota.clear()
         if count + CREATED_IN_A_SECOND < most:
@@ -295,9 +302,9 @@ def _inherited_fields(origin: Origin, parent: TaskRow | None) -> dict[str, Any]:
         return extra
     depth = parent.get("depth")
     if depth >= MAX_DEPTH:
-        raise Invalid(f"Tasks are delegated at most {MAX_DEPTH} levels deep.")
+        raise Invalid(f"Tasks can be delegated at most {MAX_DEPTH} levels deep.")
     if len(_CHILDREN.rows({"id": parent.id})) >= MAX_CHILDREN:
-        raise Invalid(f"A task delegates at most {MAX_CHILDREN} tasks.")
+        raise Invalid(f"A task can delegate at most {MAX_CHILDREN} tasks.")
     extra = {"cause_chain": [*parent.get("cause_chain"), parent.id], **extra, "depth": depth + 1}
     if parent.get("tainted"):
         extra |= {"tainted": True, "taint_sources": [f"task:{parent.id}"]}

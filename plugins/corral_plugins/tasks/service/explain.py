@@ -46,14 +46,16 @@ class TaskExplanations:
             )
         if row.lease_id is not None:
             message = (
-                f"It is {row.status}: attempt {attempts[-1].n} on worker {row.worker_id}."
+                f"The task is {row.status}: attempt {attempts[-1].n} on worker {row.worker_id}."
                 if attempts
-                else "It is leased."
+                else "The task is leased."
             )
             return Explanation(status=row.status, claimable=False, summary=message, conditions=[], attempts=attempts)
         conditions = self._conditions(row)
         false = [each for each in conditions if not each.ok]
-        summary = "A worker will claim it at once." if not false else " ".join(each.detail for each in false[:3])
+        summary = (
+            "The next free worker will claim the task." if not false else " ".join(each.detail for each in false[:3])
+        )
         return Explanation(
             status=row.status, claimable=not false, summary=summary, conditions=conditions, attempts=attempts
         )
@@ -78,7 +80,7 @@ class TaskExplanations:
             self._kill_switch_condition(),
         ]
         if row.waiting_kind is not None:
-            message = f"It waits for {row.waiting_kind}."
+            message = f"The task is waiting for {row.waiting_kind}."
             found.append(_unmet("waiting_for", message, "Give the answer.", f"/tasks/{row.id}/{row.waiting_kind}"))
         candidates, about = self._agent_conditions(row, agent, fleet)
         found += about
@@ -91,10 +93,10 @@ class TaskExplanations:
         except NotFound:
             is_active = False
         if is_active:
-            return _met("requester_active", "Its requester is active.")
+            return _met("requester_active", "The requester of the task is active.")
         return _unmet(
             "requester_active",
-            "Its requester is deactivated.",
+            "The requester of the task is deactivated.",
             "Activate the account.",
             f"/admin/users/{row.created_by}",
         )
@@ -104,7 +106,7 @@ class TaskExplanations:
         if state is None or not state.engaged:
             return _met("kill_switch", "The kill switch is released.")
         message = f"The kill switch is engaged: {state.reason}"
-        return _unmet("kill_switch", message, "An admin releases it.", "/admin/kill-switch")
+        return _unmet("kill_switch", message, "Ask an admin to release it.", "/admin/kill-switch")
 
     # -- agents
 
@@ -116,19 +118,24 @@ class TaskExplanations:
             if agent is None:
                 return [], [
                     _unmet(
-                        "agent_exists", "Its agent does not exist any more.", "Name another agent.", f"/tasks/{row.id}"
+                        "agent_exists",
+                        "The agent of the task no longer exists.",
+                        "Name another agent.",
+                        f"/tasks/{row.id}",
                     )
                 ]
             return [agent], [
-                _met("agent_exists", f"Its agent is {agent.name}."),
+                _met("agent_exists", f"The agent of the task is {agent.name}."),
                 *self._conditions_of_agent(row, agent),
             ]
         if row.agent_role is not None and not self._agents.any_with_role(row.agent_role):
-            return [], [_unmet("agent_exists", f"No agent has the role {row.agent_role}.", "Create one.", "/agents")]
+            return [], [
+                _unmet("agent_exists", f"No agent has the role {row.agent_role}.", "Create an agent.", "/agents")
+            ]
         started = self._agents.started(row.agent_role)
         if not started:
             who = f"agent of role {row.agent_role}" if row.agent_role is not None else "agent"
-            return [], [_unmet("agent_started", f"No {who} is started.", "Start one.", "/agents")]
+            return [], [_unmet("agent_started", f"No {who} is started.", "Start an agent.", "/agents")]
         tools = rows.parse_json_text(row.required_tools)
         able = [each for each in started if has_tools(each.enabled_tools, tools)]
         if not able:
@@ -136,7 +143,7 @@ class TaskExplanations:
         fitting = [each for each in able if any(_matches_selector(each, worker) for worker in fleet)] or able
         free = [each for each in fitting if each.active_tasks < each.max_concurrent_tasks]
         if not free:
-            message = "Every agent that could run it has all the tasks that it may have at a time."
+            message = "Every agent that could run the task has reached its maximum number of tasks."
             return fitting, [_unmet("agent_capacity", message, "Wait, or raise max_concurrent_tasks.", "/agents")]
         return free, []
 
@@ -145,30 +152,30 @@ class TaskExplanations:
         tools = missing_tools(agent.enabled_tools, rows.parse_json_text(row.required_tools))
         found = []
         if agent.status in ("offline", "error", "draining"):
-            found.append(_unmet("agent_started", f"Its agent is {agent.status}.", "Start it.", f"{href}/start"))
+            found.append(_unmet("agent_started", f"The agent is {agent.status}.", "Start it.", f"{href}/start"))
         else:
-            found.append(_met("agent_started", "Its agent is started."))
+            found.append(_met("agent_started", "The agent is started."))
         if agent.status == "paused":
             why = agent.status_reason or "paused"
-            found.append(_unmet("agent_paused", f"Its agent is paused ({why}).", "Resume it.", f"{href}/resume"))
+            found.append(_unmet("agent_paused", f"The agent is paused ({why}).", "Resume it.", f"{href}/resume"))
         else:
-            found.append(_met("agent_paused", "Its agent is not paused."))
+            found.append(_met("agent_paused", "The agent is not paused."))
         if agent.claims and agent.active_tasks >= agent.max_concurrent_tasks:
-            message = f"Its agent runs {agent.active_tasks} of {agent.max_concurrent_tasks} tasks."
+            message = f"The agent runs {agent.active_tasks} of at most {agent.max_concurrent_tasks} tasks."
             found.append(_unmet("agent_capacity", message, "Wait, or raise max_concurrent_tasks.", href))
         else:
-            found.append(_met("agent_capacity", "Its agent has a free slot."))
+            found.append(_met("agent_capacity", "The agent has a free slot."))
         found.append(
-            _tools_unmet(tools, "Its agent may not use", href)
+            _tools_unmet(tools, "The agent may not use", href)
             if tools
-            else _met("tools_enabled", "Its agent may use its tools.")
+            else _met("tools_enabled", "The agent may use the required tools.")
         )
         found.append(self._provider_condition(agent))
         return found
 
     def _provider_condition(self, agent: AgentFacts) -> Condition:
         if self.llm is None:
-            return _met("provider_configured", "No gateway is active; the worker brings its own model.")
+            return _met("provider_configured", "No gateway is active; the worker uses its own model.")
         provider = agent.llm_provider or self.llm.default_model().partition("/")[0]
         if self.llm.is_configured(provider):
             return _met("provider_configured", f"{provider} is configured.")
@@ -187,7 +194,7 @@ class TaskExplanations:
             bound = self._workers.facts(agent.worker_id)
             if bound is None or not bound.is_approved:
                 message = (
-                    "The worker of its agent is not approved." if bound else "The worker of its agent does not exist."
+                    "The worker of the agent is not approved." if bound else "The worker of the agent does not exist."
                 )
                 return [_unmet("worker_approved", message, "Approve it.", f"/admin/workers/{agent.worker_id}/approve")]
             fleet = [worker for worker in fleet if worker.id == bound.id]
@@ -201,19 +208,22 @@ class TaskExplanations:
             _met("worker_selector", "A worker matches the agent's selector.")
             if chosen
             else _unmet(
-                "worker_selector", "No worker online matches the agent's selector.", "Change it.", "/admin/workers"
+                "worker_selector",
+                "No online worker matches the agent's selector.",
+                "Change the selector.",
+                "/admin/workers",
             )
         )
         tools = rows.parse_json_text(row.required_tools)
         able = [worker for worker in chosen if claims.worker_has_tools(worker, tools, self.tools)]
         if chosen:
             found.append(
-                _met("worker_tools", "A worker has its tools.")
+                _met("worker_tools", "A worker offers the required tools.")
                 if able
                 else _unmet(
                     "worker_tools",
                     f"No online worker offers {', '.join(tools)}.",
-                    "Start one that does.",
+                    "Start a worker that offers them.",
                     "/admin/workers",
                 )
             )
@@ -224,7 +234,7 @@ class TaskExplanations:
                 if free
                 else _unmet(
                     "worker_capacity",
-                    "Every worker that could run it is full.",
+                    "Every worker that could run the task is full.",
                     "Wait, or add a worker.",
                     "/admin/workers",
                 )
@@ -242,7 +252,7 @@ class TaskExplanations:
                     "worker_approved", "A worker has registered, but none is approved.", "Approve it.", "/admin/workers"
                 )
             ]
-        return [_unmet("worker_online", "No worker is online.", "Start one: corral worker.", "/admin/workers")]
+        return [_unmet("worker_online", "No worker is online.", "Start a worker: corral worker", "/admin/workers")]
 
 
 def _matches_selector(agent: AgentFacts, worker: WorkerFacts) -> bool:
@@ -256,7 +266,7 @@ def _matches_selector(agent: AgentFacts, worker: WorkerFacts) -> bool:
 
 def _dependency_condition(row: TaskRow) -> Condition:
     if row.status != "blocked":
-        return _met("dependencies", "It waits for no other task.")
+        return _met("dependencies", "The task waits for no other task.")
     found = (
         Task.select(Task.id, Task.status)
         .join(Dependency, on=(Task.id == Dependency.needs_id))
@@ -265,16 +275,19 @@ def _dependency_condition(row: TaskRow) -> Condition:
     )
     names = ", ".join(f"{task_id} ({status})" for task_id, status in rows.fetch_tuples(found))
     return _unmet(
-        "dependencies", f"It waits for {names}.", "Complete these tasks, or change depends_on.", f"/tasks/{row.id}"
+        "dependencies",
+        f"The task waits for {names}.",
+        "Complete these tasks, or change depends_on.",
+        f"/tasks/{row.id}",
     )
 
 
 def _availability_condition(row: TaskRow) -> Condition:
     if row.status != "pending" or row.available_at <= clock.now():
-        return _met("available_at", "Its time has come.")
+        return _met("available_at", "The task is available.")
     error = row.get("error")
     why = f" after {error['type']}" if error else ""
-    return _unmet("available_at", f"It is not tried before {row.available_at}{why}.", "Wait.", None)
+    return _unmet("available_at", f"The task is not available before {row.available_at}{why}.", "Wait.", None)
 
 
 def _tools_unmet(tools: Sequence[str], who: str, href: str) -> Condition:

@@ -183,7 +183,7 @@ class TaskLeases:
         for task_id in found:
             row = rows.lock_task(task_id)  # ending another task may have ended this one
             if rows.can_continue(row):
-                self._outcomes.cancel(row, kind="user", reason="The account of its requester was purged.")
+                self._outcomes.cancel(row, kind="user", reason="The account of the requester was purged.")
         return len(found) == CANCEL_BATCH_SIZE
 
     def _end_leases(self, which: Any, reason: str, end: Callable[[TaskRow, AttemptRow], None]) -> list[str]:
@@ -267,7 +267,7 @@ class AttemptPrincipals:
         try:
             requester = self._accounts.get(requester_id)
         except NotFound:
-            raise Unauthorized("The requester of this task is gone.") from None
+            raise Unauthorized("The requester of this task no longer exists.") from None
         if not requester.is_active:
             raise Unauthorized("The requester of this task is deactivated.")
         return requester.role

@@ -164,7 +164,7 @@ def reblock_dependents(task_id: str) -> None:
 
 
 def _dependency_failed(needed: str) -> dict[str, Any]:
-    message = f"The task {needed}, which this one needs, did not complete."
+    message = f"The task {needed}, on which this task depends, did not complete."
     return task_error("dependency_failed", "dependency_failed", message, retryable=False, attempt=0)
 
 
@@ -173,10 +173,10 @@ def _dependency_failed(needed: str) -> dict[str, Any]:
 
 RETRYABLE = ("error", "timeout", "lease_lost", "stalled")
 REASONS = {
-    "timeout": "It ran longer than its timeout_seconds.",
-    "stalled": "It made no progress.",
-    "deadline": "Its deadline has passed.",
-    "budget": "Its budget is used up.",
+    "timeout": "The run exceeded its timeout_seconds.",
+    "stalled": "The run made no progress.",
+    "deadline": "The deadline of the task has passed.",
+    "budget": "The budget of the task is used up.",
 }
 
 
@@ -207,7 +207,12 @@ class TaskOutcomes:
             if faults:
                 message = "; ".join(f"{fault.pointer or '/'}: {fault.detail}" for fault in faults[:5])
                 self.fail(
-                    row, attempt, "error", "schema_mismatch", f"The result does not fit output_schema: {message}", by=by
+                    row,
+                    attempt,
+                    "error",
+                    "schema_mismatch",
+                    f"The result does not match output_schema: {message}",
+                    by=by,
                 )
                 return
         now = clock.now()
@@ -236,7 +241,7 @@ class TaskOutcomes:
         error = task_error(kind, type_, message, retryable=retryable, attempt=row.attempt)
         lost = row.get("lost_in_row") + 1 if kind == "lease_lost" else 0
         if lost >= self._settings.get(declared.CRASH_LIMIT):
-            message = f"{lost} attempts in a row were lost with their worker."
+            message = f"The workers of {lost} consecutive attempts were lost."
             error = task_error(kind, "crash_loop", message, retryable=False, attempt=row.attempt)
         elif retryable and (delay := self._retry_delay(row, kind, type_)) is not None:
             self._retry(row, attempt, error, delay, lost, by)
@@ -405,7 +410,7 @@ class TaskOutcomes:
         """Notify the tool that asked a person that the task ended without an answer."""
         call_id = (row.get("waiting_for") or {}).get("call_id")
         if call_id is not None and self.tools is not None:
-            error = {"type": "expired", "message": "The task ended before anybody answered."}
+            error = {"type": "expired", "message": "The task ended before anyone answered."}
             self.tools.answered(row.id, call_id, error=error)
 
     def _end_attempt(

@@ -219,7 +219,9 @@ def change_task(row: TaskRow, changes: Mapping[str, Any]) -> None:
         now = find_task(row.id)
         if now is None:
             raise NotFound()
-        raise Conflict("The task was changed by someone else meanwhile.", current_status=now.status)
+        raise Conflict(
+            "The task was changed in the meantime; read it again and repeat the change.", current_status=now.status
+        )
     row.version += 1
     _copy_to_struct(row, values)
 
@@ -264,7 +266,7 @@ def find_readable_task(task_id: str, caller: Principal) -> TaskRow:
 
 def lease_lost() -> Conflict:
     """Return the error for a lease that is not the live lease of its task."""
-    return Conflict("This lease is not the live one: stop, and discard what the run made.", code="lease_lost")
+    return Conflict("This lease is no longer valid; stop the run and discard its results.", code="lease_lost")
 
 
 # -- encoded for clients

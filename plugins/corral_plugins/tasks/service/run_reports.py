@@ -24,7 +24,7 @@ from corral_plugins.tasks.service.transitions import TaskTransitions
 from corral_plugins.tasks.shapes import LogQuery, LogView
 
 LOG_BYTES = 5 * 1024 * 1024
-TRUNCATED = "The log of this attempt has reached 5 MiB; what follows is not kept."
+TRUNCATED = "The log of this attempt has reached 5 MiB; further lines are discarded."
 
 _KNOWN = Statement(
     lambda p: (

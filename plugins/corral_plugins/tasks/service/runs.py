@@ -107,7 +107,7 @@ class TaskRuns:
             return row, attempt, True
         if attempt.ended_by in REPORTS:
             raise Conflict(
-                f"This lease ended with {attempt.ended_by} already.", code="task_terminal", current_status=row.status
+                f"This lease already ended with {attempt.ended_by}.", code="task_terminal", current_status=row.status
             )
         raise lease_lost()
 
@@ -172,7 +172,7 @@ class TaskRuns:
         """
         row, attempt = self.lock_leased_task(task_id, lease_id, by)
         if row.status == "assigned":
-            raise Conflict("Start the task first.", current_status=row.status)
+            raise Conflict("The task has not been started; start it first.", current_status=row.status)
         return row, attempt
 
     def renew_lease(self, attempt: AttemptRow, **changes: Any) -> None:
@@ -205,7 +205,7 @@ class TaskRuns:
         self._transitions.metrics.count_stall(kind)
         rows.change_attempt(attempt, stalls=attempt.stalls + 1)
         if attempt.stall_action != "notify":
-            why = "It repeats itself." if kind == "loop" else "It made no progress."
+            why = "The run repeats the same step." if kind == "loop" else "The run made no progress."
             self._outcomes.request_stop(row, kind="stalled", reason=why)
 
     def checkpoint(
@@ -280,10 +280,10 @@ class TaskRuns:
             raise Invalid.at("/input", "required", "One of approval, approval_id and input is required.")
         if asked is None:
             raise Unavailable(
-                "Approvals need the plugin approvals, which is not active.", code="plugin_disabled", retry_after=60
+                "Approvals require the plugin approvals, which is not active.", code="plugin_disabled", retry_after=60
             )
         if report.approval is not None or report.approval_id is not None:
-            raise Invalid.at("/approval", "not_allowed", "Give one of approval, approval_id and input.")
+            raise Invalid.at("/approval", "not_allowed", "Send only one of approval, approval_id and input.")
         check_question(asked)
         self._require_started(row, "made to wait")
         if report.checkpoint is not None:
@@ -310,7 +310,9 @@ class TaskRuns:
         row, attempt, again = self._lock_for_end_report(task_id, lease_id, by, "cancelled")
         if not again:
             if row.status != "cancelling":
-                raise Conflict("Nobody asked to cancel this task; release it instead.", current_status=row.status)
+                raise Conflict(
+                    "No cancellation of this task was requested; release the task instead.", current_status=row.status
+                )
             self._usages.record_usage(row, attempt, report.usage)
             self._outcomes.end_cancelling(row, attempt, by="cancelled")
         return rows.encoded_response(row.id, row.version)
@@ -381,7 +383,7 @@ class TaskRuns:
         check_question(asked)
         found = self._lock_live_lease(task_id, lease_id)
         if found is None or found[0].status != "running":
-            raise Conflict("Only a running task can wait for a person.", code="lease_lost")
+            raise Conflict("Only a running task can wait for an answer.", code="lease_lost")
         row, attempt = found
         wait_for_input(self._transitions, row, attempt, asked, by="human.ask", call_id=call_id)
         self._transitions.send_signal(attempt, "lost")
@@ -405,11 +407,11 @@ class TaskRuns:
         Raises `NotFound` unless the secret is available to the worker's group.
         """
         if by.kind != "worker" or by.worker_id is None:
-            raise Forbidden("Secrets are given to workers only, with their own token.")
+            raise Forbidden("Only workers may read secrets, with their own token.")
         self.lock_leased_task(task_id, lease_id, by)
         worker = self._transitions.workers.facts(by.worker_id)
         if self.secrets is None or worker is None or worker.group is None:
-            raise NotFound("There is no secret of this name for this worker.")
+            raise NotFound("No secret of this name is available to this worker.")
         return self.secrets.deliver(name, worker.group, worker_id=worker.id, task_id=task_id, purpose=purpose)
 
 

@@ -99,12 +99,12 @@ class TaskTimers:
             self._end_overdue_lease(row, now)
         elif row.deadline is not None and row.deadline < now:
             self._outcomes.fail_permanently(
-                row, None, "deadline", "deadline", "Its deadline has passed.", by="deadline"
+                row, None, "deadline", "deadline", "The deadline of the task has passed.", by="deadline"
             )
         elif row.status == "waiting" and (row.waiting_until or now) < now:
             self._actions.expire_input(row)
         elif row.status == "pending" and row.queue_until is not None and row.queue_until < now:
-            message = f"No worker took it within {row.get('queue_timeout_seconds')} seconds."
+            message = f"No worker claimed the task within {row.get('queue_timeout_seconds')} seconds."
             self._outcomes.fail_permanently(row, None, "queue_timeout", "queue_timeout", message, by="queue_timeout")
 
     def _end_overdue_lease(self, row: TaskRow, now: str) -> None:
@@ -120,7 +120,7 @@ class TaskTimers:
             self._outcomes.requeue(row, attempt, attempt_status="lost", by="reaper")
             self._transitions.send_signal(attempt, "lost")
         elif is_lost:
-            message = "The worker gave no sign of life until its lease ended."
+            message = "The worker did not renew its lease in time."
             self._outcomes.fail(row, attempt, "lease_lost", "lease_lost", message, by="reaper")
             self._transitions.send_signal(attempt, "lost")
         elif row.deadline is not None and row.deadline < now:

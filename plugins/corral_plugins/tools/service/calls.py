@@ -128,7 +128,9 @@ class Calls:
         if isinstance(call, Execution):
             call = await self._executions.run(call)
             if call.error is not None and call.error["type"] in (INTERRUPTED, UNKNOWN):
-                raise Conflict("The lease ended during the call; stop and discard the work.", code="lease_lost")
+                raise Conflict(
+                    "The lease ended during the call; stop the run and discard its results.", code="lease_lost"
+                )
         if call.status == "denied":
             raise denial(call)
         return call
@@ -268,7 +270,7 @@ class Calls:
         Run the call again if it was interrupted and repeating it is harmless.
         """
         if row.arguments_sha256 != request.sha256 or row.tool != request.tool:
-            detail = "This call_id was used for another call; give every call its own."
+            detail = "This call_id was already used for another call; use a new call_id for each call."
             raise Invalid.at("/call_id", "not_unique", detail)
         tool = self._registry.find(row.tool, worker_id=run.worker_id)
         if row.status == "running":
@@ -309,7 +311,9 @@ class Calls:
         """
         agent = self.agents.facts(check.agent_id.lower()) if self.agents is not None else None
         if agent is None:
-            raise Invalid.at("/agent_id", "unknown_reference", "There is no such agent.", problem="unknown_reference")
+            raise Invalid.at(
+                "/agent_id", "unknown_reference", "There is no agent with this id.", problem="unknown_reference"
+            )
         require_owner(by, agent.owner_id, what="agent", manage="agents.manage")
         if self.switch is not None:
             self.switch.refuse_if_engaged()
@@ -319,7 +323,9 @@ class Calls:
         else:
             run = self.tasks.find_run(check.task_id.lower()) if self.tasks is not None else None
             if run is None:
-                raise Invalid.at("/task_id", "unknown_reference", "There is no such task.", problem="unknown_reference")
+                raise Invalid.at(
+                    "/task_id", "unknown_reference", "There is no task with this id.", problem="unknown_reference"
+                )
             subject = _subject(agent, run, tainted=run.tainted if is_tainted is None else is_tainted)
         tool = self._registry.find(name, worker_id=subject.worker_id)
         if tool is None:

@@ -19,7 +19,7 @@ SENTENCES = {
     "disabled": "The tool is disabled.",
     "not_enabled": "The agent may not use this tool.",
     "not_allowed_for_task": "The task does not allow this tool.",
-    "requester_lacks_permission": "The person on whose behalf the agent acts may not do this.",
+    "requester_lacks_permission": "The requester of the task does not have the required permission.",
     "not_offered": "The worker does not offer this tool.",
     "invalid_arguments": "The arguments do not match the tool's schema.",
     "config": "The tool's configuration does not allow these arguments.",

@@ -38,7 +38,7 @@ STOP_SECONDS = 5.0
 RETRY_PAUSES = (0.2, 1.0, 3.0)
 INTERRUPTED, UNKNOWN = "interrupted", "outcome_unknown"
 SENTENCES = {
-    INTERRUPTED: "The call was interrupted; it may be repeated.",
+    INTERRUPTED: "The call was interrupted; it can be repeated.",
     UNKNOWN: "The call was interrupted; whether it had an effect is unknown.",
 }
 
@@ -121,7 +121,7 @@ class Executions:
         self.tasks.lock_run(execution.context.task_id, execution.context.lease_id, by=execution.context.caller)
         row = repository.by_id(execution.row_id)
         if row.status != "running" or row.executions != execution.executions:
-            raise Conflict("This call is no longer run by this process.", current_status=row.status)
+            raise Conflict("This process no longer runs the call.", current_status=row.status)
         return row
 
     # -- `async def` tools

@@ -81,7 +81,7 @@ class ToolListing:
             changed = bool(ToolRow.update(values).where(unchanged).execute())
         if not changed:
             raise Conflict(
-                "The tool was changed by another request; read it again and retry.", current_status="changed"
+                "The tool was changed in the meantime; read it again and repeat the change.", current_status="changed"
             )
         if self.audit is not None:
             changes = {field: (getattr(before, field), value) for field, value in given.items()}
@@ -112,7 +112,7 @@ class ToolListing:
             return None
         agent = self.agents.facts(agent_id.lower()) if self.agents is not None else None
         if agent is None:
-            detail = "There is no such agent."
+            detail = "There is no agent with this id."
             raise Invalid.at("/query/agent_id", "unknown_reference", detail, problem="unknown_reference")
         return agent
 

@@ -103,7 +103,7 @@ class Permits:
         if row is None:
             raise NotFound("This task has no tool call with this id.")
         if row.lease_id != run.lease_id or not self._is_permit(report.permit, row):
-            raise Forbidden("The permit is not for this call and lease.")
+            raise Forbidden("The permit belongs to another call or lease.")
         if row.status != "permitted":
             if row.status in ("succeeded", "failed") and (row.result, row.error) == (result, error):
                 return repository.view(row)

@@ -115,11 +115,12 @@ class Registry:
         for plugin, tool in self._contributions.of("corral_tools"):
             if tool.name not in accepted:
                 log.warning(
-                    "a contributed tool is ignored: its name needs a dot", extra={"plugin": plugin, "tool": tool.name}
+                    "contributed tool ignored: its name must contain a dot", extra={"plugin": plugin, "tool": tool.name}
                 )
             elif accepted[tool.name] != (tool, f"plugin:{plugin}"):
                 log.warning(
-                    "a contributed tool is ignored: its name is taken", extra={"plugin": plugin, "tool": tool.name}
+                    "contributed tool ignored: another tool has the same name",
+                    extra={"plugin": plugin, "tool": tool.name},
                 )
 
     def find(self, name: str, *, worker_id: str | None = None) -> RegisteredTool | None:

@@ -55,7 +55,9 @@ class ToolsService:
             for tool in tools:
                 if matches([name], tool.name) and not _required_permissions(tool) <= by.permissions:
                     missing = ", ".join(sorted(_required_permissions(tool) - by.permissions))
-                    raise Forbidden(f"You cannot give {tool.name} to an agent: you lack {missing}.")
+                    raise Forbidden(
+                        f"You cannot enable {tool.name} for an agent, because you do not have the permission {missing}."
+                    )
         if by.may("agents.manage"):
             return
         for name, rule in policy.items():

@@ -49,7 +49,7 @@ LIVE_LENGTH = 500  # in characters: the maximum length of a progress message
 NEEDS_PEOPLE = ("credentials", "model", "not_configured")  # kinds of errors that only a person can resolve
 UNREADABLE = (
     "This worker cannot read the task's checkpoint, which another worker wrote: {}. Let that worker run the task, or "
-    "retry it with from_checkpoint false to start it again from the beginning."
+    "retry the task with from_checkpoint=false to start it from the beginning."
 )
 
 Control = Literal["drain", "budget"]
@@ -117,7 +117,9 @@ class AgentLoop:
                 state.messages.append(await self._tool(call))
                 await self._drain()
             if state.step >= max_steps:
-                await self._fail("max_steps", f"The task was not done after {max_steps} model steps.", retryable=False)
+                await self._fail(
+                    "max_steps", f"The task was not finished after {max_steps} model steps.", retryable=False
+                )
             await self._step(max_steps)
 
     async def _step(self, max_steps: int) -> None:
@@ -186,7 +188,7 @@ class AgentLoop:
                     cuts += 1
                     if cuts < MAX_CUTS:
                         raise
-                    detail = f"The model's reply broke off {cuts} times: {cut}"
+                    detail = f"The model's reply was incomplete {cuts} times: {cut}"
                     raise ApiError(502, {"code": "provider_error", "detail": detail}) from None
 
         return await retry(once, unless=is_final)
@@ -269,7 +271,7 @@ class AgentLoop:
         except ApiError as error:
             if error.status not in (413, 422):
                 raise
-            await self._log(f"No checkpoint after step {self._state.step}: {error.detail}")
+            await self._log(f"The checkpoint after step {self._state.step} was not stored: {error.detail}")
 
     async def _log(self, message: str) -> None:
         """Append a line to the log of the task. Raise `LeaseLost` if the lease has ended, and ignore other failures."""

@@ -55,7 +55,9 @@ class ApiError(Exception):
         self.status, self.members, self.retry_after = status, members, retry_after
         self.is_foreign = not members.get("code")
         self.code = str(members.get("code") or f"http_{status}")
-        self.detail = str(members.get("detail") or f"HTTP {status}, but not from the Corral API; check the URL.")
+        self.detail = str(
+            members.get("detail") or f"HTTP {status}, but the response is not from the Corral API; check the URL."
+        )
         super().__init__(f"{self.status} {self.code}: {self.detail}")
 
     @property

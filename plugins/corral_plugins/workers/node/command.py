@@ -24,7 +24,11 @@ EXIT_REFUSED, EXIT_IN_USE = 1, 3
 @click.option("--url", required=True, envvar="CORRAL_URL", help="address of the server, such as https://corral.example")
 @click.option("--name", help="unique name (default: the host name)")
 @click.option(
-    "--label", "labels", multiple=True, metavar="KEY=VALUE", help="label by which agents select workers; repeatable"
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="label of the worker, by which agents select workers; repeatable",
 )
 @click.option(
     "--max-agents", type=click.IntRange(1, 1000), default=1, show_default=True, help="maximum number of tasks at a time"

@@ -73,7 +73,9 @@ class Folder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise InUse(f"Another worker is using {self.path}; give this one another --name or --dir.") from None
+                raise InUse(
+                    f"Another worker is using {self.path}; start this worker with another --name or --dir."
+                ) from None
             yield
 
     def fingerprint(self) -> str:

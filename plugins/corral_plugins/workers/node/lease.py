@@ -103,7 +103,7 @@ class Lease:
                 if process.status is not None:
                     return await self._exited(process.status)
                 if self._lost or time.monotonic() >= self.deadline:
-                    log.warning("task %s: the lease is lost; the work is discarded", self.task_id)
+                    log.warning("task %s: the lease was lost; the work is discarded", self.task_id)
                     return None
                 if self._cancelled:
                     await process.terminate()
@@ -130,7 +130,7 @@ class Lease:
         if status == REPORTED:
             log.info("task %s: the attempt has ended", self.task_id)
         elif status == LOST or self._lost:
-            log.warning("task %s: the lease is lost; the work is discarded", self.task_id)
+            log.warning("task %s: the lease was lost; the work is discarded", self.task_id)
         elif status == CANCELLED or self._cancelled:
             await self._acknowledge()
         elif self._drain_until is not None:  # the signal that stops the worker may also reach its processes
@@ -160,4 +160,4 @@ class Lease:
                 try:
                     await call
                 except (ApiError, Unreachable) as error:
-                    log.warning("task %s: the report was refused: %s", self.task_id, error)
+                    log.warning("task %s: the server rejected the report: %s", self.task_id, error)

@@ -20,7 +20,8 @@ from corral_plugins.workers.node.tools.workspace import ToolFailed, Workspaces
 NAME_LIMIT = 64
 UNKNOWN = {
     "type": "outcome_unknown",
-    "message": "The worker ended during this call. Whether it had an effect is unknown: check before you repeat it.",
+    "message": "The worker stopped during this call. It is unknown whether the call had an effect; check before "
+    "you repeat it.",
 }
 
 

@@ -196,7 +196,8 @@ class ReferenceWorker:
             if self._identity is refused:
                 if self._losses.note():
                     raise Refused(
-                        "Another worker registers with this name and fingerprint; is its --dir a copy of this?"
+                        "Another worker registers with the same name and fingerprint. Its --dir may be a copy of "
+                        "the folder of this worker."
                     )
                 log.warning("the server revoked this worker's token; registering again")
                 await self._use_identity(await self._register())

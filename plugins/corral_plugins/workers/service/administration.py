@@ -213,4 +213,4 @@ def _get(worker_id: str, match: IfMatch) -> Worker:
 
 def _duplicate(existing_id: str | None = None) -> Conflict:
     more: dict[str, Any] = {"existing_id": existing_id} if existing_id is not None else {}
-    return Conflict("Another worker has this name; choose another name.", code="duplicate", **more)
+    return Conflict("Another worker already has this name; choose another name.", code="duplicate", **more)

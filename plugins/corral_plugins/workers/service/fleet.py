@@ -134,7 +134,7 @@ class Fleet:
         count = _count(totals())
         waiting = self.tasks.queue_statistics().depth if self.tasks is not None else 0
         if waiting and not count["online"]:
-            return "down", f"{waiting} tasks are waiting and no worker is online."
+            return "down", f"{waiting} tasks are waiting, but no worker is online."
         sentence = f"{count['online']} online, {count['offline']} offline, {count['pending']} waiting for approval."
         if self._settings.get(AUTO_APPROVE):
             sentence += " Every worker that registers is approved automatically (workers.auto_approve)."

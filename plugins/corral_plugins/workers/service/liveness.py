@@ -89,7 +89,7 @@ class Liveness:
             try:
                 await self.flush()
             except Exception:
-                log.exception("worker contacts could not be written")
+                log.exception("the last contact times of workers could not be written")
 
     async def flush(self) -> None:
         """Write the contacts that were noted since the last flush."""
@@ -185,8 +185,8 @@ class Sweeps:
             alert = SystemAlert(
                 kind=NO_WORKER,
                 severity="warning",
-                title="Tasks are waiting and no worker is online",
-                detail="A task has waited for 60 seconds. Start a worker (corral worker) or approve a pending one.",
+                title="Tasks are waiting, but no worker is online",
+                detail="A task has waited for 60 seconds. Start a worker (corral worker), or approve a pending worker.",
             )
             emit(alert, object=("system", NO_WORKER))
 

@@ -65,7 +65,7 @@ class WorkerProtocol:
         row = repository.get(worker_id)
         repository.require_own(row, caller)
         if row.status == "rejected":
-            raise repository.wrong_state(row, "kept alive: an admin has rejected it")
+            raise repository.wrong_state(row, "kept alive, because an admin rejected it")
         leases = self.tasks.renew_leases(worker_id, body.leases) if self.tasks is not None and body.leases else []
         self._store(row, body)
         return HeartbeatReply(

@@ -95,7 +95,9 @@ class Registrations:
         takes_over = key is not None and key.embedded and row.embedded
         if not takes_over and not _is_same(row, new, reported, key, caller):
             raise Conflict(
-                f"Another worker is named {row.name}; choose another name.", code="duplicate", existing_id=row.id
+                f"Another worker already has the name {row.name}; choose another name.",
+                code="duplicate",
+                existing_id=row.id,
             )
         if takes_over and key is not None and row.registration_key_id != key.id:
             count_use(key)

@@ -70,7 +70,7 @@ def view(row: Worker, kind: type[V], **more: Any) -> V:
 def require_self(worker_id: str, caller: Principal) -> None:
     """Raise `Forbidden` unless the caller is this worker."""
     if caller.kind != "worker" or caller.worker_id != worker_id:
-        raise Forbidden("A worker may only use its own token on its own paths.")
+        raise Forbidden("A worker may only access its own paths.")
 
 
 def require_own(row: Worker, caller: Principal) -> None:
@@ -90,7 +90,9 @@ def wrong_state(row: Worker, action: str) -> Conflict:
 
 def changed_meanwhile(row: Worker) -> Conflict:
     """Return the error for an update that lost a race against another request."""
-    return Conflict("The worker was changed by another request; read it again and retry.", current_status=row.status)
+    return Conflict(
+        "The worker was changed in the meantime; read it again and repeat the change.", current_status=row.status
+    )
 
 
 def release_leases(tasks: Tasks | None, worker_id: str, reason: str) -> int:

@@ -96,7 +96,7 @@ class Workspace:
         folder, name = _parts(path)
         data = content.encode()
         if len(data) > WRITE_LIMIT:
-            raise ToolFailed(f"{path}: the content has {len(data)} bytes; the limit is {WRITE_LIMIT}.")
+            raise ToolFailed(f"{path}: the content has {len(data)} bytes; the limit is {WRITE_LIMIT} bytes.")
         with self._opened(folder, path, make=True) as above, _os_errors(path):
             temporary = f".{secrets.token_hex(8)}"
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
