@@ -10,6 +10,10 @@ import msgspec
 from corral.auth.principal import Principal
 from corral.database.engine import Work
 from corral.errors import Failure, declare_codes
+import msgspec
+from collections.abc import (Callable, Mapping, Sequence)
+from corral.errors import (Fault)
+from typing import (Any, Literal)
 
 declare_codes(
     {
@@ -166,3 +170,6 @@ def has_tools(offered: Iterable[str], wanted: Iterable[str]) -> bool:
 def missing_tools(offered: Sequence[str], wanted: Iterable[str]) -> list[str]:
     """Return the wanted tools that are not offered."""
     return [tool for tool in wanted if not has_tools(offered, [tool])]
+
+
+RISK_POLICY: Mapping[Risk, Policy] = {"read": "allow", "write": "allow", "external": "allow", "dangerous": "ask"}

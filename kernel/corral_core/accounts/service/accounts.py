@@ -25,7 +25,7 @@ from corral_core.accounts.api import AccountDetails, KeysOfPeople, NewUser, User
 from corral_core.accounts.events import UserCreated, UserDeactivated, UserPurged, UserReactivated, UserUpdated
 from corral_core.accounts.models import UserRow, claim
 from corral_core.accounts.service.addresses import check_address, normalise
-from corral_core.accounts.service.audit import action, is_own, shown
+from corral_core.accounts.events import (action, is_own)
 from corral_core.accounts.service.invitations import InvitationsService
 from corral_core.accounts.service.links import EMAIL_LINKS, PASSWORD_LINKS, Links
 from corral_core.accounts.service.mail import MailService
@@ -33,6 +33,11 @@ from corral_core.accounts.service.password_policy import PasswordHistory, Passwo
 from corral_core.accounts.service.passwords import Passwords
 from corral_core.accounts.service.second_factor import SecondFactor, forget_second_factor
 from corral_core.accounts.service.sessions import Sessions
+from collections.abc import (Mapping)
+from corral.database.unit import (current)
+from corral.plugin import (SECRET_CHANGE)
+from corral_core.accounts.models import (UserRow)
+from typing import (Any)
 
 DELETED_NAME = "deleted user"
 NO_CHANGES: Mapping[str, tuple[Any, Any]] = {}
@@ -398,3 +403,13 @@ def unique() -> Iterator[None]:
 def _lock_admins() -> None:
     """Acquire a lock that serializes changes which could remove the last admin."""
     advisory_lock("accounts.admins")
+
+
+RIGHTS = frozenset({"role", "is_active", "must_change_password", "email_verified"})
+
+def shown(row: UserRow, changes: Mapping[str, Any], name: str) -> tuple[Any, Any]:
+    """Return the old and the new value of a column for the audit log.
+
+    Personal data is replaced by `SECRET_CHANGE`, so that the audit log contains only ids after an account is purged.
+    """
+    return (getattr(row, name), changes[name]) if name in RIGHTS else SECRET_CHANGE

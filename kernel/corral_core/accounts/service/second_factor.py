@@ -23,7 +23,7 @@ from corral.events.event import emit
 from corral.plugin import Audit, AuditEntry, Settings
 from corral_core.accounts.events import MfaDisabled, MfaEnabled
 from corral_core.accounts.models import ChallengeRow, RecoveryCodeRow, SecondFactorRow, SessionRow, UserRow
-from corral_core.accounts.service.audit import is_own
+from corral_core.accounts.events import (is_own)
 from corral_core.accounts.settings import REQUIRE_MFA, REQUIRE_MFA_ROLES
 
 STEP_SECONDS, WINDOW = 30, 1

@@ -10,7 +10,6 @@ import msgspec
 from corral.errors import Fault
 from corral_plugins.tools.api import POLICIES, Policy, Risk
 
-RISK_POLICY: Mapping[Risk, Policy] = {"read": "allow", "write": "allow", "external": "allow", "dangerous": "ask"}
 TAINTED_POLICY: Mapping[Risk, Policy] = {"read": "allow", "write": "allow", "external": "ask", "dangerous": "ask"}
 RISK_PERMISSION: Mapping[Risk, str] = {"external": "tools.use_external", "dangerous": "tools.use_dangerous"}
 
