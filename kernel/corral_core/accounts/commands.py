@@ -323,7 +323,7 @@ def rotate_jwt(config_path: Path | None, as_json: bool) -> None:
 
     The old key stays valid for verification until its last token expires, so no user is signed out.
     """
-    from corral_core.accounts.service.access_tokens import SigningKeys
+    from corral_core.accounts.service.authentication import SigningKeys
 
     with session(config_path, "keys rotate-jwt") as found:
         kid = found.run(found.service(SigningKeys).rotate)

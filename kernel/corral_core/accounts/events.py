@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
+from corral.database.unit import current
 from corral.events.event import PRIVATE_AND_ADMIN, Event
 from corral.schema.fields import Instant
-from collections.abc import (Mapping)
-from corral.database.unit import (current)
-from corral.plugin import (SECRET_CHANGE)
-from corral_core.accounts.models import (UserRow)
-from typing import (Any)
 
 
 class UserCreated(Event, kw_only=True):
@@ -159,6 +155,7 @@ def is_own(user_id: str) -> bool:
     """Return whether the actor of the current unit of work is the account's own user, signed in or anonymous."""
     actor = current().entry.actor
     return actor.type == "anonymous" or user_id in (actor.id, actor.on_behalf_of)
+
 
 def action(verb: str, user_id: str) -> str:
     """Return the audit action of a change: `auth.user.<verb>` by the account's own user, else `admin.user.<verb>`."""

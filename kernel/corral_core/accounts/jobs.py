@@ -12,8 +12,8 @@ from corral.jobs.job import Job, Schedule
 from corral.plugin import Settings
 from corral_core.accounts.models import RefreshRow, SessionRow, SigningKeyRow
 from corral_core.accounts.service import authentication, links, lockout, second_factor
-from corral_core.accounts.service.access_tokens import MAX_LIFE_SECONDS
 from corral_core.accounts.service.accounts import AccountsService
+from corral_core.accounts.service.authentication import MAX_LIFE_SECONDS
 from corral_core.accounts.service.links import RESET, Links
 from corral_core.accounts.service.mail import JOB as SEND
 from corral_core.accounts.service.mail import MailService

@@ -18,17 +18,20 @@ from corral_core.accounts.jobs import JOBS, SCHEDULES
 from corral_core.accounts.metrics import METRICS
 from corral_core.accounts.models import TABLES
 from corral_core.accounts.routes import auth, registration, second_factor, sessions
-from corral_core.accounts.service.access_tokens import AccessTokens, SigningKeys
 from corral_core.accounts.service.accounts import AccountsService
-from corral_core.accounts.service.authentication import AccessTokenAuthenticator, SessionPrincipals, TicketsService
+from corral_core.accounts.service.authentication import (
+    AccessTokenAuthenticator,
+    AccessTokens,
+    SessionPrincipals,
+    SigningKeys,
+    TicketsService,
+)
 from corral_core.accounts.service.invitations import InvitationsService
 from corral_core.accounts.service.links import Links
 from corral_core.accounts.service.lockout import Lockout
 from corral_core.accounts.service.mail import MailService
-from corral_core.accounts.service.password_policy import PasswordHistory, PasswordPolicy
-from corral_core.accounts.service.passwords import Passwords
-from corral_core.accounts.service.profile import Profile
-from corral_core.accounts.service.reauthentication import Reauthentication
+from corral_core.accounts.service.own_account import Profile, Reauthentication
+from corral_core.accounts.service.passwords import PasswordHistory, PasswordPolicy, Passwords
 from corral_core.accounts.service.recovery import AccountRecoveryService, PasswordLinksService, Recovery
 from corral_core.accounts.service.registration import Registrations
 from corral_core.accounts.service.second_factor import SecondFactor

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from corral.database.engine import Work
 from corral.jobs.job import Schedule
-from corral_core.health.service.alerts import compare
-from corral_core.health.service.board import HealthBoard
+from corral_core.health.service.board import HealthBoard, compare
 
 EVERY_SECONDS = 30.0
 

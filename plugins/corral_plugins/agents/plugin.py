@@ -19,6 +19,7 @@ from corral_plugins.agents.routes import routes
 from corral_plugins.agents.service.configuration import MAX_STEPS
 from corral_plugins.agents.service.management import MAX_AGENTS, AgentManagement
 from corral_plugins.agents.service.registry import AgentsService
+from corral_plugins.agents.service.rows import Views
 from corral_plugins.agents.service.states import (
     ERROR_AFTER_FAILURES,
     STATUSES,
@@ -28,7 +29,6 @@ from corral_plugins.agents.service.states import (
 )
 from corral_plugins.agents.service.tokens import TOKEN_TTL_DAYS, AgentTokens, StandingTokenAuthenticator
 from corral_plugins.agents.service.versions import AgentVersions
-from corral_plugins.agents.service.views import Views
 
 
 class AgentsPlugin(Plugin):

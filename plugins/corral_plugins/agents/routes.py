@@ -8,7 +8,10 @@ from corral.http.answers import Answer, IfMatch
 from corral.http.page import Page
 from corral.http.routes import Routes
 from corral_plugins.agents.service.management import AgentManagement
-from corral_plugins.agents.service.shapes import (
+from corral_plugins.agents.service.states import AgentStates
+from corral_plugins.agents.service.tokens import AgentTokens
+from corral_plugins.agents.service.versions import AgentVersions
+from corral_plugins.agents.shapes import (
     AgentPatch,
     AgentQuery,
     AgentStats,
@@ -31,9 +34,6 @@ from corral_plugins.agents.service.shapes import (
     StopAgent,
     VersionQuery,
 )
-from corral_plugins.agents.service.states import AgentStates
-from corral_plugins.agents.service.tokens import AgentTokens
-from corral_plugins.agents.service.versions import AgentVersions
 
 routes = Routes("/agents", tag="Agents")
 

@@ -51,8 +51,8 @@ def verify(
     this installation. Removal of the newest rows is detected only with --checkpoints. Exits with 1 if the log is not
     intact.
     """
-    from corral_plugins.audit.service.offline import Unreadable, read_checkpoints
     from corral_plugins.audit.service.signing import ExternalCheckpoints
+    from corral_plugins.audit.service.verify import Unreadable, read_checkpoints
 
     try:
         external = ExternalCheckpoints() if checkpoints_path is None else read_checkpoints(checkpoints_path, public_key)
@@ -113,7 +113,7 @@ def _verify_installation(session: CommandSession, external: ExternalCheckpoints)
 
 def _verify_source(source: str, external: ExternalCheckpoints, *, filtered: bool) -> Verdict:
     from corral.database.connect import database_url
-    from corral_plugins.audit.service.offline import Unreadable, verify_export
+    from corral_plugins.audit.service.verify import Unreadable, verify_export
 
     if (url := database_url(source)) is not None:
         return _verify_copy(url, external)

@@ -20,9 +20,8 @@ from corral.plugin import Audit, Metric, Plugin, Provide, Runtime, Setting, hook
 from corral_plugins.audit import api, command, jobs, models, settings
 from corral_plugins.audit.routes import routes
 from corral_plugins.audit.service import checkpoints
-from corral_plugins.audit.service.access import Access
 from corral_plugins.audit.service.checkpoints import Checkpoints
-from corral_plugins.audit.service.log import AuditLog
+from corral_plugins.audit.service.log import Access, AuditLog
 from corral_plugins.audit.service.queries import Queries
 from corral_plugins.audit.service.retention import Retention
 from corral_plugins.audit.service.verify import Verification

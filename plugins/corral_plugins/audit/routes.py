@@ -17,8 +17,8 @@ from corral.http.answers import Request, Stream
 from corral.http.page import Page, PageQuery
 from corral.http.routes import Routes
 from corral.ids import new_id
-from corral_plugins.audit.service.access import Access
 from corral_plugins.audit.service.export import MEDIA, Export
+from corral_plugins.audit.service.log import Access
 from corral_plugins.audit.service.queries import Queries
 from corral_plugins.audit.service.verify import SECONDS, Verification
 from corral_plugins.audit.shapes import AuditQuery, AuditView, CheckpointPage, ExportQuery, Verdict, VerifyQuery

@@ -29,13 +29,12 @@ from corral_plugins.llm.providers.openai import OpenAIProvider
 from corral_plugins.llm.providers.presets import PRESETS
 from corral_plugins.llm.providers.scripted import ScriptedProvider, load_scripts
 from corral_plugins.llm.routes import completions, providers
-from corral_plugins.llm.service.admission import Admission
+from corral_plugins.llm.service.admission import Admission, ModelResolver
 from corral_plugins.llm.service.calls import Payloads
 from corral_plugins.llm.service.dispatch import Dispatcher
 from corral_plugins.llm.service.gateway import Gateway
 from corral_plugins.llm.service.leases import Leases
 from corral_plugins.llm.service.metrics import CallMetrics
-from corral_plugins.llm.service.model_resolution import ModelResolver
 from corral_plugins.llm.service.provider_admin import ProviderAdmin, ProviderChecks
 from corral_plugins.llm.service.provider_keys import ProviderKeys
 from corral_plugins.llm.service.registry import ModelListing, Registry

@@ -26,8 +26,7 @@ from corral_plugins.secrets.service.access import CONSUMERS, OUTCOMES, SecretsSe
 from corral_plugins.secrets.service.alerts import Alerts
 from corral_plugins.secrets.service.environment import Environment
 from corral_plugins.secrets.service.keys import MasterKeys
-from corral_plugins.secrets.service.listing import Listing
-from corral_plugins.secrets.service.metrics import STATUSES, secrets_by_status
+from corral_plugins.secrets.service.listing import STATUSES, Listing, secrets_by_status
 from corral_plugins.secrets.service.redactor_values import RedactorValues
 from corral_plugins.secrets.service.values import Values
 from corral_plugins.secrets.service.vault import Vault

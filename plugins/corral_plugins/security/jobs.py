@@ -11,8 +11,8 @@ from corral.events.log import Record
 from corral.jobs.job import Schedule
 from corral_plugins.security.events import ApiKeyExpiring
 from corral_plugins.security.models import ApiKeyRow
+from corral_plugins.security.service.api_keys import ApiKeys
 from corral_plugins.security.service.ip_rules import IpRules
-from corral_plugins.security.service.keys import ApiKeys
 
 DAY = 86_400
 NOTICE_DAYS = (1, 7)  # nearest first: an owner notified of the last day needs no notice about the week

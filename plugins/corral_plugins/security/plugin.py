@@ -19,13 +19,17 @@ from corral_plugins.security import jobs, models
 from corral_plugins.security.api import KeyCounts
 from corral_plugins.security.events import EVENTS
 from corral_plugins.security.routes import admin, keys
-from corral_plugins.security.service.authenticator import RESULTS, ApiKeyAuthenticator, KeyMetrics
-from corral_plugins.security.service.gate import GateKeeper, IpGate
-from corral_plugins.security.service.ip_rules import IpRules
-from corral_plugins.security.service.keys import STATUSES, ApiKeys
-from corral_plugins.security.service.last_used import LastUsed
-from corral_plugins.security.service.limits import Limits
+from corral_plugins.security.service.api_keys import (
+    RESULTS,
+    STATUSES,
+    ApiKeyAuthenticator,
+    ApiKeys,
+    KeyMetrics,
+    LastUsed,
+)
+from corral_plugins.security.service.ip_rules import GateKeeper, IpGate, IpRules
 from corral_plugins.security.service.policy import Policy
+from corral_plugins.security.service.rate_limits import Limits
 
 if TYPE_CHECKING:
     import click

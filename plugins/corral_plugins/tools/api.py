@@ -10,10 +10,6 @@ import msgspec
 from corral.auth.principal import Principal
 from corral.database.engine import Work
 from corral.errors import Failure, declare_codes
-import msgspec
-from collections.abc import (Callable, Mapping, Sequence)
-from corral.errors import (Fault)
-from typing import (Any, Literal)
 
 declare_codes(
     {

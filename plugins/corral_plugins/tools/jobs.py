@@ -7,8 +7,8 @@ from corral.database.unit import SYSTEM, Entry
 from corral.events.log import Record
 from corral.jobs.job import Schedule, enqueue
 from corral.plugin import Settings
-from corral_plugins.tools.service import repository
-from corral_plugins.tools.service.call_history import CallHistory
+from corral_plugins.tools.service import call_store
+from corral_plugins.tools.service.calls import CallHistory
 from corral_plugins.tools.settings import CALL_RETENTION_DAYS
 
 DELETE_CHUNK = 500
@@ -18,7 +18,7 @@ MAX_CHUNKS = 20
 async def reap(work: Work, history: CallHistory) -> None:
     """End the tool calls whose process stopped or whose permit was never reported."""
     for _ in range(MAX_CHUNKS):
-        if await work(history.reap, entry=Entry(label="job tools.reap", actor=SYSTEM)) < repository.ABANDONED_LIMIT:
+        if await work(history.reap, entry=Entry(label="job tools.reap", actor=SYSTEM)) < call_store.ABANDONED_LIMIT:
             return
 
 
@@ -26,7 +26,7 @@ async def prune(work: Work, settings: Settings) -> None:
     """Delete the tool calls that are older than `tools.call_retention_days`."""
     days = settings.get(CALL_RETENTION_DAYS)
     while await work(
-        lambda: repository.delete_older(days, DELETE_CHUNK), entry=Entry(label="job tools.prune", actor=SYSTEM)
+        lambda: call_store.delete_older(days, DELETE_CHUNK), entry=Entry(label="job tools.prune", actor=SYSTEM)
     ):
         pass
 
@@ -38,7 +38,7 @@ def on_task_deleted(event: Record) -> None:
 
 def delete_calls(task_id: str) -> None:
     """Delete one chunk of the tool calls of a deleted task, and enqueue a job for the remaining calls."""
-    if repository.delete_of(task_id, DELETE_CHUNK) == DELETE_CHUNK:
+    if call_store.delete_of(task_id, DELETE_CHUNK) == DELETE_CHUNK:
         enqueue("tools.delete_calls", task_id=task_id)
 
 

@@ -16,9 +16,8 @@ from corral.jobs.job import Job, Schedule
 from corral.plugin import HealthCheck, Metric, Plugin, Provide, Runtime, Setting, Settings, hookimpl
 from corral_plugins.tools import hookspecs, jobs, models, routes, settings
 from corral_plugins.tools.api import Tool, Tools
-from corral_plugins.tools.service.call_history import CallHistory
-from corral_plugins.tools.service.calls import Calls
-from corral_plugins.tools.service.decision_context import ContextBuilder
+from corral_plugins.tools.service.calls import CallHistory, Calls
+from corral_plugins.tools.service.decision import ContextBuilder
 from corral_plugins.tools.service.executions import Executions
 from corral_plugins.tools.service.http_tools import HeaderSecrets, HttpTools
 from corral_plugins.tools.service.listing import ToolListing

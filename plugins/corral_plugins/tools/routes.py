@@ -7,8 +7,7 @@ from corral.auth.principal import Principal
 from corral.http.answers import IfMatch, Request, Wait
 from corral.http.page import Page, PageQuery
 from corral.http.routes import Routes
-from corral_plugins.tools.service.call_history import CallHistory
-from corral_plugins.tools.service.calls import Calls
+from corral_plugins.tools.service.calls import CallHistory, Calls
 from corral_plugins.tools.service.listing import ToolListing
 from corral_plugins.tools.service.permits import Permits
 from corral_plugins.tools.shapes import (

@@ -5,9 +5,9 @@ from __future__ import annotations
 from corral.database.engine import Work
 from corral.events.consumers import Subscriber
 from corral.jobs.job import Schedule
-from corral_plugins.workers.service import failures
+from corral_plugins.workers.service import repository
 from corral_plugins.workers.service.liveness import Sweeps
-from corral_plugins.workers.service.registration_keys import delete_expired
+from corral_plugins.workers.service.registration import delete_expired
 
 SWEEP_SECONDS, DAY = 5, 86_400
 
@@ -27,4 +27,4 @@ SCHEDULES = (
     Schedule(name="workers.sweep", every_seconds=SWEEP_SECONDS, run=sweep),
     Schedule(name="workers.prune", every_seconds=DAY, run=prune),
 )
-SUBSCRIBERS = (Subscriber(name="workers.failures", events=failures.EVENTS, handle=failures.store_failure),)
+SUBSCRIBERS = (Subscriber(name="workers.failures", events=repository.EVENTS, handle=repository.store_failure),)

@@ -27,8 +27,7 @@ from corral_plugins.workers.service.contributed_tools import contributed_tools
 from corral_plugins.workers.service.fleet import Fleet
 from corral_plugins.workers.service.liveness import Liveness, Sweeps
 from corral_plugins.workers.service.protocol import CLAIM_REASONS, ClaimMetrics, WorkerProtocol
-from corral_plugins.workers.service.registration import Registrations
-from corral_plugins.workers.service.registration_keys import RegistrationKeys
+from corral_plugins.workers.service.registration import RegistrationKeys, Registrations
 from corral_plugins.workers.service.registry import WorkersService
 
 if TYPE_CHECKING:

@@ -12,8 +12,7 @@ from corral_plugins.tasks.api import ClaimResponse
 from corral_plugins.workers.service.administration import Administration
 from corral_plugins.workers.service.fleet import Fleet
 from corral_plugins.workers.service.protocol import WorkerProtocol
-from corral_plugins.workers.service.registration import Registrations
-from corral_plugins.workers.service.registration_keys import RegistrationKeys
+from corral_plugins.workers.service.registration import RegistrationKeys, Registrations
 from corral_plugins.workers.shapes import (
     AdminWorker,
     ApproveWorker,

@@ -9,7 +9,7 @@ import pytest
 
 from corral.errors import Invalid
 from corral.plugin import Setting
-from corral_core.accounts.service.password_policy import PasswordPolicy, is_breached
+from corral_core.accounts.service.passwords import PasswordPolicy, is_breached
 from corral_core.accounts.settings import BREACHED_CHECK, CONTEXT_WORDS, MIN_LENGTH
 
 

@@ -13,7 +13,7 @@ from corral.testing.kit import PASSWORD, Answer, Kit
 from corral_core.accounts.api import Accounts, PasswordLinks, UserPatch
 from corral_core.accounts.models import LinkRow
 from corral_core.accounts.service.links import CHANGE_EMAIL
-from corral_core.accounts.service.profile import Profile
+from corral_core.accounts.service.own_account import Profile
 from corral_core.accounts.service.sign_in import SignIn
 
 LONG_ENOUGH = 0.7  # for a change that waits for nobody

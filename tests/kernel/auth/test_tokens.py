@@ -16,7 +16,7 @@ from corral.crypto import Sealer
 from corral.plugin import Installation
 from corral.redact.redactor import Redactor
 from corral.testing.kit import PASSWORD, Client, Kit
-from corral_core.accounts.service.access_tokens import AccessTokens, SigningKeys
+from corral_core.accounts.service.authentication import AccessTokens, SigningKeys
 
 MakeKit = Callable[..., Awaitable[Kit]]
 SECRET = "Zk3vQ9sXw2Lr7TnB5pYc8HdJ4mGf6UaE"

@@ -15,8 +15,7 @@ from corral.plugin import HealthCheck, Plugin, hookimpl
 from corral.testing.kit import Client, Kit
 from corral_core.health.jobs import watch_health
 from corral_core.health.models import HealthRow
-from corral_core.health.service.alerts import compare
-from corral_core.health.service.board import CHECK_SECONDS, CheckView, HealthBoard
+from corral_core.health.service.board import CHECK_SECONDS, CheckView, HealthBoard, compare
 
 pytestmark = pytest.mark.one_engine
 

@@ -229,7 +229,7 @@ async def test_the_password_of_the_mail_server_is_known_to_the_redactor(
 
 
 def test_mail_templates_are_plain_and_complete() -> None:
-    from corral_core.accounts.service.mail_templates import TEMPLATES, write
+    from corral_core.accounts.service.mail import TEMPLATES, write
 
     facts = {"url": "https://x/#t", "until": "noon", "new": "b@x", "left": 3, "role": "member"}
     for kind in TEMPLATES:

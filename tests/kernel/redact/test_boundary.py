@@ -20,7 +20,7 @@ from corral.plugin import Plugin, hookimpl
 from corral.redact.matcher import MARK
 from corral.redact.redactor import Redactor
 from corral.testing.kit import Kit
-from corral_core.accounts.service.access_tokens import AccessTokens
+from corral_core.accounts.service.authentication import AccessTokens
 
 pytestmark = pytest.mark.one_engine
 

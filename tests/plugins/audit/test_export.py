@@ -16,8 +16,8 @@ from tests.plugins.audit.conftest import Books
 
 from corral_plugins.audit.service import chain
 from corral_plugins.audit.service.export import Export, escape_cell, unescape_cell
-from corral_plugins.audit.service.offline import verify_export
 from corral_plugins.audit.service.signing import ExternalCheckpoints
+from corral_plugins.audit.service.verify import verify_export
 from corral_plugins.audit.shapes import ExportQuery
 
 SHORT, LONG = 60_000, 1_000_000

@@ -18,8 +18,8 @@ from corral.testing.kit import Client
 from corral_plugins.llm.api import Connection, LLMProvider
 from corral_plugins.llm.models import LlmSlot
 from corral_plugins.llm.service.gateway import Gateway
-from corral_plugins.llm.service.redaction import StreamRedaction
 from corral_plugins.llm.service.settlement import ProviderStates
+from corral_plugins.llm.service.streams import StreamRedaction
 
 pytestmark = pytest.mark.one_engine
 

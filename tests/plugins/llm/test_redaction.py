@@ -12,7 +12,7 @@ from tests.plugins.llm import conftest as up
 
 from corral.database.unit import current
 from corral.redact.redactor import Redactor
-from corral_plugins.llm.service.redaction import StreamRedaction
+from corral_plugins.llm.service.streams import StreamRedaction
 
 
 @pytest.fixture

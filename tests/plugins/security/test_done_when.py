@@ -27,9 +27,9 @@ from corral.plugin import RateLimits
 from corral.testing.engines import ValkeyServer
 from corral.testing.kit import PASSWORD, Client, Kit
 from corral.testing.server import ServerProcess
-from corral_plugins.security.policy_shapes import PasswordPolicyPatch, PolicyPatch
-from corral_plugins.security.service.gate import GateKeeper
-from corral_plugins.security.service.last_used import LastUsed
+from corral_plugins.security.service.api_keys import LastUsed
+from corral_plugins.security.service.ip_rules import GateKeeper
+from corral_plugins.security.shapes import PasswordPolicyPatch, PolicyPatch
 
 ID = "01a216b4-06ab-770c-a9ce-e8400c03429a"
 WITHIN = 2.0

@@ -15,9 +15,7 @@ from tests.plugins.security.conftest import AWAY, HOME, From
 from corral import clock
 from corral.errors import Forbidden
 from corral.testing.kit import Answer, Client, Kit
-from corral_plugins.security.service.gate import GateKeeper, IpGate
-from corral_plugins.security.service.ip_rules import InForce, IpRules
-from corral_plugins.security.service.networks import Rule, Ruleset, parse_network
+from corral_plugins.security.service.ip_rules import GateKeeper, InForce, IpGate, IpRules, Rule, Ruleset, parse_network
 
 pytestmark = pytest.mark.one_engine
 

@@ -14,8 +14,7 @@ from tests.plugins.security.conftest import AWAY, HOME, PLUGINS, From, make_key
 from corral import clock
 from corral.testing.kit import Client, Kit
 from corral_plugins.security import jobs
-from corral_plugins.security.service.keys import ALPHABET, is_key, new_key
-from corral_plugins.security.service.last_used import LastUsed
+from corral_plugins.security.service.api_keys import ALPHABET, LastUsed, is_key, new_key
 
 
 def test_the_checksum_tells_every_single_slip() -> None:

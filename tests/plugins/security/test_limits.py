@@ -18,9 +18,8 @@ from corral.plugin import Meter, RateLimits, Settings
 from corral.testing.kit import Answer, Kit
 from corral.testing.server import ServerProcess
 from corral_core.redis.api import SharedBuckets
-from corral_plugins.security.service.buckets import Buckets, Full
-from corral_plugins.security.service.gate import IpGate
-from corral_plugins.security.service.limits import Limits, address_key
+from corral_plugins.security.service.ip_rules import IpGate
+from corral_plugins.security.service.rate_limits import Buckets, Full, Limits, address_key
 
 pytestmark = pytest.mark.one_engine
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corral_plugins.tools.service.html_text import readable
+from corral_plugins.tools.service.http_tools import readable
 
 PAGE = """<!doctype html><html><head><title> The
  title </title><style>p { color: red }</style><script>alert("<p>no</p>")</script></head>

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corral_plugins.tools.service.output import LIMIT, truncate
+from corral_plugins.tools.service.call_store import LIMIT, truncate
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=300),

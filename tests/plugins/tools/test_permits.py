@@ -9,7 +9,7 @@ from tests.plugins.tools.conftest import Run, World
 
 from corral import clock
 from corral_plugins.tools import jobs
-from corral_plugins.tools.service.call_history import CallHistory
+from corral_plugins.tools.service.calls import CallHistory
 
 OFFER = {"name": "my.tool", "schema": {"type": "object", "required": ["x"]}, "risk": "external"}
 

@@ -17,8 +17,8 @@ from corral_core.accounts.api import REGISTRATION, Address, Password, Tickets, U
 from corral_core.accounts.routes.cookie import check_origin, cookie_headers, cookie_token
 from corral_core.accounts.service.accounts import AccountsService
 from corral_core.accounts.service.authentication import LIFE_SECONDS
-from corral_core.accounts.service.password_policy import PasswordPolicy
-from corral_core.accounts.service.profile import Profile, ProfilePatch
+from corral_core.accounts.service.own_account import Profile, ProfilePatch
+from corral_core.accounts.service.passwords import PasswordPolicy
 from corral_core.accounts.service.second_factor import CHALLENGE_SECONDS
 from corral_core.accounts.service.sessions import Device, Sessions, SessionView, Tokens
 from corral_core.accounts.service.sign_in import Pending, SignIn

@@ -16,7 +16,7 @@ from corral.plugin import Installation
 from corral.schema.fields import Instant
 from corral_core.accounts.api import Password, UserView
 from corral_core.accounts.routes.auth import SIGN_IN_RATE, Code, SignedIn, device, signed_in
-from corral_core.accounts.service.reauthentication import Reauthentication
+from corral_core.accounts.service.own_account import Reauthentication
 from corral_core.accounts.service.sign_in import Proof, SignIn
 
 routes = Routes("/auth", tag="Authentication", no_store=True)

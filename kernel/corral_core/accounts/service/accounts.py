@@ -22,22 +22,23 @@ from corral.http.page import Page, newest_first, paginate
 from corral.ids import new_id
 from corral.plugin import SECRET_CHANGE, Audit, AuditEntry
 from corral_core.accounts.api import AccountDetails, KeysOfPeople, NewUser, UserPatch, UserQuery, UserView
-from corral_core.accounts.events import UserCreated, UserDeactivated, UserPurged, UserReactivated, UserUpdated
+from corral_core.accounts.events import (
+    UserCreated,
+    UserDeactivated,
+    UserPurged,
+    UserReactivated,
+    UserUpdated,
+    action,
+    is_own,
+)
 from corral_core.accounts.models import UserRow, claim
 from corral_core.accounts.service.addresses import check_address, normalise
-from corral_core.accounts.events import (action, is_own)
 from corral_core.accounts.service.invitations import InvitationsService
 from corral_core.accounts.service.links import EMAIL_LINKS, PASSWORD_LINKS, Links
 from corral_core.accounts.service.mail import MailService
-from corral_core.accounts.service.password_policy import PasswordHistory, PasswordPolicy
-from corral_core.accounts.service.passwords import Passwords
+from corral_core.accounts.service.passwords import PasswordHistory, PasswordPolicy, Passwords
 from corral_core.accounts.service.second_factor import SecondFactor, forget_second_factor
 from corral_core.accounts.service.sessions import Sessions
-from collections.abc import (Mapping)
-from corral.database.unit import (current)
-from corral.plugin import (SECRET_CHANGE)
-from corral_core.accounts.models import (UserRow)
-from typing import (Any)
 
 DELETED_NAME = "deleted user"
 NO_CHANGES: Mapping[str, tuple[Any, Any]] = {}
@@ -406,6 +407,7 @@ def _lock_admins() -> None:
 
 
 RIGHTS = frozenset({"role", "is_active", "must_change_password", "email_verified"})
+
 
 def shown(row: UserRow, changes: Mapping[str, Any], name: str) -> tuple[Any, Any]:
     """Return the old and the new value of a column for the audit log.

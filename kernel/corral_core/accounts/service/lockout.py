@@ -25,10 +25,9 @@ from corral.errors import TooMany, Unavailable
 from corral.events.event import emit
 from corral.plugin import Audit, AuditEntry, Settings
 from corral_core.accounts.api import Mail
-from corral_core.accounts.events import UserLocked
+from corral_core.accounts.events import UserLocked, action
 from corral_core.accounts.models import LockoutRow, UserRow
 from corral_core.accounts.service.addresses import normalise
-from corral_core.accounts.events import (action)
 from corral_core.accounts.settings import DAY, HOUR, LOCKOUT_SECONDS, LOCKOUT_THRESHOLD, LOCKOUT_WINDOW
 
 WAIT_SECONDS, POLL_SECONDS = 5.0, 0.05

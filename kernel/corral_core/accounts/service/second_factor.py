@@ -21,9 +21,8 @@ from corral.database.unit import after_commit
 from corral.errors import Conflict, Forbidden
 from corral.events.event import emit
 from corral.plugin import Audit, AuditEntry, Settings
-from corral_core.accounts.events import MfaDisabled, MfaEnabled
+from corral_core.accounts.events import MfaDisabled, MfaEnabled, is_own
 from corral_core.accounts.models import ChallengeRow, RecoveryCodeRow, SecondFactorRow, SessionRow, UserRow
-from corral_core.accounts.events import (is_own)
 from corral_core.accounts.settings import REQUIRE_MFA, REQUIRE_MFA_ROLES
 
 STEP_SECONDS, WINDOW = 30, 1

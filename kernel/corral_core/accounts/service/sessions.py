@@ -25,7 +25,7 @@ from corral.schema.fields import Instant
 from corral_core.accounts.api import Mail, OwnerView, SignedInQuery, SignedInView
 from corral_core.accounts.events import SessionCreated, SessionEnded
 from corral_core.accounts.models import RefreshRow, SessionRow, UserRow
-from corral_core.accounts.service.access_tokens import AccessTokens
+from corral_core.accounts.service.authentication import AccessTokens
 from corral_core.accounts.service.second_factor import end_challenges
 from corral_core.accounts.settings import (
     ACCESS_TTL,

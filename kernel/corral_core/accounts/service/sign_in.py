@@ -24,8 +24,7 @@ from corral_core.accounts.models import UserRow
 from corral_core.accounts.service.accounts import AccountsService
 from corral_core.accounts.service.addresses import normalise
 from corral_core.accounts.service.lockout import Lockout
-from corral_core.accounts.service.password_policy import PasswordHistory
-from corral_core.accounts.service.passwords import Passwords
+from corral_core.accounts.service.passwords import PasswordHistory, Passwords
 from corral_core.accounts.service.second_factor import DAMAGED, SecondFactor
 from corral_core.accounts.service.sessions import Device, Reuse, Sessions, Tokens
 from corral_core.accounts.settings import EMAIL_VERIFICATION

@@ -1,6 +1,8 @@
-"""The health board: runs the health checks of all plugins and lists warnings about the configuration.
+"""The health board: runs the health checks of all plugins, lists configuration warnings, and raises alerts.
 
-The checks run concurrently, each with a timeout.
+The checks run concurrently, each with a timeout. An alert is raised when a check stays down for 60 s, and another one
+when it recovers. Its state is stored in the database, so that each alert is raised once, regardless of the process that
+runs the checks.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from importlib.metadata import version
 from typing import Literal
 
@@ -16,11 +18,13 @@ import msgspec
 
 from corral import clock
 from corral.errors import Problem
+from corral.events.event import SystemAlert, emit
 from corral.plugin import Contributions, HealthCheck, Installation
 from corral.redact.redactor import Redactor
 from corral.schema.fields import Instant
 from corral.settings.registry import SettingsRegistry
 from corral_core.accounts.api import REGISTRATION
+from corral_core.health.models import HealthRow
 from corral_core.health.service.checks import KernelChecks, Told
 
 log = logging.getLogger("corral.health")
@@ -167,3 +171,40 @@ def _together(found: list[tuple[Status, str, int]]) -> tuple[Status, str, int]:
         return "disabled", ABSENT[1], 0
     worst = max((status for status, _, _ in found), key=WORST_LAST.index)
     return worst, " ".join(detail for status, detail, _ in found if status == worst), max(took for _, _, took in found)
+
+
+# -- alerts
+
+
+PATIENCE_SECONDS = 60.0
+
+
+def compare(views: Mapping[str, CheckView]) -> None:
+    """Compare the results of the checks with the stored states, raise alerts, and store the new states.
+
+    Runs in the caller's unit of work, in one process at a time.
+    """
+    before = {row.name: row for row in HealthRow.select()}
+    now, patience = clock.now(), clock.now(-PATIENCE_SECONDS)
+    rows = []
+    for name, view in views.items():
+        row = before.get(name)
+        since = row.since if row is not None and row.status == view.status else now
+        alerted = row is not None and row.alerted
+        if view.status == "down" and not alerted and since <= patience:
+            _alert(name, view, "critical", f"{name} is down")
+            alerted = True
+        elif view.status != "down" and alerted:
+            _alert(name, view, "info", f"{name} has recovered")
+            alerted = False
+        rows.append({"name": name, "status": view.status, "since": since, "alerted": alerted})
+    kept = [HealthRow.status, HealthRow.since, HealthRow.alerted]
+    HealthRow.insert_many(rows).on_conflict(conflict_target=[HealthRow.name], preserve=kept).execute()
+    HealthRow.delete().where(HealthRow.name.not_in(list(views))).execute()
+
+
+def _alert(name: str, view: CheckView, severity: str, title: str) -> None:
+    alert = SystemAlert(
+        kind="health", severity=severity, title=title, detail=view.detail, check=name, status=view.status
+    )
+    emit(alert, object=("check", name))

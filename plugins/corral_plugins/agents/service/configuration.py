@@ -12,7 +12,7 @@ from corral.errors import Forbidden, Invalid
 from corral.plugin import Setting
 from corral.schema.data import check_user_schema
 from corral_plugins.agents.models import Agent
-from corral_plugins.agents.service.shapes import AgentConfig, AgentFields
+from corral_plugins.agents.shapes import AgentConfig, AgentFields
 
 MAX_STEPS: Setting[int] = Setting(
     name="agents.max_steps",

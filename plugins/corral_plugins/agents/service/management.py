@@ -36,6 +36,7 @@ from corral_plugins.agents.service.configuration import (
 )
 from corral_plugins.agents.service.rows import (
     TRIES,
+    Views,
     add_version,
     contended,
     has_leases,
@@ -44,9 +45,8 @@ from corral_plugins.agents.service.rows import (
     swap,
     writable,
 )
-from corral_plugins.agents.service.shapes import AgentPatch, AgentQuery, AgentView, NewAgent
 from corral_plugins.agents.service.states import StateChanges, ending_leases
-from corral_plugins.agents.service.views import Views
+from corral_plugins.agents.shapes import AgentPatch, AgentQuery, AgentView, NewAgent
 from corral_plugins.llm.api import LLM
 from corral_plugins.tasks.api import Tasks
 from corral_plugins.tools.api import Tools

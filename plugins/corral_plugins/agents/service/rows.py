@@ -1,8 +1,13 @@
-"""Reads rows of agents for a caller, and changes a row only if it is unchanged since it was read."""
+"""Reads rows of agents for a caller, changes them, and builds their API representations.
+
+A row is changed only if it is unchanged since it was read. A warning describes a condition that would prevent the agent
+from working.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, cast
 
 from corral import clock
 from corral.auth.principal import Principal, require_owner
@@ -10,8 +15,12 @@ from corral.auth.visibility import visible
 from corral.errors import NotFound, Unavailable
 from corral.ids import new_id
 from corral_plugins.agents.models import LIVING, Agent, Version
-from corral_plugins.agents.service.configuration import configuration
+from corral_plugins.agents.service.configuration import configuration, dollars, selector
+from corral_plugins.agents.shapes import AgentView, Status
+from corral_plugins.llm.api import LLM
 from corral_plugins.tasks.api import Tasks
+from corral_plugins.tools.api import Tools
+from corral_plugins.workers.api import WorkerFacts, Workers
 
 TRIES = 5
 """The number of attempts to change a row that other units of work change at the same time."""
@@ -82,3 +91,127 @@ def add_version(row: Agent, changed: list[str], by: Principal) -> None:
         created_by=by.user_id,
         created_at=clock.now(),
     ).execute()
+
+
+# -- representations
+
+
+class Views:
+    """Builds API representations of agents. Other plugins are queried once for all agents of a list."""
+
+    llm: LLM | None
+    tasks: Tasks | None
+    tools: Tools | None
+    workers: Workers | None
+
+    def one(self, row: Agent) -> AgentView:
+        """Return the API representation of one agent."""
+        return self.many([row])[0]
+
+    def many(self, rows: Sequence[Agent]) -> list[AgentView]:
+        """Return the API representations of a page of agents."""
+        working = [row.id for row in rows if row.active_tasks > 0]
+        live = self.tasks.live_tasks(working) if self.tasks is not None and working else {}
+        bound = {row.worker_id for row in rows if row.worker_id is not None}
+        warnings = _Warnings(self.llm, self.tools, self.workers, bound)
+        return [_view(row, live.get(row.id, []), warnings.of(row)) for row in rows]
+
+
+class _Warnings:
+    """Determines the warnings about the agents of one response. Facts that several agents share are read once."""
+
+    def __init__(self, llm: LLM | None, tools: Tools | None, workers: Workers | None, bound: Collection[str]) -> None:
+        self._llm, self._tools, self._workers = llm, tools, workers
+        self._configured: dict[str, bool] = {}
+        self._fleet: list[WorkerFacts] | None = None
+        self._bound = workers.facts_of(sorted(bound)) if workers is not None and bound else {}
+
+    def of(self, row: Agent) -> list[str]:
+        """Return the warning codes for an agent, the most general first."""
+        found = [] if self._provider_ready(row) else ["provider_not_configured"]
+        found += self._of_worker(row)
+        found += [f"tool_unavailable:{tool}" for tool in self._missing(row.enabled_tools)]
+        return found
+
+    def _provider_ready(self, row: Agent) -> bool:
+        if self._llm is None:
+            return True
+        name = row.llm_provider or (row.llm_model or "").partition("/")[0]
+        if not row.llm_provider and not self._llm.is_known(name):
+            name = self._llm.default_model().partition("/")[0]
+        if name not in self._configured:
+            self._configured[name] = self._llm.is_configured(name)
+        return self._configured[name]
+
+    def _of_worker(self, row: Agent) -> list[str]:
+        if self._workers is None:
+            return []
+        if row.worker_id is not None:
+            worker = self._bound.get(row.worker_id)
+            if worker is not None and not worker.is_approved:
+                return ["worker_not_approved"]
+            return [] if worker is not None and worker.status in ("online", "draining") else ["worker_offline"]
+        if row.worker_group is None and not row.worker_labels:
+            return []
+        suited = any(
+            row.worker_group in (None, worker.group) and row.worker_labels.items() <= worker.labels.items()
+            for worker in self._online()
+        )
+        return [] if suited else ["worker_offline"]
+
+    def _online(self) -> list[WorkerFacts]:
+        if self._fleet is None:
+            self._fleet = self._workers.fleet() if self._workers is not None else []
+        return self._fleet
+
+    def _missing(self, tools: Iterable[str]) -> list[str]:
+        wanted = list(tools)
+        if not wanted or any(not worker.tools for worker in self._online()):
+            return []  # a worker that lists no tools provides all tools
+        offered = {tool for worker in self._online() for tool in worker.tools}
+        if self._tools is not None:
+            offered |= self._tools.of_server()
+        return [tool for tool in wanted if not _is_offered(tool, offered)]
+
+
+def _is_offered(tool: str, offered: set[str]) -> bool:
+    if tool.endswith(".*"):
+        return any(name.startswith(tool[:-1]) for name in offered)
+    return tool in offered
+
+
+def _view(row: Agent, task_ids: list[str], warnings: list[str]) -> AgentView:
+    return AgentView(
+        id=row.id,
+        version=row.version,
+        config_version=row.config_version,
+        created_by=row.created_by,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        name=row.name,
+        description=row.description,
+        role=row.role,
+        llm_provider=row.llm_provider,
+        llm_model=row.llm_model,
+        system_prompt=row.system_prompt,
+        enabled_tools=row.enabled_tools,
+        tool_policy=row.tool_policy,
+        worker_id=row.worker_id,
+        worker_selector=selector(row),
+        config=row.config,
+        max_concurrent_tasks=row.max_concurrent_tasks,
+        monthly_budget_usd=dollars(row.monthly_budget_micro),
+        max_cost_per_task_usd=dollars(row.max_cost_per_task_micro),
+        retry_policy=row.retry_policy,
+        stall_policy=row.stall_policy,
+        review_policy=row.review_policy,
+        tags=row.tags,
+        metadata=row.metadata,
+        status=cast(Status, row.status),
+        status_reason=row.status_reason,
+        current_task_ids=task_ids,
+        active_tasks=row.active_tasks,
+        last_active_at=row.last_active_at or None,
+        spent_month_usd=None,
+        warnings=warnings,
+    )

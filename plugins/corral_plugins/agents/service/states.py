@@ -23,9 +23,8 @@ from corral.plugin import Audit, AuditEntry, Setting
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.agents.api import AgentStatus
 from corral_plugins.agents.models import LIVING, Agent
-from corral_plugins.agents.service.rows import TRIES, contended, has_leases, readable, same_state, swap, writable
-from corral_plugins.agents.service.shapes import AgentView, StopAgent
-from corral_plugins.agents.service.views import Views
+from corral_plugins.agents.service.rows import TRIES, Views, contended, has_leases, readable, same_state, swap, writable
+from corral_plugins.agents.shapes import AgentView, StopAgent
 from corral_plugins.tasks.api import Tasks
 
 ERROR_AFTER_FAILURES: Setting[int] = Setting(

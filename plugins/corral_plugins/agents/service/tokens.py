@@ -19,7 +19,7 @@ from corral.plugin import Audit, AuditEntry, Setting, Settings
 from corral_core.accounts.api import Accounts
 from corral_plugins.agents.models import LIVING, Agent, Token
 from corral_plugins.agents.service.rows import writable
-from corral_plugins.agents.service.shapes import AgentTokenQuery, AgentTokenView, IssuedAgentToken, NewAgentToken
+from corral_plugins.agents.shapes import AgentTokenQuery, AgentTokenView, IssuedAgentToken, NewAgentToken
 
 TOKEN_TTL_DAYS: Setting[int] = Setting(
     name="agents.token_ttl_days",

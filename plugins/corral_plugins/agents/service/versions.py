@@ -16,7 +16,7 @@ from corral_plugins.agents.api import AgentStatistics, AttemptStatistics
 from corral_plugins.agents.models import Version
 from corral_plugins.agents.service.management import AgentManagement
 from corral_plugins.agents.service.rows import exists, writable
-from corral_plugins.agents.service.shapes import (
+from corral_plugins.agents.shapes import (
     AgentPatch,
     AgentStats,
     AgentVersionDetail,

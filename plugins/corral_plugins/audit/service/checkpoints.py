@@ -16,7 +16,7 @@ from corral.events.event import emit
 from corral_plugins.audit.api import AuditCheckpoint
 from corral_plugins.audit.models import Checkpoint, SigningKey
 from corral_plugins.audit.service import queries, signing
-from corral_plugins.audit.service.checker import Link
+from corral_plugins.audit.service.chain import Link
 from corral_plugins.audit.service.log import end_of_chain
 from corral_plugins.audit.service.signing import Signed, SignedCheckpoint
 

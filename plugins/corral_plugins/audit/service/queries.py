@@ -17,7 +17,7 @@ from corral.errors import NotFound
 from corral.http.page import Order, Page, paginate
 from corral_plugins.audit.models import HEAD, AuditRow, Checkpoint, Head, SigningKey
 from corral_plugins.audit.service import chain
-from corral_plugins.audit.service.checker import Link
+from corral_plugins.audit.service.chain import Link
 from corral_plugins.audit.service.signing import SignedCheckpoint
 from corral_plugins.audit.shapes import (
     ActorView,

@@ -7,7 +7,14 @@ from corral.database.engine import Work
 from corral.http.answers import Answer, IfMatch, Request
 from corral.http.page import Page
 from corral.http.routes import Routes
-from corral_plugins.llm.provider_shapes import (
+from corral_plugins.llm.service import calls
+from corral_plugins.llm.service.provider_admin import ProviderAdmin, ProviderChecks
+from corral_plugins.llm.service.provider_keys import ProviderKeys
+from corral_plugins.llm.service.responses import openai_error
+from corral_plugins.llm.shapes import (
+    CallDetail,
+    CallQuery,
+    CallView,
     NewProvider,
     ProviderItem,
     ProviderPatch,
@@ -16,11 +23,6 @@ from corral_plugins.llm.provider_shapes import (
     ProviderView,
     TestProvider,
 )
-from corral_plugins.llm.service import calls
-from corral_plugins.llm.service.provider_admin import ProviderAdmin, ProviderChecks
-from corral_plugins.llm.service.provider_keys import ProviderKeys
-from corral_plugins.llm.service.responses import openai_error
-from corral_plugins.llm.shapes import CallDetail, CallQuery, CallView
 
 routes = Routes("/llm", tag="LLM", explain=lambda problem: {"error": openai_error(problem)})
 

@@ -17,13 +17,11 @@ from corral.errors import Problem, Unavailable
 from corral.plugin import Settings
 from corral.redact.redactor import Redactor
 from corral_plugins.llm.api import ProviderError
-from corral_plugins.llm.service.admission import Admission, default_cap, requested_cap
+from corral_plugins.llm.service.admission import Admission, ModelResolver, default_cap, requested_cap
 from corral_plugins.llm.service.calls import CallRecord, CallResult, Outcome, Payloads, estimate_input
 from corral_plugins.llm.service.dispatch import Dispatcher
 from corral_plugins.llm.service.leases import Leases, lease_lost
-from corral_plugins.llm.service.model_resolution import ModelResolver
 from corral_plugins.llm.service.provider_keys import ProviderKeys
-from corral_plugins.llm.service.redaction import StreamRedaction, redact, request_context, response_context
 from corral_plugins.llm.service.registry import Registry, Target
 from corral_plugins.llm.service.responses import (
     errors_of,
@@ -34,7 +32,16 @@ from corral_plugins.llm.service.responses import (
     time_limit,
 )
 from corral_plugins.llm.service.settlement import Settlement
-from corral_plugins.llm.service.streams import AssembledMessage, Chunk, open_stream, relay
+from corral_plugins.llm.service.streams import (
+    AssembledMessage,
+    Chunk,
+    StreamRedaction,
+    open_stream,
+    redact,
+    relay,
+    request_context,
+    response_context,
+)
 from corral_plugins.llm.settings import DEFAULT_MAX_TOKENS, TOTAL_TIMEOUT_SECONDS
 
 log = logging.getLogger("corral.llm")

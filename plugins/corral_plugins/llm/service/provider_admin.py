@@ -28,7 +28,14 @@ from corral.schema.data import json_schema_problems
 from corral_plugins.agents.api import Agents
 from corral_plugins.llm.api import Connection, ModelInfo, ProviderChanged, ProviderError
 from corral_plugins.llm.models import LlmProviderRow, LlmProviderState
-from corral_plugins.llm.provider_shapes import (
+from corral_plugins.llm.providers.http import host_and_port
+from corral_plugins.llm.providers.presets import PRESETS
+from corral_plugins.llm.service.gateway import Gateway
+from corral_plugins.llm.service.provider_keys import ProviderKeys
+from corral_plugins.llm.service.registry import Provider, Registry
+from corral_plugins.llm.service.responses import errors_of, problem_of, time_limit
+from corral_plugins.llm.service.settlement import update_state
+from corral_plugins.llm.shapes import (
     NewProvider,
     ProviderFields,
     ProviderItem,
@@ -37,13 +44,6 @@ from corral_plugins.llm.provider_shapes import (
     ProviderTest,
     ProviderView,
 )
-from corral_plugins.llm.providers.http import host_and_port
-from corral_plugins.llm.providers.presets import PRESETS
-from corral_plugins.llm.service.gateway import Gateway
-from corral_plugins.llm.service.provider_keys import ProviderKeys
-from corral_plugins.llm.service.registry import Provider, Registry
-from corral_plugins.llm.service.responses import errors_of, problem_of, time_limit
-from corral_plugins.llm.service.settlement import update_state
 
 log = logging.getLogger("corral.llm")
 

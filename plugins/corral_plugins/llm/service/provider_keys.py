@@ -16,8 +16,8 @@ from corral.crypto import refuse_mask
 from corral.database.engine import Work
 from corral.errors import Forbidden, Invalid, Problem, Unavailable
 from corral_plugins.llm.api import Connection, ProviderError
-from corral_plugins.llm.provider_shapes import NewProvider, ProviderPatch
 from corral_plugins.llm.service.registry import Provider
+from corral_plugins.llm.shapes import NewProvider, ProviderPatch
 from corral_plugins.secrets.api import Attached, Secrets
 
 VAULT_CODES = ("secret_expired", "vault_sealed")

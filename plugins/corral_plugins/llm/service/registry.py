@@ -16,9 +16,8 @@ from corral.schema.data import json_schema_problems
 from corral_plugins.cost.api import Cost, Tokens
 from corral_plugins.llm.api import Connection, LLMProvider, ModelInfo
 from corral_plugins.llm.models import LlmProviderRow, LlmProviderState
-from corral_plugins.llm.provider_shapes import ALL_MODELS, FileFields, ModelSpec, ProviderFields
 from corral_plugins.llm.providers.presets import PRESETS
-from corral_plugins.llm.shapes import ModelPrice, ModelView
+from corral_plugins.llm.shapes import ALL_MODELS, FileFields, ModelPrice, ModelSpec, ModelView, ProviderFields
 
 log = logging.getLogger("corral.llm")
 

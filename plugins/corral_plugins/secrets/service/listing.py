@@ -1,10 +1,14 @@
-"""Lists secrets, their versions and expiring secrets. Stored and pinned secrets are merged by name."""
+"""Lists secrets, their versions and expiring secrets, and counts secrets by status.
+
+Stored and pinned secrets are merged by name.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
+import peewee
 from msgspec import UNSET
 
 from corral.auth.principal import Principal
@@ -15,7 +19,7 @@ from corral_plugins.secrets.models import SecretRow, SecretVersion
 from corral_plugins.secrets.service import rows
 from corral_plugins.secrets.service.environment import Environment, Pinned
 from corral_plugins.secrets.settings import MAX_VERSIONS, REMINDER_DAYS
-from corral_plugins.secrets.shapes import ExpiringQuery, SecretQuery, SecretView, VersionView
+from corral_plugins.secrets.shapes import ExpiringQuery, SecretQuery, SecretView, Status, VersionView
 
 SCOPE = "secrets"
 
@@ -145,3 +149,18 @@ def _matches(item: Pinned, query: SecretQuery) -> bool:
     if query.category and "general" not in query.category:
         return False
     return query.search is UNSET or query.search.lower() in item.name.lower()
+
+
+STATUSES: tuple[Status, ...] = get_args(Status)
+
+
+def secrets_by_status(settings: Settings, environment: Environment) -> dict[tuple[str, ...], float]:
+    """Count the secrets by status in one query. Pinned secrets count as active."""
+    until = rows.expiring_until(settings.get(REMINDER_DAYS))
+    counters = [peewee.fn.SUM(peewee.Case(None, [(rows.status_is(status, until), 1)], 0)) for status in STATUSES]
+    found = SecretRow.select(*counters).tuples().first()
+    counts: dict[tuple[str, ...], float] = {
+        (str(status),): float(count or 0) for status, count in zip(STATUSES, found, strict=True)
+    }
+    counts[("active",)] += len(environment.all())
+    return counts

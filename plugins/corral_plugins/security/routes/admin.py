@@ -7,11 +7,21 @@ from corral.http.answers import IfMatch, Request
 from corral.http.page import Page
 from corral.http.routes import Routes
 from corral_core.accounts.api import Accounts, AllSessions, SignedInQuery, SignedInView
-from corral_plugins.security.policy_shapes import PasswordPolicyPatch, PasswordPolicyView, PolicyPatch, PolicyView
+from corral_plugins.security.service.api_keys import ApiKeys
 from corral_plugins.security.service.ip_rules import IpRules
-from corral_plugins.security.service.keys import ApiKeys
 from corral_plugins.security.service.policy import Policy
-from corral_plugins.security.shapes import Address, Judgement, NewRules, Revocation, Revoked, RulesView
+from corral_plugins.security.shapes import (
+    Address,
+    Judgement,
+    NewRules,
+    PasswordPolicyPatch,
+    PasswordPolicyView,
+    PolicyPatch,
+    PolicyView,
+    Revocation,
+    Revoked,
+    RulesView,
+)
 
 READ, WRITE = "security.read", "security.write"
 

@@ -6,16 +6,8 @@ from corral.auth.permissions import Permissions
 from corral.auth.principal import ROLES, SIGNED_IN, Principal
 from corral.http.page import Page
 from corral.http.routes import Routes
-from corral_plugins.security.service.keys import ApiKeys
-from corral_plugins.security.shapes import (
-    IssuedKey,
-    KeyQuery,
-    KeyView,
-    NewKey,
-    Rotation,
-    ScopeList,
-    ScopeView,
-)
+from corral_plugins.security.service.api_keys import ApiKeys
+from corral_plugins.security.shapes import IssuedKey, KeyQuery, KeyView, NewKey, Rotation, ScopeList, ScopeView
 
 routes = Routes("/security", tag="Security", no_store=True)
 

@@ -1,24 +1,106 @@
-"""Reads, evaluates and replaces the IP rules. All methods run in the caller's unit of work."""
+"""The IP rules: the stored rules, their evaluation, and the gate that checks the client address of every request."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import asyncio
+import contextlib
+import ipaddress
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
 from corral import clock
 from corral.auth.principal import Principal
-from corral.errors import Conflict, Fault, Invalid, PreconditionFailed
+from corral.database.engine import Work
+from corral.database.unit import ANONYMOUS, Entry
+from corral.errors import Conflict, Fault, Forbidden, Invalid, PreconditionFailed, Problem
 from corral.events.event import emit
+from corral.events.log import Record
 from corral.http.answers import IfMatch
 from corral.http.client_address import fold
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry
 from corral_plugins.security.events import IpRulesChanged
 from corral_plugins.security.models import ROW, IpModeRow, IpRuleRow
-from corral_plugins.security.service.networks import Rule, Ruleset, parse_network
 from corral_plugins.security.shapes import Judgement, NewRule, NewRules, RulesView, RuleView
+
+# -- evaluation
+
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
+
+
+def parse_network(text: str) -> str:
+    """Return the canonical form of an address or network. Raises `ValueError`.
+
+    IPv4-mapped IPv6 addresses become IPv4 addresses.
+    """
+    if "%" in text:
+        raise ValueError(f"{text} contains a zone, but client addresses are compared without zones")
+    network: Network = ipaddress.ip_network(text.strip())
+    if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(MAPPED):
+        base = ipaddress.IPv4Address(int(network.network_address) & 0xFFFFFFFF)
+        network = ipaddress.IPv4Network((base, network.prefixlen - 96))
+    return str(network)
+
+
+class Rule(NamedTuple):
+    """An IP rule that has not expired."""
+
+    id: str
+    cidr: str
+    action: str
+
+
+class Ruleset:
+    """A mode and its rules.
+
+    The most specific matching network decides. For the same network, `block` takes precedence over `allow`.
+    """
+
+    def __init__(self, mode: str, rules: Iterable[Rule]) -> None:
+        self.mode = mode
+        found: dict[tuple[int, int], dict[int, Rule]] = {}
+        for rule in rules:
+            network = ipaddress.ip_network(rule.cidr)
+            same = found.setdefault((network.version, network.prefixlen), {})
+            key = int(network.network_address)
+            if key not in same or rule.action == "block":
+                same[key] = rule
+        self._tables: dict[int, list[tuple[int, dict[int, Rule]]]] = {4: [], 6: []}
+        for (version, length), table in sorted(found.items(), reverse=True):
+            self._tables[version].append(((32 if version == 4 else 128) - length, table))
+
+    def judge(self, address: str) -> tuple[bool, Rule | None]:
+        """Return whether an address is allowed, and the matching rule if any.
+
+        Performs one lookup per prefix length in use.
+        """
+        rule = self._find(address)
+        if self.mode == "off":
+            return True, rule
+        if rule is None:
+            return self.mode == "blocklist", None
+        return rule.action == "allow", rule
+
+    def _find(self, address: str) -> Rule | None:
+        try:
+            parsed = ipaddress.ip_address(address)
+        except ValueError:  # a peer without an IP address (a Unix socket) is in no network
+            return None
+        number = int(parsed)
+        for shift, table in self._tables[parsed.version]:
+            rule = table.get(number >> shift << shift)
+            if rule is not None:
+                return rule
+        return None
+
+
+# -- the stored rules
+
 
 MODE_OFF = "off"
 LOCKED_OUT = "These rules would refuse your own address; add a rule that allows it, or send `force`."
@@ -175,3 +257,117 @@ def _is_live() -> Any:
 
 def _view(row: IpRuleRow) -> RuleView:
     return RuleView(**{name: getattr(row, name) for name in RuleView.__struct_fields__})
+
+
+# -- the gate
+
+
+log = logging.getLogger("corral.security")
+
+POLL_SECONDS = 1.0
+AUDIT_SECONDS = 60.0
+MAX_VERDICTS = 10_000  # maximum number of cached addresses
+HEALTH = ("/health/", "/api/v1/health/")  # these paths and the paths below them, but no other path with the same prefix
+
+
+class IpGate:
+    """Implements `Gate` for the IP rules.
+
+    If the rules are off, a check costs one comparison. Verdicts are cached until the rules change.
+    """
+
+    def __init__(self) -> None:
+        self.blocked = 0
+        self._in_force: InForce | None = None
+        self._open = True
+        self._verdicts: dict[str, bool] = {}
+        self._recorded: dict[str, float] = {}
+        self._pending: dict[str, None] = {}
+
+    def check(self, client_ip: str, method: str, path: str) -> None:
+        if self._open:
+            return
+        allowed = self._verdicts.get(client_ip)
+        if allowed is None:
+            allowed = self._judge(client_ip)
+        if not allowed and not f"{path}/".startswith(HEALTH):
+            self._refuse(client_ip)
+
+    def apply(self, found: InForce | None) -> None:
+        """Replace the rules of this gate. None turns the gate off."""
+        self._in_force, self._verdicts = found, {}
+        self._open = found is None or found.rules.mode == "off"
+
+    @property
+    def version(self) -> int:
+        """The version of the rules in this gate, or -1 if no rules are loaded."""
+        return -1 if self._in_force is None else self._in_force.version
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether a rule in this gate has expired since the rules were loaded."""
+        until = None if self._in_force is None else self._in_force.until
+        return until is not None and until <= clock.now()
+
+    def take_pending(self) -> list[str]:
+        """Remove and return the addresses whose rejection must be audited, each at most once a minute."""
+        now = clock.time_s()
+        self._recorded = {client_ip: at for client_ip, at in self._recorded.items() if now - at < AUDIT_SECONDS}
+        found, self._pending = list(self._pending), {}
+        return found
+
+    def _judge(self, client_ip: str) -> bool:
+        assert self._in_force is not None
+        if len(self._verdicts) >= MAX_VERDICTS:
+            self._verdicts.clear()
+        allowed, _ = self._in_force.rules.judge(client_ip)
+        self._verdicts[client_ip] = allowed
+        return allowed
+
+    def _refuse(self, client_ip: str) -> None:
+        self.blocked += 1
+        now = clock.time_s()
+        if now - self._recorded.get(client_ip, 0.0) >= AUDIT_SECONDS and len(self._recorded) < MAX_VERDICTS:
+            self._recorded[client_ip] = now
+            self._pending[client_ip] = None
+        raise Forbidden(
+            f"The IP rules refuse your address {client_ip}; ask an administrator to allow it.", code="ip_blocked"
+        )
+
+
+class GateKeeper:
+    """Keeps the rules in the gate of this process current: immediately after an event, or by polling every second."""
+
+    def __init__(self, work: Work, rules: IpRules, gate: IpGate) -> None:
+        self._work, self._rules, self._gate = work, rules, gate
+        self._changed = asyncio.Event()
+
+    async def load(self) -> None:
+        """Load the current rules into the gate."""
+        self._gate.apply(await self._work(self._rules.in_force, read=True))
+
+    def on_events(self, records: Sequence[Record]) -> None:
+        """Wake up `run` if the IP rules changed. Called by the event feed."""
+        if any(record.type == "ip_rules.changed" for record in records):
+            self._changed.set()
+
+    async def run(self) -> None:
+        """Load changed rules and record rejected requests. Runs as a supervised task."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_SECONDS):
+                    await self._changed.wait()
+            self._changed.clear()
+            try:
+                if self._gate.is_stale or await self._work(self._rules.version, read=True) != self._gate.version:
+                    await self.load()
+                await self._record()
+            except Problem as problem:  # the database is unreachable; the loaded rules stay in force
+                log.warning("the IP rules could not be read", extra={"reason": problem.detail})
+
+    async def _record(self) -> None:
+        """Record each rejection in its own unit of work, because the client address is an attribute of the unit."""
+        for client_ip in self._gate.take_pending():
+            entry = Entry("ip rules", ANONYMOUS, client_ip=client_ip)
+            with contextlib.suppress(Problem):  # the request was rejected anyway; the audit plugin reports failures
+                await self._work(self._rules.refused, entry=entry)

@@ -16,8 +16,8 @@ from corral.settings.store import SettingsStore
 from corral_core.accounts.api import Accounts
 from corral_plugins.security.events import SecurityChanged
 from corral_plugins.security.models import ROW, IpModeRow
-from corral_plugins.security.policy_shapes import PasswordPolicyPatch, PasswordPolicyView, PolicyPatch, PolicyView
 from corral_plugins.security.settings import REQUIRE_MFA, REQUIRE_MFA_ROLES, named
+from corral_plugins.security.shapes import PasswordPolicyPatch, PasswordPolicyView, PolicyPatch, PolicyView
 
 MAX_PASSWORD_LENGTH = 128
 SECTIONS = {"security": PolicyPatch.__struct_fields__, "password": PasswordPolicyPatch.__struct_fields__}

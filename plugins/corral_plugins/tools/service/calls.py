@@ -1,4 +1,4 @@
-"""Tool calls under a lease.
+"""Tool calls under a lease, and the history of calls.
 
 The first unit of work decides on the call and stores it. Then the tool runs. A second unit of work stores the outcome.
 """
@@ -8,25 +8,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+from datetime import datetime
 from typing import Any
 
 import msgspec
 
 from corral import clock
 from corral.auth.principal import Principal, require_owner
+from corral.auth.visibility import visible
 from corral.database.engine import Work
 from corral.database.unit import Entry
 from corral.errors import Conflict, Fault, Forbidden, Invalid, NotFound, Problem
 from corral.events.feed import Feed
+from corral.http.page import Order, Page, PageQuery, newest_first, paginate
 from corral.plugin import Audit, AuditEntry
 from corral.redact.redactor import Redactor
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.agents.api import AgentFacts, Agents
 from corral_plugins.tasks.api import Run, Tasks
 from corral_plugins.tools.models import ToolCall
-from corral_plugins.tools.service import repository
-from corral_plugins.tools.service.decision import SENTENCES, Verdict, decide
-from corral_plugins.tools.service.decision_context import ContextBuilder, Subject
+from corral_plugins.tools.service import call_store
+from corral_plugins.tools.service.call_store import truncate
+from corral_plugins.tools.service.decision import SENTENCES, ContextBuilder, Subject, Verdict, decide
 from corral_plugins.tools.service.executions import (
     INTERRUPTED,
     UNKNOWN,
@@ -36,10 +39,9 @@ from corral_plugins.tools.service.executions import (
     interrupted_error,
 )
 from corral_plugins.tools.service.metrics import ToolMetrics
-from corral_plugins.tools.service.output import truncate
 from corral_plugins.tools.service.permits import Permits
 from corral_plugins.tools.service.registry import RegisteredTool, Registry
-from corral_plugins.tools.shapes import CallView, Check, Checked
+from corral_plugins.tools.shapes import CallQuery, CallView, Check, Checked
 
 MAX_DENIALS = 20
 WAIT_SECONDS = 25.0
@@ -161,7 +163,7 @@ class Calls:
         run = self.tasks.lock_run(request.task_id, request.lease_id, by=request.by)
         if self.switch is not None:
             self.switch.refuse_if_engaged()
-        row = repository.find(request.task_id, request.call_id)
+        row = call_store.find(request.task_id, request.call_id)
         if row is not None:
             return self._repeat(request, run, row)
         tool, subject, verdict = self._decide(request, run)
@@ -185,13 +187,13 @@ class Calls:
     ) -> Execution | CallView:
         """Store an allowed call, or the next execution of `row`. For a worker tool, return the call with a permit."""
         is_permit = tool.definition.runs == "worker"
-        state: dict[str, Any] = {"status": "running", "alive_until": clock.now(repository.ALIVE_SECONDS)}
+        state: dict[str, Any] = {"status": "running", "alive_until": clock.now(call_store.ALIVE_SECONDS)}
         if is_permit:
             state = {"status": "permitted", **self._permits.columns(tool)}
         if row is None:
-            row = repository.insert(**self._columns(request, run), decision="allowed", executions=1, **state)
+            row = call_store.insert(**self._columns(request, run), decision="allowed", executions=1, **state)
         else:
-            repository.change(
+            call_store.change(
                 row,
                 fence=run.fence,
                 lease_id=run.lease_id,
@@ -236,7 +238,7 @@ class Calls:
         error: dict[str, Any] = {"type": reason, "message": SENTENCES[reason]}
         if reason == "invalid_arguments":
             error["errors"] = [msgspec.structs.asdict(fault) for fault in verdict.faults]
-        row = repository.insert(
+        row = call_store.insert(
             **self._columns(request, run),
             decision="denied",
             reason=reason,
@@ -245,7 +247,7 @@ class Calls:
             finished_at=clock.now(),
             duration_ms=0,
         )
-        repository.publish(row)
+        call_store.publish(row)
         if self.audit is not None and tool is not None and tool.risk in ("external", "dangerous"):
             details = {"task_id": run.task_id, "agent_id": run.agent_id, "reason": reason}
             entry = AuditEntry(
@@ -257,10 +259,10 @@ class Calls:
                 details=details,
             )
             self.audit.record(entry)
-        if repository.denials(run.task_id, run.fence) >= MAX_DENIALS and self.tasks is not None:
+        if call_store.denials(run.task_id, run.fence) >= MAX_DENIALS and self.tasks is not None:
             message = f"{MAX_DENIALS} tool calls of this attempt were denied, the last because: {SENTENCES[reason]}"
             self.tasks.fail_run(run.task_id, run.lease_id, type="too_many_denials", message=message)
-        return repository.view(row)
+        return call_store.view(row)
 
     # -- repeats
 
@@ -275,18 +277,18 @@ class Calls:
         tool = self._registry.find(row.tool, worker_id=run.worker_id)
         if row.status == "running":
             if row.alive_until is None:
-                return repository.view(row)
+                return call_store.view(row)
             if row.alive_until > clock.now():
                 return Busy()
         elif row.status == "permitted":
             if self._permits.is_valid(row, run):
                 return self._permits.view(row)
         elif row.status != "failed" or row.error is None or row.error["type"] != INTERRUPTED:
-            return repository.view(row)
+            return call_store.view(row)
         if tool is None or not can_repeat(tool):
             if row.status != "failed":
-                repository.end(row, "failed", error=interrupted_error(can_repeat=False))
-            return repository.view(row)
+                call_store.end(row, "failed", error=interrupted_error(can_repeat=False))
+            return call_store.view(row)
         return self._run_again(request, run, row)
 
     def _run_again(self, request: CallRequest, run: Run, row: ToolCall) -> Execution | CallView | Busy:
@@ -335,7 +337,7 @@ class Calls:
 
 
 def _subject(agent: AgentFacts | None, run: Run, *, tainted: bool) -> Subject:
-    calls, running = repository.count(run.task_id, run.fence)
+    calls, running = call_store.count(run.task_id, run.fence)
     return Subject(
         agent=agent,
         requester_id=run.requester_id,
@@ -365,3 +367,60 @@ def denial(call: CallView) -> Problem:
         faults = [Fault(**each) for each in error.get("errors", ())]
         return Invalid(f"The arguments do not match the tool's schema in {len(faults)} places.", errors=faults)
     return Forbidden(SENTENCES[reason], code="tools.denied", reason=reason)
+
+
+# -- history
+
+
+class CallHistory:
+    """The stored tool calls. Runs in the caller's unit of work."""
+
+    tasks: Tasks | None
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def page(self, query: CallQuery, by: Principal) -> Page[CallView]:
+        """List the calls that the caller may see, newest first."""
+        found: Any = ToolCall.select().where(visible(ToolCall, by))
+        if isinstance(query.agent_id, str):
+            found = found.where(ToolCall.agent_id == query.agent_id.lower())
+        if isinstance(query.tool, str):
+            found = found.where(ToolCall.tool == query.tool)
+        if isinstance(query.decision, list):
+            found = found.where(ToolCall.decision.in_(query.decision))
+        if isinstance(query.status, list):
+            found = found.where(ToolCall.status.in_(query.status))
+        if isinstance(query.since, datetime):
+            found = found.where(ToolCall.created_at >= clock.from_datetime(query.since))
+        return paginate(found, query, by, scope="tool-calls", order=newest_first(ToolCall), make=call_store.view)
+
+    def of_task(self, task_id: str, query: PageQuery, by: Principal) -> Page[CallView]:
+        """List the calls of a task, oldest first. Raise `NotFound` if the caller may not see the task."""
+        self._require_task(task_id, by)
+        found = ToolCall.select().where(ToolCall.task_id == task_id)
+        order = (Order(ToolCall.created_at, descending=False), Order(ToolCall.id, descending=False))
+        return paginate(found, query, by, scope=f"tool-calls:{task_id}", order=order, make=call_store.view)
+
+    def one(self, task_id: str, call_id: str, by: Principal) -> CallView:
+        """Return a call of a task. Raise `NotFound` if there is no such call or the caller may not see the task."""
+        self._require_task(task_id, by)
+        row = call_store.find(task_id, call_id)
+        if row is None:
+            raise NotFound("This task has no tool call with this id.")
+        return call_store.view(row)
+
+    def _require_task(self, task_id: str, by: Principal) -> None:
+        if self.tasks is None:
+            raise NotFound()
+        self.tasks.get(task_id, by=by)
+
+    def reap(self) -> int:
+        """End calls whose process stopped and permits that were not reported. Return the number of ended calls."""
+        found = call_store.abandoned()
+        for row in found:
+            if row.status == "permitted":
+                call_store.end(row, "expired", error=interrupted_error(can_repeat=False))
+            else:
+                call_store.end(row, "failed", error=interrupted_error(can_repeat(self._registry.find(row.tool))))
+        return len(found)

@@ -25,9 +25,9 @@ from corral.redact.redactor import Redactor, made_by
 from corral_plugins.tasks.api import Tasks
 from corral_plugins.tools.api import Later, Output, ToolContext, ToolFailure
 from corral_plugins.tools.models import ToolCall
-from corral_plugins.tools.service import repository
+from corral_plugins.tools.service import call_store
+from corral_plugins.tools.service.call_store import to_json, truncate
 from corral_plugins.tools.service.metrics import ToolMetrics
-from corral_plugins.tools.service.output import to_json, truncate
 from corral_plugins.tools.service.registry import RegisteredTool
 from corral_plugins.tools.shapes import CallView
 
@@ -108,8 +108,8 @@ class Executions:
         assert execution.tool.definition.run is not None
         value = execution.tool.definition.run(execution.context, execution.arguments)
         if isinstance(value, Later):
-            repository.change(row, alive_until=None)
-            return repository.view(row)
+            call_store.change(row, alive_until=None)
+            return call_store.view(row)
         return self._write(execution, row, self._outcome(execution, value))
 
     def _locked(self, execution: Execution) -> ToolCall:
@@ -119,7 +119,7 @@ class Executions:
         """
         assert self.tasks is not None
         self.tasks.lock_run(execution.context.task_id, execution.context.lease_id, by=execution.context.caller)
-        row = repository.by_id(execution.row_id)
+        row = call_store.by_id(execution.row_id)
         if row.status != "running" or row.executions != execution.executions:
             raise Conflict("This process no longer runs the call.", current_status=row.status)
         return row
@@ -157,7 +157,7 @@ class Executions:
         def check(record: bool) -> bool:
             assert self.tasks is not None
             if record:
-                repository.keep_alive(execution.row_id, execution.executions)
+                call_store.keep_alive(execution.row_id, execution.executions)
             return self.tasks.live_lease(context.task_id, context.lease_id) is not None
 
         while True:
@@ -184,9 +184,9 @@ class Executions:
         try:
             row = self._locked(execution)
         except Problem:
-            row = repository.by_id(execution.row_id)
+            row = call_store.by_id(execution.row_id)
             if row.status != "running" or row.executions != execution.executions:
-                return repository.view(row)
+                return call_store.view(row)
             outcome = Outcome(error=_interrupted(execution.tool))
         return self._write(execution, row, outcome)
 
@@ -198,9 +198,9 @@ class Executions:
             tainted = True
             if self.tasks.taint_run(row.task_id, row.lease_id, outcome.untrusted):
                 self._metrics.tainted()
-        repository.end(row, status, result=outcome.result, error=outcome.error, tainted=tainted)
+        call_store.end(row, status, result=outcome.result, error=outcome.error, tainted=tainted)
         self._metrics.ended(execution.tool, row.duration_ms or 0)
-        return repository.view(row)
+        return call_store.view(row)
 
     # -- outcomes
 

@@ -14,10 +14,9 @@ from corral.http.page import Page, paginate_names
 from corral.plugin import Audit, AuditEntry
 from corral.schema.data import json_schema_problems
 from corral_plugins.agents.api import AgentFacts, Agents
-from corral_plugins.tools.api import RISKS
+from corral_plugins.tools.api import RISKS, has_tools
 from corral_plugins.tools.models import ToolRow
-from corral_plugins.tools.service.decision import matches, rule_of
-from corral_plugins.tools.service.decision_context import NO_CONFIG
+from corral_plugins.tools.service.decision import NO_CONFIG, rule_of
 from corral_plugins.tools.service.registry import RegisteredTool, Registry
 from corral_plugins.tools.shapes import ToolPatch, ToolQuery, ToolView
 
@@ -124,7 +123,7 @@ def view(tool: RegisteredTool, agent: AgentFacts | None) -> ToolView:
     """
     policy = None
     if agent is not None:
-        is_usable = tool.overrides.enabled and matches(agent.enabled_tools, tool.name)
+        is_usable = tool.overrides.enabled and has_tools(agent.enabled_tools, [tool.name])
         policy = (rule_of(agent.tool_policy, tool.name).policy or tool.default_policy) if is_usable else "deny"
     defined: dict[str, Any] = {name: getattr(tool.definition, name) for name in DEFINED}
     return ToolView(

@@ -20,9 +20,9 @@ from corral.errors import Conflict, Forbidden, NotFound
 from corral.redact.redactor import Redactor
 from corral_plugins.tasks.api import Run, Tasks
 from corral_plugins.tools.models import ToolCall
-from corral_plugins.tools.service import repository
+from corral_plugins.tools.service import call_store
+from corral_plugins.tools.service.call_store import to_json, truncate
 from corral_plugins.tools.service.metrics import ToolMetrics
-from corral_plugins.tools.service.output import to_json, truncate
 from corral_plugins.tools.service.registry import RegisteredTool, Registry
 from corral_plugins.tools.shapes import CallReport, CallView, ReportedError
 
@@ -60,7 +60,7 @@ class Permits:
 
     def view(self, row: ToolCall) -> CallView:
         """Build the public shape of a call with its permit. Only the worker of the call may receive the result."""
-        shown = repository.view(row)
+        shown = call_store.view(row)
         shown.permit = base64.urlsafe_b64encode(self._sealer.mac(PURPOSE, _signed_data(row))).rstrip(b"=").decode()
         shown.permit_expires_at = row.permit_until or clock.now()
         return shown
@@ -99,14 +99,14 @@ class Permits:
         if self.tasks is None:
             raise NotFound()
         run = self.tasks.lock_run(task_id, lease_id, by=by)
-        row = repository.find(task_id, call_id)
+        row = call_store.find(task_id, call_id)
         if row is None:
             raise NotFound("This task has no tool call with this id.")
         if row.lease_id != run.lease_id or not self._is_permit(report.permit, row):
             raise Forbidden("The permit belongs to another call or lease.")
         if row.status != "permitted":
             if row.status in ("succeeded", "failed") and (row.result, row.error) == (result, error):
-                return repository.view(row)
+                return call_store.view(row)
             raise Conflict(
                 f"The call already has a result: {row.status}.", code="already_decided", current_status=row.status
             )
@@ -115,9 +115,9 @@ class Permits:
         if tainted and self.tasks.taint_run(task_id, run.lease_id, (row.tool,)):
             self._metrics.tainted()
         status = "succeeded" if error is None else "failed"
-        repository.end(row, status, result=result, error=error, duration_ms=report.duration_ms, tainted=tainted)
+        call_store.end(row, status, result=result, error=error, duration_ms=report.duration_ms, tainted=tainted)
         self._metrics.ended(tool, row.duration_ms or 0)
-        return repository.view(row)
+        return call_store.view(row)
 
     def _is_permit(self, permit: str, row: ToolCall) -> bool:
         try:

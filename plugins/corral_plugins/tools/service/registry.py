@@ -15,9 +15,8 @@ import msgspec
 
 from corral.database.statement import Statement
 from corral.plugin import Contributions, Settings
-from corral_plugins.tools.api import RISKS, Policy, Risk, Tool
+from corral_plugins.tools.api import RISK_POLICY, RISKS, Policy, Risk, Tool
 from corral_plugins.tools.models import ToolRow
-from corral_plugins.tools.api import (RISK_POLICY)
 from corral_plugins.tools.settings import TIMEOUT_SECONDS
 from corral_plugins.workers.api import Workers, WorkerTool
 

@@ -8,10 +8,10 @@ from typing import Any
 from corral.auth.principal import Principal
 from corral.errors import Forbidden
 from corral.redact.redactor import Redactor
-from corral_plugins.tools.api import ClaimTool, Json, Policy
-from corral_plugins.tools.service import repository
-from corral_plugins.tools.service.decision import RISK_PERMISSION, matches, rule_of
-from corral_plugins.tools.service.output import truncate
+from corral_plugins.tools.api import ClaimTool, Json, Policy, has_tools
+from corral_plugins.tools.service import call_store
+from corral_plugins.tools.service.call_store import truncate
+from corral_plugins.tools.service.decision import RISK_PERMISSION, rule_of
 from corral_plugins.tools.service.registry import RegisteredTool, Registry
 from corral_plugins.workers.api import Workers
 
@@ -33,9 +33,9 @@ class ToolsService:
         offers_all = worker is not None and not worker.tools
         found: list[ClaimTool] = []
         for tool in self._registry.all(worker_id=worker_id):
-            if not tool.overrides.enabled or not matches(enabled, tool.name):
+            if not tool.overrides.enabled or not has_tools(enabled, [tool.name]):
                 continue
-            if allowed is not None and not matches(allowed, tool.name):
+            if allowed is not None and not has_tools(allowed, [tool.name]):
                 continue
             if tool.definition.runs == "worker" and not offers_all and not tool.workers:
                 continue
@@ -53,7 +53,7 @@ class ToolsService:
         tools = self._registry.all()
         for name in enabled:
             for tool in tools:
-                if matches([name], tool.name) and not _required_permissions(tool) <= by.permissions:
+                if has_tools([name], [tool.name]) and not _required_permissions(tool) <= by.permissions:
                     missing = ", ".join(sorted(_required_permissions(tool) - by.permissions))
                     raise Forbidden(
                         f"You cannot enable {tool.name} for an agent, because you do not have the permission {missing}."
@@ -69,12 +69,12 @@ class ToolsService:
                 raise Forbidden(f"Setting allow for the dangerous tool {name} requires the permission agents.manage.")
 
     def answered(self, task_id: str, call_id: str, *, result: Any = None, error: Json | None = None) -> None:
-        row = repository.find(task_id, call_id)
+        row = call_store.find(task_id, call_id)
         if row is not None and row.status == "running" and row.alive_until is None:
             status = "succeeded" if error is None else "failed"
             # A person wrote the answer: redact only stored credentials, not text that merely looks like a credential.
             redacted = truncate(self._redactor.redact_json(result, patterns=False))
-            repository.end(row, status, result=redacted, error=error)
+            call_store.end(row, status, result=redacted, error=error)
 
 
 def _required_permissions(tool: RegisteredTool) -> frozenset[str]:
@@ -88,7 +88,7 @@ def _is_dangerous(tools: Sequence[RegisteredTool], name: str) -> bool:
 
     A name that matches no tool counts as dangerous, because a matching tool may be added later.
     """
-    included = [tool for tool in tools if matches([name], tool.name)]
+    included = [tool for tool in tools if has_tools([name], [tool.name])]
     return not included or any(tool.risk == "dangerous" for tool in included)
 
 

@@ -29,7 +29,7 @@ from corral.database.unit import Entry
 from corral.errors import Unavailable
 from corral.ids import new_id
 from corral.plugin import Runtime
-from corral_plugins.workers.service.registration_keys import RegistrationKeys
+from corral_plugins.workers.service.registration import RegistrationKeys
 
 log = logging.getLogger("corral.workers")
 

@@ -10,6 +10,7 @@ from corral.auth.principal import Principal
 from corral.database.unit import after_commit
 from corral.errors import Conflict, Forbidden, NotFound
 from corral.events.event import emit
+from corral.events.log import Record
 from corral_plugins.tasks.api import Tasks
 from corral_plugins.workers.api import WorkerEvent
 from corral_plugins.workers.models import Worker
@@ -109,3 +110,41 @@ def release_leases(tasks: Tasks | None, worker_id: str, reason: str) -> int:
 def forget_worker(credentials: Credentials, worker_id: str) -> None:
     """Remove the cached principals of a worker after the commit, so that tokens and approval are read again."""
     after_commit(lambda: credentials.forget(lambda principal: principal.worker_id == worker_id))
+
+
+# -- failures of tasks
+
+
+EVENTS = ("task.failed", "task.retried")
+KEEP = 10
+MESSAGE_LENGTH = 500
+
+
+def store_failure(event: Record) -> None:
+    """Store the failure of a task with the worker on which the failure happened.
+
+    A retry that a person requested does not count as a failure.
+    """
+    payload = event.payload()
+    worker_id = payload.get("worker_id")
+    failure = _failure(event, payload)
+    row = find(worker_id) if isinstance(worker_id, str) and failure is not None else None
+    if row is not None:
+        errors = [failure, *row.last_errors][:KEEP]
+        Worker.update(last_errors=errors).where(Worker.id == row.id).execute()
+
+
+def _failure(event: Record, payload: dict[str, Any]) -> dict[str, Any] | None:
+    error = payload.get("error")
+    if event.type == "task.retried":
+        if payload.get("source") != "policy" or not payload.get("reason"):
+            return None
+        error = {"type": payload["reason"], "message": "The task is retried."}
+    if not isinstance(error, dict):
+        return None
+    return {
+        "at": event.ts,
+        "task_id": event.object_id,
+        "type": str(error.get("type", ""))[:100],
+        "message": str(error.get("message", ""))[:MESSAGE_LENGTH],
+    }

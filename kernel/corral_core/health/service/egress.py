@@ -1,4 +1,4 @@
-"""Audit entries for connections that the egress guard refused."""
+"""Audit entries for connections that the egress guard refused, and metrics of the guard and the redactor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from corral.database.engine import Work
 from corral.database.unit import Entry
 from corral.egress.client import Egress
 from corral.errors import Unavailable
-from corral.plugin import Audit, AuditEntry
+from corral.plugin import Audit, AuditEntry, Metric
+from corral.redact.patterns import BUILT_IN
+from corral.redact.redactor import Redactor
 
 MOST_WAITING = 1000
 AGAIN_SECONDS = 5.0
@@ -60,3 +62,66 @@ class RefusedConnections:
         if self.audit is not None:
             for entry in entries:
                 self.audit.record(entry)
+
+
+# -- metrics
+
+
+SINKS = (
+    "channel",
+    "http_step",
+    "import",
+    "llm",
+    "local_model",
+    "mail",
+    "mcp",
+    "template_index",
+    "tool",
+    "trigger",
+    "webhook",
+)
+OUTCOMES = ("answered", "blocked", "failed", "timed_out")
+
+Series = dict[tuple[str, ...], float]
+
+
+def _requests(egress: Egress) -> Series:
+    return {labels: float(count) for labels, count in egress.requests.copy().items()}
+
+
+def _blocked(egress: Egress) -> Series:
+    return {(sink,): float(count) for (sink, outcome), count in egress.requests.copy().items() if outcome == "blocked"}
+
+
+def _redactions(redactor: Redactor) -> Series:
+    return {(kind,): float(count) for kind, count in redactor.counts.copy().items()}
+
+
+def _values(redactor: Redactor) -> Series:
+    return {(): float(redactor.values)}
+
+
+METRICS = (
+    Metric(
+        name="corral_egress_requests_total",
+        help="Number of outgoing requests.",
+        kind="counter",
+        labels={"sink": SINKS, "outcome": OUTCOMES},
+        collect=_requests,
+    ),
+    Metric(
+        name="corral_egress_blocked_total",
+        help="Number of outgoing requests that the egress guard refused.",
+        kind="counter",
+        labels={"sink": SINKS},
+        collect=_blocked,
+    ),
+    Metric(
+        name="corral_redactions_total",
+        help="Number of credentials redacted from text.",
+        kind="counter",
+        labels={"kind": sorted({"value", *(pattern.kind for pattern in BUILT_IN)})},
+        collect=_redactions,
+    ),
+    Metric(name="corral_redactor_values", help="Number of credentials that the redactor knows.", collect=_values),
+)

@@ -1,18 +1,24 @@
-"""Creates, lists, rotates and revokes API keys. All methods run in the caller's unit of work.
+"""API keys: their creation, rotation and revocation, their last use, and authentication with a key.
 
-The token of a key is `crl_<id>_<secret><crc>`. Its checksum reveals a mistyped token without a database lookup.
+The token of a key is `crl_<id>_<secret><crc>`. Its checksum reveals a mistyped token without a database lookup. A
+request with a key has those permissions of the key's scopes that the owner currently holds. The last use is written in
+batches, at most once a minute for each key.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import operator
 import secrets
 import string
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import reduce
 from typing import Any
 
+import msgspec
 import peewee
 
 from corral import clock
@@ -21,8 +27,10 @@ from corral.auth.permissions import Permissions, narrowed
 from corral.auth.principal import Principal
 from corral.crypto import digest
 from corral.database.dialect import advisory_lock
-from corral.database.unit import after_commit
-from corral.errors import Conflict, Fault, Forbidden, Invalid, NotFound, Problem
+from corral.database.engine import Work
+from corral.database.statement import Statement
+from corral.database.unit import Entry, after_commit
+from corral.errors import Conflict, Fault, Forbidden, Invalid, NotFound, Problem, Unauthorized
 from corral.events.event import Event, emit
 from corral.http.page import Page, newest_first, paginate
 from corral.ids import new_id
@@ -30,9 +38,67 @@ from corral.plugin import Audit, AuditEntry, Settings
 from corral_core.accounts.api import Accounts, OwnerView
 from corral_plugins.security.events import ApiKeyCreated, ApiKeyRevoked, ApiKeyRotated
 from corral_plugins.security.models import ApiKeyRow
-from corral_plugins.security.service.networks import parse_network
+from corral_plugins.security.service.ip_rules import parse_network
 from corral_plugins.security.settings import KEY_DAYS, KEY_MAX_DAYS, KEYS_ENABLED, KEYS_PER_USER
 from corral_plugins.security.shapes import IssuedKey, KeyQuery, KeyView, NewKey
+
+log = logging.getLogger("corral.security")
+
+RECORD_SECONDS = 60.0
+WRITE_SECONDS = 5.0
+BATCH_SIZE = 200
+
+
+class LastUsed:
+    """Collects the last use of each API key in memory. Used on the event loop only."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._recorded: dict[str, float] = {}
+        self._pending: dict[str, tuple[str, str]] = {}
+
+    def record(self, key_id: str, client_ip: str) -> None:
+        """Record a use of a key.
+
+        Most calls return early, because the key was already recorded within the last minute.
+        """
+        now = clock.time_s()
+        if now - self._recorded.get(key_id, 0.0) >= RECORD_SECONDS:
+            self._recorded[key_id] = now
+            self._pending[key_id] = clock.format_instant(now), client_ip
+
+    async def run(self) -> None:
+        """Write the collected uses every 5 seconds. Runs as a supervised task."""
+        while True:
+            await asyncio.sleep(WRITE_SECONDS)
+            try:
+                await self.flush()
+            except Exception:
+                log.exception("cannot write the last use of API keys")
+
+    async def flush(self) -> None:
+        """Write the uses collected since the previous call."""
+        new, self._pending = list(self._pending.items()), {}
+        long_ago = clock.time_s() - RECORD_SECONDS
+        self._recorded = {key_id: at for key_id, at in self._recorded.items() if at > long_ago}
+        for start in range(0, len(new), BATCH_SIZE):
+            part = dict(new[start : start + BATCH_SIZE])
+            await self._work(lambda part=part: _write(part), entry=Entry("security.last_used"))  # type: ignore[misc]  # bound in each iteration
+
+
+def _write(uses: dict[str, tuple[str, str]]) -> None:
+    """Write the uses. A more recent use written by another process is kept."""
+    due = ApiKeyRow.last_used_at.is_null() | (ApiKeyRow.last_used_at < clock.now(-RECORD_SECONDS + WRITE_SECONDS))
+    rows = list(ApiKeyRow.select(ApiKeyRow.id).where(ApiKeyRow.id.in_(list(uses)) & due).order_by(ApiKeyRow.id))
+    for row in rows:
+        row.last_used_at, row.last_used_ip = uses[row.id]
+    if rows:
+        written: Any = ApiKeyRow  # the type stubs do not annotate bulk_update
+        written.bulk_update(rows, fields=[ApiKeyRow.last_used_at, ApiKeyRow.last_used_ip])
+
+
+# -- keys
+
 
 PREFIX = "crl_"
 ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
@@ -298,3 +364,105 @@ def _check(body: str) -> str:
         number, digit = divmod(number, len(ALPHABET))
         digits = ALPHABET[digit] + digits
     return digits
+
+
+# -- authentication
+
+
+_COLUMNS = (
+    ApiKeyRow.id,
+    ApiKeyRow.user_id,
+    ApiKeyRow.scopes,
+    ApiKeyRow.allowed_cidrs,
+    ApiKeyRow.expires_at,
+    ApiKeyRow.revoked_at,
+    ApiKeyRow.hash,
+    ApiKeyRow.old_hash,
+    ApiKeyRow.old_until,
+)
+_BY_HASH = Statement(lambda p: ApiKeyRow.select(*_COLUMNS).where(ApiKeyRow.hash == p("hash")).tuples())
+_BY_OLD_HASH = Statement(lambda p: ApiKeyRow.select(*_COLUMNS).where(ApiKeyRow.old_hash == p("hash")).tuples())
+_BY_ID = Statement(lambda p: ApiKeyRow.select(*_COLUMNS).where(ApiKeyRow.id == p("id")).tuples())
+
+
+RESULTS = ("ok", "malformed", "unknown", "revoked", "expired", "disabled", "owner")
+
+
+class KeyMetrics:
+    """Counts authentication results of API keys since the start of this process."""
+
+    def __init__(self) -> None:
+        self.results: Counter[str] = Counter()
+
+
+class ApiKeyAuthenticator:
+    """Implements the protocols `Authenticator` and `Rereading` for API keys."""
+
+    def __init__(self, accounts: Accounts, permissions: Permissions, settings: Settings, metrics: KeyMetrics) -> None:
+        self._accounts, self._permissions, self._settings = accounts, permissions, settings
+        self._metrics = metrics
+
+    def recognises(self, credential: str) -> bool:
+        return credential.startswith(PREFIX)
+
+    def authenticate(self, credential: str) -> Principal:
+        if not is_key(credential):
+            raise self._refused(
+                "malformed", "The checksum of the API key is incorrect; check that you copied the whole key."
+            )
+        hashed = digest(credential)
+        found = _BY_HASH.one({"hash": hashed}) or _BY_OLD_HASH.one({"hash": hashed})
+        if found is None:
+            raise self._refused("unknown", "This API key does not exist.")
+        return self._by_text(hashed, *found)
+
+    def reread(self, caller: Principal) -> Principal | None:
+        if caller.kind != "api_key":
+            return None
+        found = _BY_ID.one({"id": caller.id})
+        if found is None:
+            raise self._refused("unknown", "This API key no longer exists.")
+        return self._by_text(caller.token_id, *found)
+
+    def _by_text(self, hashed: str | None, *row: Any) -> Principal:
+        """Return the caller for the current token of a key, or for the old token during the overlap of a rotation."""
+        *fields, present, former, until = row
+        caller = self._caller(*fields)
+        ends = caller.expires_at or 0.0
+        if hashed != present:
+            if hashed is None or hashed != former or until <= clock.now():
+                raise self._refused("revoked", "This API key was rotated; use the new key.")
+            ends = min(ends, clock.parse_instant(until))
+        return msgspec.structs.replace(caller, expires_at=ends, token_id=hashed)
+
+    def _caller(
+        self, key_id: str, user_id: str, scopes: str, cidrs: str, expires_at: str, revoked_at: str | None
+    ) -> Principal:
+        if revoked_at is not None:
+            raise self._refused("revoked", "This API key was revoked.")
+        if expires_at <= clock.now():
+            raise self._refused("expired", "This API key has expired.", code="token_expired")
+        if not self._settings.get(KEYS_ENABLED):
+            raise self._refused("disabled", "API keys are disabled on this installation.")
+        owner = self._accounts.get_many([user_id]).get(user_id)
+        if owner is None or not owner.is_active:
+            raise self._refused("owner", "The owner of this API key is not active.")
+        wanted: list[str] = msgspec.json.decode(scopes)
+        held = self._permissions.of(owner.role)
+        left = narrowed(held, wanted)
+        return Principal(
+            kind="api_key",
+            id=key_id,
+            user_id=user_id,
+            role=owner.role,
+            permissions=left,
+            beyond=held - left,
+            named=held.intersection(wanted),
+            expires_at=clock.parse_instant(expires_at),
+            limited=self._accounts.limit(owner),
+            networks=tuple(msgspec.json.decode(cidrs)),
+        )
+
+    def _refused(self, result: str, detail: str, *, code: str | None = None) -> Unauthorized:
+        self._metrics.results[result] += 1
+        return Unauthorized(detail, code=code)
