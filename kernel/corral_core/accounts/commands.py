@@ -30,11 +30,11 @@ password_option = click.option(
 
 
 @click.group("user")
-def user_group() -> None:
+def user_command_group() -> None:
     """Manage accounts. The commands need no token: access to the data folder is sufficient."""
 
 
-@user_group.command("create")
+@user_command_group.command("create")
 @click.argument("email")
 @click.option("--admin", is_flag=True, help="short for --role admin")
 @click.option("--role", type=click.Choice(ROLES), help="default: member")
@@ -43,7 +43,7 @@ def user_group() -> None:
 @password_option
 @config_option
 @json_option
-def create(
+def create_user(
     email: str,
     admin: bool,
     role: str | None,
@@ -64,27 +64,27 @@ def create(
         "role": "admin" if admin else role or "member",
         "must_change_password": must_change,
     }
-    new = _converted(facts, NewUser)
-    password = _password(password_file)
+    new = _converted_facts(facts, NewUser)
+    password = _read_password(password_file)
     with session(config_path, "user create", create=True) as found:
         accounts = found.service(Accounts)
         hashed = asyncio.run(accounts.hash_password(password, email=email, full_name=new.full_name))
         made = found.run(lambda: accounts.create(new, password_hash=hashed, by=found.caller))
-    _tell(made, f"Created {made.email} ({made.role}).", as_json)
+    _print_user(made, f"Created {made.email} ({made.role}).", as_json)
 
 
-@user_group.command("list")
+@user_command_group.command("list")
 @click.option("--role", type=click.Choice(ROLES), multiple=True, help="list only accounts with this role; repeatable")
 @click.option("--active/--inactive", "active", default=None, help="list only accounts in this state (default: all)")
 @config_option
 @json_option
-def list_(role: tuple[str, ...], active: bool | None, config_path: Path | None, as_json: bool) -> None:
+def list_users(role: tuple[str, ...], active: bool | None, config_path: Path | None, as_json: bool) -> None:
     """List all accounts, newest first."""
     from corral_core.accounts.api import UserQuery
 
     facts: dict[str, Any] = {"role": list(role), "limit": 200, **({} if active is None else {"is_active": active})}
     with session(config_path, "user list") as found:
-        rows = [msgspec.to_builtins(user) for user in _all(found, _converted(facts, UserQuery))]
+        rows = [msgspec.to_builtins(user) for user in _all_users(found, _converted_facts(facts, UserQuery))]
     output.table(
         rows,
         COLUMNS,
@@ -93,35 +93,35 @@ def list_(role: tuple[str, ...], active: bool | None, config_path: Path | None, 
     )
 
 
-@user_group.command("deactivate")
+@user_command_group.command("deactivate")
 @click.argument("email")
 @config_option
 @json_option
-def deactivate(email: str, config_path: Path | None, as_json: bool) -> None:
+def deactivate_user(email: str, config_path: Path | None, as_json: bool) -> None:
     """Deactivate an account and end its sessions. The last active admin cannot be deactivated."""
-    _patch(config_path, "user deactivate", email, {"is_active": False}, "Deactivated {}.", as_json)
+    _patch_user(config_path, "user deactivate", email, {"is_active": False}, "Deactivated {}.", as_json)
 
 
-@user_group.command("activate")
+@user_command_group.command("activate")
 @click.argument("email")
 @config_option
 @json_option
-def activate(email: str, config_path: Path | None, as_json: bool) -> None:
+def activate_user(email: str, config_path: Path | None, as_json: bool) -> None:
     """Reactivate an account."""
-    _patch(config_path, "user activate", email, {"is_active": True}, "Activated {}.", as_json)
+    _patch_user(config_path, "user activate", email, {"is_active": True}, "Activated {}.", as_json)
 
 
-@user_group.command("role")
+@user_command_group.command("role")
 @click.argument("email")
 @click.argument("role", type=click.Choice(ROLES))
 @config_option
 @json_option
-def role_(email: str, role: str, config_path: Path | None, as_json: bool) -> None:
+def set_user_role(email: str, role: str, config_path: Path | None, as_json: bool) -> None:
     """Change the role of an account. The last active admin keeps the role admin."""
-    _patch(config_path, "user role", email, {"role": role}, f"{{}} is now {role}.", as_json)
+    _patch_user(config_path, "user role", email, {"role": role}, f"{{}} is now {role}.", as_json)
 
 
-@user_group.command("reset-password")
+@user_command_group.command("reset-password")
 @click.argument("email")
 @click.option("--must-change", is_flag=True, help="require another new password at the next sign-in")
 @password_option
@@ -134,21 +134,21 @@ def reset_password(
     from corral_core.accounts.api import Accounts
 
     with session(config_path, "user reset-password") as found:
-        accounts, user = found.service(Accounts), _find(found, email)
-        password = _password(password_file)
+        accounts, user = found.service(Accounts), _find_user(found, email)
+        password = _read_password(password_file)
         hashed = asyncio.run(accounts.hash_password(password, email=user.email, full_name=user.full_name))
         user = found.run(lambda: accounts.set_password(user.id, hashed, must_change=must_change))
-    _tell(user, f"The password of {user.email} was changed, and all sessions of the account have ended.", as_json)
+    _print_user(user, f"The password of {user.email} was changed, and all sessions of the account have ended.", as_json)
 
 
-@user_group.command("show")
+@user_command_group.command("show")
 @click.argument("email")
 @config_option
 @json_option
-def show(email: str, config_path: Path | None, as_json: bool) -> None:
+def show_user(email: str, config_path: Path | None, as_json: bool) -> None:
     """Show the details of an account."""
     with session(config_path, "user show") as found:
-        user = _find(found, email)
+        user = _find_user(found, email)
     if as_json:
         output.value(msgspec.to_builtins(user), as_json=True, text="")
         return
@@ -156,15 +156,15 @@ def show(email: str, config_path: Path | None, as_json: bool) -> None:
     output.table([{"field": name, "value": value} for name, value in facts], ("field", "value"), as_json=False)
 
 
-@user_group.command("unlock")
+@user_command_group.command("unlock")
 @click.argument("email")
 @config_option
 @json_option
-def unlock(email: str, config_path: Path | None, as_json: bool) -> None:
+def unlock_user(email: str, config_path: Path | None, as_json: bool) -> None:
     """Unlock an account that is locked after too many failed sign-ins."""
     from corral_core.accounts.api import AccountRecovery
 
-    _change(
+    _change_user(
         config_path,
         "user unlock",
         email,
@@ -174,7 +174,7 @@ def unlock(email: str, config_path: Path | None, as_json: bool) -> None:
     )
 
 
-@user_group.command("reset-mfa")
+@user_command_group.command("reset-mfa")
 @click.argument("email")
 @config_option
 @json_option
@@ -183,7 +183,7 @@ def reset_mfa(email: str, config_path: Path | None, as_json: bool) -> None:
     from corral_core.accounts.api import AccountRecovery
 
     told = "The second factor of {} was removed, and all sessions of the account have ended."
-    _change(
+    _change_user(
         config_path,
         "user reset-mfa",
         email,
@@ -193,11 +193,11 @@ def reset_mfa(email: str, config_path: Path | None, as_json: bool) -> None:
     )
 
 
-@user_group.command("purge")
+@user_command_group.command("purge")
 @click.argument("email")
 @config_option
 @json_option
-def purge(email: str, config_path: Path | None, as_json: bool) -> None:
+def purge_user(email: str, config_path: Path | None, as_json: bool) -> None:
     """Permanently erase the personal data of a deactivated account, and free its address.
 
     Shared objects stay and belong to "deleted user". A running server deletes private objects within a minute.
@@ -205,7 +205,7 @@ def purge(email: str, config_path: Path | None, as_json: bool) -> None:
     from corral_core.accounts.api import Accounts
 
     with session(config_path, "user purge") as found:
-        user = _find(found, email)
+        user = _find_user(found, email)
         if user.is_active:
             raise click.ClickException(
                 f"{user.email} is active; deactivate it first: corral user deactivate {user.email}"
@@ -216,19 +216,19 @@ def purge(email: str, config_path: Path | None, as_json: bool) -> None:
         accounts = found.service(Accounts)
         found.run(lambda: accounts.purge(user.id))
         gone = found.run(lambda: accounts.get(user.id), read=True)
-    _tell(gone, f"Purged. The account {gone.id} now appears as a deleted user.", as_json)
+    _print_user(gone, f"Purged. The account {gone.id} now appears as a deleted user.", as_json)
 
 
-def _patch(config_path: Path | None, label: str, email: str, facts: dict[str, Any], text: str, as_json: bool) -> None:
+def _patch_user(config_path: Path | None, label: str, email: str, facts: dict[str, Any], text: str, as_json: bool) -> None:
     from corral_core.accounts.api import Accounts, UserPatch
 
     patch = UserPatch(**facts)
-    _change(
+    _change_user(
         config_path, label, email, lambda found, user: found.service(Accounts).update(user.id, patch), text, as_json
     )
 
 
-def _change(
+def _change_user(
     config_path: Path | None, label: str, email: str, change: Callable[[Session, Any], Any], text: str, as_json: bool
 ) -> None:
     """Run `change` on the account with this address in one unit of work, and print the result.
@@ -236,12 +236,12 @@ def _change(
     `text` is the message to print; `{}` in it stands for the address.
     """
     with session(config_path, label) as found:
-        user = _find(found, email)
+        user = _find_user(found, email)
         user = found.run(lambda: change(found, user))
-    _tell(user, text.format(user.email), as_json)
+    _print_user(user, text.format(user.email), as_json)
 
 
-def _find(found: Session, email: str) -> Any:
+def _find_user(found: Session, email: str) -> Any:
     from corral_core.accounts.api import Accounts
 
     user = found.run(lambda: found.service(Accounts).find(email), read=True)
@@ -250,7 +250,7 @@ def _find(found: Session, email: str) -> Any:
     return user
 
 
-def _all(found: Session, query: Any) -> Iterator[Any]:
+def _all_users(found: Session, query: Any) -> Iterator[Any]:
     from corral_core.accounts.api import Accounts
 
     accounts = found.service(Accounts)
@@ -262,7 +262,7 @@ def _all(found: Session, query: Any) -> Iterator[Any]:
         query = msgspec.structs.replace(query, cursor=page.next)
 
 
-def _password(path: Path | None) -> str:
+def _read_password(path: Path | None) -> str:
     """Read a password from a file, from standard input (`-`) or, if `path` is None, from a prompt.
 
     A trailing line end is not part of the password.
@@ -283,28 +283,28 @@ def _password(path: Path | None) -> str:
     return password
 
 
-def _converted(facts: dict[str, Any], kind: Any) -> Any:
+def _converted_facts(facts: dict[str, Any], kind: Any) -> Any:
     try:
         return msgspec.convert(facts, kind)
     except msgspec.ValidationError as error:
         raise click.UsageError(str(error)) from None
 
 
-def _tell(user: Any, text: str, as_json: bool) -> None:
+def _print_user(user: Any, text: str, as_json: bool) -> None:
     output.value(msgspec.to_builtins(user), as_json=as_json, text=text)
 
 
 @click.group("keys")
-def keys_group() -> None:
+def key_command_group() -> None:
     """Manage the cryptographic keys of this installation."""
 
 
-@keys_group.command("generate")
+@key_command_group.command("generate")
 @click.option(
     "--label", default="v1", show_default=True, help="name of the key: letters and digits, unique for each key"
 )
 @json_option
-def generate(label: str, as_json: bool) -> None:
+def generate_master_key(label: str, as_json: bool) -> None:
     """Generate a new master key and print it. The command changes nothing.
 
     To use the new key, add it to CORRAL_MASTER_KEY before the existing keys.
@@ -315,7 +315,7 @@ def generate(label: str, as_json: bool) -> None:
     output.value({"master_key": text}, as_json=as_json, text=text)
 
 
-@keys_group.command("rotate-jwt")
+@key_command_group.command("rotate-jwt")
 @config_option
 @json_option
 def rotate_jwt(config_path: Path | None, as_json: bool) -> None:

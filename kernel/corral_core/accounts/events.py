@@ -151,12 +151,12 @@ EVENTS = (
 )
 
 
-def is_own(user_id: str) -> bool:
+def is_own_change(user_id: str) -> bool:
     """Return whether the actor of the current unit of work is the account's own user, signed in or anonymous."""
     actor = current().entry.actor
     return actor.type == "anonymous" or user_id in (actor.id, actor.on_behalf_of)
 
 
-def action(verb: str, user_id: str) -> str:
+def audit_action(verb: str, user_id: str) -> str:
     """Return the audit action of a change: `auth.user.<verb>` by the account's own user, else `admin.user.<verb>`."""
-    return f"{'auth' if is_own(user_id) else 'admin'}.user.{verb}"
+    return f"{'auth' if is_own_change(user_id) else 'admin'}.user.{verb}"

@@ -27,7 +27,7 @@ from corral_core.accounts.service.authentication import (
     TicketsService,
 )
 from corral_core.accounts.service.invitations import InvitationsService
-from corral_core.accounts.service.links import Links
+from corral_core.accounts.service.links import SingleUseLinks
 from corral_core.accounts.service.lockout import Lockout
 from corral_core.accounts.service.mail import MailService
 from corral_core.accounts.service.own_account import Profile, Reauthentication
@@ -63,18 +63,18 @@ class AccountsPlugin(Plugin):
             Provide(Sessions, Sessions),
             Provide(AllSessions, AllSessionsService),
             Provide(AccountsService, AccountsService),
-            Provide(Accounts, _accounts),
+            Provide(Accounts, _provide_accounts),
             Provide(Tickets, TicketsService),
             Provide(Lockout, Lockout),
             Provide(SecondFactor, SecondFactor),
             Provide(SignIn, SignIn),
             Provide(Reauthentication, Reauthentication),
             Provide(AccountRecovery, AccountRecoveryService),
-            Provide(Links, Links),
+            Provide(SingleUseLinks, SingleUseLinks),
             Provide(MailService, MailService),
-            Provide(Mail, _mail),
+            Provide(Mail, _provide_mail),
             Provide(InvitationsService, InvitationsService),
-            Provide(Invitations, _invitations),
+            Provide(Invitations, _provide_invitations),
             Provide(Registrations, Registrations),
             Provide(Recovery, Recovery),
             Provide(PasswordLinks, PasswordLinksService),
@@ -105,7 +105,7 @@ class AccountsPlugin(Plugin):
     def corral_commands(self) -> Iterable[click.Command]:
         from corral_core.accounts import commands
 
-        return [commands.user_group, commands.keys_group]
+        return [commands.user_command_group, commands.key_command_group]
 
     @hookimpl
     def corral_jobs(self) -> Iterable[Job]:
@@ -122,21 +122,21 @@ class AccountsPlugin(Plugin):
     async def start(self, runtime: Runtime) -> None:
         """Create or read the keys that sign access tokens, and create the admin whom the environment specifies."""
         work, signing_keys = runtime.service(Work), runtime.service(SigningKeys)
-        await work(runtime.service(AccessTokens).prepare)
-        await signing_keys.tell()
-        runtime.supervise("signing_keys", signing_keys.follow)
+        await work(runtime.service(AccessTokens).create_first_key)
+        await signing_keys.register_with_redactor()
+        runtime.supervise("signing_keys", signing_keys.register_new_keys)
         admin = runtime.service(Installation).bootstrap_admin
         if admin is not None:
             await runtime.service(Registrations).create_bootstrap_admin(*admin)
 
 
-def _accounts(accounts: AccountsService) -> Accounts:
+def _provide_accounts(accounts: AccountsService) -> Accounts:
     return accounts
 
 
-def _mail(mail: MailService) -> Mail:
+def _provide_mail(mail: MailService) -> Mail:
     return mail
 
 
-def _invitations(invitations: InvitationsService) -> Invitations:
+def _provide_invitations(invitations: InvitationsService) -> Invitations:
     return invitations

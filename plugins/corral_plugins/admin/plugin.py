@@ -79,5 +79,5 @@ def _engaged(switch: KillSwitchService) -> Mapping[tuple[str, ...], float]:
 def _users(accounts: Accounts) -> Mapping[tuple[str, ...], float]:
     return {
         (role, "active" if active else "deactivated"): float(count)
-        for (role, active), count in accounts.count().items()
+        for (role, active), count in accounts.count_by_role().items()
     }

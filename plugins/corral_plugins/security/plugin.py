@@ -13,7 +13,7 @@ from corral.events.feed import Feed
 from corral.http.routes import Routes
 from corral.jobs.job import Schedule
 from corral.plugin import Gate, Installation, Meter, Metric, Plugin, Provide, RateLimits, Runtime, Settings, hookimpl
-from corral_core.accounts.api import KeysOfPeople
+from corral_core.accounts.api import UserApiKeys
 from corral_core.redis.api import SharedBuckets
 from corral_plugins.security import jobs, models
 from corral_plugins.security.api import KeyCounts
@@ -88,7 +88,7 @@ class SecurityPlugin(Plugin):
             Provide(KeyMetrics, lambda: self._metrics),
             Provide(RateLimits, lambda: self._limits),
             Provide(KeyCounts, _key_counts),
-            Provide(KeysOfPeople, _keys_of_people),
+            Provide(UserApiKeys, _keys_of_people),
             *(Provide(part, part) for part in (IpRules, GateKeeper, LastUsed, ApiKeys, Policy)),
         ]
 
@@ -166,5 +166,5 @@ def _key_counts(keys: ApiKeys) -> KeyCounts:
     return keys
 
 
-def _keys_of_people(keys: ApiKeys) -> KeysOfPeople:
+def _keys_of_people(keys: ApiKeys) -> UserApiKeys:
     return keys

@@ -12,7 +12,7 @@ from corral.http.answers import IfMatch, Request
 from corral.http.page import Page
 from corral.http.routes import Rate, Routes
 from corral.settings.store import SettingsChange
-from corral_core.accounts.api import Address, Delivery, Mail
+from corral_core.accounts.api import Address, MailTestResult, Mail
 from corral_plugins.settings.service.store import SettingsService
 from corral_plugins.settings.service.views import (
     ChangeView,
@@ -86,9 +86,9 @@ async def change_settings(
 
 
 @routes.post("/test-mail", needs="settings.write", rate=TEST_RATE, raises=("invalid_state",))
-async def send_test_mail(body: Recipient, mail: Mail) -> Delivery:
+async def send_test_mail(body: Recipient, mail: Mail) -> MailTestResult:
     """Send a test mail with the current settings. Returns `invalid_state` while `mail.host` is not set."""
-    return await mail.test(body.to)
+    return await mail.send_test_mail(body.to)
 
 
 @routes.put("/{category}/{key}", needs="settings.write", raises=REFUSALS)

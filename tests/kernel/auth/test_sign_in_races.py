@@ -45,7 +45,7 @@ def _changes(kit: Kit, user_id: str) -> dict[str, Callable[[], Any]]:
     accounts, links = kit.kernel.container.get(Accounts), kit.kernel.container.get(PasswordLinks)  # type: ignore[type-abstract]
     return {
         "set_password": lambda: accounts.set_password(user_id, "another hash"),
-        "reset": lambda: links.reset(user_id),
+        "reset": lambda: links.create_reset_link(user_id),
         "deactivate": lambda: accounts.update(user_id, UserPatch(is_active=False)),
     }
 

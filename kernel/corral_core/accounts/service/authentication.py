@@ -29,7 +29,7 @@ from corral.errors import Conflict, Unauthorized, Unavailable
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry, Installation, Settings
 from corral.redact.redactor import Redactor
-from corral_core.accounts.models import InstallationRow, SessionRow, SigningKeyRow, TicketRow, UserRow, claim
+from corral_core.accounts.models import InstallationRow, SessionRow, SigningKeyRow, TicketRow, UserRow, set_installation_value_once
 from corral_core.accounts.service.second_factor import SecondFactor
 from corral_core.accounts.settings import ACCESS_TTL, REFRESH_ABSOLUTE, REFRESH_IDLE
 
@@ -40,7 +40,7 @@ CACHE_SECONDS = 60.0
 MAX_LIFE_SECONDS = 3600
 
 
-class Claims(msgspec.Struct, frozen=True):
+class TokenClaims(msgspec.Struct, frozen=True):
     """The claims of an access token. Other claims are ignored."""
 
     iss: str
@@ -54,7 +54,7 @@ class Claims(msgspec.Struct, frozen=True):
     exp: int
 
 
-class _Keys(msgspec.Struct, frozen=True):
+class _CachedKeys(msgspec.Struct, frozen=True):
     issuer: str
     secrets: Mapping[str, bytes]
     active: str
@@ -70,27 +70,27 @@ class AccessTokens:
     def __init__(self, sealer: Sealer, installation: Installation) -> None:
         self._sealer = sealer
         self._fixed = installation.jwt_secret.encode() if installation.jwt_secret else None
-        self._kept: _Keys | None = None
+        self._kept: _CachedKeys | None = None
 
     @property
     def is_fixed(self) -> bool:
         """Whether `CORRAL_JWT_SECRET` is the signing key, so that stored keys are not used."""
         return self._fixed is not None
 
-    def prepare(self) -> None:
+    def create_first_key(self) -> None:
         """Create the id of the installation and the first signing key if they do not exist."""
-        claim("installation_id", new_id())
+        set_installation_value_once("installation_id", new_id())
         if self._fixed is None and not self._sealer.sealed and not SigningKeyRow.select().exists():
-            self.rotate()  # processes that start together may create two keys: both verify, and the newer one signs
+            self.rotate_key()  # processes that start together may create two keys: both verify, and the newer one signs
 
-    def credentials(self) -> dict[str, str]:
+    def encoded_keys(self) -> dict[str, str]:
         """Return the encoded values of the signing keys for the redactor."""
         found: dict[str, str] = {}
-        for kid, key in self._read(0.0).secrets.items():
+        for kid, key in self._read_keys(0.0).secrets.items():
             found |= encoded_key(kid, key)
         return found
 
-    def rotate(self) -> str:
+    def rotate_key(self) -> str:
         """Create a new signing key and return its id. The old key verifies tokens until its last token expires."""
         kid = new_id()
         SigningKeyRow.update(retired_at=clock.now()).where(SigningKeyRow.retired_at.is_null()).execute()
@@ -100,9 +100,9 @@ class AccessTokens:
 
     def issue(self, user_id: str, session_id: str, seconds: int) -> str:
         """Return a new access token for this session, valid for `seconds`."""
-        keys = self._keys()
+        keys = self._current_keys()
         now = int(clock.time_s())
-        claims = Claims(
+        claims = TokenClaims(
             iss=keys.issuer,
             aud=AUDIENCE,
             sub=user_id,
@@ -117,19 +117,19 @@ class AccessTokens:
             raise Unavailable(
                 "The key that signs access tokens cannot be decrypted. Create a new key with: corral keys rotate-jwt"
             )
-        return str(_jwt().encode(msgspec.to_builtins(claims), key, algorithm=ALGORITHM, headers={"kid": keys.active}))
+        return str(_jwt_codec().encode(msgspec.to_builtins(claims), key, algorithm=ALGORITHM, headers={"kid": keys.active}))
 
-    def verify(self, token: str) -> Claims:
+    def verify(self, token: str) -> TokenClaims:
         """Verify a token and return its claims. Raise `Unauthorized` if the token is invalid or expired."""
         import jwt
 
         try:
             kid = jwt.get_unverified_header(token).get("kid")
-            keys = self._keys(str(kid))
-            payload = _jwt().decode(
+            keys = self._current_keys(str(kid))
+            payload = _jwt_codec().decode(
                 token, keys.secrets.get(str(kid), b""), algorithms=[ALGORITHM], audience=AUDIENCE, issuer=keys.issuer
             )
-            claims = msgspec.convert(payload, Claims)
+            claims = msgspec.convert(payload, TokenClaims)
         except (jwt.PyJWTError, msgspec.ValidationError):
             raise Unauthorized("The access token is not valid for this installation; sign in again.") from None
         now = clock.time_s()
@@ -139,22 +139,22 @@ class AccessTokens:
             raise Unauthorized("The access token has expired; refresh it.", code="token_expired")
         return claims
 
-    def _keys(self, kid: str | None = None) -> _Keys:
+    def _current_keys(self, kid: str | None = None) -> _CachedKeys:
         """Return the cached keys. Read them again after a minute, and for an unknown `kid` at most once per second."""
         kept, now = self._kept, time.monotonic()
         age = CACHE_SECONDS if kept is None or kid is None or kid in kept.secrets else 1.0
         if kept is None or now - kept.read_at > age:
-            kept = self._kept = self._read(now)
+            kept = self._kept = self._read_keys(now)
         return kept
 
-    def _read(self, now: float) -> _Keys:
+    def _read_keys(self, now: float) -> _CachedKeys:
         row = InstallationRow.get_or_none(InstallationRow.name == "installation_id")
         if row is None:
             raise Unavailable("The server is still starting.")
         issuer = f"corral:{row.value}"
         if self._fixed is not None:
             kid = "env-" + hashlib.sha256(self._fixed).hexdigest()[:16]
-            return _Keys(issuer, {kid: self._fixed}, kid, now)
+            return _CachedKeys(issuer, {kid: self._fixed}, kid, now)
         usable_from = clock.now(-(MAX_LIFE_SECONDS + CACHE_SECONDS + LEEWAY_SECONDS))
         usable = SigningKeyRow.retired_at.is_null() | (SigningKeyRow.retired_at > usable_from)
         found: dict[str, bytes] = {}
@@ -165,18 +165,18 @@ class AccessTokens:
                     bytes.fromhex(key.sealed), aad=place("accounts_signing_keys", key.id, 1)
                 )
                 active = key.id if key.retired_at is None else active
-        return _Keys(issuer, found, active, now)
+        return _CachedKeys(issuer, found, active, now)
 
 
 @functools.cache
-def _jwt() -> Any:
+def _jwt_codec() -> Any:
     """Return the configured JWT codec. PyJWT is imported at the first use, because the import takes 0.1 s.
 
     PyJWT does not check times, because `AccessTokens.verify` checks them with `corral.clock`. Short keys are errors.
     """
     import jwt
 
-    options: Any = {"require": list(Claims.__struct_fields__), "strict_aud": True, "enforce_minimum_key_length": True}
+    options: Any = {"require": list(TokenClaims.__struct_fields__), "strict_aud": True, "enforce_minimum_key_length": True}
     options.update(verify_exp=False, verify_nbf=False, verify_iat=False)
     return jwt.PyJWT(options=options)
 
@@ -190,7 +190,7 @@ class SigningKeys:
         self._tokens, self._work, self._redactor = tokens, work, redactor
         self._told: dict[str, str] = {}
 
-    def rotate(self) -> str:
+    def rotate_key(self) -> str:
         """Replace the signing key and return the id of the new key. Runs in the caller's unit of work.
 
         The old key verifies tokens until its last token expires. Raise `Conflict` if `CORRAL_JWT_SECRET` is set.
@@ -201,27 +201,27 @@ class SigningKeys:
                 "access tokens.",
                 code="setting_locked",
             )
-        kid = self._tokens.rotate()
+        kid = self._tokens.rotate_key()
         if self.audit is not None:
             self.audit.record(AuditEntry(action="auth.signing_key.rotate", object_type="signing_key", object_id=kid))
         return kid
 
-    async def tell(self) -> None:
+    async def register_with_redactor(self) -> None:
         """Register the current keys with the redactor.
 
         While the vault is sealed, this does nothing: no key can be read, so no key can leak.
         """
         with contextlib.suppress(Unavailable):
-            keys = await self._work(self._tokens.credentials, read=True)
+            keys = await self._work(self._tokens.encoded_keys, read=True)
             if keys != self._told:
                 await asyncio.to_thread(self._redactor.set_values, "signing_keys", keys)
                 self._told = keys
 
-    async def follow(self) -> None:
+    async def register_new_keys(self) -> None:
         """Register new keys with the redactor every minute until cancelled. The kernel supervises this task."""
         while True:
             await asyncio.sleep(CACHE_SECONDS)
-            await self.tell()
+            await self.register_with_redactor()
 
 
 # -- authentication
@@ -253,13 +253,13 @@ class SessionPrincipals:
     def __init__(self, permissions: Permissions, settings: Settings, second: SecondFactor) -> None:
         self._permissions, self._settings, self._second = permissions, settings, second
 
-    def of(self, user_id: str, session_id: str, expires_at: float) -> Principal:
+    def for_session(self, user_id: str, session_id: str, expires_at: float) -> Principal:
         """Return the principal of a session with its current rights.
 
         Raise `Unauthorized` (`session_revoked`) if the session has ended or expired, or its user is inactive.
         """
         row = _SESSION.one({"session_id": session_id, "user_id": user_id})
-        if row is None or not self._goes_on(*row[:4]) or not row[6]:
+        if row is None or not self._check_session(*row[:4]) or not row[6]:
             raise Unauthorized("The session has ended; sign in again.", code="session_revoked")
         reauth_until, role, _, must_change, mfa_enabled = row[4:]
         limited = self._second.limit(role, must_change_password=must_change, mfa_enabled=mfa_enabled)
@@ -275,7 +275,7 @@ class SessionPrincipals:
             reauth_until=None if reauth_until is None else clock.parse_instant(reauth_until),
         )
 
-    def _goes_on(self, ended_at: str | None, expires_at: str, created_at: str, last_seen_at: str) -> bool:
+    def _check_session(self, ended_at: str | None, expires_at: str, created_at: str, last_seen_at: str) -> bool:
         """Return whether the session is live. Shortened lifetimes apply to existing sessions too."""
         get = self._settings.get
         in_time = created_at > clock.now(-get(REFRESH_ABSOLUTE)) and last_seen_at > clock.now(-get(REFRESH_IDLE))
@@ -298,12 +298,12 @@ class AccessTokenAuthenticator:
         )  # the lifetime may have been shortened after the token was issued
         if until <= clock.time_s():
             raise Unauthorized("The access token has expired; refresh it.", code="token_expired")
-        return self._principals.of(claims.sub, claims.sid, until)
+        return self._principals.for_session(claims.sub, claims.sid, until)
 
     def reread(self, caller: Principal) -> Principal | None:
         if caller.kind != "user" or caller.user_id is None or caller.session_id is None:
             return None
-        return self._principals.of(caller.user_id, caller.session_id, caller.expires_at or 0.0)
+        return self._principals.for_session(caller.user_id, caller.session_id, caller.expires_at or 0.0)
 
 
 LIFE_SECONDS = 30
@@ -335,7 +335,7 @@ class TicketsService:
         return msgspec.structs.replace(found, expires_at=min(ends, default=None))
 
 
-def prune(at_once: int = 500) -> int:
+def delete_expired_tickets(at_once: int = 500) -> int:
     """Delete at most `at_once` expired tickets. Return their number."""
     old = TicketRow.select(TicketRow.hash).where(TicketRow.expires_at <= clock.now()).limit(at_once)
     return int(TicketRow.delete().where(TicketRow.hash.in_(old)).execute())

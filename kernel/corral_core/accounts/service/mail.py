@@ -22,9 +22,9 @@ from corral.egress.client import Egress
 from corral.errors import Conflict
 from corral.jobs.job import JobRow, enqueue
 from corral.plugin import Installation, Settings
-from corral_core.accounts.api import Delivery
-from corral_core.accounts.service.addresses import normalise
-from corral_core.accounts.service.links import Links
+from corral_core.accounts.api import MailTestResult
+from corral_core.accounts.service.addresses import normalize_address
+from corral_core.accounts.service.links import SingleUseLinks
 from corral_core.accounts.settings import MAIL_FROM, MAIL_HOST, MAIL_PASSWORD, MAIL_PORT, MAIL_SECURITY, MAIL_USERNAME
 
 SIGN_OFF = "\n\n-- \nCorral at {site}"
@@ -106,12 +106,12 @@ TEMPLATES: Mapping[str, MailTemplate] = {
 }
 
 
-def write(kind: str, *, sender: str, to: str, site: str, facts: Mapping[str, Any]) -> EmailMessage:
+def render_mail(kind: str, *, sender: str, to: str, site: str, facts: Mapping[str, Any]) -> EmailMessage:
     """Return the message for a kind of mail. `facts`: values of placeholders. Raise `ValueError` for a bad address."""
     template = TEMPLATES[kind]
     message = EmailMessage()
-    message["From"] = _address(sender)
-    message["To"] = _address(to)
+    message["From"] = _sender_address(sender)
+    message["To"] = _sender_address(to)
     message["Subject"] = f"Corral: {template.subject}"
     message["Date"] = format_datetime(datetime.fromtimestamp(clock.time_s(), UTC))
     message["Message-ID"] = make_msgid(domain=sender.rpartition("@")[2])
@@ -120,7 +120,7 @@ def write(kind: str, *, sender: str, to: str, site: str, facts: Mapping[str, Any
     return message
 
 
-def _address(text: str) -> Address:
+def _sender_address(text: str) -> Address:
     """Split an address at the last `@`, so that no part is parsed as another address or as a display name."""
     name, _, domain = text.rpartition("@")
     return Address(username=name, domain=domain)
@@ -136,7 +136,7 @@ class MailService:
     """Implements `corral_core.accounts.api.Mail`."""
 
     def __init__(
-        self, work: Work, settings: Settings, egress: Egress, links: Links, installation: Installation
+        self, work: Work, settings: Settings, egress: Egress, links: SingleUseLinks, installation: Installation
     ) -> None:
         self._work, self._settings, self._egress, self._links = work, settings, egress, links
         self._site = installation.public_url or installation.bind
@@ -156,13 +156,13 @@ class MailService:
         """
         if not self.is_configured:
             return False
-        link_id = self._links.prepare(kind, subject_id, to)
+        link_id = self._links.create_link(kind, subject_id, to)
         if link_id is None:
             return False
         enqueue(JOB, kind=kind, to=to, facts=facts, link_id=link_id)
         return True
 
-    async def test(self, to: str) -> Delivery:
+    async def send_test_mail(self, to: str) -> MailTestResult:
         from corral.egress.smtp import MailFailed
 
         if not self.is_configured:
@@ -170,12 +170,12 @@ class MailService:
         began = time.perf_counter()
         error = None
         try:
-            await self.deliver("test", to, {})
+            await self.send_now("test", to, {})
         except (MailFailed, ValueError) as failure:
             error = str(failure)
-        return Delivery(delivered=error is None, duration_ms=round((time.perf_counter() - began) * 1000), error=error)
+        return MailTestResult(delivered=error is None, duration_ms=round((time.perf_counter() - began) * 1000), error=error)
 
-    async def deliver(self, kind: str, to: str, facts: dict[str, Any]) -> None:
+    async def send_now(self, kind: str, to: str, facts: dict[str, Any]) -> None:
         """Send a mail now. Raise `MailFailed` on failure, or `ValueError` for an invalid address."""
         from corral.egress.smtp import MailServer, deliver
 
@@ -184,20 +184,20 @@ class MailService:
         host = get(MAIL_HOST) or ""
         server = MailServer(host, get(MAIL_PORT), security, get(MAIL_USERNAME), get(MAIL_PASSWORD))
         sender = get(MAIL_FROM) or f"corral@{host}"
-        message = write(kind, sender=sender, to=to, site=self._site, facts=facts)
+        message = render_mail(kind, sender=sender, to=to, site=self._site, facts=facts)
         await deliver(self._egress, server, message, sender=sender, to=message["To"].addresses[0].addr_spec)
 
-    async def check(self) -> tuple[str, str]:
+    async def check_connection(self) -> tuple[str, str]:
         if not self.is_configured:
             return "disabled", "mail.host is not set."
-        if not await self._answers():
+        if not await self._accepts_connections():
             return "down", "The mail server does not accept connections with the configured settings."
-        waiting = await self._work(self.waiting, read=True)
+        waiting = await self._work(self.count_waiting, read=True)
         if waiting:
             return "degraded", f"{waiting} mails are waiting because the mail server did not accept them."
         return "ok", "The mail server accepts connections."
 
-    async def _answers(self) -> bool:
+    async def _accepts_connections(self) -> bool:
         """Return whether the mail server accepts the connection and the credentials."""
         from corral.egress.smtp import MailFailed, MailServer, probe
 
@@ -211,19 +211,19 @@ class MailService:
         return True
 
     @staticmethod
-    def forget(email_key: str) -> None:
+    def drop_mail(email_key: str) -> None:
         """Delete the jobs of mails to the address of a purged account. Runs in the caller's unit of work."""
         jobs = JobRow.select(JobRow.id, JobRow.arguments).where(JobRow.name.startswith("accounts.")).limit(AT_ONCE)
         after = ""
         while page := list(jobs.where(JobRow.id > after).order_by(JobRow.id)):
             after = page[-1].id
             named = [(row.id, row.arguments.get("to") or row.arguments.get("email")) for row in page]
-            gone = [job_id for job_id, email in named if email and normalise(email) == email_key]
+            gone = [job_id for job_id, email in named if email and normalize_address(email) == email_key]
             if gone:
                 JobRow.delete().where(JobRow.id.in_(gone) & (JobRow.state != "running")).execute()
 
     @staticmethod
-    def waiting() -> int:
+    def count_waiting() -> int:
         """Return the number of failed mails that are queued for another attempt. Runs in the caller's unit of work."""
         again = (JobRow.name == JOB) & (JobRow.state == "queued") & JobRow.error.is_null(False)
         return int(JobRow.select(peewee.fn.COUNT(JobRow.id)).where(again).scalar())

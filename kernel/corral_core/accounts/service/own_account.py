@@ -19,8 +19,8 @@ from corral.plugin import Settings
 from corral_core.accounts.api import Address, FullName, Password, UserPatch, UserView
 from corral_core.accounts.models import SessionRow, UserRow
 from corral_core.accounts.service.accounts import AccountsService
-from corral_core.accounts.service.addresses import check_address, normalise
-from corral_core.accounts.service.links import CHANGE_EMAIL, Links
+from corral_core.accounts.service.addresses import check_address, normalize_address
+from corral_core.accounts.service.links import CHANGE_EMAIL, SingleUseLinks
 from corral_core.accounts.service.lockout import Lockout
 from corral_core.accounts.service.mail import MailService
 from corral_core.accounts.service.second_factor import SecondFactor, Seed
@@ -59,19 +59,19 @@ class Reauthentication:
             await self._sign_in.check(user.email, password, entry, user_id=user.id)
         elif not caller.has_stepped_up and not await self._work(lambda: self._is_fresh(caller), read=True):
             raise Forbidden("Send your password to set up a second factor.", code="reauth_required")
-        return await self._work(lambda: self._second.setup(self._accounts.row(user.id)), entry=entry)
+        return await self._work(lambda: self._second.setup(self._accounts.get_row(user.id)), entry=entry)
 
     async def activate(self, caller: Principal, code: str, entry: Entry) -> list[str]:
         """Enable the second factor with its first code. Return the recovery codes."""
         user, session_id = await self._user(caller), caller.session_id or ""
 
         def unit(key: str) -> list[str] | Problem:
-            row = self._accounts.row(user.id)
+            row = self._accounts.get_row(user.id)
             codes = self._second.activate(row, session_id, code)
             if codes is None:
                 detail = "The code is incorrect; check that the clock of the device is correct."
                 return self._sign_in.refuse(key, row.email, row.id, action=ASK_AGAIN, detail=detail)
-            self._lockout.give_back(key)  # a valid code for a new seed must not reset the failed passwords
+            self._lockout.release_attempt(key)  # a valid code for a new seed must not reset the failed passwords
             return codes
 
         async with self._sign_in.attempt(user.email, entry, action=ASK_AGAIN) as key:
@@ -103,10 +103,10 @@ class Reauthentication:
             return self._sessions.step_up(session_id)
 
         def with_code(key: str) -> str | Problem:
-            row = self._accounts.row(user.id)
+            row = self._accounts.get_row(user.id)
             if not row.mfa_enabled or not self._sign_in.accepts(row, Proof(code)):
                 return self._sign_in.refuse(key, row.email, row.id, action=ASK_AGAIN)
-            self._lockout.give_back(key)
+            self._lockout.release_attempt(key)
             return self._sessions.step_up(session_id)
 
         if password is not None:
@@ -127,13 +127,13 @@ class Reauthentication:
         def unit(row: UserRow, key: str) -> T | Problem:
             if not self._sign_in.accepts(row, proof):
                 return self._sign_in.refuse(key, row.email, row.id, action=ASK_AGAIN)
-            self._lockout.clear(key, row.id)
+            self._lockout.settle_success(key, row.id)
             return then(row)
 
         return await self._sign_in.prove(user.email, password, entry, unit, user_id=user.id)
 
     async def _user(self, caller: Principal) -> UserRow:
-        return await self._work(lambda: self._accounts.row(_person(caller)), read=True)
+        return await self._work(lambda: self._accounts.get_row(_person(caller)), read=True)
 
     def _is_fresh(self, caller: Principal) -> bool:
         """Return whether the session began within the last `STEP_UP_SECONDS`."""
@@ -169,7 +169,7 @@ class Profile:
         work: Work,
         accounts: AccountsService,
         sign_in: SignIn,
-        links: Links,
+        links: SingleUseLinks,
         mail: MailService,
         settings: Settings,
     ) -> None:
@@ -183,7 +183,7 @@ class Profile:
         """
         _check(patch)
         user = await self._work(lambda: self._accounts.get(user_id), read=True)
-        moves = isinstance(patch.email, str) and normalise(patch.email) != normalise(user.email)
+        moves = isinstance(patch.email, str) and normalize_address(patch.email) != normalize_address(user.email)
         to = patch.email if moves and self._settings.get(EMAIL_VERIFICATION) else UNSET
         changes = UserPatch(
             full_name=patch.full_name,
@@ -214,7 +214,7 @@ class Profile:
         check_address(email)
         if self._accounts.row_of(email) is not None:
             raise Conflict("Another account already has this email address.", code="duplicate")
-        self._links.end(user_id, (CHANGE_EMAIL,))
+        self._links.end_links(user_id, (CHANGE_EMAIL,))
         self._mail.send_link(email.strip(), CHANGE_EMAIL, user_id)
 
 

@@ -14,9 +14,9 @@ from corral.plugin import Settings
 from corral_core.accounts.api import REGISTRATION, NewUser, UserView
 from corral_core.accounts.models import UserRow
 from corral_core.accounts.service.accounts import AccountsService
-from corral_core.accounts.service.addresses import normalise
+from corral_core.accounts.service.addresses import normalize_address
 from corral_core.accounts.service.invitations import InvitationsService
-from corral_core.accounts.service.links import EMAIL_LINKS, RESET, VERIFY, Links
+from corral_core.accounts.service.links import EMAIL_LINKS, RESET, VERIFY, SingleUseLinks
 from corral_core.accounts.service.mail import MailService
 from corral_core.accounts.service.passwords import Passwords
 from corral_core.accounts.settings import DEFAULT_ROLE, EMAIL_VERIFICATION
@@ -34,7 +34,7 @@ class Registrations:
         work: Work,
         accounts: AccountsService,
         invitations: InvitationsService,
-        links: Links,
+        links: SingleUseLinks,
         mail: MailService,
         settings: Settings,
         passwords: Passwords,
@@ -49,7 +49,7 @@ class Registrations:
         hashed = await self._passwords.hash(password)
         new = NewUser(email=email, full_name="Administrator", role="admin")
         try:
-            await self._work(lambda: self._accounts.bootstrap(new, hashed))
+            await self._work(lambda: self._accounts.create_bootstrap_admin(new, hashed))
         except Conflict:
             log.warning(
                 "CORRAL_BOOTSTRAP_ADMIN_EMAIL names an existing account that is not an admin; the "
@@ -104,8 +104,8 @@ class Registrations:
 
     async def _invited(self, new: NewUser, password: str, token: str, entry: Entry) -> UserView:
         """Register a user with an invitation, which determines the role and verifies the address."""
-        invitation = await self._work(lambda: self._invitations.find(token), read=True)
-        if normalise(new.email) != invitation.email_key:
+        invitation = await self._work(lambda: self._invitations.find_pending(token), read=True)
+        if normalize_address(new.email) != invitation.email_key:
             raise Invalid.at("/email", "not_allowed", "The invitation is for another email address.")
         new = msgspec.structs.replace(new, role=invitation.role)
         hashed = await self._accounts.hash_password(password, email=new.email, full_name=new.full_name)
@@ -122,11 +122,11 @@ class Registrations:
 
         Raise `Gone` (`link_expired`) for an invalid link, or `Conflict` (`duplicate`) for a taken address.
         """
-        link = self._links.redeem(EMAIL_LINKS, token)
-        row = self._accounts.row(link.subject_id)
+        link = self._links.redeem_link(EMAIL_LINKS, token)
+        row = self._accounts.get_row(link.subject_id)
         email = link.email or ""
-        if not row.is_active or (link.kind == VERIFY and normalise(email) != row.email_key):
-            raise self._links.over()
+        if not row.is_active or (link.kind == VERIFY and normalize_address(email) != row.email_key):
+            raise self._links.link_expired_error()
         return self._accounts.prove_email(row, email)
 
     async def resend(self, email: str, entry: Entry) -> None:

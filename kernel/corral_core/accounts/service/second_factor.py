@@ -21,7 +21,7 @@ from corral.database.unit import after_commit
 from corral.errors import Conflict, Forbidden
 from corral.events.event import emit
 from corral.plugin import Audit, AuditEntry, Settings
-from corral_core.accounts.events import MfaDisabled, MfaEnabled, is_own
+from corral_core.accounts.events import MfaDisabled, MfaEnabled, is_own_change
 from corral_core.accounts.models import ChallengeRow, RecoveryCodeRow, SecondFactorRow, SessionRow, UserRow
 from corral_core.accounts.settings import REQUIRE_MFA, REQUIRE_MFA_ROLES
 
@@ -124,7 +124,7 @@ class SecondFactor:
         if not self._mark(user_id, enabled=False):
             return False
         emit(MfaDisabled(user_id=user_id), object=("user", user_id), owner=user_id)
-        self._record("auth.mfa.disable" if is_own(user_id) else "admin.user.reset_mfa", user_id)
+        self._record("auth.mfa.disable" if is_own_change(user_id) else "admin.user.reset_mfa", user_id)
         return True
 
     def is_required(self, role: str) -> bool:

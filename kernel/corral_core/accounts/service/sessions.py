@@ -22,7 +22,7 @@ from corral.http.page import Page, newest_first, paginate
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry, Settings
 from corral.schema.fields import Instant
-from corral_core.accounts.api import Mail, OwnerView, SignedInQuery, SignedInView
+from corral_core.accounts.api import Mail, OwnerView, UserSessionQuery, UserSessionView
 from corral_core.accounts.events import SessionCreated, SessionEnded
 from corral_core.accounts.models import RefreshRow, SessionRow, UserRow
 from corral_core.accounts.service.authentication import AccessTokens
@@ -308,7 +308,7 @@ def session_view(row: SessionRow, current_id: str | None) -> SessionView:
     return SessionView(current=row.id == current_id, **fields)
 
 
-_OWN = tuple(name for name in SignedInView.__struct_fields__ if name not in ("user", "current"))
+_OWN = tuple(name for name in UserSessionView.__struct_fields__ if name not in ("user", "current"))
 
 
 class AllSessionsService:
@@ -317,7 +317,7 @@ class AllSessionsService:
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
 
-    def list(self, query: SignedInQuery, caller: Principal) -> Page[SignedInView]:
+    def list(self, query: UserSessionQuery, caller: Principal) -> Page[UserSessionView]:
         live = SessionRow.ended_at.is_null() & (SessionRow.expires_at > clock.now())
         columns = [*(getattr(SessionRow, name) for name in _OWN), UserRow.email]
         rows: Any = SessionRow.select(*columns).join(UserRow, on=(UserRow.id == SessionRow.user_id)).where(live)
@@ -326,8 +326,8 @@ class AllSessionsService:
         if isinstance(query.ip, str):
             rows = rows.where(SessionRow.ip == query.ip)
 
-        def make(row: Any) -> SignedInView:
-            return SignedInView(
+        def make(row: Any) -> UserSessionView:
+            return UserSessionView(
                 **{name: getattr(row, name) for name in _OWN},
                 user=OwnerView(id=row.user_id, email=row.email),
                 current=row.id == caller.session_id,

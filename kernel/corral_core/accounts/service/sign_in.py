@@ -22,7 +22,7 @@ from corral.plugin import Audit, AuditEntry, RateLimits, Settings
 from corral_core.accounts.api import Mail, UserView
 from corral_core.accounts.models import UserRow
 from corral_core.accounts.service.accounts import AccountsService
-from corral_core.accounts.service.addresses import normalise
+from corral_core.accounts.service.addresses import normalize_address
 from corral_core.accounts.service.lockout import Lockout
 from corral_core.accounts.service.passwords import PasswordHistory, Passwords
 from corral_core.accounts.service.second_factor import DAMAGED, SecondFactor
@@ -90,7 +90,7 @@ class SignIn:
     async def attempt(self, email: str, entry: Entry, *, action: str) -> AsyncIterator[str]:
         """Reserve an attempt with `Lockout.turn`. Record attempts that a lockout rejects or that cannot be verified."""
         try:
-            async with self._lockout.turn(email, entry) as key:
+            async with self._lockout.reserve_attempt(email, entry) as key:
                 yield key
         except Problem as problem:
             code = problem.code
@@ -154,15 +154,15 @@ class SignIn:
         If a second factor is enabled, the password alone does not reset the failures, which include wrong codes.
         """
         if row.mfa_enabled:
-            self._lockout.give_back(key)
+            self._lockout.release_attempt(key)
         else:
-            self._lockout.clear(key, row.id)
+            self._lockout.settle_success(key, row.id)
 
     def refuse(
         self, key: str, email: str, user_id: str | None, *, action: str, detail: str = "The code is incorrect."
     ) -> Problem:
         """Count a failed attempt and record it. Return the problem for the unit of work to return."""
-        self._lockout.fail(key, user_id)
+        self._lockout.settle_failure(key, user_id)
         self._record(action, email, user_id, "failed", "invalid_credentials")
         self._count("failed")
         return Unauthorized(detail, code="invalid_credentials")
@@ -190,7 +190,7 @@ class SignIn:
             if given and not self.accepts(row, Proof(code)):
                 return self.refuse(key, row.email, row.id, action=SIGN_IN)
             if given:
-                self._lockout.clear(key, row.id)
+                self._lockout.settle_success(key, row.id)
             else:
                 self.settle(key, row)
             if self._settings.get(EMAIL_VERIFICATION) and not row.email_verified:
@@ -222,14 +222,14 @@ class SignIn:
         user = await self._work(lambda: self._challenged(token), read=True)
 
         def unit(key: str) -> SignedIn | Problem:
-            row = self._accounts.row(user.id)
+            row = self._accounts.get_row(user.id)
             if not row.is_active or not self._second.take_try(token):
                 raise _over()
             if not self.accepts(row, proof):
                 return self.refuse(key, row.email, row.id, action=SIGN_IN)
             if not self._second.end_challenge(token):
                 raise _over()
-            self._lockout.clear(key, row.id)
+            self._lockout.settle_success(key, row.id)
             return self._open(row, device, mfa=True)
 
         async with self.attempt(user.email, entry, action=SIGN_IN) as key:
@@ -297,7 +297,7 @@ class SignIn:
         user_id = self._second.challenged(token)
         if user_id is None:
             raise _over()
-        return self._accounts.row(user_id)
+        return self._accounts.get_row(user_id)
 
     async def _rehash(self, row: UserRow, password: str, entry: Entry) -> None:
         """Hash the password again if the parameters changed. If the pool is busy, leave this to the next sign-in."""
@@ -305,7 +305,7 @@ class SignIn:
             return
         with contextlib.suppress(Unavailable):
             fresh = await self._passwords.hash(password)
-            await self._work(lambda: self._accounts.rehash(row, fresh), entry=entry)
+            await self._work(lambda: self._accounts.store_new_hash(row, fresh), entry=entry)
 
     def _unchecked(self, email: str, action: str, code: str) -> None:
         row = self._accounts.row_of(email)
@@ -325,7 +325,7 @@ class SignIn:
         """
         if self.audit is None:
             return
-        digest = self._sealer.mac("audit.address", normalise(email).encode())[:8].hex()
+        digest = self._sealer.mac("audit.address", normalize_address(email).encode())[:8].hex()
         entry = AuditEntry(
             action=action,
             object_type="user",

@@ -63,7 +63,7 @@ class KernelChecks:
             "clock": self.skew,
             "disk": self.disk,
         }
-        return checks if self.mail is None else {**checks, "mail": self.mail.check}
+        return checks if self.mail is None else {**checks, "mail": self.mail.check_connection}
 
     async def database(self) -> Told:
         """Check that the database accepts writes, and check the load of the connection pool."""

@@ -89,7 +89,7 @@ def reset_password(id: str, links: PasswordLinks) -> ResetLink:
 
     The old password stops working, and all sessions of the user end.
     """
-    return ResetLink(reset_url=links.reset(id))
+    return ResetLink(reset_url=links.create_reset_link(id))
 
 
 @routes.post("/users/{id}/reset-mfa", **WRITE, step_up=True)

@@ -37,12 +37,12 @@ class People:
     def create(self, new: NewUser, password_hash: str | None, *, by: Principal) -> CreatedUser:
         """Create an account. Without a password, a link for choosing one is sent by mail or returned."""
         made = self._accounts.create(new, password_hash=password_hash, by=by)
-        url = self._links.welcome(made.id) if password_hash is None else None
+        url = self._links.send_welcome_link(made.id) if password_hash is None else None
         created = CreatedUser(**msgspec.structs.asdict(self.view(made)))
         return created if url is None else msgspec.structs.replace(created, set_password_url=url)
 
     def _views(self, users: Sequence[UserView]) -> Views:
-        details = self._accounts.details([user.id for user in users])
+        details = self._accounts.get_details([user.id for user in users])
         failed = self._rescue.failed_attempts([user.email for user in users])
         keys = {} if self.keys is None else self.keys.active([user.id for user in users])
         return [

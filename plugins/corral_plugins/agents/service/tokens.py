@@ -175,7 +175,7 @@ class StandingTokenAuthenticator:
             token_id=row.id,
             permissions=narrowed(rights, row.scopes),
             expires_at=clock.parse_instant(row.expires_at),
-            limited=self._accounts.limit(person),
+            limited=self._accounts.required_action(person),
         )
 
 

@@ -6,7 +6,7 @@ from corral.auth.principal import Principal
 from corral.http.answers import IfMatch, Request
 from corral.http.page import Page
 from corral.http.routes import Routes
-from corral_core.accounts.api import Accounts, AllSessions, SignedInQuery, SignedInView
+from corral_core.accounts.api import Accounts, AllSessions, UserSessionQuery, UserSessionView
 from corral_plugins.security.service.api_keys import ApiKeys
 from corral_plugins.security.service.ip_rules import IpRules
 from corral_plugins.security.service.policy import Policy
@@ -77,7 +77,7 @@ def check_address(body: Address, rules: IpRules) -> Judgement:
 
 
 @routes.get("/sessions", needs=READ)
-def list_sessions(query: SignedInQuery, caller: Principal, sessions: AllSessions) -> Page[SignedInView]:
+def list_sessions(query: UserSessionQuery, caller: Principal, sessions: AllSessions) -> Page[UserSessionView]:
     """List the active sessions of all users, newest first."""
     return sessions.list(query, caller)
 

@@ -459,7 +459,7 @@ class ApiKeyAuthenticator:
             beyond=held - left,
             named=held.intersection(wanted),
             expires_at=clock.parse_instant(expires_at),
-            limited=self._accounts.limit(owner),
+            limited=self._accounts.required_action(owner),
             networks=tuple(msgspec.json.decode(cidrs)),
         )
 
