@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from corral.plugin import Installation
-from corral_llama.gguf import Header, read_header
+from corral_llama.gguf import GgufHeader, read_header
 
 DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DEMO_BYTES = 98_362_432
@@ -27,7 +27,7 @@ class LocalModel(msgspec.Struct, frozen=True, kw_only=True):
 
     path: Path
     source: str
-    header: Header
+    header: GgufHeader
     is_demo: bool
 
     @property
@@ -54,12 +54,12 @@ def user_cache() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "corral" / "models"
 
 
-def folders(installation: Installation) -> dict[str, Path]:
+def model_folders(installation: Installation) -> dict[str, Path]:
     """Return the folders that are searched for models, in order."""
     return {"data folder": installation.data_dir / "models", "user cache": user_cache()}
 
 
-def find(installation: Installation) -> LocalModel:
+def find_model(installation: Installation) -> LocalModel:
     """Return the model to use. Raises `NoModel`.
 
     Reads the header of the file, so do not call this function on the event loop.
@@ -91,10 +91,10 @@ def _find_file(installation: Installation) -> tuple[Path, str]:
         if not installation.local_model.is_file():
             raise NoModel(f"CORRAL_LOCAL_MODEL: the file {installation.local_model} does not exist")
         return installation.local_model, "configured"
-    for source, folder in folders(installation).items():
+    for source, folder in model_folders(installation).items():
         for path in _model_files(folder):
             return path, source
-    searched = " and ".join(str(folder) for folder in folders(installation).values())
+    searched = " and ".join(str(folder) for folder in model_folders(installation).values())
     raise NoModel(f"no model is installed in {searched}; install one with: corral local-model install")
 
 

@@ -219,7 +219,9 @@ def purge_user(email: str, config_path: Path | None, as_json: bool) -> None:
     _print_user(gone, f"Purged. The account {gone.id} now appears as a deleted user.", as_json)
 
 
-def _patch_user(config_path: Path | None, label: str, email: str, facts: dict[str, Any], text: str, as_json: bool) -> None:
+def _patch_user(
+    config_path: Path | None, label: str, email: str, facts: dict[str, Any], text: str, as_json: bool
+) -> None:
     from corral_core.accounts.api import Accounts, UserPatch
 
     patch = UserPatch(**facts)

@@ -18,7 +18,7 @@ from corral_core.accounts.service.links import RESET, SingleUseLinks
 from corral_core.accounts.service.mail import JOB as SEND
 from corral_core.accounts.service.mail import MailService
 from corral_core.accounts.service.recovery import FORGOT
-from corral_core.accounts.service.registration import RESEND, send_proof
+from corral_core.accounts.service.registration import RESEND, send_verification
 from corral_core.accounts.service.sessions import Sessions
 from corral_core.accounts.settings import REFRESH_GRACE
 
@@ -30,7 +30,13 @@ log = logging.getLogger("corral.mail")
 
 
 async def send_mail(
-    kind: str, to: str, facts: dict[str, Any], work: Work, mail: MailService, links: SingleUseLinks, link_id: str | None = None
+    kind: str,
+    to: str,
+    facts: dict[str, Any],
+    work: Work,
+    mail: MailService,
+    links: SingleUseLinks,
+    link_id: str | None = None,
 ) -> None:
     """Send one mail. If the mail contains a link, generate the link's token now, and store only the token's hash.
 
@@ -69,7 +75,7 @@ def resend_verification(email: str, accounts: AccountsService, mail: MailService
     """Mail the verification link again if an active account has this address and the address is not verified."""
     row = accounts.row_of(email)
     if row is not None and row.is_active and not row.email_verified:
-        send_proof(row, mail)
+        send_verification(row, mail)
 
 
 async def purge_sessions(work: Work, sessions: Sessions) -> None:
@@ -82,7 +88,7 @@ async def purge_sessions(work: Work, sessions: Sessions) -> None:
     await _repeat_in_batches(work, _delete_sessions)
     await _repeat_in_batches(work, authentication.delete_expired_tickets)
     await _repeat_in_batches(work, links.delete_expired_links)
-    await _repeat_in_batches(work, second_factor.prune)
+    await _repeat_in_batches(work, second_factor.delete_expired_challenges)
     await _repeat_in_batches(work, lockout.delete_old_lockouts)
     await work(_delete_keys)
 

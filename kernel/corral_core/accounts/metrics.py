@@ -44,7 +44,9 @@ METRICS = (
         labels={"result": RESULTS},
         collect=_count_sign_ins,
     ),
-    Metric(name="corral_auth_lockouts_total", help="Number of account lockouts.", kind="counter", collect=_count_lockouts),
+    Metric(
+        name="corral_auth_lockouts_total", help="Number of account lockouts.", kind="counter", collect=_count_lockouts
+    ),
     Metric(
         name="corral_auth_refresh_total",
         help="Number of token refreshes by result.",

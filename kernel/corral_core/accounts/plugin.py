@@ -30,10 +30,10 @@ from corral_core.accounts.service.invitations import InvitationsService
 from corral_core.accounts.service.links import SingleUseLinks
 from corral_core.accounts.service.lockout import Lockout
 from corral_core.accounts.service.mail import MailService
-from corral_core.accounts.service.own_account import Profile, Reauthentication
+from corral_core.accounts.service.own_account import ProfileChanges, Reauthentication
 from corral_core.accounts.service.passwords import PasswordHistory, PasswordPolicy, Passwords
-from corral_core.accounts.service.recovery import AccountRecoveryService, PasswordLinksService, Recovery
-from corral_core.accounts.service.registration import Registrations
+from corral_core.accounts.service.recovery import AccountRecoveryService, PasswordLinksService, PasswordRecovery
+from corral_core.accounts.service.registration import AccountRegistration
 from corral_core.accounts.service.second_factor import SecondFactor
 from corral_core.accounts.service.sessions import AllSessionsService, Sessions
 from corral_core.accounts.service.sign_in import SignIn
@@ -75,10 +75,10 @@ class AccountsPlugin(Plugin):
             Provide(Mail, _provide_mail),
             Provide(InvitationsService, InvitationsService),
             Provide(Invitations, _provide_invitations),
-            Provide(Registrations, Registrations),
-            Provide(Recovery, Recovery),
+            Provide(AccountRegistration, AccountRegistration),
+            Provide(PasswordRecovery, PasswordRecovery),
             Provide(PasswordLinks, PasswordLinksService),
-            Provide(Profile, Profile),
+            Provide(ProfileChanges, ProfileChanges),
         ]
 
     @hookimpl
@@ -127,7 +127,7 @@ class AccountsPlugin(Plugin):
         runtime.supervise("signing_keys", signing_keys.register_new_keys)
         admin = runtime.service(Installation).bootstrap_admin
         if admin is not None:
-            await runtime.service(Registrations).create_bootstrap_admin(*admin)
+            await runtime.service(AccountRegistration).create_bootstrap_admin(*admin)
 
 
 def _provide_accounts(accounts: AccountsService) -> Accounts:

@@ -14,7 +14,7 @@ HOUR, DAY = 3600, 86_400
 Covered = Literal["admin", "member", "viewer", "auditor"]
 
 
-def _needs_mail(value: bool, settings: Settings) -> str | None:
+def _requires_mail_server(value: bool, settings: Settings) -> str | None:
     return "requires a mail server; set mail.host first" if value and settings.get(MAIL_HOST) is None else None
 
 
@@ -23,7 +23,7 @@ def _is_address(value: str | None, settings: Settings) -> str | None:
     return None if is_one else "must be an address, such as corral@example.org"
 
 
-def _within_life(value: int, settings: Settings) -> str | None:
+def _within_absolute_lifetime(value: int, settings: Settings) -> str | None:
     if value <= settings.get(REFRESH_ABSOLUTE):
         return None
     return "must not exceed security.refresh_absolute_seconds; change both together"
@@ -37,7 +37,7 @@ EMAIL_VERIFICATION = Setting(
     kind=bool,
     default=False,
     title="Require a verified email address to sign in",
-    check=_needs_mail,
+    check=_requires_mail_server,
 )
 REQUIRE_MFA = Setting(name="security.require_mfa", kind=bool, default=False, title="Require a second factor")
 REQUIRE_MFA_ROLES = Setting[list[str]](
@@ -62,7 +62,7 @@ REFRESH_IDLE = Setting(
     title="Idle time that ends a session",
     minimum=HOUR,
     maximum=30 * DAY,
-    check=_within_life,
+    check=_within_absolute_lifetime,
 )
 REFRESH_ABSOLUTE = Setting(
     name="security.refresh_absolute_seconds",

@@ -30,15 +30,15 @@ async def prune_events(work: Work, settings: Settings, contributions: Contributi
     """
     days, rows = settings.get(RETENTION_DAYS), settings.get(MAX_ROWS)
     followed = {each.name: types.expand(each.events) for _, each in contributions.of("corral_subscribers")}
-    needed = await work(lambda: _needed(followed))
-    await _repeat(work, lambda: _delete_events(clock.now(-days * DAY), needed, rows))
+    needed = await work(lambda: _first_unread_seq(followed))
+    await _repeat_in_batches(work, lambda: _delete_events(clock.now(-days * DAY), needed, rows))
 
 
 async def prune_jobs(work: Work, settings: Settings) -> None:
     """Delete old ended jobs, and expired responses that were stored for idempotent requests."""
     before = clock.now(-settings.get(JOBS_RETENTION_DAYS) * DAY)
-    await _repeat(work, lambda: _delete_jobs(before))
-    await _repeat(work, idempotency.prune)
+    await _repeat_in_batches(work, lambda: _delete_jobs(before))
+    await _repeat_in_batches(work, idempotency.prune)
 
 
 SCHEDULES = (
@@ -54,12 +54,12 @@ def consumer_lag() -> dict[tuple[str, ...], float]:
     return {(name,): float(max(0, last - cursor)) for name, cursor in rows}
 
 
-async def _repeat(work: Work, sweep: Callable[[], int]) -> None:
+async def _repeat_in_batches(work: Work, sweep: Callable[[], int]) -> None:
     while await work(sweep) >= AT_ONCE:
         continue
 
 
-def _needed(followed: Mapping[str, Sequence[str]]) -> int:
+def _first_unread_seq(followed: Mapping[str, Sequence[str]]) -> int:
     """Return the `seq` of the first event that a consumer has not passed yet; events before it may be deleted.
 
     Raise an alert for each consumer that is more than `LAGGARD_DAYS` behind, and ignore its cursor. `followed`: the

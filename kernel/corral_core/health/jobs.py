@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from corral.database.engine import Work
 from corral.jobs.job import Schedule
-from corral_core.health.service.board import HealthBoard, compare
+from corral_core.health.service.board import HealthBoard, raise_alerts
 
 EVERY_SECONDS = 30.0
 
@@ -13,7 +13,7 @@ async def watch_health(work: Work, board: HealthBoard) -> None:
     """Run all health checks, and raise an alert for each check that has been down for 60 s or has recovered."""
     await board.look()
     views = board.views()
-    await work(lambda: compare(views))
+    await work(lambda: raise_alerts(views))
 
 
 SCHEDULES = (Schedule("health.watch", EVERY_SECONDS, watch_health),)

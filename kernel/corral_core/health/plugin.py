@@ -15,11 +15,11 @@ from corral_core.health.models import HealthRow
 from corral_core.health.routes import egress, health
 from corral_core.health.service.board import HealthBoard
 from corral_core.health.service.checks import KernelChecks
-from corral_core.health.service.egress import METRICS, RefusedConnections
+from corral_core.health.service.egress import METRICS, RefusalRecorder
 from corral_core.health.service.heap_trimming import HeapTrimming
 from corral_core.health.service.process_metrics import LoopLag, ProcessMetrics
 from corral_core.health.service.readiness import Readiness
-from corral_core.health.service.scrape import Scrape
+from corral_core.health.service.scrape import MetricsRenderer
 from corral_core.health.service.sibling_processes import SiblingProcesses
 from corral_core.health.service.single_machine_lock import SingleMachineLock
 
@@ -41,10 +41,10 @@ class HealthPlugin(Plugin):
             Provide(SiblingProcesses, SiblingProcesses),
             Provide(LoopLag, LoopLag),
             Provide(ProcessMetrics, ProcessMetrics),
-            Provide(Scrape, Scrape),
+            Provide(MetricsRenderer, MetricsRenderer),
             Provide(KernelChecks, KernelChecks),
             Provide(HealthBoard, HealthBoard),
-            Provide(RefusedConnections, RefusedConnections),
+            Provide(RefusalRecorder, RefusalRecorder),
         ]
 
     @hookimpl
@@ -69,11 +69,11 @@ class HealthPlugin(Plugin):
             lock = SingleMachineLock(runtime.service(Work))
             await lock.acquire()
             runtime.supervise("single_machine_lock", lock.keep)
-        runtime.supervise("egress_refusals", runtime.service(RefusedConnections).follow)
+        runtime.supervise("egress_refusals", runtime.service(RefusalRecorder).follow)
         runtime.supervise("loop_lag", runtime.service(LoopLag).follow)
         runtime.supervise("heap_trimming", HeapTrimming().follow)
         runtime.when_draining(runtime.service(Readiness).drain)
-        scrape = runtime.service(Scrape)
+        scrape = runtime.service(MetricsRenderer)
         self._siblings = runtime.service(SiblingProcesses)
         runtime.when_serving(lambda address: self._siblings.join(address, scrape.own))
 

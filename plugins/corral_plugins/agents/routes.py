@@ -15,6 +15,7 @@ from corral_plugins.agents.shapes import (
     AgentPatch,
     AgentQuery,
     AgentStats,
+    AgentStatsQuery,
     AgentTokenQuery,
     AgentTokenView,
     AgentVersionDetail,
@@ -30,7 +31,6 @@ from corral_plugins.agents.shapes import (
     PauseRequest,
     RollBack,
     StartAgent,
-    StatsQuery,
     StopAgent,
     VersionQuery,
 )
@@ -169,7 +169,7 @@ def roll_back_agent(id: str, body: RollBack, match: IfMatch, versions: AgentVers
 
 
 @routes.get("/{id}/stats", needs="agents.read", raises=("not_found",))
-def get_agent_stats(id: str, query: StatsQuery, versions: AgentVersions, caller: Principal) -> AgentStats:
+def get_agent_stats(id: str, query: AgentStatsQuery, versions: AgentVersions, caller: Principal) -> AgentStats:
     """Get statistics of the attempts of an agent. Unknown values are null."""
     return versions.stats(id, query.days, by=caller)
 

@@ -9,7 +9,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from corral.http.page import PageQuery
 from corral.schema.fields import Id, MomentIn, line
-from corral_plugins.llm.api import ModelInfo, Timeouts
+from corral_plugins.llm.api import ModelInfo, ProviderTimeouts
 
 RequestedModel = Annotated[str, line(265)]
 DATA_URL = r"^data:image/(png|jpeg|gif|webp);base64,"
@@ -42,7 +42,7 @@ class Function(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     parsed_arguments: Any = None
 
 
-class ToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class RequestedToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A tool call in an assistant message. Clients may send back the `index` of a stream, which is ignored."""
 
     id: Annotated[str, Meta(min_length=1, max_length=200)]
@@ -51,7 +51,7 @@ class ToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     index: int | None = None
 
 
-class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class ChatMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One message of a conversation.
 
     The fields after `refusal` may be sent back from an earlier response. They are ignored.
@@ -60,7 +60,7 @@ class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_def
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart | ImagePart] | None = None
     name: Annotated[str, Meta(max_length=200)] | None = None
-    tool_calls: Annotated[list[ToolCall], Meta(max_length=200)] | None = None
+    tool_calls: Annotated[list[RequestedToolCall], Meta(max_length=200)] | None = None
     tool_call_id: Annotated[str, Meta(max_length=200)] | None = None
     refusal: str | None = None
     annotations: Any = None
@@ -99,7 +99,7 @@ class FunctionTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omi
     strict: bool | None = None
 
 
-class Tool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class FunctionToolSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A tool that the model may call. Only functions are supported."""
 
     function: FunctionTool
@@ -110,7 +110,7 @@ class ChatRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit
     """A chat completion request. `model` is `provider/model`, a bare name, `default`, or `agent`."""
 
     model: RequestedModel
-    messages: Annotated[list[Message], Meta(min_length=1, max_length=10_000)]
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=10_000)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
@@ -120,7 +120,7 @@ class ChatRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit
     stop: str | Annotated[list[str], Meta(max_length=16)] | None = None
     seed: int | None = None
     n: Annotated[int, Meta(ge=1, le=1)] | None = None
-    tools: Annotated[list[Tool], Meta(max_length=500)] | None = None
+    tools: Annotated[list[FunctionToolSpec], Meta(max_length=500)] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
@@ -141,7 +141,7 @@ class ChatRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit
     safety_identifier: Annotated[str, Meta(max_length=500)] | None = None
 
 
-class Usage(msgspec.Struct, kw_only=True, omit_defaults=True):
+class TokenUsage(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Token counts of a call. `prompt_tokens` includes cache tokens, which `prompt_tokens_details` lists."""
 
     prompt_tokens: int
@@ -159,7 +159,7 @@ class Completion(msgspec.Struct, kw_only=True):
     created: int
     model: str
     choices: list[dict[str, Any]]
-    usage: Usage
+    usage: TokenUsage
 
 
 class EmbeddingRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -185,7 +185,7 @@ class EmbeddingList(msgspec.Struct, kw_only=True):
 
     data: list[Embedding]
     model: str
-    usage: Usage
+    usage: TokenUsage
     object: str = "list"
 
 
@@ -219,7 +219,7 @@ class ModelList(msgspec.Struct, kw_only=True):
     object: str = "list"
 
 
-class CallQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class LlmCallQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Filters of calls. If a filter is repeated, a call may match any of its values."""
 
     task_id: Id | UnsetType = UNSET
@@ -230,7 +230,7 @@ class CallQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaul
     since: MomentIn | UnsetType = UNSET
 
 
-class CallView(msgspec.Struct, kw_only=True):
+class LlmCallView(msgspec.Struct, kw_only=True):
     """A call to a model and its outcome. `cost_usd` is null if the call is unpriced or not settled."""
 
     id: str
@@ -257,7 +257,7 @@ class CallView(msgspec.Struct, kw_only=True):
     error: dict[str, Any] | None
 
 
-class CallDetail(CallView, kw_only=True):
+class CallDetail(LlmCallView, kw_only=True):
     """A call with its payload.
 
     `payload` is the redacted `{request, response}`, or null if `llm.store_payloads` did not cause them to be stored.
@@ -316,7 +316,7 @@ class ProviderFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         default_factory=_all_models
     )
     default_model: Annotated[str, Meta(max_length=200)] | None = None
-    timeouts: Timeouts = Timeouts()
+    timeouts: ProviderTimeouts = ProviderTimeouts()
     max_concurrency: Annotated[int, Meta(ge=1, le=1000)] | None = None
     requests_per_minute: Annotated[int, Meta(ge=1, le=100_000)] | None = None
     max_retries: Annotated[int, Meta(ge=0, le=5)] = 2
@@ -358,7 +358,7 @@ class ProviderPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, om
     headers: Headers | UnsetType = UNSET
     models: Models | UnsetType = UNSET
     default_model: ModelName | UnsetType | None = UNSET
-    timeouts: Timeouts | UnsetType = UNSET
+    timeouts: ProviderTimeouts | UnsetType = UNSET
     max_concurrency: Annotated[int, Meta(ge=1, le=1000)] | UnsetType | None = UNSET
     requests_per_minute: Annotated[int, Meta(ge=1, le=100000)] | UnsetType | None = UNSET
     max_retries: Annotated[int, Meta(ge=0, le=5)] | UnsetType = UNSET

@@ -23,12 +23,12 @@ from corral_plugins.secrets import jobs, models, settings
 from corral_plugins.secrets.api import EVENTS, Secrets
 from corral_plugins.secrets.routes import routes
 from corral_plugins.secrets.service.access import CONSUMERS, OUTCOMES, SecretsService, UsageTracker, write_last_used
-from corral_plugins.secrets.service.alerts import Alerts
-from corral_plugins.secrets.service.environment import Environment
+from corral_plugins.secrets.service.alerts import VaultAlerts
+from corral_plugins.secrets.service.environment import PinnedSecrets
 from corral_plugins.secrets.service.keys import MasterKeys
-from corral_plugins.secrets.service.listing import STATUSES, Listing, secrets_by_status
+from corral_plugins.secrets.service.listing import STATUSES, SecretListing, secrets_by_status
 from corral_plugins.secrets.service.redactor_values import RedactorValues
-from corral_plugins.secrets.service.values import Values
+from corral_plugins.secrets.service.values import SecretValues
 from corral_plugins.secrets.service.vault import Vault
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class SecretsPlugin(Plugin):
 
     async def start(self, runtime: Runtime) -> None:
         """Load every value into the redactor before the first request is served."""
-        work, alerts, values = runtime.service(Work), runtime.service(Alerts), runtime.service(RedactorValues)
+        work, alerts, values = runtime.service(Work), runtime.service(VaultAlerts), runtime.service(RedactorValues)
         redactor, self._sealer, self._redactor_values = runtime.service(Redactor), runtime.service(Sealer), values
         keys, loop = runtime.service(MasterKeys), asyncio.get_running_loop()
 
@@ -101,12 +101,12 @@ class SecretsPlugin(Plugin):
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
-        parts = (Environment, Alerts, Values, Vault, Listing, RedactorValues, MasterKeys)
+        parts = (PinnedSecrets, VaultAlerts, SecretValues, Vault, SecretListing, RedactorValues, MasterKeys)
         return [
             Provide(UsageTracker, lambda: self._usage),
             *(Provide(part, part) for part in parts),
             Provide(SecretsService, SecretsService),
-            Provide(Secrets, _secrets),
+            Provide(Secrets, _provide_secrets),
         ]
 
     @hookimpl
@@ -135,9 +135,9 @@ class SecretsPlugin(Plugin):
 
     @hookimpl
     def corral_health_checks(self) -> Iterable[HealthCheck]:
-        return [HealthCheck("vault", self._health)]
+        return [HealthCheck("vault", self._check_vault)]
 
-    def _health(self) -> tuple[str, str]:
+    def _check_vault(self) -> tuple[str, str]:
         if self._sealer is None or self._redactor_values is None:
             return "down", "The vault has not started yet."
         if self._sealer.sealed:
@@ -167,35 +167,35 @@ class SecretsPlugin(Plugin):
                 help="Number of uses of secrets by kind of consumer and outcome.",
                 kind="counter",
                 labels={"consumer": CONSUMERS, "outcome": OUTCOMES},
-                collect=self._counted,
+                collect=self._count_uses,
             ),
             Metric(
-                name="corral_vault_sealed", help="1 if no usable master key is loaded, otherwise 0.", collect=_sealed
+                name="corral_vault_sealed", help="1 if no usable master key is loaded, otherwise 0.", collect=_is_sealed
             ),
             Metric(
                 name="corral_vault_rewrap_remaining",
                 help="Number of rows that are not encrypted under the active master key.",
-                collect=_remaining,
+                collect=_remaining_rows,
             ),
         ]
 
-    def _counted(self) -> Mapping[tuple[str, ...], float]:
+    def _count_uses(self) -> Mapping[tuple[str, ...], float]:
         return {labels: float(count) for labels, count in self._usage.counts.items()}
 
     @hookimpl
     def corral_commands(self) -> Iterable[click.Command]:
-        from corral_plugins.secrets.command import command
+        from corral_plugins.secrets.command import secrets_command
 
-        return [command]
+        return [secrets_command]
 
 
-def _secrets(service: SecretsService) -> Secrets:
+def _provide_secrets(service: SecretsService) -> Secrets:
     return service
 
 
-def _sealed(sealer: Sealer) -> dict[tuple[str, ...], float]:
+def _is_sealed(sealer: Sealer) -> dict[tuple[str, ...], float]:
     return {(): float(sealer.sealed)}
 
 
-def _remaining(keys: MasterKeys) -> dict[tuple[str, ...], float]:
+def _remaining_rows(keys: MasterKeys) -> dict[tuple[str, ...], float]:
     return {(): keys.remaining()}

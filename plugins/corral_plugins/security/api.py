@@ -10,7 +10,7 @@ from corral.errors import declare_codes
 declare_codes({"would_lock_out": (409, "You would lock yourself out")})
 
 
-class KeyCounts(Protocol):
+class ApiKeyCounts(Protocol):
     """Counts API keys. Runs in the caller's unit of work."""
 
     def active(self, user_ids: Iterable[str]) -> dict[str, int]:

@@ -20,18 +20,18 @@ RETENTION_DAYS = 30
 BATCH_SIZE = 500
 
 
-async def expire(work: Work, rules: IpRules) -> None:
+async def expire_rules_and_keys(work: Work, rules: IpRules) -> None:
     """Delete expired IP rules, notify owners of expiring keys, and delete keys that ended over 30 days ago."""
     entry = Entry(label="job security.expire", actor=SYSTEM)
     await work(rules.sweep, entry=entry)
     for days in NOTICE_DAYS:
-        while await work(lambda days=days: remind(days), entry=entry) >= BATCH_SIZE:  # type: ignore[misc]  # bound per round
+        while await work(lambda days=days: remind_of_expiring_keys(days), entry=entry) >= BATCH_SIZE:  # type: ignore[misc]  # bound per round
             continue
-    while await work(_prune, entry=entry) >= BATCH_SIZE:
+    while await work(_delete_ended_keys, entry=entry) >= BATCH_SIZE:
         continue
 
 
-def remind(days: int) -> int:
+def remind_of_expiring_keys(days: int) -> int:
     """Notify the owners of keys that expire within `days`, once for each key. Return the number of notifications."""
     now = clock.now()
     soon = (
@@ -46,7 +46,7 @@ def remind(days: int) -> int:
     return len(rows)
 
 
-def _prune() -> int:
+def _delete_ended_keys() -> int:
     before = clock.now(-RETENTION_DAYS * DAY)
     over = (ApiKeyRow.expires_at < before) | (ApiKeyRow.revoked_at < before)
     return int(
@@ -64,5 +64,5 @@ def delete_keys_of_purged_user(event: Record, keys: ApiKeys) -> None:
     keys.delete_of(event.object_id)
 
 
-SCHEDULES = (Schedule("security.expire", DAY, expire),)
+SCHEDULES = (Schedule("security.expire", DAY, expire_rules_and_keys),)
 SUBSCRIBERS = (Subscriber("security.purged_users", ("user.purged",), delete_keys_of_purged_user),)

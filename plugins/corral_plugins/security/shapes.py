@@ -11,7 +11,7 @@ from corral.http.page import PageQuery
 from corral.schema.fields import Instant, MomentIn, Name, line
 from corral_core.accounts.api import OwnerView, Role
 
-Mode = Literal["off", "allowlist", "blocklist"]
+IpRulesMode = Literal["off", "allowlist", "blocklist"]
 Action = Literal["allow", "block"]
 KeyStatus = Literal["active", "expired", "revoked"]
 Cidr = Annotated[str, Meta(min_length=2, max_length=49)]
@@ -54,7 +54,7 @@ class NewKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     allowed_cidrs: Annotated[list[Cidr], Meta(max_length=MAX_CIDRS)] = msgspec.field(default_factory=list)
 
 
-class Rotation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class KeyRotation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Options of a rotation. The old token stays valid for `overlap_seconds`."""
 
     overlap_seconds: Annotated[int, Meta(ge=0, le=86_400)] = 0
@@ -106,7 +106,7 @@ class NewRule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class RulesView(msgspec.Struct, kw_only=True):
     """The IP rules and their mode. `your_ip` is the client address of this request."""
 
-    mode: Mode
+    mode: IpRulesMode
     rules: list[RuleView]
     version: int
     your_ip: str
@@ -118,18 +118,18 @@ class NewRules(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     `force` applies the list even if it rejects the client address of this request.
     """
 
-    mode: Mode
+    mode: IpRulesMode
     rules: Annotated[list[NewRule], Meta(max_length=MAX_RULES)]
     force: bool = False
 
 
-class Address(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class AddressToCheck(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """An address to check against the IP rules."""
 
     ip: Annotated[str, Meta(min_length=2, max_length=45)]
 
 
-class Judgement(msgspec.Struct, kw_only=True):
+class AddressVerdict(msgspec.Struct, kw_only=True):
     """Whether an address is allowed, and the rule that decides.
 
     `rule` is null if no rule matches, so that the mode decides.
@@ -139,13 +139,13 @@ class Judgement(msgspec.Struct, kw_only=True):
     rule: RuleView | None
 
 
-class Revocation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class SessionRevocation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Options for ending all sessions of a user."""
 
     include_api_keys: bool = False
 
 
-class Revoked(msgspec.Struct, kw_only=True):
+class RevocationResult(msgspec.Struct, kw_only=True):
     """The number of ended sessions and revoked API keys."""
 
     sessions: int
@@ -199,7 +199,7 @@ class PolicyView(msgspec.Struct, kw_only=True):
     api_key_default_days: int
     api_key_max_days: int
     api_keys_per_user: int
-    ip_mode: Mode
+    ip_mode: IpRulesMode
     warnings: list[Notice]
     version: int
 

@@ -40,7 +40,7 @@ class SettingsPlugin(Plugin):
     def corral_services(self) -> Iterable[Provide]:
         return [
             Provide(SettingsService, SettingsService),
-            Provide(SettingsStore, _same),
+            Provide(SettingsStore, _provide_same),
             Provide(SettingViews, SettingViews),
             Provide(LiveSettings, LiveSettings),
         ]
@@ -63,12 +63,12 @@ class SettingsPlugin(Plugin):
             Metric(
                 name="corral_settings_version",
                 help="Version of the stored settings, which grows with every change.",
-                collect=_version,
+                collect=_settings_version,
             ),
             Metric(
                 name="corral_settings_invalid",
                 help="Number of stored values that are ignored because they are invalid.",
-                collect=_invalid,
+                collect=_invalid_values,
             ),
         ]
 
@@ -83,13 +83,13 @@ class SettingsPlugin(Plugin):
             await self._live.leave()
 
 
-def _same(service: SettingsService) -> SettingsStore:
+def _provide_same(service: SettingsService) -> SettingsStore:
     return service
 
 
-def _version(registry: SettingsRegistry) -> Mapping[tuple[str, ...], float]:
+def _settings_version(registry: SettingsRegistry) -> Mapping[tuple[str, ...], float]:
     return {(): float(max(0, registry.version))}
 
 
-def _invalid(registry: SettingsRegistry) -> Mapping[tuple[str, ...], float]:
+def _invalid_values(registry: SettingsRegistry) -> Mapping[tuple[str, ...], float]:
     return {(): float(sum(item.problem is not None for item in registry.all()))}

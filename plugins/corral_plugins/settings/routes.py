@@ -12,7 +12,7 @@ from corral.http.answers import IfMatch, Request
 from corral.http.page import Page
 from corral.http.routes import Rate, Routes
 from corral.settings.store import SettingsChange
-from corral_core.accounts.api import Address, MailTestResult, Mail
+from corral_core.accounts.api import Address, Mail, MailTestResult
 from corral_plugins.settings.service.store import SettingsService
 from corral_plugins.settings.service.views import (
     ChangeView,
@@ -38,19 +38,19 @@ class SettingsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     details: bool = False
 
 
-class NewValue(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class NewSettingValue(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The new value of a setting, as JSON of the setting's type."""
 
     value: Any
 
 
-class Recipient(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class TestMailRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The recipient of the test mail."""
 
     to: Address
 
 
-class NewValues(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class NewSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """New values by setting name (`category.key`)."""
 
     settings: Annotated[dict[str, Any], msgspec.Meta(max_length=100)]
@@ -77,7 +77,7 @@ def list_history(query: HistoryQuery, caller: Principal, views: SettingViews) ->
 
 @routes.put("/bulk", needs="settings.write", raises=(*REFUSALS, "unknown_setting"))
 async def change_settings(
-    body: NewValues, caller: Principal, request: Request, service: SettingsService, work: Work
+    body: NewSettings, caller: Principal, request: Request, service: SettingsService, work: Work
 ) -> SettingsChange:
     """Change several settings in one transaction."""
     place = "/settings/{}".format
@@ -86,7 +86,7 @@ async def change_settings(
 
 
 @routes.post("/test-mail", needs="settings.write", rate=TEST_RATE, raises=("invalid_state",))
-async def send_test_mail(body: Recipient, mail: Mail) -> MailTestResult:
+async def send_test_mail(body: TestMailRequest, mail: Mail) -> MailTestResult:
     """Send a test mail with the current settings. Returns `invalid_state` while `mail.host` is not set."""
     return await mail.send_test_mail(body.to)
 
@@ -95,7 +95,7 @@ async def send_test_mail(body: Recipient, mail: Mail) -> MailTestResult:
 async def change_setting(
     category: str,
     key: str,
-    body: NewValue,
+    body: NewSettingValue,
     match: IfMatch,
     caller: Principal,
     request: Request,
@@ -108,10 +108,10 @@ async def change_setting(
 
     def change() -> SettingView:
         service.refuse_locked(name)
-        service.change({name: body.value}, by=caller, if_match=match, pointer=_value)
+        service.change({name: body.value}, by=caller, if_match=match, pointer=_value_pointer)
         return views.one(name)
 
-    await service.admit({name: body.value}, pointer=_value)
+    await service.admit({name: body.value}, pointer=_value_pointer)
     return await work(change, entry=request.entry(caller))
 
 
@@ -125,6 +125,6 @@ def reset_setting(
     return views.one(name)
 
 
-def _value(name: str) -> str:
+def _value_pointer(name: str) -> str:
     """Return the JSON pointer to the value of a setting in the body."""
     return "/value"

@@ -18,12 +18,12 @@ declare_codes(
     }
 )
 
-Risk = Literal["read", "write", "external", "dangerous"]
-Policy = Literal["allow", "ask", "deny"]
-Runs = Literal["server", "worker"]
+ToolRisk = Literal["read", "write", "external", "dangerous"]
+ToolPolicy = Literal["allow", "ask", "deny"]
+RunLocation = Literal["server", "worker"]
 
-RISKS: tuple[Risk, ...] = ("read", "write", "external", "dangerous")
-POLICIES: tuple[Policy, ...] = ("allow", "ask", "deny")
+RISKS: tuple[ToolRisk, ...] = ("read", "write", "external", "dangerous")
+POLICIES: tuple[ToolPolicy, ...] = ("allow", "ask", "deny")
 """Tool policies, ordered from the least to the most strict."""
 
 Json = dict[str, Any]
@@ -45,7 +45,7 @@ class ToolContext(msgspec.Struct, frozen=True, kw_only=True):
     work: Work
 
 
-class Target(msgspec.Struct, frozen=True, kw_only=True):
+class CallTarget(msgspec.Struct, frozen=True, kw_only=True):
     """The object on which a tool call acts. `ask`: whether the target requires that a person approves the call."""
 
     kind: str
@@ -53,7 +53,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     ask: bool = False
 
 
-class Output(msgspec.Struct, frozen=True, kw_only=True):
+class ToolOutput(msgspec.Struct, frozen=True, kw_only=True):
     """The result of a tool, with the names of the untrusted sources in the result.
 
     Used by tools whose output is only sometimes untrusted.
@@ -63,7 +63,7 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
     untrusted: tuple[str, ...] = ()
 
 
-class Later(msgspec.Struct, frozen=True):
+class ResultLater(msgspec.Struct, frozen=True):
     """The return value of a tool whose actual result is delivered later with `Tools.answered`."""
 
 
@@ -94,17 +94,17 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     title: str
     description: str
-    risk: Risk
+    risk: ToolRisk
     schema: Json
     run: Callable[[ToolContext, Json], Any] | None = None
-    runs: Runs = "server"
+    runs: RunLocation = "server"
     output_schema: Json | None = None
     permission: str | None = None  # required in addition to the permission for the risk
     untrusted_output: bool = False
     idempotent: bool = False
     timeout_seconds: int | None = None  # None: `tools.timeout_seconds`
     config_schema: Json | None = None  # None: the tool has no configuration
-    target: Callable[[Json], Target | None] | None = None
+    target: Callable[[Json], CallTarget | None] | None = None
     sees: Callable[[ToolContext, Json], bool] | None = None
     admits: Callable[[Mapping[str, Any], Json], bool] | None = None
     trusts: Callable[[Mapping[str, Any], Json], bool] | None = None
@@ -117,9 +117,9 @@ class ClaimTool(msgspec.Struct, frozen=True, kw_only=True):
     title: str
     description: str
     schema: Json
-    risk: Risk
-    runs: Runs
-    policy: Policy
+    risk: ToolRisk
+    runs: RunLocation
+    policy: ToolPolicy
 
 
 class Tools(Protocol):
@@ -168,4 +168,9 @@ def missing_tools(offered: Sequence[str], wanted: Iterable[str]) -> list[str]:
     return [tool for tool in wanted if not has_tools(offered, [tool])]
 
 
-RISK_POLICY: Mapping[Risk, Policy] = {"read": "allow", "write": "allow", "external": "allow", "dangerous": "ask"}
+RISK_POLICY: Mapping[ToolRisk, ToolPolicy] = {
+    "read": "allow",
+    "write": "allow",
+    "external": "allow",
+    "dangerous": "ask",
+}

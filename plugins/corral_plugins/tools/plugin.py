@@ -16,18 +16,27 @@ from corral.jobs.job import Job, Schedule
 from corral.plugin import HealthCheck, Metric, Plugin, Provide, Runtime, Setting, Settings, hookimpl
 from corral_plugins.tools import hookspecs, jobs, models, routes, settings
 from corral_plugins.tools.api import Tool, Tools
-from corral_plugins.tools.service.calls import CallHistory, Calls
+from corral_plugins.tools.service.calls import CallHistory, ToolCalls
 from corral_plugins.tools.service.decision import ContextBuilder
-from corral_plugins.tools.service.executions import Executions
+from corral_plugins.tools.service.executions import ToolExecutions
 from corral_plugins.tools.service.http_tools import HeaderSecrets, HttpTools
 from corral_plugins.tools.service.listing import ToolListing
 from corral_plugins.tools.service.metrics import DECISIONS, ToolMetrics
-from corral_plugins.tools.service.permits import Permits
-from corral_plugins.tools.service.registry import Registry
+from corral_plugins.tools.service.permits import ToolPermits
+from corral_plugins.tools.service.registry import ToolRegistry
 from corral_plugins.tools.service.tools import ToolsService
 from corral_plugins.tools.shapes import ToolCalled
 
-SERVICES = (Registry, ContextBuilder, Executions, HeaderSecrets, Permits, Calls, ToolListing, CallHistory)
+SERVICES = (
+    ToolRegistry,
+    ContextBuilder,
+    ToolExecutions,
+    HeaderSecrets,
+    ToolPermits,
+    ToolCalls,
+    ToolListing,
+    CallHistory,
+)
 
 
 class ToolsPlugin(Plugin):
@@ -51,15 +60,15 @@ class ToolsPlugin(Plugin):
     def __init__(self, section: Any = None) -> None:
         super().__init__(section)
         self._metrics, self._http_tools = ToolMetrics(), HttpTools()
-        self._executions: Executions | None = None
+        self._executions: ToolExecutions | None = None
         self._asks_when_tainted: Callable[[], bool] = lambda: True
 
     async def start(self, runtime: Runtime) -> None:
         declared: Settings = runtime.service(Settings)
         self._asks_when_tainted = lambda: declared.get(settings.TAINT_ENABLED)
         self._http_tools.bind(runtime.service(Egress), runtime.service(HeaderSecrets))
-        self._executions = runtime.service(Executions)
-        registry = runtime.service(Registry)
+        self._executions = runtime.service(ToolExecutions)
+        registry = runtime.service(ToolRegistry)
         registry.log_ignored()
         self._metrics.names[:] = sorted(registry.contributed())
 
@@ -114,9 +123,9 @@ class ToolsPlugin(Plugin):
 
     @hookimpl
     def corral_health_checks(self) -> Iterable[HealthCheck]:
-        return [HealthCheck("tools", self._health)]
+        return [HealthCheck("tools", self._taint_health)]
 
-    def _health(self) -> tuple[str, str]:
+    def _taint_health(self) -> tuple[str, str]:
         if self._asks_when_tainted():
             return "ok", "Runs that received untrusted content need approval for external tools."
         return (

@@ -7,18 +7,18 @@ from corral.auth.principal import Principal
 from corral.http.answers import IfMatch, Request, Wait
 from corral.http.page import Page, PageQuery
 from corral.http.routes import Routes
-from corral_plugins.tools.service.calls import CallHistory, Calls
+from corral_plugins.tools.service.calls import CallHistory, ToolCalls
 from corral_plugins.tools.service.listing import ToolListing
-from corral_plugins.tools.service.permits import Permits
+from corral_plugins.tools.service.permits import ToolPermits
 from corral_plugins.tools.shapes import (
     ENDED,
-    AgentQuery,
-    CallQuery,
-    CallReport,
-    CallView,
-    Check,
-    Checked,
-    NewCall,
+    CallCheck,
+    CallCheckResult,
+    NewToolCall,
+    ToolAgentQuery,
+    ToolCallQuery,
+    ToolCallReport,
+    ToolCallView,
     ToolPatch,
     ToolQuery,
     ToolView,
@@ -41,7 +41,7 @@ def list_tools(query: ToolQuery, listing: ToolListing, caller: Principal) -> Pag
 
 
 @registry.get("/{name}", needs=READ, raises=("unknown_reference",))
-def get_tool(name: str, query: AgentQuery, listing: ToolListing) -> ToolView:
+def get_tool(name: str, query: ToolAgentQuery, listing: ToolListing) -> ToolView:
     """Get a tool. With `agent_id`, the response contains the policy of the tool for that agent."""
     return listing.one(name, query.agent_id)
 
@@ -53,19 +53,19 @@ def change_tool(name: str, body: ToolPatch, listing: ToolListing, caller: Princi
 
 
 @registry.post("/{name}/check", needs=READ, raises=("unknown_reference", "kill_switch"))
-def check_tool(name: str, body: Check, calls: Calls, caller: Principal) -> Checked:
+def check_tool(name: str, body: CallCheck, calls: ToolCalls, caller: Principal) -> CallCheckResult:
     """Check whether a tool call would be allowed, without running the tool."""
     return calls.check(name, body, by=caller)
 
 
 @all_calls.get("/tool-calls", needs=READ, raises=("invalid_cursor",))
-def list_tool_calls(query: CallQuery, history: CallHistory, caller: Principal) -> Page[CallView]:
+def list_tool_calls(query: ToolCallQuery, history: CallHistory, caller: Principal) -> Page[ToolCallView]:
     """List tool calls, newest first."""
     return history.page(query, caller)
 
 
 @lease.get("/{id}/tool-calls", needs=READ, raises=("invalid_cursor",))
-def list_task_tool_calls(id: str, query: PageQuery, history: CallHistory, caller: Principal) -> Page[CallView]:
+def list_task_tool_calls(id: str, query: PageQuery, history: CallHistory, caller: Principal) -> Page[ToolCallView]:
     """List the tool calls of a task, oldest first."""
     return history.of_task(id, query, caller)
 
@@ -77,7 +77,9 @@ def list_task_tool_calls(id: str, query: PageQuery, history: CallHistory, caller
     lenient=True,
     raises=(*LEASE, "tools.denied", "kill_switch"),
 )
-async def call_tool(id: str, tool: str, body: NewCall, calls: Calls, caller: Principal, request: Request) -> CallView:
+async def call_tool(
+    id: str, tool: str, body: NewToolCall, calls: ToolCalls, caller: Principal, request: Request
+) -> ToolCallView:
     """Call a tool.
 
     A tool on the server runs before the response is sent. For a tool on a worker, the response contains a permit.
@@ -89,14 +91,14 @@ async def call_tool(id: str, tool: str, body: NewCall, calls: Calls, caller: Pri
         tool,
         body.call_id,
         body.arguments,
-        lease_id=_lease(body.lease_id, request, caller),
+        lease_id=_requested_lease(body.lease_id, request, caller),
         by=caller,
         entry=request.entry(caller),
     )
 
 
 @lease.get("/{id}/tools/calls/{call}", needs=(READ, ACT), seconds=60.0)
-def get_tool_call(id: str, call: str, query: WaitQuery, history: CallHistory, caller: Principal) -> CallView | Wait:
+def get_tool_call(id: str, call: str, query: WaitQuery, history: CallHistory, caller: Principal) -> ToolCallView | Wait:
     """Get a tool call of a task. With `wait`, the response is delayed until the call ends or the wait time passes."""
     found = history.one(id, call, caller)
     if query.wait and query.until > clock.time_s() and found.status not in ENDED:
@@ -112,15 +114,20 @@ def get_tool_call(id: str, call: str, query: WaitQuery, history: CallHistory, ca
     body_limit=4 * 1024 * 1024,
 )
 async def report_tool_result(
-    id: str, call: str, body: CallReport, permits: Permits, caller: Principal, request: Request
-) -> CallView:
+    id: str, call: str, body: ToolCallReport, permits: ToolPermits, caller: Principal, request: Request
+) -> ToolCallView:
     """Report the outcome of a tool that ran on the worker. At most 64 KiB of the result is stored."""
     return await permits.report(
-        id, call, body, lease_id=_lease(body.lease_id, request, caller), by=caller, entry=request.entry(caller)
+        id,
+        call,
+        body,
+        lease_id=_requested_lease(body.lease_id, request, caller),
+        by=caller,
+        entry=request.entry(caller),
     )
 
 
-def _lease(named: object, request: Request, caller: Principal) -> str | None:
+def _requested_lease(named: object, request: Request, caller: Principal) -> str | None:
     """Return the lease id of a request, from the body, the header `Corral-Lease` or the token, in this order."""
     found = named if isinstance(named, str) else request.header("corral-lease") or caller.lease_id
     return found.lower() if found is not None else None

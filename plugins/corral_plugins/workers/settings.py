@@ -11,7 +11,7 @@ HEARTBEAT_SECONDS = Setting(
 )
 
 
-def _outlasts_heartbeats(value: int, settings: Settings) -> str | None:
+def _at_least_three_heartbeats(value: int, settings: Settings) -> str | None:
     least = 3 * settings.get(HEARTBEAT_SECONDS)
     return None if value >= least else f"must be at least {least}, three times workers.heartbeat_seconds"
 
@@ -22,7 +22,7 @@ OFFLINE_AFTER_SECONDS = Setting(
     default=45,
     minimum=3,
     maximum=3600,
-    check=_outlasts_heartbeats,
+    check=_at_least_three_heartbeats,
     title="Seconds without a heartbeat after which a worker is offline (at least three heartbeats)",
 )
 AUTO_APPROVE = Setting(
@@ -67,7 +67,7 @@ ACK_SECONDS = Setting(
 )
 
 
-def heartbeat(settings: Settings) -> int:
+def heartbeat_seconds(settings: Settings) -> int:
     """Return the seconds between heartbeats.
 
     The value is at most a third of the duration of a lease, because heartbeats renew leases.
@@ -75,6 +75,6 @@ def heartbeat(settings: Settings) -> int:
     return max(1, min(settings.get(HEARTBEAT_SECONDS), settings.get(LEASE_SECONDS) // 3))
 
 
-def offline_after(settings: Settings) -> float:
+def offline_seconds(settings: Settings) -> float:
     """Return the seconds of silence after which a worker is considered offline."""
     return max(settings.get(OFFLINE_AFTER_SECONDS), 3 * settings.get(HEARTBEAT_SECONDS))

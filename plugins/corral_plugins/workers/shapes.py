@@ -115,14 +115,14 @@ class SignalsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dic
         return clock.time_s()
 
 
-class Signals(msgspec.Struct, kw_only=True):
+class SignalPage(msgspec.Struct, kw_only=True):
     """Signals about leases, and commands as in the response to a heartbeat."""
 
     signals: list[LeaseSignal]
     commands: list[str]
 
 
-class TasksQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class ClaimableTasksQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The query for claimable tasks. `limit`: the maximum number of tasks to list."""
 
     limit: Annotated[int, Meta(ge=1, le=200)] = 50
@@ -222,7 +222,7 @@ class WorkerPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     max_agents: Capacity | UnsetType = UNSET
 
 
-class DeleteQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class WorkerDeleteQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Options for deleting a worker. `force`: release the leases that the worker holds."""
 
     force: bool = False

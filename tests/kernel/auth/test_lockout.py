@@ -29,13 +29,13 @@ WRONG = "an entirely other phrase"
 def verified(monkeypatch: pytest.MonkeyPatch) -> Counter[bool]:
     """How many passwords were really verified: True with an account's hash, False with the dummy."""
     counts: Counter[bool] = Counter()
-    real = passwords_module._verify
+    real = passwords_module._verify_hash
 
     def spy(password: str, known: str | None) -> bool:
         counts[known is not None] += 1
         return real(password, known)
 
-    monkeypatch.setattr(passwords_module, "_verify", spy)
+    monkeypatch.setattr(passwords_module, "_verify_hash", spy)
     return counts
 
 

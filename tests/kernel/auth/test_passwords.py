@@ -15,7 +15,7 @@ from corral_core.accounts.service.passwords import DUMMY_HASH, MEMORY_KIB, PARAL
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The passwords that reach argon2."""
     seen: list[str] = []
-    real = module._hasher()
+    real = module._argon2_hasher()
 
     class Spy:
         def hash(self, password: str) -> str:
@@ -26,7 +26,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             seen.append(password)
             return real.verify(stored, password)
 
-    monkeypatch.setattr(module, "_hasher", Spy)
+    monkeypatch.setattr(module, "_argon2_hasher", Spy)
     return seen
 
 

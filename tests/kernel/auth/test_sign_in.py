@@ -113,13 +113,13 @@ async def test_wrong_address_wrong_password_and_deactivated_look_the_same(
 ) -> None:
     member = await kit.as_user(email="ann@example.org")
     verified: list[str | None] = []
-    real = passwords_module._verify
+    real = passwords_module._verify_hash
 
     def spy(password: str, known: str | None) -> bool:
         verified.append(known)
         return real(password, known)
 
-    monkeypatch.setattr(passwords_module, "_verify", spy)
+    monkeypatch.setattr(passwords_module, "_verify_hash", spy)
     answers = [await _login(kit, "nobody@example.org"), await _login(kit, "ann@example.org", OTHER)]
     await _change(kit, member.user["id"], is_active=False)
     answers.append(await _login(kit, "ann@example.org"))
@@ -131,8 +131,8 @@ async def test_wrong_address_wrong_password_and_deactivated_look_the_same(
 
 
 async def test_a_password_of_1000_bytes_is_refused_unhashed(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passwords_module, "_verify", lambda *_: pytest.fail("hashed"))
-    monkeypatch.setattr(passwords_module, "_hasher", lambda: pytest.fail("hashed"))
+    monkeypatch.setattr(passwords_module, "_verify_hash", lambda *_: pytest.fail("hashed"))
+    monkeypatch.setattr(passwords_module, "_argon2_hasher", lambda: pytest.fail("hashed"))
     for path, body in (
         ("/auth/login", {"email": "ann@example.org", "password": "p" * 1000}),
         ("/auth/register", _registration("ann@example.org", password="p" * 1000)),

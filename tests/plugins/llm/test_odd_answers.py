@@ -15,7 +15,7 @@ from tests.plugins.llm.test_openai_kind import chat, chunks_of
 from corral.errors import Unavailable
 from corral.plugin import Plugin, hookimpl
 from corral.testing.kit import Client
-from corral_plugins.llm.api import Connection, LLMProvider
+from corral_plugins.llm.api import LLMProvider, ProviderConnection
 from corral_plugins.llm.models import LlmSlot
 from corral_plugins.llm.service.gateway import Gateway
 from corral_plugins.llm.service.settlement import ProviderStates
@@ -148,10 +148,12 @@ async def test_unexpected_headers_and_texts(kit: Any, upstream: Any) -> None:
 class Broken(Parrot):
     """A kind of provider with a bug."""
 
-    async def complete(self, request: dict[str, Any], connection: Connection) -> dict[str, Any]:
+    async def complete(self, request: dict[str, Any], connection: ProviderConnection) -> dict[str, Any]:
         raise ZeroDivisionError
 
-    async def stream(self, request: dict[str, Any], connection: Connection) -> AsyncGenerator[dict[str, Any], None]:
+    async def stream(
+        self, request: dict[str, Any], connection: ProviderConnection
+    ) -> AsyncGenerator[dict[str, Any], None]:
         yield up.chunk("half, ")
         raise ZeroDivisionError
 

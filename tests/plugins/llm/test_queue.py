@@ -17,8 +17,8 @@ from corral.testing.kit import Answer, Client
 from corral_plugins.llm.models import LlmCall, LlmSlot
 from corral_plugins.llm.service import slots as queue
 from corral_plugins.llm.service.gateway import Gateway
-from corral_plugins.llm.service.registry import Registry
-from corral_plugins.llm.service.slots import Slot, Slots
+from corral_plugins.llm.service.registry import ProviderRegistry
+from corral_plugins.llm.service.slots import ConcurrencySlot, ConcurrencySlots
 
 
 @pytest.fixture
@@ -104,15 +104,15 @@ class Process:
 
     def __init__(self, kit: Any) -> None:
         self.work = kit.kernel.database.work
-        self.slots = Slots(self.work)
-        self.provider = kit.kernel.container.get(Registry).get("up")
+        self.slots = ConcurrencySlots(self.work)
+        self.provider = kit.kernel.container.get(ProviderRegistry).get("up")
         self.keeping = asyncio.ensure_future(self.slots.run())
 
-    async def enter(self) -> Slot:
-        slot: Slot = await self.work(lambda: self.slots.enter(new_id(), self.provider))
+    async def enter(self) -> ConcurrencySlot:
+        slot: ConcurrencySlot = await self.work(lambda: self.slots.enter(new_id(), self.provider))
         return slot
 
-    async def leave(self, slot: Slot) -> None:
+    async def leave(self, slot: ConcurrencySlot) -> None:
         await self.work(lambda: self.slots.leave(slot))
 
     def die(self) -> None:
@@ -126,7 +126,7 @@ async def test_processes_share_slots_and_the_longest_waiting_is_next(kit: Any) -
     assert second.held
     order: list[str] = []
 
-    async def wait(process: Process, name: str) -> Slot:
+    async def wait(process: Process, name: str) -> ConcurrencySlot:
         slot = await process.enter()
         assert not slot.held
         await process.slots.wait(slot, 20)

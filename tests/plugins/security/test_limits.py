@@ -19,7 +19,7 @@ from corral.testing.kit import Answer, Kit
 from corral.testing.server import ServerProcess
 from corral_core.redis.api import SharedBuckets
 from corral_plugins.security.service.ip_rules import IpGate
-from corral_plugins.security.service.rate_limits import Buckets, Full, Limits, address_key
+from corral_plugins.security.service.rate_limits import BucketFull, RequestLimits, TokenBuckets, address_key
 
 pytestmark = pytest.mark.one_engine
 
@@ -47,13 +47,13 @@ async def many(number: int, call: Callable[[], Any]) -> list[Answer]:
     return list(await asyncio.gather(*[call() for _ in range(number)]))
 
 
-def passed(buckets: Buckets, key: str, tries: int) -> int:
+def passed(buckets: TokenBuckets, key: str, tries: int) -> int:
     """How many of so many tries get through."""
     count = 0
     for _ in range(tries):
         try:
             buckets.take(key)
-        except Full:
+        except BucketFull:
             continue
         count += 1
     return count
@@ -61,13 +61,13 @@ def passed(buckets: Buckets, key: str, tries: int) -> int:
 
 def test_a_bucket_lets_its_count_pass_and_then_what_time_gives_back() -> None:
     at = Clock()
-    buckets = Buckets(Rate("ten", 10, 60), now=at)
+    buckets = TokenBuckets(Rate("ten", 10, 60), now=at)
     assert buckets.take("a") == (10, 9, 6)
     assert passed(buckets, "a", 20) == 9
     assert passed(buckets, "b", 20) == 10
     at.now += 6
     assert passed(buckets, "a", 5) == 1
-    with pytest.raises(Full) as full:
+    with pytest.raises(BucketFull) as full:
         buckets.take("a")
     assert (full.value.limit, full.value.seconds) == (10, pytest.approx(6, abs=0.01))
     at.now += 6000
@@ -79,7 +79,7 @@ def test_buckets_pass_what_the_textbook_passes(seed: int) -> None:
     """Against the usual form of the algorithm: tokens that are counted and refilled."""
     dice, at = random.Random(seed), Clock()
     count, seconds = dice.choice([(10, 60), (5, 3600), (1200, 60), (20, 1)])
-    buckets = Buckets(Rate("x", count, seconds), now=at)
+    buckets = TokenBuckets(Rate("x", count, seconds), now=at)
     tokens, last = dict.fromkeys("abc", float(count)), dict.fromkeys("abc", at.now)
     for _ in range(3000):
         at.now += dice.expovariate(count / seconds * 4)
@@ -95,7 +95,7 @@ def test_buckets_pass_what_the_textbook_passes(seed: int) -> None:
 
 def test_memory_holds_two_windows_and_no_more() -> None:
     at = Clock()
-    buckets = Buckets(Rate("x", 10, 60), now=at)
+    buckets = TokenBuckets(Rate("x", 10, 60), now=at)
     for number in range(10_000):
         buckets.take(str(number))
     for _ in range(3):
@@ -105,7 +105,7 @@ def test_memory_holds_two_windows_and_no_more() -> None:
 
 
 def test_many_addresses_in_one_window_do_not_fill_the_memory() -> None:
-    buckets = Buckets(Rate("x", 5, 3600), now=Clock())
+    buckets = TokenBuckets(Rate("x", 5, 3600), now=Clock())
     for number in range(350_000):
         buckets.take(str(number))
     assert buckets.size <= 200_000
@@ -115,7 +115,7 @@ def test_many_addresses_in_one_window_do_not_fill_the_memory() -> None:
 def test_a_share_is_a_fraction_but_one_at_least() -> None:
     at = Clock()
     for count, share, expected in ((10, 2, 5), (5, 8, 1), (1200, 4, 300)):
-        buckets = Buckets(Rate("x", count, 60), now=at)
+        buckets = TokenBuckets(Rate("x", count, 60), now=at)
         buckets.adjust(count, share)
         assert passed(buckets, "a", 2000) == expected
 
@@ -273,7 +273,7 @@ def test_gates_and_limits_together_cost_less_than_ten_microseconds(long_form: bo
 
     settings: Settings = Defaults()
     shared: SharedBuckets = Nowhere()
-    limits, gate = Limits(), IpGate()
+    limits, gate = RequestLimits(), IpGate()
     limits.start(settings, shared, Any, on=True, processes=1)  # type: ignore[arg-type]  # uses: of keys only
     assert isinstance(limits, Meter)
     assert not isinstance(gate, Meter)

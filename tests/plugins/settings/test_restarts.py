@@ -57,7 +57,7 @@ async def test_a_process_that_was_killed_is_forgotten(shelf: Shelf) -> None:
 async def test_looks_of_one_process_that_meet_write_one_row(shelf: Shelf) -> None:
     live, work = shelf.kit.kernel.container.get(LiveSettings), shelf.kit.kernel.database.work
     for _ in range(10):
-        await asyncio.gather(*[work(lambda: live._write(["shelf.slots"])) for _ in range(4)])
+        await asyncio.gather(*[work(lambda: live._write_outdated(["shelf.slots"])) for _ in range(4)])
     assert await work(lambda: [row.names for row in OutdatedRow.select()], read=True) == [["shelf.slots"]]
 
 

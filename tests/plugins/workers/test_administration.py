@@ -15,7 +15,7 @@ from corral.plugin import Settings
 from corral_plugins.workers.api import Workers
 from corral_plugins.workers.models import Worker
 from corral_plugins.workers.service.fleet import Fleet
-from corral_plugins.workers.service.liveness import Sweeps
+from corral_plugins.workers.service.liveness import WorkerSweeps
 
 
 def admin(worker: Any, call: str = "") -> str:
@@ -188,7 +188,7 @@ async def test_the_overview(fleet: Any) -> None:
 
 
 async def test_an_alert_when_tasks_wait_for_a_worker_told_once(fleet: Any) -> None:
-    sweeps = fleet.kit.kernel.container.get(Sweeps)
+    sweeps = fleet.kit.kernel.container.get(WorkerSweeps)
 
     async def alerts() -> int:
         await sweeps.sweep()
@@ -209,7 +209,7 @@ async def test_long_silence_removes(fleet: Any) -> None:
     kept = await fleet.worker("kept")
     await fleet.work(fleet.tasks.add)
     await kept.post(f"/workers/{kept.user['id']}/claim")
-    sweeps = fleet.kit.kernel.container.get(Sweeps)
+    sweeps = fleet.kit.kernel.container.get(WorkerSweeps)
     clock.travel(60)
     await sweeps.sweep()
     await sweeps.prune()
@@ -292,8 +292,8 @@ async def test_a_long_wait_beside_a_worker_with_room_is_told(fleet: Any) -> None
 
 @pytest.mark.parametrize(("heartbeat", "offline", "wanted"), [(15, 45, 45), (100, 45, 300)])
 async def test_offline_is_three_heartbeats_at_least(make_fleet: Any, heartbeat: int, offline: int, wanted: int) -> None:
-    from corral_plugins.workers.settings import offline_after
+    from corral_plugins.workers.settings import offline_seconds
 
     config = {"settings.workers.heartbeat_seconds": heartbeat, "settings.workers.offline_after_seconds": offline}
     fleet = await make_fleet(config=config)
-    assert offline_after(fleet.kit.kernel.container.get(Settings)) == wanted
+    assert offline_seconds(fleet.kit.kernel.container.get(Settings)) == wanted

@@ -15,7 +15,7 @@ import pytest
 
 from corral.errors import Unavailable
 from corral_plugins.workers.service import embedded
-from corral_plugins.workers.service.embedded import EmbeddedLease, relay, remove_orphaned_folders
+from corral_plugins.workers.service.embedded import EmbeddedLease, relay_output, remove_orphaned_folders
 
 
 class Program:
@@ -205,7 +205,7 @@ async def test_its_log_is_the_servers(caplog: pytest.LogCaptureFixture) -> None:
     lines.feed_data(b"9" * 200 + b"\nERROR corral.worker: the end")
     lines.feed_eof()
     with caplog.at_level(logging.INFO):
-        await relay(lines)
+        await relay_output(lines)
     assert [(record.name, record.levelname, record.message) for record in caplog.records] == [
         ("corral.worker", "INFO", "registered"),
         ("httpx2", "WARNING", "no\ufffd answer"),

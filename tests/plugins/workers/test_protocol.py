@@ -11,7 +11,7 @@ import pytest
 from corral import clock
 from corral.kernel import Kernel
 from corral_plugins.workers.models import Worker
-from corral_plugins.workers.service.liveness import Liveness, Sweeps
+from corral_plugins.workers.service.liveness import WorkerLiveness, WorkerSweeps
 
 SILENCE = 60
 
@@ -20,14 +20,14 @@ def path(worker: Any, call: str = "") -> str:
     return f"/workers/{worker.user['id']}{call}"
 
 
-def liveness(fleet: Any) -> Liveness:
+def liveness(fleet: Any) -> WorkerLiveness:
     kernel: Kernel = fleet.kit.kernel
-    return kernel.container.get(Liveness)
+    return kernel.container.get(WorkerLiveness)
 
 
 async def go_offline(fleet: Any) -> None:
     clock.travel(SILENCE)
-    await fleet.kit.kernel.container.get(Sweeps).sweep()
+    await fleet.kit.kernel.container.get(WorkerSweeps).sweep()
 
 
 async def status(fleet: Any, worker: Any) -> str:
@@ -122,7 +122,7 @@ async def test_other_tools_and_labels_are_told(fleet: Any) -> None:
 async def test_silence_takes_offline_and_any_call_brings_back(fleet: Any) -> None:
     worker = await fleet.worker()
     await go_offline(fleet)
-    await fleet.kit.kernel.container.get(Sweeps).sweep()
+    await fleet.kit.kernel.container.get(WorkerSweeps).sweep()
     assert await status(fleet, worker) == "offline"
     assert (await worker.get(path(worker))).status == 200
     await liveness(fleet).flush()

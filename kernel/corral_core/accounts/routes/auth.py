@@ -17,11 +17,11 @@ from corral_core.accounts.api import REGISTRATION, Address, Password, Tickets, U
 from corral_core.accounts.routes.cookie import check_origin, cookie_headers, cookie_token
 from corral_core.accounts.service.accounts import AccountsService
 from corral_core.accounts.service.authentication import LIFE_SECONDS
-from corral_core.accounts.service.own_account import Profile, ProfilePatch
+from corral_core.accounts.service.own_account import ProfileChanges, ProfilePatch
 from corral_core.accounts.service.passwords import PasswordPolicy
 from corral_core.accounts.service.second_factor import CHALLENGE_SECONDS
-from corral_core.accounts.service.sessions import Device, Sessions, SessionView, Tokens
-from corral_core.accounts.service.sign_in import Pending, SignIn
+from corral_core.accounts.service.sessions import Device, Sessions, SessionTokens, SessionView
+from corral_core.accounts.service.sign_in import PendingSignIn, SignIn
 from corral_core.accounts.settings import EMAIL_VERIFICATION, REQUIRE_MFA
 
 routes = Routes("/auth", tag="Authentication", no_store=True)
@@ -174,7 +174,7 @@ def read_me(caller: Principal, accounts: AccountsService, sessions: Sessions) ->
     ),
 )
 async def update_me(
-    body: ProfilePatch, caller: Principal, request: Request, if_match: IfMatch, profile: Profile
+    body: ProfilePatch, caller: Principal, request: Request, if_match: IfMatch, profile: ProfileChanges
 ) -> UserView:
     """Change the user's own profile. A new address requires the password."""
     return await profile.update(require_user_id(caller), body, if_match, request.entry(caller))
@@ -241,7 +241,7 @@ def require_user_id(caller: Principal) -> str:
 
 
 def sign_in_response(
-    tokens: Tokens, user: UserView, request: Request, installation: Installation, *, cookie: bool
+    tokens: SessionTokens, user: UserView, request: Request, installation: Installation, *, cookie: bool
 ) -> Answer[SignInResponse]:
     """Return the response with tokens. `cookie`: return the refresh token in the cookie, not in the body."""
     view = SignInResponse(access_token=tokens.access, expires_in=tokens.expires_in, user=user)
@@ -252,9 +252,9 @@ def sign_in_response(
 
 
 def login_response(
-    found: tuple[Tokens, UserView] | Pending, request: Request, installation: Installation, *, cookie: bool
+    found: tuple[SessionTokens, UserView] | PendingSignIn, request: Request, installation: Installation, *, cookie: bool
 ) -> Answer[SignInResponse] | Answer[MfaRequired]:
     """Return the response to a sign-in: the tokens, or the `mfa_token` if a second factor is required."""
-    if isinstance(found, Pending):
+    if isinstance(found, PendingSignIn):
         return Answer(body=MfaRequired(mfa_token=found.mfa_token))
     return sign_in_response(*found, request, installation, cookie=cookie)

@@ -13,8 +13,8 @@ from corral.http.routes import Rate, Routes
 from corral.plugin import Installation
 from corral_core.accounts.api import Address, FullName, NewUser, Password, UserView
 from corral_core.accounts.routes.auth import SIGN_IN_RATE, MfaRequired, SignInResponse, device_of, login_response
-from corral_core.accounts.service.recovery import Recovery
-from corral_core.accounts.service.registration import Registrations
+from corral_core.accounts.service.recovery import PasswordRecovery
+from corral_core.accounts.service.registration import AccountRegistration
 
 routes = Routes("/auth", tag="Authentication", no_store=True)
 
@@ -71,7 +71,7 @@ class NewPassword(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     raises=("registration_closed", "duplicate", "weak_password", "overloaded", "link_expired"),
 )
 async def register_account(
-    body: NewRegistration, request: Request, registrations: Registrations
+    body: NewRegistration, request: Request, registrations: AccountRegistration
 ) -> Answer[UserView] | Answer[VerificationSent]:
     """Create an account. The first account becomes the admin.
 
@@ -85,7 +85,7 @@ async def register_account(
 
 
 @routes.post("/forgot-password", needs=PUBLIC, status=202, rate=BY_MAIL)
-async def forgot_password(body: AddressOnly, request: Request, recovery: Recovery) -> MailRequested:
+async def forgot_password(body: AddressOnly, request: Request, recovery: PasswordRecovery) -> MailRequested:
     """Request a mail with a link that resets the password. The response is the same for every address."""
     await recovery.forgot(body.email, request.entry())
     return MailRequested()
@@ -98,7 +98,7 @@ async def forgot_password(body: AddressOnly, request: Request, recovery: Recover
     raises=("link_expired", "weak_password", "invalid_state", "overloaded"),
 )
 async def reset_password(
-    body: NewPassword, request: Request, recovery: Recovery, installation: Installation
+    body: NewPassword, request: Request, recovery: PasswordRecovery, installation: Installation
 ) -> Answer[SignInResponse] | Answer[MfaRequired]:
     """Set a new password with the token of a link, and sign in.
 
@@ -109,13 +109,13 @@ async def reset_password(
 
 
 @routes.post("/verify-email", needs=PUBLIC, raises=("link_expired", "duplicate", "invalid_state"))
-def verify_email(body: TokenOnly, registrations: Registrations) -> UserView:
+def verify_email(body: TokenOnly, registrations: AccountRegistration) -> UserView:
     """Verify an address with the token of a link. If the user changed their address, the new one takes effect."""
     return registrations.verify(body.token)
 
 
 @routes.post("/verify-email/resend", needs=PUBLIC, status=202, rate=BY_MAIL)
-async def resend_verification(body: AddressOnly, request: Request, registrations: Registrations) -> MailRequested:
+async def resend_verification(body: AddressOnly, request: Request, registrations: AccountRegistration) -> MailRequested:
     """Request another verification mail. The response is the same for every address."""
     await registrations.resend(body.email, request.entry())
     return MailRequested()

@@ -17,7 +17,7 @@ from corral.schema.fields import Instant
 from corral_core.accounts.api import Password, UserView
 from corral_core.accounts.routes.auth import SIGN_IN_RATE, Code, SignInResponse, device_of, sign_in_response
 from corral_core.accounts.service.own_account import Reauthentication
-from corral_core.accounts.service.sign_in import Proof, SignIn
+from corral_core.accounts.service.sign_in import FactorProof, SignIn
 
 routes = Routes("/auth", tag="Authentication", no_store=True)
 
@@ -117,7 +117,9 @@ async def set_up_mfa(body: SetupRequest, caller: Principal, request: Request, pr
     limited=True,
     raises=("invalid_state", *WRONG_CODE),
 )
-async def activate_mfa(body: ActivationRequest, caller: Principal, request: Request, protection: Reauthentication) -> ActivationResponse:
+async def activate_mfa(
+    body: ActivationRequest, caller: Principal, request: Request, protection: Reauthentication
+) -> ActivationResponse:
     """Enable the second factor with its first code."""
     code = _only_value({"code": body.code, "token": body.token})
     codes = await protection.activate(caller, code, request.entry(caller))
@@ -131,7 +133,9 @@ async def activate_mfa(body: ActivationRequest, caller: Principal, request: Requ
     limited=True,
     raises=("forbidden", "invalid_state", *WRONG_CODE),
 )
-async def disable_mfa(body: DisableRequest, caller: Principal, request: Request, protection: Reauthentication) -> UserView:
+async def disable_mfa(
+    body: DisableRequest, caller: Principal, request: Request, protection: Reauthentication
+) -> UserView:
     """Disable the second factor, unless the policy requires it."""
     return await protection.disable(caller, body.password, _proof_of(body), request.entry(caller))
 
@@ -166,7 +170,9 @@ async def renew_recovery_codes(
     own_session=True,
     raises=("session_revoked", *WRONG_CODE),
 )
-async def step_up(body: ReauthenticationRequest, caller: Principal, request: Request, protection: Reauthentication) -> SteppedUp:
+async def step_up(
+    body: ReauthenticationRequest, caller: Principal, request: Request, protection: Reauthentication
+) -> SteppedUp:
     """Re-authenticate with the password or a code before a sensitive action."""
     _only_value({"password": body.password, "code": body.code})
     until = await protection.step_up(caller, _is_given(body.password), _is_given(body.code), request.entry(caller))
@@ -188,9 +194,9 @@ def _only_value(choices: dict[str, str | UnsetType]) -> str:
     return next(iter(given.values()))
 
 
-def _proof_of(body: DisableRequest | ChallengeAnswer) -> Proof:
+def _proof_of(body: DisableRequest | ChallengeAnswer) -> FactorProof:
     _only_value({"code": body.code, "recovery_code": body.recovery_code})
-    return Proof(_is_given(body.code), _is_given(body.recovery_code))
+    return FactorProof(_is_given(body.code), _is_given(body.recovery_code))
 
 
 def _qr_code(uri: str) -> str:

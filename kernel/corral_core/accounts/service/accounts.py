@@ -21,7 +21,7 @@ from corral.http.answers import ANY_VERSION, IfMatch
 from corral.http.page import Page, newest_first, paginate
 from corral.ids import new_id
 from corral.plugin import SECRET_CHANGE, Audit, AuditEntry
-from corral_core.accounts.api import AccountDetails, UserApiKeys, NewUser, UserPatch, UserQuery, UserView
+from corral_core.accounts.api import AccountDetails, NewUser, UserApiKeys, UserPatch, UserQuery, UserView
 from corral_core.accounts.events import (
     UserCreated,
     UserDeactivated,
@@ -241,7 +241,9 @@ class AccountsService:
         self._life.remember(user_id, row.password_hash)
         self._links.end_links(user_id, (*PASSWORD_LINKS, *EMAIL_LINKS))
         self.end_sessions(user_id, "password_changed")
-        self._record_audit("auth.password.reset" if is_own_change(user_id) else "admin.user.reset_password", user_id, {})
+        self._record_audit(
+            "auth.password.reset" if is_own_change(user_id) else "admin.user.reset_password", user_id, {}
+        )
         return self.get_row(user_id)
 
     def set_password_by_link(self, row: UserRow, password_hash: str, *, proves: str | None) -> None:

@@ -29,7 +29,14 @@ from corral.errors import Conflict, Unauthorized, Unavailable
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry, Installation, Settings
 from corral.redact.redactor import Redactor
-from corral_core.accounts.models import InstallationRow, SessionRow, SigningKeyRow, TicketRow, UserRow, set_installation_value_once
+from corral_core.accounts.models import (
+    InstallationRow,
+    SessionRow,
+    SigningKeyRow,
+    TicketRow,
+    UserRow,
+    set_installation_value_once,
+)
 from corral_core.accounts.service.second_factor import SecondFactor
 from corral_core.accounts.settings import ACCESS_TTL, REFRESH_ABSOLUTE, REFRESH_IDLE
 
@@ -117,7 +124,9 @@ class AccessTokens:
             raise Unavailable(
                 "The key that signs access tokens cannot be decrypted. Create a new key with: corral keys rotate-jwt"
             )
-        return str(_jwt_codec().encode(msgspec.to_builtins(claims), key, algorithm=ALGORITHM, headers={"kid": keys.active}))
+        return str(
+            _jwt_codec().encode(msgspec.to_builtins(claims), key, algorithm=ALGORITHM, headers={"kid": keys.active})
+        )
 
     def verify(self, token: str) -> TokenClaims:
         """Verify a token and return its claims. Raise `Unauthorized` if the token is invalid or expired."""
@@ -176,7 +185,11 @@ def _jwt_codec() -> Any:
     """
     import jwt
 
-    options: Any = {"require": list(TokenClaims.__struct_fields__), "strict_aud": True, "enforce_minimum_key_length": True}
+    options: Any = {
+        "require": list(TokenClaims.__struct_fields__),
+        "strict_aud": True,
+        "enforce_minimum_key_length": True,
+    }
     options.update(verify_exp=False, verify_nbf=False, verify_iat=False)
     return jwt.PyJWT(options=options)
 

@@ -60,7 +60,9 @@ class InvitationsService:
 
     def list(self, query: PageQuery, caller: Principal) -> Page[InvitationView]:
         rows = InvitationRow.select()
-        return paginate(rows, query, caller, scope="invitations", order=newest_first(InvitationRow), make=invitation_view)
+        return paginate(
+            rows, query, caller, scope="invitations", order=newest_first(InvitationRow), make=invitation_view
+        )
 
     def revoke(self, invitation_id: str) -> None:
         mine = (InvitationRow.id == invitation_id) & PENDING & (InvitationRow.expires_at > clock.now())

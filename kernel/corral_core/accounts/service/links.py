@@ -94,7 +94,9 @@ class SingleUseLinks:
         """
         link_id = self.create_link(kind, subject_id, email)
         if link_id is None:
-            oldest = LinkRow.select(LinkRow.id).where(_live_links(kind, subject_id)).order_by(LinkRow.created_at).limit(1)
+            oldest = (
+                LinkRow.select(LinkRow.id).where(_live_links(kind, subject_id)).order_by(LinkRow.created_at).limit(1)
+            )
             LinkRow.update(used_at=clock.now()).where(LinkRow.id.in_(oldest)).execute()
             return self.issue_url(kind, subject_id, email)
         token = self.generate_token(link_id)

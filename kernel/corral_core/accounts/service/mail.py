@@ -173,7 +173,9 @@ class MailService:
             await self.send_now("test", to, {})
         except (MailFailed, ValueError) as failure:
             error = str(failure)
-        return MailTestResult(delivered=error is None, duration_ms=round((time.perf_counter() - began) * 1000), error=error)
+        return MailTestResult(
+            delivered=error is None, duration_ms=round((time.perf_counter() - began) * 1000), error=error
+        )
 
     async def send_now(self, kind: str, to: str, facts: dict[str, Any]) -> None:
         """Send a mail now. Raise `MailFailed` on failure, or `ValueError` for an invalid address."""

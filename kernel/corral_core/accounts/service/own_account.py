@@ -23,9 +23,9 @@ from corral_core.accounts.service.addresses import check_address, normalize_addr
 from corral_core.accounts.service.links import CHANGE_EMAIL, SingleUseLinks
 from corral_core.accounts.service.lockout import Lockout
 from corral_core.accounts.service.mail import MailService
-from corral_core.accounts.service.second_factor import SecondFactor, Seed
+from corral_core.accounts.service.second_factor import NewSeed, SecondFactor
 from corral_core.accounts.service.sessions import Sessions
-from corral_core.accounts.service.sign_in import ASK_AGAIN, Proof, SignIn, told
+from corral_core.accounts.service.sign_in import ASK_AGAIN, FactorProof, SignIn, raise_problem
 from corral_core.accounts.settings import EMAIL_VERIFICATION, STEP_UP_SECONDS
 
 T = TypeVar("T")
@@ -47,23 +47,23 @@ class Reauthentication:
         self._work, self._accounts, self._sessions = work, accounts, sessions
         self._sign_in, self._lockout, self._second, self._settings = sign_in, lockout, second, settings
 
-    async def setup(self, caller: Principal, password: str | None, entry: Entry) -> Seed:
+    async def setup(self, caller: Principal, password: str | None, entry: Entry) -> NewSeed:
         """Begin the setup of a second factor. Return its seed.
 
         Raise `Forbidden` (`reauth_required`) without the password, a recent re-authentication or a recent sign-in.
         """
-        user = await self._user(caller)
+        user = await self._require_user(caller)
         if user.mfa_enabled:
             raise Conflict("A second factor is already set up; remove it first.", current_status="enabled")
         if password is not None:
             await self._sign_in.check(user.email, password, entry, user_id=user.id)
-        elif not caller.has_stepped_up and not await self._work(lambda: self._is_fresh(caller), read=True):
+        elif not caller.has_stepped_up and not await self._work(lambda: self._is_recent(caller), read=True):
             raise Forbidden("Send your password to set up a second factor.", code="reauth_required")
         return await self._work(lambda: self._second.setup(self._accounts.get_row(user.id)), entry=entry)
 
     async def activate(self, caller: Principal, code: str, entry: Entry) -> list[str]:
         """Enable the second factor with its first code. Return the recovery codes."""
-        user, session_id = await self._user(caller), caller.session_id or ""
+        user, session_id = await self._require_user(caller), caller.session_id or ""
 
         def unit(key: str) -> list[str] | Problem:
             row = self._accounts.get_row(user.id)
@@ -76,27 +76,29 @@ class Reauthentication:
 
         async with self._sign_in.attempt(user.email, entry, action=ASK_AGAIN) as key:
             settled = await self._work(lambda: unit(key), entry=entry)
-        return told(settled)
+        return raise_problem(settled)
 
-    async def disable(self, caller: Principal, password: str, proof: Proof, entry: Entry) -> UserView:
+    async def disable(self, caller: Principal, password: str, proof: FactorProof, entry: Entry) -> UserView:
         """Disable the second factor. Raise `Forbidden` if the policy requires it."""
 
         def switch_off(row: UserRow) -> UserView:
             self._second.disable(row.id)
             return self._accounts.get(row.id)
 
-        user = await self._user(caller)
+        user = await self._require_user(caller)
         self._second.refuse_if_required(user.role)
-        return await self._with_both(user, password, proof, entry, switch_off)
+        return await self._check_both_factors(user, password, proof, entry, switch_off)
 
     async def new_codes(self, caller: Principal, password: str, code: str, entry: Entry) -> list[str]:
         """Replace the recovery codes and return the new ones."""
-        user = await self._user(caller)
-        return await self._with_both(user, password, Proof(code), entry, lambda row: self._second.new_codes(row.id))
+        user = await self._require_user(caller)
+        return await self._check_both_factors(
+            user, password, FactorProof(code), entry, lambda row: self._second.new_codes(row.id)
+        )
 
     async def step_up(self, caller: Principal, password: str | None, code: str | None, entry: Entry) -> str:
         """Re-authenticate with the password or a code. Return the instant until which this is valid."""
-        user, session_id = await self._user(caller), caller.session_id or ""
+        user, session_id = await self._require_user(caller), caller.session_id or ""
 
         def with_password(row: UserRow, key: str) -> str:
             self._sign_in.settle(key, row)
@@ -104,7 +106,7 @@ class Reauthentication:
 
         def with_code(key: str) -> str | Problem:
             row = self._accounts.get_row(user.id)
-            if not row.mfa_enabled or not self._sign_in.accepts(row, Proof(code)):
+            if not row.mfa_enabled or not self._sign_in.accepts(row, FactorProof(code)):
                 return self._sign_in.refuse(key, row.email, row.id, action=ASK_AGAIN)
             self._lockout.release_attempt(key)
             return self._sessions.step_up(session_id)
@@ -113,12 +115,12 @@ class Reauthentication:
             return await self._sign_in.prove(user.email, password, entry, with_password, user_id=user.id)
         async with self._sign_in.attempt(user.email, entry, action=ASK_AGAIN) as key:
             settled = await self._work(lambda: with_code(key), entry=entry)
-        return told(settled)
+        return raise_problem(settled)
 
     # -- helpers
 
-    async def _with_both(
-        self, user: UserRow, password: str, proof: Proof, entry: Entry, then: Callable[[UserRow], T]
+    async def _check_both_factors(
+        self, user: UserRow, password: str, proof: FactorProof, entry: Entry, then: Callable[[UserRow], T]
     ) -> T:
         """Verify the password and the second factor, and run `then` in the same unit of work."""
         if not user.mfa_enabled:
@@ -132,16 +134,16 @@ class Reauthentication:
 
         return await self._sign_in.prove(user.email, password, entry, unit, user_id=user.id)
 
-    async def _user(self, caller: Principal) -> UserRow:
-        return await self._work(lambda: self._accounts.get_row(_person(caller)), read=True)
+    async def _require_user(self, caller: Principal) -> UserRow:
+        return await self._work(lambda: self._accounts.get_row(_require_person(caller)), read=True)
 
-    def _is_fresh(self, caller: Principal) -> bool:
+    def _is_recent(self, caller: Principal) -> bool:
         """Return whether the session began within the last `STEP_UP_SECONDS`."""
         begun = SessionRow.created_at > clock.now(-self._settings.get(STEP_UP_SECONDS))
         return bool(SessionRow.select().where((SessionRow.id == caller.session_id) & begun).exists())
 
 
-def _person(caller: Principal) -> str:
+def _require_person(caller: Principal) -> str:
     if caller.user_id is None:
         raise Forbidden("Only people have accounts; sign in as a person.")
     return caller.user_id
@@ -161,7 +163,7 @@ class ProfilePatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     current_password: Password | UnsetType = UNSET
 
 
-class Profile:
+class ProfileChanges:
     """Updates the user's own profile. Values are validated before the unit of work."""
 
     def __init__(
@@ -181,7 +183,7 @@ class Profile:
 
         If addresses must be verified, a new address takes effect when the user opens the link that is mailed to it.
         """
-        _check(patch)
+        _check_patch(patch)
         user = await self._work(lambda: self._accounts.get(user_id), read=True)
         moves = isinstance(patch.email, str) and normalize_address(patch.email) != normalize_address(user.email)
         to = patch.email if moves and self._settings.get(EMAIL_VERIFICATION) else UNSET
@@ -195,7 +197,7 @@ class Profile:
 
         def unit() -> UserView:
             if isinstance(to, str):
-                self._ask(user_id, to)
+                self._request_address_change(user_id, to)
             return self._accounts.update(user_id, changes, if_match=if_match, verified=False)
 
         def proved(row: UserRow, key: str) -> UserView:
@@ -209,7 +211,7 @@ class Profile:
             raise Forbidden("Send current_password to change the address.", code="reauth_required")
         return await self._sign_in.prove(user.email, password, entry, proved, pointer=pointer, user_id=user_id)
 
-    def _ask(self, user_id: str, email: str) -> None:
+    def _request_address_change(self, user_id: str, email: str) -> None:
         """Mail a verification link to a new address. The address takes effect when the link is used."""
         check_address(email)
         if self._accounts.row_of(email) is not None:
@@ -218,7 +220,7 @@ class Profile:
         self._mail.send_link(email.strip(), CHANGE_EMAIL, user_id)
 
 
-def _check(patch: ProfilePatch) -> None:
+def _check_patch(patch: ProfilePatch) -> None:
     if isinstance(patch.timezone, str):
         try:
             zoneinfo.ZoneInfo(patch.timezone)

@@ -53,7 +53,7 @@ DUMMY_HASH = "$argon2id$v=19$m=19456,t=2,p=1$ysAYvpmHkcmlHvn0g+z/sw$3YmGz+WBo+1y
 
 
 @functools.cache
-def _hasher() -> PasswordHasher:
+def _argon2_hasher() -> PasswordHasher:
     from argon2 import PasswordHasher
 
     return PasswordHasher(time_cost=TIME_COST, memory_cost=MEMORY_KIB, parallelism=PARALLELISM)
@@ -74,24 +74,24 @@ class Passwords:
     async def hash(self, password: str, *, pointer: str = "/password") -> str:
         """Check the length of a password and hash it. The caller must apply the password policy."""
         _check_length(password, pointer)
-        return await self._run(lambda: _hasher().hash(password))
+        return await self._run_in_pool(lambda: _argon2_hasher().hash(password))
 
     async def verify(self, password: str, hashed: str | None, *, pointer: str = "/password") -> bool:
         """Return whether the password matches the hash. If the hash is None, return False after the same time."""
         _check_length(password, pointer)
-        return await self._run(lambda: _verify(password, hashed))
+        return await self._run_in_pool(lambda: _verify_hash(password, hashed))
 
     @staticmethod
     def needs_rehash(hashed: str) -> bool:
         """Return whether the hash was computed with parameters other than the current ones."""
-        return _hasher().check_needs_rehash(hashed)
+        return _argon2_hasher().check_needs_rehash(hashed)
 
-    async def _run(self, work: Callable[[], T]) -> T:
+    async def _run_in_pool(self, work: Callable[[], T]) -> T:
         if self._waiting >= THREADS + QUEUE_LIMIT:
             raise Unavailable("Too many sign-ins at the same time; try again in a moment.", code="overloaded")
         self._waiting += 1
         try:
-            value, seconds = await asyncio.get_running_loop().run_in_executor(_threads, _timed, work)
+            value, seconds = await asyncio.get_running_loop().run_in_executor(_threads, _count_seconds, work)
         finally:
             self._waiting -= 1
         self.hashed += 1
@@ -99,7 +99,7 @@ class Passwords:
         return value
 
 
-def _timed(work: Callable[[], T]) -> tuple[T, float]:
+def _count_seconds(work: Callable[[], T]) -> tuple[T, float]:
     began = time.perf_counter()
     value = work()
     return value, time.perf_counter() - began
@@ -112,11 +112,11 @@ def _check_length(password: str, pointer: str) -> None:
         raise Invalid.at(pointer, "too_long", f"A password must have at most {MAX_LENGTH} characters.")
 
 
-def _verify(password: str, hashed: str | None) -> bool:
+def _verify_hash(password: str, hashed: str | None) -> bool:
     from argon2.exceptions import InvalidHashError, VerificationError
 
     try:
-        _hasher().verify(hashed or DUMMY_HASH, password)
+        _argon2_hasher().verify(hashed or DUMMY_HASH, password)
         return hashed is not None
     except VerificationError:
         return False
@@ -147,7 +147,7 @@ class PasswordPolicy:
 
     def check(self, password: str, *, email: str, full_name: str, pointer: str) -> None:
         """Raise `Invalid` (`weak_password`) with one fault for each rule that the password breaks."""
-        faults = [Fault(pointer, code, detail) for code, detail in self._broken(password, email, full_name)]
+        faults = [Fault(pointer, code, detail) for code, detail in self._broken_rules(password, email, full_name)]
         if faults:
             raise Invalid(
                 "Choose another password: " + " ".join(each.detail for each in faults),
@@ -163,7 +163,7 @@ class PasswordPolicy:
             rules[setting.name.partition(".")[2]] = self._settings.get(setting)
         return rules
 
-    def _broken(self, password: str, email: str, full_name: str) -> Iterator[tuple[str, str]]:
+    def _broken_rules(self, password: str, email: str, full_name: str) -> Iterator[tuple[str, str]]:
         least = self._settings.get(MIN_LENGTH)
         if len(password) < least:
             yield "too_short", f"Use at least {least} characters."
@@ -192,13 +192,13 @@ def is_breached(password: str) -> bool:
     password. Sequences along the keyboard, and repetitions of one or two characters, count as breached too.
     """
     folded = password.casefold()
-    if len(_once(folded)) <= SHORTEST or any(folded in run for run in _RUNS):
+    if len(_collapse_repeats(folded)) <= SHORTEST or any(folded in run for run in _RUNS):
         return True
-    return any(_is_listed(form) for form in _forms(folded))
+    return any(_is_in_list(form) for form in _spellings(folded))
 
 
-def _forms(folded: str) -> set[str]:
-    said = _once(folded)
+def _spellings(folded: str) -> set[str]:
+    said = _collapse_repeats(folded)
     found = set()
     for form in (folded, said):
         stem = form.strip("".join({letter for letter in form if not letter.isalpha()}))
@@ -206,18 +206,18 @@ def _forms(folded: str) -> set[str]:
     return found
 
 
-def _once(text: str) -> str:
+def _collapse_repeats(text: str) -> str:
     """Return the shortest text whose repetition is the whole text."""
     again = (text + text).find(text, 1)
     return text[:again]
 
 
-def _is_listed(form: str) -> bool:
-    return bool(form) and "\n" not in form and f"\n{form}\n".encode() in _listed()
+def _is_in_list(form: str) -> bool:
+    return bool(form) and "\n" not in form and f"\n{form}\n".encode() in _breached_hashes()
 
 
 @functools.cache
-def _listed() -> bytes:
+def _breached_hashes() -> bytes:
     """Return the list of breached passwords, one lower-case password per line.
 
     The list is searched without being parsed, so it needs no more memory than the file.
@@ -242,7 +242,7 @@ class PasswordHistory:
         kept = self._settings.get(HISTORY)
         if not kept:
             return
-        for hashed in await self._work(lambda: self._known(user_id, kept), read=True):
+        for hashed in await self._work(lambda: self._is_former(user_id, kept), read=True):
             if await self._passwords.verify(password, hashed, pointer=pointer):
                 detail = f"Do not reuse the current password or one of your last {kept} passwords."
                 raise Invalid.at(pointer, "core.reused", detail, problem="weak_password")
@@ -270,7 +270,7 @@ class PasswordHistory:
         FormerPasswordRow.delete().where(FormerPasswordRow.user_id == user_id).execute()
 
     @staticmethod
-    def _known(user_id: str, kept: int) -> list[str]:
+    def _is_former(user_id: str, kept: int) -> list[str]:
         newest = FormerPasswordRow.select().where(FormerPasswordRow.user_id == user_id)
         former = [row.hash for row in newest.order_by(FormerPasswordRow.id.desc()).limit(kept)]
         present = UserRow.get_or_none(UserRow.id == user_id)

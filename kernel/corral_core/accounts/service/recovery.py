@@ -15,16 +15,22 @@ from corral_core.accounts.service.lockout import Lockout
 from corral_core.accounts.service.mail import MailService
 from corral_core.accounts.service.second_factor import SecondFactor
 from corral_core.accounts.service.sessions import Device
-from corral_core.accounts.service.sign_in import Pending, SignedIn, SignIn
+from corral_core.accounts.service.sign_in import PendingSignIn, SignedIn, SignIn
 
 FORGOT = "accounts.forgot_password"
 
 
-class Recovery:
+class PasswordRecovery:
     """Lets users reset a forgotten password with a mailed link."""
 
     def __init__(
-        self, work: Work, accounts: AccountsService, sign_in: SignIn, lockout: Lockout, links: SingleUseLinks, mail: MailService
+        self,
+        work: Work,
+        accounts: AccountsService,
+        sign_in: SignIn,
+        lockout: Lockout,
+        links: SingleUseLinks,
+        mail: MailService,
     ) -> None:
         self._work, self._accounts, self._sign_in = work, accounts, sign_in
         self._lockout, self._links, self._mail = lockout, links, mail
@@ -34,17 +40,17 @@ class Recovery:
         if self._mail.is_configured:
             await self._work(lambda: enqueue(FORGOT, email=email), entry=entry)
 
-    async def reset(self, token: str, password: str, device: Device, entry: Entry) -> SignedIn | Pending:
+    async def reset(self, token: str, password: str, device: Device, entry: Entry) -> SignedIn | PendingSignIn:
         """Set a new password with the token of a link, and sign in.
 
         All other links and sessions of the user end, and so does a lockout. A second factor is still required.
         """
-        row = await self._work(lambda: self._holder(token), read=True)
+        row = await self._work(lambda: self._user_of_link(token), read=True)
         hashed = await self._accounts.hash_password(
             password, email=row.email, full_name=row.full_name, pointer="/new_password", user_id=row.id
         )
 
-        def unit() -> SignedIn | Pending:
+        def unit() -> SignedIn | PendingSignIn:
             link = self._links.redeem_link(PASSWORD_LINKS, token)
             row = self._accounts.get_row(link.subject_id)
             if not row.is_active:
@@ -55,7 +61,7 @@ class Recovery:
 
         return await self._work(unit, entry=entry)
 
-    def _holder(self, token: str) -> UserRow:
+    def _user_of_link(self, token: str) -> UserRow:
         return self._accounts.get_row(self._links.find_link(PASSWORD_LINKS, token).subject_id)
 
 

@@ -26,7 +26,7 @@ log = logging.getLogger("corral.accounts")
 RESEND = "accounts.resend_verification"
 
 
-class Registrations:
+class AccountRegistration:
     """Registers accounts and verifies addresses. Passwords are hashed between units of work, never inside one."""
 
     def __init__(
@@ -65,13 +65,13 @@ class Registrations:
         if mode == "closed" or (mode == "invite" and invitation is None):
             raise Forbidden("Registration is closed; ask an admin for an account.", code="registration_closed")
         if invitation is not None:
-            return await self._invited(new, password, invitation, entry)
+            return await self._check_invitation(new, password, invitation, entry)
         role = self._settings.get(DEFAULT_ROLE)
         new = msgspec.structs.replace(new, role="viewer" if role == "viewer" else "member")
         hashed = await self._accounts.hash_password(password, email=new.email, full_name=new.full_name)
-        return await self._work(lambda: self._register(new, hashed), entry=entry)
+        return await self._work(lambda: self._create_account(new, hashed), entry=entry)
 
-    def _register(self, new: NewUser, hashed: str) -> UserView | None:
+    def _create_account(self, new: NewUser, hashed: str) -> UserView | None:
         if not self._settings.get(EMAIL_VERIFICATION):
             return self._accounts.register(new, hashed)
         try:
@@ -79,14 +79,14 @@ class Registrations:
         except Conflict as conflict:
             if conflict.code != "duplicate":
                 raise
-            self._tell_owner(new.email)
+            self._notify_owner(new.email)
             return None
         if made.email_verified:
             return made
         self._mail.send_link(made.email, VERIFY, made.id)
         return None
 
-    def _tell_owner(self, email: str) -> None:
+    def _notify_owner(self, email: str) -> None:
         """Notify the owner of an existing account about a registration with their address.
 
         If the account was never verified nor used, somebody else may have chosen its password. The password is then
@@ -100,9 +100,9 @@ class Registrations:
             return
         if row.password_hash is not None and row.last_login_at is None:
             row = self._accounts.drop_password(row.id)
-        send_proof(row, self._mail)
+        send_verification(row, self._mail)
 
-    async def _invited(self, new: NewUser, password: str, token: str, entry: Entry) -> UserView:
+    async def _check_invitation(self, new: NewUser, password: str, token: str, entry: Entry) -> UserView:
         """Register a user with an invitation, which determines the role and verifies the address."""
         invitation = await self._work(lambda: self._invitations.find_pending(token), read=True)
         if normalize_address(new.email) != invitation.email_key:
@@ -135,6 +135,6 @@ class Registrations:
             await self._work(lambda: enqueue(RESEND, email=email), entry=entry)
 
 
-def send_proof(row: UserRow, mail: MailService) -> None:
+def send_verification(row: UserRow, mail: MailService) -> None:
     """Mail a link that verifies the address. If the account has no password, mail a link that sets one instead."""
     mail.send_link(row.email, VERIFY if row.password_hash is not None else RESET, row.id)

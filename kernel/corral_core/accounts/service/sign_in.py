@@ -26,7 +26,7 @@ from corral_core.accounts.service.addresses import normalize_address
 from corral_core.accounts.service.lockout import Lockout
 from corral_core.accounts.service.passwords import PasswordHistory, Passwords
 from corral_core.accounts.service.second_factor import DAMAGED, SecondFactor
-from corral_core.accounts.service.sessions import Device, Reuse, Sessions, Tokens
+from corral_core.accounts.service.sessions import Device, ReusedToken, Sessions, SessionTokens
 from corral_core.accounts.settings import EMAIL_VERIFICATION
 
 T = TypeVar("T")
@@ -39,20 +39,20 @@ UNCHECKED: dict[str, Literal["denied", "failed"]] = {"account_locked": "denied",
 RESULTS = ("success", "mfa_required", "failed", "locked")
 
 
-class Pending(msgspec.Struct, frozen=True):
+class PendingSignIn(msgspec.Struct, frozen=True):
     """The result of a sign-in that needs a second factor. The client continues with `POST /auth/mfa/challenge`."""
 
     mfa_token: str
 
 
-class Proof(msgspec.Struct, frozen=True):
+class FactorProof(msgspec.Struct, frozen=True):
     """A second factor as the client sent it: a code of an authenticator app, or a recovery code."""
 
     code: str | None = None
     recovery_code: str | None = None
 
 
-SignedIn = tuple[Tokens, UserView]
+SignedIn = tuple[SessionTokens, UserView]
 
 
 class SignIn:
@@ -97,7 +97,7 @@ class SignIn:
             if code in UNCHECKED:
                 self.attempts[("failed" if code == DAMAGED else "locked",)] += action == SIGN_IN
                 with contextlib.suppress(Unavailable):  # the attempt is rejected anyway
-                    await self._work(lambda: self._unchecked(email, action, code), entry=entry)
+                    await self._work(lambda: self._record_unverified(email, action, code), entry=entry)
             raise
 
     async def prove(
@@ -132,7 +132,7 @@ class SignIn:
                 return then(now, key)
 
             settled = await self._work(unit, entry=entry)
-        return told(settled)
+        return raise_problem(settled)
 
     async def check(
         self, email: str, password: str, entry: Entry, *, pointer: str = "/password", user_id: str | None = None
@@ -163,11 +163,11 @@ class SignIn:
     ) -> Problem:
         """Count a failed attempt and record it. Return the problem for the unit of work to return."""
         self._lockout.settle_failure(key, user_id)
-        self._record(action, email, user_id, "failed", "invalid_credentials")
-        self._count("failed")
+        self._record_audit(action, email, user_id, "failed", "invalid_credentials")
+        self._count_result("failed")
         return Unauthorized(detail, code="invalid_credentials")
 
-    def accepts(self, row: UserRow, proof: Proof) -> bool:
+    def accepts(self, row: UserRow, proof: FactorProof) -> bool:
         """Consume a second factor and return whether it was valid. Runs in the unit that settles the attempt."""
         if proof.recovery_code is None:
             return proof.code is not None and self._second.accept(row.id, proof.code)
@@ -180,61 +180,61 @@ class SignIn:
 
     async def login(
         self, email: str, password: str, device: Device, entry: Entry, *, code: str | None = None
-    ) -> SignedIn | Pending:
+    ) -> SignedIn | PendingSignIn:
         """Sign in with a password, and in the same step with a second factor if `code` is given."""
         proved: list[UserRow] = []
 
-        def then(row: UserRow, key: str) -> SignedIn | Pending | Problem:
+        def then(row: UserRow, key: str) -> SignedIn | PendingSignIn | Problem:
             proved[:] = [row]  # the unit may run again
             given = row.mfa_enabled and code is not None
-            if given and not self.accepts(row, Proof(code)):
+            if given and not self.accepts(row, FactorProof(code)):
                 return self.refuse(key, row.email, row.id, action=SIGN_IN)
             if given:
                 self._lockout.settle_success(key, row.id)
             else:
                 self.settle(key, row)
             if self._settings.get(EMAIL_VERIFICATION) and not row.email_verified:
-                self._record(SIGN_IN, row.email, row.id, "denied", "email_unverified")
+                self._record_audit(SIGN_IN, row.email, row.id, "denied", "email_unverified")
                 return Forbidden(
                     "Open the link in the mail that was sent to this email address.", code="email_unverified"
                 )
-            return self._open(row, device, mfa=True) if given else self.enter(row, device)
+            return self._create_session(row, device, mfa=True) if given else self.enter(row, device)
 
-        entered: SignedIn | Pending = await self.prove(email, password, entry, then, action=SIGN_IN)
+        entered: SignedIn | PendingSignIn = await self.prove(email, password, entry, then, action=SIGN_IN)
         await self._rehash(proved[0], password, entry)
         return entered
 
-    def enter(self, row: UserRow, device: Device) -> SignedIn | Pending:
+    def enter(self, row: UserRow, device: Device) -> SignedIn | PendingSignIn:
         """Sign in a user who was authenticated by a password or a link. Runs in the caller's unit of work.
 
         If a second factor is enabled, return the token of a challenge instead of access tokens.
         """
         if row.mfa_enabled:
-            self._count("mfa_required")
-            return Pending(self._second.challenge(row.id))
-        return self._open(row, device, mfa=False)
+            self._count_result("mfa_required")
+            return PendingSignIn(self._second.challenge(row.id))
+        return self._create_session(row, device, mfa=False)
 
-    async def answer(self, token: str, proof: Proof, device: Device, entry: Entry) -> SignedIn:
+    async def answer(self, token: str, proof: FactorProof, device: Device, entry: Entry) -> SignedIn:
         """Complete a sign-in with its second factor.
 
         Each wrong code counts as a failed attempt. Five wrong codes invalidate the `mfa_token`.
         """
-        user = await self._work(lambda: self._challenged(token), read=True)
+        user = await self._work(lambda: self._user_of_challenge(token), read=True)
 
         def unit(key: str) -> SignedIn | Problem:
             row = self._accounts.get_row(user.id)
             if not row.is_active or not self._second.take_try(token):
-                raise _over()
+                raise _challenge_expired_error()
             if not self.accepts(row, proof):
                 return self.refuse(key, row.email, row.id, action=SIGN_IN)
             if not self._second.end_challenge(token):
-                raise _over()
+                raise _challenge_expired_error()
             self._lockout.settle_success(key, row.id)
-            return self._open(row, device, mfa=True)
+            return self._create_session(row, device, mfa=True)
 
         async with self.attempt(user.email, entry, action=SIGN_IN) as key:
             settled = await self._work(lambda: unit(key), entry=entry)
-        return told(settled)
+        return raise_problem(settled)
 
     async def refresh(self, token: str, device: Device, entry: Entry) -> SignedIn:
         """Exchange a refresh token for new tokens.
@@ -246,16 +246,16 @@ class SignIn:
         if limits is not None and (session_id := await self._work(lambda: self._sessions.of(token), read=True)):
             limits.take(REFRESH_RATE, session_id)
 
-        def unit() -> SignedIn | Reuse:
+        def unit() -> SignedIn | ReusedToken:
             tokens = self._sessions.rotate(token, device)
-            return tokens if isinstance(tokens, Reuse) else (tokens, self._accounts.get(tokens.user_id))
+            return tokens if isinstance(tokens, ReusedToken) else (tokens, self._accounts.get(tokens.user_id))
 
         try:
             rotated = await self._work(unit, entry=entry)
         except Unauthorized as problem:
             self.refreshes[(problem.code,)] += 1
             raise
-        if isinstance(rotated, Reuse):
+        if isinstance(rotated, ReusedToken):
             self.refreshes[("token_reuse",)] += 1
             raise Unauthorized("The refresh token was already used; sign in again.", code="token_reuse")
         self.refreshes[("success",)] += 1
@@ -287,16 +287,16 @@ class SignIn:
 
     # -- helpers
 
-    def _open(self, row: UserRow, device: Device, *, mfa: bool) -> SignedIn:
+    def _create_session(self, row: UserRow, device: Device, *, mfa: bool) -> SignedIn:
         self._life.expire(row)
         tokens = self._sessions.open(row, device, mfa=mfa)
-        self._count("success")
+        self._count_result("success")
         return tokens, self._accounts.get(row.id)
 
-    def _challenged(self, token: str) -> UserRow:
+    def _user_of_challenge(self, token: str) -> UserRow:
         user_id = self._second.challenged(token)
         if user_id is None:
-            raise _over()
+            raise _challenge_expired_error()
         return self._accounts.get_row(user_id)
 
     async def _rehash(self, row: UserRow, password: str, entry: Entry) -> None:
@@ -307,15 +307,15 @@ class SignIn:
             fresh = await self._passwords.hash(password)
             await self._work(lambda: self._accounts.store_new_hash(row, fresh), entry=entry)
 
-    def _unchecked(self, email: str, action: str, code: str) -> None:
+    def _record_unverified(self, email: str, action: str, code: str) -> None:
         row = self._accounts.row_of(email)
         user_id = None if row is None else row.id
         if code == DAMAGED:
             remedy = "a recovery code still works; to remove the second factor, run: corral user reset-mfa EMAIL"
             log.error("the stored second factor of user %s cannot be decrypted: %s", user_id, remedy)
-        self._record(action, email, user_id, UNCHECKED[code], code)
+        self._record_audit(action, email, user_id, UNCHECKED[code], code)
 
-    def _record(
+    def _record_audit(
         self, action: str, email: str, user_id: str | None, outcome: Literal["denied", "failed"], code: str
     ) -> None:
         """Record a rejected or failed attempt in the audit log.
@@ -336,18 +336,18 @@ class SignIn:
         )
         self.audit.record(entry)
 
-    def _count(self, result: str) -> None:
+    def _count_result(self, result: str) -> None:
         after_commit(lambda: self.attempts.update([(result,)]))
 
 
-def told(settled: T | Problem) -> T:
+def raise_problem(settled: T | Problem) -> T:
     """Return the result of a committed unit of work, or raise the result if it is a problem."""
     if isinstance(settled, Problem):
         raise settled
     return settled
 
 
-def _over() -> Unauthorized:
+def _challenge_expired_error() -> Unauthorized:
     return Unauthorized(
         "This sign-in took too long or had too many incorrect codes; sign in again from the beginning.",
         code="token_expired",

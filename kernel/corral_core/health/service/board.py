@@ -91,7 +91,7 @@ class HealthBoard:
         """Run all checks unless they ran in the last 5 s. Return the time of the last run."""
         asked = self._asked
         if asked is None or (asked[1].done() and time.monotonic() - asked[0] > KEEP_SECONDS):
-            asked = self._asked = (time.monotonic(), asyncio.ensure_future(self._ask_all()))
+            asked = self._asked = (time.monotonic(), asyncio.ensure_future(self._run_all_checks()))
         return await asyncio.shield(asked[1])
 
     def views(self) -> dict[str, CheckView]:
@@ -112,45 +112,47 @@ class HealthBoard:
         }
         return [name for name, holds in found.items() if holds] + [f"invalid_setting: {name}" for name in ignored]
 
-    async def _ask_all(self) -> str:
+    async def _run_all_checks(self) -> str:
         checks: list[tuple[str, str, Callable[[], Awaitable[Told]]]] = [
             (name, name, check) for name, check in self._own.all().items()
         ]
-        checks += [(item.name, f"{plugin}.{item.name}", _in_thread(item)) for plugin, item in self._contributed()]
-        told = await asyncio.gather(*[self._ask(key, check) for _, key, check in checks])
+        checks += [
+            (item.name, f"{plugin}.{item.name}", _check_in_thread(item)) for plugin, item in self._contributed_checks()
+        ]
+        told = await asyncio.gather(*[self._run_check(key, check) for _, key, check in checks])
         now = clock.now()
         for name in {*ALWAYS, *(name for name, _, _ in checks)}:
             found = [answer for (other, _, _), answer in zip(checks, told, strict=True) if other == name]
-            status, detail, latency = _together(found)
+            status, detail, latency = _combine_results(found)
             before = self._views.get(name)
             since = before.since if before is not None and before.status == status else now
             self._views[name] = CheckView(status=status, latency_ms=latency, detail=detail, since=since)
         return now
 
-    def _contributed(self) -> Iterable[tuple[str, HealthCheck]]:
+    def _contributed_checks(self) -> Iterable[tuple[str, HealthCheck]]:
         return self._contributions.of("corral_health_checks")
 
-    async def _ask(self, key: str, check: Callable[[], Awaitable[Told]]) -> tuple[Status, str, int]:
+    async def _run_check(self, key: str, check: Callable[[], Awaitable[Told]]) -> tuple[Status, str, int]:
         """Run one check. A check that times out counts as `down` and is not started again before it returns."""
         began = time.monotonic()
         task = self._waiting.get(key)
         if task is None:
             task = self._waiting[key] = asyncio.ensure_future(check())
-            task.add_done_callback(lambda done: self._ended(key, done))
+            task.add_done_callback(lambda done: self._discard_late_result(key, done))
         await asyncio.wait({task}, timeout=CHECK_SECONDS)
         latency = round((time.monotonic() - began) * 1000)
         if not task.done():
             return "down", f"It did not answer within {CHECK_SECONDS:g} s.", latency
-        status, detail = self._read(key, task)
+        status, detail = self._result_of(key, task)
         return status, self._redactor.redact(detail)[:500], latency
 
-    def _ended(self, key: str, task: asyncio.Task[Told]) -> None:
+    def _discard_late_result(self, key: str, task: asyncio.Task[Told]) -> None:
         """Discard the result of a check that returned after its timeout."""
         self._waiting.pop(key, None)
         if not task.cancelled():
             task.exception()
 
-    def _read(self, key: str, task: asyncio.Task[Told]) -> tuple[Status, str]:
+    def _result_of(self, key: str, task: asyncio.Task[Told]) -> tuple[Status, str]:
         try:
             status, detail = task.result()
         except Problem as problem:
@@ -161,11 +163,11 @@ class HealthBoard:
         return next((known for known in WORST_LAST if known == status), "down"), str(detail)
 
 
-def _in_thread(item: HealthCheck) -> Callable[[], Awaitable[Told]]:
+def _check_in_thread(item: HealthCheck) -> Callable[[], Awaitable[Told]]:
     return lambda: asyncio.to_thread(item.check)
 
 
-def _together(found: list[tuple[Status, str, int]]) -> tuple[Status, str, int]:
+def _combine_results(found: list[tuple[Status, str, int]]) -> tuple[Status, str, int]:
     """Combine checks of the same name: return the worst status, the details of the checks with it, and the latency."""
     if not found:
         return "disabled", ABSENT[1], 0
@@ -179,7 +181,7 @@ def _together(found: list[tuple[Status, str, int]]) -> tuple[Status, str, int]:
 PATIENCE_SECONDS = 60.0
 
 
-def compare(views: Mapping[str, CheckView]) -> None:
+def raise_alerts(views: Mapping[str, CheckView]) -> None:
     """Compare the results of the checks with the stored states, raise alerts, and store the new states.
 
     Runs in the caller's unit of work, in one process at a time.
@@ -192,10 +194,10 @@ def compare(views: Mapping[str, CheckView]) -> None:
         since = row.since if row is not None and row.status == view.status else now
         alerted = row is not None and row.alerted
         if view.status == "down" and not alerted and since <= patience:
-            _alert(name, view, "critical", f"{name} is down")
+            _emit_alert(name, view, "critical", f"{name} is down")
             alerted = True
         elif view.status != "down" and alerted:
-            _alert(name, view, "info", f"{name} has recovered")
+            _emit_alert(name, view, "info", f"{name} has recovered")
             alerted = False
         rows.append({"name": name, "status": view.status, "since": since, "alerted": alerted})
     kept = [HealthRow.status, HealthRow.since, HealthRow.alerted]
@@ -203,7 +205,7 @@ def compare(views: Mapping[str, CheckView]) -> None:
     HealthRow.delete().where(HealthRow.name.not_in(list(views))).execute()
 
 
-def _alert(name: str, view: CheckView, severity: str, title: str) -> None:
+def _emit_alert(name: str, view: CheckView, severity: str, title: str) -> None:
     alert = SystemAlert(
         kind="health", severity=severity, title=title, detail=view.detail, check=name, status=view.status
     )

@@ -94,7 +94,7 @@ class KernelChecks:
     async def queue(self) -> Told:
         """Check whether any process runs the schedules."""
         names = [item.name for _, item in self._contributions.of("corral_schedules")]
-        due = await self._database.work(lambda: _first_due(names), read=True)
+        due = await self._database.work(lambda: _first_overdue_schedule(names), read=True)
         if due is None:
             if time.monotonic() - self._began < OVERDUE:
                 return "ok", "The first schedules have not run yet."
@@ -133,6 +133,6 @@ class KernelChecks:
         return status, f"{free:.0%} of the disk with the data folder is free."
 
 
-def _first_due(names: list[str]) -> str | None:
+def _first_overdue_schedule(names: list[str]) -> str | None:
     found = ScheduleRow.select(peewee.fn.MIN(ScheduleRow.next_at)).where(ScheduleRow.name.in_(names)).tuples().first()
     return None if found is None else found[0]

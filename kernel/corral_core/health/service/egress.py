@@ -17,7 +17,7 @@ MOST_WAITING = 1000
 AGAIN_SECONDS = 5.0
 
 
-class RefusedConnections:
+class RefusalRecorder:
     """Records refused connections in the audit log.
 
     Connections are refused outside a unit of work, so refusals are queued and written in batches.
@@ -29,7 +29,7 @@ class RefusedConnections:
         self._work = work
         self._waiting: deque[AuditEntry] = deque(maxlen=MOST_WAITING)
         self._bell = asyncio.Event()
-        egress.on_refusal = self._hear
+        egress.on_refusal = self._queue_refusal
 
     async def follow(self) -> None:
         """Write queued refusals until cancelled, and retry failed writes. The kernel supervises this task."""
@@ -39,13 +39,13 @@ class RefusedConnections:
             some = [*self._waiting]
             self._waiting.clear()
             try:
-                await self._work(lambda some=some: self._write(some), entry=Entry("refused connections"))  # type: ignore[misc]  # `some` is bound now
+                await self._work(lambda some=some: self._write_refusals(some), entry=Entry("refused connections"))  # type: ignore[misc]  # `some` is bound now
             except Unavailable:
                 self._waiting.extendleft(reversed(some))
                 await asyncio.sleep(AGAIN_SECONDS)
                 self._bell.set()
 
-    def _hear(self, sink: str, host: str) -> None:
+    def _queue_refusal(self, sink: str, host: str) -> None:
         entry = AuditEntry(
             action="egress.connection.open",
             object_type="host",
@@ -58,7 +58,7 @@ class RefusedConnections:
         self._waiting.append(entry)
         self._bell.set()
 
-    def _write(self, entries: list[AuditEntry]) -> None:
+    def _write_refusals(self, entries: list[AuditEntry]) -> None:
         if self.audit is not None:
             for entry in entries:
                 self.audit.record(entry)
@@ -85,19 +85,19 @@ OUTCOMES = ("answered", "blocked", "failed", "timed_out")
 Series = dict[tuple[str, ...], float]
 
 
-def _requests(egress: Egress) -> Series:
+def _count_requests(egress: Egress) -> Series:
     return {labels: float(count) for labels, count in egress.requests.copy().items()}
 
 
-def _blocked(egress: Egress) -> Series:
+def _count_blocked(egress: Egress) -> Series:
     return {(sink,): float(count) for (sink, outcome), count in egress.requests.copy().items() if outcome == "blocked"}
 
 
-def _redactions(redactor: Redactor) -> Series:
+def _count_redactions(redactor: Redactor) -> Series:
     return {(kind,): float(count) for kind, count in redactor.counts.copy().items()}
 
 
-def _values(redactor: Redactor) -> Series:
+def _count_values(redactor: Redactor) -> Series:
     return {(): float(redactor.values)}
 
 
@@ -107,21 +107,21 @@ METRICS = (
         help="Number of outgoing requests.",
         kind="counter",
         labels={"sink": SINKS, "outcome": OUTCOMES},
-        collect=_requests,
+        collect=_count_requests,
     ),
     Metric(
         name="corral_egress_blocked_total",
         help="Number of outgoing requests that the egress guard refused.",
         kind="counter",
         labels={"sink": SINKS},
-        collect=_blocked,
+        collect=_count_blocked,
     ),
     Metric(
         name="corral_redactions_total",
         help="Number of credentials redacted from text.",
         kind="counter",
         labels={"kind": sorted({"value", *(pattern.kind for pattern in BUILT_IN)})},
-        collect=_redactions,
+        collect=_count_redactions,
     ),
-    Metric(name="corral_redactor_values", help="Number of credentials that the redactor knows.", collect=_values),
+    Metric(name="corral_redactor_values", help="Number of credentials that the redactor knows.", collect=_count_values),
 )

@@ -60,9 +60,9 @@ class ProcessMetrics:
         used, _ = database.busy()
         yield GaugeMetricFamily("corral_db_pool_in_use", "Number of database connections in use.", value=used)
         units = database.timings.units.read()
-        yield histogram("corral_db_transaction_seconds", "Duration of a unit of work, in seconds.", (), units)
+        yield histogram_family("corral_db_transaction_seconds", "Duration of a unit of work, in seconds.", (), units)
         waits = database.timings.waits.read()
-        yield histogram(
+        yield histogram_family(
             "corral_db_lock_wait_seconds",
             "Time that units of work waited for a thread and a connection, in seconds.",
             (),
@@ -76,7 +76,7 @@ class ProcessMetrics:
         yield errors
 
 
-def histogram(name: str, told: str, labels: tuple[str, ...], values: dict[tuple[str, ...], Observed]) -> Family:
+def histogram_family(name: str, told: str, labels: tuple[str, ...], values: dict[tuple[str, ...], Observed]) -> Family:
     """Convert observed values to a Prometheus histogram family. `told`: the help text of the metric."""
     family = HistogramMetricFamily(name, told, labels=labels)
     for each, observed in values.items():

@@ -31,7 +31,7 @@ class SingleMachineLock:
 
     async def acquire(self) -> None:
         """Acquire the lease. Raise `Refused` while another machine holds it."""
-        other = await self._work(self._take, entry=ENTRY)
+        other = await self._work(self._acquire_or_renew, entry=ENTRY)
         if other is not None:
             name = other.partition(" ")[0]
             raise Refused(
@@ -42,11 +42,11 @@ class SingleMachineLock:
         """Renew the lease until cancelled. The kernel supervises this task."""
         while True:
             await asyncio.sleep(RENEW_SECONDS)
-            other = await self._work(self._take, entry=ENTRY)
+            other = await self._work(self._acquire_or_renew, entry=ENTRY)
             if other is not None:
                 log.critical("another machine also serves this database file", extra={"machine": other})
 
-    def _take(self) -> str | None:
+    def _acquire_or_renew(self) -> str | None:
         """Acquire or renew the lease. Return None on success, otherwise the current holder.
 
         Holders with the same host name or the same boot id are the same machine.

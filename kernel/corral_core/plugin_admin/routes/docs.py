@@ -29,19 +29,19 @@ async def read_openapi(document: ApiDocument) -> Any:
 @routes.get("/docs", needs=PUBLIC)
 async def read_docs() -> Text:
     """Return the documentation page."""
-    return _file("index.html", "text/html; charset=utf-8")
+    return _static_file("index.html", "text/html; charset=utf-8")
 
 
 @routes.get("/docs/docs.js", needs=PUBLIC)
 async def read_docs_script() -> Text:
     """Return the script of the documentation page."""
-    return _file("docs.js", "text/javascript; charset=utf-8")
+    return _static_file("docs.js", "text/javascript; charset=utf-8")
 
 
 @routes.get("/docs/docs.css", needs=PUBLIC)
 async def read_docs_style() -> Text:
     """Return the style sheet of the documentation page."""
-    return _file("docs.css", "text/css; charset=utf-8")
+    return _static_file("docs.css", "text/css; charset=utf-8")
 
 
 @routes.get("/problems/{code}", needs=PUBLIC, root=True)
@@ -53,6 +53,6 @@ async def read_problem(code: str) -> Text:
     return Text(f"{code}\n\n{title}. Sent with HTTP status {status}.\n")
 
 
-def _file(name: str, media_type: str) -> Text:
+def _static_file(name: str, media_type: str) -> Text:
     body = resources.files("corral.http.docs").joinpath(name).read_text("utf-8")
     return Text(body, media_type, {"Content-Security-Policy": PAGE_POLICY})

@@ -27,13 +27,13 @@ class PluginQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defa
     state: list[Literal["active", "disabled", "blocked", "failed", "quarantined"]] = msgspec.field(default_factory=list)
 
 
-class Disable(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class DisableRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A request to disable a plugin. `reason` is shown with the state of the plugin."""
 
     reason: ShortText | UnsetType = UNSET
 
 
-class NewValues(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class NewPluginSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """New values of settings that the plugin declares, by `category.key`."""
 
     settings: Annotated[dict[str, Any], msgspec.Meta(max_length=100)]
@@ -61,7 +61,7 @@ def read_plugin(name: str, plugins: PluginAdministration) -> PluginView:
 @routes.post(
     "/{name}/disable", needs="plugins.write", own_session=True, raises=("plugin_required", "in_use", "setting_locked")
 )
-def disable_plugin(name: str, body: Disable, plugins: PluginAdministration) -> PluginView:
+def disable_plugin(name: str, body: DisableRequest, plugins: PluginAdministration) -> PluginView:
     """Disable a plugin immediately, in every process."""
     return plugins.disable(name, body.reason if isinstance(body.reason, str) else None)
 
@@ -87,7 +87,7 @@ def read_plugin_config(name: str, plugins: PluginAdministration) -> dict[str, An
 )
 async def change_plugin_config(
     name: str,
-    body: NewValues,
+    body: NewPluginSettings,
     caller: Principal,
     request: Request,
     plugins: PluginAdministration,

@@ -29,7 +29,7 @@ FIRST_PROBE, LAST_PROBE, LOOK_SECONDS = 60, 3600, 1.0
 HELD, PROBATION = "held", "probation"
 
 
-class Quarantine:
+class QuarantineSync:
     """Stores the quarantines that this process starts, and applies the stored quarantines of all processes."""
 
     audit: Audit | None = None
@@ -55,14 +55,14 @@ class Quarantine:
         while True:
             while self._warden.alarms:
                 alarm = self._warden.alarms[0]
-                await self._work(lambda alarm=alarm: self._write(alarm))  # type: ignore[misc]  # bound in each iteration
+                await self._work(lambda alarm=alarm: self._store_alarm(alarm))  # type: ignore[misc]  # bound in each iteration
                 self._warden.alarms.popleft()
                 if (record := self._registry.get(alarm.name)) is not None:
                     self._registry.publish(record)
             if self._stale:
                 self._stale = False
                 self.apply(await self._work(self.stored, read=True))
-            await self._move_on()
+            await self._start_and_end_trials()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_SECONDS):
                     await bell.wait()
@@ -94,14 +94,14 @@ class Quarantine:
                 self._registry.enable(loaded.name)
             self._warden.tracker(loaded.name).on_probation = row is not None and not held
 
-    def _write(self, alarm: Alarm) -> None:
+    def _store_alarm(self, alarm: Alarm) -> None:
         if alarm.held:
             row = {"state": HELD, "reason": alarm.reason, "since": clock.now()}
             new = QuarantineRow.insert(name=alarm.name, **row).on_conflict_ignore().as_rowcount().execute()
             mine = (QuarantineRow.name == alarm.name) & (QuarantineRow.state == PROBATION)
             if not new and not QuarantineRow.update(**row).where(mine).execute():
                 return  # another process stored this quarantine first
-            self._tell(alarm.name, "active", "quarantined", alarm.reason)
+            self._publish_state(alarm.name, "active", "quarantined", alarm.reason)
             if self.audit is not None:
                 entry = AuditEntry(
                     action="plugins.plugin.quarantine",
@@ -119,35 +119,35 @@ class Quarantine:
         )
         raise_alert(alert, ("plugin", alarm.name))
 
-    async def _move_on(self) -> None:
+    async def _start_and_end_trials(self) -> None:
         """Start the trials that are due, and end the trials that completed without an error."""
         now = clock.time_s()
         window = self._settings.get(QUARANTINE_WINDOW_SECONDS)
         for row in list(self._rows.values()):
             wait = min(LAST_PROBE, FIRST_PROBE * 2**row.probes) if row.state == HELD else window
             if now >= clock.parse_instant(row.since) + wait:
-                await self._work(lambda row=row: self._probe(row) if row.state == HELD else self._forget(row))  # type: ignore[misc]  # bound in each iteration
+                await self._work(lambda row=row: self._start_trial(row) if row.state == HELD else self._delete_row(row))  # type: ignore[misc]  # bound in each iteration
                 self.apply(await self._work(self.stored, read=True))
 
-    def _probe(self, row: QuarantineRow) -> None:
+    def _start_trial(self, row: QuarantineRow) -> None:
         tried = {"state": PROBATION, "since": clock.now(), "probes": row.probes + 1}
-        if QuarantineRow.update(**tried).where(self._unchanged(row)).execute():
-            self._tell(row.name, "quarantined", "active", "probe")
+        if QuarantineRow.update(**tried).where(self._is_unchanged(row)).execute():
+            self._publish_state(row.name, "quarantined", "active", "probe")
 
-    def _forget(self, row: QuarantineRow) -> None:
-        if QuarantineRow.delete().where(self._unchanged(row)).execute():
-            self._tell(row.name, "active", "active", "no more errors")
+    def _delete_row(self, row: QuarantineRow) -> None:
+        if QuarantineRow.delete().where(self._is_unchanged(row)).execute():
+            self._publish_state(row.name, "active", "active", "no more errors")
 
     @staticmethod
-    def _unchanged(row: QuarantineRow) -> peewee.Expression:
+    def _is_unchanged(row: QuarantineRow) -> peewee.Expression:
         same: peewee.Expression = (QuarantineRow.name == row.name) & (QuarantineRow.state == row.state)
         return same & (QuarantineRow.since == row.since)  # type: ignore[no-any-return]  # fields of peewee are untyped
 
     @staticmethod
-    def _tell(name: str, before: str, after: str, reason: str) -> None:
+    def _publish_state(name: str, before: str, after: str, reason: str) -> None:
         emit(PluginState(name=name, from_=before, to=after, reason=reason), object=("plugin", name))
 
 
-def release(loaded: PluginRecord) -> None:
+def release_plugin(loaded: PluginRecord) -> None:
     """End the quarantine or the trial of a plugin. Runs in the caller's unit of work."""
     QuarantineRow.delete().where(QuarantineRow.name == loaded.name).execute()

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from corral.ids import new_id
-from corral_core.redis.service.connection import Pauses, connect_async
+from corral_core.redis.service.connection import ReconnectBackoff, connect_async
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -90,7 +90,7 @@ class RedisBus:
 
     async def _follow(self) -> None:
         """Receive notifications until stopped, and reconnect with backoff."""
-        pauses = Pauses()
+        pauses = ReconnectBackoff()
         while not self._stopped:
             try:
                 await self._listen(pauses)
@@ -104,7 +104,7 @@ class RedisBus:
             if not self._stopped:
                 await asyncio.sleep(pauses.following())
 
-    async def _listen(self, pauses: Pauses) -> None:
+    async def _listen(self, pauses: ReconnectBackoff) -> None:
         assert self._client is not None
         unanswered = 0
         async with self._client.pubsub() as subscription:

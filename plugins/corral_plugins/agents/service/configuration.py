@@ -79,7 +79,7 @@ def default_config(max_steps: int) -> dict[str, Any]:
     }
 
 
-def columns(fields: AgentFields, config: dict[str, Any]) -> dict[str, Any]:
+def to_columns(fields: AgentFields, config: dict[str, Any]) -> dict[str, Any]:
     """Return the column values for the given `fields`. Absent parts of the configuration keep their value in `config`.
 
     Raises `Invalid` for limits that the type annotations cannot express.
@@ -90,25 +90,25 @@ def columns(fields: AgentFields, config: dict[str, Any]) -> dict[str, Any]:
             found[name] = msgspec.to_builtins(value)
     for name, column in MONEY.items():
         if (value := getattr(fields, name)) is not UNSET:
-            found[column] = micro(value)
+            found[column] = to_micro_usd(value)
     if fields.worker_selector is not UNSET:
         found["worker_group"] = fields.worker_selector.group
         found["worker_labels"] = fields.worker_selector.labels
     if isinstance(fields.config, AgentConfig):
-        found["config"] = _merged(config, fields.config)
+        found["config"] = _merge_config(config, fields.config)
     if isinstance(found.get("worker_id"), str):
         found["worker_id"] = found["worker_id"].lower()
-    _check(found)
+    _check_fields(found)
     return found
 
 
-def _merged(config: dict[str, Any], change: AgentConfig) -> dict[str, Any]:
+def _merge_config(config: dict[str, Any], change: AgentConfig) -> dict[str, Any]:
     if isinstance(change.output_schema, dict):
         check_user_schema(change.output_schema, pointer_prefix="/config/output_schema")
     return {**config, **msgspec.to_builtins(change)}
 
 
-def _check(found: dict[str, Any]) -> None:
+def _check_fields(found: dict[str, Any]) -> None:
     if len(msgspec.json.encode(found.get("metadata", {}))) > METADATA_BYTES:
         raise Invalid.at("/metadata", "too_long", f"at most {METADATA_BYTES} bytes of JSON")
     review = found.get("review_policy")
@@ -138,19 +138,19 @@ def _allowed_when_tainted(policy: dict[str, Any]) -> set[str]:
     return {tool for tool, rule in policy.items() if isinstance(rule, dict) and rule.get("when_tainted") == "allow"}
 
 
-def micro(dollars: float | None) -> int | None:
+def to_micro_usd(dollars: float | None) -> int | None:
     """Return the amount in micro-USD, rounded half up."""
     if dollars is None:
         return None
     return int((Decimal(str(dollars)) * 1_000_000).quantize(Decimal(1), ROUND_HALF_UP))
 
 
-def dollars(micro_usd: int | None) -> float | None:
+def to_dollars(micro_usd: int | None) -> float | None:
     """Return the amount in dollars."""
     return None if micro_usd is None else micro_usd / 1_000_000
 
 
-def selector(row: Agent) -> dict[str, Any]:
+def worker_selector(row: Agent) -> dict[str, Any]:
     """Return the worker selector as clients see it, with only the parts that are set."""
     found: dict[str, Any] = {}
     if row.worker_group is not None:
@@ -160,11 +160,11 @@ def selector(row: Agent) -> dict[str, Any]:
     return found
 
 
-def configuration(row: Agent) -> dict[str, Any]:
+def version_configuration(row: Agent) -> dict[str, Any]:
     """Return the configuration that a version stores. It can be converted back into `AgentFields`."""
     special = {
-        "worker_selector": selector(row),
-        "monthly_budget_usd": dollars(row.monthly_budget_micro),
-        "max_cost_per_task_usd": dollars(row.max_cost_per_task_micro),
+        "worker_selector": worker_selector(row),
+        "monthly_budget_usd": to_dollars(row.monthly_budget_micro),
+        "max_cost_per_task_usd": to_dollars(row.max_cost_per_task_micro),
     }
     return {name: special[name] if name in special else getattr(row, name) for name in sorted(CONFIGURATION)}

@@ -16,7 +16,7 @@ from corral.database.statement import Statement
 from corral.plugin import Settings
 from corral_plugins.agents.api import AgentFacts
 from corral_plugins.agents.models import LIVING, Agent
-from corral_plugins.agents.service.configuration import dollars
+from corral_plugins.agents.service.configuration import to_dollars
 from corral_plugins.agents.service.states import ERROR_AFTER_FAILURES, StateChanges, is_ending_leases
 
 CLAIMING = ("idle", "busy")
@@ -98,14 +98,14 @@ class AgentsService:
     def facts(self, agent_id: str) -> AgentFacts | None:
         """Return an agent that is not deleted, or None. Its lists and objects are shared and must not be changed."""
         row = _BY_ID.one({"id": agent_id})
-        return next(iter(self._complete([row])), None) if row is not None else None
+        return next(iter(self._facts_of_rows([row])), None) if row is not None else None
 
     def facts_of(self, agent_ids: Sequence[str]) -> dict[str, AgentFacts]:
         """Return agents that are not deleted, by id."""
         if not agent_ids:
             return {}
         query: Any = Agent.select(*_STATE).where(Agent.id.in_(list(set(agent_ids))) & LIVING).tuples()
-        return {facts.id: facts for facts in self._complete(list(query))}
+        return {facts.id: facts for facts in self._facts_of_rows(list(query))}
 
     def eligible(
         self, *, worker_id: str, group: str | None, labels: dict[str, str], agent_ids: Sequence[str] | None
@@ -116,13 +116,13 @@ class AgentsService:
             wanted = set(agent_ids)
             rows = [row for row in rows if row[0] in wanted]
         offered = labels.items()
-        return [facts for facts in self._complete(list(rows)) if facts.worker_labels.items() <= offered]
+        return [facts for facts in self._facts_of_rows(list(rows)) if facts.worker_labels.items() <= offered]
 
     def started(self, role: str | None) -> list[AgentFacts]:
         """Return the agents with the state `idle` or `busy` that have this role, or any role if `role` is None."""
         of_role = Agent.role == role if role is not None else Agent.role.is_null(False)
         query: Any = Agent.select(*_STATE).where(Agent.status.in_(CLAIMING) & of_role & LIVING).tuples()
-        return list(self._complete(list(query)))
+        return list(self._facts_of_rows(list(query)))
 
     def naming_provider(self, provider: str) -> list[str]:
         named = Agent.select(Agent.id).where((Agent.llm_provider == provider) & LIVING).order_by(Agent.id).limit(50)
@@ -165,7 +165,7 @@ class AgentsService:
                 ).execute()
                 self._changes.publish(agent_id, name, owner, before, "error", "config_error")
 
-    def _complete(self, rows: list[tuple[Any, ...]]) -> list[AgentFacts]:
+    def _facts_of_rows(self, rows: list[tuple[Any, ...]]) -> list[AgentFacts]:
         """Complete rows of `_STATE` to facts.
 
         The state comes from the row, and the rest from the cache or one query.
@@ -175,8 +175,8 @@ class AgentsService:
         fresh: dict[str, AgentFacts] = {}
         for first in range(0, len(missing), BATCH_SIZE):
             for found in Agent.select().where(Agent.id.in_(missing[first : first + BATCH_SIZE])):
-                fresh[found.id] = _facts(found)
-                self._store(found.stamp, fresh[found.id])
+                fresh[found.id] = _facts_of_row(found)
+                self._cache_facts(found.stamp, fresh[found.id])
         complete = []
         for agent_id, stamp, status, reason, active, last in rows:
             cached = fresh.get(agent_id) or cache.get(stamp)
@@ -188,14 +188,14 @@ class AgentsService:
                 )
         return complete
 
-    def _store(self, stamp: str, facts: AgentFacts) -> None:
+    def _cache_facts(self, stamp: str, facts: AgentFacts) -> None:
         self._bytes += len(facts.system_prompt) + TYPICAL_BYTES
         if self._bytes > CACHE_BYTES:
             self._cache, self._bytes = {}, 0
         self._cache[stamp] = facts
 
 
-def _facts(row: Agent) -> AgentFacts:
+def _facts_of_row(row: Agent) -> AgentFacts:
     return AgentFacts(
         id=row.id,
         name=row.name,
@@ -215,7 +215,7 @@ def _facts(row: Agent) -> AgentFacts:
         config=row.config,
         max_concurrent_tasks=row.max_concurrent_tasks,
         active_tasks=row.active_tasks,
-        max_cost_per_task_usd=dollars(row.max_cost_per_task_micro),
+        max_cost_per_task_usd=to_dollars(row.max_cost_per_task_micro),
         retry_policy=row.retry_policy,
         stall_policy=row.stall_policy,
         review_policy=row.review_policy,

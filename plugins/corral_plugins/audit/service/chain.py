@@ -45,7 +45,7 @@ COLUMNS = (
 )
 
 
-class Actor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RowActor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The actor of an audit row and the client that the actor used."""
 
     id: str | None
@@ -65,11 +65,11 @@ class AuditObject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     type: str
 
 
-class Unhashed(msgspec.Struct, frozen=True, kw_only=True):
+class UnhashedRow(msgspec.Struct, frozen=True, kw_only=True):
     """All fields of an audit row except `hash`. These are the hashed fields."""
 
     action: str
-    actor: Actor
+    actor: RowActor
     changes: msgspec.Raw
     code: str | None
     details: msgspec.Raw
@@ -88,11 +88,11 @@ class Unhashed(msgspec.Struct, frozen=True, kw_only=True):
         return hashlib.sha256(PREFIX + msgspec.json.encode(self)).hexdigest()
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class HashedRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A complete audit row. Its JSON encoding is one line of an export."""
 
     action: str
-    actor: Actor
+    actor: RowActor
     changes: msgspec.Raw
     code: str | None
     details: msgspec.Raw
@@ -109,7 +109,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     def digest(self) -> str:
         """Return the hash that the row should contain, computed from all other fields."""
-        return Unhashed(
+        return UnhashedRow(
             action=self.action,
             actor=self.actor,
             changes=self.changes,
@@ -127,7 +127,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         ).digest()
 
 
-def unhashed(values: Sequence[Any]) -> Unhashed:
+def unhashed_row(values: Sequence[Any]) -> UnhashedRow:
     """Build an audit row without its hash from stored column values, in the order of `COLUMNS` without `hash`."""
     (
         seq,
@@ -152,9 +152,9 @@ def unhashed(values: Sequence[Any]) -> Unhashed:
         sha256,
         prev_hash,
     ) = values
-    return Unhashed(
+    return UnhashedRow(
         action=action,
-        actor=Actor(
+        actor=RowActor(
             id=actor_id,
             ip=ip,
             key_id=key_id,
@@ -178,10 +178,10 @@ def unhashed(values: Sequence[Any]) -> Unhashed:
     )
 
 
-def row(values: Sequence[Any]) -> Row:
+def hashed_row(values: Sequence[Any]) -> HashedRow:
     """Build a complete audit row from stored column values, in the order of `COLUMNS`."""
-    found = unhashed(values[:-1])
-    return Row(
+    found = unhashed_row(values[:-1])
+    return HashedRow(
         action=found.action,
         actor=found.actor,
         changes=found.changes,
@@ -203,17 +203,17 @@ def row(values: Sequence[Any]) -> Row:
 # -- the check
 
 
-class Link(msgspec.Struct, frozen=True):
+class ChainLink(msgspec.Struct, frozen=True):
     """A position in the hash chain: the number of a row and its hash."""
 
     seq: int
     hash: str
 
 
-BEGINNING = Link(0, GENESIS)
+BEGINNING = ChainLink(0, GENESIS)
 
 
-class Defect(msgspec.Struct, frozen=True):
+class ChainDefect(msgspec.Struct, frozen=True):
     """The number of the first defective row and the reason why it is defective."""
 
     seq: int
@@ -228,25 +228,30 @@ class ChainChecker:
     """
 
     def __init__(
-        self, after: Link | None, checkpoints: Mapping[int, SignedCheckpoint], keys: PublicKeys, *, sparse: bool = False
+        self,
+        after: ChainLink | None,
+        checkpoints: Mapping[int, SignedCheckpoint],
+        keys: PublicKeys,
+        *,
+        sparse: bool = False,
     ) -> None:
         self.last = after
-        self.bad: Defect | None = None
+        self.bad: ChainDefect | None = None
         self.checked = self.checkpoints_checked = 0
         self._checkpoints, self._keys, self._sparse = checkpoints, keys, sparse
 
-    def add(self, rows: Iterable[Row]) -> None:
+    def add(self, rows: Iterable[HashedRow]) -> None:
         """Check the next rows, which must be passed in order."""
         for row in rows:
             if self.bad is None:
-                self._check(row)
+                self._check_row(row)
 
     def report(self, seq: int, reason: Reason) -> None:
         """Record a defect that the caller found, unless an earlier defect is already recorded."""
         if self.bad is None:
-            self.bad = Defect(seq, reason)
+            self.bad = ChainDefect(seq, reason)
 
-    def end(self, head: Link | None) -> None:
+    def end(self, head: ChainLink | None) -> None:
         """Finish the check: the last row must match `head`, and no checkpoint may sign a later row."""
         last = self.last or BEGINNING
         if head is not None and head.seq > last.seq:
@@ -261,8 +266,8 @@ class ChainChecker:
             signed = self._keys.confirm(checkpoint)
             self.report(last.seq + 1 if signed else checkpoint.seq, "tail_truncated" if signed else "bad_signature")
 
-    def _check(self, row: Row) -> None:
-        if not self._in_order(row):
+    def _check_row(self, row: HashedRow) -> None:
+        if not self._check_order(row):
             return None
         try:
             intact = row.digest() == row.hash
@@ -280,10 +285,10 @@ class ChainChecker:
             if checkpoint.hash != row.hash:
                 return self.report(row.seq, "checkpoint_mismatch")
         self.checked += 1
-        self.last = Link(row.seq, row.hash)
+        self.last = ChainLink(row.seq, row.hash)
         return None
 
-    def _in_order(self, row: Row) -> bool:
+    def _check_order(self, row: HashedRow) -> bool:
         if self.last is None:
             return True
         if row.seq <= self.last.seq:

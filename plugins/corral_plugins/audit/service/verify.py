@@ -21,12 +21,12 @@ from corral.database.engine import Work
 from corral.database.unit import Entry
 from corral.events.event import SystemAlert
 from corral_plugins.audit.service import chain, queries
-from corral_plugins.audit.service.chain import BEGINNING, ChainChecker, Defect, Link, Row
+from corral_plugins.audit.service.chain import BEGINNING, ChainChecker, ChainDefect, ChainLink, HashedRow
 from corral_plugins.audit.service.export import NUMBERS, unescape_cell
 from corral_plugins.audit.service.log import raise_alert
-from corral_plugins.audit.service.queries import Ends
+from corral_plugins.audit.service.queries import ChainEnds
 from corral_plugins.audit.service.signing import ExternalCheckpoints, PublicKeys, SignedCheckpoint, public_key_of
-from corral_plugins.audit.shapes import LinkView, Verdict
+from corral_plugins.audit.shapes import LinkView, VerificationResult
 
 log = logging.getLogger("corral.audit")
 
@@ -39,10 +39,10 @@ END = 2**62
 class _Range(msgspec.Struct, frozen=True):
     """The range of rows to check: after `start`, up to `until`. `defect` is set if the start itself is defective."""
 
-    ends: Ends
-    start: Link
+    ends: ChainEnds
+    start: ChainLink
     until: int
-    defect: Defect | None = None
+    defect: ChainDefect | None = None
 
 
 class Verification:
@@ -51,7 +51,7 @@ class Verification:
     def __init__(self, work: Work) -> None:
         self._work = work
 
-    async def run(self, from_seq: int | None = None, to_seq: int | None = None) -> Verdict:
+    async def run(self, from_seq: int | None = None, to_seq: int | None = None) -> VerificationResult:
         """Verify a range, by default all retained rows. Alert admins if the log is not intact."""
         verdict = await self.verify(from_seq, to_seq, ExternalCheckpoints(), seconds=SECONDS)
         if not verdict.ok:
@@ -60,24 +60,24 @@ class Verification:
 
     async def verify(
         self, from_seq: int | None, to_seq: int | None, external: ExternalCheckpoints, *, seconds: float
-    ) -> Verdict:
+    ) -> VerificationResult:
         """Verify a range for at most `seconds`, also against external checkpoints.
 
         Sends no alert and writes nothing.
         """
         deadline = time.monotonic() + seconds
         span, verdict = await self._verify(from_seq, to_seq, external, deadline)
-        if not verdict.ok and (await self._work(queries.ends, read=True)).anchor != span.ends.anchor:
+        if not verdict.ok and (await self._work(queries.chain_ends, read=True)).anchor != span.ends.anchor:
             # Retention removed the start of the range in the meantime.
             _, verdict = await self._verify(from_seq, to_seq, external, deadline)
         return verdict
 
     async def _verify(
         self, from_seq: int | None, to_seq: int | None, external: ExternalCheckpoints, deadline: float
-    ) -> tuple[_Range, Verdict]:
+    ) -> tuple[_Range, VerificationResult]:
         span, keys = await self._work(lambda: (_range(from_seq, to_seq), queries.public_keys()), read=True)
         last = END if to_seq is None else span.until
-        signed = await self._work(lambda: queries.checkpoints(span.start.seq, last), read=True)
+        signed = await self._work(lambda: queries.checkpoints_between(span.start.seq, last), read=True)
         signed |= external.between(span.start.seq, last)
         checker = ChainChecker(span.start, signed, PublicKeys(external.public_keys or keys))
         if span.defect is not None:
@@ -89,9 +89,9 @@ class Verification:
             checker.report(checker.last.seq + 1, "tail_truncated" if span.ends.stored < span.until else "gap")
         return span, _verdict(checker, span, is_over=is_over)
 
-    async def recent(self) -> Verdict:
+    async def recent(self) -> VerificationResult:
         """Verify the newest 10,000 rows up to the head, and alert admins if they are not intact."""
-        head = (await self._work(queries.ends, read=True)).head
+        head = (await self._work(queries.chain_ends, read=True)).head
         return await self.run(max(1, head.seq - RECENT + 1))
 
     async def _check(self, checker: ChainChecker, span: _Range, deadline: float) -> bool:
@@ -110,7 +110,7 @@ class Verification:
             after = last
         return True
 
-    async def _alert(self, verdict: Verdict) -> None:
+    async def _alert(self, verdict: VerificationResult) -> None:
         log.error("audit log verification failed", extra={"seq": verdict.first_bad_seq, "reason": verdict.reason})
         alert = SystemAlert(
             kind="audit_chain_broken",
@@ -125,7 +125,7 @@ class Verification:
 def _check_batch(checker: ChainChecker, rows: list[tuple[object, ...]]) -> None:
     for values in rows:
         try:
-            row = chain.row(values)
+            row = chain.hashed_row(values)
         except TypeError:  # a column has a type that a genuine row never contains
             checker.report(int(str(values[0])), "hash_mismatch")
             return
@@ -133,7 +133,7 @@ def _check_batch(checker: ChainChecker, rows: list[tuple[object, ...]]) -> None:
 
 
 def _range(from_seq: int | None, to_seq: int | None) -> _Range:
-    ends = queries.ends()
+    ends = queries.chain_ends()
     newest = max(ends.head.seq, ends.stored)
     until = newest if to_seq is None else min(to_seq, newest)
     kept = ends.anchor
@@ -145,29 +145,29 @@ def _range(from_seq: int | None, to_seq: int | None) -> _Range:
         return _Range(ends, ends.head, until)
     before = queries.hash_at(from_seq - 1)
     return _Range(
-        ends, Link(from_seq - 1, before or ""), until, Defect(from_seq - 1, "gap") if before is None else None
+        ends, ChainLink(from_seq - 1, before or ""), until, ChainDefect(from_seq - 1, "gap") if before is None else None
     )
 
 
-def _anchor(kept: Link, newest: int) -> Defect | None:
+def _anchor(kept: ChainLink, newest: int) -> ChainDefect | None:
     """Verify that retention moved the anchor.
 
     The log must contain a row about the removal, and a signed checkpoint must confirm the anchor.
     """
     recorded = queries.recorded_anchor(newest)
     if kept.seq != recorded:
-        return Defect(min(kept.seq, recorded) + 1, "gap")
-    signed = queries.checkpoints(kept.seq - 1, kept.seq).get(kept.seq)
+        return ChainDefect(min(kept.seq, recorded) + 1, "gap")
+    signed = queries.checkpoints_between(kept.seq - 1, kept.seq).get(kept.seq)
     if kept.seq and (signed is None or signed.hash != kept.hash):
-        return Defect(kept.seq, "checkpoint_mismatch")
+        return ChainDefect(kept.seq, "checkpoint_mismatch")
     if signed is not None and not PublicKeys(queries.public_keys()).confirm(signed):
-        return Defect(kept.seq, "bad_signature")
+        return ChainDefect(kept.seq, "bad_signature")
     return None
 
 
-def _verdict(checker: ChainChecker, span: _Range, *, is_over: bool) -> Verdict:
+def _verdict(checker: ChainChecker, span: _Range, *, is_over: bool) -> VerificationResult:
     bad, last = checker.bad, checker.last or BEGINNING
-    return Verdict(
+    return VerificationResult(
         ok=bad is None,
         checked=checker.checked,
         complete=is_over,
@@ -196,7 +196,7 @@ class _Listed(msgspec.Struct):
     public_key: str | None = None
 
 
-def verify_export(path: Path, external: ExternalCheckpoints, *, sparse: bool) -> Verdict:
+def verify_export(path: Path, external: ExternalCheckpoints, *, sparse: bool) -> VerificationResult:
     """Verify an export. `sparse` accepts missing rows, as in a filtered export. Raises `Unreadable`.
 
     The `prev_hash` of the first row is trusted, unless that row is the first of the log or follows a saved checkpoint.
@@ -213,7 +213,7 @@ def verify_export(path: Path, external: ExternalCheckpoints, *, sparse: bool) ->
     if checker.bad is None and not sparse:
         checker.end(None)
     last, bad = checker.last or BEGINNING, checker.bad
-    return Verdict(
+    return VerificationResult(
         ok=bad is None,
         checked=checker.checked,
         complete=True,
@@ -248,15 +248,15 @@ def read_checkpoints(path: Path, public_key: str | None) -> ExternalCheckpoints:
     return ExternalCheckpoints(listed.items, [key])
 
 
-def _before(first: Row | None, signed: dict[int, SignedCheckpoint]) -> Link | None:
+def _before(first: HashedRow | None, signed: dict[int, SignedCheckpoint]) -> ChainLink | None:
     if first is None or first.seq == 1:
         return BEGINNING
     checkpoint = signed.get(first.seq - 1)
-    return None if checkpoint is None else Link(checkpoint.seq, checkpoint.hash)
+    return None if checkpoint is None else ChainLink(checkpoint.seq, checkpoint.hash)
 
 
-def _lines(path: Path) -> Iterator[Row]:
-    decoder = msgspec.json.Decoder(Row, strict=True)
+def _lines(path: Path) -> Iterator[HashedRow]:
+    decoder = msgspec.json.Decoder(HashedRow, strict=True)
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -265,7 +265,7 @@ def _lines(path: Path) -> Iterator[Row]:
                 raise Unreadable(f"{path}: line {number} is not a row of an audit log: {error}") from None
 
 
-def _cells(path: Path) -> Iterator[Row]:
+def _cells(path: Path) -> Iterator[HashedRow]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file)
@@ -274,7 +274,7 @@ def _cells(path: Path) -> Iterator[Row]:
                 raise Unreadable(f"{path}: the first line is not the header of an audit log export")
             for cells in reader:
                 pairs = zip(chain.COLUMNS, cells, strict=True)
-                yield chain.row(
+                yield chain.hashed_row(
                     [int(cell) if name in NUMBERS else unescape_cell(cell) if cell else None for name, cell in pairs]
                 )
         except Unreadable:

@@ -13,8 +13,8 @@ from corral_plugins.llm.service.provider_keys import ProviderKeys
 from corral_plugins.llm.service.responses import openai_error
 from corral_plugins.llm.shapes import (
     CallDetail,
-    CallQuery,
-    CallView,
+    LlmCallQuery,
+    LlmCallView,
     NewProvider,
     ProviderItem,
     ProviderPatch,
@@ -120,12 +120,12 @@ async def refresh_provider(name: str, providers: ProviderAdmin, checks: Provider
 
 
 @routes.get("/calls", needs=("llm.read", "llm.use"))
-def list_calls(query: CallQuery, caller: Principal) -> Page[CallView]:
+def list_calls(query: LlmCallQuery, caller: Principal) -> Page[LlmCallView]:
     """List calls, newest first. Admins see all calls; others see their own calls and those of tasks."""
-    return calls.page(query, caller)
+    return calls.list_calls(query, caller)
 
 
 @routes.get("/calls/{id}", needs=("llm.read", "llm.use"), raises=("not_found",))
 def get_call(id: str, caller: Principal) -> CallDetail:
     """Return a call, with its request and response if `llm.store_payloads` caused them to be stored."""
-    return calls.get(id, caller)
+    return calls.get_call(id, caller)

@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator
 from corral.auth.principal import Principal
 from corral.database.engine import Work
 from corral.errors import Conflict
-from corral_plugins.cost.api import Charged, Tokens
+from corral_plugins.cost.api import ChargedCost, TokenCounts
 from corral_plugins.tasks.api import LeaseRef, Tasks
 
 CHECK_SECONDS, RENEW_SECONDS = 0.5, 15.0
 
 
-class Leases:
+class CallLeases:
     """Tracks the leases of running calls. One instance per process; `run` must run as a supervised task."""
 
     tasks: Tasks | None
@@ -43,7 +43,7 @@ class Leases:
         lease = self.tasks.lease_facts(by.task_id, by.lease_id)
         return lease.attempt_id if lease is not None else None
 
-    def add_usage(self, by: Principal, tokens: Tokens, charged: Charged) -> None:
+    def add_usage(self, by: Principal, tokens: TokenCounts, charged: ChargedCost) -> None:
         """Add a charge to the counters of the caller's task, unless the charge was already counted."""
         if self.tasks is not None and by.task_id is not None and by.lease_id is not None and not charged.repeated:
             self.tasks.record_usage(
@@ -87,20 +87,20 @@ class Leases:
                 continue
             if loop.time() - renewed > RENEW_SECONDS:
                 renewed = loop.time()
-                await self._work(self._renew)
-            lost = await self._work(self._lost, read=True)
+                await self._work(self._renew_leases)
+            lost = await self._work(self._find_lost_leases, read=True)
             for scope, lease in list(self._running.items()):
                 if lease.lease_id in lost and not scope.expired():
                     with contextlib.suppress(RuntimeError):  # raised if the call ended in the meantime
                         scope.reschedule(loop.time())
 
-    def _lost(self) -> set[str]:
+    def _find_lost_leases(self) -> set[str]:
         leases = list(self._running.values())
         if self.tasks is None:
             return {lease.lease_id for lease in leases}
         return {state.lease_id for state in self.tasks.lease_states(leases) if state.state != "ok"}
 
-    def _renew(self) -> None:
+    def _renew_leases(self) -> None:
         if self.tasks is not None:
             for lease in sorted(self._running.values(), key=lambda each: each.lease_id):
                 self.tasks.renew_lease(lease.task_id, lease.lease_id)

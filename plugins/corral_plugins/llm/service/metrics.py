@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from corral.plugin import Metric
-from corral_plugins.llm.service.calls import Outcome
-from corral_plugins.llm.service.slots import Slots
+from corral_plugins.llm.service.calls import CallOutcome
+from corral_plugins.llm.service.slots import ConcurrencySlots
 
 STATUSES = ("completed", "failed", "cancelled")
 DIRECTIONS = ("input", "output", "cache_read", "cache_write")
@@ -24,7 +24,7 @@ class CallMetrics:
         self._first_token_ms: Counter[tuple[str, ...]] = Counter()
         self._streams: Counter[tuple[str, ...]] = Counter()
 
-    def add_call(self, outcome: Outcome) -> None:
+    def add_call(self, outcome: CallOutcome) -> None:
         """Add a settled call to the counters."""
         provider, tokens = outcome.target.provider.name, outcome.tokens
         self._calls[(provider, outcome.status)] += 1
@@ -83,10 +83,10 @@ class CallMetrics:
                 name="corral_llm_queue",
                 help="Number of calls that are waiting for a concurrency slot.",
                 labels=labels,
-                collect=_waiting,
+                collect=_waiting_calls,
             ),
         ]
 
 
-def _waiting(slots: Slots) -> dict[tuple[str, ...], float]:
+def _waiting_calls(slots: ConcurrencySlots) -> dict[tuple[str, ...], float]:
     return slots.waiting()

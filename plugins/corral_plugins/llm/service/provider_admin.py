@@ -26,13 +26,13 @@ from corral.plugin import SECRET_CHANGE, Audit, AuditEntry
 from corral.redact.redactor import Redactor
 from corral.schema.data import json_schema_problems
 from corral_plugins.agents.api import Agents
-from corral_plugins.llm.api import Connection, ModelInfo, ProviderChanged, ProviderError
+from corral_plugins.llm.api import ModelInfo, ProviderChanged, ProviderConnection, ProviderError
 from corral_plugins.llm.models import LlmProviderRow, LlmProviderState
 from corral_plugins.llm.providers.http import host_and_port
 from corral_plugins.llm.providers.presets import PRESETS
 from corral_plugins.llm.service.gateway import Gateway
 from corral_plugins.llm.service.provider_keys import ProviderKeys
-from corral_plugins.llm.service.registry import Provider, Registry
+from corral_plugins.llm.service.registry import Provider, ProviderRegistry
 from corral_plugins.llm.service.responses import errors_of, problem_of, time_limit
 from corral_plugins.llm.service.settlement import update_state
 from corral_plugins.llm.shapes import (
@@ -54,7 +54,7 @@ TEST_MESSAGES = [{"role": "user", "content": "Reply with the word OK."}]
 TEST_MAX_TOKENS = 64
 NO_PROVIDER = "There is no provider with this name."
 Row = LlmProviderRow
-FetchModels = Callable[[Connection], Awaitable[Sequence[ModelInfo]]]
+FetchModels = Callable[[ProviderConnection], Awaitable[Sequence[ModelInfo]]]
 
 
 class ProviderAdmin:
@@ -63,7 +63,7 @@ class ProviderAdmin:
     agents: Agents | None
     audit: Audit | None
 
-    def __init__(self, registry: Registry, keys: ProviderKeys) -> None:
+    def __init__(self, registry: ProviderRegistry, keys: ProviderKeys) -> None:
         self._registry, self._keys = registry, keys
 
     # -- reading
@@ -72,8 +72,8 @@ class ProviderAdmin:
         """Return a page of providers sorted by name. Admins see more fields."""
 
         def items(providers: Sequence[Provider]) -> list[ProviderItem]:
-            states = _states([provider.name for provider in providers]) if by.may("llm.manage") else None
-            return [_item(provider, states) for provider in providers]
+            states = _provider_states([provider.name for provider in providers]) if by.may("llm.manage") else None
+            return [_provider_item(provider, states) for provider in providers]
 
         providers = self._registry.all()
         return paginate_names(providers, query, by, scope="llm.providers", name=lambda item: item.name, make=items)
@@ -88,7 +88,7 @@ class ProviderAdmin:
     def view(self, name: str, warnings: list[str] | None = None) -> ProviderView:
         """Return a provider with all fields that admins see. Raises `NotFound`."""
         provider = self.get(name)
-        state = _states([name]).get(name) or LlmProviderState(name=name)
+        state = _provider_states([name]).get(name) or LlmProviderState(name=name)
         fields = _fields_of(provider) | {
             "kind": provider.kind.kind,
             "base_url": provider.connection.base_url,
@@ -128,12 +128,14 @@ class ProviderAdmin:
         self._validate_kind(kind)
         _validate_headers(new.headers)
         values = {name: getattr(new, name) for name in ProviderFields.__struct_fields__} | {"kind": kind}
-        self._insert(new.name, values)
+        self._insert_row(new.name, values)
         columns, key_warnings = self._keys.store(new.name, new, by)
         has_key = columns.get("api_key_secret") is not None
         if has_key:
             Row.update(columns).where(Row.name == new.name).execute()
-        self._publish(new.name, "created", {name: (None, value) for name, value in values.items() if value}, has_key)
+        self._publish_change(
+            new.name, "created", {name: (None, value) for name, value in values.items() if value}, has_key
+        )
         enqueue_refresh(new.name)
         return self.view(new.name, [*warnings, *key_warnings])
 
@@ -161,12 +163,12 @@ class ProviderAdmin:
         changes = {field: (getattr(provider.fields, field), value) for field, value in values.items()}
         values |= key_columns
         if provider.source != "api":
-            self._insert(name, {**_fields_of(provider), **values, "kind": provider.kind.kind})
+            self._insert_row(name, {**_fields_of(provider), **values, "kind": provider.kind.kind})
         else:
-            row = {**_columns(values), "version": provider.version + 1}
+            row = {**_revision_columns(values), "version": provider.version + 1}
             if not Row.update(row).where((Row.name == name) & (Row.version == provider.version)).execute():
                 raise Unavailable("The provider was changed at the same time; repeat the request.", code="overloaded")
-        self._publish(name, "updated", changes, bool(key_columns))
+        self._publish_change(name, "updated", changes, bool(key_columns))
         return self.view(name, [*warnings, *key_warnings])
 
     def delete(self, name: str, match: IfMatch) -> None:
@@ -188,10 +190,10 @@ class ProviderAdmin:
         no_models = state.update(listed_models=None, revision=None, models_refreshed_at=None)
         no_models.where(state.name == name).execute()
         self._keys.detach(name)
-        self._publish(name, "deleted", {}, key_changed=False)
+        self._publish_change(name, "deleted", {}, key_changed=False)
 
-    def _insert(self, name: str, values: dict[str, Any]) -> None:
-        if not Row.insert(name=name, **_columns(values)).on_conflict_ignore().as_rowcount().execute():
+    def _insert_row(self, name: str, values: dict[str, Any]) -> None:
+        if not Row.insert(name=name, **_revision_columns(values)).on_conflict_ignore().as_rowcount().execute():
             raise Conflict(f"A provider named {name} already exists.", code="duplicate", existing_id=name)
 
     def _refuse_file_provider(self, name: str) -> None:
@@ -206,7 +208,9 @@ class ProviderAdmin:
             detail = f"Providers of kind {kind} can only be configured in corral.toml."
             raise Invalid.at("/kind", "not_allowed", detail)
 
-    def _publish(self, name: str, change: Any, changes: Mapping[str, tuple[Any, Any]], key_changed: bool) -> None:
+    def _publish_change(
+        self, name: str, change: Any, changes: Mapping[str, tuple[Any, Any]], key_changed: bool
+    ) -> None:
         self._registry.invalidate()
         emit(ProviderChanged(provider=name, change=change), object=("llm_provider", name))
         if self.audit is not None:
@@ -224,7 +228,13 @@ class ProviderChecks:
     """Refreshes the model lists of providers, and tests providers. Opens its own units of work."""
 
     def __init__(
-        self, work: Work, registry: Registry, gateway: Gateway, keys: ProviderKeys, redactor: Redactor, egress: Egress
+        self,
+        work: Work,
+        registry: ProviderRegistry,
+        gateway: Gateway,
+        keys: ProviderKeys,
+        redactor: Redactor,
+        egress: Egress,
     ) -> None:
         self._work, self._registry, self._gateway, self._keys = work, registry, gateway, keys
         self._redactor, self._egress = redactor, egress
@@ -252,7 +262,7 @@ class ProviderChecks:
         if not provider.usable:
             raise Conflict(f"{provider.name} is disabled or not configured.")
         try:
-            models = await self._fetch(provider, fetch)
+            models = await self._fetch_models(provider, fetch)
         except ProviderError as error:
             problem = problem_of(error, provider.name, self._redactor)
             summary = {"code": problem.code, "detail": problem.detail, "at": clock.now()}
@@ -264,7 +274,7 @@ class ProviderChecks:
         state = {"listed_models": models, "revision": new_id(), "models_refreshed_at": now, "last_ok_at": now}
         await self._work(lambda: update_state(provider.name, **state, last_error=None))
 
-    async def _fetch(self, provider: Provider, fetch: FetchModels) -> list[ModelInfo]:
+    async def _fetch_models(self, provider: Provider, fetch: FetchModels) -> list[ModelInfo]:
         seconds = provider.connection.timeouts.total_seconds
         connection = await self._keys.connection(provider)
         async with time_limit(provider.name, seconds, "no list of models"):
@@ -335,16 +345,16 @@ def _fields_of(provider: Provider) -> dict[str, Any]:
     return {field: getattr(provider.fields, field) for field in ProviderFields.__struct_fields__}
 
 
-def _columns(values: dict[str, Any]) -> dict[str, Any]:
+def _revision_columns(values: dict[str, Any]) -> dict[str, Any]:
     """Return the fields as columns of a new revision, with shapes converted to JSON."""
     return {name: msgspec.to_builtins(value) for name, value in values.items()} | {"revision": new_id()}
 
 
-def _states(names: list[str]) -> dict[str, LlmProviderState]:
+def _provider_states(names: list[str]) -> dict[str, LlmProviderState]:
     return {row.name: row for row in LlmProviderState.select().where(LlmProviderState.name.in_(names))}
 
 
-def _item(provider: Provider, states: dict[str, LlmProviderState] | None) -> ProviderItem:
+def _provider_item(provider: Provider, states: dict[str, LlmProviderState] | None) -> ProviderItem:
     item = ProviderItem(
         name=provider.name,
         kind=provider.kind.kind,

@@ -15,10 +15,10 @@ from corral.auth.principal import Principal
 from corral.crypto import refuse_mask
 from corral.database.engine import Work
 from corral.errors import Forbidden, Invalid, Problem, Unavailable
-from corral_plugins.llm.api import Connection, ProviderError
+from corral_plugins.llm.api import ProviderConnection, ProviderError
 from corral_plugins.llm.service.registry import Provider
 from corral_plugins.llm.shapes import NewProvider, ProviderPatch
-from corral_plugins.secrets.api import Attached, Secrets
+from corral_plugins.secrets.api import AttachedObject, Secrets
 
 VAULT_CODES = ("secret_expired", "vault_sealed")
 REVEAL = "secrets.reveal"
@@ -33,7 +33,7 @@ class ProviderKeys:
     def __init__(self, work: Work) -> None:
         self._work = work
 
-    async def connection(self, provider: Provider) -> Connection:
+    async def connection(self, provider: Provider) -> ProviderConnection:
         """Return the connection with its API key. Raises `ProviderError` if the vault does not return the key."""
         name, secrets = provider.api_key_secret, self.secrets
         if name is None:
@@ -41,7 +41,7 @@ class ProviderKeys:
         if secrets is None:
             message = "The plugin secrets, which stores the API key, is not active."
             raise ProviderError(503, message, code="dependency_unavailable")
-        attached, host = _attached(provider.name), urlsplit(provider.connection.base_url or "").hostname
+        attached, host = _attached_provider(provider.name), urlsplit(provider.connection.base_url or "").hostname
         try:
             key = await self._work(lambda: secrets.use(name, attached.consumer, host, attached=attached), read=True)
         except Problem as problem:
@@ -91,7 +91,7 @@ class ProviderKeys:
         key, secret = body.api_key, body.api_key_secret
         if self.secrets is None or (key is UNSET and secret is UNSET):
             return {}, []
-        attached = _attached(provider)
+        attached = _attached_provider(provider)
         if isinstance(key, str):
             name = f"llm.{provider}.api_key"
             description = f"The API key of the model provider {provider}."
@@ -107,11 +107,11 @@ class ProviderKeys:
     def detach(self, provider: str) -> None:
         """Detach the secret of a deleted provider. The secret stays in the vault."""
         if self.secrets is not None:
-            self.secrets.detach(_attached(provider))
+            self.secrets.detach(_attached_provider(provider))
 
 
-def _attached(provider: str) -> Attached:
-    return Attached(plugin="llm", kind="provider", id=provider)
+def _attached_provider(provider: str) -> AttachedObject:
+    return AttachedObject(plugin="llm", kind="provider", id=provider)
 
 
 def _keeps_key(stored: str | None, patch: ProviderPatch) -> bool:

@@ -13,9 +13,9 @@ from typing import Any
 
 from corral.auth.principal import Principal
 from corral.redact.redactor import Redactor, RedactorStream, made_by
-from corral_plugins.llm.api import Connection, ProviderError
-from corral_plugins.llm.service.calls import Outcome
-from corral_plugins.llm.service.registry import Target
+from corral_plugins.llm.api import ProviderConnection, ProviderError
+from corral_plugins.llm.service.calls import CallOutcome
+from corral_plugins.llm.service.registry import ModelTarget
 from corral_plugins.llm.service.responses import TEXT_FIELDS, errors_of, normalize_completion, time_limit, timed_out
 
 INLINE_TOKENS = 16_000  # longer texts are redacted in a thread
@@ -35,23 +35,23 @@ def response_context(by: Principal, provider: str) -> contextlib.AbstractContext
     return made_by("llm_provider", provider) if by.task_id is None else made_by("task", by.task_id)
 
 
-async def redact(redactor: Redactor, value: Any, tokens: int) -> Any:
+async def redact_value(redactor: Redactor, value: Any, tokens: int) -> Any:
     """Return a copy of the value without stored credentials. Images are not text and stay unchanged."""
     if tokens > INLINE_TOKENS:
-        return await asyncio.to_thread(_redact, redactor, value)
-    return _redact(redactor, value)
+        return await asyncio.to_thread(_redact_texts, redactor, value)
+    return _redact_texts(redactor, value)
 
 
-def _redact(redactor: Redactor, value: Any) -> Any:
+def _redact_texts(redactor: Redactor, value: Any) -> Any:
     if isinstance(value, dict):
         if value.get("type") == "image_url":
             return value
-        redacted = {name: _redact(redactor, item) for name, item in value.items()}
+        redacted = {name: _redact_texts(redactor, item) for name, item in value.items()}
         if "logprobs" in value and redacted.get("message") != value.get("message"):
             redacted["logprobs"] = None  # log probabilities spell out the redacted text
         return redacted
     if isinstance(value, list):
-        return [_redact(redactor, item) for item in value]
+        return [_redact_texts(redactor, item) for item in value]
     return redactor.redact(value, patterns=False) if isinstance(value, str) else value
 
 
@@ -73,7 +73,7 @@ class StreamRedaction:
         for choice in chunk.get("choices") or ():
             index, delta = choice.get("index", 0), choice.get("delta") or {}
             with self._context():
-                is_changed = self._redact(index, delta)
+                is_changed = self._redact_delta(index, delta)
             if is_changed:
                 choice.pop("logprobs", None)  # log probabilities spell out redacted and held-back text
             if choice.get("finish_reason") is not None and (rest := self._held_back(index)):
@@ -90,12 +90,12 @@ class StreamRedaction:
             if rest := self._held_back(index):
                 yield {**self._last_chunk, "choices": [{"index": index, "delta": rest, "finish_reason": None}]}
 
-    def _redact(self, index: int, delta: dict[str, Any]) -> bool:
+    def _redact_delta(self, index: int, delta: dict[str, Any]) -> bool:
         """Redact a delta in place. Return whether one of its texts changed."""
         is_changed = False
         for name, value in delta.items():
             if name in TEXT_FIELDS and isinstance(value, str):
-                delta[name] = self._stream(index, name).feed(value)
+                delta[name] = self._stream_of_part(index, name).feed(value)
                 is_changed |= value != delta[name]
             elif name != "tool_calls":
                 delta[name] = self._redactor.redact_json(value, patterns=False)
@@ -104,7 +104,7 @@ class StreamRedaction:
             if isinstance(function.get("name"), str):
                 function["name"] = self._redactor.redact(function["name"], patterns=False)
             if isinstance(function.get("arguments"), str):
-                stream = self._stream(index, call.get("index", 0))
+                stream = self._stream_of_part(index, call.get("index", 0))
                 function["arguments"] = stream.feed(function["arguments"])
         return is_changed
 
@@ -120,7 +120,7 @@ class StreamRedaction:
                 delta.setdefault("tool_calls", []).append({"index": key[1], "function": {"arguments": text}})
         return delta
 
-    def _stream(self, index: int, part: str | int) -> RedactorStream:
+    def _stream_of_part(self, index: int, part: str | int) -> RedactorStream:
         stream = self._streams.get((index, part))
         if stream is None:
             stream = self._streams[(index, part)] = self._redactor.stream(patterns=False)
@@ -134,13 +134,13 @@ Chunk = dict[str, Any]
 
 
 async def open_stream(
-    target: Target, request: dict[str, Any], connection: Connection
+    target: ModelTarget, request: dict[str, Any], connection: ProviderConnection
 ) -> tuple[AsyncGenerator[Chunk, None], Chunk]:
     """Return the provider's stream and its first chunk. No fallback takes place after the first chunk."""
     iterator = target.provider.kind.stream(request, connection)
     try:
         async with time_limit(target.name, connection.timeouts.first_token_seconds, "no first token"):
-            chunk = await _next(target, iterator)
+            chunk = await _next_chunk(target, iterator)
     except BaseException:
         await iterator.aclose()
         raise
@@ -149,19 +149,19 @@ async def open_stream(
     return iterator, chunk
 
 
-async def relay(
-    target: Target,
+async def relay_stream(
+    target: ModelTarget,
     iterator: AsyncGenerator[Chunk, None],
     first: Chunk,
     redaction: StreamRedaction,
-    outcome: Outcome,
+    outcome: CallOutcome,
 ) -> AsyncGenerator[Chunk, None]:
     """Yield the chunks for the caller, with usage only in the last one. Updates `outcome` with each chunk."""
     last: Chunk = first
 
     async def received() -> AsyncIterator[Chunk]:
         yield first
-        async for chunk in _remaining(target, iterator):
+        async for chunk in _remaining_chunks(target, iterator):
             yield chunk
 
     async with contextlib.aclosing(iterator):
@@ -179,7 +179,7 @@ async def relay(
     yield {**last, "usage": outcome.usage()}
 
 
-async def _remaining(target: Target, iterator: AsyncGenerator[Chunk, None]) -> AsyncIterator[Chunk]:
+async def _remaining_chunks(target: ModelTarget, iterator: AsyncGenerator[Chunk, None]) -> AsyncIterator[Chunk]:
     """Yield the chunks after the first one, each within `idle_seconds` and all within `total_seconds`."""
     timeouts, loop = target.provider.connection.timeouts, asyncio.get_running_loop()
     deadline = loop.time() + timeouts.total_seconds
@@ -187,7 +187,7 @@ async def _remaining(target: Target, iterator: AsyncGenerator[Chunk, None]) -> A
         seconds = min(timeouts.idle_seconds, deadline - loop.time())
         try:
             async with asyncio.timeout(seconds) as scope:
-                chunk = await _next(target, iterator)
+                chunk = await _next_chunk(target, iterator)
         except TimeoutError:
             if not scope.expired():
                 raise
@@ -199,7 +199,7 @@ async def _remaining(target: Target, iterator: AsyncGenerator[Chunk, None]) -> A
         yield chunk
 
 
-async def _next(target: Target, iterator: AsyncGenerator[Chunk, None]) -> Chunk | None:
+async def _next_chunk(target: ModelTarget, iterator: AsyncGenerator[Chunk, None]) -> Chunk | None:
     """Return the next normalized chunk, or None at the end of the stream."""
     with errors_of(target.provider.name):
         chunk = await anext(iterator, None)

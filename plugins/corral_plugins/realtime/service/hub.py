@@ -18,7 +18,7 @@ from corral.events.feed import Feed
 from corral.events.log import Record
 from corral.events.registry import EventTypes
 from corral.plugin import Settings
-from corral_plugins.realtime.service.messages import RESTARTING, Item, Notice, Refusal
+from corral_plugins.realtime.service.messages import RESTARTING, EventFrame, NoticeFrame, Refusal
 from corral_plugins.realtime.service.viewer import Key, Subscription, Viewer
 from corral_plugins.realtime.settings import MAX_SOCKETS
 
@@ -30,7 +30,7 @@ RIGHTS_EVENTS = frozenset(
 )
 
 
-class Hub:
+class ViewerHub:
     """The connected viewers of this process. Runs on the event loop.
 
     `rights_changed` is set when an event shows that someone may have lost a permission.
@@ -78,7 +78,7 @@ class Hub:
     def restart_all(self) -> None:
         """Send `reload` to all viewers and close their connections with the code 1012."""
         for viewer in tuple(self.viewers):
-            viewer.end(RESTARTING, "reconnect with your cursor", Notice("reload"), keep=True)
+            viewer.end(RESTARTING, "reconnect with your cursor", NoticeFrame("reload"), keep=True)
 
     # -- connections
 
@@ -108,7 +108,7 @@ class Hub:
     def join(self, viewer: Viewer) -> None:
         """Register a connection, which counts towards the limit until `leave`. Raises `TooMany` like `check_user`."""
         self.check_user(viewer.user)
-        viewer.on_end = self._forget
+        viewer.on_end = self._remove_viewer
         viewer.seen = self.position
         self._users[viewer.user] += 1
         self.viewers.add(viewer)
@@ -148,7 +148,7 @@ class Hub:
         """End all subscriptions to this name or pattern, whatever their filters."""
         for key in [key for key in viewer.subscriptions if key[0] == event]:
             viewer.subscriptions.pop(key).live = False
-        self._drop(viewer, event)
+        self._remove_subscription(viewer, event)
 
     def check(self, caller: Principal, event: str) -> None:
         """Raise `Refusal` if no event matches this name or pattern, or if the caller may read no matching event."""
@@ -157,16 +157,16 @@ class Hub:
         if not caller.is_admin and any(kind.event == event and kind.visibility == ADMIN for kind in self._types.all()):
             raise Refusal("forbidden", f"Only admins may subscribe to {event}.")
 
-    def _drop(self, viewer: Viewer, event: str) -> None:
+    def _remove_subscription(self, viewer: Viewer, event: str) -> None:
         followers = self._index.get(event)
         if followers is not None:
             followers.pop(viewer, None)
             if not followers:
                 del self._index[event]
 
-    def _forget(self, viewer: Viewer) -> None:
+    def _remove_viewer(self, viewer: Viewer) -> None:
         for event, _ in viewer.subscriptions:
-            self._drop(viewer, event)
+            self._remove_subscription(viewer, event)
 
     # -- the feed
 
@@ -177,12 +177,12 @@ class Hub:
             if name in RIGHTS_EVENTS:
                 self.rights_changed.set()
             elif name == "plugin.state":
-                self._follow_door(record)
-            followed = [self._index[pattern] for pattern in patterns(name) if pattern in self._index]
+                self._on_plugin_state(record)
+            followed = [self._index[pattern] for pattern in matching_patterns(name) if pattern in self._index]
             if followed:
-                self._hand_on(Item(record), followed)
+                self._offer_to_subscribers(EventFrame(record), followed)
 
-    def _hand_on(self, item: Item, followed: Sequence[dict[Viewer, list[Subscription]]]) -> None:
+    def _offer_to_subscribers(self, item: EventFrame, followed: Sequence[dict[Viewer, list[Subscription]]]) -> None:
         seq = item.record.seq
         slow: list[Viewer] = []
         for followers in followed:
@@ -197,14 +197,14 @@ class Hub:
         for viewer in slow:
             self.dropped += 1 + viewer.lag()
 
-    def _follow_door(self, record: Record) -> None:
+    def _on_plugin_state(self, record: Record) -> None:
         payload = record.payload()
         if payload.get("name") == "realtime" and payload.get("to") != "active":
             self.restart_all()
 
 
 @functools.lru_cache(maxsize=4096)
-def patterns(name: str) -> tuple[str, ...]:
+def matching_patterns(name: str) -> tuple[str, ...]:
     """Return the names and patterns that match an event, for example `a.b.c`, `a.b.*`, `a.*` and `*` for `a.b.c`."""
     parts = name.split(".")
     return (name, *(".".join(parts[:size]) + ".*" for size in range(len(parts) - 1, 0, -1)), "*")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from corral.errors import TooMany
-from corral_plugins.realtime.service.hub import Hub
-from corral_plugins.realtime.service.messages import Close, Refusal
-from corral_plugins.realtime.service.replay import Replays
+from corral_plugins.realtime.service.hub import ViewerHub
+from corral_plugins.realtime.service.messages import CloseFrame, Refusal
+from corral_plugins.realtime.service.replay import ReplayFactory
 from corral_plugins.realtime.service.viewer import Viewer
 
 COMMENT_SECONDS = 15.0
@@ -21,7 +21,7 @@ class EventStream:
     """
 
     def __init__(
-        self, hub: Hub, replays: Replays, viewer: Viewer, patterns: tuple[str, ...], cursor: str | None
+        self, hub: ViewerHub, replays: ReplayFactory, viewer: Viewer, patterns: tuple[str, ...], cursor: str | None
     ) -> None:
         self._hub, self._replays, self._viewer = hub, replays, viewer
         self._patterns, self._cursor = patterns, cursor
@@ -32,7 +32,7 @@ class EventStream:
 
     async def __anext__(self) -> bytes:
         if not self._begun:
-            return self._begin()
+            return self._start_stream()
         if self._over:
             raise StopAsyncIteration
         entry = await self._viewer.take(COMMENT_SECONDS)
@@ -42,7 +42,7 @@ class EventStream:
             return b": still here\n\n"
         parts: list[bytes] = []
         while entry is not None:
-            if isinstance(entry, Close):
+            if isinstance(entry, CloseFrame):
                 self._over = True
                 break
             parts.append(entry.chunk)
@@ -56,7 +56,7 @@ class EventStream:
         self._over = True
         self._hub.leave(self._viewer)
 
-    def _begin(self) -> bytes:
+    def _start_stream(self) -> bytes:
         self._begun = True
         sending = asyncio.current_task()
         assert sending is not None

@@ -9,15 +9,15 @@ from typing import Any, Protocol
 
 from corral.auth.principal import Principal
 from corral.events.log import Record
-from corral_plugins.realtime.service.messages import INVALID, TOO_SLOW, Close, Item, Notice, Refusal
+from corral_plugins.realtime.service.messages import INVALID, TOO_SLOW, CloseFrame, EventFrame, NoticeFrame, Refusal
 
 MAX_RIGHTS_AGE_SECONDS = 1.0
 CLOSE_SECONDS, REVOKED_CLOSE_SECONDS = 10.0, 1.0
 MAX_ERRORS = 10
 
 Key = tuple[str, frozenset[tuple[str, str]]]
-Entry = Item | Notice | Close
-ENTRIES = (Item, Notice, Close)
+Entry = EventFrame | NoticeFrame | CloseFrame
+ENTRIES = (EventFrame, NoticeFrame, CloseFrame)
 
 
 class Subscription:
@@ -33,14 +33,14 @@ class Subscription:
         self.prefix = None if event == "*" or not event.endswith(".*") else event[:-1]
         self.live = True
 
-    def matches(self, item: Item) -> bool:
+    def matches(self, item: EventFrame) -> bool:
         """Return whether the event matches the name or pattern and the filter."""
         name = item.record.type
         if self.event not in (name, "*") and (self.prefix is None or not name.startswith(self.prefix)):
             return False
         return not self.filter or self.passes(item)
 
-    def passes(self, item: Item) -> bool:
+    def passes(self, item: EventFrame) -> bool:
         """Return whether the data of the event matches the filter."""
         payload = item.payload
         return all(payload.get(name) == value for name, value in self.filter)
@@ -49,7 +49,7 @@ class Subscription:
 class Replay(Protocol):
     """A part of the event log that is sent before later entries of the queue."""
 
-    async def more(self) -> Sequence[Item | Notice] | None:
+    async def more(self) -> Sequence[EventFrame | NoticeFrame] | None:
         """Return the next part of the replay, or None at the end."""
         ...
 
@@ -71,7 +71,7 @@ class Viewer:
     ) -> None:
         self.principal, self.reread, self.checked, self.client_ip = principal, reread, checked, client_ip
         self._can_read = can_read
-        self.fresh: Callable[[], Awaitable[None]] = _nothing  # reloads the principal; set by `Rights`
+        self.fresh: Callable[[], Awaitable[None]] = _no_part  # reloads the principal; set by `Rights`
         self.limit = limit
         self._now = asyncio.get_running_loop().time
         self.subscriptions: dict[Key, Subscription] = {}
@@ -83,7 +83,7 @@ class Viewer:
         self.on_end: Callable[[Viewer], None] = lambda viewer: None
         self.abort: Callable[[], object] = lambda: None  # cancels a send that waits for the client to read
         self._errors = 0
-        self._backlog: deque[Item | Notice] = deque()
+        self._backlog: deque[EventFrame | NoticeFrame] = deque()
         self._replay: Replay | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -95,7 +95,7 @@ class Viewer:
 
     # -- queueing
 
-    def offer(self, item: Item) -> bool:
+    def offer(self, item: EventFrame) -> bool:
         """Queue a live event.
 
         Return False if the queue is full; the caller must then call `lag`.
@@ -107,7 +107,7 @@ class Viewer:
             self.wake()
         return True
 
-    def put(self, entry: Notice | Replay) -> None:
+    def put(self, entry: NoticeFrame | Replay) -> None:
         """Queue a notice or a replay.
 
         A client that sends requests without reading the responses also counts as too slow.
@@ -123,7 +123,7 @@ class Viewer:
     def refuse(self, refusal: Refusal) -> None:
         """Send an `error` frame. The tenth such frame ends the connection."""
         self._errors += 1
-        self.put(Notice("error", code=refusal.code, detail=refusal.detail))
+        self.put(NoticeFrame("error", code=refusal.code, detail=refusal.detail))
         if self._errors >= MAX_ERRORS:
             self.end(INVALID, "ten errors in one connection", keep=True)
 
@@ -134,12 +134,12 @@ class Viewer:
         """
         if self.ended:
             return 0
-        lost = [entry for entry in (*self._backlog, *self.queue) if isinstance(entry, Item)]
+        lost = [entry for entry in (*self._backlog, *self.queue) if isinstance(entry, EventFrame)]
         missed_from = lost[0].record.seq if lost else self.seen + 1
-        self.end(TOO_SLOW, "too slow", Notice("lagged", missed_from=missed_from))
+        self.end(TOO_SLOW, "too slow", NoticeFrame("lagged", missed_from=missed_from))
         return len(lost)
 
-    def end(self, code: int, reason: str, last: Notice | None = None, *, keep: bool = False) -> None:
+    def end(self, code: int, reason: str, last: NoticeFrame | None = None, *, keep: bool = False) -> None:
         """End the connection. Later calls do nothing.
 
         `last` is sent before the close. With `keep`, the queued entries are sent first.
@@ -154,7 +154,7 @@ class Viewer:
             self._replay = None
         if last is not None:
             self.queue.append(last)
-        self.queue.append(Close(code, reason))
+        self.queue.append(CloseFrame(code, reason))
         patience = REVOKED_CLOSE_SECONDS if self.revoked else CLOSE_SECONDS
         self._timer = asyncio.get_running_loop().call_later(patience, self.abort)
         self.wake()
@@ -189,7 +189,7 @@ class Viewer:
             if not source or (source is self.queue and (self._replay is not None or type(source[0]) not in ENTRIES)):
                 return None
             entry: Entry = source[0]
-            if type(entry) is not Item:
+            if type(entry) is not EventFrame:
                 source.popleft()
                 return entry
             if self._now() - self.checked > MAX_RIGHTS_AGE_SECONDS:
@@ -201,7 +201,7 @@ class Viewer:
                 return entry
         return None
 
-    def _was_seen(self, item: Item) -> bool:
+    def _was_seen(self, item: EventFrame) -> bool:
         """Return whether the client already received the event through every subscription that matches it."""
         return all(item.record.seq <= each.known for each in self.subscriptions.values() if each.matches(item))
 
@@ -217,9 +217,9 @@ class Viewer:
             if self._backlog:
                 await self.fresh()
             elif self._replay is not None:
-                await self._go_on(self._replay)
+                await self._continue_replay(self._replay)
             elif not self.queue:
-                if not await self._wait(idle_seconds):
+                if not await self._wait_for_wake(idle_seconds):
                     return None
             elif isinstance(self.queue[0], ENTRIES):
                 await self.fresh()
@@ -227,7 +227,7 @@ class Viewer:
                 self._replay = self.queue.popleft()  # type: ignore[assignment]  # the only other kind is a replay
         return None
 
-    async def _go_on(self, replay: Replay) -> None:
+    async def _continue_replay(self, replay: Replay) -> None:
         part = await replay.more()
         if self._replay is not replay:  # the connection ended in the meantime
             return
@@ -236,7 +236,7 @@ class Viewer:
         else:
             self._backlog.extend(part)
 
-    async def _wait(self, seconds: float | None) -> bool:
+    async def _wait_for_wake(self, seconds: float | None) -> bool:
         self._waiter = asyncio.get_running_loop().create_future()
         try:
             if seconds is None:
@@ -251,5 +251,5 @@ class Viewer:
         return True
 
 
-async def _nothing() -> None:
+async def _no_part() -> None:
     await asyncio.sleep(0)

@@ -16,7 +16,7 @@ SPACE = uuid.UUID("5b0a3c1e-7a0e-5f5e-9d0b-0c0f3a1d2e4b")
 """The namespace of the ids of pinned secrets. An id derives from the name, so that it is equal in every process."""
 
 
-class Pinned(msgspec.Struct, frozen=True, kw_only=True):
+class PinnedSecret(msgspec.Struct, frozen=True, kw_only=True):
     """A secret set by an environment variable. `key` is its name in lower case."""
 
     id: str
@@ -28,26 +28,28 @@ class Pinned(msgspec.Struct, frozen=True, kw_only=True):
         return f"<Pinned {self.name}>"
 
 
-class Environment:
+class PinnedSecrets:
     """The pinned secrets of this process, read once at its start."""
 
     def __init__(self, installation: Installation) -> None:
         made = {
-            name.lower(): Pinned(id=str(uuid.uuid5(SPACE, name.lower())), name=name, key=name.lower(), value=value)
+            name.lower(): PinnedSecret(
+                id=str(uuid.uuid5(SPACE, name.lower())), name=name, key=name.lower(), value=value
+            )
             for name, value in sorted(installation.secrets.items())
         }
         self._by_key = {key: made[key] for key in sorted(made)}
         self._by_id = {item.id: item for item in made.values()}
 
-    def all(self) -> list[Pinned]:
+    def all(self) -> list[PinnedSecret]:
         """Return all pinned secrets, sorted by name."""
         return list(self._by_key.values())
 
-    def named(self, name: str) -> Pinned | None:
+    def named(self, name: str) -> PinnedSecret | None:
         """Return the pinned secret with the given name, or None. Ignores case."""
         return self._by_key.get(name.lower())
 
-    def get(self, id: str) -> Pinned | None:
+    def get(self, id: str) -> PinnedSecret | None:
         """Return the pinned secret with the given id, or None."""
         return self._by_id.get(id)
 

@@ -12,8 +12,8 @@ from corral.errors import Conflict, Invalid, NotFound, Problem, Unavailable
 from corral.ids import new_id
 from corral.redact.encodings import redactable
 from corral_plugins.secrets.models import SecretRow, SecretVersion
-from corral_plugins.secrets.service.alerts import Alerts
-from corral_plugins.secrets.shapes import Generate
+from corral_plugins.secrets.service.alerts import VaultAlerts
+from corral_plugins.secrets.shapes import GenerationOptions
 
 MAX_VALUE_BYTES = 64 * 1024
 NOT_REDACTABLE = "not_redactable"
@@ -25,7 +25,7 @@ CHARSETS = {
 }
 
 
-def checked(value: str, pointer: str = "/value") -> str:
+def checked_value(value: str, pointer: str = "/value") -> str:
     """Return the value if it can be stored. Raises `Invalid` if the value is a mask or larger than 64 KiB."""
     refuse_mask(value, pointer)
     if len(value.encode()) > MAX_VALUE_BYTES:
@@ -33,12 +33,12 @@ def checked(value: str, pointer: str = "/value") -> str:
     return value
 
 
-def warnings(value: str | None) -> list[str]:
+def value_warnings(value: str | None) -> list[str]:
     """Return `not_redactable` as a warning if the value is too short or too common to be redacted."""
     return [] if value is None or redactable(value) else [NOT_REDACTABLE]
 
 
-def unhex(text: str) -> bytes:
+def decode_hex(text: str) -> bytes:
     """Decode a stored encrypted value. Raises `SealedWrong` if the text was altered and is no longer hexadecimal."""
     try:
         return bytes.fromhex(text)
@@ -46,7 +46,7 @@ def unhex(text: str) -> bytes:
         raise SealedWrong("not a sealed value") from None
 
 
-def _place(secret_id: str, n: int) -> str:
+def _value_context(secret_id: str, n: int) -> str:
     """Return the associated data that binds a value to its secret and version.
 
     A version row that is moved to another secret cannot be decrypted.
@@ -54,20 +54,20 @@ def _place(secret_id: str, n: int) -> str:
     return place("secrets_versions", secret_id, n)
 
 
-def generated(how: Generate) -> str:
+def generate_value(how: GenerationOptions) -> str:
     """Generate a random value with the given length and character set."""
     return "".join(secrets.choice(CHARSETS[how.charset]) for _ in range(how.length))
 
 
-class Values:
+class SecretValues:
     """Encrypts and decrypts values; no other class does. Methods run in the caller's unit of work."""
 
-    def __init__(self, sealer: Sealer, alerts: Alerts) -> None:
+    def __init__(self, sealer: Sealer, alerts: VaultAlerts) -> None:
         self._sealer, self._alerts = sealer, alerts
 
     def add(self, row: SecretRow, n: int, value: str, *, by: str | None) -> None:
         """Encrypt and store a value as version `n` of a locked secret."""
-        sealed = self._sealer.seal(value.encode(), aad=_place(row.id, n)).hex()
+        sealed = self._sealer.seal(value.encode(), aad=_value_context(row.id, n)).hex()
         SecretVersion.create(id=new_id(), secret_id=row.id, n=n, sealed=sealed, created_by=by, created_at=clock.now())
 
     def replace(self, row: SecretRow, value: str, *, by: str | None, grace_seconds: int = 0) -> int:
@@ -113,7 +113,7 @@ class Values:
 
     def opened(self, version: SecretVersion) -> str:
         """Decrypt a version and return its value. Raises `SealedWrong` or `Unavailable`."""
-        return self._sealer.open(unhex(version.sealed), aad=_place(version.secret_id, version.n)).decode()
+        return self._sealer.open(decode_hex(version.sealed), aad=_value_context(version.secret_id, version.n)).decode()
 
     def after(self, id: str, at_once: int = 200) -> list[Any]:
         """Return the next batch of versions after the id `id`, with the names of their secrets.

@@ -9,18 +9,18 @@ from corral.http.routes import Routes
 from corral_core.accounts.api import Accounts, AllSessions, UserSessionQuery, UserSessionView
 from corral_plugins.security.service.api_keys import ApiKeys
 from corral_plugins.security.service.ip_rules import IpRules
-from corral_plugins.security.service.policy import Policy
+from corral_plugins.security.service.policy import SecurityPolicies
 from corral_plugins.security.shapes import (
-    Address,
-    Judgement,
+    AddressToCheck,
+    AddressVerdict,
     NewRules,
     PasswordPolicyPatch,
     PasswordPolicyView,
     PolicyPatch,
     PolicyView,
-    Revocation,
-    Revoked,
+    RevocationResult,
     RulesView,
+    SessionRevocation,
 )
 
 READ, WRITE = "security.read", "security.write"
@@ -29,26 +29,26 @@ routes = Routes("/security", tag="Security", no_store=True)
 
 
 @routes.get("/", needs=READ, live=True)
-def read_security(policy: Policy) -> PolicyView:
+def read_security(policy: SecurityPolicies) -> PolicyView:
     """Read the sign-in policy and the warnings about the configuration."""
     return policy.show()
 
 
 @routes.put("/", needs=WRITE, own_session=True, raises=("setting_locked", "would_lock_out", "audit_unavailable"))
-def update_security(body: PolicyPatch, match: IfMatch, caller: Principal, policy: Policy) -> PolicyView:
+def update_security(body: PolicyPatch, match: IfMatch, caller: Principal, policy: SecurityPolicies) -> PolicyView:
     """Change the sign-in policy. Shorter lifetimes also apply to existing sessions."""
     return policy.change(body, match, by=caller)
 
 
 @routes.get("/password-policy", needs=READ)
-def read_password_policy(policy: Policy) -> PasswordPolicyView:
+def read_password_policy(policy: SecurityPolicies) -> PasswordPolicyView:
     """Read the requirements for new passwords."""
     return policy.show_passwords()
 
 
 @routes.put("/password-policy", needs=WRITE, own_session=True, raises=("setting_locked", "audit_unavailable"))
 def update_password_policy(
-    body: PasswordPolicyPatch, match: IfMatch, caller: Principal, policy: Policy
+    body: PasswordPolicyPatch, match: IfMatch, caller: Principal, policy: SecurityPolicies
 ) -> PasswordPolicyView:
     """Change the password policy. It applies to each user from the next password change."""
     return policy.change_passwords(body, match, by=caller)
@@ -71,7 +71,7 @@ def replace_ip_rules(body: NewRules, request: Request, match: IfMatch, caller: P
 
 
 @routes.post("/ip-rules/check", needs=READ)
-def check_address(body: Address, rules: IpRules) -> Judgement:
+def check_address(body: AddressToCheck, rules: IpRules) -> AddressVerdict:
     """Check whether an address is allowed, and which rule decides."""
     return rules.judge(body.ip)
 
@@ -89,10 +89,10 @@ def end_session(id: str, sessions: AllSessions) -> None:
 
 
 @routes.post("/users/{id}/revoke-sessions", needs=WRITE, own_session=True, raises=("audit_unavailable",))
-def revoke_sessions(id: str, body: Revocation, accounts: Accounts, keys: ApiKeys) -> Revoked:
+def revoke_sessions(id: str, body: SessionRevocation, accounts: Accounts, keys: ApiKeys) -> RevocationResult:
     """End all sessions of a user. With `include_api_keys`, also revoke all API keys of the user."""
     accounts.get(id)
-    return Revoked(
+    return RevocationResult(
         sessions=accounts.end_sessions(id, "revoked"),
         api_keys=keys.revoke_all(id) if body.include_api_keys else 0,
     )

@@ -49,7 +49,7 @@ WRITE_SECONDS = 5.0
 BATCH_SIZE = 200
 
 
-class LastUsed:
+class LastUseRecorder:
     """Collects the last use of each API key in memory. Used on the event loop only."""
 
     def __init__(self, work: Work) -> None:
@@ -83,10 +83,10 @@ class LastUsed:
         self._recorded = {key_id: at for key_id, at in self._recorded.items() if at > long_ago}
         for start in range(0, len(new), BATCH_SIZE):
             part = dict(new[start : start + BATCH_SIZE])
-            await self._work(lambda part=part: _write(part), entry=Entry("security.last_used"))  # type: ignore[misc]  # bound in each iteration
+            await self._work(lambda part=part: _write_uses(part), entry=Entry("security.last_used"))  # type: ignore[misc]  # bound in each iteration
 
 
-def _write(uses: dict[str, tuple[str, str]]) -> None:
+def _write_uses(uses: dict[str, tuple[str, str]]) -> None:
     """Write the uses. A more recent use written by another process is kept."""
     due = ApiKeyRow.last_used_at.is_null() | (ApiKeyRow.last_used_at < clock.now(-RECORD_SECONDS + WRITE_SECONDS))
     rows = list(ApiKeyRow.select(ApiKeyRow.id).where(ApiKeyRow.id.in_(list(uses)) & due).order_by(ApiKeyRow.id))
@@ -133,16 +133,16 @@ class ApiKeys:
         order, scope = newest_first(ApiKeyRow), f"api_keys:{'all' if query.all else by.user_id}"
         page: Page[ApiKeyRow] = paginate(rows, query, by, scope=scope, order=order, make=lambda row: row)
         return Page(
-            items=self._views(page.items), total=page.total, limit=page.limit, offset=page.offset, next=page.next
+            items=self._key_views(page.items), total=page.total, limit=page.limit, offset=page.offset, next=page.next
         )
 
     def get(self, key_id: str, *, by: Principal) -> KeyView:
         """Return one of the caller's keys. Raises `NotFound`."""
-        return self._views([_row(key_id, ApiKeyRow.user_id == by.user_id)])[0]
+        return self._key_views([_find_key(key_id, ApiKeyRow.user_id == by.user_id)])[0]
 
     @staticmethod
     def active(user_ids: Iterable[str]) -> dict[str, int]:
-        """Return the number of active keys of each user. Implements `corral_plugins.security.api.KeyCounts`."""
+        """Return the number of active keys of each user. Implements `corral_plugins.security.api.ApiKeyCounts`."""
         mine = ApiKeyRow.user_id.in_([*user_ids]) & _has_status("active")
         rows: Any = ApiKeyRow.select(ApiKeyRow.user_id, peewee.fn.COUNT(ApiKeyRow.id)).where(mine)
         return {user_id: int(number) for user_id, number in rows.group_by(ApiKeyRow.user_id).tuples()}
@@ -152,10 +152,10 @@ class ApiKeys:
         if not self._settings.get(KEYS_ENABLED):
             raise Forbidden("API keys are disabled on this installation.")
         assert by.user_id is not None
-        expires_at = self._end(new)
+        expires_at = self._end_keys(new)
         self._check_scopes(new.scopes, self._accounts.get(by.user_id).role)
         self._check_step_up(new.scopes, by)
-        networks = _networks(new.allowed_cidrs)
+        networks = _parse_networks(new.allowed_cidrs)
         limit, text = self._settings.get(KEYS_PER_USER), new_key()
         advisory_lock(f"security.api_keys {by.user_id}")
         if ApiKeyRow.select().where((ApiKeyRow.user_id == by.user_id) & _has_status("active")).count() >= limit:
@@ -173,32 +173,32 @@ class ApiKeys:
             created_at=clock.now(),
             expires_at=expires_at,
         )
-        self._publish(ApiKeyCreated(key_id=row.id, name=row.name), "create", row, {"scopes": row.scopes})
-        return self._issued(row, text)
+        self._publish_event(ApiKeyCreated(key_id=row.id, name=row.name), "create", row, {"scopes": row.scopes})
+        return self._issued_key(row, text)
 
     def rotate(self, key_id: str, overlap_seconds: int, *, by: Principal) -> IssuedKey:
         """Replace the token of a key. The old token stays valid for `overlap_seconds`.
 
         Raises `NotFound`, or `Conflict` if the key was revoked or has expired.
         """
-        row = _row(key_id, ApiKeyRow.user_id == by.user_id)
+        row = _find_key(key_id, ApiKeyRow.user_id == by.user_id)
         self._check_step_up(row.scopes, by)
         text = new_key(row.prefix)
         old = {"old_hash": row.hash, "old_until": clock.now(overlap_seconds)} if overlap_seconds else {"old_hash": None}
         here = (ApiKeyRow.id == key_id) & (ApiKeyRow.hash == row.hash) & _has_status("active")
         if not ApiKeyRow.update(hash=digest(text), **old).where(here).execute():
-            status = _status(_row(key_id, ApiKeyRow.user_id == by.user_id))
+            status = _key_status(_find_key(key_id, ApiKeyRow.user_id == by.user_id))
             detail = (
                 "The key was rotated in the meantime."
                 if status == "active"
                 else f"The key is {status}; create a new one."
             )
             raise Conflict(detail, current_status=status)
-        self._invalidate(key_id)
-        row = _row(key_id, ApiKeyRow.user_id == by.user_id)
+        self._forget_cached_key(key_id)
+        row = _find_key(key_id, ApiKeyRow.user_id == by.user_id)
         event = ApiKeyRotated(key_id=key_id, name=row.name)
-        self._publish(event, "rotate", row, {"overlap_seconds": overlap_seconds})
-        return self._issued(row, text)
+        self._publish_event(event, "rotate", row, {"overlap_seconds": overlap_seconds})
+        return self._issued_key(row, text)
 
     def _check_step_up(self, scopes: Sequence[str], by: Principal) -> None:
         """Require re-authentication for scopes that a session can use only after it.
@@ -214,12 +214,12 @@ class ApiKeys:
         """Revoke a key of the caller or, for admins, of any user. Raises `NotFound`, also for a revoked key."""
         mine = ApiKeyRow.user_id == by.user_id
         which = (ApiKeyRow.id == key_id) & ApiKeyRow.revoked_at.is_null()
-        if not self._revoke(which if by.may("security.write") else which & mine):
+        if not self._revoke_where(which if by.may("security.write") else which & mine):
             raise NotFound()
 
     def revoke_all(self, user_id: str) -> int:
         """Revoke all keys of a user and return their number."""
-        return self._revoke((ApiKeyRow.user_id == user_id) & ApiKeyRow.revoked_at.is_null())
+        return self._revoke_where((ApiKeyRow.user_id == user_id) & ApiKeyRow.revoked_at.is_null())
 
     @staticmethod
     def delete_of(user_id: str) -> None:
@@ -236,15 +236,15 @@ class ApiKeys:
 
     # -- internals
 
-    def _revoke(self, which: Any) -> int:
+    def _revoke_where(self, which: Any) -> int:
         over = {"revoked_at": clock.now(), "old_hash": None, "old_until": None}
         ended = list(ApiKeyRow.update(**over).where(which).returning(ApiKeyRow).execute())
         for row in ended:
-            self._publish(ApiKeyRevoked(key_id=row.id, name=row.name), "revoke", row, {})
-            self._invalidate(row.id)
+            self._publish_event(ApiKeyRevoked(key_id=row.id, name=row.name), "revoke", row, {})
+            self._forget_cached_key(row.id)
         return len(ended)
 
-    def _end(self, new: NewKey) -> str:
+    def _end_keys(self, new: NewKey) -> str:
         max_days = self._settings.get(KEY_MAX_DAYS)
         if new.expires_at is None:
             return clock.now(min(self._settings.get(KEY_DAYS), max_days) * DAY)
@@ -269,11 +269,11 @@ class ApiKeys:
         if faults:
             raise Invalid("Some scopes match no permission that you hold.", errors=faults)
 
-    def _invalidate(self, key_id: str) -> None:
+    def _forget_cached_key(self, key_id: str) -> None:
         """Remove the key from the credential cache, so that its next request is authenticated again."""
         after_commit(lambda: self._credentials.forget(lambda caller: caller.kind == "api_key" and caller.id == key_id))
 
-    def _publish(self, event: Event, verb: str, row: ApiKeyRow, details: dict[str, Any]) -> None:
+    def _publish_event(self, event: Event, verb: str, row: ApiKeyRow, details: dict[str, Any]) -> None:
         emit(event, object=("api_key", row.id), owner=row.user_id)
         if self.audit is not None:
             entry = AuditEntry(
@@ -285,13 +285,13 @@ class ApiKeys:
             )
             self.audit.record(entry)
 
-    def _issued(self, row: ApiKeyRow, text: str) -> IssuedKey:
-        view = self._views([row])[0]
+    def _issued_key(self, row: ApiKeyRow, text: str) -> IssuedKey:
+        view = self._key_views([row])[0]
         return IssuedKey(**{name: getattr(view, name) for name in view.__struct_fields__}, key=text)
 
-    def _views(self, rows: Sequence[ApiKeyRow]) -> Views:
+    def _key_views(self, rows: Sequence[ApiKeyRow]) -> Views:
         owners = self._accounts.get_many({row.user_id for row in rows})
-        return [_view(row, OwnerView(id=row.user_id, email=owners[row.user_id].email)) for row in rows]
+        return [_key_view(row, OwnerView(id=row.user_id, email=owners[row.user_id].email)) for row in rows]
 
 
 STATUSES = ("active", "expired", "revoked")
@@ -305,26 +305,26 @@ def _has_status(status: str) -> Any:
     return ApiKeyRow.revoked_at.is_null() & lives
 
 
-def _status(row: ApiKeyRow) -> Any:
+def _key_status(row: ApiKeyRow) -> Any:
     if row.revoked_at is not None:
         return "revoked"
     return "active" if row.expires_at > clock.now() else "expired"
 
 
-def _row(key_id: str, whose: Any) -> ApiKeyRow:
+def _find_key(key_id: str, whose: Any) -> ApiKeyRow:
     row: ApiKeyRow | None = ApiKeyRow.get_or_none((ApiKeyRow.id == key_id) & whose)
     if row is None:
         raise NotFound()
     return row
 
 
-def _view(row: ApiKeyRow, owner: OwnerView) -> KeyView:
-    derived = {"status": _status(row), "owner": owner}
+def _key_view(row: ApiKeyRow, owner: OwnerView) -> KeyView:
+    derived = {"status": _key_status(row), "owner": owner}
     fields = {name: getattr(row, name) for name in KeyView.__struct_fields__ if name not in derived}
     return KeyView(**fields, **derived)
 
 
-def _networks(given: Iterable[str]) -> list[str]:
+def _parse_networks(given: Iterable[str]) -> list[str]:
     found, faults = [], []
     for index, text in enumerate(given):
         try:
@@ -338,27 +338,27 @@ def _networks(given: Iterable[str]) -> list[str]:
 
 def new_key(public: str | None = None) -> str:
     """Generate a token with 256 random bits. `public` reuses the visible prefix of another token."""
-    shown = public or PREFIX + _random(ID)
-    body = f"{shown}_{_random(SECRET)}"
-    return body + _check(body)
+    shown = public or PREFIX + _random_text(ID)
+    body = f"{shown}_{_random_text(SECRET)}"
+    return body + _check_key_request(body)
 
 
-def is_key(text: str) -> bool:
+def has_key_prefix(text: str) -> bool:
     """Return whether the text has the format of an API key token and a correct checksum."""
     return (
         len(text) == LENGTH
         and text.startswith(PREFIX)
         and text.isascii()
         and text[SHOWN] == "_"
-        and text[-CHECK:] == _check(text[:-CHECK])
+        and text[-CHECK:] == _check_key_request(text[:-CHECK])
     )
 
 
-def _random(length: int) -> str:
+def _random_text(length: int) -> str:
     return "".join(secrets.choice(ALPHABET) for _ in range(length))
 
 
-def _check(body: str) -> str:
+def _check_key_request(body: str) -> str:
     number, digits = zlib.crc32(body.encode()), ""
     for _ in range(CHECK):
         number, digit = divmod(number, len(ALPHABET))
@@ -406,47 +406,47 @@ class ApiKeyAuthenticator:
         return credential.startswith(PREFIX)
 
     def authenticate(self, credential: str) -> Principal:
-        if not is_key(credential):
-            raise self._refused(
+        if not has_key_prefix(credential):
+            raise self._refusal(
                 "malformed", "The checksum of the API key is incorrect; check that you copied the whole key."
             )
         hashed = digest(credential)
         found = _BY_HASH.one({"hash": hashed}) or _BY_OLD_HASH.one({"hash": hashed})
         if found is None:
-            raise self._refused("unknown", "This API key does not exist.")
-        return self._by_text(hashed, *found)
+            raise self._refusal("unknown", "This API key does not exist.")
+        return self._find_by_text(hashed, *found)
 
     def reread(self, caller: Principal) -> Principal | None:
         if caller.kind != "api_key":
             return None
         found = _BY_ID.one({"id": caller.id})
         if found is None:
-            raise self._refused("unknown", "This API key no longer exists.")
-        return self._by_text(caller.token_id, *found)
+            raise self._refusal("unknown", "This API key no longer exists.")
+        return self._find_by_text(caller.token_id, *found)
 
-    def _by_text(self, hashed: str | None, *row: Any) -> Principal:
+    def _find_by_text(self, hashed: str | None, *row: Any) -> Principal:
         """Return the caller for the current token of a key, or for the old token during the overlap of a rotation."""
         *fields, present, former, until = row
-        caller = self._caller(*fields)
+        caller = self._principal_of_key(*fields)
         ends = caller.expires_at or 0.0
         if hashed != present:
             if hashed is None or hashed != former or until <= clock.now():
-                raise self._refused("revoked", "This API key was rotated; use the new key.")
+                raise self._refusal("revoked", "This API key was rotated; use the new key.")
             ends = min(ends, clock.parse_instant(until))
         return msgspec.structs.replace(caller, expires_at=ends, token_id=hashed)
 
-    def _caller(
+    def _principal_of_key(
         self, key_id: str, user_id: str, scopes: str, cidrs: str, expires_at: str, revoked_at: str | None
     ) -> Principal:
         if revoked_at is not None:
-            raise self._refused("revoked", "This API key was revoked.")
+            raise self._refusal("revoked", "This API key was revoked.")
         if expires_at <= clock.now():
-            raise self._refused("expired", "This API key has expired.", code="token_expired")
+            raise self._refusal("expired", "This API key has expired.", code="token_expired")
         if not self._settings.get(KEYS_ENABLED):
-            raise self._refused("disabled", "API keys are disabled on this installation.")
+            raise self._refusal("disabled", "API keys are disabled on this installation.")
         owner = self._accounts.get_many([user_id]).get(user_id)
         if owner is None or not owner.is_active:
-            raise self._refused("owner", "The owner of this API key is not active.")
+            raise self._refusal("owner", "The owner of this API key is not active.")
         wanted: list[str] = msgspec.json.decode(scopes)
         held = self._permissions.of(owner.role)
         left = narrowed(held, wanted)
@@ -463,6 +463,6 @@ class ApiKeyAuthenticator:
             networks=tuple(msgspec.json.decode(cidrs)),
         )
 
-    def _refused(self, result: str, detail: str, *, code: str | None = None) -> Unauthorized:
+    def _refusal(self, result: str, detail: str, *, code: str | None = None) -> Unauthorized:
         self._metrics.results[result] += 1
         return Unauthorized(detail, code=code)

@@ -24,7 +24,7 @@ from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry
 from corral_plugins.security.events import IpRulesChanged
 from corral_plugins.security.models import ROW, IpModeRow, IpRuleRow
-from corral_plugins.security.shapes import Judgement, NewRule, NewRules, RulesView, RuleView
+from corral_plugins.security.shapes import AddressVerdict, NewRule, NewRules, RulesView, RuleView
 
 # -- evaluation
 
@@ -47,7 +47,7 @@ def parse_network(text: str) -> str:
     return str(network)
 
 
-class Rule(NamedTuple):
+class IpRule(NamedTuple):
     """An IP rule that has not expired."""
 
     id: str
@@ -55,38 +55,38 @@ class Rule(NamedTuple):
     action: str
 
 
-class Ruleset:
+class IpRuleset:
     """A mode and its rules.
 
     The most specific matching network decides. For the same network, `block` takes precedence over `allow`.
     """
 
-    def __init__(self, mode: str, rules: Iterable[Rule]) -> None:
+    def __init__(self, mode: str, rules: Iterable[IpRule]) -> None:
         self.mode = mode
-        found: dict[tuple[int, int], dict[int, Rule]] = {}
+        found: dict[tuple[int, int], dict[int, IpRule]] = {}
         for rule in rules:
             network = ipaddress.ip_network(rule.cidr)
             same = found.setdefault((network.version, network.prefixlen), {})
             key = int(network.network_address)
             if key not in same or rule.action == "block":
                 same[key] = rule
-        self._tables: dict[int, list[tuple[int, dict[int, Rule]]]] = {4: [], 6: []}
+        self._tables: dict[int, list[tuple[int, dict[int, IpRule]]]] = {4: [], 6: []}
         for (version, length), table in sorted(found.items(), reverse=True):
             self._tables[version].append(((32 if version == 4 else 128) - length, table))
 
-    def judge(self, address: str) -> tuple[bool, Rule | None]:
+    def judge(self, address: str) -> tuple[bool, IpRule | None]:
         """Return whether an address is allowed, and the matching rule if any.
 
         Performs one lookup per prefix length in use.
         """
-        rule = self._find(address)
+        rule = self._find_rule(address)
         if self.mode == "off":
             return True, rule
         if rule is None:
             return self.mode == "blocklist", None
         return rule.action == "allow", rule
 
-    def _find(self, address: str) -> Rule | None:
+    def _find_rule(self, address: str) -> IpRule | None:
         try:
             parsed = ipaddress.ip_address(address)
         except ValueError:  # a peer without an IP address (a Unix socket) is in no network
@@ -106,11 +106,11 @@ MODE_OFF = "off"
 LOCKED_OUT = "These rules would refuse your own address; add a rule that allows it, or send `force`."
 
 
-class InForce(msgspec.Struct, frozen=True):
+class ActiveIpRules(msgspec.Struct, frozen=True):
     """The unexpired rules that a process applies. `until` is the time when the first of them expires."""
 
     version: int
-    rules: Ruleset
+    rules: IpRuleset
     count: int
     until: str | None
 
@@ -124,36 +124,40 @@ class IpRules:
         """Return the stored rules, including expired ones, and their mode."""
         mode: Any = IpModeRow.get_by_id(ROW)
         rows = IpRuleRow.select().order_by(IpRuleRow.position)
-        return RulesView(mode=mode.mode, rules=[_view(row) for row in rows], version=mode.version, your_ip=client_ip)
+        return RulesView(
+            mode=mode.mode, rules=[_rule_view(row) for row in rows], version=mode.version, your_ip=client_ip
+        )
 
     def version(self) -> int:
         """Return the version of the rules, which grows with every change."""
         return int(IpModeRow.select(IpModeRow.version).where(IpModeRow.id == ROW).scalar())
 
-    def in_force(self) -> InForce:
+    def in_force(self) -> ActiveIpRules:
         """Return the rules that apply now. Expired rules are omitted."""
         mode = IpModeRow.get_by_id(ROW)
         rows = list(IpRuleRow.select().where(_is_live()))
-        rules = Ruleset(mode.mode, [Rule(row.id, row.cidr, row.action) for row in rows])
+        rules = IpRuleset(mode.mode, [IpRule(row.id, row.cidr, row.action) for row in rows])
         until = min((row.expires_at for row in rows if row.expires_at is not None), default=None)
-        return InForce(mode.version, rules, len(rows), until)
+        return ActiveIpRules(mode.version, rules, len(rows), until)
 
-    def judge(self, address: str) -> Judgement:
+    def judge(self, address: str) -> AddressVerdict:
         """Check whether the rules allow an address. Raises `Invalid` if the text is not an IP address."""
         folded = fold(address)
         if not folded:
             raise Invalid.at("/ip", "bad_format", "Give an IPv4 or IPv6 address.")
         allowed, rule = self.in_force().rules.judge(folded)
-        return Judgement(allowed=allowed, rule=None if rule is None else _view(IpRuleRow.get_by_id(rule.id)))
+        return AddressVerdict(allowed=allowed, rule=None if rule is None else _rule_view(IpRuleRow.get_by_id(rule.id)))
 
     def replace(self, new: NewRules, *, client_ip: str, if_match: IfMatch, by: Principal | None) -> RulesView:
         """Replace all rules. Raises `Invalid`, `Conflict` (`would_lock_out`) or `PreconditionFailed`."""
-        rows = _rows(new.rules, by)
+        rows = _to_rows(new.rules, by)
         before = self.show(client_ip)
         if_match.check(before.version)
         now = clock.now()
-        living = [Rule(row.id, row.cidr, row.action) for row in rows if row.expires_at is None or row.expires_at > now]
-        if not new.force and not Ruleset(new.mode, living).judge(client_ip)[0]:
+        living = [
+            IpRule(row.id, row.cidr, row.action) for row in rows if row.expires_at is None or row.expires_at > now
+        ]
+        if not new.force and not IpRuleset(new.mode, living).judge(client_ip)[0]:
             raise Conflict(LOCKED_OUT, code="would_lock_out", your_ip=client_ip)
         here = (IpModeRow.id == ROW) & (IpModeRow.version == before.version)
         update = IpModeRow.update(mode=new.mode, version=IpModeRow.version + 1, updated_at=now)
@@ -169,7 +173,7 @@ class IpRules:
         IpRuleRow.delete().execute()
         if rows:
             IpRuleRow.insert_many([row.__data__ for row in rows]).execute()
-        self._publish(before, new, rows)
+        self._publish_change(before, new, rows)
         return self.show(client_ip)
 
     def turn_off(self) -> None:
@@ -178,7 +182,7 @@ class IpRules:
         update = IpModeRow.update(mode=MODE_OFF, version=IpModeRow.version + 1, updated_at=clock.now())
         if update.where((IpModeRow.id == ROW) & (IpModeRow.mode != MODE_OFF)).execute():
             emit(IpRulesChanged(mode=MODE_OFF, count=len(before.rules)), object=("ip_rules", str(ROW)))
-            self._record({"mode": (before.mode, MODE_OFF)})
+            self._record_audit({"mode": (before.mode, MODE_OFF)})
 
     @staticmethod
     def sweep() -> int:
@@ -197,17 +201,17 @@ class IpRules:
             )
             self.audit.record(entry)
 
-    def _publish(self, before: RulesView, new: NewRules, rows: list[IpRuleRow]) -> None:
+    def _publish_change(self, before: RulesView, new: NewRules, rows: list[IpRuleRow]) -> None:
         emit(IpRulesChanged(mode=new.mode, count=len(rows)), object=("ip_rules", str(ROW)))
-        old, now = {_summary(rule) for rule in before.rules}, {_summary(row) for row in rows}
+        old, now = {_describe_rule(rule) for rule in before.rules}, {_describe_rule(row) for row in rows}
         changes: dict[str, tuple[Any, Any]] = {}
         if before.mode != new.mode:
             changes["mode"] = before.mode, new.mode
         if old != now:
             changes["rules"] = sorted(old - now), sorted(now - old)
-        self._record(changes)
+        self._record_audit(changes)
 
-    def _record(self, changes: Mapping[str, tuple[Any, Any]]) -> None:
+    def _record_audit(self, changes: Mapping[str, tuple[Any, Any]]) -> None:
         if self.audit is not None:
             entry = AuditEntry(
                 action="security.ip_rules.change", object_type="ip_rules", object_id=str(ROW), changes=changes
@@ -215,7 +219,7 @@ class IpRules:
             self.audit.record(entry)
 
 
-def _rows(rules: list[NewRule], by: Principal | None) -> list[IpRuleRow]:
+def _to_rows(rules: list[NewRule], by: Principal | None) -> list[IpRuleRow]:
     """Build the rows of the rules. Raises `Invalid` with one error for each invalid or duplicate network."""
     rows, faults, seen, now = [], [], set(), clock.now()
     for index, rule in enumerate(rules):
@@ -245,7 +249,7 @@ def _rows(rules: list[NewRule], by: Principal | None) -> list[IpRuleRow]:
     return rows
 
 
-def _summary(rule: RuleView | IpRuleRow) -> str:
+def _describe_rule(rule: RuleView | IpRuleRow) -> str:
     """Return the text form of a rule for the audit log."""
     until = "" if rule.expires_at is None else f" until {rule.expires_at}"
     return f"{rule.action} {rule.cidr}{until}"
@@ -255,7 +259,7 @@ def _is_live() -> Any:
     return IpRuleRow.expires_at.is_null() | (IpRuleRow.expires_at > clock.now())
 
 
-def _view(row: IpRuleRow) -> RuleView:
+def _rule_view(row: IpRuleRow) -> RuleView:
     return RuleView(**{name: getattr(row, name) for name in RuleView.__struct_fields__})
 
 
@@ -278,7 +282,7 @@ class IpGate:
 
     def __init__(self) -> None:
         self.blocked = 0
-        self._in_force: InForce | None = None
+        self._in_force: ActiveIpRules | None = None
         self._open = True
         self._verdicts: dict[str, bool] = {}
         self._recorded: dict[str, float] = {}
@@ -289,11 +293,11 @@ class IpGate:
             return
         allowed = self._verdicts.get(client_ip)
         if allowed is None:
-            allowed = self._judge(client_ip)
+            allowed = self._evaluate_address(client_ip)
         if not allowed and not f"{path}/".startswith(HEALTH):
-            self._refuse(client_ip)
+            self._refuse_address(client_ip)
 
-    def apply(self, found: InForce | None) -> None:
+    def apply(self, found: ActiveIpRules | None) -> None:
         """Replace the rules of this gate. None turns the gate off."""
         self._in_force, self._verdicts = found, {}
         self._open = found is None or found.rules.mode == "off"
@@ -316,7 +320,7 @@ class IpGate:
         found, self._pending = list(self._pending), {}
         return found
 
-    def _judge(self, client_ip: str) -> bool:
+    def _evaluate_address(self, client_ip: str) -> bool:
         assert self._in_force is not None
         if len(self._verdicts) >= MAX_VERDICTS:
             self._verdicts.clear()
@@ -324,7 +328,7 @@ class IpGate:
         self._verdicts[client_ip] = allowed
         return allowed
 
-    def _refuse(self, client_ip: str) -> None:
+    def _refuse_address(self, client_ip: str) -> None:
         self.blocked += 1
         now = clock.time_s()
         if now - self._recorded.get(client_ip, 0.0) >= AUDIT_SECONDS and len(self._recorded) < MAX_VERDICTS:
@@ -335,7 +339,7 @@ class IpGate:
         )
 
 
-class GateKeeper:
+class IpGateUpdater:
     """Keeps the rules in the gate of this process current: immediately after an event, or by polling every second."""
 
     def __init__(self, work: Work, rules: IpRules, gate: IpGate) -> None:
@@ -361,11 +365,11 @@ class GateKeeper:
             try:
                 if self._gate.is_stale or await self._work(self._rules.version, read=True) != self._gate.version:
                     await self.load()
-                await self._record()
+                await self._record_refusals()
             except Problem as problem:  # the database is unreachable; the loaded rules stay in force
                 log.warning("the IP rules could not be read", extra={"reason": problem.detail})
 
-    async def _record(self) -> None:
+    async def _record_refusals(self) -> None:
         """Record each rejection in its own unit of work, because the client address is an attribute of the unit."""
         for client_ip in self._gate.take_pending():
             entry = Entry("ip rules", ANONYMOUS, client_ip=client_ip)

@@ -16,14 +16,14 @@ from corral.settings.store import SettingsStore
 from corral_core.accounts.api import Accounts
 from corral_plugins.security.events import SecurityChanged
 from corral_plugins.security.models import ROW, IpModeRow
-from corral_plugins.security.settings import REQUIRE_MFA, REQUIRE_MFA_ROLES, named
+from corral_plugins.security.settings import REQUIRE_MFA, REQUIRE_MFA_ROLES, setting_handle
 from corral_plugins.security.shapes import PasswordPolicyPatch, PasswordPolicyView, PolicyPatch, PolicyView
 
 MAX_PASSWORD_LENGTH = 128
 SECTIONS = {"security": PolicyPatch.__struct_fields__, "password": PasswordPolicyPatch.__struct_fields__}
 
 
-class Policy:
+class SecurityPolicies:
     """Reads and changes the policies. Runs in the caller's unit of work.
 
     Without the plugin `settings`, the policies are read-only.
@@ -36,29 +36,29 @@ class Policy:
 
     def show(self) -> PolicyView:
         """Return the sign-in policy with warnings about the configuration."""
-        values = self._values("security")
+        values = self._section_values("security")
         mode = IpModeRow.select(IpModeRow.mode).where(IpModeRow.id == ROW).scalar()
-        warnings = list(self._warnings(values))
-        return PolicyView(**values, ip_mode=mode, warnings=warnings, version=self._version("security"))
+        warnings = list(self._configuration_warnings(values))
+        return PolicyView(**values, ip_mode=mode, warnings=warnings, version=self._section_version("security"))
 
     def show_passwords(self) -> PasswordPolicyView:
         """Return the password policy."""
-        values = self._values("password")
-        return PasswordPolicyView(**values, max_length=MAX_PASSWORD_LENGTH, version=self._version("password"))
+        values = self._section_values("password")
+        return PasswordPolicyView(**values, max_length=MAX_PASSWORD_LENGTH, version=self._section_version("password"))
 
     def change(self, patch: PolicyPatch, if_match: IfMatch, *, by: Principal) -> PolicyView:
         """Change the sign-in policy. Raises `Invalid` or `Conflict` (`setting_locked`, `would_lock_out`)."""
-        self._change("security", patch, if_match, by)
+        self._change_section("security", patch, if_match, by)
         return self.show()
 
     def change_passwords(self, patch: PasswordPolicyPatch, if_match: IfMatch, *, by: Principal) -> PasswordPolicyView:
         """Change the password policy, which applies from the next change of each password."""
-        self._change("password", patch, if_match, by)
+        self._change_section("password", patch, if_match, by)
         return self.show_passwords()
 
     # -- internals
 
-    def _change(self, section: str, patch: Any, if_match: IfMatch, by: Principal) -> None:
+    def _change_section(self, section: str, patch: Any, if_match: IfMatch, by: Principal) -> None:
         if self.store is None:
             raise Unavailable(
                 "The plugin settings is not active; enable it to change the policy.",
@@ -68,7 +68,11 @@ class Policy:
         given = msgspec.structs.asdict(patch)
         values = {f"{section}.{name}": value for name, value in given.items() if value is not msgspec.UNSET}
         changed = self.store.change(
-            values, by=by, if_match=if_match, of=_names(section), pointer=lambda name: f"/{name.partition('.')[2]}"
+            values,
+            by=by,
+            if_match=if_match,
+            of=_setting_names(section),
+            pointer=lambda name: f"/{name.partition('.')[2]}",
         )
         if changed.updated:
             fields = sorted(name.partition(".")[2] for name in changed.updated)
@@ -87,17 +91,17 @@ class Policy:
             detail = "You have no second factor and would lock yourself out; set one up first (POST /auth/mfa/setup)."
             raise Conflict(detail, code="would_lock_out")
 
-    def _values(self, section: str) -> dict[str, Any]:
-        values = self._now()
-        return {name: values.get(named(f"{section}.{name}")) for name in SECTIONS[section]}
+    def _section_values(self, section: str) -> dict[str, Any]:
+        values = self._current_settings()
+        return {name: values.get(setting_handle(f"{section}.{name}")) for name in SECTIONS[section]}
 
-    def _now(self) -> Settings:
+    def _current_settings(self) -> Settings:
         return self._settings if self.store is None else self.store.values()
 
-    def _version(self, section: str) -> int:
-        return 1 if self.store is None else self.store.version(_names(section))
+    def _section_version(self, section: str) -> int:
+        return 1 if self.store is None else self.store.version(_setting_names(section))
 
-    def _warnings(self, values: dict[str, Any]) -> Iterator[Any]:
+    def _configuration_warnings(self, values: dict[str, Any]) -> Iterator[Any]:
         here = self._installation
         found = {
             "registration_open_on_public_bind": here.is_public and values["registration"] == "open",
@@ -109,5 +113,5 @@ class Policy:
         return (name for name, holds in found.items() if holds)
 
 
-def _names(section: str) -> list[str]:
+def _setting_names(section: str) -> list[str]:
     return [f"{section}.{name}" for name in SECTIONS[section]]

@@ -20,14 +20,14 @@ from corral.errors import TooMany
 from corral.http.routes import Rate, Route
 from corral.plugin import Quota, Settings
 from corral_core.redis.api import SharedBuckets
-from corral_plugins.security.service.api_keys import LastUsed
+from corral_plugins.security.service.api_keys import LastUseRecorder
 from corral_plugins.security.settings import ANONYMOUS_RATE, IN_FLIGHT, MACHINE_RATE, RATE
 
 MAX_KEYS = 100_000  # buckets per generation: a client with many addresses must not exhaust the memory
 ROUNDING = 1e-6
 
 
-class Full(Exception):
+class BucketFull(Exception):
     """Raised if a bucket is full. The bucket accepts another request after `seconds`."""
 
     def __init__(self, limit: int, seconds: float, reset: float) -> None:
@@ -35,7 +35,7 @@ class Full(Exception):
         super().__init__()
 
 
-class Buckets:
+class TokenBuckets:
     """The buckets of one rate limit. Used on the event loop only.
 
     `share` is the number of processes that divide the limit among them and count separately. If `unshared` is a dict,
@@ -62,14 +62,14 @@ class Buckets:
         """Count one request and return the remaining quota. Raises `Full`."""
         now = self._now()
         if now >= self._rotates_at or len(self._recent) >= MAX_KEYS:
-            self._rotate(now)
+            self._rotate_generations(now)
         empty = self._recent.get(key)
         if empty is None:
             empty = self._older.get(key, 0.0)
         ahead = (empty - now if empty > now else 0.0) + self._interval
         left = self._window - ahead + ROUNDING
         if left < 0:
-            raise Full(self._limit, -left, ahead - self._interval)
+            raise BucketFull(self._limit, -left, ahead - self._interval)
         self._recent[key] = now + ahead
         if self.unshared is not None:
             self.unshared[key] = self.unshared.get(key, 0) + 1
@@ -90,7 +90,7 @@ class Buckets:
         """Return by how many seconds `calls` requests fill a bucket that all processes share."""
         return calls * self.rate.seconds / self.count
 
-    def _rotate(self, now: float) -> None:
+    def _rotate_generations(self, now: float) -> None:
         self._older = self._recent if now < self._rotates_at + self._window else {}
         self._recent = {}
         self._rotates_at = now + self._window
@@ -116,7 +116,7 @@ GENERAL = {
 }
 
 
-class Limits:
+class RequestLimits:
     """Implements `Meter` and `RateLimits` on the event loop. Before `start` is called, every request passes."""
 
     def __init__(self) -> None:
@@ -127,16 +127,16 @@ class Limits:
         self._on = False
         self._settings: Settings | None = None
         self._shared: SharedBuckets | None = None
-        self._last_used: LastUsed | None = None
+        self._last_used: LastUseRecorder | None = None
         self._in_flight: dict[str, int] = {}
         self._at_once = 60
         self._processes = 1
-        self._buckets: dict[str, Buckets] = {}
-        self._people, self._machines, self._anonymous = [self._of(rate) for rate, _ in GENERAL.values()]
+        self._buckets: dict[str, TokenBuckets] = {}
+        self._people, self._machines, self._anonymous = [self._buckets_of(rate) for rate, _ in GENERAL.values()]
         self._counted = asyncio.Event()
 
     def start(
-        self, settings: Settings, shared: SharedBuckets, last_used: LastUsed, *, on: bool, processes: int
+        self, settings: Settings, shared: SharedBuckets, last_used: LastUseRecorder, *, on: bool, processes: int
     ) -> None:
         """Start to count requests, unless rate limits are off (`on` is false)."""
         self._on, self._settings, self._shared = on, settings, shared
@@ -155,10 +155,10 @@ class Limits:
         if not anonymous and own is None:
             return None
         key = address_key(client_ip)
-        found = self._take(self._anonymous, key) if anonymous else None
+        found = self._take_token(self._anonymous, key) if anonymous else None
         if own is None:
             return found
-        return tighter(self._take(self._of(own), key), found)
+        return tighter_quota(self._take_token(self._buckets_of(own), key), found)
 
     def enter(self, caller: Principal, route: Route, client_ip: str) -> Quota | None:
         if caller.kind == "api_key":
@@ -173,11 +173,13 @@ class Limits:
             self.limited[IN_FLIGHT_NAME] += 1
             detail = f"You already have {count} requests in progress; wait until some of them finish."
             raise TooMany(detail, code="concurrency_limit")
-        quota = self._take(self._people if caller.kind in PEOPLE else self._machines, key)
+        quota = self._take_token(self._people if caller.kind in PEOPLE else self._machines, key)
         own = route.rate
         if own is not None and own.per != "client":
             person = caller.user_id or caller.id
-            quota = tighter(self._take(self._of(own), person if own.per == "person" else key), quota)
+            quota = tighter_quota(
+                self._take_token(self._buckets_of(own), person if own.per == "person" else key), quota
+            )
         self._in_flight[key] = count + 1
         return quota
 
@@ -191,7 +193,7 @@ class Limits:
 
     def take(self, rate: Rate, key: str) -> None:
         if self._on:
-            self._take(self._of(rate), key)
+            self._take_token(self._buckets_of(rate), key)
 
     # -- background tasks
 
@@ -232,7 +234,7 @@ class Limits:
         Counts that cannot be sent still apply in this process.
         """
         assert self._shared is not None
-        for part in self._parts():
+        for part in self._count_batches():
             amounts = {f"{name}:{key}": self._buckets[name].seconds_of(calls) for (name, key), calls in part.items()}
             was = self._shared.connected
             answer = await self._shared.add(amounts)
@@ -241,7 +243,7 @@ class Limits:
             for (name, key), filled in zip(part, (answer or {}).values(), strict=False):
                 self._buckets[name].learn(key, filled)
 
-    def _parts(self) -> list[dict[tuple[str, str], int]]:
+    def _count_batches(self) -> list[dict[tuple[str, str], int]]:
         counted: dict[tuple[str, str], int] = {}
         for name, buckets in self._buckets.items():
             calls, buckets.unshared = buckets.unshared or {}, {}
@@ -249,26 +251,26 @@ class Limits:
         items = list(counted.items())
         return [dict(items[start : start + BATCH_SIZE]) for start in range(0, len(items), BATCH_SIZE)] or [{}]
 
-    def _of(self, rate: Rate) -> Buckets:
+    def _buckets_of(self, rate: Rate) -> TokenBuckets:
         found = self._buckets.get(rate.name)
         if found is None:
-            found = self._buckets[rate.name] = Buckets(rate)
+            found = self._buckets[rate.name] = TokenBuckets(rate)
             self.names.append(rate.name)
             if self._shared is not None:
                 found.unshared = {} if self._shared.is_configured else None
                 self.adjust()
         return found
 
-    def _take(self, buckets: Buckets, key: str) -> Quota:
+    def _take_token(self, buckets: TokenBuckets, key: str) -> Quota:
         try:
             quota = buckets.take(key)
-        except Full as full:
-            raise self._refused(buckets, full) from None
+        except BucketFull as full:
+            raise self._limit_exceeded_error(buckets, full) from None
         if buckets.unshared is not None:
             self._counted.set()
         return quota
 
-    def _refused(self, buckets: Buckets, full: Full) -> TooMany:
+    def _limit_exceeded_error(self, buckets: TokenBuckets, full: BucketFull) -> TooMany:
         self.limited[buckets.rate.name] += 1
         wait = max(1, math.ceil(full.seconds))
         problem = TooMany(
@@ -285,7 +287,7 @@ class Limits:
         return problem
 
 
-def tighter(one: Quota, other: Quota | None) -> Quota:
+def tighter_quota(one: Quota, other: Quota | None) -> Quota:
     """Return the quota with fewer remaining requests."""
     return one if other is None or one.remaining <= other.remaining else other
 

@@ -35,7 +35,7 @@ class LiveSettings:
 
     async def refresh(self) -> None:
         """Apply the stored values if they are newer than the values in effect in this process."""
-        found = await self._work(self._newer, read=True)
+        found = await self._work(self._newer_values, read=True)
         if found is not None:
             self._service.apply(*found)
         await self._service.update_redactor()
@@ -66,7 +66,7 @@ class LiveSettings:
         if self._published[0]:
             await self._work(lambda: OutdatedRow.delete().where(OutdatedRow.process == self._process).execute())
 
-    def _newer(self) -> tuple[int, dict[str, StoredSetting]] | None:
+    def _newer_values(self) -> tuple[int, dict[str, StoredSetting]] | None:
         version = self._service.rows.version()
         return None if version <= self._registry.version else (version, self._service.rows.all())
 
@@ -80,10 +80,10 @@ class LiveSettings:
         if self._leaving:
             return
         if names != told or (names and time.monotonic() - at > RENEW_SECONDS):
-            await self._work(lambda: self._write(names))
+            await self._work(lambda: self._write_outdated(names))
             self._published = (names, time.monotonic())
 
-    def _write(self, names: list[str]) -> None:
+    def _write_outdated(self, names: list[str]) -> None:
         mine = OutdatedRow.process == self._process
         OutdatedRow.delete().where(mine | (OutdatedRow.seen_at < clock.now(-FORGET_SECONDS))).execute()
         if names:  # two polls of this process may overlap, hence the upsert

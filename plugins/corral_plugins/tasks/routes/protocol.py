@@ -14,7 +14,7 @@ from corral.database.unit import Entry
 from corral.errors import Conflict, Invalid
 from corral.http.answers import Encoded, Request
 from corral.http.routes import Routes
-from corral_plugins.secrets.api import Delivery
+from corral_plugins.secrets.api import SecretDelivery
 from corral_plugins.tasks.reports import (
     CancellationReport,
     CheckpointAccepted,
@@ -113,7 +113,7 @@ def store_checkpoint(
 )
 def get_secret_value(
     id: str, name: str, body: SecretUse, runs: TaskRuns, caller: Principal, request: Request
-) -> Delivery:
+) -> SecretDelivery:
     """Read a secret that is available to the worker's group. The value may be sent to `allowed_hosts` only."""
     return runs.deliver_secret(id, requested_lease(body, request, caller), name, body.purpose, caller)
 

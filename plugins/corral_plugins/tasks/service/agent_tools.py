@@ -16,7 +16,7 @@ from corral_plugins.tasks.service.creation import TaskCreation
 from corral_plugins.tasks.service.rows import TaskViews, find_readable_task
 from corral_plugins.tasks.service.runs import TaskRuns
 from corral_plugins.tasks.shapes import TaskView
-from corral_plugins.tools.api import Json, Later, Output, Tool, ToolContext, ToolFailure
+from corral_plugins.tools.api import Json, ResultLater, Tool, ToolContext, ToolFailure, ToolOutput
 
 SHOWN = (
     "id",
@@ -89,13 +89,13 @@ class AgentTools:
     def __init__(self, creation: TaskCreation, runs: TaskRuns, views: TaskViews) -> None:
         self._creation, self._runs, self._views = creation, runs, views
 
-    def get(self, context: ToolContext, arguments: Json) -> Output:
+    def get(self, context: ToolContext, arguments: Json) -> ToolOutput:
         """Read a task. The content of a tainted task is marked as untrusted, unless it is the caller's own task."""
         body = self._views.encoded_task(arguments["task_id"].lower()).body
         task: Json = msgspec.json.decode(body)
         shown = {name: task[name] for name in SHOWN}
         is_foreign = task["tainted"] and task["id"] != context.task_id
-        return Output(value=shown, untrusted=(f"task:{task['id']}",) if is_foreign else ())
+        return ToolOutput(value=shown, untrusted=(f"task:{task['id']}",) if is_foreign else ())
 
     def create(self, context: ToolContext, arguments: Json) -> Json:
         """Create a task that the calling agent delegates."""
@@ -105,14 +105,14 @@ class AgentTools:
         warnings = task.warnings if isinstance(task.warnings, list) else []
         return {"task_id": task.id, "status": task.status, "warnings": warnings}
 
-    def ask(self, context: ToolContext, arguments: Json) -> Later:
+    def ask(self, context: ToolContext, arguments: Json) -> ResultLater:
         """Ask a person a question.
 
         The run ends until the answer arrives, which becomes the result of this tool call.
         """
         asked = convert(AskedInput, arguments)
         self._runs.ask_person(context.task_id, context.lease_id, asked, call_id=context.call_id)
-        return Later()
+        return ResultLater()
 
 
 class TaskTools:

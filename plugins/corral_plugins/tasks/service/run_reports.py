@@ -15,7 +15,7 @@ from corral import clock
 from corral.auth.principal import Principal
 from corral.database.statement import Statement
 from corral.errors import NotFound
-from corral_plugins.cost.api import Charged, Cost, Spent
+from corral_plugins.cost.api import ChargedCost, CostReport, Costs
 from corral_plugins.tasks.models import Attempt, AttemptRow, LogLine, TaskRow
 from corral_plugins.tasks.reports import LogEntry, LogReport, LogsAccepted, UsageItem, UsageReport, UsageTotals
 from corral_plugins.tasks.service import rows
@@ -127,7 +127,7 @@ OUTSIDE = "worker"
 class UsageReports:
     """Records usage. Runs in the caller's unit of work."""
 
-    cost: Cost | None
+    cost: Costs | None
 
     def record_usage(self, row: TaskRow, attempt: AttemptRow, used: UsageReport | None) -> None:
         """Record the usage that a worker reports for an attempt, live or not, on the attempt and the task."""
@@ -155,7 +155,7 @@ class UsageReports:
         cost = Decimal(more["cost_micro"]) / 1_000_000 if "cost_micro" in more else None
         key = ":".join((attempt.id, *(f"{name}={total}" for name, total in sorted(totals.items()))))
         charged = self.cost.settle(
-            Spent(
+            CostReport(
                 usage_key=key,
                 provider=OUTSIDE,
                 model="",
@@ -211,10 +211,10 @@ def _new_items(attempt: AttemptRow, used: list[UsageItem]) -> list[UsageItem]:
     return new
 
 
-def _cost_event(item: UsageItem, attempt: AttemptRow) -> Spent:
+def _cost_event(item: UsageItem, attempt: AttemptRow) -> CostReport:
     given = msgspec.structs.asdict(item)
     cost = None if item.cost_usd is None else Decimal(repr(item.cost_usd))
-    return Spent(**{**given, "cost_usd": cost}, **_attribution(attempt))
+    return CostReport(**{**given, "cost_usd": cost}, **_attribution(attempt))
 
 
 def _attribution(attempt: AttemptRow) -> dict[str, Any]:
@@ -226,7 +226,7 @@ def _attribution(attempt: AttemptRow) -> dict[str, Any]:
     }
 
 
-def _price_columns(charged: Charged, tokens: int) -> dict[str, int]:
+def _price_columns(charged: ChargedCost, tokens: int) -> dict[str, int]:
     """Return the added cost, or the added tokens without a price, by column name."""
     return {"unpriced_tokens": tokens} if charged.cost_micro_usd is None else {"cost_micro": charged.cost_micro_usd}
 

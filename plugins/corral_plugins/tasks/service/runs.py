@@ -17,7 +17,7 @@ from corral.errors import Conflict, Fault, Forbidden, Invalid, NotFound, Unavail
 from corral.http.answers import Encoded
 from corral.ids import new_id
 from corral.schema.data import check_user_schema
-from corral_plugins.secrets.api import Delivery, Secrets
+from corral_plugins.secrets.api import SecretDelivery, Secrets
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import Run
 from corral_plugins.tasks.events import TaskProgressed, TaskStalled, TaskStarted, TaskWaiting
@@ -401,7 +401,7 @@ class TaskRuns:
 
     def deliver_secret(
         self, task_id: str, lease_id: str | None, name: str, purpose: str | None, by: Principal
-    ) -> Delivery:
+    ) -> SecretDelivery:
         """Return the value of a secret to the worker that holds the lease.
 
         Raises `NotFound` unless the secret is available to the worker's group.

@@ -15,8 +15,8 @@ from corral import clock
 from corral.errors import NotFound
 from corral.events.event import emit
 from corral.ids import new_id
-from corral_plugins.tools.models import ToolCall
-from corral_plugins.tools.shapes import CallView, ToolCalled
+from corral_plugins.tools.models import ToolCallRow
+from corral_plugins.tools.shapes import ToolCalled, ToolCallView
 
 LIMIT = 64 * 1024
 NOTE = " [truncated: {omitted} of {size} bytes are omitted]"
@@ -29,7 +29,7 @@ def to_json(value: Any) -> Any:
     return msgspec.json.decode(_encode(value))
 
 
-def truncate(value: Any, limit: int = LIMIT) -> Any:
+def truncate_output(value: Any, limit: int = LIMIT) -> Any:
     """Truncate the longest strings of an object until the JSON has at most `limit` bytes.
 
     Any other value that is too large becomes one truncated string.
@@ -66,7 +66,7 @@ def _truncate_text(text: str, limit: int, size: int) -> str:
 # -- rows
 
 
-_SHOWN = [name for name in CallView.__struct_fields__ if name in ToolCall._meta.fields]
+_SHOWN = [name for name in ToolCallView.__struct_fields__ if name in ToolCallRow._meta.fields]
 
 ALIVE_SECONDS = 15
 """Seconds without contact after which the process that runs a call is considered to have stopped."""
@@ -79,42 +79,46 @@ The values are literals, because query planners do not use a partial index for a
 """
 
 
-def find(task_id: str, call_id: str) -> ToolCall | None:
+def find_call(task_id: str, call_id: str) -> ToolCallRow | None:
     """Return a call, or None if there is no such call. Callers must lock the task first."""
-    row: ToolCall | None = ToolCall.get_or_none((ToolCall.task_id == task_id) & (ToolCall.call_id == call_id))
+    row: ToolCallRow | None = ToolCallRow.get_or_none(
+        (ToolCallRow.task_id == task_id) & (ToolCallRow.call_id == call_id)
+    )
     return row
 
 
-def by_id(row_id: str) -> ToolCall:
+def find_call_by_id(row_id: str) -> ToolCallRow:
     """Return a call by the id of its row. Raise `NotFound` if the task was deleted."""
-    row: ToolCall | None = ToolCall.get_or_none(ToolCall.id == row_id)
+    row: ToolCallRow | None = ToolCallRow.get_or_none(ToolCallRow.id == row_id)
     if row is None:
         raise NotFound("The task of this call was deleted.")
     return row
 
 
-def insert(**values: Any) -> ToolCall:
+def insert_call(**values: Any) -> ToolCallRow:
     """Insert a tool call and return the row."""
-    row = ToolCall(id=new_id(), created_at=clock.now(), **values)
-    ToolCall.insert(row.__data__).execute()
+    row = ToolCallRow(id=new_id(), created_at=clock.now(), **values)
+    ToolCallRow.insert(row.__data__).execute()
     return row
 
 
-def change(row: ToolCall, **values: Any) -> bool:
+def change_call(row: ToolCallRow, **values: Any) -> bool:
     """Update a call in the database and in `row`. Return whether the call was updated.
 
     Nothing is updated if the status or `executions` of the call has changed since `row` was read.
     """
-    unchanged = (ToolCall.id == row.id) & (ToolCall.status == row.status) & (ToolCall.executions == row.executions)
-    if not ToolCall.update(**values).where(unchanged).execute():
+    unchanged = (
+        (ToolCallRow.id == row.id) & (ToolCallRow.status == row.status) & (ToolCallRow.executions == row.executions)
+    )
+    if not ToolCallRow.update(**values).where(unchanged).execute():
         return False
     for name, value in values.items():
         setattr(row, name, value)
     return True
 
 
-def end(
-    row: ToolCall,
+def end_call(
+    row: ToolCallRow,
     status: str,
     *,
     result: Any = None,
@@ -128,7 +132,7 @@ def end(
     """
     now = clock.now()
     duration = duration_ms if duration_ms is not None else clock.elapsed_ms(row.created_at, now)
-    ended = change(
+    ended = change_call(
         row,
         status=status,
         result=result,
@@ -139,11 +143,11 @@ def end(
         tainted=bool(row.tainted) or tainted,
     )
     if ended:
-        publish(row)
+        publish_call(row)
     return ended
 
 
-def publish(row: ToolCall) -> None:
+def publish_call(row: ToolCallRow) -> None:
     """Emit the event `tool.called` for an ended call."""
     event = ToolCalled(
         task_id=row.task_id,
@@ -156,51 +160,53 @@ def publish(row: ToolCall) -> None:
     emit(event, object=("task", row.task_id), owner=row.requester_id)
 
 
-def keep_alive(row_id: str, executions: int) -> None:
+def record_alive(row_id: str, executions: int) -> None:
     """Record that the process that runs a call is still alive, for another `ALIVE_SECONDS`."""
-    mine = (ToolCall.id == row_id) & (ToolCall.status == "running") & (ToolCall.executions == executions)
-    ToolCall.update(alive_until=clock.now(ALIVE_SECONDS)).where(mine).execute()
+    mine = (ToolCallRow.id == row_id) & (ToolCallRow.status == "running") & (ToolCallRow.executions == executions)
+    ToolCallRow.update(alive_until=clock.now(ALIVE_SECONDS)).where(mine).execute()
 
 
-def count(task_id: str, fence: int) -> tuple[int, int]:
+def count_calls(task_id: str, fence: int) -> tuple[int, int]:
     """Return the number of calls of an attempt, and the number of running or permitted calls of its task.
 
     Abandoned calls do not count as running.
     """
-    calls = ToolCall.select().where((ToolCall.task_id == task_id) & (ToolCall.fence == fence)).count()
-    is_alive = OPEN & (ToolCall.alive_until >= clock.now())
-    running = ToolCall.select().where((ToolCall.task_id == task_id) & is_alive).count()
+    calls = ToolCallRow.select().where((ToolCallRow.task_id == task_id) & (ToolCallRow.fence == fence)).count()
+    is_alive = OPEN & (ToolCallRow.alive_until >= clock.now())
+    running = ToolCallRow.select().where((ToolCallRow.task_id == task_id) & is_alive).count()
     return int(calls), int(running)
 
 
-def denials(task_id: str, fence: int) -> int:
+def count_denials(task_id: str, fence: int) -> int:
     """Count the denied calls of an attempt.
 
     Calls with invalid arguments are not counted, because models correct the arguments.
     """
-    denied = (ToolCall.decision == "denied") & (ToolCall.reason != "invalid_arguments")
-    return int(ToolCall.select().where((ToolCall.task_id == task_id) & (ToolCall.fence == fence) & denied).count())
+    denied = (ToolCallRow.decision == "denied") & (ToolCallRow.reason != "invalid_arguments")
+    return int(
+        ToolCallRow.select().where((ToolCallRow.task_id == task_id) & (ToolCallRow.fence == fence) & denied).count()
+    )
 
 
-def abandoned() -> list[ToolCall]:
+def abandoned_calls() -> list[ToolCallRow]:
     """List the calls whose process stopped or whose permit expired, oldest first, at most 200."""
-    is_abandoned = OPEN & (ToolCall.alive_until < clock.now())
-    return list(ToolCall.select().where(is_abandoned).order_by(ToolCall.alive_until).limit(ABANDONED_LIMIT))
+    is_abandoned = OPEN & (ToolCallRow.alive_until < clock.now())
+    return list(ToolCallRow.select().where(is_abandoned).order_by(ToolCallRow.alive_until).limit(ABANDONED_LIMIT))
 
 
-def delete_older(days: int, limit: int) -> int:
+def delete_older_calls(days: int, limit: int) -> int:
     """Delete at most `limit` calls that are older than `days`. Return the number of deleted calls."""
-    old = ToolCall.select(ToolCall.id).where(ToolCall.created_at < clock.now(-days * 86_400)).limit(limit)
-    return int(ToolCall.delete().where(ToolCall.id.in_(old)).execute())
+    old = ToolCallRow.select(ToolCallRow.id).where(ToolCallRow.created_at < clock.now(-days * 86_400)).limit(limit)
+    return int(ToolCallRow.delete().where(ToolCallRow.id.in_(old)).execute())
 
 
-def delete_of(task_id: str, limit: int) -> int:
+def delete_calls_of_task(task_id: str, limit: int) -> int:
     """Delete at most `limit` calls of a task. Return the number of deleted calls."""
-    some = ToolCall.select(ToolCall.id).where(ToolCall.task_id == task_id).limit(limit)
-    return int(ToolCall.delete().where(ToolCall.id.in_(some)).execute())
+    some = ToolCallRow.select(ToolCallRow.id).where(ToolCallRow.task_id == task_id).limit(limit)
+    return int(ToolCallRow.delete().where(ToolCallRow.id.in_(some)).execute())
 
 
-def view(row: ToolCall) -> CallView:
+def call_view(row: ToolCallRow) -> ToolCallView:
     """Convert a row into the public shape of a tool call."""
     shown: dict[str, Any] = {name: getattr(row, name) for name in _SHOWN}
-    return CallView(**shown, attempt=row.fence, started_at=row.created_at)
+    return ToolCallView(**shown, attempt=row.fence, started_at=row.created_at)

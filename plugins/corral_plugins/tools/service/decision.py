@@ -22,13 +22,18 @@ from corral.plugin import Settings
 from corral.schema.data import check_user_schema, json_schema_problems
 from corral_core.accounts.api import Accounts
 from corral_plugins.agents.api import AgentFacts
-from corral_plugins.tools.api import POLICIES, Policy, Risk, Target, Tool, ToolContext, has_tools
+from corral_plugins.tools.api import POLICIES, CallTarget, Tool, ToolContext, ToolPolicy, ToolRisk, has_tools
 from corral_plugins.tools.service.registry import RegisteredTool
 from corral_plugins.tools.settings import MAX_CALLS, TAINT_ENABLED
 from corral_plugins.workers.api import Workers
 
-TAINTED_POLICY: Mapping[Risk, Policy] = {"read": "allow", "write": "allow", "external": "ask", "dangerous": "ask"}
-RISK_PERMISSION: Mapping[Risk, str] = {"external": "tools.use_external", "dangerous": "tools.use_dangerous"}
+TAINTED_POLICY: Mapping[ToolRisk, ToolPolicy] = {
+    "read": "allow",
+    "write": "allow",
+    "external": "ask",
+    "dangerous": "ask",
+}
+RISK_PERMISSION: Mapping[ToolRisk, str] = {"external": "tools.use_external", "dangerous": "tools.use_dangerous"}
 
 SENTENCES = {
     "unknown_tool": "The tool does not exist.",
@@ -44,15 +49,15 @@ SENTENCES = {
 }
 
 
-class Rule(msgspec.Struct, frozen=True, kw_only=True):
+class ToolRule(msgspec.Struct, frozen=True, kw_only=True):
     """The rule of an agent for a tool.
 
     `policy`: the policy for the tool. `when_tainted`: the policy in tainted runs. `config`: further restrictions of the
     arguments. None means that the agent does not override the value.
     """
 
-    policy: Policy | None = None
-    when_tainted: Policy | None = None
+    policy: ToolPolicy | None = None
+    when_tainted: ToolPolicy | None = None
     config: Mapping[str, Any] | None = None
 
 
@@ -63,7 +68,7 @@ class DecisionContext(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     tool: str
-    risk: Risk | None = None
+    risk: ToolRisk | None = None
     enabled: bool = True
     enabled_tools: Sequence[str] = ()
     allowed_tools: Sequence[str] | None = None
@@ -74,8 +79,8 @@ class DecisionContext(msgspec.Struct, frozen=True, kw_only=True):
     offered: bool = True
     faults: tuple[Fault, ...] = ()
     admitted: bool = True
-    rule: Rule = Rule()
-    default_policy: Policy = "allow"
+    rule: ToolRule = ToolRule()
+    default_policy: ToolPolicy = "allow"
     tainted: bool = False
     is_trusted: bool = False  # the tool's configuration allows a tainted run to call this target
     target_asks: bool = False
@@ -85,7 +90,7 @@ class DecisionContext(msgspec.Struct, frozen=True, kw_only=True):
     max_running: int = 5
 
 
-class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+class ToolDecision(msgspec.Struct, frozen=True, kw_only=True):
     """The decision on a tool call.
 
     `reasons`: every rule that denies the call, in order; the first is the main reason.
@@ -103,23 +108,23 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         return self.reasons[0] if self.reasons else None
 
 
-def decide(context: DecisionContext) -> Verdict:
+def decide_call(context: DecisionContext) -> ToolDecision:
     """Decide whether a tool call is allowed.
 
     For an unknown tool, `unknown_tool` is the only reason. The policy `ask` denies the call, because nobody can approve
     calls.
     """
     if context.risk is None:
-        return Verdict(decision="denied", reasons=("unknown_tool",))
+        return ToolDecision(decision="denied", reasons=("unknown_tool",))
     policy = effective_policy(context)
     denials = tuple(reason for reason, denies in _RULES if denies(context, policy))
     if denials:
         is_temporary = denials == ("caps",) and context.calls < context.max_calls
-        return Verdict(decision="denied", reasons=denials, faults=context.faults, is_temporary=is_temporary)
-    return Verdict(decision="allowed")
+        return ToolDecision(decision="denied", reasons=denials, faults=context.faults, is_temporary=is_temporary)
+    return ToolDecision(decision="allowed")
 
 
-def effective_policy(context: DecisionContext) -> Policy:
+def effective_policy(context: DecisionContext) -> ToolPolicy:
     """Return the strictest policy that applies to the call.
 
     The candidates are the policy of the agent (or else of the tool), the policy for tainted runs, and the policy of the
@@ -140,7 +145,7 @@ def required_permissions(context: DecisionContext) -> frozenset[str]:
     return frozenset(name for name in (risk, context.permission) if name is not None)
 
 
-def rule_of(policy: Mapping[str, Any], tool: str) -> Rule:
+def rule_of(policy: Mapping[str, Any], tool: str) -> ToolRule:
     """Return the rule for a tool from the `tool_policy` of an agent.
 
     A rule with the exact name wins over a `prefix.*` pattern; among patterns, the longest wins.
@@ -149,10 +154,10 @@ def rule_of(policy: Mapping[str, Any], tool: str) -> Rule:
     if found is None:
         prefixes = [name for name in policy if name.endswith(".*") and tool.startswith(name[:-1])]
         found = policy[max(prefixes, key=len)] if prefixes else {}
-    return msgspec.convert({"policy": found} if isinstance(found, str) else found, Rule)
+    return msgspec.convert({"policy": found} if isinstance(found, str) else found, ToolRule)
 
 
-_RULES: tuple[tuple[str, Callable[[DecisionContext, Policy], bool]], ...] = (
+_RULES: tuple[tuple[str, Callable[[DecisionContext, ToolPolicy], bool]], ...] = (
     ("disabled", lambda context, policy: not context.enabled),
     ("not_enabled", lambda context, policy: not has_tools(context.enabled_tools, [context.tool])),
     (
@@ -187,7 +192,7 @@ MAX_RUNNING = 5
 NO_CONFIG: dict[str, Any] = {"type": "object", "additionalProperties": False}
 
 
-class Subject(msgspec.Struct, frozen=True, kw_only=True):
+class CallSubject(msgspec.Struct, frozen=True, kw_only=True):
     """The subject of a tool call: the agent, the person who requested the task, and the run.
 
     `worker_id`: the worker of the run; None stands for any online worker.
@@ -215,15 +220,15 @@ class ContextBuilder:
         self._settings, self._work = settings, work
 
     def decision_context(
-        self, tool: RegisteredTool | None, name: str, call_id: str, arguments: Any, subject: Subject
+        self, tool: RegisteredTool | None, name: str, call_id: str, arguments: Any, subject: CallSubject
     ) -> DecisionContext:
         """Collect everything that the decision on a tool call depends on."""
         if tool is None:
             return DecisionContext(tool=name)
         definition, agent = tool.definition, subject.agent
-        rule = rule_of(agent.tool_policy, name) if agent is not None else Rule()
+        rule = rule_of(agent.tool_policy, name) if agent is not None else ToolRule()
         caller = self.caller(subject)
-        checks = _check(tool, rule, arguments, self.tool_context(tool, call_id, subject, caller))
+        checks = _run_tool_checks(tool, rule, arguments, self.tool_context(tool, call_id, subject, caller))
         return DecisionContext(
             tool=name,
             risk=tool.risk,
@@ -249,7 +254,7 @@ class ContextBuilder:
         )
 
     def tool_context(
-        self, tool: RegisteredTool, call_id: str, subject: Subject, caller: Principal | None
+        self, tool: RegisteredTool, call_id: str, subject: CallSubject, caller: Principal | None
     ) -> ToolContext:
         """Return the context in which the tool runs."""
         return ToolContext(
@@ -262,7 +267,7 @@ class ContextBuilder:
             work=self._work,
         )
 
-    def caller(self, subject: Subject) -> Principal | None:
+    def caller(self, subject: CallSubject) -> Principal | None:
         """Return the agent with the current permissions of the requester, or None if the requester is no longer active.
 
         A task without a requester has the permissions of the role `member`.
@@ -298,7 +303,7 @@ class ContextBuilder:
         return worker is not None and (not worker.tools or name in worker.tools)
 
 
-class _Checks(msgspec.Struct, frozen=True, kw_only=True):
+class _ToolChecks(msgspec.Struct, frozen=True, kw_only=True):
     """The results of the tool's own checks, with the field names of `DecisionContext`.
 
     Arguments that do not match the schema are not checked further.
@@ -314,22 +319,22 @@ class _Checks(msgspec.Struct, frozen=True, kw_only=True):
 FAILED = object()
 
 
-def _check(tool: RegisteredTool, rule: Rule, arguments: Any, context: ToolContext) -> _Checks:
+def _run_tool_checks(tool: RegisteredTool, rule: ToolRule, arguments: Any, context: ToolContext) -> _ToolChecks:
     """Run the tool's own checks on the arguments."""
     definition = tool.definition
-    if faults := _faults(tool, arguments):
-        return _Checks(faults=tuple(faults))
-    target = None if definition.target is None else _guarded(definition, definition.target, arguments)
-    return _Checks(
-        sees=definition.sees is None or _guarded(definition, definition.sees, context, arguments) is True,
+    if faults := _schema_faults(tool, arguments):
+        return _ToolChecks(faults=tuple(faults))
+    target = None if definition.target is None else _call_guarded(definition, definition.target, arguments)
+    return _ToolChecks(
+        sees=definition.sees is None or _call_guarded(definition, definition.sees, context, arguments) is True,
         admitted=_is_admitted(tool, rule, arguments),
         is_trusted=definition.trusts is not None
-        and _guarded(definition, definition.trusts, tool.config, arguments) is True,
-        target_asks=target is FAILED or (isinstance(target, Target) and target.ask),
+        and _call_guarded(definition, definition.trusts, tool.config, arguments) is True,
+        target_asks=target is FAILED or (isinstance(target, CallTarget) and target.ask),
     )
 
 
-def _guarded(tool: Tool, function: Callable[..., Any], *arguments: Any) -> Any:
+def _call_guarded(tool: Tool, function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function of a plugin. Return `FAILED` if the function raises an exception."""
     try:
         return function(*arguments)
@@ -338,14 +343,14 @@ def _guarded(tool: Tool, function: Callable[..., Any], *arguments: Any) -> Any:
         return FAILED
 
 
-def _faults(tool: RegisteredTool, arguments: Any) -> list[Fault]:
+def _schema_faults(tool: RegisteredTool, arguments: Any) -> list[Fault]:
     """Return the parts of the arguments that do not match the schema of the tool."""
     if not isinstance(arguments, dict):
         return [Fault("/arguments", "wrong_type", "must be an object")]
     schema = tool.definition.schema
     if tool.source == "worker" and not _is_safe(msgspec.json.encode(schema)):
         return []  # the worker must check the arguments itself
-    found = _guarded(tool.definition, lambda: json_schema_problems(schema, arguments, pointer_prefix="/arguments"))
+    found = _call_guarded(tool.definition, lambda: json_schema_problems(schema, arguments, pointer_prefix="/arguments"))
     if found is FAILED:
         return [
             Fault("/arguments", "not_allowed", "the tool's schema is not valid; report this to its plugin's author")
@@ -354,7 +359,7 @@ def _faults(tool: RegisteredTool, arguments: Any) -> list[Fault]:
     return faults
 
 
-def _is_admitted(tool: RegisteredTool, rule: Rule, arguments: Any) -> bool:
+def _is_admitted(tool: RegisteredTool, rule: ToolRule, arguments: Any) -> bool:
     """Return whether the configuration of the tool and the configuration of the agent both allow the arguments.
 
     The configuration of the agent can only restrict the configuration of the tool.
@@ -365,7 +370,7 @@ def _is_admitted(tool: RegisteredTool, rule: Rule, arguments: Any) -> bool:
     if definition.admits is None:
         return True
     configs = [tool.config] if rule.config is None else [tool.config, rule.config]
-    return all(_guarded(definition, definition.admits, config, arguments) is True for config in configs)
+    return all(_call_guarded(definition, definition.admits, config, arguments) is True for config in configs)
 
 
 @functools.lru_cache(maxsize=512)

@@ -21,7 +21,7 @@ from corral.database.engine import Work
 from corral.egress.client import Egress
 from corral.egress.guard import EgressBlocked, names_host
 from corral_plugins.secrets.api import Secrets
-from corral_plugins.tools.api import Json, Target, Tool, ToolContext, ToolFailure
+from corral_plugins.tools.api import CallTarget, Json, Tool, ToolContext, ToolFailure
 
 if TYPE_CHECKING:
     import httpx2
@@ -37,16 +37,16 @@ _SPACES = re.compile(r"[ \t\r\n\f\u00a0]+")
 _BLANKS = re.compile(r"\n{3,}")
 
 
-def readable(html: str, base: str = "") -> str:
+def html_to_text(html: str, base: str = "") -> str:
     """Return the text of a page. Never raises an exception. `base`: the URL for resolving relative links."""
-    page = _Page(base)
+    page = _HtmlTextParser(base)
     page.feed(html)
     if not page.rawdata.startswith("<"):  # an unclosed tag is not text, and is slow to parse as text
         page.close()
     return page.text()
 
 
-class _Page(HTMLParser):
+class _HtmlTextParser(HTMLParser):
     """A parser that collects the text that a browser would show."""
 
     def __init__(self, base: str) -> None:
@@ -254,10 +254,10 @@ class HttpTools:
                 untrusted_output=True,
                 idempotent=True,
                 timeout_seconds=SECONDS,
-                target=_target,
-                admits=_admits,
-                trusts=_trusts,
-                config_schema=_config({"hosts": HOSTS, "trusted_hosts": HOSTS}),
+                target=_target_of,
+                admits=_allows_host,
+                trusts=_trusts_host,
+                config_schema=_config_schema({"hosts": HOSTS, "trusted_hosts": HOSTS}),
             ),
             Tool(
                 name="http.request",
@@ -268,9 +268,9 @@ class HttpTools:
                 run=self.request,
                 untrusted_output=True,
                 timeout_seconds=SECONDS,
-                target=_target,
-                admits=_admits,
-                config_schema=_config({"hosts": HOSTS}),
+                target=_target_of,
+                admits=_allows_host,
+                config_schema=_config_schema({"hosts": HOSTS}),
             ),
         ]
 
@@ -282,11 +282,11 @@ class HttpTools:
         url, method = str(arguments["url"]), str(arguments.get("method", "GET"))
         refuse_secrets(url)
         for _ in range(MAX_REDIRECTS + 1):
-            headers = await self._headers("http.fetch", url, arguments.get("headers") or {}, context)
-            response = await self._send(method, url, headers, None)
+            headers = await self._request_headers("http.fetch", url, arguments.get("headers") or {}, context)
+            response = await self._send_request(method, url, headers, None)
             location = response.headers.get("location")
             if not location or response.status_code not in REDIRECTS or not _same_host(url, location):
-                return await _result(response, url)
+                return await _result_of_response(response, url)
             url = urljoin(url, location)
         raise ToolFailure("redirect", f"The URL redirects more than {MAX_REDIRECTS} times.")
 
@@ -303,16 +303,20 @@ class HttpTools:
             headers.setdefault("Content-Type", "application/json")
         elif "body" in arguments:
             content = arguments["body"].encode()
-        headers = await self._headers("http.request", url, headers, context)
-        response = await self._send(str(arguments["method"]), url, headers, content)
-        return await _result(response, url)
+        headers = await self._request_headers("http.request", url, headers, context)
+        response = await self._send_request(str(arguments["method"]), url, headers, content)
+        return await _result_of_response(response, url)
 
-    async def _headers(self, tool: str, url: str, headers: Mapping[str, str], context: ToolContext) -> dict[str, str]:
+    async def _request_headers(
+        self, tool: str, url: str, headers: Mapping[str, str], context: ToolContext
+    ) -> dict[str, str]:
         if self._secrets is None:
             raise ToolFailure("unavailable", "The server is starting.")
-        return await self._secrets.fill(headers, tool=tool, host=_host(url), context=context)
+        return await self._secrets.fill(headers, tool=tool, host=_host_of(url), context=context)
 
-    async def _send(self, method: str, url: str, headers: Mapping[str, str], content: bytes | None) -> httpx2.Response:
+    async def _send_request(
+        self, method: str, url: str, headers: Mapping[str, str], content: bytes | None
+    ) -> httpx2.Response:
         """Send one request and read at most 1 MiB of the response.
 
         Raise `ToolFailure` if the request is not allowed or no complete response arrives.
@@ -339,7 +343,7 @@ class HttpTools:
         return self._client
 
 
-async def _result(response: httpx2.Response, url: str) -> Json:
+async def _result_of_response(response: httpx2.Response, url: str) -> Json:
     """Convert a response into the result of the tool."""
     from corral.egress.transport import truncated
 
@@ -355,7 +359,7 @@ async def _result(response: httpx2.Response, url: str) -> Json:
     if location := response.headers.get("location"):
         result["location"] = location[:2000]
     if "html" in content_type:
-        result["text"] = await asyncio.to_thread(lambda: readable(_text(response), url))
+        result["text"] = await asyncio.to_thread(lambda: html_to_text(_decode_text(response), url))
     elif (
         not content_type
         or content_type.startswith(TEXT_TYPES)
@@ -363,22 +367,22 @@ async def _result(response: httpx2.Response, url: str) -> Json:
         or "+xml" in content_type
         or "charset=" in content_type
     ):
-        result["text"] = await asyncio.to_thread(_text, response)
+        result["text"] = await asyncio.to_thread(_decode_text, response)
     return result
 
 
-def _text(response: httpx2.Response) -> str:
+def _decode_text(response: httpx2.Response) -> str:
     """Decode the response with the declared encoding if that is a text encoding, or else as UTF-8."""
     if not ENCODINGS.fullmatch(response.charset_encoding or ""):
         response.encoding = "utf-8"
     return response.text
 
 
-def _config(properties: Json) -> Json:
+def _config_schema(properties: Json) -> Json:
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
-def _host(url: str) -> str:
+def _host_of(url: str) -> str:
     try:
         return (urlsplit(url.strip()).hostname or "").lower().removesuffix(".")
     except ValueError:
@@ -397,15 +401,15 @@ def _same_host(one: str, location: str) -> bool:
     return same and before.scheme == after.scheme
 
 
-def _target(arguments: Json) -> Target | None:
-    return Target(kind="host", id=_host(arguments["url"]))
+def _target_of(arguments: Json) -> CallTarget | None:
+    return CallTarget(kind="host", id=_host_of(arguments["url"]))
 
 
-def _admits(config: Mapping[str, Any], arguments: Json) -> bool:
+def _allows_host(config: Mapping[str, Any], arguments: Json) -> bool:
     """Return whether the configuration lists the host. Without a list, every host is allowed."""
     hosts = config.get("hosts")
-    return hosts is None or names_host(hosts, _host(arguments["url"]))
+    return hosts is None or names_host(hosts, _host_of(arguments["url"]))
 
 
-def _trusts(config: Mapping[str, Any], arguments: Json) -> bool:
-    return names_host(config.get("trusted_hosts") or [], _host(arguments["url"]))
+def _trusts_host(config: Mapping[str, Any], arguments: Json) -> bool:
+    return names_host(config.get("trusted_hosts") or [], _host_of(arguments["url"]))

@@ -27,12 +27,12 @@ class ToolMetrics:
 
     def decided(self, tool: RegisteredTool | None, decision: str) -> None:
         """Count a decision on a tool call."""
-        key = (_name(tool), decision)
+        key = (_label_of(tool), decision)
         after_commit(lambda: self._calls.update({key: 1}))
 
     def ended(self, tool: RegisteredTool | None, duration_ms: int) -> None:
         """Record the duration of an ended call."""
-        after_commit(lambda: self.seconds.observe(duration_ms / 1000, (_name(tool),)))
+        after_commit(lambda: self.seconds.observe(duration_ms / 1000, (_label_of(tool),)))
 
     def tainted(self) -> None:
         """Count an attempt that received its first untrusted content."""
@@ -47,5 +47,5 @@ class ToolMetrics:
         return {(): self._tainted}
 
 
-def _name(tool: RegisteredTool | None) -> str:
+def _label_of(tool: RegisteredTool | None) -> str:
     return tool.name if tool is not None and tool.source.startswith("plugin:") else OTHER

@@ -15,7 +15,7 @@ import msgspec
 
 from corral.database.statement import Statement
 from corral.plugin import Contributions, Settings
-from corral_plugins.tools.api import RISK_POLICY, RISKS, Policy, Risk, Tool
+from corral_plugins.tools.api import RISK_POLICY, RISKS, Tool, ToolPolicy, ToolRisk
 from corral_plugins.tools.models import ToolRow
 from corral_plugins.tools.settings import TIMEOUT_SECONDS
 from corral_plugins.workers.api import Workers, WorkerTool
@@ -28,27 +28,27 @@ ANYTHING: dict[str, Any] = {"type": "object"}
 HASHED_FIELDS = ("name", "title", "description", "risk", "runs", "schema", "output_schema")
 FIELDS = ("name", "version", "enabled", "default_policy", "risk", "timeout_seconds", "config")
 
-_ROW = Statement(lambda p: ToolRow.select(*_columns()).where(ToolRow.name == p("name")).tuples())
-_ROWS = Statement(lambda p: ToolRow.select(*_columns()).order_by(ToolRow.name).tuples())
+_ROW = Statement(lambda p: ToolRow.select(*_override_columns()).where(ToolRow.name == p("name")).tuples())
+_ROWS = Statement(lambda p: ToolRow.select(*_override_columns()).order_by(ToolRow.name).tuples())
 
 
-def _columns() -> list[Any]:
+def _override_columns() -> list[Any]:
     return [getattr(ToolRow, name) for name in FIELDS]
 
 
-class Overrides(msgspec.Struct, frozen=True):
+class ToolOverrides(msgspec.Struct, frozen=True):
     """The values of a tool that admins have overridden. A tool without overrides has version 1."""
 
     name: str = ""
     version: int = 1
     enabled: bool = True
-    default_policy: Policy | None = None
-    risk: Risk | None = None
+    default_policy: ToolPolicy | None = None
+    risk: ToolRisk | None = None
     timeout_seconds: int | None = None
     config: Mapping[str, Any] | None = None
 
 
-NO_OVERRIDES = Overrides()
+NO_OVERRIDES = ToolOverrides()
 
 
 class RegisteredTool(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +56,7 @@ class RegisteredTool(msgspec.Struct, frozen=True, kw_only=True):
 
     definition: Tool
     source: str  # plugin:<name> | worker
-    overrides: Overrides
+    overrides: ToolOverrides
     timeout_seconds: int
     workers: tuple[str, ...] = ()
 
@@ -66,12 +66,12 @@ class RegisteredTool(msgspec.Struct, frozen=True, kw_only=True):
         return self.definition.name
 
     @property
-    def risk(self) -> Risk:
+    def risk(self) -> ToolRisk:
         """The risk that an admin set, or else the risk in the tool definition."""
         return self.overrides.risk or self.definition.risk
 
     @property
-    def default_policy(self) -> Policy:
+    def default_policy(self) -> ToolPolicy:
         """The policy for agents that have no rule for the tool."""
         return self.overrides.default_policy or RISK_POLICY[self.risk]
 
@@ -87,7 +87,7 @@ class RegisteredTool(msgspec.Struct, frozen=True, kw_only=True):
         return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
 
 
-class Registry:
+class ToolRegistry:
     """The registry of tools. Runs in the caller's unit of work."""
 
     workers: Workers | None
@@ -129,12 +129,12 @@ class Registry:
         `worker_id` is None.
         """
         contributed = self.contributed().get(name)
-        offered = [] if contributed and contributed[0].runs == "server" else self._offered(worker_id, name)
+        offered = [] if contributed and contributed[0].runs == "server" else self._tools_of_workers(worker_id, name)
         if contributed is None and not offered:
             return None
         row = _ROW.one({"name": name})
         tool, source = contributed or (_from_worker(offered[0]), "worker")
-        return self._registered(tool, source, NO_OVERRIDES if row is None else _overrides(row), offered)
+        return self._registered_tool(tool, source, NO_OVERRIDES if row is None else _overrides_of_row(row), offered)
 
     def all(self, *, worker_id: str | None = None) -> list[RegisteredTool]:
         """List all tools, sorted by name.
@@ -142,17 +142,17 @@ class Registry:
         These are the tools of plugins, and the tools of the given worker, or of all online workers if `worker_id` is
         None.
         """
-        overrides = {row[0]: _overrides(row) for row in _ROWS.rows({})}
+        overrides = {row[0]: _overrides_of_row(row) for row in _ROWS.rows({})}
         offered: dict[str, list[WorkerTool]] = {}
-        for each in self._offered(worker_id):
+        for each in self._tools_of_workers(worker_id):
             offered.setdefault(each.name, []).append(each)
         tools = {name: (_from_worker(each[0]), "worker") for name, each in offered.items()} | self.contributed()
         return [
-            self._registered(tool, source, overrides.get(name, NO_OVERRIDES), offered.get(name, ()))
+            self._registered_tool(tool, source, overrides.get(name, NO_OVERRIDES), offered.get(name, ()))
             for name, (tool, source) in sorted(tools.items())
         ]
 
-    def _offered(self, worker_id: str | None, name: str | None = None) -> list[WorkerTool]:
+    def _tools_of_workers(self, worker_id: str | None, name: str | None = None) -> list[WorkerTool]:
         if self.workers is None:
             return []
         return [
@@ -161,8 +161,8 @@ class Registry:
             if (name is None or each.name == name) and NAME.fullmatch(each.name)
         ]
 
-    def _registered(
-        self, definition: Tool, source: str, overrides: Overrides, offered: Iterable[WorkerTool]
+    def _registered_tool(
+        self, definition: Tool, source: str, overrides: ToolOverrides, offered: Iterable[WorkerTool]
     ) -> RegisteredTool:
         seconds = overrides.timeout_seconds or definition.timeout_seconds or self._settings.get(TIMEOUT_SECONDS)
         workers = tuple(dict.fromkeys(each.worker_name for each in offered)) if definition.runs == "worker" else ()
@@ -171,7 +171,7 @@ class Registry:
         )
 
 
-def _overrides(row: tuple[Any, ...]) -> Overrides:
+def _overrides_of_row(row: tuple[Any, ...]) -> ToolOverrides:
     """Convert a row into `Overrides`.
 
     Compiled statements return JSON columns as text, and some database engines return booleans as numbers.
@@ -179,7 +179,7 @@ def _overrides(row: tuple[Any, ...]) -> Overrides:
     values = dict(zip(FIELDS, row, strict=True))
     values["enabled"] = bool(values["enabled"])
     values["config"] = None if values["config"] is None else msgspec.json.decode(values["config"])
-    return Overrides(**values)
+    return ToolOverrides(**values)
 
 
 def _from_worker(offered: WorkerTool) -> Tool:

@@ -8,11 +8,11 @@ from typing import Any
 from corral.auth.principal import Principal
 from corral.errors import Forbidden
 from corral.redact.redactor import Redactor
-from corral_plugins.tools.api import ClaimTool, Json, Policy, has_tools
+from corral_plugins.tools.api import ClaimTool, Json, ToolPolicy, has_tools
 from corral_plugins.tools.service import call_store
-from corral_plugins.tools.service.call_store import truncate
+from corral_plugins.tools.service.call_store import truncate_output
 from corral_plugins.tools.service.decision import RISK_PERMISSION, rule_of
-from corral_plugins.tools.service.registry import RegisteredTool, Registry
+from corral_plugins.tools.service.registry import RegisteredTool, ToolRegistry
 from corral_plugins.workers.api import Workers
 
 DEFINED = ("name", "title", "description", "schema", "runs")
@@ -23,7 +23,7 @@ class ToolsService:
 
     workers: Workers | None
 
-    def __init__(self, registry: Registry, redactor: Redactor) -> None:
+    def __init__(self, registry: ToolRegistry, redactor: Redactor) -> None:
         self._registry, self._redactor = registry, redactor
 
     def offered(
@@ -69,12 +69,12 @@ class ToolsService:
                 raise Forbidden(f"Setting allow for the dangerous tool {name} requires the permission agents.manage.")
 
     def answered(self, task_id: str, call_id: str, *, result: Any = None, error: Json | None = None) -> None:
-        row = call_store.find(task_id, call_id)
+        row = call_store.find_call(task_id, call_id)
         if row is not None and row.status == "running" and row.alive_until is None:
             status = "succeeded" if error is None else "failed"
             # A person wrote the answer: redact only stored credentials, not text that merely looks like a credential.
-            redacted = truncate(self._redactor.redact_json(result, patterns=False))
-            call_store.end(row, status, result=redacted, error=error)
+            redacted = truncate_output(self._redactor.redact_json(result, patterns=False))
+            call_store.end_call(row, status, result=redacted, error=error)
 
 
 def _required_permissions(tool: RegisteredTool) -> frozenset[str]:
@@ -92,6 +92,6 @@ def _is_dangerous(tools: Sequence[RegisteredTool], name: str) -> bool:
     return not included or any(tool.risk == "dangerous" for tool in included)
 
 
-def _claim_tool(tool: RegisteredTool, policy: Policy) -> ClaimTool:
+def _claim_tool(tool: RegisteredTool, policy: ToolPolicy) -> ClaimTool:
     defined: dict[str, Any] = {name: getattr(tool.definition, name) for name in DEFINED}
     return ClaimTool(**defined, risk=tool.risk, policy=policy)

@@ -36,11 +36,11 @@ if hasattr(socket, "TCP_KEEPIDLE"):
 T = TypeVar("T")
 
 
-class Unreachable(Exception):
+class ServerUnreachable(Exception):
     """The error for a request without a response: the server is not running, or the connection broke."""
 
 
-class ResponseCut(Unreachable):
+class ResponseCut(ServerUnreachable):
     """The error for an incomplete response. The server may have processed and billed the request."""
 
 
@@ -72,7 +72,7 @@ class ApiError(Exception):
         return self.code in ("lease_lost", "task_terminal") or (self.status == 401 and not self.is_foreign)
 
 
-class LeaseLost(Exception):
+class WorkerLeaseLost(Exception):
     """The error for a lease that has ended. The attempt must stop without a report."""
 
 
@@ -80,15 +80,15 @@ class CancelRequested(Exception):
     """The error for a task that is being cancelled. The attempt must stop; the worker acknowledges the cancellation."""
 
 
-def check_state(reply: Mapping[str, Any]) -> None:
+def raise_for_lease_state(reply: Mapping[str, Any]) -> None:
     """Raise `LeaseLost` or `CancelRequested` according to the lease state in a response."""
     if reply.get("state") == "lost":
-        raise LeaseLost
+        raise WorkerLeaseLost
     if reply.get("state") == "cancel_requested":
         raise CancelRequested
 
 
-def pause(tries: int, error: Exception | None = None) -> float:
+def retry_delay(tries: int, error: Exception | None = None) -> float:
     """Return the seconds to wait before the next try.
 
     The time doubles with each try up to 10 s, with jitter. The time is at least the `Retry-After` of the server, up
@@ -99,17 +99,17 @@ def pause(tries: int, error: Exception | None = None) -> float:
     return float(max(wait, min(asked or 0.0, 60.0)))
 
 
-def refusal(response: httpx2.Response) -> ApiError:
+def error_of_response(response: httpx2.Response) -> ApiError:
     """Convert a response that is not a success into an `ApiError`."""
-    return ApiError(response.status_code, _object(response) or {}, _retry_after(response))
+    return ApiError(response.status_code, _json_object(response) or {}, _retry_after(response))
 
 
-def is_final(error: ApiError) -> bool:
+def is_final_response(error: ApiError) -> bool:
     """Return whether repeating the call is useless, because the API itself, and not a proxy, refused this call."""
     return error.code not in TEMPORARY and not error.is_foreign
 
 
-async def retry(
+async def call_with_retries(
     call: Callable[[], Awaitable[T]], *, tries: int | None = None, unless: Callable[[ApiError], bool] | None = None
 ) -> T:
     """Make a call and repeat it after temporary failures.
@@ -121,16 +121,16 @@ async def retry(
     while True:
         try:
             return await call()
-        except (Unreachable, ApiError) as error:
+        except (ServerUnreachable, ApiError) as error:
             failures += 1
             if isinstance(error, ApiError) and (not error.is_temporary or (unless is not None and unless(error))):
                 raise
             if tries is not None and failures >= tries:
                 raise
-            await asyncio.sleep(pause(failures, error))
+            await asyncio.sleep(retry_delay(failures, error))
 
 
-class Client:
+class WorkerApiClient:
     """A client of one server, with one credential.
 
     The methods raise `ApiError` or `Unreachable`. Redirects are not followed.
@@ -173,10 +173,10 @@ class Client:
                 timeout=httpx2.Timeout(seconds, connect=CONNECT_SECONDS),
             )
         except httpx2.HTTPError as error:
-            raise Unreachable(f"{self.url}: {type(error).__name__}: {error}") from None
-        if response.status_code in (200, 201, 202) and (parsed := _object(response)) is not None:
+            raise ServerUnreachable(f"{self.url}: {type(error).__name__}: {error}") from None
+        if response.status_code in (200, 201, 202) and (parsed := _json_object(response)) is not None:
             return parsed
-        raise refusal(response)
+        raise error_of_response(response)
 
     # -- calls of a worker, with the token of the worker
 
@@ -206,23 +206,23 @@ class Client:
 
     async def start(self, task_id: str, lease: str) -> dict[str, Any]:
         """Start the attempt of a claimed task."""
-        return await self._task(task_id, "start", {}, lease, tries=3)
+        return await self._post_task_call(task_id, "start", {}, lease, tries=3)
 
     async def progress(self, task_id: str, body: Mapping[str, Any], *, tries: int | None = None) -> dict[str, Any]:
         """Report progress. The response contains the `state` of the lease."""
-        return await self._task(task_id, "progress", body, tries=tries)
+        return await self._post_task_call(task_id, "progress", body, tries=tries)
 
     async def logs(self, task_id: str, entries: list[dict[str, Any]]) -> None:
         """Append entries to the log of the task."""
-        await self._task(task_id, "logs", {"entries": entries}, tries=3)
+        await self._post_task_call(task_id, "logs", {"entries": entries}, tries=3)
 
     async def checkpoint(self, task_id: str, step: int, state: Mapping[str, Any]) -> None:
         """Store a checkpoint, from which the next attempt resumes."""
-        await self._task(task_id, "checkpoint", {"step": step, "state": state})
+        await self._post_task_call(task_id, "checkpoint", {"step": step, "state": state})
 
     async def complete(self, task_id: str, result: Any) -> None:
         """Complete the task with a result."""
-        await self._task(task_id, "complete", {"result": result})
+        await self._post_task_call(task_id, "complete", {"result": result})
 
     async def fail(
         self,
@@ -236,37 +236,39 @@ class Client:
     ) -> None:
         """Report that the attempt failed."""
         body = {"error": {"type": kind, "message": message[:4000]}, "retryable": retryable}
-        await self._task(task_id, "fail", body, lease, tries=tries)
+        await self._post_task_call(task_id, "fail", body, lease, tries=tries)
 
     async def wait(self, task_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Release the lease while the task waits for a decision or an input."""
-        return await self._task(task_id, "wait", body)
+        return await self._post_task_call(task_id, "wait", body)
 
     async def release(self, task_id: str, reason: str, *, lease: str | None = None, tries: int | None = None) -> None:
         """Release the task without using an attempt."""
-        await self._task(task_id, "release", {"reason": reason}, lease, tries=tries)
+        await self._post_task_call(task_id, "release", {"reason": reason}, lease, tries=tries)
 
     async def cancelled(self, task_id: str, lease: str) -> None:
         """Acknowledge the cancellation of the task."""
-        await self._task(task_id, "cancelled", {}, lease, tries=5)
+        await self._post_task_call(task_id, "cancelled", {}, lease, tries=5)
 
     async def tool(self, task_id: str, name: str, call_id: str, arguments: Any) -> dict[str, Any]:
         """Call a tool. Repeating the same `call_id` does not run the tool twice."""
         path = f"tools/{urllib.parse.quote(name, safe='')}"
         body = {"call_id": call_id, "arguments": arguments}
-        return await self._task(task_id, path, body, unless=is_final, seconds=TOOL_SECONDS)
+        return await self._post_task_call(task_id, path, body, unless=is_final_response, seconds=TOOL_SECONDS)
 
     async def tool_outcome(self, task_id: str, call_id: str) -> dict[str, Any]:
         """Return an earlier tool call. Wait up to 50 s if the call is still running."""
         path = f"/tasks/{task_id}/tools/calls/{urllib.parse.quote(call_id, safe='')}"
         options: dict[str, Any] = {"query": {"wait": OUTCOME_SECONDS}, "seconds": OUTCOME_SECONDS + POLL_SLACK_SECONDS}
-        return await retry(lambda: self.call("GET", path, **options), unless=is_final)
+        return await call_with_retries(lambda: self.call("GET", path, **options), unless=is_final_response)
 
     async def tool_result(self, task_id: str, call_id: str, body: Mapping[str, Any]) -> None:
         """Report the outcome of a tool that ran on this worker."""
-        await self._task(task_id, f"tools/calls/{urllib.parse.quote(call_id, safe='')}/result", body, unless=is_final)
+        await self._post_task_call(
+            task_id, f"tools/calls/{urllib.parse.quote(call_id, safe='')}/result", body, unless=is_final_response
+        )
 
-    async def _task(
+    async def _post_task_call(
         self,
         task_id: str,
         call: str,
@@ -279,7 +281,7 @@ class Client:
     ) -> dict[str, Any]:
         headers = {"Corral-Lease": lease} if lease is not None else None
         path = f"/tasks/{task_id}/{call}"
-        return await retry(
+        return await call_with_retries(
             lambda: self.call("POST", path, body, headers=headers, seconds=seconds), tries=tries, unless=unless
         )
 
@@ -293,7 +295,7 @@ def _is_direct(url: str) -> bool:
     return bool(urllib.request.proxy_bypass(host))
 
 
-def _object(response: httpx2.Response) -> dict[str, Any] | None:
+def _json_object(response: httpx2.Response) -> dict[str, Any] | None:
     """Return the body if it is a JSON object, or None. The API only returns JSON objects."""
     try:
         return msgspec.json.decode(response.content, type=dict[str, Any])

@@ -22,7 +22,7 @@ from corral.plugin import Settings
 from corral_plugins.tasks.api import Tasks
 from corral_plugins.workers import settings as declared
 from corral_plugins.workers.api import WorkerDeleted, WorkerOffline, WorkerOnline
-from corral_plugins.workers.models import Alert, Worker
+from corral_plugins.workers.models import Worker, WorkerAlert
 from corral_plugins.workers.service import repository
 
 log = logging.getLogger("corral.workers")
@@ -41,7 +41,7 @@ _LAST_SEEN = Statement(
 )
 
 
-class Liveness:
+class WorkerLiveness:
     """The record of when workers were last seen.
 
     `note` and `listens` may be called from any thread, with or without a unit of work.
@@ -56,7 +56,7 @@ class Liveness:
     @property
     def interval(self) -> float:
         """The minimum number of seconds between two writes of `last_seen_at` of one worker."""
-        return min(MAX_WRITE_INTERVAL, declared.offline_after(self._settings) / 3)
+        return min(MAX_WRITE_INTERVAL, declared.offline_seconds(self._settings) / 3)
 
     def note(self, worker_id: str) -> None:
         """Note in memory that the worker made a call. The next `flush` writes the contact to the database."""
@@ -110,7 +110,7 @@ class Liveness:
         Worker.update(last_seen_at=now).where(mine & (Worker.last_seen_at < clock.now(-self.interval))).execute()
         for row in Worker.select().where(mine & (Worker.status == "offline")):
             if repository.bring_online(row, last_seen_at=now):
-                repository.publish(WorkerOnline, row)
+                repository.publish_worker_event(WorkerOnline, row)
 
 
 def _write_listening(changed: dict[str, float]) -> None:
@@ -125,7 +125,7 @@ def _write_listening(changed: dict[str, float]) -> None:
         Worker.update(listening_until=clock.format_instant(until)).where(Worker.id.in_(ids)).execute()
 
 
-class Sweeps:
+class WorkerSweeps:
     """The scheduled work on silent workers: status changes, the alert `no_worker`, and the deletion of old workers."""
 
     tasks: Tasks | None
@@ -142,7 +142,7 @@ class Sweeps:
     def sweep_now(self) -> None:
         """Do the same as `sweep`, in the caller's unit of work."""
         self._take_offline()
-        self._alert()
+        self._raise_or_clear_alert()
 
     async def prune(self) -> None:
         """Delete the offline workers without leases that have been silent for `workers.prune_days`."""
@@ -150,26 +150,28 @@ class Sweeps:
         if days is None:
             return
         before = clock.now(-days * DAY)
-        while await self._work(lambda: self._prune(before)) == PRUNE_CHUNK:
+        while await self._work(lambda: self._delete_batch(before)) == PRUNE_CHUNK:
             pass
 
     def _has_work(self) -> bool:
         """Return whether a sweep would write anything. Runs in a read-only unit of work, which is cheaper."""
-        return bool(Worker.select().where(self._silent()).exists()) or self._lacks_worker() != _is_alerted()
+        return bool(Worker.select().where(self._silent_workers()).exists()) or self._lacks_worker() != _is_alerted()
 
-    def _silent(self) -> Any:
-        before = clock.now(-declared.offline_after(self._settings))
+    def _silent_workers(self) -> Any:
+        before = clock.now(-declared.offline_seconds(self._settings))
         return (Worker.status == "online") & (Worker.last_seen_at < before)
 
     def _take_offline(self) -> None:
         gone = (
             Worker.update(status="offline", version=Worker.version + 1, updated_at=clock.now())
-            .where(self._silent())
+            .where(self._silent_workers())
             .returning(Worker)
             .execute()
         )
         for row in gone:
-            repository.publish(WorkerOffline, row, last_heartbeat_at=row.last_heartbeat_at, leases=row.active_leases)
+            repository.publish_worker_event(
+                WorkerOffline, row, last_heartbeat_at=row.last_heartbeat_at, leases=row.active_leases
+            )
 
     def _lacks_worker(self) -> bool:
         if self.tasks is None or Worker.select().where(Worker.status == "online").exists():
@@ -177,11 +179,11 @@ class Sweeps:
         oldest = self.tasks.queue_statistics().oldest_pending_ms
         return oldest is not None and oldest >= NO_WORKER_AFTER_MS
 
-    def _alert(self) -> None:
+    def _raise_or_clear_alert(self) -> None:
         """Raise the alert `no_worker` once, and clear it when a worker is online again or no task waits."""
         if not self._lacks_worker():
-            Alert.delete().where(Alert.kind == NO_WORKER).execute()
-        elif Alert.insert(kind=NO_WORKER, since=clock.now()).on_conflict_ignore().as_rowcount().execute():
+            WorkerAlert.delete().where(WorkerAlert.kind == NO_WORKER).execute()
+        elif WorkerAlert.insert(kind=NO_WORKER, since=clock.now()).on_conflict_ignore().as_rowcount().execute():
             alert = SystemAlert(
                 kind=NO_WORKER,
                 severity="warning",
@@ -190,16 +192,16 @@ class Sweeps:
             )
             emit(alert, object=("system", NO_WORKER))
 
-    def _prune(self, before: str) -> int:
+    def _delete_batch(self, before: str) -> int:
         """Delete one chunk of silent workers. Return the number of deleted workers."""
         silent = (Worker.status == "offline") & (Worker.last_seen_at < before) & (Worker.active_leases == 0)
         old = Worker.select(Worker.id).where(silent).limit(PRUNE_CHUNK)
         gone = list(Worker.delete().where(Worker.id.in_(old) & silent).returning(Worker).execute())
         for row in gone:
-            repository.forget_worker(self._credentials, row.id)
-            repository.publish(WorkerDeleted, row)
+            repository.forget_credentials(self._credentials, row.id)
+            repository.publish_worker_event(WorkerDeleted, row)
         return len(gone)
 
 
 def _is_alerted() -> bool:
-    return bool(Alert.select().where(Alert.kind == NO_WORKER).exists())
+    return bool(WorkerAlert.select().where(WorkerAlert.kind == NO_WORKER).exists())

@@ -62,11 +62,11 @@ class RegistrationKeys:
             max_uses=new.max_uses,
             created_by=by.user_id,
             created_at=clock.now(),
-            expires_at=_expiry(new),
+            expires_at=_expiry_of(new),
         )
         RegistrationKey.insert(row.__data__).execute()
-        self._audit("create", row)
-        return NewKeyView(**_fields(row), key=key)
+        self._record_audit("create", row)
+        return NewKeyView(**_key_fields(row), key=key)
 
     def create_embedded(self) -> str:
         """Create a key for the embedded worker of this process and return the secret.
@@ -92,7 +92,7 @@ class RegistrationKeys:
         """List keys, newest first. Expired keys are listed until they are pruned after 30 days."""
         found = RegistrationKey.select().where(~RegistrationKey.embedded)
         order = newest_first(RegistrationKey)
-        return paginate(found, query, caller, scope="registration_keys", order=order, make=_view)
+        return paginate(found, query, caller, scope="registration_keys", order=order, make=_key_view)
 
     def delete(self, key_id: str) -> None:
         """Delete a key. Workers that registered with the key remain registered. Raise `NotFound` for an unknown key."""
@@ -100,9 +100,9 @@ class RegistrationKeys:
         if row is None or not RegistrationKey.delete().where(RegistrationKey.id == key_id).execute():
             raise NotFound()
         after_commit(lambda: self._credentials.forget(lambda principal: principal.registration_key_id == key_id))
-        self._audit("delete", row)
+        self._record_audit("delete", row)
 
-    def _audit(self, verb: str, row: RegistrationKey) -> None:
+    def _record_audit(self, verb: str, row: RegistrationKey) -> None:
         if self.audit is not None:
             details = {"auto_approve": row.auto_approve, "group": row.group, "max_uses": row.max_uses}
             entry = AuditEntry(
@@ -129,7 +129,7 @@ def delete_expired() -> None:
     RegistrationKey.delete().where(RegistrationKey.expires_at < clock.now(-KEEP_EXPIRED_DAYS * DAY)).execute()
 
 
-def _expiry(new: NewRegistrationKey) -> str:
+def _expiry_of(new: NewRegistrationKey) -> str:
     if new.expires_at is None:
         return clock.now(DEFAULT_DAYS * DAY)
     end = clock.from_datetime(new.expires_at)
@@ -140,12 +140,12 @@ def _expiry(new: NewRegistrationKey) -> str:
     return end
 
 
-def _fields(row: RegistrationKey) -> dict[str, Any]:
+def _key_fields(row: RegistrationKey) -> dict[str, Any]:
     return {name: getattr(row, name) for name in RegistrationKeyView.__struct_fields__}
 
 
-def _view(row: RegistrationKey) -> RegistrationKeyView:
-    return RegistrationKeyView(**_fields(row))
+def _key_view(row: RegistrationKey) -> RegistrationKeyView:
+    return RegistrationKeyView(**_key_fields(row))
 
 
 # -- registration
@@ -155,7 +155,7 @@ OS_INFO_LIMIT = 4096
 REPORTED = ("hostname", "max_agents", "cpu_cores", "memory_total_mb", "os_info", "labels", "agent_version")
 
 
-class Registrations:
+class WorkerRegistration:
     """The service that registers workers. Workers are created only by registration."""
 
     tasks: Tasks | None
@@ -168,18 +168,18 @@ class Registrations:
 
         Raise `Conflict(duplicate)` if another worker has the same name.
         """
-        key = _key_of(caller)
+        key = _registration_key_of(caller)
         _check_name(new.name, key)
         reported = _reported_columns(new, client_ip)
         row = Worker.get_or_none(Worker.name == new.name)
         if row is None:
-            row, token = self._create(new, reported, key, caller)
+            row, token = self._create_worker(new, reported, key, caller)
             if row is not None:
-                return self._view(row, token), True
+                return self._registered_view(row, token), True
             row = Worker.get(Worker.name == new.name)
-        return self._view(*self._register_again(row, new, reported, key, caller)), False
+        return self._registered_view(*self._register_again(row, new, reported, key, caller)), False
 
-    def _create(
+    def _create_worker(
         self, new: NewWorker, reported: dict[str, Any], key: RegistrationKey | None, caller: Principal
     ) -> tuple[Worker | None, str]:
         """Insert a worker. Return the row and the token, or None and an empty string if the name was just taken."""
@@ -209,10 +209,10 @@ class Registrations:
         )
         if not Worker.insert(row.__data__).on_conflict_ignore().as_rowcount().execute():
             return None, ""
-        repository.publish(WorkerRegistered, row)
+        repository.publish_worker_event(WorkerRegistered, row)
         if approved:
-            repository.publish(WorkerApproved, row)
-            repository.publish(WorkerOnline, row)
+            repository.publish_worker_event(WorkerApproved, row)
+            repository.publish_worker_event(WorkerOnline, row)
         return row, token
 
     def _register_again(
@@ -230,9 +230,9 @@ class Registrations:
             count_use(key)
             reported = {**reported, "registration_key_id": key.id, "fingerprint_hash": _fingerprint_hash(new)}
         token, token_hash = new_token()
-        repository.release_leases(self.tasks, row.id, "registered")
+        repository.release_leases_of(self.tasks, row.id, "registered")
         was_offline = row.status == "offline"
-        if not repository.change(
+        if not repository.change_worker(
             (Worker.id == row.id) & (Worker.status == row.status),
             **reported,
             token_hash=token_hash,
@@ -240,21 +240,21 @@ class Registrations:
             last_seen_at=clock.now(),
             status="online" if was_offline else row.status,
         ):
-            raise repository.changed_meanwhile(row)
-        repository.release_leases(self.tasks, row.id, "registered")
-        repository.forget_worker(self._credentials, row.id)
-        row = repository.get(row.id)
-        repository.publish(WorkerRegistered, row)
+            raise repository.changed_error(row)
+        repository.release_leases_of(self.tasks, row.id, "registered")
+        repository.forget_credentials(self._credentials, row.id)
+        row = repository.get_worker(row.id)
+        repository.publish_worker_event(WorkerRegistered, row)
         if was_offline:
-            repository.publish(WorkerOnline, row)
+            repository.publish_worker_event(WorkerOnline, row)
         return row, token
 
-    def _view(self, row: Worker, token: str) -> RegisteredWorker:
-        return repository.view(
+    def _registered_view(self, row: Worker, token: str) -> RegisteredWorker:
+        return repository.worker_view(
             row,
             RegisteredWorker,
             token=token,
-            heartbeat_seconds=declared.heartbeat(self._settings),
+            heartbeat_seconds=declared.heartbeat_seconds(self._settings),
             lease_seconds=self._settings.get(declared.LEASE_SECONDS),
             ack_seconds=self._settings.get(declared.ACK_SECONDS),
         )
@@ -272,7 +272,7 @@ def tool_columns(tools: list[str | ToolOffer]) -> dict[str, Any]:
     return {"tools": [msgspec.to_builtins(tool) for tool in by_name.values()], "tool_names": list(by_name)}
 
 
-def _key_of(caller: Principal) -> RegistrationKey | None:
+def _registration_key_of(caller: Principal) -> RegistrationKey | None:
     if caller.kind != "registration_key":
         return None
     key: RegistrationKey | None = RegistrationKey.get_or_none(RegistrationKey.id == caller.registration_key_id)

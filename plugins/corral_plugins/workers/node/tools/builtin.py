@@ -96,7 +96,7 @@ class RunShell(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
     timeout_seconds: Seconds = DEFAULT_SECONDS
 
     async def run(self, workspace: Workspace) -> Any:
-        return await sandbox.run([SHELL, "-c", self.command], workspace, self.timeout_seconds)
+        return await sandbox.run_command([SHELL, "-c", self.command], workspace, self.timeout_seconds)
 
 
 class RunPython(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
@@ -109,7 +109,7 @@ class RunPython(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
     timeout_seconds: Seconds = DEFAULT_SECONDS
 
     async def run(self, workspace: Workspace) -> Any:
-        return await sandbox.run([sys.executable, "-I", "-c", self.code], workspace, self.timeout_seconds)
+        return await sandbox.run_command([sys.executable, "-I", "-c", self.code], workspace, self.timeout_seconds)
 
 
 TOOLS: dict[str, type[BuiltinTool]] = {
