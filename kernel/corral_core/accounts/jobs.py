@@ -84,7 +84,7 @@ async def purge_sessions(work: Work, sessions: Sessions) -> None:
     Sessions are deleted 30 days after they ended. Expired tickets, links and challenges, unfinished setups of second
     factors, old lockouts and retired signing keys are deleted too.
     """
-    await _repeat_in_batches(work, sessions.expire)
+    await _repeat_in_batches(work, sessions.end_expired)
     await _repeat_in_batches(work, _delete_sessions)
     await _repeat_in_batches(work, authentication.delete_expired_tickets)
     await _repeat_in_batches(work, links.delete_expired_links)

@@ -11,8 +11,8 @@ EVERY_SECONDS = 30.0
 
 async def watch_health(work: Work, board: HealthBoard) -> None:
     """Run all health checks, and raise an alert for each check that has been down for 60 s or has recovered."""
-    await board.look()
-    views = board.views()
+    await board.run_checks()
+    views = board.last_results()
     await work(lambda: raise_alerts(views))
 
 

@@ -68,14 +68,14 @@ class HealthPlugin(Plugin):
         if runtime.service(Database).is_file:
             lock = SingleMachineLock(runtime.service(Work))
             await lock.acquire()
-            runtime.supervise("single_machine_lock", lock.keep)
-        runtime.supervise("egress_refusals", runtime.service(RefusalRecorder).follow)
-        runtime.supervise("loop_lag", runtime.service(LoopLag).follow)
-        runtime.supervise("heap_trimming", HeapTrimming().follow)
-        runtime.when_draining(runtime.service(Readiness).drain)
+            runtime.supervise("single_machine_lock", lock.renew_regularly)
+        runtime.supervise("egress_refusals", runtime.service(RefusalRecorder).write_refusals)
+        runtime.supervise("loop_lag", runtime.service(LoopLag).measure_lag)
+        runtime.supervise("heap_trimming", HeapTrimming().trim_regularly)
+        runtime.when_draining(runtime.service(Readiness).begin_shutdown)
         scrape = runtime.service(MetricsRenderer)
         self._siblings = runtime.service(SiblingProcesses)
-        runtime.when_serving(lambda address: self._siblings.join(address, scrape.own))
+        runtime.when_serving(lambda address: self._siblings.serve_metrics(address, scrape.render_own))
 
     async def stop(self) -> None:
-        await self._siblings.leave()
+        await self._siblings.stop_serving()

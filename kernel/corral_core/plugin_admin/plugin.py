@@ -56,10 +56,10 @@ class PluginAdminPlugin(Plugin):
         plugins, quarantine = runtime.service(PluginAdministration), runtime.service(QuarantineSync)
         if runtime.service(Installation).safe_mode:
             await work(safe_mode_alert)
-        plugins.apply(await work(plugins.stored, read=True))
-        quarantine.apply(await work(quarantine.stored, read=True))
-        runtime.supervise("quarantine", quarantine.keep)
-        self._unwatch = [feed.watch(plugins.follow), feed.watch(quarantine.follow)]
+        plugins.apply_decisions(await work(plugins.stored_decisions, read=True))
+        quarantine.apply_rows(await work(quarantine.stored_rows, read=True))
+        runtime.supervise("quarantine", quarantine.synchronize_regularly)
+        self._unwatch = [feed.watch(plugins.on_events), feed.watch(quarantine.on_events)]
 
     async def stop(self) -> None:
         for unwatch in self._unwatch:

@@ -15,7 +15,7 @@ PURGE_AFTER_SECONDS = 30 * 86_400
 
 def detach_deleted_agent(agent_id: str, management: AgentManagement) -> None:
     """Detach a deleted agent from the remaining tasks that wait for it."""
-    management.detach(agent_id)
+    management.detach_tasks(agent_id)
 
 
 def delete_expired_tokens() -> None:
@@ -49,4 +49,4 @@ def end_tokens_of_purged_user(event: Record, tokens: AgentTokens) -> None:
 
     The tokens of a deactivated person are kept, and refused at each request.
     """
-    tokens.end_of_person(event.object_id)
+    tokens.revoke_tokens_of_user(event.object_id)

@@ -112,6 +112,6 @@ class AgentsPlugin(Plugin):
                 help="Number of state changes of agents by new state.",
                 kind="counter",
                 labels={"to": STATUSES},
-                collect=self._changes.by_state,
+                collect=self._changes.count_by_state,
             ),
         ]

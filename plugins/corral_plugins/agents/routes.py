@@ -171,7 +171,7 @@ def roll_back_agent(id: str, body: RollBack, match: IfMatch, versions: AgentVers
 @routes.get("/{id}/stats", needs="agents.read", raises=("not_found",))
 def get_agent_stats(id: str, query: AgentStatsQuery, versions: AgentVersions, caller: Principal) -> AgentStats:
     """Get statistics of the attempts of an agent. Unknown values are null."""
-    return versions.stats(id, query.days, by=caller)
+    return versions.get_statistics(id, query.days, by=caller)
 
 
 @routes.get("/{id}/tokens", needs="agents.write", raises=("not_found", "forbidden", "invalid_cursor"), no_store=True)
@@ -203,4 +203,4 @@ def create_agent_token(
 @routes.delete("/{id}/tokens/{token_id}", needs="agents.write", own_session=True, raises=("not_found", "forbidden"))
 def end_agent_token(id: str, token_id: str, tokens: AgentTokens, caller: Principal) -> None:
     """Revoke a standing token at once."""
-    tokens.end(id, token_id, by=caller)
+    tokens.revoke(id, token_id, by=caller)

@@ -11,12 +11,12 @@ from corral_plugins.audit.service.verify import Verification
 
 async def sign_checkpoint(checkpoints: CheckpointSigner) -> None:
     """Sign a checkpoint if at least `CHECKPOINT_ROWS` rows were added since the previous one."""
-    await checkpoints.make(least=CHECKPOINT_ROWS)
+    await checkpoints.create_checkpoint(least=CHECKPOINT_ROWS)
 
 
 async def sign_hourly_checkpoint(checkpoints: CheckpointSigner) -> None:
     """Sign a checkpoint if any row was added since the previous one. Runs every hour."""
-    await checkpoints.make()
+    await checkpoints.create_checkpoint()
 
 
 async def verify_recent_rows(verification: Verification) -> None:
@@ -26,7 +26,7 @@ async def verify_recent_rows(verification: Verification) -> None:
 
 async def remove_expired_rows(retention: AuditRetention) -> None:
     """Remove rows older than `audit.retention_days`."""
-    await retention.run()
+    await retention.remove_expired_rows()
 
 
 JOBS = (Job("audit.checkpoint", sign_checkpoint),)

@@ -40,8 +40,8 @@ async def list_audit_rows(
     query: AuditQuery, caller: Principal, request: Request, queries: AuditQueries, access: AccessRecorder, work: Work
 ) -> Page[AuditView]:
     """List the rows of the audit log, newest first. `action` accepts a prefix such as `auth.*`."""
-    page = await work(lambda: queries.page(query, caller), read=True)
-    await access.record("read", request.entry(caller), filters=_filters_of(query))
+    page = await work(lambda: queries.list_rows(query, caller), read=True)
+    await access.record_access("read", request.entry(caller), filters=_filters_of(query))
     return page
 
 
@@ -64,7 +64,7 @@ async def verify_audit_log(
     finally:
         await asyncio.shield(work(lambda: release("audit.verify", holder)))
     found: dict[str, Any] = {"ok": verdict.ok, "checked": verdict.checked, "first_bad_seq": verdict.first_bad_seq}
-    await access.record("verify", request.entry(caller), **found)
+    await access.record_access("verify", request.entry(caller), **found)
     return verdict
 
 
@@ -74,7 +74,7 @@ async def export_audit_log(
 ) -> Stream:
     """Stream the log, oldest row first, as JSON lines that can be verified offline, or as CSV."""
     export = LogExport(work, query)
-    await access.record("export", request.entry(caller), format=query.format, filters=_filters_of(query))
+    await access.record_access("export", request.entry(caller), format=query.format, filters=_filters_of(query))
     stamp = clock.now()[:19].replace("-", "").replace(":", "").replace("T", "-")
     name = f"corral-audit-{stamp}.{query.format}"
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
@@ -86,8 +86,8 @@ async def list_audit_checkpoints(
     query: PageQuery, caller: Principal, request: Request, queries: AuditQueries, access: AccessRecorder, work: Work
 ) -> CheckpointPage:
     """List the checkpoints, newest first, with the public key that verifies them. Keep a copy on another system."""
-    page = await work(lambda: queries.checkpoints(query, caller), read=True)
-    await access.record("read", request.entry(caller), what="checkpoints")
+    page = await work(lambda: queries.list_checkpoints(query, caller), read=True)
+    await access.record_access("read", request.entry(caller), what="checkpoints")
     return page
 
 
@@ -96,8 +96,8 @@ async def get_audit_row(
     id: str, caller: Principal, request: Request, queries: AuditQueries, access: AccessRecorder, work: Work
 ) -> AuditView:
     """Return a row of the audit log."""
-    row = await work(lambda: queries.one(id), read=True)
-    await access.record("read", request.entry(caller), row=row.seq)
+    row = await work(lambda: queries.get_row(id), read=True)
+    await access.record_access("read", request.entry(caller), row=row.seq)
     return row
 
 

@@ -99,7 +99,7 @@ class ChargedCost(PriceQuote, frozen=True, kw_only=True):
 class Costs(Protocol):
     """Quotes prices and records cost events."""
 
-    def price(self, provider: str, model: str, tokens: TokenCounts, *, free: bool = False) -> PriceQuote:
+    def quote(self, provider: str, model: str, tokens: TokenCounts, *, free: bool = False) -> PriceQuote:
         """Return the cost of a call at current prices.
 
         May be called outside a unit of work. In that case, price overrides set in another process apply after at most 2
@@ -107,7 +107,7 @@ class Costs(Protocol):
         """
         ...
 
-    def settle(self, spent: CostReport, *, free: bool = False) -> ChargedCost:
+    def record_cost(self, spent: CostReport, *, free: bool = False) -> ChargedCost:
         """Write the cost event and its rollups in the caller's unit of work. Emits no event.
 
         Raises `Invalid` for counts below 0 or above `MAX_TOKENS`. The caller must update the counters of the task

@@ -47,7 +47,7 @@ class CostPlugin(Plugin):
 
         async def refresh_prices() -> None:
             while True:
-                await pricing.refresh()
+                await pricing.refresh_overrides()
                 await asyncio.sleep(REFRESH_SECONDS)
 
         async def load_price_table(address: str) -> None:

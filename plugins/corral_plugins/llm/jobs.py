@@ -24,7 +24,7 @@ def fail_abandoned_calls(settings: Settings) -> None:
 
 def delete_expired_payloads(payloads: PayloadStore) -> None:
     """Delete payloads whose retention period has ended."""
-    payloads.prune()
+    payloads.delete_expired()
 
 
 async def refresh_models(checks: ProviderChecks) -> None:

@@ -96,16 +96,16 @@ class LlmPlugin(Plugin):
         keys = {name: table["api_key"] for name, table in self.section.providers.items() if "api_key" in table}
         await asyncio.to_thread(runtime.service(Redactor).set_values, "llm.providers", keys)
         self._gateway = runtime.service(Gateway)
-        self._gateway.registry.validate()
+        self._gateway.registry.validate_file_providers()
         await runtime.service(Database).work(runtime.service(ProviderChecks).enqueue_missing)
-        runtime.supervise("slots", runtime.service(ConcurrencySlots).run)
-        runtime.supervise("leases", runtime.service(CallLeases).run)
+        runtime.supervise("slots", runtime.service(ConcurrencySlots).renew_and_detect)
+        runtime.supervise("leases", runtime.service(CallLeases).watch_and_renew)
 
     async def stop(self) -> None:
         if self._gateway is None:
             return
         await self._gateway.stop()
-        for kind in self._gateway.registry.kinds().values():
+        for kind in self._gateway.registry.provider_kinds().values():
             if hasattr(kind, "close"):
                 with contextlib.suppress(Exception):  # an error in one kind must not prevent closing the others
                     await kind.close()
@@ -164,4 +164,4 @@ class LlmPlugin(Plugin):
 
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:
-        return self._metrics.metrics(sorted({*self.section.providers, *PRESETS, "scripted", "local", "builtin"}))
+        return self._metrics.definitions(sorted({*self.section.providers, *PRESETS, "scripted", "local", "builtin"}))

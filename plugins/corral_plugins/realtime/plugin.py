@@ -68,8 +68,8 @@ class RealtimePlugin(Plugin):
         """Follow the event feed, recheck permissions, and tell clients to reconnect before the server stops."""
         self._hub = runtime.service(ViewerHub)
         self._hub.start()
-        runtime.supervise("rights", runtime.service(ViewerRights).watch)
-        runtime.when_draining(self._hub.drain)
+        runtime.supervise("rights", runtime.service(ViewerRights).recheck_regularly)
+        runtime.when_draining(self._hub.disconnect_all)
 
     async def stop(self) -> None:
         if self._hub is not None:

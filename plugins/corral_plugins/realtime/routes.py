@@ -62,7 +62,7 @@ async def stream_events(
     if cursor is not None:
         place = _parse_cursor(cursor, pointer)
         await work(lambda: _check_retained(place), read=True)
-    refusal = hub.refusal()
+    refusal = hub.connection_refusal()
     if refusal is not None:
         raise refusal
     hub.check_user(caller.user_id or caller.id)
@@ -76,7 +76,7 @@ async def stream_events(
 
 def _check_pattern(hub: ViewerHub, caller: Principal, pattern: str) -> None:
     try:
-        hub.check(caller, pattern)
+        hub.check_subscription(caller, pattern)
     except Refusal as refusal:
         if refusal.code == "forbidden":
             raise Forbidden(refusal.detail) from None

@@ -71,7 +71,7 @@ def _codes(password: str, **values: object) -> list[str]:
 
     policy = PasswordPolicy(Values())  # type: ignore[arg-type]  # of the values that the test names
     try:
-        policy.check(password, email="ada@example.org", full_name="Ada Lovelace", pointer="/password")
+        policy.check_password(password, email="ada@example.org", full_name="Ada Lovelace", pointer="/password")
     except Invalid as problem:
         return [problem.code, *(f"{fault.pointer} {fault.code}" for fault in problem.errors)]
     return []

@@ -143,7 +143,7 @@ async def test_shorter_lives_hold_for_sessions_in_being(kit: Kit, door: Any) -> 
     clock.travel(6)
     assert (await kit.client.post("/auth/refresh", refresh)).code == "token_expired"
     sessions, work = kit.kernel.container.get(Sessions), kit.kernel.database.work
-    assert await work(sessions.expire) == 2
+    assert await work(sessions.end_expired) == 2
     reasons = await work(lambda: {row.end_reason for row in SessionRow.select()}, read=True)
     assert reasons == {"expired"}
 

@@ -43,9 +43,9 @@ async def test_an_hour_without_rows_makes_none(books: Books) -> None:
     service: CheckpointSigner = books.service(CheckpointSigner)
     await books.write(3)
     await sign_hourly_checkpoint(service)
-    assert await service.make() is None
+    assert await service.create_checkpoint() is None
     await books.write(2)
-    made = await service.make()
+    made = await service.create_checkpoint()
     assert made is not None
     assert made.rows == 2
 
@@ -149,18 +149,18 @@ async def test_retention_removes_a_beginning_that_ends_at_a_checkpoint(books: Bo
     clock.travel(40 * DAY)
     await books.write(5)
     young = await books.sign()
-    await retention.run()
+    await retention.remove_expired_rows()
     assert await _first(books) == 1, "kept for ever by default"
     books.admin = await books.kit.sign_in(books.admin.user["email"])
     await books.set(RETENTION_DAYS, 30)
-    await retention.run()
+    await retention.remove_expired_rows()
     assert await _first(books) == old.seq + 1
     verdict = await books.verify()
     assert verdict.ok, verdict
     assert verdict.checked == verdict.head.seq - old.seq
     (told,) = await books.work(lambda: list(AuditRow.select().where(AuditRow.action == queries.RETAINED)), read=True)
     assert (told.object_id, told.actor_type) == (str(old.seq), "system")
-    await retention.run()
+    await retention.remove_expired_rows()
     assert await _first(books) == old.seq + 1, "the next checkpoint is not old enough"
     books.behind(f"DELETE FROM audit_rows WHERE seq <= {young.seq}")
     found = await books.verify()
@@ -179,7 +179,7 @@ async def test_a_removal_that_was_cut_short_goes_on(books: Books, monkeypatch: p
     assert (await books.verify()).ok, "rows before the anchor are no longer looked at"
     listed = await books.work(queries.chain_ends, read=True)
     assert listed.anchor.seq == old.seq
-    await retention.run()
+    await retention.remove_expired_rows()
     assert await _first(books) == old.seq + 1
     assert (await books.verify()).ok
 

@@ -43,7 +43,7 @@ class Books:
         self._n += 1
         named = {"usage_key": f"key-{self._n}", "provider": "acme", "model": "one", **given}
         spent = CostReport(cost_usd=None if usd is None else Decimal(usd), **named)
-        charged: ChargedCost = await self.work(lambda: self.cost.settle(spent, free=free))
+        charged: ChargedCost = await self.work(lambda: self.cost.record_cost(spent, free=free))
         return charged
 
     async def pass_days(self, days: float) -> None:

@@ -175,7 +175,7 @@ async def test_a_stream_is_mapped(kit: Any, upstream: Any) -> None:
 def test_a_call_without_arguments_has_an_empty_object() -> None:
     reader = AnthropicStreamReader("claude-x")
     events = [*EVENTS[:7], {**EVENTS[7], "delta": {"type": "input_json_delta", "partial_json": ""}}, *EVENTS[9:]]
-    choices = [choice for event in events for chunk in reader.read(event) for choice in chunk["choices"]]
+    choices = [choice for event in events for chunk in reader.chunks_of_event(event) for choice in chunk["choices"]]
     calls = [call for choice in choices for call in choice["delta"].get("tool_calls", ())]
     assert "".join(call["function"]["arguments"] for call in calls) == "{}"
 

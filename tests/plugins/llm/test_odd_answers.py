@@ -182,7 +182,7 @@ async def test_a_bug_in_a_kind_is_a_provider_error(make_kit: Callable[..., Any])
 
 
 async def test_a_bug_of_the_gateway_ends_a_stream_with_an_error(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    alice, feed = await kit.as_user("member"), StreamRedaction.feed
+    alice, feed = await kit.as_user("member"), StreamRedaction.redact_chunk
 
     def fails(self: StreamRedaction, chunk: dict[str, Any]) -> Any:
         if "upstream" in json.dumps(chunk):

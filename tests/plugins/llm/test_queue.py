@@ -106,14 +106,14 @@ class Process:
         self.work = kit.kernel.database.work
         self.slots = ConcurrencySlots(self.work)
         self.provider = kit.kernel.container.get(ProviderRegistry).get("up")
-        self.keeping = asyncio.ensure_future(self.slots.run())
+        self.keeping = asyncio.ensure_future(self.slots.renew_and_detect())
 
     async def enter(self) -> ConcurrencySlot:
-        slot: ConcurrencySlot = await self.work(lambda: self.slots.enter(new_id(), self.provider))
+        slot: ConcurrencySlot = await self.work(lambda: self.slots.enter_queue(new_id(), self.provider))
         return slot
 
     async def leave(self, slot: ConcurrencySlot) -> None:
-        await self.work(lambda: self.slots.leave(slot))
+        await self.work(lambda: self.slots.leave_queue(slot))
 
     def die(self) -> None:
         self.keeping.cancel()
@@ -129,7 +129,7 @@ async def test_processes_share_slots_and_the_longest_waiting_is_next(kit: Any) -
     async def wait(process: Process, name: str) -> ConcurrencySlot:
         slot = await process.enter()
         assert not slot.held
-        await process.slots.wait(slot, 20)
+        await process.slots.wait_for_slot(slot, 20)
         order.append(name)
         return slot
 
@@ -152,11 +152,11 @@ async def test_slots_of_a_dead_process_are_released(kit: Any) -> None:
     dead.die()
     slot = await alive.enter()
     with pytest.raises(TooMany):
-        await alive.slots.wait(slot, 0.3)
+        await alive.slots.wait_for_slot(slot, 0.3)
     assert all(each.held for each in held)
     clock.travel(queue.HELD_SECONDS + 1)
     slot = await alive.enter()
-    await alive.slots.wait(slot, 10)
+    await alive.slots.wait_for_slot(slot, 10)
     clock.travel(120)
     alive.die()
     assert await kit.kernel.database.work(queue.delete_expired) > 0

@@ -146,7 +146,7 @@ async def refresh(
             )
         check_origin(request, installation, origins)
         token = found
-    tokens, user = await sign_in.refresh(token, device_of(request), request.entry())
+    tokens, user = await sign_in.refresh_tokens(token, device_of(request), request.entry())
     return sign_in_response(tokens, user, request, installation, cookie=cookie)
 
 
@@ -154,7 +154,7 @@ async def refresh(
 def read_me(caller: Principal, accounts: AccountsService, sessions: Sessions) -> MeView:
     """Read the user's own account, its permissions and the current session."""
     user = accounts.get(require_user_id(caller))
-    session = None if caller.session_id is None else sessions.find(caller.session_id, caller.session_id)
+    session = None if caller.session_id is None else sessions.find_session(caller.session_id, caller.session_id)
     facts = msgspec.structs.asdict(user)
     return MeView(**facts, permissions=sorted(caller.permissions), session=session, limited=caller.limited)
 
@@ -177,7 +177,7 @@ async def update_me(
     body: ProfilePatch, caller: Principal, request: Request, if_match: IfMatch, profile: ProfileChanges
 ) -> UserView:
     """Change the user's own profile. A new address requires the password."""
-    return await profile.update(require_user_id(caller), body, if_match, request.entry(caller))
+    return await profile.update_profile(require_user_id(caller), body, if_match, request.entry(caller))
 
 
 @routes.post(
@@ -223,7 +223,7 @@ async def read_config(settings: Settings, policy: PasswordPolicy) -> AuthConfig:
     return AuthConfig(
         registration=settings.get(REGISTRATION),
         email_verification=settings.get(EMAIL_VERIFICATION),
-        password_policy=policy.shown(),
+        password_policy=policy.current_rules(),
         mfa_required=settings.get(REQUIRE_MFA),
     )
 

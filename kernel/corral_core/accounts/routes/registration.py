@@ -87,7 +87,7 @@ async def register_account(
 @routes.post("/forgot-password", needs=PUBLIC, status=202, rate=BY_MAIL)
 async def forgot_password(body: AddressOnly, request: Request, recovery: PasswordRecovery) -> MailRequested:
     """Request a mail with a link that resets the password. The response is the same for every address."""
-    await recovery.forgot(body.email, request.entry())
+    await recovery.send_reset_link(body.email, request.entry())
     return MailRequested()
 
 
@@ -104,18 +104,18 @@ async def reset_password(
 
     All other links and sessions of the user end, and so does a lockout. The second factor is still required.
     """
-    found = await recovery.reset(body.token, body.new_password, device_of(request), request.entry())
+    found = await recovery.reset_password(body.token, body.new_password, device_of(request), request.entry())
     return login_response(found, request, installation, cookie=body.cookie)
 
 
 @routes.post("/verify-email", needs=PUBLIC, raises=("link_expired", "duplicate", "invalid_state"))
 def verify_email(body: TokenOnly, registrations: AccountRegistration) -> UserView:
     """Verify an address with the token of a link. If the user changed their address, the new one takes effect."""
-    return registrations.verify(body.token)
+    return registrations.verify_address(body.token)
 
 
 @routes.post("/verify-email/resend", needs=PUBLIC, status=202, rate=BY_MAIL)
 async def resend_verification(body: AddressOnly, request: Request, registrations: AccountRegistration) -> MailRequested:
     """Request another verification mail. The response is the same for every address."""
-    await registrations.resend(body.email, request.entry())
+    await registrations.resend_verification(body.email, request.entry())
     return MailRequested()

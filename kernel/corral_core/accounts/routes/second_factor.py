@@ -106,7 +106,7 @@ class SteppedUp(msgspec.Struct, kw_only=True):
 )
 async def set_up_mfa(body: SetupRequest, caller: Principal, request: Request, protection: Reauthentication) -> SeedView:
     """Begin the setup of a second factor. Send its first code to `/auth/mfa/verify` within 15 minutes."""
-    seed = await protection.setup(caller, _is_given(body.password), request.entry(caller))
+    seed = await protection.set_up(caller, _is_given(body.password), request.entry(caller))
     return SeedView(secret=seed.secret, otpauth_uri=seed.uri, qr_code=await asyncio.to_thread(_qr_code, seed.uri))
 
 
@@ -145,7 +145,7 @@ async def answer_challenge(
     body: ChallengeAnswer, request: Request, sign_in: SignIn, installation: Installation
 ) -> Answer[SignInResponse]:
     """Complete a sign-in with its second factor. Five wrong codes invalidate the `mfa_token`."""
-    tokens, user = await sign_in.answer(body.mfa_token, _proof_of(body), device_of(request), request.entry())
+    tokens, user = await sign_in.answer_challenge(body.mfa_token, _proof_of(body), device_of(request), request.entry())
     return sign_in_response(tokens, user, request, installation, cookie=body.cookie)
 
 
@@ -160,7 +160,7 @@ async def renew_recovery_codes(
     body: NewCodes, caller: Principal, request: Request, protection: Reauthentication
 ) -> RecoveryCodes:
     """Replace all recovery codes by new ones."""
-    codes = await protection.new_codes(caller, body.password, body.code, request.entry(caller))
+    codes = await protection.renew_recovery_codes(caller, body.password, body.code, request.entry(caller))
     return RecoveryCodes(recovery_codes=codes)
 
 

@@ -32,7 +32,7 @@ class SessionList(msgspec.Struct, kw_only=True):
 @routes.post("/logout", needs=SIGNED_IN, status=204, own_session=True, limited=True, raises=AUDITED)
 def logout(caller: Principal, request: Request, sessions: Sessions, installation: Installation) -> Answer[None]:
     """Sign out: end the current session, its tokens and its WebSockets."""
-    sessions.end(caller.session_id or "", require_user_id(caller), "logout")
+    sessions.end_session(caller.session_id or "", require_user_id(caller), "logout")
     return Answer(body=None, headers=delete_cookie_headers(request, installation))
 
 
@@ -45,11 +45,11 @@ def logout_everywhere(body: LogoutAll, caller: Principal, sessions: Sessions) ->
 @routes.get("/sessions", needs=SIGNED_IN)
 def list_sessions(caller: Principal, sessions: Sessions) -> SessionList:
     """List the live sessions of the user's own account, newest first."""
-    return SessionList(items=sessions.live(require_user_id(caller), caller.session_id))
+    return SessionList(items=sessions.live_sessions(require_user_id(caller), caller.session_id))
 
 
 @routes.delete("/sessions/{id}", needs=SIGNED_IN, own_session=True, raises=AUDITED)
 def end_session(id: str, caller: Principal, sessions: Sessions) -> None:
     """End a session of the user's own account."""
-    if not sessions.end(id.lower(), require_user_id(caller), "revoked"):
+    if not sessions.end_session(id.lower(), require_user_id(caller), "revoked"):
         raise NotFound()

@@ -69,10 +69,10 @@ class AccountsService:
     async def hash_password(
         self, password: str, *, email: str, full_name: str, pointer: str = "/password", user_id: str | None = None
     ) -> str:
-        self._policy.check(password, email=email, full_name=full_name, pointer=pointer)
+        self._policy.check_password(password, email=email, full_name=full_name, pointer=pointer)
         if user_id is not None:
             await self._life.refuse_former(user_id, password, pointer=pointer)
-        return await self._passwords.hash(password, pointer=pointer)
+        return await self._passwords.hash_password(password, pointer=pointer)
 
     def create(
         self, new: NewUser, *, password_hash: str | None, by: Principal, how: str = "admin", verified: bool = True
@@ -149,7 +149,7 @@ class AccountsService:
     def get_details(self, user_ids: Iterable[str]) -> dict[str, AccountDetails]:
         rows: Any = UserRow.select(UserRow.id, UserRow.created_by).where(UserRow.id.in_(list(user_ids))).tuples()
         created: dict[str, str | None] = dict(rows)
-        live = self._sessions.count(created)
+        live = self._sessions.count_by_user(created)
         return {
             user_id: AccountDetails(created_by=by, sessions=live.get(user_id, 0)) for user_id, by in created.items()
         }
@@ -160,7 +160,7 @@ class AccountsService:
 
     def required_action(self, user: UserView) -> str | None:
         done = {"must_change_password": user.must_change_password, "mfa_enabled": user.mfa_enabled}
-        return self._second.limit(user.role, **done)
+        return self._second.required_action(user.role, **done)
 
     def list(self, query: UserQuery, caller: Principal) -> Page[UserView]:
         rows: Any = UserRow.select().where(UserRow.purged_at.is_null())
@@ -225,7 +225,7 @@ class AccountsService:
         if revoke_api_keys and self.keys is not None:
             self.keys.revoke_keys_of(row.id)
         emit(UserUpdated(user_id=row.id, changed=["password"]), object=("user", row.id), owner=row.id)
-        self._life.remember(row.id, known)
+        self._life.add_password(row.id, known)
         self._links.end_links(row.id, (*PASSWORD_LINKS, *EMAIL_LINKS))
         self._mail.notify(row.email, "password_changed")
         self._record_audit("auth.password.change", row.id, {}, {"password": SECRET_CHANGE})
@@ -238,7 +238,7 @@ class AccountsService:
             raise NotFound()
         dropped = UserRow.update(password_hash=None, updated_at=clock.now(), version=UserRow.version + 1)
         dropped.where(UserRow.id == user_id).execute()
-        self._life.remember(user_id, row.password_hash)
+        self._life.add_password(user_id, row.password_hash)
         self._links.end_links(user_id, (*PASSWORD_LINKS, *EMAIL_LINKS))
         self.end_sessions(user_id, "password_changed")
         self._record_audit(
@@ -299,11 +299,11 @@ class AccountsService:
             version=UserRow.version + 1,
         ).where(UserRow.id == row.id).execute()
         self.end_sessions(row.id, "user_deactivated")
-        self._sessions.forget_addresses(row.id)
+        self._sessions.delete_addresses(row.id)
         for subject_id in (row.id, *InvitationsService.delete_of_user(row.id, row.email_key)):
             self._links.delete_links_of(subject_id)
         self._mail.drop_mail(row.email_key)
-        self._life.forget(row.id)
+        self._life.delete_of_user(row.id)
         forget_second_factor(row.id)
         emit(UserPurged(user_id=row.id), object=("user", row.id), owner=row.id)
         self._record_audit(audit_action("purge", row.id), row.id, {})

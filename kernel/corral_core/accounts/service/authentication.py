@@ -275,7 +275,7 @@ class SessionPrincipals:
         if row is None or not self._check_session(*row[:4]) or not row[6]:
             raise Unauthorized("The session has ended; sign in again.", code="session_revoked")
         reauth_until, role, _, must_change, mfa_enabled = row[4:]
-        limited = self._second.limit(role, must_change_password=must_change, mfa_enabled=mfa_enabled)
+        limited = self._second.required_action(role, must_change_password=must_change, mfa_enabled=mfa_enabled)
         return Principal(
             kind="user",
             id=user_id,

@@ -47,7 +47,7 @@ class Reauthentication:
         self._work, self._accounts, self._sessions = work, accounts, sessions
         self._sign_in, self._lockout, self._second, self._settings = sign_in, lockout, second, settings
 
-    async def setup(self, caller: Principal, password: str | None, entry: Entry) -> NewSeed:
+    async def set_up(self, caller: Principal, password: str | None, entry: Entry) -> NewSeed:
         """Begin the setup of a second factor. Return its seed.
 
         Raise `Forbidden` (`reauth_required`) without the password, a recent re-authentication or a recent sign-in.
@@ -56,10 +56,10 @@ class Reauthentication:
         if user.mfa_enabled:
             raise Conflict("A second factor is already set up; remove it first.", current_status="enabled")
         if password is not None:
-            await self._sign_in.check(user.email, password, entry, user_id=user.id)
+            await self._sign_in.check_password(user.email, password, entry, user_id=user.id)
         elif not caller.has_stepped_up and not await self._work(lambda: self._is_recent(caller), read=True):
             raise Forbidden("Send your password to set up a second factor.", code="reauth_required")
-        return await self._work(lambda: self._second.setup(self._accounts.get_row(user.id)), entry=entry)
+        return await self._work(lambda: self._second.start_setup(self._accounts.get_row(user.id)), entry=entry)
 
     async def activate(self, caller: Principal, code: str, entry: Entry) -> list[str]:
         """Enable the second factor with its first code. Return the recovery codes."""
@@ -70,11 +70,11 @@ class Reauthentication:
             codes = self._second.activate(row, session_id, code)
             if codes is None:
                 detail = "The code is incorrect; check that the clock of the device is correct."
-                return self._sign_in.refuse(key, row.email, row.id, action=ASK_AGAIN, detail=detail)
+                return self._sign_in.settle_failure(key, row.email, row.id, action=ASK_AGAIN, detail=detail)
             self._lockout.release_attempt(key)  # a valid code for a new seed must not reset the failed passwords
             return codes
 
-        async with self._sign_in.attempt(user.email, entry, action=ASK_AGAIN) as key:
+        async with self._sign_in.reserve_attempt(user.email, entry, action=ASK_AGAIN) as key:
             settled = await self._work(lambda: unit(key), entry=entry)
         return raise_problem(settled)
 
@@ -89,7 +89,7 @@ class Reauthentication:
         self._second.refuse_if_required(user.role)
         return await self._check_both_factors(user, password, proof, entry, switch_off)
 
-    async def new_codes(self, caller: Principal, password: str, code: str, entry: Entry) -> list[str]:
+    async def renew_recovery_codes(self, caller: Principal, password: str, code: str, entry: Entry) -> list[str]:
         """Replace the recovery codes and return the new ones."""
         user = await self._require_user(caller)
         return await self._check_both_factors(
@@ -101,19 +101,19 @@ class Reauthentication:
         user, session_id = await self._require_user(caller), caller.session_id or ""
 
         def with_password(row: UserRow, key: str) -> str:
-            self._sign_in.settle(key, row)
+            self._sign_in.settle_success(key, row)
             return self._sessions.step_up(session_id)
 
         def with_code(key: str) -> str | Problem:
             row = self._accounts.get_row(user.id)
-            if not row.mfa_enabled or not self._sign_in.accepts(row, FactorProof(code)):
-                return self._sign_in.refuse(key, row.email, row.id, action=ASK_AGAIN)
+            if not row.mfa_enabled or not self._sign_in.consume_factor(row, FactorProof(code)):
+                return self._sign_in.settle_failure(key, row.email, row.id, action=ASK_AGAIN)
             self._lockout.release_attempt(key)
             return self._sessions.step_up(session_id)
 
         if password is not None:
-            return await self._sign_in.prove(user.email, password, entry, with_password, user_id=user.id)
-        async with self._sign_in.attempt(user.email, entry, action=ASK_AGAIN) as key:
+            return await self._sign_in.verify_and_run(user.email, password, entry, with_password, user_id=user.id)
+        async with self._sign_in.reserve_attempt(user.email, entry, action=ASK_AGAIN) as key:
             settled = await self._work(lambda: with_code(key), entry=entry)
         return raise_problem(settled)
 
@@ -127,12 +127,12 @@ class Reauthentication:
             raise Conflict("No second factor is set up; set one up first.", current_status="disabled")
 
         def unit(row: UserRow, key: str) -> T | Problem:
-            if not self._sign_in.accepts(row, proof):
-                return self._sign_in.refuse(key, row.email, row.id, action=ASK_AGAIN)
+            if not self._sign_in.consume_factor(row, proof):
+                return self._sign_in.settle_failure(key, row.email, row.id, action=ASK_AGAIN)
             self._lockout.settle_success(key, row.id)
             return then(row)
 
-        return await self._sign_in.prove(user.email, password, entry, unit, user_id=user.id)
+        return await self._sign_in.verify_and_run(user.email, password, entry, unit, user_id=user.id)
 
     async def _require_user(self, caller: Principal) -> UserRow:
         return await self._work(lambda: self._accounts.get_row(_require_person(caller)), read=True)
@@ -178,7 +178,7 @@ class ProfileChanges:
         self._work, self._accounts, self._sign_in = work, accounts, sign_in
         self._links, self._mail, self._settings = links, mail, settings
 
-    async def update(self, user_id: str, patch: ProfilePatch, if_match: IfMatch, entry: Entry) -> UserView:
+    async def update_profile(self, user_id: str, patch: ProfilePatch, if_match: IfMatch, entry: Entry) -> UserView:
         """Apply a patch to the user's own profile. A new address requires the password.
 
         If addresses must be verified, a new address takes effect when the user opens the link that is mailed to it.
@@ -201,7 +201,7 @@ class ProfileChanges:
             return self._accounts.update(user_id, changes, if_match=if_match, verified=False)
 
         def proved(row: UserRow, key: str) -> UserView:
-            self._sign_in.settle(key, row)
+            self._sign_in.settle_success(key, row)
             return unit()
 
         if not moves:
@@ -209,7 +209,7 @@ class ProfileChanges:
         password, pointer = patch.current_password, "/current_password"
         if not isinstance(password, str):
             raise Forbidden("Send current_password to change the address.", code="reauth_required")
-        return await self._sign_in.prove(user.email, password, entry, proved, pointer=pointer, user_id=user_id)
+        return await self._sign_in.verify_and_run(user.email, password, entry, proved, pointer=pointer, user_id=user_id)
 
     def _request_address_change(self, user_id: str, email: str) -> None:
         """Mail a verification link to a new address. The address takes effect when the link is used."""

@@ -71,12 +71,12 @@ class Passwords:
         self.hashed, self.hash_seconds = 0, 0.0
         """The number of hashes that this process computed, and their total duration in seconds without queueing."""
 
-    async def hash(self, password: str, *, pointer: str = "/password") -> str:
+    async def hash_password(self, password: str, *, pointer: str = "/password") -> str:
         """Check the length of a password and hash it. The caller must apply the password policy."""
         _check_length(password, pointer)
         return await self._run_in_pool(lambda: _argon2_hasher().hash(password))
 
-    async def verify(self, password: str, hashed: str | None, *, pointer: str = "/password") -> bool:
+    async def verify_password(self, password: str, hashed: str | None, *, pointer: str = "/password") -> bool:
         """Return whether the password matches the hash. If the hash is None, return False after the same time."""
         _check_length(password, pointer)
         return await self._run_in_pool(lambda: _verify_hash(password, hashed))
@@ -145,7 +145,7 @@ class PasswordPolicy:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    def check(self, password: str, *, email: str, full_name: str, pointer: str) -> None:
+    def check_password(self, password: str, *, email: str, full_name: str, pointer: str) -> None:
         """Raise `Invalid` (`weak_password`) with one fault for each rule that the password breaks."""
         faults = [Fault(pointer, code, detail) for code, detail in self._broken_rules(password, email, full_name)]
         if faults:
@@ -155,7 +155,7 @@ class PasswordPolicy:
                 errors=faults,
             )
 
-    def shown(self) -> dict[str, int | bool]:
+    def current_rules(self) -> dict[str, int | bool]:
         """Return the rules, for screens on which users choose a new password."""
         rules: dict[str, int | bool] = {"min_length": self._settings.get(MIN_LENGTH), "max_length": 128}
         rules["breached_check"] = self._settings.get(BREACHED_CHECK)
@@ -243,11 +243,11 @@ class PasswordHistory:
         if not kept:
             return
         for hashed in await self._work(lambda: self._is_former(user_id, kept), read=True):
-            if await self._passwords.verify(password, hashed, pointer=pointer):
+            if await self._passwords.verify_password(password, hashed, pointer=pointer):
                 detail = f"Do not reuse the current password or one of your last {kept} passwords."
                 raise Invalid.at(pointer, "core.reused", detail, problem="weak_password")
 
-    def remember(self, user_id: str, hashed: str | None) -> None:
+    def add_password(self, user_id: str, hashed: str | None) -> None:
         """Store the hash of a replaced password, and delete the hashes that the policy no longer keeps."""
         kept = self._settings.get(HISTORY)
         mine = FormerPasswordRow.user_id == user_id
@@ -257,7 +257,7 @@ class PasswordHistory:
         keep = [row.id for row in newest.limit(kept)] if kept else []
         FormerPasswordRow.delete().where(mine & FormerPasswordRow.id.not_in(keep)).execute()
 
-    def expire(self, user: UserRow) -> None:
+    def require_change_of_expired(self, user: UserRow) -> None:
         """Require the user to change a password that is older than the policy allows. Called at each sign-in."""
         days = self._settings.get(MAX_AGE_DAYS)
         if days is not None and (user.password_changed_at or "") <= clock.now(-days * DAY):
@@ -265,7 +265,7 @@ class PasswordHistory:
             UserRow.update(must_change_password=True).where(due).execute()
 
     @staticmethod
-    def forget(user_id: str) -> None:
+    def delete_of_user(user_id: str) -> None:
         """Delete the hashes of the former passwords of a purged account."""
         FormerPasswordRow.delete().where(FormerPasswordRow.user_id == user_id).execute()
 

@@ -35,12 +35,12 @@ class PasswordRecovery:
         self._work, self._accounts, self._sign_in = work, accounts, sign_in
         self._lockout, self._links, self._mail = lockout, links, mail
 
-    async def forgot(self, email: str, entry: Entry) -> None:
+    async def send_reset_link(self, email: str, entry: Entry) -> None:
         """Enqueue a mail with a link. The code path is the same for every address, so timing reveals nothing."""
         if self._mail.is_configured:
             await self._work(lambda: enqueue(FORGOT, email=email), entry=entry)
 
-    async def reset(self, token: str, password: str, device: Device, entry: Entry) -> SignedIn | PendingSignIn:
+    async def reset_password(self, token: str, password: str, device: Device, entry: Entry) -> SignedIn | PendingSignIn:
         """Set a new password with the token of a link, and sign in.
 
         All other links and sessions of the user end, and so does a lockout. A second factor is still required.
@@ -57,7 +57,7 @@ class PasswordRecovery:
                 raise self._links.link_expired_error()
             self._accounts.set_password_by_link(row, hashed, proves=link.email)
             self._lockout.unlock(row.email, row.id)
-            return self._sign_in.enter(self._accounts.get_row(row.id), device)
+            return self._sign_in.create_session(self._accounts.get_row(row.id), device)
 
         return await self._work(unit, entry=entry)
 
@@ -71,12 +71,12 @@ class PasswordLinksService:
     def __init__(self, accounts: AccountsService, links: SingleUseLinks, mail: MailService) -> None:
         self._accounts, self._links, self._mail = accounts, links, mail
 
-    def welcome(self, user_id: str) -> str | None:
+    def send_welcome_link(self, user_id: str) -> str | None:
         row = self._accounts.get_row(user_id)
         mailed = self._mail.send_link(row.email, SET_PASSWORD, row.id)
         return None if mailed else self._links.issue_url(SET_PASSWORD, row.id)
 
-    def reset(self, user_id: str) -> str:
+    def create_reset_link(self, user_id: str) -> str:
         row = self._accounts.drop_password(user_id)
         url = self._links.issue_url(RESET, row.id)
         self._mail.send_link(row.email, RESET, row.id)

@@ -46,7 +46,7 @@ class AccountRegistration:
         """Create the admin whom the environment specifies, if no admin exists. The password policy does not apply."""
         if await self._work(self._accounts.has_admin, read=True):
             return
-        hashed = await self._passwords.hash(password)
+        hashed = await self._passwords.hash_password(password)
         new = NewUser(email=email, full_name="Administrator", role="admin")
         try:
             await self._work(lambda: self._accounts.create_bootstrap_admin(new, hashed))
@@ -117,7 +117,7 @@ class AccountRegistration:
 
         return await self._work(unit, entry=entry)
 
-    def verify(self, token: str) -> UserView:
+    def verify_address(self, token: str) -> UserView:
         """Verify an address with the token of a link. Runs in the caller's unit of work.
 
         Raise `Gone` (`link_expired`) for an invalid link, or `Conflict` (`duplicate`) for a taken address.
@@ -129,7 +129,7 @@ class AccountRegistration:
             raise self._links.link_expired_error()
         return self._accounts.prove_email(row, email)
 
-    async def resend(self, email: str, entry: Entry) -> None:
+    async def resend_verification(self, email: str, entry: Entry) -> None:
         """Enqueue another verification mail. The code path is the same for every address, so timing reveals nothing."""
         if self._mail.is_configured:
             await self._work(lambda: enqueue(RESEND, email=email), entry=entry)

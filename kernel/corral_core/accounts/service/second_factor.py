@@ -48,7 +48,7 @@ class SecondFactor:
     def __init__(self, sealer: Sealer, settings: Settings, credentials: Credentials) -> None:
         self._sealer, self._settings, self._credentials = sealer, settings, credentials
 
-    def setup(self, user: UserRow) -> NewSeed:
+    def start_setup(self, user: UserRow) -> NewSeed:
         """Generate a seed, which takes effect with its first code. The seed replaces an unfinished setup.
 
         Raise `Conflict` if the second factor is enabled.
@@ -90,7 +90,7 @@ class SecondFactor:
         self._record_audit("auth.mfa.enable", user.id)
         return self.new_codes(user.id)
 
-    def accept(self, user_id: str, code: str) -> bool:
+    def consume_code(self, user_id: str, code: str) -> bool:
         """Consume a code. Return whether it was valid and unused."""
         row = SecondFactorRow.get_or_none(
             (SecondFactorRow.user_id == user_id) & SecondFactorRow.confirmed_at.is_null(False)
@@ -101,7 +101,7 @@ class SecondFactor:
         newer = (SecondFactorRow.user_id == user_id) & (SecondFactorRow.seed == row.seed)
         return bool(SecondFactorRow.update(last_step=step).where(newer & (SecondFactorRow.last_step < step)).execute())
 
-    def recover(self, user_id: str, code: str) -> int | None:
+    def consume_recovery_code(self, user_id: str, code: str) -> int | None:
         """Consume a recovery code. Return the number of remaining codes, or None if the code is not valid."""
         mine = RecoveryCodeRow.user_id == user_id
         if not RecoveryCodeRow.delete().where(mine & (RecoveryCodeRow.hash == _recovery_hash(code))).execute():
@@ -131,7 +131,7 @@ class SecondFactor:
         """Return whether the policy requires a second factor for this role."""
         return self._settings.get(REQUIRE_MFA) and role in self._settings.get(REQUIRE_MFA_ROLES)
 
-    def limit(self, role: str, *, must_change_password: bool, mfa_enabled: bool) -> str | None:
+    def required_action(self, role: str, *, must_change_password: bool, mfa_enabled: bool) -> str | None:
         """Return the problem code of the action that the user must take first, or None.
 
         Until the user takes this action, almost every route returns this problem.
@@ -147,20 +147,20 @@ class SecondFactor:
 
     # -- challenges
 
-    def challenge(self, user_id: str) -> str:
+    def create_challenge(self, user_id: str) -> str:
         """Create and return an `mfa_token` for a sign-in whose first factor was correct."""
         token = new_secret()
         ChallengeRow.create(hash=digest(token), user_id=user_id, expires_at=clock.now(CHALLENGE_SECONDS))
         return token
 
     @staticmethod
-    def challenged(token: str) -> str | None:
+    def find_challenge(token: str) -> str | None:
         """Return the user id of an `mfa_token`, or None if the token is invalid or no attempts are left."""
         row = ChallengeRow.get_or_none(_decrypt_seed(token))
         return None if row is None else str(row.user_id)
 
     @staticmethod
-    def take_try(token: str) -> bool:
+    def count_try(token: str) -> bool:
         """Consume one attempt of an `mfa_token`. Return False if no attempt is left."""
         return bool(ChallengeRow.update(tries=ChallengeRow.tries + 1).where(_decrypt_seed(token)).execute())
 

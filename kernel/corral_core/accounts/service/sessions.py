@@ -88,7 +88,7 @@ class Sessions:
     def __init__(self, tokens: AccessTokens, sealer: Sealer, settings: Settings, credentials: Credentials) -> None:
         self._tokens, self._sealer, self._settings, self._credentials = tokens, sealer, settings, credentials
 
-    def open(self, user: UserRow, device: Device, *, mfa: bool = False) -> SessionTokens:
+    def create(self, user: UserRow, device: Device, *, mfa: bool = False) -> SessionTokens:
         """Create a session and its first tokens. If the user has too many sessions, end the oldest ones.
 
         `mfa`: whether the sign-in included a second factor.
@@ -112,9 +112,9 @@ class Sessions:
             self._end_sessions(SessionRow.id.in_(surplus), "revoked")
         emit(SessionCreated(session_id=session.id, ip=session.ip), object=("session", session.id), owner=user.id)
         self._record_audit("auth.session.create", session.id, {"user_id": user.id})
-        return self.issue(session)
+        return self.issue_tokens(session)
 
-    def issue(self, session: SessionRow, refresh: str | None = None) -> SessionTokens:
+    def issue_tokens(self, session: SessionRow, refresh: str | None = None) -> SessionTokens:
         """Issue new tokens for a live session. `refresh`: the refresh token to store; None generates one."""
         refresh = refresh or new_secret()
         seconds = self._seconds_left(session)
@@ -125,7 +125,7 @@ class Sessions:
         seen.where(SessionRow.id == session.id).execute()
         return self._token_response(session, refresh, seconds)
 
-    def rotate(self, refresh: str, device: Device) -> SessionTokens | ReusedToken:
+    def rotate_refresh_token(self, refresh: str, device: Device) -> SessionTokens | ReusedToken:
         """Exchange a refresh token for new tokens.
 
         One conditional update decides which of several parallel callers succeeds. The others wait in this update for
@@ -154,7 +154,7 @@ class Sessions:
         moved = SessionRow.update(ip=device.ip[:45], user_agent=device.user_agent[:300])
         if not moved.where((SessionRow.id == session.id) & SessionRow.ended_at.is_null()).execute():
             raise Unauthorized("The session has ended; sign in again.", code="session_revoked")
-        return self.issue(session, successor)
+        return self.issue_tokens(session, successor)
 
     def _handle_repeated_token(self, used: str, session: SessionRow) -> SessionTokens | ReusedToken:
         row = RefreshRow.get(RefreshRow.hash == used)
@@ -171,14 +171,14 @@ class Sessions:
         self._record_audit("auth.refresh_reuse", session.id, {"user_id": session.user_id}, code="token_reuse")
         return ReusedToken()
 
-    def restart(self, session_id: str) -> SessionTokens:
+    def issue_fresh_tokens(self, session_id: str) -> SessionTokens:
         """Invalidate the refresh tokens of a session and issue new tokens."""
         session = self._get_live(session_id)
         SessionRow.update(last_seen_at=clock.now()).where(
             SessionRow.id == session_id
         ).execute()  # may wait for a concurrent refresh
         RefreshRow.delete().where(RefreshRow.session_id == session_id).execute()
-        return self.issue(session)
+        return self.issue_tokens(session)
 
     def step_up(self, session_id: str) -> str:
         """Record that the user re-authenticated. Return the instant until which the re-authentication is valid."""
@@ -190,19 +190,19 @@ class Sessions:
         after_commit(lambda: self._credentials.forget(lambda caller: caller.session_id == session_id))
         return until
 
-    def live(self, user_id: str, current_id: str | None) -> list[SessionView]:
+    def live_sessions(self, user_id: str, current_id: str | None) -> list[SessionView]:
         """Return the user's live sessions, newest first. `current_id`: the session that made the request."""
         mine = (SessionRow.user_id == user_id) & SessionRow.ended_at.is_null() & ~self._is_expired()
         rows = SessionRow.select().where(mine).order_by(SessionRow.created_at.desc(), SessionRow.id.desc())
         return [session_view(row, current_id) for row in rows]
 
     @staticmethod
-    def of(refresh: str) -> str | None:
+    def list_of_user(refresh: str) -> str | None:
         """Return the id of the session of a refresh token, whether used or not, or None for an unknown token."""
         row = RefreshRow.get_or_none(RefreshRow.hash == digest(refresh))
         return None if row is None else str(row.session_id)
 
-    def find(self, session_id: str, current_id: str | None) -> SessionView:
+    def find_session(self, session_id: str, current_id: str | None) -> SessionView:
         """Return a session, live or not. Raise `NotFound` for an unknown id."""
         row = SessionRow.get_or_none(SessionRow.id == session_id)
         if row is None:
@@ -210,13 +210,13 @@ class Sessions:
         return session_view(row, current_id)
 
     @staticmethod
-    def count(user_ids: Iterable[str]) -> dict[str, int]:
+    def count_by_user(user_ids: Iterable[str]) -> dict[str, int]:
         """Return the number of live sessions by user id. Users without a live session are omitted."""
         live = SessionRow.user_id.in_(list(user_ids)) & SessionRow.ended_at.is_null()
         rows: Any = SessionRow.select(SessionRow.user_id, peewee.fn.COUNT(SessionRow.id)).where(live)
         return {user_id: int(number) for user_id, number in rows.group_by(SessionRow.user_id).tuples()}
 
-    def end(self, session_id: str, user_id: str, reason: str) -> bool:
+    def end_session(self, session_id: str, user_id: str, reason: str) -> bool:
         """End one session of the user. Return False if it has already ended or belongs to another user."""
         return bool(self._end_sessions((SessionRow.id == session_id) & (SessionRow.user_id == user_id), reason))
 
@@ -229,14 +229,14 @@ class Sessions:
         mine = SessionRow.user_id == user_id
         return self._end_sessions(mine & (SessionRow.id != keep) if keep else mine, reason)
 
-    def expire(self, at_once: int = 500) -> int:
+    def end_expired(self, at_once: int = 500) -> int:
         """End at most `at_once` sessions that expired. Return their number."""
         over = SessionRow.ended_at.is_null() & self._is_expired()
         found = [row.id for row in SessionRow.select(SessionRow.id).where(over).limit(at_once)]
         return self._end_sessions(SessionRow.id.in_(found), "expired") if found else 0
 
     @staticmethod
-    def forget_addresses(user_id: str) -> None:
+    def delete_addresses(user_id: str) -> None:
         """Erase the IP addresses and user agents in the user's sessions."""
         SessionRow.update(ip="", user_agent="").where(SessionRow.user_id == user_id).execute()
 
@@ -338,5 +338,5 @@ class AllSessionsService:
 
     def end(self, session_id: str, reason: str) -> None:
         row = SessionRow.get_or_none((SessionRow.id == session_id) & SessionRow.ended_at.is_null())
-        if row is None or not self._sessions.end(row.id, row.user_id, reason):
+        if row is None or not self._sessions.end_session(row.id, row.user_id, reason):
             raise NotFound()

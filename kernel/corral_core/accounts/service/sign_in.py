@@ -87,7 +87,7 @@ class SignIn:
     # -- authentication
 
     @contextlib.asynccontextmanager
-    async def attempt(self, email: str, entry: Entry, *, action: str) -> AsyncIterator[str]:
+    async def reserve_attempt(self, email: str, entry: Entry, *, action: str) -> AsyncIterator[str]:
         """Reserve an attempt with `Lockout.turn`. Record attempts that a lockout rejects or that cannot be verified."""
         try:
             async with self._lockout.reserve_attempt(email, entry) as key:
@@ -100,7 +100,7 @@ class SignIn:
                     await self._work(lambda: self._record_unverified(email, action, code), entry=entry)
             raise
 
-    async def prove(
+    async def verify_and_run(
         self,
         email: str,
         password: str,
@@ -117,24 +117,24 @@ class SignIn:
         `user_id`: the account that must match, if given. A wrong address, a wrong password and a deactivated account
         take the same time and raise the same error, `Unauthorized` (`invalid_credentials`).
         """
-        async with self.attempt(email, entry, action=action) as key:
+        async with self.reserve_attempt(email, entry, action=action) as key:
             row = await self._work(lambda: self._accounts.row_of(email), read=True)
             known = row.password_hash if row is not None and row.is_active else None
-            right = await self._passwords.verify(password, known, pointer=pointer)
+            right = await self._passwords.verify_password(password, known, pointer=pointer)
 
             def unit() -> T | Problem:
                 # the password may have changed during verification; `hold` makes later changes wait for this unit
                 now = self._accounts.row_of(email, hold=True) if right else row
                 if not right or now is None or not now.is_active or now.password_hash != known:
-                    return self.refuse(key, email, None if row is None else row.id, action=action, detail=WRONG)
+                    return self.settle_failure(key, email, None if row is None else row.id, action=action, detail=WRONG)
                 if user_id not in (None, now.id):
-                    return self.refuse(key, email, user_id, action=action, detail=WRONG)
+                    return self.settle_failure(key, email, user_id, action=action, detail=WRONG)
                 return then(now, key)
 
             settled = await self._work(unit, entry=entry)
         return raise_problem(settled)
 
-    async def check(
+    async def check_password(
         self, email: str, password: str, entry: Entry, *, pointer: str = "/password", user_id: str | None = None
     ) -> UserRow:
         """Return the active account with this address and password.
@@ -143,12 +143,12 @@ class SignIn:
         """
 
         def then(row: UserRow, key: str) -> UserRow:
-            self.settle(key, row)
+            self.settle_success(key, row)
             return row
 
-        return await self.prove(email, password, entry, then, pointer=pointer, user_id=user_id)
+        return await self.verify_and_run(email, password, entry, then, pointer=pointer, user_id=user_id)
 
-    def settle(self, key: str, row: UserRow) -> None:
+    def settle_success(self, key: str, row: UserRow) -> None:
         """Settle an attempt with a correct password.
 
         If a second factor is enabled, the password alone does not reset the failures, which include wrong codes.
@@ -158,7 +158,7 @@ class SignIn:
         else:
             self._lockout.settle_success(key, row.id)
 
-    def refuse(
+    def settle_failure(
         self, key: str, email: str, user_id: str | None, *, action: str, detail: str = "The code is incorrect."
     ) -> Problem:
         """Count a failed attempt and record it. Return the problem for the unit of work to return."""
@@ -167,11 +167,11 @@ class SignIn:
         self._count_result("failed")
         return Unauthorized(detail, code="invalid_credentials")
 
-    def accepts(self, row: UserRow, proof: FactorProof) -> bool:
+    def consume_factor(self, row: UserRow, proof: FactorProof) -> bool:
         """Consume a second factor and return whether it was valid. Runs in the unit that settles the attempt."""
         if proof.recovery_code is None:
-            return proof.code is not None and self._second.accept(row.id, proof.code)
-        left = self._second.recover(row.id, proof.recovery_code)
+            return proof.code is not None and self._second.consume_code(row.id, proof.code)
+        left = self._second.consume_recovery_code(row.id, proof.recovery_code)
         if left is not None and self.mail is not None:
             self.mail.notify(row.email, "recovery_code_used", left=left)
         return left is not None
@@ -187,34 +187,34 @@ class SignIn:
         def then(row: UserRow, key: str) -> SignedIn | PendingSignIn | Problem:
             proved[:] = [row]  # the unit may run again
             given = row.mfa_enabled and code is not None
-            if given and not self.accepts(row, FactorProof(code)):
-                return self.refuse(key, row.email, row.id, action=SIGN_IN)
+            if given and not self.consume_factor(row, FactorProof(code)):
+                return self.settle_failure(key, row.email, row.id, action=SIGN_IN)
             if given:
                 self._lockout.settle_success(key, row.id)
             else:
-                self.settle(key, row)
+                self.settle_success(key, row)
             if self._settings.get(EMAIL_VERIFICATION) and not row.email_verified:
                 self._record_audit(SIGN_IN, row.email, row.id, "denied", "email_unverified")
                 return Forbidden(
                     "Open the link in the mail that was sent to this email address.", code="email_unverified"
                 )
-            return self._create_session(row, device, mfa=True) if given else self.enter(row, device)
+            return self._create_session(row, device, mfa=True) if given else self.create_session(row, device)
 
-        entered: SignedIn | PendingSignIn = await self.prove(email, password, entry, then, action=SIGN_IN)
+        entered: SignedIn | PendingSignIn = await self.verify_and_run(email, password, entry, then, action=SIGN_IN)
         await self._rehash(proved[0], password, entry)
         return entered
 
-    def enter(self, row: UserRow, device: Device) -> SignedIn | PendingSignIn:
+    def create_session(self, row: UserRow, device: Device) -> SignedIn | PendingSignIn:
         """Sign in a user who was authenticated by a password or a link. Runs in the caller's unit of work.
 
         If a second factor is enabled, return the token of a challenge instead of access tokens.
         """
         if row.mfa_enabled:
             self._count_result("mfa_required")
-            return PendingSignIn(self._second.challenge(row.id))
+            return PendingSignIn(self._second.create_challenge(row.id))
         return self._create_session(row, device, mfa=False)
 
-    async def answer(self, token: str, proof: FactorProof, device: Device, entry: Entry) -> SignedIn:
+    async def answer_challenge(self, token: str, proof: FactorProof, device: Device, entry: Entry) -> SignedIn:
         """Complete a sign-in with its second factor.
 
         Each wrong code counts as a failed attempt. Five wrong codes invalidate the `mfa_token`.
@@ -223,31 +223,33 @@ class SignIn:
 
         def unit(key: str) -> SignedIn | Problem:
             row = self._accounts.get_row(user.id)
-            if not row.is_active or not self._second.take_try(token):
+            if not row.is_active or not self._second.count_try(token):
                 raise _challenge_expired_error()
-            if not self.accepts(row, proof):
-                return self.refuse(key, row.email, row.id, action=SIGN_IN)
+            if not self.consume_factor(row, proof):
+                return self.settle_failure(key, row.email, row.id, action=SIGN_IN)
             if not self._second.end_challenge(token):
                 raise _challenge_expired_error()
             self._lockout.settle_success(key, row.id)
             return self._create_session(row, device, mfa=True)
 
-        async with self.attempt(user.email, entry, action=SIGN_IN) as key:
+        async with self.reserve_attempt(user.email, entry, action=SIGN_IN) as key:
             settled = await self._work(lambda: unit(key), entry=entry)
         return raise_problem(settled)
 
-    async def refresh(self, token: str, device: Device, entry: Entry) -> SignedIn:
+    async def refresh_tokens(self, token: str, device: Device, entry: Entry) -> SignedIn:
         """Exchange a refresh token for new tokens.
 
         If the token was used before, the end of its session is committed before `token_reuse` is raised.
         """
 
         limits = self.limits
-        if limits is not None and (session_id := await self._work(lambda: self._sessions.of(token), read=True)):
+        if limits is not None and (
+            session_id := await self._work(lambda: self._sessions.list_of_user(token), read=True)
+        ):
             limits.take(REFRESH_RATE, session_id)
 
         def unit() -> SignedIn | ReusedToken:
-            tokens = self._sessions.rotate(token, device)
+            tokens = self._sessions.rotate_refresh_token(token, device)
             return tokens if isinstance(tokens, ReusedToken) else (tokens, self._accounts.get(tokens.user_id))
 
         try:
@@ -266,7 +268,7 @@ class SignIn:
     ) -> SignedIn:
         """Change the user's own password. All other sessions end, and the current session gets new tokens."""
         user = await self._work(lambda: self._accounts.get(user_id), read=True)
-        row = await self.check(user.email, current, entry, pointer="/current_password", user_id=user_id)
+        row = await self.check_password(user.email, current, entry, pointer="/current_password", user_id=user_id)
         if new == current:
             raise Invalid.at(
                 "/new_password",
@@ -281,20 +283,20 @@ class SignIn:
         def unit() -> SignedIn:
             self._accounts.replace_password(row, password_hash, must_change=False, revoke_api_keys=revoke_api_keys)
             self._sessions.end_all(user_id, "password_changed", keep=session_id)
-            return self._sessions.restart(session_id), self._accounts.get(user_id)
+            return self._sessions.issue_fresh_tokens(session_id), self._accounts.get(user_id)
 
         return await self._work(unit, entry=entry)
 
     # -- helpers
 
     def _create_session(self, row: UserRow, device: Device, *, mfa: bool) -> SignedIn:
-        self._life.expire(row)
-        tokens = self._sessions.open(row, device, mfa=mfa)
+        self._life.require_change_of_expired(row)
+        tokens = self._sessions.create(row, device, mfa=mfa)
         self._count_result("success")
         return tokens, self._accounts.get(row.id)
 
     def _user_of_challenge(self, token: str) -> UserRow:
-        user_id = self._second.challenged(token)
+        user_id = self._second.find_challenge(token)
         if user_id is None:
             raise _challenge_expired_error()
         return self._accounts.get_row(user_id)
@@ -304,7 +306,7 @@ class SignIn:
         if not self._passwords.needs_rehash(row.password_hash or ""):
             return
         with contextlib.suppress(Unavailable):
-            fresh = await self._passwords.hash(password)
+            fresh = await self._passwords.hash_password(password)
             await self._work(lambda: self._accounts.store_new_hash(row, fresh), entry=entry)
 
     def _record_unverified(self, email: str, action: str, code: str) -> None:

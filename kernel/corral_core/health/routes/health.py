@@ -56,7 +56,7 @@ async def read_health(readiness: Readiness, installation: Installation) -> Answe
 @routes.get("/health/ready", needs=PUBLIC, root=True, exempt_host=True)
 async def read_readiness(readiness: Readiness) -> Answer[ReadinessView]:
     """Check whether the process can serve requests. The status is 200, or 503 if a check failed."""
-    checks = await readiness.checks()
+    checks = await readiness.run_checks()
     ready = all(msgspec.structs.astuple(checks))
     return Answer(
         body=ReadinessView(status="ready" if ready else "not_ready", checks=checks), status=200 if ready else 503
@@ -77,7 +77,7 @@ async def read_metrics(request: Request, installation: Installation, scrape: Met
                 "The metrics token is missing or incorrect; send it as Authorization: Bearer <token>.",
                 headers=challenge,
             )
-    text = await scrape.text()
+    text = await scrape.render_all()
     if OPEN_METRICS in (request.header("accept") or ""):
         # in a thread, because the conversion is slow
         return Text(await asyncio.to_thread(open_metrics, text), media_type=OPEN_MEDIA_TYPE)
@@ -87,7 +87,7 @@ async def read_metrics(request: Request, installation: Installation, scrape: Met
 @settings_routes.get("/health", needs="settings.read", remembered=True, no_store=True)
 async def read_report(board: HealthBoard) -> HealthReport:
     """Read the state of every dependency, and warnings about the configuration."""
-    return await board.report()
+    return await board.full_report()
 
 
 @functools.cache

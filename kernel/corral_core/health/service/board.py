@@ -74,9 +74,9 @@ class HealthBoard:
         self._waiting: dict[str, asyncio.Task[Told]] = {}
         self._asked: tuple[float, asyncio.Task[str]] | None = None
 
-    async def report(self) -> HealthReport:
+    async def full_report(self) -> HealthReport:
         """Return the complete report. This takes at most 2.5 s."""
-        checked_at = await self.look()
+        checked_at = await self.run_checks()
         statuses = [view.status for view in self._views.values() if view.status != "disabled"]
         return HealthReport(
             status=max(statuses, key=WORST_LAST.index, default="ok"),
@@ -84,21 +84,21 @@ class HealthBoard:
             version=version("corral"),
             uptime_ms=round((time.monotonic() - self._began) * 1000),
             checks=dict(sorted(self._views.items())),
-            warnings=self.warnings(),
+            warnings=self.configuration_warnings(),
         )
 
-    async def look(self) -> str:
+    async def run_checks(self) -> str:
         """Run all checks unless they ran in the last 5 s. Return the time of the last run."""
         asked = self._asked
         if asked is None or (asked[1].done() and time.monotonic() - asked[0] > KEEP_SECONDS):
             asked = self._asked = (time.monotonic(), asyncio.ensure_future(self._run_all_checks()))
         return await asyncio.shield(asked[1])
 
-    def views(self) -> dict[str, CheckView]:
+    def last_results(self) -> dict[str, CheckView]:
         """Return the results of the last run, by check name."""
         return dict(self._views)
 
-    def warnings(self) -> list[str]:
+    def configuration_warnings(self) -> list[str]:
         """Return warnings about configuration that is unsuitable for production."""
         here = self._installation
         ignored = [item.setting.name for item in self._settings.shown() if item.problem is not None]
@@ -114,7 +114,7 @@ class HealthBoard:
 
     async def _run_all_checks(self) -> str:
         checks: list[tuple[str, str, Callable[[], Awaitable[Told]]]] = [
-            (name, name, check) for name, check in self._own.all().items()
+            (name, name, check) for name, check in self._own.all_checks().items()
         ]
         checks += [
             (item.name, f"{plugin}.{item.name}", _check_in_thread(item)) for plugin, item in self._contributed_checks()

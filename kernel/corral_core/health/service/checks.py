@@ -53,19 +53,19 @@ class KernelChecks:
         self._began = time.monotonic()
         self._disk_is_full = False
 
-    def all(self) -> Mapping[str, Callable[[], Awaitable[Told]]]:
+    def all_checks(self) -> Mapping[str, Callable[[], Awaitable[Told]]]:
         """Return all checks, by name."""
         checks = {
-            "database": self.database,
-            "minio": self.storage,
-            "queue": self.queue,
-            "plugins": self.plugins,
-            "clock": self.skew,
-            "disk": self.disk,
+            "database": self.check_database,
+            "minio": self.check_storage,
+            "queue": self.check_schedules,
+            "plugins": self.check_plugins,
+            "clock": self.check_clock_skew,
+            "disk": self.check_disk_space,
         }
         return checks if self.mail is None else {**checks, "mail": self.mail.check_connection}
 
-    async def database(self) -> Told:
+    async def check_database(self) -> Told:
         """Check that the database accepts writes, and check the load of the connection pool."""
         began = time.monotonic()
         try:
@@ -81,7 +81,7 @@ class KernelChecks:
             return "degraded", f"{load:.0%} of the connections are in use."
         return "ok", "The database accepts writes."
 
-    async def storage(self) -> Told:
+    async def check_storage(self) -> Told:
         """Check the file storage: store, read and delete a probe file."""
         kind = "The local folder" if isinstance(self._blobs, LocalBlobs) else "The object store"
         began = time.monotonic()
@@ -91,7 +91,7 @@ class KernelChecks:
             return "degraded", f"{kind} took {took * 1000:.0f} ms to store a test file."
         return "ok", f"{kind} accepts files."
 
-    async def queue(self) -> Told:
+    async def check_schedules(self) -> Told:
         """Check whether any process runs the schedules."""
         names = [item.name for _, item in self._contributions.of("corral_schedules")]
         due = await self._database.work(lambda: _first_overdue_schedule(names), read=True)
@@ -104,7 +104,7 @@ class KernelChecks:
             return "down", f"Schedules are {late:.0f} s late because no process runs jobs."
         return "ok", "Jobs and schedules run on time."
 
-    async def plugins(self) -> Told:
+    async def check_plugins(self) -> Told:
         """Check whether all enabled plugins are active."""
         amiss = [item for item in self._registry.all() if item.state in ("failed", "blocked", "quarantined")]
         if not amiss:
@@ -113,7 +113,7 @@ class KernelChecks:
         protected = any(item.protected for item in amiss if item.state != "quarantined")
         return "down" if protected else "degraded", f"{told}."
 
-    async def skew(self) -> Told:
+    async def check_clock_skew(self) -> Told:
         """Compare the clock of this machine with the clock of the database server."""
         if self._database.is_file:
             return "ok", "The database is a file on this machine, so the clocks cannot differ."
@@ -123,7 +123,7 @@ class KernelChecks:
         status = "down" if skew > WRONG_CLOCK else "degraded" if skew > SKEW else "ok"
         return status, f"The clock of this machine differs from the clock of the database by {skew:.1f} s."
 
-    async def disk(self) -> Told:
+    async def check_disk_space(self) -> Told:
         """Check the free space of the disk that contains the data folder."""
         usage = await asyncio.to_thread(shutil.disk_usage, self._installation.data_dir)
         free = usage.free / usage.total

@@ -31,7 +31,7 @@ class RefusalRecorder:
         self._bell = asyncio.Event()
         egress.on_refusal = self._queue_refusal
 
-    async def follow(self) -> None:
+    async def write_refusals(self) -> None:
         """Write queued refusals until cancelled, and retry failed writes. The kernel supervises this task."""
         while True:
             await self._bell.wait()

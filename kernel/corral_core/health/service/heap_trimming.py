@@ -27,7 +27,7 @@ class HeapTrimming:
     def __init__(self) -> None:
         self._trim = _malloc_trim()
 
-    async def follow(self) -> None:
+    async def trim_regularly(self) -> None:
         """Trim the heap until cancelled: soon after the heap has grown, then less often.
 
         The kernel supervises this task.

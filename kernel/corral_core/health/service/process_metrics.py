@@ -27,11 +27,11 @@ class LoopLag:
         self._seen: deque[float] = deque([0.0], maxlen=WINDOW)
 
     @property
-    def seconds(self) -> float:
+    def max_seconds(self) -> float:
         """The maximum lag of the event loop in the last 15 s, in seconds."""
         return max(self._seen)
 
-    async def follow(self) -> None:
+    async def measure_lag(self) -> None:
         """Measure the lag until cancelled. The kernel supervises this task."""
         while True:
             due = time.monotonic() + LOOK_EVERY
@@ -52,7 +52,7 @@ class ProcessMetrics:
         """Yield the metric families. The Prometheus registry calls this function, which must not do I/O."""
         database = self._database
         yield GaugeMetricFamily(
-            "corral_loop_lag_seconds", "Maximum lag of the event loop, in seconds.", value=self._lag.seconds
+            "corral_loop_lag_seconds", "Maximum lag of the event loop, in seconds.", value=self._lag.max_seconds
         )
         yield GaugeMetricFamily(
             "corral_executor_queue", "Number of units of work that are waiting for a thread.", value=database.waiting()

@@ -35,11 +35,11 @@ class Readiness:
         self.served = False  # whether the database answered at the last check
         self.accepting = True
 
-    async def drain(self) -> None:
+    async def begin_shutdown(self) -> None:
         """Report the process as not ready from now on, because it is shutting down."""
         self.accepting = False
 
-    async def checks(self) -> ReadinessChecks:
+    async def run_checks(self) -> ReadinessChecks:
         """Run the readiness checks. This takes at most a second."""
         protected = [item for item in self._registry.all() if item.protected]
         return ReadinessChecks(

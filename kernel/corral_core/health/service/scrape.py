@@ -106,12 +106,14 @@ class MetricsRenderer:
         self._installation.register(self)
         self._installation.register(self._measured)
 
-    async def text(self) -> str:
+    async def render_all(self) -> str:
         """Return the metrics of all sibling processes and of the installation as Prometheus text."""
-        own, others, _ = await asyncio.gather(self.own(), self._siblings.texts(), self._measured.refresh())
+        own, others, _ = await asyncio.gather(
+            self.render_own(), self._siblings.read_siblings(), self._measured.refresh()
+        )
         return sum_metrics([own, *others]) + generate_latest(self._installation).decode()
 
-    async def own(self) -> str:
+    async def render_own(self) -> str:
         """Return the metrics of this process as Prometheus text."""
         await self._counted.refresh()
         return self._requests.render() + generate_latest(self._process).decode()

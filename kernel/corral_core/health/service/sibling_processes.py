@@ -38,7 +38,7 @@ class SiblingProcesses:
         self._own: Path | None = None
         self._server: asyncio.Server | None = None
 
-    async def join(self, address: str, text: Text) -> None:
+    async def serve_metrics(self, address: str, text: Text) -> None:
         """Start to serve the metrics that `text()` returns to the siblings.
 
         If the socket cannot be created, log a warning and exchange no metrics.
@@ -53,7 +53,7 @@ class SiblingProcesses:
         else:
             self._own = own
 
-    async def leave(self) -> None:
+    async def stop_serving(self) -> None:
         """Close the socket. The last process also removes the folder."""
         if self._server is not None and self._own is not None:
             self._server.close()
@@ -61,7 +61,7 @@ class SiblingProcesses:
             with contextlib.suppress(OSError):
                 self._own.parent.rmdir()
 
-    async def texts(self) -> list[str]:
+    async def read_siblings(self) -> list[str]:
         """Return the metrics of the siblings. Processes that do not respond within a second are omitted."""
         if self._own is None:
             return []

@@ -38,7 +38,7 @@ class SingleMachineLock:
                 f"the machine {name} already serves this database file; stop its server, or use a database server"
             )
 
-    async def keep(self) -> None:
+    async def renew_regularly(self) -> None:
         """Renew the lease until cancelled. The kernel supervises this task."""
         while True:
             await asyncio.sleep(RENEW_SECONDS)

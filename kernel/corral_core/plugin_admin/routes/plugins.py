@@ -48,14 +48,14 @@ class ErrorList(msgspec.Struct, kw_only=True):
 @routes.get("/", needs="plugins.read")
 def list_plugins(query: PluginQuery, caller: Principal, plugins: PluginAdministration) -> Page[PluginView]:
     """List every installed plugin with its state, by name."""
-    found = plugins.all(query.state)
+    found = plugins.list_plugins(query.state)
     return paginate_names(found, query, caller, scope="plugins", name=lambda item: item.name, make=list)
 
 
 @routes.get("/{name}", needs="plugins.read")
 def read_plugin(name: str, plugins: PluginAdministration) -> PluginView:
     """Read one plugin."""
-    return plugins.get(name)
+    return plugins.get_plugin(name)
 
 
 @routes.post(
@@ -76,7 +76,7 @@ def enable_plugin(name: str, plugins: PluginAdministration) -> Answer[PluginView
 @routes.get("/{name}/config", needs="plugins.read", no_store=True)
 def read_plugin_config(name: str, plugins: PluginAdministration) -> dict[str, Any]:
     """Read the effective configuration section `[plugins.<name>]`, with secrets masked."""
-    return plugins.configuration(name)
+    return plugins.get_configuration(name)
 
 
 @routes.put(
@@ -103,10 +103,10 @@ async def change_plugin_config(
         raise Unavailable("The plugin settings is not active.", code="plugin_disabled", retry_after=60)
     await store.admit(body.settings, pointer="/settings/{}".format)
     entry = request.entry(caller)
-    return await work(lambda: plugins.configure(name, body.settings, store, by=caller), entry=entry)
+    return await work(lambda: plugins.change_settings(name, body.settings, store, by=caller), entry=entry)
 
 
 @routes.get("/{name}/errors", needs="plugins.read")
 def list_plugin_errors(name: str, plugins: PluginAdministration) -> ErrorList:
     """List the last 100 errors of a plugin in this process, newest first."""
-    return ErrorList(items=plugins.errors(name))
+    return ErrorList(items=plugins.list_errors(name))

@@ -77,28 +77,30 @@ class PluginAdministration:
         self._registry, self._warden, self._work = registry, warden, work
         self._applying: asyncio.Future[None] | None = None
 
-    def all(self, states: Sequence[str] = ()) -> list[PluginView]:
+    def list_plugins(self, states: Sequence[str] = ()) -> list[PluginView]:
         """Return all plugins in these states, by name; without states, return every plugin."""
         tables = _migration_tables()
         return [self._plugin_view(item, tables) for item in self._registry.all() if not states or item.state in states]
 
-    def get(self, name: str) -> PluginView:
+    def get_plugin(self, name: str) -> PluginView:
         """Return a plugin by name. Raise `NotFound` for an unknown name."""
         return self._plugin_view(self._find_plugin(name), _migration_tables())
 
-    def errors(self, name: str) -> list[PluginError]:
+    def list_errors(self, name: str) -> list[PluginError]:
         """Return the last 100 errors of a plugin, newest first. Raise `NotFound` for an unknown name."""
         self._find_plugin(name)
         return self._registry.errors(name)
 
-    def configuration(self, name: str) -> dict[str, Any]:
+    def get_configuration(self, name: str) -> dict[str, Any]:
         """Return the effective configuration section `[plugins.<name>]`, with secrets masked."""
         loaded = self._find_plugin(name)
         section = loaded.plugin.section if loaded.plugin is not None else None
         table = self._registry.configuration.tables.get(name, {}) if section is None else msgspec.to_builtins(section)
         return _mask_secrets(table)
 
-    def configure(self, name: str, values: Mapping[str, Any], store: SettingsStore, *, by: Principal) -> SettingsChange:
+    def change_settings(
+        self, name: str, values: Mapping[str, Any], store: SettingsStore, *, by: Principal
+    ) -> SettingsChange:
         """Change run-time settings of a plugin. Raise `Invalid` (`unknown_setting`) for settings of another plugin."""
         own = {setting.name for setting in self._find_plugin(name).of("corral_settings")}
         foreign = [
@@ -140,7 +142,7 @@ class PluginAdministration:
             ).execute()
             self._publish_state(loaded, "disabled", reason or OFF)
             after_commit(lambda: self._registry.disable(name, reason or OFF))
-        return msgspec.structs.replace(self.get(name), state="disabled", reason=loaded.reason or reason or OFF)
+        return msgspec.structs.replace(self.get_plugin(name), state="disabled", reason=loaded.reason or reason or OFF)
 
     def enable(self, name: str) -> PluginView:
         """Enable a plugin. A plugin that is not loaded becomes active at the next start (`pending_reload`)."""
@@ -156,22 +158,22 @@ class PluginAdministration:
         PluginStateRow.delete().where(PluginStateRow.name == name).execute()
         quarantine.release_plugin(loaded)
         if loaded.state == "active":
-            return self.get(name)
+            return self.get_plugin(name)
         if loaded.plugin is None:
-            return msgspec.structs.replace(self.get(name), pending_reload=True)
+            return msgspec.structs.replace(self.get_plugin(name), pending_reload=True)
         self._publish_state(loaded, "active", None)
         after_commit(lambda: self._open_plugin(name))
-        return msgspec.structs.replace(self.get(name), state="active", reason=None)
+        return msgspec.structs.replace(self.get_plugin(name), state="active", reason=None)
 
     def _open_plugin(self, name: str) -> None:
         self._warden.tracker(name).clear()
         self._registry.enable(name)
 
-    def stored(self) -> dict[str, str]:
+    def stored_decisions(self) -> dict[str, str]:
         """Return the names of the plugins that an admin disabled, each with the reason."""
         return {row.name: row.reason or OFF for row in PluginStateRow.select()}
 
-    def apply(self, stored: Mapping[str, str]) -> None:
+    def apply_decisions(self, stored: Mapping[str, str]) -> None:
         """Enable and disable plugins of this process to match the stored decisions. Runs on the event loop."""
         for loaded in self._registry.all():
             reason = stored.get(loaded.name)
@@ -181,7 +183,7 @@ class PluginAdministration:
             elif reason is None and loaded.state == "disabled" and loaded.plugin is not None:
                 self._registry.enable(loaded.name)
 
-    def follow(self, records: Sequence[Record]) -> None:
+    def on_events(self, records: Sequence[Record]) -> None:
         """Apply decisions made by other processes. This listener of the event feed reads the rows, not the events."""
         if any(record.type == PluginState.event for record in records):
             self._applying = asyncio.ensure_future(self._apply_stored(self._applying))
@@ -189,7 +191,7 @@ class PluginAdministration:
     async def _apply_stored(self, previous: asyncio.Future[None] | None) -> None:
         if previous is not None:
             await asyncio.wait({previous})
-        self.apply(await self._work(self.stored, read=True))
+        self.apply_decisions(await self._work(self.stored_decisions, read=True))
 
     def _find_plugin(self, name: str) -> PluginRecord:
         loaded = self._registry.get(name)

@@ -40,7 +40,7 @@ class QuarantineSync:
         self._stale = True
         self._bell: asyncio.Event | None = None
 
-    async def keep(self) -> None:
+    async def synchronize_regularly(self) -> None:
         """Store alarms, apply stored quarantines, and start and end trials until cancelled.
 
         The kernel supervises this task in every process.
@@ -61,25 +61,25 @@ class QuarantineSync:
                     self._registry.publish(record)
             if self._stale:
                 self._stale = False
-                self.apply(await self._work(self.stored, read=True))
+                self.apply_rows(await self._work(self.stored_rows, read=True))
             await self._start_and_end_trials()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_SECONDS):
                     await bell.wait()
             bell.clear()
 
-    def follow(self, records: Sequence[Record]) -> None:
+    def on_events(self, records: Sequence[Record]) -> None:
         """Schedule a new read of the rows after an event of another process. This is a listener of the event feed."""
         if any(record.type == PluginState.event for record in records):
             self._stale = True
             if self._bell is not None:
                 self._bell.set()
 
-    def stored(self) -> dict[str, QuarantineRow]:
+    def stored_rows(self) -> dict[str, QuarantineRow]:
         """Return the rows of all quarantines and trials, by plugin name."""
         return {row.name: row for row in QuarantineRow.select()}
 
-    def apply(self, rows: dict[str, QuarantineRow]) -> None:
+    def apply_rows(self, rows: dict[str, QuarantineRow]) -> None:
         """Quarantine and release plugins of this process to match the rows. Runs on the event loop."""
         self._rows = rows
         for loaded in self._registry.all():
@@ -127,7 +127,7 @@ class QuarantineSync:
             wait = min(LAST_PROBE, FIRST_PROBE * 2**row.probes) if row.state == HELD else window
             if now >= clock.parse_instant(row.since) + wait:
                 await self._work(lambda row=row: self._start_trial(row) if row.state == HELD else self._delete_row(row))  # type: ignore[misc]  # bound in each iteration
-                self.apply(await self._work(self.stored, read=True))
+                self.apply_rows(await self._work(self.stored_rows, read=True))
 
     def _start_trial(self, row: QuarantineRow) -> None:
         tried = {"state": PROBATION, "since": clock.now(), "probes": row.probes + 1}

@@ -64,7 +64,7 @@ async def create_user(
 @routes.get("/users/{id}", **READ)
 def get_user(id: str, accounts: Accounts, people: UserAdministration) -> AdminUserView:
     """Get a user."""
-    return people.view(accounts.get(id))
+    return people.get_admin_view(accounts.get(id))
 
 
 @routes.patch("/users/{id}", **WRITE, raises=("duplicate", "invalid_state", "last_admin"))
@@ -76,13 +76,13 @@ def update_user(
     `is_active` deactivates or reactivates the account. A change that removes permissions ends the user's sessions.
     """
     changes = {name: getattr(body, name) for name in body.__struct_fields__}
-    return people.view(accounts.update(id, UserPatch(**changes), if_match=match))
+    return people.get_admin_view(accounts.update(id, UserPatch(**changes), if_match=match))
 
 
 @routes.post("/users/{id}/unlock", **WRITE)
 def unlock_user(id: str, rescue: AccountRecovery, people: UserAdministration) -> AdminUserView:
     """Unlock an account that is locked after failed sign-ins."""
-    return people.view(rescue.unlock(id))
+    return people.get_admin_view(rescue.unlock(id))
 
 
 @routes.post("/users/{id}/reset-password", **WRITE)
@@ -97,7 +97,7 @@ def reset_password(id: str, links: PasswordLinks) -> ResetLink:
 @routes.post("/users/{id}/reset-mfa", **WRITE, step_up=True)
 def reset_mfa(id: str, rescue: AccountRecovery, people: UserAdministration) -> AdminUserView:
     """Remove the second factor of a user who lost it, and end all sessions of the user."""
-    return people.view(rescue.reset_mfa(id))
+    return people.get_admin_view(rescue.reset_mfa(id))
 
 
 @routes.get("/invitations", **READ)

@@ -30,7 +30,7 @@ class UserAdministration:
             items=self._admin_views(page.items), total=page.total, limit=page.limit, offset=page.offset, next=page.next
         )
 
-    def view(self, user: UserView) -> AdminUserView:
+    def get_admin_view(self, user: UserView) -> AdminUserView:
         """Return one account together with the details that only admins see."""
         return self._admin_views([user])[0]
 
@@ -38,7 +38,7 @@ class UserAdministration:
         """Create an account. Without a password, a link for choosing one is sent by mail or returned."""
         made = self._accounts.create(new, password_hash=password_hash, by=by)
         url = self._links.send_welcome_link(made.id) if password_hash is None else None
-        created = CreatedUser(**msgspec.structs.asdict(self.view(made)))
+        created = CreatedUser(**msgspec.structs.asdict(self.get_admin_view(made)))
         return created if url is None else msgspec.structs.replace(created, set_password_url=url)
 
     def _admin_views(self, users: Sequence[UserView]) -> Views:

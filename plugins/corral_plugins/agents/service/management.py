@@ -72,7 +72,7 @@ class AgentManagement:
 
     def get(self, agent_id: str, *, by: Principal) -> AgentView:
         """Return one agent. Raises `NotFound`."""
-        return self._views.one(find_readable_agent(agent_id, by))
+        return self._views.view_of(find_readable_agent(agent_id, by))
 
     def list(self, query: AgentQuery, *, by: Principal) -> Page[AgentView]:
         """Return a page of the agents that match every filter. Deleted agents are excluded."""
@@ -84,7 +84,11 @@ class AgentManagement:
         }
         page = paginate(where, query, by, scope="agents", order=orders[query.sort], make=_is_unchanged)
         return Page(
-            items=self._views.many(page.items), total=page.total, limit=page.limit, offset=page.offset, next=page.next
+            items=self._views.views_of(page.items),
+            total=page.total,
+            limit=page.limit,
+            offset=page.offset,
+            next=page.next,
         )
 
     # -- writing
@@ -114,7 +118,7 @@ class AgentManagement:
             match.check(row.version)
             changes = self._changed_columns(row, patch, by)
             if not changes or self._write_changes(row, changes, by):
-                return self._views.one(row)
+                return self._views.view_of(row)
         raise contention_error()
 
     def delete(self, agent_id: str, match: IfMatch = ANY_VERSION, *, force: bool, by: Principal) -> int:
@@ -132,13 +136,13 @@ class AgentManagement:
                 continue
             gone = {"deleted_at": clock.now(), "status": "offline", "status_reason": None, "active_tasks": 0}
             if update_if_unchanged(row, gone, is_state_unchanged(left)):
-                self._changes.publish(row.id, row.name, row.created_by, left.status, "offline", "deleted")
+                self._changes.publish_change(row.id, row.name, row.created_by, left.status, "offline", "deleted")
                 emit(AgentDeleted(agent_id=row.id, name=row.name), object=("agent", row.id), owner=row.created_by)
                 self._end_tokens(agent_id)
                 return affected
         raise contention_error()
 
-    def detach(self, agent_id: str) -> int:
+    def detach_tasks(self, agent_id: str) -> int:
         """Detach a deleted agent from the tasks that wait for it. Return the number of detached tasks.
 
         A background job detaches the tasks that exceed one unit of work.
@@ -171,7 +175,7 @@ class AgentManagement:
         emit(
             AgentCreated(agent_id=row.id, name=row.name, role=row.role), object=("agent", row.id), owner=row.created_by
         )
-        return self._views.one(row)
+        return self._views.view_of(row)
 
     def _changed_columns(self, row: Agent, patch: AgentPatch, by: Principal) -> dict[str, Any]:
         """Check a patch, and return the columns whose values change."""
@@ -248,7 +252,7 @@ class AgentManagement:
             )
         with mark_ending_leases(agent_id):
             cancelled = self.tasks.release_agent(agent_id, cancel=True, reason="agent_deleted") if live else []
-        return len(cancelled) + self.detach(agent_id)
+        return len(cancelled) + self.detach_tasks(agent_id)
 
     def _end_tokens(self, agent_id: str) -> None:
         AgentToken.delete().where(AgentToken.agent_id == agent_id).execute()

@@ -104,17 +104,17 @@ class AgentViews:
     tools: Tools | None
     workers: Workers | None
 
-    def one(self, row: Agent) -> AgentView:
+    def view_of(self, row: Agent) -> AgentView:
         """Return the API representation of one agent."""
-        return self.many([row])[0]
+        return self.views_of([row])[0]
 
-    def many(self, rows: Sequence[Agent]) -> list[AgentView]:
+    def views_of(self, rows: Sequence[Agent]) -> list[AgentView]:
         """Return the API representations of a page of agents."""
         working = [row.id for row in rows if row.active_tasks > 0]
         live = self.tasks.live_tasks(working) if self.tasks is not None and working else {}
         bound = {row.worker_id for row in rows if row.worker_id is not None}
         warnings = _AgentWarnings(self.llm, self.tools, self.workers, bound)
-        return [_agent_view(row, live.get(row.id, []), warnings.of(row)) for row in rows]
+        return [_agent_view(row, live.get(row.id, []), warnings.warnings_of(row)) for row in rows]
 
 
 class _AgentWarnings:
@@ -126,7 +126,7 @@ class _AgentWarnings:
         self._fleet: list[WorkerFacts] | None = None
         self._bound = workers.facts_of(sorted(bound)) if workers is not None and bound else {}
 
-    def of(self, row: Agent) -> list[str]:
+    def warnings_of(self, row: Agent) -> list[str]:
         """Return the warning codes for an agent, the most general first."""
         found = [] if self._provider_ready(row) else ["provider_not_configured"]
         found += self._worker_warnings(row)

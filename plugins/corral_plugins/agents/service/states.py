@@ -56,7 +56,9 @@ class StateChanges:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
 
-    def publish(self, agent_id: str, name: str, owner: str | None, before: str, after: str, reason: str | None) -> None:
+    def publish_change(
+        self, agent_id: str, name: str, owner: str | None, before: str, after: str, reason: str | None
+    ) -> None:
         """Emit `agent.status`, and count the change after the commit. Does nothing if the state stays the same."""
         if before == after:
             return
@@ -64,7 +66,7 @@ class StateChanges:
         emit(event, object=("agent", agent_id), owner=owner)
         after_commit(lambda: self.counts.update((after,)))
 
-    def by_state(self) -> dict[tuple[str, ...], float]:
+    def count_by_state(self) -> dict[tuple[str, ...], float]:
         """Return the number of committed changes by new state, for the metric."""
         return {(state,): float(self.counts[state]) for state in STATUSES}
 
@@ -123,7 +125,7 @@ class AgentStates:
         for _ in range(TRIES):
             row = self._writable_row(agent_id, match, by)
             if row.status in ("idle", "busy"):
-                return self._views.one(row)
+                return self._views.view_of(row)
             self._refuse_while_killed()
             overridden = row.status == "paused" and row.status_reason == "budget"
             if row.status == "paused":
@@ -143,7 +145,7 @@ class AgentStates:
         for _ in range(TRIES):
             row = self._writable_row(agent_id, match, by)
             if row.status == "offline" or (how.mode == "drain" and row.status == "draining"):
-                return self._views.one(row)
+                return self._views.view_of(row)
             if how.mode == "immediate":
                 self._revoke_leases(agent_id, how)
                 row = self._writable_row(agent_id, match, by)
@@ -166,7 +168,7 @@ class AgentStates:
         for _ in range(TRIES):
             row = self._writable_row(agent_id, match, by)
             if row.status == "paused" and row.status_reason == "manual":
-                return self._views.one(row)
+                return self._views.view_of(row)
             if row.status not in ("idle", "busy", "paused"):
                 raise _wrong_state(row, "paused; only a started agent can be")
             if self._transition(row, "paused", status_reason="manual", reason=reason):
@@ -178,7 +180,7 @@ class AgentStates:
         for _ in range(TRIES):
             row = self._writable_row(agent_id, match, by)
             if row.status in ("idle", "busy"):
-                return self._views.one(row)
+                return self._views.view_of(row)
             if row.status != "paused":
                 raise _wrong_state(row, "resumed; start it instead")
             self._refuse_while_killed()
@@ -197,7 +199,7 @@ class AgentStates:
             self.kill_switch.refuse_if_engaged()
 
     def _current_view(self, agent_id: str, by: Principal) -> AgentView:
-        return self._views.one(find_readable_agent(agent_id, by))
+        return self._views.view_of(find_readable_agent(agent_id, by))
 
     def _revoke_leases(self, agent_id: str, how: StopAgent) -> None:
         """Revoke all leases of the agent. As everywhere, tasks are locked before the agent."""
@@ -216,7 +218,7 @@ class AgentStates:
             row, {"status": after, "status_reason": status_reason, **values}, is_state_unchanged(row)
         ):
             return False
-        self._changes.publish(row.id, row.name, row.created_by, row.status, after, reason or status_reason)
+        self._changes.publish_change(row.id, row.name, row.created_by, row.status, after, reason or status_reason)
         return True
 
 

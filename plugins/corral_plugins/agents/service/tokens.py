@@ -83,7 +83,7 @@ class AgentTokens:
         self._record_audit("create", row, {"scopes": new.scopes, "expires_at": expires_at})
         return IssuedAgentToken(**_view_fields(row), token=secret)
 
-    def end(self, agent_id: str, token_id: str, *, by: Principal) -> None:
+    def revoke(self, agent_id: str, token_id: str, *, by: Principal) -> None:
         """Revoke a token at once. Raises `NotFound`."""
         find_writable_agent(agent_id, by)
         mine = (AgentToken.id == token_id) & (AgentToken.agent_id == agent_id)
@@ -93,7 +93,7 @@ class AgentTokens:
         self._record_audit("end", ended[0], {})
         after_commit(lambda: self._credentials.forget(lambda caller: caller.agent_id == agent_id))
 
-    def end_of_person(self, user_id: str) -> int:
+    def revoke_tokens_of_user(self, user_id: str) -> int:
         """Delete every token that a person created. Return the number of deleted tokens."""
         return int(AgentToken.delete().where(AgentToken.created_by == user_id).execute())
 

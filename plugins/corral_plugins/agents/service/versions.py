@@ -94,17 +94,17 @@ class AgentVersions:
             )
         return view
 
-    def stats(self, agent_id: str, days: int, *, by: Principal) -> AgentStats:
+    def get_statistics(self, agent_id: str, days: int, *, by: Principal) -> AgentStats:
         """Return statistics of the attempts of the last `days` days. Raises `NotFound`."""
         require_readable_agent(agent_id, by)
         since = clock.now(-days * DAY_SECONDS)
-        statistics = self.statistics.of_agent(agent_id, since=since) if self.statistics is not None else UNKNOWN
+        statistics = self.statistics.for_agent(agent_id, since=since) if self.statistics is not None else UNKNOWN
         return AgentStats(days=days, **msgspec.structs.asdict(statistics))
 
     def _statistics_of(self, agent_id: str, versions: Sequence[int]) -> dict[int, AttemptStatistics]:
         if self.statistics is None or not versions:
             return {}
-        return self.statistics.of_versions(agent_id, versions)
+        return self.statistics.for_versions(agent_id, versions)
 
 
 def _find_version(agent_id: str, n: int) -> AgentVersion:

@@ -240,31 +240,33 @@ class ChainChecker:
         self.checked = self.checkpoints_checked = 0
         self._checkpoints, self._keys, self._sparse = checkpoints, keys, sparse
 
-    def add(self, rows: Iterable[HashedRow]) -> None:
+    def check_rows(self, rows: Iterable[HashedRow]) -> None:
         """Check the next rows, which must be passed in order."""
         for row in rows:
             if self.bad is None:
                 self._check_row(row)
 
-    def report(self, seq: int, reason: Reason) -> None:
+    def report_defect(self, seq: int, reason: Reason) -> None:
         """Record a defect that the caller found, unless an earlier defect is already recorded."""
         if self.bad is None:
             self.bad = ChainDefect(seq, reason)
 
-    def end(self, head: ChainLink | None) -> None:
+    def finish(self, head: ChainLink | None) -> None:
         """Finish the check: the last row must match `head`, and no checkpoint may sign a later row."""
         last = self.last or BEGINNING
         if head is not None and head.seq > last.seq:
-            self.report(last.seq + 1, "tail_truncated")
+            self.report_defect(last.seq + 1, "tail_truncated")
         if head is not None and head.seq < last.seq:
-            self.report(head.seq + 1, "broken_link")
+            self.report_defect(head.seq + 1, "broken_link")
         if head is not None and head.hash != last.hash:
-            self.report(last.seq, "hash_mismatch")
+            self.report_defect(last.seq, "hash_mismatch")
         beyond = [checkpoint for seq, checkpoint in sorted(self._checkpoints.items()) if seq > last.seq]
         for checkpoint in beyond:
             self.checkpoints_checked += 1
-            signed = self._keys.confirm(checkpoint)
-            self.report(last.seq + 1 if signed else checkpoint.seq, "tail_truncated" if signed else "bad_signature")
+            signed = self._keys.verify_signature(checkpoint)
+            self.report_defect(
+                last.seq + 1 if signed else checkpoint.seq, "tail_truncated" if signed else "bad_signature"
+            )
 
     def _check_row(self, row: HashedRow) -> None:
         if not self._check_order(row):
@@ -274,16 +276,16 @@ class ChainChecker:
         except (TypeError, ValueError):  # a value has a type that a genuine row never contains
             intact = False
         if not intact:
-            return self.report(row.seq, "hash_mismatch")
+            return self.report_defect(row.seq, "hash_mismatch")
         if self.last is not None and row.prev_hash != self.last.hash and row.seq == self.last.seq + 1:
-            return self.report(row.seq, "broken_link")
+            return self.report_defect(row.seq, "broken_link")
         checkpoint = self._checkpoints.get(row.seq)
         if checkpoint is not None:
             self.checkpoints_checked += 1
-            if not self._keys.confirm(checkpoint):
-                return self.report(row.seq, "bad_signature")
+            if not self._keys.verify_signature(checkpoint):
+                return self.report_defect(row.seq, "bad_signature")
             if checkpoint.hash != row.hash:
-                return self.report(row.seq, "checkpoint_mismatch")
+                return self.report_defect(row.seq, "checkpoint_mismatch")
         self.checked += 1
         self.last = ChainLink(row.seq, row.hash)
         return None
@@ -292,7 +294,7 @@ class ChainChecker:
         if self.last is None:
             return True
         if row.seq <= self.last.seq:
-            self.report(row.seq, "duplicate_seq")
+            self.report_defect(row.seq, "duplicate_seq")
         elif row.seq > self.last.seq + 1 and not self._sparse:
-            self.report(self.last.seq + 1, "gap")
+            self.report_defect(self.last.seq + 1, "gap")
         return self.bad is None

@@ -36,7 +36,7 @@ class CheckpointSigner:
     def __init__(self, work: Work, sealer: Sealer) -> None:
         self._work, self._sealer = work, sealer
 
-    async def make(self, *, least: int = 1) -> SignedCheckpoint | None:
+    async def create_checkpoint(self, *, least: int = 1) -> SignedCheckpoint | None:
         """Sign the newest row if at least `least` rows are new, and return the checkpoint. Otherwise return None.
 
         Raises `vault_sealed` if the master key is not loaded.

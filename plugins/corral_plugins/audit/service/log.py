@@ -155,7 +155,7 @@ class RepeatedEntry(msgspec.Struct):
         """Whether the minute in which repetitions are counted has passed."""
         return self.until <= clock.time_s()
 
-    def summary(self) -> AuditEntry:
+    def summary_entry(self) -> AuditEntry:
         """Return the entry with the number of repetitions and their start time added to its details."""
         details = {**self.entry.details, "count": self.count, "since": self.since}
         return msgspec.structs.replace(self.entry, details=details)
@@ -179,7 +179,7 @@ class Deduplicator:
         repeated.count += 1
         return True
 
-    def started(self, entry: AuditEntry, by: Entry) -> None:
+    def start_counting(self, entry: AuditEntry, by: Entry) -> None:
         """Start to count repetitions of an entry that was committed. Runs on the event loop."""
         key = _deduplication_key(entry, by)
         repeated = self._by_key.get(key)
@@ -274,7 +274,7 @@ class AuditLog:
         self._buffer_entry(unit, entry)
         if repeats:
             by = unit.entry
-            after_commit(lambda: self._deduplicator.started(entry, by))
+            after_commit(lambda: self._deduplicator.start_counting(entry, by))
 
     async def write_repetitions(self, *, all: bool = False) -> None:
         """Write one row per entry with the number of repetitions whose minute is over, or all of them."""
@@ -286,7 +286,7 @@ class AuditLog:
                 self._deduplicator.put_back(repeated)
 
     def _record_summary(self, repeated: RepeatedEntry) -> None:
-        self._buffer_entry(current(), repeated.summary())
+        self._buffer_entry(current(), repeated.summary_entry())
 
     async def report_failures(self) -> None:
         """Alert admins about rows that could not be written since the last alert, at most once an hour."""
@@ -366,7 +366,7 @@ class AccessRecorder:
     def __init__(self, work: Work, audit: AuditLog) -> None:
         self._work, self._audit = work, audit
 
-    async def record(self, verb: str, by: Entry, **details: Any) -> None:
+    async def record_access(self, verb: str, by: Entry, **details: Any) -> None:
         """Append a row with the action `audit.log.<verb>`."""
         given = {name: value for name, value in details.items() if value not in (None, {})}
         entry = AuditEntry(action=f"audit.log.{verb}", object_type="audit_log", object_id=None, details=given)

@@ -139,21 +139,21 @@ def _action_condition(patterns: list[str]) -> Any:
 class AuditQueries:
     """The queries used by the routes of the audit log."""
 
-    def page(self, query: AuditQuery, caller: Principal) -> Page[AuditView]:
+    def list_rows(self, query: AuditQuery, caller: Principal) -> Page[AuditView]:
         """Return a page of rows, newest first."""
         found, clause = chain_ends(), filter_condition(query)
         total = found.head.seq - found.anchor.seq if clause is ALL else None
         rows = AuditRow.select().where(clause & (AuditRow.seq > found.anchor.seq))
         return paginate(rows, query, caller, scope="audit", order=(Order(AuditRow.seq),), make=audit_view, total=total)
 
-    def one(self, row_id: str) -> AuditView:
+    def get_row(self, row_id: str) -> AuditView:
         """Return the row with the given id. Raises `NotFound`."""
         row = AuditRow.get_or_none(AuditRow.id == row_id.lower())
         if row is None:
             raise NotFound()
         return audit_view(row)
 
-    def checkpoints(self, query: Any, caller: Principal) -> CheckpointPage:
+    def list_checkpoints(self, query: Any, caller: Principal) -> CheckpointPage:
         """Return a page of checkpoints, newest first, with the newest public key."""
         page = paginate(
             CheckpointRow.select(),

@@ -25,7 +25,7 @@ class AuditRetention:
     def __init__(self, work: Work, settings: Settings, log: AuditLog) -> None:
         self._work, self._settings, self._log = work, settings, log
 
-    async def run(self) -> None:
+    async def remove_expired_rows(self) -> None:
         """Remove rows older than `audit.retention_days`. If the setting is unset, no further rows expire."""
         days = self._settings.get(RETENTION_DAYS)
         if days is not None:

@@ -94,7 +94,7 @@ class PublicKeys:
         keys = [key for text in encoded if (key := public_key_of(text)) is not None]
         self._keys = {key_id_of(key): key for key in keys}
 
-    def confirm(self, checkpoint: SignedCheckpoint) -> bool:
+    def verify_signature(self, checkpoint: SignedCheckpoint) -> bool:
         """Return whether the signature of a checkpoint is valid and was created by one of the trusted keys."""
         from cryptography.exceptions import InvalidSignature
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey

@@ -81,12 +81,12 @@ class Verification:
         signed |= external.between(span.start.seq, last)
         checker = ChainChecker(span.start, signed, PublicKeys(external.public_keys or keys))
         if span.defect is not None:
-            checker.report(span.defect.seq, span.defect.reason)
+            checker.report_defect(span.defect.seq, span.defect.reason)
         is_over = await self._check(checker, span, deadline)
         if is_over and to_seq is None:
-            checker.end(span.ends.head)
+            checker.finish(span.ends.head)
         elif is_over and checker.last is not None and checker.last.seq < span.until:
-            checker.report(checker.last.seq + 1, "tail_truncated" if span.ends.stored < span.until else "gap")
+            checker.report_defect(checker.last.seq + 1, "tail_truncated" if span.ends.stored < span.until else "gap")
         return span, _verdict(checker, span, is_over=is_over)
 
     async def recent(self) -> VerificationResult:
@@ -104,7 +104,7 @@ class Verification:
             rows = await self._work(functools.partial(queries.rows_between, after, last), read=True)
             if not rows:  # the end of the log, unless more rows follow after a gap
                 if span.ends.stored > last:
-                    checker.report((checker.last or BEGINNING).seq + 1, "gap")
+                    checker.report_defect((checker.last or BEGINNING).seq + 1, "gap")
                 break
             await asyncio.to_thread(_check_batch, checker, rows)
             after = last
@@ -127,9 +127,9 @@ def _check_batch(checker: ChainChecker, rows: list[tuple[object, ...]]) -> None:
         try:
             row = chain.hashed_row(values)
         except TypeError:  # a column has a type that a genuine row never contains
-            checker.report(int(str(values[0])), "hash_mismatch")
+            checker.report_defect(int(str(values[0])), "hash_mismatch")
             return
-        checker.add((row,))
+        checker.check_rows((row,))
 
 
 def _range(from_seq: int | None, to_seq: int | None) -> _Range:
@@ -160,7 +160,7 @@ def _anchor(kept: ChainLink, newest: int) -> ChainDefect | None:
     signed = queries.checkpoints_between(kept.seq - 1, kept.seq).get(kept.seq)
     if kept.seq and (signed is None or signed.hash != kept.hash):
         return ChainDefect(kept.seq, "checkpoint_mismatch")
-    if signed is not None and not PublicKeys(queries.public_keys()).confirm(signed):
+    if signed is not None and not PublicKeys(queries.public_keys()).verify_signature(signed):
         return ChainDefect(kept.seq, "bad_signature")
     return None
 
@@ -208,10 +208,10 @@ def verify_export(path: Path, external: ExternalCheckpoints, *, sparse: bool) ->
         _before(first, signed), signed if external.public_keys else {}, PublicKeys(external.public_keys)
     )
     if first is not None:
-        checker.add((first,))
-        checker.add(rows)
+        checker.check_rows((first,))
+        checker.check_rows(rows)
     if checker.bad is None and not sparse:
-        checker.end(None)
+        checker.finish(None)
     last, bad = checker.last or BEGINNING, checker.bad
     return VerificationResult(
         ok=bad is None,

@@ -43,10 +43,10 @@ class CostLedger:
     def __init__(self, pricing: Pricing) -> None:
         self._pricing = pricing
 
-    def price(self, provider: str, model: str, tokens: TokenCounts, *, free: bool = False) -> PriceQuote:
+    def quote(self, provider: str, model: str, tokens: TokenCounts, *, free: bool = False) -> PriceQuote:
         return self._pricing.quote(provider, model, tokens, free=free)
 
-    def settle(self, spent: CostReport, *, free: bool = False) -> ChargedCost:
+    def record_cost(self, spent: CostReport, *, free: bool = False) -> ChargedCost:
         _validate_report(spent)
         quote = self._pricing.quote(spent.provider, spent.model, spent.tokens, free=free, reported=spent.cost_usd)
         event = _event_row(spent, quote)
@@ -71,7 +71,7 @@ class CostLedger:
             repeated=True,
         )
 
-    def page(self, query: CostEventQuery, by: Principal) -> Page[CostEventView]:
+    def list_events(self, query: CostEventQuery, by: Principal) -> Page[CostEventView]:
         """Return a page of events, newest first.
 
         Admins see all events; others see their own and those of shared objects.
@@ -93,11 +93,11 @@ class CostLedger:
         total = None if filtered else _count_visible(by)
         return paginate(events, query, by, scope="cost.events", order=order, make=_event_view, total=total)
 
-    def get(self, event_id: str) -> CostEventView:
+    def get_event(self, event_id: str) -> CostEventView:
         """Return an existing event without checking whether the caller may see it."""
         return _event_view(CostEvent.get_by_id(event_id))
 
-    def get_visible(self, event_id: str, by: Principal) -> CostEventView:
+    def get_visible_event(self, event_id: str, by: Principal) -> CostEventView:
         """Return an event. Raises `NotFound`, also if the caller may not see the event."""
         row: CostEvent | None = CostEvent.get_or_none(CostEvent.id == event_id)
         if row is None or not (_sees_all(by) or row.private_to in (None, by.user_id)):

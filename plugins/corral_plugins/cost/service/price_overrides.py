@@ -45,7 +45,7 @@ class PriceOverrides:
     def __init__(self, pricing: Pricing) -> None:
         self._pricing = pricing
 
-    def page(self, query: PriceQuery, by: Principal) -> Page[PriceView]:
+    def list_prices(self, query: PriceQuery, by: Principal) -> Page[PriceView]:
         """Return a page of overrides, newest first, followed by the built-in prices sorted by name."""
         check_place(query)
         start = query.offset if isinstance(query.offset, int) else 0
@@ -138,12 +138,12 @@ class PriceOverrides:
         increment_revision()
         self._record_audit("delete", row.__data__, {name: (getattr(row, name), None) for name in AUDITED})
 
-    def lookup(self, query: LookupQuery) -> FoundPrice:
+    def look_up(self, query: LookupQuery) -> FoundPrice:
         """Return the price of a model that is valid at an instant, from an override or the built-in table."""
         at = clock.now() if query.at is msgspec.UNSET else clock.from_datetime(query.at)
         if query.provider in FREE_PROVIDERS:
             return FoundPrice(priced=True, price_source="zero", input_usd=0, output_usd=0, per_call_usd=0)
-        override = self._pricing.book().find(query.provider, query.model, at)
+        override = self._pricing.price_book().find_override(query.provider, query.model, at)
         if override is not None:
             view = _price_view(PriceOverrideRow(**override._asdict()))
             return _found_price(view, "override", f"{override.id}@{override.version}", override.id)

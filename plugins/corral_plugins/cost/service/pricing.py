@@ -61,7 +61,7 @@ class PriceOverride(NamedTuple):
         """
         return (*_specificity(self.model), *_specificity(self.provider), self.valid_from)
 
-    def charge(self, tokens: TokenCounts) -> int:
+    def charge_usage(self, tokens: TokenCounts) -> int:
         """Return the cost of one call in micro-USD."""
         cache_read = self.input_micro if self.cache_read_micro is None else self.cache_read_micro
         cache_write = self.input_micro if self.cache_write_micro is None else self.cache_write_micro
@@ -91,7 +91,7 @@ class PriceBook:
     def _matches(self, provider: str, model: str) -> tuple[PriceOverride, ...]:
         return tuple(override for override in self._overrides if override.matches(provider, model))
 
-    def find(self, provider: str, model: str, at: str) -> PriceOverride | None:
+    def find_override(self, provider: str, model: str, at: str) -> PriceOverride | None:
         """Return the most specific override that is valid at an instant, or None."""
         return next((each for each in self._cached_matches(provider, model) if each.valid_from <= at), None)
 
@@ -106,7 +106,7 @@ class Pricing:
         self._settings, self._work = settings, work
         self._book = PriceBook(-1, ())
 
-    def book(self) -> PriceBook:
+    def price_book(self) -> PriceBook:
         """Return the price overrides.
 
         Inside a unit of work they are current; outside they are at most 2 seconds old.
@@ -128,9 +128,9 @@ class Pricing:
         if book.revision > self._book.revision:
             self._book = book
 
-    async def refresh(self) -> None:
+    async def refresh_overrides(self) -> None:
         """Load price overrides that another process changed."""
-        self._replace_book(await self._work(self.book, read=True))
+        self._replace_book(await self._work(self.price_book, read=True))
 
     def quote(
         self, provider: str, model: str, tokens: TokenCounts, *, free: bool = False, reported: Decimal | None = None
@@ -148,10 +148,12 @@ class Pricing:
 
     def _quote_by_price(self, provider: str, model: str, tokens: TokenCounts) -> PriceQuote | None:
         at = clock.now()
-        override = self.book().find(provider, model, at)
+        override = self.price_book().find_override(provider, model, at)
         if override is not None:
             version = f"{override.id}@{override.version}"
-            return PriceQuote(cost_micro_usd=override.charge(tokens), price_source="override", price_version=version)
+            return PriceQuote(
+                cost_micro_usd=override.charge_usage(tokens), price_source="override", price_version=version
+            )
         cost = price_table.charge_by_table(provider, model, tokens, at)
         if cost is None:
             return None

@@ -35,7 +35,7 @@ class ReportedCosts:
     def __init__(self, ledger: CostLedger) -> None:
         self._ledger = ledger
 
-    def record(self, new: NewCostEvent, lease_id: str | None, by: Principal) -> RecordedCost:
+    def record_report(self, new: NewCostEvent, lease_id: str | None, by: Principal) -> RecordedCost:
         """Record an event for the attempt that holds the lease, or without a lease as an admin."""
         if lease_id is None:
             return self._record_as_admin(new, by)
@@ -50,17 +50,17 @@ class ReportedCosts:
             attempt_id=lease.attempt_id,
             user_id=lease.requester_id,
         )
-        charged = self._ledger.settle(spent)
+        charged = self._ledger.record_cost(spent)
         if not charged.repeated:
             self._add_to_task(new, lease, charged)
-        return RecordedCost(self._ledger.get(charged.event_id), not charged.repeated, not lease.is_live)
+        return RecordedCost(self._ledger.get_event(charged.event_id), not charged.repeated, not lease.is_live)
 
     def _record_as_admin(self, new: NewCostEvent, by: Principal) -> RecordedCost:
         if not by.may("cost.write"):
             raise Forbidden("Only admins may write cost events without a lease.")
         ids = {name: getattr(new, name) for name in ("agent_id", "task_id", "user_id", "conversation_id", "run_id")}
-        charged = self._ledger.settle(_cost_report(new, **{name: id and id.lower() for name, id in ids.items()}))
-        return RecordedCost(self._ledger.get(charged.event_id), not charged.repeated)
+        charged = self._ledger.record_cost(_cost_report(new, **{name: id and id.lower() for name, id in ids.items()}))
+        return RecordedCost(self._ledger.get_event(charged.event_id), not charged.repeated)
 
     def _lease_of_report(self, new: NewCostEvent, lease_id: str, by: Principal) -> LeaseFacts:
         task_id = (new.task_id or by.task_id or "").lower()

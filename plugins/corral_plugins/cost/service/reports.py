@@ -48,7 +48,7 @@ class CostReports:
 
     # -- by day
 
-    def summary(self, query: ZoneQuery) -> CostSummary:
+    def get_summary(self, query: ZoneQuery) -> CostSummary:
         """Return the costs of the current day, week and month in a time zone, and of all time."""
         tz = parse_zone(query.tz)
         now = current_day(tz)
@@ -77,7 +77,7 @@ class CostReports:
             as_of=clock.now(),
         )
 
-    def daily(self, query: DailyQuery) -> DailyCosts:
+    def list_days(self, query: DailyQuery) -> DailyCosts:
         """Return the costs of each of the last days in a time zone, oldest first. Days without costs are zero."""
         tz = parse_zone(query.tz)
         last = current_day(tz)
@@ -92,7 +92,7 @@ class CostReports:
 
     # -- breakdowns
 
-    def by_agent(self, query: DaysQuery) -> CostsByAgent:
+    def list_by_agent(self, query: DaysQuery) -> CostsByAgent:
         """Return the costs of the last days by agent, most expensive first."""
         rows = self._grouped_totals(rollups.AGENT, query)
         names = self._agent_names([agent_id for agent_id, _, _ in rows if agent_id])
@@ -114,12 +114,12 @@ class CostReports:
         """Return the name of each agent and whether the agent is deleted. Deleted agents keep their last name."""
         if self.agents is None:
             return {}
-        existing = {agent_id: (facts.name, False) for agent_id, facts in self.agents.facts_of(agent_ids).items()}
+        existing = {agent_id: (facts.name, False) for agent_id, facts in self.agents.find_many(agent_ids).items()}
         deleted = [agent_id for agent_id in agent_ids if agent_id not in existing]
         names = {row.agent_id: row.name for row in DeletedAgent.select().where(DeletedAgent.agent_id.in_(deleted))}
         return {**existing, **{agent_id: (names.get(agent_id), True) for agent_id in deleted}}
 
-    def by_provider(self, query: DaysQuery) -> CostsByProvider:
+    def list_by_provider(self, query: DaysQuery) -> CostsByProvider:
         """Return the costs of the last days by provider, each with its models, most expensive first."""
         rows = self._grouped_totals(rollups.MODEL, query)
         models: dict[str, list[tuple[str, CostCounters]]] = {}
@@ -136,12 +136,12 @@ class CostReports:
         items.sort(key=lambda item: (-item.cost_usd, -item.calls, item.provider))
         return CostsByProvider(items=items, total_usd=_total_usd(rows))
 
-    def by_model(self, query: RankedQuery) -> Page[ModelRank]:
+    def list_by_model(self, query: RankedQuery) -> Page[ModelRank]:
         """Return the costs of the last days by model, most expensive first."""
         rows = self._grouped_totals(rollups.MODEL, query)
         return _page_of(rows, query, lambda row: ModelRank(provider=row[0], model=row[1], **_total_fields(row[2])))
 
-    def by_user(self, query: RankedQuery) -> Page[UserCost]:
+    def list_by_user(self, query: RankedQuery) -> Page[UserCost]:
         """Return the costs of the last days by user, most expensive first."""
         rows = self._grouped_totals(rollups.USER, query)
         page = _page_of(rows, query, lambda row: UserCost(user_id=row[0] or None, name=None, **_total_fields(row[2])))
@@ -151,7 +151,7 @@ class CostReports:
             item.name = user.full_name if user is not None else None
         return page
 
-    def by_task(self, query: RankedQuery) -> Page[TaskCost]:
+    def list_by_task(self, query: RankedQuery) -> Page[TaskCost]:
         """Return the costs of the last days by task, most expensive first."""
         first, last = _day_range(query)
         rows, total = rollups.costliest_tasks(first, last, limit=query.limit, offset=query.offset)
@@ -189,7 +189,7 @@ def _day_range(query: DaysQuery) -> tuple[int, int]:
 
 
 def _sum_of_totals(groups: Iterable[CostCounters]) -> CostCounters:
-    return functools.reduce(CostCounters.plus, groups, ZERO)
+    return functools.reduce(CostCounters.add, groups, ZERO)
 
 
 def _per_completed_task(totals: CostCounters) -> float | None:

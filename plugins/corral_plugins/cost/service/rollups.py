@@ -44,7 +44,7 @@ class CostCounters(NamedTuple):
     completed: int = 0
     wasted_micro: int = 0
 
-    def plus(self, other: CostCounters) -> CostCounters:
+    def add(self, other: CostCounters) -> CostCounters:
         """Return the sum of both totals."""
         return CostCounters(*map(operator.add, self, other))
 
@@ -299,7 +299,7 @@ def totals_by_local_day(
     days: dict[int, CostCounters] = {}
     for span in spans:
         for day, *values in _local_days(span, agent_id, provider):
-            days[int(day)] = days.get(int(day), ZERO).plus(_sum_columns(values))
+            days[int(day)] = days.get(int(day), ZERO).add(_sum_columns(values))
     return days
 
 

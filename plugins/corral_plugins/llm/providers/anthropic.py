@@ -61,7 +61,7 @@ class AnthropicProvider:
     async def fetch_models(self, connection: ProviderConnection) -> Sequence[ModelInfo]:
         """Fetch the list of models from Anthropic."""
         url = _endpoint_url(connection, "models?limit=1000")
-        response = await self._http.get(connection, url, _request_headers(connection))
+        response = await self._http.get_json(connection, url, _request_headers(connection))
         models = response.get("data") if isinstance(response, dict) else None
         if not isinstance(models, list):
             raise ProviderError(502, "The list of models is not in Anthropic's format.")
@@ -69,7 +69,7 @@ class AnthropicProvider:
 
     async def complete(self, request: dict[str, Any], connection: ProviderConnection) -> dict[str, Any]:
         url = _endpoint_url(connection, "messages")
-        response = await self._http.post(connection, url, _request_headers(connection), to_body(request))
+        response = await self._http.post_json(connection, url, _request_headers(connection), to_body(request))
         if not isinstance(response, dict) or not isinstance(response.get("content"), list):
             raise ProviderError(502, "The response is not a message.")
         return _to_completion(response)
@@ -79,10 +79,10 @@ class AnthropicProvider:
     ) -> AsyncGenerator[dict[str, Any], None]:
         body = {**to_body(request), "stream": True}
         reader = AnthropicStreamReader(request["model"])
-        async for event in self._http.events(
+        async for event in self._http.post_for_events(
             connection, _endpoint_url(connection, "messages"), _request_headers(connection), body
         ):
-            for chunk in reader.read(event):
+            for chunk in reader.chunks_of_event(event):
                 yield chunk
         if not reader.is_complete:
             raise ProviderError(502, "The stream ended before the message was complete.")
@@ -273,7 +273,7 @@ class AnthropicStreamReader:
         self._without_arguments: set[int] = set()  # content blocks of tool calls without arguments so far
         self.is_complete = False
 
-    def read(self, event: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    def chunks_of_event(self, event: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield the chunks of an event. Raises `ProviderError` for an error event."""
         kind = event.get("type")
         if kind == "message_start":

@@ -52,19 +52,19 @@ class ProviderHttp:
             _, shared = self._clients.popitem()
             await shared.client.aclose()
 
-    async def get(self, connection: ProviderConnection, url: str, headers: Mapping[str, str]) -> Any:
+    async def get_json(self, connection: ProviderConnection, url: str, headers: Mapping[str, str]) -> Any:
         """Return the decoded JSON at a URL."""
         async with self._send_request(connection, "GET", url, headers) as response:
             return _decode_json(await response.aread())
 
-    async def post(
+    async def post_json(
         self, connection: ProviderConnection, url: str, headers: Mapping[str, str], body: Mapping[str, Any]
     ) -> Any:
         """Send a POST request with a JSON body and return the decoded JSON response."""
         async with self._send_request(connection, "POST", url, headers, body) as response:
             return _decode_json(await response.aread())
 
-    async def events(
+    async def post_for_events(
         self, connection: ProviderConnection, url: str, headers: Mapping[str, str], body: Mapping[str, Any]
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Send a POST request with a JSON body and yield the JSON of each server-sent event, and `DONE`.

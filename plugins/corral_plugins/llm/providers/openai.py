@@ -63,7 +63,9 @@ class OpenAIProvider:
 
     async def fetch_models(self, connection: ProviderConnection) -> Sequence[ModelInfo]:
         """Fetch the list of models from the server."""
-        response = await self._http.get(connection, _endpoint_url(connection, "models"), _request_headers(connection))
+        response = await self._http.get_json(
+            connection, _endpoint_url(connection, "models"), _request_headers(connection)
+        )
         models = response.get("data") if isinstance(response, dict) else None
         if not isinstance(models, list):
             raise ProviderError(502, "The list of models is not in OpenAI's format.")
@@ -71,7 +73,7 @@ class OpenAIProvider:
 
     async def complete(self, request: dict[str, Any], connection: ProviderConnection) -> dict[str, Any]:
         url, body = _endpoint_url(connection, "chat/completions"), _request_body(request, connection)
-        response = await self._http.post(connection, url, _request_headers(connection), body)
+        response = await self._http.post_json(connection, url, _request_headers(connection), body)
         fields = response if isinstance(response, dict) else {}
         _raise_for_error(fields)
         if not fields.get("choices"):
@@ -91,7 +93,7 @@ class OpenAIProvider:
         body = {**_request_body(request, connection), "stream": True, "stream_options": {"include_usage": True}}
         url = _endpoint_url(connection, "chat/completions")
         is_finished = False
-        async for chunk in self._http.events(connection, url, _request_headers(connection), body):
+        async for chunk in self._http.post_for_events(connection, url, _request_headers(connection), body):
             if chunk is DONE:
                 return
             _raise_for_error(chunk)
@@ -102,7 +104,7 @@ class OpenAIProvider:
 
     async def embed(self, request: dict[str, Any], connection: ProviderConnection) -> dict[str, Any]:
         url, body = _endpoint_url(connection, "embeddings"), {**request, "encoding_format": "float"}
-        response = await self._http.post(connection, url, _request_headers(connection), body)
+        response = await self._http.post_json(connection, url, _request_headers(connection), body)
         try:
             items = sorted(response["data"], key=lambda item: item.get("index", 0))
             data = [{"object": "embedding", "index": n, "embedding": item["embedding"]} for n, item in enumerate(items)]

@@ -68,7 +68,7 @@ async def create_chat_completion(body: ChatRequest, llm: Gateway, caller: Princi
     request["messages"] = [_supported_message(message) for message in request["messages"]]
     if request.pop("stream", False):
         return await _stream_response(request, llm, caller)
-    result = await llm.chat(request, by=caller)
+    result = await llm.complete_chat(request, by=caller)
     return Answer(body=msgspec.convert(result.response, Completion), headers=_result_headers(result))
 
 
@@ -77,7 +77,7 @@ async def create_embeddings(body: EmbeddingRequest, llm: Gateway, caller: Princi
     """Create embeddings of texts (OpenAI's API). All vectors of a model have the same dimension."""
     request = _without_nulls(body)
     encoding = request.pop("encoding_format", "float")
-    result = await llm.embeddings(request, by=caller)
+    result = await llm.create_embeddings(request, by=caller)
     if encoding == "base64":
         for item in result.response["data"]:
             vector = item["embedding"]
@@ -88,13 +88,13 @@ async def create_embeddings(body: EmbeddingRequest, llm: Gateway, caller: Princi
 @routes.get("/models", needs=("llm.read", "llm.use"), delegable=True)
 def list_models(models: ModelListing) -> ModelList:
     """List the models of all providers with their prices (OpenAI's API)."""
-    return ModelList(data=models.all())
+    return ModelList(data=models.list_models())
 
 
 @routes.get("/models/{model}", needs=("llm.read", "llm.use"), delegable=True, rest=True)
 def get_model(model: str, models: ModelListing) -> ModelView:
     """Return the model `provider/model`."""
-    found = models.get(model)
+    found = models.get_model(model)
     if found is None:
         raise NotFound("No provider lists this model.")
     return found
@@ -130,7 +130,7 @@ async def _stream_response(request: dict[str, Any], llm: Gateway, caller: Princi
     comments must be sent.
     """
     call = await llm.begin_stream(request, by=caller)
-    chunks = llm.chunks(call)
+    chunks = llm.stream_chunks(call)
     first = asyncio.ensure_future(_next_chunk(chunks))
     try:
         done, _ = await asyncio.wait({first}, timeout=COMMENT_SECONDS)
@@ -142,7 +142,7 @@ async def _stream_response(request: dict[str, Any], llm: Gateway, caller: Princi
     model = None if chunk is None else chunk["model"]
     target = next((target for target in call.targets if target.name == model), call.targets[0])
     headers = _call_headers(call.id, target.name, call.ignored_fields(target))
-    return Stream(events.bytes(), headers=headers, is_whole=lambda: events.is_whole)
+    return Stream(events.encoded_events(), headers=headers, is_whole=lambda: events.is_whole)
 
 
 class _ServerSentEvents:
@@ -158,7 +158,7 @@ class _ServerSentEvents:
         self._next, self._chunks = first, chunks
         self.is_whole = False
 
-    async def bytes(self) -> AsyncGenerator[bytes, None]:
+    async def encoded_events(self) -> AsyncGenerator[bytes, None]:
         try:
             while True:
                 while not (await asyncio.wait({self._next}, timeout=COMMENT_SECONDS))[0]:

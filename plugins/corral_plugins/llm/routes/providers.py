@@ -42,7 +42,7 @@ CHANGES = (
 @routes.get("/providers", needs=("llm.read", "llm.use"))
 def list_providers(query: ProviderQuery, providers: ProviderAdmin, caller: Principal) -> Page[ProviderItem]:
     """List providers by name."""
-    return providers.page(query, caller)
+    return providers.list_providers(query, caller)
 
 
 @routes.post("/providers", needs=MANAGE, status=201, raises=("duplicate", *CHANGES))
@@ -56,7 +56,7 @@ async def create_provider(
     request: Request,
 ) -> Answer[ProviderView]:
     """Create a provider. Its models are fetched soon afterwards, unless the request lists them."""
-    keys.validate(body)
+    keys.validate_key(body)
     warnings = await checks.url_warnings(body.base_url)
     view = await work(lambda: providers.create(body, caller, warnings), entry=request.entry(caller))
     return Answer(body=view, headers={"Location": f"/api/v1/llm/providers/{view.name}"})
@@ -84,7 +84,7 @@ async def update_provider(
 
     A new `base_url` without a new key requires re-authentication, or an API key with the scope `secrets.reveal`.
     """
-    keys.validate(body)
+    keys.validate_key(body)
     warnings = await checks.url_warnings(body.base_url)
     return await work(lambda: providers.update(name, body, match, caller, warnings), entry=request.entry(caller))
 
@@ -103,7 +103,7 @@ async def try_provider(
 ) -> ProviderTest:
     """Test a provider with one short call, which is charged like any other call."""
     provider = await work(lambda: providers.get(name), read=True)
-    return await checks.test(provider, body.model, caller)
+    return await checks.test_provider(provider, body.model, caller)
 
 
 @routes.post(
@@ -115,7 +115,7 @@ async def try_provider(
 )
 async def refresh_provider(name: str, providers: ProviderAdmin, checks: ProviderChecks, work: Work) -> ProviderView:
     """Fetch the model list of a provider now."""
-    await checks.refresh(await work(lambda: providers.get(name), read=True))
+    await checks.refresh_models(await work(lambda: providers.get(name), read=True))
     return await work(lambda: providers.view(name), read=True)
 
 

@@ -56,7 +56,7 @@ class ModelResolver:
             names = self._resolve_for_agent(requested, agent, defaults)
         else:
             names = self._resolve_for_user(requested, defaults)
-        targets = [target for name in names if (target := self._registry.target(name)) is not None]
+        targets = [target for name in names if (target := self._registry.find_target(name)) is not None]
         if not targets:
             raise self._unknown_model_error(requested)
         return targets
@@ -67,7 +67,7 @@ class ModelResolver:
         return _DefaultModels(self.default_model(), self._settings.get(DEFAULT_FALLBACK_MODELS)[:MAX_FALLBACKS])
 
     def _default_of(self, provider_name: str) -> str | None:
-        provider = self._registry.get(provider_name)
+        provider = self._registry.get_provider(provider_name)
         model = provider.default_model() if provider is not None and provider.usable else None
         return f"{provider_name}/{model}" if model else None
 
@@ -96,10 +96,10 @@ class ModelResolver:
         default_provider, _, default_model = (defaults.model or "").partition("/")
         provider_name = agent.llm_provider or default_provider
         if agent.llm_model is None:
-            provider = self._registry.get(provider_name) if agent.llm_provider else None
+            provider = self._registry.get_provider(provider_name) if agent.llm_provider else None
             model = provider.default_model() if provider is not None else default_model
             return f"{provider_name}/{model or ''}"
-        if agent.llm_provider is None and self._registry.target(agent.llm_model) is not None:
+        if agent.llm_provider is None and self._registry.find_target(agent.llm_model) is not None:
             return agent.llm_model
         return f"{provider_name}/{agent.llm_model}"
 
@@ -111,7 +111,7 @@ class ModelResolver:
                 )
             return [defaults.model, *(self._full_name(name) for name in defaults.fallbacks)]
         name = self._full_name(requested)
-        target = self._registry.target(name)
+        target = self._registry.find_target(name)
         if target is None:
             raise self._unknown_model_error(requested)
         # If a provider lists no models, any name is sent, and the provider rejects unknown names itself.
@@ -121,7 +121,7 @@ class ModelResolver:
 
     def _full_name(self, requested: str) -> str:
         """Return `provider/model` for a bare model name that exactly one provider lists."""
-        if self._registry.target(requested) is not None:
+        if self._registry.find_target(requested) is not None:
             return requested
         names = self._registry.providers_of(requested)
         if len(names) > 1:
@@ -132,7 +132,7 @@ class ModelResolver:
     def _unknown_model_error(self, requested: str) -> Invalid:
         known = [
             f"{provider.name}/{model.id}"
-            for provider in self._registry.all()
+            for provider in self._registry.all_providers()
             if provider.usable
             for model in provider.models()
         ]
@@ -187,7 +187,7 @@ class CallAdmission:
             id=call_id,
             kind=kind,
             targets=usable,
-            slot=self._slots.enter(call_id, first.provider),
+            slot=self._slots.enter_queue(call_id, first.provider),
             request=request,
             input_tokens=input_tokens,
             by=by,
@@ -204,7 +204,7 @@ class CallAdmission:
     def _agent_of_caller(self, by: Principal) -> AgentFacts | None:
         if by.agent_id is None:
             return None
-        facts = self.agents.facts(by.agent_id) if self.agents is not None else None
+        facts = self.agents.find(by.agent_id) if self.agents is not None else None
         if facts is None:
             raise Forbidden("The agent of this token no longer exists.")
         return facts

@@ -292,7 +292,7 @@ class PayloadStore:
         """Return whether the responses of completed calls are stored. Streams must then be assembled."""
         return self._settings.get(STORE_PAYLOADS) == "all"
 
-    def store(self, call_id: str, request: dict[str, Any], outcome: CallOutcome) -> None:
+    def store_payload(self, call_id: str, request: dict[str, Any], outcome: CallOutcome) -> None:
         """Store the payload of a call if `llm.store_payloads` demands it."""
         which = self._settings.get(STORE_PAYLOADS)
         if which == "all" or (which == "errors" and outcome.status == "failed"):
@@ -306,7 +306,7 @@ class PayloadStore:
         of_user = of_calls.where(LlmCall.user_id == user_id).limit(BATCH_ROWS)
         return bool(LlmPayload.delete().where(LlmPayload.call_id.in_(of_user)).execute() == BATCH_ROWS)
 
-    def prune(self) -> int:
+    def delete_expired(self) -> int:
         """Delete at most 500 payloads older than `llm.payload_days`, and return their number."""
         before = clock.now(-self._settings.get(PAYLOAD_DAYS) * DAY_SECONDS)
         old = LlmPayload.select(LlmPayload.call_id).where(LlmPayload.created_at < before).limit(BATCH_ROWS)

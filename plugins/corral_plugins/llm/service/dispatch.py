@@ -45,7 +45,7 @@ class CallDispatcher:
         self._work, self._settings, self._redactor = work, settings, redactor
         self._slots, self._states, self._metrics = slots, states, metrics
 
-    async def send(self, call: CallRecord, outcome: CallOutcome, send: Callable[[ModelTarget], Awaitable[T]]) -> T:
+    async def send_call(self, call: CallRecord, outcome: CallOutcome, send: Callable[[ModelTarget], Awaitable[T]]) -> T:
         """Return the result of `send` for the first target that succeeds.
 
         When this method returns or raises, `call.slot` is the slot that the call holds. After `send` has returned, no
@@ -70,7 +70,7 @@ class CallDispatcher:
         raise AssertionError("a call has at least one target")
 
     async def _wait_for_slot(self, call: CallRecord) -> None:
-        await self._slots.wait(call.slot, self._settings.get(QUEUE_TIMEOUT_SECONDS))
+        await self._slots.wait_for_slot(call.slot, self._settings.get(QUEUE_TIMEOUT_SECONDS))
 
     async def _record_error(self, call: CallRecord, target: ModelTarget, error: ProviderError) -> None:
         name = target.provider.name
@@ -119,8 +119,8 @@ class CallDispatcher:
         Two units of work do this, so that no unit holds two locks.
         """
         if call.slot is not None:
-            await self._work(lambda: self._slots.leave(call.slot), entry=call.entry)
-        unit = self._work(lambda: self._slots.enter(call.id, target.provider), entry=call.entry)
+            await self._work(lambda: self._slots.leave_queue(call.slot), entry=call.entry)
+        unit = self._work(lambda: self._slots.enter_queue(call.id, target.provider), entry=call.entry)
         entering = asyncio.ensure_future(unit)
         try:
             call.slot = await asyncio.shield(entering)

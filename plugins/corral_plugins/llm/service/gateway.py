@@ -82,14 +82,14 @@ class Gateway:
         return self._resolver.default_model()
 
     def default_model_of(self, provider: str) -> str | None:
-        found = self.registry.get(provider)
+        found = self.registry.get_provider(provider)
         return found.default_model() if found is not None else None
 
     def is_known(self, provider: str) -> bool:
-        return self.registry.get(provider) is not None
+        return self.registry.get_provider(provider) is not None
 
     def is_configured(self, provider: str) -> bool:
-        found = self.registry.get(provider)
+        found = self.registry.get_provider(provider)
         return found is not None and found.usable
 
     def capabilities(self, model: str) -> dict[str, Any]:
@@ -99,16 +99,16 @@ class Gateway:
     # -- calls
 
     async def complete(self, request: dict[str, Any], *, by: Principal) -> dict[str, Any]:
-        return (await self.chat(request, by=by)).response
+        return (await self.complete_chat(request, by=by)).response
 
-    async def chat(self, request: dict[str, Any], *, by: Principal) -> CallResult:
+    async def complete_chat(self, request: dict[str, Any], *, by: Principal) -> CallResult:
         """Return a chat completion together with the metadata of the call."""
         return await self._run_call(await self._begin_call("chat", request, by))
 
     async def embed(self, request: dict[str, Any], *, by: Principal) -> dict[str, Any]:
-        return (await self.embeddings(request, by=by)).response
+        return (await self.create_embeddings(request, by=by)).response
 
-    async def embeddings(self, request: dict[str, Any], *, by: Principal) -> CallResult:
+    async def create_embeddings(self, request: dict[str, Any], *, by: Principal) -> CallResult:
         """Return embeddings together with the metadata of the call."""
         texts = request["input"]
         request = {**request, "input": [texts] if isinstance(texts, str) else list(texts)}
@@ -116,7 +116,7 @@ class Gateway:
 
     async def stream(self, request: dict[str, Any], *, by: Principal) -> AsyncGenerator[Chunk, None]:
         call = await self.begin_stream(request, by=by)
-        async with contextlib.aclosing(self.chunks(call)) as chunks:
+        async with contextlib.aclosing(self.stream_chunks(call)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
@@ -124,7 +124,7 @@ class Gateway:
         """Admit a streaming call and insert its row. The caller must then consume and close `chunks(call)`."""
         return await self._begin_call("chat", request, by)
 
-    async def chunks(self, call: CallRecord) -> AsyncGenerator[Chunk, None]:
+    async def stream_chunks(self, call: CallRecord) -> AsyncGenerator[Chunk, None]:
         """Yield the chunks of the response, with usage in the last one.
 
         Closing the iterator ends the upstream request.
@@ -197,7 +197,7 @@ class Gateway:
 
     async def _request_response(self, call: CallRecord, outcome: CallOutcome) -> dict[str, Any]:
         """Return the whole response. Chat completions are redacted; embeddings contain no text."""
-        response = await self._dispatcher.send(call, outcome, functools.partial(self._send_to_target, call))
+        response = await self._dispatcher.send_call(call, outcome, functools.partial(self._send_to_target, call))
         outcome.status = "completed"
         outcome.add_chunk(response)
         if call.kind == "chat":
@@ -210,7 +210,7 @@ class Gateway:
         provider = target.provider
         seconds = provider.connection.timeouts.total_seconds
         async with time_limit(target.name, seconds, "no response"):
-            request, connection = self._request_for(call, target), await self._keys.connection(provider)
+            request, connection = self._request_for(call, target), await self._keys.connection_with_key(provider)
             with errors_of(provider.name):
                 if call.kind == "chat":
                     return normalize_completion(await provider.kind.complete(request, connection))
@@ -238,7 +238,7 @@ class Gateway:
                 call, outcome, self._relay_into(queue, call, outcome, redaction, unsent)
             )
         except Exception as problem:
-            rest: list[Chunk | Exception | None] = [*unsent, *redaction.end(), problem]
+            rest: list[Chunk | Exception | None] = [*unsent, *redaction.flush_held_back(), problem]
         else:
             rest = [last, None]
         for item in rest:
@@ -253,10 +253,10 @@ class Gateway:
         """
 
         async def send(target: ModelTarget) -> tuple[ModelTarget, AsyncGenerator[Chunk, None], Chunk]:
-            connection = await self._keys.connection(target.provider)
+            connection = await self._keys.connection_with_key(target.provider)
             return target, *(await open_stream(target, self._request_for(call, target), connection))
 
-        target, iterator, first = await self._dispatcher.send(call, outcome, send)
+        target, iterator, first = await self._dispatcher.send_call(call, outcome, send)
         outcome.first_token_ms = _milliseconds_since(call.started)
         message = AssembledMessage() if self._payloads.stores_completed() else None
         last: Chunk = {}
@@ -264,13 +264,13 @@ class Gateway:
             async for chunk in chunks:
                 if chunk["choices"]:
                     if message is not None:
-                        message.add(chunk)
+                        message.add_chunk(chunk)
                     unsent.append(chunk)
                     await queue.put(chunk)
                     unsent.clear()
                 else:
                     last = chunk
-        outcome.response = message.message() if message is not None else None
+        outcome.response = message.to_message() if message is not None else None
         return last
 
     async def _settle_and_return(self, call: CallRecord, outcome: CallOutcome, response: Coroutine[Any, Any, T]) -> T:
@@ -301,7 +301,7 @@ class Gateway:
         """
         seconds = self._settings.get(TOTAL_TIMEOUT_SECONDS)
         try:
-            async with asyncio.timeout(seconds) as scope, self._leases.watch(call.by):
+            async with asyncio.timeout(seconds) as scope, self._leases.cancel_when_lost(call.by):
                 yield
         except TimeoutError:
             if not scope.expired():
@@ -322,7 +322,7 @@ class Gateway:
         """
 
         def settle() -> bool:
-            return self._settlement.settle(call, outcome)
+            return self._settlement.settle_call(call, outcome)
 
         try:
             for seconds in SETTLE_RETRY_SECONDS:

@@ -57,7 +57,7 @@ class CallLeases:
     # -- called outside a unit of work
 
     @contextlib.asynccontextmanager
-    async def watch(self, by: Principal) -> AsyncIterator[None]:
+    async def cancel_when_lost(self, by: Principal) -> AsyncIterator[None]:
         """Cancel the body if the caller's lease ends or the cancellation of its task begins. Raises `lease_lost`."""
         if by.task_id is None or by.lease_id is None:
             yield
@@ -75,7 +75,7 @@ class CallLeases:
         finally:
             self._running.pop(scope, None)
 
-    async def run(self) -> None:
+    async def watch_and_renew(self) -> None:
         """Check the leases of running calls twice a second, and renew them every 15 seconds."""
         loop = asyncio.get_running_loop()
         renewed = loop.time()

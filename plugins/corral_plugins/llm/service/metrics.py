@@ -39,7 +39,7 @@ class CallMetrics:
         """Count a fallback from a model of this provider to another model."""
         self._fallbacks[(provider,)] += 1
 
-    def metrics(self, providers: Sequence[str]) -> list[Metric]:
+    def definitions(self, providers: Sequence[str]) -> list[Metric]:
         """Return the metric definitions. `providers` are the possible values of the label `provider`."""
         labels = {"provider": providers}
         return [
@@ -89,4 +89,4 @@ class CallMetrics:
 
 
 def _waiting_calls(slots: ConcurrencySlots) -> dict[tuple[str, ...], float]:
-    return slots.waiting()
+    return slots.waiting_calls()

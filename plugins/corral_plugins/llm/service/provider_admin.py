@@ -68,19 +68,19 @@ class ProviderAdmin:
 
     # -- reading
 
-    def page(self, query: ProviderQuery, by: Principal) -> Page[ProviderItem]:
+    def list_providers(self, query: ProviderQuery, by: Principal) -> Page[ProviderItem]:
         """Return a page of providers sorted by name. Admins see more fields."""
 
         def items(providers: Sequence[Provider]) -> list[ProviderItem]:
             states = _provider_states([provider.name for provider in providers]) if by.may("llm.manage") else None
             return [_provider_item(provider, states) for provider in providers]
 
-        providers = self._registry.all()
+        providers = self._registry.all_providers()
         return paginate_names(providers, query, by, scope="llm.providers", name=lambda item: item.name, make=items)
 
     def get(self, name: str) -> Provider:
         """Return the provider with this name. Raises `NotFound`."""
-        provider = self._registry.get(name)
+        provider = self._registry.get_provider(name)
         if provider is None:
             raise NotFound(NO_PROVIDER)
         return provider
@@ -122,14 +122,14 @@ class ProviderAdmin:
         preset = PRESETS.get(new.name)
         kind = new.kind or (preset.kind if preset is not None else None)
         if kind is None:
-            raise Invalid.at("/kind", "required", f"one of {', '.join(sorted(self._registry.kinds()))}")
+            raise Invalid.at("/kind", "required", f"one of {', '.join(sorted(self._registry.provider_kinds()))}")
         if new.base_url is None and preset is None and kind in ("openai", "anthropic"):
             raise Invalid.at("/base_url", "required", "must be the address of the server, up to and including /v1")
         self._validate_kind(kind)
         _validate_headers(new.headers)
         values = {name: getattr(new, name) for name in ProviderFields.__struct_fields__} | {"kind": kind}
         self._insert_row(new.name, values)
-        columns, key_warnings = self._keys.store(new.name, new, by)
+        columns, key_warnings = self._keys.store_key(new.name, new, by)
         has_key = columns.get("api_key_secret") is not None
         if has_key:
             Row.update(columns).where(Row.name == new.name).execute()
@@ -156,7 +156,7 @@ class ProviderAdmin:
             preset = PRESETS.get(name)
             base_url = values["base_url"] or (preset.base_url if preset is not None else None)
             self._keys.check_move(provider, patch, base_url, by)
-        key_columns, key_warnings = self._keys.store(name, patch, by)
+        key_columns, key_warnings = self._keys.store_key(name, patch, by)
         enqueue_refresh(name)
         if not values and not key_columns:
             return self.view(name, [*warnings, *key_warnings])
@@ -180,7 +180,7 @@ class ProviderAdmin:
             raise Conflict(
                 "This provider is built in and cannot be deleted; disable it instead.", code="setting_locked"
             )
-        users = self.agents.naming_provider(name) if self.agents is not None else []
+        users = self.agents.agents_using_provider(name) if self.agents is not None else []
         if users:
             detail = f"{len(users)} agents use this provider; change them to another provider first."
             raise Conflict(detail, code="in_use", references=[{"type": "agent", "id": each} for each in users])
@@ -189,7 +189,7 @@ class ProviderAdmin:
         state = LlmProviderState
         no_models = state.update(listed_models=None, revision=None, models_refreshed_at=None)
         no_models.where(state.name == name).execute()
-        self._keys.detach(name)
+        self._keys.detach_secret(name)
         self._publish_change(name, "deleted", {}, key_changed=False)
 
     def _insert_row(self, name: str, values: dict[str, Any]) -> None:
@@ -201,7 +201,7 @@ class ProviderAdmin:
             raise Conflict(f"{name} is configured in corral.toml; change it there.", code="setting_locked")
 
     def _validate_kind(self, kind: str) -> None:
-        kinds = self._registry.kinds()
+        kinds = self._registry.provider_kinds()
         if kind not in kinds:
             raise Invalid.at("/kind", "not_in_enum", f"one of {', '.join(sorted(kinds))}")
         if json_schema_problems(dict(kinds[kind].config_schema), {}):
@@ -211,7 +211,7 @@ class ProviderAdmin:
     def _publish_change(
         self, name: str, change: Any, changes: Mapping[str, tuple[Any, Any]], key_changed: bool
     ) -> None:
-        self._registry.invalidate()
+        self._registry.invalidate_cache()
         emit(ProviderChanged(provider=name, change=change), object=("llm_provider", name))
         if self.audit is not None:
             verb = {"created": "create", "updated": "update", "deleted": "delete"}[change]
@@ -254,7 +254,7 @@ class ProviderChecks:
                     problem.detail += f" An operator can allow it with CORRAL_EGRESS_ALLOW={host_and_port(url)}."
             raise
 
-    async def refresh(self, provider: Provider) -> None:
+    async def refresh_models(self, provider: Provider) -> None:
         """Fetch and store the models of a provider. Raises the problems that a call to the provider would raise."""
         fetch: FetchModels | None = getattr(provider.kind, "fetch_models", None)
         if fetch is None:
@@ -276,37 +276,37 @@ class ProviderChecks:
 
     async def _fetch_models(self, provider: Provider, fetch: FetchModels) -> list[ModelInfo]:
         seconds = provider.connection.timeouts.total_seconds
-        connection = await self._keys.connection(provider)
+        connection = await self._keys.connection_with_key(provider)
         async with time_limit(provider.name, seconds, "no list of models"):
             with errors_of(provider.name):
                 return msgspec.convert(msgspec.to_builtins(await fetch(connection)), list[ModelInfo])
 
     def enqueue_missing(self) -> None:
         """Enqueue a refresh of providers whose models were never fetched. Runs in the caller's unit of work."""
-        for provider in self._registry.all():
+        for provider in self._registry.all_providers():
             if provider.is_refreshable and not provider.connection.models:
                 enqueue_refresh(provider.name)
 
     async def refresh_all(self) -> None:
         """Refresh all providers that use the list of models they report. If a refresh fails, the stored list stays."""
-        for provider in await self._work(self._registry.all, read=True):
+        for provider in await self._work(self._registry.all_providers, read=True):
             await self._try_refresh(provider)
 
     async def refresh_named(self, name: str) -> None:
         """Refresh one provider if it still exists. If the refresh fails, the stored list stays."""
-        provider = await self._work(lambda: self._registry.get(name), read=True)
+        provider = await self._work(lambda: self._registry.get_provider(name), read=True)
         if provider is not None:
             await self._try_refresh(provider)
 
     async def _try_refresh(self, provider: Provider) -> None:
         if provider.is_refreshable:
             try:
-                await self.refresh(provider)
+                await self.refresh_models(provider)
             except Problem as problem:
                 extra = {"provider": provider.name, "detail": problem.detail}
                 log.warning("model list not refreshed", extra=extra)
 
-    async def test(self, provider: Provider, model: str | None, by: Principal) -> ProviderTest:
+    async def test_provider(self, provider: Provider, model: str | None, by: Principal) -> ProviderTest:
         """Test a provider with one short call, which is charged like any other call. Errors are part of the result."""
         name = model or provider.default_model()
         if name is None:

@@ -33,7 +33,7 @@ class ProviderKeys:
     def __init__(self, work: Work) -> None:
         self._work = work
 
-    async def connection(self, provider: Provider) -> ProviderConnection:
+    async def connection_with_key(self, provider: Provider) -> ProviderConnection:
         """Return the connection with its API key. Raises `ProviderError` if the vault does not return the key."""
         name, secrets = provider.api_key_secret, self.secrets
         if name is None:
@@ -49,7 +49,7 @@ class ProviderKeys:
             raise ProviderError(problem.status, problem.detail, code=code) from problem
         return msgspec.structs.replace(provider.connection, api_key=key)
 
-    def validate(self, body: Body) -> None:
+    def validate_key(self, body: Body) -> None:
         """Check the API key in a request body.
 
         Raises `plugin_disabled` if the vault is unavailable, and `masked_value_submitted`.
@@ -83,7 +83,7 @@ class ProviderKeys:
             raise Forbidden(f"{detail}, or use an API key with the scope {REVEAL}.", code="insufficient_scope")
         raise Forbidden(f"{detail}, or confirm with POST /auth/reauth.", code="reauth_required")
 
-    def store(self, provider: str, body: Body, by: Principal) -> tuple[dict[str, Any], list[str]]:
+    def store_key(self, provider: str, body: Body, by: Principal) -> tuple[dict[str, Any], list[str]]:
         """Store the key of a request body in the vault, or attach the named secret.
 
         Returns the changed columns of the provider's row, and warnings about the key.
@@ -104,7 +104,7 @@ class ProviderKeys:
         self.secrets.detach(attached)
         return {"api_key_secret": None}, []
 
-    def detach(self, provider: str) -> None:
+    def detach_secret(self, provider: str) -> None:
         """Detach the secret of a deleted provider. The secret stays in the vault."""
         if self.secrets is not None:
             self.secrets.detach(_attached_provider(provider))

@@ -251,27 +251,27 @@ class ProviderRegistry:
         self._built: tuple[_TableSnapshot | None, list[str], dict[str, Provider]] = (None, [], {})
         self._synchronized = _SynchronizedUnit()
 
-    def validate(self) -> None:
+    def validate_file_providers(self) -> None:
         """Raise `ValueError` for a provider in `corral.toml` with an unknown kind or invalid fields."""
-        kinds = self.kinds()
+        kinds = self.provider_kinds()
         for name, table in self._tables.items():
             if _from_file(name, table, kinds, ()) is None:
                 raise ValueError(f"llm.providers.{name}.kind: one of {', '.join(sorted(kinds))}")
 
-    def invalidate(self) -> None:
+    def invalidate_cache(self) -> None:
         """Force the current unit of work to compare revisions again, because it has written a row."""
         self._synchronized.unit = None
 
-    def kinds(self) -> dict[str, LLMProvider]:
+    def provider_kinds(self) -> dict[str, LLMProvider]:
         """Return the available provider kinds by name."""
         return {kind.kind: kind for _, kind in self._contributions.of("corral_llm_providers")}
 
-    def all(self) -> list[Provider]:
+    def all_providers(self) -> list[Provider]:
         """Return all providers whose kind is available, sorted by name."""
         providers = self._current_providers()
         return [providers[name] for name in sorted(providers)]
 
-    def get(self, name: str) -> Provider | None:
+    def get_provider(self, name: str) -> Provider | None:
         """Return the provider with this name, or None."""
         return self._current_providers().get(name)
 
@@ -279,15 +279,15 @@ class ProviderRegistry:
         """Return whether the provider is configured in `corral.toml`."""
         return name in self._tables
 
-    def target(self, name: str) -> ModelTarget | None:
+    def find_target(self, name: str) -> ModelTarget | None:
         """Return the target for `provider/model`, or None if the provider does not exist."""
         provider_name, _, model = name.partition("/")
-        provider = self.get(provider_name)
+        provider = self.get_provider(provider_name)
         return ModelTarget(provider, model) if provider is not None and model else None
 
     def model_info(self, name: str) -> ModelInfo | None:
         """Return the listed model `provider/model`, or None if it is not listed."""
-        target = self.target(name)
+        target = self.find_target(name)
         if target is None:
             return None
         return next((model for model in target.provider.models() if model.id == target.model), None)
@@ -296,13 +296,13 @@ class ProviderRegistry:
         """Return `provider/model` for every usable provider that lists this model."""
         return [
             f"{provider.name}/{model}"
-            for provider in self.all()
+            for provider in self.all_providers()
             if provider.usable and any(each.id == model for each in provider.models())
         ]
 
     def _current_providers(self) -> dict[str, Provider]:
         self._load_changes()
-        kinds = self.kinds()
+        kinds = self.provider_kinds()
         snapshot, names, providers = self._built
         if snapshot is not self._snapshot or names != sorted(kinds):
             snapshot = self._snapshot
@@ -352,13 +352,17 @@ class ModelListing:
     def __init__(self, registry: ProviderRegistry, cost: Costs) -> None:
         self._registry, self._cost = registry, cost
 
-    def all(self) -> list[ModelView]:
+    def list_models(self) -> list[ModelView]:
         """Return all listed models, ordered by provider."""
-        return [self._model_view(provider, model) for provider in self._registry.all() for model in provider.models()]
+        return [
+            self._model_view(provider, model)
+            for provider in self._registry.all_providers()
+            for model in provider.models()
+        ]
 
-    def get(self, name: str) -> ModelView | None:
+    def get_model(self, name: str) -> ModelView | None:
         """Return the listed model `provider/model`, or None."""
-        target, info = self._registry.target(name), self._registry.model_info(name)
+        target, info = self._registry.find_target(name), self._registry.model_info(name)
         return self._model_view(target.provider, info) if target is not None and info is not None else None
 
     def _model_view(self, provider: Provider, model: ModelInfo) -> ModelView:
@@ -379,7 +383,7 @@ class ModelListing:
         """
 
         def micro_usd(**tokens: int) -> int | None:
-            return self._cost.price(provider.name, model, TokenCounts(**tokens), free=provider.free).cost_micro_usd
+            return self._cost.quote(provider.name, model, TokenCounts(**tokens), free=provider.free).cost_micro_usd
 
         def usd_per_million(**tokens: int) -> float | None:
             cost = micro_usd(**tokens)

@@ -35,7 +35,7 @@ class ProviderStates:
     def __init__(self) -> None:
         self._written: dict[tuple[str, str], float] = {}
 
-    def record(self, outcome: CallOutcome) -> None:
+    def record_outcome(self, outcome: CallOutcome) -> None:
         """Record the outcome of a call in the state of its provider."""
         name = outcome.target.provider.name
         if outcome.status == "failed" and outcome.attempts:
@@ -98,18 +98,18 @@ class CallSettlement:
         self._cost, self._slots, self._leases = cost, slots, leases
         self._states, self._payloads, self._metrics = states, payloads, metrics
 
-    def settle(self, call: CallRecord, outcome: CallOutcome) -> bool:
+    def settle_call(self, call: CallRecord, outcome: CallOutcome) -> bool:
         """Settle a call with its outcome. Return whether the lease is live.
 
         Locks are acquired in the order task, cost, queue.
         """
         self._record_cost(call, outcome)
         if calls.settle_call(call.id, outcome):
-            self._payloads.store(call.id, call.request, outcome)
-            self._states.record(outcome)
+            self._payloads.store_payload(call.id, call.request, outcome)
+            self._states.record_outcome(outcome)
             after_commit(functools.partial(self._metrics.add_call, outcome))
         is_live = self._leases.is_live(call.by)
-        self._slots.leave(call.slot)
+        self._slots.leave_queue(call.slot)
         return is_live
 
     def settle_without_details(self, call: CallRecord, outcome: CallOutcome) -> None:
@@ -117,7 +117,7 @@ class CallSettlement:
         reduced = outcome.without_details()
         self._record_cost(call, reduced)
         calls.settle_call(call.id, reduced)
-        self._slots.leave(call.slot)
+        self._slots.leave_queue(call.slot)
 
     def _record_cost(self, call: CallRecord, outcome: CallOutcome) -> None:
         """Record the cost of a call, even if its lease was lost.
@@ -127,7 +127,7 @@ class CallSettlement:
         if not outcome.billable:
             return
         by, target, tokens = call.by, outcome.target, outcome.tokens
-        charged = self._cost.settle(
+        charged = self._cost.record_cost(
             CostReport(
                 usage_key=call.id,
                 by_gateway=True,

@@ -87,7 +87,7 @@ class ConcurrencySlots:
 
     # -- called inside a unit of work, as its last step
 
-    def enter(self, call_id: str, provider: Provider) -> ConcurrencySlot | None:
+    def enter_queue(self, call_id: str, provider: Provider) -> ConcurrencySlot | None:
         """Enter the provider's queue and return the slot, or None if the provider has no limit."""
         if provider.concurrency is None and provider.fields.requests_per_minute is None:
             return None
@@ -105,7 +105,7 @@ class ConcurrencySlots:
         after_commit(functools.partial(self._own.add, slot_id))
         return ConcurrencySlot(slot_id, provider, held=slot_id in self._assign_slots(provider))
 
-    def leave(self, slot: ConcurrencySlot | None) -> None:
+    def leave_queue(self, slot: ConcurrencySlot | None) -> None:
         """Release the slot, or leave the queue if the slot is not yet assigned."""
         if slot is not None:
             self._lock_provider(slot.provider.name)
@@ -138,7 +138,7 @@ class ConcurrencySlots:
 
     # -- called outside a unit of work
 
-    async def wait(self, slot: ConcurrencySlot | None, seconds: float) -> None:
+    async def wait_for_slot(self, slot: ConcurrencySlot | None, seconds: float) -> None:
         """Wait until the slot is assigned. Raises `concurrency_limit` if this takes longer than `seconds`."""
         if slot is None or slot.held:
             return
@@ -158,14 +158,14 @@ class ConcurrencySlots:
         finally:
             self._waiting.pop(slot.id, None)
 
-    def waiting(self) -> dict[tuple[str, ...], float]:
+    def waiting_calls(self) -> dict[tuple[str, ...], float]:
         """Return the number of waiting calls of this process, by provider."""
         counts: dict[tuple[str, ...], float] = {}
         for slot, _ in list(self._waiting.values()):
             counts[(slot.provider.name,)] = counts.get((slot.provider.name,), 0) + 1
         return counts
 
-    async def run(self) -> None:
+    async def renew_and_detect(self) -> None:
         """Renew the slots of this process, and detect slots that other processes assigned to its calls."""
         renewed = 0.0
         loop = asyncio.get_running_loop()

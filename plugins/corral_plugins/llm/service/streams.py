@@ -67,7 +67,7 @@ class StreamRedaction:
         self._streams: dict[tuple[int, str | int], RedactorStream] = {}
         self._last_chunk: dict[str, Any] = {}  # the template of chunks with text that was held back
 
-    def feed(self, chunk: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def redact_chunk(self, chunk: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield the chunks that may be sent now, including held-back text of choices that finish with this chunk."""
         self._last_chunk = chunk
         for choice in chunk.get("choices") or ():
@@ -84,7 +84,7 @@ class StreamRedaction:
                 choice.pop("logprobs", None)
         yield chunk
 
-    def end(self) -> Iterator[dict[str, Any]]:
+    def flush_held_back(self) -> Iterator[dict[str, Any]]:
         """Yield the held-back text of choices that were unfinished when the stream ended or failed."""
         for index in sorted({key[0] for key in self._streams}):
             if rest := self._held_back(index):
@@ -172,9 +172,9 @@ async def relay_stream(
             if not chunk["choices"]:
                 continue
             chunk.pop("usage", None)
-            for redacted in redaction.feed(chunk):
+            for redacted in redaction.redact_chunk(chunk):
                 yield redacted
-    for redacted in redaction.end():
+    for redacted in redaction.flush_held_back():
         yield redacted
     yield {**last, "usage": outcome.usage()}
 
@@ -213,7 +213,7 @@ class AssembledMessage:
         self._text = ""
         self._tool_calls: dict[int, dict[str, str]] = {}
 
-    def add(self, chunk: Mapping[str, Any]) -> None:
+    def add_chunk(self, chunk: Mapping[str, Any]) -> None:
         """Append the text and the tool calls of a chunk."""
         for choice in chunk["choices"]:
             delta = choice.get("delta", {})
@@ -223,7 +223,7 @@ class AssembledMessage:
                 for name in function:
                     function[name] += call["function"].get(name, "")
 
-    def message(self) -> dict[str, Any]:
+    def to_message(self) -> dict[str, Any]:
         """Return the assembled assistant message."""
         calls = [{"function": function} for _, function in sorted(self._tool_calls.items())]
         return {"role": "assistant", "content": self._text, **({"tool_calls": calls} if calls else {})}

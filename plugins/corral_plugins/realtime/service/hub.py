@@ -57,9 +57,9 @@ class ViewerHub:
     def start(self) -> None:
         """Start following the feed."""
         self.stopping = False
-        self._unwatch = self._feed.watch(self.publish)
+        self._unwatch = self._feed.watch(self.publish_events)
 
-    async def drain(self) -> None:
+    async def disconnect_all(self) -> None:
         """Tell all viewers to reconnect because the server restarts, and wait briefly until they have disconnected."""
         self.stopping = True
         self.restart_all()
@@ -82,7 +82,7 @@ class ViewerHub:
 
     # -- connections
 
-    def refusal(self) -> Problem | None:
+    def connection_refusal(self) -> Problem | None:
         """Return the error if this process accepts no further connection, else None."""
         if self.stopping:
             return Unavailable("The server is shutting down.", code="shutting_down")
@@ -105,7 +105,7 @@ class ViewerHub:
                 code="concurrency_limit",
             )
 
-    def join(self, viewer: Viewer) -> None:
+    def add_viewer(self, viewer: Viewer) -> None:
         """Register a connection, which counts towards the limit until `leave`. Raises `TooMany` like `check_user`."""
         self.check_user(viewer.user)
         viewer.on_end = self._remove_viewer
@@ -115,7 +115,7 @@ class ViewerHub:
         self.occupied.set()
         self._empty.clear()
 
-    def leave(self, viewer: Viewer) -> None:
+    def remove_viewer(self, viewer: Viewer) -> None:
         """Remove a connection that has ended."""
         viewer.leave()
         if viewer in self.viewers:
@@ -133,7 +133,7 @@ class ViewerHub:
 
         A repeated call returns the same subscription. Raises `Refusal`.
         """
-        self.check(viewer.principal, event)
+        self.check_subscription(viewer.principal, event)
         key: Key = (event, wanted)
         known = viewer.subscriptions.get(key)
         if known is not None:
@@ -150,7 +150,7 @@ class ViewerHub:
             viewer.subscriptions.pop(key).live = False
         self._remove_subscription(viewer, event)
 
-    def check(self, caller: Principal, event: str) -> None:
+    def check_subscription(self, caller: Principal, event: str) -> None:
         """Raise `Refusal` if no event matches this name or pattern, or if the caller may read no matching event."""
         if not self._types.knows(event):
             raise Refusal("unknown_event", f"No event is named {event}; GET /api/v1/events/types lists them.")
@@ -170,7 +170,7 @@ class ViewerHub:
 
     # -- the feed
 
-    def publish(self, records: Sequence[Record]) -> None:
+    def publish_events(self, records: Sequence[Record]) -> None:
         """Queue new events for their subscribers. The feed calls this method, which never waits."""
         for record in records:
             name = record.type

@@ -125,7 +125,7 @@ class EventFrame:
         return self._payload
 
     @property
-    def text(self) -> str:
+    def websocket_frame(self) -> str:
         """The event as a WebSocket frame."""
         if self._text is None:
             record = self.record
@@ -141,10 +141,10 @@ class EventFrame:
         return self._text
 
     @property
-    def chunk(self) -> bytes:
+    def sse_block(self) -> bytes:
         """The event as an SSE block."""
         if self._chunk is None:
-            self._chunk = f"id: {self.record.seq}\nevent: {self.record.type}\ndata: {self.text}\n\n".encode()
+            self._chunk = f"id: {self.record.seq}\nevent: {self.record.type}\ndata: {self.websocket_frame}\n\n".encode()
         return self._chunk
 
 
@@ -158,7 +158,7 @@ class NoticeFrame:
         self.text = encode({"type": kind, **members}).decode()
 
     @property
-    def chunk(self) -> bytes:
+    def sse_block(self) -> bytes:
         """The notice as an SSE block. The block has no id, so that the client's cursor stays at the last event."""
         return f"event: {self.kind}\ndata: {self.text}\n\n".encode()
 

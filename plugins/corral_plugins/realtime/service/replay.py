@@ -35,16 +35,18 @@ class ReplayFactory:
         self.work, self._types, self._settings = work, types, settings
 
     @property
-    def limit(self) -> int:
+    def max_events(self) -> int:
         """The maximum number of events in one replay."""
         return self._settings.get(REPLAY_LIMIT)
 
-    def names(self, wanted: Sequence[Subscription]) -> Names:
+    def event_names_of(self, wanted: Sequence[Subscription]) -> Names:
         """Return the event names that these subscriptions match, or None for all."""
         events = [each.event for each in wanted]
         return None if "*" in events else tuple(self._types.expand(events))
 
-    def make(self, viewer: Viewer, cursor: str, wanted: Sequence[Subscription], *, confirm: bool = False) -> LogReplay:
+    def create_replay(
+        self, viewer: Viewer, cursor: str, wanted: Sequence[Subscription], *, confirm: bool = False
+    ) -> LogReplay:
         """Create a replay of the events after `cursor` for these subscriptions. `confirm` adds `resumed` at the end."""
         return LogReplay(self, viewer, cursor, tuple(wanted), confirm=confirm)
 
@@ -68,7 +70,7 @@ class LogReplay:
         self._until = 0
         self._over = False
 
-    async def more(self) -> Sequence[EventFrame | NoticeFrame] | None:
+    async def next_part(self) -> Sequence[EventFrame | NoticeFrame] | None:
         """Return the next part of the replay, which may be empty, or None at the end."""
         if self._place is None:
             return await self._find_start()
@@ -88,7 +90,7 @@ class LogReplay:
         """
         self._served = [(each, each.since) for each in self._viewer.subscriptions.values()]
         self._until = max((each.since for each in self._wanted), default=0)
-        self._names = self._replays.names(self._wanted)
+        self._names = self._replays.event_names_of(self._wanted)
         asked, place = await self._replays.work(self._retained_start, read=True)
         place = await self._within_limit(place)
         self._place = place
@@ -123,7 +125,7 @@ class LogReplay:
 
         The log is scanned in windows to keep each query short.
         """
-        limit, high = self._replays.limit, self._until
+        limit, high = self._replays.max_events, self._until
         if high - place <= limit:
             return place
         left = limit

@@ -54,7 +54,7 @@ class ViewerRights:
         principal = await self._work(lambda: self._tickets.redeem(ticket))
         return await self._create_viewer(lambda: self._tickets.reread(principal), client_ip)
 
-    async def renew(self, viewer: Viewer, credential: str) -> bool:
+    async def renew_credential(self, viewer: Viewer, credential: str) -> bool:
         """Continue a connection with a new token of the same user. Return False if the token belongs to another user.
 
         Raises `Unauthorized` and `Forbidden`.
@@ -65,7 +65,7 @@ class ViewerRights:
         viewer.principal, viewer.reread, viewer.checked = fresh.principal, fresh.reread, fresh.checked
         return True
 
-    async def watch(self) -> None:
+    async def recheck_regularly(self) -> None:
         """Recheck permissions regularly while there are viewers.
 
         The check starts at once when an event reports a change of permissions. Runs until cancelled, supervised by the

@@ -63,7 +63,7 @@ class WebSocketServer:
             detail = "Pages of this origin may not open WebSockets. An admin can add the origin to http.cors_origins."
             await connection.refuse(Forbidden(detail))
             return
-        refusal = self._hub.refusal()
+        refusal = self._hub.connection_refusal()
         if refusal is not None:
             await connection.refuse(refusal)
             return
@@ -71,7 +71,7 @@ class WebSocketServer:
         try:
             await connection.accept()
             viewer = await self._sign_in(connection)
-            self._hub.join(viewer)
+            self._hub.add_viewer(viewer)
         except _SignInRefused as refused:
             await connection.close(refused.code, refused.reason)
             return
@@ -83,7 +83,7 @@ class WebSocketServer:
         try:
             await self._run_connection(connection, viewer)
         finally:
-            self._hub.leave(viewer)
+            self._hub.remove_viewer(viewer)
 
     def _is_allowed_origin(self, origin: str, host: str | None) -> bool:
         own = {f"{scheme}://{host}".lower() for scheme in ("http", "https")}
@@ -169,7 +169,7 @@ class WebSocketServer:
             if isinstance(entry, CloseFrame):
                 await connection.close(entry.code, entry.reason)
                 return
-            await connection.send(entry.text)
+            await connection.send(entry.websocket_frame)
             sent += 1
             if sent % YIELD_EVERY == 0:
                 await asyncio.sleep(0)
@@ -220,7 +220,7 @@ class WebSocketServer:
             viewer.put(NoticeFrame("unsubscribed", event=said.event))
         elif isinstance(said, ResumeMessage):
             cursor = read_cursor(said.last_event_id)
-            viewer.put(self._replays.make(viewer, cursor, tuple(viewer.subscriptions.values()), confirm=True))
+            viewer.put(self._replays.create_replay(viewer, cursor, tuple(viewer.subscriptions.values()), confirm=True))
         elif isinstance(said, PingMessage):
             viewer.put(NoticeFrame("pong", ts=clock.now()))
 
@@ -230,11 +230,11 @@ class WebSocketServer:
         made = self._hub.subscribe(viewer, said.event, wanted)
         viewer.put(NoticeFrame("subscribed", event=said.event, cursor=self._hub.position))
         if cursor is not None:
-            viewer.put(self._replays.make(viewer, cursor, (made,)))
+            viewer.put(self._replays.create_replay(viewer, cursor, (made,)))
 
     async def _handle_auth(self, viewer: Viewer, said: AuthMessage) -> None:
         try:
-            same = await self._rights.renew(viewer, said.token)
+            same = await self._rights.renew_credential(viewer, said.token)
         except Problem as problem:
             viewer.revoke(close_code(problem), problem.code)
             return

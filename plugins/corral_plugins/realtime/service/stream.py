@@ -45,7 +45,7 @@ class EventStream:
             if isinstance(entry, CloseFrame):
                 self._over = True
                 break
-            parts.append(entry.chunk)
+            parts.append(entry.sse_block)
             entry = self._viewer.poll() if len(parts) < BATCH_SIZE else None
         if not parts:
             raise StopAsyncIteration
@@ -54,7 +54,7 @@ class EventStream:
     async def aclose(self) -> None:
         """Leave the hub, because the client disconnected or the stream ended."""
         self._over = True
-        self._hub.leave(self._viewer)
+        self._hub.remove_viewer(self._viewer)
 
     def _start_stream(self) -> bytes:
         self._begun = True
@@ -62,11 +62,11 @@ class EventStream:
         assert sending is not None
         self._viewer.abort = sending.cancel
         try:
-            self._hub.join(self._viewer)
+            self._hub.add_viewer(self._viewer)
             made = [self._hub.subscribe(self._viewer, pattern) for pattern in self._patterns]
         except (TooMany, Refusal):  # the request passed both checks, and the state has changed since
             self._over = True
         else:
             if self._cursor is not None:
-                self._viewer.put(self._replays.make(self._viewer, self._cursor, made))
+                self._viewer.put(self._replays.create_replay(self._viewer, self._cursor, made))
         return b"retry: 2000\n\n"

@@ -378,7 +378,7 @@ class TaskClaims:
         free = worker.max_agents - worker.active_leases
         if not worker.claims or free <= 0:
             return ClaimResponse(tasks=[], reason="at_capacity" if worker.claims else "none")
-        agents = self._agents.eligible(
+        agents = self._agents.eligible_agents(
             worker_id=worker.id, group=worker.group, labels=worker.labels, agent_ids=agent_ids
         )
         if not agents:
@@ -404,7 +404,9 @@ class TaskClaims:
             raise NotFound()
         if not worker.claims or self._is_kill_switch_engaged():
             return []
-        agents = self._agents.eligible(worker_id=worker.id, group=worker.group, labels=worker.labels, agent_ids=None)
+        agents = self._agents.eligible_agents(
+            worker_id=worker.id, group=worker.group, labels=worker.labels, agent_ids=None
+        )
         return first_task_ids(queues_for_agents(agents, worker, self.tools), limit=limit) if agents else []
 
     def _is_kill_switch_engaged(self) -> bool:
@@ -486,7 +488,7 @@ class TaskClaims:
     def _lease_tasks(self, worker: WorkerFacts, chosen: list[tuple[TaskRow, AgentFacts]]) -> list[Claim]:
         """Lease the chosen tasks. The slots of the agents are taken first, in the same order in every claim."""
         for agent_id in sorted(agent.id for _, agent in chosen):
-            if not self._agents.lease_started(agent_id):
+            if not self._agents.take_slot(agent_id):
                 raise _SlotTaken
         for _ in chosen:
             if not self._workers.lease_started(worker.id):

@@ -112,7 +112,7 @@ def find_named_agent(agents: Agents, agent_id: str | None, role: str | None) -> 
         raise Invalid.at("/agent_role", "not_allowed", "Name an agent or a role, not both.")
     if agent_id is None:
         return None
-    agent = agents.facts(agent_id.lower())
+    agent = agents.find(agent_id.lower())
     if agent is None:
         raise Invalid.at(
             "/agent_id", "unknown_reference", "There is no agent with this id.", problem="unknown_reference"

@@ -71,7 +71,7 @@ class TaskExplanations:
         return [attempt_view(each) for each in found][::-1]
 
     def _conditions(self, row: TaskRow) -> list[Condition]:
-        agent = self._agents.facts(row.agent_id) if row.agent_id is not None else None
+        agent = self._agents.find(row.agent_id) if row.agent_id is not None else None
         fleet = self._workers.fleet()
         found = [
             _dependency_condition(row),
@@ -128,11 +128,11 @@ class TaskExplanations:
                 _met("agent_exists", f"The agent of the task is {agent.name}."),
                 *self._conditions_of_agent(row, agent),
             ]
-        if row.agent_role is not None and not self._agents.any_with_role(row.agent_role):
+        if row.agent_role is not None and not self._agents.has_role(row.agent_role):
             return [], [
                 _unmet("agent_exists", f"No agent has the role {row.agent_role}.", "Create an agent.", "/agents")
             ]
-        started = self._agents.started(row.agent_role)
+        started = self._agents.started_agents(row.agent_role)
         if not started:
             who = f"agent of role {row.agent_role}" if row.agent_role is not None else "agent"
             return [], [_unmet("agent_started", f"No {who} is started.", "Start an agent.", "/agents")]

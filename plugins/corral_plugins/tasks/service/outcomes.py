@@ -227,7 +227,7 @@ class TaskOutcomes:
             row, attempt, "completed", by=by, event=TaskCompleted, fields=fields, lost_in_row=0, **changes
         )
         if attempt is not None:
-            self._agents.attempt_ended(attempt.agent_id, configuration_failure=False)
+            self._agents.record_attempt_end(attempt.agent_id, configuration_failure=False)
         statistics.count_ended_task(completed=True, duration_ms=duration)
         self._transitions.metrics.observe_duration(duration)
         unblock_dependents(row.id)
@@ -256,7 +256,7 @@ class TaskOutcomes:
         A provider error that a retry cannot fix counts as a configuration failure of the agent.
         """
         is_configuration = type_.startswith("provider_error") and not retryable
-        self._agents.attempt_ended(attempt.agent_id, configuration_failure=is_configuration)
+        self._agents.record_attempt_end(attempt.agent_id, configuration_failure=is_configuration)
 
     def _retry_delay(self, row: TaskRow, kind: str, type_: str) -> float | None:
         """Return the delay until the next attempt in seconds, or None if there is no further attempt.
@@ -266,7 +266,7 @@ class TaskOutcomes:
         agent = None
         own = row.get("retry_policy")
         if own is None and row.assigned_agent_id is not None:
-            agent = self._agents.facts(row.assigned_agent_id)
+            agent = self._agents.find(row.assigned_agent_id)
         policy = declared.retry_policy(self._settings, own, agent.retry_policy if agent else None)
         if kind not in RETRYABLE or kind not in policy.retry_on or type_ in policy.non_retryable_types:
             return None

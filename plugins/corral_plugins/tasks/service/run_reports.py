@@ -154,7 +154,7 @@ class UsageReports:
             return more
         cost = Decimal(more["cost_micro"]) / 1_000_000 if "cost_micro" in more else None
         key = ":".join((attempt.id, *(f"{name}={total}" for name, total in sorted(totals.items()))))
-        charged = self.cost.settle(
+        charged = self.cost.record_cost(
             CostReport(
                 usage_key=key,
                 provider=OUTSIDE,
@@ -173,7 +173,7 @@ class UsageReports:
     def _add_items(self, attempt: AttemptRow, used: list[UsageItem]) -> dict[str, int]:
         more: Counter[str] = Counter()
         for item in used if self.cost is not None else _new_items(attempt, used):
-            charged = None if self.cost is None else self.cost.settle(_cost_event(item, attempt))
+            charged = None if self.cost is None else self.cost.record_cost(_cost_event(item, attempt))
             if charged is not None and charged.repeated:
                 continue
             read = (

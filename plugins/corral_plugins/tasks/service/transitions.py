@@ -108,7 +108,7 @@ class TaskTransitions:
         rows.close_attempt(attempt, attempt_status, by=by[:40], error=text, result=late_result)
         self._forget_token(attempt.lease_id)
         self.metrics.count_ended_attempt(attempt_status, by=by)
-        self.agents.lease_ended(attempt.agent_id)
+        self.agents.release_slot(attempt.agent_id)
         self.workers.lease_ended(attempt.worker_id)
 
     def _forget_token(self, lease_id: str) -> None:

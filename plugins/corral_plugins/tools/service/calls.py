@@ -177,7 +177,7 @@ class ToolCalls:
 
     def _decide_call(self, request: CallRequest, run: Run) -> tuple[RegisteredTool | None, CallSubject, ToolDecision]:
         tool = self._registry.find(request.tool, worker_id=run.worker_id)
-        agent = self.agents.facts(run.agent_id) if self.agents is not None else None
+        agent = self.agents.find(run.agent_id) if self.agents is not None else None
         subject = _subject_of_run(agent, run, tainted=run.tainted)
         context = self._contexts.decision_context(tool, request.tool, request.call_id, request.arguments, subject)
         return tool, subject, decide_call(context)
@@ -317,7 +317,7 @@ class ToolCalls:
 
         Raise `Forbidden` unless the caller is the owner of the agent or an admin.
         """
-        agent = self.agents.facts(check.agent_id.lower()) if self.agents is not None else None
+        agent = self.agents.find(check.agent_id.lower()) if self.agents is not None else None
         if agent is None:
             raise Invalid.at(
                 "/agent_id", "unknown_reference", "There is no agent with this id.", problem="unknown_reference"

@@ -109,7 +109,7 @@ class ToolListing:
     def _find_agent(self, agent_id: Any) -> AgentFacts | None:
         if not isinstance(agent_id, str):
             return None
-        agent = self.agents.facts(agent_id.lower()) if self.agents is not None else None
+        agent = self.agents.find(agent_id.lower()) if self.agents is not None else None
         if agent is None:
             detail = "There is no agent with this id."
             raise Invalid.at("/query/agent_id", "unknown_reference", detail, problem="unknown_reference")
