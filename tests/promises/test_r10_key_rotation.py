@@ -142,7 +142,7 @@ def wrong(kernel: Kernel) -> int:
             return list(joined.where(SecretVersion.id > after).order_by(SecretVersion.id).limit(AT_ONCE).objects())
 
         rows = kernel.database.run(read, read=True)
-        found += sum(values.opened(row) != value(int(row.name[1:])) for row in rows)
+        found += sum(values.decrypt_version(row) != value(int(row.name[1:])) for row in rows)
         if len(rows) < AT_ONCE:
             return found
         after = rows[-1].id

@@ -74,7 +74,7 @@ class Secrets(Protocol):
         """
         ...
 
-    def of_group(self, worker_group: str) -> list[str]:
+    def names_for_group(self, worker_group: str) -> list[str]:
         """Return the names of the secrets that a worker group may receive.
 
         The list is at most 2 seconds out of date.

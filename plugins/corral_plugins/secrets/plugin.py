@@ -80,7 +80,7 @@ class SecretsPlugin(Plugin):
             return 0
 
         self._remaining_rows = remaining
-        redactor.on_hit(alerts.on_hits)
+        redactor.on_hit(alerts.report_leaks)
         self._unwatch = runtime.service(Feed).watch(values.on_events)
         await values.refresh()
         if self._sealer.sealed:

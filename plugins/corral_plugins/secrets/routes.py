@@ -65,7 +65,7 @@ def create_secret(body: NewSecret, vault: Vault, listing: SecretListing, caller:
 @routes.get("/expiring", needs=READ)
 def list_expiring_secrets(query: ExpiringQuery, listing: SecretListing, caller: Principal) -> Page[SecretView]:
     """List expired secrets and secrets that expire within `days`, earliest expiry first."""
-    return listing.expiring(query, caller)
+    return listing.list_expiring(query, caller)
 
 
 @routes.get("/key-status", needs=READ)
@@ -138,7 +138,7 @@ def reveal_secret(id: str, body: RevealRequest, vault: Vault, caller: Principal)
 @routes.get("/{id}/versions", needs=READ, raises=("not_found",))
 def list_secret_versions(id: str, query: PageQuery, listing: SecretListing, caller: Principal) -> Page[VersionView]:
     """List the versions of a secret, newest first."""
-    return listing.versions(id, query, caller)
+    return listing.list_versions(id, query, caller)
 
 
 @routes.post("/{id}/versions/{n}/restore", needs=WRITE, raises=(*CHANGES, "secrets.destroyed", "secrets.damaged"))

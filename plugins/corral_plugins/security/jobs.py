@@ -61,7 +61,7 @@ def delete_keys_of_purged_user(event: Record, keys: ApiKeys) -> None:
 
     Keys of deactivated users stay, but every request with such a key is rejected.
     """
-    keys.delete_of(event.object_id)
+    keys.delete_keys_of(event.object_id)
 
 
 SCHEDULES = (Schedule("security.expire", DAY, expire_rules_and_keys),)

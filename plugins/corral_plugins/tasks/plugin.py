@@ -18,7 +18,6 @@ from corral_plugins.tasks import events, hookspecs, jobs, models, settings
 from corral_plugins.tasks.api import Tasks
 from corral_plugins.tasks.routes import protocol
 from corral_plugins.tasks.routes import tasks as task_routes
-from corral_plugins.tasks.service import statistics
 from corral_plugins.tasks.service.actions import OwnerActions
 from corral_plugins.tasks.service.agent_tools import AgentTools, TaskTools
 from corral_plugins.tasks.service.claims import ClaimPayloads, TaskClaims
@@ -136,59 +135,7 @@ class TasksPlugin(Plugin):
 
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:
-        counted, statuses = self._metrics, {"status": models.STATUSES}
-        return [
-            Metric(
-                name="corral_tasks",
-                help="Number of tasks by status.",
-                labels=statuses,
-                collect=statistics.tasks_by_status,
-            ),
-            Metric(name="corral_queue_depth", help="Number of pending tasks.", collect=statistics.queue_depth),
-            Metric(
-                name="corral_queue_oldest_seconds",
-                help="Waiting time of the oldest pending task, in seconds.",
-                collect=statistics.oldest_pending_seconds,
-            ),
-            Metric(
-                name="corral_task_attempts_total",
-                help="Number of ended attempts by result.",
-                kind="counter",
-                labels={"result": statistics.RESULTS},
-                collect=counted.attempts_by_result,
-            ),
-            Metric(
-                name="corral_lease_reclaims_total",
-                help="Number of leases that expired because their worker did not renew them.",
-                kind="counter",
-                collect=counted.lease_reclaims,
-            ),
-            Metric(
-                name="corral_task_stalls_total",
-                help="Number of stalled runs by kind.",
-                kind="counter",
-                labels={"kind": statistics.STALLS},
-                collect=counted.stalls_by_kind,
-            ),
-            Metric(
-                name="corral_task_duration_seconds",
-                help="Time from the start of the last attempt of a task to its result, in seconds.",
-                kind="histogram",
-                collect=counted.duration_histogram.read,
-            ),
-            Metric(
-                name="corral_task_queue_seconds",
-                help="Time that an attempt waited in the queue, in seconds.",
-                kind="histogram",
-                collect=counted.queue_time_histogram.read,
-            ),
-            Metric(
-                name="corral_task_cancel_seconds",
-                help="Time from the request to cancel a run to its end, in seconds.",
-                kind="histogram",
-                collect=counted.cancel_time_histogram.read,
-            ),
-        ]
+        return self._metrics.definitions()
 
     @hookimpl(optionalhook=True)
     def corral_tools(self) -> Iterable[Tool]:

@@ -134,11 +134,11 @@ class Tools(Protocol):
         """
         ...
 
-    def of_server(self) -> frozenset[str]:
+    def server_tools(self) -> frozenset[str]:
         """Return the names of the tools that run on the server. These tools are available with every worker."""
         ...
 
-    def refuse_beyond(
+    def refuse_missing_permissions(
         self, by: Principal, *, enabled: Sequence[str], policy: Mapping[str, Any], before: Mapping[str, Any]
     ) -> None:
         """Raise `Forbidden` unless the person `by` may give an agent these tools and policies.

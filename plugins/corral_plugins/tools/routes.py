@@ -67,7 +67,7 @@ def list_tool_calls(query: ToolCallQuery, history: CallHistory, caller: Principa
 @lease.get("/{id}/tool-calls", needs=READ, raises=("invalid_cursor",))
 def list_task_tool_calls(id: str, query: PageQuery, history: CallHistory, caller: Principal) -> Page[ToolCallView]:
     """List the tool calls of a task, oldest first."""
-    return history.of_task(id, query, caller)
+    return history.list_calls_of_task(id, query, caller)
 
 
 @lease.post(

@@ -68,22 +68,22 @@ class Workers(Protocol):
         """
         ...
 
-    def awaits_approval(self) -> bool:
+    def has_pending_worker(self) -> bool:
         """Return whether a worker waits for approval and no worker is approved."""
         ...
 
-    def lease_started(self, worker_id: str) -> bool:
+    def take_slot(self, worker_id: str) -> bool:
         """Add one to the lease count of a worker, in one conditional update.
 
         Return False, without a change, if the worker is at capacity, draining or not approved.
         """
         ...
 
-    def lease_ended(self, worker_id: str) -> None:
+    def release_slot(self, worker_id: str) -> None:
         """Subtract one from the lease count of a worker."""
         ...
 
-    def alive(self, worker_id: str) -> None:
+    def record_contact(self, worker_id: str) -> None:
         """Record that the worker made a call, at most once every 5 s. Set an `offline` worker to `online`."""
         ...
 

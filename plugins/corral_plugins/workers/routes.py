@@ -64,7 +64,7 @@ def register_worker(
 @fleet_routes.get("/overview", needs=READ)
 def get_fleet_overview(fleet: Fleet) -> FleetOverview:
     """Summarize the fleet: counts, capacity, utilization and queue."""
-    return fleet.overview()
+    return fleet.get_overview()
 
 
 @fleet_routes.get("/{id}", needs=(READ, ACT), live=True)

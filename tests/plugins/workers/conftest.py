@@ -75,7 +75,7 @@ class StandIn:
             return ClaimResponse(tasks=[], reason="draining")
         claimed: list[Any] = []
         while self.waiting and len(claimed) < max_tasks:
-            if not self.workers.lease_started(worker_id):
+            if not self.workers.take_slot(worker_id):
                 return ClaimResponse(tasks=claimed, reason="ok" if claimed else "at_capacity")
             task_id, lease_id = self.waiting.pop(0), new_id()
             self.leases[lease_id] = (worker_id, task_id)
@@ -85,7 +85,7 @@ class StandIn:
 
     def end(self, lease_id: str) -> None:
         worker_id, task_id = self.leases.pop(lease_id)
-        self.workers.lease_ended(worker_id)
+        self.workers.release_slot(worker_id)
         self.waiting.append(task_id)
 
     def claimable(self, worker_id: str, *, limit: int) -> list[Any]:

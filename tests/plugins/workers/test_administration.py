@@ -212,10 +212,10 @@ async def test_long_silence_removes(fleet: Any) -> None:
     sweeps = fleet.kit.kernel.container.get(WorkerSweeps)
     clock.travel(60)
     await sweeps.sweep()
-    await sweeps.prune()
+    await sweeps.delete_old_workers()
     assert await fleet.work(lambda: Worker.select().count()) == 2
     clock.travel(31 * 86_400)
-    await sweeps.prune()
+    await sweeps.delete_old_workers()
     assert [event["name"] for event in await fleet.told("worker.deleted")] == ["gone"]
 
 
@@ -244,16 +244,16 @@ async def test_last_failures_are_kept(make_fleet: Any) -> None:
 async def test_the_service_counts_places_exactly(fleet: Any) -> None:
     worker = await fleet.worker(max_agents=2, tools=["b.tool"], labels={"k": "v"})
     workers, worker_id = fleet.kit.kernel.container.get(Workers), worker.user["id"]
-    taken = await asyncio.gather(*[fleet.work(lambda: workers.lease_started(worker_id)) for _ in range(5)])
+    taken = await asyncio.gather(*[fleet.work(lambda: workers.take_slot(worker_id)) for _ in range(5)])
     assert sorted(taken) == [False, False, False, True, True]
     facts = await fleet.work(lambda: workers.facts(worker_id))
     assert (facts.active_leases, facts.tools, facts.labels, facts.embedded) == (2, ["b.tool"], {"k": "v"}, False)
     assert facts.claims
     for _ in range(3):
-        await fleet.work(lambda: workers.lease_ended(worker_id))
+        await fleet.work(lambda: workers.release_slot(worker_id))
     assert [(item.id, item.active_leases) for item in await fleet.work(workers.fleet)] == [(worker_id, 0)]
     await fleet.admin.post(admin(worker, "/drain"))
-    assert not await fleet.work(lambda: workers.lease_started(worker_id))
+    assert not await fleet.work(lambda: workers.take_slot(worker_id))
     assert await fleet.work(lambda: workers.facts("01890000-0000-7000-8000-000000000000")) is None
 
 

@@ -219,7 +219,7 @@ class AgentManagement:
         refuse_loosening(before, after, manages=_may_manage(by))
         added = [tool for tool in values.get("enabled_tools", []) if tool not in had]
         if self.tools is not None and (added or after != before):
-            self.tools.refuse_beyond(by, enabled=added, policy=after, before=before)
+            self.tools.refuse_missing_permissions(by, enabled=added, policy=after, before=before)
 
     def _check_references(self, values: dict[str, Any], agent_id: str) -> None:
         """Raise `Invalid` with the code `unknown_reference` for a provider, worker or reviewer that does not exist."""

@@ -170,7 +170,7 @@ class _AgentWarnings:
             return []  # a worker that lists no tools provides all tools
         offered = {tool for worker in self._online_workers() for tool in worker.tools}
         if self._tools is not None:
-            offered |= self._tools.of_server()
+            offered |= self._tools.server_tools()
         return [tool for tool in wanted if not _is_offered(tool, offered)]
 
 

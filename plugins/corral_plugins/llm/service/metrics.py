@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from corral.plugin import Metric
 from corral_plugins.llm.service.calls import CallOutcome
@@ -42,6 +42,9 @@ class CallMetrics:
     def definitions(self, providers: Sequence[str]) -> list[Metric]:
         """Return the metric definitions. `providers` are the possible values of the label `provider`."""
         labels = {"provider": providers}
+        return [*self._counters(labels), *self._gauges(labels)]
+
+    def _counters(self, labels: Mapping[str, Sequence[str]]) -> list[Metric]:
         return [
             Metric(
                 name="corral_llm_calls_total",
@@ -65,19 +68,23 @@ class CallMetrics:
                 collect=lambda: self._tokens,
             ),
             Metric(
+                name="corral_llm_fallbacks_total",
+                help="Number of calls that fell back to another model, by the provider that failed.",
+                kind="counter",
+                labels=labels,
+                collect=lambda: self._fallbacks,
+            ),
+        ]
+
+    def _gauges(self, labels: Mapping[str, Sequence[str]]) -> list[Metric]:
+        return [
+            Metric(
                 name="corral_llm_first_token_seconds",
                 help="Time from the request to the first token of streams, in seconds.",
                 labels=labels,
                 collect=lambda: {
                     provider: self._first_token_ms[provider] / n / 1000 for provider, n in self._streams.items()
                 },
-            ),
-            Metric(
-                name="corral_llm_fallbacks_total",
-                help="Number of calls that fell back to another model, by the provider that failed.",
-                kind="counter",
-                labels=labels,
-                collect=lambda: self._fallbacks,
             ),
             Metric(
                 name="corral_llm_queue",

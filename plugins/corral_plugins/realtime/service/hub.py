@@ -189,13 +189,13 @@ class ViewerHub:
             for viewer, subscriptions in followers.items():
                 if viewer.seen >= seq:  # already queued through another pattern
                     continue
-                if subscriptions[0].filter and not any(each.passes(item) for each in subscriptions):
+                if subscriptions[0].filter and not any(each.passes_filter(item) for each in subscriptions):
                     continue
                 viewer.seen = seq
-                if not viewer.offer(item):
+                if not viewer.offer_event(item):
                     slow.append(viewer)
         for viewer in slow:
-            self.dropped += 1 + viewer.lag()
+            self.dropped += 1 + viewer.end_lagging()
 
     def _on_plugin_state(self, record: Record) -> None:
         payload = record.payload()

@@ -125,7 +125,7 @@ class EventFrame:
         return self._payload
 
     @property
-    def websocket_frame(self) -> str:
+    def text(self) -> str:
         """The event as a WebSocket frame."""
         if self._text is None:
             record = self.record
@@ -144,7 +144,7 @@ class EventFrame:
     def sse_block(self) -> bytes:
         """The event as an SSE block."""
         if self._chunk is None:
-            self._chunk = f"id: {self.record.seq}\nevent: {self.record.type}\ndata: {self.websocket_frame}\n\n".encode()
+            self._chunk = f"id: {self.record.seq}\nevent: {self.record.type}\ndata: {self.text}\n\n".encode()
         return self._chunk
 
 

@@ -169,7 +169,7 @@ class WebSocketServer:
             if isinstance(entry, CloseFrame):
                 await connection.close(entry.code, entry.reason)
                 return
-            await connection.send(entry.websocket_frame)
+            await connection.send(entry.text)
             sent += 1
             if sent % YIELD_EVERY == 0:
                 await asyncio.sleep(0)

@@ -38,9 +38,9 @@ class Subscription:
         name = item.record.type
         if self.event not in (name, "*") and (self.prefix is None or not name.startswith(self.prefix)):
             return False
-        return not self.filter or self.passes(item)
+        return not self.filter or self.passes_filter(item)
 
-    def passes(self, item: EventFrame) -> bool:
+    def passes_filter(self, item: EventFrame) -> bool:
         """Return whether the data of the event matches the filter."""
         payload = item.payload
         return all(payload.get(name) == value for name, value in self.filter)
@@ -49,7 +49,7 @@ class Subscription:
 class Replay(Protocol):
     """A part of the event log that is sent before later entries of the queue."""
 
-    async def more(self) -> Sequence[EventFrame | NoticeFrame] | None:
+    async def next_part(self) -> Sequence[EventFrame | NoticeFrame] | None:
         """Return the next part of the replay, or None at the end."""
         ...
 
@@ -95,7 +95,7 @@ class Viewer:
 
     # -- queueing
 
-    def offer(self, item: EventFrame) -> bool:
+    def offer_event(self, item: EventFrame) -> bool:
         """Queue a live event.
 
         Return False if the queue is full; the caller must then call `lag`.
@@ -104,7 +104,7 @@ class Viewer:
             return False
         self.queue.append(item)
         if self._waiter is not None:
-            self.wake()
+            self.wake_reader()
         return True
 
     def put(self, entry: NoticeFrame | Replay) -> None:
@@ -115,10 +115,10 @@ class Viewer:
         if self.ended:
             return
         if len(self.queue) >= self.limit:
-            self.lag()
+            self.end_lagging()
             return
         self.queue.append(entry)
-        self.wake()
+        self.wake_reader()
 
     def refuse(self, refusal: Refusal) -> None:
         """Send an `error` frame. The tenth such frame ends the connection."""
@@ -127,7 +127,7 @@ class Viewer:
         if self._errors >= MAX_ERRORS:
             self.end(INVALID, "ten errors in one connection", keep=True)
 
-    def lag(self) -> int:
+    def end_lagging(self) -> int:
         """End a connection that is too slow: drop its queue, and report the `seq` from which the client must resume.
 
         Return the number of dropped events.
@@ -157,7 +157,7 @@ class Viewer:
         self.queue.append(CloseFrame(code, reason))
         patience = REVOKED_CLOSE_SECONDS if self.revoked else CLOSE_SECONDS
         self._timer = asyncio.get_running_loop().call_later(patience, self.abort)
-        self.wake()
+        self.wake_reader()
 
     def revoke(self, code: int, reason: str) -> None:
         """End the connection because the client lost its permissions. Queued events are discarded."""
@@ -172,9 +172,9 @@ class Viewer:
             self.on_end(self)
         if self._timer is not None:
             self._timer.cancel()
-        self.wake()
+        self.wake_reader()
 
-    def wake(self) -> None:
+    def wake_reader(self) -> None:
         """Wake up a pending `take`."""
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
@@ -228,7 +228,7 @@ class Viewer:
         return None
 
     async def _continue_replay(self, replay: Replay) -> None:
-        part = await replay.more()
+        part = await replay.next_part()
         if self._replay is not replay:  # the connection ended in the meantime
             return
         if part is None:

@@ -37,7 +37,7 @@ class UsageTracker:
         self._last: dict[str, str] = {}
         self._lock = threading.Lock()
 
-    def used(self, secret_id: str) -> None:
+    def record_use(self, secret_id: str) -> None:
         """Record that a secret was used at the current time."""
         with self._lock:
             self._last[secret_id] = clock.now()
@@ -118,13 +118,13 @@ class SecretsService:
                 f"The secret {row.name} must not be sent to {host or 'no host'}: it is not in allowed_hosts."
             )
         value = self._values.open(row)
-        self._usage.used(row.id)
+        self._usage.record_use(row.id)
         return value
 
     def valid(self, name: str, *, attached: AttachedObject) -> list[str]:
         current_one = self._use_and_count(name, (attached.consumer,), None, attached, sent=False)
         row = None if self._environment.named(name) else rows.find_by_name(name)
-        return [current_one] if row is None else [current_one, *self._values.in_grace(row)]
+        return [current_one] if row is None else [current_one, *self._values.values_in_grace(row)]
 
     def deliver(
         self, name: str, worker_group: str, *, worker_id: str, task_id: str, purpose: str | None
@@ -140,11 +140,11 @@ class SecretsService:
         rows.require_audit(self.audit)
         value = self._values.open(row)
         rows.record_audit(self.audit, "deliver", row, worker_id=worker_id, task_id=task_id, purpose=purpose)
-        self._usage.used(row.id)
+        self._usage.record_use(row.id)
         self._usage.counts["worker_group", "ok"] += 1
         return SecretDelivery(value=value, allowed_hosts=row.allowed_hosts)
 
-    def of_group(self, worker_group: str) -> list[str]:
+    def names_for_group(self, worker_group: str) -> list[str]:
         return list(self._redactor_values.groups.get(worker_group, ()))
 
     def attach(self, name: str, to: AttachedObject, *, title: str, pointer: str, by: Principal | None) -> None:

@@ -43,7 +43,7 @@ class VaultAlerts:
         self._wake_up = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def on_hits(self, hits: Collection[Hit]) -> None:
+    def report_leaks(self, hits: Collection[Hit]) -> None:
         """Raise an alert for secret values that the redactor found in machine-generated text.
 
         Text written by users or by Corral itself raises no alert.
@@ -54,7 +54,7 @@ class VaultAlerts:
             if names:
                 self._queue_alert(_PendingAlert("secret_detected", *made_by, names))
 
-    def damaged(self, secret_id: str, name: str) -> None:
+    def report_damaged(self, secret_id: str, name: str) -> None:
         """Raise an alert for a stored value that cannot be decrypted."""
         self._queue_alert(_PendingAlert("secret_damaged", "secret", secret_id, (name,)))
 

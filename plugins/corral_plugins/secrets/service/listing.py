@@ -71,7 +71,7 @@ class SecretListing:
         following_cursor = write_cursor(SCOPE, by, query.fingerprint(), _sort_key(shown[-1])) if more else None
         return Page(items=self._views_of(shown), total=total, limit=query.limit, offset=offset, next=following_cursor)
 
-    def expiring(self, query: ExpiringQuery, by: Principal) -> Page[SecretView]:
+    def list_expiring(self, query: ExpiringQuery, by: Principal) -> Page[SecretView]:
         """Return a page of expired secrets and secrets that expire within `days`, earliest expiry first."""
         soon = SecretRow.deleted_at.is_null() & (SecretRow.expires_at <= rows.expiring_until([query.days]))
         found: Page[Any] = paginate(
@@ -90,7 +90,7 @@ class SecretListing:
             next=found.next,
         )
 
-    def versions(self, id: str, query: PageQuery, by: Principal) -> Page[VersionView]:
+    def list_versions(self, id: str, query: PageQuery, by: Principal) -> Page[VersionView]:
         """Return a page of versions, newest first. A pinned secret has no stored versions."""
         if self._environment.get(id) is not None:
             return Page(items=[], total=0, limit=query.limit, offset=0, next=None)

@@ -103,9 +103,9 @@ class RedactorValues:
         for version in versions:
             with contextlib.suppress(Unavailable):  # without the key this process cannot leak the value either
                 try:
-                    opened[version.id] = self._values.opened(version)
+                    opened[version.id] = self._values.decrypt_version(version)
                 except SealedWrong:
-                    self._alerts.damaged(version.secret_id, listed[version.id].name)
+                    self._alerts.report_damaged(version.secret_id, listed[version.id].name)
         return opened
 
 

@@ -105,13 +105,13 @@ class SecretValues:
         if version.sealed is None:
             raise Problem("This version was destroyed permanently.", code="secrets.destroyed")
         try:
-            return self.opened(version)
+            return self.decrypt_version(version)
         except SealedWrong:
-            self._alerts.damaged(row.id, row.name)
+            self._alerts.report_damaged(row.id, row.name)
             detail = f"The stored value of {row.name} is damaged or belongs to another secret; store it again."
             raise Conflict(detail, code="secrets.damaged") from None
 
-    def opened(self, version: SecretVersion) -> str:
+    def decrypt_version(self, version: SecretVersion) -> str:
         """Decrypt a version and return its value. Raises `SealedWrong` or `Unavailable`."""
         return self._sealer.open(decode_hex(version.sealed), aad=_value_context(version.secret_id, version.n)).decode()
 
@@ -129,14 +129,14 @@ class SecretValues:
     def is_damaged(self, version: SecretVersion) -> bool:
         """Return whether a version fails to decrypt although its key is loaded. Requires no unit of work."""
         try:
-            self.opened(version)
+            self.decrypt_version(version)
         except SealedWrong:
             return True
         except Unavailable:
             return False
         return False
 
-    def destroy(self, row: SecretRow, n: int) -> None:
+    def destroy_version(self, row: SecretRow, n: int) -> None:
         """Delete the encrypted value of a version together with its key. Raises `Conflict` for the current version."""
         if n == row.version:
             raise Conflict(
@@ -146,8 +146,10 @@ class SecretValues:
         if not SecretVersion.update(sealed=None, grace_until=None).where(there).execute():
             raise NotFound("This version was already destroyed.")
 
-    def in_grace(self, row: SecretRow) -> list[str]:
+    def values_in_grace(self, row: SecretRow) -> list[str]:
         """Return the replaced values that are still in their grace period, newest first."""
         valid = (SecretVersion.secret_id == row.id) & (SecretVersion.grace_until > clock.now())
         found = SecretVersion.select().where(valid & SecretVersion.sealed.is_null(False))
-        return [self.opened(version) for version in found.order_by(SecretVersion.n.desc()).limit(row.max_versions)]
+        return [
+            self.decrypt_version(version) for version in found.order_by(SecretVersion.n.desc()).limit(row.max_versions)
+        ]

@@ -157,7 +157,7 @@ class Vault:
         """Destroy version `n` permanently. Raises `invalid_state` if it is the current version."""
         self._environment.refuse(id=id)
         row = rows.lock_secret_row(id, match)
-        self._values.destroy(row, n)
+        self._values.destroy_version(row, n)
         rows.publish_event(api.SecretUpdated, row, by)
         rows.record_audit(self.audit, "version.destroy", row, destroyed_version=n)
 

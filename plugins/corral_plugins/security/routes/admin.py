@@ -43,7 +43,7 @@ def update_security(body: PolicyPatch, match: IfMatch, caller: Principal, policy
 @routes.get("/password-policy", needs=READ)
 def read_password_policy(policy: SecurityPolicies) -> PasswordPolicyView:
     """Read the requirements for new passwords."""
-    return policy.show_passwords()
+    return policy.get_password_policy()
 
 
 @routes.put("/password-policy", needs=WRITE, own_session=True, raises=("setting_locked", "audit_unavailable"))
@@ -51,7 +51,7 @@ def update_password_policy(
     body: PasswordPolicyPatch, match: IfMatch, caller: Principal, policy: SecurityPolicies
 ) -> PasswordPolicyView:
     """Change the password policy. It applies to each user from the next password change."""
-    return policy.change_passwords(body, match, by=caller)
+    return policy.change_password_policy(body, match, by=caller)
 
 
 @routes.get("/ip-rules", needs=READ, live=True)
@@ -94,5 +94,5 @@ def revoke_sessions(id: str, body: SessionRevocation, accounts: Accounts, keys: 
     accounts.get(id)
     return RevocationResult(
         sessions=accounts.end_sessions(id, "revoked"),
-        api_keys=keys.revoke_all(id) if body.include_api_keys else 0,
+        api_keys=keys.revoke_keys_of(id) if body.include_api_keys else 0,
     )

@@ -217,12 +217,12 @@ class ApiKeys:
         if not self._revoke_where(which if by.may("security.write") else which & mine):
             raise NotFound()
 
-    def revoke_all(self, user_id: str) -> int:
+    def revoke_keys_of(self, user_id: str) -> int:
         """Revoke all keys of a user and return their number."""
         return self._revoke_where((ApiKeyRow.user_id == user_id) & ApiKeyRow.revoked_at.is_null())
 
     @staticmethod
-    def delete_of(user_id: str) -> None:
+    def delete_keys_of(user_id: str) -> None:
         """Delete all keys of a purged user."""
         ApiKeyRow.delete().where(ApiKeyRow.user_id == user_id).execute()
 

@@ -132,7 +132,7 @@ class IpRules:
         """Return the version of the rules, which grows with every change."""
         return int(IpModeRow.select(IpModeRow.version).where(IpModeRow.id == ROW).scalar())
 
-    def in_force(self) -> ActiveIpRules:
+    def active_rules(self) -> ActiveIpRules:
         """Return the rules that apply now. Expired rules are omitted."""
         mode = IpModeRow.get_by_id(ROW)
         rows = list(IpRuleRow.select().where(_is_live()))
@@ -145,7 +145,7 @@ class IpRules:
         folded = fold(address)
         if not folded:
             raise Invalid.at("/ip", "bad_format", "Give an IPv4 or IPv6 address.")
-        allowed, rule = self.in_force().rules.judge(folded)
+        allowed, rule = self.active_rules().rules.judge(folded)
         return AddressVerdict(allowed=allowed, rule=None if rule is None else _rule_view(IpRuleRow.get_by_id(rule.id)))
 
     def replace(self, new: NewRules, *, client_ip: str, if_match: IfMatch, by: Principal | None) -> RulesView:
@@ -348,7 +348,7 @@ class IpGateUpdater:
 
     async def load(self) -> None:
         """Load the current rules into the gate."""
-        self._gate.apply(await self._work(self._rules.in_force, read=True))
+        self._gate.apply(await self._work(self._rules.active_rules, read=True))
 
     def on_events(self, records: Sequence[Record]) -> None:
         """Wake up `run` if the IP rules changed. Called by the event feed."""

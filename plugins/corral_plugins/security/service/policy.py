@@ -41,7 +41,7 @@ class SecurityPolicies:
         warnings = list(self._configuration_warnings(values))
         return PolicyView(**values, ip_mode=mode, warnings=warnings, version=self._section_version("security"))
 
-    def show_passwords(self) -> PasswordPolicyView:
+    def get_password_policy(self) -> PasswordPolicyView:
         """Return the password policy."""
         values = self._section_values("password")
         return PasswordPolicyView(**values, max_length=MAX_PASSWORD_LENGTH, version=self._section_version("password"))
@@ -51,10 +51,12 @@ class SecurityPolicies:
         self._change_section("security", patch, if_match, by)
         return self.show()
 
-    def change_passwords(self, patch: PasswordPolicyPatch, if_match: IfMatch, *, by: Principal) -> PasswordPolicyView:
+    def change_password_policy(
+        self, patch: PasswordPolicyPatch, if_match: IfMatch, *, by: Principal
+    ) -> PasswordPolicyView:
         """Change the password policy, which applies from the next change of each password."""
         self._change_section("password", patch, if_match, by)
-        return self.show_passwords()
+        return self.get_password_policy()
 
     # -- internals
 

@@ -75,7 +75,7 @@ class TokenBuckets:
             self.unshared[key] = self.unshared.get(key, 0) + 1
         return Quota(self._limit, int(left / self._interval), math.ceil(ahead - ROUNDING))
 
-    def learn(self, key: str, ahead: float) -> None:
+    def apply_shared_level(self, key: str, ahead: float) -> None:
         """Apply the fill level of a bucket, in seconds, received from the other processes.
 
         Counts that this process has not sent yet are added to the level.
@@ -225,10 +225,10 @@ class RequestLimits:
             except TimeoutError:
                 pass  # an idle process still reports, because it counts as one of the processes that share the limits
             self._counted.clear()
-            await self.exchange()
+            await self.exchange_counts()
             await asyncio.sleep(SHARE_PAUSE)
 
-    async def exchange(self) -> None:
+    async def exchange_counts(self) -> None:
         """Send the counts of this process once and receive the totals.
 
         Counts that cannot be sent still apply in this process.
@@ -241,7 +241,7 @@ class RequestLimits:
             if was != self._shared.connected:
                 self.adjust()
             for (name, key), filled in zip(part, (answer or {}).values(), strict=False):
-                self._buckets[name].learn(key, filled)
+                self._buckets[name].apply_shared_level(key, filled)
 
     def _count_batches(self) -> list[dict[tuple[str, str], int]]:
         counted: dict[tuple[str, str], int] = {}

@@ -204,19 +204,7 @@ class OwnerActions:
     ) -> Encoded:
         """Retry a failed or cancelled task under the same id. Its earlier attempts remain listed."""
         row = self._lock_owned_task(task_id, match, by)
-        if row.status == "completed":
-            raise task_ended_error(row)
-        if row.status not in ("failed", "cancelled"):
-            raise Conflict(
-                f"The task is {row.status}; only failed and cancelled tasks can be retried.",
-                current_status=row.status,
-            )
-        state = _dependency_state(row)
-        if state == "dead":
-            message = (
-                "A task that this task depends on did not complete; retry that task first, or create this task again."
-            )
-            raise Conflict(message, current_status=row.status)
+        state = _state_after_retry(row)
         columns = requeue_columns(row) if state == "pending" else {"queue": None, "available_at": clock.now()}
         if row.deadline is not None and row.deadline <= clock.now():
             columns["deadline_key"] = NO_DEADLINE
@@ -415,6 +403,23 @@ def _dependency_state(row: TaskRow) -> str:
     if is_gone or states & {"failed", "cancelled"}:
         return "dead"
     return "blocked" if states - {"completed"} else "pending"
+
+
+def _state_after_retry(row: TaskRow) -> str:
+    """Return the status of a task after a retry. Raises `Conflict` if the task cannot be retried."""
+    if row.status == "completed":
+        raise task_ended_error(row)
+    if row.status not in ("failed", "cancelled"):
+        raise Conflict(
+            f"The task is {row.status}; only failed and cancelled tasks can be retried.", current_status=row.status
+        )
+    state = _dependency_state(row)
+    if state == "dead":
+        raise Conflict(
+            "A task that this task depends on did not complete; retry that task first, or create this task again.",
+            current_status=row.status,
+        )
+    return state
 
 
 def _check_schema(schema: Any, value: Any, pointer: str, what: str) -> None:

@@ -97,7 +97,7 @@ def worker_has_tools(worker: WorkerFacts, tools: Sequence[str], service: Tools |
     """
     if not worker.tools:
         return True
-    of_server = service.of_server() if service is not None else ()
+    of_server = service.server_tools() if service is not None else ()
     return has_tools([*worker.tools, *of_server], tools)
 
 
@@ -221,17 +221,6 @@ class ClaimPayloads:
     ) -> Claim:
         """Return the claim payload of a task that was just leased to a worker of this group."""
         assert row.lease_id is not None
-        config = {key: value for key, value in agent.config.items() if key != "fallback_models"}
-        about = {
-            "id": row.id,
-            "source": {"type": row.source_type, "id": row.source_id},
-            "workflow_run_id": row.workflow_run_id,
-            "step_run_id": row.get("step_run_id"),
-        }
-        for _, executor in self._contributions.of("corral_task_executors"):
-            if _executor_handles(executor, about):
-                config["executor"] = executor.prepare(about)
-                break
         return Claim(
             task=msgspec.Raw(rows.read_encoded_task(row.id)),
             agent={
@@ -242,7 +231,7 @@ class ClaimPayloads:
                 "model": model,
                 "fallback_models": agent.config.get("fallback_models") or [],
                 "tools": self._offered_tools(row, agent, model),
-                "config": config,
+                "config": self._agent_config(row, agent),
             },
             lease_id=row.lease_id,
             fence=row.fence,
@@ -252,8 +241,22 @@ class ClaimPayloads:
             gateway_url=GATEWAY,
             resume=self._resume_data(row),
             context={"memories": [], "knowledge": [], "messages": [], "comments": _latest_comments(row.id)},
-            secrets=[] if self.secrets is None or group is None else self.secrets.of_group(group),
+            secrets=[] if self.secrets is None or group is None else self.secrets.names_for_group(group),
         )
+
+    def _agent_config(self, row: TaskRow, agent: AgentFacts) -> dict[str, Any]:
+        """Return the configuration of the agent, with that of the task executor that handles the task, if any."""
+        config = {key: value for key, value in agent.config.items() if key != "fallback_models"}
+        about = {
+            "id": row.id,
+            "source": {"type": row.source_type, "id": row.source_id},
+            "workflow_run_id": row.workflow_run_id,
+            "step_run_id": row.get("step_run_id"),
+        }
+        for _, executor in self._contributions.of("corral_task_executors"):
+            if _executor_handles(executor, about):
+                return {**config, "executor": executor.prepare(about)}
+        return config
 
     def _offered_tools(self, row: TaskRow, agent: AgentFacts, model: str) -> list[ClaimTool]:
         """Return the tools of the run.
@@ -491,40 +494,14 @@ class TaskClaims:
             if not self._agents.take_slot(agent_id):
                 raise _SlotTaken
         for _ in chosen:
-            if not self._workers.lease_started(worker.id):
+            if not self._workers.take_slot(worker.id):
                 raise _SlotTaken
         return [self._start_attempt(worker, row, agent) for row, agent in chosen]
 
     def _start_attempt(self, worker: WorkerFacts, row: TaskRow, agent: AgentFacts) -> Claim:
-        assert row.lease_id is not None
-        token = TOKEN_PREFIX + secrets.token_urlsafe(32)
-        now, sources = clock.now(), row.get("taint_sources")
-        policy = declared.stall_policy(self._settings, row.get("stall_policy"), agent.stall_policy)
+        token, model = TOKEN_PREFIX + secrets.token_urlsafe(32), self._payloads.model_name(agent)
         retry = declared.retry_policy(self._settings, row.get("retry_policy"), agent.retry_policy)
-        model = self._payloads.model_name(agent)
-        values: dict[str, Any] = {
-            "id": new_id(),
-            "task_id": row.id,
-            "fence": row.fence,
-            "n": row.attempt if row.get("resuming") else row.attempt + 1,
-            "status": "assigned",
-            "worker_id": worker.id,
-            "agent_id": agent.id,
-            "agent_version": agent.version,
-            "model": model,
-            "requester_id": row.created_by,
-            "lease_id": row.lease_id,
-            "token_hash": hash_token(token),
-            "lease_until": self._transitions.new_lease_expiry(),
-            "ack_until": clock.now(self._settings.get(declared.ACK_SECONDS)),
-            "last_activity_at": now,
-            "stall_seconds": policy.stall_seconds,
-            "loop_repeats": policy.loop_repeats,
-            "stall_action": policy.action,
-            "created_at": now,
-            "tainted": row.get("tainted"),
-            "taint_sources": None if sources is None else rows.to_json_text(sources),
-        }
+        values = self._attempt_columns(worker, row, agent) | {"token_hash": hash_token(token), "model": model}
         _INSERT.run({**_NEW_ATTEMPT, **values})
         if retry.max_attempts != row.max_attempts:
             Task.update(max_attempts=retry.max_attempts).where(Task.id == row.id).execute()
@@ -537,6 +514,31 @@ class TaskClaims:
             attempt=values["n"],
             group=worker.group,
         )
+
+    def _attempt_columns(self, worker: WorkerFacts, row: TaskRow, agent: AgentFacts) -> dict[str, Any]:
+        now, sources = clock.now(), row.get("taint_sources")
+        policy = declared.stall_policy(self._settings, row.get("stall_policy"), agent.stall_policy)
+        return {
+            "id": new_id(),
+            "task_id": row.id,
+            "fence": row.fence,
+            "n": row.attempt if row.get("resuming") else row.attempt + 1,
+            "status": "assigned",
+            "worker_id": worker.id,
+            "agent_id": agent.id,
+            "agent_version": agent.version,
+            "requester_id": row.created_by,
+            "lease_id": row.lease_id,
+            "lease_until": self._transitions.new_lease_expiry(),
+            "ack_until": clock.now(self._settings.get(declared.ACK_SECONDS)),
+            "last_activity_at": now,
+            "stall_seconds": policy.stall_seconds,
+            "loop_repeats": policy.loop_repeats,
+            "stall_action": policy.action,
+            "created_at": now,
+            "tainted": row.get("tainted"),
+            "taint_sources": None if sources is None else rows.to_json_text(sources),
+        }
 
 
 _NEW_ATTEMPT: dict[str, Any] = {

@@ -179,6 +179,13 @@ def _insert_statement(names: tuple[str, ...]) -> Statement:
     return Statement(build)
 
 
+def _insert_task(values: dict[str, Any]) -> dict[str, Any]:
+    """Insert a task with these columns. Return all columns of the new row."""
+    given = {name: value for name, value in values.items() if value != _INITIAL[name]}
+    _insert_statement(tuple(given)).run(given)
+    return {**_INITIAL, **given}
+
+
 class TaskCreation:
     """Creates tasks. Runs in the caller's unit of work."""
 
@@ -193,7 +200,7 @@ class TaskCreation:
         """
         self._check_quota(by)
         fields = {name: getattr(new, name) for name in new.__struct_fields__}
-        title, deadline = checked_title(new.title), future_instant(new.deadline, "/deadline")
+        fields["title"], fields["deadline"] = checked_title(new.title), future_instant(new.deadline, "/deadline")
         agent = find_named_agent(self._agents, new.agent_id, new.agent_role)
         check_limits(fields)
         # Locked, because its children are counted and a child may spend the rest of the parent's budget.
@@ -202,50 +209,23 @@ class TaskCreation:
         extra = _inherited_fields(origin, parent)
         if parent is not None:
             _limit_to_parent(fields, parent)
-        is_blocked = has_open_dependency(new.depends_on) if new.depends_on else False
-        source = source or _default_source(by)
-        now = clock.now()
-        values: dict[str, Any] = {
-            "id": new_id(),
-            "status": "blocked" if is_blocked else "pending",
-            "priority": PRIORITIES.index(new.priority),
-            "rank": PRIORITIES.index(new.priority),
-            "queue_key": queue_key(new.agent_id and new.agent_id.lower(), new.agent_role, new.required_tools),
-            "deadline_key": deadline or NO_DEADLINE,
-            "created_at": now,
-            "updated_at": now,
+        values = self._columns(new, fields, source or _default_source(by)) | {
             "created_by": by.user_id,
-            "title": title,
-            "description": new.description,
-            "instructions": new.instructions,
-            "agent_id": new.agent_id and new.agent_id.lower(),
-            "agent_role": new.agent_role,
-            "available_at": stored_instant(new.available_at) or now,
-            "timeout_seconds": new.timeout_seconds or self._settings.get(declared.TIMEOUT_SECONDS),
-            "max_attempts": new.retry_policy.max_attempts
-            if new.retry_policy is not None
-            else self._settings.get(declared.MAX_ATTEMPTS),
-            "source_type": source["type"],
-            "source_id": source.get("id"),
             "parent_task_id": parent and parent.id,
             "workflow_run_id": origin.workflow_run_id,
-            "input": rows.to_json_text(new.input),
-            "required_tools": rows.to_json_text(new.required_tools),
-            "tags": rows.to_json_text(new.tags),
-            "metadata": rows.to_json_text(new.metadata),
             "extra": _extra_json(fields, extra),
         }
-        if not is_blocked:
+        if new.depends_on and has_open_dependency(new.depends_on):
+            values["status"] = "blocked"
+        else:
             values |= queue_columns(
                 key=values["queue_key"],
                 priority=values["priority"],
                 queue_timeout=new.queue_timeout_seconds,
                 available_at=values["available_at"],
-                now=now,
+                now=values["created_at"],
             )
-        given = {name: value for name, value in values.items() if value != _INITIAL[name]}
-        _insert_statement(tuple(given)).run(given)
-        columns = {**_INITIAL, **given}
+        columns = _insert_task(values)
         row = TaskRow(*[columns[name] for name in TaskRow.__struct_fields__])
         if new.depends_on:
             add_dependencies(row.id, list(dict.fromkeys(each.lower() for each in new.depends_on)))
@@ -253,6 +233,35 @@ class TaskCreation:
         publish_task_event(TaskCreated, row, None)
         body = rows.encode_task(columns, full=True, warnings=agent_warnings(agent, new.required_tools))
         return Encoded(body, row.id, 1)
+
+    def _columns(self, new: NewTask, fields: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the columns of a pending task that follow from its fields and its source."""
+        now = clock.now()
+        retry, settings = new.retry_policy, self._settings
+        return {
+            "id": new_id(),
+            "status": "pending",
+            "priority": PRIORITIES.index(new.priority),
+            "rank": PRIORITIES.index(new.priority),
+            "queue_key": queue_key(new.agent_id and new.agent_id.lower(), new.agent_role, new.required_tools),
+            "deadline_key": fields["deadline"] or NO_DEADLINE,
+            "created_at": now,
+            "updated_at": now,
+            "title": fields["title"],
+            "description": new.description,
+            "instructions": new.instructions,
+            "agent_id": new.agent_id and new.agent_id.lower(),
+            "agent_role": new.agent_role,
+            "available_at": stored_instant(new.available_at) or now,
+            "timeout_seconds": new.timeout_seconds or settings.get(declared.TIMEOUT_SECONDS),
+            "max_attempts": settings.get(declared.MAX_ATTEMPTS) if retry is None else retry.max_attempts,
+            "source_type": source["type"],
+            "source_id": source.get("id"),
+            "input": rows.to_json_text(new.input),
+            "required_tools": rows.to_json_text(new.required_tools),
+            "tags": rows.to_json_text(new.tags),
+            "metadata": rows.to_json_text(new.metadata),
+        }
 
     def _check_quota(self, by: Principal) -> None:
         """Raise `TooMany` if the caller has reached the quota of open tasks.

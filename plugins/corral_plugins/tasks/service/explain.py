@@ -193,60 +193,41 @@ class TaskExplanations:
         if agent is not None and agent.worker_id is not None:
             bound = self._workers.facts(agent.worker_id)
             if bound is None or not bound.is_approved:
-                message = (
-                    "The worker of the agent is not approved." if bound else "The worker of the agent does not exist."
-                )
+                message = f"The worker of the agent {'is not approved' if bound else 'does not exist'}."
                 return [_unmet("worker_approved", message, "Approve it.", f"/admin/workers/{agent.worker_id}/approve")]
             fleet = [worker for worker in fleet if worker.id == bound.id]
         if not fleet:
             return self._no_worker_conditions()
         found = [_met("worker_approved", "A worker is approved."), _met("worker_online", "A worker is online.")]
+        return found + self._online_worker_conditions(row, candidates, fleet)
+
+    def _online_worker_conditions(
+        self, row: TaskRow, candidates: Sequence[AgentFacts], fleet: Sequence[WorkerFacts]
+    ) -> list[Condition]:
+        href, tools = "/admin/workers", rows.parse_json_text(row.required_tools)
         chosen = [
             worker for worker in fleet if not candidates or any(_matches_selector(each, worker) for each in candidates)
         ]
-        found.append(
-            _met("worker_selector", "A worker matches the agent's selector.")
-            if chosen
-            else _unmet(
-                "worker_selector",
-                "No online worker matches the agent's selector.",
-                "Change the selector.",
-                "/admin/workers",
-            )
-        )
-        tools = rows.parse_json_text(row.required_tools)
+        if not chosen:
+            message = "No online worker matches the agent's selector."
+            return [_unmet("worker_selector", message, "Change the selector.", href)]
+        found = [_met("worker_selector", "A worker matches the agent's selector.")]
         able = [worker for worker in chosen if claims.worker_has_tools(worker, tools, self.tools)]
-        if chosen:
-            found.append(
-                _met("worker_tools", "A worker offers the required tools.")
-                if able
-                else _unmet(
-                    "worker_tools",
-                    f"No online worker offers {', '.join(tools)}.",
-                    "Start a worker that offers them.",
-                    "/admin/workers",
-                )
-            )
-        if able:
-            free = any(worker.active_leases < worker.max_agents and worker.claims for worker in able)
-            found.append(
-                _met("worker_capacity", "A worker has a free slot.")
-                if free
-                else _unmet(
-                    "worker_capacity",
-                    "Every worker that could run the task is full.",
-                    "Wait, or add a worker.",
-                    "/admin/workers",
-                )
-            )
-        return found
+        if not able:
+            message = f"No online worker offers {', '.join(tools)}."
+            return [*found, _unmet("worker_tools", message, "Start a worker that offers them.", href)]
+        found.append(_met("worker_tools", "A worker offers the required tools."))
+        if any(worker.active_leases < worker.max_agents and worker.claims for worker in able):
+            return [*found, _met("worker_capacity", "A worker has a free slot.")]
+        message = "Every worker that could run the task is full."
+        return [*found, _unmet("worker_capacity", message, "Wait, or add a worker.", href)]
 
     def _no_worker_conditions(self) -> list[Condition]:
         """Return the unmet condition if no approved worker is online.
 
         Either no worker is online, or a registered worker awaits approval.
         """
-        if self._workers.awaits_approval():
+        if self._workers.has_pending_worker():
             return [
                 _unmet(
                     "worker_approved", "A worker has registered, but none is approved.", "Approve it.", "/admin/workers"

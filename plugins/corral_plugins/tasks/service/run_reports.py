@@ -76,7 +76,7 @@ class TaskLogs:
             raise lease_lost()
         if kept:
             LogLine.insert_many(kept).on_conflict_ignore().execute()
-        self._transitions.workers.alive(attempt.worker_id)
+        self._transitions.workers.record_contact(attempt.worker_id)
         return LogsAccepted(accepted=len(entries), next_seq=following)
 
     @staticmethod

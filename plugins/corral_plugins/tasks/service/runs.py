@@ -101,7 +101,7 @@ class TaskRuns:
         """
         row, attempt = self._lock_attempt(task_id, lease_id, by)
         if attempt.finished_at is None and row.lease_id == attempt.lease_id:
-            self._transitions.workers.alive(attempt.worker_id)
+            self._transitions.workers.record_contact(attempt.worker_id)
             return row, attempt, False
         if attempt.ended_by == call:
             return row, attempt, True
@@ -146,7 +146,7 @@ class TaskRuns:
             self._transitions.metrics.observe_queue_time(queue_ms)
         else:
             rows.change_attempt(attempt, lease_until=until)
-        self._transitions.workers.alive(attempt.worker_id)
+        self._transitions.workers.record_contact(attempt.worker_id)
         return StartedResponse(status=row.status, attempt=row.attempt, expires_at=until)
 
     def progress(self, task_id: str, lease_id: str | None, report: ProgressReport, by: Principal) -> LeaseRenewal:
@@ -162,7 +162,7 @@ class TaskRuns:
         if "progress" in changes and (attempt.progress_event_at or "") <= clock.now(-1):
             rows.change_attempt(attempt, progress_event_at=now)
             publish_task_event(TaskProgressed, row, row.status, progress=changes["progress"])
-        self._transitions.workers.alive(attempt.worker_id)
+        self._transitions.workers.record_contact(attempt.worker_id)
         return LeaseRenewal(state=lease_state(row), expires_at=attempt.lease_until)
 
     def lock_started_task(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[TaskRow, AttemptRow]:
@@ -215,7 +215,7 @@ class TaskRuns:
         row, attempt = self.lock_started_task(task_id, lease_id, by)
         self._store_checkpoint(row, attempt, report)
         self.renew_lease(attempt)
-        self._transitions.workers.alive(attempt.worker_id)
+        self._transitions.workers.record_contact(attempt.worker_id)
         return CheckpointAccepted(step=attempt.checkpoint_step or 0)
 
     def _store_checkpoint(self, row: TaskRow, attempt: AttemptRow, report: CheckpointReport) -> None:
@@ -339,7 +339,7 @@ class TaskRuns:
         """Implement `Tasks.run`."""
         row, attempt = self.lock_started_task(task_id, lease_id, by)
         self.renew_lease(attempt)
-        self._transitions.workers.alive(attempt.worker_id)
+        self._transitions.workers.record_contact(attempt.worker_id)
         return _run_of_rows(row, attempt)
 
     def find_run(self, task_id: str) -> Run | None:

@@ -20,6 +20,7 @@ from corral.database.dialect import counter_shard, execute, milliseconds_between
 from corral.database.statement import Parameter, Statement
 from corral.database.unit import after_commit, before_commit, current
 from corral.metrics.histogram import LONG_SECONDS, Histogram
+from corral.plugin import Metric
 from corral_plugins.agents.api import AttemptStatistics
 from corral_plugins.tasks.models import PRIORITIES, STATUSES, TERMINAL, HourlyRollup, Task, TaskCounter
 from corral_plugins.tasks.service import rows
@@ -255,6 +256,56 @@ class TaskMetrics:
         """Count a stalled run. `kind` is `idle` or `loop`."""
         after_commit(lambda: self._stalls.update([(kind,)]))
 
+    def definitions(self) -> list[Metric]:
+        """Return the definitions of all metrics of tasks."""
+        return [*_gauges(), *self._counters(), *self._histograms()]
+
+    def _counters(self) -> list[Metric]:
+        return [
+            Metric(
+                name="corral_task_attempts_total",
+                help="Number of ended attempts by result.",
+                kind="counter",
+                labels={"result": RESULTS},
+                collect=self.attempts_by_result,
+            ),
+            Metric(
+                name="corral_lease_reclaims_total",
+                help="Number of leases that expired because their worker did not renew them.",
+                kind="counter",
+                collect=self.lease_reclaims,
+            ),
+            Metric(
+                name="corral_task_stalls_total",
+                help="Number of stalled runs by kind.",
+                kind="counter",
+                labels={"kind": STALLS},
+                collect=self.stalls_by_kind,
+            ),
+        ]
+
+    def _histograms(self) -> list[Metric]:
+        return [
+            Metric(
+                name="corral_task_duration_seconds",
+                help="Time from the start of the last attempt of a task to its result, in seconds.",
+                kind="histogram",
+                collect=self.duration_histogram.read,
+            ),
+            Metric(
+                name="corral_task_queue_seconds",
+                help="Time that an attempt waited in the queue, in seconds.",
+                kind="histogram",
+                collect=self.queue_time_histogram.read,
+            ),
+            Metric(
+                name="corral_task_cancel_seconds",
+                help="Time from the request to cancel a run to its end, in seconds.",
+                kind="histogram",
+                collect=self.cancel_time_histogram.read,
+            ),
+        ]
+
     def _count(self, result: str, by: str) -> None:
         self._attempts[(result,)] += 1
         self._reclaims += by == "reaper"
@@ -270,6 +321,23 @@ class TaskMetrics:
     def stalls_by_kind(self) -> Values:
         """Return the number of stalled runs by kind."""
         return self._stalls
+
+
+def _gauges() -> list[Metric]:
+    return [
+        Metric(
+            name="corral_tasks",
+            help="Number of tasks by status.",
+            labels={"status": STATUSES},
+            collect=tasks_by_status,
+        ),
+        Metric(name="corral_queue_depth", help="Number of pending tasks.", collect=queue_depth),
+        Metric(
+            name="corral_queue_oldest_seconds",
+            help="Waiting time of the oldest pending task, in seconds.",
+            collect=oldest_pending_seconds,
+        ),
+    ]
 
 
 def tasks_by_status() -> Values:

@@ -109,7 +109,7 @@ class TaskTransitions:
         self._forget_token(attempt.lease_id)
         self.metrics.count_ended_attempt(attempt_status, by=by)
         self.agents.release_slot(attempt.agent_id)
-        self.workers.lease_ended(attempt.worker_id)
+        self.workers.release_slot(attempt.worker_id)
 
     def _forget_token(self, lease_id: str) -> None:
         """Remove the attempt's token from the credential cache after the commit.

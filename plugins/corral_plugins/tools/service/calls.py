@@ -169,7 +169,7 @@ class ToolCalls:
         tool, subject, verdict = self._decide_call(request, run)
         if verdict.is_temporary and clock.time_s() < request.until:
             return CallInProgress()
-        self._metrics.decided(tool, verdict.decision)
+        self._metrics.count_decision(tool, verdict.decision)
         if verdict.decision == "denied":
             return self._store_denial(request, run, tool, verdict)
         assert tool is not None
@@ -403,7 +403,7 @@ class CallHistory:
             found, query, by, scope="tool-calls", order=newest_first(ToolCallRow), make=call_store.call_view
         )
 
-    def of_task(self, task_id: str, query: PageQuery, by: Principal) -> Page[ToolCallView]:
+    def list_calls_of_task(self, task_id: str, query: PageQuery, by: Principal) -> Page[ToolCallView]:
         """List the calls of a task, oldest first. Raise `NotFound` if the caller may not see the task."""
         self._require_task(task_id, by)
         found = ToolCallRow.select().where(ToolCallRow.task_id == task_id)

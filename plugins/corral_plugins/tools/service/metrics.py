@@ -25,7 +25,7 @@ class ToolMetrics:
         self.seconds = Histogram((*SECONDS, 60.0, 300.0, 600.0))
         self._tainted = 0
 
-    def decided(self, tool: RegisteredTool | None, decision: str) -> None:
+    def count_decision(self, tool: RegisteredTool | None, decision: str) -> None:
         """Count a decision on a tool call."""
         key = (_label_of(tool), decision)
         after_commit(lambda: self._calls.update({key: 1}))

@@ -44,10 +44,10 @@ class ToolsService:
                 found.append(_claim_tool(tool, effective))
         return found
 
-    def of_server(self) -> frozenset[str]:
+    def server_tools(self) -> frozenset[str]:
         return frozenset(name for name, (tool, _) in self._registry.contributed().items() if tool.runs == "server")
 
-    def refuse_beyond(
+    def refuse_missing_permissions(
         self, by: Principal, *, enabled: Sequence[str], policy: Mapping[str, Any], before: Mapping[str, Any]
     ) -> None:
         tools = self._registry.all()

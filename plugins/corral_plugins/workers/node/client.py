@@ -256,13 +256,13 @@ class WorkerApiClient:
         body = {"call_id": call_id, "arguments": arguments}
         return await self._post_task_call(task_id, path, body, unless=is_final_response, seconds=TOOL_SECONDS)
 
-    async def tool_outcome(self, task_id: str, call_id: str) -> dict[str, Any]:
+    async def get_tool_call(self, task_id: str, call_id: str) -> dict[str, Any]:
         """Return an earlier tool call. Wait up to 50 s if the call is still running."""
         path = f"/tasks/{task_id}/tools/calls/{urllib.parse.quote(call_id, safe='')}"
         options: dict[str, Any] = {"query": {"wait": OUTCOME_SECONDS}, "seconds": OUTCOME_SECONDS + POLL_SLACK_SECONDS}
         return await call_with_retries(lambda: self.call("GET", path, **options), unless=is_final_response)
 
-    async def tool_result(self, task_id: str, call_id: str, body: Mapping[str, Any]) -> None:
+    async def report_tool_result(self, task_id: str, call_id: str, body: Mapping[str, Any]) -> None:
         """Report the outcome of a tool that ran on this worker."""
         await self._post_task_call(
             task_id, f"tools/calls/{urllib.parse.quote(call_id, safe='')}/result", body, unless=is_final_response

@@ -79,7 +79,7 @@ class ToolClient:
             if error.code != "invalid_state":
                 raise
         while True:
-            reply = await self._client.tool_outcome(self._task_id, call_id)
+            reply = await self._client.get_tool_call(self._task_id, call_id)
             if reply.get("status") != "running":
                 return reply
 
@@ -103,7 +103,7 @@ class ToolClient:
         outcome = await self._run_local_tool(name, call_id, arguments)
         outcome["duration_ms"] = round((time.monotonic() - began) * 1000)
         try:
-            await self._client.tool_result(self._task_id, call_id, {"permit": permit, **outcome})
+            await self._client.report_tool_result(self._task_id, call_id, {"permit": permit, **outcome})
         except ApiError as error:  # the server stores no result, but the tool has run
             if error.is_lease_lost:
                 raise

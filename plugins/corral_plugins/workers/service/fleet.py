@@ -99,7 +99,7 @@ class Fleet:
             found = found.where(Worker.name.contains(query.search) | Worker.hostname.contains(query.search))
         return paginate(found, query, caller, scope="workers", order=newest_first(Worker), make=_admin_view)
 
-    def overview(self) -> FleetOverview:
+    def get_overview(self) -> FleetOverview:
         """Return the totals of the whole fleet."""
         parts = list(fleet_totals())
         count = _count_by_status(parts)

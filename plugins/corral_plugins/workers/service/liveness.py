@@ -54,7 +54,7 @@ class WorkerLiveness:
         self._written: dict[str, float] = {}
 
     @property
-    def interval(self) -> float:
+    def write_interval(self) -> float:
         """The minimum number of seconds between two writes of `last_seen_at` of one worker."""
         return min(MAX_WRITE_INTERVAL, declared.offline_seconds(self._settings) / 3)
 
@@ -62,17 +62,17 @@ class WorkerLiveness:
         """Note in memory that the worker made a call. The next `flush` writes the contact to the database."""
         self._noted[worker_id] = None
 
-    def listens(self, worker_id: str, until: float) -> None:
+    def note_listening(self, worker_id: str, until: float) -> None:
         """Note an open `signals` call of the worker that lasts until `until` (epoch seconds)."""
         self._listening[worker_id] = until + LISTENING_GRACE
 
-    def alive(self, worker_id: str) -> None:
+    def record_contact(self, worker_id: str) -> None:
         """Record that the worker made a call, as described in `Workers.alive`."""
         if current().read_only:
             self.note(worker_id)
             return
         found = _LAST_SEEN.one({"id": worker_id})
-        if found is not None and (found[0] == "offline" or found[1] < clock.now(-self.interval)):
+        if found is not None and (found[0] == "offline" or found[1] < clock.now(-self.write_interval)):
             before_commit(lambda: self._write_seen([worker_id]))
 
     def is_listening(self, worker_id: str) -> bool:
@@ -85,7 +85,7 @@ class WorkerLiveness:
     async def run(self) -> None:
         """Write the noted contacts every `interval` seconds, until cancelled."""
         while True:
-            await asyncio.sleep(self.interval)
+            await asyncio.sleep(self.write_interval)
             try:
                 await self.flush()
             except Exception:
@@ -107,7 +107,7 @@ class WorkerLiveness:
         """Set `last_seen_at` of the workers, and set offline workers to `online`."""
         ids, now = sorted(ids), clock.now()
         mine = Worker.id.in_(ids)
-        Worker.update(last_seen_at=now).where(mine & (Worker.last_seen_at < clock.now(-self.interval))).execute()
+        Worker.update(last_seen_at=now).where(mine & (Worker.last_seen_at < clock.now(-self.write_interval))).execute()
         for row in Worker.select().where(mine & (Worker.status == "offline")):
             if repository.bring_online(row, last_seen_at=now):
                 repository.publish_worker_event(WorkerOnline, row)
@@ -137,14 +137,14 @@ class WorkerSweeps:
         """Set silent workers to `offline`, and alert admins when tasks wait while no worker is online."""
         entry = Entry("job workers.sweep")
         if await self._work(self._has_work, entry=entry, read=True):
-            await self._work(self.sweep_now, entry=entry)
+            await self._work(self.sweep_in_unit, entry=entry)
 
-    def sweep_now(self) -> None:
+    def sweep_in_unit(self) -> None:
         """Do the same as `sweep`, in the caller's unit of work."""
         self._take_offline()
         self._raise_or_clear_alert()
 
-    async def prune(self) -> None:
+    async def delete_old_workers(self) -> None:
         """Delete the offline workers without leases that have been silent for `workers.prune_days`."""
         days = self._settings.get(declared.PRUNE_DAYS)
         if days is None:

@@ -86,7 +86,7 @@ class WorkerProtocol:
         if self.tasks is None:
             raise Unavailable("The plugin tasks is not active.", code="plugin_disabled", retry_after=60)
         began = time.perf_counter()
-        self._liveness.alive(worker_id)
+        self._liveness.record_contact(worker_id)
         agents = None if wanted.agent_ids is None else [each.lower() for each in wanted.agent_ids]
         answer = self.tasks.claim(worker_id, max_tasks=wanted.max_tasks, agent_ids=agents)
         if not answer.tasks and wanted.wait_seconds and clock.time_s() < wanted.until:
@@ -116,7 +116,7 @@ class WorkerProtocol:
         is_new = bool(commands) and row.updated_at > clock.format_instant(began)
         if signals or is_new or clock.time_s() >= began + wait:
             return SignalPage(signals=signals, commands=commands)
-        self._liveness.listens(worker_id, began + wait)
+        self._liveness.note_listening(worker_id, began + wait)
         return Wait(self._signal_topics(worker_id), began + wait)
 
     def _signal_topics(self, worker_id: str) -> tuple[str, ...]:

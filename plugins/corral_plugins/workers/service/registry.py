@@ -91,21 +91,21 @@ class WorkersService:
             for tool in msgspec.json.decode(tools)
         ]
 
-    def awaits_approval(self) -> bool:
+    def has_pending_worker(self) -> bool:
         pending, approved = [
             Worker.select(Worker.id).where(condition).limit(1).tuples().first() is not None
             for condition in (Worker.status == "pending", Worker.is_approved == True)  # noqa: E712  (a column)
         ]
         return pending and not approved
 
-    def lease_started(self, worker_id: str) -> bool:
+    def take_slot(self, worker_id: str) -> bool:
         return bool(_LEASE_STARTED.run({"id": worker_id}))
 
-    def lease_ended(self, worker_id: str) -> None:
+    def release_slot(self, worker_id: str) -> None:
         _LEASE_ENDED.run({"id": worker_id})
 
-    def alive(self, worker_id: str) -> None:
-        self._liveness.alive(worker_id)
+    def record_contact(self, worker_id: str) -> None:
+        self._liveness.record_contact(worker_id)
 
 
 def _facts_of_row(row: tuple[object, ...]) -> WorkerFacts:
