@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import ipaddress
-from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
 import msgspec
@@ -146,11 +145,6 @@ class Delegation(Protocol):
 def within(address: str, networks: tuple[str, ...]) -> bool:
     """Return whether an address (as returned by the client-IP function) lies in one of the networks."""
     return bool(address) and any(ipaddress.ip_address(address) in ipaddress.ip_network(each) for each in networks)
-
-
-def holds(permissions: Iterable[Permission], role_or_kind: str) -> frozenset[str]:
-    """Return the names of the permissions that a role or a kind of machine holds."""
-    return frozenset(permission.name for permission in permissions if permission.held_by(role_or_kind))
 
 
 def require_owner(caller: Principal, owner_id: str | None, *, what: str, manage: str | None = None) -> None:

@@ -16,7 +16,7 @@ import peewee
 
 from corral import clock
 from corral.database.engine import Database
-from corral.database.leases import acquire, release
+from corral.database.leases import acquire_lease, release_lease
 from corral.database.model import InstantField, Model
 from corral.database.unit import SYSTEM, Entry
 from corral.errors import Unavailable
@@ -116,7 +116,7 @@ class Consumer:
 
     async def stop(self) -> None:
         """Release the lease, so that another process can take over immediately."""
-        await self._database.work(lambda: release(f"consumer:{self.name}", self._holder), entry=self._entry)
+        await self._database.work(lambda: release_lease(f"consumer:{self.name}", self._holder), entry=self._entry)
 
     def _due(self) -> bool:
         """Return whether a write is needed: to create the cursor, to handle events, or because the cursor lags.
@@ -129,7 +129,7 @@ class Consumer:
         return bool(self._next(row.cursor, 1))
 
     def _row(self) -> ConsumerRow | None:
-        if not acquire(f"consumer:{self.name}", self._holder, LEASE_SECONDS):
+        if not acquire_lease(f"consumer:{self.name}", self._holder, LEASE_SECONDS):
             return None
         self._place()
         return ConsumerRow.get_by_id(self.name)
