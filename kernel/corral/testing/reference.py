@@ -26,7 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from corral.asgi.application import Application
 from corral.config.model import TABLE, ConfigField
 from corral.errors import CODES
-from corral.events.registry import EventType
+from corral.events.event import EventType
 from corral.http.openapi import EVERY_ROUTE
 from corral.metrics.requests import RequestMetrics
 from corral.plugin import Metric, Plugin, Setting

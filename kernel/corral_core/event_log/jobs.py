@@ -10,9 +10,8 @@ from corral.database.engine import Work
 from corral.events import log as event_log
 from corral.events.alerts import raise_alert
 from corral.events.consumers import ConsumerRow
-from corral.events.event import SystemAlert
+from corral.events.event import EventTypes, SystemAlert
 from corral.events.log import EventRow
-from corral.events.registry import EventTypes
 from corral.http import idempotency
 from corral.jobs.job import JobRow, Schedule
 from corral.plugin import Contributions, Settings

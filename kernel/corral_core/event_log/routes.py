@@ -12,8 +12,8 @@ from corral import clock
 from corral.auth.principal import ANY_CALLER, Principal
 from corral.errors import Forbidden, Gone, Invalid
 from corral.events import log as event_log
+from corral.events.event import EventTypes
 from corral.events.log import EventRow, EventView
-from corral.events.registry import EventTypes
 from corral.http.answers import Wait
 from corral.http.page import Page
 from corral.http.routes import Routes

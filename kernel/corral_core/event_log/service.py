@@ -10,8 +10,8 @@ from corral.auth.permissions import Permissions
 from corral.auth.principal import Principal
 from corral.auth.visibility import ALL, NONE, can_read
 from corral.database.model import ADMIN, PRIVATE, SHARED
+from corral.events.event import EventType, EventTypes
 from corral.events.log import EventRow, Record
-from corral.events.registry import EventType, EventTypes
 
 CACHE_LIMIT = 1000
 

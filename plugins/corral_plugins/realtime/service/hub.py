@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from corral.auth.principal import Principal
 from corral.database.model import ADMIN
 from corral.errors import Problem, TooMany, Unavailable
+from corral.events.event import EventTypes
 from corral.events.feed import Feed
 from corral.events.log import Record
-from corral.events.registry import EventTypes
 from corral.plugin import Settings
 from corral_plugins.realtime.service.messages import RESTARTING, Item, Notice, Refusal
 from corral_plugins.realtime.service.viewer import Key, Subscription, Viewer
