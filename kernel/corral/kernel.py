@@ -49,7 +49,7 @@ from corral.plugins.thread_exceptions import ThreadExceptions
 from corral.plugins.watchdog import Watchdog
 from corral.plugins.wiring import PluginWiring
 from corral.redact.redactor import Redactor
-from corral.settings.kernel import JOBS_CONCURRENCY, KERNEL, KERNEL_SETTINGS, jobs_at_a_time
+from corral.settings.kernel import JOBS_CONCURRENCY, KERNEL, KERNEL_SETTINGS, job_concurrency
 from corral.settings.registry import SettingsRegistry
 from corral.storage.blobs import BlobStore, LocalBlobs
 from corral.supervisor import Supervisor
@@ -152,7 +152,7 @@ class Kernel:
         self.settings.declare(KERNEL_SETTINGS, KERNEL)
         self.wiring.wire(self._consumer)
         active = self.active
-        self.credentials.use([made for record in active for made in record.bound.authenticators])
+        self.credentials.set_authenticators([made for record in active for made in record.bound.authenticators])
         self.consumers = [consumer for record in active for consumer in record.bound.consumers]
         self.runner = self._runner(active)
         for record in active:
@@ -165,7 +165,7 @@ class Kernel:
         """Return the services that every plugin can request, by type."""
         config, folder, url = self.config, self.config.files_dir, self.config.storage.url or ""
         return {
-            Installation: Installation.of(config),
+            Installation: Installation.from_config(config),
             Sealer: self.keyring,
             KeyRotation: self.keyring,
             SealedColumns: sealed_columns(self.plugins),
@@ -217,7 +217,7 @@ class Kernel:
         runner = JobRunner(
             self.database, jobs, schedules, is_open=lambda name: owners[name].active, redact=self.redactor.redact
         )
-        self.settings.watch([JOBS_CONCURRENCY], lambda: runner.set_concurrency(jobs_at_a_time(self.settings)))
+        self.settings.watch([JOBS_CONCURRENCY], lambda: runner.set_concurrency(job_concurrency(self.settings)))
         return runner
 
     def refuse_without_essentials(self) -> None:

@@ -104,7 +104,7 @@ def plain_routes() -> Routes:
 
 
 def contributed(kit: Kit, hook: str) -> list[tuple[str, Any]]:
-    return kit.kernel.container.get(Contributions).of(hook)
+    return kit.kernel.container.get(Contributions).for_hook(hook)
 
 
 async def test_corral_services(tmp_path: Path) -> None:

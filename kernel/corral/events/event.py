@@ -129,6 +129,6 @@ class EventTypes:
                 names.add(pattern)
         return sorted(names)
 
-    def knows(self, pattern: str) -> bool:
+    def is_known(self, pattern: str) -> bool:
         """Return whether the name or pattern matches a declared event."""
         return bool(self._types.keys() & set(self.expand([pattern])))

@@ -35,7 +35,7 @@ TIMEZONE = Setting(
     name="general.timezone",
     kind=str,
     default="UTC",
-    title="Time zone in which times are shown",
+    title="Time zone in which times are displayed",
     check=_is_zone,
     minimum=1,
     maximum=64,
@@ -44,19 +44,19 @@ CORS_ORIGINS = Setting[list[str]](
     name="http.cors_origins",
     kind=list[str],
     default=[],
-    title="Origins of other web applications that may call",
+    title="Origins whose pages may call the API (CORS)",
     maximum=100,
     pattern=_ORIGIN,
 )
 IN_FLIGHT = Setting(
-    name="http.in_flight", kind=int, default=60, title="Requests of one caller at a time", minimum=1, maximum=1000
+    name="http.in_flight", kind=int, default=60, title="Concurrent requests per caller", minimum=1, maximum=1000
 )
 ACCESS_LOG = Setting(
     name="http.access_log",
     kind=str,
     default="errors",
     choices=("off", "errors", "all"),
-    title="Which requests are logged",
+    title="Requests written to the access log",
 )
 RATE = Setting(
     name="http.rate_per_minute",
@@ -64,7 +64,7 @@ RATE = Setting(
     default=1200,
     minimum=10,
     maximum=100_000,
-    title="Requests a minute of a user or an API key",
+    title="Requests per minute of a user or API key",
 )
 MACHINE_RATE = Setting(
     name="http.machine_rate_per_minute",
@@ -72,7 +72,7 @@ MACHINE_RATE = Setting(
     default=12_000,
     minimum=100,
     maximum=1_000_000,
-    title="Requests a minute of a worker or an agent",
+    title="Requests per minute of a worker or agent",
 )
 ANONYMOUS_RATE = Setting(
     name="http.anonymous_rate_per_minute",
@@ -80,7 +80,7 @@ ANONYMOUS_RATE = Setting(
     default=120,
     minimum=10,
     maximum=100_000,
-    title="Requests a minute of an address without a credential",
+    title="Requests per minute of a client address without a credential",
 )
 JOBS_CONCURRENCY: Setting[int | None] = Setting(
     name="jobs.concurrency",
@@ -88,7 +88,7 @@ JOBS_CONCURRENCY: Setting[int | None] = Setting(
     default=None,
     minimum=1,
     maximum=256,
-    title=f"Jobs at a time in one process (unset: {JOBS_PER_CORE} a core)",
+    title=f"Concurrent jobs per process (unset: {JOBS_PER_CORE} per core)",
 )
 CALL_BUDGET_SECONDS = Setting(
     name="plugins.call_budget_seconds",
@@ -96,7 +96,7 @@ CALL_BUDGET_SECONDS = Setting(
     default=5,
     minimum=1,
     maximum=60,
-    title="Time of a call of what a plugin contributes",
+    title="Time limit for calls to plugins, in seconds",
 )
 QUARANTINE_ERRORS = Setting(
     name="plugins.quarantine_errors",
@@ -104,7 +104,7 @@ QUARANTINE_ERRORS = Setting(
     default=5,
     minimum=1,
     maximum=100,
-    title="Errors after which a plugin is put into quarantine",
+    title="Number of errors after which a plugin is quarantined",
 )
 QUARANTINE_WINDOW_SECONDS = Setting(
     name="plugins.quarantine_window_seconds",
@@ -112,7 +112,7 @@ QUARANTINE_WINDOW_SECONDS = Setting(
     default=60,
     minimum=10,
     maximum=3600,
-    title="Time in which these errors are counted",
+    title="Period in which the errors of a plugin are counted, in seconds",
 )
 
 KERNEL_SETTINGS: tuple[Setting[Any], ...] = tuple(
@@ -120,6 +120,6 @@ KERNEL_SETTINGS: tuple[Setting[Any], ...] = tuple(
 )
 
 
-def jobs_at_a_time(settings: Settings) -> int:
+def job_concurrency(settings: Settings) -> int:
     """Return `jobs.concurrency`, or if it is unset a default that depends on the number of cores."""
     return settings.get(JOBS_CONCURRENCY) or min(256, JOBS_PER_CORE * (os.cpu_count() or 1))

@@ -30,7 +30,7 @@ from corral.events.event import EventType
 from corral.http.openapi import EVERY_ROUTE
 from corral.metrics.requests import RequestMetrics
 from corral.plugin import Metric, Plugin, Setting
-from corral.settings.values import core_kind, core_type
+from corral.settings.validation import core_kind, core_type
 from corral.testing.written import build, main
 
 FOLDER = Path("docs", "reference")

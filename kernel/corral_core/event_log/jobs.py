@@ -28,7 +28,7 @@ async def prune_events(work: Work, settings: Settings, contributions: Contributi
     Events that a consumer still needs are kept, unless that consumer is more than `LAGGARD_DAYS` behind.
     """
     days, rows = settings.get(RETENTION_DAYS), settings.get(MAX_ROWS)
-    followed = {each.name: types.expand(each.events) for _, each in contributions.of("corral_subscribers")}
+    followed = {each.name: types.expand(each.events) for _, each in contributions.for_hook("corral_subscribers")}
     needed = await work(lambda: _needed(followed))
     await _repeat(work, lambda: _delete_events(clock.now(-days * DAY), needed, rows))
 

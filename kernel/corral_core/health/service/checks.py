@@ -93,7 +93,7 @@ class KernelChecks:
 
     async def queue(self) -> Told:
         """Check whether any process runs the schedules."""
-        names = [item.name for _, item in self._contributions.of("corral_schedules")]
+        names = [item.name for _, item in self._contributions.for_hook("corral_schedules")]
         due = await self._database.work(lambda: _first_due(names), read=True)
         if due is None:
             if time.monotonic() - self._began < OVERDUE:
