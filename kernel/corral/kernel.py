@@ -104,8 +104,10 @@ def _flush(unit: Unit) -> None:
         finish()
     for write in unit.audit:
         write()
-    job_rows.write(unit)
-    event_log.write(unit)
+    if unit.jobs:
+        job_rows.write(unit)
+    if unit.events:
+        event_log.write(unit)
 
 
 class Kernel:

@@ -119,10 +119,9 @@ _FIRST = Statement(lambda p: EventRow.select(peewee.fn.COALESCE(peewee.fn.MIN(Ev
 
 def write(unit: Unit) -> None:
     """Insert the events of the unit. Called last, after all other rows of the unit are written."""
-    if unit.events:
-        insert, ts = _INSERT_NUMBERED if unit.database.kind == "sqlite" else _INSERT, clock.now()
-        for row in unit.events:
-            insert.run({**row, "ts": ts})
+    insert, ts = _INSERT_NUMBERED if unit.database.kind == "sqlite" else _INSERT, clock.now()
+    for row in unit.events:
+        insert.run({**row, "ts": ts})
 
 
 def number_committed() -> int:
