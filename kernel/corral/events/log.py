@@ -147,12 +147,10 @@ def read(after: int, limit: int = 500, *, until: int = 2**62) -> list[Record]:
     return [Record(*row) for row in _READ.rows({"after": after, "until": until, "limit": limit})]
 
 
-def select(where: Sequence[Any], limit: int, *, newest: bool = False) -> list[Record]:
-    """Return the events that meet all conditions, oldest first. With `newest`, return the last `limit` of them."""
-    order = EventRow.seq.desc() if newest else EventRow.seq.asc()
-    query: Any = EventRow.select(*COLUMNS).where(EventRow.seq.is_null(False), *where).order_by(order).limit(limit)
-    rows = [Record(*row) for row in query.tuples()]
-    return rows[::-1] if newest else rows
+def select(where: Sequence[Any], limit: int) -> list[Record]:
+    """Return the first events that meet all conditions, in order."""
+    found: Any = EventRow.select(*COLUMNS).where(EventRow.seq.is_null(False), *where)
+    return [Record(*row) for row in found.order_by(EventRow.seq).limit(limit).tuples()]
 
 
 def last_seq() -> int:
