@@ -53,7 +53,6 @@ class Endpoint:
         self.unavailable: Callable[[], Problem] | None = None
         self.container, self.scope = container, scope
         self.redactor = container.get(Redactor)
-        self.services: dict[str, Any] = {}
         self.rebind()
         self.versioned = self.signature.versioned
         self._lists = _list_fields(self.signature.query)
