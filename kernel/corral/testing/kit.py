@@ -283,6 +283,7 @@ async def make_kernel(
         "data_dir": str(folder / "data"),
         "rate_limits": False,
         "database.migrate_on_start": True,
+        "database.pool_size": 4,
     }
     if database_url is not None:
         overrides["database.url"] = database_url
