@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -41,7 +41,8 @@ class SchemaTooNew(Exception):
 def pending(database: Database, all_migrations: Iterable[PluginMigrations]) -> dict[str, list[str]]:
     """Return the names of the scripts that are not yet applied, by plugin. Raises `SchemaTooNew`."""
     with own_connection(database) as engine:
-        return {each.plugin: names for each in all_migrations if (names := pending_scripts(engine, each))}
+        tables = tables_of(engine)
+        return {each.plugin: names for each in all_migrations if (names := pending_scripts(engine, each, tables))}
 
 
 def migrate(engine: peewee.Database, migrations: PluginMigrations) -> list[str]:
@@ -49,7 +50,7 @@ def migrate(engine: peewee.Database, migrations: PluginMigrations) -> list[str]:
 
     `engine` is the connection of `schema_lock`.
     """
-    plugin, scripts = migrations.plugin, pending_scripts(engine, migrations)
+    plugin, scripts = migrations.plugin, pending_scripts(engine, migrations, tables_of(engine))
     runner = Runner(engine, str(migrations.directory), table_name=f"{plugin}_migrations")
     for name in scripts:
         try:
@@ -75,11 +76,14 @@ def tables_of(engine: peewee.Database) -> list[str]:
     return list(engine.get_tables(None if is_sqlite else engine.execute_sql("SELECT current_schema()").fetchone()[0]))
 
 
-def pending_scripts(engine: peewee.Database, migrations: PluginMigrations) -> list[str]:
-    """Return the names of the scripts of one plugin that are not yet applied. Raises `SchemaTooNew`."""
+def pending_scripts(engine: peewee.Database, migrations: PluginMigrations, tables: Collection[str]) -> list[str]:
+    """Return the names of the scripts of one plugin that are not yet applied to the database with these tables.
+
+    Raises `SchemaTooNew`.
+    """
     table = f"{migrations.plugin}_migrations"
     known = [each.name for each in Migration.load_directory(str(migrations.directory))]
-    rows = engine.execute_sql(f'SELECT name FROM "{table}"').fetchall() if table in tables_of(engine) else []  # noqa: S608
+    rows = engine.execute_sql(f'SELECT name FROM "{table}"').fetchall() if table in tables else []  # noqa: S608
     if unknown := sorted({name for (name,) in rows}.difference(known)):
         raise SchemaTooNew(f"{migrations.plugin}: the database has {unknown[-1]}, which this release does not know")
     return [name for name in known if (name,) not in rows]

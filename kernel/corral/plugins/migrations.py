@@ -6,7 +6,7 @@ Pending migrations are applied, or they stop the start. A migration that fails m
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import peewee
 
@@ -51,17 +51,17 @@ def apply_migrations(database: Database, plugins: list[PluginRecord], config: Co
     A failing script marks its plugin as `failed`. Raises `Pending` if migrations are pending and `allowed` is False,
     unless the database is empty. If `allowed` is None, the configuration decides.
     """
-    if allowed is None:
-        allowed = migrates_on_start(config, database.kind)
+    allowed = migrates_on_start(config, database.kind) if allowed is None else allowed
     records = {record.name: record for record in plugins}
     with schema_lock(database) as engine:
+        tables = tables_of(engine)
         waiting = [
             (migrations, scripts)
             for migrations in migrations_of(plugins)
-            if (scripts := _pending(engine, records.get(migrations.plugin), migrations))
+            if (scripts := _pending(engine, records.get(migrations.plugin), migrations, tables))
         ]
         block_dependants(plugins)
-        if waiting and tables_of(engine):
+        if waiting and tables:
             if not allowed:
                 lines = "; ".join(f"{migrations.plugin}: {', '.join(scripts)}" for migrations, scripts in waiting)
                 raise Pending(f"migrations are pending: {lines}; run corral migrate")
@@ -76,14 +76,16 @@ def apply_migrations(database: Database, plugins: list[PluginRecord], config: Co
                 block_dependants(plugins)
 
 
-def _pending(engine: peewee.Database, record: PluginRecord | None, migrations: PluginMigrations) -> list[str]:
+def _pending(
+    engine: peewee.Database, record: PluginRecord | None, migrations: PluginMigrations, tables: Collection[str]
+) -> list[str]:
     """Return the pending scripts.
 
     If the schema is newer than the code, a third-party plugin is `failed`; for the kernel or a built-in plugin, raise
     `Pending`.
     """
     try:
-        return pending_scripts(engine, migrations)
+        return pending_scripts(engine, migrations, tables)
     except SchemaTooNew as error:
         if record is None or record.found.built_in:
             raise Pending(f"{error}; install the release that made it") from None
