@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Protocol
@@ -28,14 +27,6 @@ class Owner(Protocol):
     async def held(self, task: str) -> None:
         """Called when the task keeps failing. Returns when the task may be started again."""
         ...
-
-
-async def wait_and_clear(event: asyncio.Event, seconds: float) -> None:
-    """Wait until the event is set, for at most `seconds`, and clear it."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    event.clear()
 
 
 class Supervisor:

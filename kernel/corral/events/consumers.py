@@ -20,9 +20,8 @@ from corral.database.model import InstantField, Model
 from corral.database.unit import SYSTEM, Entry
 from corral.events import log as event_log
 from corral.events.event import SystemAlert, emit
-from corral.events.feed import Feed
+from corral.events.feed import Feed, wait_and_clear
 from corral.events.log import EventRow, Record
-from corral.supervisor import wait_and_clear
 
 log = logging.getLogger("corral.events")
 

@@ -16,7 +16,6 @@ from corral.database.engine import Database
 from corral.database.unit import Entry
 from corral.events import log as event_log
 from corral.events.log import Record
-from corral.supervisor import wait_and_clear
 
 log = logging.getLogger("corral.events")
 
@@ -153,3 +152,11 @@ class Feed:
             if numbered == event_log.NUMBER_BATCH:
                 self._unnumbered.set()
             await asyncio.sleep(SEQUENCE_SECONDS)
+
+
+async def wait_and_clear(event: asyncio.Event, seconds: float) -> None:
+    """Wait until the event is set, for at most `seconds`, and clear it."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    event.clear()

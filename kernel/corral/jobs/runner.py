@@ -13,10 +13,10 @@ from corral import clock
 from corral.database.engine import Database
 from corral.database.unit import SYSTEM_ENTRY, Entry
 from corral.errors import Unavailable
+from corral.events.feed import wait_and_clear
 from corral.ids import new_id
 from corral.jobs.job import Job, JobRow, Schedule, ScheduleRow
 from corral.jobs.queue import JobQueue
-from corral.supervisor import wait_and_clear
 
 log = logging.getLogger("corral.jobs")
 
