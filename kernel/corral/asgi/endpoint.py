@@ -41,7 +41,7 @@ class Endpoint:
     def __init__(self, route: Route, container: Container, scope: Scope) -> None:
         self.route = route
         self.handler = route.handler  # wrapped in a guard if the plugin is a third-party plugin
-        self.signature = signature.read(route)
+        self.signature = route.signature = route.signature or signature.read(route)
         self.label = route.label
         self.is_async = route.is_async
         self.is_read = route.method == "GET"
@@ -53,11 +53,11 @@ class Endpoint:
         self.unavailable: Callable[[], Problem] | None = None
         self.container, self.scope = container, scope
         self.redactor = container.get(Redactor)
-        self.services: dict[str, Any] = {}
         self.rebind()
         self.versioned = self.signature.versioned
         self._lists = _list_fields(self.signature.query)
-        self._default_query = self._without_query()
+        query = self.signature.query
+        self._default_query = None if query is None or _has_required(query) else msgspec.convert({}, query)
         self.pool_runs = 0
         self.inline = False
 
@@ -79,10 +79,10 @@ class Endpoint:
             raise Forbidden(code=principal.limited)
         if not any(_holds(principal, need) for need in route.needs):
             needed = " or ".join(route.needs)
-            if any(need in principal.beyond for need in route.needs):
+            if any(need in principal.out_of_scope for need in route.needs):
                 raise Forbidden(f"The scopes of this API key do not include {needed}.", code="insufficient_scope")
             raise Forbidden(f"This operation needs the permission {needed}.")
-        if principal.beyond and not self.is_read and SIGNED_IN in route.needs:  # no scope covers self-service
+        if principal.out_of_scope and not self.is_read and SIGNED_IN in route.needs:  # no scope covers self-service
             raise Forbidden("This operation needs an API key with the scope *.", code="insufficient_scope")
         if route.own_session and principal.session_id is None:
             code = "insufficient_scope" if principal.kind == "api_key" else "forbidden"
@@ -91,7 +91,7 @@ class Endpoint:
             if principal.kind != "api_key":
                 detail = "Send your password or a one-time code to POST /auth/reauth first."
                 raise Forbidden(detail, code="reauth_required")
-            if principal.named.isdisjoint(route.needs):
+            if principal.named_scopes.isdisjoint(route.needs):
                 detail = f"The API key must name the scope {' or '.join(route.needs)}."
                 raise Forbidden(detail, code="insufficient_scope")
 
@@ -192,10 +192,6 @@ class Endpoint:
         elif seconds < INLINE_BELOW:
             self.pool_runs += 1
             self.inline = self.pool_runs >= INLINE_AFTER
-
-    def _without_query(self) -> Any:
-        kind = self.signature.query
-        return None if kind is None or _has_required(kind) else msgspec.convert({}, kind)
 
 
 def _holds(principal: Principal, need: str) -> bool:

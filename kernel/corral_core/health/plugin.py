@@ -15,7 +15,7 @@ from corral_core.health.models import HealthRow
 from corral_core.health.routes import egress, health
 from corral_core.health.service.board import HealthBoard
 from corral_core.health.service.checks import KernelChecks
-from corral_core.health.service.egress import METRICS, RefusalRecorder
+from corral_core.health.service.egress import METRICS, EgressAudit
 from corral_core.health.service.heap_trimming import HeapTrimming
 from corral_core.health.service.process_metrics import LoopLag, ProcessMetrics
 from corral_core.health.service.readiness import Readiness
@@ -44,7 +44,7 @@ class HealthPlugin(Plugin):
             Provide(MetricsRenderer, MetricsRenderer),
             Provide(KernelChecks, KernelChecks),
             Provide(HealthBoard, HealthBoard),
-            Provide(RefusalRecorder, RefusalRecorder),
+            Provide(EgressAudit, EgressAudit),
         ]
 
     @hookimpl
@@ -69,7 +69,7 @@ class HealthPlugin(Plugin):
             lock = SingleMachineLock(runtime.service(Work))
             await lock.acquire()
             runtime.supervise("single_machine_lock", lock.renew_regularly)
-        runtime.supervise("egress_refusals", runtime.service(RefusalRecorder).write_refusals)
+        runtime.supervise("egress_refusals", runtime.service(EgressAudit).write_refusals)
         runtime.supervise("loop_lag", runtime.service(LoopLag).measure_lag)
         runtime.supervise("heap_trimming", HeapTrimming().trim_regularly)
         runtime.when_draining(runtime.service(Readiness).begin_shutdown)

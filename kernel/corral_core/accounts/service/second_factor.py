@@ -56,7 +56,7 @@ class SecondFactor:
         if user.mfa_enabled:
             raise Conflict("A second factor is already set up; remove it first.", current_status="enabled")
         secret = pyotp.random_base32()
-        sealed = self._sealer.seal(secret.encode(), aad=_seed_context(user.id)).hex()
+        sealed = self._sealer.encrypt(secret.encode(), aad=_seed_context(user.id)).hex()
         row = {"seed": sealed, "created_at": clock.now(), "last_step": 0}
         insert = SecondFactorRow.insert(user_id=user.id, **row).on_conflict(
             conflict_target=[SecondFactorRow.user_id], update=row, where=SecondFactorRow.confirmed_at.is_null()
@@ -177,7 +177,7 @@ class SecondFactor:
         Raise `Conflict` (`core.second_factor_damaged`) if the stored seed cannot be decrypted.
         """
         try:
-            totp = pyotp.TOTP(self._sealer.open(bytes.fromhex(row.seed), aad=_seed_context(row.user_id)).decode())
+            totp = pyotp.TOTP(self._sealer.decrypt(bytes.fromhex(row.seed), aad=_seed_context(row.user_id)).decode())
         except ValueError:  # the stored seed is no longer hexadecimal, or `SealedWrong`
             raise _damaged_error(row) from None
         now = int(clock.time_s()) // STEP_SECONDS

@@ -138,7 +138,9 @@ class Sessions:
             raise Unauthorized(
                 "The refresh token belongs to no session of this installation; sign in again.", code="session_revoked"
             )
-        sealed = self._sealer.seal(successor.encode(), aad=place("accounts_refresh_tokens", used, 1, "successor")).hex()
+        sealed = self._sealer.encrypt(
+            successor.encode(), aad=place("accounts_refresh_tokens", used, 1, "successor")
+        ).hex()
         won = (
             RefreshRow.update(used_at=clock.now(), successor=sealed)
             .where((RefreshRow.hash == used) & RefreshRow.used_at.is_null())
@@ -162,7 +164,7 @@ class Sessions:
         if row.successor is not None and row.used_at is not None and row.used_at > clock.now(-grace):
             try:
                 aad = place("accounts_refresh_tokens", used, 1, "successor")
-                again = self._sealer.open(bytes.fromhex(row.successor), aad=aad).decode()
+                again = self._sealer.decrypt(bytes.fromhex(row.successor), aad=aad).decode()
             except SealedWrong:
                 raise Unauthorized("The session has ended; sign in again.", code="session_revoked") from None
             return self._token_response(session, again, self._seconds_left(session))

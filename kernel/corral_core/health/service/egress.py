@@ -17,7 +17,7 @@ MOST_WAITING = 1000
 AGAIN_SECONDS = 5.0
 
 
-class RefusalRecorder:
+class EgressAudit:
     """Records refused connections in the audit log.
 
     Connections are refused outside a unit of work, so refusals are queued and written in batches.

@@ -262,7 +262,7 @@ def _migration_tables() -> frozenset[str]:
 
 
 def _migrations_of(item: PluginRecord, tables: frozenset[str]) -> PluginMigrations:
-    home = item.home()
+    home = item.migrations()
     scripts = sorted(path.stem for path in home.directory.glob("[0-9]*.py")) if home else []
     applied: set[str] = set()
     if f"{item.name}_migrations" in tables:  # safe in SQL: the loader refuses plugin names that are not identifiers

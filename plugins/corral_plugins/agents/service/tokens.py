@@ -9,7 +9,7 @@ from typing import Any
 
 from corral import clock
 from corral.auth.credentials import Credentials
-from corral.auth.permissions import Permissions, narrowed
+from corral.auth.permissions import Permissions, within_scopes
 from corral.auth.principal import Principal
 from corral.database.unit import after_commit
 from corral.errors import Invalid, NotFound, Problem, Unauthorized
@@ -119,9 +119,9 @@ class AgentTokens:
         return asked
 
     def _check_scopes(self, scopes: Sequence[str]) -> None:
-        held = self._permissions.of("agent")
+        held = self._permissions.held_by("agent")
         for index, scope in enumerate(scopes):
-            if not narrowed(held, (scope,)):
+            if not within_scopes(held, (scope,)):
                 detail = "must be a permission that agents may hold, or a pattern: <plugin>.*, *.<verb> or *"
                 raise Invalid.at(f"/scopes/{index}", "not_in_enum", detail)
 
@@ -171,7 +171,7 @@ class StandingTokenAuthenticator:
         person = self._accounts.get_many([row.created_by]).get(row.created_by)
         if person is None or not person.is_active:
             raise Unauthorized("The person who created this agent token is not active.")
-        rights = self._permissions.of("agent") & self._permissions.of(person.role)
+        rights = self._permissions.held_by("agent") & self._permissions.held_by(person.role)
         return Principal(
             kind="agent",
             id=row.agent_id,
@@ -179,7 +179,7 @@ class StandingTokenAuthenticator:
             user_id=person.id,
             role=person.role,
             token_id=row.id,
-            permissions=narrowed(rights, row.scopes),
+            permissions=within_scopes(rights, row.scopes),
             expires_at=clock.parse_instant(row.expires_at),
             limited=self._accounts.required_action(person),
         )

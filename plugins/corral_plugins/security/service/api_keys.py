@@ -23,7 +23,7 @@ import peewee
 
 from corral import clock
 from corral.auth.credentials import Credentials
-from corral.auth.permissions import Permissions, narrowed
+from corral.auth.permissions import Permissions, within_scopes
 from corral.auth.principal import Principal
 from corral.crypto import digest
 from corral.database.dialect import advisory_lock
@@ -256,7 +256,7 @@ class ApiKeys:
         return asked
 
     def _check_scopes(self, scopes: Iterable[str], role: str) -> None:
-        held = self._permissions.of(role)
+        held = self._permissions.held_by(role)
         faults = [
             Fault(
                 f"/scopes/{index}",
@@ -264,7 +264,7 @@ class ApiKeys:
                 f"{scope} matches no permission of your role; GET /security/scopes lists the scopes.",
             )
             for index, scope in enumerate(scopes)
-            if not narrowed(held, (scope,))
+            if not within_scopes(held, (scope,))
         ]
         if faults:
             raise Invalid("Some scopes match no permission that you hold.", errors=faults)
@@ -448,16 +448,16 @@ class ApiKeyAuthenticator:
         if owner is None or not owner.is_active:
             raise self._refusal("owner", "The owner of this API key is not active.")
         wanted: list[str] = msgspec.json.decode(scopes)
-        held = self._permissions.of(owner.role)
-        left = narrowed(held, wanted)
+        held = self._permissions.held_by(owner.role)
+        left = within_scopes(held, wanted)
         return Principal(
             kind="api_key",
             id=key_id,
             user_id=user_id,
             role=owner.role,
             permissions=left,
-            beyond=held - left,
-            named=held.intersection(wanted),
+            out_of_scope=held - left,
+            named_scopes=held.intersection(wanted),
             expires_at=clock.parse_instant(expires_at),
             limited=self._accounts.required_action(owner),
             networks=tuple(msgspec.json.decode(cidrs)),

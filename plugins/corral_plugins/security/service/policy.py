@@ -73,7 +73,7 @@ class SecurityPolicies:
             values,
             by=by,
             if_match=if_match,
-            of=_setting_names(section),
+            version_of=_setting_names(section),
             pointer=lambda name: f"/{name.partition('.')[2]}",
         )
         if changed.updated:
@@ -83,7 +83,7 @@ class SecurityPolicies:
     def guard(self) -> None:
         """Register the check of the policy for every way to change settings, including `/settings`."""
         if self.store is not None:
-            self.store.guard([REQUIRE_MFA, REQUIRE_MFA_ROLES], self._check_author)
+            self.store.add_check([REQUIRE_MFA, REQUIRE_MFA_ROLES], self._check_author)
 
     def _check_author(self, values: Settings, by: Principal) -> None:
         """Reject the requirement of a second factor if its author has none and would be locked out."""

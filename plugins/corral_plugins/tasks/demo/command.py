@@ -26,7 +26,7 @@ from corral_plugins.tasks.demo.model import (
 from corral_plugins.tasks.demo.server import (
     EMAIL,
     Interrupted,
-    TerminationSignals,
+    InterruptHandler,
     default_port,
     demo_folder,
     log_tail,
@@ -112,7 +112,7 @@ def command(
     """
     if keep is not None and keep.exists():
         raise click.UsageError(f"--keep {keep}: the folder already exists; name a new one")
-    screen, signals = Screen(as_json=as_json), TerminationSignals()
+    screen, signals = Screen(as_json=as_json), InterruptHandler()
     text, choice = _input(input_path), choose_model(command_line)
     if require_model and choice.model is None:
         raise click.ClickException(choice.problem)
@@ -137,7 +137,7 @@ class Demo:
         self._screen, self._choice, self._text = screen, choice, text
         self._once, self._strict = once, strict
 
-    def run(self, signals: TerminationSignals, folder: Path, port: int | None) -> bool:
+    def run(self, signals: InterruptHandler, folder: Path, port: int | None) -> bool:
         """Start the server, run the task and stop the server. Return whether the task was completed.
 
         If no port was given and another program takes the default port in the meantime, the demo retries with any free

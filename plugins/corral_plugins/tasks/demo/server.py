@@ -29,7 +29,7 @@ class Interrupted(BaseException):
     """Raised on SIGTERM, SIGINT or SIGHUP to stop the whole process tree."""
 
 
-class TerminationSignals:
+class InterruptHandler:
     """Converts SIGTERM, SIGINT and SIGHUP into one `Interrupted` exception.
 
     SIGHUP stays ignored if `nohup` set it to be ignored. Between `hold` and `release` a signal is deferred, so that it
@@ -76,7 +76,7 @@ class TerminationSignals:
 
 @contextlib.contextmanager
 def run_server(
-    signals: TerminationSignals, folder: Path, config: Path, port: int, password: str
+    signals: InterruptHandler, folder: Path, config: Path, port: int, password: str
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run the server in its own session inside the `with` block, then stop its whole process tree.
 
@@ -121,7 +121,7 @@ def _stop_process(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def demo_folder(signals: TerminationSignals, keep: Path | None) -> Iterator[Path]:
+def demo_folder(signals: InterruptHandler, keep: Path | None) -> Iterator[Path]:
     """Create the folder `keep`, or a temporary folder that is deleted at the end of the `with` block."""
     signals.defer_signals()
     folder = keep if keep is not None else Path(tempfile.mkdtemp(prefix="corral-demo-"))

@@ -253,7 +253,7 @@ class ClaimPayloads:
             "workflow_run_id": row.workflow_run_id,
             "step_run_id": row.get("step_run_id"),
         }
-        for _, executor in self._contributions.of("corral_task_executors"):
+        for _, executor in self._contributions.for_hook("corral_task_executors"):
             if _executor_handles(executor, about):
                 return {**config, "executor": executor.prepare(about)}
         return config

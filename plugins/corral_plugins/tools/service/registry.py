@@ -102,7 +102,7 @@ class ToolRegistry:
         comes first in alphabetical order.
         """
         found: dict[str, tuple[Tool, str]] = {}
-        contributions = self._contributions.of("corral_tools")
+        contributions = self._contributions.for_hook("corral_tools")
         for plugin, tool in sorted(contributions, key=lambda each: (each[0] != OWN, each[0])):
             if NAME.fullmatch(tool.name):
                 found.setdefault(tool.name, (tool, f"plugin:{plugin}"))
@@ -111,7 +111,7 @@ class ToolRegistry:
     def log_ignored(self) -> None:
         """Log a warning for each contributed tool that is ignored, with the reason."""
         accepted = self.contributed()
-        for plugin, tool in self._contributions.of("corral_tools"):
+        for plugin, tool in self._contributions.for_hook("corral_tools"):
             if tool.name not in accepted:
                 log.warning(
                     "contributed tool ignored: its name must contain a dot", extra={"plugin": plugin, "tool": tool.name}

@@ -183,7 +183,7 @@ class AgentLoop:
         )
         cuts = 0
 
-        async def once() -> ModelReply:
+        async def send_call() -> ModelReply:
             nonlocal cuts
             async with LiveOutput(self._client, self._id) as live:
                 try:
@@ -195,7 +195,7 @@ class AgentLoop:
                     detail = f"The model's reply was incomplete {cuts} times: {cut}"
                     raise ApiError(502, {"code": "provider_error", "detail": detail}) from None
 
-        return await call_with_retries(once, unless=is_final_response)
+        return await call_with_retries(send_call, unless=is_final_response)
 
     async def _handle_model_error(self, error: ApiError) -> None:
         """Handle an error of the model call: release the task if waiting helps, or else fail the attempt."""
