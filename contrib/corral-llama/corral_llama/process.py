@@ -63,7 +63,7 @@ class ModelProcess:
         return f"exited with {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
 
     async def load(self, options: dict[str, Any]) -> None:
-        """Send the options and wait until the model is loaded. Raises `ChildFailed`."""
+        """Send the options and wait until the model is loaded. Raises `ModelProcessFailed`."""
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
@@ -116,7 +116,7 @@ class ModelProcesses:
 
     @contextlib.asynccontextmanager
     async def use(self, model: LocalModel, context_tokens: int) -> AsyncIterator[ModelProcess]:
-        """Yield a child process with this model loaded. Raises `ChildFailed`.
+        """Yield a child process with this model loaded. Raises `ModelProcessFailed`.
 
         The child is not stopped as idle while it is in use.
         """

@@ -38,7 +38,7 @@ class AuditFilters(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omi
 class AuditQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Query parameters of the list.
 
-    They repeat the fields of `Filters`, because a struct can have only one base class.
+    They repeat the fields of `AuditFilters`, because a struct can have only one base class.
     """
 
     actor: list[Named] | UnsetType = UNSET

@@ -1,4 +1,4 @@
-"""The public API of cost accounting: uses of paid services, quotes, charges and the service `Cost`."""
+"""The public API of cost accounting: uses of paid services, quotes, charges and the service `Costs`."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class CostReport(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def tokens(self) -> TokenCounts:
-        """The token counts as a `Tokens` object."""
+        """The token counts as a `TokenCounts` object."""
         return TokenCounts(
             input_tokens=self.input_tokens,
             output_tokens=self.output_tokens,
@@ -111,7 +111,7 @@ class Costs(Protocol):
         """Write the cost event and its rollups in the caller's unit of work. Emits no event.
 
         Raises `Invalid` for counts below 0 or above `MAX_TOKENS`. The caller must update the counters of the task
-        (`Tasks.spent`) with the returned `cost_usd`.
+        (`Tasks.record_usage`) with the returned `cost_usd`.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""The service `KeyCounts`, which reports the number of API keys of each user to other plugins."""
+"""The service `ApiKeyCounts`, which reports the number of API keys of each user to other plugins."""
 
 from __future__ import annotations
 

@@ -81,14 +81,12 @@ class ToolFailure(Failure):
 class Tool(msgspec.Struct, frozen=True, kw_only=True):
     """A tool definition that a plugin contributes with the hook `corral_tools`.
 
-    `run(context, arguments)` returns JSON, `Output` or `Later`, or raises `ToolFailure` or a `Problem`. A `def`
-    function runs in the unit of work that stores the result. An `async def` function opens its own units of work with
-    `context.work`. `run` is None for tools that run on workers.
-    `sees(context, arguments)` returns whether the requester may see the objects named in the arguments. The function is
-    called in a unit of work.
-    `admits(config, arguments)` returns whether a configuration, of the tool or of the agent, allows the arguments.
-    `trusts(config, arguments)` returns whether the configuration of the tool exempts the call from approval in tainted
-    runs.
+    `run(context, arguments)` returns JSON, `ToolOutput` or `ResultLater`, or raises `ToolFailure` or a `Problem`. A
+    `def` function runs in the unit of work that stores the result. An `async def` function opens its own units of work
+    with `context.work`. `run` is None for tools that run on workers. `sees(context, arguments)` returns whether the
+    requester may see the objects named in the arguments. The function is called in a unit of work. `admits(config,
+    arguments)` returns whether a configuration, of the tool or of the agent, allows the arguments. `trusts(config,
+    arguments)` returns whether the configuration of the tool exempts the call from approval in tainted runs.
     """
 
     name: str
@@ -149,7 +147,7 @@ class Tools(Protocol):
         ...
 
     def answered(self, task_id: str, call_id: str, *, result: Any = None, error: Json | None = None) -> None:
-        """Store the result or error of a call that returned `Later`. Do nothing if the call has already ended."""
+        """Store the result or error of a call that returned `ResultLater`. Do nothing if the call has already ended."""
         ...
 
 

@@ -398,7 +398,7 @@ def address_taken_error() -> Conflict:
 
 @contextlib.contextmanager
 def unique_address() -> Iterator[None]:
-    """Convert a violation of the unique index on addresses to the problem that `taken` returns."""
+    """Convert a violation of the unique index on addresses to the problem that `address_taken_error` returns."""
     try:
         yield
     except peewee.IntegrityError:

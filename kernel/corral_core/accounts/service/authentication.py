@@ -69,7 +69,7 @@ class _CachedKeys(msgspec.Struct, frozen=True):
 
 
 class AccessTokens:
-    """Issues and verifies access tokens. Call `prepare` at the start of the process.
+    """Issues and verifies access tokens. Call `create_first_key` at the start of the process.
 
     Every function runs in the caller's unit of work, because the keys are stored in the database.
     """

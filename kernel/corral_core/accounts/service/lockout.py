@@ -49,7 +49,7 @@ class _AddressGate(msgspec.Struct):
 class Lockout:
     """Counts sign-in attempts and locks addresses. Only this class writes lockouts.
 
-    Every function except `turn` runs in the caller's unit of work.
+    Every function except `reserve_attempt` runs in the caller's unit of work.
     """
 
     audit: Audit | None = None
@@ -65,10 +65,10 @@ class Lockout:
     async def reserve_attempt(self, email: str, entry: Entry) -> AsyncIterator[str]:
         """Reserve an attempt on an address in any spelling. Yield the key with which the caller settles the attempt.
 
-        Inside the context, a unit of work settles the attempt with `give_back`, `clear` or `fail`. An exception inside
-        the context means that nothing was verified, so the attempt is released. Raise `TooMany` (`account_locked`) if
-        the address is locked. If attempts in flight exhaust the threshold, wait at most 5 s for them, then raise
-        `TooMany` (`concurrency_limit`).
+        Inside the context, a unit of work settles the attempt with `release_attempt`, `settle_success` or
+        `settle_failure`. An exception inside the context means that nothing was verified, so the attempt is released.
+        Raise `TooMany` (`account_locked`) if the address is locked. If attempts in flight exhaust the threshold, wait
+        at most 5 s for them, then raise `TooMany` (`concurrency_limit`).
         """
         key = digest(normalize_address(email))
         until = time.monotonic() + WAIT_SECONDS

@@ -62,8 +62,8 @@ def _argon2_hasher() -> PasswordHasher:
 class Passwords:
     """Hashes and verifies passwords in a pool with one thread per core.
 
-    `hash` and `verify` raise `Unavailable` (`overloaded`) if the queue of the pool is full. Call them outside a unit of
-    work.
+    `hash_password` and `verify_password` raise `Unavailable` (`overloaded`) if the queue of the pool is full. Call them
+    outside a unit of work.
     """
 
     def __init__(self) -> None:

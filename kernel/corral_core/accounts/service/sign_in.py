@@ -88,7 +88,10 @@ class SignIn:
 
     @contextlib.asynccontextmanager
     async def reserve_attempt(self, email: str, entry: Entry, *, action: str) -> AsyncIterator[str]:
-        """Reserve an attempt with `Lockout.turn`. Record attempts that a lockout rejects or that cannot be verified."""
+        """Reserve an attempt with `Lockout.reserve_attempt`.
+
+        Record attempts that a lockout rejects or that cannot be verified.
+        """
         try:
             async with self._lockout.reserve_attempt(email, entry) as key:
                 yield key

@@ -35,7 +35,10 @@ def find_readable_agent(agent_id: str, caller: Principal) -> Agent:
 
 
 def require_readable_agent(agent_id: str, caller: Principal) -> None:
-    """Raise `NotFound` unless `readable` would find the agent. Unlike `readable`, this function reads only the id."""
+    """Raise `NotFound` unless `find_readable_agent` would find the agent.
+
+    Unlike `find_readable_agent`, this function reads only the id.
+    """
     if not Agent.select(Agent.id).where((Agent.id == agent_id) & LIVING & visible(Agent, caller)).exists():
         raise NotFound("There is no agent with this id.")
 
@@ -68,7 +71,7 @@ def is_state_unchanged(row: Agent) -> Any:
 def has_leases(tasks: Tasks | None, agent_id: str) -> bool:
     """Return whether the agent holds a live lease.
 
-    Call this function after reading the row: `same_state` then detects leases that begin later.
+    Call this function after reading the row: `is_state_unchanged` then detects leases that begin later.
     """
     return tasks is not None and bool(tasks.live_tasks([agent_id]).get(agent_id))
 

@@ -85,7 +85,7 @@ def mark_ending_leases(agent_id: str) -> Iterator[None]:
 
 
 def is_ending_leases(agent_id: str) -> bool:
-    """Return whether the caller is inside a block of `ending_leases` for this agent."""
+    """Return whether the caller is inside a block of `mark_ending_leases` for this agent."""
     return _ending.get() == agent_id
 
 

@@ -172,7 +172,10 @@ def audit_view(row: Any) -> AuditView:
     try:
         changes = msgspec.json.decode(row.changes, type=list[FieldChange])
         details: Mapping[str, Any] = msgspec.json.decode(row.details, type=dict[str, Any])
-    except (TypeError, msgspec.DecodeError):  # the row was tampered with: `verify` reports it, and the list still works
+    except (
+        TypeError,
+        msgspec.DecodeError,
+    ):  # the row was tampered with: the verification reports it, and the list still works
         changes, details = [], {"unreadable": True}
     actor = ActorView(
         type=row.actor_type,

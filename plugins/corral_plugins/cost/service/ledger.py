@@ -38,7 +38,7 @@ _BY_USAGE_KEY = Statement(
 
 
 class CostLedger:
-    """Implements `Cost`. No other class adds cost events. Runs in the caller's unit of work."""
+    """Implements `Costs`. No other class adds cost events. Runs in the caller's unit of work."""
 
     def __init__(self, pricing: Pricing) -> None:
         self._pricing = pricing

@@ -121,7 +121,7 @@ class Gateway:
                 yield chunk
 
     async def begin_stream(self, request: dict[str, Any], *, by: Principal) -> CallRecord:
-        """Admit a streaming call and insert its row. The caller must then consume and close `chunks(call)`."""
+        """Admit a streaming call and insert its row. The caller must then consume and close `stream_chunks(call)`."""
         return await self._begin_call("chat", request, by)
 
     async def stream_chunks(self, call: CallRecord) -> AsyncGenerator[Chunk, None]:

@@ -26,7 +26,10 @@ Body = NewProvider | ProviderPatch
 
 
 class ProviderKeys:
-    """Manages API keys of providers. `connection` opens its own unit of work; all other methods run in the caller's."""
+    """Manages API keys of providers.
+
+    `connection_with_key` opens its own unit of work; all other methods run in the caller's.
+    """
 
     secrets: Secrets | None
 

@@ -113,7 +113,7 @@ class CallSettlement:
         return is_live
 
     def settle_without_details(self, call: CallRecord, outcome: CallOutcome) -> None:
-        """Charge the call and release its slot. Called after `settle` has failed."""
+        """Charge the call and release its slot. Called after `settle_call` has failed."""
         reduced = outcome.without_details()
         self._record_cost(call, reduced)
         calls.settle_call(call.id, reduced)

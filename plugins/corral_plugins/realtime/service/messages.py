@@ -149,7 +149,7 @@ class EventFrame:
 
 
 class NoticeFrame:
-    """A frame that is not an event, for example `Notice("pong", ts=…)`."""
+    """A frame that is not an event, for example `NoticeFrame("pong", ts=…)`."""
 
     __slots__ = ("kind", "text")
 

@@ -57,7 +57,7 @@ class Replay(Protocol):
 class Viewer:
     """A connected client. Runs on the event loop.
 
-    `put` and `offer` never block. Only the sending task calls `take`.
+    `put` and `offer_event` never block. Only the sending task calls `take`.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Viewer:
     ) -> None:
         self.principal, self.reread, self.checked, self.client_ip = principal, reread, checked, client_ip
         self._can_read = can_read
-        self.fresh: Callable[[], Awaitable[None]] = _no_part  # reloads the principal; set by `Rights`
+        self.fresh: Callable[[], Awaitable[None]] = _no_part  # reloads the principal; set by `ViewerRights`
         self.limit = limit
         self._now = asyncio.get_running_loop().time
         self.subscriptions: dict[Key, Subscription] = {}
@@ -98,7 +98,7 @@ class Viewer:
     def offer_event(self, item: EventFrame) -> bool:
         """Queue a live event.
 
-        Return False if the queue is full; the caller must then call `lag`.
+        Return False if the queue is full; the caller must then call `end_lagging`.
         """
         if len(self.queue) >= self.limit:
             return False

@@ -39,7 +39,7 @@ class TokenBuckets:
     """The buckets of one rate limit. Used on the event loop only.
 
     `share` is the number of processes that divide the limit among them and count separately. If `unshared` is a dict,
-    it collects the counts by key until `Limits` sends them to the other processes.
+    it collects the counts by key until `RequestLimits` sends them to the other processes.
     """
 
     def __init__(self, rate: Rate, *, now: Callable[[], float] = time.monotonic) -> None:
@@ -59,7 +59,7 @@ class TokenBuckets:
         self._limit = max(1, count // share)
 
     def take(self, key: str) -> Quota:
-        """Count one request and return the remaining quota. Raises `Full`."""
+        """Count one request and return the remaining quota. Raises `BucketFull`."""
         now = self._now()
         if now >= self._rotates_at or len(self._recent) >= MAX_KEYS:
             self._rotate_generations(now)

@@ -33,7 +33,7 @@ class ProgressPrinter(Protocol):
 
 
 class DemoClient:
-    """Acts as the user of the server at `address`. Methods raise `Failed` and `ApiClientError`."""
+    """Acts as the user of the server at `address`. Methods raise `DemoFailed` and `ApiClientError`."""
 
     def __init__(self, address: str, teller: ProgressPrinter) -> None:
         self._remote, self._teller = ApiClient(address), teller
@@ -42,7 +42,7 @@ class DemoClient:
     def wait_until_ready(self, server: subprocess.Popen[bytes], seconds: float) -> None:
         """Wait until the server is ready.
 
-        Raises `Failed` if the process has exited or is not ready within `seconds`.
+        Raises `DemoFailed` if the process has exited or is not ready within `seconds`.
         """
         until = time.monotonic() + seconds
         while time.monotonic() < until:

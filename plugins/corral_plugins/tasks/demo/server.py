@@ -32,8 +32,9 @@ class Interrupted(BaseException):
 class InterruptHandler:
     """Converts SIGTERM, SIGINT and SIGHUP into one `Interrupted` exception.
 
-    SIGHUP stays ignored if `nohup` set it to be ignored. Between `hold` and `release` a signal is deferred, so that it
-    interrupts neither the creation of a resource before its cleanup is registered, nor the cleanup.
+    SIGHUP stays ignored if `nohup` set it to be ignored. Between `defer_signals` and `raise_deferred` a signal is
+    deferred, so that it interrupts neither the creation of a resource before its cleanup is registered, nor the
+    cleanup.
     """
 
     def __init__(self) -> None:
@@ -59,7 +60,7 @@ class InterruptHandler:
                 signal.signal(number, handler)
 
     def defer_signals(self) -> None:
-        """Defer signals until `release` is called."""
+        """Defer signals until `raise_deferred` is called."""
         self._held = True
 
     def raise_deferred(self) -> None:

@@ -100,7 +100,8 @@ def agent_warnings(agent: AgentFacts | None, tools: Sequence[str]) -> list[str]:
     if agent is None:
         return []
     warnings = [] if agent.status in ("idle", "busy") else ["agent_not_started"]
-    return warnings + [f"tool_not_enabled:{tool}" for tool in missing_tools(agent.enabled_tools, tools)]
+    missing = missing_tools(agent.enabled_tools, tools) if tools else ()
+    return warnings + [f"tool_not_enabled:{tool}" for tool in missing]
 
 
 def find_named_agent(agents: Agents, agent_id: str | None, role: str | None) -> AgentFacts | None:

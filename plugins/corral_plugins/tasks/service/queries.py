@@ -91,7 +91,7 @@ def _matches_words(words: Sequence[str], text: str) -> bool:
 
 
 def count_matches(query: str) -> int:
-    """Return the number of indexed matches, exact up to `CAP`."""
+    """Return the number of indexed matches, exact up to `MAX_MATCHES`."""
     return INDEX.count(query, limit=MAX_MATCHES)
 
 
@@ -105,7 +105,7 @@ JOIN tasks_documents d ON d.n = q.n JOIN tasks_tasks t ON t.id = d.task_id ORDER
 
 
 def matches_subselect(query: str) -> peewee.SQL:
-    """Return a subselect of the ids of the newest `CAP` indexed matches."""
+    """Return a subselect of the ids of the newest `MAX_MATCHES` indexed matches."""
     sql = f"(SELECT d.task_id FROM ({INDEX.matches()}) AS q JOIN tasks_documents d ON d.n = q.n)"  # noqa: S608  (literals)
     return fragment(sql, [query, MAX_MATCHES])
 
@@ -563,7 +563,7 @@ def _conditions(query: TaskQuery) -> tuple[list[Any], Any]:
 
 
 def _matches_search(words: list[str]) -> Any:
-    """Return the condition that a task is among the newest matches of a search. `search.CAP` limits their number."""
+    """Return the condition that a task is among the newest matches of a search. `MAX_MATCHES` limits their number."""
     if not words:
         return NONE
     found = Task.id.in_(matches_subselect(search_query(words)))

@@ -166,7 +166,7 @@ class TaskRuns:
         return LeaseRenewal(state=lease_state(row), expires_at=attempt.lease_until)
 
     def lock_started_task(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[TaskRow, AttemptRow]:
-        """Return the locked task and its live attempt, like `held`, for a run that has started.
+        """Return the locked task and its live attempt, like `lock_leased_task`, for a run that has started.
 
         Raises `Conflict` if the run has not started.
         """
@@ -336,21 +336,21 @@ class TaskRuns:
     # -- calls of other plugins
 
     def lock_run(self, task_id: str, lease_id: str | None, *, by: Principal) -> Run:
-        """Implement `Tasks.run`."""
+        """Implement `Tasks.lock_run`."""
         row, attempt = self.lock_started_task(task_id, lease_id, by)
         self.renew_lease(attempt)
         self._transitions.workers.record_contact(attempt.worker_id)
         return _run_of_rows(row, attempt)
 
     def find_run(self, task_id: str) -> Run | None:
-        """Implement `Tasks.run_of`."""
+        """Implement `Tasks.find_run`."""
         row = rows.find_task(task_id)
         if row is None:
             return None
         return _run_of_rows(row, rows.find_live_attempt(task_id) if row.lease_id is not None else None)
 
     def taint(self, task_id: str, lease_id: str, sources: Sequence[str]) -> bool:
-        """Implement `Tasks.taint`."""
+        """Implement `Tasks.taint_run`."""
         try:
             row = rows.lock_task(task_id)
         except NotFound:

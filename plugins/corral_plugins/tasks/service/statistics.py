@@ -455,7 +455,7 @@ def _filtered_counts(
 
 
 def _filtered_sums(where: list[Any]) -> Counter[str]:
-    """Compute `rollups.last_day` for filtered tasks, from their last start and end."""
+    """Compute `sums_of_last_day` for filtered tasks, from their last start and end."""
     began = start_of_last_day()
     done, failed = [(Task.status == status) & (Task.finished_at >= began) for status in ("completed", "failed")]
     started = (Task.started_at >= began) & (Task.queued_at <= Task.started_at)  # not queued again since

@@ -172,7 +172,7 @@ class ToolRegistry:
 
 
 def _overrides_of_row(row: tuple[Any, ...]) -> ToolOverrides:
-    """Convert a row into `Overrides`.
+    """Convert a row into `ToolOverrides`.
 
     Compiled statements return JSON columns as text, and some database engines return booleans as numbers.
     """

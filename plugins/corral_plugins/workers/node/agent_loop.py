@@ -278,7 +278,10 @@ class AgentLoop:
             await self._append_log(f"The checkpoint after step {self._state.step} was not stored: {error.detail}")
 
     async def _append_log(self, message: str) -> None:
-        """Append a line to the log of the task. Raise `LeaseLost` if the lease has ended, and ignore other failures."""
+        """Append a line to the log of the task.
+
+        Raise `WorkerLeaseLost` if the lease has ended, and ignore other failures.
+        """
         self._lines += 1
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         try:
@@ -297,7 +300,7 @@ def _is_temporary(error: ApiError) -> bool:
 class LiveOutput:
     """The live output of a reply: progress reports with the last 500 characters of its text, twice a second.
 
-    `add` and the exit of the context raise `LeaseLost` or `CancelRequested` if the server reports this state.
+    `add` and the exit of the context raise `WorkerLeaseLost` or `CancelRequested` if the server reports this state.
     """
 
     def __init__(self, client: WorkerApiClient, task_id: str) -> None:
@@ -334,7 +337,7 @@ class LiveOutput:
 
 
 def _check_report(sending: asyncio.Task[dict[str, Any]]) -> None:
-    """Raise `LeaseLost` or `CancelRequested` if the response to a progress report contains this state.
+    """Raise `WorkerLeaseLost` or `CancelRequested` if the response to a progress report contains this state.
 
     A progress report that did not arrive is ignored.
     """

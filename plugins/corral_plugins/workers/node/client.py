@@ -81,7 +81,7 @@ class CancelRequested(Exception):
 
 
 def raise_for_lease_state(reply: Mapping[str, Any]) -> None:
-    """Raise `LeaseLost` or `CancelRequested` according to the lease state in a response."""
+    """Raise `WorkerLeaseLost` or `CancelRequested` according to the lease state in a response."""
     if reply.get("state") == "lost":
         raise WorkerLeaseLost
     if reply.get("state") == "cancel_requested":
@@ -133,7 +133,7 @@ async def call_with_retries(
 class WorkerApiClient:
     """A client of one server, with one credential.
 
-    The methods raise `ApiError` or `Unreachable`. Redirects are not followed.
+    The methods raise `ApiError` or `ServerUnreachable`. Redirects are not followed.
     """
 
     def __init__(self, url: str, token: str, transport: httpx2.AsyncBaseTransport | None = None) -> None:

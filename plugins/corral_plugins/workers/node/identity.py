@@ -63,7 +63,7 @@ class WorkerFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Create the folder and lock it while the context is active. Raise `InUse` or `Unusable`."""
+        """Create the folder and lock it while the context is active. Raise `FolderInUse` or `FolderUnusable`."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = (self.path / "lock").open("w")
@@ -102,7 +102,7 @@ class WorkerFolder:
         return identity if identity.url == url else None
 
     def store(self, identity: WorkerIdentity) -> None:
-        """Store an identity atomically. Raise `Unusable` if the folder cannot be written."""
+        """Store an identity atomically. Raise `FolderUnusable` if the folder cannot be written."""
         self._write_file("identity.json", msgspec.json.encode(identity))
 
     def _write_file(self, name: str, data: bytes) -> None:

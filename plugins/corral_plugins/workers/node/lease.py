@@ -78,7 +78,7 @@ class TaskLease:
     # -- running
 
     async def run(self, processes: TaskProcesses) -> None:
-        """Run the task and report its outcome. Raise `NoProcess`; any other failure ends only this lease."""
+        """Run the task and report its outcome. Raise `ProcessNotStarted`; any other failure ends only this lease."""
         try:
             sent = time.monotonic()
             started = await self._client.start(self.task_id, self.lease_id)

@@ -108,8 +108,8 @@ class GatewayModel:
         """Send one request with an idempotency key and return the reply.
 
         `on_text`: a function that receives the text in parts as they arrive. The function may raise an exception to
-        stop the request. Raise `ApiError` and `Unreachable` as the client does, and `ResponseCut` for an incomplete
-        response.
+        stop the request. Raise `ApiError` and `ServerUnreachable` as the client does, and `ResponseCut` for an
+        incomplete response.
         """
         settings = ModelSettings(
             extra_headers={"Idempotency-Key": key}, timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
@@ -157,7 +157,7 @@ class GatewayModel:
 
 
 def _convert_error(error: ModelAPIError) -> ApiError | ServerUnreachable:
-    """Convert an exception of the SDK into the exception that `Client` raises for the same failure."""
+    """Convert an exception of the SDK into the exception that `WorkerApiClient` raises for the same failure."""
     cause = error.__cause__
     if isinstance(error, ModelHTTPError) and isinstance(cause, APIStatusError):
         return error_of_response(cause.response)

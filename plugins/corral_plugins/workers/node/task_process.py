@@ -169,7 +169,10 @@ class TaskProcesses:
         self._starting = asyncio.Lock()
 
     async def warm(self) -> None:
-        """Start the fork server and wait until it has loaded its modules. Raise `NoProcess` if the start fails."""
+        """Start the fork server and wait until it has loaded its modules.
+
+        Raise `ProcessNotStarted` if the start fails.
+        """
         async with self._starting:
             with _no_process():
                 first = self._multiprocessing.Process(target=do_nothing, daemon=True)
@@ -177,7 +180,7 @@ class TaskProcesses:
             await asyncio.to_thread(first.join)
 
     async def start(self, claim: Mapping[str, Any]) -> TaskProcess:
-        """Start a process for a claim. Raise `NoProcess` if the start fails."""
+        """Start a process for a claim. Raise `ProcessNotStarted` if the start fails."""
         async with self._starting:
             with _no_process():
                 inbox, outbox = self._multiprocessing.Pipe(duplex=False)

@@ -77,8 +77,8 @@ class ReferenceWorker:
     async def run(self) -> None:
         """Run until the worker is drained.
 
-        Raise `Refused` if the server refuses the worker. Raise `NoProcess`, after releasing the tasks, if no process
-        can be started.
+        Raise `WorkerRefused` if the server refuses the worker. Raise `ProcessNotStarted`, after releasing the tasks, if
+        no process can be started.
         """
         warming = asyncio.create_task(self._processes.warm())
         draining = asyncio.create_task(self._draining.wait())
@@ -141,7 +141,10 @@ class ReferenceWorker:
         log.info("worker %s (%s) at %s", self._options.name, self._identity.worker_id, self._options.url)
 
     async def _register_worker(self) -> WorkerIdentity:
-        """Register the worker. Retry until the server responds. Raise `Refused` if the server refuses the worker."""
+        """Register the worker.
+
+        Retry until the server responds. Raise `WorkerRefused` if the server refuses the worker.
+        """
         if self._options.key is None:
             raise WorkerRefused(
                 "This worker is not registered; set a registration key with --token-file or CORRAL_WORKER_TOKEN."

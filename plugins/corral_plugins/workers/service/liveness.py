@@ -44,7 +44,7 @@ _LAST_SEEN = Statement(
 class WorkerLiveness:
     """The record of when workers were last seen.
 
-    `note` and `listens` may be called from any thread, with or without a unit of work.
+    `note` and `note_listening` may be called from any thread, with or without a unit of work.
     """
 
     def __init__(self, settings: Settings, work: Work) -> None:
@@ -67,7 +67,7 @@ class WorkerLiveness:
         self._listening[worker_id] = until + LISTENING_GRACE
 
     def record_contact(self, worker_id: str) -> None:
-        """Record that the worker made a call, as described in `Workers.alive`."""
+        """Record that the worker made a call, as described in `Workers.record_contact`."""
         if current().read_only:
             self.note(worker_id)
             return
