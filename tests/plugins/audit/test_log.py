@@ -228,7 +228,7 @@ async def test_a_count_that_cannot_be_written_is_kept(books: Books, monkeypatch:
         raise Unavailable("no", code="audit_unavailable")
 
     with monkeypatch.context() as broken:
-        broken.setattr(books.log, "_append", fails)
+        broken.setattr(books.log, "_append_row", fails)
         await books.log.write_repetitions()
     assert len(await books.rows("&action=test.gate.refuse")) == 1
     await books.log.write_repetitions()

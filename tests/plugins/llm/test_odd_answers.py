@@ -189,7 +189,7 @@ async def test_a_bug_of_the_gateway_ends_a_stream_with_an_error(kit: Any, monkey
             raise ZeroDivisionError
         return feed(self, chunk)
 
-    monkeypatch.setattr(StreamRedaction, "feed", fails)
+    monkeypatch.setattr(StreamRedaction, "redact_chunk", fails)
     chunks = chunks_of(await chat(alice, stream=True))
     assert chunks[-1]["error"]["code"] == "internal"
     row, events = await ended(kit, alice)
@@ -221,7 +221,7 @@ async def test_an_outcome_that_cannot_be_stored_is_still_charged(kit: Any, monke
     def fails(self: ProviderStates, outcome: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(ProviderStates, "record", fails)
+    monkeypatch.setattr(ProviderStates, "record_outcome", fails)
     alice = await kit.as_user("member")
     assert (await chat(alice)).status == 500
     row, (event,) = await ended(kit, alice)

@@ -32,7 +32,7 @@ async def test_pages_visit_each_task_once(world: Any, monkeypatch: pytest.Monkey
     assert both.status == 422
     assert "input" not in page["items"][0]
     # the same by page anchors, as in large tables
-    monkeypatch.setattr("corral_plugins.tasks.service.queries.NEAR", 0)
+    monkeypatch.setattr("corral_plugins.tasks.service.queries.NEAR_OFFSET", 0)
     monkeypatch.setattr(queries, "ANCHOR_INTERVAL", 4)
     clock.travel(120)
     world.member = await world.kit.sign_in(world.member.user["email"])

@@ -68,7 +68,7 @@ async def test_changed_and_deleted_texts(world: Any) -> None:
 
 
 async def test_pages_of_a_search_visit_each_match_once(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queries, "CHUNK", 3)
+    monkeypatch.setattr(queries, "INDEX_CHUNK", 3)
     ids = [await world.task(f"needle {n}" if n % 2 else "hay") for n in range(16)][1::2]
     await index(world)
     ids += [await world.task(f"needle {n}") for n in range(5)]
@@ -87,7 +87,7 @@ async def test_pages_of_a_search_visit_each_match_once(world: Any, monkeypatch: 
 async def test_only_the_newest_matches_are_counted(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = [await world.task(f"needle {n}") for n in range(5)][::-1]
     await index(world)
-    monkeypatch.setattr(queries, "CAP", 3)
+    monkeypatch.setattr(queries, "MAX_MATCHES", 3)
     page = (await world.member.get("/tasks?search=needle&limit=2")).json()
     assert (page["total"], [item["id"] for item in page["items"]]) == (3, ids[:2])
     assert await found(world, "search=needle&priority=medium") == ids[:3]
