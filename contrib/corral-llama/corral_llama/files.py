@@ -40,7 +40,7 @@ class LocalModel(msgspec.Struct, frozen=True, kw_only=True):
         """Whether the chat template of the model supports tools."""
         return "tools" in self.header.chat_template
 
-    def context(self, wanted: int) -> int:
+    def context_size(self, wanted: int) -> int:
         """Return the context size in tokens: `wanted`, limited to the size with which the model was trained."""
         return min(wanted, self.header.context_length or DEFAULT_CONTEXT)
 

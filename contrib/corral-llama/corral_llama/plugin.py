@@ -107,7 +107,7 @@ class LlamaPlugin(Plugin):
         return [
             DemoModel(
                 name=f"local/{model.id}",
-                context_tokens=model.context(settings.CONTEXT_TOKENS.default),
+                context_tokens=model.context_size(settings.CONTEXT_TOKENS.default),
                 file=model.path,
                 configuration={"warm_up": True},
             )

@@ -115,7 +115,7 @@ class ModelProcesses:
         return self._child if self._child is not None and self._child.is_running else None
 
     @contextlib.asynccontextmanager
-    async def use(self, model: LocalModel, context_tokens: int) -> AsyncIterator[ModelProcess]:
+    async def use_model(self, model: LocalModel, context_tokens: int) -> AsyncIterator[ModelProcess]:
         """Yield a child process with this model loaded. Raises `ModelProcessFailed`.
 
         The child is not stopped as idle while it is in use.

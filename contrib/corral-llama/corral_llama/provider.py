@@ -143,7 +143,7 @@ class LocalProvider:
     # -- the child process
 
     def _context_tokens(self, model: LocalModel) -> int:
-        return model.context(self._settings.get(CONTEXT_TOKENS))
+        return model.context_size(self._settings.get(CONTEXT_TOKENS))
 
     @contextlib.asynccontextmanager
     async def _model_process(self, request: Mapping[str, Any] | None = None) -> AsyncIterator[ModelProcess]:
@@ -158,7 +158,7 @@ class LocalProvider:
         if request is not None and request["model"] != model.id:
             raise ProviderError(404, f"there is no model {request['model']}; the installed model is {model.id}")
         try:
-            async with self._children.use(model, self._context_tokens(model)) as child:
+            async with self._children.use_model(model, self._context_tokens(model)) as child:
                 yield child
         except ModelProcessFailed as error:
             raise _unavailable_error(str(error)) from None

@@ -68,4 +68,4 @@ def test_an_old_cpu_is_told(demo_model: Path, tmp_path: Path, monkeypatch: pytes
 def test_what_the_demo_model_can(demo_model: Path, tmp_path: Path) -> None:
     model = find_model(Installation(data_dir=tmp_path, local_model=demo_model))
     assert not model.supports_tools
-    assert (model.context(4096), model.context(100_000)) == (4096, 8192)
+    assert (model.context_size(4096), model.context_size(100_000)) == (4096, 8192)

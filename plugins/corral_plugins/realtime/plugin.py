@@ -77,7 +77,7 @@ class RealtimePlugin(Plugin):
 
 
 async def _serve_socket(connection: SocketConnection, sockets: WebSocketServer) -> None:
-    await sockets.serve(connection)
+    await sockets.serve_connection(connection)
 
 
 def _connection_counts(hub: ViewerHub) -> Mapping[tuple[str, ...], float]:

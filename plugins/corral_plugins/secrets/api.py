@@ -52,7 +52,7 @@ class Secrets(Protocol):
     not allowed), `Gone` (`secret_expired`) and `Unavailable` (`vault_sealed`).
     """
 
-    def use(
+    def use_value(
         self, name: str, consumer: str | Sequence[str], host: str | None, *, attached: AttachedObject | None = None
     ) -> str:
         """Return the value to send to `host`.
@@ -61,11 +61,11 @@ class Secrets(Protocol):
         """
         ...
 
-    def valid(self, name: str, *, attached: AttachedObject) -> list[str]:
+    def valid_values(self, name: str, *, attached: AttachedObject) -> list[str]:
         """Return the current value and replaced values in their grace period, to verify incoming signatures."""
         ...
 
-    def deliver(
+    def deliver_to_worker(
         self, name: str, worker_group: str, *, worker_id: str, task_id: str, purpose: str | None
     ) -> SecretDelivery:
         """Return the value for a worker of an allowed group, and audit the delivery.
@@ -94,7 +94,7 @@ class Secrets(Protocol):
         """Record that the object no longer uses a secret."""
         ...
 
-    def keep(self, name: str, value: str, *, category: str, description: str, by: Principal) -> list[str]:
+    def store_value(self, name: str, value: str, *, category: str, description: str, by: Principal) -> list[str]:
         """Store a value that was submitted with an object, and return the warnings about the value.
 
         If the secret exists, the value becomes its new version.

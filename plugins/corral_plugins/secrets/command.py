@@ -35,7 +35,7 @@ def key_status(open_session: OpenSession, config_path: Path | None, as_json: boo
     from corral_plugins.secrets.service.keys import MasterKeys
 
     with open_session(config_path, "secrets key-status") as session:
-        status = session.run(session.service(MasterKeys).status, read=True)
+        status = session.run(session.service(MasterKeys).key_status, read=True)
     lines = ["The vault is sealed: no loaded key decrypts the stored values."] if status.sealed else []
     for key in status.keys:
         active = ", active" if key.key_id == status.active_key else ""
@@ -59,9 +59,9 @@ def rotate_master_key(open_session: OpenSession, config_path: Path | None, as_js
 
     with open_session(config_path, "secrets rotate-master-key") as session:
         keys = session.service(MasterKeys)
-        rows, holder = session.run(keys.begin)
-        asyncio.run(keys.run(holder, seconds=math.inf))
-        left = session.run(keys.status, read=True).remaining
+        rows, holder = session.run(keys.begin_rotation)
+        asyncio.run(keys.rewrap_rows(holder, seconds=math.inf))
+        left = session.run(keys.key_status, read=True).remaining
     message = f"{rows - left} rows were re-encrypted under the active key; {left} remain."
     if left:
         message += " Their keys are not loaded, or the rows are damaged. Run: corral secrets verify"
@@ -79,7 +79,7 @@ def verify_values(open_session: OpenSession, config_path: Path | None, as_json: 
     from corral_plugins.secrets.service.values import SecretValues
 
     with open_session(config_path, "secrets verify") as session:
-        found = session.service(MasterKeys).unreadable(lambda fn: session.run(fn, read=True))
+        found = session.service(MasterKeys).unreadable_values(lambda fn: session.run(fn, read=True))
         damaged = _damaged_secrets(session.service(SecretValues), session)
     wrong = {name: count for name, count in found.items() if count}
     lines = [f"{name}: {count} rows cannot be decrypted" for name, count in wrong.items()]

@@ -38,7 +38,7 @@ async def shred_deleted_secrets(work: Work, settings: Settings, audit: Audit | N
 
 async def rewrap_rows(holder: str, keys: MasterKeys, work: Work) -> None:
     """Rewrap encrypted rows for a limited time. Enqueue another job if rows remain."""
-    if not await keys.run(holder):
+    if not await keys.rewrap_rows(holder):
         await work(lambda: enqueue(JOB, holder=holder))
 
 

@@ -73,7 +73,7 @@ class SecretsPlugin(Plugin):
 
             Returns 0 if the database is unreachable, which has its own health check.
             """
-            counted = asyncio.run_coroutine_threadsafe(work(keys.remaining, entry=ENTRY, read=True), loop)
+            counted = asyncio.run_coroutine_threadsafe(work(keys.remaining_rows, entry=ENTRY, read=True), loop)
             with contextlib.suppress(Problem, TimeoutError):
                 return int(counted.result(COUNT_SECONDS))
             counted.cancel()
@@ -82,18 +82,18 @@ class SecretsPlugin(Plugin):
         self._remaining_rows = remaining
         redactor.on_hit(alerts.report_leaks)
         self._unwatch = runtime.service(Feed).watch(values.on_events)
-        await values.refresh()
+        await values.refresh_redactor()
         if self._sealer.sealed:
-            await work(alerts.sealed, entry=ENTRY)
+            await work(alerts.report_sealed, entry=ENTRY)
 
         async def write_usage() -> None:
             while True:
                 await asyncio.sleep(WRITE_SECONDS)
-                if last := self._usage.take():
+                if last := self._usage.take_pending():
                     await work(lambda: write_last_used(last), entry=ENTRY)
 
-        runtime.supervise("secrets.redactor_values", values.run)
-        runtime.supervise("secrets.alerts", alerts.run)
+        runtime.supervise("secrets.redactor_values", values.refresh_on_change)
+        runtime.supervise("secrets.alerts", alerts.publish_regularly)
         runtime.supervise("secrets.last_used", write_usage)
 
     async def stop(self) -> None:
@@ -198,4 +198,4 @@ def _is_sealed(sealer: Sealer) -> dict[tuple[str, ...], float]:
 
 
 def _remaining_rows(keys: MasterKeys) -> dict[tuple[str, ...], float]:
-    return {(): keys.remaining()}
+    return {(): keys.remaining_rows()}

@@ -35,7 +35,7 @@ routes = Routes("/secrets", tag="Secrets Vault", no_store=True)
 
 def _secret_response(listing: SecretListing, row: SecretRow, value: str | None = None) -> Answer[SecretView]:
     """Return a secret and its ETag, which is the revision of the row. The field `version` counts the values only."""
-    view, revision = listing.shown(row)
+    view, revision = listing.view_of_row(row)
     if found := value_warnings(value):
         view.warnings = found
     return Answer(body=view, headers={"ETag": f'"{revision}"'})
@@ -48,7 +48,7 @@ def _json_text(value: object) -> str | None:
 @routes.get("/", needs=READ)
 def list_secrets(query: SecretQuery, listing: SecretListing, caller: Principal) -> Page[SecretView]:
     """List secrets by name, without their values. Deleted secrets are included only with `status=deleted`."""
-    return listing.page(query, caller)
+    return listing.list_secrets(query, caller)
 
 
 @routes.post(
@@ -71,19 +71,19 @@ def list_expiring_secrets(query: ExpiringQuery, listing: SecretListing, caller: 
 @routes.get("/key-status", needs=READ)
 def get_key_status(keys: MasterKeys) -> KeyStatus:
     """Show the master keys and the number of rows encrypted under each. Remove old keys when `remaining` is 0."""
-    return keys.status()
+    return keys.key_status()
 
 
 @routes.post("/rotate-master-key", needs=WRITE, status=202, raises=("invalid_state", "vault_sealed"))
 def rotate_master_key(keys: MasterKeys) -> RemainingRows:
     """Rewrap every encrypted row under the active master key, in the background."""
-    return RemainingRows(remaining=keys.start())
+    return RemainingRows(remaining=keys.enqueue_rotation())
 
 
 @routes.get("/{id}", needs=READ, raises=("not_found",))
 def get_secret(id: str, listing: SecretListing) -> Answer[SecretView]:
     """Return a secret without its value."""
-    view, revision = listing.get(id)
+    view, revision = listing.get_secret(id)
     return Answer(body=view, headers={"ETag": f'"{revision}"'})
 
 

@@ -23,7 +23,7 @@ BATCH_SIZE = 500
 async def expire_rules_and_keys(work: Work, rules: IpRules) -> None:
     """Delete expired IP rules, notify owners of expiring keys, and delete keys that ended over 30 days ago."""
     entry = Entry(label="job security.expire", actor=SYSTEM)
-    await work(rules.sweep, entry=entry)
+    await work(rules.delete_expired, entry=entry)
     for days in NOTICE_DAYS:
         while await work(lambda days=days: remind_of_expiring_keys(days), entry=entry) >= BATCH_SIZE:  # type: ignore[misc]  # bound per round
             continue

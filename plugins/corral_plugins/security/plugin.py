@@ -59,25 +59,25 @@ class SecurityPlugin(Plugin):
 
     async def start(self, runtime: Runtime) -> None:
         here = runtime.service(Installation)
-        runtime.service(SecurityPolicies).guard()
+        runtime.service(SecurityPolicies).register_checks()
         self._last_used, self._shared = runtime.service(LastUseRecorder), runtime.service(SharedBuckets)
         settings: Settings = runtime.service(Settings)
         self._limits.start(settings, self._shared, self._last_used, on=here.rate_limits, processes=here.processes)
-        runtime.supervise("last_used", self._last_used.run)
+        runtime.supervise("last_used", self._last_used.write_regularly)
         if here.rate_limits:
-            runtime.supervise("rate_limits", self._limits.follow)
+            runtime.supervise("rate_limits", self._limits.apply_settings_regularly)
             if self._shared.is_configured:
-                runtime.supervise("shared_rate_limits", self._limits.share)
+                runtime.supervise("shared_rate_limits", self._limits.share_counts)
         if not here.ip_rules_disabled:
             keeper = runtime.service(IpGateUpdater)
-            await keeper.load()
+            await keeper.load_rules()
             self._unwatch = runtime.service(Feed).watch(keeper.on_events)
-            runtime.supervise("ip_rules", keeper.run)
+            runtime.supervise("ip_rules", keeper.follow_changes)
 
     async def stop(self) -> None:
         self._unwatch()
         if self._last_used is not None:
-            await self._last_used.flush()
+            await self._last_used.write_pending()
         if self._shared is not None:
             await self._shared.close()
 
@@ -153,7 +153,7 @@ class SecurityPlugin(Plugin):
                 name="corral_api_keys",
                 help="Number of API keys by status.",
                 labels={"status": STATUSES},
-                collect=ApiKeys.count,
+                collect=ApiKeys.count_by_status,
             ),
         ]
 

@@ -75,12 +75,12 @@ class SettingsPlugin(Plugin):
     async def start(self, runtime: Runtime) -> None:
         """Apply the stored values before any other code in this process reads a setting."""
         self._live = runtime.service(LiveSettings)
-        await self._live.refresh()
-        runtime.supervise("follow", self._live.follow)
+        await self._live.apply_newer_values()
+        runtime.supervise("follow", self._live.poll_changes)
 
     async def stop(self) -> None:
         if self._live is not None:
-            await self._live.leave()
+            await self._live.delete_outdated_record()
 
 
 def _provide_same(service: SettingsService) -> SettingsStore:

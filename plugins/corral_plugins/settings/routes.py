@@ -60,19 +60,19 @@ class NewSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 def list_settings(query: SettingsQuery, views: SettingViews) -> dict[str, dict[str, Any]]:
     """List all settings by category and key. Secret values are masked."""
     category = query.category if isinstance(query.category, str) else None
-    return views.details(category) if query.details else views.values(category)
+    return views.details_by_category(category) if query.details else views.values_by_category(category)
 
 
 @routes.get("/schema", needs="settings.read")
 def read_schema(views: SettingViews) -> SettingsSchema:
     """Get the type, bounds, default and JSON Schema of every setting."""
-    return views.schema()
+    return views.get_schema()
 
 
 @routes.get("/history", needs="settings.read")
 def list_history(query: HistoryQuery, caller: Principal, views: SettingViews) -> Page[ChangeView]:
     """List the changes of settings, newest first."""
-    return views.history(query, caller)
+    return views.list_changes(query, caller)
 
 
 @routes.put("/bulk", needs="settings.write", raises=(*REFUSALS, "unknown_setting"))
@@ -109,7 +109,7 @@ async def change_setting(
     def change() -> SettingView:
         service.refuse_locked(name)
         service.change({name: body.value}, by=caller, if_match=match, pointer=_value_pointer)
-        return views.one(name)
+        return views.get_setting(name)
 
     await service.check_urls({name: body.value}, pointer=_value_pointer)
     return await work(change, entry=request.entry(caller))
@@ -122,7 +122,7 @@ def reset_setting(
     """Reset a setting to its default."""
     name = f"{category}.{key}"
     service.reset(name, by=caller, if_match=match)
-    return views.one(name)
+    return views.get_setting(name)
 
 
 def _value_pointer(name: str) -> str:

@@ -123,7 +123,7 @@ class ClaimTool(msgspec.Struct, frozen=True, kw_only=True):
 class Tools(Protocol):
     """The service of the plugin `tools` for other plugins. Runs in the caller's unit of work."""
 
-    def offered(
+    def tools_for_run(
         self, *, enabled: Sequence[str], policy: Mapping[str, Any], allowed: Sequence[str] | None, worker_id: str
     ) -> list[ClaimTool]:
         """List the tools of a run, sorted by name.
@@ -146,7 +146,7 @@ class Tools(Protocol):
         """
         ...
 
-    def answered(self, task_id: str, call_id: str, *, result: Any = None, error: Json | None = None) -> None:
+    def store_answer(self, task_id: str, call_id: str, *, result: Any = None, error: Json | None = None) -> None:
         """Store the result or error of a call that returned `ResultLater`. Do nothing if the call has already ended."""
         ...
 

@@ -18,7 +18,10 @@ MAX_CHUNKS = 20
 async def end_abandoned_calls(work: Work, history: CallHistory) -> None:
     """End the tool calls whose process stopped or whose permit was never reported."""
     for _ in range(MAX_CHUNKS):
-        if await work(history.reap, entry=Entry(label="job tools.reap", actor=SYSTEM)) < call_store.ABANDONED_LIMIT:
+        if (
+            await work(history.end_abandoned_calls, entry=Entry(label="job tools.reap", actor=SYSTEM))
+            < call_store.ABANDONED_LIMIT
+        ):
             return
 
 

@@ -70,11 +70,11 @@ class ToolsPlugin(Plugin):
         self._executions = runtime.service(ToolExecutions)
         registry = runtime.service(ToolRegistry)
         registry.log_ignored()
-        self._metrics.names[:] = sorted(registry.contributed())
+        self._metrics.names[:] = sorted(registry.contributed_tools())
 
     async def stop(self) -> None:
         if self._executions is not None:
-            await self._executions.stop()
+            await self._executions.stop_running()
         await self._http_tools.close()
 
     @hookimpl
@@ -91,7 +91,7 @@ class ToolsPlugin(Plugin):
 
     @hookimpl
     def corral_tools(self) -> Iterable[Tool]:
-        return self._http_tools.tools()
+        return self._http_tools.definitions()
 
     @hookimpl
     def corral_routes(self) -> Iterable[Routes]:
@@ -142,7 +142,7 @@ class ToolsPlugin(Plugin):
                 help="Number of tool calls by tool and decision.",
                 kind="counter",
                 labels={**tools, "decision": DECISIONS},
-                collect=metrics.calls,
+                collect=metrics.calls_by_decision,
             ),
             Metric(
                 name="corral_tool_seconds",

@@ -37,31 +37,31 @@ lease = Routes("/tasks", tag="worker")
 @registry.get("/", needs=READ, raises=("unknown_reference",))
 def list_tools(query: ToolQuery, listing: ToolListing, caller: Principal) -> Page[ToolView]:
     """List tools by name. With `agent_id`, the response contains the policy of each tool for that agent."""
-    return listing.page(query, caller)
+    return listing.list_tools(query, caller)
 
 
 @registry.get("/{name}", needs=READ, raises=("unknown_reference",))
 def get_tool(name: str, query: ToolAgentQuery, listing: ToolListing) -> ToolView:
     """Get a tool. With `agent_id`, the response contains the policy of the tool for that agent."""
-    return listing.one(name, query.agent_id)
+    return listing.get_tool(name, query.agent_id)
 
 
 @registry.patch("/{name}", needs=MANAGE, raises=("invalid_state", "precondition_failed"))
 def change_tool(name: str, body: ToolPatch, listing: ToolListing, caller: Principal, match: IfMatch) -> ToolView:
     """Change the policy, risk or configuration of a tool. The risk of a tool from a plugin can only be raised."""
-    return listing.change(name, body, match, by=caller)
+    return listing.change_tool(name, body, match, by=caller)
 
 
 @registry.post("/{name}/check", needs=READ, raises=("unknown_reference", "kill_switch"))
 def check_tool(name: str, body: CallCheck, calls: ToolCalls, caller: Principal) -> CallCheckResult:
     """Check whether a tool call would be allowed, without running the tool."""
-    return calls.check(name, body, by=caller)
+    return calls.check_call(name, body, by=caller)
 
 
 @all_calls.get("/tool-calls", needs=READ, raises=("invalid_cursor",))
 def list_tool_calls(query: ToolCallQuery, history: CallHistory, caller: Principal) -> Page[ToolCallView]:
     """List tool calls, newest first."""
-    return history.page(query, caller)
+    return history.list_calls(query, caller)
 
 
 @lease.get("/{id}/tool-calls", needs=READ, raises=("invalid_cursor",))
@@ -86,7 +86,7 @@ async def call_tool(
 
     Repeating the request with the same `call_id` returns the same response and does not run the tool again.
     """
-    return await calls.call(
+    return await calls.call_tool(
         id,
         tool,
         body.call_id,
@@ -100,7 +100,7 @@ async def call_tool(
 @lease.get("/{id}/tools/calls/{call}", needs=(READ, ACT), seconds=60.0)
 def get_tool_call(id: str, call: str, query: WaitQuery, history: CallHistory, caller: Principal) -> ToolCallView | Wait:
     """Get a tool call of a task. With `wait`, the response is delayed until the call ends or the wait time passes."""
-    found = history.one(id, call, caller)
+    found = history.get_call(id, call, caller)
     if query.wait and query.until > clock.time_s() and found.status not in ENDED:
         return Wait((id,), query.until)
     return found
@@ -117,7 +117,7 @@ async def report_tool_result(
     id: str, call: str, body: ToolCallReport, permits: ToolPermits, caller: Principal, request: Request
 ) -> ToolCallView:
     """Report the outcome of a tool that ran on the worker. At most 64 KiB of the result is stored."""
-    return await permits.report(
+    return await permits.store_report(
         id,
         call,
         body,

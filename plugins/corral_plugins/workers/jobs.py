@@ -14,7 +14,7 @@ SWEEP_SECONDS, DAY = 5, 86_400
 
 async def sweep_silent_workers(sweeps: WorkerSweeps) -> None:
     """Set silent workers to `offline`, and alert admins when tasks wait while no worker is online."""
-    await sweeps.sweep()
+    await sweeps.sweep_silent_workers()
 
 
 async def delete_old_workers(sweeps: WorkerSweeps, work: Work) -> None:

@@ -83,9 +83,9 @@ class WorkersPlugin(Plugin):
 
     async def start(self, runtime: Runtime) -> None:
         database, checked, section = runtime.service(Database), runtime.service(Fleet), self.section
-        self._health = lambda: database.run(checked.health, read=True)
+        self._health = lambda: database.run(checked.workers_health, read=True)
         self._queue_health = lambda: database.run(checked.queue_health, read=True)
-        runtime.supervise("liveness", runtime.service(WorkerLiveness).run)
+        runtime.supervise("liveness", runtime.service(WorkerLiveness).write_regularly)
 
         async def start_embedded(address: str) -> None:
             max_agents, allow = section.embedded_max_agents, section.embedded_allow

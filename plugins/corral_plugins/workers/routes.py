@@ -57,7 +57,7 @@ def register_worker(
     A worker that registers again with the same name, registrant and fingerprint receives status 200 and keeps its id
     and approval. The worker receives a new token; the old token is revoked and the leases of the worker are released.
     """
-    worker, is_new = registrations.register(body, caller=caller, client_ip=request.client_ip)
+    worker, is_new = registrations.register_worker(body, caller=caller, client_ip=request.client_ip)
     return Answer(body=worker, status=201 if is_new else 200, headers={"Location": f"{BASE}/{worker.id}"})
 
 
@@ -70,7 +70,7 @@ def get_fleet_overview(fleet: Fleet) -> FleetOverview:
 @fleet_routes.get("/{id}", needs=(READ, ACT), live=True)
 def get_worker(id: str, fleet: Fleet, caller: Principal) -> WorkerDetail:
     """Get a worker with its leases. A worker may only read its own data."""
-    return fleet.detail(id, caller=caller)
+    return fleet.get_detail(id, caller=caller)
 
 
 @protocol_routes.post("/{id}/heartbeat", needs=(ACT, REGISTER), raises=("invalid_state",), limited=True)
@@ -107,7 +107,7 @@ def claim_tasks(id: str, body: ClaimBody, protocol: WorkerProtocol, caller: Prin
 @protocol_routes.get("/{id}/signals", needs=ACT, raises=("worker_not_approved",), seconds=60.0)
 def list_signals(id: str, query: SignalsQuery, protocol: WorkerProtocol, caller: Principal) -> WorkerSignals | Wait:
     """Wait for cancellations, lost leases and commands. The response is sent as soon as there is one."""
-    return protocol.signals(id, after=query.after, began=query.began, wait=query.wait, caller=caller)
+    return protocol.read_signals(id, after=query.after, began=query.began, wait=query.wait, caller=caller)
 
 
 @protocol_routes.post("/{id}/deregister", needs=(ACT, MANAGE), raises=("worker_not_approved", "invalid_state"))
@@ -119,7 +119,7 @@ def deregister_worker(id: str, administration: WorkerAdministration, caller: Pri
 @admin_routes.get("/", needs=MANAGE, no_store=True)
 def list_workers(query: WorkerListQuery, fleet: Fleet, caller: Principal) -> Page[AdminWorker]:
     """List workers with all fields and their last failures, newest first."""
-    return fleet.list(query, caller=caller)
+    return fleet.list_workers(query, caller=caller)
 
 
 @admin_routes.patch("/{id}/approve", needs=MANAGE, no_store=True, raises=("invalid_state",))
@@ -131,7 +131,7 @@ def approve_worker(id: str, body: ApproveWorker, administration: WorkerAdministr
 @admin_routes.patch("/{id}", needs=MANAGE, no_store=True, raises=("duplicate", "invalid_state"))
 def update_worker(id: str, body: WorkerPatch, administration: WorkerAdministration, match: IfMatch) -> WorkerView:
     """Change the name, group, labels or capacity of a worker."""
-    return administration.patch(id, body, match)
+    return administration.update_worker(id, body, match)
 
 
 @admin_routes.post("/{id}/drain", needs=MANAGE, no_store=True, raises=("invalid_state",))
@@ -149,7 +149,7 @@ def resume_worker(id: str, administration: WorkerAdministration, match: IfMatch)
 @admin_routes.post("/{id}/rotate-token", needs=MANAGE, no_store=True, raises=("invalid_state",))
 def rotate_worker_token(id: str, administration: WorkerAdministration, match: IfMatch) -> WorkerToken:
     """Issue a new token for a worker. The token is shown only once; the old token stays valid for 60 seconds."""
-    return administration.rotate(id, match)
+    return administration.rotate_token(id, match)
 
 
 @admin_routes.delete("/{id}", needs=MANAGE, no_store=True, raises=("in_use", "invalid_state"))
@@ -164,7 +164,7 @@ def delete_worker(
 @key_routes.get("/", needs=MANAGE, no_store=True)
 def list_registration_keys(query: PageQuery, keys: RegistrationKeys, caller: Principal) -> Page[RegistrationKeyView]:
     """List registration keys, newest first."""
-    return keys.list(query, caller=caller)
+    return keys.list_keys(query, caller=caller)
 
 
 @key_routes.post("/", needs=MANAGE, status=201, no_store=True)

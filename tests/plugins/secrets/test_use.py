@@ -22,7 +22,7 @@ SHOP = AttachedObject(plugin="llm", kind="provider", id="acme")
 async def refused(safe: Safe, **asked: Any) -> str:
     """The code of the refusal of a use."""
     with pytest.raises(Problem) as caught:
-        await safe.work(lambda: safe.service.use(**asked), read=True)
+        await safe.work(lambda: safe.service.use_value(**asked), read=True)
     assert VALUE not in str(caught.value)
     return caught.value.code
 

@@ -37,7 +37,7 @@ def rules(mode: str, *lines: str) -> dict[str, Any]:
 async def replace(kit: Kit, who: Client, body: dict[str, Any], **options: Any) -> Answer:
     """Change the rules, and have them in force here without waiting for the keeper."""
     answer = await who.put("/security/ip-rules", body, **options)
-    await kit.kernel.container.get(IpGateUpdater).load()
+    await kit.kernel.container.get(IpGateUpdater).load_rules()
     return answer
 
 
@@ -103,7 +103,7 @@ def test_mapped_networks_are_folded_and_host_bits_refused() -> None:
 
 def test_health_answers_everybody_and_nothing_else_does() -> None:
     gate = IpGate()
-    gate.apply(ActiveIpRules(1, IpRuleset("allowlist", []), 0, None))
+    gate.set_rules(ActiveIpRules(1, IpRuleset("allowlist", []), 0, None))
     for path in ("/health", "/health/", "/health/ready", "/api/v1/health", "/api/v1/health/ready"):
         gate.check(AWAY, "GET", path)
     for path in ("/", "/healthy", "/api/v1/health-records", "/api/v1/healthcare/1", "/api/v1/tasks"):
@@ -116,7 +116,7 @@ def test_a_judgement_costs_little_with_500_rules() -> None:
     lines = [IpRule(str(n), f"10.{n % 250}.{n // 250 * 16}.0/{20 + n % 10}", "block") for n in range(500)]
     lines = [IpRule(rule.id, str(ipaddress.ip_network(rule.cidr, strict=False)), rule.action) for rule in lines]
     gate = IpGate()
-    gate.apply(ActiveIpRules(1, IpRuleset("blocklist", lines), 500, None))
+    gate.set_rules(ActiveIpRules(1, IpRuleset("blocklist", lines), 500, None))
     addresses = [f"192.0.{n // 250}.{n % 250}" for n in range(5000)]
 
     def timed() -> float:
@@ -169,9 +169,9 @@ async def test_expired_rules_do_not_count_and_are_swept(kit: Kit) -> None:
     assert not gate.is_stale
     clock.travel(61)
     assert gate.is_stale
-    await kit.kernel.container.get(IpGateUpdater).load()
+    await kit.kernel.container.get(IpGateUpdater).load_rules()
     assert (await From(kit.client, AWAY).get("/tasks")).status == 401
-    assert await kit.kernel.database.work(service.sweep) == 1
+    assert await kit.kernel.database.work(service.delete_expired) == 1
     assert [rule["cidr"] for rule in (await admin.get("/security/ip-rules")).json()["rules"]] == ["192.0.2.0/24"]
 
 

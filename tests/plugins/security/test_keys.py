@@ -201,16 +201,16 @@ async def test_use_is_noted_without_a_write_for_each_request(kit: Kit) -> None:
     caller = From(alice, HOME, key=shown["key"])
     for _ in range(5):
         await caller.get("/tasks")
-    await uses.flush()
+    await uses.write_pending()
     path = f"/security/api-keys/{shown['id']}"
     first = (await alice.get(path)).json()
     assert first["last_used_ip"] == HOME
     await From(alice, AWAY, key=shown["key"]).get("/tasks")
-    await uses.flush()
+    await uses.write_pending()
     assert (await alice.get(path)).json()["last_used_ip"] == HOME  # it is not a minute ago
     clock.travel(61)
     await From(alice, AWAY, key=shown["key"]).get("/tasks")
-    await uses.flush()
+    await uses.write_pending()
     assert (await alice.get(path)).json()["last_used_ip"] == AWAY
 
 

@@ -52,7 +52,7 @@ def passed(buckets: TokenBuckets, key: str, tries: int) -> int:
     count = 0
     for _ in range(tries):
         try:
-            buckets.take(key)
+            buckets.take_token(key)
         except BucketFull:
             continue
         count += 1
@@ -62,13 +62,13 @@ def passed(buckets: TokenBuckets, key: str, tries: int) -> int:
 def test_a_bucket_lets_its_count_pass_and_then_what_time_gives_back() -> None:
     at = Clock()
     buckets = TokenBuckets(Rate("ten", 10, 60), now=at)
-    assert buckets.take("a") == (10, 9, 6)
+    assert buckets.take_token("a") == (10, 9, 6)
     assert passed(buckets, "a", 20) == 9
     assert passed(buckets, "b", 20) == 10
     at.now += 6
     assert passed(buckets, "a", 5) == 1
     with pytest.raises(BucketFull) as full:
-        buckets.take("a")
+        buckets.take_token("a")
     assert (full.value.limit, full.value.seconds) == (10, pytest.approx(6, abs=0.01))
     at.now += 6000
     assert passed(buckets, "a", 20) == 10
@@ -97,18 +97,18 @@ def test_memory_holds_two_windows_and_no_more() -> None:
     at = Clock()
     buckets = TokenBuckets(Rate("x", 10, 60), now=at)
     for number in range(10_000):
-        buckets.take(str(number))
+        buckets.take_token(str(number))
     for _ in range(3):
         at.now += 61
-        buckets.take("later")
-    assert buckets.size <= 2
+        buckets.take_token("later")
+    assert buckets.bucket_count <= 2
 
 
 def test_many_addresses_in_one_window_do_not_fill_the_memory() -> None:
     buckets = TokenBuckets(Rate("x", 5, 3600), now=Clock())
     for number in range(350_000):
-        buckets.take(str(number))
-    assert buckets.size <= 200_000
+        buckets.take_token(str(number))
+    assert buckets.bucket_count <= 200_000
     assert passed(buckets, "349999", 10) == 4  # those of late are known still
 
 
@@ -116,7 +116,7 @@ def test_a_share_is_a_fraction_but_one_at_least() -> None:
     at = Clock()
     for count, share, expected in ((10, 2, 5), (5, 8, 1), (1200, 4, 300)):
         buckets = TokenBuckets(Rate("x", count, 60), now=at)
-        buckets.adjust(count, share)
+        buckets.set_limit(count, share)
         assert passed(buckets, "a", 2000) == expected
 
 

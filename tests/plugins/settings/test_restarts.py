@@ -16,7 +16,7 @@ from corral_plugins.settings.service.live import FORGET_SECONDS, PROPAGATION_SEC
 
 async def refreshed(shelf: Shelf) -> None:
     """As the process does by itself each second."""
-    await shelf.kit.kernel.container.get(LiveSettings).refresh()
+    await shelf.kit.kernel.container.get(LiveSettings).apply_newer_values()
 
 
 async def test_the_old_value_rules_until_the_next_start(make_shelf: Callable[..., Any]) -> None:
@@ -69,7 +69,7 @@ async def test_while_the_database_does_not_answer_what_is_known_rules(shelf: She
         raise OSError("gone")
 
     work, live._work = live._work, fails
-    following = asyncio.ensure_future(live.follow())
+    following = asyncio.ensure_future(live.poll_changes())
     await asyncio.sleep(1.3)
     assert not following.done()
     assert shelf.get(it.HIGH) == 20

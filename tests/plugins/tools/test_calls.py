@@ -230,7 +230,7 @@ async def test_stopping_gives_calls_a_moment(world: World) -> None:
     run = await world.run("test.*")
     slow = asyncio.ensure_future(run.say("test.slow"))
     await world.until_running()
-    stopping = asyncio.ensure_future(world.kit.kernel.container.get(ToolExecutions).stop())
+    stopping = asyncio.ensure_future(world.kit.kernel.container.get(ToolExecutions).stop_running())
     await asyncio.sleep(0.05)
     world.bench.gate.set()
     await stopping

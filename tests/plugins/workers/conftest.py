@@ -69,7 +69,7 @@ class StandIn:
         emit(TaskChanged(task_id=task_id), object=("task", task_id))
 
     def claim(self, worker_id: str, *, max_tasks: int, agent_ids: Sequence[str] | None) -> ClaimResponse:
-        facts = self.workers.facts(worker_id)
+        facts = self.workers.find(worker_id)
         assert facts is not None
         if facts.status == "draining":
             return ClaimResponse(tasks=[], reason="draining")

@@ -125,7 +125,7 @@ async def test_silence_takes_offline_and_any_call_brings_back(fleet: Any) -> Non
     await fleet.kit.kernel.container.get(WorkerSweeps).sweep()
     assert await status(fleet, worker) == "offline"
     assert (await worker.get(path(worker))).status == 200
-    await liveness(fleet).flush()
+    await liveness(fleet).write_contacts()
     assert await status(fleet, worker) == "online"
     assert len(await fleet.told("worker.offline")) == 1
     assert len(await fleet.told("worker.online")) == 2
@@ -141,12 +141,12 @@ async def test_signs_of_life_are_written_rarely(fleet: Any) -> None:
     worker = await fleet.worker()
     clock.travel(20)
     await worker.get(path(worker))
-    await liveness(fleet).flush()
+    await liveness(fleet).write_contacts()
     seen = await fleet.work(lambda: Worker.get_by_id(worker.user["id"]).last_seen_at)
     clock.travel(2)
     for _ in range(3):
         await worker.post(path(worker, "/claim"))
-        await liveness(fleet).flush()
+        await liveness(fleet).write_contacts()
     assert await fleet.work(lambda: Worker.get_by_id(worker.user["id"]).last_seen_at) == seen
 
 
@@ -154,12 +154,12 @@ async def test_a_claim_that_hangs_is_no_sign_of_life(fleet: Any) -> None:
     worker = await fleet.worker()
     hanging = asyncio.create_task(worker.post(path(worker, "/claim"), {"wait_seconds": 20}))
     await asyncio.sleep(0.3)
-    await liveness(fleet).flush()
+    await liveness(fleet).write_contacts()
     seen = await fleet.work(lambda: Worker.get_by_id(worker.user["id"]).last_seen_at)
     fleet.kit.kernel.credentials.forget(lambda caller: True)
     clock.travel(10)
     await asyncio.sleep(1.5)
-    await liveness(fleet).flush()
+    await liveness(fleet).write_contacts()
     assert not hanging.done()
     assert await fleet.work(lambda: Worker.get_by_id(worker.user["id"]).last_seen_at) == seen
     hanging.cancel()

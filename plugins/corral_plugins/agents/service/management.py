@@ -224,7 +224,7 @@ class AgentManagement:
     def _check_references(self, values: dict[str, Any], agent_id: str) -> None:
         """Raise `Invalid` with the code `unknown_reference` for a provider, worker or reviewer that does not exist."""
         worker, provider = values.get("worker_id"), values.get("llm_provider")
-        if worker is not None and (self.workers is None or self.workers.facts(worker) is None):
+        if worker is not None and (self.workers is None or self.workers.find(worker) is None):
             raise _unknown_reference("/worker_id", "No worker has this id.")
         if provider is not None and self.llm is not None and not self.llm.is_known(provider):
             raise _unknown_reference("/llm_provider", "No provider has this name; GET /llm/providers lists them.")

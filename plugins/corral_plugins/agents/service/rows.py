@@ -127,7 +127,7 @@ class _AgentWarnings:
         self._llm, self._tools, self._workers = llm, tools, workers
         self._configured: dict[str, bool] = {}
         self._fleet: list[WorkerFacts] | None = None
-        self._bound = workers.facts_of(sorted(bound)) if workers is not None and bound else {}
+        self._bound = workers.find_many(sorted(bound)) if workers is not None and bound else {}
 
     def warnings_of(self, row: Agent) -> list[str]:
         """Return the warning codes for an agent, the most general first."""
@@ -164,7 +164,7 @@ class _AgentWarnings:
 
     def _online_workers(self) -> list[WorkerFacts]:
         if self._fleet is None:
-            self._fleet = self._workers.fleet() if self._workers is not None else []
+            self._fleet = self._workers.online_workers() if self._workers is not None else []
         return self._fleet
 
     def _missing_tools(self, tools: Iterable[str]) -> list[str]:

@@ -46,7 +46,9 @@ class ProviderKeys:
             raise ProviderError(503, message, code="dependency_unavailable")
         attached, host = _attached_provider(provider.name), urlsplit(provider.connection.base_url or "").hostname
         try:
-            key = await self._work(lambda: secrets.use(name, attached.consumer, host, attached=attached), read=True)
+            key = await self._work(
+                lambda: secrets.use_value(name, attached.consumer, host, attached=attached), read=True
+            )
         except Problem as problem:
             code = problem.code if problem.code in VAULT_CODES else "dependency_unavailable"
             raise ProviderError(problem.status, problem.detail, code=code) from problem
@@ -98,7 +100,7 @@ class ProviderKeys:
         if isinstance(key, str):
             name = f"llm.{provider}.api_key"
             description = f"The API key of the model provider {provider}."
-            warnings = self.secrets.keep(name, key, category="api_key", description=description, by=by)
+            warnings = self.secrets.store_value(name, key, category="api_key", description=description, by=by)
             self.secrets.attach(name, attached, title=provider, pointer="/api_key", by=None)
             return {"api_key_secret": name}, warnings
         if isinstance(secret, str):

@@ -73,12 +73,12 @@ class ViewerHub:
         self._unwatch()
         self._unwatch = lambda: None
         for viewer in tuple(self.viewers):
-            viewer.leave()
+            viewer.stop_sending()
 
     def restart_all(self) -> None:
         """Send `reload` to all viewers and close their connections with the code 1012."""
         for viewer in tuple(self.viewers):
-            viewer.end(RESTARTING, "reconnect with your cursor", NoticeFrame("reload"), keep=True)
+            viewer.end_connection(RESTARTING, "reconnect with your cursor", NoticeFrame("reload"), keep=True)
 
     # -- connections
 
@@ -107,20 +107,20 @@ class ViewerHub:
 
     def add_viewer(self, viewer: Viewer) -> None:
         """Register a connection, which counts towards the limit until `leave`. Raises `TooMany` like `check_user`."""
-        self.check_user(viewer.user)
+        self.check_user(viewer.user_key)
         viewer.on_end = self._remove_viewer
         viewer.seen = self.position
-        self._users[viewer.user] += 1
+        self._users[viewer.user_key] += 1
         self.viewers.add(viewer)
         self.occupied.set()
         self._empty.clear()
 
     def remove_viewer(self, viewer: Viewer) -> None:
         """Remove a connection that has ended."""
-        viewer.leave()
+        viewer.stop_sending()
         if viewer in self.viewers:
             self.viewers.discard(viewer)
-            self._users[viewer.user] -= 1
+            self._users[viewer.user_key] -= 1
             self._users += Counter()  # drop users without connections
             if not self.viewers:
                 self.occupied.clear()

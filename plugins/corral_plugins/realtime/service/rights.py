@@ -60,7 +60,7 @@ class ViewerRights:
         Raises `Unauthorized` and `Forbidden`.
         """
         fresh = await self.by_credential(credential, viewer.client_ip)
-        if fresh.user != viewer.user or fresh.principal.kind != viewer.principal.kind:
+        if fresh.user_key != viewer.user_key or fresh.principal.kind != viewer.principal.kind:
             return False
         viewer.principal, viewer.reread, viewer.checked = fresh.principal, fresh.reread, fresh.checked
         return True
@@ -115,7 +115,7 @@ class ViewerRights:
                 raise found
             _check_may_follow(found)
         except Problem as problem:
-            viewer.revoke(close_code(problem), problem.code)
+            viewer.revoke_access(close_code(problem), problem.code)
             return
         if viewer.checked > began:  # renewed while this recheck was running
             return
@@ -123,7 +123,7 @@ class ViewerRights:
         ends = found.expires_at
         if ends is not None and ends - clock.time_s() <= WARN_SECONDS and viewer.warned_of != ends:
             viewer.warned_of = ends
-            viewer.put(NoticeFrame("token_expiring", expires_at=format_expiry(ends)))
+            viewer.queue_entry(NoticeFrame("token_expiring", expires_at=format_expiry(ends)))
 
 
 def close_code(problem: Problem) -> int:

@@ -56,7 +56,7 @@ class WebSocketServer:
     def __init__(self, hub: ViewerHub, rights: ViewerRights, replays: ReplayFactory, settings: Settings) -> None:
         self._hub, self._rights, self._replays, self._settings = hub, rights, replays, settings
 
-    async def serve(self, connection: SocketConnection) -> None:
+    async def serve_connection(self, connection: SocketConnection) -> None:
         """Serve one connection until it ends."""
         origin = connection.request.header("origin")
         if origin is not None and not self._is_allowed_origin(origin, connection.request.header("host")):
@@ -126,7 +126,7 @@ class WebSocketServer:
         if not isinstance(said, AuthMessage):
             raise _SignInRefused(UNAUTHENTICATED, "the first message must be auth")
         viewer = await self._rights.by_credential(said.token, connection.request.client_ip)
-        viewer.put(_auth_ok(viewer))
+        viewer.queue_entry(_auth_ok(viewer))
         return viewer
 
     # -- messages
@@ -153,7 +153,7 @@ class WebSocketServer:
                 raise
             task.uncancel()
         finally:
-            viewer.leave()
+            viewer.stop_sending()
             listening.cancel()
             with contextlib.suppress(asyncio.CancelledError, ConnectionError):
                 await listening
@@ -165,7 +165,7 @@ class WebSocketServer:
         While the queue is long, this coroutine regularly yields to other tasks.
         """
         sent = 0
-        while (entry := viewer.poll() or await viewer.take()) is not None:
+        while (entry := viewer.poll_entry() or await viewer.wait_for_entry()) is not None:
             if isinstance(entry, CloseFrame):
                 await connection.close(entry.code, entry.reason)
                 return
@@ -185,22 +185,22 @@ class WebSocketServer:
                 if viewer.ended:
                     continue
                 if len(message.encode() if isinstance(message, str) else message) > MESSAGE_LIMIT:
-                    viewer.end(TOO_BIG, "messages are limited to 64 KiB", keep=True)
-                elif not allowance.take():
+                    viewer.end_connection(TOO_BIG, "messages are limited to 64 KiB", keep=True)
+                elif not allowance.take_token():
                     self._slow_down(viewer, allowance)
                 else:
                     await self._handle_message(viewer, message)
         finally:
-            viewer.leave()
+            viewer.stop_sending()
 
     @staticmethod
     def _slow_down(viewer: Viewer, allowance: MessageRateLimit) -> None:
         if allowance.warned:
-            viewer.end(TOO_MANY, f"more than {MESSAGES_PER_SECOND} messages a second", keep=True)
+            viewer.end_connection(TOO_MANY, f"more than {MESSAGES_PER_SECOND} messages a second", keep=True)
         else:
             allowance.warned = True
             detail = f"Send at most {MESSAGES_PER_SECOND} messages a second. The next excess closes the connection."
-            viewer.refuse(Refusal("rate_limited", detail))
+            viewer.send_refusal(Refusal("rate_limited", detail))
 
     async def _handle_message(self, viewer: Viewer, message: str | bytes) -> None:
         try:
@@ -210,38 +210,40 @@ class WebSocketServer:
             else:
                 self._answer_message(viewer, said)
         except Refusal as refusal:
-            viewer.refuse(refusal)
+            viewer.send_refusal(refusal)
 
     def _answer_message(self, viewer: Viewer, said: ClientMessage) -> None:
         if isinstance(said, SubscribeMessage):
             self._handle_subscribe(viewer, said)
         elif isinstance(said, UnsubscribeMessage):
             self._hub.unsubscribe(viewer, said.event)
-            viewer.put(NoticeFrame("unsubscribed", event=said.event))
+            viewer.queue_entry(NoticeFrame("unsubscribed", event=said.event))
         elif isinstance(said, ResumeMessage):
             cursor = read_cursor(said.last_event_id)
-            viewer.put(self._replays.create_replay(viewer, cursor, tuple(viewer.subscriptions.values()), confirm=True))
+            viewer.queue_entry(
+                self._replays.create_replay(viewer, cursor, tuple(viewer.subscriptions.values()), confirm=True)
+            )
         elif isinstance(said, PingMessage):
-            viewer.put(NoticeFrame("pong", ts=clock.now()))
+            viewer.queue_entry(NoticeFrame("pong", ts=clock.now()))
 
     def _handle_subscribe(self, viewer: Viewer, said: SubscribeMessage) -> None:
         cursor = read_cursor(said.since) if isinstance(said.since, (str, int)) else None
         wanted = frozenset(said.filter.items()) if isinstance(said.filter, dict) else frozenset()
         made = self._hub.subscribe(viewer, said.event, wanted)
-        viewer.put(NoticeFrame("subscribed", event=said.event, cursor=self._hub.position))
+        viewer.queue_entry(NoticeFrame("subscribed", event=said.event, cursor=self._hub.position))
         if cursor is not None:
-            viewer.put(self._replays.create_replay(viewer, cursor, (made,)))
+            viewer.queue_entry(self._replays.create_replay(viewer, cursor, (made,)))
 
     async def _handle_auth(self, viewer: Viewer, said: AuthMessage) -> None:
         try:
             same = await self._rights.renew_credential(viewer, said.token)
         except Problem as problem:
-            viewer.revoke(close_code(problem), problem.code)
+            viewer.revoke_access(close_code(problem), problem.code)
             return
         if same:
-            viewer.put(_auth_ok(viewer))
+            viewer.queue_entry(_auth_ok(viewer))
         else:
-            viewer.revoke(UNAUTHENTICATED, "the token belongs to another user")
+            viewer.revoke_access(UNAUTHENTICATED, "the token belongs to another user")
 
 
 class MessageRateLimit:
@@ -251,7 +253,7 @@ class MessageRateLimit:
         self.warned = False
         self._left, self._at = float(MESSAGES_PER_SECOND), time.monotonic()
 
-    def take(self) -> bool:
+    def take_token(self) -> bool:
         """Take one token. Return False if the bucket is empty."""
         now = time.monotonic()
         self._left = min(float(MESSAGES_PER_SECOND), self._left + (now - self._at) * MESSAGES_PER_SECOND)
@@ -263,4 +265,4 @@ class MessageRateLimit:
 
 
 def _auth_ok(viewer: Viewer) -> NoticeFrame:
-    return NoticeFrame("auth_ok", user_id=viewer.user, expires_at=format_expiry(viewer.principal.expires_at))
+    return NoticeFrame("auth_ok", user_id=viewer.user_key, expires_at=format_expiry(viewer.principal.expires_at))

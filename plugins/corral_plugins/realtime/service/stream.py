@@ -35,7 +35,7 @@ class EventStream:
             return self._start_stream()
         if self._over:
             raise StopAsyncIteration
-        entry = await self._viewer.take(COMMENT_SECONDS)
+        entry = await self._viewer.wait_for_entry(COMMENT_SECONDS)
         if entry is None:
             if self._viewer.left:
                 raise StopAsyncIteration
@@ -46,7 +46,7 @@ class EventStream:
                 self._over = True
                 break
             parts.append(entry.sse_block)
-            entry = self._viewer.poll() if len(parts) < BATCH_SIZE else None
+            entry = self._viewer.poll_entry() if len(parts) < BATCH_SIZE else None
         if not parts:
             raise StopAsyncIteration
         return b"".join(parts)
@@ -68,5 +68,5 @@ class EventStream:
             self._over = True
         else:
             if self._cursor is not None:
-                self._viewer.put(self._replays.create_replay(self._viewer, self._cursor, made))
+                self._viewer.queue_entry(self._replays.create_replay(self._viewer, self._cursor, made))
         return b"retry: 2000\n\n"

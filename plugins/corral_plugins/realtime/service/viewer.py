@@ -89,7 +89,7 @@ class Viewer:
         self._timer: asyncio.TimerHandle | None = None
 
     @property
-    def user(self) -> str:
+    def user_key(self) -> str:
         """The id under which the connection counts towards limits."""
         return self.principal.user_id or self.principal.id
 
@@ -107,7 +107,7 @@ class Viewer:
             self.wake_reader()
         return True
 
-    def put(self, entry: NoticeFrame | Replay) -> None:
+    def queue_entry(self, entry: NoticeFrame | Replay) -> None:
         """Queue a notice or a replay.
 
         A client that sends requests without reading the responses also counts as too slow.
@@ -120,12 +120,12 @@ class Viewer:
         self.queue.append(entry)
         self.wake_reader()
 
-    def refuse(self, refusal: Refusal) -> None:
+    def send_refusal(self, refusal: Refusal) -> None:
         """Send an `error` frame. The tenth such frame ends the connection."""
         self._errors += 1
-        self.put(NoticeFrame("error", code=refusal.code, detail=refusal.detail))
+        self.queue_entry(NoticeFrame("error", code=refusal.code, detail=refusal.detail))
         if self._errors >= MAX_ERRORS:
-            self.end(INVALID, "ten errors in one connection", keep=True)
+            self.end_connection(INVALID, "ten errors in one connection", keep=True)
 
     def end_lagging(self) -> int:
         """End a connection that is too slow: drop its queue, and report the `seq` from which the client must resume.
@@ -136,10 +136,10 @@ class Viewer:
             return 0
         lost = [entry for entry in (*self._backlog, *self.queue) if isinstance(entry, EventFrame)]
         missed_from = lost[0].record.seq if lost else self.seen + 1
-        self.end(TOO_SLOW, "too slow", NoticeFrame("lagged", missed_from=missed_from))
+        self.end_connection(TOO_SLOW, "too slow", NoticeFrame("lagged", missed_from=missed_from))
         return len(lost)
 
-    def end(self, code: int, reason: str, last: NoticeFrame | None = None, *, keep: bool = False) -> None:
+    def end_connection(self, code: int, reason: str, last: NoticeFrame | None = None, *, keep: bool = False) -> None:
         """End the connection. Later calls do nothing.
 
         `last` is sent before the close. With `keep`, the queued entries are sent first.
@@ -159,12 +159,12 @@ class Viewer:
         self._timer = asyncio.get_running_loop().call_later(patience, self.abort)
         self.wake_reader()
 
-    def revoke(self, code: int, reason: str) -> None:
+    def revoke_access(self, code: int, reason: str) -> None:
         """End the connection because the client lost its permissions. Queued events are discarded."""
         self.revoked = True
-        self.end(code, reason)
+        self.end_connection(code, reason)
 
-    def leave(self) -> None:
+    def stop_sending(self) -> None:
         """Stop sending, because the client disconnected or the connection ended."""
         self.left = True
         if not self.ended:
@@ -182,7 +182,7 @@ class Viewer:
 
     # -- sending
 
-    def poll(self) -> Entry | None:
+    def poll_entry(self) -> Entry | None:
         """Return the next entry that the current permissions allow, or None if no entry can be sent without waiting."""
         while not self.left:
             source: deque[Any] = self._backlog or self.queue
@@ -205,13 +205,13 @@ class Viewer:
         """Return whether the client already received the event through every subscription that matches it."""
         return all(item.record.seq <= each.known for each in self.subscriptions.values() if each.matches(item))
 
-    async def take(self, idle_seconds: float | None = None) -> Entry | None:
+    async def wait_for_entry(self, idle_seconds: float | None = None) -> Entry | None:
         """Wait for the next entry and return it.
 
         Return None after `idle_seconds` without an entry, or when the client has left.
         """
         while not self.left:
-            entry = self.poll()
+            entry = self.poll_entry()
             if entry is not None:
                 return entry
             if self._backlog:

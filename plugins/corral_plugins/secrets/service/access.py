@@ -42,7 +42,7 @@ class UsageTracker:
         with self._lock:
             self._last[secret_id] = clock.now()
 
-    def take(self) -> dict[str, str]:
+    def take_pending(self) -> dict[str, str]:
         """Remove and return the times of last use that are not yet written, by secret id."""
         with self._lock:
             taken, self._last = self._last, {}
@@ -75,7 +75,7 @@ class SecretsService:
         self._values, self._vault, self._environment = values, vault, environment
         self._usage, self._redactor_values = usage, redactor_values
 
-    def use(
+    def use_value(
         self, name: str, consumer: str | Sequence[str], host: str | None, *, attached: AttachedObject | None = None
     ) -> str:
         consumers = (consumer,) if isinstance(consumer, str) else tuple(consumer)
@@ -103,7 +103,7 @@ class SecretsService:
     def _check_and_use(
         self, name: str, consumers: tuple[str, ...], host: str | None, attached: AttachedObject | None, *, sent: bool
     ) -> str:
-        pinned = self._environment.named(name)
+        pinned = self._environment.find_by_name(name)
         if pinned is not None:
             if attached is None or not _is_attached(pinned.key, attached):
                 raise Forbidden(f"The secret {pinned.name} can be used only by objects to which an admin attached it.")
@@ -121,16 +121,16 @@ class SecretsService:
         self._usage.record_use(row.id)
         return value
 
-    def valid(self, name: str, *, attached: AttachedObject) -> list[str]:
+    def valid_values(self, name: str, *, attached: AttachedObject) -> list[str]:
         current_one = self._use_and_count(name, (attached.consumer,), None, attached, sent=False)
-        row = None if self._environment.named(name) else rows.find_by_name(name)
+        row = None if self._environment.find_by_name(name) else rows.find_by_name(name)
         return [current_one] if row is None else [current_one, *self._values.values_in_grace(row)]
 
-    def deliver(
+    def deliver_to_worker(
         self, name: str, worker_group: str, *, worker_id: str, task_id: str, purpose: str | None
     ) -> SecretDelivery:
         consumer = f"worker_group:{worker_group}"
-        row = None if self._environment.named(name) else rows.find_by_name(name)
+        row = None if self._environment.find_by_name(name) else rows.find_by_name(name)
         if row is None or consumer not in row.allowed_consumers:
             self._usage.counts["worker_group", "refused"] += 1
             raise NotFound("No secret of this name is available to this worker.")
@@ -150,7 +150,7 @@ class SecretsService:
     def attach(self, name: str, to: AttachedObject, *, title: str, pointer: str, by: Principal | None) -> None:
         if by is not None and "secrets.write" not in by.permissions and not _is_attached(name.lower(), to):
             raise Forbidden("Attaching a secret requires the permission secrets.write.", code="insufficient_scope")
-        pinned = self._environment.named(name)
+        pinned = self._environment.find_by_name(name)
         row = rows.find_by_name(name) if pinned is None else None
         if pinned is None and row is None:
             raise Invalid.at(
@@ -168,7 +168,7 @@ class SecretsService:
     def detach(self, attached: AttachedObject) -> None:
         SecretReference.delete().where(_reference_of(attached)).execute()
 
-    def keep(self, name: str, value: str, *, category: str, description: str, by: Principal) -> list[str]:
+    def store_value(self, name: str, value: str, *, category: str, description: str, by: Principal) -> list[str]:
         checked_value(value)
         row = rows.find_by_name(name)
         if row is None:

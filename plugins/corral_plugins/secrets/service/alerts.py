@@ -58,11 +58,11 @@ class VaultAlerts:
         """Raise an alert for a stored value that cannot be decrypted."""
         self._queue_alert(_PendingAlert("secret_damaged", "secret", secret_id, (name,)))
 
-    def sealed(self) -> None:
+    def report_sealed(self) -> None:
         """Publish an alert for a missing or wrong master key. Runs in the caller's unit of work."""
         _publish_alert(_PendingAlert("vault_sealed", "vault", "vault", ()))
 
-    async def run(self) -> None:
+    async def publish_regularly(self) -> None:
         """Publish the collected alerts. Runs as a supervised task."""
         self._loop = asyncio.get_running_loop()
         if self._pending:

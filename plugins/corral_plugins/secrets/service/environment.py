@@ -41,21 +41,21 @@ class PinnedSecrets:
         self._by_key = {key: made[key] for key in sorted(made)}
         self._by_id = {item.id: item for item in made.values()}
 
-    def all(self) -> list[PinnedSecret]:
+    def all_secrets(self) -> list[PinnedSecret]:
         """Return all pinned secrets, sorted by name."""
         return list(self._by_key.values())
 
-    def named(self, name: str) -> PinnedSecret | None:
+    def find_by_name(self, name: str) -> PinnedSecret | None:
         """Return the pinned secret with the given name, or None. Ignores case."""
         return self._by_key.get(name.lower())
 
-    def get(self, id: str) -> PinnedSecret | None:
+    def find_by_id(self, id: str) -> PinnedSecret | None:
         """Return the pinned secret with the given id, or None."""
         return self._by_id.get(id)
 
-    def refuse(self, *, id: str = "", name: str = "") -> None:
+    def refuse_pinned(self, *, id: str = "", name: str = "") -> None:
         """Raise `Conflict` (`setting_locked`) if the secret with this id or name is pinned."""
-        found = self.get(id) or self.named(name)
+        found = self.find_by_id(id) or self.find_by_name(name)
         if found is not None:
             raise Conflict(
                 f"{found.name} is set by the environment variable CORRAL_SECRET_{found.name}; change it there.",

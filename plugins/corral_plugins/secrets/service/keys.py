@@ -42,7 +42,7 @@ class MasterKeys:
         self._rotation, self._columns, self._work = rotation, columns, work
         self._counted: tuple[float, float] | None = None
 
-    def status(self) -> KeyStatus:
+    def key_status(self) -> KeyStatus:
         """Return the master keys and the number of rows encrypted under each."""
         counts = self._columns.counts()
         labels = self._rotation.labels
@@ -56,7 +56,7 @@ class MasterKeys:
             keys=[KeyCount(key_id=id, label=labels.get(id), rows=counts.get(id, 0)) for id in listed],
         )
 
-    def begin(self) -> tuple[int, str]:
+    def begin_rotation(self) -> tuple[int, str]:
         """Acquire the lease of the rotation. Return the number of rows and the lease holder to pass to `run`.
 
         Raises `Conflict` (`invalid_state`) if a rotation is already running or no row needs rewrapping, and
@@ -85,13 +85,13 @@ class MasterKeys:
             self.audit.record(entry)
         return remaining, holder
 
-    def start(self) -> int:
+    def enqueue_rotation(self) -> int:
         """Enqueue the rotation as a background job. Return the number of rows to rewrap."""
-        remaining, holder = self.begin()
+        remaining, holder = self.begin_rotation()
         enqueue(JOB, holder=holder)
         return remaining
 
-    async def run(self, holder: str, *, seconds: float = RUN_SECONDS) -> bool:
+    async def rewrap_rows(self, holder: str, *, seconds: float = RUN_SECONDS) -> bool:
         """Rewrap rows for `seconds`.
 
         Return False if time ran out, and True if all rows are done or the lease was lost.
@@ -134,7 +134,7 @@ class MasterKeys:
             column.replace(item, text)
         return True
 
-    def remaining(self) -> float:
+    def remaining_rows(self) -> float:
         """Return the number of rows that are not under the active key. The number is cached for 30 seconds."""
         now = time.monotonic()
         if self._counted is None or now - self._counted[0] > CACHE_SECONDS:
@@ -142,7 +142,7 @@ class MasterKeys:
             self._counted = (now, float(_rows_not_active(self._columns.counts(), active)))
         return self._counted[1]
 
-    def unreadable(self, read: Read) -> dict[str, int]:
+    def unreadable_values(self, read: Read) -> dict[str, int]:
         """Return for each column the number of values that no loaded key decrypts.
 
         `read` runs a query in a unit of work.

@@ -30,21 +30,21 @@ class SecretListing:
     def __init__(self, environment: PinnedSecrets, settings: Settings) -> None:
         self._environment, self._settings = environment, settings
 
-    def get(self, id: str) -> tuple[SecretView, int]:
+    def get_secret(self, id: str) -> tuple[SecretView, int]:
         """Return a secret, even a deleted one, with the revision for its ETag. Raises `NotFound`."""
-        pinned = self._environment.get(id)
+        pinned = self._environment.find_by_id(id)
         if pinned is not None:
             return self._views_of([pinned])[0], 1
-        return self.shown(rows.get_secret_row(id, deleted=True))
+        return self.view_of_row(rows.get_secret_row(id, deleted=True))
 
-    def shown(self, row: SecretRow) -> tuple[SecretView, int]:
+    def view_of_row(self, row: SecretRow) -> tuple[SecretView, int]:
         """Return the view of a stored secret with the revision for its ETag."""
         return self._views_of([row])[0], row.revision
 
-    def page(self, query: SecretQuery, by: Principal) -> Page[SecretView]:
+    def list_secrets(self, query: SecretQuery, by: Principal) -> Page[SecretView]:
         """Return a page of secrets sorted by name. Pinned secrets hide stored secrets of the same name."""
         check_place(query)
-        pinned = [item for item in self._environment.all() if _pinned_matches(item, query)]
+        pinned = [item for item in self._environment.all_secrets() if _pinned_matches(item, query)]
         stored = self._filter_rows(query)
         total = stored.count() + len(pinned)
         name = by_code_point(SecretRow.name_key)
@@ -92,7 +92,7 @@ class SecretListing:
 
     def list_versions(self, id: str, query: PageQuery, by: Principal) -> Page[VersionView]:
         """Return a page of versions, newest first. A pinned secret has no stored versions."""
-        if self._environment.get(id) is not None:
+        if self._environment.find_by_id(id) is not None:
             return Page(items=[], total=0, limit=query.limit, offset=0, next=None)
         row = rows.get_secret_row(id, deleted=True)
         of_it = SecretVersion.select().where(SecretVersion.secret_id == row.id)
@@ -117,7 +117,7 @@ class SecretListing:
         for status in wanted[1:]:
             is_wanted |= rows.status_is(status, until)
         found = SecretRow.select().where(is_wanted)
-        hidden = [item.key for item in self._environment.all()]
+        hidden = [item.key for item in self._environment.all_secrets()]
         if hidden:
             found = found.where(SecretRow.name_key.not_in(hidden) | SecretRow.deleted_at.is_null(False))
         if query.category:
@@ -166,5 +166,5 @@ def secrets_by_status(settings: Settings, environment: PinnedSecrets) -> dict[tu
     counts: dict[tuple[str, ...], float] = {
         (str(status),): float(count or 0) for status, count in zip(STATUSES, found, strict=True)
     }
-    counts[("active",)] += len(environment.all())
+    counts[("active",)] += len(environment.all_secrets())
     return counts

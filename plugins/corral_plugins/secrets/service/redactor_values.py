@@ -55,18 +55,18 @@ class RedactorValues:
         if any(record.type in CHANGES for record in records):
             self._changed.set()
 
-    async def run(self) -> None:
+    async def refresh_on_change(self) -> None:
         """Refresh the redactor after every change. Runs as a supervised task."""
         while True:
             await self._changed.wait()
             self._changed.clear()
             try:
-                await self.refresh()
+                await self.refresh_redactor()
             except Unavailable:
                 self._changed.set()
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def refresh(self) -> None:
+    async def refresh_redactor(self) -> None:
         """Read new values from the database and pass all values to the redactor."""
         self.groups = await self._work(_worker_groups, entry=ENTRY, read=True)
         listed = await self._list_versions()
@@ -80,7 +80,7 @@ class RedactorValues:
         now = {item.id for item in listed}
         self._opened = {id: value for id, value in self._opened.items() if id in now}
         self.unreadable = sum(value is None for value in self._opened.values())
-        values = {redactor_label(item.name, 1): item.value for item in self._environment.all()}
+        values = {redactor_label(item.name, 1): item.value for item in self._environment.all_secrets()}
         for item in listed:
             if (value := self._opened[item.id]) is not None:
                 values[redactor_label(item.name, item.n)] = value

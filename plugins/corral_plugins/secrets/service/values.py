@@ -65,18 +65,18 @@ class SecretValues:
     def __init__(self, sealer: Sealer, alerts: VaultAlerts) -> None:
         self._sealer, self._alerts = sealer, alerts
 
-    def add(self, row: SecretRow, n: int, value: str, *, by: str | None) -> None:
+    def add_version(self, row: SecretRow, n: int, value: str, *, by: str | None) -> None:
         """Encrypt and store a value as version `n` of a locked secret."""
         sealed = self._sealer.encrypt(value.encode(), aad=_value_context(row.id, n)).hex()
         SecretVersion.create(id=new_id(), secret_id=row.id, n=n, sealed=sealed, created_by=by, created_at=clock.now())
 
-    def replace(self, row: SecretRow, value: str, *, by: str | None, grace_seconds: int = 0) -> int:
+    def replace_value(self, row: SecretRow, value: str, *, by: str | None, grace_seconds: int = 0) -> int:
         """Add the next version of a locked secret and return its number.
 
         The previous value stays valid for `grace_seconds`.
         """
         n = row.version + 1
-        self.add(row, n, value, by=by)
+        self.add_version(row, n, value, by=by)
         if grace_seconds:
             now_old = (SecretVersion.secret_id == row.id) & (SecretVersion.n == row.version)
             SecretVersion.update(grace_until=clock.now(grace_seconds)).where(now_old).execute()
@@ -88,7 +88,7 @@ class SecretValues:
         beyond = SecretVersion.n <= row.version - row.max_versions
         SecretVersion.delete().where((SecretVersion.secret_id == row.id) & beyond & over).execute()
 
-    def version(self, row: SecretRow, n: int) -> SecretVersion:
+    def get_version(self, row: SecretRow, n: int) -> SecretVersion:
         """Return version `n` of a secret. Raises `NotFound`."""
         found = SecretVersion.get_or_none((SecretVersion.secret_id == row.id) & (SecretVersion.n == n))
         if found is None:
@@ -101,7 +101,7 @@ class SecretValues:
         Raises `Problem` (`secrets.destroyed`). If the value is damaged, raises an alert and `Conflict`
         (`secrets.damaged`).
         """
-        version = self.version(row, row.version if n is None else n)
+        version = self.get_version(row, row.version if n is None else n)
         if version.sealed is None:
             raise Problem("This version was destroyed permanently.", code="secrets.destroyed")
         try:
@@ -117,7 +117,7 @@ class SecretValues:
             decode_hex(version.sealed), aad=_value_context(version.secret_id, version.n)
         ).decode()
 
-    def after(self, id: str, at_once: int = 200) -> list[Any]:
+    def versions_after(self, id: str, at_once: int = 200) -> list[Any]:
         """Return the next batch of versions after the id `id`, with the names of their secrets.
 
         Destroyed versions are skipped.
@@ -144,7 +144,7 @@ class SecretValues:
             raise Conflict(
                 "The current value cannot be destroyed; rotate or delete the secret.", current_status="current"
             )
-        there = (SecretVersion.id == self.version(row, n).id) & SecretVersion.sealed.is_null(False)
+        there = (SecretVersion.id == self.get_version(row, n).id) & SecretVersion.sealed.is_null(False)
         if not SecretVersion.update(sealed=None, grace_until=None).where(there).execute():
             raise NotFound("This version was already destroyed.")
 

@@ -43,7 +43,7 @@ class Vault:
 
     def create(self, new: NewSecret, by: Principal) -> SecretRow:
         """Store a secret. Raises `duplicate`, `setting_locked` or `masked_value_submitted`."""
-        self._environment.refuse(name=new.name)
+        self._environment.refuse_pinned(name=new.name)
         value = checked_value(new.value)
         fields = rows.to_columns(rows.given_fields(new, *FIELDS))
         fields["max_versions"] = new.max_versions or self._settings.get(MAX_VERSIONS)
@@ -62,7 +62,7 @@ class Vault:
         if not SecretRow.insert(row).on_conflict_ignore().as_rowcount().execute():
             raise _duplicate_error(new.name)
         made = SecretRow.get_by_id(row["id"])
-        self._values.add(made, 1, value, by=by.user_id)
+        self._values.add_version(made, 1, value, by=by.user_id)
         rows.publish_event(api.SecretCreated, made, by)
         rows.record_audit(self.audit, "create", made)
         return made
@@ -72,7 +72,7 @@ class Vault:
 
         Raises `precondition_failed` if the ETag or `cas` is stale.
         """
-        self._environment.refuse(id=id)
+        self._environment.refuse_pinned(id=id)
         fields = rows.to_columns(rows.given_fields(patch, *FIELDS))
         value = None if patch.value is UNSET else checked_value(patch.value)
         if not fields and value is None:
@@ -87,7 +87,7 @@ class Vault:
         self._check_fields(row, fields, changes)
         if value is not None:
             changes["value"] = SECRET_CHANGE
-            fields |= {"version": self._values.replace(row, value, by=by.user_id), "rotated_at": clock.now()}
+            fields |= {"version": self._values.replace_value(row, value, by=by.user_id), "rotated_at": clock.now()}
         if value is not None or "expires_at" in changes:
             fields["reminded_days"] = None
         self._write_fields(row, fields)
@@ -100,7 +100,7 @@ class Vault:
 
     def rotate(self, id: str, rotation: SecretRotation, match: IfMatch, by: Principal) -> tuple[SecretRow, str]:
         """Replace the value of a secret with a given or generated value. Return the row and the new value."""
-        self._environment.refuse(id=id)
+        self._environment.refuse_pinned(id=id)
         if rotation.value is not None and rotation.generate is not None:
             raise Invalid.at("/generate", "not_allowed", "Send either value or generate, not both.")
         value = (
@@ -109,7 +109,7 @@ class Vault:
             else checked_value(rotation.value)
         )
         row = rows.lock_secret_row(id, match)
-        n = self._values.replace(row, value, by=by.user_id, grace_seconds=rotation.grace_seconds)
+        n = self._values.replace_value(row, value, by=by.user_id, grace_seconds=rotation.grace_seconds)
         self._write_fields(row, {"version": n, "rotated_at": clock.now(), "reminded_days": None})
         rows.publish_event(api.SecretRotated, row, by)
         given = "generated" if rotation.value is None else "given"
@@ -119,7 +119,7 @@ class Vault:
     def reveal(self, id: str, asked: RevealRequest, by: Principal) -> RevealedSecret:
         """Return the value of a secret. The audit row commits with the unit of work, before the response is sent."""
         rows.require_audit(self.audit)
-        pinned = self._environment.get(id)
+        pinned = self._environment.find_by_id(id)
         if pinned is not None:
             return self._reveal_pinned(pinned, asked, by)
         row = rows.get_secret_row(id)
@@ -144,10 +144,10 @@ class Vault:
 
     def restore_version(self, id: str, n: int, match: IfMatch, by: Principal) -> SecretRow:
         """Store the value of version `n` as a new version. Raises `secrets.destroyed`."""
-        self._environment.refuse(id=id)
+        self._environment.refuse_pinned(id=id)
         row = rows.lock_secret_row(id, match)
         value = self._values.decrypt(row, n)
-        newest = self._values.replace(row, value, by=by.user_id)
+        newest = self._values.replace_value(row, value, by=by.user_id)
         self._write_fields(row, {"version": newest, "rotated_at": clock.now(), "reminded_days": None})
         rows.publish_event(api.SecretRotated, row, by)
         rows.record_audit(self.audit, "version.restore", row, changes={"value": SECRET_CHANGE}, restored_version=n)
@@ -155,7 +155,7 @@ class Vault:
 
     def destroy_version(self, id: str, n: int, match: IfMatch, by: Principal) -> None:
         """Destroy version `n` permanently. Raises `invalid_state` if it is the current version."""
-        self._environment.refuse(id=id)
+        self._environment.refuse_pinned(id=id)
         row = rows.lock_secret_row(id, match)
         self._values.destroy_version(row, n)
         rows.publish_event(api.SecretUpdated, row, by)
@@ -166,7 +166,7 @@ class Vault:
 
         Raises `in_use` if objects use the secret, unless `force` is set.
         """
-        self._environment.refuse(id=id)
+        self._environment.refuse_pinned(id=id)
         row = rows.lock_secret_row(id, match)
         used = rows.references_by_name([row.name_key]).get(row.name_key, [])
         if used and not force:
@@ -180,7 +180,7 @@ class Vault:
     def restore(self, id: str, match: IfMatch, by: Principal) -> SecretRow:
         """Restore a deleted secret. Raises `NotFound` if it is not deleted, and `duplicate` if the name is taken."""
         row = rows.lock_secret_row(id, match, deleted=True)
-        self._environment.refuse(name=row.name)
+        self._environment.refuse_pinned(name=row.name)
         self._write_fields(row, {"deleted_at": None})
         rows.publish_event(api.SecretUpdated, row, by)
         rows.record_audit(self.audit, "restore", row)
@@ -193,7 +193,7 @@ class Vault:
             consumers = fields.get("allowed_consumers", row.allowed_consumers)
             check_hosts(consumers, fields.get("allowed_hosts", row.allowed_hosts))
         if fields.get("name_key", row.name_key) != row.name_key:
-            self._environment.refuse(name=fields["name"])
+            self._environment.refuse_pinned(name=fields["name"])
             if used := rows.references_by_name([row.name_key]).get(row.name_key):
                 detail = f"{len(used)} consumers use {row.name} by its name; replace it there first."
                 raise Conflict(

@@ -31,13 +31,13 @@ routes = Routes("/security", tag="Security", no_store=True)
 @routes.get("/", needs=READ, live=True)
 def read_security(policy: SecurityPolicies) -> PolicyView:
     """Read the sign-in policy and the warnings about the configuration."""
-    return policy.show()
+    return policy.get_policy()
 
 
 @routes.put("/", needs=WRITE, own_session=True, raises=("setting_locked", "would_lock_out", "audit_unavailable"))
 def update_security(body: PolicyPatch, match: IfMatch, caller: Principal, policy: SecurityPolicies) -> PolicyView:
     """Change the sign-in policy. Shorter lifetimes also apply to existing sessions."""
-    return policy.change(body, match, by=caller)
+    return policy.change_policy(body, match, by=caller)
 
 
 @routes.get("/password-policy", needs=READ)
@@ -57,7 +57,7 @@ def update_password_policy(
 @routes.get("/ip-rules", needs=READ, live=True)
 def read_ip_rules(request: Request, rules: IpRules) -> RulesView:
     """Read the IP rules, their mode and the address of this request."""
-    return rules.show(request.client_ip)
+    return rules.get_rules(request.client_ip)
 
 
 @routes.put("/ip-rules", needs=WRITE, own_session=True, raises=("would_lock_out", "audit_unavailable"))
@@ -67,13 +67,13 @@ def replace_ip_rules(body: NewRules, request: Request, match: IfMatch, caller: P
     The most specific matching network decides. For the same network, `block` takes precedence over `allow`. Mode
     `allowlist` rejects every address that no rule allows; `blocklist` rejects addresses that a rule blocks.
     """
-    return rules.replace(body, client_ip=request.client_ip, if_match=match, by=caller)
+    return rules.replace_rules(body, client_ip=request.client_ip, if_match=match, by=caller)
 
 
 @routes.post("/ip-rules/check", needs=READ)
 def check_address(body: AddressToCheck, rules: IpRules) -> AddressVerdict:
     """Check whether an address is allowed, and which rule decides."""
-    return rules.judge(body.ip)
+    return rules.check_address(body.ip)
 
 
 @routes.get("/sessions", needs=READ)

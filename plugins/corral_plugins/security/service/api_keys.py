@@ -57,7 +57,7 @@ class LastUseRecorder:
         self._recorded: dict[str, float] = {}
         self._pending: dict[str, tuple[str, str]] = {}
 
-    def record(self, key_id: str, client_ip: str) -> None:
+    def record_use(self, key_id: str, client_ip: str) -> None:
         """Record a use of a key.
 
         Most calls return early, because the key was already recorded within the last minute.
@@ -67,16 +67,16 @@ class LastUseRecorder:
             self._recorded[key_id] = now
             self._pending[key_id] = clock.format_instant(now), client_ip
 
-    async def run(self) -> None:
+    async def write_regularly(self) -> None:
         """Write the collected uses every 5 seconds. Runs as a supervised task."""
         while True:
             await asyncio.sleep(WRITE_SECONDS)
             try:
-                await self.flush()
+                await self.write_pending()
             except Exception:
                 log.exception("cannot write the last use of API keys")
 
-    async def flush(self) -> None:
+    async def write_pending(self) -> None:
         """Write the uses collected since the previous call."""
         new, self._pending = list(self._pending.items()), {}
         long_ago = clock.time_s() - RECORD_SECONDS
@@ -141,7 +141,7 @@ class ApiKeys:
         return self._key_views([_find_key(key_id, ApiKeyRow.user_id == by.user_id)])[0]
 
     @staticmethod
-    def active(user_ids: Iterable[str]) -> dict[str, int]:
+    def active_keys(user_ids: Iterable[str]) -> dict[str, int]:
         """Return the number of active keys of each user. Implements `corral_plugins.security.api.ApiKeyCounts`."""
         mine = ApiKeyRow.user_id.in_([*user_ids]) & _has_status("active")
         rows: Any = ApiKeyRow.select(ApiKeyRow.user_id, peewee.fn.COUNT(ApiKeyRow.id)).where(mine)
@@ -227,7 +227,7 @@ class ApiKeys:
         ApiKeyRow.delete().where(ApiKeyRow.user_id == user_id).execute()
 
     @staticmethod
-    def count() -> dict[tuple[str, ...], float]:
+    def count_by_status() -> dict[tuple[str, ...], float]:
         """Return the number of keys by status."""
         over = (ApiKeyRow.expires_at <= clock.now(), "expired")
         status = peewee.Case(None, [(ApiKeyRow.revoked_at.is_null(False), "revoked"), over], "active")

@@ -120,7 +120,7 @@ class IpRules:
 
     audit: Audit | None = None
 
-    def show(self, client_ip: str) -> RulesView:
+    def get_rules(self, client_ip: str) -> RulesView:
         """Return the stored rules, including expired ones, and their mode."""
         mode: Any = IpModeRow.get_by_id(ROW)
         rows = IpRuleRow.select().order_by(IpRuleRow.position)
@@ -140,7 +140,7 @@ class IpRules:
         until = min((row.expires_at for row in rows if row.expires_at is not None), default=None)
         return ActiveIpRules(mode.version, rules, len(rows), until)
 
-    def judge(self, address: str) -> AddressVerdict:
+    def check_address(self, address: str) -> AddressVerdict:
         """Check whether the rules allow an address. Raises `Invalid` if the text is not an IP address."""
         folded = fold(address)
         if not folded:
@@ -148,10 +148,10 @@ class IpRules:
         allowed, rule = self.active_rules().rules.judge(folded)
         return AddressVerdict(allowed=allowed, rule=None if rule is None else _rule_view(IpRuleRow.get_by_id(rule.id)))
 
-    def replace(self, new: NewRules, *, client_ip: str, if_match: IfMatch, by: Principal | None) -> RulesView:
+    def replace_rules(self, new: NewRules, *, client_ip: str, if_match: IfMatch, by: Principal | None) -> RulesView:
         """Replace all rules. Raises `Invalid`, `Conflict` (`would_lock_out`) or `PreconditionFailed`."""
         rows = _to_rows(new.rules, by)
-        before = self.show(client_ip)
+        before = self.get_rules(client_ip)
         if_match.check(before.version)
         now = clock.now()
         living = [
@@ -174,22 +174,22 @@ class IpRules:
         if rows:
             IpRuleRow.insert_many([row.__data__ for row in rows]).execute()
         self._publish_change(before, new, rows)
-        return self.show(client_ip)
+        return self.get_rules(client_ip)
 
     def turn_off(self) -> None:
         """Set the mode to `off` to recover from a lockout. The rules are kept."""
-        before = self.show("")
+        before = self.get_rules("")
         update = IpModeRow.update(mode=MODE_OFF, version=IpModeRow.version + 1, updated_at=clock.now())
         if update.where((IpModeRow.id == ROW) & (IpModeRow.mode != MODE_OFF)).execute():
             emit(IpRulesChanged(mode=MODE_OFF, count=len(before.rules)), object=("ip_rules", str(ROW)))
             self._record_audit({"mode": (before.mode, MODE_OFF)})
 
     @staticmethod
-    def sweep() -> int:
+    def delete_expired() -> int:
         """Delete expired rules and return their number. This does not change which rules apply."""
         return int(IpRuleRow.delete().where(IpRuleRow.expires_at <= clock.now()).execute())
 
-    def refused(self) -> None:
+    def record_refusal(self) -> None:
         """Record a rejected request in the audit log. The client address comes from the entry of the unit of work."""
         if self.audit is not None:
             entry = AuditEntry(
@@ -297,7 +297,7 @@ class IpGate:
         if not allowed and not f"{path}/".startswith(HEALTH):
             self._refuse_address(client_ip)
 
-    def apply(self, found: ActiveIpRules | None) -> None:
+    def set_rules(self, found: ActiveIpRules | None) -> None:
         """Replace the rules of this gate. None turns the gate off."""
         self._in_force, self._verdicts = found, {}
         self._open = found is None or found.rules.mode == "off"
@@ -346,16 +346,16 @@ class IpGateUpdater:
         self._work, self._rules, self._gate = work, rules, gate
         self._changed = asyncio.Event()
 
-    async def load(self) -> None:
+    async def load_rules(self) -> None:
         """Load the current rules into the gate."""
-        self._gate.apply(await self._work(self._rules.active_rules, read=True))
+        self._gate.set_rules(await self._work(self._rules.active_rules, read=True))
 
     def on_events(self, records: Sequence[Record]) -> None:
         """Wake up `run` if the IP rules changed. Called by the event feed."""
         if any(record.type == "ip_rules.changed" for record in records):
             self._changed.set()
 
-    async def run(self) -> None:
+    async def follow_changes(self) -> None:
         """Load changed rules and record rejected requests. Runs as a supervised task."""
         while True:
             with contextlib.suppress(TimeoutError):
@@ -364,7 +364,7 @@ class IpGateUpdater:
             self._changed.clear()
             try:
                 if self._gate.is_stale or await self._work(self._rules.version, read=True) != self._gate.version:
-                    await self.load()
+                    await self.load_rules()
                 await self._record_refusals()
             except Problem as problem:  # the database is unreachable; the loaded rules stay in force
                 log.warning("the IP rules could not be read", extra={"reason": problem.detail})
@@ -374,4 +374,4 @@ class IpGateUpdater:
         for client_ip in self._gate.take_pending():
             entry = Entry("ip rules", ANONYMOUS, client_ip=client_ip)
             with contextlib.suppress(Problem):  # the request was rejected anyway; the audit plugin reports failures
-                await self._work(self._rules.refused, entry=entry)
+                await self._work(self._rules.record_refusal, entry=entry)

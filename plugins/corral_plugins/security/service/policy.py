@@ -34,7 +34,7 @@ class SecurityPolicies:
     def __init__(self, settings: Settings, accounts: Accounts, installation: Installation) -> None:
         self._settings, self._accounts, self._installation = settings, accounts, installation
 
-    def show(self) -> PolicyView:
+    def get_policy(self) -> PolicyView:
         """Return the sign-in policy with warnings about the configuration."""
         values = self._section_values("security")
         mode = IpModeRow.select(IpModeRow.mode).where(IpModeRow.id == ROW).scalar()
@@ -46,10 +46,10 @@ class SecurityPolicies:
         values = self._section_values("password")
         return PasswordPolicyView(**values, max_length=MAX_PASSWORD_LENGTH, version=self._section_version("password"))
 
-    def change(self, patch: PolicyPatch, if_match: IfMatch, *, by: Principal) -> PolicyView:
+    def change_policy(self, patch: PolicyPatch, if_match: IfMatch, *, by: Principal) -> PolicyView:
         """Change the sign-in policy. Raises `Invalid` or `Conflict` (`setting_locked`, `would_lock_out`)."""
         self._change_section("security", patch, if_match, by)
-        return self.show()
+        return self.get_policy()
 
     def change_password_policy(
         self, patch: PasswordPolicyPatch, if_match: IfMatch, *, by: Principal
@@ -80,7 +80,7 @@ class SecurityPolicies:
             fields = sorted(name.partition(".")[2] for name in changed.updated)
             emit(SecurityChanged(section=section, changed=fields), object=("security", section))
 
-    def guard(self) -> None:
+    def register_checks(self) -> None:
         """Register the check of the policy for every way to change settings, including `/settings`."""
         if self.store is not None:
             self.store.add_check([REQUIRE_MFA, REQUIRE_MFA_ROLES], self._check_author)

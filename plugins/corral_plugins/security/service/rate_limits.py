@@ -49,16 +49,16 @@ class TokenBuckets:
         self._older: dict[str, float] = {}
         self._rotates_at = 0.0
         self.rate = rate
-        self.adjust(rate.count, 1)
+        self.set_limit(rate.count, 1)
 
-    def adjust(self, count: int, share: int) -> None:
+    def set_limit(self, count: int, share: int) -> None:
         """Allow `count` requests per period of the rate, divided by `share`, but at least one."""
         self.count, self.share = count, share
         self._interval = self.rate.seconds * share / count
         self._window = max(float(self.rate.seconds), self._interval)
         self._limit = max(1, count // share)
 
-    def take(self, key: str) -> Quota:
+    def take_token(self, key: str) -> Quota:
         """Count one request and return the remaining quota. Raises `BucketFull`."""
         now = self._now()
         if now >= self._rotates_at or len(self._recent) >= MAX_KEYS:
@@ -96,7 +96,7 @@ class TokenBuckets:
         self._rotates_at = now + self._window
 
     @property
-    def size(self) -> int:
+    def bucket_count(self) -> int:
         """The number of buckets in memory."""
         return len(self._recent) + len(self._older)
 
@@ -144,7 +144,7 @@ class RequestLimits:
         if on and shared.is_configured:
             for buckets in self._buckets.values():
                 buckets.unshared = {}
-        self.adjust()
+        self.apply_settings()
 
     # -- called by the request pipeline
 
@@ -164,7 +164,7 @@ class RequestLimits:
         if caller.kind == "api_key":
             self.keys["ok"] += 1
             if self._last_used is not None:
-                self._last_used.record(caller.id, client_ip)
+                self._last_used.record_use(caller.id, client_ip)
         if not self._on:
             return None
         key = caller.task_id or caller.id
@@ -197,7 +197,7 @@ class RequestLimits:
 
     # -- background tasks
 
-    def adjust(self) -> None:
+    def apply_settings(self) -> None:
         """Apply the current settings and the number of processes that share each limit."""
         assert self._settings is not None
         assert self._shared is not None
@@ -207,15 +207,15 @@ class RequestLimits:
         for buckets in self._buckets.values():
             count = counts.get(buckets.rate.name, buckets.rate.count)
             if (buckets.count, buckets.share) != (count, share):
-                buckets.adjust(count, share)
+                buckets.set_limit(count, share)
 
-    async def follow(self) -> None:
+    async def apply_settings_regularly(self) -> None:
         """Apply changed settings once a second. Runs as a supervised task."""
         while True:
-            self.adjust()
+            self.apply_settings()
             await asyncio.sleep(ADJUST_EVERY)
 
-    async def share(self) -> None:
+    async def share_counts(self) -> None:
         """Exchange counts with the other processes. Runs as a supervised task."""
         assert self._shared is not None
         while True:
@@ -239,7 +239,7 @@ class RequestLimits:
             was = self._shared.connected
             answer = await self._shared.add(amounts)
             if was != self._shared.connected:
-                self.adjust()
+                self.apply_settings()
             for (name, key), filled in zip(part, (answer or {}).values(), strict=False):
                 self._buckets[name].apply_shared_level(key, filled)
 
@@ -258,12 +258,12 @@ class RequestLimits:
             self.names.append(rate.name)
             if self._shared is not None:
                 found.unshared = {} if self._shared.is_configured else None
-                self.adjust()
+                self.apply_settings()
         return found
 
     def _take_token(self, buckets: TokenBuckets, key: str) -> Quota:
         try:
-            quota = buckets.take(key)
+            quota = buckets.take_token(key)
         except BucketFull as full:
             raise self._limit_exceeded_error(buckets, full) from None
         if buckets.unshared is not None:

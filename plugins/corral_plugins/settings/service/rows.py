@@ -35,12 +35,12 @@ class SettingRows:
     def __init__(self, sealer: Sealer) -> None:
         self._sealer = sealer
 
-    def version(self) -> int:
+    def stored_version(self) -> int:
         """Return the version of the stored values as a whole."""
         row = StateRow.get_or_none(StateRow.id == STATE)
         return 0 if row is None else int(row.version)
 
-    def lock(self) -> None:
+    def lock_settings(self) -> None:
         """Keep other units of work from changing settings until this unit ends.
 
         Combined checks therefore stay valid.
@@ -48,11 +48,11 @@ class SettingRows:
         StateRow.insert(id=STATE, version=0).on_conflict_ignore().execute()
         StateRow.update(version=StateRow.version).where(StateRow.id == STATE).execute()
 
-    def all(self) -> dict[str, StoredSetting]:
+    def all_rows(self) -> dict[str, StoredSetting]:
         """Return all stored settings by name. There are at most as many rows as declared settings."""
         return {row.name: self._stored_value(row) for row in ValueRow.select()}
 
-    def write(self, changes: Iterable[SettingChange], by: Principal) -> int:
+    def write_changes(self, changes: Iterable[SettingChange], by: Principal) -> int:
         """Store the changes with their history, and return the new version of the stored values."""
         now, rows, history = clock.now(), [], []
         for change in changes:
@@ -86,7 +86,7 @@ class SettingRows:
         ValueRow.insert_many(rows).on_conflict(conflict_target=[ValueRow.name], preserve=kept).execute()
         ChangeRow.insert_many(history).execute()
         StateRow.update(version=StateRow.version + 1).where(StateRow.id == STATE).execute()
-        return self.version()
+        return self.stored_version()
 
     def _seal_value(self, change: SettingChange) -> str | None:
         if not change.is_set or change.value is None:

@@ -59,8 +59,8 @@ class SettingsService:
         version_of: Iterable[str] = (),
         pointer: Callable[[str], str] = "/{}".format,
     ) -> SettingsChange:
-        self.rows.lock()
-        stored = self.rows.all()
+        self.rows.lock_settings()
+        stored = self.rows.all_rows()
         if_match.check(combined_version(version_of or values, stored))
         found = self._convert_values(values, pointer)
         changes = [
@@ -81,8 +81,8 @@ class SettingsService:
         Raises `NotFound`, `Conflict` with the code `setting_locked`, and `Invalid` if a combined check fails.
         """
         self.refuse_locked(name)
-        self.rows.lock()
-        stored = self.rows.all()
+        self.rows.lock_settings()
+        stored = self.rows.all_rows()
         if_match.check(combined_version([name], stored))
         item = self._registry.preview(name, stored)
         if item.stored is not None and item.stored.is_set:
@@ -96,11 +96,11 @@ class SettingsService:
     def read(self, name: str) -> EffectiveSetting:
         """Return a setting as this unit of work sees it. Raises `NotFound`."""
         self._find_declared(name)
-        return self._registry.preview(name, self.rows.all())
+        return self._registry.preview(name, self.rows.all_rows())
 
     def read_all(self) -> list[EffectiveSetting]:
         """Return the settings of active plugins as this unit of work sees them, sorted by name."""
-        stored = self.rows.all()
+        stored = self.rows.all_rows()
         return [self._registry.preview(item.setting.name, stored) for item in self._registry.shown()]
 
     def refuse_locked(self, name: str) -> None:
@@ -109,13 +109,13 @@ class SettingsService:
         self._refuse_locked([name])
 
     def version(self, names: Iterable[str]) -> int:
-        return combined_version(names, self.rows.all())
+        return combined_version(names, self.rows.all_rows())
 
     def values(self) -> Settings:
-        return self._registry.preview_values(self.rows.all())
+        return self._registry.preview_values(self.rows.all_rows())
 
     def apply_stored(self) -> None:
-        self.apply(self.rows.version(), self.rows.all())
+        self.apply(self.rows.stored_version(), self.rows.all_rows())
 
     def add_check(self, settings: Iterable[Setting[Any]], check: Check) -> None:
         self._checks.append((frozenset(setting.name for setting in settings), check))
@@ -187,8 +187,8 @@ class SettingsService:
                 "Sign in to change settings of this category; an API key is not sufficient.", code="insufficient_scope"
             )
         self._run_guards(touched, stored, _stored_after(changes, stored), pointer)
-        version = self.rows.write(changes, by)
-        fresh = self.rows.all()
+        version = self.rows.write_changes(changes, by)
+        fresh = self.rows.all_rows()
         for names, check in self._checks:
             if names & touched:
                 check(self._registry.preview_values(fresh), by)

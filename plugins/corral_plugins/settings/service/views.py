@@ -107,19 +107,19 @@ class SettingViews:
     def __init__(self, service: SettingsService) -> None:
         self._service = service
 
-    def values(self, category: str | None) -> dict[str, dict[str, Any]]:
+    def values_by_category(self, category: str | None) -> dict[str, dict[str, Any]]:
         """Return the values by category and key."""
         return self._group_by_category(category, lambda item, old: masked_value(item))
 
-    def details(self, category: str | None) -> dict[str, dict[str, Any]]:
+    def details_by_category(self, category: str | None) -> dict[str, dict[str, Any]]:
         """Return the settings with declarations and metadata by category and key."""
         return self._group_by_category(category, setting_view)
 
-    def one(self, name: str) -> SettingView:
+    def get_setting(self, name: str) -> SettingView:
         """Return one setting. Raises `NotFound`."""
         return setting_view(self._service.read(name), outdated_names())
 
-    def schema(self) -> SettingsSchema:
+    def get_schema(self) -> SettingsSchema:
         """Return the declarations of the settings of all active plugins."""
         items = self._service.read_all()
         return SettingsSchema(
@@ -131,7 +131,7 @@ class SettingViews:
             ]
         )
 
-    def history(self, query: HistoryQuery, caller: Principal) -> Page[ChangeView]:
+    def list_changes(self, query: HistoryQuery, caller: Principal) -> Page[ChangeView]:
         """Return a page of changes, newest first."""
         found: peewee.ModelSelect[Any] = ChangeRow.select()
         if isinstance(query.category, str):

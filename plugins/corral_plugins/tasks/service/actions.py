@@ -258,7 +258,7 @@ class OwnerActions:
         """
         if call_id is not None:
             if self.tools is not None:
-                self.tools.answered(row.id, call_id, result=value, error=error)
+                self.tools.store_answer(row.id, call_id, result=value, error=error)
             status = "succeeded" if error is None else "failed"
             result = {"call_id": call_id, "status": status, "result": value, "error": error}
             given = to_limited_json({"tool_results": [result]}, RESULT_LIMIT + 1024, "/input")

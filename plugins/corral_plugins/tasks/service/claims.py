@@ -267,7 +267,7 @@ class ClaimPayloads:
             return []
         if self.llm is not None and self.llm.capabilities(model).get("tools") is False:
             return []
-        return self.tools.offered(
+        return self.tools.tools_for_run(
             enabled=agent.enabled_tools,
             policy=agent.tool_policy,
             allowed=row.get("allowed_tools"),
@@ -371,7 +371,7 @@ class TaskClaims:
 
         If another claim takes a slot first, the claim starts again, with at most `tries` tries.
         """
-        worker = self._workers.facts(worker_id)
+        worker = self._workers.find(worker_id)
         if worker is None:
             raise NotFound()
         if self._is_kill_switch_engaged():
@@ -402,7 +402,7 @@ class TaskClaims:
 
         These are the first tasks of the queues that the worker may serve.
         """
-        worker = self._workers.facts(worker_id)
+        worker = self._workers.find(worker_id)
         if worker is None:
             raise NotFound()
         if not worker.claims or self._is_kill_switch_engaged():

@@ -72,7 +72,7 @@ class TaskExplanations:
 
     def _conditions(self, row: TaskRow) -> list[Condition]:
         agent = self._agents.find(row.agent_id) if row.agent_id is not None else None
-        fleet = self._workers.fleet()
+        fleet = self._workers.online_workers()
         found = [
             _dependency_condition(row),
             _availability_condition(row),
@@ -191,7 +191,7 @@ class TaskExplanations:
         The order is: approved, online, selector, tools, capacity.
         """
         if agent is not None and agent.worker_id is not None:
-            bound = self._workers.facts(agent.worker_id)
+            bound = self._workers.find(agent.worker_id)
             if bound is None or not bound.is_approved:
                 message = f"The worker of the agent {'is not approved' if bound else 'does not exist'}."
                 return [_unmet("worker_approved", message, "Approve it.", f"/admin/workers/{agent.worker_id}/approve")]

@@ -411,7 +411,7 @@ class TaskOutcomes:
         call_id = (row.get("waiting_for") or {}).get("call_id")
         if call_id is not None and self.tools is not None:
             error = {"type": "expired", "message": "The task ended before anyone answered."}
-            self.tools.answered(row.id, call_id, error=error)
+            self.tools.store_answer(row.id, call_id, error=error)
 
     def _end_attempt(
         self,

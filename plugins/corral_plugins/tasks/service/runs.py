@@ -409,10 +409,10 @@ class TaskRuns:
         if by.kind != "worker" or by.worker_id is None:
             raise Forbidden("Only workers may read secrets, with their own token.")
         self.lock_leased_task(task_id, lease_id, by)
-        worker = self._transitions.workers.facts(by.worker_id)
+        worker = self._transitions.workers.find(by.worker_id)
         if self.secrets is None or worker is None or worker.group is None:
             raise NotFound("No secret of this name is available to this worker.")
-        return self.secrets.deliver(name, worker.group, worker_id=worker.id, task_id=task_id, purpose=purpose)
+        return self.secrets.deliver_to_worker(name, worker.group, worker_id=worker.id, task_id=task_id, purpose=purpose)
 
 
 def lease_state(row: TaskRow) -> str:

@@ -97,7 +97,7 @@ class ToolCalls:
         self._registry, self._contexts, self._executions = registry, contexts, executions
         self._permits, self._metrics = permits, metrics
 
-    async def call(
+    async def call_tool(
         self,
         task_id: str,
         tool: str,
@@ -128,7 +128,7 @@ class ToolCalls:
         )
         call = await self._begin_or_wait(request)
         if isinstance(call, ToolExecution):
-            call = await self._executions.run(call)
+            call = await self._executions.run_tool(call)
             if call.error is not None and call.error["type"] in (INTERRUPTED, UNKNOWN):
                 raise Conflict(
                     "The lease ended during the call; stop the run and discard its results.", code="lease_lost"
@@ -176,7 +176,7 @@ class ToolCalls:
         return self._start_call(request, run, tool, subject)
 
     def _decide_call(self, request: CallRequest, run: Run) -> tuple[RegisteredTool | None, CallSubject, ToolDecision]:
-        tool = self._registry.find(request.tool, worker_id=run.worker_id)
+        tool = self._registry.find_tool(request.tool, worker_id=run.worker_id)
         agent = self.agents.find(run.agent_id) if self.agents is not None else None
         subject = _subject_of_run(agent, run, tainted=run.tainted)
         context = self._contexts.decision_context(tool, request.tool, request.call_id, request.arguments, subject)
@@ -189,7 +189,7 @@ class ToolCalls:
         is_permit = tool.definition.runs == "worker"
         state: dict[str, Any] = {"status": "running", "alive_until": clock.now(call_store.ALIVE_SECONDS)}
         if is_permit:
-            state = {"status": "permitted", **self._permits.columns(tool)}
+            state = {"status": "permitted", **self._permits.permit_columns(tool)}
         if row is None:
             row = call_store.insert_call(**self._call_columns(request, run), decision="allowed", executions=1, **state)
         else:
@@ -206,12 +206,14 @@ class ToolCalls:
                 **state,
             )
         if is_permit:
-            return self._permits.view(row)
+            return self._permits.call_with_permit(row)
         return ToolExecution(
             row_id=row.id,
             executions=row.executions,
             tool=tool,
-            context=self._contexts.tool_context(tool, request.call_id, subject, self._contexts.caller(subject)),
+            context=self._contexts.tool_context(
+                tool, request.call_id, subject, self._contexts.agent_principal(subject)
+            ),
             arguments=request.arguments,
             entry=request.entry,
         )
@@ -278,7 +280,7 @@ class ToolCalls:
         if row.arguments_sha256 != request.sha256 or row.tool != request.tool:
             detail = "This call_id was already used for another call; use a new call_id for each call."
             raise Invalid.at("/call_id", "not_unique", detail)
-        tool = self._registry.find(row.tool, worker_id=run.worker_id)
+        tool = self._registry.find_tool(row.tool, worker_id=run.worker_id)
         if row.status == "running":
             if row.alive_until is None:
                 return call_store.call_view(row)
@@ -286,7 +288,7 @@ class ToolCalls:
                 return CallInProgress()
         elif row.status == "permitted":
             if self._permits.is_valid(row, run):
-                return self._permits.view(row)
+                return self._permits.call_with_permit(row)
         elif row.status != "failed" or row.error is None or row.error["type"] != INTERRUPTED:
             return call_store.call_view(row)
         if tool is None or not can_repeat(tool):
@@ -312,7 +314,7 @@ class ToolCalls:
 
     # -- checks of calls, without running the tool
 
-    def check(self, name: str, check: CallCheck, *, by: Principal) -> CallCheckResult:
+    def check_call(self, name: str, check: CallCheck, *, by: Principal) -> CallCheckResult:
         """Check whether a call would be allowed, without running the tool.
 
         Raise `Forbidden` unless the caller is the owner of the agent or an admin.
@@ -335,7 +337,7 @@ class ToolCalls:
                     "/task_id", "unknown_reference", "There is no task with this id.", problem="unknown_reference"
                 )
             subject = _subject_of_run(agent, run, tainted=run.tainted if is_tainted is None else is_tainted)
-        tool = self._registry.find(name, worker_id=subject.worker_id)
+        tool = self._registry.find_tool(name, worker_id=subject.worker_id)
         if tool is None:
             raise NotFound("There is no tool with this name.")
         verdict = decide_call(self._contexts.decision_context(tool, name, "", check.arguments, subject))
@@ -386,7 +388,7 @@ class CallHistory:
     def __init__(self, registry: ToolRegistry) -> None:
         self._registry = registry
 
-    def page(self, query: ToolCallQuery, by: Principal) -> Page[ToolCallView]:
+    def list_calls(self, query: ToolCallQuery, by: Principal) -> Page[ToolCallView]:
         """List the calls that the caller may see, newest first."""
         found: Any = ToolCallRow.select().where(visible(ToolCallRow, by))
         if isinstance(query.agent_id, str):
@@ -410,7 +412,7 @@ class CallHistory:
         order = (Order(ToolCallRow.created_at, descending=False), Order(ToolCallRow.id, descending=False))
         return paginate(found, query, by, scope=f"tool-calls:{task_id}", order=order, make=call_store.call_view)
 
-    def one(self, task_id: str, call_id: str, by: Principal) -> ToolCallView:
+    def get_call(self, task_id: str, call_id: str, by: Principal) -> ToolCallView:
         """Return a call of a task. Raise `NotFound` if there is no such call or the caller may not see the task."""
         self._require_task(task_id, by)
         row = call_store.find_call(task_id, call_id)
@@ -423,12 +425,14 @@ class CallHistory:
             raise NotFound()
         self.tasks.get(task_id, by=by)
 
-    def reap(self) -> int:
+    def end_abandoned_calls(self) -> int:
         """End calls whose process stopped and permits that were not reported. Return the number of ended calls."""
         found = call_store.abandoned_calls()
         for row in found:
             if row.status == "permitted":
                 call_store.end_call(row, "expired", error=interrupted_error(can_repeat=False))
             else:
-                call_store.end_call(row, "failed", error=interrupted_error(can_repeat(self._registry.find(row.tool))))
+                call_store.end_call(
+                    row, "failed", error=interrupted_error(can_repeat(self._registry.find_tool(row.tool)))
+                )
         return len(found)

@@ -227,7 +227,7 @@ class ContextBuilder:
             return DecisionContext(tool=name)
         definition, agent = tool.definition, subject.agent
         rule = rule_of(agent.tool_policy, name) if agent is not None else ToolRule()
-        caller = self.caller(subject)
+        caller = self.agent_principal(subject)
         checks = _run_tool_checks(tool, rule, arguments, self.tool_context(tool, call_id, subject, caller))
         return DecisionContext(
             tool=name,
@@ -267,7 +267,7 @@ class ContextBuilder:
             work=self._work,
         )
 
-    def caller(self, subject: CallSubject) -> Principal | None:
+    def agent_principal(self, subject: CallSubject) -> Principal | None:
         """Return the agent with the current permissions of the requester, or None if the requester is no longer active.
 
         A task without a requester has the permissions of the role `member`.
@@ -298,8 +298,8 @@ class ContextBuilder:
         if self.workers is None:
             return False
         if worker_id is None:
-            return any(not each.tools or name in each.tools for each in self.workers.fleet())
-        worker = self.workers.facts(worker_id)
+            return any(not each.tools or name in each.tools for each in self.workers.online_workers())
+        worker = self.workers.find(worker_id)
         return worker is not None and (not worker.tools or name in worker.tools)
 
 

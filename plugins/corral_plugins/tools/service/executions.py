@@ -75,14 +75,14 @@ class ToolExecutions:
         self._work, self._feed, self._redactor, self._metrics = work, feed, redactor, metrics
         self._running: set[asyncio.Task[Any]] = set()
 
-    async def run(self, execution: ToolExecution) -> ToolCallView:
+    async def run_tool(self, execution: ToolExecution) -> ToolCallView:
         """Run a tool until it ends, store the outcome, and return the call."""
         task = asyncio.get_running_loop().create_task(self._execute_tool(execution), name=f"tool {execution.tool.name}")
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return await asyncio.shield(task)
 
-    async def stop(self) -> None:
+    async def stop_running(self) -> None:
         """Wait up to `STOP_SECONDS` (5 s) for the running calls, then cancel the remaining calls."""
         if self._running:
             _, left = await asyncio.wait(set(self._running), timeout=STOP_SECONDS)
@@ -197,9 +197,9 @@ class ToolExecutions:
         if outcome.untrusted and outcome.error is None:
             tainted = True
             if self.tasks.taint_run(row.task_id, row.lease_id, outcome.untrusted):
-                self._metrics.tainted()
+                self._metrics.count_tainted_attempt()
         call_store.end_call(row, status, result=outcome.result, error=outcome.error, tainted=tainted)
-        self._metrics.ended(execution.tool, row.duration_ms or 0)
+        self._metrics.observe_duration(execution.tool, row.duration_ms or 0)
         return call_store.call_view(row)
 
     # -- outcomes

@@ -195,7 +195,9 @@ class HeaderSecrets:
     def __init__(self, work: Work) -> None:
         self._work = work
 
-    async def fill(self, headers: Mapping[str, str], *, tool: str, host: str, context: ToolContext) -> dict[str, str]:
+    async def fill_placeholders(
+        self, headers: Mapping[str, str], *, tool: str, host: str, context: ToolContext
+    ) -> dict[str, str]:
         """Return the headers with placeholders replaced by secrets that this tool or agent may use for this host.
 
         Raise `ToolFailure` for malformed placeholders, and if the plugin `secrets` is not active.
@@ -212,7 +214,7 @@ class HeaderSecrets:
             raise ToolFailure("plugin_disabled", "Secrets are not available: the plugin secrets is not active.")
         consumers = (f"tool:{tool}", f"agent:{context.caller.agent_id or context.caller.id}")
         values = await self._work(
-            lambda: {name: secrets.use(name, consumers, host) for name in sorted(names)}, read=True
+            lambda: {name: secrets.use_value(name, consumers, host) for name in sorted(names)}, read=True
         )
         filled = {name: _SECRET.sub(lambda match: values[match[1]], value) for name, value in headers.items()}
         for value in filled.values():
@@ -241,7 +243,7 @@ class HttpTools:
         if self._client is not None:
             await self._client.aclose()
 
-    def tools(self) -> list[Tool]:
+    def definitions(self) -> list[Tool]:
         """Return the definitions of both tools."""
         return [
             Tool(
@@ -312,7 +314,7 @@ class HttpTools:
     ) -> dict[str, str]:
         if self._secrets is None:
             raise ToolFailure("unavailable", "The server is starting.")
-        return await self._secrets.fill(headers, tool=tool, host=_host_of(url), context=context)
+        return await self._secrets.fill_placeholders(headers, tool=tool, host=_host_of(url), context=context)
 
     async def _send_request(
         self, method: str, url: str, headers: Mapping[str, str], content: bytes | None

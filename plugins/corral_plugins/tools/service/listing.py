@@ -35,12 +35,12 @@ class ToolListing:
     def __init__(self, registry: ToolRegistry) -> None:
         self._registry = registry
 
-    def page(self, query: ToolQuery, by: Principal) -> Page[ToolView]:
+    def list_tools(self, query: ToolQuery, by: Principal) -> Page[ToolView]:
         """List the tools that match the filters, sorted by name."""
         agent = self._find_agent(query.agent_id)
         found = [
             tool
-            for tool in self._registry.all()
+            for tool in self._registry.list_tools()
             if (query.risk is UNSET or tool.risk in query.risk)
             and query.source in (UNSET, tool.source)
             and query.runs in (UNSET, tool.definition.runs)
@@ -54,11 +54,11 @@ class ToolListing:
             make=lambda shown: [tool_view(tool, agent) for tool in shown],
         )
 
-    def one(self, name: str, agent_id: Any = UNSET) -> ToolView:
+    def get_tool(self, name: str, agent_id: Any = UNSET) -> ToolView:
         """Return a tool. Raise `NotFound` if there is no tool with this name."""
         return tool_view(self._find_tool(name), self._find_agent(agent_id))
 
-    def change(self, name: str, patch: ToolPatch, match: IfMatch, *, by: Principal) -> ToolView:
+    def change_tool(self, name: str, patch: ToolPatch, match: IfMatch, *, by: Principal) -> ToolView:
         """Change the overrides of a tool. Null restores the value of the tool definition.
 
         Raise `Conflict` if another request changed the tool meanwhile, and `Invalid` for values that are not allowed.
@@ -101,7 +101,7 @@ class ToolListing:
                 raise Invalid(f"The configuration has {len(faults)} problems.", errors=faults)
 
     def _find_tool(self, name: str) -> RegisteredTool:
-        tool = self._registry.find(name)
+        tool = self._registry.find_tool(name)
         if tool is None:
             raise NotFound("There is no tool with this name.")
         return tool

@@ -30,15 +30,15 @@ class ToolMetrics:
         key = (_label_of(tool), decision)
         after_commit(lambda: self._calls.update({key: 1}))
 
-    def ended(self, tool: RegisteredTool | None, duration_ms: int) -> None:
+    def observe_duration(self, tool: RegisteredTool | None, duration_ms: int) -> None:
         """Record the duration of an ended call."""
         after_commit(lambda: self.seconds.observe(duration_ms / 1000, (_label_of(tool),)))
 
-    def tainted(self) -> None:
+    def count_tainted_attempt(self) -> None:
         """Count an attempt that received its first untrusted content."""
         after_commit(lambda: setattr(self, "_tainted", self._tainted + 1))
 
-    def calls(self) -> Mapping[tuple[str, ...], float]:
+    def calls_by_decision(self) -> Mapping[tuple[str, ...], float]:
         """Return the number of calls by tool and decision."""
         return self._calls
 

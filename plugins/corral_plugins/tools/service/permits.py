@@ -46,7 +46,7 @@ class ToolPermits:
         self._registry, self._metrics = registry, metrics
 
     @staticmethod
-    def columns(tool: RegisteredTool) -> dict[str, Any]:
+    def permit_columns(tool: RegisteredTool) -> dict[str, Any]:
         """Return the columns of a new permit: its expiry, and the time after which the call is considered abandoned."""
         return {
             "permit_until": clock.now(PERMIT_SECONDS),
@@ -58,14 +58,14 @@ class ToolPermits:
         """Return whether the lease may still use the permit: the permit belongs to the lease and has not expired."""
         return bool(row.lease_id == run.lease_id and (row.permit_until or "") > clock.now())
 
-    def view(self, row: ToolCallRow) -> ToolCallView:
+    def call_with_permit(self, row: ToolCallRow) -> ToolCallView:
         """Build the public shape of a call with its permit. Only the worker of the call may receive the result."""
         shown = call_store.call_view(row)
         shown.permit = base64.urlsafe_b64encode(self._sealer.mac(PURPOSE, _signed_data(row))).rstrip(b"=").decode()
         shown.permit_expires_at = row.permit_until or clock.now()
         return shown
 
-    async def report(
+    async def store_report(
         self, task_id: str, call_id: str, report: ToolCallReport, *, lease_id: str | None, by: Principal, entry: Entry
     ) -> ToolCallView:
         """Store the outcome of a permitted call and return the call. Repeating the same report has no effect.
@@ -110,13 +110,13 @@ class ToolPermits:
             raise Conflict(
                 f"The call already has a result: {row.status}.", code="already_decided", current_status=row.status
             )
-        tool = self._registry.find(row.tool, worker_id=run.worker_id)
+        tool = self._registry.find_tool(row.tool, worker_id=run.worker_id)
         tainted = tool is None or tool.definition.untrusted_output
         if tainted and self.tasks.taint_run(task_id, run.lease_id, (row.tool,)):
-            self._metrics.tainted()
+            self._metrics.count_tainted_attempt()
         status = "succeeded" if error is None else "failed"
         call_store.end_call(row, status, result=result, error=error, duration_ms=report.duration_ms, tainted=tainted)
-        self._metrics.ended(tool, row.duration_ms or 0)
+        self._metrics.observe_duration(tool, row.duration_ms or 0)
         return call_store.call_view(row)
 
     def _is_permit(self, permit: str, row: ToolCallRow) -> bool:

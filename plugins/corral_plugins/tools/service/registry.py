@@ -95,7 +95,7 @@ class ToolRegistry:
     def __init__(self, contributions: Contributions, settings: Settings) -> None:
         self._contributions, self._settings = contributions, settings
 
-    def contributed(self) -> dict[str, tuple[Tool, str]]:
+    def contributed_tools(self) -> dict[str, tuple[Tool, str]]:
         """Return the tools of active plugins by name, each with its source.
 
         If several plugins contribute a tool with the same name, the plugin `tools` wins, or else the plugin whose name
@@ -110,7 +110,7 @@ class ToolRegistry:
 
     def log_ignored(self) -> None:
         """Log a warning for each contributed tool that is ignored, with the reason."""
-        accepted = self.contributed()
+        accepted = self.contributed_tools()
         for plugin, tool in self._contributions.for_hook("corral_tools"):
             if tool.name not in accepted:
                 log.warning(
@@ -122,13 +122,13 @@ class ToolRegistry:
                     extra={"plugin": plugin, "tool": tool.name},
                 )
 
-    def find(self, name: str, *, worker_id: str | None = None) -> RegisteredTool | None:
+    def find_tool(self, name: str, *, worker_id: str | None = None) -> RegisteredTool | None:
         """Return a tool by name, or None.
 
         If no plugin contributes the tool, the definition comes from the given worker, or from any online worker if
         `worker_id` is None.
         """
-        contributed = self.contributed().get(name)
+        contributed = self.contributed_tools().get(name)
         offered = [] if contributed and contributed[0].runs == "server" else self._tools_of_workers(worker_id, name)
         if contributed is None and not offered:
             return None
@@ -136,7 +136,7 @@ class ToolRegistry:
         tool, source = contributed or (_from_worker(offered[0]), "worker")
         return self._registered_tool(tool, source, NO_OVERRIDES if row is None else _overrides_of_row(row), offered)
 
-    def all(self, *, worker_id: str | None = None) -> list[RegisteredTool]:
+    def list_tools(self, *, worker_id: str | None = None) -> list[RegisteredTool]:
         """List all tools, sorted by name.
 
         These are the tools of plugins, and the tools of the given worker, or of all online workers if `worker_id` is
@@ -146,7 +146,7 @@ class ToolRegistry:
         offered: dict[str, list[WorkerTool]] = {}
         for each in self._tools_of_workers(worker_id):
             offered.setdefault(each.name, []).append(each)
-        tools = {name: (_from_worker(each[0]), "worker") for name, each in offered.items()} | self.contributed()
+        tools = {name: (_from_worker(each[0]), "worker") for name, each in offered.items()} | self.contributed_tools()
         return [
             self._registered_tool(tool, source, overrides.get(name, NO_OVERRIDES), offered.get(name, ()))
             for name, (tool, source) in sorted(tools.items())
@@ -157,7 +157,7 @@ class ToolRegistry:
             return []
         return [
             each
-            for each in self.workers.tools(worker_id)
+            for each in self.workers.tools_of_workers(worker_id)
             if (name is None or each.name == name) and NAME.fullmatch(each.name)
         ]
 

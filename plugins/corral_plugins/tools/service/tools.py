@@ -26,13 +26,13 @@ class ToolsService:
     def __init__(self, registry: ToolRegistry, redactor: Redactor) -> None:
         self._registry, self._redactor = registry, redactor
 
-    def offered(
+    def tools_for_run(
         self, *, enabled: Sequence[str], policy: Mapping[str, Any], allowed: Sequence[str] | None, worker_id: str
     ) -> list[ClaimTool]:
-        worker = self.workers.facts(worker_id) if self.workers is not None else None
+        worker = self.workers.find(worker_id) if self.workers is not None else None
         offers_all = worker is not None and not worker.tools
         found: list[ClaimTool] = []
-        for tool in self._registry.all(worker_id=worker_id):
+        for tool in self._registry.list_tools(worker_id=worker_id):
             if not tool.overrides.enabled or not has_tools(enabled, [tool.name]):
                 continue
             if allowed is not None and not has_tools(allowed, [tool.name]):
@@ -45,12 +45,14 @@ class ToolsService:
         return found
 
     def server_tools(self) -> frozenset[str]:
-        return frozenset(name for name, (tool, _) in self._registry.contributed().items() if tool.runs == "server")
+        return frozenset(
+            name for name, (tool, _) in self._registry.contributed_tools().items() if tool.runs == "server"
+        )
 
     def refuse_missing_permissions(
         self, by: Principal, *, enabled: Sequence[str], policy: Mapping[str, Any], before: Mapping[str, Any]
     ) -> None:
-        tools = self._registry.all()
+        tools = self._registry.list_tools()
         for name in enabled:
             for tool in tools:
                 if has_tools([name], [tool.name]) and not _required_permissions(tool) <= by.permissions:
@@ -68,7 +70,7 @@ class ToolsService:
             ):
                 raise Forbidden(f"Setting allow for the dangerous tool {name} requires the permission agents.manage.")
 
-    def answered(self, task_id: str, call_id: str, *, result: Any = None, error: Json | None = None) -> None:
+    def store_answer(self, task_id: str, call_id: str, *, result: Any = None, error: Json | None = None) -> None:
         row = call_store.find_call(task_id, call_id)
         if row is not None and row.status == "running" and row.alive_until is None:
             status = "succeeded" if error is None else "failed"

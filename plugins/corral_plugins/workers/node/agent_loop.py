@@ -141,7 +141,7 @@ class AgentLoop:
         progress: dict[str, Any] = {"message": f"Step {state.step} of at most {max_steps}"}
         if calls := calls_signature(reply.message.get("tool_calls") or ()):
             progress["signature"] = calls
-        updated = await self._client.progress(self._id, progress)
+        updated = await self._client.report_progress(self._id, progress)
         raise_for_lease_state(updated)
         if updated.get("state") == "budget_warning":
             self._controls.add("budget")
@@ -187,7 +187,7 @@ class AgentLoop:
             nonlocal cuts
             async with LiveOutput(self._client, self._id) as live:
                 try:
-                    return await self._model.ask(request, key, live.add)
+                    return await self._model.send_request(request, key, live.add_text)
                 except ResponseCut as cut:
                     cuts += 1
                     if cuts < MAX_CUTS:
@@ -210,7 +210,7 @@ class AgentLoop:
 
     async def _call_tool(self, call: Mapping[str, Any]) -> Message:
         try:
-            return await self._tools.call(call)
+            return await self._tools.call_tool(call)
         except ApiError as error:
             if error.code in RELEASE_CODES:
                 await self._release_task(error.code)
@@ -243,21 +243,21 @@ class AgentLoop:
 
     async def _complete_task(self, result: Any) -> None:
         try:
-            await self._client.complete(self._id, result)
+            await self._client.complete_task(self._id, result)
         except ApiError as error:
             if error.is_lease_lost:
                 raise WorkerLeaseLost from None
             await self._fail_attempt("result_refused", error.detail, retryable=False)
         if self._workspaces is not None:
-            self._workspaces.remove(self._id)
+            self._workspaces.remove_workspace(self._id)
         raise _AttemptEnded
 
     async def _fail_attempt(self, kind: str, message: str, *, retryable: bool) -> None:
-        await self._client.fail(self._id, kind, message, retryable=retryable)
+        await self._client.fail_task(self._id, kind, message, retryable=retryable)
         raise _AttemptEnded
 
     async def _release_task(self, reason: str) -> None:
-        await self._client.release(self._id, reason)
+        await self._client.release_task(self._id, reason)
         raise _AttemptEnded
 
     async def _release_for_drain(self) -> None:
@@ -271,7 +271,7 @@ class AgentLoop:
         If the checkpoint is too large, the previous checkpoint stays, and the next attempt resumes from that one.
         """
         try:
-            await self._client.checkpoint(self._id, self._state.step, self._state.checkpoint())
+            await self._client.store_checkpoint(self._id, self._state.step, self._state.to_checkpoint())
         except ApiError as error:
             if error.status not in (413, 422):
                 raise
@@ -285,7 +285,9 @@ class AgentLoop:
         self._lines += 1
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         try:
-            await self._client.logs(self._id, [{"seq": self._lines, "ts": now, "level": "info", "message": message}])
+            await self._client.append_logs(
+                self._id, [{"seq": self._lines, "ts": now, "level": "info", "message": message}]
+            )
         except (ApiError, ServerUnreachable) as error:
             if isinstance(error, ApiError) and error.is_lease_lost:
                 raise WorkerLeaseLost from None
@@ -309,7 +311,7 @@ class LiveOutput:
         self._due = time.monotonic() + LIVE_SECONDS
         self._sending: asyncio.Task[dict[str, Any]] | None = None
 
-    def add(self, text: str) -> None:
+    def add_text(self, text: str) -> None:
         """Add text, and start a progress report if one is due. Does not wait for the response."""
         self._tail = (self._tail + text)[-LIVE_LENGTH:]
         if self._sending is not None and self._sending.done():
@@ -317,7 +319,7 @@ class LiveOutput:
             self._sending = None
         if self._sending is None and self._tail.strip() and time.monotonic() >= self._due:
             self._due = time.monotonic() + LIVE_SECONDS
-            call = self._client.progress(self._task_id, {"message": self._tail}, tries=1)
+            call = self._client.report_progress(self._task_id, {"message": self._tail}, tries=1)
             self._sending = asyncio.ensure_future(call)
 
     async def __aenter__(self) -> LiveOutput:

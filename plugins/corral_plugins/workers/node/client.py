@@ -151,7 +151,7 @@ class WorkerApiClient:
         """Close the connections to the server."""
         await self.http.aclose()
 
-    async def call(
+    async def send_request(
         self,
         method: str,
         path: str,
@@ -180,51 +180,53 @@ class WorkerApiClient:
 
     # -- calls of a worker, with the token of the worker
 
-    async def register(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+    async def register_worker(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         """Register a worker with a registration key or the token of a member.
 
         The response contains the token of the worker, which is shown only once.
         """
-        return await self.call("POST", "/workers/register", facts)
+        return await self.send_request("POST", "/workers/register", facts)
 
-    async def heartbeat(self, worker_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def send_heartbeat(self, worker_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Report the usage and the leases of a worker. The server renews the listed leases."""
-        return await self.call("POST", f"/workers/{worker_id}/heartbeat", body, seconds=10.0)
+        return await self.send_request("POST", f"/workers/{worker_id}/heartbeat", body, seconds=10.0)
 
-    async def claim(self, worker_id: str, *, max_tasks: int, wait_seconds: int) -> dict[str, Any]:
+    async def claim_tasks(self, worker_id: str, *, max_tasks: int, wait_seconds: int) -> dict[str, Any]:
         """Claim tasks, waiting up to `wait_seconds` if no task can be claimed."""
         body = {"max_tasks": max_tasks, "wait_seconds": wait_seconds}
         path = f"/workers/{worker_id}/claim"
-        return await self.call("POST", path, body, seconds=wait_seconds + POLL_SLACK_SECONDS)
+        return await self.send_request("POST", path, body, seconds=wait_seconds + POLL_SLACK_SECONDS)
 
-    async def signals(self, worker_id: str, *, after: int, wait: int) -> dict[str, Any]:
+    async def wait_for_signals(self, worker_id: str, *, after: int, wait: int) -> dict[str, Any]:
         """Wait up to `wait` seconds for signals and commands."""
         path, query = f"/workers/{worker_id}/signals", {"after": after, "wait": wait}
-        return await self.call("GET", path, query=query, seconds=wait + POLL_SLACK_SECONDS)
+        return await self.send_request("GET", path, query=query, seconds=wait + POLL_SLACK_SECONDS)
 
     # -- calls about a task, under a lease. With an attempt token, `lease` is not needed.
 
-    async def start(self, task_id: str, lease: str) -> dict[str, Any]:
+    async def start_task(self, task_id: str, lease: str) -> dict[str, Any]:
         """Start the attempt of a claimed task."""
         return await self._post_task_call(task_id, "start", {}, lease, tries=3)
 
-    async def progress(self, task_id: str, body: Mapping[str, Any], *, tries: int | None = None) -> dict[str, Any]:
+    async def report_progress(
+        self, task_id: str, body: Mapping[str, Any], *, tries: int | None = None
+    ) -> dict[str, Any]:
         """Report progress. The response contains the `state` of the lease."""
         return await self._post_task_call(task_id, "progress", body, tries=tries)
 
-    async def logs(self, task_id: str, entries: list[dict[str, Any]]) -> None:
+    async def append_logs(self, task_id: str, entries: list[dict[str, Any]]) -> None:
         """Append entries to the log of the task."""
         await self._post_task_call(task_id, "logs", {"entries": entries}, tries=3)
 
-    async def checkpoint(self, task_id: str, step: int, state: Mapping[str, Any]) -> None:
+    async def store_checkpoint(self, task_id: str, step: int, state: Mapping[str, Any]) -> None:
         """Store a checkpoint, from which the next attempt resumes."""
         await self._post_task_call(task_id, "checkpoint", {"step": step, "state": state})
 
-    async def complete(self, task_id: str, result: Any) -> None:
+    async def complete_task(self, task_id: str, result: Any) -> None:
         """Complete the task with a result."""
         await self._post_task_call(task_id, "complete", {"result": result})
 
-    async def fail(
+    async def fail_task(
         self,
         task_id: str,
         kind: str,
@@ -238,19 +240,21 @@ class WorkerApiClient:
         body = {"error": {"type": kind, "message": message[:4000]}, "retryable": retryable}
         await self._post_task_call(task_id, "fail", body, lease, tries=tries)
 
-    async def wait(self, task_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def wait_for_person(self, task_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Release the lease while the task waits for a decision or an input."""
         return await self._post_task_call(task_id, "wait", body)
 
-    async def release(self, task_id: str, reason: str, *, lease: str | None = None, tries: int | None = None) -> None:
+    async def release_task(
+        self, task_id: str, reason: str, *, lease: str | None = None, tries: int | None = None
+    ) -> None:
         """Release the task without using an attempt."""
         await self._post_task_call(task_id, "release", {"reason": reason}, lease, tries=tries)
 
-    async def cancelled(self, task_id: str, lease: str) -> None:
+    async def acknowledge_cancel(self, task_id: str, lease: str) -> None:
         """Acknowledge the cancellation of the task."""
         await self._post_task_call(task_id, "cancelled", {}, lease, tries=5)
 
-    async def tool(self, task_id: str, name: str, call_id: str, arguments: Any) -> dict[str, Any]:
+    async def call_tool(self, task_id: str, name: str, call_id: str, arguments: Any) -> dict[str, Any]:
         """Call a tool. Repeating the same `call_id` does not run the tool twice."""
         path = f"tools/{urllib.parse.quote(name, safe='')}"
         body = {"call_id": call_id, "arguments": arguments}
@@ -260,7 +264,7 @@ class WorkerApiClient:
         """Return an earlier tool call. Wait up to 50 s if the call is still running."""
         path = f"/tasks/{task_id}/tools/calls/{urllib.parse.quote(call_id, safe='')}"
         options: dict[str, Any] = {"query": {"wait": OUTCOME_SECONDS}, "seconds": OUTCOME_SECONDS + POLL_SLACK_SECONDS}
-        return await call_with_retries(lambda: self.call("GET", path, **options), unless=is_final_response)
+        return await call_with_retries(lambda: self.send_request("GET", path, **options), unless=is_final_response)
 
     async def report_tool_result(self, task_id: str, call_id: str, body: Mapping[str, Any]) -> None:
         """Report the outcome of a tool that ran on this worker."""
@@ -282,7 +286,7 @@ class WorkerApiClient:
         headers = {"Corral-Lease": lease} if lease is not None else None
         path = f"/tasks/{task_id}/{call}"
         return await call_with_retries(
-            lambda: self.call("POST", path, body, headers=headers, seconds=seconds), tries=tries, unless=unless
+            lambda: self.send_request("POST", path, body, headers=headers, seconds=seconds), tries=tries, unless=unless
         )
 
 

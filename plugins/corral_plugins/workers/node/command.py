@@ -150,7 +150,7 @@ def _run_worker(options: WorkerOptions, folder: WorkerFolder, *, until_stdin_clo
     logging.basicConfig(level=logging.INFO, format=log_format, stream=sys.stderr)
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     try:
-        with folder.locked():
+        with folder.lock_folder():
             asyncio.run(_serve_until_drained(ReferenceWorker(options, folder), until_stdin_closes=until_stdin_closes))
     except FolderInUse as error:
         click.echo(f"corral: {error}", err=True)

@@ -198,7 +198,7 @@ class AttemptState:
         if not open_calls(self.messages):
             self.messages += resume_messages(resume)
 
-    def checkpoint(self) -> dict[str, Any]:
+    def to_checkpoint(self) -> dict[str, Any]:
         """Return the state to store in a checkpoint."""
         return {
             "step": self.step,

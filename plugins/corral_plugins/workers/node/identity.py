@@ -46,7 +46,7 @@ class TokenLosses:
     def __init__(self) -> None:
         self._times: deque[float] = deque(maxlen=self.TIMES)
 
-    def note(self) -> bool:
+    def record_loss(self) -> bool:
         """Record a revoked token. Return whether three tokens were revoked within 300 s.
 
         So many losses in this time are caused by another worker.
@@ -62,7 +62,7 @@ class WorkerFolder:
         self.path = path
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def lock_folder(self) -> Iterator[None]:
         """Create the folder and lock it while the context is active. Raise `FolderInUse` or `FolderUnusable`."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ class WorkerFolder:
         self._write_file("fingerprint", created.encode())
         return created
 
-    def load(self, url: str) -> WorkerIdentity | None:
+    def load_identity(self, url: str) -> WorkerIdentity | None:
         """Return the stored identity for a server.
 
         Return None if the worker is not registered with this server, or if the file is damaged.
@@ -101,7 +101,7 @@ class WorkerFolder:
             return None
         return identity if identity.url == url else None
 
-    def store(self, identity: WorkerIdentity) -> None:
+    def store_identity(self, identity: WorkerIdentity) -> None:
         """Store an identity atomically. Raise `FolderUnusable` if the folder cannot be written."""
         self._write_file("identity.json", msgspec.json.encode(identity))
 

@@ -45,7 +45,7 @@ class TaskLease:
 
     # -- requests from the server and the operator
 
-    def renew(self, sent: float, seconds: float | None = None) -> None:
+    def renew_until(self, sent: float, seconds: float | None = None) -> None:
         """Renew the lease after the response to a request.
 
         `sent`: the monotonic time at which the request was sent. `seconds`: the new duration of the lease, or None if
@@ -56,33 +56,33 @@ class TaskLease:
         else:  # the duration may be shorter than before
             self.seconds, self.deadline = seconds, sent + seconds
 
-    def apply(self, state: str) -> None:
+    def apply_state(self, state: str) -> None:
         """Apply a lease state of the protocol: ok | lost | cancel_requested | budget_warning."""
         if state == "budget_warning" and self._process is not None:
-            self._process.send("budget")
+            self._process.send_control("budget")
         elif state in ("lost", "cancel_requested"):
             self._lost |= state == "lost"
             self._cancelled |= state == "cancel_requested"
             self._changed.set()
 
-    def drain(self, seconds: float) -> None:
+    def drain_process(self, seconds: float) -> None:
         """Ask the process to finish its model call, store a checkpoint and release the task.
 
         `seconds`: the time after which the process is killed and the worker releases the task.
         """
         self._drain_until = time.monotonic() + seconds
         if self._process is not None:
-            self._process.send("drain")
+            self._process.send_control("drain")
         self._changed.set()
 
     # -- running
 
-    async def run(self, processes: TaskProcesses) -> None:
+    async def run_task(self, processes: TaskProcesses) -> None:
         """Run the task and report its outcome. Raise `ProcessNotStarted`; any other failure ends only this lease."""
         try:
             sent = time.monotonic()
-            started = await self._client.start(self.task_id, self.lease_id)
-            self.renew(sent)
+            started = await self._client.start_task(self.task_id, self.lease_id)
+            self.renew_until(sent)
         except (ApiError, ServerUnreachable) as error:
             log.warning("task %s could not be started: %s", self.task_id, error)
             return
@@ -90,17 +90,17 @@ class TaskLease:
             await self._acknowledge_cancel()
             return
         try:
-            self._process = process = await processes.start(self._claim)
+            self._process = process = await processes.start_process(self._claim)
         except ProcessNotStarted as error:
             await self._release_task(str(error))
             raise
         log.info("task %s: attempt %s started", self.task_id, self._claim.get("attempt"))
         if self._drain_until is not None:
-            process.send("drain")
+            process.send_control("drain")
         try:
             await self._watch_process(process)
         finally:
-            process.kill()
+            process.kill_group()
 
     async def _watch_process(self, process: TaskProcess) -> None:
         exited: asyncio.Future[Any] = asyncio.ensure_future(process.exited.wait())
@@ -113,10 +113,10 @@ class TaskLease:
                     log.warning("task %s: the lease was lost; the work is discarded", self.task_id)
                     return None
                 if self._cancelled:
-                    await process.terminate()
+                    await process.terminate_process()
                     return await self._acknowledge_cancel()
                 if self._drain_until is not None and time.monotonic() >= self._drain_until:
-                    process.kill()
+                    process.kill_group()
                     return await self._release_task("the worker is stopping")
                 await self._wait_for_change(exited)
         finally:
@@ -147,18 +147,20 @@ class TaskLease:
             log.error("task %s: the process ended with %s", self.task_id, cause)
             message = f"The process of the attempt ended with {cause}."
             await self._send_report(
-                self._client.fail(
+                self._client.fail_task(
                     self.task_id, "worker_crash", message, retryable=True, lease=self.lease_id, tries=REPORT_TRIES
                 )
             )
 
     async def _acknowledge_cancel(self) -> None:
         log.info("task %s: cancelled", self.task_id)
-        await self._send_report(self._client.cancelled(self.task_id, self.lease_id))
+        await self._send_report(self._client.acknowledge_cancel(self.task_id, self.lease_id))
 
     async def _release_task(self, reason: str) -> None:
         log.info("task %s: released (%s)", self.task_id, reason)
-        await self._send_report(self._client.release(self.task_id, reason, lease=self.lease_id, tries=REPORT_TRIES))
+        await self._send_report(
+            self._client.release_task(self.task_id, reason, lease=self.lease_id, tries=REPORT_TRIES)
+        )
 
     async def _send_report(self, call: Any) -> None:
         """Send a report, with retries until the deadline at most. The server ends the lease itself at the deadline."""

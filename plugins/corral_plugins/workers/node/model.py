@@ -104,7 +104,7 @@ class GatewayModel:
         provider = OpenAICompatibleProvider("corral", openai_client=sdk)
         self._model = OpenAIChatModel("agent", provider=provider, profile=PROFILE)
 
-    async def ask(self, request: ModelCall, key: str, on_text: Callable[[str], None]) -> ModelReply:
+    async def send_request(self, request: ModelCall, key: str, on_text: Callable[[str], None]) -> ModelReply:
         """Send one request with an idempotency key and return the reply.
 
         `on_text`: a function that receives the text in parts as they arrive. The function may raise an exception to
@@ -241,7 +241,7 @@ def warm_up_imports() -> None:
         tool = {"name": "a__tool", "schema": {"type": "object", "properties": {}}}
         request = ModelCall(messages=[{"role": "user", "content": "hello"}], tools=[tool])
         try:
-            await GatewayModel(client, "/llm").ask(request, "warm", lambda text: None)
+            await GatewayModel(client, "/llm").send_request(request, "warm", lambda text: None)
         finally:
             await client.close()
 

@@ -116,23 +116,23 @@ class TaskProcess:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(process.sentinel, self._on_exit)
 
-    def send(self, control: str) -> None:
+    def send_control(self, control: str) -> None:
         """Send a control (`agent_loop.Control`) to the process."""
         if self.status is None:
             with contextlib.suppress(OSError):  # the process is about to exit; `exited` is set afterwards
                 self._outbox.send(control)
 
-    async def terminate(self) -> None:
+    async def terminate_process(self) -> None:
         """Send SIGTERM, wait up to three seconds, then send SIGKILL. Return when the process has exited."""
         self._send_signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(TERM_SECONDS):
                 await self.exited.wait()
         except TimeoutError:
-            self.kill()
+            self.kill_group()
             await self.exited.wait()
 
-    def kill(self) -> None:
+    def kill_group(self) -> None:
         """Kill the whole process group."""
         self._send_signal(signal.SIGKILL)
 
@@ -168,7 +168,7 @@ class TaskProcesses:
         self._processes: set[TaskProcess] = set()
         self._starting = asyncio.Lock()
 
-    async def warm(self) -> None:
+    async def start_fork_server(self) -> None:
         """Start the fork server and wait until it has loaded its modules.
 
         Raise `ProcessNotStarted` if the start fails.
@@ -179,7 +179,7 @@ class TaskProcesses:
                 await asyncio.to_thread(first.start)
             await asyncio.to_thread(first.join)
 
-    async def start(self, claim: Mapping[str, Any]) -> TaskProcess:
+    async def start_process(self, claim: Mapping[str, Any]) -> TaskProcess:
         """Start a process for a claim. Raise `ProcessNotStarted` if the start fails."""
         async with self._starting:
             with _no_process():
@@ -196,7 +196,7 @@ class TaskProcesses:
     def kill_all(self) -> None:
         """Kill all task processes immediately."""
         for process in self._processes:
-            process.kill()
+            process.kill_group()
 
 
 @contextlib.contextmanager

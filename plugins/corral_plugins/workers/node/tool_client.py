@@ -50,7 +50,7 @@ class ToolClient:
         self.definitions = [_tool_definition(tool) for tool in offered]
         """The tools for the model, with names that models accept."""
 
-    async def call(self, call: Mapping[str, Any]) -> Message:
+    async def call_tool(self, call: Mapping[str, Any]) -> Message:
         """Make a tool call and return the message with the result or error for the model.
 
         Raise `WorkerLeaseLost`, `TaskWaits`, or `ApiError` if the task should be released.
@@ -74,7 +74,7 @@ class ToolClient:
     async def _send_call(self, name: str, call_id: str, arguments: Any) -> Mapping[str, Any]:
         """Send the call to the server. If the call of an earlier attempt is still running, wait for its outcome."""
         try:
-            return await self._client.tool(self._task_id, name, call_id, arguments)
+            return await self._client.call_tool(self._task_id, name, call_id, arguments)
         except ApiError as error:
             if error.code != "invalid_state":
                 raise
@@ -87,8 +87,10 @@ class ToolClient:
         if reply.get("status") == "running":  # the tool waits for a person; the next claim contains the result
             raise TaskWaits
         if reply.get("status") == "pending_approval":
-            checkpoint = {"step": self._state.step, "state": self._state.checkpoint()}
-            await self._client.wait(self._task_id, {"approval_id": reply["approval_id"], "checkpoint": checkpoint})
+            checkpoint = {"step": self._state.step, "state": self._state.to_checkpoint()}
+            await self._client.wait_for_person(
+                self._task_id, {"approval_id": reply["approval_id"], "checkpoint": checkpoint}
+            )
             raise TaskWaits
         if reply.get("permit"):
             approved = reply.get("arguments")  # the person who approved the call may have changed the arguments
@@ -117,7 +119,7 @@ class ToolClient:
         if not await self._record_start(tool, call_id):
             return {"error": UNKNOWN}
         try:
-            return {"result": await tool.parse(arguments).run(self._workspaces.open_workspace(self._task_id))}
+            return {"result": await tool.parse_arguments(arguments).run(self._workspaces.open_workspace(self._task_id))}
         except (ToolFailed, OSError, ValueError) as error:
             return {"error": {"type": "failed", "message": str(error)}}
 

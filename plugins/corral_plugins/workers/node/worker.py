@@ -80,7 +80,7 @@ class ReferenceWorker:
         Raise `WorkerRefused` if the server refuses the worker. Raise `ProcessNotStarted`, after releasing the tasks, if
         no process can be started.
         """
-        warming = asyncio.create_task(self._processes.warm())
+        warming = asyncio.create_task(self._processes.start_fork_server())
         draining = asyncio.create_task(self._draining.wait())
         working = asyncio.create_task(self._run_until_drained(warming))
         try:
@@ -129,14 +129,14 @@ class ReferenceWorker:
 
     async def _release_all(self) -> None:
         for lease in self._leases.values():
-            lease.drain(self._options.drain_seconds)
+            lease.drain_process(self._options.drain_seconds)
         if self._running:
             await asyncio.wait(self._running, timeout=self._options.drain_seconds + 5)
 
     # -- identity
 
     async def _load_or_register(self) -> None:
-        identity = self._folder.load(self._options.url)
+        identity = self._folder.load_identity(self._options.url)
         await self._use_identity(identity or await self._register_worker())
         log.info("worker %s (%s) at %s", self._options.name, self._identity.worker_id, self._options.url)
 
@@ -162,7 +162,7 @@ class ReferenceWorker:
         try:
             while True:
                 try:
-                    return self._store_identity(await client.register(facts))
+                    return self._store_identity(await client.register_worker(facts))
                 except (ServerUnreachable, ApiError) as error:
                     if isinstance(error, ApiError) and (
                         not error.is_temporary or (error.is_foreign and error.status < 500)
@@ -185,7 +185,7 @@ class ReferenceWorker:
             heartbeat_seconds=int(registered.get("heartbeat_seconds") or 15),
             lease_seconds=int(registered.get("lease_seconds") or 60),
         )
-        self._folder.store(identity)
+        self._folder.store_identity(identity)
         return identity
 
     async def _use_identity(self, identity: WorkerIdentity) -> None:
@@ -199,7 +199,7 @@ class ReferenceWorker:
         """Register again after the server refused the token. Concurrent callers share one registration."""
         async with self._registering:
             if self._identity is refused:
-                if self._losses.note():
+                if self._losses.record_loss():
                     raise WorkerRefused(
                         "Another worker registers with the same name and fingerprint. Its --dir may be a copy of "
                         "the folder of this worker."
@@ -214,7 +214,9 @@ class ReferenceWorker:
         if free <= 0 or self._paused:
             await self._wait_for_slot()
             return
-        reply = await self._client.claim(identity.worker_id, max_tasks=min(free, 50), wait_seconds=CLAIM_WAIT_SECONDS)
+        reply = await self._client.claim_tasks(
+            identity.worker_id, max_tasks=min(free, 50), wait_seconds=CLAIM_WAIT_SECONDS
+        )
         self._awaits_approval = False
         for claim in reply.get("tasks") or ():
             self._start_lease(claim)
@@ -224,7 +226,7 @@ class ReferenceWorker:
     def _start_lease(self, claim: Mapping[str, Any]) -> None:
         lease = TaskLease(self._client, claim, sent=time.monotonic(), seconds=self._identity.lease_seconds)
         self._leases[lease.lease_id] = lease
-        task = asyncio.create_task(lease.run(self._processes))
+        task = asyncio.create_task(lease.run_task(self._processes))
         self._running.add(task)
 
         def ended(_: asyncio.Task[None]) -> None:
@@ -249,7 +251,7 @@ class ReferenceWorker:
         sent = time.monotonic()
         leases = [{"task_id": lease.task_id, "lease_id": lease.lease_id} for lease in self._leases.values()]
         body = {**host_info.host_usage(str(self._folder.path)), "leases": leases, **self._unsent_offer}
-        reply = await self._client.heartbeat(identity.worker_id, body)
+        reply = await self._client.send_heartbeat(identity.worker_id, body)
         self._unsent_offer = {}
         self._apply_reply(reply, sent)
         requested = float(reply.get("next_heartbeat_seconds") or identity.heartbeat_seconds)
@@ -257,7 +259,9 @@ class ReferenceWorker:
         await asyncio.sleep(max(0.5, min(requested, shortest_lease / 3)))  # a task may make no calls in between
 
     async def _receive_signals(self, identity: WorkerIdentity) -> None:
-        reply = await self._client.signals(identity.worker_id, after=self._last_signal, wait=SIGNAL_WAIT_SECONDS)
+        reply = await self._client.wait_for_signals(
+            identity.worker_id, after=self._last_signal, wait=SIGNAL_WAIT_SECONDS
+        )
         for signal in reply.get("signals") or ():
             self._last_signal = max(self._last_signal, int(signal["seq"]))
         self._apply_reply({"leases": reply.get("signals"), "commands": reply.get("commands")}, None)
@@ -301,8 +305,8 @@ class ReferenceWorker:
             lease = self._leases.get(state["lease_id"])
             if lease is not None:
                 if sent is not None and state["state"] != "lost":
-                    lease.renew(sent, _lease_seconds(reply.get("server_time"), state.get("expires_at")))
-                lease.apply(state["state"])
+                    lease.renew_until(sent, _lease_seconds(reply.get("server_time"), state.get("expires_at")))
+                lease.apply_state(state["state"])
         for command in reply.get("commands") or ():
             if command in ("drain", "resume"):
                 self._set_paused(command == "drain")

@@ -59,7 +59,7 @@ class WorkerAdministration:
             return self._reject_row(row, group)
         return self._write_changes(row, group, {})
 
-    def patch(self, worker_id: str, patch: WorkerPatch, match: IfMatch = ANY_VERSION) -> WorkerView:
+    def update_worker(self, worker_id: str, patch: WorkerPatch, match: IfMatch = ANY_VERSION) -> WorkerView:
         """Change fields of a worker. Raise `Conflict(duplicate)` if another worker has the new name."""
         row = _get_row(worker_id, match)
         wanted = {name: value for name, value in msgspec.structs.asdict(patch).items() if value is not UNSET}
@@ -94,7 +94,7 @@ class WorkerAdministration:
         self._record_audit("resume", row, status=("draining", row.status))
         return repository.worker_view(row, WorkerView)
 
-    def rotate(self, worker_id: str, match: IfMatch = ANY_VERSION) -> WorkerToken:
+    def rotate_token(self, worker_id: str, match: IfMatch = ANY_VERSION) -> WorkerToken:
         """Issue a new token for a worker. The old token stays valid for 60 s."""
         row = _get_row(worker_id, match)
         if row.status == "rejected":

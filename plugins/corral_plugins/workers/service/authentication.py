@@ -70,7 +70,7 @@ class WorkerTokenAuthenticator:
             expires_at = clock.parse_instant(found[2])
         worker_id = str(found[0])
         if current().entry.label != RECHECK_LABEL:  # rechecking a long poll does not prove that its client is alive
-            self._liveness.note(worker_id)
+            self._liveness.note_contact(worker_id)
         return Principal(
             kind="worker",
             id=worker_id,

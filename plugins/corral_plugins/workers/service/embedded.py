@@ -58,8 +58,8 @@ def start_embedded(runtime: Runtime, address: str, *, max_agents: int, allow: Se
         return work(keys.create_embedded)
 
     lease = EmbeddedLease(work, lambda: EmbeddedWorker(address, make_key, max_agents, allow=allow))
-    runtime.when_draining(lease.close)
-    runtime.supervise("embedded", lease.run)
+    runtime.when_draining(lease.release_lease)
+    runtime.supervise("embedded", lease.hold_lease)
 
 
 class EmbeddedLease:
@@ -72,7 +72,7 @@ class EmbeddedLease:
         self._closed = False
         self._held_until = 0.0  # monotonic time before which no other process can hold the lease
 
-    async def run(self) -> None:
+    async def hold_lease(self) -> None:
         """Acquire and renew the lease, and run the worker while the lease is held, until cancelled.
 
         Failures of the worker are raised, so that the supervisor handles them.
@@ -88,7 +88,7 @@ class EmbeddedLease:
         finally:
             await self._stop_worker()
 
-    async def close(self) -> None:
+    async def release_lease(self) -> None:
         """Stop the worker and release the lease, so that another process can start a worker immediately."""
         self._closed = True
         await self._stop_worker()

@@ -78,7 +78,7 @@ class Fleet:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    def detail(self, worker_id: str, *, caller: Principal) -> WorkerDetail:
+    def get_detail(self, worker_id: str, *, caller: Principal) -> WorkerDetail:
         """Return a worker with its leases. Raise `NotFound` if the caller may not see the worker."""
         row = Worker.get_or_none((Worker.id == worker_id) & visible(Worker, caller))
         if row is None or (caller.kind == "worker" and caller.worker_id != row.id):
@@ -86,7 +86,7 @@ class Fleet:
         leases = self.tasks.leases_of_worker(worker_id) if self.tasks is not None else []
         return repository.worker_view(row, WorkerDetail, leases=leases)
 
-    def list(self, query: WorkerListQuery, *, caller: Principal) -> Page[AdminWorker]:
+    def list_workers(self, query: WorkerListQuery, *, caller: Principal) -> Page[AdminWorker]:
         """List the workers that match the filters, newest first."""
         found = Worker.select().where(visible(Worker, caller))
         if query.status:
@@ -129,7 +129,7 @@ class Fleet:
             by_group=_totals_by_group(parts),
         )
 
-    def health(self) -> tuple[str, str]:
+    def workers_health(self) -> tuple[str, str]:
         """Return the result of the health check `workers`: a status and a sentence."""
         count = _count_by_status(fleet_totals())
         waiting = self.tasks.queue_statistics().depth if self.tasks is not None else 0

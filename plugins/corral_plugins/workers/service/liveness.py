@@ -58,7 +58,7 @@ class WorkerLiveness:
         """The minimum number of seconds between two writes of `last_seen_at` of one worker."""
         return min(MAX_WRITE_INTERVAL, declared.offline_seconds(self._settings) / 3)
 
-    def note(self, worker_id: str) -> None:
+    def note_contact(self, worker_id: str) -> None:
         """Note in memory that the worker made a call. The next `flush` writes the contact to the database."""
         self._noted[worker_id] = None
 
@@ -69,7 +69,7 @@ class WorkerLiveness:
     def record_contact(self, worker_id: str) -> None:
         """Record that the worker made a call, as described in `Workers.record_contact`."""
         if current().read_only:
-            self.note(worker_id)
+            self.note_contact(worker_id)
             return
         found = _LAST_SEEN.one({"id": worker_id})
         if found is not None and (found[0] == "offline" or found[1] < clock.now(-self.write_interval)):
@@ -82,16 +82,16 @@ class WorkerLiveness:
         found = _LAST_SEEN.one({"id": worker_id})
         return found is not None and bool(found[2] > clock.now())
 
-    async def run(self) -> None:
+    async def write_regularly(self) -> None:
         """Write the noted contacts every `interval` seconds, until cancelled."""
         while True:
             await asyncio.sleep(self.write_interval)
             try:
-                await self.flush()
+                await self.write_contacts()
             except Exception:
                 log.exception("the last contact times of workers could not be written")
 
-    async def flush(self) -> None:
+    async def write_contacts(self) -> None:
         """Write the contacts that were noted since the last flush."""
         noted, self._noted = list(self._noted), {}
         now = clock.time_s()
@@ -133,7 +133,7 @@ class WorkerSweeps:
     def __init__(self, settings: Settings, credentials: Credentials, work: Work) -> None:
         self._settings, self._credentials, self._work = settings, credentials, work
 
-    async def sweep(self) -> None:
+    async def sweep_silent_workers(self) -> None:
         """Set silent workers to `offline`, and alert admins when tasks wait while no worker is online."""
         entry = Entry("job workers.sweep")
         if await self._work(self._has_work, entry=entry, read=True):

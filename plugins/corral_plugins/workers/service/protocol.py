@@ -38,7 +38,7 @@ class ClaimMetrics:
         self._answers: Counter[str] = Counter()
         self.seconds = Histogram()
 
-    def count(self, reason: str, seconds: float) -> None:
+    def count_claim(self, reason: str, seconds: float) -> None:
         """Count one answered claim."""
         self._answers[reason] += 1
         self.seconds.observe(seconds)
@@ -94,7 +94,7 @@ class WorkerProtocol:
             is_blocked = answer.reason in ("at_capacity", "draining")
             return Wait((worker_id, *(SIGNAL_TOPICS if is_blocked else CLAIM_TOPICS)), wanted.until)
         seconds = time.perf_counter() - began
-        after_commit(lambda: self._metrics.count(answer.reason, seconds))
+        after_commit(lambda: self._metrics.count_claim(answer.reason, seconds))
         return answer
 
     def claimable(self, worker_id: str, limit: int, *, caller: Principal) -> list[Any]:
@@ -107,7 +107,7 @@ class WorkerProtocol:
             return []
         return self.tasks.claimable(worker_id, limit=limit)
 
-    def signals(
+    def read_signals(
         self, worker_id: str, *, after: int, began: float, wait: int, caller: Principal
     ) -> WorkerSignals | Wait:
         """Return new signals and commands. Return a `Wait` until `began + wait` (epoch seconds) if there are none."""

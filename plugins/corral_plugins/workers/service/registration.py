@@ -88,7 +88,7 @@ class RegistrationKeys:
         ).execute()
         return key
 
-    def list(self, query: PageQuery, *, caller: Principal) -> Page[RegistrationKeyView]:
+    def list_keys(self, query: PageQuery, *, caller: Principal) -> Page[RegistrationKeyView]:
         """List keys, newest first. Expired keys are listed until they are pruned after 30 days."""
         found = RegistrationKey.select().where(~RegistrationKey.embedded)
         order = newest_first(RegistrationKey)
@@ -163,7 +163,7 @@ class WorkerRegistration:
     def __init__(self, settings: Settings, credentials: Credentials) -> None:
         self._settings, self._credentials = settings, credentials
 
-    def register(self, new: NewWorker, *, caller: Principal, client_ip: str) -> tuple[RegisteredWorker, bool]:
+    def register_worker(self, new: NewWorker, *, caller: Principal, client_ip: str) -> tuple[RegisteredWorker, bool]:
         """Register a worker. Return the worker with its token, and whether the worker is new.
 
         Raise `Conflict(duplicate)` if another worker has the same name.

@@ -64,20 +64,20 @@ class WorkersService:
     def __init__(self, liveness: WorkerLiveness) -> None:
         self._liveness = liveness
 
-    def facts(self, worker_id: str) -> WorkerFacts | None:
+    def find(self, worker_id: str) -> WorkerFacts | None:
         found = _FACTS.one({"id": worker_id})
         return None if found is None else _facts_of_row(found)
 
-    def facts_of(self, worker_ids: Sequence[str]) -> dict[str, WorkerFacts]:
+    def find_many(self, worker_ids: Sequence[str]) -> dict[str, WorkerFacts]:
         if not worker_ids:
             return {}
         query = Worker.select(*_COLUMNS).where(Worker.id.in_(list(worker_ids)))
         return {facts.id: facts for facts in map(_facts_of_row, Statement(lambda p: query.tuples()).rows({}))}
 
-    def fleet(self) -> list[WorkerFacts]:
+    def online_workers(self) -> list[WorkerFacts]:
         return [_facts_of_row(found) for found in _FLEET.rows({})]
 
-    def tools(self, worker_id: str | None = None) -> list[WorkerTool]:
+    def tools_of_workers(self, worker_id: str | None = None) -> list[WorkerTool]:
         found = _TOOLS.rows({}) if worker_id is None else _TOOLS_OF.rows({"id": worker_id})
         return [
             WorkerTool(

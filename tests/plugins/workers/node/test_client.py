@@ -70,7 +70,7 @@ def test_a_connection_that_died_silently_is_noticed(port: int, host: str) -> Non
 def test_a_proxy_of_the_environment_is_used_where_it_is_to_be(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     with pytest.raises(ServerUnreachable):
-        using(f"http://0.0.0.0:{port}", lambda client: client.call("GET", "/x"))
+        using(f"http://0.0.0.0:{port}", lambda client: client.send_request("GET", "/x"))
     assert using(f"http://127.0.0.1:{port}", watches)
     monkeypatch.setenv("no_proxy", "0.0.0.0")
     assert using(f"http://0.0.0.0:{port}", watches)
@@ -80,9 +80,9 @@ def test_a_lease_that_became_shorter_ends_sooner() -> None:
     async def run() -> None:
         client, sent = WorkerApiClient("http://127.0.0.1:1", "token"), time.monotonic()
         lease = TaskLease(client, {"task": {"id": "t"}, "lease_id": "l"}, sent=sent, seconds=60)
-        lease.renew(sent)
+        lease.renew_until(sent)
         assert lease.deadline == sent + 60
-        lease.renew(sent + 1, 10)
+        lease.renew_until(sent + 1, 10)
         assert lease.deadline == sent + 11
         await client.close()
 

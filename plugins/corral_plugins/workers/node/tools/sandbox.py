@@ -53,7 +53,7 @@ async def run_command(argv: Sequence[str], workspace: Workspace, seconds: float)
     assert process.stdin is not None
     assert process.stdout is not None
     output = _CappedOutput()
-    reading = asyncio.ensure_future(output.fill(process.stdout))
+    reading = asyncio.ensure_future(output.read_stream(process.stdout))
     try:
         with contextlib.suppress(ConnectionError):
             process.stdin.write(msgspec.json.encode({"argv": list(argv), "limits": LIMITS}) + b"\n")
@@ -90,7 +90,7 @@ class _CappedOutput:
     def __init__(self) -> None:
         self._head, self._tail, self._omitted = bytearray(), bytearray(), 0
 
-    async def fill(self, stream: asyncio.StreamReader) -> None:
+    async def read_stream(self, stream: asyncio.StreamReader) -> None:
         """Read the stream to its end."""
         while chunk := await stream.read(65536):
             room = HEAD_BYTES - len(self._head)

@@ -52,7 +52,7 @@ class Workspaces:
         self._remove_old()
         return Workspace(path)
 
-    def remove(self, task_id: str) -> None:
+    def remove_workspace(self, task_id: str) -> None:
         """Remove the workspace of a completed task."""
         shutil.rmtree(self._root / task_id, ignore_errors=True)
 
@@ -70,7 +70,7 @@ class Workspace:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def read(self, path: str, offset: int = 0) -> dict[str, Any]:
+    def read_text(self, path: str, offset: int = 0) -> dict[str, Any]:
         """Read text from a byte offset and return `{content, size_bytes, next_offset}`.
 
         `next_offset` is null at the end of the file.
@@ -91,7 +91,7 @@ class Workspace:
         after = offset + len(data) - len(decoder.getstate()[0])  # an incomplete character starts the next part
         return {"content": content, "size_bytes": facts.st_size, "next_offset": None if is_end else after}
 
-    def write(self, path: str, content: str) -> dict[str, Any]:
+    def write_text(self, path: str, content: str) -> dict[str, Any]:
         """Create or replace a file atomically and return `{size_bytes}`. Create missing parent folders."""
         folder, name = _split_path(path)
         data = content.encode()
@@ -110,7 +110,7 @@ class Workspace:
                 raise
         return {"size_bytes": len(data)}
 
-    def list(self, path: str = ".") -> dict[str, Any]:
+    def list_folder(self, path: str = ".") -> dict[str, Any]:
         """List a folder, sorted by name, and return `{entries: [{name, type, size_bytes}], truncated}`."""
         with self._open_folder(_path_names(path), path) as folder, _os_errors(path):
             found = sorted(os.scandir(folder), key=lambda entry: entry.name)
