@@ -18,7 +18,7 @@ from msgspec import UNSET
 
 from corral import clock
 from corral.auth.principal import Principal
-from corral.auth.visibility import NONE, can_read, visible
+from corral.auth.visibility import NO_ROWS, can_read, visible
 from corral.database.dialect import milliseconds_between
 from corral.database.model import SHARED
 from corral.database.statement import Statement
@@ -263,7 +263,7 @@ class TaskQueries:
             "priority": (Order(Task.priority), Order(Task.created_at), Order(Task.id)),
         }[query.sort]
         total = sum(n for key, n in rollups.status_counts().items() if counted(*key)) if _is_counted(query) else None
-        if allowed is NONE:
+        if allowed is NO_ROWS:
             total = 0
         page = paginate(
             select, query, caller, scope=SCOPE, order=order, make=lambda row: (row.id, row.version), total=total
@@ -418,7 +418,7 @@ def _conditions(query: TaskQuery) -> tuple[list[Any], Any]:
 def _has_words(words: list[str]) -> Any:
     """Return the condition that a task is among the newest matches of a search. `search.CAP` limits their number."""
     if not words:
-        return NONE
+        return NO_ROWS
     found = Task.id.in_(search.candidates(search.query_of(words)))
     newer = [row[0] for row in search.newer(words)]
     return found | Task.id.in_(newer) if newer else found
