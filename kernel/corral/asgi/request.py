@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from corral.database.unit import ANONYMOUS, Entry
 from corral.errors import Malformed, Problem, TooLarge
 from corral.http.answers import Request
 from corral.ids import new_id
@@ -22,10 +23,11 @@ LINGER_SECONDS = 0.5
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 Receive = Callable[[], Awaitable[Any]]
+T = TypeVar("T")
 
 
 class ClientLeft(Exception):
-    """The client closed the connection before it received the response."""
+    """The client closed the connection before it received the whole response."""
 
 
 class IncomingRequest(Request):
@@ -48,6 +50,7 @@ class IncomingRequest(Request):
         self.arguments: dict[str, Any] = {}  # the handler's arguments, set by the input stage
         self.idempotency_key: Keyed | None = None
         self.metered: list[tuple[Meter, Principal]] = []  # meters to notify when the request ends
+        self.has_credential = b"authorization" in self.headers or b"x-api-key" in self.headers  # valid or not
         given = self.headers.get(b"x-request-id", b"")
         self.request_id = given.decode() if _REQUEST_ID.fullmatch(given) else new_id()
         self._body_timeout = body_timeout
@@ -55,14 +58,19 @@ class IncomingRequest(Request):
         self.may_have_body = b"transfer-encoding" in self.headers or self.headers.get(b"content-length", silent) != b"0"
         self.unread = self.may_have_body
 
-    @property
-    def has_credential(self) -> bool:
-        """Whether the request contains a credential of any kind, valid or not."""
-        return b"authorization" in self.headers or b"x-api-key" in self.headers
+    def header(self, name: str) -> str | None:
+        value = self.headers.get(name.encode())
+        return None if value is None else value.decode("latin1")
 
-    def count_against(self, quota: Quota | None) -> None:
+    def entry(self, caller: Principal | None = None) -> Entry:
+        actor = ANONYMOUS if caller is None else caller.actor
+        agent = self.headers.get(b"user-agent")
+        user_agent = None if agent is None else agent.decode("latin1")
+        return Entry(self.label, actor, (), self.request_id, self.client_ip, user_agent)
+
+    def count_against(self, quota: Quota) -> None:
         """Store the state of a rate limit if fewer requests remain in it than in the limits stored so far."""
-        if quota is not None and (self.quota is None or quota.remaining < self.quota.remaining):
+        if self.quota is None or quota.remaining < self.quota.remaining:
             self.quota = quota
 
     def refuse_repeated(self, *names: bytes) -> None:
@@ -125,3 +133,19 @@ class IncomingRequest(Request):
         """Wait until the client closes the connection. Call this method only after the body was read."""
         while (await self.receive())["type"] == "http.request":
             continue
+
+
+async def run_until_client_leaves(coroutine: Coroutine[Any, Any, T], leaving: asyncio.Future[Any]) -> T:
+    """Return the result of the coroutine. Cancel it and raise `ClientLeft` if `leaving` is done first."""
+    running: asyncio.Future[Any] = asyncio.ensure_future(coroutine)
+    try:
+        await asyncio.wait({running, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            raise ClientLeft
+        result: T = running.result()
+        return result
+    finally:
+        leaving.cancel()
+        if not running.done():
+            running.cancel()
+            await asyncio.wait({running})

@@ -123,7 +123,7 @@ def _admit(pipeline: Pipeline, endpoints: Mapping[str, SocketEndpoint], connecti
     endpoint = endpoints.get(request.path.rstrip("/"))
     if endpoint is None:
         raise NotFound("There is no WebSocket endpoint at this path.")
-    if pipeline.draining:
+    if pipeline.draining.is_set():
         raise Unavailable("The server is shutting down.", code="shutting_down")
     pipeline.check_gates(request)
     try:
