@@ -35,7 +35,7 @@ from corral.jobs.runner import InProcessRunner
 from corral.metrics.requests import RequestMetrics
 from corral.plugin import Contributions, Installation, Settings
 from corral.plugins import metrics
-from corral.plugins.container import Container, Scope
+from corral.plugins.container import Container
 from corral.plugins.discovery import discover
 from corral.plugins.executor import PluginThreads
 from corral.plugins.guarded import Guards
@@ -141,10 +141,6 @@ class Kernel:
     def active(self) -> list[PluginRecord]:
         """The active plugins, in start order."""
         return [record for record in self.plugins if record.active]
-
-    def scope(self, record: PluginRecord) -> Scope:
-        """Return the scope of services that a plugin can request."""
-        return self.wiring.scope(record)
 
     def wire(self) -> None:
         """Register the kernel's services, wire the plugins, and pass consumers and jobs to their runners."""
@@ -267,7 +263,7 @@ class Kernel:
         before, me = self.active, asyncio.current_task()
         limit = None if record.found.built_in else START_SECONDS
         runtime = PluginRuntime(
-            self.container, self.scope(record), self.supervisor, self._tasks(record), self.lifecycle
+            self.container, self.wiring.scope(record), self.supervisor, self._tasks(record), self.lifecycle
         )
         try:
             assert record.plugin is not None

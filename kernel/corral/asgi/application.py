@@ -26,7 +26,7 @@ from corral.asgi.pipeline import Pipeline
 from corral.asgi.request import IncomingRequest
 from corral.asgi.response import problem_response
 from corral.asgi.router import RouteConflict, Router
-from corral.asgi.sockets import SocketEndpoint, connection_class
+from corral.asgi.sockets import SocketEndpoint, socket_connections
 from corral.asgi.unavailable import UnavailableEndpoint, unavailable_operations
 from corral.auth.permissions import Permissions
 from corral.config.model import Server
@@ -64,10 +64,11 @@ class Application:
         self.pipeline = Pipeline(kernel, self._router, self.endpoints)
         self.app = quart_application(self.pipeline, self.endpoints, kernel.config.server)
         sockets = {prefix + path: each for path, each in self._sockets.items() for prefix in ("", API_PREFIX)}
-        self.app.asgi_websocket_class = connection_class(self.pipeline, sockets)
+        connection: Any = socket_connections(self.pipeline, sockets)
+        self.app.asgi_websocket_class = connection
 
     def _add_routes(self, loaded: PluginRecord) -> None:
-        kernel, container, scope = self.kernel, self.kernel.container, self.kernel.scope(loaded)
+        kernel, container, scope = self.kernel, self.kernel.container, self.kernel.wiring.scope(loaded)
         routes = [route for group in loaded.contributed.routes for route in group]
         endpoints: list[Endpoint] = []
         for route in routes:
@@ -162,13 +163,14 @@ def quart_application(pipeline: Pipeline, endpoints: Iterable[Endpoint], server:
             app.view_functions[name] = view
     declared = len(app.view_functions)
 
-    def connection(app: Quart, scope: Any) -> Any:
+    def connect(app: Quart, scope: Any) -> Any:
         if len(app.view_functions) > declared and pipeline.router.find(scope["path"]) is None:
             return ASGIHTTPConnection(app, scope)
         return functools.partial(pipeline, scope)
 
     if server.fast_dispatch:
-        app.asgi_http_class = connection  # type: ignore[assignment]  # Quart only calls it
+        connection: Any = connect
+        app.asgi_http_class = connection
     return app
 
 

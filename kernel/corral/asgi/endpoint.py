@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import functools
+import typing
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,6 +19,7 @@ from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
 from corral.errors import Fault, Forbidden, Invalid, Malformed, Problem
 from corral.http import signature
 from corral.http.routes import Route
+from corral.http.signature import union_parts
 from corral.plugins.container import Container, Scope
 from corral.plugins.record import PluginRecord
 from corral.redact.redactor import Redactor, made_by
@@ -197,13 +198,8 @@ def _default_of(query: Any) -> Any:
         return None
 
 
-@functools.cache
-def _list_fields(kind: Any) -> frozenset[str]:
+def _list_fields(query: Any) -> frozenset[str]:
     """Return the names of the query parameters that may be repeated."""
-    info = msgspec.inspect.type_info(kind)
-    found = set()
-    for field in getattr(info, "fields", ()):
-        options = field.type.types if isinstance(field.type, msgspec.inspect.UnionType) else (field.type,)
-        if any(isinstance(option, (msgspec.inspect.ListType, msgspec.inspect.VarTupleType)) for option in options):
-            found.add(field.encode_name)
-    return frozenset(found)
+    kinds = {} if query is None else typing.get_type_hints(query)
+    is_list = {name: any(typing.get_origin(part) is list for part in union_parts(kind)) for name, kind in kinds.items()}
+    return frozenset(name for name, found in is_list.items() if found)

@@ -10,7 +10,7 @@ import functools
 import itertools
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from corral.asgi.async_handlers import AsyncHandlers
@@ -38,7 +38,6 @@ log = logging.getLogger("corral.http")
 MAX_URL, MAX_HEADERS = 8 * 1024, 16 * 1024
 MAX_IN_FLIGHT = 1000
 AUTHENTICATION_SECONDS = 0.3  # database timeout on routes that accept recently authenticated callers
-Done = asyncio.Future[Any]
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # labels of metrics
 
 
@@ -63,11 +62,11 @@ class Pipeline:
         self.idempotency = Idempotency(kernel.keyring)
         self.async_handlers = AsyncHandlers(kernel.database, self.idempotency)
         self.body_timeout = server.body_timeout_seconds
-        self.draining = asyncio.Event()
+        self.draining = False
 
     def drain(self) -> None:
-        """Prepare for shutdown. Health checks report it and long polls end now; other requests are still served."""
-        self.draining.set()
+        """Prepare for shutdown. Long polls end within a second; other requests are still served."""
+        self.draining = True
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Serve one HTTP request: an ASGI call."""
@@ -98,7 +97,7 @@ class Pipeline:
             self.metrics.in_flight -= 1
             for meter, principal in request.metered:
                 meter.leave(principal)
-        if self.draining.is_set() and request.scope["http_version"] < "2":  # the next request goes to another process
+        if self.draining and request.scope["http_version"] < "2":  # the next request goes to another process
             response.headers["Connection"] = "close"
         endpoint, status = request.endpoint, response.status
         is_audited = self.audit.log is not None and self.audit.log.verbose
@@ -114,8 +113,8 @@ class Pipeline:
     async def _run(self, request: IncomingRequest) -> Response:
         self.check_gates(request)
         endpoint = self._route(request)
-        if endpoint is None:
-            return self._other_method(request)
+        if isinstance(endpoint, Response):
+            return endpoint
         if not endpoint.public:  # a public route ignores credentials
             await self._admit(request, endpoint)
         await self._read_input(request, endpoint)
@@ -138,8 +137,8 @@ class Pipeline:
         if sum(map(len, itertools.chain.from_iterable(request.scope["headers"]))) > MAX_HEADERS:
             raise Problem("The headers are larger than 16 KiB.", code="headers_too_large")
         request.client_ip = self.client_address(request.scope)
-        if request.repeats_headers:
-            request.refuse_repeated(b"host")
+        if len(request.headers) < len(request.scope["headers"]):
+            request.refuse_repeated()
         if not self.is_own_host(request.headers.get(b"host")) and request.path not in self.open_to_any_host:
             detail = "The Host header names another host; add it to CORRAL_ALLOWED_HOSTS."
             raise Malformed(detail, code="invalid_host")
@@ -148,10 +147,10 @@ class Pipeline:
 
     # -- route
 
-    def _route(self, request: IncomingRequest) -> Endpoint | None:
-        """Return the endpoint for the path and method, or None if the path has endpoints for other methods only.
+    def _route(self, request: IncomingRequest) -> Endpoint | Response:
+        """Return the endpoint for the path and method, or the response to `OPTIONS`.
 
-        Raises problems with the status 404, 429 or 503.
+        Raises problems with the status 404, 405, 429 or 503.
         """
         found = self.router.find(request.path, request.scope.get("raw_path") or b"")
         methods, names = found or ({}, {})
@@ -163,7 +162,7 @@ class Pipeline:
         if found is None:
             raise NotFound()
         if endpoint is None:
-            return None
+            return _other_method(request.method, methods)
         if endpoint.unavailable is not None:
             raise plugin_unavailable(endpoint.unavailable)
         if self.metrics.in_flight > MAX_IN_FLIGHT and not endpoint.route.exempt_host:
@@ -176,16 +175,6 @@ class Pipeline:
         for meter in self.meters:
             if (quota := meter.arrive(request.client_ip, route, anonymous=anonymous)) is not None:
                 request.count_against(quota)
-
-    def _other_method(self, request: IncomingRequest) -> Response:
-        """Return the response to `OPTIONS`. Raise 405 for any other method that the path does not support."""
-        methods, _ = self.router.find(request.path) or ({}, {})
-        allowed = set(methods) | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set())
-        allow = {"Allow": ", ".join(sorted(allowed))}
-        if request.method == "OPTIONS":
-            return Response(204, headers=allow)
-        detail = f"This path does not support {request.method}."
-        raise Problem(detail, code="method_not_allowed", headers=allow)
 
     # -- principal, rate limits, permission
 
@@ -216,8 +205,6 @@ class Pipeline:
 
     async def _authenticate(self, request: IncomingRequest, endpoint: Endpoint, *, use_cache: bool = True) -> Principal:
         try:
-            if request.repeats_headers:
-                request.refuse_repeated(b"authorization", b"x-api-key")
             given = (request.headers.get(b"authorization"), request.headers.get(b"x-api-key"))
             principal = self.credentials.known(given) if use_cache else None
             if principal is None:
@@ -335,7 +322,6 @@ class Pipeline:
         server shuts down, or when the caller loses the permission.
         """
         leaving = asyncio.ensure_future(request.disconnected())
-        draining = asyncio.ensure_future(self.draining.wait())
         try:
             while True:
                 with self.feed.waiting(wait.topics) as notified:
@@ -343,39 +329,30 @@ class Pipeline:
                     if not isinstance(value, Wait):
                         return value
                     if value.topics == wait.topics:  # otherwise subscribe to the new topics first
-                        notification = asyncio.ensure_future(notified.wait())
-                        try:
-                            await self._wait(request, endpoint, value.until, notification, leaving, draining)
-                        finally:
-                            notification.cancel()
+                        await self._wait(request, endpoint, value.until, notified, leaving)
                     wait = value
         finally:
             leaving.cancel()
-            draining.cancel()
 
     async def _wait(
-        self,
-        request: IncomingRequest,
-        endpoint: Endpoint,
-        until: float,
-        notification: Done,
-        leaving: Done,
-        draining: Done,
+        self, request: IncomingRequest, endpoint: Endpoint, until: float, notified: asyncio.Event, leaving: Any
     ) -> None:
         """Wait for a notification or until `until`. Check the caller again whenever a cached principal expires."""
-        while True:
-            seconds = max(0.0, min(until - time_s(), KEEP_SECONDS))
-            await asyncio.wait({notification, leaving, draining}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            if leaving.done():
-                raise ClientLeft
-            if draining.done():
-                raise Unavailable("The server is shutting down; send the request again.", code="shutting_down")
-            if not endpoint.public:  # the caller's permissions or principal may have changed
-                principal = await self._admit(request, endpoint)
-                if endpoint.signature.caller is not None:
-                    request.arguments[endpoint.signature.caller] = principal
-            if notification.done() or until <= time_s():
-                return
+        notification = asyncio.ensure_future(notified.wait())
+        try:
+            while not notified.is_set() and time_s() < until:
+                seconds = min(until - time_s(), KEEP_SECONDS)
+                await asyncio.wait({notification, leaving}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+                if leaving.done():
+                    raise ClientLeft
+                if self.draining:
+                    raise Unavailable("The server is shutting down; send the request again.", code="shutting_down")
+                if not endpoint.public:  # the caller's permissions or principal may have changed
+                    principal = await self._admit(request, endpoint)
+                    if endpoint.signature.caller is not None:
+                        request.arguments[endpoint.signature.caller] = principal
+        finally:
+            notification.cancel()
 
     # -- failures
 
@@ -401,3 +378,12 @@ class Pipeline:
         if plugin:
             problem.members["plugin"] = plugin
         return self._refusal(problem, request)
+
+
+def _other_method(method: str, methods: Collection[str]) -> Response:
+    """Return the response to `OPTIONS`. Raise 405 for any other method that the path does not support."""
+    allowed = {*methods, "OPTIONS", *(["HEAD"] if "GET" in methods else ())}
+    allow = {"Allow": ", ".join(sorted(allowed))}
+    if method == "OPTIONS":
+        return Response(204, headers=allow)
+    raise Problem(f"This path does not support {method}.", code="method_not_allowed", headers=allow)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from corral.http.idempotency import Keyed
 
 LINGER_SECONDS = 0.5
+SENT_ONCE = (b"host", b"authorization", b"x-api-key")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 Receive = Callable[[], Awaitable[Any]]
@@ -41,7 +42,6 @@ class IncomingRequest(Request):
         self.label = f"{self.method} {self.path}"
         self.query: bytes = scope["query_string"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.repeats_headers = len(self.headers) != len(scope["headers"])
         self.client_ip = ""
         self.endpoint: Endpoint | None = None  # set by the route stage
         self.path_names: dict[str, str] = {}
@@ -73,10 +73,11 @@ class IncomingRequest(Request):
         if self.quota is None or quota.remaining < self.quota.remaining:
             self.quota = quota
 
-    def refuse_repeated(self, *names: bytes) -> None:
-        """Raise `malformed_request` if one of these headers occurs twice: it is undefined which value applies."""
-        for name in names:
-            if sum(given == name for given, _ in self.scope["headers"]) > 1:
+    def refuse_repeated(self) -> None:
+        """Raise `malformed_request` if one of `SENT_ONCE` occurs twice: it is undefined which value applies."""
+        names = [name for name, _ in self.scope["headers"]]
+        for name in SENT_ONCE:
+            if names.count(name) > 1:
                 raise Malformed(f"The header {name.decode()} occurs twice; send it once.")
 
     async def read(self, limit: int) -> bytes:

@@ -20,10 +20,13 @@ from corral.settings.kernel import CORS_ORIGINS
 Send = Callable[[Any], Awaitable[None]]
 RawHeaders = list[tuple[bytes, bytes]]
 
-ALWAYS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
-HSTS = (b"strict-transport-security", b"max-age=31536000")
-JSON_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
-NO_STORE, PRIVATE = (b"cache-control", b"no-store"), (b"cache-control", b"private, no-cache")
+DEFAULTS = {  # headers of every response that does not set them itself
+    b"x-content-type-options": b"nosniff",
+    b"referrer-policy": b"no-referrer",
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
+    b"cache-control": b"private, no-cache",
+}
+HSTS = {b"strict-transport-security": b"max-age=31536000"}
 WITH_LOCATION = (201, 202)
 PREFLIGHT_SECONDS = 600
 CROSS_ORIGIN_REQUEST_HEADERS = (
@@ -116,7 +119,7 @@ class ResponseSender:
     def __init__(self, kernel: Kernel, connections: LongLivedConnections) -> None:
         self._connections, self._settings = connections, kernel.settings
         is_https = (kernel.config.server.public_url or "").startswith("https://")
-        self._always = (*ALWAYS, HSTS) if is_https else ALWAYS
+        self._defaults = DEFAULTS | HSTS if is_https else DEFAULTS
         cross_origin_headers = [CROSS_ORIGIN_REQUEST_HEADERS, *kernel.credentials.delegation_headers]
         self._cross_origin_request_headers = ", ".join(cross_origin_headers).encode()
         self._origins: frozenset[bytes] = frozenset()
@@ -127,42 +130,37 @@ class ResponseSender:
 
     def headers(self, response: Response, request: IncomingRequest) -> RawHeaders:
         """Return all headers of a response, including the headers that every response contains."""
-        own = response.headers
-        headers = [*self._always, (b"x-request-id", request.request_id.encode())]
-        if "Cache-Control" not in own:
-            no_store = request.endpoint is not None and request.endpoint.route.no_store
-            headers.append(NO_STORE if no_store else PRIVATE)
+        headers = {**self._defaults, b"x-request-id": request.request_id.encode()}
+        if request.endpoint is not None and request.endpoint.route.no_store:
+            headers[b"cache-control"] = b"no-store"
         if response.chunks is None:
-            headers.append((b"content-length", b"%d" % len(response.body)))
+            headers[b"content-length"] = b"%d" % len(response.body)
         if response.body or response.chunks is not None:
-            headers.append((b"content-type", response.media_type.encode()))
-        if "Content-Security-Policy" not in own:
-            headers.append(JSON_POLICY)
-        if request.quota is not None and "RateLimit-Limit" not in own:
+            headers[b"content-type"] = response.media_type.encode()
+        if request.quota is not None:
             limit, remaining, reset = request.quota
-            headers.append((b"ratelimit-limit", b"%d" % limit))
-            headers.append((b"ratelimit-remaining", b"%d" % remaining))
-            headers.append((b"ratelimit-reset", b"%d" % reset))
-        for name, value in own.items():
-            headers.append((name.lower().encode("latin1"), value.encode("latin1")))
+            headers[b"ratelimit-limit"] = b"%d" % limit
+            headers[b"ratelimit-remaining"] = b"%d" % remaining
+            headers[b"ratelimit-reset"] = b"%d" % reset
+        for name, value in response.headers.items():
+            headers[name.lower().encode("latin1")] = value.encode("latin1")
         if self._origins:
-            headers += self._cross_origin_headers(request, own.get("Allow", ""))
-        return headers
+            self._add_cross_origin(headers, request)
+        return list(headers.items())
 
-    def _cross_origin_headers(self, request: IncomingRequest, allow: str) -> RawHeaders:
-        """Return the CORS headers of a response. A preflight response names the methods in `allow`."""
+    def _add_cross_origin(self, headers: dict[bytes, bytes], request: IncomingRequest) -> None:
+        """Add the CORS headers. The response to a preflight request allows the methods of its `Allow` header."""
         origin = request.headers.get(b"origin")
-        headers = [(b"vary", b"Origin")]
+        headers[b"vary"] = b"Origin"
         if origin is None or origin not in self._origins:
-            return headers
-        headers += [(b"access-control-allow-origin", origin), (b"access-control-allow-credentials", b"true")]
+            return
+        headers |= {b"access-control-allow-origin": origin, b"access-control-allow-credentials": b"true"}
         if request.method == "OPTIONS" and b"access-control-request-method" in request.headers:
-            headers.append((b"access-control-allow-methods", allow.encode()))
-            headers.append((b"access-control-allow-headers", self._cross_origin_request_headers))
-            headers.append((b"access-control-max-age", b"%d" % PREFLIGHT_SECONDS))
+            headers[b"access-control-allow-methods"] = headers.get(b"allow", b"")
+            headers[b"access-control-allow-headers"] = self._cross_origin_request_headers
+            headers[b"access-control-max-age"] = b"%d" % PREFLIGHT_SECONDS
         else:
-            headers.append((b"access-control-expose-headers", CROSS_ORIGIN_RESPONSE_HEADERS))
-        return headers
+            headers[b"access-control-expose-headers"] = CROSS_ORIGIN_RESPONSE_HEADERS
 
     async def send(self, response: Response, request: IncomingRequest, send: Send) -> None:
         """Send a response. A stream is sent until it ends or the client disconnects."""

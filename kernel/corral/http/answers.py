@@ -107,8 +107,6 @@ class Request(Protocol):
 
     def header(self, name: str) -> str | None:
         """Return the value of a header, or None if it is missing. `name` is in lower case."""
-        ...
 
     def entry(self, caller: Principal | None = None) -> Entry:
         """Return the entry (actor and origin) for units of work that an `async def` handler opens."""
-        ...

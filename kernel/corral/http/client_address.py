@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from corral.egress.guard import canonical_address
+
 LOOPBACK = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
 
 
@@ -42,11 +44,9 @@ class ClientAddress:
 def fold(text: str) -> str:
     """Return an IP address in canonical form, IPv4-mapped IPv6 as IPv4, or "" if the text is not an IP address."""
     try:
-        parsed = ipaddress.ip_address(text.partition("%")[0])
+        return str(canonical_address(text))
     except ValueError:
         return ""
-    mapped = getattr(parsed, "ipv4_mapped", None)
-    return str(mapped or parsed)
 
 
 def is_loopback(host: str) -> bool:
