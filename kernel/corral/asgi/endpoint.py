@@ -42,7 +42,7 @@ class Endpoint:
 
     def __init__(self, route: Route, container: Container, scope: Scope, handler: Callable[..., Any]) -> None:
         self.route, self.handler = route, handler
-        self.signature = signature.read(route)
+        self.signature = route.signature = route.signature or signature.read(route)
         self.label = route.label
         self.is_async = route.is_async
         self.is_read = route.method == "GET"

@@ -90,7 +90,7 @@ class Idempotency:
         stored = Stored(row.status or 200, row.headers or {}, text.encode())
         if row.sealed:
             sealed = bytes.fromhex(text)
-            stored = msgspec.msgpack.decode(self._keyring.open(sealed, aad=_aad(keyed)), type=Stored)
+            stored = msgspec.msgpack.decode(self._keyring.decrypt(sealed, aad=_aad(keyed)), type=Stored)
         if stored.asked != keyed.digest and not self._keyring.verify(BODY, keyed.digest, bytes.fromhex(row.body_hash)):
             raise Invalid.at(
                 "/header/Idempotency-Key",
@@ -104,7 +104,7 @@ class Idempotency:
         """Store the response. `secret` encrypts all of it, because the body or a cookie may contain a credential."""
         if secret:
             whole = msgspec.msgpack.encode(msgspec.structs.replace(stored, asked=keyed.digest))
-            sealed = self._keyring.seal(whole, aad=_aad(keyed))
+            sealed = self._keyring.encrypt(whole, aad=_aad(keyed))
             done: dict[str, Any] = {"status": None, "headers": None, "body": sealed.hex(), "sealed": True}
         else:
             done = {"status": stored.status, "headers": stored.headers, "body": stored.body.decode(), "sealed": False}

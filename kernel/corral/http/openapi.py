@@ -106,7 +106,7 @@ class _Writer:
 
     def __init__(self, routes: list[Route]) -> None:
         self.responses: dict[str, dict[str, Any]] = {}
-        self.operations = [(route, read(route)) for route in routes]
+        self.operations = [(route, route.signature or read(route)) for route in routes]
         kinds = dict.fromkeys([Problem, Page])
         for _, signature in self.operations:
             kinds |= dict.fromkeys([signature.body, signature.query, *map(_item, signature.answers)])
