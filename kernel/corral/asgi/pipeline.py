@@ -49,7 +49,7 @@ class Pipeline:
         self.router, self.credentials = router, kernel.credentials
         self.database, self.feed = kernel.database, kernel.feed
         self.metrics, self.redactor, self.record_error = kernel.metrics, kernel.redactor, kernel.registry.record
-        self.client_address = ClientAddress(server.trusted_proxies)
+        self.client_address = functools.lru_cache(maxsize=256)(ClientAddress(server.trusted_proxies))
         self.is_own_host = functools.lru_cache(maxsize=256)(Hosts(server.public_url, server.allowed_hosts))
         exempt = [path for each in endpoints if each.route.exempt_host for path in each.route.paths]
         self.open_to_any_host = frozenset([*exempt, *(f"{path}/" for path in exempt)])
@@ -136,7 +136,7 @@ class Pipeline:
             raise Problem("The URL is longer than 8 KiB.", code="uri_too_long")
         if sum(map(len, itertools.chain.from_iterable(request.scope["headers"]))) > MAX_HEADERS:
             raise Problem("The headers are larger than 16 KiB.", code="headers_too_large")
-        request.client_ip = self.client_address(request.scope)
+        request.client_ip = self.client_address(request.peer, request.forwarded_for)
         if len(request.headers) < len(request.scope["headers"]):
             request.refuse_repeated()
         if not self.is_own_host(request.headers.get(b"host")) and request.path not in self.open_to_any_host:

@@ -42,6 +42,10 @@ class IncomingRequest(Request):
         self.label = f"{self.method} {self.path}"
         self.query: bytes = scope["query_string"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.peer: str = (scope.get("client") or ("",))[0]
+        self.forwarded_for = self.headers.get(b"x-forwarded-for", b"")
+        if len(self.headers) < len(scope["headers"]):  # each proxy may add its own line
+            self.forwarded_for = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for")
         self.client_ip = ""
         self.endpoint: Endpoint | None = None  # set by the route stage
         self.path_names: dict[str, str] = {}
