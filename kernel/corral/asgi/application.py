@@ -70,11 +70,16 @@ class Application:
     def _add_routes(self, loaded: PluginRecord) -> None:
         kernel, container, scope = self.kernel, self.kernel.container, self.kernel.wiring.scope(loaded)
         routes = [route for group in loaded.contributed.routes for route in group]
+        permissions = container.get(Permissions)
         endpoints: list[Endpoint] = []
         for route in routes:
             route.plugin = loaded.name
-            _check(route, container.get(Permissions))
+            _check(route, permissions)
             endpoints.append(Endpoint(route, container, scope, kernel.guards.route(loaded, route.label, route.handler)))
+        sockets = {}
+        for item in loaded.contributed.sockets:
+            serve = container.bind(item.serve, scope, skip=("connection",))
+            sockets[item.path] = SocketEndpoint(loaded, kernel.guards.route(loaded, f"WS {item.path}", serve))
         if not loaded.found.built_in:  # a shape without a schema would break the document of the whole API
             document(routes, title="", version="", public_url=None)
         try:
@@ -88,10 +93,7 @@ class Application:
         if not loaded.found.built_in:
             kernel.database.plugin_by_label |= {route.label: loaded.name for route in routes}
         self.endpoints.extend(endpoints)
-        for item in loaded.contributed.sockets:
-            serve = container.bind(item.serve, scope, skip=("connection",))
-            guarded = kernel.guards.route(loaded, f"WS {item.path}", serve)
-            self._sockets[item.path] = SocketEndpoint(loaded, guarded)
+        self._sockets |= sockets
 
     def _add_unavailable(self) -> None:
         """Add the operations of built-in plugins that do not run, unless another plugin serves them."""
@@ -100,9 +102,8 @@ class Application:
             if method == "WS":
                 self._sockets.setdefault(path, SocketEndpoint(loaded))
             else:
-                with contextlib.suppress(
-                    RouteConflict, ValueError
-                ):  # ValueError: another route names the id differently
+                # ValueError: another route gives the id a different name
+                with contextlib.suppress(RouteConflict, ValueError):
                     self._router.add([UnavailableEndpoint(loaded, method, path)])
 
     def _plugin_changed(self, changed: PluginRecord) -> None:
