@@ -90,8 +90,6 @@ class IncomingRequest(Request):
         Raises `payload_too_large` if the body exceeds `limit` bytes, `request_timeout` if no bytes arrive in time, and
         `ClientLeft` if the client disconnects before the end of the body.
         """
-        if not self.may_have_body:
-            return b""
         header = self.headers.get(b"content-length")
         declared = None
         if header is not None:
@@ -113,11 +111,10 @@ class IncomingRequest(Request):
                     size += len(part)
                     if size > limit:
                         raise TooLarge(f"The body is larger than the {limit} bytes that this operation accepts.")
-                    if part:
-                        parts.append(part)
+                    parts.append(part)
                     if size == declared or not message.get("more_body", False):
                         self.unread = False
-                        return parts[0] if len(parts) == 1 else b"".join(parts)
+                        return b"".join(parts)
                     timeout.reschedule(asyncio.get_running_loop().time() + self._body_timeout)
         except TimeoutError:
             detail = f"No bytes of the body arrived for {self._body_timeout:g} seconds."
