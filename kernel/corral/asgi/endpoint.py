@@ -78,10 +78,10 @@ class Endpoint:
         if principal.limited is not None and not self._serves_limited(principal):
             return Forbidden(code=principal.limited)
         if not any(_holds(principal, need) for need in route.needs):
-            if self._needs.isdisjoint(principal.beyond):
+            if self._needs.isdisjoint(principal.out_of_scope):
                 return Forbidden(f"This operation needs the permission {needed}.")
             return Forbidden(f"The scopes of this API key do not include {needed}.", code="insufficient_scope")
-        if principal.beyond and not self.is_read and SIGNED_IN in route.needs:  # no scope covers self-service
+        if principal.out_of_scope and not self.is_read and SIGNED_IN in route.needs:  # no scope covers self-service
             return Forbidden("This operation needs an API key with the scope *.", code="insufficient_scope")
         if route.own_session and principal.session_id is None:
             code = "insufficient_scope" if principal.kind == "api_key" else "forbidden"
@@ -90,7 +90,7 @@ class Endpoint:
             if principal.kind != "api_key":
                 detail = "Send your password or a one-time code to POST /auth/reauth first."
                 return Forbidden(detail, code="reauth_required")
-            if principal.named.isdisjoint(route.needs):
+            if principal.named_scopes.isdisjoint(route.needs):
                 return Forbidden(f"The API key must name the scope {needed}.", code="insufficient_scope")
         return None
 

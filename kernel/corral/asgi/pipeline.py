@@ -21,7 +21,14 @@ from corral.asgi.response import Response, ResponseSender, Send, problem_respons
 from corral.asgi.router import Router
 from corral.asgi.streams import LongLivedConnections
 from corral.asgi.unavailable import plugin_unavailable
-from corral.auth.credentials import CHALLENGE, KEEP_SECONDS, REMEMBER_SECONDS, STILL_THERE, Given, read_credential
+from corral.auth.credentials import (
+    CHALLENGE,
+    KEEP_SECONDS,
+    RECHECK_LABEL,
+    REMEMBER_SECONDS,
+    CredentialHeaders,
+    read_credential,
+)
 from corral.auth.principal import Principal
 from corral.clock import time_s
 from corral.database.unit import Entry
@@ -206,7 +213,7 @@ class Pipeline:
     async def _authenticate(self, request: IncomingRequest, endpoint: Endpoint, *, use_cache: bool = True) -> Principal:
         try:
             given = (request.headers.get(b"authorization"), request.headers.get(b"x-api-key"))
-            principal = self.credentials.known(given) if use_cache else None
+            principal = self.credentials.cached(given) if use_cache else None
             if principal is None:
                 principal = await self._read_principal(request, endpoint, given)
             if principal.networks:
@@ -219,7 +226,9 @@ class Pipeline:
             raise
         return principal
 
-    async def _read_principal(self, request: IncomingRequest, endpoint: Endpoint, given: Given) -> Principal:
+    async def _read_principal(
+        self, request: IncomingRequest, endpoint: Endpoint, given: CredentialHeaders
+    ) -> Principal:
         """Return the principal of the request's credential and cache it.
 
         If a `remembered` route is called while the database fails or does not answer in time, the principal of the
@@ -229,8 +238,8 @@ class Pipeline:
         if credential is None:
             detail = "Send the header Authorization: Bearer <token>."
             raise Unauthorized(detail, headers={"WWW-Authenticate": "Bearer"})
-        known = self.credentials.known(given, REMEMBER_SECONDS) if endpoint.route.remembered else None
-        entry = Entry("authentication" if request.principal is None else STILL_THERE)
+        known = self.credentials.cached(given, REMEMBER_SECONDS) if endpoint.route.remembered else None
+        entry = Entry("authentication" if request.principal is None else RECHECK_LABEL)
         try:
             async with asyncio.timeout(None if known is None else AUTHENTICATION_SECONDS):
                 principal = await self.database.read(lambda: self.credentials.authenticate(credential), entry)
@@ -238,7 +247,7 @@ class Pipeline:
             if known is None:
                 raise
             return known
-        self.credentials.keep(given, principal)
+        self.credentials.cache(given, principal)
         return principal
 
     async def _delegate(self, request: IncomingRequest, principal: Principal) -> Principal:
