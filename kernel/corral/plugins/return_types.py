@@ -9,11 +9,8 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
 from corral.http.signature import hints
 
-PLAIN = (types.NoneType, bool, int, str, tuple, list, dict, msgspec.Struct)
 AWAITED = (collections.abc.Awaitable, collections.abc.Coroutine)
 
 
@@ -28,9 +25,11 @@ class Expected(typing.NamedTuple):
     awaited: bool | None = None
 
     @property
-    def plain(self) -> tuple[type, ...]:
+    def accepted(self) -> tuple[type, ...]:
         """The classes whose instances are accepted without further checks."""
-        return () if self.awaited else tuple(kind for kind in self.kinds or () if issubclass(kind, PLAIN))
+        wrapped = ("__await__", "__anext__")  # a guard wraps instances of classes with these methods
+        kinds = () if self.awaited else self.kinds or ()
+        return tuple(kind for kind in kinds if not any(hasattr(kind, name) for name in wrapped))
 
     def fits(self, value: Any) -> bool:
         """Return whether a value has one of the expected classes. An int is accepted where a float is expected."""
@@ -42,6 +41,7 @@ class Expected(typing.NamedTuple):
 
 
 ANYTHING = Expected()
+NOT_AWAITED = Expected(None, False)
 
 
 def of_method(protocol: Any, name: str) -> Expected:

@@ -18,8 +18,8 @@ from corral.plugins.record import PluginRecord
 class ThreadExceptions:
     """Counts an uncaught exception in a thread against the plugin whose code raised it. One instance per kernel."""
 
-    def __init__(self, warden: PluginQuarantine, plugins: Sequence[PluginRecord]) -> None:
-        self._strikes = {item.name: functools.partial(warden.strike, item) for item in plugins}
+    def __init__(self, quarantine: PluginQuarantine, plugins: Sequence[PluginRecord]) -> None:
+        self._strikes = {item.name: functools.partial(quarantine.count_error, item) for item in plugins}
         self._folders = CodeOwners(plugins)
         self._before = threading.excepthook
 
