@@ -36,7 +36,7 @@ async def test_rule_7_a_unit_that_hangs_is_lost_and_the_others_run(
 async def test_rule_7_a_unit_lost_between_its_rows_leaves_no_lock(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor does it take the process along: its statements are the lane's to close. No garbage collector helps."""
+    """Nor does it take the process along: only its own thread closes its statements. No garbage collector helps."""
     monkeypatch.setattr("corral.database.pool.LOST_AFTER", 0.3)
     rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000) SELECT i FROM n"
 
@@ -117,7 +117,7 @@ async def test_rule_7_losses_at_the_same_time_are_one(
 ) -> None:
     monkeypatch.setattr("corral.database.pool.LOST_AFTER", 0.3)
     database = open_database()
-    await asyncio.gather(*[database.work(lambda: 1, read=True) for _ in range(20)])  # every lane is there
+    await asyncio.gather(*[database.work(lambda: 1, read=True) for _ in range(20)])  # every connection is open
     lost = await asyncio.gather(
         *[database.work(lambda: time.sleep(1), entry=SLOW, read=True) for _ in range(3)], return_exceptions=True
     )
@@ -135,6 +135,6 @@ async def test_rule_7_what_waits_when_its_route_comes_to_be_held_is_refused(
     *answers, one = await asyncio.gather(*work, other, return_exceptions=True)
     codes = [each.code for each in answers if isinstance(each, Unavailable)]
     assert (len(codes), one) == (60, 1)
-    lanes = database.busy()[1] if database.kind == "postgresql" else 1
-    assert 2 <= codes.count("dependency_unavailable") <= 7 * lanes
+    connections = database.busy()[1] if database.kind == "postgresql" else 1
+    assert 2 <= codes.count("dependency_unavailable") <= 7 * connections
     assert codes.count("plugin_failed") == 60 - codes.count("dependency_unavailable")
