@@ -109,19 +109,19 @@ def parse_master_keys(text: str, source: str) -> list[MasterKey]:
 
 
 class Sealer(Protocol):
-    """Seals and opens values, and signs data, with the master keys of the installation. A service for plugins.
+    """Encrypts, decrypts and signs data with the master keys of the installation. A service for plugins.
 
-    While `sealed` is true, no usable master key is loaded, so `seal` and `open` raise `Unavailable` (`vault_sealed`).
-    `mac` and `verify` still work.
+    While `sealed` is true, no usable master key is loaded, so `encrypt` and `decrypt` raise `Unavailable`
+    (`vault_sealed`). `mac` and `verify` still work.
     """
 
     sealed: bool
 
-    def seal(self, plaintext: bytes, *, aad: str) -> bytes:
+    def encrypt(self, plaintext: bytes, *, aad: str) -> bytes:
         """Encrypt a value for one place (see `place`)."""
         ...
 
-    def open(self, sealed: bytes, *, aad: str) -> bytes:
+    def decrypt(self, sealed: bytes, *, aad: str) -> bytes:
         """Return the plaintext. Raises `SealedWrong` when the value was changed or belongs to another place."""
         ...
 
@@ -162,11 +162,11 @@ class KeyRotation(Protocol):
 
 
 class Keyring:
-    """The master keys of this process. The first key seals values; every key can open values.
+    """The master keys of this process. The first key encrypts values; every key can decrypt values.
 
     The keyring is `sealed` if it contains no key, or if `note_stored` finds that all stored values need other keys.
-    Sealing and opening then raise `Unavailable` (`vault_sealed`). MACs still work; without any key they use a random
-    key of this process.
+    Encryption and decryption then raise `Unavailable` (`vault_sealed`). MACs still work; without any key they use a
+    random key of this process.
     """
 
     def __init__(self, keys: Sequence[MasterKey] = (), *, source: str = "", created: bool = False) -> None:
@@ -230,14 +230,14 @@ class Keyring:
         stored = set(key_ids)
         self.sealed = not self.keys or (bool(stored) and stored.isdisjoint(self._by_id))
 
-    def seal(self, plaintext: bytes, *, aad: str) -> bytes:
+    def encrypt(self, plaintext: bytes, *, aad: str) -> bytes:
         """Encrypt a value for one place (see `place`). The result is 97 bytes longer than the plaintext."""
         head = _VERSION + bytes.fromhex(self.active.id)
         data_key = secrets.token_bytes(_DATA_KEY)
         wrapped = _encrypt(derive(self.active.secret, "wrap"), data_key, head)
         return head + wrapped + _encrypt(data_key, plaintext, _bound(aad))
 
-    def open(self, sealed: bytes, *, aad: str) -> bytes:
+    def decrypt(self, sealed: bytes, *, aad: str) -> bytes:
         """Decrypt a value.
 
         Raises `SealedWrong` for a changed or misplaced value, and `Unavailable` if its master key is not loaded.

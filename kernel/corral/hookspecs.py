@@ -29,11 +29,14 @@ hookspec = pluggy.HookspecMarker("corral")
 class Manager(pluggy.PluginManager):
     """The plugin manager; each plugin has its own.
 
-    Overrides pluggy's inspection of every module attribute, which would take a fifth of the boot time.
+    Overrides pluggy's inspection of every attribute of modules and plugins, which would take a third of the boot time.
     """
 
     def parse_hookspec_opts(self, module_or_class: Any, name: str) -> Any:
         return getattr(getattr(module_or_class, name, None), "__dict__", {}).get(f"{self.project_name}_spec")
+
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
+        return None if name.startswith("_") else super().parse_hookimpl_opts(plugin, name)
 
 
 @hookspec

@@ -303,7 +303,7 @@ class Kernel:
         """Stop plugins, background tasks and connections, in this order."""
         for record in reversed(self.plugins):
             if record.serves and record.plugin is not None:
-                await self._tasks(record).once("stop", record.plugin.stop, STOP_SECONDS)()
+                await self._tasks(record).guarded_callback("stop", record.plugin.stop, STOP_SECONDS)()
         await self.supervisor.stop()
         # Releasing the leases lets other processes take over at once. If the database is unreachable, the leases
         # expire.

@@ -10,11 +10,11 @@ HOMES = (ROOT / "kernel" / "corral", *sorted((ROOT / "plugins" / "corral_plugins
 
 
 def _seals(tree: ast.AST) -> bool:
-    """Whether something is called that is named `seal`, with a place."""
+    """Whether something is called that is named `encrypt`, with a place."""
     calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
     return any(
         isinstance(call.func, ast.Attribute)
-        and call.func.attr == "seal"
+        and call.func.attr == "encrypt"
         and any(each.arg == "aad" for each in call.keywords)
         for call in calls
     )
@@ -24,7 +24,7 @@ def _names(tree: ast.AST) -> set[str]:
     return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
 
-def test_who_seals_declares_sealed_columns() -> None:
+def test_plugins_that_encrypt_values_declare_sealed_columns() -> None:
     sealing, declaring = set(), set()
     for home in HOMES:
         trees = [ast.parse(path.read_text("utf-8")) for path in home.rglob("*.py") if "migrations" not in path.parts]

@@ -51,74 +51,74 @@ def _clock() -> Iterator[None]:
 
 @given(st.binary(max_size=300), st.text(min_size=1).filter(lambda text: "\ud800" not in text))
 def test_what_is_sealed_opens_to_itself(plaintext: bytes, aad: str) -> None:
-    sealed = ring().seal(plaintext, aad=aad)
-    assert ring().open(sealed, aad=aad) == plaintext
+    sealed = ring().encrypt(plaintext, aad=aad)
+    assert ring().decrypt(sealed, aad=aad) == plaintext
     assert len(sealed) == len(plaintext) + 97
     assert len(plaintext) < 8 or plaintext not in sealed
 
 
 def test_equal_values_never_look_equal() -> None:
     keyring = ring()
-    assert len({keyring.seal(b"x", aad=AAD) for _ in range(100)}) == 100
+    assert len({keyring.encrypt(b"x", aad=AAD) for _ in range(100)}) == 100
 
 
 def test_every_changed_byte_is_noticed() -> None:
     keyring = ring()
-    sealed = keyring.seal(b"value", aad=AAD)
+    sealed = keyring.encrypt(b"value", aad=AAD)
     for index in range(len(sealed)):
         changed = bytearray(sealed)
         changed[index] ^= 1
         with pytest.raises((SealedWrong, Unavailable)) as caught:
-            keyring.open(bytes(changed), aad=AAD)
+            keyring.decrypt(bytes(changed), aad=AAD)
         assert isinstance(caught.value, Unavailable) == (1 <= index < 9)
     for size in range(len(sealed)):
         with pytest.raises(SealedWrong):
-            keyring.open(sealed[:size], aad=AAD)
+            keyring.decrypt(sealed[:size], aad=AAD)
 
 
 def test_a_value_does_not_open_in_another_place() -> None:
     keyring = ring()
-    sealed = keyring.seal(b"value", aad=AAD)
+    sealed = keyring.encrypt(b"value", aad=AAD)
     for other in (place("secrets", "other", 1), AAD.replace("|1|", "|2|"), AAD + "x", AAD.replace("secrets", "users")):
         with pytest.raises(SealedWrong):
-            keyring.open(sealed, aad=other)
+            keyring.decrypt(sealed, aad=other)
     with pytest.raises(ValueError, match="aad"):
-        keyring.seal(b"value", aad="")
+        keyring.encrypt(b"value", aad="")
     assert issubclass(SealedWrong, ValueError)
 
 
 def test_a_wrapped_data_key_does_not_serve_another_value() -> None:
     keyring = ring()
-    one, two = keyring.seal(b"one", aad=AAD), keyring.seal(b"two", aad=AAD)
+    one, two = keyring.encrypt(b"one", aad=AAD), keyring.encrypt(b"two", aad=AAD)
     with pytest.raises(SealedWrong):
-        keyring.open(one[:69] + two[69:], aad=AAD)
+        keyring.decrypt(one[:69] + two[69:], aad=AAD)
 
 
 def test_another_key_under_the_same_label_is_unknown_not_tampered() -> None:
-    sealed = ring(f"v1:{K1}").seal(b"value", aad=AAD)
+    sealed = ring(f"v1:{K1}").encrypt(b"value", aad=AAD)
     with pytest.raises(Unavailable) as caught:
-        ring(f"v1:{K2}").open(sealed, aad=AAD)
+        ring(f"v1:{K2}").decrypt(sealed, aad=AAD)
     assert (caught.value.code, caught.value.status) == ("vault_sealed", 503)
 
 
 def test_rotation_is_additive() -> None:
     old, both, new = ring(f"v1:{K1}"), ring(f"v2:{K2},v1:{K1}"), ring(f"v2:{K2}")
-    sealed = old.seal(b"value", aad=AAD)
+    sealed = old.encrypt(b"value", aad=AAD)
     assert key_id(sealed) == old.active.id == both.keys[1].id
-    assert both.open(sealed, aad=AAD) == b"value"
+    assert both.decrypt(sealed, aad=AAD) == b"value"
     again = both.rewrap(sealed)
     assert key_id(again) == new.active.id
-    assert new.open(again, aad=AAD) == b"value"
+    assert new.decrypt(again, aad=AAD) == b"value"
     assert both.rewrap(again) == again
     assert again[69:] == sealed[69:]  # only the wrapping is new
     with pytest.raises(Unavailable):
         new.rewrap(sealed)
     assert [key.label for key in both.keys] == ["v2", "v1"]
-    assert key_id(both.seal(b"x", aad=AAD)) == both.active.id
+    assert key_id(both.encrypt(b"x", aad=AAD)) == both.active.id
 
 
 def test_renaming_a_label_loses_nothing() -> None:
-    assert ring(f"v9:{K1}").open(ring().seal(b"value", aad=AAD), aad=AAD) == b"value"
+    assert ring(f"v9:{K1}").decrypt(ring().encrypt(b"value", aad=AAD), aad=AAD) == b"value"
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_first_start_makes_a_key_file_once(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == [KEY_FILE]
     second = Keyring.load(config, allow_create=True)
     assert (second.created, second.keys) == (False, first.keys)
-    assert second.open(first.seal(b"x", aad=AAD), aad=AAD) == b"x"
+    assert second.decrypt(first.encrypt(b"x", aad=AAD), aad=AAD) == b"x"
 
 
 def test_starting_together_agrees_on_one_key(tmp_path: Path) -> None:
@@ -184,10 +184,10 @@ def test_no_key_is_made_over_old_rows_and_the_vault_is_sealed(tmp_path: Path) ->
     keyring = Keyring.load(config_in(tmp_path))
     assert keyring.sealed
     assert list(tmp_path.iterdir()) == []
-    foreign = ring().seal(b"x", aad=AAD)
+    foreign = ring().encrypt(b"x", aad=AAD)
     calls: list[Callable[[], bytes]] = [
-        lambda: keyring.seal(b"x", aad=AAD),
-        lambda: keyring.open(foreign, aad=AAD),
+        lambda: keyring.encrypt(b"x", aad=AAD),
+        lambda: keyring.decrypt(foreign, aad=AAD),
         lambda: keyring.rewrap(foreign),
     ]
     for call in calls:
@@ -205,7 +205,7 @@ def test_a_wrong_key_is_noticed_by_the_stored_rows() -> None:
     keyring.note_stored([right.active.id])
     assert keyring.sealed
     with pytest.raises(Unavailable):
-        keyring.seal(b"x", aad=AAD)
+        keyring.encrypt(b"x", aad=AAD)
     keyring.note_stored([right.active.id, keyring.keys[0].id])
     assert not keyring.sealed
 

@@ -30,7 +30,7 @@ async def stream(*chunks: bytes) -> AsyncIterator[bytes]:
 
 
 async def read(store: BlobStore, key: str = KEY, start: int = 0, stop: int | None = None) -> bytes:
-    return b"".join([chunk async for chunk in await store.open(key, start, stop)])
+    return b"".join([chunk async for chunk in await store.read(key, start, stop)])
 
 
 def files(folder: Path) -> list[str]:
@@ -47,7 +47,6 @@ async def test_put_then_open(store: LocalBlobs) -> None:
     data = os.urandom(3 * CHUNK + 17)
     blob = await protocol.put(KEY, stream(data[:5], b"", data[5 : 2 * CHUNK], data[2 * CHUNK :]))
     assert blob == Blob(len(data), hashlib.sha256(data).hexdigest())
-    assert await protocol.exists(KEY)
     assert await read(protocol) == data
     assert files(store.folder) == [KEY]
     assert stat.S_IMODE((store.folder / KEY).stat().st_mode) == 0o600
@@ -68,9 +67,8 @@ async def test_ranges(store: LocalBlobs, start: int, stop: int | None) -> None:
 
 
 async def test_absent_blobs(store: LocalBlobs) -> None:
-    assert not await store.exists(KEY)
     with pytest.raises(BlobMissing):
-        await store.open(KEY)
+        await store.read(KEY)
     await store.delete(KEY)
     assert [found async for found in store.scan()] == []
     assert await store.sweep() == 0
@@ -78,9 +76,9 @@ async def test_absent_blobs(store: LocalBlobs) -> None:
 
 async def test_delete(store: LocalBlobs) -> None:
     await store.put(KEY, stream(b"x"))
-    reading = await store.open(KEY)
+    reading = await store.read(KEY)
     await store.delete(KEY)
-    assert not await store.exists(KEY)
+    assert files(store.folder) == []
     assert b"".join([chunk async for chunk in reading]) == b"x"  # who reads already, reads on
 
 
@@ -107,7 +105,7 @@ async def test_keys_cannot_leave_the_folder(store: LocalBlobs, key: str) -> None
     with pytest.raises(ValueError, match="storage key"):
         await store.put(key, stream(b"x"))
     with pytest.raises(ValueError, match="storage key"):
-        await store.open(key)
+        await store.read(key)
     with pytest.raises(ValueError, match="storage key"):
         await store.delete(key)
     assert not store.folder.exists()
@@ -155,7 +153,7 @@ async def test_an_unfinished_read_closes_its_file(store: LocalBlobs) -> None:
     await store.put(KEY, stream(bytes(3 * CHUNK)))
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
-        reading = await store.open(KEY)
+        reading = await store.read(KEY)
         await anext(reading)
         await reading.aclose()
     assert len(os.listdir("/proc/self/fd")) <= before
@@ -180,7 +178,6 @@ async def test_no_file_call_on_the_loop(store: LocalBlobs, monkeypatch: pytest.M
         monkeypatch.setattr(module, name, spy)
     await store.put(KEY, stream(b"x"))
     await read(store)
-    await store.exists(KEY)
     assert [found.key async for found in store.scan()] == [KEY]
     await store.delete(KEY)
     await store.probe()
@@ -232,7 +229,7 @@ async def test_a_real_full_disk(store: LocalBlobs, monkeypatch: pytest.MonkeyPat
     with pytest.raises(Unavailable) as caught:
         await store.put(KEY, stream(bytes(CHUNK)))
     assert caught.value.code == "storage_full"
-    assert not await store.exists(KEY)
+    assert KEY not in files(store.folder)
 
 
 async def test_probe(store: LocalBlobs, tmp_path: Path) -> None:

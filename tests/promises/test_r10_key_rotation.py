@@ -117,7 +117,7 @@ def store(kernel: Kernel, count: int) -> None:
                     "updated_at": now,
                 }
             )
-            sealed = keyring.seal(value(n).encode(), aad=place("secrets_versions", id, 1)).hex()
+            sealed = keyring.encrypt(value(n).encode(), aad=place("secrets_versions", id, 1)).hex()
             versions.append({"id": new_id(), "secret_id": id, "n": 1, "sealed": sealed, "created_at": now})
         return secrets, versions
 

@@ -41,7 +41,7 @@ class Endpoint:
     def __init__(self, route: Route, container: Container, scope: Scope) -> None:
         self.route = route
         self.handler = route.handler  # wrapped in a guard if the plugin is a third-party plugin
-        self.signature = signature.read(route)
+        self.signature = route.signature = route.signature or signature.read(route)
         self.label = route.label
         self.is_async = route.is_async
         self.is_read = route.method == "GET"
@@ -53,11 +53,11 @@ class Endpoint:
         self.unavailable: Callable[[], Problem] | None = None
         self.container, self.scope = container, scope
         self.redactor = container.get(Redactor)
-        self.services: dict[str, Any] = {}
         self.rebind()
         self.versioned = self.signature.versioned
         self._lists = _list_fields(self.signature.query)
-        self._default_query = self._without_query()
+        query = self.signature.query
+        self._default_query = None if query is None or _has_required(query) else msgspec.convert({}, query)
         self.pool_runs = 0
         self.inline = False
 
@@ -192,10 +192,6 @@ class Endpoint:
         elif seconds < INLINE_BELOW:
             self.pool_runs += 1
             self.inline = self.pool_runs >= INLINE_AFTER
-
-    def _without_query(self) -> Any:
-        kind = self.signature.query
-        return None if kind is None or _has_required(kind) else msgspec.convert({}, kind)
 
 
 def _holds(principal: Principal, need: str) -> bool:

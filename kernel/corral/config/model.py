@@ -229,35 +229,23 @@ class Config(_Part, frozen=True):
 
     def describe(self) -> list[Row]:
         """Return every key, pinned setting, variable and plugin table with its value and source. Secrets are masked."""
-        rows = []
-        for name, entry in TABLE.items():
-            section, _, field = name.rpartition(".")
-            value = _shown(getattr(getattr(self, section) if section else self, field), entry.key.secret)
-            rows.append(Row(name, value, self.sources.get(name, "default"), entry.key.doc, entry.key.secret))
-        loose = {f"settings.{name}": pin for name, pin in self.pinned.items()}
-        loose |= {f"variables.{name}": Pinned(value, name) for name, value in self.variables.items()}
-        for name, table in self.plugins.tables.items():
-            loose[f"plugins.{name}"] = Pinned(table, self.sources.get(f"plugins.{name}", "default"))
-        for name, pin in sorted(loose.items()):
-            secret = bool(_SECRET_NAME.search(name.split(".", 1)[1]))
-            rows.append(Row(name, _shown(pin.value, secret), pin.source, "", secret))
-        return rows
+        return [row._replace(value=_masked(row.value, row.secret)) for row in self._rows()]
 
     def credentials(self) -> dict[str, str]:
         """Return every configured credential by the name of its key, including passwords in URLs. For the redactor."""
-        given = {
-            name: getattr(getattr(self, section) if section else self, field)
-            for name in TABLE
-            for section, _, field in (name.rpartition("."),)
-        }
-        given.update({f"plugins.{name}": table for name, table in self.plugins.tables.items()})
-        given.update({f"settings.{name}": pin.value for name, pin in self.pinned.items()})
-        given.update({f"variables.{name}": value for name, value in self.variables.items()})
-        return {
-            name: text
-            for key, value in given.items()
-            for name, text in _secrets(key, value, key in TABLE and TABLE[key].key.secret)
-        }
+        return {name: text for row in self._rows() for name, text in _secrets(row.key, row.value, row.secret)}
+
+    def _rows(self) -> Iterator[Row]:
+        for name, entry in TABLE.items():
+            section, _, field = name.rpartition(".")
+            value = getattr(getattr(self, section) if section else self, field)
+            yield Row(name, value, self.sources.get(name, "default"), entry.key.doc, entry.key.secret)
+        further = {f"settings.{name}": pin for name, pin in self.pinned.items()}
+        further |= {f"variables.{name}": Pinned(value, name) for name, value in self.variables.items()}
+        for name, table in self.plugins.tables.items():
+            further[f"plugins.{name}"] = Pinned(table, self.sources.get(f"plugins.{name}", "default"))
+        for name, pin in sorted(further.items()):
+            yield Row(name, pin.value, pin.source, "", bool(_SECRET_NAME.search(name.split(".", 1)[1])))
 
 
 class ConfigField(NamedTuple):
@@ -300,20 +288,25 @@ def _secrets(name: str, value: Any, secret: bool) -> Iterator[tuple[str, str]]:
         yield name, value
     elif isinstance(value, str):
         for number, match in enumerate(_IN_URL.finditer(value)):
-            text = match[1] or match[2]
+            text = match[match.lastindex or 0]
             yield f"{name}.{number}", text
             if (plain := unquote(text)) != text:
                 yield f"{name}.{number}.plain", plain
 
 
-def _shown(value: Any, secret: bool) -> Any:
+def _masked(value: Any, secret: bool) -> Any:
+    """Return the value as JSON, with every credential in it replaced by the mask."""
     if isinstance(value, Mapping):
-        return {name: _shown(item, secret or bool(_SECRET_NAME.search(name))) for name, item in value.items()}
+        return {name: _masked(item, secret or bool(_SECRET_NAME.search(name))) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_shown(item, secret) for item in value]
+        return [_masked(item, secret) for item in value]
     if secret and value is not None:
         return MASK
-    if not isinstance(value, (str, Path)):
-        return value if value is None or isinstance(value, (bool, int, float)) else str(value)
-    text = re.sub(r"(://[^:@/]*):.*@", rf"\1:{MASK}@", str(value))
-    return re.sub(r"([?&][^=&]*(?:key|secret|token|password)[^=&]*=)[^&]*", rf"\1{MASK}", text, flags=re.IGNORECASE)
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    return _IN_URL.sub(_masked_match, str(value))
+
+
+def _masked_match(match: re.Match[str]) -> str:
+    start, end = (place - match.start() for place in match.span(match.lastindex or 0))
+    return match[0][:start] + MASK + match[0][end:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -45,7 +45,7 @@ class Newer(Exception):
 def pending(database: Database, homes: Iterable[Home]) -> dict[str, list[str]]:
     """Return the names of the scripts that are not yet applied, by plugin. Raises `Newer`."""
     with own_connection(database) as engine:
-        return {home.plugin: names for home in homes if (names := pending_of(engine, home))}
+        return {home.plugin: names for home in homes if (names := pending_of(engine, home, tables_of(engine)))}
 
 
 def migrate(database: Database, home: Home) -> list[str]:
@@ -53,7 +53,7 @@ def migrate(database: Database, home: Home) -> list[str]:
     with own_connection(database) as engine, schema_lock(engine):
         applied: list[str] = []
         runner = Runner(engine, str(home.directory), table_name=f"{home.plugin}_migrations")
-        for name in pending_of(engine, home):
+        for name in pending_of(engine, home, tables_of(engine)):
             try:
                 runner.up(name)
             except Exception as error:
@@ -78,10 +78,13 @@ def tables_of(engine: peewee.Database) -> list[str]:
     return list(engine.get_tables(None if is_sqlite else engine.execute_sql("SELECT current_schema()").fetchone()[0]))
 
 
-def pending_of(engine: peewee.Database, home: Home) -> list[str]:
-    """Return the names of the scripts of one plugin that are not yet applied. Raises `Newer`."""
+def pending_of(engine: peewee.Database, home: Home, tables: Collection[str]) -> list[str]:
+    """Return the names of the scripts of one plugin that are not yet applied to the database with these tables.
+
+    Raises `Newer`.
+    """
     table, known = f"{home.plugin}_migrations", [each.name for each in Migration.load_directory(str(home.directory))]
-    rows = engine.execute_sql(f'SELECT name FROM "{table}"').fetchall() if table in tables_of(engine) else []  # noqa: S608
+    rows = engine.execute_sql(f'SELECT name FROM "{table}"').fetchall() if table in tables else []  # noqa: S608
     if unknown := sorted({name for (name,) in rows}.difference(known)):
         raise Newer(f"{home.plugin}: the database has {unknown[-1]}, which this release does not know")
     return [name for name in known if (name,) not in rows]

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from corral.config.model import Config
 from corral.egress.guard import Destination, EgressBlocked, EgressGuard, HostPort, Policy, Profile, read_host, read_url
-from corral.egress.resolver import Resolver, Unresolved, of_this_machine, resolve
+from corral.egress.resolver import Resolver, Unresolved, is_local, resolve
 from corral.errors import Invalid
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import httpx2
 
-    from corral.egress.network import Proxy
+    from corral.egress.proxy import EgressProxy
 
 log = logging.getLogger("corral.egress")
 
@@ -48,56 +48,47 @@ class Egress:
         self.guard = EgressGuard(config.egress.allow)
         self.resolve = resolve
         self.requests: Counter[tuple[str, str]] = Counter()
-        self.proxy = _without_login(config.egress.proxy)
-        self._proxy = config.egress.proxy
+        self._proxy_url = config.egress.proxy
         self._context: ssl.SSLContext | None = None
         self._reported: dict[tuple[str, str], float] = {}
         self.on_refusal: Callable[[str, str], None] = lambda sink, host: None  # once per sink, host and minute
         self.register_server(config.server.bind)
 
-    @property
-    def listeners(self) -> frozenset[HostPort]:
-        """The addresses on which Corral itself listens."""
-        return frozenset(self.guard.listeners)
-
     def client(
         self,
         sink: str,
         *,
-        profile: Profile = "public",
         operator: Iterable[str] = (),
         child: HostPort | None = None,
         connect_seconds: float = 5.0,
         total_seconds: float | None = 15.0,
-        read_seconds: float | None = None,
         max_bytes: int | None = MIB,
         per_host: int = 5,
     ) -> httpx2.AsyncClient:
-        """Return a pooled client for a sink. The caller must close it. A refused address raises `EgressBlocked`.
+        """Return a pooled client for a sink, with the profile `public`. The caller must close it.
 
-        `operator` lists `host:port` entries from the configuration, which may be private. `child` is the address of a
-        registered child process; the client can then reach only this address. `total_seconds` limits a call from its
-        start to the end of the response, `read_seconds` each pause within it. A response is read up to `max_bytes`
+        A refused address raises `EgressBlocked`. `operator` lists `host:port` entries from the configuration, which may
+        be private. `child` is the address of a registered child process; the client can then reach only this address.
+        `total_seconds` limits a call from its start to the end of the response. A response is read up to `max_bytes`
         after decompression; `corral.egress.transport.truncated` returns whether it was longer.
         """
         import httpx2
 
-        from corral.egress.network import GuardedNetwork
-        from corral.egress.transport import GuardedTransport
+        from corral.egress.transport import GuardedNetwork, GuardedTransport
 
-        policy = Policy(profile, frozenset(map(_place, operator)), child)
-        proxy = self.tunnel() if child is None else None
+        policy = Policy("public", frozenset(map(_place, operator)), child)
+        proxy = self.proxy() if child is None else None
         network = GuardedNetwork(lambda host, port: self.addresses(host, port, policy), proxy)
         transport = GuardedTransport(
             network,
             self.tls_context(),
-            judge=lambda url: self._target(url, policy),
+            check_url=lambda url: self._check_url(url, policy),
             total_seconds=total_seconds,
             max_bytes=max_bytes,
             per_host=per_host,
-            note=lambda outcome, host: self.note(sink, outcome, host),
+            count=lambda outcome, host: self.count(sink, outcome, host),
         )
-        timeout = httpx2.Timeout(read_seconds, connect=connect_seconds)
+        timeout = httpx2.Timeout(None, connect=connect_seconds)
         return httpx2.AsyncClient(transport=transport, timeout=timeout, trust_env=False, cookies=_no_cookies())
 
     def tls_context(self) -> ssl.SSLContext:
@@ -107,13 +98,18 @@ class Egress:
         self._context = self._context or httpcore2.default_ssl_context()
         return self._context
 
-    def tunnel(self) -> Proxy | None:
+    def proxy(self) -> EgressProxy | None:
         """Return the proxy for all connections to other machines, or None if the operator has not configured one."""
-        from corral.egress.network import Proxy
+        from corral.egress.proxy import EgressProxy
 
-        return Proxy(self._proxy) if self._proxy else None
+        return EgressProxy(self._proxy_url) if self._proxy_url else None
 
-    def _target(self, url: str | httpx2.URL, policy: Policy) -> Destination:
+    @property
+    def proxy_address(self) -> str | None:
+        """The URL of the proxy without its credentials."""
+        return self._proxy_url and re.sub(r"://[^/]*@", "://", self._proxy_url)
+
+    def _check_url(self, url: str | httpx2.URL, policy: Policy) -> Destination:
         """Parse the URL and apply the checks that are possible before its host is resolved."""
         target = read_url(url)
         self.guard.check_place(target.host, target.port, policy)
@@ -128,7 +124,7 @@ class Egress:
         is_open = self.guard.check_place(host, port, policy)
         found = await self.resolve(host, port)
         if policy.child is None:
-            self.guard.check_listeners(port, found, of_this_machine(found))
+            self.guard.check_listeners(port, found, is_local)
         if not is_open:
             self.guard.check_addresses(host, port, found, policy)
         return found
@@ -142,7 +138,7 @@ class Egress:
                 _, host, port = read_url(url)
             return Verdict(True, None, tuple(await self.addresses(host, port, Policy(profile))))
         except EgressBlocked as blocked:
-            return Verdict(False, blocked.code, await self._known(host, port))
+            return Verdict(False, blocked.code, await self._addresses_of(host, port))
         except Unresolved:
             return Verdict(False, UNRESOLVED, ())
 
@@ -160,10 +156,6 @@ class Egress:
             return [UNRESOLVED]
         return []
 
-    def register_listener(self, host: str, port: int) -> None:
-        """Deny connections to an address on which Corral itself listens."""
-        self.guard.listeners.add((host, port))
-
     def register_server(self, bind: str, address: str = "") -> None:
         """Deny connections to Corral's own server at `bind`.
 
@@ -172,7 +164,7 @@ class Egress:
         place = urlsplit(f"//{bind}")
         port = place.port or urlsplit(address).port
         if place.hostname and port:
-            self.register_listener(place.hostname, port)
+            self.guard.listeners.add((place.hostname, port))
 
     def register_child(self, host: str, port: int) -> None:
         """Allow `client(child=…)` to reach the child process that listens on exactly this address."""
@@ -182,13 +174,13 @@ class Egress:
         """Remove the address of a child process that has exited."""
         self.guard.children.discard((host, port))
 
-    async def _known(self, host: str, port: int) -> tuple[str, ...]:
+    async def _addresses_of(self, host: str, port: int) -> tuple[str, ...]:
         try:
             return tuple(await self.resolve(read_host(host), port)) if host else ()
         except (Unresolved, EgressBlocked):
             return ()
 
-    def note(self, sink: str, outcome: str, host: str) -> None:
+    def count(self, sink: str, outcome: str, host: str) -> None:
         """Count a request. Log and report at most one refused request per sink, host and minute."""
         self.requests[sink, outcome] += 1
         now = time.monotonic()
@@ -199,11 +191,6 @@ class Egress:
         self._reported[sink, host] = now
         log.warning("outgoing connection refused", extra={"sink": sink, "host": host[:253]})
         self.on_refusal(sink, host[:253])
-
-
-def _without_login(url: str | None) -> str | None:
-    """Return the URL of the proxy without its credentials."""
-    return url and re.sub(r"://[^/]*@", "://", url)
 
 
 def _place(text: str) -> HostPort:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from corral.errors import Refused
@@ -116,21 +116,25 @@ class EgressGuard:
             if refused(address, policy.profile):
                 raise EgressBlocked("egress.address", f"{host} is or resolves to an address that is not allowed.")
 
-    def check_listeners(self, port: int, addresses: Sequence[str], own: Iterable[str]) -> None:
+    def check_listeners(self, port: int, addresses: Sequence[str], is_local: Callable[[str], bool]) -> None:
         """Raise `EgressBlocked` if Corral itself listens on one of the addresses.
 
-        `own` are the addresses of this machine.
+        `is_local` returns whether an address belongs to this machine.
         """
-        mine = {canonical_address(text) for text in own}
-        for listener, listening in self.listeners:
+        for host, listening in self.listeners:
             if listening != port:
                 continue
-            bound = canonical_address(listener) if _is_address(listener) else None
-            everywhere = bound is None or bound.is_unspecified
-            if any(
-                (address := canonical_address(text)) == bound or (everywhere and address in mine) for text in addresses
-            ):
+            bound = canonical_address(host) if _is_address(host) else None
+            is_everywhere = bound is None or bound.is_unspecified
+            if any(canonical_address(text) == bound or (is_everywhere and is_local(text)) for text in addresses):
                 raise EgressBlocked("egress.own_listener", "Corral itself listens on this address.")
+
+
+def check_peer(peer: tuple[object, ...] | None, address: str) -> None:
+    """Raise `EgressBlocked` if a connection reached another address than the one that was checked."""
+    if peer is None or canonical_address(str(peer[0])) != canonical_address(address):
+        detail = "The connection reached another address than the one that was checked."
+        raise EgressBlocked("egress.address", detail)
 
 
 def _check_port(port: int, profile: Profile) -> None:

@@ -1,28 +1,84 @@
-"""The transport of an `httpx2` client. It checks the URL of each request and limits the response."""
+"""The transport of an `httpx2` client.
+
+It checks the URL of each request, connects only to addresses that the egress guard allows, and limits the response.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
 import httpcore2
 import httpx2
 
-from corral.egress.guard import Destination, EgressBlocked
+from corral.egress.guard import Destination, EgressBlocked, canonical_address, check_peer
+from corral.egress.proxy import EgressProxy
+from corral.egress.resolver import Unresolved
+
+Addresses = Callable[[str, int], Awaitable[Sequence[str]]]
+"""Returns the allowed addresses of a host and port, or raises `EgressBlocked` or `Unresolved`."""
 
 TRUNCATED = "corral.truncated"
-CODINGS = {"gzip": 47, "x-gzip": 47, "deflate": 47}  # window bits with which zlib accepts both header formats
-ENCODING_HEADERS = (b"content-encoding", b"content-length")
+GZIP_WINDOW = 31  # window bits with which zlib accepts the gzip format
 STEP = 64 * 1024  # decompressed bytes per step
 
 
 def truncated(response: httpx2.Response) -> bool:
     """Return whether the response was cut off at the client's size limit. Call it after reading the response."""
     return bool(response.extensions.get(TRUNCATED))
+
+
+class GuardedNetwork(httpcore2.AsyncNetworkBackend):
+    """Resolves each name once, through the guard, and connects only to the allowed addresses."""
+
+    def __init__(self, addresses: Addresses, proxy: EgressProxy | None) -> None:
+        self._addresses, self._proxy = addresses, proxy
+        self._tcp = httpcore2.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109  (httpcore2's name)
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        """Try the addresses in turn, within `timeout` seconds in total. TLS on top verifies the requested name."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            addresses = await self._addresses(host.strip("[]"), port)
+        except Unresolved as error:
+            raise httpcore2.ConnectError(str(error)) from None
+        failure: Exception = httpcore2.ConnectTimeout("the time ran out after the name was resolved")
+        for number, address in enumerate(addresses):
+            seconds = _left(deadline)
+            if seconds is not None and seconds <= 0:
+                break
+            share = None if seconds is None else seconds / (len(addresses) - number)
+            try:
+                return await self._connect(address, port, share, socket_options)
+            except (httpcore2.NetworkError, httpcore2.TimeoutException, httpcore2.ProxyError) as error:
+                failure = error
+        raise failure
+
+    async def _connect(
+        self, address: str, port: int, seconds: float | None, options: Iterable[httpcore2.SOCKET_OPTION] | None
+    ) -> httpcore2.AsyncNetworkStream:
+        proxy = self._proxy
+        if proxy is not None and not canonical_address(address).is_loopback:
+            stream = await self._tcp.connect_tcp(*proxy.place, timeout=seconds, socket_options=options)
+            return await proxy.tunnel(stream, (address, port), seconds)
+        stream = await self._tcp.connect_tcp(address, port, timeout=seconds, socket_options=options)
+        try:
+            check_peer(stream.get_extra_info("server_addr"), address)
+        except EgressBlocked:
+            await stream.aclose()
+            raise
+        return stream
 
 
 class GuardedTransport(httpx2.AsyncBaseTransport):
@@ -33,11 +89,11 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
         network: httpcore2.AsyncNetworkBackend,
         tls: Any,
         *,
-        judge: Callable[[httpx2.URL], Destination],
+        check_url: Callable[[httpx2.URL], Destination],
         total_seconds: float | None,
         max_bytes: int | None,
         per_host: int,
-        note: Callable[[str, str], None],
+        count: Callable[[str, str], None],
     ) -> None:
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=4 * per_host, keepalive_expiry=15.0)
         self._inner = httpx2.AsyncHTTPTransport(verify=tls, trust_env=False, limits=limits)
@@ -45,7 +101,7 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
         if not isinstance(pool._network_backend, httpcore2.AsyncNetworkBackend):  # otherwise nothing would be guarded
             raise RuntimeError("this version of httpx2 has no network backend to replace; install a supported version")
         pool._network_backend = network
-        self._judge, self._note = judge, note
+        self._check_url, self._count = check_url, count
         self._seconds, self._max_bytes, self._per_host = total_seconds, max_bytes, per_host
         self._slots = WeakValueDictionary[str, asyncio.Semaphore]()  # by host, kept only while a request uses them
 
@@ -54,17 +110,17 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
         host = request.url.host
         deadline = None if self._seconds is None else time.monotonic() + self._seconds
         try:
-            target = self._judge(request.url)
+            target = self._check_url(request.url)
             host = target.host
             return await self._send(_as_checked(request, target), host, deadline)
         except EgressBlocked:
-            self._note("blocked", host)
+            self._count("blocked", host)
             raise
         except (httpx2.TimeoutException, TimeoutError) as error:
-            self._note("timed_out", host)
+            self._count("timed_out", host)
             raise error if isinstance(error, httpx2.TimeoutException) else _too_slow() from None
         except httpx2.HTTPError:
-            self._note("failed", host)
+            self._count("failed", host)
             raise
 
     async def _send(self, request: httpx2.Request, host: str, deadline: float | None) -> httpx2.Response:
@@ -76,16 +132,18 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
             except BaseException:
                 slots.release()
                 raise
-        body = _Body(response, self._max_bytes, deadline, slots)
         coding = response.headers.get("content-encoding", "identity").strip().lower()
-        if coding not in CODINGS and coding != "identity":
+        body = _Body(response, coding == "gzip", self._max_bytes, deadline, slots)
+        if coding not in ("gzip", "identity"):
             await body.aclose()
             raise httpx2.DecodingError("the response has a content encoding that was not requested", request=request)
-        drop = ENCODING_HEADERS if coding in CODINGS else ()
-        kept = [(name, value) for name, value in response.headers.raw if name.lower() not in drop]
-        self._note("answered", host)
-        shown = httpx2.Response(response.status_code, headers=kept, stream=body, extensions=response.extensions)
-        body.noted = shown.extensions
+        headers = response.headers.copy()
+        if coding == "gzip":
+            headers.pop("content-encoding")
+            headers.pop("content-length", None)
+        self._count("answered", host)
+        shown = httpx2.Response(response.status_code, headers=headers, stream=body, extensions=response.extensions)
+        body.extensions = shown.extensions
         return shown
 
     async def aclose(self) -> None:
@@ -100,13 +158,17 @@ class _Body(httpx2.AsyncByteStream):
     """
 
     def __init__(
-        self, response: httpx2.Response, cap: int | None, deadline: float | None, slots: asyncio.Semaphore
+        self,
+        response: httpx2.Response,
+        is_gzip: bool,
+        cap: int | None,
+        deadline: float | None,
+        slots: asyncio.Semaphore,
     ) -> None:
         assert isinstance(response.stream, httpx2.AsyncByteStream)
         self._stream, self._cap, self._deadline, self._slots = response.stream, cap, deadline, slots
-        self.noted: dict[str, Any] = {}
-        window = CODINGS.get(response.headers.get("content-encoding", "").strip().lower())
-        self._decoder = zlib.decompressobj(window) if window else None
+        self.extensions: dict[str, Any] = {}
+        self._decoder = zlib.decompressobj(GZIP_WINDOW) if is_gzip else None
         self._closed = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -115,7 +177,7 @@ class _Body(httpx2.AsyncByteStream):
             async for chunk in self._chunks():
                 for piece in self._decoded(chunk):
                     if left is not None and len(piece) > left:
-                        self.noted[TRUNCATED] = True
+                        self.extensions[TRUNCATED] = True
                         yield piece[:left]
                         return
                     left = left if left is None else left - len(piece)

@@ -82,7 +82,7 @@ class Idempotency:
         aad, text = f"kernel_idempotency|{row.key}|body", row.body or ""
         stored = Stored(row.status or 200, row.headers or {}, text.encode())
         if row.sealed:
-            stored = msgspec.msgpack.decode(self._keyring.open(bytes.fromhex(text), aad=aad), type=Stored)
+            stored = msgspec.msgpack.decode(self._keyring.decrypt(bytes.fromhex(text), aad=aad), type=Stored)
         if stored.asked != keyed.digest and not self._keyring.verify(BODY, keyed.digest, bytes.fromhex(row.body_hash)):
             raise Invalid.at(
                 "/header/Idempotency-Key",
@@ -108,7 +108,7 @@ class Idempotency:
         """Store the response. `secret` encrypts all of it, because the body or a cookie may contain a credential."""
         if secret:
             whole = msgspec.msgpack.encode(msgspec.structs.replace(stored, asked=keyed.digest))
-            whole = self._keyring.seal(whole, aad=f"kernel_idempotency|{keyed.key}|body")
+            whole = self._keyring.encrypt(whole, aad=f"kernel_idempotency|{keyed.key}|body")
             done: dict[str, Any] = {"status": None, "headers": None, "body": whole.hex(), "sealed": True}
         else:
             done = {"status": stored.status, "headers": stored.headers, "body": stored.body.decode(), "sealed": False}

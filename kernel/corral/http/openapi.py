@@ -116,7 +116,7 @@ class _Writer:
         self.routes = routes
         self.responses: dict[str, dict[str, Any]] = {}
         self.operations: list[_Operation] = []
-        signatures = [read(route) for route in routes]
+        signatures = [route.signature or read(route) for route in routes]
         kinds = [[signature.body, signature.query, *map(_item, signature.answers)] for signature in signatures]
         (self.problem, self.page, *rest), self.named = _described(routes, kinds)
         left = iter(rest)

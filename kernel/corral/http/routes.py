@@ -75,6 +75,7 @@ class Route(msgspec.Struct, kw_only=True):
     plugin: str = ""
     summary: str = ""
     description: str = ""
+    signature: Any = None  # the `Signature` of the handler, which is read when the route is first bound
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -76,7 +76,7 @@ def offered_specs(records: Iterable[PluginRecord]) -> list[Any]:
 
     A plugin is `failed` if its module is invalid or repeats the hook of another module.
     """
-    manager, modules = pluggy.PluginManager("corral"), [hookspecs]
+    manager, modules = hookspecs.Manager("corral"), [hookspecs]
     manager.add_hookspecs(hookspecs)
 
     def offer(record: PluginRecord) -> None:

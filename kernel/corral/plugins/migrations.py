@@ -6,7 +6,7 @@ Pending migrations are applied, or they stop the start. A migration that fails m
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import peewee
 
@@ -42,35 +42,34 @@ def apply_migrations(database: Database, plugins: list[PluginRecord], config: Co
     A failing script marks its plugin as `failed`. Raises `Pending` if migrations are pending and `allowed` is False,
     unless the database is empty. If `allowed` is None, the configuration decides.
     """
-    if allowed is None:
-        allowed = migrates_on_start(config, database.kind)
+    allowed = migrates_on_start(config, database.kind) if allowed is None else allowed
     records = {record.name: record for record in plugins}
     with exclusive_start(database) as engine:
-        homes = homes_of(plugins)
-        waiting = {home.plugin: _waiting(engine, records.get(home.plugin), home) for home in homes}
+        homes, tables = homes_of(plugins), tables_of(engine)
+        waiting = {home.plugin: _waiting(engine, records.get(home.plugin), home, tables) for home in homes}
         block_dependants(plugins)
         lines = "; ".join(f"{name}: {', '.join(scripts)}" for name, scripts in waiting.items() if scripts)
-        if lines and not allowed and tables_of(engine):
+        if lines and not allowed and tables:
             raise Pending(f"migrations wait; run corral migrate ({lines})")
-        if lines and isinstance(engine, peewee.SqliteDatabase) and tables_of(engine):
+        if lines and isinstance(engine, peewee.SqliteDatabase) and tables:
             keep_copy(engine)
-        for home in homes:
+        for home in [home for home in homes if waiting[home.plugin]]:
             record = records.get(home.plugin)
             if record is None:
                 migrate(database, home)
-            elif record.active and waiting[home.plugin]:
+            elif record.active:
                 record.attempt(migrate, database, home)
                 block_dependants(plugins)
 
 
-def _waiting(engine: peewee.Database, record: PluginRecord | None, home: Home) -> list[str]:
+def _waiting(engine: peewee.Database, record: PluginRecord | None, home: Home, tables: Collection[str]) -> list[str]:
     """Return the pending scripts.
 
     If the schema is newer than the code, a third-party plugin is `failed`; for the kernel or a built-in plugin, raise
     `Pending`.
     """
     try:
-        return pending_of(engine, home)
+        return pending_of(engine, home, tables)
     except Newer as error:
         if record is None or record.found.built_in:
             raise Pending(f"{error}; install the release that made it") from None

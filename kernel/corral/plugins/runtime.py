@@ -44,7 +44,9 @@ class PluginTasks:
 
         return guarded
 
-    def once(self, name: str, run: Callable[..., Awaitable[None]], seconds: float) -> Callable[..., Awaitable[None]]:
+    def guarded_callback(
+        self, name: str, run: Callable[..., Awaitable[None]], seconds: float
+    ) -> Callable[..., Awaitable[None]]:
         """Return a callback that is awaited once, for at most `seconds`.
 
         The errors of the callback are counted against the plugin and not raised. Declared failures are only logged.
@@ -104,10 +106,10 @@ class PluginRuntime:
         self._supervisor.start(full, self._tasks.task(name, run), self._tasks)
 
     def when_serving(self, run: Callable[[str], Awaitable[None]]) -> None:
-        self._lifecycle.serving.append(self._tasks.once("when_serving", run, SERVING_SECONDS))
+        self._lifecycle.serving.append(self._tasks.guarded_callback("when_serving", run, SERVING_SECONDS))
 
     def when_draining(self, run: Callable[[], Awaitable[None]]) -> None:
-        self._lifecycle.draining.append(self._tasks.once("when_draining", run, DRAINING_SECONDS))
+        self._lifecycle.draining.append(self._tasks.guarded_callback("when_draining", run, DRAINING_SECONDS))
 
     async def end_tasks(self) -> None:
         """Stop the background tasks of a plugin whose start failed."""

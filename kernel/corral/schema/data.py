@@ -123,26 +123,15 @@ def _validator_class(strict_integers: bool) -> Any:
             raise RefusedText
         yield from base.VALIDATORS["$ref"](validator, target, value, schema)
 
-    def unique(
-        validator: Any, wanted: bool, value: Any, schema: Any
-    ) -> Iterator[Any]:  # the original takes quadratic time
+    def unique(validator: Any, wanted: bool, value: Any, schema: Any) -> Iterator[Any]:  # the original is quadratic
         items = value if wanted and isinstance(value, list) else ()
         if len({json.dumps(item, sort_keys=True) for item in items}) < len(items):
             yield jsonschema.ValidationError("not unique")
 
-    def additional(
-        validator: Any, wanted: Any, value: Any, schema: Any
-    ) -> Iterator[Any]:  # the original quotes the value
-        if wanted is not False:
-            yield from base.VALIDATORS["additionalProperties"](validator, wanted, value, schema)
-        elif isinstance(value, dict) and next(_unknown(value, schema), None) is not None:
-            yield jsonschema.ValidationError("not known")
-
-    own = {"additionalProperties": additional}
     if not strict_integers:
-        return jsonschema.validators.extend(base, own | {"$ref": ref, "uniqueItems": unique})
+        return jsonschema.validators.extend(base, {"$ref": ref, "uniqueItems": unique})
     whole = base.TYPE_CHECKER.redefine("integer", lambda _, value: isinstance(value, int) and value is not bool(value))
-    return jsonschema.validators.extend(base, own, type_checker=whole)
+    return jsonschema.validators.extend(base, type_checker=whole)
 
 
 def validator_of(schema: Any, *, strict_integers: bool) -> Any:
@@ -150,9 +139,7 @@ def validator_of(schema: Any, *, strict_integers: bool) -> Any:
 
     kind = _validator_class(strict_integers)
     jsonschema: Any = import_module("jsonschema")
-    formats = [
-        name for name in kind.FORMAT_CHECKER.checkers if name != "regex"
-    ]  # never compile a user's regular expression
+    formats = [name for name in kind.FORMAT_CHECKER.checkers if name != "regex"]  # never compiles a user's expression
     return kind(schema, registry=Registry(), format_checker=jsonschema.FormatChecker(formats))
 
 
@@ -170,7 +157,7 @@ def _stored_validator(schema: bytes) -> Any:
 @cache
 def _meta_validator() -> Any:
     base: Any = import_module("jsonschema").Draft202012Validator
-    return base(base.META_SCHEMA, registry=import_module("jsonschema_specifications").REGISTRY)
+    return base(base.META_SCHEMA)
 
 
 def all_faults(validator: Any, value: Any, prefix: str) -> Iterator[Fault]:

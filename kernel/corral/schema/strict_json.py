@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate, islice
 from math import inf, isfinite
@@ -34,15 +35,11 @@ def is_deeper(data: bytes, limit: int = MAX_DEPTH) -> bool:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        seen: set[str] = set()
-        for name, _ in pairs:
-            if name in seen:
-                _duplicate(name)
-            seen.add(name)
+        _refuse_duplicate(Counter(name for name, _ in pairs).most_common(1)[0][0])
     return found
 
 
-def _duplicate(name: str) -> NoReturn:
+def _refuse_duplicate(name: str) -> NoReturn:
     raise Malformed(f"The key {shown(name)!r} appears more than once in one object.", code="malformed_json")
 
 
@@ -125,7 +122,7 @@ def mapped(value: Any, fix: Callable[[str], str]) -> Any:
     for key, item in value.items():
         name = fix(key) if isinstance(key, str) else key
         if name in result and fix is strict_nfc:  # two keys have the same normal form
-            _duplicate(name)
+            _refuse_duplicate(name)
         result[name] = mapped(item, fix)
     return result
 

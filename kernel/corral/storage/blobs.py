@@ -57,7 +57,7 @@ class BlobStore(Protocol):
     async def put(self, key: str, stream: AsyncIterable[bytes], *, limit: int | None = None) -> Blob:
         """Store the stream durably. Raises `TooLarge` beyond `limit` bytes; nothing is stored then."""
 
-    async def open(self, key: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
+    async def read(self, key: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
         """Return the bytes from `start` up to `stop` (exclusive) in chunks. Raises `BlobMissing`.
 
         `aclose()` ends the iteration early.
@@ -65,9 +65,6 @@ class BlobStore(Protocol):
 
     async def delete(self, key: str) -> None:
         """Delete the blob if it exists."""
-
-    async def exists(self, key: str) -> bool:
-        """Return whether the store contains a blob with this key."""
 
     def scan(self) -> AsyncGenerator[BlobInfo, None]:
         """Iterate over all blobs, in any order. Used to delete orphaned blobs."""
@@ -109,8 +106,8 @@ class LocalBlobs:
             raise
         return Blob(size, digest.hexdigest())
 
-    async def open(self, key: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
-        """Return the bytes of a blob in chunks. See `BlobStore.open`."""
+    async def read(self, key: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
+        """Return the bytes of a blob in chunks. See `BlobStore.read`."""
         path = self._path(key)
         try:
             file = await _in_thread(lambda: path.open("rb", buffering=0))
@@ -121,10 +118,6 @@ class LocalBlobs:
     async def delete(self, key: str) -> None:
         """Delete the blob if it exists. See `BlobStore.delete`."""
         await _in_thread(self._path(key).unlink, True)  # a missing file is not an error
-
-    async def exists(self, key: str) -> bool:
-        """Return whether the blob exists. See `BlobStore.exists`."""
-        return await _in_thread(self._path(key).is_file)
 
     async def scan(self) -> AsyncGenerator[BlobInfo, None]:
         """Iterate over all blobs. See `BlobStore.scan`."""

@@ -52,7 +52,7 @@ class PostgresServer(Engine):
         """Return the URL of a database on this server."""
         return f"postgresql://{self.user}@/{database}?host={self.folder}"
 
-    def unused_url(self) -> str:
+    def new_database_url(self) -> str:
         """Return the URL of a database that does not exist."""
         return self.url(f"corral_{secrets.token_hex(6)}")
 
@@ -62,7 +62,7 @@ class PostgresServer(Engine):
         `url` is the URL of the database; by default a new name is chosen. `template` is the URL of a database to copy,
         which must have no connections.
         """
-        name = _database(url or self.unused_url())
+        name = _database(url or self.new_database_url())
         copied = f' TEMPLATE "{_database(template)}"' if template else ""
         self._execute(f'CREATE DATABASE "{name}"{copied}')
         return self.url(name)

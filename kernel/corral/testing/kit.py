@@ -180,7 +180,7 @@ class Kit:
 
         def unit() -> tuple[Any, str]:
             user = accounts.create(new, password_hash=hashed, by=SYSTEM_PRINCIPAL)
-            return user, sessions.open(UserRow.get_by_id(user.id), Device("127.0.0.1", "")).access
+            return user, sessions.start_session(UserRow.get_by_id(user.id), Device("127.0.0.1", "")).access
 
         user, token = await self.kernel.database.work(unit)
         return Client(self.application.app, token, json.loads(encode(user)))
@@ -283,6 +283,7 @@ async def make_kernel(
         "data_dir": str(folder / "data"),
         "rate_limits": False,
         "database.migrate_on_start": True,
+        "database.pool_size": 4,
     }
     if database_url is not None:
         overrides["database.url"] = database_url

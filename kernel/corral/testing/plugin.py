@@ -66,7 +66,7 @@ def unmade_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Itera
         yield f"sqlite:///{tmp_path}/corral.db"
         return
     server: PostgresServer = request.getfixturevalue("postgres_server")
-    url = server.unused_url()
+    url = server.new_database_url()
     yield url
     server.drop_database(url)
 

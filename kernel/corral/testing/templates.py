@@ -71,7 +71,7 @@ def _copy_postgres(url: str, plugins: list[PluginRecord], config: Config) -> Non
         _run(server, f'CREATE DATABASE "{name}"')
         _migrate(url.replace(_name(url), name, 1), plugins, config)
         _made[key] = name
-    copy = f'CREATE DATABASE "{_name(url)}" TEMPLATE "{_made[key]}"'
+    copy = f'CREATE DATABASE "{_name(url)}" TEMPLATE "{_made[key]}" STRATEGY FILE_COPY'
     try:
         _run(server, copy)
     except DuplicateDatabase:

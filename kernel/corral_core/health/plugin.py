@@ -15,8 +15,8 @@ from corral_core.health.models import HealthRow
 from corral_core.health.routes import egress, health
 from corral_core.health.service.board import HealthBoard
 from corral_core.health.service.checks import KernelChecks
+from corral_core.health.service.egress_audit import EgressAudit
 from corral_core.health.service.egress_metrics import METRICS
-from corral_core.health.service.egress_refusals import RefusedConnections
 from corral_core.health.service.heap_trimming import HeapTrimming
 from corral_core.health.service.process_metrics import LoopLag, ProcessMetrics
 from corral_core.health.service.readiness import Readiness
@@ -45,7 +45,7 @@ class HealthPlugin(Plugin):
             Provide(Scrape, Scrape),
             Provide(KernelChecks, KernelChecks),
             Provide(HealthBoard, HealthBoard),
-            Provide(RefusedConnections, RefusedConnections),
+            Provide(EgressAudit, EgressAudit),
         ]
 
     @hookimpl
@@ -70,7 +70,7 @@ class HealthPlugin(Plugin):
             lock = SingleMachineLock(runtime.service(Work))
             await lock.acquire()
             runtime.supervise("single_machine_lock", lock.keep)
-        runtime.supervise("egress_refusals", runtime.service(RefusedConnections).follow)
+        runtime.supervise("egress_audit", runtime.service(EgressAudit).write_entries)
         runtime.supervise("loop_lag", runtime.service(LoopLag).follow)
         runtime.supervise("heap_trimming", HeapTrimming().follow)
         runtime.when_draining(runtime.service(Readiness).drain)

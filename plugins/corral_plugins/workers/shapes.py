@@ -115,7 +115,7 @@ class SignalsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dic
         return clock.time_s()
 
 
-class Signals(msgspec.Struct, kw_only=True):
+class WorkerSignals(msgspec.Struct, kw_only=True):
     """Signals about leases, and commands as in the response to a heartbeat."""
 
     signals: list[Signal]

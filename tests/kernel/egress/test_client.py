@@ -16,7 +16,7 @@ import pytest
 from corral.egress.client import Egress
 from corral.egress.guard import EgressBlocked
 from corral.egress.transport import truncated
-from corral.testing.authority import Authority
+from corral.testing.certificates import CertificateAuthority
 from corral.testing.outside import PUBLIC, Names, Receiver, answer
 
 MakeEgress = Callable[..., Egress]
@@ -147,9 +147,9 @@ async def test_a_server_that_says_nothing_times_out(make_egress: MakeEgress) -> 
         async with egress.client("tool", total_seconds=0.3) as client:
             with pytest.raises(httpx2.TimeoutException):
                 await client.get(receiver.url)
-        async with egress.client("tool", total_seconds=None, read_seconds=0.3) as client:
+        async with egress.client("tool", total_seconds=None) as client:
             with pytest.raises(httpx2.ReadTimeout):
-                await client.get(receiver.url)
+                await client.get(receiver.url, timeout=0.3)
     assert egress.requests["tool", "timed_out"] == 2
 
 
@@ -182,7 +182,7 @@ async def test_a_child_process_has_a_client_of_its_own(make_egress: MakeEgress) 
             assert (await client.get(child.url)).status_code == 200
             with pytest.raises(EgressBlocked):
                 await client.get(other.url)
-        async with egress.client("llm", profile="internal") as client:
+        async with egress.client("llm") as client:
             with pytest.raises(EgressBlocked):
                 await client.get(child.url)
         egress.forget_child(*place)
@@ -206,7 +206,7 @@ async def test_addresses_of_the_operator_are_exact(make_egress: MakeEgress) -> N
 async def test_corral_itself_is_refused_even_to_the_operator(make_egress: MakeEgress) -> None:
     async with Receiver() as server:
         egress = make_egress(allow=[f"127.0.0.1:{server.port}"])
-        egress.register_listener("0.0.0.0", server.port)
+        egress.register_server(f"0.0.0.0:{server.port}")
         async with egress.client("llm", operator=[f"127.0.0.1:{server.port}"]) as client:
             with pytest.raises(EgressBlocked) as refusal:
                 await client.get(server.url)
@@ -253,7 +253,7 @@ async def test_loopback_is_ours_and_not_the_proxys(make_egress: MakeEgress) -> N
 async def test_certificates_are_verified_for_the_name_that_was_asked_for(
     make_egress: MakeEgress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    authority = Authority(tmp_path)
+    authority = CertificateAuthority(tmp_path)
     async with Receiver(tls=authority.server("good.example")) as receiver:
         names = {"good.example": [["127.0.0.1"]], "other.example": [["127.0.0.1"]]}
         allow = [f"127.0.0.1:{receiver.port}"]

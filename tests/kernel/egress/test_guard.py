@@ -24,7 +24,7 @@ from corral.egress.guard import (
     read_url,
     refused,
 )
-from corral.egress.resolver import resolve
+from corral.egress.resolver import is_local, resolve
 from corral.errors import Refused
 
 
@@ -250,8 +250,8 @@ def test_corrals_own_listeners_are_refused_under_every_address_of_the_machine() 
     guard.listeners.update({("0.0.0.0", 8000), ("127.0.0.1", 8001)})
     for port, address in ((8000, "127.0.0.1"), (8000, "127.0.0.9"), (8000, "::ffff:127.0.0.1"), (8001, "127.0.0.1")):
         with pytest.raises(EgressBlocked) as refusal:
-            guard.check_listeners(port, [address], own=[address])
+            guard.check_listeners(port, [address], is_local)
         assert refusal.value.code == "egress.own_listener"
-    guard.check_listeners(8000, ["1.1.1.1"], own=[])
-    guard.check_listeners(8001, ["127.0.0.9"], own=["127.0.0.9"])
-    guard.check_listeners(9000, ["127.0.0.1"], own=["127.0.0.1"])
+    guard.check_listeners(8000, ["1.1.1.1"], is_local)
+    guard.check_listeners(8001, ["127.0.0.9"], is_local)
+    guard.check_listeners(9000, ["127.0.0.1"], is_local)

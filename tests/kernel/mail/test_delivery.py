@@ -13,7 +13,7 @@ from tests.kernel.mail.conftest import LOGIN, MailServer
 
 from corral import clock
 from corral.jobs.job import JobRow
-from corral.testing.authority import Authority
+from corral.testing.certificates import CertificateAuthority
 from corral.testing.kit import Kit
 from corral.testing.outside import Names
 from corral_core.accounts.service.mail import MailService
@@ -127,7 +127,7 @@ async def kit_with(make_kit: Callable[..., Any], server: MailServer, **settings:
 async def test_certificates_are_verified(
     security: str, make_kit: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    authority = Authority(tmp_path)
+    authority = CertificateAuthority(tmp_path)
     server = MailServer(tls=authority.server("localhost"), implicit=security == "tls", login=True).start()
     login = {"host": "localhost", "username": LOGIN[0].decode(), "password": LOGIN[1].decode(), "security": security}
     try:

@@ -71,7 +71,7 @@ async def test_the_private_key_is_sealed(books: Books) -> None:
     await books.sign()
     row = await books.work(lambda: SigningKey.select().get(), read=True)
     keyring = books.kit.kernel.keyring
-    private = keyring.open(bytes.fromhex(row.sealed), aad=f"audit_keys|{row.id}|1|sealed")
+    private = keyring.decrypt(bytes.fromhex(row.sealed), aad=f"audit_keys|{row.id}|1|sealed")
     assert len(private) == 32
     assert private.hex() not in row.sealed
     await books.write(1)

@@ -87,7 +87,7 @@ class AccessTokens:
         """Create a new signing key and return its id. The old key verifies tokens until its last token expires."""
         kid = new_id()
         SigningKeyRow.update(retired_at=clock.now()).where(SigningKeyRow.retired_at.is_null()).execute()
-        sealed = self._sealer.seal(secrets.token_bytes(KEY_BYTES), aad=place("accounts_signing_keys", kid, 1))
+        sealed = self._sealer.encrypt(secrets.token_bytes(KEY_BYTES), aad=place("accounts_signing_keys", kid, 1))
         SigningKeyRow.create(id=kid, sealed=sealed.hex(), created_at=clock.now())
         return kid
 
@@ -152,7 +152,7 @@ class AccessTokens:
         active = ""
         for key in SigningKeyRow.select().where(usable).order_by(SigningKeyRow.id):
             with contextlib.suppress(ValueError):  # the row was altered, so tokens signed with this key are rejected
-                found[key.id] = self._sealer.open(
+                found[key.id] = self._sealer.decrypt(
                     bytes.fromhex(key.sealed), aad=place("accounts_signing_keys", key.id, 1)
                 )
                 active = key.id if key.retired_at is None else active

@@ -57,7 +57,7 @@ class SecondFactor:
         if user.mfa_enabled:
             raise Conflict("The second factor is on; switch it off first.", current_status="enabled")
         secret = pyotp.random_base32()
-        sealed = self._sealer.seal(secret.encode(), aad=_place(user.id)).hex()
+        sealed = self._sealer.encrypt(secret.encode(), aad=_place(user.id)).hex()
         row = {"seed": sealed, "created_at": clock.now(), "last_step": 0}
         insert = SecondFactorRow.insert(user_id=user.id, **row).on_conflict(
             conflict_target=[SecondFactorRow.user_id], update=row, where=SecondFactorRow.confirmed_at.is_null()
@@ -176,7 +176,7 @@ class SecondFactor:
         Raise `Conflict` (`core.second_factor_damaged`) if the stored seed cannot be decrypted.
         """
         try:
-            totp = pyotp.TOTP(self._sealer.open(bytes.fromhex(row.seed), aad=_place(row.user_id)).decode())
+            totp = pyotp.TOTP(self._sealer.decrypt(bytes.fromhex(row.seed), aad=_place(row.user_id)).decode())
         except ValueError:  # the stored seed is no longer hexadecimal, or `SealedWrong`
             raise _damaged(row) from None
         now = int(clock.time_s()) // STEP_SECONDS

@@ -88,7 +88,7 @@ class Sessions:
     def __init__(self, tokens: AccessTokens, sealer: Sealer, settings: Settings, credentials: Credentials) -> None:
         self._tokens, self._sealer, self._settings, self._credentials = tokens, sealer, settings, credentials
 
-    def open(self, user: UserRow, device: Device, *, mfa: bool = False) -> Tokens:
+    def start_session(self, user: UserRow, device: Device, *, mfa: bool = False) -> Tokens:
         """Create a session and its first tokens. If the user has too many sessions, end the oldest ones.
 
         `mfa`: whether the sign-in included a second factor.
@@ -136,7 +136,9 @@ class Sessions:
         row: RefreshRow | None = RefreshRow.get_or_none(RefreshRow.hash == used)
         if row is None:
             raise Unauthorized("The refresh token is of no session here; sign in again.", code="session_revoked")
-        sealed = self._sealer.seal(successor.encode(), aad=place("accounts_refresh_tokens", used, 1, "successor")).hex()
+        sealed = self._sealer.encrypt(
+            successor.encode(), aad=place("accounts_refresh_tokens", used, 1, "successor")
+        ).hex()
         won = (
             RefreshRow.update(used_at=clock.now(), successor=sealed)
             .where((RefreshRow.hash == used) & RefreshRow.used_at.is_null())
@@ -160,7 +162,7 @@ class Sessions:
         if row.successor is not None and row.used_at is not None and row.used_at > clock.now(-grace):
             try:
                 aad = place("accounts_refresh_tokens", used, 1, "successor")
-                again = self._sealer.open(bytes.fromhex(row.successor), aad=aad).decode()
+                again = self._sealer.decrypt(bytes.fromhex(row.successor), aad=aad).decode()
             except SealedWrong:
                 raise Unauthorized("The session cannot go on; sign in again.", code="session_revoked") from None
             return self._answer(session, again, self._left(session))

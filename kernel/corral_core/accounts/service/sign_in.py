@@ -283,7 +283,7 @@ class SignIn:
 
     def _open(self, row: UserRow, device: Device, *, mfa: bool) -> SignedIn:
         self._life.expire(row)
-        tokens = self._sessions.open(row, device, mfa=mfa)
+        tokens = self._sessions.start_session(row, device, mfa=mfa)
         self._count("success")
         return tokens, self._accounts.get(row.id)
 

@@ -67,9 +67,9 @@ async def read_policy(egress: Egress) -> Policy:
         allowed=list(egress.guard.allowed),
         ports=PORTS,
         own_listeners=sorted(
-            f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in egress.listeners
+            f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in egress.guard.listeners
         ),
-        proxy=egress.proxy,
+        proxy=egress.proxy_address,
     )
 
 

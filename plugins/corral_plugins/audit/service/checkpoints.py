@@ -66,11 +66,11 @@ class Checkpoints:
             await self._work(lambda: _store_key(fresh), entry=ENTRY)
             row = await self._work(_newest_key, read=True)
             assert row is not None
-        return self._sealer.open(bytes.fromhex(row.sealed), aad=_place(row.id)), row.id
+        return self._sealer.decrypt(bytes.fromhex(row.sealed), aad=_place(row.id)), row.id
 
     def _sealed(self, private: bytes, public: bytes) -> SigningKey:
         key_id = signing.key_id_of(public)
-        sealed = self._sealer.seal(private, aad=_place(key_id)).hex()
+        sealed = self._sealer.encrypt(private, aad=_place(key_id)).hex()
         encoded = base64.b64encode(public).decode()
         return SigningKey(id=key_id, public_key=encoded, sealed=sealed, created_at=clock.now())
 

@@ -21,7 +21,7 @@ class Signed(msgspec.Struct, frozen=True, kw_only=True):
     seq: int
     ts: str
 
-    def message(self) -> bytes:
+    def signed_bytes(self) -> bytes:
         """Return the bytes to sign."""
         return PREFIX + msgspec.json.encode(self)
 
@@ -84,7 +84,7 @@ def sign(private_key: bytes, signed: Signed) -> str:
     """Sign the content of a checkpoint. Return the signature in base64."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    return base64.b64encode(Ed25519PrivateKey.from_private_bytes(private_key).sign(signed.message())).decode()
+    return base64.b64encode(Ed25519PrivateKey.from_private_bytes(private_key).sign(signed.signed_bytes())).decode()
 
 
 class PublicKeys:
@@ -104,7 +104,7 @@ class PublicKeys:
             return False
         try:
             signature = base64.b64decode(checkpoint.signature, validate=True)
-            Ed25519PublicKey.from_public_bytes(key).verify(signature, checkpoint.signed().message())
+            Ed25519PublicKey.from_public_bytes(key).verify(signature, checkpoint.signed().signed_bytes())
         except (InvalidSignature, ValueError):
             return False
         return True

@@ -131,7 +131,6 @@ class ProviderHttp:
             raise Unavailable("The gateway has not started yet.")
         return self._egress.client(
             SINK,
-            profile="public",
             operator=(host_and_port(connection.base_url),) if connection.operator else (),
             connect_seconds=connection.timeouts.connect_seconds,
             total_seconds=None,

@@ -261,7 +261,7 @@ class Gateway:
                     unsent.clear()
                 else:
                     last = chunk
-        outcome.response = message.message() if message is not None else None
+        outcome.response = message.to_message() if message is not None else None
         return last
 
     async def _settled(self, call: CallRecord, outcome: Outcome, response: Coroutine[Any, Any, T]) -> T:

@@ -106,7 +106,7 @@ class AssembledMessage:
                 for name in function:
                     function[name] += call["function"].get(name, "")
 
-    def message(self) -> dict[str, Any]:
+    def to_message(self) -> dict[str, Any]:
         """Return the assembled assistant message."""
         calls = [{"function": function} for _, function in sorted(self._tool_calls.items())]
         return {"role": "assistant", "content": self._text, **({"tool_calls": calls} if calls else {})}

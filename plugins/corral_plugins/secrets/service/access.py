@@ -111,7 +111,7 @@ class SecretsService:
             raise Forbidden(
                 f"The secret {row.name} must not be sent to {host or 'no host'}: it is not in allowed_hosts."
             )
-        value = self._values.open(row)
+        value = self._values.decrypt(row)
         self._usage.used(row.id)
         return value
 
@@ -130,7 +130,7 @@ class SecretsService:
             self._usage.counts["worker_group", "expired"] += 1
             raise _expired(row)
         rows.require_audit(self.audit)
-        value = self._values.open(row)
+        value = self._values.decrypt(row)
         rows.record_audit(self.audit, "deliver", row, worker_id=worker_id, task_id=task_id, purpose=purpose)
         self._usage.used(row.id)
         self._usage.counts["worker_group", "ok"] += 1

@@ -67,7 +67,7 @@ class Values:
 
     def add(self, row: SecretRow, n: int, value: str, *, by: str | None) -> None:
         """Encrypt and store a value as version `n` of a locked secret."""
-        sealed = self._sealer.seal(value.encode(), aad=_place(row.id, n)).hex()
+        sealed = self._sealer.encrypt(value.encode(), aad=_place(row.id, n)).hex()
         SecretVersion.create(id=new_id(), secret_id=row.id, n=n, sealed=sealed, created_by=by, created_at=clock.now())
 
     def replace(self, row: SecretRow, value: str, *, by: str | None, grace_seconds: int = 0) -> int:
@@ -95,7 +95,7 @@ class Values:
             raise NotFound("This secret has no such version; it never existed or was removed.")
         return found
 
-    def open(self, row: SecretRow, n: int | None = None) -> str:
+    def decrypt(self, row: SecretRow, n: int | None = None) -> str:
         """Decrypt and return the value of a version, by default the current one.
 
         Raises `Problem` (`secrets.destroyed`). If the value is damaged, raises an alert and `Conflict`
@@ -113,7 +113,7 @@ class Values:
 
     def opened(self, version: SecretVersion) -> str:
         """Decrypt a version and return its value. Raises `SealedWrong` or `Unavailable`."""
-        return self._sealer.open(unhex(version.sealed), aad=_place(version.secret_id, version.n)).decode()
+        return self._sealer.decrypt(unhex(version.sealed), aad=_place(version.secret_id, version.n)).decode()
 
     def after(self, id: str, at_once: int = 200) -> list[Any]:
         """Return the next batch of versions after the id `id`, with the names of their secrets.

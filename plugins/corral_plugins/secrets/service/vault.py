@@ -115,7 +115,7 @@ class Vault:
         if rows.is_expired(row.expires_at):
             raise Gone(f"{row.name} has expired; rotate it or change its expires_at.", code="secret_expired")
         n = row.version if asked.version is None else asked.version
-        value = self._values.open(row, n)
+        value = self._values.decrypt(row, n)
         rows.change(row, {"last_revealed_at": clock.now()})
         rows.publish(api.SecretRevealed, row, by)
         rows.record_audit(self.audit, "reveal", row, reason=asked.reason, shown_version=n)
@@ -135,7 +135,7 @@ class Vault:
         """Store the value of version `n` as a new version. Raises `secrets.destroyed`."""
         self._environment.refuse(id=id)
         row = rows.locked(id, match)
-        value = self._values.open(row, n)
+        value = self._values.decrypt(row, n)
         newest = self._values.replace(row, value, by=by.user_id)
         self._write(row, {"version": newest, "rotated_at": clock.now(), "reminded_days": None})
         rows.publish(api.SecretRotated, row, by)

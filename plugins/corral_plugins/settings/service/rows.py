@@ -92,14 +92,14 @@ class SettingRows:
         if not change.is_set or change.value is None:
             return None
         where = place("settings_values", change.setting.name, change.version)
-        return self._sealer.seal(change.value.encode(), aad=where).hex()
+        return self._sealer.encrypt(change.value.encode(), aad=where).hex()
 
     def _stored(self, row: ValueRow) -> StoredSetting:
         value, problem = row.value, None
         if row.sealed is not None:
             try:
                 where = place("settings_values", row.name, row.version)
-                value = self._sealer.open(bytes.fromhex(row.sealed), aad=where).decode()
+                value = self._sealer.decrypt(bytes.fromhex(row.sealed), aad=where).decode()
             except (ValueError, Unavailable):  # the value was altered, or its master key is missing here
                 problem = UNREADABLE
         return StoredSetting(

@@ -26,7 +26,7 @@ from corral_plugins.tasks.demo.model import (
 from corral_plugins.tasks.demo.server import (
     EMAIL,
     Interrupted,
-    Signals,
+    InterruptHandler,
     announced,
     folder_of_its_own,
     server,
@@ -103,7 +103,7 @@ def command(
     """
     if keep is not None and keep.exists():
         raise click.UsageError(f"--keep {keep}: the folder exists; name a new one")
-    screen, signals = Screen(as_json=as_json), Signals()
+    screen, signals = Screen(as_json=as_json), InterruptHandler()
     text, choice = _input(input_path), choose(command_line)
     if require_model and choice.model is None:
         raise click.ClickException(choice.problem)
@@ -128,7 +128,7 @@ class Demo:
         self._screen, self._choice, self._text = screen, choice, text
         self._once, self._strict = once, strict
 
-    def run(self, signals: Signals, folder: Path, port: int | None) -> bool:
+    def run(self, signals: InterruptHandler, folder: Path, port: int | None) -> bool:
         """Start the server, run the task and stop the server. Return whether the task was completed.
 
         If no port was given and another program takes the default port in the meantime, the demo retries with any free

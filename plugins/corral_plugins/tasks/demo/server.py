@@ -29,7 +29,7 @@ class Interrupted(BaseException):
     """Raised on SIGTERM, SIGINT or SIGHUP to stop the whole process tree."""
 
 
-class Signals:
+class InterruptHandler:
     """Converts SIGTERM, SIGINT and SIGHUP into one `Interrupted` exception.
 
     SIGHUP stays ignored if `nohup` set it to be ignored. Between `hold` and `release` a signal is deferred, so that it
@@ -75,7 +75,9 @@ class Signals:
 
 
 @contextlib.contextmanager
-def server(signals: Signals, folder: Path, config: Path, port: int, password: str) -> Iterator[subprocess.Popen[bytes]]:
+def server(
+    signals: InterruptHandler, folder: Path, config: Path, port: int, password: str
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run the server in its own session inside the `with` block, then stop its whole process tree.
 
     The server writes its output to `log_of(folder)`.
@@ -119,7 +121,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def folder_of_its_own(signals: Signals, keep: Path | None) -> Iterator[Path]:
+def folder_of_its_own(signals: InterruptHandler, keep: Path | None) -> Iterator[Path]:
     """Create the folder `keep`, or a temporary folder that is deleted at the end of the `with` block."""
     signals.hold()
     folder = keep if keep is not None else Path(tempfile.mkdtemp(prefix="corral-demo-"))

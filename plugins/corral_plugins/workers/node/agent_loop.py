@@ -22,9 +22,9 @@ from corral_plugins.workers.node.client import (
     LeaseLost,
     ResponseCut,
     Unreachable,
-    check_state,
     is_final,
     pause,
+    raise_for_lease_state,
     retry,
 )
 from corral_plugins.workers.node.conversation import (
@@ -136,7 +136,7 @@ class AgentLoop:
         if calls := signature(reply.message.get("tool_calls") or ()):
             progress["signature"] = calls
         updated = await self._client.progress(self._id, progress)
-        check_state(updated)
+        raise_for_lease_state(updated)
         if updated.get("state") == "budget_warning":
             self._controls.add("budget")
 
@@ -177,7 +177,7 @@ class AgentLoop:
         )
         cuts = 0
 
-        async def once() -> ModelReply:
+        async def send_call() -> ModelReply:
             nonlocal cuts
             async with LiveOutput(self._client, self._id) as live:
                 try:
@@ -189,7 +189,7 @@ class AgentLoop:
                     detail = f"The model's reply broke off {cuts} times: {cut}"
                     raise ApiError(502, {"code": "provider_error", "detail": detail}) from None
 
-        return await retry(once, unless=is_final)
+        return await retry(send_call, unless=is_final)
 
     async def _refused(self, error: ApiError) -> None:
         """Handle an error of the model call: release the task if waiting helps, or else fail the attempt."""
@@ -333,7 +333,7 @@ def _check_sent(sending: asyncio.Task[dict[str, Any]]) -> None:
     A progress report that did not arrive is ignored.
     """
     try:
-        check_state(sending.result())
+        raise_for_lease_state(sending.result())
     except Unreachable:
         return
     except ApiError as error:

@@ -78,7 +78,7 @@ class CancelRequested(Exception):
     """The error for a task that is being cancelled. The attempt must stop; the worker acknowledges the cancellation."""
 
 
-def check_state(reply: Mapping[str, Any]) -> None:
+def raise_for_lease_state(reply: Mapping[str, Any]) -> None:
     """Raise `LeaseLost` or `CancelRequested` according to the lease state in a response."""
     if reply.get("state") == "lost":
         raise LeaseLost

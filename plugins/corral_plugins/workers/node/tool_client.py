@@ -114,7 +114,7 @@ class ToolClient:
         if not await self._begin(tool, call_id):
             return {"error": UNKNOWN}
         try:
-            return {"result": await tool.parse(arguments).run(self._workspaces.open(self._task_id))}
+            return {"result": await tool.parse(arguments).run(self._workspaces.open_workspace(self._task_id))}
         except (ToolFailed, OSError, ValueError) as error:
             return {"error": {"type": "failed", "message": str(error)}}
 

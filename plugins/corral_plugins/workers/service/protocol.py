@@ -23,7 +23,7 @@ from corral_plugins.workers.models import Worker
 from corral_plugins.workers.service import repository
 from corral_plugins.workers.service.liveness import Liveness
 from corral_plugins.workers.service.registration import tool_columns
-from corral_plugins.workers.shapes import ClaimBody, Heartbeat, HeartbeatReply, Signals
+from corral_plugins.workers.shapes import ClaimBody, Heartbeat, HeartbeatReply, WorkerSignals
 
 USAGE = ("cpu_usage_percent", "memory_usage_percent", "disk_usage_percent")
 SHORT_HEARTBEAT_SECONDS = 5
@@ -107,7 +107,9 @@ class WorkerProtocol:
             return []
         return self.tasks.claimable(worker_id, limit=limit)
 
-    def signals(self, worker_id: str, *, after: int, began: float, wait: int, caller: Principal) -> Signals | Wait:
+    def signals(
+        self, worker_id: str, *, after: int, began: float, wait: int, caller: Principal
+    ) -> WorkerSignals | Wait:
         """Return new signals and commands. Return a `Wait` until `began + wait` (epoch seconds) if there are none."""
         repository.require_self(worker_id, caller)
         row = repository.get(worker_id)
@@ -115,7 +117,7 @@ class WorkerProtocol:
         commands = self._commands(row, caller)
         is_new = bool(commands) and row.updated_at > clock.format_instant(began)
         if signals or is_new or clock.time_s() >= began + wait:
-            return Signals(signals=signals, commands=commands)
+            return WorkerSignals(signals=signals, commands=commands)
         self._liveness.listens(worker_id, began + wait)
         return Wait(self._topics(worker_id), began + wait)
 

@@ -55,7 +55,7 @@ async def test_that_it_begins_is_kept_first(workspaces: Workspaces) -> None:
 
 async def test_workers_8_a_call_in_flight_is_not_run_twice(workspaces: Workspaces) -> None:
     """Interrupt a command; the next attempt asks for its outcome and does not start it again."""
-    mark = workspaces.open("t1").path / "mark"
+    mark = workspaces.open_workspace("t1").path / "mark"
     command = f"echo x >> {mark}; sleep 30"
     first = Server(calls_tool("shell__run", command=command), tools={"shell.run": PERMITTED})
     given = claim(agent=tools("shell.run"))
@@ -229,7 +229,7 @@ async def test_long_names_are_short_on_the_wire_and_whole_at_the_server() -> Non
 async def test_a_workspace_ends_with_its_task(workspaces: Workspaces) -> None:
     server = Server(calls_tool("workspace__write", path="a", content="x"), "end", tools={"workspace.write": PERMITTED})
     given = claim(agent=tools("workspace.write"))
-    folder = workspaces.open("t1").path
+    folder = workspaces.open_workspace("t1").path
     assert await server.run(given, allowed=["workspace.write"], workspaces=workspaces) == REPORTED
     assert not folder.exists()
 

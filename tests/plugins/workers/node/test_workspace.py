@@ -148,12 +148,12 @@ def test_any_path_stays_inside(path: str, tmp_path_factory: pytest.TempPathFacto
 
 def test_workspaces_are_private_and_go_when_they_are_old(tmp_path: Path) -> None:
     spaces = Workspaces(tmp_path / "spaces")
-    old, done = spaces.open("old"), spaces.open("done")
+    old, done = spaces.open_workspace("old"), spaces.open_workspace("done")
     assert old.path.stat().st_mode & 0o077 == 0
     (old.path / "file").write_text("x")
     long_ago = time.time() - module.KEEP_SECONDS - 60
     os.utime(old.path, (long_ago, long_ago))
-    spaces.open("new")
+    spaces.open_workspace("new")
     assert not old.path.exists()
     assert done.path.exists()
     spaces.remove("done")

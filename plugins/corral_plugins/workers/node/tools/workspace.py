@@ -39,7 +39,7 @@ class Workspaces:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def open(self, task_id: str) -> Workspace:
+    def open_workspace(self, task_id: str) -> Workspace:
         """Return the workspace of a task. Create the workspace if it does not exist.
 
         Also remove workspaces that were not opened for a week.

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-CERTIFIES = x509.KeyUsage(
+CA_KEY_USAGE = x509.KeyUsage(
     key_cert_sign=True,
     crl_sign=True,
     digital_signature=True,
@@ -24,7 +24,7 @@ CERTIFIES = x509.KeyUsage(
 )
 
 
-class Authority:
+class CertificateAuthority:
     """A temporary certificate authority for one test. `file` is the PEM file of its certificate."""
 
     def __init__(self, folder: Path) -> None:
@@ -60,7 +60,7 @@ class Authority:
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         )
         if host is None:
-            built = built.add_extension(CERTIFIES, critical=True)
+            built = built.add_extension(CA_KEY_USAGE, critical=True)
         if host is not None:
             built = built.add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
         return built.sign(self.key, hashes.SHA256())

@@ -15,7 +15,7 @@ MOST_WAITING = 1000
 AGAIN_SECONDS = 5.0
 
 
-class RefusedConnections:
+class EgressAudit:
     """Records refused connections in the audit log.
 
     Connections are refused outside a unit of work, so refusals are queued and written in batches.
@@ -27,9 +27,9 @@ class RefusedConnections:
         self._work = work
         self._waiting: deque[AuditEntry] = deque(maxlen=MOST_WAITING)
         self._bell = asyncio.Event()
-        egress.on_refusal = self._hear
+        egress.on_refusal = self._queue_entry
 
-    async def follow(self) -> None:
+    async def write_entries(self) -> None:
         """Write queued refusals until cancelled, and retry failed writes. The kernel supervises this task."""
         while True:
             await self._bell.wait()
@@ -43,7 +43,7 @@ class RefusedConnections:
                 await asyncio.sleep(AGAIN_SECONDS)
                 self._bell.set()
 
-    def _hear(self, sink: str, host: str) -> None:
+    def _queue_entry(self, sink: str, host: str) -> None:
         entry = AuditEntry(
             action="egress.connection.open",
             object_type="host",
