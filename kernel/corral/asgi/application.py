@@ -60,7 +60,7 @@ class Application:
 
     def _socket(self, loaded: PluginRecord, item: Socket) -> sockets.SocketEndpoint:
         serve = self.kernel.container.bind(item.serve, self.kernel.scope(loaded), skip=("connection",))
-        return sockets.SocketEndpoint(loaded, self.kernel.guards.route(loaded, f"WS {item.path}", serve))
+        return sockets.SocketEndpoint(loaded, self.kernel.guards.wrap_route(loaded, f"WS {item.path}", serve))
 
     def _add_routes(self, loaded: PluginRecord, router: Router) -> None:
         permissions = self.kernel.container.get(Permissions)
@@ -71,7 +71,7 @@ class Application:
                 route.plugin = loaded.name
                 _check(route, permissions)
                 bound.append(Endpoint(route, self.kernel.container, self.kernel.scope(loaded)))
-                bound[-1].handler = self.kernel.guards.route(loaded, route.label, route.handler)
+                bound[-1].handler = self.kernel.guards.wrap_route(loaded, route.label, route.handler)
                 own.add(bound[-1])
         loaded.bound.sockets = [(item.path, self._socket(loaded, item)) for item in loaded.contributed.sockets]
         if not loaded.found.built_in:  # a shape without a schema would break the document of the whole API

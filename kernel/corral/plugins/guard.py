@@ -214,7 +214,7 @@ class Guards:
         self.all.append(guard)
         return guard
 
-    def wrap(
+    def wrap_function(
         self, record: PluginRecord, hook: str, where: str, function: Callable[..., Any], **options: Any
     ) -> Callable[..., Any]:
         """Return the guarded function. It is a coroutine function if `function` is one and may be one."""
@@ -222,19 +222,19 @@ class Guards:
         is_async = inspect.iscoroutinefunction(function) and guard.expected.awaited is not False
         return guard.call_async if is_async else guard
 
-    def route(self, record: PluginRecord, label: str, handler: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap_route(self, record: PluginRecord, label: str, handler: Callable[..., Any]) -> Callable[..., Any]:
         """Return the handler of a route or socket, guarded if the plugin is a third-party plugin."""
         if record.found.built_in:
             return handler
         states = ("active", "quarantined", "disabled")  # disabled: for requests that were admitted before
-        return self.wrap(record, "corral_routes", label, handler, limit=None, counts=False, states=states)
+        return self.wrap_function(record, "corral_routes", label, handler, limit=None, counts=False, states=states)
 
     def wrap_contributions(self, record: PluginRecord, hooks: Mapping[str, tuple[str, Any]]) -> None:
         """Guard all contributions of a plugin. `hooks` maps the hooks of plugins to their owner and protocol."""
         given, bound = record.contributed, record.bound
-        bound.jobs = [(job, self._job(record, "corral_jobs", job.name, run)) for job, run in bound.jobs]
+        bound.jobs = [(job, self._wrap_job(record, "corral_jobs", job.name, run)) for job, run in bound.jobs]
         bound.schedules = [
-            (item, self._job(record, "corral_schedules", item.name, run)) for item, run in bound.schedules
+            (item, self._wrap_job(record, "corral_schedules", item.name, run)) for item, run in bound.schedules
         ]
         bound.subscribers = [
             (item, self.create(record, "corral_subscribers", item.name, handle, expected=NOT_AWAITED))
@@ -261,9 +261,11 @@ class Guards:
             if owner != record.name and hook in given.to_plugins:  # a plugin's own hook is not guarded
                 given.put(hook, [self.wrap_item(record, hook, item, protocol, limit=None) for item in given.of(hook)])
 
-    def _job(self, record: PluginRecord, hook: str, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrap_job(self, record: PluginRecord, hook: str, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
         expected = ANYTHING if inspect.iscoroutinefunction(run) else NOT_AWAITED
-        return self.wrap(record, hook, name, run, limit=None, expected=expected)  # jobs have their own time limit
+        return self.wrap_function(
+            record, hook, name, run, limit=None, expected=expected
+        )  # jobs have their own time limit
 
     def wrap_item(self, record: PluginRecord, hook: str, item: Any, protocol: Any = None, **options: Any) -> Any:
         """Return any contributed object with guards around its callables.
@@ -275,14 +277,14 @@ class Guards:
             return item
         name = str(getattr(item, "name", "") or getattr(item, "kind", "") or type(item).__name__)
         if inspect.isroutine(item) or isinstance(item, functools.partial):
-            return self.wrap(record, hook, f"{hook} {name}", item, **options)
+            return self.wrap_function(record, hook, f"{hook} {name}", item, **options)
         if isinstance(item, msgspec.Struct):
             expected = {field: of_field(annotation) for field, annotation in hints(type(item)).items()}
         else:
             methods = inspect.getmembers(type(item), inspect.isroutine)
             expected = {each: of_method(protocol, each) for each, _ in methods if not each.startswith("_")}
         guarded = {
-            each: self.wrap(record, hook, f"{hook} {name}.{each}", function, expected=returned, **options)
+            each: self.wrap_function(record, hook, f"{hook} {name}.{each}", function, expected=returned, **options)
             for each, returned in expected.items()
             if returned is not None and callable(function := getattr(item, each, None))
         }

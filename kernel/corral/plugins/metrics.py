@@ -17,9 +17,9 @@ def lines(plugins: Iterable[PluginRecord], guards: Iterable[Guard], watchdog: Wa
     """
     yield "# HELP corral_plugin_state Processes in which a plugin is in a state."
     yield "# TYPE corral_plugin_state gauge"
-    for loaded in plugins:
-        yield f'corral_plugin_state{{plugin="{loaded.name}",state="{loaded.state}"}} 1'
-    yield "# HELP corral_plugin_call_seconds Time in what plugins contribute."
+    for record in plugins:
+        yield f'corral_plugin_state{{plugin="{record.name}",state="{record.state}"}} 1'
+    yield "# HELP corral_plugin_call_seconds Time spent in calls of contributed callables."
     yield "# TYPE corral_plugin_call_seconds summary"
     sums: dict[tuple[str, str], tuple[int, float]] = {}
     for guard in guards:

@@ -67,7 +67,7 @@ class PluginTasks:
     def failed(self, task: str, error: BaseException | None) -> None:
         self._registry.record(self._record.name, f"task {task}", error or TaskEnded("it ended"), None)
 
-    async def held(self, task: str) -> None:
+    async def restarts_exhausted(self, task: str) -> None:
         self._quarantine.suspend(self._record, f"the background task {task} does not stay up")
         while not self._record.active:  # noqa: ASYNC110  (states change in several places, and rarely)
             await asyncio.sleep(LOOK_SECONDS)
