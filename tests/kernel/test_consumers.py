@@ -10,9 +10,8 @@ from typing import Any
 from corral import clock
 from corral.events import log as event_log
 from corral.events.consumers import LAG, ConsumerRow, Subscriber
-from corral.events.event import Event, emit
+from corral.events.event import Event, EventTypes, emit
 from corral.events.log import EventRow, Record
-from corral.events.registry import EventTypes
 from corral.plugin import Contributions, Plugin, hookimpl
 from corral.testing.kit import Kit, make_kernel
 from corral_core.event_log.jobs import prune_events

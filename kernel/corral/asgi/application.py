@@ -106,6 +106,6 @@ def _check(route: Route, permissions: Permissions) -> None:
         raise ValueError(f"{route.label}: the handler has no docstring")
     if route.exempt_host and route.names:
         raise ValueError(f"{route.label}: a route with names in its path cannot be exempt from the check of the host")
-    unknown = [need for need in route.needs if not permissions.knows(need)]
+    unknown = [need for need in route.needs if not permissions.is_known(need)]
     if unknown or not route.needs:
         raise ValueError(f"{route.label}: no plugin declares the permission {', '.join(unknown) or '(needs is empty)'}")

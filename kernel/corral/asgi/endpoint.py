@@ -79,10 +79,10 @@ class Endpoint:
             raise Forbidden(code=principal.limited)
         if not any(_holds(principal, need) for need in route.needs):
             needed = " or ".join(route.needs)
-            if any(need in principal.beyond for need in route.needs):
+            if any(need in principal.out_of_scope for need in route.needs):
                 raise Forbidden(f"The scopes of this API key do not include {needed}.", code="insufficient_scope")
             raise Forbidden(f"This operation needs the permission {needed}.")
-        if principal.beyond and not self.is_read and SIGNED_IN in route.needs:  # no scope covers self-service
+        if principal.out_of_scope and not self.is_read and SIGNED_IN in route.needs:  # no scope covers self-service
             raise Forbidden("This operation needs an API key with the scope *.", code="insufficient_scope")
         if route.own_session and principal.session_id is None:
             code = "insufficient_scope" if principal.kind == "api_key" else "forbidden"
@@ -91,7 +91,7 @@ class Endpoint:
             if principal.kind != "api_key":
                 detail = "Send your password or a one-time code to POST /auth/reauth first."
                 raise Forbidden(detail, code="reauth_required")
-            if principal.named.isdisjoint(route.needs):
+            if principal.named_scopes.isdisjoint(route.needs):
                 detail = f"The API key must name the scope {' or '.join(route.needs)}."
                 raise Forbidden(detail, code="insufficient_scope")
 

@@ -22,7 +22,7 @@ from corral.asgi.long_lived_connections import LongLivedConnections
 from corral.asgi.request import ClientLeft, IncomingRequest, Receive
 from corral.asgi.response import Response, ResponseSender, Send, problem_response, render, replay
 from corral.asgi.router import Router
-from corral.auth.credentials import CHALLENGE, KEEP_SECONDS, REMEMBER_SECONDS, STILL_THERE, read_credential
+from corral.auth.credentials import CHALLENGE, KEEP_SECONDS, RECHECK_LABEL, REMEMBER_SECONDS, read_credential
 from corral.auth.principal import Principal
 from corral.clock import time_s
 from corral.database.engine import SlowRead
@@ -221,16 +221,16 @@ class Pipeline:
         if request.repeats_headers:
             request.refuse_repeated(b"authorization", b"x-api-key")
         given = (request.headers.get(b"authorization"), request.headers.get(b"x-api-key"))
-        principal = self.credentials.known(given)
+        principal = self.credentials.cached(given)
         if principal is None or not endpoint.allows(principal):  # another process may have just granted the permission
             credential = read_credential(request.header("authorization"), request.header("x-api-key"))
             if credential is None:
                 detail = "Send the header Authorization: Bearer <token>."
                 raise Unauthorized(detail, headers={"WWW-Authenticate": "Bearer"})
-            known = self.credentials.known(given, REMEMBER_SECONDS) if endpoint.route.remembered else None
+            known = self.credentials.cached(given, REMEMBER_SECONDS) if endpoint.route.remembered else None
             principal = await self._read_principal(request, credential, known)
             if principal is not known:
-                self.credentials.keep(given, principal)
+                self.credentials.cache(given, principal)
         if principal.networks:
             principal.check_address(request.client_ip)
         if principal.expires_at is not None and principal.expires_at <= time_s():
@@ -242,7 +242,7 @@ class Pipeline:
 
         If `known` is given and the database fails or does not answer in time, `known` is returned instead.
         """
-        entry = Entry("authentication" if request.principal is None else STILL_THERE)
+        entry = Entry("authentication" if request.principal is None else RECHECK_LABEL)
         try:
             async with asyncio.timeout(None if known is None else AUTHENTICATION_SECONDS):
                 return await self.database.read(lambda: self.credentials.authenticate(credential), entry)

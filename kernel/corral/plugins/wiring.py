@@ -9,7 +9,7 @@ import msgspec
 
 from corral.auth.permissions import Permissions
 from corral.events.consumers import Consumer, Subscriber
-from corral.events.registry import EventTypes
+from corral.events.event import EventTypes
 from corral.plugins.conflicts import refuse_conflicts
 from corral.plugins.container import Container, Scope
 from corral.plugins.guard import Guards

@@ -26,11 +26,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from corral.asgi.application import Application
 from corral.config.model import TABLE, ConfigField
 from corral.errors import CODES
-from corral.events.registry import EventType
+from corral.events.event import EventType
 from corral.http.openapi import EVERY_ROUTE
 from corral.metrics.requests import RequestMetrics
 from corral.plugin import Metric, Plugin, Setting
-from corral.settings.values import core_kind, core_type
+from corral.settings.validation import core_kind, core_type
 from corral.testing.written import build, main
 
 FOLDER = Path("docs", "reference")

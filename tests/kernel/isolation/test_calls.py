@@ -109,7 +109,7 @@ async def test_health_checks_in_threads(tmp_path: Path) -> None:
         "faulty", corral_health_checks=lambda self: [HealthCheck(name, check) for name, check in checks.items()]
     )
     async with make_kernel(tmp_path, plugins=[faulty]) as kit:
-        made = kit.kernel.container.get(Contributions).of("corral_health_checks")  # type: ignore[type-abstract]
+        made = kit.kernel.container.get(Contributions).for_hook("corral_health_checks")  # type: ignore[type-abstract]
         by_name = {item.name: item.check for name, item in made if name == "faulty"}
         down = ("down", "The check of the plugin faulty failed.")
         assert await asyncio.to_thread(by_name["fine"]) == ("ok", "fine")
@@ -165,7 +165,7 @@ class Strange:
 
 async def test_an_authenticator_that_errs_is_passed_over(make_kit: MakeKit) -> None:
     kit = await make_kit(plugins=[plugin("faulty", corral_authenticators=lambda self: [Strange])])
-    kit.kernel.credentials.use([*reversed(kit.kernel.credentials._authenticators)])
+    kit.kernel.credentials.set_authenticators([*reversed(kit.kernel.credentials._authenticators)])
     viewer = await kit.as_user("viewer")
     assert (await viewer.get("/auth/me")).status == 200
     assert errors(kit) == ["KeyError: 'eyJ'"]
@@ -262,7 +262,7 @@ async def test_hooks_of_plugins_are_guarded_by_what_their_protocol_says(tmp_path
 
     art = plugin("art", corral_hookspecs=lambda self: [ART])
     async with make_kernel(tmp_path, plugins=[art, Painting]) as kit:
-        found = [item for _, item in kit.kernel.container.get(Contributions).of("corral_painters")]  # type: ignore[type-abstract]
+        found = [item for _, item in kit.kernel.container.get(Contributions).for_hook("corral_painters")]  # type: ignore[type-abstract]
         assert (found[0].name, isinstance(found[0], Careless), found[0].answers) == ("careless", True, True)
         assert (found[0].ready(), await found[0].paint("a cow")) == (True, {"what": "a cow"})
         with pytest.raises(TypeError, match="it returned str, not bool"):
@@ -278,9 +278,9 @@ async def test_hooks_of_plugins_are_guarded_by_what_their_protocol_says(tmp_path
         with pytest.raises(ContributionFailed):
             await anext(strokes)
         assert len(errors(kit, "painting")) == 4
-        assert kit.kernel.container.get(Contributions).of("corral_painters") != []  # type: ignore[type-abstract]
+        assert kit.kernel.container.get(Contributions).for_hook("corral_painters") != []  # type: ignore[type-abstract]
         with pytest.raises(TypeError):
             found[1].ready()  # the fifth error
-        assert kit.kernel.container.get(Contributions).of("corral_painters") == []  # type: ignore[type-abstract]
+        assert kit.kernel.container.get(Contributions).for_hook("corral_painters") == []  # type: ignore[type-abstract]
         with pytest.raises(ContributionFailed, match="painting is quarantined"):
             await found[0].paint("a cow")

@@ -89,7 +89,7 @@ class Scrape:
         quarantine: PluginQuarantine,
     ) -> None:
         def contributed(*, of_process: bool) -> list[tuple[str, Metric]]:
-            found = contributions.of("corral_metrics")
+            found = contributions.for_hook("corral_metrics")
             return [each for each in found if (each[1].of_process or each[1].kind != "gauge") == of_process]
 
         def wrong(plugin: str, metric: Metric, error: Exception) -> None:

@@ -253,8 +253,8 @@ def _tables() -> frozenset[str]:
 
 
 def _migrations(item: PluginRecord, tables: frozenset[str]) -> Migrations:
-    home = item.home()
-    scripts = sorted(path.stem for path in home.directory.glob("[0-9]*.py")) if home else []
+    migrations = item.migrations()
+    scripts = sorted(path.stem for path in migrations.directory.glob("[0-9]*.py")) if migrations else []
     applied: set[str] = set()
     if f"{item.name}_migrations" in tables:  # safe in SQL: the loader refuses plugin names that are not identifiers
         rows = current().connection.execute(f"SELECT name FROM {item.name}_migrations").fetchall()  # noqa: S608

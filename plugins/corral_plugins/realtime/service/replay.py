@@ -14,8 +14,8 @@ from typing import Any
 from corral import clock
 from corral.database.engine import Work
 from corral.events import log as event_log
+from corral.events.event import EventTypes
 from corral.events.log import EventRow, Record
-from corral.events.registry import EventTypes
 from corral.plugin import Settings
 from corral_plugins.realtime.service.messages import Item, Notice
 from corral_plugins.realtime.service.viewer import Subscription, Viewer
