@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol, TypeVar
 
 import peewee
 
-from corral.database.pool import ConnectionPool, Outcome, QueuedUnit, Timings
+from corral.database.pool import DatabasePool, Outcome, QueuedUnit, Timings
 from corral.database.unit import SYSTEM_ENTRY, Entry, Unit, refuse_nesting
 from corral.errors import Problem, Unavailable
 from corral.watchdog import Watchdog
@@ -51,7 +51,7 @@ class Database(abc.ABC):
     def __init__(self, engine: peewee.Database) -> None:
         self.engine = engine
         self.timings, self.watchdog = Timings(), Watchdog()
-        self.pools: list[ConnectionPool] = []
+        self.pools: list[DatabasePool] = []
         """The pool of units that write, and the pool of units that read, which may be the same."""
         self.flush: Callable[[Unit], None] = lambda unit: None
         self.committed: Callable[[list[Unit]], None] = lambda units: None

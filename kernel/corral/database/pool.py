@@ -74,10 +74,10 @@ class Outcome:
             future.set_exception(self.error)
 
 
-class ConnectionThread(threading.Thread, abc.ABC):
+class DatabaseThread(threading.Thread, abc.ABC):
     """A thread with its own connection. Subclasses implement how units run."""
 
-    def __init__(self, pool: ConnectionPool) -> None:
+    def __init__(self, pool: DatabasePool) -> None:
         super().__init__(name=f"corral-{pool.name}", daemon=True)
         self.pool, self.database = pool, pool.database
         self.connection: Any = None
@@ -194,11 +194,11 @@ class RouteQuarantine:
             self._quarantined[label] = (lost + QUARANTINE_SECONDS, plugin)
 
 
-class ConnectionPool:
+class DatabasePool:
     """A pool of `size` threads that share one queue of at most `QUEUE_LIMIT` units."""
 
     def __init__(
-        self, name: str, size: int, make: Callable[[ConnectionPool], ConnectionThread], database: Database
+        self, name: str, size: int, make: Callable[[DatabasePool], DatabaseThread], database: Database
     ) -> None:
         self.name, self.make, self.database = name, make, database
         self.queue: queue.SimpleQueue[QueuedUnit | None] = queue.SimpleQueue()
@@ -253,7 +253,7 @@ class ConnectionPool:
             if queued is not None and thread.checks * CHECK_SECONDS > LOST_AFTER:
                 self._lose(index, thread, queued)
 
-    def _lose(self, index: int, thread: ConnectionThread, queued: QueuedUnit) -> None:
+    def _lose(self, index: int, thread: DatabaseThread, queued: QueuedUnit) -> None:
         with thread.lock:
             if thread.running is not queued:  # it has ended meanwhile
                 return

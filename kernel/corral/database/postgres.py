@@ -14,7 +14,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from corral.database.engine import Database, translate
-from corral.database.pool import LOST_AFTER, MAX_TRIES, ConnectionPool, ConnectionThread, Outcome, QueuedUnit
+from corral.database.pool import LOST_AFTER, MAX_TRIES, DatabasePool, DatabaseThread, Outcome, QueuedUnit
 from corral.database.unit import Unit
 from corral.errors import Unavailable
 
@@ -38,7 +38,7 @@ class PostgresDatabase(Database):
         )
         super().__init__(engine)
         self._url = url
-        self.pools = [ConnectionPool("database", pool_size, _PostgresThread, self)]
+        self.pools = [DatabasePool("database", pool_size, _PostgresThread, self)]
 
     def ping(self) -> None:
         with psycopg.connect(self._url, connect_timeout=1) as connection:
@@ -54,7 +54,7 @@ def _sqlstate(error: BaseException | None) -> str | None:
     return None
 
 
-class _PostgresThread(ConnectionThread):
+class _PostgresThread(DatabaseThread):
     def handle(self, queued: QueuedUnit) -> None:
         if queued.future.cancelled():
             return

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import peewee
 
 from corral.database.engine import Database, SlowRead, translate
-from corral.database.pool import MAX_TRIES, ConnectionPool, ConnectionThread, Outcome, QueuedUnit
+from corral.database.pool import MAX_TRIES, DatabasePool, DatabaseThread, Outcome, QueuedUnit
 from corral.database.unit import Entry, Unit, refuse_nesting, run_in
 from corral.watchdog import ThreadAbandoned
 
@@ -59,8 +59,8 @@ class SqliteDatabase(Database):
         super().__init__(engine)
         self._inline = threading.local()
         self.pools = [
-            ConnectionPool("writer", 1, _WriterThread, self),
-            ConnectionPool("reader", READERS, _ReaderThread, self),
+            DatabasePool("writer", 1, _WriterThread, self),
+            DatabasePool("reader", READERS, _ReaderThread, self),
         ]
 
     def connect(self, *, query_only: bool) -> sqlite3.Connection:
@@ -106,11 +106,11 @@ class SqliteDatabase(Database):
         self._inline.connection = None
 
 
-class _SqliteThread(ConnectionThread):
+class _SqliteThread(DatabaseThread):
     database: SqliteDatabase
     query_only = True
 
-    def __init__(self, pool: ConnectionPool) -> None:
+    def __init__(self, pool: DatabasePool) -> None:
         super().__init__(pool)
         self._ending = threading.Lock()  # two threads may execute on one connection, but neither may close it then
 
@@ -177,7 +177,7 @@ class _ReaderThread(_SqliteThread):
 class _WriterThread(_SqliteThread):
     query_only = False
 
-    def __init__(self, pool: ConnectionPool) -> None:
+    def __init__(self, pool: DatabasePool) -> None:
         super().__init__(pool)
         self.batch: list[Outcome] = []
         self._expected = 0
