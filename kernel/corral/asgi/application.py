@@ -75,11 +75,13 @@ class Application:
         for route in routes:
             route.plugin = loaded.name
             _check(route, permissions)
-            endpoints.append(Endpoint(route, container, scope, kernel.guards.route(loaded, route.label, route.handler)))
+            endpoints.append(
+                Endpoint(route, container, scope, kernel.guards.wrap_route(loaded, route.label, route.handler))
+            )
         sockets = {}
         for item in loaded.contributed.sockets:
             serve = container.bind(item.serve, scope, skip=("connection",))
-            sockets[item.path] = SocketEndpoint(loaded, kernel.guards.route(loaded, f"WS {item.path}", serve))
+            sockets[item.path] = SocketEndpoint(loaded, kernel.guards.wrap_route(loaded, f"WS {item.path}", serve))
         if not loaded.found.built_in:  # a shape without a schema would break the document of the whole API
             document(routes, title="", version="", public_url=None)
         try:

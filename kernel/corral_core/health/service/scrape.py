@@ -86,7 +86,7 @@ class Scrape:
         siblings: SiblingProcesses,
         figures: ProcessMetrics,
         registry: PluginRegistry,
-        warden: PluginQuarantine,
+        quarantine: PluginQuarantine,
     ) -> None:
         def contributed(*, of_process: bool) -> list[tuple[str, Metric]]:
             found = contributions.for_hook("corral_metrics")
@@ -94,7 +94,7 @@ class Scrape:
 
         def wrong(plugin: str, metric: Metric, error: Exception) -> None:
             if (loaded := registry.get(plugin)) is not None:
-                warden.strike(loaded, f"corral_metrics {metric.name}", error)
+                quarantine.count_error(loaded, f"corral_metrics {metric.name}", error)
 
         self._requests, self._readiness, self._siblings = requests, readiness, siblings
         self._counted = _Readings(work, lambda: contributed(of_process=True), readiness, wrong)
