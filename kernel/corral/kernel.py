@@ -34,10 +34,10 @@ from corral.jobs.runner import JobRunner
 from corral.metrics.requests import RequestMetrics
 from corral.plugin import Contributions, Installation, Settings
 from corral.plugins import metrics
-from corral.plugins.container import Container, Scope
+from corral.plugins.container import Container
 from corral.plugins.discovery import discover
 from corral.plugins.executor import PluginThreads
-from corral.plugins.guarded import Guards
+from corral.plugins.guard import Guards
 from corral.plugins.hooks import first_result
 from corral.plugins.loading import load
 from corral.plugins.migrations import apply_migrations, sealed_columns, taken_out, unlock
@@ -46,13 +46,13 @@ from corral.plugins.record import PluginRecord, block_dependants
 from corral.plugins.registry import PluginRegistry
 from corral.plugins.runtime import Lifecycle, PluginRuntime, PluginTasks
 from corral.plugins.thread_exceptions import ThreadExceptions
-from corral.plugins.watchdog import Watchdog
 from corral.plugins.wiring import PluginWiring
 from corral.redact.redactor import Redactor
 from corral.settings.kernel import JOBS_CONCURRENCY, KERNEL, KERNEL_SETTINGS, job_concurrency
 from corral.settings.registry import SettingsRegistry
 from corral.storage.blobs import BlobStore, LocalBlobs
 from corral.supervisor import Supervisor
+from corral.watchdog import LoopWatch
 
 log = logging.getLogger("corral.kernel")
 
@@ -125,11 +125,11 @@ class Kernel:
         self.redactor.set_values("configuration", {**config.credentials(), **keyring.credentials()})
         self.supervisor, self.lifecycle = Supervisor(), Lifecycle()
         self.registry = PluginRegistry(plugins, config.plugins, self.redactor, self.metrics)
-        self.threads = PluginThreads()
-        self.quarantine = PluginQuarantine(self.registry, self.settings, self.threads)
-        self.guards, self.watchdog = Guards(self.quarantine), Watchdog(self.quarantine)
+        self.threads, self.loop_watch = PluginThreads(database.watchdog), LoopWatch(database.watchdog)
+        self.quarantine = PluginQuarantine(self.registry, self.settings)
+        self.guards = Guards(self.quarantine)
         self.thread_exceptions = ThreadExceptions(self.quarantine, plugins)
-        self.metrics.plugins = lambda: metrics.lines(plugins, self.guards.all, self.quarantine)
+        self.metrics.plugins = lambda: metrics.lines(plugins, self.guards.all, database.watchdog)
         self.container = Container()
         self.wiring = PluginWiring(plugins, self.container, self.settings, self.event_types, self.guards)
         self.registry.listeners.append(self.wiring.refresh)
@@ -142,10 +142,6 @@ class Kernel:
     def active(self) -> list[PluginRecord]:
         """The active plugins, in start order."""
         return [record for record in self.plugins if record.active]
-
-    def scope(self, record: PluginRecord) -> Scope:
-        """Return the scope of services that a plugin can request."""
-        return self.wiring.scope(record)
 
     def wire(self) -> None:
         """Register the kernel's services, wire the plugins, and pass consumers and jobs to their runners."""
@@ -206,7 +202,7 @@ class Kernel:
             subscriber.name,
             self.event_types.expand(subscriber.events),
             handle,
-            handle.tentatively,
+            handle.call_uncounted,
             self._holder,
             lambda: record.active,
         )
@@ -240,7 +236,7 @@ class Kernel:
         one, when this process runs no jobs or `share` is set.
         """
         asyncio.get_running_loop().set_default_executor(self.threads)
-        self.watchdog.start()
+        self.loop_watch.start()
         self.thread_exceptions.start()
         self.database.attach(asyncio.get_running_loop())
         self.database.committed = self._committed
@@ -267,7 +263,7 @@ class Kernel:
         before, me = self.active, asyncio.current_task()
         limit = None if record.found.built_in else START_SECONDS
         runtime = PluginRuntime(
-            self.container, self.scope(record), self.supervisor, self._tasks(record), self.lifecycle
+            self.container, self.wiring.scope(record), self.supervisor, self._tasks(record), self.lifecycle
         )
         try:
             assert record.plugin is not None
@@ -311,9 +307,9 @@ class Kernel:
         await self.bus.stop()
         if self.queue is not None:
             await self.queue.stop()
+        self.loop_watch.stop()
         self.database.detach()
         await asyncio.to_thread(self.database.close)
-        self.watchdog.stop()
         self.thread_exceptions.stop()
 
     def _tasks(self, record: PluginRecord) -> PluginTasks:

@@ -73,8 +73,8 @@ class PluginAdministration:
 
     audit: Audit | None = None
 
-    def __init__(self, registry: PluginRegistry, warden: PluginQuarantine, work: Work) -> None:
-        self._registry, self._warden, self._work = registry, warden, work
+    def __init__(self, registry: PluginRegistry, quarantines: PluginQuarantine, work: Work) -> None:
+        self._registry, self._quarantines, self._work = registry, quarantines, work
         self._applying: asyncio.Future[None] | None = None
 
     def all(self, states: Sequence[str] = ()) -> list[PluginView]:
@@ -158,7 +158,7 @@ class PluginAdministration:
         return msgspec.structs.replace(self.get(name), state="active", reason=None)
 
     def _open(self, name: str) -> None:
-        self._warden.tracker(name).clear()
+        self._quarantines.tracker(name).clear()
         self._registry.enable(name)
 
     def stored(self) -> dict[str, str]:
