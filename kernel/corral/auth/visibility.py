@@ -8,7 +8,7 @@ import peewee
 
 from corral.auth.principal import Principal
 from corral.database.model import ADMIN, PRIVATE, SHARED, Model
-from corral.events.log import Record
+from corral.events.log import LoggedEvent
 
 ALL_ROWS = peewee.SQL("1 = 1")
 NO_ROWS = peewee.SQL("1 = 0")
@@ -37,7 +37,7 @@ class EventRights(Protocol):
     Machines, and API keys with restricted scopes, read only events of areas whose objects they may read.
     """
 
-    def can_read(self, caller: Principal, record: Record) -> bool:
+    def can_read(self, caller: Principal, record: LoggedEvent) -> bool:
         """Return whether the caller may currently read this event."""
         ...
 

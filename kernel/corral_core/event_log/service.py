@@ -11,7 +11,7 @@ from corral.auth.principal import Principal
 from corral.auth.visibility import ALL_ROWS, NO_ROWS, can_read
 from corral.database.model import ADMIN, PRIVATE, SHARED
 from corral.events.event import EventType, EventTypes
-from corral.events.log import EventRow, Record
+from corral.events.log import EventRow, LoggedEvent
 
 CACHE_LIMIT = 1000
 
@@ -36,7 +36,7 @@ class EventRightsService:
         self._types, self._permissions = types, permissions
         self._names: dict[Any, tuple[Names, float]] = {}
 
-    def can_read(self, caller: Principal, record: Record) -> bool:
+    def can_read(self, caller: Principal, record: LoggedEvent) -> bool:
         if not can_read(caller, record.visibility, record.owner_id):
             return False
         names = self._of(caller)

@@ -24,7 +24,7 @@ from corral.database.model import SHARED
 from corral.database.statement import Statement
 from corral.errors import NotFound
 from corral.events.log import COLUMNS as EVENT_COLUMNS
-from corral.events.log import EventRow, EventView, Record
+from corral.events.log import EventRow, EventView, LoggedEvent
 from corral.http.page import Order, Page, PageQuery, check_place, paginate, read_cursor, write_cursor
 from corral_plugins.tasks.models import PRIORITIES, STATUSES, Attempt, Comment, PageAnchor, Task, TaskRow
 from corral_plugins.tasks.service import rollups, rows, search
@@ -320,7 +320,7 @@ class TaskQueries:
             caller,
             scope=f"events:{task_id}",
             order=(Order(EventRow.ins, descending=False),),
-            make=lambda row: Record(*[getattr(row, column.name) for column in EVENT_COLUMNS]).view(),
+            make=lambda row: LoggedEvent(*[getattr(row, column.name) for column in EVENT_COLUMNS]).view(),
         )
 
     def artifacts(self, task_id: str, query: PageQuery, caller: Principal) -> Page[dict[str, Any]]:
