@@ -23,21 +23,21 @@ from corral.database.sealed import SealedColumns
 from corral.database.unit import Unit
 from corral.egress.client import Egress
 from corral.errors import Refused
-from corral.events import log as event_log
 from corral.events.consumers import Consumer, Subscriber
 from corral.events.event import EventTypes
 from corral.events.feed import Bus, Feed, MemoryBus
+from corral.events.log import write_events
 from corral.http.openapi import ApiDocument
-from corral.jobs import job as job_rows
+from corral.jobs.job import write_jobs
 from corral.jobs.queue import JobQueue
 from corral.jobs.runner import JobRunner
 from corral.metrics.requests import RequestMetrics
 from corral.plugin import Contributions, Installation, Settings
 from corral.plugins import metrics
-from corral.plugins.container import Container, Scope
+from corral.plugins.container import Container
 from corral.plugins.discovery import discover
 from corral.plugins.executor import PluginThreads
-from corral.plugins.guarded import Guards
+from corral.plugins.guard import Guards
 from corral.plugins.hooks import first_result
 from corral.plugins.loading import load
 from corral.plugins.migrations import apply_migrations, sealed_columns, taken_out, unlock
@@ -46,13 +46,13 @@ from corral.plugins.record import PluginRecord, block_dependants
 from corral.plugins.registry import PluginRegistry
 from corral.plugins.runtime import Lifecycle, PluginRuntime, PluginTasks
 from corral.plugins.thread_exceptions import ThreadExceptions
-from corral.plugins.watchdog import Watchdog
 from corral.plugins.wiring import PluginWiring
 from corral.redact.redactor import Redactor
 from corral.settings.kernel import JOBS_CONCURRENCY, KERNEL, KERNEL_SETTINGS, job_concurrency
 from corral.settings.registry import SettingsRegistry
 from corral.storage.blobs import BlobStore, LocalBlobs
 from corral.supervisor import Supervisor
+from corral.watchdog import LoopWatch
 
 log = logging.getLogger("corral.kernel")
 
@@ -105,9 +105,9 @@ def _flush(unit: Unit) -> None:
     for write in unit.audit:
         write()
     if unit.jobs:
-        job_rows.write(unit)
+        write_jobs(unit)
     if unit.events:
-        event_log.write(unit)
+        write_events(unit)
 
 
 class Kernel:
@@ -125,11 +125,11 @@ class Kernel:
         self.redactor.set_values("configuration", {**config.credentials(), **keyring.credentials()})
         self.supervisor, self.lifecycle = Supervisor(), Lifecycle()
         self.registry = PluginRegistry(plugins, config.plugins, self.redactor, self.metrics)
-        self.threads = PluginThreads()
-        self.quarantine = PluginQuarantine(self.registry, self.settings, self.threads)
-        self.guards, self.watchdog = Guards(self.quarantine), Watchdog(self.quarantine)
+        self.threads, self.loop_watch = PluginThreads(database.watchdog), LoopWatch(database.watchdog)
+        self.quarantine = PluginQuarantine(self.registry, self.settings)
+        self.guards = Guards(self.quarantine)
         self.thread_exceptions = ThreadExceptions(self.quarantine, plugins)
-        self.metrics.plugins = lambda: metrics.lines(plugins, self.guards.all, self.quarantine)
+        self.metrics.plugins = lambda: metrics.lines(plugins, self.guards.all, database.watchdog)
         self.container = Container()
         self.wiring = PluginWiring(plugins, self.container, self.settings, self.event_types, self.guards)
         self.registry.listeners.append(self.wiring.refresh)
@@ -142,10 +142,6 @@ class Kernel:
     def active(self) -> list[PluginRecord]:
         """The active plugins, in start order."""
         return [record for record in self.plugins if record.active]
-
-    def scope(self, record: PluginRecord) -> Scope:
-        """Return the scope of services that a plugin can request."""
-        return self.wiring.scope(record)
 
     def wire(self) -> None:
         """Register the kernel's services, wire the plugins, and pass consumers and jobs to their runners."""
@@ -206,7 +202,7 @@ class Kernel:
             subscriber.name,
             self.event_types.expand(subscriber.events),
             handle,
-            handle.tentatively,
+            handle.call_uncounted,
             self._holder,
             lambda: record.active,
         )
@@ -221,6 +217,13 @@ class Kernel:
         )
         self.settings.watch([JOBS_CONCURRENCY], lambda: runner.set_concurrency(job_concurrency(self.settings)))
         return runner
+
+    def block_dependants(self, before: list[PluginRecord]) -> None:
+        """Block the dependants of plugins that failed. Notify listeners of all plugins in `before` that do not run."""
+        block_dependants(self.plugins)
+        for record in before:
+            if not record.active:
+                self.registry.publish(record)
 
     def refuse_without_essentials(self) -> None:
         """Raise `Refused` when an essential plugin does not serve, or in strict mode when any plugin failed."""
@@ -240,7 +243,7 @@ class Kernel:
         one, when this process runs no jobs or `share` is set.
         """
         asyncio.get_running_loop().set_default_executor(self.threads)
-        self.watchdog.start()
+        self.loop_watch.start()
         self.thread_exceptions.start()
         self.database.attach(asyncio.get_running_loop())
         self.database.committed = self._committed
@@ -248,9 +251,9 @@ class Kernel:
             await self.queue.start()
             self.runner.queue = self.queue
         await self.feed.start()
-        self.supervisor.start("events.feed", self.feed.follow)
+        self.supervisor.start("events.feed", self.feed.run)
         if self.database.kind == "postgresql":
-            self.supervisor.start("events.sequencer", self.feed.sequence)
+            self.supervisor.start("events.sequencer", self.feed.run_sequencer)
         for record in self.plugins:
             if record.serves:
                 await self._start_plugin(record)
@@ -267,7 +270,7 @@ class Kernel:
         before, me = self.active, asyncio.current_task()
         limit = None if record.found.built_in else START_SECONDS
         runtime = PluginRuntime(
-            self.container, self.scope(record), self.supervisor, self._tasks(record), self.lifecycle
+            self.container, self.wiring.scope(record), self.supervisor, self._tasks(record), self.lifecycle
         )
         try:
             assert record.plugin is not None
@@ -278,10 +281,7 @@ class Kernel:
                 raise
             record.fail(f"start() took longer than {limit:g} s" if patience.expired() else error)
             await runtime.end_tasks()
-            block_dependants(self.plugins)
-            for item in before:
-                if not item.active:
-                    self.registry.publish(item)
+            self.block_dependants(before)
 
     async def serving(self, address: str) -> None:
         """Record that the server accepts connections at `address`, and call the plugins' `when_serving` callbacks."""
@@ -311,9 +311,9 @@ class Kernel:
         await self.bus.stop()
         if self.queue is not None:
             await self.queue.stop()
+        self.loop_watch.stop()
         self.database.detach()
         await asyncio.to_thread(self.database.close)
-        self.watchdog.stop()
         self.thread_exceptions.stop()
 
     def _tasks(self, record: PluginRecord) -> PluginTasks:
@@ -322,6 +322,6 @@ class Kernel:
     def _committed(self, units: list[Unit]) -> None:
         emitted = [row["type"] for unit in units for row in unit.events]
         self.metrics.events.update(emitted)
-        self.feed.committed(bool(emitted))
+        self.feed.on_commit(bool(emitted))
         if due := [str(row["id"]) for unit in units for row in unit.jobs if row["run_at"] <= row["created_at"]]:
             self.runner.announce(due)

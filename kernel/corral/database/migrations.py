@@ -38,7 +38,7 @@ class SchemaTooNew(Exception):
     """Raised when the database contains migrations, applied by a newer release, that this release does not know."""
 
 
-def pending(database: Database, all_migrations: Iterable[PluginMigrations]) -> dict[str, list[str]]:
+def pending_migrations(database: Database, all_migrations: Iterable[PluginMigrations]) -> dict[str, list[str]]:
     """Return the names of the scripts that are not yet applied, by plugin. Raises `SchemaTooNew`."""
     with own_connection(database) as engine:
         tables = tables_of(engine)
@@ -100,7 +100,7 @@ def copy_before_migration(engine: peewee.SqliteDatabase) -> None:
     except peewee.OperationalError as error:
         for part in copy.parent.glob(f"{copy.name}*"):  # including its journal
             part.unlink()
-        reason = f"{engine.database}: it cannot be copied before it is migrated ({error}), and was not changed"
+        reason = f"{engine.database} could not be copied before its migration ({error}) and was not changed"
         raise Refused(f"{reason}; make room for {copy} and start again") from None
     copy.chmod(0o600)
     for old in sorted(copy.parent.glob(f"{Path(engine.database).name}.before-*"))[:-COPIES]:

@@ -15,7 +15,7 @@ from typing import Protocol
 from corral.database.engine import Database
 from corral.database.unit import Entry
 from corral.events import log as event_log
-from corral.events.log import Record
+from corral.events.log import LoggedEvent
 
 log = logging.getLogger("corral.events")
 
@@ -24,7 +24,7 @@ SEQUENCE_SECONDS, IDLE_SEQUENCE_SECONDS = 0.010, 0.25
 BATCH = 500
 FEED, SEQUENCER = Entry("events.feed"), Entry("events.sequencer")
 
-Viewer = Callable[[Sequence[Record]], None]
+Viewer = Callable[[Sequence[LoggedEvent]], None]
 
 
 class Bus(Protocol):
@@ -73,7 +73,7 @@ class Feed:
         self._topics: dict[str, set[asyncio.Event]] = {}
         self.position = 0
 
-    def committed(self, emitted: bool) -> None:
+    def on_commit(self, emitted: bool) -> None:
         """Announce committed units of this process. `emitted` is true if they wrote events."""
         if emitted:
             if self._database.kind == "postgresql":
@@ -109,7 +109,7 @@ class Feed:
         self.position = await self._database.work(event_log.last_seq, read=True)
         await self.bus.start(self._wake_up.set)
 
-    async def follow(self) -> None:
+    async def run(self) -> None:
         """Follow the event log until cancelled. The kernel supervises this task."""
         while True:
             await wait_and_clear(self._wake_up, POLL_SECONDS)
@@ -127,7 +127,7 @@ class Feed:
                 self.position = records[-1].seq
                 self._publish(records)
 
-    def _publish(self, records: Sequence[Record]) -> None:
+    def _publish(self, records: Sequence[LoggedEvent]) -> None:
         for viewer in tuple(self._viewers):
             try:
                 viewer(records)
@@ -139,7 +139,7 @@ class Feed:
                     for event in self._topics.get(topic, ()):
                         event.set()
 
-    async def sequence(self) -> None:
+    async def run_sequencer(self) -> None:
         """Number committed events until cancelled, at most every 10 ms.
 
         PostgreSQL only; the kernel supervises this task.

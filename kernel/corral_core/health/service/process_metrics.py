@@ -1,11 +1,11 @@
-"""Metrics of this process that need no unit of work: event loop, threads, connections, units and failed units."""
+"""Metrics of this process that need no unit of work: requests, event loop, threads, connections and units."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -13,6 +13,7 @@ from prometheus_client.core import Metric as Family
 
 from corral.database.engine import Database
 from corral.metrics.histogram import Observed
+from corral.metrics.requests import RequestMetrics
 
 log = logging.getLogger("corral.loop")
 
@@ -45,11 +46,12 @@ class LoopLag:
 class ProcessMetrics:
     """Collects the metrics of this process."""
 
-    def __init__(self, database: Database, lag: LoopLag) -> None:
-        self._database, self._lag = database, lag
+    def __init__(self, database: Database, lag: LoopLag, requests: RequestMetrics) -> None:
+        self._database, self._lag, self._requests = database, lag, requests
 
     def collect(self) -> Iterator[Family]:
         """Yield the metric families. The Prometheus registry calls this function, which must not do I/O."""
+        yield from self._request_families()
         database = self._database
         yield GaugeMetricFamily(
             "corral_loop_lag_seconds", "Maximum lag of the event loop, in seconds.", value=self._lag.max_seconds
@@ -68,17 +70,43 @@ class ProcessMetrics:
             (),
             waits,
         )
-        errors = CounterMetricFamily(
-            "corral_db_errors_total", "Number of units of work that failed with a database error.", labels=["kind"]
+        errors = database.timings.errors
+        yield _counter(
+            "corral_db_errors_total", "Number of units of work that failed with a database error.", "kind", errors
         )
-        for kind, count in sorted(database.timings.errors.items()):
-            errors.add_metric([kind], count)
-        yield errors
+
+    def _request_families(self) -> Iterator[Family]:
+        requests = self._requests
+        answered = CounterMetricFamily(
+            "corral_http_requests_total", "Number of answered requests.", labels=["method", "route", "status"]
+        )
+        for (method, route, status), count in sorted(requests.requests.items()):
+            answered.add_metric([method, route, f"{status}xx"], count)
+        yield answered
+        yield histogram_family(
+            "corral_http_request_seconds", "Time to answer a request, in seconds.", ("route",), requests.seconds.read()
+        )
+        yield GaugeMetricFamily("corral_http_in_flight", "Number of requests in progress.", value=requests.in_flight)
+        rejected = requests.body_rejected
+        yield _counter(
+            "corral_http_body_rejected_total", "Number of rejected request bodies, by reason.", "reason", rejected
+        )
+        yield _counter("corral_plugin_errors_total", "Number of errors of plugins.", "plugin", requests.plugin_errors)
+        yield _counter("corral_events_total", "Number of committed events by type.", "type", requests.events)
 
 
-def histogram_family(name: str, told: str, labels: tuple[str, ...], values: dict[tuple[str, ...], Observed]) -> Family:
-    """Convert observed values to a Prometheus histogram family. `told`: the help text of the metric."""
-    family = HistogramMetricFamily(name, told, labels=labels)
+def _counter(name: str, help_text: str, label: str, counts: Counter[str]) -> Family:
+    family = CounterMetricFamily(name, help_text, labels=[label])
+    for value, count in sorted(counts.items()):
+        family.add_metric([value], count)
+    return family
+
+
+def histogram_family(
+    name: str, help_text: str, labels: tuple[str, ...], values: dict[tuple[str, ...], Observed]
+) -> Family:
+    """Convert observed values to a Prometheus histogram family."""
+    family = HistogramMetricFamily(name, help_text, labels=labels)
     for each, observed in values.items():
         total, buckets = 0, []
         for bound, count in zip((*map(str, observed.bounds), "+Inf"), observed.counts, strict=True):

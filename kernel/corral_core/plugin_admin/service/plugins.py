@@ -16,7 +16,7 @@ from corral.database.engine import Work
 from corral.database.unit import after_commit, current
 from corral.errors import Conflict, Fault, Invalid, NotFound
 from corral.events.event import SystemAlert, emit
-from corral.events.log import Record
+from corral.events.log import LoggedEvent
 from corral.plugin import Audit, AuditEntry
 from corral.plugins.quarantine import PluginQuarantine
 from corral.plugins.record import PluginRecord
@@ -73,8 +73,8 @@ class PluginAdministration:
 
     audit: Audit | None = None
 
-    def __init__(self, registry: PluginRegistry, warden: PluginQuarantine, work: Work) -> None:
-        self._registry, self._warden, self._work = registry, warden, work
+    def __init__(self, registry: PluginRegistry, quarantines: PluginQuarantine, work: Work) -> None:
+        self._registry, self._quarantines, self._work = registry, quarantines, work
         self._applying: asyncio.Future[None] | None = None
 
     def list_plugins(self, states: Sequence[str] = ()) -> list[PluginView]:
@@ -166,7 +166,7 @@ class PluginAdministration:
         return msgspec.structs.replace(self.get_plugin(name), state="active", reason=None)
 
     def _open_plugin(self, name: str) -> None:
-        self._warden.tracker(name).clear()
+        self._quarantines.tracker(name).clear()
         self._registry.enable(name)
 
     def stored_decisions(self) -> dict[str, str]:
@@ -183,7 +183,7 @@ class PluginAdministration:
             elif reason is None and loaded.state == "disabled" and loaded.plugin is not None:
                 self._registry.enable(loaded.name)
 
-    def on_events(self, records: Sequence[Record]) -> None:
+    def on_events(self, records: Sequence[LoggedEvent]) -> None:
         """Apply decisions made by other processes. This listener of the event feed reads the rows, not the events."""
         if any(record.type == PluginState.event for record in records):
             self._applying = asyncio.ensure_future(self._apply_stored(self._applying))

@@ -16,7 +16,7 @@ from corral.database.model import ADMIN
 from corral.errors import Problem, TooMany, Unavailable
 from corral.events.event import EventTypes
 from corral.events.feed import Feed
-from corral.events.log import Record
+from corral.events.log import LoggedEvent
 from corral.plugin import Settings
 from corral_plugins.realtime.service.messages import RESTARTING, EventFrame, NoticeFrame, Refusal
 from corral_plugins.realtime.service.viewer import Key, Subscription, Viewer
@@ -170,7 +170,7 @@ class ViewerHub:
 
     # -- the feed
 
-    def publish_events(self, records: Sequence[Record]) -> None:
+    def publish_events(self, records: Sequence[LoggedEvent]) -> None:
         """Queue new events for their subscribers. The feed calls this method, which never waits."""
         for record in records:
             name = record.type
@@ -197,7 +197,7 @@ class ViewerHub:
         for viewer in slow:
             self.dropped += 1 + viewer.end_lagging()
 
-    def _on_plugin_state(self, record: Record) -> None:
+    def _on_plugin_state(self, record: LoggedEvent) -> None:
         payload = record.payload()
         if payload.get("name") == "realtime" and payload.get("to") != "active":
             self.restart_all()

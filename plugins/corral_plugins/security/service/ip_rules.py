@@ -17,9 +17,9 @@ from corral.database.engine import Work
 from corral.database.unit import ANONYMOUS, Entry
 from corral.errors import Conflict, Fault, Forbidden, Invalid, PreconditionFailed, Problem
 from corral.events.event import emit
-from corral.events.log import Record
+from corral.events.log import LoggedEvent
 from corral.http.answers import IfMatch
-from corral.http.client_address import fold
+from corral.http.client_address import canonical_ip
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry
 from corral_plugins.security.events import IpRulesChanged
@@ -142,7 +142,7 @@ class IpRules:
 
     def check_address(self, address: str) -> AddressVerdict:
         """Check whether the rules allow an address. Raises `Invalid` if the text is not an IP address."""
-        folded = fold(address)
+        folded = canonical_ip(address)
         if not folded:
             raise Invalid.at("/ip", "bad_format", "Give an IPv4 or IPv6 address.")
         allowed, rule = self.active_rules().rules.judge(folded)
@@ -350,7 +350,7 @@ class IpGateUpdater:
         """Load the current rules into the gate."""
         self._gate.set_rules(await self._work(self._rules.active_rules, read=True))
 
-    def on_events(self, records: Sequence[Record]) -> None:
+    def on_events(self, records: Sequence[LoggedEvent]) -> None:
         """Wake up `run` if the IP rules changed. Called by the event feed."""
         if any(record.type == "ip_rules.changed" for record in records):
             self._changed.set()

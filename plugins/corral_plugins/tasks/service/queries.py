@@ -18,15 +18,15 @@ from msgspec import UNSET
 
 from corral import clock
 from corral.auth.principal import Principal
-from corral.auth.visibility import NONE, can_read, visible
-from corral.database.dialect import execute, fragment
+from corral.auth.visibility import NO_ROWS, can_read, visible
+from corral.database.dialect import execute, sql_fragment
 from corral.database.full_text import FullTextIndex
 from corral.database.model import SHARED
 from corral.database.statement import Statement
 from corral.database.unit import locked
 from corral.errors import NotFound
 from corral.events.log import COLUMNS as EVENT_COLUMNS
-from corral.events.log import EventRow, EventView, Record
+from corral.events.log import EventRow, EventView, LoggedEvent
 from corral.http.page import Order, Page, PageQuery, check_place, paginate, read_cursor, write_cursor
 from corral_plugins.tasks.models import (
     PRIORITIES,
@@ -107,7 +107,7 @@ JOIN tasks_documents d ON d.n = q.n JOIN tasks_tasks t ON t.id = d.task_id ORDER
 def matches_subselect(query: str) -> peewee.SQL:
     """Return a subselect of the ids of the newest `MAX_MATCHES` indexed matches."""
     sql = f"(SELECT d.task_id FROM ({INDEX.matches()}) AS q JOIN tasks_documents d ON d.n = q.n)"  # noqa: S608  (literals)
-    return fragment(sql, [query, MAX_MATCHES])
+    return sql_fragment(sql, [query, MAX_MATCHES])
 
 
 def _number_before(before: tuple[str, str]) -> int:
@@ -406,7 +406,7 @@ class TaskQueries:
             if _has_counted_total(query)
             else None
         )
-        if allowed is NONE:
+        if allowed is NO_ROWS:
             total = 0
         page = paginate(
             select, query, caller, scope=SCOPE, order=order, make=lambda row: (row.id, row.version), total=total
@@ -467,7 +467,7 @@ class TaskQueries:
             caller,
             scope=f"events:{task_id}",
             order=(Order(EventRow.ins, descending=False),),
-            make=lambda row: Record(*[getattr(row, column.name) for column in EVENT_COLUMNS]).view(),
+            make=lambda row: LoggedEvent(*[getattr(row, column.name) for column in EVENT_COLUMNS]).view(),
         )
 
     def artifacts(self, task_id: str, query: PageQuery, caller: Principal) -> Page[dict[str, Any]]:
@@ -565,7 +565,7 @@ def _conditions(query: TaskQuery) -> tuple[list[Any], Any]:
 def _matches_search(words: list[str]) -> Any:
     """Return the condition that a task is among the newest matches of a search. `MAX_MATCHES` limits their number."""
     if not words:
-        return NONE
+        return NO_ROWS
     found = Task.id.in_(matches_subselect(search_query(words)))
     unindexed = [row[0] for row in unindexed_matches(words)]
     return found | Task.id.in_(unindexed) if unindexed else found

@@ -10,7 +10,7 @@ from corral.auth.principal import Principal
 from corral.database.unit import after_commit
 from corral.errors import Conflict, Forbidden, NotFound
 from corral.events.event import emit
-from corral.events.log import Record
+from corral.events.log import LoggedEvent
 from corral_plugins.tasks.api import Tasks
 from corral_plugins.workers.api import WorkerEvent
 from corral_plugins.workers.models import Worker
@@ -120,7 +120,7 @@ KEEP = 10
 MESSAGE_LENGTH = 500
 
 
-def store_failure(event: Record) -> None:
+def store_failure(event: LoggedEvent) -> None:
     """Store the failure of a task with the worker on which the failure happened.
 
     A retry that a person requested does not count as a failure.
@@ -134,7 +134,7 @@ def store_failure(event: Record) -> None:
         Worker.update(last_errors=errors).where(Worker.id == row.id).execute()
 
 
-def _failure_of(event: Record, payload: dict[str, Any]) -> dict[str, Any] | None:
+def _failure_of(event: LoggedEvent, payload: dict[str, Any]) -> dict[str, Any] | None:
     error = payload.get("error")
     if event.type == "task.retried":
         if payload.get("source") != "policy" or not payload.get("reason"):
