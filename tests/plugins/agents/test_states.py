@@ -61,10 +61,10 @@ class Leases:
 class Statistics:
     """A double of who keeps attempts."""
 
-    def of_agent(self, agent_id: str, *, since: str) -> AttemptStatistics:
+    def for_agent(self, agent_id: str, *, since: str) -> AttemptStatistics:
         return AttemptStatistics(attempts=3, completed=2, failed=1)
 
-    def of_versions(self, agent_id: str, versions: Sequence[int]) -> dict[int, AttemptStatistics]:
+    def for_versions(self, agent_id: str, versions: Sequence[int]) -> dict[int, AttemptStatistics]:
         return {n: AttemptStatistics(attempts=n, success_rate=0.5, cost_usd=1.25) for n in versions}
 
 
@@ -144,14 +144,14 @@ class Fleet:
         self.all = {WORKER: worker(WORKER), UNAPPROVED: worker(UNAPPROVED, "pending", is_approved=False)}
         self.asked: list[list[str]] = []
 
-    def facts(self, worker_id: str) -> WorkerFacts | None:
+    def find(self, worker_id: str) -> WorkerFacts | None:
         return self.all.get(worker_id)
 
-    def facts_of(self, worker_ids: Sequence[str]) -> dict[str, WorkerFacts]:
+    def find_many(self, worker_ids: Sequence[str]) -> dict[str, WorkerFacts]:
         self.asked.append(list(worker_ids))
         return {each: self.all[each] for each in worker_ids if each in self.all}
 
-    def fleet(self) -> list[WorkerFacts]:
+    def online_workers(self) -> list[WorkerFacts]:
         return [each for each in self.all.values() if each.is_approved and each.status == "online"]
 
 

@@ -91,7 +91,7 @@ class StandIn:
     def claimable(self, worker_id: str, *, limit: int) -> list[Any]:
         return [{"id": task_id} for task_id in self.waiting[:limit]]
 
-    def renew(self, worker_id: str, leases: Sequence[LeaseRef]) -> list[LeaseState]:
+    def renew_leases(self, worker_id: str, leases: Sequence[LeaseRef]) -> list[LeaseState]:
         live = {lease_id for lease_id, (owner, _) in self.leases.items() if owner == worker_id}
         return [
             LeaseState(
@@ -110,7 +110,7 @@ class StandIn:
             if owner == worker_id
         ]
 
-    def signals(self, worker_id: str, *, after: int) -> list[LeaseSignal]:
+    def read_signals(self, worker_id: str, *, after: int) -> list[LeaseSignal]:
         return [signal for owner, signal in self.told if owner == worker_id and signal.seq > after]
 
     def release_worker(self, worker_id: str, *, reason: str) -> int:
@@ -119,7 +119,7 @@ class StandIn:
             self.end(lease_id)
         return len(mine)
 
-    def queue_figures(self) -> QueueStatistics:
+    def queue_statistics(self) -> QueueStatistics:
         return QueueStatistics(depth=len(self.waiting), oldest_pending_ms=self.oldest_ms)
 
 

@@ -245,7 +245,7 @@ async def test_the_service_counts_places_exactly(fleet: Any) -> None:
     workers, worker_id = fleet.kit.kernel.container.get(Workers), worker.user["id"]
     taken = await asyncio.gather(*[fleet.work(lambda: workers.take_slot(worker_id)) for _ in range(5)])
     assert sorted(taken) == [False, False, False, True, True]
-    facts = await fleet.work(lambda: workers.facts(worker_id))
+    facts = await fleet.work(lambda: workers.find(worker_id))
     assert (facts.active_leases, facts.tools, facts.labels, facts.embedded) == (2, ["b.tool"], {"k": "v"}, False)
     assert facts.claims
     for _ in range(3):
@@ -253,7 +253,7 @@ async def test_the_service_counts_places_exactly(fleet: Any) -> None:
     assert [(item.id, item.active_leases) for item in await fleet.work(workers.fleet)] == [(worker_id, 0)]
     await fleet.admin.post(admin(worker, "/drain"))
     assert not await fleet.work(lambda: workers.take_slot(worker_id))
-    assert await fleet.work(lambda: workers.facts("01890000-0000-7000-8000-000000000000")) is None
+    assert await fleet.work(lambda: workers.find("01890000-0000-7000-8000-000000000000")) is None
 
 
 async def test_health_and_metrics(fleet: Any) -> None:

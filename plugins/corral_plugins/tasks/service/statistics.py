@@ -388,11 +388,11 @@ class AgentStatisticsService:
     because an attempt that was cancelled, released or made to wait says nothing about the agent.
     """
 
-    def of_agent(self, agent_id: str, *, since: str) -> AttemptStatistics:
+    def for_agent(self, agent_id: str, *, since: str) -> AttemptStatistics:
         found = _query_attempts("agent_id", agent_id, since)
         return _attempt_statistics(found[0]) if found else _attempt_statistics((0,) * 10)
 
-    def of_versions(self, agent_id: str, versions: Sequence[int]) -> dict[int, AttemptStatistics]:
+    def for_versions(self, agent_id: str, versions: Sequence[int]) -> dict[int, AttemptStatistics]:
         found = {int(row[0]): _attempt_statistics(row) for row in _query_attempts("agent_version", agent_id, "")}
         is_whole = sum(statistics.attempts or 0 for statistics in found.values()) < NEWEST
         absent = _attempt_statistics((0,) * 10) if is_whole else AttemptStatistics()
