@@ -51,7 +51,7 @@ class Pipeline:
         server = kernel.config.server
         self.router, self.credentials = router, kernel.credentials
         self.database, self.feed = kernel.database, kernel.feed
-        self.metrics, self.redactor, self.record_error = kernel.metrics, kernel.redactor, kernel.registry.record
+        self.metrics, self.redactor, self.record_error = kernel.metrics, kernel.redactor, kernel.registry.add_error
         self.client_address = ClientAddress(server.trusted_proxies)
         self.is_own_host = functools.lru_cache(maxsize=256)(Hosts(server.public_url, server.allowed_hosts))
         contributed = [gate for loaded in kernel.active for gate in loaded.contributed.gates]

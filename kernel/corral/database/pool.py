@@ -47,11 +47,11 @@ Future = asyncio.Future[Any] | concurrent.futures.Future[Any]
 class QueuedUnit:
     """A unit of work that waits for a thread, and the future that receives its result."""
 
-    __slots__ = ("entry", "fn", "future", "read", "since", "tries")
+    __slots__ = ("entry", "fn", "future", "queued_at", "read", "tries")
 
     def __init__(self, fn: Callable[[], Any], entry: Entry, future: Future, *, read: bool) -> None:
         self.fn, self.entry, self.future, self.read = fn, entry, future, read
-        self.tries, self.since = 0, time.monotonic()
+        self.tries, self.queued_at = 0, time.monotonic()
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -112,7 +112,7 @@ class DatabaseThread(threading.Thread, abc.ABC):
         """Record that the unit begins."""
         self.began, self.checks = time.monotonic(), 0
         self.running = queued
-        self.database.timings.waits.observe(self.began - queued.since)
+        self.database.timings.waits.observe(self.began - queued.queued_at)
 
     def end_unit(self) -> None:
         """Record that the unit ended. Raise `ThreadAbandoned` if the watchdog abandoned this thread."""

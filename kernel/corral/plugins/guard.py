@@ -259,7 +259,9 @@ class Guards:
         given.metrics = [self.wrap_item(record, "corral_metrics", item) for item in given.metrics]
         for hook, (owner, protocol) in hooks.items():
             if owner != record.name and hook in given.to_plugins:  # a plugin's own hook is not guarded
-                given.put(hook, [self.wrap_item(record, hook, item, protocol, limit=None) for item in given.of(hook)])
+                given.replace(
+                    hook, [self.wrap_item(record, hook, item, protocol, limit=None) for item in given.of(hook)]
+                )
 
     def _wrap_job(self, record: PluginRecord, hook: str, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
         expected = ANYTHING if inspect.iscoroutinefunction(run) else NOT_AWAITED

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from corral.errors import Failure
 from corral.plugins.container import Container, Scope
 from corral.plugins.guard import Guards
 from corral.plugins.quarantine import LostCall, PluginQuarantine
-from corral.plugins.record import PluginRecord
+from corral.plugins.record import PluginRecord, State
 from corral.plugins.registry import PluginRegistry
 from corral.supervisor import Supervisor
 
@@ -37,12 +37,8 @@ class PluginTasks:
 
     def task(self, name: str, run: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
         """Return a guarded background task."""
-        guard = self._guards.create(self._record, HOOK, f"task {name}", run, counts=False)
-
-        async def guarded() -> None:
-            await guard.await_result(run())
-
-        return guarded
+        options = {"counts": False, "states": get_args(State)}
+        return self._guards.create(self._record, HOOK, f"task {name}", run, **options).call_async
 
     def guarded_callback(
         self, name: str, run: Callable[..., Awaitable[None]], seconds: float
@@ -51,12 +47,12 @@ class PluginTasks:
 
         The errors of the callback are counted against the plugin and not raised. Declared failures are only logged.
         """
-        guard = self._guards.create(self._record, HOOK, name, run, default=None)
+        guard = self._guards.create(self._record, HOOK, name, run, default=None, states=get_args(State))
 
         async def guarded(*arguments: object) -> None:
             try:
                 async with asyncio.timeout(seconds):
-                    await guard.await_result(run(*arguments))
+                    await guard.call_async(*arguments)
             except TimeoutError:
                 self._quarantine.count_error(self._record, name, LostCall(f"it took longer than {seconds:g} s"))
             except Failure as failure:
@@ -65,7 +61,7 @@ class PluginTasks:
         return guarded
 
     def failed(self, task: str, error: BaseException | None) -> None:
-        self._registry.record(self._record.name, f"task {task}", error or TaskEnded("it ended"), None)
+        self._registry.add_error(self._record.name, f"task {task}", error or TaskEnded("it ended"), None)
 
     async def restarts_exhausted(self, task: str) -> None:
         self._quarantine.suspend(self._record, f"the background task {task} does not stay up")
