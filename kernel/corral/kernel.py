@@ -34,7 +34,7 @@ from corral.jobs.runner import JobRunner
 from corral.metrics.requests import RequestMetrics
 from corral.plugin import Contributions, Installation, Settings
 from corral.plugins import metrics
-from corral.plugins.container import Container, Scope
+from corral.plugins.container import Container
 from corral.plugins.discovery import discover
 from corral.plugins.executor import PluginThreads
 from corral.plugins.guard import Guards
@@ -142,10 +142,6 @@ class Kernel:
     def active(self) -> list[PluginRecord]:
         """The active plugins, in start order."""
         return [record for record in self.plugins if record.active]
-
-    def scope(self, record: PluginRecord) -> Scope:
-        """Return the scope of services that a plugin can request."""
-        return self.wiring.scope(record)
 
     def wire(self) -> None:
         """Register the kernel's services, wire the plugins, and pass consumers and jobs to their runners."""
@@ -266,9 +262,7 @@ class Kernel:
         """Start one plugin. Mark it `failed` if `start()` raises, or if a third-party plugin exceeds the time limit."""
         before, me = self.active, asyncio.current_task()
         limit = None if record.found.built_in else START_SECONDS
-        runtime = PluginRuntime(
-            self.container, self.scope(record), self.supervisor, self._tasks(record), self.lifecycle
-        )
+        runtime = PluginRuntime(self.container, record, self.supervisor, self._tasks(record), self.lifecycle)
         try:
             assert record.plugin is not None
             async with asyncio.timeout(limit) as patience:

@@ -59,7 +59,7 @@ class Application:
         return {prefix + path: each for path, each in found.items() for prefix in ("", API_PREFIX)}
 
     def _socket(self, loaded: PluginRecord, item: Socket) -> sockets.SocketEndpoint:
-        serve = self.kernel.container.bind(item.serve, self.kernel.scope(loaded), skip=("connection",))
+        serve = self.kernel.container.bind(item.serve, loaded, skip=("connection",))
         return sockets.SocketEndpoint(loaded, self.kernel.guards.wrap_route(loaded, f"WS {item.path}", serve))
 
     def _add_routes(self, loaded: PluginRecord, router: Router) -> None:
@@ -70,7 +70,7 @@ class Application:
             for route in group:
                 route.plugin = loaded.name
                 _check(route, permissions)
-                bound.append(Endpoint(route, self.kernel.container, self.kernel.scope(loaded)))
+                bound.append(Endpoint(route, self.kernel.container, loaded))
                 bound[-1].handler = self.kernel.guards.wrap_route(loaded, route.label, route.handler)
                 own.add(bound[-1])
         loaded.bound.sockets = [(item.path, self._socket(loaded, item)) for item in loaded.contributed.sockets]

@@ -12,11 +12,8 @@ from corral.asgi.request import IncomingRequest
 from corral.errors import Problem
 from corral.kernel import Kernel
 from corral.plugin import Audit, AuditEntry
-from corral.plugins.container import Scope
 
 log = logging.getLogger("corral.http")
-
-KERNEL = Scope("", frozenset(), frozenset())
 
 
 class RequestAudit:
@@ -27,7 +24,7 @@ class RequestAudit:
 
     def __init__(self, kernel: Kernel) -> None:
         self._database = kernel.database
-        self.log: Audit | None = kernel.container.find(Audit, KERNEL, optional=True, where="the request path")
+        self.log: Audit | None = kernel.container.get_optional(Audit)
 
     async def request_denied(self, request: IncomingRequest, endpoint: Endpoint, refusal: Problem) -> None:
         """Record that a caller was denied an operation that is reserved for admins or auditors."""

@@ -20,7 +20,8 @@ from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
 from corral.errors import Fault, Forbidden, Invalid, Malformed, Problem
 from corral.http import signature
 from corral.http.routes import Route
-from corral.plugins.container import Container, Scope
+from corral.plugins.container import Container
+from corral.plugins.record import PluginRecord
 from corral.redact.redactor import Redactor, made_by
 from corral.schema.shapes import convert
 from corral.schema.strict_json import parse_json
@@ -38,7 +39,7 @@ class Endpoint:
     While the plugin is out of service, `unavailable` is set and returns the problem to respond with.
     """
 
-    def __init__(self, route: Route, container: Container, scope: Scope) -> None:
+    def __init__(self, route: Route, container: Container, record: PluginRecord) -> None:
         self.route = route
         self.handler = route.handler  # wrapped in a guard if the plugin is a third-party plugin
         self.signature = route.signature = route.signature or signature.read(route)
@@ -51,7 +52,7 @@ class Endpoint:
         self._needs = frozenset(route.needs)
         self._needs_permission_only = not (route.own_session or route.step_up or SIGNED_IN in route.needs)
         self.unavailable: Callable[[], Problem] | None = None
-        self.container, self.scope = container, scope
+        self.container, self.record = container, record
         self.redactor = container.get(Redactor)
         self.rebind()
         self.versioned = self.signature.versioned
@@ -63,7 +64,7 @@ class Endpoint:
 
     def rebind(self) -> None:
         """Look up the handler's services again, because services of other plugins can appear and disappear."""
-        self.services = self.container.services(self.signature.services, self.scope, self.label)
+        self.services = self.container.services(self.signature.services, self.record, self.label)
 
     def authorize(self, principal: Principal) -> None:
         """Raise `Forbidden` unless the principal may call this route.

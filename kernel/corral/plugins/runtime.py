@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar, get_args
 
 from corral.errors import Failure
-from corral.plugins.container import Container, Scope
+from corral.plugins.container import Container
 from corral.plugins.guard import Guards
 from corral.plugins.quarantine import LostCall, PluginQuarantine
 from corral.plugins.record import PluginRecord, State
@@ -82,9 +82,14 @@ class PluginRuntime:
     """Implements `corral.plugin.Runtime` for one plugin."""
 
     def __init__(
-        self, container: Container, scope: Scope, supervisor: Supervisor, tasks: PluginTasks, lifecycle: Lifecycle
+        self,
+        container: Container,
+        record: PluginRecord,
+        supervisor: Supervisor,
+        tasks: PluginTasks,
+        lifecycle: Lifecycle,
     ) -> None:
-        self._container, self._scope, self._supervisor = container, scope, supervisor
+        self._container, self._record, self._supervisor = container, record, supervisor
         self._tasks, self._lifecycle = tasks, lifecycle
         self._supervised: list[str] = []
 
@@ -93,11 +98,11 @@ class PluginRuntime:
         return self._lifecycle.address
 
     def service(self, kind: type[T]) -> T:
-        service: T = self._container.find(kind, self._scope, optional=False, where="start()")
+        service: T = self._container.find(kind, self._record, optional=False, where="start()")
         return service
 
     def supervise(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
-        full = f"{self._scope.plugin}.{name}"
+        full = f"{self._record.name}.{name}"
         self._supervised.append(full)
         self._supervisor.start(full, self._tasks.task(name, run), self._tasks)
 
