@@ -311,7 +311,7 @@ class Kernel:
         self.thread_exceptions.stop()
 
     def _tasks(self, record: PluginRecord) -> PluginTasks:
-        return PluginTasks(self.quarantine, self.guards, record, self.registry)
+        return PluginTasks(self.guards, record, self.registry)
 
     def _committed(self, units: list[Unit]) -> None:
         emitted = [row["type"] for unit in units for row in unit.events]
