@@ -94,7 +94,7 @@ class DatabaseThread(threading.Thread, abc.ABC):
             if self.pool.refuse(queued):
                 continue
             try:
-                self.handle(queued)
+                self.run_units(queued)
             except ThreadAbandoned:
                 break
             except BaseException:
@@ -143,7 +143,7 @@ class DatabaseThread(threading.Thread, abc.ABC):
         return " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)
 
     @abc.abstractmethod
-    def handle(self, queued: QueuedUnit) -> None:
+    def run_units(self, queued: QueuedUnit) -> None:
         """Run the unit, and possibly further units from the queue, and deliver the outcomes."""
 
     def other_units(self) -> list[QueuedUnit]:
@@ -155,7 +155,7 @@ class DatabaseThread(threading.Thread, abc.ABC):
         """Close the connection. Called in the thread itself."""
 
     @abc.abstractmethod
-    def sever(self) -> None:
+    def sever_connection(self) -> None:
         """Roll back and prevent all later writes of this thread. Called from another thread."""
 
 
@@ -268,7 +268,7 @@ class DatabasePool:
         if guard is not None:
             guard.abandoned()
         self.database.watchdog.abandon(thread, guard)
-        thread.sever()
+        thread.sever_connection()
         self.threads[index] = replacement = self.make(self)
         for other in others:
             self.queue.put(other)

@@ -55,7 +55,7 @@ def _sqlstate(error: BaseException | None) -> str | None:
 
 
 class _PostgresThread(DatabaseThread):
-    def handle(self, queued: QueuedUnit) -> None:
+    def run_units(self, queued: QueuedUnit) -> None:
         if queued.future.cancelled():
             return
         while True:
@@ -70,20 +70,20 @@ class _PostgresThread(DatabaseThread):
         outcome = Outcome(queued, None)
         self.begin_unit(queued)
         try:
-            self._begin(read=queued.read)
+            self._begin_transaction(read=queued.read)
             outcome.unit = unit = Unit(self.database, self.connection, queued.entry, read_only=queued.read)
             outcome.value = self.run_unit(unit, queued)
         except BaseException as error:
             outcome.error = error
         self.end_unit()
         if outcome.error is not None:
-            return self._failed(outcome)
+            return self._after_failure(outcome)
         try:
             done = self.connection.execute("COMMIT").statusmessage
         except Exception as error:
             if _sqlstate(error) in RETRYABLE and queued.tries < MAX_TRIES:
-                return self._failed(outcome, error)
-            self._drop()
+                return self._after_failure(outcome, error)
+            self._drop_connection()
             outcome.error = Unavailable("The connection to the database was lost while saving.", retry_after=2)
         else:
             if done == "ROLLBACK" and not queued.read:
@@ -92,29 +92,29 @@ class _PostgresThread(DatabaseThread):
                 )
         return outcome
 
-    def _begin(self, *, read: bool) -> None:
+    def _begin_transaction(self, *, read: bool) -> None:
         statement = "BEGIN READ ONLY" if read else "BEGIN"
         if self.connection is not None:
             try:
                 self.connection.execute(statement)
                 return
             except Exception:  # a pooled connection may be stale: retry once on a new one
-                self._drop()
+                self._drop_connection()
         self.database.engine.connect(reuse_if_open=True)
         self.connection = self.database.engine.connection()
         self.connection.execute(statement)
 
-    def _failed(self, outcome: Outcome, error: BaseException | None = None) -> Outcome | None:
+    def _after_failure(self, outcome: Outcome, error: BaseException | None = None) -> Outcome | None:
         error = error or outcome.error
         refused = _sqlstate(error) == READ_ONLY and not outcome.queued.read  # a new connection may reach the primary
         lost = refused or self.connection is None or self.connection.closed or self.connection.broken
         if lost:
-            self._drop()
+            self._drop_connection()
         else:
             try:
                 self.connection.execute("ROLLBACK")
             except Exception:
-                self._drop()
+                self._drop_connection()
         again = _sqlstate(error) in RETRYABLE or (lost and self._is_engine_error(error) and outcome.unit is not None)
         if again and outcome.queued.tries < MAX_TRIES:
             return None
@@ -130,7 +130,7 @@ class _PostgresThread(DatabaseThread):
     def _is_engine_error(error: BaseException | None) -> bool:
         return isinstance(error, (peewee.DatabaseError, peewee.InterfaceError, psycopg.Error))
 
-    def _drop(self) -> None:
+    def _drop_connection(self) -> None:
         self.connection = None
         try:
             if not self.database.engine.is_closed():
@@ -139,9 +139,9 @@ class _PostgresThread(DatabaseThread):
             self.database.engine.dispose()
 
     def close(self) -> None:
-        self._drop()
+        self._drop_connection()
 
-    def sever(self) -> None:
+    def sever_connection(self) -> None:
         """Shut down the socket only. Freeing a connection that its thread is using would crash the process."""
         with contextlib.suppress(Exception), socket.fromfd(self.connection.fileno(), -1, socket.SOCK_STREAM) as line:
             line.shutdown(socket.SHUT_RDWR)
