@@ -104,9 +104,13 @@ class DatabaseThread(threading.Thread, abc.ABC):
             if not self.lost:
                 self.pool.release(queued)
         try:
-            self.close()
+            self._end()
         except ThreadAbandoned:  # the exception was delivered only now
-            self.close()
+            self._end()
+
+    def _end(self) -> None:
+        self.database.watchdog.has_returned(self)
+        self.close()
 
     def begin_unit(self, queued: QueuedUnit) -> None:
         """Record that the unit begins."""
