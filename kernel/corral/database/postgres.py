@@ -19,7 +19,8 @@ from corral.database.unit import Unit
 from corral.errors import Unavailable
 
 RETRYABLE = frozenset({"40001", "40P01"})
-READ_ONLY = "25006"
+READ_ONLY, QUERY_CANCELED = "25006", "57014"
+ENGINE_ERRORS = (peewee.DatabaseError, peewee.InterfaceError, psycopg.Error)
 
 
 class PostgresDatabase(Database):
@@ -58,12 +59,11 @@ class _PostgresThread(DatabaseThread):
     def run_units(self, queued: QueuedUnit) -> None:
         if queued.future.cancelled():
             return
-        while True:
+        outcome: Outcome | None = None
+        while outcome is None:
             queued.tries += 1
             outcome = self._attempt(queued)
-            if outcome is not None:
-                self.database.deliver([outcome])
-                return
+        self.database.deliver([outcome])
 
     def _attempt(self, queued: QueuedUnit) -> Outcome | None:
         """Run one transaction and return its outcome, or None if the transaction must run again."""
@@ -105,30 +105,32 @@ class _PostgresThread(DatabaseThread):
         self.connection.execute(statement)
 
     def _after_failure(self, outcome: Outcome, error: BaseException | None = None) -> Outcome | None:
+        """Roll back. Return the outcome, or None if the transaction must run again."""
         error = error or outcome.error
-        refused = _sqlstate(error) == READ_ONLY and not outcome.queued.read  # a new connection may reach the primary
-        lost = refused or self.connection is None or self.connection.closed or self.connection.broken
-        if lost:
+        state, queued = _sqlstate(error), outcome.queued
+        refused = state == READ_ONLY and not queued.read  # a new connection may reach the primary
+        if refused:
             self._drop_connection()
-        else:
-            try:
-                self.connection.execute("ROLLBACK")
-            except Exception:
-                self._drop_connection()
-        again = _sqlstate(error) in RETRYABLE or (lost and self._is_engine_error(error) and outcome.unit is not None)
-        if again and outcome.queued.tries < MAX_TRIES:
+        lost = not self._roll_back() and outcome.unit is not None and isinstance(error, ENGINE_ERRORS)
+        again = lost or state in RETRYABLE
+        if again and queued.tries < MAX_TRIES:
             return None
         if refused:
             outcome.error = Unavailable("The database is read-only at the moment; try again later.", retry_after=2)
-        elif again or _sqlstate(error) == "57014":
+        elif again or state == QUERY_CANCELED:
             outcome.error = Unavailable("The database could not serve this now.", code="overloaded")
         elif error is not None:
             outcome.error = translate(error)
         return outcome
 
-    @staticmethod
-    def _is_engine_error(error: BaseException | None) -> bool:
-        return isinstance(error, (peewee.DatabaseError, peewee.InterfaceError, psycopg.Error))
+    def _roll_back(self) -> bool:
+        """Return whether the transaction was rolled back. Otherwise drop the connection."""
+        try:
+            self.connection.execute("ROLLBACK")
+        except Exception:
+            self._drop_connection()
+            return False
+        return True
 
     def _drop_connection(self) -> None:
         self.connection = None
