@@ -26,7 +26,7 @@ from corral.storage.blobs import BlobStore
 hookspec = pluggy.HookspecMarker("corral")
 
 
-class Manager(pluggy.PluginManager):
+class PluginManager(pluggy.PluginManager):
     """The plugin manager; each plugin has its own.
 
     Overrides pluggy's inspection of every attribute of modules and plugins, which would take a third of the boot time.

@@ -218,6 +218,13 @@ class Kernel:
         self.settings.watch([JOBS_CONCURRENCY], lambda: runner.set_concurrency(job_concurrency(self.settings)))
         return runner
 
+    def block_dependants(self, before: list[PluginRecord]) -> None:
+        """Block the dependants of plugins that failed. Notify listeners of all plugins in `before` that do not run."""
+        block_dependants(self.plugins)
+        for record in before:
+            if not record.active:
+                self.registry.publish(record)
+
     def refuse_without_essentials(self) -> None:
         """Raise `Refused` when an essential plugin does not serve, or in strict mode when any plugin failed."""
         strict = self.config.plugins.strict
@@ -272,10 +279,7 @@ class Kernel:
                 raise
             record.fail(f"start() took longer than {limit:g} s" if patience.expired() else error)
             await runtime.end_tasks()
-            block_dependants(self.plugins)
-            for item in before:
-                if not item.active:
-                    self.registry.publish(item)
+            self.block_dependants(before)
 
     async def serving(self, address: str) -> None:
         """Record that the server accepts connections at `address`, and call the plugins' `when_serving` callbacks."""

@@ -25,7 +25,7 @@ from corral.errors import Forbidden, Refused, Unauthorized
 from corral.events.consumers import Subscriber
 from corral.events.event import Event, emit
 from corral.events.feed import Bus
-from corral.events.log import Record
+from corral.events.log import LoggedEvent
 from corral.http.routes import Routes, Socket, SocketConnection
 from corral.jobs.job import Job, Schedule, enqueue
 from corral.jobs.queue import JobQueue
@@ -198,7 +198,7 @@ async def test_corral_events(tmp_path: Path) -> None:
 async def test_corral_subscribers(tmp_path: Path) -> None:
     seen: list[str] = []
 
-    def follow(event: Record) -> None:
+    def follow(event: LoggedEvent) -> None:
         seen.append(event.type)
 
     waves = plugin(

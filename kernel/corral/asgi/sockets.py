@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -45,8 +46,7 @@ class Connection:
         self._open, self._gone = False, False
 
     def count_anonymous(self) -> None:
-        for meter in self._pipeline.meters:
-            meter.arrive(self.request.client_ip, None, anonymous=True)
+        self._pipeline.count_arrival(self.request, None, anonymous=True)
 
     async def accept(self) -> None:
         await self._send({"type": "websocket.accept", "headers": []})
@@ -89,32 +89,28 @@ class Connection:
             self._open = False
             await self._send({"type": "websocket.close", "code": code, "reason": reason})
 
-    def cut(self, problem: Problem) -> None:
+    def close_refused(self, problem: Problem) -> None:
         """Close the connection because a gate refuses the client, without waiting for the endpoint."""
         _keep(asyncio.get_running_loop().create_task(self.close(REFUSED, problem.code)))
 
 
-def connection_class(pipeline: Pipeline, endpoints: Mapping[str, SocketEndpoint]) -> type:
-    """Return the class that Quart instantiates for each handshake. `endpoints` maps paths to endpoints."""
+def socket_connections(pipeline: Pipeline, endpoints: Mapping[str, SocketEndpoint]) -> Callable[[Any, Any], Any]:
+    """Return the function that Quart calls with the scope of each handshake. `endpoints` maps paths to endpoints."""
 
-    class SocketASGI:
-        def __init__(self, app: Any, scope: Any) -> None:
-            self.scope = scope
+    async def handle(scope: Any, receive: Any, send: Any) -> None:
+        await receive()  # websocket.connect
+        request = IncomingRequest(scope, receive, 0.0)
+        connection = Connection(request, send, pipeline)
+        try:
+            endpoint = _admit(pipeline, endpoints, connection)
+        except Problem as problem:
+            problem.detail = pipeline.redactor.redact(problem.detail)
+            await connection.refuse(problem)
+        else:
+            with pipeline.connections.register(request.client_ip, request.path, connection.close_refused):
+                await _serve(endpoint, connection, pipeline.record_error)
 
-        async def __call__(self, receive: Any, send: Any) -> None:
-            await receive()  # websocket.connect
-            request = IncomingRequest(self.scope, receive, 0.0)
-            connection = Connection(request, send, pipeline)
-            try:
-                endpoint = _admit(pipeline, endpoints, connection)
-            except Problem as problem:
-                problem.detail = pipeline.redactor.redact(problem.detail)
-                await connection.refuse(problem)
-            else:
-                with pipeline.connections.hold(request.client_ip, request.path, connection.cut):
-                    await _serve(endpoint, connection, pipeline.record_error)
-
-    return SocketASGI
+    return lambda app, scope: functools.partial(handle, scope)
 
 
 def _admit(pipeline: Pipeline, endpoints: Mapping[str, SocketEndpoint], connection: Connection) -> SocketEndpoint:

@@ -82,7 +82,7 @@ def counter_shard(shards: int) -> int:
     Threads update different shards, so parallel units do not block each other. Always 0 on SQLite, which has only one
     writer.
     """
-    return 0 if on_sqlite() else threading.get_native_id() % shards
+    return 0 if current().database.kind == "sqlite" else threading.get_native_id() % shards
 
 
 def epoch_seconds(column: str) -> str:
@@ -132,8 +132,8 @@ def append_only(database: peewee.Database, table: str, *, unique: Sequence[str],
     Rows may be deleted if the SQL condition `deletable` is true for `OLD`. `unique` names the columns with unique
     values: SQLite's `INSERT OR REPLACE` deletes a row with an equal value without calling the trigger for deletions.
     """
-    refused = f"rows of {table} are never changed"
-    kept = f"these rows of {table} must not be deleted yet"
+    refused = f"rows of {table} cannot be changed"
+    kept = f"this row of {table} cannot be deleted yet"
     if on_sqlite(database):
         equal = " OR ".join(f"{column} = NEW.{column}" for column in unique)
         exists = f"EXISTS (SELECT 1 FROM {table} WHERE {equal})"  # noqa: S608  (names of the schema)

@@ -100,7 +100,7 @@ def copy_before_migration(engine: peewee.SqliteDatabase) -> None:
     except peewee.OperationalError as error:
         for part in copy.parent.glob(f"{copy.name}*"):  # including its journal
             part.unlink()
-        reason = f"{engine.database}: it cannot be copied before it is migrated ({error}), and was not changed"
+        reason = f"{engine.database} could not be copied before its migration ({error}) and was not changed"
         raise Refused(f"{reason}; make room for {copy} and start again") from None
     copy.chmod(0o600)
     for old in sorted(copy.parent.glob(f"{Path(engine.database).name}.before-*"))[:-COPIES]:

@@ -21,7 +21,7 @@ from corral.database.unit import SYSTEM, Entry
 from corral.events import log as event_log
 from corral.events.event import SystemAlert, emit
 from corral.events.feed import Feed, wait_and_clear
-from corral.events.log import EventRow, Record
+from corral.events.log import EventRow, LoggedEvent
 
 log = logging.getLogger("corral.events")
 
@@ -47,7 +47,7 @@ class ConsumerRow(Model):
 class Subscriber(msgspec.Struct, frozen=True):
     """A durable consumer declared by a plugin.
 
-    `handle(event: Record, …services)` runs in the unit that advances the cursor. `events` contains event names,
+    `handle(event: LoggedEvent, …services)` runs in the unit that advances the cursor. `events` contains event names,
     prefixes such as `task.*`, or `*`.
     """
 
@@ -65,8 +65,8 @@ class Consumer:
         feed: Feed,
         name: str,
         types: Sequence[str],
-        handle: Callable[[Record], Any],
-        handle_in_batch: Callable[[Record], Any],
+        handle: Callable[[LoggedEvent], Any],
+        handle_in_batch: Callable[[LoggedEvent], Any],
         holder: str,
         is_open: Callable[[], bool],
     ) -> None:
@@ -130,10 +130,10 @@ class Consumer:
         self._ensure_cursor()
         return ConsumerRow.get_by_id(self.name)
 
-    def _events_after(self, cursor: int, limit: int) -> list[Record]:
+    def _events_after(self, cursor: int, limit: int) -> list[LoggedEvent]:
         return event_log.select([EventRow.seq > cursor, EventRow.type.in_(self._types)], limit)
 
-    def _handle_next(self, limit: int, handle: Callable[[Record], Any]) -> bool:
+    def _handle_next(self, limit: int, handle: Callable[[LoggedEvent], Any]) -> bool:
         """Handle up to `limit` events and advance the cursor. Return whether there may be more events."""
         if (row := self._leased_cursor()) is None:
             return False

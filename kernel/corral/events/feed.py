@@ -15,7 +15,7 @@ from typing import Protocol
 from corral.database.engine import Database
 from corral.database.unit import Entry
 from corral.events import log as event_log
-from corral.events.log import Record
+from corral.events.log import LoggedEvent
 
 log = logging.getLogger("corral.events")
 
@@ -24,7 +24,7 @@ SEQUENCE_SECONDS, IDLE_SEQUENCE_SECONDS = 0.010, 0.25
 BATCH = 500
 FEED, SEQUENCER = Entry("events.feed"), Entry("events.sequencer")
 
-Viewer = Callable[[Sequence[Record]], None]
+Viewer = Callable[[Sequence[LoggedEvent]], None]
 
 
 class Bus(Protocol):
@@ -127,7 +127,7 @@ class Feed:
                 self.position = records[-1].seq
                 self._publish(records)
 
-    def _publish(self, records: Sequence[Record]) -> None:
+    def _publish(self, records: Sequence[LoggedEvent]) -> None:
         for viewer in tuple(self._viewers):
             try:
                 viewer(records)

@@ -57,7 +57,7 @@ class EventView(msgspec.Struct, kw_only=True):
     cause_chain: Any
 
 
-class Record(msgspec.Struct, frozen=True):
+class LoggedEvent(msgspec.Struct, frozen=True):
     """An event as read from the log. `data` is JSON text, `cause` is a JSON list of event ids."""
 
     seq: int
@@ -93,7 +93,7 @@ class Record(msgspec.Struct, frozen=True):
         )
 
 
-COLUMNS = tuple(getattr(EventRow, name) for name in Record.__struct_fields__)
+COLUMNS = tuple(getattr(EventRow, name) for name in LoggedEvent.__struct_fields__)
 
 
 def _values(p: Parameter) -> dict[Any, Any]:
@@ -142,15 +142,15 @@ def number_committed() -> int:
     return int(cursor.rowcount)
 
 
-def read(after: int, limit: int = 500, *, until: int = 2**62) -> list[Record]:
+def read(after: int, limit: int = 500, *, until: int = 2**62) -> list[LoggedEvent]:
     """Return the events with `after < seq <= until`, in order."""
-    return [Record(*row) for row in _READ.rows({"after": after, "until": until, "limit": limit})]
+    return [LoggedEvent(*row) for row in _READ.rows({"after": after, "until": until, "limit": limit})]
 
 
-def select(where: Sequence[Any], limit: int) -> list[Record]:
+def select(where: Sequence[Any], limit: int) -> list[LoggedEvent]:
     """Return the first events that meet all conditions, in order."""
     found: Any = EventRow.select(*COLUMNS).where(EventRow.seq.is_null(False), *where)
-    return [Record(*row) for row in found.order_by(EventRow.seq).limit(limit).tuples()]
+    return [LoggedEvent(*row) for row in found.order_by(EventRow.seq).limit(limit).tuples()]
 
 
 def last_seq() -> int:

@@ -74,7 +74,7 @@ def without_none(kind: Any) -> tuple[Any, bool]:
     return (rest[0], True) if len(rest) == 1 < len(parts) else (kind, False)
 
 
-def read(route: Route) -> Signature:
+def read_signature(route: Route) -> Signature:
     """Return the signature of a route's handler. Raises `TypeError` naming the mistake if the signature is invalid."""
     kinds = hints(route.handler)
     if "return" not in kinds:
@@ -83,7 +83,8 @@ def read(route: Route) -> Signature:
     for name in names:
         if name not in kinds:
             raise TypeError(f"{route.label}: parameter {name} has no annotation")
-    missing = set(route.names) - set(names)
+    in_path = route.names
+    missing = set(in_path) - set(names)
     if missing:
         raise TypeError(f"{route.label}: the handler does not take {sorted(missing)} of its path")
     parts: dict[str, Any] = {"services": {}}
@@ -91,7 +92,7 @@ def read(route: Route) -> Signature:
         kind = kinds[name]
         if name in ("body", "query"):
             parts[name] = kind
-        elif name in route.names:
+        elif name in in_path:
             continue
         elif kind in PARTS:
             parts[PARTS[kind]] = name

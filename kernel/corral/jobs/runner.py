@@ -208,7 +208,7 @@ class JobRunner:
         job = self._jobs[row.name][0]
         changes: dict[str, Any]
         if is_given_up := row.state == "running" and row.attempts >= job.max_attempts:
-            error = f"Its process ended during each of {row.attempts} attempts."
+            error = f"The process that ran the job ended during each of {row.attempts} attempts."
             changes = {"state": "failed", "lease": None, "finished_at": clock.now(), "error": error}
         else:
             run_until, attempts = clock.now(job.seconds), row.attempts + 1

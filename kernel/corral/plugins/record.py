@@ -72,7 +72,6 @@ class Bound(msgspec.Struct, kw_only=True):
     subscribers: list[tuple[Subscriber, Run]] = []
     authenticators: list[Authenticator] = []
     consumers: list[Consumer] = []
-    sockets: list[tuple[str, Any]] = []
 
 
 class PluginRecord(msgspec.Struct, kw_only=True, eq=False):

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 from corral.auth.credentials import KEEP_SECONDS
 from corral.auth.permissions import Permissions
 from corral.auth.principal import Principal
-from corral.auth.visibility import ALL, NONE, can_read
+from corral.auth.visibility import ALL_ROWS, NO_ROWS, can_read
 from corral.database.model import ADMIN, PRIVATE, SHARED
 from corral.events.event import EventType, EventTypes
-from corral.events.log import EventRow, Record
+from corral.events.log import EventRow, LoggedEvent
 
 CACHE_LIMIT = 1000
 
@@ -36,7 +36,7 @@ class EventRightsService:
         self._types, self._permissions = types, permissions
         self._names: dict[Any, tuple[Names, float]] = {}
 
-    def can_read(self, caller: Principal, record: Record) -> bool:
+    def can_read(self, caller: Principal, record: LoggedEvent) -> bool:
         if not can_read(caller, record.visibility, record.owner_id):
             return False
         names = self._of(caller)
@@ -52,11 +52,11 @@ class EventRightsService:
     def where(self, caller: Principal) -> Any:
         """Return the rule of `can_read` as a condition for SQL queries."""
         if caller.kind == "system":
-            return ALL
+            return ALL_ROWS
         names = self._of(caller)
-        shared, admin, own = (ALL, ALL, ALL) if names is None else (EventRow.type.in_(sorted(each)) for each in names)
-        is_own = EventRow.owner_id == caller.user_id if caller.user_id is not None else NONE
-        everybodys = NONE if caller.role == "auditor" else (EventRow.visibility == SHARED) & shared
+        shared, admin, own = (ALL_ROWS,) * 3 if names is None else (EventRow.type.in_(sorted(each)) for each in names)
+        is_own = EventRow.owner_id == caller.user_id if caller.user_id is not None else NO_ROWS
+        everybodys = NO_ROWS if caller.role == "auditor" else (EventRow.visibility == SHARED) & shared
         owned = EventRow.visibility.not_in((SHARED, ADMIN)) & is_own & own
         if not caller.is_admin:
             return everybodys | owned

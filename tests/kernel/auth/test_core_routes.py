@@ -16,7 +16,7 @@ from corral.auth.visibility import can_read
 from corral.errors import Unauthorized
 from corral.events import log as event_log
 from corral.events.event import Event, SystemAlert, emit
-from corral.events.log import EventRow, Record
+from corral.events.log import EventRow, LoggedEvent
 from corral.plugin import Plugin
 from corral.testing.kit import Kit
 from corral_core.accounts.api import Tickets
@@ -245,7 +245,7 @@ async def test_conventions_6_the_log_shows_what_a_read_would(kit: Kit) -> None:
     ]
     for caller in callers:
 
-        def shown(caller: Principal = caller) -> tuple[list[Record], list[Record]]:
+        def shown(caller: Principal = caller) -> tuple[list[LoggedEvent], list[LoggedEvent]]:
             of_test = EventRow.object_type == "probe"
             return event_log.select([of_test, rights.where(caller)], 1000), event_log.select([of_test], 1000)
 

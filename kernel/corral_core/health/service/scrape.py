@@ -114,7 +114,7 @@ class Scrape:
     async def own(self) -> str:
         """Return the metrics of this process as Prometheus text."""
         await self._counted.refresh()
-        return self._requests.render() + generate_latest(self._process).decode()
+        return "\n".join([*self._requests.plugins(), generate_latest(self._process).decode()])
 
     def collect(self) -> Iterator[Family]:
         """Yield the metric families. The Prometheus registry calls this function, which must not do I/O."""

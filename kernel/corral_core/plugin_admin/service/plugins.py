@@ -16,7 +16,7 @@ from corral.database.engine import Work
 from corral.database.unit import after_commit, current
 from corral.errors import Conflict, Fault, Invalid, NotFound
 from corral.events.event import SystemAlert, emit
-from corral.events.log import Record
+from corral.events.log import LoggedEvent
 from corral.plugin import Audit, AuditEntry
 from corral.plugins.quarantine import PluginQuarantine
 from corral.plugins.record import PluginRecord
@@ -175,7 +175,7 @@ class PluginAdministration:
             elif reason is None and loaded.state == "disabled" and loaded.plugin is not None:
                 self._registry.enable(loaded.name)
 
-    def follow(self, records: Sequence[Record]) -> None:
+    def follow(self, records: Sequence[LoggedEvent]) -> None:
         """Apply decisions made by other processes. This listener of the event feed reads the rows, not the events."""
         if any(record.type == PluginState.event for record in records):
             self._applying = asyncio.ensure_future(self._apply_stored(self._applying))

@@ -16,7 +16,7 @@ from corral import clock
 from corral.database.engine import Work
 from corral.events.alerts import raise_alert
 from corral.events.event import SystemAlert, emit
-from corral.events.log import Record
+from corral.events.log import LoggedEvent
 from corral.plugin import Audit, AuditEntry, Settings
 from corral.plugins.quarantine import Alarm, PluginQuarantine
 from corral.plugins.record import PluginRecord
@@ -68,7 +68,7 @@ class Quarantine:
                     await bell.wait()
             bell.clear()
 
-    def follow(self, records: Sequence[Record]) -> None:
+    def follow(self, records: Sequence[LoggedEvent]) -> None:
         """Schedule a new read of the rows after an event of another process. This is a listener of the event feed."""
         if any(record.type == PluginState.event for record in records):
             self._stale = True
