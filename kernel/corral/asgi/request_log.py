@@ -13,7 +13,6 @@ from corral.settings.kernel import ACCESS_LOG
 
 log, access_log = logging.getLogger("corral.http"), logging.getLogger("corral.access")
 
-KERNEL = Scope("", frozenset(), frozenset())
 MIN_STATUS = {"off": 1000, "errors": 500, "all": 0}
 
 
