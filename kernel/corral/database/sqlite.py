@@ -114,7 +114,7 @@ class _SqliteThread(DatabaseThread):
         super().__init__(pool)
         self._ending = threading.Lock()  # two threads may execute on one connection, but neither may close it then
 
-    def open_connection(self) -> Any:
+    def ensure_connection(self) -> Any:
         if self.connection is None:
             self.connection = self.database.connect(query_only=self.query_only)
         return self.connection
@@ -162,7 +162,7 @@ class _ReaderThread(_SqliteThread):
         outcome = Outcome(queued, None)
         self.begin_unit(queued)
         try:
-            connection = self.open_connection()
+            connection = self.ensure_connection()
             connection.execute("BEGIN")
             unit = Unit(self.database, connection, queued.entry, read_only=True)
             outcome.value = self.run_unit(unit, queued)
@@ -188,7 +188,7 @@ class _WriterThread(_SqliteThread):
     def run_units(self, queued: QueuedUnit, *, alone: bool = False) -> None:
         self.batch = []
         try:
-            self.open_connection().execute("BEGIN IMMEDIATE")
+            self.ensure_connection().execute("BEGIN IMMEDIATE")
         except (peewee.DatabaseError, sqlite3.Error) as error:
             self.database.deliver([Outcome(queued, None, error=translate(error))])
             return
