@@ -31,7 +31,7 @@ OFF = "admin"
 _SECRET = re.compile(r"password|secret|token|(^|_)key$|private")
 
 
-class PluginMigrations(msgspec.Struct, kw_only=True):
+class MigrationNames(msgspec.Struct, kw_only=True):
     """Names of a plugin's migration scripts, in the order in which they run."""
 
     applied: list[str]
@@ -61,7 +61,7 @@ class PluginView(msgspec.Struct, kw_only=True):
     jobs: list[str]
     schedules: list[str]
     settings: list[str]
-    migrations: PluginMigrations
+    migrations: MigrationNames
     errors_60s: int
     errors_total: int
     last_error: PluginError | None
@@ -261,14 +261,14 @@ def _migration_tables() -> frozenset[str]:
     return frozenset(current().database.engine.get_tables())
 
 
-def _migrations_of(item: PluginRecord, tables: frozenset[str]) -> PluginMigrations:
+def _migrations_of(item: PluginRecord, tables: frozenset[str]) -> MigrationNames:
     home = item.migrations()
     scripts = sorted(path.stem for path in home.directory.glob("[0-9]*.py")) if home else []
     applied: set[str] = set()
     if f"{item.name}_migrations" in tables:  # safe in SQL: the loader refuses plugin names that are not identifiers
         rows = current().connection.execute(f"SELECT name FROM {item.name}_migrations").fetchall()  # noqa: S608
         applied = {row[0] for row in rows}
-    return PluginMigrations(
+    return MigrationNames(
         applied=[name for name in scripts if name in applied], pending=[name for name in scripts if name not in applied]
     )
 
