@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from tests.kernel.cli.warm import SERVERS, warm
 
 MEMORY, MEMORY_NEEDED = Path("/dev/shm"), 8 * 2**30
 
@@ -68,6 +70,39 @@ def waiting_first(items: Sequence[pytest.Item], processes: int) -> list[pytest.I
     one, two = ([item for item in waiting if item.path in half] for half in (files[::2], files[1::2]))
     share = len(items) // processes - len(one)
     return [*one, *others[:share], *two, *others[share:]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _hashes_are_cheap() -> None:
+    """Hash the passwords of this process, which guard nothing, without the cost that makes guessing slow."""
+    from corral_core.accounts.service import passwords
+
+    passwords.TIME_COST, passwords.MEMORY_KIB = 1, 8
+    passwords._hasher.cache_clear()
+    passwords.DUMMY_HASH = passwords._hasher().hash("nobody's password")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _servers_are_forked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Start servers as forks of a process that has imported Corral, which saves most of the processor time of a start.
+
+    In the long forms of the promises, which report how long a start takes, servers start like any program.
+    """
+    if request.config.getoption("--long", default=False):
+        yield
+        return
+    from corral.testing import server
+
+    plain = server.start_process
+
+    def fork(arguments: Sequence[str], *, environ: Mapping[str, str], folder: Path, log: Path) -> Any:
+        if any(name.startswith("PYTHON") and os.environ.get(name) != value for name, value in environ.items()):
+            return plain(arguments, environ=environ, folder=folder, log=log)  # for another interpreter than this one
+        return warm(*SERVERS).start(arguments, cwd=folder, environ=environ, log=log)
+
+    server.start_process = fork
+    yield
+    server.start_process = plain
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
