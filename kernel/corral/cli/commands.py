@@ -102,7 +102,7 @@ def run() -> NoReturn:
     """Run the command and exit. Errors are printed to standard error, one line each."""
     import peewee
 
-    from corral.database.migrations import MigrationFailed, Newer
+    from corral.database.migrations import MigrationFailed, SchemaTooNew
     from corral.plugins.migrations import Pending
 
     try:
@@ -118,7 +118,7 @@ def run() -> NoReturn:
         for line in refused.faults:
             click.echo(f"corral: {line}", err=True)
         sys.exit(REFUSED)
-    except (Pending, Newer) as error:
+    except (Pending, SchemaTooNew) as error:
         click.echo(f"corral: {error}", err=True)
         sys.exit(PENDING)
     except MigrationFailed as error:
