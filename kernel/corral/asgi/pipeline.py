@@ -31,6 +31,7 @@ from corral.auth.credentials import (
 )
 from corral.auth.principal import Principal
 from corral.clock import time_s
+from corral.database.engine import SlowRead
 from corral.database.unit import Entry
 from corral.errors import Forbidden, Malformed, NotFound, Problem, Unauthorized, Unavailable
 from corral.http.answers import IfMatch, Response, Wait
@@ -309,8 +310,11 @@ class Pipeline:
             return await self.database.work(unit, entry=entry)
         began = time.perf_counter()
         try:
-            if endpoint.inline:
-                return await self.database.read(unit, entry)
+            if endpoint.inline and self.database.inline_reads:
+                try:
+                    return self.database.read_now(unit, entry)
+                except SlowRead:
+                    endpoint.inline = False
             return await self.database.work(unit, entry=entry, read=True)
         finally:
             endpoint.measure(time.perf_counter() - began)
