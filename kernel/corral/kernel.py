@@ -23,12 +23,12 @@ from corral.database.sealed import SealedColumns
 from corral.database.unit import Unit
 from corral.egress.client import Egress
 from corral.errors import Refused
-from corral.events import log as event_log
 from corral.events.consumers import Consumer, Subscriber
 from corral.events.event import EventTypes
 from corral.events.feed import Bus, Feed, MemoryBus
+from corral.events.log import write_events
 from corral.http.openapi import ApiDocument
-from corral.jobs import job as job_rows
+from corral.jobs.job import write_jobs
 from corral.jobs.queue import JobQueue
 from corral.jobs.runner import JobRunner
 from corral.metrics.requests import RequestMetrics
@@ -104,9 +104,9 @@ def _flush(unit: Unit) -> None:
     for write in unit.audit:
         write()
     if unit.jobs:
-        job_rows.write(unit)
+        write_jobs(unit)
     if unit.events:
-        event_log.write(unit)
+        write_events(unit)
 
 
 class Kernel:
@@ -250,9 +250,9 @@ class Kernel:
             await self.queue.start()
             self.runner.queue = self.queue
         await self.feed.start()
-        self.supervisor.start("events.feed", self.feed.follow)
+        self.supervisor.start("events.feed", self.feed.run)
         if self.database.kind == "postgresql":
-            self.supervisor.start("events.sequencer", self.feed.sequence)
+            self.supervisor.start("events.sequencer", self.feed.run_sequencer)
         for record in self.plugins:
             if record.serves:
                 await self._start_plugin(record)
@@ -268,9 +268,7 @@ class Kernel:
         """Start one plugin. Mark it `failed` if `start()` raises, or if a third-party plugin exceeds the time limit."""
         before, me = self.active, asyncio.current_task()
         limit = None if record.found.built_in else START_SECONDS
-        runtime = PluginRuntime(
-            self.container, self.wiring.scope(record), self.supervisor, self._tasks(record), self.lifecycle
-        )
+        runtime = PluginRuntime(self.container, record, self.supervisor, self._tasks(record), self.lifecycle)
         try:
             assert record.plugin is not None
             async with asyncio.timeout(limit) as patience:
@@ -316,11 +314,11 @@ class Kernel:
         self.thread_exceptions.stop()
 
     def _tasks(self, record: PluginRecord) -> PluginTasks:
-        return PluginTasks(self.quarantine, self.guards, record, self.registry)
+        return PluginTasks(self.guards, record, self.registry)
 
     def _committed(self, units: list[Unit]) -> None:
         emitted = [row["type"] for unit in units for row in unit.events]
         self.metrics.events.update(emitted)
-        self.feed.committed(bool(emitted))
+        self.feed.on_commit(bool(emitted))
         if due := [str(row["id"]) for unit in units for row in unit.jobs if row["run_at"] <= row["created_at"]]:
             self.runner.announce(due)
