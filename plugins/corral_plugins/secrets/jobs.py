@@ -42,7 +42,7 @@ async def rewrap(holder: str, keys: MasterKeys, work: Work) -> None:
         await work(lambda: enqueue(JOB, holder=holder))
 
 
-JOBS = (Job(JOB, rewrap, seconds=60),)
+JOBS = (Job(JOB, rewrap, lease_seconds=60),)
 SCHEDULES = (Schedule("secrets.remind", HOUR, remind), Schedule("secrets.shred", DAY, shred))
 
 
