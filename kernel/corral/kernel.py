@@ -23,12 +23,12 @@ from corral.database.sealed import SealedColumns
 from corral.database.unit import Unit
 from corral.egress.client import Egress
 from corral.errors import Refused
-from corral.events import log as event_log
 from corral.events.consumers import Consumer, Subscriber
 from corral.events.event import EventTypes
 from corral.events.feed import Bus, Feed, MemoryBus
+from corral.events.log import write_events
 from corral.http.openapi import ApiDocument
-from corral.jobs import job as job_rows
+from corral.jobs.job import write_jobs
 from corral.jobs.queue import JobQueue
 from corral.jobs.runner import JobRunner
 from corral.metrics.requests import RequestMetrics
@@ -72,9 +72,8 @@ def boot(
     whether migrations are applied. Raises `Refused` (exit status 3) and `Pending` (exit status 4).
     """
     keyring = Keyring.load(config)
-    database = connect(
-        config.database.url, synchronous=config.database.synchronous, pool_size=config.database.pool_size
-    )
+    section = config.database
+    database = connect(section.url, synchronous=section.synchronous, pool_size=section.pool_size)
     try:
         records = plugins if plugins is not None else load(discover(config), config, off=taken_out(database))
         _check_enabled(config, records)
@@ -105,9 +104,9 @@ def _flush(unit: Unit) -> None:
     for write in unit.audit:
         write()
     if unit.jobs:
-        job_rows.write(unit)
+        write_jobs(unit)
     if unit.events:
-        event_log.write(unit)
+        write_events(unit)
 
 
 class Kernel:
@@ -218,6 +217,13 @@ class Kernel:
         self.settings.watch([JOBS_CONCURRENCY], lambda: runner.set_concurrency(job_concurrency(self.settings)))
         return runner
 
+    def block_dependants(self, before: list[PluginRecord]) -> None:
+        """Block the dependants of plugins that failed. Notify listeners of all plugins in `before` that do not run."""
+        block_dependants(self.plugins)
+        for record in before:
+            if not record.active:
+                self.registry.publish(record)
+
     def refuse_without_essentials(self) -> None:
         """Raise `Refused` when an essential plugin does not serve, or in strict mode when any plugin failed."""
         strict = self.config.plugins.strict
@@ -244,9 +250,9 @@ class Kernel:
             await self.queue.start()
             self.runner.queue = self.queue
         await self.feed.start()
-        self.supervisor.start("events.feed", self.feed.follow)
+        self.supervisor.start("events.feed", self.feed.run)
         if self.database.kind == "postgresql":
-            self.supervisor.start("events.sequencer", self.feed.sequence)
+            self.supervisor.start("events.sequencer", self.feed.run_sequencer)
         for record in self.plugins:
             if record.serves:
                 await self._start_plugin(record)
@@ -262,9 +268,7 @@ class Kernel:
         """Start one plugin. Mark it `failed` if `start()` raises, or if a third-party plugin exceeds the time limit."""
         before, me = self.active, asyncio.current_task()
         limit = None if record.found.built_in else START_SECONDS
-        runtime = PluginRuntime(
-            self.container, self.wiring.scope(record), self.supervisor, self._tasks(record), self.lifecycle
-        )
+        runtime = PluginRuntime(self.container, record, self.supervisor, self._tasks(record), self.lifecycle)
         try:
             assert record.plugin is not None
             async with asyncio.timeout(limit) as patience:
@@ -274,10 +278,7 @@ class Kernel:
                 raise
             record.fail(f"start() took longer than {limit:g} s" if patience.expired() else error)
             await runtime.end_tasks()
-            block_dependants(self.plugins)
-            for item in before:
-                if not item.active:
-                    self.registry.publish(item)
+            self.block_dependants(before)
 
     async def serving(self, address: str) -> None:
         """Record that the server accepts connections at `address`, and call the plugins' `when_serving` callbacks."""
@@ -313,11 +314,11 @@ class Kernel:
         self.thread_exceptions.stop()
 
     def _tasks(self, record: PluginRecord) -> PluginTasks:
-        return PluginTasks(self.quarantine, self.guards, record, self.registry)
+        return PluginTasks(self.guards, record, self.registry)
 
     def _committed(self, units: list[Unit]) -> None:
         emitted = [row["type"] for unit in units for row in unit.events]
         self.metrics.events.update(emitted)
-        self.feed.committed(bool(emitted))
+        self.feed.on_commit(bool(emitted))
         if due := [str(row["id"]) for unit in units for row in unit.jobs if row["run_at"] <= row["created_at"]]:
             self.runner.announce(due)

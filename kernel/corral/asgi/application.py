@@ -34,7 +34,7 @@ from corral.errors import Problem
 from corral.http.openapi import ApiDocument, document
 from corral.http.routes import API_PREFIX, Route
 from corral.kernel import Kernel
-from corral.plugins.record import PluginRecord, block_dependants
+from corral.plugins.record import PluginRecord
 
 CODES = {400: "malformed_request", 408: "request_timeout", 413: "payload_too_large"}  # of Quart's own errors
 
@@ -49,26 +49,23 @@ class Application:
         self.kernel = kernel
         self.endpoints: list[Endpoint] = []
         self._router = Router()
-        self._sockets: dict[str, SocketEndpoint] = {}
+        self.sockets: dict[str, SocketEndpoint] = {}
         kernel.registry.listeners.append(self._plugin_changed)
         before = kernel.active
         for loaded in sorted(before, key=lambda item: not item.found.built_in):  # built-in plugins keep their paths
             loaded.attempt(self._add_routes, loaded)
-        block_dependants(kernel.plugins)
-        for loaded in before:
-            if not loaded.serves:
-                kernel.registry.publish(loaded)
+        kernel.block_dependants(before)
         kernel.refuse_without_essentials()
         self._add_unavailable()
         kernel.container.get(ApiDocument).describe(endpoint.route for endpoint in self.endpoints)
         self.pipeline = Pipeline(kernel, self._router, self.endpoints)
         self.app = quart_application(self.pipeline, self.endpoints, kernel.config.server)
-        sockets = {prefix + path: each for path, each in self._sockets.items() for prefix in ("", API_PREFIX)}
+        sockets = {prefix + path: each for path, each in self.sockets.items() for prefix in ("", API_PREFIX)}
         connection: Any = socket_connections(self.pipeline, sockets)
         self.app.asgi_websocket_class = connection
 
     def _add_routes(self, loaded: PluginRecord) -> None:
-        kernel, container, scope = self.kernel, self.kernel.container, self.kernel.wiring.scope(loaded)
+        kernel, container = self.kernel, self.kernel.container
         routes = [route for group in loaded.contributed.routes for route in group]
         permissions = container.get(Permissions)
         endpoints: list[Endpoint] = []
@@ -76,11 +73,11 @@ class Application:
             route.plugin = loaded.name
             _check(route, permissions)
             endpoints.append(
-                Endpoint(route, container, scope, kernel.guards.wrap_route(loaded, route.label, route.handler))
+                Endpoint(route, container, loaded, kernel.guards.wrap_route(loaded, route.label, route.handler))
             )
         sockets = {}
         for item in loaded.contributed.sockets:
-            serve = container.bind(item.serve, scope, skip=("connection",))
+            serve = container.bind(item.serve, loaded, skip=("connection",))
             sockets[item.path] = SocketEndpoint(loaded, kernel.guards.wrap_route(loaded, f"WS {item.path}", serve))
         if not loaded.found.built_in:  # a shape without a schema would break the document of the whole API
             document(routes, title="", version="", public_url=None)
@@ -95,14 +92,14 @@ class Application:
         if not loaded.found.built_in:
             kernel.database.plugin_by_label |= {route.label: loaded.name for route in routes}
         self.endpoints.extend(endpoints)
-        self._sockets |= sockets
+        self.sockets |= sockets
 
     def _add_unavailable(self) -> None:
         """Add the operations of built-in plugins that do not run, unless another plugin serves them."""
         for loaded, label in unavailable_operations(self.kernel.plugins):
             method, _, path = label.partition(" ")
             if method == "WS":
-                self._sockets.setdefault(path, SocketEndpoint(loaded))
+                self.sockets.setdefault(path, SocketEndpoint(loaded))
             else:
                 # ValueError: another route gives the id a different name
                 with contextlib.suppress(RouteConflict, ValueError):

@@ -17,10 +17,9 @@ from corral.asgi.request import IncomingRequest
 from corral.auth.permissions import Permissions
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
 from corral.errors import Fault, Forbidden, Invalid, Malformed, Problem
-from corral.http import signature
 from corral.http.routes import Route
-from corral.http.signature import union_parts
-from corral.plugins.container import Container, Scope
+from corral.http.signature import read_signature, union_parts
+from corral.plugins.container import Container
 from corral.plugins.record import PluginRecord
 from corral.redact.redactor import Redactor, made_by
 from corral.schema.shapes import convert
@@ -40,9 +39,9 @@ class Endpoint:
     the plugin while it is out of service.
     """
 
-    def __init__(self, route: Route, container: Container, scope: Scope, handler: Callable[..., Any]) -> None:
+    def __init__(self, route: Route, container: Container, record: PluginRecord, handler: Callable[..., Any]) -> None:
         self.route, self.handler = route, handler
-        self.signature = route.signature = route.signature or signature.read(route)
+        self.signature = route.signature = route.signature or read_signature(route)
         self.label = route.label
         self.is_async = route.is_async
         self.is_read = route.method == "GET"
@@ -53,7 +52,7 @@ class Endpoint:
         self._needs = frozenset(route.needs)
         self._needs_permission_only = not (route.own_session or route.step_up or SIGNED_IN in route.needs)
         self.unavailable: PluginRecord | None = None
-        self._container, self._scope = container, scope
+        self._container, self._record = container, record
         self._redactor = container.get(Redactor)
         self.rebind()
         self._lists = _list_fields(self.signature.query)
@@ -63,7 +62,7 @@ class Endpoint:
 
     def rebind(self) -> None:
         """Look up the handler's services again, because services of other plugins can appear and disappear."""
-        self.services = self._container.services(self.signature.services, self._scope, self.label)
+        self.services = self._container.services(self.signature.services, self._record, self.label)
 
     def refusal(self, principal: Principal) -> Forbidden | None:
         """Return the reason why the principal may not call this route, or None if it may.
@@ -165,13 +164,14 @@ class Endpoint:
     def measure(self, seconds: float) -> None:
         """Record the duration of a read, and choose where the next read of this endpoint runs (docs/adr/0004).
 
-        Reads move to the event loop after enough short reads in a thread, and back to a thread after a longer read.
+        Reads move to the event loop after enough short reads in a thread, and back to a thread after a long read.
         """
-        if seconds < INLINE_BELOW:
+        if self.inline:
+            if seconds > INLINE_ABOVE:
+                self.inline, self._short_reads = False, -INLINE_PENALTY  # temporary: the machine may have been busy
+        elif seconds < INLINE_BELOW:
             self._short_reads += 1
-        elif self.inline:  # the penalty is temporary: the machine may have been busy
-            self._short_reads = -INLINE_PENALTY if seconds > INLINE_ABOVE else 0
-        self.inline = self._short_reads >= INLINE_AFTER
+            self.inline = self._short_reads >= INLINE_AFTER
 
 
 def _holds(principal: Principal, need: str) -> bool:

@@ -17,7 +17,7 @@ from corral.asgi.async_handlers import AsyncHandlers
 from corral.asgi.endpoint import Endpoint
 from corral.asgi.request import ClientLeft, IncomingRequest, Receive
 from corral.asgi.request_log import AccessLog, RequestAudit
-from corral.asgi.response import Response, ResponseSender, Send, problem_response, render, replay, storable
+from corral.asgi.response import ResponseSender, Send, problem_response, render
 from corral.asgi.router import Router
 from corral.asgi.streams import LongLivedConnections
 from corral.asgi.unavailable import plugin_unavailable
@@ -31,11 +31,12 @@ from corral.auth.credentials import (
 )
 from corral.auth.principal import Principal
 from corral.clock import time_s
+from corral.database.engine import SlowRead
 from corral.database.unit import Entry
 from corral.errors import Forbidden, Malformed, NotFound, Problem, Unauthorized, Unavailable
-from corral.http.answers import IfMatch, Wait
+from corral.http.answers import IfMatch, Response, Wait
 from corral.http.client_address import ClientAddress, Hosts
-from corral.http.idempotency import Idempotency, Keyed
+from corral.http.idempotency import Idempotency, IdempotencyKey
 from corral.kernel import Kernel
 from corral.metrics.requests import BODY_CODES
 from corral.plugin import Gate, Meter
@@ -55,7 +56,7 @@ class Pipeline:
         server = kernel.config.server
         self.router, self.credentials = router, kernel.credentials
         self.database, self.feed = kernel.database, kernel.feed
-        self.metrics, self.redactor, self.record_error = kernel.metrics, kernel.redactor, kernel.registry.record
+        self.metrics, self.redactor, self.record_error = kernel.metrics, kernel.redactor, kernel.registry.add_error
         self.client_address = functools.lru_cache(maxsize=256)(ClientAddress(server.trusted_proxies))
         self.is_own_host = functools.lru_cache(maxsize=256)(Hosts(server.public_url, server.allowed_hosts))
         exempt = [path for each in endpoints if each.route.exempt_host for path in each.route.paths]
@@ -163,9 +164,9 @@ class Pipeline:
         methods, names = found or ({}, {})
         endpoint: Endpoint | None = methods.get("GET" if request.method == "HEAD" else request.method)
         if endpoint is None or endpoint.public or not request.has_credential:
-            self._count_arrival(request, endpoint, anonymous=True)
+            self.count_arrival(request, endpoint, anonymous=True)
         elif endpoint.client_rate:
-            self._count_arrival(request, endpoint, anonymous=False)
+            self.count_arrival(request, endpoint, anonymous=False)
         if found is None:
             raise NotFound()
         if endpoint is None:
@@ -177,7 +178,8 @@ class Pipeline:
         request.endpoint, request.label, request.path_names = endpoint, endpoint.label, names
         return endpoint
 
-    def _count_arrival(self, request: IncomingRequest, endpoint: Endpoint | None, *, anonymous: bool) -> None:
+    def count_arrival(self, request: IncomingRequest, endpoint: Endpoint | None, *, anonymous: bool) -> None:
+        """Count a request or WebSocket handshake against the rate limits of its client. Raises `TooMany`."""
         route = None if endpoint is None else endpoint.route
         for meter in self.meters:
             if (quota := meter.arrive(request.client_ip, route, anonymous=anonymous)) is not None:
@@ -222,7 +224,7 @@ class Pipeline:
                 raise Unauthorized(code="token_expired", headers=CHALLENGE)
         except (Malformed, Unauthorized, Forbidden):  # an invalid credential counts as an anonymous request
             if request.has_credential:
-                self._count_arrival(request, None, anonymous=True)
+                self.count_arrival(request, None, anonymous=True)
             raise
         return principal
 
@@ -292,7 +294,9 @@ class Pipeline:
                 scope = f"{principal.kind}:{principal.task_id or principal.id}"
             else:  # cookies distinguish anonymous clients that share an address
                 scope = f"ip:{request.client_ip}\0{request.header('cookie') or ''}"
-            request.idempotency_key = Keyed.of(given.decode("latin1"), scope, request.method, request.path, body)
+            request.idempotency_key = IdempotencyKey.of_request(
+                given.decode("latin1"), scope, request.method, request.path, body
+            )
 
     # -- unit of work: preconditions, handler
 
@@ -306,22 +310,25 @@ class Pipeline:
             return await self.database.work(unit, entry=entry)
         began = time.perf_counter()
         try:
-            if endpoint.inline:
-                return await self.database.read(unit, entry)
+            if endpoint.inline and self.database.inline_reads:
+                try:
+                    return self.database.read_now(unit, entry)
+                except SlowRead:
+                    endpoint.inline = False
             return await self.database.work(unit, entry=entry, read=True)
         finally:
             endpoint.measure(time.perf_counter() - began)
 
-    def _run_keyed(self, request: IncomingRequest, endpoint: Endpoint, key: Keyed) -> Response | Wait:
-        stored = self.idempotency.begin(key)
+    def _run_keyed(self, request: IncomingRequest, endpoint: Endpoint, key: IdempotencyKey) -> Response | Wait:
+        stored = self.idempotency.claim_key(key)
         if stored is not None:
-            return replay(stored)
+            return stored
         value = endpoint.handler(**request.arguments)
         if isinstance(value, Wait):
-            self.idempotency.forget(key)  # the handler changed nothing yet; the next run claims the key again
+            self.idempotency.release_key(key)  # the handler changed nothing yet; the next run claims the key again
             return value
         response = render(value, endpoint, request)
-        self.idempotency.finish(key, storable(response, response.body), secret=endpoint.route.no_store)
+        self.idempotency.store_response(key, response, response.body, secret=endpoint.route.no_store)
         return response
 
     async def _long_poll(self, request: IncomingRequest, endpoint: Endpoint, wait: Wait) -> Any:
@@ -383,10 +390,9 @@ class Pipeline:
         told = {"route": request.label, "plugin": plugin, "request_id": request.request_id}
         log.exception("request failed", extra=told)
         self.record_error(plugin, request.label, error, request.request_id)
-        problem = Problem("This is a bug in Corral or a plugin; look up the request id in the log.")
-        if plugin:
-            problem.members["plugin"] = plugin
-        return self._refusal(problem, request)
+        members: dict[str, Any] = {"plugin": plugin} if plugin else {}
+        detail = "This is a bug in Corral or a plugin; look up the request id in the log."
+        return self._refusal(Problem(detail, **members), request)
 
 
 def _other_method(method: str, methods: Collection[str]) -> Response:

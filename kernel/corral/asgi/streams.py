@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from corral.asgi.request import IncomingRequest, run_until_client_leaves
 from corral.errors import Problem
 from corral.plugin import Gate
-
-log = logging.getLogger("corral.http")
 
 CHECK_SECONDS = 1.0
 MAX_RECORDED = 4 * 1024 * 1024
@@ -31,7 +28,7 @@ class LongLivedConnections:
         self._checking: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
-    def hold(self, client_ip: str, path: str, end: Callable[[Problem], object]) -> Iterator[None]:
+    def register(self, client_ip: str, path: str, end: Callable[[Problem], object]) -> Iterator[None]:
         """Register a connection while the context is active. Call `end(problem)` when a gate refuses the client."""
         key = object()
         self._open[key] = client_ip, path, end
@@ -52,8 +49,6 @@ class LongLivedConnections:
                 except Problem as problem:
                     if self._open.pop(key, None) is not None:
                         end(problem)
-                except Exception:
-                    log.exception("gate failed to check an open connection")
 
 
 async def send_stream(
@@ -61,7 +56,7 @@ async def send_stream(
 ) -> None:
     """Send chunks as they are produced. Stops early if the client disconnects or a gate refuses the client."""
     leaving = asyncio.ensure_future(request.disconnected())
-    with connections.hold(request.client_ip, request.path, lambda _: leaving.cancel()):
+    with connections.register(request.client_ip, request.path, lambda _: leaving.cancel()):
         await run_until_client_leaves(_send_chunks(chunks, send), leaving)
 
 
@@ -74,7 +69,7 @@ async def _send_chunks(chunks: Any, send: Callable[[Any], Awaitable[None]]) -> N
         await chunks.aclose()  # runs the handler's clean-up at once, however the stream ended
 
 
-async def recorded(chunks: Any, ended: Callable[[bytes | None], Awaitable[None]]) -> AsyncIterator[bytes]:
+async def record_stream(chunks: Any, ended: Callable[[bytes | None], Awaitable[None]]) -> AsyncIterator[bytes]:
     """Yield the chunks unchanged and record them.
 
     At the end, `ended` is awaited with all bytes, or with None if the stream was interrupted or exceeds

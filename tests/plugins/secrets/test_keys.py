@@ -112,7 +112,7 @@ async def test_a_value_that_was_cut_stands_in_nobodys_way(make_kit: Callable[...
     assert await safe.value(whole["id"]) == "another value altogether"
     assert (await safe.reveal(cut["id"])).code == "secrets.damaged"
     keys = safe.kit.kernel.container.get(MasterKeys)
-    wrong = await safe.work(lambda: keys.unreadable(lambda fn: fn()), read=True)
+    wrong = await safe.work(lambda: keys.unreadable_values(lambda fn: fn()), read=True)
     assert {name: count for name, count in wrong.items() if count} == {"secrets_versions.sealed": 1}
 
 
@@ -123,7 +123,7 @@ async def test_secrets_6_values_change_while_they_are_rewrapped(make_kit: Callab
     safe = await world(make_kit, "v2", "v1")
     keys = safe.kit.kernel.container.get(MasterKeys)
     column = next(each for each in keys._columns.columns if each.model is SecretVersion)
-    before = await safe.work(lambda: column.after(None, 10), read=True)
+    before = await safe.work(lambda: column.values_after(None, 10), read=True)
     await asyncio.gather(*(safe.admin.put(f"/secrets/{made['id']}", {"value": f"value number {n}"}) for n in range(4)))
     assert await safe.work(lambda: column.replace(before[0], "01" + "00" * 100))
     assert not await safe.work(lambda: column.replace(before[0], "01" + "11" * 100))
