@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 config_option = click.option(
-    "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="corral.toml to read"
+    "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="configuration file to read"
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
 

@@ -70,8 +70,8 @@ def find(plugins: list[PluginRecord], name: str) -> PluginRecord:
         if item.name == name:
             return item
     near = difflib.get_close_matches(name, [item.name for item in plugins], 1)
-    hint = f"; the nearest is {near[0]}" if near else "; corral plugins list shows all"
-    raise click.ClickException(f"no plugin {name} is installed{hint}")
+    hint = f"; did you mean {near[0]}?" if near else "; corral plugins list shows all plugins"
+    raise click.ClickException(f"there is no installed plugin {name}{hint}")
 
 
 def enable(config_path: Path | None, name: str) -> tuple[Path, bool]:
@@ -87,7 +87,9 @@ def enable(config_path: Path | None, name: str) -> tuple[Path, bool]:
     path, text, changed = _edited(config, config_path, name, lists)
     after = _tried(_checked(path, text), name)
     if not after.active:
-        raise click.ClickException(f"{name} was not enabled: it would be {after.state}: {after.reason}{_hint(after)}")
+        raise click.ClickException(
+            f"{name} was not enabled, because it would be {after.state}: {after.reason}{_hint(after)}"
+        )
     if changed:
         _write(path, text)
     return path, changed
@@ -104,13 +106,13 @@ def disable(config_path: Path | None, name: str) -> tuple[Path, bool]:
     uninstalled = name in config.plugins.enabled and name not in {item.name for item in installed}
     item = None if uninstalled else find(installed, name)
     if item is not None and item.protected:
-        raise click.ClickException(f"{name} is protected: nothing is safe without it")
+        raise click.ClickException(f"{name} cannot be disabled, because the installation is not secure without it")
     lists = {"enabled": False, "disabled": item is not None and item.found.built_in}
     path, text, changed = _edited(config, config_path, name, lists)
     after = [] if item is None else plugins_of(_checked(path, text))
     dependants = [other.name for other in after if other.state == "blocked" and name in other.requires]
     if dependants:
-        raise click.ClickException(f"disable first what requires {name}: {', '.join(dependants)}")
+        raise click.ClickException(f"{name} is required by {', '.join(dependants)}; disable these plugins first")
     if changed:
         _write(path, text)
     return path, changed
@@ -130,7 +132,7 @@ def _tried(config: Config, name: str) -> PluginRecord:
 
 def _hint(item: PluginRecord) -> str:
     missing = [name for name in item.requires if item.state == "blocked"]
-    return f". Enable first: {', '.join(missing)}" if missing else ""
+    return f"; enable {', '.join(missing)} first" if missing else ""
 
 
 def _edited(config: Config, config_path: Path | None, name: str, lists: Mapping[str, bool]) -> tuple[Path, str, bool]:

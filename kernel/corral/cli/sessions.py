@@ -66,8 +66,8 @@ def session(config_path: Path | None, label: str, *, create: bool = False) -> It
     file = config.database.url.removeprefix("sqlite:///")
     if not create and file != config.database.url and not Path(file).exists():
         raise Refused(
-            f"there is no installation in {config.data_dir}: go to the folder where it runs, or name it by --config "
-            "or CORRAL_DATA_DIR"
+            f"there is no installation in {config.data_dir}; change to its working directory, or set --config or "
+            "CORRAL_DATA_DIR"
         )
     logs.configure("critical", "console")  # `corral doctor` reports failures of plugins
     ensure_data_dir(config)

@@ -53,7 +53,7 @@ class GuardedNetwork(httpcore2.AsyncNetworkBackend):
             addresses = await self._addresses(host.strip("[]"), port)
         except Unresolved as error:
             raise httpcore2.ConnectError(str(error)) from None
-        failure: Exception = httpcore2.ConnectTimeout("the time ran out after the name was resolved")
+        failure: Exception = httpcore2.ConnectTimeout("the connection timed out after the name was resolved")
         for number, address in enumerate(addresses):
             seconds = _left(deadline)
             if seconds is not None and seconds <= 0:

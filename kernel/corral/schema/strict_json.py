@@ -87,9 +87,11 @@ def parse_json(data: bytes, *, lenient: bool = False) -> Any:
     except UnicodeDecodeError as error:
         raise Malformed(f"Byte {error.start} of the body is not UTF-8.", code="malformed_json") from None
     except json.JSONDecodeError as error:
-        what = error.msg.removesuffix(" at").removesuffix(" starting") if text.strip() else "the body is empty"
+        if not text.strip():
+            raise Malformed("The body is empty, which is not valid JSON.", code="malformed_json") from None
+        reason = error.msg.removesuffix(" at").removesuffix(" starting")
         where = f"line {error.lineno}, column {error.colno}"
-        raise Malformed(f"Not JSON at {where}: {what}.", code="malformed_json") from None
+        raise Malformed(f"The body is not valid JSON at {where}: {reason}.", code="malformed_json") from None
 
 
 def replace_bad_characters(value: Any) -> Any:
@@ -131,7 +133,7 @@ def unstorable(value: Any, pointer: str) -> Iterator[Fault]:
     """Yield a fault for each string and number that the databases cannot store."""
     if isinstance(value, str):
         if _UNSTORABLE.search(value):
-            yield Fault(pointer, "bad_format", "text without U+0000 and lone surrogates")
+            yield Fault(pointer, "bad_format", "must not contain U+0000 or lone surrogates")
     elif isinstance(value, int | float) and (not -MAX_INTEGER <= value <= MAX_INTEGER):
         if isinstance(value, int) or abs(value) == inf:
             bound = f"{MAX_INTEGER}" if isinstance(value, int) else "1.7976931348623157e308"
@@ -145,7 +147,7 @@ def unstorable(value: Any, pointer: str) -> Iterator[Fault]:
         for key, item in value.items():
             there = pointer + pointer_of([key])
             if _UNSTORABLE.search(key):
-                yield Fault(there, "bad_format", "a key without U+0000 and lone surrogates")
+                yield Fault(there, "bad_format", "the key must not contain U+0000 or lone surrogates")
             yield from unstorable(item, there)
 
 

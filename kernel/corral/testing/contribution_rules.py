@@ -47,10 +47,10 @@ def contribution_rules(loaded: PluginRecord, package: Package, permissions: Perm
 def _guarded(routes: list[Route], permissions: Permissions) -> Iterator[str]:
     for route in routes:
         if not route.needs:
-            yield f"{route.label}: needs is empty; say PUBLIC if it is meant"
+            yield f"{route.label}: needs is empty; use PUBLIC for a route that needs no credential"
         for need in route.needs:
             if not permissions.knows(need):
-                yield f"{route.label}: nobody declares the permission {need}"
+                yield f"{route.label}: no plugin declares the permission {need}"
 
 
 def _documented(routes: list[Route]) -> Iterator[str]:
@@ -67,7 +67,7 @@ def _raises(name: str, routes: list[Route]) -> Iterator[str]:
             if code not in CODES:
                 own = code.startswith(f"{name}.")
                 where = "declare it with corral.errors.declare_codes in api.py" if own else "see corral.errors.CODES"
-                yield f"{route.label}: raises names {code}, which is no problem code; {where}"
+                yield f"{route.label}: raises contains {code}, which is not a problem code; {where}"
 
 
 def _strict(routes: list[Route]) -> Iterator[str]:
@@ -83,7 +83,7 @@ def _strict(routes: list[Route]) -> Iterator[str]:
 def _events(events: list[Any]) -> Iterator[str]:
     for kind in events:
         if not WIRE_NAME.fullmatch(kind.event):
-            yield f"{kind.__name__}: {kind.event!r} is no name like thing.happened"
+            yield f"{kind.__name__}: {kind.event!r} is not a name of the form thing.happened"
         if not (kind.__dict__.get("__doc__") or "").strip():
             yield f"{kind.__name__} has no docstring; its first line is the event's title"
 

@@ -34,7 +34,7 @@ def manifest_rules(kind: Any) -> Iterator[Finding]:
 
 def _name(name: Any) -> Iterator[str]:
     if not isinstance(name, str) or not IDENTIFIER.fullmatch(name):
-        yield f"name is {name!r}; use lower-case letters, digits and _, a letter first"
+        yield f"name is {name!r}; use lower-case letters, digits and _, beginning with a letter"
 
 
 def _docstring(kind: type[Plugin]) -> Iterator[str]:
@@ -47,7 +47,7 @@ def _docstring(kind: type[Plugin]) -> Iterator[str]:
 
 def _kernel_api(kind: type[Plugin]) -> Iterator[str]:
     if kind.kernel_api != KERNEL_API:
-        yield f"made for kernel API {kind.kernel_api}, this kernel has {KERNEL_API}"
+        yield f"the plugin requires kernel API {kind.kernel_api}, but this kernel provides {KERNEL_API}"
 
 
 def _neighbours(kind: type[Plugin], attribute: str) -> Iterator[str]:
@@ -57,12 +57,12 @@ def _neighbours(kind: type[Plugin], attribute: str) -> Iterator[str]:
         return
     for name in names:
         if not isinstance(name, str) or not IDENTIFIER.fullmatch(name):
-            yield f"{attribute} names {name!r}, which is no plugin's name"
+            yield f"{attribute} contains {name!r}, which is not a plugin name"
         elif name == kind.name:
-            yield f"{attribute} names the plugin itself"
+            yield f"{attribute} contains the plugin itself"
     if attribute == "wants":
         for name in sorted({*names} & {*kind.requires}):
-            yield f"wants names {name}, which requires names already"
+            yield f"wants contains {name}, which requires already contains"
 
 
 def _config(config: Any) -> Iterator[str]:
@@ -71,7 +71,7 @@ def _config(config: Any) -> Iterator[str]:
     if not (inspect.isclass(config) and issubclass(config, msgspec.Struct)):
         yield f"config is {config!r}; make it a msgspec.Struct"
     elif not config.__struct_config__.forbid_unknown_fields:
-        yield f"{config.__qualname__} lacks forbid_unknown_fields=True: a misspelt key would pass unseen"
+        yield f"{config.__qualname__} lacks forbid_unknown_fields=True, so misspelt keys would be ignored"
 
 
 def _permissions(kind: type[Plugin]) -> Iterator[str]:
@@ -85,4 +85,4 @@ def _permissions(kind: type[Plugin]) -> Iterator[str]:
             yield f"{permission.name} has no title"
         for holder in permission.holders:
             if holder not in HOLDERS:
-                yield f"{permission.name} is held by {holder!r}; holders are {', '.join(HOLDERS)}"
+                yield f"{permission.name} has the unknown holder {holder!r}; the known holders are {', '.join(HOLDERS)}"

@@ -99,17 +99,17 @@ def test_what_would_break_is_refused_and_the_file_untouched(two: Any) -> None:
         two.plugins.add(name, text)
     for arguments, told in (
         (("enable", "broken"), "SystemExit: 1"),
-        (("enable", "picky"), "requires absent, which is not installed. Enable first: absent"),
+        (("enable", "picky"), "requires absent, which is not installed; enable absent first"),
         (("enable", "stedy"), "the nearest is steady"),
         (("disable", "accounts"), "protected"),
-        (("disable", "nothing-like-it"), "no plugin nothing-like-it is installed"),
+        (("disable", "nothing-like-it"), "there is no installed plugin nothing-like-it"),
     ):
         done = two("plugins", *arguments)
         assert (done.status, told in done.err) == (1, True), done
     assert (two.home / "corral.toml").read_text() == before
     two("plugins", "enable", "leaning")
     refused = two("plugins", "disable", "steady")
-    assert "disable first what requires steady: leaning" in refused.err
+    assert "steady is required by leaning; disable these plugins first" in refused.err
     assert named(two)["enabled"] == ["steady", "leaning"]
 
 
