@@ -79,9 +79,7 @@ class Server(_Part, frozen=True):
         WebUrl | None,
         Key("Base URL of this installation, for links", "CORRAL_PUBLIC_URL", example="https://corral.example.org"),
     ] = None
-    allowed_hosts: Annotated[
-        tuple[Host, ...], Key("Additional host names accepted in Host headers", "CORRAL_ALLOWED_HOSTS")
-    ] = ()
+    allowed_hosts: Annotated[tuple[Host, ...], Key("Additional accepted host names", "CORRAL_ALLOWED_HOSTS")] = ()
     trusted_proxies: Annotated[
         tuple[Network, ...], Key("Proxies whose X-Forwarded-For is trusted", "CORRAL_TRUSTED_PROXIES")
     ] = ()
@@ -104,15 +102,9 @@ class Database(_Part, frozen=True):
 
     url: Annotated[
         SqlUrl,
-        Key(
-            "Database URL; default: corral.db in the data folder",
-            "CORRAL_DATABASE_URL",
-            example="postgresql://localhost/corral",
-        ),
+        Key("By default corral.db in the data folder", "CORRAL_DATABASE_URL", example="postgresql://localhost/corral"),
     ] = ""
-    migrate_on_start: Annotated[
-        bool | None, Key("Migrate when the server starts; default: on SQLite only", example=True)
-    ] = None
+    migrate_on_start: Annotated[bool | None, Key("Migrate at start; default: only on SQLite", example=True)] = None
     pool_size: Annotated[int, Meta(ge=1, le=512), Key("PostgreSQL connections per process")] = 16
     synchronous: Annotated[
         Literal["full", "normal"],
@@ -138,8 +130,7 @@ class Storage(_Part, frozen=True):
     """Section `[storage]`. Without a URL, files are stored in `Config.files_dir`."""
 
     url: Annotated[
-        StoreUrl | None,
-        Key("URL of the file store; default: a folder in the data folder", "CORRAL_STORAGE_URL", example="s3://bucket"),
+        StoreUrl | None, Key("By default a folder in the data folder", "CORRAL_STORAGE_URL", example="s3://bucket")
     ] = None
     max_upload_bytes: Annotated[
         int,
@@ -155,8 +146,7 @@ class Keys(_Part, frozen=True):
         Text | None, Key("Master keys as v2:<base64>,v1:<base64>; the first is active", "CORRAL_MASTER_KEY", True)
     ] = None
     jwt_secret: Annotated[
-        Text | None,
-        Key("Key that signs access tokens instead of the stored keys; at least 32 bytes", "CORRAL_JWT_SECRET", True),
+        Text | None, Key("Signs access tokens instead of the stored keys; at least 32 bytes", "CORRAL_JWT_SECRET", True)
     ] = None
 
 

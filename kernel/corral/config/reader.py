@@ -175,19 +175,15 @@ class _Reader:
         """Check the constraints between several keys."""
         for name in ("keys.jwt_secret", "metrics_token"):
             if values[name] and len(_STOCK.sub("", re.sub(r"[\W_]", "", values[name].lower()))) < 6:
-                self.faults.append(
-                    f"{self.raw[name][1]}: {name} is a well-known default or too simple; use a random value"
-                )
+                self.faults.append(f"{self.raw[name][1]}: {name} is easy to guess; use a random value")
         if values["keys.jwt_secret"] and len(values["keys.jwt_secret"].encode()) < 32:
             self.faults.append(f"{self.raw['keys.jwt_secret'][1]}: keys.jwt_secret must have at least 32 bytes")
         if bool(values["server.certfile"]) != bool(values["server.keyfile"]):
-            self.faults.append("server.certfile and server.keyfile must be set together; one is missing")
+            self.faults.append("server.certfile and server.keyfile must be set together")
         for name in sorted({*values["plugins.enabled"]} & {*values["plugins.disabled"]}):
             self.faults.append(f"plugins.enabled and plugins.disabled both list {name}; remove it from one of them")
         if bool(values["bootstrap_admin_email"]) != bool(values["bootstrap_admin_password"]):
-            self.warnings.append(
-                "bootstrap_admin_email and bootstrap_admin_password must be set together; one is missing"
-            )
+            self.warnings.append("bootstrap_admin_email and bootstrap_admin_password must be set together")
         if not values["rate_limits"]:
             self.warnings.append("rate_limits is off, which is only suitable for tests")
         if values["database.synchronous"] == "normal":
@@ -285,12 +281,19 @@ def ensure_data_dir(config: Config) -> None:
         raise Refused(*(f"{path}: other users can read this key; run chmod 600 {path}" for path in exposed))
 
 
+_SAMPLE_HEAD = """\
+# The command line and environment variables take precedence over this file.
+# A value can contain a variable, ${NAME}, or be read from a file, file:/path."""
+_SAMPLE_END = """
+[settings]
+# Pins a run-time setting, which then cannot be changed through the API
+# "events.retention_days" = 30
+"""
+
+
 def sample() -> str:
     """Return a sample `corral.toml` in which every key is explained and commented out."""
-    lines = [
-        "# The command line and environment variables take precedence over this file.",
-        "# A value can contain a variable, ${NAME}, or be read from a file, file:/path.",
-    ]
+    lines = [_SAMPLE_HEAD]
     here = ""
     for name, entry in TABLE.items():
         section, _, field = name.rpartition(".")
@@ -301,13 +304,4 @@ def sample() -> str:
         variable = f" ({entry.key.variable})" if entry.key.variable else ""
         shown = json.dumps(value, default=str)
         lines += [f"# {entry.key.doc}{variable}", f"# {field} = {shown}"]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "[settings]",
-            "# Pins a run-time setting, which then cannot be changed through the API",
-            '# "events.retention_days" = 30',
-            "",
-        ]
-    )
+    return "\n".join([*lines, _SAMPLE_END])

@@ -53,9 +53,8 @@ async def deliver(egress: Egress, server: MailServer, message: EmailMessage, *, 
             smtp.send_message(message, sender, [to])
         except smtplib.SMTPRecipientsRefused as error:
             code, text = next(iter(error.recipients.values()))
-            raise (MailRefused if code >= 500 else MailFailed)(
-                f"the mail server rejected the recipient: {code} {_words(text)}"
-            ) from None
+            kind = MailRefused if code >= 500 else MailFailed
+            raise kind(f"the mail server rejected the recipient: {code} {_words(text)}") from None
         except smtplib.SMTPDataError as error:
             kind = MailRefused if error.smtp_code >= 500 else MailFailed
             raise kind(f"the mail server rejected the message: {error.smtp_code} {_words(error.smtp_error)}") from None

@@ -182,9 +182,7 @@ def _faults(error: Any, prefix: str) -> Iterator[Fault]:
             yield Fault(here + pointer_of([name]), "required", "this field is required together with another field")
     elif keyword == "additionalProperties":
         names = schema.get("properties", {})
-        detail = (
-            f"unknown field; the known fields are {_listed(list(names))}" if names else "no fields are allowed here"
-        )
+        detail = f"unknown field; known fields: {_listed(list(names))}" if names else "no fields are allowed here"
         for name in _unknown(value, schema):
             yield Fault(here + pointer_of([name]), "unknown_field", detail)
     elif keyword in ("anyOf", "oneOf"):

@@ -87,9 +87,7 @@ def parse_json(data: bytes, *, lenient: bool = False) -> Any:
     except UnicodeDecodeError as error:
         raise Malformed(f"Byte {error.start} of the body is not UTF-8.", code="malformed_json") from None
     except json.JSONDecodeError as error:
-        if not text.strip():
-            raise Malformed("The body is empty, which is not valid JSON.", code="malformed_json") from None
-        reason = error.msg.removesuffix(" at").removesuffix(" starting")
+        reason = error.msg.removesuffix(" at").removesuffix(" starting") if text.strip() else "the body is empty"
         where = f"line {error.lineno}, column {error.colno}"
         raise Malformed(f"The body is not valid JSON at {where}: {reason}.", code="malformed_json") from None
 
