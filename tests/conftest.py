@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,6 +26,10 @@ def pytest_configure() -> None:
     settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("suite")
     gc.set_threshold(20_000, 20, 20)
+    # Images of containers set this variable. Each server that a test starts would compile all modules again, for two
+    # seconds of processor time.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     with suppress(OSError):
         found = os.statvfs(MEMORY)
         if found.f_bavail * found.f_frsize >= MEMORY_NEEDED and not found.f_flag & getattr(os, "ST_NOEXEC", 0):

@@ -14,9 +14,9 @@ import pluggy
 
 from corral.auth.principal import Authenticator
 from corral.database.model import Model
-from corral.events.bus import Bus
 from corral.events.consumers import Subscriber
 from corral.events.event import Event
+from corral.events.feed import Bus
 from corral.http.routes import Routes, Socket
 from corral.jobs.job import Job, Schedule
 from corral.jobs.queue import JobQueue
@@ -26,7 +26,7 @@ from corral.storage.blobs import BlobStore
 hookspec = pluggy.HookspecMarker("corral")
 
 
-class Manager(pluggy.PluginManager):
+class PluginManager(pluggy.PluginManager):
     """The plugin manager; each plugin has its own.
 
     Overrides pluggy's inspection of every attribute of modules and plugins, which would take a third of the boot time.

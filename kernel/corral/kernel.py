@@ -24,21 +24,20 @@ from corral.database.unit import Unit
 from corral.egress.client import Egress
 from corral.errors import Refused
 from corral.events import log as event_log
-from corral.events.bus import Bus, MemoryBus
 from corral.events.consumers import Consumer, Subscriber
-from corral.events.feed import Feed
-from corral.events.registry import EventTypes
+from corral.events.event import EventTypes
+from corral.events.feed import Bus, Feed, MemoryBus
 from corral.http.openapi import ApiDocument
 from corral.jobs import job as job_rows
 from corral.jobs.queue import JobQueue
-from corral.jobs.runner import InProcessRunner
+from corral.jobs.runner import JobRunner
 from corral.metrics.requests import RequestMetrics
 from corral.plugin import Contributions, Installation, Settings
 from corral.plugins import metrics
-from corral.plugins.container import Container, Scope
+from corral.plugins.container import Container
 from corral.plugins.discovery import discover
 from corral.plugins.executor import PluginThreads
-from corral.plugins.guarded import Guards
+from corral.plugins.guard import Guards
 from corral.plugins.hooks import first_result
 from corral.plugins.loading import load
 from corral.plugins.migrations import apply_migrations, sealed_columns, taken_out, unlock
@@ -47,13 +46,13 @@ from corral.plugins.record import PluginRecord, block_dependants
 from corral.plugins.registry import PluginRegistry
 from corral.plugins.runtime import Lifecycle, PluginRuntime, PluginTasks
 from corral.plugins.thread_exceptions import ThreadExceptions
-from corral.plugins.watchdog import Watchdog
 from corral.plugins.wiring import PluginWiring
 from corral.redact.redactor import Redactor
-from corral.settings.kernel import JOBS_CONCURRENCY, KERNEL, KERNEL_SETTINGS, jobs_at_a_time
+from corral.settings.kernel import JOBS_CONCURRENCY, KERNEL, KERNEL_SETTINGS, job_concurrency
 from corral.settings.registry import SettingsRegistry
 from corral.storage.blobs import BlobStore, LocalBlobs
 from corral.supervisor import Supervisor
+from corral.watchdog import LoopWatch
 
 log = logging.getLogger("corral.kernel")
 
@@ -105,8 +104,10 @@ def _flush(unit: Unit) -> None:
         finish()
     for write in unit.audit:
         write()
-    job_rows.write(unit)
-    event_log.write(unit)
+    if unit.jobs:
+        job_rows.write(unit)
+    if unit.events:
+        event_log.write(unit)
 
 
 class Kernel:
@@ -124,15 +125,15 @@ class Kernel:
         self.redactor.set_values("configuration", {**config.credentials(), **keyring.credentials()})
         self.supervisor, self.lifecycle = Supervisor(), Lifecycle()
         self.registry = PluginRegistry(plugins, config.plugins, self.redactor, self.metrics)
-        self.threads = PluginThreads()
-        self.quarantine = PluginQuarantine(self.registry, self.settings, self.threads)
-        self.guards, self.watchdog = Guards(self.quarantine), Watchdog(self.quarantine)
+        self.threads, self.loop_watch = PluginThreads(database.watchdog), LoopWatch(database.watchdog)
+        self.quarantine = PluginQuarantine(self.registry, self.settings)
+        self.guards = Guards(self.quarantine)
         self.thread_exceptions = ThreadExceptions(self.quarantine, plugins)
-        self.metrics.plugins = lambda: metrics.lines(plugins, self.guards.all, self.quarantine)
+        self.metrics.plugins = lambda: metrics.lines(plugins, self.guards.all, database.watchdog)
         self.container = Container()
         self.wiring = PluginWiring(plugins, self.container, self.settings, self.event_types, self.guards)
         self.registry.listeners.append(self.wiring.refresh)
-        self.runner: InProcessRunner
+        self.runner: JobRunner
         self.consumers: list[Consumer] = []
         self._holder = f"{socket.gethostname()}:{os.getpid()}:{id(self):x}"
         self._following: list[Consumer] = []
@@ -142,10 +143,6 @@ class Kernel:
         """The active plugins, in start order."""
         return [record for record in self.plugins if record.active]
 
-    def scope(self, record: PluginRecord) -> Scope:
-        """Return the scope of services that a plugin can request."""
-        return self.wiring.scope(record)
-
     def wire(self) -> None:
         """Register the kernel's services, wire the plugins, and pass consumers and jobs to their runners."""
         for kind, service in self._services().items():
@@ -153,10 +150,9 @@ class Kernel:
         self.settings.declare(KERNEL_SETTINGS, KERNEL)
         self.wiring.wire(self._consumer)
         active = self.active
-        self.credentials.use([made for record in active for made in record.bound.authenticators])
+        self.credentials.set_authenticators([made for record in active for made in record.bound.authenticators])
         self.consumers = [consumer for record in active for consumer in record.bound.consumers]
         self.runner = self._runner(active)
-        self.container.add(InProcessRunner, self.runner)
         for record in active:
             if not record.found.built_in:  # third-party plugins share half of the database connections
                 labels = [f"consumer {item.name}" for item, _ in record.bound.subscribers]
@@ -167,7 +163,7 @@ class Kernel:
         """Return the services that every plugin can request, by type."""
         config, folder, url = self.config, self.config.files_dir, self.config.storage.url or ""
         return {
-            Installation: Installation.of(config),
+            Installation: Installation.from_config(config),
             Sealer: self.keyring,
             KeyRotation: self.keyring,
             SealedColumns: sealed_columns(self.plugins),
@@ -206,20 +202,20 @@ class Kernel:
             subscriber.name,
             self.event_types.expand(subscriber.events),
             handle,
+            handle.call_uncounted,
             self._holder,
             lambda: record.active,
-            handle.tentatively,
         )
 
-    def _runner(self, active: list[PluginRecord]) -> InProcessRunner:
+    def _runner(self, active: list[PluginRecord]) -> JobRunner:
         jobs = {job.name: (job, run) for record in active for job, run in record.bound.jobs}
         schedules = {item.name: (item, run) for record in active for item, run in record.bound.schedules}
         owners = {job.name: record for record in active for job, _ in record.bound.jobs}
         owners |= {item.name: record for record in active for item, _ in record.bound.schedules}
-        runner = InProcessRunner(
+        runner = JobRunner(
             self.database, jobs, schedules, is_open=lambda name: owners[name].active, redact=self.redactor.redact
         )
-        self.settings.watch([JOBS_CONCURRENCY], lambda: runner.limit(jobs_at_a_time(self.settings)))
+        self.settings.watch([JOBS_CONCURRENCY], lambda: runner.set_concurrency(job_concurrency(self.settings)))
         return runner
 
     def refuse_without_essentials(self) -> None:
@@ -240,7 +236,7 @@ class Kernel:
         one, when this process runs no jobs or `share` is set.
         """
         asyncio.get_running_loop().set_default_executor(self.threads)
-        self.watchdog.start()
+        self.loop_watch.start()
         self.thread_exceptions.start()
         self.database.attach(asyncio.get_running_loop())
         self.database.committed = self._committed
@@ -267,7 +263,7 @@ class Kernel:
         before, me = self.active, asyncio.current_task()
         limit = None if record.found.built_in else START_SECONDS
         runtime = PluginRuntime(
-            self.container, self.scope(record), self.supervisor, self._tasks(record), self.lifecycle
+            self.container, self.wiring.scope(record), self.supervisor, self._tasks(record), self.lifecycle
         )
         try:
             assert record.plugin is not None
@@ -297,7 +293,7 @@ class Kernel:
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await asyncio.gather(self.runner.settle(seconds), *[run() for run in self.lifecycle.draining])
+                await asyncio.gather(self.runner.drain(seconds), *[run() for run in self.lifecycle.draining])
 
     async def stop(self) -> None:
         """Stop plugins, background tasks and connections, in this order."""
@@ -311,18 +307,17 @@ class Kernel:
         await self.bus.stop()
         if self.queue is not None:
             await self.queue.stop()
+        self.loop_watch.stop()
         self.database.detach()
         await asyncio.to_thread(self.database.close)
-        self.watchdog.stop()
         self.thread_exceptions.stop()
 
     def _tasks(self, record: PluginRecord) -> PluginTasks:
         return PluginTasks(self.quarantine, self.guards, record, self.registry)
 
     def _committed(self, units: list[Unit]) -> None:
-        emitted = [item for unit in units for item in unit.events]
-        for item in emitted:
-            self.metrics.events[item.event.event] += 1
+        emitted = [row["type"] for unit in units for row in unit.events]
+        self.metrics.events.update(emitted)
         self.feed.committed(bool(emitted))
         if due := [str(row["id"]) for unit in units for row in unit.jobs if row["run_at"] <= row["created_at"]]:
             self.runner.announce(due)

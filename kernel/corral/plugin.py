@@ -140,7 +140,7 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
         return f"<Installation {self.data_dir}>"
 
     @classmethod
-    def of(cls, config: Config) -> Self:
+    def from_config(cls, config: Config) -> Self:
         """Return the part of the configuration that plugins may read."""
         email, password = config.bootstrap_admin_email, config.bootstrap_admin_password
         same = ("data_dir", "local_model", "secrets", "metrics_token", "safe_mode", "rate_limits", "ip_rules_disabled")
@@ -157,11 +157,11 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     @classmethod
-    def here(cls, config_path: Path | None = None) -> Self:
+    def load(cls, config_path: Path | None = None) -> Self:
         """Load the configuration as `corral serve` would. For commands, which have no kernel. Raises `Refused`."""
-        from corral.config.reader import load
+        from corral.config.reader import load as load_config
 
-        return cls.of(load(path=config_path))
+        return cls.from_config(load_config(path=config_path))
 
 
 class CommandSession(Protocol):
@@ -179,7 +179,7 @@ class CommandSession(Protocol):
 
 
 OpenSession = Callable[[Path | None, str], AbstractContextManager[CommandSession]]
-"""The object in the click context of every command (`@click.pass_obj`): `with open(config_path, label) as session`.
+"""The object in the click context of every command (`@click.pass_obj`): `with open_session(path, label) as session`.
 
 It opens a kernel on the installation's own database, alongside a running server. It raises `Refused`, which commands
 must not catch.
@@ -269,10 +269,10 @@ class Audit(Protocol):
 class Contributions(Protocol):
     """Returns the contributions of active plugins to a plugin's own hooks.
 
-    Call `of` when the contributions are needed, not while services are being constructed.
+    Call `for_hook` when the contributions are needed, not while services are being constructed.
     """
 
-    def of(self, hook: str) -> list[tuple[str, Any]]:
+    def for_hook(self, hook: str) -> list[tuple[str, Any]]:
         """Return `(plugin, item)` for each item contributed to a hook."""
         ...
 

@@ -24,7 +24,7 @@ class Owner(Protocol):
         """Called when the task raised `error`, or returned (`error` is None)."""
         ...
 
-    async def held(self, task: str) -> None:
+    async def restarts_exhausted(self, task: str) -> None:
         """Called when the task keeps failing. Returns when the task may be started again."""
         ...
 
@@ -65,7 +65,7 @@ class Supervisor:
             if owner is not None:
                 owner.failed(name, error)
                 if restarts >= RESTARTS:
-                    await owner.held(name)
+                    await owner.restarts_exhausted(name)
                     delay, restarts = INITIAL_DELAY, 0
                     continue
             restarts += 1

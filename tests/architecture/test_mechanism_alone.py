@@ -20,7 +20,7 @@ from corral.asgi.application import Application
 from corral.config.reader import ensure_data_dir, load as load_config
 from corral.events.consumers import Subscriber
 from corral.events.event import Event, emit
-from corral.events.log import EventRow, Record
+from corral.events.log import EventRow, LoggedEvent
 from corral.auth.principal import PUBLIC
 from corral.http.routes import Routes
 from corral.jobs.job import Job, JobRow, enqueue
@@ -66,7 +66,7 @@ def count_pings(pings: Pings) -> None:
     pings.handled.append("job")
 
 
-def hear_ping(event: Record, pings: Pings) -> None:
+def hear_ping(event: LoggedEvent, pings: Pings) -> None:
     pings.handled.append(event.type)
 
 

@@ -57,7 +57,7 @@ class Bench:
         self.short = short
         self.folder = folder
         self.seeds = Seeds(folder)
-        self.rounds, self.seconds = (3, 0.2) if short else (7, 1.2)
+        self.rounds, self.seconds = (2, 0.15) if short else (7, 1.2)
         self._stack = contextlib.ExitStack()
         self._hello: Server | None = None
         self._products: dict[str, Product] = {}

@@ -64,12 +64,14 @@ def _added(bench: Bench, through: tuple[Server, Sequence[bytes]], straight: tupl
         return found.p50_ms
 
     p50(*through)
-    return statistics.median(p50(*through) - p50(*straight) for _ in range(3 if bench.short else 7))
+    return statistics.median(p50(*through) - p50(*straight) for _ in range(bench.rounds))
 
 
 def _rate(bench: Bench, server: Server, requests: Sequence[bytes]) -> float:
     load(server, requests, seconds=0.5)
-    return statistics.median(load(server, requests, seconds=2 * bench.seconds).per_second for _ in range(5))
+    return statistics.median(
+        load(server, requests, seconds=2 * bench.seconds).per_second for _ in range(2 if bench.short else 5)
+    )
 
 
 def _litellm(bench: Bench, upstream: int) -> Stoppable:

@@ -130,7 +130,7 @@ def p13(bench: Bench) -> Figure:
     """Process start to the first 2xx, everything as it comes, caches warm."""
     folder = bench.seeds.make(0)
     took = []
-    for _ in range(3 if bench.short else 8):
+    for _ in range(2 if bench.short else 8):
         server = servers.start_corral(folder)
         try:
             took.append(server.wait_for("/health/ready"))
@@ -170,7 +170,7 @@ def p14(bench: Bench) -> Figure:
 
 def p15(bench: Bench) -> Figure:
     """What a hundred times as many tasks change; the least of the ratios counts."""
-    small, large = bench.product("small", SMALL), bench.product("large", _large(bench))
+    small, large = _small(bench), bench.product("large", _large(bench))
     found: dict[str, Any] = {}
     for name, make in _READS.items():
         sides: Iterator[Side] = ((each.server, make(each), (200,)) for each in (large, small))
@@ -207,11 +207,15 @@ _READS: dict[str, Callable[[Product], list[bytes]]] = {
 
 
 def _large(bench: Bench) -> int:
-    return 50_000 if bench.short else LARGE
+    return 20_000 if bench.short else LARGE
+
+
+def _small(bench: Bench) -> Product:
+    return bench.product("tiny", TINY) if bench.short else bench.product("small", SMALL)
 
 
 def _claims(bench: Bench, one: Product, other: Product) -> dict[str, Any]:
-    rounds = 3 if bench.short else 7
+    rounds = bench.rounds
     claimers = [claimer(each, agents=10, slots=1000) for each in (one, other)]
     sides: list[Side] = [
         (

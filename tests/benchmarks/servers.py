@@ -168,7 +168,7 @@ def load(
     }
     cpu = server.cpu_seconds()
     done = subprocess.run(
-        [sys.executable, str(HERE / "load.py")],
+        [sys.executable, "-IS", str(HERE / "load.py")],  # it needs the standard library alone
         input=json.dumps(job).encode(),
         stdout=subprocess.PIPE,
         check=True,

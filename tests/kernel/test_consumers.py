@@ -10,9 +10,8 @@ from typing import Any
 from corral import clock
 from corral.events import log as event_log
 from corral.events.consumers import LAG, ConsumerRow, Subscriber
-from corral.events.event import Event, emit
-from corral.events.log import EventRow, Record
-from corral.events.registry import EventTypes
+from corral.events.event import Event, EventTypes, emit
+from corral.events.log import EventRow, LoggedEvent
 from corral.plugin import Contributions, Plugin, hookimpl
 from corral.testing.kit import Kit, make_kernel
 from corral_core.event_log.jobs import prune_events
@@ -49,7 +48,7 @@ class PatientPlugin(Plugin):
         return [Subscriber("patient.follow", ("patient.rare",), _follow)]
 
 
-def _follow(event: Record) -> None:
+def _follow(event: LoggedEvent) -> None:
     seen.append(json.loads(event.data)["number"])
 
 

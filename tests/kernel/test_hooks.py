@@ -22,10 +22,10 @@ from corral.cli.commands import group
 from corral.database.model import Model
 from corral.database.unit import current
 from corral.errors import Forbidden, Refused, Unauthorized
-from corral.events.bus import Bus
 from corral.events.consumers import Subscriber
 from corral.events.event import Event, emit
-from corral.events.log import Record
+from corral.events.feed import Bus
+from corral.events.log import LoggedEvent
 from corral.http.routes import Routes, Socket, SocketConnection
 from corral.jobs.job import Job, Schedule, enqueue
 from corral.jobs.queue import JobQueue
@@ -104,7 +104,7 @@ def plain_routes() -> Routes:
 
 
 def contributed(kit: Kit, hook: str) -> list[tuple[str, Any]]:
-    return kit.kernel.container.get(Contributions).of(hook)
+    return kit.kernel.container.get(Contributions).for_hook(hook)
 
 
 async def test_corral_services(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ async def test_corral_events(tmp_path: Path) -> None:
 async def test_corral_subscribers(tmp_path: Path) -> None:
     seen: list[str] = []
 
-    def follow(event: Record) -> None:
+    def follow(event: LoggedEvent) -> None:
         seen.append(event.type)
 
     waves = plugin(
@@ -397,7 +397,7 @@ class ListQueue:
         self.ids: list[str] = []
         self.stopped = False
 
-    def put(self, ids: Sequence[str]) -> None:
+    def announce(self, ids: Sequence[str]) -> None:
         self.ids.extend(ids)
 
     async def start(self) -> None:
@@ -406,7 +406,7 @@ class ListQueue:
     async def stop(self) -> None:
         self.stopped = True
 
-    def work(self, take: Callable[[str], None], stopping: threading.Event) -> None:
+    def receive(self, take: Callable[[str], None], stopping: threading.Event) -> None:
         while self.ids and not stopping.is_set():
             take(self.ids.pop())
 
@@ -428,12 +428,12 @@ async def test_corral_job_queue(tmp_path: Path) -> None:
         loop = asyncio.get_running_loop()
 
         def take(identifier: str) -> None:
-            asyncio.run_coroutine_threadsafe(kit.kernel.runner.take(identifier), loop).result(10)
+            asyncio.run_coroutine_threadsafe(kit.kernel.runner.start_job(identifier), loop).result(10)
 
         queue.ids.append(made[0])  # twice is once
-        await asyncio.to_thread(queue.work, take, threading.Event())
+        await asyncio.to_thread(queue.receive, take, threading.Event())
         await wait_for(done)
-        await kit.kernel.runner.settle(5)
+        await kit.kernel.runner.drain(5)
         assert done == ["now"]
     assert queue.stopped
 

@@ -7,34 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 from corral.jobs.job import Job, enqueue
-from corral.jobs.runner import ConcurrencySlots
 from corral.plugin import Plugin, hookimpl
 
 
-async def test_places_come_and_go() -> None:
-    room = ConcurrencySlots(1)
-    await room.acquire()
-    assert room.is_full
-    waiting = asyncio.ensure_future(room.acquire())
-    await asyncio.sleep(0)
-    assert not waiting.done()
-    room.resize(2)
-    await asyncio.wait_for(waiting, 5)
-    room.resize(1)
-    room.release()
-    assert room.is_full  # one too many still runs
-    room.release()
-    assert not room.is_full
-
-
 async def test_jobs_concurrency_rules_while_jobs_run(make_kit: Callable[..., Any]) -> None:
-    running, most, go_on = 0, 0, asyncio.Event()
+    running, go_on, at_start = 0, asyncio.Event(), list[int]()
 
     async def work() -> None:
-        nonlocal running, most
+        nonlocal running
         running += 1
-        most = max(most, running)
+        at_start.append(running)
         await go_on.wait()
+        await asyncio.sleep(0.05)
         running -= 1
 
     class BusyPlugin(Plugin):
@@ -49,14 +33,16 @@ async def test_jobs_concurrency_rules_while_jobs_run(make_kit: Callable[..., Any
     kit = await make_kit(plugins=["settings", BusyPlugin], jobs=True, config={})
     admin = await kit.as_user("admin")
     assert (await admin.put("/settings/jobs/concurrency", {"value": 2})).json()["value"] == 2
-    await kit.kernel.database.work(lambda: [enqueue("busy.work") for _ in range(6)])
+    await kit.kernel.database.work(lambda: [enqueue("busy.work") for _ in range(8)])
     await until(lambda: running == 2)
     await asyncio.sleep(0.3)
-    assert most == 2
+    assert running == 2
     await admin.put("/settings/jobs/concurrency", {"value": 5})
     await until(lambda: running == 5)
-    go_on.set()
-    await until(lambda: running == 0)
+    await admin.put("/settings/jobs/concurrency", {"value": 1})
+    go_on.set()  # those above the new limit finish first
+    await until(lambda: len(at_start) == 8 and running == 0)
+    assert at_start == [1, 2, 3, 4, 5, 1, 1, 1]
 
 
 async def until(holds: Callable[[], bool]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from corral import clock
-from corral.database.leases import acquire, holder_of, release
+from corral.database.leases import acquire_lease, lease_holder, release_lease
 from corral.errors import Refused
 from corral.testing.kit import Kit, make_kernel
 from corral_core.health.service.single_machine_lock import LEASE, SingleMachineLock
@@ -34,13 +34,13 @@ async def test_a_second_machine_is_refused_with_the_name_of_the_first(tmp_path: 
 async def test_the_same_machine_is_not(tmp_path: Path, again: str) -> None:
     async with make_kernel(tmp_path, plugins=[]) as kit:
         work = kit.kernel.database.work
-        await work(lambda: release(LEASE, holder_of(LEASE) or ""))
-        await work(lambda: acquire(LEASE, "first 1111", 30))
+        await work(lambda: release_lease(LEASE, lease_holder(LEASE) or ""))
+        await work(lambda: acquire_lease(LEASE, "first 1111", 30))
         await SingleMachineLock(work, again).acquire()
-        assert await work(lambda: holder_of(LEASE), read=True) == again
+        assert await work(lambda: lease_holder(LEASE), read=True) == again
 
 
 async def test_many_machines_share_a_postgresql(kit: Kit, make_kit: Any, database_url: str) -> None:
-    holder = await kit.kernel.database.work(lambda: holder_of(LEASE), read=True)
+    holder = await kit.kernel.database.work(lambda: lease_holder(LEASE), read=True)
     assert (holder is None) == database_url.startswith("postgresql")
     await make_kit()

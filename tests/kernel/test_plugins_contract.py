@@ -183,7 +183,7 @@ async def test_plugins_2_a_broken_plugin_fails_alone(folder: PluginFolder, tmp_p
         admin = await kit.as_user("admin")
         told = (await admin.get("/plugins/faulty")).json()
         assert (told["state"], reason in told["reason"]) == ("failed", True)
-        contributed = kit.kernel.container.get(Contributions).of("corral_routes")  # type: ignore[type-abstract]
+        contributed = kit.kernel.container.get(Contributions).for_hook("corral_routes")  # type: ignore[type-abstract]
         assert "faulty" not in [name for name, _ in contributed]
 
 

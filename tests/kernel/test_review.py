@@ -63,11 +63,11 @@ async def test_a_length_that_no_body_has_is_no_bug(make_kit: Callable[..., Await
 async def test_a_job_whose_process_dies_each_time_ends(kit: Kit) -> None:
     from corral import clock
     from corral.jobs.job import Job, JobRow
-    from corral.jobs.runner import InProcessRunner
+    from corral.jobs.runner import JobRunner
 
     ran: list[int] = []
     job = Job("test.deadly", lambda: ran.append(1), max_attempts=2, seconds=5)
-    runner = InProcessRunner(kit.kernel.database, {"test.deadly": (job, job.run)}, {}, is_open=lambda name: True)
+    runner = JobRunner(kit.kernel.database, {"test.deadly": (job, job.run)}, {}, is_open=lambda name: True, redact=str)
     row = {"id": "01890a5d-ac96-774b-bcce-b302099a8057", "name": "test.deadly", "state": "running", "attempts": 2}
     work = kit.kernel.database.work
     await work(lambda: JobRow.insert(**row, run_at=clock.now(-1), created_at=clock.now()).execute())

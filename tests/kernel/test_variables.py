@@ -93,7 +93,9 @@ def test_a_variable_pins_the_setting_that_declares_it() -> None:
     for variable, value, name in PINNING_ROWS:
         assert (str(shown[name].value), shown[name].pinned_by) == (value, variable)
     assert {setting.env for setting in _declared() if setting.env} == set(environ)
-    assert registry.unknown() == ["CORRAL_TASK_MAX_ATTEMPT: unknown variable; did you mean CORRAL_TASK_MAX_ATTEMPTS?"]
+    assert registry.unknown_names() == [
+        "CORRAL_TASK_MAX_ATTEMPT: unknown variable; did you mean CORRAL_TASK_MAX_ATTEMPTS?"
+    ]
 
 
 def test_a_variable_of_a_setting_may_be_a_list_and_gives_way_to_the_command_line() -> None:

@@ -28,7 +28,7 @@ CLIENTS, PAUSE = 4, 0.02
 HELD_WITHIN, SLACK = 10.0, 10.0  # seconds; the slack is for a machine that has other things to do
 LOG_LINES_A_SECOND = 100
 LATE = "it did not come back in time and was given up"
-ENDLESS = "given up, it does not end"
+ENDLESS = "it was given up and does not end"
 
 
 class Caller(threading.Thread):

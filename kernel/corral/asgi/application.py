@@ -1,22 +1,42 @@
 """Turns a booted `Kernel` into the ASGI application that servers run.
 
-The routes and WebSockets of all active plugins are bound to their services here.
+The routes and WebSockets of all active plugins are bound to their services here. The pipeline serves declared routes
+through Quart's extension point `asgi_http_class`. Quart itself serves blueprints, static files and all other paths that
+the router does not know, and its errors become problem documents as well.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
+from collections.abc import Iterable
+from typing import Any
 
-from corral.asgi import quart_app, sockets
+from quart import Quart
+from quart import Response as QuartResponse
+from quart import request as quart_request
+from quart.asgi import ASGIHTTPConnection
+from quart.routing import QuartMap
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import RuleFactory
+
 from corral.asgi.endpoint import Endpoint
 from corral.asgi.pipeline import Pipeline
+from corral.asgi.request import IncomingRequest
+from corral.asgi.response import problem_response
 from corral.asgi.router import RouteConflict, Router
-from corral.asgi.unavailable import add_unavailable, plugin_unavailable, unavailable_sockets
+from corral.asgi.sockets import SocketEndpoint, socket_connections
+from corral.asgi.unavailable import UnavailableEndpoint, unavailable_operations
 from corral.auth.permissions import Permissions
+from corral.config.model import Server
+from corral.errors import Problem
 from corral.http.openapi import ApiDocument, document
-from corral.http.routes import API_PREFIX, Route, Socket
+from corral.http.routes import API_PREFIX, Route
 from corral.kernel import Kernel
 from corral.plugins.record import PluginRecord, block_dependants
+
+CODES = {400: "malformed_request", 408: "request_timeout", 413: "payload_too_large"}  # of Quart's own errors
 
 
 class Application:
@@ -28,84 +48,163 @@ class Application:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.endpoints: list[Endpoint] = []
-        router = Router()
+        self._router = Router()
+        self._sockets: dict[str, SocketEndpoint] = {}
+        kernel.registry.listeners.append(self._plugin_changed)
         before = kernel.active
         for loaded in sorted(before, key=lambda item: not item.found.built_in):  # built-in plugins keep their paths
-            loaded.attempt(self._add_routes, loaded, router)
+            loaded.attempt(self._add_routes, loaded)
         block_dependants(kernel.plugins)
         for loaded in before:
             if not loaded.serves:
                 kernel.registry.publish(loaded)
         kernel.refuse_without_essentials()
-        add_unavailable(router, kernel.plugins, self.endpoints)
-        self.pipeline = Pipeline(kernel, router)
-        exempt = [path for each in self.endpoints if each.route.exempt_host for path in each.route.paths]
-        self.pipeline.open_to_any_host = frozenset([*exempt, *(f"{path}/" for path in exempt)])
+        self._add_unavailable()
         kernel.container.get(ApiDocument).describe(endpoint.route for endpoint in self.endpoints)
-        kernel.registry.listeners.append(self._plugins_changed)
-        self._plugins_changed(*kernel.plugins)
-        server = kernel.config.server
-        self.app = quart_app.build(
-            self.pipeline,
-            self.endpoints,
-            sockets.connection_class(self.pipeline, self._sockets()),
-            body_timeout=server.body_timeout_seconds,
-            fast_dispatch=server.fast_dispatch,
-        )
+        self.pipeline = Pipeline(kernel, self._router, self.endpoints)
+        self.app = quart_application(self.pipeline, self.endpoints, kernel.config.server)
+        sockets = {prefix + path: each for path, each in self._sockets.items() for prefix in ("", API_PREFIX)}
+        connection: Any = socket_connections(self.pipeline, sockets)
+        self.app.asgi_websocket_class = connection
 
-    def _sockets(self) -> dict[str, sockets.SocketEndpoint]:
-        found = {path: sockets.SocketEndpoint(loaded) for loaded, path in unavailable_sockets(self.kernel.plugins)}
-        found.update(pair for loaded in self.kernel.active for pair in loaded.bound.sockets)
-        return {prefix + path: each for path, each in found.items() for prefix in ("", API_PREFIX)}
-
-    def _socket(self, loaded: PluginRecord, item: Socket) -> sockets.SocketEndpoint:
-        serve = self.kernel.container.bind(item.serve, self.kernel.scope(loaded), skip=("connection",))
-        return sockets.SocketEndpoint(loaded, self.kernel.guards.route(loaded, f"WS {item.path}", serve))
-
-    def _add_routes(self, loaded: PluginRecord, router: Router) -> None:
-        permissions = self.kernel.container.get(Permissions)
-        bound: list[Endpoint] = []
-        own = Router()  # raises `RouteConflict` if the plugin declares an operation twice
-        for group in loaded.contributed.routes:
-            for route in group:
-                route.plugin = loaded.name
-                _check(route, permissions)
-                bound.append(Endpoint(route, self.kernel.container, self.kernel.scope(loaded)))
-                bound[-1].handler = self.kernel.guards.route(loaded, route.label, route.handler)
-                own.add(bound[-1])
-        loaded.bound.sockets = [(item.path, self._socket(loaded, item)) for item in loaded.contributed.sockets]
+    def _add_routes(self, loaded: PluginRecord) -> None:
+        kernel, container, scope = self.kernel, self.kernel.container, self.kernel.wiring.scope(loaded)
+        routes = [route for group in loaded.contributed.routes for route in group]
+        permissions = container.get(Permissions)
+        endpoints: list[Endpoint] = []
+        for route in routes:
+            route.plugin = loaded.name
+            _check(route, permissions)
+            endpoints.append(
+                Endpoint(route, container, scope, kernel.guards.wrap_route(loaded, route.label, route.handler))
+            )
+        sockets = {}
+        for item in loaded.contributed.sockets:
+            serve = container.bind(item.serve, scope, skip=("connection",))
+            sockets[item.path] = SocketEndpoint(loaded, kernel.guards.wrap_route(loaded, f"WS {item.path}", serve))
         if not loaded.found.built_in:  # a shape without a schema would break the document of the whole API
-            document([each.route for each in bound], title="", version="", public_url=None)
-        conflicts = [(each.route, other) for each in bound if (other := router.conflict(each.route)) is not None]
-        for _, other in conflicts:
-            rival = next(item for item in self.kernel.plugins if item.name == other.plugin)
-            if rival.active and not rival.found.built_in:  # of two third-party plugins, both fail
-                rival.fail(f"{other.label} is declared by {loaded.name} too")
-        if conflicts:
-            raise RouteConflict(*conflicts[0])
-        for endpoint in bound:
-            router.add(endpoint)
+            document(routes, title="", version="", public_url=None)
+        try:
+            self._router.add(endpoints)
+        except RouteConflict as conflict:
+            for other in conflict.others:
+                rival = kernel.registry.get(other.plugin)
+                if rival is not None and rival.active and not rival.found.built_in:  # both third-party plugins fail
+                    rival.fail(f"{other.label} is declared by {loaded.name} too")
+            raise
         if not loaded.found.built_in:
-            self.kernel.database.plugin_by_label |= {endpoint.label: loaded.name for endpoint in bound}
-        self.endpoints.extend(bound)
+            kernel.database.plugin_by_label |= {route.label: loaded.name for route in routes}
+        self.endpoints.extend(endpoints)
+        self._sockets |= sockets
 
-    def _plugins_changed(self, *changed: PluginRecord) -> None:
-        """Apply the states of the changed plugins to their endpoints.
+    def _add_unavailable(self) -> None:
+        """Add the operations of built-in plugins that do not run, unless another plugin serves them."""
+        for loaded, label in unavailable_operations(self.kernel.plugins):
+            method, _, path = label.partition(" ")
+            if method == "WS":
+                self._sockets.setdefault(path, SocketEndpoint(loaded))
+            else:
+                # ValueError: another route gives the id a different name
+                with contextlib.suppress(RouteConflict, ValueError):
+                    self._router.add([UnavailableEndpoint(loaded, method, path)])
 
-        Routes of a plugin that is out of service answer 503 from now on; routes of a plugin that serves are enabled.
-        """
-        plugins = {loaded.name: loaded for loaded in changed}
+    def _plugin_changed(self, changed: PluginRecord) -> None:
+        """Apply the state of a plugin to its endpoints, and its services to all endpoints."""
         for endpoint in self.endpoints:
-            if loaded := plugins.get(endpoint.route.plugin):
-                endpoint.unavailable = None if loaded.serves else functools.partial(plugin_unavailable, loaded)
+            if endpoint.route.plugin == changed.name:
+                endpoint.unavailable = None if changed.serves else changed
             endpoint.rebind()
 
 
+class LazyMap(QuartMap):
+    """A URL map that compiles the rules of declared routes only when Quart first looks up a rule.
+
+    Quart never looks up a rule while the router serves all requests, and the compilation takes 0.1 s.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.declared: list[RuleFactory] = []
+        super().__init__(*arguments, **options)
+
+    def update(self) -> None:
+        declared, self.declared = self.declared, []
+        for rule in declared:
+            self.add(rule)
+        super().update()
+
+
+class QuartApp(Quart):
+    """A Quart application whose URL map contains the declared routes, so that `url_for` and blueprints work."""
+
+    url_map_class = LazyMap
+    url_map: LazyMap
+
+
+def quart_application(pipeline: Pipeline, endpoints: Iterable[Endpoint], server: Server) -> Quart:
+    """Return the Quart application. With `fast_dispatch`, the pipeline serves declared routes without Quart's help."""
+    app = QuartApp("corral", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = 1024 * 1024
+    app.config["BODY_TIMEOUT"] = server.body_timeout_seconds
+    app.url_map.strict_slashes = app.url_map.merge_slashes = app.url_map.redirect_defaults = False
+
+    async def view(**names: str) -> QuartResponse:
+        return await _respond(pipeline)
+
+    async def http_error(error: HTTPException) -> QuartResponse:
+        if error.code in (404, 405, 308):  # the pipeline knows which methods the path supports
+            return await _respond(pipeline)
+        return await _respond(pipeline, Problem(code=CODES.get(error.code or 500, "internal")))
+
+    app.register_error_handler(HTTPException, http_error)
+    for endpoint in endpoints:
+        route = endpoint.route
+        for path in route.paths:
+            path = path.replace("{", "<path:" if route.rest else "<").replace("}", ">")
+            name = f"{route.method} {path}"
+            rule = app.url_rule_class(path, endpoint=name, methods=[route.method])
+            app.url_map.declared.append(rule)
+            app.view_functions[name] = view
+    declared = len(app.view_functions)
+
+    def connect(app: Quart, scope: Any) -> Any:
+        if len(app.view_functions) > declared and pipeline.router.find(scope["path"]) is None:
+            return ASGIHTTPConnection(app, scope)
+        return functools.partial(pipeline, scope)
+
+    if server.fast_dispatch:
+        connection: Any = connect
+        app.asgi_http_class = connection
+    return app
+
+
+async def _respond(pipeline: Pipeline, problem: Problem | None = None) -> QuartResponse:
+    """Run Quart's current request through the pipeline, or respond with the given problem."""
+    is_read = False
+
+    async def receive() -> Any:
+        nonlocal is_read
+        if is_read:  # Quart cancels this task when the client leaves
+            await asyncio.get_running_loop().create_future()
+        data = await quart_request.get_data(cache=False)
+        is_read = True
+        return {"type": "http.request", "body": data, "more_body": False}
+
+    request = IncomingRequest(quart_request.scope, receive, pipeline.body_timeout)
+    response = await pipeline.respond(request) if problem is None else problem_response(problem, request)
+    body: Any = response.chunks if response.chunks is not None else response.body
+    answer = QuartResponse(b"" if request.method == "HEAD" else body, status=response.status)
+    answer.headers.clear()
+    for name, value in pipeline.sender.headers(response, request):
+        answer.headers.add(name.decode("latin1"), value.decode("latin1"))
+    return answer
+
+
 def _check(route: Route, permissions: Permissions) -> None:
+    """Raise `ValueError` if a declared route is incomplete or names a permission that no plugin declares."""
     if not route.summary:
         raise ValueError(f"{route.label}: the handler has no docstring")
     if route.exempt_host and route.names:
         raise ValueError(f"{route.label}: a route with names in its path cannot be exempt from the check of the host")
-    unknown = [need for need in route.needs if not permissions.knows(need)]
+    unknown = [need for need in route.needs if not permissions.is_known(need)]
     if unknown or not route.needs:
         raise ValueError(f"{route.label}: no plugin declares the permission {', '.join(unknown) or '(needs is empty)'}")

@@ -6,19 +6,16 @@ Applies time limits and idempotency keys, and cancels a handler when its client 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+import functools
 
 from corral.asgi.endpoint import Endpoint
-from corral.asgi.request import ClientLeft, IncomingRequest
-from corral.asgi.response import Response, render, replay
+from corral.asgi.request import IncomingRequest, run_until_client_leaves
+from corral.asgi.response import Response, render, replay, storable
 from corral.asgi.streams import recorded
 from corral.database.engine import Database
 from corral.database.unit import Entry
 from corral.errors import Unavailable
-from corral.http.idempotency import RENEW_SECONDS, Idempotency, Keyed, Stored
-
-T = TypeVar("T")
+from corral.http.idempotency import RENEW_SECONDS, Idempotency, Keyed
 
 
 class AsyncHandlers:
@@ -33,37 +30,35 @@ class AsyncHandlers:
 
     async def run(self, request: IncomingRequest, endpoint: Endpoint) -> Response:
         """Return the handler's response, or the response that is already stored under the request's idempotency key."""
-        key, entry = request.idempotency_key, request.entry(request.principal)
+        key = request.idempotency_key
         if key is None:
             return await _handle(request, endpoint)
+        entry = request.entry(request.principal)
         stored = await self._database.work(lambda: self._idempotency.begin(key), entry=entry)
-        if stored is not None:
-            return replay(stored)
+        return replay(stored) if stored is not None else await self._handle_keyed(request, endpoint, key, entry)
+
+    async def _handle_keyed(self, request: IncomingRequest, endpoint: Endpoint, key: Keyed, entry: Entry) -> Response:
         renewing = asyncio.ensure_future(self._renew(key, entry))
 
-        async def release() -> None:
+        async def finish(response: Response | None, body: bytes | None) -> None:
+            """Store the response under the key, or release the key if there is no whole response."""
             renewing.cancel()
-            forget = self._database.work(lambda: self._idempotency.forget(key), entry=entry)
-            await asyncio.shield(forget)  # the task of this request may be cancelled
-
-        async def store(response: Response, body: bytes) -> None:
-            renewing.cancel()
-            headers = {**response.headers, "Content-Type": response.media_type.decode()}
-            answer, secret = Stored(response.status, headers, body), endpoint.route.no_store
-            await self._database.work(lambda: self._idempotency.finish(key, answer, secret=secret), entry=entry)
+            if response is None or body is None or not response.is_whole():
+                unit = functools.partial(self._idempotency.forget, key)
+            else:
+                answer, secret = storable(response, body), endpoint.route.no_store
+                unit = functools.partial(self._idempotency.finish, key, answer, secret=secret)
+            await asyncio.shield(self._database.work(unit, entry=entry))  # the task of this request may be cancelled
 
         try:
             response = await _handle(request, endpoint)
             if response.chunks is None:
-                await store(response, response.body)
+                await finish(response, response.body)
+            else:
+                response.chunks = recorded(response.chunks, functools.partial(finish, response))
         except BaseException:
-            await release()
+            await finish(None, None)
             raise
-        if response.chunks is not None:
-            response.chunks = recorded(
-                response.chunks,
-                lambda body: release() if body is None or not response.is_whole() else store(response, body),
-            )
         return response
 
     async def _renew(self, key: Keyed, entry: Entry) -> None:
@@ -77,23 +72,8 @@ async def _handle(request: IncomingRequest, endpoint: Endpoint) -> Response:
     try:
         async with asyncio.timeout(seconds):
             running = endpoint.handler(**request.arguments)
-            value = await (_until_client_leaves(request, running) if endpoint.route.abandoned else running)
-            return render(value, endpoint, request)
+            if endpoint.route.abandoned:
+                running = run_until_client_leaves(running, asyncio.ensure_future(request.disconnected()))
+            return render(await running, endpoint, request)
     except TimeoutError:
         raise Unavailable(f"The operation took longer than {seconds:g} seconds.", code="overloaded") from None
-
-
-async def _until_client_leaves(request: IncomingRequest, handler: Coroutine[Any, Any, T]) -> T:
-    """Return the result of the handler. Cancel the handler and raise `ClientLeft` if the client disconnects first."""
-    running = asyncio.ensure_future(handler)
-    leaving = asyncio.ensure_future(request.disconnected())
-    try:
-        await asyncio.wait({running, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not running.done():
-            raise ClientLeft
-        return running.result()
-    finally:
-        leaving.cancel()
-        if not running.done():
-            running.cancel()
-            await asyncio.wait({running})

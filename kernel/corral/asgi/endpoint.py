@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import functools
-import inspect
+import typing
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qs
 
 import msgspec
 
@@ -20,7 +19,9 @@ from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
 from corral.errors import Fault, Forbidden, Invalid, Malformed, Problem
 from corral.http import signature
 from corral.http.routes import Route
+from corral.http.signature import union_parts
 from corral.plugins.container import Container, Scope
+from corral.plugins.record import PluginRecord
 from corral.redact.redactor import Redactor, made_by
 from corral.schema.shapes import convert
 from corral.schema.strict_json import parse_json
@@ -35,77 +36,63 @@ INLINE_AFTER, INLINE_BELOW, INLINE_ABOVE, INLINE_PENALTY = 20, 0.005, 0.050, 100
 class Endpoint:
     """A route that can serve requests: the handler, its services and its access rules.
 
-    While the plugin is out of service, `unavailable` is set and returns the problem to respond with.
+    `handler` is the handler of the route, wrapped in a guard if the plugin is a third-party plugin. `unavailable` is
+    the plugin while it is out of service.
     """
 
-    def __init__(self, route: Route, container: Container, scope: Scope) -> None:
-        self.route = route
-        self.handler = route.handler  # wrapped in a guard if the plugin is a third-party plugin
+    def __init__(self, route: Route, container: Container, scope: Scope, handler: Callable[..., Any]) -> None:
+        self.route, self.handler = route, handler
         self.signature = route.signature = route.signature or signature.read(route)
         self.label = route.label
         self.is_async = route.is_async
         self.is_read = route.method == "GET"
+        self.versioned = self.signature.versioned
         self.public = PUBLIC in route.needs
         self.privileged = container.get(Permissions).are_privileged(route.needs)
         self.client_rate = route.rate is not None and route.rate.per == "client"
         self._needs = frozenset(route.needs)
         self._needs_permission_only = not (route.own_session or route.step_up or SIGNED_IN in route.needs)
-        self.unavailable: Callable[[], Problem] | None = None
-        self.container, self.scope = container, scope
-        self.redactor = container.get(Redactor)
+        self.unavailable: PluginRecord | None = None
+        self._container, self._scope = container, scope
+        self._redactor = container.get(Redactor)
         self.rebind()
-        self.versioned = self.signature.versioned
         self._lists = _list_fields(self.signature.query)
-        query = self.signature.query
-        self._default_query = None if query is None or _has_required(query) else msgspec.convert({}, query)
-        self.pool_runs = 0
-        self.inline = False
+        self.default_query = _default_of(self.signature.query)
+        self._short_reads = 0
+        self.inline = False  # whether the next read runs on the event loop
 
     def rebind(self) -> None:
         """Look up the handler's services again, because services of other plugins can appear and disappear."""
-        self.services = self.container.services(self.signature.services, self.scope, self.label)
+        self.services = self._container.services(self.signature.services, self._scope, self.label)
 
-    def authorize(self, principal: Principal) -> None:
-        """Raise `Forbidden` unless the principal may call this route.
+    def refusal(self, principal: Principal) -> Forbidden | None:
+        """Return the reason why the principal may not call this route, or None if it may.
 
         The principal must hold one of the permissions in `needs` and fulfil the other conditions of the route, such
         as a session of its own or a recent re-authentication.
         """
         by_permission = self._needs_permission_only and principal.limited is None
         if by_permission and not self._needs.isdisjoint(principal.permissions):
-            return
-        route = self.route
+            return None
+        route, needed = self.route, " or ".join(self.route.needs)
         if principal.limited is not None and not self._serves_limited(principal):
-            raise Forbidden(code=principal.limited)
+            return Forbidden(code=principal.limited)
         if not any(_holds(principal, need) for need in route.needs):
-            needed = " or ".join(route.needs)
-            if any(need in principal.beyond for need in route.needs):
-                raise Forbidden(f"The scopes of this API key do not include {needed}.", code="insufficient_scope")
-            raise Forbidden(f"This operation needs the permission {needed}.")
-        if principal.beyond and not self.is_read and SIGNED_IN in route.needs:  # no scope covers self-service
-            raise Forbidden("This operation needs an API key with the scope *.", code="insufficient_scope")
+            if self._needs.isdisjoint(principal.out_of_scope):
+                return Forbidden(f"This operation needs the permission {needed}.")
+            return Forbidden(f"The scopes of this API key do not include {needed}.", code="insufficient_scope")
+        if principal.out_of_scope and not self.is_read and SIGNED_IN in route.needs:  # no scope covers self-service
+            return Forbidden("This operation needs an API key with the scope *.", code="insufficient_scope")
         if route.own_session and principal.session_id is None:
             code = "insufficient_scope" if principal.kind == "api_key" else "forbidden"
-            raise Forbidden("Sign in for this operation; API keys and tokens are not accepted.", code=code)
+            return Forbidden("Sign in for this operation; API keys and tokens are not accepted.", code=code)
         if route.step_up and not principal.has_stepped_up:
             if principal.kind != "api_key":
                 detail = "Send your password or a one-time code to POST /auth/reauth first."
-                raise Forbidden(detail, code="reauth_required")
-            if principal.named.isdisjoint(route.needs):
-                detail = f"The API key must name the scope {' or '.join(route.needs)}."
-                raise Forbidden(detail, code="insufficient_scope")
-
-    def allows(self, principal: Principal) -> bool:
-        """Return whether `authorize` would succeed.
-
-        On a route that can be delegated, a denied caller is allowed here: the permission check runs later, for the
-        principal that the caller acts as.
-        """
-        try:
-            self.authorize(principal)
-        except Forbidden:
-            return self.route.delegable
-        return True
+                return Forbidden(detail, code="reauth_required")
+            if principal.named_scopes.isdisjoint(route.needs):
+                return Forbidden(f"The API key must name the scope {needed}.", code="insufficient_scope")
+        return None
 
     def _serves_limited(self, principal: Principal) -> bool:
         """Return whether a principal with restricted access may call this route, which must be marked `limited`.
@@ -120,28 +107,22 @@ class Endpoint:
 
         Raises `Malformed` or `Invalid`; the pointers of `Invalid` have the form `/query/<name>`.
         """
-        if not raw and (self._default_query is not None or self.signature.query is None):
-            return self._default_query
         try:
-            pairs = parse_qsl(
+            given = parse_qs(
                 raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS
             )
         except (ValueError, UnicodeDecodeError):
             raise Malformed(f"The query string is not UTF-8 or has more than {MAX_PARAMETERS} parameters.") from None
-        values: dict[str, Any] = {}
-        for name, value in pairs:
-            if name in self._lists:
-                values.setdefault(name, []).append(value)
-            elif name in values:
-                raise Invalid.at(f"/query/{name}", "not_allowed", "Send this parameter once.")
-            else:
-                values[name] = value
         if self.signature.query is None:
-            if values:
-                faults = [Fault(f"/query/{name}", "unknown_field", "Unknown parameter.") for name in values]
+            if given:
+                faults = [Fault(f"/query/{name}", "unknown_field", "Unknown parameter.") for name in given]
                 raise Invalid(f"{len(faults)} query parameters are unknown.", errors=faults)
             return None
-        return convert(self.signature.query, values, strings=True, pointer_prefix="/query")
+        for name, values in given.items():
+            if len(values) > 1 and name not in self._lists:
+                raise Invalid.at(f"/query/{name}", "not_allowed", "Send this parameter once.")
+        query = {name: values if name in self._lists else values[0] for name, values in given.items()}
+        return convert(self.signature.query, query, strings=True, pointer_prefix="/query")
 
     async def parse_body(self, request: IncomingRequest, body: bytes) -> Any:
         """Return the body converted to the shape that the handler declares. A missing body is read as `{}`.
@@ -149,14 +130,16 @@ class Endpoint:
         If the route is `redacted`, credentials are removed from bodies that machines send. From bodies that people
         send, only the values of stored secrets are removed.
         """
+        if body:
+            check_media_type(request.headers.get(b"content-type", b""), request.headers.get(b"content-encoding"))
         by_machine = request.principal is None or request.principal.kind not in PEOPLE
-        given = (request.headers.get(b"content-type", b""), request.headers.get(b"content-encoding"), body, by_machine)
         context = made_by(*self._subject(request)) if self.route.redacted and by_machine else contextlib.nullcontext()
         with context:
             if len(body) > INLINE_BODY:
-                run = functools.partial(contextvars.copy_context().run, self._parse_json, *given)
-                return await asyncio.get_running_loop().run_in_executor(LARGE_BODIES, run)
-            return self._parse_json(*given)
+                run = contextvars.copy_context().run
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(LARGE_BODIES, run, self._parse_json, body, by_machine)
+            return self._parse_json(body, by_machine)
 
     def _subject(self, request: IncomingRequest) -> tuple[str, str]:
         """Return (type, id) of the object that a request concerns: a task for `/tasks/{id}/…`, otherwise the caller."""
@@ -166,10 +149,8 @@ class Endpoint:
         principal = request.principal
         return (principal.kind, principal.id) if principal is not None else ("route", self.label)
 
-    def _parse_json(self, content_type: bytes, encoding: bytes | None, body: bytes, by_machine: bool) -> Any:
+    def _parse_json(self, body: bytes, by_machine: bool) -> Any:
         kind = self.signature.body
-        if body:
-            check_media_type(content_type, encoding)
         if kind is None:
             if body and parse_json(body) != {}:
                 raise Invalid.at("", "unknown_field", "This operation takes no fields.")
@@ -178,20 +159,19 @@ class Endpoint:
         if self.route.redacted:
             if len(body) > INLINE_BODY:
                 convert(kind, value)  # reject an invalid large body before the expensive search for credentials
-            value = self.redactor.redact_json(value, patterns=by_machine)
+            value = self._redactor.redact_json(value, patterns=by_machine)
         return convert(kind, value)
 
     def measure(self, seconds: float) -> None:
         """Record the duration of a read, and choose where the next read of this endpoint runs (docs/adr/0004).
 
-        Reads move to the event loop after enough short reads in a thread, and back to a thread after a long read.
+        Reads move to the event loop after enough short reads in a thread, and back to a thread after a longer read.
         """
-        if self.inline:
-            if seconds > INLINE_ABOVE:
-                self.inline, self.pool_runs = False, -INLINE_PENALTY  # temporary: the machine may have been busy
-        elif seconds < INLINE_BELOW:
-            self.pool_runs += 1
-            self.inline = self.pool_runs >= INLINE_AFTER
+        if seconds < INLINE_BELOW:
+            self._short_reads += 1
+        elif self.inline:  # the penalty is temporary: the machine may have been busy
+            self._short_reads = -INLINE_PENALTY if seconds > INLINE_ABOVE else 0
+        self.inline = self._short_reads >= INLINE_AFTER
 
 
 def _holds(principal: Principal, need: str) -> bool:
@@ -210,19 +190,16 @@ def check_media_type(content_type: bytes, encoding: bytes | None) -> None:
         raise Problem("Send JSON with Content-Type: application/json.", code="unsupported_media_type")
 
 
-@functools.cache
-def _has_required(kind: Any) -> bool:
-    is_shape = inspect.isclass(kind) and issubclass(kind, msgspec.Struct)
-    return is_shape and any(field.required for field in msgspec.structs.fields(kind))
+def _default_of(query: Any) -> Any:
+    """Return the query of a request without parameters, or None if the handler takes none or requires a parameter."""
+    try:
+        return msgspec.convert({}, query)
+    except msgspec.ValidationError:
+        return None
 
 
-@functools.cache
-def _list_fields(kind: Any) -> frozenset[str]:
+def _list_fields(query: Any) -> frozenset[str]:
     """Return the names of the query parameters that may be repeated."""
-    info = msgspec.inspect.type_info(kind)
-    found = set()
-    for field in getattr(info, "fields", ()):
-        options = field.type.types if isinstance(field.type, msgspec.inspect.UnionType) else (field.type,)
-        if any(isinstance(option, (msgspec.inspect.ListType, msgspec.inspect.VarTupleType)) for option in options):
-            found.add(field.encode_name)
-    return frozenset(found)
+    kinds = {} if query is None else typing.get_type_hints(query)
+    is_list = {name: any(typing.get_origin(part) is list for part in union_parts(kind)) for name, kind in kinds.items()}
+    return frozenset(name for name, found in is_list.items() if found)

@@ -10,27 +10,32 @@ import functools
 import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Collection, Iterable
 from typing import Any
 
-from corral.asgi.access_log import AccessLog
 from corral.asgi.async_handlers import AsyncHandlers
-from corral.asgi.audit import RequestAudit
-from corral.asgi.cors import Cors
 from corral.asgi.endpoint import Endpoint
-from corral.asgi.long_lived_connections import LongLivedConnections
 from corral.asgi.request import ClientLeft, IncomingRequest, Receive
-from corral.asgi.response import Response, ResponseSender, Send, problem_response, render, replay
+from corral.asgi.request_log import AccessLog, RequestAudit
+from corral.asgi.response import Response, ResponseSender, Send, problem_response, render, replay, storable
 from corral.asgi.router import Router
-from corral.auth.credentials import CHALLENGE, KEEP_SECONDS, REMEMBER_SECONDS, STILL_THERE, read_credential
+from corral.asgi.streams import LongLivedConnections
+from corral.asgi.unavailable import plugin_unavailable
+from corral.auth.credentials import (
+    CHALLENGE,
+    KEEP_SECONDS,
+    RECHECK_LABEL,
+    REMEMBER_SECONDS,
+    CredentialHeaders,
+    read_credential,
+)
 from corral.auth.principal import Principal
 from corral.clock import time_s
-from corral.database.engine import SlowRead
 from corral.database.unit import Entry
 from corral.errors import Forbidden, Malformed, NotFound, Problem, Unauthorized, Unavailable
 from corral.http.answers import IfMatch, Wait
 from corral.http.client_address import ClientAddress, Hosts
-from corral.http.idempotency import Idempotency, Keyed, Stored
+from corral.http.idempotency import Idempotency, Keyed
 from corral.kernel import Kernel
 from corral.metrics.requests import BODY_CODES
 from corral.plugin import Gate, Meter
@@ -40,39 +45,35 @@ log = logging.getLogger("corral.http")
 MAX_URL, MAX_HEADERS = 8 * 1024, 16 * 1024
 MAX_IN_FLIGHT = 1000
 AUTHENTICATION_SECONDS = 0.3  # database timeout on routes that accept recently authenticated callers
-Waiting = asyncio.Future[Any]
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # labels of metrics
 
 
 class Pipeline:
     """The ASGI application for HTTP requests. There is one instance per kernel; it contains no state of requests."""
 
-    def __init__(self, kernel: Kernel, router: Router) -> None:
+    def __init__(self, kernel: Kernel, router: Router, endpoints: Iterable[Endpoint]) -> None:
         server = kernel.config.server
         self.router, self.credentials = router, kernel.credentials
         self.database, self.feed = kernel.database, kernel.feed
         self.metrics, self.redactor, self.record_error = kernel.metrics, kernel.redactor, kernel.registry.record
-        self.client_address = ClientAddress(server.trusted_proxies)
+        self.client_address = functools.lru_cache(maxsize=256)(ClientAddress(server.trusted_proxies))
         self.is_own_host = functools.lru_cache(maxsize=256)(Hosts(server.public_url, server.allowed_hosts))
+        exempt = [path for each in endpoints if each.route.exempt_host for path in each.route.paths]
+        self.open_to_any_host = frozenset([*exempt, *(f"{path}/" for path in exempt)])
         contributed = [gate for loaded in kernel.active for gate in loaded.contributed.gates]
         self.gates = tuple(gate for gate in contributed if isinstance(gate, Gate))
         self.meters = tuple(gate for gate in contributed if isinstance(gate, Meter))
         self.connections = LongLivedConnections(self.gates)
-        cors = Cors(kernel.settings, self.credentials.delegation_headers)
-        hsts = (server.public_url or "").startswith("https://")
-        self.sender = ResponseSender(self.connections, cors, hsts=hsts)
-        self.access_log, self.audit = AccessLog(kernel.settings), RequestAudit(kernel)
+        self.sender = ResponseSender(kernel, self.connections)
+        self.access_log, self.audit = AccessLog(kernel), RequestAudit(kernel)
         self.idempotency = Idempotency(kernel.keyring)
         self.async_handlers = AsyncHandlers(kernel.database, self.idempotency)
         self.body_timeout = server.body_timeout_seconds
-        self.open_to_any_host: frozenset[str] = frozenset()
         self.draining = False
-        self._drained = asyncio.Event()
 
     def drain(self) -> None:
-        """Prepare for shutdown. Health checks report it and long polls end now; other requests are still served."""
+        """Prepare for shutdown. Long polls end within a second; other requests are still served."""
         self.draining = True
-        self._drained.set()
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Serve one HTTP request: an ASGI call."""
@@ -81,7 +82,7 @@ class Pipeline:
             response = await self.respond(request)
             await self.sender.send(response, request, send)
         except ClientLeft:
-            log.debug("client left before the response was sent", extra={"request_id": request.request_id})
+            log.debug("client left before the end of the response", extra={"request_id": request.request_id})
 
     async def respond(self, request: IncomingRequest) -> Response:
         """Return the response to a request. Every failure becomes a problem document; only `ClientLeft` is raised."""
@@ -95,7 +96,7 @@ class Pipeline:
             if code in BODY_CODES:
                 self.metrics.body_rejected[code] += 1
             response = self._refusal(problem, request)
-        except (ClientLeft, asyncio.CancelledError):
+        except ClientLeft:
             raise
         except Exception as error:
             code, response = "internal", self._internal_error(error, request)
@@ -103,45 +104,48 @@ class Pipeline:
             self.metrics.in_flight -= 1
             for meter, principal in request.metered:
                 meter.leave(principal)
-        if self.draining and request.scope["http_version"] < "2":  # the client's next request goes to another process
+        if self.draining and request.scope["http_version"] < "2":  # the next request goes to another process
             response.headers["Connection"] = "close"
-        endpoint = request.endpoint
-        if endpoint is not None and self.audit.log is not None and self.audit.log.verbose:
-            await self.audit.request_served(request, endpoint, response.status, code)
+        endpoint, status = request.endpoint, response.status
+        is_audited = self.audit.log is not None and self.audit.log.verbose
+        if is_audited and endpoint is not None and not endpoint.route.exempt_host:
+            await self.audit.record(request, endpoint, status, code)
         method = request.method if request.method in METHODS else "other"
         seconds = time.perf_counter() - began
-        self.metrics.observe(method, endpoint.route.path if endpoint else "unmatched", response.status, seconds)
-        if response.status >= self.access_log.min_status:
-            self.access_log.write(request, response.status, seconds)
+        self.metrics.observe(method, endpoint.route.path if endpoint else "unmatched", status, seconds)
+        if status >= self.access_log.min_status:
+            self.access_log.write(request, status, seconds)
         return response
 
     async def _run(self, request: IncomingRequest) -> Response:
-        self._check_size(request)
         self.check_gates(request)
         endpoint = self._route(request)
-        if endpoint is None:
-            return self._other_method(request)
+        if isinstance(endpoint, Response):
+            return endpoint
         if not endpoint.public:  # a public route ignores credentials
             await self._admit(request, endpoint)
         await self._read_input(request, endpoint)
         if endpoint.is_async:
             return await self.async_handlers.run(request, endpoint)
-        return await self._run_unit(request, endpoint)
+        value = await self._run_unit(request, endpoint)
+        if isinstance(value, Wait):
+            value = await self._long_poll(request, endpoint, value)
+        return value if isinstance(value, Response) else render(value, endpoint, request)
 
     # -- gates
 
-    def _check_size(self, request: IncomingRequest) -> None:
-        """Reject a URL (414) or headers (431) that are too large."""
+    def check_gates(self, request: IncomingRequest) -> None:
+        """Check the size of URL (414) and headers (431), the `Host` header (400) and the gates of plugins (403).
+
+        Applies to requests and WebSocket handshakes.
+        """
         if len(request.query) + len(request.path) > MAX_URL:
             raise Problem("The URL is longer than 8 KiB.", code="uri_too_long")
         if sum(map(len, itertools.chain.from_iterable(request.scope["headers"]))) > MAX_HEADERS:
             raise Problem("The headers are larger than 16 KiB.", code="headers_too_large")
-
-    def check_gates(self, request: IncomingRequest) -> None:
-        """Check the `Host` header (400) and the gates of plugins (403), for requests and WebSocket handshakes."""
-        request.client_ip = self.client_address(request.scope)
-        if request.repeats_headers:
-            request.refuse_repeated(b"host")
+        request.client_ip = self.client_address(request.peer, request.forwarded_for)
+        if len(request.headers) < len(request.scope["headers"]):
+            request.refuse_repeated()
         if not self.is_own_host(request.headers.get(b"host")) and request.path not in self.open_to_any_host:
             detail = "The Host header names another host; add it to CORRAL_ALLOWED_HOSTS."
             raise Malformed(detail, code="invalid_host")
@@ -150,10 +154,10 @@ class Pipeline:
 
     # -- route
 
-    def _route(self, request: IncomingRequest) -> Endpoint | None:
-        """Return the endpoint for the path and method, or None if the path has endpoints for other methods only.
+    def _route(self, request: IncomingRequest) -> Endpoint | Response:
+        """Return the endpoint for the path and method, or the response to `OPTIONS`.
 
-        Raises problems with the status 404, 429 or 503.
+        Raises problems with the status 404, 405, 429 or 503.
         """
         found = self.router.find(request.path, request.scope.get("raw_path") or b"")
         methods, names = found or ({}, {})
@@ -165,9 +169,9 @@ class Pipeline:
         if found is None:
             raise NotFound()
         if endpoint is None:
-            return None
+            return _other_method(request.method, methods)
         if endpoint.unavailable is not None:
-            raise endpoint.unavailable()
+            raise plugin_unavailable(endpoint.unavailable)
         if self.metrics.in_flight > MAX_IN_FLIGHT and not endpoint.route.exempt_host:
             raise Unavailable("Too many requests are in flight.", code="overloaded")
         request.endpoint, request.label, request.path_names = endpoint, endpoint.label, names
@@ -176,17 +180,8 @@ class Pipeline:
     def _count_arrival(self, request: IncomingRequest, endpoint: Endpoint | None, *, anonymous: bool) -> None:
         route = None if endpoint is None else endpoint.route
         for meter in self.meters:
-            request.count_against(meter.arrive(request.client_ip, route, anonymous=anonymous))
-
-    def _other_method(self, request: IncomingRequest) -> Response:
-        """Return the response to `OPTIONS`. Raise 405 for any other method that the path does not support."""
-        methods, _ = self.router.find(request.path) or ({}, {})
-        allowed = set(methods) | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set())
-        allow = {"Allow": ", ".join(sorted(allowed))}
-        if request.method == "OPTIONS":
-            return Response(204, headers=allow)
-        detail = f"This path does not support {request.method}."
-        raise Problem(detail, code="method_not_allowed", headers=allow)
+            if (quota := meter.arrive(request.client_ip, route, anonymous=anonymous)) is not None:
+                request.count_against(quota)
 
     # -- principal, rate limits, permission
 
@@ -197,59 +192,63 @@ class Pipeline:
         do not count against rate limits.
         """
         is_new = request.principal is None
+        principal = await self._authenticate(request, endpoint)
+        for meter in self.meters if is_new else ():
+            if (quota := meter.enter(principal, endpoint.route, request.client_ip)) is not None:
+                request.count_against(quota)
+            request.metered.append((meter, principal))
+        if endpoint.route.delegable:
+            principal = await self._delegate(request, principal)
+        refusal = endpoint.refusal(principal)
+        if refusal is not None and not endpoint.route.delegable:  # another process may have just granted the permission
+            principal = await self._authenticate(request, endpoint, use_cache=False)
+            refusal = endpoint.refusal(principal)
+        request.principal = principal
+        if refusal is not None:
+            if endpoint.privileged:
+                await self.audit.record(request, endpoint, refusal.status, refusal.code)
+            raise refusal
+        return principal
+
+    async def _authenticate(self, request: IncomingRequest, endpoint: Endpoint, *, use_cache: bool = True) -> Principal:
         try:
-            principal = await self._authenticate(request, endpoint)
+            given = (request.headers.get(b"authorization"), request.headers.get(b"x-api-key"))
+            principal = self.credentials.cached(given) if use_cache else None
+            if principal is None:
+                principal = await self._read_principal(request, endpoint, given)
+            if principal.networks:
+                principal.check_address(request.client_ip)
+            if principal.expires_at is not None and principal.expires_at <= time_s():
+                raise Unauthorized(code="token_expired", headers=CHALLENGE)
         except (Malformed, Unauthorized, Forbidden):  # an invalid credential counts as an anonymous request
             if request.has_credential:
                 self._count_arrival(request, None, anonymous=True)
             raise
-        for meter in self.meters if is_new else ():
-            request.count_against(meter.enter(principal, endpoint.route, request.client_ip))
-            request.metered.append((meter, principal))
-        if endpoint.route.delegable:
-            principal = await self._delegate(request, principal)
-        request.principal = principal
-        try:
-            endpoint.authorize(principal)
-        except Forbidden as refusal:
-            if endpoint.privileged:
-                await self.audit.request_denied(request, endpoint, refusal)
-            raise
         return principal
 
-    async def _authenticate(self, request: IncomingRequest, endpoint: Endpoint) -> Principal:
-        if request.repeats_headers:
-            request.refuse_repeated(b"authorization", b"x-api-key")
-        given = (request.headers.get(b"authorization"), request.headers.get(b"x-api-key"))
-        principal = self.credentials.known(given)
-        if principal is None or not endpoint.allows(principal):  # another process may have just granted the permission
-            credential = read_credential(request.header("authorization"), request.header("x-api-key"))
-            if credential is None:
-                detail = "Send the header Authorization: Bearer <token>."
-                raise Unauthorized(detail, headers={"WWW-Authenticate": "Bearer"})
-            known = self.credentials.known(given, REMEMBER_SECONDS) if endpoint.route.remembered else None
-            principal = await self._read_principal(request, credential, known)
-            if principal is not known:
-                self.credentials.keep(given, principal)
-        if principal.networks:
-            principal.check_address(request.client_ip)
-        if principal.expires_at is not None and principal.expires_at <= time_s():
-            raise Unauthorized(code="token_expired", headers=CHALLENGE)
-        return principal
+    async def _read_principal(
+        self, request: IncomingRequest, endpoint: Endpoint, given: CredentialHeaders
+    ) -> Principal:
+        """Return the principal of the request's credential and cache it.
 
-    async def _read_principal(self, request: IncomingRequest, credential: str, known: Principal | None) -> Principal:
-        """Return the principal of a credential.
-
-        If `known` is given and the database fails or does not answer in time, `known` is returned instead.
+        If a `remembered` route is called while the database fails or does not answer in time, the principal of the
+        last minutes is returned instead.
         """
-        entry = Entry("authentication" if request.principal is None else STILL_THERE)
+        credential = read_credential(request.header("authorization"), request.header("x-api-key"))
+        if credential is None:
+            detail = "Send the header Authorization: Bearer <token>."
+            raise Unauthorized(detail, headers={"WWW-Authenticate": "Bearer"})
+        known = self.credentials.cached(given, REMEMBER_SECONDS) if endpoint.route.remembered else None
+        entry = Entry("authentication" if request.principal is None else RECHECK_LABEL)
         try:
             async with asyncio.timeout(None if known is None else AUTHENTICATION_SECONDS):
-                return await self.database.read(lambda: self.credentials.authenticate(credential), entry)
+                principal = await self.database.read(lambda: self.credentials.authenticate(credential), entry)
         except (Unavailable, TimeoutError):
             if known is None:
                 raise
             return known
+        self.credentials.cache(given, principal)
+        return principal
 
     async def _delegate(self, request: IncomingRequest, principal: Principal) -> Principal:
         """Return the principal that the caller acts as.
@@ -273,11 +272,13 @@ class Pipeline:
         signature, principal = endpoint.signature, request.principal
         arguments = request.arguments = {**endpoint.services, **request.path_names}
         body = await request.read(endpoint.route.body_limit) if request.may_have_body else b""
-        if signature.body is not None or request.may_have_body:
-            shape = await endpoint.parse_body(request, body)
-            if signature.body is not None:
-                arguments["body"] = shape
-        query = endpoint.parse_query(request.query)
+        if signature.body is not None:
+            arguments["body"] = await endpoint.parse_body(request, body)
+        elif request.may_have_body:
+            await endpoint.parse_body(request, body)  # refuses fields
+        query = endpoint.default_query
+        if request.query or (query is None and signature.query is not None):
+            query = endpoint.parse_query(request.query)
         if query is not None:
             arguments["query"] = query
         if signature.caller is not None:
@@ -293,80 +294,74 @@ class Pipeline:
                 scope = f"ip:{request.client_ip}\0{request.header('cookie') or ''}"
             request.idempotency_key = Keyed.of(given.decode("latin1"), scope, request.method, request.path, body)
 
-    # -- unit of work: preconditions, handler; then the response
+    # -- unit of work: preconditions, handler
 
-    async def _run_unit(self, request: IncomingRequest, endpoint: Endpoint) -> Response:
+    async def _run_unit(self, request: IncomingRequest, endpoint: Endpoint) -> Any:
         """Run a `def` handler as one unit of work, in one transaction with its idempotency key."""
-        key = request.idempotency_key
-
-        def unit() -> Any:
-            if key is None:
-                return endpoint.handler(**request.arguments)
-            stored = self.idempotency.begin(key)
-            if stored is not None:
-                return replay(stored)
-            value = endpoint.handler(**request.arguments)
-            if isinstance(value, Wait):
-                self.idempotency.forget(key)  # the handler changed nothing yet; the next run claims the key again
-                return value
-            response = render(value, endpoint, request)
-            answer = Stored(response.status, response.headers, response.body)
-            self.idempotency.finish(key, answer, secret=endpoint.route.no_store)
-            return response
-
-        run = functools.partial(self._work, endpoint, unit, request.entry(request.principal))
-        value = await run()
-        if isinstance(value, Wait):
-            value = await self._long_poll(request, endpoint, run, value)
-        return value if isinstance(value, Response) else render(value, endpoint, request)
-
-    async def _work(self, endpoint: Endpoint, unit: Callable[[], Any], entry: Entry) -> Any:
+        unit = functools.partial(endpoint.handler, **request.arguments)
+        if request.idempotency_key is not None:
+            unit = functools.partial(self._run_keyed, request, endpoint, request.idempotency_key)
+        entry = request.entry(request.principal)
         if not endpoint.is_read:
             return await self.database.work(unit, entry=entry)
         began = time.perf_counter()
         try:
-            if endpoint.inline and self.database.inline_reads:
-                try:
-                    return self.database.read_now(unit, entry)
-                except SlowRead:
-                    endpoint.inline = False
+            if endpoint.inline:
+                return await self.database.read(unit, entry)
             return await self.database.work(unit, entry=entry, read=True)
         finally:
             endpoint.measure(time.perf_counter() - began)
 
-    async def _long_poll(
-        self, request: IncomingRequest, endpoint: Endpoint, run: Callable[[], Awaitable[Any]], wait: Wait
-    ) -> Any:
+    def _run_keyed(self, request: IncomingRequest, endpoint: Endpoint, key: Keyed) -> Response | Wait:
+        stored = self.idempotency.begin(key)
+        if stored is not None:
+            return replay(stored)
+        value = endpoint.handler(**request.arguments)
+        if isinstance(value, Wait):
+            self.idempotency.forget(key)  # the handler changed nothing yet; the next run claims the key again
+            return value
+        response = render(value, endpoint, request)
+        self.idempotency.finish(key, storable(response, response.body), secret=endpoint.route.no_store)
+        return response
+
+    async def _long_poll(self, request: IncomingRequest, endpoint: Endpoint, wait: Wait) -> Any:
         """Run the handler again whenever a topic is notified or the wait expires, until the handler returns a response.
 
         No transaction is open while the request waits. The long poll also ends when the client disconnects, when the
         server shuts down, or when the caller loses the permission.
         """
         leaving = asyncio.ensure_future(request.disconnected())
-        draining = asyncio.ensure_future(self._drained.wait())
         try:
             while True:
                 with self.feed.waiting(wait.topics) as notified:
-                    value = await run()  # again, because from here on no notification can be missed
+                    value = await self._run_unit(request, endpoint)  # from here on no notification can be missed
                     if not isinstance(value, Wait):
                         return value
-                    if value.topics != wait.topics:  # subscribe to the new topics first
-                        wait = value
-                        continue
-                    notification = asyncio.ensure_future(notified.wait())
-                    is_due = False
-                    try:
-                        while not is_due:
-                            is_due = await _is_due(value.until, notification, leaving, draining)
-                            if not endpoint.public:  # the caller's permissions or principal may have changed
-                                principal = await self._admit(request, endpoint)
-                                if endpoint.signature.caller is not None:
-                                    request.arguments[endpoint.signature.caller] = principal
-                    finally:
-                        notification.cancel()
+                    if value.topics == wait.topics:  # otherwise subscribe to the new topics first
+                        await self._wait(request, endpoint, value.until, notified, leaving)
+                    wait = value
         finally:
             leaving.cancel()
-            draining.cancel()
+
+    async def _wait(
+        self, request: IncomingRequest, endpoint: Endpoint, until: float, notified: asyncio.Event, leaving: Any
+    ) -> None:
+        """Wait for a notification or until `until`. Check the caller again whenever a cached principal expires."""
+        notification = asyncio.ensure_future(notified.wait())
+        try:
+            while not notified.is_set() and time_s() < until:
+                seconds = min(until - time_s(), KEEP_SECONDS)
+                await asyncio.wait({notification, leaving}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+                if leaving.done():
+                    raise ClientLeft
+                if self.draining:
+                    raise Unavailable("The server is shutting down; send the request again.", code="shutting_down")
+                if not endpoint.public:  # the caller's permissions or principal may have changed
+                    principal = await self._admit(request, endpoint)
+                    if endpoint.signature.caller is not None:
+                        request.arguments[endpoint.signature.caller] = principal
+        finally:
+            notification.cancel()
 
     # -- failures
 
@@ -394,16 +389,10 @@ class Pipeline:
         return self._refusal(problem, request)
 
 
-async def _is_due(until: float, notification: Waiting, leaving: Waiting, draining: Waiting) -> bool:
-    """Wait for a notification or until `until`, but no longer than a principal may be cached.
-
-    Return whether a notification arrived or `until` has passed. Raise `ClientLeft` when the client disconnects, and
-    `Unavailable` when the server shuts down.
-    """
-    seconds = max(0.0, min(until - time_s(), KEEP_SECONDS))
-    await asyncio.wait({notification, leaving, draining}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    if leaving.done():
-        raise ClientLeft
-    if draining.done():
-        raise Unavailable("The server is shutting down; send the request again.", code="shutting_down")
-    return notification.done() or until <= time_s()
+def _other_method(method: str, methods: Collection[str]) -> Response:
+    """Return the response to `OPTIONS`. Raise 405 for any other method that the path does not support."""
+    allowed = {*methods, "OPTIONS", *(["HEAD"] if "GET" in methods else ())}
+    allow = {"Allow": ", ".join(sorted(allowed))}
+    if method == "OPTIONS":
+        return Response(204, headers=allow)
+    raise Problem(f"This path does not support {method}.", code="method_not_allowed", headers=allow)

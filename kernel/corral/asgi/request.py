@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from corral.database.unit import ANONYMOUS, Entry
 from corral.errors import Malformed, Problem, TooLarge
 from corral.http.answers import Request
 from corral.ids import new_id
@@ -19,13 +20,15 @@ if TYPE_CHECKING:
     from corral.http.idempotency import Keyed
 
 LINGER_SECONDS = 0.5
+SENT_ONCE = (b"host", b"authorization", b"x-api-key")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 Receive = Callable[[], Awaitable[Any]]
+T = TypeVar("T")
 
 
 class ClientLeft(Exception):
-    """The client closed the connection before it received the response."""
+    """The client closed the connection before it received the whole response."""
 
 
 class IncomingRequest(Request):
@@ -39,7 +42,10 @@ class IncomingRequest(Request):
         self.label = f"{self.method} {self.path}"
         self.query: bytes = scope["query_string"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.repeats_headers = len(self.headers) != len(scope["headers"])
+        self.peer: str = (scope.get("client") or ("",))[0]
+        self.forwarded_for = self.headers.get(b"x-forwarded-for", b"")
+        if len(self.headers) < len(scope["headers"]):  # each proxy may add its own line
+            self.forwarded_for = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for")
         self.client_ip = ""
         self.endpoint: Endpoint | None = None  # set by the route stage
         self.path_names: dict[str, str] = {}
@@ -48,6 +54,7 @@ class IncomingRequest(Request):
         self.arguments: dict[str, Any] = {}  # the handler's arguments, set by the input stage
         self.idempotency_key: Keyed | None = None
         self.metered: list[tuple[Meter, Principal]] = []  # meters to notify when the request ends
+        self.has_credential = b"authorization" in self.headers or b"x-api-key" in self.headers  # valid or not
         given = self.headers.get(b"x-request-id", b"")
         self.request_id = given.decode() if _REQUEST_ID.fullmatch(given) else new_id()
         self._body_timeout = body_timeout
@@ -55,20 +62,26 @@ class IncomingRequest(Request):
         self.may_have_body = b"transfer-encoding" in self.headers or self.headers.get(b"content-length", silent) != b"0"
         self.unread = self.may_have_body
 
-    @property
-    def has_credential(self) -> bool:
-        """Whether the request contains a credential of any kind, valid or not."""
-        return b"authorization" in self.headers or b"x-api-key" in self.headers
+    def header(self, name: str) -> str | None:
+        value = self.headers.get(name.encode())
+        return None if value is None else value.decode("latin1")
 
-    def count_against(self, quota: Quota | None) -> None:
+    def entry(self, caller: Principal | None = None) -> Entry:
+        actor = ANONYMOUS if caller is None else caller.actor
+        agent = self.headers.get(b"user-agent")
+        user_agent = None if agent is None else agent.decode("latin1")
+        return Entry(self.label, actor, (), self.request_id, self.client_ip, user_agent)
+
+    def count_against(self, quota: Quota) -> None:
         """Store the state of a rate limit if fewer requests remain in it than in the limits stored so far."""
-        if quota is not None and (self.quota is None or quota.remaining < self.quota.remaining):
+        if self.quota is None or quota.remaining < self.quota.remaining:
             self.quota = quota
 
-    def refuse_repeated(self, *names: bytes) -> None:
-        """Raise `malformed_request` if one of these headers occurs twice: it is undefined which value applies."""
-        for name in names:
-            if sum(given == name for given, _ in self.scope["headers"]) > 1:
+    def refuse_repeated(self) -> None:
+        """Raise `malformed_request` if one of `SENT_ONCE` occurs twice: it is undefined which value applies."""
+        names = [name for name, _ in self.scope["headers"]]
+        for name in SENT_ONCE:
+            if names.count(name) > 1:
                 raise Malformed(f"The header {name.decode()} occurs twice; send it once.")
 
     async def read(self, limit: int) -> bytes:
@@ -77,8 +90,6 @@ class IncomingRequest(Request):
         Raises `payload_too_large` if the body exceeds `limit` bytes, `request_timeout` if no bytes arrive in time, and
         `ClientLeft` if the client disconnects before the end of the body.
         """
-        if not self.may_have_body:
-            return b""
         header = self.headers.get(b"content-length")
         declared = None
         if header is not None:
@@ -100,11 +111,10 @@ class IncomingRequest(Request):
                     size += len(part)
                     if size > limit:
                         raise TooLarge(f"The body is larger than the {limit} bytes that this operation accepts.")
-                    if part:
-                        parts.append(part)
+                    parts.append(part)
                     if size == declared or not message.get("more_body", False):
                         self.unread = False
-                        return parts[0] if len(parts) == 1 else b"".join(parts)
+                        return b"".join(parts)
                     timeout.reschedule(asyncio.get_running_loop().time() + self._body_timeout)
         except TimeoutError:
             detail = f"No bytes of the body arrived for {self._body_timeout:g} seconds."
@@ -125,3 +135,19 @@ class IncomingRequest(Request):
         """Wait until the client closes the connection. Call this method only after the body was read."""
         while (await self.receive())["type"] == "http.request":
             continue
+
+
+async def run_until_client_leaves(coroutine: Coroutine[Any, Any, T], leaving: asyncio.Future[Any]) -> T:
+    """Return the result of the coroutine. Cancel it and raise `ClientLeft` if `leaving` is done first."""
+    running: asyncio.Future[Any] = asyncio.ensure_future(coroutine)
+    try:
+        await asyncio.wait({running, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            raise ClientLeft
+        result: T = running.result()
+        return result
+    finally:
+        leaving.cancel()
+        if not running.done():
+            running.cancel()
+            await asyncio.wait({running})

@@ -2,51 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from corral.asgi.cors import Cors
+import msgspec
+
 from corral.asgi.endpoint import Endpoint
-from corral.asgi.long_lived_connections import LongLivedConnections
 from corral.asgi.request import IncomingRequest
-from corral.asgi.streams import send_stream
+from corral.asgi.streams import LongLivedConnections, send_stream
 from corral.errors import Problem
-from corral.http.answers import Answer, Encoded, Request, Stream, Text
+from corral.http.answers import Answer, Encoded, Stream, Text
 from corral.http.idempotency import Stored
+from corral.kernel import Kernel
 from corral.schema.shapes import encode
+from corral.settings.kernel import CORS_ORIGINS
 
 Send = Callable[[Any], Awaitable[None]]
 RawHeaders = list[tuple[bytes, bytes]]
 
-ALWAYS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
-HSTS = (b"strict-transport-security", b"max-age=31536000")
-JSON_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
-NO_STORE, PRIVATE = (b"cache-control", b"no-store"), (b"cache-control", b"private, no-cache")
+DEFAULTS = {  # headers of every response that does not set them itself
+    b"x-content-type-options": b"nosniff",
+    b"referrer-policy": b"no-referrer",
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
+    b"cache-control": b"private, no-cache",
+}
+HSTS = {b"strict-transport-security": b"max-age=31536000"}
 WITH_LOCATION = (201, 202)
+PREFLIGHT_SECONDS = 600
+CROSS_ORIGIN_REQUEST_HEADERS = (
+    "Authorization, Content-Type, X-API-Key, X-Request-ID, Idempotency-Key, If-Match, If-None-Match,"
+    " Last-Event-ID, Range"
+)
+CROSS_ORIGIN_RESPONSE_HEADERS = (
+    b"ETag, Location, X-Request-ID, Retry-After, RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset,"
+    b" Idempotency-Replayed, Corral-Affected, Content-Disposition, Content-Range"
+)
 
 
-class Response:
+class Response(msgspec.Struct):
     """A response: status, headers, and a body as bytes or as a stream of `chunks`.
 
     `is_whole()` returns whether a stream was sent completely.
     """
 
-    __slots__ = ("body", "chunks", "headers", "is_whole", "media_type", "status")
-
-    def __init__(
-        self,
-        status: int,
-        body: bytes = b"",
-        headers: Mapping[str, str] | None = None,
-        media_type: bytes = b"application/json",
-        chunks: AsyncIterator[bytes] | None = None,
-        is_whole: Callable[[], bool] = lambda: True,
-    ) -> None:
-        self.status, self.body = status, body
-        self.headers: dict[str, str] = dict(headers) if headers else {}
-        self.media_type = media_type
-        self.chunks = chunks
-        self.is_whole = is_whole
+    status: int
+    body: bytes = b""
+    headers: dict[str, str] = {}
+    media_type: str = "application/json"
+    chunks: AsyncIterator[bytes] | None = None
+    is_whole: Callable[[], bool] = lambda: True
 
 
 def render(value: Any, endpoint: Endpoint, request: IncomingRequest) -> Response:
@@ -64,15 +68,15 @@ def render(value: Any, endpoint: Endpoint, request: IncomingRequest) -> Response
     elif isinstance(value, Encoded):
         status = value.status or status
     elif isinstance(value, Text):
-        return Response(status, value.body.encode(), value.headers, value.media_type.encode())
+        return Response(status, value.body.encode(), dict(value.headers), value.media_type)
     elif isinstance(value, Stream):
-        media_type = value.media_type.encode()
-        return Response(status, b"", value.headers, media_type, value.chunks, value.is_whole)
+        return Response(status, b"", dict(value.headers), value.media_type, value.chunks, value.is_whole)
     if value is None and status == 204:
         return Response(status, headers=headers)
     if endpoint.versioned:
         tag = headers.setdefault("ETag", f'"{value.version}"')
-        if endpoint.is_read and not endpoint.route.live and tag in (request.header("if-none-match") or ""):
+        known = request.headers.get(b"if-none-match")
+        if known is not None and endpoint.is_read and not endpoint.route.live and tag.encode() in known:
             return Response(304, headers=headers)
     if status in WITH_LOCATION and "Location" not in headers:
         identifier = getattr(value, "id", None)
@@ -87,49 +91,76 @@ def _location(path: str, identifier: str) -> str:
     return f"{path.rstrip('/')}/{identifier}" if place < 0 else path[: place + 1] + identifier
 
 
-def problem_response(problem: Problem, request: Request) -> Response:
+def problem_response(problem: Problem, request: IncomingRequest) -> Response:
     """Return the response that contains the problem document (RFC 9457) of a failure."""
     body = encode(problem.document(request.path, request.request_id))
-    return Response(problem.status, body, problem.headers, b"application/problem+json")
+    return Response(problem.status, body, problem.headers, "application/problem+json")
+
+
+def storable(response: Response, body: bytes) -> Stored:
+    """Return the response as it is stored under an `Idempotency-Key`. `body` contains all chunks of a stream."""
+    return Stored(response.status, {**response.headers, "Content-Type": response.media_type}, body)
 
 
 def replay(stored: Stored) -> Response:
     """Return the response that is stored under an `Idempotency-Key`. A stream is replayed as one body."""
     headers = {**stored.headers, "Idempotency-Replayed": "true"}
     media_type = headers.pop("Content-Type", "application/json")
-    return Response(stored.status, stored.body, headers, media_type.encode())
+    return Response(stored.status, stored.body, headers, media_type)
 
 
 class ResponseSender:
-    """Sends responses as ASGI messages. `hsts` adds the header `Strict-Transport-Security`, for a public https URL."""
+    """Sends responses as ASGI messages, with the headers that every response contains.
 
-    def __init__(self, connections: LongLivedConnections, cors: Cors, *, hsts: bool) -> None:
-        self._connections, self._cors = connections, cors
-        self._always = (*ALWAYS, HSTS) if hsts else ALWAYS
+    `Strict-Transport-Security` is sent if the public URL is an https URL. Web pages of the origins in
+    `http.cors_origins` may call the API; the allowed origin is never `*`, only a listed origin is echoed.
+    """
+
+    def __init__(self, kernel: Kernel, connections: LongLivedConnections) -> None:
+        self._connections, self._settings = connections, kernel.settings
+        is_https = (kernel.config.server.public_url or "").startswith("https://")
+        self._defaults = DEFAULTS | HSTS if is_https else DEFAULTS
+        cross_origin_headers = [CROSS_ORIGIN_REQUEST_HEADERS, *kernel.credentials.delegation_headers]
+        self._cross_origin_request_headers = ", ".join(cross_origin_headers).encode()
+        self._origins: frozenset[bytes] = frozenset()
+        kernel.settings.watch([CORS_ORIGINS], self._read_origins)
+
+    def _read_origins(self) -> None:
+        self._origins = frozenset(origin.encode() for origin in self._settings.get(CORS_ORIGINS))
 
     def headers(self, response: Response, request: IncomingRequest) -> RawHeaders:
         """Return all headers of a response, including the headers that every response contains."""
-        own = response.headers
-        headers = [*self._always, (b"x-request-id", request.request_id.encode())]
-        if "Cache-Control" not in own:
-            no_store = request.endpoint is not None and request.endpoint.route.no_store
-            headers.append(NO_STORE if no_store else PRIVATE)
+        headers = {**self._defaults, b"x-request-id": request.request_id.encode()}
+        if request.endpoint is not None and request.endpoint.route.no_store:
+            headers[b"cache-control"] = b"no-store"
         if response.chunks is None:
-            headers.append((b"content-length", b"%d" % len(response.body)))
+            headers[b"content-length"] = b"%d" % len(response.body)
         if response.body or response.chunks is not None:
-            headers.append((b"content-type", response.media_type))
-        if "Content-Security-Policy" not in own:
-            headers.append(JSON_POLICY)
-        if request.quota is not None and "RateLimit-Limit" not in own:
+            headers[b"content-type"] = response.media_type.encode()
+        if request.quota is not None:
             limit, remaining, reset = request.quota
-            headers.append((b"ratelimit-limit", b"%d" % limit))
-            headers.append((b"ratelimit-remaining", b"%d" % remaining))
-            headers.append((b"ratelimit-reset", b"%d" % reset))
-        for name, value in own.items():
-            headers.append((name.lower().encode("latin1"), value.encode("latin1")))
-        if self._cors.origins:
-            headers += self._cors.headers(request, own.get("Allow", ""))
-        return headers
+            headers[b"ratelimit-limit"] = b"%d" % limit
+            headers[b"ratelimit-remaining"] = b"%d" % remaining
+            headers[b"ratelimit-reset"] = b"%d" % reset
+        for name, value in response.headers.items():
+            headers[name.lower().encode("latin1")] = value.encode("latin1")
+        if self._origins:
+            self._add_cross_origin(headers, request)
+        return list(headers.items())
+
+    def _add_cross_origin(self, headers: dict[bytes, bytes], request: IncomingRequest) -> None:
+        """Add the CORS headers. The response to a preflight request allows the methods of its `Allow` header."""
+        origin = request.headers.get(b"origin")
+        headers[b"vary"] = b"Origin"
+        if origin is None or origin not in self._origins:
+            return
+        headers |= {b"access-control-allow-origin": origin, b"access-control-allow-credentials": b"true"}
+        if request.method == "OPTIONS" and b"access-control-request-method" in request.headers:
+            headers[b"access-control-allow-methods"] = headers.get(b"allow", b"")
+            headers[b"access-control-allow-headers"] = self._cross_origin_request_headers
+            headers[b"access-control-max-age"] = b"%d" % PREFLIGHT_SECONDS
+        else:
+            headers[b"access-control-expose-headers"] = CROSS_ORIGIN_RESPONSE_HEADERS
 
     async def send(self, response: Response, request: IncomingRequest, send: Send) -> None:
         """Send a response. A stream is sent until it ends or the client disconnects."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from corral.http.routes import Route
@@ -19,26 +21,23 @@ class Routed(Protocol):
 
 
 class _Node:
-    __slots__ = ("children", "methods", "name", "parameter")
+    __slots__ = ("children", "is_id", "is_rest", "methods", "name", "parameter")
 
-    def __init__(self) -> None:
-        self.children: dict[str, _Node] = {}
+    def __init__(self, name: str = "") -> None:
+        self.children: defaultdict[str, _Node] = defaultdict(_Node)
         self.parameter: _Node | None = None
-        self.name = ""
+        self.name = name
+        self.is_id = name == "id" or name.endswith("_id")
+        self.is_rest = False  # the parameter matches the rest of the path, including slashes
         self.methods: dict[str, Any] = {}
-
-    def read(self, segment: str) -> str | None:
-        """Return the segment as a value of this node's parameter, or None if the segment is not a valid value."""
-        if not segment or len(segment) > MAX_SEGMENT:
-            return None
-        return parse_id(segment) if self.name == "id" or self.name.endswith("_id") else segment
 
 
 class RouteConflict(Exception):
-    """The same operation (method and path) is declared twice."""
+    """Operations (method and path) are declared twice. `others` contains the routes that were declared first."""
 
-    def __init__(self, route: Route, other: Route) -> None:
-        self.route, self.other = route, other
+    def __init__(self, conflicts: list[tuple[Route, Route]]) -> None:
+        self.others = [other for _, other in conflicts]
+        route, other = conflicts[0]
         super().__init__(f"{route.label} is already declared by {other.plugin}")
 
 
@@ -47,32 +46,25 @@ class Router:
 
     def __init__(self) -> None:
         self._root = _Node()
-        self._static: dict[str, dict[str, Any]] = {}
-        self._last: dict[str, _Node] = {}  # by prefix; for paths whose only parameter is the last segment
-        self._rest: dict[str, _Node] = {}  # nodes of `_last` whose parameter may contain slashes
 
-    def add(self, endpoint: Routed) -> None:
-        """Add an endpoint at every path of its route. Raises `RouteConflict` if an operation is already declared."""
-        for path in endpoint.route.paths:
-            node = self._descend(path)
-            if endpoint.route.method in node.methods:
-                raise RouteConflict(endpoint.route, node.methods[endpoint.route.method].route)
-            node.methods[endpoint.route.method] = endpoint
-            if "{" not in path:
-                self._static[path] = node.methods
-            elif "{" not in (before := path.rpartition("/")[0]):
-                self._last[before] = node
-                if endpoint.route.rest:
-                    self._rest[before + "/"] = node
+    def add(self, endpoints: Iterable[Routed]) -> None:
+        """Add all endpoints, each at every path of its route, or none of them.
 
-    def conflict(self, route: Route) -> Route | None:
-        """Return the route that already serves the same operation as the given route, or None."""
-        for path in route.paths:
-            served = self._descend(path).methods.get(route.method)
-            if served is not None:
-                other: Route = served.route
-                return other
-        return None
+        Raises `RouteConflict` if an operation is already declared.
+        """
+        added: dict[tuple[_Node, str], Routed] = {}
+        conflicts = []
+        for endpoint in endpoints:
+            for path in endpoint.route.paths:
+                node, method = self._node(path), endpoint.route.method
+                if other := node.methods.get(method) or added.get((node, method)):
+                    conflicts.append((endpoint.route, other.route))
+                added[node, method] = endpoint
+        if conflicts:
+            raise RouteConflict(conflicts)
+        for (node, method), endpoint in added.items():
+            node.methods[method] = endpoint
+            node.is_rest = node.is_rest or endpoint.route.rest
 
     def find(self, path: str, raw_path: bytes = b"") -> Match | None:
         """Return the endpoints of a path, or None if there are none.
@@ -81,7 +73,7 @@ class Router:
         """
         if "//" in path or "\\" in path or "/./" in path or "/../" in path:
             return None
-        found = self._find(path[:-1] if path[-1:] == "/" and len(path) > 1 else path)
+        found = self._walk(path[:-1] if path[-1:] == "/" and len(path) > 1 else path)
         if found is None or b"%" not in raw_path:
             return found
         raw_path = raw_path.lower()
@@ -89,54 +81,38 @@ class Router:
             return None
         return None if b"%2f" in raw_path and not any(item.route.rest for item in found[0].values()) else found
 
-    def _find(self, path: str) -> Match | None:
-        methods = self._static.get(path)
-        if methods is not None:
-            return methods, {}
-        before, _, last = path.rpartition("/")
-        leaf = self._last.get(before)  # fast path for the most frequent form, /tasks/{id}
-        if leaf is not None and (value := leaf.read(last)) is not None:
-            return leaf.methods, {leaf.name: value}
-        found: dict[str, str] = {}
-        node = self._walk(self._root, path[1:].split("/"), 0, found)
-        return (node.methods, found) if node is not None else self._find_rest(path)
+    def _walk(self, path: str) -> Match | None:
+        """Follow the segments of a path. Where both match, a fixed segment is tried before a parameter."""
+        segments = path[1:].split("/")
+        alternatives: list[tuple[_Node | None, int, dict[str, str]]] = [(self._root, 0, {})]
+        fallback = None
+        while alternatives:
+            node, index, values = alternatives.pop()
+            while node is not None and index < len(segments):
+                segment, parameter = segments[index], node.parameter
+                if parameter is not None:
+                    value = parse_id(segment) if parameter.is_id else segment
+                    if value and len(segment) <= MAX_SEGMENT:
+                        alternatives.append((parameter, index + 1, {**values, parameter.name: value}))
+                    if parameter.is_rest and len(rest := "/".join(segments[index:])) <= MAX_REST:
+                        fallback = parameter.methods, {**values, parameter.name: rest}
+                node = node.children.get(segment)
+                index += 1
+            if node is not None and node.methods:
+                return node.methods, values
+        return fallback
 
-    def _find_rest(self, path: str) -> Match | None:
-        for before, node in self._rest.items():
-            if path.startswith(before) and len(path) - len(before) <= MAX_REST:
-                return node.methods, {node.name: path[len(before) :]}
-        return None
-
-    def _walk(self, node: _Node, segments: list[str], index: int, found: dict[str, str]) -> _Node | None:
-        if index == len(segments):
-            return node if node.methods else None
-        segment = segments[index]
-        child = node.children.get(segment)
-        if child is not None:
-            reached = self._walk(child, segments, index + 1, found)
-            if reached is not None:
-                return reached
-        child = node.parameter
-        value = child.read(segment) if child is not None else None
-        if child is None or value is None:
-            return None
-        reached = self._walk(child, segments, index + 1, found)
-        if reached is not None:
-            found[child.name] = value
-        return reached
-
-    def _descend(self, path: str) -> _Node:
+    def _node(self, path: str) -> _Node:
+        """Return the node of a path template, which is created if necessary."""
         node = self._root
         for segment in path[1:].split("/"):
-            if segment.startswith("{"):
-                name = segment[1:-1]
-                if node.parameter is None:
-                    node.parameter = _Node()
-                    node.parameter.name = name
-                elif node.parameter.name != name:
-                    other = node.parameter.name
-                    raise ValueError(f"{path}: another route calls {{{name}}} {{{other}}}; use the same name")
-                node = node.parameter
-            else:
-                node = node.children.setdefault(segment, _Node())
+            if not segment.startswith("{"):
+                node = node.children[segment]
+                continue
+            if node.parameter is None:
+                node.parameter = _Node(segment[1:-1])
+            elif node.parameter.name != segment[1:-1]:
+                other = node.parameter.name
+                raise ValueError(f"{path}: another route calls {segment} {{{other}}}; use the same name")
+            node = node.parameter
         return node

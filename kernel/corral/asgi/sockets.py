@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -94,27 +95,23 @@ class Connection:
         _keep(asyncio.get_running_loop().create_task(self.close(REFUSED, problem.code)))
 
 
-def connection_class(pipeline: Pipeline, endpoints: Mapping[str, SocketEndpoint]) -> type:
-    """Return the class that Quart instantiates for each handshake. `endpoints` maps paths to endpoints."""
+def socket_connections(pipeline: Pipeline, endpoints: Mapping[str, SocketEndpoint]) -> Callable[[Any, Any], Any]:
+    """Return the function that Quart calls with the scope of each handshake. `endpoints` maps paths to endpoints."""
 
-    class SocketASGI:
-        def __init__(self, app: Any, scope: Any) -> None:
-            self.scope = scope
+    async def handle(scope: Any, receive: Any, send: Any) -> None:
+        await receive()  # websocket.connect
+        request = IncomingRequest(scope, receive, 0.0)
+        connection = Connection(request, send, pipeline)
+        try:
+            endpoint = _admit(pipeline, endpoints, connection)
+        except Problem as problem:
+            problem.detail = pipeline.redactor.redact(problem.detail)
+            await connection.refuse(problem)
+        else:
+            with pipeline.connections.hold(request.client_ip, request.path, connection.cut):
+                await _serve(endpoint, connection, pipeline.record_error)
 
-        async def __call__(self, receive: Any, send: Any) -> None:
-            await receive()  # websocket.connect
-            request = IncomingRequest(self.scope, receive, 0.0)
-            connection = Connection(request, send, pipeline)
-            try:
-                endpoint = _admit(pipeline, endpoints, connection)
-            except Problem as problem:
-                problem.detail = pipeline.redactor.redact(problem.detail)
-                await connection.refuse(problem)
-            else:
-                with pipeline.connections.hold(request.client_ip, request.path, connection.cut):
-                    await _serve(endpoint, connection, pipeline.record_error)
-
-    return SocketASGI
+    return lambda app, scope: functools.partial(handle, scope)
 
 
 def _admit(pipeline: Pipeline, endpoints: Mapping[str, SocketEndpoint], connection: Connection) -> SocketEndpoint:

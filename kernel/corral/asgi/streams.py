@@ -1,32 +1,68 @@
-"""Sends streamed responses, and records streams that may have to be replayed under an idempotency key."""
+"""Streamed responses: sends them, records those that may have to be replayed, and ends those of blocked clients."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
-from corral.asgi.long_lived_connections import LongLivedConnections
-from corral.asgi.request import IncomingRequest
+from corral.asgi.request import IncomingRequest, run_until_client_leaves
+from corral.errors import Problem
+from corral.plugin import Gate
 
+log = logging.getLogger("corral.http")
+
+CHECK_SECONDS = 1.0
 MAX_RECORDED = 4 * 1024 * 1024
+
+
+class LongLivedConnections:
+    """The open WebSockets and streams of this process.
+
+    Gates check them repeatedly, because a client may be blocked while it is connected. One task checks all of them; it
+    runs only while there are open connections.
+    """
+
+    def __init__(self, gates: Sequence[Gate]) -> None:
+        self._gates = gates
+        self._open: dict[object, tuple[str, str, Callable[[Problem], object]]] = {}
+        self._checking: asyncio.Task[None] | None = None
+
+    @contextlib.contextmanager
+    def hold(self, client_ip: str, path: str, end: Callable[[Problem], object]) -> Iterator[None]:
+        """Register a connection while the context is active. Call `end(problem)` when a gate refuses the client."""
+        key = object()
+        self._open[key] = client_ip, path, end
+        if self._checking is None or self._checking.done():
+            self._checking = asyncio.get_running_loop().create_task(self._check_all())
+        try:
+            yield
+        finally:
+            self._open.pop(key, None)
+
+    async def _check_all(self) -> None:
+        while self._open:
+            await asyncio.sleep(CHECK_SECONDS)
+            for key, (client_ip, path, end) in list(self._open.items()):
+                try:
+                    for gate in self._gates:
+                        gate.check(client_ip, "GET", path)
+                except Problem as problem:
+                    if self._open.pop(key, None) is not None:
+                        end(problem)
+                except Exception:
+                    log.exception("gate failed to check an open connection")
 
 
 async def send_stream(
     chunks: Any, request: IncomingRequest, send: Callable[[Any], Awaitable[None]], connections: LongLivedConnections
 ) -> None:
     """Send chunks as they are produced. Stops early if the client disconnects or a gate refuses the client."""
-    sending = asyncio.ensure_future(_send_chunks(chunks, send))
     leaving = asyncio.ensure_future(request.disconnected())
-    try:
-        with connections.hold(request.client_ip, request.path, lambda _: leaving.cancel()):
-            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        leaving.cancel()
-        sending.cancel()
-        await asyncio.wait({sending})
-    if not sending.cancelled():
-        sending.result()
+    with connections.hold(request.client_ip, request.path, lambda _: leaving.cancel()):
+        await run_until_client_leaves(_send_chunks(chunks, send), leaving)
 
 
 async def _send_chunks(chunks: Any, send: Callable[[Any], Awaitable[None]]) -> None:

@@ -5,21 +5,17 @@ The operations are known without importing the plugins.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator
 from importlib import resources
-from typing import Any
 
 import msgspec
 
-from corral.asgi.router import RouteConflict, Router
 from corral.auth.principal import PUBLIC
 from corral.errors import Unavailable
 from corral.http.routes import Route
 from corral.plugins.record import PluginRecord
 
 RETRY_AFTER = 60
-SOCKET = "WS "
 
 
 class UnavailableEndpoint:
@@ -27,15 +23,11 @@ class UnavailableEndpoint:
 
     public = True
 
-    def __init__(self, loaded: PluginRecord, label: str) -> None:
-        self.loaded = loaded
-        method, _, path = label.partition(" ")
-        self.route = Route(method=method, path=path, handler=self.unavailable, tag="", needs=(PUBLIC,), summary=label)
-        self.route.plugin = loaded.name
-
-    def unavailable(self) -> Unavailable:
-        """Return the problem to respond with."""
-        return plugin_unavailable(self.loaded)
+    def __init__(self, loaded: PluginRecord, method: str, path: str) -> None:
+        self.unavailable = loaded
+        self.route = Route(
+            method=method, path=path, handler=plugin_unavailable, tag="", needs=(PUBLIC,), plugin=loaded.name
+        )
 
 
 def plugin_unavailable(loaded: PluginRecord) -> Unavailable:
@@ -45,30 +37,16 @@ def plugin_unavailable(loaded: PluginRecord) -> Unavailable:
     return Unavailable(detail, code=code, retry_after=RETRY_AFTER)
 
 
-def add_unavailable(router: Router, plugins: Iterable[PluginRecord], served: Iterable[Any]) -> None:
-    """Add placeholders for the operations of built-in plugins that serve no endpoint.
+def unavailable_operations(plugins: Iterable[PluginRecord]) -> Iterator[tuple[PluginRecord, str]]:
+    """Yield (plugin, operation) for the operations of built-in plugins that do not run.
 
-    An operation that another plugin already serves is left unchanged.
+    An operation has the form `GET /agents`, or `WS /ws` for a WebSocket.
     """
-    serving = {endpoint.route.plugin for endpoint in served}
-    for loaded, label in _operations([loaded for loaded in plugins if loaded.name not in serving]):
-        if not label.startswith(SOCKET):
-            with contextlib.suppress(RouteConflict, ValueError):  # ValueError: another route names the id differently
-                router.add(UnavailableEndpoint(loaded, label))
-
-
-def unavailable_sockets(plugins: Iterable[PluginRecord]) -> Iterator[tuple[PluginRecord, str]]:
-    """Yield (plugin, path) of each WebSocket of the built-in plugins that do not run."""
-    for loaded, label in _operations([loaded for loaded in plugins if not loaded.active]):
-        if label.startswith(SOCKET):
-            yield loaded, label.removeprefix(SOCKET)
-
-
-def _operations(down: list[PluginRecord]) -> Iterator[tuple[PluginRecord, str]]:
+    down = [loaded for loaded in plugins if loaded.found.built_in and not loaded.active]
     known = built_in_paths(down)
     for loaded in down:
-        for label in known.get(loaded.name, ()) if loaded.found.built_in else ():
-            yield loaded, label
+        for operation in known.get(loaded.name, ()):
+            yield loaded, operation
 
 
 def built_in_paths(plugins: Iterable[PluginRecord]) -> dict[str, list[str]]:

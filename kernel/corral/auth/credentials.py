@@ -11,11 +11,11 @@ from corral.errors import Malformed, Unauthorized, Unavailable
 KEEP_SECONDS = 1.0
 REMEMBER_SECONDS = 900.0
 CACHE_LIMIT = 10_000
-Given = tuple[bytes | None, bytes | None]
+CredentialHeaders = tuple[bytes | None, bytes | None]
 """The `Authorization` and `X-API-Key` headers as received. They are the cache key, so a cached request is not parsed.
 """
-STILL_THERE = "long poll"
-"""The label of units that re-check the caller of a long-lived call. Such a unit does not count as a new call."""
+RECHECK_LABEL = "long poll"
+"""The label of units that re-check the caller of a long-lived request. Such a unit does not count as a new request."""
 CHALLENGE = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
 
 
@@ -42,9 +42,9 @@ class Credentials:
         self._authenticators: Sequence[Authenticator] = ()
         self._rereading: Sequence[Rereading] = ()
         self._delegations: dict[str, Delegation] = {}
-        self._cache: dict[Given, tuple[Principal, float]] = {}
+        self._cache: dict[CredentialHeaders, tuple[Principal, float]] = {}
 
-    def use(self, authenticators: Sequence[Authenticator]) -> None:
+    def set_authenticators(self, authenticators: Sequence[Authenticator]) -> None:
         """Set the authenticators. Their order does not matter, because their credential formats do not overlap."""
         self._authenticators = tuple(authenticators)
         self._rereading = tuple(each for each in authenticators if isinstance(each, Rereading))
@@ -64,9 +64,9 @@ class Credentials:
             caller = found
         return caller
 
-    def known(self, given: Given, seconds: float = KEEP_SECONDS) -> Principal | None:
+    def cached(self, headers: CredentialHeaders, seconds: float = KEEP_SECONDS) -> Principal | None:
         """Return the cached principal of these headers if it is at most `seconds` old, otherwise None."""
-        kept = self._cache.get(given)
+        kept = self._cache.get(headers)
         return None if kept is None or time.monotonic() - kept[1] > seconds else kept[0]
 
     def authenticate(self, credential: str) -> Principal:
@@ -89,8 +89,10 @@ class Credentials:
                 return found
             unsure = unsure or recognised is not False
         if unsure:
-            raise Unavailable("A plugin that may know this credential is out of service.", code="plugin_failed")
-        raise Unauthorized("This is neither an access token, nor an API key, nor a worker's token.", headers=CHALLENGE)
+            raise Unavailable("The plugin that checks this kind of credential is out of service.", code="plugin_failed")
+        raise Unauthorized(
+            "The credential is not an access token, an API key, or a token of a worker or agent.", headers=CHALLENGE
+        )
 
     def reread(self, caller: Principal) -> Principal:
         """Return the current principal of the caller of a long-lived connection. Joins a read unit.
@@ -101,13 +103,13 @@ class Credentials:
             found = authenticator.reread(caller)
             if found is not None:
                 return found
-        raise Unauthorized("Nobody can tell what has become of this credential.", headers=CHALLENGE)
+        raise Unauthorized("This credential can no longer be checked. Authenticate again.", headers=CHALLENGE)
 
-    def keep(self, given: Given, principal: Principal) -> None:
+    def cache(self, headers: CredentialHeaders, principal: Principal) -> None:
         """Cache the principal of these headers for one second. Call on the event loop only."""
         if len(self._cache) >= CACHE_LIMIT:
             self._cache.clear()
-        self._cache[given] = (principal, time.monotonic())
+        self._cache[headers] = (principal, time.monotonic())
 
     def forget(self, ends: Callable[[Principal], bool]) -> None:
         """Remove the cached principals for which `ends` is true.

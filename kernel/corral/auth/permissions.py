@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Permission
 
 
-def narrowed(permissions: Iterable[str], scopes: Iterable[str]) -> frozenset[str]:
+def within_scopes(permissions: Iterable[str], scopes: Iterable[str]) -> frozenset[str]:
     """Return the permissions that the scopes allow. A scope is a permission name, `<plugin>.*`, `*.<verb>` or `*`."""
     wanted = list(scopes)
     return frozenset(name for name in permissions if any(_covers(scope, name) for scope in wanted))
@@ -31,20 +31,19 @@ class Permissions:
         self._declared.update((permission.name, permission) for permission in permissions)
         self._held.clear()
 
-    def of(self, role_or_kind: str) -> frozenset[str]:
+    def held_by(self, role_or_kind: str) -> frozenset[str]:
         """Return the names of the permissions held by a role (`member`) or a kind of machine (`worker`, `agent`)."""
-        held = self._held.get(role_or_kind)
-        if held is None:
-            held = frozenset(name for name, item in self._declared.items() if item.held_by(role_or_kind))
-            self._held[role_or_kind] = held
-        return held
+        if role_or_kind not in self._held:
+            names = (name for name, item in self._declared.items() if item.held_by(role_or_kind))
+            self._held[role_or_kind] = frozenset(names)
+        return self._held[role_or_kind]
 
     def are_privileged(self, needs: Iterable[str]) -> bool:
         """Return whether only admins and auditors hold these permissions, so that a refusal is audited."""
         found = [self._declared.get(need) for need in needs]
         return all(item is not None and set(item.holders) <= {"admin", "auditor"} for item in found)
 
-    def knows(self, need: str) -> bool:
+    def is_known(self, need: str) -> bool:
         """Return whether a route may require `need`: a declared permission, `PUBLIC`, `SIGNED_IN` or `ANY_CALLER`."""
         return need in self._declared or need in (PUBLIC, SIGNED_IN, ANY_CALLER)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import ipaddress
-from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
 import msgspec
@@ -60,8 +59,8 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     session_id: str | None = None
     expires_at: float | None = None  # epoch seconds; the credential is rejected from this time on
     limited: str | None = None  # the problem code that all routes return, except those marked `limited`
-    beyond: frozenset[str] = frozenset()  # API keys: permissions of the owner that the key's scopes exclude
-    named: frozenset[str] = frozenset()  # API keys: the scopes that were given by full name
+    out_of_scope: frozenset[str] = frozenset()  # API keys: permissions of the owner that the key's scopes exclude
+    named_scopes: frozenset[str] = frozenset()  # API keys: the scopes that were given by full name
     networks: tuple[str, ...] = ()  # the credential is valid only from these networks; empty: from any address
     reauth_until: float | None = None  # epoch seconds; until then the session has stepped up (password or TOTP again)
     worker_id: str | None = None
@@ -82,7 +81,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
 
     def check_address(self, client_ip: str) -> None:
         """Raise `Forbidden(ip_blocked)` if the credential must not be used from this address."""
-        if self.networks and not within(client_ip, self.networks):
+        if self.networks and not is_in_networks(client_ip, self.networks):
             raise Forbidden("This credential may not be used from your address.", code="ip_blocked")
 
     @property
@@ -143,14 +142,9 @@ class Delegation(Protocol):
 
 
 @functools.lru_cache(maxsize=4096)
-def within(address: str, networks: tuple[str, ...]) -> bool:
+def is_in_networks(address: str, networks: tuple[str, ...]) -> bool:
     """Return whether an address (as returned by the client-IP function) lies in one of the networks."""
     return bool(address) and any(ipaddress.ip_address(address) in ipaddress.ip_network(each) for each in networks)
-
-
-def holds(permissions: Iterable[Permission], role_or_kind: str) -> frozenset[str]:
-    """Return the names of the permissions that a role or a kind of machine holds."""
-    return frozenset(permission.name for permission in permissions if permission.held_by(role_or_kind))
 
 
 def require_owner(caller: Principal, owner_id: str | None, *, what: str, manage: str | None = None) -> None:

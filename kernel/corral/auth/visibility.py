@@ -8,10 +8,10 @@ import peewee
 
 from corral.auth.principal import Principal
 from corral.database.model import ADMIN, PRIVATE, SHARED, Model
-from corral.events.log import Record
+from corral.events.log import LoggedEvent
 
-ALL = peewee.SQL("1 = 1")
-NONE = peewee.SQL("1 = 0")
+ALL_ROWS = peewee.SQL("1 = 1")
+NO_ROWS = peewee.SQL("1 = 0")
 
 
 def can_read(caller: Principal, visibility: str, owner_id: str | None) -> bool:
@@ -37,7 +37,7 @@ class EventRights(Protocol):
     Machines, and API keys with restricted scopes, read only events of areas whose objects they may read.
     """
 
-    def can_read(self, caller: Principal, record: Record) -> bool:
+    def can_read(self, caller: Principal, record: LoggedEvent) -> bool:
         """Return whether the caller may currently read this event."""
         ...
 
@@ -48,11 +48,11 @@ def visible(model: type[Model], caller: Principal) -> Any:
     Every query that answers a caller needs it.
     """
     if caller.kind == "system":
-        return ALL
+        return ALL_ROWS
     if model.visibility == SHARED:
-        return NONE if caller.role == "auditor" else ALL
+        return NO_ROWS if caller.role == "auditor" else ALL_ROWS
     if model.visibility == PRIVATE:
         if model.owner_field is None or caller.user_id is None:
-            return NONE
+            return NO_ROWS
         return getattr(model, model.owner_field) == caller.user_id
-    return ALL if caller.is_admin else NONE
+    return ALL_ROWS if caller.is_admin else NO_ROWS

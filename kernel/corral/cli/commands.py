@@ -124,12 +124,12 @@ def _explained(error: Exception) -> tuple[int, list[str]]:
     """Return the exit status and the message for an expected error, or no lines for a bug."""
     import peewee
 
-    from corral.database.migrations import MigrationFailed, Newer
+    from corral.database.migrations import MigrationFailed, SchemaTooNew
     from corral.plugins.migrations import Pending
 
     if isinstance(error, Refused):
         return REFUSED, [f"corral: {fault}" for fault in error.faults]
-    if isinstance(error, (Pending, Newer)):
+    if isinstance(error, (Pending, SchemaTooNew)):
         return PENDING, [f"corral: {error}"]
     if isinstance(error, MigrationFailed):
         return FAILED, [f"corral: {error}"]

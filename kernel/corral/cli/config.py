@@ -58,7 +58,7 @@ def check(config_path: Path | None, as_json: bool) -> None:
     rows: list[dict[str, Any]] = [{"status": "warning", "detail": warning} for warning in config.warnings]
     with scratch(config) as kernel:
         kernel.refuse_without_essentials()
-        rows += [{"status": "warning", "detail": warning} for warning in kernel.settings.unknown()]
+        rows += [{"status": "warning", "detail": warning} for warning in kernel.settings.unknown_names()]
         for item in kernel.plugins:
             if item.state in ("failed", "blocked"):
                 rows.append({"status": "failed", "detail": f"plugin {item.name} is {item.state}: {item.reason}"})

@@ -354,14 +354,14 @@ def check_database(config: Config) -> Iterator[Finding]:
 
 
 def _migrations(config: Config, found: Database) -> Iterator[Finding]:
-    from corral.database.migrations import Newer, is_empty, pending
+    from corral.database.migrations import SchemaTooNew, is_empty, pending
     from corral.plugins.discovery import discover
     from corral.plugins.loading import load
-    from corral.plugins.migrations import homes_of, migrates_on_start
+    from corral.plugins.migrations import migrates_on_start, migrations_of
 
     try:
-        waiting = pending(found, homes_of(load(discover(config), config)))
-    except Newer as error:
+        waiting = pending(found, migrations_of(load(discover(config), config)))
+    except SchemaTooNew as error:
         yield Finding(
             "migrations", "down", str(error), "install the release of Corral that created this database, or a newer one"
         )

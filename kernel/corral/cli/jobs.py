@@ -134,17 +134,17 @@ class JobsProcess:
         """Run jobs until SIGTERM or SIGINT."""
         threading.Thread(target=self._loop.run_forever, name="kernel", daemon=True).start()
         self._call(_start(self._kernel)).result()
-        self._queue.work(self._take, self._stopping)
+        self._queue.receive(self._take, self._stopping)
         self._call(_end(self._kernel)).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
 
-    def _call(self, coroutine: Coroutine[Any, Any, None]) -> concurrent.futures.Future[None]:
+    def _call(self, coroutine: Coroutine[Any, Any, object]) -> concurrent.futures.Future[object]:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def _take(self, identifier: str) -> None:
-        taking = self._call(self._kernel.runner.take(identifier))
+        taking = self._call(self._kernel.runner.start_job(identifier))
         while not self._stopping.is_set():
             with contextlib.suppress(concurrent.futures.TimeoutError):
-                return taking.result(LOOK_SECONDS)
+                taking.result(LOOK_SECONDS)
+                return
         taking.cancel()
-        return None

@@ -24,10 +24,10 @@ def command(plugin: str | None, plan: bool, as_json: bool, config_path: Path | N
     Servers may be running. If several processes migrate at the same time, each migration is applied once.
     """
     from corral.database.connect import connect
-    from corral.database.migrations import exclusive_start, migrate, pending
+    from corral.database.migrations import migrate, pending, schema_lock
     from corral.plugins.discovery import discover
     from corral.plugins.loading import load
-    from corral.plugins.migrations import homes_of
+    from corral.plugins.migrations import migrations_of
 
     config = load_config(path=config_path)
     logs.configure("warning", "console")
@@ -41,13 +41,13 @@ def command(plugin: str | None, plan: bool, as_json: bool, config_path: Path | N
         loaded = [item for item in load(discover(config), config) if item.active]
         if plugin is not None and plugin not in {item.name for item in loaded}:
             raise click.UsageError(f"there is no active plugin {plugin}; corral plugins list shows all plugins")
-        homes = [home for home in homes_of(loaded) if plugin in (None, home.plugin)]
+        migrations = [each for each in migrations_of(loaded) if plugin in (None, each.plugin)]
         if plan:
-            scripts = pending(database, homes)
+            scripts = pending(database, migrations)
         else:
-            with exclusive_start(database):
-                pending(database, homes)  # raises for a newer schema before any migration is applied
-                scripts = {home.plugin: migrate(database, home) for home in homes}
+            with schema_lock(database) as engine:
+                pending(database, migrations)  # raises for a newer schema before any migration is applied
+                scripts = {each.plugin: migrate(engine, each) for each in migrations}
         rows = [{"plugin": name, "migration": script} for name, of in scripts.items() for script in of]
         done = "pending" if plan else "applied"
         output.table(rows, ("plugin", "migration"), as_json=as_json, empty="No migration is pending.", title=done)

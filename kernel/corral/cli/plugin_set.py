@@ -208,7 +208,7 @@ def purge(database: Database, plugin: str, plugins: Iterable[str]) -> list[str]:
     Also deletes the plugin's rows in tables of the kernel. Runs in one transaction under the lock of migrations.
     """
     engine: Any
-    with own_connection(database) as engine, schema_lock(engine), engine.atomic():
+    with schema_lock(database) as engine, engine.atomic():
         names = _tables(engine, plugin, plugins)
         known = set(engine.get_tables())
         if database.kind == "sqlite":

@@ -152,7 +152,7 @@ def _facts(item: PluginRecord) -> dict[str, Any]:
 
 
 def _contributed(item: PluginRecord, plugins: list[PluginRecord]) -> dict[str, Any]:
-    home = item.home()
+    migrations = item.migrations()
     return {
         "description": item.kind.description() if item.kind else None,
         "required_by": [other.name for other in plugins if item.name in other.requires],
@@ -163,7 +163,7 @@ def _contributed(item: PluginRecord, plugins: list[PluginRecord]) -> dict[str, A
         "jobs": [each.name for each in item.of("corral_jobs")],
         "schedules": [each.name for each in item.of("corral_schedules")],
         "settings": [each.name for each in item.of("corral_settings")],
-        "migrations": sorted(path.stem for path in home.directory.glob("[0-9]*.py")) if home else [],
+        "migrations": sorted(path.stem for path in migrations.directory.glob("[0-9]*.py")) if migrations else [],
     }
 
 

@@ -171,7 +171,7 @@ def _serve(
     logs.redact_with(kernel.redactor)
     logs.limit_rate_of(kernel.plugins)
     application = Application(kernel)
-    for warning in kernel.settings.unknown():
+    for warning in kernel.settings.unknown_names():
         log.warning(warning)
     listener = listen(config.server.bind) if inherited is None else inherited.listener
     gc.collect()

@@ -74,7 +74,7 @@ def session(config_path: Path | None, label: str, *, create: bool = False) -> It
     with _closing(config) as kernel:
         found = Session(kernel, label)
         with contextlib.suppress(WiringError):  # the plugin `settings` failed: defaults apply, as in a server
-            found.run(found.service(SettingsStore).adopt, read=True)
+            found.run(found.service(SettingsStore).apply_stored, read=True)
         yield found
 
 

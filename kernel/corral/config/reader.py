@@ -284,11 +284,6 @@ def ensure_data_dir(config: Config) -> None:
 _SAMPLE_HEAD = """\
 # The command line and environment variables take precedence over this file.
 # A value can contain a variable, ${NAME}, or be read from a file, file:/path."""
-_SAMPLE_END = """
-[settings]
-# Pins a run-time setting, which then cannot be changed through the API
-# "events.retention_days" = 30
-"""
 
 
 def sample() -> str:
@@ -304,4 +299,4 @@ def sample() -> str:
         variable = f" ({entry.key.variable})" if entry.key.variable else ""
         shown = json.dumps(value, default=str)
         lines += [f"# {entry.key.doc}{variable}", f"# {field} = {shown}"]
-    return "\n".join([*lines, _SAMPLE_END])
+    return "\n".join([*lines, "", "[settings]", "# Pins a run-time setting", '# "events.retention_days" = 30', ""])

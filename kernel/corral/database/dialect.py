@@ -8,9 +8,6 @@ search is in `full_text`.
 from __future__ import annotations
 
 import contextlib
-import functools
-import itertools
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,7 +15,7 @@ from typing import Any
 import peewee
 
 from corral import clock
-from corral.database.statement import execute_native
+from corral.database.statement import PEEWEE_ERRORS
 from corral.database.unit import current
 
 
@@ -27,14 +24,9 @@ def on_sqlite(database: peewee.Database | None = None) -> bool:
     return current().database.kind == "sqlite" if database is None else isinstance(database, peewee.SqliteDatabase)
 
 
-@functools.lru_cache(maxsize=256)
-def _with_percent_markers(sql: str) -> str:
-    return sql.replace("%", "%%").replace("?", "%s")
-
-
 def native(sql: str) -> str:
     """Return the SQL with `?` replaced by the engine's parameter marker. `?` must not occur for any other purpose."""
-    return sql if on_sqlite() else _with_percent_markers(sql)
+    return sql if on_sqlite() else sql.replace("%", "%%").replace("?", "%s")
 
 
 def execute(sql: str, parameters: Sequence[Any] = ()) -> Any:
@@ -42,7 +34,11 @@ def execute(sql: str, parameters: Sequence[Any] = ()) -> Any:
 
     Raises peewee's exceptions.
     """
-    return execute_native(native(sql), parameters)
+    try:
+        return current().connection.execute(native(sql), parameters)
+    except Exception:
+        with PEEWEE_ERRORS:
+            raise
 
 
 def fragment(sql: str, parameters: Sequence[Any] = ()) -> peewee.SQL:
@@ -80,23 +76,13 @@ def advisory_lock(name: str) -> None:
         execute("SELECT pg_advisory_xact_lock(hashtextextended(?, 0))", (name,))
 
 
-class _Thread(threading.local):
-    numbers = itertools.count(os.getpid())
-
-    def __init__(self) -> None:
-        self.number = next(self.numbers)
-
-
-_thread = _Thread()
-
-
 def counter_shard(shards: int) -> int:
     """Return the number of the counter shard that this thread should update.
 
     Threads update different shards, so parallel units do not block each other. Always 0 on SQLite, which has only one
     writer.
     """
-    return 0 if on_sqlite() else _thread.number % shards
+    return 0 if current().database.kind == "sqlite" else threading.get_native_id() % shards
 
 
 def epoch_seconds(column: str) -> str:
@@ -146,8 +132,8 @@ def append_only(database: peewee.Database, table: str, *, unique: Sequence[str],
     Rows may be deleted if the SQL condition `deletable` is true for `OLD`. `unique` names the columns with unique
     values: SQLite's `INSERT OR REPLACE` deletes a row with an equal value without calling the trigger for deletions.
     """
-    refused = f"rows of {table} are never changed"
-    kept = f"these rows of {table} must not be deleted yet"
+    refused = f"rows of {table} cannot be changed"
+    kept = f"this row of {table} cannot be deleted yet"
     if on_sqlite(database):
         equal = " OR ".join(f"{column} = NEW.{column}" for column in unique)
         exists = f"EXISTS (SELECT 1 FROM {table} WHERE {equal})"  # noqa: S608  (names of the schema)

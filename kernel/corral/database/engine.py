@@ -12,9 +12,10 @@ from typing import ClassVar, Protocol, TypeVar
 
 import peewee
 
-from corral.database.pool import Outcome, Ticket, Timings
+from corral.database.pool import DatabasePool, Outcome, QueuedUnit, Timings
 from corral.database.unit import SYSTEM_ENTRY, Entry, Unit, refuse_nesting
 from corral.errors import Problem, Unavailable
+from corral.watchdog import Watchdog
 
 log = logging.getLogger("corral.database")
 T = TypeVar("T")
@@ -49,32 +50,34 @@ class Database(abc.ABC):
 
     def __init__(self, engine: peewee.Database) -> None:
         self.engine = engine
-        self.timings = Timings()
+        self.timings, self.watchdog = Timings(), Watchdog()
+        self.pools: list[DatabasePool] = []
+        """The pool of units that write, and the pool of units that read, which may be the same."""
         self.flush: Callable[[Unit], None] = lambda unit: None
         self.committed: Callable[[list[Unit]], None] = lambda units: None
         self.cursor_key = b""  # the key that signs list cursors; set at boot
-        self.plugin_by_label: dict[str, str] = {}  # units of one plugin occupy at most half of the lanes
+        self.plugin_by_label: dict[str, str] = {}  # units of one plugin occupy at most half of the threads
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Deliver the results and notifications of all lanes on this event loop."""
+        """Deliver the results and notifications of all threads on this event loop."""
         self._loop = loop
 
     async def work(self, fn: Callable[[], T], *, entry: Entry = SYSTEM_ENTRY, read: bool = False) -> T:
-        """Run `fn` as one unit of work in a lane and wait for its COMMIT. See `Work`."""
+        """Run `fn` as one unit of work in a thread of the pool and wait for its COMMIT. See `Work`."""
         refuse_nesting()
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self.attach(loop)
         future: asyncio.Future[T] = loop.create_future()
-        self._submit(Ticket(fn, entry, future, read=read))
+        self._submit(QueuedUnit(fn, entry, future, read=read))
         return await future
 
     def run(self, fn: Callable[[], T], *, entry: Entry = SYSTEM_ENTRY, read: bool = False) -> T:
         """Run `fn` as one unit of work and block until its COMMIT. For threads without an event loop."""
         refuse_nesting()
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
-        self._submit(Ticket(fn, entry, future, read=read))
+        self._submit(QueuedUnit(fn, entry, future, read=read))
         return future.result()
 
     def read_now(self, fn: Callable[[], T], entry: Entry) -> T:
@@ -85,7 +88,7 @@ class Database(abc.ABC):
         raise SlowRead
 
     async def read(self, fn: Callable[[], T], entry: Entry) -> T:
-        """Run a short read, on the event loop if the engine supports it, otherwise in a lane."""
+        """Run a short read, on the event loop if the engine supports it, otherwise in the pool."""
         if self.inline_reads:
             try:
                 return self.read_now(fn, entry)
@@ -97,37 +100,41 @@ class Database(abc.ABC):
     def ping(self) -> None:
         """Execute a trivial read on a new connection. Raises if the database cannot serve."""
 
-    @abc.abstractmethod
     def waiting(self) -> int:
         """Return the number of units that are waiting for a connection."""
+        return sum(pool.queue.qsize() for pool in self.pools)
 
-    @abc.abstractmethod
     def busy(self) -> tuple[int, int]:
         """Return the number of connections in use, and the total number of connections."""
+        return sum(pool.busy for pool in self.pools), sum(len(pool.threads) for pool in self.pools)
 
     def load(self) -> float:
         """Return the share of the connections in use, from 0 to 1."""
         used, size = self.busy()
         return used / size
 
-    def detach(self) -> None:  # noqa: B027  (only some engines read on the loop)
+    def detach(self) -> None:
         """Close the connection of the event loop's thread.
 
         Call it in that thread, because `close` runs in another one.
         """
+        if not self.engine.is_closed():
+            self.engine.close()
 
-    @abc.abstractmethod
     def close(self) -> None:
         """Finish queued units and close all connections, except the connections of other calling threads."""
+        for pool in self.pools:
+            pool.close()
+        self.detach()
+        self.watchdog.stop()
 
-    @abc.abstractmethod
-    def _submit(self, ticket: Ticket) -> None:
-        """Queue the unit for a lane."""
+    def _submit(self, queued: QueuedUnit) -> None:
+        self.pools[-1 if queued.read else 0].submit(queued)
 
     def deliver(self, outcomes: list[Outcome]) -> None:
         """Resolve the futures of a batch, run its callbacks, and announce new events.
 
-        A lane calls this after COMMIT.
+        A thread of the pool calls this after COMMIT.
         """
         units = [outcome.unit for outcome in outcomes if outcome.unit is not None and outcome.error is None]
         if len(units) < len(outcomes):
@@ -136,13 +143,13 @@ class Database(abc.ABC):
         if self._loop is None or self._loop.is_closed():
             self._finish(units, [])
         else:
-            waiting = [outcome for outcome in outcomes if isinstance(outcome.ticket.future, asyncio.Future)]
+            waiting = [outcome for outcome in outcomes if isinstance(outcome.queued.future, asyncio.Future)]
             try:
                 self._loop.call_soon_threadsafe(self._finish, units, waiting)
             except RuntimeError:
                 log.debug("the event loop ended before results were delivered")
         for outcome in outcomes:
-            if isinstance(outcome.ticket.future, concurrent.futures.Future):
+            if isinstance(outcome.queued.future, concurrent.futures.Future):
                 outcome.resolve()
 
     def _finish(self, units: list[Unit], outcomes: list[Outcome]) -> None:

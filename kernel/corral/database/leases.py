@@ -14,35 +14,28 @@ class Lease(Model):
     name = peewee.CharField(primary_key=True, max_length=120)
     holder = peewee.CharField(max_length=80)
     until = InstantField()
-    fence = peewee.BigIntegerField(default=0)
 
     class Meta:
         table_name = "kernel_leases"
 
 
-def acquire(name: str, holder: str, seconds: float) -> bool:
-    """Acquire or renew the lease with one conditional update.
+def acquire_lease(name: str, holder: str, seconds: float) -> bool:
+    """Acquire or renew the lease with one guarded upsert.
 
     Return whether `holder` holds it for the next `seconds`.
     """
-    until, now = clock.now(seconds), clock.now()
-    taken = (
-        Lease.update(holder=holder, until=until, fence=Lease.fence + 1)
-        .where((Lease.name == name) & ((Lease.until < now) | (Lease.holder == holder)))
-        .execute()
-    )
-    if taken:
-        return True
-    row = Lease.insert(name=name, holder=holder, until=until, fence=1).on_conflict_ignore().execute()
-    return bool(row) and Lease.select().where((Lease.name == name) & (Lease.holder == holder)).exists()
+    taken = {"holder": holder, "until": clock.now(seconds)}
+    is_ours = (Lease.until < clock.now()) | (Lease.holder == holder)
+    upsert = Lease.insert(name=name, **taken).on_conflict(conflict_target=[Lease.name], update=taken, where=is_ours)
+    return bool(upsert.as_rowcount().execute())
 
 
-def release(name: str, holder: str) -> None:
+def release_lease(name: str, holder: str) -> None:
     """Release the lease if `holder` still holds it."""
     Lease.update(until=clock.now(-1)).where((Lease.name == name) & (Lease.holder == holder)).execute()
 
 
-def holder_of(name: str) -> str | None:
+def lease_holder(name: str) -> str | None:
     """Return the current holder, or None if the lease is free."""
     row = Lease.get_or_none((Lease.name == name) & (Lease.until > clock.now()))
     return None if row is None else str(row.holder)

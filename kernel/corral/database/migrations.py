@@ -16,54 +16,52 @@ from corral.database.engine import Database
 from corral.errors import Refused
 
 COPIES = 3  # number of copies of an SQLite file that are kept from before the last migrations
-LOCKS = {"migrate": 0x434F5252, "start": 0x434F5253}  # keys of advisory locks; the first four bytes are "CORR"
+LOCK = 0x434F5252  # the key of the advisory lock: "CORR"
 
 
-class Home(msgspec.Struct, frozen=True):
+class PluginMigrations(msgspec.Struct, frozen=True):
     """The migrations of one plugin: the directory of its scripts. The history table is `<plugin>_migrations`."""
 
     plugin: str
     directory: Path
 
 
-KERNEL = Home("kernel", Path(__file__).with_suffix(""))
+KERNEL = PluginMigrations("kernel", Path(__file__).with_suffix(""))
 """The kernel's own tables: events, consumers, jobs, schedules, leases and idempotent responses."""
 
 
 class MigrationFailed(Exception):
-    """Raised when a script failed and was rolled back. `plugin` and `script` identify the script."""
-
-    def __init__(self, plugin: str, script: str, reason: str) -> None:
-        self.plugin, self.script = plugin, script
-        super().__init__(f"{plugin}: migration {script} failed: {reason}")
+    """Raised when a script failed and was rolled back."""
 
 
-class Newer(Exception):
+class SchemaTooNew(Exception):
     """Raised when the database contains migrations, applied by a newer release, that this release does not know."""
 
 
-def pending(database: Database, homes: Iterable[Home]) -> dict[str, list[str]]:
-    """Return the names of the scripts that are not yet applied, by plugin. Raises `Newer`."""
+def pending(database: Database, all_migrations: Iterable[PluginMigrations]) -> dict[str, list[str]]:
+    """Return the names of the scripts that are not yet applied, by plugin. Raises `SchemaTooNew`."""
     with own_connection(database) as engine:
-        return {home.plugin: names for home in homes if (names := pending_of(engine, home, tables_of(engine)))}
+        tables = tables_of(engine)
+        return {each.plugin: names for each in all_migrations if (names := pending_scripts(engine, each, tables))}
 
 
-def migrate(database: Database, home: Home) -> list[str]:
-    """Apply the pending scripts of one plugin, each in a transaction, and return their names."""
-    with own_connection(database) as engine, schema_lock(engine):
-        applied: list[str] = []
-        runner = Runner(engine, str(home.directory), table_name=f"{home.plugin}_migrations")
-        for name in pending_of(engine, home, tables_of(engine)):
-            try:
-                runner.up(name)
-            except Exception as error:
-                raise MigrationFailed(home.plugin, name, str(error)) from error
-            applied.append(name)
-        if applied and isinstance(engine, peewee.SqliteDatabase):
-            broken = engine.execute_sql("PRAGMA foreign_key_check").fetchall()
-            if broken:
-                raise MigrationFailed(home.plugin, applied[-1], f"{len(broken)} rows break a foreign key")
-        return applied
+def migrate(engine: peewee.Database, migrations: PluginMigrations) -> list[str]:
+    """Apply the pending scripts of one plugin, each in a transaction, and return their names.
+
+    `engine` is the connection of `schema_lock`.
+    """
+    plugin, scripts = migrations.plugin, pending_scripts(engine, migrations, tables_of(engine))
+    runner = Runner(engine, str(migrations.directory), table_name=f"{plugin}_migrations")
+    for name in scripts:
+        try:
+            runner.up(name)
+        except Exception as error:
+            raise MigrationFailed(f"{plugin}: migration {name} failed: {error}") from error
+    if scripts and isinstance(engine, peewee.SqliteDatabase):
+        broken = engine.execute_sql("PRAGMA foreign_key_check").fetchall()
+        if broken:
+            raise MigrationFailed(f"{plugin}: migration {scripts[-1]} leaves {len(broken)} rows without their parents")
+    return scripts
 
 
 def is_empty(database: Database) -> bool:
@@ -78,19 +76,20 @@ def tables_of(engine: peewee.Database) -> list[str]:
     return list(engine.get_tables(None if is_sqlite else engine.execute_sql("SELECT current_schema()").fetchone()[0]))
 
 
-def pending_of(engine: peewee.Database, home: Home, tables: Collection[str]) -> list[str]:
+def pending_scripts(engine: peewee.Database, migrations: PluginMigrations, tables: Collection[str]) -> list[str]:
     """Return the names of the scripts of one plugin that are not yet applied to the database with these tables.
 
-    Raises `Newer`.
+    Raises `SchemaTooNew`.
     """
-    table, known = f"{home.plugin}_migrations", [each.name for each in Migration.load_directory(str(home.directory))]
+    table = f"{migrations.plugin}_migrations"
+    known = [each.name for each in Migration.load_directory(str(migrations.directory))]
     rows = engine.execute_sql(f'SELECT name FROM "{table}"').fetchall() if table in tables else []  # noqa: S608
     if unknown := sorted({name for (name,) in rows}.difference(known)):
-        raise Newer(f"{home.plugin}: the database has {unknown[-1]}, which this release does not know")
+        raise SchemaTooNew(f"{migrations.plugin}: the database has {unknown[-1]}, which this release does not know")
     return [name for name in known if (name,) not in rows]
 
 
-def keep_copy(engine: peewee.SqliteDatabase) -> None:
+def copy_before_migration(engine: peewee.SqliteDatabase) -> None:
     """Copy the SQLite file before migrations change it, and keep the newest three copies.
 
     Raises `Refused` if the copy fails, for example on a full disk.
@@ -101,7 +100,7 @@ def keep_copy(engine: peewee.SqliteDatabase) -> None:
     except peewee.OperationalError as error:
         for part in copy.parent.glob(f"{copy.name}*"):  # including its journal
             part.unlink()
-        reason = f"{engine.database}: it cannot be copied before it is migrated ({error}), and was not changed"
+        reason = f"{engine.database} could not be copied before its migration ({error}) and was not changed"
         raise Refused(f"{reason}; make room for {copy} and start again") from None
     copy.chmod(0o600)
     for old in sorted(copy.parent.glob(f"{Path(engine.database).name}.before-*"))[:-COPIES]:
@@ -128,21 +127,15 @@ def own_connection(database: Database) -> Iterator[peewee.Database]:
 
 
 @contextlib.contextmanager
-def exclusive_start(database: Database) -> Iterator[peewee.Database]:
-    """Open a connection that holds the start lock.
+def schema_lock(database: Database) -> Iterator[peewee.Database]:
+    """Open a connection that holds the lock of the schema.
 
     If several processes start together, only one of them applies the pending migrations.
     """
-    with own_connection(database) as engine, schema_lock(engine, "start"):
-        yield engine
-
-
-@contextlib.contextmanager
-def schema_lock(engine: peewee.Database, name: str = "migrate") -> Iterator[None]:
-    if isinstance(engine, peewee.SqliteDatabase):
-        with Path(f"{engine.database}.{name}-lock").open("w") as file:
+    with own_connection(database) as engine, contextlib.ExitStack() as stack:
+        if isinstance(engine, peewee.SqliteDatabase):
+            file = stack.enter_context(Path(f"{engine.database}.migrate-lock").open("w"))
             fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-    else:
-        engine.execute_sql("SELECT pg_advisory_lock(%s)", (LOCKS[name],))  # held until the connection is closed
-        yield
+        else:
+            engine.execute_sql("SELECT pg_advisory_lock(%s)", (LOCK,))  # held until the connection is closed
+        yield engine

@@ -69,8 +69,3 @@ class InstantField(peewee.CharField):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(max_length=24, **options)
-
-
-def raw(text: str | None) -> msgspec.Raw | None:
-    """Return a JSON column of a compiled statement for inclusion in a response without parsing."""
-    return None if text is None else msgspec.Raw(text)

@@ -1,10 +1,9 @@
-"""Threads that run units of work: a bounded queue, lanes that take units from it, and a watchdog for hanging lanes.
+"""Threads that run units of work: a bounded queue, and threads that take units from it, each with its own connection.
 
-A lane owns one connection. A unit that runs longer than `LOST_AFTER` seconds is lost: its lane is abandoned (the
-connection is closed and an exception is raised in the thread), a new lane replaces it, and the other units of the same
-transaction run again. The watchdog counts its own checks instead of elapsed time, like `corral.plugins.watchdog`, so a
-process that was suspended loses no units. A route that repeatedly loses units is quarantined for a while. Losses do not
-count against a route while the database itself does not answer.
+A unit that runs longer than `LOST_AFTER` seconds is lost: its thread is abandoned (the connection is closed, and
+`corral.watchdog` raises an exception in the thread), a new thread replaces it, and the other units of the same
+transaction run again. A route that loses two units is quarantined for a while, unless the database itself does not
+answer.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 import abc
 import asyncio
 import concurrent.futures
-import ctypes
 import dataclasses
 import logging
 import math
@@ -21,15 +19,16 @@ import sys
 import threading
 import time
 import traceback
-from collections import Counter, defaultdict, deque
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corral import current_call
-from corral.database.unit import Entry, Unit
+from corral.database.unit import Entry, Unit, run_in
 from corral.errors import Unavailable
 from corral.metrics.histogram import Histogram
+from corral.thread_shares import ThreadShares
+from corral.watchdog import CHECK_SECONDS, ThreadAbandoned, running_call_of
 
 if TYPE_CHECKING:
     from corral.database.engine import Database
@@ -37,20 +36,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("corral.database")
 
 QUEUE_LIMIT = 1000
-SLOW_AFTER, LOST_AFTER, LOOK = 0.05, 2.0, 0.25
-HOLD_SECONDS = 60.0
+SLOW_AFTER, LOST_AFTER = 0.05, 2.0
+QUARANTINE_SECONDS = 60.0
 MAX_TRIES = 3
-AT_FRAMES = 8
+STACK_FRAMES = 8
 
 Future = asyncio.Future[Any] | concurrent.futures.Future[Any]
 
 
-class UnitLost(BaseException):
-    """Raised in the thread of a unit that ran too long. Not an `Exception`, so that no handler swallows the error."""
-
-
-class Ticket:
-    """A queued unit of work, and the future that receives its result."""
+class QueuedUnit:
+    """A unit of work that waits for a thread, and the future that receives its result."""
 
     __slots__ = ("entry", "fn", "future", "read", "since", "tries")
 
@@ -61,16 +56,16 @@ class Ticket:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Outcome:
-    """The result of a ticket: a value or an exception."""
+    """The result of a queued unit: a value or an exception."""
 
-    ticket: Ticket
+    queued: QueuedUnit
     unit: Unit | None
     value: Any = None
     error: BaseException | None = None
 
     def resolve(self) -> None:
-        """Resolve the ticket's future, unless it is already done because its caller stopped waiting."""
-        future = self.ticket.future
+        """Resolve the future, unless it is already done because its caller stopped waiting."""
+        future = self.queued.future
         if future.done():
             return
         if self.error is None:
@@ -79,84 +74,89 @@ class Outcome:
             future.set_exception(self.error)
 
 
-class Lane(threading.Thread, abc.ABC):
-    """A thread with its own connection. Subclasses implement how tickets run."""
+class DatabaseThread(threading.Thread, abc.ABC):
+    """A thread with its own connection. Subclasses implement how units run."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: DatabasePool) -> None:
         super().__init__(name=f"corral-{pool.name}", daemon=True)
-        self.pool = pool
+        self.pool, self.database = pool, pool.database
+        self.connection: Any = None
         self.lock = threading.Lock()
         self.lost = False
-        self.ticket: Ticket | None = None
-        self.since, self.looks = 0.0, 0
+        self.running: QueuedUnit | None = None
+        self.began, self.checks = 0.0, 0
 
     def run(self) -> None:
-        current_call.lanes.add(threading.get_ident())
-        try:
-            self._serve()
-        finally:
-            current_call.lanes.discard(threading.get_ident())
-
-    def _serve(self) -> None:
         while not self.lost:
-            ticket = self.pool.queue.get()
-            if ticket is None:
+            queued = self.pool.queue.get()
+            if queued is None:
                 break
-            if self.pool.refused(ticket):
+            if self.pool.refuse(queued):
                 continue
             try:
-                self.handle(ticket)
-            except UnitLost:
+                self.handle(queued)
+            except ThreadAbandoned:
                 break
             except BaseException:
-                log.exception("a database lane failed")
+                log.exception("a database thread failed")
                 if not self.lost:
-                    self.pool.deliver([Outcome(ticket, None, error=Unavailable("The database failed."))])
+                    self.database.deliver([Outcome(queued, None, error=Unavailable("The database failed."))])
             if not self.lost:
-                self.pool.release(ticket)
+                self.pool.release(queued)
         try:
             self.close()
-        except UnitLost:  # the exception was delivered only now
+        except ThreadAbandoned:  # the exception was delivered only now
             self.close()
 
-    def enter(self, ticket: Ticket) -> None:
-        """Record that the unit of the ticket begins."""
-        self.since, self.looks = time.monotonic(), 0
-        self.ticket = ticket
-        self.pool.timings.waits.observe(self.since - ticket.since)
+    def begin_unit(self, queued: QueuedUnit) -> None:
+        """Record that the unit begins."""
+        self.began, self.checks = time.monotonic(), 0
+        self.running = queued
+        self.database.timings.waits.observe(self.began - queued.since)
 
-    def leave(self) -> None:
-        """Record that the unit ended. Raise `UnitLost` if the watchdog abandoned this lane."""
+    def end_unit(self) -> None:
+        """Record that the unit ended. Raise `ThreadAbandoned` if the watchdog abandoned this thread."""
         with self.lock:
-            ticket, self.ticket = self.ticket, None
+            queued, self.running = self.running, None
             if self.lost:
-                raise UnitLost
-        took = time.monotonic() - self.since
-        self.pool.timings.units.observe(took)
-        if took > SLOW_AFTER and ticket is not None:
-            log.warning("slow unit", extra={"unit": ticket.entry.label, "duration_ms": round(took * 1000)})
+                raise ThreadAbandoned
+        took = time.monotonic() - self.began
+        self.database.timings.units.observe(took)
+        if took > SLOW_AFTER and queued is not None:
+            log.warning("slow unit", extra={"unit": queued.entry.label, "duration_ms": round(took * 1000)})
 
-    def at(self) -> str:
+    def run_unit(self, unit: Unit, queued: QueuedUnit) -> Any:
+        """Run the function of the unit, and write the unit's audit rows, jobs and events."""
+
+        def run() -> Any:
+            value = queued.fn()
+            if not unit.read_only:
+                self.database.flush(unit)
+            return value
+
+        return run_in(unit, run)
+
+    def stack(self) -> str:
         """Return the current stack of the thread, innermost frame first, for the log entry of a lost unit."""
         walk = traceback.walk_stack(sys._current_frames().get(self.ident or 0))
-        frames = traceback.StackSummary.extract(walk, limit=AT_FRAMES, lookup_lines=False)
+        frames = traceback.StackSummary.extract(walk, limit=STACK_FRAMES, lookup_lines=False)
         return " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)
 
     @abc.abstractmethod
-    def handle(self, ticket: Ticket) -> None:
-        """Run the ticket, and possibly further tickets from the queue, and deliver the outcomes."""
+    def handle(self, queued: QueuedUnit) -> None:
+        """Run the unit, and possibly further units from the queue, and deliver the outcomes."""
 
-    def rerun(self) -> list[Ticket]:
-        """Return the other tickets of the lost transaction, which must run again."""
+    def other_units(self) -> list[QueuedUnit]:
+        """Return the other units of the lost transaction, which must run again."""
         return []
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Close the connection. Called in the lane's own thread."""
+        """Close the connection. Called in the thread itself."""
 
     @abc.abstractmethod
     def sever(self) -> None:
-        """Roll back and prevent all later writes of the lane. Called from another thread."""
+        """Roll back and prevent all later writes of this thread. Called from another thread."""
 
 
 class Timings:
@@ -167,155 +167,126 @@ class Timings:
         self.errors: Counter[str] = Counter()
 
 
-class Pool:
-    """A pool of `size` lanes that share one queue of at most `QUEUE_LIMIT` tickets."""
+class RouteQuarantine:
+    """Refuses the units of a route that lost two units within `QUARANTINE_SECONDS`, for the same time."""
 
-    def __init__(self, name: str, size: int, make: Callable[[Pool], Lane], database: Database) -> None:
-        self.name, self.make, self.ping = name, make, database.ping
-        self.deliver, self.timings = database.deliver, database.timings
-        self.queue: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
-        self._losses: dict[str, float] = {}  # by route label: when the route last lost a unit
-        # By route label: the end of the quarantine, whether a trial uni
-        self._held: dict[str, tuple[float, bool, dict[str, str]]] = {}
-        self.plugin_by_label: Mapping[str, str] = {}  # the units of each plugin occupy at most half of the lanes
-        self._share, self._busy = max(1, size // 2), Counter[str]()
-        self._waiting: dict[str, deque[Ticket]] = defaultdict(deque)
-        self._counting = threading.Lock()
-        self.lanes = [make(self) for _ in range(size)]
-        self.closed = threading.Event()
-        for lane in self.lanes:
-            lane.start()
-        threading.Thread(target=self._watch, name=f"corral-{name}-watchdog", daemon=True).start()
+    def __init__(self) -> None:
+        self.last_loss: dict[str, float] = {}
+        self._quarantined: dict[str, tuple[float, dict[str, str]]] = {}
 
-    def submit(self, ticket: Ticket) -> None:
-        """Queue the ticket. Raise `Unavailable` (`overloaded`) when the queue is full."""
+    def problem(self, label: str) -> Unavailable | None:
+        """Return the problem with which to answer units of this route, or None."""
+        if label not in self._quarantined:
+            return None
+        until, plugin = self._quarantined[label]
+        if (wait := until - time.monotonic()) <= 0:
+            return None
+        detail = f"{label} ran too long twice and is refused for {QUARANTINE_SECONDS:g} s."
+        return Unavailable(detail, code="plugin_failed", retry_after=math.ceil(wait), **plugin)
+
+    def count(self, label: str, began: float, lost: float, plugin: dict[str, str]) -> None:
+        """Count a lost unit. `plugin` names the plugin whose code was running."""
+        last = self.last_loss.get(label, -math.inf)
+        if began < last:  # units that are lost at the same time count once
+            return
+        self.last_loss[label] = lost
+        if began - last < QUARANTINE_SECONDS:
+            self._quarantined[label] = (lost + QUARANTINE_SECONDS, plugin)
+
+
+class DatabasePool:
+    """A pool of `size` threads that share one queue of at most `QUEUE_LIMIT` units."""
+
+    def __init__(
+        self, name: str, size: int, make: Callable[[DatabasePool], DatabaseThread], database: Database
+    ) -> None:
+        self.name, self.make, self.database = name, make, database
+        self.queue: queue.SimpleQueue[QueuedUnit | None] = queue.SimpleQueue()
+        self.plugin_by_label: Mapping[str, str] = database.plugin_by_label if size > 1 else {}
+        self._shares: ThreadShares[QueuedUnit] = ThreadShares(size)
+        self.quarantine = RouteQuarantine()
+        self.threads = [make(self) for _ in range(size)]
+        for thread in self.threads:
+            thread.start()
+        self.database.watchdog.checks.append(self._check)
+
+    def submit(self, queued: QueuedUnit) -> None:
+        """Queue the unit. Raise `Unavailable` (`overloaded`) when the queue is full."""
         if self.queue.qsize() >= QUEUE_LIMIT:
             raise Unavailable("Too many requests wait for the database.", code="overloaded")
-        if self._held:
-            self._refuse_held(ticket)
-        plugin = self.plugin_by_label.get(ticket.entry.label)
-        if plugin is None or self._enter(plugin, ticket):
-            self.queue.put(ticket)
+        plugin = self.plugin_by_label.get(queued.entry.label)
+        if plugin is not None and self._shares.waiting(plugin) >= QUEUE_LIMIT:
+            raise Unavailable(f"Too many requests wait for the plugin {plugin}.", code="overloaded")
+        if plugin is None or self._shares.acquire(plugin, queued):
+            self.queue.put(queued)
 
-    def _refuse_held(self, ticket: Ticket) -> None:
-        """Reject the ticket while its route is quarantined.
-
-        After the quarantine one trial unit is admitted first. All units are admitted again if the trial unit is not
-        lost.
-        """
-        label = ticket.entry.label
-        until, tried, culprit = self._held.get(label, (0.0, True, {}))
-        if ticket.since < until:
-            raise self._told(label)
-        if tried:
-            self._held.pop(label, None)
-        else:
-            self._held[label] = (ticket.since + 2 * LOST_AFTER, True, culprit)
-
-    def refused(self, ticket: Ticket) -> bool:
-        """Answer the ticket with an error if its route was quarantined while the ticket was queued.
-
-        Return whether it was.
-        """
-        label = ticket.entry.label
-        if label not in self._held or ticket.since >= self._losses[label]:
+    def refuse(self, queued: QueuedUnit) -> bool:
+        """Answer the unit with an error if its route is quarantined. Return whether it is."""
+        if (problem := self.quarantine.problem(queued.entry.label)) is None:
             return False
-        self.deliver([Outcome(ticket, None, error=self._told(label))])
-        self.release(ticket)
+        self.database.deliver([Outcome(queued, None, error=problem)])
+        self.release(queued)
         return True
 
-    def _told(self, label: str) -> Unavailable:
-        until, _, culprit = self._held[label]
-        wait, told = max(1, math.ceil(until - time.monotonic())), f"{label} ran too long twice and is held."
-        return Unavailable(told, code="plugin_failed", retry_after=wait, **culprit)
-
-    def _enter(self, plugin: str, ticket: Ticket) -> bool:
-        """Return whether the plugin may run the ticket now.
-
-        Otherwise queue the ticket until another unit of the plugin ends.
-        """
-        with self._counting:
-            if self._busy[plugin] < self._share:
-                self._busy[plugin] += 1
-                return True
-            if len(self._waiting[plugin]) >= QUEUE_LIMIT:
-                raise Unavailable(f"Too many requests wait for the plugin {plugin}.", code="overloaded")
-            self._waiting[plugin].append(ticket)
-            return False
-
-    def release(self, ticket: Ticket) -> None:
-        """Record that the ticket has ended, and start the next waiting unit of the same plugin."""
-        plugin = self.plugin_by_label.get(ticket.entry.label)
-        if plugin is None:
-            return
-        with self._counting:
-            if self._waiting[plugin]:
-                self.queue.put(self._waiting[plugin].popleft())
-            else:
-                self._busy[plugin] -= 1
+    def release(self, queued: QueuedUnit) -> None:
+        """Record that the unit has ended, and queue the next waiting unit of the same plugin."""
+        plugin = self.plugin_by_label.get(queued.entry.label)
+        if plugin is not None and (waiting := self._shares.release(plugin)) is not None:
+            self.queue.put(waiting)
 
     @property
     def busy(self) -> int:
-        """The number of lanes that are running a unit."""
-        return sum(lane.ticket is not None for lane in self.lanes)
+        """The number of threads that are running a unit."""
+        return sum(thread.running is not None for thread in self.threads)
 
     def close(self) -> None:
-        """Finish the queued tickets and stop the lanes."""
-        self.closed.set()
-        for _ in self.lanes:
+        """Finish the queued units and stop the threads."""
+        for _ in self.threads:
             self.queue.put(None)
-        for lane in self.lanes:
-            lane.join(timeout=LOST_AFTER + 3)
+        for thread in self.threads:
+            thread.join(timeout=LOST_AFTER + 3)
 
-    def _watch(self) -> None:
-        while not self.closed.wait(LOOK):
-            for index, lane in enumerate(self.lanes):
-                lane.looks += 1
-                if lane.ticket is not None and lane.looks * LOOK > LOST_AFTER:
-                    self._lose(index, lane)
+    def _check(self) -> None:
+        for index, thread in enumerate(self.threads):
+            thread.checks += 1
+            queued = thread.running
+            if queued is not None and thread.checks * CHECK_SECONDS > LOST_AFTER:
+                self._lose(index, thread, queued)
 
-    def _lose(self, index: int, lane: Lane) -> None:
-        with lane.lock:
-            ticket = lane.ticket
-            if ticket is None or time.monotonic() - lane.since <= LOST_AFTER:  # the lane runs another unit by now
+    def _lose(self, index: int, thread: DatabaseThread, queued: QueuedUnit) -> None:
+        with thread.lock:
+            if thread.running is not queued:  # it has ended meanwhile
                 return
-            lane.lost = True
-            again = lane.rerun()
-            began, now = lane.since, time.monotonic()
-        inside, at = current_call.inside(lane.ident or 0), lane.at()
-        label, took, culprit = ticket.entry.label, round(LOST_AFTER * 1000), dict[str, str]()
-        if inside is not None and not current_call.awaits_database(lane.ident or 0):
-            culprit["plugin"] = inside.contributed.plugin
-            current_call.give_up(lane.ident or 0, inside, UnitLost)
-        counts = ticket.entry.request_id is not None and (inside is None or not inside.contributed.blamed)
-        log.error("unit lost", extra={"unit": label, "duration_ms": took, "at": at, **culprit})
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(lane.ident or 0), ctypes.py_object(UnitLost))
-        lane.sever()
-        self.lanes[index] = fresh = self.make(self)
-        for other in again:
+            thread.lost = True
+            others = thread.other_units()
+        label, began, lost = queued.entry.label, thread.began, time.monotonic()
+        call, stack = running_call_of(thread.ident or 0), thread.stack()
+        guard = None if call is None else call.guard
+        plugin = {} if guard is None else {"plugin": guard.plugin}
+        took = round((lost - began) * 1000)
+        log.error("unit lost", extra={"unit": label, "duration_ms": took, "stack": stack, **plugin})
+        if guard is not None:
+            guard.abandoned()
+        self.database.watchdog.abandon(thread, guard)
+        thread.sever()
+        self.threads[index] = replacement = self.make(self)
+        for other in others:
             self.queue.put(other)
-        fresh.start()
-        self.release(ticket)
-        error = Unavailable("The operation ran too long and was rolled back.", retry_after=1, **culprit)
+        replacement.start()
+        self.release(queued)
+        is_route = queued.entry.request_id is not None and (guard is None or not guard.counts)
+        error = Unavailable("The operation ran too long and was rolled back.", retry_after=1, **plugin)
 
         def answer() -> None:  # after the loss was counted, so that the client's next request sees the quarantine
-            if counts:
-                self._count(label, began, now, culprit)
-            self.deliver([Outcome(ticket, None, error=error)])
+            if is_route and self._database_answers():
+                self.quarantine.count(label, began, lost, plugin)
+            self.database.deliver([Outcome(queued, None, error=error)])
 
         threading.Thread(target=answer, daemon=True).start()  # the check of the database may block
 
-    def _count(self, label: str, began: float, lost: float, culprit: dict[str, str]) -> None:
-        """Count a lost unit against its route if the database still answers."""
+    def _database_answers(self) -> bool:
         try:
-            self.ping()
+            self.database.ping()
         except Exception:
-            return
-        last = self._losses.get(label, began - HOLD_SECONDS)
-        if label in self._held or began - HOLD_SECONDS < last < began:
-            self._held[label] = (lost + HOLD_SECONDS, False, culprit)
-        elif last >= began:
-            # Losses at the same time count as one, dated by the first. If the later loss replaced the earlier one,
-            # overlapping lanes would never reach two losses.
-            lost = min(last, lost)
-        self._losses[label] = lost
+            return False
+        return True

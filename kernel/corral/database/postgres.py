@@ -1,4 +1,4 @@
-"""PostgreSQL: a pool of lanes, each with its own connection, and one transaction per unit.
+"""PostgreSQL: a pool of threads, each with its own connection, and one transaction per unit.
 
 A unit is tried up to 3 times after serialization failures, deadlocks and connections lost before COMMIT. It is never
 retried after a connection lost during COMMIT, because the unit may have taken effect.
@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from typing import Any
 
 import peewee
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from corral.database.engine import Database, translate
-from corral.database.pool import LOST_AFTER, MAX_TRIES, Lane, Outcome, Pool, Ticket
-from corral.database.unit import Unit, run_in
+from corral.database.pool import LOST_AFTER, MAX_TRIES, DatabasePool, DatabaseThread, Outcome, QueuedUnit
+from corral.database.unit import Unit
 from corral.errors import Unavailable
 
 RETRYABLE = frozenset({"40001", "40P01"})
@@ -39,28 +38,11 @@ class PostgresDatabase(Database):
         )
         super().__init__(engine)
         self._url = url
-        self._pool = Pool("database", pool_size, lambda pool: _PostgresLane(pool, self), self)
-        self._pool.plugin_by_label = self.plugin_by_label
+        self.pools = [DatabasePool("database", pool_size, _PostgresThread, self)]
 
     def ping(self) -> None:
-        import psycopg
-
         with psycopg.connect(self._url, connect_timeout=1) as connection:
             connection.execute("SELECT 1")
-
-    def _submit(self, ticket: Ticket) -> None:
-        self._pool.submit(ticket)
-
-    def waiting(self) -> int:
-        return self._pool.queue.qsize()
-
-    def busy(self) -> tuple[int, int]:
-        return self._pool.busy, len(self._pool.lanes)
-
-    def close(self) -> None:
-        self._pool.close()
-        if not self.engine.is_closed():
-            self.engine.close()
 
 
 def _sqlstate(error: BaseException | None) -> str | None:
@@ -72,54 +54,43 @@ def _sqlstate(error: BaseException | None) -> str | None:
     return None
 
 
-class _PostgresLane(Lane):
-    def __init__(self, pool: Pool, database: PostgresDatabase) -> None:
-        super().__init__(pool)
-        self.database = database
-        self.connection: Any = None
-
-    def handle(self, ticket: Ticket) -> None:
-        if ticket.future.cancelled():
+class _PostgresThread(DatabaseThread):
+    def handle(self, queued: QueuedUnit) -> None:
+        if queued.future.cancelled():
             return
         while True:
-            ticket.tries += 1
-            outcome = self._attempt(ticket)
+            queued.tries += 1
+            outcome = self._attempt(queued)
             if outcome is not None:
-                self.pool.deliver([outcome])
+                self.database.deliver([outcome])
                 return
 
-    def _attempt(self, ticket: Ticket) -> Outcome | None:
+    def _attempt(self, queued: QueuedUnit) -> Outcome | None:
         """Run one transaction and return its outcome, or None if the transaction must run again."""
-        outcome = Outcome(ticket, None)
-        self.enter(ticket)
+        outcome = Outcome(queued, None)
+        self.begin_unit(queued)
         try:
-            self._begin(read=ticket.read)
-            outcome.unit = unit = Unit(self.database, self.connection, ticket.entry, read_only=ticket.read)
-            outcome.value = run_in(unit, lambda: self._body(unit, ticket))
+            self._begin(read=queued.read)
+            outcome.unit = unit = Unit(self.database, self.connection, queued.entry, read_only=queued.read)
+            outcome.value = self.run_unit(unit, queued)
         except BaseException as error:
             outcome.error = error
-        self.leave()
+        self.end_unit()
         if outcome.error is not None:
             return self._failed(outcome)
         try:
             done = self.connection.execute("COMMIT").statusmessage
         except Exception as error:
-            if _sqlstate(error) in RETRYABLE and ticket.tries < MAX_TRIES:
+            if _sqlstate(error) in RETRYABLE and queued.tries < MAX_TRIES:
                 return self._failed(outcome, error)
             self._drop()
             outcome.error = Unavailable("The connection to the database was lost while saving.", retry_after=2)
         else:
-            if done == "ROLLBACK" and not ticket.read:
+            if done == "ROLLBACK" and not queued.read:
                 outcome.error = RuntimeError(
                     "the unit caught the error of a failed statement: let it raise, or use a savepoint"
                 )
         return outcome
-
-    def _body(self, unit: Unit, ticket: Ticket) -> Any:
-        value = ticket.fn()
-        if not ticket.read:
-            self.database.flush(unit)
-        return value
 
     def _begin(self, *, read: bool) -> None:
         statement = "BEGIN READ ONLY" if read else "BEGIN"
@@ -135,7 +106,7 @@ class _PostgresLane(Lane):
 
     def _failed(self, outcome: Outcome, error: BaseException | None = None) -> Outcome | None:
         error = error or outcome.error
-        refused = _sqlstate(error) == READ_ONLY and not outcome.ticket.read  # a new connection may reach the primary
+        refused = _sqlstate(error) == READ_ONLY and not outcome.queued.read  # a new connection may reach the primary
         lost = refused or self.connection is None or self.connection.closed or self.connection.broken
         if lost:
             self._drop()
@@ -145,7 +116,7 @@ class _PostgresLane(Lane):
             except Exception:
                 self._drop()
         again = _sqlstate(error) in RETRYABLE or (lost and self._is_engine_error(error) and outcome.unit is not None)
-        if again and outcome.ticket.tries < MAX_TRIES:
+        if again and outcome.queued.tries < MAX_TRIES:
             return None
         if refused:
             outcome.error = Unavailable("The database is read-only at the moment; try again later.", retry_after=2)

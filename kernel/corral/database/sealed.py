@@ -5,6 +5,7 @@ A sealed value in hex begins with two digits for its version and sixteen digits 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -43,7 +44,7 @@ class SealedColumn:
         found: Any = self.model.select(self._key_id, peewee.fn.COUNT(self._key)).where(self._is_sealed)
         return {str(key): int(count) for key, count in found.group_by(peewee.SQL("1")).tuples()}
 
-    def has(self, key_ids: Collection[str]) -> str | None:
+    def key_in_use(self, key_ids: Collection[str]) -> str | None:
         """Return one of these key ids that is used by a stored value, or None."""
         found = self.model.select(self._key_id).where(self._is_sealed & self._key_id.in_(list(key_ids)))
         row = found.limit(1).tuples().first() if key_ids else None
@@ -81,15 +82,14 @@ class SealedColumns:
         """Return the key ids of stored values. If a value uses one of the `known` ids, return only one such id."""
         found: set[str] = set()
         for column in self.columns:
-            if (one := column.has(known)) is not None:
+            if (one := column.key_in_use(known)) is not None:
                 return {one}
             found |= set(column.counts())
         return found
 
     def counts(self) -> dict[str, int]:
         """Return the number of values in all columns by the id of their master key."""
-        found: dict[str, int] = {}
+        found: Counter[str] = Counter()
         for column in self.columns:
-            for key, count in column.counts().items():
-                found[key] = found.get(key, 0) + count
+            found.update(column.counts())
         return found

@@ -19,8 +19,9 @@ from typing import Any, TypeVar
 import peewee
 
 from corral.database.engine import Database, SlowRead, translate
-from corral.database.pool import MAX_TRIES, Lane, Outcome, Pool, Ticket, UnitLost
+from corral.database.pool import MAX_TRIES, DatabasePool, DatabaseThread, Outcome, QueuedUnit
 from corral.database.unit import Entry, Unit, refuse_nesting, run_in
+from corral.watchdog import ThreadAbandoned
 
 T = TypeVar("T")
 
@@ -57,9 +58,10 @@ class SqliteDatabase(Database):
         )
         super().__init__(engine)
         self._inline = threading.local()
-        self._writers = Pool("writer", 1, lambda pool: _WriterLane(pool, self), self)
-        self._readers = Pool("reader", READERS, lambda pool: _ReaderLane(pool, self), self)
-        self._readers.plugin_by_label = self.plugin_by_label
+        self.pools = [
+            DatabasePool("writer", 1, _WriterThread, self),
+            DatabasePool("reader", READERS, _ReaderThread, self),
+        ]
 
     def connect(self, *, query_only: bool) -> sqlite3.Connection:
         """Return the connection of this thread, opened on first use."""
@@ -99,33 +101,17 @@ class SqliteDatabase(Database):
         finally:
             connection.close()
 
-    def _submit(self, ticket: Ticket) -> None:
-        (self._readers if ticket.read else self._writers).submit(ticket)
-
-    def waiting(self) -> int:
-        return self._readers.queue.qsize() + self._writers.queue.qsize()
-
-    def busy(self) -> tuple[int, int]:
-        return self._readers.busy + self._writers.busy, len(self._readers.lanes) + 1
-
     def detach(self) -> None:
-        if not self.engine.is_closed():
-            self.engine.close()
-            self._inline.connection = None
-
-    def close(self) -> None:
-        self._writers.close()
-        self._readers.close()
-        self.detach()
+        super().detach()
+        self._inline.connection = None
 
 
-class _SqliteLane(Lane):
+class _SqliteThread(DatabaseThread):
+    database: SqliteDatabase
     query_only = True
 
-    def __init__(self, pool: Pool, database: SqliteDatabase) -> None:
+    def __init__(self, pool: DatabasePool) -> None:
         super().__init__(pool)
-        self.database = database
-        self.connection: Any = None
         self._ending = threading.Lock()  # two threads may execute on one connection, but neither may close it then
 
     def open(self) -> Any:
@@ -154,8 +140,8 @@ class _SqliteLane(Lane):
     def sever(self) -> None:
         """Roll back and refuse further writes.
 
-        The lane may be executing in SQLite at this moment, so the lane itself closes the connection later. Closing it
-        from here could leave the database locked or crash the process.
+        The thread may be executing in SQLite at this moment, so the thread itself closes the connection later. Closing
+        it from here could leave the database locked or crash the process.
         """
         with self._ending:
             if self.connection is None:
@@ -169,44 +155,45 @@ class _SqliteLane(Lane):
             cut.cancel()
 
 
-class _ReaderLane(_SqliteLane):
-    def handle(self, ticket: Ticket) -> None:
-        if ticket.future.cancelled():
+class _ReaderThread(_SqliteThread):
+    def handle(self, queued: QueuedUnit) -> None:
+        if queued.future.cancelled():
             return
-        outcome = Outcome(ticket, None)
-        self.enter(ticket)
+        outcome = Outcome(queued, None)
+        self.begin_unit(queued)
         try:
             connection = self.open()
             connection.execute("BEGIN")
-            outcome.value = run_in(Unit(self.database, connection, ticket.entry, read_only=True), ticket.fn)
+            unit = Unit(self.database, connection, queued.entry, read_only=True)
+            outcome.value = self.run_unit(unit, queued)
         except BaseException as error:
             outcome.error = translate(self.failed(error))
-        self.leave()
+        self.end_unit()
         if self.connection is not None and self.connection.in_transaction:
             self.connection.execute("ROLLBACK")
-        self.pool.deliver([outcome])
+        self.database.deliver([outcome])
 
 
-class _WriterLane(_SqliteLane):
+class _WriterThread(_SqliteThread):
     query_only = False
 
-    def __init__(self, pool: Pool, database: SqliteDatabase) -> None:
-        super().__init__(pool, database)
+    def __init__(self, pool: DatabasePool) -> None:
+        super().__init__(pool)
         self.batch: list[Outcome] = []
         self._expected = 0
 
-    def rerun(self) -> list[Ticket]:
-        return [outcome.ticket for outcome in self.batch]
+    def other_units(self) -> list[QueuedUnit]:
+        return [outcome.queued for outcome in self.batch]
 
-    def handle(self, ticket: Ticket, *, alone: bool = False) -> None:
+    def handle(self, queued: QueuedUnit, *, alone: bool = False) -> None:
         self.batch = []
         try:
             self.open().execute("BEGIN IMMEDIATE")
         except (peewee.DatabaseError, sqlite3.Error) as error:
-            self.pool.deliver([Outcome(ticket, None, error=translate(error))])
+            self.database.deliver([Outcome(queued, None, error=translate(error))])
             return
         began = time.perf_counter()
-        following: Ticket | None = ticket
+        following: QueuedUnit | None = queued
         while following is not None:
             if not self._member(following):
                 return
@@ -214,7 +201,7 @@ class _WriterLane(_SqliteLane):
         self._expected = len(self.batch)
         self._commit()
 
-    def _next(self, began: float) -> Ticket | None:
+    def _next(self, began: float) -> QueuedUnit | None:
         """Return the next unit of the batch, or None if the batch is complete.
 
         While the batch is smaller than the previous one, wait a little for further units, because a COMMIT costs more
@@ -225,28 +212,28 @@ class _WriterLane(_SqliteLane):
             return None
         patience = GATHER_SECONDS - spent if len(self.batch) < self._expected else 0.0
         try:
-            ticket = self.pool.queue.get(timeout=patience) if patience > 0 else self.pool.queue.get_nowait()
+            queued = self.pool.queue.get(timeout=patience) if patience > 0 else self.pool.queue.get_nowait()
         except queue.Empty:
             return None
-        if ticket is None:  # the pool is closing: the lane must see this after the batch
+        if queued is None:  # the pool is closing: the thread must see this after the batch
             self.pool.queue.put(None)
-        return None if ticket is not None and self.pool.refused(ticket) else ticket
+        return None if queued is not None and self.pool.refuse(queued) else queued
 
-    def _member(self, ticket: Ticket) -> bool:
+    def _member(self, queued: QueuedUnit) -> bool:
         """Run one unit in its savepoint. Return False if SQLite ended the whole transaction."""
-        if ticket.future.cancelled():
+        if queued.future.cancelled():
             return True
-        ticket.tries += 1
-        unit = Unit(self.database, self.connection, ticket.entry, read_only=False)
-        outcome = Outcome(ticket, unit)
-        self.enter(ticket)
+        queued.tries += 1
+        unit = Unit(self.database, self.connection, queued.entry, read_only=False)
+        outcome = Outcome(queued, unit)
+        self.begin_unit(queued)
         try:
             self.connection.execute("SAVEPOINT unit")
-            outcome.value = run_in(unit, lambda: self._body(unit, ticket))
+            outcome.value = self.run_unit(unit, queued)
             self.connection.execute("RELEASE unit")
         except BaseException as error:
             outcome.error = self.failed(error)
-        self.leave()
+        self.end_unit()
         if outcome.error is not None:
             if not self.connection.in_transaction:
                 self._broken(outcome)
@@ -257,15 +244,10 @@ class _WriterLane(_SqliteLane):
         self.batch.append(outcome)
         return True
 
-    def _body(self, unit: Unit, ticket: Ticket) -> Any:
-        value = ticket.fn()
-        self.database.flush(unit)
-        return value
-
     def _commit(self) -> None:
         with self.lock:
             if self.lost:
-                raise UnitLost
+                raise ThreadAbandoned
         try:
             self.connection.execute("COMMIT")
         except (peewee.DatabaseError, sqlite3.Error) as error:
@@ -274,7 +256,7 @@ class _WriterLane(_SqliteLane):
             for outcome in self.batch:
                 outcome.error = translate(error)
         batch, self.batch = self.batch, []
-        self.pool.deliver(batch)
+        self.database.deliver(batch)
 
     def _broken(self, culprit: Outcome) -> None:
         """Handle a transaction that SQLite rolled back (disk full, I/O error).
@@ -283,9 +265,9 @@ class _WriterLane(_SqliteLane):
         """
         innocent, self.batch = self.batch, []
         for outcome in innocent:
-            self.pool.queue.put(outcome.ticket)
-        if innocent and culprit.ticket.tries < MAX_TRIES:
-            self.handle(culprit.ticket, alone=True)
+            self.pool.queue.put(outcome.queued)
+        if innocent and culprit.queued.tries < MAX_TRIES:
+            self.handle(culprit.queued, alone=True)
         else:
             culprit.error = translate(culprit.error) if culprit.error else None
-            self.pool.deliver([culprit])
+            self.database.deliver([culprit])

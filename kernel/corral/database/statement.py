@@ -6,82 +6,37 @@ engines.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import peewee
 
 from corral.database.unit import current
 
-Parameter = Callable[..., peewee.Value]
+Parameter = Callable[[str], peewee.Value]
+PEEWEE_ERRORS: Any = vars(peewee)["__exception_wrapper__"]
+"""Raises the error of a driver as peewee's. Enter it only after an error: entering costs as much as a small query."""
 
 
-_TRANSLATED: Any = vars(peewee)["__exception_wrapper__"]
+class _ParameterName(str):
+    __slots__ = ()
 
 
-def execute_native(sql: str, parameters: Sequence[Any]) -> Any:
-    """Execute SQL with the engine's own parameter markers in the unit. Raises peewee's exceptions on both engines."""
-    try:
-        return current().connection.execute(sql, parameters)
-    except Exception:
-        with _TRANSLATED:  # entered only after an error, because entering costs as much as a small query
-            raise
-
-
-class _Slot:
-    __slots__ = ("convert", "name")
-
-    def __init__(self, name: str, convert: Callable[[Any], Any] | None) -> None:
-        self.name = name
-        self.convert = convert
-
-
-def _parameter(name: str, field: peewee.Field | None = None) -> peewee.Value:
-    return peewee.Value(_Slot(name, field.db_value if field is not None else None), converter=False)
-
-
-class _Compiled:
-    __slots__ = ("bind", "sql")
-
-    def __init__(self, sql: str, template: list[Any]) -> None:
-        self.sql = sql
-
-        def bind(values: Mapping[str, Any]) -> list[Any]:
-            return [
-                item
-                if not isinstance(item, _Slot)
-                else values[item.name]
-                if item.convert is None
-                else item.convert(values[item.name])
-                for item in template
-            ]
-
-        if all(isinstance(item, _Slot) and item.convert is None for item in template):
-            names = [item.name for item in template]
-
-            def bind(values: Mapping[str, Any]) -> list[Any]:
-                return [values[name] for name in names]
-
-        self.bind = bind
+def _parameter(name: str) -> peewee.Value:
+    return peewee.Value(_ParameterName(name), converter=False)
 
 
 class Statement:
     """A compiled query: `Statement(lambda p: Task.select(…).where(Task.id == p("id")))`.
 
-    `p(name, field)` converts the parameter with the field. JSON columns are returned as text (see `model.raw`).
+    Values are passed to the driver unconverted, and JSON columns are returned as text.
+
     Execution raises peewee's exceptions on both engines.
     """
 
     def __init__(self, build: Callable[[Parameter], peewee.Query]) -> None:
         self._build = build
-        self._compiled: dict[str, _Compiled] = {}
-
-    def _execute(self, values: Mapping[str, Any]) -> Any:
-        unit = current()
-        compiled = self._compiled.get(unit.database.kind)
-        if compiled is None:
-            compiled = self._compiled[unit.database.kind] = _Compiled(*self._build(_parameter).sql())
-        return execute_native(compiled.sql, compiled.bind(values))
+        self._compiled: dict[str, tuple[str, list[Any], dict[Any, Any]]] = {}
 
     def one(self, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
         """Execute the statement and return the first row as a tuple, or None."""
@@ -97,3 +52,21 @@ class Statement:
         """Execute the statement and return the number of changed rows."""
         count: int = self._execute(values).rowcount
         return count
+
+    def _execute(self, values: Mapping[str, Any]) -> Any:
+        unit = current()
+        sql, names, constants = self._compiled.get(unit.database.kind) or self._compile(unit.database.kind)
+        given: Mapping[Any, Any] = {**constants, **values} if constants else values
+        try:
+            return unit.connection.execute(sql, [given[name] for name in names])
+        except Exception:
+            with PEEWEE_ERRORS:
+                raise
+
+    def _compile(self, kind: str) -> tuple[str, list[Any], dict[Any, Any]]:
+        """Return the SQL, the names of its parameters in order, and the constants, which are named by position."""
+        sql, values = self._build(_parameter).sql()
+        constants = {n: value for n, value in enumerate(values) if not isinstance(value, _ParameterName)}
+        names = [n if n in constants else value for n, value in enumerate(values)]
+        compiled = self._compiled[kind] = (sql, names, constants)
+        return compiled

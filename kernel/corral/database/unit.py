@@ -115,8 +115,8 @@ def run_in(unit: Unit, fn: Callable[[], Any]) -> Any:
     _local.unit = unit
     try:
         return fn()
-    except StopIteration as error:  # neither futures nor coroutines can raise StopIteration
-        raise RuntimeError("StopIteration ended a unit of work") from error
+    except (StopIteration, SystemExit) as error:  # a future cannot raise the former; the latter would end the process
+        raise RuntimeError(f"{type(error).__name__} ended a unit of work") from error
     finally:
         _local.unit = None
 

@@ -5,8 +5,7 @@ A consumer handles events at least once, in order, and in one process at a time.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,14 +15,13 @@ import peewee
 
 from corral import clock
 from corral.database.engine import Database
-from corral.database.leases import acquire, release
+from corral.database.leases import acquire_lease, release_lease
 from corral.database.model import InstantField, Model
 from corral.database.unit import SYSTEM, Entry
-from corral.errors import Unavailable
 from corral.events import log as event_log
 from corral.events.event import SystemAlert, emit
-from corral.events.feed import Feed
-from corral.events.log import EventRow, Record
+from corral.events.feed import Feed, wait_and_clear
+from corral.events.log import EventRow, LoggedEvent
 
 log = logging.getLogger("corral.events")
 
@@ -49,7 +47,7 @@ class ConsumerRow(Model):
 class Subscriber(msgspec.Struct, frozen=True):
     """A durable consumer declared by a plugin.
 
-    `handle(event: Record, …services)` runs in the unit that advances the cursor. `events` contains event names,
+    `handle(event: LoggedEvent, …services)` runs in the unit that advances the cursor. `events` contains event names,
     prefixes such as `task.*`, or `*`.
     """
 
@@ -67,107 +65,100 @@ class Consumer:
         feed: Feed,
         name: str,
         types: Sequence[str],
-        handle: Callable[[Record], Any],
+        handle: Callable[[LoggedEvent], Any],
+        handle_in_batch: Callable[[LoggedEvent], Any],
         holder: str,
-        is_open: Callable[[], bool] = lambda: True,
-        handle_in_batch: Callable[[Record], Any] | None = None,
+        is_open: Callable[[], bool],
     ) -> None:
-        self._database, self._feed = database, feed
-        self.name, self._types, self._handle, self._holder = name, list(types), handle, holder
-        self._handle_in_batch = handle_in_batch or handle  # after a failure, events are retried and counted one by one
+        self._database, self._feed, self.name, self._types = database, feed, name, types
+        self._handle, self._handle_in_batch = handle, handle_in_batch  # failures in a batch are not counted
+        self._lease, self._holder = f"consumer:{name}", holder
         self._is_open = is_open  # whether the plugin is in service; if not, the cursor does not advance
         self._entry = Entry(label=f"consumer {name}", actor=SYSTEM)
 
     async def begin(self) -> None:
         """Create the cursor before requests are served, so that no later event is missed."""
-        await self._database.work(self._place, entry=self._entry)
+        await self._database.work(self._ensure_cursor, entry=self._entry)
 
     async def run(self) -> None:
         """Follow the event log until cancelled. The kernel supervises this task."""
         with self._feed.waiting(self._types) as notified:
             while True:
-                try:
-                    while await self.step():
-                        notified.clear()
-                except Exception as error:
-                    unexpected = not isinstance(error, Unavailable)
-                    log.error("consumer failed: %s", error, extra={"consumer": self.name}, exc_info=unexpected)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(POLL_SECONDS):
-                        await notified.wait()
-                notified.clear()
+                while await self._advance():
+                    notified.clear()
+                await wait_and_clear(notified, POLL_SECONDS)
 
-    async def step(self) -> bool:
+    async def stop(self) -> None:
+        """Release the lease, so that another process can take over immediately."""
+        await self._database.work(lambda: release_lease(self._lease, self._holder), entry=self._entry)
+
+    async def _advance(self) -> bool:
         """Handle the next batch, or single events after a failure. Return whether there may be more events."""
-        if not self._is_open() or not await self._database.work(self._due, entry=self._entry, read=True):
+        work = functools.partial(self._database.work, entry=self._entry)
+        if not self._is_open() or not await work(self._is_due, read=True):
             return False
         try:
-            return await self._database.work(lambda: self._batch(BATCH), entry=self._entry)
+            return await work(lambda: self._handle_next(BATCH, self._handle_in_batch))
         except Exception:
             log.warning("consumer batch failed, retrying event by event", extra={"consumer": self.name}, exc_info=True)
         for _ in range(BATCH):
             try:
-                if not await self._database.work(lambda: self._batch(1), entry=self._entry):
+                if not await work(lambda: self._handle_next(1, self._handle)):
                     return False
             except Exception as error:
-                if not await self._database.work(lambda reason=str(error): self._failed(reason), entry=self._entry):  # type: ignore[misc]  # bound now
+                if not await work(functools.partial(self._count_failure, str(error))):
                     return False
         return True
 
-    async def stop(self) -> None:
-        """Release the lease, so that another process can take over immediately."""
-        await self._database.work(lambda: release(f"consumer:{self.name}", self._holder), entry=self._entry)
-
-    def _due(self) -> bool:
+    def _is_due(self) -> bool:
         """Return whether a write is needed: to create the cursor, to handle events, or because the cursor lags.
 
         A lagging cursor makes every poll scan the events of other types again.
         """
         row = ConsumerRow.get_or_none(ConsumerRow.name == self.name)
-        if row is None or event_log.last_seq() - row.cursor > LAG:
-            return True
-        return bool(self._next(row.cursor, 1))
+        return row is None or event_log.last_seq() - row.cursor > LAG or bool(self._events_after(row.cursor, 1))
 
-    def _row(self) -> ConsumerRow | None:
-        if not acquire(f"consumer:{self.name}", self._holder, LEASE_SECONDS):
+    def _ensure_cursor(self) -> None:
+        """Create the cursor of a new consumer at the end of the log."""
+        end = {"name": self.name, "cursor": event_log.last_seq(), "updated_at": clock.now()}
+        ConsumerRow.insert(**end).on_conflict_ignore().execute()
+
+    def _leased_cursor(self) -> ConsumerRow | None:
+        """Return the cursor if this process holds the consumer's lease, otherwise None."""
+        if not acquire_lease(self._lease, self._holder, LEASE_SECONDS):
             return None
-        self._place()
+        self._ensure_cursor()
         return ConsumerRow.get_by_id(self.name)
 
-    def _place(self) -> None:
-        """Create the cursor of a new consumer at the end of the log."""
-        place = {"name": self.name, "cursor": event_log.last_seq(), "updated_at": clock.now()}
-        ConsumerRow.insert(**place).on_conflict_ignore().execute()
-
-    def _next(self, cursor: int, limit: int) -> list[Record]:
+    def _events_after(self, cursor: int, limit: int) -> list[LoggedEvent]:
         return event_log.select([EventRow.seq > cursor, EventRow.type.in_(self._types)], limit)
 
-    def _batch(self, limit: int) -> bool:
-        if (row := self._row()) is None:
+    def _handle_next(self, limit: int, handle: Callable[[LoggedEvent], Any]) -> bool:
+        """Handle up to `limit` events and advance the cursor. Return whether there may be more events."""
+        if (row := self._leased_cursor()) is None:
             return False
         newest = event_log.last_seq()  # read first, because later events must come after the cursor
-        records = self._next(row.cursor, limit)
-        handle = self._handle if limit == 1 else self._handle_in_batch
+        records = self._events_after(row.cursor, limit)
         for record in records:
             handle(record)
-        full = len(records) == limit
-        passed = records[-1].seq if full else max([newest, *[record.seq for record in records]])
+        is_full = len(records) == limit
+        passed = records[-1].seq if is_full else max([newest, *[record.seq for record in records]])
         if records or passed - row.cursor > LAG:
-            self._move(row.cursor, passed)
-        return full
+            self._move_cursor(row.cursor, passed)
+        return is_full
 
-    def _failed(self, reason: str) -> bool:
+    def _count_failure(self, reason: str) -> bool:
         """Count a failure of the next event. Return True if the event was skipped.
 
         After `POISON_TRIES` failures the event is skipped and an alert is emitted.
         """
-        if (row := self._row()) is None:
+        if (row := self._leased_cursor()) is None:
             return False
         if row.failures + 1 < POISON_TRIES:
             ConsumerRow.update(failures=row.failures + 1).where(ConsumerRow.name == self.name).execute()
             return False
-        if poison := self._next(row.cursor, 1):
-            self._move(row.cursor, poison[0].seq)
+        if poison := self._events_after(row.cursor, 1):
+            self._move_cursor(row.cursor, poison[0].seq)
             alert = SystemAlert(
                 kind="consumer_behind",
                 severity="critical",
@@ -178,7 +169,7 @@ class Consumer:
             emit(alert, object=("consumer", self.name))
         return True
 
-    def _move(self, before: int, cursor: int) -> None:
+    def _move_cursor(self, before: int, cursor: int) -> None:
         moved = (
             ConsumerRow.update(cursor=cursor, failures=0, updated_at=clock.now())
             .where((ConsumerRow.name == self.name) & (ConsumerRow.cursor == before))

@@ -1,16 +1,22 @@
-"""Events: typed payloads with a name and a visibility, emitted in a unit of work and written in its transaction."""
+"""Events: typed payloads with a name and a visibility, emitted in a unit of work and written in its transaction.
+
+`EventTypes` is the registry of the events that the active plugins declare.
+"""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterable
 from typing import ClassVar
 
 import msgspec
 
 from corral.database.model import SHARED
-from corral.database.unit import Actor, current
+from corral.database.unit import current
 from corral.ids import new_id
 
 PRIVATE_AND_ADMIN = "private_and_admin"
+DATA_LIMIT = 32 * 1024  # bytes of a payload
 
 
 class Event(msgspec.Struct, kw_only=True):
@@ -26,45 +32,38 @@ class Event(msgspec.Struct, kw_only=True):
     """The permission area of the event: admins read its objects by `<area>.read`. Empty: the name of the plugin."""
 
 
-class Emitted(msgspec.Struct, frozen=True):
-    """An emitted event, which is written at the end of its unit."""
-
-    id: str
-    event: Event
-    object_type: str
-    object_id: str
-    owner_id: str | None
-    visibility: str
-    actor: Actor
-    cause: tuple[str, ...]
-
-
 def emit(
     event: Event,
     *,
     object: tuple[str, str],
     owner: str | None = None,
     visibility: str | None = None,
-    actor: Actor | None = None,
     cause: tuple[str, ...] | None = None,
 ) -> str:
     """Emit the event in the current unit and return its id. `object` is `(type, id)`, `owner` is a user id.
 
     `visibility` overrides the visibility of the class, for objects that may be private or shared.
     """
-    unit = current()
-    emitted = Emitted(
-        new_id(),
-        event,
-        object[0],
-        object[1],
-        owner,
-        visibility or event.visibility,
-        actor or unit.entry.actor,
-        unit.entry.cause if cause is None else cause,
+    unit, event_id, (object_type, object_id) = current(), new_id(), object
+    actor, causes = unit.entry.actor, unit.entry.cause if cause is None else cause
+    data = msgspec.json.encode(event)
+    if len(data) > DATA_LIMIT:
+        data = msgspec.json.encode({"id": object_id, "href": None, "truncated": True})
+    unit.events.append(
+        {
+            "id": event_id,
+            "type": event.event,
+            "actor_type": actor.type,
+            "actor_id": actor.id,
+            "object_type": object_type,
+            "object_id": object_id,
+            "owner_id": owner,
+            "visibility": visibility or event.visibility,
+            "data": data.decode(),
+            "cause": msgspec.json.encode(causes).decode() if causes else "[]",
+        }
     )
-    unit.events.append(emitted)
-    return emitted.id
+    return event_id
 
 
 class SystemAlert(Event, kw_only=True):
@@ -81,3 +80,55 @@ class SystemAlert(Event, kw_only=True):
     object: dict[str, str] | None = None
     check: str | msgspec.UnsetType = msgspec.UNSET  # kind "health" only: the name of the check, and its status
     status: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class EventType(msgspec.Struct, frozen=True):
+    """A declared event type."""
+
+    event: str
+    title: str
+    plugin: str
+    visibility: str
+    payload: type[Event]
+
+
+class EventTypes:
+    """The declared events of all active plugins."""
+
+    def __init__(self) -> None:
+        self._types: dict[str, EventType] = {}
+
+    def declare(self, plugin: str, kinds: Iterable[type[Event]]) -> None:
+        """Add all the events of a plugin, or none. Raises `ValueError` if a name is already declared."""
+        added: dict[str, EventType] = {}
+        for kind in kinds:
+            known = self._types.get(kind.event) or added.get(kind.event)
+            if known is not None:
+                raise ValueError(f"event {kind.event} is already declared by {known.plugin}")
+            title = (inspect.getdoc(kind) or kind.event).partition("\n")[0]
+            added[kind.event] = EventType(kind.event, title, plugin, kind.visibility, kind)
+        self._types |= added
+
+    def drop(self, plugin: str) -> None:
+        """Remove the events of a plugin that failed."""
+        self._types = {name: kind for name, kind in self._types.items() if kind.plugin != plugin}
+
+    def all(self) -> list[EventType]:
+        """Return all event types, sorted by name."""
+        return [self._types[name] for name in sorted(self._types)]
+
+    def expand(self, patterns: Iterable[str]) -> list[str]:
+        """Return the names that match the patterns: a name, `task.*` or `*`. An exact name need not be declared."""
+        names: set[str] = set()
+        for pattern in patterns:
+            if pattern == "*":
+                names |= set(self._types)
+            elif pattern.endswith(".*"):
+                names |= {name for name in self._types if name.startswith(pattern[:-1])}
+            else:
+                names.add(pattern)
+        return sorted(names)
+
+    def is_known(self, pattern: str) -> bool:
+        """Return whether the name or pattern matches a declared event."""
+        return bool(self._types.keys() & set(self.expand([pattern])))

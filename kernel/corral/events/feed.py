@@ -1,4 +1,7 @@
-"""The live feed of the event log: reads new events once per process, passes them to viewers, and wakes long polls."""
+"""The live feed of the event log: reads new events once per process, passes them to viewers, and wakes long polls.
+
+The bus notifies other processes. A notification contains no events; it only says that the log has new events.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,53 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 from corral.database.engine import Database
 from corral.database.unit import Entry
 from corral.events import log as event_log
-from corral.events.bus import Bus
-from corral.events.log import Record
+from corral.events.log import LoggedEvent
 
 log = logging.getLogger("corral.events")
 
 POLL_SECONDS, PAUSE_SECONDS = 0.5, 0.010
 SEQUENCE_SECONDS, IDLE_SEQUENCE_SECONDS = 0.010, 0.25
 BATCH = 500
-FOLLOWING, NUMBERING = Entry("events.feed"), Entry("events.sequencer")
+FEED, SEQUENCER = Entry("events.feed"), Entry("events.sequencer")
 
-Viewer = Callable[[Sequence[Record]], None]
+Viewer = Callable[[Sequence[LoggedEvent]], None]
+
+
+class Bus(Protocol):
+    """Notifies all processes of new events. Notifications may be lost, since the log is also polled every 0.5 s."""
+
+    def notify(self) -> None:
+        """Announce new events. Never blocks and never fails."""
+        ...
+
+    async def start(self, wake: Callable[[], None]) -> None:
+        """Call `wake` on the event loop whenever any process sends a notification."""
+        ...
+
+    async def stop(self) -> None:
+        """Stop listening for notifications."""
+        ...
+
+
+class MemoryBus:
+    """Notifications within one process."""
+
+    def __init__(self) -> None:
+        self._wake: Callable[[], None] = lambda: None
+
+    def notify(self) -> None:
+        self._wake()
+
+    async def start(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+
+    async def stop(self) -> None:
+        self._wake = lambda: None
 
 
 class Feed:
@@ -77,10 +112,7 @@ class Feed:
     async def follow(self) -> None:
         """Follow the event log until cancelled. The kernel supervises this task."""
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(POLL_SECONDS):
-                    await self._wake_up.wait()
-            self._wake_up.clear()
+            await wait_and_clear(self._wake_up, POLL_SECONDS)
             await self.poll()
             await asyncio.sleep(PAUSE_SECONDS)  # collects events that follow closely into one batch
 
@@ -89,13 +121,13 @@ class Feed:
         more = True
         while more:
             after = functools.partial(event_log.read, self.position, BATCH)
-            records = await self._database.read(after, FOLLOWING)
+            records = await self._database.read(after, FEED)
             more = len(records) == BATCH
             if records:
                 self.position = records[-1].seq
                 self._publish(records)
 
-    def _publish(self, records: Sequence[Record]) -> None:
+    def _publish(self, records: Sequence[LoggedEvent]) -> None:
         for viewer in tuple(self._viewers):
             try:
                 viewer(records)
@@ -113,13 +145,18 @@ class Feed:
         PostgreSQL only; the kernel supervises this task.
         """
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(IDLE_SEQUENCE_SECONDS):
-                    await self._unnumbered.wait()
-            self._unnumbered.clear()
-            numbered = await self._database.work(event_log.number_committed, entry=NUMBERING)
+            await wait_and_clear(self._unnumbered, IDLE_SEQUENCE_SECONDS)
+            numbered = await self._database.work(event_log.number_committed, entry=SEQUENCER)
             if numbered:
                 self.bus.notify()
             if numbered == event_log.NUMBER_BATCH:
                 self._unnumbered.set()
             await asyncio.sleep(SEQUENCE_SECONDS)
+
+
+async def wait_and_clear(event: asyncio.Event, seconds: float) -> None:
+    """Wait until the event is set, for at most `seconds`, and clear it."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    event.clear()

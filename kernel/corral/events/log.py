@@ -16,9 +16,7 @@ from corral import clock
 from corral.database.model import IdField, InstantField, Model
 from corral.database.statement import Parameter, Statement
 from corral.database.unit import Unit, current
-from corral.events.event import Emitted
 
-DATA_LIMIT = 32 * 1024
 SEQUENCER_LOCK = 0x434F5252_53455151
 NUMBER_BATCH = 1000
 
@@ -45,7 +43,21 @@ class EventRow(Model):
         indexes = ((("object_id", "ins"), False),)
 
 
-class Record(msgspec.Struct, frozen=True):
+class EventView(msgspec.Struct, kw_only=True):
+    """An event in API responses and streams. `seq` is the cursor. `id` identifies the event everywhere."""
+
+    event: str
+    id: str
+    seq: int
+    ts: str
+    data: Any
+    actor: dict[str, str | None]
+    object: dict[str, str]
+    visibility: str
+    cause_chain: Any
+
+
+class LoggedEvent(msgspec.Struct, frozen=True):
     """An event as read from the log. `data` is JSON text, `cause` is a JSON list of event ids."""
 
     seq: int
@@ -81,7 +93,7 @@ class Record(msgspec.Struct, frozen=True):
         )
 
 
-COLUMNS = tuple(getattr(EventRow, name) for name in Record.__struct_fields__)
+COLUMNS = tuple(getattr(EventRow, name) for name in LoggedEvent.__struct_fields__)
 
 
 def _values(p: Parameter) -> dict[Any, Any]:
@@ -101,51 +113,15 @@ _READ = Statement(
         .tuples()
     )
 )
-_LAST = Statement(lambda p: EventRow.select(peewee.fn.MAX(EventRow.seq)).tuples())
-_FIRST = Statement(lambda p: EventRow.select(peewee.fn.MIN(EventRow.seq)).tuples())
-
-
-class EventView(msgspec.Struct, kw_only=True):
-    """An event in API responses and streams. `seq` is the cursor. `id` identifies the event everywhere."""
-
-    event: str
-    id: str
-    seq: int
-    ts: str
-    data: Any
-    actor: dict[str, str | None]
-    object: dict[str, str]
-    visibility: str
-    cause_chain: Any
+_LAST = Statement(lambda p: EventRow.select(peewee.fn.COALESCE(peewee.fn.MAX(EventRow.seq), 0)).tuples())
+_FIRST = Statement(lambda p: EventRow.select(peewee.fn.COALESCE(peewee.fn.MIN(EventRow.seq), 0)).tuples())
 
 
 def write(unit: Unit) -> None:
     """Insert the events of the unit. Called last, after all other rows of the unit are written."""
-    if not unit.events:
-        return
-    ts = clock.now()
-    insert = _INSERT_NUMBERED if unit.database.kind == "sqlite" else _INSERT
-    for emitted in unit.events:
-        insert.run(_row(emitted, ts))
-
-
-def _row(emitted: Emitted, ts: str) -> dict[str, Any]:
-    data = msgspec.json.encode(emitted.event)
-    if len(data) > DATA_LIMIT:
-        data = msgspec.json.encode({"id": emitted.object_id, "href": None, "truncated": True})
-    return {
-        "id": emitted.id,
-        "type": emitted.event.event,
-        "ts": ts,
-        "actor_type": emitted.actor.type,
-        "actor_id": emitted.actor.id,
-        "object_type": emitted.object_type,
-        "object_id": emitted.object_id,
-        "owner_id": emitted.owner_id,
-        "visibility": emitted.visibility,
-        "data": data.decode(),
-        "cause": "[]" if not emitted.cause else msgspec.json.encode(emitted.cause).decode(),
-    }
+    insert, ts = _INSERT_NUMBERED if unit.database.kind == "sqlite" else _INSERT, clock.now()
+    for row in unit.events:
+        insert.run({**row, "ts": ts})
 
 
 def number_committed() -> int:
@@ -166,29 +142,25 @@ def number_committed() -> int:
     return int(cursor.rowcount)
 
 
-def read(after: int, limit: int = 500, *, until: int = 2**62) -> list[Record]:
+def read(after: int, limit: int = 500, *, until: int = 2**62) -> list[LoggedEvent]:
     """Return the events with `after < seq <= until`, in order."""
-    return [Record(*row) for row in _READ.rows({"after": after, "until": until, "limit": limit})]
+    return [LoggedEvent(*row) for row in _READ.rows({"after": after, "until": until, "limit": limit})]
 
 
-def select(where: Sequence[Any], limit: int, *, newest: bool = False) -> list[Record]:
-    """Return the events that meet all conditions, oldest first. With `newest`, return the last `limit` of them."""
-    order = EventRow.seq.desc() if newest else EventRow.seq.asc()
-    query: Any = EventRow.select(*COLUMNS).where(EventRow.seq.is_null(False), *where).order_by(order).limit(limit)
-    rows = [Record(*row) for row in query.tuples()]
-    return rows[::-1] if newest else rows
+def select(where: Sequence[Any], limit: int) -> list[LoggedEvent]:
+    """Return the first events that meet all conditions, in order."""
+    found: Any = EventRow.select(*COLUMNS).where(EventRow.seq.is_null(False), *where)
+    return [LoggedEvent(*row) for row in found.order_by(EventRow.seq).limit(limit).tuples()]
 
 
 def last_seq() -> int:
     """Return the highest sequence number, or 0 for an empty log."""
-    row = _LAST.one({})
-    return int(row[0] or 0) if row else 0
+    return int(_LAST.rows({})[0][0])
 
 
 def first_seq() -> int:
     """Return the lowest sequence number that is kept, or 0 for an empty log."""
-    row = _FIRST.one({})
-    return int(row[0] or 0) if row else 0
+    return int(_FIRST.rows({})[0][0])
 
 
 def seq_of(cursor: str) -> int | None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
 from corral.auth.principal import Principal
-from corral.database.unit import ANONYMOUS, Entry
+from corral.database.unit import Entry
 from corral.errors import PreconditionFailed
 
 T = TypeVar("T")
@@ -95,10 +95,9 @@ class IfMatch(msgspec.Struct, frozen=True):
 ANY_VERSION = IfMatch()
 
 
-class Request:
+class Request(Protocol):
     """The parts of a request that a handler may read. `label` is the route, such as `GET /tasks/{id}`."""
 
-    __slots__ = ("client_ip", "headers", "label", "method", "path", "request_id")
     method: str
     path: str
     label: str
@@ -108,12 +107,6 @@ class Request:
 
     def header(self, name: str) -> str | None:
         """Return the value of a header, or None if it is missing. `name` is in lower case."""
-        value = self.headers.get(name.encode())
-        return None if value is None else value.decode("latin1")
 
     def entry(self, caller: Principal | None = None) -> Entry:
         """Return the entry (actor and origin) for units of work that an `async def` handler opens."""
-        actor = ANONYMOUS if caller is None else caller.actor
-        agent = self.headers.get(b"user-agent")
-        user_agent = None if agent is None else agent.decode("latin1")
-        return Entry(self.label, actor, (), self.request_id, self.client_ip, user_agent)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import ipaddress
 import socket
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 from urllib.parse import urlsplit
+
+from corral.egress.guard import canonical_address
 
 LOOPBACK = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
 
@@ -16,17 +16,17 @@ class ClientAddress:
     """Determines the client's address: the TCP peer, or the address that trusted proxies send in `X-Forwarded-For`."""
 
     def __init__(self, trusted: Iterable[str]) -> None:
-        self._fold = functools.lru_cache(maxsize=1024)(fold)
         self._trusted = [ipaddress.ip_network(network, strict=False) for network in trusted]
 
-    def __call__(self, scope: Mapping[str, Any]) -> str:
-        """Return the client's address in canonical form, IPv4-mapped IPv6 as IPv4, or "" for a Unix socket."""
-        address = self._fold((scope.get("client") or ("",))[0])
-        if not self._trusted or not self._is_trusted(address):
+    def __call__(self, peer: str, forwarded_for: bytes) -> str:
+        """Return the client's address in canonical form, IPv4-mapped IPv6 as IPv4, or "" for a Unix socket.
+
+        `forwarded_for` contains all lines of the header `X-Forwarded-For`, joined by commas.
+        """
+        address = fold(peer)
+        if not self._is_trusted(address):
             return address
-        # Each proxy may add its own header line.
-        lines = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
-        for hop in reversed(b",".join(lines).decode("latin1").split(",")):
+        for hop in reversed(forwarded_for.decode("latin1").split(",")):
             given = fold(hop.strip(" []")) or fold(hop.rpartition(":")[0].strip(" []"))  # some proxies add the port
             if not given:
                 return address
@@ -42,11 +42,9 @@ class ClientAddress:
 def fold(text: str) -> str:
     """Return an IP address in canonical form, IPv4-mapped IPv6 as IPv4, or "" if the text is not an IP address."""
     try:
-        parsed = ipaddress.ip_address(text.partition("%")[0])
+        return str(canonical_address(text))
     except ValueError:
         return ""
-    mapped = getattr(parsed, "ipv4_mapped", None)
-    return str(mapped or parsed)
 
 
 def is_loopback(host: str) -> bool:

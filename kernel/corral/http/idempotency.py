@@ -70,19 +70,27 @@ class Idempotency:
     def __init__(self, keyring: Keyring) -> None:
         self._keyring = keyring
 
-    def find(self, keyed: Keyed) -> Stored | None:
-        """Return the stored response, or None if the key is unused.
+    def begin(self, keyed: Keyed) -> Stored | None:
+        """Return the stored response, or claim the key for this request and return None.
 
-        Raises `idempotency_key_reused` if the key was used with another body, and `idempotency_in_progress` while the
-        first request is running.
+        A concurrent request with the same key waits until this unit of work ends. Raises `idempotency_key_reused` if
+        the key was used with another body, and `idempotency_in_progress` while the first request is running.
         """
-        row = IdempotencyRow.get_or_none((IdempotencyRow.key == keyed.key) & (IdempotencyRow.until > clock.now()))
-        if row is None:
+        if self._insert(keyed, IdempotencyRow.until <= clock.now(), "in_flight", IN_FLIGHT_SECONDS):
             return None
-        aad, text = f"kernel_idempotency|{row.key}|body", row.body or ""
+        row = IdempotencyRow.get_or_none(IdempotencyRow.key == keyed.key)
+        if row is not None:  # otherwise the first request has just failed and released the key
+            stored = self._read(keyed, row)
+            if row.state == "done":
+                return stored
+        raise Conflict(code="idempotency_in_progress", headers={"Retry-After": "1"})
+
+    def _read(self, keyed: Keyed, row: Any) -> Stored:
+        text = row.body or ""
         stored = Stored(row.status or 200, row.headers or {}, text.encode())
         if row.sealed:
-            stored = msgspec.msgpack.decode(self._keyring.decrypt(bytes.fromhex(text), aad=aad), type=Stored)
+            sealed = bytes.fromhex(text)
+            stored = msgspec.msgpack.decode(self._keyring.decrypt(sealed, aad=_aad(keyed)), type=Stored)
         if stored.asked != keyed.digest and not self._keyring.verify(BODY, keyed.digest, bytes.fromhex(row.body_hash)):
             raise Invalid.at(
                 "/header/Idempotency-Key",
@@ -90,41 +98,25 @@ class Idempotency:
                 "This key was used with another body; choose a new key.",
                 problem="idempotency_key_reused",
             )
-        if row.state != "done":
-            raise Conflict(code="idempotency_in_progress", headers={"Retry-After": "1"})
-        return stored
-
-    def begin(self, keyed: Keyed) -> Stored | None:
-        """Return the stored response, or claim the key for this request and return None.
-
-        A concurrent request with the same key waits until this unit of work ends.
-        """
-        stored, expired = self.find(keyed), IdempotencyRow.until <= clock.now()
-        if stored is None and not self._insert(keyed, expired, "in_flight", IN_FLIGHT_SECONDS):
-            stored = self.find(keyed)
         return stored
 
     def finish(self, keyed: Keyed, stored: Stored, *, secret: bool) -> None:
         """Store the response. `secret` encrypts all of it, because the body or a cookie may contain a credential."""
         if secret:
             whole = msgspec.msgpack.encode(msgspec.structs.replace(stored, asked=keyed.digest))
-            whole = self._keyring.encrypt(whole, aad=f"kernel_idempotency|{keyed.key}|body")
-            done: dict[str, Any] = {"status": None, "headers": None, "body": whole.hex(), "sealed": True}
+            sealed = self._keyring.encrypt(whole, aad=_aad(keyed))
+            done: dict[str, Any] = {"status": None, "headers": None, "body": sealed.hex(), "sealed": True}
         else:
             done = {"status": stored.status, "headers": stored.headers, "body": stored.body.decode(), "sealed": False}
         self._insert(keyed, IdempotencyRow.state == "in_flight", "done", KEEP_SECONDS, **done)
 
     def renew(self, keyed: Keyed) -> None:
         """Extend the expiry of a key while its handler is running."""
-        IdempotencyRow.update(until=clock.now(IN_FLIGHT_SECONDS)).where(
-            (IdempotencyRow.key == keyed.key) & (IdempotencyRow.state == "in_flight")
-        ).execute()
+        IdempotencyRow.update(until=clock.now(IN_FLIGHT_SECONDS)).where(_in_flight(keyed)).execute()
 
     def forget(self, keyed: Keyed) -> None:
         """Release the key after the handler failed."""
-        IdempotencyRow.delete().where(
-            (IdempotencyRow.key == keyed.key) & (IdempotencyRow.state == "in_flight")
-        ).execute()
+        IdempotencyRow.delete().where(_in_flight(keyed)).execute()
 
     def _insert(self, keyed: Keyed, replacing: Any, state: str, seconds: float, **values: Any) -> bool:
         """Insert the row, or overwrite an existing row that fulfils `replacing`. Return whether the row was written."""
@@ -133,6 +125,14 @@ class Idempotency:
         insert = IdempotencyRow.insert(key=keyed.key, **row)
         insert = insert.on_conflict(conflict_target=[IdempotencyRow.key], update=row, where=replacing)
         return bool(insert.as_rowcount().execute())
+
+
+def _in_flight(keyed: Keyed) -> Any:
+    return (IdempotencyRow.key == keyed.key) & (IdempotencyRow.state == "in_flight")
+
+
+def _aad(keyed: Keyed) -> str:
+    return f"kernel_idempotency|{keyed.key}|body"
 
 
 def prune(at_once: int = 500) -> int:

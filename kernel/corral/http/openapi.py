@@ -14,7 +14,6 @@ import typing
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
-from itertools import chain
 from typing import Annotated, Any
 
 import msgspec
@@ -40,6 +39,7 @@ EVERY_ROUTE = frozenset(EVERYWHERE.split())
 ALWAYS = ("X-Request-ID", "Cache-Control", "RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
 _NEEDS = {PUBLIC: "no credential", SIGNED_IN: "a signed-in user", ANY_CALLER: "any valid credential"}
 WITH_STATUS = {401: "WWW-Authenticate", 405: "Allow", 409: "Retry-After", 429: "Retry-After", 503: "Retry-After"}
+SUCCESSES = {200: "Done.", 201: "Created.", 202: "Accepted; the resource tells the progress.", 204: "Done; no body."}
 CREDENTIALS: list[dict[str, list[str]]] = [{"bearer": []}, {"apiKey": []}]
 
 
@@ -62,14 +62,14 @@ def document(routes: Iterable[Route], *, title: str, version: str, public_url: s
     Raises `TypeError` naming the route whose handler or shapes cannot be described.
     """
     writer = _Writer(sorted(routes, key=lambda route: (route.path, METHODS.index(route.method))))
-    found = json.loads(files("corral.http.docs").joinpath("frame.json").read_bytes())
+    found: dict[str, Any] = json.loads(files("corral.http.docs").joinpath("frame.json").read_bytes())
     found["info"] |= {"title": title, "version": version}
     found["servers"] = [{"url": public_url.rstrip("/") if public_url else "/"}]
-    found["tags"] = [{"name": tag} for tag in sorted({route.tag for route in writer.routes})]
+    found["tags"] = [{"name": tag} for tag in sorted({route.tag for route, _ in writer.operations})]
     found["paths"] = writer.paths()
     found["components"]["schemas"] = writer.schemas(found["paths"])
     found["components"]["responses"] = dict(sorted(writer.responses.items()))
-    return dict(found)
+    return found
 
 
 def problems(route: Route, signature: Signature) -> dict[int, set[str]]:
@@ -98,43 +98,37 @@ def problems(route: Route, signature: Signature) -> dict[int, set[str]]:
     return found
 
 
-class _Operation(msgspec.Struct):
-    """A route with the schemas of its body, query and responses."""
-
-    id: str
-    route: Route
-    signature: Signature
-    body: dict[str, Any]
-    query: dict[str, Any]
-    answers: list[dict[str, Any]]
-
-
 class _Writer:
-    """Writes the operations of the document and collects the response components that they share."""
+    """Writes the operations of the document and collects the components that they share.
+
+    `described` contains the schemas by type.
+    """
 
     def __init__(self, routes: list[Route]) -> None:
-        self.routes = routes
         self.responses: dict[str, dict[str, Any]] = {}
-        self.operations: list[_Operation] = []
-        signatures = [route.signature or read(route) for route in routes]
-        kinds = [[signature.body, signature.query, *map(_item, signature.answers)] for signature in signatures]
-        (self.problem, self.page, *rest), self.named = _described(routes, kinds)
-        left = iter(rest)
-        for name, route, signature, wanted in zip(_ids(routes), routes, signatures, kinds, strict=True):
-            body, query, *answers = [next(left) for _ in wanted]
-            shapes = zip(signature.answers, answers, strict=True)
-            answers = [self._paged(each) if _item(kind) is not kind else each for kind, each in shapes]
-            answers += [{"type": "null"}] if types.NoneType in signature.returned else []
-            self.operations.append(_Operation(name, route, signature, body, query, answers))
+        self.operations = [(route, route.signature or read(route)) for route in routes]
+        kinds = dict.fromkeys([Problem, Page])
+        for _, signature in self.operations:
+            kinds |= dict.fromkeys([signature.body, signature.query, *map(_item, signature.answers)])
+        try:
+            schemas, self.named = components(kinds)
+        except (TypeError, KeyError) as error:
+            for route in routes if len(routes) > 1 else ():
+                _Writer([route])  # raises the error with the route's name
+            where = routes[0].label if len(routes) == 1 else "two shapes of one name in generic shapes"
+            raise TypeError(f"{where}: {error}") from None
+        self.described = dict(zip(kinds, schemas, strict=True))
 
     def paths(self) -> dict[str, dict[str, Any]]:
         """Return all operations by path and method. A route with two paths appears at both."""
         found: dict[str, dict[str, Any]] = {}
-        for each in self.operations:
-            written = self._operation(each)
-            for path in each.route.paths:
-                own = {} if path.startswith(API_PREFIX) else {"operationId": f"{each.id}_at_root"}
-                found.setdefault(path, {})[each.route.method.lower()] = {**written, **own}
+        for name, (route, signature) in zip(
+            _ids([route for route, _ in self.operations]), self.operations, strict=True
+        ):
+            written = self._operation(route, signature)
+            for path in route.paths:
+                own = {"operationId": name if path.startswith(API_PREFIX) else f"{name}_at_root"}
+                found.setdefault(path, {})[route.method.lower()] = {**own, **written}
         return dict(sorted(found.items()))
 
     def schemas(self, paths: Any) -> dict[str, Any]:
@@ -142,38 +136,42 @@ class _Writer:
 
         The shapes of queries are described as parameters, not as components.
         """
-        found: set[str] = set()
-        new = _references([paths, self.responses])
-        while new:
+        found: dict[str, Any] = {}
+        new: Any = [paths, self.responses]
+        while names := set(re.findall(f'"{_SCHEMAS}([^"]+)"', encode(new).decode())) - found.keys():
+            new = {name: self.named[name] for name in names}
             found |= new
-            new = _references([self.named[name] for name in new]) - found
-        return {name: self.named[name] for name in sorted(found)}
+        return dict(sorted(found.items()))
 
-    def _operation(self, each: _Operation) -> dict[str, Any]:
-        written: dict[str, Any] = {"operationId": each.id, "tags": [each.route.tag], "summary": each.route.summary}
-        needs = f"Needs {' or '.join(_NEEDS.get(need, f'`{need}`') for need in each.route.needs)}."
-        written["description"] = "\n\n".join(filter(None, (each.route.description, needs)))
-        taken = [{"$ref": f"#/components/parameters/{name}"} for name in _taken(each)]
-        written["parameters"] = [*self._parameters(each), *taken]
-        if each.signature.body is not None:
+    def _operation(self, route: Route, signature: Signature) -> dict[str, Any]:
+        needs = f"Needs {' or '.join(_NEEDS.get(need, f'`{need}`') for need in route.needs)}."
+        headers = [{"$ref": f"#/components/parameters/{name}"} for name in _headers_read(route, signature)]
+        written: dict[str, Any] = {
+            "tags": [route.tag],
+            "summary": route.summary,
+            "description": "\n\n".join(filter(None, (route.description, needs))),
+            "parameters": [*self._parameters(route, signature), *headers],
+        }
+        if signature.body is not None:
+            body = self.described[signature.body]
             written["requestBody"] = {
-                "description": f"At most {each.route.body_limit // 1024} KiB.",
-                "required": self._is_demanded(each.body),
-                "content": {"application/json": {"schema": each.body}},
+                "description": f"At most {route.body_limit // 1024} KiB.",
+                "required": self._is_required(body),
+                "content": {"application/json": {"schema": body}},
             }
-        answers = _successes(each)
-        for status, codes in problems(each.route, each.signature).items():
-            answers[str(status)] = self._refusal(status, sorted(codes))
-        written["responses"] = dict(sorted(answers.items()))
-        written["security"] = [] if PUBLIC in each.route.needs else CREDENTIALS
+        responses = self._successes(route, signature)
+        for status, codes in problems(route, signature).items():
+            responses[str(status)] = self._refusal(status, sorted(codes))
+        written["responses"] = dict(sorted(responses.items()))
+        written["security"] = [] if PUBLIC in route.needs else CREDENTIALS
         return written
 
-    def _parameters(self, each: _Operation) -> Iterator[dict[str, Any]]:
-        for name in each.route.names:
+    def _parameters(self, route: Route, signature: Signature) -> Iterator[dict[str, Any]]:
+        for name in route.names:
             is_id = name == "id" or name.endswith("_id")
             schema = {"type": "string", **({"format": "uuid"} if is_id else {"minLength": 1, "maxLength": 200})}
             yield {"name": name, "in": "path", "required": True, "schema": schema}
-        shape = self._resolved(each.query)
+        shape = self._resolved(self.described[signature.query])
         for name, schema in shape.get("properties", {}).items():
             schema = _without_null(schema)
             found: dict[str, Any] = {"name": name, "in": "query", "required": name in shape.get("required", ())}
@@ -183,22 +181,43 @@ class _Writer:
                 found |= {"style": "form", "explode": True}
             yield {**found, "schema": schema}
 
-    def _refusal(self, status: int, codes: list[str]) -> dict[str, str]:
-        name = ".".join((str(status), *(code for code in codes if code not in EVERY_ROUTE)))
-        narrowed = {"properties": {"status": {"const": status}, "code": {"enum": codes}}}
-        self.responses[name] = {
-            "description": "; ".join(dict.fromkeys(CODES[code][1] for code in codes)) + ".",
-            "headers": _headers(*ALWAYS, *([WITH_STATUS[status]] if status in WITH_STATUS else ())),
-            "content": {"application/problem+json": {"schema": {"allOf": [self.problem, narrowed]}}},
-        }
-        return {"$ref": f"#/components/responses/{name}"}
+    def _successes(self, route: Route, signature: Signature) -> dict[str, dict[str, Any]]:
+        versioned = signature.versioned
+        more = [*(["ETag"] if versioned else []), *(["Idempotency-Replayed"] if route.keyed else [])]
+        adapts = any(typing.get_origin(part) is Answer for part in signature.returned)  # its status may differ
+        found: dict[str, dict[str, Any]] = {}
+        for status in {route.status, *route.also, *((200, 201, 202) if adapts else ())}:
+            own = ["Location"] if status in (201, 202) else ["Corral-Affected"] if route.method == "DELETE" else []
+            headers = _headers(*ALWAYS, *more, *own)
+            found[str(status)] = {"description": SUCCESSES.get(status, "Done."), "headers": headers}
+            if status != 204 and (content := self._content(signature)):
+                found[str(status)]["content"] = content
+        if versioned and route.method == "GET" and not route.live:
+            found["304"] = {"description": "The version is the one you have.", "headers": _headers(*ALWAYS, "ETag")}
+        return found
 
-    def _resolved(self, schema: dict[str, Any]) -> dict[str, Any]:
-        return self._resolved(self.named[schema["$ref"].removeprefix(_SCHEMAS)]) if "$ref" in schema else schema
+    def _content(self, signature: Signature) -> dict[str, Any]:
+        """Return the content of a success response by media type.
 
-    def _paged(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Return the schema of a page of these items: a component `Page_<name>` if the schema of the items is named."""
-        page = dict(self._resolved(self.page))
+        The exact media types of texts and streams are known only when they are sent.
+        """
+        schemas = [self._answer(kind) for kind in signature.answers]
+        schemas += [{"type": "null"}] if types.NoneType in signature.returned else []
+        content: dict[str, Any] = {}
+        if schemas:
+            content["application/json"] = {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}
+        if Text in signature.returned:
+            content["text/*"] = {"schema": {"type": "string"}}
+        if Stream in signature.returned:
+            content |= {"text/event-stream": {"schema": {"type": "string"}}, "*/*": {}}
+        return content
+
+    def _answer(self, kind: Any) -> dict[str, Any]:
+        """Return the schema of an answer: of a page, a component `Page_<name>` if the schema of its items is named."""
+        item = self.described[_item(kind)]
+        if _item(kind) is kind:
+            return item
+        page = dict(self._resolved(self.described[Page]))
         page["properties"] = {**page["properties"], "items": {"type": "array", "items": item}}
         if "$ref" not in item:
             return page
@@ -206,11 +225,24 @@ class _Writer:
         self.named[f"Page_{name}"] = {**page, "title": f"Page[{name}]"}
         return {"$ref": f"{_SCHEMAS}Page_{name}"}
 
-    def _is_demanded(self, schema: dict[str, Any]) -> bool:
+    def _refusal(self, status: int, codes: list[str]) -> dict[str, str]:
+        name = ".".join((str(status), *(code for code in codes if code not in EVERY_ROUTE)))
+        narrowed = {"properties": {"status": {"const": status}, "code": {"enum": codes}}}
+        self.responses[name] = {
+            "description": "; ".join(dict.fromkeys(CODES[code][1] for code in codes)) + ".",
+            "headers": _headers(*ALWAYS, *([WITH_STATUS[status]] if status in WITH_STATUS else ())),
+            "content": {"application/problem+json": {"schema": {"allOf": [self.described[Problem], narrowed]}}},
+        }
+        return {"$ref": f"#/components/responses/{name}"}
+
+    def _resolved(self, schema: dict[str, Any]) -> dict[str, Any]:
+        return self._resolved(self.named[schema["$ref"].removeprefix(_SCHEMAS)]) if "$ref" in schema else schema
+
+    def _is_required(self, schema: dict[str, Any]) -> bool:
         """Return whether a body is required. A missing body is read as `{}`, which some schemas do not accept."""
         schema = self._resolved(schema)
         if "anyOf" in schema:
-            return all(self._is_demanded(option) for option in schema["anyOf"])
+            return all(self._is_required(option) for option in schema["anyOf"])
         return bool(schema.get("required")) if schema.get("type", "object") == "object" else True
 
 
@@ -220,22 +252,6 @@ def _item(kind: Any) -> Any:
     Pages are not given to msgspec, because it confuses `Page[X]` when two shapes are named X.
     """
     return typing.get_args(kind)[0] if typing.get_origin(kind) is Page else kind
-
-
-def _described(routes: list[Route], kinds: list[list[Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return (schemas, components). The schemas describe `Problem`, the generic `Page` and `kinds`, in this order."""
-    try:
-        return components([Problem, Page, *chain(*kinds)])
-    except (TypeError, KeyError) as error:
-        if len(routes) == 1:
-            raise TypeError(f"{routes[0].label}: {error}") from None
-        for route, each in zip(routes, kinds, strict=True):
-            _described([route], [each])
-        raise TypeError(f"two shapes of one name in generic shapes: {error}") from None
-
-
-def _references(value: Any) -> set[str]:
-    return set(re.findall(f'"{_SCHEMAS}([^"]+)"', encode(value).decode()))
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
@@ -259,50 +275,19 @@ def _ids(routes: list[Route]) -> list[str]:
     return ids
 
 
-def _taken(each: _Operation) -> Iterator[str]:
+def _headers_read(route: Route, signature: Signature) -> Iterator[str]:
     """Yield the names of the request headers that the operation reads."""
-    if each.route.keyed:
+    if route.keyed:
         yield "Idempotency-Key"
-    if each.signature.if_match is not None:
+    if signature.if_match is not None:
         yield "If-Match"
-    if each.signature.versioned and each.route.method == "GET":
+    if signature.versioned and route.method == "GET":
         yield "If-None-Match"
     yield "X-Request-ID"
 
 
 def _headers(*names: str) -> dict[str, dict[str, str]]:
     return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
-
-
-def _successes(each: _Operation) -> dict[str, dict[str, Any]]:
-    route, versioned = each.route, each.signature.versioned
-    words = {200: "Done.", 201: "Created.", 202: "Accepted; the resource tells the progress.", 204: "Done; no body."}
-    more = [*(["ETag"] if versioned else []), *(["Idempotency-Replayed"] if route.keyed else [])]
-    adapts = any(typing.get_origin(part) is Answer for part in each.signature.returned)  # its status may differ
-    found: dict[str, dict[str, Any]] = {}
-    for status in {route.status, *route.also, *((200, 201, 202) if adapts else ())}:
-        own = ["Location"] if status in (201, 202) else ["Corral-Affected"] if route.method == "DELETE" else []
-        found[str(status)] = {"description": words.get(status, "Done."), "headers": _headers(*ALWAYS, *more, *own)}
-        if status != 204 and (content := _content(each)):
-            found[str(status)]["content"] = content
-    if versioned and route.method == "GET" and not route.live:
-        found["304"] = {"description": "The version is the one you have.", "headers": _headers(*ALWAYS, "ETag")}
-    return found
-
-
-def _content(each: _Operation) -> dict[str, Any]:
-    """Return the content of a success response by media type.
-
-    The exact media types of texts and streams are known only when they are sent.
-    """
-    content: dict[str, Any] = {}
-    if each.answers:
-        content["application/json"] = {"schema": each.answers[0] if len(each.answers) == 1 else {"anyOf": each.answers}}
-    if Text in each.signature.returned:
-        content["text/*"] = {"schema": {"type": "string"}}
-    if Stream in each.signature.returned:
-        content |= {"text/event-stream": {"schema": {"type": "string"}}, "*/*": {}}
-    return content
 
 
 class ApiDocument:

@@ -164,27 +164,21 @@ class SocketConnection(Protocol):
 
     async def accept(self) -> None:
         """Complete the handshake."""
-        ...
 
     async def refuse(self, problem: Problem) -> None:
         """Refuse the handshake and respond with the problem document."""
-        ...
 
     def count_anonymous(self) -> None:
         """Count the connection as anonymous in the rate limits, after an invalid credential. Raises `TooMany`."""
-        ...
 
     async def receive(self) -> str | bytes | None:
         """Wait for the next message and return it, or None if the client has disconnected."""
-        ...
 
     async def send(self, text: str) -> None:
         """Send a text frame. Raises `ConnectionError` if the client has disconnected."""
-        ...
 
     async def close(self, code: int, reason: str = "") -> None:
         """Close the connection with a close code of RFC 6455."""
-        ...
 
 
 class Socket(msgspec.Struct, frozen=True):

@@ -83,7 +83,8 @@ def read(route: Route) -> Signature:
     for name in names:
         if name not in kinds:
             raise TypeError(f"{route.label}: parameter {name} has no annotation")
-    missing = set(route.names) - set(names)
+    in_path = route.names
+    missing = set(in_path) - set(names)
     if missing:
         raise TypeError(f"{route.label}: the handler does not take {sorted(missing)} of its path")
     parts: dict[str, Any] = {"services": {}}
@@ -91,7 +92,7 @@ def read(route: Route) -> Signature:
         kind = kinds[name]
         if name in ("body", "query"):
             parts[name] = kind
-        elif name in route.names:
+        elif name in in_path:
             continue
         elif kind in PARTS:
             parts[PARTS[kind]] = name

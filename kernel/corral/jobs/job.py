@@ -95,5 +95,4 @@ def enqueue(name: str, *, delay_seconds: float = 0.0, **arguments: Any) -> str:
 
 def write(unit: Unit) -> None:
     """Insert the jobs of the unit. Called before the events of the unit are written."""
-    if unit.jobs:
-        JobRow.insert_many(unit.jobs).execute()
+    JobRow.insert_many(unit.jobs).execute()

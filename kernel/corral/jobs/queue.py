@@ -13,19 +13,19 @@ class JobQueue(Protocol):
     A lost id therefore delays a job by seconds, and a duplicate id has no effect.
     """
 
-    def put(self, ids: Sequence[str]) -> None:
+    def announce(self, ids: Sequence[str]) -> None:
         """Announce new job rows. Called on the event loop; never blocks and never fails."""
         ...
 
     async def start(self) -> None:
-        """Connect to the queue. Called before the first `put`."""
+        """Connect to the queue. Called before the first call of `announce`."""
         ...
 
     async def stop(self) -> None:
-        """Disconnect from the queue. Called after the last `put`."""
+        """Disconnect from the queue. Called after the last call of `announce`."""
         ...
 
-    def work(self, take: Callable[[str], None], stopping: threading.Event) -> None:
+    def receive(self, take: Callable[[str], None], stopping: threading.Event) -> None:
         """Pass each received id to `take` until SIGTERM or SIGINT sets `stopping`.
 
         `take` returns when the next job may start. This method blocks the main thread and handles its signals; a second

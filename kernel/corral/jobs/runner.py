@@ -1,4 +1,4 @@
-"""The in-process job runner. It claims due jobs by conditional updates, so only one process runs each job."""
+"""The job runner of a process. Jobs and schedules are claimed by guarded updates, so only one process runs each."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from corral import clock
 from corral.database.engine import Database
 from corral.database.unit import SYSTEM_ENTRY, Entry
 from corral.errors import Unavailable
+from corral.events.feed import wait_and_clear
 from corral.ids import new_id
 from corral.jobs.job import Job, JobRow, Schedule, ScheduleRow
 from corral.jobs.queue import JobQueue
@@ -30,42 +31,12 @@ class LeaseLost(Exception):
     """Raised when another process has claimed the job meanwhile. This process's unit of work is rolled back."""
 
 
-class ConcurrencySlots:
-    """Slots that limit the number of running jobs. The limit may change at any time. For use on the event loop only."""
-
-    def __init__(self, size: int) -> None:
-        self._size, self._taken = size, 0
-        self._freed = asyncio.Event()
-
-    @property
-    def is_full(self) -> bool:
-        """Whether `acquire` would wait."""
-        return self._taken >= self._size
-
-    async def acquire(self) -> None:
-        """Acquire a slot, waiting until one is free."""
-        while self.is_full:
-            self._freed.clear()
-            await self._freed.wait()
-        self._taken += 1
-
-    def release(self) -> None:
-        """Release a slot."""
-        self._taken -= 1
-        self._freed.set()
-
-    def resize(self, size: int) -> None:
-        """Change the number of slots."""
-        self._size = size
-        self._freed.set()
-
-
-class InProcessRunner:
+class JobRunner:
     """Runs the jobs and schedules of this process. Their functions are already bound to services.
 
     Jobs and schedules for which `is_open` is false wait until their plugin is in service again. With a `queue`, new
-    jobs are announced there and reach one of the processes by `take`. Without a queue, this process runs new jobs
-    itself.
+    jobs are announced there and reach one of the processes by `start_job`. Without a queue, this process runs new
+    jobs itself.
     """
 
     def __init__(
@@ -74,43 +45,47 @@ class InProcessRunner:
         jobs: Mapping[str, tuple[Job, Callable[..., Any]]],
         schedules: Mapping[str, tuple[Schedule, Callable[..., Any]]],
         *,
-        concurrency: int = 8,
-        is_open: Callable[[str], bool] = lambda name: True,
-        redact: Callable[[str], str] = str,
+        is_open: Callable[[str], bool],
+        redact: Callable[[str], str],
     ) -> None:
         self._database, self._jobs, self._schedules, self._is_open = database, jobs, schedules, is_open
         self._redact = redact  # error messages are stored, so they are redacted first
-        self._wake_up = asyncio.Event()
         self.queue: JobQueue | None = None
-        self._slots = ConcurrencySlots(concurrency)
-        self._closed = False
+        self._concurrency, self._taken_slots, self._slot_freed = 0, 0, asyncio.Event()
+        self._wake_up = asyncio.Event()
+        self._draining = False
         self._running: set[asyncio.Task[None]] = set()
-        self._next: dict[str, float] = {}
-        self.ticked_at: float = clock.time_s()
+        self._next_checks: dict[str, float] = {}  # of the schedules, in epoch seconds
 
-    def limit(self, concurrency: int) -> None:
+    def set_concurrency(self, jobs: int) -> None:
         """Change the number of jobs that run at a time. Running jobs above the new limit finish normally."""
-        self._slots.resize(concurrency)
+        self._concurrency = jobs
+        self._slot_freed.set()
         self._wake_up.set()
 
     def announce(self, ids: Sequence[str]) -> None:
         """Announce new job rows that are due."""
         if self.queue is not None:
-            self.queue.put(ids)
+            self.queue.announce(ids)
         else:
             self._wake_up.set()
 
-    async def take(self, identifier: str) -> None:
-        """Start this job if it is still due. Waits for a free slot first."""
-        await self._slots.acquire()
+    async def start_job(self, only: str | None = None) -> bool:
+        """Wait for a free slot, and start the job `only`, or else the first due job. Return whether a job was due."""
+        while self._taken_slots >= self._concurrency:
+            self._slot_freed.clear()
+            await self._slot_freed.wait()
+        self._taken_slots += 1
         claimed = None
         try:
-            claimed = None if self._closed else await self._claim(identifier)
+            claimed = None if self._draining else await self._claim_job(only)
         finally:
             if claimed is None:
-                self._slots.release()
-        if claimed is not None:
-            self._start(self._released(self._perform(*claimed)))
+                self._free_slot()
+        if claimed is None:
+            return False
+        self._start(self._run_job(*claimed)).add_done_callback(self._job_ended)
+        return True
 
     async def run(self) -> None:
         """Run jobs and schedules until cancelled. The kernel supervises this task."""
@@ -118,72 +93,67 @@ class InProcessRunner:
             while True:
                 try:
                     wait = await self._tick()
-                except Exception as error:
-                    log.error(
-                        "the job runner cannot read its tables: %s", error, exc_info=not isinstance(error, Unavailable)
-                    )
+                except Exception as error:  # must not end the running jobs
+                    unexpected = not isinstance(error, Unavailable)
+                    log.error("the job runner cannot read its tables: %s", error, exc_info=unexpected)
                     wait = POLL_SECONDS
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(wait):
-                        await self._wake_up.wait()
-                self._wake_up.clear()
+                await wait_and_clear(self._wake_up, wait)
         finally:
             for task in tuple(self._running):
                 task.cancel()
             await asyncio.gather(*self._running, return_exceptions=True)
 
-    async def settle(self, seconds: float) -> None:
+    async def drain(self, seconds: float) -> None:
         """Start no further jobs and wait until the running jobs finish, for at most `seconds`."""
-        self._closed = True
+        self._draining = True
         if self._running:
             await asyncio.wait(self._running, timeout=seconds)
 
     async def _tick(self) -> float:
-        self.ticked_at = clock.time_s()
-        if self._closed:
+        """Start everything that is due. Return the seconds until the next look at the tables."""
+        now = clock.time_s()
+        if self._draining:
             return POLL_SECONDS
         for name, (schedule, run) in self._schedules.items():
-            left = self._next.get(name, 0.0) - self.ticked_at
+            left = self._next_checks.get(name, 0.0) - now
             if not 0.0 < left <= schedule.every_seconds and self._is_open(name):
-                self._next[name] = await self._slot(schedule, run)
-        while not self._slots.is_full and (row := await self._claim()) is not None:
-            await self._slots.acquire()
-            self._start(self._released(self._perform(*row)))
-        due = min([*(at for name, at in self._next.items() if self._is_open(name)), self.ticked_at + POLL_SECONDS])
-        return min(POLL_SECONDS, max(0.02, due - clock.time_s()))
+                self._next_checks[name] = await self._start_if_due(schedule, run)
+        while self._taken_slots < self._concurrency and await self.start_job():
+            continue
+        due = min([now + POLL_SECONDS, *(at for name, at in self._next_checks.items() if self._is_open(name))])
+        return max(0.02, due - clock.time_s())
 
-    async def _released(self, work: Any) -> None:
-        try:
-            await work
-        finally:
-            self._slots.release()
-            self._wake_up.set()
-
-    def _start(self, work: Any) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+        return task
 
     # Schedules
 
-    async def _slot(self, schedule: Schedule, run: Callable[..., Any]) -> float:
-        """Run the schedule if it is due and not claimed. Return the next time to check, in epoch seconds."""
-        row = await self._database.work(lambda: ScheduleRow.get_or_none(ScheduleRow.name == schedule.name), read=True)
+    async def _start_if_due(self, schedule: Schedule, run: Callable[..., Any]) -> float:
+        """Start the schedule if it is due and not claimed. Return the next time to check, in epoch seconds."""
         now = clock.time_s()
-        if row is None:
-            await self._database.work(
-                lambda: ScheduleRow.insert(name=schedule.name, next_at=clock.now()).on_conflict_ignore().execute()
-            )
-            return now
-        if clock.now() < row.next_at <= clock.now(max(schedule.every_seconds, SCHEDULE_LEASE_SECONDS) + SKEW_SECONDS):
-            return min(clock.parse_instant(row.next_at), now + schedule.every_seconds)
         lease = clock.now(max(schedule.every_seconds, SCHEDULE_LEASE_SECONDS))
-        mine = (ScheduleRow.name == schedule.name) & (ScheduleRow.next_at == row.next_at)
-        if await self._database.work(ScheduleRow.update(next_at=lease, last_at=clock.now()).where(mine).execute):
-            self._start(self._run_slot(schedule, run, lease, now))
-        return now + schedule.every_seconds
+        next_at = await self._database.work(lambda: self._claim_schedule(schedule, lease))
+        if next_at == lease:
+            self._start(self._run_schedule(schedule, run, lease, now))
+        return min(clock.parse_instant(next_at), now + schedule.every_seconds)
 
-    async def _run_slot(self, schedule: Schedule, run: Callable[..., Any], lease: str, began: float) -> None:
+    @staticmethod
+    def _claim_schedule(schedule: Schedule, lease: str) -> str:
+        """Claim the schedule until `lease` with one guarded upsert if it is due. Return its next due time."""
+        latest = max(schedule.every_seconds, SCHEDULE_LEASE_SECONDS) + SKEW_SECONDS
+        is_due = (ScheduleRow.next_at <= clock.now()) | (ScheduleRow.next_at > clock.now(latest))
+        claim = {"next_at": lease, "last_at": clock.now()}
+        upsert = ScheduleRow.insert(name=schedule.name, **claim).on_conflict(
+            conflict_target=[ScheduleRow.name], update=claim, where=is_due
+        )
+        if upsert.as_rowcount().execute():
+            return lease
+        return str(ScheduleRow.get_by_id(schedule.name).next_at)
+
+    async def _run_schedule(self, schedule: Schedule, run: Callable[..., Any], lease: str, began: float) -> None:
         def finish(error: str | None = None) -> None:
             following = clock.format_instant(max(began + schedule.every_seconds, clock.time_s()))
             mine = (ScheduleRow.name == schedule.name) & (ScheduleRow.next_at == lease)
@@ -192,32 +162,29 @@ class InProcessRunner:
         try:
             await self._call(schedule.name, run, {}, finish)
         except Exception as failure:
-            error = self._redact(f"{type(failure).__name__}: {failure}")[:1000]
+            error = self._error(failure)
             log.exception("schedule failed", extra={"schedule": schedule.name})
             await self._write(lambda: finish(error))
 
     # Jobs
 
-    async def _claim(self, only: str | None = None) -> tuple[JobRow, str] | None:
-        row = await self._database.work(lambda: self._due(only), read=True)
-        if row is None:
-            return None
-        if row.state == "running" and row.attempts >= self._jobs[row.name][0].max_attempts:
-            await self._database.work(lambda: self._give_up(row))
-            return None
+    def _job_ended(self, task: asyncio.Task[None]) -> None:
+        self._free_slot()
+        self._wake_up.set()
+
+    def _free_slot(self) -> None:
+        self._taken_slots -= 1
+        self._slot_freed.set()
+
+    async def _claim_job(self, only: str | None = None) -> tuple[JobRow, str] | None:
+        """Return a due job and the lease under which this process may run it, or None."""
+        row = await self._database.work(lambda: self._due_job(only), read=True)
         lease = new_id()
-        if not await self._database.work(lambda: self._take(row, lease)):
+        if row is None or not await self._database.work(lambda: self._lease_job(row, lease)):
             return None
         return row, lease
 
-    @staticmethod
-    def _give_up(row: JobRow) -> None:
-        """Mark a job as failed if its process died in every attempt, so that it cannot terminate more processes."""
-        error = f"Its process ended during each of {row.attempts} attempts."
-        mine = (JobRow.id == row.id) & (JobRow.attempts == row.attempts) & (JobRow.state == "running")
-        JobRow.update(state="failed", lease=None, finished_at=clock.now(), error=error).where(mine).execute()
-
-    def _due(self, only: str | None) -> JobRow | None:
+    def _due_job(self, only: str | None) -> JobRow | None:
         """Return the job `only`, or else the first due job.
 
         Jobs announced to a shared queue are left to the queue for a grace period.
@@ -232,19 +199,24 @@ class InProcessRunner:
         row: JobRow | None = JobRow.select().where(where).order_by(JobRow.run_at).first()
         return row
 
-    def _take(self, row: JobRow, lease: str) -> int:
-        """Claim the job.
+    def _lease_job(self, row: JobRow, lease: str) -> bool:
+        """Claim the job unless another process was faster.
 
-        For a running job, `run_at` is the end of its lease. The job may be claimed again after that.
+        For a running job, `run_at` is the end of its lease. The job may be claimed again after that. A job whose
+        process died in every attempt is marked as failed instead, so that it cannot terminate more processes.
         """
-        seconds = self._jobs[row.name][0].seconds
-        return int(
-            JobRow.update(state="running", lease=lease, attempts=row.attempts + 1, run_at=clock.now(seconds))
-            .where((JobRow.id == row.id) & (JobRow.attempts == row.attempts) & (JobRow.state == row.state))
-            .execute()
-        )
+        job = self._jobs[row.name][0]
+        changes: dict[str, Any]
+        if is_given_up := row.state == "running" and row.attempts >= job.max_attempts:
+            error = f"The process that ran the job ended during each of {row.attempts} attempts."
+            changes = {"state": "failed", "lease": None, "finished_at": clock.now(), "error": error}
+        else:
+            run_until, attempts = clock.now(job.seconds), row.attempts + 1
+            changes = {"state": "running", "lease": lease, "attempts": attempts, "run_at": run_until}
+        unchanged = (JobRow.id == row.id) & (JobRow.attempts == row.attempts) & (JobRow.state == row.state)
+        return bool(JobRow.update(changes).where(unchanged).execute()) and not is_given_up
 
-    async def _perform(self, row: JobRow, lease: str) -> None:
+    async def _run_job(self, row: JobRow, lease: str) -> None:
         """Run a claimed job and record its result.
 
         A job that is interrupted because its process stops is queued again, and the attempt is not counted. A job that
@@ -266,32 +238,23 @@ class InProcessRunner:
         except (Exception, asyncio.CancelledError) as failure:
             interrupted = isinstance(failure, asyncio.CancelledError) and _is_cancelled()
             again = {"state": "queued", "run_at": clock.now(), "attempts": row.attempts}
-            changes = again if interrupted else self._failure(job, row, failure)
+            changes = again if interrupted else self._after_failure(job, row, failure)
             with contextlib.suppress(LeaseLost):
                 await self._write(lambda: end(**changes))
             if interrupted:
                 raise
 
-    async def _write(self, end: Callable[[], None], entry: Entry = SYSTEM_ENTRY) -> None:
-        """Record a result, retrying while the database is unavailable.
-
-        `end` checks that this process still owns the row.
-        """
-        while True:
-            try:
-                return await self._database.work(end, entry=entry)
-            except Unavailable:
-                if _is_cancelled():
-                    raise
-            await asyncio.sleep(POLL_SECONDS)
-
-    def _failure(self, job: Job, row: JobRow, failure: BaseException) -> dict[str, Any]:
+    def _after_failure(self, job: Job, row: JobRow, failure: BaseException) -> dict[str, Any]:
+        """Log the failure, and return the changes of the row: the next attempt, or the failed state after the last."""
         log.warning("job failed", extra={"job": job.name, "attempt": row.attempts + 1}, exc_info=failure)
-        error = self._redact(f"{type(failure).__name__}: {failure}")[:1000]
+        error = self._error(failure)
         if row.attempts + 1 >= job.max_attempts:
             return {"state": "failed", "finished_at": clock.now(), "error": error}
         delay = min(BACKOFF_CAP_SECONDS, BACKOFF_SECONDS * 2**row.attempts)
         return {"state": "queued", "run_at": clock.now(delay), "error": error}
+
+    def _error(self, failure: BaseException) -> str:
+        return self._redact(f"{type(failure).__name__}: {failure}")[:1000]
 
     async def _call(
         self, label: str, run: Callable[..., Any], arguments: Mapping[str, Any], finish: Callable[[], None]
@@ -311,6 +274,19 @@ class InProcessRunner:
                 finish()
 
             await self._database.work(both, entry=entry)
+
+    async def _write(self, end: Callable[[], None], entry: Entry = SYSTEM_ENTRY) -> None:
+        """Record a result, retrying while the database is unavailable.
+
+        `end` checks that this process still owns the row.
+        """
+        while True:
+            try:
+                return await self._database.work(end, entry=entry)
+            except Unavailable:
+                if _is_cancelled():
+                    raise
+            await asyncio.sleep(POLL_SECONDS)
 
 
 def _is_cancelled() -> bool:

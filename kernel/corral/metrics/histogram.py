@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import bisect
 import threading
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+OTHER = "other"
 LONG_SECONDS = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0)
 
 
@@ -29,20 +31,26 @@ class Observed(NamedTuple):
 
 
 class Histogram:
-    """Counts observations by label values since the start of the process. Safe to use from any thread."""
+    """Counts observations by label values since the start of the process. Safe to use from any thread.
 
-    def __init__(self, bounds: Sequence[float] = SECONDS) -> None:
-        self._bounds = tuple(bounds)
+    Each combination of label values has its own buckets. At most `limit` combinations are kept; further ones are
+    counted under the label values `other`.
+    """
+
+    def __init__(self, bounds: Sequence[float] = SECONDS, limit: int = 1000) -> None:
+        self._bounds, self._limit = tuple(bounds), limit
         self._lock = threading.Lock()
         self._counts: dict[tuple[str, ...], list[int]] = {}
-        self._totals: dict[tuple[str, ...], float] = {}
+        self._totals: defaultdict[tuple[str, ...], float] = defaultdict(float)
 
     def observe(self, value: float, labels: tuple[str, ...] = ()) -> None:
-        """Add one value. Use few distinct label values, since each combination has its own buckets."""
+        """Add one value."""
         at = bisect.bisect_left(self._bounds, value)
         with self._lock:
             if labels not in self._counts:
-                self._begin(labels)
+                if len(self._counts) >= self._limit:
+                    labels = (OTHER,) * len(labels)
+                self._counts.setdefault(labels, [0] * (len(self._bounds) + 1))
             self._counts[labels][at] += 1
             self._totals[labels] += value
 
@@ -53,6 +61,3 @@ class Histogram:
                 labels: Observed(self._bounds, tuple(counts), self._totals[labels])
                 for labels, counts in self._counts.items()
             }
-
-    def _begin(self, labels: tuple[str, ...]) -> None:
-        self._counts[labels], self._totals[labels] = [0] * (len(self._bounds) + 1), 0.0

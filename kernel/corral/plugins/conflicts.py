@@ -20,25 +20,25 @@ def refuse_conflicts(plugins: Iterable[PluginRecord]) -> None:
     """Mark plugins that declare the same name as `failed`, except built-in plugins, which keep the name."""
     plugins = list(plugins)
     claims: dict[str, dict[str, PluginRecord]] = defaultdict(dict)
-    for loaded in plugins:
-        for what in _claimed(loaded, plugins):
-            claims[what][loaded.name] = loaded
-    for what, claimants in claims.items():
-        others = [loaded for loaded in claimants.values() if not loaded.found.built_in]
-        for loaded in others if len(claimants) > 1 else ():
-            if loaded.active:
-                rivals = sorted(name for name in claimants if name != loaded.name)
-                loaded.fail(f"{what} is declared by {' and '.join(rivals)} too")
+    for record in plugins:
+        for name in _claimed_names(record, plugins):
+            claims[name][record.name] = record
+    for name, claimants in claims.items():
+        others = [record for record in claimants.values() if not record.found.built_in]
+        for record in others if len(claimants) > 1 else ():
+            if record.active:
+                rivals = sorted(rival for rival in claimants if rival != record.name)
+                record.fail(f"{name} is declared by {' and '.join(rivals)} too")
 
 
-def _claimed(loaded: PluginRecord, plugins: list[PluginRecord]) -> Iterator[str]:
-    for what, hook in NAMED:
-        yield from (f"{what} {item.name}" for item in loaded.of(hook))
-    yield from (f"socket {item.path}" for item in loaded.of("corral_sockets"))
-    yield from (f"event {kind.event}" for kind in loaded.of("corral_events"))
+def _claimed_names(record: PluginRecord, plugins: list[PluginRecord]) -> Iterator[str]:
+    for kind, hook in NAMED:
+        yield from (f"{kind} {item.name}" for item in record.of(hook))
+    yield from (f"socket {item.path}" for item in record.of("corral_sockets"))
+    yield from (f"event {event.event}" for event in record.of("corral_events"))
     for other in plugins:  # tables of the plugin `files_x` begin with the prefix of the plugin `files` too
-        prefix = f"{loaded.name}_"
+        prefix = f"{record.name}_"
         for model in other.of("corral_models"):
             table = model._meta.table_name
-            if other is loaded or (table.startswith(prefix) and prefix.startswith(f"{other.name}_")):
+            if other is record or (table.startswith(prefix) and prefix.startswith(f"{other.name}_")):
                 yield f"table {table}"

@@ -80,16 +80,16 @@ def discover(config: Config) -> list[Found]:
         if known.built_in != item.built_in:  # a built-in plugin keeps its name
             found[item.name], other = (known, item) if known.built_in else (item, known)
             rival = f"{item.name}_of_{re.sub(r'[^a-z0-9]+', '_', other.distribution)}"
-            told = f"name clash with the built-in plugin {item.name}: uninstall {other.distribution}"
-            found[rival] = _refused(rival, other.distribution, told, item.name)
+            message = f"name clash with the built-in plugin {item.name}: uninstall {other.distribution}"
+            found[rival] = _refused(rival, other.distribution, message, item.name)
         elif known.distribution != item.distribution:
             both = " and ".join(sorted({known.distribution, item.distribution}))
             found[item.name] = _refused(item.name, both, f"{both} both have a plugin {item.name}: uninstall one")
     return list(found.values())
 
 
-def _refused(name: str, distribution: str, told: str, claims: str = "") -> Found:
+def _refused(name: str, distribution: str, message: str, claims: str = "") -> Found:
     def load() -> Any:
-        raise ValueError(told)
+        raise ValueError(message)
 
     return Found(name=name, load=load, distribution=distribution, claims=claims)

@@ -10,131 +10,116 @@ import contextlib
 import os
 import queue
 import threading
-from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from contextvars import ContextVar
+from typing import Any
 
-from corral.current_call import room
 from corral.errors import ContributionFailed
+from corral.thread_shares import ThreadShares
+from corral.watchdog import CallTimer, Guard, ThreadAbandoned, Watchdog
 
 SIZE = min(32, (os.cpu_count() or 1) + 4)
-IDLE_SECONDS = 30.0
+
+acting_plugin: ContextVar[str | None] = ContextVar("acting_plugin", default=None)
+"""The plugin on whose behalf the current task runs."""
 
 
-class Task(NamedTuple):
+class ThreadTask:
     """One call that is submitted to the pool, and the plugin that submitted it."""
 
-    future: Future[Any]
-    call: Callable[[], Any]
-    plugin: str | None
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.call, self.future, self.timer = call, Future[Any](), CallTimer()
+        self.plugin = acting_plugin.get()
+
+    def run(self) -> None:
+        """Run the call, and resolve the future unless the call was abandoned meanwhile."""
+        if not self.future.set_running_or_notify_cancel():
+            return
+        with contextlib.suppress(InvalidStateError):
+            try:
+                value = self.call()
+            except BaseException as error:
+                self.future.set_exception(error)
+            else:
+                self.future.set_result(value)
 
 
 class PluginThreads(ThreadPoolExecutor):
-    """A thread pool that starts threads on demand and limits each plugin to a share of the threads.
+    """A thread pool that starts threads on demand, and limits each plugin to a share of the threads."""
 
-    Calls that exceed a plugin's share are queued until other calls of the same plugin end.
-    """
-
-    def __init__(self, size: int = SIZE) -> None:
+    def __init__(self, watchdog: Watchdog, size: int = SIZE) -> None:
         super().__init__(max_workers=size)  # `set_default_executor` accepts only subclasses of this class
-        self.size, self.share = size, max(1, size // 2)
-        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
-        self._guard = threading.Lock()
-        self._working: dict[int, Task] = {}
-        self._count, self._idle, self._closed = 0, 0, False
-        self._busy: Counter[str] = Counter()
-        self._waiting: dict[str, deque[Task]] = defaultdict(deque)
+        self._watchdog, self._unstarted = watchdog, size
+        self.shares: ThreadShares[ThreadTask] = ThreadShares(size)
+        self._tasks: queue.SimpleQueue[ThreadTask | None] = queue.SimpleQueue()
+        self._idle = threading.Semaphore(0)  # counts idle threads that no queued task has reserved
+        self._running: dict[threading.Thread, ThreadTask] = {}
+        self._starting = threading.Lock()
+        self._closed = False
+        watchdog.checks.append(self._check)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Schedule a call of `fn` in a thread of the pool and return its future."""
-        task = Task(Future(), lambda: fn(*args, **kwargs), room.get())
-        with self._guard:
-            if self._closed:
-                raise RuntimeError("these threads have ended")
-            if task.plugin is not None and self._busy[task.plugin] >= self.share:
-                self._waiting[task.plugin].append(task)
-            else:
-                self._put(task)
+        if self._closed:
+            raise RuntimeError("the thread pool is shut down")
+        task = ThreadTask(lambda: fn(*args, **kwargs))
+        if task.plugin is None or self.shares.acquire(task.plugin, task):
+            self._queue(task)
         return task.future
-
-    def abandon(self, thread: int, where: str) -> None:
-        """Abandon the call in a thread of the pool, fail its future, and replace the thread.
-
-        Does nothing if the thread does not belong to the pool or is idle.
-        """
-        with self._guard:
-            if (task := self._working.pop(thread, None)) is None:
-                return
-            self._count -= 1
-            self._done(task)
-        with contextlib.suppress(InvalidStateError):
-            task.future.set_exception(ContributionFailed(f"{where} did not come back in time"))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Stop the idle threads. A busy thread stops when its call ends, or with the process."""
-        with self._guard:
-            self._closed = True
-            for _ in range(self._count):
-                self._tasks.put(None)
+        self._closed = True
+        self._tasks.put(None)
 
-    def _put(self, task: Task) -> None:
-        if task.plugin is not None:
-            self._busy[task.plugin] += 1
+    def _queue(self, task: ThreadTask) -> None:
         self._tasks.put(task)
-        self._grow()
+        with self._starting:
+            if not self._idle.acquire(blocking=False) and self._unstarted:
+                self._unstarted -= 1
+                self._start_thread()
 
-    def _grow(self) -> None:
-        if self._idle < self._tasks.qsize() and self._count < self.size and not self._closed:
-            self._count += 1
-            threading.Thread(target=self._serve, name="corral-thread", daemon=True).start()
-
-    def _done(self, task: Task) -> None:
-        """Release the task's slot in its plugin's share, and start the plugin's next queued call."""
-        if task.plugin is not None:
-            self._busy[task.plugin] -= 1
-            if self._waiting[task.plugin]:
-                self._put(self._waiting[task.plugin].popleft())
-        self._grow()
+    def _start_thread(self) -> None:
+        threading.Thread(target=self._serve, name="corral-thread", daemon=True).start()
 
     def _serve(self) -> None:
-        me = threading.get_ident()
-        while True:
-            with self._guard:
-                self._idle += 1
-            task = self._next()
-            with self._guard:
-                self._idle -= 1
-                if task is None:
-                    self._count -= 1
-                else:
-                    self._working[me] = task
-                self._grow()  # a task that relied on this thread may have been queued
-                if task is None:
+        thread = threading.current_thread()
+        with contextlib.suppress(ThreadAbandoned):
+            while (task := self._next_task()) is not None:
+                self._running[thread] = task
+                task.run()
+                if self._running.pop(thread, None) is None:  # abandoned: another thread has replaced this one
                     return
-            _perform(task)
-            with self._guard:
-                if self._working.pop(me, None) is None:  # abandoned: another thread has replaced this one
-                    return
-                self._done(task)
-            del task  # so that an idle thread keeps no objects alive
+                self._release(task)
+                del task  # so that an idle thread keeps no objects alive
+            self._tasks.put(None)  # for the next thread
 
-    def _next(self) -> Task | None:
-        """Return the next task, or None if the thread is to stop: at shutdown or after `IDLE_SECONDS` without tasks."""
+    def _next_task(self) -> ThreadTask | None:
         try:
-            return self._tasks.get(timeout=IDLE_SECONDS)
+            return self._tasks.get_nowait()
         except queue.Empty:
-            return None
+            self._idle.release()
+            return self._tasks.get()
 
+    def _release(self, task: ThreadTask) -> None:
+        """Release the task's slot in its plugin's share, and queue the plugin's next waiting task."""
+        if task.plugin is not None and (waiting := self.shares.release(task.plugin)) is not None:
+            self._queue(waiting)
 
-def _perform(task: Task) -> None:
-    if not task.future.set_running_or_notify_cancel():
-        return
-    try:
-        value = task.call()
-    except BaseException as error:
+    def _check(self) -> None:
+        for thread, task in list(self._running.items()):
+            over = task.timer.check(thread.ident or 0)
+            if task.timer.call is not None and over >= 0:
+                self.abandon(thread, task.timer.call.guard)
+
+    def abandon(self, thread: threading.Thread, guard: Guard) -> None:
+        """Abandon the call in a thread of the pool: fail its future, and replace the thread."""
+        if (task := self._running.pop(thread, None)) is None:  # it has ended meanwhile
+            return
+        guard.abandoned()
         with contextlib.suppress(InvalidStateError):
-            task.future.set_exception(error)
-    else:
-        with contextlib.suppress(InvalidStateError):
-            task.future.set_result(value)
+            task.future.set_exception(ContributionFailed(f"{guard.where} did not come back in time"))
+        self._watchdog.abandon(thread, guard)
+        self._start_thread()
+        self._release(task)

@@ -1,8 +1,8 @@
-"""Guards: wrappers around contributed callables that measure them, limit their time and contain their errors.
+"""Guards: wrappers around everything callable that plugins contribute. They measure calls and contain their errors.
 
 Declared failures are passed to the caller. All other errors are counted against the plugin. Then a guard either returns
-a default value (`otherwise`), so that a hook continues without the contribution, or raises the error to the caller,
-as `ContributionFailed` if it is not an `Exception`.
+a default value, so that a hook continues without the contribution, or raises the error to the caller, as
+`ContributionFailed` if it is not an `Exception`. The watchdog limits the time of the calls.
 """
 
 from __future__ import annotations
@@ -10,244 +10,169 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
 
-from corral import current_call
-from corral.current_call import CallLost, Inside, leave, running
+from corral.auth.principal import Authenticator
 from corral.database.engine import translate
-from corral.database.pool import UnitLost
 from corral.errors import ContributionFailed, Failure, Unavailable
-from corral.plugins.quarantine import PluginQuarantine
-from corral.plugins.record import PluginRecord
-from corral.plugins.return_types import ANYTHING, Expected
+from corral.http.signature import hints
+from corral.plugin import Gate, Meter
+from corral.plugins.executor import acting_plugin
+from corral.plugins.quarantine import ENDLESS, PluginQuarantine
+from corral.plugins.record import PluginRecord, State
+from corral.plugins.return_types import ANYTHING, NOT_AWAITED, Expected, of_field, of_method
+from corral.watchdog import CallAbandoned, ThreadAbandoned, guard_code
 
-PASSES = (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit, UnitLost)
-TELLS: Any = object()
-"""A value of `Terms.otherwise`: raise the error to the caller instead of returning a default value."""
+RAISE: Any = object()
+"""A default: raise the error to the caller instead of returning a value."""
+REFUSE: Any = object()
+"""A default: raise `Unavailable`."""
+PASSED_ON = (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit, ThreadAbandoned)
 
-_thread = threading.get_ident
+HEALTH_SECONDS = 2.0
+LOOP_SECONDS = 1.0  # third-party plugins get less time on the event loop, which all share
+
 _now = time.perf_counter
 
 
-class Terms(msgspec.Struct, frozen=True, kw_only=True):
-    """The options of a guard.
+class Guard:
+    """A guarded callable. `calls` and `seconds` are the number and the total duration of its calls.
 
-    `budget` is the time limit in seconds of a call outside the event loop: 0 means the value of the setting, None means
-    that the caller limits the time. `otherwise` is the value to return if a call fails, or `TELLS` to raise the error.
-    `closed` makes a failed call raise `Unavailable` instead of continuing without the result. `counts` makes errors
-    count towards quarantine. `also` lists states of the plugin, in addition to active, in which calls are allowed.
-    `watched` is False for built-in callables that run on every request: only their errors are handled, without
-    measurement or time limit.
+    `expected` describes the return value. `default` is returned, or says what is raised, when a call fails. `limit` is
+    the time limit in seconds of a call in a thread: 0 means the value of the setting, None means that the caller limits
+    the time. `counts` makes failures count towards quarantine. Calls are allowed in the plugin's `states`.
     """
 
-    hook: str
-    expected: Expected = ANYTHING
-    budget: float | None = 0.0
-    otherwise: Any = TELLS
-    closed: bool = False
-    counts: bool = True
-    also: tuple[str, ...] = ()
-    watched: bool = True
-
-
-class Guard:
-    """A guarded callable. `calls` and `seconds` are the number and total duration of its calls since the start."""
-
     def __init__(
-        self, warden: PluginQuarantine, loaded: PluginRecord, where: str, function: Callable[..., Any], terms: Terms
+        self,
+        quarantine: PluginQuarantine,
+        record: PluginRecord,
+        hook: str,
+        where: str,
+        function: Callable[..., Any],
+        *,
+        expected: Expected = ANYTHING,
+        default: Any = RAISE,
+        limit: float | None = 0.0,
+        counts: bool = True,
+        states: tuple[State, ...] = ("active",),
     ) -> None:
-        self.warden, self.loaded, self.where, self.terms = warden, loaded, where, terms
-        self.function = function
+        self.quarantine, self.record, self.plugin = quarantine, record, record.name
+        self.hook, self.where, self.function = hook, where, function
+        self.expected, self.default, self.limit, self.counts, self.states = expected, default, limit, counts, states
+        self._accepted = expected.accepted
         self.calls, self.seconds = 0, 0.0
-        self._quick, self.blamed = terms.expected.plain, terms.counts
-        self.plugin = loaded.name
-        functools.update_wrapper(self, function, updated=())
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        if self.loaded.state != "active" and self.loaded.state not in self.terms.also:
-            return self._absent()
-        thread = _thread()
-        outer = running.get(thread)
-        running[thread] = entry = Inside(self)
+        if self.record.state not in self.states:
+            return self._out_of_service()
         began = _now()
         try:
             value = self.function(*arguments, **named)
         except BaseException as error:
-            leave(thread, entry, outer)
             return self._failed(error)
         finally:
             self.calls += 1
             self.seconds += _now() - began
-        if leave(thread, entry, outer):
-            return self._failed(CallLost())
-        return value if isinstance(value, self._quick) else self.judged(value)
+        return value if isinstance(value, self._accepted) else self._checked(value)
 
-    def unwatched(self, *arguments: Any, **named: Any) -> Any:
-        """Call the function and handle only its errors: no measurement, no time limit and no check of the result."""
+    async def call_async(self, *arguments: Any, **named: Any) -> Any:
+        """Call a coroutine function."""
+        if self.record.state not in self.states:
+            return self._out_of_service()
+        began = _now()
         try:
-            return self.function(*arguments, **named)
+            return await self.await_result(self.function(*arguments, **named))
+        finally:
+            self.calls += 1
+            self.seconds += _now() - began
+
+    def call_uncounted(self, *arguments: Any, **named: Any) -> Any:
+        """Call the function without counting its errors, because the caller tries again in another way."""
+        began = _now()  # noqa: F841  (read by the watchdog)
+        value = self.function(*arguments, **named)
+        return self._checked(value)
+
+    async def await_result(self, result: Awaitable[Any]) -> Any:
+        """Await what the function returned. The state of the plugin is not checked."""
+        began = _now()  # noqa: F841  (read by the watchdog)
+        token = acting_plugin.set(self.plugin)
+        try:
+            value = await result
         except BaseException as error:
             return self._failed(error)
-
-    def tentatively(self, *arguments: Any, **named: Any) -> Any:
-        """Call the function without counting an error, because the caller tries again in another way.
-
-        Exceptions are raised unchanged, except `SystemExit` and `CallLost`, which become `ContributionFailed`.
-        """
-        thread = _thread()
-        outer = running.get(thread)
-        running[thread] = entry = Inside(self)
-        try:
-            value = self.function(*arguments, **named)
-        except SystemExit as error:
-            raise ContributionFailed(self.where) from error
-        except CallLost:
-            raise ContributionFailed(self.where) from None
         finally:
-            leave(thread, entry, outer)
-        return self.judged(value)
+            acting_plugin.reset(token)
+        return value if self.expected.fits(value) else self._misfit(value)
 
-    def judged(self, value: Any) -> Any:
-        """Return the value if it has the expected type; otherwise handle the mismatch as an error of the plugin.
+    async def _iterate(self, iterator: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        began = _now()  # noqa: F841  (read by the watchdog)
+        try:
+            async for item in iterator:
+                yield item
+        except BaseException as error:
+            self._failed(error)
+        finally:
+            if (close := getattr(iterator, "aclose", None)) is not None:
+                await close()
 
-        Awaitables and asynchronous iterators are returned with a guard around each of their steps.
-        """
-        expected = self.terms.expected
+    def _checked(self, value: Any) -> Any:
+        """Return the value if it has the expected type; otherwise handle the mismatch as an error of the plugin."""
         if hasattr(value, "__anext__"):
-            return Relayed(self, value)
+            return self._iterate(value)
         if inspect.isawaitable(value):
-            if expected.awaited is False:
-                if inspect.iscoroutine(value):
-                    value.close()
-                return self._failed(TypeError("it is a coroutine function where a plain one is called"))
-            return self.awaited(value)
-        if expected.awaited:
+            if self.expected.awaited is not False:
+                return self.await_result(value)
+            if inspect.iscoroutine(value):
+                value.close()
+            return self._failed(TypeError("it is a coroutine function where a plain one is called"))
+        if self.expected.awaited:
             return self._failed(TypeError(f"it returned {type(value).__name__}, which cannot be awaited"))
-        return value if expected.fits(value) else self._misfit(value)
-
-    async def awaited(self, working: Awaitable[Any]) -> Any:
-        """Await `working` with a guard and return its result. The state of the plugin is not checked."""
-        token = current_call.room.set(self.plugin)
-        try:
-            value = await Steps(self, working)
-        except BaseException as error:
-            return self._failed(error)
-        finally:
-            current_call.room.reset(token)
-        return value if self.terms.expected.fits(value) else self._misfit(value)
-
-    async def in_steps(self, *arguments: Any, **named: Any) -> Any:
-        """Call a coroutine function and await it with a guard around each step."""
-        if self.loaded.state != "active" and self.loaded.state not in self.terms.also:
-            return self._absent()
-        began = _now()
-        try:
-            working = self.function(*arguments, **named)
-        except BaseException as error:
-            return self._failed(error)
-        try:
-            return await self.awaited(working)
-        finally:
-            self.calls += 1
-            self.seconds += _now() - began
+        return value if self.expected.fits(value) else self._misfit(value)
 
     def _misfit(self, value: Any) -> Any:
-        return self._failed(TypeError(f"it returned {type(value).__name__}, not {self.terms.expected.names()}"))
+        return self._failed(TypeError(f"it returned {type(value).__name__}, not {self.expected.names()}"))
 
-    def _absent(self) -> Any:
-        if self.terms.otherwise is TELLS:
-            raise ContributionFailed(f"{self.where}: {self.loaded.name} is {self.loaded.state}")
-        return self.terms.otherwise
+    def _out_of_service(self) -> Any:
+        if self.default is RAISE or self.default is REFUSE:
+            raise ContributionFailed(f"{self.where}: {self.plugin} is {self.record.state}")
+        return self.default
 
     def _failed(self, error: BaseException) -> Any:
-        if isinstance(error, PASSES) or is_declared(error):
+        if isinstance(error, PASSED_ON) or is_declared(error):
             raise error
-        if not isinstance(error, CallLost) and self.terms.counts:
-            error._corral_plugin = self.loaded.name  # type: ignore[attr-defined]  # so that no other plugin is blamed
-            self.warden.strike(self.loaded, self.where, error)
-        if self.terms.closed:
-            told = f"{self.loaded.name} could not check this; its errors are at /plugins/{self.loaded.name}/errors."
-            raise Unavailable(told, code="plugin_failed") from error
-        if self.terms.otherwise is not TELLS:
-            return self.terms.otherwise
+        if self.counts and not isinstance(error, CallAbandoned):
+            error._corral_plugin = self.plugin  # type: ignore[attr-defined]  # so that no other plugin is blamed
+            self.quarantine.count_error(self.record, self.where, error)
+        if self.default is REFUSE:
+            detail = f"{self.plugin} could not check this; its errors are at /plugins/{self.plugin}/errors."
+            raise Unavailable(detail, code="plugin_failed") from error
+        if self.default is not RAISE:
+            return self.default
         if isinstance(error, Exception):
             raise error
         raise ContributionFailed(f"{self.where}: {type(error).__name__}") from error
 
-    def stuck(self, thread: int) -> None:
-        self.warden.tracker(self.loaded.name).stuck.add(thread)
+    def time_limit(self, *, on_loop: bool) -> float | None:
+        if on_loop:
+            return self.quarantine.time_limit if self.record.found.built_in else LOOP_SECONDS
+        return self.quarantine.time_limit if self.limit == 0 else self.limit
 
-    def lost(self, thread: int) -> None:
-        self.warden.lost(self.loaded, self.where, thread, counts=self.terms.counts)
+    def abandoned(self) -> None:
+        self.quarantine.count_lost_call(self.record, self.where, counts=self.counts)
 
-    def returned(self, thread: int) -> None:
-        self.warden.returned(self.loaded, thread)
-
-
-class Steps:
-    """Awaits an awaitable on behalf of a guard. A step that blocks the event loop for too long is abandoned."""
-
-    def __init__(self, guard: Guard, working: Awaitable[Any]) -> None:
-        self._guard, self._working = guard, working
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        steps: Any = self._working.__await__()
-        throwing: BaseException | None = None
-        while True:
-            thread = _thread()
-            outer = running.get(thread)
-            running[thread] = entry = Inside(self._guard)
-            try:
-                waited = steps.send(None) if throwing is None else steps.throw(throwing)
-            except StopIteration as ended:
-                return ended.value
-            finally:
-                leave(thread, entry, outer)
-            throwing = None
-            try:
-                yield waited
-            except BaseException as error:
-                throwing = error
+    def never_returned(self) -> None:
+        # The lost thread of a route counts only now: a route that ends when it is interrupted harms nobody.
+        self.quarantine.count_lost_call(self.record, self.where, counts=not self.counts, message=ENDLESS)
 
 
-class Relayed:
-    """An asynchronous iterator that a contribution returned. Each step is guarded."""
-
-    def __init__(self, guard: Guard, iterator: AsyncIterator[Any]) -> None:
-        self._guard, self._iterator = guard, iterator
-
-    def __aiter__(self) -> Relayed:
-        return self
-
-    async def __anext__(self) -> Any:
-        try:
-            return await Steps(self._guard, self._iterator.__anext__())
-        except StopAsyncIteration:
-            raise
-        except BaseException as error:
-            return self._guard._failed(error)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._iterator, name)
-
-
-def guarded(guard: Guard) -> Callable[..., Any]:
-    """Return the guard as a callable. If it guards a coroutine function, return a coroutine function."""
-    if not inspect.iscoroutinefunction(guard.function) or guard.terms.expected.awaited is False:
-        if not guard.terms.watched:
-            return guard.unwatched
-        return guard  # it rejects a coroutine function where a plain function is expected
-
-    @functools.wraps(guard.function)
-    async def run(*arguments: Any, **named: Any) -> Any:
-        return await guard.in_steps(*arguments, **named)
-
-    return run
+guard_code.update(
+    method.__code__ for method in (Guard.__call__, Guard.call_uncounted, Guard.await_result, Guard._iterate)
+)
 
 
 def is_declared(error: BaseException) -> bool:
@@ -255,3 +180,114 @@ def is_declared(error: BaseException) -> bool:
     if isinstance(error, Failure) or hasattr(error, "_corral_plugin"):
         return True
     return isinstance(translate(error), Failure)
+
+
+class GuardedObject:
+    """A proxy for a contributed object. Its public methods are guarded; all other attributes are unchanged."""
+
+    def __init__(self, item: Any, guards: Mapping[str, Callable[..., Any]]) -> None:
+        self.__dict__.update(guards, _item=item)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_item"], name)
+
+    @property  # type: ignore[misc]  # read only
+    def __class__(self) -> Any:  # isinstance() sees the class of the contributed object
+        return type(self.__dict__["_item"])
+
+    def __repr__(self) -> str:
+        return repr(self.__dict__["_item"])
+
+
+class Guards:
+    """Creates the guards of a kernel. `all` contains every guard that was created."""
+
+    def __init__(self, quarantine: PluginQuarantine) -> None:
+        self._quarantine = quarantine
+        self.all: list[Guard] = []
+
+    def create(
+        self, record: PluginRecord, hook: str, where: str, function: Callable[..., Any], **options: Any
+    ) -> Guard:
+        """Create a guard. `options` are the keyword arguments of `Guard`."""
+        guard = Guard(self._quarantine, record, hook, where, function, **options)
+        self.all.append(guard)
+        return guard
+
+    def wrap_function(
+        self, record: PluginRecord, hook: str, where: str, function: Callable[..., Any], **options: Any
+    ) -> Callable[..., Any]:
+        """Return the guarded function. It is a coroutine function if `function` is one and may be one."""
+        guard = self.create(record, hook, where, function, **options)
+        is_async = inspect.iscoroutinefunction(function) and guard.expected.awaited is not False
+        return guard.call_async if is_async else guard
+
+    def wrap_route(self, record: PluginRecord, label: str, handler: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the handler of a route or socket, guarded if the plugin is a third-party plugin."""
+        if record.found.built_in:
+            return handler
+        states = ("active", "quarantined", "disabled")  # disabled: for requests that were admitted before
+        return self.wrap_function(record, "corral_routes", label, handler, limit=None, counts=False, states=states)
+
+    def wrap_contributions(self, record: PluginRecord, hooks: Mapping[str, tuple[str, Any]]) -> None:
+        """Guard all contributions of a plugin. `hooks` maps the hooks of plugins to their owner and protocol."""
+        given, bound = record.contributed, record.bound
+        bound.jobs = [(job, self._wrap_job(record, "corral_jobs", job.name, run)) for job, run in bound.jobs]
+        bound.schedules = [
+            (item, self._wrap_job(record, "corral_schedules", item.name, run)) for item, run in bound.schedules
+        ]
+        bound.subscribers = [
+            (item, self.create(record, "corral_subscribers", item.name, handle, expected=NOT_AWAITED))
+            for item, handle in bound.subscribers
+        ]
+        down = ("down", f"The check of the plugin {record.name} failed.")
+        given.health_checks = [
+            self.wrap_item(record, "corral_health_checks", item, default=down, limit=HEALTH_SECONDS)
+            for item in given.health_checks
+        ]
+        default = REFUSE if record.protected else None
+        given.gates = [
+            self.wrap_item(record, "corral_gates", gate, Meter if isinstance(gate, Meter) else Gate, default=default)
+            for gate in given.gates
+        ]
+        # Routes of a quarantined built-in plugin stay available, so the authentication of their callers must too.
+        states = ("active", "quarantined") if record.found.built_in else ("active",)
+        bound.authenticators = [
+            self.wrap_item(record, "corral_authenticators", item, Authenticator, default=default, states=states)
+            for item in bound.authenticators
+        ]
+        given.metrics = [self.wrap_item(record, "corral_metrics", item) for item in given.metrics]
+        for hook, (owner, protocol) in hooks.items():
+            if owner != record.name and hook in given.to_plugins:  # a plugin's own hook is not guarded
+                given.put(hook, [self.wrap_item(record, hook, item, protocol, limit=None) for item in given.of(hook)])
+
+    def _wrap_job(self, record: PluginRecord, hook: str, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        expected = ANYTHING if inspect.iscoroutinefunction(run) else NOT_AWAITED
+        return self.wrap_function(
+            record, hook, name, run, limit=None, expected=expected
+        )  # jobs have their own time limit
+
+    def wrap_item(self, record: PluginRecord, hook: str, item: Any, protocol: Any = None, **options: Any) -> Any:
+        """Return any contributed object with guards around its callables.
+
+        `protocol` is the type that the hook declares for contributions; it states what the methods return. The
+        annotations of a shape's fields state what the callables in the fields return.
+        """
+        if isinstance(item, (type, str, bytes, int, float, tuple, list, dict)) or inspect.ismodule(item):
+            return item
+        name = str(getattr(item, "name", "") or getattr(item, "kind", "") or type(item).__name__)
+        if inspect.isroutine(item) or isinstance(item, functools.partial):
+            return self.wrap_function(record, hook, f"{hook} {name}", item, **options)
+        if isinstance(item, msgspec.Struct):
+            expected = {field: of_field(annotation) for field, annotation in hints(type(item)).items()}
+        else:
+            methods = inspect.getmembers(type(item), inspect.isroutine)
+            expected = {each: of_method(protocol, each) for each, _ in methods if not each.startswith("_")}
+        guarded = {
+            each: self.wrap_function(record, hook, f"{hook} {name}.{each}", function, expected=returned, **options)
+            for each, returned in expected.items()
+            if returned is not None and callable(function := getattr(item, each, None))
+        }
+        if isinstance(item, msgspec.Struct):
+            return msgspec.structs.replace(item, **guarded) if guarded else item
+        return GuardedObject(item, guarded)

@@ -64,7 +64,7 @@ def _is_of(item: Any, asked: Any) -> bool:
 
 def manager_of(record: PluginRecord, specs: Iterable[Any]) -> pluggy.PluginManager:
     """Return a plugin manager that calls the hooks of one plugin only, so that a failure belongs to this plugin."""
-    manager = hookspecs.Manager("corral")
+    manager = hookspecs.PluginManager("corral")
     for module in specs:
         manager.add_hookspecs(module)
     manager.register(record.plugin, record.name)
@@ -76,7 +76,7 @@ def offered_specs(records: Iterable[PluginRecord]) -> list[Any]:
 
     A plugin is `failed` if its module is invalid or repeats the hook of another module.
     """
-    manager, modules = hookspecs.Manager("corral"), [hookspecs]
+    manager, modules = hookspecs.PluginManager("corral"), [hookspecs]
     manager.add_hookspecs(hookspecs)
 
     def offer(record: PluginRecord) -> None:

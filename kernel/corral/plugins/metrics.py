@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from corral.plugins.guard import Guard
-from corral.plugins.quarantine import PluginQuarantine
 from corral.plugins.record import PluginRecord
+from corral.watchdog import Watchdog
 
 
-def lines(plugins: Iterable[PluginRecord], guards: Iterable[Guard], warden: PluginQuarantine) -> Iterator[str]:
+def lines(plugins: Iterable[PluginRecord], guards: Iterable[Guard], watchdog: Watchdog) -> Iterator[str]:
     """Yield the lines of all plugin metrics.
 
     The metrics are the state of each plugin, the time spent in contributed callables, and the number of lost threads.
@@ -17,13 +17,13 @@ def lines(plugins: Iterable[PluginRecord], guards: Iterable[Guard], warden: Plug
     """
     yield "# HELP corral_plugin_state Processes in which a plugin is in a state."
     yield "# TYPE corral_plugin_state gauge"
-    for loaded in plugins:
-        yield f'corral_plugin_state{{plugin="{loaded.name}",state="{loaded.state}"}} 1'
-    yield "# HELP corral_plugin_call_seconds Time in what plugins contribute."
+    for record in plugins:
+        yield f'corral_plugin_state{{plugin="{record.name}",state="{record.state}"}} 1'
+    yield "# HELP corral_plugin_call_seconds Time spent in calls of contributed callables."
     yield "# TYPE corral_plugin_call_seconds summary"
     sums: dict[tuple[str, str], tuple[int, float]] = {}
     for guard in guards:
-        key = (guard.loaded.name, guard.terms.hook)
+        key = (guard.plugin, guard.hook)
         count, seconds = sums.get(key, (0, 0.0))
         sums[key] = (count + guard.calls, seconds + guard.seconds)
     for (plugin, hook), (count, seconds) in sorted(sums.items()):
@@ -31,5 +31,5 @@ def lines(plugins: Iterable[PluginRecord], guards: Iterable[Guard], warden: Plug
         yield f'corral_plugin_call_seconds_sum{{plugin="{plugin}",hook="{hook}"}} {seconds:.6f}'
     yield "# HELP corral_plugin_lost_threads Threads that have not returned from a plugin."
     yield "# TYPE corral_plugin_lost_threads gauge"
-    for name, count in sorted(warden.lost_threads().items()):
+    for name, count in sorted(watchdog.lost_threads().items()):
         yield f'corral_plugin_lost_threads{{plugin="{name}"}} {count}'

@@ -13,7 +13,16 @@ import peewee
 from corral.config.model import Config
 from corral.crypto import Keyring
 from corral.database.engine import Database
-from corral.database.migrations import KERNEL, Home, Newer, exclusive_start, keep_copy, migrate, pending_of, tables_of
+from corral.database.migrations import (
+    KERNEL,
+    PluginMigrations,
+    SchemaTooNew,
+    copy_before_migration,
+    migrate,
+    pending_scripts,
+    schema_lock,
+    tables_of,
+)
 from corral.database.sealed import SealedColumns
 from corral.http.idempotency import IdempotencyRow
 from corral.plugins.record import PluginRecord, block_dependants
@@ -31,9 +40,9 @@ def migrates_on_start(config: Config, kind: str) -> bool:
     return kind == "sqlite" if at_start is None else at_start
 
 
-def homes_of(records: Iterable[PluginRecord]) -> list[Home]:
-    """Return the migration folders of the kernel and of the active plugins, in the order in which they are applied."""
-    return [KERNEL, *(home for record in records if record.active and (home := record.home()) is not None)]
+def migrations_of(records: Iterable[PluginRecord]) -> list[PluginMigrations]:
+    """Return the migrations of the kernel and of the active plugins, in the order in which they are applied."""
+    return [KERNEL, *(found for record in records if record.active and (found := record.migrations()) is not None)]
 
 
 def apply_migrations(database: Database, plugins: list[PluginRecord], config: Config, allowed: bool | None) -> None:
@@ -44,33 +53,40 @@ def apply_migrations(database: Database, plugins: list[PluginRecord], config: Co
     """
     allowed = migrates_on_start(config, database.kind) if allowed is None else allowed
     records = {record.name: record for record in plugins}
-    with exclusive_start(database) as engine:
-        homes, tables = homes_of(plugins), tables_of(engine)
-        waiting = {home.plugin: _waiting(engine, records.get(home.plugin), home, tables) for home in homes}
+    with schema_lock(database) as engine:
+        tables = tables_of(engine)
+        waiting = [
+            (migrations, scripts)
+            for migrations in migrations_of(plugins)
+            if (scripts := _pending(engine, records.get(migrations.plugin), migrations, tables))
+        ]
         block_dependants(plugins)
-        lines = "; ".join(f"{name}: {', '.join(scripts)}" for name, scripts in waiting.items() if scripts)
-        if lines and not allowed and tables:
-            raise Pending(f"migrations wait; run corral migrate ({lines})")
-        if lines and isinstance(engine, peewee.SqliteDatabase) and tables:
-            keep_copy(engine)
-        for home in [home for home in homes if waiting[home.plugin]]:
-            record = records.get(home.plugin)
+        if waiting and tables:
+            if not allowed:
+                lines = "; ".join(f"{migrations.plugin}: {', '.join(scripts)}" for migrations, scripts in waiting)
+                raise Pending(f"migrations are pending: {lines}; run corral migrate")
+            if isinstance(engine, peewee.SqliteDatabase):
+                copy_before_migration(engine)
+        for migrations, _ in waiting:
+            record = records.get(migrations.plugin)
             if record is None:
-                migrate(database, home)
+                migrate(engine, migrations)
             elif record.active:
-                record.attempt(migrate, database, home)
+                record.attempt(migrate, engine, migrations)
                 block_dependants(plugins)
 
 
-def _waiting(engine: peewee.Database, record: PluginRecord | None, home: Home, tables: Collection[str]) -> list[str]:
+def _pending(
+    engine: peewee.Database, record: PluginRecord | None, migrations: PluginMigrations, tables: Collection[str]
+) -> list[str]:
     """Return the pending scripts.
 
     If the schema is newer than the code, a third-party plugin is `failed`; for the kernel or a built-in plugin, raise
     `Pending`.
     """
     try:
-        return pending_of(engine, home, tables)
-    except Newer as error:
+        return pending_scripts(engine, migrations, tables)
+    except SchemaTooNew as error:
         if record is None or record.found.built_in:
             raise Pending(f"{error}; install the release that made it") from None
         record.fail(error)

@@ -12,7 +12,7 @@ import msgspec
 
 from corral import clock
 from corral.auth.principal import Authenticator
-from corral.database.migrations import Home
+from corral.database.migrations import PluginMigrations
 from corral.database.model import Model
 from corral.events.consumers import Consumer, Subscriber
 from corral.events.event import Event
@@ -72,7 +72,6 @@ class Bound(msgspec.Struct, kw_only=True):
     subscribers: list[tuple[Subscriber, Run]] = []
     authenticators: list[Authenticator] = []
     consumers: list[Consumer] = []
-    sockets: list[tuple[str, Any]] = []
 
 
 class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
@@ -133,12 +132,12 @@ class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
         """Return the contributions to a hook, by the full name of the hook."""
         return self.contributed.of(hook)
 
-    def home(self) -> Home | None:
+    def migrations(self) -> PluginMigrations | None:
         """Return the folder of the plugin's migrations, or None."""
         if self.kind is None:
             return None
         directory = Path(inspect.getfile(self.kind)).parent / "migrations"
-        return Home(self.name, directory) if directory.is_dir() else None
+        return PluginMigrations(self.name, directory) if directory.is_dir() else None
 
     def enable(self) -> None:
         """Put the plugin into service, and end its quarantine."""

@@ -48,7 +48,7 @@ class PluginRegistry:
         """Return the record of a plugin, or None."""
         return next((record for record in self._records if record.name == name), None)
 
-    def of(self, hook: str) -> list[tuple[str, Any]]:
+    def for_hook(self, hook: str) -> list[tuple[str, Any]]:
         """Return `(plugin, item)` for every contribution of an active plugin to a hook."""
         return [(record.name, item) for record in self._records if record.active for item in record.of(hook)]
 

@@ -6,15 +6,11 @@ import collections.abc
 import inspect
 import types
 import typing
-from collections.abc import Callable
 from typing import Any
-
-import msgspec
 
 from corral.http.signature import hints
 
-PLAIN = (types.NoneType, bool, int, str, tuple, list, dict, msgspec.Struct)
-AWAITED = (collections.abc.Awaitable, collections.abc.Coroutine)
+AWAITABLES = (collections.abc.Awaitable, collections.abc.Coroutine)
 
 
 class Expected(typing.NamedTuple):
@@ -28,9 +24,11 @@ class Expected(typing.NamedTuple):
     awaited: bool | None = None
 
     @property
-    def plain(self) -> tuple[type, ...]:
+    def accepted(self) -> tuple[type, ...]:
         """The classes whose instances are accepted without further checks."""
-        return () if self.awaited else tuple(kind for kind in self.kinds or () if issubclass(kind, PLAIN))
+        wrapped = ("__await__", "__anext__")  # a guard wraps instances of classes with these methods
+        kinds = () if self.awaited else self.kinds or ()
+        return tuple(kind for kind in kinds if not any(hasattr(kind, name) for name in wrapped))
 
     def fits(self, value: Any) -> bool:
         """Return whether a value has one of the expected classes. An int is accepted where a float is expected."""
@@ -42,60 +40,51 @@ class Expected(typing.NamedTuple):
 
 
 ANYTHING = Expected()
+NOT_AWAITED = Expected(None, False)
 
 
 def of_method(protocol: Any, name: str) -> Expected:
     """Return the expected result of a method, from the annotations of the protocol that declares it."""
     method = getattr(protocol, name, None)
-    if not inspect.isfunction(method):
-        return ANYTHING
     try:
-        told = hints(method).get("return", Any)
+        returned = hints(method).get("return", Any) if inspect.isfunction(method) else Any
     except (NameError, TypeError):  # a name that is imported for type checkers only
-        return ANYTHING
-    if inspect.iscoroutinefunction(method):
-        return Expected(_kinds(told), True)
-    return _of(told)
+        returned = Any
+    return Expected(_kinds(returned), True) if inspect.iscoroutinefunction(method) else _expected(returned)
 
 
-def of_field(annotated: Any) -> Expected | None:
+def of_field(annotation: Any) -> Expected | None:
     """Return the expected result of a field annotated `Callable[..., X]` or `Callable[..., X] | None`.
 
     For any other annotation, return None.
     """
-    for option in _options(annotated):
-        if typing.get_origin(option) is collections.abc.Callable:
-            return _of(typing.get_args(option)[-1])
-        if option is Callable:
-            return ANYTHING
+    for option in _options(annotation):
+        if collections.abc.Callable in (option, typing.get_origin(option)):
+            return _expected((typing.get_args(option) or (Any,))[-1])
     return None
 
 
-def _of(told: Any) -> Expected:
-    if typing.get_origin(told) in AWAITED:
-        return Expected(_kinds(typing.get_args(told)[-1]), True)
-    if told is Any or isinstance(told, typing.TypeVar):
-        return ANYTHING
-    if (typing.get_origin(told) or told) in (collections.abc.AsyncIterator, collections.abc.AsyncGenerator):
-        return Expected(_kinds(told), False)
-    kinds = _kinds(told)
+def _expected(returned: Any) -> Expected:
+    if typing.get_origin(returned) in AWAITABLES:
+        return Expected(_kinds(typing.get_args(returned)[-1]), True)
+    kinds = _kinds(returned)
     return Expected(kinds, None if kinds is None else False)
 
 
-def _options(annotated: Any) -> tuple[Any, ...]:
-    if typing.get_origin(annotated) in (typing.Union, types.UnionType):
-        return typing.get_args(annotated)
-    return (annotated,)
+def _options(annotation: Any) -> tuple[Any, ...]:
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return typing.get_args(annotation) if is_union else (annotation,)
 
 
-def _kinds(told: Any) -> tuple[type, ...] | None:
-    found: list[type] = []
-    for option in _options(told):
-        plain = types.NoneType if option is None else typing.get_origin(option) or option
-        if typing.get_origin(option) is typing.Literal:
-            found += [type(value) for value in typing.get_args(option)]
-        elif not isinstance(plain, type) or getattr(plain, "_is_protocol", False):
+def _kinds(annotation: Any) -> tuple[type, ...] | None:
+    """Return the classes that an annotation allows, or None if it allows any value."""
+    kinds: list[type] = []
+    for option in _options(annotation):
+        kind = types.NoneType if option is None else typing.get_origin(option) or option
+        if kind is typing.Literal:
+            kinds += [type(value) for value in typing.get_args(option)]
+        elif kind is Any or not isinstance(kind, type) or getattr(kind, "_is_protocol", False):
             return None
         else:
-            found.append(plain)
-    return tuple(dict.fromkeys(found))
+            kinds.append(kind)
+    return tuple(dict.fromkeys(kinds))

@@ -7,11 +7,9 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from corral import current_call
 from corral.errors import Failure
 from corral.plugins.container import Container, Scope
-from corral.plugins.guard import Steps, Terms
-from corral.plugins.guarded import Guards
+from corral.plugins.guard import Guards
 from corral.plugins.quarantine import LostCall, PluginQuarantine
 from corral.plugins.record import PluginRecord
 from corral.plugins.registry import PluginRegistry
@@ -33,17 +31,16 @@ class PluginTasks:
     """The guarded background tasks and callbacks of one plugin. Implements `corral.supervisor.Owner`."""
 
     def __init__(
-        self, warden: PluginQuarantine, guards: Guards, loaded: PluginRecord, registry: PluginRegistry
+        self, quarantine: PluginQuarantine, guards: Guards, record: PluginRecord, registry: PluginRegistry
     ) -> None:
-        self._warden, self._guards, self._loaded, self._registry = warden, guards, loaded, registry
+        self._quarantine, self._guards, self._record, self._registry = quarantine, guards, record, registry
 
     def task(self, name: str, run: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
-        """Return a background task whose steps are guarded."""
-        guard = self._guards.put(self._loaded, f"task {name}", run, Terms(hook=HOOK, counts=False))
+        """Return a guarded background task."""
+        guard = self._guards.create(self._record, HOOK, f"task {name}", run, counts=False)
 
         async def guarded() -> None:
-            current_call.room.set(self._loaded.name)
-            await Steps(guard, run())
+            await guard.await_result(run())
 
         return guarded
 
@@ -54,25 +51,25 @@ class PluginTasks:
 
         The errors of the callback are counted against the plugin and not raised. Declared failures are only logged.
         """
-        guard = self._guards.put(self._loaded, name, run, Terms(hook=HOOK, otherwise=None))
+        guard = self._guards.create(self._record, HOOK, name, run, default=None)
 
         async def guarded(*arguments: object) -> None:
             try:
                 async with asyncio.timeout(seconds):
-                    await guard.awaited(run(*arguments))
+                    await guard.await_result(run(*arguments))
             except TimeoutError:
-                self._warden.strike(self._loaded, name, LostCall(f"it took longer than {seconds:g} s"))
+                self._quarantine.count_error(self._record, name, LostCall(f"it took longer than {seconds:g} s"))
             except Failure as failure:
-                log.warning("a call-back failed", extra={"plugin": self._loaded.name, "reason": str(failure)})
+                log.warning("a call-back failed", extra={"plugin": self._record.name, "reason": str(failure)})
 
         return guarded
 
     def failed(self, task: str, error: BaseException | None) -> None:
-        self._registry.record(self._loaded.name, f"task {task}", error or TaskEnded("it ended"), None)
+        self._registry.record(self._record.name, f"task {task}", error or TaskEnded("it ended"), None)
 
-    async def held(self, task: str) -> None:
-        self._warden.hold(self._loaded, f"the background task {task} does not stay up")
-        while not self._loaded.active:  # noqa: ASYNC110  (states change in several places, and rarely)
+    async def restarts_exhausted(self, task: str) -> None:
+        self._quarantine.suspend(self._record, f"the background task {task} does not stay up")
+        while not self._record.active:  # noqa: ASYNC110  (states change in several places, and rarely)
             await asyncio.sleep(LOOK_SECONDS)
 
 

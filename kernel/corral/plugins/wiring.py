@@ -9,10 +9,10 @@ import msgspec
 
 from corral.auth.permissions import Permissions
 from corral.events.consumers import Consumer, Subscriber
-from corral.events.registry import EventTypes
+from corral.events.event import EventTypes
 from corral.plugins.conflicts import refuse_conflicts
 from corral.plugins.container import Container, Scope
-from corral.plugins.guarded import Guards
+from corral.plugins.guard import Guards
 from corral.plugins.hooks import hooks_of
 from corral.plugins.record import PluginRecord, block_dependants
 from corral.settings.registry import SettingsRegistry
@@ -48,7 +48,7 @@ class PluginWiring:
         self._each(self._bind)
         hooks: dict[str, tuple[str, Any]] = {}
         self._each(lambda record: hooks.update(hooks_of(record)))
-        self._each(lambda record: self._enclose(record, hooks, make_consumer))
+        self._each(lambda record: self._guard(record, hooks, make_consumer))
 
     def scope(self, record: PluginRecord) -> Scope:
         """Return the scope that defines which services a plugin may use."""
@@ -103,7 +103,7 @@ class PluginWiring:
             msgspec.structs.replace(metric, collect=bind(metric.collect, scope)) for metric in given.metrics
         ]
 
-    def _enclose(self, record: PluginRecord, hooks: Mapping[str, tuple[str, Any]], make_consumer: MakeConsumer) -> None:
+    def _guard(self, record: PluginRecord, hooks: Mapping[str, tuple[str, Any]], make_consumer: MakeConsumer) -> None:
         """Guard all contributions of the plugin, and create its consumers."""
-        self._guards.enclose(record, hooks)
+        self._guards.wrap_contributions(record, hooks)
         record.bound.consumers = [make_consumer(record, *item) for item in record.bound.subscribers]

@@ -22,6 +22,10 @@ def _is_zone(value: str, settings: Settings) -> str | None:
     return None
 
 
+def _integer(name: str, title: str, *, default: int, minimum: int, maximum: int) -> Setting[int]:
+    return Setting(name=name, kind=int, title=title, default=default, minimum=minimum, maximum=maximum)
+
+
 SITE_NAME = Setting(
     name="general.site_name",
     kind=str,
@@ -35,7 +39,7 @@ TIMEZONE = Setting(
     name="general.timezone",
     kind=str,
     default="UTC",
-    title="Time zone in which times are shown",
+    title="Time zone in which times are displayed",
     check=_is_zone,
     minimum=1,
     maximum=64,
@@ -44,43 +48,34 @@ CORS_ORIGINS = Setting[list[str]](
     name="http.cors_origins",
     kind=list[str],
     default=[],
-    title="Origins of other web applications that may call",
+    title="Origins whose pages may call the API (CORS)",
     maximum=100,
     pattern=_ORIGIN,
 )
-IN_FLIGHT = Setting(
-    name="http.in_flight", kind=int, default=60, title="Requests of one caller at a time", minimum=1, maximum=1000
-)
+IN_FLIGHT = _integer("http.in_flight", "Concurrent requests per caller", default=60, minimum=1, maximum=1000)
 ACCESS_LOG = Setting(
     name="http.access_log",
     kind=str,
     default="errors",
     choices=("off", "errors", "all"),
-    title="Which requests are logged",
+    title="Requests written to the access log",
 )
-RATE = Setting(
-    name="http.rate_per_minute",
-    kind=int,
-    default=1200,
-    minimum=10,
-    maximum=100_000,
-    title="Requests a minute of a user or an API key",
+RATE = _integer(
+    "http.rate_per_minute", "Requests per minute of a user or API key", default=1200, minimum=10, maximum=100_000
 )
-MACHINE_RATE = Setting(
-    name="http.machine_rate_per_minute",
-    kind=int,
+MACHINE_RATE = _integer(
+    "http.machine_rate_per_minute",
+    "Requests per minute of a worker or agent",
     default=12_000,
     minimum=100,
     maximum=1_000_000,
-    title="Requests a minute of a worker or an agent",
 )
-ANONYMOUS_RATE = Setting(
-    name="http.anonymous_rate_per_minute",
-    kind=int,
+ANONYMOUS_RATE = _integer(
+    "http.anonymous_rate_per_minute",
+    "Requests per minute of a client address without a credential",
     default=120,
     minimum=10,
     maximum=100_000,
-    title="Requests a minute of an address without a credential",
 )
 JOBS_CONCURRENCY: Setting[int | None] = Setting(
     name="jobs.concurrency",
@@ -88,31 +83,24 @@ JOBS_CONCURRENCY: Setting[int | None] = Setting(
     default=None,
     minimum=1,
     maximum=256,
-    title=f"Jobs at a time in one process (unset: {JOBS_PER_CORE} a core)",
+    title=f"Concurrent jobs per process (unset: {JOBS_PER_CORE} per core)",
 )
-CALL_BUDGET_SECONDS = Setting(
-    name="plugins.call_budget_seconds",
-    kind=int,
-    default=5,
-    minimum=1,
-    maximum=60,
-    title="Time of a call of what a plugin contributes",
+CALL_BUDGET_SECONDS = _integer(
+    "plugins.call_budget_seconds", "Time limit for calls to plugins, in seconds", default=5, minimum=1, maximum=60
 )
-QUARANTINE_ERRORS = Setting(
-    name="plugins.quarantine_errors",
-    kind=int,
+QUARANTINE_ERRORS = _integer(
+    "plugins.quarantine_errors",
+    "Number of errors after which a plugin is quarantined",
     default=5,
     minimum=1,
     maximum=100,
-    title="Errors after which a plugin is put into quarantine",
 )
-QUARANTINE_WINDOW_SECONDS = Setting(
-    name="plugins.quarantine_window_seconds",
-    kind=int,
+QUARANTINE_WINDOW_SECONDS = _integer(
+    "plugins.quarantine_window_seconds",
+    "Period in which the errors of a plugin are counted, in seconds",
     default=60,
     minimum=10,
     maximum=3600,
-    title="Time in which these errors are counted",
 )
 
 KERNEL_SETTINGS: tuple[Setting[Any], ...] = tuple(
@@ -120,6 +108,6 @@ KERNEL_SETTINGS: tuple[Setting[Any], ...] = tuple(
 )
 
 
-def jobs_at_a_time(settings: Settings) -> int:
+def job_concurrency(settings: Settings) -> int:
     """Return `jobs.concurrency`, or if it is unset a default that depends on the number of cores."""
     return settings.get(JOBS_CONCURRENCY) or min(256, JOBS_PER_CORE * (os.cpu_count() or 1))

@@ -15,12 +15,10 @@ import msgspec
 
 from corral.config.model import Pinned
 from corral.config.reader import COMMAND_LINE, VARIABLES, nearest
-from corral.plugin import Setting
-from corral.settings.values import SettingRefused, accept, check_declaration
+from corral.plugin import Setting, Settings
+from corral.settings.validation import SettingRefused, check_declaration, convert_value
 
 T = TypeVar("T")
-
-_NOT_PINNED = Pinned(None, "")
 
 
 class StoredSetting(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,8 +52,20 @@ class EffectiveSetting(msgspec.Struct, frozen=True, kw_only=True):
     pending: bool = False
 
 
-class SettingsRegistry:
-    """Implements `corral.plugin.Settings`. `is_shown` returns whether the plugin of a setting is in service."""
+class SettingValues:
+    """A snapshot of setting values. Implements `corral.plugin.Settings`."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = dict(values)
+
+    def get(self, setting: Setting[T]) -> T:
+        """Return the value in the snapshot, or the default if the snapshot does not contain the setting."""
+        value: T = self._values.get(setting.name, setting.default)
+        return value
+
+
+class SettingsRegistry(SettingValues):
+    """All declared settings with their current values. `is_shown` returns whether a setting's plugin is in service."""
 
     def __init__(
         self,
@@ -63,9 +73,9 @@ class SettingsRegistry:
         is_shown: Callable[[str], bool] = lambda plugin: True,
         variables: Mapping[str, str] = {},
     ) -> None:
+        super().__init__({})
         self._pinned, self._is_shown, self._variables = dict(pinned), is_shown, dict(variables)
         self._effective: dict[str, EffectiveSetting] = {}
-        self._values: dict[str, Any] = {}
         self._stored: Mapping[str, StoredSetting] = {}
         self._watchers: list[tuple[frozenset[str], Callable[[], None]]] = []
         self.version = -1
@@ -81,16 +91,12 @@ class SettingsRegistry:
             check_declaration(setting)
             if setting.name in self._effective or setting.name in added:
                 raise ValueError(f"setting {setting.name} is declared twice")
-            if setting.env in self._variables and self._pinned.get(setting.name, _NOT_PINNED).source != COMMAND_LINE:
+            pinned = self._pinned.get(setting.name)
+            if setting.env in self._variables and (pinned is None or pinned.source != COMMAND_LINE):
                 self._pinned[setting.name] = Pinned(_parsed(self._variables.pop(setting.env)), setting.env)
-            added[setting.name] = self._evaluate(setting, plugin, self._stored.get(setting.name))
+            added[setting.name] = self._evaluate(setting, plugin, self._stored)
         self._effective |= added
         self._values |= {name: item.value for name, item in added.items()}
-
-    def get(self, setting: Setting[T]) -> T:
-        """Return the effective value, or the default if the setting is not declared."""
-        value: T = self._values.get(setting.name, setting.default)
-        return value
 
     def all(self) -> list[EffectiveSetting]:
         """Return every declared setting, sorted by name."""
@@ -109,13 +115,13 @@ class SettingsRegistry:
         """Apply the stored values, unless the same or a newer version is already applied."""
         if version <= self.version:
             return
-        started, self.version, self._stored = self.version >= 0, version, stored
+        is_first, self.version, self._stored = self.version < 0, version, stored
         changed = set()
-        for name, item in list(self._effective.items()):
-            found = self._evaluate(item.setting, item.plugin, stored.get(name))
-            if item.setting.restart_required and started:
-                found = msgspec.structs.replace(found, pending=found.value != self._values[name])
-            elif found.value != self._values[name]:
+        for name in self._effective:
+            found = self.preview(name, stored)
+            if is_first:
+                found = msgspec.structs.replace(found, pending=False)
+            if not found.pending and found.value != self._values[name]:
                 self._values[name] = found.value
                 changed.add(name)
             self._effective[name] = found
@@ -131,25 +137,24 @@ class SettingsRegistry:
         self._watchers.append((frozenset(setting.name for setting in settings), notify))
         notify()
 
-    def judged(self, name: str, stored: Mapping[str, StoredSetting]) -> EffectiveSetting:
+    def preview(self, name: str, stored: Mapping[str, StoredSetting]) -> EffectiveSetting:
         """Return the setting as it would be with these stored values."""
         item = self._effective[name]
-        found = self._evaluate(item.setting, item.plugin, stored.get(name))
+        found = self._evaluate(item.setting, item.plugin, stored)
         pending = item.setting.restart_required and found.value != self._values[name]
         return msgspec.structs.replace(found, pending=pending)
 
-    def beside(self, stored: Mapping[str, StoredSetting]) -> Values:
+    def preview_values(self, stored: Mapping[str, StoredSetting]) -> SettingValues:
         """Return all effective values as they would be with these stored values."""
-        evaluate, items = self._evaluate, self._effective.items()
-        return Values({name: evaluate(item.setting, item.plugin, stored.get(name)).value for name, item in items})
+        return SettingValues({name: self.preview(name, stored).value for name in self._effective})
 
-    def broken(self, values: Values) -> dict[str, str]:
+    def check_values(self, values: Settings) -> dict[str, str]:
         """Return the problems that the checks of settings find in these values, by setting name."""
         checks = [(item.setting, item.setting.check) for item in self.shown()]
         problems = {each.name: check(values.get(each), values) for each, check in checks if check is not None}
         return {name: f"{name} {sentence}" for name, sentence in problems.items() if sentence is not None}
 
-    def unknown(self) -> list[str]:
+    def unknown_names(self) -> list[str]:
         """Return warnings about pinned settings that no plugin declares, and about unused variables.
 
         Each warning suggests the nearest known name, if there is one.
@@ -163,21 +168,24 @@ class SettingsRegistry:
                 found.append(f"{pinned.source}: no active plugin has a setting {name}{hint}")
         return found
 
-    def _evaluate(self, setting: Setting[Any], plugin: str, stored: StoredSetting | None) -> EffectiveSetting:
+    def _evaluate(
+        self, setting: Setting[Any], plugin: str, all_stored: Mapping[str, StoredSetting]
+    ) -> EffectiveSetting:
         """Return the effective setting.
 
         An invalid stored value is ignored. An invalid pinned value raises `SettingRefused`.
         """
+        stored = all_stored.get(setting.name)
         found = EffectiveSetting(setting=setting, plugin=plugin, value=setting.default, stored=stored)
         if (pinned := self._pinned.get(setting.name)) is not None:
-            value, by = accept(setting, pinned.value, pinned.source), Path(pinned.source).name
+            value, by = convert_value(setting, pinned.value, pinned.source), Path(pinned.source).name
             return msgspec.structs.replace(found, value=value, source="environment", pinned_by=by)
         if stored is None or not stored.is_set:
             return found
         if stored.problem is not None:
             return msgspec.structs.replace(found, problem=stored.problem)
         try:
-            return msgspec.structs.replace(found, value=accept(setting, stored.value), source="database")
+            return msgspec.structs.replace(found, value=convert_value(setting, stored.value), source="database")
         except SettingRefused as refusal:
             return msgspec.structs.replace(found, problem=f"The stored value is ignored: {refusal}.")
 
@@ -186,15 +194,3 @@ def _parsed(text: str) -> Any:
     """Return the parsed value of an environment variable. A value with commas is a list."""
     parts = [int(part) if part.strip().isdecimal() else part.strip() for part in text.split(",")]
     return parts if "," in text else text
-
-
-class Values:
-    """A snapshot of setting values. Implements `corral.plugin.Settings`."""
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self._values = values
-
-    def get(self, setting: Setting[T]) -> T:
-        """Return the value in the snapshot, or the default if the snapshot does not contain the setting."""
-        value: T = self._values.get(setting.name, setting.default)
-        return value

@@ -22,10 +22,10 @@ class SettingsChange(msgspec.Struct, frozen=True, kw_only=True):
 class SettingsStore(Protocol):
     """Changes settings, with audit rows and events. Provided by the plugin `settings`.
 
-    Every method except `admit` runs in the caller's unit of work.
+    Every method except `check_urls` runs in the caller's unit of work.
     """
 
-    async def admit(self, values: Mapping[str, Any], *, pointer: Callable[[str], str] = "/{}".format) -> None:
+    async def check_urls(self, values: Mapping[str, Any], *, pointer: Callable[[str], str] = "/{}".format) -> None:
         """Check the URLs among the values with the egress guard. Raises `url_blocked`.
 
         Call it before the unit that changes the settings.
@@ -38,14 +38,14 @@ class SettingsStore(Protocol):
         *,
         by: Principal,
         if_match: IfMatch = ANY_VERSION,
-        of: Iterable[str] = (),
+        version_of: Iterable[str] = (),
         pointer: Callable[[str], str] = "/{}".format,
     ) -> SettingsChange:
         """Store all values or none. They are validated together with the unchanged values.
 
-        The change takes effect within 2 s in every process. `if_match` is compared with `version(of)`, by default with
-        the version of the named settings. `pointer` returns the place of a name in the request body. Raises `Invalid`
-        with every fault, `Conflict(setting_locked)` or `PreconditionFailed`.
+        The change takes effect within 2 s in every process. `if_match` is compared with `version(version_of)`, by
+        default with the version of the named settings. `pointer` returns the place of a name in the request body.
+        Raises `Invalid` with every fault, `Conflict(setting_locked)` or `PreconditionFailed`.
         """
         ...
 
@@ -57,13 +57,13 @@ class SettingsStore(Protocol):
         """Return the settings as this unit sees them, including its own changes."""
         ...
 
-    def adopt(self) -> None:
+    def apply_stored(self) -> None:
         """Apply the stored values in this process. For commands, which do not follow changes."""
         ...
 
-    def guard(self, settings: Iterable[Setting[Any]], judge: Callable[[Settings, Principal], None]) -> None:
-        """Call `judge(values, caller)` in the unit of every change of these settings.
+    def add_check(self, settings: Iterable[Setting[Any]], check: Callable[[Settings, Principal], None]) -> None:
+        """Call `check(values, caller)` in the unit of every change of these settings.
 
-        `judge` raises a `Problem` to refuse the change.
+        `check` raises a `Problem` to refuse the change.
         """
         ...

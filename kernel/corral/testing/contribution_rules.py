@@ -14,7 +14,7 @@ from corral.errors import CODES
 from corral.http import signature
 from corral.http.routes import Route
 from corral.plugins.record import PluginRecord
-from corral.settings.values import accept
+from corral.settings.validation import convert_value
 from corral.testing.findings import Finding, judged
 from corral.testing.source_rules import Package, undeclared
 
@@ -49,7 +49,7 @@ def _guarded(routes: list[Route], permissions: Permissions) -> Iterator[str]:
         if not route.needs:
             yield f"{route.label}: needs is empty; use PUBLIC for a route that needs no credential"
         for need in route.needs:
-            if not permissions.knows(need):
+            if not permissions.is_known(need):
                 yield f"{route.label}: no plugin declares the permission {need}"
 
 
@@ -106,7 +106,7 @@ def _named(loaded: PluginRecord, prefixes: tuple[str, ...], hook: str) -> Iterat
 def _settings(settings: list[Any]) -> Iterator[str]:
     for setting in settings:
         try:
-            accept(setting, setting.default)
+            convert_value(setting, setting.default)
         except ValueError as error:
             yield f"the default of {error}"
         if not setting.title.strip():

@@ -24,7 +24,7 @@ from corral.auth.principal import SYSTEM_PRINCIPAL
 from corral.config.model import Config
 from corral.config.reader import ensure_data_dir
 from corral.config.reader import load as load_config
-from corral.jobs.runner import InProcessRunner
+from corral.jobs.runner import JobRunner
 from corral.kernel import Kernel, boot
 from corral.plugin import Plugin
 from corral.plugins.discovery import Found
@@ -213,11 +213,11 @@ class Kit:
         return next(loaded for loaded in self.kernel.plugins if loaded.name == name)
 
 
-async def drain(runner: InProcessRunner) -> int:
+async def drain(runner: JobRunner) -> int:
     """Run all jobs of this runner that are due, one after the other, and return their number."""
     done = 0
-    while (claimed := await runner._claim()) is not None:
-        await runner._perform(*claimed)
+    while (claimed := await runner._claim_job()) is not None:
+        await runner._run_job(*claimed)
         done += 1
     return done
 

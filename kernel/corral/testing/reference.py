@@ -26,11 +26,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from corral.asgi.application import Application
 from corral.config.model import TABLE, ConfigField
 from corral.errors import CODES
-from corral.events.registry import EventType
+from corral.events.event import EventType
 from corral.http.openapi import EVERY_ROUTE
 from corral.metrics.requests import RequestMetrics
 from corral.plugin import Metric, Plugin, Setting
-from corral.settings.values import core_kind, core_type
+from corral.settings.validation import core_kind, core_type
 from corral.testing.written import build, main
 
 FOLDER = Path("docs", "reference")
@@ -207,7 +207,7 @@ def metrics_page(application: Application) -> str:
     scrape = kernel.container.get(Scrape)
     _count_once(kernel.metrics)
     registries = (scrape._process, scrape._installation)
-    text = kernel.metrics.render() + "".join(generate_latest(each).decode() for each in registries)
+    text = "\n".join([*kernel.metrics.plugins(), *(generate_latest(each).decode() for each in registries)])
     found = {_full_name(family): _family(family) for family in text_string_to_metric_families(text)}
     for item in kernel.active:
         for metric in item.of("corral_metrics"):

@@ -19,6 +19,7 @@ from corral.testing.findings import Finding, judged
 PUBLIC = frozenset(
     {
         "auth",
+        "cli.api_client",
         "clock",
         "crypto",
         "database",
@@ -185,8 +186,8 @@ def is_private(name: str) -> bool:
     """Return whether an imported name belongs to the kernel but not to its public modules."""
     if not is_under(name, "corral"):
         return False
-    part = name.split(".")[1] if "." in name else ""
-    return part not in PUBLIC or any(is_under(name, each) for each in PRIVATE)
+    is_public = any(is_under(name, f"corral.{each}") for each in PUBLIC)
+    return not is_public or any(is_under(name, each) for each in PRIVATE)
 
 
 def private_kernel_imports(package: Package) -> Iterator[str]:

@@ -18,7 +18,7 @@ from corral.database.connect import connect
 from corral.database.migrations import is_empty
 from corral.plugins.discovery import Found
 from corral.plugins.loading import load
-from corral.plugins.migrations import apply_migrations, homes_of
+from corral.plugins.migrations import apply_migrations, migrations_of
 from corral.plugins.record import PluginRecord
 
 _made: dict[tuple[str, str], str] = {}
@@ -90,9 +90,9 @@ def _migrate(url: str, plugins: list[PluginRecord], config: Config) -> None:
 def _fingerprint(plugins: Sequence[PluginRecord]) -> str:
     """Return a hash of all migration scripts of the plugins."""
     digest = hashlib.sha256()
-    for home in homes_of(plugins):
-        for path in sorted(home.directory.glob("*.py")):
-            digest.update(f"{home.plugin}/{path.name}\0".encode() + path.read_bytes())
+    for migrations in migrations_of(plugins):
+        for path in sorted(migrations.directory.glob("*.py")):
+            digest.update(f"{migrations.plugin}/{path.name}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 

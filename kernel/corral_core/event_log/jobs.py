@@ -10,9 +10,8 @@ from corral.database.engine import Work
 from corral.events import log as event_log
 from corral.events.alerts import raise_alert
 from corral.events.consumers import ConsumerRow
-from corral.events.event import SystemAlert
+from corral.events.event import EventTypes, SystemAlert
 from corral.events.log import EventRow
-from corral.events.registry import EventTypes
 from corral.http import idempotency
 from corral.jobs.job import JobRow, Schedule
 from corral.plugin import Contributions, Settings
@@ -29,7 +28,7 @@ async def prune_events(work: Work, settings: Settings, contributions: Contributi
     Events that a consumer still needs are kept, unless that consumer is more than `LAGGARD_DAYS` behind.
     """
     days, rows = settings.get(RETENTION_DAYS), settings.get(MAX_ROWS)
-    followed = {each.name: types.expand(each.events) for _, each in contributions.of("corral_subscribers")}
+    followed = {each.name: types.expand(each.events) for _, each in contributions.for_hook("corral_subscribers")}
     needed = await work(lambda: _needed(followed))
     await _repeat(work, lambda: _delete_events(clock.now(-days * DAY), needed, rows))
 

@@ -59,7 +59,7 @@ class EventLogPlugin(Plugin):
 
     async def start(self, runtime: Runtime) -> None:
         """Collect the names of all event consumers as the values of the label `consumer`."""
-        self._consumers[:] = [item.name for _, item in runtime.service(Contributions).of("corral_subscribers")]
+        self._consumers[:] = [item.name for _, item in runtime.service(Contributions).for_hook("corral_subscribers")]
 
 
 def _event_rights(service: EventRightsService) -> EventRights:

@@ -12,8 +12,8 @@ from corral import clock
 from corral.auth.principal import ANY_CALLER, Principal
 from corral.errors import Forbidden, Gone, Invalid
 from corral.events import log as event_log
+from corral.events.event import EventTypes
 from corral.events.log import EventRow, EventView
-from corral.events.registry import EventTypes
 from corral.http.answers import Wait
 from corral.http.page import Page
 from corral.http.routes import Routes
@@ -122,7 +122,7 @@ def _names(patterns: list[str], types: EventTypes) -> list[str] | None:
     """Return the requested event names, or None for all. Raise `Invalid` (`unknown_event`) for an unknown pattern."""
     wanted = [name for pattern in patterns for name in pattern.split(",") if name]
     for pattern in wanted:
-        if not types.knows(pattern):
+        if not types.is_known(pattern):
             raise Invalid.at("/query/types", "not_in_enum", f"No event is named {pattern}.", problem="unknown_event")
     return types.expand(wanted) if wanted else None
 

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 from corral.auth.credentials import KEEP_SECONDS
 from corral.auth.permissions import Permissions
 from corral.auth.principal import Principal
-from corral.auth.visibility import ALL, NONE, can_read
+from corral.auth.visibility import ALL_ROWS, NO_ROWS, can_read
 from corral.database.model import ADMIN, PRIVATE, SHARED
-from corral.events.log import EventRow, Record
-from corral.events.registry import EventType, EventTypes
+from corral.events.event import EventType, EventTypes
+from corral.events.log import EventRow, LoggedEvent
 
 CACHE_LIMIT = 1000
 
@@ -36,7 +36,7 @@ class EventRightsService:
         self._types, self._permissions = types, permissions
         self._names: dict[Any, tuple[Names, float]] = {}
 
-    def can_read(self, caller: Principal, record: Record) -> bool:
+    def can_read(self, caller: Principal, record: LoggedEvent) -> bool:
         if not can_read(caller, record.visibility, record.owner_id):
             return False
         names = self._of(caller)
@@ -52,11 +52,11 @@ class EventRightsService:
     def where(self, caller: Principal) -> Any:
         """Return the rule of `can_read` as a condition for SQL queries."""
         if caller.kind == "system":
-            return ALL
+            return ALL_ROWS
         names = self._of(caller)
-        shared, admin, own = (ALL, ALL, ALL) if names is None else (EventRow.type.in_(sorted(each)) for each in names)
-        is_own = EventRow.owner_id == caller.user_id if caller.user_id is not None else NONE
-        everybodys = NONE if caller.role == "auditor" else (EventRow.visibility == SHARED) & shared
+        shared, admin, own = (ALL_ROWS,) * 3 if names is None else (EventRow.type.in_(sorted(each)) for each in names)
+        is_own = EventRow.owner_id == caller.user_id if caller.user_id is not None else NO_ROWS
+        everybodys = NO_ROWS if caller.role == "auditor" else (EventRow.visibility == SHARED) & shared
         owned = EventRow.visibility.not_in((SHARED, ADMIN)) & is_own & own
         if not caller.is_admin:
             return everybodys | owned
@@ -64,9 +64,9 @@ class EventRightsService:
 
     def _of(self, caller: Principal) -> Names | None:
         """Return the names of the events that the caller may read, or None if the names are not restricted."""
-        if caller.kind in ("user", "system") or (caller.kind == "api_key" and not caller.beyond):
+        if caller.kind in ("user", "system") or (caller.kind == "api_key" and not caller.out_of_scope):
             return None
-        key = (caller.kind, caller.permissions, caller.beyond)
+        key = (caller.kind, caller.permissions, caller.out_of_scope)
         kept, now = self._names.get(key), time.monotonic()
         if kept is not None and now - kept[1] <= KEEP_SECONDS:
             return kept[0]
@@ -79,10 +79,10 @@ class EventRightsService:
     def _left(self, caller: Principal) -> Names:
         areas = {each.event: self._area(each) for each in self._types.all()}
         held = {name for name, area in areas.items() if caller.may(area)}
-        unguarded = {name for name, area in areas.items() if not self._permissions.knows(area)}
+        unguarded = {name for name, area in areas.items() if not self._permissions.is_known(area)}
         if caller.kind == "api_key":  # a private event of a privileged area concerns the owner's own account
             is_account = self._permissions.are_privileged
-            own = {name for name, area in areas.items() if area not in caller.beyond or is_account((area,))}
+            own = {name for name, area in areas.items() if area not in caller.out_of_scope or is_account((area,))}
         else:
             own = held | {each.event for each in self._types.all() if each.visibility == PRIVATE} & unguarded
         return Names(frozenset(held | unguarded), frozenset(held), frozenset(own))

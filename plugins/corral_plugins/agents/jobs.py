@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from corral import clock
 from corral.database.engine import Work
-from corral.events.log import Record
+from corral.events.log import LoggedEvent
 from corral_plugins.agents.models import Agent, Token, Version
 from corral_plugins.agents.service.management import AgentManagement
 from corral_plugins.agents.service.tokens import AgentTokens
@@ -44,7 +44,7 @@ def purge_some() -> int:
     return len(old)
 
 
-def forget_person(event: Record, tokens: AgentTokens) -> None:
+def forget_person(event: LoggedEvent, tokens: AgentTokens) -> None:
     """Delete the tokens of a person whose account was purged.
 
     The tokens of a deactivated person are kept, and refused at each request.

@@ -11,7 +11,7 @@ from msgspec import UNSET
 from corral import clock
 from corral.auth.principal import Principal
 from corral.database.engine import Work
-from corral.database.leases import acquire, release
+from corral.database.leases import acquire_lease, release_lease
 from corral.errors import Conflict
 from corral.http.answers import Request, Stream
 from corral.http.page import Page, PageQuery
@@ -44,13 +44,13 @@ async def verify_audit_log(
 ) -> Verdict:
     """Verify that no row was altered, removed or truncated. Only one verification runs at a time."""
     holder = new_id()
-    if not await work(lambda: acquire("audit.verify", holder, SECONDS + 5)):
+    if not await work(lambda: acquire_lease("audit.verify", holder, SECONDS + 5)):
         raise Conflict("Another verification of the log is running; wait until it finishes.", code="batch_in_progress")
     try:
         from_seq, to_seq = (None if value is UNSET else value for value in (query.from_seq, query.to_seq))
         verdict = await verification.run(from_seq, to_seq)
     finally:
-        await asyncio.shield(work(lambda: release("audit.verify", holder)))
+        await asyncio.shield(work(lambda: release_lease("audit.verify", holder)))
     found: dict[str, Any] = {"ok": verdict.ok, "checked": verdict.checked, "first_bad_seq": verdict.first_bad_seq}
     await access.record("verify", request.entry(caller), **found)
     return verdict

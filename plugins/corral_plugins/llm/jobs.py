@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from corral.events.consumers import Subscriber
-from corral.events.log import Record
+from corral.events.log import LoggedEvent
 from corral.jobs.job import Job, Schedule, enqueue
 from corral.plugin import Settings
 from corral_plugins.llm.service import calls, slots
@@ -37,7 +37,7 @@ async def refresh_provider(provider: str, checks: ProviderChecks) -> None:
     await checks.refresh_named(provider)
 
 
-def on_user_purged(event: Record) -> None:
+def on_user_purged(event: LoggedEvent) -> None:
     """Enqueue the deletion of a purged user's payloads.
 
     The calls themselves remain, because totals count them.

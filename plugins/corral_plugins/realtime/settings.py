@@ -31,6 +31,6 @@ REPLAY_LIMIT = Setting(
 SETTINGS = (MAX_SOCKETS, QUEUE_SIZE, REPLAY_LIMIT)
 
 CORS_ORIGINS: Setting[list[str]] = Setting(
-    name="http.cors_origins", kind=list[str], default=[], title="Origins of other web applications that may call"
+    name="http.cors_origins", kind=list[str], default=[], title="Origins whose pages may call the API (CORS)"
 )
 """The allowed CORS origins. The kernel declares this setting, and this plugin reads it by name."""

@@ -7,7 +7,7 @@ from corral.database.engine import Work
 from corral.database.unit import SYSTEM, Entry
 from corral.events.consumers import Subscriber
 from corral.events.event import emit
-from corral.events.log import Record
+from corral.events.log import LoggedEvent
 from corral.jobs.job import Schedule
 from corral_plugins.security.events import ApiKeyExpiring
 from corral_plugins.security.models import ApiKeyRow
@@ -56,7 +56,7 @@ def _prune() -> int:
     )
 
 
-def delete_keys_of_purged_user(event: Record, keys: ApiKeys) -> None:
+def delete_keys_of_purged_user(event: LoggedEvent, keys: ApiKeys) -> None:
     """Delete the keys of a purged user.
 
     Keys of deactivated users stay, but every request with such a key is rejected.

@@ -81,7 +81,7 @@ async def change_settings(
 ) -> SettingsChange:
     """Change several settings in one transaction."""
     place = "/settings/{}".format
-    await service.admit(body.settings, pointer=place)
+    await service.check_urls(body.settings, pointer=place)
     return await work(lambda: service.change(body.settings, by=caller, pointer=place), entry=request.entry(caller))
 
 
@@ -111,7 +111,7 @@ async def change_setting(
         service.change({name: body.value}, by=caller, if_match=match, pointer=_value)
         return views.one(name)
 
-    await service.admit({name: body.value}, pointer=_value)
+    await service.check_urls({name: body.value}, pointer=_value)
     return await work(change, entry=request.entry(caller))
 
 

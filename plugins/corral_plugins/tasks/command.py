@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 if TYPE_CHECKING:
-    from corral.http.api_client import ApiClient, GrowingText
+    from corral.cli.api_client import ApiClient, GrowingText
 
 INPUT_BYTES, TITLE_LENGTH = 256 * 1024, 200
 OBSTACLES_SECONDS = 2.0
@@ -59,7 +59,7 @@ def command(
 
     Exits with 0 only when the task is completed. Ctrl-C and --timeout stop following the task; they do not cancel it.
     """
-    from corral.http.api_client import ApiClient, ApiClientError
+    from corral.cli.api_client import ApiClient, ApiClientError
 
     for name, text in (("--agent", agent), ("INSTRUCTIONS", instructions)):
         if not text.strip():
@@ -82,7 +82,7 @@ class EventPrinter:
     """Prints the events of the task to standard error. Standard output is reserved for the result."""
 
     def __init__(self, *, quiet: bool) -> None:
-        from corral.http.api_client import GrowingText
+        from corral.cli.api_client import GrowingText
 
         self._quiet, self._began = quiet, time.monotonic()
         self._live: GrowingText = GrowingText()
@@ -120,7 +120,7 @@ class EventPrinter:
 def _run(
     remote: ApiClient, agent: str, new: dict[str, Any], printer: EventPrinter, until: float | None, *, as_json: bool
 ) -> int:
-    from corral.http.api_client import ApiClientError
+    from corral.cli.api_client import ApiClientError
 
     began = time.monotonic()
     task = remote.post("/tasks", {**new, "agent_id": _agent_id(remote, agent)})
@@ -151,7 +151,7 @@ def _run(
 
 def _print_obstacles(remote: ApiClient, task_id: str, printer: EventPrinter, ended: threading.Event) -> None:
     """While no worker holds the task, print each condition that blocks the task, once."""
-    from corral.http.api_client import ApiClientError
+    from corral.cli.api_client import ApiClientError
 
     printed = ""
     while not ended.wait(OBSTACLES_SECONDS):
@@ -212,7 +212,7 @@ def _agent_id(remote: ApiClient, name: str) -> str:
         return str(same[0]["id"])
     from urllib.parse import quote
 
-    from corral.http.api_client import ApiClientError
+    from corral.cli.api_client import ApiClientError
 
     try:
         return str(remote.get(f"/agents/{quote(name, safe='')}")["id"])

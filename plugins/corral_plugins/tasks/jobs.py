@@ -11,7 +11,7 @@ from collections.abc import Callable
 from corral.database.engine import Work
 from corral.database.unit import SYSTEM, Entry
 from corral.errors import Problem
-from corral.events.log import Record
+from corral.events.log import LoggedEvent
 from corral.jobs.job import Job, Schedule, enqueue
 from corral_plugins.tasks.service import dependencies, queries, search
 from corral_plugins.tasks.service.leases import Leases
@@ -105,7 +105,7 @@ def cancel_leased(reason: str, before: str, fleet: Leases) -> None:
     fleet.cancel_leased(reason=reason, before=before)
 
 
-def forget_person(event: Record) -> None:
+def forget_person(event: LoggedEvent) -> None:
     """Cancel the open tasks of a person whose account was purged."""
     enqueue("tasks.cancel_of", user_id=event.object_id)
 

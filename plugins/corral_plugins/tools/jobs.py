@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from corral.database.engine import Work
 from corral.database.unit import SYSTEM, Entry
-from corral.events.log import Record
+from corral.events.log import LoggedEvent
 from corral.jobs.job import Schedule, enqueue
 from corral.plugin import Settings
 from corral_plugins.tools.service import repository
@@ -31,7 +31,7 @@ async def prune(work: Work, settings: Settings) -> None:
         pass
 
 
-def on_task_deleted(event: Record) -> None:
+def on_task_deleted(event: LoggedEvent) -> None:
     """Delete the tool calls of a task after the event `task.deleted`."""
     delete_calls(event.object_id)
 

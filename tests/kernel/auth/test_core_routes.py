@@ -16,7 +16,7 @@ from corral.auth.visibility import can_read
 from corral.errors import Unauthorized
 from corral.events import log as event_log
 from corral.events.event import Event, SystemAlert, emit
-from corral.events.log import EventRow, Record
+from corral.events.log import EventRow, LoggedEvent
 from corral.plugin import Plugin
 from corral.testing.kit import Kit
 from corral_core.accounts.api import Tickets
@@ -237,7 +237,7 @@ async def test_conventions_6_the_log_shows_what_a_read_would(kit: Kit) -> None:
     rights = kit.kernel.container.get(EventRightsService)
     held, left_out = frozenset({"settings.read"}), frozenset({"plugins.read"})
     callers = [
-        Principal(kind=kind, id="c", user_id=user_id, role=role, permissions=held, beyond=beyond)
+        Principal(kind=kind, id="c", user_id=user_id, role=role, permissions=held, out_of_scope=beyond)
         for kind in ("user", "api_key", "agent", "worker", "system")
         for role in ("admin", "member", "viewer", "auditor", None)
         for user_id in ("u1", None)
@@ -245,13 +245,13 @@ async def test_conventions_6_the_log_shows_what_a_read_would(kit: Kit) -> None:
     ]
     for caller in callers:
 
-        def shown(caller: Principal = caller) -> tuple[list[Record], list[Record]]:
+        def shown(caller: Principal = caller) -> tuple[list[LoggedEvent], list[LoggedEvent]]:
             of_test = EventRow.object_type == "probe"
             return event_log.select([of_test, rights.where(caller)], 1000), event_log.select([of_test], 1000)
 
         seen, everything = await kit.kernel.database.work(shown, read=True)
         assert seen == [each for each in everything if rights.can_read(caller, each)], caller
-        if caller.kind in ("user", "system") or (caller.kind == "api_key" and not caller.beyond):
+        if caller.kind in ("user", "system") or (caller.kind == "api_key" and not caller.out_of_scope):
             assert seen == [each for each in everything if can_read(caller, each.visibility, each.owner_id)], caller
         else:
             owned = {each.owner_id for each in seen if each.type == "plugin.state" and each.visibility != "shared"}

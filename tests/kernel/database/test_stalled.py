@@ -38,7 +38,7 @@ async def test_its_units_are_no_fault_of_their_routes(server: PostgresServer) ->
         current().connection.execute("SELECT pg_sleep(0.2)")
 
     try:
-        await asyncio.gather(*[database.work(pause, read=True) for _ in range(6)])  # each lane has its connection
+        await asyncio.gather(*[database.work(pause, read=True) for _ in range(6)])  # each thread has its connection
         failed = 0
         with standing_still(server):
             for _ in range(2):

@@ -68,17 +68,17 @@ async def test_rule_5_an_answer_comes_after_commit(database: Database, open_data
 
 
 @SQLITE
-async def test_rule_5_waiting_units_share_a_commit(database: SqliteDatabase) -> None:
+async def test_rule_5_waiting_units_share_a_commit(database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
     commits = 0
     gate = threading.Event()
-    deliver = database._writers.deliver
+    deliver = database.deliver
 
     def counting(outcomes: list[Any]) -> None:
         nonlocal commits
         commits += 1
         deliver(outcomes)
 
-    database._writers.deliver = counting
+    monkeypatch.setattr(database, "deliver", counting)
     first = asyncio.ensure_future(database.work(lambda: gate.wait(1)))
     await asyncio.sleep(0.05)
     others = [asyncio.ensure_future(database.work(lambda i=i: note(f"n{i}"))) for i in range(40)]
@@ -146,13 +146,13 @@ async def test_rule_6_a_failed_commit_answers_every_member(database: SqliteDatab
             return self.real.execute(sql, *parameters)
 
     await database.work(lambda: note("before"))
-    lane: Any = database._writers.lanes[0]
-    lane.connection = Full(lane.connection)
+    writer: Any = database.pools[0].threads[0]
+    writer.connection = Full(writer.connection)
     results = await asyncio.gather(
         *[database.work(lambda i=i: note(f"n{i}")) for i in range(5)], return_exceptions=True
     )
     assert [getattr(result, "code", None) for result in results] == ["storage_full"] * 5
-    lane.connection = lane.connection.real
+    writer.connection = writer.connection.real
     await database.work(lambda: note("later"))
     assert keys(database) == {"before", "later"}
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from unittest.mock import AsyncMock
+
 import pytest
 
+from corral.asgi.request import IncomingRequest
 from corral.http.client_address import ClientAddress
 
 
@@ -26,12 +29,19 @@ from corral.http.client_address import ClientAddress
     ],
 )
 def test_the_client_is_whom_the_nearest_proxies_name(lines: list[str], named: str) -> None:
-    headers = [(b"host", b"localhost"), *((b"x-forwarded-for", line.encode()) for line in lines)]
-    scope = {"client": ("10.0.0.1", 40000), "headers": headers}
-    assert ClientAddress(["10.0.0.0/8"])(scope) == named
-    assert ClientAddress([])(scope) == ClientAddress(["192.0.2.0/24", "2001:db8::/32"])(scope) == "10.0.0.1"
+    forwarded_for = ",".join(lines).encode()
+    assert ClientAddress(["10.0.0.0/8"])("10.0.0.1", forwarded_for) == named
+    for untrusted in ([], ["192.0.2.0/24", "2001:db8::/32"]):
+        assert ClientAddress(untrusted)("10.0.0.1", forwarded_for) == "10.0.0.1"
 
 
 def test_a_peer_without_an_address_is_nobody_whatever_it_says() -> None:
-    scope = {"client": None, "headers": [(b"x-forwarded-for", b"6.6.6.6")]}
-    assert ClientAddress(["0.0.0.0/0"])(scope) == ""
+    assert ClientAddress(["0.0.0.0/0"])("", b"6.6.6.6") == ""
+
+
+def test_every_line_of_the_header_counts_and_a_unix_socket_has_no_address() -> None:
+    lines = [(b"x-forwarded-for", b"6.6.6.6"), (b"host", b"localhost"), (b"x-forwarded-for", b"203.0.113.9")]
+    scope = {"path": "/", "query_string": b"", "http_version": "1.1", "headers": lines}
+    request = IncomingRequest({**scope, "client": ("10.0.0.1", 1)}, AsyncMock(), 1.0)
+    assert (request.peer, request.forwarded_for) == ("10.0.0.1", b"6.6.6.6,203.0.113.9")
+    assert IncomingRequest({**scope, "client": None}, AsyncMock(), 1.0).peer == ""

@@ -205,9 +205,9 @@ async def test_refused_bodies_are_counted_by_reason(probe: Kit) -> None:
     text = (await probe.client.get("/metrics", root=True)).body.decode()
     counted = {line for line in text.splitlines() if line.startswith("corral_http_body_rejected_total{")}
     assert counted == {
-        'corral_http_body_rejected_total{reason="malformed_json"} 2',
-        'corral_http_body_rejected_total{reason="payload_too_large"} 1',
-        'corral_http_body_rejected_total{reason="unsupported_media_type"} 1',
+        'corral_http_body_rejected_total{reason="malformed_json"} 2.0',
+        'corral_http_body_rejected_total{reason="payload_too_large"} 1.0',
+        'corral_http_body_rejected_total{reason="unsupported_media_type"} 1.0',
     }
 
 

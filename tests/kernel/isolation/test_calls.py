@@ -18,7 +18,7 @@ from corral.auth.principal import Principal
 from corral.errors import ContributionFailed, Problem
 from corral.events.consumers import Subscriber
 from corral.plugin import Contributions, HealthCheck, Metric, hookimpl
-from corral.plugins import watchdog
+from corral.plugins.guard import LOOP_SECONDS
 from corral.testing.kit import Client, Kit, make_kernel
 
 MakeKit = Callable[..., Awaitable[Kit]]
@@ -64,13 +64,13 @@ async def test_a_gate_that_does_not_come_back_stops_the_loop_for_a_moment(tmp_pa
         for _ in range(2):
             assert (await kit.client.get("/health", root=True)).status == 200
         took = time.monotonic() - began
-        assert 2 * watchdog.LOOP_SECONDS <= took < 10
+        assert 2 * LOOP_SECONDS <= took < 10
         await until(lambda: kit.loaded("faulty").state == "quarantined")  # at two lost calls
         assert "2 calls did not come back" in (kit.loaded("faulty").reason or "")
-        assert kit.kernel.quarantine.lost_threads()["faulty"] == 0
+        assert kit.kernel.database.watchdog.lost_threads()["faulty"] == 0
         began = time.monotonic()
         assert (await kit.client.get("/health", root=True)).status == 200
-        assert time.monotonic() - began < watchdog.LOOP_SECONDS
+        assert time.monotonic() - began < LOOP_SECONDS
 
 
 async def test_an_async_route_that_does_not_come_back_fails_alone(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ async def test_health_checks_in_threads(tmp_path: Path) -> None:
         "faulty", corral_health_checks=lambda self: [HealthCheck(name, check) for name, check in checks.items()]
     )
     async with make_kernel(tmp_path, plugins=[faulty]) as kit:
-        made = kit.kernel.container.get(Contributions).of("corral_health_checks")  # type: ignore[type-abstract]
+        made = kit.kernel.container.get(Contributions).for_hook("corral_health_checks")  # type: ignore[type-abstract]
         by_name = {item.name: item.check for name, item in made if name == "faulty"}
         down = ("down", "The check of the plugin faulty failed.")
         assert await asyncio.to_thread(by_name["fine"]) == ("ok", "fine")
@@ -122,7 +122,7 @@ async def test_health_checks_in_threads(tmp_path: Path) -> None:
         with pytest.raises(ContributionFailed, match="did not come back"):
             await asyncio.to_thread(by_name["sleep"])
         assert kit.loaded("faulty").state == "quarantined"
-        await until(lambda: kit.kernel.quarantine.lost_threads()["faulty"] == 1)
+        await until(lambda: kit.kernel.database.watchdog.lost_threads()["faulty"] == 1)
         text = (await kit.client.get("/metrics", root=True)).body.decode()
         assert 'corral_plugin_lost_threads{plugin="faulty"} 1' in text
         assert await asyncio.to_thread(lambda: "others go on") == "others go on"
@@ -165,7 +165,7 @@ class Strange:
 
 async def test_an_authenticator_that_errs_is_passed_over(make_kit: MakeKit) -> None:
     kit = await make_kit(plugins=[plugin("faulty", corral_authenticators=lambda self: [Strange])])
-    kit.kernel.credentials.use([*reversed(kit.kernel.credentials._authenticators)])
+    kit.kernel.credentials.set_authenticators([*reversed(kit.kernel.credentials._authenticators)])
     viewer = await kit.as_user("viewer")
     assert (await viewer.get("/auth/me")).status == 200
     assert errors(kit) == ["KeyError: 'eyJ'"]
@@ -196,9 +196,9 @@ async def test_a_subscriber_that_hangs_holds_up_nobody_for_long(make_kit: MakeKi
     await kit.as_user("viewer")
     await until(lambda: kit.loaded("faulty").state == "quarantined", 30)
     assert time.monotonic() - began < 25
-    await until(lambda: len(seen) == 1)
+    await until(lambda: len(set(seen)) == 1)  # its unit may run again, with the lost one
     await kit.as_user("viewer")  # writes go on
-    await until(lambda: len(seen) == 2)
+    await until(lambda: len(set(seen)) == 2)
 
 
 # -- hooks that plugins own
@@ -262,7 +262,7 @@ async def test_hooks_of_plugins_are_guarded_by_what_their_protocol_says(tmp_path
 
     art = plugin("art", corral_hookspecs=lambda self: [ART])
     async with make_kernel(tmp_path, plugins=[art, Painting]) as kit:
-        found = [item for _, item in kit.kernel.container.get(Contributions).of("corral_painters")]  # type: ignore[type-abstract]
+        found = [item for _, item in kit.kernel.container.get(Contributions).for_hook("corral_painters")]  # type: ignore[type-abstract]
         assert (found[0].name, isinstance(found[0], Careless), found[0].answers) == ("careless", True, True)
         assert (found[0].ready(), await found[0].paint("a cow")) == (True, {"what": "a cow"})
         with pytest.raises(TypeError, match="it returned str, not bool"):
@@ -278,9 +278,9 @@ async def test_hooks_of_plugins_are_guarded_by_what_their_protocol_says(tmp_path
         with pytest.raises(ContributionFailed):
             await anext(strokes)
         assert len(errors(kit, "painting")) == 4
-        assert kit.kernel.container.get(Contributions).of("corral_painters") != []  # type: ignore[type-abstract]
+        assert kit.kernel.container.get(Contributions).for_hook("corral_painters") != []  # type: ignore[type-abstract]
         with pytest.raises(TypeError):
             found[1].ready()  # the fifth error
-        assert kit.kernel.container.get(Contributions).of("corral_painters") == []  # type: ignore[type-abstract]
+        assert kit.kernel.container.get(Contributions).for_hook("corral_painters") == []  # type: ignore[type-abstract]
         with pytest.raises(ContributionFailed, match="painting is quarantined"):
             await found[0].paint("a cow")

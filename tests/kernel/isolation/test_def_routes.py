@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.kernel.isolation.misbehaving import plugin, routes, until
 
-from corral.plugins.quarantine import GIVEN_UP
+from corral.plugins.quarantine import ABANDONED
 from corral.testing.kit import make_kernel
 
 
@@ -28,11 +28,11 @@ async def test_a_def_route_that_does_not_come_back_names_its_plugin(tmp_path: Pa
         for number in (1, 2):
             answer = await kit.client.get("/faulty/hangs")
             assert (answer.status, answer.code, answer.json()["plugin"]) == (503, "dependency_unavailable", "faulty")
-            assert [each.message for each in kit.kernel.registry.errors("faulty")] == [GIVEN_UP] * number
+            assert [each.message for each in kit.kernel.registry.errors("faulty")] == [ABANDONED] * number
         assert kit.kernel.registry.errors("faulty")[0].where == "GET /faulty/hangs"
         assert kit.kernel.registry.totals("faulty") == (2, 2)
         lost = 2 if pause == "sleeps" else 0
-        await until(lambda: kit.kernel.quarantine.lost_threads()["faulty"] == lost)
+        await until(lambda: kit.kernel.database.watchdog.lost_threads()["faulty"] == lost)
         await until(lambda: kit.kernel.database.busy()[0] == 0)
         assert kit.loaded("faulty").active  # errors of routes never quarantine
         answer = await kit.client.get("/faulty/hangs")
@@ -41,7 +41,7 @@ async def test_a_def_route_that_does_not_come_back_names_its_plugin(tmp_path: Pa
             await until(lambda: kit.loaded("faulty").state == "quarantined")
             assert "2 calls did not come back; the last one in GET /faulty/hangs" in (kit.loaded("faulty").reason or "")
         ended.set()
-        await until(lambda: kit.kernel.quarantine.lost_threads()["faulty"] == 0)
+        await until(lambda: kit.kernel.database.watchdog.lost_threads()["faulty"] == 0)
         assert (await kit.client.get("/faulty")).status == 200
 
 
@@ -66,5 +66,5 @@ async def test_what_swallows_is_raised_into_again(tmp_path: Path) -> None:
         assert (await kit.client.get("/faulty/swallows")).status == 503
         await until(lambda: len(caught) == 3)
         assert 0.5 < caught[2] - caught[1] < 3
-        await until(lambda: kit.kernel.quarantine.lost_threads()["faulty"] == 0)
+        await until(lambda: kit.kernel.database.watchdog.lost_threads()["faulty"] == 0)
         assert kit.loaded("faulty").active

@@ -197,7 +197,7 @@ async def test_a_protected_plugin_alerts_and_goes_on(make_kit: MakeKit) -> None:
 
     async def told_of(count: int) -> None:
         for _ in range(count):
-            kit.kernel.quarantine.strike(core, "a test", ValueError("it is broken"))
+            kit.kernel.quarantine.count_error(core, "a test", ValueError("it is broken"))
         assert core.active
         await until(lambda: not kit.kernel.quarantine.alarms)
         await asyncio.sleep(0.2)
@@ -248,7 +248,7 @@ async def test_its_callers_keep_their_credentials(make_kit: MakeKit) -> None:
     token = (await admin.post(f"/agents/{agent}/tokens", {"name": "its own"})).json()["token"]
     bot = Client(kit.application.app, token)
     assert (await bot.get("/agents?limit=1")).status == 200
-    kit.kernel.quarantine.hold(kit.loaded("agents"), "a test")
+    kit.kernel.quarantine.suspend(kit.loaded("agents"), "a test")
     kit.kernel.credentials.forget(lambda principal: True)
     assert kit.loaded("agents").state == "quarantined"
     assert (await bot.get("/agents?limit=1")).status == 200

@@ -17,10 +17,10 @@ PLUGIN = '''
 """A plugin of a test."""
 from corral.auth.principal import PUBLIC
 from corral.http.routes import Routes
-from corral.plugins import watchdog
+from corral import watchdog
 from corral.plugin import Plugin, hookimpl
 
-watchdog.END_SECONDS = %(seconds)s
+watchdog.EXIT_SECONDS = %(seconds)s
 routes = Routes("/swallower", tag="Of a test")
 
 
@@ -81,6 +81,6 @@ def test_a_process_whose_loop_does_not_come_back_ends_and_names_the_plugin(tmp_p
         assert time.monotonic() - began >= 6.0
         told = next(line for line in server.log.splitlines() if "the event loop does not come back" in line)
         assert "swallower" in told
-        assert "given up, it does not end" in server.log
+        assert "it was given up and does not end" in server.log
     finally:
         server.kill()

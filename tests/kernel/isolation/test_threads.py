@@ -7,27 +7,30 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 
-from corral.current_call import room
 from corral.errors import ContributionFailed
-from corral.plugins.executor import PluginThreads
+from corral.plugins.executor import PluginThreads, acting_plugin
+from corral.watchdog import Guard, Watchdog
 
 
 @pytest.fixture
 def threads() -> Iterator[PluginThreads]:
-    made = PluginThreads(4)
+    watchdog = Watchdog()
+    made = PluginThreads(watchdog, 4)
     yield made
     made.shutdown()
+    watchdog.stop()
 
 
 def of(name: str | None, threads: PluginThreads, call: Callable[[], Any]) -> Future[Any]:
-    token = room.set(name)
+    token = acting_plugin.set(name)
     try:
         return threads.submit(call)
     finally:
-        room.reset(token)
+        acting_plugin.reset(token)
 
 
 def test_values_and_errors_come_back(threads: PluginThreads) -> None:
@@ -48,11 +51,11 @@ def test_one_plugin_has_half_of_them(threads: PluginThreads) -> None:
     assert of(None, threads, lambda: "core").result(5) == "core"
     assert of("other", threads, lambda: "other").result(5) == "other"
     end = time.monotonic() + 5
-    while len(running) < threads.share:
+    while len(running) < threads.shares.limit:
         assert time.monotonic() < end
         time.sleep(0.01)
     time.sleep(0.1)
-    assert len(running) == threads.share == 2
+    assert len(running) == threads.shares.limit == 2
     stop.set()
     for each in blocked:
         each.result(5)
@@ -60,11 +63,11 @@ def test_one_plugin_has_half_of_them(threads: PluginThreads) -> None:
 
 
 def test_an_abandoned_thread_is_replaced(threads: PluginThreads) -> None:
-    inside: list[int] = []
-    stop = threading.Event()
+    inside: list[threading.Thread] = []
+    stop, guard = threading.Event(), create_autospec(Guard, instance=True, plugin="slow", where="it")
 
     def block() -> None:
-        inside.append(threading.get_ident())
+        inside.append(threading.current_thread())
         stop.wait(20)
 
     blocked = [of("slow", threads, block) for _ in range(4)]
@@ -73,7 +76,7 @@ def test_an_abandoned_thread_is_replaced(threads: PluginThreads) -> None:
         assert time.monotonic() < end
         time.sleep(0.01)
     for thread in tuple(inside):
-        threads.abandon(thread, "it")
+        threads.abandon(thread, guard)
     for each in blocked[:2]:
         with pytest.raises(ContributionFailed, match="it did not come back in time"):
             each.result(1)
@@ -88,7 +91,7 @@ def test_a_call_that_counted_on_a_busy_thread_gets_another(
 ) -> None:
     """The thread has its task already and is still counted as idle when the next call comes."""
     took, go_on, stop = threading.Event(), threading.Event(), threading.Event()
-    take = threads._next
+    take = threads._next_task
 
     def slowly() -> Any:
         task = take()
@@ -96,7 +99,7 @@ def test_a_call_that_counted_on_a_busy_thread_gets_another(
         go_on.wait(5)
         return task
 
-    monkeypatch.setattr(threads, "_next", slowly)
+    monkeypatch.setattr(threads, "_next_task", slowly)
     blocked = threads.submit(stop.wait, 20)
     assert took.wait(5)
     second = threads.submit(lambda: "second")
@@ -107,22 +110,10 @@ def test_a_call_that_counted_on_a_busy_thread_gets_another(
 
 
 def test_the_end_waits_for_nobody() -> None:
-    threads = PluginThreads(2)
+    threads = PluginThreads(Watchdog(), 2)
     threads.submit(time.sleep, 30)
     began = time.monotonic()
     threads.shutdown(wait=True)
     assert time.monotonic() - began < 5
     with pytest.raises(RuntimeError):
         threads.submit(print)
-
-
-def test_idle_threads_go_and_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("corral.plugins.executor.IDLE_SECONDS", 0.05)
-    threads = PluginThreads(3)
-    for _ in range(20):
-        assert threads.submit(threading.get_ident).result(5) > 0
-        time.sleep(0.04)
-    time.sleep(0.5)
-    assert threads._count == 0
-    assert threads.submit(lambda: "again").result(5) == "again"
-    threads.shutdown()

@@ -120,12 +120,12 @@ async def test_a_key_that_is_none_signs_nothing(books: Books) -> None:
 
 
 async def test_one_verification_at_a_time(books: Books) -> None:
-    from corral.database.leases import acquire, release
+    from corral.database.leases import acquire_lease, release_lease
 
-    await books.work(lambda: acquire("audit.verify", "another", 30))
+    await books.work(lambda: acquire_lease("audit.verify", "another", 30))
     answer = await books.auditor.get("/admin/audit/verify")
     assert (answer.status, answer.code) == (409, "batch_in_progress")
-    await books.work(lambda: release("audit.verify", "another"))
+    await books.work(lambda: release_lease("audit.verify", "another"))
     assert (await books.auditor.get("/admin/audit/verify")).json()["ok"] is True
 
 

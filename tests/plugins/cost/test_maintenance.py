@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from corral import clock
-from corral.events.log import Record
+from corral.events.log import LoggedEvent
 from corral.ids import new_id
 from corral.plugin import Settings
 from corral_plugins.cost import jobs
@@ -119,7 +119,7 @@ async def test_wasted_cost_includes_deleted_events(books: Any) -> None:
     async def fail(cost: str) -> float:
         await books.settle(cost, task_id=task)
         told = {"task_id": task, "agent_id": None}
-        event = Record(
+        event = LoggedEvent(
             1,
             new_id(),
             "task.failed",

@@ -12,7 +12,7 @@ from tests.plugins.cost.conftest import Books
 from tests.plugins.tasks.conftest import World
 
 from corral import clock
-from corral.events.log import Record
+from corral.events.log import LoggedEvent
 from corral.ids import new_id
 from corral_plugins.cost.service import rollups
 from corral_plugins.cost.service.day_buckets import QUARTER_HOUR, day_number, offset_spans
@@ -168,7 +168,7 @@ async def test_every_report_is_there_before_the_first_event(books: Books, path: 
 
 async def told(world: World, after: int = 0) -> int:
     """Feed new events to the subscriber; returns the position in the event log."""
-    events: list[Record] = await world.kit.events(after=after)
+    events: list[LoggedEvent] = await world.kit.events(after=after)
     for event in events:
         if event.type in rollups.OUTCOME_EVENTS:
             await world.kit.kernel.database.work(lambda event=event: rollups.add_outcome(event))  # type: ignore[misc]  # bound now

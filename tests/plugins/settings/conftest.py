@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from corral.plugin import Plugin, Setting, Settings, hookimpl
-from corral.settings.values import WebUrl
+from corral.settings.validation import WebUrl
 from corral.testing.kit import Client, Kit
 
 LOW = Setting(

@@ -190,7 +190,7 @@ async def test_settings_of_a_plugin_out_of_service_are_kept_and_hidden(shelf: Sh
         ("bulk.x", {}, "category.key"),
         ("shelf.High", {}, "category.key"),
         ("shelf.api_key", {"kind": str, "default": ""}, "credential"),
-        ("shelf.code", {"kind": str, "default": "1234", "secret": True}, "unset by default"),
+        ("shelf.code", {"kind": str, "default": "1234", "secret": True}, "its default must be None"),
         ("shelf.high", {"env": "HIGH"}, "CORRAL_"),
         ("shelf.high", {"env": "CORRAL_BIND"}, "configures something else"),
         (f"shelf.{'x' * 64}.y", {}, "category.key"),

@@ -20,7 +20,7 @@ async def test_a_guard_sees_the_result_and_refuses_it(shelf: it.Shelf) -> None:
         if result.get(it.HIGH) == 99:
             raise Conflict("Not that.", code="would_lock_out")
 
-    store.guard([it.HIGH], judge)
+    store.add_check([it.HIGH], judge)
     assert (await shelf.put("shelf.width", 2)).status == 200
     assert (await shelf.put("shelf.high", 50)).status == 200
     refused = await shelf.admin.put("/settings/bulk", {"settings": {"shelf.high": 99, "shelf.width": 3}})

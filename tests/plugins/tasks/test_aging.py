@@ -117,8 +117,9 @@ async def test_one_index_serves_the_aging_of_ranks_and_the_age_of_the_oldest_tas
 
     def plan(statement: Any) -> str:
         statement.rows(given)
-        compiled = statement._compiled["sqlite"]
-        return str(current().connection.execute(f"EXPLAIN QUERY PLAN {compiled.sql}", compiled.bind(given)).fetchall())
+        sql, names, constants = statement._compiled["sqlite"]
+        values = [{**constants, **given}[name] for name in names]
+        return str(current().connection.execute(f"EXPLAIN QUERY PLAN {sql}", values).fetchall())
 
     for statement in (timers._DUE_TO_RISE, rollups._OLDEST):
         found = await world.kit.kernel.database.work(lambda statement=statement: plan(statement), read=True)

@@ -18,7 +18,7 @@ import httpx2
 import pytest
 from tests.kernel.cli.warm import warm
 
-from corral.http.api_client import ApiClient, ApiClientError
+from corral.cli.api_client import ApiClient, ApiClientError
 from corral.testing.server import ServerProcess
 from corral_plugins.tasks.command import EventPrinter
 

@@ -9,7 +9,6 @@ import pytest
 from tests.plugins.workers.conftest import TaskFailed
 
 from corral import clock
-from corral.database.unit import Actor
 from corral.events.event import emit
 from corral.plugin import Settings
 from corral_plugins.workers.api import Workers
@@ -227,7 +226,7 @@ async def test_last_failures_are_kept(make_fleet: Any) -> None:
 
     def fail(number: int) -> None:
         event = TaskFailed(worker_id=worker_id, error={"type": "boom", "message": f"n{number}"})
-        emit(event, object=("task", worker_id), actor=Actor("system"))
+        emit(event, object=("task", worker_id))
 
     for number in range(12):
         await fleet.work(lambda number=number: fail(number))

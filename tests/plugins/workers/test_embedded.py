@@ -152,15 +152,15 @@ async def test_one_that_was_killed_on_this_machine_gives_way_at_once(
 ) -> None:
     import socket
 
-    from corral.database.leases import acquire
+    from corral.database.leases import acquire_lease
 
     monkeypatch.setattr(embedded, "RENEW_SECONDS", 0.05)
     work = fleet.kit.kernel.database.work
     killed = f"{socket.gethostname()[:30]}|{2**22 + 1}|former"  # no process has so high a number
     elsewhere = "another-machine|1|former"
     for holder, taken in ((elsewhere, 0), (killed, 1)):
-        await work(lambda holder=holder: embedded.release(embedded.LEASE, elsewhere))
-        assert await work(lambda holder=holder: acquire(embedded.LEASE, holder, 15.0))
+        await work(lambda holder=holder: embedded.release_lease(embedded.LEASE, elsewhere))
+        assert await work(lambda holder=holder: acquire_lease(embedded.LEASE, holder, 15.0))
         lease = EmbeddedLease(work, Program)
         task = asyncio.create_task(lease.run())
         await asyncio.sleep(0.5)

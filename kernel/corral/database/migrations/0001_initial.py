@@ -71,7 +71,6 @@ def up(migrator, db):
         name = CharField(max_length=120, primary_key=True)
         holder = CharField(max_length=80)
         until = CharField(max_length=24)
-        fence = BigIntegerField(default=0)
 
         class Meta:
             database = db

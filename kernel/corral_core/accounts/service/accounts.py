@@ -332,7 +332,9 @@ class AccountsService:
             emit(UserDeactivated(user_id=row.id), object=("user", row.id), owner=row.id)
             self._record(action("deactivate", row.id), row.id, {}, {"is_active": (True, False)})
             self.end_sessions(row.id, "user_deactivated")
-        elif "role" in changes and not self._permissions.of(row.role) <= self._permissions.of(changes["role"]):
+        elif "role" in changes and not self._permissions.held_by(row.role) <= self._permissions.held_by(
+            changes["role"]
+        ):
             self.end_sessions(row.id, "revoked")
 
     def _reread(self, user_id: str) -> None:

@@ -61,7 +61,7 @@ class SessionPrincipals:
             id=user_id,
             user_id=user_id,
             role=role,
-            permissions=self._permissions.of(role),
+            permissions=self._permissions.held_by(role),
             session_id=session_id,
             expires_at=expires_at,
             limited=limited,

@@ -124,7 +124,7 @@ class HealthBoard:
         return now
 
     def _contributed(self) -> Iterable[tuple[str, HealthCheck]]:
-        return self._contributions.of("corral_health_checks")
+        return self._contributions.for_hook("corral_health_checks")
 
     async def _ask(self, key: str, check: Callable[[], Awaitable[Told]]) -> tuple[Status, str, int]:
         """Run one check. A check that times out counts as `down` and is not started again before it returns."""

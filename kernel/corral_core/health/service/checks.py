@@ -12,7 +12,7 @@ import peewee
 from corral import clock
 from corral.database.dialect import server_seconds
 from corral.database.engine import Database
-from corral.database.leases import acquire
+from corral.database.leases import acquire_lease
 from corral.errors import Problem
 from corral.ids import new_id
 from corral.jobs.job import ScheduleRow
@@ -69,7 +69,7 @@ class KernelChecks:
         """Check that the database accepts writes, and check the load of the connection pool."""
         began = time.monotonic()
         try:
-            await self._database.work(lambda: acquire(PROBE, self._process, 0.0))
+            await self._database.work(lambda: acquire_lease(PROBE, self._process, 0.0))
         except Problem as problem:
             self._disk_is_full = problem.code == "storage_full"
             raise
@@ -93,7 +93,7 @@ class KernelChecks:
 
     async def queue(self) -> Told:
         """Check whether any process runs the schedules."""
-        names = [item.name for _, item in self._contributions.of("corral_schedules")]
+        names = [item.name for _, item in self._contributions.for_hook("corral_schedules")]
         due = await self._database.work(lambda: _first_due(names), read=True)
         if due is None:
             if time.monotonic() - self._began < OVERDUE:

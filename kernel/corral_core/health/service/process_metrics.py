@@ -1,11 +1,11 @@
-"""Metrics of this process that need no unit of work: event loop, threads, connections, units and failed units."""
+"""Metrics of this process that need no unit of work: requests, event loop, threads, connections and units."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -13,6 +13,7 @@ from prometheus_client.core import Metric as Family
 
 from corral.database.engine import Database
 from corral.metrics.histogram import Observed
+from corral.metrics.requests import RequestMetrics
 
 log = logging.getLogger("corral.loop")
 
@@ -45,11 +46,12 @@ class LoopLag:
 class ProcessMetrics:
     """Collects the metrics of this process."""
 
-    def __init__(self, database: Database, lag: LoopLag) -> None:
-        self._database, self._lag = database, lag
+    def __init__(self, database: Database, lag: LoopLag, requests: RequestMetrics) -> None:
+        self._database, self._lag, self._requests = database, lag, requests
 
     def collect(self) -> Iterator[Family]:
         """Yield the metric families. The Prometheus registry calls this function, which must not do I/O."""
+        yield from self._request_families()
         database = self._database
         yield GaugeMetricFamily("corral_loop_lag_seconds", "Maximum lag of the event loop.", value=self._lag.seconds)
         yield GaugeMetricFamily("corral_executor_queue", "Units waiting for a thread.", value=database.waiting())
@@ -61,12 +63,30 @@ class ProcessMetrics:
         yield histogram(
             "corral_db_lock_wait_seconds", "Time that units waited for their thread and connection.", (), waits
         )
-        errors = CounterMetricFamily(
-            "corral_db_errors_total", "Units that failed with a database error.", labels=["kind"]
+        errors = database.timings.errors
+        yield _counter("corral_db_errors_total", "Units that failed with a database error.", "kind", errors)
+
+    def _request_families(self) -> Iterator[Family]:
+        requests = self._requests
+        answered = CounterMetricFamily(
+            "corral_http_requests_total", "Answered requests.", labels=["method", "route", "status"]
         )
-        for kind, count in sorted(database.timings.errors.items()):
-            errors.add_metric([kind], count)
-        yield errors
+        for (method, route, status), count in sorted(requests.requests.items()):
+            answered.add_metric([method, route, f"{status}xx"], count)
+        yield answered
+        yield histogram("corral_http_request_seconds", "Time to answer.", ("route",), requests.seconds.read())
+        yield GaugeMetricFamily("corral_http_in_flight", "Requests being served.", value=requests.in_flight)
+        rejected = requests.body_rejected
+        yield _counter("corral_http_body_rejected_total", "Request bodies that were refused.", "reason", rejected)
+        yield _counter("corral_plugin_errors_total", "Errors of plugins.", "plugin", requests.plugin_errors)
+        yield _counter("corral_events_total", "Committed events.", "type", requests.events)
+
+
+def _counter(name: str, told: str, label: str, counts: Counter[str]) -> Family:
+    family = CounterMetricFamily(name, told, labels=[label])
+    for value, count in sorted(counts.items()):
+        family.add_metric([value], count)
+    return family
 
 
 def histogram(name: str, told: str, labels: tuple[str, ...], values: dict[tuple[str, ...], Observed]) -> Family:

@@ -9,7 +9,7 @@ import msgspec
 
 from corral.database.engine import Database
 from corral.database.migrations import pending
-from corral.plugins.migrations import homes_of
+from corral.plugins.migrations import migrations_of
 from corral.plugins.registry import PluginRegistry
 
 KEEP_SECONDS = 1.0
@@ -62,7 +62,7 @@ class Readiness:
         try:
             self._database.ping()
             if not self._migrated:  # migration scripts do not change while a process runs
-                self._migrated = not pending(self._database, homes_of(self._registry.all()))
+                self._migrated = not pending(self._database, migrations_of(self._registry.all()))
         except Exception:
             return False
         return True

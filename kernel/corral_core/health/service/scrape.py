@@ -86,15 +86,15 @@ class Scrape:
         siblings: SiblingProcesses,
         figures: ProcessMetrics,
         registry: PluginRegistry,
-        warden: PluginQuarantine,
+        quarantine: PluginQuarantine,
     ) -> None:
         def contributed(*, of_process: bool) -> list[tuple[str, Metric]]:
-            found = contributions.of("corral_metrics")
+            found = contributions.for_hook("corral_metrics")
             return [each for each in found if (each[1].of_process or each[1].kind != "gauge") == of_process]
 
         def wrong(plugin: str, metric: Metric, error: Exception) -> None:
             if (loaded := registry.get(plugin)) is not None:
-                warden.strike(loaded, f"corral_metrics {metric.name}", error)
+                quarantine.count_error(loaded, f"corral_metrics {metric.name}", error)
 
         self._requests, self._readiness, self._siblings = requests, readiness, siblings
         self._counted = _Readings(work, lambda: contributed(of_process=True), readiness, wrong)
@@ -114,7 +114,7 @@ class Scrape:
     async def own(self) -> str:
         """Return the metrics of this process as Prometheus text."""
         await self._counted.refresh()
-        return self._requests.render() + generate_latest(self._process).decode()
+        return "\n".join([*self._requests.plugins(), generate_latest(self._process).decode()])
 
     def collect(self) -> Iterator[Family]:
         """Yield the metric families. The Prometheus registry calls this function, which must not do I/O."""

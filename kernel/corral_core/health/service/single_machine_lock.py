@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 
 from corral.database.engine import Work
-from corral.database.leases import acquire, holder_of, release
+from corral.database.leases import acquire_lease, lease_holder, release_lease
 from corral.database.unit import Entry
 from corral.errors import Refused
 
@@ -49,10 +49,10 @@ class SingleMachineLock:
 
         Holders with the same host name or the same boot id are the same machine.
         """
-        before = holder_of(LEASE)
+        before = lease_holder(LEASE)
         if before is not None and before != self._holder and {*before.split()} & {*self._holder.split()}:
-            release(LEASE, before)
-        return None if acquire(LEASE, self._holder, LEASE_SECONDS) else holder_of(LEASE)
+            release_lease(LEASE, before)
+        return None if acquire_lease(LEASE, self._holder, LEASE_SECONDS) else lease_holder(LEASE)
 
 
 def _this_machine() -> str:

@@ -101,7 +101,7 @@ async def change_plugin_config(
     """
     if store is None:
         raise Unavailable("The plugin settings is not in service.", code="plugin_disabled", retry_after=60)
-    await store.admit(body.settings, pointer="/settings/{}".format)
+    await store.check_urls(body.settings, pointer="/settings/{}".format)
     entry = request.entry(caller)
     return await work(lambda: plugins.configure(name, body.settings, store, by=caller), entry=entry)
 

@@ -16,7 +16,7 @@ from corral.database.engine import Work
 from corral.database.unit import after_commit, current
 from corral.errors import Conflict, Fault, Invalid, NotFound
 from corral.events.event import SystemAlert, emit
-from corral.events.log import Record
+from corral.events.log import LoggedEvent
 from corral.plugin import Audit, AuditEntry
 from corral.plugins.quarantine import PluginQuarantine
 from corral.plugins.record import PluginRecord
@@ -73,8 +73,8 @@ class PluginAdministration:
 
     audit: Audit | None = None
 
-    def __init__(self, registry: PluginRegistry, warden: PluginQuarantine, work: Work) -> None:
-        self._registry, self._warden, self._work = registry, warden, work
+    def __init__(self, registry: PluginRegistry, quarantines: PluginQuarantine, work: Work) -> None:
+        self._registry, self._quarantines, self._work = registry, quarantines, work
         self._applying: asyncio.Future[None] | None = None
 
     def all(self, states: Sequence[str] = ()) -> list[PluginView]:
@@ -158,7 +158,7 @@ class PluginAdministration:
         return msgspec.structs.replace(self.get(name), state="active", reason=None)
 
     def _open(self, name: str) -> None:
-        self._warden.tracker(name).clear()
+        self._quarantines.tracker(name).clear()
         self._registry.enable(name)
 
     def stored(self) -> dict[str, str]:
@@ -175,7 +175,7 @@ class PluginAdministration:
             elif reason is None and loaded.state == "disabled" and loaded.plugin is not None:
                 self._registry.enable(loaded.name)
 
-    def follow(self, records: Sequence[Record]) -> None:
+    def follow(self, records: Sequence[LoggedEvent]) -> None:
         """Apply decisions made by other processes. This listener of the event feed reads the rows, not the events."""
         if any(record.type == PluginState.event for record in records):
             self._applying = asyncio.ensure_future(self._apply_stored(self._applying))
@@ -253,8 +253,8 @@ def _tables() -> frozenset[str]:
 
 
 def _migrations(item: PluginRecord, tables: frozenset[str]) -> Migrations:
-    home = item.home()
-    scripts = sorted(path.stem for path in home.directory.glob("[0-9]*.py")) if home else []
+    migrations = item.migrations()
+    scripts = sorted(path.stem for path in migrations.directory.glob("[0-9]*.py")) if migrations else []
     applied: set[str] = set()
     if f"{item.name}_migrations" in tables:  # safe in SQL: the loader refuses plugin names that are not identifiers
         rows = current().connection.execute(f"SELECT name FROM {item.name}_migrations").fetchall()  # noqa: S608

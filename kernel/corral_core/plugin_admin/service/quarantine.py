@@ -16,7 +16,7 @@ from corral import clock
 from corral.database.engine import Work
 from corral.events.alerts import raise_alert
 from corral.events.event import SystemAlert, emit
-from corral.events.log import Record
+from corral.events.log import LoggedEvent
 from corral.plugin import Audit, AuditEntry, Settings
 from corral.plugins.quarantine import Alarm, PluginQuarantine
 from corral.plugins.record import PluginRecord
@@ -34,8 +34,8 @@ class Quarantine:
 
     audit: Audit | None = None
 
-    def __init__(self, registry: PluginRegistry, warden: PluginQuarantine, work: Work, settings: Settings) -> None:
-        self._registry, self._warden, self._work, self._settings = registry, warden, work, settings
+    def __init__(self, registry: PluginRegistry, quarantines: PluginQuarantine, work: Work, settings: Settings) -> None:
+        self._registry, self._quarantines, self._work, self._settings = registry, quarantines, work, settings
         self._rows: dict[str, QuarantineRow] = {}
         self._stale = True
         self._bell: asyncio.Event | None = None
@@ -48,15 +48,15 @@ class Quarantine:
         loop, bell = asyncio.get_running_loop(), asyncio.Event()
         self._bell = bell
 
-        def ring() -> None:
+        def notify() -> None:
             loop.call_soon_threadsafe(bell.set)
 
-        self._warden.bell = ring
+        self._quarantines.notify = notify
         while True:
-            while self._warden.alarms:
-                alarm = self._warden.alarms[0]
+            while self._quarantines.alarms:
+                alarm = self._quarantines.alarms[0]
                 await self._work(lambda alarm=alarm: self._write(alarm))  # type: ignore[misc]  # bound in each iteration
-                self._warden.alarms.popleft()
+                self._quarantines.alarms.popleft()
                 if (record := self._registry.get(alarm.name)) is not None:
                     self._registry.publish(record)
             if self._stale:
@@ -68,7 +68,7 @@ class Quarantine:
                     await bell.wait()
             bell.clear()
 
-    def follow(self, records: Sequence[Record]) -> None:
+    def follow(self, records: Sequence[LoggedEvent]) -> None:
         """Schedule a new read of the rows after an event of another process. This is a listener of the event feed."""
         if any(record.type == PluginState.event for record in records):
             self._stale = True
@@ -83,19 +83,19 @@ class Quarantine:
         """Quarantine and release plugins of this process to match the rows. Runs on the event loop."""
         self._rows = rows
         for loaded in self._registry.all():
-            if not loaded.serves or any(alarm.name == loaded.name for alarm in self._warden.alarms):
+            if not loaded.serves or any(alarm.name == loaded.name for alarm in self._quarantines.alarms):
                 continue
             row = rows.get(loaded.name)
             held = row is not None and row.state == HELD
             if row is not None and held and loaded.active and not loaded.protected:
                 self._registry.quarantine(loaded.name, row.reason)
             elif not held and loaded.state == "quarantined":
-                self._warden.tracker(loaded.name).clear()
+                self._quarantines.tracker(loaded.name).clear()
                 self._registry.enable(loaded.name)
-            self._warden.tracker(loaded.name).on_probation = row is not None and not held
+            self._quarantines.tracker(loaded.name).on_probation = row is not None and not held
 
     def _write(self, alarm: Alarm) -> None:
-        if alarm.held:
+        if alarm.quarantined:
             row = {"state": HELD, "reason": alarm.reason, "since": clock.now()}
             new = QuarantineRow.insert(name=alarm.name, **row).on_conflict_ignore().as_rowcount().execute()
             mine = (QuarantineRow.name == alarm.name) & (QuarantineRow.state == PROBATION)
@@ -111,9 +111,9 @@ class Quarantine:
                 )
                 self.audit.record(entry)
         alert = SystemAlert(
-            kind="plugin_quarantined" if alarm.held else "plugin_errors",
-            severity="warning" if alarm.held else "critical",
-            title=f"The plugin {alarm.name} {'is in quarantine' if alarm.held else 'fails, but is protected'}",
+            kind="plugin_quarantined" if alarm.quarantined else "plugin_errors",
+            severity="warning" if alarm.quarantined else "critical",
+            title=f"The plugin {alarm.name} {'is in quarantine' if alarm.quarantined else 'fails, but is protected'}",
             detail=alarm.reason,
             object={"type": "plugin", "id": alarm.name},
         )

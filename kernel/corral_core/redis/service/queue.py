@@ -45,7 +45,7 @@ class RqQueue:
         self._new = asyncio.Event()
         self._putting: asyncio.Task[None] | None = None
 
-    def put(self, ids: Sequence[str]) -> None:
+    def announce(self, ids: Sequence[str]) -> None:
         self._ids.extend(ids)
         self._new.set()
 
@@ -75,7 +75,7 @@ class RqQueue:
                 log.debug("jobs were not announced", extra={"jobs": len(ids), "reason": str(error)})
                 await asyncio.sleep(pauses.following())
 
-    def work(self, take: Callable[[str], None], stopping: threading.Event) -> None:
+    def receive(self, take: Callable[[str], None], stopping: threading.Event) -> None:
         """Run an RQ worker until `stopping` is set. Start another worker when one stops after an outage."""
         from rq.exceptions import StopRequested
 

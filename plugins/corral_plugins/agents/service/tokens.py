@@ -9,7 +9,7 @@ from typing import Any
 
 from corral import clock
 from corral.auth.credentials import Credentials
-from corral.auth.permissions import Permissions, narrowed
+from corral.auth.permissions import Permissions, within_scopes
 from corral.auth.principal import Principal
 from corral.database.unit import after_commit
 from corral.errors import Invalid, NotFound, Problem, Unauthorized
@@ -115,9 +115,9 @@ class AgentTokens:
         return asked
 
     def _check_scopes(self, scopes: Sequence[str]) -> None:
-        held = self._permissions.of("agent")
+        held = self._permissions.held_by("agent")
         for index, scope in enumerate(scopes):
-            if not narrowed(held, (scope,)):
+            if not within_scopes(held, (scope,)):
                 detail = "a permission that agents may hold, <plugin>.*, *.<verb> or *"
                 raise Invalid.at(f"/scopes/{index}", "not_in_enum", detail)
 
@@ -165,7 +165,7 @@ class StandingTokenAuthenticator:
         person = self._accounts.get_many([row.created_by]).get(row.created_by)
         if person is None or not person.is_active:
             raise Unauthorized("The person who made this agent token is not active.")
-        rights = self._permissions.of("agent") & self._permissions.of(person.role)
+        rights = self._permissions.held_by("agent") & self._permissions.held_by(person.role)
         return Principal(
             kind="agent",
             id=row.agent_id,
@@ -173,7 +173,7 @@ class StandingTokenAuthenticator:
             user_id=person.id,
             role=person.role,
             token_id=row.id,
-            permissions=narrowed(rights, row.scopes),
+            permissions=within_scopes(rights, row.scopes),
             expires_at=clock.parse_instant(row.expires_at),
             limited=self._accounts.limit(person),
         )

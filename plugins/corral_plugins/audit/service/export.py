@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from corral.auth.visibility import ALL
+from corral.auth.visibility import ALL_ROWS
 from corral.database.engine import Work
 from corral.errors import Invalid
 from corral_plugins.audit.models import AuditRow
@@ -66,7 +66,7 @@ class Export:
 
     def _batch(self, after: int, until: int) -> list[Values]:
         clause = queries.where(self._query)
-        if clause is ALL:
+        if clause is ALL_ROWS:
             return list(queries.rows_between(after, until))
         columns = [getattr(AuditRow, name) for name in chain.COLUMNS]
         place = (AuditRow.seq > after) & (AuditRow.seq <= until)

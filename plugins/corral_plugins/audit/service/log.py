@@ -12,7 +12,7 @@ import peewee
 from corral import clock
 from corral.database.dialect import transaction_is_open
 from corral.database.engine import Work, translate
-from corral.database.leases import acquire
+from corral.database.leases import acquire_lease
 from corral.database.statement import Statement
 from corral.database.unit import Entry, Unit, after_commit, current, locked
 from corral.errors import Problem, Unavailable
@@ -56,7 +56,7 @@ def end_of_chain() -> tuple[int, str]:
 
 def raise_alert(alert: SystemAlert, about: str = "") -> bool:
     """Alert admins, at most once an hour across all processes. Return whether the alert was sent."""
-    is_due = acquire(f"audit.alert.{alert.kind}{about}", new_id(), ALERT_SECONDS)
+    is_due = acquire_lease(f"audit.alert.{alert.kind}{about}", new_id(), ALERT_SECONDS)
     if is_due:
         emit(alert, object=("audit_log", "audit"))
     return is_due

@@ -10,7 +10,7 @@ from msgspec import UNSET
 
 from corral import clock
 from corral.auth.principal import Principal
-from corral.auth.visibility import ALL
+from corral.auth.visibility import ALL_ROWS
 from corral.database.statement import Statement
 from corral.database.unit import current
 from corral.errors import NotFound
@@ -104,7 +104,7 @@ def where(filters: Filters | AuditQuery) -> Any:
 
     A row must match all given filters; it matches a repeated filter if any of its values matches.
     """
-    clause: Any = ALL
+    clause: Any = ALL_ROWS
     if filters.actor is not UNSET:
         clause &= AuditRow.actor_id.in_(filters.actor) | AuditRow.on_behalf_of.in_(filters.actor)
     if filters.action is not UNSET:
@@ -140,7 +140,7 @@ class Queries:
     def page(self, query: AuditQuery, caller: Principal) -> Page[AuditView]:
         """Return a page of rows, newest first."""
         found, clause = ends(), where(query)
-        total = found.head.seq - found.anchor.seq if clause is ALL else None
+        total = found.head.seq - found.anchor.seq if clause is ALL_ROWS else None
         rows = AuditRow.select().where(clause & (AuditRow.seq > found.anchor.seq))
         return paginate(rows, query, caller, scope="audit", order=(Order(AuditRow.seq),), make=view, total=total)
 

@@ -20,7 +20,7 @@ from peewee import fn
 from corral.database.dialect import counter_shard
 from corral.database.statement import Parameter, Statement
 from corral.database.unit import before_commit, current
-from corral.events.log import Record
+from corral.events.log import LoggedEvent
 from corral_plugins.cost.models import CostEvent, DeletedAgent, Rollup
 from corral_plugins.cost.service.day_buckets import QUARTER_HOURS_PER_DAY, OffsetSpan, day_of, quarter_hour_of
 
@@ -185,7 +185,7 @@ def _upsert(size: int) -> Statement:
 OUTCOME_EVENTS = ("task.completed", "task.failed", "task.cancelled", "task.retried", "agent.deleted")
 
 
-def add_outcome(event: Record) -> None:
+def add_outcome(event: LoggedEvent) -> None:
     """Record an event of `OUTCOME_EVENTS`: a completed task, wasted costs, or the name of a deleted agent."""
     payload = event.payload()
     if event.type == "agent.deleted":
@@ -197,7 +197,7 @@ def add_outcome(event: Record) -> None:
         _add_waste(event, payload)
 
 
-def _add_waste(event: Record, payload: dict[str, Any]) -> None:
+def _add_waste(event: LoggedEvent, payload: dict[str, Any]) -> None:
     """Count the cost of a task up to the event as wasted, minus the amount counted after earlier failures."""
     task_id = payload["task_id"]
     total = total_of(TASK_TOTAL, task_id)  # old events may already be deleted
@@ -207,7 +207,7 @@ def _add_waste(event: Record, payload: dict[str, Any]) -> None:
         _increment_outcome(event, payload, {"wasted_micro": wasted}, RollupKey(TASK_TOTAL, ALL_TIME, task_id))
 
 
-def _increment_outcome(event: Record, payload: dict[str, Any], increments: Increments, *more: RollupKey) -> None:
+def _increment_outcome(event: LoggedEvent, payload: dict[str, Any], increments: Increments, *more: RollupKey) -> None:
     """Increment the outcome counters immediately, because the next event in the same unit of work reads the result."""
     keys = (RollupKey(AGENT, day_of(event.ts), payload["agent_id"] or ""), RollupKey(TOTAL, ALL_TIME, ""), *more)
     increment(dict.fromkeys(keys, increments))

@@ -236,7 +236,7 @@ _INSERT = Statement(
     )
 )
 _SETTLE = Statement(
-    lambda p: LlmCall.update({getattr(LlmCall, name): p(name, getattr(LlmCall, name)) for name in _UPDATED}).where(
+    lambda p: LlmCall.update({getattr(LlmCall, name): p(name) for name in _UPDATED}).where(
         (LlmCall.id == p("id")) & (LlmCall.status == IN_FLIGHT)
     )
 )
@@ -267,6 +267,7 @@ def settle(call_id: str, outcome: Outcome) -> bool:
     columns = {name: getattr(outcome, name) for name in _FROM_OUTCOME} | msgspec.structs.asdict(outcome.tokens)
     target = outcome.target
     columns |= {"provider": target.provider.name, "model": target.model[:200], "estimated": outcome.estimated}
+    columns["error"] = LlmCall.error.db_value(outcome.error)
     return bool(_SETTLE.run({"id": call_id, **columns}))
 
 

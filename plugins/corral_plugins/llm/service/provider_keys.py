@@ -76,7 +76,7 @@ class ProviderKeys:
         """
         if base_url == provider.connection.base_url or not _keeps_key(provider.api_key_secret, patch):
             return
-        if by.has_stepped_up or REVEAL in by.named:
+        if by.has_stepped_up or REVEAL in by.named_scopes:
             return
         detail = "The stored key would be sent to a different base_url. Send the key again as api_key"
         if by.kind == "api_key":

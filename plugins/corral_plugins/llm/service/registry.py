@@ -261,7 +261,7 @@ class Registry:
 
     def kinds(self) -> dict[str, LLMProvider]:
         """Return the available provider kinds by name."""
-        return {kind.kind: kind for _, kind in self._contributions.of("corral_llm_providers")}
+        return {kind.kind: kind for _, kind in self._contributions.for_hook("corral_llm_providers")}
 
     def all(self) -> list[Provider]:
         """Return all providers whose kind is available, sorted by name."""

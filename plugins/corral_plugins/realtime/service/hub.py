@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from corral.auth.principal import Principal
 from corral.database.model import ADMIN
 from corral.errors import Problem, TooMany, Unavailable
+from corral.events.event import EventTypes
 from corral.events.feed import Feed
-from corral.events.log import Record
-from corral.events.registry import EventTypes
+from corral.events.log import LoggedEvent
 from corral.plugin import Settings
 from corral_plugins.realtime.service.messages import RESTARTING, Item, Notice, Refusal
 from corral_plugins.realtime.service.viewer import Key, Subscription, Viewer
@@ -149,7 +149,7 @@ class Hub:
 
     def check(self, caller: Principal, event: str) -> None:
         """Raise `Refusal` if no event matches this name or pattern, or if the caller may read no matching event."""
-        if not self._types.knows(event):
+        if not self._types.is_known(event):
             raise Refusal("unknown_event", f"No event is named {event}; GET /api/v1/events/types lists them.")
         if not caller.is_admin and any(kind.event == event and kind.visibility == ADMIN for kind in self._types.all()):
             raise Refusal("forbidden", f"Only admins see {event}.")
@@ -167,7 +167,7 @@ class Hub:
 
     # -- the feed
 
-    def publish(self, records: Sequence[Record]) -> None:
+    def publish(self, records: Sequence[LoggedEvent]) -> None:
         """Queue new events for their subscribers. The feed calls this method, which never waits."""
         for record in records:
             name = record.type
@@ -194,7 +194,7 @@ class Hub:
         for viewer in slow:
             self.dropped += 1 + viewer.lag()
 
-    def _follow_door(self, record: Record) -> None:
+    def _follow_door(self, record: LoggedEvent) -> None:
         payload = record.payload()
         if payload.get("name") == "realtime" and payload.get("to") != "active":
             self.restart_all()

@@ -9,7 +9,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from corral import clock
 from corral.errors import Problem
-from corral.events.log import Record
+from corral.events.log import LoggedEvent
 from corral.ids import ID_PATTERN
 from corral.schema.shapes import encode
 from corral.schema.strict_json import parse_json
@@ -111,7 +111,7 @@ class Item:
 
     __slots__ = ("_chunk", "_payload", "_text", "record")
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: LoggedEvent) -> None:
         self.record = record
         self._payload: dict[str, Any] | None = None
         self._text: str | None = None

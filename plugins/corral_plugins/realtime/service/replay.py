@@ -14,8 +14,8 @@ from typing import Any
 from corral import clock
 from corral.database.engine import Work
 from corral.events import log as event_log
-from corral.events.log import EventRow, Record
-from corral.events.registry import EventTypes
+from corral.events.event import EventTypes
+from corral.events.log import EventRow, LoggedEvent
 from corral.plugin import Settings
 from corral_plugins.realtime.service.messages import Item, Notice
 from corral_plugins.realtime.service.viewer import Subscription, Viewer
@@ -144,7 +144,7 @@ class LogReplay:
             query = query.where(EventRow.type.in_(self._names))
         return [seq for (seq,) in query.order_by(EventRow.seq.desc()).limit(count).tuples()]
 
-    def _next(self) -> tuple[list[Record], int]:
+    def _next(self) -> tuple[list[LoggedEvent], int]:
         """Return the next records and the position after them."""
         assert self._place is not None
         if self._names is None:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from corral.auth.principal import Principal
-from corral.events.log import Record
+from corral.events.log import LoggedEvent
 from corral_plugins.realtime.service.messages import INVALID, TOO_SLOW, Close, Item, Notice, Refusal
 
 MAX_RIGHTS_AGE_SECONDS = 1.0
@@ -67,7 +67,7 @@ class Viewer:
         checked: float,
         limit: int,
         client_ip: str,
-        can_read: Callable[[Principal, Record], bool],
+        can_read: Callable[[Principal, LoggedEvent], bool],
     ) -> None:
         self.principal, self.reread, self.checked, self.client_ip = principal, reread, checked, client_ip
         self._can_read = can_read

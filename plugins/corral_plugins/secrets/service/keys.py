@@ -15,7 +15,7 @@ from typing import Any
 
 from corral.crypto import KeyRotation, SealedWrong
 from corral.database.engine import Work
-from corral.database.leases import acquire, holder_of, release
+from corral.database.leases import acquire_lease, lease_holder, release_lease
 from corral.database.sealed import SealedColumn, SealedColumns, SealedValue
 from corral.database.unit import SYSTEM, Entry
 from corral.errors import Conflict, Unavailable
@@ -52,7 +52,7 @@ class MasterKeys:
             sealed=self._rotation.sealed,
             active_key=active,
             remaining=_remaining(counts, active),
-            rotating=holder_of(LEASE) is not None,
+            rotating=lease_holder(LEASE) is not None,
             keys=[KeyCount(key_id=id, label=labels.get(id), rows=counts.get(id, 0)) for id in listed],
         )
 
@@ -70,7 +70,7 @@ class MasterKeys:
             )
             raise Conflict(detail, current_status="idle")
         holder = new_id()
-        if not acquire(LEASE, holder, QUEUED_SECONDS):
+        if not acquire_lease(LEASE, holder, QUEUED_SECONDS):
             raise Conflict(
                 "A master key rotation is already running; wait until it finishes.", current_status="rotating"
             )
@@ -105,7 +105,7 @@ class MasterKeys:
                 if time.monotonic() >= until:
                     return False
                 after = values[-1].row
-        await self._work(lambda: release(LEASE, holder), entry=ENTRY)
+        await self._work(lambda: release_lease(LEASE, holder), entry=ENTRY)
         return True
 
     async def _next(self, column: SealedColumn, after: Any) -> list[SealedValue]:
@@ -127,7 +127,7 @@ class MasterKeys:
 
         Values that changed in the meantime are not overwritten.
         """
-        if not acquire(LEASE, holder, LEASE_SECONDS):
+        if not acquire_lease(LEASE, holder, LEASE_SECONDS):
             return False
         for item, text in rewrapped:
             column.replace(item, text)

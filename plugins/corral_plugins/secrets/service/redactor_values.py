@@ -11,7 +11,7 @@ from corral.crypto import SealedWrong
 from corral.database.engine import Work
 from corral.database.unit import SYSTEM, Entry
 from corral.errors import Unavailable
-from corral.events.log import Record
+from corral.events.log import LoggedEvent
 from corral.redact.redactor import Redactor
 from corral_plugins.secrets.models import SecretRow, SecretVersion
 from corral_plugins.secrets.service.alerts import SOURCE, Alerts, label
@@ -49,7 +49,7 @@ class RedactorValues:
         self.groups: dict[str, list[str]] = {}
         """The names of the secrets that each worker group may receive."""
 
-    def on_events(self, records: Sequence[Record]) -> None:
+    def on_events(self, records: Sequence[LoggedEvent]) -> None:
         """Wake up `run` if a secret changed. Called by the event feed."""
         if any(record.type in CHANGES for record in records):
             self._changed.set()

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from corral import clock
-from corral.auth.permissions import Permissions, narrowed
+from corral.auth.permissions import Permissions, within_scopes
 from corral.auth.principal import Principal
 from corral.crypto import digest
 from corral.database.statement import Statement
@@ -99,16 +99,16 @@ class ApiKeyAuthenticator:
         if owner is None or not owner.is_active:
             raise self._refused("owner", "The owner of this API key is not active.")
         wanted: list[str] = msgspec.json.decode(scopes)
-        held = self._permissions.of(owner.role)
-        left = narrowed(held, wanted)
+        held = self._permissions.held_by(owner.role)
+        left = within_scopes(held, wanted)
         return Principal(
             kind="api_key",
             id=key_id,
             user_id=user_id,
             role=owner.role,
             permissions=left,
-            beyond=held - left,
-            named=held.intersection(wanted),
+            out_of_scope=held - left,
+            named_scopes=held.intersection(wanted),
             expires_at=clock.parse_instant(expires_at),
             limited=self._accounts.limit(owner),
             networks=tuple(msgspec.json.decode(cidrs)),

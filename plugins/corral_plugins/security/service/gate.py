@@ -11,7 +11,7 @@ from corral import clock
 from corral.database.engine import Work
 from corral.database.unit import ANONYMOUS, Entry
 from corral.errors import Forbidden, Problem
-from corral.events.log import Record
+from corral.events.log import LoggedEvent
 from corral_plugins.security.service.ip_rules import InForce, IpRules
 
 log = logging.getLogger("corral.security")
@@ -98,7 +98,7 @@ class GateKeeper:
         """Load the current rules into the gate."""
         self._gate.apply(await self._work(self._rules.in_force, read=True))
 
-    def on_events(self, records: Sequence[Record]) -> None:
+    def on_events(self, records: Sequence[LoggedEvent]) -> None:
         """Wake up `run` if the IP rules changed. Called by the event feed."""
         if any(record.type == "ip_rules.changed" for record in records):
             self._changed.set()

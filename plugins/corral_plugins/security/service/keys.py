@@ -17,7 +17,7 @@ import peewee
 
 from corral import clock
 from corral.auth.credentials import Credentials
-from corral.auth.permissions import Permissions, narrowed
+from corral.auth.permissions import Permissions, within_scopes
 from corral.auth.principal import Principal
 from corral.crypto import digest
 from corral.database.dialect import advisory_lock
@@ -190,7 +190,7 @@ class ApiKeys:
         return asked
 
     def _check_scopes(self, scopes: Iterable[str], role: str) -> None:
-        held = self._permissions.of(role)
+        held = self._permissions.held_by(role)
         faults = [
             Fault(
                 f"/scopes/{index}",
@@ -198,7 +198,7 @@ class ApiKeys:
                 f"{scope} matches no permission of your role: GET /security/scopes.",
             )
             for index, scope in enumerate(scopes)
-            if not narrowed(held, (scope,))
+            if not within_scopes(held, (scope,))
         ]
         if faults:
             raise Invalid("Some scopes match no permission that you hold.", errors=faults)

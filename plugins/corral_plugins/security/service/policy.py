@@ -68,7 +68,11 @@ class Policy:
         given = msgspec.structs.asdict(patch)
         values = {f"{section}.{name}": value for name, value in given.items() if value is not msgspec.UNSET}
         changed = self.store.change(
-            values, by=by, if_match=if_match, of=_names(section), pointer=lambda name: f"/{name.partition('.')[2]}"
+            values,
+            by=by,
+            if_match=if_match,
+            version_of=_names(section),
+            pointer=lambda name: f"/{name.partition('.')[2]}",
         )
         if changed.updated:
             fields = sorted(name.partition(".")[2] for name in changed.updated)
@@ -77,7 +81,7 @@ class Policy:
     def guard(self) -> None:
         """Register the check of the policy for every way to change settings, including `/settings`."""
         if self.store is not None:
-            self.store.guard([REQUIRE_MFA, REQUIRE_MFA_ROLES], self._check_author)
+            self.store.add_check([REQUIRE_MFA, REQUIRE_MFA_ROLES], self._check_author)
 
     def _check_author(self, values: Settings, by: Principal) -> None:
         """Reject the requirement of a second factor if its author has none and would be locked out."""

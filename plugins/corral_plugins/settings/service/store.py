@@ -22,7 +22,7 @@ from corral.plugin import SECRET_CHANGE, Audit, AuditEntry, Setting, Settings
 from corral.redact.redactor import Redactor
 from corral.settings.registry import EffectiveSetting, SettingsRegistry, StoredSetting
 from corral.settings.store import SettingsChange
-from corral.settings.values import SettingRefused, accept, is_url
+from corral.settings.validation import SettingRefused, convert_value, is_url
 from corral_plugins.settings.api import SettingChanged
 from corral_plugins.settings.service.rows import Change, SettingRows, plain, versions
 
@@ -30,7 +30,7 @@ MAX_VALUE_BYTES = 64 * 1024
 # These categories determine who can sign in, also through mailed links. Only a person who signed in may change them.
 OWN_SESSION_CATEGORIES = ("security", "password", "mail")
 Stored = Mapping[str, StoredSetting]
-Judge = Callable[[Settings, Principal], None]
+Check = Callable[[Settings, Principal], None]
 
 
 class SettingsService:
@@ -41,10 +41,10 @@ class SettingsService:
     def __init__(self, registry: SettingsRegistry, sealer: Sealer, redactor: Redactor, egress: Egress) -> None:
         self._registry, self._redactor, self._egress = registry, redactor, egress
         self.rows = SettingRows(sealer)
-        self._guards: list[tuple[frozenset[str], Judge]] = []
+        self._checks: list[tuple[frozenset[str], Check]] = []
         self._secrets: dict[str, str] = {}
 
-    async def admit(self, values: Mapping[str, Any], *, pointer: Callable[[str], str] = "/{}".format) -> None:
+    async def check_urls(self, values: Mapping[str, Any], *, pointer: Callable[[str], str] = "/{}".format) -> None:
         for name, value in values.items():
             item = self._registry.find(name)
             if item is not None and isinstance(value, str) and is_url(item.setting):
@@ -56,16 +56,16 @@ class SettingsService:
         *,
         by: Principal,
         if_match: IfMatch = ANY_VERSION,
-        of: Iterable[str] = (),
+        version_of: Iterable[str] = (),
         pointer: Callable[[str], str] = "/{}".format,
     ) -> SettingsChange:
         self.rows.lock()
         stored = self.rows.all()
-        if_match.check(versions(of or values, stored))
+        if_match.check(versions(version_of or values, stored))
         found = self._accepted(values, pointer)
         changes = [
             Change(setting=item.setting, before=item.value, value=value, version=_next(stored, item.setting.name))
-            for item, value in ((self._registry.judged(name, stored), value) for name, value in found.items())
+            for item, value in ((self._registry.preview(name, stored), value) for name, value in found.items())
             if item.problem is not None or value != item.value
         ]
         self._refuse_locked([change.setting.name for change in changes])
@@ -82,7 +82,7 @@ class SettingsService:
         self.rows.lock()
         stored = self.rows.all()
         if_match.check(versions([name], stored))
-        item = self._registry.judged(name, stored)
+        item = self._registry.preview(name, stored)
         if item.stored is not None and item.stored.is_set:
             default, version = item.setting.default, _next(stored, name)
             change = Change(setting=item.setting, before=item.value, value=default, version=version, is_set=False)
@@ -92,12 +92,12 @@ class SettingsService:
     def read(self, name: str) -> EffectiveSetting:
         """Return a setting as this unit of work sees it. Raises `NotFound`."""
         self._declared(name)
-        return self._registry.judged(name, self.rows.all())
+        return self._registry.preview(name, self.rows.all())
 
     def read_all(self) -> list[EffectiveSetting]:
         """Return the settings of active plugins as this unit of work sees them, sorted by name."""
         stored = self.rows.all()
-        return [self._registry.judged(item.setting.name, stored) for item in self._registry.shown()]
+        return [self._registry.preview(item.setting.name, stored) for item in self._registry.shown()]
 
     def refuse_locked(self, name: str) -> None:
         """Raise `NotFound` for an unknown setting, and `Conflict` for a setting that a variable or file pins."""
@@ -108,13 +108,13 @@ class SettingsService:
         return versions(names, self.rows.all())
 
     def values(self) -> Settings:
-        return self._registry.beside(self.rows.all())
+        return self._registry.preview_values(self.rows.all())
 
-    def adopt(self) -> None:
+    def apply_stored(self) -> None:
         self.apply(self.rows.version(), self.rows.all())
 
-    def guard(self, settings: Iterable[Setting[Any]], judge: Judge) -> None:
-        self._guards.append((frozenset(setting.name for setting in settings), judge))
+    def add_check(self, settings: Iterable[Setting[Any]], check: Check) -> None:
+        self._checks.append((frozenset(setting.name for setting in settings), check))
 
     def apply(self, version: int, stored: Stored) -> None:
         """Apply stored values in this process. Runs on the event loop."""
@@ -153,7 +153,7 @@ class SettingsService:
             try:
                 if item.setting.secret and isinstance(value, str):
                     refuse_mask(value, pointer(name))
-                found[name] = accept(item.setting, value)
+                found[name] = convert_value(item.setting, value)
                 if len(msgspec.json.encode(found[name])) > MAX_VALUE_BYTES:
                     raise SettingRefused(f"{name} must be at most 64 KiB as JSON", "too_long")
             except Invalid as masked:
@@ -183,9 +183,9 @@ class SettingsService:
         self._judge_together(touched, stored, _after(changes, stored), pointer)
         version = self.rows.write(changes, by)
         fresh = self.rows.all()
-        for names, judge in self._guards:
+        for names, check in self._checks:
             if names & touched:
-                judge(self._registry.beside(fresh), by)
+                check(self._registry.preview_values(fresh), by)
         for change in changes:
             self._publish(change)
         after_commit(lambda: self.apply(version, fresh))
@@ -195,8 +195,8 @@ class SettingsService:
 
         An inconsistency that existed before the change does not block changes of other settings.
         """
-        broken = self._registry.broken(self._registry.beside(after))
-        known = self._registry.broken(self._registry.beside(before)) if broken else {}
+        broken = self._registry.check_values(self._registry.preview_values(after))
+        known = self._registry.check_values(self._registry.preview_values(before)) if broken else {}
         faults = [
             Fault(pointer(name), "not_allowed", f"{sentence}.")
             for name, sentence in broken.items()

@@ -16,7 +16,7 @@ from corral.http.page import Order, Page, PageQuery, paginate
 from corral.plugin import Setting
 from corral.schema.fields import Instant
 from corral.settings.registry import EffectiveSetting
-from corral.settings.values import core_kind
+from corral.settings.validation import core_kind
 from corral_plugins.settings.models import ChangeRow
 from corral_plugins.settings.service.live import PROPAGATION_SECONDS, outdated_names
 from corral_plugins.settings.service.rows import plain

@@ -7,7 +7,7 @@ import subprocess
 import time
 from typing import Any, Protocol
 
-from corral.http.api_client import ApiClient, ApiClientError, GrowingText
+from corral.cli.api_client import ApiClient, ApiClientError, GrowingText
 from corral_plugins.tasks.demo.model import NEW_TOKENS, WITHOUT_MODEL, Choice
 
 TERMINAL = ("task.completed", "task.failed", "task.cancelled")

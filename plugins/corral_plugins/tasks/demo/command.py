@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from corral.http.api_client import ApiClientError
+from corral.cli.api_client import ApiClientError
 from corral_plugins.tasks.demo.client import DemoClient, Failed
 from corral_plugins.tasks.demo.model import (
     WITHOUT_MODEL,

@@ -104,7 +104,7 @@ class ClaimPayloads:
             "workflow_run_id": row.workflow_run_id,
             "step_run_id": row.get("step_run_id"),
         }
-        for _, executor in self._contributions.of("corral_task_executors"):
+        for _, executor in self._contributions.for_hook("corral_task_executors"):
             if _handles(executor, about):
                 config["executor"] = executor.prepare(about)
                 break

@@ -273,8 +273,8 @@ class AttemptPrincipals:
         return requester.role
 
     def _rights(self, role: str) -> frozenset[str]:
-        of_agents = self._permissions.of("agent")
-        return (of_agents & self._permissions.of(role)) | (of_agents - self._permissions.of("admin"))
+        of_agents = self._permissions.held_by("agent")
+        return (of_agents & self._permissions.held_by(role)) | (of_agents - self._permissions.held_by("admin"))
 
 
 class AttemptTokenAuthenticator:

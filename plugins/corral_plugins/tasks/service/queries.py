@@ -18,13 +18,13 @@ from msgspec import UNSET
 
 from corral import clock
 from corral.auth.principal import Principal
-from corral.auth.visibility import NONE, can_read, visible
+from corral.auth.visibility import NO_ROWS, can_read, visible
 from corral.database.dialect import milliseconds_between
 from corral.database.model import SHARED
 from corral.database.statement import Statement
 from corral.errors import NotFound
 from corral.events.log import COLUMNS as EVENT_COLUMNS
-from corral.events.log import EventRow, EventView, Record
+from corral.events.log import EventRow, EventView, LoggedEvent
 from corral.http.page import Order, Page, PageQuery, check_place, paginate, read_cursor, write_cursor
 from corral_plugins.tasks.models import PRIORITIES, STATUSES, Attempt, Comment, PageAnchor, Task, TaskRow
 from corral_plugins.tasks.service import rollups, rows, search
@@ -263,7 +263,7 @@ class TaskQueries:
             "priority": (Order(Task.priority), Order(Task.created_at), Order(Task.id)),
         }[query.sort]
         total = sum(n for key, n in rollups.status_counts().items() if counted(*key)) if _is_counted(query) else None
-        if allowed is NONE:
+        if allowed is NO_ROWS:
             total = 0
         page = paginate(
             select, query, caller, scope=SCOPE, order=order, make=lambda row: (row.id, row.version), total=total
@@ -320,7 +320,7 @@ class TaskQueries:
             caller,
             scope=f"events:{task_id}",
             order=(Order(EventRow.ins, descending=False),),
-            make=lambda row: Record(*[getattr(row, column.name) for column in EVENT_COLUMNS]).view(),
+            make=lambda row: LoggedEvent(*[getattr(row, column.name) for column in EVENT_COLUMNS]).view(),
         )
 
     def artifacts(self, task_id: str, query: PageQuery, caller: Principal) -> Page[dict[str, Any]]:
@@ -418,7 +418,7 @@ def _conditions(query: TaskQuery) -> tuple[list[Any], Any]:
 def _has_words(words: list[str]) -> Any:
     """Return the condition that a task is among the newest matches of a search. `search.CAP` limits their number."""
     if not words:
-        return NONE
+        return NO_ROWS
     found = Task.id.in_(search.candidates(search.query_of(words)))
     newer = [row[0] for row in search.newer(words)]
     return found | Task.id.in_(newer) if newer else found

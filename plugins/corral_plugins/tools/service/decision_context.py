@@ -130,7 +130,7 @@ class ContextBuilder:
             agent_id=agent_id,
             user_id=subject.requester_id,
             role=role,
-            permissions=self._permissions.of(role),
+            permissions=self._permissions.held_by(role),
             task_id=subject.task_id or None,
             lease_id=subject.lease_id or None,
         )

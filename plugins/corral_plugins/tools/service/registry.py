@@ -103,7 +103,7 @@ class Registry:
         comes first in alphabetical order.
         """
         found: dict[str, tuple[Tool, str]] = {}
-        contributions = self._contributions.of("corral_tools")
+        contributions = self._contributions.for_hook("corral_tools")
         for plugin, tool in sorted(contributions, key=lambda each: (each[0] != OWN, each[0])):
             if NAME.fullmatch(tool.name):
                 found.setdefault(tool.name, (tool, f"plugin:{plugin}"))
@@ -112,7 +112,7 @@ class Registry:
     def log_ignored(self) -> None:
         """Log a warning for each contributed tool that is ignored, with the reason."""
         accepted = self.contributed()
-        for plugin, tool in self._contributions.of("corral_tools"):
+        for plugin, tool in self._contributions.for_hook("corral_tools"):
             if tool.name not in accepted:
                 log.warning(
                     "a contributed tool is ignored: its name needs a dot", extra={"plugin": plugin, "tool": tool.name}

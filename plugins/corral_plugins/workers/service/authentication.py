@@ -6,7 +6,7 @@ Only the SHA-256 hashes of tokens and keys are stored.
 from __future__ import annotations
 
 from corral import clock
-from corral.auth.credentials import STILL_THERE
+from corral.auth.credentials import RECHECK_LABEL
 from corral.auth.permissions import Permissions
 from corral.auth.principal import Principal
 from corral.crypto import digest, new_secret
@@ -69,13 +69,13 @@ class WorkerTokens:
                 raise Unauthorized("This worker token is unknown or was replaced; register the worker again.")
             expires_at = clock.parse_instant(found[2])
         worker_id = str(found[0])
-        if current().entry.label != STILL_THERE:  # rechecking a long poll does not prove that its client is alive
+        if current().entry.label != RECHECK_LABEL:  # rechecking a long poll does not prove that its client is alive
             self._liveness.note(worker_id)
         return Principal(
             kind="worker",
             id=worker_id,
             worker_id=worker_id,
-            permissions=self._permissions.of("worker"),
+            permissions=self._permissions.held_by("worker"),
             limited=None if found[1] else NOT_APPROVED,
             expires_at=expires_at,
         )
@@ -98,6 +98,6 @@ class RegistrationKeyTokens:
             kind="registration_key",
             id=found[0],
             registration_key_id=found[0],
-            permissions=self._permissions.of("registration_key"),
+            permissions=self._permissions.held_by("registration_key"),
             expires_at=clock.parse_instant(found[1]),
         )

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Protocol
 
 from corral.database.engine import Database, Work
-from corral.database.leases import acquire, holder_of, release
+from corral.database.leases import acquire_lease, lease_holder, release_lease
 from corral.database.unit import Entry
 from corral.errors import Unavailable
 from corral.ids import new_id
@@ -92,7 +92,7 @@ class EmbeddedLease:
         """Stop the worker and release the lease, so that another process can start a worker immediately."""
         self._closed = True
         await self._stop()
-        await self._work(lambda: release(LEASE, self._holder), entry=ENTRY)
+        await self._work(lambda: release_lease(LEASE, self._holder), entry=ENTRY)
 
     async def _is_held(self) -> bool:
         """Acquire or renew the lease. Return whether this process holds the lease.
@@ -114,10 +114,10 @@ class EmbeddedLease:
 
         If the holder is a process of this machine that no longer runs, take over the lease before it expires.
         """
-        holder = holder_of(LEASE)
+        holder = lease_holder(LEASE)
         if holder is not None and holder != self._holder and _is_dead(holder):
-            release(LEASE, holder)
-        return acquire(LEASE, self._holder, LEASE_SECONDS)
+            release_lease(LEASE, holder)
+        return acquire_lease(LEASE, self._holder, LEASE_SECONDS)
 
     async def _stop(self) -> None:
         task, self._running = self._running, None

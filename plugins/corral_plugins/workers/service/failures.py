@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from corral.events.log import Record
+from corral.events.log import LoggedEvent
 from corral_plugins.workers.models import Worker
 from corral_plugins.workers.service import repository
 
@@ -13,7 +13,7 @@ KEEP = 10
 MESSAGE_LENGTH = 500
 
 
-def store_failure(event: Record) -> None:
+def store_failure(event: LoggedEvent) -> None:
     """Store the failure of a task with the worker on which the failure happened.
 
     A retry that a person requested does not count as a failure.
@@ -27,7 +27,7 @@ def store_failure(event: Record) -> None:
         Worker.update(last_errors=errors).where(Worker.id == row.id).execute()
 
 
-def _failure(event: Record, payload: dict[str, Any]) -> dict[str, Any] | None:
+def _failure(event: LoggedEvent, payload: dict[str, Any]) -> dict[str, Any] | None:
     error = payload.get("error")
     if event.type == "task.retried":
         if payload.get("source") != "policy" or not payload.get("reason"):

@@ -1,4 +1,4 @@
-"""Setting values: conversion and validation, and checks of declarations."""
+"""Validation of settings: conversion and checks of values, and checks of declarations."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class SettingRefused(ValueError):
         self.code = code
 
 
-def accept(setting: Setting[Any], value: Any, source: str = "") -> Any:
+def convert_value(setting: Setting[Any], value: Any, source: str = "") -> Any:
     """Return the value converted to the setting's type. Booleans and numbers may be given as text.
 
     Raises `SettingRefused`, whose text names the setting and its bounds but never the value, which may be a secret.
@@ -41,25 +41,24 @@ def accept(setting: Setting[Any], value: Any, source: str = "") -> Any:
     if value is None and setting.default is None:
         return None
     try:
-        converted = msgspec.convert(_from_text(setting.kind, value), setting.kind)
+        found = msgspec.convert(_from_text(setting.kind, value), setting.kind)
     except msgspec.ValidationError as error:
         raise _refusal(setting, source, "wrong_type", error) from None
-    if isinstance(converted, (int, float)) and not isinstance(converted, bool):
-        size, below, above = converted, "too_small", "too_large"
-    elif isinstance(converted, (str, list, tuple)):
-        size, below, above = len(converted), "too_short", "too_long"
-    else:
-        size, below, above = 0, "", ""
-    if below and setting.minimum is not None and size < setting.minimum:
-        raise _refusal(setting, source, below)
-    if above and setting.maximum is not None and size > setting.maximum:
-        raise _refusal(setting, source, above)
-    texts = converted if isinstance(converted, (list, tuple)) else (converted,)
+    if found is None:
+        return None
+    if setting.minimum is not None or setting.maximum is not None:
+        is_number = isinstance(found, (int, float))
+        size = found if is_number else len(found)
+        if setting.minimum is not None and size < setting.minimum:
+            raise _refusal(setting, source, "too_small" if is_number else "too_short")
+        if setting.maximum is not None and size > setting.maximum:
+            raise _refusal(setting, source, "too_large" if is_number else "too_long")
+    texts = found if isinstance(found, (list, tuple)) else (found,)
     if setting.choices and any(text not in setting.choices for text in texts):
         raise _refusal(setting, source, "not_in_enum")
     if setting.pattern is not None and not all(re.fullmatch(setting.pattern, str(text)) for text in texts):
         raise _refusal(setting, source, "bad_format")
-    return converted
+    return found
 
 
 def core_kind(setting: Setting[Any]) -> tuple[Any, bool]:
@@ -106,11 +105,11 @@ def check_declaration(setting: Setting[Any]) -> None:
     if kind is str and not setting.secret and not setting.choices and _CREDENTIAL.search(key):
         raise ValueError(f"setting {setting.name} looks like a credential: declare it with secret=True")
     if setting.secret and (kind is not str or setting.default is not None):
-        raise ValueError(f"setting {setting.name}: a secret is a text, and unset by default")
+        raise ValueError(f"setting {setting.name}: a secret must be a string, and its default must be None")
     if setting.env in VARIABLES and _PINNED_BY_KEYS.get(setting.env) != setting.name:
         raise ValueError(f"setting {setting.name}: {setting.env} configures something else; choose another variable")
     if setting.env and not _VARIABLE.fullmatch(setting.env):
-        raise ValueError(f"setting {setting.name}: the name of a variable must be CORRAL_ and upper-case letters")
+        raise ValueError(f"setting {setting.name}: {setting.env} must be CORRAL_ followed by upper-case letters")
 
 
 def _refusal(setting: Setting[Any], source: str, code: str, error: Exception | None = None) -> SettingRefused:

@@ -1,4 +1,4 @@
-"""What commands use to speak to a running server."""
+"""The HTTP client of commands that call a running server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corral.http.api_client import ApiClient, ApiClientError, GrowingText
+from corral.cli.api_client import ApiClient, ApiClientError, GrowingText
 
 
 def test_a_growing_text_is_told_once() -> None:

@@ -1,0 +1,79 @@
+"""The records of requests: one line of the access log per request, and audit entries."""
+
+from __future__ import annotations
+
+import logging
+
+from corral.asgi.endpoint import Endpoint
+from corral.asgi.request import IncomingRequest
+from corral.errors import Problem
+from corral.kernel import Kernel
+from corral.plugin import Audit, AuditEntry
+from corral.plugins.container import Scope
+from corral.settings.kernel import ACCESS_LOG
+
+log, access_log = logging.getLogger("corral.http"), logging.getLogger("corral.access")
+
+KERNEL = Scope("", frozenset(), frozenset())
+MIN_STATUS = {"off": 1000, "errors": 500, "all": 0}
+
+
+class AccessLog:
+    """Writes the access log. Query strings are never logged.
+
+    Only responses with a status of at least `min_status` are logged, as the setting `http.access_log` demands.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._settings = kernel.settings
+        kernel.settings.watch([ACCESS_LOG], self._read)
+
+    def _read(self) -> None:
+        self.min_status = MIN_STATUS[self._settings.get(ACCESS_LOG)]
+
+    def write(self, request: IncomingRequest, status: int, seconds: float) -> None:
+        """Log one request, which took `seconds`. The caller has already compared the status with `min_status`."""
+        route = request.endpoint.route if request.endpoint is not None else None
+        fields = {
+            "request_id": request.request_id,
+            "method": request.method,
+            "route": route.path if route else "unmatched",
+            "plugin": route.plugin if route else "",
+            "status": status,
+            "duration_ms": round(seconds * 1000),
+            "client_ip": request.client_ip,
+        }
+        access_log.info("request", extra=fields)
+
+
+class RequestAudit:
+    """Writes audit entries about requests, each in its own unit of work.
+
+    Denied privileged operations are always recorded. All other requests are recorded only in verbose mode.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._database = kernel.database
+        self.log: Audit | None = kernel.container.find(Audit, KERNEL, optional=True, where="the request path")
+
+    async def record(self, request: IncomingRequest, endpoint: Endpoint, status: int, code: str | None) -> None:
+        """Record a request that was answered with this status.
+
+        A failure to write the entry does not fail the request: the operation was either denied or is already complete.
+        """
+        audit = self.log
+        if audit is None:
+            return
+        area = endpoint.route.needs[0].rpartition(".")[0] or endpoint.route.plugin
+        row = AuditEntry(
+            action=f"{area}.request.{'read' if endpoint.is_read else 'write'}",
+            object_type="route",
+            object_id=endpoint.label,
+            object_name=request.path,
+            outcome="success" if status < 400 else "denied" if status == 403 else "failed",
+            code=code,
+        )
+        try:
+            await self._database.work(lambda: audit.record(row), entry=request.entry(request.principal))
+        except Problem:
+            log.warning("request not audited", extra={"route": endpoint.label, "code": code})

@@ -1,0 +1,40 @@
+"""Shares of a thread pool: limits how many threads one plugin occupies at the same time."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, defaultdict, deque
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class ThreadShares(Generic[T]):
+    """Lets each plugin occupy at most half of the threads of a pool. Its further calls wait until others end."""
+
+    def __init__(self, pool_size: int) -> None:
+        self.limit = max(1, pool_size // 2)
+        self._lock = threading.Lock()
+        self._running: Counter[str] = Counter()
+        self._waiting: dict[str, deque[T]] = defaultdict(deque)
+
+    def waiting(self, plugin: str) -> int:
+        """Return the number of calls of a plugin that wait."""
+        return len(self._waiting[plugin])
+
+    def acquire(self, plugin: str, call: T) -> bool:
+        """Return whether a call of the plugin may run now. Otherwise the call waits."""
+        with self._lock:
+            if self._running[plugin] >= self.limit:
+                self._waiting[plugin].append(call)
+                return False
+            self._running[plugin] += 1
+            return True
+
+    def release(self, plugin: str) -> T | None:
+        """Record that a call of the plugin has ended. Return its next waiting call, which must run now."""
+        with self._lock:
+            if self._waiting[plugin]:
+                return self._waiting[plugin].popleft()
+            self._running[plugin] -= 1
+            return None

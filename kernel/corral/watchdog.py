@@ -1,0 +1,214 @@
+"""The watchdog: one thread that checks four times a second which calls run for too long, and abandons them.
+
+A guard (`corral.plugins.guard`) does not register its calls anywhere. The watchdog finds the call that a thread is
+running by looking for the frames of guards in the stack of the thread. It counts its own checks instead of elapsed
+time, so a process that was suspended, or had no CPU time, abandons nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import dataclasses
+import logging
+import os
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from types import CodeType, FrameType
+from typing import NamedTuple, Protocol
+
+log = logging.getLogger("corral.watchdog")
+
+CHECKS_PER_SECOND = 4
+CHECK_SECONDS = 1 / CHECKS_PER_SECOND
+ENDLESS_SECONDS, EXIT_SECONDS, EXIT_STATUS = 5.0, 30.0, 70  # after a call was abandoned
+INTERRUPT = signal.SIGURG  # ignored by default
+
+guard_code: set[CodeType] = set()
+"""The code of functions that run a guarded call. Their local variables are `self`, the guard, and `began`, the start
+time, while the call runs, and also `value` or `error` when it has ended."""
+
+
+class CallAbandoned(BaseException):
+    """Raised in a call that blocks the event loop. Not an `Exception`, so that few handlers swallow it."""
+
+
+class ThreadAbandoned(BaseException):
+    """Raised in a thread that nobody waits for any more. The thread must end."""
+
+
+class Guard(Protocol):
+    """The guard of a callable that a plugin contributed."""
+
+    plugin: str
+    where: str
+    counts: bool
+    """Whether failures count towards the quarantine of the plugin. Those of routes do not."""
+
+    def time_limit(self, *, on_loop: bool) -> float | None:
+        """Return the time limit of a call in seconds, or None if the caller of the guard limits the time."""
+
+    def abandoned(self) -> None:
+        """Count a call that was abandoned."""
+
+    def never_returned(self) -> None:
+        """Count a call that has not ended `ENDLESS_SECONDS` after it was abandoned."""
+
+
+class RunningCall(NamedTuple):
+    """A call that a guard is running. `began` distinguishes the calls of one guard."""
+
+    guard: Guard
+    began: float
+
+
+def running_call(frame: FrameType | None) -> RunningCall | None:
+    """Return the innermost guarded call in a stack, or None."""
+    while frame is not None:
+        if frame.f_code in guard_code:
+            names = frame.f_locals
+            if "began" in names and "value" not in names and "error" not in names:
+                return RunningCall(names["self"], names["began"])
+        frame = frame.f_back
+    return None
+
+
+def running_call_of(thread: int) -> RunningCall | None:
+    """Return the guarded call that a thread is running, or None.
+
+    A call that waits for a database server is not returned: the server limits the time of its statements.
+    """
+    frame = sys._current_frames().get(thread)
+    if frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "psycopg":
+        return None
+    return running_call(frame)
+
+
+class CallTimer:
+    """Counts for how many checks a thread has been running the same guarded call."""
+
+    def __init__(self) -> None:
+        self.call: RunningCall | None = None
+        self._checks = 0
+
+    def check(self, thread: int, *, on_loop: bool = False) -> int:
+        """Return the number of checks since the call of a thread exceeded its limit. Negative if it did not."""
+        call = running_call_of(thread)
+        if call != self.call:
+            self.call, self._checks = call, 0
+        self._checks += 1
+        limit = None if call is None else call.guard.time_limit(on_loop=on_loop)
+        return -1 if limit is None else self._checks - 1 - int(limit / CHECK_SECONDS)
+
+
+@dataclasses.dataclass(slots=True)
+class _AbandonedThread:
+    guard: Guard | None
+    checks: int = 0
+
+
+class Watchdog:
+    """Runs checks, and raises `ThreadAbandoned` in abandoned threads every second until they end.
+
+    Python raises an asynchronous exception only in a thread that executes Python code; a thread that sleeps goes on.
+    """
+
+    def __init__(self) -> None:
+        self.checks: list[Callable[[], None]] = [self._check_abandoned]
+        self._abandoned: dict[threading.Thread, _AbandonedThread] = {}
+        self._stopped = threading.Event()
+        threading.Thread(target=self._run, name="corral-watchdog", daemon=True).start()
+
+    def stop(self) -> None:
+        """Stop the watchdog thread."""
+        self._stopped.set()
+
+    def abandon(self, thread: threading.Thread, guard: Guard | None) -> None:
+        """Abandon a thread, which must end after its current call. `guard` is the guard of this call."""
+        self._abandoned[thread] = _AbandonedThread(guard)
+        _raise_in(thread)
+
+    def lost_threads(self) -> Counter[str]:
+        """Return the number of abandoned threads that have not ended, by plugin."""
+        guards = [lost.guard for thread, lost in list(self._abandoned.items()) if thread.is_alive()]
+        return Counter(guard.plugin for guard in guards if guard is not None)
+
+    def _run(self) -> None:
+        while not self._stopped.wait(CHECK_SECONDS):
+            for check in tuple(self.checks):
+                try:
+                    check()
+                except Exception:
+                    log.exception("a check of the watchdog failed")
+
+    def _check_abandoned(self) -> None:
+        for thread, lost in list(self._abandoned.items()):
+            if not thread.is_alive():
+                del self._abandoned[thread]
+                continue
+            lost.checks += 1
+            if not lost.checks % CHECKS_PER_SECOND:  # its code may have swallowed the exception
+                _raise_in(thread)
+            if lost.guard is not None and lost.checks == ENDLESS_SECONDS * CHECKS_PER_SECOND:
+                lost.guard.never_returned()
+
+
+def _raise_in(thread: threading.Thread) -> None:
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(ThreadAbandoned))
+
+
+class LoopWatch:
+    """Interrupts calls of plugins that block the event loop. The event loop must run in the main thread.
+
+    A signal interrupts the main thread even while it sleeps. Its handler raises `CallAbandoned` only if the thread is
+    still inside the call, so the exception cannot reach other code.
+    """
+
+    def __init__(self, watchdog: Watchdog) -> None:
+        self._watchdog = watchdog
+        self._loop: asyncio.AbstractEventLoop
+        self._loop_ran = True  # since the last check
+        self._timer = CallTimer()
+
+    def start(self) -> None:
+        """Start watching the running event loop."""
+        if threading.current_thread() is threading.main_thread():
+            self._loop = asyncio.get_running_loop()
+            signal.signal(INTERRUPT, self._interrupt)
+            self._watchdog.checks.append(self._check)
+
+    def stop(self) -> None:
+        """Stop watching. Must be called on the event loop."""
+        if self._check in self._watchdog.checks:
+            self._watchdog.checks.remove(self._check)
+            signal.signal(INTERRUPT, signal.SIG_DFL)
+
+    def _check(self) -> None:
+        thread = threading.main_thread().ident or 0
+        if self._loop_ran:
+            self._loop_ran, self._timer.call = False, None
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(setattr, self, "_loop_ran", True)
+            return
+        over = self._timer.check(thread, on_loop=True)
+        if self._timer.call is None or over < 0:
+            return
+        guard = self._timer.call.guard
+        if over == 0:
+            guard.abandoned()
+        elif over == ENDLESS_SECONDS * CHECKS_PER_SECOND:
+            guard.never_returned()
+        elif over >= EXIT_SECONDS * CHECKS_PER_SECOND:
+            log.critical("the event loop does not come back", extra={"plugin": guard.plugin, "where": guard.where})
+            os._exit(EXIT_STATUS)
+        if not over % CHECKS_PER_SECOND:  # its code may have swallowed the exception
+            signal.pthread_kill(thread, INTERRUPT)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        call = running_call(frame)
+        if call is not None and call == self._timer.call:
+            raise CallAbandoned
