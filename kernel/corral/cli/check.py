@@ -28,13 +28,13 @@ def command(name: str, postgres_url: str | None, show_all: bool, config_path: Pa
     The plugin runs in a temporary installation and does not have to be enabled. The exit status is 1 if the plugin
     breaks a rule.
     """
-    from corral.cli.plugin_set import find
+    from corral.cli.plugin_set import find_plugin
     from corral.plugins.discovery import discover
     from corral.plugins.record import PluginRecord
 
     config = load_config(path=config_path)
     logs.configure("critical", "console")
-    found = find([PluginRecord(found=item) for item in discover(config)], name).found
+    found = find_plugin([PluginRecord(found=item) for item in discover(config)], name).found
     try:
         kind = found.load()
     except KeyboardInterrupt:
@@ -52,11 +52,11 @@ def command(name: str, postgres_url: str | None, show_all: bool, config_path: Pa
         for finding in report.findings
     ]
     if as_json:
-        output.value({"plugin": name, "ok": report.ok, "findings": rows}, as_json=True, text="")
+        output.print_value({"plugin": name, "ok": report.ok, "findings": rows}, as_json=True, text="")
     else:
         shown = [row for row in rows if show_all or row["result"] != "ok"]
         if shown:
-            output.table(shown, ("result", "rule", "detail"), as_json=False, colour_of="result")
+            output.print_table(shown, ("result", "rule", "detail"), as_json=False, colour_of="result")
         click.echo(f"{name} keeps {sum(finding.ok for finding in report.findings)} of {len(rows)} rules.")
     if not report.ok:
         sys.exit(1)

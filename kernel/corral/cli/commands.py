@@ -79,9 +79,9 @@ class CommandLine:
 
     def __call__(self, config_path: Path | None, label: str) -> AbstractContextManager[Session]:
         """Open a session with a kernel on the installation's own database. `label` names the command."""
-        from corral.cli.sessions import session
+        from corral.cli.sessions import open_session
 
-        return session(config_path, label)
+        return open_session(config_path, label)
 
     def installation(self) -> Installation:
         """Return the configuration that applies in the current folder."""

@@ -40,7 +40,7 @@ def show(prefix: str, config_path: Path | None, as_json: bool) -> None:
         raise click.UsageError(f"{prefix} is neither a section nor a key; corral config show lists all keys")
     if not as_json:
         click.echo(f"file: {config.path or 'none'}", err=True)
-    output.table(rows, ("key", "value", "source"), as_json=as_json)  # about: only in JSON, and in `config init`
+    output.print_table(rows, ("key", "value", "source"), as_json=as_json)  # about: only in JSON, and in `config init`
 
 
 @command.command("check")
@@ -52,11 +52,11 @@ def check(config_path: Path | None, as_json: bool) -> None:
     Nothing is changed. The exit status is 3 if the server would not start, and 1 if it would start without one of its
     plugins.
     """
-    from corral.cli.sessions import scratch
+    from corral.cli.sessions import temporary_kernel
 
     config = load_config(path=config_path)
     rows: list[dict[str, Any]] = [{"status": "warning", "detail": warning} for warning in config.warnings]
-    with scratch(config) as kernel:
+    with temporary_kernel(config) as kernel:
         kernel.refuse_without_essentials()
         rows += [{"status": "warning", "detail": warning} for warning in kernel.settings.unknown_names()]
         for item in kernel.plugins:
@@ -75,7 +75,7 @@ def check(config_path: Path | None, as_json: bool) -> None:
         if name not in known
     ]
     file = f"The configuration is valid ({config.path or 'no file, only defaults and environment variables'})."
-    output.table(rows, ("status", "detail"), as_json=as_json, empty=file, colour_of="status")
+    output.print_table(rows, ("status", "detail"), as_json=as_json, empty=file, colour_of="status")
     if any(row["status"] == "failed" for row in rows):
         sys.exit(REFUSED if config.plugins.strict else FAILED)
 
@@ -101,4 +101,6 @@ def init(path: Path | None, as_json: bool) -> None:
     except OSError as error:  # for example a full disk: the next run would not replace a partial file
         target.unlink()
         raise click.ClickException(f"{target}: {error.strerror}") from None
-    output.value({"path": str(target)}, as_json=as_json, text=f"Wrote {target}. Every key in it is commented out.")
+    output.print_value(
+        {"path": str(target)}, as_json=as_json, text=f"Wrote {target}. Every key in it is commented out."
+    )

@@ -56,7 +56,7 @@ def command(config_path: Path | None, as_json: bool) -> None:
     else:
         findings = list(check_installation(config))
     if as_json:
-        output.table([finding.row() for finding in findings], (), as_json=True)
+        output.print_table([finding.row() for finding in findings], (), as_json=True)
     else:
         for finding in findings:
             _print_finding(finding)
@@ -284,11 +284,11 @@ def _synchronised() -> bool:
 
 def check_plugins(config: Config) -> Iterator[Finding]:
     from corral.asgi.application import Application
-    from corral.cli.sessions import scratch
+    from corral.cli.sessions import temporary_kernel
 
     began = time.monotonic()
     try:
-        with scratch(config) as kernel:
+        with temporary_kernel(config) as kernel:
             Application(kernel)
             states = [(item.name, item.state, item.reason) for item in kernel.plugins]
     except Refused as refused:

@@ -50,6 +50,6 @@ def command(plugin: str | None, plan: bool, as_json: bool, config_path: Path | N
                 scripts = {each.plugin: migrate(engine, each) for each in migrations}
         rows = [{"plugin": name, "migration": script} for name, of in scripts.items() for script in of]
         done = "pending" if plan else "applied"
-        output.table(rows, ("plugin", "migration"), as_json=as_json, empty="No migration is pending.", title=done)
+        output.print_table(rows, ("plugin", "migration"), as_json=as_json, empty="No migration is pending.", title=done)
     finally:
         database.close()

@@ -44,4 +44,4 @@ def command(name: str, parent: Path | None, as_json: bool) -> None:
         raise click.ClickException(f"{folder}: {error.strerror}") from None
     steps = [f"pip install -e {folder}", f"corral check {values['name']}", f"corral plugins enable {values['name']}"]
     text = "\n".join([f"Wrote {len(written)} files to {folder}. Next:", *(f"  {step}" for step in steps)])
-    output.value({"folder": str(folder), "files": [str(path) for path in written]}, as_json=as_json, text=text)
+    output.print_value({"folder": str(folder), "files": [str(path) for path in written]}, as_json=as_json, text=text)

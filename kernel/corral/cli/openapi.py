@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from corral.cli.output import config_option
-from corral.cli.sessions import scratch
+from corral.cli.sessions import temporary_kernel
 from corral.config.reader import load as load_config
 
 
@@ -30,7 +30,7 @@ def command(as_yaml: bool, as_json: bool, out: Path | None, config_path: Path | 
     if as_yaml and as_json:
         raise click.UsageError("--yaml and --json cannot be used together")
     config = load_config(path=config_path)
-    with scratch(config) as kernel:
+    with temporary_kernel(config) as kernel:
         Application(kernel)
         document = json.loads(kernel.container.get(ApiDocument).render())
         missing = [f"{item.name} is {item.state}: {item.reason}" for item in kernel.plugins if _broken(item.state)]

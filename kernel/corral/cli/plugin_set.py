@@ -13,7 +13,7 @@ import click
 import peewee
 import tomlkit
 
-from corral.cli.sessions import scratch
+from corral.cli.sessions import temporary_kernel
 from corral.config.model import Config
 from corral.config.reader import load as load_config
 from corral.database.engine import Database
@@ -64,7 +64,7 @@ def stored_states(config: Config) -> dict[str, str]:
         database.close()
 
 
-def find(plugins: list[PluginRecord], name: str) -> PluginRecord:
+def find_plugin(plugins: list[PluginRecord], name: str) -> PluginRecord:
     """Return the installed plugin with this name. Raises `ClickException` that suggests the most similar name."""
     for item in plugins:
         if item.name == name:
@@ -80,7 +80,7 @@ def enable(config_path: Path | None, name: str) -> tuple[Path, bool]:
     Raises `ClickException`, without changing the file, if the plugin would not be active afterwards.
     """
     config = load_config(path=config_path)
-    item = find(plugins_of(config), name)
+    item = find_plugin(plugins_of(config), name)
     # A plugin that an admin disabled through the API stays disabled unless the file names it.
     names_it = not item.found.built_in or name in stored_states(config)
     lists = {"enabled": name in config.plugins.enabled or names_it, "disabled": False}
@@ -104,7 +104,7 @@ def disable(config_path: Path | None, name: str) -> tuple[Path, bool]:
     config = load_config(path=config_path)
     installed = [PluginRecord(found=item) for item in discover(config)]
     uninstalled = name in config.plugins.enabled and name not in {item.name for item in installed}
-    item = None if uninstalled else find(installed, name)
+    item = None if uninstalled else find_plugin(installed, name)
     if item is not None and item.protected:
         raise click.ClickException(f"{name} cannot be disabled, because the installation is not secure without it")
     lists = {"enabled": False, "disabled": item is not None and item.found.built_in}
@@ -125,9 +125,9 @@ def _tried(config: Config, name: str) -> PluginRecord:
     """
     from corral.asgi.application import Application
 
-    with scratch(config) as kernel:
+    with temporary_kernel(config) as kernel:
         Application(kernel)
-        return find(kernel.plugins, name)
+        return find_plugin(kernel.plugins, name)
 
 
 def _hint(item: PluginRecord) -> str:

@@ -45,15 +45,15 @@ def list_(config_path: Path | None, as_json: bool) -> None:
 @json_option
 def show(name: str, config_path: Path | None, as_json: bool) -> None:
     """Show the state of one plugin, the reason for it, and the contributions of the plugin."""
-    from corral.cli.plugin_set import find, plugins_of
+    from corral.cli.plugin_set import find_plugin, plugins_of
 
     plugins = plugins_of(load_config(path=config_path))
-    facts = {**_facts(find(plugins, name)), **_contributed(find(plugins, name), plugins)}
+    facts = {**_facts(find_plugin(plugins, name)), **_contributed(find_plugin(plugins, name), plugins)}
     rows = [{"": key.replace("_", " "), "value": value} for key, value in facts.items() if value not in (None, "", [])]
     if as_json:
-        output.value(facts, as_json=True, text="")
+        output.print_value(facts, as_json=True, text="")
     else:
-        output.table(rows, ("", "value"), as_json=False)
+        output.print_table(rows, ("", "value"), as_json=False)
 
 
 @command.command("enable")
@@ -107,7 +107,9 @@ def purge(name: str, config_path: Path | None, as_json: bool) -> None:
         dropped = drop(database, name, known)
     finally:
         database.close()
-    output.value({"name": name, "dropped": dropped}, as_json=as_json, text=f"Dropped the tables {', '.join(dropped)}.")
+    output.print_value(
+        {"name": name, "dropped": dropped}, as_json=as_json, text=f"Dropped the tables {', '.join(dropped)}."
+    )
 
 
 def _purgeable(config: Config, name: str) -> list[str]:
@@ -130,7 +132,7 @@ def _list(config_path: Path | None, as_json: bool) -> None:
     from corral.cli.plugin_set import plugins_of
 
     rows = [_facts(item) for item in plugins_of(load_config(path=config_path))]
-    output.table(rows, ("name", "state", "version", "distribution", "reason"), as_json=as_json, colour_of="state")
+    output.print_table(rows, ("name", "state", "version", "distribution", "reason"), as_json=as_json, colour_of="state")
 
 
 def _facts(item: PluginRecord) -> dict[str, Any]:
@@ -173,4 +175,4 @@ def _changed(name: str, state: str, path: Path, changed: bool, as_json: bool) ->
     when = RELOADING if asked else NEXT_START
     text = f"{name} is {state} in {path}. {when}" if changed else f"{name} is already {state}; {path} was not changed."
     told = {"name": name, "state": state, "file": str(path), "changed": changed, "reloading": asked}
-    output.value(told, as_json=as_json, text=text)
+    output.print_value(told, as_json=as_json, text=text)

@@ -113,7 +113,7 @@ class EgressGuard:
             if any(each.opens(host, port, address) for each in self._exempt):
                 continue
             _check_port(port, policy.profile)
-            if refused(address, policy.profile):
+            if is_denied(address, policy.profile):
                 raise EgressBlocked("egress.address", f"{host} is or resolves to an address that is not allowed.")
 
     def check_listeners(self, port: int, addresses: Sequence[str], is_local: Callable[[str], bool]) -> None:
@@ -142,7 +142,7 @@ def _check_port(port: int, profile: Profile) -> None:
         raise EgressBlocked("egress.port", f"Port {port} is not allowed; use {PORTS}.")
 
 
-def refused(address: Address, profile: Profile) -> bool:
+def is_denied(address: Address, profile: Profile) -> bool:
     """Return whether the profile denies the address."""
     if profile == "internal" and _within(address, PRIVATE):
         return _within(address, METADATA)

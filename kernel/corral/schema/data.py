@@ -19,7 +19,15 @@ import msgspec
 
 from corral.errors import Fault, Invalid
 from corral.schema.fields import LINE, SLUG, UUID
-from corral.schema.strict_json import MAX_FAULTS, RefusedText, counted, invalid, is_deeper, pointer_of, unstorable
+from corral.schema.strict_json import (
+    MAX_FAULTS,
+    RefusedText,
+    count_of,
+    invalid_problem,
+    is_deeper,
+    pointer_of,
+    unstorable_faults,
+)
 
 _refs_left: ContextVar[list[int]] = ContextVar("refs_left")
 _ACCEPTED = {LINE: "one line of text without control characters", UUID: "a UUID"}
@@ -59,15 +67,15 @@ def check_user_schema(
     schema: dict[str, Any], *, max_bytes: int = 32768, max_depth: int = 16, pointer_prefix: str = ""
 ) -> None:
     """Raise `Invalid` unless the JSON Schema is valid, small, and free of patterns and external references."""
-    if faults := list(islice(unstorable(schema, pointer_prefix), MAX_FAULTS)):
-        raise invalid(faults)
+    if faults := list(islice(unstorable_faults(schema, pointer_prefix), MAX_FAULTS)):
+        raise invalid_problem(faults)
     data = msgspec.json.encode(schema)
     if len(data) > max_bytes:
         raise Invalid.at(pointer_prefix, "too_long", f"at most {max_bytes} bytes of JSON")
     if is_deeper(data, max_depth):
         raise Invalid.at(pointer_prefix, "too_long", f"at most {max_depth} levels of nesting")
     if faults := list(all_faults(_meta_validator(), schema, pointer_prefix)) or _forbidden(schema, pointer_prefix):
-        raise invalid(faults)
+        raise invalid_problem(faults)
 
 
 def _forbidden(schema: dict[str, Any], prefix: str) -> list[Fault]:
@@ -199,7 +207,7 @@ def _unknown(value: dict[str, Any], schema: Any) -> Iterator[str]:
 def _code_and_words(keyword: str | None, wanted: Any) -> tuple[str, str]:
     if keyword in _BOUNDS:
         code, words, unit = _BOUNDS[keyword]
-        return code, f"{words} {counted(wanted, unit) if unit else wanted}"
+        return code, f"{words} {count_of(wanted, unit) if unit else wanted}"
     if keyword == "type":
         return "wrong_type", _typed([wanted] if isinstance(wanted, str) else wanted)
     if keyword in ("enum", "const"):

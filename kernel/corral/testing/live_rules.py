@@ -17,7 +17,7 @@ from corral.database.unit import current
 from corral.ids import new_id
 from corral.plugin import Plugin
 from corral.testing.contribution_rules import contribution_rules
-from corral.testing.findings import Finding, judged
+from corral.testing.findings import Finding, rule_findings
 from corral.testing.kit import Kit, is_core, make_kernel
 from corral.testing.source_rules import Package
 
@@ -41,22 +41,24 @@ async def inspect_running(
     findings: list[Finding] = []
     async with make_kernel(folder, **options) as kit:
         loaded, address = kit.loaded(kind.name), kit.kernel.config.database.url
-        findings += judged(f"start.{engine}", _inactive(kit))
+        findings += rule_findings(f"start.{engine}", _inactive(kit))
         if loaded.active:
             if engine == "sqlite":
                 findings += contribution_rules(loaded, Package.of(kind), kit.kernel.container.get(Permissions))
             if not kind.protected:
-                findings += judged(f"disable.{engine}", [line async for line in _disabled_routes(kit, kind.name)])
+                findings += rule_findings(
+                    f"disable.{engine}", [line async for line in _disabled_routes(kit, kind.name)]
+                )
         models = list(loaded.of("corral_models"))
         names = [item.name for item in kit.kernel.plugins]
         active = loaded.active
     if not active:
         return findings
-    findings += judged(f"migrations.{engine}", _differences(address, models, folder))
+    findings += rule_findings(f"migrations.{engine}", _differences(address, models, folder))
     if not kind.protected:
-        findings += judged(f"purge.{engine}", _purged(address, kind.name, names, models))
+        findings += rule_findings(f"purge.{engine}", _purged(address, kind.name, names, models))
         async with make_kernel(folder, **options) as kit:
-            findings += judged(f"purge.{engine}.again", _inactive(kit))
+            findings += rule_findings(f"purge.{engine}.again", _inactive(kit))
     return findings
 
 

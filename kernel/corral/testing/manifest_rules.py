@@ -11,7 +11,7 @@ import msgspec
 
 from corral.auth.principal import ROLES, Permission
 from corral.plugin import KERNEL_API, Plugin
-from corral.testing.findings import Finding, judged
+from corral.testing.findings import Finding, rule_findings
 
 IDENTIFIER = re.compile(r"[a-z][a-z0-9_]{0,62}")
 HOLDERS = (*ROLES, "worker", "agent", "registration_key")
@@ -23,13 +23,13 @@ def manifest_rules(kind: Any) -> Iterator[Finding]:
         yield Finding("manifest.class", False, f"{kind!r} is not a subclass of corral.plugin.Plugin")
         return
     name = getattr(kind, "name", None)
-    yield from judged("manifest.name", _name(name))
-    yield from judged("manifest.docstring", _docstring(kind))
-    yield from judged("manifest.kernel_api", _kernel_api(kind))
-    yield from judged("manifest.requires", _neighbours(kind, "requires"))
-    yield from judged("manifest.wants", _neighbours(kind, "wants"))
-    yield from judged("manifest.config", _config(kind.config))
-    yield from judged("manifest.permissions", _permissions(kind))
+    yield from rule_findings("manifest.name", _name(name))
+    yield from rule_findings("manifest.docstring", _docstring(kind))
+    yield from rule_findings("manifest.kernel_api", _kernel_api(kind))
+    yield from rule_findings("manifest.requires", _neighbours(kind, "requires"))
+    yield from rule_findings("manifest.wants", _neighbours(kind, "wants"))
+    yield from rule_findings("manifest.config", _config(kind.config))
+    yield from rule_findings("manifest.permissions", _permissions(kind))
 
 
 def _name(name: Any) -> Iterator[str]:

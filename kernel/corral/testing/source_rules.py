@@ -13,7 +13,7 @@ import msgspec
 
 from corral import hookspecs
 from corral.plugin import Plugin
-from corral.testing.findings import Finding, judged
+from corral.testing.findings import Finding, rule_findings
 
 # The modules of the kernel that plugins may import, except `PRIVATE` parts of them.
 PUBLIC = frozenset(
@@ -106,11 +106,13 @@ def source_rules(
 
     `neighbours` are the installed plugins that the plugin names in `requires` or `wants`.
     """
-    yield from judged("hooks.names", _hooks(kind, neighbours))
+    yield from rule_findings("hooks.names", _hooks(kind, neighbours))
     if package.name.partition(".")[0] != CORE_PACKAGE:
         packages = {_home(other)[0]: name for name, other in installed.items()}
-        yield from judged("imports.kernel", private_kernel_imports(package))
-        yield from judged("imports.plugins", foreign_plugin_imports(package, (*kind.requires, *kind.wants), packages))
+        yield from rule_findings("imports.kernel", private_kernel_imports(package))
+        yield from rule_findings(
+            "imports.plugins", foreign_plugin_imports(package, (*kind.requires, *kind.wants), packages)
+        )
 
 
 def _home(kind: type[Plugin]) -> tuple[str, Path]:
