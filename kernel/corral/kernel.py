@@ -23,12 +23,12 @@ from corral.database.sealed import SealedColumns
 from corral.database.unit import Unit
 from corral.egress.client import Egress
 from corral.errors import Refused
-from corral.events import log as event_log
 from corral.events.consumers import Consumer, Subscriber
 from corral.events.event import EventTypes
 from corral.events.feed import Bus, Feed, MemoryBus
+from corral.events.log import write_events
 from corral.http.openapi import ApiDocument
-from corral.jobs import job as job_rows
+from corral.jobs.job import write_jobs
 from corral.jobs.queue import JobQueue
 from corral.jobs.runner import JobRunner
 from corral.metrics.requests import RequestMetrics
@@ -105,9 +105,9 @@ def _flush(unit: Unit) -> None:
     for write in unit.audit:
         write()
     if unit.jobs:
-        job_rows.write(unit)
+        write_jobs(unit)
     if unit.events:
-        event_log.write(unit)
+        write_events(unit)
 
 
 class Kernel:
@@ -218,6 +218,13 @@ class Kernel:
         self.settings.watch([JOBS_CONCURRENCY], lambda: runner.set_concurrency(job_concurrency(self.settings)))
         return runner
 
+    def block_dependants(self, before: list[PluginRecord]) -> None:
+        """Block the dependants of plugins that failed. Notify listeners of all plugins in `before` that do not run."""
+        block_dependants(self.plugins)
+        for record in before:
+            if not record.active:
+                self.registry.publish(record)
+
     def refuse_without_essentials(self) -> None:
         """Raise `Refused` when an essential plugin does not serve, or in strict mode when any plugin failed."""
         strict = self.config.plugins.strict
@@ -244,9 +251,9 @@ class Kernel:
             await self.queue.start()
             self.runner.queue = self.queue
         await self.feed.start()
-        self.supervisor.start("events.feed", self.feed.follow)
+        self.supervisor.start("events.feed", self.feed.run)
         if self.database.kind == "postgresql":
-            self.supervisor.start("events.sequencer", self.feed.sequence)
+            self.supervisor.start("events.sequencer", self.feed.run_sequencer)
         for record in self.plugins:
             if record.serves:
                 await self._start_plugin(record)
@@ -274,10 +281,7 @@ class Kernel:
                 raise
             record.fail(f"start() took longer than {limit:g} s" if patience.expired() else error)
             await runtime.end_tasks()
-            block_dependants(self.plugins)
-            for item in before:
-                if not item.active:
-                    self.registry.publish(item)
+            self.block_dependants(before)
 
     async def serving(self, address: str) -> None:
         """Record that the server accepts connections at `address`, and call the plugins' `when_serving` callbacks."""
@@ -318,6 +322,6 @@ class Kernel:
     def _committed(self, units: list[Unit]) -> None:
         emitted = [row["type"] for unit in units for row in unit.events]
         self.metrics.events.update(emitted)
-        self.feed.committed(bool(emitted))
+        self.feed.on_commit(bool(emitted))
         if due := [str(row["id"]) for unit in units for row in unit.jobs if row["run_at"] <= row["created_at"]]:
             self.runner.announce(due)

@@ -18,7 +18,7 @@ from corral.http.answers import Answer, IfMatch, Stream, Text, Wait
 from corral.http.openapi import document, problems
 from corral.http.page import Page, PageQuery
 from corral.http.routes import Route, Routes
-from corral.http.signature import read
+from corral.http.signature import read_signature
 from corral.schema.fields import Id, Name
 
 
@@ -338,7 +338,7 @@ def test_what_a_permission_adds(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("route", [*routes, *health], ids=lambda route: route.label)
 def test_the_document_has_exactly_the_problems_of_the_route(route: Route) -> None:
     label = f"{route.method} /api/v1{route.path}"
-    wanted = problems(route, read(route))
+    wanted = problems(route, read_signature(route))
     assert {status: set(codes(label, status)) for status in wanted} == wanted
     refused = {int(status) for status in operation(label)["responses"] if int(status) >= 400}
     assert refused == wanted.keys()

@@ -34,7 +34,7 @@ from corral.errors import Problem
 from corral.http.openapi import ApiDocument, document
 from corral.http.routes import API_PREFIX, Route
 from corral.kernel import Kernel
-from corral.plugins.record import PluginRecord, block_dependants
+from corral.plugins.record import PluginRecord
 
 CODES = {400: "malformed_request", 408: "request_timeout", 413: "payload_too_large"}  # of Quart's own errors
 
@@ -54,10 +54,7 @@ class Application:
         before = kernel.active
         for loaded in sorted(before, key=lambda item: not item.found.built_in):  # built-in plugins keep their paths
             loaded.attempt(self._add_routes, loaded)
-        block_dependants(kernel.plugins)
-        for loaded in before:
-            if not loaded.serves:
-                kernel.registry.publish(loaded)
+        kernel.block_dependants(before)
         kernel.refuse_without_essentials()
         self._add_unavailable()
         kernel.container.get(ApiDocument).describe(endpoint.route for endpoint in self.endpoints)

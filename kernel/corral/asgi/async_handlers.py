@@ -10,12 +10,12 @@ import functools
 
 from corral.asgi.endpoint import Endpoint
 from corral.asgi.request import IncomingRequest, run_until_client_leaves
-from corral.asgi.response import Response, render, replay, storable
-from corral.asgi.streams import recorded
+from corral.asgi.response import Response, render, replay_stored, to_stored
+from corral.asgi.streams import record_stream
 from corral.database.engine import Database
 from corral.database.unit import Entry
 from corral.errors import Unavailable
-from corral.http.idempotency import RENEW_SECONDS, Idempotency, Keyed
+from corral.http.idempotency import RENEW_SECONDS, Idempotency, IdempotencyKey
 
 
 class AsyncHandlers:
@@ -34,20 +34,22 @@ class AsyncHandlers:
         if key is None:
             return await _handle(request, endpoint)
         entry = request.entry(request.principal)
-        stored = await self._database.work(lambda: self._idempotency.begin(key), entry=entry)
-        return replay(stored) if stored is not None else await self._handle_keyed(request, endpoint, key, entry)
+        stored = await self._database.work(lambda: self._idempotency.claim_key(key), entry=entry)
+        return replay_stored(stored) if stored is not None else await self._handle_keyed(request, endpoint, key, entry)
 
-    async def _handle_keyed(self, request: IncomingRequest, endpoint: Endpoint, key: Keyed, entry: Entry) -> Response:
+    async def _handle_keyed(
+        self, request: IncomingRequest, endpoint: Endpoint, key: IdempotencyKey, entry: Entry
+    ) -> Response:
         renewing = asyncio.ensure_future(self._renew(key, entry))
 
         async def finish(response: Response | None, body: bytes | None) -> None:
             """Store the response under the key, or release the key if there is no whole response."""
             renewing.cancel()
             if response is None or body is None or not response.is_whole():
-                unit = functools.partial(self._idempotency.forget, key)
+                unit = functools.partial(self._idempotency.release_key, key)
             else:
-                answer, secret = storable(response, body), endpoint.route.no_store
-                unit = functools.partial(self._idempotency.finish, key, answer, secret=secret)
+                answer, secret = to_stored(response, body), endpoint.route.no_store
+                unit = functools.partial(self._idempotency.store_response, key, answer, secret=secret)
             await asyncio.shield(self._database.work(unit, entry=entry))  # the task of this request may be cancelled
 
         try:
@@ -55,16 +57,16 @@ class AsyncHandlers:
             if response.chunks is None:
                 await finish(response, response.body)
             else:
-                response.chunks = recorded(response.chunks, functools.partial(finish, response))
+                response.chunks = record_stream(response.chunks, functools.partial(finish, response))
         except BaseException:
             await finish(None, None)
             raise
         return response
 
-    async def _renew(self, key: Keyed, entry: Entry) -> None:
+    async def _renew(self, key: IdempotencyKey, entry: Entry) -> None:
         while True:
             await asyncio.sleep(RENEW_SECONDS)
-            await self._database.work(lambda: self._idempotency.renew(key), entry=entry)
+            await self._database.work(lambda: self._idempotency.renew_key(key), entry=entry)
 
 
 async def _handle(request: IncomingRequest, endpoint: Endpoint) -> Response:

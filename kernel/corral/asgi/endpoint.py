@@ -17,9 +17,8 @@ from corral.asgi.request import IncomingRequest
 from corral.auth.permissions import Permissions
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
 from corral.errors import Fault, Forbidden, Invalid, Malformed, Problem
-from corral.http import signature
 from corral.http.routes import Route
-from corral.http.signature import union_parts
+from corral.http.signature import read_signature, union_parts
 from corral.plugins.container import Container, Scope
 from corral.plugins.record import PluginRecord
 from corral.redact.redactor import Redactor, made_by
@@ -42,7 +41,7 @@ class Endpoint:
 
     def __init__(self, route: Route, container: Container, scope: Scope, handler: Callable[..., Any]) -> None:
         self.route, self.handler = route, handler
-        self.signature = route.signature = route.signature or signature.read(route)
+        self.signature = route.signature = route.signature or read_signature(route)
         self.label = route.label
         self.is_async = route.is_async
         self.is_read = route.method == "GET"

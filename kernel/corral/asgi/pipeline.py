@@ -17,7 +17,7 @@ from corral.asgi.async_handlers import AsyncHandlers
 from corral.asgi.endpoint import Endpoint
 from corral.asgi.request import ClientLeft, IncomingRequest, Receive
 from corral.asgi.request_log import AccessLog, RequestAudit
-from corral.asgi.response import Response, ResponseSender, Send, problem_response, render, replay, storable
+from corral.asgi.response import Response, ResponseSender, Send, problem_response, render, replay_stored, to_stored
 from corral.asgi.router import Router
 from corral.asgi.streams import LongLivedConnections
 from corral.asgi.unavailable import plugin_unavailable
@@ -35,7 +35,7 @@ from corral.database.unit import Entry
 from corral.errors import Forbidden, Malformed, NotFound, Problem, Unauthorized, Unavailable
 from corral.http.answers import IfMatch, Wait
 from corral.http.client_address import ClientAddress, Hosts
-from corral.http.idempotency import Idempotency, Keyed
+from corral.http.idempotency import Idempotency, IdempotencyKey
 from corral.kernel import Kernel
 from corral.metrics.requests import BODY_CODES
 from corral.plugin import Gate, Meter
@@ -163,9 +163,9 @@ class Pipeline:
         methods, names = found or ({}, {})
         endpoint: Endpoint | None = methods.get("GET" if request.method == "HEAD" else request.method)
         if endpoint is None or endpoint.public or not request.has_credential:
-            self._count_arrival(request, endpoint, anonymous=True)
+            self.count_arrival(request, endpoint, anonymous=True)
         elif endpoint.client_rate:
-            self._count_arrival(request, endpoint, anonymous=False)
+            self.count_arrival(request, endpoint, anonymous=False)
         if found is None:
             raise NotFound()
         if endpoint is None:
@@ -177,7 +177,8 @@ class Pipeline:
         request.endpoint, request.label, request.path_names = endpoint, endpoint.label, names
         return endpoint
 
-    def _count_arrival(self, request: IncomingRequest, endpoint: Endpoint | None, *, anonymous: bool) -> None:
+    def count_arrival(self, request: IncomingRequest, endpoint: Endpoint | None, *, anonymous: bool) -> None:
+        """Count a request or WebSocket handshake against the rate limits of its client. Raises `TooMany`."""
         route = None if endpoint is None else endpoint.route
         for meter in self.meters:
             if (quota := meter.arrive(request.client_ip, route, anonymous=anonymous)) is not None:
@@ -222,7 +223,7 @@ class Pipeline:
                 raise Unauthorized(code="token_expired", headers=CHALLENGE)
         except (Malformed, Unauthorized, Forbidden):  # an invalid credential counts as an anonymous request
             if request.has_credential:
-                self._count_arrival(request, None, anonymous=True)
+                self.count_arrival(request, None, anonymous=True)
             raise
         return principal
 
@@ -292,7 +293,9 @@ class Pipeline:
                 scope = f"{principal.kind}:{principal.task_id or principal.id}"
             else:  # cookies distinguish anonymous clients that share an address
                 scope = f"ip:{request.client_ip}\0{request.header('cookie') or ''}"
-            request.idempotency_key = Keyed.of(given.decode("latin1"), scope, request.method, request.path, body)
+            request.idempotency_key = IdempotencyKey.of_request(
+                given.decode("latin1"), scope, request.method, request.path, body
+            )
 
     # -- unit of work: preconditions, handler
 
@@ -312,16 +315,16 @@ class Pipeline:
         finally:
             endpoint.measure(time.perf_counter() - began)
 
-    def _run_keyed(self, request: IncomingRequest, endpoint: Endpoint, key: Keyed) -> Response | Wait:
-        stored = self.idempotency.begin(key)
+    def _run_keyed(self, request: IncomingRequest, endpoint: Endpoint, key: IdempotencyKey) -> Response | Wait:
+        stored = self.idempotency.claim_key(key)
         if stored is not None:
-            return replay(stored)
+            return replay_stored(stored)
         value = endpoint.handler(**request.arguments)
         if isinstance(value, Wait):
-            self.idempotency.forget(key)  # the handler changed nothing yet; the next run claims the key again
+            self.idempotency.release_key(key)  # the handler changed nothing yet; the next run claims the key again
             return value
         response = render(value, endpoint, request)
-        self.idempotency.finish(key, storable(response, response.body), secret=endpoint.route.no_store)
+        self.idempotency.store_response(key, to_stored(response, response.body), secret=endpoint.route.no_store)
         return response
 
     async def _long_poll(self, request: IncomingRequest, endpoint: Endpoint, wait: Wait) -> Any:

@@ -17,7 +17,7 @@ from corral.plugin import Meter, Quota
 if TYPE_CHECKING:
     from corral.asgi.endpoint import Endpoint
     from corral.auth.principal import Principal
-    from corral.http.idempotency import Keyed
+    from corral.http.idempotency import IdempotencyKey
 
 LINGER_SECONDS = 0.5
 SENT_ONCE = (b"host", b"authorization", b"x-api-key")
@@ -52,7 +52,7 @@ class IncomingRequest(Request):
         self.principal: Principal | None = None  # set by the principal stage
         self.quota: Quota | None = None  # the tightest rate limit that this request counts against
         self.arguments: dict[str, Any] = {}  # the handler's arguments, set by the input stage
-        self.idempotency_key: Keyed | None = None
+        self.idempotency_key: IdempotencyKey | None = None
         self.metered: list[tuple[Meter, Principal]] = []  # meters to notify when the request ends
         self.has_credential = b"authorization" in self.headers or b"x-api-key" in self.headers  # valid or not
         given = self.headers.get(b"x-request-id", b"")

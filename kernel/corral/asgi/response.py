@@ -12,7 +12,7 @@ from corral.asgi.request import IncomingRequest
 from corral.asgi.streams import LongLivedConnections, send_stream
 from corral.errors import Problem
 from corral.http.answers import Answer, Encoded, Stream, Text
-from corral.http.idempotency import Stored
+from corral.http.idempotency import StoredResponse
 from corral.kernel import Kernel
 from corral.schema.shapes import encode
 from corral.settings.kernel import CORS_ORIGINS
@@ -97,12 +97,12 @@ def problem_response(problem: Problem, request: IncomingRequest) -> Response:
     return Response(problem.status, body, problem.headers, "application/problem+json")
 
 
-def storable(response: Response, body: bytes) -> Stored:
+def to_stored(response: Response, body: bytes) -> StoredResponse:
     """Return the response as it is stored under an `Idempotency-Key`. `body` contains all chunks of a stream."""
-    return Stored(response.status, {**response.headers, "Content-Type": response.media_type}, body)
+    return StoredResponse(response.status, {**response.headers, "Content-Type": response.media_type}, body)
 
 
-def replay(stored: Stored) -> Response:
+def replay_stored(stored: StoredResponse) -> Response:
     """Return the response that is stored under an `Idempotency-Key`. A stream is replayed as one body."""
     headers = {**stored.headers, "Idempotency-Replayed": "true"}
     media_type = headers.pop("Content-Type", "application/json")

@@ -46,8 +46,7 @@ class Connection:
         self._open, self._gone = False, False
 
     def count_anonymous(self) -> None:
-        for meter in self._pipeline.meters:
-            meter.arrive(self.request.client_ip, None, anonymous=True)
+        self._pipeline.count_arrival(self.request, None, anonymous=True)
 
     async def accept(self) -> None:
         await self._send({"type": "websocket.accept", "headers": []})
@@ -90,7 +89,7 @@ class Connection:
             self._open = False
             await self._send({"type": "websocket.close", "code": code, "reason": reason})
 
-    def cut(self, problem: Problem) -> None:
+    def close_refused(self, problem: Problem) -> None:
         """Close the connection because a gate refuses the client, without waiting for the endpoint."""
         _keep(asyncio.get_running_loop().create_task(self.close(REFUSED, problem.code)))
 
@@ -108,7 +107,7 @@ def socket_connections(pipeline: Pipeline, endpoints: Mapping[str, SocketEndpoin
             problem.detail = pipeline.redactor.redact(problem.detail)
             await connection.refuse(problem)
         else:
-            with pipeline.connections.hold(request.client_ip, request.path, connection.cut):
+            with pipeline.connections.register(request.client_ip, request.path, connection.close_refused):
                 await _serve(endpoint, connection, pipeline.record_error)
 
     return lambda app, scope: functools.partial(handle, scope)

@@ -31,7 +31,7 @@ class LongLivedConnections:
         self._checking: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
-    def hold(self, client_ip: str, path: str, end: Callable[[Problem], object]) -> Iterator[None]:
+    def register(self, client_ip: str, path: str, end: Callable[[Problem], object]) -> Iterator[None]:
         """Register a connection while the context is active. Call `end(problem)` when a gate refuses the client."""
         key = object()
         self._open[key] = client_ip, path, end
@@ -61,7 +61,7 @@ async def send_stream(
 ) -> None:
     """Send chunks as they are produced. Stops early if the client disconnects or a gate refuses the client."""
     leaving = asyncio.ensure_future(request.disconnected())
-    with connections.hold(request.client_ip, request.path, lambda _: leaving.cancel()):
+    with connections.register(request.client_ip, request.path, lambda _: leaving.cancel()):
         await run_until_client_leaves(_send_chunks(chunks, send), leaving)
 
 
@@ -74,7 +74,7 @@ async def _send_chunks(chunks: Any, send: Callable[[Any], Awaitable[None]]) -> N
         await chunks.aclose()  # runs the handler's clean-up at once, however the stream ended
 
 
-async def recorded(chunks: Any, ended: Callable[[bytes | None], Awaitable[None]]) -> AsyncIterator[bytes]:
+async def record_stream(chunks: Any, ended: Callable[[bytes | None], Awaitable[None]]) -> AsyncIterator[bytes]:
     """Yield the chunks unchanged and record them.
 
     At the end, `ended` is awaited with all bytes, or with None if the stream was interrupted or exceeds

@@ -354,13 +354,13 @@ def check_database(config: Config) -> Iterator[Finding]:
 
 
 def _migrations(config: Config, found: Database) -> Iterator[Finding]:
-    from corral.database.migrations import SchemaTooNew, is_empty, pending
+    from corral.database.migrations import SchemaTooNew, is_empty, pending_migrations
     from corral.plugins.discovery import discover
     from corral.plugins.loading import load
     from corral.plugins.migrations import migrates_on_start, migrations_of
 
     try:
-        waiting = pending(found, migrations_of(load(discover(config), config)))
+        waiting = pending_migrations(found, migrations_of(load(discover(config), config)))
     except SchemaTooNew as error:
         yield Finding(
             "migrations", "down", str(error), "install the release of Corral that created this database, or a newer one"

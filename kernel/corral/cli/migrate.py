@@ -24,7 +24,7 @@ def command(plugin: str | None, plan: bool, as_json: bool, config_path: Path | N
     Servers may be running. If several processes migrate at the same time, each migration is applied once.
     """
     from corral.database.connect import connect
-    from corral.database.migrations import migrate, pending, schema_lock
+    from corral.database.migrations import migrate, pending_migrations, schema_lock
     from corral.plugins.discovery import discover
     from corral.plugins.loading import load
     from corral.plugins.migrations import migrations_of
@@ -43,10 +43,10 @@ def command(plugin: str | None, plan: bool, as_json: bool, config_path: Path | N
             raise click.UsageError(f"there is no active plugin {plugin}; corral plugins list shows all plugins")
         migrations = [each for each in migrations_of(loaded) if plugin in (None, each.plugin)]
         if plan:
-            scripts = pending(database, migrations)
+            scripts = pending_migrations(database, migrations)
         else:
             with schema_lock(database) as engine:
-                pending(database, migrations)  # raises for a newer schema before any migration is applied
+                pending_migrations(database, migrations)  # raises for a newer schema before any migration is applied
                 scripts = {each.plugin: migrate(engine, each) for each in migrations}
         rows = [{"plugin": name, "migration": script} for name, of in scripts.items() for script in of]
         done = "pending" if plan else "applied"

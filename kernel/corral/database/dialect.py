@@ -24,7 +24,7 @@ def on_sqlite(database: peewee.Database | None = None) -> bool:
     return current().database.kind == "sqlite" if database is None else isinstance(database, peewee.SqliteDatabase)
 
 
-def native(sql: str) -> str:
+def _native(sql: str) -> str:
     """Return the SQL with `?` replaced by the engine's parameter marker. `?` must not occur for any other purpose."""
     return sql if on_sqlite() else sql.replace("%", "%%").replace("?", "%s")
 
@@ -35,15 +35,15 @@ def execute(sql: str, parameters: Sequence[Any] = ()) -> Any:
     Raises peewee's exceptions.
     """
     try:
-        return current().connection.execute(native(sql), parameters)
+        return current().connection.execute(_native(sql), parameters)
     except Exception:
         with PEEWEE_ERRORS:
             raise
 
 
-def fragment(sql: str, parameters: Sequence[Any] = ()) -> peewee.SQL:
+def sql_fragment(sql: str, parameters: Sequence[Any] = ()) -> peewee.SQL:
     """Return raw SQL with `?` markers as a part of a peewee query."""
-    return peewee.SQL(native(sql), parameters)
+    return peewee.SQL(_native(sql), parameters)
 
 
 @contextlib.contextmanager

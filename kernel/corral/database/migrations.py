@@ -38,7 +38,7 @@ class SchemaTooNew(Exception):
     """Raised when the database contains migrations, applied by a newer release, that this release does not know."""
 
 
-def pending(database: Database, all_migrations: Iterable[PluginMigrations]) -> dict[str, list[str]]:
+def pending_migrations(database: Database, all_migrations: Iterable[PluginMigrations]) -> dict[str, list[str]]:
     """Return the names of the scripts that are not yet applied, by plugin. Raises `SchemaTooNew`."""
     with own_connection(database) as engine:
         tables = tables_of(engine)

@@ -50,12 +50,12 @@ class SealedColumn:
         row = found.limit(1).tuples().first() if key_ids else None
         return None if row is None else str(row[0])
 
-    def after(self, row: Any, limit: int, *, but: str = "") -> list[SealedValue]:
+    def values_after(self, row: Any, limit: int, *, except_key: str = "") -> list[SealedValue]:
         """Return up to `limit` values after primary key `row` (None: from the start), in key order.
 
-        Values sealed by the key `but` are left out.
+        Values sealed by the key `except_key` are left out.
         """
-        where = self._is_sealed & (self._key_id != but)
+        where = self._is_sealed & (self._key_id != except_key)
         if row is not None:
             where &= self._key > row
         found: Any = self.model.select(self._key, self._field).where(where).order_by(self._key).limit(limit)

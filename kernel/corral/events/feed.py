@@ -73,7 +73,7 @@ class Feed:
         self._topics: dict[str, set[asyncio.Event]] = {}
         self.position = 0
 
-    def committed(self, emitted: bool) -> None:
+    def on_commit(self, emitted: bool) -> None:
         """Announce committed units of this process. `emitted` is true if they wrote events."""
         if emitted:
             if self._database.kind == "postgresql":
@@ -109,7 +109,7 @@ class Feed:
         self.position = await self._database.work(event_log.last_seq, read=True)
         await self.bus.start(self._wake_up.set)
 
-    async def follow(self) -> None:
+    async def run(self) -> None:
         """Follow the event log until cancelled. The kernel supervises this task."""
         while True:
             await wait_and_clear(self._wake_up, POLL_SECONDS)
@@ -139,7 +139,7 @@ class Feed:
                     for event in self._topics.get(topic, ()):
                         event.set()
 
-    async def sequence(self) -> None:
+    async def run_sequencer(self) -> None:
         """Number committed events until cancelled, at most every 10 ms.
 
         PostgreSQL only; the kernel supervises this task.

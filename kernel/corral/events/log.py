@@ -117,7 +117,7 @@ _LAST = Statement(lambda p: EventRow.select(peewee.fn.COALESCE(peewee.fn.MAX(Eve
 _FIRST = Statement(lambda p: EventRow.select(peewee.fn.COALESCE(peewee.fn.MIN(EventRow.seq), 0)).tuples())
 
 
-def write(unit: Unit) -> None:
+def write_events(unit: Unit) -> None:
     """Insert the events of the unit. Called last, after all other rows of the unit are written."""
     insert, ts = _INSERT_NUMBERED if unit.database.kind == "sqlite" else _INSERT, clock.now()
     for row in unit.events:

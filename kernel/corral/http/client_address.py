@@ -23,11 +23,13 @@ class ClientAddress:
 
         `forwarded_for` contains all lines of the header `X-Forwarded-For`, joined by commas.
         """
-        address = fold(peer)
+        address = canonical_ip(peer)
         if not self._is_trusted(address):
             return address
         for hop in reversed(forwarded_for.decode("latin1").split(",")):
-            given = fold(hop.strip(" []")) or fold(hop.rpartition(":")[0].strip(" []"))  # some proxies add the port
+            given = canonical_ip(hop.strip(" []")) or canonical_ip(
+                hop.rpartition(":")[0].strip(" []")
+            )  # some proxies add the port
             if not given:
                 return address
             address = given
@@ -39,7 +41,7 @@ class ClientAddress:
         return bool(address) and any(ipaddress.ip_address(address) in network for network in self._trusted)
 
 
-def fold(text: str) -> str:
+def canonical_ip(text: str) -> str:
     """Return an IP address in canonical form, IPv4-mapped IPv6 as IPv4, or "" if the text is not an IP address."""
     try:
         return str(canonical_address(text))
@@ -49,7 +51,7 @@ def fold(text: str) -> str:
 
 def is_loopback(host: str) -> bool:
     """Return whether a server that listens on this host (a name or an address) is reachable from this machine only."""
-    address = fold(host.strip("[]"))
+    address = canonical_ip(host.strip("[]"))
     return ipaddress.ip_address(address).is_loopback if address else host.lower() in LOOPBACK
 
 
@@ -74,4 +76,4 @@ class Hosts:
             name, _ = split.hostname or "", split.port
         except ValueError:
             return False
-        return bool(fold(name)) or name.rstrip(".").lower() in self._names
+        return bool(canonical_ip(name)) or name.rstrip(".").lower() in self._names

@@ -40,23 +40,23 @@ class IdempotencyRow(Model):
         table_name = "kernel_idempotency"
 
 
-class Stored(msgspec.Struct, frozen=True):
+class StoredResponse(msgspec.Struct, frozen=True):
     """A stored response, to be replayed when the request is repeated."""
 
     status: int
     headers: dict[str, str]
     body: bytes
-    asked: bytes = b""  # hash of the request body if sealed; unlike `body_hash`, it survives a new master key
+    request_digest: bytes = b""  # hash of the request body if sealed; unlike `body_hash`, it survives a new master key
 
 
-class Keyed(msgspec.Struct, frozen=True):
+class IdempotencyKey(msgspec.Struct, frozen=True):
     """The identity of a request with an idempotency key. A key is unique per caller, method and path."""
 
-    key: str
-    digest: bytes  # SHA-256 of the request body
+    scope_hash: str
+    body_digest: bytes  # SHA-256 of the request body
 
     @classmethod
-    def of(cls, key: str, caller: str, method: str, path: str, body: bytes) -> Keyed:
+    def of_request(cls, key: str, caller: str, method: str, path: str, body: bytes) -> IdempotencyKey:
         """Create the identity of a request from its key, scope and body. Raises `Invalid` if the key is malformed."""
         if not (1 <= len(key) <= 255 and key.isascii() and key.isprintable()):
             raise Invalid.at("/header/Idempotency-Key", "bad_format", "Use 1 to 255 printable ASCII characters.")
@@ -70,28 +70,30 @@ class Idempotency:
     def __init__(self, keyring: Keyring) -> None:
         self._keyring = keyring
 
-    def begin(self, keyed: Keyed) -> Stored | None:
+    def claim_key(self, key: IdempotencyKey) -> StoredResponse | None:
         """Return the stored response, or claim the key for this request and return None.
 
         A concurrent request with the same key waits until this unit of work ends. Raises `idempotency_key_reused` if
         the key was used with another body, and `idempotency_in_progress` while the first request is running.
         """
-        if self._insert(keyed, IdempotencyRow.until <= clock.now(), "in_flight", IN_FLIGHT_SECONDS):
+        if self._insert(key, IdempotencyRow.until <= clock.now(), "in_flight", IN_FLIGHT_SECONDS):
             return None
-        row = IdempotencyRow.get_or_none(IdempotencyRow.key == keyed.key)
+        row = IdempotencyRow.get_or_none(IdempotencyRow.key == key.scope_hash)
         if row is not None:  # otherwise the first request has just failed and released the key
-            stored = self._read(keyed, row)
+            stored = self._read(key, row)
             if row.state == "done":
                 return stored
         raise Conflict(code="idempotency_in_progress", headers={"Retry-After": "1"})
 
-    def _read(self, keyed: Keyed, row: Any) -> Stored:
+    def _read(self, key: IdempotencyKey, row: Any) -> StoredResponse:
         text = row.body or ""
-        stored = Stored(row.status or 200, row.headers or {}, text.encode())
+        stored = StoredResponse(row.status or 200, row.headers or {}, text.encode())
         if row.sealed:
             sealed = bytes.fromhex(text)
-            stored = msgspec.msgpack.decode(self._keyring.decrypt(sealed, aad=_aad(keyed)), type=Stored)
-        if stored.asked != keyed.digest and not self._keyring.verify(BODY, keyed.digest, bytes.fromhex(row.body_hash)):
+            stored = msgspec.msgpack.decode(self._keyring.decrypt(sealed, aad=_aad(key)), type=StoredResponse)
+        if stored.request_digest != key.body_digest and not self._keyring.verify(
+            BODY, key.body_digest, bytes.fromhex(row.body_hash)
+        ):
             raise Invalid.at(
                 "/header/Idempotency-Key",
                 "not_unique",
@@ -100,39 +102,39 @@ class Idempotency:
             )
         return stored
 
-    def finish(self, keyed: Keyed, stored: Stored, *, secret: bool) -> None:
+    def store_response(self, key: IdempotencyKey, stored: StoredResponse, *, secret: bool) -> None:
         """Store the response. `secret` encrypts all of it, because the body or a cookie may contain a credential."""
         if secret:
-            whole = msgspec.msgpack.encode(msgspec.structs.replace(stored, asked=keyed.digest))
-            sealed = self._keyring.encrypt(whole, aad=_aad(keyed))
+            whole = msgspec.msgpack.encode(msgspec.structs.replace(stored, request_digest=key.body_digest))
+            sealed = self._keyring.encrypt(whole, aad=_aad(key))
             done: dict[str, Any] = {"status": None, "headers": None, "body": sealed.hex(), "sealed": True}
         else:
             done = {"status": stored.status, "headers": stored.headers, "body": stored.body.decode(), "sealed": False}
-        self._insert(keyed, IdempotencyRow.state == "in_flight", "done", KEEP_SECONDS, **done)
+        self._insert(key, IdempotencyRow.state == "in_flight", "done", KEEP_SECONDS, **done)
 
-    def renew(self, keyed: Keyed) -> None:
+    def renew_key(self, key: IdempotencyKey) -> None:
         """Extend the expiry of a key while its handler is running."""
-        IdempotencyRow.update(until=clock.now(IN_FLIGHT_SECONDS)).where(_in_flight(keyed)).execute()
+        IdempotencyRow.update(until=clock.now(IN_FLIGHT_SECONDS)).where(_in_flight(key)).execute()
 
-    def forget(self, keyed: Keyed) -> None:
+    def release_key(self, key: IdempotencyKey) -> None:
         """Release the key after the handler failed."""
-        IdempotencyRow.delete().where(_in_flight(keyed)).execute()
+        IdempotencyRow.delete().where(_in_flight(key)).execute()
 
-    def _insert(self, keyed: Keyed, replacing: Any, state: str, seconds: float, **values: Any) -> bool:
+    def _insert(self, key: IdempotencyKey, replacing: Any, state: str, seconds: float, **values: Any) -> bool:
         """Insert the row, or overwrite an existing row that fulfils `replacing`. Return whether the row was written."""
-        body_hash = self._keyring.mac(BODY, keyed.digest).hex()
+        body_hash = self._keyring.mac(BODY, key.body_digest).hex()
         row = {"body_hash": body_hash, "state": state, "until": clock.now(seconds), "created_at": clock.now(), **values}
-        insert = IdempotencyRow.insert(key=keyed.key, **row)
+        insert = IdempotencyRow.insert(key=key.scope_hash, **row)
         insert = insert.on_conflict(conflict_target=[IdempotencyRow.key], update=row, where=replacing)
         return bool(insert.as_rowcount().execute())
 
 
-def _in_flight(keyed: Keyed) -> Any:
-    return (IdempotencyRow.key == keyed.key) & (IdempotencyRow.state == "in_flight")
+def _in_flight(key: IdempotencyKey) -> Any:
+    return (IdempotencyRow.key == key.scope_hash) & (IdempotencyRow.state == "in_flight")
 
 
-def _aad(keyed: Keyed) -> str:
-    return f"kernel_idempotency|{keyed.key}|body"
+def _aad(key: IdempotencyKey) -> str:
+    return f"kernel_idempotency|{key.scope_hash}|body"
 
 
 def prune(at_once: int = 500) -> int:

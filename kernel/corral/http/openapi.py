@@ -23,7 +23,7 @@ from corral.errors import CODES, LIMITING_CODES, Fault
 from corral.http.answers import Answer, Stream, Text
 from corral.http.page import Page, PageQuery
 from corral.http.routes import API_PREFIX, Route
-from corral.http.signature import Signature, read
+from corral.http.signature import Signature, read_signature
 from corral.schema.shapes import components, encode
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
@@ -106,7 +106,7 @@ class _Writer:
 
     def __init__(self, routes: list[Route]) -> None:
         self.responses: dict[str, dict[str, Any]] = {}
-        self.operations = [(route, route.signature or read(route)) for route in routes]
+        self.operations = [(route, route.signature or read_signature(route)) for route in routes]
         kinds = dict.fromkeys([Problem, Page])
         for _, signature in self.operations:
             kinds |= dict.fromkeys([signature.body, signature.query, *map(_item, signature.answers)])

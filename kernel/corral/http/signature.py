@@ -74,7 +74,7 @@ def without_none(kind: Any) -> tuple[Any, bool]:
     return (rest[0], True) if len(rest) == 1 < len(parts) else (kind, False)
 
 
-def read(route: Route) -> Signature:
+def read_signature(route: Route) -> Signature:
     """Return the signature of a route's handler. Raises `TypeError` naming the mistake if the signature is invalid."""
     kinds = hints(route.handler)
     if "return" not in kinds:

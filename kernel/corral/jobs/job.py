@@ -93,6 +93,6 @@ def enqueue(name: str, *, delay_seconds: float = 0.0, **arguments: Any) -> str:
     return identifier
 
 
-def write(unit: Unit) -> None:
+def write_jobs(unit: Unit) -> None:
     """Insert the jobs of the unit. Called before the events of the unit are written."""
     JobRow.insert_many(unit.jobs).execute()

@@ -11,8 +11,8 @@ import msgspec
 
 from corral.auth.permissions import Permissions
 from corral.errors import CODES
-from corral.http import signature
 from corral.http.routes import Route
+from corral.http.signature import read_signature
 from corral.plugins.record import PluginRecord
 from corral.settings.validation import convert_value
 from corral.testing.findings import Finding, rule_findings
@@ -74,7 +74,7 @@ def _raises(name: str, routes: list[Route]) -> Iterator[str]:
 
 def _strict(routes: list[Route]) -> Iterator[str]:
     for route in routes:
-        found = signature.read(route)
+        found = read_signature(route)
         for part, kind in (("body", found.body), ("query", found.query)):
             if not inspect.isclass(kind) or not issubclass(kind, msgspec.Struct):
                 continue

@@ -14,9 +14,8 @@ from corral.database.model import Model
 from corral.database.unit import Unit, current
 from corral.events import log as event_log
 from corral.events.event import Event, emit
-from corral.events.log import EventRow
-from corral.jobs import job as job_rows
-from corral.jobs.job import JobRow
+from corral.events.log import EventRow, write_events
+from corral.jobs.job import JobRow, write_jobs
 
 
 class Note(Model):
@@ -32,8 +31,9 @@ class Note(Model):
 def _flush(unit: Unit) -> None:
     for write in unit.audit:
         write()
-    job_rows.write(unit)
-    event_log.write(unit)
+    if unit.jobs:
+        write_jobs(unit)
+    write_events(unit)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ def test_raw_sql_takes_parameters_and_percent_signs(database: Database) -> None:
     def run() -> Any:
         Note.create(key="50% off", value=7)
         sql = "SELECT value FROM notes WHERE key LIKE '50%' AND value = ?"
-        part = dialect.fragment("(SELECT key FROM notes WHERE value = ?)", [7])
+        part = dialect.sql_fragment("(SELECT key FROM notes WHERE value = ?)", [7])
         return dialect.execute(sql, [7]).fetchone()[0], Note.select().where(Note.key.in_(part)).count()
 
     assert database.run(run) == (7, 1)

@@ -123,7 +123,7 @@ async def test_secrets_6_values_change_while_they_are_rewrapped(make_kit: Callab
     safe = await world(make_kit, "v2", "v1")
     keys = safe.kit.kernel.container.get(MasterKeys)
     column = next(each for each in keys._columns.columns if each.model is SecretVersion)
-    before = await safe.work(lambda: column.after(None, 10), read=True)
+    before = await safe.work(lambda: column.values_after(None, 10), read=True)
     await asyncio.gather(*(safe.admin.put(f"/secrets/{made['id']}", {"value": f"value number {n}"}) for n in range(4)))
     assert await safe.work(lambda: column.replace(before[0], "01" + "00" * 100))
     assert not await safe.work(lambda: column.replace(before[0], "01" + "11" * 100))

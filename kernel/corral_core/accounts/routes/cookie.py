@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from corral.errors import Forbidden
 from corral.http.answers import Request
-from corral.http.client_address import LOOPBACK, fold
+from corral.http.client_address import LOOPBACK, canonical_ip
 from corral.plugin import Installation
 from corral_core.accounts.service.sessions import Tokens
 
@@ -61,5 +61,5 @@ def _is_plain_loopback(request: Request, installation: Installation) -> bool:
     if installation.has_tls or (installation.public_url or "").startswith("https://"):
         return False
     name = urlsplit(f"//{request.header('host') or ''}").hostname or ""
-    address = fold(name)
+    address = canonical_ip(name)
     return name in LOOPBACK or address == "::1" or address.startswith("127.")

@@ -8,7 +8,7 @@ import time
 import msgspec
 
 from corral.database.engine import Database
-from corral.database.migrations import pending
+from corral.database.migrations import pending_migrations
 from corral.plugins.migrations import migrations_of
 from corral.plugins.registry import PluginRegistry
 
@@ -62,7 +62,7 @@ class Readiness:
         try:
             self._database.ping()
             if not self._migrated:  # migration scripts do not change while a process runs
-                self._migrated = not pending(self._database, migrations_of(self._registry.all()))
+                self._migrated = not pending_migrations(self._database, migrations_of(self._registry.all()))
         except Exception:
             return False
         return True

@@ -110,7 +110,7 @@ class MasterKeys:
 
     async def _next(self, column: SealedColumn, after: Any) -> list[SealedValue]:
         """Return the next batch of a column's values that are not encrypted under the active key."""
-        read = functools.partial(column.after, after, BATCH_SIZE, but=self._rotation.active_id)
+        read = functools.partial(column.values_after, after, BATCH_SIZE, except_key=self._rotation.active_id)
         return await self._work(read, entry=ENTRY, read=True)
 
     def _rewrapped(self, values: list[SealedValue]) -> list[tuple[SealedValue, str]]:
@@ -149,7 +149,7 @@ class MasterKeys:
         found: dict[str, int] = {}
         for column in self._columns.columns:
             after: Any = None
-            while values := read(functools.partial(column.after, after, BATCH_SIZE)):
+            while values := read(functools.partial(column.values_after, after, BATCH_SIZE)):
                 wrong = sum(not self._unwraps(item.value) for item in values)
                 found[column.name] = found.get(column.name, 0) + wrong
                 after = values[-1].row

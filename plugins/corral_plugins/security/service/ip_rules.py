@@ -12,7 +12,7 @@ from corral.auth.principal import Principal
 from corral.errors import Conflict, Fault, Invalid, PreconditionFailed
 from corral.events.event import emit
 from corral.http.answers import IfMatch
-from corral.http.client_address import fold
+from corral.http.client_address import canonical_ip
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry
 from corral_plugins.security.events import IpRulesChanged
@@ -58,7 +58,7 @@ class IpRules:
 
     def judge(self, address: str) -> Judgement:
         """Check whether the rules allow an address. Raises `Invalid` if the text is not an IP address."""
-        folded = fold(address)
+        folded = canonical_ip(address)
         if not folded:
             raise Invalid.at("/ip", "bad_format", "Give an IPv4 or IPv6 address.")
         allowed, rule = self.in_force().rules.judge(folded)

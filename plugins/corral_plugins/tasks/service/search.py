@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import peewee
 
 from corral import clock
-from corral.database.dialect import execute, fragment
+from corral.database.dialect import execute, sql_fragment
 from corral.database.full_text import FullTextIndex
 from corral.database.unit import locked
 from corral_plugins.tasks.models import SearchDocument, Task, TaskRow
@@ -83,7 +83,7 @@ JOIN tasks_documents d ON d.n = q.n JOIN tasks_tasks t ON t.id = d.task_id ORDER
 def candidates(query: str) -> peewee.SQL:
     """Return a subselect of the ids of the newest `CAP` indexed matches."""
     sql = f"(SELECT d.task_id FROM ({INDEX.matches()}) AS q JOIN tasks_documents d ON d.n = q.n)"  # noqa: S608  (literals)
-    return fragment(sql, [query, CAP])
+    return sql_fragment(sql, [query, CAP])
 
 
 def _number_before(before: tuple[str, str]) -> int:

@@ -12,7 +12,7 @@ from corral.auth.credentials import Credentials
 from corral.auth.principal import Principal
 from corral.crypto import digest
 from corral.errors import Conflict, Invalid, TooMany, Unauthorized
-from corral.http.client_address import fold
+from corral.http.client_address import canonical_ip
 from corral.ids import new_id
 from corral.plugin import Settings
 from corral_plugins.tasks.api import Tasks
@@ -169,7 +169,7 @@ def _reported_columns(new: NewWorker, client_ip: str) -> dict[str, Any]:
         columns |= tool_columns(new.tools)
     columns["ip_address"] = client_ip
     if isinstance(new.ip_address, str):
-        columns["ip_address"] = fold(new.ip_address)
+        columns["ip_address"] = canonical_ip(new.ip_address)
         if not columns["ip_address"]:
             raise Invalid.at("/ip_address", "bad_format", "ip_address must be an IPv4 or IPv6 address, or be absent.")
     return columns
