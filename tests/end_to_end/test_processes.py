@@ -226,7 +226,7 @@ def test_a_process_that_cannot_be_started_again_at_once_is_later(two: ServerProc
     soft, hard = resource.prlimit(two.process.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(two.process.pid, resource.RLIMIT_NOFILE, (6, hard))
     os.kill(victim, signal.SIGKILL)
-    until(lambda: "could not be started; it is tried again" in two.log)
+    until(lambda: "could not be started; retrying" in two.log)
     resource.prlimit(two.process.pid, resource.RLIMIT_NOFILE, (soft, hard))
     until(lambda: len(children(two) - {victim}) == 2)
 

@@ -294,7 +294,7 @@ def test_the_bound_of_the_jwt_secret_is_in_bytes() -> None:
 
 def test_things_that_belong_together() -> None:
     assert "certfile" in faults('[server]\ncertfile = "a"')[0]
-    assert "both name ssh" in faults('[plugins]\nenabled = ["ssh"]\ndisabled = ["ssh", "llm"]')[0]
+    assert "both list ssh" in faults('[plugins]\nenabled = ["ssh"]\ndisabled = ["ssh", "llm"]')[0]
     environ = {
         "CORRAL_BOOTSTRAP_ADMIN_EMAIL": "a@b.example",
         "CORRAL_RATE_LIMITS": "0",

@@ -98,7 +98,7 @@ def test_names_are_checked_and_nothing_is_overwritten(corral: Any, tmp_path: Pat
     for name in ("9lives", "Two", "a--b", "a_", "class", "a" * 31, "", "é", "a/b", ".."):
         with pytest.raises(InvalidPluginName):
             placeholder_values(name)
-    assert "installed already" in corral("new-plugin", "agents").err
+    assert "already installed" in corral("new-plugin", "agents").err
     assert corral("new-plugin", "../x").status == 2
     (tmp_path / "corral-echo").mkdir()
     done = corral("new-plugin", "echo")
@@ -174,7 +174,7 @@ CHANGES = {
         "created_by = IdField(null=True)",
         "created_by = IdField()",
         "migrations.sqlite",
-        "created_by is VARCHAR(36), the model says VARCHAR(36) NOT NULL",
+        "created_by is VARCHAR(36) in the database and VARCHAR(36) NOT NULL in the model",
     ),
     "other type": (
         "models.py",
@@ -223,7 +223,7 @@ CHANGES = {
         '    name = "echo"\n',
         '    name = "echo"\n    requires = ("echo",)\n',
         "manifest.requires",
-        "names the plugin itself",
+        "contains the plugin itself",
     ),
 }
 

@@ -124,7 +124,7 @@ def test_one_whose_import_ends_the_process_can_be_taken_out(corral: Any) -> None
 
 def test_one_that_was_uninstalled_can_be_taken_out_of_the_file(corral: Any) -> None:
     corral.configure('[plugins]\nenabled = ["gone"]\n')
-    assert any("gone is enabled and not installed" in line for line in corral("doctor").out.splitlines())
+    assert any("gone is enabled but not installed" in line for line in corral("doctor").out.splitlines())
     assert corral("plugins", "disable", "gone").status == 0
     assert named(corral) == {"enabled": []}
 
@@ -165,7 +165,7 @@ def test_purge_asks_for_the_name_and_drops_the_tables_of_a_disabled_plugin(two: 
     )
     two("plugins", "disable", "steady", environ=environ)
     wrong = two("plugins", "purge", "steady", stdin="stead\n", environ=environ)
-    assert (wrong.status, "nothing was dropped" in wrong.err) == (1, True)
+    assert (wrong.status, "no table was dropped" in wrong.err) == (1, True)
     assert two("plugins", "purge", "steady", environ=environ).status != 0  # nobody typed anything
     done = two("plugins", "purge", "steady", "--json", stdin="steady\n", environ=environ)
     assert done.json() == {"name": "steady", "dropped": ["steady_migrations", "steady_things"]}, done
