@@ -269,9 +269,7 @@ class Kernel:
         """Start one plugin. Mark it `failed` if `start()` raises, or if a third-party plugin exceeds the time limit."""
         before, me = self.active, asyncio.current_task()
         limit = None if record.found.built_in else START_SECONDS
-        runtime = PluginRuntime(
-            self.container, self.wiring.scope(record), self.supervisor, self._tasks(record), self.lifecycle
-        )
+        runtime = PluginRuntime(self.container, record, self.supervisor, self._tasks(record), self.lifecycle)
         try:
             assert record.plugin is not None
             async with asyncio.timeout(limit) as patience:
@@ -317,7 +315,7 @@ class Kernel:
         self.thread_exceptions.stop()
 
     def _tasks(self, record: PluginRecord) -> PluginTasks:
-        return PluginTasks(self.quarantine, self.guards, record, self.registry)
+        return PluginTasks(self.guards, record, self.registry)
 
     def _committed(self, units: list[Unit]) -> None:
         emitted = [row["type"] for unit in units for row in unit.events]

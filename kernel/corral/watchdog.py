@@ -132,6 +132,10 @@ class Watchdog:
         self._abandoned[thread] = _AbandonedThread(guard)
         _raise_in(thread)
 
+    def has_returned(self, thread: threading.Thread) -> None:
+        """Note that the call of a thread has ended, so that no exception interrupts what the thread does at its end."""
+        self._abandoned.pop(thread, None)
+
     def lost_threads(self) -> Counter[str]:
         """Return the number of abandoned threads that have not ended, by plugin."""
         guards = [lost.guard for thread, lost in list(self._abandoned.items()) if thread.is_alive()]
@@ -148,7 +152,7 @@ class Watchdog:
     def _check_abandoned(self) -> None:
         for thread, lost in list(self._abandoned.items()):
             if not thread.is_alive():
-                del self._abandoned[thread]
+                self._abandoned.pop(thread, None)
                 continue
             lost.checks += 1
             if not lost.checks % CHECKS_PER_SECOND:  # its code may have swallowed the exception

@@ -65,7 +65,7 @@ class Application:
         self.app.asgi_websocket_class = connection
 
     def _add_routes(self, loaded: PluginRecord) -> None:
-        kernel, container, scope = self.kernel, self.kernel.container, self.kernel.wiring.scope(loaded)
+        kernel, container = self.kernel, self.kernel.container
         routes = [route for group in loaded.contributed.routes for route in group]
         permissions = container.get(Permissions)
         endpoints: list[Endpoint] = []
@@ -73,11 +73,11 @@ class Application:
             route.plugin = loaded.name
             _check(route, permissions)
             endpoints.append(
-                Endpoint(route, container, scope, kernel.guards.wrap_route(loaded, route.label, route.handler))
+                Endpoint(route, container, loaded, kernel.guards.wrap_route(loaded, route.label, route.handler))
             )
         sockets = {}
         for item in loaded.contributed.sockets:
-            serve = container.bind(item.serve, scope, skip=("connection",))
+            serve = container.bind(item.serve, loaded, skip=("connection",))
             sockets[item.path] = SocketEndpoint(loaded, kernel.guards.wrap_route(loaded, f"WS {item.path}", serve))
         if not loaded.found.built_in:  # a shape without a schema would break the document of the whole API
             document(routes, title="", version="", public_url=None)

@@ -19,7 +19,7 @@ from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
 from corral.errors import Fault, Forbidden, Invalid, Malformed, Problem
 from corral.http.routes import Route
 from corral.http.signature import read_signature, union_parts
-from corral.plugins.container import Container, Scope
+from corral.plugins.container import Container
 from corral.plugins.record import PluginRecord
 from corral.redact.redactor import Redactor, made_by
 from corral.schema.shapes import convert
@@ -39,7 +39,7 @@ class Endpoint:
     the plugin while it is out of service.
     """
 
-    def __init__(self, route: Route, container: Container, scope: Scope, handler: Callable[..., Any]) -> None:
+    def __init__(self, route: Route, container: Container, record: PluginRecord, handler: Callable[..., Any]) -> None:
         self.route, self.handler = route, handler
         self.signature = route.signature = route.signature or read_signature(route)
         self.label = route.label
@@ -52,7 +52,7 @@ class Endpoint:
         self._needs = frozenset(route.needs)
         self._needs_permission_only = not (route.own_session or route.step_up or SIGNED_IN in route.needs)
         self.unavailable: PluginRecord | None = None
-        self._container, self._scope = container, scope
+        self._container, self._record = container, record
         self._redactor = container.get(Redactor)
         self.rebind()
         self._lists = _list_fields(self.signature.query)
@@ -62,7 +62,7 @@ class Endpoint:
 
     def rebind(self) -> None:
         """Look up the handler's services again, because services of other plugins can appear and disappear."""
-        self.services = self._container.services(self.signature.services, self._scope, self.label)
+        self.services = self._container.services(self.signature.services, self._record, self.label)
 
     def refusal(self, principal: Principal) -> Forbidden | None:
         """Return the reason why the principal may not call this route, or None if it may.

@@ -55,7 +55,7 @@ class Pipeline:
         server = kernel.config.server
         self.router, self.credentials = router, kernel.credentials
         self.database, self.feed = kernel.database, kernel.feed
-        self.metrics, self.redactor, self.record_error = kernel.metrics, kernel.redactor, kernel.registry.record
+        self.metrics, self.redactor, self.record_error = kernel.metrics, kernel.redactor, kernel.registry.add_error
         self.client_address = functools.lru_cache(maxsize=256)(ClientAddress(server.trusted_proxies))
         self.is_own_host = functools.lru_cache(maxsize=256)(Hosts(server.public_url, server.allowed_hosts))
         exempt = [path for each in endpoints if each.route.exempt_host for path in each.route.paths]

@@ -9,12 +9,10 @@ from corral.asgi.request import IncomingRequest
 from corral.errors import Problem
 from corral.kernel import Kernel
 from corral.plugin import Audit, AuditEntry
-from corral.plugins.container import Scope
 from corral.settings.kernel import ACCESS_LOG
 
 log, access_log = logging.getLogger("corral.http"), logging.getLogger("corral.access")
 
-KERNEL = Scope("", frozenset(), frozenset())
 MIN_STATUS = {"off": 1000, "errors": 500, "all": 0}
 
 
@@ -54,7 +52,7 @@ class RequestAudit:
 
     def __init__(self, kernel: Kernel) -> None:
         self._database = kernel.database
-        self.log: Audit | None = kernel.container.find(Audit, KERNEL, optional=True, where="the request path")
+        self.log: Audit | None = kernel.container.get_optional(Audit)
 
     async def record(self, request: IncomingRequest, endpoint: Endpoint, status: int, code: str | None) -> None:
         """Record a request that was answered with this status.

@@ -47,11 +47,11 @@ Future = asyncio.Future[Any] | concurrent.futures.Future[Any]
 class QueuedUnit:
     """A unit of work that waits for a thread, and the future that receives its result."""
 
-    __slots__ = ("entry", "fn", "future", "read", "since", "tries")
+    __slots__ = ("entry", "fn", "future", "queued_at", "read", "tries")
 
     def __init__(self, fn: Callable[[], Any], entry: Entry, future: Future, *, read: bool) -> None:
         self.fn, self.entry, self.future, self.read = fn, entry, future, read
-        self.tries, self.since = 0, time.monotonic()
+        self.tries, self.queued_at = 0, time.monotonic()
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -94,7 +94,7 @@ class DatabaseThread(threading.Thread, abc.ABC):
             if self.pool.refuse(queued):
                 continue
             try:
-                self.handle(queued)
+                self.run_units(queued)
             except ThreadAbandoned:
                 break
             except BaseException:
@@ -104,15 +104,19 @@ class DatabaseThread(threading.Thread, abc.ABC):
             if not self.lost:
                 self.pool.release(queued)
         try:
-            self.close()
+            self._end()
         except ThreadAbandoned:  # the exception was delivered only now
-            self.close()
+            self._end()
+
+    def _end(self) -> None:
+        self.database.watchdog.has_returned(self)
+        self.close()
 
     def begin_unit(self, queued: QueuedUnit) -> None:
         """Record that the unit begins."""
         self.began, self.checks = time.monotonic(), 0
         self.running = queued
-        self.database.timings.waits.observe(self.began - queued.since)
+        self.database.timings.waits.observe(self.began - queued.queued_at)
 
     def end_unit(self) -> None:
         """Record that the unit ended. Raise `ThreadAbandoned` if the watchdog abandoned this thread."""
@@ -143,7 +147,7 @@ class DatabaseThread(threading.Thread, abc.ABC):
         return " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)
 
     @abc.abstractmethod
-    def handle(self, queued: QueuedUnit) -> None:
+    def run_units(self, queued: QueuedUnit) -> None:
         """Run the unit, and possibly further units from the queue, and deliver the outcomes."""
 
     def other_units(self) -> list[QueuedUnit]:
@@ -155,7 +159,7 @@ class DatabaseThread(threading.Thread, abc.ABC):
         """Close the connection. Called in the thread itself."""
 
     @abc.abstractmethod
-    def sever(self) -> None:
+    def sever_connection(self) -> None:
         """Roll back and prevent all later writes of this thread. Called from another thread."""
 
 
@@ -268,7 +272,7 @@ class DatabasePool:
         if guard is not None:
             guard.abandoned()
         self.database.watchdog.abandon(thread, guard)
-        thread.sever()
+        thread.sever_connection()
         self.threads[index] = replacement = self.make(self)
         for other in others:
             self.queue.put(other)

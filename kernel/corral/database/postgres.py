@@ -19,7 +19,8 @@ from corral.database.unit import Unit
 from corral.errors import Unavailable
 
 RETRYABLE = frozenset({"40001", "40P01"})
-READ_ONLY = "25006"
+READ_ONLY, QUERY_CANCELED = "25006", "57014"
+ENGINE_ERRORS = (peewee.DatabaseError, peewee.InterfaceError, psycopg.Error)
 
 
 class PostgresDatabase(Database):
@@ -55,35 +56,34 @@ def _sqlstate(error: BaseException | None) -> str | None:
 
 
 class _PostgresThread(DatabaseThread):
-    def handle(self, queued: QueuedUnit) -> None:
+    def run_units(self, queued: QueuedUnit) -> None:
         if queued.future.cancelled():
             return
-        while True:
+        outcome: Outcome | None = None
+        while outcome is None:
             queued.tries += 1
             outcome = self._attempt(queued)
-            if outcome is not None:
-                self.database.deliver([outcome])
-                return
+        self.database.deliver([outcome])
 
     def _attempt(self, queued: QueuedUnit) -> Outcome | None:
         """Run one transaction and return its outcome, or None if the transaction must run again."""
         outcome = Outcome(queued, None)
         self.begin_unit(queued)
         try:
-            self._begin(read=queued.read)
+            self._begin_transaction(read=queued.read)
             outcome.unit = unit = Unit(self.database, self.connection, queued.entry, read_only=queued.read)
             outcome.value = self.run_unit(unit, queued)
         except BaseException as error:
             outcome.error = error
         self.end_unit()
         if outcome.error is not None:
-            return self._failed(outcome)
+            return self._after_failure(outcome)
         try:
             done = self.connection.execute("COMMIT").statusmessage
         except Exception as error:
             if _sqlstate(error) in RETRYABLE and queued.tries < MAX_TRIES:
-                return self._failed(outcome, error)
-            self._drop()
+                return self._after_failure(outcome, error)
+            self._drop_connection()
             outcome.error = Unavailable("The connection to the database was lost while saving.", retry_after=2)
         else:
             if done == "ROLLBACK" and not queued.read:
@@ -92,45 +92,47 @@ class _PostgresThread(DatabaseThread):
                 )
         return outcome
 
-    def _begin(self, *, read: bool) -> None:
+    def _begin_transaction(self, *, read: bool) -> None:
         statement = "BEGIN READ ONLY" if read else "BEGIN"
         if self.connection is not None:
             try:
                 self.connection.execute(statement)
                 return
             except Exception:  # a pooled connection may be stale: retry once on a new one
-                self._drop()
+                self._drop_connection()
         self.database.engine.connect(reuse_if_open=True)
         self.connection = self.database.engine.connection()
         self.connection.execute(statement)
 
-    def _failed(self, outcome: Outcome, error: BaseException | None = None) -> Outcome | None:
+    def _after_failure(self, outcome: Outcome, error: BaseException | None = None) -> Outcome | None:
+        """Roll back. Return the outcome, or None if the transaction must run again."""
         error = error or outcome.error
-        refused = _sqlstate(error) == READ_ONLY and not outcome.queued.read  # a new connection may reach the primary
-        lost = refused or self.connection is None or self.connection.closed or self.connection.broken
-        if lost:
-            self._drop()
-        else:
-            try:
-                self.connection.execute("ROLLBACK")
-            except Exception:
-                self._drop()
-        again = _sqlstate(error) in RETRYABLE or (lost and self._is_engine_error(error) and outcome.unit is not None)
-        if again and outcome.queued.tries < MAX_TRIES:
+        state, queued = _sqlstate(error), outcome.queued
+        refused = state == READ_ONLY and not queued.read  # a new connection may reach the primary
+        if refused:
+            self._drop_connection()
+        lost = not self._roll_back() and outcome.unit is not None and isinstance(error, ENGINE_ERRORS)
+        again = lost or state in RETRYABLE
+        if again and queued.tries < MAX_TRIES:
             return None
         if refused:
             outcome.error = Unavailable("The database is read-only at the moment; try again later.", retry_after=2)
-        elif again or _sqlstate(error) == "57014":
+        elif again or state == QUERY_CANCELED:
             outcome.error = Unavailable("The database could not serve this now.", code="overloaded")
         elif error is not None:
             outcome.error = translate(error)
         return outcome
 
-    @staticmethod
-    def _is_engine_error(error: BaseException | None) -> bool:
-        return isinstance(error, (peewee.DatabaseError, peewee.InterfaceError, psycopg.Error))
+    def _roll_back(self) -> bool:
+        """Return whether the transaction was rolled back. Otherwise drop the connection."""
+        try:
+            self.connection.execute("ROLLBACK")
+        except Exception:
+            self._drop_connection()
+            return False
+        return True
 
-    def _drop(self) -> None:
+    def _drop_connection(self) -> None:
         self.connection = None
         try:
             if not self.database.engine.is_closed():
@@ -139,9 +141,9 @@ class _PostgresThread(DatabaseThread):
             self.database.engine.dispose()
 
     def close(self) -> None:
-        self._drop()
+        self._drop_connection()
 
-    def sever(self) -> None:
+    def sever_connection(self) -> None:
         """Shut down the socket only. Freeing a connection that its thread is using would crash the process."""
         with contextlib.suppress(Exception), socket.fromfd(self.connection.fileno(), -1, socket.SOCK_STREAM) as line:
             line.shutdown(socket.SHUT_RDWR)

@@ -114,7 +114,7 @@ class _SqliteThread(DatabaseThread):
         super().__init__(pool)
         self._ending = threading.Lock()  # two threads may execute on one connection, but neither may close it then
 
-    def open(self) -> Any:
+    def ensure_connection(self) -> Any:
         if self.connection is None:
             self.connection = self.database.connect(query_only=self.query_only)
         return self.connection
@@ -128,16 +128,16 @@ class _SqliteThread(DatabaseThread):
             if not self.database.engine.is_closed():
                 self.database.engine.close()
 
-    def failed(self, error: BaseException) -> BaseException:
+    def release_cursors(self, error: BaseException) -> BaseException:
         """Return the error of a unit.
 
-        Clears the traceback frames of a lost unit first, because their cursors would keep the database locked.
+        The traceback of a lost unit keeps cursors alive, which would keep the database locked: they are released here.
         """
         if self.lost:
             traceback.clear_frames(error.__traceback__)
         return error
 
-    def sever(self) -> None:
+    def sever_connection(self) -> None:
         """Roll back and refuse further writes.
 
         The thread may be executing in SQLite at this moment, so the thread itself closes the connection later. Closing
@@ -156,18 +156,18 @@ class _SqliteThread(DatabaseThread):
 
 
 class _ReaderThread(_SqliteThread):
-    def handle(self, queued: QueuedUnit) -> None:
+    def run_units(self, queued: QueuedUnit) -> None:
         if queued.future.cancelled():
             return
         outcome = Outcome(queued, None)
         self.begin_unit(queued)
         try:
-            connection = self.open()
+            connection = self.ensure_connection()
             connection.execute("BEGIN")
             unit = Unit(self.database, connection, queued.entry, read_only=True)
             outcome.value = self.run_unit(unit, queued)
         except BaseException as error:
-            outcome.error = translate(self.failed(error))
+            outcome.error = translate(self.release_cursors(error))
         self.end_unit()
         if self.connection is not None and self.connection.in_transaction:
             self.connection.execute("ROLLBACK")
@@ -185,23 +185,23 @@ class _WriterThread(_SqliteThread):
     def other_units(self) -> list[QueuedUnit]:
         return [outcome.queued for outcome in self.batch]
 
-    def handle(self, queued: QueuedUnit, *, alone: bool = False) -> None:
+    def run_units(self, queued: QueuedUnit, *, alone: bool = False) -> None:
         self.batch = []
         try:
-            self.open().execute("BEGIN IMMEDIATE")
+            self.ensure_connection().execute("BEGIN IMMEDIATE")
         except (peewee.DatabaseError, sqlite3.Error) as error:
             self.database.deliver([Outcome(queued, None, error=translate(error))])
             return
         began = time.perf_counter()
         following: QueuedUnit | None = queued
         while following is not None:
-            if not self._member(following):
+            if not self._run_in_batch(following):
                 return
-            following = None if alone else self._next(began)
+            following = None if alone else self._next_of_batch(began)
         self._expected = len(self.batch)
         self._commit()
 
-    def _next(self, began: float) -> QueuedUnit | None:
+    def _next_of_batch(self, began: float) -> QueuedUnit | None:
         """Return the next unit of the batch, or None if the batch is complete.
 
         While the batch is smaller than the previous one, wait a little for further units, because a COMMIT costs more
@@ -219,7 +219,7 @@ class _WriterThread(_SqliteThread):
             self.pool.queue.put(None)
         return None if queued is not None and self.pool.refuse(queued) else queued
 
-    def _member(self, queued: QueuedUnit) -> bool:
+    def _run_in_batch(self, queued: QueuedUnit) -> bool:
         """Run one unit in its savepoint. Return False if SQLite ended the whole transaction."""
         if queued.future.cancelled():
             return True
@@ -232,11 +232,11 @@ class _WriterThread(_SqliteThread):
             outcome.value = self.run_unit(unit, queued)
             self.connection.execute("RELEASE unit")
         except BaseException as error:
-            outcome.error = self.failed(error)
+            outcome.error = self.release_cursors(error)
         self.end_unit()
         if outcome.error is not None:
             if not self.connection.in_transaction:
-                self._broken(outcome)
+                self._recover_from_rollback(outcome)
                 return False
             self.connection.execute("ROLLBACK TO unit")
             self.connection.execute("RELEASE unit")
@@ -258,7 +258,7 @@ class _WriterThread(_SqliteThread):
         batch, self.batch = self.batch, []
         self.database.deliver(batch)
 
-    def _broken(self, culprit: Outcome) -> None:
+    def _recover_from_rollback(self, culprit: Outcome) -> None:
         """Handle a transaction that SQLite rolled back (disk full, I/O error).
 
         Queue the other units of the batch again and run the failed unit alone.
@@ -267,7 +267,7 @@ class _WriterThread(_SqliteThread):
         for outcome in innocent:
             self.pool.queue.put(outcome.queued)
         if innocent and culprit.queued.tries < MAX_TRIES:
-            self.handle(culprit.queued, alone=True)
+            self.run_units(culprit.queued, alone=True)
         else:
             culprit.error = translate(culprit.error) if culprit.error else None
             self.database.deliver([culprit])

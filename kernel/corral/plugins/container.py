@@ -12,22 +12,13 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-import msgspec
-
 from corral.http.signature import hints, without_none
 from corral.plugin import Provide
+from corral.plugins.record import PluginRecord
 
 T = TypeVar("T")
 
 KERNEL = "corral"  # plugins may use protocols of this package without naming the plugin that provides them
-
-
-class Scope(msgspec.Struct, frozen=True):
-    """The services that a plugin may use. `requires` and `wants` name the plugins that provide them."""
-
-    plugin: str
-    requires: frozenset[str]
-    wants: frozenset[str]
 
 
 class WiringError(Exception):
@@ -35,19 +26,18 @@ class WiringError(Exception):
 
 
 class Container:
-    """Contains one service instance per type, and the plugin that owns it. The owner "" is the kernel."""
+    """Contains one service instance per type, and the plugin that owns it. The owner None is the kernel."""
 
     def __init__(self) -> None:
         self._instances: dict[Any, Any] = {}
-        self._owners: dict[Any, str] = {}
-        self._closed: set[str] = set()
+        self._owners: dict[Any, PluginRecord | None] = {}
 
-    def add(self, kind: Any, instance: Any, owner: str = "") -> None:
+    def add(self, kind: Any, instance: Any, owner: PluginRecord | None = None) -> None:
         """Register a service instance. Raises `WiringError` if another owner already provides the type."""
-        if kind in self._owners and self._owners[kind] != owner:
-            raise WiringError(
-                f"{owner} provides {_name(kind)}, which {self._owners[kind] or 'the kernel'} provides already"
-            )
+        present = self._owners.get(kind, owner)
+        if owner is not present:
+            names = [each.name if each is not None else "the kernel" for each in (owner, present)]
+            raise WiringError(f"{names[0]} provides {_name(kind)}, which {names[1]} provides already")
         self._instances[kind] = instance
         self._owners[kind] = owner
 
@@ -59,19 +49,17 @@ class Container:
             raise WiringError(f"no plugin provides {_name(kind)}") from None
         return service
 
-    def drop(self, owner: str) -> None:
+    def get_optional(self, kind: type[T]) -> T | None:
+        """Return the service of a type without access checks, or None while its plugin is out of service."""
+        owner = self._owners.get(kind)
+        return self._instances.get(kind) if owner is None or owner.serves else None
+
+    def drop(self, owner: PluginRecord) -> None:
         """Remove all services of a plugin that failed."""
-        for kind in [kind for kind, name in self._owners.items() if name == owner]:
+        for kind in [kind for kind, each in self._owners.items() if each is owner]:
             del self._instances[kind], self._owners[kind]
 
-    def close(self, owner: str, *, closed: bool) -> None:
-        """Set whether optional dependencies (`X | None`) on this owner's services resolve to None.
-
-        The change takes effect at the next injection.
-        """
-        (self._closed.add if closed else self._closed.discard)(owner)
-
-    def build(self, scope: Scope, provides: Iterable[Provide]) -> list[Any]:
+    def build(self, record: PluginRecord, provides: Iterable[Provide]) -> list[Any]:
         """Create the services of a plugin in the order of their dependencies, and return the instances.
 
         Raises `WiringError` if services depend on each other in a circle.
@@ -84,61 +72,68 @@ class Container:
             if not ready:
                 raise WiringError(f"the services {sorted(_name(item.kind) for item in waiting)} need each other")
             for item in ready:
-                instance = self.call(item.factory, scope)
-                self.add(item.kind, instance, scope.plugin)
+                instance = self.call(item.factory, record)
+                self.add(item.kind, instance, record)
                 made.append(instance)
                 waiting.remove(item)
         return made
 
-    def call(self, factory: Callable[..., T], scope: Scope) -> T:
+    def call(self, factory: Callable[..., T], record: PluginRecord) -> T:
         """Create an object whose constructor, or factory function, takes services."""
         function: Any = factory.__init__ if inspect.isclass(factory) else factory
-        arguments = self._arguments(function, scope, skip=("self", "return"))
+        arguments = self._arguments(function, record, skip=("self", "return"))
         return factory(**arguments)
 
-    def inject(self, instance: Any, scope: Scope) -> None:
+    def inject(self, instance: Any, record: PluginRecord) -> None:
         """Set the class attributes annotated `X | None` to services of the plugins in `wants`, or to None."""
         for name, kind in hints(type(instance)).items():
             kind, optional = without_none(kind)
             if optional and (kind in self._owners or getattr(kind, "_is_protocol", False)):
                 setattr(
-                    instance, name, self.find(kind, scope, optional=True, where=f"{type(instance).__name__}.{name}")
+                    instance, name, self.find(kind, record, optional=True, where=f"{type(instance).__name__}.{name}")
                 )
 
-    def bind(self, function: Callable[..., Any], scope: Scope, *, skip: Iterable[str] = ()) -> Callable[..., Any]:
+    def bind(
+        self, function: Callable[..., Any], record: PluginRecord, *, skip: Iterable[str] = ()
+    ) -> Callable[..., Any]:
         """Return `function` with its services bound. Parameters in `skip` and parameters of plain types remain."""
-        arguments = self._arguments(function, scope, skip={*skip, "return"}, partial=True)
+        arguments = self._arguments(function, record, skip={*skip, "return"}, partial=True)
         return functools.partial(function, **arguments) if arguments else function
 
-    def services(self, wanted: Mapping[str, tuple[Any, bool]], scope: Scope, where: str) -> dict[str, Any]:
+    def services(self, wanted: Mapping[str, tuple[Any, bool]], record: PluginRecord, where: str) -> dict[str, Any]:
         """Return the services that a route or socket declares in its signature, by parameter name."""
         return {
-            name: self.find(kind, scope, optional=optional, where=f"{where}, parameter {name}")
+            name: self.find(kind, record, optional=optional, where=f"{where}, parameter {name}")
             for name, (kind, optional) in wanted.items()
         }
 
-    def find(self, kind: Any, scope: Scope, *, optional: bool, where: str) -> Any:
+    def find(self, kind: Any, record: PluginRecord, *, optional: bool, where: str) -> Any:
         """Return the service for `kind`, or None if the service is optional and absent.
 
         Raises `WiringError` if the service is missing or the plugin may not use it.
         """
-        if (owner := self._owners.get(kind)) is None:
+        if kind not in self._owners:
             if optional:
                 return None
-            raise WiringError(f"{scope.plugin}: {where}: no plugin provides {_name(kind)}")
-        if owner in ("", scope.plugin) or owner in scope.requires:
+            raise WiringError(f"{record.name}: {where}: no plugin provides {_name(kind)}")
+        owner = self._owners[kind]
+        if owner is None or owner is record or owner.name in record.requires:
             return self._instances[kind]
-        if owner not in scope.wants and getattr(kind, "__module__", "").partition(".")[0] != KERNEL:
-            raise WiringError(f"{scope.plugin}: {where}: {_name(kind)} is of {owner}: name it in requires or wants")
+        if owner.name not in record.wants and getattr(kind, "__module__", "").partition(".")[0] != KERNEL:
+            raise WiringError(
+                f"{record.name}: {where}: {_name(kind)} is a service of {owner.name}: name it in requires or wants"
+            )
         if not optional:
-            raise WiringError(f"{scope.plugin}: {where}: {owner} is not required: declare {_name(kind)} | None")
-        return None if owner in self._closed else self._instances[kind]
+            raise WiringError(f"{record.name}: {where}: {owner.name} is not required: declare {_name(kind)} | None")
+        return self.get_optional(kind)
 
     def _needs(self, item: Provide) -> set[Any]:
         function: Any = item.factory.__init__ if inspect.isclass(item.factory) else item.factory
         return {without_none(kind)[0] for name, kind in hints(function).items() if name != "return"}
 
-    def _arguments(self, function: Any, scope: Scope, *, skip: Iterable[str], partial: bool = False) -> dict[str, Any]:
+    def _arguments(
+        self, function: Any, record: PluginRecord, *, skip: Iterable[str], partial: bool = False
+    ) -> dict[str, Any]:
         if function is object.__init__:
             return {}
         arguments: dict[str, Any] = {}
@@ -149,7 +144,7 @@ class Container:
             kind, optional = without_none(annotated)
             if partial and kind not in self._owners and not getattr(kind, "_is_protocol", False):
                 continue
-            arguments[name] = self.find(kind, scope, optional=optional, where=f"{where}, parameter {name}")
+            arguments[name] = self.find(kind, record, optional=optional, where=f"{where}, parameter {name}")
         return arguments
 
 

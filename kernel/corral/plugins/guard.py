@@ -49,7 +49,7 @@ class Guard:
 
     def __init__(
         self,
-        quarantine: PluginQuarantine,
+        guards: Guards,
         record: PluginRecord,
         hook: str,
         where: str,
@@ -61,11 +61,18 @@ class Guard:
         counts: bool = True,
         states: tuple[State, ...] = ("active",),
     ) -> None:
-        self.quarantine, self.record, self.plugin = quarantine, record, record.name
+        self.quarantine, self.record, self.plugin = guards.quarantine, record, record.name
         self.hook, self.where, self.function = hook, where, function
         self.expected, self.default, self.limit, self.counts, self.states = expected, default, limit, counts, states
         self._accepted = expected.accepted
         self.calls, self.seconds = 0, 0.0
+        guards.all.append(self)
+
+    @property
+    def guarded(self) -> Callable[..., Any]:
+        """The guarded function. It is a coroutine function if the function is one, and may be one."""
+        is_async = inspect.iscoroutinefunction(self.function) and self.expected.awaited is not False
+        return self.call_async if is_async else self
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         if self.record.state not in self.states:
@@ -203,31 +210,19 @@ class Guards:
     """Creates the guards of a kernel. `all` contains every guard that was created."""
 
     def __init__(self, quarantine: PluginQuarantine) -> None:
-        self._quarantine = quarantine
+        self.quarantine = quarantine
         self.all: list[Guard] = []
-
-    def create(
-        self, record: PluginRecord, hook: str, where: str, function: Callable[..., Any], **options: Any
-    ) -> Guard:
-        """Create a guard. `options` are the keyword arguments of `Guard`."""
-        guard = Guard(self._quarantine, record, hook, where, function, **options)
-        self.all.append(guard)
-        return guard
-
-    def wrap_function(
-        self, record: PluginRecord, hook: str, where: str, function: Callable[..., Any], **options: Any
-    ) -> Callable[..., Any]:
-        """Return the guarded function. It is a coroutine function if `function` is one and may be one."""
-        guard = self.create(record, hook, where, function, **options)
-        is_async = inspect.iscoroutinefunction(function) and guard.expected.awaited is not False
-        return guard.call_async if is_async else guard
 
     def wrap_route(self, record: PluginRecord, label: str, handler: Callable[..., Any]) -> Callable[..., Any]:
         """Return the handler of a route or socket, guarded if the plugin is a third-party plugin."""
         if record.found.built_in:
             return handler
-        states = ("active", "quarantined", "disabled")  # disabled: for requests that were admitted before
-        return self.wrap_function(record, "corral_routes", label, handler, limit=None, counts=False, states=states)
+        states: tuple[State, ...] = (
+            "active",
+            "quarantined",
+            "disabled",
+        )  # disabled: for requests that were admitted before
+        return Guard(self, record, "corral_routes", label, handler, limit=None, counts=False, states=states).guarded
 
     def wrap_contributions(self, record: PluginRecord, hooks: Mapping[str, tuple[str, Any]]) -> None:
         """Guard all contributions of a plugin. `hooks` maps the hooks of plugins to their owner and protocol."""
@@ -237,7 +232,7 @@ class Guards:
             (item, self._wrap_job(record, "corral_schedules", item.name, run)) for item, run in bound.schedules
         ]
         bound.subscribers = [
-            (item, self.create(record, "corral_subscribers", item.name, handle, expected=NOT_AWAITED))
+            (item, Guard(self, record, "corral_subscribers", item.name, handle, expected=NOT_AWAITED))
             for item, handle in bound.subscribers
         ]
         down = ("down", f"The check of the plugin {record.name} failed.")
@@ -259,13 +254,14 @@ class Guards:
         given.metrics = [self.wrap_item(record, "corral_metrics", item) for item in given.metrics]
         for hook, (owner, protocol) in hooks.items():
             if owner != record.name and hook in given.to_plugins:  # a plugin's own hook is not guarded
-                given.put(hook, [self.wrap_item(record, hook, item, protocol, limit=None) for item in given.of(hook)])
+                given.replace(
+                    hook, [self.wrap_item(record, hook, item, protocol, limit=None) for item in given.of(hook)]
+                )
 
     def _wrap_job(self, record: PluginRecord, hook: str, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
         expected = ANYTHING if inspect.iscoroutinefunction(run) else NOT_AWAITED
-        return self.wrap_function(
-            record, hook, name, run, limit=None, expected=expected
-        )  # jobs have their own time limit
+        # Jobs have their own time limit.
+        return Guard(self, record, hook, name, run, limit=None, expected=expected).guarded
 
     def wrap_item(self, record: PluginRecord, hook: str, item: Any, protocol: Any = None, **options: Any) -> Any:
         """Return any contributed object with guards around its callables.
@@ -277,14 +273,14 @@ class Guards:
             return item
         name = str(getattr(item, "name", "") or getattr(item, "kind", "") or type(item).__name__)
         if inspect.isroutine(item) or isinstance(item, functools.partial):
-            return self.wrap_function(record, hook, f"{hook} {name}", item, **options)
+            return Guard(self, record, hook, f"{hook} {name}", item, **options).guarded
         if isinstance(item, msgspec.Struct):
             expected = {field: of_field(annotation) for field, annotation in hints(type(item)).items()}
         else:
             methods = inspect.getmembers(type(item), inspect.isroutine)
             expected = {each: of_method(protocol, each) for each, _ in methods if not each.startswith("_")}
         guarded = {
-            each: self.wrap_function(record, hook, f"{hook} {name}.{each}", function, expected=returned, **options)
+            each: Guard(self, record, hook, f"{hook} {name}.{each}", function, expected=returned, **options).guarded
             for each, returned in expected.items()
             if returned is not None and callable(function := getattr(item, each, None))
         }

@@ -167,4 +167,4 @@ def _contribute(record: PluginRecord, specs: Iterable[Any], owner_absent: bool) 
         if not isinstance(getattr(kind, "event", None), str):
             raise TypeError(f'the event {kind.__name__} has no name: set event = "{record.name}.happened"')
     for hook, items in staged.items():
-        record.contributed.put(hook, items)
+        record.contributed.replace(hook, items)

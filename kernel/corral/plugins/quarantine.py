@@ -86,14 +86,14 @@ class PluginQuarantine:
     def count_error(self, record: PluginRecord, where: str, error: BaseException) -> None:
         """Record an error of a contributed callable, and quarantine the plugin if there are too many."""
         log.error("a contribution failed", extra={"plugin": record.name, "where": where}, exc_info=error)
-        self._registry.record(record.name, where, error, current().entry.request_id if in_unit() else None)
+        self._registry.add_error(record.name, where, error, current().entry.request_id if in_unit() else None)
         self._count(record, where, error, lost=False)
 
     def count_lost_call(self, record: PluginRecord, where: str, *, counts: bool, message: str = ABANDONED) -> None:
         """Record a call that was abandoned. If `counts`, it counts towards quarantine."""
         log.error("a contribution was given up", extra={"plugin": record.name, "where": where, "reason": message})
         error = LostCall(message)
-        self._registry.record(record.name, where, error, None)
+        self._registry.add_error(record.name, where, error, None)
         if counts:
             self._count(record, where, error, lost=True)
 
@@ -102,7 +102,7 @@ class PluginQuarantine:
         tracker = self.tracker(record.name)
         tracker.clear()
         tracker.on_probation = False
-        reason, extra = self._registry.shown(reason), {"plugin": record.name}
+        reason, extra = self._registry.redacted(reason), {"plugin": record.name}
         if record.protected:
             log.error("a protected plugin fails", extra=extra)
         elif record.active:

@@ -51,7 +51,7 @@ class Contributed(msgspec.Struct, kw_only=True):
         field = hook.removeprefix("corral_")
         return getattr(self, field) if field in _HOOK_FIELDS else self.to_plugins.get(hook, [])
 
-    def put(self, hook: str, items: list[Any]) -> None:
+    def replace(self, hook: str, items: list[Any]) -> None:
         """Replace the contributions to a hook."""
         field = hook.removeprefix("corral_")
         if field in _HOOK_FIELDS:

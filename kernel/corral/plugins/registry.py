@@ -36,7 +36,6 @@ class PluginRegistry:
     ) -> None:
         self._records, self.configuration, self._redactor, self._metrics = records, configuration, redactor, metrics
         self._errors: dict[str, deque[PluginError]] = {}
-        self._totals: dict[str, int] = {}
         self.listeners: list[Callable[[PluginRecord], None]] = []
         """Callbacks that run on the event loop when the state of a loaded plugin changes."""
 
@@ -58,41 +57,36 @@ class PluginRegistry:
 
     def disable(self, name: str, reason: str) -> None:
         """Take a loaded plugin out of service in this process."""
-        if record := self._loaded(name):
-            record.disable(reason)
-            self.publish(record)
+        self._change(name, lambda record: record.disable(reason))
 
     def enable(self, name: str) -> None:
         """Put a loaded plugin back into service in this process, and end its quarantine."""
-        if record := self._loaded(name):
-            record.enable()
-            self.publish(record)
+        self._change(name, PluginRecord.enable)
 
     def quarantine(self, name: str, reason: str) -> None:
         """Quarantine a loaded plugin in this process."""
-        if record := self._loaded(name):
-            record.quarantine(reason)
-            self.publish(record)
+        self._change(name, lambda record: record.quarantine(reason))
 
     def publish(self, record: PluginRecord) -> None:
         """Notify listeners that a plugin's state changed. Runs on the event loop."""
         for listener in self.listeners:
             listener(record)
 
-    def _loaded(self, name: str) -> PluginRecord | None:
+    def _change(self, name: str, change: Callable[[PluginRecord], None]) -> None:
         record = self.get(name)
-        return record if record is not None and record.plugin is not None else None
+        if record is not None and record.plugin is not None:
+            change(record)
+            self.publish(record)
 
-    def shown(self, text: str) -> str:
+    def redacted(self, text: str) -> str:
         """Return a text as admins may see it: redacted, and cut to 500 characters."""
         return self._redactor.redact(text)[:500]
 
-    def record(self, name: str, where: str, error: BaseException, request_id: str | None) -> None:
+    def add_error(self, name: str, where: str, error: BaseException, request_id: str | None) -> None:
         """Count an error of a plugin. The last 100 errors of each plugin are kept."""
-        message = self.shown(str(error))
+        message = self.redacted(str(error))
         entry = PluginError(clock.now(), where, type(error).__name__, message, request_id)
         self._errors.setdefault(name, deque(maxlen=100)).append(entry)
-        self._totals[name] = self._totals.get(name, 0) + 1
         self._metrics.plugin_errors[name] += 1
 
     def errors(self, name: str) -> list[PluginError]:
@@ -102,4 +96,4 @@ class PluginRegistry:
     def totals(self, name: str) -> tuple[int, int]:
         """Return the number of errors in the last 60 seconds (at most 100), and the number since the start."""
         since = clock.now(-60)
-        return sum(1 for error in self._errors.get(name, ()) if error.at >= since), self._totals.get(name, 0)
+        return sum(1 for error in self._errors.get(name, ()) if error.at >= since), self._metrics.plugin_errors[name]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from corral.errors import Failure
-from corral.plugins.container import Container, Scope
-from corral.plugins.guard import Guards
-from corral.plugins.quarantine import LostCall, PluginQuarantine
-from corral.plugins.record import PluginRecord
+from corral.plugins.container import Container
+from corral.plugins.guard import Guard, Guards
+from corral.plugins.quarantine import LostCall
+from corral.plugins.record import PluginRecord, State
 from corral.plugins.registry import PluginRegistry
 from corral.supervisor import Supervisor
 
@@ -30,19 +30,13 @@ class TaskEnded(Exception):
 class PluginTasks:
     """The guarded background tasks and callbacks of one plugin. Implements `corral.supervisor.Owner`."""
 
-    def __init__(
-        self, quarantine: PluginQuarantine, guards: Guards, record: PluginRecord, registry: PluginRegistry
-    ) -> None:
-        self._quarantine, self._guards, self._record, self._registry = quarantine, guards, record, registry
+    def __init__(self, guards: Guards, record: PluginRecord, registry: PluginRegistry) -> None:
+        self._guards, self._record, self._registry = guards, record, registry
 
     def task(self, name: str, run: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
         """Return a guarded background task."""
-        guard = self._guards.create(self._record, HOOK, f"task {name}", run, counts=False)
-
-        async def guarded() -> None:
-            await guard.await_result(run())
-
-        return guarded
+        guard = Guard(self._guards, self._record, HOOK, f"task {name}", run, counts=False, states=get_args(State))
+        return guard.call_async
 
     def guarded_callback(
         self, name: str, run: Callable[..., Awaitable[None]], seconds: float
@@ -51,24 +45,24 @@ class PluginTasks:
 
         The errors of the callback are counted against the plugin and not raised. Declared failures are only logged.
         """
-        guard = self._guards.create(self._record, HOOK, name, run, default=None)
+        guard = Guard(self._guards, self._record, HOOK, name, run, default=None, states=get_args(State))
 
         async def guarded(*arguments: object) -> None:
             try:
                 async with asyncio.timeout(seconds):
-                    await guard.await_result(run(*arguments))
+                    await guard.call_async(*arguments)
             except TimeoutError:
-                self._quarantine.count_error(self._record, name, LostCall(f"it took longer than {seconds:g} s"))
+                self._guards.quarantine.count_error(self._record, name, LostCall(f"it took longer than {seconds:g} s"))
             except Failure as failure:
-                log.warning("a call-back failed", extra={"plugin": self._record.name, "reason": str(failure)})
+                log.warning("a callback failed", extra={"plugin": self._record.name, "reason": str(failure)})
 
         return guarded
 
     def failed(self, task: str, error: BaseException | None) -> None:
-        self._registry.record(self._record.name, f"task {task}", error or TaskEnded("it ended"), None)
+        self._registry.add_error(self._record.name, f"task {task}", error or TaskEnded("it ended"), None)
 
     async def restarts_exhausted(self, task: str) -> None:
-        self._quarantine.suspend(self._record, f"the background task {task} does not stay up")
+        self._guards.quarantine.suspend(self._record, f"the background task {task} does not stay up")
         while not self._record.active:  # noqa: ASYNC110  (states change in several places, and rarely)
             await asyncio.sleep(LOOK_SECONDS)
 
@@ -86,9 +80,14 @@ class PluginRuntime:
     """Implements `corral.plugin.Runtime` for one plugin."""
 
     def __init__(
-        self, container: Container, scope: Scope, supervisor: Supervisor, tasks: PluginTasks, lifecycle: Lifecycle
+        self,
+        container: Container,
+        record: PluginRecord,
+        supervisor: Supervisor,
+        tasks: PluginTasks,
+        lifecycle: Lifecycle,
     ) -> None:
-        self._container, self._scope, self._supervisor = container, scope, supervisor
+        self._container, self._record, self._supervisor = container, record, supervisor
         self._tasks, self._lifecycle = tasks, lifecycle
         self._supervised: list[str] = []
 
@@ -97,11 +96,11 @@ class PluginRuntime:
         return self._lifecycle.address
 
     def service(self, kind: type[T]) -> T:
-        service: T = self._container.find(kind, self._scope, optional=False, where="start()")
+        service: T = self._container.find(kind, self._record, optional=False, where="start()")
         return service
 
     def supervise(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
-        full = f"{self._scope.plugin}.{name}"
+        full = f"{self._record.name}.{name}"
         self._supervised.append(full)
         self._supervisor.start(full, self._tasks.task(name, run), self._tasks)
 

@@ -11,7 +11,7 @@ from corral.auth.permissions import Permissions
 from corral.events.consumers import Consumer, Subscriber
 from corral.events.event import EventTypes
 from corral.plugins.conflicts import refuse_conflicts
-from corral.plugins.container import Container, Scope
+from corral.plugins.container import Container
 from corral.plugins.guard import Guards
 from corral.plugins.hooks import hooks_of
 from corral.plugins.record import PluginRecord, block_dependants
@@ -50,16 +50,11 @@ class PluginWiring:
         self._each(lambda record: hooks.update(hooks_of(record)))
         self._each(lambda record: self._guard(record, hooks, make_consumer))
 
-    def scope(self, record: PluginRecord) -> Scope:
-        """Return the scope that defines which services a plugin may use."""
-        return Scope(record.name, frozenset(record.requires), frozenset(record.wants))
-
     def refresh(self, changed: PluginRecord) -> None:
-        """Update optional dependencies on a plugin whose state changed.
+        """Inject the optional services again after the state of a plugin changed.
 
-        They are set to the services of the plugin, or to None while it does not serve.
+        They are set to the services of other plugins, or to None while a plugin does not serve.
         """
-        self._container.close(changed.name, closed=not changed.serves)
         for record in self._records:
             if record.serves:
                 self._inject(record)
@@ -72,7 +67,7 @@ class PluginWiring:
             if not record.active:  # blocked by a failure in this round
                 continue
             if not record.attempt(step, record):
-                self._container.drop(record.name)
+                self._container.drop(record)
                 self._event_types.drop(record.name)
                 block_dependants(self._records)
 
@@ -82,25 +77,24 @@ class PluginWiring:
             table = model._meta.table_name
             if not table.startswith(tuple(f"{each}_" for each in prefixes)) and table != record.name:
                 raise ValueError(f"table {table} must begin with {record.name}_")
-        record.bound.services = self._container.build(self.scope(record), record.contributed.services)
+        record.bound.services = self._container.build(record, record.contributed.services)
         self._event_types.declare(record.name, record.contributed.events)
         self._settings.declare(record.contributed.settings, record.name)
 
     def _inject(self, record: PluginRecord) -> None:
         for service in record.bound.services:
-            self._container.inject(service, self.scope(record))
+            self._container.inject(service, record)
 
     def _bind(self, record: PluginRecord) -> None:
         """Inject optional services, and bind jobs, schedules, subscribers, authenticators and metrics to services."""
         self._inject(record)
-        scope, bind = self.scope(record), self._container.bind
-        given, bound = record.contributed, record.bound
-        bound.jobs = [(job, bind(job.run, scope)) for job in given.jobs]
-        bound.schedules = [(schedule, bind(schedule.run, scope)) for schedule in given.schedules]
-        bound.subscribers = [(item, bind(item.handle, scope, skip=("event",))) for item in given.subscribers]
-        bound.authenticators = [self._container.call(kind, scope) for kind in given.authenticators]
+        bind, given, bound = self._container.bind, record.contributed, record.bound
+        bound.jobs = [(job, bind(job.run, record)) for job in given.jobs]
+        bound.schedules = [(schedule, bind(schedule.run, record)) for schedule in given.schedules]
+        bound.subscribers = [(item, bind(item.handle, record, skip=("event",))) for item in given.subscribers]
+        bound.authenticators = [self._container.call(kind, record) for kind in given.authenticators]
         given.metrics = [
-            msgspec.structs.replace(metric, collect=bind(metric.collect, scope)) for metric in given.metrics
+            msgspec.structs.replace(metric, collect=bind(metric.collect, record)) for metric in given.metrics
         ]
 
     def _guard(self, record: PluginRecord, hooks: Mapping[str, tuple[str, Any]], make_consumer: MakeConsumer) -> None:

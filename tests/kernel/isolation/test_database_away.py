@@ -20,7 +20,7 @@ from corral.testing.engines import PostgresServer
 from corral.testing.kit import Kit, make_kernel
 
 pytestmark = pytest.mark.postgres
-MARK = "INSERT INTO kernel_leases(name, holder, until, fence) VALUES ('mark', 'x', '', 1) ON CONFLICT DO NOTHING"
+MARK = "INSERT INTO kernel_leases(name, holder, until) VALUES ('mark', 'x', '') ON CONFLICT DO NOTHING"
 
 
 @pytest.fixture
