@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from corral.testing.installed import PluginFolder
-from corral_plugins.tasks.demo.model import estimate
+from corral_plugins.tasks.demo.model import estimate_tokens
 
 STEPS = ("server", "admin", "model", "worker", "agent", "task", "claim", "result")
 
@@ -179,13 +179,13 @@ def test_operations_2_an_input_over_the_context_is_refused_with_the_figures(demo
     (demo.home / "long.txt").write_text(text)
     status, out, err = demo.run("--once", "--input", "long.txt")
     assert (status, out) == (2, "")
-    for figure in (estimate(text), 120, 600, estimate(text) + 220):
+    for figure in (estimate_tokens(text), 120, 600, estimate_tokens(text) + 220):
         assert str(figure) in err
     assert demo.left() == []
 
 
 def test_tokens_are_counted_high() -> None:
-    assert estimate("word" * 10) == 10
-    assert estimate("12345") == 5
-    assert estimate("日本語") == 3
-    assert estimate("") == 0
+    assert estimate_tokens("word" * 10) == 10
+    assert estimate_tokens("12345") == 5
+    assert estimate_tokens("日本語") == 3
+    assert estimate_tokens("") == 0

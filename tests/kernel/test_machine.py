@@ -17,11 +17,11 @@ from corral_core.health.service.single_machine_lock import LEASE, SingleMachineL
 async def test_a_second_machine_is_refused_with_the_name_of_the_first(tmp_path: Path) -> None:
     async with make_kernel(tmp_path, plugins=[]) as kit:
         work = kit.kernel.database.work
-        with pytest.raises(Refused, match=r"another machine, .+, serves this database file"):
+        with pytest.raises(Refused, match=r"the machine .+ already serves this database file"):
             await SingleMachineLock(work, "elsewhere 0000-1111").acquire()
         clock.travel(31)
         await SingleMachineLock(work, "elsewhere 0000-1111").acquire()
-        with pytest.raises(Refused, match="health: Refused: another machine, elsewhere, serves"):
+        with pytest.raises(Refused, match="health: Refused: the machine elsewhere already serves"):
             async with make_kernel(tmp_path, plugins=[]):
                 pass
 

@@ -32,7 +32,7 @@ from corral.errors import Unavailable
 from corral.ids import new_id
 from corral.kernel import Kernel, boot
 from corral_plugins.secrets.models import SecretRow, SecretVersion
-from corral_plugins.secrets.service.values import Values
+from corral_plugins.secrets.service.values import SecretValues
 
 AT_ONCE = 200
 PAUSE = 0.2  # of the short form, most of which is waiting for the leases of those that were killed
@@ -131,7 +131,7 @@ def store(kernel: Kernel, count: int) -> None:
 
 def wrong(kernel: Kernel) -> int:
     """How many secrets do not open to their value."""
-    values = kernel.container.get(Values)
+    values = kernel.container.get(SecretValues)
     found, after = 0, ""
     while True:
 
@@ -142,7 +142,7 @@ def wrong(kernel: Kernel) -> int:
             return list(joined.where(SecretVersion.id > after).order_by(SecretVersion.id).limit(AT_ONCE).objects())
 
         rows = kernel.database.run(read, read=True)
-        found += sum(values.opened(row) != value(int(row.name[1:])) for row in rows)
+        found += sum(values.decrypt_version(row) != value(int(row.name[1:])) for row in rows)
         if len(rows) < AT_ONCE:
             return found
         after = rows[-1].id

@@ -76,7 +76,7 @@ class HelloPlugin(Plugin):
     """
 
     name = "hello"
-    permissions = (Permission("hello.greet", "Greet somebody", holders=WRITERS),)
+    permissions = (Permission("hello.greet", "Greet a person", holders=WRITERS),)
 
     @hookimpl
     def corral_routes(self) -> Iterable[Routes]:
@@ -92,4 +92,4 @@ class HelloPlugin(Plugin):
 
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:
-        return [Metric(name="corral_hello_names", help="Names that were greeted", collect=count_names)]
+        return [Metric(name="corral_hello_names", help="The names of the people who were greeted", collect=count_names)]

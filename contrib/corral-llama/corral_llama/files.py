@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from corral.plugin import Installation
-from corral_llama.gguf import Header, read_header
+from corral_llama.gguf import GgufHeader, read_header
 
 DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DEMO_BYTES = 98_362_432
@@ -27,7 +27,7 @@ class LocalModel(msgspec.Struct, frozen=True, kw_only=True):
 
     path: Path
     source: str
-    header: Header
+    header: GgufHeader
     is_demo: bool
 
     @property
@@ -40,7 +40,7 @@ class LocalModel(msgspec.Struct, frozen=True, kw_only=True):
         """Whether the chat template of the model supports tools."""
         return "tools" in self.header.chat_template
 
-    def context(self, wanted: int) -> int:
+    def context_size(self, wanted: int) -> int:
         """Return the context size in tokens: `wanted`, limited to the size with which the model was trained."""
         return min(wanted, self.header.context_length or DEFAULT_CONTEXT)
 
@@ -54,12 +54,12 @@ def user_cache() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "corral" / "models"
 
 
-def folders(installation: Installation) -> dict[str, Path]:
+def model_folders(installation: Installation) -> dict[str, Path]:
     """Return the folders that are searched for models, in order."""
     return {"data folder": installation.data_dir / "models", "user cache": user_cache()}
 
 
-def find(installation: Installation) -> LocalModel:
+def find_model(installation: Installation) -> LocalModel:
     """Return the model to use. Raises `NoModel`.
 
     Reads the header of the file, so do not call this function on the event loop.
@@ -82,20 +82,20 @@ def platform_problem() -> str | None:
     if importlib.util.find_spec("xllamacpp") is None:
         return "xllamacpp is not installed: pip install corral-llama"
     if platform.system() == "Linux" and platform.machine() == "x86_64" and "avx2" not in _cpu_flags():
-        return "this CPU has no AVX2, which llama.cpp is built for"
+        return "this CPU does not support AVX2, which llama.cpp requires"
     return None
 
 
 def _find_file(installation: Installation) -> tuple[Path, str]:
     if installation.local_model is not None:
         if not installation.local_model.is_file():
-            raise NoModel(f"CORRAL_LOCAL_MODEL: there is no file {installation.local_model}")
+            raise NoModel(f"CORRAL_LOCAL_MODEL: the file {installation.local_model} does not exist")
         return installation.local_model, "configured"
-    for source, folder in folders(installation).items():
+    for source, folder in model_folders(installation).items():
         for path in _model_files(folder):
             return path, source
-    searched = " and ".join(str(folder) for folder in folders(installation).values())
-    raise NoModel(f"no model is installed in {searched}: corral local-model install")
+    searched = " and ".join(str(folder) for folder in model_folders(installation).values())
+    raise NoModel(f"no model is installed in {searched}; install one with: corral local-model install")
 
 
 def _model_files(folder: Path) -> Iterator[Path]:

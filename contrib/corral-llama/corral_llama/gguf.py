@@ -14,7 +14,7 @@ _STRING, _ARRAY = 8, 9
 _MAX_ENTRIES = 10_000
 
 
-class Header(msgspec.Struct, frozen=True, kw_only=True):
+class GgufHeader(msgspec.Struct, frozen=True, kw_only=True):
     """The metadata of a model.
 
     `context_length` is the context size in tokens with which the model was trained. `chat_template` is a Jinja
@@ -27,21 +27,21 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     chat_template: str
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path) -> GgufHeader:
     """Read the header of a GGUF file, except arrays such as the vocabulary. Raises `ValueError` for other files.
 
     Takes about 50 ms.
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-            entries = _Reader(view).entries()
+            entries = _GgufReader(view).entries()
     except struct.error:
         raise ValueError(f"{path}: the file ends within its header") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     architecture = str(entries.get("general.architecture", ""))
     context = entries.get(f"{architecture}.context_length")
-    return Header(
+    return GgufHeader(
         architecture=architecture,
         name=str(entries.get("general.name", "")),
         context_length=context if isinstance(context, int) and context > 0 else None,
@@ -49,7 +49,7 @@ def read_header(path: Path) -> Header:
     )
 
 
-class _Reader:
+class _GgufReader:
     """Reads the key-value pairs at the beginning of a GGUF file."""
 
     def __init__(self, view: mmap.mmap) -> None:
@@ -60,30 +60,30 @@ class _Reader:
         if self._view[:4] != b"GGUF":
             raise ValueError("this is not a GGUF file")
         self._at = 4
-        version, _, count = self._number("<I"), self._number("<Q"), self._number("<Q")
+        version, _, count = self._read_number("<I"), self._read_number("<Q"), self._read_number("<Q")
         if version not in (2, 3) or count > _MAX_ENTRIES:
             raise ValueError(f"GGUF version {version} with {count} entries cannot be read")
         found: dict[str, Any] = {}
         for _ in range(count):
-            key, kind = self._text(), self._number("<I")
+            key, kind = self._read_text(), self._read_number("<I")
             if kind == _ARRAY:
                 self._skip_array()
             else:
-                found[key] = self._text() if kind == _STRING else self._scalar(kind)
+                found[key] = self._read_text() if kind == _STRING else self._read_scalar(kind)
         return found
 
-    def _number(self, form: str) -> int:
+    def _read_number(self, form: str) -> int:
         value: int = struct.unpack_from(form, self._view, self._at)[0]
         self._at += struct.calcsize(form)
         return value
 
-    def _scalar(self, kind: int) -> Any:
+    def _read_scalar(self, kind: int) -> Any:
         if kind not in _SCALARS:
-            raise ValueError(f"there is no value type {kind}")
-        return self._number(_SCALARS[kind])
+            raise ValueError(f"the value type {kind} is unknown")
+        return self._read_number(_SCALARS[kind])
 
-    def _text(self) -> str:
-        length = self._number("<Q")
+    def _read_text(self) -> str:
+        length = self._read_number("<Q")
         if length > len(self._view) - self._at:
             raise ValueError("the file ends within its header")
         text = self._view[self._at : self._at + length]
@@ -91,14 +91,14 @@ class _Reader:
         return text.decode("utf-8", "replace")
 
     def _skip_array(self) -> None:
-        kind, count = self._number("<I"), self._number("<Q")
+        kind, count = self._read_number("<I"), self._read_number("<Q")
         if count > len(self._view):
             raise ValueError("the file ends within its header")
         if kind in _SCALARS:
             self._at += struct.calcsize(_SCALARS[kind]) * count
             return
         if kind != _STRING:
-            raise ValueError(f"there are no arrays of type {kind}")
+            raise ValueError(f"the array type {kind} is not supported")
         view, at, unpack = self._view, self._at, struct.Struct("<Q").unpack_from
         for _ in range(count):
             at += 8 + unpack(view, at)[0]

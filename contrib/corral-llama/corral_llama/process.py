@@ -28,11 +28,11 @@ ENVIRONMENT = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH")
 ENVIRONMENT_PREFIXES = ("LC_", "GGML_", "LLAMA_", "CUDA_", "HIP_", "ROCR_", "VK_")
 
 
-class ChildFailed(Exception):
+class ModelProcessFailed(Exception):
     """Raised if the child process could not be started or has exited. The message contains the reason."""
 
 
-class Child:
+class ModelProcess:
     """A child process with a loaded model. `client` calls its OpenAI API with URLs relative to `/v1`."""
 
     def __init__(self, process: asyncio.subprocess.Process, model: LocalModel, context_tokens: int) -> None:
@@ -59,11 +59,11 @@ class Child:
         if status is None:
             return "does not respond"
         if status == -signal.SIGILL:
-            return "exited with SIGILL: this CPU lacks instructions that llama.cpp is built for"
+            return "exited with SIGILL: this CPU does not support instructions that llama.cpp requires"
         return f"exited with {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
 
     async def load(self, options: dict[str, Any]) -> None:
-        """Send the options and wait until the model is loaded. Raises `ChildFailed`."""
+        """Send the options and wait until the model is loaded. Raises `ModelProcessFailed`."""
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
@@ -73,14 +73,14 @@ class Child:
                 await process.stdin.drain()
                 line = await process.stdout.readline()
         except TimeoutError:
-            raise ChildFailed(f"the model was not loaded within {START_SECONDS:g} seconds") from None
+            raise ModelProcessFailed(f"the model was not loaded within {START_SECONDS:g} seconds") from None
         except ConnectionError:
             line = b""
         if not line:
-            raise ChildFailed(f"the process of the local model {await self.exit_reason()}")
+            raise ModelProcessFailed(f"the process of the local model {await self.exit_reason()}")
         message = msgspec.json.decode(line)
         if "error" in message:
-            raise ChildFailed(f"the model cannot be loaded: {message['error']}")
+            raise ModelProcessFailed(f"the model cannot be loaded: {message['error']}")
         url = urlsplit(message["address"])
         self.address = (url.hostname or "127.0.0.1", url.port or 0)
 
@@ -99,30 +99,30 @@ class Child:
             await self._process.wait()
 
 
-class Children:
+class ModelProcesses:
     """Manages at most one child process at a time. All methods must be called on the same event loop."""
 
     def __init__(self, egress: Egress) -> None:
         self._egress = egress
-        self._child: Child | None = None
+        self._child: ModelProcess | None = None
         self._start_lock = asyncio.Lock()
-        self._loading: set[asyncio.Future[Child]] = set()
+        self._loading: set[asyncio.Future[ModelProcess]] = set()
         self._users, self._last_used = 0, time.monotonic()
 
     @property
-    def child(self) -> Child | None:
+    def child(self) -> ModelProcess | None:
         """The running child process, or None."""
         return self._child if self._child is not None and self._child.is_running else None
 
     @contextlib.asynccontextmanager
-    async def use(self, model: LocalModel, context_tokens: int) -> AsyncIterator[Child]:
-        """Yield a child process with this model loaded. Raises `ChildFailed`.
+    async def use_model(self, model: LocalModel, context_tokens: int) -> AsyncIterator[ModelProcess]:
+        """Yield a child process with this model loaded. Raises `ModelProcessFailed`.
 
         The child is not stopped as idle while it is in use.
         """
         self._users += 1
         try:
-            yield await self._ready(model, context_tokens)
+            yield await self._loaded_process(model, context_tokens)
         finally:
             self._users -= 1
             self._last_used = time.monotonic()
@@ -140,47 +140,47 @@ class Children:
         for loading in tuple(self._loading):
             loading.cancel()
         async with self._start_lock:
-            await self._drop()
+            await self._drop_process()
 
-    async def _ready(self, model: LocalModel, context_tokens: int) -> Child:
+    async def _loaded_process(self, model: LocalModel, context_tokens: int) -> ModelProcess:
         """Return the child process with the model loaded.
 
         If the caller disconnects, loading continues for the next caller.
         """
-        loading = asyncio.ensure_future(self._load(model, context_tokens))
+        loading = asyncio.ensure_future(self._load_model(model, context_tokens))
         self._loading.add(loading)
-        loading.add_done_callback(self._ended)
+        loading.add_done_callback(self._forget_loading)
         try:
             return await asyncio.shield(loading)
         except asyncio.CancelledError:
             if loading.cancelled():
-                raise ChildFailed("the local model is being stopped") from None
+                raise ModelProcessFailed("the local model is being stopped") from None
             raise
 
-    def _ended(self, loading: asyncio.Future[Child]) -> None:
+    def _forget_loading(self, loading: asyncio.Future[ModelProcess]) -> None:
         self._loading.discard(loading)
         if not loading.cancelled():
             loading.exception()  # marks the exception as retrieved, because the caller may have disconnected
 
-    async def _load(self, model: LocalModel, context_tokens: int) -> Child:
+    async def _load_model(self, model: LocalModel, context_tokens: int) -> ModelProcess:
         async with self._start_lock:
             child = self.child
             if child is not None:
                 is_same = (child.model, child.context_tokens) == (model, context_tokens)
                 if is_same or self._users > 1:
                     return child
-            await self._drop()
-            self._child = child = await self._start(model, context_tokens)
+            await self._drop_process()
+            self._child = child = await self._start_process(model, context_tokens)
             return child
 
-    async def _drop(self) -> None:
+    async def _drop_process(self) -> None:
         child, self._child = self._child, None
         if child is not None:
             self._egress.forget_child(*child.address)
             await child.stop()
             await child.client.aclose()
 
-    async def _start(self, model: LocalModel, context_tokens: int) -> Child:
+    async def _start_process(self, model: LocalModel, context_tokens: int) -> ModelProcess:
         started, key = time.monotonic(), secrets.token_urlsafe(24)
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -191,18 +191,18 @@ class Children:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
         )
-        child = Child(process, model, context_tokens)
+        child = ModelProcess(process, model, context_tokens)
         try:
             await child.load(
                 {
                     "import_path": sys.path,
                     "model": str(model.path),
                     "context_tokens": context_tokens,
-                    "threads": threads(),
+                    "threads": thread_count(),
                     "api_key": key,
                 }
             )
-            child.client = self._client(child.address, key)
+            child.client = self._api_client(child.address, key)
         except BaseException:
             if child.is_running:
                 process.kill()
@@ -212,7 +212,7 @@ class Children:
         log.info("local model loaded", extra={"model": model.id, "ms": duration_ms})
         return child
 
-    def _client(self, address: tuple[str, int], key: str) -> httpx2.AsyncClient:
+    def _api_client(self, address: tuple[str, int], key: str) -> httpx2.AsyncClient:
         self._egress.register_child(*address)
         client = self._egress.client("local_model", total_seconds=None, max_bytes=None, child=address)
         client.base_url = httpx2.URL(f"http://{address[0]}:{address[1]}/v1/")
@@ -220,7 +220,7 @@ class Children:
         return client
 
 
-def threads() -> int:
+def thread_count() -> int:
     """Return the number of threads for the model: all cores except one, which is reserved for the server."""
     return max(1, len(os.sched_getaffinity(0)) - 1) if hasattr(os, "sched_getaffinity") else 1
 

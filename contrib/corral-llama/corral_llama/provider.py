@@ -12,10 +12,10 @@ import httpx2
 import msgspec
 
 from corral.plugin import Installation, Settings
-from corral_llama.files import LocalModel, NoModel, find
-from corral_llama.process import Child, ChildFailed, Children
+from corral_llama.files import LocalModel, NoModel, find_model
+from corral_llama.process import ModelProcess, ModelProcesses, ModelProcessFailed
 from corral_llama.settings import CONTEXT_TOKENS
-from corral_plugins.llm.api import Connection, ModelInfo, ProviderError
+from corral_plugins.llm.api import ModelInfo, ProviderConnection, ProviderError
 
 log = logging.getLogger("corral.llama")
 
@@ -51,18 +51,18 @@ class LocalProvider:
         self.model: LocalModel | None = None
         self.supported_fields = SUPPORTED_FIELDS
         self.problem = "the plugin llama has not started"
-        self._children: Children | None = None
+        self._children: ModelProcesses | None = None
         self._settings: Settings
         self._installation: Installation
 
-    def start(self, children: Children, settings: Settings, installation: Installation) -> None:
+    def start(self, children: ModelProcesses, settings: Settings, installation: Installation) -> None:
         """Set the services that the provider uses. Called once, when the plugin starts."""
         self._children, self._settings, self._installation = children, settings, installation
 
     async def find_model(self) -> None:
         """Find the model file. Set `model`, or `problem` if there is no usable model."""
         try:
-            self.model = await asyncio.to_thread(find, self._installation)
+            self.model = await asyncio.to_thread(find_model, self._installation)
         except NoModel as error:
             self.model, self.problem = None, str(error)
         supports_tools = self.model is not None and self.model.supports_tools
@@ -74,14 +74,14 @@ class LocalProvider:
         An error is only logged, because the first call reports it as well.
         """
         try:
-            async with self._child():
+            async with self._model_process():
                 pass
         except ProviderError as error:
             log.warning("local model not loaded", extra={"detail": error.message})
 
     # -- LLMProvider
 
-    def list_models(self, connection: Connection) -> Sequence[ModelInfo]:
+    def list_models(self, connection: ProviderConnection) -> Sequence[ModelInfo]:
         model = self.model
         if model is None:
             return ()
@@ -98,39 +98,41 @@ class LocalProvider:
             ModelInfo(
                 id=model.id,
                 capabilities=capabilities,
-                context_window=self._context(model),
+                context_window=self._context_tokens(model),
                 max_output_tokens=DEMO_OUTPUT_TOKENS if model.is_demo else None,
             )
         ]
 
-    async def fetch_models(self, connection: Connection) -> Sequence[ModelInfo]:
+    async def fetch_models(self, connection: ProviderConnection) -> Sequence[ModelInfo]:
         await self.find_model()
         return self.list_models(connection)
 
-    async def complete(self, request: dict[str, Any], connection: Connection) -> dict[str, Any]:
-        async with self._child(request) as child, _connection_errors(child):
+    async def complete(self, request: dict[str, Any], connection: ProviderConnection) -> dict[str, Any]:
+        async with self._model_process(request) as child, _connection_errors(child):
             response = await child.client.post("chat/completions", json=translate_request(request))
             if response.status_code != 200:
-                raise _error(response.status_code, response.content)
+                raise _error_of_response(response.status_code, response.content)
             return remove_extensions(msgspec.json.decode(response.content))
 
-    async def stream(self, request: dict[str, Any], connection: Connection) -> AsyncGenerator[dict[str, Any], None]:
+    async def stream(
+        self, request: dict[str, Any], connection: ProviderConnection
+    ) -> AsyncGenerator[dict[str, Any], None]:
         body = translate_request(request) | {"stream": True, "stream_options": {"include_usage": True}}
         async with (
-            self._child(request) as child,
+            self._model_process(request) as child,
             _connection_errors(child),
             child.client.stream("POST", "chat/completions", json=body) as response,
         ):
             if response.status_code != 200:
-                raise _error(response.status_code, await response.aread())
-            async for line in lines(response.aiter_bytes()):
+                raise _error_of_response(response.status_code, await response.aread())
+            async for line in stream_lines(response.aiter_bytes()):
                 if line == b"data: [DONE]":
                     return
                 if line.startswith(b"data: "):
-                    yield _chunk(line[6:])
-            raise _unavailable(f"the process of the local model {await child.exit_reason()}")
+                    yield _parse_chunk(line[6:])
+            raise _unavailable_error(f"the process of the local model {await child.exit_reason()}")
 
-    async def embed(self, request: dict[str, Any], connection: Connection) -> dict[str, Any]:
+    async def embed(self, request: dict[str, Any], connection: ProviderConnection) -> dict[str, Any]:
         raise ProviderError(404, "local models support chat completions only, no embeddings")
 
     async def close(self) -> None:
@@ -140,39 +142,39 @@ class LocalProvider:
 
     # -- the child process
 
-    def _context(self, model: LocalModel) -> int:
-        return model.context(self._settings.get(CONTEXT_TOKENS))
+    def _context_tokens(self, model: LocalModel) -> int:
+        return model.context_size(self._settings.get(CONTEXT_TOKENS))
 
     @contextlib.asynccontextmanager
-    async def _child(self, request: Mapping[str, Any] | None = None) -> AsyncIterator[Child]:
+    async def _model_process(self, request: Mapping[str, Any] | None = None) -> AsyncIterator[ModelProcess]:
         """Yield the running child process. Raises `ProviderError` if it cannot be started."""
         if self._children is None:
-            raise _unavailable(self.problem)
+            raise _unavailable_error(self.problem)
         if self._children.child is None:
             await self.find_model()  # the model may have been installed or replaced in the meantime
         model = self.model
         if model is None:
-            raise _unavailable(self.problem)
+            raise _unavailable_error(self.problem)
         if request is not None and request["model"] != model.id:
-            raise ProviderError(404, f"there is no model {request['model']}; the file is that of {model.id}")
+            raise ProviderError(404, f"there is no model {request['model']}; the installed model is {model.id}")
         try:
-            async with self._children.use(model, self._context(model)) as child:
+            async with self._children.use_model(model, self._context_tokens(model)) as child:
                 yield child
-        except ChildFailed as error:
-            raise _unavailable(str(error)) from None
+        except ModelProcessFailed as error:
+            raise _unavailable_error(str(error)) from None
 
 
 @contextlib.asynccontextmanager
-async def _connection_errors(child: Child) -> AsyncIterator[None]:
+async def _connection_errors(child: ModelProcess) -> AsyncIterator[None]:
     """Convert errors of a broken connection to errors that describe how the child process exited."""
     try:
         yield
     except httpx2.HTTPError as error:
         reason = await child.exit_reason()
-        raise _unavailable(f"the process of the local model {reason} ({type(error).__name__})") from None
+        raise _unavailable_error(f"the process of the local model {reason} ({type(error).__name__})") from None
 
 
-def _unavailable(message: str) -> ProviderError:
+def _unavailable_error(message: str) -> ProviderError:
     """Return the error of a model that cannot respond now. A later call may succeed."""
     return ProviderError(503, message, code="dependency_unavailable")
 
@@ -199,7 +201,7 @@ def remove_extensions(response: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in response.items() if name not in EXTENSION_FIELDS}
 
 
-async def lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def stream_lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Yield the lines of a stream.
 
     Only line feeds separate lines, because the text of a model may contain other line separators.
@@ -211,17 +213,17 @@ async def lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             yield line.rstrip(b"\r")
 
 
-def _chunk(data: bytes) -> dict[str, Any]:
+def _parse_chunk(data: bytes) -> dict[str, Any]:
     chunk: dict[str, Any] = msgspec.json.decode(data)
     if "error" in chunk:
-        raise _error(int(chunk["error"].get("code") or 500), data)
+        raise _error_of_response(int(chunk["error"].get("code") or 500), data)
     return remove_extensions(chunk)
 
 
-def _error(status: int, body: bytes) -> ProviderError:
+def _error_of_response(status: int, body: bytes) -> ProviderError:
     """Return an error of llama.cpp's server with the server's own message."""
     try:
         message = str(msgspec.json.decode(body)["error"]["message"])
     except (msgspec.DecodeError, KeyError, TypeError):
         message = body[:500].decode("utf-8", "replace")
-    return ProviderError(status, message) if status in (400, 404, 422) else _unavailable(message)
+    return ProviderError(status, message) if status in (400, 404, 422) else _unavailable_error(message)

@@ -18,6 +18,6 @@ CONTEXT_TOKENS = Setting(
     default=4096,
     minimum=512,
     maximum=131_072,
-    title="Context of the local model in tokens, limited by what the model was trained for",
+    title="Context of the local model in tokens, at most the context that the model was trained with",
 )
 ALL = (IDLE_SECONDS, CONTEXT_TOKENS)

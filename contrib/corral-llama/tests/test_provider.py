@@ -16,16 +16,16 @@ import httpx2
 import psutil
 import pytest
 from corral_llama.files import DEMO_FILE, user_cache
-from corral_llama.process import Children
-from corral_llama.provider import LocalProvider, lines, remove_extensions, translate_request
+from corral_llama.process import ModelProcesses
+from corral_llama.provider import LocalProvider, remove_extensions, stream_lines, translate_request
 
 from corral.config.model import Config
 from corral.egress.client import Egress
 from corral.egress.guard import EgressBlocked
 from corral.plugin import Installation
-from corral_plugins.llm.api import Connection, ProviderError
+from corral_plugins.llm.api import ProviderConnection, ProviderError
 
-LOCAL = Connection(name="local")
+LOCAL = ProviderConnection(name="local")
 
 
 def ask(text: str, **fields: Any) -> dict[str, Any]:
@@ -97,7 +97,7 @@ async def test_what_is_too_long_is_the_callers_fault(provider: LocalProvider) ->
         [chunk async for chunk in provider.stream(ask("word " * 6000), LOCAL)]
 
 
-async def test_images_and_embeddings_are_refused(provider: LocalProvider, children: Children) -> None:
+async def test_images_and_embeddings_are_refused(provider: LocalProvider, children: ModelProcesses) -> None:
     image = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]}
     with pytest.raises(ProviderError, match="no images"):
         await provider.complete({**ask(""), "messages": [image]}, LOCAL)
@@ -116,7 +116,7 @@ async def test_closing_a_stream_frees_the_model_at_once(provider: LocalProvider)
 
 
 async def test_a_killed_child_fails_the_call_and_the_next_one_works(
-    provider: LocalProvider, children: Children
+    provider: LocalProvider, children: ModelProcesses
 ) -> None:
     stream = provider.stream(ask("Tell a very long story.", max_tokens=2000), LOCAL)
     await anext(stream)
@@ -132,7 +132,7 @@ async def test_a_killed_child_fails_the_call_and_the_next_one_works(
 
 
 async def test_a_child_that_dies_while_it_loads_fails_the_call(
-    provider: LocalProvider, children: Children, tmp_path: Path
+    provider: LocalProvider, children: ModelProcesses, tmp_path: Path
 ) -> None:
     assert provider.model is not None
     broken = tmp_path / DEMO_FILE
@@ -147,7 +147,9 @@ async def test_a_child_that_dies_while_it_loads_fails_the_call(
     assert (await provider.complete(ask("Say hello."), LOCAL))["usage"]["completion_tokens"] > 0
 
 
-async def test_a_model_goes_on_loading_when_its_caller_leaves(provider: LocalProvider, children: Children) -> None:
+async def test_a_model_goes_on_loading_when_its_caller_leaves(
+    provider: LocalProvider, children: ModelProcesses
+) -> None:
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(provider.complete(ask("Say hello."), LOCAL), 0.05)
     async with asyncio.timeout(60):
@@ -158,7 +160,7 @@ async def test_a_model_goes_on_loading_when_its_caller_leaves(provider: LocalPro
     assert children.child.pid == pid
 
 
-async def test_a_model_that_loads_is_stopped_too(provider: LocalProvider, children: Children) -> None:
+async def test_a_model_that_loads_is_stopped_too(provider: LocalProvider, children: ModelProcesses) -> None:
     asking = asyncio.ensure_future(provider.complete(ask("Say hello."), LOCAL))
     await asyncio.sleep(0.05)
     async with asyncio.timeout(10):
@@ -174,13 +176,13 @@ async def test_another_model_is_not_served_by_this_one(provider: LocalProvider) 
     assert caught.value.status == 404
 
 
-async def test_calls_at_once_share_one_child(provider: LocalProvider, children: Children) -> None:
+async def test_calls_at_once_share_one_child(provider: LocalProvider, children: ModelProcesses) -> None:
     answers = await asyncio.gather(*[provider.complete(ask(f"Say {n}.", max_tokens=4), LOCAL) for n in range(4)])
     assert all(answer["usage"]["completion_tokens"] for answer in answers)
     assert children.child is not None
 
 
-async def test_it_is_stopped_when_nobody_uses_it(provider: LocalProvider, children: Children) -> None:
+async def test_it_is_stopped_when_nobody_uses_it(provider: LocalProvider, children: ModelProcesses) -> None:
     await provider.complete(ask("Say hello.", max_tokens=1), LOCAL)
     assert children.child is not None
     pid = children.child.pid
@@ -196,7 +198,7 @@ async def test_it_is_stopped_when_nobody_uses_it(provider: LocalProvider, childr
 
 
 async def test_nobody_else_can_use_it(
-    provider: LocalProvider, children: Children, monkeypatch: pytest.MonkeyPatch
+    provider: LocalProvider, children: ModelProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CORRAL_JWT_SECRET", "the child needs none")
     await provider.complete(ask("Say hello.", max_tokens=1), LOCAL)
@@ -251,7 +253,7 @@ async def test_lines_end_at_line_feeds_only() -> None:
         for chunk in (b"data: a\xe2\x80\xa8b\r\nda", b"ta: c\x0bd\n", b"\nrest"):
             yield chunk
 
-    assert [line async for line in lines(chunks())] == ["data: a\u2028b".encode(), b"data: c\x0bd", b""]
+    assert [line async for line in stream_lines(chunks())] == ["data: a\u2028b".encode(), b"data: c\x0bd", b""]
 
 
 def test_requests_are_translated() -> None:

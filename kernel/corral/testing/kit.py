@@ -180,7 +180,7 @@ class Kit:
 
         def unit() -> tuple[Any, str]:
             user = accounts.create(new, password_hash=hashed, by=SYSTEM_PRINCIPAL)
-            return user, sessions.start_session(UserRow.get_by_id(user.id), Device("127.0.0.1", "")).access
+            return user, sessions.create(UserRow.get_by_id(user.id), Device("127.0.0.1", "")).access
 
         user, token = await self.kernel.database.work(unit)
         return Client(self.application.app, token, json.loads(encode(user)))
@@ -226,7 +226,7 @@ async def _hash(password: str) -> str:
     if password not in _hashes:
         from corral_core.accounts.service.passwords import Passwords
 
-        _hashes[password] = await Passwords().hash(password)
+        _hashes[password] = await Passwords().hash_password(password)
     return _hashes[password]
 
 

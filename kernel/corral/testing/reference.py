@@ -201,10 +201,10 @@ def errors_page(application: Application) -> str:
 
 def metrics_page(application: Application) -> str:
     """Return the page of metrics: one table of the metrics of the process, of requests and of plugins."""
-    from corral_core.health.service.scrape import Scrape
+    from corral_core.health.service.scrape import MetricsRenderer
 
     kernel = application.kernel
-    scrape = kernel.container.get(Scrape)
+    scrape = kernel.container.get(MetricsRenderer)
     _count_once(kernel.metrics)
     registries = (scrape._process, scrape._installation)
     text = "\n".join([*kernel.metrics.plugins(), *(generate_latest(each).decode() for each in registries)])

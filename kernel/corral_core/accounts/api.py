@@ -17,16 +17,16 @@ from corral.schema.fields import Instant, line
 
 declare_codes(
     {
-        "token_reuse": (401, "The token was used before"),
-        "invalid_credentials": (401, "The credentials are wrong"),
+        "token_reuse": (401, "The token has already been used"),
+        "invalid_credentials": (401, "The credentials are incorrect"),
         "registration_closed": (403, "Registration is closed"),
-        "email_unverified": (403, "The address is not verified"),
-        "last_admin": (409, "The last active admin must stay"),
+        "email_unverified": (403, "The email address is not verified"),
+        "last_admin": (409, "At least one active admin is required"),
         "plugin_required": (409, "The plugin is required"),
         "link_expired": (410, "The link has expired"),
-        "weak_password": (422, "The password breaks the policy"),
-        "account_locked": (429, "The account is locked for a while"),
-        "core.second_factor_damaged": (409, "The stored second factor does not open"),
+        "weak_password": (422, "The password does not meet the policy"),
+        "account_locked": (429, "The account is temporarily locked"),
+        "core.second_factor_damaged": (409, "The stored second factor cannot be decrypted"),
     }
 )
 declare_codes(
@@ -48,7 +48,7 @@ REGISTRATION = Setting(
     env="CORRAL_REGISTRATION",
     kind=str,
     default="open",
-    title="Who may register",
+    title="Who can register",
     choices=("open", "invite", "closed"),
 )
 """The setting that decides who may register. `health` warns if registration is open on a public address."""
@@ -133,7 +133,7 @@ class Accounts(Protocol):
         """Return accounts by id. Unknown ids are omitted."""
         ...
 
-    def details(self, user_ids: Iterable[str]) -> dict[str, AccountDetails]:
+    def get_details(self, user_ids: Iterable[str]) -> dict[str, AccountDetails]:
         """Return further details of accounts for admins, by id. Unknown ids are omitted."""
         ...
 
@@ -141,7 +141,7 @@ class Accounts(Protocol):
         """Return the account with this address in any spelling, or None."""
         ...
 
-    def limit(self, user: UserView) -> str | None:
+    def required_action(self, user: UserView) -> str | None:
         """Return the problem code of the action that this user must take first, or None.
 
         Every principal with the rights of this user gets the result as its `limited`.
@@ -152,7 +152,7 @@ class Accounts(Protocol):
         """Return a page of accounts, newest first, without purged ones. The caller's route checks permissions."""
         ...
 
-    def count(self) -> dict[tuple[str, bool], int]:
+    def count_by_role(self) -> dict[tuple[str, bool], int]:
         """Return the number of accounts by role and by whether they are active, without purged ones."""
         ...
 
@@ -176,7 +176,7 @@ class Accounts(Protocol):
         ...
 
 
-class Delivery(msgspec.Struct, kw_only=True):
+class MailTestResult(msgspec.Struct, kw_only=True):
     """The result of sending a test mail. `error`: the message of the egress guard or the mail server, for admins."""
 
     delivered: bool
@@ -200,14 +200,14 @@ class Mail(Protocol):
         """
         ...
 
-    async def check(self) -> tuple[str, str]:
+    async def check_connection(self) -> tuple[str, str]:
         """Check the connection to the mail server. Return a health status and a sentence.
 
         Call this function outside a unit of work.
         """
         ...
 
-    async def test(self, to: str) -> Delivery:
+    async def send_test_mail(self, to: str) -> MailTestResult:
         """Send a test mail now. Raise `Conflict` (`invalid_state`) if no mail server is configured.
 
         Call this function outside a unit of work.
@@ -215,10 +215,10 @@ class Mail(Protocol):
         ...
 
 
-class KeysOfPeople(Protocol):
+class UserApiKeys(Protocol):
     """Revokes API keys when an account changes. The plugin `security` provides this service."""
 
-    def revoke_all(self, user_id: str) -> int:
+    def revoke_keys_of(self, user_id: str) -> int:
         """Revoke all API keys of a user and return their number. Runs in the caller's unit of work."""
         ...
 
@@ -226,14 +226,14 @@ class KeysOfPeople(Protocol):
 class PasswordLinks(Protocol):
     """Links with which users set a password. Every function runs in the caller's unit of work."""
 
-    def welcome(self, user_id: str) -> str | None:
+    def send_welcome_link(self, user_id: str) -> str | None:
         """Create a link with which a new user sets the first password, and mail it. Return None.
 
         If the link cannot be mailed, return its URL instead.
         """
         ...
 
-    def reset(self, user_id: str) -> str:
+    def create_reset_link(self, user_id: str) -> str:
         """Delete the password of a user and end all their sessions. Return the URL of a link that sets a new password.
 
         A link is mailed to the user too.
@@ -286,7 +286,7 @@ class OwnerView(msgspec.Struct, kw_only=True):
     email: str
 
 
-class SignedInView(msgspec.Struct, kw_only=True):
+class UserSessionView(msgspec.Struct, kw_only=True):
     """A session as admins see it. `current`: whether this session made the request."""
 
     id: str
@@ -302,7 +302,7 @@ class SignedInView(msgspec.Struct, kw_only=True):
     reauth_until: Instant | None
 
 
-class SignedInQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class UserSessionQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Filters of the list of sessions."""
 
     user_id: Annotated[str, Meta(max_length=36)] | UnsetType = UNSET
@@ -312,7 +312,7 @@ class SignedInQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_de
 class AllSessions(Protocol):
     """The live sessions of all users. Every function runs in the caller's unit of work."""
 
-    def list(self, query: SignedInQuery, caller: Principal) -> Page[SignedInView]:
+    def list(self, query: UserSessionQuery, caller: Principal) -> Page[UserSessionView]:
         """Return a page of live sessions, newest first. The caller's route checks permissions."""
         ...
 

@@ -25,25 +25,25 @@ COLUMNS = ("email", "full_name", "role", "is_active", "last_login_at")
 password_option = click.option(
     "--password-file",
     type=click.Path(allow_dash=True, dir_okay=False, path_type=Path),
-    help="read the password from a file, or from standard input with - (default: a prompt)",
+    help="file with the password, or - for standard input (default: prompt for it)",
 )
 
 
 @click.group("user")
-def user_group() -> None:
+def user_command_group() -> None:
     """Manage accounts. The commands need no token: access to the data folder is sufficient."""
 
 
-@user_group.command("create")
+@user_command_group.command("create")
 @click.argument("email")
-@click.option("--admin", is_flag=True, help="the same as --role admin")
+@click.option("--admin", is_flag=True, help="short for --role admin")
 @click.option("--role", type=click.Choice(ROLES), help="default: member")
-@click.option("--full-name", help="default: what stands before the @")
-@click.option("--must-change", is_flag=True, help="the password must be changed at the first sign-in")
+@click.option("--full-name", help="default: the part of the address before the @")
+@click.option("--must-change", is_flag=True, help="require a new password at the first sign-in")
 @password_option
 @config_option
 @json_option
-def create(
+def create_user(
     email: str,
     admin: bool,
     role: str | None,
@@ -57,68 +57,73 @@ def create(
     from corral_core.accounts.api import Accounts, NewUser
 
     if admin and role not in (None, "admin"):
-        raise click.UsageError("--admin and --role exclude each other")
+        raise click.UsageError("--admin and --role cannot be used together")
     facts = {
         "email": email,
         "full_name": full_name or email.partition("@")[0] or email,
         "role": "admin" if admin else role or "member",
         "must_change_password": must_change,
     }
-    new = _converted(facts, NewUser)
-    password = _password(password_file)
+    new = _converted_facts(facts, NewUser)
+    password = _read_password(password_file)
     with session(config_path, "user create", create=True) as found:
         accounts = found.service(Accounts)
         hashed = asyncio.run(accounts.hash_password(password, email=email, full_name=new.full_name))
         made = found.run(lambda: accounts.create(new, password_hash=hashed, by=found.caller))
-    _tell(made, f"Created {made.email} ({made.role}).", as_json)
+    _print_user(made, f"Created {made.email} ({made.role}).", as_json)
 
 
-@user_group.command("list")
-@click.option("--role", type=click.Choice(ROLES), multiple=True, help="only these; may be repeated")
-@click.option("--active/--inactive", "active", default=None, help="only these (default: all)")
+@user_command_group.command("list")
+@click.option("--role", type=click.Choice(ROLES), multiple=True, help="list only accounts with this role; repeatable")
+@click.option("--active/--inactive", "active", default=None, help="list only accounts in this state (default: all)")
 @config_option
 @json_option
-def list_(role: tuple[str, ...], active: bool | None, config_path: Path | None, as_json: bool) -> None:
+def list_users(role: tuple[str, ...], active: bool | None, config_path: Path | None, as_json: bool) -> None:
     """List all accounts, newest first."""
     from corral_core.accounts.api import UserQuery
 
     facts: dict[str, Any] = {"role": list(role), "limit": 200, **({} if active is None else {"is_active": active})}
     with session(config_path, "user list") as found:
-        rows = [msgspec.to_builtins(user) for user in _all(found, _converted(facts, UserQuery))]
-    output.table(rows, COLUMNS, as_json=as_json, empty="There is no account: corral user create --admin EMAIL.")
+        rows = [msgspec.to_builtins(user) for user in _all_users(found, _converted_facts(facts, UserQuery))]
+    output.table(
+        rows,
+        COLUMNS,
+        as_json=as_json,
+        empty="There are no accounts yet. Create one with: corral user create --admin EMAIL",
+    )
 
 
-@user_group.command("deactivate")
+@user_command_group.command("deactivate")
 @click.argument("email")
 @config_option
 @json_option
-def deactivate(email: str, config_path: Path | None, as_json: bool) -> None:
+def deactivate_user(email: str, config_path: Path | None, as_json: bool) -> None:
     """Deactivate an account and end its sessions. The last active admin cannot be deactivated."""
-    _patch(config_path, "user deactivate", email, {"is_active": False}, "Deactivated {}.", as_json)
+    _patch_user(config_path, "user deactivate", email, {"is_active": False}, "Deactivated {}.", as_json)
 
 
-@user_group.command("activate")
+@user_command_group.command("activate")
 @click.argument("email")
 @config_option
 @json_option
-def activate(email: str, config_path: Path | None, as_json: bool) -> None:
+def activate_user(email: str, config_path: Path | None, as_json: bool) -> None:
     """Reactivate an account."""
-    _patch(config_path, "user activate", email, {"is_active": True}, "Activated {}.", as_json)
+    _patch_user(config_path, "user activate", email, {"is_active": True}, "Activated {}.", as_json)
 
 
-@user_group.command("role")
+@user_command_group.command("role")
 @click.argument("email")
 @click.argument("role", type=click.Choice(ROLES))
 @config_option
 @json_option
-def role_(email: str, role: str, config_path: Path | None, as_json: bool) -> None:
+def set_user_role(email: str, role: str, config_path: Path | None, as_json: bool) -> None:
     """Change the role of an account. The last active admin keeps the role admin."""
-    _patch(config_path, "user role", email, {"role": role}, f"{{}} is now {role}.", as_json)
+    _patch_user(config_path, "user role", email, {"role": role}, f"{{}} is now {role}.", as_json)
 
 
-@user_group.command("reset-password")
+@user_command_group.command("reset-password")
 @click.argument("email")
-@click.option("--must-change", is_flag=True, help="the new password must be changed at the next sign-in")
+@click.option("--must-change", is_flag=True, help="require another new password at the next sign-in")
 @password_option
 @config_option
 @json_option
@@ -129,21 +134,21 @@ def reset_password(
     from corral_core.accounts.api import Accounts
 
     with session(config_path, "user reset-password") as found:
-        accounts, user = found.service(Accounts), _find(found, email)
-        password = _password(password_file)
+        accounts, user = found.service(Accounts), _find_user(found, email)
+        password = _read_password(password_file)
         hashed = asyncio.run(accounts.hash_password(password, email=user.email, full_name=user.full_name))
         user = found.run(lambda: accounts.set_password(user.id, hashed, must_change=must_change))
-    _tell(user, f"The password of {user.email} is new; all sessions of the account have ended.", as_json)
+    _print_user(user, f"The password of {user.email} was changed, and all sessions of the account have ended.", as_json)
 
 
-@user_group.command("show")
+@user_command_group.command("show")
 @click.argument("email")
 @config_option
 @json_option
-def show(email: str, config_path: Path | None, as_json: bool) -> None:
+def show_user(email: str, config_path: Path | None, as_json: bool) -> None:
     """Show the details of an account."""
     with session(config_path, "user show") as found:
-        user = _find(found, email)
+        user = _find_user(found, email)
     if as_json:
         output.value(msgspec.to_builtins(user), as_json=True, text="")
         return
@@ -151,15 +156,15 @@ def show(email: str, config_path: Path | None, as_json: bool) -> None:
     output.table([{"field": name, "value": value} for name, value in facts], ("field", "value"), as_json=False)
 
 
-@user_group.command("unlock")
+@user_command_group.command("unlock")
 @click.argument("email")
 @config_option
 @json_option
-def unlock(email: str, config_path: Path | None, as_json: bool) -> None:
+def unlock_user(email: str, config_path: Path | None, as_json: bool) -> None:
     """Unlock an account that is locked after too many failed sign-ins."""
     from corral_core.accounts.api import AccountRecovery
 
-    _change(
+    _change_user(
         config_path,
         "user unlock",
         email,
@@ -169,7 +174,7 @@ def unlock(email: str, config_path: Path | None, as_json: bool) -> None:
     )
 
 
-@user_group.command("reset-mfa")
+@user_command_group.command("reset-mfa")
 @click.argument("email")
 @config_option
 @json_option
@@ -177,8 +182,8 @@ def reset_mfa(email: str, config_path: Path | None, as_json: bool) -> None:
     """Remove the second factor of a user who lost it, and end all sessions of the account."""
     from corral_core.accounts.api import AccountRecovery
 
-    told = "{} has no second factor any more; all sessions of the account have ended."
-    _change(
+    told = "The second factor of {} was removed, and all sessions of the account have ended."
+    _change_user(
         config_path,
         "user reset-mfa",
         email,
@@ -188,11 +193,11 @@ def reset_mfa(email: str, config_path: Path | None, as_json: bool) -> None:
     )
 
 
-@user_group.command("purge")
+@user_command_group.command("purge")
 @click.argument("email")
 @config_option
 @json_option
-def purge(email: str, config_path: Path | None, as_json: bool) -> None:
+def purge_user(email: str, config_path: Path | None, as_json: bool) -> None:
     """Permanently erase the personal data of a deactivated account, and free its address.
 
     Shared objects stay and belong to "deleted user". A running server deletes private objects within a minute.
@@ -200,28 +205,32 @@ def purge(email: str, config_path: Path | None, as_json: bool) -> None:
     from corral_core.accounts.api import Accounts
 
     with session(config_path, "user purge") as found:
-        user = _find(found, email)
+        user = _find_user(found, email)
         if user.is_active:
-            raise click.ClickException(f"{user.email} is active; corral user deactivate {user.email} first")
+            raise click.ClickException(
+                f"{user.email} is active; deactivate it first: corral user deactivate {user.email}"
+            )
         typed = click.prompt(f"This cannot be undone. Type {user.email} to purge the account", err=True)
         if str(typed).strip().casefold() != user.email.casefold():
-            raise click.ClickException("that is not the address; nothing was changed")
+            raise click.ClickException("the address does not match; nothing was changed")
         accounts = found.service(Accounts)
         found.run(lambda: accounts.purge(user.id))
         gone = found.run(lambda: accounts.get(user.id), read=True)
-    _tell(gone, f"Purged. The account {gone.id} is a deleted user.", as_json)
+    _print_user(gone, f"Purged. The account {gone.id} now appears as a deleted user.", as_json)
 
 
-def _patch(config_path: Path | None, label: str, email: str, facts: dict[str, Any], text: str, as_json: bool) -> None:
+def _patch_user(
+    config_path: Path | None, label: str, email: str, facts: dict[str, Any], text: str, as_json: bool
+) -> None:
     from corral_core.accounts.api import Accounts, UserPatch
 
     patch = UserPatch(**facts)
-    _change(
+    _change_user(
         config_path, label, email, lambda found, user: found.service(Accounts).update(user.id, patch), text, as_json
     )
 
 
-def _change(
+def _change_user(
     config_path: Path | None, label: str, email: str, change: Callable[[Session, Any], Any], text: str, as_json: bool
 ) -> None:
     """Run `change` on the account with this address in one unit of work, and print the result.
@@ -229,21 +238,21 @@ def _change(
     `text` is the message to print; `{}` in it stands for the address.
     """
     with session(config_path, label) as found:
-        user = _find(found, email)
+        user = _find_user(found, email)
         user = found.run(lambda: change(found, user))
-    _tell(user, text.format(user.email), as_json)
+    _print_user(user, text.format(user.email), as_json)
 
 
-def _find(found: Session, email: str) -> Any:
+def _find_user(found: Session, email: str) -> Any:
     from corral_core.accounts.api import Accounts
 
     user = found.run(lambda: found.service(Accounts).find(email), read=True)
     if user is None:
-        raise click.ClickException(f"no account has the address {email}; corral user list shows all")
+        raise click.ClickException(f"no account has the address {email}; list the accounts with: corral user list")
     return user
 
 
-def _all(found: Session, query: Any) -> Iterator[Any]:
+def _all_users(found: Session, query: Any) -> Iterator[Any]:
     from corral_core.accounts.api import Accounts
 
     accounts = found.service(Accounts)
@@ -255,14 +264,16 @@ def _all(found: Session, query: Any) -> Iterator[Any]:
         query = msgspec.structs.replace(query, cursor=page.next)
 
 
-def _password(path: Path | None) -> str:
+def _read_password(path: Path | None) -> str:
     """Read a password from a file, from standard input (`-`) or, if `path` is None, from a prompt.
 
     A trailing line end is not part of the password.
     """
     if path is None:
         if not sys.stdin.isatty():
-            raise click.UsageError("no terminal to ask on: give --password-file FILE, or - for standard input")
+            raise click.UsageError(
+                "there is no terminal to prompt on; pass --password-file FILE, or - for standard input"
+            )
         return str(click.prompt("Password", hide_input=True, confirmation_prompt=True))
     try:
         text = sys.stdin.read() if str(path) == "-" else path.read_text("utf-8")
@@ -270,41 +281,43 @@ def _password(path: Path | None) -> str:
         raise click.UsageError(f"--password-file {path}: {error}") from None
     password = text.removesuffix("\n").removesuffix("\r")
     if not password:
-        raise click.UsageError(f"--password-file {path}: it is empty")
+        raise click.UsageError(f"--password-file {path}: the file is empty")
     return password
 
 
-def _converted(facts: dict[str, Any], kind: Any) -> Any:
+def _converted_facts(facts: dict[str, Any], kind: Any) -> Any:
     try:
         return msgspec.convert(facts, kind)
     except msgspec.ValidationError as error:
         raise click.UsageError(str(error)) from None
 
 
-def _tell(user: Any, text: str, as_json: bool) -> None:
+def _print_user(user: Any, text: str, as_json: bool) -> None:
     output.value(msgspec.to_builtins(user), as_json=as_json, text=text)
 
 
 @click.group("keys")
-def keys_group() -> None:
+def key_command_group() -> None:
     """Manage the cryptographic keys of this installation."""
 
 
-@keys_group.command("generate")
-@click.option("--label", default="v1", show_default=True, help="its name: letters and digits, new for each key")
+@key_command_group.command("generate")
+@click.option(
+    "--label", default="v1", show_default=True, help="name of the key: letters and digits, unique for each key"
+)
 @json_option
-def generate(label: str, as_json: bool) -> None:
+def generate_master_key(label: str, as_json: bool) -> None:
     """Generate a new master key and print it. The command changes nothing.
 
     To use the new key, add it to CORRAL_MASTER_KEY before the existing keys.
     """
     if not (label.isascii() and label.isalnum()):
-        raise click.UsageError("--label takes letters and digits only")
+        raise click.UsageError("--label may contain only letters and digits")
     text = f"{label}:{base64.b64encode(secrets.token_bytes(32)).decode()}"
     output.value({"master_key": text}, as_json=as_json, text=text)
 
 
-@keys_group.command("rotate-jwt")
+@key_command_group.command("rotate-jwt")
 @config_option
 @json_option
 def rotate_jwt(config_path: Path | None, as_json: bool) -> None:
@@ -312,8 +325,10 @@ def rotate_jwt(config_path: Path | None, as_json: bool) -> None:
 
     The old key stays valid for verification until its last token expires, so no user is signed out.
     """
-    from corral_core.accounts.service.access_tokens import SigningKeys
+    from corral_core.accounts.service.authentication import SigningKeys
 
     with session(config_path, "keys rotate-jwt") as found:
         kid = found.run(found.service(SigningKeys).rotate)
-    output.value({"key": kid}, as_json=as_json, text=f"A new key signs access tokens within a minute: {kid}.")
+    output.value(
+        {"key": kid}, as_json=as_json, text=f"Within a minute, access tokens are signed with the new key {kid}."
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from corral.database.unit import current
 from corral.events.event import PRIVATE_AND_ADMIN, Event
 from corral.schema.fields import Instant
 
@@ -148,3 +149,14 @@ EVENTS = (
     MfaEnabled,
     MfaDisabled,
 )
+
+
+def is_own_change(user_id: str) -> bool:
+    """Return whether the actor of the current unit of work is the account's own user, signed in or anonymous."""
+    actor = current().entry.actor
+    return actor.type == "anonymous" or user_id in (actor.id, actor.on_behalf_of)
+
+
+def audit_action(verb: str, user_id: str) -> str:
+    """Return the audit action of a change: `auth.user.<verb>` by the account's own user, else `admin.user.<verb>`."""
+    return f"{'auth' if is_own_change(user_id) else 'admin'}.user.{verb}"

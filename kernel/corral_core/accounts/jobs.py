@@ -12,13 +12,13 @@ from corral.jobs.job import Job, Schedule
 from corral.plugin import Settings
 from corral_core.accounts.models import RefreshRow, SessionRow, SigningKeyRow
 from corral_core.accounts.service import authentication, links, lockout, second_factor
-from corral_core.accounts.service.access_tokens import MAX_LIFE_SECONDS
 from corral_core.accounts.service.accounts import AccountsService
-from corral_core.accounts.service.links import RESET, Links
+from corral_core.accounts.service.authentication import MAX_LIFE_SECONDS
+from corral_core.accounts.service.links import RESET, SingleUseLinks
 from corral_core.accounts.service.mail import JOB as SEND
 from corral_core.accounts.service.mail import MailService
 from corral_core.accounts.service.recovery import FORGOT
-from corral_core.accounts.service.registration import RESEND, send_proof
+from corral_core.accounts.service.registration import RESEND, send_verification
 from corral_core.accounts.service.sessions import Sessions
 from corral_core.accounts.settings import REFRESH_GRACE
 
@@ -30,7 +30,13 @@ log = logging.getLogger("corral.mail")
 
 
 async def send_mail(
-    kind: str, to: str, facts: dict[str, Any], work: Work, mail: MailService, links: Links, link_id: str | None = None
+    kind: str,
+    to: str,
+    facts: dict[str, Any],
+    work: Work,
+    mail: MailService,
+    links: SingleUseLinks,
+    link_id: str | None = None,
 ) -> None:
     """Send one mail. If the mail contains a link, generate the link's token now, and store only the token's hash.
 
@@ -39,22 +45,22 @@ async def send_mail(
     from corral.egress.smtp import MailRefused
 
     if not mail.is_configured:
-        log.warning("a mail was not sent, since mail.host is not set any more", extra={"kind": kind})
+        log.warning("mail dropped because mail.host is no longer set", extra={"kind": kind})
         return
     if link_id is not None:
-        token = await work(lambda: links.arm(link_id))
+        token = await work(lambda: links.generate_token(link_id))
         if token is None:  # the link was used or invalidated meanwhile
             return
-        facts = {**facts, "url": links.url(kind, token, absolute=True)}
+        facts = {**facts, "url": links.link_url(kind, token, absolute=True)}
     try:
-        await mail.deliver(kind, to, facts)
+        await mail.send_now(kind, to, facts)
     except (MailRefused, ValueError) as refusal:
-        log.warning("a mail will never be taken", extra={"kind": kind, "reason": str(refusal)})
+        log.warning("mail permanently rejected by the mail server", extra={"kind": kind, "reason": str(refusal)})
         if link_id is not None:
-            await work(lambda: links.forget(link_id))
+            await work(lambda: links.delete_link(link_id))
     except BaseException:
         if link_id is not None:
-            await work(lambda: links.disarm(link_id))
+            await work(lambda: links.invalidate_token(link_id))
         raise
 
 
@@ -69,7 +75,7 @@ def resend_verification(email: str, accounts: AccountsService, mail: MailService
     """Mail the verification link again if an active account has this address and the address is not verified."""
     row = accounts.row_of(email)
     if row is not None and row.is_active and not row.email_verified:
-        send_proof(row, mail)
+        send_verification(row, mail)
 
 
 async def purge_sessions(work: Work, sessions: Sessions) -> None:
@@ -78,12 +84,12 @@ async def purge_sessions(work: Work, sessions: Sessions) -> None:
     Sessions are deleted 30 days after they ended. Expired tickets, links and challenges, unfinished setups of second
     factors, old lockouts and retired signing keys are deleted too.
     """
-    await _repeat(work, sessions.expire)
-    await _repeat(work, _delete_sessions)
-    await _repeat(work, authentication.prune)
-    await _repeat(work, links.prune)
-    await _repeat(work, second_factor.prune)
-    await _repeat(work, lockout.prune)
+    await _repeat_in_batches(work, sessions.end_expired)
+    await _repeat_in_batches(work, _delete_sessions)
+    await _repeat_in_batches(work, authentication.delete_expired_tickets)
+    await _repeat_in_batches(work, links.delete_expired_links)
+    await _repeat_in_batches(work, second_factor.delete_expired_challenges)
+    await _repeat_in_batches(work, lockout.delete_old_lockouts)
     await work(_delete_keys)
 
 
@@ -94,7 +100,7 @@ def forget_successors(settings: Settings) -> None:
 
 
 JOBS = (
-    Job(SEND, send_mail, max_attempts=MAIL_ATTEMPTS, seconds=120),
+    Job(SEND, send_mail, max_attempts=MAIL_ATTEMPTS, lease_seconds=120),
     Job(FORGOT, forgot_password),
     Job(RESEND, resend_verification),
 )
@@ -104,7 +110,7 @@ SCHEDULES = (
 )
 
 
-async def _repeat(work: Work, sweep: Callable[[], int]) -> None:
+async def _repeat_in_batches(work: Work, sweep: Callable[[], int]) -> None:
     while await work(sweep) >= AT_ONCE:
         continue
 

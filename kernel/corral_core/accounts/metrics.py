@@ -12,57 +12,59 @@ Series = dict[tuple[str, ...], float]
 REFRESHES = ("success", "token_expired", "session_revoked", "token_reuse")
 
 
-def _attempts(sign_in: SignIn) -> Series:
+def _count_sign_ins(sign_in: SignIn) -> Series:
     return {labels: float(count) for labels, count in sign_in.attempts.copy().items()}
 
 
-def _refreshes(sign_in: SignIn) -> Series:
+def _count_refreshes(sign_in: SignIn) -> Series:
     return {labels: float(count) for labels, count in sign_in.refreshes.copy().items()}
 
 
-def _lockouts(lockout: Lockout) -> Series:
+def _count_lockouts(lockout: Lockout) -> Series:
     return {labels: float(count) for labels, count in lockout.locked.copy().items()}
 
 
-def _sessions() -> Series:
+def _count_sessions() -> Series:
     return {(): float(SessionRow.select().where(SessionRow.ended_at.is_null()).count())}
 
 
-def _hash_seconds(passwords: Passwords) -> Series:
+def _total_hash_seconds(passwords: Passwords) -> Series:
     return {(): passwords.hash_seconds}
 
 
-def _hashes(passwords: Passwords) -> Series:
+def _count_hashes(passwords: Passwords) -> Series:
     return {(): float(passwords.hashed)}
 
 
 METRICS = (
     Metric(
         name="corral_auth_attempts_total",
-        help="Sign-ins by result.",
+        help="Number of sign-ins by result.",
         kind="counter",
         labels={"result": RESULTS},
-        collect=_attempts,
+        collect=_count_sign_ins,
     ),
-    Metric(name="corral_auth_lockouts_total", help="Account lockouts.", kind="counter", collect=_lockouts),
+    Metric(
+        name="corral_auth_lockouts_total", help="Number of account lockouts.", kind="counter", collect=_count_lockouts
+    ),
     Metric(
         name="corral_auth_refresh_total",
-        help="Token refreshes by result.",
+        help="Number of token refreshes by result.",
         kind="counter",
         labels={"result": REFRESHES},
-        collect=_refreshes,
+        collect=_count_refreshes,
     ),
-    Metric(name="corral_sessions_active", help="Live sessions.", collect=_sessions),
+    Metric(name="corral_sessions_active", help="Number of active sessions.", collect=_count_sessions),
     Metric(
         name="corral_password_hash_seconds_sum",
-        help="Seconds spent on hashing passwords.",
+        help="Total time spent on hashing passwords, in seconds.",
         of_process=True,
-        collect=_hash_seconds,
+        collect=_total_hash_seconds,
     ),
     Metric(
         name="corral_password_hash_seconds_count",
-        help="Password hashes computed.",
+        help="Number of password hashes computed.",
         of_process=True,
-        collect=_hashes,
+        collect=_count_hashes,
     ),
 )

@@ -245,7 +245,7 @@ class InstallationRow(Model):
         table_name = "accounts_installation"
 
 
-def claim(name: str, value: str) -> bool:
+def set_installation_value_once(name: str, value: str) -> bool:
     """Set an installation-wide value unless it is already set. Return whether this call set the value."""
     insert = InstallationRow.insert(name=name, value=value).on_conflict_ignore()
     return bool(insert.as_rowcount().execute())

@@ -18,19 +18,22 @@ from corral_core.accounts.jobs import JOBS, SCHEDULES
 from corral_core.accounts.metrics import METRICS
 from corral_core.accounts.models import TABLES
 from corral_core.accounts.routes import auth, registration, second_factor, sessions
-from corral_core.accounts.service.access_tokens import AccessTokens, SigningKeys
 from corral_core.accounts.service.accounts import AccountsService
-from corral_core.accounts.service.authentication import AccessTokenAuthenticator, SessionPrincipals, TicketsService
+from corral_core.accounts.service.authentication import (
+    AccessTokenAuthenticator,
+    AccessTokens,
+    SessionPrincipals,
+    SigningKeys,
+    TicketsService,
+)
 from corral_core.accounts.service.invitations import InvitationsService
-from corral_core.accounts.service.links import Links
+from corral_core.accounts.service.links import SingleUseLinks
 from corral_core.accounts.service.lockout import Lockout
 from corral_core.accounts.service.mail import MailService
-from corral_core.accounts.service.password_policy import PasswordHistory, PasswordPolicy
-from corral_core.accounts.service.passwords import Passwords
-from corral_core.accounts.service.profile import Profile
-from corral_core.accounts.service.reauthentication import Reauthentication
-from corral_core.accounts.service.recovery import AccountRecoveryService, PasswordLinksService, Recovery
-from corral_core.accounts.service.registration import Registrations
+from corral_core.accounts.service.own_account import ProfileChanges, Reauthentication
+from corral_core.accounts.service.passwords import PasswordHistory, PasswordPolicy, Passwords
+from corral_core.accounts.service.recovery import AccountRecoveryService, PasswordLinksService, PasswordRecovery
+from corral_core.accounts.service.registration import AccountRegistration
 from corral_core.accounts.service.second_factor import SecondFactor
 from corral_core.accounts.service.sessions import AllSessionsService, Sessions
 from corral_core.accounts.service.sign_in import SignIn
@@ -60,22 +63,22 @@ class AccountsPlugin(Plugin):
             Provide(Sessions, Sessions),
             Provide(AllSessions, AllSessionsService),
             Provide(AccountsService, AccountsService),
-            Provide(Accounts, _accounts),
+            Provide(Accounts, _provide_accounts),
             Provide(Tickets, TicketsService),
             Provide(Lockout, Lockout),
             Provide(SecondFactor, SecondFactor),
             Provide(SignIn, SignIn),
             Provide(Reauthentication, Reauthentication),
             Provide(AccountRecovery, AccountRecoveryService),
-            Provide(Links, Links),
+            Provide(SingleUseLinks, SingleUseLinks),
             Provide(MailService, MailService),
-            Provide(Mail, _mail),
+            Provide(Mail, _provide_mail),
             Provide(InvitationsService, InvitationsService),
-            Provide(Invitations, _invitations),
-            Provide(Registrations, Registrations),
-            Provide(Recovery, Recovery),
+            Provide(Invitations, _provide_invitations),
+            Provide(AccountRegistration, AccountRegistration),
+            Provide(PasswordRecovery, PasswordRecovery),
             Provide(PasswordLinks, PasswordLinksService),
-            Provide(Profile, Profile),
+            Provide(ProfileChanges, ProfileChanges),
         ]
 
     @hookimpl
@@ -102,7 +105,7 @@ class AccountsPlugin(Plugin):
     def corral_commands(self) -> Iterable[click.Command]:
         from corral_core.accounts import commands
 
-        return [commands.user_group, commands.keys_group]
+        return [commands.user_command_group, commands.key_command_group]
 
     @hookimpl
     def corral_jobs(self) -> Iterable[Job]:
@@ -119,21 +122,21 @@ class AccountsPlugin(Plugin):
     async def start(self, runtime: Runtime) -> None:
         """Create or read the keys that sign access tokens, and create the admin whom the environment specifies."""
         work, signing_keys = runtime.service(Work), runtime.service(SigningKeys)
-        await work(runtime.service(AccessTokens).prepare)
-        await signing_keys.tell()
-        runtime.supervise("signing_keys", signing_keys.follow)
+        await work(runtime.service(AccessTokens).create_first_key)
+        await signing_keys.register_with_redactor()
+        runtime.supervise("signing_keys", signing_keys.register_new_keys)
         admin = runtime.service(Installation).bootstrap_admin
         if admin is not None:
-            await runtime.service(Registrations).create_bootstrap_admin(*admin)
+            await runtime.service(AccountRegistration).create_bootstrap_admin(*admin)
 
 
-def _accounts(accounts: AccountsService) -> Accounts:
+def _provide_accounts(accounts: AccountsService) -> Accounts:
     return accounts
 
 
-def _mail(mail: MailService) -> Mail:
+def _provide_mail(mail: MailService) -> Mail:
     return mail
 
 
-def _invitations(invitations: InvitationsService) -> Invitations:
+def _provide_invitations(invitations: InvitationsService) -> Invitations:
     return invitations

@@ -14,8 +14,8 @@ HOUR, DAY = 3600, 86_400
 Covered = Literal["admin", "member", "viewer", "auditor"]
 
 
-def _needs_mail(value: bool, settings: Settings) -> str | None:
-    return "needs a mail service: set mail.host first" if value and settings.get(MAIL_HOST) is None else None
+def _requires_mail_server(value: bool, settings: Settings) -> str | None:
+    return "requires a mail server; set mail.host first" if value and settings.get(MAIL_HOST) is None else None
 
 
 def _is_address(value: str | None, settings: Settings) -> str | None:
@@ -23,10 +23,10 @@ def _is_address(value: str | None, settings: Settings) -> str | None:
     return None if is_one else "must be an address, such as corral@example.org"
 
 
-def _within_life(value: int, settings: Settings) -> str | None:
+def _within_absolute_lifetime(value: int, settings: Settings) -> str | None:
     if value <= settings.get(REFRESH_ABSOLUTE):
         return None
-    return "must not be more than security.refresh_absolute_seconds; change both together"
+    return "must not exceed security.refresh_absolute_seconds; change both together"
 
 
 DEFAULT_ROLE = Setting(
@@ -36,8 +36,8 @@ EMAIL_VERIFICATION = Setting(
     name="security.email_verification",
     kind=bool,
     default=False,
-    title="Require verified addresses to sign in",
-    check=_needs_mail,
+    title="Require a verified email address to sign in",
+    check=_requires_mail_server,
 )
 REQUIRE_MFA = Setting(name="security.require_mfa", kind=bool, default=False, title="Require a second factor")
 REQUIRE_MFA_ROLES = Setting[list[str]](
@@ -62,7 +62,7 @@ REFRESH_IDLE = Setting(
     title="Idle time that ends a session",
     minimum=HOUR,
     maximum=30 * DAY,
-    check=_within_life,
+    check=_within_absolute_lifetime,
 )
 REFRESH_ABSOLUTE = Setting(
     name="security.refresh_absolute_seconds",
@@ -80,7 +80,7 @@ REFRESH_GRACE = Setting(
     default=10,
     minimum=0,
     maximum=60,
-    title="Grace period in which a used refresh token returns the same successor",
+    title="Grace period during which a used refresh token returns the same new token",
 )
 LOCKOUT_THRESHOLD = Setting(
     name="security.lockout_threshold",
@@ -89,7 +89,7 @@ LOCKOUT_THRESHOLD = Setting(
     default=5,
     minimum=3,
     maximum=20,
-    title="Failed sign-ins within the window after which an address is locked",
+    title="Number of failed sign-ins within the window that locks an email address",
 )
 LOCKOUT_WINDOW = Setting(
     name="security.lockout_window_seconds",
@@ -107,7 +107,7 @@ LOCKOUT_SECONDS = Setting(
     default=900,
     minimum=60,
     maximum=HOUR,
-    title="Duration of a lockout; it doubles on repetition, up to an hour",
+    title="Duration of a lockout; each further lockout doubles it, up to one hour",
 )
 STEP_UP_SECONDS = Setting(
     name="security.step_up_seconds",
@@ -115,13 +115,13 @@ STEP_UP_SECONDS = Setting(
     default=300,
     minimum=60,
     maximum=900,
-    title="Time after re-authentication in which sensitive actions are allowed",
+    title="Time after re-authentication during which sensitive actions are allowed",
 )
 MAX_SESSIONS = Setting(
     name="security.max_sessions_per_user",
     kind=int,
     default=20,
-    title="Maximum number of sessions per user; the oldest ends",
+    title="Maximum number of sessions per user; a further sign-in ends the oldest one",
     minimum=1,
     maximum=100,
 )
@@ -159,7 +159,7 @@ BREACHED_CHECK = Setting(
 CONTEXT_WORDS = Setting[list[str]](
     name="password.context_words",
     default=[],
-    title="Words that passwords must not contain",
+    title="Words that a password must not contain",
     kind=Annotated[list[Annotated[str, Meta(min_length=1, max_length=100)]], Meta(max_length=100)],
 )
 HISTORY = Setting(
@@ -190,8 +190,8 @@ MAIL_HOST = Setting[str | None](
     maximum=253,
     pattern=r"[A-Za-z0-9._:-]+",
     title="Mail server; if unset, no mail is sent",
-    description="The egress guard judges it: a server in a private network is fine, one on this machine needs "
-    "CORRAL_EGRESS_ALLOW.",
+    description="The egress guard checks the address: a server in a private network is allowed; a server on this "
+    "machine must be listed in CORRAL_EGRESS_ALLOW.",
 )
 MAIL_PORT = Setting(name="mail.port", kind=int, default=587, title="Port of the mail server", minimum=1, maximum=65535)
 MAIL_USERNAME = Setting[str | None](
@@ -208,7 +208,7 @@ MAIL_PASSWORD = Setting[str | None](
     default=None,
     title="Password for the mail server",
     secret=True,
-    description="Sent over TLS only.",
+    description="The password is sent only over TLS.",
 )
 MAIL_FROM = Setting[str | None](
     name="mail.from",
@@ -217,7 +217,7 @@ MAIL_FROM = Setting[str | None](
     minimum=3,
     maximum=254,
     check=_is_address,
-    title="Sender address of mails (unset: corral@ the mail server)",
+    title="Sender address of mails (unset: corral@ followed by the mail server)",
 )
 MAIL_SECURITY = Setting(
     name="mail.security",

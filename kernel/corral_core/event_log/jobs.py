@@ -29,15 +29,15 @@ async def prune_events(work: Work, settings: Settings, contributions: Contributi
     """
     days, rows = settings.get(RETENTION_DAYS), settings.get(MAX_ROWS)
     followed = {each.name: types.expand(each.events) for _, each in contributions.for_hook("corral_subscribers")}
-    needed = await work(lambda: _needed(followed))
-    await _repeat(work, lambda: _delete_events(clock.now(-days * DAY), needed, rows))
+    needed = await work(lambda: _first_unread_seq(followed))
+    await _repeat_in_batches(work, lambda: _delete_events(clock.now(-days * DAY), needed, rows))
 
 
 async def prune_jobs(work: Work, settings: Settings) -> None:
     """Delete old ended jobs, and expired responses that were stored for idempotent requests."""
     before = clock.now(-settings.get(JOBS_RETENTION_DAYS) * DAY)
-    await _repeat(work, lambda: _delete_jobs(before))
-    await _repeat(work, idempotency.prune)
+    await _repeat_in_batches(work, lambda: _delete_jobs(before))
+    await _repeat_in_batches(work, idempotency.prune)
 
 
 SCHEDULES = (
@@ -53,12 +53,12 @@ def consumer_lag() -> dict[tuple[str, ...], float]:
     return {(name,): float(max(0, last - cursor)) for name, cursor in rows}
 
 
-async def _repeat(work: Work, sweep: Callable[[], int]) -> None:
+async def _repeat_in_batches(work: Work, sweep: Callable[[], int]) -> None:
     while await work(sweep) >= AT_ONCE:
         continue
 
 
-def _needed(followed: Mapping[str, Sequence[str]]) -> int:
+def _first_unread_seq(followed: Mapping[str, Sequence[str]]) -> int:
     """Return the `seq` of the first event that a consumer has not passed yet; events before it may be deleted.
 
     Raise an alert for each consumer that is more than `LAGGARD_DAYS` behind, and ignore its cursor. `followed`: the
@@ -80,7 +80,8 @@ def _needed(followed: Mapping[str, Sequence[str]]) -> int:
             severity="warning",
             object={"type": "consumer", "id": name},
             title=f"{name} is more than {LAGGARD_DAYS} days behind the event log",
-            detail="Its events are no longer kept. Enable its plugin, or purge a plugin that is not coming back.",
+            detail="Events that it has not read are being deleted. Enable its plugin, or purge the plugin if it "
+            "will not be used again.",
         )
         raise_alert(alert, ("consumer", name))
     return min(passed)

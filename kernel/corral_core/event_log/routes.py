@@ -74,9 +74,9 @@ def list_events(
     read; an API key also reads events about its owner's account.
     """
     if caller.kind == "worker":
-        raise Forbidden("Workers have their own signals.")
-    names = _names(query.types, types)
-    after = _place(query.after)
+        raise Forbidden("Workers cannot read the event log; use GET /workers/{id}/signals.")
+    names = _expand_patterns(query.types, types)
+    after = _seq_after(query.after)
     newest = event_log.last_seq()  # read before the events, so that events between the two reads are not skipped
     where = [EventRow.seq > after, rights.where(caller)]
     if names is not None:
@@ -102,10 +102,10 @@ def list_events(
 @routes.get("/types", needs=ANY_CALLER)
 async def list_event_types(types: EventTypes) -> EventTypeList:
     """List all event types with their visibility and the schema of their data."""
-    return EventTypeList(items=_catalogue(types))
+    return EventTypeList(items=_event_type_list(types))
 
 
-def _catalogue(types: EventTypes) -> list[EventTypeView]:
+def _event_type_list(types: EventTypes) -> list[EventTypeView]:
     return [
         EventTypeView(
             event=each.event,
@@ -118,7 +118,7 @@ def _catalogue(types: EventTypes) -> list[EventTypeView]:
     ]
 
 
-def _names(patterns: list[str], types: EventTypes) -> list[str] | None:
+def _expand_patterns(patterns: list[str], types: EventTypes) -> list[str] | None:
     """Return the requested event names, or None for all. Raise `Invalid` (`unknown_event`) for an unknown pattern."""
     wanted = [name for pattern in patterns for name in pattern.split(",") if name]
     for pattern in wanted:
@@ -127,15 +127,15 @@ def _names(patterns: list[str], types: EventTypes) -> list[str] | None:
     return types.expand(wanted) if wanted else None
 
 
-def _place(after: str | UnsetType) -> int:
+def _seq_after(after: str | UnsetType) -> int:
     """Return the `seq` after which to read. Raise `Gone` (`cursor_expired`) if events after `after` were deleted."""
     if isinstance(after, UnsetType):
         return 0
     place = event_log.seq_of(after)
     oldest = event_log.first_seq()
     if place is None and parse_id(after) is None:
-        raise Invalid.at("/query/after", "bad_format", "Give the seq or the id of an event.")
+        raise Invalid.at("/query/after", "bad_format", "`since` must be the seq or the id of an event.")
     if place is None or place < oldest - 1:
-        detail = "The log no longer reaches back that far; read on from oldest_seq."
+        detail = "The log no longer contains events that old; continue from oldest_seq."
         raise Gone(detail, code="cursor_expired", oldest_seq=oldest)
     return place

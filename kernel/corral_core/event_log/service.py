@@ -16,7 +16,7 @@ from corral.events.log import EventRow, LoggedEvent
 CACHE_LIMIT = 1000
 
 
-class Names(NamedTuple):
+class ReadableNames(NamedTuple):
     """Names of the events that a caller may read if they are shared, as an admin, and as the owner of the object."""
 
     shared: frozenset[str]
@@ -34,12 +34,12 @@ class EventRightsService:
 
     def __init__(self, types: EventTypes, permissions: Permissions) -> None:
         self._types, self._permissions = types, permissions
-        self._names: dict[Any, tuple[Names, float]] = {}
+        self._names: dict[Any, tuple[ReadableNames, float]] = {}
 
     def can_read(self, caller: Principal, record: LoggedEvent) -> bool:
         if not can_read(caller, record.visibility, record.owner_id):
             return False
-        names = self._of(caller)
+        names = self._readable_names(caller)
         if names is None:
             return True
         if record.visibility == SHARED:
@@ -53,8 +53,10 @@ class EventRightsService:
         """Return the rule of `can_read` as a condition for SQL queries."""
         if caller.kind == "system":
             return ALL_ROWS
-        names = self._of(caller)
-        shared, admin, own = (ALL_ROWS,) * 3 if names is None else (EventRow.type.in_(sorted(each)) for each in names)
+        names = self._readable_names(caller)
+        shared, admin, own = (
+            (ALL_ROWS, ALL_ROWS, ALL_ROWS) if names is None else (EventRow.type.in_(sorted(each)) for each in names)
+        )
         is_own = EventRow.owner_id == caller.user_id if caller.user_id is not None else NO_ROWS
         everybodys = NO_ROWS if caller.role == "auditor" else (EventRow.visibility == SHARED) & shared
         owned = EventRow.visibility.not_in((SHARED, ADMIN)) & is_own & own
@@ -62,7 +64,7 @@ class EventRightsService:
             return everybodys | owned
         return everybodys | owned | (EventRow.visibility.not_in((SHARED, PRIVATE)) & admin)
 
-    def _of(self, caller: Principal) -> Names | None:
+    def _readable_names(self, caller: Principal) -> ReadableNames | None:
         """Return the names of the events that the caller may read, or None if the names are not restricted."""
         if caller.kind in ("user", "system") or (caller.kind == "api_key" and not caller.out_of_scope):
             return None
@@ -72,12 +74,12 @@ class EventRightsService:
             return kept[0]
         if len(self._names) >= CACHE_LIMIT:
             self._names.clear()
-        names = self._left(caller)
+        names = self._names_without_restriction(caller)
         self._names[key] = (names, now)
         return names
 
-    def _left(self, caller: Principal) -> Names:
-        areas = {each.event: self._area(each) for each in self._types.all()}
+    def _names_without_restriction(self, caller: Principal) -> ReadableNames:
+        areas = {each.event: self._permission_of(each) for each in self._types.all()}
         held = {name for name, area in areas.items() if caller.may(area)}
         unguarded = {name for name, area in areas.items() if not self._permissions.is_known(area)}
         if caller.kind == "api_key":  # a private event of a privileged area concerns the owner's own account
@@ -85,8 +87,8 @@ class EventRightsService:
             own = {name for name, area in areas.items() if area not in caller.out_of_scope or is_account((area,))}
         else:
             own = held | {each.event for each in self._types.all() if each.visibility == PRIVATE} & unguarded
-        return Names(frozenset(held | unguarded), frozenset(held), frozenset(own))
+        return ReadableNames(frozenset(held | unguarded), frozenset(held), frozenset(own))
 
     @staticmethod
-    def _area(kind: EventType) -> str:
+    def _permission_of(kind: EventType) -> str:
         return f"{kind.payload.area or kind.plugin}.read"

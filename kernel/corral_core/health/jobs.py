@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from corral.database.engine import Work
 from corral.jobs.job import Schedule
-from corral_core.health.service.alerts import compare
-from corral_core.health.service.board import HealthBoard
+from corral_core.health.service.board import HealthBoard, raise_alerts
 
 EVERY_SECONDS = 30.0
 
 
 async def watch_health(work: Work, board: HealthBoard) -> None:
     """Run all health checks, and raise an alert for each check that has been down for 60 s or has recovered."""
-    await board.look()
-    views = board.views()
-    await work(lambda: compare(views))
+    await board.run_checks()
+    views = board.last_results()
+    await work(lambda: raise_alerts(views))
 
 
 SCHEDULES = (Schedule("health.watch", EVERY_SECONDS, watch_health),)

@@ -15,12 +15,11 @@ from corral_core.health.models import HealthRow
 from corral_core.health.routes import egress, health
 from corral_core.health.service.board import HealthBoard
 from corral_core.health.service.checks import KernelChecks
-from corral_core.health.service.egress_audit import EgressAudit
-from corral_core.health.service.egress_metrics import METRICS
+from corral_core.health.service.egress import METRICS, EgressAudit
 from corral_core.health.service.heap_trimming import HeapTrimming
 from corral_core.health.service.process_metrics import LoopLag, ProcessMetrics
 from corral_core.health.service.readiness import Readiness
-from corral_core.health.service.scrape import Scrape
+from corral_core.health.service.scrape import MetricsRenderer
 from corral_core.health.service.sibling_processes import SiblingProcesses
 from corral_core.health.service.single_machine_lock import SingleMachineLock
 
@@ -33,7 +32,7 @@ class HealthPlugin(Plugin):
     protected = "essential"
     starts_first = True  # the single-machine lock must be acquired before any write
     prefixes = ("settings",)
-    permissions = (Permission("settings.read", "See settings, health and the rules for outgoing connections"),)
+    permissions = (Permission("settings.read", "View settings, health and the rules for outgoing connections"),)
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
@@ -42,7 +41,7 @@ class HealthPlugin(Plugin):
             Provide(SiblingProcesses, SiblingProcesses),
             Provide(LoopLag, LoopLag),
             Provide(ProcessMetrics, ProcessMetrics),
-            Provide(Scrape, Scrape),
+            Provide(MetricsRenderer, MetricsRenderer),
             Provide(KernelChecks, KernelChecks),
             Provide(HealthBoard, HealthBoard),
             Provide(EgressAudit, EgressAudit),
@@ -69,14 +68,14 @@ class HealthPlugin(Plugin):
         if runtime.service(Database).is_file:
             lock = SingleMachineLock(runtime.service(Work))
             await lock.acquire()
-            runtime.supervise("single_machine_lock", lock.keep)
-        runtime.supervise("egress_audit", runtime.service(EgressAudit).write_entries)
-        runtime.supervise("loop_lag", runtime.service(LoopLag).follow)
-        runtime.supervise("heap_trimming", HeapTrimming().follow)
-        runtime.when_draining(runtime.service(Readiness).drain)
-        scrape = runtime.service(Scrape)
+            runtime.supervise("single_machine_lock", lock.renew_regularly)
+        runtime.supervise("egress_refusals", runtime.service(EgressAudit).write_refusals)
+        runtime.supervise("loop_lag", runtime.service(LoopLag).measure_lag)
+        runtime.supervise("heap_trimming", HeapTrimming().trim_regularly)
+        runtime.when_draining(runtime.service(Readiness).begin_shutdown)
+        scrape = runtime.service(MetricsRenderer)
         self._siblings = runtime.service(SiblingProcesses)
-        runtime.when_serving(lambda address: self._siblings.join(address, scrape.own))
+        runtime.when_serving(lambda address: self._siblings.serve_metrics(address, scrape.render_own))
 
     async def stop(self) -> None:
-        await self._siblings.leave()
+        await self._siblings.stop_serving()

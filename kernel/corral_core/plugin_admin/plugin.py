@@ -15,8 +15,8 @@ from corral.plugin import Installation, Plugin, Provide, Runtime, hookimpl
 from corral_core.plugin_admin.events import PluginState
 from corral_core.plugin_admin.models import PluginStateRow, QuarantineRow
 from corral_core.plugin_admin.routes import docs, plugins
-from corral_core.plugin_admin.service.plugins import PluginAdministration, alert_of_safe_mode
-from corral_core.plugin_admin.service.quarantine import Quarantine
+from corral_core.plugin_admin.service.plugins import PluginAdministration, safe_mode_alert
+from corral_core.plugin_admin.service.quarantine import QuarantineSync
 
 
 class PluginAdminPlugin(Plugin):
@@ -26,7 +26,7 @@ class PluginAdminPlugin(Plugin):
     protected = True
     prefixes = ("plugins",)
     permissions = (
-        Permission("plugins.read", "See plugins, their states and errors"),
+        Permission("plugins.read", "View plugins, their states and errors"),
         Permission("plugins.write", "Enable and disable plugins"),
     )
 
@@ -36,7 +36,7 @@ class PluginAdminPlugin(Plugin):
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
-        return [Provide(PluginAdministration, PluginAdministration), Provide(Quarantine, Quarantine)]
+        return [Provide(PluginAdministration, PluginAdministration), Provide(QuarantineSync, QuarantineSync)]
 
     @hookimpl
     def corral_routes(self) -> Iterable[Routes]:
@@ -53,13 +53,13 @@ class PluginAdminPlugin(Plugin):
     async def start(self, runtime: Runtime) -> None:
         """Apply the stored states of all plugins, and follow changes made by other processes."""
         work, feed = runtime.service(Work), runtime.service(Feed)
-        plugins, quarantine = runtime.service(PluginAdministration), runtime.service(Quarantine)
+        plugins, quarantine = runtime.service(PluginAdministration), runtime.service(QuarantineSync)
         if runtime.service(Installation).safe_mode:
-            await work(alert_of_safe_mode)
-        plugins.apply(await work(plugins.stored, read=True))
-        quarantine.apply(await work(quarantine.stored, read=True))
-        runtime.supervise("quarantine", quarantine.keep)
-        self._unwatch = [feed.watch(plugins.follow), feed.watch(quarantine.follow)]
+            await work(safe_mode_alert)
+        plugins.apply_decisions(await work(plugins.stored_decisions, read=True))
+        quarantine.apply_rows(await work(quarantine.stored_rows, read=True))
+        runtime.supervise("quarantine", quarantine.synchronize_regularly)
+        self._unwatch = [feed.watch(plugins.on_events), feed.watch(quarantine.on_events)]
 
     async def stop(self) -> None:
         for unwatch in self._unwatch:

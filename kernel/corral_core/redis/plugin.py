@@ -41,7 +41,7 @@ class RedisPlugin(Plugin):
 
     @hookimpl
     def corral_health_checks(self) -> Iterable[HealthCheck]:
-        return [HealthCheck("redis", self._check)]
+        return [HealthCheck("redis", self._check_connection)]
 
-    def _check(self) -> tuple[str, str]:
-        return ("disabled", "Not configured.") if self._bus is None else self._bus.health()
+    def _check_connection(self) -> tuple[str, str]:
+        return ("disabled", "Redis is not configured.") if self._bus is None else self._bus.health()

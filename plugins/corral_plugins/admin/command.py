@@ -13,42 +13,42 @@ if TYPE_CHECKING:
     from corral.plugin import OpenSession
 
 config_option = click.option(
-    "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="corral.toml to read"
+    "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="path of corral.toml"
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
 
 
 @click.group("kill-switch")
-def command() -> None:
+def kill_switch_command() -> None:
     """Stop all agent activity at once, or resume it. Needs read access to the data folder."""
 
 
-@command.command("on")
-@click.option("--reason", required=True, help="Why work stops. Everyone whose work stops sees this text.")
-@click.option("--cancel", is_flag=True, help="Also cancel running tasks. By default they are paused.")
-@click.option("--hold-deliveries", is_flag=True, help="Also hold back webhooks and notifications.")
+@kill_switch_command.command("on")
+@click.option("--reason", required=True, help="Reason, which is shown to everyone whose work stops.")
+@click.option("--cancel", is_flag=True, help="Cancel running tasks instead of letting them pause.")
+@click.option("--hold-deliveries", is_flag=True, help="Hold back webhooks and notifications as well.")
 @config_option
 @json_option
 @click.pass_obj
-def on(
+def engage_kill_switch(
     open_session: OpenSession, reason: str, cancel: bool, hold_deliveries: bool, config_path: Path | None, as_json: bool
 ) -> None:
     """Engage the kill switch. Within 2 seconds, all processes stop claiming tasks and calling models and tools."""
     mode = "cancel" if cancel else "pause"
     facts = {"engaged": True, "mode": mode, "hold_deliveries": hold_deliveries, "reason": reason}
-    _change(open_session, config_path, "kill-switch on", facts, as_json)
+    _change_kill_switch(open_session, config_path, "kill-switch on", facts, as_json)
 
 
-@command.command("off")
+@kill_switch_command.command("off")
 @config_option
 @json_option
 @click.pass_obj
-def off(open_session: OpenSession, config_path: Path | None, as_json: bool) -> None:
+def release_kill_switch(open_session: OpenSession, config_path: Path | None, as_json: bool) -> None:
     """Release the kill switch. Work resumes automatically."""
-    _change(open_session, config_path, "kill-switch off", {"engaged": False}, as_json)
+    _change_kill_switch(open_session, config_path, "kill-switch off", {"engaged": False}, as_json)
 
 
-def _change(
+def _change_kill_switch(
     open_session: OpenSession, config_path: Path | None, label: str, facts: dict[str, Any], as_json: bool
 ) -> None:
     from corral_plugins.admin.service.kill_switch import KillSwitchChange, KillSwitchService

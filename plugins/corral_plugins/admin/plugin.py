@@ -14,7 +14,7 @@ from corral_plugins.admin.api import KillSwitch
 from corral_plugins.admin.models import KillSwitchRow
 from corral_plugins.admin.routes import kill_switch, users
 from corral_plugins.admin.service.kill_switch import KillSwitchService
-from corral_plugins.admin.service.people import People
+from corral_plugins.admin.service.people import UserAdministration
 
 if TYPE_CHECKING:
     import click
@@ -28,14 +28,18 @@ class AdminPlugin(Plugin):
     wants = ("security", "tasks")
     protected = True
     permissions = (
-        Permission("admin.read", "See all accounts"),
+        Permission("admin.read", "View all accounts"),
         Permission("admin.write", "Change accounts"),
         Permission("admin.kill_switch", "Stop all agent activity"),
     )
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
-        return [Provide(KillSwitchService, KillSwitchService), Provide(KillSwitch, _same), Provide(People, People)]
+        return [
+            Provide(KillSwitchService, KillSwitchService),
+            Provide(KillSwitch, _provide_same),
+            Provide(UserAdministration, UserAdministration),
+        ]
 
     @hookimpl
     def corral_routes(self) -> Iterable[Routes]:
@@ -47,37 +51,37 @@ class AdminPlugin(Plugin):
 
     @hookimpl
     def corral_commands(self) -> Iterable[click.Command]:
-        from corral_plugins.admin.command import command
+        from corral_plugins.admin.command import kill_switch_command
 
-        return [command]
+        return [kill_switch_command]
 
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:
         return [
             Metric(
                 name="corral_kill_switch",
-                help="Whether the kill switch is engaged (1) or released (0).",
-                collect=_engaged,
+                help="State of the kill switch: 1 if engaged, 0 if released.",
+                collect=_kill_switch_state,
             ),
             Metric(
                 name="corral_users",
                 help="Number of accounts by role and state.",
-                collect=_users,
+                collect=_users_by_role,
                 labels={"role": ROLES, "state": ("active", "deactivated")},
             ),
         ]
 
 
-def _same(service: KillSwitchService) -> KillSwitch:
+def _provide_same(service: KillSwitchService) -> KillSwitch:
     return service
 
 
-def _engaged(switch: KillSwitchService) -> Mapping[tuple[str, ...], float]:
+def _kill_switch_state(switch: KillSwitchService) -> Mapping[tuple[str, ...], float]:
     return {(): float(switch.state().engaged)}
 
 
-def _users(accounts: Accounts) -> Mapping[tuple[str, ...], float]:
+def _users_by_role(accounts: Accounts) -> Mapping[tuple[str, ...], float]:
     return {
         (role, "active" if active else "deactivated"): float(count)
-        for (role, active), count in accounts.count().items()
+        for (role, active), count in accounts.count_by_role().items()
     }

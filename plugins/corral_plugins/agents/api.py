@@ -12,7 +12,7 @@ from corral.events.event import Event
 
 declare_codes(
     {
-        "agent_busy": (409, "The agent has live leases"),
+        "agent_busy": (409, "The agent holds active leases"),
         "budget_exhausted": (409, "The budget is used up"),
         "circuit_open": (503, "The circuit breaker is open"),
     }
@@ -61,15 +61,15 @@ class Agents(Protocol):
     Units of work lock rows in the order task, agent, worker.
     """
 
-    def facts(self, agent_id: str) -> AgentFacts | None:
+    def find(self, agent_id: str) -> AgentFacts | None:
         """Return an agent that is not deleted, or None."""
         ...
 
-    def facts_of(self, agent_ids: Sequence[str]) -> dict[str, AgentFacts]:
+    def find_many(self, agent_ids: Sequence[str]) -> dict[str, AgentFacts]:
         """Return agents that are not deleted, by id, with one query."""
         ...
 
-    def eligible(
+    def eligible_agents(
         self, *, worker_id: str, group: str | None, labels: dict[str, str], agent_ids: Sequence[str] | None
     ) -> list[AgentFacts]:
         """Return the agents that this worker may serve now: fewest leases first, then the longest idle.
@@ -79,36 +79,36 @@ class Agents(Protocol):
         """
         ...
 
-    def started(self, role: str | None) -> list[AgentFacts]:
+    def started_agents(self, role: str | None) -> list[AgentFacts]:
         """Return the agents with the state `idle` or `busy` that have this role, or any role if `role` is None.
 
         Agents without a role are excluded.
         """
         ...
 
-    def naming_provider(self, provider: str) -> list[str]:
+    def agents_using_provider(self, provider: str) -> list[str]:
         """Return the ids of at most 50 agents that are not deleted and use this model provider."""
         ...
 
-    def any_with_role(self, role: str) -> bool:
+    def has_role(self, role: str) -> bool:
         """Return whether an agent with this role exists and is not deleted."""
         ...
 
-    def lease_started(self, agent_id: str) -> bool:
+    def take_slot(self, agent_id: str) -> bool:
         """Take a slot of the agent by one guarded update.
 
         Return False if the agent may not claim tasks or has no free slot.
         """
         ...
 
-    def lease_ended(self, agent_id: str) -> None:
+    def release_slot(self, agent_id: str) -> None:
         """Release a slot of the agent. Does nothing for a deleted agent.
 
         When the last slot is released, `busy` becomes `idle` and `draining` becomes `offline`.
         """
         ...
 
-    def attempt_ended(self, agent_id: str, *, configuration_failure: bool) -> None:
+    def record_attempt_end(self, agent_id: str, *, configuration_failure: bool) -> None:
         """Count the end of an attempt for the detection of configuration failures.
 
         A configuration failure is a `provider_error` that a retry cannot fix, for an invalid key or an unknown model.
@@ -141,11 +141,11 @@ class AgentStatistics(Protocol):
     Every method runs in the caller's unit of work.
     """
 
-    def of_agent(self, agent_id: str, *, since: str) -> AttemptStatistics:
+    def for_agent(self, agent_id: str, *, since: str) -> AttemptStatistics:
         """Return the statistics of the attempts of an agent that began at the instant `since` or later."""
         ...
 
-    def of_versions(self, agent_id: str, versions: Sequence[int]) -> dict[int, AttemptStatistics]:
+    def for_versions(self, agent_id: str, versions: Sequence[int]) -> dict[int, AttemptStatistics]:
         """Return the statistics of the attempts of each of these configuration versions, with one query."""
         ...
 

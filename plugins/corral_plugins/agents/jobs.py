@@ -5,7 +5,7 @@ from __future__ import annotations
 from corral import clock
 from corral.database.engine import Work
 from corral.events.log import LoggedEvent
-from corral_plugins.agents.models import Agent, Token, Version
+from corral_plugins.agents.models import Agent, AgentToken, AgentVersion
 from corral_plugins.agents.service.management import AgentManagement
 from corral_plugins.agents.service.tokens import AgentTokens
 
@@ -13,24 +13,24 @@ BATCH_SIZE = 500
 PURGE_AFTER_SECONDS = 30 * 86_400
 
 
-def detach(agent_id: str, management: AgentManagement) -> None:
+def detach_deleted_agent(agent_id: str, management: AgentManagement) -> None:
     """Detach a deleted agent from the remaining tasks that wait for it."""
-    management.detach(agent_id)
+    management.detach_tasks(agent_id)
 
 
-def sweep() -> None:
+def delete_expired_tokens() -> None:
     """Delete expired tokens."""
-    old = Token.select(Token.id).where(Token.expires_at <= clock.now()).limit(BATCH_SIZE)
-    Token.delete().where(Token.id.in_(old)).execute()
+    old = AgentToken.select(AgentToken.id).where(AgentToken.expires_at <= clock.now()).limit(BATCH_SIZE)
+    AgentToken.delete().where(AgentToken.id.in_(old)).execute()
 
 
-async def purge(work: Work) -> None:
+async def purge_deleted_agents(work: Work) -> None:
     """Delete the agents that were marked as deleted 30 days ago, with their versions, in short units of work."""
-    while await work(purge_some) == BATCH_SIZE:
+    while await work(purge_one_batch) == BATCH_SIZE:
         pass
 
 
-def purge_some() -> int:
+def purge_one_batch() -> int:
     """Delete at most `BATCH_SIZE` agents that were marked as deleted 30 days ago.
 
     Return the number of deleted agents.
@@ -38,15 +38,15 @@ def purge_some() -> int:
     over = Agent.deleted_at < clock.now(-PURGE_AFTER_SECONDS)
     old = [row.id for row in Agent.select(Agent.id).where(over).limit(BATCH_SIZE)]
     if old:
-        Version.delete().where(Version.agent_id.in_(old)).execute()
-        Token.delete().where(Token.agent_id.in_(old)).execute()
+        AgentVersion.delete().where(AgentVersion.agent_id.in_(old)).execute()
+        AgentToken.delete().where(AgentToken.agent_id.in_(old)).execute()
         Agent.delete().where(Agent.id.in_(old)).execute()
     return len(old)
 
 
-def forget_person(event: LoggedEvent, tokens: AgentTokens) -> None:
+def end_tokens_of_purged_user(event: LoggedEvent, tokens: AgentTokens) -> None:
     """Delete the tokens of a person whose account was purged.
 
     The tokens of a deactivated person are kept, and refused at each request.
     """
-    tokens.end_of_person(event.object_id)
+    tokens.revoke_tokens_of_user(event.object_id)

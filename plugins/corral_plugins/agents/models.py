@@ -71,7 +71,7 @@ Agent.add_index(
 )
 
 
-class Version(Model):
+class AgentVersion(Model):
     """Version `n` of an agent's configuration, as `GET /agents/{id}/versions/{n}` returns it."""
 
     visibility = SHARED
@@ -90,7 +90,7 @@ class Version(Model):
         indexes = ((("agent_id", "n"), True),)
 
 
-class Token(Model):
+class AgentToken(Model):
     """A standing token, stored as its SHA-256 hash. The token has the permissions of the person `created_by`."""
 
     owner_field = "created_by"

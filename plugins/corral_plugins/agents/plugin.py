@@ -14,11 +14,12 @@ from corral.jobs.job import Job, Schedule
 from corral.plugin import Metric, Plugin, Provide, Setting, hookimpl
 from corral_plugins.agents import jobs
 from corral_plugins.agents.api import AgentCreated, AgentDeleted, Agents, AgentStatus, AgentUpdated
-from corral_plugins.agents.models import Agent, Token, Version
+from corral_plugins.agents.models import Agent, AgentToken, AgentVersion
 from corral_plugins.agents.routes import routes
 from corral_plugins.agents.service.configuration import MAX_STEPS
 from corral_plugins.agents.service.management import MAX_AGENTS, AgentManagement
 from corral_plugins.agents.service.registry import AgentsService
+from corral_plugins.agents.service.rows import AgentViews
 from corral_plugins.agents.service.states import (
     ERROR_AFTER_FAILURES,
     STATUSES,
@@ -28,7 +29,6 @@ from corral_plugins.agents.service.states import (
 )
 from corral_plugins.agents.service.tokens import TOKEN_TTL_DAYS, AgentTokens, StandingTokenAuthenticator
 from corral_plugins.agents.service.versions import AgentVersions
-from corral_plugins.agents.service.views import Views
 
 
 class AgentsPlugin(Plugin):
@@ -44,7 +44,7 @@ class AgentsPlugin(Plugin):
     permissions = (
         Permission("agents.read", "Read agents, their versions and statistics", holders=(*READERS, "agent")),
         Permission("agents.write", "Create agents; change, start and stop own agents", holders=WRITERS),
-        Permission("agents.manage", "Change all agents, override budgets and loosen dangerous tools"),
+        Permission("agents.manage", "Change all agents, override budgets and allow dangerous tools"),
     )
 
     def __init__(self, settings: Any = None) -> None:
@@ -56,7 +56,7 @@ class AgentsPlugin(Plugin):
         return [
             Provide(StateChanges, lambda: self._changes),
             Provide(Agents, AgentsService),
-            Provide(Views, Views),
+            Provide(AgentViews, AgentViews),
             Provide(AgentManagement, AgentManagement),
             Provide(AgentStates, AgentStates),
             Provide(AgentVersions, AgentVersions),
@@ -69,7 +69,7 @@ class AgentsPlugin(Plugin):
 
     @hookimpl
     def corral_models(self) -> Iterable[type[Model]]:
-        return [Agent, Version, Token]
+        return [Agent, AgentVersion, AgentToken]
 
     @hookimpl
     def corral_events(self) -> Iterable[type[Event]]:
@@ -77,15 +77,18 @@ class AgentsPlugin(Plugin):
 
     @hookimpl
     def corral_subscribers(self) -> Iterable[Subscriber]:
-        return [Subscriber("agents.people", ("user.purged",), jobs.forget_person)]
+        return [Subscriber("agents.people", ("user.purged",), jobs.end_tokens_of_purged_user)]
 
     @hookimpl
     def corral_jobs(self) -> Iterable[Job]:
-        return [Job("agents.detach", jobs.detach)]
+        return [Job("agents.detach", jobs.detach_deleted_agent)]
 
     @hookimpl
     def corral_schedules(self) -> Iterable[Schedule]:
-        return [Schedule("agents.sweep", 60, jobs.sweep), Schedule("agents.purge", 86_400, jobs.purge)]
+        return [
+            Schedule("agents.sweep", 60, jobs.delete_expired_tokens),
+            Schedule("agents.purge", 86_400, jobs.purge_deleted_agents),
+        ]
 
     @hookimpl
     def corral_settings(self) -> Iterable[Setting[Any]]:
@@ -106,9 +109,9 @@ class AgentsPlugin(Plugin):
             ),
             Metric(
                 name="corral_agent_state_changes_total",
-                help="Changes of state by new state.",
+                help="Number of state changes of agents by new state.",
                 kind="counter",
                 labels={"to": STATUSES},
-                collect=self._changes.by_state,
+                collect=self._changes.count_by_state,
             ),
         ]

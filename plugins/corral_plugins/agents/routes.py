@@ -8,10 +8,14 @@ from corral.http.answers import Answer, IfMatch
 from corral.http.page import Page
 from corral.http.routes import Routes
 from corral_plugins.agents.service.management import AgentManagement
-from corral_plugins.agents.service.shapes import (
+from corral_plugins.agents.service.states import AgentStates
+from corral_plugins.agents.service.tokens import AgentTokens
+from corral_plugins.agents.service.versions import AgentVersions
+from corral_plugins.agents.shapes import (
     AgentPatch,
     AgentQuery,
     AgentStats,
+    AgentStatsQuery,
     AgentTokenQuery,
     AgentTokenView,
     AgentVersionDetail,
@@ -27,13 +31,9 @@ from corral_plugins.agents.service.shapes import (
     PauseRequest,
     RollBack,
     StartAgent,
-    StatsQuery,
     StopAgent,
     VersionQuery,
 )
-from corral_plugins.agents.service.states import AgentStates
-from corral_plugins.agents.service.tokens import AgentTokens
-from corral_plugins.agents.service.versions import AgentVersions
 
 routes = Routes("/agents", tag="Agents")
 
@@ -154,7 +154,7 @@ def compare_agent_versions(id: str, query: CompareQuery, versions: AgentVersions
 def get_agent_version(id: str, n: str, versions: AgentVersions, caller: Principal) -> AgentVersionDetail:
     """Get one version of an agent with its complete configuration."""
     if not (n.isascii() and n.isdigit() and len(n) < 10):
-        raise NotFound("Versions are numbers.")
+        raise NotFound("The version must be a number.")
     return versions.get(id, int(n), by=caller)
 
 
@@ -169,9 +169,9 @@ def roll_back_agent(id: str, body: RollBack, match: IfMatch, versions: AgentVers
 
 
 @routes.get("/{id}/stats", needs="agents.read", raises=("not_found",))
-def get_agent_stats(id: str, query: StatsQuery, versions: AgentVersions, caller: Principal) -> AgentStats:
+def get_agent_stats(id: str, query: AgentStatsQuery, versions: AgentVersions, caller: Principal) -> AgentStats:
     """Get statistics of the attempts of an agent. Unknown values are null."""
-    return versions.stats(id, query.days, by=caller)
+    return versions.get_statistics(id, query.days, by=caller)
 
 
 @routes.get("/{id}/tokens", needs="agents.write", raises=("not_found", "forbidden", "invalid_cursor"), no_store=True)
@@ -203,4 +203,4 @@ def create_agent_token(
 @routes.delete("/{id}/tokens/{token_id}", needs="agents.write", own_session=True, raises=("not_found", "forbidden"))
 def end_agent_token(id: str, token_id: str, tokens: AgentTokens, caller: Principal) -> None:
     """Revoke a standing token at once."""
-    tokens.end(id, token_id, by=caller)
+    tokens.revoke(id, token_id, by=caller)

@@ -11,7 +11,7 @@ from corral.events.event import Event
 declare_codes(
     {
         "batch_in_progress": (409, "Another run is in progress"),
-        "unsupported_format": (422, "The format is not offered"),
+        "unsupported_format": (422, "The format is not supported"),
     }
 )
 

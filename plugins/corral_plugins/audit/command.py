@@ -14,29 +14,29 @@ import msgspec
 if TYPE_CHECKING:
     from corral.plugin import CommandSession, OpenSession
     from corral_plugins.audit.service.signing import ExternalCheckpoints
-    from corral_plugins.audit.shapes import Verdict
+    from corral_plugins.audit.shapes import VerificationResult
 
 config_option = click.option(
-    "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="corral.toml to read"
+    "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="path of corral.toml"
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
 readable = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.group("audit")
-def command() -> None:
+def audit_command() -> None:
     """Verify and export the audit log, and print its checkpoints."""
 
 
-@command.command("verify")
+@audit_command.command("verify")
 @click.argument("source", required=False)
-@click.option("--checkpoints", "checkpoints_path", type=readable, help="file with checkpoints saved earlier")
-@click.option("--public-key", help="public key of the checkpoints, in base64 (default: the one in that file)")
-@click.option("--filtered", is_flag=True, help="the export was filtered, so rows may be missing")
+@click.option("--checkpoints", "checkpoints_path", type=readable, help="file with checkpoints that were saved earlier")
+@click.option("--public-key", help="public key of the checkpoints, in base64 (default: the key in that file)")
+@click.option("--filtered", is_flag=True, help="accept missing rows, because the export was filtered")
 @config_option
 @json_option
 @click.pass_obj
-def verify(
+def verify_log(
     open_session: OpenSession,
     source: str | None,
     checkpoints_path: Path | None,
@@ -51,8 +51,8 @@ def verify(
     this installation. Removal of the newest rows is detected only with --checkpoints. Exits with 1 if the log is not
     intact.
     """
-    from corral_plugins.audit.service.offline import Unreadable, read_checkpoints
     from corral_plugins.audit.service.signing import ExternalCheckpoints
+    from corral_plugins.audit.service.verify import Unreadable, read_checkpoints
 
     try:
         external = ExternalCheckpoints() if checkpoints_path is None else read_checkpoints(checkpoints_path, public_key)
@@ -66,54 +66,54 @@ def verify(
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(verdict)).decode())
     else:
-        click.echo(_sentence(verdict))
+        click.echo(_describe_verdict(verdict))
     sys.exit(0 if verdict.ok else 1)
 
 
-@command.command("export")
+@audit_command.command("export")
 @click.option("--format", "format_", type=click.Choice(["jsonl", "csv"]), default="jsonl", show_default=True)
 @click.option("--output", type=click.File("wb"), default="-", help="file to write (default: standard output)")
 @config_option
 @click.pass_obj
-def export(open_session: OpenSession, format_: str, output: BinaryIO, config_path: Path | None) -> None:
+def export_log(open_session: OpenSession, format_: str, output: BinaryIO, config_path: Path | None) -> None:
     """Write the log to a file, oldest row first. `corral audit verify FILE` verifies the file on any machine."""
-    from corral_plugins.audit.service.export import Export
+    from corral_plugins.audit.service.export import LogExport
     from corral_plugins.audit.shapes import ExportQuery
 
-    async def write(found: Export) -> None:
+    async def write(found: LogExport) -> None:
         async for chunk in found.chunks():
             output.write(chunk)
 
     with open_session(config_path, "audit export") as session:
-        _record(session, "export", format=format_)
-        asyncio.run(write(Export(_work(session), ExportQuery(format=format_))))
+        _record_access(session, "export", format=format_)
+        asyncio.run(write(LogExport(_work_of(session), ExportQuery(format=format_))))
 
 
-@command.command("checkpoints")
+@audit_command.command("checkpoints")
 @config_option
 @click.pass_obj
-def checkpoints(open_session: OpenSession, config_path: Path | None) -> None:
+def print_checkpoints(open_session: OpenSession, config_path: Path | None) -> None:
     """Print all checkpoints and their public key as JSON. Store the output where no admin of this machine can write."""
     from corral_plugins.audit.service import queries
 
     with open_session(config_path, "audit checkpoints") as session:
-        _record(session, "read", what="checkpoints")
-        found, keys = session.run(lambda: (queries.checkpoints(-1, 2**62), queries.public_keys()), read=True)
+        _record_access(session, "read", what="checkpoints")
+        found, keys = session.run(lambda: (queries.checkpoints_between(-1, 2**62), queries.public_keys()), read=True)
     listed = {"items": [found[seq] for seq in sorted(found)], "public_key": keys[-1] if keys else None}
     click.echo(msgspec.json.format(msgspec.json.encode(listed)).decode())
 
 
-def _verify_installation(session: CommandSession, external: ExternalCheckpoints) -> Verdict:
+def _verify_installation(session: CommandSession, external: ExternalCheckpoints) -> VerificationResult:
     from corral_plugins.audit.service.verify import Verification
 
     verdict = asyncio.run(session.service(Verification).verify(None, None, external, seconds=math.inf))
-    _record(session, "verify", ok=verdict.ok, checked=verdict.checked)
+    _record_access(session, "verify", ok=verdict.ok, checked=verdict.checked)
     return verdict
 
 
-def _verify_source(source: str, external: ExternalCheckpoints, *, filtered: bool) -> Verdict:
+def _verify_source(source: str, external: ExternalCheckpoints, *, filtered: bool) -> VerificationResult:
     from corral.database.connect import database_url
-    from corral_plugins.audit.service.offline import Unreadable, verify_export
+    from corral_plugins.audit.service.verify import Unreadable, verify_export
 
     if (url := database_url(source)) is not None:
         return _verify_copy(url, external)
@@ -123,7 +123,7 @@ def _verify_source(source: str, external: ExternalCheckpoints, *, filtered: bool
     return verify_export(path, external, sparse=filtered)
 
 
-def _verify_copy(url: str, external: ExternalCheckpoints) -> Verdict:
+def _verify_copy(url: str, external: ExternalCheckpoints) -> VerificationResult:
     from corral.database.connect import connect
     from corral_plugins.audit.service.verify import Verification
 
@@ -134,7 +134,7 @@ def _verify_copy(url: str, external: ExternalCheckpoints) -> Verdict:
         database.close()
 
 
-def _record(session: CommandSession, verb: str, **details: Any) -> None:
+def _record_access(session: CommandSession, verb: str, **details: Any) -> None:
     from corral.plugin import AuditEntry
     from corral_plugins.audit.service.log import AuditLog
 
@@ -143,13 +143,13 @@ def _record(session: CommandSession, verb: str, **details: Any) -> None:
     session.run(lambda: log.record(entry))
 
 
-def _work(session: CommandSession) -> Any:
+def _work_of(session: CommandSession) -> Any:
     from corral.database.engine import Work
 
     return session.service(Work)
 
 
-def _sentence(verdict: Verdict) -> str:
+def _describe_verdict(verdict: VerificationResult) -> str:
     checked = f"{verdict.checked} rows and {verdict.checkpoints_checked} checkpoints checked"
     if verdict.ok:
         return f"The log is intact: {checked}; the last row is {verdict.head.seq}, hash {verdict.head.hash}."

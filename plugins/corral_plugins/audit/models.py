@@ -60,7 +60,7 @@ AuditRow.add_index(
 )
 
 
-class Head(Model):
+class ChainHead(Model):
     """The position of the newest row and of the anchor.
 
     Each append locks this single row. The anchor is the last row that retention removed; the retained rows follow the
@@ -77,7 +77,7 @@ class Head(Model):
         table_name = "audit_head"
 
 
-class Checkpoint(Model):
+class CheckpointRow(Model):
     """A signed position in the hash chain. `rows` is the number of rows since the previous checkpoint."""
 
     seq = peewee.BigIntegerField(primary_key=True)
@@ -91,7 +91,7 @@ class Checkpoint(Model):
         table_name = "audit_checkpoints"
 
 
-class SigningKey(Model):
+class AuditSigningKey(Model):
     """The key pair that signs checkpoints. The private key is encrypted under the master key."""
 
     id = peewee.CharField(primary_key=True, max_length=16)
@@ -103,4 +103,4 @@ class SigningKey(Model):
         table_name = "audit_keys"
 
 
-TABLES: tuple[type[Model], ...] = (AuditRow, Head, Checkpoint, SigningKey)
+TABLES: tuple[type[Model], ...] = (AuditRow, ChainHead, CheckpointRow, AuditSigningKey)

@@ -20,11 +20,10 @@ from corral.plugin import Audit, Metric, Plugin, Provide, Runtime, Setting, hook
 from corral_plugins.audit import api, command, jobs, models, settings
 from corral_plugins.audit.routes import routes
 from corral_plugins.audit.service import checkpoints
-from corral_plugins.audit.service.access import Access
-from corral_plugins.audit.service.checkpoints import Checkpoints
-from corral_plugins.audit.service.log import AuditLog
-from corral_plugins.audit.service.queries import Queries
-from corral_plugins.audit.service.retention import Retention
+from corral_plugins.audit.service.checkpoints import CheckpointSigner
+from corral_plugins.audit.service.log import AccessRecorder, AuditLog
+from corral_plugins.audit.service.queries import AuditQueries
+from corral_plugins.audit.service.retention import AuditRetention
 from corral_plugins.audit.service.verify import Verification
 from corral_plugins.audit.shapes import Outcome
 
@@ -70,7 +69,7 @@ class AuditPlugin(Plugin):
         def audit(log: AuditLog) -> Audit:
             return log
 
-        parts = (AuditLog, Access, Checkpoints, Queries, Retention, Verification)
+        parts = (AuditLog, AccessRecorder, CheckpointSigner, AuditQueries, AuditRetention, Verification)
         return [*(Provide(part, part) for part in parts), Provide(Audit, audit)]
 
     @hookimpl
@@ -99,34 +98,35 @@ class AuditPlugin(Plugin):
 
     @hookimpl
     def corral_commands(self) -> Iterable[click.Command]:
-        return [command.command]
+        return [command.audit_command]
 
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:
         return [
             Metric(
                 name="corral_audit_rows_total",
-                help="Rows written to the audit log, by outcome.",
+                help="Number of rows written to the audit log, by outcome.",
                 kind="counter",
                 labels={"outcome": get_args(Outcome)},
-                collect=_rows,
+                collect=_rows_by_outcome,
             ),
             Metric(
                 name="corral_audit_write_failures_total",
-                help="Audit log rows that could not be written.",
+                help="Number of audit log rows that could not be written.",
                 kind="counter",
-                collect=_failures,
+                collect=_failed_rows,
             ),
             Metric(
                 name="corral_audit_append_seconds",
-                help="Total seconds spent appending rows; divide by corral_audit_rows_total for the mean.",
+                help="Total time spent on appending rows, in seconds. Divide it by corral_audit_rows_total for "
+                "the mean.",
                 kind="counter",
-                collect=_seconds,
+                collect=_append_seconds,
             ),
             Metric(
                 name="corral_audit_last_checkpoint_age_seconds",
                 help="Age of the newest checkpoint, in seconds.",
-                collect=_age,
+                collect=_checkpoint_age,
             ),
         ]
 
@@ -134,18 +134,18 @@ class AuditPlugin(Plugin):
 Samples = Mapping[tuple[str, ...], float]
 
 
-def _rows(log: AuditLog) -> Samples:
+def _rows_by_outcome(log: AuditLog) -> Samples:
     return {(outcome,): float(count) for outcome, count in log.rows.items()}
 
 
-def _failures(log: AuditLog) -> Samples:
+def _failed_rows(log: AuditLog) -> Samples:
     return {(): float(log.failures)}
 
 
-def _seconds(log: AuditLog) -> Samples:
+def _append_seconds(log: AuditLog) -> Samples:
     return {(): log.append_seconds}
 
 
-def _age() -> Samples:
-    newest = checkpoints.newest()
+def _checkpoint_age() -> Samples:
+    newest = checkpoints.newest_checkpoint()
     return {} if newest is None else {(): clock.time_s() - clock.parse_instant(newest[1])}

@@ -11,14 +11,14 @@ RETENTION_DAYS: Setting[int | None] = Setting(
     minimum=30,
     maximum=36_500,
     title="Retention of audit rows (days)",
-    description="Unset keeps rows forever. Removal starts at the oldest row and ends at a signed checkpoint.",
+    description="If unset, rows are kept forever. Removal starts at the oldest row and ends at a signed checkpoint.",
 )
 VERBOSE = Setting(
     name="audit.verbose",
     kind=bool,
     default=False,
     title="Record every request",
-    description="Also records reads and ordinary writes: every request then writes one row.",
+    description="Reads and ordinary writes are recorded as well, so every request writes one row.",
 )
 RECORD_IP = Setting(
     name="audit.record_ip",

@@ -19,7 +19,7 @@ Reason = Literal[
 Seq = Annotated[int, Meta(ge=1, le=2**62)]
 
 
-class Filters(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class AuditFilters(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Filters of lists and exports. `actor` matches the actor or the user on whose behalf the actor acted.
 
     `action` is a name, or a prefix such as `auth.*`.
@@ -38,7 +38,7 @@ class Filters(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_def
 class AuditQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Query parameters of the list.
 
-    They repeat the fields of `Filters`, because a struct can have only one base class.
+    They repeat the fields of `AuditFilters`, because a struct can have only one base class.
     """
 
     actor: list[Named] | UnsetType = UNSET
@@ -51,7 +51,7 @@ class AuditQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defau
     request_id: Named | UnsetType = UNSET
 
 
-class ExportQuery(Filters, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class ExportQuery(AuditFilters, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Query parameters of an export. `jsonl` writes one hashed row per line; `csv` is meant for spreadsheets."""
 
     format: Annotated[str, Meta(max_length=20)] = "jsonl"
@@ -122,7 +122,7 @@ class LinkView(msgspec.Struct, kw_only=True):
     hash: str
 
 
-class Verdict(msgspec.Struct, kw_only=True):
+class VerificationResult(msgspec.Struct, kw_only=True):
     """The result of a verification. If `complete` is false, time ran out; continue with `from_seq` = `next_seq`."""
 
     ok: bool

@@ -1,4 +1,4 @@
-"""The public API of cost accounting: uses of paid services, quotes, charges and the service `Cost`."""
+"""The public API of cost accounting: uses of paid services, quotes, charges and the service `Costs`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FREE_PROVIDERS = frozenset({"local", "scripted", "builtin"})
 """Providers that never cost anything. Callers pass `free=True` for other providers without costs."""
 
 
-class Tokens(msgspec.Struct, frozen=True, kw_only=True):
+class TokenCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Token counts of one call. `input_tokens` excludes cache tokens, whatever the provider's convention is."""
 
     input_tokens: int = 0
@@ -30,7 +30,7 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True):
         return self.input_tokens + self.output_tokens + self.cache_read_tokens + self.cache_write_tokens
 
 
-class Spent(msgspec.Struct, frozen=True, kw_only=True):
+class CostReport(msgspec.Struct, frozen=True, kw_only=True):
     """One use of a model or tool that may cost money. `usage_key` identifies the use; a repeated key has no effect.
 
     `cost_usd` is the cost reported by the provider, or None. `estimated` means that the token counts are estimates.
@@ -58,9 +58,9 @@ class Spent(msgspec.Struct, frozen=True, kw_only=True):
     by_gateway: bool = False
 
     @property
-    def tokens(self) -> Tokens:
-        """The token counts as a `Tokens` object."""
-        return Tokens(
+    def tokens(self) -> TokenCounts:
+        """The token counts as a `TokenCounts` object."""
+        return TokenCounts(
             input_tokens=self.input_tokens,
             output_tokens=self.output_tokens,
             cache_read_tokens=self.cache_read_tokens,
@@ -68,7 +68,7 @@ class Spent(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class Quote(msgspec.Struct, frozen=True, kw_only=True):
+class PriceQuote(msgspec.Struct, frozen=True, kw_only=True):
     """The cost of a use. `cost_micro_usd` is None, not zero, if no price is known."""
 
     cost_micro_usd: int | None
@@ -86,7 +86,7 @@ class Quote(msgspec.Struct, frozen=True, kw_only=True):
         return None if self.cost_micro_usd is None else self.cost_micro_usd / 1e6
 
 
-class Charged(Quote, frozen=True, kw_only=True):
+class ChargedCost(PriceQuote, frozen=True, kw_only=True):
     """A recorded cost event.
 
     `repeated` means that the usage key already existed, so that nothing was added and this is the existing event.
@@ -96,10 +96,10 @@ class Charged(Quote, frozen=True, kw_only=True):
     repeated: bool = False
 
 
-class Cost(Protocol):
+class Costs(Protocol):
     """Quotes prices and records cost events."""
 
-    def price(self, provider: str, model: str, tokens: Tokens, *, free: bool = False) -> Quote:
+    def quote(self, provider: str, model: str, tokens: TokenCounts, *, free: bool = False) -> PriceQuote:
         """Return the cost of a call at current prices.
 
         May be called outside a unit of work. In that case, price overrides set in another process apply after at most 2
@@ -107,11 +107,11 @@ class Cost(Protocol):
         """
         ...
 
-    def settle(self, spent: Spent, *, free: bool = False) -> Charged:
+    def record_cost(self, spent: CostReport, *, free: bool = False) -> ChargedCost:
         """Write the cost event and its rollups in the caller's unit of work. Emits no event.
 
         Raises `Invalid` for counts below 0 or above `MAX_TOKENS`. The caller must update the counters of the task
-        (`Tasks.spent`) with the returned `cost_usd`.
+        (`Tasks.record_usage`) with the returned `cost_usd`.
         """
         ...
 

@@ -20,32 +20,32 @@ MAX_BATCHES = 200
 """The maximum number of batches that one run deletes. The next run continues."""
 
 
-async def reconcile(work: Work) -> None:
+async def reconcile_rollups(work: Work) -> None:
     """Compare the rollups of today and yesterday with their events. Correct differences and raise an alert."""
     entry = Entry(label="job cost.reconcile", actor=SYSTEM)
     today = day_of(clock.now())
     for day in range(today - RECONCILED_DAYS + 1, today + 1):
         for series in maintenance.RECONCILED_SERIES:
-            found = await work(functools.partial(maintenance.differences, series, day), entry=entry, read=True)
+            found = await work(functools.partial(maintenance.find_differences, series, day), entry=entry, read=True)
             if found:
-                await work(functools.partial(maintenance.correct, found), entry=entry)
+                await work(functools.partial(maintenance.correct_rollups, found), entry=entry)
 
 
-async def prune(work: Work, settings: Settings) -> None:
+async def delete_expired_events(work: Work, settings: Settings) -> None:
     """Delete events and detailed rollups whose retention period has ended."""
     days = settings.get(EVENT_RETENTION_DAYS)
     if days is not None:
-        await _repeat(work, functools.partial(maintenance.delete_events, clock.now(-days * DAY)))
-    await _repeat(work, maintenance.delete_quarter_hours)
-    await _repeat(work, maintenance.delete_task_days)
+        await _repeat_in_batches(work, functools.partial(maintenance.delete_events, clock.now(-days * DAY)))
+    await _repeat_in_batches(work, maintenance.delete_quarter_hours)
+    await _repeat_in_batches(work, maintenance.delete_task_days)
 
 
-async def _repeat(work: Work, delete_batch: Callable[[], int]) -> None:
+async def _repeat_in_batches(work: Work, delete_batch: Callable[[], int]) -> None:
     entry = Entry(label="job cost.prune", actor=SYSTEM)
     for _ in range(MAX_BATCHES):
         if await work(delete_batch, entry=entry) < maintenance.BATCH_ROWS:
             return
 
 
-SCHEDULES = (Schedule("cost.reconcile", 3600, reconcile), Schedule("cost.prune", 3600, prune))
+SCHEDULES = (Schedule("cost.reconcile", 3600, reconcile_rollups), Schedule("cost.prune", 3600, delete_expired_events))
 SUBSCRIBERS = (Subscriber("cost.outcomes", rollups.OUTCOME_EVENTS, rollups.add_outcome),)

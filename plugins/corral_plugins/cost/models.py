@@ -62,7 +62,7 @@ for _column, _name in (
     CostEvent.add_index(CostEvent.index(_column, CostEvent.ts, CostEvent.private_to, name=_name, where=_is_set))
 
 
-class Price(Model):
+class PriceOverrideRow(Model):
     """A price override set by an admin, in micro-USD per 1,000,000 tokens. `call_micro` is charged per call.
 
     If a cache price is null, the input price applies. `provider` and `model` are glob patterns (`*`, `?`).
@@ -141,4 +141,4 @@ class DeletedAgent(Model):
         table_name = "cost_deleted_agents"
 
 
-TABLES: tuple[type[Model], ...] = (CostEvent, Price, PriceRevision, Rollup, DeletedAgent)
+TABLES: tuple[type[Model], ...] = (CostEvent, PriceOverrideRow, PriceRevision, Rollup, DeletedAgent)

@@ -13,15 +13,15 @@ from corral.http.routes import Routes
 from corral.jobs.job import Schedule
 from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral_plugins.cost import jobs, models, settings
-from corral_plugins.cost.api import Cost
+from corral_plugins.cost.api import Costs
 from corral_plugins.cost.routes import routes
 from corral_plugins.cost.service import price_table
-from corral_plugins.cost.service.ledger import Ledger
+from corral_plugins.cost.service.ledger import CostLedger
 from corral_plugins.cost.service.metrics import ProviderTotals
 from corral_plugins.cost.service.price_overrides import PriceOverrides
 from corral_plugins.cost.service.pricing import Pricing
 from corral_plugins.cost.service.reported_costs import ReportedCosts
-from corral_plugins.cost.service.reports import Reports
+from corral_plugins.cost.service.reports import CostReports
 
 REFRESH_SECONDS = 2
 
@@ -47,22 +47,22 @@ class CostPlugin(Plugin):
 
         async def refresh_prices() -> None:
             while True:
-                await pricing.refresh()
+                await pricing.refresh_overrides()
                 await asyncio.sleep(REFRESH_SECONDS)
 
         async def load_price_table(address: str) -> None:
-            await asyncio.to_thread(price_table.load)
+            await asyncio.to_thread(price_table.load_price_table)
 
         runtime.supervise("prices", refresh_prices)
         runtime.when_serving(load_price_table)
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
-        def cost(ledger: Ledger) -> Cost:
+        def cost(ledger: CostLedger) -> Costs:
             return ledger
 
-        services = (Pricing, Ledger, PriceOverrides, Reports, ReportedCosts)
-        return [*(Provide(service, service) for service in services), Provide(Cost, cost)]
+        services = (Pricing, CostLedger, PriceOverrides, CostReports, ReportedCosts)
+        return [*(Provide(service, service) for service in services), Provide(Costs, cost)]
 
     @hookimpl
     def corral_routes(self) -> Iterable[Routes]:

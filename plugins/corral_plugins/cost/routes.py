@@ -8,28 +8,28 @@ from corral.errors import Conflict
 from corral.http.answers import Answer, IfMatch, Request
 from corral.http.page import Page
 from corral.http.routes import Routes
-from corral_plugins.cost.service.ledger import Ledger
+from corral_plugins.cost.service.ledger import CostLedger
 from corral_plugins.cost.service.price_overrides import PriceOverrides
 from corral_plugins.cost.service.reported_costs import ReportedCosts
-from corral_plugins.cost.service.reports import Reports
+from corral_plugins.cost.service.reports import CostReports
 from corral_plugins.cost.shapes import (
-    ByAgent,
-    ByProvider,
-    Daily,
+    CostEventQuery,
+    CostEventView,
+    CostsByAgent,
+    CostsByProvider,
+    CostSummary,
+    DailyCosts,
     DailyQuery,
     DaysQuery,
-    EventQuery,
-    EventView,
     FoundPrice,
     LookupQuery,
     ModelRank,
-    NewEvent,
+    NewCostEvent,
     NewPrice,
     PriceChange,
     PriceQuery,
     PriceView,
     RankedQuery,
-    Summary,
     TaskCost,
     UserCost,
     ZoneQuery,
@@ -41,63 +41,63 @@ READ, WRITE = "cost.read", "cost.write"
 
 
 @routes.get("/summary", needs=READ)
-def get_cost_summary(query: ZoneQuery, reports: Reports) -> Summary:
+def get_cost_summary(query: ZoneQuery, reports: CostReports) -> CostSummary:
     """Return the total cost of today, this week, this month, last month and all time."""
-    return reports.summary(query)
+    return reports.get_summary(query)
 
 
 @routes.get("/daily", needs=READ)
-def get_daily_cost(query: DailyQuery, reports: Reports) -> Daily:
+def get_daily_cost(query: DailyQuery, reports: CostReports) -> DailyCosts:
     """Return the cost of each of the last days, oldest first."""
-    return reports.daily(query)
+    return reports.list_days(query)
 
 
 @routes.get("/by-agent", needs=READ)
-def get_cost_by_agent(query: DaysQuery, reports: Reports) -> ByAgent:
+def get_cost_by_agent(query: DaysQuery, reports: CostReports) -> CostsByAgent:
     """Return the cost of each agent in the last days, most expensive first."""
-    return reports.by_agent(query)
+    return reports.list_by_agent(query)
 
 
 @routes.get("/by-provider", needs=READ)
-def get_cost_by_provider(query: DaysQuery, reports: Reports) -> ByProvider:
+def get_cost_by_provider(query: DaysQuery, reports: CostReports) -> CostsByProvider:
     """Return the cost of each provider and its models in the last days, most expensive first."""
-    return reports.by_provider(query)
+    return reports.list_by_provider(query)
 
 
 @routes.get("/by-model", needs=READ)
-def get_cost_by_model(query: RankedQuery, reports: Reports) -> Page[ModelRank]:
+def get_cost_by_model(query: RankedQuery, reports: CostReports) -> Page[ModelRank]:
     """List the cost of each model in the last days, most expensive first."""
-    return reports.by_model(query)
+    return reports.list_by_model(query)
 
 
 @routes.get("/by-task", needs=READ)
-def get_cost_by_task(query: RankedQuery, reports: Reports) -> Page[TaskCost]:
+def get_cost_by_task(query: RankedQuery, reports: CostReports) -> Page[TaskCost]:
     """List the cost of each task in the last days, most expensive first."""
-    return reports.by_task(query)
+    return reports.list_by_task(query)
 
 
 @routes.get("/by-user", needs=WRITE)
-def get_cost_by_user(query: RankedQuery, reports: Reports) -> Page[UserCost]:
+def get_cost_by_user(query: RankedQuery, reports: CostReports) -> Page[UserCost]:
     """List the cost of each user in the last days, most expensive first."""
-    return reports.by_user(query)
+    return reports.list_by_user(query)
 
 
 @routes.get("/events", needs=READ, raises=("invalid_cursor",))
-def list_cost_events(query: EventQuery, ledger: Ledger, caller: Principal) -> Page[EventView]:
+def list_cost_events(query: CostEventQuery, ledger: CostLedger, caller: Principal) -> Page[CostEventView]:
     """List cost events, newest first. Admins see all events; others see their own and those of shared objects."""
-    return ledger.page(query, caller)
+    return ledger.list_events(query, caller)
 
 
 @routes.get("/events/{id}", needs=READ, raises=("not_found",))
-def get_cost_event(id: str, ledger: Ledger, caller: Principal) -> EventView:
+def get_cost_event(id: str, ledger: CostLedger, caller: Principal) -> CostEventView:
     """Return a cost event."""
-    return ledger.get_visible(id, caller)
+    return ledger.get_visible_event(id, caller)
 
 
 @routes.post("/events", needs=("cost.report", WRITE), status=201, raises=("forbidden", "lease_lost"))
 async def create_cost_event(
-    body: NewEvent, reported: ReportedCosts, caller: Principal, request: Request, work: Work
-) -> Answer[EventView]:
+    body: NewCostEvent, reported: ReportedCosts, caller: Principal, request: Request, work: Work
+) -> Answer[CostEventView]:
     """Record costs that arose outside the gateway, or correct recorded costs.
 
     If the `usage_key` exists, nothing is added and the response is 200 with the existing event. If the lease has ended,
@@ -105,16 +105,16 @@ async def create_cost_event(
     """
     requested = body.lease_id or request.header("corral-lease")
     lease_id = requested.lower() if requested is not None else caller.lease_id
-    recorded = await work(lambda: reported.record(body, lease_id, caller), entry=request.entry(caller))
+    recorded = await work(lambda: reported.record_report(body, lease_id, caller), entry=request.entry(caller))
     if recorded.lease_ended:
-        raise Conflict("The lease has ended; the reported cost was recorded.", code="lease_lost")
+        raise Conflict("The lease has ended; stop the run. The reported cost was recorded.", code="lease_lost")
     return Answer(body=recorded.event, status=201 if recorded.is_new else 200)
 
 
 @routes.get("/prices", needs=READ, raises=("invalid_cursor",))
 def list_prices(query: PriceQuery, prices: PriceOverrides, caller: Principal) -> Page[PriceView]:
     """List price overrides, newest first, followed by the built-in prices."""
-    return prices.page(query, caller)
+    return prices.list_prices(query, caller)
 
 
 @routes.post("/prices", needs=WRITE, status=201, raises=("duplicate", "quota_exceeded"))
@@ -126,7 +126,7 @@ def create_price(body: NewPrice, prices: PriceOverrides) -> PriceView:
 @routes.get("/prices/lookup", needs=READ)
 def look_up_price(query: LookupQuery, prices: PriceOverrides) -> FoundPrice:
     """Return the price that applies to a model, and its source."""
-    return prices.lookup(query)
+    return prices.look_up(query)
 
 
 @routes.put("/prices/{id}", needs=WRITE, raises=("not_found", "duplicate", "precondition_failed", "invalid_state"))

@@ -8,7 +8,7 @@ REPORTED_PRICES = Setting(
     name="cost.reported_prices",
     kind=bool,
     default=True,
-    title="Prefer the cost that a provider reports over the price table",
+    title="Use the cost that a provider reports instead of the price table",
 )
 EVENT_RETENTION_DAYS: Setting[int | None] = Setting(
     name="cost.event_retention_days",
@@ -16,6 +16,6 @@ EVENT_RETENTION_DAYS: Setting[int | None] = Setting(
     default=None,
     minimum=90,
     maximum=3650,
-    title="Days to keep cost events (unset: forever); totals are always kept",
+    title="Days for which cost events are kept (unset: forever); totals are always kept",
 )
 ALL = (REPORTED_PRICES, EVENT_RETENTION_DAYS)

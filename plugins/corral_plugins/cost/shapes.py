@@ -46,7 +46,7 @@ class ZoneQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     tz: TimeZone = "UTC"
 
 
-class Summary(msgspec.Struct, kw_only=True):
+class CostSummary(msgspec.Struct, kw_only=True):
     """Total costs. Weeks begin on Monday.
 
     `change_percent` compares this month with the whole of last month. `total_usd`, the token counts and the unpriced,
@@ -75,16 +75,16 @@ class DailyQuery(ZoneQuery, kw_only=True, forbid_unknown_fields=True):
     provider: Provider | UnsetType = UNSET
 
 
-class Day(CostTotals, kw_only=True):
+class DayCost(CostTotals, kw_only=True):
     """The costs of one day."""
 
     date: str
 
 
-class Daily(msgspec.Struct, kw_only=True):
+class DailyCosts(msgspec.Struct, kw_only=True):
     """The costs of each day, oldest first. Days without costs are included as 0."""
 
-    items: list[Day]
+    items: list[DayCost]
 
 
 class DaysQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -107,7 +107,7 @@ class AgentCost(CostTotals, kw_only=True):
     budget: float | None
 
 
-class ByAgent(msgspec.Struct, kw_only=True):
+class CostsByAgent(msgspec.Struct, kw_only=True):
     """Costs by agent, most expensive first."""
 
     items: list[AgentCost]
@@ -127,7 +127,7 @@ class ProviderCost(CostTotals, kw_only=True):
     models: list[ModelCost]
 
 
-class ByProvider(msgspec.Struct, kw_only=True):
+class CostsByProvider(msgspec.Struct, kw_only=True):
     """Costs by provider, most expensive first."""
 
     items: list[ProviderCost]
@@ -160,7 +160,7 @@ class ModelRank(ModelCost, kw_only=True):
     provider: str
 
 
-class EventQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class CostEventQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Filters of cost events. `since` is inclusive, `until` is exclusive."""
 
     task_id: Id | UnsetType = UNSET
@@ -172,7 +172,7 @@ class EventQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defau
     until: MomentIn | UnsetType = UNSET
 
 
-class EventView(msgspec.Struct, kw_only=True):
+class CostEventView(msgspec.Struct, kw_only=True):
     """A cost event. `price_source` is reported, table, override or zero, or null if no price was known."""
 
     id: str
@@ -199,7 +199,7 @@ class EventView(msgspec.Struct, kw_only=True):
     note: str
 
 
-class NewEvent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class NewCostEvent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A cost that arose outside the gateway. `usage_key` identifies the cost in the whole installation.
 
     With a lease (in the body, in `Corral-Lease`, or that of the token) the event belongs to the attempt. Without a

@@ -38,7 +38,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 Seconds = Annotated[int, Meta(ge=1, le=3600)]
 
 
-class Timeouts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ProviderTimeouts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The timeouts in seconds for the connection, the first token, each further token and the whole response."""
 
     connect_seconds: Seconds = 10
@@ -47,7 +47,7 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     total_seconds: Seconds = 600
 
 
-class Connection(msgspec.Struct, frozen=True, kw_only=True):
+class ProviderConnection(msgspec.Struct, frozen=True, kw_only=True):
     """The configuration of a provider, passed to its kind with every call.
 
     `config` contains the fields that the kind adds to those of every provider, validated by the kind's `config_schema`.
@@ -61,7 +61,7 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     base_url: str | None = None
     api_key: str | None = None
     headers: Mapping[str, str] = {}
-    timeouts: Timeouts = Timeouts()
+    timeouts: ProviderTimeouts = ProviderTimeouts()
     operator: bool = False
     models: Sequence[ModelInfo] = ()
     version: str = ""
@@ -134,25 +134,25 @@ class LLMProvider(Protocol):
     supported_fields: frozenset[str]
     """The optional request fields that this kind supports. Other fields are dropped and listed in `Corral-Ignored`."""
 
-    def list_models(self, connection: Connection) -> Sequence[ModelInfo]:
+    def list_models(self, connection: ProviderConnection) -> Sequence[ModelInfo]:
         """Return the models without I/O, the default model first.
 
         Kinds with `fetch_models` return `connection.models`.
         """
         ...
 
-    async def complete(self, request: dict[str, Any], connection: Connection) -> dict[str, Any]:
+    async def complete(self, request: dict[str, Any], connection: ProviderConnection) -> dict[str, Any]:
         """Return a chat completion."""
         ...
 
-    def stream(self, request: dict[str, Any], connection: Connection) -> AsyncGenerator[dict[str, Any], None]:
+    def stream(self, request: dict[str, Any], connection: ProviderConnection) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the chunks of a chat completion, with `usage` in the last one.
 
         Closing the iterator ends the upstream request.
         """
         ...
 
-    async def embed(self, request: dict[str, Any], connection: Connection) -> dict[str, Any]:
+    async def embed(self, request: dict[str, Any], connection: ProviderConnection) -> dict[str, Any]:
         """Return embeddings. `input` is a list of texts; the vectors are lists of floats."""
         ...
 

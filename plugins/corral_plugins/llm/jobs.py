@@ -7,7 +7,7 @@ from corral.events.log import LoggedEvent
 from corral.jobs.job import Job, Schedule, enqueue
 from corral.plugin import Settings
 from corral_plugins.llm.service import calls, slots
-from corral_plugins.llm.service.calls import Payloads
+from corral_plugins.llm.service.calls import PayloadStore
 from corral_plugins.llm.service.provider_admin import REFRESH_JOB, ProviderChecks
 from corral_plugins.llm.settings import TOTAL_TIMEOUT_SECONDS
 
@@ -16,15 +16,15 @@ DELETE_PAYLOADS_JOB = "llm.delete_payloads"
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 
 
-def sweep(settings: Settings) -> None:
+def fail_abandoned_calls(settings: Settings) -> None:
     """Mark calls as failed whose process died, and delete expired concurrency slots."""
     calls.fail_abandoned(settings.get(TOTAL_TIMEOUT_SECONDS) + GRACE_SECONDS)
     slots.delete_expired()
 
 
-def prune(payloads: Payloads) -> None:
+def delete_expired_payloads(payloads: PayloadStore) -> None:
     """Delete payloads whose retention period has ended."""
-    payloads.prune()
+    payloads.delete_expired()
 
 
 async def refresh_models(checks: ProviderChecks) -> None:
@@ -45,7 +45,7 @@ def on_user_purged(event: LoggedEvent) -> None:
     enqueue(DELETE_PAYLOADS_JOB, user_id=event.object_id)
 
 
-def delete_payloads(user_id: str, payloads: Payloads) -> None:
+def delete_payloads(user_id: str, payloads: PayloadStore) -> None:
     """Delete one batch of a purged user's payloads, and enqueue another job if more may remain."""
     if payloads.delete_of_user(user_id):
         enqueue(DELETE_PAYLOADS_JOB, user_id=user_id)
@@ -54,7 +54,7 @@ def delete_payloads(user_id: str, payloads: Payloads) -> None:
 JOBS = (Job(REFRESH_JOB, refresh_provider, max_attempts=1), Job(DELETE_PAYLOADS_JOB, delete_payloads))
 SUBSCRIBERS = (Subscriber("llm.users", ("user.purged",), on_user_purged),)
 SCHEDULES = (
-    Schedule("llm.sweep", MINUTE, sweep),
-    Schedule("llm.prune", HOUR, prune),
+    Schedule("llm.sweep", MINUTE, fail_abandoned_calls),
+    Schedule("llm.prune", HOUR, delete_expired_payloads),
     Schedule("llm.refresh_models", DAY, refresh_models),
 )

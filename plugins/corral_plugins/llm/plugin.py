@@ -29,33 +29,32 @@ from corral_plugins.llm.providers.openai import OpenAIProvider
 from corral_plugins.llm.providers.presets import PRESETS
 from corral_plugins.llm.providers.scripted import ScriptedProvider, load_scripts
 from corral_plugins.llm.routes import completions, providers
-from corral_plugins.llm.service.admission import Admission
-from corral_plugins.llm.service.calls import Payloads
-from corral_plugins.llm.service.dispatch import Dispatcher
+from corral_plugins.llm.service.admission import CallAdmission, ModelResolver
+from corral_plugins.llm.service.calls import PayloadStore
+from corral_plugins.llm.service.dispatch import CallDispatcher
 from corral_plugins.llm.service.gateway import Gateway
-from corral_plugins.llm.service.leases import Leases
+from corral_plugins.llm.service.leases import CallLeases
 from corral_plugins.llm.service.metrics import CallMetrics
-from corral_plugins.llm.service.model_resolution import ModelResolver
 from corral_plugins.llm.service.provider_admin import ProviderAdmin, ProviderChecks
 from corral_plugins.llm.service.provider_keys import ProviderKeys
-from corral_plugins.llm.service.registry import ModelListing, Registry
-from corral_plugins.llm.service.settlement import ProviderStates, Settlement
-from corral_plugins.llm.service.slots import Slots
+from corral_plugins.llm.service.registry import ModelListing, ProviderRegistry
+from corral_plugins.llm.service.settlement import CallSettlement, ProviderStates
+from corral_plugins.llm.service.slots import ConcurrencySlots
 
 SERVICES = (
-    Admission,
-    Dispatcher,
+    CallAdmission,
+    CallDispatcher,
     Gateway,
-    Leases,
+    CallLeases,
     ModelListing,
     ModelResolver,
-    Payloads,
+    PayloadStore,
     ProviderAdmin,
     ProviderChecks,
     ProviderKeys,
     ProviderStates,
-    Settlement,
-    Slots,
+    CallSettlement,
+    ConcurrencySlots,
 )
 
 
@@ -97,30 +96,30 @@ class LlmPlugin(Plugin):
         keys = {name: table["api_key"] for name, table in self.section.providers.items() if "api_key" in table}
         await asyncio.to_thread(runtime.service(Redactor).set_values, "llm.providers", keys)
         self._gateway = runtime.service(Gateway)
-        self._gateway.registry.validate()
+        self._gateway.registry.validate_file_providers()
         await runtime.service(Database).work(runtime.service(ProviderChecks).enqueue_missing)
-        runtime.supervise("slots", runtime.service(Slots).run)
-        runtime.supervise("leases", runtime.service(Leases).run)
+        runtime.supervise("slots", runtime.service(ConcurrencySlots).renew_and_detect)
+        runtime.supervise("leases", runtime.service(CallLeases).watch_and_renew)
 
     async def stop(self) -> None:
         if self._gateway is None:
             return
         await self._gateway.stop()
-        for kind in self._gateway.registry.kinds().values():
+        for kind in self._gateway.registry.provider_kinds().values():
             if hasattr(kind, "close"):
                 with contextlib.suppress(Exception):  # an error in one kind must not prevent closing the others
                     await kind.close()
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
-        def registry(contributions: Contributions) -> Registry:
-            return Registry(contributions, self.section.providers)
+        def registry(contributions: Contributions) -> ProviderRegistry:
+            return ProviderRegistry(contributions, self.section.providers)
 
         def llm(gateway: Gateway) -> LLM:
             return gateway
 
         return [
-            Provide(Registry, registry),
+            Provide(ProviderRegistry, registry),
             Provide(CallMetrics, lambda: self._metrics),
             *(Provide(service, service) for service in SERVICES),
             Provide(LLM, llm),
@@ -165,4 +164,4 @@ class LlmPlugin(Plugin):
 
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:
-        return self._metrics.metrics(sorted({*self.section.providers, *PRESETS, "scripted", "local", "builtin"}))
+        return self._metrics.definitions(sorted({*self.section.providers, *PRESETS, "scripted", "local", "builtin"}))

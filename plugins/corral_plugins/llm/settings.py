@@ -40,14 +40,14 @@ QUEUE_TIMEOUT_SECONDS = Setting(
     default=60,
     minimum=0,
     maximum=600,
-    title="Maximum time a call waits for a concurrency slot of its provider",
+    title="Maximum time that a call waits for a concurrency slot of its provider",
 )
 STORE_PAYLOADS = Setting(
     name="llm.store_payloads",
     kind=str,
     default="off",
     choices=("off", "errors", "all"),
-    title="Calls whose redacted requests and responses are stored",
+    title="Calls for which the redacted request and response are stored",
 )
 PAYLOAD_DAYS = Setting(
     name="llm.payload_days",
@@ -55,10 +55,13 @@ PAYLOAD_DAYS = Setting(
     default=7,
     minimum=1,
     maximum=365,
-    title="Days to keep stored payloads of calls",
+    title="Days for which the stored requests and responses of calls are kept",
 )
 ALLOW_DIRECT_USE = Setting(
-    name="llm.allow_direct_use", kind=bool, default=True, title="People and API keys may call models without a task"
+    name="llm.allow_direct_use",
+    kind=bool,
+    default=True,
+    title="Allow people and API keys to call models without a task",
 )
 ALL = (
     DEFAULT_MODEL,

@@ -1,16 +1,17 @@
-"""OpenAI's request and response shapes as the gateway supports them, and the views of calls."""
+"""The request and response bodies of the gateway and of its provider routes."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral.http.page import PageQuery
 from corral.schema.fields import Id, MomentIn, line
+from corral_plugins.llm.api import ModelInfo, ProviderTimeouts
 
-ModelName = Annotated[str, line(265)]
+RequestedModel = Annotated[str, line(265)]
 DATA_URL = r"^data:image/(png|jpeg|gif|webp);base64,"
 
 
@@ -41,7 +42,7 @@ class Function(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     parsed_arguments: Any = None
 
 
-class ToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class RequestedToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A tool call in an assistant message. Clients may send back the `index` of a stream, which is ignored."""
 
     id: Annotated[str, Meta(min_length=1, max_length=200)]
@@ -50,7 +51,7 @@ class ToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     index: int | None = None
 
 
-class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class ChatMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One message of a conversation.
 
     The fields after `refusal` may be sent back from an earlier response. They are ignored.
@@ -59,7 +60,7 @@ class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_def
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart | ImagePart] | None = None
     name: Annotated[str, Meta(max_length=200)] | None = None
-    tool_calls: Annotated[list[ToolCall], Meta(max_length=200)] | None = None
+    tool_calls: Annotated[list[RequestedToolCall], Meta(max_length=200)] | None = None
     tool_call_id: Annotated[str, Meta(max_length=200)] | None = None
     refusal: str | None = None
     annotations: Any = None
@@ -98,7 +99,7 @@ class FunctionTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omi
     strict: bool | None = None
 
 
-class Tool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class FunctionToolSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A tool that the model may call. Only functions are supported."""
 
     function: FunctionTool
@@ -108,8 +109,8 @@ class Tool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class ChatRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A chat completion request. `model` is `provider/model`, a bare name, `default`, or `agent`."""
 
-    model: ModelName
-    messages: Annotated[list[Message], Meta(min_length=1, max_length=10_000)]
+    model: RequestedModel
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=10_000)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
@@ -119,7 +120,7 @@ class ChatRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit
     stop: str | Annotated[list[str], Meta(max_length=16)] | None = None
     seed: int | None = None
     n: Annotated[int, Meta(ge=1, le=1)] | None = None
-    tools: Annotated[list[Tool], Meta(max_length=500)] | None = None
+    tools: Annotated[list[FunctionToolSpec], Meta(max_length=500)] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
@@ -140,7 +141,7 @@ class ChatRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit
     safety_identifier: Annotated[str, Meta(max_length=500)] | None = None
 
 
-class Usage(msgspec.Struct, kw_only=True, omit_defaults=True):
+class TokenUsage(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Token counts of a call. `prompt_tokens` includes cache tokens, which `prompt_tokens_details` lists."""
 
     prompt_tokens: int
@@ -158,13 +159,13 @@ class Completion(msgspec.Struct, kw_only=True):
     created: int
     model: str
     choices: list[dict[str, Any]]
-    usage: Usage
+    usage: TokenUsage
 
 
 class EmbeddingRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Texts to embed. The `encoding_format` `base64` encodes each vector as little-endian 32-bit floats."""
 
-    model: ModelName
+    model: RequestedModel
     input: str | Annotated[list[str], Meta(min_length=1, max_length=256)]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Meta(ge=1, le=8192)] | None = None
@@ -184,7 +185,7 @@ class EmbeddingList(msgspec.Struct, kw_only=True):
 
     data: list[Embedding]
     model: str
-    usage: Usage
+    usage: TokenUsage
     object: str = "list"
 
 
@@ -218,7 +219,7 @@ class ModelList(msgspec.Struct, kw_only=True):
     object: str = "list"
 
 
-class CallQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class LlmCallQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Filters of calls. If a filter is repeated, a call may match any of its values."""
 
     task_id: Id | UnsetType = UNSET
@@ -229,7 +230,7 @@ class CallQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaul
     since: MomentIn | UnsetType = UNSET
 
 
-class CallView(msgspec.Struct, kw_only=True):
+class LlmCallView(msgspec.Struct, kw_only=True):
     """A call to a model and its outcome. `cost_usd` is null if the call is unpriced or not settled."""
 
     id: str
@@ -256,10 +257,168 @@ class CallView(msgspec.Struct, kw_only=True):
     error: dict[str, Any] | None
 
 
-class CallDetail(CallView, kw_only=True):
+class CallDetail(LlmCallView, kw_only=True):
     """A call with its payload.
 
     `payload` is the redacted `{request, response}`, or null if `llm.store_payloads` did not cause them to be stored.
     """
 
     payload: dict[str, Any] | None
+
+
+# -- providers
+
+
+ALL_MODELS: Final = "*"
+"""The entry of `models` that stands for every model that the provider lists."""
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The capabilities of a model."""
+
+    tools: bool = True
+    json: Literal["none", "grammar", "schema"] = "none"
+    images: bool = False
+    stream: bool = True
+    embeddings: bool = False
+    reasoning: bool = False
+
+
+class ModelSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A configured model of a provider."""
+
+    id: Annotated[str, Meta(min_length=1, max_length=200)]
+    context_window: Annotated[int, Meta(ge=64, le=100_000_000)] | None = None
+    max_output_tokens: Annotated[int, Meta(ge=1, le=100_000_000)] | None = None
+    capabilities: Capabilities = Capabilities()
+
+    def info(self) -> ModelInfo:
+        """Return the model in the form that provider kinds and callers use."""
+        return ModelInfo(
+            id=self.id,
+            capabilities=msgspec.structs.asdict(self.capabilities),
+            context_window=self.context_window,
+            max_output_tokens=self.max_output_tokens,
+        )
+
+
+def _all_models() -> list[ModelSpec | Literal["*"]]:
+    return [ALL_MODELS]
+
+
+class ProviderFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The configuration of a provider that is common to all kinds."""
+
+    kind: str | None = None
+    base_url: Annotated[str, Meta(max_length=2048, pattern=r"^https?://")] | None = None
+    headers: Annotated[dict[str, str], Meta(max_length=10)] = {}
+    models: Annotated[list[ModelSpec | Literal["*"]], Meta(min_length=1, max_length=500)] = msgspec.field(
+        default_factory=_all_models
+    )
+    default_model: Annotated[str, Meta(max_length=200)] | None = None
+    timeouts: ProviderTimeouts = ProviderTimeouts()
+    max_concurrency: Annotated[int, Meta(ge=1, le=1000)] | None = None
+    requests_per_minute: Annotated[int, Meta(ge=1, le=100_000)] | None = None
+    max_retries: Annotated[int, Meta(ge=0, le=5)] = 2
+    enabled: bool = True
+
+
+class FileFields(ProviderFields, kw_only=True, forbid_unknown_fields=True):
+    """The configuration of a provider in `corral.toml`, which includes the API key."""
+
+    api_key: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
+
+
+ProviderName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}(?![\s\S])")]
+Url = Annotated[str, Meta(max_length=2048, pattern=r"^https?://[^?#\s]+(?![\s\S])")]  # a query could contain a key
+Headers = Annotated[dict[Annotated[str, line(100)], Annotated[str, line(1000, 0)]], Meta(max_length=10)]
+Models = Annotated[list[ModelSpec | Literal["*"]], Meta(min_length=1, max_length=500)]
+ModelName = Annotated[str, line(200)]
+Key = Annotated[str, Meta(min_length=1, max_length=4096)]
+
+
+class NewProvider(ProviderFields, kw_only=True, forbid_unknown_fields=True):
+    """A provider to create. `kind` and `base_url` may be omitted for presets."""
+
+    name: ProviderName
+    kind: Annotated[str, Meta(max_length=64)] | None = None
+    base_url: Url | None = None
+    api_key: Key | None = None
+    api_key_secret: Annotated[str, line(200)] | None = None
+    headers: Headers = {}
+    default_model: ModelName | None = None
+
+
+class ProviderPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Changes to a provider. Absent fields keep their values."""
+
+    base_url: Url | UnsetType | None = UNSET
+    api_key: Key | UnsetType | None = UNSET
+    api_key_secret: Annotated[str, line(200)] | UnsetType | None = UNSET
+    headers: Headers | UnsetType = UNSET
+    models: Models | UnsetType = UNSET
+    default_model: ModelName | UnsetType | None = UNSET
+    timeouts: ProviderTimeouts | UnsetType = UNSET
+    max_concurrency: Annotated[int, Meta(ge=1, le=1000)] | UnsetType | None = UNSET
+    requests_per_minute: Annotated[int, Meta(ge=1, le=100000)] | UnsetType | None = UNSET
+    max_retries: Annotated[int, Meta(ge=0, le=5)] | UnsetType = UNSET
+    enabled: bool | UnsetType = UNSET
+
+
+class ProviderItem(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A provider in a list.
+
+    Only admins receive the fields after `models`. `source` is file, api, preset or implicit.
+    """
+
+    name: str
+    kind: str
+    enabled: bool
+    configured: bool
+    breaker: str | None = msgspec.field()
+    models: list[str]
+    source: str | UnsetType = UNSET
+    base_url: str | UnsetType | None = UNSET
+    last_error: dict[str, Any] | UnsetType | None = UNSET
+    last_ok_at: str | UnsetType | None = UNSET
+    models_refreshed_at: str | UnsetType | None = UNSET
+
+
+class ProviderView(ProviderFields, kw_only=True):
+    """A provider with all fields that admins see. API keys are never shown.
+
+    `models` is the configuration. `listed_models` are the resulting models.
+    """
+
+    name: str
+    configured: bool
+    has_key: bool
+    api_key_secret: str | None
+    breaker: str | None
+    source: str
+    listed_models: list[str]
+    last_error: dict[str, Any] | None
+    last_ok_at: str | None
+    models_refreshed_at: str | None
+    version: int
+    warnings: list[str] | UnsetType = UNSET
+
+
+class ProviderQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Pagination of the list of providers."""
+
+
+class TestProvider(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The model to call in a test. The default is the provider's default model."""
+
+    model: ModelName | None = None
+
+
+class ProviderTest(msgspec.Struct, kw_only=True):
+    """The result of a test call. `error` contains the code and detail of the problem."""
+
+    ok: bool
+    model: str
+    latency_ms: int
+    first_token_ms: int | None
+    error: dict[str, Any] | None

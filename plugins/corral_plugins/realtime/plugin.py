@@ -9,10 +9,10 @@ from corral.auth.principal import READERS, Permission
 from corral.http.routes import Routes, Socket, SocketConnection
 from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral_plugins.realtime.routes import routes
-from corral_plugins.realtime.service.hub import Hub
-from corral_plugins.realtime.service.replay import Replays
-from corral_plugins.realtime.service.rights import PERMISSION, Rights
-from corral_plugins.realtime.service.socket import Sockets
+from corral_plugins.realtime.service.hub import ViewerHub
+from corral_plugins.realtime.service.replay import ReplayFactory
+from corral_plugins.realtime.service.rights import PERMISSION, ViewerRights
+from corral_plugins.realtime.service.socket import WebSocketServer
 from corral_plugins.realtime.settings import SETTINGS
 
 
@@ -25,15 +25,15 @@ class RealtimePlugin(Plugin):
 
     name = "realtime"
     requires = ("accounts", "event_log")
-    permissions = (Permission(PERMISSION, "Follow events as they happen", holders=(*READERS, "agent")),)
+    permissions = (Permission(PERMISSION, "Receive events as they happen", holders=(*READERS, "agent")),)
 
     def __init__(self, settings: Any = None) -> None:
         super().__init__(settings)
-        self._hub: Hub | None = None
+        self._hub: ViewerHub | None = None
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
-        return [Provide(kind, kind) for kind in (Hub, Rights, Replays, Sockets)]
+        return [Provide(kind, kind) for kind in (ViewerHub, ViewerRights, ReplayFactory, WebSocketServer)]
 
     @hookimpl
     def corral_routes(self) -> Iterable[Routes]:
@@ -41,7 +41,7 @@ class RealtimePlugin(Plugin):
 
     @hookimpl
     def corral_sockets(self) -> Iterable[Socket]:
-        return [Socket("/ws", _serve)]
+        return [Socket("/ws", _serve_socket)]
 
     @hookimpl
     def corral_settings(self) -> Iterable[Setting[Any]]:
@@ -52,37 +52,37 @@ class RealtimePlugin(Plugin):
         return [
             Metric(
                 name="corral_ws_clients",
-                help="Number of open sockets and event streams.",
+                help="Number of open WebSockets and event streams.",
                 of_process=True,
-                collect=_clients,
+                collect=_connection_counts,
             ),
             Metric(
                 name="corral_ws_dropped_total",
-                help="Events dropped because their reader was too slow.",
+                help="Number of events dropped because their reader was too slow.",
                 kind="counter",
-                collect=_dropped,
+                collect=_dropped_events,
             ),
         ]
 
     async def start(self, runtime: Runtime) -> None:
         """Follow the event feed, recheck permissions, and tell clients to reconnect before the server stops."""
-        self._hub = runtime.service(Hub)
+        self._hub = runtime.service(ViewerHub)
         self._hub.start()
-        runtime.supervise("rights", runtime.service(Rights).watch)
-        runtime.when_draining(self._hub.drain)
+        runtime.supervise("rights", runtime.service(ViewerRights).recheck_regularly)
+        runtime.when_draining(self._hub.disconnect_all)
 
     async def stop(self) -> None:
         if self._hub is not None:
             self._hub.stop()
 
 
-async def _serve(connection: SocketConnection, sockets: Sockets) -> None:
-    await sockets.serve(connection)
+async def _serve_socket(connection: SocketConnection, sockets: WebSocketServer) -> None:
+    await sockets.serve_connection(connection)
 
 
-def _clients(hub: Hub) -> Mapping[tuple[str, ...], float]:
+def _connection_counts(hub: ViewerHub) -> Mapping[tuple[str, ...], float]:
     return {(): float(len(hub.viewers))}
 
 
-def _dropped(hub: Hub) -> Mapping[tuple[str, ...], float]:
+def _dropped_events(hub: ViewerHub) -> Mapping[tuple[str, ...], float]:
     return {(): float(hub.dropped)}

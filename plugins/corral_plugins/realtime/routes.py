@@ -14,10 +14,10 @@ from corral.errors import Forbidden, Gone, Invalid, Unauthorized
 from corral.events import log as event_log
 from corral.http.answers import Request, Stream
 from corral.http.routes import Routes
-from corral_plugins.realtime.service.hub import MAX_SUBSCRIPTIONS, Hub
+from corral_plugins.realtime.service.hub import MAX_SUBSCRIPTIONS, ViewerHub
 from corral_plugins.realtime.service.messages import Refusal, read_cursor
-from corral_plugins.realtime.service.replay import Replays
-from corral_plugins.realtime.service.rights import PERMISSION, Rights
+from corral_plugins.realtime.service.replay import ReplayFactory
+from corral_plugins.realtime.service.rights import PERMISSION, ViewerRights
 from corral_plugins.realtime.service.stream import EventStream
 
 routes = Routes("/events", tag="Events")
@@ -38,7 +38,13 @@ class StreamQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 @routes.get("/stream", needs=PERMISSION, raises=("unknown_event", "cursor_expired"))
 async def stream_events(
-    query: StreamQuery, caller: Principal, request: Request, hub: Hub, rights: Rights, replays: Replays, work: Work
+    query: StreamQuery,
+    caller: Principal,
+    request: Request,
+    hub: ViewerHub,
+    rights: ViewerRights,
+    replays: ReplayFactory,
+    work: Work,
 ) -> Stream:
     """Stream events as they happen, as server-sent events.
 
@@ -52,11 +58,11 @@ async def stream_events(
     if len(patterns) > MAX_SUBSCRIPTIONS:
         raise Invalid.at("/query/types", "too_long", f"Give at most {MAX_SUBSCRIPTIONS} names.")
     for pattern in patterns:
-        _check(hub, caller, pattern)
+        _check_pattern(hub, caller, pattern)
     if cursor is not None:
-        place = _cursor(cursor, pointer)
-        await work(lambda: _check_kept(place), read=True)
-    refusal = hub.refusal()
+        place = _parse_cursor(cursor, pointer)
+        await work(lambda: _check_retained(place), read=True)
+    refusal = hub.connection_refusal()
     if refusal is not None:
         raise refusal
     hub.check_user(caller.user_id or caller.id)
@@ -68,23 +74,23 @@ async def stream_events(
     return Stream(stream, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
 
-def _check(hub: Hub, caller: Principal, pattern: str) -> None:
+def _check_pattern(hub: ViewerHub, caller: Principal, pattern: str) -> None:
     try:
-        hub.check(caller, pattern)
+        hub.check_subscription(caller, pattern)
     except Refusal as refusal:
         if refusal.code == "forbidden":
             raise Forbidden(refusal.detail) from None
         raise Invalid.at("/query/types", "not_in_enum", refusal.detail, problem="unknown_event") from None
 
 
-def _cursor(text: str, pointer: str) -> str:
+def _parse_cursor(text: str, pointer: str) -> str:
     try:
         return read_cursor(text)
     except Refusal as refusal:
         raise Invalid.at(pointer, "bad_format", refusal.detail) from None
 
 
-def _check_kept(cursor: str) -> None:
+def _check_retained(cursor: str) -> None:
     """Raise `Gone` with the code `cursor_expired` if the log no longer holds all events after the cursor."""
     place, oldest = event_log.seq_of(cursor), event_log.first_seq()
     if place is None or place < oldest - 1:

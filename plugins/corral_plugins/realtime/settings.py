@@ -10,7 +10,7 @@ MAX_SOCKETS = Setting(
     default=10,
     minimum=1,
     maximum=100,
-    title="Open sockets and streams per user",
+    title="Maximum number of open WebSockets and event streams per user",
 )
 QUEUE_SIZE = Setting(
     name="realtime.queue_size",
@@ -18,7 +18,7 @@ QUEUE_SIZE = Setting(
     default=1000,
     minimum=100,
     maximum=10_000,
-    title="Queued frames after which a slow reader is disconnected",
+    title="Number of queued frames after which a slow reader is disconnected",
 )
 REPLAY_LIMIT = Setting(
     name="realtime.replay_limit",
@@ -31,6 +31,9 @@ REPLAY_LIMIT = Setting(
 SETTINGS = (MAX_SOCKETS, QUEUE_SIZE, REPLAY_LIMIT)
 
 CORS_ORIGINS: Setting[list[str]] = Setting(
-    name="http.cors_origins", kind=list[str], default=[], title="Origins whose pages may call the API (CORS)"
+    name="http.cors_origins",
+    kind=list[str],
+    default=[],
+    title="Origins of other web applications that may call the API",
 )
 """The allowed CORS origins. The kernel declares this setting, and this plugin reads it by name."""

@@ -22,7 +22,7 @@ declare_codes(
 )
 
 
-class Attached(msgspec.Struct, frozen=True, kw_only=True):
+class AttachedObject(msgspec.Struct, frozen=True, kw_only=True):
     """An object of a plugin to which an admin attached a secret. The plugin thereby becomes an allowed consumer."""
 
     plugin: str
@@ -35,7 +35,7 @@ class Attached(msgspec.Struct, frozen=True, kw_only=True):
         return f"plugin:{self.plugin}"
 
 
-class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+class SecretDelivery(msgspec.Struct, frozen=True, kw_only=True):
     """A secret value for a worker. The worker may send it only to `allowed_hosts`."""
 
     value: str
@@ -52,8 +52,8 @@ class Secrets(Protocol):
     not allowed), `Gone` (`secret_expired`) and `Unavailable` (`vault_sealed`).
     """
 
-    def use(
-        self, name: str, consumer: str | Sequence[str], host: str | None, *, attached: Attached | None = None
+    def use_value(
+        self, name: str, consumer: str | Sequence[str], host: str | None, *, attached: AttachedObject | None = None
     ) -> str:
         """Return the value to send to `host`.
 
@@ -61,25 +61,27 @@ class Secrets(Protocol):
         """
         ...
 
-    def valid(self, name: str, *, attached: Attached) -> list[str]:
+    def valid_values(self, name: str, *, attached: AttachedObject) -> list[str]:
         """Return the current value and replaced values in their grace period, to verify incoming signatures."""
         ...
 
-    def deliver(self, name: str, worker_group: str, *, worker_id: str, task_id: str, purpose: str | None) -> Delivery:
+    def deliver_to_worker(
+        self, name: str, worker_group: str, *, worker_id: str, task_id: str, purpose: str | None
+    ) -> SecretDelivery:
         """Return the value for a worker of an allowed group, and audit the delivery.
 
         Raises `NotFound` if the group is not allowed.
         """
         ...
 
-    def of_group(self, worker_group: str) -> list[str]:
+    def names_for_group(self, worker_group: str) -> list[str]:
         """Return the names of the secrets that a worker group may receive.
 
         The list is at most 2 seconds out of date.
         """
         ...
 
-    def attach(self, name: str, to: Attached, *, title: str, pointer: str, by: Principal | None) -> None:
+    def attach(self, name: str, to: AttachedObject, *, title: str, pointer: str, by: Principal | None) -> None:
         """Record that an object uses the secret `name` instead of the one it used before.
 
         Raises `Invalid` (`unknown_reference`) at `pointer`. `by` needs the permission `secrets.write` (`Forbidden`,
@@ -88,11 +90,11 @@ class Secrets(Protocol):
         """
         ...
 
-    def detach(self, attached: Attached) -> None:
+    def detach(self, attached: AttachedObject) -> None:
         """Record that the object no longer uses a secret."""
         ...
 
-    def keep(self, name: str, value: str, *, category: str, description: str, by: Principal) -> list[str]:
+    def store_value(self, name: str, value: str, *, category: str, description: str, by: Principal) -> list[str]:
         """Store a value that was submitted with an object, and return the warnings about the value.
 
         If the secret exists, the value becomes its new version.

@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from corral.plugin import OpenSession
 
 config_option = click.option(
-    "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="corral.toml to read"
+    "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="path of corral.toml"
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
 
 
 @click.group("secrets")
-def command() -> None:
+def secrets_command() -> None:
     """Manage master keys and encrypted values. Requires access to the data folder, but no token."""
 
 
-@command.command("key-status")
+@secrets_command.command("key-status")
 @config_option
 @json_option
 @click.pass_obj
@@ -35,18 +35,18 @@ def key_status(open_session: OpenSession, config_path: Path | None, as_json: boo
     from corral_plugins.secrets.service.keys import MasterKeys
 
     with open_session(config_path, "secrets key-status") as session:
-        status = session.run(session.service(MasterKeys).status, read=True)
+        status = session.run(session.service(MasterKeys).key_status, read=True)
     lines = ["The vault is sealed: no loaded key decrypts the stored values."] if status.sealed else []
     for key in status.keys:
         active = ", active" if key.key_id == status.active_key else ""
         loaded = f"{key.label}{active}" if key.label else "NOT LOADED"
         lines.append(f"{key.key_id}  {key.rows:>8} rows  {loaded}")
-    lines.append(f"{status.remaining} rows are not under the active key.")
-    _print(msgspec.to_builtins(status), lines, as_json)
+    lines.append(f"{status.remaining} rows are not encrypted under the active key.")
+    _print_result(msgspec.to_builtins(status), lines, as_json)
     sys.exit(1 if status.sealed else 0)
 
 
-@command.command("rotate-master-key")
+@secrets_command.command("rotate-master-key")
 @config_option
 @json_option
 @click.pass_obj
@@ -59,36 +59,36 @@ def rotate_master_key(open_session: OpenSession, config_path: Path | None, as_js
 
     with open_session(config_path, "secrets rotate-master-key") as session:
         keys = session.service(MasterKeys)
-        rows, holder = session.run(keys.begin)
-        asyncio.run(keys.run(holder, seconds=math.inf))
-        left = session.run(keys.status, read=True).remaining
-    message = f"{rows - left} rows were rewrapped under the active key; {left} remain."
+        rows, holder = session.run(keys.begin_rotation)
+        asyncio.run(keys.rewrap_rows(holder, seconds=math.inf))
+        left = session.run(keys.key_status, read=True).remaining
+    message = f"{rows - left} rows were re-encrypted under the active key; {left} remain."
     if left:
-        message += " Their keys are not loaded, or the rows are damaged; run corral secrets verify."
-    _print({"rewrapped": rows - left, "remaining": left}, [message], as_json)
+        message += " Their keys are not loaded, or the rows are damaged. Run: corral secrets verify"
+    _print_result({"rewrapped": rows - left, "remaining": left}, [message], as_json)
     sys.exit(1 if left else 0)
 
 
-@command.command("verify")
+@secrets_command.command("verify")
 @config_option
 @json_option
 @click.pass_obj
-def verify(open_session: OpenSession, config_path: Path | None, as_json: bool) -> None:
+def verify_values(open_session: OpenSession, config_path: Path | None, as_json: bool) -> None:
     """Verify that a loaded master key opens every encrypted row and that all secret values decrypt."""
     from corral_plugins.secrets.service.keys import MasterKeys
-    from corral_plugins.secrets.service.values import Values
+    from corral_plugins.secrets.service.values import SecretValues
 
     with open_session(config_path, "secrets verify") as session:
-        found = session.service(MasterKeys).unreadable(lambda fn: session.run(fn, read=True))
-        damaged = _damaged(session.service(Values), session)
+        found = session.service(MasterKeys).unreadable_values(lambda fn: session.run(fn, read=True))
+        damaged = _damaged_secrets(session.service(SecretValues), session)
     wrong = {name: count for name, count in found.items() if count}
     lines = [f"{name}: {count} rows cannot be decrypted" for name, count in wrong.items()]
     lines += [f"secret {name}: the value is damaged or belongs to another secret" for name in damaged]
-    _print({"unreadable": wrong, "damaged": damaged}, lines or ["All encrypted rows can be decrypted."], as_json)
+    _print_result({"unreadable": wrong, "damaged": damaged}, lines or ["All encrypted rows can be decrypted."], as_json)
     sys.exit(1 if wrong or damaged else 0)
 
 
-def _damaged(values: Any, session: Any) -> list[str]:
+def _damaged_secrets(values: Any, session: Any) -> list[str]:
     """Return the names of secrets whose values fail to decrypt although the master key is loaded."""
     found: set[str] = set()
     after = ""
@@ -98,5 +98,5 @@ def _damaged(values: Any, session: Any) -> list[str]:
     return sorted(found)
 
 
-def _print(found: Any, lines: list[str], as_json: bool) -> None:
+def _print_result(found: Any, lines: list[str], as_json: bool) -> None:
     click.echo(json.dumps(found, indent=2) if as_json else "\n".join(lines))

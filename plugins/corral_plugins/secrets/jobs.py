@@ -20,44 +20,44 @@ DAY, HOUR = 86_400, 3600
 BATCH_SIZE = 50  # each item writes an audit row or an event
 
 
-async def remind(work: Work, settings: Settings) -> None:
+async def remind_of_expiry(work: Work, settings: Settings) -> None:
     """Publish a reminder for each expiring secret: once for each of the configured days, and once at expiry."""
     days = sorted({*settings.get(REMINDER_DAYS), 0})
-    await _repeat(work, "remind", lambda: _remind(days))
+    await _repeat_in_batches(work, "remind", lambda: _remind_batch(days))
 
 
-async def shred(work: Work, settings: Settings, audit: Audit | None) -> None:
+async def shred_deleted_secrets(work: Work, settings: Settings, audit: Audit | None) -> None:
     """Delete the values and keys of secrets whose retention period after deletion is over.
 
     Also prune old alert times.
     """
     before = clock.now(-settings.get(DELETED_DAYS) * DAY)
-    await _repeat(work, "shred", lambda: _shred(before, audit))
-    await _repeat(work, "shred", lambda: alerts.prune(BATCH_SIZE))
+    await _repeat_in_batches(work, "shred", lambda: _shred_batch(before, audit))
+    await _repeat_in_batches(work, "shred", lambda: alerts.delete_old_alerts(BATCH_SIZE))
 
 
-async def rewrap(holder: str, keys: MasterKeys, work: Work) -> None:
+async def rewrap_rows(holder: str, keys: MasterKeys, work: Work) -> None:
     """Rewrap encrypted rows for a limited time. Enqueue another job if rows remain."""
-    if not await keys.run(holder):
+    if not await keys.rewrap_rows(holder):
         await work(lambda: enqueue(JOB, holder=holder))
 
 
-JOBS = (Job(JOB, rewrap, seconds=60),)
-SCHEDULES = (Schedule("secrets.remind", HOUR, remind), Schedule("secrets.shred", DAY, shred))
+JOBS = (Job(JOB, rewrap_rows, lease_seconds=60),)
+SCHEDULES = (Schedule("secrets.remind", HOUR, remind_of_expiry), Schedule("secrets.shred", DAY, shred_deleted_secrets))
 
 
-async def _repeat(work: Work, what: str, some: Callable[[], int]) -> None:
+async def _repeat_in_batches(work: Work, what: str, some: Callable[[], int]) -> None:
     entry = Entry(label=f"job secrets.{what}", actor=SYSTEM)
     while await work(some, entry=entry) >= BATCH_SIZE:
         continue
 
 
-def _remind(days: list[int]) -> int:
+def _remind_batch(days: list[int]) -> int:
     """Publish one batch of reminders.
 
     Each reminder is recorded by a conditional update, so concurrent runs publish it only once.
     """
-    due = _nothing()
+    due = _nothing_to_do()
     for day in days:
         reached = SecretRow.expires_at <= clock.now(day * DAY)
         due |= reached & (SecretRow.reminded_days.is_null() | (SecretRow.reminded_days > day))
@@ -70,15 +70,15 @@ def _remind(days: list[int]) -> int:
         same = (SecretRow.id == row.id) & (SecretRow.expires_at == row.expires_at)
         earlier = SecretRow.reminded_days.is_null() | (SecretRow.reminded_days > day)
         if SecretRow.update(reminded_days=day).where(same & earlier).execute():
-            rows.publish(SecretExpiring, row, None, days_left=math.ceil(left))
+            rows.publish_event(SecretExpiring, row, None, days_left=math.ceil(left))
     return len(found)
 
 
-def _nothing() -> object:
+def _nothing_to_do() -> object:
     return SecretRow.id.is_null()
 
 
-def _shred(before: str, audit: Audit | None) -> int:
+def _shred_batch(before: str, audit: Audit | None) -> int:
     old = SecretRow.deleted_at.is_null(False) & (SecretRow.deleted_at < before)
     found = list(
         locked(SecretRow.select().where(old).limit(BATCH_SIZE))

@@ -23,13 +23,12 @@ from corral_plugins.secrets import jobs, models, settings
 from corral_plugins.secrets.api import EVENTS, Secrets
 from corral_plugins.secrets.routes import routes
 from corral_plugins.secrets.service.access import CONSUMERS, OUTCOMES, SecretsService, UsageTracker, write_last_used
-from corral_plugins.secrets.service.alerts import Alerts
-from corral_plugins.secrets.service.environment import Environment
+from corral_plugins.secrets.service.alerts import VaultAlerts
+from corral_plugins.secrets.service.environment import PinnedSecrets
 from corral_plugins.secrets.service.keys import MasterKeys
-from corral_plugins.secrets.service.listing import Listing
-from corral_plugins.secrets.service.metrics import STATUSES, secrets_by_status
+from corral_plugins.secrets.service.listing import STATUSES, SecretListing, secrets_by_status
 from corral_plugins.secrets.service.redactor_values import RedactorValues
-from corral_plugins.secrets.service.values import Values
+from corral_plugins.secrets.service.values import SecretValues
 from corral_plugins.secrets.service.vault import Vault
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ class SecretsPlugin(Plugin):
 
     async def start(self, runtime: Runtime) -> None:
         """Load every value into the redactor before the first request is served."""
-        work, alerts, values = runtime.service(Work), runtime.service(Alerts), runtime.service(RedactorValues)
+        work, alerts, values = runtime.service(Work), runtime.service(VaultAlerts), runtime.service(RedactorValues)
         redactor, self._sealer, self._redactor_values = runtime.service(Redactor), runtime.service(Sealer), values
         keys, loop = runtime.service(MasterKeys), asyncio.get_running_loop()
 
@@ -74,27 +73,27 @@ class SecretsPlugin(Plugin):
 
             Returns 0 if the database is unreachable, which has its own health check.
             """
-            counted = asyncio.run_coroutine_threadsafe(work(keys.remaining, entry=ENTRY, read=True), loop)
+            counted = asyncio.run_coroutine_threadsafe(work(keys.remaining_rows, entry=ENTRY, read=True), loop)
             with contextlib.suppress(Problem, TimeoutError):
                 return int(counted.result(COUNT_SECONDS))
             counted.cancel()
             return 0
 
         self._remaining_rows = remaining
-        redactor.on_hit(alerts.on_hits)
+        redactor.on_hit(alerts.report_leaks)
         self._unwatch = runtime.service(Feed).watch(values.on_events)
-        await values.refresh()
+        await values.refresh_redactor()
         if self._sealer.sealed:
-            await work(alerts.sealed, entry=ENTRY)
+            await work(alerts.report_sealed, entry=ENTRY)
 
         async def write_usage() -> None:
             while True:
                 await asyncio.sleep(WRITE_SECONDS)
-                if last := self._usage.take():
+                if last := self._usage.take_pending():
                     await work(lambda: write_last_used(last), entry=ENTRY)
 
-        runtime.supervise("secrets.redactor_values", values.run)
-        runtime.supervise("secrets.alerts", alerts.run)
+        runtime.supervise("secrets.redactor_values", values.refresh_on_change)
+        runtime.supervise("secrets.alerts", alerts.publish_regularly)
         runtime.supervise("secrets.last_used", write_usage)
 
     async def stop(self) -> None:
@@ -102,12 +101,12 @@ class SecretsPlugin(Plugin):
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
-        parts = (Environment, Alerts, Values, Vault, Listing, RedactorValues, MasterKeys)
+        parts = (PinnedSecrets, VaultAlerts, SecretValues, Vault, SecretListing, RedactorValues, MasterKeys)
         return [
             Provide(UsageTracker, lambda: self._usage),
             *(Provide(part, part) for part in parts),
             Provide(SecretsService, SecretsService),
-            Provide(Secrets, _secrets),
+            Provide(Secrets, _provide_secrets),
         ]
 
     @hookimpl
@@ -136,11 +135,11 @@ class SecretsPlugin(Plugin):
 
     @hookimpl
     def corral_health_checks(self) -> Iterable[HealthCheck]:
-        return [HealthCheck("vault", self._health)]
+        return [HealthCheck("vault", self._check_vault)]
 
-    def _health(self) -> tuple[str, str]:
+    def _check_vault(self) -> tuple[str, str]:
         if self._sealer is None or self._redactor_values is None:
-            return "down", "Not started."
+            return "down", "The vault has not started yet."
         if self._sealer.sealed:
             return "down", "Sealed: the master key of the stored values is missing or wrong; check CORRAL_MASTER_KEY."
         if self._redactor_values.unreadable:
@@ -149,7 +148,9 @@ class SecretsPlugin(Plugin):
                 f"{self._redactor_values.unreadable} stored values cannot be decrypted; run corral secrets verify.",
             )
         if remaining := self._remaining_rows():
-            return "degraded", f"{remaining} rows need an old master key; run corral secrets rotate-master-key."
+            return "degraded", (
+                f"{remaining} rows are encrypted under an old master key; run corral secrets rotate-master-key."
+            )
         return "ok", "All stored values can be decrypted."
 
     @hookimpl
@@ -157,44 +158,44 @@ class SecretsPlugin(Plugin):
         return [
             Metric(
                 name="corral_secrets",
-                help="Secrets by status.",
+                help="Number of secrets by status.",
                 labels={"status": STATUSES},
                 collect=secrets_by_status,
             ),
             Metric(
                 name="corral_secret_uses_total",
-                help="Uses of secrets by kind of consumer and outcome.",
+                help="Number of uses of secrets by kind of consumer and outcome.",
                 kind="counter",
                 labels={"consumer": CONSUMERS, "outcome": OUTCOMES},
-                collect=self._counted,
+                collect=self._count_uses,
             ),
             Metric(
-                name="corral_vault_sealed", help="1 if no usable master key is loaded, otherwise 0.", collect=_sealed
+                name="corral_vault_sealed", help="1 if no usable master key is loaded, otherwise 0.", collect=_is_sealed
             ),
             Metric(
                 name="corral_vault_rewrap_remaining",
-                help="Encrypted rows that are not under the active master key.",
-                collect=_remaining,
+                help="Number of rows that are not encrypted under the active master key.",
+                collect=_remaining_rows,
             ),
         ]
 
-    def _counted(self) -> Mapping[tuple[str, ...], float]:
+    def _count_uses(self) -> Mapping[tuple[str, ...], float]:
         return {labels: float(count) for labels, count in self._usage.counts.items()}
 
     @hookimpl
     def corral_commands(self) -> Iterable[click.Command]:
-        from corral_plugins.secrets.command import command
+        from corral_plugins.secrets.command import secrets_command
 
-        return [command]
+        return [secrets_command]
 
 
-def _secrets(service: SecretsService) -> Secrets:
+def _provide_secrets(service: SecretsService) -> Secrets:
     return service
 
 
-def _sealed(sealer: Sealer) -> dict[tuple[str, ...], float]:
+def _is_sealed(sealer: Sealer) -> dict[tuple[str, ...], float]:
     return {(): float(sealer.sealed)}
 
 
-def _remaining(keys: MasterKeys) -> dict[tuple[str, ...], float]:
-    return {(): keys.remaining()}
+def _remaining_rows(keys: MasterKeys) -> dict[tuple[str, ...], float]:
+    return {(): keys.remaining_rows()}

@@ -8,20 +8,20 @@ from corral.http.page import Page, PageQuery
 from corral.http.routes import Rate, Routes
 from corral_plugins.secrets.models import SecretRow
 from corral_plugins.secrets.service.keys import MasterKeys
-from corral_plugins.secrets.service.listing import Listing
-from corral_plugins.secrets.service.values import warnings
+from corral_plugins.secrets.service.listing import SecretListing
+from corral_plugins.secrets.service.values import value_warnings
 from corral_plugins.secrets.service.vault import Vault
 from corral_plugins.secrets.shapes import (
-    DeleteQuery,
     ExpiringQuery,
     KeyStatus,
     NewSecret,
-    Remaining,
-    Reveal,
-    Revealed,
-    Rotation,
+    RemainingRows,
+    RevealedSecret,
+    RevealRequest,
+    SecretDeleteQuery,
     SecretPatch,
     SecretQuery,
+    SecretRotation,
     SecretView,
     VersionView,
 )
@@ -33,22 +33,22 @@ CHANGES = ("not_found", "precondition_failed", "setting_locked", "vault_sealed")
 routes = Routes("/secrets", tag="Secrets Vault", no_store=True)
 
 
-def _shown(listing: Listing, row: SecretRow, value: str | None = None) -> Answer[SecretView]:
+def _secret_response(listing: SecretListing, row: SecretRow, value: str | None = None) -> Answer[SecretView]:
     """Return a secret and its ETag, which is the revision of the row. The field `version` counts the values only."""
-    view, revision = listing.shown(row)
-    if found := warnings(value):
+    view, revision = listing.view_of_row(row)
+    if found := value_warnings(value):
         view.warnings = found
     return Answer(body=view, headers={"ETag": f'"{revision}"'})
 
 
-def _text(value: object) -> str | None:
+def _json_text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
 @routes.get("/", needs=READ)
-def list_secrets(query: SecretQuery, listing: Listing, caller: Principal) -> Page[SecretView]:
+def list_secrets(query: SecretQuery, listing: SecretListing, caller: Principal) -> Page[SecretView]:
     """List secrets by name, without their values. Deleted secrets are included only with `status=deleted`."""
-    return listing.page(query, caller)
+    return listing.list_secrets(query, caller)
 
 
 @routes.post(
@@ -57,33 +57,33 @@ def list_secrets(query: SecretQuery, listing: Listing, caller: Principal) -> Pag
     status=201,
     raises=("duplicate", "setting_locked", "masked_value_submitted", "vault_sealed"),
 )
-def create_secret(body: NewSecret, vault: Vault, listing: Listing, caller: Principal) -> Answer[SecretView]:
+def create_secret(body: NewSecret, vault: Vault, listing: SecretListing, caller: Principal) -> Answer[SecretView]:
     """Store a secret. The response contains a warning if the value is too short or too common to be redacted."""
-    return _shown(listing, vault.create(body, caller), body.value)
+    return _secret_response(listing, vault.create(body, caller), body.value)
 
 
 @routes.get("/expiring", needs=READ)
-def list_expiring_secrets(query: ExpiringQuery, listing: Listing, caller: Principal) -> Page[SecretView]:
+def list_expiring_secrets(query: ExpiringQuery, listing: SecretListing, caller: Principal) -> Page[SecretView]:
     """List expired secrets and secrets that expire within `days`, earliest expiry first."""
-    return listing.expiring(query, caller)
+    return listing.list_expiring(query, caller)
 
 
 @routes.get("/key-status", needs=READ)
 def get_key_status(keys: MasterKeys) -> KeyStatus:
     """Show the master keys and the number of rows encrypted under each. Remove old keys when `remaining` is 0."""
-    return keys.status()
+    return keys.key_status()
 
 
 @routes.post("/rotate-master-key", needs=WRITE, status=202, raises=("invalid_state", "vault_sealed"))
-def rotate_master_key(keys: MasterKeys) -> Remaining:
+def rotate_master_key(keys: MasterKeys) -> RemainingRows:
     """Rewrap every encrypted row under the active master key, in the background."""
-    return Remaining(remaining=keys.start())
+    return RemainingRows(remaining=keys.enqueue_rotation())
 
 
 @routes.get("/{id}", needs=READ, raises=("not_found",))
-def get_secret(id: str, listing: Listing) -> Answer[SecretView]:
+def get_secret(id: str, listing: SecretListing) -> Answer[SecretView]:
     """Return a secret without its value."""
-    view, revision = listing.get(id)
+    view, revision = listing.get_secret(id)
     return Answer(body=view, headers={"ETag": f'"{revision}"'})
 
 
@@ -93,25 +93,25 @@ def get_secret(id: str, listing: Listing) -> Answer[SecretView]:
     raises=(*CHANGES, "duplicate", "in_use", "masked_value_submitted"),
 )
 def update_secret(
-    id: str, body: SecretPatch, match: IfMatch, vault: Vault, listing: Listing, caller: Principal
+    id: str, body: SecretPatch, match: IfMatch, vault: Vault, listing: SecretListing, caller: Principal
 ) -> Answer[SecretView]:
     """Change a secret. Absent fields stay unchanged; a new value creates a new version."""
-    return _shown(listing, vault.update(id, body, match, caller), _text(body.value))
+    return _secret_response(listing, vault.update(id, body, match, caller), _json_text(body.value))
 
 
 @routes.delete("/{id}", needs=WRITE, raises=(*CHANGES, "in_use"))
-def delete_secret(id: str, query: DeleteQuery, match: IfMatch, vault: Vault, caller: Principal) -> None:
+def delete_secret(id: str, query: SecretDeleteQuery, match: IfMatch, vault: Vault, caller: Principal) -> None:
     """Delete a secret. It can be restored during the retention period; after that its keys are destroyed."""
     vault.delete(id, match, caller, force=query.force)
 
 
 @routes.post("/{id}/rotate", needs=WRITE, raises=(*CHANGES, "masked_value_submitted"))
 def rotate_secret(
-    id: str, body: Rotation, match: IfMatch, vault: Vault, listing: Listing, caller: Principal
+    id: str, body: SecretRotation, match: IfMatch, vault: Vault, listing: SecretListing, caller: Principal
 ) -> Answer[SecretView]:
     """Replace the value of a secret with the given or a generated value."""
     row, value = vault.rotate(id, body, match, caller)
-    return _shown(listing, row, value)
+    return _secret_response(listing, row, value)
 
 
 @routes.post(
@@ -130,37 +130,39 @@ def rotate_secret(
         "secrets.damaged",
     ),
 )
-def reveal_secret(id: str, body: Reveal, vault: Vault, caller: Principal) -> Revealed:
+def reveal_secret(id: str, body: RevealRequest, vault: Vault, caller: Principal) -> RevealedSecret:
     """Reveal the value. The audit log records the user, the time and the reason before the response is sent."""
     return vault.reveal(id, body, caller)
 
 
 @routes.get("/{id}/versions", needs=READ, raises=("not_found",))
-def list_secret_versions(id: str, query: PageQuery, listing: Listing, caller: Principal) -> Page[VersionView]:
+def list_secret_versions(id: str, query: PageQuery, listing: SecretListing, caller: Principal) -> Page[VersionView]:
     """List the versions of a secret, newest first."""
-    return listing.versions(id, query, caller)
+    return listing.list_versions(id, query, caller)
 
 
 @routes.post("/{id}/versions/{n}/restore", needs=WRITE, raises=(*CHANGES, "secrets.destroyed", "secrets.damaged"))
 def restore_secret_version(
-    id: str, n: str, match: IfMatch, vault: Vault, listing: Listing, caller: Principal
+    id: str, n: str, match: IfMatch, vault: Vault, listing: SecretListing, caller: Principal
 ) -> Answer[SecretView]:
     """Restore an earlier value by storing it as a new version."""
-    return _shown(listing, vault.restore_version(id, _number(n), match, caller))
+    return _secret_response(listing, vault.restore_version(id, _version_number(n), match, caller))
 
 
 @routes.delete("/{id}/versions/{n}", needs=WRITE, raises=(*CHANGES, "invalid_state"))
 def destroy_secret_version(id: str, n: str, match: IfMatch, vault: Vault, caller: Principal) -> None:
     """Destroy a version permanently. The current version cannot be destroyed."""
-    vault.destroy_version(id, _number(n), match, caller)
+    vault.destroy_version(id, _version_number(n), match, caller)
 
 
 @routes.post("/{id}/restore", needs=WRITE, raises=(*CHANGES, "duplicate"))
-def restore_secret(id: str, match: IfMatch, vault: Vault, listing: Listing, caller: Principal) -> Answer[SecretView]:
+def restore_secret(
+    id: str, match: IfMatch, vault: Vault, listing: SecretListing, caller: Principal
+) -> Answer[SecretView]:
     """Restore a deleted secret."""
-    return _shown(listing, vault.restore(id, match, caller))
+    return _secret_response(listing, vault.restore(id, match, caller))
 
 
-def _number(text: str) -> int:
+def _version_number(text: str) -> int:
     """Parse a version number. Return 0 for invalid text, because no version has the number 0."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 0

@@ -54,32 +54,32 @@ class SecretPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit
     cas: Annotated[int, Meta(ge=1)] | UnsetType = UNSET
 
 
-class Generate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class GenerationOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Length and character set of a generated value."""
 
     length: Annotated[int, Meta(ge=8, le=4096)] = 32
     charset: Literal["alnum", "ascii", "hex", "base64url"] = "alnum"
 
 
-class Rotation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class SecretRotation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The new value, or how to generate it.
 
     Corral accepts the previous value in signatures for `grace_seconds`.
     """
 
     value: Value | None = None
-    generate: Generate | None = None
+    generate: GenerationOptions | None = None
     grace_seconds: Annotated[int, Meta(ge=0, le=86_400)] = 0
 
 
-class Reveal(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class RevealRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The reason for revealing the value, recorded in the audit log."""
 
     reason: Annotated[str, Meta(min_length=3, max_length=500)]
     version: Annotated[int, Meta(ge=1)] | None = None
 
 
-class Revealed(msgspec.Struct, kw_only=True):
+class RevealedSecret(msgspec.Struct, kw_only=True):
     """The revealed value and its version."""
 
     value: str
@@ -103,13 +103,13 @@ class ExpiringQuery(PageQuery, kw_only=True, forbid_unknown_fields=True):
     days: Annotated[int, Meta(ge=1, le=365)] = 30
 
 
-class DeleteQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class SecretDeleteQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Options of a deletion. `force` deletes a secret even if objects use it."""
 
     force: bool = False
 
 
-class Reference(msgspec.Struct, kw_only=True):
+class SecretUser(msgspec.Struct, kw_only=True):
     """An object that uses a secret."""
 
     kind: str
@@ -132,7 +132,7 @@ class SecretView(msgspec.Struct, kw_only=True):
     allowed_hosts: list[str]
     max_versions: int
     read_only: bool
-    references: list[Reference]
+    references: list[SecretUser]
     last_used_at: Instant | None
     last_revealed_at: Instant | None
     rotated_at: Instant | None
@@ -170,7 +170,7 @@ class KeyStatus(msgspec.Struct, kw_only=True):
     rotating: bool
 
 
-class Remaining(msgspec.Struct, kw_only=True):
+class RemainingRows(msgspec.Struct, kw_only=True):
     """The number of rows that remain to be rewrapped."""
 
     remaining: int

@@ -1,4 +1,4 @@
-"""The service `KeyCounts`, which reports the number of API keys of each user to other plugins."""
+"""The service `ApiKeyCounts`, which reports the number of API keys of each user to other plugins."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from corral.errors import declare_codes
 declare_codes({"would_lock_out": (409, "You would lock yourself out")})
 
 
-class KeyCounts(Protocol):
+class ApiKeyCounts(Protocol):
     """Counts API keys. Runs in the caller's unit of work."""
 
-    def active(self, user_ids: Iterable[str]) -> dict[str, int]:
+    def active_keys(self, user_ids: Iterable[str]) -> dict[str, int]:
         """Return the number of active keys of each user. Users without active keys are omitted."""
         ...

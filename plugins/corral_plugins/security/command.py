@@ -10,19 +10,19 @@ from corral.plugin import OpenSession
 
 
 @click.group("security")
-def command() -> None:
+def security_command() -> None:
     """Undo security settings that lock everybody out. Requires access to the data folder, but no token."""
 
 
-@command.group("ip-rules")
-def ip_rules() -> None:
+@security_command.group("ip-rules")
+def ip_rules_command() -> None:
     """Manage the rules that allow or block client addresses."""
 
 
-@ip_rules.command("off")
-@click.option("--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="corral.toml to read")
+@ip_rules_command.command("off")
+@click.option("--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="path of corral.toml")
 @click.pass_obj
-def off(open_session: OpenSession, config_path: Path | None) -> None:
+def turn_off_ip_rules(open_session: OpenSession, config_path: Path | None) -> None:
     """Turn the IP rules off. The rules are kept and apply again after an admin sets a mode."""
     from corral_plugins.security.service.ip_rules import IpRules
 

@@ -11,8 +11,8 @@ from corral.events.log import LoggedEvent
 from corral.jobs.job import Schedule
 from corral_plugins.security.events import ApiKeyExpiring
 from corral_plugins.security.models import ApiKeyRow
+from corral_plugins.security.service.api_keys import ApiKeys
 from corral_plugins.security.service.ip_rules import IpRules
-from corral_plugins.security.service.keys import ApiKeys
 
 DAY = 86_400
 NOTICE_DAYS = (1, 7)  # nearest first: an owner notified of the last day needs no notice about the week
@@ -20,18 +20,18 @@ RETENTION_DAYS = 30
 BATCH_SIZE = 500
 
 
-async def expire(work: Work, rules: IpRules) -> None:
+async def expire_rules_and_keys(work: Work, rules: IpRules) -> None:
     """Delete expired IP rules, notify owners of expiring keys, and delete keys that ended over 30 days ago."""
     entry = Entry(label="job security.expire", actor=SYSTEM)
-    await work(rules.sweep, entry=entry)
+    await work(rules.delete_expired, entry=entry)
     for days in NOTICE_DAYS:
-        while await work(lambda days=days: remind(days), entry=entry) >= BATCH_SIZE:  # type: ignore[misc]  # bound per round
+        while await work(lambda days=days: remind_of_expiring_keys(days), entry=entry) >= BATCH_SIZE:  # type: ignore[misc]  # bound per round
             continue
-    while await work(_prune, entry=entry) >= BATCH_SIZE:
+    while await work(_delete_ended_keys, entry=entry) >= BATCH_SIZE:
         continue
 
 
-def remind(days: int) -> int:
+def remind_of_expiring_keys(days: int) -> int:
     """Notify the owners of keys that expire within `days`, once for each key. Return the number of notifications."""
     now = clock.now()
     soon = (
@@ -46,7 +46,7 @@ def remind(days: int) -> int:
     return len(rows)
 
 
-def _prune() -> int:
+def _delete_ended_keys() -> int:
     before = clock.now(-RETENTION_DAYS * DAY)
     over = (ApiKeyRow.expires_at < before) | (ApiKeyRow.revoked_at < before)
     return int(
@@ -61,8 +61,8 @@ def delete_keys_of_purged_user(event: LoggedEvent, keys: ApiKeys) -> None:
 
     Keys of deactivated users stay, but every request with such a key is rejected.
     """
-    keys.delete_of(event.object_id)
+    keys.delete_keys_of(event.object_id)
 
 
-SCHEDULES = (Schedule("security.expire", DAY, expire),)
+SCHEDULES = (Schedule("security.expire", DAY, expire_rules_and_keys),)
 SUBSCRIBERS = (Subscriber("security.purged_users", ("user.purged",), delete_keys_of_purged_user),)

@@ -13,19 +13,23 @@ from corral.events.feed import Feed
 from corral.http.routes import Routes
 from corral.jobs.job import Schedule
 from corral.plugin import Gate, Installation, Meter, Metric, Plugin, Provide, RateLimits, Runtime, Settings, hookimpl
-from corral_core.accounts.api import KeysOfPeople
+from corral_core.accounts.api import UserApiKeys
 from corral_core.redis.api import SharedBuckets
 from corral_plugins.security import jobs, models
-from corral_plugins.security.api import KeyCounts
+from corral_plugins.security.api import ApiKeyCounts
 from corral_plugins.security.events import EVENTS
 from corral_plugins.security.routes import admin, keys
-from corral_plugins.security.service.authenticator import RESULTS, ApiKeyAuthenticator, KeyMetrics
-from corral_plugins.security.service.gate import GateKeeper, IpGate
-from corral_plugins.security.service.ip_rules import IpRules
-from corral_plugins.security.service.keys import STATUSES, ApiKeys
-from corral_plugins.security.service.last_used import LastUsed
-from corral_plugins.security.service.limits import Limits
-from corral_plugins.security.service.policy import Policy
+from corral_plugins.security.service.api_keys import (
+    RESULTS,
+    STATUSES,
+    ApiKeyAuthenticator,
+    ApiKeys,
+    KeyMetrics,
+    LastUseRecorder,
+)
+from corral_plugins.security.service.ip_rules import IpGate, IpGateUpdater, IpRules
+from corral_plugins.security.service.policy import SecurityPolicies
+from corral_plugins.security.service.rate_limits import RequestLimits
 
 if TYPE_CHECKING:
     import click
@@ -48,32 +52,32 @@ class SecurityPlugin(Plugin):
 
     def __init__(self, section: Any = None) -> None:
         super().__init__(section)
-        self._gate, self._limits, self._metrics = IpGate(), Limits(), KeyMetrics()
+        self._gate, self._limits, self._metrics = IpGate(), RequestLimits(), KeyMetrics()
         self._unwatch: Callable[[], None] = lambda: None
-        self._last_used: LastUsed | None = None
+        self._last_used: LastUseRecorder | None = None
         self._shared: SharedBuckets | None = None
 
     async def start(self, runtime: Runtime) -> None:
         here = runtime.service(Installation)
-        runtime.service(Policy).guard()
-        self._last_used, self._shared = runtime.service(LastUsed), runtime.service(SharedBuckets)
+        runtime.service(SecurityPolicies).register_checks()
+        self._last_used, self._shared = runtime.service(LastUseRecorder), runtime.service(SharedBuckets)
         settings: Settings = runtime.service(Settings)
         self._limits.start(settings, self._shared, self._last_used, on=here.rate_limits, processes=here.processes)
-        runtime.supervise("last_used", self._last_used.run)
+        runtime.supervise("last_used", self._last_used.write_regularly)
         if here.rate_limits:
-            runtime.supervise("rate_limits", self._limits.follow)
+            runtime.supervise("rate_limits", self._limits.apply_settings_regularly)
             if self._shared.is_configured:
-                runtime.supervise("shared_rate_limits", self._limits.share)
+                runtime.supervise("shared_rate_limits", self._limits.share_counts)
         if not here.ip_rules_disabled:
-            keeper = runtime.service(GateKeeper)
-            await keeper.load()
+            keeper = runtime.service(IpGateUpdater)
+            await keeper.load_rules()
             self._unwatch = runtime.service(Feed).watch(keeper.on_events)
-            runtime.supervise("ip_rules", keeper.run)
+            runtime.supervise("ip_rules", keeper.follow_changes)
 
     async def stop(self) -> None:
         self._unwatch()
         if self._last_used is not None:
-            await self._last_used.flush()
+            await self._last_used.write_pending()
         if self._shared is not None:
             await self._shared.close()
 
@@ -83,9 +87,9 @@ class SecurityPlugin(Plugin):
             Provide(IpGate, lambda: self._gate),
             Provide(KeyMetrics, lambda: self._metrics),
             Provide(RateLimits, lambda: self._limits),
-            Provide(KeyCounts, _key_counts),
-            Provide(KeysOfPeople, _keys_of_people),
-            *(Provide(part, part) for part in (IpRules, GateKeeper, LastUsed, ApiKeys, Policy)),
+            Provide(ApiKeyCounts, _provide_key_counts),
+            Provide(UserApiKeys, _provide_user_keys),
+            *(Provide(part, part) for part in (IpRules, IpGateUpdater, LastUseRecorder, ApiKeys, SecurityPolicies)),
         ]
 
     @hookimpl
@@ -118,49 +122,49 @@ class SecurityPlugin(Plugin):
 
     @hookimpl
     def corral_commands(self) -> Iterable[click.Command]:
-        from corral_plugins.security.command import command
+        from corral_plugins.security.command import security_command
 
-        return [command]
+        return [security_command]
 
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:
         return [
             Metric(
                 name="corral_ip_blocked_total",
-                help="Requests refused by the IP rules.",
+                help="Number of requests refused by the IP rules.",
                 kind="counter",
                 collect=lambda: {(): float(self._gate.blocked)},
             ),
             Metric(
                 name="corral_rate_limited_total",
-                help="Requests refused by a rate limit or the concurrency limit.",
+                help="Number of requests refused by a rate limit or the concurrency limit.",
                 kind="counter",
                 labels={"bucket": self._limits.names},
-                collect=lambda: _counted(self._limits.limited),
+                collect=lambda: _counter_values(self._limits.limited),
             ),
             Metric(
                 name="corral_api_key_requests_total",
-                help="Requests authenticated with API keys, by result.",
+                help="Number of requests with an API key, by result.",
                 kind="counter",
                 labels={"result": RESULTS},
-                collect=lambda: _counted(self._metrics.results + self._limits.keys),
+                collect=lambda: _counter_values(self._metrics.results + self._limits.keys),
             ),
             Metric(
                 name="corral_api_keys",
-                help="API keys by status.",
+                help="Number of API keys by status.",
                 labels={"status": STATUSES},
-                collect=ApiKeys.count,
+                collect=ApiKeys.count_by_status,
             ),
         ]
 
 
-def _counted(counter: Mapping[str, int]) -> dict[tuple[str, ...], float]:
+def _counter_values(counter: Mapping[str, int]) -> dict[tuple[str, ...], float]:
     return {(name,): float(count) for name, count in dict(counter).items()}
 
 
-def _key_counts(keys: ApiKeys) -> KeyCounts:
+def _provide_key_counts(keys: ApiKeys) -> ApiKeyCounts:
     return keys
 
 
-def _keys_of_people(keys: ApiKeys) -> KeysOfPeople:
+def _provide_user_keys(keys: ApiKeys) -> UserApiKeys:
     return keys

@@ -7,21 +7,21 @@ from typing import Any
 from corral.plugin import Setting
 
 
-def named(name: str, default: Any = None) -> Setting[Any]:
+def setting_handle(name: str, default: Any = None) -> Setting[Any]:
     """Return a handle for reading the setting `name`, which the kernel declares."""
     return Setting(name=name, kind=Any, default=default, title=name)
 
 
 RATE, MACHINE_RATE, ANONYMOUS_RATE = (
-    named("http.rate_per_minute"),
-    named("http.machine_rate_per_minute"),
-    named("http.anonymous_rate_per_minute"),
+    setting_handle("http.rate_per_minute"),
+    setting_handle("http.machine_rate_per_minute"),
+    setting_handle("http.anonymous_rate_per_minute"),
 )
-IN_FLIGHT = named("http.in_flight")
+IN_FLIGHT = setting_handle("http.in_flight")
 KEYS_ENABLED, KEY_DAYS, KEY_MAX_DAYS, KEYS_PER_USER = (
-    named("security.api_keys_enabled"),
-    named("security.api_key_default_days"),
-    named("security.api_key_max_days"),
-    named("security.api_keys_per_user"),
+    setting_handle("security.api_keys_enabled"),
+    setting_handle("security.api_key_default_days"),
+    setting_handle("security.api_key_max_days"),
+    setting_handle("security.api_keys_per_user"),
 )
-REQUIRE_MFA, REQUIRE_MFA_ROLES = named("security.require_mfa"), named("security.require_mfa_roles")
+REQUIRE_MFA, REQUIRE_MFA_ROLES = setting_handle("security.require_mfa"), setting_handle("security.require_mfa_roles")

@@ -40,7 +40,7 @@ class SettingsPlugin(Plugin):
     def corral_services(self) -> Iterable[Provide]:
         return [
             Provide(SettingsService, SettingsService),
-            Provide(SettingsStore, _same),
+            Provide(SettingsStore, _provide_same),
             Provide(SettingViews, SettingViews),
             Provide(LiveSettings, LiveSettings),
         ]
@@ -62,34 +62,34 @@ class SettingsPlugin(Plugin):
         return [
             Metric(
                 name="corral_settings_version",
-                help="Version of the stored settings; it grows with every change.",
-                collect=_version,
+                help="Version of the stored settings, which grows with every change.",
+                collect=_settings_version,
             ),
             Metric(
                 name="corral_settings_invalid",
                 help="Number of stored values that are ignored because they are invalid.",
-                collect=_invalid,
+                collect=_invalid_values,
             ),
         ]
 
     async def start(self, runtime: Runtime) -> None:
         """Apply the stored values before any other code in this process reads a setting."""
         self._live = runtime.service(LiveSettings)
-        await self._live.refresh()
-        runtime.supervise("follow", self._live.follow)
+        await self._live.apply_newer_values()
+        runtime.supervise("follow", self._live.poll_changes)
 
     async def stop(self) -> None:
         if self._live is not None:
-            await self._live.leave()
+            await self._live.delete_outdated_record()
 
 
-def _same(service: SettingsService) -> SettingsStore:
+def _provide_same(service: SettingsService) -> SettingsStore:
     return service
 
 
-def _version(registry: SettingsRegistry) -> Mapping[tuple[str, ...], float]:
+def _settings_version(registry: SettingsRegistry) -> Mapping[tuple[str, ...], float]:
     return {(): float(max(0, registry.version))}
 
 
-def _invalid(registry: SettingsRegistry) -> Mapping[tuple[str, ...], float]:
+def _invalid_values(registry: SettingsRegistry) -> Mapping[tuple[str, ...], float]:
     return {(): float(sum(item.problem is not None for item in registry.all()))}

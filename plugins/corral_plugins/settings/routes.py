@@ -12,7 +12,7 @@ from corral.http.answers import IfMatch, Request
 from corral.http.page import Page
 from corral.http.routes import Rate, Routes
 from corral.settings.store import SettingsChange
-from corral_core.accounts.api import Address, Delivery, Mail
+from corral_core.accounts.api import Address, Mail, MailTestResult
 from corral_plugins.settings.service.store import SettingsService
 from corral_plugins.settings.service.views import (
     ChangeView,
@@ -38,19 +38,19 @@ class SettingsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     details: bool = False
 
 
-class NewValue(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class NewSettingValue(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The new value of a setting, as JSON of the setting's type."""
 
     value: Any
 
 
-class Recipient(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class TestMailRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The recipient of the test mail."""
 
     to: Address
 
 
-class NewValues(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class NewSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """New values by setting name (`category.key`)."""
 
     settings: Annotated[dict[str, Any], msgspec.Meta(max_length=100)]
@@ -60,24 +60,24 @@ class NewValues(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 def list_settings(query: SettingsQuery, views: SettingViews) -> dict[str, dict[str, Any]]:
     """List all settings by category and key. Secret values are masked."""
     category = query.category if isinstance(query.category, str) else None
-    return views.details(category) if query.details else views.values(category)
+    return views.details_by_category(category) if query.details else views.values_by_category(category)
 
 
 @routes.get("/schema", needs="settings.read")
 def read_schema(views: SettingViews) -> SettingsSchema:
     """Get the type, bounds, default and JSON Schema of every setting."""
-    return views.schema()
+    return views.get_schema()
 
 
 @routes.get("/history", needs="settings.read")
 def list_history(query: HistoryQuery, caller: Principal, views: SettingViews) -> Page[ChangeView]:
     """List the changes of settings, newest first."""
-    return views.history(query, caller)
+    return views.list_changes(query, caller)
 
 
 @routes.put("/bulk", needs="settings.write", raises=(*REFUSALS, "unknown_setting"))
 async def change_settings(
-    body: NewValues, caller: Principal, request: Request, service: SettingsService, work: Work
+    body: NewSettings, caller: Principal, request: Request, service: SettingsService, work: Work
 ) -> SettingsChange:
     """Change several settings in one transaction."""
     place = "/settings/{}".format
@@ -86,16 +86,16 @@ async def change_settings(
 
 
 @routes.post("/test-mail", needs="settings.write", rate=TEST_RATE, raises=("invalid_state",))
-async def send_test_mail(body: Recipient, mail: Mail) -> Delivery:
+async def send_test_mail(body: TestMailRequest, mail: Mail) -> MailTestResult:
     """Send a test mail with the current settings. Returns `invalid_state` while `mail.host` is not set."""
-    return await mail.test(body.to)
+    return await mail.send_test_mail(body.to)
 
 
 @routes.put("/{category}/{key}", needs="settings.write", raises=REFUSALS)
 async def change_setting(
     category: str,
     key: str,
-    body: NewValue,
+    body: NewSettingValue,
     match: IfMatch,
     caller: Principal,
     request: Request,
@@ -108,10 +108,10 @@ async def change_setting(
 
     def change() -> SettingView:
         service.refuse_locked(name)
-        service.change({name: body.value}, by=caller, if_match=match, pointer=_value)
-        return views.one(name)
+        service.change({name: body.value}, by=caller, if_match=match, pointer=_value_pointer)
+        return views.get_setting(name)
 
-    await service.check_urls({name: body.value}, pointer=_value)
+    await service.check_urls({name: body.value}, pointer=_value_pointer)
     return await work(change, entry=request.entry(caller))
 
 
@@ -122,9 +122,9 @@ def reset_setting(
     """Reset a setting to its default."""
     name = f"{category}.{key}"
     service.reset(name, by=caller, if_match=match)
-    return views.one(name)
+    return views.get_setting(name)
 
 
-def _value(name: str) -> str:
+def _value_pointer(name: str) -> str:
     """Return the JSON pointer to the value of a setting in the body."""
     return "/value"

@@ -14,10 +14,10 @@ from corral.schema.fields import Id, MomentIn, Slug, Tags, line
 
 declare_codes(
     {
-        "lease_lost": (409, "The lease is not the live one"),
+        "lease_lost": (409, "The lease is no longer valid"),
         "task_terminal": (409, "The task has ended"),
-        "cycle": (422, "A cycle"),
-        "use_action": (422, "Use the action instead"),
+        "cycle": (422, "The dependencies form a cycle"),
+        "use_action": (422, "The status is changed by actions only"),
     }
 )
 
@@ -43,7 +43,7 @@ SIGNAL_TOPICS = ("task.updated", "task.cancelled", "task.failed", "task.complete
 
 Priority = Literal["low", "medium", "high", "critical"]
 ToolName = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.:/-]+(?![\s\S])")]
-Kind = Literal["error", "timeout", "lease_lost", "stalled"]
+FailureKind = Literal["error", "timeout", "lease_lost", "stalled"]
 
 
 class RetryPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -58,7 +58,7 @@ class RetryPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     factor: Annotated[float, Meta(ge=1, le=10)] = 2
     max_seconds: Annotated[float, Meta(ge=0, le=86400)] = 600
     jitter: Annotated[float, Meta(ge=0, le=1)] = 0.1
-    retry_on: Annotated[list[Kind], Meta(max_length=4)] = msgspec.field(
+    retry_on: Annotated[list[FailureKind], Meta(max_length=4)] = msgspec.field(
         default_factory=lambda: ["error", "timeout", "lease_lost", "stalled"]
     )
     non_retryable_types: Annotated[list[Annotated[str, line(100)]], Meta(max_length=50)] = []
@@ -123,7 +123,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     tainted: bool = False
 
 
-DIRECT = Origin()
+DIRECT_ORIGIN = Origin()
 
 
 class LeaseRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -165,7 +165,7 @@ class LeaseView(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: str
 
 
-class Signal(msgspec.Struct, frozen=True, kw_only=True):
+class LeaseSignal(msgspec.Struct, frozen=True, kw_only=True):
     """A change of a lease that is sent to its worker immediately. `state`: lost | cancel_requested."""
 
     seq: int
@@ -190,7 +190,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     secrets: list[str]
 
 
-class ClaimAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class ClaimResponse(msgspec.Struct, frozen=True, kw_only=True):
     """The response to a claim. `reason`: ok | none | at_capacity | draining | budget_exhausted | kill_switch."""
 
     tasks: list[Claim]
@@ -214,7 +214,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     tainted: bool
 
 
-class QueueFigures(msgspec.Struct, frozen=True, kw_only=True):
+class QueueStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """The number of pending tasks, and the age of the oldest pending task in milliseconds."""
 
     depth: int
@@ -228,7 +228,7 @@ class Tasks(Protocol):
     """
 
     def create(
-        self, new: NewTask, *, by: Principal, source: dict[str, Any] | None = None, origin: Origin = DIRECT
+        self, new: NewTask, *, by: Principal, source: dict[str, Any] | None = None, origin: Origin = DIRECT_ORIGIN
     ) -> Any:
         """Create a task and return the `TaskView`. `source` is `{type, id}` and defaults to the caller."""
         ...
@@ -241,7 +241,7 @@ class Tasks(Protocol):
         """Cancel a task and return the `TaskView` with the status `cancelled` or `cancelling`."""
         ...
 
-    def reopen(self, task_id: str, *, by: Principal, source: str, reason: str | None = None) -> Any:
+    def retry(self, task_id: str, *, by: Principal, source: str, reason: str | None = None) -> Any:
         """Retry a failed or cancelled task under the same id, and return the `TaskView`.
 
         `source`: person | dead_letter.
@@ -255,7 +255,7 @@ class Tasks(Protocol):
         """
         ...
 
-    def claim(self, worker_id: str, *, max_tasks: int, agent_ids: Sequence[str] | None) -> ClaimAnswer:
+    def claim(self, worker_id: str, *, max_tasks: int, agent_ids: Sequence[str] | None) -> ClaimResponse:
         """Lease up to `max_tasks` tasks to the worker. `reason` states why no task was leased."""
         ...
 
@@ -263,7 +263,7 @@ class Tasks(Protocol):
         """Return the tasks that `claim` would lease now, in claim order, without leasing them."""
         ...
 
-    def renew(self, worker_id: str, leases: Sequence[LeaseRef]) -> list[LeaseState]:
+    def renew_leases(self, worker_id: str, leases: Sequence[LeaseRef]) -> list[LeaseState]:
         """Renew these leases of the worker, and return the state of each."""
         ...
 
@@ -271,7 +271,7 @@ class Tasks(Protocol):
         """Return the live leases of a worker."""
         ...
 
-    def signals(self, worker_id: str, *, after: int) -> list[Signal]:
+    def read_signals(self, worker_id: str, *, after: int) -> list[LeaseSignal]:
         """Return at most 200 signals for a worker with a sequence number above `after`, oldest first."""
         ...
 
@@ -305,7 +305,7 @@ class Tasks(Protocol):
         """Return the lease if it is the live lease of the task, else None."""
         ...
 
-    def run(self, task_id: str, lease_id: str | None, *, by: Principal) -> Run:
+    def lock_run(self, task_id: str, lease_id: str | None, *, by: Principal) -> Run:
         """Lock the task, renew the lease and return the started run under this lease.
 
         Raises `Conflict` with the code `lease_lost` if the lease is not live, and `Forbidden` if the caller does not
@@ -313,11 +313,11 @@ class Tasks(Protocol):
         """
         ...
 
-    def run_of(self, task_id: str) -> Run | None:
+    def find_run(self, task_id: str) -> Run | None:
         """Return the run of a task without locking the task, or None if the task does not exist."""
         ...
 
-    def taint(self, task_id: str, lease_id: str, sources: Sequence[str]) -> bool:
+    def taint_run(self, task_id: str, lease_id: str, sources: Sequence[str]) -> bool:
         """Mark a task and its attempt as tainted by these sources.
 
         Return True if the attempt was not tainted before.
@@ -339,11 +339,11 @@ class Tasks(Protocol):
         """Return the states of these leases without renewing them."""
         ...
 
-    def renew_one(self, task_id: str, lease_id: str) -> None:
+    def renew_lease(self, task_id: str, lease_id: str) -> None:
         """Renew a lease because its run called the gateway or a tool."""
         ...
 
-    def spent(
+    def record_usage(
         self, task_id: str, lease_id: str, *, input_tokens: int, output_tokens: int, cost_usd: float | None = None
     ) -> None:
         """Record the usage of one gateway call under this lease, whether the lease is live or not.
@@ -353,6 +353,6 @@ class Tasks(Protocol):
         """
         ...
 
-    def queue_figures(self) -> QueueFigures:
+    def queue_statistics(self) -> QueueStatistics:
         """Return the number of pending tasks and the age of the oldest one."""
         ...

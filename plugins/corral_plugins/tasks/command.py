@@ -28,7 +28,7 @@ TAKEN, RELEASED = ("task.assigned", "task.started"), "task.retried"
     "--input",
     "input_path",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="file with the input of the task: a JSON object, or text",
+    help="file with the input of the task, which is a JSON object or text",
 )
 @click.option(
     "--url", envvar="CORRAL_URL", default="http://127.0.0.1:8000", show_default=True, help="address of the server"
@@ -36,13 +36,13 @@ TAKEN, RELEASED = ("task.assigned", "task.started"), "task.retried"
 @click.option(
     "--token-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path, allow_dash=True),
-    help="file with an access token or API key, - for standard input (else CORRAL_TOKEN)",
+    help="file with an access token or API key, or - for standard input (default: CORRAL_TOKEN)",
 )
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="stop following the task after this time (default: follow it to its end)",
+    help="stop following the task after this time (default: follow the task to its end)",
 )
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 @click.argument("instructions")
@@ -140,7 +140,7 @@ def _run(
     except KeyboardInterrupt:
         _leave(task["id"])
     except ApiClientError as error:
-        raise ApiClientError(f"{error}; the task goes on: {task['id']}", error.status) from None
+        raise ApiClientError(f"{error}; the task {task['id']} continues", error.status) from None
     finally:
         ended.set()
     if not as_json:
@@ -220,11 +220,11 @@ def _agent_id(remote: ApiClient, name: str) -> str:
         if error.status not in (404, 422):
             raise
     near = f"; did you mean {found[0]['name']}?" if found else "; GET /agents lists them"
-    raise click.ClickException(f"there is no agent {name}{near}")
+    raise click.ClickException(f"there is no agent named {name}{near}")
 
 
 def _leave(task_id: str) -> NoReturn:
-    click.echo(f"\nThe task goes on: {task_id}", err=True)
+    click.echo(f"\nThe task {task_id} continues.", err=True)
     sys.exit(130)
 
 
@@ -274,9 +274,11 @@ def _token(file: Path | None) -> str:
         text = (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode("utf-8", "replace")
     text = text.strip()
     if not text:
-        raise click.UsageError("a token is needed: --token-file FILE, or the variable CORRAL_TOKEN")
+        raise click.UsageError("a token is required; pass it with --token-file FILE or in the variable CORRAL_TOKEN")
     if not (text.isascii() and text.isprintable()):
-        raise click.UsageError("this is no token, which is ASCII text: --token-file FILE, or the variable CORRAL_TOKEN")
+        raise click.UsageError(
+            "the token is not ASCII text; pass another one with --token-file FILE or in the variable CORRAL_TOKEN"
+        )
     return text
 
 
@@ -284,8 +286,8 @@ def _url(text: str) -> str:
     import httpx2
 
     if not text.startswith(("http://", "https://")):
-        raise click.BadParameter("begins with http:// or https://", param_hint="--url")
+        raise click.BadParameter("must begin with http:// or https://", param_hint="--url")
     with contextlib.suppress(httpx2.InvalidURL):
         if httpx2.URL(text).host:
             return text
-    raise click.BadParameter(f"{text} is no address", param_hint="--url")
+    raise click.BadParameter(f"{text} is not a valid URL", param_hint="--url")

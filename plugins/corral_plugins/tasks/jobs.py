@@ -13,28 +13,28 @@ from corral.database.unit import SYSTEM, Entry
 from corral.errors import Problem
 from corral.events.log import LoggedEvent
 from corral.jobs.job import Job, Schedule, enqueue
-from corral_plugins.tasks.service import dependencies, queries, search
-from corral_plugins.tasks.service.leases import Leases
-from corral_plugins.tasks.service.outcomes import Outcomes
-from corral_plugins.tasks.service.retention import Retention, purge_rows
-from corral_plugins.tasks.service.timers import BATCH_SIZE, Timers
+from corral_plugins.tasks.service import outcomes, queries
+from corral_plugins.tasks.service.leases import TaskLeases
+from corral_plugins.tasks.service.outcomes import TaskOutcomes
+from corral_plugins.tasks.service.retention import TaskRetention, purge_rows
+from corral_plugins.tasks.service.timers import BATCH_SIZE, TaskTimers
 
 log = logging.getLogger("corral.tasks")
 ROUNDS = 20
 """The maximum number of batches that one run of a job handles. The next scheduled run handles the rest."""
 
 
-async def reap(work: Work, timers: Timers) -> None:
+async def end_overdue_tasks(work: Work, timers: TaskTimers) -> None:
     """End tasks whose lease, timeout, deadline or question has expired."""
-    await _one_by_one(work, "job tasks.reap", timers.overdue, timers.reap)
+    await _handle_each(work, "job tasks.reap", timers.find_overdue_tasks, timers.end_overdue_task)
 
 
-async def watchdog(work: Work, timers: Timers) -> None:
+async def report_idle_runs(work: Work, timers: TaskTimers) -> None:
     """Report stalled runs."""
-    await _one_by_one(work, "job tasks.watchdog", timers.idle, timers.watch)
+    await _handle_each(work, "job tasks.watchdog", timers.find_idle_runs, timers.report_idle_run)
 
 
-async def _one_by_one(work: Work, label: str, find: Callable[[], list[str]], act: Callable[[str], None]) -> None:
+async def _handle_each(work: Work, label: str, find: Callable[[], list[str]], act: Callable[[str], None]) -> None:
     entry = Entry(label=label, actor=SYSTEM)
     for _ in range(ROUNDS):
         found = await work(find, entry=entry, read=True)
@@ -42,15 +42,15 @@ async def _one_by_one(work: Work, label: str, find: Callable[[], list[str]], act
             try:
                 await work(lambda task_id=task_id: act(task_id), entry=entry)  # type: ignore[misc]  # bound per iteration
             except Problem:
-                log.warning("timer skipped a task", extra={"task": task_id}, exc_info=True)
+                log.warning("overdue task skipped", extra={"task": task_id}, exc_info=True)
         if len(found) < BATCH_SIZE:
             return
 
 
-async def announce(work: Work, timers: Timers) -> None:
+async def queue_due_tasks(work: Work, timers: TaskTimers) -> None:
     """Queue tasks that are due or no longer held, raise the rank of waiting tasks, and write page anchors."""
     entry = Entry(label="job tasks.announce", actor=SYSTEM)
-    for step in (timers.unpark, timers.unhold, timers.age):
+    for step in (timers.queue_available_tasks, timers.queue_held_tasks, timers.raise_ranks):
         for _ in range(ROUNDS):
             if await work(step, entry=entry) < BATCH_SIZE:
                 break
@@ -59,76 +59,76 @@ async def announce(work: Work, timers: Timers) -> None:
             break
 
 
-async def index(work: Work) -> None:
+async def index_new_tasks(work: Work) -> None:
     """Add new tasks to the full-text index."""
     entry = Entry(label="job tasks.index", actor=SYSTEM)
     for _ in range(ROUNDS * 10):
-        if not await work(search.extend, entry=entry):
+        if not await work(queries.index_settled_tasks, entry=entry):
             break
 
 
-async def sweep(work: Work, retention: Retention) -> None:
+async def delete_expired_rows(work: Work, retention: TaskRetention) -> None:
     """Delete tasks, signals and rollups that are past their retention."""
     entry = Entry(label="job tasks.sweep", actor=SYSTEM)
-    while await work(retention.sweep, entry=entry):
+    while await work(retention.delete_expired_rows, entry=entry):
         continue
 
 
-def purge(task_id: str) -> None:
+def purge_deleted_task(task_id: str) -> None:
     """Delete the attempts, logs and comments of a deleted task, in batches."""
     if purge_rows(task_id):
         enqueue("tasks.purge", task_id=task_id)
 
 
-def unblock(task_id: str, after: str) -> None:
+def unblock_dependents(task_id: str, after: str) -> None:
     """Queue the remaining tasks that depended on a completed task."""
-    dependencies.unblock(task_id, after)
+    outcomes.unblock_dependents(task_id, after)
 
 
 def fail_dependents(task_id: str) -> None:
     """Fail the remaining tasks that depend on a failed task."""
-    dependencies.fail_dependents(task_id)
+    outcomes.fail_dependents(task_id)
 
 
-def reblock(task_id: str) -> None:
+def reblock_dependents(task_id: str) -> None:
     """Block the remaining tasks that depend on a reopened task."""
-    dependencies.reblock(task_id)
+    outcomes.reblock_dependents(task_id)
 
 
-def cancel_children(task_id: str, outcomes: Outcomes) -> None:
+def cancel_children(task_id: str, outcomes: TaskOutcomes) -> None:
     """Cancel the remaining children of a cancelled task."""
-    dependencies.each_child(task_id, lambda child: outcomes.cancel(child, kind="parent", reason="parent cancelled"))
+    outcomes.cancel_children(task_id)
 
 
-def cancel_leased(reason: str, before: str, fleet: Leases) -> None:
+def cancel_leased(reason: str, before: str, leases: TaskLeases) -> None:
     """Cancel the remaining runs that were leased when the kill switch was engaged."""
-    fleet.cancel_leased(reason=reason, before=before)
+    leases.cancel_leased(reason=reason, before=before)
 
 
-def forget_person(event: LoggedEvent) -> None:
+def enqueue_cancel_for_purged_user(event: LoggedEvent) -> None:
     """Cancel the open tasks of a person whose account was purged."""
     enqueue("tasks.cancel_of", user_id=event.object_id)
 
 
-def cancel_of(user_id: str, fleet: Leases) -> None:
+def cancel_tasks_of_user(user_id: str, leases: TaskLeases) -> None:
     """Cancel the open tasks of a purged person, in batches."""
-    if fleet.cancel_of(user_id):
+    if leases.cancel_tasks_of_user(user_id):
         enqueue("tasks.cancel_of", user_id=user_id)
 
 
 JOBS = (
-    Job("tasks.cancel_of", cancel_of),
+    Job("tasks.cancel_of", cancel_tasks_of_user),
     Job("tasks.cancel_leased", cancel_leased),
-    Job("tasks.purge", purge),
-    Job("tasks.unblock", unblock),
+    Job("tasks.purge", purge_deleted_task),
+    Job("tasks.unblock", unblock_dependents),
     Job("tasks.fail_dependents", fail_dependents),
-    Job("tasks.reblock", reblock),
+    Job("tasks.reblock", reblock_dependents),
     Job("tasks.cancel_children", cancel_children),
 )
 SCHEDULES = (
-    Schedule("tasks.reap", 5, reap),
-    Schedule("tasks.watchdog", 15, watchdog),
-    Schedule("tasks.announce", 5, announce),
-    Schedule("tasks.index", 5, index),
-    Schedule("tasks.sweep", 86_400, sweep),
+    Schedule("tasks.reap", 5, end_overdue_tasks),
+    Schedule("tasks.watchdog", 15, report_idle_runs),
+    Schedule("tasks.announce", 5, queue_due_tasks),
+    Schedule("tasks.index", 5, index_new_tasks),
+    Schedule("tasks.sweep", 86_400, delete_expired_rows),
 )

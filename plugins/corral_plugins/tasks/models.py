@@ -21,7 +21,7 @@ TERMINAL = ("completed", "failed", "cancelled")
 NO_DEADLINE = "9999-12-31T23:59:59.999Z"
 
 
-class Column:
+class ColumnDeclaration:
     """Declares how a field is stored: the type of its column and the column's options."""
 
     def __init__(self, kind: type[peewee.Field], **options: Any) -> None:
@@ -38,46 +38,46 @@ class TaskRow(msgspec.Struct):
     that `EXTRA_DEFAULTS` lists.
     """
 
-    id: Annotated[str, Column(IdField, primary_key=True)]
-    version: Annotated[int, Column(peewee.IntegerField, default=1)]
-    status: Annotated[str, Column(peewee.CharField, max_length=12)]
-    priority: Annotated[int, Column(peewee.SmallIntegerField)]
-    rank: Annotated[int, Column(peewee.SmallIntegerField)]
-    queue: Annotated[str | None, Column(peewee.CharField, max_length=140, null=True)]
-    queue_key: Annotated[str, Column(peewee.CharField, max_length=140)]
-    deadline_key: Annotated[str, Column(InstantField, default=NO_DEADLINE)]
-    created_at: Annotated[str, Column(InstantField)]
-    created_by: Annotated[str | None, Column(IdField, null=True)]
-    title: Annotated[str, Column(peewee.CharField, max_length=200)]
-    agent_id: Annotated[str | None, Column(IdField, null=True)]
-    agent_role: Annotated[str | None, Column(peewee.CharField, max_length=64, null=True)]
-    assigned_agent_id: Annotated[str | None, Column(IdField, null=True)]
-    worker_id: Annotated[str | None, Column(IdField, null=True)]
-    lease_id: Annotated[str | None, Column(IdField, null=True)]
-    available_at: Annotated[str, Column(InstantField)]
-    timeout_seconds: Annotated[int, Column(peewee.IntegerField)]
-    queue_until: Annotated[str | None, Column(InstantField, null=True)]
-    attempt: Annotated[int, Column(peewee.IntegerField, default=0)]
-    max_attempts: Annotated[int, Column(peewee.IntegerField)]
-    fence: Annotated[int, Column(peewee.IntegerField, default=0)]
-    cost_micro: Annotated[int, Column(peewee.BigIntegerField, default=0)]
-    unpriced_tokens: Annotated[int, Column(peewee.BigIntegerField, default=0)]
-    input_tokens: Annotated[int, Column(peewee.BigIntegerField, default=0)]
-    output_tokens: Annotated[int, Column(peewee.BigIntegerField, default=0)]
-    calls: Annotated[int, Column(peewee.BigIntegerField, default=0)]
-    cancel_kind: Annotated[str | None, Column(peewee.CharField, max_length=20, null=True)]
-    failed_dependency_id: Annotated[str | None, Column(IdField, null=True)]
-    queued_at: Annotated[str | None, Column(InstantField, null=True)]
-    started_at: Annotated[str | None, Column(InstantField, null=True)]
-    finished_at: Annotated[str | None, Column(InstantField, null=True)]
-    parent_task_id: Annotated[str | None, Column(IdField, null=True)]
-    workflow_run_id: Annotated[str | None, Column(IdField, null=True)]
-    source_type: Annotated[str, Column(peewee.CharField, max_length=20)]
-    source_id: Annotated[str | None, Column(peewee.CharField, max_length=80, null=True)]
-    waiting_kind: Annotated[str | None, Column(peewee.CharField, max_length=20, null=True)]
-    waiting_until: Annotated[str | None, Column(InstantField, null=True)]
-    required_tools: Annotated[str, Column(JSONField, default=[])]
-    extra: Annotated[str, Column(JSONField, default={})]
+    id: Annotated[str, ColumnDeclaration(IdField, primary_key=True)]
+    version: Annotated[int, ColumnDeclaration(peewee.IntegerField, default=1)]
+    status: Annotated[str, ColumnDeclaration(peewee.CharField, max_length=12)]
+    priority: Annotated[int, ColumnDeclaration(peewee.SmallIntegerField)]
+    rank: Annotated[int, ColumnDeclaration(peewee.SmallIntegerField)]
+    queue: Annotated[str | None, ColumnDeclaration(peewee.CharField, max_length=140, null=True)]
+    queue_key: Annotated[str, ColumnDeclaration(peewee.CharField, max_length=140)]
+    deadline_key: Annotated[str, ColumnDeclaration(InstantField, default=NO_DEADLINE)]
+    created_at: Annotated[str, ColumnDeclaration(InstantField)]
+    created_by: Annotated[str | None, ColumnDeclaration(IdField, null=True)]
+    title: Annotated[str, ColumnDeclaration(peewee.CharField, max_length=200)]
+    agent_id: Annotated[str | None, ColumnDeclaration(IdField, null=True)]
+    agent_role: Annotated[str | None, ColumnDeclaration(peewee.CharField, max_length=64, null=True)]
+    assigned_agent_id: Annotated[str | None, ColumnDeclaration(IdField, null=True)]
+    worker_id: Annotated[str | None, ColumnDeclaration(IdField, null=True)]
+    lease_id: Annotated[str | None, ColumnDeclaration(IdField, null=True)]
+    available_at: Annotated[str, ColumnDeclaration(InstantField)]
+    timeout_seconds: Annotated[int, ColumnDeclaration(peewee.IntegerField)]
+    queue_until: Annotated[str | None, ColumnDeclaration(InstantField, null=True)]
+    attempt: Annotated[int, ColumnDeclaration(peewee.IntegerField, default=0)]
+    max_attempts: Annotated[int, ColumnDeclaration(peewee.IntegerField)]
+    fence: Annotated[int, ColumnDeclaration(peewee.IntegerField, default=0)]
+    cost_micro: Annotated[int, ColumnDeclaration(peewee.BigIntegerField, default=0)]
+    unpriced_tokens: Annotated[int, ColumnDeclaration(peewee.BigIntegerField, default=0)]
+    input_tokens: Annotated[int, ColumnDeclaration(peewee.BigIntegerField, default=0)]
+    output_tokens: Annotated[int, ColumnDeclaration(peewee.BigIntegerField, default=0)]
+    calls: Annotated[int, ColumnDeclaration(peewee.BigIntegerField, default=0)]
+    cancel_kind: Annotated[str | None, ColumnDeclaration(peewee.CharField, max_length=20, null=True)]
+    failed_dependency_id: Annotated[str | None, ColumnDeclaration(IdField, null=True)]
+    queued_at: Annotated[str | None, ColumnDeclaration(InstantField, null=True)]
+    started_at: Annotated[str | None, ColumnDeclaration(InstantField, null=True)]
+    finished_at: Annotated[str | None, ColumnDeclaration(InstantField, null=True)]
+    parent_task_id: Annotated[str | None, ColumnDeclaration(IdField, null=True)]
+    workflow_run_id: Annotated[str | None, ColumnDeclaration(IdField, null=True)]
+    source_type: Annotated[str, ColumnDeclaration(peewee.CharField, max_length=20)]
+    source_id: Annotated[str | None, ColumnDeclaration(peewee.CharField, max_length=80, null=True)]
+    waiting_kind: Annotated[str | None, ColumnDeclaration(peewee.CharField, max_length=20, null=True)]
+    waiting_until: Annotated[str | None, ColumnDeclaration(InstantField, null=True)]
+    required_tools: Annotated[str, ColumnDeclaration(JSONField, default=[])]
+    extra: Annotated[str, ColumnDeclaration(JSONField, default={})]
 
     @property
     def deadline(self) -> str | None:
@@ -97,15 +97,15 @@ class TaskRow(msgspec.Struct):
 class TaskContent(msgspec.Struct):
     """The columns of a task that only views and claims read."""
 
-    updated_at: Annotated[str, Column(InstantField)]
-    assigned_at: Annotated[str | None, Column(InstantField, null=True)]
-    description: Annotated[str, Column(peewee.TextField, default="")]
-    instructions: Annotated[str, Column(peewee.TextField, default="")]
-    tags: Annotated[str, Column(JSONField, default=[])]
-    metadata: Annotated[str, Column(JSONField, default={})]
-    progress: Annotated[str | None, Column(JSONField, null=True)]
-    input: Annotated[str, Column(JSONField, default={})]
-    result: Annotated[str | None, Column(JSONField, null=True)]
+    updated_at: Annotated[str, ColumnDeclaration(InstantField)]
+    assigned_at: Annotated[str | None, ColumnDeclaration(InstantField, null=True)]
+    description: Annotated[str, ColumnDeclaration(peewee.TextField, default="")]
+    instructions: Annotated[str, ColumnDeclaration(peewee.TextField, default="")]
+    tags: Annotated[str, ColumnDeclaration(JSONField, default=[])]
+    metadata: Annotated[str, ColumnDeclaration(JSONField, default={})]
+    progress: Annotated[str | None, ColumnDeclaration(JSONField, null=True)]
+    input: Annotated[str, ColumnDeclaration(JSONField, default={})]
+    result: Annotated[str | None, ColumnDeclaration(JSONField, null=True)]
 
 
 EXTRA_DEFAULTS: dict[str, Any] = {
@@ -149,56 +149,56 @@ class AttemptRow(msgspec.Struct):
     through the gateway.
     """
 
-    id: Annotated[str, Column(IdField, primary_key=True)]
-    task_id: Annotated[str, Column(IdField)]
-    fence: Annotated[int, Column(peewee.IntegerField)]
-    n: Annotated[int, Column(peewee.IntegerField)]
-    counted: Annotated[bool, Column(peewee.BooleanField, default=False)]
-    resumed: Annotated[bool, Column(peewee.BooleanField, default=False)]
-    status: Annotated[str, Column(peewee.CharField, max_length=12)]
-    worker_id: Annotated[str, Column(IdField)]
-    agent_id: Annotated[str, Column(IdField)]
-    agent_version: Annotated[int, Column(peewee.IntegerField)]
-    requester_id: Annotated[str | None, Column(IdField, null=True)]
-    lease_id: Annotated[str, Column(IdField, unique=True)]
-    lease_until: Annotated[str, Column(InstantField)]
-    ack_until: Annotated[str | None, Column(InstantField, null=True)]
-    timeout_at: Annotated[str | None, Column(InstantField, null=True)]
-    cancel_until: Annotated[str | None, Column(InstantField, null=True)]
-    last_activity_at: Annotated[str, Column(InstantField)]
-    progress_event_at: Annotated[str | None, Column(InstantField, null=True)]
-    stall_seconds: Annotated[int, Column(peewee.IntegerField, default=0)]
-    loop_repeats: Annotated[int, Column(peewee.IntegerField, default=0)]
-    stall_action: Annotated[str, Column(peewee.CharField, max_length=8, default="notify")]
-    stalled: Annotated[bool, Column(peewee.BooleanField, default=False)]
-    signature: Annotated[str | None, Column(peewee.CharField, max_length=200, null=True)]
-    signature_count: Annotated[int, Column(peewee.IntegerField, default=0)]
-    log_bytes: Annotated[int, Column(peewee.BigIntegerField, default=0)]
-    log_next: Annotated[int, Column(peewee.BigIntegerField, default=0)]
-    cost_micro: Annotated[int, Column(peewee.BigIntegerField, default=0)]
-    unpriced_tokens: Annotated[int, Column(peewee.BigIntegerField, default=0)]
-    input_tokens: Annotated[int, Column(peewee.BigIntegerField, default=0)]
-    output_tokens: Annotated[int, Column(peewee.BigIntegerField, default=0)]
-    calls: Annotated[int, Column(peewee.BigIntegerField, default=0)]
-    reported_usage: Annotated[str | None, Column(JSONField, null=True)]
-    stalls: Annotated[int, Column(peewee.IntegerField, default=0)]
-    ended_by: Annotated[str | None, Column(peewee.CharField, max_length=40, null=True)]
-    started_at: Annotated[str | None, Column(InstantField, null=True)]
-    finished_at: Annotated[str | None, Column(InstantField, null=True)]
-    checkpoint_step: Annotated[int | None, Column(peewee.IntegerField, null=True)]
+    id: Annotated[str, ColumnDeclaration(IdField, primary_key=True)]
+    task_id: Annotated[str, ColumnDeclaration(IdField)]
+    fence: Annotated[int, ColumnDeclaration(peewee.IntegerField)]
+    n: Annotated[int, ColumnDeclaration(peewee.IntegerField)]
+    counted: Annotated[bool, ColumnDeclaration(peewee.BooleanField, default=False)]
+    resumed: Annotated[bool, ColumnDeclaration(peewee.BooleanField, default=False)]
+    status: Annotated[str, ColumnDeclaration(peewee.CharField, max_length=12)]
+    worker_id: Annotated[str, ColumnDeclaration(IdField)]
+    agent_id: Annotated[str, ColumnDeclaration(IdField)]
+    agent_version: Annotated[int, ColumnDeclaration(peewee.IntegerField)]
+    requester_id: Annotated[str | None, ColumnDeclaration(IdField, null=True)]
+    lease_id: Annotated[str, ColumnDeclaration(IdField, unique=True)]
+    lease_until: Annotated[str, ColumnDeclaration(InstantField)]
+    ack_until: Annotated[str | None, ColumnDeclaration(InstantField, null=True)]
+    timeout_at: Annotated[str | None, ColumnDeclaration(InstantField, null=True)]
+    cancel_until: Annotated[str | None, ColumnDeclaration(InstantField, null=True)]
+    last_activity_at: Annotated[str, ColumnDeclaration(InstantField)]
+    progress_event_at: Annotated[str | None, ColumnDeclaration(InstantField, null=True)]
+    stall_seconds: Annotated[int, ColumnDeclaration(peewee.IntegerField, default=0)]
+    loop_repeats: Annotated[int, ColumnDeclaration(peewee.IntegerField, default=0)]
+    stall_action: Annotated[str, ColumnDeclaration(peewee.CharField, max_length=8, default="notify")]
+    stalled: Annotated[bool, ColumnDeclaration(peewee.BooleanField, default=False)]
+    signature: Annotated[str | None, ColumnDeclaration(peewee.CharField, max_length=200, null=True)]
+    signature_count: Annotated[int, ColumnDeclaration(peewee.IntegerField, default=0)]
+    log_bytes: Annotated[int, ColumnDeclaration(peewee.BigIntegerField, default=0)]
+    log_next: Annotated[int, ColumnDeclaration(peewee.BigIntegerField, default=0)]
+    cost_micro: Annotated[int, ColumnDeclaration(peewee.BigIntegerField, default=0)]
+    unpriced_tokens: Annotated[int, ColumnDeclaration(peewee.BigIntegerField, default=0)]
+    input_tokens: Annotated[int, ColumnDeclaration(peewee.BigIntegerField, default=0)]
+    output_tokens: Annotated[int, ColumnDeclaration(peewee.BigIntegerField, default=0)]
+    calls: Annotated[int, ColumnDeclaration(peewee.BigIntegerField, default=0)]
+    reported_usage: Annotated[str | None, ColumnDeclaration(JSONField, null=True)]
+    stalls: Annotated[int, ColumnDeclaration(peewee.IntegerField, default=0)]
+    ended_by: Annotated[str | None, ColumnDeclaration(peewee.CharField, max_length=40, null=True)]
+    started_at: Annotated[str | None, ColumnDeclaration(InstantField, null=True)]
+    finished_at: Annotated[str | None, ColumnDeclaration(InstantField, null=True)]
+    checkpoint_step: Annotated[int | None, ColumnDeclaration(peewee.IntegerField, null=True)]
 
 
 class AttemptContent(msgspec.Struct):
     """The columns of an attempt that only views, claims and authentication read."""
 
-    model: Annotated[str, Column(peewee.CharField, max_length=250)]
-    token_hash: Annotated[str, Column(peewee.CharField, max_length=64, unique=True)]
-    tainted: Annotated[bool, Column(peewee.BooleanField, default=False)]
-    taint_sources: Annotated[str | None, Column(JSONField, null=True)]
-    created_at: Annotated[str, Column(InstantField)]
-    error: Annotated[str | None, Column(JSONField, null=True)]
-    checkpoint: Annotated[str | None, Column(JSONField, null=True)]
-    result: Annotated[str | None, Column(JSONField, null=True)]
+    model: Annotated[str, ColumnDeclaration(peewee.CharField, max_length=250)]
+    token_hash: Annotated[str, ColumnDeclaration(peewee.CharField, max_length=64, unique=True)]
+    tainted: Annotated[bool, ColumnDeclaration(peewee.BooleanField, default=False)]
+    taint_sources: Annotated[str | None, ColumnDeclaration(JSONField, null=True)]
+    created_at: Annotated[str, ColumnDeclaration(InstantField)]
+    error: Annotated[str | None, ColumnDeclaration(JSONField, null=True)]
+    checkpoint: Annotated[str | None, ColumnDeclaration(JSONField, null=True)]
+    result: Annotated[str | None, ColumnDeclaration(JSONField, null=True)]
 
 
 def deadline_of(key: str) -> str | None:
@@ -206,7 +206,7 @@ def deadline_of(key: str) -> str | None:
     return None if key == NO_DEADLINE else key
 
 
-def _model(name: str, *declarations: type, table: str, indexes: Any, owner_field: str | None = None) -> Any:
+def _model_class(name: str, *declarations: type, table: str, indexes: Any, owner_field: str | None = None) -> Any:
     """Create a model class whose columns are the fields of the declarations."""
     hints = {field: hint for each in declarations for field, hint in get_type_hints(each, include_extras=True).items()}
     declared = {field: hint.__metadata__[0] for field, hint in hints.items()}
@@ -216,7 +216,7 @@ def _model(name: str, *declarations: type, table: str, indexes: Any, owner_field
     return type(name, (Model,), {**attributes, **columns, "visibility": SHARED, "owner_field": owner_field})
 
 
-Task = _model(
+Task = _model_class(
     "Task",
     TaskRow,
     TaskContent,
@@ -229,7 +229,7 @@ Task = _model(
         (("priority", "created_at", "id"), False),
     ),
 )
-Attempt = _model(
+Attempt = _model_class(
     "Attempt",
     AttemptRow,
     AttemptContent,
@@ -357,12 +357,12 @@ class SearchDocument(Model):
 
 
 # The partial indexes start with `status`. Otherwise SQLite prefers the index of the list by status, and has to sort.
-def _partial(model: Any, name: str, *columns: Any, where: str, unique: bool = False) -> None:
+def _add_partial_index(model: Any, name: str, *columns: Any, where: str, unique: bool = False) -> None:
     index = model.index(*columns, name=f"{model._meta.table_name}_{name}", where=SQL(where), unique=unique)
     model.add_index(index)
 
 
-_partial(
+_add_partial_index(
     Task,
     "claim",
     Task.queue,
@@ -373,11 +373,11 @@ _partial(
     Task.id,
     where="status = 'pending'",
 )
-_partial(
+_add_partial_index(
     Task, "tooled", Task.status, Task.queue, where="status = 'pending' AND queue IS NOT NULL AND required_tools <> '[]'"
 )
 # Used for raising the ranks of waiting tasks and for the age of the oldest pending task.
-_partial(
+_add_partial_index(
     Task,
     "waiting_since",
     Task.status,
@@ -386,21 +386,23 @@ _partial(
     Task.queued_at,
     where="status = 'pending' AND queue IS NOT NULL",
 )
-_partial(Task, "parked", Task.status, Task.available_at, where="status = 'pending' AND queue IS NULL")
-_partial(Task, "held", Task.status, Task.created_by, where="status = 'pending' AND queue = 'held'")
-_partial(Task, "queue_until", Task.status, Task.queue_until, where="status = 'pending' AND queue_until IS NOT NULL")
-_partial(Task, "deadlines", Task.deadline_key, where="deadline_key < '9999' AND finished_at IS NULL")
-_partial(Task, "leased", Task.created_by, where="lease_id IS NOT NULL")
-_partial(Task, "waiting", Task.status, Task.waiting_kind, Task.waiting_until, where="status = 'waiting'")
-_partial(Task, "agent", Task.agent_id, Task.created_at, Task.id, where="agent_id IS NOT NULL")
-_partial(Task, "requester", Task.created_by, Task.created_at, Task.id, where="created_by IS NOT NULL")
-_partial(Task, "worker", Task.worker_id, Task.created_at, Task.id, where="worker_id IS NOT NULL")
-_partial(Task, "parent", Task.parent_task_id, Task.created_at, where="parent_task_id IS NOT NULL")
-_partial(Task, "run", Task.workflow_run_id, Task.created_at, where="workflow_run_id IS NOT NULL")
-_partial(Task, "ended", Task.finished_at, where="finished_at IS NOT NULL")
-_partial(Attempt, "live", Attempt.task_id, where="finished_at IS NULL", unique=True)
-_partial(Attempt, "live_worker", Attempt.worker_id, where="finished_at IS NULL")
-_partial(Attempt, "live_agent", Attempt.agent_id, where="finished_at IS NULL")
+_add_partial_index(Task, "parked", Task.status, Task.available_at, where="status = 'pending' AND queue IS NULL")
+_add_partial_index(Task, "held", Task.status, Task.created_by, where="status = 'pending' AND queue = 'held'")
+_add_partial_index(
+    Task, "queue_until", Task.status, Task.queue_until, where="status = 'pending' AND queue_until IS NOT NULL"
+)
+_add_partial_index(Task, "deadlines", Task.deadline_key, where="deadline_key < '9999' AND finished_at IS NULL")
+_add_partial_index(Task, "leased", Task.created_by, where="lease_id IS NOT NULL")
+_add_partial_index(Task, "waiting", Task.status, Task.waiting_kind, Task.waiting_until, where="status = 'waiting'")
+_add_partial_index(Task, "agent", Task.agent_id, Task.created_at, Task.id, where="agent_id IS NOT NULL")
+_add_partial_index(Task, "requester", Task.created_by, Task.created_at, Task.id, where="created_by IS NOT NULL")
+_add_partial_index(Task, "worker", Task.worker_id, Task.created_at, Task.id, where="worker_id IS NOT NULL")
+_add_partial_index(Task, "parent", Task.parent_task_id, Task.created_at, where="parent_task_id IS NOT NULL")
+_add_partial_index(Task, "run", Task.workflow_run_id, Task.created_at, where="workflow_run_id IS NOT NULL")
+_add_partial_index(Task, "ended", Task.finished_at, where="finished_at IS NOT NULL")
+_add_partial_index(Attempt, "live", Attempt.task_id, where="finished_at IS NULL", unique=True)
+_add_partial_index(Attempt, "live_worker", Attempt.worker_id, where="finished_at IS NULL")
+_add_partial_index(Attempt, "live_agent", Attempt.agent_id, where="finished_at IS NULL")
 
 TABLES: tuple[type[Model], ...] = (
     Task,

@@ -18,25 +18,22 @@ from corral_plugins.tasks import events, hookspecs, jobs, models, settings
 from corral_plugins.tasks.api import Tasks
 from corral_plugins.tasks.routes import protocol
 from corral_plugins.tasks.routes import tasks as task_routes
-from corral_plugins.tasks.service import metrics
-from corral_plugins.tasks.service.actions import Actions
+from corral_plugins.tasks.service.actions import OwnerActions
 from corral_plugins.tasks.service.agent_tools import AgentTools, TaskTools
-from corral_plugins.tasks.service.claims import ClaimPayloads, Claims
-from corral_plugins.tasks.service.creation import Creation
-from corral_plugins.tasks.service.explain import Explanations
-from corral_plugins.tasks.service.leases import AttemptPrincipals, AttemptTokenAuthenticator, Leases
-from corral_plugins.tasks.service.logs import TaskLogs
-from corral_plugins.tasks.service.metrics import TaskMetrics
-from corral_plugins.tasks.service.outcomes import Outcomes
+from corral_plugins.tasks.service.claims import ClaimPayloads, TaskClaims
+from corral_plugins.tasks.service.creation import TaskCreation
+from corral_plugins.tasks.service.explain import TaskExplanations
+from corral_plugins.tasks.service.leases import AttemptPrincipals, AttemptTokenAuthenticator, TaskLeases
+from corral_plugins.tasks.service.outcomes import TaskOutcomes
 from corral_plugins.tasks.service.queries import TaskQueries
-from corral_plugins.tasks.service.retention import Retention
-from corral_plugins.tasks.service.runs import Runs
-from corral_plugins.tasks.service.statistics import AgentStatisticsService
+from corral_plugins.tasks.service.retention import TaskRetention
+from corral_plugins.tasks.service.rows import TaskViews
+from corral_plugins.tasks.service.run_reports import TaskLogs, UsageReports
+from corral_plugins.tasks.service.runs import TaskRuns
+from corral_plugins.tasks.service.statistics import AgentStatisticsService, TaskMetrics
 from corral_plugins.tasks.service.tasks import TasksService
-from corral_plugins.tasks.service.timers import DueTaskNotifier, Timers
-from corral_plugins.tasks.service.transitions import Transitions
-from corral_plugins.tasks.service.usage import Usages
-from corral_plugins.tasks.service.views import Views
+from corral_plugins.tasks.service.timers import DueTaskNotifier, TaskTimers
+from corral_plugins.tasks.service.transitions import TaskTransitions
 from corral_plugins.tools.api import Tool
 
 if TYPE_CHECKING:
@@ -54,7 +51,7 @@ class TasksPlugin(Plugin):
     wants = ("admin", "cost", "llm", "secrets", "tools")
     permissions = (
         Permission("tasks.read", "Read tasks, their logs and statistics", holders=(*READERS, "agent")),
-        Permission("tasks.write", "Create tasks; change, cancel and end own tasks", holders=(*WRITERS, "agent")),
+        Permission("tasks.write", "Create tasks; change, cancel and end one's own tasks", holders=(*WRITERS, "agent")),
         Permission("tasks.manage", "Change, cancel and end the tasks of others"),
         Permission("tasks.act", "Report on a task under its lease", holders=("worker", "agent")),
     )
@@ -71,21 +68,21 @@ class TasksPlugin(Plugin):
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
         parts = (
-            Transitions,
-            Outcomes,
+            TaskTransitions,
+            TaskOutcomes,
             ClaimPayloads,
-            Claims,
-            Runs,
-            Leases,
+            TaskClaims,
+            TaskRuns,
+            TaskLeases,
             TaskLogs,
-            Creation,
-            Actions,
-            Views,
+            TaskCreation,
+            OwnerActions,
+            TaskViews,
             TaskQueries,
-            Usages,
-            Explanations,
-            Timers,
-            Retention,
+            UsageReports,
+            TaskExplanations,
+            TaskTimers,
+            TaskRetention,
             DueTaskNotifier,
             AgentTools,
             AttemptPrincipals,
@@ -126,7 +123,7 @@ class TasksPlugin(Plugin):
 
     @hookimpl
     def corral_subscribers(self) -> Iterable[Subscriber]:
-        return [Subscriber("tasks.people", ("user.purged",), jobs.forget_person)]
+        return [Subscriber("tasks.people", ("user.purged",), jobs.enqueue_cancel_for_purged_user)]
 
     @hookimpl
     def corral_jobs(self) -> Iterable[Job]:
@@ -138,56 +135,7 @@ class TasksPlugin(Plugin):
 
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:
-        counted, statuses = self._metrics, {"status": models.STATUSES}
-        return [
-            Metric(
-                name="corral_tasks", help="Number of tasks by status.", labels=statuses, collect=metrics.tasks_by_status
-            ),
-            Metric(name="corral_queue_depth", help="Number of pending tasks.", collect=metrics.queue_depth),
-            Metric(
-                name="corral_queue_oldest_seconds",
-                help="Waiting time of the oldest pending task.",
-                collect=metrics.oldest_seconds,
-            ),
-            Metric(
-                name="corral_task_attempts_total",
-                help="Ended attempts by result.",
-                kind="counter",
-                labels={"result": metrics.RESULTS},
-                collect=counted.attempts,
-            ),
-            Metric(
-                name="corral_lease_reclaims_total",
-                help="Leases that expired because their worker gave no sign of life.",
-                kind="counter",
-                collect=counted.reclaims,
-            ),
-            Metric(
-                name="corral_task_stalls_total",
-                help="Stalled runs by kind.",
-                kind="counter",
-                labels={"kind": metrics.STALLS},
-                collect=counted.stalls,
-            ),
-            Metric(
-                name="corral_task_duration_seconds",
-                help="Time from the start of the last attempt of a task to its result.",
-                kind="histogram",
-                collect=counted.durations.read,
-            ),
-            Metric(
-                name="corral_task_queue_seconds",
-                help="Time of an attempt in the queue until it started.",
-                kind="histogram",
-                collect=counted.queueing.read,
-            ),
-            Metric(
-                name="corral_task_cancel_seconds",
-                help="Time from the request to cancel a run to its end.",
-                kind="histogram",
-                collect=counted.cancelling.read,
-            ),
-        ]
+        return self._metrics.definitions()
 
     @hookimpl(optionalhook=True)
     def corral_tools(self) -> Iterable[Tool]:

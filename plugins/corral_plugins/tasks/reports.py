@@ -15,7 +15,7 @@ MAX_TOKENS = 100_000_000
 Count = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 
 
-class Usage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class UsageTotals(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The total usage of the attempt so far, excluding its calls through the gateway.
 
     Repeating a report adds nothing.
@@ -47,7 +47,7 @@ class UsageItem(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     note: Annotated[str, line(500, 0)] = ""
 
 
-Used = Usage | Annotated[list[UsageItem], Meta(max_length=100)]
+UsageReport = UsageTotals | Annotated[list[UsageItem], Meta(max_length=100)]
 """The usage that a worker reports: either the totals of the attempt or a list of single items."""
 
 
@@ -60,7 +60,7 @@ class Artifact(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     content: Annotated[str, Meta(max_length=65536)] | UnsetType = UNSET
 
 
-class OnLease(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class LeaseReport(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Base of the requests that refer to a lease.
 
     The header `Corral-Lease` or the token may identify the lease instead.
@@ -69,13 +69,13 @@ class OnLease(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     lease_id: Id | UnsetType = UNSET
 
 
-class Progress(OnLease, kw_only=True, forbid_unknown_fields=True):
+class ProgressReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
     """The progress of a run. Several equal `signature` values in a row count as a loop."""
 
     percent: Annotated[float, Meta(ge=0, le=100)] | None = None
     message: Annotated[str, Meta(max_length=500)] | None = None
     signature: Annotated[str, Meta(max_length=200)] | None = None
-    usage: Used | None = None
+    usage: UsageReport | None = None
 
 
 class LogEntry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -87,31 +87,31 @@ class LogEntry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     message: ReportedText
 
 
-class Logs(OnLease, kw_only=True, forbid_unknown_fields=True):
+class LogReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
     """Log lines of the running attempt."""
 
     entries: Annotated[list[LogEntry], Meta(max_length=500)]
 
 
-class Checkpoint(OnLease, kw_only=True, forbid_unknown_fields=True):
+class CheckpointReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
     """The state from which the next attempt resumes, at most 1 MiB."""
 
     step: Annotated[int, Meta(ge=0, le=2**31 - 1)]
     state: Any
 
 
-class SecretUse(OnLease, kw_only=True, forbid_unknown_fields=True):
+class SecretUse(LeaseReport, kw_only=True, forbid_unknown_fields=True):
     """The purpose of reading a secret, for the audit log."""
 
     purpose: Annotated[str, line(500, 0)] | None = None
 
 
-class Complete(OnLease, kw_only=True, forbid_unknown_fields=True):
+class CompletionReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
     """The result of a run, at most 256 KiB. The plugin `agent_memory` stores `memories`."""
 
     result: Any = None
     artifacts: Annotated[list[Artifact], Meta(max_length=100)] | UnsetType = UNSET
-    usage: Used | None = None
+    usage: UsageReport | None = None
     memories: Annotated[list[Any], Meta(max_length=50)] = []
 
 
@@ -122,12 +122,12 @@ class ReportedError(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     message: Annotated[str, Meta(max_length=65536)] = ""
 
 
-class Fail(OnLease, kw_only=True, forbid_unknown_fields=True):
+class FailureReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
     """The failure of a run. If `retryable` is false, the run is never retried."""
 
     error: ReportedError
     retryable: bool = True
-    usage: Used | None = None
+    usage: UsageReport | None = None
 
 
 class AskedInput(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -138,29 +138,29 @@ class AskedInput(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     expires_in_seconds: Annotated[int, Meta(ge=10, le=2_592_000)] | None = None
 
 
-class WaitFor(OnLease, kw_only=True, forbid_unknown_fields=True):
+class WaitReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
     """The reason why a run waits: one of `approval`, `approval_id` and `input`. A checkpoint is optional."""
 
     approval: dict[str, Any] | None = None
     approval_id: Id | None = None
     input: AskedInput | None = None
-    checkpoint: Checkpoint | None = None
+    checkpoint: CheckpointReport | None = None
 
 
-class Release(OnLease, kw_only=True, forbid_unknown_fields=True):
+class ReleaseReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
     """Releases a task to its queue before the run has ended."""
 
     reason: Reason = ""
-    usage: Used | None = None
+    usage: UsageReport | None = None
 
 
-class Cancelled(OnLease, kw_only=True, forbid_unknown_fields=True):
+class CancellationReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
     """Confirms that the worker has stopped a cancelled run."""
 
-    usage: Used | None = None
+    usage: UsageReport | None = None
 
 
-class Started(msgspec.Struct, kw_only=True):
+class StartedResponse(msgspec.Struct, kw_only=True):
     """The response to a start. `status` is `running`, or `cancelling` if the run must stop immediately."""
 
     status: str
@@ -168,21 +168,21 @@ class Started(msgspec.Struct, kw_only=True):
     expires_at: Instant
 
 
-class Renewed(msgspec.Struct, kw_only=True):
+class LeaseRenewal(msgspec.Struct, kw_only=True):
     """The response to a progress report. `state`: ok | cancel_requested."""
 
     state: str
     expires_at: Instant
 
 
-class LogsTaken(msgspec.Struct, kw_only=True):
+class LogsAccepted(msgspec.Struct, kw_only=True):
     """The number of newly stored lines, and the number of the next expected line."""
 
     accepted: int
     next_seq: int
 
 
-class CheckpointTaken(msgspec.Struct, kw_only=True):
+class CheckpointAccepted(msgspec.Struct, kw_only=True):
     """The step of the stored checkpoint."""
 
     step: int

@@ -46,7 +46,7 @@ LEASE_SECONDS = Setting(
     env="CORRAL_TASK_LEASE_SECONDS",
     kind=int,
     default=60,
-    title="Lifetime of a lease without a renewal",
+    title="Lifetime of a lease that is not renewed",
     minimum=10,
     maximum=3600,
 )
@@ -54,7 +54,7 @@ ACK_SECONDS = Setting(
     name="tasks.ack_seconds",
     kind=int,
     default=30,
-    title="Time for a worker to start a claimed task",
+    title="Time within which a worker must start a claimed task",
     minimum=5,
     maximum=600,
 )
@@ -62,7 +62,7 @@ CANCEL_GRACE = Setting(
     name="tasks.cancel_grace_seconds",
     kind=int,
     default=60,
-    title="Time for a worker to end a cancelled run",
+    title="Time within which a worker must end a cancelled run",
     minimum=1,
     maximum=3600,
 )
@@ -73,7 +73,7 @@ STALL_SECONDS = Setting(
     name="tasks.stall_seconds",
     kind=int,
     default=900,
-    title="Idle time after which a run counts as stalled (0: never)",
+    title="Time without activity after which a run counts as stalled (0: never)",
     minimum=0,
     maximum=86_400,
 )
@@ -81,7 +81,7 @@ LOOP_REPEATS = Setting(
     name="tasks.loop_repeats",
     kind=int,
     default=6,
-    title="Number of equal steps in a row that counts as a loop",
+    title="Number of identical consecutive steps that count as a loop",
     minimum=2,
     maximum=50,
 )
@@ -89,7 +89,7 @@ CRASH_LIMIT = Setting(
     name="tasks.crash_limit",
     kind=int,
     default=3,
-    title="Number of lost leases in a row that fails a task",
+    title="Number of consecutive lost leases after which a task fails",
     minimum=1,
     maximum=10,
 )
@@ -105,7 +105,7 @@ FAIR_SHARE = Setting(
     name="tasks.fair_share",
     kind=float,
     default=1.0,
-    title="Share of the running tasks above which the tasks of a person wait",
+    title="Share of all running tasks above which further tasks of a person wait",
     minimum=0.1,
     maximum=1,
 )
@@ -121,7 +121,7 @@ RETENTION_DAYS: Setting[int | None] = Setting(
     name="tasks.retention_days",
     kind=int,
     default=None,
-    title="Days to keep ended tasks (null: forever)",
+    title="Days for which ended tasks are kept (null: forever)",
     minimum=1,
     maximum=3650,
 )
@@ -150,7 +150,7 @@ ACCEPT_LATE_RESULTS = Setting(
     name="workers.accept_late_results",
     kind=bool,
     default=False,
-    title="Accept a result that arrives while a person's cancellation is pending, and complete the task",
+    title="Complete a task with a result that arrives after a person requested its cancellation",
 )
 
 

@@ -12,7 +12,7 @@ from msgspec import UNSET, Meta, UnsetType
 from corral import clock
 from corral.http.page import PageQuery
 from corral.schema.fields import Id, Instant, MomentIn
-from corral_plugins.tasks.api import NewTask, Priority
+from corral_plugins.tasks.api import NewTask, Priority, RetryPolicy, ReviewPolicy, StallPolicy
 
 Status = Literal[
     "blocked", "pending", "assigned", "running", "waiting", "cancelling", "completed", "failed", "cancelled"
@@ -34,7 +34,7 @@ def _patch_of(shape: type[msgspec.Struct], *, required: tuple[str, ...]) -> Any:
     return msgspec.defstruct(
         "TaskPatch",
         fields,
-        namespace={"__doc__": "The fields to change; absent fields stay."},
+        namespace={"__doc__": "The fields to change. Absent fields stay unchanged."},
         module=__name__,
         kw_only=True,
         forbid_unknown_fields=True,
@@ -76,7 +76,7 @@ class TaskQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaul
     sort: Literal["created", "priority", "updated"] = "created"
 
 
-class GetQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
+class TaskGetQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
     """The options for reading a task. `wait` is the number of seconds to wait for the end of the task."""
 
     wait: Annotated[float, Meta(ge=0, le=55)] = 0
@@ -87,7 +87,7 @@ class GetQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=Tr
         return clock.time_s() + self.wait
 
 
-class StatsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class TaskStatsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Filters of the statistics: tasks created since an instant, and tasks of one agent."""
 
     since: MomentIn | UnsetType = UNSET
@@ -112,7 +112,7 @@ class LogQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=Tr
         return clock.time_s() + self.wait
 
 
-class Stats(msgspec.Struct, kw_only=True):
+class TaskStats(msgspec.Struct, kw_only=True):
     """Statistics of tasks. The rate and the averages cover the last 24 hours, in whole hours."""
 
     total: int
@@ -216,3 +216,79 @@ class Explanation(msgspec.Struct, kw_only=True):
     summary: str
     conditions: list[Condition]
     attempts: list[AttemptView]
+
+
+class TaskCost(msgspec.Struct, kw_only=True):
+    """The cost of all attempts of a task. `unpriced_tokens` have no known price and are not included in `cost_usd`."""
+
+    cost_usd: float
+    unpriced_tokens: int
+    input_tokens: int
+    output_tokens: int
+    calls: int
+
+
+class TaskItem(msgspec.Struct, kw_only=True):
+    """A task in a list, without `input` and `result`."""
+
+    id: str
+    version: int
+    status: str
+    title: str
+    description: str
+    instructions: str
+    priority: str
+    agent_id: str | None
+    agent_role: str | None
+    assigned_agent_id: str | None
+    worker_id: str | None
+    deadline: Instant | None
+    required_tools: list[str]
+    allowed_tools: list[str] | None
+    depends_on: list[str]
+    parent_task_id: str | None
+    depth: int
+    available_at: Instant
+    timeout_seconds: int
+    queue_timeout_seconds: int | None
+    max_cost_usd: float | None
+    retry_policy: RetryPolicy | None
+    stall_policy: StallPolicy | None
+    output_schema: dict[str, Any] | None
+    review_policy: ReviewPolicy | None
+    tags: list[str]
+    metadata: dict[str, Any]
+    attempt: int
+    max_attempts: int
+    fence: int
+    reopened_count: int
+    progress: dict[str, Any] | None
+    artifacts: list[Any]
+    error: dict[str, Any] | None
+    cost: TaskCost
+    waiting_for: dict[str, Any] | None
+    source: dict[str, Any]
+    cause_chain: list[str]
+    workflow_run_id: str | None
+    step_run_id: str | None
+    approval_id: str | None
+    review_id: str | None
+    dead_letter_id: str | None
+    cancel_requested_at: Instant | None
+    cancel_kind: str | None
+    tainted: bool
+    created_by: str | None
+    created_at: Instant
+    updated_at: Instant
+    queued_at: Instant | None
+    assigned_at: Instant | None
+    started_at: Instant | None
+    finished_at: Instant | None
+
+
+class TaskView(TaskItem, kw_only=True):
+    """A task. `warnings` is present only in the responses to its creation and to changes."""
+
+    input: dict[str, Any]
+    result: Any
+    warnings: list[str] | msgspec.UnsetType = msgspec.UNSET

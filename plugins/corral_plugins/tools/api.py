@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -13,17 +13,17 @@ from corral.errors import Failure, declare_codes
 
 declare_codes(
     {
-        "already_decided": (409, "It was decided before"),
-        "tools.denied": (403, "The tool call is denied"),
+        "already_decided": (409, "The approval has already been decided"),
+        "tools.denied": (403, "The tool call was denied"),
     }
 )
 
-Risk = Literal["read", "write", "external", "dangerous"]
-Policy = Literal["allow", "ask", "deny"]
-Runs = Literal["server", "worker"]
+ToolRisk = Literal["read", "write", "external", "dangerous"]
+ToolPolicy = Literal["allow", "ask", "deny"]
+RunLocation = Literal["server", "worker"]
 
-RISKS: tuple[Risk, ...] = ("read", "write", "external", "dangerous")
-POLICIES: tuple[Policy, ...] = ("allow", "ask", "deny")
+RISKS: tuple[ToolRisk, ...] = ("read", "write", "external", "dangerous")
+POLICIES: tuple[ToolPolicy, ...] = ("allow", "ask", "deny")
 """Tool policies, ordered from the least to the most strict."""
 
 Json = dict[str, Any]
@@ -45,7 +45,7 @@ class ToolContext(msgspec.Struct, frozen=True, kw_only=True):
     work: Work
 
 
-class Target(msgspec.Struct, frozen=True, kw_only=True):
+class CallTarget(msgspec.Struct, frozen=True, kw_only=True):
     """The object on which a tool call acts. `ask`: whether the target requires that a person approves the call."""
 
     kind: str
@@ -53,7 +53,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     ask: bool = False
 
 
-class Output(msgspec.Struct, frozen=True, kw_only=True):
+class ToolOutput(msgspec.Struct, frozen=True, kw_only=True):
     """The result of a tool, with the names of the untrusted sources in the result.
 
     Used by tools whose output is only sometimes untrusted.
@@ -63,7 +63,7 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
     untrusted: tuple[str, ...] = ()
 
 
-class Later(msgspec.Struct, frozen=True):
+class ResultLater(msgspec.Struct, frozen=True):
     """The return value of a tool whose actual result is delivered later with `Tools.answered`."""
 
 
@@ -81,30 +81,28 @@ class ToolFailure(Failure):
 class Tool(msgspec.Struct, frozen=True, kw_only=True):
     """A tool definition that a plugin contributes with the hook `corral_tools`.
 
-    `run(context, arguments)` returns JSON, `Output` or `Later`, or raises `ToolFailure` or a `Problem`. A `def`
-    function runs in the unit of work that stores the result. An `async def` function opens its own units of work with
-    `context.work`. `run` is None for tools that run on workers.
-    `sees(context, arguments)` returns whether the requester may see the objects named in the arguments. The function is
-    called in a unit of work.
-    `admits(config, arguments)` returns whether a configuration, of the tool or of the agent, allows the arguments.
-    `trusts(config, arguments)` returns whether the configuration of the tool exempts the call from approval in tainted
-    runs.
+    `run(context, arguments)` returns JSON, `ToolOutput` or `ResultLater`, or raises `ToolFailure` or a `Problem`. A
+    `def` function runs in the unit of work that stores the result. An `async def` function opens its own units of work
+    with `context.work`. `run` is None for tools that run on workers. `sees(context, arguments)` returns whether the
+    requester may see the objects named in the arguments. The function is called in a unit of work. `admits(config,
+    arguments)` returns whether a configuration, of the tool or of the agent, allows the arguments. `trusts(config,
+    arguments)` returns whether the configuration of the tool exempts the call from approval in tainted runs.
     """
 
     name: str
     title: str
     description: str
-    risk: Risk
+    risk: ToolRisk
     schema: Json
     run: Callable[[ToolContext, Json], Any] | None = None
-    runs: Runs = "server"
+    runs: RunLocation = "server"
     output_schema: Json | None = None
     permission: str | None = None  # required in addition to the permission for the risk
     untrusted_output: bool = False
     idempotent: bool = False
     timeout_seconds: int | None = None  # None: `tools.timeout_seconds`
     config_schema: Json | None = None  # None: the tool has no configuration
-    target: Callable[[Json], Target | None] | None = None
+    target: Callable[[Json], CallTarget | None] | None = None
     sees: Callable[[ToolContext, Json], bool] | None = None
     admits: Callable[[Mapping[str, Any], Json], bool] | None = None
     trusts: Callable[[Mapping[str, Any], Json], bool] | None = None
@@ -117,15 +115,15 @@ class ClaimTool(msgspec.Struct, frozen=True, kw_only=True):
     title: str
     description: str
     schema: Json
-    risk: Risk
-    runs: Runs
-    policy: Policy
+    risk: ToolRisk
+    runs: RunLocation
+    policy: ToolPolicy
 
 
 class Tools(Protocol):
     """The service of the plugin `tools` for other plugins. Runs in the caller's unit of work."""
 
-    def offered(
+    def tools_for_run(
         self, *, enabled: Sequence[str], policy: Mapping[str, Any], allowed: Sequence[str] | None, worker_id: str
     ) -> list[ClaimTool]:
         """List the tools of a run, sorted by name.
@@ -134,11 +132,11 @@ class Tools(Protocol):
         """
         ...
 
-    def of_server(self) -> frozenset[str]:
+    def server_tools(self) -> frozenset[str]:
         """Return the names of the tools that run on the server. These tools are available with every worker."""
         ...
 
-    def refuse_beyond(
+    def refuse_missing_permissions(
         self, by: Principal, *, enabled: Sequence[str], policy: Mapping[str, Any], before: Mapping[str, Any]
     ) -> None:
         """Raise `Forbidden` unless the person `by` may give an agent these tools and policies.
@@ -148,6 +146,29 @@ class Tools(Protocol):
         """
         ...
 
-    def answered(self, task_id: str, call_id: str, *, result: Any = None, error: Json | None = None) -> None:
-        """Store the result or error of a call that returned `Later`. Do nothing if the call has already ended."""
+    def store_answer(self, task_id: str, call_id: str, *, result: Any = None, error: Json | None = None) -> None:
+        """Store the result or error of a call that returned `ResultLater`. Do nothing if the call has already ended."""
         ...
+
+
+def has_tools(offered: Iterable[str], wanted: Iterable[str]) -> bool:
+    """Return whether the offered tools include all wanted tools.
+
+    `prefix.*` offers every name that starts with `prefix.`.
+    """
+    names = set(offered)
+    prefixes = tuple(name[:-1] for name in names if name.endswith(".*"))
+    return all(tool in names or (bool(prefixes) and tool.startswith(prefixes)) for tool in wanted)
+
+
+def missing_tools(offered: Sequence[str], wanted: Iterable[str]) -> list[str]:
+    """Return the wanted tools that are not offered."""
+    return [tool for tool in wanted if not has_tools(offered, [tool])]
+
+
+RISK_POLICY: Mapping[ToolRisk, ToolPolicy] = {
+    "read": "allow",
+    "write": "allow",
+    "external": "allow",
+    "dangerous": "ask",
+}

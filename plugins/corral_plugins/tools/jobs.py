@@ -7,26 +7,29 @@ from corral.database.unit import SYSTEM, Entry
 from corral.events.log import LoggedEvent
 from corral.jobs.job import Schedule, enqueue
 from corral.plugin import Settings
-from corral_plugins.tools.service import repository
-from corral_plugins.tools.service.call_history import CallHistory
+from corral_plugins.tools.service import call_store
+from corral_plugins.tools.service.calls import CallHistory
 from corral_plugins.tools.settings import CALL_RETENTION_DAYS
 
 DELETE_CHUNK = 500
 MAX_CHUNKS = 20
 
 
-async def reap(work: Work, history: CallHistory) -> None:
+async def end_abandoned_calls(work: Work, history: CallHistory) -> None:
     """End the tool calls whose process stopped or whose permit was never reported."""
     for _ in range(MAX_CHUNKS):
-        if await work(history.reap, entry=Entry(label="job tools.reap", actor=SYSTEM)) < repository.ABANDONED_LIMIT:
+        if (
+            await work(history.end_abandoned_calls, entry=Entry(label="job tools.reap", actor=SYSTEM))
+            < call_store.ABANDONED_LIMIT
+        ):
             return
 
 
-async def prune(work: Work, settings: Settings) -> None:
+async def delete_old_calls(work: Work, settings: Settings) -> None:
     """Delete the tool calls that are older than `tools.call_retention_days`."""
     days = settings.get(CALL_RETENTION_DAYS)
     while await work(
-        lambda: repository.delete_older(days, DELETE_CHUNK), entry=Entry(label="job tools.prune", actor=SYSTEM)
+        lambda: call_store.delete_older_calls(days, DELETE_CHUNK), entry=Entry(label="job tools.prune", actor=SYSTEM)
     ):
         pass
 
@@ -38,8 +41,8 @@ def on_task_deleted(event: LoggedEvent) -> None:
 
 def delete_calls(task_id: str) -> None:
     """Delete one chunk of the tool calls of a deleted task, and enqueue a job for the remaining calls."""
-    if repository.delete_of(task_id, DELETE_CHUNK) == DELETE_CHUNK:
+    if call_store.delete_calls_of_task(task_id, DELETE_CHUNK) == DELETE_CHUNK:
         enqueue("tools.delete_calls", task_id=task_id)
 
 
-SCHEDULES = (Schedule("tools.reap", 15, reap), Schedule("tools.prune", 86_400, prune))
+SCHEDULES = (Schedule("tools.reap", 15, end_abandoned_calls), Schedule("tools.prune", 86_400, delete_old_calls))

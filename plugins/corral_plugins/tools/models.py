@@ -26,7 +26,7 @@ class ToolRow(Model):
         table_name = "tools_tools"
 
 
-class ToolCall(Model):
+class ToolCallRow(Model):
     """One tool call.
 
     `arguments`: the redacted arguments. `arguments_sha256`: the hash of the original arguments.
@@ -72,13 +72,15 @@ class ToolCall(Model):
         )
 
 
-ToolCall.add_index(
-    ToolCall.index(
-        ToolCall.alive_until, name="tools_calls_alive", where=peewee.SQL("status IN ('running', 'permitted')")
+ToolCallRow.add_index(
+    ToolCallRow.index(
+        ToolCallRow.alive_until, name="tools_calls_alive", where=peewee.SQL("status IN ('running', 'permitted')")
     )
 )
-ToolCall.add_index(
-    ToolCall.index(ToolCall.task_id, name="tools_calls_open", where=peewee.SQL("status IN ('running', 'permitted')"))
+ToolCallRow.add_index(
+    ToolCallRow.index(
+        ToolCallRow.task_id, name="tools_calls_open", where=peewee.SQL("status IN ('running', 'permitted')")
+    )
 )
 
-TABLES: tuple[type[Model], ...] = (ToolRow, ToolCall)
+TABLES: tuple[type[Model], ...] = (ToolRow, ToolCallRow)

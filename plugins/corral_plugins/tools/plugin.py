@@ -16,19 +16,27 @@ from corral.jobs.job import Job, Schedule
 from corral.plugin import HealthCheck, Metric, Plugin, Provide, Runtime, Setting, Settings, hookimpl
 from corral_plugins.tools import hookspecs, jobs, models, routes, settings
 from corral_plugins.tools.api import Tool, Tools
-from corral_plugins.tools.service.call_history import CallHistory
-from corral_plugins.tools.service.calls import Calls
-from corral_plugins.tools.service.decision_context import ContextBuilder
-from corral_plugins.tools.service.executions import Executions
+from corral_plugins.tools.service.calls import CallHistory, ToolCalls
+from corral_plugins.tools.service.decision import ContextBuilder
+from corral_plugins.tools.service.executions import ToolExecutions
 from corral_plugins.tools.service.http_tools import HeaderSecrets, HttpTools
 from corral_plugins.tools.service.listing import ToolListing
 from corral_plugins.tools.service.metrics import DECISIONS, ToolMetrics
-from corral_plugins.tools.service.permits import Permits
-from corral_plugins.tools.service.registry import Registry
+from corral_plugins.tools.service.permits import ToolPermits
+from corral_plugins.tools.service.registry import ToolRegistry
 from corral_plugins.tools.service.tools import ToolsService
 from corral_plugins.tools.shapes import ToolCalled
 
-SERVICES = (Registry, ContextBuilder, Executions, HeaderSecrets, Permits, Calls, ToolListing, CallHistory)
+SERVICES = (
+    ToolRegistry,
+    ContextBuilder,
+    ToolExecutions,
+    HeaderSecrets,
+    ToolPermits,
+    ToolCalls,
+    ToolListing,
+    CallHistory,
+)
 
 
 class ToolsPlugin(Plugin):
@@ -42,7 +50,7 @@ class ToolsPlugin(Plugin):
     requires = ("accounts",)
     wants = ("admin", "agents", "secrets", "tasks", "workers")
     permissions = (
-        Permission("tools.read", "See tools and their calls", holders=(*READERS, "agent")),
+        Permission("tools.read", "View tools and their calls", holders=(*READERS, "agent")),
         Permission("tools.use_external", "Let agents fetch from and send to external systems", holders=WRITERS),
         Permission("tools.use_dangerous", "Let agents run code, shells and remote machines", holders=WRITERS),
         Permission("tools.manage", "Change the policies, risks and configuration of tools"),
@@ -52,21 +60,21 @@ class ToolsPlugin(Plugin):
     def __init__(self, section: Any = None) -> None:
         super().__init__(section)
         self._metrics, self._http_tools = ToolMetrics(), HttpTools()
-        self._executions: Executions | None = None
+        self._executions: ToolExecutions | None = None
         self._asks_when_tainted: Callable[[], bool] = lambda: True
 
     async def start(self, runtime: Runtime) -> None:
         declared: Settings = runtime.service(Settings)
         self._asks_when_tainted = lambda: declared.get(settings.TAINT_ENABLED)
         self._http_tools.bind(runtime.service(Egress), runtime.service(HeaderSecrets))
-        self._executions = runtime.service(Executions)
-        registry = runtime.service(Registry)
+        self._executions = runtime.service(ToolExecutions)
+        registry = runtime.service(ToolRegistry)
         registry.log_ignored()
-        self._metrics.names[:] = sorted(registry.contributed())
+        self._metrics.names[:] = sorted(registry.contributed_tools())
 
     async def stop(self) -> None:
         if self._executions is not None:
-            await self._executions.stop()
+            await self._executions.stop_running()
         await self._http_tools.close()
 
     @hookimpl
@@ -83,7 +91,7 @@ class ToolsPlugin(Plugin):
 
     @hookimpl
     def corral_tools(self) -> Iterable[Tool]:
-        return self._http_tools.tools()
+        return self._http_tools.definitions()
 
     @hookimpl
     def corral_routes(self) -> Iterable[Routes]:
@@ -115,9 +123,9 @@ class ToolsPlugin(Plugin):
 
     @hookimpl
     def corral_health_checks(self) -> Iterable[HealthCheck]:
-        return [HealthCheck("tools", self._health)]
+        return [HealthCheck("tools", self._taint_health)]
 
-    def _health(self) -> tuple[str, str]:
+    def _taint_health(self) -> tuple[str, str]:
         if self._asks_when_tainted():
             return "ok", "Runs that received untrusted content need approval for external tools."
         return (
@@ -131,21 +139,21 @@ class ToolsPlugin(Plugin):
         return [
             Metric(
                 name="corral_tool_calls_total",
-                help="Total number of tool calls by tool and decision.",
+                help="Number of tool calls by tool and decision.",
                 kind="counter",
                 labels={**tools, "decision": DECISIONS},
-                collect=metrics.calls,
+                collect=metrics.calls_by_decision,
             ),
             Metric(
                 name="corral_tool_seconds",
-                help="Duration of tool calls in seconds.",
+                help="Duration of tool calls, in seconds.",
                 kind="histogram",
                 labels=tools,
                 collect=metrics.seconds.read,
             ),
             Metric(
                 name="corral_tainted_attempts_total",
-                help="Total number of attempts that received untrusted content.",
+                help="Number of attempts that received untrusted content.",
                 kind="counter",
                 collect=metrics.tainted_attempts,
             ),

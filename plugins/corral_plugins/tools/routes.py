@@ -7,19 +7,18 @@ from corral.auth.principal import Principal
 from corral.http.answers import IfMatch, Request, Wait
 from corral.http.page import Page, PageQuery
 from corral.http.routes import Routes
-from corral_plugins.tools.service.call_history import CallHistory
-from corral_plugins.tools.service.calls import Calls
+from corral_plugins.tools.service.calls import CallHistory, ToolCalls
 from corral_plugins.tools.service.listing import ToolListing
-from corral_plugins.tools.service.permits import Permits
+from corral_plugins.tools.service.permits import ToolPermits
 from corral_plugins.tools.shapes import (
     ENDED,
-    AgentQuery,
-    CallQuery,
-    CallReport,
-    CallView,
-    Check,
-    Checked,
-    NewCall,
+    CallCheck,
+    CallCheckResult,
+    NewToolCall,
+    ToolAgentQuery,
+    ToolCallQuery,
+    ToolCallReport,
+    ToolCallView,
     ToolPatch,
     ToolQuery,
     ToolView,
@@ -38,37 +37,37 @@ lease = Routes("/tasks", tag="worker")
 @registry.get("/", needs=READ, raises=("unknown_reference",))
 def list_tools(query: ToolQuery, listing: ToolListing, caller: Principal) -> Page[ToolView]:
     """List tools by name. With `agent_id`, the response contains the policy of each tool for that agent."""
-    return listing.page(query, caller)
+    return listing.list_tools(query, caller)
 
 
 @registry.get("/{name}", needs=READ, raises=("unknown_reference",))
-def get_tool(name: str, query: AgentQuery, listing: ToolListing) -> ToolView:
+def get_tool(name: str, query: ToolAgentQuery, listing: ToolListing) -> ToolView:
     """Get a tool. With `agent_id`, the response contains the policy of the tool for that agent."""
-    return listing.one(name, query.agent_id)
+    return listing.get_tool(name, query.agent_id)
 
 
 @registry.patch("/{name}", needs=MANAGE, raises=("invalid_state", "precondition_failed"))
 def change_tool(name: str, body: ToolPatch, listing: ToolListing, caller: Principal, match: IfMatch) -> ToolView:
     """Change the policy, risk or configuration of a tool. The risk of a tool from a plugin can only be raised."""
-    return listing.change(name, body, match, by=caller)
+    return listing.change_tool(name, body, match, by=caller)
 
 
 @registry.post("/{name}/check", needs=READ, raises=("unknown_reference", "kill_switch"))
-def check_tool(name: str, body: Check, calls: Calls, caller: Principal) -> Checked:
+def check_tool(name: str, body: CallCheck, calls: ToolCalls, caller: Principal) -> CallCheckResult:
     """Check whether a tool call would be allowed, without running the tool."""
-    return calls.check(name, body, by=caller)
+    return calls.check_call(name, body, by=caller)
 
 
 @all_calls.get("/tool-calls", needs=READ, raises=("invalid_cursor",))
-def list_tool_calls(query: CallQuery, history: CallHistory, caller: Principal) -> Page[CallView]:
+def list_tool_calls(query: ToolCallQuery, history: CallHistory, caller: Principal) -> Page[ToolCallView]:
     """List tool calls, newest first."""
-    return history.page(query, caller)
+    return history.list_calls(query, caller)
 
 
 @lease.get("/{id}/tool-calls", needs=READ, raises=("invalid_cursor",))
-def list_task_tool_calls(id: str, query: PageQuery, history: CallHistory, caller: Principal) -> Page[CallView]:
+def list_task_tool_calls(id: str, query: PageQuery, history: CallHistory, caller: Principal) -> Page[ToolCallView]:
     """List the tool calls of a task, oldest first."""
-    return history.of_task(id, query, caller)
+    return history.list_calls_of_task(id, query, caller)
 
 
 @lease.post(
@@ -78,28 +77,30 @@ def list_task_tool_calls(id: str, query: PageQuery, history: CallHistory, caller
     lenient=True,
     raises=(*LEASE, "tools.denied", "kill_switch"),
 )
-async def call_tool(id: str, tool: str, body: NewCall, calls: Calls, caller: Principal, request: Request) -> CallView:
+async def call_tool(
+    id: str, tool: str, body: NewToolCall, calls: ToolCalls, caller: Principal, request: Request
+) -> ToolCallView:
     """Call a tool.
 
     A tool on the server runs before the response is sent. For a tool on a worker, the response contains a permit.
 
     Repeating the request with the same `call_id` returns the same response and does not run the tool again.
     """
-    return await calls.call(
+    return await calls.call_tool(
         id,
         tool,
         body.call_id,
         body.arguments,
-        lease_id=_lease(body.lease_id, request, caller),
+        lease_id=_requested_lease(body.lease_id, request, caller),
         by=caller,
         entry=request.entry(caller),
     )
 
 
 @lease.get("/{id}/tools/calls/{call}", needs=(READ, ACT), seconds=60.0)
-def get_tool_call(id: str, call: str, query: WaitQuery, history: CallHistory, caller: Principal) -> CallView | Wait:
+def get_tool_call(id: str, call: str, query: WaitQuery, history: CallHistory, caller: Principal) -> ToolCallView | Wait:
     """Get a tool call of a task. With `wait`, the response is delayed until the call ends or the wait time passes."""
-    found = history.one(id, call, caller)
+    found = history.get_call(id, call, caller)
     if query.wait and query.until > clock.time_s() and found.status not in ENDED:
         return Wait((id,), query.until)
     return found
@@ -113,15 +114,20 @@ def get_tool_call(id: str, call: str, query: WaitQuery, history: CallHistory, ca
     body_limit=4 * 1024 * 1024,
 )
 async def report_tool_result(
-    id: str, call: str, body: CallReport, permits: Permits, caller: Principal, request: Request
-) -> CallView:
+    id: str, call: str, body: ToolCallReport, permits: ToolPermits, caller: Principal, request: Request
+) -> ToolCallView:
     """Report the outcome of a tool that ran on the worker. At most 64 KiB of the result is stored."""
-    return await permits.report(
-        id, call, body, lease_id=_lease(body.lease_id, request, caller), by=caller, entry=request.entry(caller)
+    return await permits.store_report(
+        id,
+        call,
+        body,
+        lease_id=_requested_lease(body.lease_id, request, caller),
+        by=caller,
+        entry=request.entry(caller),
     )
 
 
-def _lease(named: object, request: Request, caller: Principal) -> str | None:
+def _requested_lease(named: object, request: Request, caller: Principal) -> str | None:
     """Return the lease id of a request, from the body, the header `Corral-Lease` or the token, in this order."""
     found = named if isinstance(named, str) else request.header("corral-lease") or caller.lease_id
     return found.lower() if found is not None else None

@@ -27,6 +27,11 @@ TAINT_ENABLED = Setting(
     title="Require approval for external tools in runs that received untrusted content",
 )
 CALL_RETENTION_DAYS = Setting(
-    name="tools.call_retention_days", kind=int, default=90, minimum=1, maximum=3650, title="Days to keep tool calls"
+    name="tools.call_retention_days",
+    kind=int,
+    default=90,
+    minimum=1,
+    maximum=3650,
+    title="Days for which tool calls are kept",
 )
 ALL = (MAX_CALLS, TIMEOUT_SECONDS, TAINT_ENABLED, CALL_RETENTION_DAYS)

@@ -13,7 +13,7 @@ from corral.errors import Fault
 from corral.events.event import Event
 from corral.http.page import PageQuery
 from corral.schema.fields import Id, Instant, MomentIn
-from corral_plugins.tools.api import Policy, Risk, Runs
+from corral_plugins.tools.api import RunLocation, ToolPolicy, ToolRisk
 
 Decision = Literal["allowed", "denied"]
 Status = Literal["running", "permitted", "succeeded", "failed", "denied", "expired"]
@@ -32,11 +32,11 @@ class ToolView(msgspec.Struct, kw_only=True):
     version: int
     title: str
     description: str
-    risk: Risk
-    runs: Runs
+    risk: ToolRisk
+    runs: RunLocation
     schema: dict[str, Any]
     output_schema: dict[str, Any] | None
-    default_policy: Policy
+    default_policy: ToolPolicy
     enabled: bool
     source: str
     untrusted_output: bool
@@ -45,20 +45,20 @@ class ToolView(msgspec.Struct, kw_only=True):
     config: dict[str, Any]
     config_schema: dict[str, Any] | None
     definition_sha256: str
-    policy: Policy | None
+    policy: ToolPolicy | None
     workers: list[str]
 
 
 class ToolQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Filters of the list of tools. `agent_id`: the agent whose policies are included in the response."""
 
-    risk: list[Risk] | UnsetType = UNSET
+    risk: list[ToolRisk] | UnsetType = UNSET
     source: Annotated[str, Meta(max_length=200)] | UnsetType = UNSET
-    runs: Runs | UnsetType = UNSET
+    runs: RunLocation | UnsetType = UNSET
     agent_id: Id | UnsetType = UNSET
 
 
-class AgentQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class ToolAgentQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The query of a single tool. `agent_id`: the agent whose policy is included in the response."""
 
     agent_id: Id | UnsetType = UNSET
@@ -71,13 +71,13 @@ class ToolPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """
 
     enabled: bool | UnsetType = UNSET
-    default_policy: Policy | UnsetType | None = UNSET
-    risk: Risk | UnsetType | None = UNSET
+    default_policy: ToolPolicy | UnsetType | None = UNSET
+    risk: ToolRisk | UnsetType | None = UNSET
     timeout_seconds: Annotated[int, Meta(ge=1, le=600)] | UnsetType | None = UNSET
     config: dict[str, Any] | UnsetType | None = UNSET
 
 
-class NewCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class NewToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A tool call under a lease. The header `Corral-Lease` or the attempt token may identify the lease instead."""
 
     call_id: CallId
@@ -85,24 +85,24 @@ class NewCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     lease_id: Id | UnsetType = UNSET
 
 
-class ReportedError(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class ReportedToolError(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The failure of a tool that ran on the worker."""
 
     type: Annotated[str, Meta(min_length=1, max_length=100)] = "tool_error"
     message: Annotated[str, Meta(max_length=65536)] = ""
 
 
-class CallReport(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class ToolCallReport(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The outcome of a tool that ran on the worker. `error`: an object or only a message."""
 
     permit: Annotated[str, Meta(min_length=1, max_length=100)]
     result: Any = None
-    error: Annotated[str, Meta(max_length=65536)] | ReportedError | None = None
+    error: Annotated[str, Meta(max_length=65536)] | ReportedToolError | None = None
     duration_ms: Annotated[int, Meta(ge=0, le=10**9)] | None = None
     lease_id: Id | UnsetType = UNSET
 
 
-class CallView(msgspec.Struct, kw_only=True):
+class ToolCallView(msgspec.Struct, kw_only=True):
     """A tool call.
 
     `attempt`: the fencing number of the claim. `permit`: allows the worker to run the tool; only the worker receives
@@ -131,7 +131,7 @@ class CallView(msgspec.Struct, kw_only=True):
     permit_expires_at: Instant | UnsetType = UNSET
 
 
-class CallQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class ToolCallQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Filters of the list of tool calls."""
 
     agent_id: Id | UnsetType = UNSET
@@ -155,7 +155,7 @@ class WaitQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=T
         return clock.time_s() + self.wait
 
 
-class Check(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class CallCheck(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A tool call to check without running the tool.
 
     `tainted`: whether the run received untrusted content; defaults to the state of the task.
@@ -167,7 +167,7 @@ class Check(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     tainted: bool | UnsetType = UNSET
 
 
-class Checked(msgspec.Struct, kw_only=True):
+class CallCheckResult(msgspec.Struct, kw_only=True):
     """The result of a check.
 
     `reasons`: every rule that denies the call, in order. `errors`: the parts of the arguments that do not match the

@@ -49,41 +49,41 @@ class Workers(Protocol):
     Lock order: task, then agent, then worker.
     """
 
-    def facts(self, worker_id: str) -> WorkerFacts | None:
+    def find(self, worker_id: str) -> WorkerFacts | None:
         """Return a worker, or None if there is no such worker."""
         ...
 
-    def facts_of(self, worker_ids: Sequence[str]) -> dict[str, WorkerFacts]:
+    def find_many(self, worker_ids: Sequence[str]) -> dict[str, WorkerFacts]:
         """Return a dictionary of the workers with the given ids, by id. Runs one query."""
         ...
 
-    def fleet(self) -> list[WorkerFacts]:
+    def online_workers(self) -> list[WorkerFacts]:
         """List the online workers, at most 1,000."""
         ...
 
-    def tools(self, worker_id: str | None = None) -> list[WorkerTool]:
+    def tools_of_workers(self, worker_id: str | None = None) -> list[WorkerTool]:
         """List the tools of an approved worker, or, without `worker_id`, the tools of at most 200 online workers.
 
         Workers that list no tools are omitted, although they are assumed to offer every tool.
         """
         ...
 
-    def awaits_approval(self) -> bool:
+    def has_pending_worker(self) -> bool:
         """Return whether a worker waits for approval and no worker is approved."""
         ...
 
-    def lease_started(self, worker_id: str) -> bool:
+    def take_slot(self, worker_id: str) -> bool:
         """Add one to the lease count of a worker, in one conditional update.
 
         Return False, without a change, if the worker is at capacity, draining or not approved.
         """
         ...
 
-    def lease_ended(self, worker_id: str) -> None:
+    def release_slot(self, worker_id: str) -> None:
         """Subtract one from the lease count of a worker."""
         ...
 
-    def alive(self, worker_id: str) -> None:
+    def record_contact(self, worker_id: str) -> None:
         """Record that the worker made a call, at most once every 5 s. Set an `offline` worker to `online`."""
         ...
 

@@ -5,26 +5,26 @@ from __future__ import annotations
 from corral.database.engine import Work
 from corral.events.consumers import Subscriber
 from corral.jobs.job import Schedule
-from corral_plugins.workers.service import failures
-from corral_plugins.workers.service.liveness import Sweeps
-from corral_plugins.workers.service.registration_keys import delete_expired
+from corral_plugins.workers.service import repository
+from corral_plugins.workers.service.liveness import WorkerSweeps
+from corral_plugins.workers.service.registration import delete_expired
 
 SWEEP_SECONDS, DAY = 5, 86_400
 
 
-async def sweep(sweeps: Sweeps) -> None:
+async def sweep_silent_workers(sweeps: WorkerSweeps) -> None:
     """Set silent workers to `offline`, and alert admins when tasks wait while no worker is online."""
-    await sweeps.sweep()
+    await sweeps.sweep_silent_workers()
 
 
-async def prune(sweeps: Sweeps, work: Work) -> None:
+async def delete_old_workers(sweeps: WorkerSweeps, work: Work) -> None:
     """Delete workers that were offline for `workers.prune_days`, and keys that expired more than 30 days ago."""
-    await sweeps.prune()
+    await sweeps.delete_old_workers()
     await work(delete_expired)
 
 
 SCHEDULES = (
-    Schedule(name="workers.sweep", every_seconds=SWEEP_SECONDS, run=sweep),
-    Schedule(name="workers.prune", every_seconds=DAY, run=prune),
+    Schedule(name="workers.sweep", every_seconds=SWEEP_SECONDS, run=sweep_silent_workers),
+    Schedule(name="workers.prune", every_seconds=DAY, run=delete_old_workers),
 )
-SUBSCRIBERS = (Subscriber(name="workers.failures", events=failures.EVENTS, handle=failures.store_failure),)
+SUBSCRIBERS = (Subscriber(name="workers.failures", events=repository.EVENTS, handle=repository.store_failure),)

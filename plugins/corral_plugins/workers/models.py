@@ -87,7 +87,7 @@ class RegistrationKey(Model):
         indexes = ((("created_at", "id"), False),)
 
 
-class Alert(Model):
+class WorkerAlert(Model):
     """An active alert. An alert is raised again only after the alert was cleared."""
 
     kind = peewee.CharField(primary_key=True, max_length=40)
@@ -97,4 +97,4 @@ class Alert(Model):
         table_name = "workers_alerts"
 
 
-MODELS: tuple[type[Model], ...] = (Worker, RegistrationKey, Alert)
+MODELS: tuple[type[Model], ...] = (Worker, RegistrationKey, WorkerAlert)

@@ -21,20 +21,27 @@ from corral_plugins.workers.api import EVENTS, Workers
 from corral_plugins.workers.node.tools.builtin import ToolName
 from corral_plugins.workers.routes import ROUTES
 from corral_plugins.workers.service import embedded, fleet
-from corral_plugins.workers.service.administration import Administration
-from corral_plugins.workers.service.authentication import RegistrationKeyTokens, WorkerTokens
+from corral_plugins.workers.service.administration import WorkerAdministration
+from corral_plugins.workers.service.authentication import RegistrationKeyAuthenticator, WorkerTokenAuthenticator
 from corral_plugins.workers.service.contributed_tools import contributed_tools
 from corral_plugins.workers.service.fleet import Fleet
-from corral_plugins.workers.service.liveness import Liveness, Sweeps
+from corral_plugins.workers.service.liveness import WorkerLiveness, WorkerSweeps
 from corral_plugins.workers.service.protocol import CLAIM_REASONS, ClaimMetrics, WorkerProtocol
-from corral_plugins.workers.service.registration import Registrations
-from corral_plugins.workers.service.registration_keys import RegistrationKeys
+from corral_plugins.workers.service.registration import RegistrationKeys, WorkerRegistration
 from corral_plugins.workers.service.registry import WorkersService
 
 if TYPE_CHECKING:
     import click
 
-SERVICES = (Liveness, Registrations, RegistrationKeys, WorkerProtocol, Administration, Fleet, Sweeps)
+SERVICES = (
+    WorkerLiveness,
+    WorkerRegistration,
+    RegistrationKeys,
+    WorkerProtocol,
+    WorkerAdministration,
+    Fleet,
+    WorkerSweeps,
+)
 
 
 class WorkersConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -62,7 +69,7 @@ class WorkersPlugin(Plugin):
     wants = ("tasks", "tools")
     config = WorkersConfig
     permissions = (
-        Permission("workers.read", "See workers", holders=READERS),
+        Permission("workers.read", "View workers", holders=READERS),
         Permission("workers.register", "Register workers", holders=(*WRITERS, "registration_key")),
         Permission("workers.act", "Claim tasks and report as a worker", holders=("worker",)),
         Permission("workers.manage", "Approve, change and delete workers"),
@@ -76,9 +83,9 @@ class WorkersPlugin(Plugin):
 
     async def start(self, runtime: Runtime) -> None:
         database, checked, section = runtime.service(Database), runtime.service(Fleet), self.section
-        self._health = lambda: database.run(checked.health, read=True)
+        self._health = lambda: database.run(checked.workers_health, read=True)
         self._queue_health = lambda: database.run(checked.queue_health, read=True)
-        runtime.supervise("liveness", runtime.service(Liveness).run)
+        runtime.supervise("liveness", runtime.service(WorkerLiveness).write_regularly)
 
         async def start_embedded(address: str) -> None:
             max_agents, allow = section.embedded_max_agents, section.embedded_allow
@@ -97,7 +104,7 @@ class WorkersPlugin(Plugin):
 
     @hookimpl
     def corral_authenticators(self) -> Iterable[type[Authenticator]]:
-        return [WorkerTokens, RegistrationKeyTokens]
+        return [WorkerTokenAuthenticator, RegistrationKeyAuthenticator]
 
     @hookimpl
     def corral_models(self) -> Iterable[type[Model]]:
@@ -137,24 +144,24 @@ class WorkersPlugin(Plugin):
                 name="corral_workers",
                 help="Number of workers by status.",
                 labels={"status": fleet.STATUSES},
-                collect=fleet.by_status,
+                collect=fleet.workers_by_status,
             ),
             Metric(
                 name="corral_worker_capacity",
                 help="Number of leases that online workers may hold.",
-                collect=fleet.capacity,
+                collect=fleet.lease_capacity,
             ),
-            Metric(name="corral_worker_leases", help="Number of leases that workers hold.", collect=fleet.leases),
+            Metric(name="corral_worker_leases", help="Number of leases that workers hold.", collect=fleet.lease_count),
             Metric(
                 name="corral_claims_total",
-                help="Total number of answered claims by reason.",
+                help="Number of answered claims by reason.",
                 kind="counter",
                 labels={"reason": CLAIM_REASONS},
                 collect=self._claims.by_reason,
             ),
             Metric(
                 name="corral_claim_seconds",
-                help="Duration of answered claims in seconds.",
+                help="Duration of answered claims, in seconds.",
                 kind="histogram",
                 collect=self._claims.seconds.read,
             ),
@@ -166,6 +173,6 @@ class WorkersPlugin(Plugin):
 
     @hookimpl
     def corral_commands(self) -> Iterable[click.Command]:
-        from corral_plugins.workers.node.command import command
+        from corral_plugins.workers.node.command import worker_command
 
-        return [command]
+        return [worker_command]

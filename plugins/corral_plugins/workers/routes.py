@@ -8,17 +8,16 @@ from corral.auth.principal import Principal
 from corral.http.answers import Answer, IfMatch, Request, Wait
 from corral.http.page import Page, PageQuery
 from corral.http.routes import Rate, Routes
-from corral_plugins.tasks.api import ClaimAnswer
-from corral_plugins.workers.service.administration import Administration
+from corral_plugins.tasks.api import ClaimResponse
+from corral_plugins.workers.service.administration import WorkerAdministration
 from corral_plugins.workers.service.fleet import Fleet
 from corral_plugins.workers.service.protocol import WorkerProtocol
-from corral_plugins.workers.service.registration import Registrations
-from corral_plugins.workers.service.registration_keys import RegistrationKeys
+from corral_plugins.workers.service.registration import RegistrationKeys, WorkerRegistration
 from corral_plugins.workers.shapes import (
     AdminWorker,
     ApproveWorker,
+    ClaimableTasksQuery,
     ClaimBody,
-    DeleteQuery,
     FleetOverview,
     Heartbeat,
     HeartbeatReply,
@@ -28,7 +27,7 @@ from corral_plugins.workers.shapes import (
     RegisteredWorker,
     RegistrationKeyView,
     SignalsQuery,
-    TasksQuery,
+    WorkerDeleteQuery,
     WorkerDetail,
     WorkerListQuery,
     WorkerPatch,
@@ -51,27 +50,27 @@ key_routes = Routes("/admin/registration-keys", tag="Workers")
     "/register", needs=REGISTER, status=201, no_store=True, raises=("duplicate", "quota_exceeded", "unauthenticated")
 )
 def register_worker(
-    body: NewWorker, registrations: Registrations, caller: Principal, request: Request
+    body: NewWorker, registrations: WorkerRegistration, caller: Principal, request: Request
 ) -> Answer[RegisteredWorker]:
     """Register a worker. The response contains the token of the worker, which is shown only once.
 
     A worker that registers again with the same name, registrant and fingerprint receives status 200 and keeps its id
     and approval. The worker receives a new token; the old token is revoked and the leases of the worker are released.
     """
-    worker, is_new = registrations.register(body, caller=caller, client_ip=request.client_ip)
+    worker, is_new = registrations.register_worker(body, caller=caller, client_ip=request.client_ip)
     return Answer(body=worker, status=201 if is_new else 200, headers={"Location": f"{BASE}/{worker.id}"})
 
 
 @fleet_routes.get("/overview", needs=READ)
 def get_fleet_overview(fleet: Fleet) -> FleetOverview:
     """Summarize the fleet: counts, capacity, utilization and queue."""
-    return fleet.overview()
+    return fleet.get_overview()
 
 
 @fleet_routes.get("/{id}", needs=(READ, ACT), live=True)
 def get_worker(id: str, fleet: Fleet, caller: Principal) -> WorkerDetail:
     """Get a worker with its leases. A worker may only read its own data."""
-    return fleet.detail(id, caller=caller)
+    return fleet.get_detail(id, caller=caller)
 
 
 @protocol_routes.post("/{id}/heartbeat", needs=(ACT, REGISTER), raises=("invalid_state",), limited=True)
@@ -85,7 +84,7 @@ def send_heartbeat(id: str, body: Heartbeat, protocol: WorkerProtocol, caller: P
 
 
 @protocol_routes.get("/{id}/tasks", needs=(ACT, REGISTER), raises=("worker_not_approved",))
-def list_claimable_tasks(id: str, query: TasksQuery, protocol: WorkerProtocol, caller: Principal) -> Page[Any]:
+def list_claimable_tasks(id: str, query: ClaimableTasksQuery, protocol: WorkerProtocol, caller: Principal) -> Page[Any]:
     """List the tasks that the worker could claim now, in claim order, without claiming a task."""
     found = protocol.claimable(id, query.limit, caller=caller)
     total = len(found) if len(found) < query.limit else None
@@ -100,7 +99,7 @@ def list_claimable_tasks(id: str, query: TasksQuery, protocol: WorkerProtocol, c
     no_store=True,
     rate=CLAIM_RATE,
 )
-def claim_tasks(id: str, body: ClaimBody, protocol: WorkerProtocol, caller: Principal) -> ClaimAnswer | Wait:
+def claim_tasks(id: str, body: ClaimBody, protocol: WorkerProtocol, caller: Principal) -> ClaimResponse | Wait:
     """Claim tasks under a lease. With `wait_seconds`, the response is delayed until a task can be claimed."""
     return protocol.claim(id, body, caller=caller)
 
@@ -108,11 +107,11 @@ def claim_tasks(id: str, body: ClaimBody, protocol: WorkerProtocol, caller: Prin
 @protocol_routes.get("/{id}/signals", needs=ACT, raises=("worker_not_approved",), seconds=60.0)
 def list_signals(id: str, query: SignalsQuery, protocol: WorkerProtocol, caller: Principal) -> WorkerSignals | Wait:
     """Wait for cancellations, lost leases and commands. The response is sent as soon as there is one."""
-    return protocol.signals(id, after=query.after, began=query.began, wait=query.wait, caller=caller)
+    return protocol.read_signals(id, after=query.after, began=query.began, wait=query.wait, caller=caller)
 
 
 @protocol_routes.post("/{id}/deregister", needs=(ACT, MANAGE), raises=("worker_not_approved", "invalid_state"))
-def deregister_worker(id: str, administration: Administration, caller: Principal) -> WorkerView:
+def deregister_worker(id: str, administration: WorkerAdministration, caller: Principal) -> WorkerView:
     """Deregister a worker: release its leases, revoke its token and delete the worker."""
     return administration.deregister(id, caller=caller)
 
@@ -120,41 +119,43 @@ def deregister_worker(id: str, administration: Administration, caller: Principal
 @admin_routes.get("/", needs=MANAGE, no_store=True)
 def list_workers(query: WorkerListQuery, fleet: Fleet, caller: Principal) -> Page[AdminWorker]:
     """List workers with all fields and their last failures, newest first."""
-    return fleet.list(query, caller=caller)
+    return fleet.list_workers(query, caller=caller)
 
 
 @admin_routes.patch("/{id}/approve", needs=MANAGE, no_store=True, raises=("invalid_state",))
-def approve_worker(id: str, body: ApproveWorker, administration: Administration, match: IfMatch) -> WorkerView:
+def approve_worker(id: str, body: ApproveWorker, administration: WorkerAdministration, match: IfMatch) -> WorkerView:
     """Approve or reject a worker. Rejection revokes the token of the worker and releases its leases."""
     return administration.approve(id, body, match)
 
 
 @admin_routes.patch("/{id}", needs=MANAGE, no_store=True, raises=("duplicate", "invalid_state"))
-def update_worker(id: str, body: WorkerPatch, administration: Administration, match: IfMatch) -> WorkerView:
+def update_worker(id: str, body: WorkerPatch, administration: WorkerAdministration, match: IfMatch) -> WorkerView:
     """Change the name, group, labels or capacity of a worker."""
-    return administration.patch(id, body, match)
+    return administration.update_worker(id, body, match)
 
 
 @admin_routes.post("/{id}/drain", needs=MANAGE, no_store=True, raises=("invalid_state",))
-def drain_worker(id: str, administration: Administration, match: IfMatch) -> WorkerView:
+def drain_worker(id: str, administration: WorkerAdministration, match: IfMatch) -> WorkerView:
     """Stop a worker from claiming tasks; its running tasks continue."""
     return administration.drain(id, match)
 
 
 @admin_routes.post("/{id}/resume", needs=MANAGE, no_store=True, raises=("invalid_state",))
-def resume_worker(id: str, administration: Administration, match: IfMatch) -> WorkerView:
+def resume_worker(id: str, administration: WorkerAdministration, match: IfMatch) -> WorkerView:
     """Let a draining worker claim tasks again."""
     return administration.resume(id, match)
 
 
 @admin_routes.post("/{id}/rotate-token", needs=MANAGE, no_store=True, raises=("invalid_state",))
-def rotate_worker_token(id: str, administration: Administration, match: IfMatch) -> WorkerToken:
+def rotate_worker_token(id: str, administration: WorkerAdministration, match: IfMatch) -> WorkerToken:
     """Issue a new token for a worker. The token is shown only once; the old token stays valid for 60 seconds."""
-    return administration.rotate(id, match)
+    return administration.rotate_token(id, match)
 
 
 @admin_routes.delete("/{id}", needs=MANAGE, no_store=True, raises=("in_use", "invalid_state"))
-def delete_worker(id: str, query: DeleteQuery, administration: Administration, match: IfMatch) -> Answer[None]:
+def delete_worker(
+    id: str, query: WorkerDeleteQuery, administration: WorkerAdministration, match: IfMatch
+) -> Answer[None]:
     """Delete a worker. With `force`, the leases of the worker are released first."""
     released = administration.delete(id, match, force=query.force)
     return Answer(body=None, status=204, headers={"Corral-Affected": f"tasks={released}"})
@@ -163,7 +164,7 @@ def delete_worker(id: str, query: DeleteQuery, administration: Administration, m
 @key_routes.get("/", needs=MANAGE, no_store=True)
 def list_registration_keys(query: PageQuery, keys: RegistrationKeys, caller: Principal) -> Page[RegistrationKeyView]:
     """List registration keys, newest first."""
-    return keys.list(query, caller=caller)
+    return keys.list_keys(query, caller=caller)
 
 
 @key_routes.post("/", needs=MANAGE, status=201, no_store=True)

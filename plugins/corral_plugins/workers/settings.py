@@ -11,7 +11,7 @@ HEARTBEAT_SECONDS = Setting(
 )
 
 
-def _outlasts_heartbeats(value: int, settings: Settings) -> str | None:
+def _at_least_three_heartbeats(value: int, settings: Settings) -> str | None:
     least = 3 * settings.get(HEARTBEAT_SECONDS)
     return None if value >= least else f"must be at least {least}, three times workers.heartbeat_seconds"
 
@@ -22,8 +22,8 @@ OFFLINE_AFTER_SECONDS = Setting(
     default=45,
     minimum=3,
     maximum=3600,
-    check=_outlasts_heartbeats,
-    title="Seconds of silence after which a worker is offline (at least three heartbeats)",
+    check=_at_least_three_heartbeats,
+    title="Seconds without a heartbeat after which a worker is offline (at least three heartbeats)",
 )
 AUTO_APPROVE = Setting(
     name="workers.auto_approve", kind=bool, default=False, title="Approve every worker that registers (unsafe)"
@@ -40,7 +40,7 @@ ACCEPT_LATE_RESULTS = Setting(
     name="workers.accept_late_results",
     kind=bool,
     default=False,
-    title="Accept a result that arrives while a person's cancellation is pending, and complete the task",
+    title="Complete a task with a result that arrives after a person requested its cancellation",
 )
 PRUNE_DAYS: Setting[int | None] = Setting(
     name="workers.prune_days",
@@ -62,10 +62,12 @@ ALL: tuple[Setting[Any], ...] = (
 
 # The plugin `tasks` declares these settings; this plugin only reads them, by name.
 LEASE_SECONDS = Setting(name="tasks.lease_seconds", kind=int, default=60, title="Seconds until a lease expires")
-ACK_SECONDS = Setting(name="tasks.ack_seconds", kind=int, default=30, title="Seconds to start a claimed task")
+ACK_SECONDS = Setting(
+    name="tasks.ack_seconds", kind=int, default=30, title="Seconds within which a claimed task must be started"
+)
 
 
-def heartbeat(settings: Settings) -> int:
+def heartbeat_seconds(settings: Settings) -> int:
     """Return the seconds between heartbeats.
 
     The value is at most a third of the duration of a lease, because heartbeats renew leases.
@@ -73,6 +75,6 @@ def heartbeat(settings: Settings) -> int:
     return max(1, min(settings.get(HEARTBEAT_SECONDS), settings.get(LEASE_SECONDS) // 3))
 
 
-def offline_after(settings: Settings) -> float:
+def offline_seconds(settings: Settings) -> float:
     """Return the seconds of silence after which a worker is considered offline."""
     return max(settings.get(OFFLINE_AFTER_SECONDS), 3 * settings.get(HEARTBEAT_SECONDS))

@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 from corral import clock
 from corral.http.page import PageQuery
 from corral.schema.fields import Id, Instant, MomentIn, Name, Slug, line
-from corral_plugins.tasks.api import LeaseRef, LeaseState, LeaseView, Signal
+from corral_plugins.tasks.api import LeaseRef, LeaseSignal, LeaseState, LeaseView
 
 Status = Literal["pending", "online", "offline", "draining", "rejected"]
 Percent = Annotated[float, Meta(ge=0, le=100)]
@@ -118,11 +118,11 @@ class SignalsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dic
 class WorkerSignals(msgspec.Struct, kw_only=True):
     """Signals about leases, and commands as in the response to a heartbeat."""
 
-    signals: list[Signal]
+    signals: list[LeaseSignal]
     commands: list[str]
 
 
-class TasksQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class ClaimableTasksQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The query for claimable tasks. `limit`: the maximum number of tasks to list."""
 
     limit: Annotated[int, Meta(ge=1, le=200)] = 50
@@ -222,7 +222,7 @@ class WorkerPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     max_agents: Capacity | UnsetType = UNSET
 
 
-class DeleteQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class WorkerDeleteQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Options for deleting a worker. `force`: release the leases that the worker holds."""
 
     force: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from corral.errors import Invalid
-from corral_core.accounts.service.addresses import check_address, normalise
+from corral_core.accounts.service.addresses import check_address, normalize_address
 
 SPELLINGS = ["Ann@Example.ORG", " ann@example.org ", "ａｎｎ@example.org", "ANN@EXAMPLE.ORG\u00a0"]
 WRONG = ["", "ann", "@example.org", "ann@", "a b@example.org", "a@b@c", "a\x00@b", "\ufdfa" * 20 + "@b"]
@@ -13,7 +13,7 @@ WRONG = ["", "ann", "@example.org", "ann@", "a b@example.org", "a@b@c", "a\x00@b
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_spellings_have_one_normal_form(spelling: str) -> None:
-    assert normalise(spelling) == "ann@example.org"
+    assert normalize_address(spelling) == "ann@example.org"
 
 
 @pytest.mark.parametrize("text", WRONG)
@@ -24,4 +24,4 @@ def test_what_is_no_address_is_refused(text: str) -> None:
 
 def test_normalising_twice_changes_nothing() -> None:
     for letter in map(chr, range(0xA0, 0x3000)):
-        assert normalise(normalise(letter)) == normalise(letter)
+        assert normalize_address(normalize_address(letter)) == normalize_address(letter)

@@ -9,7 +9,7 @@ import pytest
 
 from corral.errors import Invalid
 from corral.plugin import Setting
-from corral_core.accounts.service.password_policy import PasswordPolicy, is_breached
+from corral_core.accounts.service.passwords import PasswordPolicy, is_breached
 from corral_core.accounts.settings import BREACHED_CHECK, CONTEXT_WORDS, MIN_LENGTH
 
 
@@ -71,7 +71,7 @@ def _codes(password: str, **values: object) -> list[str]:
 
     policy = PasswordPolicy(Values())  # type: ignore[arg-type]  # of the values that the test names
     try:
-        policy.check(password, email="ada@example.org", full_name="Ada Lovelace", pointer="/password")
+        policy.check_password(password, email="ada@example.org", full_name="Ada Lovelace", pointer="/password")
     except Invalid as problem:
         return [problem.code, *(f"{fault.pointer} {fault.code}" for fault in problem.errors)]
     return []

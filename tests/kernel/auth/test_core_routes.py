@@ -120,13 +120,13 @@ async def test_plugins_4_a_disabled_plugin_is_out_until_it_is_enabled(lamps: Kit
     assert (off.status, off.json()["state"], off.json()["reason"]) == (200, "disabled", "dark enough")
     assert lamps.loaded("shade").state == "disabled"
     catalogue, work = lamps.kernel.container.get(PluginAdministration), lamps.kernel.database.work
-    assert await work(catalogue.stored, read=True) == {"shade": "dark enough"}
+    assert await work(catalogue.stored_decisions, read=True) == {"shade": "dark enough"}
     items = (await admin.get("/plugins?state=disabled")).json()["items"]
     assert [each["name"] for each in items] == ["shade"]
     on = await admin.post("/plugins/shade/enable")
     assert (on.status, on.json()["state"], on.json()["reason"]) == (200, "active", None)
     assert lamps.loaded("shade").state == "active"
-    assert await work(catalogue.stored, read=True) == {}
+    assert await work(catalogue.stored_decisions, read=True) == {}
     told: list[dict[str, Any]] = []
     while len(told) < 2:  # PostgreSQL numbers events a moment after the commit
         told = [each.payload() for each in await lamps.events() if each.type == "plugin.state"]

@@ -19,7 +19,7 @@ from corral.testing.kit import PASSWORD, Kit
 from corral_core.accounts.api import AccountRecovery
 from corral_core.accounts.models import LockoutRow
 from corral_core.accounts.service import passwords as passwords_module
-from corral_core.accounts.service.lockout import HELD_SECONDS, Lockout, prune
+from corral_core.accounts.service.lockout import HELD_SECONDS, Lockout, delete_old_lockouts
 
 MakeKit = Callable[..., Awaitable[Kit]]
 WRONG = "an entirely other phrase"
@@ -29,13 +29,13 @@ WRONG = "an entirely other phrase"
 def verified(monkeypatch: pytest.MonkeyPatch) -> Counter[bool]:
     """How many passwords were really verified: True with an account's hash, False with the dummy."""
     counts: Counter[bool] = Counter()
-    real = passwords_module._verify
+    real = passwords_module._verify_hash
 
     def spy(password: str, known: str | None) -> bool:
         counts[known is not None] += 1
         return real(password, known)
 
-    monkeypatch.setattr(passwords_module, "_verify", spy)
+    monkeypatch.setattr(passwords_module, "_verify_hash", spy)
     return counts
 
 
@@ -240,11 +240,11 @@ async def test_an_activation_forgets_no_failure(kit: Kit, door: Any) -> None:
 async def test_addresses_that_nobody_tries_are_forgotten(kit: Kit, door: Any) -> None:
     await _fail(door, "ann@example.org", 2)
     work = kit.kernel.database.work
-    assert await work(prune) == 0
+    assert await work(delete_old_lockouts) == 0
     rows = await work(lambda: str(list(LockoutRow.select().dicts())), read=True)
     assert "ann" not in rows
     clock.travel(2 * 86_400 + 61)
-    assert await work(prune) == 1
+    assert await work(delete_old_lockouts) == 1
 
 
 async def test_auth_4_known_and_unknown_addresses_take_the_same_time(kit: Kit, door: Any) -> None:

@@ -143,7 +143,7 @@ async def test_shorter_lives_hold_for_sessions_in_being(kit: Kit, door: Any) -> 
     clock.travel(6)
     assert (await kit.client.post("/auth/refresh", refresh)).code == "token_expired"
     sessions, work = kit.kernel.container.get(Sessions), kit.kernel.database.work
-    assert await work(sessions.expire) == 2
+    assert await work(sessions.end_expired) == 2
     reasons = await work(lambda: {row.end_reason for row in SessionRow.select()}, read=True)
     assert reasons == {"expired"}
 
@@ -220,8 +220,8 @@ async def test_auth_8_all_128_characters_of_a_password_count(kit: Kit, door: Any
     assert (await door.login("ann@example.org", second)).code == "invalid_credentials"
     assert (await door.login("ann@example.org", first)).status == 200
     client = await kit.as_user()
-    monkeypatch.setattr(passwords_module, "_verify", lambda *_: pytest.fail("hashed"))
-    monkeypatch.setattr(passwords_module, "_hasher", lambda: pytest.fail("hashed"))
+    monkeypatch.setattr(passwords_module, "_verify_hash", lambda *_: pytest.fail("hashed"))
+    monkeypatch.setattr(passwords_module, "_argon2_hasher", lambda: pytest.fail("hashed"))
     too_long = first + "x"
     for answer in (
         await door.login("ann@example.org", too_long),

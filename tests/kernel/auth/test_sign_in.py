@@ -113,26 +113,26 @@ async def test_wrong_address_wrong_password_and_deactivated_look_the_same(
 ) -> None:
     member = await kit.as_user(email="ann@example.org")
     verified: list[str | None] = []
-    real = passwords_module._verify
+    real = passwords_module._verify_hash
 
     def spy(password: str, known: str | None) -> bool:
         verified.append(known)
         return real(password, known)
 
-    monkeypatch.setattr(passwords_module, "_verify", spy)
+    monkeypatch.setattr(passwords_module, "_verify_hash", spy)
     answers = [await _login(kit, "nobody@example.org"), await _login(kit, "ann@example.org", OTHER)]
     await _change(kit, member.user["id"], is_active=False)
     answers.append(await _login(kit, "ann@example.org"))
     assert {(each.status, each.code, each.json()["detail"]) for each in answers} == {
-        (401, "invalid_credentials", "The address or the password is wrong.")
+        (401, "invalid_credentials", "The email address or the password is incorrect.")
     }
     assert len(verified) == 3  # each cost one hash
     assert verified[2] is None
 
 
 async def test_a_password_of_1000_bytes_is_refused_unhashed(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passwords_module, "_verify", lambda *_: pytest.fail("hashed"))
-    monkeypatch.setattr(passwords_module, "_hasher", lambda: pytest.fail("hashed"))
+    monkeypatch.setattr(passwords_module, "_verify_hash", lambda *_: pytest.fail("hashed"))
+    monkeypatch.setattr(passwords_module, "_argon2_hasher", lambda: pytest.fail("hashed"))
     for path, body in (
         ("/auth/login", {"email": "ann@example.org", "password": "p" * 1000}),
         ("/auth/register", _registration("ann@example.org", password="p" * 1000)),

@@ -13,7 +13,7 @@ from corral.testing.kit import PASSWORD, Answer, Kit
 from corral_core.accounts.api import Accounts, PasswordLinks, UserPatch
 from corral_core.accounts.models import LinkRow
 from corral_core.accounts.service.links import CHANGE_EMAIL
-from corral_core.accounts.service.profile import Profile
+from corral_core.accounts.service.own_account import ProfileChanges
 from corral_core.accounts.service.sign_in import SignIn
 
 LONG_ENOUGH = 0.7  # for a change that waits for nobody
@@ -45,7 +45,7 @@ def _changes(kit: Kit, user_id: str) -> dict[str, Callable[[], Any]]:
     accounts, links = kit.kernel.container.get(Accounts), kit.kernel.container.get(PasswordLinks)  # type: ignore[type-abstract]
     return {
         "set_password": lambda: accounts.set_password(user_id, "another hash"),
-        "reset": lambda: links.reset(user_id),
+        "reset": lambda: links.create_reset_link(user_id),
         "deactivate": lambda: accounts.update(user_id, UserPatch(is_active=False)),
     }
 
@@ -93,7 +93,7 @@ async def test_no_move_to_another_address_outlives_what_it_proved(
     verifying = {"settings.mail.host": "mail.example.org", "settings.security.email_verification": True}
     kit = await make_kit(plugins=[], config=verifying)
     client = await kit.as_user(email="ann@example.org")
-    meeting = Meeting(monkeypatch, Profile, "_ask")
+    meeting = Meeting(monkeypatch, ProfileChanges, "_ask")
     moving = client.put("/auth/me", {"email": "thief@example.org", "current_password": PASSWORD})
     await meeting.of(moving, _changes(kit, client.user["id"])["reset"], kit)
     live = (LinkRow.kind == CHANGE_EMAIL) & LinkRow.used_at.is_null()

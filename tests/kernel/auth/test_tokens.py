@@ -16,7 +16,7 @@ from corral.crypto import Sealer
 from corral.plugin import Installation
 from corral.redact.redactor import Redactor
 from corral.testing.kit import PASSWORD, Client, Kit
-from corral_core.accounts.service.access_tokens import AccessTokens, SigningKeys
+from corral_core.accounts.service.authentication import AccessTokens, SigningKeys
 
 MakeKit = Callable[..., Awaitable[Kit]]
 SECRET = "Zk3vQ9sXw2Lr7TnB5pYc8HdJ4mGf6UaE"
@@ -99,7 +99,7 @@ async def test_a_rotated_key_verifies_until_its_last_token_is_over(make_kit: Mak
     tokens, database = kit.kernel.container.get(AccessTokens), kit.kernel.database
     elsewhere = AccessTokens(kit.kernel.container.get(Sealer), Installation.from_config(kit.kernel.config))
     await database.work(lambda: elsewhere.verify(str(old.token)))
-    fresh_id = await database.work(tokens.rotate)
+    fresh_id = await database.work(tokens.rotate_key)
     tokens._kept = None
     new = await kit.sign_in(old.user["email"])
     assert jwt.get_unverified_header(str(new.token))["kid"] == fresh_id
@@ -135,7 +135,7 @@ async def test_a_signing_key_that_was_altered_signs_nothing_and_stops_no_start(m
     assert (refused.status, refused.code) == (503, "dependency_unavailable"), refused
     assert "corral keys rotate-jwt" in refused.json()["detail"]
     tokens = after.kernel.container.get(AccessTokens)
-    await after.kernel.database.work(after.kernel.container.get(SigningKeys).rotate)
+    await after.kernel.database.work(after.kernel.container.get(SigningKeys).rotate_key)
     tokens._kept = None
     assert (await (await after.sign_in(user.user["email"])).get("/auth/me")).status == 200
 
@@ -143,9 +143,9 @@ async def test_a_signing_key_that_was_altered_signs_nothing_and_stops_no_start(m
 async def test_the_redactor_hears_of_a_key_that_another_process_made(make_kit: MakeKit) -> None:
     kits = [await make_kit(plugins=[]) for _ in range(2)]
     signing, tokens = kits[0].kernel.container.get(SigningKeys), kits[0].kernel.container.get(AccessTokens)
-    kid = await kits[0].kernel.database.work(signing.rotate)
-    text = (await kits[0].kernel.database.work(tokens.credentials, read=True))[kid]
+    kid = await kits[0].kernel.database.work(signing.rotate_key)
+    text = (await kits[0].kernel.database.work(tokens.encoded_keys, read=True))[kid]
     redactor = kits[1].kernel.container.get(Redactor)
     assert text in redactor.redact(f"the key is {text}")
-    await kits[1].kernel.container.get(SigningKeys).tell()
+    await kits[1].kernel.container.get(SigningKeys).register_with_redactor()
     assert text not in redactor.redact(f"the key is {text}")

@@ -19,13 +19,13 @@ class Cycle:
 async def main():
     following = asyncio.create_task(heap_trimming.HeapTrimming().follow())
     await asyncio.sleep(0.2)
-    before = heap_trimming.resident()
+    before = heap_trimming.resident_bytes()
     bodies = [Cycle(20_000) for _ in range(3_000)]
     kept = bytes(20_000)  # lies above them
-    used = heap_trimming.resident()
+    used = heap_trimming.resident_bytes()
     del bodies
     await asyncio.sleep(2.0)
-    print(used - before, heap_trimming.resident() - before, len(kept))
+    print(used - before, heap_trimming.resident_bytes() - before, len(kept))
     following.cancel()
 
 asyncio.run(main())

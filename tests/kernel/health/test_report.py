@@ -15,8 +15,7 @@ from corral.plugin import HealthCheck, Plugin, hookimpl
 from corral.testing.kit import Client, Kit
 from corral_core.health.jobs import watch_health
 from corral_core.health.models import HealthRow
-from corral_core.health.service.alerts import compare
-from corral_core.health.service.board import CHECK_SECONDS, CheckView, HealthBoard
+from corral_core.health.service.board import CHECK_SECONDS, CheckView, HealthBoard, raise_alerts
 
 pytestmark = pytest.mark.one_engine
 
@@ -149,7 +148,7 @@ async def test_admins_are_told_once_when_it_stays_down_and_once_when_it_recovers
     ):
         clock.reset()
         clock.travel(seconds)
-        await work(lambda status=status: compare(view(status)))
+        await work(lambda status=status: raise_alerts(view(status)))
     alerts = [event.payload() for event in await kit.events() if event.type == "system.alert"]
     told = [(alert["kind"], alert["check"], alert["status"], alert["severity"]) for alert in alerts]
     assert told == [("health", "minio", "down", "critical"), ("health", "minio", "degraded", "info")]

@@ -79,7 +79,7 @@ async def test_a_server_that_is_down_delays_mails_and_nothing_else(mailing: Kit,
     assert (state, attempts) == ("queued", 1)
     assert error is not None
     assert "127.0.0.1" in error
-    assert await mailing.kernel.database.work(service(mailing).waiting, read=True) == 1
+    assert await mailing.kernel.database.work(service(mailing).count_waiting, read=True) == 1
     began = time.monotonic()
     await mailing.as_user("member")  # a sign-in
     assert time.monotonic() - began < 5
@@ -88,7 +88,7 @@ async def test_a_server_that_is_down_delays_mails_and_nothing_else(mailing: Kit,
     await mailing.run_jobs()
     assert [(state, error) for state, _, error in await states(mailing)] == [("done", None)]
     assert len(mail_server.box.mails) == 1
-    assert await mailing.kernel.database.work(service(mailing).waiting, read=True) == 0
+    assert await mailing.kernel.database.work(service(mailing).count_waiting, read=True) == 0
 
 
 async def test_an_hour_without_a_server_loses_no_mail(mailing: Kit, mail_server: MailServer) -> None:
@@ -132,17 +132,17 @@ async def test_certificates_are_verified(
     login = {"host": "localhost", "username": LOGIN[0].decode(), "password": LOGIN[1].decode(), "security": security}
     try:
         stranger = await kit_with(make_kit, server, **login)
-        refused = await service(stranger).test("ada@example.org")
+        refused = await service(stranger).send_test_mail("ada@example.org")
         assert not refused.delivered
         assert "certificate" in (refused.error or "").lower()
         monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
         kit = await kit_with(make_kit, server, **login)
-        assert (await service(kit).test("ada@example.org")).delivered
+        assert (await service(kit).send_test_mail("ada@example.org")).delivered
         assert (server.box.signed_in, server.box.over_tls) == ([True], [True])
         misnamed = await kit_with(make_kit, server, **{**login, "host": "127.0.0.1"})
-        assert not (await service(misnamed).test("ada@example.org")).delivered
+        assert not (await service(misnamed).send_test_mail("ada@example.org")).delivered
         wrong = await kit_with(make_kit, server, **{**login, "password": "another"})
-        assert "535" in ((await service(wrong).test("ada@example.org")).error or "")
+        assert "535" in ((await service(wrong).send_test_mail("ada@example.org")).error or "")
     finally:
         server.stop()
 
@@ -151,7 +151,7 @@ async def test_starttls_that_is_not_offered_sends_nothing(
     make_kit: Callable[..., Any], mail_server: MailServer
 ) -> None:
     kit = await kit_with(make_kit, mail_server, security="starttls")
-    told = await service(kit).test("ada@example.org")
+    told = await service(kit).send_test_mail("ada@example.org")
     assert not told.delivered
     assert "STARTTLS" in (told.error or "")
     assert mail_server.box.mails == []
@@ -160,7 +160,7 @@ async def test_starttls_that_is_not_offered_sends_nothing(
 async def test_the_guard_judges_the_mail_server(make_kit: Callable[..., Any], mail_server: MailServer) -> None:
     config = mail_server.config() | {"egress.allow": []}
     kit: Kit = await make_kit(plugins=("admin",), config=config)
-    told = await service(kit).test("ada@example.org")
+    told = await service(kit).send_test_mail("ada@example.org")
     assert not told.delivered
     assert "CORRAL_EGRESS_ALLOW" in (told.error or "")
     assert mail_server.box.mails == []
@@ -186,14 +186,14 @@ async def test_the_proxy_is_told_the_judged_address(make_kit: Callable[..., Any]
     config = mail_server.config(**{"mail.host": "mail.example", "mail.port": 587}) | {"egress.proxy": url}
     kit: Kit = await make_kit(plugins=("admin",), config=config)
     kit.kernel.egress.resolve = Names({"mail.example": [["10.0.0.25"]]})
-    told = await service(kit).test("ada@example.org")
+    told = await service(kit).send_test_mail("ada@example.org")
     assert told.delivered, told
     assert heads[0].startswith(b"CONNECT 10.0.0.25:587 HTTP/1.1\r\n")
     assert b"mail.example" not in heads[0]
     assert len(mail_server.box.mails) == 1
     proxy.close()
     await proxy.wait_closed()
-    assert "10.0.0.25" not in ((await service(kit).test("ada@example.org")).error or "")
+    assert "10.0.0.25" not in ((await service(kit).send_test_mail("ada@example.org")).error or "")
 
 
 async def test_a_server_that_says_nothing_is_given_up(
@@ -207,16 +207,16 @@ async def test_a_server_that_says_nothing_is_given_up(
     mail_server.stop()
     mail_server.port = silent.sockets[0].getsockname()[1]
     kit = await kit_with(make_kit, mail_server)
-    told = await service(kit).test("ada@example.org")
+    told = await service(kit).send_test_mail("ada@example.org")
     assert not told.delivered
     assert "timed out" in (told.error or "")
     silent.close()
 
 
 async def test_the_health_check_signs_in_and_sends_nothing(mailing: Kit, mail_server: MailServer) -> None:
-    assert (await service(mailing).check())[0] == "ok"
+    assert (await service(mailing).check_connection())[0] == "ok"
     mail_server.stop()
-    assert (await service(mailing).check())[0] == "down"
+    assert (await service(mailing).check_connection())[0] == "down"
     assert mail_server.box.mails == []
 
 
@@ -229,11 +229,11 @@ async def test_the_password_of_the_mail_server_is_known_to_the_redactor(
 
 
 def test_mail_templates_are_plain_and_complete() -> None:
-    from corral_core.accounts.service.mail_templates import TEMPLATES, write
+    from corral_core.accounts.service.mail import TEMPLATES, render_mail
 
     facts = {"url": "https://x/#t", "until": "noon", "new": "b@x", "left": 3, "role": "member"}
     for kind in TEMPLATES:
-        mail = write(kind, sender="c@x.example", to="a@x.example", site="here", facts=facts)
+        mail = render_mail(kind, sender="c@x.example", to="a@x.example", site="here", facts=facts)
         text = mail.get_content()
         assert "{" not in text, kind
         assert len(text) < 700, kind

@@ -56,7 +56,7 @@ async def test_a_used_recovery_code_says_how_many_are_left(mailing: Kit, mail_se
     proof = {"mfa_token": started["mfa_token"], "recovery_code": codes[0]}
     assert (await mailing.client.post("/auth/mfa/challenge", proof)).status == 200
     assert await told(mailing, mail_server) == ["A recovery code was used"]
-    assert "9 are left" in mail_server.box.to(EMAIL)[0].get_content()
+    assert "9 codes are left" in mail_server.box.to(EMAIL)[0].get_content()
 
 
 async def test_a_refresh_token_that_comes_back(mailing: Kit, mail_server: MailServer) -> None:

@@ -44,7 +44,7 @@ async def test_a_mail_server_is_named_while_the_product_runs(kit: Kit, mail_serv
     async with asyncio.timeout(5):
         while not mail.is_configured:  # noqa: ASYNC110  (nothing tells)
             await asyncio.sleep(0.05)
-    assert (await mail.test("ada@example.org")).delivered
+    assert (await mail.send_test_mail("ada@example.org")).delivered
     assert mail_server.box.mails[0]["From"] == "me@x.example"
     assert (await admin.put("/settings/security/email_verification", {"value": True})).status == 200
     gone = await admin.put("/settings/mail/host", {"value": None})

@@ -20,7 +20,7 @@ from corral.plugin import Plugin, hookimpl
 from corral.redact.matcher import MARK
 from corral.redact.redactor import Redactor
 from corral.testing.kit import Kit
-from corral_core.accounts.service.access_tokens import AccessTokens
+from corral_core.accounts.service.authentication import AccessTokens
 
 pytestmark = pytest.mark.one_engine
 
@@ -90,7 +90,7 @@ async def test_credentials_of_the_configuration_are_known_from_the_start(kit: Ki
     assert redactor.redact(f"token {SECRET}") == f"token {MARK}"
     master = kit.kernel.keyring.credentials()
     assert redactor.redact(" ".join(master.values()), patterns=False) == f"{MARK} {MARK}"
-    signing = await kit.kernel.database.work(kit.kernel.container.get(AccessTokens).credentials, read=True)
+    signing = await kit.kernel.database.work(kit.kernel.container.get(AccessTokens).encoded_keys, read=True)
     assert redactor.redact(" ".join(signing.values()), patterns=False) == f"{MARK} {MARK}"
 
 

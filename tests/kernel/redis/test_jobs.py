@@ -78,8 +78,8 @@ TALLY = '''
         @hookimpl
         def corral_jobs(self) -> Iterable[Job]:
             return [
-                Job("tally.count", count, max_attempts=50, seconds=3),
-                Job("tally.count_slowly", count_slowly, seconds=60),
+                Job("tally.count", count, max_attempts=50, lease_seconds=3),
+                Job("tally.count_slowly", count_slowly, lease_seconds=60),
             ]
 '''
 

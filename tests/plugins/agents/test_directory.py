@@ -258,13 +258,13 @@ async def test_stats_without_anybody_who_keeps_attempts_are_unknown(alice: Clien
 async def test_deleted_agents_are_purged_after_thirty_days(kit: Kit, alice: Client) -> None:
     from corral import clock
     from corral_plugins.agents import jobs
-    from corral_plugins.agents.models import Agent, Version
+    from corral_plugins.agents.models import Agent, AgentVersion
 
     agent, kept = await create(alice), await create(alice, "Kept")
     await alice.delete(f"/agents/{agent['id']}")
     work = kit.kernel.database.work
-    assert await work(jobs.purge_some) == 0
+    assert await work(jobs.purge_one_batch) == 0
     clock.travel(datetime.timedelta(days=31).total_seconds())
-    await jobs.purge(work)
+    await jobs.purge_deleted_agents(work)
     assert await work(lambda: [row.id for row in Agent.select()], read=True) == [kept["id"]]
-    assert await work(lambda: [row.agent_id for row in Version.select()], read=True) == [kept["id"]]
+    assert await work(lambda: [row.agent_id for row in AgentVersion.select()], read=True) == [kept["id"]]

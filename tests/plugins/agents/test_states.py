@@ -34,7 +34,7 @@ class Leases:
 
     def lease(self, agent_id: str, task_id: str) -> bool:
         assert self.agents is not None
-        if not self.agents.lease_started(agent_id):
+        if not self.agents.take_slot(agent_id):
             return False
         self.live.setdefault(agent_id, []).append(task_id)
         return True
@@ -42,7 +42,7 @@ class Leases:
     def end(self, agent_id: str, task_id: str) -> None:
         assert self.agents is not None
         self.live[agent_id].remove(task_id)
-        self.agents.lease_ended(agent_id)
+        self.agents.release_slot(agent_id)
 
     def live_tasks(self, agent_ids: Sequence[str]) -> dict[str, list[str]]:
         return {agent: list(tasks) for agent, tasks in self.live.items() if agent in agent_ids and tasks}
@@ -61,10 +61,10 @@ class Leases:
 class Statistics:
     """A double of who keeps attempts."""
 
-    def of_agent(self, agent_id: str, *, since: str) -> AttemptStatistics:
+    def for_agent(self, agent_id: str, *, since: str) -> AttemptStatistics:
         return AttemptStatistics(attempts=3, completed=2, failed=1)
 
-    def of_versions(self, agent_id: str, versions: Sequence[int]) -> dict[int, AttemptStatistics]:
+    def for_versions(self, agent_id: str, versions: Sequence[int]) -> dict[int, AttemptStatistics]:
         return {n: AttemptStatistics(attempts=n, success_rate=0.5, cost_usd=1.25) for n in versions}
 
 
@@ -144,14 +144,14 @@ class Fleet:
         self.all = {WORKER: worker(WORKER), UNAPPROVED: worker(UNAPPROVED, "pending", is_approved=False)}
         self.asked: list[list[str]] = []
 
-    def facts(self, worker_id: str) -> WorkerFacts | None:
+    def find(self, worker_id: str) -> WorkerFacts | None:
         return self.all.get(worker_id)
 
-    def facts_of(self, worker_ids: Sequence[str]) -> dict[str, WorkerFacts]:
+    def find_many(self, worker_ids: Sequence[str]) -> dict[str, WorkerFacts]:
         self.asked.append(list(worker_ids))
         return {each: self.all[each] for each in worker_ids if each in self.all}
 
-    def fleet(self) -> list[WorkerFacts]:
+    def online_workers(self) -> list[WorkerFacts]:
         return [each for each in self.all.values() if each.is_approved and each.status == "online"]
 
 
@@ -245,7 +245,7 @@ async def test_leases_make_busy_and_are_capped(
     assert (await alice.get(f"/agents/{agent}")).json()["status"] == "busy"
     await unit(tasks.end, agent, second)
     assert (await alice.get(f"/agents/{agent}")).json()["status"] == "idle"
-    await unit(agents.lease_ended, agent)
+    await unit(agents.release_slot, agent)
     assert (await alice.get(f"/agents/{agent}")).json()["active_tasks"] == 0
     changes = await payloads(kit, "agent.status")
     assert [(item["from"], item["to"]) for item in changes] == [("offline", "idle"), ("idle", "busy"), ("busy", "idle")]
@@ -307,15 +307,15 @@ async def test_configuration_failures_in_a_row_are_an_error(
     agent = await create(alice)
     await act(alice, agent, "start")
     for failed in (True, True, False, True, True):
-        await unit(agents.attempt_ended, agent, configuration_failure=failed)
+        await unit(agents.record_attempt_end, agent, configuration_failure=failed)
     assert (await alice.get(f"/agents/{agent}")).json()["status"] == "idle"
-    await unit(agents.attempt_ended, agent, configuration_failure=True)
+    await unit(agents.record_attempt_end, agent, configuration_failure=True)
     view = (await alice.get(f"/agents/{agent}")).json()
     assert (view["status"], view["status_reason"]) == ("error", "config_error")
     assert (await payloads(kit, "agent.status"))[-1]["reason"] == "config_error"
     assert (await alice.post(f"/agents/{agent}/resume")).code == "invalid_state"
     assert await act(alice, agent, "start") == ("idle", None)
-    await unit(agents.attempt_ended, agent, configuration_failure=True)
+    await unit(agents.record_attempt_end, agent, configuration_failure=True)
     assert (await alice.get(f"/agents/{agent}")).json()["status"] == "idle"
 
 
@@ -351,9 +351,9 @@ async def test_delete_needs_force_while_it_works(
     assert tasks.released == [("a", True, "agent_deleted")]
     assert await kit.run_jobs() == 2
     assert tasks.waiting == []
-    assert await unit(agents.facts, agent) is None
+    assert await unit(agents.find, agent) is None
     assert not await unit(tasks.lease, agent, "b")
-    await unit(agents.lease_ended, agent)
+    await unit(agents.release_slot, agent)
     assert (await payloads(kit, "agent.deleted")) == [{"agent_id": agent, "name": "Ada"}]
     assert (await payloads(kit, "agent.status"))[-1]["to"] == "offline"
 
@@ -399,7 +399,7 @@ async def test_eligible_and_facts(alice: Client, tasks: Any, agents: Agents, uni
         await act(alice, agent, "start")
 
     async def eligible(group: str | None = None, labels: Any = None, ids: Any = None) -> list[str]:
-        found = await unit(agents.eligible, worker_id=WORKER, group=group, labels=labels or {}, agent_ids=ids)
+        found = await unit(agents.eligible_agents, worker_id=WORKER, group=group, labels=labels or {}, agent_ids=ids)
         return [facts.name for facts in found]
 
     assert sorted(await eligible()) == ["bound", "plain"]
@@ -409,16 +409,16 @@ async def test_eligible_and_facts(alice: Client, tasks: Any, agents: Agents, uni
     await unit(tasks.lease, bound, "a")
     await unit(tasks.lease, plain, "b")
     assert await eligible() == ["plain"]
-    facts = await unit(agents.facts, plain)
+    facts = await unit(agents.find, plain)
     assert (facts.system_prompt, facts.version, facts.status, facts.active_tasks) == ("one", 1, "busy", 1)
     assert (facts.claims, facts.worker_group, facts.config["max_steps"]) == (True, None, 25)
     await alice.patch(f"/agents/{plain}", {"system_prompt": "two"})
-    found = await unit(agents.facts_of, [plain, stopped, WORKER])
+    found = await unit(agents.find_many, [plain, stopped, WORKER])
     assert {facts.name: facts.version for facts in found.values()} == {"plain": 2, "stopped": 1}
     assert found[plain].system_prompt == "two"
-    assert await unit(agents.any_with_role, "writer")
-    assert not await unit(agents.any_with_role, "painter")
-    assert await unit(agents.facts_of, []) == {}
+    assert await unit(agents.has_role, "writer")
+    assert not await unit(agents.has_role, "painter")
+    assert await unit(agents.find_many, []) == {}
 
 
 async def test_figures_come_from_who_keeps_attempts(alice: Client) -> None:

@@ -14,7 +14,7 @@ from corral.errors import Unauthorized
 from corral.testing.kit import Client, Kit
 from corral_core.accounts.api import Accounts, Tickets, UserPatch
 from corral_plugins.agents import jobs
-from corral_plugins.agents.models import Token
+from corral_plugins.agents.models import AgentToken
 
 
 async def made(client: Client, **fields: Any) -> tuple[str, dict[str, Any]]:
@@ -44,7 +44,7 @@ async def test_a_token_is_shown_once_and_acts_as_the_agent(kit: Kit, alice: Clie
     assert answer.headers["cache-control"] == "no-store"
     (listed,) = answer.json()["items"]
     assert listed == {key: value for key, value in token.items() if key != "token"}
-    stored = await kit.kernel.database.work(lambda: Token.get().token_hash, read=True)
+    stored = await kit.kernel.database.work(lambda: AgentToken.get().token_hash, read=True)
     assert stored == hashlib.sha256(token["token"].encode()).hexdigest()
     ada = acting(kit, token["token"])
     assert (await ada.get(f"/agents/{agent}")).status == 200
@@ -121,8 +121,8 @@ async def test_expiry_and_scopes(kit: Kit, alice: Client) -> None:
     clock.travel(3601)
     answer = await ada.get("/agents")
     assert (answer.status, answer.code) == (401, "token_expired")
-    await kit.kernel.database.work(jobs.sweep)
-    assert await kit.kernel.database.work(lambda: Token.select().count(), read=True) == 1
+    await kit.kernel.database.work(jobs.delete_expired_tokens)
+    assert await kit.kernel.database.work(lambda: AgentToken.select().count(), read=True) == 1
 
 
 async def test_an_api_key_neither_makes_nor_ends_a_token(make_kit: Callable[..., Awaitable[Kit]]) -> None:
@@ -186,7 +186,7 @@ async def test_tokens_of_a_purged_person_are_deleted(kit: Kit, alice: Client) ->
     consumer = next(item for item in kit.kernel.consumers if item.name == "agents.people")
     purged = {"type": "user.purged", "object_id": alice.user["id"]}
     await kit.kernel.database.work(lambda: consumer._handle(_Record(**purged)))
-    assert await kit.kernel.database.work(lambda: Token.select().count(), read=True) == 0
+    assert await kit.kernel.database.work(lambda: AgentToken.select().count(), read=True) == 0
 
 
 class _Record:

@@ -12,11 +12,11 @@ import pytest
 
 from corral.plugin import AuditEntry
 from corral.testing.kit import Client, Kit
-from corral_plugins.audit.service.checkpoints import Checkpoints
+from corral_plugins.audit.service.checkpoints import CheckpointSigner
 from corral_plugins.audit.service.log import AuditLog
 from corral_plugins.audit.service.signing import SignedCheckpoint
 from corral_plugins.audit.service.verify import Verification
-from corral_plugins.audit.shapes import Verdict
+from corral_plugins.audit.shapes import VerificationResult
 
 
 class Books:
@@ -57,13 +57,13 @@ class Books:
             await asyncio.sleep(0.01)
 
     async def sign(self) -> SignedCheckpoint:
-        made = await self.service(Checkpoints).make()
+        made = await self.service(CheckpointSigner).make()
         assert made is not None
         found: SignedCheckpoint = made
         return found
 
-    async def verify(self, *part: int | None) -> Verdict:
-        found: Verdict = await self.service(Verification).run(*part)
+    async def verify(self, *part: int | None) -> VerificationResult:
+        found: VerificationResult = await self.service(Verification).run(*part)
         return found
 
     async def rows(self, query: str = "", *, by: Client | None = None) -> list[Any]:

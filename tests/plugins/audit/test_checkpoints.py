@@ -13,11 +13,11 @@ from tests.plugins.audit.conftest import Books
 from corral import clock
 from corral.errors import Unavailable
 from corral.plugin import AuditEntry
-from corral_plugins.audit.jobs import checkpoint_hourly, verify_recent
-from corral_plugins.audit.models import AuditRow, SigningKey
+from corral_plugins.audit.jobs import sign_hourly_checkpoint, verify_recent_rows
+from corral_plugins.audit.models import AuditRow, AuditSigningKey
 from corral_plugins.audit.service import queries
-from corral_plugins.audit.service.checkpoints import Checkpoints
-from corral_plugins.audit.service.retention import Retention
+from corral_plugins.audit.service.checkpoints import CheckpointSigner
+from corral_plugins.audit.service.retention import AuditRetention
 from corral_plugins.audit.service.verify import Verification
 from corral_plugins.audit.settings import RETENTION_DAYS
 
@@ -40,12 +40,12 @@ async def test_a_thousand_rows_make_a_checkpoint(books: Books) -> None:
 
 
 async def test_an_hour_without_rows_makes_none(books: Books) -> None:
-    service: Checkpoints = books.service(Checkpoints)
+    service: CheckpointSigner = books.service(CheckpointSigner)
     await books.write(3)
-    await checkpoint_hourly(service)
-    assert await service.make() is None
+    await sign_hourly_checkpoint(service)
+    assert await service.create_checkpoint() is None
     await books.write(2)
-    made = await service.make()
+    made = await service.create_checkpoint()
     assert made is not None
     assert made.rows == 2
 
@@ -69,7 +69,7 @@ async def test_anybody_can_check_a_signature(books: Books) -> None:
 async def test_the_private_key_is_sealed(books: Books) -> None:
     await books.write(1)
     await books.sign()
-    row = await books.work(lambda: SigningKey.select().get(), read=True)
+    row = await books.work(lambda: AuditSigningKey.select().get(), read=True)
     keyring = books.kit.kernel.keyring
     private = keyring.decrypt(bytes.fromhex(row.sealed), aad=f"audit_keys|{row.id}|1|sealed")
     assert len(private) == 32
@@ -77,7 +77,7 @@ async def test_the_private_key_is_sealed(books: Books) -> None:
     await books.write(1)
     keyring.sealed = True
     with pytest.raises(Unavailable, match="key"):
-        await books.service(Checkpoints).make()
+        await books.service(CheckpointSigner).make()
     assert (await books.verify()).ok, "verifying needs no master key"
     await books.write(1)
 
@@ -85,10 +85,10 @@ async def test_the_private_key_is_sealed(books: Books) -> None:
 async def test_the_daily_look_tells_admins(books: Books) -> None:
     await books.write(4)
     verification: Verification = books.service(Verification)
-    await verify_recent(verification)
+    await verify_recent_rows(verification)
     assert not [event for event in await books.kit.events() if event.type == "system.alert"]
     books.behind("UPDATE audit_rows SET outcome = 'denied' WHERE seq = 3")
-    await verify_recent(verification)
+    await verify_recent_rows(verification)
     (alert,) = [event.payload() for event in await books.kit.events() if event.type == "system.alert"]
     assert alert["kind"] == "audit_chain_broken"
     assert "hash_mismatch" in alert["detail"]
@@ -143,24 +143,24 @@ async def test_a_part_is_verified_from_where_it_begins(books: Books) -> None:
 
 
 async def test_retention_removes_a_beginning_that_ends_at_a_checkpoint(books: Books) -> None:
-    retention: Retention = books.service(Retention)
+    retention: AuditRetention = books.service(AuditRetention)
     await books.write(700)
     old = await books.sign()
     clock.travel(40 * DAY)
     await books.write(5)
     young = await books.sign()
-    await retention.run()
+    await retention.remove_expired_rows()
     assert await _first(books) == 1, "kept for ever by default"
     books.admin = await books.kit.sign_in(books.admin.user["email"])
     await books.set(RETENTION_DAYS, 30)
-    await retention.run()
+    await retention.remove_expired_rows()
     assert await _first(books) == old.seq + 1
     verdict = await books.verify()
     assert verdict.ok, verdict
     assert verdict.checked == verdict.head.seq - old.seq
     (told,) = await books.work(lambda: list(AuditRow.select().where(AuditRow.action == queries.RETAINED)), read=True)
     assert (told.object_id, told.actor_type) == (str(old.seq), "system")
-    await retention.run()
+    await retention.remove_expired_rows()
     assert await _first(books) == old.seq + 1, "the next checkpoint is not old enough"
     books.behind(f"DELETE FROM audit_rows WHERE seq <= {young.seq}")
     found = await books.verify()
@@ -173,13 +173,13 @@ async def test_a_removal_that_was_cut_short_goes_on(books: Books, monkeypatch: p
     clock.travel(40 * DAY)
     books.admin = await books.kit.sign_in(books.admin.user["email"])
     await books.set(RETENTION_DAYS, 30)
-    retention: Retention = books.service(Retention)
+    retention: AuditRetention = books.service(AuditRetention)
     await books.work(lambda: retention._move_anchor(clock.now(-30 * DAY), 30))
     assert await _first(books) == 1
     assert (await books.verify()).ok, "rows before the anchor are no longer looked at"
-    listed = await books.work(queries.ends, read=True)
+    listed = await books.work(queries.chain_ends, read=True)
     assert listed.anchor.seq == old.seq
-    await retention.run()
+    await retention.remove_expired_rows()
     assert await _first(books) == old.seq + 1
     assert (await books.verify()).ok
 

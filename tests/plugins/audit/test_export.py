@@ -15,9 +15,9 @@ import psycopg
 from tests.plugins.audit.conftest import Books
 
 from corral_plugins.audit.service import chain
-from corral_plugins.audit.service.export import Export, escape_cell, unescape_cell
-from corral_plugins.audit.service.offline import verify_export
+from corral_plugins.audit.service.export import LogExport, escape_cell, unescape_cell
 from corral_plugins.audit.service.signing import ExternalCheckpoints
+from corral_plugins.audit.service.verify import verify_export
 from corral_plugins.audit.shapes import ExportQuery
 
 SHORT, LONG = 60_000, 1_000_000
@@ -34,7 +34,7 @@ async def test_audit_6_a_large_export_streams_and_verifies_offline(
     before = most = _memory_mib()
     began = time.monotonic()
     with path.open("wb") as file:
-        async for chunk in Export(books.kit.kernel.database.work, query).chunks():
+        async for chunk in LogExport(books.kit.kernel.database.work, query).chunks():
             file.write(chunk)
             most = max(most, _memory_mib())
     grown, took = most - before, time.monotonic() - began
@@ -120,7 +120,7 @@ async def _fill(books: Books, total: int) -> int:
     """Rows by the thousand, made as the log makes them, without its units."""
     from corral_plugins.audit.service import queries
 
-    head = (await books.work(queries.ends, read=True)).head
+    head = (await books.work(queries.chain_ends, read=True)).head
     made, before = [], head.hash
     marks = ", ".join(["?" if books.url.startswith("sqlite") else "%s"] * len(chain.COLUMNS))
     insert = f"INSERT INTO audit_rows ({', '.join(chain.COLUMNS)}) VALUES ({marks})"
@@ -154,7 +154,7 @@ async def _fill(books: Books, total: int) -> int:
             None,
             before,
         ]
-        before = chain.unhashed(values).digest()
+        before = chain.unhashed_row(values).digest()
         made.append((*values, before))
         if len(made) == 5000 or seq == head.seq + total:
             cursor.executemany(insert, made)

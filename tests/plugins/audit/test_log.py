@@ -62,7 +62,7 @@ async def test_a_row_tells_who_did_what_from_where(books: Books) -> None:
 
 
 async def test_rows_commit_with_the_change_or_not_at_all(books: Books) -> None:
-    before = await books.work(queries.ends, read=True)
+    before = await books.work(queries.chain_ends, read=True)
 
     def fails() -> None:
         books.log.record(AuditEntry(action="test.thing.change", object_type="thing", object_id="x"))
@@ -70,7 +70,7 @@ async def test_rows_commit_with_the_change_or_not_at_all(books: Books) -> None:
 
     with pytest.raises(Conflict):
         await books.work(fails)
-    assert await books.work(queries.ends, read=True) == before
+    assert await books.work(queries.chain_ends, read=True) == before
     assert await books.rows("&action=test.*") == []
     assert (await books.verify()).ok
 
@@ -228,7 +228,7 @@ async def test_a_count_that_cannot_be_written_is_kept(books: Books, monkeypatch:
         raise Unavailable("no", code="audit_unavailable")
 
     with monkeypatch.context() as broken:
-        broken.setattr(books.log, "_append", fails)
+        broken.setattr(books.log, "_append_row", fails)
         await books.log.write_repetitions()
     assert len(await books.rows("&action=test.gate.refuse")) == 1
     await books.log.write_repetitions()
@@ -290,11 +290,11 @@ async def test_verbose_records_every_request(books: Books) -> None:
 async def test_ordinary_requests_add_no_row(make_kit: Callable[..., Any]) -> None:
     kit = await make_kit()
     member = await kit.as_user("member")
-    before = await kit.kernel.database.work(queries.ends, read=True)
+    before = await kit.kernel.database.work(queries.chain_ends, read=True)
     answer = await member.post("/agents", {"name": "Ada"})
     assert answer.status == 201, answer
     await member.get("/agents")
-    assert await kit.kernel.database.work(queries.ends, read=True) == before
+    assert await kit.kernel.database.work(queries.chain_ends, read=True) == before
 
 
 async def test_metrics(books: Books) -> None:

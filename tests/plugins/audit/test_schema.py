@@ -8,7 +8,7 @@ import peewee
 import pytest
 from playhouse.schema_diff import diff_models
 
-from corral_plugins.audit.models import TABLES, AuditRow, Checkpoint
+from corral_plugins.audit.models import TABLES, AuditRow, CheckpointRow
 
 
 async def test_models_and_migration_agree(books: Any) -> None:
@@ -22,8 +22,8 @@ async def test_no_row_can_be_changed_or_deleted(books: Any) -> None:
     for attempt in (
         lambda: AuditRow.update(outcome="success").execute(),
         lambda: AuditRow.delete().where(AuditRow.seq == 1).execute(),
-        lambda: Checkpoint.update(rows=1).execute(),
-        lambda: Checkpoint.delete().execute(),
+        lambda: CheckpointRow.update(rows=1).execute(),
+        lambda: CheckpointRow.delete().execute(),
     ):
         with pytest.raises(peewee.DatabaseError, match=r"never changed|must not be deleted"):
             await books.work(attempt)

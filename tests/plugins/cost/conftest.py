@@ -11,7 +11,7 @@ import pytest
 
 from corral import clock
 from corral.testing.kit import Client, Kit
-from corral_plugins.cost.api import Charged, Cost, Spent
+from corral_plugins.cost.api import ChargedCost, CostReport, Costs
 from corral_plugins.cost.service import price_table
 
 
@@ -28,22 +28,22 @@ class Books:
         return self
 
     @property
-    def cost(self) -> Cost:
+    def cost(self) -> Costs:
         """The service `Cost`."""
         container: Any = self.kit.kernel.container
-        service: Cost = container.get(Cost)
+        service: Costs = container.get(Costs)
         return service
 
     async def work(self, fn: Callable[[], Any]) -> Any:
         """Run a function in a unit."""
         return await self.kit.kernel.database.work(fn)
 
-    async def settle(self, usd: str | None = None, *, free: bool = False, **given: Any) -> Charged:
+    async def settle(self, usd: str | None = None, *, free: bool = False, **given: Any) -> ChargedCost:
         """Record an event with a reported cost or none, by default of a model that the price table lacks."""
         self._n += 1
         named = {"usage_key": f"key-{self._n}", "provider": "acme", "model": "one", **given}
-        spent = Spent(cost_usd=None if usd is None else Decimal(usd), **named)
-        charged: Charged = await self.work(lambda: self.cost.settle(spent, free=free))
+        spent = CostReport(cost_usd=None if usd is None else Decimal(usd), **named)
+        charged: ChargedCost = await self.work(lambda: self.cost.record_cost(spent, free=free))
         return charged
 
     async def pass_days(self, days: float) -> None:
@@ -61,5 +61,5 @@ class Books:
 @pytest.fixture
 async def books(make_kit: Callable[..., Any]) -> Books:
     """A kernel on each engine, without other plugins."""
-    await asyncio.to_thread(price_table.load)  # as a server does when it starts; not in the first unit
+    await asyncio.to_thread(price_table.load_price_table)  # as a server does when it starts; not in the first unit
     return await Books().build(await make_kit(plugins=["cost"]))

@@ -78,7 +78,7 @@ async def fill(kit: Any, count: int, **shape: Any) -> None:
     keys = sorted(merged)
     for start in range(0, len(keys), 2 * CHUNK):
         chunk = {key: merged[key] for key in keys[start : start + 2 * CHUNK]}
-        await kit.kernel.database.work(lambda chunk=chunk: rollups.increment(chunk))
+        await kit.kernel.database.work(lambda chunk=chunk: rollups.increment_rollups(chunk))
 
 
 def _insert(batch: list[dict[str, Any]]) -> None:

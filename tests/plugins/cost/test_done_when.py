@@ -12,7 +12,7 @@ from typing import Any
 
 from corral import clock
 from corral.ids import new_id
-from corral_plugins.cost.api import Spent
+from corral_plugins.cost.api import CostReport
 from corral_plugins.cost.models import CostEvent
 from corral_plugins.cost.service import rollups
 from corral_plugins.cost.service.day_buckets import day_of
@@ -40,7 +40,7 @@ async def test_cost_1_after_settling_the_sum_of_events_equals_the_counters(books
     spent = sum(event["cost_micro"] for event in events)
     day = day_of(clock.now())
     for series in rollups.DAILY_SERIES:
-        groups = await books.work(lambda series=series: rollups.grouped(series, day, day))
+        groups = await books.work(lambda series=series: rollups.grouped_totals(series, day, day))
         assert sum(totals.cost_micro for _, _, totals in groups) == spent
         assert sum(totals.input_tokens for _, _, totals in groups) == sum(event["input_tokens"] for event in events)
     for task in tasks:
@@ -53,7 +53,7 @@ async def test_cost_3_no_event_is_lost_and_none_double(books: Any) -> None:
     """Covers the part of 3 about events: settling again after a crash returns the same event."""
 
     def crash() -> None:
-        books.cost.settle(Spent(usage_key="call", provider="local", model="m", input_tokens=5))
+        books.cost.settle(CostReport(usage_key="call", provider="local", model="m", input_tokens=5))
         raise RuntimeError("the process dies before the commit")
 
     for _ in range(3):

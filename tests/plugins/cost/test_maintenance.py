@@ -51,7 +51,7 @@ async def spend(books: Any) -> None:
 async def test_correct_rollups_are_unchanged(books: Any) -> None:
     await spend(books)
     before = await snapshot(books)
-    await jobs.reconcile(books.kit.kernel.database.work)
+    await jobs.reconcile_rollups(books.kit.kernel.database.work)
     assert await snapshot(books) == before
     assert await alerts(books) == []
 
@@ -71,7 +71,7 @@ async def test_wrong_rollups_are_corrected_with_an_alert(books: Any, series: str
 
     await books.work(spoil)
     assert await snapshot(books) != right
-    await jobs.reconcile(books.kit.kernel.database.work)
+    await jobs.reconcile_rollups(books.kit.kernel.database.work)
     assert await snapshot(books) == right
     (alert,) = await alerts(books)
     assert (alert["kind"], alert["severity"]) == ("cost_mismatch", "warning")
@@ -83,7 +83,7 @@ async def test_lost_rollups_are_restored(books: Any) -> None:
     by_day = Rollup.series.in_(rollups.DAILY_SERIES) | Rollup.series.startswith(rollups.QUARTER_HOURLY)
     await books.work(lambda: Rollup.delete().where(by_day).execute())
     await books.work(lambda: Rollup.delete().where(Rollup.series.in_((rollups.TOTAL, rollups.TASK_TOTAL))).execute())
-    await jobs.reconcile(books.kit.kernel.database.work)
+    await jobs.reconcile_rollups(books.kit.kernel.database.work)
     tasks = 4 + rollups.COUNTERS.index(
         "tasks"
     )  # the events of a day do not show on which day a task had its first cost
@@ -101,10 +101,10 @@ async def test_detailed_rollups_are_deleted_when_no_report_reads_them(books: Any
     settings = books.kit.kernel.container.get(Settings)
     work = books.kit.kernel.database.work
     before = await snapshot(books)
-    await jobs.prune(work, settings)
+    await jobs.delete_expired_events(work, settings)
     assert await snapshot(books) == before
     await books.pass_days(150)
-    await jobs.prune(work, settings)
+    await jobs.delete_expired_events(work, settings)
     kept = await snapshot(books)
     gone = [row for row in before if row not in kept]
     assert gone

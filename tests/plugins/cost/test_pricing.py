@@ -11,9 +11,9 @@ import pytest
 from tests.plugins.cost.conftest import Books
 
 from corral import clock
-from corral_plugins.cost.api import Tokens
+from corral_plugins.cost.api import TokenCounts
 from corral_plugins.cost.service import price_overrides, price_table
-from corral_plugins.cost.service.money import micro, per_million, usd
+from corral_plugins.cost.service.money import to_micro_usd, to_usd, to_usd_per_million
 from corral_plugins.cost.service.pricing import Pricing
 
 ONE = {"provider": "acme", "model": "one", "input_usd": 1, "output_usd": 4}
@@ -24,21 +24,23 @@ ONE = {"provider": "acme", "model": "one", "input_usd": 1, "output_usd": 4}
     [(Decimal("0.0000005"), 1), (Decimal("0.00000049"), 0), (0.1, 100_000), (1.0000015, 1_000_002), (-0.5, -500_000)],
 )
 def test_money_is_integer_micro_dollars_rounded_half_up(amount: Any, expected: int) -> None:
-    assert micro(amount) == expected
-    assert usd(expected) == expected / 1_000_000
+    assert to_micro_usd(amount) == expected
+    assert to_usd(expected) == expected / 1_000_000
 
 
 def test_a_call_is_rounded_once() -> None:
-    assert per_million([(1, 250_000), (1, 250_000)]) == 1  # two quarters make a half
-    assert per_million([(1, 499_999)]) == 0
-    assert per_million([(100_000_000, 10**12)]) == 10**14
+    assert to_usd_per_million([(1, 250_000), (1, 250_000)]) == 1  # two quarters make a half
+    assert to_usd_per_million([(1, 499_999)]) == 0
+    assert to_usd_per_million([(100_000_000, 10**12)]) == 10**14
 
 
 def test_the_table_never_counts_cache_tokens_twice() -> None:
     now = clock.now()
-    plain = price_table.charge("openai", "gpt-4o", Tokens(input_tokens=1_000_000), now)
-    cached = price_table.charge("openai", "gpt-4o", Tokens(cache_read_tokens=1_000_000), now)
-    both = price_table.charge("openai", "gpt-4o", Tokens(input_tokens=1_000_000, cache_read_tokens=1_000_000), now)
+    plain = price_table.charge_by_table("openai", "gpt-4o", TokenCounts(input_tokens=1_000_000), now)
+    cached = price_table.charge_by_table("openai", "gpt-4o", TokenCounts(cache_read_tokens=1_000_000), now)
+    both = price_table.charge_by_table(
+        "openai", "gpt-4o", TokenCounts(input_tokens=1_000_000, cache_read_tokens=1_000_000), now
+    )
     assert plain is not None
     assert cached is not None
     assert 0 < cached < plain
@@ -47,20 +49,23 @@ def test_the_table_never_counts_cache_tokens_twice() -> None:
 
 @pytest.mark.parametrize(("provider", "model"), [("openai", "no-such-model"), ("my-own", "gpt-4o")])
 def test_models_missing_in_the_table_have_no_price(provider: str, model: str) -> None:
-    assert price_table.charge(provider, model, Tokens(input_tokens=5), clock.now()) is None
-    assert price_table.lookup(provider, model, clock.now()) is None
+    assert price_table.charge_by_table(provider, model, TokenCounts(input_tokens=5), clock.now()) is None
+    assert price_table.look_up_price(provider, model, clock.now()) is None
 
 
 def test_a_model_without_a_price_for_used_tokens_is_unpriced() -> None:
     embedding = next(row for row in price_table.all_prices() if row.input_usd and row.output_usd is None)
-    assert price_table.charge(embedding.provider, embedding.model, Tokens(output_tokens=5), clock.now()) is None
+    assert (
+        price_table.charge_by_table(embedding.provider, embedding.model, TokenCounts(output_tokens=5), clock.now())
+        is None
+    )
 
 
 async def test_price_sources_are_tried_in_order(books: Any) -> None:
     tokens = {"input_tokens": 1_000_000}
     named = {"provider": "openai", "model": "gpt-4o", **tokens}
     listed = await books.settle(**named)
-    assert (listed.price_source, listed.price_version) == ("table", price_table.version())
+    assert (listed.price_source, listed.price_version) == ("table", price_table.price_table_version())
     created = await books.admin.post("/cost/prices", {**ONE, "provider": "openai", "model": "gpt-4o"})
     assert created.status == 201, created
     price = created.json()
@@ -207,11 +212,11 @@ async def test_everyone_reads_prices_and_admins_write_them(books: Any) -> None:
 
 async def test_a_quote_needs_no_unit_and_follows_other_processes(books: Any) -> None:
     pricing: Pricing = books.kit.kernel.container.get(Pricing)
-    million = Tokens(input_tokens=1_000_000)
+    million = TokenCounts(input_tokens=1_000_000)
     assert books.cost.price("acme", "one", million).priced is False
     assert books.cost.price("scripted", "echo", million).cost_micro_usd == 0
     assert books.cost.price("acme", "one", million, free=True).cost_micro_usd == 0
     assert books.cost.price("openai", "gpt-4o", million).cost_usd == 2.5
     assert (await books.admin.post("/cost/prices", ONE)).status == 201
-    await pricing.refresh()
+    await pricing.refresh_overrides()
     assert books.cost.price("acme", "one", million).cost_usd == 1

@@ -11,7 +11,7 @@ import pytest
 from tests.plugins.llm import conftest as up
 
 from corral_plugins.llm.api import ProviderError
-from corral_plugins.llm.providers.anthropic import StreamReader, to_body
+from corral_plugins.llm.providers.anthropic import AnthropicStreamReader, to_body
 
 PIXEL = base64.b64encode(b"not really a png").decode()
 USAGE = {"input_tokens": 20, "cache_read_input_tokens": 100, "cache_creation_input_tokens": 30, "output_tokens": 9}
@@ -173,9 +173,9 @@ async def test_a_stream_is_mapped(kit: Any, upstream: Any) -> None:
 
 
 def test_a_call_without_arguments_has_an_empty_object() -> None:
-    reader = StreamReader("claude-x")
+    reader = AnthropicStreamReader("claude-x")
     events = [*EVENTS[:7], {**EVENTS[7], "delta": {"type": "input_json_delta", "partial_json": ""}}, *EVENTS[9:]]
-    choices = [choice for event in events for chunk in reader.read(event) for choice in chunk["choices"]]
+    choices = [choice for event in events for chunk in reader.chunks_of_event(event) for choice in chunk["choices"]]
     calls = [call for choice in choices for call in choice["delta"].get("tool_calls", ())]
     assert "".join(call["function"]["arguments"] for call in calls) == "{}"
 

@@ -11,7 +11,7 @@ import pytest
 from corral.cli.commands import CommandLine
 from corral.plugin import Installation, Plugin, hookimpl
 from corral.plugins.discovery import Found
-from corral_plugins.llm.api import Connection, DemoModel, LLMProvider, ModelInfo
+from corral_plugins.llm.api import DemoModel, LLMProvider, ModelInfo, ProviderConnection
 from corral_plugins.tasks.demo import model
 
 SCHEMA = {
@@ -29,10 +29,10 @@ class Parrot:
     config_schema: Mapping[str, Any] = SCHEMA
     supported_fields = frozenset[str]()
 
-    def list_models(self, connection: Connection) -> list[ModelInfo]:
+    def list_models(self, connection: ProviderConnection) -> list[ModelInfo]:
         return [ModelInfo(id="polly")]
 
-    async def complete(self, request: dict[str, Any], connection: Connection) -> dict[str, Any]:
+    async def complete(self, request: dict[str, Any], connection: ProviderConnection) -> dict[str, Any]:
         message = {"role": "assistant", "content": connection.config["word"]}
         return {
             "id": "1",
@@ -43,10 +43,12 @@ class Parrot:
             "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
         }
 
-    async def stream(self, request: dict[str, Any], connection: Connection) -> AsyncGenerator[dict[str, Any], None]:
+    async def stream(
+        self, request: dict[str, Any], connection: ProviderConnection
+    ) -> AsyncGenerator[dict[str, Any], None]:
         yield {}
 
-    async def embed(self, request: dict[str, Any], connection: Connection) -> dict[str, Any]:
+    async def embed(self, request: dict[str, Any], connection: ProviderConnection) -> dict[str, Any]:
         return {}
 
 
@@ -95,6 +97,6 @@ def test_corral_demo_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     kinds = (PlainPlugin, SmallModelPlugin)
     found = [Found(name=kind.name, load=lambda kind=kind: kind) for kind in kinds]  # type: ignore[misc]  # bound
     monkeypatch.setattr("corral.plugins.discovery.discover", lambda config: found)
-    choice = model.choose(CommandLine())
+    choice = model.choose_model(CommandLine())
     assert choice.model == DemoModel(name="small/b", context_tokens=512, file=tmp_path / "given.gguf")
     assert (choice.name, choice.plugin, choice.problem) == ("small/b", "small", "")

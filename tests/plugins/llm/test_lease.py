@@ -64,10 +64,10 @@ class FakeTasks:
             is_live=World.live,
         )
 
-    def renew_one(self, task_id: str, lease_id: str) -> None:
+    def renew_lease(self, task_id: str, lease_id: str) -> None:
         World.renewed += 1
 
-    def spent(
+    def record_usage(
         self, task_id: str, lease_id: str, *, input_tokens: int, output_tokens: int, cost_usd: float | None = None
     ) -> None:
         assert (task_id, lease_id, cost_usd) == (TASK, LEASE, 0)
@@ -75,7 +75,7 @@ class FakeTasks:
 
 
 class FakeAgents:
-    def facts(self, agent_id: str) -> AgentFacts | None:
+    def find(self, agent_id: str) -> AgentFacts | None:
         empty: dict[str, Any] = dict.fromkeys(AgentFacts.__struct_fields__)
         known = {"id": AGENT, "config": {"fallback_models": World.fallbacks}}
         return AgentFacts(**{**empty, **known, "llm_provider": World.provider, "llm_model": World.model})

@@ -15,11 +15,11 @@ from tests.plugins.llm.test_openai_kind import chat, chunks_of
 from corral.errors import Unavailable
 from corral.plugin import Plugin, hookimpl
 from corral.testing.kit import Client
-from corral_plugins.llm.api import Connection, LLMProvider
+from corral_plugins.llm.api import LLMProvider, ProviderConnection
 from corral_plugins.llm.models import LlmSlot
 from corral_plugins.llm.service.gateway import Gateway
-from corral_plugins.llm.service.redaction import StreamRedaction
 from corral_plugins.llm.service.settlement import ProviderStates
+from corral_plugins.llm.service.streams import StreamRedaction
 
 pytestmark = pytest.mark.one_engine
 
@@ -148,10 +148,12 @@ async def test_unexpected_headers_and_texts(kit: Any, upstream: Any) -> None:
 class Broken(Parrot):
     """A kind of provider with a bug."""
 
-    async def complete(self, request: dict[str, Any], connection: Connection) -> dict[str, Any]:
+    async def complete(self, request: dict[str, Any], connection: ProviderConnection) -> dict[str, Any]:
         raise ZeroDivisionError
 
-    async def stream(self, request: dict[str, Any], connection: Connection) -> AsyncGenerator[dict[str, Any], None]:
+    async def stream(
+        self, request: dict[str, Any], connection: ProviderConnection
+    ) -> AsyncGenerator[dict[str, Any], None]:
         yield up.chunk("half, ")
         raise ZeroDivisionError
 
@@ -180,14 +182,14 @@ async def test_a_bug_in_a_kind_is_a_provider_error(make_kit: Callable[..., Any])
 
 
 async def test_a_bug_of_the_gateway_ends_a_stream_with_an_error(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    alice, feed = await kit.as_user("member"), StreamRedaction.feed
+    alice, feed = await kit.as_user("member"), StreamRedaction.redact_chunk
 
     def fails(self: StreamRedaction, chunk: dict[str, Any]) -> Any:
         if "upstream" in json.dumps(chunk):
             raise ZeroDivisionError
         return feed(self, chunk)
 
-    monkeypatch.setattr(StreamRedaction, "feed", fails)
+    monkeypatch.setattr(StreamRedaction, "redact_chunk", fails)
     chunks = chunks_of(await chat(alice, stream=True))
     assert chunks[-1]["error"]["code"] == "internal"
     row, events = await ended(kit, alice)
@@ -219,7 +221,7 @@ async def test_an_outcome_that_cannot_be_stored_is_still_charged(kit: Any, monke
     def fails(self: ProviderStates, outcome: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(ProviderStates, "record", fails)
+    monkeypatch.setattr(ProviderStates, "record_outcome", fails)
     alice = await kit.as_user("member")
     assert (await chat(alice)).status == 500
     row, (event,) = await ended(kit, alice)

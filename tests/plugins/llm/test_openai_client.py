@@ -73,7 +73,7 @@ async def test_llm_1_embeddings(client: Any) -> None:
 async def test_llm_1_errors_are_shown(client: Any) -> None:
     with pytest.raises(openai.UnprocessableEntityError, match="best_of"):
         await client.chat.completions.create(model="scripted/echo", messages=ASK, extra_body={"best_of": 2})
-    with pytest.raises(openai.InternalServerError, match="The script says so"):
+    with pytest.raises(openai.InternalServerError, match="The script demands this error"):
         await client.chat.completions.create(model="scripted/broken", messages=ASK)
     with pytest.raises(openai.AuthenticationError):
         await client.with_options(api_key="nonsense").models.list()

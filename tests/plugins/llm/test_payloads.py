@@ -9,8 +9,8 @@ import pytest
 from tests.plugins.llm import conftest as up
 
 from corral import clock
-from corral_plugins.llm.jobs import prune
-from corral_plugins.llm.service.calls import Payloads
+from corral_plugins.llm.jobs import delete_expired_payloads
+from corral_plugins.llm.service.calls import PayloadStore
 
 
 async def chat(client: Any) -> Any:
@@ -35,8 +35,8 @@ async def test_which_payloads_are_stored(
         assert payload is None or payload["request"]["messages"][0]["content"] == "a question"
     assert (await eve.get(f"/llm/calls/{calls[0]['id']}")).status == 404
     assert (await admin.get(f"/llm/calls/{calls[0]['id']}")).status == 200
-    payloads = kit.kernel.container.get(Payloads)
+    payloads = kit.kernel.container.get(PayloadStore)
     clock.travel(8 * 86_400)
-    await kit.kernel.database.work(lambda: prune(payloads))
+    await kit.kernel.database.work(lambda: delete_expired_payloads(payloads))
     admin = await kit.as_user("admin")
     assert [(await admin.get(f"/llm/calls/{call['id']}")).json()["payload"] for call in calls] == [None, None]

@@ -17,8 +17,8 @@ from corral.testing.kit import Answer, Client
 from corral_plugins.llm.models import LlmCall, LlmSlot
 from corral_plugins.llm.service import slots as queue
 from corral_plugins.llm.service.gateway import Gateway
-from corral_plugins.llm.service.registry import Registry
-from corral_plugins.llm.service.slots import Slot, Slots
+from corral_plugins.llm.service.registry import ProviderRegistry
+from corral_plugins.llm.service.slots import ConcurrencySlot, ConcurrencySlots
 
 
 @pytest.fixture
@@ -104,16 +104,16 @@ class Process:
 
     def __init__(self, kit: Any) -> None:
         self.work = kit.kernel.database.work
-        self.slots = Slots(self.work)
-        self.provider = kit.kernel.container.get(Registry).get("up")
-        self.keeping = asyncio.ensure_future(self.slots.run())
+        self.slots = ConcurrencySlots(self.work)
+        self.provider = kit.kernel.container.get(ProviderRegistry).get("up")
+        self.keeping = asyncio.ensure_future(self.slots.renew_and_detect())
 
-    async def enter(self) -> Slot:
-        slot: Slot = await self.work(lambda: self.slots.enter(new_id(), self.provider))
+    async def enter(self) -> ConcurrencySlot:
+        slot: ConcurrencySlot = await self.work(lambda: self.slots.enter_queue(new_id(), self.provider))
         return slot
 
-    async def leave(self, slot: Slot) -> None:
-        await self.work(lambda: self.slots.leave(slot))
+    async def leave(self, slot: ConcurrencySlot) -> None:
+        await self.work(lambda: self.slots.leave_queue(slot))
 
     def die(self) -> None:
         self.keeping.cancel()
@@ -126,10 +126,10 @@ async def test_processes_share_slots_and_the_longest_waiting_is_next(kit: Any) -
     assert second.held
     order: list[str] = []
 
-    async def wait(process: Process, name: str) -> Slot:
+    async def wait(process: Process, name: str) -> ConcurrencySlot:
         slot = await process.enter()
         assert not slot.held
-        await process.slots.wait(slot, 20)
+        await process.slots.wait_for_slot(slot, 20)
         order.append(name)
         return slot
 
@@ -152,11 +152,11 @@ async def test_slots_of_a_dead_process_are_released(kit: Any) -> None:
     dead.die()
     slot = await alive.enter()
     with pytest.raises(TooMany):
-        await alive.slots.wait(slot, 0.3)
+        await alive.slots.wait_for_slot(slot, 0.3)
     assert all(each.held for each in held)
     clock.travel(queue.HELD_SECONDS + 1)
     slot = await alive.enter()
-    await alive.slots.wait(slot, 10)
+    await alive.slots.wait_for_slot(slot, 10)
     clock.travel(120)
     alive.die()
     assert await kit.kernel.database.work(queue.delete_expired) > 0

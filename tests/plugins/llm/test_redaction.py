@@ -12,7 +12,7 @@ from tests.plugins.llm import conftest as up
 
 from corral.database.unit import current
 from corral.redact.redactor import Redactor
-from corral_plugins.llm.service.redaction import StreamRedaction
+from corral_plugins.llm.service.streams import StreamRedaction
 
 
 @pytest.fixture
@@ -71,9 +71,9 @@ def test_arguments_of_tool_calls_are_redacted_over_chunks_too() -> None:
     said = ""
     for part in ('{"key": "', up.KEY[:7], up.KEY[7:], '"}'):
         delta = {"tool_calls": [{"index": 0, "function": {"arguments": part}}]}
-        for chunk in redaction.feed({"choices": [{"index": 0, "delta": delta}]}):
+        for chunk in redaction.redact_chunk({"choices": [{"index": 0, "delta": delta}]}):
             said += chunk["choices"][0]["delta"]["tool_calls"][0]["function"]["arguments"]
-    for chunk in redaction.feed({"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]}):
+    for chunk in redaction.redact_chunk({"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]}):
         for call in chunk["choices"][0]["delta"].get("tool_calls", ()):
             said += call["function"]["arguments"]
     assert said == '{"key": "[redacted]"}'
@@ -85,7 +85,7 @@ def test_logprobs_do_not_reveal_redacted_text() -> None:
     redaction = StreamRedaction(redactor)
     for part, kept in (("fine ", True), (up.KEY[:9], False), (up.KEY[9:], False)):
         choice = {"index": 0, "delta": {"content": part}, "logprobs": {"content": [{"token": part}]}}
-        (chunk,) = redaction.feed({"choices": [choice]})
+        (chunk,) = redaction.redact_chunk({"choices": [choice]})
         assert ("logprobs" in chunk["choices"][0]) is kept
 
 
@@ -93,9 +93,9 @@ def test_held_back_text_is_sent_before_the_end() -> None:
     redactor = Redactor()
     redactor.set_values("test", {"one": up.KEY})
     redaction = StreamRedaction(redactor)
-    first = list(redaction.feed({"choices": [{"index": 0, "delta": {"content": f"a {up.KEY[:9]}"}}]}))
+    first = list(redaction.redact_chunk({"choices": [{"index": 0, "delta": {"content": f"a {up.KEY[:9]}"}}]}))
     assert [chunk["choices"][0]["delta"]["content"] for chunk in first] == ["a "]
-    rest, end = redaction.feed({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    rest, end = redaction.redact_chunk({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
     assert rest["choices"][0]["delta"]["content"] == up.KEY[:9]
     assert end["choices"][0]["finish_reason"] == "stop"
 
@@ -106,7 +106,7 @@ def test_the_last_text_keeps_its_position() -> None:
     redaction = StreamRedaction(redactor)
     call = {"index": 0, "id": "t", "function": {"name": "look", "arguments": f'{{"a": "{up.KEY[:5]}'}}
     delta = {"content": f"The capital is {up.KEY[:9]}", "tool_calls": [call]}
-    chunks = list(redaction.feed({"choices": [{"index": 0, "delta": delta, "finish_reason": "stop"}]}))
+    chunks = list(redaction.redact_chunk({"choices": [{"index": 0, "delta": delta, "finish_reason": "stop"}]}))
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
     assert "".join(delta.get("content", "") for delta in deltas) == f"The capital is {up.KEY[:9]}"
     calls = [call["function"] for delta in deltas for call in delta.get("tool_calls", ())]
@@ -119,7 +119,9 @@ def test_whole_fields_are_redacted_as_well() -> None:
     redactor.set_values("test", {"one": up.KEY})
     call = {"index": 0, "function": {"name": up.KEY, "arguments": ""}}
     delta = {"annotations": [{"url_citation": {"url": f"https://x.test/{up.KEY}"}}], "tool_calls": [call]}
-    (chunk,) = StreamRedaction(redactor).feed({"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
+    (chunk,) = StreamRedaction(redactor).redact_chunk(
+        {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+    )
     assert up.KEY not in json.dumps(chunk)
 
 

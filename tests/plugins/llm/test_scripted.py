@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from corral_plugins.llm.api import Connection, ProviderError
-from corral_plugins.llm.providers.scripted import ScriptedProvider, embed, load_scripts
+from corral_plugins.llm.api import ProviderConnection, ProviderError
+from corral_plugins.llm.providers.scripted import ScriptedProvider, embed_text, load_scripts
 
-CONNECTION = Connection(name="scripted")
+CONNECTION = ProviderConnection(name="scripted")
 
 
 def provider(**scripts: Any) -> ScriptedProvider:
@@ -115,7 +115,7 @@ def test_scripts_are_loaded_from_files_and_invalid_ones_are_named(tmp_path: Any)
 
 def test_texts_with_common_words_have_similar_vectors() -> None:
     def near(a: str, b: str) -> float:
-        return sum(x * y for x, y in zip(embed(a, 256), embed(b, 256), strict=True))
+        return sum(x * y for x, y in zip(embed_text(a, 256), embed_text(b, 256), strict=True))
 
     assert near("the red fox", "The RED fox!") == pytest.approx(1)
     assert near("the red fox", "a red fox runs") > near("the red fox", "quarterly figures")

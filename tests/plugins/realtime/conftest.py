@@ -21,7 +21,7 @@ from corral.http.routes import Routes
 from corral.plugin import Plugin, hookimpl
 from corral.testing.kit import Client, Kit
 from corral.testing.server import serving
-from corral_plugins.realtime.service.hub import Hub
+from corral_plugins.realtime.service.hub import ViewerHub
 
 routes = Routes("/emitter", tag="Emitter")
 
@@ -96,8 +96,8 @@ async def kit(make_kit: Callable[..., Any]) -> Kit:
     return made
 
 
-def hub_of(kit: Kit) -> Hub:
-    return kit.kernel.container.get(Hub)
+def hub_of(kit: Kit) -> ViewerHub:
+    return kit.kernel.container.get(ViewerHub)
 
 
 async def settle(kit: Kit) -> int:

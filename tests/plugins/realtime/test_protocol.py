@@ -209,9 +209,9 @@ async def test_replay_sends_each_event_once_whatever_overlaps(kit: Kit, port: in
 
 
 async def test_a_gap_is_told_and_the_newest_part_comes(kit: Kit, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from corral_plugins.realtime.service.replay import Replays
+    from corral_plugins.realtime.service.replay import ReplayFactory
 
-    monkeypatch.setattr(Replays, "limit", 10)
+    monkeypatch.setattr(ReplayFactory, "max_events", 10)
     monkeypatch.setattr("corral_plugins.realtime.service.replay.WINDOW", 7)
     monkeypatch.setattr("corral_plugins.realtime.service.replay.BATCH_SIZE", 3)
     member = await kit.as_user()
@@ -231,7 +231,7 @@ async def test_a_gap_is_told_and_the_newest_part_comes(kit: Kit, port: int, monk
             assert await one.numbers(10) == list(range(30, 40))
     clock.travel(31 * 86_400)
     fresh = await kit.sign_in(member.user["email"])
-    monkeypatch.setattr(Replays, "limit", 1000)
+    monkeypatch.setattr(ReplayFactory, "max_events", 1000)
     await fresh.post("/emitter", {"first": 77})
     await settle(kit)
     async with ear(port, fresh) as one:

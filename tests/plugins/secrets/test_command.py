@@ -53,7 +53,7 @@ def test_keys_are_changed_beside_a_running_server(machine: Machine, tmp_path: Pa
             assert shown.json()["value"] == f"{VALUE}{n}"
         told = machine("key-status", keys=("v2", "v1"))
         assert "v2, active" in told.out
-        assert "0 rows are not under the active key." in told.out
+        assert "0 rows are not encrypted under the active key." in told.out
     assert machine("verify", keys=("v2",)).out.strip() == "All encrypted rows can be decrypted."
     assert VALUE not in (tmp_path / "server.log").read_text()
 

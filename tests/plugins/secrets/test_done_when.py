@@ -226,10 +226,10 @@ async def test_secrets_5_no_key_is_made_over_encrypted_rows(make_kit: Callable[.
 
 
 async def test_secrets_8_a_secret_in_use_stays_and_a_restored_one_works_again(safe: Any) -> None:
-    from corral_plugins.secrets.api import Attached
+    from corral_plugins.secrets.api import AttachedObject
 
     made = await safe.create(name="Shop")
-    shop = Attached(plugin="llm", kind="provider", id="acme")
+    shop = AttachedObject(plugin="llm", kind="provider", id="acme")
     await safe.work(lambda: safe.service.attach("shop", shop, title="Acme", pointer="/x", by=None))
     shown = (await safe.admin.get(f"/secrets/{made['id']}")).json()
     assert shown["references"] == [{"kind": "provider", "id": "acme", "name": "Acme"}]

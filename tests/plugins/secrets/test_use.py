@@ -13,16 +13,16 @@ from tests.plugins.secrets.conftest import PLUGINS, VALUE, Safe, spellings
 from corral import clock
 from corral.errors import Problem
 from corral.redact.redactor import made_by
-from corral_plugins.secrets.api import Attached
+from corral_plugins.secrets.api import AttachedObject
 
 AGENT = "agent:01900000-0000-7000-8000-000000000001"
-SHOP = Attached(plugin="llm", kind="provider", id="acme")
+SHOP = AttachedObject(plugin="llm", kind="provider", id="acme")
 
 
 async def refused(safe: Safe, **asked: Any) -> str:
     """The code of the refusal of a use."""
     with pytest.raises(Problem) as caught:
-        await safe.work(lambda: safe.service.use(**asked), read=True)
+        await safe.work(lambda: safe.service.use_value(**asked), read=True)
     assert VALUE not in str(caught.value)
     return caught.value.code
 
@@ -65,7 +65,7 @@ async def test_an_attached_object_counts_as_listed_until_it_is_detached(safe: An
     assert await refused(safe, **asked) == "forbidden"
     await safe.work(lambda: safe.service.attach("key", SHOP, title="Acme", pointer="/x", by=None))
     assert await safe.work(lambda: safe.service.use(**asked), read=True) == VALUE
-    other = Attached(plugin="llm", kind="provider", id="other")
+    other = AttachedObject(plugin="llm", kind="provider", id="other")
     assert await refused(safe, **{**asked, "attached": other}) == "forbidden"
     await safe.work(lambda: safe.service.detach(SHOP))
     assert await refused(safe, **asked) == "forbidden"

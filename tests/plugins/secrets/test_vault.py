@@ -209,7 +209,7 @@ async def test_reminders_come_once_each_and_anew_after_a_rotation(safe: Any) -> 
 
     async def told() -> list[int]:
         for _ in range(2):
-            await jobs.remind(kernel.database.work, kernel.container.get(Settings))
+            await jobs.remind_of_expiry(kernel.database.work, kernel.container.get(Settings))
         return [data["days_left"] for data in await safe.events("secret.expiring")]
 
     assert await told() == []
@@ -231,7 +231,7 @@ async def test_a_deleted_secret_is_shredded_after_its_time(safe: Any) -> None:
     await safe.admin.delete(f"/secrets/{gone['id']}")
     assert (await safe.admin.delete(f"/secrets/{gone['id']}")).status == 404
     clock.travel(31 * DAY)
-    await jobs.shred(kernel.database.work, kernel.container.get(Settings), kernel.container.get(Audit))
+    await jobs.shred_deleted_secrets(kernel.database.work, kernel.container.get(Settings), kernel.container.get(Audit))
     rows = await safe.work(lambda: [[row.id for row in SecretRow], [row.secret_id for row in SecretVersion]])
     assert rows == [[kept["id"]], [kept["id"]]]
     safe.admin = await safe.kit.sign_in(safe.admin.user["email"])
@@ -250,7 +250,9 @@ async def test_what_is_being_restored_is_not_shredded(safe: Any, database_url: s
     clock.travel(31 * DAY)
     with psycopg.connect(database_url) as restoring:
         restoring.execute("UPDATE secrets_secrets SET deleted_at = NULL WHERE id = %s", (made["id"],))
-        shredding = asyncio.ensure_future(jobs.shred(kernel.database.work, kernel.container.get(Settings), None))
+        shredding = asyncio.ensure_future(
+            jobs.shred_deleted_secrets(kernel.database.work, kernel.container.get(Settings), None)
+        )
         await asyncio.sleep(0.5)  # it waits for the restored row, or has the values deleted already
         restoring.commit()
     await shredding

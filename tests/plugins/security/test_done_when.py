@@ -27,9 +27,9 @@ from corral.plugin import RateLimits
 from corral.testing.engines import ValkeyServer
 from corral.testing.kit import PASSWORD, Client, Kit
 from corral.testing.server import ServerProcess
-from corral_plugins.security.policy_shapes import PasswordPolicyPatch, PolicyPatch
-from corral_plugins.security.service.gate import GateKeeper
-from corral_plugins.security.service.last_used import LastUsed
+from corral_plugins.security.service.api_keys import LastUseRecorder
+from corral_plugins.security.service.ip_rules import IpGateUpdater
+from corral_plugins.security.shapes import PasswordPolicyPatch, PolicyPatch
 
 ID = "01a216b4-06ab-770c-a9ce-e8400c03429a"
 WITHIN = 2.0
@@ -90,7 +90,7 @@ async def test_security_2_the_text_of_a_key_is_nowhere(
         await key.get(path)
     assert (await key.post("/auth/ws-ticket")).status == 200
     await From(alice, key=text[:-1] + "!").get("/tasks")
-    await kit.kernel.container.get(LastUsed).flush()
+    await kit.kernel.container.get(LastUseRecorder).write_pending()
     rotated = (await alice.post(f"/security/api-keys/{first.json()['id']}/rotate", {"overlap_seconds": 60})).json()
     needles = [shown[13:43] for shown in (text, rotated["key"])]
     dump = await kit.kernel.database.work(lambda: _everything(kit), read=True)
@@ -196,7 +196,7 @@ async def test_security_4_an_allow_list_without_its_author_is_refused(make_kit: 
     assert (refused.status, refused.code, refused.json()["your_ip"]) == (409, "would_lock_out", HOME)
     assert (await admin.get("/security/ip-rules")).json()["mode"] == "off"
     assert (await admin.put("/security/ip-rules", {**body, "force": True})).status == 200
-    await kit.kernel.container.get(GateKeeper).load()
+    await kit.kernel.container.get(IpGateUpdater).load_rules()
     assert (await admin.get("/security/ip-rules")).code == "ip_blocked"
     switched: Kit = await make_kit(plugins=PLUGINS, config={**TRUSTING, "ip_rules_disabled": True})
     back = From(await switched.sign_in("boss@example.org"), HOME)

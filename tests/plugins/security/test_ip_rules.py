@@ -15,9 +15,15 @@ from tests.plugins.security.conftest import AWAY, HOME, From
 from corral import clock
 from corral.errors import Forbidden
 from corral.testing.kit import Answer, Client, Kit
-from corral_plugins.security.service.gate import GateKeeper, IpGate
-from corral_plugins.security.service.ip_rules import InForce, IpRules
-from corral_plugins.security.service.networks import Rule, Ruleset, parse_network
+from corral_plugins.security.service.ip_rules import (
+    ActiveIpRules,
+    IpGate,
+    IpGateUpdater,
+    IpRule,
+    IpRules,
+    IpRuleset,
+    parse_network,
+)
 
 pytestmark = pytest.mark.one_engine
 
@@ -31,7 +37,7 @@ def rules(mode: str, *lines: str) -> dict[str, Any]:
 async def replace(kit: Kit, who: Client, body: dict[str, Any], **options: Any) -> Answer:
     """Change the rules, and have them in force here without waiting for the keeper."""
     answer = await who.put("/security/ip-rules", body, **options)
-    await kit.kernel.container.get(GateKeeper).load()
+    await kit.kernel.container.get(IpGateUpdater).load_rules()
     return answer
 
 
@@ -44,7 +50,7 @@ def test_the_most_specific_network_wins_and_of_two_the_same_block() -> None:
         "block 2001:db8::/32",
         "allow 10.1.2.0/24",
     )
-    found = [Rule(str(number), line.split()[1], line.split()[0]) for number, line in enumerate(lines, 1)]
+    found = [IpRule(str(number), line.split()[1], line.split()[0]) for number, line in enumerate(lines, 1)]
     expected = {
         "10.9.9.9": "1",
         "10.1.9.9": "2",
@@ -54,7 +60,7 @@ def test_the_most_specific_network_wins_and_of_two_the_same_block() -> None:
         "192.0.2.1": None,
     }
     for mode in ("allowlist", "blocklist"):
-        ruleset = Ruleset(mode, found)
+        ruleset = IpRuleset(mode, found)
         for address, identifier in expected.items():
             allowed, rule = ruleset.judge(address)
             assert (rule.id if rule else None) == identifier
@@ -66,15 +72,15 @@ def test_the_most_specific_network_wins_and_of_two_the_same_block() -> None:
 def test_the_compiled_rules_judge_as_a_plain_search_does(seed: int) -> None:
     """Against the obvious algorithm, with random networks that lie in each other."""
     dice = random.Random(seed)
-    made: dict[tuple[str, str], Rule] = {}
+    made: dict[tuple[str, str], IpRule] = {}
     for number in range(200):
         base, length = dice.choice([("10.0.0.0", 32), ("2001:db8::", 128)])
         prefix = dice.randint(8 if length == 32 else 32, length)
         address = int(ipaddress.ip_address(base)) | dice.getrandbits(14)
         network = str(ipaddress.ip_network((address, prefix), strict=False))
         action = dice.choice(["allow", "block"])
-        made[(network, action)] = Rule(str(number), network, action)
-    ruleset = Ruleset("blocklist", made.values())
+        made[(network, action)] = IpRule(str(number), network, action)
+    ruleset = IpRuleset("blocklist", made.values())
     networks = [(ipaddress.ip_network(rule.cidr), rule) for rule in made.values()]
     networks.sort(key=lambda item: (item[0].prefixlen, item[1].action == "block"))
     for _ in range(500):
@@ -97,7 +103,7 @@ def test_mapped_networks_are_folded_and_host_bits_refused() -> None:
 
 def test_health_answers_everybody_and_nothing_else_does() -> None:
     gate = IpGate()
-    gate.apply(InForce(1, Ruleset("allowlist", []), 0, None))
+    gate.set_rules(ActiveIpRules(1, IpRuleset("allowlist", []), 0, None))
     for path in ("/health", "/health/", "/health/ready", "/api/v1/health", "/api/v1/health/ready"):
         gate.check(AWAY, "GET", path)
     for path in ("/", "/healthy", "/api/v1/health-records", "/api/v1/healthcare/1", "/api/v1/tasks"):
@@ -107,10 +113,10 @@ def test_health_answers_everybody_and_nothing_else_does() -> None:
 
 def test_a_judgement_costs_little_with_500_rules() -> None:
     """Microseconds, each address a new one; of addresses seen before it is a look-up."""
-    lines = [Rule(str(n), f"10.{n % 250}.{n // 250 * 16}.0/{20 + n % 10}", "block") for n in range(500)]
-    lines = [Rule(rule.id, str(ipaddress.ip_network(rule.cidr, strict=False)), rule.action) for rule in lines]
+    lines = [IpRule(str(n), f"10.{n % 250}.{n // 250 * 16}.0/{20 + n % 10}", "block") for n in range(500)]
+    lines = [IpRule(rule.id, str(ipaddress.ip_network(rule.cidr, strict=False)), rule.action) for rule in lines]
     gate = IpGate()
-    gate.apply(InForce(1, Ruleset("blocklist", lines), 500, None))
+    gate.set_rules(ActiveIpRules(1, IpRuleset("blocklist", lines), 500, None))
     addresses = [f"192.0.{n // 250}.{n % 250}" for n in range(5000)]
 
     def timed() -> float:
@@ -163,9 +169,9 @@ async def test_expired_rules_do_not_count_and_are_swept(kit: Kit) -> None:
     assert not gate.is_stale
     clock.travel(61)
     assert gate.is_stale
-    await kit.kernel.container.get(GateKeeper).load()
+    await kit.kernel.container.get(IpGateUpdater).load_rules()
     assert (await From(kit.client, AWAY).get("/tasks")).status == 401
-    assert await kit.kernel.database.work(service.sweep) == 1
+    assert await kit.kernel.database.work(service.delete_expired) == 1
     assert [rule["cidr"] for rule in (await admin.get("/security/ip-rules")).json()["rules"]] == ["192.0.2.0/24"]
 
 

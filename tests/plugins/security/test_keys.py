@@ -14,20 +14,19 @@ from tests.plugins.security.conftest import AWAY, HOME, PLUGINS, From, make_key
 from corral import clock
 from corral.testing.kit import Client, Kit
 from corral_plugins.security import jobs
-from corral_plugins.security.service.keys import ALPHABET, is_key, new_key
-from corral_plugins.security.service.last_used import LastUsed
+from corral_plugins.security.service.api_keys import ALPHABET, LastUseRecorder, has_key_prefix, new_key
 
 
 def test_the_checksum_tells_every_single_slip() -> None:
     key = new_key()
-    assert (len(key), key[:4], key[12], is_key(key)) == (62, "crl_", "_", True)
+    assert (len(key), key[:4], key[12], has_key_prefix(key)) == (62, "crl_", "_", True)
     for place in range(len(key)):
         for letter in (ALPHABET[0], ALPHABET[-1], "_"):
             if letter != key[place]:
-                assert not is_key(key[:place] + letter + key[place + 1 :])
-    assert not is_key(key[:-1])
-    assert not is_key(key + "0")
-    assert not is_key(key[:4] + "é" + key[5:])
+                assert not has_key_prefix(key[:place] + letter + key[place + 1 :])
+    assert not has_key_prefix(key[:-1])
+    assert not has_key_prefix(key + "0")
+    assert not has_key_prefix(key[:4] + "é" + key[5:])
     assert set(key[13:]) <= set(string.ascii_letters + string.digits)
 
 
@@ -198,20 +197,20 @@ async def test_a_key_counts_only_from_its_networks(kit: Kit) -> None:
 async def test_use_is_noted_without_a_write_for_each_request(kit: Kit) -> None:
     alice = await kit.as_user("member")
     _, shown = await make_key(alice)
-    uses = kit.kernel.container.get(LastUsed)
+    uses = kit.kernel.container.get(LastUseRecorder)
     caller = From(alice, HOME, key=shown["key"])
     for _ in range(5):
         await caller.get("/tasks")
-    await uses.flush()
+    await uses.write_pending()
     path = f"/security/api-keys/{shown['id']}"
     first = (await alice.get(path)).json()
     assert first["last_used_ip"] == HOME
     await From(alice, AWAY, key=shown["key"]).get("/tasks")
-    await uses.flush()
+    await uses.write_pending()
     assert (await alice.get(path)).json()["last_used_ip"] == HOME  # it is not a minute ago
     clock.travel(61)
     await From(alice, AWAY, key=shown["key"]).get("/tasks")
-    await uses.flush()
+    await uses.write_pending()
     assert (await alice.get(path)).json()["last_used_ip"] == AWAY
 
 
@@ -244,12 +243,12 @@ async def test_owners_are_told_once_a_week_and_a_day_before_the_end(kit: Kit) ->
     for days in (2, 2, 1, 3.5, 0.2, 0.2):  # 8, 6, 5, 1.5, 1.3, 1.1 days before the end
         clock.travel(days * 86_400)
         for notice in jobs.NOTICE_DAYS:
-            await kit.kernel.database.work(lambda notice=notice: jobs.remind(notice))
+            await kit.kernel.database.work(lambda notice=notice: jobs.remind_of_expiring_keys(notice))
         told.append(len([event for event in await kit.events() if event.type == "api_key.expiring"]))
     assert told == [0, 1, 1, 1, 1, 1]
     clock.travel(0.5 * 86_400)
     for notice in jobs.NOTICE_DAYS * 2:
-        await kit.kernel.database.work(lambda notice=notice: jobs.remind(notice))
+        await kit.kernel.database.work(lambda notice=notice: jobs.remind_of_expiring_keys(notice))
     events = [event for event in await kit.events() if event.type == "api_key.expiring"]
     assert [(event.payload()["key_id"], event.owner_id) for event in events] == [(shown["id"], alice.user["id"])] * 2
 

@@ -18,9 +18,8 @@ from corral.plugin import Meter, RateLimits, Settings
 from corral.testing.kit import Answer, Kit
 from corral.testing.server import ServerProcess
 from corral_core.redis.api import SharedBuckets
-from corral_plugins.security.service.buckets import Buckets, Full
-from corral_plugins.security.service.gate import IpGate
-from corral_plugins.security.service.limits import Limits, address_key
+from corral_plugins.security.service.ip_rules import IpGate
+from corral_plugins.security.service.rate_limits import BucketFull, RequestLimits, TokenBuckets, address_key
 
 pytestmark = pytest.mark.one_engine
 
@@ -48,13 +47,13 @@ async def many(number: int, call: Callable[[], Any]) -> list[Answer]:
     return list(await asyncio.gather(*[call() for _ in range(number)]))
 
 
-def passed(buckets: Buckets, key: str, tries: int) -> int:
+def passed(buckets: TokenBuckets, key: str, tries: int) -> int:
     """How many of so many tries get through."""
     count = 0
     for _ in range(tries):
         try:
-            buckets.take(key)
-        except Full:
+            buckets.take_token(key)
+        except BucketFull:
             continue
         count += 1
     return count
@@ -62,14 +61,14 @@ def passed(buckets: Buckets, key: str, tries: int) -> int:
 
 def test_a_bucket_lets_its_count_pass_and_then_what_time_gives_back() -> None:
     at = Clock()
-    buckets = Buckets(Rate("ten", 10, 60), now=at)
-    assert buckets.take("a") == (10, 9, 6)
+    buckets = TokenBuckets(Rate("ten", 10, 60), now=at)
+    assert buckets.take_token("a") == (10, 9, 6)
     assert passed(buckets, "a", 20) == 9
     assert passed(buckets, "b", 20) == 10
     at.now += 6
     assert passed(buckets, "a", 5) == 1
-    with pytest.raises(Full) as full:
-        buckets.take("a")
+    with pytest.raises(BucketFull) as full:
+        buckets.take_token("a")
     assert (full.value.limit, full.value.seconds) == (10, pytest.approx(6, abs=0.01))
     at.now += 6000
     assert passed(buckets, "a", 20) == 10
@@ -80,7 +79,7 @@ def test_buckets_pass_what_the_textbook_passes(seed: int) -> None:
     """Against the usual form of the algorithm: tokens that are counted and refilled."""
     dice, at = random.Random(seed), Clock()
     count, seconds = dice.choice([(10, 60), (5, 3600), (1200, 60), (20, 1)])
-    buckets = Buckets(Rate("x", count, seconds), now=at)
+    buckets = TokenBuckets(Rate("x", count, seconds), now=at)
     tokens, last = dict.fromkeys("abc", float(count)), dict.fromkeys("abc", at.now)
     for _ in range(3000):
         at.now += dice.expovariate(count / seconds * 4)
@@ -96,28 +95,28 @@ def test_buckets_pass_what_the_textbook_passes(seed: int) -> None:
 
 def test_memory_holds_two_windows_and_no_more() -> None:
     at = Clock()
-    buckets = Buckets(Rate("x", 10, 60), now=at)
+    buckets = TokenBuckets(Rate("x", 10, 60), now=at)
     for number in range(10_000):
-        buckets.take(str(number))
+        buckets.take_token(str(number))
     for _ in range(3):
         at.now += 61
-        buckets.take("later")
-    assert buckets.size <= 2
+        buckets.take_token("later")
+    assert buckets.bucket_count <= 2
 
 
 def test_many_addresses_in_one_window_do_not_fill_the_memory() -> None:
-    buckets = Buckets(Rate("x", 5, 3600), now=Clock())
+    buckets = TokenBuckets(Rate("x", 5, 3600), now=Clock())
     for number in range(350_000):
-        buckets.take(str(number))
-    assert buckets.size <= 200_000
+        buckets.take_token(str(number))
+    assert buckets.bucket_count <= 200_000
     assert passed(buckets, "349999", 10) == 4  # those of late are known still
 
 
 def test_a_share_is_a_fraction_but_one_at_least() -> None:
     at = Clock()
     for count, share, expected in ((10, 2, 5), (5, 8, 1), (1200, 4, 300)):
-        buckets = Buckets(Rate("x", count, 60), now=at)
-        buckets.adjust(count, share)
+        buckets = TokenBuckets(Rate("x", count, 60), now=at)
+        buckets.set_limit(count, share)
         assert passed(buckets, "a", 2000) == expected
 
 
@@ -274,7 +273,7 @@ def test_gates_and_limits_together_cost_less_than_ten_microseconds(long_form: bo
 
     settings: Settings = Defaults()
     shared: SharedBuckets = Nowhere()
-    limits, gate = Limits(), IpGate()
+    limits, gate = RequestLimits(), IpGate()
     limits.start(settings, shared, Any, on=True, processes=1)  # type: ignore[arg-type]  # uses: of keys only
     assert isinstance(limits, Meter)
     assert not isinstance(gate, Meter)

@@ -13,7 +13,7 @@ from corral.errors import Unavailable
 from corral.plugin import Audit, AuditEntry, Plugin, Provide, hookimpl
 from corral.testing.kit import PASSWORD, Kit
 from corral_core.accounts.models import UserRow
-from corral_plugins.security.policy_shapes import PasswordPolicyPatch, PolicyPatch
+from corral_plugins.security.shapes import PasswordPolicyPatch, PolicyPatch
 
 
 async def test_the_configuration_is_the_settings_of_its_category(kit: Kit) -> None:

@@ -16,7 +16,7 @@ from corral_plugins.settings.service.live import FORGET_SECONDS, PROPAGATION_SEC
 
 async def refreshed(shelf: Shelf) -> None:
     """As the process does by itself each second."""
-    await shelf.kit.kernel.container.get(LiveSettings).refresh()
+    await shelf.kit.kernel.container.get(LiveSettings).apply_newer_values()
 
 
 async def test_the_old_value_rules_until_the_next_start(make_shelf: Callable[..., Any]) -> None:
@@ -57,7 +57,7 @@ async def test_a_process_that_was_killed_is_forgotten(shelf: Shelf) -> None:
 async def test_looks_of_one_process_that_meet_write_one_row(shelf: Shelf) -> None:
     live, work = shelf.kit.kernel.container.get(LiveSettings), shelf.kit.kernel.database.work
     for _ in range(10):
-        await asyncio.gather(*[work(lambda: live._write(["shelf.slots"])) for _ in range(4)])
+        await asyncio.gather(*[work(lambda: live._write_outdated(["shelf.slots"])) for _ in range(4)])
     assert await work(lambda: [row.names for row in OutdatedRow.select()], read=True) == [["shelf.slots"]]
 
 
@@ -69,7 +69,7 @@ async def test_while_the_database_does_not_answer_what_is_known_rules(shelf: She
         raise OSError("gone")
 
     work, live._work = live._work, fails
-    following = asyncio.ensure_future(live.follow())
+    following = asyncio.ensure_future(live.poll_changes())
     await asyncio.sleep(1.3)
     assert not following.done()
     assert shelf.get(it.HIGH) == 20

@@ -10,7 +10,7 @@ import pytest
 from corral import clock
 from corral.testing.kit import Answer, Client, Kit
 from corral_plugins.tasks import jobs
-from corral_plugins.tasks.service.timers import Timers
+from corral_plugins.tasks.service.timers import TaskTimers
 
 
 class Lease:
@@ -116,8 +116,8 @@ class World:
 
     async def tick(self) -> None:
         """Run the schedules of tasks once."""
-        work, timers = self.kit.kernel.database.work, self.kit.kernel.container.get(Timers)
-        for run in (jobs.announce, jobs.reap, jobs.watchdog):
+        work, timers = self.kit.kernel.database.work, self.kit.kernel.container.get(TaskTimers)
+        for run in (jobs.queue_due_tasks, jobs.end_overdue_tasks, jobs.report_idle_runs):
             await run(work, timers)
 
     async def heartbeat(self, *leases: Lease) -> Any:

@@ -10,7 +10,7 @@ from corral.database.unit import current
 from corral.plugin import Settings
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.models import Task
-from corral_plugins.tasks.service import rollups, timers
+from corral_plugins.tasks.service import statistics, timers
 
 AGING = 600
 
@@ -121,7 +121,7 @@ async def test_one_index_serves_the_aging_of_ranks_and_the_age_of_the_oldest_tas
         values = [{**constants, **given}[name] for name in names]
         return str(current().connection.execute(f"EXPLAIN QUERY PLAN {sql}", values).fetchall())
 
-    for statement in (timers._DUE_TO_RISE, rollups._OLDEST):
+    for statement in (timers._DUE_TO_RISE, statistics._OLDEST):
         found = await world.kit.kernel.database.work(lambda statement=statement: plan(statement), read=True)
         assert "tasks_tasks_waiting_since (status=? AND rank=? AND priority=?" in found, found
         assert "TEMP B-TREE" not in found, found

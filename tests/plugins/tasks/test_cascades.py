@@ -10,7 +10,7 @@ import pytest
 from corral.jobs.job import enqueue
 from corral.testing.kit import Client
 from corral_core.accounts.api import Accounts
-from corral_plugins.tasks.service import dependencies
+from corral_plugins.tasks.service import outcomes
 
 LATER = "2090-01-01T00:00:00Z"
 
@@ -115,7 +115,7 @@ async def test_a_child_that_is_ending_for_a_timeout_is_cancelled_with_its_parent
 
 async def test_dependents_that_still_wait_for_another_task_do_not_hold_up_the_rest(world: Any) -> None:
     needed, other = await world.task("needed", available_at=LATER), await world.task("other", available_at=LATER)
-    waiting = [await world.task(f"both {n}", depends_on=[needed, other]) for n in range(dependencies.BATCH_SIZE)]
+    waiting = [await world.task(f"both {n}", depends_on=[needed, other]) for n in range(outcomes.BATCH_SIZE)]
     free = [await world.task(f"one {n}", depends_on=[needed]) for n in range(3)]
     assert (await world.member.post(f"/tasks/{needed}/complete", {"result": None})).status == 200
     await asyncio.wait_for(world.kit.run_jobs(), 30)

@@ -8,7 +8,7 @@ from typing import Any
 from tests.plugins.tasks.conftest import World
 
 from corral import clock
-from corral_plugins.workers.service.liveness import Sweeps
+from corral_plugins.workers.service.liveness import WorkerSweeps
 
 
 async def false(world: Any, task_id: str) -> list[str]:
@@ -44,5 +44,5 @@ async def test_a_stranger_does_not_hide_that_the_approved_worker_is_offline(make
     world = await World().build(await make_kit(plugins=("agents", "workers", "tasks")))
     await world.machine("stranger", approve=False)
     clock.travel(100)
-    await world.kit.kernel.container.get(Sweeps).sweep()
+    await world.kit.kernel.container.get(WorkerSweeps).sweep_silent_workers()
     assert await false(world, await world.task(agent_id=world.agent_id)) == ["worker_online"]

@@ -13,7 +13,7 @@ from corral.plugin import Settings
 from corral.testing.kit import Client
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.service import statistics
-from corral_plugins.tasks.service.metrics import TaskMetrics
+from corral_plugins.tasks.service.statistics import TaskMetrics
 from corral_plugins.workers import settings as of_workers
 
 SCRIPTS = {"mine": {"turns": [{"text": "hello", "usage": {"prompt_tokens": 30, "completion_tokens": 4}}]}}
@@ -136,7 +136,11 @@ async def test_durations_are_counted_in_buckets(world: Any) -> None:
     clock.travel(3)
     await lease.ok("cancelled")
     metrics = world.kit.kernel.container.get(TaskMetrics)
-    for histogram, values in ((metrics.queueing, [100, 0]), (metrics.durations, [20]), (metrics.cancelling, [3])):
+    for histogram, values in (
+        (metrics.queue_time_histogram, [100, 0]),
+        (metrics.duration_histogram, [20]),
+        (metrics.cancel_time_histogram, [3]),
+    ):
         observed = histogram.read()[()]
         assert sum(observed.counts) == len(values)
         assert abs(observed.total - sum(values)) < 10  # a busy machine adds to it

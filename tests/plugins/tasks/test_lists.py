@@ -32,7 +32,7 @@ async def test_pages_visit_each_task_once(world: Any, monkeypatch: pytest.Monkey
     assert both.status == 422
     assert "input" not in page["items"][0]
     # the same by page anchors, as in large tables
-    monkeypatch.setattr("corral_plugins.tasks.service.queries.NEAR", 0)
+    monkeypatch.setattr("corral_plugins.tasks.service.queries.NEAR_OFFSET", 0)
     monkeypatch.setattr(queries, "ANCHOR_INTERVAL", 4)
     clock.travel(120)
     world.member = await world.kit.sign_in(world.member.user["email"])
@@ -197,7 +197,7 @@ async def test_old_tasks_are_swept(make_kit: Any) -> None:
     from tests.plugins.tasks.conftest import World
 
     from corral_plugins.tasks import jobs
-    from corral_plugins.tasks.service.retention import Retention
+    from corral_plugins.tasks.service.retention import TaskRetention
 
     kit = await make_kit(plugins=("agents", "workers", "tasks"), config={"settings.tasks.retention_days": 10})
     world = await World().build(kit)
@@ -205,7 +205,7 @@ async def test_old_tasks_are_swept(make_kit: Any) -> None:
     await world.member.post(f"/tasks/{old}/cancel")
     await world.task("open")
     clock.travel(11 * 86_400)
-    await jobs.sweep(kit.kernel.database.work, kit.kernel.container.get(Retention))
+    await jobs.delete_expired_rows(kit.kernel.database.work, kit.kernel.container.get(TaskRetention))
     world.member = await kit.sign_in(world.member.user["email"])
     assert (await world.member.get("/tasks")).json()["total"] == 1
 

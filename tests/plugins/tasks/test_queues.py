@@ -10,7 +10,7 @@ from tests.engines import SQLITE
 from corral.database.unit import current
 from corral.ids import new_id
 from corral_plugins.tasks.models import Task
-from corral_plugins.tasks.service import queues, rows
+from corral_plugins.tasks.service import claims, rows
 
 
 async def test_no_set_of_tools_is_one_too_many(world: Any) -> None:
@@ -26,7 +26,9 @@ async def test_no_set_of_tools_is_one_too_many(world: Any) -> None:
 async def test_only_what_has_a_task_is_looked_into(world: Any) -> None:
     async def tooled() -> list[tuple[str, list[str]]]:
         def read() -> list[tuple[str, list[str]]]:
-            return [(queue.partition("#")[0], rows.parsed(tools)) for queue, tools in queues._tooled()]
+            return [
+                (queue.partition("#")[0], rows.parse_json_text(tools)) for queue, tools in claims._queues_with_tools()
+            ]
 
         found: list[tuple[str, list[str]]] = await world.kit.kernel.database.work(read, read=True)
         return found
@@ -46,7 +48,7 @@ async def test_the_look_is_served_by_its_index(world: Any) -> None:
     """Not by that of the claim, which holds every task that needs no tools too."""
 
     def plan() -> str:
-        return str(current().connection.execute(f"EXPLAIN QUERY PLAN {queues._TOOLED}", ()).fetchall())
+        return str(current().connection.execute(f"EXPLAIN QUERY PLAN {claims._TOOLED}", ()).fetchall())
 
     told = await world.kit.kernel.database.work(plan, read=True)
     assert told.count("SEARCH t USING") == told.count("tasks_tasks_tooled (status=? AND queue") == 3, told

@@ -111,7 +111,7 @@ def test_why_nobody_takes_it_is_told(run: Run) -> None:
         reason = process.stderr.readline()
         run.client.post(f"/agents/{agent}/start", json={}).raise_for_status()
         out, err = process.communicate(timeout=60)
-    assert f"  waiting    Its agent is offline. Start it. /api/v1/agents/{agent}/start" in reason
+    assert f"  waiting    The agent is offline. Start it. /api/v1/agents/{agent}/start" in reason
     assert (process.returncode, out) == (0, "Wake up\n"), err
     assert reason.partition("waiting")[2] not in err
 
@@ -139,7 +139,7 @@ def test_following_ends_after_a_while_and_the_task_goes_on(run: Run) -> None:
     fields = {"name": "Left alone", "llm_provider": "scripted", "llm_model": "echo"}
     run.client.post("/agents", json=fields).raise_for_status()
     done = run("--agent", "Left alone", "--timeout", "2", "Say it")
-    task = done.stderr.rsplit(": ", 1)[1].strip()
+    task = done.stderr.rsplit("the task ", 1)[1].split()[0]
     assert (done.returncode, done.stdout) == (1, ""), done
     assert run.client.get(f"/tasks/{task}").raise_for_status().json()["status"] == "pending"
 
@@ -184,8 +184,8 @@ def test_what_is_wrong_is_one_line(run: Run) -> None:
     for name, data in inputs.items():
         (run.folder / name).write_bytes(data)
     cases = [
-        (("--agent", "Nobody", "Do it"), {}, 1, "there is no agent Nobody"),
-        (("--agent", "?limit=1", "Do it"), {}, 1, "there is no agent ?limit=1"),
+        (("--agent", "Nobody", "Do it"), {}, 1, "there is no agent named Nobody"),
+        (("--agent", "?limit=1", "Do it"), {}, 1, "there is no agent named ?limit=1"),
         (("--agent", "\udcff", "Do it"), {}, 2, "--agent is not UTF-8 text"),
         (("--agent", "Echo Three", "\udcff"), {}, 2, "INSTRUCTIONS is not UTF-8 text"),
         (("--agent", "Echo Three", "--input", "twice", "Do it"), {}, 2, "twice: The key 'a' appears more than once"),
@@ -196,7 +196,7 @@ def test_what_is_wrong_is_one_line(run: Run) -> None:
         (("--agent", "Echo Three", " "), {}, 2, "INSTRUCTIONS is empty"),
         (("--agent", "Echo Three", "Do it"), {"CORRAL_TOKEN": ""}, 2, "--token-file"),
         (("--agent", "Echo Three", "Do it"), {"CORRAL_TOKEN": "wrong"}, 1, "sign in again"),
-        (("--agent", "Echo Three", "--url", "ftp://x", "Do it"), {}, 2, "begins with http"),
+        (("--agent", "Echo Three", "--url", "ftp://x", "Do it"), {}, 2, "must begin with http"),
         (("--agent", "Echo Three", "--url", "http://127.0.0.1:9", "Do it"), {}, 1, "does not answer"),
         (("--agent", "Echo Three", "--url", "http://[::1", "Do it"), {}, 2, "http://[::1 is no address"),
         (("--agent", "Echo Three", "--url", "http://", "Do it"), {}, 2, "is no address"),
@@ -228,4 +228,4 @@ def test_a_token_that_ends_leaves_the_task_and_says_which(run: Run) -> None:
     run.client.delete(f"/security/api-keys/{key['id']}").raise_for_status()
     _, told = following.communicate(timeout=60)
     assert following.returncode == 1
-    assert f"the task goes on: {task_id}" in told
+    assert f"the task {task_id} continues" in told

@@ -9,7 +9,7 @@ import pytest
 
 from corral import clock
 from corral_plugins.tasks import jobs
-from corral_plugins.tasks.service import search
+from corral_plugins.tasks.service import queries
 
 
 async def found(world: Any, query: str) -> list[str]:
@@ -21,7 +21,7 @@ async def found(world: Any, query: str) -> list[str]:
 async def index(world: Any) -> None:
     """As the schedule does, a minute later."""
     clock.travel(60)
-    await jobs.index(world.kit.kernel.database.work)
+    await jobs.index_new_tasks(world.kit.kernel.database.work)
     world.member = await world.kit.sign_in(world.member.user["email"])
 
 
@@ -68,7 +68,7 @@ async def test_changed_and_deleted_texts(world: Any) -> None:
 
 
 async def test_pages_of_a_search_visit_each_match_once(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "CHUNK", 3)
+    monkeypatch.setattr(queries, "INDEX_CHUNK", 3)
     ids = [await world.task(f"needle {n}" if n % 2 else "hay") for n in range(16)][1::2]
     await index(world)
     ids += [await world.task(f"needle {n}") for n in range(5)]
@@ -87,7 +87,7 @@ async def test_pages_of_a_search_visit_each_match_once(world: Any, monkeypatch: 
 async def test_only_the_newest_matches_are_counted(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = [await world.task(f"needle {n}") for n in range(5)][::-1]
     await index(world)
-    monkeypatch.setattr(search, "CAP", 3)
+    monkeypatch.setattr(queries, "MAX_MATCHES", 3)
     page = (await world.member.get("/tasks?search=needle&limit=2")).json()
     assert (page["total"], [item["id"] for item in page["items"]]) == (3, ids[:2])
     assert await found(world, "search=needle&priority=medium") == ids[:3]

@@ -10,15 +10,15 @@ from tests.plugins.tools.conftest import Run, World
 
 from corral import clock
 from corral_plugins.tools import jobs
-from corral_plugins.tools.models import ToolCall
-from corral_plugins.tools.service.call_history import CallHistory
-from corral_plugins.tools.service.executions import Executions
+from corral_plugins.tools.models import ToolCallRow
+from corral_plugins.tools.service.calls import CallHistory
+from corral_plugins.tools.service.executions import ToolExecutions
 
 
 async def reap(world: World) -> None:
     """Run the schedule."""
     container = world.kit.kernel.container
-    await jobs.reap(world.kit.kernel.database.work, container.get(CallHistory))
+    await jobs.end_abandoned_calls(world.kit.kernel.database.work, container.get(CallHistory))
 
 
 async def as_if_its_process_had_died(world: World, run: Run, **values: Any) -> None:
@@ -26,7 +26,7 @@ async def as_if_its_process_had_died(world: World, run: Run, **values: Any) -> N
 
     def change() -> None:
         dead = {"status": "running", "result": None, "finished_at": None, "alive_until": clock.now(-60), **values}
-        ToolCall.update(**dead).where(ToolCall.task_id == run.task_id).execute()
+        ToolCallRow.update(**dead).where(ToolCallRow.task_id == run.task_id).execute()
 
     await world.kit.kernel.database.work(change)
 
@@ -230,7 +230,7 @@ async def test_stopping_gives_calls_a_moment(world: World) -> None:
     run = await world.run("test.*")
     slow = asyncio.ensure_future(run.say("test.slow"))
     await world.until_running()
-    stopping = asyncio.ensure_future(world.kit.kernel.container.get(Executions).stop())
+    stopping = asyncio.ensure_future(world.kit.kernel.container.get(ToolExecutions).stop_running())
     await asyncio.sleep(0.05)
     world.bench.gate.set()
     await stopping
@@ -301,5 +301,5 @@ async def test_old_calls_are_pruned_and_those_of_deleted_tasks_too(world: World)
     await work(lambda: jobs.on_task_deleted(event))
     assert [call["task_id"] for call in (await world.member.get("/tool-calls")).json()["items"]] == [other.task_id]
     clock.travel(91 * 86_400)
-    await jobs.prune(work, kernel.settings)
-    assert await work(lambda: ToolCall.select().count(), read=True) == 0
+    await jobs.delete_old_calls(work, kernel.settings)
+    assert await work(lambda: ToolCallRow.select().count(), read=True) == 0

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from corral.errors import Fault
 from corral_plugins.tools.api import POLICIES, RISKS
-from corral_plugins.tools.service.decision import DecisionContext, Rule, decide, effective_policy, rule_of
+from corral_plugins.tools.service.decision import DecisionContext, ToolRule, decide_call, effective_policy, rule_of
 
 pytestmark = pytest.mark.one_engine
 
@@ -30,28 +30,28 @@ ORDER: list[tuple[str, dict[str, Any]]] = [
     ("not_offered", {"offered": False}),
     ("invalid_arguments", {"faults": FAULT}),
     ("config", {"admitted": False}),
-    ("policy", {"rule": Rule(policy="deny")}),
+    ("policy", {"rule": ToolRule(policy="deny")}),
     ("caps", {"calls": 200}),
 ]
 
 
 def test_nothing_against_it_is_allowed() -> None:
-    assert decide(DecisionContext(**GOOD)).decision == "allowed"
+    assert decide_call(DecisionContext(**GOOD)).decision == "allowed"
 
 
 def test_an_unknown_tool_has_one_reason() -> None:
-    assert decide(DecisionContext(tool="no.tool", enabled=False)).reasons == ("unknown_tool",)
+    assert decide_call(DecisionContext(tool="no.tool", enabled=False)).reasons == ("unknown_tool",)
 
 
 @pytest.mark.parametrize(("reason", "against"), ORDER)
 def test_each_rule_refuses_alone(reason: str, against: dict[str, Any]) -> None:
-    assert decide(DecisionContext(**GOOD | against)).reasons == (reason,)
+    assert decide_call(DecisionContext(**GOOD | against)).reasons == (reason,)
 
 
 @pytest.mark.parametrize("first", range(len(ORDER)))
 def test_the_first_refusal_is_the_reason(first: int) -> None:
     against = {name: value for _, fields in ORDER[first:] for name, value in fields.items()}
-    verdict = decide(DecisionContext(**GOOD | against))
+    verdict = decide_call(DecisionContext(**GOOD | against))
     assert verdict.reason == ORDER[first][0]
     assert verdict.reasons == tuple(reason for reason, _ in ORDER[first:])
 
@@ -66,15 +66,15 @@ def test_the_first_refusal_is_the_reason(first: int) -> None:
     ],
 )
 def test_what_the_requester_lacks(against: dict[str, Any]) -> None:
-    assert "requester_lacks_permission" in decide(DecisionContext(**GOOD | against)).reasons
+    assert "requester_lacks_permission" in decide_call(DecisionContext(**GOOD | against)).reasons
 
 
 def test_running_calls_are_a_cap_too() -> None:
-    busy = decide(DecisionContext(**GOOD | {"running": 5}))
+    busy = decide_call(DecisionContext(**GOOD | {"running": 5}))
     assert (busy.reasons, busy.is_temporary) == (("caps",), True)
     for other in ({"running": 5, "calls": 200}, {"running": 5, "offered": False}, {"calls": 200}):
-        assert not decide(DecisionContext(**GOOD | other)).is_temporary
-    assert decide(DecisionContext(**GOOD | {"running": 4})).decision == "allowed"
+        assert not decide_call(DecisionContext(**GOOD | other)).is_temporary
+    assert decide_call(DecisionContext(**GOOD | {"running": 4})).decision == "allowed"
 
 
 @pytest.mark.parametrize(
@@ -82,20 +82,20 @@ def test_running_calls_are_a_cap_too() -> None:
     [
         ({}, "allow"),
         ({"default_policy": "ask"}, "ask"),
-        ({"default_policy": "deny", "rule": Rule(policy="allow")}, "allow"),
-        ({"rule": Rule(policy="deny"), "tainted": True}, "deny"),
+        ({"default_policy": "deny", "rule": ToolRule(policy="allow")}, "allow"),
+        ({"rule": ToolRule(policy="deny"), "tainted": True}, "deny"),
         ({"tainted": True}, "ask"),
         ({"tainted": True, "risk": "dangerous"}, "ask"),
         ({"tainted": True, "risk": "read"}, "allow"),
         ({"tainted": True, "risk": "write"}, "allow"),
-        ({"tainted": True, "risk": "write", "rule": Rule(when_tainted="deny")}, "deny"),
-        ({"tainted": True, "rule": Rule(when_tainted="allow")}, "allow"),
-        ({"tainted": True, "rule": Rule(policy="ask", when_tainted="allow")}, "ask"),
+        ({"tainted": True, "risk": "write", "rule": ToolRule(when_tainted="deny")}, "deny"),
+        ({"tainted": True, "rule": ToolRule(when_tainted="allow")}, "allow"),
+        ({"tainted": True, "rule": ToolRule(policy="ask", when_tainted="allow")}, "ask"),
         ({"tainted": True, "is_trusted": True}, "allow"),
-        ({"tainted": True, "is_trusted": True, "rule": Rule(when_tainted="ask")}, "ask"),
+        ({"tainted": True, "is_trusted": True, "rule": ToolRule(when_tainted="ask")}, "ask"),
         ({"tainted": True, "is_trusted": True, "default_policy": "ask"}, "ask"),
         ({"target_asks": True}, "ask"),
-        ({"target_asks": True, "rule": Rule(policy="deny")}, "deny"),
+        ({"target_asks": True, "rule": ToolRule(policy="deny")}, "deny"),
     ],
 )
 def test_the_policy_is_the_strictest(fields: dict[str, Any], policy: str) -> None:
@@ -112,7 +112,7 @@ def test_the_policy_is_the_strictest(fields: dict[str, Any], policy: str) -> Non
 def test_taint_never_loosens(policy: Any, default: Any, risk: Any, trusted: bool, asks: bool) -> None:
     fields = GOOD | {
         "risk": risk,
-        "rule": Rule(policy=policy),
+        "rule": ToolRule(policy=policy),
         "default_policy": default,
         "is_trusted": trusted,
         "target_asks": asks,
@@ -126,7 +126,7 @@ def test_taint_never_loosens(policy: Any, default: Any, risk: Any, trusted: bool
 
 def test_rules_are_found_by_name_then_by_the_longest_prefix() -> None:
     policy = {"a.*": "deny", "a.b.*": {"policy": "ask", "config": {"x": 1}}, "a.b.c": "allow"}
-    assert rule_of(policy, "a.b.c") == Rule(policy="allow")
-    assert rule_of(policy, "a.b.d") == Rule(policy="ask", config={"x": 1})
-    assert rule_of(policy, "a.d") == Rule(policy="deny")
-    assert rule_of(policy, "b.a") == Rule()
+    assert rule_of(policy, "a.b.c") == ToolRule(policy="allow")
+    assert rule_of(policy, "a.b.d") == ToolRule(policy="ask", config={"x": 1})
+    assert rule_of(policy, "a.d") == ToolRule(policy="deny")
+    assert rule_of(policy, "b.a") == ToolRule()

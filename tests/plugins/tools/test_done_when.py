@@ -206,4 +206,4 @@ async def taint(world: World, run: Run) -> None:
     from corral_plugins.tasks.api import Tasks
 
     tasks: Tasks = world.kit.kernel.container.get(Tasks)  # type: ignore[type-abstract]  # the key of the container
-    await world.kit.kernel.database.work(lambda: tasks.taint(run.task_id, run.lease_id, ("a test",)))
+    await world.kit.kernel.database.work(lambda: tasks.taint_run(run.task_id, run.lease_id, ("a test",)))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corral_plugins.tools.service.html_text import readable
+from corral_plugins.tools.service.http_tools import html_to_text
 
 PAGE = """<!doctype html><html><head><title> The
  title </title><style>p { color: red }</style><script>alert("<p>no</p>")</script></head>
@@ -21,7 +21,7 @@ words and <a href="/there?x=1&amp;y=2">a link</a>.</p><p>Another<br>line</p>
 
 
 def test_a_page_reads_like_a_page() -> None:
-    text = readable(PAGE, "https://example.org/page")
+    text = html_to_text(PAGE, "https://example.org/page")
     assert text.startswith("The title\n\n# Hello & welcome\n\n")
     assert "A paragraph with bold words and a link (https://example.org/there?x=1&y=2)." in text
     assert "Another\nline" in text
@@ -34,22 +34,22 @@ def test_a_page_reads_like_a_page() -> None:
 
 
 def test_a_head_that_is_never_closed_hides_nothing() -> None:
-    assert readable("<head><title>T</title><body><p>text") == "T\n\ntext"
+    assert html_to_text("<head><title>T</title><body><p>text") == "T\n\ntext"
 
 
 def test_what_begins_at_the_end_and_never_ends_is_left_out() -> None:
-    assert readable("<p>a < b & c</p> text <!-- and") == "a < b & c\n\ntext"
-    assert readable("text & more <a href='/") == "text & more"
-    assert readable("fish &amp") == "fish &"
+    assert html_to_text("<p>a < b & c</p> text <!-- and") == "a < b & c\n\ntext"
+    assert html_to_text("text & more <a href='/") == "text & more"
+    assert html_to_text("fish &amp") == "fish &"
 
 
 @pytest.mark.parametrize("page", ["<svg>" * 40_000 + "</b>" * 40_000, "<!--" * 75_000, "<a" * 150_000, "</" * 150_000])
 def test_no_page_takes_long(page: str) -> None:
     began = time.thread_time()
-    readable(page)
+    html_to_text(page)
     assert time.thread_time() - began < 3  # it took 8 s to minutes
 
 
 @given(st.text(alphabet=st.sampled_from('<>/a!-?&;"= phtmlscrd\n'), max_size=300))
 def test_whatever_the_page_it_is_read(html: str) -> None:
-    assert isinstance(readable(html, "https://example.org/"), str)
+    assert isinstance(html_to_text(html, "https://example.org/"), str)

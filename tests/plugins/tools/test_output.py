@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corral_plugins.tools.service.output import LIMIT, truncate
+from corral_plugins.tools.service.call_store import LIMIT, truncate_output
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=300),
@@ -20,7 +20,7 @@ VALUES = st.recursive(
 
 @given(VALUES, st.integers(400, 3000))
 def test_it_fits_whatever_it_is(value: Any, limit: int) -> None:
-    kept = truncate(value, limit)
+    kept = truncate_output(value, limit)
     size = len(msgspec.json.encode(value))
     assert len(msgspec.json.encode(kept)) <= limit
     assert (kept == value) == (size <= limit)
@@ -28,7 +28,7 @@ def test_it_fits_whatever_it_is(value: Any, limit: int) -> None:
 
 @pytest.mark.parametrize("value", ["x" * 200_000, '"\\\n' * 50_000, "ä€" * 60_000, {"text": "x" * 200_000, "n": 1}])
 def test_long_texts_are_cut_with_a_note(value: Any) -> None:
-    kept = truncate(value)
+    kept = truncate_output(value)
     assert len(msgspec.json.encode(kept)) <= LIMIT
     text = kept["text"] if isinstance(kept, dict) else kept
     assert text.endswith("are omitted]")
@@ -38,5 +38,5 @@ def test_long_texts_are_cut_with_a_note(value: Any) -> None:
 
 
 def test_what_has_no_long_text_becomes_one() -> None:
-    kept = truncate(list(range(100_000)))
+    kept = truncate_output(list(range(100_000)))
     assert kept["cut"].startswith("[0,1,2,")

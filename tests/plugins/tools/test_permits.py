@@ -9,7 +9,7 @@ from tests.plugins.tools.conftest import Run, World
 
 from corral import clock
 from corral_plugins.tools import jobs
-from corral_plugins.tools.service.call_history import CallHistory
+from corral_plugins.tools.service.calls import CallHistory
 
 OFFER = {"name": "my.tool", "schema": {"type": "object", "required": ["x"]}, "risk": "external"}
 
@@ -87,7 +87,7 @@ async def test_a_permit_of_which_nothing_is_heard_expires(world: World, run: Run
     history = world.kit.kernel.container.get(CallHistory)
     for seconds, status in ((100, "permitted"), (60, "expired")):
         clock.travel(seconds)
-        await jobs.reap(world.kit.kernel.database.work, history)
+        await jobs.end_abandoned_calls(world.kit.kernel.database.work, history)
         assert (await run.calls())[0]["status"] == status
 
 

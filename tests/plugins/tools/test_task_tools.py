@@ -10,7 +10,7 @@ from tests.plugins.tools.conftest import Run, World
 from corral import clock
 from corral.testing.kit import Client
 from corral_plugins.tasks import jobs as task_jobs
-from corral_plugins.tasks.service.timers import Timers
+from corral_plugins.tasks.service.timers import TaskTimers
 
 QUESTION = {"prompt": "Which colour?", "schema": {"enum": ["red", "blue"]}}
 
@@ -153,8 +153,8 @@ async def test_a_question_with_a_deadline_fails_with_it(world: World) -> None:
     run = await world.run("human.ask", task={"deadline": deadline})
     await run.tool("human.ask", QUESTION, call_id="q")
     clock.travel(3700)
-    work, timers = world.kit.kernel.database.work, world.kit.kernel.container.get(Timers)
-    await task_jobs.reap(work, timers)
+    work, timers = world.kit.kernel.database.work, world.kit.kernel.container.get(TaskTimers)
+    await task_jobs.end_overdue_tasks(work, timers)
     world.member = await world.kit.sign_in(world.member.user["email"])
     assert (await read(world, run.task_id))["status"] == "failed"
     assert (await run.calls())[0]["error"]["type"] == "expired"

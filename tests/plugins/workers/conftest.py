@@ -14,7 +14,7 @@ from corral.events.log import EventRow
 from corral.ids import new_id
 from corral.plugin import Plugin, Provide, hookimpl
 from corral.testing.kit import Answer, Client, Kit
-from corral_plugins.tasks.api import ClaimAnswer, LeaseRef, LeaseState, LeaseView, QueueFigures, Signal, Tasks
+from corral_plugins.tasks.api import ClaimResponse, LeaseRef, LeaseSignal, LeaseState, LeaseView, QueueStatistics, Tasks
 from corral_plugins.workers.api import Workers
 
 LATER = "2999-01-01T00:00:00.000Z"
@@ -52,7 +52,7 @@ class StandIn:
         self.workers = workers
         self.waiting: list[str] = []
         self.leases: dict[str, tuple[str, str]] = {}  # lease -> (worker, task)
-        self.told: list[tuple[str, Signal]] = []
+        self.told: list[tuple[str, LeaseSignal]] = []
         self.oldest_ms: int | None = None
 
     def add(self) -> str:
@@ -63,33 +63,35 @@ class StandIn:
 
     def signal(self, lease_id: str, state: str) -> None:
         worker_id, task_id = self.leases[lease_id]
-        self.told.append((worker_id, Signal(seq=len(self.told) + 1, task_id=task_id, lease_id=lease_id, state=state)))
+        self.told.append(
+            (worker_id, LeaseSignal(seq=len(self.told) + 1, task_id=task_id, lease_id=lease_id, state=state))
+        )
         emit(TaskChanged(task_id=task_id), object=("task", task_id))
 
-    def claim(self, worker_id: str, *, max_tasks: int, agent_ids: Sequence[str] | None) -> ClaimAnswer:
-        facts = self.workers.facts(worker_id)
+    def claim(self, worker_id: str, *, max_tasks: int, agent_ids: Sequence[str] | None) -> ClaimResponse:
+        facts = self.workers.find(worker_id)
         assert facts is not None
         if facts.status == "draining":
-            return ClaimAnswer(tasks=[], reason="draining")
+            return ClaimResponse(tasks=[], reason="draining")
         claimed: list[Any] = []
         while self.waiting and len(claimed) < max_tasks:
-            if not self.workers.lease_started(worker_id):
-                return ClaimAnswer(tasks=claimed, reason="ok" if claimed else "at_capacity")
+            if not self.workers.take_slot(worker_id):
+                return ClaimResponse(tasks=claimed, reason="ok" if claimed else "at_capacity")
             task_id, lease_id = self.waiting.pop(0), new_id()
             self.leases[lease_id] = (worker_id, task_id)
             emit(TaskChanged(task_id=task_id), object=("task", task_id))
             claimed.append({"task": {"id": task_id}, "lease_id": lease_id})
-        return ClaimAnswer(tasks=claimed, reason="ok" if claimed else "none")
+        return ClaimResponse(tasks=claimed, reason="ok" if claimed else "none")
 
     def end(self, lease_id: str) -> None:
         worker_id, task_id = self.leases.pop(lease_id)
-        self.workers.lease_ended(worker_id)
+        self.workers.release_slot(worker_id)
         self.waiting.append(task_id)
 
     def claimable(self, worker_id: str, *, limit: int) -> list[Any]:
         return [{"id": task_id} for task_id in self.waiting[:limit]]
 
-    def renew(self, worker_id: str, leases: Sequence[LeaseRef]) -> list[LeaseState]:
+    def renew_leases(self, worker_id: str, leases: Sequence[LeaseRef]) -> list[LeaseState]:
         live = {lease_id for lease_id, (owner, _) in self.leases.items() if owner == worker_id}
         return [
             LeaseState(
@@ -108,7 +110,7 @@ class StandIn:
             if owner == worker_id
         ]
 
-    def signals(self, worker_id: str, *, after: int) -> list[Signal]:
+    def read_signals(self, worker_id: str, *, after: int) -> list[LeaseSignal]:
         return [signal for owner, signal in self.told if owner == worker_id and signal.seq > after]
 
     def release_worker(self, worker_id: str, *, reason: str) -> int:
@@ -117,8 +119,8 @@ class StandIn:
             self.end(lease_id)
         return len(mine)
 
-    def queue_figures(self) -> QueueFigures:
-        return QueueFigures(depth=len(self.waiting), oldest_pending_ms=self.oldest_ms)
+    def queue_statistics(self) -> QueueStatistics:
+        return QueueStatistics(depth=len(self.waiting), oldest_pending_ms=self.oldest_ms)
 
 
 class StandInPlugin(Plugin):

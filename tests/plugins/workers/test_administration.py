@@ -14,7 +14,7 @@ from corral.plugin import Settings
 from corral_plugins.workers.api import Workers
 from corral_plugins.workers.models import Worker
 from corral_plugins.workers.service.fleet import Fleet
-from corral_plugins.workers.service.liveness import Sweeps
+from corral_plugins.workers.service.liveness import WorkerSweeps
 
 
 def admin(worker: Any, call: str = "") -> str:
@@ -187,7 +187,7 @@ async def test_the_overview(fleet: Any) -> None:
 
 
 async def test_an_alert_when_tasks_wait_for_a_worker_told_once(fleet: Any) -> None:
-    sweeps = fleet.kit.kernel.container.get(Sweeps)
+    sweeps = fleet.kit.kernel.container.get(WorkerSweeps)
 
     async def alerts() -> int:
         await sweeps.sweep()
@@ -208,13 +208,13 @@ async def test_long_silence_removes(fleet: Any) -> None:
     kept = await fleet.worker("kept")
     await fleet.work(fleet.tasks.add)
     await kept.post(f"/workers/{kept.user['id']}/claim")
-    sweeps = fleet.kit.kernel.container.get(Sweeps)
+    sweeps = fleet.kit.kernel.container.get(WorkerSweeps)
     clock.travel(60)
     await sweeps.sweep()
-    await sweeps.prune()
+    await sweeps.delete_old_workers()
     assert await fleet.work(lambda: Worker.select().count()) == 2
     clock.travel(31 * 86_400)
-    await sweeps.prune()
+    await sweeps.delete_old_workers()
     assert [event["name"] for event in await fleet.told("worker.deleted")] == ["gone"]
 
 
@@ -243,17 +243,17 @@ async def test_last_failures_are_kept(make_fleet: Any) -> None:
 async def test_the_service_counts_places_exactly(fleet: Any) -> None:
     worker = await fleet.worker(max_agents=2, tools=["b.tool"], labels={"k": "v"})
     workers, worker_id = fleet.kit.kernel.container.get(Workers), worker.user["id"]
-    taken = await asyncio.gather(*[fleet.work(lambda: workers.lease_started(worker_id)) for _ in range(5)])
+    taken = await asyncio.gather(*[fleet.work(lambda: workers.take_slot(worker_id)) for _ in range(5)])
     assert sorted(taken) == [False, False, False, True, True]
-    facts = await fleet.work(lambda: workers.facts(worker_id))
+    facts = await fleet.work(lambda: workers.find(worker_id))
     assert (facts.active_leases, facts.tools, facts.labels, facts.embedded) == (2, ["b.tool"], {"k": "v"}, False)
     assert facts.claims
     for _ in range(3):
-        await fleet.work(lambda: workers.lease_ended(worker_id))
+        await fleet.work(lambda: workers.release_slot(worker_id))
     assert [(item.id, item.active_leases) for item in await fleet.work(workers.fleet)] == [(worker_id, 0)]
     await fleet.admin.post(admin(worker, "/drain"))
-    assert not await fleet.work(lambda: workers.lease_started(worker_id))
-    assert await fleet.work(lambda: workers.facts("01890000-0000-7000-8000-000000000000")) is None
+    assert not await fleet.work(lambda: workers.take_slot(worker_id))
+    assert await fleet.work(lambda: workers.find("01890000-0000-7000-8000-000000000000")) is None
 
 
 async def test_health_and_metrics(fleet: Any) -> None:
@@ -291,8 +291,8 @@ async def test_a_long_wait_beside_a_worker_with_room_is_told(fleet: Any) -> None
 
 @pytest.mark.parametrize(("heartbeat", "offline", "wanted"), [(15, 45, 45), (100, 45, 300)])
 async def test_offline_is_three_heartbeats_at_least(make_fleet: Any, heartbeat: int, offline: int, wanted: int) -> None:
-    from corral_plugins.workers.settings import offline_after
+    from corral_plugins.workers.settings import offline_seconds
 
     config = {"settings.workers.heartbeat_seconds": heartbeat, "settings.workers.offline_after_seconds": offline}
     fleet = await make_fleet(config=config)
-    assert offline_after(fleet.kit.kernel.container.get(Settings)) == wanted
+    assert offline_seconds(fleet.kit.kernel.container.get(Settings)) == wanted

@@ -15,7 +15,7 @@ import pytest
 
 from corral.errors import Unavailable
 from corral_plugins.workers.service import embedded
-from corral_plugins.workers.service.embedded import EmbeddedLease, relay, remove_orphaned_folders
+from corral_plugins.workers.service.embedded import EmbeddedLease, relay_output, remove_orphaned_folders
 
 
 class Program:
@@ -43,13 +43,13 @@ async def test_one_runs_and_another_follows(fleet: Any, monkeypatch: pytest.Monk
     monkeypatch.setattr(embedded, "RENEW_SECONDS", 0.05)
     monkeypatch.setattr(Program, "begun", 0)
     leases = [EmbeddedLease(fleet.kit.kernel.database.work, Program) for _ in range(2)]
-    tasks = [asyncio.create_task(lease.run()) for lease in leases]
+    tasks = [asyncio.create_task(lease.hold_lease()) for lease in leases]
     try:
         await until(lambda: Program.running == 1)
         await asyncio.sleep(0.3)
         assert (Program.running, Program.begun) == (1, 1)
         for lease in leases:
-            await lease.close()
+            await lease.release_lease()
             await asyncio.sleep(0.3)
         assert Program.running == 0
         assert Program.begun >= 1
@@ -74,7 +74,7 @@ async def test_a_database_that_is_away_for_a_moment_ends_no_work(fleet: Any, mon
         return await fleet.kit.kernel.database.work(function, **options)
 
     lease = EmbeddedLease(work, Program)
-    task = asyncio.create_task(lease.run())
+    task = asyncio.create_task(lease.hold_lease())
     try:
         await until(lambda: Program.running == 1)
         away.set()
@@ -104,7 +104,7 @@ async def test_a_failing_program_is_told_to_the_supervisor(fleet: Any, monkeypat
     lease = EmbeddedLease(fleet.kit.kernel.database.work, Broken)
     with pytest.raises(OSError, match="no such program"):
         async with asyncio.timeout(5):
-            await lease.run()
+            await lease.hold_lease()
 
 
 @pytest.mark.parametrize("on", [True, False])
@@ -162,7 +162,7 @@ async def test_one_that_was_killed_on_this_machine_gives_way_at_once(
         await work(lambda holder=holder: embedded.release_lease(embedded.LEASE, elsewhere))
         assert await work(lambda holder=holder: acquire_lease(embedded.LEASE, holder, 15.0))
         lease = EmbeddedLease(work, Program)
-        task = asyncio.create_task(lease.run())
+        task = asyncio.create_task(lease.hold_lease())
         await asyncio.sleep(0.5)
         assert Program.running == taken
         task.cancel()
@@ -205,7 +205,7 @@ async def test_its_log_is_the_servers(caplog: pytest.LogCaptureFixture) -> None:
     lines.feed_data(b"9" * 200 + b"\nERROR corral.worker: the end")
     lines.feed_eof()
     with caplog.at_level(logging.INFO):
-        await relay(lines)
+        await relay_output(lines)
     assert [(record.name, record.levelname, record.message) for record in caplog.records] == [
         ("corral.worker", "INFO", "registered"),
         ("httpx2", "WARNING", "no\ufffd answer"),

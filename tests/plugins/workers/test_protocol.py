@@ -11,7 +11,7 @@ import pytest
 from corral import clock
 from corral.kernel import Kernel
 from corral_plugins.workers.models import Worker
-from corral_plugins.workers.service.liveness import Liveness, Sweeps
+from corral_plugins.workers.service.liveness import WorkerLiveness, WorkerSweeps
 
 SILENCE = 60
 
@@ -20,14 +20,14 @@ def path(worker: Any, call: str = "") -> str:
     return f"/workers/{worker.user['id']}{call}"
 
 
-def liveness(fleet: Any) -> Liveness:
+def liveness(fleet: Any) -> WorkerLiveness:
     kernel: Kernel = fleet.kit.kernel
-    return kernel.container.get(Liveness)
+    return kernel.container.get(WorkerLiveness)
 
 
 async def go_offline(fleet: Any) -> None:
     clock.travel(SILENCE)
-    await fleet.kit.kernel.container.get(Sweeps).sweep()
+    await fleet.kit.kernel.container.get(WorkerSweeps).sweep()
 
 
 async def status(fleet: Any, worker: Any) -> str:
@@ -122,10 +122,10 @@ async def test_other_tools_and_labels_are_told(fleet: Any) -> None:
 async def test_silence_takes_offline_and_any_call_brings_back(fleet: Any) -> None:
     worker = await fleet.worker()
     await go_offline(fleet)
-    await fleet.kit.kernel.container.get(Sweeps).sweep()
+    await fleet.kit.kernel.container.get(WorkerSweeps).sweep()
     assert await status(fleet, worker) == "offline"
     assert (await worker.get(path(worker))).status == 200
-    await liveness(fleet).flush()
+    await liveness(fleet).write_contacts()
     assert await status(fleet, worker) == "online"
     assert len(await fleet.told("worker.offline")) == 1
     assert len(await fleet.told("worker.online")) == 2
@@ -141,12 +141,12 @@ async def test_signs_of_life_are_written_rarely(fleet: Any) -> None:
     worker = await fleet.worker()
     clock.travel(20)
     await worker.get(path(worker))
-    await liveness(fleet).flush()
+    await liveness(fleet).write_contacts()
     seen = await fleet.work(lambda: Worker.get_by_id(worker.user["id"]).last_seen_at)
     clock.travel(2)
     for _ in range(3):
         await worker.post(path(worker, "/claim"))
-        await liveness(fleet).flush()
+        await liveness(fleet).write_contacts()
     assert await fleet.work(lambda: Worker.get_by_id(worker.user["id"]).last_seen_at) == seen
 
 
@@ -154,12 +154,12 @@ async def test_a_claim_that_hangs_is_no_sign_of_life(fleet: Any) -> None:
     worker = await fleet.worker()
     hanging = asyncio.create_task(worker.post(path(worker, "/claim"), {"wait_seconds": 20}))
     await asyncio.sleep(0.3)
-    await liveness(fleet).flush()
+    await liveness(fleet).write_contacts()
     seen = await fleet.work(lambda: Worker.get_by_id(worker.user["id"]).last_seen_at)
     fleet.kit.kernel.credentials.forget(lambda caller: True)
     clock.travel(10)
     await asyncio.sleep(1.5)
-    await liveness(fleet).flush()
+    await liveness(fleet).write_contacts()
     assert not hanging.done()
     assert await fleet.work(lambda: Worker.get_by_id(worker.user["id"]).last_seen_at) == seen
     hanging.cancel()

@@ -10,7 +10,7 @@ import pytest
 
 from corral import clock
 from corral_plugins.workers.models import Worker
-from corral_plugins.workers.service.registration_keys import RegistrationKeys
+from corral_plugins.workers.service.registration import RegistrationKeys
 
 FULL = {
     "name": "rack-1",

@@ -17,11 +17,11 @@ from corral_core.accounts.api import REGISTRATION, Address, Password, Tickets, U
 from corral_core.accounts.routes.cookie import check_origin, cookie_headers, cookie_token
 from corral_core.accounts.service.accounts import AccountsService
 from corral_core.accounts.service.authentication import LIFE_SECONDS
-from corral_core.accounts.service.password_policy import PasswordPolicy
-from corral_core.accounts.service.profile import Profile, ProfilePatch
+from corral_core.accounts.service.own_account import ProfileChanges, ProfilePatch
+from corral_core.accounts.service.passwords import PasswordPolicy
 from corral_core.accounts.service.second_factor import CHALLENGE_SECONDS
-from corral_core.accounts.service.sessions import Device, Sessions, SessionView, Tokens
-from corral_core.accounts.service.sign_in import Pending, SignIn
+from corral_core.accounts.service.sessions import Device, Sessions, SessionTokens, SessionView
+from corral_core.accounts.service.sign_in import PendingSignIn, SignIn
 from corral_core.accounts.settings import EMAIL_VERIFICATION, REQUIRE_MFA
 
 routes = Routes("/auth", tag="Authentication", no_store=True)
@@ -30,7 +30,7 @@ SIGN_IN_RATE = Rate("sign_in", 10, 60, per="client")
 Code = Annotated[str, Meta(pattern="^[0-9]{6}$", min_length=6, max_length=6)]
 
 
-class Login(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class LoginRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The credentials of a sign-in. `mfa_code`: a code of the second factor, to sign in with it in one step.
 
     `cookie`: return the refresh token in a cookie instead of the body.
@@ -42,7 +42,7 @@ class Login(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     cookie: bool = False
 
 
-class Refresh(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class RefreshRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The refresh token to exchange. Omit the token if the refresh cookie contains it."""
 
     refresh_token: Annotated[str, Meta(min_length=1, max_length=200)] | UnsetType = UNSET
@@ -56,7 +56,7 @@ class PasswordChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     revoke_api_keys: bool = True
 
 
-class SignedIn(msgspec.Struct, kw_only=True):
+class SignInResponse(msgspec.Struct, kw_only=True):
     """The tokens and the account of a signed-in user. `refresh_token` is absent if it is returned in the cookie."""
 
     access_token: str
@@ -116,15 +116,15 @@ class AuthConfig(msgspec.Struct, kw_only=True):
     ),
 )
 async def login(
-    body: Login, request: Request, sign_in: SignIn, installation: Installation
-) -> Answer[SignedIn] | Answer[MfaRequired]:
+    body: LoginRequest, request: Request, sign_in: SignIn, installation: Installation
+) -> Answer[SignInResponse] | Answer[MfaRequired]:
     """Sign in with address and password.
 
     If a second factor is required and no code is sent, the response contains an `mfa_token` for `/auth/mfa/challenge`.
     """
     code = None if isinstance(body.mfa_code, UnsetType) else body.mfa_code
-    found = await sign_in.login(body.email, body.password, device(request), request.entry(), code=code)
-    return entered(found, request, installation, cookie=body.cookie)
+    found = await sign_in.login(body.email, body.password, device_of(request), request.entry(), code=code)
+    return login_response(found, request, installation, cookie=body.cookie)
 
 
 @routes.post(
@@ -133,26 +133,28 @@ async def login(
     raises=("token_expired", "session_revoked", "token_reuse", "forbidden", "audit_unavailable", "vault_sealed"),
 )
 async def refresh(
-    body: Refresh, request: Request, sign_in: SignIn, installation: Installation, settings: Settings
-) -> Answer[SignedIn]:
+    body: RefreshRequest, request: Request, sign_in: SignIn, installation: Installation, settings: Settings
+) -> Answer[SignInResponse]:
     """Exchange a refresh token, from the body or from the cookie, for new tokens."""
     token = body.refresh_token
     cookie = isinstance(token, UnsetType)
     if isinstance(token, UnsetType):
         found, origins = cookie_token(request), settings.get(CORS_ORIGINS)
         if found is None:
-            raise Invalid.at("/refresh_token", "required", "Send the refresh token.")
+            raise Invalid.at(
+                "/refresh_token", "required", "The refresh token is missing; send it in the body or in the cookie."
+            )
         check_origin(request, installation, origins)
         token = found
-    tokens, user = await sign_in.refresh(token, device(request), request.entry())
-    return signed_in(tokens, user, request, installation, cookie=cookie)
+    tokens, user = await sign_in.refresh_tokens(token, device_of(request), request.entry())
+    return sign_in_response(tokens, user, request, installation, cookie=cookie)
 
 
 @routes.get("/me", needs=SIGNED_IN, limited=True)
 def read_me(caller: Principal, accounts: AccountsService, sessions: Sessions) -> MeView:
     """Read the user's own account, its permissions and the current session."""
-    user = accounts.get(user_id(caller))
-    session = None if caller.session_id is None else sessions.find(caller.session_id, caller.session_id)
+    user = accounts.get(require_user_id(caller))
+    session = None if caller.session_id is None else sessions.find_session(caller.session_id, caller.session_id)
     facts = msgspec.structs.asdict(user)
     return MeView(**facts, permissions=sorted(caller.permissions), session=session, limited=caller.limited)
 
@@ -172,10 +174,10 @@ def read_me(caller: Principal, accounts: AccountsService, sessions: Sessions) ->
     ),
 )
 async def update_me(
-    body: ProfilePatch, caller: Principal, request: Request, if_match: IfMatch, profile: Profile
+    body: ProfilePatch, caller: Principal, request: Request, if_match: IfMatch, profile: ProfileChanges
 ) -> UserView:
     """Change the user's own profile. A new address requires the password."""
-    return await profile.update(user_id(caller), body, if_match, request.entry(caller))
+    return await profile.update_profile(require_user_id(caller), body, if_match, request.entry(caller))
 
 
 @routes.post(
@@ -196,17 +198,17 @@ async def update_me(
 )
 async def change_password(
     body: PasswordChange, caller: Principal, request: Request, sign_in: SignIn, installation: Installation
-) -> Answer[SignedIn]:
+) -> Answer[SignInResponse]:
     """Change the user's own password. Every other session ends, and the current session gets new tokens."""
     tokens, user = await sign_in.change_password(
-        user_id(caller),
+        require_user_id(caller),
         caller.session_id or "",
         body.current_password,
         body.new_password,
         revoke_api_keys=body.revoke_api_keys,
         entry=request.entry(caller),
     )
-    return signed_in(tokens, user, request, installation, cookie=cookie_token(request) is not None)
+    return sign_in_response(tokens, user, request, installation, cookie=cookie_token(request) is not None)
 
 
 @routes.post("/ws-ticket", needs=ANY_CALLER)
@@ -221,38 +223,38 @@ async def read_config(settings: Settings, policy: PasswordPolicy) -> AuthConfig:
     return AuthConfig(
         registration=settings.get(REGISTRATION),
         email_verification=settings.get(EMAIL_VERIFICATION),
-        password_policy=policy.shown(),
+        password_policy=policy.current_rules(),
         mfa_required=settings.get(REQUIRE_MFA),
     )
 
 
-def device(request: Request) -> Device:
+def device_of(request: Request) -> Device:
     """Return the IP address and the user agent of the request's client."""
     return Device(request.client_ip, request.header("user-agent") or "")
 
 
-def user_id(caller: Principal) -> str:
+def require_user_id(caller: Principal) -> str:
     """Return the id of the calling user. Raise `Forbidden` for machines, which have no account."""
     if caller.user_id is None:
-        raise Forbidden("Only people have an account.")
+        raise Forbidden("Only people have accounts; sign in as a person.")
     return caller.user_id
 
 
-def signed_in(
-    tokens: Tokens, user: UserView, request: Request, installation: Installation, *, cookie: bool
-) -> Answer[SignedIn]:
+def sign_in_response(
+    tokens: SessionTokens, user: UserView, request: Request, installation: Installation, *, cookie: bool
+) -> Answer[SignInResponse]:
     """Return the response with tokens. `cookie`: return the refresh token in the cookie, not in the body."""
-    view = SignedIn(access_token=tokens.access, expires_in=tokens.expires_in, user=user)
+    view = SignInResponse(access_token=tokens.access, expires_in=tokens.expires_in, user=user)
     if cookie:
         return Answer(body=view, headers=cookie_headers(tokens, request, installation))
     view.refresh_token = tokens.refresh
     return Answer(body=view)
 
 
-def entered(
-    found: tuple[Tokens, UserView] | Pending, request: Request, installation: Installation, *, cookie: bool
-) -> Answer[SignedIn] | Answer[MfaRequired]:
+def login_response(
+    found: tuple[SessionTokens, UserView] | PendingSignIn, request: Request, installation: Installation, *, cookie: bool
+) -> Answer[SignInResponse] | Answer[MfaRequired]:
     """Return the response to a sign-in: the tokens, or the `mfa_token` if a second factor is required."""
-    if isinstance(found, Pending):
+    if isinstance(found, PendingSignIn):
         return Answer(body=MfaRequired(mfa_token=found.mfa_token))
-    return signed_in(*found, request, installation, cookie=cookie)
+    return sign_in_response(*found, request, installation, cookie=cookie)

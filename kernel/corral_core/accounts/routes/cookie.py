@@ -10,7 +10,7 @@ from corral.errors import Forbidden
 from corral.http.answers import Request
 from corral.http.client_address import LOOPBACK, canonical_ip
 from corral.plugin import Installation
-from corral_core.accounts.service.sessions import Tokens
+from corral_core.accounts.service.sessions import SessionTokens
 
 NAME, PATH = "corral_refresh", "/api/v1/auth"
 
@@ -28,27 +28,27 @@ def check_origin(request: Request, installation: Installation, allowed: Iterable
     """Raise `Forbidden` unless the `Origin` header names this host, the public URL or an allowed origin."""
     origin = request.header("origin") or ""
     own = {f"{scheme}://{request.header('host')}" for scheme in ("http", "https")}
-    if origin not in {*own, _origin(installation.public_url or ""), *allowed} or not origin:
-        raise Forbidden("The refresh cookie counts only for this host's own pages; send the token in the body.")
+    if origin not in {*own, _origin_of_url(installation.public_url or ""), *allowed} or not origin:
+        raise Forbidden("The refresh cookie is accepted only from pages of this host; send the token in the body.")
 
 
-def _origin(url: str) -> str:
+def _origin_of_url(url: str) -> str:
     """Return the origin of a URL as browsers write it: in lower case and without a default port."""
     scheme, place = urlsplit(url)[:2]
     return f"{scheme}://{place.lower().removesuffix({'http': ':80', 'https': ':443'}.get(scheme, ''))}"
 
 
-def cookie_headers(tokens: Tokens, request: Request, installation: Installation) -> dict[str, str]:
+def cookie_headers(tokens: SessionTokens, request: Request, installation: Installation) -> dict[str, str]:
     """Return the response headers that set the cookie for the lifetime of the refresh token."""
-    return {"Set-Cookie": _cookie(tokens.refresh, tokens.refresh_seconds, request, installation)}
+    return {"Set-Cookie": _set_cookie_header(tokens.refresh, tokens.refresh_seconds, request, installation)}
 
 
-def forget_headers(request: Request, installation: Installation) -> dict[str, str]:
+def delete_cookie_headers(request: Request, installation: Installation) -> dict[str, str]:
     """Return the response headers that delete the cookie if the client sent one."""
-    return {} if cookie_token(request) is None else {"Set-Cookie": _cookie("", 0, request, installation)}
+    return {} if cookie_token(request) is None else {"Set-Cookie": _set_cookie_header("", 0, request, installation)}
 
 
-def _cookie(value: str, seconds: int, request: Request, installation: Installation) -> str:
+def _set_cookie_header(value: str, seconds: int, request: Request, installation: Installation) -> str:
     secure = "" if _is_plain_loopback(request, installation) else "; Secure"
     return f"{NAME}={value}; Max-Age={seconds}; Path={PATH}; HttpOnly; SameSite=Strict{secure}"
 

@@ -12,9 +12,9 @@ from corral.http.answers import Answer, Request
 from corral.http.routes import Rate, Routes
 from corral.plugin import Installation
 from corral_core.accounts.api import Address, FullName, NewUser, Password, UserView
-from corral_core.accounts.routes.auth import SIGN_IN_RATE, MfaRequired, SignedIn, device, entered
-from corral_core.accounts.service.recovery import Recovery
-from corral_core.accounts.service.registration import Registrations
+from corral_core.accounts.routes.auth import SIGN_IN_RATE, MfaRequired, SignInResponse, device_of, login_response
+from corral_core.accounts.service.recovery import PasswordRecovery
+from corral_core.accounts.service.registration import AccountRegistration
 
 routes = Routes("/auth", tag="Authentication", no_store=True)
 
@@ -22,7 +22,7 @@ Token = Annotated[str, Meta(min_length=1, max_length=200)]
 BY_MAIL = Rate("mail", 5, 3600, per="client")
 
 
-class Registration(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class NewRegistration(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A new account. The settings or the invitation determine its role."""
 
     email: Address
@@ -31,13 +31,13 @@ class Registration(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     invitation_token: Token | None = None
 
 
-class Sent(msgspec.Struct, kw_only=True):
+class VerificationSent(msgspec.Struct, kw_only=True):
     """The response if registration requires verification. It is the same whether the address is free or taken."""
 
     status: Literal["verification_sent"] = "verification_sent"
 
 
-class Asked(msgspec.Struct, kw_only=True):
+class MailRequested(msgspec.Struct, kw_only=True):
     """The response to a request for a mail. It is the same for every address; only accounts receive a mail."""
 
     status: Literal["accepted"] = "accepted"
@@ -70,9 +70,9 @@ class NewPassword(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     rate=BY_MAIL,
     raises=("registration_closed", "duplicate", "weak_password", "overloaded", "link_expired"),
 )
-async def register(
-    body: Registration, request: Request, registrations: Registrations
-) -> Answer[UserView] | Answer[Sent]:
+async def register_account(
+    body: NewRegistration, request: Request, registrations: AccountRegistration
+) -> Answer[UserView] | Answer[VerificationSent]:
     """Create an account. The first account becomes the admin.
 
     If addresses must be verified, the response has status 202, and a mail with a link is sent.
@@ -80,15 +80,15 @@ async def register(
     new = NewUser(email=body.email, full_name=body.full_name)
     made = await registrations.register(new, body.password, body.invitation_token, request.entry())
     if made is None:
-        return Answer(body=Sent(), status=202)
+        return Answer(body=VerificationSent(), status=202)
     return Answer(body=made, headers={"Location": "/api/v1/auth/me"})
 
 
 @routes.post("/forgot-password", needs=PUBLIC, status=202, rate=BY_MAIL)
-async def forgot_password(body: AddressOnly, request: Request, recovery: Recovery) -> Asked:
+async def forgot_password(body: AddressOnly, request: Request, recovery: PasswordRecovery) -> MailRequested:
     """Request a mail with a link that resets the password. The response is the same for every address."""
-    await recovery.forgot(body.email, request.entry())
-    return Asked()
+    await recovery.send_reset_link(body.email, request.entry())
+    return MailRequested()
 
 
 @routes.post(
@@ -98,24 +98,24 @@ async def forgot_password(body: AddressOnly, request: Request, recovery: Recover
     raises=("link_expired", "weak_password", "invalid_state", "overloaded"),
 )
 async def reset_password(
-    body: NewPassword, request: Request, recovery: Recovery, installation: Installation
-) -> Answer[SignedIn] | Answer[MfaRequired]:
+    body: NewPassword, request: Request, recovery: PasswordRecovery, installation: Installation
+) -> Answer[SignInResponse] | Answer[MfaRequired]:
     """Set a new password with the token of a link, and sign in.
 
     All other links and sessions of the user end, and so does a lockout. The second factor is still required.
     """
-    found = await recovery.reset(body.token, body.new_password, device(request), request.entry())
-    return entered(found, request, installation, cookie=body.cookie)
+    found = await recovery.reset_password(body.token, body.new_password, device_of(request), request.entry())
+    return login_response(found, request, installation, cookie=body.cookie)
 
 
 @routes.post("/verify-email", needs=PUBLIC, raises=("link_expired", "duplicate", "invalid_state"))
-def verify_email(body: TokenOnly, registrations: Registrations) -> UserView:
+def verify_email(body: TokenOnly, registrations: AccountRegistration) -> UserView:
     """Verify an address with the token of a link. If the user changed their address, the new one takes effect."""
-    return registrations.verify(body.token)
+    return registrations.verify_address(body.token)
 
 
 @routes.post("/verify-email/resend", needs=PUBLIC, status=202, rate=BY_MAIL)
-async def resend_verification(body: AddressOnly, request: Request, registrations: Registrations) -> Asked:
+async def resend_verification(body: AddressOnly, request: Request, registrations: AccountRegistration) -> MailRequested:
     """Request another verification mail. The response is the same for every address."""
-    await registrations.resend(body.email, request.entry())
-    return Asked()
+    await registrations.resend_verification(body.email, request.entry())
+    return MailRequested()

@@ -15,9 +15,9 @@ from corral.http.routes import Routes
 from corral.plugin import Installation
 from corral.schema.fields import Instant
 from corral_core.accounts.api import Password, UserView
-from corral_core.accounts.routes.auth import SIGN_IN_RATE, Code, SignedIn, device, signed_in
-from corral_core.accounts.service.reauthentication import Reauthentication
-from corral_core.accounts.service.sign_in import Proof, SignIn
+from corral_core.accounts.routes.auth import SIGN_IN_RATE, Code, SignInResponse, device_of, sign_in_response
+from corral_core.accounts.service.own_account import Reauthentication
+from corral_core.accounts.service.sign_in import FactorProof, SignIn
 
 routes = Routes("/auth", tag="Authentication", no_store=True)
 
@@ -26,7 +26,7 @@ WRONG_CODE = (*WRONG, "vault_sealed", "core.second_factor_damaged")
 RecoveryCode = Annotated[str, Meta(min_length=1, max_length=60)]
 
 
-class Setup(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class SetupRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A setup of a second factor. `password` is required unless the session re-authenticated or began recently."""
 
     password: Password | UnsetType = UNSET
@@ -40,21 +40,21 @@ class SeedView(msgspec.Struct, kw_only=True):
     qr_code: str
 
 
-class FirstCode(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class ActivationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The first code of the authenticator app; `token` is an alias of `code`."""
 
     code: Code | UnsetType = UNSET
     token: Code | UnsetType = UNSET
 
 
-class Activated(msgspec.Struct, kw_only=True):
+class ActivationResponse(msgspec.Struct, kw_only=True):
     """The response when the second factor is enabled. The recovery codes are shown only once."""
 
     mfa_enabled: bool
     recovery_codes: list[str]
 
 
-class Disabling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class DisableRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The password, and either a code or a recovery code of the second factor."""
 
     password: Password
@@ -84,7 +84,7 @@ class RecoveryCodes(msgspec.Struct, kw_only=True):
     recovery_codes: list[str]
 
 
-class Again(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class ReauthenticationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Either the password or a code of the second factor."""
 
     password: Password | UnsetType = UNSET
@@ -104,9 +104,9 @@ class SteppedUp(msgspec.Struct, kw_only=True):
     limited=True,
     raises=("reauth_required", "invalid_state", "vault_sealed", *WRONG),
 )
-async def set_up_mfa(body: Setup, caller: Principal, request: Request, protection: Reauthentication) -> SeedView:
+async def set_up_mfa(body: SetupRequest, caller: Principal, request: Request, protection: Reauthentication) -> SeedView:
     """Begin the setup of a second factor. Send its first code to `/auth/mfa/verify` within 15 minutes."""
-    seed = await protection.setup(caller, _given(body.password), request.entry(caller))
+    seed = await protection.set_up(caller, _is_given(body.password), request.entry(caller))
     return SeedView(secret=seed.secret, otpauth_uri=seed.uri, qr_code=await asyncio.to_thread(_qr_code, seed.uri))
 
 
@@ -117,11 +117,13 @@ async def set_up_mfa(body: Setup, caller: Principal, request: Request, protectio
     limited=True,
     raises=("invalid_state", *WRONG_CODE),
 )
-async def activate_mfa(body: FirstCode, caller: Principal, request: Request, protection: Reauthentication) -> Activated:
+async def activate_mfa(
+    body: ActivationRequest, caller: Principal, request: Request, protection: Reauthentication
+) -> ActivationResponse:
     """Enable the second factor with its first code."""
-    code = _one({"code": body.code, "token": body.token})
+    code = _only_value({"code": body.code, "token": body.token})
     codes = await protection.activate(caller, code, request.entry(caller))
-    return Activated(mfa_enabled=True, recovery_codes=codes)
+    return ActivationResponse(mfa_enabled=True, recovery_codes=codes)
 
 
 @routes.post(
@@ -131,18 +133,20 @@ async def activate_mfa(body: FirstCode, caller: Principal, request: Request, pro
     limited=True,
     raises=("forbidden", "invalid_state", *WRONG_CODE),
 )
-async def disable_mfa(body: Disabling, caller: Principal, request: Request, protection: Reauthentication) -> UserView:
+async def disable_mfa(
+    body: DisableRequest, caller: Principal, request: Request, protection: Reauthentication
+) -> UserView:
     """Disable the second factor, unless the policy requires it."""
-    return await protection.disable(caller, body.password, _proof(body), request.entry(caller))
+    return await protection.disable(caller, body.password, _proof_of(body), request.entry(caller))
 
 
 @routes.post("/mfa/challenge", needs=PUBLIC, rate=SIGN_IN_RATE, raises=("token_expired", *WRONG_CODE))
 async def answer_challenge(
     body: ChallengeAnswer, request: Request, sign_in: SignIn, installation: Installation
-) -> Answer[SignedIn]:
+) -> Answer[SignInResponse]:
     """Complete a sign-in with its second factor. Five wrong codes invalidate the `mfa_token`."""
-    tokens, user = await sign_in.answer(body.mfa_token, _proof(body), device(request), request.entry())
-    return signed_in(tokens, user, request, installation, cookie=body.cookie)
+    tokens, user = await sign_in.answer_challenge(body.mfa_token, _proof_of(body), device_of(request), request.entry())
+    return sign_in_response(tokens, user, request, installation, cookie=body.cookie)
 
 
 @routes.post(
@@ -156,7 +160,7 @@ async def renew_recovery_codes(
     body: NewCodes, caller: Principal, request: Request, protection: Reauthentication
 ) -> RecoveryCodes:
     """Replace all recovery codes by new ones."""
-    codes = await protection.new_codes(caller, body.password, body.code, request.entry(caller))
+    codes = await protection.renew_recovery_codes(caller, body.password, body.code, request.entry(caller))
     return RecoveryCodes(recovery_codes=codes)
 
 
@@ -166,18 +170,20 @@ async def renew_recovery_codes(
     own_session=True,
     raises=("session_revoked", *WRONG_CODE),
 )
-async def step_up(body: Again, caller: Principal, request: Request, protection: Reauthentication) -> SteppedUp:
+async def step_up(
+    body: ReauthenticationRequest, caller: Principal, request: Request, protection: Reauthentication
+) -> SteppedUp:
     """Re-authenticate with the password or a code before a sensitive action."""
-    _one({"password": body.password, "code": body.code})
-    until = await protection.step_up(caller, _given(body.password), _given(body.code), request.entry(caller))
+    _only_value({"password": body.password, "code": body.code})
+    until = await protection.step_up(caller, _is_given(body.password), _is_given(body.code), request.entry(caller))
     return SteppedUp(reauth_until=until)
 
 
-def _given(value: str | UnsetType) -> str | None:
+def _is_given(value: str | UnsetType) -> str | None:
     return None if isinstance(value, UnsetType) else value
 
 
-def _one(choices: dict[str, str | UnsetType]) -> str:
+def _only_value(choices: dict[str, str | UnsetType]) -> str:
     """Return the only value that was sent. Raise `Invalid` if none or several were sent."""
     given = {name: value for name, value in choices.items() if isinstance(value, str)}
     names = " or ".join(choices)
@@ -188,9 +194,9 @@ def _one(choices: dict[str, str | UnsetType]) -> str:
     return next(iter(given.values()))
 
 
-def _proof(body: Disabling | ChallengeAnswer) -> Proof:
-    _one({"code": body.code, "recovery_code": body.recovery_code})
-    return Proof(_given(body.code), _given(body.recovery_code))
+def _proof_of(body: DisableRequest | ChallengeAnswer) -> FactorProof:
+    _only_value({"code": body.code, "recovery_code": body.recovery_code})
+    return FactorProof(_is_given(body.code), _is_given(body.recovery_code))
 
 
 def _qr_code(uri: str) -> str:

@@ -21,16 +21,22 @@ from corral.http.answers import ANY_VERSION, IfMatch
 from corral.http.page import Page, newest_first, paginate
 from corral.ids import new_id
 from corral.plugin import SECRET_CHANGE, Audit, AuditEntry
-from corral_core.accounts.api import AccountDetails, KeysOfPeople, NewUser, UserPatch, UserQuery, UserView
-from corral_core.accounts.events import UserCreated, UserDeactivated, UserPurged, UserReactivated, UserUpdated
-from corral_core.accounts.models import UserRow, claim
-from corral_core.accounts.service.addresses import check_address, normalise
-from corral_core.accounts.service.audit import action, is_own, shown
+from corral_core.accounts.api import AccountDetails, NewUser, UserApiKeys, UserPatch, UserQuery, UserView
+from corral_core.accounts.events import (
+    UserCreated,
+    UserDeactivated,
+    UserPurged,
+    UserReactivated,
+    UserUpdated,
+    audit_action,
+    is_own_change,
+)
+from corral_core.accounts.models import UserRow, set_installation_value_once
+from corral_core.accounts.service.addresses import check_address, normalize_address
 from corral_core.accounts.service.invitations import InvitationsService
-from corral_core.accounts.service.links import EMAIL_LINKS, PASSWORD_LINKS, Links
+from corral_core.accounts.service.links import EMAIL_LINKS, PASSWORD_LINKS, SingleUseLinks
 from corral_core.accounts.service.mail import MailService
-from corral_core.accounts.service.password_policy import PasswordHistory, PasswordPolicy
-from corral_core.accounts.service.passwords import Passwords
+from corral_core.accounts.service.passwords import PasswordHistory, PasswordPolicy, Passwords
 from corral_core.accounts.service.second_factor import SecondFactor, forget_second_factor
 from corral_core.accounts.service.sessions import Sessions
 
@@ -42,7 +48,7 @@ class AccountsService:
     """Implements `corral_core.accounts.api.Accounts`."""
 
     audit: Audit | None = None
-    keys: KeysOfPeople | None = None
+    keys: UserApiKeys | None = None
 
     def __init__(
         self,
@@ -51,7 +57,7 @@ class AccountsService:
         permissions: Permissions,
         sessions: Sessions,
         credentials: Credentials,
-        links: Links,
+        links: SingleUseLinks,
         mail: MailService,
         life: PasswordHistory,
         second: SecondFactor,
@@ -63,10 +69,10 @@ class AccountsService:
     async def hash_password(
         self, password: str, *, email: str, full_name: str, pointer: str = "/password", user_id: str | None = None
     ) -> str:
-        self._policy.check(password, email=email, full_name=full_name, pointer=pointer)
+        self._policy.check_password(password, email=email, full_name=full_name, pointer=pointer)
         if user_id is not None:
             await self._life.refuse_former(user_id, password, pointer=pointer)
-        return await self._passwords.hash(password, pointer=pointer)
+        return await self._passwords.hash_password(password, pointer=pointer)
 
     def create(
         self, new: NewUser, *, password_hash: str | None, by: Principal, how: str = "admin", verified: bool = True
@@ -79,7 +85,7 @@ class AccountsService:
             email_key=key,
             full_name=new.full_name,
             role=new.role,
-            name_key=normalise(new.full_name),
+            name_key=normalize_address(new.full_name),
             email_verified=verified,
             must_change_password=new.must_change_password,
             password_hash=password_hash,
@@ -92,26 +98,26 @@ class AccountsService:
         if not insert.as_rowcount().execute():
             known = UserRow.get_or_none(UserRow.email_key == key)
             existing = {"existing_id": known.id} if known is not None and by.is_admin else {}
-            raise Conflict("An account with this address exists.", code="duplicate", **existing)
+            raise Conflict("An account with this email address already exists.", code="duplicate", **existing)
         created = UserCreated(user_id=row.id, role=new.role, how=how)
         emit(created, object=("user", row.id), owner=row.id)
-        self._record(action("create", row.id), row.id, {"how": how}, {"role": (None, new.role)})
-        return view(row)
+        self._record_audit(audit_action("create", row.id), row.id, {"how": how}, {"role": (None, new.role)})
+        return user_view(row)
 
     def register(self, new: NewUser, password_hash: str, *, how: str = "registration") -> UserView:
         """Create an account by registration. The first account of an installation becomes its admin.
 
         The address of the first account needs no verification, nor does the address of an invited user.
         """
-        is_first = not UserRow.select().exists() and claim("first_admin", "registration")
+        is_first = not UserRow.select().exists() and set_installation_value_once("first_admin", "registration")
         if is_first:
             new = msgspec.structs.replace(new, role="admin")
         verified = is_first or how == "invitation"
         return self.create(new, password_hash=password_hash, by=SYSTEM_PRINCIPAL, how=how, verified=verified)
 
-    def bootstrap(self, new: NewUser, password_hash: str) -> UserView | None:
+    def create_bootstrap_admin(self, new: NewUser, password_hash: str) -> UserView | None:
         """Create the admin whom the environment specifies. Return None if an admin exists, or was created before."""
-        if self.has_admin() or not claim("first_admin", "bootstrap"):
+        if self.has_admin() or not set_installation_value_once("first_admin", "bootstrap"):
             return None
         return self.create(new, password_hash=password_hash, by=SYSTEM_PRINCIPAL, how="bootstrap")
 
@@ -121,9 +127,9 @@ class AccountsService:
         return bool(UserRow.select().where(UserRow.role == "admin").exists())
 
     def get(self, user_id: str) -> UserView:
-        return view(self.row(user_id))
+        return user_view(self.get_row(user_id))
 
-    def row(self, user_id: str, *, hold: bool = False) -> UserRow:
+    def get_row(self, user_id: str, *, hold: bool = False) -> UserRow:
         """Return the row of an account. Raise `NotFound` for an unknown id. `hold`: see `row_of`."""
         query: Any = UserRow.select().where(UserRow.id == user_id)
         row: UserRow | None = (locked(query) if hold else query).first()
@@ -133,28 +139,28 @@ class AccountsService:
 
     def row_of(self, email: str, *, hold: bool = False) -> UserRow | None:
         """Return the row with this address in any spelling. `hold`: lock the row until the unit of work ends."""
-        query: Any = UserRow.select().where(UserRow.email_key == normalise(email))
+        query: Any = UserRow.select().where(UserRow.email_key == normalize_address(email))
         row: UserRow | None = (locked(query) if hold else query).first()
         return row
 
     def get_many(self, user_ids: Iterable[str]) -> dict[str, UserView]:
-        return {row.id: view(row) for row in UserRow.select().where(UserRow.id.in_(list(user_ids)))}
+        return {row.id: user_view(row) for row in UserRow.select().where(UserRow.id.in_(list(user_ids)))}
 
-    def details(self, user_ids: Iterable[str]) -> dict[str, AccountDetails]:
+    def get_details(self, user_ids: Iterable[str]) -> dict[str, AccountDetails]:
         rows: Any = UserRow.select(UserRow.id, UserRow.created_by).where(UserRow.id.in_(list(user_ids))).tuples()
         created: dict[str, str | None] = dict(rows)
-        live = self._sessions.count(created)
+        live = self._sessions.count_by_user(created)
         return {
             user_id: AccountDetails(created_by=by, sessions=live.get(user_id, 0)) for user_id, by in created.items()
         }
 
     def find(self, email: str) -> UserView | None:
         row = self.row_of(email)
-        return None if row is None else view(row)
+        return None if row is None else user_view(row)
 
-    def limit(self, user: UserView) -> str | None:
+    def required_action(self, user: UserView) -> str | None:
         done = {"must_change_password": user.must_change_password, "mfa_enabled": user.mfa_enabled}
-        return self._second.limit(user.role, **done)
+        return self._second.required_action(user.role, **done)
 
     def list(self, query: UserQuery, caller: Principal) -> Page[UserView]:
         rows: Any = UserRow.select().where(UserRow.purged_at.is_null())
@@ -163,11 +169,11 @@ class AccountsService:
         if isinstance(query.is_active, bool):
             rows = rows.where(UserRow.is_active == query.is_active)
         if query.search:
-            text = normalise(query.search)
+            text = normalize_address(query.search)
             rows = rows.where(UserRow.email_key.contains(text) | UserRow.name_key.contains(text))
-        return paginate(rows, query, caller, scope="users", order=newest_first(UserRow), make=view)
+        return paginate(rows, query, caller, scope="users", order=newest_first(UserRow), make=user_view)
 
-    def count(self) -> dict[tuple[str, bool], int]:
+    def count_by_role(self) -> dict[tuple[str, bool], int]:
         number = peewee.fn.COUNT(UserRow.id)
         query: Any = UserRow.select(UserRow.role, UserRow.is_active, number).where(UserRow.purged_at.is_null())
         rows = query.group_by(UserRow.role, UserRow.is_active).tuples()
@@ -176,20 +182,20 @@ class AccountsService:
     def update(
         self, user_id: str, patch: UserPatch, *, if_match: IfMatch = ANY_VERSION, verified: bool = True
     ) -> UserView:
-        row = self.row(user_id)
+        row = self.get_row(user_id)
         if row.purged_at is not None:
             raise NotFound()
         if_match.check(row.version)
-        changes = self._changes(row, patch, verified)
+        changes = self._changed_columns(row, patch, verified)
         if not changes:
-            return view(row)
-        write(row, changes)
-        self._announce(row, changes)
-        self._reread(row.id)
+            return user_view(row)
+        update_row(row, changes)
+        self._publish_changes(row, changes)
+        self._forget_cached_rights(row.id)
         return self.get(user_id)
 
     def set_password(self, user_id: str, password_hash: str, *, must_change: bool = False) -> UserView:
-        self.replace_password(self.row(user_id), password_hash, must_change=must_change, revoke_api_keys=False)
+        self.replace_password(self.get_row(user_id), password_hash, must_change=must_change, revoke_api_keys=False)
         self.end_sessions(user_id, "password_changed")
         return self.get(user_id)
 
@@ -213,52 +219,56 @@ class AccountsService:
             .execute()
         )
         if not changed:
-            raise Conflict("The password was changed meanwhile; sign in with the new one.", current_status="changed")
+            raise Conflict(
+                "The password was changed in the meantime; sign in with the new password.", current_status="changed"
+            )
         if revoke_api_keys and self.keys is not None:
-            self.keys.revoke_all(row.id)
+            self.keys.revoke_keys_of(row.id)
         emit(UserUpdated(user_id=row.id, changed=["password"]), object=("user", row.id), owner=row.id)
-        self._life.remember(row.id, known)
-        self._links.end(row.id, (*PASSWORD_LINKS, *EMAIL_LINKS))
+        self._life.add_password(row.id, known)
+        self._links.end_links(row.id, (*PASSWORD_LINKS, *EMAIL_LINKS))
         self._mail.notify(row.email, "password_changed")
-        self._record("auth.password.change", row.id, {}, {"password": SECRET_CHANGE})
-        self._reread(row.id)
+        self._record_audit("auth.password.change", row.id, {}, {"password": SECRET_CHANGE})
+        self._forget_cached_rights(row.id)
 
     def drop_password(self, user_id: str) -> UserRow:
         """Delete the password and end all sessions and links. The user sets a new password by a new link."""
-        row = self.row(user_id, hold=True)
+        row = self.get_row(user_id, hold=True)
         if row.purged_at is not None:
             raise NotFound()
         dropped = UserRow.update(password_hash=None, updated_at=clock.now(), version=UserRow.version + 1)
         dropped.where(UserRow.id == user_id).execute()
-        self._life.remember(user_id, row.password_hash)
-        self._links.end(user_id, (*PASSWORD_LINKS, *EMAIL_LINKS))
+        self._life.add_password(user_id, row.password_hash)
+        self._links.end_links(user_id, (*PASSWORD_LINKS, *EMAIL_LINKS))
         self.end_sessions(user_id, "password_changed")
-        self._record("auth.password.reset" if is_own(user_id) else "admin.user.reset_password", user_id, {})
-        return self.row(user_id)
+        self._record_audit(
+            "auth.password.reset" if is_own_change(user_id) else "admin.user.reset_password", user_id, {}
+        )
+        return self.get_row(user_id)
 
-    def recover(self, row: UserRow, password_hash: str, *, proves: str | None) -> None:
+    def set_password_by_link(self, row: UserRow, password_hash: str, *, proves: str | None) -> None:
         """Store a new hash for a user with a link, and end all sessions. `proves`: the address that got the link."""
         self.replace_password(row, password_hash, must_change=False, revoke_api_keys=False)
         self.end_sessions(row.id, "password_changed")
-        if proves is not None and normalise(proves) == row.email_key and not row.email_verified:
+        if proves is not None and normalize_address(proves) == row.email_key and not row.email_verified:
             self.prove_email(row, proves)
 
     def prove_email(self, row: UserRow, email: str) -> UserView:
         """Mark the address as verified. If it differs from the account's address, it replaces that address."""
         key = check_address(email)
         if UserRow.select().where((UserRow.email_key == key) & (UserRow.id != row.id)).exists():
-            raise taken()
+            raise address_taken_error()
         changes = {"email": email.strip(), "email_key": key, "email_verified": True}
         changes = {name: value for name, value in changes.items() if getattr(row, name) != value}
         update = UserRow.update(**changes, updated_at=clock.now(), version=UserRow.version + 1)
-        with unique():
+        with unique_address():
             proved = update.where((UserRow.id == row.id) & (UserRow.email_key == row.email_key)).execute()
         if not proved:
-            raise Conflict("The account was changed meanwhile; ask for another link.", current_status="changed")
-        self._announce(row, changes)
+            raise Conflict("The account was changed in the meantime; request another link.", current_status="changed")
+        self._publish_changes(row, changes)
         return self.get(row.id)
 
-    def rehash(self, row: UserRow, password_hash: str) -> None:
+    def store_new_hash(self, row: UserRow, password_hash: str) -> None:
         """Store a hash of the same password that was computed with the current parameters."""
         same = (UserRow.id == row.id) & (UserRow.password_hash == row.password_hash)
         UserRow.update(password_hash=password_hash).where(same).execute()
@@ -267,11 +277,11 @@ class AccountsService:
         return self._sessions.end_all(user_id, reason, keep=keep)
 
     def purge(self, user_id: str) -> None:
-        row = self.row(user_id, hold=True)
+        row = self.get_row(user_id, hold=True)
         if row.purged_at is not None:
             return
         if row.is_active:
-            raise Conflict("Deactivate the account first.", current_status="active")
+            raise Conflict("The account is active; deactivate it before you purge it.", current_status="active")
         now = clock.now()
         UserRow.update(
             email="",
@@ -289,19 +299,19 @@ class AccountsService:
             version=UserRow.version + 1,
         ).where(UserRow.id == row.id).execute()
         self.end_sessions(row.id, "user_deactivated")
-        self._sessions.forget_addresses(row.id)
-        for subject_id in (row.id, *InvitationsService.forget(row.id, row.email_key)):
-            self._links.drop(subject_id)
-        self._mail.forget(row.email_key)
-        self._life.forget(row.id)
+        self._sessions.delete_addresses(row.id)
+        for subject_id in (row.id, *InvitationsService.delete_of_user(row.id, row.email_key)):
+            self._links.delete_links_of(subject_id)
+        self._mail.drop_mail(row.email_key)
+        self._life.delete_of_user(row.id)
         forget_second_factor(row.id)
         emit(UserPurged(user_id=row.id), object=("user", row.id), owner=row.id)
-        self._record(action("purge", row.id), row.id, {})
+        self._record_audit(audit_action("purge", row.id), row.id, {})
 
     # -- helpers
 
     @staticmethod
-    def _changes(row: UserRow, patch: UserPatch, verified: bool) -> dict[str, Any]:
+    def _changed_columns(row: UserRow, patch: UserPatch, verified: bool) -> dict[str, Any]:
         """Return the columns that change. `verified`: whether a new address counts as verified."""
         wanted = {name: value for name, value in msgspec.structs.asdict(patch).items() if value is not msgspec.UNSET}
         if "email" in wanted:
@@ -310,38 +320,38 @@ class AccountsService:
             if wanted["email_key"] != row.email_key:
                 wanted["email_verified"] = verified
             if UserRow.select().where((UserRow.email_key == wanted["email_key"]) & (UserRow.id != row.id)).exists():
-                raise taken()
+                raise address_taken_error()
         if "full_name" in wanted:
-            wanted["name_key"] = normalise(wanted["full_name"])
+            wanted["name_key"] = normalize_address(wanted["full_name"])
         return {name: value for name, value in wanted.items() if getattr(row, name) != value}
 
-    def _announce(self, row: UserRow, changes: dict[str, Any]) -> None:
+    def _publish_changes(self, row: UserRow, changes: dict[str, Any]) -> None:
         """Emit events, record audit entries, and end the sessions of the account if it lost rights."""
         if "email_key" in changes:
-            self._links.end(row.id, (*PASSWORD_LINKS, *EMAIL_LINKS))
+            self._links.end_links(row.id, (*PASSWORD_LINKS, *EMAIL_LINKS))
             self._mail.notify(row.email, "email_changed", new=changes["email"])
         changed = sorted(set(changes) - {"email_key", "name_key", "is_active"})
         if changed:
             emit(UserUpdated(user_id=row.id, changed=changed), object=("user", row.id), owner=row.id)
-            told = {name: shown(row, changes, name) for name in changed}
-            self._record(action("update", row.id), row.id, {}, told)
+            told = {name: audited_values(row, changes, name) for name in changed}
+            self._record_audit(audit_action("update", row.id), row.id, {}, told)
         if changes.get("is_active") is True:
             emit(UserReactivated(user_id=row.id), object=("user", row.id), owner=row.id)
-            self._record(action("reactivate", row.id), row.id, {}, {"is_active": (False, True)})
+            self._record_audit(audit_action("reactivate", row.id), row.id, {}, {"is_active": (False, True)})
         if changes.get("is_active") is False:
             emit(UserDeactivated(user_id=row.id), object=("user", row.id), owner=row.id)
-            self._record(action("deactivate", row.id), row.id, {}, {"is_active": (True, False)})
+            self._record_audit(audit_action("deactivate", row.id), row.id, {}, {"is_active": (True, False)})
             self.end_sessions(row.id, "user_deactivated")
         elif "role" in changes and not self._permissions.held_by(row.role) <= self._permissions.held_by(
             changes["role"]
         ):
             self.end_sessions(row.id, "revoked")
 
-    def _reread(self, user_id: str) -> None:
+    def _forget_cached_rights(self, user_id: str) -> None:
         """Remove the user's cached rights after the commit, so that the next request reads them again."""
         after_commit(lambda: self._credentials.forget(lambda caller: caller.user_id == user_id))
 
-    def _record(
+    def _record_audit(
         self, action: str, user_id: str, details: dict[str, Any], changes: Mapping[str, tuple[Any, Any]] = NO_CHANGES
     ) -> None:
         if self.audit is not None:
@@ -350,7 +360,7 @@ class AccountsService:
             )
 
 
-def view(row: UserRow) -> UserView:
+def user_view(row: UserRow) -> UserView:
     """Convert a row to the shape that clients see. A lockout that has expired is not shown."""
     fields = {name: getattr(row, name) for name in UserView.__struct_fields__}
     if row.locked_until is not None and row.locked_until <= clock.now():
@@ -358,7 +368,7 @@ def view(row: UserRow) -> UserView:
     return UserView(**fields)
 
 
-def write(row: UserRow, changes: Mapping[str, Any]) -> None:
+def update_row(row: UserRow, changes: Mapping[str, Any]) -> None:
     """Update a row. Raise `Conflict` if it changed concurrently, or (`last_admin`) if no active admin would remain."""
     stays = changes.get("role", "admin") == "admin" and changes.get("is_active", True)
     loses_admin = row.role == "admin" and row.is_active and not stays
@@ -371,28 +381,41 @@ def write(row: UserRow, changes: Mapping[str, Any]) -> None:
         )
         where &= rest > 0
     update = UserRow.update(**changes, updated_at=clock.now(), version=UserRow.version + 1)
-    with unique():
+    with unique_address():
         if update.where(where).execute():
             return
     if loses_admin and UserRow.get_by_id(row.id).version == row.version:
-        raise Conflict("This is the last active admin; make another one first.", code="last_admin")
-    raise Conflict("The account was changed meanwhile; read it again.", current_status="changed")
+        raise Conflict("This is the last active admin; make another user an admin first.", code="last_admin")
+    raise Conflict(
+        "The account was changed in the meantime; read it again and repeat the change.", current_status="changed"
+    )
 
 
-def taken() -> Conflict:
+def address_taken_error() -> Conflict:
     """Return the problem to raise for an address that another account already uses."""
-    return Conflict("Another account has this address.", code="duplicate")
+    return Conflict("Another account already has this email address.", code="duplicate")
 
 
 @contextlib.contextmanager
-def unique() -> Iterator[None]:
-    """Convert a violation of the unique index on addresses to the problem that `taken` returns."""
+def unique_address() -> Iterator[None]:
+    """Convert a violation of the unique index on addresses to the problem that `address_taken_error` returns."""
     try:
         yield
     except peewee.IntegrityError:
-        raise taken() from None
+        raise address_taken_error() from None
 
 
 def _lock_admins() -> None:
     """Acquire a lock that serializes changes which could remove the last admin."""
     advisory_lock("accounts.admins")
+
+
+RIGHTS = frozenset({"role", "is_active", "must_change_password", "email_verified"})
+
+
+def audited_values(row: UserRow, changes: Mapping[str, Any], name: str) -> tuple[Any, Any]:
+    """Return the old and the new value of a column for the audit log.
+
+    Personal data is replaced by `SECRET_CHANGE`, so that the audit log contains only ids after an account is purged.
+    """
+    return (getattr(row, name), changes[name]) if name in RIGHTS else SECRET_CHANGE

@@ -11,7 +11,7 @@ MAX_LENGTH = 254
 _FORM = re.compile(r"[^\s@]+@[^\s@]+")
 
 
-def normalise(address: str) -> str:
+def normalize_address(address: str) -> str:
     """Return the normal form of an address (NFKC, stripped, case-folded), which is equal for all its spellings.
 
     This function never raises: a text that is not an address has a normal form too, but matches no account.
@@ -21,7 +21,7 @@ def normalise(address: str) -> str:
 
 def check_address(address: str, pointer: str = "/email") -> str:
     """Return the normal form of an address before it is stored. Raise `Invalid` if the text is not an address."""
-    key = normalise(address)
+    key = normalize_address(address)
     if not _FORM.fullmatch(key) or len(key) > MAX_LENGTH or any(not letter.isprintable() for letter in key):
         raise Invalid.at(pointer, "bad_format", "Give an email address such as name@example.org.")
     return key

@@ -1,9 +1,20 @@
 """Authentication by access token or ticket.
 
-The token identifies the user and the session; the database tells whether the session is live, and its current rights.
+Access tokens are HS256 JWTs that identify a user and a session and contain no permissions: each request reads the
+session and the current permissions of the user from the database. Header parameters such as `jku` and `jwk` are
+ignored: the algorithm is fixed, and the keys come from the table of signing keys or from `CORRAL_JWT_SECRET`.
 """
 
 from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import hashlib
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -11,14 +22,223 @@ from corral import clock
 from corral.auth.credentials import Credentials
 from corral.auth.permissions import Permissions
 from corral.auth.principal import Principal
-from corral.crypto import digest, new_secret
+from corral.crypto import Sealer, digest, encoded_key, new_secret, place
+from corral.database.engine import Work
 from corral.database.statement import Statement
-from corral.errors import Unauthorized
-from corral.plugin import Settings
-from corral_core.accounts.models import SessionRow, TicketRow, UserRow
-from corral_core.accounts.service.access_tokens import LEEWAY_SECONDS, AccessTokens
+from corral.errors import Conflict, Unauthorized, Unavailable
+from corral.ids import new_id
+from corral.plugin import Audit, AuditEntry, Installation, Settings
+from corral.redact.redactor import Redactor
+from corral_core.accounts.models import (
+    InstallationRow,
+    SessionRow,
+    SigningKeyRow,
+    TicketRow,
+    UserRow,
+    set_installation_value_once,
+)
 from corral_core.accounts.service.second_factor import SecondFactor
 from corral_core.accounts.settings import ACCESS_TTL, REFRESH_ABSOLUTE, REFRESH_IDLE
+
+ALGORITHM, AUDIENCE, TYPE = "HS256", "corral-api", "access"
+LEEWAY_SECONDS = 5
+KEY_BYTES = 32
+CACHE_SECONDS = 60.0
+MAX_LIFE_SECONDS = 3600
+
+
+class TokenClaims(msgspec.Struct, frozen=True):
+    """The claims of an access token. Other claims are ignored."""
+
+    iss: str
+    aud: str
+    sub: str
+    sid: str
+    jti: str
+    typ: str
+    iat: int
+    nbf: int
+    exp: int
+
+
+class _CachedKeys(msgspec.Struct, frozen=True):
+    issuer: str
+    secrets: Mapping[str, bytes]
+    active: str
+    read_at: float
+
+
+class AccessTokens:
+    """Issues and verifies access tokens. Call `create_first_key` at the start of the process.
+
+    Every function runs in the caller's unit of work, because the keys are stored in the database.
+    """
+
+    def __init__(self, sealer: Sealer, installation: Installation) -> None:
+        self._sealer = sealer
+        self._fixed = installation.jwt_secret.encode() if installation.jwt_secret else None
+        self._kept: _CachedKeys | None = None
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether `CORRAL_JWT_SECRET` is the signing key, so that stored keys are not used."""
+        return self._fixed is not None
+
+    def create_first_key(self) -> None:
+        """Create the id of the installation and the first signing key if they do not exist."""
+        set_installation_value_once("installation_id", new_id())
+        if self._fixed is None and not self._sealer.sealed and not SigningKeyRow.select().exists():
+            self.rotate_key()  # processes that start together may create two keys: both verify, and the newer one signs
+
+    def encoded_keys(self) -> dict[str, str]:
+        """Return the encoded values of the signing keys for the redactor."""
+        found: dict[str, str] = {}
+        for kid, key in self._read_keys(0.0).secrets.items():
+            found |= encoded_key(kid, key)
+        return found
+
+    def rotate_key(self) -> str:
+        """Create a new signing key and return its id. The old key verifies tokens until its last token expires."""
+        kid = new_id()
+        SigningKeyRow.update(retired_at=clock.now()).where(SigningKeyRow.retired_at.is_null()).execute()
+        sealed = self._sealer.encrypt(secrets.token_bytes(KEY_BYTES), aad=place("accounts_signing_keys", kid, 1))
+        SigningKeyRow.create(id=kid, sealed=sealed.hex(), created_at=clock.now())
+        return kid
+
+    def issue(self, user_id: str, session_id: str, seconds: int) -> str:
+        """Return a new access token for this session, valid for `seconds`."""
+        keys = self._current_keys()
+        now = int(clock.time_s())
+        claims = TokenClaims(
+            iss=keys.issuer,
+            aud=AUDIENCE,
+            sub=user_id,
+            sid=session_id,
+            jti=new_id(),
+            typ=TYPE,
+            iat=now,
+            nbf=now,
+            exp=now + seconds,
+        )
+        if (key := keys.secrets.get(keys.active)) is None:
+            raise Unavailable(
+                "The key that signs access tokens cannot be decrypted. Create a new key with: corral keys rotate-jwt"
+            )
+        return str(
+            _jwt_codec().encode(msgspec.to_builtins(claims), key, algorithm=ALGORITHM, headers={"kid": keys.active})
+        )
+
+    def verify(self, token: str) -> TokenClaims:
+        """Verify a token and return its claims. Raise `Unauthorized` if the token is invalid or expired."""
+        import jwt
+
+        try:
+            kid = jwt.get_unverified_header(token).get("kid")
+            keys = self._current_keys(str(kid))
+            payload = _jwt_codec().decode(
+                token, keys.secrets.get(str(kid), b""), algorithms=[ALGORITHM], audience=AUDIENCE, issuer=keys.issuer
+            )
+            claims = msgspec.convert(payload, TokenClaims)
+        except (jwt.PyJWTError, msgspec.ValidationError):
+            raise Unauthorized("The access token is not valid for this installation; sign in again.") from None
+        now = clock.time_s()
+        if claims.typ != TYPE or claims.nbf > now + LEEWAY_SECONDS:
+            raise Unauthorized("The access token is not valid for this installation; sign in again.")
+        if claims.exp <= now - LEEWAY_SECONDS:
+            raise Unauthorized("The access token has expired; refresh it.", code="token_expired")
+        return claims
+
+    def _current_keys(self, kid: str | None = None) -> _CachedKeys:
+        """Return the cached keys. Read them again after a minute, and for an unknown `kid` at most once per second."""
+        kept, now = self._kept, time.monotonic()
+        age = CACHE_SECONDS if kept is None or kid is None or kid in kept.secrets else 1.0
+        if kept is None or now - kept.read_at > age:
+            kept = self._kept = self._read_keys(now)
+        return kept
+
+    def _read_keys(self, now: float) -> _CachedKeys:
+        row = InstallationRow.get_or_none(InstallationRow.name == "installation_id")
+        if row is None:
+            raise Unavailable("The server is still starting.")
+        issuer = f"corral:{row.value}"
+        if self._fixed is not None:
+            kid = "env-" + hashlib.sha256(self._fixed).hexdigest()[:16]
+            return _CachedKeys(issuer, {kid: self._fixed}, kid, now)
+        usable_from = clock.now(-(MAX_LIFE_SECONDS + CACHE_SECONDS + LEEWAY_SECONDS))
+        usable = SigningKeyRow.retired_at.is_null() | (SigningKeyRow.retired_at > usable_from)
+        found: dict[str, bytes] = {}
+        active = ""
+        for key in SigningKeyRow.select().where(usable).order_by(SigningKeyRow.id):
+            with contextlib.suppress(ValueError):  # the row was altered, so tokens signed with this key are rejected
+                found[key.id] = self._sealer.decrypt(
+                    bytes.fromhex(key.sealed), aad=place("accounts_signing_keys", key.id, 1)
+                )
+                active = key.id if key.retired_at is None else active
+        return _CachedKeys(issuer, found, active, now)
+
+
+@functools.cache
+def _jwt_codec() -> Any:
+    """Return the configured JWT codec. PyJWT is imported at the first use, because the import takes 0.1 s.
+
+    PyJWT does not check times, because `AccessTokens.verify` checks them with `corral.clock`. Short keys are errors.
+    """
+    import jwt
+
+    options: Any = {
+        "require": list(TokenClaims.__struct_fields__),
+        "strict_aud": True,
+        "enforce_minimum_key_length": True,
+    }
+    options.update(verify_exp=False, verify_nbf=False, verify_iat=False)
+    return jwt.PyJWT(options=options)
+
+
+class SigningKeys:
+    """Rotates the signing keys, and registers the keys that any process created with the redactor of this process."""
+
+    audit: Audit | None = None
+
+    def __init__(self, tokens: AccessTokens, work: Work, redactor: Redactor) -> None:
+        self._tokens, self._work, self._redactor = tokens, work, redactor
+        self._told: dict[str, str] = {}
+
+    def rotate_key(self) -> str:
+        """Replace the signing key and return the id of the new key. Runs in the caller's unit of work.
+
+        The old key verifies tokens until its last token expires. Raise `Conflict` if `CORRAL_JWT_SECRET` is set.
+        """
+        if self._tokens.is_fixed:
+            raise Conflict(
+                "Access tokens are signed with CORRAL_JWT_SECRET; change the variable, which invalidates all "
+                "access tokens.",
+                code="setting_locked",
+            )
+        kid = self._tokens.rotate_key()
+        if self.audit is not None:
+            self.audit.record(AuditEntry(action="auth.signing_key.rotate", object_type="signing_key", object_id=kid))
+        return kid
+
+    async def register_with_redactor(self) -> None:
+        """Register the current keys with the redactor.
+
+        While the vault is sealed, this does nothing: no key can be read, so no key can leak.
+        """
+        with contextlib.suppress(Unavailable):
+            keys = await self._work(self._tokens.encoded_keys, read=True)
+            if keys != self._told:
+                await asyncio.to_thread(self._redactor.set_values, "signing_keys", keys)
+                self._told = keys
+
+    async def register_new_keys(self) -> None:
+        """Register new keys with the redactor every minute until cancelled. The kernel supervises this task."""
+        while True:
+            await asyncio.sleep(CACHE_SECONDS)
+            await self.register_with_redactor()
+
+
+# -- authentication
+
 
 _SESSION = Statement(
     lambda p: (
@@ -46,16 +266,16 @@ class SessionPrincipals:
     def __init__(self, permissions: Permissions, settings: Settings, second: SecondFactor) -> None:
         self._permissions, self._settings, self._second = permissions, settings, second
 
-    def of(self, user_id: str, session_id: str, expires_at: float) -> Principal:
+    def for_session(self, user_id: str, session_id: str, expires_at: float) -> Principal:
         """Return the principal of a session with its current rights.
 
         Raise `Unauthorized` (`session_revoked`) if the session has ended or expired, or its user is inactive.
         """
         row = _SESSION.one({"session_id": session_id, "user_id": user_id})
-        if row is None or not self._goes_on(*row[:4]) or not row[6]:
+        if row is None or not self._check_session(*row[:4]) or not row[6]:
             raise Unauthorized("The session has ended; sign in again.", code="session_revoked")
         reauth_until, role, _, must_change, mfa_enabled = row[4:]
-        limited = self._second.limit(role, must_change_password=must_change, mfa_enabled=mfa_enabled)
+        limited = self._second.required_action(role, must_change_password=must_change, mfa_enabled=mfa_enabled)
         return Principal(
             kind="user",
             id=user_id,
@@ -68,7 +288,7 @@ class SessionPrincipals:
             reauth_until=None if reauth_until is None else clock.parse_instant(reauth_until),
         )
 
-    def _goes_on(self, ended_at: str | None, expires_at: str, created_at: str, last_seen_at: str) -> bool:
+    def _check_session(self, ended_at: str | None, expires_at: str, created_at: str, last_seen_at: str) -> bool:
         """Return whether the session is live. Shortened lifetimes apply to existing sessions too."""
         get = self._settings.get
         in_time = created_at > clock.now(-get(REFRESH_ABSOLUTE)) and last_seen_at > clock.now(-get(REFRESH_IDLE))
@@ -91,12 +311,12 @@ class AccessTokenAuthenticator:
         )  # the lifetime may have been shortened after the token was issued
         if until <= clock.time_s():
             raise Unauthorized("The access token has expired; refresh it.", code="token_expired")
-        return self._principals.of(claims.sub, claims.sid, until)
+        return self._principals.for_session(claims.sub, claims.sid, until)
 
     def reread(self, caller: Principal) -> Principal | None:
         if caller.kind != "user" or caller.user_id is None or caller.session_id is None:
             return None
-        return self._principals.of(caller.user_id, caller.session_id, caller.expires_at or 0.0)
+        return self._principals.for_session(caller.user_id, caller.session_id, caller.expires_at or 0.0)
 
 
 LIFE_SECONDS = 30
@@ -116,7 +336,9 @@ class TicketsService:
     def redeem(self, ticket: str) -> Principal:
         found = list(TicketRow.delete().where(TicketRow.hash == digest(ticket)).returning(TicketRow).execute())
         if not found or found[0].expires_at <= clock.now():
-            raise Unauthorized("The ticket was used, is too old, or is not of this installation; ask for another one.")
+            raise Unauthorized(
+                "The ticket was already used, has expired, or belongs to another installation; request a new one."
+            )
         return self.reread(msgspec.convert(found[0].caller, Principal))
 
     def reread(self, caller: Principal) -> Principal:
@@ -126,7 +348,7 @@ class TicketsService:
         return msgspec.structs.replace(found, expires_at=min(ends, default=None))
 
 
-def prune(at_once: int = 500) -> int:
+def delete_expired_tickets(at_once: int = 500) -> int:
     """Delete at most `at_once` expired tickets. Return their number."""
     old = TicketRow.select(TicketRow.hash).where(TicketRow.expires_at <= clock.now()).limit(at_once)
     return int(TicketRow.delete().where(TicketRow.hash.in_(old)).execute())

@@ -15,7 +15,7 @@ from corral_core.accounts.api import InvitationView, Role
 from corral_core.accounts.events import InvitationAccepted, InvitationCreated
 from corral_core.accounts.models import InvitationRow, UserRow
 from corral_core.accounts.service.addresses import check_address
-from corral_core.accounts.service.links import INVITATION, LIFE_SECONDS, Links
+from corral_core.accounts.service.links import INVITATION, LIFE_SECONDS, SingleUseLinks
 from corral_core.accounts.service.mail import MailService
 
 PENDING = InvitationRow.status == "pending"
@@ -26,15 +26,17 @@ class InvitationsService:
 
     audit: Audit | None = None
 
-    def __init__(self, links: Links, mail: MailService) -> None:
+    def __init__(self, links: SingleUseLinks, mail: MailService) -> None:
         self._links, self._mail = links, mail
 
     def create(self, email: str, role: Role, *, by: Principal) -> tuple[InvitationView, str]:
         key, email = check_address(email), email.strip()
         account = UserRow.get_or_none(UserRow.email_key == key)
         if account is not None:
-            raise Conflict("An account with this address exists.", code="duplicate", existing_id=account.id)
-        self._expire(key)
+            raise Conflict(
+                "An account with this email address already exists.", code="duplicate", existing_id=account.id
+            )
+        self._expire_invitations(key)
         row = InvitationRow(
             id=new_id(),
             email=email,
@@ -48,17 +50,19 @@ class InvitationsService:
             known = InvitationRow.get_or_none((InvitationRow.email_key == key) & PENDING)
             existing = {} if known is None else {"existing_id": known.id}
             raise Conflict(
-                "This address is invited already; revoke that invitation first.", code="duplicate", **existing
+                "There is already an invitation for this address; revoke it first.", code="duplicate", **existing
             )
-        url = self._links.issue(INVITATION, row.id, email)
+        url = self._links.issue_url(INVITATION, row.id, email)
         self._mail.send_link(email, INVITATION, row.id, role=role)
-        self._emit(InvitationCreated(invitation_id=row.id, role=role))
-        self._record("create", row)
-        return view(row), url
+        self._emit_event(InvitationCreated(invitation_id=row.id, role=role))
+        self._record_audit("create", row)
+        return invitation_view(row), url
 
     def list(self, query: PageQuery, caller: Principal) -> Page[InvitationView]:
         rows = InvitationRow.select()
-        return paginate(rows, query, caller, scope="invitations", order=newest_first(InvitationRow), make=view)
+        return paginate(
+            rows, query, caller, scope="invitations", order=newest_first(InvitationRow), make=invitation_view
+        )
 
     def revoke(self, invitation_id: str) -> None:
         mine = (InvitationRow.id == invitation_id) & PENDING & (InvitationRow.expires_at > clock.now())
@@ -67,46 +71,46 @@ class InvitationsService:
         )
         if not found:
             raise NotFound("There is no open invitation with this id.")
-        self._links.end(invitation_id, (INVITATION,))
-        self._record("revoke", found[0])
+        self._links.end_links(invitation_id, (INVITATION,))
+        self._record_audit("revoke", found[0])
 
-    def find(self, token: str) -> InvitationRow:
+    def find_pending(self, token: str) -> InvitationRow:
         """Return the pending invitation of a token. Raise `Gone` (`link_expired`) if there is none."""
-        return self._open(self._links.find((INVITATION,), token).subject_id)
+        return self._get_pending(self._links.find_link((INVITATION,), token).subject_id)
 
     def accept(self, token: str, user_id: str) -> None:
         """Accept the invitation for a new account. Raise `Gone` (`link_expired`) if it is no longer pending."""
-        link = self._links.redeem((INVITATION,), token)
-        row = self._open(link.subject_id)
+        link = self._links.redeem_link((INVITATION,), token)
+        row = self._get_pending(link.subject_id)
         mine = (InvitationRow.id == row.id) & PENDING
         if not InvitationRow.update(status="accepted", accepted_by=user_id).where(mine).execute():
-            raise self._links.over()
-        self._links.end(row.id, (INVITATION,))
-        self._emit(InvitationAccepted(invitation_id=row.id, role=row.role))
-        self._record("accept", row)
+            raise self._links.link_expired_error()
+        self._links.end_links(row.id, (INVITATION,))
+        self._emit_event(InvitationAccepted(invitation_id=row.id, role=row.role))
+        self._record_audit("accept", row)
 
     @staticmethod
-    def forget(user_id: str, email_key: str) -> tuple[str, ...]:
+    def delete_of_user(user_id: str, email_key: str) -> tuple[str, ...]:
         """Delete the invitations of a purged account. Return the ids of the invitations."""
         named = (InvitationRow.accepted_by == user_id) | (InvitationRow.email_key == email_key)
         return tuple(row.id for row in InvitationRow.delete().where(named).returning(InvitationRow).execute())
 
-    def _open(self, invitation_id: str) -> InvitationRow:
+    def _get_pending(self, invitation_id: str) -> InvitationRow:
         row: InvitationRow | None = InvitationRow.get_or_none((InvitationRow.id == invitation_id) & PENDING)
         if row is None or row.expires_at <= clock.now():
-            raise self._links.over()
+            raise self._links.link_expired_error()
         return row
 
     @staticmethod
-    def _expire(key: str) -> None:
+    def _expire_invitations(key: str) -> None:
         over = (InvitationRow.email_key == key) & PENDING & (InvitationRow.expires_at <= clock.now())
         InvitationRow.update(status="expired").where(over).execute()
 
     @staticmethod
-    def _emit(event: InvitationCreated | InvitationAccepted) -> None:
+    def _emit_event(event: InvitationCreated | InvitationAccepted) -> None:
         emit(event, object=("invitation", event.invitation_id))
 
-    def _record(self, verb: str, row: InvitationRow) -> None:
+    def _record_audit(self, verb: str, row: InvitationRow) -> None:
         if self.audit is not None:
             entry = AuditEntry(
                 action=f"admin.invitation.{verb}",
@@ -117,7 +121,7 @@ class InvitationsService:
             self.audit.record(entry)
 
 
-def view(row: InvitationRow) -> InvitationView:
+def invitation_view(row: InvitationRow) -> InvitationView:
     """Convert a row to the shape that admins see. A pending invitation past its expiry is shown as `expired`."""
     fields: dict[str, Any] = {name: getattr(row, name) for name in InvitationView.__struct_fields__}
     if row.status == "pending" and row.expires_at <= clock.now():

@@ -40,20 +40,20 @@ MOST_LIVE = 3
 KEEP_DAYS = 7
 
 
-class Links:
+class SingleUseLinks:
     """Creates, redeems and ends single-use links. Only this class writes links."""
 
     def __init__(self, installation: Installation) -> None:
         self._public, self._bind = installation.public_url, installation.bind
 
-    def prepare(self, kind: str, subject_id: str, email: str | None = None) -> str | None:
+    def create_link(self, kind: str, subject_id: str, email: str | None = None) -> str | None:
         """Create a link without a token, whose mail is sent later. Return the id of the link.
 
         Return None if the subject already has `MOST_LIVE` live links of this kind.
         """
         # The update locks the row of the account, so that the count stays correct until the commit.
         UserRow.update(version=UserRow.version).where(UserRow.id == subject_id).execute()
-        if LinkRow.select().where(_live(kind, subject_id)).count() >= MOST_LIVE:
+        if LinkRow.select().where(_live_links(kind, subject_id)).count() >= MOST_LIVE:
             return None
         row = LinkRow.create(
             id=new_id(),
@@ -65,7 +65,7 @@ class Links:
         )
         return str(row.id)
 
-    def arm(self, link_id: str) -> str | None:
+    def generate_token(self, link_id: str) -> str | None:
         """Generate and return the token of a prepared link, replacing an earlier token.
 
         Return None if the link was used or invalidated.
@@ -78,57 +78,59 @@ class Links:
         armed = LinkRow.update(hash=digest(token), expires_at=clock.now(LIFE_SECONDS[row.kind])).where(mine).execute()
         return token if armed else None
 
-    def disarm(self, link_id: str) -> None:
+    def invalidate_token(self, link_id: str) -> None:
         """Invalidate the token of a link whose mail could not be sent. The next attempt generates a new token."""
         mine = (LinkRow.id == link_id) & LinkRow.used_at.is_null()
         LinkRow.update(hash=None, expires_at=clock.now(UNSENT_SECONDS)).where(mine).execute()
 
-    def forget(self, link_id: str) -> None:
+    def delete_link(self, link_id: str) -> None:
         """Delete a link whose mail can never be delivered."""
         LinkRow.delete().where((LinkRow.id == link_id) & LinkRow.used_at.is_null()).execute()
 
-    def issue(self, kind: str, subject_id: str, email: str | None = None) -> str:
+    def issue_url(self, kind: str, subject_id: str, email: str | None = None) -> str:
         """Create a link and return its URL, which is shown only once.
 
         If the subject already has `MOST_LIVE` live links of this kind, end the oldest one.
         """
-        link_id = self.prepare(kind, subject_id, email)
+        link_id = self.create_link(kind, subject_id, email)
         if link_id is None:
-            oldest = LinkRow.select(LinkRow.id).where(_live(kind, subject_id)).order_by(LinkRow.created_at).limit(1)
+            oldest = (
+                LinkRow.select(LinkRow.id).where(_live_links(kind, subject_id)).order_by(LinkRow.created_at).limit(1)
+            )
             LinkRow.update(used_at=clock.now()).where(LinkRow.id.in_(oldest)).execute()
-            return self.issue(kind, subject_id, email)
-        token = self.arm(link_id)
+            return self.issue_url(kind, subject_id, email)
+        token = self.generate_token(link_id)
         assert token is not None
-        return self.url(kind, token)
+        return self.link_url(kind, token)
 
-    def find(self, kinds: tuple[str, ...], token: str) -> LinkRow:
+    def find_link(self, kinds: tuple[str, ...], token: str) -> LinkRow:
         """Return the live link of a token. Raise `Gone` (`link_expired`) if there is none."""
-        row: LinkRow | None = LinkRow.get_or_none(_redeemable(kinds, token))
+        row: LinkRow | None = LinkRow.get_or_none(_redeemable_links(kinds, token))
         if row is None:
-            raise self.over()
+            raise self.link_expired_error()
         return row
 
-    def redeem(self, kinds: tuple[str, ...], token: str) -> LinkRow:
+    def redeem_link(self, kinds: tuple[str, ...], token: str) -> LinkRow:
         """Consume a link by one conditional update, and return the link.
 
         Raise `Gone` (`link_expired`) if the token is unknown, used or expired.
         """
-        update = LinkRow.update(used_at=clock.now()).where(_redeemable(kinds, token)).returning(LinkRow)
+        update = LinkRow.update(used_at=clock.now()).where(_redeemable_links(kinds, token)).returning(LinkRow)
         found: list[LinkRow] = list(update.execute())
         if not found:
-            raise self.over()
+            raise self.link_expired_error()
         return found[0]
 
-    def end(self, subject_id: str, kinds: tuple[str, ...]) -> None:
+    def end_links(self, subject_id: str, kinds: tuple[str, ...]) -> None:
         """Invalidate the live links of these kinds for an account or invitation."""
         mine = (LinkRow.subject_id == subject_id) & LinkRow.kind.in_(kinds) & LinkRow.used_at.is_null()
         LinkRow.update(used_at=clock.now()).where(mine).execute()
 
-    def drop(self, subject_id: str) -> None:
+    def delete_links_of(self, subject_id: str) -> None:
         """Delete every link of a purged account or a deleted invitation."""
         LinkRow.delete().where(LinkRow.subject_id == subject_id).execute()
 
-    def url(self, kind: str, token: str, *, absolute: bool = False) -> str:
+    def link_url(self, kind: str, token: str, *, absolute: bool = False) -> str:
         """Return the URL of a link. If `CORRAL_PUBLIC_URL` is not set, the URL is relative unless `absolute` is True.
 
         Mails need an absolute URL.
@@ -137,9 +139,9 @@ class Links:
         return f"{base.rstrip('/')}/console#/{PAGES[kind]}?token={quote(token)}"
 
     @staticmethod
-    def over() -> Gone:
+    def link_expired_error() -> Gone:
         """Return the problem to raise for an invalid link."""
-        return Gone("The link was used, has ended or is too old; ask for another one.", code="link_expired")
+        return Gone("The link was already used, was replaced or has expired; request a new one.", code="link_expired")
 
     def _own_address(self) -> str:
         place = urlsplit(f"//{self._bind}")
@@ -147,13 +149,13 @@ class Links:
         return f"http://{f'{socket.gethostname()}:{place.port}' if everywhere else place.netloc}"
 
 
-def prune(at_once: int = 500) -> int:
+def delete_expired_links(at_once: int = 500) -> int:
     """Delete at most `at_once` links that expired more than `KEEP_DAYS` days ago. Return their number."""
     old = LinkRow.select(LinkRow.id).where(LinkRow.expires_at <= clock.now(-KEEP_DAYS * DAY)).limit(at_once)
     return int(LinkRow.delete().where(LinkRow.id.in_(old)).execute())
 
 
-def _live(kind: str, subject_id: str) -> Any:
+def _live_links(kind: str, subject_id: str) -> Any:
     return (
         (LinkRow.subject_id == subject_id)
         & (LinkRow.kind == kind)
@@ -162,6 +164,6 @@ def _live(kind: str, subject_id: str) -> Any:
     )
 
 
-def _redeemable(kinds: tuple[str, ...], token: str) -> Any:
+def _redeemable_links(kinds: tuple[str, ...], token: str) -> Any:
     is_live = LinkRow.used_at.is_null() & (LinkRow.expires_at > clock.now())
     return (LinkRow.hash == digest(token)) & LinkRow.kind.in_(kinds) & is_live

@@ -25,10 +25,9 @@ from corral.errors import TooMany, Unavailable
 from corral.events.event import emit
 from corral.plugin import Audit, AuditEntry, Settings
 from corral_core.accounts.api import Mail
-from corral_core.accounts.events import UserLocked
+from corral_core.accounts.events import UserLocked, audit_action
 from corral_core.accounts.models import LockoutRow, UserRow
-from corral_core.accounts.service.addresses import normalise
-from corral_core.accounts.service.audit import action
+from corral_core.accounts.service.addresses import normalize_address
 from corral_core.accounts.settings import DAY, HOUR, LOCKOUT_SECONDS, LOCKOUT_THRESHOLD, LOCKOUT_WINDOW
 
 WAIT_SECONDS, POLL_SECONDS = 5.0, 0.05
@@ -37,7 +36,7 @@ KEEP_SECONDS = 2 * DAY  # longer than any window and any lockout
 INSTANT, KEPT = 24, 20  # characters of an instant; number of failures that are stored, which is the highest threshold
 
 
-class _Gate(msgspec.Struct):
+class _AddressGate(msgspec.Struct):
     """Limits the concurrent attempts on one address in this process.
 
     Excess attempts wait here and do not query the database. `users`: the number of attempts that use this object.
@@ -50,7 +49,7 @@ class _Gate(msgspec.Struct):
 class Lockout:
     """Counts sign-in attempts and locks addresses. Only this class writes lockouts.
 
-    Every function except `turn` runs in the caller's unit of work.
+    Every function except `reserve_attempt` runs in the caller's unit of work.
     """
 
     audit: Audit | None = None
@@ -58,52 +57,55 @@ class Lockout:
 
     def __init__(self, work: Work, settings: Settings) -> None:
         self._work, self._settings = work, settings
-        self._gates: dict[str, _Gate] = {}
+        self._gates: dict[str, _AddressGate] = {}
         self.locked: Counter[tuple[str, ...]] = Counter({(): 0})
         """The number of lockouts that this process has started."""
 
     @contextlib.asynccontextmanager
-    async def turn(self, email: str, entry: Entry) -> AsyncIterator[str]:
+    async def reserve_attempt(self, email: str, entry: Entry) -> AsyncIterator[str]:
         """Reserve an attempt on an address in any spelling. Yield the key with which the caller settles the attempt.
 
-        Inside the context, a unit of work settles the attempt with `give_back`, `clear` or `fail`. An exception inside
-        the context means that nothing was verified, so the attempt is released. Raise `TooMany` (`account_locked`) if
-        the address is locked. If attempts in flight exhaust the threshold, wait at most 5 s for them, then raise
-        `TooMany` (`concurrency_limit`).
+        Inside the context, a unit of work settles the attempt with `release_attempt`, `settle_success` or
+        `settle_failure`. An exception inside the context means that nothing was verified, so the attempt is released.
+        Raise `TooMany` (`account_locked`) if the address is locked. If attempts in flight exhaust the threshold, wait
+        at most 5 s for them, then raise `TooMany` (`concurrency_limit`).
         """
-        key = digest(normalise(email))
+        key = digest(normalize_address(email))
         until = time.monotonic() + WAIT_SECONDS
-        async with self._gate(key, until):
+        async with self._gate_of(key, until):
             while not await self._work(lambda: self._reserve(key), entry=entry):
                 if time.monotonic() > until:
-                    raise TooMany("Too many sign-ins of this address at once; try again.", code="concurrency_limit")
+                    raise TooMany(
+                        "Too many sign-ins with this email address at the same time; try again.",
+                        code="concurrency_limit",
+                    )
                 await asyncio.sleep(POLL_SECONDS)
             try:
                 yield key
             except Exception:
                 with contextlib.suppress(Unavailable):  # the reservation expires anyway
-                    await asyncio.shield(self._work(lambda: self.give_back(key), entry=entry))
+                    await asyncio.shield(self._work(lambda: self.release_attempt(key), entry=entry))
                 raise
 
-    def give_back(self, key: str) -> None:
+    def release_attempt(self, key: str) -> None:
         """Release a reserved attempt without counting it as a failure or a success."""
-        LockoutRow.update(in_flight=_one_less()).where(LockoutRow.key == key).execute()
+        LockoutRow.update(in_flight=_decrement_in_flight()).where(LockoutRow.key == key).execute()
 
-    def clear(self, key: str, user_id: str) -> None:
+    def settle_success(self, key: str, user_id: str) -> None:
         """Settle a successful attempt: release it and reset earlier failures."""
-        LockoutRow.update(in_flight=_one_less(), failed="", locks=0).where(LockoutRow.key == key).execute()
-        self._unmark(user_id)
+        LockoutRow.update(in_flight=_decrement_in_flight(), failed="", locks=0).where(LockoutRow.key == key).execute()
+        self._clear_locked_until(user_id)
 
-    def fail(self, key: str, user_id: str | None) -> None:
+    def settle_failure(self, key: str, user_id: str | None) -> None:
         """Settle a failed attempt. At the threshold, lock the address, for twice as long as the previous lockout.
 
         The duration doubles only if the previous lockout ended less than a day ago, up to an hour.
         """
         now = clock.now()
         failed: Any = peewee.fn.SUBSTR(peewee.Value(now).concat(LockoutRow.failed), 1, KEPT * INSTANT)
-        update = LockoutRow.update(in_flight=_one_less(), failed=failed).where(LockoutRow.key == key)
+        update = LockoutRow.update(in_flight=_decrement_in_flight(), failed=failed).where(LockoutRow.key == key)
         row = next(iter(update.returning(LockoutRow).execute()), None)  # from here on, this unit locks the row
-        if row is None or len(self._within(row.failed)) < self._settings.get(LOCKOUT_THRESHOLD):
+        if row is None or len(self._failures_within_window(row.failed)) < self._settings.get(LOCKOUT_THRESHOLD):
             return
         again = row.locked_until is not None and row.locked_until > clock.now(-DAY)
         locks = row.locks + 1 if again else 1
@@ -113,31 +115,31 @@ class Lockout:
         if user_id is not None:
             UserRow.update(locked_until=until).where(UserRow.id == user_id).execute()
             emit(UserLocked(user_id=user_id, until=until), object=("user", user_id), owner=user_id)
-            self._record("auth.user.lock", user_id, {"until": until})
+            self._record_audit("auth.user.lock", user_id, {"until": until})
             if self.mail is not None:  # to the stored address, not to the address as the client spelled it
                 self.mail.notify(UserRow.get_by_id(user_id).email, "locked", until=until)
 
     def unlock(self, email: str, user_id: str) -> None:
         """End a lockout immediately and reset the failures."""
-        key = digest(normalise(email))
+        key = digest(normalize_address(email))
         LockoutRow.update(failed="", locks=0, locked_until=None).where(LockoutRow.key == key).execute()
-        if self._unmark(user_id):
-            self._record(action("unlock", user_id), user_id, {})
+        if self._clear_locked_until(user_id):
+            self._record_audit(audit_action("unlock", user_id), user_id, {})
 
-    def failures(self, emails: Iterable[str]) -> dict[str, int]:
+    def count_failures(self, emails: Iterable[str]) -> dict[str, int]:
         """Return the number of failures within the window by address as in `emails`. Zero counts are omitted."""
-        keys = {digest(normalise(email)): email for email in emails}
+        keys = {digest(normalize_address(email)): email for email in emails}
         rows = LockoutRow.select().where(LockoutRow.key.in_(list(keys)) & (LockoutRow.failed != ""))
-        counts = {keys[row.key]: len(self._within(row.failed)) for row in rows}
+        counts = {keys[row.key]: len(self._failures_within_window(row.failed)) for row in rows}
         return {email: count for email, count in counts.items() if count}
 
     # -- helpers
 
     @contextlib.asynccontextmanager
-    async def _gate(self, key: str, until: float) -> AsyncIterator[None]:
+    async def _gate_of(self, key: str, until: float) -> AsyncIterator[None]:
         gate = self._gates.get(key)
         if gate is None:
-            gate = self._gates[key] = _Gate(asyncio.Semaphore(self._settings.get(LOCKOUT_THRESHOLD)))
+            gate = self._gates[key] = _AddressGate(asyncio.Semaphore(self._settings.get(LOCKOUT_THRESHOLD)))
         gate.users += 1
         try:
             try:
@@ -145,7 +147,7 @@ class Lockout:
                     await gate.room.acquire()
             except TimeoutError:
                 raise TooMany(
-                    "Too many sign-ins of this address at once; try again.", code="concurrency_limit"
+                    "Too many sign-ins with this email address at the same time; try again.", code="concurrency_limit"
                 ) from None
             try:
                 yield
@@ -178,35 +180,35 @@ class Lockout:
         """Return False if the attempt may wait. Raise `TooMany` if the address is locked, so waiting would not help."""
         if row.locked_until is not None and row.locked_until > now:
             raise _locked(row.locked_until)
-        failures = self._within(row.failed)
+        failures = self._failures_within_window(row.failed)
         if len(failures) >= threshold:  # the threshold was lowered after these failures
             window = self._settings.get(LOCKOUT_WINDOW)
             raise _locked(clock.format_instant(clock.parse_instant(failures[threshold - 1]) + window))
         return False
 
-    def _within(self, failed: str) -> list[str]:
+    def _failures_within_window(self, failed: str) -> list[str]:
         """Return the instants of the failures within the window, newest first. `failed`: the concatenated instants."""
         since = clock.now(-self._settings.get(LOCKOUT_WINDOW))
         instants = [failed[at : at + INSTANT] for at in range(0, len(failed), INSTANT)]
         return [each for each in instants if each > since]
 
     @staticmethod
-    def _unmark(user_id: str) -> bool:
+    def _clear_locked_until(user_id: str) -> bool:
         locked = (UserRow.id == user_id) & UserRow.locked_until.is_null(False)
         return bool(UserRow.update(locked_until=None).where(locked).execute())
 
-    def _record(self, action: str, user_id: str, details: dict[str, Any]) -> None:
+    def _record_audit(self, action: str, user_id: str, details: dict[str, Any]) -> None:
         if self.audit is not None:
             self.audit.record(AuditEntry(action=action, object_type="user", object_id=user_id, details=details))
 
 
-def prune(at_once: int = 500) -> int:
+def delete_old_lockouts(at_once: int = 500) -> int:
     """Delete at most `at_once` rows of addresses without an attempt for two days. Return their number."""
     old = LockoutRow.select(LockoutRow.key).where(LockoutRow.reserved_until < clock.now(-KEEP_SECONDS)).limit(at_once)
     return int(LockoutRow.delete().where(LockoutRow.key.in_(old)).execute())
 
 
-def _one_less() -> Any:
+def _decrement_in_flight() -> Any:
     return peewee.Case(None, [(LockoutRow.in_flight > 0, LockoutRow.in_flight - 1)], 0)
 
 

@@ -1,4 +1,4 @@
-"""Mails to users.
+"""Mails to users: one short plain text for each kind of mail, and the service that sends them.
 
 The current unit of work enqueues each mail as a job, so an unavailable mail server delays only mails.
 """
@@ -7,19 +7,124 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.headerregistry import Address
+from email.message import EmailMessage
+from email.utils import format_datetime, make_msgid
+from typing import Any, NamedTuple
 
 import peewee
 
+from corral import clock
 from corral.database.engine import Work
 from corral.egress.client import Egress
 from corral.errors import Conflict
 from corral.jobs.job import JobRow, enqueue
 from corral.plugin import Installation, Settings
-from corral_core.accounts.api import Delivery
-from corral_core.accounts.service.addresses import normalise
-from corral_core.accounts.service.links import Links
+from corral_core.accounts.api import MailTestResult
+from corral_core.accounts.service.addresses import normalize_address
+from corral_core.accounts.service.links import SingleUseLinks
 from corral_core.accounts.settings import MAIL_FROM, MAIL_HOST, MAIL_PASSWORD, MAIL_PORT, MAIL_SECURITY, MAIL_USERNAME
+
+SIGN_OFF = "\n\n-- \nCorral at {site}"
+_RESET = "reset it immediately and tell an admin"
+_CHANGE = "change your password immediately and tell an admin"
+
+
+class MailTemplate(NamedTuple):
+    """The subject and the text of a mail. Placeholders such as `{name}` are replaced by values."""
+
+    subject: str
+    text: str
+
+
+TEMPLATES: Mapping[str, MailTemplate] = {
+    "reset": MailTemplate(
+        "Reset your password",
+        "Somebody, most likely you, asked to reset the password of {to}.\n\n"
+        "Choose a new password within 30 minutes:\n{url}\n\n"
+        "The link works once. If you have a second factor, it is still required.\n"
+        "If you did not ask for this, ignore this mail: your password stays the same.",
+    ),
+    "set_password": MailTemplate(
+        "Your account is ready",
+        "An admin created an account for {to}.\n\nChoose your password within 7 days:\n{url}\n\nThe link works once.",
+    ),
+    "verify": MailTemplate(
+        "Verify your address",
+        "An account was created with the address {to}.\n\nConfirm within 24 hours that this is your address:\n{url}\n\n"
+        "If you did not create it, ignore this mail: nobody can use the account without this link.",
+    ),
+    "change_email": MailTemplate(
+        "Verify your new address",
+        "Somebody, most likely you, asked to change the address of an account to {to}.\n\nConfirm within 24 "
+        "hours that this is your address:\n{url}\n\n"
+        "If you did not ask for this, ignore this mail.",
+    ),
+    "invitation": MailTemplate(
+        "You are invited",
+        "You are invited to create an account ({role}) with the address {to}.\n\nAccept within 7 days:\n{url}\n\n"
+        "The link works once.",
+    ),
+    "address_taken": MailTemplate(
+        "You already have an account",
+        "Somebody, perhaps you, tried to register with {to}, which already has an account.\n\n"
+        "If this was you, sign in, or reset your password if you forgot it.\n"
+        "If it was not you, ignore this mail: nobody learned that the account exists.",
+    ),
+    "locked": MailTemplate(
+        "Your account is temporarily locked",
+        "There were too many failed attempts to sign in as {to}. It is locked until {until}; existing sessions "
+        "continue.\n\nIf these were not your attempts: nobody guessed your password. If you also use it elsewhere, "
+        "choose another one.",
+    ),
+    "password_changed": MailTemplate(
+        "Your password was changed",
+        f"The password of {{to}} was changed, and all other sessions ended.\n\nIf this was not you, {_RESET}.",
+    ),
+    "email_changed": MailTemplate(
+        "Your address was changed",
+        "The address of your account changed from {to} to {new}.\n\nIf this was not you, tell an admin immediately.",
+    ),
+    "recovery_code_used": MailTemplate(
+        "A recovery code was used",
+        f"Somebody signed in as {{to}} with a recovery code; {{left}} codes are left.\n\nIf this was not you, "
+        f"{_CHANGE}.",
+    ),
+    "refresh_reuse": MailTemplate(
+        "A session was ended for security reasons",
+        "A sign-in token of {to} was used twice, which happens when it is copied. The session has ended; sign in again."
+        f"\n\nIf you see this more than once, {_CHANGE}.",
+    ),
+    "mfa_reset": MailTemplate(
+        "Your second factor was removed",
+        "An admin removed the second factor of {to}, and all sessions ended. Sign in and set up a new second factor."
+        "\n\nIf you did not ask for this, tell an admin immediately.",
+    ),
+    "test": MailTemplate("Test", "This is a test of the mail settings. If you can read it, they are correct."),
+}
+
+
+def render_mail(kind: str, *, sender: str, to: str, site: str, facts: Mapping[str, Any]) -> EmailMessage:
+    """Return the message for a kind of mail. `facts`: values of placeholders. Raise `ValueError` for a bad address."""
+    template = TEMPLATES[kind]
+    message = EmailMessage()
+    message["From"] = _sender_address(sender)
+    message["To"] = _sender_address(to)
+    message["Subject"] = f"Corral: {template.subject}"
+    message["Date"] = format_datetime(datetime.fromtimestamp(clock.time_s(), UTC))
+    message["Message-ID"] = make_msgid(domain=sender.rpartition("@")[2])
+    message["Auto-Submitted"] = "auto-generated"
+    message.set_content((template.text + SIGN_OFF).format(**{**facts, "to": to, "site": site}) + "\n")
+    return message
+
+
+def _sender_address(text: str) -> Address:
+    """Split an address at the last `@`, so that no part is parsed as another address or as a display name."""
+    name, _, domain = text.rpartition("@")
+    return Address(username=name, domain=domain)
+
 
 log = logging.getLogger("corral.mail")
 
@@ -31,7 +136,7 @@ class MailService:
     """Implements `corral_core.accounts.api.Mail`."""
 
     def __init__(
-        self, work: Work, settings: Settings, egress: Egress, links: Links, installation: Installation
+        self, work: Work, settings: Settings, egress: Egress, links: SingleUseLinks, installation: Installation
     ) -> None:
         self._work, self._settings, self._egress, self._links = work, settings, egress, links
         self._site = installation.public_url or installation.bind
@@ -51,49 +156,50 @@ class MailService:
         """
         if not self.is_configured:
             return False
-        link_id = self._links.prepare(kind, subject_id, to)
+        link_id = self._links.create_link(kind, subject_id, to)
         if link_id is None:
             return False
         enqueue(JOB, kind=kind, to=to, facts=facts, link_id=link_id)
         return True
 
-    async def test(self, to: str) -> Delivery:
+    async def send_test_mail(self, to: str) -> MailTestResult:
         from corral.egress.smtp import MailFailed
 
         if not self.is_configured:
-            raise Conflict("Set mail.host first.", current_status="not_configured")
+            raise Conflict("No mail server is configured; set mail.host first.", current_status="not_configured")
         began = time.perf_counter()
         error = None
         try:
-            await self.deliver("test", to, {})
+            await self.send_now("test", to, {})
         except (MailFailed, ValueError) as failure:
             error = str(failure)
-        return Delivery(delivered=error is None, duration_ms=round((time.perf_counter() - began) * 1000), error=error)
+        return MailTestResult(
+            delivered=error is None, duration_ms=round((time.perf_counter() - began) * 1000), error=error
+        )
 
-    async def deliver(self, kind: str, to: str, facts: dict[str, Any]) -> None:
+    async def send_now(self, kind: str, to: str, facts: dict[str, Any]) -> None:
         """Send a mail now. Raise `MailFailed` on failure, or `ValueError` for an invalid address."""
         from corral.egress.smtp import MailServer, deliver
-        from corral_core.accounts.service.mail_templates import write
 
         get = self._settings.get
         security: Any = get(MAIL_SECURITY)
         host = get(MAIL_HOST) or ""
         server = MailServer(host, get(MAIL_PORT), security, get(MAIL_USERNAME), get(MAIL_PASSWORD))
         sender = get(MAIL_FROM) or f"corral@{host}"
-        message = write(kind, sender=sender, to=to, site=self._site, facts=facts)
+        message = render_mail(kind, sender=sender, to=to, site=self._site, facts=facts)
         await deliver(self._egress, server, message, sender=sender, to=message["To"].addresses[0].addr_spec)
 
-    async def check(self) -> tuple[str, str]:
+    async def check_connection(self) -> tuple[str, str]:
         if not self.is_configured:
             return "disabled", "mail.host is not set."
-        if not await self._answers():
-            return "down", "The mail server does not take connections as configured."
-        waiting = await self._work(self.waiting, read=True)
+        if not await self._accepts_connections():
+            return "down", "The mail server does not accept connections with the configured settings."
+        waiting = await self._work(self.count_waiting, read=True)
         if waiting:
-            return "degraded", f"{waiting} mails wait: the server did not take them."
-        return "ok", "The mail server takes connections."
+            return "degraded", f"{waiting} mails are waiting because the mail server did not accept them."
+        return "ok", "The mail server accepts connections."
 
-    async def _answers(self) -> bool:
+    async def _accepts_connections(self) -> bool:
         """Return whether the mail server accepts the connection and the credentials."""
         from corral.egress.smtp import MailFailed, MailServer, probe
 
@@ -107,19 +213,19 @@ class MailService:
         return True
 
     @staticmethod
-    def forget(email_key: str) -> None:
+    def drop_mail(email_key: str) -> None:
         """Delete the jobs of mails to the address of a purged account. Runs in the caller's unit of work."""
         jobs = JobRow.select(JobRow.id, JobRow.arguments).where(JobRow.name.startswith("accounts.")).limit(AT_ONCE)
         after = ""
         while page := list(jobs.where(JobRow.id > after).order_by(JobRow.id)):
             after = page[-1].id
             named = [(row.id, row.arguments.get("to") or row.arguments.get("email")) for row in page]
-            gone = [job_id for job_id, email in named if email and normalise(email) == email_key]
+            gone = [job_id for job_id, email in named if email and normalize_address(email) == email_key]
             if gone:
                 JobRow.delete().where(JobRow.id.in_(gone) & (JobRow.state != "running")).execute()
 
     @staticmethod
-    def waiting() -> int:
+    def count_waiting() -> int:
         """Return the number of failed mails that are queued for another attempt. Runs in the caller's unit of work."""
         again = (JobRow.name == JOB) & (JobRow.state == "queued") & JobRow.error.is_null(False)
         return int(JobRow.select(peewee.fn.COUNT(JobRow.id)).where(again).scalar())

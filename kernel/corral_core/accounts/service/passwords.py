@@ -1,4 +1,4 @@
-"""Password hashing with Argon2id.
+"""Password hashing with Argon2id, and the password policy: rules, breached passwords, history and expiry.
 
 Hashing is expensive by design, so it runs in its own thread pool, never in a unit of work.
 """
@@ -9,12 +9,32 @@ import asyncio
 import functools
 import logging
 import os
+import re
+import string
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
 from typing import TYPE_CHECKING, TypeVar
 
-from corral.errors import Invalid, Unavailable
+from corral import clock
+from corral.database.engine import Work
+from corral.errors import Fault, Invalid, Unavailable
+from corral.ids import new_id
+from corral.plugin import Settings
+from corral_core.accounts.models import FormerPasswordRow, UserRow
+from corral_core.accounts.settings import (
+    BREACHED_CHECK,
+    CONTEXT_WORDS,
+    DAY,
+    HISTORY,
+    MAX_AGE_DAYS,
+    MIN_LENGTH,
+    REQUIRE_DIGIT,
+    REQUIRE_LOWER,
+    REQUIRE_SYMBOL,
+    REQUIRE_UPPER,
+)
 
 if TYPE_CHECKING:
     from argon2 import PasswordHasher
@@ -33,7 +53,7 @@ DUMMY_HASH = "$argon2id$v=19$m=19456,t=2,p=1$ysAYvpmHkcmlHvn0g+z/sw$3YmGz+WBo+1y
 
 
 @functools.cache
-def _hasher() -> PasswordHasher:
+def _argon2_hasher() -> PasswordHasher:
     from argon2 import PasswordHasher
 
     return PasswordHasher(time_cost=TIME_COST, memory_cost=MEMORY_KIB, parallelism=PARALLELISM)
@@ -42,8 +62,8 @@ def _hasher() -> PasswordHasher:
 class Passwords:
     """Hashes and verifies passwords in a pool with one thread per core.
 
-    `hash` and `verify` raise `Unavailable` (`overloaded`) if the queue of the pool is full. Call them outside a unit of
-    work.
+    `hash_password` and `verify_password` raise `Unavailable` (`overloaded`) if the queue of the pool is full. Call them
+    outside a unit of work.
     """
 
     def __init__(self) -> None:
@@ -51,27 +71,27 @@ class Passwords:
         self.hashed, self.hash_seconds = 0, 0.0
         """The number of hashes that this process computed, and their total duration in seconds without queueing."""
 
-    async def hash(self, password: str, *, pointer: str = "/password") -> str:
+    async def hash_password(self, password: str, *, pointer: str = "/password") -> str:
         """Check the length of a password and hash it. The caller must apply the password policy."""
         _check_length(password, pointer)
-        return await self._run(lambda: _hasher().hash(password))
+        return await self._run_in_pool(lambda: _argon2_hasher().hash(password))
 
-    async def verify(self, password: str, hashed: str | None, *, pointer: str = "/password") -> bool:
+    async def verify_password(self, password: str, hashed: str | None, *, pointer: str = "/password") -> bool:
         """Return whether the password matches the hash. If the hash is None, return False after the same time."""
         _check_length(password, pointer)
-        return await self._run(lambda: _verify(password, hashed))
+        return await self._run_in_pool(lambda: _verify_hash(password, hashed))
 
     @staticmethod
     def needs_rehash(hashed: str) -> bool:
         """Return whether the hash was computed with parameters other than the current ones."""
-        return _hasher().check_needs_rehash(hashed)
+        return _argon2_hasher().check_needs_rehash(hashed)
 
-    async def _run(self, work: Callable[[], T]) -> T:
+    async def _run_in_pool(self, work: Callable[[], T]) -> T:
         if self._waiting >= THREADS + QUEUE_LIMIT:
-            raise Unavailable("Too many sign-ins at once; try again in a moment.", code="overloaded")
+            raise Unavailable("Too many sign-ins at the same time; try again in a moment.", code="overloaded")
         self._waiting += 1
         try:
-            value, seconds = await asyncio.get_running_loop().run_in_executor(_threads, _timed, work)
+            value, seconds = await asyncio.get_running_loop().run_in_executor(_threads, _count_seconds, work)
         finally:
             self._waiting -= 1
         self.hashed += 1
@@ -79,7 +99,7 @@ class Passwords:
         return value
 
 
-def _timed(work: Callable[[], T]) -> tuple[T, float]:
+def _count_seconds(work: Callable[[], T]) -> tuple[T, float]:
     began = time.perf_counter()
     value = work()
     return value, time.perf_counter() - began
@@ -89,17 +109,169 @@ def _check_length(password: str, pointer: str) -> None:
     if not password:
         raise Invalid.at(pointer, "too_short", "The password is empty.")
     if len(password) > MAX_LENGTH:
-        raise Invalid.at(pointer, "too_long", f"A password has at most {MAX_LENGTH} characters.")
+        raise Invalid.at(pointer, "too_long", f"A password must have at most {MAX_LENGTH} characters.")
 
 
-def _verify(password: str, hashed: str | None) -> bool:
+def _verify_hash(password: str, hashed: str | None) -> bool:
     from argon2.exceptions import InvalidHashError, VerificationError
 
     try:
-        _hasher().verify(hashed or DUMMY_HASH, password)
+        _argon2_hasher().verify(hashed or DUMMY_HASH, password)
         return hashed is not None
     except VerificationError:
         return False
     except InvalidHashError:
-        log.error("a stored password hash is not one of argon2")
+        log.error("a stored password hash is not an Argon2 hash")
         return False
+
+
+# -- the password policy
+
+
+PRODUCT = "corral"
+SHORTEST_WORD = 4  # shorter words occur in passwords by chance
+
+_CLASSES = (
+    (REQUIRE_UPPER, str.isupper, "core.no_upper", "an upper-case letter"),
+    (REQUIRE_LOWER, str.islower, "core.no_lower", "a lower-case letter"),
+    (REQUIRE_DIGIT, str.isdigit, "core.no_digit", "a digit"),
+    (REQUIRE_SYMBOL, lambda letter: not letter.isalnum() and not letter.isspace(), "core.no_symbol", "a symbol"),
+)
+
+
+class PasswordPolicy:
+    """Checks new passwords. A change of the policy does not affect existing passwords."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def check_password(self, password: str, *, email: str, full_name: str, pointer: str) -> None:
+        """Raise `Invalid` (`weak_password`) with one fault for each rule that the password breaks."""
+        faults = [Fault(pointer, code, detail) for code, detail in self._broken_rules(password, email, full_name)]
+        if faults:
+            raise Invalid(
+                "Choose another password: " + " ".join(each.detail for each in faults),
+                code="weak_password",
+                errors=faults,
+            )
+
+    def current_rules(self) -> dict[str, int | bool]:
+        """Return the rules, for screens on which users choose a new password."""
+        rules: dict[str, int | bool] = {"min_length": self._settings.get(MIN_LENGTH), "max_length": 128}
+        rules["breached_check"] = self._settings.get(BREACHED_CHECK)
+        for setting, _, _, _ in _CLASSES:
+            rules[setting.name.partition(".")[2]] = self._settings.get(setting)
+        return rules
+
+    def _broken_rules(self, password: str, email: str, full_name: str) -> Iterator[tuple[str, str]]:
+        least = self._settings.get(MIN_LENGTH)
+        if len(password) < least:
+            yield "too_short", f"Use at least {least} characters."
+        folded = password.casefold()
+        own = [email, email.partition("@")[0], *re.split(r"\W+", full_name)]
+        words = [word for word in (PRODUCT, *own) if len(word) >= SHORTEST_WORD] + self._settings.get(CONTEXT_WORDS)
+        if any(word.casefold() in folded for word in words):
+            yield "core.context_word", "Leave out your name, your address and the names of this product."
+        if self._settings.get(BREACHED_CHECK) and is_breached(password):
+            yield "core.breached", "The password, or one like it, is known from a data breach."
+        for setting, matches, code, what in _CLASSES:
+            if self._settings.get(setting) and not any(matches(letter) for letter in password):
+                yield code, f"Use {what}."
+
+
+SHORTEST = 2
+_ROWS = (string.digits, "1234567890", string.ascii_lowercase, "qwertyuiop", "asdfghjkl", "zxcvbnm")
+_RUNS = tuple(row[::step] * 128 for row in _ROWS for step in (1, -1))
+_SPELLED = str.maketrans("@4310!$57", "aaeioisst")
+
+
+def is_breached(password: str) -> bool:
+    """Return whether the password is on the list of breached passwords, or is a simple variant of a listed one.
+
+    Variants add digits or symbols at the start or the end, replace letters by similar symbols, or repeat the whole
+    password. Sequences along the keyboard, and repetitions of one or two characters, count as breached too.
+    """
+    folded = password.casefold()
+    if len(_collapse_repeats(folded)) <= SHORTEST or any(folded in run for run in _RUNS):
+        return True
+    return any(_is_in_list(form) for form in _spellings(folded))
+
+
+def _spellings(folded: str) -> set[str]:
+    said = _collapse_repeats(folded)
+    found = set()
+    for form in (folded, said):
+        stem = form.strip("".join({letter for letter in form if not letter.isalpha()}))
+        found |= {form, stem, stem.translate(_SPELLED)}
+    return found
+
+
+def _collapse_repeats(text: str) -> str:
+    """Return the shortest text whose repetition is the whole text."""
+    again = (text + text).find(text, 1)
+    return text[:again]
+
+
+def _is_in_list(form: str) -> bool:
+    return bool(form) and "\n" not in form and f"\n{form}\n".encode() in _breached_hashes()
+
+
+@functools.cache
+def _breached_hashes() -> bytes:
+    """Return the list of breached passwords, one lower-case password per line.
+
+    The list is searched without being parsed, so it needs no more memory than the file.
+    """
+    return resources.files("corral_core.accounts").joinpath("breached_passwords.txt").read_bytes()
+
+
+class PasswordHistory:
+    """Keeps former passwords, and enforces the expiry of passwords. Only this class writes former passwords.
+
+    Every function except `refuse_former` runs in the caller's unit of work.
+    """
+
+    def __init__(self, work: Work, passwords: Passwords, settings: Settings) -> None:
+        self._work, self._passwords, self._settings = work, passwords, settings
+
+    async def refuse_former(self, user_id: str, password: str, *, pointer: str) -> None:
+        """Raise `Invalid` (`weak_password`) for the current password or a former one, if the policy forbids reuse.
+
+        Authenticate the caller first, because the result reveals former passwords. Runs outside a unit of work.
+        """
+        kept = self._settings.get(HISTORY)
+        if not kept:
+            return
+        for hashed in await self._work(lambda: self._is_former(user_id, kept), read=True):
+            if await self._passwords.verify_password(password, hashed, pointer=pointer):
+                detail = f"Do not reuse the current password or one of your last {kept} passwords."
+                raise Invalid.at(pointer, "core.reused", detail, problem="weak_password")
+
+    def add_password(self, user_id: str, hashed: str | None) -> None:
+        """Store the hash of a replaced password, and delete the hashes that the policy no longer keeps."""
+        kept = self._settings.get(HISTORY)
+        mine = FormerPasswordRow.user_id == user_id
+        if kept and hashed is not None:
+            FormerPasswordRow.create(id=new_id(), user_id=user_id, hash=hashed)
+        newest = FormerPasswordRow.select(FormerPasswordRow.id).where(mine).order_by(FormerPasswordRow.id.desc())
+        keep = [row.id for row in newest.limit(kept)] if kept else []
+        FormerPasswordRow.delete().where(mine & FormerPasswordRow.id.not_in(keep)).execute()
+
+    def require_change_of_expired(self, user: UserRow) -> None:
+        """Require the user to change a password that is older than the policy allows. Called at each sign-in."""
+        days = self._settings.get(MAX_AGE_DAYS)
+        if days is not None and (user.password_changed_at or "") <= clock.now(-days * DAY):
+            due = (UserRow.id == user.id) & (UserRow.password_hash == user.password_hash)
+            UserRow.update(must_change_password=True).where(due).execute()
+
+    @staticmethod
+    def delete_of_user(user_id: str) -> None:
+        """Delete the hashes of the former passwords of a purged account."""
+        FormerPasswordRow.delete().where(FormerPasswordRow.user_id == user_id).execute()
+
+    @staticmethod
+    def _is_former(user_id: str, kept: int) -> list[str]:
+        newest = FormerPasswordRow.select().where(FormerPasswordRow.user_id == user_id)
+        former = [row.hash for row in newest.order_by(FormerPasswordRow.id.desc()).limit(kept)]
+        present = UserRow.get_or_none(UserRow.id == user_id)
+        return ([present.password_hash] if present is not None and present.password_hash else []) + former

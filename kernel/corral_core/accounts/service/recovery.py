@@ -10,69 +10,75 @@ from corral.jobs.job import enqueue
 from corral_core.accounts.api import Mail, UserView
 from corral_core.accounts.models import UserRow
 from corral_core.accounts.service.accounts import AccountsService
-from corral_core.accounts.service.links import PASSWORD_LINKS, RESET, SET_PASSWORD, Links
+from corral_core.accounts.service.links import PASSWORD_LINKS, RESET, SET_PASSWORD, SingleUseLinks
 from corral_core.accounts.service.lockout import Lockout
 from corral_core.accounts.service.mail import MailService
 from corral_core.accounts.service.second_factor import SecondFactor
 from corral_core.accounts.service.sessions import Device
-from corral_core.accounts.service.sign_in import Pending, SignedIn, SignIn
+from corral_core.accounts.service.sign_in import PendingSignIn, SignedIn, SignIn
 
 FORGOT = "accounts.forgot_password"
 
 
-class Recovery:
+class PasswordRecovery:
     """Lets users reset a forgotten password with a mailed link."""
 
     def __init__(
-        self, work: Work, accounts: AccountsService, sign_in: SignIn, lockout: Lockout, links: Links, mail: MailService
+        self,
+        work: Work,
+        accounts: AccountsService,
+        sign_in: SignIn,
+        lockout: Lockout,
+        links: SingleUseLinks,
+        mail: MailService,
     ) -> None:
         self._work, self._accounts, self._sign_in = work, accounts, sign_in
         self._lockout, self._links, self._mail = lockout, links, mail
 
-    async def forgot(self, email: str, entry: Entry) -> None:
+    async def send_reset_link(self, email: str, entry: Entry) -> None:
         """Enqueue a mail with a link. The code path is the same for every address, so timing reveals nothing."""
         if self._mail.is_configured:
             await self._work(lambda: enqueue(FORGOT, email=email), entry=entry)
 
-    async def reset(self, token: str, password: str, device: Device, entry: Entry) -> SignedIn | Pending:
+    async def reset_password(self, token: str, password: str, device: Device, entry: Entry) -> SignedIn | PendingSignIn:
         """Set a new password with the token of a link, and sign in.
 
         All other links and sessions of the user end, and so does a lockout. A second factor is still required.
         """
-        row = await self._work(lambda: self._holder(token), read=True)
+        row = await self._work(lambda: self._user_of_link(token), read=True)
         hashed = await self._accounts.hash_password(
             password, email=row.email, full_name=row.full_name, pointer="/new_password", user_id=row.id
         )
 
-        def unit() -> SignedIn | Pending:
-            link = self._links.redeem(PASSWORD_LINKS, token)
-            row = self._accounts.row(link.subject_id)
+        def unit() -> SignedIn | PendingSignIn:
+            link = self._links.redeem_link(PASSWORD_LINKS, token)
+            row = self._accounts.get_row(link.subject_id)
             if not row.is_active:
-                raise self._links.over()
-            self._accounts.recover(row, hashed, proves=link.email)
+                raise self._links.link_expired_error()
+            self._accounts.set_password_by_link(row, hashed, proves=link.email)
             self._lockout.unlock(row.email, row.id)
-            return self._sign_in.enter(self._accounts.row(row.id), device)
+            return self._sign_in.create_session(self._accounts.get_row(row.id), device)
 
         return await self._work(unit, entry=entry)
 
-    def _holder(self, token: str) -> UserRow:
-        return self._accounts.row(self._links.find(PASSWORD_LINKS, token).subject_id)
+    def _user_of_link(self, token: str) -> UserRow:
+        return self._accounts.get_row(self._links.find_link(PASSWORD_LINKS, token).subject_id)
 
 
 class PasswordLinksService:
     """Implements `corral_core.accounts.api.PasswordLinks`."""
 
-    def __init__(self, accounts: AccountsService, links: Links, mail: MailService) -> None:
+    def __init__(self, accounts: AccountsService, links: SingleUseLinks, mail: MailService) -> None:
         self._accounts, self._links, self._mail = accounts, links, mail
 
-    def welcome(self, user_id: str) -> str | None:
-        row = self._accounts.row(user_id)
+    def send_welcome_link(self, user_id: str) -> str | None:
+        row = self._accounts.get_row(user_id)
         mailed = self._mail.send_link(row.email, SET_PASSWORD, row.id)
-        return None if mailed else self._links.issue(SET_PASSWORD, row.id)
+        return None if mailed else self._links.issue_url(SET_PASSWORD, row.id)
 
-    def reset(self, user_id: str) -> str:
+    def create_reset_link(self, user_id: str) -> str:
         row = self._accounts.drop_password(user_id)
-        url = self._links.issue(RESET, row.id)
+        url = self._links.issue_url(RESET, row.id)
         self._mail.send_link(row.email, RESET, row.id)
         return url
 
@@ -86,12 +92,12 @@ class AccountRecoveryService:
         self._accounts, self._lockout, self._second = accounts, lockout, second
 
     def unlock(self, user_id: str) -> UserView:
-        user = self._accounts.row(user_id)
+        user = self._accounts.get_row(user_id)
         self._lockout.unlock(user.email, user.id)
         return self._accounts.get(user_id)
 
     def reset_mfa(self, user_id: str) -> UserView:
-        user = self._accounts.row(user_id)
+        user = self._accounts.get_row(user_id)
         if self._second.disable(user.id):
             self._accounts.end_sessions(user.id, "revoked")
             if self.mail is not None:
@@ -99,4 +105,4 @@ class AccountRecoveryService:
         return self._accounts.get(user_id)
 
     def failed_attempts(self, emails: Iterable[str]) -> dict[str, int]:
-        return self._lockout.failures(emails)
+        return self._lockout.count_failures(emails)

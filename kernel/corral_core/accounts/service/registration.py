@@ -14,9 +14,9 @@ from corral.plugin import Settings
 from corral_core.accounts.api import REGISTRATION, NewUser, UserView
 from corral_core.accounts.models import UserRow
 from corral_core.accounts.service.accounts import AccountsService
-from corral_core.accounts.service.addresses import normalise
+from corral_core.accounts.service.addresses import normalize_address
 from corral_core.accounts.service.invitations import InvitationsService
-from corral_core.accounts.service.links import EMAIL_LINKS, RESET, VERIFY, Links
+from corral_core.accounts.service.links import EMAIL_LINKS, RESET, VERIFY, SingleUseLinks
 from corral_core.accounts.service.mail import MailService
 from corral_core.accounts.service.passwords import Passwords
 from corral_core.accounts.settings import DEFAULT_ROLE, EMAIL_VERIFICATION
@@ -26,7 +26,7 @@ log = logging.getLogger("corral.accounts")
 RESEND = "accounts.resend_verification"
 
 
-class Registrations:
+class AccountRegistration:
     """Registers accounts and verifies addresses. Passwords are hashed between units of work, never inside one."""
 
     def __init__(
@@ -34,7 +34,7 @@ class Registrations:
         work: Work,
         accounts: AccountsService,
         invitations: InvitationsService,
-        links: Links,
+        links: SingleUseLinks,
         mail: MailService,
         settings: Settings,
         passwords: Passwords,
@@ -46,12 +46,15 @@ class Registrations:
         """Create the admin whom the environment specifies, if no admin exists. The password policy does not apply."""
         if await self._work(self._accounts.has_admin, read=True):
             return
-        hashed = await self._passwords.hash(password)
+        hashed = await self._passwords.hash_password(password)
         new = NewUser(email=email, full_name="Administrator", role="admin")
         try:
-            await self._work(lambda: self._accounts.bootstrap(new, hashed))
+            await self._work(lambda: self._accounts.create_bootstrap_admin(new, hashed))
         except Conflict:
-            log.warning("CORRAL_BOOTSTRAP_ADMIN_EMAIL names an existing account that is not an admin; it is unchanged")
+            log.warning(
+                "CORRAL_BOOTSTRAP_ADMIN_EMAIL names an existing account that is not an admin; the "
+                "account was not changed"
+            )
 
     async def register(self, new: NewUser, password: str, invitation: str | None, entry: Entry) -> UserView | None:
         """Create an account. Return None if a mail is sent instead, whether the address was free or taken.
@@ -60,15 +63,15 @@ class Registrations:
         """
         mode = self._settings.get(REGISTRATION)
         if mode == "closed" or (mode == "invite" and invitation is None):
-            raise Forbidden("Registration is closed here; ask an admin for an account.", code="registration_closed")
+            raise Forbidden("Registration is closed; ask an admin for an account.", code="registration_closed")
         if invitation is not None:
-            return await self._invited(new, password, invitation, entry)
+            return await self._check_invitation(new, password, invitation, entry)
         role = self._settings.get(DEFAULT_ROLE)
         new = msgspec.structs.replace(new, role="viewer" if role == "viewer" else "member")
         hashed = await self._accounts.hash_password(password, email=new.email, full_name=new.full_name)
-        return await self._work(lambda: self._register(new, hashed), entry=entry)
+        return await self._work(lambda: self._create_account(new, hashed), entry=entry)
 
-    def _register(self, new: NewUser, hashed: str) -> UserView | None:
+    def _create_account(self, new: NewUser, hashed: str) -> UserView | None:
         if not self._settings.get(EMAIL_VERIFICATION):
             return self._accounts.register(new, hashed)
         try:
@@ -76,14 +79,14 @@ class Registrations:
         except Conflict as conflict:
             if conflict.code != "duplicate":
                 raise
-            self._tell_owner(new.email)
+            self._notify_owner(new.email)
             return None
         if made.email_verified:
             return made
         self._mail.send_link(made.email, VERIFY, made.id)
         return None
 
-    def _tell_owner(self, email: str) -> None:
+    def _notify_owner(self, email: str) -> None:
         """Notify the owner of an existing account about a registration with their address.
 
         If the account was never verified nor used, somebody else may have chosen its password. The password is then
@@ -97,13 +100,13 @@ class Registrations:
             return
         if row.password_hash is not None and row.last_login_at is None:
             row = self._accounts.drop_password(row.id)
-        send_proof(row, self._mail)
+        send_verification(row, self._mail)
 
-    async def _invited(self, new: NewUser, password: str, token: str, entry: Entry) -> UserView:
+    async def _check_invitation(self, new: NewUser, password: str, token: str, entry: Entry) -> UserView:
         """Register a user with an invitation, which determines the role and verifies the address."""
-        invitation = await self._work(lambda: self._invitations.find(token), read=True)
-        if normalise(new.email) != invitation.email_key:
-            raise Invalid.at("/email", "not_allowed", "The invitation is for another address.")
+        invitation = await self._work(lambda: self._invitations.find_pending(token), read=True)
+        if normalize_address(new.email) != invitation.email_key:
+            raise Invalid.at("/email", "not_allowed", "The invitation is for another email address.")
         new = msgspec.structs.replace(new, role=invitation.role)
         hashed = await self._accounts.hash_password(password, email=new.email, full_name=new.full_name)
 
@@ -114,24 +117,24 @@ class Registrations:
 
         return await self._work(unit, entry=entry)
 
-    def verify(self, token: str) -> UserView:
+    def verify_address(self, token: str) -> UserView:
         """Verify an address with the token of a link. Runs in the caller's unit of work.
 
         Raise `Gone` (`link_expired`) for an invalid link, or `Conflict` (`duplicate`) for a taken address.
         """
-        link = self._links.redeem(EMAIL_LINKS, token)
-        row = self._accounts.row(link.subject_id)
+        link = self._links.redeem_link(EMAIL_LINKS, token)
+        row = self._accounts.get_row(link.subject_id)
         email = link.email or ""
-        if not row.is_active or (link.kind == VERIFY and normalise(email) != row.email_key):
-            raise self._links.over()
+        if not row.is_active or (link.kind == VERIFY and normalize_address(email) != row.email_key):
+            raise self._links.link_expired_error()
         return self._accounts.prove_email(row, email)
 
-    async def resend(self, email: str, entry: Entry) -> None:
+    async def resend_verification(self, email: str, entry: Entry) -> None:
         """Enqueue another verification mail. The code path is the same for every address, so timing reveals nothing."""
         if self._mail.is_configured:
             await self._work(lambda: enqueue(RESEND, email=email), entry=entry)
 
 
-def send_proof(row: UserRow, mail: MailService) -> None:
+def send_verification(row: UserRow, mail: MailService) -> None:
     """Mail a link that verifies the address. If the account has no password, mail a link that sets one instead."""
     mail.send_link(row.email, VERIFY if row.password_hash is not None else RESET, row.id)

@@ -21,9 +21,8 @@ from corral.database.unit import after_commit
 from corral.errors import Conflict, Forbidden
 from corral.events.event import emit
 from corral.plugin import Audit, AuditEntry, Settings
-from corral_core.accounts.events import MfaDisabled, MfaEnabled
+from corral_core.accounts.events import MfaDisabled, MfaEnabled, is_own_change
 from corral_core.accounts.models import ChallengeRow, RecoveryCodeRow, SecondFactorRow, SessionRow, UserRow
-from corral_core.accounts.service.audit import is_own
 from corral_core.accounts.settings import REQUIRE_MFA, REQUIRE_MFA_ROLES
 
 STEP_SECONDS, WINDOW = 30, 1
@@ -34,7 +33,7 @@ ISSUER = "Corral"
 DAMAGED = "core.second_factor_damaged"
 
 
-class Seed(msgspec.Struct, frozen=True):
+class NewSeed(msgspec.Struct, frozen=True):
     """The secret for an authenticator app, as text and as the `otpauth:` URI of its QR code."""
 
     secret: str
@@ -49,23 +48,23 @@ class SecondFactor:
     def __init__(self, sealer: Sealer, settings: Settings, credentials: Credentials) -> None:
         self._sealer, self._settings, self._credentials = sealer, settings, credentials
 
-    def setup(self, user: UserRow) -> Seed:
+    def start_setup(self, user: UserRow) -> NewSeed:
         """Generate a seed, which takes effect with its first code. The seed replaces an unfinished setup.
 
         Raise `Conflict` if the second factor is enabled.
         """
         if user.mfa_enabled:
-            raise Conflict("The second factor is on; switch it off first.", current_status="enabled")
+            raise Conflict("A second factor is already set up; remove it first.", current_status="enabled")
         secret = pyotp.random_base32()
-        sealed = self._sealer.encrypt(secret.encode(), aad=_place(user.id)).hex()
+        sealed = self._sealer.encrypt(secret.encode(), aad=_seed_context(user.id)).hex()
         row = {"seed": sealed, "created_at": clock.now(), "last_step": 0}
         insert = SecondFactorRow.insert(user_id=user.id, **row).on_conflict(
             conflict_target=[SecondFactorRow.user_id], update=row, where=SecondFactorRow.confirmed_at.is_null()
         )
         if not insert.as_rowcount().execute():
-            raise Conflict("The second factor is on; switch it off first.", current_status="enabled")
-        self._record("auth.mfa.setup", user.id)
-        return Seed(secret, pyotp.TOTP(secret).provisioning_uri(name=user.email, issuer_name=ISSUER))
+            raise Conflict("A second factor is already set up; remove it first.", current_status="enabled")
+        self._record_audit("auth.mfa.setup", user.id)
+        return NewSeed(secret, pyotp.TOTP(secret).provisioning_uri(name=user.email, issuer_name=ISSUER))
 
     def activate(self, user: UserRow, session_id: str, code: str) -> list[str] | None:
         """Enable the second factor with its first code. Return the recovery codes, or None if the code is wrong.
@@ -76,37 +75,39 @@ class SecondFactor:
         row = SecondFactorRow.get_or_none((SecondFactorRow.user_id == user.id) & waiting)
         if row is None:
             status = "enabled" if user.mfa_enabled else "disabled"
-            raise Conflict("No setup waits for a code; start one with /auth/mfa/setup.", current_status=status)
-        step = self._step(row, code)
+            raise Conflict(
+                "No setup is waiting for a code; start one with POST /auth/mfa/setup.", current_status=status
+            )
+        step = self._matching_step(row, code)
         if step is None:
             return None
         same = (SecondFactorRow.user_id == user.id) & (SecondFactorRow.seed == row.seed) & waiting
         if not SecondFactorRow.update(confirmed_at=clock.now(), last_step=step).where(same).execute():
-            raise Conflict("Another setup came first; use the newest one.", current_status="disabled")
-        self._mark(user.id, enabled=True)
+            raise Conflict("A newer setup was started; use the newest one.", current_status="disabled")
+        self._mark_user(user.id, enabled=True)
         SessionRow.update(mfa=True).where(SessionRow.id == session_id).execute()
         emit(MfaEnabled(user_id=user.id), object=("user", user.id), owner=user.id)
-        self._record("auth.mfa.enable", user.id)
+        self._record_audit("auth.mfa.enable", user.id)
         return self.new_codes(user.id)
 
-    def accept(self, user_id: str, code: str) -> bool:
+    def consume_code(self, user_id: str, code: str) -> bool:
         """Consume a code. Return whether it was valid and unused."""
         row = SecondFactorRow.get_or_none(
             (SecondFactorRow.user_id == user_id) & SecondFactorRow.confirmed_at.is_null(False)
         )
-        step = None if row is None else self._step(row, code)
+        step = None if row is None else self._matching_step(row, code)
         if row is None or step is None:
             return False
         newer = (SecondFactorRow.user_id == user_id) & (SecondFactorRow.seed == row.seed)
         return bool(SecondFactorRow.update(last_step=step).where(newer & (SecondFactorRow.last_step < step)).execute())
 
-    def recover(self, user_id: str, code: str) -> int | None:
+    def consume_recovery_code(self, user_id: str, code: str) -> int | None:
         """Consume a recovery code. Return the number of remaining codes, or None if the code is not valid."""
         mine = RecoveryCodeRow.user_id == user_id
         if not RecoveryCodeRow.delete().where(mine & (RecoveryCodeRow.hash == _recovery_hash(code))).execute():
             return None
         left = int(RecoveryCodeRow.select().where(mine).count())
-        self._record("auth.mfa.recover", user_id, {"left": left})
+        self._record_audit("auth.mfa.recover", user_id, {"left": left})
         return left
 
     def new_codes(self, user_id: str) -> list[str]:
@@ -114,23 +115,23 @@ class SecondFactor:
         RecoveryCodeRow.delete().where(RecoveryCodeRow.user_id == user_id).execute()
         codes = [_new_recovery_code() for _ in range(RECOVERY_CODES)]
         RecoveryCodeRow.insert_many([{"hash": _recovery_hash(code), "user_id": user_id} for code in codes]).execute()
-        self._record("auth.mfa.recovery_codes", user_id)
+        self._record_audit("auth.mfa.recovery_codes", user_id)
         return codes
 
     def disable(self, user_id: str) -> bool:
         """Disable the second factor without further checks. Return False if it was not enabled."""
         forget_second_factor(user_id)
-        if not self._mark(user_id, enabled=False):
+        if not self._mark_user(user_id, enabled=False):
             return False
         emit(MfaDisabled(user_id=user_id), object=("user", user_id), owner=user_id)
-        self._record("auth.mfa.disable" if is_own(user_id) else "admin.user.reset_mfa", user_id)
+        self._record_audit("auth.mfa.disable" if is_own_change(user_id) else "admin.user.reset_mfa", user_id)
         return True
 
     def is_required(self, role: str) -> bool:
         """Return whether the policy requires a second factor for this role."""
         return self._settings.get(REQUIRE_MFA) and role in self._settings.get(REQUIRE_MFA_ROLES)
 
-    def limit(self, role: str, *, must_change_password: bool, mfa_enabled: bool) -> str | None:
+    def required_action(self, role: str, *, must_change_password: bool, mfa_enabled: bool) -> str | None:
         """Return the problem code of the action that the user must take first, or None.
 
         Until the user takes this action, almost every route returns this problem.
@@ -142,26 +143,26 @@ class SecondFactor:
     def refuse_if_required(self, role: str) -> None:
         """Raise `Forbidden` if the policy requires a second factor for this role."""
         if self.is_required(role):
-            raise Forbidden("The second factor is required here; it cannot be switched off.")
+            raise Forbidden("This installation requires a second factor; it cannot be removed.")
 
     # -- challenges
 
-    def challenge(self, user_id: str) -> str:
+    def create_challenge(self, user_id: str) -> str:
         """Create and return an `mfa_token` for a sign-in whose first factor was correct."""
         token = new_secret()
         ChallengeRow.create(hash=digest(token), user_id=user_id, expires_at=clock.now(CHALLENGE_SECONDS))
         return token
 
     @staticmethod
-    def challenged(token: str) -> str | None:
+    def find_challenge(token: str) -> str | None:
         """Return the user id of an `mfa_token`, or None if the token is invalid or no attempts are left."""
-        row = ChallengeRow.get_or_none(_open(token))
+        row = ChallengeRow.get_or_none(_decrypt_seed(token))
         return None if row is None else str(row.user_id)
 
     @staticmethod
-    def take_try(token: str) -> bool:
+    def count_try(token: str) -> bool:
         """Consume one attempt of an `mfa_token`. Return False if no attempt is left."""
-        return bool(ChallengeRow.update(tries=ChallengeRow.tries + 1).where(_open(token)).execute())
+        return bool(ChallengeRow.update(tries=ChallengeRow.tries + 1).where(_decrypt_seed(token)).execute())
 
     @staticmethod
     def end_challenge(token: str) -> bool:
@@ -170,28 +171,28 @@ class SecondFactor:
 
     # -- helpers
 
-    def _step(self, row: SecondFactorRow, code: str) -> int | None:
+    def _matching_step(self, row: SecondFactorRow, code: str) -> int | None:
         """Return the current or adjacent time step that the code matches, or None.
 
         Raise `Conflict` (`core.second_factor_damaged`) if the stored seed cannot be decrypted.
         """
         try:
-            totp = pyotp.TOTP(self._sealer.decrypt(bytes.fromhex(row.seed), aad=_place(row.user_id)).decode())
+            totp = pyotp.TOTP(self._sealer.decrypt(bytes.fromhex(row.seed), aad=_seed_context(row.user_id)).decode())
         except ValueError:  # the stored seed is no longer hexadecimal, or `SealedWrong`
-            raise _damaged(row) from None
+            raise _damaged_error(row) from None
         now = int(clock.time_s()) // STEP_SECONDS
         steps = range(now - WINDOW, now + WINDOW + 1)
         found = [step for step in steps if hmac.compare_digest(totp.generate_otp(step), code)]
         return max(found, default=None)
 
-    def _mark(self, user_id: str, *, enabled: bool) -> bool:
+    def _mark_user(self, user_id: str, *, enabled: bool) -> bool:
         differs = (UserRow.id == user_id) & (UserRow.mfa_enabled != enabled)
         update = UserRow.update(mfa_enabled=enabled, updated_at=clock.now(), version=UserRow.version + 1)
         changed = bool(update.where(differs).execute())
         after_commit(lambda: self._credentials.forget(lambda caller: caller.user_id == user_id))
         return changed
 
-    def _record(self, action: str, user_id: str, details: dict[str, Any] | None = None) -> None:
+    def _record_audit(self, action: str, user_id: str, details: dict[str, Any] | None = None) -> None:
         if self.audit is not None:
             entry = AuditEntry(action=action, object_type="user", object_id=user_id, details=details or {})
             self.audit.record(entry)
@@ -208,7 +209,7 @@ def end_challenges(user_id: str) -> None:
     ChallengeRow.delete().where(ChallengeRow.user_id == user_id).execute()
 
 
-def prune(at_once: int = 500) -> int:
+def delete_expired_challenges(at_once: int = 500) -> int:
     """Delete expired setups, and at most `at_once` expired challenges. Return the number of deleted challenges."""
     row = SecondFactorRow
     unfinished = row.confirmed_at.is_null() & (row.created_at <= clock.now(-SETUP_SECONDS))
@@ -217,23 +218,23 @@ def prune(at_once: int = 500) -> int:
     return int(ChallengeRow.delete().where(ChallengeRow.hash.in_(old)).execute())
 
 
-def _open(token: str) -> Any:
+def _decrypt_seed(token: str) -> Any:
     usable = (ChallengeRow.tries < CHALLENGE_TRIES) & (ChallengeRow.expires_at > clock.now())
     return (ChallengeRow.hash == digest(token)) & usable
 
 
-def _damaged(row: SecondFactorRow) -> Conflict:
+def _damaged_error(row: SecondFactorRow) -> Conflict:
     if row.confirmed_at is None:
-        told = "The setup was changed where it is stored; start another one with /auth/mfa/setup."
+        told = "The stored setup was modified; start another one with POST /auth/mfa/setup."
     else:
         told = (
-            "The second factor of this account was changed where it is stored, so no code can be checked. Use a "
+            "The stored second factor of this account was modified, so no code can be checked. Use a "
             "recovery code, or have an admin reset it: POST /admin/users/{id}/reset-mfa, `corral user reset-mfa EMAIL`."
         )
     return Conflict(told, code=DAMAGED, current_status="damaged")
 
 
-def _place(user_id: str) -> str:
+def _seed_context(user_id: str) -> str:
     return place("accounts_second_factors", user_id, 1, "seed")
 
 

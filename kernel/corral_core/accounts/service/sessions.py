@@ -22,10 +22,10 @@ from corral.http.page import Page, newest_first, paginate
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry, Settings
 from corral.schema.fields import Instant
-from corral_core.accounts.api import Mail, OwnerView, SignedInQuery, SignedInView
+from corral_core.accounts.api import Mail, OwnerView, UserSessionQuery, UserSessionView
 from corral_core.accounts.events import SessionCreated, SessionEnded
 from corral_core.accounts.models import RefreshRow, SessionRow, UserRow
-from corral_core.accounts.service.access_tokens import AccessTokens
+from corral_core.accounts.service.authentication import AccessTokens
 from corral_core.accounts.service.second_factor import end_challenges
 from corral_core.accounts.settings import (
     ACCESS_TTL,
@@ -59,7 +59,7 @@ class SessionView(msgspec.Struct, kw_only=True):
     reauth_until: Instant | None
 
 
-class Tokens(msgspec.Struct, frozen=True, kw_only=True):
+class SessionTokens(msgspec.Struct, frozen=True, kw_only=True):
     """The tokens that a sign-in or a refresh returns.
 
     `expires_in` and `refresh_seconds` are the lifetimes of the access token and of the refresh token in seconds.
@@ -72,7 +72,7 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True):
     refresh_seconds: int
 
 
-class Reuse(msgspec.Struct, frozen=True):
+class ReusedToken(msgspec.Struct, frozen=True):
     """The result of reusing a refresh token after the grace period, which ends the session.
 
     This is a return value, not an exception, so that the caller commits the end of the session before raising.
@@ -88,7 +88,7 @@ class Sessions:
     def __init__(self, tokens: AccessTokens, sealer: Sealer, settings: Settings, credentials: Credentials) -> None:
         self._tokens, self._sealer, self._settings, self._credentials = tokens, sealer, settings, credentials
 
-    def start_session(self, user: UserRow, device: Device, *, mfa: bool = False) -> Tokens:
+    def create(self, user: UserRow, device: Device, *, mfa: bool = False) -> SessionTokens:
         """Create a session and its first tokens. If the user has too many sessions, end the oldest ones.
 
         `mfa`: whether the sign-in included a second factor.
@@ -101,7 +101,7 @@ class Sessions:
             user_agent=device.user_agent[:300],
             created_at=now,
             last_seen_at=now,
-            expires_at=clock.now(self._idle()),
+            expires_at=clock.now(self._idle_seconds()),
             mfa=mfa,
         )
         UserRow.update(last_login_at=now).where(UserRow.id == user.id).execute()
@@ -109,23 +109,23 @@ class Sessions:
         newest_first = live.order_by(SessionRow.created_at.desc(), SessionRow.id.desc())
         surplus = [row.id for row in newest_first.offset(self._settings.get(MAX_SESSIONS))]
         if surplus:
-            self._end(SessionRow.id.in_(surplus), "revoked")
+            self._end_sessions(SessionRow.id.in_(surplus), "revoked")
         emit(SessionCreated(session_id=session.id, ip=session.ip), object=("session", session.id), owner=user.id)
-        self._record("auth.session.create", session.id, {"user_id": user.id})
-        return self.issue(session)
+        self._record_audit("auth.session.create", session.id, {"user_id": user.id})
+        return self.issue_tokens(session)
 
-    def issue(self, session: SessionRow, refresh: str | None = None) -> Tokens:
+    def issue_tokens(self, session: SessionRow, refresh: str | None = None) -> SessionTokens:
         """Issue new tokens for a live session. `refresh`: the refresh token to store; None generates one."""
         refresh = refresh or new_secret()
-        seconds = self._left(session)
+        seconds = self._seconds_left(session)
         RefreshRow.create(
             hash=digest(refresh), session_id=session.id, created_at=clock.now(), expires_at=clock.now(seconds)
         )
         seen = SessionRow.update(last_seen_at=clock.now(), expires_at=clock.now(seconds))
         seen.where(SessionRow.id == session.id).execute()
-        return self._answer(session, refresh, seconds)
+        return self._token_response(session, refresh, seconds)
 
-    def rotate(self, refresh: str, device: Device) -> Tokens | Reuse:
+    def rotate_refresh_token(self, refresh: str, device: Device) -> SessionTokens | ReusedToken:
         """Exchange a refresh token for new tokens.
 
         One conditional update decides which of several parallel callers succeeds. The others wait in this update for
@@ -135,7 +135,9 @@ class Sessions:
         used, successor = digest(refresh), new_secret()
         row: RefreshRow | None = RefreshRow.get_or_none(RefreshRow.hash == used)
         if row is None:
-            raise Unauthorized("The refresh token is of no session here; sign in again.", code="session_revoked")
+            raise Unauthorized(
+                "The refresh token belongs to no session of this installation; sign in again.", code="session_revoked"
+            )
         sealed = self._sealer.encrypt(
             successor.encode(), aad=place("accounts_refresh_tokens", used, 1, "successor")
         ).hex()
@@ -144,19 +146,19 @@ class Sessions:
             .where((RefreshRow.hash == used) & RefreshRow.used_at.is_null())
             .execute()
         )
-        session = self._live(row.session_id)
+        session = self._get_live(row.session_id)
         if not won:
-            return self._repeated(used, session)
-        idle = row.expires_at <= clock.now() or row.created_at <= clock.now(-self._idle())
-        if idle or self._left(session) <= 0:
+            return self._handle_repeated_token(used, session)
+        idle = row.expires_at <= clock.now() or row.created_at <= clock.now(-self._idle_seconds())
+        if idle or self._seconds_left(session) <= 0:
             raise Unauthorized("The session was idle for too long; sign in again.", code="token_expired")
         # before the new tokens are stored: a concurrent end of the session waits for this update or is visible to it
         moved = SessionRow.update(ip=device.ip[:45], user_agent=device.user_agent[:300])
         if not moved.where((SessionRow.id == session.id) & SessionRow.ended_at.is_null()).execute():
             raise Unauthorized("The session has ended; sign in again.", code="session_revoked")
-        return self.issue(session, successor)
+        return self.issue_tokens(session, successor)
 
-    def _repeated(self, used: str, session: SessionRow) -> Tokens | Reuse:
+    def _handle_repeated_token(self, used: str, session: SessionRow) -> SessionTokens | ReusedToken:
         row = RefreshRow.get(RefreshRow.hash == used)
         grace = self._settings.get(REFRESH_GRACE)
         if row.successor is not None and row.used_at is not None and row.used_at > clock.now(-grace):
@@ -164,21 +166,21 @@ class Sessions:
                 aad = place("accounts_refresh_tokens", used, 1, "successor")
                 again = self._sealer.decrypt(bytes.fromhex(row.successor), aad=aad).decode()
             except SealedWrong:
-                raise Unauthorized("The session cannot go on; sign in again.", code="session_revoked") from None
-            return self._answer(session, again, self._left(session))
-        if self._end(SessionRow.id == session.id, "reuse") and self.mail is not None:
+                raise Unauthorized("The session has ended; sign in again.", code="session_revoked") from None
+            return self._token_response(session, again, self._seconds_left(session))
+        if self._end_sessions(SessionRow.id == session.id, "reuse") and self.mail is not None:
             self.mail.notify(UserRow.get_by_id(session.user_id).email, "refresh_reuse")
-        self._record("auth.refresh_reuse", session.id, {"user_id": session.user_id}, code="token_reuse")
-        return Reuse()
+        self._record_audit("auth.refresh_reuse", session.id, {"user_id": session.user_id}, code="token_reuse")
+        return ReusedToken()
 
-    def restart(self, session_id: str) -> Tokens:
+    def issue_fresh_tokens(self, session_id: str) -> SessionTokens:
         """Invalidate the refresh tokens of a session and issue new tokens."""
-        session = self._live(session_id)
+        session = self._get_live(session_id)
         SessionRow.update(last_seen_at=clock.now()).where(
             SessionRow.id == session_id
         ).execute()  # may wait for a concurrent refresh
         RefreshRow.delete().where(RefreshRow.session_id == session_id).execute()
-        return self.issue(session)
+        return self.issue_tokens(session)
 
     def step_up(self, session_id: str) -> str:
         """Record that the user re-authenticated. Return the instant until which the re-authentication is valid."""
@@ -186,23 +188,23 @@ class Sessions:
         live = (SessionRow.id == session_id) & SessionRow.ended_at.is_null()
         if not SessionRow.update(reauth_until=until).where(live).execute():
             raise Unauthorized("The session has ended; sign in again.", code="session_revoked")
-        self._record("auth.session.step_up", session_id, {"until": until})
+        self._record_audit("auth.session.step_up", session_id, {"until": until})
         after_commit(lambda: self._credentials.forget(lambda caller: caller.session_id == session_id))
         return until
 
-    def live(self, user_id: str, current_id: str | None) -> list[SessionView]:
+    def live_sessions(self, user_id: str, current_id: str | None) -> list[SessionView]:
         """Return the user's live sessions, newest first. `current_id`: the session that made the request."""
-        mine = (SessionRow.user_id == user_id) & SessionRow.ended_at.is_null() & ~self._over()
+        mine = (SessionRow.user_id == user_id) & SessionRow.ended_at.is_null() & ~self._is_expired()
         rows = SessionRow.select().where(mine).order_by(SessionRow.created_at.desc(), SessionRow.id.desc())
         return [session_view(row, current_id) for row in rows]
 
     @staticmethod
-    def of(refresh: str) -> str | None:
+    def list_of_user(refresh: str) -> str | None:
         """Return the id of the session of a refresh token, whether used or not, or None for an unknown token."""
         row = RefreshRow.get_or_none(RefreshRow.hash == digest(refresh))
         return None if row is None else str(row.session_id)
 
-    def find(self, session_id: str, current_id: str | None) -> SessionView:
+    def find_session(self, session_id: str, current_id: str | None) -> SessionView:
         """Return a session, live or not. Raise `NotFound` for an unknown id."""
         row = SessionRow.get_or_none(SessionRow.id == session_id)
         if row is None:
@@ -210,15 +212,15 @@ class Sessions:
         return session_view(row, current_id)
 
     @staticmethod
-    def count(user_ids: Iterable[str]) -> dict[str, int]:
+    def count_by_user(user_ids: Iterable[str]) -> dict[str, int]:
         """Return the number of live sessions by user id. Users without a live session are omitted."""
         live = SessionRow.user_id.in_(list(user_ids)) & SessionRow.ended_at.is_null()
         rows: Any = SessionRow.select(SessionRow.user_id, peewee.fn.COUNT(SessionRow.id)).where(live)
         return {user_id: int(number) for user_id, number in rows.group_by(SessionRow.user_id).tuples()}
 
-    def end(self, session_id: str, user_id: str, reason: str) -> bool:
+    def end_session(self, session_id: str, user_id: str, reason: str) -> bool:
         """End one session of the user. Return False if it has already ended or belongs to another user."""
-        return bool(self._end((SessionRow.id == session_id) & (SessionRow.user_id == user_id), reason))
+        return bool(self._end_sessions((SessionRow.id == session_id) & (SessionRow.user_id == user_id), reason))
 
     def end_all(self, user_id: str, reason: str, *, keep: str | None = None) -> int:
         """End the user's sessions except `keep`, and sign-ins whose second factor is pending.
@@ -227,22 +229,22 @@ class Sessions:
         """
         end_challenges(user_id)
         mine = SessionRow.user_id == user_id
-        return self._end(mine & (SessionRow.id != keep) if keep else mine, reason)
+        return self._end_sessions(mine & (SessionRow.id != keep) if keep else mine, reason)
 
-    def expire(self, at_once: int = 500) -> int:
+    def end_expired(self, at_once: int = 500) -> int:
         """End at most `at_once` sessions that expired. Return their number."""
-        over = SessionRow.ended_at.is_null() & self._over()
+        over = SessionRow.ended_at.is_null() & self._is_expired()
         found = [row.id for row in SessionRow.select(SessionRow.id).where(over).limit(at_once)]
-        return self._end(SessionRow.id.in_(found), "expired") if found else 0
+        return self._end_sessions(SessionRow.id.in_(found), "expired") if found else 0
 
     @staticmethod
-    def forget_addresses(user_id: str) -> None:
+    def delete_addresses(user_id: str) -> None:
         """Erase the IP addresses and user agents in the user's sessions."""
         SessionRow.update(ip="", user_agent="").where(SessionRow.user_id == user_id).execute()
 
     # -- helpers
 
-    def _end(self, which: Any, reason: str) -> int:
+    def _end_sessions(self, which: Any, reason: str) -> int:
         live = which & SessionRow.ended_at.is_null()
         ended: list[SessionRow] = list(
             SessionRow.update(ended_at=clock.now(), end_reason=reason)
@@ -252,14 +254,14 @@ class Sessions:
         )
         for row in ended:
             emit(SessionEnded(session_id=row.id, reason=reason), object=("session", row.id), owner=row.user_id)
-            self._record("auth.session.end", row.id, {"reason": reason, "user_id": row.user_id})
+            self._record_audit("auth.session.end", row.id, {"reason": reason, "user_id": row.user_id})
         gone = {row.id for row in ended}
         if gone:
             after_commit(lambda: self._credentials.forget(lambda caller: caller.session_id in gone))
         return len(gone)
 
     @staticmethod
-    def _live(session_id: str) -> SessionRow:
+    def _get_live(session_id: str) -> SessionRow:
         """Return a session that has not ended. Raise `Unauthorized` if it has ended or its user is inactive."""
         active = SessionRow.ended_at.is_null() & (UserRow.is_active == True)  # noqa: E712  # SQL
         query = SessionRow.select().join(UserRow, on=(UserRow.id == SessionRow.user_id))
@@ -268,28 +270,28 @@ class Sessions:
             raise Unauthorized("The session has ended; sign in again.", code="session_revoked")
         return row
 
-    def _over(self) -> Any:
+    def _is_expired(self) -> Any:
         """Return the SQL condition for expired sessions. Shortened lifetimes apply to existing sessions too."""
-        oldest, quiet = clock.now(-self._settings.get(REFRESH_ABSOLUTE)), clock.now(-self._idle())
+        oldest, quiet = clock.now(-self._settings.get(REFRESH_ABSOLUTE)), clock.now(-self._idle_seconds())
         row = SessionRow
         return (row.expires_at <= clock.now()) | (row.last_seen_at <= quiet) | (row.created_at <= oldest)
 
-    def _idle(self) -> int:
+    def _idle_seconds(self) -> int:
         return min(self._settings.get(REFRESH_IDLE), self._settings.get(REFRESH_ABSOLUTE))
 
-    def _left(self, session: SessionRow) -> int:
+    def _seconds_left(self, session: SessionRow) -> int:
         """Return the seconds until an unused session expires. Shortened lifetimes apply to existing sessions too."""
         until = clock.parse_instant(session.created_at) + self._settings.get(REFRESH_ABSOLUTE)
-        return min(self._idle(), int(until - clock.time_s()))
+        return min(self._idle_seconds(), int(until - clock.time_s()))
 
-    def _answer(self, session: SessionRow, refresh: str, refresh_seconds: int) -> Tokens:
+    def _token_response(self, session: SessionRow, refresh: str, refresh_seconds: int) -> SessionTokens:
         seconds = self._settings.get(ACCESS_TTL)
         access = self._tokens.issue(session.user_id, session.id, seconds)
-        return Tokens(
+        return SessionTokens(
             user_id=session.user_id, access=access, refresh=refresh, expires_in=seconds, refresh_seconds=refresh_seconds
         )
 
-    def _record(self, action: str, session_id: str, details: dict[str, Any], *, code: str | None = None) -> None:
+    def _record_audit(self, action: str, session_id: str, details: dict[str, Any], *, code: str | None = None) -> None:
         if self.audit is not None:
             entry = AuditEntry(
                 action=action,
@@ -308,7 +310,7 @@ def session_view(row: SessionRow, current_id: str | None) -> SessionView:
     return SessionView(current=row.id == current_id, **fields)
 
 
-_OWN = tuple(name for name in SignedInView.__struct_fields__ if name not in ("user", "current"))
+_OWN = tuple(name for name in UserSessionView.__struct_fields__ if name not in ("user", "current"))
 
 
 class AllSessionsService:
@@ -317,7 +319,7 @@ class AllSessionsService:
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
 
-    def list(self, query: SignedInQuery, caller: Principal) -> Page[SignedInView]:
+    def list(self, query: UserSessionQuery, caller: Principal) -> Page[UserSessionView]:
         live = SessionRow.ended_at.is_null() & (SessionRow.expires_at > clock.now())
         columns = [*(getattr(SessionRow, name) for name in _OWN), UserRow.email]
         rows: Any = SessionRow.select(*columns).join(UserRow, on=(UserRow.id == SessionRow.user_id)).where(live)
@@ -326,8 +328,8 @@ class AllSessionsService:
         if isinstance(query.ip, str):
             rows = rows.where(SessionRow.ip == query.ip)
 
-        def make(row: Any) -> SignedInView:
-            return SignedInView(
+        def make(row: Any) -> UserSessionView:
+            return UserSessionView(
                 **{name: getattr(row, name) for name in _OWN},
                 user=OwnerView(id=row.user_id, email=row.email),
                 current=row.id == caller.session_id,
@@ -338,5 +340,5 @@ class AllSessionsService:
 
     def end(self, session_id: str, reason: str) -> None:
         row = SessionRow.get_or_none((SessionRow.id == session_id) & SessionRow.ended_at.is_null())
-        if row is None or not self._sessions.end(row.id, row.user_id, reason):
+        if row is None or not self._sessions.end_session(row.id, row.user_id, reason):
             raise NotFound()

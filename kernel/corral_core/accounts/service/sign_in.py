@@ -22,38 +22,37 @@ from corral.plugin import Audit, AuditEntry, RateLimits, Settings
 from corral_core.accounts.api import Mail, UserView
 from corral_core.accounts.models import UserRow
 from corral_core.accounts.service.accounts import AccountsService
-from corral_core.accounts.service.addresses import normalise
+from corral_core.accounts.service.addresses import normalize_address
 from corral_core.accounts.service.lockout import Lockout
-from corral_core.accounts.service.password_policy import PasswordHistory
-from corral_core.accounts.service.passwords import Passwords
+from corral_core.accounts.service.passwords import PasswordHistory, Passwords
 from corral_core.accounts.service.second_factor import DAMAGED, SecondFactor
-from corral_core.accounts.service.sessions import Device, Reuse, Sessions, Tokens
+from corral_core.accounts.service.sessions import Device, ReusedToken, Sessions, SessionTokens
 from corral_core.accounts.settings import EMAIL_VERIFICATION
 
 T = TypeVar("T")
 log = logging.getLogger("corral.accounts")
 
 SIGN_IN, ASK_AGAIN = "auth.session.create", "auth.user.verify"
-WRONG = "The address or the password is wrong."
+WRONG = "The email address or the password is incorrect."
 REFRESH_RATE = Rate("refresh", 30, 60)  # per session
 UNCHECKED: dict[str, Literal["denied", "failed"]] = {"account_locked": "denied", DAMAGED: "failed"}
 RESULTS = ("success", "mfa_required", "failed", "locked")
 
 
-class Pending(msgspec.Struct, frozen=True):
+class PendingSignIn(msgspec.Struct, frozen=True):
     """The result of a sign-in that needs a second factor. The client continues with `POST /auth/mfa/challenge`."""
 
     mfa_token: str
 
 
-class Proof(msgspec.Struct, frozen=True):
+class FactorProof(msgspec.Struct, frozen=True):
     """A second factor as the client sent it: a code of an authenticator app, or a recovery code."""
 
     code: str | None = None
     recovery_code: str | None = None
 
 
-SignedIn = tuple[Tokens, UserView]
+SignedIn = tuple[SessionTokens, UserView]
 
 
 class SignIn:
@@ -88,20 +87,23 @@ class SignIn:
     # -- authentication
 
     @contextlib.asynccontextmanager
-    async def attempt(self, email: str, entry: Entry, *, action: str) -> AsyncIterator[str]:
-        """Reserve an attempt with `Lockout.turn`. Record attempts that a lockout rejects or that cannot be verified."""
+    async def reserve_attempt(self, email: str, entry: Entry, *, action: str) -> AsyncIterator[str]:
+        """Reserve an attempt with `Lockout.reserve_attempt`.
+
+        Record attempts that a lockout rejects or that cannot be verified.
+        """
         try:
-            async with self._lockout.turn(email, entry) as key:
+            async with self._lockout.reserve_attempt(email, entry) as key:
                 yield key
         except Problem as problem:
             code = problem.code
             if code in UNCHECKED:
                 self.attempts[("failed" if code == DAMAGED else "locked",)] += action == SIGN_IN
                 with contextlib.suppress(Unavailable):  # the attempt is rejected anyway
-                    await self._work(lambda: self._unchecked(email, action, code), entry=entry)
+                    await self._work(lambda: self._record_unverified(email, action, code), entry=entry)
             raise
 
-    async def prove(
+    async def verify_and_run(
         self,
         email: str,
         password: str,
@@ -118,24 +120,24 @@ class SignIn:
         `user_id`: the account that must match, if given. A wrong address, a wrong password and a deactivated account
         take the same time and raise the same error, `Unauthorized` (`invalid_credentials`).
         """
-        async with self.attempt(email, entry, action=action) as key:
+        async with self.reserve_attempt(email, entry, action=action) as key:
             row = await self._work(lambda: self._accounts.row_of(email), read=True)
             known = row.password_hash if row is not None and row.is_active else None
-            right = await self._passwords.verify(password, known, pointer=pointer)
+            right = await self._passwords.verify_password(password, known, pointer=pointer)
 
             def unit() -> T | Problem:
                 # the password may have changed during verification; `hold` makes later changes wait for this unit
                 now = self._accounts.row_of(email, hold=True) if right else row
                 if not right or now is None or not now.is_active or now.password_hash != known:
-                    return self.refuse(key, email, None if row is None else row.id, action=action, detail=WRONG)
+                    return self.settle_failure(key, email, None if row is None else row.id, action=action, detail=WRONG)
                 if user_id not in (None, now.id):
-                    return self.refuse(key, email, user_id, action=action, detail=WRONG)
+                    return self.settle_failure(key, email, user_id, action=action, detail=WRONG)
                 return then(now, key)
 
             settled = await self._work(unit, entry=entry)
-        return told(settled)
+        return raise_problem(settled)
 
-    async def check(
+    async def check_password(
         self, email: str, password: str, entry: Entry, *, pointer: str = "/password", user_id: str | None = None
     ) -> UserRow:
         """Return the active account with this address and password.
@@ -144,35 +146,35 @@ class SignIn:
         """
 
         def then(row: UserRow, key: str) -> UserRow:
-            self.settle(key, row)
+            self.settle_success(key, row)
             return row
 
-        return await self.prove(email, password, entry, then, pointer=pointer, user_id=user_id)
+        return await self.verify_and_run(email, password, entry, then, pointer=pointer, user_id=user_id)
 
-    def settle(self, key: str, row: UserRow) -> None:
+    def settle_success(self, key: str, row: UserRow) -> None:
         """Settle an attempt with a correct password.
 
         If a second factor is enabled, the password alone does not reset the failures, which include wrong codes.
         """
         if row.mfa_enabled:
-            self._lockout.give_back(key)
+            self._lockout.release_attempt(key)
         else:
-            self._lockout.clear(key, row.id)
+            self._lockout.settle_success(key, row.id)
 
-    def refuse(
-        self, key: str, email: str, user_id: str | None, *, action: str, detail: str = "The code is wrong."
+    def settle_failure(
+        self, key: str, email: str, user_id: str | None, *, action: str, detail: str = "The code is incorrect."
     ) -> Problem:
         """Count a failed attempt and record it. Return the problem for the unit of work to return."""
-        self._lockout.fail(key, user_id)
-        self._record(action, email, user_id, "failed", "invalid_credentials")
-        self._count("failed")
+        self._lockout.settle_failure(key, user_id)
+        self._record_audit(action, email, user_id, "failed", "invalid_credentials")
+        self._count_result("failed")
         return Unauthorized(detail, code="invalid_credentials")
 
-    def accepts(self, row: UserRow, proof: Proof) -> bool:
+    def consume_factor(self, row: UserRow, proof: FactorProof) -> bool:
         """Consume a second factor and return whether it was valid. Runs in the unit that settles the attempt."""
         if proof.recovery_code is None:
-            return proof.code is not None and self._second.accept(row.id, proof.code)
-        left = self._second.recover(row.id, proof.recovery_code)
+            return proof.code is not None and self._second.consume_code(row.id, proof.code)
+        left = self._second.consume_recovery_code(row.id, proof.recovery_code)
         if left is not None and self.mail is not None:
             self.mail.notify(row.email, "recovery_code_used", left=left)
         return left is not None
@@ -181,82 +183,86 @@ class SignIn:
 
     async def login(
         self, email: str, password: str, device: Device, entry: Entry, *, code: str | None = None
-    ) -> SignedIn | Pending:
+    ) -> SignedIn | PendingSignIn:
         """Sign in with a password, and in the same step with a second factor if `code` is given."""
         proved: list[UserRow] = []
 
-        def then(row: UserRow, key: str) -> SignedIn | Pending | Problem:
+        def then(row: UserRow, key: str) -> SignedIn | PendingSignIn | Problem:
             proved[:] = [row]  # the unit may run again
             given = row.mfa_enabled and code is not None
-            if given and not self.accepts(row, Proof(code)):
-                return self.refuse(key, row.email, row.id, action=SIGN_IN)
+            if given and not self.consume_factor(row, FactorProof(code)):
+                return self.settle_failure(key, row.email, row.id, action=SIGN_IN)
             if given:
-                self._lockout.clear(key, row.id)
+                self._lockout.settle_success(key, row.id)
             else:
-                self.settle(key, row)
+                self.settle_success(key, row)
             if self._settings.get(EMAIL_VERIFICATION) and not row.email_verified:
-                self._record(SIGN_IN, row.email, row.id, "denied", "email_unverified")
-                return Forbidden("Open the link in the mail that was sent to this address.", code="email_unverified")
-            return self._open(row, device, mfa=True) if given else self.enter(row, device)
+                self._record_audit(SIGN_IN, row.email, row.id, "denied", "email_unverified")
+                return Forbidden(
+                    "Open the link in the mail that was sent to this email address.", code="email_unverified"
+                )
+            return self._create_session(row, device, mfa=True) if given else self.create_session(row, device)
 
-        entered: SignedIn | Pending = await self.prove(email, password, entry, then, action=SIGN_IN)
+        entered: SignedIn | PendingSignIn = await self.verify_and_run(email, password, entry, then, action=SIGN_IN)
         await self._rehash(proved[0], password, entry)
         return entered
 
-    def enter(self, row: UserRow, device: Device) -> SignedIn | Pending:
+    def create_session(self, row: UserRow, device: Device) -> SignedIn | PendingSignIn:
         """Sign in a user who was authenticated by a password or a link. Runs in the caller's unit of work.
 
         If a second factor is enabled, return the token of a challenge instead of access tokens.
         """
         if row.mfa_enabled:
-            self._count("mfa_required")
-            return Pending(self._second.challenge(row.id))
-        return self._open(row, device, mfa=False)
+            self._count_result("mfa_required")
+            return PendingSignIn(self._second.create_challenge(row.id))
+        return self._create_session(row, device, mfa=False)
 
-    async def answer(self, token: str, proof: Proof, device: Device, entry: Entry) -> SignedIn:
+    async def answer_challenge(self, token: str, proof: FactorProof, device: Device, entry: Entry) -> SignedIn:
         """Complete a sign-in with its second factor.
 
         Each wrong code counts as a failed attempt. Five wrong codes invalidate the `mfa_token`.
         """
-        user = await self._work(lambda: self._challenged(token), read=True)
+        user = await self._work(lambda: self._user_of_challenge(token), read=True)
 
         def unit(key: str) -> SignedIn | Problem:
-            row = self._accounts.row(user.id)
-            if not row.is_active or not self._second.take_try(token):
-                raise _over()
-            if not self.accepts(row, proof):
-                return self.refuse(key, row.email, row.id, action=SIGN_IN)
+            row = self._accounts.get_row(user.id)
+            if not row.is_active or not self._second.count_try(token):
+                raise _challenge_expired_error()
+            if not self.consume_factor(row, proof):
+                return self.settle_failure(key, row.email, row.id, action=SIGN_IN)
             if not self._second.end_challenge(token):
-                raise _over()
-            self._lockout.clear(key, row.id)
-            return self._open(row, device, mfa=True)
+                raise _challenge_expired_error()
+            self._lockout.settle_success(key, row.id)
+            return self._create_session(row, device, mfa=True)
 
-        async with self.attempt(user.email, entry, action=SIGN_IN) as key:
+        async with self.reserve_attempt(user.email, entry, action=SIGN_IN) as key:
             settled = await self._work(lambda: unit(key), entry=entry)
-        return told(settled)
+        return raise_problem(settled)
 
-    async def refresh(self, token: str, device: Device, entry: Entry) -> SignedIn:
+    async def refresh_tokens(self, token: str, device: Device, entry: Entry) -> SignedIn:
         """Exchange a refresh token for new tokens.
 
         If the token was used before, the end of its session is committed before `token_reuse` is raised.
         """
 
         limits = self.limits
-        if limits is not None and (session_id := await self._work(lambda: self._sessions.of(token), read=True)):
+        if limits is not None and (
+            session_id := await self._work(lambda: self._sessions.list_of_user(token), read=True)
+        ):
             limits.take(REFRESH_RATE, session_id)
 
-        def unit() -> SignedIn | Reuse:
-            tokens = self._sessions.rotate(token, device)
-            return tokens if isinstance(tokens, Reuse) else (tokens, self._accounts.get(tokens.user_id))
+        def unit() -> SignedIn | ReusedToken:
+            tokens = self._sessions.rotate_refresh_token(token, device)
+            return tokens if isinstance(tokens, ReusedToken) else (tokens, self._accounts.get(tokens.user_id))
 
         try:
             rotated = await self._work(unit, entry=entry)
         except Unauthorized as problem:
             self.refreshes[(problem.code,)] += 1
             raise
-        if isinstance(rotated, Reuse):
+        if isinstance(rotated, ReusedToken):
             self.refreshes[("token_reuse",)] += 1
-            raise Unauthorized("The refresh token was used before; sign in again.", code="token_reuse")
+            raise Unauthorized("The refresh token was already used; sign in again.", code="token_reuse")
         self.refreshes[("success",)] += 1
         return rotated
 
@@ -265,9 +271,14 @@ class SignIn:
     ) -> SignedIn:
         """Change the user's own password. All other sessions end, and the current session gets new tokens."""
         user = await self._work(lambda: self._accounts.get(user_id), read=True)
-        row = await self.check(user.email, current, entry, pointer="/current_password", user_id=user_id)
+        row = await self.check_password(user.email, current, entry, pointer="/current_password", user_id=user_id)
         if new == current:
-            raise Invalid.at("/new_password", "core.reused", "This is the present one.", problem="weak_password")
+            raise Invalid.at(
+                "/new_password",
+                "core.reused",
+                "The new password is the same as the current one.",
+                problem="weak_password",
+            )
         password_hash = await self._accounts.hash_password(
             new, email=row.email, full_name=row.full_name, pointer="/new_password", user_id=user_id
         )
@@ -275,41 +286,41 @@ class SignIn:
         def unit() -> SignedIn:
             self._accounts.replace_password(row, password_hash, must_change=False, revoke_api_keys=revoke_api_keys)
             self._sessions.end_all(user_id, "password_changed", keep=session_id)
-            return self._sessions.restart(session_id), self._accounts.get(user_id)
+            return self._sessions.issue_fresh_tokens(session_id), self._accounts.get(user_id)
 
         return await self._work(unit, entry=entry)
 
     # -- helpers
 
-    def _open(self, row: UserRow, device: Device, *, mfa: bool) -> SignedIn:
-        self._life.expire(row)
-        tokens = self._sessions.start_session(row, device, mfa=mfa)
-        self._count("success")
+    def _create_session(self, row: UserRow, device: Device, *, mfa: bool) -> SignedIn:
+        self._life.require_change_of_expired(row)
+        tokens = self._sessions.create(row, device, mfa=mfa)
+        self._count_result("success")
         return tokens, self._accounts.get(row.id)
 
-    def _challenged(self, token: str) -> UserRow:
-        user_id = self._second.challenged(token)
+    def _user_of_challenge(self, token: str) -> UserRow:
+        user_id = self._second.find_challenge(token)
         if user_id is None:
-            raise _over()
-        return self._accounts.row(user_id)
+            raise _challenge_expired_error()
+        return self._accounts.get_row(user_id)
 
     async def _rehash(self, row: UserRow, password: str, entry: Entry) -> None:
         """Hash the password again if the parameters changed. If the pool is busy, leave this to the next sign-in."""
         if not self._passwords.needs_rehash(row.password_hash or ""):
             return
         with contextlib.suppress(Unavailable):
-            fresh = await self._passwords.hash(password)
-            await self._work(lambda: self._accounts.rehash(row, fresh), entry=entry)
+            fresh = await self._passwords.hash_password(password)
+            await self._work(lambda: self._accounts.store_new_hash(row, fresh), entry=entry)
 
-    def _unchecked(self, email: str, action: str, code: str) -> None:
+    def _record_unverified(self, email: str, action: str, code: str) -> None:
         row = self._accounts.row_of(email)
         user_id = None if row is None else row.id
         if code == DAMAGED:
-            remedy = "a recovery code still works; `corral user reset-mfa EMAIL` takes it away"
-            log.error("the stored second factor of user %s does not open where it lies: %s", user_id, remedy)
-        self._record(action, email, user_id, UNCHECKED[code], code)
+            remedy = "a recovery code still works; to remove the second factor, run: corral user reset-mfa EMAIL"
+            log.error("the stored second factor of user %s cannot be decrypted: %s", user_id, remedy)
+        self._record_audit(action, email, user_id, UNCHECKED[code], code)
 
-    def _record(
+    def _record_audit(
         self, action: str, email: str, user_id: str | None, outcome: Literal["denied", "failed"], code: str
     ) -> None:
         """Record a rejected or failed attempt in the audit log.
@@ -319,7 +330,7 @@ class SignIn:
         """
         if self.audit is None:
             return
-        digest = self._sealer.mac("audit.address", normalise(email).encode())[:8].hex()
+        digest = self._sealer.mac("audit.address", normalize_address(email).encode())[:8].hex()
         entry = AuditEntry(
             action=action,
             object_type="user",
@@ -330,16 +341,19 @@ class SignIn:
         )
         self.audit.record(entry)
 
-    def _count(self, result: str) -> None:
+    def _count_result(self, result: str) -> None:
         after_commit(lambda: self.attempts.update([(result,)]))
 
 
-def told(settled: T | Problem) -> T:
+def raise_problem(settled: T | Problem) -> T:
     """Return the result of a committed unit of work, or raise the result if it is a problem."""
     if isinstance(settled, Problem):
         raise settled
     return settled
 
 
-def _over() -> Unauthorized:
-    return Unauthorized("This sign-in took too long or had too many wrong codes; begin anew.", code="token_expired")
+def _challenge_expired_error() -> Unauthorized:
+    return Unauthorized(
+        "This sign-in took too long or had too many incorrect codes; sign in again from the beginning.",
+        code="token_expired",
+    )

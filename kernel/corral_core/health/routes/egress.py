@@ -25,7 +25,7 @@ class ProfileView(msgspec.Struct, kw_only=True):
     refuses: list[str]
 
 
-class Policy(msgspec.Struct, kw_only=True):
+class EgressPolicyView(msgspec.Struct, kw_only=True):
     """The rules of the egress guard. Only the environment or corral.toml can set `allowed` and `proxy`."""
 
     profiles: dict[str, ProfileView]
@@ -58,10 +58,10 @@ class VerdictView(msgspec.Struct, kw_only=True):
 
 
 @routes.get("/policy", needs=READ)
-async def read_policy(egress: Egress) -> Policy:
+async def read_policy(egress: Egress) -> EgressPolicyView:
     """Read the rules for outgoing connections."""
     internal = ProfileView(opens=[str(each) for each in PRIVATE], refuses=[str(each) for each in METADATA])
-    return Policy(
+    return EgressPolicyView(
         profiles={"public": ProfileView(opens=[], refuses=[]), "internal": internal},
         denied_networks=[str(network) for network in DENIED],
         allowed=list(egress.guard.allowed),

@@ -18,8 +18,8 @@ from corral.http.answers import Answer, Request, Text
 from corral.http.routes import Routes
 from corral.plugin import Installation
 from corral_core.health.service.board import HealthBoard, HealthReport
-from corral_core.health.service.readiness import Checks, Readiness
-from corral_core.health.service.scrape import Scrape, open_metrics
+from corral_core.health.service.readiness import Readiness, ReadinessChecks
+from corral_core.health.service.scrape import MetricsRenderer, open_metrics
 
 routes = Routes("", tag="Health")
 settings_routes = Routes("/settings", tag="Settings")
@@ -30,7 +30,7 @@ OPEN_METRICS = "application/openmetrics-text"
 OPEN_MEDIA_TYPE = f"{OPEN_METRICS}; version=1.0.0; charset=utf-8"
 
 
-class Health(msgspec.Struct, kw_only=True):
+class LivenessView(msgspec.Struct, kw_only=True):
     """The response of a live process."""
 
     status: str = "ok"
@@ -38,31 +38,33 @@ class Health(msgspec.Struct, kw_only=True):
     version: str
 
 
-class Ready(msgspec.Struct, kw_only=True):
+class ReadinessView(msgspec.Struct, kw_only=True):
     """The readiness of the process. `status`: `ready`, or `not_ready` if any of the checks failed."""
 
     status: str
-    checks: Checks
+    checks: ReadinessChecks
 
 
 @routes.get("/health", needs=PUBLIC, root=True, exempt_host=True, raises=("shutting_down",))
-async def read_health(readiness: Readiness, installation: Installation) -> Answer[Health]:
+async def read_health(readiness: Readiness, installation: Installation) -> Answer[LivenessView]:
     """Check whether the process is alive. Dependencies are not checked."""
     if not readiness.accepting:
         raise Unavailable("The server is shutting down.", code="shutting_down")
-    return Answer(body=Health(version=_version()), headers=SAFE_MODE if installation.safe_mode else {})
+    return Answer(body=LivenessView(version=_corral_version()), headers=SAFE_MODE if installation.safe_mode else {})
 
 
 @routes.get("/health/ready", needs=PUBLIC, root=True, exempt_host=True)
-async def read_readiness(readiness: Readiness) -> Answer[Ready]:
+async def read_readiness(readiness: Readiness) -> Answer[ReadinessView]:
     """Check whether the process can serve requests. The status is 200, or 503 if a check failed."""
-    checks = await readiness.checks()
+    checks = await readiness.run_checks()
     ready = all(msgspec.structs.astuple(checks))
-    return Answer(body=Ready(status="ready" if ready else "not_ready", checks=checks), status=200 if ready else 503)
+    return Answer(
+        body=ReadinessView(status="ready" if ready else "not_ready", checks=checks), status=200 if ready else 503
+    )
 
 
 @routes.get("/metrics", needs=PUBLIC, root=True, exempt_host=True, raises=("unauthenticated",))
-async def read_metrics(request: Request, installation: Installation, scrape: Scrape) -> Text:
+async def read_metrics(request: Request, installation: Installation, scrape: MetricsRenderer) -> Text:
     """Read the metrics as Prometheus text, or as OpenMetrics if `Accept` requests it.
 
     If `CORRAL_METRICS_TOKEN` is set, the request must send the token as a bearer token.
@@ -71,8 +73,11 @@ async def read_metrics(request: Request, installation: Installation, scrape: Scr
         given = (request.header("authorization") or "").removeprefix("Bearer ").encode()
         if not hmac.compare_digest(given, installation.metrics_token.encode()):
             challenge = {"WWW-Authenticate": "Bearer"}
-            raise Unauthorized("Send Authorization: Bearer with the metrics token.", headers=challenge)
-    text = await scrape.text()
+            raise Unauthorized(
+                "The metrics token is missing or incorrect; send it as Authorization: Bearer <token>.",
+                headers=challenge,
+            )
+    text = await scrape.render_all()
     if OPEN_METRICS in (request.header("accept") or ""):
         # in a thread, because the conversion is slow
         return Text(await asyncio.to_thread(open_metrics, text), media_type=OPEN_MEDIA_TYPE)
@@ -82,9 +87,9 @@ async def read_metrics(request: Request, installation: Installation, scrape: Scr
 @settings_routes.get("/health", needs="settings.read", remembered=True, no_store=True)
 async def read_report(board: HealthBoard) -> HealthReport:
     """Read the state of every dependency, and warnings about the configuration."""
-    return await board.report()
+    return await board.full_report()
 
 
 @functools.cache
-def _version() -> str:
+def _corral_version() -> str:
     return version("corral")

@@ -1,6 +1,8 @@
-"""The health board: runs the health checks of all plugins and lists warnings about the configuration.
+"""The health board: runs the health checks of all plugins, lists configuration warnings, and raises alerts.
 
-The checks run concurrently, each with a timeout.
+The checks run concurrently, each with a timeout. An alert is raised when a check stays down for 60 s, and another one
+when it recovers. Its state is stored in the database, so that each alert is raised once, regardless of the process that
+runs the checks.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from importlib.metadata import version
 from typing import Literal
 
@@ -16,11 +18,13 @@ import msgspec
 
 from corral import clock
 from corral.errors import Problem
+from corral.events.event import SystemAlert, emit
 from corral.plugin import Contributions, HealthCheck, Installation
 from corral.redact.redactor import Redactor
 from corral.schema.fields import Instant
 from corral.settings.registry import SettingsRegistry
 from corral_core.accounts.api import REGISTRATION
+from corral_core.health.models import HealthRow
 from corral_core.health.service.checks import KernelChecks, Told
 
 log = logging.getLogger("corral.health")
@@ -29,7 +33,7 @@ Status = Literal["ok", "degraded", "down", "disabled"]
 WORST_LAST: tuple[Status, ...] = ("disabled", "ok", "degraded", "down")
 ALWAYS = ("database", "redis", "minio", "mail", "vault", "queue", "plugins", "workers", "clock", "disk")
 CHECK_SECONDS, KEEP_SECONDS = 2.0, 5.0
-ABSENT: Told = ("disabled", "Nothing here needs it.")
+ABSENT: Told = ("disabled", "No active plugin uses it.")
 
 
 class CheckView(msgspec.Struct, kw_only=True):
@@ -70,9 +74,9 @@ class HealthBoard:
         self._waiting: dict[str, asyncio.Task[Told]] = {}
         self._asked: tuple[float, asyncio.Task[str]] | None = None
 
-    async def report(self) -> HealthReport:
+    async def full_report(self) -> HealthReport:
         """Return the complete report. This takes at most 2.5 s."""
-        checked_at = await self.look()
+        checked_at = await self.run_checks()
         statuses = [view.status for view in self._views.values() if view.status != "disabled"]
         return HealthReport(
             status=max(statuses, key=WORST_LAST.index, default="ok"),
@@ -80,21 +84,21 @@ class HealthBoard:
             version=version("corral"),
             uptime_ms=round((time.monotonic() - self._began) * 1000),
             checks=dict(sorted(self._views.items())),
-            warnings=self.warnings(),
+            warnings=self.configuration_warnings(),
         )
 
-    async def look(self) -> str:
+    async def run_checks(self) -> str:
         """Run all checks unless they ran in the last 5 s. Return the time of the last run."""
         asked = self._asked
         if asked is None or (asked[1].done() and time.monotonic() - asked[0] > KEEP_SECONDS):
-            asked = self._asked = (time.monotonic(), asyncio.ensure_future(self._ask_all()))
+            asked = self._asked = (time.monotonic(), asyncio.ensure_future(self._run_all_checks()))
         return await asyncio.shield(asked[1])
 
-    def views(self) -> dict[str, CheckView]:
+    def last_results(self) -> dict[str, CheckView]:
         """Return the results of the last run, by check name."""
         return dict(self._views)
 
-    def warnings(self) -> list[str]:
+    def configuration_warnings(self) -> list[str]:
         """Return warnings about configuration that is unsuitable for production."""
         here = self._installation
         ignored = [item.setting.name for item in self._settings.shown() if item.problem is not None]
@@ -108,45 +112,47 @@ class HealthBoard:
         }
         return [name for name, holds in found.items() if holds] + [f"invalid_setting: {name}" for name in ignored]
 
-    async def _ask_all(self) -> str:
+    async def _run_all_checks(self) -> str:
         checks: list[tuple[str, str, Callable[[], Awaitable[Told]]]] = [
-            (name, name, check) for name, check in self._own.all().items()
+            (name, name, check) for name, check in self._own.all_checks().items()
         ]
-        checks += [(item.name, f"{plugin}.{item.name}", _in_thread(item)) for plugin, item in self._contributed()]
-        told = await asyncio.gather(*[self._ask(key, check) for _, key, check in checks])
+        checks += [
+            (item.name, f"{plugin}.{item.name}", _check_in_thread(item)) for plugin, item in self._contributed_checks()
+        ]
+        told = await asyncio.gather(*[self._run_check(key, check) for _, key, check in checks])
         now = clock.now()
         for name in {*ALWAYS, *(name for name, _, _ in checks)}:
             found = [answer for (other, _, _), answer in zip(checks, told, strict=True) if other == name]
-            status, detail, latency = _together(found)
+            status, detail, latency = _combine_results(found)
             before = self._views.get(name)
             since = before.since if before is not None and before.status == status else now
             self._views[name] = CheckView(status=status, latency_ms=latency, detail=detail, since=since)
         return now
 
-    def _contributed(self) -> Iterable[tuple[str, HealthCheck]]:
+    def _contributed_checks(self) -> Iterable[tuple[str, HealthCheck]]:
         return self._contributions.for_hook("corral_health_checks")
 
-    async def _ask(self, key: str, check: Callable[[], Awaitable[Told]]) -> tuple[Status, str, int]:
+    async def _run_check(self, key: str, check: Callable[[], Awaitable[Told]]) -> tuple[Status, str, int]:
         """Run one check. A check that times out counts as `down` and is not started again before it returns."""
         began = time.monotonic()
         task = self._waiting.get(key)
         if task is None:
             task = self._waiting[key] = asyncio.ensure_future(check())
-            task.add_done_callback(lambda done: self._ended(key, done))
+            task.add_done_callback(lambda done: self._discard_late_result(key, done))
         await asyncio.wait({task}, timeout=CHECK_SECONDS)
         latency = round((time.monotonic() - began) * 1000)
         if not task.done():
             return "down", f"It did not answer within {CHECK_SECONDS:g} s.", latency
-        status, detail = self._read(key, task)
+        status, detail = self._result_of(key, task)
         return status, self._redactor.redact(detail)[:500], latency
 
-    def _ended(self, key: str, task: asyncio.Task[Told]) -> None:
+    def _discard_late_result(self, key: str, task: asyncio.Task[Told]) -> None:
         """Discard the result of a check that returned after its timeout."""
         self._waiting.pop(key, None)
         if not task.cancelled():
             task.exception()
 
-    def _read(self, key: str, task: asyncio.Task[Told]) -> tuple[Status, str]:
+    def _result_of(self, key: str, task: asyncio.Task[Told]) -> tuple[Status, str]:
         try:
             status, detail = task.result()
         except Problem as problem:
@@ -157,13 +163,50 @@ class HealthBoard:
         return next((known for known in WORST_LAST if known == status), "down"), str(detail)
 
 
-def _in_thread(item: HealthCheck) -> Callable[[], Awaitable[Told]]:
+def _check_in_thread(item: HealthCheck) -> Callable[[], Awaitable[Told]]:
     return lambda: asyncio.to_thread(item.check)
 
 
-def _together(found: list[tuple[Status, str, int]]) -> tuple[Status, str, int]:
+def _combine_results(found: list[tuple[Status, str, int]]) -> tuple[Status, str, int]:
     """Combine checks of the same name: return the worst status, the details of the checks with it, and the latency."""
     if not found:
         return "disabled", ABSENT[1], 0
     worst = max((status for status, _, _ in found), key=WORST_LAST.index)
     return worst, " ".join(detail for status, detail, _ in found if status == worst), max(took for _, _, took in found)
+
+
+# -- alerts
+
+
+PATIENCE_SECONDS = 60.0
+
+
+def raise_alerts(views: Mapping[str, CheckView]) -> None:
+    """Compare the results of the checks with the stored states, raise alerts, and store the new states.
+
+    Runs in the caller's unit of work, in one process at a time.
+    """
+    before = {row.name: row for row in HealthRow.select()}
+    now, patience = clock.now(), clock.now(-PATIENCE_SECONDS)
+    rows = []
+    for name, view in views.items():
+        row = before.get(name)
+        since = row.since if row is not None and row.status == view.status else now
+        alerted = row is not None and row.alerted
+        if view.status == "down" and not alerted and since <= patience:
+            _emit_alert(name, view, "critical", f"{name} is down")
+            alerted = True
+        elif view.status != "down" and alerted:
+            _emit_alert(name, view, "info", f"{name} has recovered")
+            alerted = False
+        rows.append({"name": name, "status": view.status, "since": since, "alerted": alerted})
+    kept = [HealthRow.status, HealthRow.since, HealthRow.alerted]
+    HealthRow.insert_many(rows).on_conflict(conflict_target=[HealthRow.name], preserve=kept).execute()
+    HealthRow.delete().where(HealthRow.name.not_in(list(views))).execute()
+
+
+def _emit_alert(name: str, view: CheckView, severity: str, title: str) -> None:
+    alert = SystemAlert(
+        kind="health", severity=severity, title=title, detail=view.detail, check=name, status=view.status
+    )
+    emit(alert, object=("check", name))

@@ -53,19 +53,19 @@ class KernelChecks:
         self._began = time.monotonic()
         self._disk_is_full = False
 
-    def all(self) -> Mapping[str, Callable[[], Awaitable[Told]]]:
+    def all_checks(self) -> Mapping[str, Callable[[], Awaitable[Told]]]:
         """Return all checks, by name."""
         checks = {
-            "database": self.database,
-            "minio": self.storage,
-            "queue": self.queue,
-            "plugins": self.plugins,
-            "clock": self.skew,
-            "disk": self.disk,
+            "database": self.check_database,
+            "minio": self.check_storage,
+            "queue": self.check_schedules,
+            "plugins": self.check_plugins,
+            "clock": self.check_clock_skew,
+            "disk": self.check_disk_space,
         }
-        return checks if self.mail is None else {**checks, "mail": self.mail.check}
+        return checks if self.mail is None else {**checks, "mail": self.mail.check_connection}
 
-    async def database(self) -> Told:
+    async def check_database(self) -> Told:
         """Check that the database accepts writes, and check the load of the connection pool."""
         began = time.monotonic()
         try:
@@ -79,60 +79,60 @@ class KernelChecks:
             return "degraded", f"A write took {took * 1000:.0f} ms."
         if load > POOL_FULL:
             return "degraded", f"{load:.0%} of the connections are in use."
-        return "ok", "It takes writes."
+        return "ok", "The database accepts writes."
 
-    async def storage(self) -> Told:
+    async def check_storage(self) -> Told:
         """Check the file storage: store, read and delete a probe file."""
         kind = "The local folder" if isinstance(self._blobs, LocalBlobs) else "The object store"
         began = time.monotonic()
         await self._blobs.probe()
         took = time.monotonic() - began
         if took > SLOW_PROBE:
-            return "degraded", f"{kind} took {took * 1000:.0f} ms for a probe."
-        return "ok", f"{kind} takes files."
+            return "degraded", f"{kind} took {took * 1000:.0f} ms to store a test file."
+        return "ok", f"{kind} accepts files."
 
-    async def queue(self) -> Told:
+    async def check_schedules(self) -> Told:
         """Check whether any process runs the schedules."""
         names = [item.name for _, item in self._contributions.for_hook("corral_schedules")]
-        due = await self._database.work(lambda: _first_due(names), read=True)
+        due = await self._database.work(lambda: _first_overdue_schedule(names), read=True)
         if due is None:
             if time.monotonic() - self._began < OVERDUE:
-                return "ok", "The schedules are about to begin."
-            return "down", "No schedule ever ran: no process does jobs."
+                return "ok", "The first schedules have not run yet."
+            return "down", "No schedule has ever run because no process runs jobs."
         late = clock.time_s() - clock.parse_instant(due)
         if late > OVERDUE:
-            return "down", f"Schedules are {late:.0f} s late: no process does jobs."
-        return "ok", "Jobs and schedules are done."
+            return "down", f"Schedules are {late:.0f} s late because no process runs jobs."
+        return "ok", "Jobs and schedules run on time."
 
-    async def plugins(self) -> Told:
+    async def check_plugins(self) -> Told:
         """Check whether all enabled plugins are active."""
         amiss = [item for item in self._registry.all() if item.state in ("failed", "blocked", "quarantined")]
         if not amiss:
-            return "ok", "All are in service."
+            return "ok", "All plugins are active."
         told = ", ".join(f"{item.name} is {item.state}" for item in amiss)
         protected = any(item.protected for item in amiss if item.state != "quarantined")
         return "down" if protected else "degraded", f"{told}."
 
-    async def skew(self) -> Told:
+    async def check_clock_skew(self) -> Told:
         """Compare the clock of this machine with the clock of the database server."""
         if self._database.is_file:
-            return "ok", "The database is a file of this machine."
+            return "ok", "The database is a file on this machine, so the clocks cannot differ."
         before = clock.time_s()
         there = await self._database.work(server_seconds, read=True)
         skew = max(0.0, before - there, there - clock.time_s())
         status = "down" if skew > WRONG_CLOCK else "degraded" if skew > SKEW else "ok"
-        return status, f"The clock differs from the database's by {skew:.1f} s."
+        return status, f"The clock of this machine differs from the clock of the database by {skew:.1f} s."
 
-    async def disk(self) -> Told:
+    async def check_disk_space(self) -> Told:
         """Check the free space of the disk that contains the data folder."""
         usage = await asyncio.to_thread(shutil.disk_usage, self._installation.data_dir)
         free = usage.free / usage.total
         if self._disk_is_full:
-            return "down", "The disk of the database is full or failing."
+            return "down", "The disk of the database is full or defective."
         status = "down" if free < NOTHING_LEFT else "degraded" if free < LITTLE else "ok"
         return status, f"{free:.0%} of the disk with the data folder is free."
 
 
-def _first_due(names: list[str]) -> str | None:
+def _first_overdue_schedule(names: list[str]) -> str | None:
     found = ScheduleRow.select(peewee.fn.MIN(ScheduleRow.next_at)).where(ScheduleRow.name.in_(names)).tuples().first()
     return None if found is None else found[0]

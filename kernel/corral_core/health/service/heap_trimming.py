@@ -27,7 +27,7 @@ class HeapTrimming:
     def __init__(self) -> None:
         self._trim = _malloc_trim()
 
-    async def follow(self) -> None:
+    async def trim_regularly(self) -> None:
         """Trim the heap until cancelled: soon after the heap has grown, then less often.
 
         The kernel supervises this task.
@@ -38,17 +38,17 @@ class HeapTrimming:
         after, wait, left = 0, 1, 1
         while True:
             await asyncio.sleep(LOOK_EVERY)
-            if resident() > after + MUCH:
+            if resident_bytes() > after + MUCH:
                 wait = left = 1
             left -= 1
             if left == 0:
                 gc.collect(1)  # only the young generations; on the event loop, like every garbage collection
                 await asyncio.to_thread(self._trim, 0)
-                after = resident()
+                after = resident_bytes()
                 wait = left = min(2 * wait, SELDOM)
 
 
-def resident() -> int:
+def resident_bytes() -> int:
     """Return the resident memory of this process in bytes."""
     return int(STATM.read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 

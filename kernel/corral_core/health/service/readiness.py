@@ -16,7 +16,7 @@ KEEP_SECONDS = 1.0
 PING_SECONDS = 1.0
 
 
-class Checks(msgspec.Struct, kw_only=True):
+class ReadinessChecks(msgspec.Struct, kw_only=True):
     """Results of the readiness checks. They are only booleans, because the response is public."""
 
     database: bool
@@ -35,14 +35,14 @@ class Readiness:
         self.served = False  # whether the database answered at the last check
         self.accepting = True
 
-    async def drain(self) -> None:
+    async def begin_shutdown(self) -> None:
         """Report the process as not ready from now on, because it is shutting down."""
         self.accepting = False
 
-    async def checks(self) -> Checks:
+    async def run_checks(self) -> ReadinessChecks:
         """Run the readiness checks. This takes at most a second."""
         protected = [item for item in self._registry.all() if item.protected]
-        return Checks(
+        return ReadinessChecks(
             database=await self.database_serves(),
             migrations=self._migrated,
             plugins=all(item.state != "failed" for item in protected),
@@ -53,12 +53,12 @@ class Readiness:
         """Return whether the database answers a trivial read within a second. Concurrent callers share one read."""
         asked = self._asked
         if asked is None or (asked[1].done() and time.monotonic() - asked[0] > KEEP_SECONDS):
-            asked = self._asked = (time.monotonic(), asyncio.ensure_future(asyncio.to_thread(self._look)))
+            asked = self._asked = (time.monotonic(), asyncio.ensure_future(asyncio.to_thread(self._run_database_check)))
         done, _ = await asyncio.wait({asked[1]}, timeout=PING_SECONDS)
         self.served = bool(done) and asked[1].result()
         return self.served
 
-    def _look(self) -> bool:
+    def _run_database_check(self) -> bool:
         try:
             self._database.ping()
             if not self._migrated:  # migration scripts do not change while a process runs

@@ -17,9 +17,9 @@ from corral.metrics.requests import RequestMetrics
 from corral.plugin import Contributions, Metric
 from corral.plugins.quarantine import PluginQuarantine
 from corral.plugins.registry import PluginRegistry
-from corral_core.health.service.process_metrics import ProcessMetrics, histogram
+from corral_core.health.service.process_metrics import ProcessMetrics, histogram_family
 from corral_core.health.service.readiness import Readiness
-from corral_core.health.service.sibling_processes import SiblingProcesses, summed
+from corral_core.health.service.sibling_processes import SiblingProcesses, sum_metrics
 
 KEEP_SECONDS = 1.0
 COLLECT_SECONDS = 0.08
@@ -27,7 +27,7 @@ COLLECT_SECONDS = 0.08
 Wrong = Callable[[str, Metric, Exception], None]
 
 
-class _Readings:
+class _ContributedMetrics:
     """A cache of the values of contributed metrics, which are collected at most once a second.
 
     If collection takes longer than `COLLECT_SECONDS`, the previous values are reported. While the database is
@@ -45,7 +45,7 @@ class _Readings:
         """Collect the values again if the cache is stale. Call this function before each `collect`."""
         asked = self._asked
         if asked is None or (asked[1].done() and time.monotonic() - asked[0] > KEEP_SECONDS):
-            asked = self._asked = (time.monotonic(), asyncio.ensure_future(self._read()))
+            asked = self._asked = (time.monotonic(), asyncio.ensure_future(self._collect_values()))
         done, _ = await asyncio.wait({asked[1]}, timeout=COLLECT_SECONDS)
         if done:
             self._last = asked[1].result()
@@ -56,7 +56,7 @@ class _Readings:
         """Yield the metric families. The Prometheus registry calls this function, which must not do I/O."""
         yield from self._last
 
-    async def _read(self) -> list[Family]:
+    async def _collect_values(self) -> list[Family]:
         metrics = self._metrics() if await self._readiness.database_serves() else []
         reading = [self._work(each.collect, read=True) for _, each in metrics]
         read = await asyncio.gather(*reading, return_exceptions=True)
@@ -64,13 +64,13 @@ class _Readings:
         for (plugin, each), got in zip(metrics, read, strict=True):
             if not isinstance(got, BaseException):
                 try:
-                    families.append(_family(each, got))
+                    families.append(_metric_family(each, got))
                 except Exception as error:  # the number of labels is wrong, or a value is not a number
                     self._wrong(plugin, each, error)
         return families
 
 
-class Scrape:
+class MetricsRenderer:
     """Renders all metrics as Prometheus text.
 
     Metrics of processes (requests, the process itself, counters) are summed over the processes that serve the same
@@ -97,8 +97,8 @@ class Scrape:
                 quarantine.count_error(loaded, f"corral_metrics {metric.name}", error)
 
         self._requests, self._readiness, self._siblings = requests, readiness, siblings
-        self._counted = _Readings(work, lambda: contributed(of_process=True), readiness, wrong)
-        self._measured = _Readings(work, lambda: contributed(of_process=False), readiness, wrong)
+        self._counted = _ContributedMetrics(work, lambda: contributed(of_process=True), readiness, wrong)
+        self._measured = _ContributedMetrics(work, lambda: contributed(of_process=False), readiness, wrong)
         self._process, self._installation = (CollectorRegistry(auto_describe=False) for _ in range(2))
         ProcessCollector(registry=self._process)
         self._process.register(figures)
@@ -106,12 +106,14 @@ class Scrape:
         self._installation.register(self)
         self._installation.register(self._measured)
 
-    async def text(self) -> str:
+    async def render_all(self) -> str:
         """Return the metrics of all sibling processes and of the installation as Prometheus text."""
-        own, others, _ = await asyncio.gather(self.own(), self._siblings.texts(), self._measured.refresh())
-        return summed([own, *others]) + generate_latest(self._installation).decode()
+        own, others, _ = await asyncio.gather(
+            self.render_own(), self._siblings.read_siblings(), self._measured.refresh()
+        )
+        return sum_metrics([own, *others]) + generate_latest(self._installation).decode()
 
-    async def own(self) -> str:
+    async def render_own(self) -> str:
         """Return the metrics of this process as Prometheus text."""
         await self._counted.refresh()
         return "\n".join([*self._requests.plugins(), generate_latest(self._process).decode()])
@@ -120,13 +122,13 @@ class Scrape:
         """Yield the metric families. The Prometheus registry calls this function, which must not do I/O."""
         from importlib.metadata import version
 
-        yield InfoMetricFamily("corral_build", "Version of Corral", value={"version": version("corral")})
-        up = GaugeMetricFamily("corral_up", "Whether a dependency answers", labels=["dependency"])
+        yield InfoMetricFamily("corral_build", "Version of Corral.", value={"version": version("corral")})
+        up = GaugeMetricFamily("corral_up", "Whether a dependency responds (1) or not (0).", labels=["dependency"])
         up.add_metric(["database"], self._readiness.served)
         yield up
 
 
-class _Parsed:
+class _ParsedText:
     """Adapts a Prometheus text to the interface of a registry, as the OpenMetrics exporter requires."""
 
     def __init__(self, text: str) -> None:
@@ -142,10 +144,10 @@ def open_metrics(text: str) -> str:
     from prometheus_client.openmetrics.exposition import generate_latest as generate
 
     untyped: Any = generate
-    return str(untyped(_Parsed(text)).decode())
+    return str(untyped(_ParsedText(text)).decode())
 
 
-def _family(metric: Metric, values: Mapping[tuple[str, ...], Any]) -> Family:
+def _metric_family(metric: Metric, values: Mapping[tuple[str, ...], Any]) -> Family:
     """Convert collected values to a metric family. Label values that are not declared count as `other`.
 
     This limits the number of series.
@@ -157,7 +159,7 @@ def _family(metric: Metric, values: Mapping[tuple[str, ...], Any]) -> Family:
         before = summed.get(kept)
         summed[kept] = value if before is None else before.plus(value) if metric.kind == "histogram" else before + value
     if metric.kind == "histogram":
-        return histogram(metric.name, metric.help, tuple(metric.labels), summed)
+        return histogram_family(metric.name, metric.help, tuple(metric.labels), summed)
     kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
     family: Any = kind(metric.name, metric.help, labels=list(metric.labels))
     for labels, value in summed.items():

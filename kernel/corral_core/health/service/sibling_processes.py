@@ -38,22 +38,22 @@ class SiblingProcesses:
         self._own: Path | None = None
         self._server: asyncio.Server | None = None
 
-    async def join(self, address: str, text: Text) -> None:
+    async def serve_metrics(self, address: str, text: Text) -> None:
         """Start to serve the metrics that `text()` returns to the siblings.
 
         If the socket cannot be created, log a warning and exchange no metrics.
         """
         try:
-            folder = self._folder(address)
+            folder = self._socket_folder(address)
             own = folder / f"{os.getpid()}.sock"
             own.unlink(missing_ok=True)
-            self._server = await asyncio.start_unix_server(lambda _, writer: _tell(writer, text), own)
+            self._server = await asyncio.start_unix_server(lambda _, writer: _send_text(writer, text), own)
         except OSError as error:
             log.warning("metrics of sibling processes are not included", extra={"reason": str(error)})
         else:
             self._own = own
 
-    async def leave(self) -> None:
+    async def stop_serving(self) -> None:
         """Close the socket. The last process also removes the folder."""
         if self._server is not None and self._own is not None:
             self._server.close()
@@ -61,41 +61,41 @@ class SiblingProcesses:
             with contextlib.suppress(OSError):
                 self._own.parent.rmdir()
 
-    async def texts(self) -> list[str]:
+    async def read_siblings(self) -> list[str]:
         """Return the metrics of the siblings. Processes that do not respond within a second are omitted."""
         if self._own is None:
             return []
         others = [path for path in self._own.parent.glob("*.sock") if path != self._own]
-        told = await asyncio.gather(*[_ask(path) for path in others])
+        told = await asyncio.gather(*[_read_sibling(path) for path in others])
         return [text for text in told if text]
 
-    def _folder(self, address: str) -> Path:
+    def _socket_folder(self, address: str) -> Path:
         port = address.rpartition(":")[2]
         identity = hashlib.sha256(os.fsencode(self._data_dir)).hexdigest()[:12]
         outside = f"corral-{os.getuid()}-{identity}-{port}"
         bases = (Path(tempfile.gettempdir()), Path("/tmp"))  # noqa: S108 - the folder's owner is checked
         places = (self._data_dir / "run" / port, *[base / outside for base in bases])
-        folder = next((place for place in places if _is_short(place)), places[0])
+        folder = next((place for place in places if _is_path_short_enough(place)), places[0])
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-            raise PermissionError(f"{folder} belongs to someone else")
+            raise PermissionError(f"{folder} belongs to another user")
         return folder
 
 
-def _is_short(folder: Path) -> bool:
+def _is_path_short_enough(folder: Path) -> bool:
     """Return whether the path of a socket in this folder fits into `PATH_LIMIT` bytes."""
     return len(os.fsencode(folder)) + len("/4194304.sock") <= PATH_LIMIT
 
 
-async def _tell(writer: asyncio.StreamWriter, text: Text) -> None:
+async def _send_text(writer: asyncio.StreamWriter, text: Text) -> None:
     with contextlib.suppress(OSError):
         writer.write((await text()).encode())
         await writer.drain()
     writer.close()
 
 
-async def _ask(path: Path) -> str:
+async def _read_sibling(path: Path) -> str:
     """Read the metrics of a sibling, or return an empty text on failure. Remove the socket of a killed process."""
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
@@ -105,17 +105,17 @@ async def _ask(path: Path) -> str:
             finally:
                 writer.close()
     except ConnectionRefusedError:
-        _forget(path)
+        _remove_socket(path)
     except (OSError, TimeoutError):
         log.debug("a sibling process did not respond in time", extra={"socket": path.name})
     return ""
 
 
-def _forget(path: Path) -> None:
+def _remove_socket(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def summed(texts: list[str]) -> str:
+def sum_metrics(texts: list[str]) -> str:
     """Merge Prometheus texts: sum the values of equal series, but take the earliest process start time."""
     if len(texts) == 1:
         return texts[0]
@@ -134,12 +134,12 @@ def summed(texts: list[str]) -> str:
             earliest = before is not None and series == EARLIEST
             family[series] = min(before or 0.0, number) if earliest else (before or 0.0) + number
     lines = [
-        line if value is None else f"{line} {_number(value)}"
+        line if value is None else f"{line} {_format_number(value)}"
         for family in families.values()
         for line, value in family.items()
     ]
     return "\n".join(lines) + "\n"
 
 
-def _number(value: float) -> str:
+def _format_number(value: float) -> str:
     return str(int(value)) if value.is_integer() else repr(value)

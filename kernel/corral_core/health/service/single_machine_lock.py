@@ -31,20 +31,22 @@ class SingleMachineLock:
 
     async def acquire(self) -> None:
         """Acquire the lease. Raise `Refused` while another machine holds it."""
-        other = await self._work(self._take, entry=ENTRY)
+        other = await self._work(self._acquire_or_renew, entry=ENTRY)
         if other is not None:
             name = other.partition(" ")[0]
-            raise Refused(f"another machine, {name}, serves this database file; stop it, or use a database server")
+            raise Refused(
+                f"the machine {name} already serves this database file; stop its server, or use a database server"
+            )
 
-    async def keep(self) -> None:
+    async def renew_regularly(self) -> None:
         """Renew the lease until cancelled. The kernel supervises this task."""
         while True:
             await asyncio.sleep(RENEW_SECONDS)
-            other = await self._work(self._take, entry=ENTRY)
+            other = await self._work(self._acquire_or_renew, entry=ENTRY)
             if other is not None:
-                log.critical("another machine serves this database file too", extra={"machine": other})
+                log.critical("another machine also serves this database file", extra={"machine": other})
 
-    def _take(self) -> str | None:
+    def _acquire_or_renew(self) -> str | None:
         """Acquire or renew the lease. Return None on success, otherwise the current holder.
 
         Holders with the same host name or the same boot id are the same machine.

@@ -29,30 +29,30 @@ async def read_openapi(document: ApiDocument) -> Any:
 @routes.get("/docs", needs=PUBLIC)
 async def read_docs() -> Text:
     """Return the documentation page."""
-    return _file("index.html", "text/html; charset=utf-8")
+    return _static_file("index.html", "text/html; charset=utf-8")
 
 
 @routes.get("/docs/docs.js", needs=PUBLIC)
 async def read_docs_script() -> Text:
     """Return the script of the documentation page."""
-    return _file("docs.js", "text/javascript; charset=utf-8")
+    return _static_file("docs.js", "text/javascript; charset=utf-8")
 
 
 @routes.get("/docs/docs.css", needs=PUBLIC)
 async def read_docs_style() -> Text:
     """Return the style sheet of the documentation page."""
-    return _file("docs.css", "text/css; charset=utf-8")
+    return _static_file("docs.css", "text/css; charset=utf-8")
 
 
 @routes.get("/problems/{code}", needs=PUBLIC, root=True)
 async def read_problem(code: str) -> Text:
     """Explain a problem code in plain text."""
     if code not in CODES:
-        raise NotFound(f"No problem has the code {code}.")
+        raise NotFound(f"There is no problem with the code {code}.")
     status, title = CODES[code]
-    return Text(f"{code}\n\n{title}. Answered with HTTP status {status}.\n")
+    return Text(f"{code}\n\n{title}. Sent with HTTP status {status}.\n")
 
 
-def _file(name: str, media_type: str) -> Text:
+def _static_file(name: str, media_type: str) -> Text:
     body = resources.files("corral.http.docs").joinpath(name).read_text("utf-8")
     return Text(body, media_type, {"Content-Security-Policy": PAGE_POLICY})

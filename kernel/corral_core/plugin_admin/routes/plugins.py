@@ -27,13 +27,13 @@ class PluginQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defa
     state: list[Literal["active", "disabled", "blocked", "failed", "quarantined"]] = msgspec.field(default_factory=list)
 
 
-class Disable(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class DisableRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A request to disable a plugin. `reason` is shown with the state of the plugin."""
 
     reason: ShortText | UnsetType = UNSET
 
 
-class NewValues(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class NewPluginSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """New values of settings that the plugin declares, by `category.key`."""
 
     settings: Annotated[dict[str, Any], msgspec.Meta(max_length=100)]
@@ -48,20 +48,20 @@ class ErrorList(msgspec.Struct, kw_only=True):
 @routes.get("/", needs="plugins.read")
 def list_plugins(query: PluginQuery, caller: Principal, plugins: PluginAdministration) -> Page[PluginView]:
     """List every installed plugin with its state, by name."""
-    found = plugins.all(query.state)
+    found = plugins.list_plugins(query.state)
     return paginate_names(found, query, caller, scope="plugins", name=lambda item: item.name, make=list)
 
 
 @routes.get("/{name}", needs="plugins.read")
 def read_plugin(name: str, plugins: PluginAdministration) -> PluginView:
     """Read one plugin."""
-    return plugins.get(name)
+    return plugins.get_plugin(name)
 
 
 @routes.post(
     "/{name}/disable", needs="plugins.write", own_session=True, raises=("plugin_required", "in_use", "setting_locked")
 )
-def disable_plugin(name: str, body: Disable, plugins: PluginAdministration) -> PluginView:
+def disable_plugin(name: str, body: DisableRequest, plugins: PluginAdministration) -> PluginView:
     """Disable a plugin immediately, in every process."""
     return plugins.disable(name, body.reason if isinstance(body.reason, str) else None)
 
@@ -76,7 +76,7 @@ def enable_plugin(name: str, plugins: PluginAdministration) -> Answer[PluginView
 @routes.get("/{name}/config", needs="plugins.read", no_store=True)
 def read_plugin_config(name: str, plugins: PluginAdministration) -> dict[str, Any]:
     """Read the effective configuration section `[plugins.<name>]`, with secrets masked."""
-    return plugins.configuration(name)
+    return plugins.get_configuration(name)
 
 
 @routes.put(
@@ -87,7 +87,7 @@ def read_plugin_config(name: str, plugins: PluginAdministration) -> dict[str, An
 )
 async def change_plugin_config(
     name: str,
-    body: NewValues,
+    body: NewPluginSettings,
     caller: Principal,
     request: Request,
     plugins: PluginAdministration,
@@ -100,13 +100,13 @@ async def change_plugin_config(
     section in corral.toml require a restart.
     """
     if store is None:
-        raise Unavailable("The plugin settings is not in service.", code="plugin_disabled", retry_after=60)
+        raise Unavailable("The plugin settings is not active.", code="plugin_disabled", retry_after=60)
     await store.check_urls(body.settings, pointer="/settings/{}".format)
     entry = request.entry(caller)
-    return await work(lambda: plugins.configure(name, body.settings, store, by=caller), entry=entry)
+    return await work(lambda: plugins.change_settings(name, body.settings, store, by=caller), entry=entry)
 
 
 @routes.get("/{name}/errors", needs="plugins.read")
 def list_plugin_errors(name: str, plugins: PluginAdministration) -> ErrorList:
     """List the last 100 errors of a plugin in this process, newest first."""
-    return ErrorList(items=plugins.errors(name))
+    return ErrorList(items=plugins.list_errors(name))

@@ -31,7 +31,7 @@ OFF = "admin"
 _SECRET = re.compile(r"password|secret|token|(^|_)key$|private")
 
 
-class Migrations(msgspec.Struct, kw_only=True):
+class PluginMigrations(msgspec.Struct, kw_only=True):
     """Names of a plugin's migration scripts, in the order in which they run."""
 
     applied: list[str]
@@ -61,7 +61,7 @@ class PluginView(msgspec.Struct, kw_only=True):
     jobs: list[str]
     schedules: list[str]
     settings: list[str]
-    migrations: Migrations
+    migrations: PluginMigrations
     errors_60s: int
     errors_total: int
     last_error: PluginError | None
@@ -77,30 +77,32 @@ class PluginAdministration:
         self._registry, self._quarantines, self._work = registry, quarantines, work
         self._applying: asyncio.Future[None] | None = None
 
-    def all(self, states: Sequence[str] = ()) -> list[PluginView]:
+    def list_plugins(self, states: Sequence[str] = ()) -> list[PluginView]:
         """Return all plugins in these states, by name; without states, return every plugin."""
-        tables = _tables()
-        return [self._view(item, tables) for item in self._registry.all() if not states or item.state in states]
+        tables = _migration_tables()
+        return [self._plugin_view(item, tables) for item in self._registry.all() if not states or item.state in states]
 
-    def get(self, name: str) -> PluginView:
+    def get_plugin(self, name: str) -> PluginView:
         """Return a plugin by name. Raise `NotFound` for an unknown name."""
-        return self._view(self._loaded(name), _tables())
+        return self._plugin_view(self._find_plugin(name), _migration_tables())
 
-    def errors(self, name: str) -> list[PluginError]:
+    def list_errors(self, name: str) -> list[PluginError]:
         """Return the last 100 errors of a plugin, newest first. Raise `NotFound` for an unknown name."""
-        self._loaded(name)
+        self._find_plugin(name)
         return self._registry.errors(name)
 
-    def configuration(self, name: str) -> dict[str, Any]:
+    def get_configuration(self, name: str) -> dict[str, Any]:
         """Return the effective configuration section `[plugins.<name>]`, with secrets masked."""
-        loaded = self._loaded(name)
+        loaded = self._find_plugin(name)
         section = loaded.plugin.section if loaded.plugin is not None else None
         table = self._registry.configuration.tables.get(name, {}) if section is None else msgspec.to_builtins(section)
-        return _masked(table)
+        return _mask_secrets(table)
 
-    def configure(self, name: str, values: Mapping[str, Any], store: SettingsStore, *, by: Principal) -> SettingsChange:
+    def change_settings(
+        self, name: str, values: Mapping[str, Any], store: SettingsStore, *, by: Principal
+    ) -> SettingsChange:
         """Change run-time settings of a plugin. Raise `Invalid` (`unknown_setting`) for settings of another plugin."""
-        own = {setting.name for setting in self._loaded(name).of("corral_settings")}
+        own = {setting.name for setting in self._find_plugin(name).of("corral_settings")}
         foreign = [
             Fault(f"/settings/{each}", "unknown_setting", f"{name} has no setting {each}.")
             for each in values
@@ -119,53 +121,59 @@ class PluginAdministration:
 
         Raise `Conflict` if the plugin is protected, enabled by corral.toml, or required by another plugin.
         """
-        loaded = self._loaded(name)
+        loaded = self._find_plugin(name)
         if loaded.protected:
             raise Conflict("This plugin is protected and cannot be disabled.", code="plugin_required")
         if name in self._registry.configuration.enabled:
-            raise Conflict("corral.toml names it in [plugins] enabled; change it there.", code="setting_locked")
+            raise Conflict(
+                "corral.toml lists this plugin in [plugins] enabled; change it there.", code="setting_locked"
+            )
         dependants = sorted(item.name for item in self._registry.required_by(name))
         if dependants:
             raise Conflict(
-                f"Disable first what requires it: {', '.join(dependants)}.", code="in_use", references=dependants
+                f"Disable the plugins that require it first: {', '.join(dependants)}.",
+                code="in_use",
+                references=dependants,
             )
         if loaded.state != "disabled":
             row = {"state": "disabled", "reason": reason, "since": clock.now()}
             PluginStateRow.insert(name=name, **row).on_conflict(
                 conflict_target=[PluginStateRow.name], update=row
             ).execute()
-            self._changed(loaded, "disabled", reason or OFF)
+            self._publish_state(loaded, "disabled", reason or OFF)
             after_commit(lambda: self._registry.disable(name, reason or OFF))
-        return msgspec.structs.replace(self.get(name), state="disabled", reason=loaded.reason or reason or OFF)
+        return msgspec.structs.replace(self.get_plugin(name), state="disabled", reason=loaded.reason or reason or OFF)
 
     def enable(self, name: str) -> PluginView:
         """Enable a plugin. A plugin that is not loaded becomes active at the next start (`pending_reload`)."""
-        loaded = self._loaded(name)
+        loaded = self._find_plugin(name)
         if name in self._registry.configuration.disabled:
-            raise Conflict("corral.toml names it in [plugins] disabled; change it there.", code="setting_locked")
+            raise Conflict(
+                "corral.toml lists this plugin in [plugins] disabled; change it there.", code="setting_locked"
+            )
         if not loaded.found.built_in and name not in self._registry.configuration.enabled:
-            raise Conflict(f"Name it in corral.toml first: corral plugins enable {name}.", code="setting_locked")
+            raise Conflict(f"Add the plugin to corral.toml first: corral plugins enable {name}", code="setting_locked")
         if loaded.state in ("blocked", "failed"):
-            raise Conflict(f"It is {loaded.state}: {loaded.reason}", current_status=loaded.state)
+            raise Conflict(f"The plugin is {loaded.state}: {loaded.reason}", current_status=loaded.state)
         PluginStateRow.delete().where(PluginStateRow.name == name).execute()
-        quarantine.release(loaded)
+        quarantine.release_plugin(loaded)
         if loaded.state == "active":
-            return self.get(name)
+            return self.get_plugin(name)
         if loaded.plugin is None:
-            return msgspec.structs.replace(self.get(name), pending_reload=True)
-        self._changed(loaded, "active", None)
-        after_commit(lambda: self._open(name))
-        return msgspec.structs.replace(self.get(name), state="active", reason=None)
+            return msgspec.structs.replace(self.get_plugin(name), pending_reload=True)
+        self._publish_state(loaded, "active", None)
+        after_commit(lambda: self._open_plugin(name))
+        return msgspec.structs.replace(self.get_plugin(name), state="active", reason=None)
 
-    def _open(self, name: str) -> None:
+    def _open_plugin(self, name: str) -> None:
         self._quarantines.tracker(name).clear()
         self._registry.enable(name)
 
-    def stored(self) -> dict[str, str]:
+    def stored_decisions(self) -> dict[str, str]:
         """Return the names of the plugins that an admin disabled, each with the reason."""
         return {row.name: row.reason or OFF for row in PluginStateRow.select()}
 
-    def apply(self, stored: Mapping[str, str]) -> None:
+    def apply_decisions(self, stored: Mapping[str, str]) -> None:
         """Enable and disable plugins of this process to match the stored decisions. Runs on the event loop."""
         for loaded in self._registry.all():
             reason = stored.get(loaded.name)
@@ -175,7 +183,7 @@ class PluginAdministration:
             elif reason is None and loaded.state == "disabled" and loaded.plugin is not None:
                 self._registry.enable(loaded.name)
 
-    def follow(self, records: Sequence[LoggedEvent]) -> None:
+    def on_events(self, records: Sequence[LoggedEvent]) -> None:
         """Apply decisions made by other processes. This listener of the event feed reads the rows, not the events."""
         if any(record.type == PluginState.event for record in records):
             self._applying = asyncio.ensure_future(self._apply_stored(self._applying))
@@ -183,15 +191,15 @@ class PluginAdministration:
     async def _apply_stored(self, previous: asyncio.Future[None] | None) -> None:
         if previous is not None:
             await asyncio.wait({previous})
-        self.apply(await self._work(self.stored, read=True))
+        self.apply_decisions(await self._work(self.stored_decisions, read=True))
 
-    def _loaded(self, name: str) -> PluginRecord:
+    def _find_plugin(self, name: str) -> PluginRecord:
         loaded = self._registry.get(name)
         if loaded is None:
             raise NotFound()
         return loaded
 
-    def _changed(self, loaded: PluginRecord, state: str, reason: str | None) -> None:
+    def _publish_state(self, loaded: PluginRecord, state: str, reason: str | None) -> None:
         event = PluginState(name=loaded.name, from_=loaded.state, to=state, reason=reason)
         emit(event, object=("plugin", loaded.name))
         if self.audit is not None:
@@ -205,7 +213,7 @@ class PluginAdministration:
             )
             self.audit.record(entry)
 
-    def _view(self, item: PluginRecord, tables: frozenset[str]) -> PluginView:
+    def _plugin_view(self, item: PluginRecord, tables: frozenset[str]) -> PluginView:
         kind, found = item.kind, item.found
         recent, total = self._registry.totals(item.name)
         errors = self._registry.errors(item.name)
@@ -230,45 +238,46 @@ class PluginAdministration:
             jobs=sorted(each.name for each in item.of("corral_jobs")),
             schedules=sorted(each.name for each in item.of("corral_schedules")),
             settings=sorted(each.name for each in item.of("corral_settings")),
-            migrations=_migrations(item, tables),
+            migrations=_migrations_of(item, tables),
             errors_60s=recent,
             errors_total=total,
             last_error=errors[0] if errors else None,
         )
 
 
-def alert_of_safe_mode() -> None:
+def safe_mode_alert() -> None:
     """Raise the alert that only protected plugins are loaded. Runs in the caller's unit of work."""
     alert = SystemAlert(
         kind="safe_mode",
         severity="critical",
         title="Safe mode: only protected plugins are loaded",
-        detail="Three starts ended too early, or CORRAL_SAFE_MODE is set. Repair or disable the culprit, then restart.",
+        detail="Three starts in a row ended early, or CORRAL_SAFE_MODE is set. Repair or disable the faulty "
+        "plugin, then restart.",
     )
     emit(alert, object=("plugin", "plugin_admin"))
 
 
-def _tables() -> frozenset[str]:
+def _migration_tables() -> frozenset[str]:
     return frozenset(current().database.engine.get_tables())
 
 
-def _migrations(item: PluginRecord, tables: frozenset[str]) -> Migrations:
-    migrations = item.migrations()
-    scripts = sorted(path.stem for path in migrations.directory.glob("[0-9]*.py")) if migrations else []
+def _migrations_of(item: PluginRecord, tables: frozenset[str]) -> PluginMigrations:
+    home = item.migrations()
+    scripts = sorted(path.stem for path in home.directory.glob("[0-9]*.py")) if home else []
     applied: set[str] = set()
     if f"{item.name}_migrations" in tables:  # safe in SQL: the loader refuses plugin names that are not identifiers
         rows = current().connection.execute(f"SELECT name FROM {item.name}_migrations").fetchall()  # noqa: S608
         applied = {row[0] for row in rows}
-    return Migrations(
+    return PluginMigrations(
         applied=[name for name in scripts if name in applied], pending=[name for name in scripts if name not in applied]
     )
 
 
-def _masked(table: Mapping[str, Any]) -> dict[str, Any]:
+def _mask_secrets(table: Mapping[str, Any]) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     for name, value in table.items():
         if isinstance(value, Mapping):
-            shown[name] = _masked(value)
+            shown[name] = _mask_secrets(value)
         else:
             shown[name] = MASK if value is not None and _SECRET.search(name) else value
     return shown

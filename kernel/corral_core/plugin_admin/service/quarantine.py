@@ -29,7 +29,7 @@ FIRST_PROBE, LAST_PROBE, LOOK_SECONDS = 60, 3600, 1.0
 HELD, PROBATION = "held", "probation"
 
 
-class Quarantine:
+class QuarantineSync:
     """Stores the quarantines that this process starts, and applies the stored quarantines of all processes."""
 
     audit: Audit | None = None
@@ -40,7 +40,7 @@ class Quarantine:
         self._stale = True
         self._bell: asyncio.Event | None = None
 
-    async def keep(self) -> None:
+    async def synchronize_regularly(self) -> None:
         """Store alarms, apply stored quarantines, and start and end trials until cancelled.
 
         The kernel supervises this task in every process.
@@ -55,31 +55,31 @@ class Quarantine:
         while True:
             while self._quarantines.alarms:
                 alarm = self._quarantines.alarms[0]
-                await self._work(lambda alarm=alarm: self._write(alarm))  # type: ignore[misc]  # bound in each iteration
+                await self._work(lambda alarm=alarm: self._store_alarm(alarm))  # type: ignore[misc]  # bound in each iteration
                 self._quarantines.alarms.popleft()
                 if (record := self._registry.get(alarm.name)) is not None:
                     self._registry.publish(record)
             if self._stale:
                 self._stale = False
-                self.apply(await self._work(self.stored, read=True))
-            await self._move_on()
+                self.apply_rows(await self._work(self.stored_rows, read=True))
+            await self._start_and_end_trials()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_SECONDS):
                     await bell.wait()
             bell.clear()
 
-    def follow(self, records: Sequence[LoggedEvent]) -> None:
+    def on_events(self, records: Sequence[LoggedEvent]) -> None:
         """Schedule a new read of the rows after an event of another process. This is a listener of the event feed."""
         if any(record.type == PluginState.event for record in records):
             self._stale = True
             if self._bell is not None:
                 self._bell.set()
 
-    def stored(self) -> dict[str, QuarantineRow]:
+    def stored_rows(self) -> dict[str, QuarantineRow]:
         """Return the rows of all quarantines and trials, by plugin name."""
         return {row.name: row for row in QuarantineRow.select()}
 
-    def apply(self, rows: dict[str, QuarantineRow]) -> None:
+    def apply_rows(self, rows: dict[str, QuarantineRow]) -> None:
         """Quarantine and release plugins of this process to match the rows. Runs on the event loop."""
         self._rows = rows
         for loaded in self._registry.all():
@@ -94,14 +94,14 @@ class Quarantine:
                 self._registry.enable(loaded.name)
             self._quarantines.tracker(loaded.name).on_probation = row is not None and not held
 
-    def _write(self, alarm: Alarm) -> None:
+    def _store_alarm(self, alarm: Alarm) -> None:
         if alarm.quarantined:
             row = {"state": HELD, "reason": alarm.reason, "since": clock.now()}
             new = QuarantineRow.insert(name=alarm.name, **row).on_conflict_ignore().as_rowcount().execute()
             mine = (QuarantineRow.name == alarm.name) & (QuarantineRow.state == PROBATION)
             if not new and not QuarantineRow.update(**row).where(mine).execute():
                 return  # another process stored this quarantine first
-            self._tell(alarm.name, "active", "quarantined", alarm.reason)
+            self._publish_state(alarm.name, "active", "quarantined", alarm.reason)
             if self.audit is not None:
                 entry = AuditEntry(
                     action="plugins.plugin.quarantine",
@@ -113,41 +113,41 @@ class Quarantine:
         alert = SystemAlert(
             kind="plugin_quarantined" if alarm.quarantined else "plugin_errors",
             severity="warning" if alarm.quarantined else "critical",
-            title=f"The plugin {alarm.name} {'is in quarantine' if alarm.quarantined else 'fails, but is protected'}",
+            title=f"The plugin {alarm.name} {'is in quarantine' if alarm.quarantined else 'fails but is protected'}",
             detail=alarm.reason,
             object={"type": "plugin", "id": alarm.name},
         )
         raise_alert(alert, ("plugin", alarm.name))
 
-    async def _move_on(self) -> None:
+    async def _start_and_end_trials(self) -> None:
         """Start the trials that are due, and end the trials that completed without an error."""
         now = clock.time_s()
         window = self._settings.get(QUARANTINE_WINDOW_SECONDS)
         for row in list(self._rows.values()):
             wait = min(LAST_PROBE, FIRST_PROBE * 2**row.probes) if row.state == HELD else window
             if now >= clock.parse_instant(row.since) + wait:
-                await self._work(lambda row=row: self._probe(row) if row.state == HELD else self._forget(row))  # type: ignore[misc]  # bound in each iteration
-                self.apply(await self._work(self.stored, read=True))
+                await self._work(lambda row=row: self._start_trial(row) if row.state == HELD else self._delete_row(row))  # type: ignore[misc]  # bound in each iteration
+                self.apply_rows(await self._work(self.stored_rows, read=True))
 
-    def _probe(self, row: QuarantineRow) -> None:
+    def _start_trial(self, row: QuarantineRow) -> None:
         tried = {"state": PROBATION, "since": clock.now(), "probes": row.probes + 1}
-        if QuarantineRow.update(**tried).where(self._unchanged(row)).execute():
-            self._tell(row.name, "quarantined", "active", "probe")
+        if QuarantineRow.update(**tried).where(self._is_unchanged(row)).execute():
+            self._publish_state(row.name, "quarantined", "active", "probe")
 
-    def _forget(self, row: QuarantineRow) -> None:
-        if QuarantineRow.delete().where(self._unchanged(row)).execute():
-            self._tell(row.name, "active", "active", "no more errors")
+    def _delete_row(self, row: QuarantineRow) -> None:
+        if QuarantineRow.delete().where(self._is_unchanged(row)).execute():
+            self._publish_state(row.name, "active", "active", "no more errors")
 
     @staticmethod
-    def _unchanged(row: QuarantineRow) -> peewee.Expression:
+    def _is_unchanged(row: QuarantineRow) -> peewee.Expression:
         same: peewee.Expression = (QuarantineRow.name == row.name) & (QuarantineRow.state == row.state)
         return same & (QuarantineRow.since == row.since)  # type: ignore[no-any-return]  # fields of peewee are untyped
 
     @staticmethod
-    def _tell(name: str, before: str, after: str, reason: str) -> None:
+    def _publish_state(name: str, before: str, after: str, reason: str) -> None:
         emit(PluginState(name=name, from_=before, to=after, reason=reason), object=("plugin", name))
 
 
-def release(loaded: PluginRecord) -> None:
+def release_plugin(loaded: PluginRecord) -> None:
     """End the quarantine or the trial of a plugin. Runs in the caller's unit of work."""
     QuarantineRow.delete().where(QuarantineRow.name == loaded.name).execute()

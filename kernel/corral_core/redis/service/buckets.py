@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from corral.ids import new_id
 from corral.plugin import Installation
-from corral_core.redis.service.connection import Pauses, connect_async
+from corral_core.redis.service.connection import ReconnectBackoff, connect_async
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -48,7 +48,7 @@ class RedisBuckets:
         self._url = installation.redis_url
         self._name, self._counts = new_id(), False
         self._client: Redis | None = None
-        self._pauses = Pauses()
+        self._pauses = ReconnectBackoff()
         self._again_at = 0.0
         self.connected = False
         self.processes = installation.processes
@@ -61,7 +61,7 @@ class RedisBuckets:
     async def add(self, seconds: Mapping[str, float]) -> Mapping[str, float] | None:
         if self._url is None or time.monotonic() < self._again_at:
             return None
-        asking = asyncio.ensure_future(self._ask(self._url, seconds))
+        asking = asyncio.ensure_future(self._add_on_connection(self._url, seconds))
         try:
             done, _ = await asyncio.wait({asking}, timeout=PATIENCE_SECONDS)
             if not done and self.connected:
@@ -71,7 +71,7 @@ class RedisBuckets:
             asking.cancel()
             raise
         except Exception as error:
-            log.debug("limits are counted by each process alone", extra={"reason": str(error)})
+            log.debug("each process counts rate limits by itself", extra={"reason": str(error)})
             self.connected, self._again_at = False, time.monotonic() + self._pauses.following()
             return None
         self._pauses.reset()
@@ -88,7 +88,7 @@ class RedisBuckets:
                 await self._client.aclose()
             self._client = None
 
-    async def _ask(self, url: str, seconds: Mapping[str, float]) -> list[bytes]:
+    async def _add_on_connection(self, url: str, seconds: Mapping[str, float]) -> list[bytes]:
         if self._client is None:
             self._client = await asyncio.to_thread(connect_async, url)  # the import takes a quarter of a second
         self._counts = self._counts or bool(seconds)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from corral.ids import new_id
-from corral_core.redis.service.connection import Pauses, connect_async
+from corral_core.redis.service.connection import ReconnectBackoff, connect_async
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -47,11 +47,13 @@ class RedisBus:
     def health(self) -> tuple[str, str]:
         """Return the state of the connection for `/settings/health`: a status and a sentence."""
         if self.connected:
-            return "ok", "It answers."
+            return "ok", "Redis responds."
         since = time.monotonic() - (self.lost_at or self._began)
         if since < (RECONNECTING_SECONDS if self._was_connected else CONNECTING_SECONDS):
-            return "degraded", "It is being connected; until then the database announces events and jobs."
-        return "down", "It cannot be reached; the database announces events and jobs."
+            return "degraded", (
+                "The connection to Redis is being opened. Until then, processes poll the database for events and jobs."
+            )
+        return "down", "Redis cannot be reached. Processes poll the database for events and jobs."
 
     def notify(self) -> None:
         self._wake()
@@ -88,19 +90,21 @@ class RedisBus:
 
     async def _follow(self) -> None:
         """Receive notifications until stopped, and reconnect with backoff."""
-        pauses = Pauses()
+        pauses = ReconnectBackoff()
         while not self._stopped:
             try:
                 await self._listen(pauses)
             except Exception as error:
                 if self.lost_at is None and not self._stopped:
                     self.lost_at = time.monotonic()
-                    log.warning("Redis is lost; events go by the database", extra={"reason": str(error)})
+                    log.warning(
+                        "connection to Redis lost; polling the database for events", extra={"reason": str(error)}
+                    )
                 self.connected = False
             if not self._stopped:
                 await asyncio.sleep(pauses.following())
 
-    async def _listen(self, pauses: Pauses) -> None:
+    async def _listen(self, pauses: ReconnectBackoff) -> None:
         assert self._client is not None
         unanswered = 0
         async with self._client.pubsub() as subscription:
@@ -119,4 +123,4 @@ class RedisBus:
                     self._wake()  # while disconnected, this process may have missed notifications
                 elif message["type"] == "message" and message["data"] != self._name:
                     self._wake()
-        raise TimeoutError("it does not answer")
+        raise TimeoutError("no response")

@@ -15,13 +15,13 @@ HEALTH_SECONDS = 15
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 3.0
 
 
-def connect(url: str, *, seconds: float = ANSWER_SECONDS) -> Redis:
+def connect_sync(url: str, *, seconds: float = ANSWER_SECONDS) -> Redis:
     """Return a synchronous client, which connects at the first command. `seconds`: the timeout of each command."""
     from redis import Redis
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 
-    options: dict[str, Any] = _options(seconds)
+    options: dict[str, Any] = _connection_options(seconds)
     return Redis.from_url(url, retry=Retry(NoBackoff(), 0), **options)
 
 
@@ -31,7 +31,7 @@ def connect_async(url: str) -> AsyncRedis:
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
 
-    options: dict[str, Any] = _options(ANSWER_SECONDS)
+    options: dict[str, Any] = _connection_options(ANSWER_SECONDS)
     try:
         client: AsyncRedis = Redis.from_url(url, retry=Retry(NoBackoff(), 0), **options)
     except ValueError as error:
@@ -39,7 +39,7 @@ def connect_async(url: str) -> AsyncRedis:
     return client
 
 
-def _options(seconds: float) -> dict[str, Any]:
+def _connection_options(seconds: float) -> dict[str, Any]:
     return {
         "socket_timeout": seconds,
         "socket_connect_timeout": ANSWER_SECONDS,
@@ -47,7 +47,7 @@ def _options(seconds: float) -> dict[str, Any]:
     }
 
 
-class Pauses:
+class ReconnectBackoff:
     """Exponential backoff between connection attempts. Call `reset()` after a success."""
 
     def __init__(self) -> None:

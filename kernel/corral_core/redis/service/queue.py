@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from corral_core.redis.service.connection import LONGEST_PAUSE, Pauses, connect
+from corral_core.redis.service.connection import LONGEST_PAUSE, ReconnectBackoff, connect_sync
 
 if TYPE_CHECKING:
     from rq import Queue, SimpleWorker
@@ -30,7 +30,7 @@ WORKER_TTL_SECONDS = 30  # the worker waits for an id for half of this time
 _take: Callable[[str], None] | None = None
 
 
-def begin(identifier: str) -> None:
+def run_job(identifier: str) -> None:
     """Run the job with this id in the kernel of this process. RQ calls this function."""
     if _take is not None:
         _take(identifier)
@@ -59,7 +59,7 @@ class RqQueue:
 
     async def _put_all(self) -> None:
         """Push ids in batches, in a thread. While Redis is unavailable, drop the ids: polling finds their rows."""
-        pauses = Pauses()
+        pauses = ReconnectBackoff()
         queue: Queue | None = None  # created in the thread, because the import takes a third of a second
         while True:
             await self._new.wait()
@@ -68,8 +68,8 @@ class RqQueue:
             self._ids.clear()
             try:
                 if queue is None:
-                    queue = await asyncio.to_thread(_open, self._url)
-                await asyncio.to_thread(_push, queue, ids)
+                    queue = await asyncio.to_thread(_open_queue, self._url)
+                await asyncio.to_thread(_push_jobs, queue, ids)
                 pauses.reset()
             except Exception as error:
                 log.debug("jobs were not announced", extra={"jobs": len(ids), "reason": str(error)})
@@ -81,7 +81,7 @@ class RqQueue:
 
         global _take
         _take = take
-        pauses, lost = Pauses(), False
+        pauses, lost = ReconnectBackoff(), False
 
         def connected() -> None:
             nonlocal lost
@@ -90,34 +90,34 @@ class RqQueue:
 
         while not stopping.is_set():
             for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, _setter(stopping))
+                signal.signal(number, _stop_signal_handler(stopping))
             try:
-                worker = _worker(self._url, stopping, connected)
+                worker = _start_rq_worker(self._url, stopping, connected)
                 worker.work(logging_level="WARNING")
             except StopRequested:
                 stopping.set()
             except Exception as error:
                 if not lost:
-                    log.warning("Redis is lost; jobs go by the database", extra={"reason": str(error)})
+                    log.warning("connection to Redis lost; polling the database for jobs", extra={"reason": str(error)})
                 lost = True
             stopping.wait(pauses.following())
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, _end)
+            signal.signal(number, _raise_exit)
 
 
-def _open(url: str, *, seconds: float | None = None) -> Queue:
+def _open_queue(url: str, *, seconds: float | None = None) -> Queue:
     from rq import Queue
 
-    connection = connect(url) if seconds is None else connect(url, seconds=seconds)
+    connection = connect_sync(url) if seconds is None else connect_sync(url, seconds=seconds)
     return Queue(QUEUE, connection=connection, serializer="json")
 
 
-def _push(queue: Queue, ids: Sequence[str]) -> None:
+def _push_jobs(queue: Queue, ids: Sequence[str]) -> None:
     if queue.count < WAITING:
         queue.enqueue_many(
             [
                 queue.prepare_data(
-                    begin,
+                    run_job,
                     (identifier,),
                     job_id=identifier,
                     timeout=TAKE_SECONDS,
@@ -131,7 +131,7 @@ def _push(queue: Queue, ids: Sequence[str]) -> None:
         )
 
 
-def _worker(url: str, stopping: threading.Event, connected: Callable[[], None]) -> SimpleWorker:
+def _start_rq_worker(url: str, stopping: threading.Event, connected: Callable[[], None]) -> SimpleWorker:
     from rq import SimpleWorker
     from rq.exceptions import StopRequested
 
@@ -150,11 +150,11 @@ def _worker(url: str, stopping: threading.Event, connected: Callable[[], None]) 
                 raise StopRequested
             super().check_for_suspension(burst)
 
-    queue = _open(url, seconds=WORKER_TTL_SECONDS)
+    queue = _open_queue(url, seconds=WORKER_TTL_SECONDS)
     return Worker([queue], connection=queue.connection, serializer="json", worker_ttl=WORKER_TTL_SECONDS)
 
 
-def _setter(stopping: threading.Event) -> Callable[[int, FrameType | None], None]:
+def _stop_signal_handler(stopping: threading.Event) -> Callable[[int, FrameType | None], None]:
     """Return the signal handler that is active between two workers. Each worker installs its own handler.
 
     The first signal sets `stopping`; the second one ends the process with status 130.
@@ -168,5 +168,5 @@ def _setter(stopping: threading.Event) -> Callable[[int, FrameType | None], None
     return handle
 
 
-def _end(number: int, frame: FrameType | None) -> None:
+def _raise_exit(number: int, frame: FrameType | None) -> None:
     raise SystemExit(130)

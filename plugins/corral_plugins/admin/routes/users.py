@@ -24,7 +24,7 @@ from corral_core.accounts.api import (
     UserPatch,
     UserQuery,
 )
-from corral_plugins.admin.service.people import People
+from corral_plugins.admin.service.people import UserAdministration
 from corral_plugins.admin.shapes import (
     AdminUserView,
     CreatedUser,
@@ -42,14 +42,14 @@ WRITE: dict[str, Any] = {"needs": "admin.write", "own_session": True}
 
 
 @routes.get("/users", **READ)
-def list_users(query: UserQuery, caller: Principal, people: People) -> Page[AdminUserView]:
+def list_users(query: UserQuery, caller: Principal, people: UserAdministration) -> Page[AdminUserView]:
     """List all users."""
     return people.list(query, caller)
 
 
 @routes.post("/users", **WRITE, status=201, raises=("duplicate", "weak_password", "overloaded"))
 async def create_user(
-    body: NewUserBody, caller: Principal, request: Request, accounts: Accounts, people: People, work: Work
+    body: NewUserBody, caller: Principal, request: Request, accounts: Accounts, people: UserAdministration, work: Work
 ) -> CreatedUser:
     """Create a user. Without a password, the user chooses one through a link."""
     hashed = None
@@ -62,25 +62,27 @@ async def create_user(
 
 
 @routes.get("/users/{id}", **READ)
-def get_user(id: str, accounts: Accounts, people: People) -> AdminUserView:
+def get_user(id: str, accounts: Accounts, people: UserAdministration) -> AdminUserView:
     """Get a user."""
-    return people.view(accounts.get(id))
+    return people.get_admin_view(accounts.get(id))
 
 
 @routes.patch("/users/{id}", **WRITE, raises=("duplicate", "invalid_state", "last_admin"))
-def update_user(id: str, body: UserChange, match: IfMatch, accounts: Accounts, people: People) -> AdminUserView:
+def update_user(
+    id: str, body: UserChange, match: IfMatch, accounts: Accounts, people: UserAdministration
+) -> AdminUserView:
     """Change a user.
 
     `is_active` deactivates or reactivates the account. A change that removes permissions ends the user's sessions.
     """
     changes = {name: getattr(body, name) for name in body.__struct_fields__}
-    return people.view(accounts.update(id, UserPatch(**changes), if_match=match))
+    return people.get_admin_view(accounts.update(id, UserPatch(**changes), if_match=match))
 
 
 @routes.post("/users/{id}/unlock", **WRITE)
-def unlock_user(id: str, rescue: AccountRecovery, people: People) -> AdminUserView:
+def unlock_user(id: str, rescue: AccountRecovery, people: UserAdministration) -> AdminUserView:
     """Unlock an account that is locked after failed sign-ins."""
-    return people.view(rescue.unlock(id))
+    return people.get_admin_view(rescue.unlock(id))
 
 
 @routes.post("/users/{id}/reset-password", **WRITE)
@@ -89,13 +91,13 @@ def reset_password(id: str, links: PasswordLinks) -> ResetLink:
 
     The old password stops working, and all sessions of the user end.
     """
-    return ResetLink(reset_url=links.reset(id))
+    return ResetLink(reset_url=links.create_reset_link(id))
 
 
 @routes.post("/users/{id}/reset-mfa", **WRITE, step_up=True)
-def reset_mfa(id: str, rescue: AccountRecovery, people: People) -> AdminUserView:
+def reset_mfa(id: str, rescue: AccountRecovery, people: UserAdministration) -> AdminUserView:
     """Remove the second factor of a user who lost it, and end all sessions of the user."""
-    return people.view(rescue.reset_mfa(id))
+    return people.get_admin_view(rescue.reset_mfa(id))
 
 
 @routes.get("/invitations", **READ)

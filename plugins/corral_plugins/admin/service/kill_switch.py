@@ -75,7 +75,7 @@ class KillSwitchService:
         The mode `cancel` also cancels leased tasks. Raises `Invalid` if the switch is engaged without a reason.
         """
         if change.engaged and change.reason is None:
-            raise Invalid.at("/reason", "required", "A reason is required; everyone whose work stops sees it.")
+            raise Invalid.at("/reason", "required", "A reason is required; it is shown to everyone whose work stops.")
         before = self.state()
         row = {
             "engaged": change.engaged,

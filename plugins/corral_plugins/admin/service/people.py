@@ -10,15 +10,15 @@ from corral.auth.principal import Principal
 from corral.http.page import Page
 from corral_core.accounts.api import AccountRecovery, Accounts, NewUser, PasswordLinks, UserQuery, UserView
 from corral_plugins.admin.shapes import AdminUserView, CreatedUser
-from corral_plugins.security.api import KeyCounts
+from corral_plugins.security.api import ApiKeyCounts
 
 Views = list[AdminUserView]  # inside the class, `list` is a method
 
 
-class People:
+class UserAdministration:
     """Accounts with the details that only admins see. Every method runs in the caller's unit of work."""
 
-    keys: KeyCounts | None
+    keys: ApiKeyCounts | None
 
     def __init__(self, accounts: Accounts, rescue: AccountRecovery, links: PasswordLinks) -> None:
         self._accounts, self._rescue, self._links = accounts, rescue, links
@@ -27,24 +27,24 @@ class People:
         """Return a page of accounts, newest first."""
         page = self._accounts.list(query, caller)
         return Page(
-            items=self._views(page.items), total=page.total, limit=page.limit, offset=page.offset, next=page.next
+            items=self._admin_views(page.items), total=page.total, limit=page.limit, offset=page.offset, next=page.next
         )
 
-    def view(self, user: UserView) -> AdminUserView:
+    def get_admin_view(self, user: UserView) -> AdminUserView:
         """Return one account together with the details that only admins see."""
-        return self._views([user])[0]
+        return self._admin_views([user])[0]
 
     def create(self, new: NewUser, password_hash: str | None, *, by: Principal) -> CreatedUser:
         """Create an account. Without a password, a link for choosing one is sent by mail or returned."""
         made = self._accounts.create(new, password_hash=password_hash, by=by)
-        url = self._links.welcome(made.id) if password_hash is None else None
-        created = CreatedUser(**msgspec.structs.asdict(self.view(made)))
+        url = self._links.send_welcome_link(made.id) if password_hash is None else None
+        created = CreatedUser(**msgspec.structs.asdict(self.get_admin_view(made)))
         return created if url is None else msgspec.structs.replace(created, set_password_url=url)
 
-    def _views(self, users: Sequence[UserView]) -> Views:
-        details = self._accounts.details([user.id for user in users])
+    def _admin_views(self, users: Sequence[UserView]) -> Views:
+        details = self._accounts.get_details([user.id for user in users])
         failed = self._rescue.failed_attempts([user.email for user in users])
-        keys = {} if self.keys is None else self.keys.active([user.id for user in users])
+        keys = {} if self.keys is None else self.keys.active_keys([user.id for user in users])
         return [
             AdminUserView(
                 **msgspec.structs.asdict(user),

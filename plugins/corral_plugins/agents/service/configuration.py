@@ -12,7 +12,7 @@ from corral.errors import Forbidden, Invalid
 from corral.plugin import Setting
 from corral.schema.data import check_user_schema
 from corral_plugins.agents.models import Agent
-from corral_plugins.agents.service.shapes import AgentConfig, AgentFields
+from corral_plugins.agents.shapes import AgentConfig, AgentFields
 
 MAX_STEPS: Setting[int] = Setting(
     name="agents.max_steps",
@@ -20,7 +20,7 @@ MAX_STEPS: Setting[int] = Setting(
     default=25,
     minimum=1,
     maximum=200,
-    title="Maximum number of steps of a run, unless the agent sets another",
+    title="Default maximum number of steps of a run",
 )
 
 METADATA_BYTES = 16 * 1024
@@ -79,7 +79,7 @@ def default_config(max_steps: int) -> dict[str, Any]:
     }
 
 
-def columns(fields: AgentFields, config: dict[str, Any]) -> dict[str, Any]:
+def to_columns(fields: AgentFields, config: dict[str, Any]) -> dict[str, Any]:
     """Return the column values for the given `fields`. Absent parts of the configuration keep their value in `config`.
 
     Raises `Invalid` for limits that the type annotations cannot express.
@@ -90,34 +90,36 @@ def columns(fields: AgentFields, config: dict[str, Any]) -> dict[str, Any]:
             found[name] = msgspec.to_builtins(value)
     for name, column in MONEY.items():
         if (value := getattr(fields, name)) is not UNSET:
-            found[column] = micro(value)
+            found[column] = to_micro_usd(value)
     if fields.worker_selector is not UNSET:
         found["worker_group"] = fields.worker_selector.group
         found["worker_labels"] = fields.worker_selector.labels
     if isinstance(fields.config, AgentConfig):
-        found["config"] = _merged(config, fields.config)
+        found["config"] = _merge_config(config, fields.config)
     if isinstance(found.get("worker_id"), str):
         found["worker_id"] = found["worker_id"].lower()
-    _check(found)
+    _check_fields(found)
     return found
 
 
-def _merged(config: dict[str, Any], change: AgentConfig) -> dict[str, Any]:
+def _merge_config(config: dict[str, Any], change: AgentConfig) -> dict[str, Any]:
     if isinstance(change.output_schema, dict):
         check_user_schema(change.output_schema, pointer_prefix="/config/output_schema")
     return {**config, **msgspec.to_builtins(change)}
 
 
-def _check(found: dict[str, Any]) -> None:
+def _check_fields(found: dict[str, Any]) -> None:
     if len(msgspec.json.encode(found.get("metadata", {}))) > METADATA_BYTES:
         raise Invalid.at("/metadata", "too_long", f"at most {METADATA_BYTES} bytes of JSON")
     review = found.get("review_policy")
     if review is None:
         return
     if review["mode"] == "agent" and review["reviewer_agent_id"] is None:
-        raise Invalid.at("/review_policy/reviewer_agent_id", "required", "Mode agent needs the agent that reviews.")
+        raise Invalid.at("/review_policy/reviewer_agent_id", "required", "The mode `agent` requires reviewer_agent_id.")
     if review["mode"] != "agent" and review["reviewer_agent_id"] is not None:
-        raise Invalid.at("/review_policy/reviewer_agent_id", "not_allowed", "Only mode agent takes a reviewer.")
+        raise Invalid.at(
+            "/review_policy/reviewer_agent_id", "not_allowed", "Only the mode `agent` accepts reviewer_agent_id."
+        )
     if review["reviewer_agent_id"] is not None:
         review["reviewer_agent_id"] = review["reviewer_agent_id"].lower()
 
@@ -129,26 +131,26 @@ def refuse_loosening(before: dict[str, Any], after: dict[str, Any], *, manages: 
     """
     loosened = sorted(_allowed_when_tainted(after) - _allowed_when_tainted(before))
     if loosened and not manages:
-        raise Forbidden(f"when_tainted: allow (for {', '.join(loosened[:5])}) needs the permission agents.manage.")
+        raise Forbidden(f"when_tainted: allow (for {', '.join(loosened[:5])}) requires the permission agents.manage.")
 
 
 def _allowed_when_tainted(policy: dict[str, Any]) -> set[str]:
     return {tool for tool, rule in policy.items() if isinstance(rule, dict) and rule.get("when_tainted") == "allow"}
 
 
-def micro(dollars: float | None) -> int | None:
+def to_micro_usd(dollars: float | None) -> int | None:
     """Return the amount in micro-USD, rounded half up."""
     if dollars is None:
         return None
     return int((Decimal(str(dollars)) * 1_000_000).quantize(Decimal(1), ROUND_HALF_UP))
 
 
-def dollars(micro_usd: int | None) -> float | None:
+def to_dollars(micro_usd: int | None) -> float | None:
     """Return the amount in dollars."""
     return None if micro_usd is None else micro_usd / 1_000_000
 
 
-def selector(row: Agent) -> dict[str, Any]:
+def worker_selector(row: Agent) -> dict[str, Any]:
     """Return the worker selector as clients see it, with only the parts that are set."""
     found: dict[str, Any] = {}
     if row.worker_group is not None:
@@ -158,11 +160,11 @@ def selector(row: Agent) -> dict[str, Any]:
     return found
 
 
-def configuration(row: Agent) -> dict[str, Any]:
+def version_configuration(row: Agent) -> dict[str, Any]:
     """Return the configuration that a version stores. It can be converted back into `AgentFields`."""
     special = {
-        "worker_selector": selector(row),
-        "monthly_budget_usd": dollars(row.monthly_budget_micro),
-        "max_cost_per_task_usd": dollars(row.max_cost_per_task_micro),
+        "worker_selector": worker_selector(row),
+        "monthly_budget_usd": to_dollars(row.monthly_budget_micro),
+        "max_cost_per_task_usd": to_dollars(row.max_cost_per_task_micro),
     }
     return {name: special[name] if name in special else getattr(row, name) for name in sorted(CONFIGURATION)}

@@ -24,29 +24,29 @@ from corral.jobs.job import enqueue
 from corral.plugin import Setting, Settings
 from corral.schema.fields import trimmed
 from corral_plugins.agents.api import AgentCreated, AgentDeleted, AgentUpdated
-from corral_plugins.agents.models import LIVING, Agent, Token
+from corral_plugins.agents.models import LIVING, Agent, AgentToken
 from corral_plugins.agents.service.configuration import (
     CONFIGURATION,
     COPIED,
     FIELD_OF,
     MAX_STEPS,
-    columns,
     default_config,
     refuse_loosening,
+    to_columns,
 )
 from corral_plugins.agents.service.rows import (
     TRIES,
+    AgentViews,
     add_version,
-    contended,
+    contention_error,
+    find_readable_agent,
+    find_writable_agent,
     has_leases,
-    readable,
-    same_state,
-    swap,
-    writable,
+    is_state_unchanged,
+    update_if_unchanged,
 )
-from corral_plugins.agents.service.shapes import AgentPatch, AgentQuery, AgentView, NewAgent
-from corral_plugins.agents.service.states import StateChanges, ending_leases
-from corral_plugins.agents.service.views import Views
+from corral_plugins.agents.service.states import StateChanges, mark_ending_leases
+from corral_plugins.agents.shapes import AgentPatch, AgentQuery, AgentView, NewAgent
 from corral_plugins.llm.api import LLM
 from corral_plugins.tasks.api import Tasks
 from corral_plugins.tools.api import Tools
@@ -65,26 +65,30 @@ class AgentManagement:
     tools: Tools | None
     workers: Workers | None
 
-    def __init__(self, settings: Settings, views: Views, changes: StateChanges, credentials: Credentials) -> None:
+    def __init__(self, settings: Settings, views: AgentViews, changes: StateChanges, credentials: Credentials) -> None:
         self._settings, self._views, self._changes, self._credentials = settings, views, changes, credentials
 
     # -- reading
 
     def get(self, agent_id: str, *, by: Principal) -> AgentView:
         """Return one agent. Raises `NotFound`."""
-        return self._views.one(readable(agent_id, by))
+        return self._views.view_of(find_readable_agent(agent_id, by))
 
     def list(self, query: AgentQuery, *, by: Principal) -> Page[AgentView]:
         """Return a page of the agents that match every filter. Deleted agents are excluded."""
-        where = Agent.select().where(LIVING & visible(Agent, by), *_filters(query))
+        where = Agent.select().where(LIVING & visible(Agent, by), *_filter_conditions(query))
         orders = {
             "created": newest_first(Agent),
             "name": (Order(Agent.name_key, descending=False), Order(Agent.id, descending=False)),
             "last_active": (Order(Agent.last_active_at), Order(Agent.id)),
         }
-        page = paginate(where, query, by, scope="agents", order=orders[query.sort], make=_same)
+        page = paginate(where, query, by, scope="agents", order=orders[query.sort], make=_is_unchanged)
         return Page(
-            items=self._views.many(page.items), total=page.total, limit=page.limit, offset=page.offset, next=page.next
+            items=self._views.views_of(page.items),
+            total=page.total,
+            limit=page.limit,
+            offset=page.offset,
+            next=page.next,
         )
 
     # -- writing
@@ -95,14 +99,14 @@ class AgentManagement:
         Raises a problem with the code `duplicate` if the name is taken, `unknown_reference`, or `quota_exceeded`.
         """
         config = default_config(self._settings.get(MAX_STEPS))
-        values = {"config": config, **columns(new, config)}
+        values = {"config": config, **to_columns(new, config)}
         self._check_references(values, "")
-        return self._insert(new.name, values, by)
+        return self._insert_agent(new.name, values, by)
 
     def clone(self, agent_id: str, name: str, *, by: Principal) -> AgentView:
         """Copy an agent without its memories and tokens. The copy is `offline`, and the caller owns it."""
-        source = readable(agent_id, by)
-        return self._insert(name, {column: getattr(source, column) for column in COPIED}, by)
+        source = find_readable_agent(agent_id, by)
+        return self._insert_agent(name, {column: getattr(source, column) for column in COPIED}, by)
 
     def update(self, agent_id: str, patch: AgentPatch, match: IfMatch = ANY_VERSION, *, by: Principal) -> AgentView:
         """Change an agent. A change of the configuration creates a new version.
@@ -110,12 +114,12 @@ class AgentManagement:
         Raises a problem with the code `duplicate` or `unknown_reference`.
         """
         for _ in range(TRIES):
-            row = writable(agent_id, by)
+            row = find_writable_agent(agent_id, by)
             match.check(row.version)
-            changes = self._changed(row, patch, by)
-            if not changes or self._write(row, changes, by):
-                return self._views.one(row)
-        raise contended()
+            changes = self._changed_columns(row, patch, by)
+            if not changes or self._write_changes(row, changes, by):
+                return self._views.view_of(row)
+        raise contention_error()
 
     def delete(self, agent_id: str, match: IfMatch = ANY_VERSION, *, force: bool, by: Principal) -> int:
         """Delete an agent. Return the number of tasks that were cancelled or detached from the agent.
@@ -124,21 +128,21 @@ class AgentManagement:
         """
         affected = 0
         for _ in range(TRIES):
-            row = writable(agent_id, by)
+            row = find_writable_agent(agent_id, by)
             match.check(row.version)
-            affected += self._release(agent_id, force=force)
+            affected += self._release_tasks(agent_id, force=force)
             left = Agent.get_by_id(agent_id)
             if has_leases(self.tasks, agent_id):  # the agent claimed a task in the meantime
                 continue
             gone = {"deleted_at": clock.now(), "status": "offline", "status_reason": None, "active_tasks": 0}
-            if swap(row, gone, same_state(left)):
-                self._changes.publish(row.id, row.name, row.created_by, left.status, "offline", "deleted")
+            if update_if_unchanged(row, gone, is_state_unchanged(left)):
+                self._changes.publish_change(row.id, row.name, row.created_by, left.status, "offline", "deleted")
                 emit(AgentDeleted(agent_id=row.id, name=row.name), object=("agent", row.id), owner=row.created_by)
                 self._end_tokens(agent_id)
                 return affected
-        raise contended()
+        raise contention_error()
 
-    def detach(self, agent_id: str) -> int:
+    def detach_tasks(self, agent_id: str) -> int:
         """Detach a deleted agent from the tasks that wait for it. Return the number of detached tasks.
 
         A background job detaches the tasks that exceed one unit of work.
@@ -150,14 +154,14 @@ class AgentManagement:
 
     # -- parts
 
-    def _insert(self, name: str, values: dict[str, Any], by: Principal) -> AgentView:
+    def _insert_agent(self, name: str, values: dict[str, Any], by: Principal) -> AgentView:
         self._check_tools(None, values, by)
         limit = self._settings.get(MAX_AGENTS)
         if Agent.select().where(LIVING).count() >= limit:
-            raise Problem(f"There are {limit} agents already (setting agents.max_agents).", code="quota_exceeded")
+            raise Problem(f"The limit of {limit} agents (agents.max_agents) is reached.", code="quota_exceeded")
         now = clock.now()
         row = Agent(
-            **{"review_policy": {"mode": "none", "reviewer_agent_id": None}, **values, **_named(name)},
+            **{"review_policy": {"mode": "none", "reviewer_agent_id": None}, **values, **_name_columns(name)},
             id=new_id(),
             stamp=new_id(),
             created_by=by.user_id,
@@ -166,26 +170,26 @@ class AgentManagement:
         )
         Agent.insert(row.__data__).on_conflict_ignore().execute()
         if not Agent.select(Agent.id).where(Agent.id == row.id).exists():
-            raise _taken(row.name, row.name_key)
+            raise _name_taken_error(row.name, row.name_key)
         add_version(row, sorted(CONFIGURATION), by)
         emit(
             AgentCreated(agent_id=row.id, name=row.name, role=row.role), object=("agent", row.id), owner=row.created_by
         )
-        return self._views.one(row)
+        return self._views.view_of(row)
 
-    def _changed(self, row: Agent, patch: AgentPatch, by: Principal) -> dict[str, Any]:
+    def _changed_columns(self, row: Agent, patch: AgentPatch, by: Principal) -> dict[str, Any]:
         """Check a patch, and return the columns whose values change."""
-        wanted = columns(patch, row.config)
+        wanted = to_columns(patch, row.config)
         if patch.name is not UNSET:
-            wanted.update(_named(patch.name))
+            wanted.update(_name_columns(patch.name))
         changes = {column: value for column, value in wanted.items() if getattr(row, column) != value}
         self._check_references(changes, row.id)
         self._check_tools(row, changes, by)
-        if "name_key" in changes and _holder(changes["name_key"]) is not None:
-            raise _taken(changes["name"], changes["name_key"])
+        if "name_key" in changes and _agent_with_name(changes["name_key"]) is not None:
+            raise _name_taken_error(changes["name"], changes["name_key"])
         return changes
 
-    def _write(self, row: Agent, changes: dict[str, Any], by: Principal) -> bool:
+    def _write_changes(self, row: Agent, changes: dict[str, Any], by: Principal) -> bool:
         """Write the changes, the new version and the event, and update `row`.
 
         Return False if the stored row has changed since it was read.
@@ -194,10 +198,10 @@ class AgentManagement:
         reconfigured = [field for field in fields if field in CONFIGURATION]
         values = {**changes, "stamp": new_id(), "config_version": row.config_version + bool(reconfigured)}
         try:
-            if not swap(row, values):
+            if not update_if_unchanged(row, values):
                 return False
         except peewee.IntegrityError:  # another agent took the name in the meantime
-            raise Conflict(f"Another agent is named {changes.get('name')!r}.", code="duplicate") from None
+            raise Conflict(f"Another agent already has the name {changes.get('name')!r}.", code="duplicate") from None
         for column, value in values.items():
             setattr(row, column, value)
         row.version, row.updated_at = row.version + 1, clock.now()
@@ -212,27 +216,27 @@ class AgentManagement:
         had: list[str] = row.enabled_tools if row is not None else []
         before: dict[str, Any] = row.tool_policy if row is not None else {}
         after: dict[str, Any] = values.get("tool_policy", before)
-        refuse_loosening(before, after, manages=_manages(by))
+        refuse_loosening(before, after, manages=_may_manage(by))
         added = [tool for tool in values.get("enabled_tools", []) if tool not in had]
         if self.tools is not None and (added or after != before):
-            self.tools.refuse_beyond(by, enabled=added, policy=after, before=before)
+            self.tools.refuse_missing_permissions(by, enabled=added, policy=after, before=before)
 
     def _check_references(self, values: dict[str, Any], agent_id: str) -> None:
         """Raise `Invalid` with the code `unknown_reference` for a provider, worker or reviewer that does not exist."""
         worker, provider = values.get("worker_id"), values.get("llm_provider")
-        if worker is not None and (self.workers is None or self.workers.facts(worker) is None):
-            raise _unknown("/worker_id", "No worker has this id.")
+        if worker is not None and (self.workers is None or self.workers.find(worker) is None):
+            raise _unknown_reference("/worker_id", "No worker has this id.")
         if provider is not None and self.llm is not None and not self.llm.is_known(provider):
-            raise _unknown("/llm_provider", "No provider has this name; GET /llm/providers lists them.")
+            raise _unknown_reference("/llm_provider", "No provider has this name; GET /llm/providers lists them.")
         reviewer = values.get("review_policy", {}).get("reviewer_agent_id")
         if reviewer is None:
             return
         if reviewer == agent_id:
             raise Invalid.at("/review_policy/reviewer_agent_id", "not_allowed", "An agent cannot review itself.")
         if not Agent.select(Agent.id).where((Agent.id == reviewer) & LIVING).exists():
-            raise _unknown("/review_policy/reviewer_agent_id", "No agent has this id.")
+            raise _unknown_reference("/review_policy/reviewer_agent_id", "No agent has this id.")
 
-    def _release(self, agent_id: str, *, force: bool) -> int:
+    def _release_tasks(self, agent_id: str, *, force: bool) -> int:
         """End the leases of the agent, and detach it from the tasks that wait for it. Return the number of tasks.
 
         Raises `Conflict` with the code `agent_busy` if there are live leases and `force` is not set.
@@ -242,46 +246,50 @@ class AgentManagement:
         live = self.tasks.live_tasks([agent_id]).get(agent_id, [])
         if live and not force:
             raise Conflict(
-                "The agent has live leases; stop it first, or delete with force=true.", code="agent_busy", task_ids=live
+                "The agent holds active leases; stop it first, or delete it with force=true.",
+                code="agent_busy",
+                task_ids=live,
             )
-        with ending_leases(agent_id):
+        with mark_ending_leases(agent_id):
             cancelled = self.tasks.release_agent(agent_id, cancel=True, reason="agent_deleted") if live else []
-        return len(cancelled) + self.detach(agent_id)
+        return len(cancelled) + self.detach_tasks(agent_id)
 
     def _end_tokens(self, agent_id: str) -> None:
-        Token.delete().where(Token.agent_id == agent_id).execute()
+        AgentToken.delete().where(AgentToken.agent_id == agent_id).execute()
         after_commit(lambda: self._credentials.forget(lambda caller: caller.agent_id == agent_id))
 
 
-def _same(row: Agent) -> Agent:
+def _is_unchanged(row: Agent) -> Agent:
     return row
 
 
-def _manages(by: Principal) -> bool:
+def _may_manage(by: Principal) -> bool:
     return by.kind == "system" or by.may("agents.manage")
 
 
-def _named(name: str) -> dict[str, str]:
+def _name_columns(name: str) -> dict[str, str]:
     clean = trimmed(name)
     if not clean:
-        raise Invalid.at("/name", "too_short", "at least 1 character that is not white space")
+        raise Invalid.at("/name", "too_short", "must contain a character other than white space")
     return {"name": clean, "name_key": clean.casefold()}
 
 
-def _holder(name_key: str) -> str | None:
+def _agent_with_name(name_key: str) -> str | None:
     row = Agent.select(Agent.id).where((Agent.name_key == name_key) & LIVING).tuples().first()
     return None if row is None else str(row[0])
 
 
-def _taken(name: str, name_key: str) -> Conflict:
-    return Conflict(f"Another agent is named {name!r}.", code="duplicate", existing_id=_holder(name_key))
+def _name_taken_error(name: str, name_key: str) -> Conflict:
+    return Conflict(
+        f"Another agent already has the name {name!r}.", code="duplicate", existing_id=_agent_with_name(name_key)
+    )
 
 
-def _unknown(pointer: str, detail: str) -> Invalid:
+def _unknown_reference(pointer: str, detail: str) -> Invalid:
     return Invalid.at(pointer, "unknown_reference", detail, problem="unknown_reference")
 
 
-def _filters(query: AgentQuery) -> list[Any]:
+def _filter_conditions(query: AgentQuery) -> list[Any]:
     found: list[Any] = []
     states = [state for given in (query.status_filter, query.status) if given is not UNSET for state in given]
     if states:

@@ -16,7 +16,7 @@ from corral.database.statement import Statement
 from corral.plugin import Settings
 from corral_plugins.agents.api import AgentFacts
 from corral_plugins.agents.models import LIVING, Agent
-from corral_plugins.agents.service.configuration import dollars
+from corral_plugins.agents.service.configuration import to_dollars
 from corral_plugins.agents.service.states import ERROR_AFTER_FAILURES, StateChanges, is_ending_leases
 
 CLAIMING = ("idle", "busy")
@@ -95,19 +95,19 @@ class AgentsService:
         self._cache: dict[str, AgentFacts] = {}  # by stamp; never stale, because a stamp is never reused
         self._bytes = 0
 
-    def facts(self, agent_id: str) -> AgentFacts | None:
+    def find(self, agent_id: str) -> AgentFacts | None:
         """Return an agent that is not deleted, or None. Its lists and objects are shared and must not be changed."""
         row = _BY_ID.one({"id": agent_id})
-        return next(iter(self._complete([row])), None) if row is not None else None
+        return next(iter(self._facts_of_rows([row])), None) if row is not None else None
 
-    def facts_of(self, agent_ids: Sequence[str]) -> dict[str, AgentFacts]:
+    def find_many(self, agent_ids: Sequence[str]) -> dict[str, AgentFacts]:
         """Return agents that are not deleted, by id."""
         if not agent_ids:
             return {}
         query: Any = Agent.select(*_STATE).where(Agent.id.in_(list(set(agent_ids))) & LIVING).tuples()
-        return {facts.id: facts for facts in self._complete(list(query))}
+        return {facts.id: facts for facts in self._facts_of_rows(list(query))}
 
-    def eligible(
+    def eligible_agents(
         self, *, worker_id: str, group: str | None, labels: dict[str, str], agent_ids: Sequence[str] | None
     ) -> list[AgentFacts]:
         """Return the agents that this worker may serve now: fewest leases first, then the longest idle."""
@@ -116,31 +116,31 @@ class AgentsService:
             wanted = set(agent_ids)
             rows = [row for row in rows if row[0] in wanted]
         offered = labels.items()
-        return [facts for facts in self._complete(list(rows)) if facts.worker_labels.items() <= offered]
+        return [facts for facts in self._facts_of_rows(list(rows)) if facts.worker_labels.items() <= offered]
 
-    def started(self, role: str | None) -> list[AgentFacts]:
+    def started_agents(self, role: str | None) -> list[AgentFacts]:
         """Return the agents with the state `idle` or `busy` that have this role, or any role if `role` is None."""
         of_role = Agent.role == role if role is not None else Agent.role.is_null(False)
         query: Any = Agent.select(*_STATE).where(Agent.status.in_(CLAIMING) & of_role & LIVING).tuples()
-        return list(self._complete(list(query)))
+        return list(self._facts_of_rows(list(query)))
 
-    def naming_provider(self, provider: str) -> list[str]:
+    def agents_using_provider(self, provider: str) -> list[str]:
         named = Agent.select(Agent.id).where((Agent.llm_provider == provider) & LIVING).order_by(Agent.id).limit(50)
         return [row.id for row in named]
 
-    def any_with_role(self, role: str) -> bool:
+    def has_role(self, role: str) -> bool:
         """Return whether an agent with this role exists and is not deleted."""
         return _ROLE.one({"role": role}) is not None
 
-    def lease_started(self, agent_id: str) -> bool:
+    def take_slot(self, agent_id: str) -> bool:
         """Take a slot of the agent. Return False if no slot is free."""
         rows = _TAKE_SLOT.rows({"id": agent_id, "now": clock.now()})
         for active, status, name, owner in rows:
             if active == 1:
-                self._changes.publish(agent_id, name, owner, "idle", status, None)
+                self._changes.publish_change(agent_id, name, owner, "idle", status, None)
         return bool(rows)
 
-    def lease_ended(self, agent_id: str) -> None:
+    def release_slot(self, agent_id: str) -> None:
         """Release a slot of the agent. Releasing the last slot ends the states `busy` and `draining`."""
         if is_ending_leases(agent_id):
             _FREE_SLOT.run({"id": agent_id, "now": clock.now()})
@@ -148,9 +148,9 @@ class AgentsService:
         for active, status, name, owner in _RELEASE.rows({"id": agent_id, "now": clock.now()}):
             before = {"idle": "busy", "offline": "draining"}.get(status) if active == 0 else None
             if before is not None:
-                self._changes.publish(agent_id, name, owner, before, status, None)
+                self._changes.publish_change(agent_id, name, owner, before, status, None)
 
-    def attempt_ended(self, agent_id: str, *, configuration_failure: bool) -> None:
+    def record_attempt_end(self, agent_id: str, *, configuration_failure: bool) -> None:
         """Count consecutive configuration failures. Too many set the state `error`.
 
         Any other end of an attempt resets the count.
@@ -163,9 +163,9 @@ class AgentsService:
                 Agent.update(status="error", status_reason="config_error").where(
                     (Agent.id == agent_id) & (Agent.status == before)
                 ).execute()
-                self._changes.publish(agent_id, name, owner, before, "error", "config_error")
+                self._changes.publish_change(agent_id, name, owner, before, "error", "config_error")
 
-    def _complete(self, rows: list[tuple[Any, ...]]) -> list[AgentFacts]:
+    def _facts_of_rows(self, rows: list[tuple[Any, ...]]) -> list[AgentFacts]:
         """Complete rows of `_STATE` to facts.
 
         The state comes from the row, and the rest from the cache or one query.
@@ -175,8 +175,8 @@ class AgentsService:
         fresh: dict[str, AgentFacts] = {}
         for first in range(0, len(missing), BATCH_SIZE):
             for found in Agent.select().where(Agent.id.in_(missing[first : first + BATCH_SIZE])):
-                fresh[found.id] = _facts(found)
-                self._store(found.stamp, fresh[found.id])
+                fresh[found.id] = _facts_of_row(found)
+                self._cache_facts(found.stamp, fresh[found.id])
         complete = []
         for agent_id, stamp, status, reason, active, last in rows:
             cached = fresh.get(agent_id) or cache.get(stamp)
@@ -188,14 +188,14 @@ class AgentsService:
                 )
         return complete
 
-    def _store(self, stamp: str, facts: AgentFacts) -> None:
+    def _cache_facts(self, stamp: str, facts: AgentFacts) -> None:
         self._bytes += len(facts.system_prompt) + TYPICAL_BYTES
         if self._bytes > CACHE_BYTES:
             self._cache, self._bytes = {}, 0
         self._cache[stamp] = facts
 
 
-def _facts(row: Agent) -> AgentFacts:
+def _facts_of_row(row: Agent) -> AgentFacts:
     return AgentFacts(
         id=row.id,
         name=row.name,
@@ -215,7 +215,7 @@ def _facts(row: Agent) -> AgentFacts:
         config=row.config,
         max_concurrent_tasks=row.max_concurrent_tasks,
         active_tasks=row.active_tasks,
-        max_cost_per_task_usd=dollars(row.max_cost_per_task_micro),
+        max_cost_per_task_usd=to_dollars(row.max_cost_per_task_micro),
         retry_policy=row.retry_policy,
         stall_policy=row.stall_policy,
         review_policy=row.review_policy,

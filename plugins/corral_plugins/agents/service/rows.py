@@ -1,23 +1,32 @@
-"""Reads rows of agents for a caller, and changes a row only if it is unchanged since it was read."""
+"""Reads rows of agents for a caller, changes them, and builds their API representations.
+
+A row is changed only if it is unchanged since it was read. A warning describes a condition that would prevent the agent
+from working.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, cast
 
 from corral import clock
 from corral.auth.principal import Principal, require_owner
 from corral.auth.visibility import visible
 from corral.errors import NotFound, Unavailable
 from corral.ids import new_id
-from corral_plugins.agents.models import LIVING, Agent, Version
-from corral_plugins.agents.service.configuration import configuration
+from corral_plugins.agents.models import LIVING, Agent, AgentVersion
+from corral_plugins.agents.service.configuration import to_dollars, version_configuration, worker_selector
+from corral_plugins.agents.shapes import AgentView, Status
+from corral_plugins.llm.api import LLM
 from corral_plugins.tasks.api import Tasks
+from corral_plugins.tools.api import Tools
+from corral_plugins.workers.api import WorkerFacts, Workers
 
 TRIES = 5
 """The number of attempts to change a row that other units of work change at the same time."""
 
 
-def readable(agent_id: str, caller: Principal) -> Agent:
+def find_readable_agent(agent_id: str, caller: Principal) -> Agent:
     """Return the agent if it is not deleted and the caller may read it. Raises `NotFound`."""
     row: Agent | None = Agent.get_or_none((Agent.id == agent_id) & LIVING & visible(Agent, caller))
     if row is None:
@@ -25,20 +34,23 @@ def readable(agent_id: str, caller: Principal) -> Agent:
     return row
 
 
-def exists(agent_id: str, caller: Principal) -> None:
-    """Raise `NotFound` unless `readable` would find the agent. Unlike `readable`, this function reads only the id."""
+def require_readable_agent(agent_id: str, caller: Principal) -> None:
+    """Raise `NotFound` unless `find_readable_agent` would find the agent.
+
+    Unlike `find_readable_agent`, this function reads only the id.
+    """
     if not Agent.select(Agent.id).where((Agent.id == agent_id) & LIVING & visible(Agent, caller)).exists():
         raise NotFound("There is no agent with this id.")
 
 
-def writable(agent_id: str, caller: Principal) -> Agent:
+def find_writable_agent(agent_id: str, caller: Principal) -> Agent:
     """Return the agent if the caller owns it or is an admin. Raises `NotFound` or `Forbidden`."""
-    row = readable(agent_id, caller)
+    row = find_readable_agent(agent_id, caller)
     require_owner(caller, row.created_by, what="agent", manage="agents.manage")
     return row
 
 
-def swap(row: Agent, values: dict[str, Any], *guards: Any) -> bool:
+def update_if_unchanged(row: Agent, values: dict[str, Any], *guards: Any) -> bool:
     """Write `values` and increment the version if the row is unchanged since it was read and every guard holds.
 
     Return whether the row was written.
@@ -50,7 +62,7 @@ def swap(row: Agent, values: dict[str, Any], *guards: Any) -> bool:
     return bool(Agent.update(changes).where(unchanged).execute())
 
 
-def same_state(row: Agent) -> Any:
+def is_state_unchanged(row: Agent) -> Any:
     """Return the guard condition of a transition: state and number of leases are unchanged since the row was read."""
     reason = Agent.status_reason.is_null() if row.status_reason is None else Agent.status_reason == row.status_reason
     return (Agent.status == row.status) & (Agent.active_tasks == row.active_tasks) & reason
@@ -59,24 +71,150 @@ def same_state(row: Agent) -> Any:
 def has_leases(tasks: Tasks | None, agent_id: str) -> bool:
     """Return whether the agent holds a live lease.
 
-    Call this function after reading the row: `same_state` then detects leases that begin later.
+    Call this function after reading the row: `is_state_unchanged` then detects leases that begin later.
     """
     return tasks is not None and bool(tasks.live_tasks([agent_id]).get(agent_id))
 
 
-def contended() -> Unavailable:
+def contention_error() -> Unavailable:
     """Return the error for a row that another unit of work changed at every attempt."""
-    return Unavailable("This agent changes too often at the moment; repeat the request.", code="overloaded")
+    return Unavailable(
+        "The agent was changed by other requests at the same time; repeat the request.", code="overloaded"
+    )
 
 
 def add_version(row: Agent, changed: list[str], by: Principal) -> None:
     """Store the configuration of the row as the version `config_version`."""
-    Version.insert(
+    AgentVersion.insert(
         id=new_id(),
         agent_id=row.id,
         n=row.config_version,
-        configuration=configuration(row),
+        configuration=version_configuration(row),
         changed_fields=changed,
         created_by=by.user_id,
         created_at=clock.now(),
     ).execute()
+
+
+# -- representations
+
+
+class AgentViews:
+    """Builds API representations of agents. Other plugins are queried once for all agents of a list."""
+
+    llm: LLM | None
+    tasks: Tasks | None
+    tools: Tools | None
+    workers: Workers | None
+
+    def view_of(self, row: Agent) -> AgentView:
+        """Return the API representation of one agent."""
+        return self.views_of([row])[0]
+
+    def views_of(self, rows: Sequence[Agent]) -> list[AgentView]:
+        """Return the API representations of a page of agents."""
+        working = [row.id for row in rows if row.active_tasks > 0]
+        live = self.tasks.live_tasks(working) if self.tasks is not None and working else {}
+        bound = {row.worker_id for row in rows if row.worker_id is not None}
+        warnings = _AgentWarnings(self.llm, self.tools, self.workers, bound)
+        return [_agent_view(row, live.get(row.id, []), warnings.warnings_of(row)) for row in rows]
+
+
+class _AgentWarnings:
+    """Determines the warnings about the agents of one response. Facts that several agents share are read once."""
+
+    def __init__(self, llm: LLM | None, tools: Tools | None, workers: Workers | None, bound: Collection[str]) -> None:
+        self._llm, self._tools, self._workers = llm, tools, workers
+        self._configured: dict[str, bool] = {}
+        self._fleet: list[WorkerFacts] | None = None
+        self._bound = workers.find_many(sorted(bound)) if workers is not None and bound else {}
+
+    def warnings_of(self, row: Agent) -> list[str]:
+        """Return the warning codes for an agent, the most general first."""
+        found = [] if self._provider_ready(row) else ["provider_not_configured"]
+        found += self._worker_warnings(row)
+        found += [f"tool_unavailable:{tool}" for tool in self._missing_tools(row.enabled_tools)]
+        return found
+
+    def _provider_ready(self, row: Agent) -> bool:
+        if self._llm is None:
+            return True
+        name = row.llm_provider or (row.llm_model or "").partition("/")[0]
+        if not row.llm_provider and not self._llm.is_known(name):
+            name = self._llm.default_model().partition("/")[0]
+        if name not in self._configured:
+            self._configured[name] = self._llm.is_configured(name)
+        return self._configured[name]
+
+    def _worker_warnings(self, row: Agent) -> list[str]:
+        if self._workers is None:
+            return []
+        if row.worker_id is not None:
+            worker = self._bound.get(row.worker_id)
+            if worker is not None and not worker.is_approved:
+                return ["worker_not_approved"]
+            return [] if worker is not None and worker.status in ("online", "draining") else ["worker_offline"]
+        if row.worker_group is None and not row.worker_labels:
+            return []
+        suited = any(
+            row.worker_group in (None, worker.group) and row.worker_labels.items() <= worker.labels.items()
+            for worker in self._online_workers()
+        )
+        return [] if suited else ["worker_offline"]
+
+    def _online_workers(self) -> list[WorkerFacts]:
+        if self._fleet is None:
+            self._fleet = self._workers.online_workers() if self._workers is not None else []
+        return self._fleet
+
+    def _missing_tools(self, tools: Iterable[str]) -> list[str]:
+        wanted = list(tools)
+        if not wanted or any(not worker.tools for worker in self._online_workers()):
+            return []  # a worker that lists no tools provides all tools
+        offered = {tool for worker in self._online_workers() for tool in worker.tools}
+        if self._tools is not None:
+            offered |= self._tools.server_tools()
+        return [tool for tool in wanted if not _is_offered(tool, offered)]
+
+
+def _is_offered(tool: str, offered: set[str]) -> bool:
+    if tool.endswith(".*"):
+        return any(name.startswith(tool[:-1]) for name in offered)
+    return tool in offered
+
+
+def _agent_view(row: Agent, task_ids: list[str], warnings: list[str]) -> AgentView:
+    return AgentView(
+        id=row.id,
+        version=row.version,
+        config_version=row.config_version,
+        created_by=row.created_by,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        name=row.name,
+        description=row.description,
+        role=row.role,
+        llm_provider=row.llm_provider,
+        llm_model=row.llm_model,
+        system_prompt=row.system_prompt,
+        enabled_tools=row.enabled_tools,
+        tool_policy=row.tool_policy,
+        worker_id=row.worker_id,
+        worker_selector=worker_selector(row),
+        config=row.config,
+        max_concurrent_tasks=row.max_concurrent_tasks,
+        monthly_budget_usd=to_dollars(row.monthly_budget_micro),
+        max_cost_per_task_usd=to_dollars(row.max_cost_per_task_micro),
+        retry_policy=row.retry_policy,
+        stall_policy=row.stall_policy,
+        review_policy=row.review_policy,
+        tags=row.tags,
+        metadata=row.metadata,
+        status=cast(Status, row.status),
+        status_reason=row.status_reason,
+        current_task_ids=task_ids,
+        active_tasks=row.active_tasks,
+        last_active_at=row.last_active_at or None,
+        spent_month_usd=None,
+        warnings=warnings,
+    )

@@ -23,9 +23,17 @@ from corral.plugin import Audit, AuditEntry, Setting
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.agents.api import AgentStatus
 from corral_plugins.agents.models import LIVING, Agent
-from corral_plugins.agents.service.rows import TRIES, contended, has_leases, readable, same_state, swap, writable
-from corral_plugins.agents.service.shapes import AgentView, StopAgent
-from corral_plugins.agents.service.views import Views
+from corral_plugins.agents.service.rows import (
+    TRIES,
+    AgentViews,
+    contention_error,
+    find_readable_agent,
+    find_writable_agent,
+    has_leases,
+    is_state_unchanged,
+    update_if_unchanged,
+)
+from corral_plugins.agents.shapes import AgentView, StopAgent
 from corral_plugins.tasks.api import Tasks
 
 ERROR_AFTER_FAILURES: Setting[int] = Setting(
@@ -34,7 +42,7 @@ ERROR_AFTER_FAILURES: Setting[int] = Setting(
     default=3,
     minimum=1,
     maximum=20,
-    title="Number of configuration failures in a row that puts an agent into the state error",
+    title="Number of consecutive configuration failures after which an agent enters the state `error`",
 )
 
 STATUSES = ("offline", "idle", "busy", "draining", "paused", "error")
@@ -48,7 +56,9 @@ class StateChanges:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
 
-    def publish(self, agent_id: str, name: str, owner: str | None, before: str, after: str, reason: str | None) -> None:
+    def publish_change(
+        self, agent_id: str, name: str, owner: str | None, before: str, after: str, reason: str | None
+    ) -> None:
         """Emit `agent.status`, and count the change after the commit. Does nothing if the state stays the same."""
         if before == after:
             return
@@ -56,13 +66,13 @@ class StateChanges:
         emit(event, object=("agent", agent_id), owner=owner)
         after_commit(lambda: self.counts.update((after,)))
 
-    def by_state(self) -> dict[tuple[str, ...], float]:
+    def count_by_state(self) -> dict[tuple[str, ...], float]:
         """Return the number of committed changes by new state, for the metric."""
         return {(state,): float(self.counts[state]) for state in STATUSES}
 
 
 @contextlib.contextmanager
-def ending_leases(agent_id: str) -> Iterator[None]:
+def mark_ending_leases(agent_id: str) -> Iterator[None]:
     """Mark that the `with` block ends several leases of an agent.
 
     Each ended lease then only frees its slot, and the caller sets the agent's state once afterwards.
@@ -75,7 +85,7 @@ def ending_leases(agent_id: str) -> Iterator[None]:
 
 
 def is_ending_leases(agent_id: str) -> bool:
-    """Return whether the caller is inside a block of `ending_leases` for this agent."""
+    """Return whether the caller is inside a block of `mark_ending_leases` for this agent."""
     return _ending.get() == agent_id
 
 
@@ -101,7 +111,7 @@ class AgentStates:
     kill_switch: KillSwitch | None
     audit: Audit | None
 
-    def __init__(self, views: Views, changes: StateChanges) -> None:
+    def __init__(self, views: AgentViews, changes: StateChanges) -> None:
         self._views, self._changes = views, changes
 
     def start(self, agent_id: str, match: IfMatch = ANY_VERSION, *, override: bool, by: Principal) -> AgentView:
@@ -111,21 +121,21 @@ class AgentStates:
         with the code `invalid_state` while the circuit breaker of its provider is open.
         """
         if override and not by.may("agents.manage"):
-            raise Forbidden("override needs the permission agents.manage.")
+            raise Forbidden("`override` requires the permission agents.manage.")
         for _ in range(TRIES):
-            row = self._row(agent_id, match, by)
+            row = self._writable_row(agent_id, match, by)
             if row.status in ("idle", "busy"):
-                return self._views.one(row)
+                return self._views.view_of(row)
             self._refuse_while_killed()
             overridden = row.status == "paused" and row.status_reason == "budget"
             if row.status == "paused":
                 _refuse_automatic_pause(row, override=override)
-            if self._transition(row, _claiming(row), failures_in_a_row=0):
+            if self._transition(row, _state_for_claims(row), failures_in_a_row=0):
                 if overridden and self.audit is not None:
                     entry = AuditEntry(action="agents.agent.override", object_type="agent", object_id=agent_id)
                     self.audit.record(entry)
-                return self._answer(agent_id, by)
-        raise contended()
+                return self._current_view(agent_id, by)
+        raise contention_error()
 
     def stop(self, agent_id: str, how: StopAgent, match: IfMatch = ANY_VERSION, *, by: Principal) -> AgentView:
         """Stop an agent.
@@ -133,12 +143,12 @@ class AgentStates:
         The mode `immediate` revokes the agent's leases. The mode `drain` waits until its last lease has ended.
         """
         for _ in range(TRIES):
-            row = self._row(agent_id, match, by)
+            row = self._writable_row(agent_id, match, by)
             if row.status == "offline" or (how.mode == "drain" and row.status == "draining"):
-                return self._views.one(row)
+                return self._views.view_of(row)
             if how.mode == "immediate":
-                self._revoke(agent_id, how)
-                row = self._row(agent_id, match, by)
+                self._revoke_leases(agent_id, how)
+                row = self._writable_row(agent_id, match, by)
                 # Retry: the agent claimed tasks meanwhile, whose leases must end too, or another request stopped it.
                 if has_leases(self.tasks, agent_id) or row.status == "offline":
                     continue
@@ -147,8 +157,8 @@ class AgentStates:
                 after = "draining" if row.active_tasks else "offline"
             values: dict[str, Any] = {"active_tasks": 0} if after == "offline" else {}
             if self._transition(row, after, reason=how.reason, **values):
-                return self._answer(agent_id, by)
-        raise contended()
+                return self._current_view(agent_id, by)
+        raise contention_error()
 
     def pause(self, agent_id: str, match: IfMatch = ANY_VERSION, *, reason: str | None, by: Principal) -> AgentView:
         """Pause a started agent. The agent claims no tasks, and its leases continue.
@@ -156,31 +166,31 @@ class AgentStates:
         Raises `Conflict` if the agent is not started.
         """
         for _ in range(TRIES):
-            row = self._row(agent_id, match, by)
+            row = self._writable_row(agent_id, match, by)
             if row.status == "paused" and row.status_reason == "manual":
-                return self._views.one(row)
+                return self._views.view_of(row)
             if row.status not in ("idle", "busy", "paused"):
-                raise _wrong_state(row, "paused; only a started one can be")
+                raise _wrong_state(row, "paused; only a started agent can be")
             if self._transition(row, "paused", status_reason="manual", reason=reason):
-                return self._answer(agent_id, by)
-        raise contended()
+                return self._current_view(agent_id, by)
+        raise contention_error()
 
     def resume(self, agent_id: str, match: IfMatch = ANY_VERSION, *, reason: str | None, by: Principal) -> AgentView:
         """Resume a paused agent. Raises the same problems as `start`."""
         for _ in range(TRIES):
-            row = self._row(agent_id, match, by)
+            row = self._writable_row(agent_id, match, by)
             if row.status in ("idle", "busy"):
-                return self._views.one(row)
+                return self._views.view_of(row)
             if row.status != "paused":
                 raise _wrong_state(row, "resumed; start it instead")
             self._refuse_while_killed()
             _refuse_automatic_pause(row, override=False)
-            if self._transition(row, _claiming(row), reason=reason):
-                return self._answer(agent_id, by)
-        raise contended()
+            if self._transition(row, _state_for_claims(row), reason=reason):
+                return self._current_view(agent_id, by)
+        raise contention_error()
 
-    def _row(self, agent_id: str, match: IfMatch, by: Principal) -> Agent:
-        row = writable(agent_id, by)
+    def _writable_row(self, agent_id: str, match: IfMatch, by: Principal) -> Agent:
+        row = find_writable_agent(agent_id, by)
         match.check(row.version)
         return row
 
@@ -188,13 +198,13 @@ class AgentStates:
         if self.kill_switch is not None:
             self.kill_switch.refuse_if_engaged()
 
-    def _answer(self, agent_id: str, by: Principal) -> AgentView:
-        return self._views.one(readable(agent_id, by))
+    def _current_view(self, agent_id: str, by: Principal) -> AgentView:
+        return self._views.view_of(find_readable_agent(agent_id, by))
 
-    def _revoke(self, agent_id: str, how: StopAgent) -> None:
+    def _revoke_leases(self, agent_id: str, how: StopAgent) -> None:
         """Revoke all leases of the agent. As everywhere, tasks are locked before the agent."""
         if self.tasks is not None:
-            with ending_leases(agent_id):
+            with mark_ending_leases(agent_id):
                 self.tasks.release_agent(agent_id, cancel=how.cancel_tasks, reason="agent_stopped")
 
     def _transition(
@@ -204,13 +214,15 @@ class AgentStates:
 
         The event contains `reason`.
         """
-        if not swap(row, {"status": after, "status_reason": status_reason, **values}, same_state(row)):
+        if not update_if_unchanged(
+            row, {"status": after, "status_reason": status_reason, **values}, is_state_unchanged(row)
+        ):
             return False
-        self._changes.publish(row.id, row.name, row.created_by, row.status, after, reason or status_reason)
+        self._changes.publish_change(row.id, row.name, row.created_by, row.status, after, reason or status_reason)
         return True
 
 
-def _claiming(row: Agent) -> str:
+def _state_for_claims(row: Agent) -> str:
     return "busy" if row.active_tasks else "idle"
 
 
@@ -218,13 +230,14 @@ def _refuse_automatic_pause(row: Agent, *, override: bool) -> None:
     """Raise `Conflict` while the cause of an automatic pause persists: the budget, or an open circuit breaker."""
     if row.status_reason == "budget" and not override:
         raise Conflict(
-            "The agent's budget is used up; raise it, or let an admin start it with override.",
+            "The agent's budget is used up; raise it, or ask an admin to start the agent with `override`.",
             code="budget_exhausted",
             current_status=row.status,
         )
     if row.status_reason == "circuit_open":
         raise Conflict(
-            "The circuit breaker of the agent's only provider is open; the agent resumes by itself when it closes.",
+            "The circuit breaker of the agent's only provider is open; the agent resumes automatically when the "
+            "circuit breaker closes.",
             current_status=row.status,
         )
 

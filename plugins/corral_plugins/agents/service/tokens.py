@@ -17,9 +17,9 @@ from corral.http.page import Page, newest_first, paginate
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry, Setting, Settings
 from corral_core.accounts.api import Accounts
-from corral_plugins.agents.models import LIVING, Agent, Token
-from corral_plugins.agents.service.rows import writable
-from corral_plugins.agents.service.shapes import AgentTokenQuery, AgentTokenView, IssuedAgentToken, NewAgentToken
+from corral_plugins.agents.models import LIVING, Agent, AgentToken
+from corral_plugins.agents.service.rows import find_writable_agent
+from corral_plugins.agents.shapes import AgentTokenQuery, AgentTokenView, IssuedAgentToken, NewAgentToken
 
 TOKEN_TTL_DAYS: Setting[int] = Setting(
     name="agents.token_ttl_days",
@@ -27,7 +27,7 @@ TOKEN_TTL_DAYS: Setting[int] = Setting(
     default=90,
     minimum=1,
     maximum=365,
-    title="Lifetime of a standing token in days, unless its creator sets another",
+    title="Default lifetime of a standing token in days",
 )
 
 PREFIX = "cra_s"
@@ -45,9 +45,11 @@ class AgentTokens:
 
     def list(self, agent_id: str, query: AgentTokenQuery, *, by: Principal) -> Page[AgentTokenView]:
         """Return the valid tokens of an agent, newest first. Only the owner may list them."""
-        writable(agent_id, by)
-        rows = Token.select().where((Token.agent_id == agent_id) & (Token.expires_at > clock.now()))
-        return paginate(rows, query, by, scope=f"agent_tokens:{agent_id}", order=newest_first(Token), make=_view)
+        find_writable_agent(agent_id, by)
+        rows = AgentToken.select().where((AgentToken.agent_id == agent_id) & (AgentToken.expires_at > clock.now()))
+        return paginate(
+            rows, query, by, scope=f"agent_tokens:{agent_id}", order=newest_first(AgentToken), make=_token_view
+        )
 
     def create(self, agent_id: str, new: NewAgentToken, *, by: Principal) -> IssuedAgentToken:
         """Create a token with the permissions that both the caller and agents have.
@@ -55,45 +57,47 @@ class AgentTokens:
         Only the response contains the token. Raises a problem with the code `quota_exceeded` if the agent has too many
         tokens.
         """
-        writable(agent_id, by)
+        find_writable_agent(agent_id, by)
         assert by.user_id is not None  # the route accepts only people
         self._check_scopes(new.scopes)
-        expires_at = self._expiry(new)
+        expires_at = self._expiry_of(new)
         # The update locks the row, so that the count stays valid until the commit.
         Agent.update(updated_at=Agent.updated_at).where(Agent.id == agent_id).execute()
-        living = Token.select().where((Token.agent_id == agent_id) & (Token.expires_at > clock.now())).count()
+        living = (
+            AgentToken.select().where((AgentToken.agent_id == agent_id) & (AgentToken.expires_at > clock.now())).count()
+        )
         if living >= MAX_TOKENS:
-            raise Problem(f"An agent has at most {MAX_TOKENS} tokens; end one first.", code="quota_exceeded")
+            raise Problem(f"An agent can have at most {MAX_TOKENS} tokens; revoke one first.", code="quota_exceeded")
         secret = PREFIX + secrets.token_urlsafe(32)
-        row = Token(
+        row = AgentToken(
             id=new_id(),
             agent_id=agent_id,
             name=new.name,
-            token_hash=_hash(secret),
+            token_hash=_hash_token(secret),
             scopes=new.scopes,
             created_by=by.user_id,
             created_at=clock.now(),
             expires_at=expires_at,
         )
         row.save(force_insert=True)
-        self._record("create", row, {"scopes": new.scopes, "expires_at": expires_at})
-        return IssuedAgentToken(**_fields(row), token=secret)
+        self._record_audit("create", row, {"scopes": new.scopes, "expires_at": expires_at})
+        return IssuedAgentToken(**_view_fields(row), token=secret)
 
-    def end(self, agent_id: str, token_id: str, *, by: Principal) -> None:
+    def revoke(self, agent_id: str, token_id: str, *, by: Principal) -> None:
         """Revoke a token at once. Raises `NotFound`."""
-        writable(agent_id, by)
-        mine = (Token.id == token_id) & (Token.agent_id == agent_id)
-        ended: list[Token] = list(Token.delete().where(mine).returning(Token).execute())
+        find_writable_agent(agent_id, by)
+        mine = (AgentToken.id == token_id) & (AgentToken.agent_id == agent_id)
+        ended: list[AgentToken] = list(AgentToken.delete().where(mine).returning(AgentToken).execute())
         if not ended:
             raise NotFound("The agent has no token with this id.")
-        self._record("end", ended[0], {})
+        self._record_audit("end", ended[0], {})
         after_commit(lambda: self._credentials.forget(lambda caller: caller.agent_id == agent_id))
 
-    def end_of_person(self, user_id: str) -> int:
+    def revoke_tokens_of_user(self, user_id: str) -> int:
         """Delete every token that a person created. Return the number of deleted tokens."""
-        return int(Token.delete().where(Token.created_by == user_id).execute())
+        return int(AgentToken.delete().where(AgentToken.created_by == user_id).execute())
 
-    def _record(self, verb: str, row: Token, details: Mapping[str, Any]) -> None:
+    def _record_audit(self, verb: str, row: AgentToken, details: Mapping[str, Any]) -> None:
         if self.audit is not None:
             entry = AuditEntry(
                 action=f"agents.token.{verb}",
@@ -104,12 +108,12 @@ class AgentTokens:
             )
             self.audit.record(entry)
 
-    def _expiry(self, new: NewAgentToken) -> str:
+    def _expiry_of(self, new: NewAgentToken) -> str:
         if new.expires_at is None:
             return clock.now(self._settings.get(TOKEN_TTL_DAYS) * DAY_SECONDS)
         asked = clock.from_datetime(new.expires_at)
         if asked <= clock.now():
-            raise Invalid.at("/expires_at", "in_the_past", "Give a time in the future.")
+            raise Invalid.at("/expires_at", "in_the_past", "must be in the future")
         if asked > clock.now(MAX_DAYS * DAY_SECONDS):
             raise Invalid.at("/expires_at", "too_large", f"at most {MAX_DAYS} days from now")
         return asked
@@ -118,7 +122,7 @@ class AgentTokens:
         held = self._permissions.held_by("agent")
         for index, scope in enumerate(scopes):
             if not within_scopes(held, (scope,)):
-                detail = "a permission that agents may hold, <plugin>.*, *.<verb> or *"
+                detail = "must be a permission that agents may hold, or a pattern: <plugin>.*, *.<verb> or *"
                 raise Invalid.at(f"/scopes/{index}", "not_in_enum", detail)
 
 
@@ -142,29 +146,31 @@ class StandingTokenAuthenticator:
         Raises `Unauthorized` if the token is unknown or expired, the agent is deleted, or the token's creator is not
         active.
         """
-        return self._caller(Token.token_hash == _hash(credential))
+        return self._principal_where(AgentToken.token_hash == _hash_token(credential))
 
     def reread(self, caller: Principal) -> Principal | None:
         """Authenticate a caller again by the id of the token. Return None if the caller used no standing token."""
         if caller.kind != "agent" or caller.token_id is None:
             return None
-        return self._caller(Token.id == caller.token_id)
+        return self._principal_where(AgentToken.id == caller.token_id)
 
-    def _caller(self, is_this: Any) -> Principal:
+    def _principal_where(self, is_this: Any) -> Principal:
         row = (
-            Token.select(Token.id, Token.agent_id, Token.created_by, Token.scopes, Token.expires_at)
-            .join(Agent, on=(Agent.id == Token.agent_id))
+            AgentToken.select(
+                AgentToken.id, AgentToken.agent_id, AgentToken.created_by, AgentToken.scopes, AgentToken.expires_at
+            )
+            .join(Agent, on=(Agent.id == AgentToken.agent_id))
             .where(is_this & LIVING)
             .namedtuples()
             .first()
         )
         if row is None:
-            raise Unauthorized("The agent token is unknown or was ended.")
+            raise Unauthorized("The agent token is unknown or was revoked.")
         if row.expires_at <= clock.now():
             raise Unauthorized("The agent token has expired.", code="token_expired")
         person = self._accounts.get_many([row.created_by]).get(row.created_by)
         if person is None or not person.is_active:
-            raise Unauthorized("The person who made this agent token is not active.")
+            raise Unauthorized("The person who created this agent token is not active.")
         rights = self._permissions.held_by("agent") & self._permissions.held_by(person.role)
         return Principal(
             kind="agent",
@@ -175,18 +181,18 @@ class StandingTokenAuthenticator:
             token_id=row.id,
             permissions=within_scopes(rights, row.scopes),
             expires_at=clock.parse_instant(row.expires_at),
-            limited=self._accounts.limit(person),
+            limited=self._accounts.required_action(person),
         )
 
 
-def _hash(token: str) -> str:
+def _hash_token(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def _fields(row: Token) -> dict[str, Any]:
+def _view_fields(row: AgentToken) -> dict[str, Any]:
     names = ("id", "agent_id", "name", "scopes", "created_by", "created_at", "expires_at")
     return {name: getattr(row, name) for name in names}
 
 
-def _view(row: Token) -> AgentTokenView:
-    return AgentTokenView(**_fields(row))
+def _token_view(row: AgentToken) -> AgentTokenView:
+    return AgentTokenView(**_view_fields(row))

@@ -13,10 +13,10 @@ from corral.errors import Conflict, NotFound
 from corral.http.answers import ANY_VERSION, IfMatch
 from corral.http.page import Order, Page, paginate
 from corral_plugins.agents.api import AgentStatistics, AttemptStatistics
-from corral_plugins.agents.models import Version
+from corral_plugins.agents.models import AgentVersion
 from corral_plugins.agents.service.management import AgentManagement
-from corral_plugins.agents.service.rows import exists, writable
-from corral_plugins.agents.service.shapes import (
+from corral_plugins.agents.service.rows import find_writable_agent, require_readable_agent
+from corral_plugins.agents.shapes import (
     AgentPatch,
     AgentStats,
     AgentVersionDetail,
@@ -45,32 +45,34 @@ class AgentVersions:
 
     def list(self, agent_id: str, query: VersionQuery, *, by: Principal) -> Page[AgentVersionView]:
         """Return a page of the versions, newest first, without their configurations."""
-        exists(agent_id, by)
-        rows = Version.select(Version.n, Version.changed_fields, Version.created_by, Version.created_at).where(
-            Version.agent_id == agent_id
+        require_readable_agent(agent_id, by)
+        rows = AgentVersion.select(
+            AgentVersion.n, AgentVersion.changed_fields, AgentVersion.created_by, AgentVersion.created_at
+        ).where(AgentVersion.agent_id == agent_id)
+        page = paginate(
+            rows, query, by, scope=f"agent_versions:{agent_id}", order=(Order(AgentVersion.n),), make=_version_columns
         )
-        page = paginate(rows, query, by, scope=f"agent_versions:{agent_id}", order=(Order(Version.n),), make=_same)
-        statistics = self._statistics(agent_id, [row.n for row in page.items])
-        items = [AgentVersionView(**_facts(row, statistics.get(row.n, UNKNOWN))) for row in page.items]
+        statistics = self._statistics_of(agent_id, [row.n for row in page.items])
+        items = [AgentVersionView(**_view_fields(row, statistics.get(row.n, UNKNOWN))) for row in page.items]
         return Page(items=items, total=page.total, limit=page.limit, offset=page.offset, next=page.next)
 
     def get(self, agent_id: str, n: int, *, by: Principal) -> AgentVersionDetail:
         """Return one version with its configuration. Raises `NotFound`."""
-        exists(agent_id, by)
-        row = _version(agent_id, n)
-        statistics = self._statistics(agent_id, [n]).get(n, UNKNOWN)
-        return AgentVersionDetail(**_facts(row, statistics), configuration=row.configuration)
+        require_readable_agent(agent_id, by)
+        row = _find_version(agent_id, n)
+        statistics = self._statistics_of(agent_id, [n]).get(n, UNKNOWN)
+        return AgentVersionDetail(**_view_fields(row, statistics), configuration=row.configuration)
 
     def compare(self, agent_id: str, before: int, after: int, *, by: Principal) -> Comparison:
         """Return the fields that differ between two versions, by name. Raises `NotFound`."""
-        exists(agent_id, by)
-        one, other = _version(agent_id, before).configuration, _version(agent_id, after).configuration
+        require_readable_agent(agent_id, by)
+        one, other = _find_version(agent_id, before).configuration, _find_version(agent_id, after).configuration
         diff = [
             FieldDifference(field=field, before=one.get(field), after=other.get(field))
             for field in sorted(one.keys() | other.keys())
             if one.get(field) != other.get(field)
         ]
-        statistics = self._statistics(agent_id, [before, after])
+        statistics = self._statistics_of(agent_id, [before, after])
         return Comparison(
             diff=diff, stats=ComparedStatistics(before=statistics.get(before), after=statistics.get(after))
         )
@@ -80,42 +82,43 @@ class AgentVersions:
 
         Raises `NotFound`, or `Conflict` if nothing would change.
         """
-        row = writable(agent_id, by)
+        row = find_writable_agent(agent_id, by)
         match.check(row.version)
-        wanted = msgspec.convert(_version(agent_id, n).configuration, AgentPatch)
+        wanted = msgspec.convert(_find_version(agent_id, n).configuration, AgentPatch)
         now = IfMatch(version=row.version) if match.version is not None else match
         view = self._management.update(agent_id, wanted, now, by=by)
         if view.version == row.version:
             raise Conflict(
-                f"Version {n} is the present configuration: there is nothing to roll back.", current_status=view.status
+                f"Version {n} is already the current configuration; there is nothing to roll back.",
+                current_status=view.status,
             )
         return view
 
-    def stats(self, agent_id: str, days: int, *, by: Principal) -> AgentStats:
+    def get_statistics(self, agent_id: str, days: int, *, by: Principal) -> AgentStats:
         """Return statistics of the attempts of the last `days` days. Raises `NotFound`."""
-        exists(agent_id, by)
+        require_readable_agent(agent_id, by)
         since = clock.now(-days * DAY_SECONDS)
-        statistics = self.statistics.of_agent(agent_id, since=since) if self.statistics is not None else UNKNOWN
+        statistics = self.statistics.for_agent(agent_id, since=since) if self.statistics is not None else UNKNOWN
         return AgentStats(days=days, **msgspec.structs.asdict(statistics))
 
-    def _statistics(self, agent_id: str, versions: Sequence[int]) -> dict[int, AttemptStatistics]:
+    def _statistics_of(self, agent_id: str, versions: Sequence[int]) -> dict[int, AttemptStatistics]:
         if self.statistics is None or not versions:
             return {}
-        return self.statistics.of_versions(agent_id, versions)
+        return self.statistics.for_versions(agent_id, versions)
 
 
-def _version(agent_id: str, n: int) -> Version:
-    row: Version | None = Version.get_or_none((Version.agent_id == agent_id) & (Version.n == n))
+def _find_version(agent_id: str, n: int) -> AgentVersion:
+    row: AgentVersion | None = AgentVersion.get_or_none((AgentVersion.agent_id == agent_id) & (AgentVersion.n == n))
     if row is None:
         raise NotFound(f"The agent has no version {n}.")
     return row
 
 
-def _same(row: Version) -> Version:
+def _version_columns(row: AgentVersion) -> AgentVersion:
     return row
 
 
-def _facts(row: Version, statistics: AttemptStatistics) -> dict[str, Any]:
+def _view_fields(row: AgentVersion, statistics: AttemptStatistics) -> dict[str, Any]:
     return {
         "n": row.n,
         "changed_fields": row.changed_fields,

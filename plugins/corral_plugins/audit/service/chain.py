@@ -1,4 +1,4 @@
-"""The hash chain: which fields of a row are hashed, and how each row refers to the previous one.
+"""The hash chain: the hashed fields of a row, the reference of each row to the previous one, and the check of both.
 
 `hash = SHA-256("corral.audit.v1" || canonical JSON of all other fields)`. Canonical: UTF-8, keys sorted, no spaces,
 strings as stored. The structs declare their fields in alphabetical order, so that encoding them needs no sorting.
@@ -7,10 +7,13 @@ strings as stored. The structs declare their fields in alphabetical order, so th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
+
+from corral_plugins.audit.service.signing import PublicKeys, SignedCheckpoint
+from corral_plugins.audit.shapes import Reason
 
 PREFIX = b"corral.audit.v1"
 GENESIS = "0" * 64
@@ -42,7 +45,7 @@ COLUMNS = (
 )
 
 
-class Actor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RowActor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The actor of an audit row and the client that the actor used."""
 
     id: str | None
@@ -62,11 +65,11 @@ class AuditObject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     type: str
 
 
-class Unhashed(msgspec.Struct, frozen=True, kw_only=True):
+class UnhashedRow(msgspec.Struct, frozen=True, kw_only=True):
     """All fields of an audit row except `hash`. These are the hashed fields."""
 
     action: str
-    actor: Actor
+    actor: RowActor
     changes: msgspec.Raw
     code: str | None
     details: msgspec.Raw
@@ -85,11 +88,11 @@ class Unhashed(msgspec.Struct, frozen=True, kw_only=True):
         return hashlib.sha256(PREFIX + msgspec.json.encode(self)).hexdigest()
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class HashedRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A complete audit row. Its JSON encoding is one line of an export."""
 
     action: str
-    actor: Actor
+    actor: RowActor
     changes: msgspec.Raw
     code: str | None
     details: msgspec.Raw
@@ -106,7 +109,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     def digest(self) -> str:
         """Return the hash that the row should contain, computed from all other fields."""
-        return Unhashed(
+        return UnhashedRow(
             action=self.action,
             actor=self.actor,
             changes=self.changes,
@@ -124,61 +127,39 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         ).digest()
 
 
-def unhashed(values: Sequence[Any]) -> Unhashed:
+def unhashed_row(values: Sequence[Any]) -> UnhashedRow:
     """Build an audit row without its hash from stored column values, in the order of `COLUMNS` without `hash`."""
-    (
-        seq,
-        id_,
-        ts,
-        actor_type,
-        actor_id,
-        on_behalf_of,
-        session_id,
-        key_id,
-        ip,
-        user_agent,
-        action,
-        object_type,
-        object_id,
-        object_name,
-        outcome,
-        code,
-        request_id,
-        changes,
-        details,
-        sha256,
-        prev_hash,
-    ) = values
-    return Unhashed(
-        action=action,
-        actor=Actor(
-            id=actor_id,
-            ip=ip,
-            key_id=key_id,
-            on_behalf_of=on_behalf_of,
-            session_id=session_id,
-            type=actor_type,
-            user_agent=user_agent,
+    column = dict(zip(COLUMNS, values, strict=False))
+    return UnhashedRow(
+        action=column["action"],
+        actor=RowActor(
+            id=column["actor_id"],
+            ip=column["ip"],
+            key_id=column["key_id"],
+            on_behalf_of=column["on_behalf_of"],
+            session_id=column["session_id"],
+            type=column["actor_type"],
+            user_agent=column["user_agent"],
         ),
-        changes=msgspec.Raw(changes),
-        code=code,
-        details=msgspec.Raw(details),
-        id=id_,
-        object=AuditObject(id=object_id, name=object_name, type=object_type),
-        outcome=outcome,
-        prev_hash=prev_hash,
-        request_id=request_id,
-        seq=seq,
-        sha256=sha256,
-        truncated=sha256 is not None,
-        ts=ts,
+        changes=msgspec.Raw(column["changes"]),
+        code=column["code"],
+        details=msgspec.Raw(column["details"]),
+        id=column["id"],
+        object=AuditObject(id=column["object_id"], name=column["object_name"], type=column["object_type"]),
+        outcome=column["outcome"],
+        prev_hash=column["prev_hash"],
+        request_id=column["request_id"],
+        seq=column["seq"],
+        sha256=column["sha256"],
+        truncated=column["sha256"] is not None,
+        ts=column["ts"],
     )
 
 
-def row(values: Sequence[Any]) -> Row:
+def hashed_row(values: Sequence[Any]) -> HashedRow:
     """Build a complete audit row from stored column values, in the order of `COLUMNS`."""
-    found = unhashed(values[:-1])
-    return Row(
+    found = unhashed_row(values[:-1])
+    return HashedRow(
         action=found.action,
         actor=found.actor,
         changes=found.changes,
@@ -195,3 +176,103 @@ def row(values: Sequence[Any]) -> Row:
         truncated=found.truncated,
         ts=found.ts,
     )
+
+
+# -- the check
+
+
+class ChainLink(msgspec.Struct, frozen=True):
+    """A position in the hash chain: the number of a row and its hash."""
+
+    seq: int
+    hash: str
+
+
+BEGINNING = ChainLink(0, GENESIS)
+
+
+class ChainDefect(msgspec.Struct, frozen=True):
+    """The number of the first defective row and the reason why it is defective."""
+
+    seq: int
+    reason: Reason
+
+
+class ChainChecker:
+    """Checks audit rows in order against their hashes and checkpoints, up to the first defect.
+
+    `after` is the position before the first row. If it is None, the first row is trusted, as in a partial export.
+    `sparse` accepts missing rows, as in a filtered export.
+    """
+
+    def __init__(
+        self,
+        after: ChainLink | None,
+        checkpoints: Mapping[int, SignedCheckpoint],
+        keys: PublicKeys,
+        *,
+        sparse: bool = False,
+    ) -> None:
+        self.last = after
+        self.bad: ChainDefect | None = None
+        self.checked = self.checkpoints_checked = 0
+        self._checkpoints, self._keys, self._sparse = checkpoints, keys, sparse
+
+    def check_rows(self, rows: Iterable[HashedRow]) -> None:
+        """Check the next rows, which must be passed in order."""
+        for row in rows:
+            if self.bad is None:
+                self._check_row(row)
+
+    def report_defect(self, seq: int, reason: Reason) -> None:
+        """Record a defect that the caller found, unless an earlier defect is already recorded."""
+        if self.bad is None:
+            self.bad = ChainDefect(seq, reason)
+
+    def finish(self, head: ChainLink | None) -> None:
+        """Finish the check: the last row must match `head`, and no checkpoint may sign a later row."""
+        last = self.last or BEGINNING
+        if head is not None and head.seq > last.seq:
+            self.report_defect(last.seq + 1, "tail_truncated")
+        if head is not None and head.seq < last.seq:
+            self.report_defect(head.seq + 1, "broken_link")
+        if head is not None and head.hash != last.hash:
+            self.report_defect(last.seq, "hash_mismatch")
+        beyond = [checkpoint for seq, checkpoint in sorted(self._checkpoints.items()) if seq > last.seq]
+        for checkpoint in beyond:
+            self.checkpoints_checked += 1
+            signed = self._keys.verify_signature(checkpoint)
+            self.report_defect(
+                last.seq + 1 if signed else checkpoint.seq, "tail_truncated" if signed else "bad_signature"
+            )
+
+    def _check_row(self, row: HashedRow) -> None:
+        if not self._check_order(row):
+            return None
+        try:
+            intact = row.digest() == row.hash
+        except (TypeError, ValueError):  # a value has a type that a genuine row never contains
+            intact = False
+        if not intact:
+            return self.report_defect(row.seq, "hash_mismatch")
+        if self.last is not None and row.prev_hash != self.last.hash and row.seq == self.last.seq + 1:
+            return self.report_defect(row.seq, "broken_link")
+        checkpoint = self._checkpoints.get(row.seq)
+        if checkpoint is not None:
+            self.checkpoints_checked += 1
+            if not self._keys.verify_signature(checkpoint):
+                return self.report_defect(row.seq, "bad_signature")
+            if checkpoint.hash != row.hash:
+                return self.report_defect(row.seq, "checkpoint_mismatch")
+        self.checked += 1
+        self.last = ChainLink(row.seq, row.hash)
+        return None
+
+    def _check_order(self, row: HashedRow) -> bool:
+        if self.last is None:
+            return True
+        if row.seq <= self.last.seq:
+            self.report_defect(row.seq, "duplicate_seq")
+        elif row.seq > self.last.seq + 1 and not self._sparse:
+            self.report_defect(self.last.seq + 1, "gap")
+        return self.bad is None

@@ -14,11 +14,11 @@ from corral.database.engine import Work
 from corral.database.unit import Entry, after_commit
 from corral.events.event import emit
 from corral_plugins.audit.api import AuditCheckpoint
-from corral_plugins.audit.models import Checkpoint, SigningKey
+from corral_plugins.audit.models import AuditSigningKey, CheckpointRow
 from corral_plugins.audit.service import queries, signing
-from corral_plugins.audit.service.checker import Link
+from corral_plugins.audit.service.chain import ChainLink
 from corral_plugins.audit.service.log import end_of_chain
-from corral_plugins.audit.service.signing import Signed, SignedCheckpoint
+from corral_plugins.audit.service.signing import SignedCheckpoint, SignedFields
 
 log = logging.getLogger("corral.audit")
 
@@ -26,7 +26,7 @@ EVERY_SECONDS = 3600
 ENTRY = Entry("job audit.checkpoint")
 
 
-class Checkpoints:
+class CheckpointSigner:
     """Creates checkpoints.
 
     The signature is computed between two units of work. If two processes sign at the same time, both checkpoints are
@@ -36,72 +36,72 @@ class Checkpoints:
     def __init__(self, work: Work, sealer: Sealer) -> None:
         self._work, self._sealer = work, sealer
 
-    async def make(self, *, least: int = 1) -> SignedCheckpoint | None:
+    async def create_checkpoint(self, *, least: int = 1) -> SignedCheckpoint | None:
         """Sign the newest row if at least `least` rows are new, and return the checkpoint. Otherwise return None.
 
         Raises `vault_sealed` if the master key is not loaded.
         """
-        head, last = await self._work(lambda: (queries.ends().head, _last()), read=True)
+        head, last = await self._work(lambda: (queries.chain_ends().head, _last_checkpoint_row()), read=True)
         since = last.seq if last is not None else 0
         if head.seq - since < least:
             return None
-        private, key_id = await self._key()
-        signed = Signed(hash=head.hash, key_id=key_id, rows=head.seq - since, seq=head.seq, ts=clock.now())
+        private, key_id = await self._signing_key()
+        signed = SignedFields(hash=head.hash, key_id=key_id, rows=head.seq - since, seq=head.seq, ts=clock.now())
         made = SignedCheckpoint(
             seq=head.seq,
             hash=head.hash,
             rows=signed.rows,
             ts=signed.ts,
             key_id=key_id,
-            signature=signing.sign(private, signed),
+            signature=signing.sign_checkpoint(private, signed),
         )
-        await self._work(lambda: _store(made), entry=ENTRY)
+        await self._work(lambda: _store_checkpoint(made), entry=ENTRY)
         return made
 
-    async def _key(self) -> tuple[bytes, str]:
+    async def _signing_key(self) -> tuple[bytes, str]:
         row = await self._work(_newest_key, read=True)
         if row is None:
-            private, public = signing.generate()
-            fresh = self._sealed(private, public)
+            private, public = signing.generate_key()
+            fresh = self._create_key(private, public)
             await self._work(lambda: _store_key(fresh), entry=ENTRY)
             row = await self._work(_newest_key, read=True)
             assert row is not None
-        return self._sealer.decrypt(bytes.fromhex(row.sealed), aad=_place(row.id)), row.id
+        return self._sealer.decrypt(bytes.fromhex(row.sealed), aad=_key_context(row.id)), row.id
 
-    def _sealed(self, private: bytes, public: bytes) -> SigningKey:
+    def _create_key(self, private: bytes, public: bytes) -> AuditSigningKey:
         key_id = signing.key_id_of(public)
-        sealed = self._sealer.encrypt(private, aad=_place(key_id)).hex()
+        sealed = self._sealer.encrypt(private, aad=_key_context(key_id)).hex()
         encoded = base64.b64encode(public).decode()
-        return SigningKey(id=key_id, public_key=encoded, sealed=sealed, created_at=clock.now())
+        return AuditSigningKey(id=key_id, public_key=encoded, sealed=sealed, created_at=clock.now())
 
 
-def newest() -> tuple[Link, str] | None:
+def newest_checkpoint() -> tuple[ChainLink, str] | None:
     """Return the position and the time of the newest checkpoint, or None. Runs in the caller's unit of work."""
-    last = _last()
-    return None if last is None else (Link(last.seq, last.hash), last.ts)
+    last = _last_checkpoint_row()
+    return None if last is None else (ChainLink(last.seq, last.hash), last.ts)
 
 
-def _last() -> Checkpoint | None:
-    return Checkpoint.select().order_by(Checkpoint.seq.desc()).first()  # type: ignore[no-any-return]  # peewee is untyped
+def _last_checkpoint_row() -> CheckpointRow | None:
+    return CheckpointRow.select().order_by(CheckpointRow.seq.desc()).first()  # type: ignore[no-any-return]  # peewee is untyped
 
 
-def _newest_key() -> SigningKey | None:
-    return SigningKey.select().order_by(SigningKey.created_at.desc()).first()  # type: ignore[no-any-return]  # peewee is untyped
+def _newest_key() -> AuditSigningKey | None:
+    return AuditSigningKey.select().order_by(AuditSigningKey.created_at.desc()).first()  # type: ignore[no-any-return]  # peewee is untyped
 
 
-def _store_key(fresh: SigningKey) -> None:
+def _store_key(fresh: AuditSigningKey) -> None:
     """Store the key unless another process stored one first. The lock on the head row serializes both processes."""
     end_of_chain()
-    if not SigningKey.select().exists():
-        SigningKey.insert(fresh.__data__).on_conflict_ignore().execute()
+    if not AuditSigningKey.select().exists():
+        AuditSigningKey.insert(fresh.__data__).on_conflict_ignore().execute()
 
 
-def _store(made: SignedCheckpoint) -> None:
+def _store_checkpoint(made: SignedCheckpoint) -> None:
     values = {name: getattr(made, name) for name in made.__struct_fields__}
-    if Checkpoint.insert(values).on_conflict_ignore().as_rowcount().execute():
+    if CheckpointRow.insert(values).on_conflict_ignore().as_rowcount().execute():
         emit(AuditCheckpoint(**values), object=("audit_log", str(made.seq)))
         after_commit(lambda: log.warning("audit checkpoint", extra=values))
 
 
-def _place(key_id: str) -> str:
+def _key_context(key_id: str) -> str:
     return place("audit_keys", key_id, 1, "sealed")

@@ -43,7 +43,7 @@ def unescape_cell(cell: str) -> str:
     return cell.removeprefix("'")
 
 
-class Export:
+class LogExport:
     """One export of the log. It ends at the row that was the newest when `chunks` started."""
 
     def __init__(self, work: Work, query: ExportQuery) -> None:
@@ -54,18 +54,18 @@ class Export:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yield the exported file in chunks of bytes. An error ends the stream early."""
-        ends = await self._work(queries.ends, read=True)
+        ends = await self._work(queries.chain_ends, read=True)
         until = min(ends.head.seq, ends.stored)
-        encode: Callable[[list[Values]], bytes] = _lines if self._query.format == "jsonl" else _cells
+        encode: Callable[[list[Values]], bytes] = _json_lines if self._query.format == "jsonl" else _csv_cells
         if self._query.format == "csv":
-            yield BOM.encode() + _cells([chain.COLUMNS])
+            yield BOM.encode() + _csv_cells([chain.COLUMNS])
         for after in range(ends.anchor.seq, until, BATCH_SIZE):
-            batch = functools.partial(self._batch, after, min(after + BATCH_SIZE, until))
+            batch = functools.partial(self._read_batch, after, min(after + BATCH_SIZE, until))
             if rows := await self._work(batch, read=True):
                 yield await asyncio.to_thread(encode, rows)
 
-    def _batch(self, after: int, until: int) -> list[Values]:
-        clause = queries.where(self._query)
+    def _read_batch(self, after: int, until: int) -> list[Values]:
+        clause = queries.filter_condition(self._query)
         if clause is ALL_ROWS:
             return list(queries.rows_between(after, until))
         columns = [getattr(AuditRow, name) for name in chain.COLUMNS]
@@ -74,11 +74,11 @@ class Export:
         return list(rows)
 
 
-def _lines(rows: list[Values]) -> bytes:
-    return b"".join(msgspec.json.encode(chain.row(values)) + b"\n" for values in rows)
+def _json_lines(rows: list[Values]) -> bytes:
+    return b"".join(msgspec.json.encode(chain.hashed_row(values)) + b"\n" for values in rows)
 
 
-def _cells(rows: list[Values]) -> bytes:
+def _csv_cells(rows: list[Values]) -> bytes:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\r\n")
     names = [name in NUMBERS for name in chain.COLUMNS]

@@ -1,12 +1,20 @@
-"""The audit log service for other plugins. `record` adds a row that commits together with the change it describes."""
+"""The audit log service for other plugins. `record` adds a row that commits together with the change it describes.
+
+Entries are redacted, limited in length and encoded as canonical JSON. Of equal denials within a minute, only the first
+becomes a row; a second row contains the number of its repetitions.
+"""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import logging
 import time
 from collections import Counter
+from collections.abc import Hashable, Mapping
 from typing import Any
 
+import msgspec
 import peewee
 
 from corral import clock
@@ -21,10 +29,185 @@ from corral.ids import new_id
 from corral.jobs.job import enqueue
 from corral.plugin import AuditEntry, Settings
 from corral.redact.redactor import Redactor
-from corral_plugins.audit.models import HEAD, AuditRow, Head
-from corral_plugins.audit.service import chain, entries
-from corral_plugins.audit.service.deduplication import Deduplicator
+from corral_plugins.audit.models import HEAD, AuditRow, ChainHead
+from corral_plugins.audit.service import chain
 from corral_plugins.audit.settings import RECORD_IP, VERBOSE
+
+# -- entries
+
+
+MAX_BYTES = 16 * 1024
+"""Maximum size in bytes of `changes` and of `details`. Larger ones are dropped; a hash of the full content is kept."""
+
+LENGTHS = {
+    "actor_type": 20,
+    "actor_id": 80,
+    "on_behalf_of": 80,
+    "session_id": 80,
+    "key_id": 80,
+    "ip": 45,
+    "user_agent": 300,
+    "action": 120,
+    "object_type": 60,
+    "object_id": 200,
+    "object_name": 300,
+    "code": 80,
+    "request_id": 64,
+}
+USER_SUPPLIED = ("user_agent", "object_id", "object_name")
+"""Columns with user-supplied text, which may contain a credential."""
+
+
+def entry_columns(entry: AuditEntry, by: Entry, redactor: Redactor, *, record_ip: bool) -> dict[str, Any]:
+    """Return the columns of an audit row, except those that depend on its position in the hash chain."""
+    actor = by.actor
+    texts: dict[str, Any] = {
+        "actor_type": actor.type,
+        "actor_id": actor.id,
+        "on_behalf_of": actor.on_behalf_of,
+        "session_id": actor.session_id,
+        "key_id": actor.key_id,
+        "ip": by.client_ip if record_ip else None,
+        "user_agent": by.user_agent if record_ip else None,
+        "action": entry.action,
+        "object_type": entry.object_type,
+        "object_id": entry.object_id,
+        "object_name": entry.object_name,
+        "code": entry.code,
+        "request_id": by.request_id,
+    }
+    for name in USER_SUPPLIED:
+        if texts[name]:
+            texts[name] = redactor.redact(texts[name])
+    columns = {name: _truncate_text(text, LENGTHS[name]) for name, text in texts.items()}
+    changes, details = (
+        _encode_changes(entry.changes, redactor),
+        _canonical_json(redactor.redact_json(_to_builtins(entry.details))),
+    )
+    sha256 = None
+    if len(changes) > MAX_BYTES or len(details) > MAX_BYTES:
+        sha256 = hashlib.sha256(b"[" + changes + b"," + details + b"]").hexdigest()
+        changes = changes if len(changes) <= MAX_BYTES else b"[]"
+        details = details if len(details) <= MAX_BYTES else b"{}"
+    return {
+        **columns,
+        "outcome": entry.outcome,
+        "changes": changes.decode(),
+        "details": details.decode(),
+        "sha256": sha256,
+    }
+
+
+def _encode_changes(changes: Mapping[str, tuple[Any, Any]], redactor: Redactor) -> bytes:
+    fields = [
+        {"field": name, "from": _to_builtins(before), "to": _to_builtins(after)}
+        for name, (before, after) in changes.items()
+    ]
+    return _canonical_json(redactor.redact_json(fields))
+
+
+def _to_builtins(value: Any) -> Any:
+    """Convert a value to JSON types. Structs become objects; keys and values of unknown types become strings."""
+    return msgspec.to_builtins(value, str_keys=True, enc_hook=str)
+
+
+def _canonical_json(value: Any) -> bytes:
+    try:
+        return msgspec.json.encode(value, order="sorted")
+    except UnicodeEncodeError:  # unchecked text can contain a lone surrogate
+        return msgspec.json.encode(_without_surrogates(value), order="sorted")
+
+
+def _without_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {_without_surrogates(name): _without_surrogates(item) for name, item in value.items()}
+    return [_without_surrogates(item) for item in value] if isinstance(value, list) else value
+
+
+def _truncate_text(text: str | None, length: int) -> str | None:
+    """Truncate a text and replace characters that a database cannot store.
+
+    An empty text becomes None, because CSV cannot distinguish the two.
+    """
+    return text.encode("utf-8", "replace").decode().replace("\0", "�")[:length] if text else None
+
+
+# -- deduplication
+
+
+SECONDS = 60
+MAX_KEYS = 10_000
+
+
+class RepeatedEntry(msgspec.Struct):
+    """The number of repetitions of an audit entry since the entry was first written."""
+
+    entry: AuditEntry
+    by: Entry
+    since: str
+    until: float
+    count: int = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the minute in which repetitions are counted has passed."""
+        return self.until <= clock.time_s()
+
+    def summary_entry(self) -> AuditEntry:
+        """Return the entry with the number of repetitions and their start time added to its details."""
+        details = {**self.entry.details, "count": self.count, "since": self.since}
+        return msgspec.structs.replace(self.entry, details=details)
+
+
+class Deduplicator:
+    """Counts repetitions in memory. A crash loses at most the counts of one minute, but never the first entry."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[Hashable, RepeatedEntry] = {}
+
+    def is_counted(self, entry: AuditEntry, by: Entry) -> bool:
+        """Return whether the entry is a repetition, and count it if so.
+
+        An entry is a repetition if the same entry was already written and its minute has not passed, or if the row with
+        the count of that minute is still to be written.
+        """
+        repeated = self._by_key.get(_deduplication_key(entry, by))
+        if repeated is None or (repeated.is_over and not repeated.count):
+            return False
+        repeated.count += 1
+        return True
+
+    def start_counting(self, entry: AuditEntry, by: Entry) -> None:
+        """Start to count repetitions of an entry that was committed. Runs on the event loop."""
+        key = _deduplication_key(entry, by)
+        repeated = self._by_key.get(key)
+        if repeated is None and len(self._by_key) >= MAX_KEYS:  # beyond the limit, each entry is written as its own row
+            return
+        if repeated is None or (repeated.is_over and not repeated.count):
+            until = clock.time_s() + SECONDS
+            self._by_key[key] = RepeatedEntry(entry=entry, by=by, since=clock.now(), until=until)
+
+    def take_ended(self, *, all: bool = False) -> list[RepeatedEntry]:
+        """Remove and return the repetitions whose minute is over, or all of them. Runs on the event loop."""
+        ended = [key for key, repeated in self._by_key.items() if all or repeated.is_over]
+        return [repeated for repeated in [self._by_key.pop(key) for key in ended] if repeated.count]
+
+    def put_back(self, repeated: RepeatedEntry) -> None:
+        """Put repetitions back that could not be written, so that they are retried. Runs on the event loop."""
+        newer = self._by_key.setdefault(_deduplication_key(repeated.entry, repeated.by), repeated)
+        if newer is not repeated:
+            newer.count, newer.since = newer.count + repeated.count, repeated.since
+
+
+def _deduplication_key(entry: AuditEntry, by: Entry) -> Hashable:
+    who = (by.actor.type, by.actor.id or by.client_ip)  # anonymous callers are distinguished by address
+    return (*who, entry.action, entry.object_type, entry.object_id, entry.code)
+
+
+# -- the log
+
 
 log = logging.getLogger("corral.audit")
 
@@ -34,15 +217,17 @@ DEDUPLICATED = frozenset({"audit.log.read"})
 """Successful actions that are deduplicated like denials, so that readers do not fill the log."""
 
 
-def _head(p: Any) -> Any:
+def _head_query(p: Any) -> Any:
     """Return the query of the head row. Locking this row serializes all appends."""
-    return locked(Head.select(Head.seq, Head.hash).where(Head.id == p("id")))
+    return locked(ChainHead.select(ChainHead.seq, ChainHead.hash).where(ChainHead.id == p("id")))
 
 
-_HEAD = Statement(_head)
+_HEAD = Statement(_head_query)
 _INSERT = Statement(lambda p: AuditRow.insert({getattr(AuditRow, name): p(name) for name in chain.COLUMNS}))
 _ADVANCE = Statement(
-    lambda p: Head.update({Head.seq: p("seq"), Head.hash: p("hash")}).where((Head.id == HEAD) & (Head.seq == p("was")))
+    lambda p: ChainHead.update({ChainHead.seq: p("seq"), ChainHead.hash: p("hash")}).where(
+        (ChainHead.id == HEAD) & (ChainHead.seq == p("was"))
+    )
 )
 
 
@@ -86,18 +271,22 @@ class AuditLog:
         repeats = entry.outcome == "denied" or entry.action in DEDUPLICATED
         if repeats and self._deduplicator.is_counted(entry, unit.entry):
             return
-        self._add(unit, entry)
+        self._buffer_entry(unit, entry)
         if repeats:
             by = unit.entry
-            after_commit(lambda: self._deduplicator.started(entry, by))
+            after_commit(lambda: self._deduplicator.start_counting(entry, by))
 
     async def write_repetitions(self, *, all: bool = False) -> None:
         """Write one row per entry with the number of repetitions whose minute is over, or all of them."""
         for repeated in self._deduplicator.take_ended(all=all):
             try:
-                await self._work(lambda repeated=repeated: self._add(current(), repeated.summary()), entry=repeated.by)  # type: ignore[misc]  # bound in each iteration
+                summary = functools.partial(self._record_summary, repeated)
+                await self._work(summary, entry=repeated.by)
             except Problem:
                 self._deduplicator.put_back(repeated)
+
+    def _record_summary(self, repeated: RepeatedEntry) -> None:
+        self._buffer_entry(current(), repeated.summary_entry())
 
     async def report_failures(self) -> None:
         """Alert admins about rows that could not be written since the last alert, at most once an hour."""
@@ -112,23 +301,23 @@ class AuditLog:
         if await self._work(lambda: raise_alert(alert), entry=Entry("audit.alert")):
             self._reported_failures = failures
 
-    def _add(self, unit: Unit, entry: AuditEntry) -> None:
+    def _buffer_entry(self, unit: Unit, entry: AuditEntry) -> None:
         record_ip = self._settings.get(RECORD_IP)
-        columns = entries.stored(entry, unit.entry, self._redactor, record_ip=record_ip)
-        unit.audit.append(lambda: self._append(unit, columns))
+        columns = entry_columns(entry, unit.entry, self._redactor, record_ip=record_ip)
+        unit.audit.append(lambda: self._append_row(unit, columns))
 
-    def _append(self, unit: Unit, columns: dict[str, Any]) -> None:
+    def _append_row(self, unit: Unit, columns: dict[str, Any]) -> None:
         """Lock the chain, link the row to the previous one and advance the head.
 
         Runs at the end of the unit of work.
         """
         began = time.perf_counter()
         try:
-            self._link(columns)
+            self._link_row(columns)
         except Problem:
             raise
         except Exception as error:
-            self._failed(error)
+            self._raise_write_error(error)
             raise
         took = time.perf_counter() - began
 
@@ -139,17 +328,17 @@ class AuditLog:
         unit.after.append(count)
 
     @staticmethod
-    def _link(columns: dict[str, Any]) -> None:
+    def _link_row(columns: dict[str, Any]) -> None:
         seq, prev_hash = end_of_chain()
         values = {**columns, "seq": seq + 1, "id": new_id(), "ts": clock.now(), "prev_hash": prev_hash}
-        values["hash"] = chain.unhashed([values[name] for name in chain.COLUMNS[:-1]]).digest()
+        values["hash"] = chain.unhashed_row([values[name] for name in chain.COLUMNS[:-1]]).digest()
         _INSERT.run(values)
         if not _ADVANCE.run({"seq": values["seq"], "hash": values["hash"], "was": seq}):
             raise RuntimeError("another writer advanced the head of the audit log")
         if values["seq"] % CHECKPOINT_ROWS == 0:
             enqueue("audit.checkpoint")
 
-    def _failed(self, error: Exception) -> None:
+    def _raise_write_error(self, error: Exception) -> None:
         """Raise the error that the caller receives when a row cannot be written.
 
         Lost connections, full disks and busy databases keep the error of the database engine.
@@ -162,7 +351,26 @@ class AuditLog:
         self.failures += 1
         log.error("cannot write to the audit log", exc_info=error)
         raise Unavailable(
-            "The audit log cannot be written, so nothing was changed; try again later.",
+            "The audit log cannot be written, so the change was rejected; try again later.",
             code="audit_unavailable",
             retry_after=5,
         ) from error
+
+
+class AccessRecorder:
+    """Records accesses to the audit log.
+
+    If a row cannot be written, the failure is logged and counted, so that auditors can still read the log.
+    """
+
+    def __init__(self, work: Work, audit: AuditLog) -> None:
+        self._work, self._audit = work, audit
+
+    async def record_access(self, verb: str, by: Entry, **details: Any) -> None:
+        """Append a row with the action `audit.log.<verb>`."""
+        given = {name: value for name, value in details.items() if value not in (None, {})}
+        entry = AuditEntry(action=f"audit.log.{verb}", object_type="audit_log", object_id=None, details=given)
+        try:
+            await self._work(lambda: self._audit.record(entry), entry=by)
+        except Unavailable:
+            log.warning("cannot record an access to the audit log", extra={"action": entry.action})

@@ -15,18 +15,18 @@ from corral.database.statement import Statement
 from corral.database.unit import current
 from corral.errors import NotFound
 from corral.http.page import Order, Page, paginate
-from corral_plugins.audit.models import HEAD, AuditRow, Checkpoint, Head, SigningKey
+from corral_plugins.audit.models import HEAD, AuditRow, AuditSigningKey, ChainHead, CheckpointRow
 from corral_plugins.audit.service import chain
-from corral_plugins.audit.service.checker import Link
+from corral_plugins.audit.service.chain import ChainLink
 from corral_plugins.audit.service.signing import SignedCheckpoint
 from corral_plugins.audit.shapes import (
     ActorView,
+    AuditFilters,
     AuditQuery,
     AuditView,
     CheckpointPage,
     CheckpointView,
     FieldChange,
-    Filters,
     ObjectView,
 )
 
@@ -50,23 +50,25 @@ _NAMES = (
 """Lists the distinct actions by skipping through the index. This takes about a hundred steps for any number of rows."""
 
 
-class Ends(msgspec.Struct, frozen=True):
+class ChainEnds(msgspec.Struct, frozen=True):
     """Head and anchor of the log from one snapshot. `stored` is the `seq` of the newest stored row."""
 
-    head: Link
-    anchor: Link
+    head: ChainLink
+    anchor: ChainLink
     stored: int
 
 
-def ends() -> Ends:
+def chain_ends() -> ChainEnds:
     """Return the head and the anchor of the log.
 
     A single statement reads both, so that they form one snapshot on every database engine.
     """
     newest: Any = AuditRow.select(AuditRow.seq).order_by(AuditRow.seq.desc()).limit(1)
-    row: Any = Head.select(Head.seq, Head.hash, Head.anchor_seq, Head.anchor_hash, newest).where(Head.id == HEAD)
+    row: Any = ChainHead.select(
+        ChainHead.seq, ChainHead.hash, ChainHead.anchor_seq, ChainHead.anchor_hash, newest
+    ).where(ChainHead.id == HEAD)
     seq, hash_, anchor_seq, anchor_hash, stored = row.tuples().get()
-    return Ends(Link(seq, hash_), Link(anchor_seq, anchor_hash), stored or 0)
+    return ChainEnds(ChainLink(seq, hash_), ChainLink(anchor_seq, anchor_hash), stored or 0)
 
 
 def rows_between(after: int, until: int) -> list[tuple[Any, ...]]:
@@ -87,19 +89,19 @@ def recorded_anchor(until: int) -> int:
     return int(row[0]) if row is not None and str(row[0]).isdigit() else 0
 
 
-def checkpoints(after: int, until: int) -> dict[int, SignedCheckpoint]:
+def checkpoints_between(after: int, until: int) -> dict[int, SignedCheckpoint]:
     """Return the checkpoints with `after < seq <= until`, keyed by `seq`."""
-    rows = Checkpoint.select().where((Checkpoint.seq > after) & (Checkpoint.seq <= until))
+    rows = CheckpointRow.select().where((CheckpointRow.seq > after) & (CheckpointRow.seq <= until))
     return {row.seq: SignedCheckpoint(**row.__data__) for row in rows}
 
 
 def public_keys() -> list[str]:
     """Return the public keys of all signing keys in base64, oldest first."""
-    rows: Any = SigningKey.select(SigningKey.public_key).order_by(SigningKey.created_at).tuples()
+    rows: Any = AuditSigningKey.select(AuditSigningKey.public_key).order_by(AuditSigningKey.created_at).tuples()
     return [key for (key,) in rows]
 
 
-def where(filters: Filters | AuditQuery) -> Any:
+def filter_condition(filters: AuditFilters | AuditQuery) -> Any:
     """Return the SQL condition for the filters.
 
     A row must match all given filters; it matches a repeated filter if any of its values matches.
@@ -108,7 +110,7 @@ def where(filters: Filters | AuditQuery) -> Any:
     if filters.actor is not UNSET:
         clause &= AuditRow.actor_id.in_(filters.actor) | AuditRow.on_behalf_of.in_(filters.actor)
     if filters.action is not UNSET:
-        clause &= _actions(filters.action)
+        clause &= _action_condition(filters.action)
     for name in ("object_type", "object_id", "outcome"):
         if (values := getattr(filters, name)) is not UNSET:
             clause &= getattr(AuditRow, name).in_(values)
@@ -121,7 +123,7 @@ def where(filters: Filters | AuditQuery) -> Any:
     return clause
 
 
-def _actions(patterns: list[str]) -> Any:
+def _action_condition(patterns: list[str]) -> Any:
     """Return the condition for names and prefixes of actions.
 
     Prefixes are expanded to the existing names, because every database engine uses the index for a list of names.
@@ -134,43 +136,46 @@ def _actions(patterns: list[str]) -> Any:
     return AuditRow.action.in_(sorted(names))
 
 
-class Queries:
+class AuditQueries:
     """The queries used by the routes of the audit log."""
 
-    def page(self, query: AuditQuery, caller: Principal) -> Page[AuditView]:
+    def list_rows(self, query: AuditQuery, caller: Principal) -> Page[AuditView]:
         """Return a page of rows, newest first."""
-        found, clause = ends(), where(query)
+        found, clause = chain_ends(), filter_condition(query)
         total = found.head.seq - found.anchor.seq if clause is ALL_ROWS else None
         rows = AuditRow.select().where(clause & (AuditRow.seq > found.anchor.seq))
-        return paginate(rows, query, caller, scope="audit", order=(Order(AuditRow.seq),), make=view, total=total)
+        return paginate(rows, query, caller, scope="audit", order=(Order(AuditRow.seq),), make=audit_view, total=total)
 
-    def one(self, row_id: str) -> AuditView:
+    def get_row(self, row_id: str) -> AuditView:
         """Return the row with the given id. Raises `NotFound`."""
         row = AuditRow.get_or_none(AuditRow.id == row_id.lower())
         if row is None:
             raise NotFound()
-        return view(row)
+        return audit_view(row)
 
-    def checkpoints(self, query: Any, caller: Principal) -> CheckpointPage:
+    def list_checkpoints(self, query: Any, caller: Principal) -> CheckpointPage:
         """Return a page of checkpoints, newest first, with the newest public key."""
         page = paginate(
-            Checkpoint.select(),
+            CheckpointRow.select(),
             query,
             caller,
             scope="audit.checkpoints",
-            order=(Order(Checkpoint.seq),),
+            order=(Order(CheckpointRow.seq),),
             make=lambda row: CheckpointView(**row.__data__),
         )
         keys = public_keys()
         return CheckpointPage(**msgspec.structs.asdict(page), public_key=keys[-1] if keys else None)
 
 
-def view(row: Any) -> AuditView:
+def audit_view(row: Any) -> AuditView:
     """Convert a database row to the shape of the API."""
     try:
         changes = msgspec.json.decode(row.changes, type=list[FieldChange])
         details: Mapping[str, Any] = msgspec.json.decode(row.details, type=dict[str, Any])
-    except (TypeError, msgspec.DecodeError):  # the row was tampered with: `verify` reports it, and the list still works
+    except (
+        TypeError,
+        msgspec.DecodeError,
+    ):  # the row was tampered with: the verification reports it, and the list still works
         changes, details = [], {"unreadable": True}
     actor = ActorView(
         type=row.actor_type,

@@ -9,7 +9,7 @@ from corral import clock
 from corral.database.engine import Work
 from corral.database.unit import Entry
 from corral.plugin import AuditEntry, Settings
-from corral_plugins.audit.models import HEAD, AuditRow, Checkpoint, Head
+from corral_plugins.audit.models import HEAD, AuditRow, ChainHead, CheckpointRow
 from corral_plugins.audit.service import queries
 from corral_plugins.audit.service.log import AuditLog
 from corral_plugins.audit.settings import RETENTION_DAYS
@@ -19,13 +19,13 @@ BATCH_SIZE = 500
 ENTRY = Entry("job audit.retain")
 
 
-class Retention:
+class AuditRetention:
     """Removes expired rows. An interrupted run continues at the next scheduled time."""
 
     def __init__(self, work: Work, settings: Settings, log: AuditLog) -> None:
         self._work, self._settings, self._log = work, settings, log
 
-    async def run(self) -> None:
+    async def remove_expired_rows(self) -> None:
         """Remove rows older than `audit.retention_days`. If the setting is unset, no further rows expire."""
         days = self._settings.get(RETENTION_DAYS)
         if days is not None:
@@ -39,14 +39,14 @@ class Retention:
 
         All rows up to it are older than `before`.
         """
-        found: Checkpoint | None = (
-            Checkpoint.select().where(Checkpoint.ts <= before).order_by(Checkpoint.seq.desc()).first()
+        found: CheckpointRow | None = (
+            CheckpointRow.select().where(CheckpointRow.ts <= before).order_by(CheckpointRow.seq.desc()).first()
         )
-        anchor = queries.ends().anchor
+        anchor = queries.chain_ends().anchor
         if found is None or found.seq <= anchor.seq:
             return
-        moved = Head.update(anchor_seq=found.seq, anchor_hash=found.hash)
-        if not moved.where((Head.id == HEAD) & (Head.anchor_seq == anchor.seq)).execute():
+        moved = ChainHead.update(anchor_seq=found.seq, anchor_hash=found.hash)
+        if not moved.where((ChainHead.id == HEAD) & (ChainHead.anchor_seq == anchor.seq)).execute():
             return  # another process moved the anchor
         details = {"removed": found.seq - anchor.seq, "hash": found.hash, "retention_days": days}
         self._log.record(
@@ -59,8 +59,13 @@ def _remove_batch() -> int:
 
     The checkpoint at the anchor stays, because verification starts there.
     """
-    anchor = queries.ends().anchor.seq
+    anchor = queries.chain_ends().anchor.seq
     rows = AuditRow.select(AuditRow.seq).where(AuditRow.seq <= anchor).order_by(AuditRow.seq).limit(BATCH_SIZE)
     gone = AuditRow.delete().where(AuditRow.seq.in_(rows)).execute()
-    signed = Checkpoint.select(Checkpoint.seq).where(Checkpoint.seq < anchor).order_by(Checkpoint.seq).limit(BATCH_SIZE)
-    return int(gone + Checkpoint.delete().where(Checkpoint.seq.in_(signed)).execute())
+    signed = (
+        CheckpointRow.select(CheckpointRow.seq)
+        .where(CheckpointRow.seq < anchor)
+        .order_by(CheckpointRow.seq)
+        .limit(BATCH_SIZE)
+    )
+    return int(gone + CheckpointRow.delete().where(CheckpointRow.seq.in_(signed)).execute())

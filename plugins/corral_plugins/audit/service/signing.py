@@ -12,7 +12,7 @@ PREFIX = b"corral.audit.checkpoint.v1"
 PUBLIC_KEY_BYTES = 32
 
 
-class Signed(msgspec.Struct, frozen=True, kw_only=True):
+class SignedFields(msgspec.Struct, frozen=True, kw_only=True):
     """The signed content of a checkpoint. Its fields are in alphabetical order, as canonical JSON requires."""
 
     hash: str
@@ -39,9 +39,9 @@ class SignedCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
     signature: str
     key_id: str
 
-    def signed(self) -> Signed:
+    def signed(self) -> SignedFields:
         """Return the content that the signature covers."""
-        return Signed(hash=self.hash, key_id=self.key_id, rows=self.rows, seq=self.seq, ts=self.ts)
+        return SignedFields(hash=self.hash, key_id=self.key_id, rows=self.rows, seq=self.seq, ts=self.ts)
 
 
 class ExternalCheckpoints(msgspec.Struct, frozen=True):
@@ -72,7 +72,7 @@ def public_key_of(text: str) -> bytes | None:
     return key if len(key) == PUBLIC_KEY_BYTES else None
 
 
-def generate() -> tuple[bytes, bytes]:
+def generate_key() -> tuple[bytes, bytes]:
     """Generate a key pair. Return the private and the public key, 32 bytes each."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -80,7 +80,7 @@ def generate() -> tuple[bytes, bytes]:
     return key.private_bytes_raw(), key.public_key().public_bytes_raw()
 
 
-def sign(private_key: bytes, signed: Signed) -> str:
+def sign_checkpoint(private_key: bytes, signed: SignedFields) -> str:
     """Sign the content of a checkpoint. Return the signature in base64."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -94,7 +94,7 @@ class PublicKeys:
         keys = [key for text in encoded if (key := public_key_of(text)) is not None]
         self._keys = {key_id_of(key): key for key in keys}
 
-    def confirm(self, checkpoint: SignedCheckpoint) -> bool:
+    def verify_signature(self, checkpoint: SignedCheckpoint) -> bool:
         """Return whether the signature of a checkpoint is valid and was created by one of the trusted keys."""
         from cryptography.exceptions import InvalidSignature
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey

@@ -1,14 +1,19 @@
-"""Verifies that no row was altered, removed or truncated.
+"""Verifies that no row was altered, removed or truncated, in the database or in exported files.
 
-Rows never change, so all rows up to a given head form a snapshot.
+Rows never change, so all rows up to a given head form a snapshot. Exported files are verified without a server,
+optionally against checkpoints saved in a file.
 """
 
 from __future__ import annotations
 
 import asyncio
+import csv
 import functools
 import logging
+import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 
@@ -16,11 +21,12 @@ from corral.database.engine import Work
 from corral.database.unit import Entry
 from corral.events.event import SystemAlert
 from corral_plugins.audit.service import chain, queries
-from corral_plugins.audit.service.checker import BEGINNING, ChainChecker, Defect, Link
+from corral_plugins.audit.service.chain import BEGINNING, ChainChecker, ChainDefect, ChainLink, HashedRow
+from corral_plugins.audit.service.export import NUMBERS, unescape_cell
 from corral_plugins.audit.service.log import raise_alert
-from corral_plugins.audit.service.queries import Ends
-from corral_plugins.audit.service.signing import ExternalCheckpoints, PublicKeys
-from corral_plugins.audit.shapes import LinkView, Verdict
+from corral_plugins.audit.service.queries import ChainEnds
+from corral_plugins.audit.service.signing import ExternalCheckpoints, PublicKeys, SignedCheckpoint, public_key_of
+from corral_plugins.audit.shapes import LinkView, VerificationResult
 
 log = logging.getLogger("corral.audit")
 
@@ -33,10 +39,10 @@ END = 2**62
 class _Range(msgspec.Struct, frozen=True):
     """The range of rows to check: after `start`, up to `until`. `defect` is set if the start itself is defective."""
 
-    ends: Ends
-    start: Link
+    ends: ChainEnds
+    start: ChainLink
     until: int
-    defect: Defect | None = None
+    defect: ChainDefect | None = None
 
 
 class Verification:
@@ -45,7 +51,7 @@ class Verification:
     def __init__(self, work: Work) -> None:
         self._work = work
 
-    async def run(self, from_seq: int | None = None, to_seq: int | None = None) -> Verdict:
+    async def run(self, from_seq: int | None = None, to_seq: int | None = None) -> VerificationResult:
         """Verify a range, by default all retained rows. Alert admins if the log is not intact."""
         verdict = await self.verify(from_seq, to_seq, ExternalCheckpoints(), seconds=SECONDS)
         if not verdict.ok:
@@ -54,38 +60,38 @@ class Verification:
 
     async def verify(
         self, from_seq: int | None, to_seq: int | None, external: ExternalCheckpoints, *, seconds: float
-    ) -> Verdict:
+    ) -> VerificationResult:
         """Verify a range for at most `seconds`, also against external checkpoints.
 
         Sends no alert and writes nothing.
         """
         deadline = time.monotonic() + seconds
         span, verdict = await self._verify(from_seq, to_seq, external, deadline)
-        if not verdict.ok and (await self._work(queries.ends, read=True)).anchor != span.ends.anchor:
+        if not verdict.ok and (await self._work(queries.chain_ends, read=True)).anchor != span.ends.anchor:
             # Retention removed the start of the range in the meantime.
             _, verdict = await self._verify(from_seq, to_seq, external, deadline)
         return verdict
 
     async def _verify(
         self, from_seq: int | None, to_seq: int | None, external: ExternalCheckpoints, deadline: float
-    ) -> tuple[_Range, Verdict]:
+    ) -> tuple[_Range, VerificationResult]:
         span, keys = await self._work(lambda: (_range(from_seq, to_seq), queries.public_keys()), read=True)
         last = END if to_seq is None else span.until
-        signed = await self._work(lambda: queries.checkpoints(span.start.seq, last), read=True)
+        signed = await self._work(lambda: queries.checkpoints_between(span.start.seq, last), read=True)
         signed |= external.between(span.start.seq, last)
         checker = ChainChecker(span.start, signed, PublicKeys(external.public_keys or keys))
         if span.defect is not None:
-            checker.report(span.defect.seq, span.defect.reason)
+            checker.report_defect(span.defect.seq, span.defect.reason)
         is_over = await self._check(checker, span, deadline)
         if is_over and to_seq is None:
-            checker.end(span.ends.head)
+            checker.finish(span.ends.head)
         elif is_over and checker.last is not None and checker.last.seq < span.until:
-            checker.report(checker.last.seq + 1, "tail_truncated" if span.ends.stored < span.until else "gap")
+            checker.report_defect(checker.last.seq + 1, "tail_truncated" if span.ends.stored < span.until else "gap")
         return span, _verdict(checker, span, is_over=is_over)
 
-    async def recent(self) -> Verdict:
+    async def recent(self) -> VerificationResult:
         """Verify the newest 10,000 rows up to the head, and alert admins if they are not intact."""
-        head = (await self._work(queries.ends, read=True)).head
+        head = (await self._work(queries.chain_ends, read=True)).head
         return await self.run(max(1, head.seq - RECENT + 1))
 
     async def _check(self, checker: ChainChecker, span: _Range, deadline: float) -> bool:
@@ -98,13 +104,13 @@ class Verification:
             rows = await self._work(functools.partial(queries.rows_between, after, last), read=True)
             if not rows:  # the end of the log, unless more rows follow after a gap
                 if span.ends.stored > last:
-                    checker.report((checker.last or BEGINNING).seq + 1, "gap")
+                    checker.report_defect((checker.last or BEGINNING).seq + 1, "gap")
                 break
             await asyncio.to_thread(_check_batch, checker, rows)
             after = last
         return True
 
-    async def _alert(self, verdict: Verdict) -> None:
+    async def _alert(self, verdict: VerificationResult) -> None:
         log.error("audit log verification failed", extra={"seq": verdict.first_bad_seq, "reason": verdict.reason})
         alert = SystemAlert(
             kind="audit_chain_broken",
@@ -119,15 +125,15 @@ class Verification:
 def _check_batch(checker: ChainChecker, rows: list[tuple[object, ...]]) -> None:
     for values in rows:
         try:
-            row = chain.row(values)
+            row = chain.hashed_row(values)
         except TypeError:  # a column has a type that a genuine row never contains
-            checker.report(int(str(values[0])), "hash_mismatch")
+            checker.report_defect(int(str(values[0])), "hash_mismatch")
             return
-        checker.add((row,))
+        checker.check_rows((row,))
 
 
 def _range(from_seq: int | None, to_seq: int | None) -> _Range:
-    ends = queries.ends()
+    ends = queries.chain_ends()
     newest = max(ends.head.seq, ends.stored)
     until = newest if to_seq is None else min(to_seq, newest)
     kept = ends.anchor
@@ -139,29 +145,29 @@ def _range(from_seq: int | None, to_seq: int | None) -> _Range:
         return _Range(ends, ends.head, until)
     before = queries.hash_at(from_seq - 1)
     return _Range(
-        ends, Link(from_seq - 1, before or ""), until, Defect(from_seq - 1, "gap") if before is None else None
+        ends, ChainLink(from_seq - 1, before or ""), until, ChainDefect(from_seq - 1, "gap") if before is None else None
     )
 
 
-def _anchor(kept: Link, newest: int) -> Defect | None:
+def _anchor(kept: ChainLink, newest: int) -> ChainDefect | None:
     """Verify that retention moved the anchor.
 
     The log must contain a row about the removal, and a signed checkpoint must confirm the anchor.
     """
     recorded = queries.recorded_anchor(newest)
     if kept.seq != recorded:
-        return Defect(min(kept.seq, recorded) + 1, "gap")
-    signed = queries.checkpoints(kept.seq - 1, kept.seq).get(kept.seq)
+        return ChainDefect(min(kept.seq, recorded) + 1, "gap")
+    signed = queries.checkpoints_between(kept.seq - 1, kept.seq).get(kept.seq)
     if kept.seq and (signed is None or signed.hash != kept.hash):
-        return Defect(kept.seq, "checkpoint_mismatch")
-    if signed is not None and not PublicKeys(queries.public_keys()).confirm(signed):
-        return Defect(kept.seq, "bad_signature")
+        return ChainDefect(kept.seq, "checkpoint_mismatch")
+    if signed is not None and not PublicKeys(queries.public_keys()).verify_signature(signed):
+        return ChainDefect(kept.seq, "bad_signature")
     return None
 
 
-def _verdict(checker: ChainChecker, span: _Range, *, is_over: bool) -> Verdict:
+def _verdict(checker: ChainChecker, span: _Range, *, is_over: bool) -> VerificationResult:
     bad, last = checker.bad, checker.last or BEGINNING
-    return Verdict(
+    return VerificationResult(
         ok=bad is None,
         checked=checker.checked,
         complete=is_over,
@@ -171,3 +177,108 @@ def _verdict(checker: ChainChecker, span: _Range, *, is_over: bool) -> Verdict:
         head=LinkView(seq=span.ends.head.seq, hash=span.ends.head.hash),
         checkpoints_checked=checker.checkpoints_checked,
     )
+
+
+# -- exported files
+
+
+class Unreadable(ValueError):
+    """Raised if a file is neither an export nor a list of checkpoints. The message contains the file and the reason."""
+
+
+class _Listed(msgspec.Struct):
+    """A saved list of checkpoints.
+
+    The list is the response of `GET /admin/audit/checkpoints` or the output of `corral audit checkpoints`.
+    """
+
+    items: list[SignedCheckpoint]
+    public_key: str | None = None
+
+
+def verify_export(path: Path, external: ExternalCheckpoints, *, sparse: bool) -> VerificationResult:
+    """Verify an export. `sparse` accepts missing rows, as in a filtered export. Raises `Unreadable`.
+
+    The `prev_hash` of the first row is trusted, unless that row is the first of the log or follows a saved checkpoint.
+    """
+    rows = _cells(path) if path.suffix.lower() == ".csv" else _lines(path)
+    first = next(rows, None)
+    signed = {each.seq: each for each in external.checkpoints}
+    checker = ChainChecker(
+        _before(first, signed), signed if external.public_keys else {}, PublicKeys(external.public_keys)
+    )
+    if first is not None:
+        checker.check_rows((first,))
+        checker.check_rows(rows)
+    if checker.bad is None and not sparse:
+        checker.finish(None)
+    last, bad = checker.last or BEGINNING, checker.bad
+    return VerificationResult(
+        ok=bad is None,
+        checked=checker.checked,
+        complete=True,
+        next_seq=None,
+        head=LinkView(seq=last.seq, hash=last.hash),
+        first_bad_seq=bad.seq if bad else None,
+        reason=bad.reason if bad else None,
+        checkpoints_checked=checker.checkpoints_checked,
+    )
+
+
+def read_checkpoints(path: Path, public_key: str | None) -> ExternalCheckpoints:
+    """Read checkpoints from a file that contains a saved list, or one checkpoint per line.
+
+    `public_key` is required if the file contains none. Raises `Unreadable`.
+    """
+    text = path.read_bytes()
+    try:
+        listed = msgspec.json.decode(text, type=_Listed)
+    except msgspec.DecodeError:
+        try:
+            items = [msgspec.json.decode(line, type=SignedCheckpoint) for line in text.splitlines() if line.strip()]
+        except msgspec.DecodeError as error:
+            raise Unreadable(f"{path}: not a list of checkpoints: {error}") from None
+        listed = _Listed(items)
+    key = public_key or listed.public_key
+    if key is None:
+        raise Unreadable(f"{path} contains no public key; pass it with --public-key")
+    if public_key_of(key) is None:
+        source = "--public-key" if public_key else f"{path}: public_key"
+        raise Unreadable(f"{source} must be the base64 of 32 bytes")
+    return ExternalCheckpoints(listed.items, [key])
+
+
+def _before(first: HashedRow | None, signed: dict[int, SignedCheckpoint]) -> ChainLink | None:
+    if first is None or first.seq == 1:
+        return BEGINNING
+    checkpoint = signed.get(first.seq - 1)
+    return None if checkpoint is None else ChainLink(checkpoint.seq, checkpoint.hash)
+
+
+def _lines(path: Path) -> Iterator[HashedRow]:
+    decoder = msgspec.json.Decoder(HashedRow, strict=True)
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield decoder.decode(line)
+            except msgspec.DecodeError as error:
+                raise Unreadable(f"{path}: line {number} is not a row of an audit log: {error}") from None
+
+
+def _cells(path: Path) -> Iterator[HashedRow]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file)
+        try:
+            if next(reader, None) != list(chain.COLUMNS):
+                raise Unreadable(f"{path}: the first line is not the header of an audit log export")
+            for cells in reader:
+                pairs = zip(chain.COLUMNS, cells, strict=True)
+                yield chain.hashed_row(
+                    [int(cell) if name in NUMBERS else unescape_cell(cell) if cell else None for name, cell in pairs]
+                )
+        except Unreadable:
+            raise
+        except (TypeError, ValueError, csv.Error) as error:  # also raised for bytes that are not UTF-8
+            message = f"{path}: the record after line {reader.line_num} is not a row of an audit log: {error}"
+            raise Unreadable(message) from None

@@ -52,7 +52,7 @@ def date_of(number: int) -> date:
     return _EPOCH + timedelta(days=number)
 
 
-def zone(name: str) -> ZoneInfo:
+def parse_zone(name: str) -> ZoneInfo:
     """Return the time zone with an IANA name. Raises `Invalid` at `/query/tz` for an unknown name."""
     try:
         return ZoneInfo(name)
@@ -60,7 +60,7 @@ def zone(name: str) -> ZoneInfo:
         raise Invalid.at("/query/tz", "bad_format", "Give an IANA time zone, such as Europe/Berlin.") from None
 
 
-def today(tz: ZoneInfo) -> date:
+def current_day(tz: ZoneInfo) -> date:
     """Return the current date in a time zone."""
     return datetime.fromtimestamp(clock.time_s(), tz).date()
 
@@ -70,16 +70,16 @@ def offset_spans(first: date, last: date, tz: ZoneInfo) -> list[OffsetSpan]:
 
     The offset rarely changes more than twice a year.
     """
-    return list(_split(_midnight(first, tz), _midnight(last + timedelta(days=1), tz), tz))
+    return list(_split_span(_midnight_of(first, tz), _midnight_of(last + timedelta(days=1), tz), tz))
 
 
-def _split(begin: int, end: int, tz: ZoneInfo) -> Iterator[OffsetSpan]:
+def _split_span(begin: int, end: int, tz: ZoneInfo) -> Iterator[OffsetSpan]:
     while begin < end:
-        offset, step = _offset(begin, tz), begin
-        while step < end and _offset(step, tz) == offset:
+        offset, step = _utc_offset(begin, tz), begin
+        while step < end and _utc_offset(step, tz) == offset:
             step += QUARTER_HOURS_PER_DAY
         until = min(step, end)
-        if step < end or _offset(end - 1, tz) != offset:
+        if step < end or _utc_offset(end - 1, tz) != offset:
             until = _offset_change(max(begin, step - QUARTER_HOURS_PER_DAY), min(step, end), offset, tz)
         yield OffsetSpan(begin, until, offset)
         begin = until
@@ -89,15 +89,15 @@ def _offset_change(low: int, high: int, offset: int, tz: ZoneInfo) -> int:
     """Return the first quarter hour with a different offset, after `low` and at most `high`. Uses a binary search."""
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if _offset(middle, tz) == offset else (low, middle)
+        low, high = (middle, high) if _utc_offset(middle, tz) == offset else (low, middle)
     return high
 
 
-def _midnight(day: date, tz: ZoneInfo) -> int:
+def _midnight_of(day: date, tz: ZoneInfo) -> int:
     return int(datetime.combine(day, time(), tz).timestamp()) // QUARTER_HOUR
 
 
 @functools.lru_cache(maxsize=4096)
-def _offset(quarter_hour: int, tz: ZoneInfo) -> int:
+def _utc_offset(quarter_hour: int, tz: ZoneInfo) -> int:
     offset = datetime.fromtimestamp(quarter_hour * QUARTER_HOUR, UTC).astimezone(tz).utcoffset()
     return int(offset.total_seconds()) // QUARTER_HOUR if offset is not None else 0

@@ -12,12 +12,12 @@ from corral.database.statement import Statement
 from corral.errors import Invalid, NotFound
 from corral.http.page import Order, Page, paginate
 from corral.ids import new_id
-from corral_plugins.cost.api import MAX_TOKENS, Charged, Quote, Spent, Tokens
+from corral_plugins.cost.api import MAX_TOKENS, ChargedCost, CostReport, PriceQuote, TokenCounts
 from corral_plugins.cost.models import CostEvent
 from corral_plugins.cost.service import rollups
-from corral_plugins.cost.service.money import usd
+from corral_plugins.cost.service.money import to_usd
 from corral_plugins.cost.service.pricing import Pricing
-from corral_plugins.cost.shapes import MAX_USD, EventQuery, EventView
+from corral_plugins.cost.shapes import MAX_USD, CostEventQuery, CostEventView
 
 MAX_KEY_LENGTH = 200
 COLUMNS = tuple(CostEvent._meta.columns)
@@ -37,33 +37,33 @@ _BY_USAGE_KEY = Statement(
 )
 
 
-class Ledger:
-    """Implements `Cost`. No other class adds cost events. Runs in the caller's unit of work."""
+class CostLedger:
+    """Implements `Costs`. No other class adds cost events. Runs in the caller's unit of work."""
 
     def __init__(self, pricing: Pricing) -> None:
         self._pricing = pricing
 
-    def price(self, provider: str, model: str, tokens: Tokens, *, free: bool = False) -> Quote:
+    def quote(self, provider: str, model: str, tokens: TokenCounts, *, free: bool = False) -> PriceQuote:
         return self._pricing.quote(provider, model, tokens, free=free)
 
-    def settle(self, spent: Spent, *, free: bool = False) -> Charged:
-        _validate(spent)
+    def record_cost(self, spent: CostReport, *, free: bool = False) -> ChargedCost:
+        _validate_report(spent)
         quote = self._pricing.quote(spent.provider, spent.model, spent.tokens, free=free, reported=spent.cost_usd)
-        event = _row(spent, quote)
+        event = _event_row(spent, quote)
         if _INSERT.one(event) is None:
-            return self._repeated(spent)
+            return self._stored_charge(spent)
         rollups.add_event(event)
-        return Charged(event_id=event["id"], **msgspec.structs.asdict(quote))
+        return ChargedCost(event_id=event["id"], **msgspec.structs.asdict(quote))
 
     def spent_on_task(self, task_id: str) -> int:
-        return rollups.total_of(rollups.TASK_TOTAL, task_id).cost_micro
+        return rollups.total_in_range(rollups.TASK_TOTAL, task_id).cost_micro
 
     @staticmethod
-    def _repeated(spent: Spent) -> Charged:
+    def _stored_charge(spent: CostReport) -> ChargedCost:
         row = _BY_USAGE_KEY.one({"key": spent.usage_key, "by_gateway": spent.by_gateway})
         assert row is not None, "the insert is ignored only if the key exists"
         event_id, cost, source, version = row
-        return Charged(
+        return ChargedCost(
             event_id=event_id,
             cost_micro_usd=cost,
             price_source=source,
@@ -71,7 +71,7 @@ class Ledger:
             repeated=True,
         )
 
-    def page(self, query: EventQuery, by: Principal) -> Page[EventView]:
+    def list_events(self, query: CostEventQuery, by: Principal) -> Page[CostEventView]:
         """Return a page of events, newest first.
 
         Admins see all events; others see their own and those of shared objects.
@@ -91,24 +91,24 @@ class Ledger:
             events, filtered = events.where(CostEvent.ts < clock.from_datetime(query.until)), True
         order = (Order(CostEvent.ts), Order(CostEvent.id))
         total = None if filtered else _count_visible(by)
-        return paginate(events, query, by, scope="cost.events", order=order, make=_view, total=total)
+        return paginate(events, query, by, scope="cost.events", order=order, make=_event_view, total=total)
 
-    def get(self, event_id: str) -> EventView:
+    def get_event(self, event_id: str) -> CostEventView:
         """Return an existing event without checking whether the caller may see it."""
-        return _view(CostEvent.get_by_id(event_id))
+        return _event_view(CostEvent.get_by_id(event_id))
 
-    def get_visible(self, event_id: str, by: Principal) -> EventView:
+    def get_visible_event(self, event_id: str, by: Principal) -> CostEventView:
         """Return an event. Raises `NotFound`, also if the caller may not see the event."""
         row: CostEvent | None = CostEvent.get_or_none(CostEvent.id == event_id)
         if row is None or not (_sees_all(by) or row.private_to in (None, by.user_id)):
             raise NotFound("There is no cost event with this id.")
-        return _view(row)
+        return _event_view(row)
 
 
-def _validate(spent: Spent) -> None:
+def _validate_report(spent: CostReport) -> None:
     for name in ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens"):
         if not 0 <= getattr(spent, name) <= MAX_TOKENS:
-            raise Invalid.at(f"/{name}", "too_large", f"{name} must be from 0 to {MAX_TOKENS}.")
+            raise Invalid.at(f"/{name}", "too_large", f"{name} must be between 0 and {MAX_TOKENS}.")
     if not 0 < len(spent.usage_key) <= MAX_KEY_LENGTH:
         raise Invalid.at("/usage_key", "too_long", f"usage_key must have 1 to {MAX_KEY_LENGTH} characters.")
     if spent.cost_usd is not None and not abs(spent.cost_usd) <= MAX_USD:
@@ -124,21 +124,21 @@ def _count_visible(by: Principal) -> int:
 
     Counting the rows would take longer with every event.
     """
-    total = sum(totals.events for _, _, totals in rollups.grouped(rollups.TOTAL))
+    total = sum(totals.events for _, _, totals in rollups.grouped_totals(rollups.TOTAL))
     if _sees_all(by):
         return total
-    private = rollups.grouped(rollups.PRIVATE)
+    private = rollups.grouped_totals(rollups.PRIVATE)
     return total - sum(totals.events for user_id, _, totals in private if user_id != by.user_id)
 
 
-def _row(spent: Spent, quote: Quote) -> dict[str, Any]:
+def _event_row(spent: CostReport, quote: PriceQuote) -> dict[str, Any]:
     row: dict[str, Any] = msgspec.structs.asdict(spent)
     del row["cost_usd"]
     return {
         **row,
         "id": new_id(),
         "ts": clock.now(),
-        "private_to": _private_to(spent),
+        "private_to": _visible_only_to(spent),
         "provider": spent.provider[:64],
         "model": spent.model[:200],
         "note": spent.note[:500],
@@ -148,7 +148,7 @@ def _row(spent: Spent, quote: Quote) -> dict[str, Any]:
     }
 
 
-def _private_to(spent: Spent) -> str | None:
+def _visible_only_to(spent: CostReport) -> str | None:
     """Return the user who alone may see the event besides admins, or None for a shared event.
 
     Tasks, runs and agents are shared. Conversations and direct calls are private to their user.
@@ -157,8 +157,8 @@ def _private_to(spent: Spent) -> str | None:
     return None if is_shared else spent.user_id
 
 
-def _view(row: CostEvent) -> EventView:
+def _event_view(row: CostEvent) -> CostEventView:
     columns: dict[str, Any] = dict(row.__data__)
     cost = columns.pop("cost_micro")
     del columns["private_to"], columns["by_gateway"]
-    return EventView(cost_usd=None if cost is None else usd(cost), priced=cost is not None, **columns)
+    return CostEventView(cost_usd=None if cost is None else to_usd(cost), priced=cost is not None, **columns)

@@ -74,7 +74,7 @@ FROM cost_events WHERE ts >= ? AND ts < ? AND {condition}
 # -- reconciliation
 
 
-def differences(series: str, day: int) -> Differences:
+def find_differences(series: str, day: int) -> Differences:
     """Return by how much the rollups of a series differ from the events of a UTC day.
 
     A positive difference is missing from a rollup; a negative one is excess. At most `BATCH_ROWS` rollups are returned.
@@ -128,7 +128,7 @@ def _rollup_columns(series: str, day: int, quarter_hour: str) -> list[dict[str, 
     ]
 
 
-def correct(found: Differences) -> None:
+def correct_rollups(found: Differences) -> None:
     """Add the differences to the rollups, including those of all time, and raise an alert.
 
     Increments that were written in the meantime are preserved.
@@ -139,7 +139,7 @@ def correct(found: Differences) -> None:
         if series is not None:
             subkey = key.subkey if series == TASK_TOTAL else ""
             all_time.setdefault(RollupKey(series, ALL_TIME, key.key, subkey), Counter()).update(counters)
-    rollups.increment({**found, **all_time})
+    rollups.increment_rollups({**found, **all_time})
     key, counters = next(iter(found.items()))
     detail = f"{len(found)} rollups differed from their events and were corrected; the first: {tuple(key)}: {counters}."
     log.error("cost rollups corrected", extra={"rollups": len(found), "detail": detail})
@@ -164,7 +164,7 @@ def delete_events(before: str) -> int:
         CostEvent.delete().where(CostEvent.id.in_([row[0] for row in rows])).execute()
         deleted = Counter(RollupKey(TOTAL, ALL_TIME, provider) for _, provider, _ in rows)
         deleted.update(RollupKey(PRIVATE, ALL_TIME, user_id) for _, _, user_id in rows if user_id is not None)
-        rollups.increment({key: {"events": -n} for key, n in deleted.items()})
+        rollups.increment_rollups({key: {"events": -n} for key, n in deleted.items()})
     return len(rows)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from corral.plugin import Metric
 from corral_plugins.cost.service import rollups
-from corral_plugins.cost.service.money import usd
+from corral_plugins.cost.service.money import to_usd
 
 MAX_PROVIDERS = 50
 """The maximum number of providers in the metrics. Providers with the most calls are shown."""
@@ -26,9 +26,9 @@ class ProviderTotals:
         return [
             Metric(
                 name="corral_cost_usd_total",
-                help="Cost by provider in USD. Corrections may lower it.",
+                help="Cost by provider in USD. Corrections can lower it.",
                 labels=labels,
-                collect=self._cost,
+                collect=self._cost_by_provider,
             ),
             Metric(
                 name="corral_cost_unpriced_tokens_total",
@@ -38,14 +38,14 @@ class ProviderTotals:
             ),
         ]
 
-    def _cost(self) -> Values:
-        return {(provider,): usd(totals.cost_micro) for provider, totals in self._totals()}
+    def _cost_by_provider(self) -> Values:
+        return {(provider,): to_usd(totals.cost_micro) for provider, totals in self._read_totals()}
 
     def _unpriced_tokens(self) -> Values:
-        return {(provider,): totals.unpriced_tokens for provider, totals in self._totals()}
+        return {(provider,): totals.unpriced_tokens for provider, totals in self._read_totals()}
 
-    def _totals(self) -> list[tuple[str, rollups.Totals]]:
-        rows = [(provider, totals) for provider, _, totals in rollups.grouped(rollups.TOTAL) if provider]
+    def _read_totals(self) -> list[tuple[str, rollups.CostCounters]]:
+        rows = [(provider, totals) for provider, _, totals in rollups.grouped_totals(rollups.TOTAL) if provider]
         rows.sort(key=lambda row: -row[1].calls)
         self._providers[:] = [provider for provider, _ in rows[:MAX_PROVIDERS]]
         return rows

@@ -8,7 +8,7 @@ from decimal import ROUND_HALF_UP, Decimal
 MICRO = 1_000_000
 
 
-def micro(usd: Decimal | float) -> int:
+def to_micro_usd(usd: Decimal | float) -> int:
     """Convert USD to micro-USD.
 
     A float is interpreted as its shortest decimal representation, not as its binary value.
@@ -17,12 +17,12 @@ def micro(usd: Decimal | float) -> int:
     return int((exact * MICRO).to_integral_value(ROUND_HALF_UP))
 
 
-def usd(micro_usd: int) -> float:
+def to_usd(micro_usd: int) -> float:
     """Convert micro-USD to USD."""
     return micro_usd / MICRO
 
 
-def per_million(items: Iterable[tuple[int, int]]) -> int:
+def to_usd_per_million(items: Iterable[tuple[int, int]]) -> int:
     """Return the total cost of items of the form `(tokens, price per million tokens)`. The sum is rounded once."""
     millionths = sum(tokens * price for tokens, price in items)
     return (2 * millionths + MICRO) // (2 * MICRO)

@@ -17,16 +17,16 @@ from corral.http.page import Page, check_place, read_cursor, write_cursor
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry
 from corral_plugins.cost.api import FREE_PROVIDERS
-from corral_plugins.cost.models import Price
+from corral_plugins.cost.models import PriceOverrideRow
 from corral_plugins.cost.service import price_table
-from corral_plugins.cost.service.money import micro, usd
+from corral_plugins.cost.service.money import to_micro_usd, to_usd
 from corral_plugins.cost.service.pricing import Pricing, increment_revision
 from corral_plugins.cost.shapes import FoundPrice, LookupQuery, NewPrice, PriceChange, PriceQuery, PriceView
 
 SCOPE = "cost.prices"
 MAX_PRICES = 1000
-DUPLICATE = "There is a price for this provider and model from this instant on; change that one."
-CHANGED = "Someone else changed the price in the meantime; read it again."
+DUPLICATE = "There is already a price for this provider and model that applies from this time; change that price."
+CHANGED = "The price was changed in the meantime; read it again and repeat the change."
 _MONEY_COLUMNS = {
     "input_usd": "input_micro",
     "output_usd": "output_micro",
@@ -45,11 +45,11 @@ class PriceOverrides:
     def __init__(self, pricing: Pricing) -> None:
         self._pricing = pricing
 
-    def page(self, query: PriceQuery, by: Principal) -> Page[PriceView]:
+    def list_prices(self, query: PriceQuery, by: Principal) -> Page[PriceView]:
         """Return a page of overrides, newest first, followed by the built-in prices sorted by name."""
         check_place(query)
         start = query.offset if isinstance(query.offset, int) else 0
-        prices = [view for view in self._all(query) if _matches(view, query)]
+        prices = [view for view in self._all_prices(query) if _matches_query(view, query)]
         if isinstance(query.cursor, str):
             start = _index_after(prices, *read_cursor(query.cursor, SCOPE, by, query.fingerprint()))
         end, following = start + query.limit, None
@@ -60,10 +60,15 @@ class PriceOverrides:
         return Page(items=prices[start:end], total=len(prices), limit=query.limit, offset=offset, next=following)
 
     @staticmethod
-    def _all(query: PriceQuery) -> list[PriceView]:
+    def _all_prices(query: PriceQuery) -> list[PriceView]:
         views = []
         if query.source != "builtin":
-            views += [_view(row) for row in Price.select().order_by(Price.created_at.desc(), Price.id.desc())]
+            views += [
+                _price_view(row)
+                for row in PriceOverrideRow.select().order_by(
+                    PriceOverrideRow.created_at.desc(), PriceOverrideRow.id.desc()
+                )
+            ]
         if query.source != "override":
             views += _builtin_views()
         return views
@@ -85,63 +90,69 @@ class PriceOverrides:
             **_money_columns(new),
         }
         self._refuse_duplicate(row)
-        if Price.select().count() >= MAX_PRICES:
-            raise TooMany(f"There are {MAX_PRICES} prices already; delete some first.", code="quota_exceeded")
-        if not list(Price.insert(**row).on_conflict_ignore().returning(Price.id).tuples().execute()):
+        if PriceOverrideRow.select().count() >= MAX_PRICES:
+            raise TooMany(f"The limit of {MAX_PRICES} prices is reached; delete some first.", code="quota_exceeded")
+        if not list(
+            PriceOverrideRow.insert(**row).on_conflict_ignore().returning(PriceOverrideRow.id).tuples().execute()
+        ):
             self._refuse_duplicate(row)  # another admin wrote the price at the same moment
             raise Conflict(DUPLICATE, code="duplicate")
         increment_revision()
-        self._record("create", row, {name: (None, row[name]) for name in AUDITED})
-        return _view(Price(**row))
+        self._record_audit("create", row, {name: (None, row[name]) for name in AUDITED})
+        return _price_view(PriceOverrideRow(**row))
 
     def change(self, price_id: str, change: PriceChange, match: IfMatch) -> PriceView:
         """Change a price override. Existing events keep their cost."""
-        row = self._get(price_id)
+        row = self._get_override(price_id)
         match.check(row.version)
         changes: dict[str, Any] = _money_columns(change)
         changes |= {name: value for name in ("provider", "model") if isinstance(value := getattr(change, name), str)}
         if change.valid_from is not msgspec.UNSET:
             changes["valid_from"] = clock.from_datetime(change.valid_from)
         if not changes:
-            return _view(row)
+            return _price_view(row)
         self._refuse_duplicate({**row.__data__, **changes})
         audited = {name: (getattr(row, name), value) for name, value in changes.items()}
         changes |= {"version": row.version + 1, "updated_at": clock.now()}
-        unchanged = (Price.id == price_id) & (Price.version == row.version)
+        unchanged = (PriceOverrideRow.id == price_id) & (PriceOverrideRow.version == row.version)
         try:
-            updated = Price.update(**changes).where(unchanged).execute()
+            updated = PriceOverrideRow.update(**changes).where(unchanged).execute()
         except peewee.IntegrityError:  # another admin wrote the price at the same moment
             raise Conflict(DUPLICATE, code="duplicate") from None
         if not updated:
             raise Conflict(CHANGED)
         increment_revision()
-        self._record("update", row.__data__, audited)
-        return _view(self._get(price_id))
+        self._record_audit("update", row.__data__, audited)
+        return _price_view(self._get_override(price_id))
 
     def delete(self, price_id: str, match: IfMatch) -> None:
         """Delete a price override. The built-in price, if any, applies again."""
-        row = self._get(price_id)
+        row = self._get_override(price_id)
         match.check(row.version)
-        if not Price.delete().where((Price.id == price_id) & (Price.version == row.version)).execute():
+        if (
+            not PriceOverrideRow.delete()
+            .where((PriceOverrideRow.id == price_id) & (PriceOverrideRow.version == row.version))
+            .execute()
+        ):
             raise Conflict(CHANGED)
         increment_revision()
-        self._record("delete", row.__data__, {name: (getattr(row, name), None) for name in AUDITED})
+        self._record_audit("delete", row.__data__, {name: (getattr(row, name), None) for name in AUDITED})
 
-    def lookup(self, query: LookupQuery) -> FoundPrice:
+    def look_up(self, query: LookupQuery) -> FoundPrice:
         """Return the price of a model that is valid at an instant, from an override or the built-in table."""
         at = clock.now() if query.at is msgspec.UNSET else clock.from_datetime(query.at)
         if query.provider in FREE_PROVIDERS:
             return FoundPrice(priced=True, price_source="zero", input_usd=0, output_usd=0, per_call_usd=0)
-        override = self._pricing.book().find(query.provider, query.model, at)
+        override = self._pricing.price_book().find_override(query.provider, query.model, at)
         if override is not None:
-            view = _view(Price(**override._asdict()))
-            return _found(view, "override", f"{override.id}@{override.version}", override.id)
-        price = price_table.lookup(query.provider, query.model, at)
+            view = _price_view(PriceOverrideRow(**override._asdict()))
+            return _found_price(view, "override", f"{override.id}@{override.version}", override.id)
+        price = price_table.look_up_price(query.provider, query.model, at)
         if price is None:
             return FoundPrice(priced=False)
-        return _found(_builtin_view(price), "table", price_table.version(), None)
+        return _found_price(_builtin_view(price), "table", price_table.price_table_version(), None)
 
-    def _record(self, verb: str, row: Mapping[str, Any], changes: Mapping[str, tuple[Any, Any]]) -> None:
+    def _record_audit(self, verb: str, row: Mapping[str, Any], changes: Mapping[str, tuple[Any, Any]]) -> None:
         if self.audit is not None:
             entry = AuditEntry(
                 action=f"cost.price.{verb}",
@@ -153,16 +164,16 @@ class PriceOverrides:
             self.audit.record(entry)
 
     @staticmethod
-    def _get(price_id: str) -> Price:
-        row: Price | None = Price.get_or_none(Price.id == price_id)
+    def _get_override(price_id: str) -> PriceOverrideRow:
+        row: PriceOverrideRow | None = PriceOverrideRow.get_or_none(PriceOverrideRow.id == price_id)
         if row is None:
-            raise NotFound("There is no price override with this id. Built-in prices can be overridden, not changed.")
+            raise NotFound("There is no price override with this id. To change a built-in price, create an override.")
         return row
 
     @staticmethod
     def _refuse_duplicate(row: dict[str, Any]) -> None:
-        same = [getattr(Price, name) == row[name] for name in ("provider", "model", "valid_from")]
-        other = Price.select(Price.id).where(*same, Price.id != row["id"]).first()
+        same = [getattr(PriceOverrideRow, name) == row[name] for name in ("provider", "model", "valid_from")]
+        other = PriceOverrideRow.select(PriceOverrideRow.id).where(*same, PriceOverrideRow.id != row["id"]).first()
         if other is not None:
             raise Conflict(DUPLICATE, code="duplicate", existing_id=other.id)
 
@@ -180,13 +191,13 @@ def _index_after(prices: Sequence[PriceView], source: str, last: str) -> int:
 def _money_columns(body: NewPrice | PriceChange) -> dict[str, int | None]:
     values = {name: getattr(body, name) for name in _MONEY_COLUMNS}
     return {
-        _MONEY_COLUMNS[name]: None if value is None else micro(value)
+        _MONEY_COLUMNS[name]: None if value is None else to_micro_usd(value)
         for name, value in values.items()
         if value is not msgspec.UNSET
     }
 
 
-def _view(row: Price) -> PriceView:
+def _price_view(row: PriceOverrideRow) -> PriceView:
     return PriceView(
         id=row.id,
         version=row.version,
@@ -194,11 +205,11 @@ def _view(row: Price) -> PriceView:
         model=row.model,
         valid_from=row.valid_from,
         source="override",
-        input_usd=usd(row.input_micro),
-        output_usd=usd(row.output_micro),
-        cache_read_usd=None if row.cache_read_micro is None else usd(row.cache_read_micro),
-        cache_write_usd=None if row.cache_write_micro is None else usd(row.cache_write_micro),
-        per_call_usd=usd(row.call_micro),
+        input_usd=to_usd(row.input_micro),
+        output_usd=to_usd(row.output_micro),
+        cache_read_usd=None if row.cache_read_micro is None else to_usd(row.cache_read_micro),
+        cache_write_usd=None if row.cache_write_micro is None else to_usd(row.cache_write_micro),
+        per_call_usd=to_usd(row.call_micro),
     )
 
 
@@ -211,11 +222,11 @@ def _builtin_view(price: price_table.TablePrice) -> PriceView:
     return PriceView(id=price.id, version=0, source="builtin", per_call_usd=0, **price._asdict())
 
 
-def _matches(view: PriceView, query: PriceQuery) -> bool:
+def _matches_query(view: PriceView, query: PriceQuery) -> bool:
     return query.provider.lower() in view.provider.lower() and query.model.lower() in view.model.lower()
 
 
-def _found(view: PriceView, source: str, version: str, price_id: str | None) -> FoundPrice:
+def _found_price(view: PriceView, source: str, version: str, price_id: str | None) -> FoundPrice:
     return FoundPrice(
         priced=True,
         price_source=source,

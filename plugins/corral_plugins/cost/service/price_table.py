@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from corral import clock
-from corral_plugins.cost.api import Tokens
-from corral_plugins.cost.service.money import micro
+from corral_plugins.cost.api import TokenCounts
+from corral_plugins.cost.service.money import to_micro_usd
 
 log = logging.getLogger("corral.cost")
 
@@ -41,37 +41,37 @@ class TablePrice(NamedTuple):
         return str(uuid.uuid5(_ID_NAMESPACE, f"{self.provider}/{self.model}"))
 
 
-def _library() -> Any:
+def _genai_prices() -> Any:
     import genai_prices
 
     return genai_prices
 
 
-def _snapshot() -> Any:
+def _prices_snapshot() -> Any:
     from genai_prices.data_snapshot import get_snapshot
 
     return get_snapshot()
 
 
-def load() -> None:
+def load_price_table() -> None:
     """Import the library and build the list of prices. Blocks, so call this function in a thread."""
     all_prices()
 
 
-def version() -> str:
+def price_table_version() -> str:
     """Return the `price_version` of events priced with this table."""
-    return f"genai-prices {_library().__version__}"
+    return f"genai-prices {_genai_prices().__version__}"
 
 
-def charge(provider: str, model: str, tokens: Tokens, at: str) -> int | None:
+def charge_by_table(provider: str, model: str, tokens: TokenCounts, at: str) -> int | None:
     """Return the cost of a call in micro-USD, or None if the table lacks a price for tokens that were used."""
-    entry = _find(provider, model)
+    entry = _find_model(provider, model)
     if entry is None:
         return None
     table_provider, table_model = entry
     # The library's input tokens include cache tokens.
     input_tokens = tokens.input_tokens + tokens.cache_read_tokens + tokens.cache_write_tokens
-    usage = _library().Usage(
+    usage = _genai_prices().Usage(
         input_tokens=input_tokens,
         output_tokens=tokens.output_tokens,
         cache_read_tokens=tokens.cache_read_tokens,
@@ -85,12 +85,12 @@ def charge(provider: str, model: str, tokens: Tokens, at: str) -> int | None:
     prices = calculated.model_price
     if (input_tokens and prices.input_mtok is None) or (tokens.output_tokens and prices.output_mtok is None):
         return None
-    return micro(calculated.total_price)
+    return to_micro_usd(calculated.total_price)
 
 
-def lookup(provider: str, model: str, at: str) -> TablePrice | None:
-    """Return the price that `charge` would apply, or None."""
-    entry = _find(provider, model)
+def look_up_price(provider: str, model: str, at: str) -> TablePrice | None:
+    """Return the price that `charge_by_table` would apply, or None."""
+    entry = _find_model(provider, model)
     price = None if entry is None else _table_price(entry[0].id, entry[1], at)
     return None if price is None else price._replace(provider=provider, model=model)
 
@@ -99,18 +99,20 @@ def lookup(provider: str, model: str, at: str) -> TablePrice | None:
 def all_prices() -> tuple[TablePrice, ...]:
     """Return all prices of the table, sorted by provider and model."""
     at = clock.now()
-    rows = (_table_price(provider.id, model, at) for provider in _snapshot().providers for model in provider.models)
+    rows = (
+        _table_price(provider.id, model, at) for provider in _prices_snapshot().providers for model in provider.models
+    )
     return tuple(sorted((row for row in rows if row is not None), key=lambda row: row[:2]))
 
 
 @functools.lru_cache(maxsize=4096)
-def _find(provider: str, model: str) -> tuple[Any, Any] | None:
+def _find_model(provider: str, model: str) -> tuple[Any, Any] | None:
     """Return the provider and the model objects of the library, or None. Failed lookups are cached too.
 
     Only the named provider is searched, because other providers charge different prices for the same model.
     """
     try:
-        entry: tuple[Any, Any] = _snapshot().find_provider_model(model, None, provider, None)
+        entry: tuple[Any, Any] = _prices_snapshot().find_provider_model(model, None, provider, None)
     except LookupError:
         return None
     return entry

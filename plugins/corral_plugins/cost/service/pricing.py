@@ -17,15 +17,15 @@ from corral.database.engine import Work
 from corral.database.statement import Statement
 from corral.database.unit import after_commit, in_unit
 from corral.plugin import Settings
-from corral_plugins.cost.api import FREE_PROVIDERS, Quote, Tokens
-from corral_plugins.cost.models import Price, PriceRevision
+from corral_plugins.cost.api import FREE_PROVIDERS, PriceQuote, TokenCounts
+from corral_plugins.cost.models import PriceOverrideRow, PriceRevision
 from corral_plugins.cost.service import price_table
-from corral_plugins.cost.service.money import micro, per_million
+from corral_plugins.cost.service.money import to_micro_usd, to_usd_per_million
 from corral_plugins.cost.settings import REPORTED_PRICES
 
 REVISION_ID = 1
-UNPRICED = Quote(cost_micro_usd=None, price_source=None)
-ZERO = Quote(cost_micro_usd=0, price_source="zero")
+UNPRICED = PriceQuote(cost_micro_usd=None, price_source=None)
+ZERO = PriceQuote(cost_micro_usd=0, price_source="zero")
 
 _REVISION = Statement(
     lambda p: PriceRevision.select(PriceRevision.revision).where(PriceRevision.id == REVISION_ID).tuples()
@@ -61,11 +61,11 @@ class PriceOverride(NamedTuple):
         """
         return (*_specificity(self.model), *_specificity(self.provider), self.valid_from)
 
-    def charge(self, tokens: Tokens) -> int:
+    def charge_usage(self, tokens: TokenCounts) -> int:
         """Return the cost of one call in micro-USD."""
         cache_read = self.input_micro if self.cache_read_micro is None else self.cache_read_micro
         cache_write = self.input_micro if self.cache_write_micro is None else self.cache_write_micro
-        return self.call_micro + per_million(
+        return self.call_micro + to_usd_per_million(
             (
                 (tokens.input_tokens, self.input_micro),
                 (tokens.output_tokens, self.output_micro),
@@ -91,7 +91,7 @@ class PriceBook:
     def _matches(self, provider: str, model: str) -> tuple[PriceOverride, ...]:
         return tuple(override for override in self._overrides if override.matches(provider, model))
 
-    def find(self, provider: str, model: str, at: str) -> PriceOverride | None:
+    def find_override(self, provider: str, model: str, at: str) -> PriceOverride | None:
         """Return the most specific override that is valid at an instant, or None."""
         return next((each for each in self._cached_matches(provider, model) if each.valid_from <= at), None)
 
@@ -106,7 +106,7 @@ class Pricing:
         self._settings, self._work = settings, work
         self._book = PriceBook(-1, ())
 
-    def book(self) -> PriceBook:
+    def price_book(self) -> PriceBook:
         """Return the price overrides.
 
         Inside a unit of work they are current; outside they are at most 2 seconds old.
@@ -117,7 +117,9 @@ class Pricing:
         revision = 0 if row is None else int(row[0])
         if revision == self._book.revision:
             return self._book
-        rows: Any = Price.select(*[getattr(Price, name) for name in PriceOverride._fields]).tuples()
+        rows: Any = PriceOverrideRow.select(
+            *[getattr(PriceOverrideRow, name) for name in PriceOverride._fields]
+        ).tuples()
         book = PriceBook(revision, [PriceOverride(*row) for row in rows])
         after_commit(lambda: self._replace_book(book))
         return book
@@ -126,34 +128,36 @@ class Pricing:
         if book.revision > self._book.revision:
             self._book = book
 
-    async def refresh(self) -> None:
+    async def refresh_overrides(self) -> None:
         """Load price overrides that another process changed."""
-        self._replace_book(await self._work(self.book, read=True))
+        self._replace_book(await self._work(self.price_book, read=True))
 
     def quote(
-        self, provider: str, model: str, tokens: Tokens, *, free: bool = False, reported: Decimal | None = None
-    ) -> Quote:
+        self, provider: str, model: str, tokens: TokenCounts, *, free: bool = False, reported: Decimal | None = None
+    ) -> PriceQuote:
         """Return the cost of a call at current prices. `reported` is the cost in USD that the provider reported."""
         if free or provider in FREE_PROVIDERS:
             return ZERO
         quoted = None
         if reported is not None:
-            quoted = Quote(cost_micro_usd=micro(reported), price_source="reported")
+            quoted = PriceQuote(cost_micro_usd=to_micro_usd(reported), price_source="reported")
             is_correction = reported < 0
             if is_correction or self._settings.get(REPORTED_PRICES):
                 return quoted
         return self._quote_by_price(provider, model, tokens) or quoted or UNPRICED
 
-    def _quote_by_price(self, provider: str, model: str, tokens: Tokens) -> Quote | None:
+    def _quote_by_price(self, provider: str, model: str, tokens: TokenCounts) -> PriceQuote | None:
         at = clock.now()
-        override = self.book().find(provider, model, at)
+        override = self.price_book().find_override(provider, model, at)
         if override is not None:
             version = f"{override.id}@{override.version}"
-            return Quote(cost_micro_usd=override.charge(tokens), price_source="override", price_version=version)
-        cost = price_table.charge(provider, model, tokens, at)
+            return PriceQuote(
+                cost_micro_usd=override.charge_usage(tokens), price_source="override", price_version=version
+            )
+        cost = price_table.charge_by_table(provider, model, tokens, at)
         if cost is None:
             return None
-        return Quote(cost_micro_usd=cost, price_source="table", price_version=price_table.version())
+        return PriceQuote(cost_micro_usd=cost, price_source="table", price_version=price_table.price_table_version())
 
 
 def increment_revision() -> None:

@@ -9,20 +9,20 @@ import msgspec
 
 from corral.auth.principal import Principal
 from corral.errors import Conflict, Forbidden, Invalid
-from corral_plugins.cost.api import Charged, Spent
-from corral_plugins.cost.service.ledger import Ledger
-from corral_plugins.cost.shapes import EventView, NewEvent
+from corral_plugins.cost.api import ChargedCost, CostReport
+from corral_plugins.cost.service.ledger import CostLedger
+from corral_plugins.cost.shapes import CostEventView, NewCostEvent
 from corral_plugins.tasks.api import LeaseFacts, Tasks
 
 
-class Recorded(msgspec.Struct, frozen=True):
+class RecordedCost(msgspec.Struct, frozen=True):
     """A recorded event.
 
     `lease_ended` means that the report arrived after the lease had ended. The event is recorded nevertheless, because
     the money was spent.
     """
 
-    event: EventView
+    event: CostEventView
     is_new: bool
     lease_ended: bool = False
 
@@ -32,51 +32,51 @@ class ReportedCosts:
 
     tasks: Tasks | None
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: CostLedger) -> None:
         self._ledger = ledger
 
-    def record(self, new: NewEvent, lease_id: str | None, by: Principal) -> Recorded:
+    def record_report(self, new: NewCostEvent, lease_id: str | None, by: Principal) -> RecordedCost:
         """Record an event for the attempt that holds the lease, or without a lease as an admin."""
         if lease_id is None:
             return self._record_as_admin(new, by)
-        lease = self._lease(new, lease_id, by)
+        lease = self._lease_of_report(new, lease_id, by)
         if new.cost_usd is not None and new.cost_usd < 0:
-            detail = "cost_usd must be >= 0; only an admin may correct costs, without a lease."
+            detail = "cost_usd must not be negative; only admins may correct costs, without a lease."
             raise Invalid.at("/cost_usd", "too_small", detail)
-        spent = _spent(
+        spent = _cost_report(
             new,
             agent_id=lease.agent_id,
             task_id=lease.task_id,
             attempt_id=lease.attempt_id,
             user_id=lease.requester_id,
         )
-        charged = self._ledger.settle(spent)
+        charged = self._ledger.record_cost(spent)
         if not charged.repeated:
             self._add_to_task(new, lease, charged)
-        return Recorded(self._ledger.get(charged.event_id), not charged.repeated, not lease.is_live)
+        return RecordedCost(self._ledger.get_event(charged.event_id), not charged.repeated, not lease.is_live)
 
-    def _record_as_admin(self, new: NewEvent, by: Principal) -> Recorded:
+    def _record_as_admin(self, new: NewCostEvent, by: Principal) -> RecordedCost:
         if not by.may("cost.write"):
-            raise Forbidden("Without a lease only admins may write cost events.")
+            raise Forbidden("Only admins may write cost events without a lease.")
         ids = {name: getattr(new, name) for name in ("agent_id", "task_id", "user_id", "conversation_id", "run_id")}
-        charged = self._ledger.settle(_spent(new, **{name: id and id.lower() for name, id in ids.items()}))
-        return Recorded(self._ledger.get(charged.event_id), not charged.repeated)
+        charged = self._ledger.record_cost(_cost_report(new, **{name: id and id.lower() for name, id in ids.items()}))
+        return RecordedCost(self._ledger.get_event(charged.event_id), not charged.repeated)
 
-    def _lease(self, new: NewEvent, lease_id: str, by: Principal) -> LeaseFacts:
+    def _lease_of_report(self, new: NewCostEvent, lease_id: str, by: Principal) -> LeaseFacts:
         task_id = (new.task_id or by.task_id or "").lower()
         if not task_id:
-            raise Invalid.at("/task_id", "required", "Name the task that the lease belongs to.")
+            raise Invalid.at("/task_id", "required", "task_id is required together with lease_id.")
         lease = None if self.tasks is None else self.tasks.lease_facts(task_id, lease_id)
         if lease is None:
             raise Conflict("This task has no such lease.", code="lease_lost")
         if by.worker_id != lease.worker_id and by.lease_id != lease.lease_id:
-            raise Forbidden("Another worker holds this lease.")
+            raise Forbidden("This lease is held by another worker.")
         return lease
 
-    def _add_to_task(self, new: NewEvent, lease: LeaseFacts, charged: Charged) -> None:
+    def _add_to_task(self, new: NewCostEvent, lease: LeaseFacts, charged: ChargedCost) -> None:
         """Add the event to the task's own counters, which count cache tokens as input tokens."""
         assert self.tasks is not None
-        self.tasks.spent(
+        self.tasks.record_usage(
             lease.task_id,
             lease.lease_id,
             output_tokens=new.output_tokens,
@@ -85,8 +85,8 @@ class ReportedCosts:
         )
 
 
-def _spent(new: NewEvent, **attribution: Any) -> Spent:
-    return Spent(
+def _cost_report(new: NewCostEvent, **attribution: Any) -> CostReport:
+    return CostReport(
         usage_key=new.usage_key,
         provider=new.provider,
         model=new.model,

@@ -13,22 +13,22 @@ from corral_core.accounts.api import Accounts
 from corral_plugins.agents.api import Agents
 from corral_plugins.cost.models import DeletedAgent
 from corral_plugins.cost.service import rollups
-from corral_plugins.cost.service.day_buckets import date_of, day_number, day_of, offset_spans, today, zone
-from corral_plugins.cost.service.money import usd
-from corral_plugins.cost.service.rollups import ZERO, Totals
+from corral_plugins.cost.service.day_buckets import current_day, date_of, day_number, day_of, offset_spans, parse_zone
+from corral_plugins.cost.service.money import to_usd
+from corral_plugins.cost.service.rollups import ZERO, CostCounters
 from corral_plugins.cost.shapes import (
     AgentCost,
-    ByAgent,
-    ByProvider,
-    Daily,
+    CostsByAgent,
+    CostsByProvider,
+    CostSummary,
+    DailyCosts,
     DailyQuery,
-    Day,
+    DayCost,
     DaysQuery,
     ModelCost,
     ModelRank,
     ProviderCost,
     RankedQuery,
-    Summary,
     TaskCost,
     TokenSums,
     UserCost,
@@ -38,7 +38,7 @@ from corral_plugins.cost.shapes import (
 T = TypeVar("T")
 
 
-class Reports:
+class CostReports:
     """Builds cost reports. Runs in the caller's unit of work."""
 
     agents: Agents | None
@@ -48,52 +48,54 @@ class Reports:
 
     # -- by day
 
-    def summary(self, query: ZoneQuery) -> Summary:
+    def get_summary(self, query: ZoneQuery) -> CostSummary:
         """Return the costs of the current day, week and month in a time zone, and of all time."""
-        tz = zone(query.tz)
-        now = today(tz)
+        tz = parse_zone(query.tz)
+        now = current_day(tz)
         month = now.replace(day=1)
         last_month = (month - timedelta(days=1)).replace(day=1)
-        days = rollups.by_local_day(offset_spans(last_month, now, tz))
+        days = rollups.totals_by_local_day(offset_spans(last_month, now, tz))
 
         def between(first: date, end: date) -> int:
             return sum(days.get(day, ZERO).cost_micro for day in range(day_number(first), day_number(end)))
 
         tomorrow = now + timedelta(days=1)
         this, last = between(month, tomorrow), between(last_month, month)
-        total = _added(totals for _, _, totals in rollups.grouped(rollups.TOTAL))
-        return Summary(
-            today_usd=usd(between(now, tomorrow)),
-            week_usd=usd(between(now - timedelta(days=now.weekday()), tomorrow)),
-            month_usd=usd(this),
-            last_month_usd=usd(last),
-            total_usd=usd(total.cost_micro),
+        total = _sum_of_totals(totals for _, _, totals in rollups.grouped_totals(rollups.TOTAL))
+        return CostSummary(
+            today_usd=to_usd(between(now, tomorrow)),
+            week_usd=to_usd(between(now - timedelta(days=now.weekday()), tomorrow)),
+            month_usd=to_usd(this),
+            last_month_usd=to_usd(last),
+            total_usd=to_usd(total.cost_micro),
             change_percent=round((this - last) / last * 100, 2) if last > 0 else None,
-            tokens=_tokens(total),
+            tokens=_token_sums(total),
             unpriced_tokens=total.unpriced_tokens,
             unpriced_calls=total.unpriced_calls,
-            wasted_usd=usd(total.wasted_micro),
+            wasted_usd=to_usd(total.wasted_micro),
             cost_per_completed_task_usd=_per_completed_task(total),
             as_of=clock.now(),
         )
 
-    def daily(self, query: DailyQuery) -> Daily:
+    def list_days(self, query: DailyQuery) -> DailyCosts:
         """Return the costs of each of the last days in a time zone, oldest first. Days without costs are zero."""
-        tz = zone(query.tz)
-        last = today(tz)
+        tz = parse_zone(query.tz)
+        last = current_day(tz)
         first = last - timedelta(days=query.days - 1)
         agent_id = query.agent_id.lower() if isinstance(query.agent_id, str) else ""
         provider = query.provider if isinstance(query.provider, str) else ""
-        totals = rollups.by_local_day(offset_spans(first, last, tz), agent_id=agent_id, provider=provider)
+        totals = rollups.totals_by_local_day(offset_spans(first, last, tz), agent_id=agent_id, provider=provider)
         days = range(day_number(first), day_number(last) + 1)
-        return Daily(items=[Day(date=date_of(day).isoformat(), **_fields(totals.get(day, ZERO))) for day in days])
+        return DailyCosts(
+            items=[DayCost(date=date_of(day).isoformat(), **_total_fields(totals.get(day, ZERO))) for day in days]
+        )
 
     # -- breakdowns
 
-    def by_agent(self, query: DaysQuery) -> ByAgent:
+    def list_by_agent(self, query: DaysQuery) -> CostsByAgent:
         """Return the costs of the last days by agent, most expensive first."""
-        rows = self._grouped(rollups.AGENT, query)
-        names = self._names([agent_id for agent_id, _, _ in rows if agent_id])
+        rows = self._grouped_totals(rollups.AGENT, query)
+        names = self._agent_names([agent_id for agent_id, _, _ in rows if agent_id])
         items = [
             AgentCost(
                 agent_id=agent_id or None,
@@ -102,77 +104,77 @@ class Reports:
                 tasks=totals.tasks,
                 cost_per_completed_task_usd=_per_completed_task(totals),
                 budget=None,
-                **_fields(totals),
+                **_total_fields(totals),
             )
             for agent_id, _, totals in rows
         ]
-        return ByAgent(items=items, total_usd=_total_usd(rows))
+        return CostsByAgent(items=items, total_usd=_total_usd(rows))
 
-    def _names(self, agent_ids: list[str]) -> dict[str, tuple[str | None, bool]]:
+    def _agent_names(self, agent_ids: list[str]) -> dict[str, tuple[str | None, bool]]:
         """Return the name of each agent and whether the agent is deleted. Deleted agents keep their last name."""
         if self.agents is None:
             return {}
-        existing = {agent_id: (facts.name, False) for agent_id, facts in self.agents.facts_of(agent_ids).items()}
+        existing = {agent_id: (facts.name, False) for agent_id, facts in self.agents.find_many(agent_ids).items()}
         deleted = [agent_id for agent_id in agent_ids if agent_id not in existing]
         names = {row.agent_id: row.name for row in DeletedAgent.select().where(DeletedAgent.agent_id.in_(deleted))}
         return {**existing, **{agent_id: (names.get(agent_id), True) for agent_id in deleted}}
 
-    def by_provider(self, query: DaysQuery) -> ByProvider:
+    def list_by_provider(self, query: DaysQuery) -> CostsByProvider:
         """Return the costs of the last days by provider, each with its models, most expensive first."""
-        rows = self._grouped(rollups.MODEL, query)
-        models: dict[str, list[tuple[str, Totals]]] = {}
+        rows = self._grouped_totals(rollups.MODEL, query)
+        models: dict[str, list[tuple[str, CostCounters]]] = {}
         for provider, model, totals in rows:
             models.setdefault(provider, []).append((model, totals))
         items = [
             ProviderCost(
                 provider=provider,
-                models=[ModelCost(model=model, **_fields(totals)) for model, totals in of_provider],
-                **_fields(_added(totals for _, totals in of_provider)),
+                models=[ModelCost(model=model, **_total_fields(totals)) for model, totals in of_provider],
+                **_total_fields(_sum_of_totals(totals for _, totals in of_provider)),
             )
             for provider, of_provider in models.items()
         ]
         items.sort(key=lambda item: (-item.cost_usd, -item.calls, item.provider))
-        return ByProvider(items=items, total_usd=_total_usd(rows))
+        return CostsByProvider(items=items, total_usd=_total_usd(rows))
 
-    def by_model(self, query: RankedQuery) -> Page[ModelRank]:
+    def list_by_model(self, query: RankedQuery) -> Page[ModelRank]:
         """Return the costs of the last days by model, most expensive first."""
-        rows = self._grouped(rollups.MODEL, query)
-        return _page(rows, query, lambda row: ModelRank(provider=row[0], model=row[1], **_fields(row[2])))
+        rows = self._grouped_totals(rollups.MODEL, query)
+        return _page_of(rows, query, lambda row: ModelRank(provider=row[0], model=row[1], **_total_fields(row[2])))
 
-    def by_user(self, query: RankedQuery) -> Page[UserCost]:
+    def list_by_user(self, query: RankedQuery) -> Page[UserCost]:
         """Return the costs of the last days by user, most expensive first."""
-        rows = self._grouped(rollups.USER, query)
-        page = _page(rows, query, lambda row: UserCost(user_id=row[0] or None, name=None, **_fields(row[2])))
+        rows = self._grouped_totals(rollups.USER, query)
+        page = _page_of(rows, query, lambda row: UserCost(user_id=row[0] or None, name=None, **_total_fields(row[2])))
         users = self._accounts.get_many([item.user_id for item in page.items if item.user_id is not None])
         for item in page.items:
             user = users.get(item.user_id or "")
             item.name = user.full_name if user is not None else None
         return page
 
-    def by_task(self, query: RankedQuery) -> Page[TaskCost]:
+    def list_by_task(self, query: RankedQuery) -> Page[TaskCost]:
         """Return the costs of the last days by task, most expensive first."""
         first, last = _day_range(query)
         rows, total = rollups.costliest_tasks(first, last, limit=query.limit, offset=query.offset)
-        items = [TaskCost(task_id=task_id, **_fields(totals)) for task_id, totals in rows]
+        items = [TaskCost(task_id=task_id, **_total_fields(totals)) for task_id, totals in rows]
         return Page(items=items, total=total, limit=query.limit, offset=query.offset, next=None)
 
     @staticmethod
-    def _grouped(series: str, query: DaysQuery) -> list[tuple[str, str, Totals]]:
-        rows = [row for row in rollups.grouped(series, *_day_range(query)) if row[2].events]
+    def _grouped_totals(series: str, query: DaysQuery) -> list[tuple[str, str, CostCounters]]:
+        rows = [row for row in rollups.grouped_totals(series, *_day_range(query)) if row[2].events]
         return sorted(rows, key=lambda row: (-row[2].cost_micro, -row[2].calls, row[0], row[1]))
 
 
-def _fields(totals: Totals) -> dict[str, Any]:
+def _total_fields(totals: CostCounters) -> dict[str, Any]:
     """Return the fields that all shapes derived from `CostTotals` contain."""
     return {
-        "cost_usd": usd(totals.cost_micro),
+        "cost_usd": to_usd(totals.cost_micro),
         "calls": totals.calls,
-        "tokens": _tokens(totals),
+        "tokens": _token_sums(totals),
         "unpriced_tokens": totals.unpriced_tokens,
     }
 
 
-def _tokens(totals: Totals) -> TokenSums:
+def _token_sums(totals: CostCounters) -> TokenSums:
     return TokenSums(
         input=totals.input_tokens,
         output=totals.output_tokens,
@@ -186,20 +188,20 @@ def _day_range(query: DaysQuery) -> tuple[int, int]:
     return last - query.days + 1, last
 
 
-def _added(groups: Iterable[Totals]) -> Totals:
-    return functools.reduce(Totals.plus, groups, ZERO)
+def _sum_of_totals(groups: Iterable[CostCounters]) -> CostCounters:
+    return functools.reduce(CostCounters.add, groups, ZERO)
 
 
-def _per_completed_task(totals: Totals) -> float | None:
-    return usd(round(totals.cost_micro / totals.completed)) if totals.completed else None
+def _per_completed_task(totals: CostCounters) -> float | None:
+    return to_usd(round(totals.cost_micro / totals.completed)) if totals.completed else None
 
 
-def _total_usd(rows: Iterable[tuple[str, str, Totals]]) -> float:
-    return usd(sum(totals.cost_micro for _, _, totals in rows))
+def _total_usd(rows: Iterable[tuple[str, str, CostCounters]]) -> float:
+    return to_usd(sum(totals.cost_micro for _, _, totals in rows))
 
 
-def _page(
-    rows: list[tuple[str, str, Totals]], query: RankedQuery, view: Callable[[tuple[str, str, Totals]], T]
+def _page_of(
+    rows: list[tuple[str, str, CostCounters]], query: RankedQuery, view: Callable[[tuple[str, str, CostCounters]], T]
 ) -> Page[T]:
     items = [view(row) for row in rows[query.offset : query.offset + query.limit]]
     return Page(items=items, total=len(rows), limit=query.limit, offset=query.offset, next=None)

@@ -28,7 +28,7 @@ SHARDS = 4
 BATCH_ROWS = 100
 
 
-class Totals(NamedTuple):
+class CostCounters(NamedTuple):
     """The counters of a rollup, or their sums over several rollups."""
 
     events: int = 0
@@ -44,13 +44,13 @@ class Totals(NamedTuple):
     completed: int = 0
     wasted_micro: int = 0
 
-    def plus(self, other: Totals) -> Totals:
+    def add(self, other: CostCounters) -> CostCounters:
         """Return the sum of both totals."""
-        return Totals(*map(operator.add, self, other))
+        return CostCounters(*map(operator.add, self, other))
 
 
-ZERO = Totals()
-COUNTERS = Totals._fields
+ZERO = CostCounters()
+COUNTERS = CostCounters._fields
 
 # Series by UTC day. The key of MODEL is the provider and its subkey the model; the subkey of TASK is the agent.
 AGENT, MODEL, USER, TASK = "agent", "model", "user", "task"
@@ -146,10 +146,10 @@ class _PendingIncrement:
             for each in pending:
                 for key in each.keys:
                     merged.setdefault(key, Counter()).update(each.increments)
-            increment(merged)
+            increment_rollups(merged)
 
 
-def increment(merged: Mapping[RollupKey, Increments]) -> None:
+def increment_rollups(merged: Mapping[RollupKey, Increments]) -> None:
     """Add increments to rollups immediately."""
     own_shard = counter_shard(SHARDS)
     rows = sorted((key, own_shard if _is_sharded(key.series) else 0) for key in merged)
@@ -159,7 +159,7 @@ def increment(merged: Mapping[RollupKey, Increments]) -> None:
         for n, (key, shard) in enumerate(batch):
             values |= {f"{name}{n}": value for name, value in zip(_PRIMARY_KEY, (*key, shard), strict=True)}
             values |= {f"{name}{n}": merged[key].get(name, 0) for name in COUNTERS}
-        _upsert(len(batch)).run(values)
+        _upsert_statement(len(batch)).run(values)
 
 
 _PRIMARY_KEY = ("series", "period", "key", "subkey", "shard")
@@ -170,7 +170,7 @@ def _is_sharded(series: str) -> bool:
 
 
 @functools.lru_cache(maxsize=BATCH_ROWS)
-def _upsert(size: int) -> Statement:
+def _upsert_statement(size: int) -> Statement:
     def build(p: Parameter) -> peewee.Query:
         rows = [{getattr(Rollup, name): p(f"{name}{n}") for name in (*_PRIMARY_KEY, *COUNTERS)} for n in range(size)]
         target = [getattr(Rollup, name) for name in _PRIMARY_KEY]
@@ -200,7 +200,7 @@ def add_outcome(event: LoggedEvent) -> None:
 def _add_waste(event: LoggedEvent, payload: dict[str, Any]) -> None:
     """Count the cost of a task up to the event as wasted, minus the amount counted after earlier failures."""
     task_id = payload["task_id"]
-    total = total_of(TASK_TOTAL, task_id)  # old events may already be deleted
+    total = total_in_range(TASK_TOTAL, task_id)  # old events may already be deleted
     later = CostEvent.select(fn.SUM(CostEvent.cost_micro)).where(CostEvent.task_id == task_id, CostEvent.ts > event.ts)
     wasted = total.cost_micro - int(later.scalar() or 0) - total.wasted_micro
     if wasted:
@@ -210,7 +210,7 @@ def _add_waste(event: LoggedEvent, payload: dict[str, Any]) -> None:
 def _increment_outcome(event: LoggedEvent, payload: dict[str, Any], increments: Increments, *more: RollupKey) -> None:
     """Increment the outcome counters immediately, because the next event in the same unit of work reads the result."""
     keys = (RollupKey(AGENT, day_of(event.ts), payload["agent_id"] or ""), RollupKey(TOTAL, ALL_TIME, ""), *more)
-    increment(dict.fromkeys(keys, increments))
+    increment_rollups(dict.fromkeys(keys, increments))
 
 
 # -- reading
@@ -281,27 +281,29 @@ def _task_in_periods(p: Parameter) -> peewee.Expression:
     return (Rollup.series == TASK) & (Rollup.period >= p("first")) & (Rollup.period < p("end"))
 
 
-def _totals(values: Iterable[Any]) -> Totals:
+def _sum_columns(values: Iterable[Any]) -> CostCounters:
     """Convert a row of `SUM_COLUMNS` to totals.
 
     Sums over no rows are null, and some database engines return decimals.
     """
-    return Totals(*(int(value or 0) for value in values))
+    return CostCounters(*(int(value or 0) for value in values))
 
 
-def by_local_day(spans: Iterable[OffsetSpan], *, agent_id: str = "", provider: str = "") -> dict[int, Totals]:
+def totals_by_local_day(
+    spans: Iterable[OffsetSpan], *, agent_id: str = "", provider: str = ""
+) -> dict[int, CostCounters]:
     """Return the totals by local day number, of all events or of one agent or provider.
 
     Days without rows are absent.
     """
-    days: dict[int, Totals] = {}
+    days: dict[int, CostCounters] = {}
     for span in spans:
-        for day, *values in _days(span, agent_id, provider):
-            days[int(day)] = days.get(int(day), ZERO).plus(_totals(values))
+        for day, *values in _local_days(span, agent_id, provider):
+            days[int(day)] = days.get(int(day), ZERO).add(_sum_columns(values))
     return days
 
 
-def _days(span: OffsetSpan, agent_id: str, provider: str) -> list[tuple[Any, ...]]:
+def _local_days(span: OffsetSpan, agent_id: str, provider: str) -> list[tuple[Any, ...]]:
     """Return the totals of the days in a span.
 
     UTC days have their own rollups; days of other zones are summed up from quarter hours.
@@ -316,18 +318,18 @@ def _days(span: OffsetSpan, agent_id: str, provider: str) -> list[tuple[Any, ...
     return _UTC_DAYS_OF_KEY.rows({**days, "key": key}) if key else _UTC_DAYS.rows(days)
 
 
-def total_of(series: str, key: str) -> Totals:
+def total_in_range(series: str, key: str) -> CostCounters:
     """Return the totals of one key in a series without periods."""
-    return _totals(_TOTAL_OF_KEY.one({"series": series, "key": key}) or ())
+    return _sum_columns(_TOTAL_OF_KEY.one({"series": series, "key": key}) or ())
 
 
-def grouped(series: str, first: int = ALL_TIME, last: int = ALL_TIME) -> list[tuple[str, str, Totals]]:
+def grouped_totals(series: str, first: int = ALL_TIME, last: int = ALL_TIME) -> list[tuple[str, str, CostCounters]]:
     """Return `(key, subkey, totals)` of a series over the periods from `first` to `last`, inclusive."""
     rows = _GROUPS.rows({"series": series, "first": first, "end": last + 1})
-    return [(key, subkey, _totals(values)) for key, subkey, *values in rows]
+    return [(key, subkey, _sum_columns(values)) for key, subkey, *values in rows]
 
 
-def costliest_tasks(first: int, last: int, *, limit: int, offset: int) -> tuple[list[tuple[str, Totals]], int]:
+def costliest_tasks(first: int, last: int, *, limit: int, offset: int) -> tuple[list[tuple[str, CostCounters]], int]:
     """Return a page of the tasks with costs on these days, most expensive first, and the number of all such tasks.
 
     There may be too many tasks to read all their counters. The order is determined by cost alone, and the other
@@ -338,6 +340,6 @@ def costliest_tasks(first: int, last: int, *, limit: int, offset: int) -> tuple[
     # The series is a literal because the planner uses the partial index only for conditions known at planning time.
     in_page = Rollup.key.in_(task_ids) & peewee.SQL(f"series = '{TASK}'") & Rollup.period.between(first, last)
     rows: Any = Rollup.select(Rollup.key, *SUM_COLUMNS).where(in_page).group_by(Rollup.key).tuples() if task_ids else ()
-    totals = {task_id: _totals(values) for task_id, *values in rows}
+    totals = {task_id: _sum_columns(values) for task_id, *values in rows}
     count = _COUNT_TASKS.one(bounds)
     return [(task_id, totals[task_id]) for task_id in task_ids], int(count[0]) if count is not None else 0

@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from typing import Any
 
 from corral import clock
-from corral_plugins.llm.api import Connection, ModelInfo, ProviderError
-from corral_plugins.llm.providers.http import ProviderHttp, positive
+from corral_plugins.llm.api import ModelInfo, ProviderConnection, ProviderError
+from corral_plugins.llm.providers.http import ProviderHttp, positive_or_none
 
 API_VERSION = "2023-06-01"
 CAPABILITIES = {"tools": True, "json": "none", "images": True, "stream": True, "embeddings": False, "reasoning": False}
@@ -55,49 +55,53 @@ class AnthropicProvider:
     def __init__(self, http: ProviderHttp) -> None:
         self._http = http
 
-    def list_models(self, connection: Connection) -> Sequence[ModelInfo]:
+    def list_models(self, connection: ProviderConnection) -> Sequence[ModelInfo]:
         return connection.models
 
-    async def fetch_models(self, connection: Connection) -> Sequence[ModelInfo]:
+    async def fetch_models(self, connection: ProviderConnection) -> Sequence[ModelInfo]:
         """Fetch the list of models from Anthropic."""
-        url = _url(connection, "models?limit=1000")
-        response = await self._http.get(connection, url, _headers(connection))
+        url = _endpoint_url(connection, "models?limit=1000")
+        response = await self._http.get_json(connection, url, _request_headers(connection))
         models = response.get("data") if isinstance(response, dict) else None
         if not isinstance(models, list):
             raise ProviderError(502, "The list of models is not in Anthropic's format.")
         return [_model_info(item) for item in models if isinstance(item, dict) and item.get("id")]
 
-    async def complete(self, request: dict[str, Any], connection: Connection) -> dict[str, Any]:
-        url = _url(connection, "messages")
-        response = await self._http.post(connection, url, _headers(connection), to_body(request))
+    async def complete(self, request: dict[str, Any], connection: ProviderConnection) -> dict[str, Any]:
+        url = _endpoint_url(connection, "messages")
+        response = await self._http.post_json(connection, url, _request_headers(connection), to_body(request))
         if not isinstance(response, dict) or not isinstance(response.get("content"), list):
             raise ProviderError(502, "The response is not a message.")
-        return _completion(response)
+        return _to_completion(response)
 
-    async def stream(self, request: dict[str, Any], connection: Connection) -> AsyncGenerator[dict[str, Any], None]:
+    async def stream(
+        self, request: dict[str, Any], connection: ProviderConnection
+    ) -> AsyncGenerator[dict[str, Any], None]:
         body = {**to_body(request), "stream": True}
-        reader = StreamReader(request["model"])
-        async for event in self._http.events(connection, _url(connection, "messages"), _headers(connection), body):
-            for chunk in reader.read(event):
+        reader = AnthropicStreamReader(request["model"])
+        async for event in self._http.post_for_events(
+            connection, _endpoint_url(connection, "messages"), _request_headers(connection), body
+        ):
+            for chunk in reader.chunks_of_event(event):
                 yield chunk
         if not reader.is_complete:
             raise ProviderError(502, "The stream ended before the message was complete.")
 
-    async def embed(self, request: dict[str, Any], connection: Connection) -> dict[str, Any]:
-        raise ProviderError(404, "Anthropic has no embeddings.")
+    async def embed(self, request: dict[str, Any], connection: ProviderConnection) -> dict[str, Any]:
+        raise ProviderError(404, "Anthropic does not offer embeddings.")
 
     async def close(self) -> None:
         """Close the HTTP clients."""
         await self._http.close()
 
 
-def _url(connection: Connection, path: str) -> str:
+def _endpoint_url(connection: ProviderConnection, path: str) -> str:
     if connection.base_url is None:
         raise ProviderError(503, "The provider has no base_url.", code="dependency_unavailable")
     return f"{connection.base_url.rstrip('/').removesuffix('/v1')}/v1/{path}"
 
 
-def _headers(connection: Connection) -> dict[str, str]:
+def _request_headers(connection: ProviderConnection) -> dict[str, str]:
     key = {"x-api-key": connection.api_key} if connection.api_key else {}
     return {**connection.headers, **key, "anthropic-version": API_VERSION}
 
@@ -106,8 +110,8 @@ def _model_info(item: Mapping[str, Any]) -> ModelInfo:
     return ModelInfo(
         id=str(item["id"])[:200],
         capabilities=CAPABILITIES,
-        context_window=positive(item.get("max_input_tokens")),
-        max_output_tokens=positive(item.get("max_tokens")),
+        context_window=positive_or_none(item.get("max_input_tokens")),
+        max_output_tokens=positive_or_none(item.get("max_tokens")),
     )
 
 
@@ -116,11 +120,11 @@ def _model_info(item: Mapping[str, Any]) -> ModelInfo:
 
 def to_body(request: Mapping[str, Any]) -> dict[str, Any]:
     """Convert an OpenAI request to the body of `POST /v1/messages`."""
-    system, conversation = _split(request["messages"])
+    system, conversation = _split_system_messages(request["messages"])
     body: dict[str, Any] = {
         "model": request["model"],
         "max_tokens": request.get("max_completion_tokens") or request.get("max_tokens") or DEFAULT_MAX_TOKENS,
-        "messages": _turns(conversation),
+        "messages": _to_turns(conversation),
     }
     if system:
         body["system"] = system
@@ -131,24 +135,26 @@ def to_body(request: Mapping[str, Any]) -> dict[str, Any]:
     if stop := request.get("stop"):
         body["stop_sequences"] = [stop] if isinstance(stop, str) else stop
     if request.get("tools"):
-        body["tools"] = [_tool(item["function"]) for item in request["tools"]]
+        body["tools"] = [_to_tool(item["function"]) for item in request["tools"]]
         if choice := _tool_choice(request):
             body["tool_choice"] = choice
     return body
 
 
-def _split(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[Mapping[str, Any]]]:
+def _split_system_messages(
+    messages: Sequence[Mapping[str, Any]],
+) -> tuple[list[dict[str, Any]], list[Mapping[str, Any]]]:
     """Separate the system messages, which may be anywhere, from the conversation."""
     system = [
         part
         for message in messages
         if message["role"] in ("system", "developer")
-        for part in _parts(message.get("content"))
+        for part in _to_content_blocks(message.get("content"))
     ]
     return system, [message for message in messages if message["role"] not in ("system", "developer")]
 
 
-def _turns(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _to_turns(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Convert messages to Anthropic's turns by merging consecutive messages of the same role.
 
     Turns must alternate between user and assistant, and tool results belong to the user.
@@ -156,7 +162,7 @@ def _turns(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     turns: list[dict[str, Any]] = []
     for message in messages:
         role = "assistant" if message["role"] == "assistant" else "user"
-        blocks = _blocks(message)
+        blocks = _to_blocks(message)
         if turns and turns[-1]["role"] == role:
             turns[-1]["content"] += blocks
         elif blocks:
@@ -164,21 +170,21 @@ def _turns(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return turns
 
 
-def _blocks(message: Mapping[str, Any]) -> list[dict[str, Any]]:
-    content = _parts(message.get("content"))
+def _to_blocks(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    content = _to_content_blocks(message.get("content"))
     if message["role"] == "tool":
         return [{"type": "tool_result", "tool_use_id": message.get("tool_call_id") or "", "content": content}]
     return [*content, *map(_tool_use, message.get("tool_calls") or ())]
 
 
-def _parts(content: Any) -> list[dict[str, Any]]:
+def _to_content_blocks(content: Any) -> list[dict[str, Any]]:
     """Convert message content to text and image blocks. Empty texts are omitted, because Anthropic rejects them."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}] if content else []
-    return [_part(part) for part in content or () if part.get("type") != "text" or part["text"]]
+    return [_to_content_block(part) for part in content or () if part.get("type") != "text" or part["text"]]
 
 
-def _part(part: Mapping[str, Any]) -> dict[str, Any]:
+def _to_content_block(part: Mapping[str, Any]) -> dict[str, Any]:
     if part["type"] == "text":
         return {"type": "text", "text": part["text"]}
     head, _, data = part["image_url"]["url"].partition(",")
@@ -195,7 +201,7 @@ def _tool_use(call: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "tool_use", "id": call["id"], "name": function["name"], "input": arguments}
 
 
-def _tool(function: Mapping[str, Any]) -> dict[str, Any]:
+def _to_tool(function: Mapping[str, Any]) -> dict[str, Any]:
     schema = function.get("parameters") or {"type": "object", "properties": {}}
     tool = {"name": function["name"], "input_schema": schema}
     return {**tool, "description": function["description"]} if function.get("description") else tool
@@ -216,7 +222,7 @@ def _tool_choice(request: Mapping[str, Any]) -> dict[str, Any] | None:
 # -- responses
 
 
-def _completion(response: Mapping[str, Any]) -> dict[str, Any]:
+def _to_completion(response: Mapping[str, Any]) -> dict[str, Any]:
     blocks = response["content"]
     text = "".join(block.get("text", "") for block in blocks if block.get("type") == "text")
     calls = [_tool_call(block) for block in blocks if block.get("type") == "tool_use"]
@@ -230,11 +236,11 @@ def _completion(response: Mapping[str, Any]) -> dict[str, Any]:
         "created": int(clock.time_s()),
         "model": response.get("model", ""),
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": finish}],
-        "usage": _usage(response.get("usage") or {}),
+        "usage": _to_usage(response.get("usage") or {}),
     }
 
 
-def _usage(usage: Mapping[str, Any]) -> dict[str, Any]:
+def _to_usage(usage: Mapping[str, Any]) -> dict[str, Any]:
     """Convert token counts. OpenAI includes cached tokens in the prompt tokens; Anthropic counts them separately."""
     cache_read, cache_write = usage.get("cache_read_input_tokens") or 0, usage.get("cache_creation_input_tokens") or 0
     prompt = (usage.get("input_tokens") or 0) + cache_read + cache_write
@@ -252,7 +258,7 @@ def _tool_call(block: Mapping[str, Any]) -> dict[str, Any]:
     return {"id": block["id"], "type": "function", "function": function}
 
 
-class StreamReader:
+class AnthropicStreamReader:
     """Converts the events of one stream to chunks. `is_complete` is true after the end of the message."""
 
     def __init__(self, model: str) -> None:
@@ -267,26 +273,26 @@ class StreamReader:
         self._without_arguments: set[int] = set()  # content blocks of tool calls without arguments so far
         self.is_complete = False
 
-    def read(self, event: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    def chunks_of_event(self, event: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield the chunks of an event. Raises `ProviderError` for an error event."""
         kind = event.get("type")
         if kind == "message_start":
             message = event["message"]
             self._head |= {"id": message.get("id", ""), "model": message.get("model", self._head["model"])}
             self._add_usage(message.get("usage"))
-            yield self._chunk({"role": "assistant", "content": ""})
+            yield self._delta_chunk({"role": "assistant", "content": ""})
         elif kind == "content_block_start":
             yield from self._block_start(event)
         elif kind == "content_block_delta":
             yield from self._block_delta(event)
         elif kind == "content_block_stop" and event["index"] in self._without_arguments:
-            yield self._arguments(event["index"], "{}")
+            yield self._arguments_chunk(event["index"], "{}")
         elif kind == "message_delta":
             self._add_usage(event.get("usage"))
-            yield self._chunk({}, FINISH_REASONS.get(event["delta"].get("stop_reason") or "", "stop"))
+            yield self._delta_chunk({}, FINISH_REASONS.get(event["delta"].get("stop_reason") or "", "stop"))
         elif kind == "message_stop":
             self.is_complete = True
-            yield {**self._head, "choices": [], "usage": _usage(self._usage)}
+            yield {**self._head, "choices": [], "usage": _to_usage(self._usage)}
         elif kind == "error":
             error = event.get("error") or {}
             raise ProviderError(ERROR_STATUS.get(error.get("type", ""), 502), str(error.get("message") or error))
@@ -299,23 +305,23 @@ class StreamReader:
             function = {"name": block["name"], "arguments": ""}
             yield self._tool_chunk({"index": index, "id": block["id"], "type": "function", "function": function})
         elif block.get("text"):
-            yield self._chunk({"content": block["text"]})
+            yield self._delta_chunk({"content": block["text"]})
 
     def _block_delta(self, event: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         delta, index = event["delta"], event["index"]
         if delta.get("type") == "text_delta":
-            yield self._chunk({"content": delta["text"]})
+            yield self._delta_chunk({"content": delta["text"]})
         elif delta.get("type") == "input_json_delta" and delta["partial_json"] and index in self._tool_indexes:
-            yield self._arguments(index, delta["partial_json"])
+            yield self._arguments_chunk(index, delta["partial_json"])
 
-    def _arguments(self, block: int, text: str) -> dict[str, Any]:
+    def _arguments_chunk(self, block: int, text: str) -> dict[str, Any]:
         self._without_arguments.discard(block)
         return self._tool_chunk({"index": self._tool_indexes[block], "function": {"arguments": text}})
 
     def _tool_chunk(self, call: dict[str, Any]) -> dict[str, Any]:
-        return self._chunk({"tool_calls": [call]})
+        return self._delta_chunk({"tool_calls": [call]})
 
-    def _chunk(self, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+    def _delta_chunk(self, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
         return {**self._head, "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
 
     def _add_usage(self, usage: Mapping[str, Any] | None) -> None:

@@ -17,7 +17,7 @@ import msgspec
 from corral.egress.client import Egress
 from corral.egress.guard import EgressBlocked
 from corral.errors import Unavailable
-from corral_plugins.llm.api import Connection, ProviderError
+from corral_plugins.llm.api import ProviderConnection, ProviderError
 
 if TYPE_CHECKING:
     import httpx2
@@ -52,39 +52,41 @@ class ProviderHttp:
             _, shared = self._clients.popitem()
             await shared.client.aclose()
 
-    async def get(self, connection: Connection, url: str, headers: Mapping[str, str]) -> Any:
+    async def get_json(self, connection: ProviderConnection, url: str, headers: Mapping[str, str]) -> Any:
         """Return the decoded JSON at a URL."""
-        async with self._request(connection, "GET", url, headers) as response:
-            return _decode(await response.aread())
+        async with self._send_request(connection, "GET", url, headers) as response:
+            return _decode_json(await response.aread())
 
-    async def post(self, connection: Connection, url: str, headers: Mapping[str, str], body: Mapping[str, Any]) -> Any:
+    async def post_json(
+        self, connection: ProviderConnection, url: str, headers: Mapping[str, str], body: Mapping[str, Any]
+    ) -> Any:
         """Send a POST request with a JSON body and return the decoded JSON response."""
-        async with self._request(connection, "POST", url, headers, body) as response:
-            return _decode(await response.aread())
+        async with self._send_request(connection, "POST", url, headers, body) as response:
+            return _decode_json(await response.aread())
 
-    async def events(
-        self, connection: Connection, url: str, headers: Mapping[str, str], body: Mapping[str, Any]
+    async def post_for_events(
+        self, connection: ProviderConnection, url: str, headers: Mapping[str, str], body: Mapping[str, Any]
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Send a POST request with a JSON body and yield the JSON of each server-sent event, and `DONE`.
 
         Closing the iterator ends the request.
         """
-        async with self._request(connection, "POST", url, headers, body) as response:
-            async for line in _lines(response.aiter_bytes()):
+        async with self._send_request(connection, "POST", url, headers, body) as response:
+            async for line in _stream_lines(response.aiter_bytes()):
                 data = line[5:].strip() if line.startswith(b"data:") else b""
                 if data == b"[DONE]":
                     yield DONE
                     return
                 if data:
-                    event = _decode(data)
+                    event = _decode_json(data)
                     if not isinstance(event, dict):
                         raise ProviderError(502, "A chunk of the stream is not a JSON object.")
                     yield event
 
     @contextlib.asynccontextmanager
-    async def _request(
+    async def _send_request(
         self,
-        connection: Connection,
+        connection: ProviderConnection,
         method: str,
         url: str,
         headers: Mapping[str, str],
@@ -99,8 +101,8 @@ class ProviderHttp:
         sent = dict(headers) if body is None else {"content-type": "application/json", **headers}
         try:
             async with (
-                self._client(connection) as client,
-                _errors(connection),
+                self._client_of(connection) as client,
+                _converted_errors(connection),
                 client.stream(method, url, headers=sent, content=content) as response,
             ):
                 await _raise_for_status(response)
@@ -111,7 +113,7 @@ class ProviderHttp:
             raise
 
     @contextlib.asynccontextmanager
-    async def _client(self, connection: Connection) -> AsyncIterator[httpx2.AsyncClient]:
+    async def _client_of(self, connection: ProviderConnection) -> AsyncIterator[httpx2.AsyncClient]:
         key = (connection.version, connection.base_url, connection.timeouts.connect_seconds)
         shared = self._clients.get(connection.name)
         if shared is None or shared.key != key:
@@ -126,9 +128,9 @@ class ProviderHttp:
             if shared.is_retired:
                 await shared.retire()
 
-    def _new_client(self, connection: Connection) -> httpx2.AsyncClient:
+    def _new_client(self, connection: ProviderConnection) -> httpx2.AsyncClient:
         if self._egress is None:
-            raise Unavailable("The gateway has not started yet.")
+            raise Unavailable("The gateway is still starting; try again.")
         return self._egress.client(
             SINK,
             operator=(host_and_port(connection.base_url),) if connection.operator else (),
@@ -151,7 +153,7 @@ class _SharedClient:
             await self.client.aclose()
 
 
-async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _stream_lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Yield the lines of a stream.
 
     Only line feeds separate lines, because the text of a model may contain other line separators.
@@ -170,7 +172,7 @@ async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 @contextlib.asynccontextmanager
-async def _errors(connection: Connection) -> AsyncIterator[None]:
+async def _converted_errors(connection: ProviderConnection) -> AsyncIterator[None]:
     """Convert errors of the HTTP client to `ProviderError`."""
     import httpx2
 
@@ -218,7 +220,7 @@ def _retry_after(response: httpx2.Response) -> int | None:
     return None if math.isnan(seconds) else round(max(0.0, min(seconds, MAX_RETRY_AFTER)))
 
 
-def _decode(data: bytes) -> Any:
+def _decode_json(data: bytes) -> Any:
     try:
         return msgspec.json.decode(data)
     except (msgspec.DecodeError, RecursionError):
@@ -233,6 +235,6 @@ def host_and_port(url: str | None) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def positive(value: Any) -> int | None:
+def positive_or_none(value: Any) -> int | None:
     """Return the value if it is a positive integer, or else None. Used for model sizes that a server reports."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

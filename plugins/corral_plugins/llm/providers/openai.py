@@ -10,8 +10,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from corral import clock
-from corral_plugins.llm.api import Connection, ModelInfo, ProviderError
-from corral_plugins.llm.providers.http import DONE, ProviderHttp, positive
+from corral_plugins.llm.api import ModelInfo, ProviderConnection, ProviderError
+from corral_plugins.llm.providers.http import DONE, ProviderHttp, positive_or_none
 
 OPENAI_HOST = "api.openai.com"
 COMMON_FIELDS = frozenset(
@@ -54,24 +54,26 @@ class OpenAIProvider:
     def __init__(self, http: ProviderHttp) -> None:
         self._http = http
 
-    def supported_fields_of(self, connection: Connection) -> frozenset[str]:
+    def supported_fields_of(self, connection: ProviderConnection) -> frozenset[str]:
         """Return the supported request fields. OpenAI's own servers accept fields that other servers reject."""
         return COMMON_FIELDS | OPENAI_FIELDS if _is_openai(connection) else COMMON_FIELDS
 
-    def list_models(self, connection: Connection) -> Sequence[ModelInfo]:
+    def list_models(self, connection: ProviderConnection) -> Sequence[ModelInfo]:
         return connection.models
 
-    async def fetch_models(self, connection: Connection) -> Sequence[ModelInfo]:
+    async def fetch_models(self, connection: ProviderConnection) -> Sequence[ModelInfo]:
         """Fetch the list of models from the server."""
-        response = await self._http.get(connection, _url(connection, "models"), _headers(connection))
+        response = await self._http.get_json(
+            connection, _endpoint_url(connection, "models"), _request_headers(connection)
+        )
         models = response.get("data") if isinstance(response, dict) else None
         if not isinstance(models, list):
             raise ProviderError(502, "The list of models is not in OpenAI's format.")
         return [_model_info(item) for item in models[:MAX_MODELS] if isinstance(item, dict) and item.get("id")]
 
-    async def complete(self, request: dict[str, Any], connection: Connection) -> dict[str, Any]:
-        url, body = _url(connection, "chat/completions"), _body(request, connection)
-        response = await self._http.post(connection, url, _headers(connection), body)
+    async def complete(self, request: dict[str, Any], connection: ProviderConnection) -> dict[str, Any]:
+        url, body = _endpoint_url(connection, "chat/completions"), _request_body(request, connection)
+        response = await self._http.post_json(connection, url, _request_headers(connection), body)
         fields = response if isinstance(response, dict) else {}
         _raise_for_error(fields)
         if not fields.get("choices"):
@@ -85,11 +87,13 @@ class OpenAIProvider:
             "created": int(created) if isinstance(created, (int, float)) else int(clock.time_s()),
         }
 
-    async def stream(self, request: dict[str, Any], connection: Connection) -> AsyncGenerator[dict[str, Any], None]:
-        body = {**_body(request, connection), "stream": True, "stream_options": {"include_usage": True}}
-        url = _url(connection, "chat/completions")
+    async def stream(
+        self, request: dict[str, Any], connection: ProviderConnection
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        body = {**_request_body(request, connection), "stream": True, "stream_options": {"include_usage": True}}
+        url = _endpoint_url(connection, "chat/completions")
         is_finished = False
-        async for chunk in self._http.events(connection, url, _headers(connection), body):
+        async for chunk in self._http.post_for_events(connection, url, _request_headers(connection), body):
             if chunk is DONE:
                 return
             _raise_for_error(chunk)
@@ -98,9 +102,9 @@ class OpenAIProvider:
         if not is_finished:
             raise ProviderError(502, "The stream ended before the response was complete.", billable=True)
 
-    async def embed(self, request: dict[str, Any], connection: Connection) -> dict[str, Any]:
-        url, body = _url(connection, "embeddings"), {**request, "encoding_format": "float"}
-        response = await self._http.post(connection, url, _headers(connection), body)
+    async def embed(self, request: dict[str, Any], connection: ProviderConnection) -> dict[str, Any]:
+        url, body = _endpoint_url(connection, "embeddings"), {**request, "encoding_format": "float"}
+        response = await self._http.post_json(connection, url, _request_headers(connection), body)
         try:
             items = sorted(response["data"], key=lambda item: item.get("index", 0))
             data = [{"object": "embedding", "index": n, "embedding": item["embedding"]} for n, item in enumerate(items)]
@@ -113,25 +117,25 @@ class OpenAIProvider:
         await self._http.close()
 
 
-def _is_openai(connection: Connection) -> bool:
+def _is_openai(connection: ProviderConnection) -> bool:
     return urlsplit(connection.base_url or "").hostname == OPENAI_HOST
 
 
-def _url(connection: Connection, path: str) -> str:
+def _endpoint_url(connection: ProviderConnection, path: str) -> str:
     if connection.base_url is None:
         raise ProviderError(503, "The provider has no base_url.", code="dependency_unavailable")
     return f"{connection.base_url.rstrip('/')}/{path}"
 
 
-def _headers(connection: Connection) -> dict[str, str]:
+def _request_headers(connection: ProviderConnection) -> dict[str, str]:
     key = {"authorization": f"Bearer {connection.api_key}"} if connection.api_key else {}
     return {**connection.headers, **key}
 
 
-def _body(request: dict[str, Any], connection: Connection) -> dict[str, Any]:
+def _request_body(request: dict[str, Any], connection: ProviderConnection) -> dict[str, Any]:
     """Return the request body with the field names that the server supports."""
     is_openai = _is_openai(connection)
-    body = {**request, "messages": [_message(message, is_openai) for message in request["messages"]]}
+    body = {**request, "messages": [_supported_message(message, is_openai) for message in request["messages"]]}
     if is_openai and "max_tokens" in body:  # newer models reject `max_tokens`
         cap = body.pop("max_tokens")
         body.setdefault("max_completion_tokens", cap)
@@ -140,7 +144,7 @@ def _body(request: dict[str, Any], connection: Connection) -> dict[str, Any]:
     return body
 
 
-def _message(message: dict[str, Any], is_openai: bool) -> dict[str, Any]:
+def _supported_message(message: dict[str, Any], is_openai: bool) -> dict[str, Any]:
     sent = {name: message[name] for name in MESSAGE_FIELDS if name in message}
     if sent["role"] == "developer" and not is_openai:
         sent["role"] = "system"
@@ -172,4 +176,4 @@ def _model_info(item: dict[str, Any]) -> ModelInfo:
         "embeddings": embeds,
         "reasoning": False,
     }
-    return ModelInfo(id=name, capabilities=capabilities, context_window=positive(context_window))
+    return ModelInfo(id=name, capabilities=capabilities, context_window=positive_or_none(context_window))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import msgspec
 
 
-class Preset(msgspec.Struct, frozen=True):
+class ProviderPreset(msgspec.Struct, frozen=True):
     """The kind and the address of a well-known provider. If `needs_key` is true, the provider requires an API key."""
 
     kind: str
@@ -18,15 +18,15 @@ class Preset(msgspec.Struct, frozen=True):
     needs_key: bool = True
 
 
-PRESETS: Mapping[str, Preset] = {
-    "anthropic": Preset("anthropic", "https://api.anthropic.com"),
-    "deepseek": Preset("openai", "https://api.deepseek.com/v1"),
-    "gemini": Preset("openai", "https://generativelanguage.googleapis.com/v1beta/openai"),
-    "groq": Preset("openai", "https://api.groq.com/openai/v1"),
-    "llamacpp": Preset("openai", "http://127.0.0.1:8080/v1", needs_key=False),
-    "mistral": Preset("openai", "https://api.mistral.ai/v1"),
-    "ollama": Preset("openai", "http://127.0.0.1:11434/v1", needs_key=False),
-    "openai": Preset("openai", "https://api.openai.com/v1"),
-    "openrouter": Preset("openai", "https://openrouter.ai/api/v1"),
-    "vllm": Preset("openai", "http://127.0.0.1:8000/v1", needs_key=False),
+PRESETS: Mapping[str, ProviderPreset] = {
+    "anthropic": ProviderPreset("anthropic", "https://api.anthropic.com"),
+    "deepseek": ProviderPreset("openai", "https://api.deepseek.com/v1"),
+    "gemini": ProviderPreset("openai", "https://generativelanguage.googleapis.com/v1beta/openai"),
+    "groq": ProviderPreset("openai", "https://api.groq.com/openai/v1"),
+    "llamacpp": ProviderPreset("openai", "http://127.0.0.1:8080/v1", needs_key=False),
+    "mistral": ProviderPreset("openai", "https://api.mistral.ai/v1"),
+    "ollama": ProviderPreset("openai", "http://127.0.0.1:11434/v1", needs_key=False),
+    "openai": ProviderPreset("openai", "https://api.openai.com/v1"),
+    "openrouter": ProviderPreset("openai", "https://openrouter.ai/api/v1"),
+    "vllm": ProviderPreset("openai", "http://127.0.0.1:8000/v1", needs_key=False),
 }

@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Meta
 
 from corral import clock
-from corral_plugins.llm.api import Connection, ModelInfo, ProviderError
+from corral_plugins.llm.api import ModelInfo, ProviderConnection, ProviderError
 
 ECHO, WORDS = "echo", "words"
 DEFAULT_DIMENSIONS = 256
@@ -42,7 +42,7 @@ class ScriptedError(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """An error of the scripted provider. The status 504 means that the provider does not respond."""
 
     status: Annotated[int, Meta(ge=400, le=599)] = 500
-    message: Annotated[str, Meta(max_length=1000)] = "The script says so."
+    message: Annotated[str, Meta(max_length=1000)] = "The script demands this error."
     retry_after: Annotated[int, Meta(ge=0, le=3600)] | None = None
 
 
@@ -53,7 +53,7 @@ class ScriptedUsage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     completion_tokens: Annotated[int, Meta(ge=0)] = 0
 
 
-class Turn(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class ScriptedTurn(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """One response of a script.
 
     In streams, `chunk` is the number of characters per chunk, and the delay is distributed over the chunks.
@@ -68,22 +68,22 @@ class Turn(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     usage: ScriptedUsage | None = None
 
 
-class Script(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class ModelScript(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The script of a model: the responses that it returns."""
 
-    turns: Annotated[list[Turn], Meta(min_length=1, max_length=1000)]
+    turns: Annotated[list[ScriptedTurn], Meta(min_length=1, max_length=1000)]
 
 
-def load_scripts(table: Mapping[str, Any]) -> dict[str, Script]:
+def load_scripts(table: Mapping[str, Any]) -> dict[str, ModelScript]:
     """Load scripts from `[plugins.llm.scripts]`, whose values are tables or paths of JSON files.
 
     Raises `ValueError` with the name of an invalid script.
     """
-    scripts: dict[str, Script] = {}
+    scripts: dict[str, ModelScript] = {}
     for name, source in table.items():
         try:
             value = json.loads(Path(source).read_bytes()) if isinstance(source, str) else source
-            scripts[name] = msgspec.convert(value, Script)
+            scripts[name] = msgspec.convert(value, ModelScript)
         except (OSError, ValueError) as error:
             raise ValueError(f"llm.scripts.{name}: {error}") from None
     return scripts
@@ -101,21 +101,23 @@ class ScriptedProvider:
     config_schema: Mapping[str, Any] = {"type": "object", "additionalProperties": False}
     supported_fields = frozenset({"max_tokens", "max_completion_tokens", "metadata", "tools", "dimensions"})
 
-    def __init__(self, scripts: Mapping[str, Script]) -> None:
+    def __init__(self, scripts: Mapping[str, ModelScript]) -> None:
         self._scripts = dict(scripts)
 
-    def list_models(self, connection: Connection) -> Sequence[ModelInfo]:
+    def list_models(self, connection: ProviderConnection) -> Sequence[ModelInfo]:
         chat = [ModelInfo(id=name, capabilities=CAPABILITIES) for name in (ECHO, *sorted(self._scripts))]
         words = {**dict.fromkeys(CAPABILITIES, False), "json": "none", "embeddings": True}
         return [*chat, ModelInfo(id=WORDS, capabilities=words)]
 
-    async def complete(self, request: dict[str, Any], connection: Connection) -> dict[str, Any]:
-        turn, response = self._respond(request)
+    async def complete(self, request: dict[str, Any], connection: ProviderConnection) -> dict[str, Any]:
+        turn, response = self._play_turn(request)
         await asyncio.sleep(turn.delay_seconds)
         return response
 
-    async def stream(self, request: dict[str, Any], connection: Connection) -> AsyncGenerator[dict[str, Any], None]:
-        turn, response = self._respond(request)
+    async def stream(
+        self, request: dict[str, Any], connection: ProviderConnection
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        turn, response = self._play_turn(request)
         choice, message = response["choices"][0], response["choices"][0]["message"]
         head = {key: response[key] for key in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
         text = message["content"] or ""
@@ -128,7 +130,7 @@ class ScriptedProvider:
         yield {**head, "choices": [{"index": 0, "delta": {}, "finish_reason": choice["finish_reason"]}]}
         yield {**head, "choices": [], "usage": response["usage"]}
 
-    async def embed(self, request: dict[str, Any], connection: Connection) -> dict[str, Any]:
+    async def embed(self, request: dict[str, Any], connection: ProviderConnection) -> dict[str, Any]:
         size = request.get("dimensions") or DEFAULT_DIMENSIONS
         texts: list[str] = request["input"]
         tokens = sum(estimate_tokens(text) for text in texts)
@@ -143,26 +145,30 @@ class ScriptedProvider:
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
 
-    def _respond(self, request: dict[str, Any]) -> tuple[Turn, dict[str, Any]]:
+    def _play_turn(self, request: dict[str, Any]) -> tuple[ScriptedTurn, dict[str, Any]]:
         """Return the turn to play and the whole response. Raises `ProviderError`."""
         messages: list[dict[str, Any]] = request["messages"]
         position = sum(1 for message in messages if message["role"] == "assistant")
-        turn = self._turn(request, messages, position)
+        turn = self._matching_turn(request, messages, position)
         if turn.error is not None:
             raise ProviderError(turn.error.status, turn.error.message, retry_after=turn.error.retry_after)
-        return turn, _completion(turn, request, position)
+        return turn, _completion_of_turn(turn, request, position)
 
-    def _turn(self, request: dict[str, Any], messages: Sequence[Mapping[str, Any]], position: int) -> Turn:
+    def _matching_turn(
+        self, request: dict[str, Any], messages: Sequence[Mapping[str, Any]], position: int
+    ) -> ScriptedTurn:
         name = request["model"]
         in_request = (request.get("metadata") or {}).get("script")
         if in_request is not None:
             script = _script_of_request(in_request)
         elif name == ECHO:
-            return Turn(text=next((_text_of(item) for item in reversed(messages) if item["role"] == "user"), ""))
+            return ScriptedTurn(
+                text=next((_text_of(item) for item in reversed(messages) if item["role"] == "user"), "")
+            )
         elif name in self._scripts:
             script = self._scripts[name]
         else:
-            raise ProviderError(404, f"There is no script {name}.")
+            raise ProviderError(404, f"There is no script named {name}.")
         last = _text_of(messages[-1]) if messages else ""
         for turn in script.turns:
             if turn.match is not None and turn.match in last:
@@ -173,15 +179,15 @@ class ScriptedProvider:
         return in_order[min(position, len(in_order) - 1)]
 
 
-def _script_of_request(script: Any) -> Script:
+def _script_of_request(script: Any) -> ModelScript:
     """Return the script in a request, either as JSON or as JSON text, because OpenAI's metadata values are strings."""
     try:
-        return msgspec.convert(json.loads(script) if isinstance(script, str) else script, Script)
+        return msgspec.convert(json.loads(script) if isinstance(script, str) else script, ModelScript)
     except (ValueError, RecursionError) as error:
         raise ProviderError(400, f"metadata.script: {error}") from None
 
 
-def _completion(turn: Turn, request: Mapping[str, Any], position: int) -> dict[str, Any]:
+def _completion_of_turn(turn: ScriptedTurn, request: Mapping[str, Any], position: int) -> dict[str, Any]:
     """Return the chat completion of a turn. A token limit in the request truncates the text."""
     text, finish = turn.text, "tool_calls" if turn.tool_calls else "stop"
     cap = request.get("max_completion_tokens") or request.get("max_tokens")
@@ -231,10 +237,10 @@ def estimate_tokens(text: str) -> int:
 
 
 def _embed_all(texts: Sequence[str], size: int) -> list[list[float]]:
-    return [embed(text, size) for text in texts]
+    return [embed_text(text, size) for text in texts]
 
 
-def embed(text: str, size: int) -> list[float]:
+def embed_text(text: str, size: int) -> list[float]:
     """Return the vector of a text, in which each word is hashed to a dimension.
 
     Vectors have length 1, so texts that share words are close to each other.

@@ -64,20 +64,20 @@ async def create_chat_completion(body: ChatRequest, llm: Gateway, caller: Princi
     headers: `Corral-Call-Id`, `Corral-Model`, `Corral-Cost-Usd` (not for streams), and `Corral-Ignored` with the fields
     that the provider does not support.
     """
-    request = _request(body)
-    request["messages"] = [_message(message) for message in request["messages"]]
+    request = _without_nulls(body)
+    request["messages"] = [_supported_message(message) for message in request["messages"]]
     if request.pop("stream", False):
-        return await _stream(request, llm, caller)
-    result = await llm.chat(request, by=caller)
+        return await _stream_response(request, llm, caller)
+    result = await llm.complete_chat(request, by=caller)
     return Answer(body=msgspec.convert(result.response, Completion), headers=_result_headers(result))
 
 
 @routes.post("/embeddings", **CALL)
 async def create_embeddings(body: EmbeddingRequest, llm: Gateway, caller: Principal) -> Answer[EmbeddingList]:
     """Create embeddings of texts (OpenAI's API). All vectors of a model have the same dimension."""
-    request = _request(body)
+    request = _without_nulls(body)
     encoding = request.pop("encoding_format", "float")
-    result = await llm.embeddings(request, by=caller)
+    result = await llm.create_embeddings(request, by=caller)
     if encoding == "base64":
         for item in result.response["data"]:
             vector = item["embedding"]
@@ -88,25 +88,25 @@ async def create_embeddings(body: EmbeddingRequest, llm: Gateway, caller: Princi
 @routes.get("/models", needs=("llm.read", "llm.use"), delegable=True)
 def list_models(models: ModelListing) -> ModelList:
     """List the models of all providers with their prices (OpenAI's API)."""
-    return ModelList(data=models.all())
+    return ModelList(data=models.list_models())
 
 
 @routes.get("/models/{model}", needs=("llm.read", "llm.use"), delegable=True, rest=True)
 def get_model(model: str, models: ModelListing) -> ModelView:
     """Return the model `provider/model`."""
-    found = models.get(model)
+    found = models.get_model(model)
     if found is None:
         raise NotFound("No provider lists this model.")
     return found
 
 
-def _request(body: Any) -> dict[str, Any]:
+def _without_nulls(body: Any) -> dict[str, Any]:
     """Return the fields of the body that are not null, because null always means the default."""
     sent: dict[str, Any] = msgspec.to_builtins(body)
     return {key: value for key, value in sent.items() if value is not None}
 
 
-def _message(message: dict[str, Any]) -> dict[str, Any]:
+def _supported_message(message: dict[str, Any]) -> dict[str, Any]:
     """Remove the fields of a message that the gateway ignores."""
     sent = {name: value for name, value in message.items() if name not in IGNORED_FIELDS}
     for call in sent.get("tool_calls") or ():
@@ -115,37 +115,37 @@ def _message(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _result_headers(result: CallResult) -> dict[str, str]:
-    return {**_headers(result.call_id, result.model, result.ignored), "Corral-Cost-Usd": result.cost}
+    return {**_call_headers(result.call_id, result.model, result.ignored), "Corral-Cost-Usd": result.cost}
 
 
-def _headers(call_id: str, model: str, ignored: list[str]) -> dict[str, str]:
+def _call_headers(call_id: str, model: str, ignored: list[str]) -> dict[str, str]:
     headers = {"Corral-Call-Id": call_id, "Corral-Model": model.encode("ascii", "replace").decode()}
     return {**headers, "Corral-Ignored": ", ".join(ignored)} if ignored else headers
 
 
-async def _stream(request: dict[str, Any], llm: Gateway, caller: Principal) -> Stream:
+async def _stream_response(request: dict[str, Any], llm: Gateway, caller: Principal) -> Stream:
     """Start a streaming response.
 
     An error before the first chunk becomes an ordinary error response, unless the first chunk takes so long that
     comments must be sent.
     """
     call = await llm.begin_stream(request, by=caller)
-    chunks = llm.chunks(call)
-    first = asyncio.ensure_future(_next(chunks))
+    chunks = llm.stream_chunks(call)
+    first = asyncio.ensure_future(_next_chunk(chunks))
     try:
         done, _ = await asyncio.wait({first}, timeout=COMMENT_SECONDS)
         chunk = first.result() if done else None
     except BaseException:
-        await _close(first, chunks)
+        await _close_generator(first, chunks)
         raise
-    events = _Events(first, chunks)
+    events = _ServerSentEvents(first, chunks)
     model = None if chunk is None else chunk["model"]
     target = next((target for target in call.targets if target.name == model), call.targets[0])
-    headers = _headers(call.id, target.name, call.ignored_fields(target))
-    return Stream(events.bytes(), headers=headers, is_whole=lambda: events.is_whole)
+    headers = _call_headers(call.id, target.name, call.ignored_fields(target))
+    return Stream(events.encoded_events(), headers=headers, is_whole=lambda: events.is_whole)
 
 
-class _Events:
+class _ServerSentEvents:
     """The server-sent events of a stream, with a comment after every 15 seconds without a chunk.
 
     An error is sent as one chunk that is not followed by `[DONE]`. `is_whole` is true after the whole response was
@@ -158,7 +158,7 @@ class _Events:
         self._next, self._chunks = first, chunks
         self.is_whole = False
 
-    async def bytes(self) -> AsyncGenerator[bytes, None]:
+    async def encoded_events(self) -> AsyncGenerator[bytes, None]:
         try:
             while True:
                 while not (await asyncio.wait({self._next}, timeout=COMMENT_SECONDS))[0]:
@@ -167,16 +167,16 @@ class _Events:
                 if chunk is None:
                     break
                 yield b"data: " + encode(chunk) + b"\n\n"
-                self._next = asyncio.ensure_future(_next(self._chunks))
+                self._next = asyncio.ensure_future(_next_chunk(self._chunks))
             self.is_whole = True
             yield b"data: [DONE]\n\n"
         except Exception as error:
-            yield b"data: " + encode({"error": openai_error(_problem(error))}) + b"\n\n"
+            yield b"data: " + encode({"error": openai_error(_problem_of(error))}) + b"\n\n"
         finally:
-            await _close(self._next, self._chunks)
+            await _close_generator(self._next, self._chunks)
 
 
-def _problem(error: Exception) -> Problem:
+def _problem_of(error: Exception) -> Problem:
     """Return the problem to send in the stream.
 
     This is the only way to report an error after the response has begun.
@@ -184,10 +184,10 @@ def _problem(error: Exception) -> Problem:
     if isinstance(error, Problem):
         return error
     log.error("stream failed", exc_info=error)
-    return Problem("The server failed with a bug; see its log.", code="internal")
+    return Problem("The server failed with an internal error; see its log.", code="internal")
 
 
-async def _close(pending: asyncio.Future[Any], chunks: AsyncGenerator[dict[str, Any], None]) -> None:
+async def _close_generator(pending: asyncio.Future[Any], chunks: AsyncGenerator[dict[str, Any], None]) -> None:
     """Close the generator. A pending step must be cancelled first."""
     pending.cancel()
     await asyncio.wait({pending})
@@ -197,5 +197,5 @@ async def _close(pending: asyncio.Future[Any], chunks: AsyncGenerator[dict[str, 
         await chunks.aclose()
 
 
-async def _next(chunks: AsyncGenerator[dict[str, Any], None]) -> dict[str, Any] | None:
+async def _next_chunk(chunks: AsyncGenerator[dict[str, Any], None]) -> dict[str, Any] | None:
     return await anext(chunks, None)

@@ -7,7 +7,14 @@ from corral.database.engine import Work
 from corral.http.answers import Answer, IfMatch, Request
 from corral.http.page import Page
 from corral.http.routes import Routes
-from corral_plugins.llm.provider_shapes import (
+from corral_plugins.llm.service import calls
+from corral_plugins.llm.service.provider_admin import ProviderAdmin, ProviderChecks
+from corral_plugins.llm.service.provider_keys import ProviderKeys
+from corral_plugins.llm.service.responses import openai_error
+from corral_plugins.llm.shapes import (
+    CallDetail,
+    LlmCallQuery,
+    LlmCallView,
     NewProvider,
     ProviderItem,
     ProviderPatch,
@@ -16,11 +23,6 @@ from corral_plugins.llm.provider_shapes import (
     ProviderView,
     TestProvider,
 )
-from corral_plugins.llm.service import calls
-from corral_plugins.llm.service.provider_admin import ProviderAdmin, ProviderChecks
-from corral_plugins.llm.service.provider_keys import ProviderKeys
-from corral_plugins.llm.service.responses import openai_error
-from corral_plugins.llm.shapes import CallDetail, CallQuery, CallView
 
 routes = Routes("/llm", tag="LLM", explain=lambda problem: {"error": openai_error(problem)})
 
@@ -40,7 +42,7 @@ CHANGES = (
 @routes.get("/providers", needs=("llm.read", "llm.use"))
 def list_providers(query: ProviderQuery, providers: ProviderAdmin, caller: Principal) -> Page[ProviderItem]:
     """List providers by name."""
-    return providers.page(query, caller)
+    return providers.list_providers(query, caller)
 
 
 @routes.post("/providers", needs=MANAGE, status=201, raises=("duplicate", *CHANGES))
@@ -54,7 +56,7 @@ async def create_provider(
     request: Request,
 ) -> Answer[ProviderView]:
     """Create a provider. Its models are fetched soon afterwards, unless the request lists them."""
-    keys.validate(body)
+    keys.validate_key(body)
     warnings = await checks.url_warnings(body.base_url)
     view = await work(lambda: providers.create(body, caller, warnings), entry=request.entry(caller))
     return Answer(body=view, headers={"Location": f"/api/v1/llm/providers/{view.name}"})
@@ -82,7 +84,7 @@ async def update_provider(
 
     A new `base_url` without a new key requires re-authentication, or an API key with the scope `secrets.reveal`.
     """
-    keys.validate(body)
+    keys.validate_key(body)
     warnings = await checks.url_warnings(body.base_url)
     return await work(lambda: providers.update(name, body, match, caller, warnings), entry=request.entry(caller))
 
@@ -101,7 +103,7 @@ async def try_provider(
 ) -> ProviderTest:
     """Test a provider with one short call, which is charged like any other call."""
     provider = await work(lambda: providers.get(name), read=True)
-    return await checks.test(provider, body.model, caller)
+    return await checks.test_provider(provider, body.model, caller)
 
 
 @routes.post(
@@ -113,17 +115,17 @@ async def try_provider(
 )
 async def refresh_provider(name: str, providers: ProviderAdmin, checks: ProviderChecks, work: Work) -> ProviderView:
     """Fetch the model list of a provider now."""
-    await checks.refresh(await work(lambda: providers.get(name), read=True))
+    await checks.refresh_models(await work(lambda: providers.get(name), read=True))
     return await work(lambda: providers.view(name), read=True)
 
 
 @routes.get("/calls", needs=("llm.read", "llm.use"))
-def list_calls(query: CallQuery, caller: Principal) -> Page[CallView]:
+def list_calls(query: LlmCallQuery, caller: Principal) -> Page[LlmCallView]:
     """List calls, newest first. Admins see all calls; others see their own calls and those of tasks."""
-    return calls.page(query, caller)
+    return calls.list_calls(query, caller)
 
 
 @routes.get("/calls/{id}", needs=("llm.read", "llm.use"), raises=("not_found",))
 def get_call(id: str, caller: Principal) -> CallDetail:
     """Return a call, with its request and response if `llm.store_payloads` caused them to be stored."""
-    return calls.get(id, caller)
+    return calls.get_call(id, caller)

@@ -1,9 +1,9 @@
-"""Admits calls in their first unit of work: checks the caller and the length, resolves the model, enters the queue."""
+"""Admits calls in their first unit of work: resolves the model, checks the caller and the length, enters the queue."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from corral.auth.principal import Principal
 from corral.database.unit import Entry
@@ -12,25 +12,154 @@ from corral.plugin import Settings
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.agents.api import AgentFacts, Agents
 from corral_plugins.llm.api import ModelInfo
+from corral_plugins.llm.providers.scripted import ECHO
 from corral_plugins.llm.service import calls
 from corral_plugins.llm.service.calls import CallRecord
-from corral_plugins.llm.service.leases import Leases, lease_lost
-from corral_plugins.llm.service.model_resolution import ModelResolver
-from corral_plugins.llm.service.registry import Registry, Target
-from corral_plugins.llm.service.slots import Slots
-from corral_plugins.llm.settings import ALLOW_DIRECT_USE
+from corral_plugins.llm.service.leases import CallLeases, lease_lost
+from corral_plugins.llm.service.registry import SCRIPTED, ModelTarget, ProviderRegistry
+from corral_plugins.llm.service.slots import ConcurrencySlots
+from corral_plugins.llm.settings import ALLOW_DIRECT_USE, DEFAULT_FALLBACK_MODELS, DEFAULT_MODEL, EMBEDDING_MODEL
+
+MAX_FALLBACKS = 5
+MAX_SUGGESTIONS = 20
+LOCAL, BUILTIN = "local", "builtin"
+
+
+class _DefaultModels(NamedTuple):
+    """The default model as `provider/model`, and its fallbacks."""
+
+    model: str | None
+    fallbacks: list[str]
+
+
+class ModelResolver:
+    """Resolves model names to targets. Runs in the caller's unit of work."""
+
+    def __init__(self, settings: Settings, registry: ProviderRegistry) -> None:
+        self._settings, self._registry = settings, registry
+
+    def default_model(self) -> str:
+        """Return the default `provider/model`: the setting, or else the local model, or else `scripted/echo`."""
+        return self._settings.get(DEFAULT_MODEL) or self._default_of(LOCAL) or f"{SCRIPTED}/{ECHO}"
+
+    def resolve(self, kind: str, requested: str, agent: AgentFacts | None) -> list[ModelTarget]:
+        """Return the targets to try, in order.
+
+        Raises `Invalid` at `/model` for an unknown model, and `Forbidden` for a model that the agent may not use.
+        """
+        if requested == "agent" and agent is None:
+            raise Invalid.at(
+                "/model", "not_allowed", "Only agents may request the model `agent`; name a model, or `default`."
+            )
+        defaults = self._default_models(kind)
+        if agent is not None:
+            names = self._resolve_for_agent(requested, agent, defaults)
+        else:
+            names = self._resolve_for_user(requested, defaults)
+        targets = [target for name in names if (target := self._registry.find_target(name)) is not None]
+        if not targets:
+            raise self._unknown_model_error(requested)
+        return targets
+
+    def _default_models(self, kind: str) -> _DefaultModels:
+        if kind == "embedding":
+            return _DefaultModels(self._settings.get(EMBEDDING_MODEL) or self._default_of(BUILTIN), [])
+        return _DefaultModels(self.default_model(), self._settings.get(DEFAULT_FALLBACK_MODELS)[:MAX_FALLBACKS])
+
+    def _default_of(self, provider_name: str) -> str | None:
+        provider = self._registry.get_provider(provider_name)
+        model = provider.default_model() if provider is not None and provider.usable else None
+        return f"{provider_name}/{model}" if model else None
+
+    def _resolve_for_agent(self, requested: str, agent: AgentFacts, defaults: _DefaultModels) -> list[str]:
+        """Return the requested model, followed by those of the agent's fallbacks that come after it."""
+        allowed = self._models_of(agent, defaults)
+        if requested == "agent":
+            return allowed
+        name = (defaults.model or "") if requested == "default" else self._full_name(requested)
+        if name not in allowed:
+            raise Forbidden(f"This agent may use only {', '.join(allowed)}, not {name}.")
+        return allowed[allowed.index(name) :]
+
+    def _models_of(self, agent: AgentFacts, defaults: _DefaultModels) -> list[str]:
+        """Return the agent's model and its fallbacks.
+
+        An agent without a model uses the default model and the default fallbacks.
+        """
+        fallbacks = agent.config.get("fallback_models") or []
+        if not fallbacks and agent.llm_provider is None and agent.llm_model is None:
+            fallbacks = defaults.fallbacks
+        names = [self._full_name(str(name)) for name in fallbacks[:MAX_FALLBACKS]]
+        return list(dict.fromkeys([self._model_of(agent, defaults), *names]))
+
+    def _model_of(self, agent: AgentFacts, defaults: _DefaultModels) -> str:
+        default_provider, _, default_model = (defaults.model or "").partition("/")
+        provider_name = agent.llm_provider or default_provider
+        if agent.llm_model is None:
+            provider = self._registry.get_provider(provider_name) if agent.llm_provider else None
+            model = provider.default_model() if provider is not None else default_model
+            return f"{provider_name}/{model or ''}"
+        if agent.llm_provider is None and self._registry.find_target(agent.llm_model) is not None:
+            return agent.llm_model
+        return f"{provider_name}/{agent.llm_model}"
+
+    def _resolve_for_user(self, requested: str, defaults: _DefaultModels) -> list[str]:
+        if requested == "default":
+            if defaults.model is None:
+                raise Invalid.at(
+                    "/model", "unknown_reference", "There is no default model for this kind of call; name a model."
+                )
+            return [defaults.model, *(self._full_name(name) for name in defaults.fallbacks)]
+        name = self._full_name(requested)
+        target = self._registry.find_target(name)
+        if target is None:
+            raise self._unknown_model_error(requested)
+        # If a provider lists no models, any name is sent, and the provider rejects unknown names itself.
+        if not target.provider.accepts_unlisted and target.provider.models() and not self._registry.model_info(name):
+            raise self._unknown_model_error(requested)
+        return [name]
+
+    def _full_name(self, requested: str) -> str:
+        """Return `provider/model` for a bare model name that exactly one provider lists."""
+        if self._registry.find_target(requested) is not None:
+            return requested
+        names = self._registry.providers_of(requested)
+        if len(names) > 1:
+            detail = f"Several providers offer this model: {', '.join(names)}. Name the model as provider/model."
+            raise Invalid.at("/model", "unknown_reference", detail)
+        return names[0] if names else requested
+
+    def _unknown_model_error(self, requested: str) -> Invalid:
+        known = [
+            f"{provider.name}/{model.id}"
+            for provider in self._registry.all_providers()
+            if provider.usable
+            for model in provider.models()
+        ]
+        suggestions = f"Known: {', '.join(known[:MAX_SUGGESTIONS])}{' …' if len(known) > MAX_SUGGESTIONS else ''}."
+        detail = f"There is no model {requested[:100]}. {suggestions}"
+        return Invalid.at("/model", "unknown_reference", detail, problem="unknown_reference")
+
+
+# -- admission
+
 
 MIN_OUTPUT_TOKENS = 64
 
 
-class Admission:
+class CallAdmission:
     """Admits calls. Runs in the caller's unit of work."""
 
     agents: Agents | None
     switch: KillSwitch | None
 
     def __init__(
-        self, settings: Settings, registry: Registry, resolver: ModelResolver, leases: Leases, slots: Slots
+        self,
+        settings: Settings,
+        registry: ProviderRegistry,
+        resolver: ModelResolver,
+        leases: CallLeases,
+        slots: ConcurrencySlots,
     ) -> None:
         self._settings, self._registry, self._resolver = settings, registry, resolver
         self._leases, self._slots = leases, slots
@@ -46,19 +175,19 @@ class Admission:
             self.switch.refuse_if_engaged()
         self._check_caller(by)
         requested_model = str(request["model"])
-        targets = self._resolver.resolve(kind, requested_model, self._agent(by))
+        targets = self._resolver.resolve(kind, requested_model, self._agent_of_caller(by))
         usable = [target for target in targets if target.provider.usable]
         if not usable:
             raise _not_configured(targets)
         first = usable[0]
         if kind == "chat":
             _check_length(request, self._registry.model_info(first.name), input_tokens)
-        call_id = calls.insert(kind, first, requested_model, by)
+        call_id = calls.insert_call(kind, first, requested_model, by)
         return CallRecord(
             id=call_id,
             kind=kind,
             targets=usable,
-            slot=self._slots.enter(call_id, first.provider),
+            slot=self._slots.enter_queue(call_id, first.provider),
             request=request,
             input_tokens=input_tokens,
             by=by,
@@ -70,18 +199,18 @@ class Admission:
         if not self._leases.is_live(by):
             raise lease_lost()
         if by.kind in ("user", "api_key") and not self._settings.get(ALLOW_DIRECT_USE):
-            raise Forbidden("Only tasks may call models here; the setting llm.allow_direct_use is off.")
+            raise Forbidden("Only tasks may call models, because the setting llm.allow_direct_use is off.")
 
-    def _agent(self, by: Principal) -> AgentFacts | None:
+    def _agent_of_caller(self, by: Principal) -> AgentFacts | None:
         if by.agent_id is None:
             return None
-        facts = self.agents.facts(by.agent_id) if self.agents is not None else None
+        facts = self.agents.find(by.agent_id) if self.agents is not None else None
         if facts is None:
             raise Forbidden("The agent of this token no longer exists.")
         return facts
 
 
-def _not_configured(targets: list[Target]) -> Unavailable:
+def _not_configured(targets: list[ModelTarget]) -> Unavailable:
     names = list(dict.fromkeys(target.provider.name for target in targets))
     verb = "is" if len(names) == 1 else "are"
     return Unavailable(
@@ -119,5 +248,8 @@ def _check_length(request: Mapping[str, Any], model: ModelInfo | None, input_tok
     cap = requested_cap(request)
     window = model.context_window if model is not None else None
     if cap is not None and window is not None and input_tokens > window - cap:
-        detail = f"About {input_tokens} input and {cap} output tokens do not fit into the context window of {window}."
+        detail = (
+            f"The request needs about {input_tokens} input and {cap} output tokens, more than the context "
+            f"window of {window} tokens."
+        )
         raise Invalid.at("/messages", "too_long", detail)

@@ -18,15 +18,15 @@ from corral.errors import NotFound, Problem
 from corral.http.page import Page, newest_first, paginate
 from corral.ids import new_id
 from corral.plugin import Settings
-from corral_plugins.cost.api import MAX_TOKENS, Tokens
+from corral_plugins.cost.api import MAX_TOKENS, TokenCounts
 from corral_plugins.llm.api import ProviderError
 from corral_plugins.llm.models import IN_FLIGHT, LlmCall, LlmPayload
 from corral_plugins.llm.providers.scripted import estimate_tokens
-from corral_plugins.llm.service.registry import Target
+from corral_plugins.llm.service.registry import ModelTarget
 from corral_plugins.llm.service.responses import TEXT_FIELDS, normalize_usage
-from corral_plugins.llm.service.slots import Slot
+from corral_plugins.llm.service.slots import ConcurrencySlot
 from corral_plugins.llm.settings import PAYLOAD_DAYS, STORE_PAYLOADS
-from corral_plugins.llm.shapes import CallDetail, CallQuery, CallView
+from corral_plugins.llm.shapes import CallDetail, LlmCallQuery, LlmCallView
 
 log = logging.getLogger("corral.llm")
 
@@ -40,14 +40,14 @@ GATEWAY_FIELDS = frozenset(
 )
 
 
-class Outcome(msgspec.Struct, kw_only=True):
+class CallOutcome(msgspec.Struct, kw_only=True):
     """The outcome of a call, updated while the call runs. `status` is completed, failed or cancelled.
 
     `billable` means that a provider may charge for the call. `reported_usage` is the usage that the provider reported;
     without it, tokens are estimated from the texts.
     """
 
-    target: Target
+    target: ModelTarget
     input_estimate: int
     status: str = "cancelled"
     attempts: int = 0
@@ -62,7 +62,7 @@ class Outcome(msgspec.Struct, kw_only=True):
     cost_micro_usd: int | None = None
     response: Any = None
 
-    def begin_target(self, target: Target) -> None:
+    def begin_target(self, target: ModelTarget) -> None:
         """Record that the call will be sent to another target."""
         self.target, self.billable, self.reported_usage = target, False, None
 
@@ -91,9 +91,9 @@ class Outcome(msgspec.Struct, kw_only=True):
             self.error = {"code": error.code, "detail": error.detail}
         else:
             log.error("call failed", exc_info=error, extra={"provider": self.target.provider.name})
-            self.error = {"code": "internal", "detail": "The gateway failed with a bug; see the log."}
+            self.error = {"code": "internal", "detail": "The gateway failed with an internal error; see the log."}
 
-    def without_details(self) -> Outcome:
+    def without_details(self) -> CallOutcome:
         """Return a copy that contains only the token counts and a generic error.
 
         This copy can be stored whatever the provider returned.
@@ -107,18 +107,18 @@ class Outcome(msgspec.Struct, kw_only=True):
         return self.billable and self.reported_usage is None
 
     @property
-    def tokens(self) -> Tokens:
+    def tokens(self) -> TokenCounts:
         """The token counts that the provider reported, or estimates. `input_tokens` excludes cache tokens."""
         if not self.billable:
-            return Tokens()
+            return TokenCounts()
         usage = self.reported_usage
         if usage is None:
             output = -(-self.output_bytes // 4)
-            return Tokens(input_tokens=min(self.input_estimate, MAX_TOKENS), output_tokens=min(output, MAX_TOKENS))
+            return TokenCounts(input_tokens=min(self.input_estimate, MAX_TOKENS), output_tokens=min(output, MAX_TOKENS))
         details = usage.get("prompt_tokens_details", {})
         cache_read = details.get("cached_tokens") or usage.get("prompt_cache_hit_tokens", 0)
         cache_write = details.get("cache_write_tokens", 0)
-        return Tokens(
+        return TokenCounts(
             input_tokens=max(0, usage.get("prompt_tokens", 0) - cache_read - cache_write),
             output_tokens=usage.get("completion_tokens", 0),
             cache_read_tokens=cache_read,
@@ -154,19 +154,19 @@ class CallRecord(msgspec.Struct, kw_only=True):
 
     id: str
     kind: str
-    targets: list[Target]
-    slot: Slot | None
+    targets: list[ModelTarget]
+    slot: ConcurrencySlot | None
     request: dict[str, Any]
     input_tokens: int
     by: Principal
     entry: Entry
     started: float
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> CallOutcome:
         """Return a new outcome with the status `cancelled`, which is updated while the call runs."""
-        return Outcome(target=self.targets[0], input_estimate=self.input_tokens)
+        return CallOutcome(target=self.targets[0], input_estimate=self.input_tokens)
 
-    def ignored_fields(self, target: Target) -> list[str]:
+    def ignored_fields(self, target: ModelTarget) -> list[str]:
         """Return the request fields that the target does not support."""
         return sorted(self.request.keys() - GATEWAY_FIELDS - target.provider.supported_fields)
 
@@ -242,7 +242,7 @@ _SETTLE = Statement(
 )
 
 
-def insert(kind: str, target: Target, requested_model: str, by: Principal) -> str:
+def insert_call(kind: str, target: ModelTarget, requested_model: str, by: Principal) -> str:
     """Insert the row of a call that is about to start, and return its id."""
     call_id = new_id()
     _INSERT.run(
@@ -262,7 +262,7 @@ def insert(kind: str, target: Target, requested_model: str, by: Principal) -> st
     return call_id
 
 
-def settle(call_id: str, outcome: Outcome) -> bool:
+def settle_call(call_id: str, outcome: CallOutcome) -> bool:
     """Update the row of a call with its outcome. Return False if the call was already settled."""
     columns = {name: getattr(outcome, name) for name in _FROM_OUTCOME} | msgspec.structs.asdict(outcome.tokens)
     target = outcome.target
@@ -275,7 +275,7 @@ def fail_abandoned(older_than_seconds: float) -> int:
     """Mark calls as failed whose process died. Return their number, at most 500."""
     in_flight, before = LlmCall.status == IN_FLIGHT, clock.now(-older_than_seconds)
     abandoned = LlmCall.select(LlmCall.id).where(in_flight & (LlmCall.created_at < before)).limit(BATCH_ROWS)
-    error = {"code": "internal", "detail": "The process that made the call ended before the response."}
+    error = {"code": "internal", "detail": "The process that made the call ended before the response arrived."}
     update = LlmCall.update(status="failed", error=error)
     return int(update.where(in_flight & LlmCall.id.in_(abandoned)).execute())
 
@@ -283,7 +283,7 @@ def fail_abandoned(older_than_seconds: float) -> int:
 # -- payloads
 
 
-class Payloads:
+class PayloadStore:
     """Stores redacted requests and responses as `llm.store_payloads` demands. Runs in the caller's unit of work."""
 
     def __init__(self, settings: Settings) -> None:
@@ -293,7 +293,7 @@ class Payloads:
         """Return whether the responses of completed calls are stored. Streams must then be assembled."""
         return self._settings.get(STORE_PAYLOADS) == "all"
 
-    def store(self, call_id: str, request: dict[str, Any], outcome: Outcome) -> None:
+    def store_payload(self, call_id: str, request: dict[str, Any], outcome: CallOutcome) -> None:
         """Store the payload of a call if `llm.store_payloads` demands it."""
         which = self._settings.get(STORE_PAYLOADS)
         if which == "all" or (which == "errors" and outcome.status == "failed"):
@@ -307,7 +307,7 @@ class Payloads:
         of_user = of_calls.where(LlmCall.user_id == user_id).limit(BATCH_ROWS)
         return bool(LlmPayload.delete().where(LlmPayload.call_id.in_(of_user)).execute() == BATCH_ROWS)
 
-    def prune(self) -> int:
+    def delete_expired(self) -> int:
         """Delete at most 500 payloads older than `llm.payload_days`, and return their number."""
         before = clock.now(-self._settings.get(PAYLOAD_DAYS) * DAY_SECONDS)
         old = LlmPayload.select(LlmPayload.call_id).where(LlmPayload.created_at < before).limit(BATCH_ROWS)
@@ -317,7 +317,7 @@ class Payloads:
 # -- queries
 
 
-def page(query: CallQuery, by: Principal) -> Page[CallView]:
+def list_calls(query: LlmCallQuery, by: Principal) -> Page[LlmCallView]:
     """Return a page of calls, newest first. Admins see all calls; others see their own calls and those of tasks."""
     calls: Any = LlmCall.select().where(_visible_to(by))
     for field in ("task_id", "agent_id", "provider", "model"):
@@ -328,17 +328,17 @@ def page(query: CallQuery, by: Principal) -> Page[CallView]:
         calls = calls.where(LlmCall.status.in_(query.status))
     if query.since is not msgspec.UNSET:
         calls = calls.where(LlmCall.created_at >= clock.from_datetime(query.since))
-    return paginate(calls, query, by, scope="llm.calls", order=newest_first(LlmCall), make=_view)
+    return paginate(calls, query, by, scope="llm.calls", order=newest_first(LlmCall), make=_call_view)
 
 
-def get(call_id: str, by: Principal) -> CallDetail:
+def get_call(call_id: str, by: Principal) -> CallDetail:
     """Return a call with its payload if stored. Raises `NotFound`, also if the caller may not see the call."""
     row = LlmCall.get_or_none((LlmCall.id == call_id) & _visible_to(by))
     if row is None:
         raise NotFound("There is no call with this id.")
     stored = LlmPayload.get_or_none(LlmPayload.call_id == call_id)
     payload = None if stored is None else {"request": stored.request, "response": stored.response}
-    return CallDetail(**msgspec.structs.asdict(_view(row)), payload=payload)
+    return CallDetail(**msgspec.structs.asdict(_call_view(row)), payload=payload)
 
 
 def _visible_to(by: Principal) -> Any:
@@ -347,7 +347,7 @@ def _visible_to(by: Principal) -> Any:
     return LlmCall.task_id.is_null(False) | (LlmCall.user_id == by.user_id)
 
 
-def _view(row: LlmCall) -> CallView:
-    values = {name: getattr(row, name) for name in CallView.__struct_fields__ if name not in ("ts", "cost_usd")}
+def _call_view(row: LlmCall) -> LlmCallView:
+    values = {name: getattr(row, name) for name in LlmCallView.__struct_fields__ if name not in ("ts", "cost_usd")}
     cost = row.cost_micro_usd
-    return CallView(ts=row.created_at, cost_usd=None if cost is None else cost / 1e6, **values)
+    return LlmCallView(ts=row.created_at, cost_usd=None if cost is None else cost / 1e6, **values)

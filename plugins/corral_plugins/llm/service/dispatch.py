@@ -13,12 +13,12 @@ from corral.plugin import Settings
 from corral.redact.redactor import Redactor
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.llm.api import ProviderError
-from corral_plugins.llm.service.calls import CallRecord, Outcome
+from corral_plugins.llm.service.calls import CallOutcome, CallRecord
 from corral_plugins.llm.service.metrics import CallMetrics
-from corral_plugins.llm.service.registry import Target
+from corral_plugins.llm.service.registry import ModelTarget
 from corral_plugins.llm.service.responses import allows_fallback, is_about_credentials, is_retryable, problem_of
 from corral_plugins.llm.service.settlement import ProviderStates
-from corral_plugins.llm.service.slots import Slots
+from corral_plugins.llm.service.slots import ConcurrencySlots
 from corral_plugins.llm.settings import QUEUE_TIMEOUT_SECONDS
 
 log = logging.getLogger("corral.llm")
@@ -28,7 +28,7 @@ MAX_RETRY_AFTER = 10.0
 JITTER = 0.25
 
 
-class Dispatcher:
+class CallDispatcher:
     """Sends calls to providers. Raises only `ProviderError` and problems."""
 
     switch: KillSwitch | None
@@ -38,14 +38,14 @@ class Dispatcher:
         work: Work,
         settings: Settings,
         redactor: Redactor,
-        slots: Slots,
+        slots: ConcurrencySlots,
         states: ProviderStates,
         metrics: CallMetrics,
     ) -> None:
         self._work, self._settings, self._redactor = work, settings, redactor
         self._slots, self._states, self._metrics = slots, states, metrics
 
-    async def send(self, call: CallRecord, outcome: Outcome, send: Callable[[Target], Awaitable[T]]) -> T:
+    async def send_call(self, call: CallRecord, outcome: CallOutcome, send: Callable[[ModelTarget], Awaitable[T]]) -> T:
         """Return the result of `send` for the first target that succeeds.
 
         When this method returns or raises, `call.slot` is the slot that the call holds. After `send` has returned, no
@@ -70,9 +70,9 @@ class Dispatcher:
         raise AssertionError("a call has at least one target")
 
     async def _wait_for_slot(self, call: CallRecord) -> None:
-        await self._slots.wait(call.slot, self._settings.get(QUEUE_TIMEOUT_SECONDS))
+        await self._slots.wait_for_slot(call.slot, self._settings.get(QUEUE_TIMEOUT_SECONDS))
 
-    async def _record_error(self, call: CallRecord, target: Target, error: ProviderError) -> None:
+    async def _record_error(self, call: CallRecord, target: ModelTarget, error: ProviderError) -> None:
         name = target.provider.name
         problem = problem_of(error, name, self._redactor)
         summary, refused = {"code": problem.code, "detail": problem.detail}, is_about_credentials(problem)
@@ -81,7 +81,7 @@ class Dispatcher:
         )
 
     async def _send_with_retries(
-        self, call: CallRecord, target: Target, outcome: Outcome, send: Callable[[Target], Awaitable[T]]
+        self, call: CallRecord, target: ModelTarget, outcome: CallOutcome, send: Callable[[ModelTarget], Awaitable[T]]
     ) -> T:
         """Send the request and retry the same provider while that may help.
 
@@ -113,14 +113,14 @@ class Dispatcher:
         if self.switch is not None:
             await self._work(self.switch.refuse_if_engaged, read=True)
 
-    async def _change_queue(self, call: CallRecord, target: Target) -> None:
+    async def _change_queue(self, call: CallRecord, target: ModelTarget) -> None:
         """Leave the queue of one provider and enter another.
 
         Two units of work do this, so that no unit holds two locks.
         """
         if call.slot is not None:
-            await self._work(lambda: self._slots.leave(call.slot), entry=call.entry)
-        unit = self._work(lambda: self._slots.enter(call.id, target.provider), entry=call.entry)
+            await self._work(lambda: self._slots.leave_queue(call.slot), entry=call.entry)
+        unit = self._work(lambda: self._slots.enter_queue(call.id, target.provider), entry=call.entry)
         entering = asyncio.ensure_future(unit)
         try:
             call.slot = await asyncio.shield(entering)

@@ -17,14 +17,12 @@ from corral.errors import Problem, Unavailable
 from corral.plugin import Settings
 from corral.redact.redactor import Redactor
 from corral_plugins.llm.api import ProviderError
-from corral_plugins.llm.service.admission import Admission, default_cap, requested_cap
-from corral_plugins.llm.service.calls import CallRecord, CallResult, Outcome, Payloads, estimate_input
-from corral_plugins.llm.service.dispatch import Dispatcher
-from corral_plugins.llm.service.leases import Leases, lease_lost
-from corral_plugins.llm.service.model_resolution import ModelResolver
+from corral_plugins.llm.service.admission import CallAdmission, ModelResolver, default_cap, requested_cap
+from corral_plugins.llm.service.calls import CallOutcome, CallRecord, CallResult, PayloadStore, estimate_input
+from corral_plugins.llm.service.dispatch import CallDispatcher
+from corral_plugins.llm.service.leases import CallLeases, lease_lost
 from corral_plugins.llm.service.provider_keys import ProviderKeys
-from corral_plugins.llm.service.redaction import StreamRedaction, redact, request_context, response_context
-from corral_plugins.llm.service.registry import Registry, Target
+from corral_plugins.llm.service.registry import ModelTarget, ProviderRegistry
 from corral_plugins.llm.service.responses import (
     errors_of,
     is_about_credentials,
@@ -33,8 +31,17 @@ from corral_plugins.llm.service.responses import (
     problem_of,
     time_limit,
 )
-from corral_plugins.llm.service.settlement import Settlement
-from corral_plugins.llm.service.streams import AssembledMessage, Chunk, open_stream, relay
+from corral_plugins.llm.service.settlement import CallSettlement
+from corral_plugins.llm.service.streams import (
+    AssembledMessage,
+    Chunk,
+    StreamRedaction,
+    open_stream,
+    redact_value,
+    relay_stream,
+    request_context,
+    response_context,
+)
 from corral_plugins.llm.settings import DEFAULT_MAX_TOKENS, TOTAL_TIMEOUT_SECONDS
 
 log = logging.getLogger("corral.llm")
@@ -54,13 +61,13 @@ class Gateway:
         work: Work,
         settings: Settings,
         redactor: Redactor,
-        registry: Registry,
+        registry: ProviderRegistry,
         resolver: ModelResolver,
-        admission: Admission,
-        dispatcher: Dispatcher,
-        settlement: Settlement,
-        leases: Leases,
-        payloads: Payloads,
+        admission: CallAdmission,
+        dispatcher: CallDispatcher,
+        settlement: CallSettlement,
+        leases: CallLeases,
+        payloads: PayloadStore,
         keys: ProviderKeys,
     ) -> None:
         self._work, self._settings, self._redactor = work, settings, redactor
@@ -75,14 +82,14 @@ class Gateway:
         return self._resolver.default_model()
 
     def default_model_of(self, provider: str) -> str | None:
-        found = self.registry.get(provider)
+        found = self.registry.get_provider(provider)
         return found.default_model() if found is not None else None
 
     def is_known(self, provider: str) -> bool:
-        return self.registry.get(provider) is not None
+        return self.registry.get_provider(provider) is not None
 
     def is_configured(self, provider: str) -> bool:
-        found = self.registry.get(provider)
+        found = self.registry.get_provider(provider)
         return found is not None and found.usable
 
     def capabilities(self, model: str) -> dict[str, Any]:
@@ -92,38 +99,38 @@ class Gateway:
     # -- calls
 
     async def complete(self, request: dict[str, Any], *, by: Principal) -> dict[str, Any]:
-        return (await self.chat(request, by=by)).response
+        return (await self.complete_chat(request, by=by)).response
 
-    async def chat(self, request: dict[str, Any], *, by: Principal) -> CallResult:
+    async def complete_chat(self, request: dict[str, Any], *, by: Principal) -> CallResult:
         """Return a chat completion together with the metadata of the call."""
-        return await self._run(await self._begin("chat", request, by))
+        return await self._run_call(await self._begin_call("chat", request, by))
 
     async def embed(self, request: dict[str, Any], *, by: Principal) -> dict[str, Any]:
-        return (await self.embeddings(request, by=by)).response
+        return (await self.create_embeddings(request, by=by)).response
 
-    async def embeddings(self, request: dict[str, Any], *, by: Principal) -> CallResult:
+    async def create_embeddings(self, request: dict[str, Any], *, by: Principal) -> CallResult:
         """Return embeddings together with the metadata of the call."""
         texts = request["input"]
         request = {**request, "input": [texts] if isinstance(texts, str) else list(texts)}
-        return await self._run(await self._begin("embedding", request, by))
+        return await self._run_call(await self._begin_call("embedding", request, by))
 
     async def stream(self, request: dict[str, Any], *, by: Principal) -> AsyncGenerator[Chunk, None]:
         call = await self.begin_stream(request, by=by)
-        async with contextlib.aclosing(self.chunks(call)) as chunks:
+        async with contextlib.aclosing(self.stream_chunks(call)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     async def begin_stream(self, request: dict[str, Any], *, by: Principal) -> CallRecord:
-        """Admit a streaming call and insert its row. The caller must then consume and close `chunks(call)`."""
-        return await self._begin("chat", request, by)
+        """Admit a streaming call and insert its row. The caller must then consume and close `stream_chunks(call)`."""
+        return await self._begin_call("chat", request, by)
 
-    async def chunks(self, call: CallRecord) -> AsyncGenerator[Chunk, None]:
+    async def stream_chunks(self, call: CallRecord) -> AsyncGenerator[Chunk, None]:
         """Yield the chunks of the response, with usage in the last one.
 
         Closing the iterator ends the upstream request.
         """
         queue: ChunkQueue = asyncio.Queue(QUEUED_CHUNKS)
-        task = self._spawn(self._stream_into(queue, call))
+        task = self._start_task(self._stream_into(queue, call))
         try:
             while (item := await queue.get()) is not None:
                 if isinstance(item, Exception):
@@ -142,11 +149,11 @@ class Gateway:
 
     # -- the unit of work that admits a call
 
-    async def _begin(self, kind: str, request: dict[str, Any], by: Principal) -> CallRecord:
+    async def _begin_call(self, kind: str, request: dict[str, Any], by: Principal) -> CallRecord:
         started = time.monotonic()
         tokens = estimate_input(request)
         with request_context(by):
-            request = await redact(self._redactor, request, tokens)
+            request = await redact_value(self._redactor, request, tokens)
         entry = Entry(label=f"llm {kind}", actor=by.actor)
 
         async def admit() -> CallRecord:
@@ -154,62 +161,62 @@ class Gateway:
                 lambda: self._admission.admit(kind, request, tokens, by, entry, started), entry=entry
             )
 
-        admitting = self._spawn(admit(), name=UNCANCELLED)
+        admitting = self._start_task(admit(), name=UNCANCELLED)
         try:
             return await asyncio.shield(admitting)
         except asyncio.CancelledError:
-            self._spawn(self._abandon(admitting), name=UNCANCELLED)
+            self._start_task(self._abandon_call(admitting), name=UNCANCELLED)
             raise
 
-    async def _abandon(self, admitting: asyncio.Task[CallRecord]) -> None:
+    async def _abandon_call(self, admitting: asyncio.Task[CallRecord]) -> None:
         """Settle a call whose caller disconnected during admission."""
         with contextlib.suppress(Problem):
             call = await admitting
-            await self._settle(call, call.outcome())
+            await self._settle_call(call, call.outcome())
 
     # -- the provider call, between both units of work
 
-    async def _run(self, call: CallRecord) -> CallResult:
+    async def _run_call(self, call: CallRecord) -> CallResult:
         """Complete the call in its own task.
 
         If the caller disconnects, the upstream request is cancelled, but the settlement still runs.
         """
-        task = self._spawn(self._complete(call))
+        task = self._start_task(self._complete_call(call))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             task.cancel()
             raise
 
-    async def _complete(self, call: CallRecord) -> CallResult:
+    async def _complete_call(self, call: CallRecord) -> CallResult:
         outcome = call.outcome()
-        response = await self._settled(call, outcome, self._response(call, outcome))
+        response = await self._settle_and_return(call, outcome, self._request_response(call, outcome))
         target = outcome.target
         response |= {"model": target.name, "usage": outcome.usage()}
         return CallResult(response, call.id, target.name, call.ignored_fields(target), outcome.cost_header())
 
-    async def _response(self, call: CallRecord, outcome: Outcome) -> dict[str, Any]:
+    async def _request_response(self, call: CallRecord, outcome: CallOutcome) -> dict[str, Any]:
         """Return the whole response. Chat completions are redacted; embeddings contain no text."""
-        response = await self._dispatcher.send(call, outcome, functools.partial(self._send, call))
+        response = await self._dispatcher.send_call(call, outcome, functools.partial(self._send_to_target, call))
         outcome.status = "completed"
         outcome.add_chunk(response)
         if call.kind == "chat":
             with response_context(call.by, outcome.target.provider.name):
-                response = await redact(self._redactor, response, outcome.output_bytes // 4)
+                response = await redact_value(self._redactor, response, outcome.output_bytes // 4)
             outcome.response = response
         return response
 
-    async def _send(self, call: CallRecord, target: Target) -> dict[str, Any]:
+    async def _send_to_target(self, call: CallRecord, target: ModelTarget) -> dict[str, Any]:
         provider = target.provider
         seconds = provider.connection.timeouts.total_seconds
         async with time_limit(target.name, seconds, "no response"):
-            request, connection = self._request_for(call, target), await self._keys.connection(provider)
+            request, connection = self._request_for(call, target), await self._keys.connection_with_key(provider)
             with errors_of(provider.name):
                 if call.kind == "chat":
                     return normalize_completion(await provider.kind.complete(request, connection))
                 return normalize_embeddings(await provider.kind.embed(request, connection))
 
-    def _request_for(self, call: CallRecord, target: Target) -> dict[str, Any]:
+    def _request_for(self, call: CallRecord, target: ModelTarget) -> dict[str, Any]:
         """Return the request for a target, with the target's model name, its supported fields and a token limit."""
         fields = target.provider.supported_fields | {"messages", "input"}
         request = {key: value for key, value in call.request.items() if key in fields}
@@ -227,35 +234,37 @@ class Gateway:
         redaction = StreamRedaction(self._redactor, lambda: response_context(call.by, outcome.target.provider.name))
         unsent: list[Chunk] = []
         try:
-            last = await self._settled(call, outcome, self._relay_into(queue, call, outcome, redaction, unsent))
+            last = await self._settle_and_return(
+                call, outcome, self._relay_into(queue, call, outcome, redaction, unsent)
+            )
         except Exception as problem:
-            rest: list[Chunk | Exception | None] = [*unsent, *redaction.end(), problem]
+            rest: list[Chunk | Exception | None] = [*unsent, *redaction.flush_held_back(), problem]
         else:
             rest = [last, None]
         for item in rest:
             await queue.put(item)
 
     async def _relay_into(
-        self, queue: ChunkQueue, call: CallRecord, outcome: Outcome, redaction: StreamRedaction, unsent: list[Chunk]
+        self, queue: ChunkQueue, call: CallRecord, outcome: CallOutcome, redaction: StreamRedaction, unsent: list[Chunk]
     ) -> Chunk:
         """Put all chunks into the queue except the last one, and return the last one.
 
         If this method is cancelled, `unsent` contains the chunk that did not fit into the queue.
         """
 
-        async def send(target: Target) -> tuple[Target, AsyncGenerator[Chunk, None], Chunk]:
-            connection = await self._keys.connection(target.provider)
+        async def send(target: ModelTarget) -> tuple[ModelTarget, AsyncGenerator[Chunk, None], Chunk]:
+            connection = await self._keys.connection_with_key(target.provider)
             return target, *(await open_stream(target, self._request_for(call, target), connection))
 
-        target, iterator, first = await self._dispatcher.send(call, outcome, send)
+        target, iterator, first = await self._dispatcher.send_call(call, outcome, send)
         outcome.first_token_ms = _milliseconds_since(call.started)
         message = AssembledMessage() if self._payloads.stores_completed() else None
         last: Chunk = {}
-        async with contextlib.aclosing(relay(target, iterator, first, redaction, outcome)) as chunks:
+        async with contextlib.aclosing(relay_stream(target, iterator, first, redaction, outcome)) as chunks:
             async for chunk in chunks:
                 if chunk["choices"]:
                     if message is not None:
-                        message.add(chunk)
+                        message.add_chunk(chunk)
                     unsent.append(chunk)
                     await queue.put(chunk)
                     unsent.clear()
@@ -264,10 +273,10 @@ class Gateway:
         outcome.response = message.to_message() if message is not None else None
         return last
 
-    async def _settled(self, call: CallRecord, outcome: Outcome, response: Coroutine[Any, Any, T]) -> T:
+    async def _settle_and_return(self, call: CallRecord, outcome: CallOutcome, response: Coroutine[Any, Any, T]) -> T:
         """Return the response, and settle the call whatever the result is. Raises only problems."""
         try:
-            async with self._limits(call):
+            async with self._time_limit_of(call):
                 result = await response
             outcome.status = "completed"
         except ProviderError as error:
@@ -279,20 +288,20 @@ class Gateway:
             outcome.fail(error)
             raise
         finally:
-            is_live = await self._settle(call, outcome)
+            is_live = await self._settle_call(call, outcome)
         if not is_live:
             raise lease_lost()
         return result
 
     @contextlib.asynccontextmanager
-    async def _limits(self, call: CallRecord) -> AsyncGenerator[None, None]:
+    async def _time_limit_of(self, call: CallRecord) -> AsyncGenerator[None, None]:
         """Limit the duration of the body.
 
         The body ends with the caller's lease, or after the maximum time of a call including retries and fallbacks.
         """
         seconds = self._settings.get(TOTAL_TIMEOUT_SECONDS)
         try:
-            async with asyncio.timeout(seconds) as scope, self._leases.watch(call.by):
+            async with asyncio.timeout(seconds) as scope, self._leases.cancel_when_lost(call.by):
                 yield
         except TimeoutError:
             if not scope.expired():
@@ -301,19 +310,19 @@ class Gateway:
 
     # -- the unit of work that settles a call
 
-    async def _settle(self, call: CallRecord, outcome: Outcome) -> bool:
+    async def _settle_call(self, call: CallRecord, outcome: CallOutcome) -> bool:
         """Settle the call in its own task, which is never cancelled. Return whether the lease is still live."""
         outcome.duration_ms = _milliseconds_since(call.started)
-        return await asyncio.shield(self._spawn(self._settle_with_retries(call, outcome), name=UNCANCELLED))
+        return await asyncio.shield(self._start_task(self._settle_with_retries(call, outcome), name=UNCANCELLED))
 
-    async def _settle_with_retries(self, call: CallRecord, outcome: Outcome) -> bool:
+    async def _settle_with_retries(self, call: CallRecord, outcome: CallOutcome) -> bool:
         """Settle the call, and retry if the database is unavailable.
 
         If the outcome cannot be stored, at least the cost of the call is recorded.
         """
 
         def settle() -> bool:
-            return self._settlement.settle(call, outcome)
+            return self._settlement.settle_call(call, outcome)
 
         try:
             for seconds in SETTLE_RETRY_SECONDS:
@@ -326,13 +335,13 @@ class Gateway:
             await self._work(lambda: self._settlement.settle_without_details(call, outcome), entry=call.entry)
             raise
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, T], *, name: str = "call") -> asyncio.Task[T]:
+    def _start_task(self, coroutine: Coroutine[Any, Any, T], *, name: str = "call") -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(coroutine, name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._forget_task)
         return task
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
+    def _forget_task(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # marks the exception as retrieved, because the caller may have disconnected

@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator
 from corral.auth.principal import Principal
 from corral.database.engine import Work
 from corral.errors import Conflict
-from corral_plugins.cost.api import Charged, Tokens
+from corral_plugins.cost.api import ChargedCost, TokenCounts
 from corral_plugins.tasks.api import LeaseRef, Tasks
 
 CHECK_SECONDS, RENEW_SECONDS = 0.5, 15.0
 
 
-class Leases:
+class CallLeases:
     """Tracks the leases of running calls. One instance per process; `run` must run as a supervised task."""
 
     tasks: Tasks | None
@@ -33,7 +33,7 @@ class Leases:
             return True
         if self.tasks is None or self.tasks.live_lease(by.task_id, by.lease_id) is None:
             return False
-        self.tasks.renew_one(by.task_id, by.lease_id)
+        self.tasks.renew_lease(by.task_id, by.lease_id)
         return True
 
     def attempt_id(self, by: Principal) -> str | None:
@@ -43,10 +43,10 @@ class Leases:
         lease = self.tasks.lease_facts(by.task_id, by.lease_id)
         return lease.attempt_id if lease is not None else None
 
-    def add_usage(self, by: Principal, tokens: Tokens, charged: Charged) -> None:
+    def add_usage(self, by: Principal, tokens: TokenCounts, charged: ChargedCost) -> None:
         """Add a charge to the counters of the caller's task, unless the charge was already counted."""
         if self.tasks is not None and by.task_id is not None and by.lease_id is not None and not charged.repeated:
-            self.tasks.spent(
+            self.tasks.record_usage(
                 by.task_id,
                 by.lease_id,
                 input_tokens=tokens.total - tokens.output_tokens,
@@ -57,7 +57,7 @@ class Leases:
     # -- called outside a unit of work
 
     @contextlib.asynccontextmanager
-    async def watch(self, by: Principal) -> AsyncIterator[None]:
+    async def cancel_when_lost(self, by: Principal) -> AsyncIterator[None]:
         """Cancel the body if the caller's lease ends or the cancellation of its task begins. Raises `lease_lost`."""
         if by.task_id is None or by.lease_id is None:
             yield
@@ -75,7 +75,7 @@ class Leases:
         finally:
             self._running.pop(scope, None)
 
-    async def run(self) -> None:
+    async def watch_and_renew(self) -> None:
         """Check the leases of running calls twice a second, and renew them every 15 seconds."""
         loop = asyncio.get_running_loop()
         renewed = loop.time()
@@ -87,25 +87,25 @@ class Leases:
                 continue
             if loop.time() - renewed > RENEW_SECONDS:
                 renewed = loop.time()
-                await self._work(self._renew)
-            lost = await self._work(self._lost, read=True)
+                await self._work(self._renew_leases)
+            lost = await self._work(self._find_lost_leases, read=True)
             for scope, lease in list(self._running.items()):
                 if lease.lease_id in lost and not scope.expired():
                     with contextlib.suppress(RuntimeError):  # raised if the call ended in the meantime
                         scope.reschedule(loop.time())
 
-    def _lost(self) -> set[str]:
+    def _find_lost_leases(self) -> set[str]:
         leases = list(self._running.values())
         if self.tasks is None:
             return {lease.lease_id for lease in leases}
         return {state.lease_id for state in self.tasks.lease_states(leases) if state.state != "ok"}
 
-    def _renew(self) -> None:
+    def _renew_leases(self) -> None:
         if self.tasks is not None:
             for lease in sorted(self._running.values(), key=lambda each: each.lease_id):
-                self.tasks.renew_one(lease.task_id, lease.lease_id)
+                self.tasks.renew_lease(lease.task_id, lease.lease_id)
 
 
 def lease_lost() -> Conflict:
     """Return the problem for a call whose lease has ended or whose task is being cancelled."""
-    return Conflict("The lease has ended; stop and discard the work.", code="lease_lost")
+    return Conflict("The lease has ended; stop the run and discard its results.", code="lease_lost")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from corral.plugin import Metric
-from corral_plugins.llm.service.calls import Outcome
-from corral_plugins.llm.service.slots import Slots
+from corral_plugins.llm.service.calls import CallOutcome
+from corral_plugins.llm.service.slots import ConcurrencySlots
 
 STATUSES = ("completed", "failed", "cancelled")
 DIRECTIONS = ("input", "output", "cache_read", "cache_write")
@@ -24,7 +24,7 @@ class CallMetrics:
         self._first_token_ms: Counter[tuple[str, ...]] = Counter()
         self._streams: Counter[tuple[str, ...]] = Counter()
 
-    def add_call(self, outcome: Outcome) -> None:
+    def add_call(self, outcome: CallOutcome) -> None:
         """Add a settled call to the counters."""
         provider, tokens = outcome.target.provider.name, outcome.tokens
         self._calls[(provider, outcome.status)] += 1
@@ -39,54 +39,61 @@ class CallMetrics:
         """Count a fallback from a model of this provider to another model."""
         self._fallbacks[(provider,)] += 1
 
-    def metrics(self, providers: Sequence[str]) -> list[Metric]:
+    def definitions(self, providers: Sequence[str]) -> list[Metric]:
         """Return the metric definitions. `providers` are the possible values of the label `provider`."""
         labels = {"provider": providers}
+        return [*self._counters(labels), *self._gauges(labels)]
+
+    def _counters(self, labels: Mapping[str, Sequence[str]]) -> list[Metric]:
         return [
             Metric(
                 name="corral_llm_calls_total",
-                help="Calls to models, by provider and outcome.",
+                help="Number of calls to models, by provider and outcome.",
                 kind="counter",
                 labels={**labels, "outcome": STATUSES},
                 collect=lambda: self._calls,
             ),
             Metric(
                 name="corral_llm_cost_usd_total",
-                help="Cost of calls in USD.",
+                help="Cost of calls to models, in USD.",
                 kind="counter",
                 labels=labels,
                 collect=lambda: {provider: micro / 1_000_000 for provider, micro in self._cost_micro_usd.items()},
             ),
             Metric(
                 name="corral_llm_tokens_total",
-                help="Tokens of calls, by provider and direction.",
+                help="Number of tokens of calls, by provider and direction.",
                 kind="counter",
                 labels={**labels, "direction": DIRECTIONS},
                 collect=lambda: self._tokens,
             ),
             Metric(
+                name="corral_llm_fallbacks_total",
+                help="Number of calls that fell back to another model, by the provider that failed.",
+                kind="counter",
+                labels=labels,
+                collect=lambda: self._fallbacks,
+            ),
+        ]
+
+    def _gauges(self, labels: Mapping[str, Sequence[str]]) -> list[Metric]:
+        return [
+            Metric(
                 name="corral_llm_first_token_seconds",
-                help="Mean time from the request to the first token of streams.",
+                help="Time from the request to the first token of streams, in seconds.",
                 labels=labels,
                 collect=lambda: {
                     provider: self._first_token_ms[provider] / n / 1000 for provider, n in self._streams.items()
                 },
             ),
             Metric(
-                name="corral_llm_fallbacks_total",
-                help="Calls that fell back to another model, by the provider that failed.",
-                kind="counter",
-                labels=labels,
-                collect=lambda: self._fallbacks,
-            ),
-            Metric(
                 name="corral_llm_queue",
-                help="Calls waiting for a concurrency slot.",
+                help="Number of calls that are waiting for a concurrency slot.",
                 labels=labels,
-                collect=_waiting,
+                collect=_waiting_calls,
             ),
         ]
 
 
-def _waiting(slots: Slots) -> dict[tuple[str, ...], float]:
-    return slots.waiting()
+def _waiting_calls(slots: ConcurrencySlots) -> dict[tuple[str, ...], float]:
+    return slots.waiting_calls()

@@ -26,9 +26,16 @@ from corral.plugin import SECRET_CHANGE, Audit, AuditEntry
 from corral.redact.redactor import Redactor
 from corral.schema.data import json_schema_problems
 from corral_plugins.agents.api import Agents
-from corral_plugins.llm.api import Connection, ModelInfo, ProviderChanged, ProviderError
+from corral_plugins.llm.api import ModelInfo, ProviderChanged, ProviderConnection, ProviderError
 from corral_plugins.llm.models import LlmProviderRow, LlmProviderState
-from corral_plugins.llm.provider_shapes import (
+from corral_plugins.llm.providers.http import host_and_port
+from corral_plugins.llm.providers.presets import PRESETS
+from corral_plugins.llm.service.gateway import Gateway
+from corral_plugins.llm.service.provider_keys import ProviderKeys
+from corral_plugins.llm.service.registry import Provider, ProviderRegistry
+from corral_plugins.llm.service.responses import errors_of, problem_of, time_limit
+from corral_plugins.llm.service.settlement import update_state
+from corral_plugins.llm.shapes import (
     NewProvider,
     ProviderFields,
     ProviderItem,
@@ -37,13 +44,6 @@ from corral_plugins.llm.provider_shapes import (
     ProviderTest,
     ProviderView,
 )
-from corral_plugins.llm.providers.http import host_and_port
-from corral_plugins.llm.providers.presets import PRESETS
-from corral_plugins.llm.service.gateway import Gateway
-from corral_plugins.llm.service.provider_keys import ProviderKeys
-from corral_plugins.llm.service.registry import Provider, Registry
-from corral_plugins.llm.service.responses import errors_of, problem_of, time_limit
-from corral_plugins.llm.service.settlement import update_state
 
 log = logging.getLogger("corral.llm")
 
@@ -54,7 +54,7 @@ TEST_MESSAGES = [{"role": "user", "content": "Reply with the word OK."}]
 TEST_MAX_TOKENS = 64
 NO_PROVIDER = "There is no provider with this name."
 Row = LlmProviderRow
-FetchModels = Callable[[Connection], Awaitable[Sequence[ModelInfo]]]
+FetchModels = Callable[[ProviderConnection], Awaitable[Sequence[ModelInfo]]]
 
 
 class ProviderAdmin:
@@ -63,24 +63,24 @@ class ProviderAdmin:
     agents: Agents | None
     audit: Audit | None
 
-    def __init__(self, registry: Registry, keys: ProviderKeys) -> None:
+    def __init__(self, registry: ProviderRegistry, keys: ProviderKeys) -> None:
         self._registry, self._keys = registry, keys
 
     # -- reading
 
-    def page(self, query: ProviderQuery, by: Principal) -> Page[ProviderItem]:
+    def list_providers(self, query: ProviderQuery, by: Principal) -> Page[ProviderItem]:
         """Return a page of providers sorted by name. Admins see more fields."""
 
         def items(providers: Sequence[Provider]) -> list[ProviderItem]:
-            states = _states([provider.name for provider in providers]) if by.may("llm.manage") else None
-            return [_item(provider, states) for provider in providers]
+            states = _provider_states([provider.name for provider in providers]) if by.may("llm.manage") else None
+            return [_provider_item(provider, states) for provider in providers]
 
-        providers = self._registry.all()
+        providers = self._registry.all_providers()
         return paginate_names(providers, query, by, scope="llm.providers", name=lambda item: item.name, make=items)
 
     def get(self, name: str) -> Provider:
         """Return the provider with this name. Raises `NotFound`."""
-        provider = self._registry.get(name)
+        provider = self._registry.get_provider(name)
         if provider is None:
             raise NotFound(NO_PROVIDER)
         return provider
@@ -88,7 +88,7 @@ class ProviderAdmin:
     def view(self, name: str, warnings: list[str] | None = None) -> ProviderView:
         """Return a provider with all fields that admins see. Raises `NotFound`."""
         provider = self.get(name)
-        state = _states([name]).get(name) or LlmProviderState(name=name)
+        state = _provider_states([name]).get(name) or LlmProviderState(name=name)
         fields = _fields_of(provider) | {
             "kind": provider.kind.kind,
             "base_url": provider.connection.base_url,
@@ -122,18 +122,20 @@ class ProviderAdmin:
         preset = PRESETS.get(new.name)
         kind = new.kind or (preset.kind if preset is not None else None)
         if kind is None:
-            raise Invalid.at("/kind", "required", f"one of {', '.join(sorted(self._registry.kinds()))}")
+            raise Invalid.at("/kind", "required", f"one of {', '.join(sorted(self._registry.provider_kinds()))}")
         if new.base_url is None and preset is None and kind in ("openai", "anthropic"):
-            raise Invalid.at("/base_url", "required", "the address of the server, up to and including /v1")
+            raise Invalid.at("/base_url", "required", "must be the address of the server, up to and including /v1")
         self._validate_kind(kind)
         _validate_headers(new.headers)
         values = {name: getattr(new, name) for name in ProviderFields.__struct_fields__} | {"kind": kind}
-        self._insert(new.name, values)
-        columns, key_warnings = self._keys.store(new.name, new, by)
+        self._insert_row(new.name, values)
+        columns, key_warnings = self._keys.store_key(new.name, new, by)
         has_key = columns.get("api_key_secret") is not None
         if has_key:
             Row.update(columns).where(Row.name == new.name).execute()
-        self._publish(new.name, "created", {name: (None, value) for name, value in values.items() if value}, has_key)
+        self._publish_change(
+            new.name, "created", {name: (None, value) for name, value in values.items() if value}, has_key
+        )
         enqueue_refresh(new.name)
         return self.view(new.name, [*warnings, *key_warnings])
 
@@ -154,19 +156,19 @@ class ProviderAdmin:
             preset = PRESETS.get(name)
             base_url = values["base_url"] or (preset.base_url if preset is not None else None)
             self._keys.check_move(provider, patch, base_url, by)
-        key_columns, key_warnings = self._keys.store(name, patch, by)
+        key_columns, key_warnings = self._keys.store_key(name, patch, by)
         enqueue_refresh(name)
         if not values and not key_columns:
             return self.view(name, [*warnings, *key_warnings])
         changes = {field: (getattr(provider.fields, field), value) for field, value in values.items()}
         values |= key_columns
         if provider.source != "api":
-            self._insert(name, {**_fields_of(provider), **values, "kind": provider.kind.kind})
+            self._insert_row(name, {**_fields_of(provider), **values, "kind": provider.kind.kind})
         else:
-            row = {**_columns(values), "version": provider.version + 1}
+            row = {**_revision_columns(values), "version": provider.version + 1}
             if not Row.update(row).where((Row.name == name) & (Row.version == provider.version)).execute():
-                raise Unavailable("The provider was changed at the same moment; repeat the request.", code="overloaded")
-        self._publish(name, "updated", changes, bool(key_columns))
+                raise Unavailable("The provider was changed at the same time; repeat the request.", code="overloaded")
+        self._publish_change(name, "updated", changes, bool(key_columns))
         return self.view(name, [*warnings, *key_warnings])
 
     def delete(self, name: str, match: IfMatch) -> None:
@@ -175,8 +177,10 @@ class ProviderAdmin:
         provider = self.get(name)
         match.check(provider.version)
         if provider.source != "api":
-            raise Conflict("This provider is built in; disable it instead.", code="setting_locked")
-        users = self.agents.naming_provider(name) if self.agents is not None else []
+            raise Conflict(
+                "This provider is built in and cannot be deleted; disable it instead.", code="setting_locked"
+            )
+        users = self.agents.agents_using_provider(name) if self.agents is not None else []
         if users:
             detail = f"{len(users)} agents use this provider; change them to another provider first."
             raise Conflict(detail, code="in_use", references=[{"type": "agent", "id": each} for each in users])
@@ -185,27 +189,29 @@ class ProviderAdmin:
         state = LlmProviderState
         no_models = state.update(listed_models=None, revision=None, models_refreshed_at=None)
         no_models.where(state.name == name).execute()
-        self._keys.detach(name)
-        self._publish(name, "deleted", {}, key_changed=False)
+        self._keys.detach_secret(name)
+        self._publish_change(name, "deleted", {}, key_changed=False)
 
-    def _insert(self, name: str, values: dict[str, Any]) -> None:
-        if not Row.insert(name=name, **_columns(values)).on_conflict_ignore().as_rowcount().execute():
-            raise Conflict(f"There is a provider {name} already.", code="duplicate", existing_id=name)
+    def _insert_row(self, name: str, values: dict[str, Any]) -> None:
+        if not Row.insert(name=name, **_revision_columns(values)).on_conflict_ignore().as_rowcount().execute():
+            raise Conflict(f"A provider named {name} already exists.", code="duplicate", existing_id=name)
 
     def _refuse_file_provider(self, name: str) -> None:
         if self._registry.is_in_file(name):
             raise Conflict(f"{name} is configured in corral.toml; change it there.", code="setting_locked")
 
     def _validate_kind(self, kind: str) -> None:
-        kinds = self._registry.kinds()
+        kinds = self._registry.provider_kinds()
         if kind not in kinds:
             raise Invalid.at("/kind", "not_in_enum", f"one of {', '.join(sorted(kinds))}")
         if json_schema_problems(dict(kinds[kind].config_schema), {}):
             detail = f"Providers of kind {kind} can only be configured in corral.toml."
             raise Invalid.at("/kind", "not_allowed", detail)
 
-    def _publish(self, name: str, change: Any, changes: Mapping[str, tuple[Any, Any]], key_changed: bool) -> None:
-        self._registry.invalidate()
+    def _publish_change(
+        self, name: str, change: Any, changes: Mapping[str, tuple[Any, Any]], key_changed: bool
+    ) -> None:
+        self._registry.invalidate_cache()
         emit(ProviderChanged(provider=name, change=change), object=("llm_provider", name))
         if self.audit is not None:
             verb = {"created": "create", "updated": "update", "deleted": "delete"}[change]
@@ -222,7 +228,13 @@ class ProviderChecks:
     """Refreshes the model lists of providers, and tests providers. Opens its own units of work."""
 
     def __init__(
-        self, work: Work, registry: Registry, gateway: Gateway, keys: ProviderKeys, redactor: Redactor, egress: Egress
+        self,
+        work: Work,
+        registry: ProviderRegistry,
+        gateway: Gateway,
+        keys: ProviderKeys,
+        redactor: Redactor,
+        egress: Egress,
     ) -> None:
         self._work, self._registry, self._gateway, self._keys = work, registry, gateway, keys
         self._redactor, self._egress = redactor, egress
@@ -242,7 +254,7 @@ class ProviderChecks:
                     problem.detail += f" An operator can allow it with CORRAL_EGRESS_ALLOW={host_and_port(url)}."
             raise
 
-    async def refresh(self, provider: Provider) -> None:
+    async def refresh_models(self, provider: Provider) -> None:
         """Fetch and store the models of a provider. Raises the problems that a call to the provider would raise."""
         fetch: FetchModels | None = getattr(provider.kind, "fetch_models", None)
         if fetch is None:
@@ -250,7 +262,7 @@ class ProviderChecks:
         if not provider.usable:
             raise Conflict(f"{provider.name} is disabled or not configured.")
         try:
-            models = await self._fetch(provider, fetch)
+            models = await self._fetch_models(provider, fetch)
         except ProviderError as error:
             problem = problem_of(error, provider.name, self._redactor)
             summary = {"code": problem.code, "detail": problem.detail, "at": clock.now()}
@@ -262,43 +274,43 @@ class ProviderChecks:
         state = {"listed_models": models, "revision": new_id(), "models_refreshed_at": now, "last_ok_at": now}
         await self._work(lambda: update_state(provider.name, **state, last_error=None))
 
-    async def _fetch(self, provider: Provider, fetch: FetchModels) -> list[ModelInfo]:
+    async def _fetch_models(self, provider: Provider, fetch: FetchModels) -> list[ModelInfo]:
         seconds = provider.connection.timeouts.total_seconds
-        connection = await self._keys.connection(provider)
+        connection = await self._keys.connection_with_key(provider)
         async with time_limit(provider.name, seconds, "no list of models"):
             with errors_of(provider.name):
                 return msgspec.convert(msgspec.to_builtins(await fetch(connection)), list[ModelInfo])
 
     def enqueue_missing(self) -> None:
         """Enqueue a refresh of providers whose models were never fetched. Runs in the caller's unit of work."""
-        for provider in self._registry.all():
+        for provider in self._registry.all_providers():
             if provider.is_refreshable and not provider.connection.models:
                 enqueue_refresh(provider.name)
 
     async def refresh_all(self) -> None:
         """Refresh all providers that use the list of models they report. If a refresh fails, the stored list stays."""
-        for provider in await self._work(self._registry.all, read=True):
+        for provider in await self._work(self._registry.all_providers, read=True):
             await self._try_refresh(provider)
 
     async def refresh_named(self, name: str) -> None:
         """Refresh one provider if it still exists. If the refresh fails, the stored list stays."""
-        provider = await self._work(lambda: self._registry.get(name), read=True)
+        provider = await self._work(lambda: self._registry.get_provider(name), read=True)
         if provider is not None:
             await self._try_refresh(provider)
 
     async def _try_refresh(self, provider: Provider) -> None:
         if provider.is_refreshable:
             try:
-                await self.refresh(provider)
+                await self.refresh_models(provider)
             except Problem as problem:
                 extra = {"provider": provider.name, "detail": problem.detail}
                 log.warning("model list not refreshed", extra=extra)
 
-    async def test(self, provider: Provider, model: str | None, by: Principal) -> ProviderTest:
+    async def test_provider(self, provider: Provider, model: str | None, by: Principal) -> ProviderTest:
         """Test a provider with one short call, which is charged like any other call. Errors are part of the result."""
         name = model or provider.default_model()
         if name is None:
-            raise Invalid.at("/model", "required", "The provider lists no models yet; name one.")
+            raise Invalid.at("/model", "required", "The provider lists no models yet; name a model.")
         started = time.monotonic()
         result = ProviderTest(ok=False, model=f"{provider.name}/{name}", latency_ms=0, first_token_ms=None, error=None)
         request = {"model": result.model, "messages": TEST_MESSAGES, "max_tokens": TEST_MAX_TOKENS}
@@ -323,9 +335,9 @@ def _validate_headers(headers: dict[str, str]) -> None:
     """Raise `Invalid` for headers that would contain a credential or break the request."""
     for name in headers:
         if name.lower() in RESERVED_HEADERS:
-            raise Invalid.at(f"/headers/{name}", "not_allowed", "Corral sets this header itself.")
+            raise Invalid.at(f"/headers/{name}", "not_allowed", "This header is set by Corral and cannot be changed.")
         if CREDENTIAL_HEADER.search(name.lower()):
-            detail = "Headers are visible to everyone who manages models. Use api_key for credentials."
+            detail = "Headers are visible to everyone who manages providers; use api_key for credentials."
             raise Invalid.at(f"/headers/{name}", "not_allowed", detail)
 
 
@@ -333,16 +345,16 @@ def _fields_of(provider: Provider) -> dict[str, Any]:
     return {field: getattr(provider.fields, field) for field in ProviderFields.__struct_fields__}
 
 
-def _columns(values: dict[str, Any]) -> dict[str, Any]:
+def _revision_columns(values: dict[str, Any]) -> dict[str, Any]:
     """Return the fields as columns of a new revision, with shapes converted to JSON."""
     return {name: msgspec.to_builtins(value) for name, value in values.items()} | {"revision": new_id()}
 
 
-def _states(names: list[str]) -> dict[str, LlmProviderState]:
+def _provider_states(names: list[str]) -> dict[str, LlmProviderState]:
     return {row.name: row for row in LlmProviderState.select().where(LlmProviderState.name.in_(names))}
 
 
-def _item(provider: Provider, states: dict[str, LlmProviderState] | None) -> ProviderItem:
+def _provider_item(provider: Provider, states: dict[str, LlmProviderState] | None) -> ProviderItem:
     item = ProviderItem(
         name=provider.name,
         kind=provider.kind.kind,

@@ -15,10 +15,10 @@ from corral.auth.principal import Principal
 from corral.crypto import refuse_mask
 from corral.database.engine import Work
 from corral.errors import Forbidden, Invalid, Problem, Unavailable
-from corral_plugins.llm.api import Connection, ProviderError
-from corral_plugins.llm.provider_shapes import NewProvider, ProviderPatch
+from corral_plugins.llm.api import ProviderConnection, ProviderError
 from corral_plugins.llm.service.registry import Provider
-from corral_plugins.secrets.api import Attached, Secrets
+from corral_plugins.llm.shapes import NewProvider, ProviderPatch
+from corral_plugins.secrets.api import AttachedObject, Secrets
 
 VAULT_CODES = ("secret_expired", "vault_sealed")
 REVEAL = "secrets.reveal"
@@ -26,14 +26,17 @@ Body = NewProvider | ProviderPatch
 
 
 class ProviderKeys:
-    """Manages API keys of providers. `connection` opens its own unit of work; all other methods run in the caller's."""
+    """Manages API keys of providers.
+
+    `connection_with_key` opens its own unit of work; all other methods run in the caller's.
+    """
 
     secrets: Secrets | None
 
     def __init__(self, work: Work) -> None:
         self._work = work
 
-    async def connection(self, provider: Provider) -> Connection:
+    async def connection_with_key(self, provider: Provider) -> ProviderConnection:
         """Return the connection with its API key. Raises `ProviderError` if the vault does not return the key."""
         name, secrets = provider.api_key_secret, self.secrets
         if name is None:
@@ -41,15 +44,17 @@ class ProviderKeys:
         if secrets is None:
             message = "The plugin secrets, which stores the API key, is not active."
             raise ProviderError(503, message, code="dependency_unavailable")
-        attached, host = _attached(provider.name), urlsplit(provider.connection.base_url or "").hostname
+        attached, host = _attached_provider(provider.name), urlsplit(provider.connection.base_url or "").hostname
         try:
-            key = await self._work(lambda: secrets.use(name, attached.consumer, host, attached=attached), read=True)
+            key = await self._work(
+                lambda: secrets.use_value(name, attached.consumer, host, attached=attached), read=True
+            )
         except Problem as problem:
             code = problem.code if problem.code in VAULT_CODES else "dependency_unavailable"
             raise ProviderError(problem.status, problem.detail, code=code) from problem
         return msgspec.structs.replace(provider.connection, api_key=key)
 
-    def validate(self, body: Body) -> None:
+    def validate_key(self, body: Body) -> None:
         """Check the API key in a request body.
 
         Raises `plugin_disabled` if the vault is unavailable, and `masked_value_submitted`.
@@ -78,12 +83,12 @@ class ProviderKeys:
             return
         if by.has_stepped_up or REVEAL in by.named_scopes:
             return
-        detail = "The stored key would be sent to a different base_url. Send the key again as api_key"
+        detail = "The stored API key would be sent to a different base_url. Send the key again as api_key"
         if by.kind == "api_key":
             raise Forbidden(f"{detail}, or use an API key with the scope {REVEAL}.", code="insufficient_scope")
         raise Forbidden(f"{detail}, or confirm with POST /auth/reauth.", code="reauth_required")
 
-    def store(self, provider: str, body: Body, by: Principal) -> tuple[dict[str, Any], list[str]]:
+    def store_key(self, provider: str, body: Body, by: Principal) -> tuple[dict[str, Any], list[str]]:
         """Store the key of a request body in the vault, or attach the named secret.
 
         Returns the changed columns of the provider's row, and warnings about the key.
@@ -91,11 +96,11 @@ class ProviderKeys:
         key, secret = body.api_key, body.api_key_secret
         if self.secrets is None or (key is UNSET and secret is UNSET):
             return {}, []
-        attached = _attached(provider)
+        attached = _attached_provider(provider)
         if isinstance(key, str):
             name = f"llm.{provider}.api_key"
             description = f"The API key of the model provider {provider}."
-            warnings = self.secrets.keep(name, key, category="api_key", description=description, by=by)
+            warnings = self.secrets.store_value(name, key, category="api_key", description=description, by=by)
             self.secrets.attach(name, attached, title=provider, pointer="/api_key", by=None)
             return {"api_key_secret": name}, warnings
         if isinstance(secret, str):
@@ -104,14 +109,14 @@ class ProviderKeys:
         self.secrets.detach(attached)
         return {"api_key_secret": None}, []
 
-    def detach(self, provider: str) -> None:
+    def detach_secret(self, provider: str) -> None:
         """Detach the secret of a deleted provider. The secret stays in the vault."""
         if self.secrets is not None:
-            self.secrets.detach(_attached(provider))
+            self.secrets.detach(_attached_provider(provider))
 
 
-def _attached(provider: str) -> Attached:
-    return Attached(plugin="llm", kind="provider", id=provider)
+def _attached_provider(provider: str) -> AttachedObject:
+    return AttachedObject(plugin="llm", kind="provider", id=provider)
 
 
 def _keeps_key(stored: str | None, patch: ProviderPatch) -> bool:

@@ -13,12 +13,11 @@ from corral.database.statement import Statement
 from corral.database.unit import Unit, current, in_unit
 from corral.plugin import Contributions
 from corral.schema.data import json_schema_problems
-from corral_plugins.cost.api import Cost, Tokens
-from corral_plugins.llm.api import Connection, LLMProvider, ModelInfo
+from corral_plugins.cost.api import Costs, TokenCounts
+from corral_plugins.llm.api import LLMProvider, ModelInfo, ProviderConnection
 from corral_plugins.llm.models import LlmProviderRow, LlmProviderState
-from corral_plugins.llm.provider_shapes import ALL_MODELS, FileFields, ModelSpec, ProviderFields
 from corral_plugins.llm.providers.presets import PRESETS
-from corral_plugins.llm.shapes import ModelPrice, ModelView
+from corral_plugins.llm.shapes import ALL_MODELS, FileFields, ModelPrice, ModelSpec, ModelView, ProviderFields
 
 log = logging.getLogger("corral.llm")
 
@@ -37,7 +36,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     vault.
     """
 
-    connection: Connection
+    connection: ProviderConnection
     kind: LLMProvider
     source: Source
     fields: ProviderFields
@@ -97,7 +96,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
         return self.fields.default_model or next((model.id for model in self.models()), None)
 
 
-class Target(msgspec.Struct, frozen=True):
+class ModelTarget(msgspec.Struct, frozen=True):
     """A model of a provider to which a call may be sent."""
 
     provider: Provider
@@ -130,7 +129,9 @@ def _from_file(name: str, table: Mapping[str, Any], kinds: Kinds, listed: Models
     problems = json_schema_problems(dict(kind.config_schema), config)
     if problems:
         raise ValueError(f"llm.providers.{name}{problems[0].pointer.replace('/', '.')}: {problems[0].detail}")
-    return _build(name, kind, fields, listed, source="file", revision="file", config=config, api_key=fields.api_key)
+    return _build_provider(
+        name, kind, fields, listed, source="file", revision="file", config=config, api_key=fields.api_key
+    )
 
 
 def _from_row(row: LlmProviderRow, kinds: Kinds, listed: Models) -> Provider | None:
@@ -139,7 +140,7 @@ def _from_row(row: LlmProviderRow, kinds: Kinds, listed: Models) -> Provider | N
     if kind is None:
         return None
     fields = msgspec.convert({name: getattr(row, name) for name in ProviderFields.__struct_fields__}, ProviderFields)
-    return _build(
+    return _build_provider(
         row.name,
         kind,
         fields,
@@ -156,19 +157,21 @@ def _from_preset(name: str, kinds: Kinds) -> Provider | None:
     kind = kinds.get(preset.kind)
     if kind is None:
         return None
-    connection = Connection(name=name, base_url=preset.base_url)
+    connection = ProviderConnection(name=name, base_url=preset.base_url)
     return Provider(connection=connection, kind=kind, source="preset", fields=ProviderFields(), configured=False)
 
 
-def _implicit(kind: LLMProvider, listed: Models) -> Provider:
+def _from_implicit_kind(kind: LLMProvider, listed: Models) -> Provider:
     """Build the provider that exists without configuration for an implicit kind.
 
     The provider runs in this process or on this machine, so retries would not help.
     """
-    return _build(kind.kind, kind, ProviderFields(max_retries=0), listed, source="implicit", revision="implicit")
+    return _build_provider(
+        kind.kind, kind, ProviderFields(max_retries=0), listed, source="implicit", revision="implicit"
+    )
 
 
-def _build(
+def _build_provider(
     name: str,
     kind: LLMProvider,
     fields: ProviderFields,
@@ -186,7 +189,7 @@ def _build(
     if ALL_MODELS in fields.models:
         configured = {model.id for model in models}
         models += [model for model in listed if model.id not in configured]
-    connection = Connection(
+    connection = ProviderConnection(
         name=name,
         config=config or {},
         base_url=fields.base_url or (preset.base_url if preset else None),
@@ -221,7 +224,7 @@ _MODEL_REVISIONS = Statement(
 )
 
 
-class _Snapshot(msgspec.Struct, frozen=True):
+class _TableSnapshot(msgspec.Struct, frozen=True):
     """The contents of the tables at the given `revisions`."""
 
     revisions: frozenset[tuple[str, str, str]] = frozenset()
@@ -229,13 +232,13 @@ class _Snapshot(msgspec.Struct, frozen=True):
     listed: Mapping[str, Models] = {}
 
 
-class _Synchronized(threading.local):
+class _SynchronizedUnit(threading.local):
     """The unit of work in which the current thread last compared revisions."""
 
     unit: Unit | None = None
 
 
-class Registry:
+class ProviderRegistry:
     """Contains all providers by name.
 
     The tables are cached in memory. Each unit of work compares the cached revisions with the database once, at first
@@ -244,47 +247,47 @@ class Registry:
 
     def __init__(self, contributions: Contributions, tables: Mapping[str, Mapping[str, Any]]) -> None:
         self._contributions, self._tables = contributions, tables
-        self._snapshot = _Snapshot()
-        self._built: tuple[_Snapshot | None, list[str], dict[str, Provider]] = (None, [], {})
-        self._synchronized = _Synchronized()
+        self._snapshot = _TableSnapshot()
+        self._built: tuple[_TableSnapshot | None, list[str], dict[str, Provider]] = (None, [], {})
+        self._synchronized = _SynchronizedUnit()
 
-    def validate(self) -> None:
+    def validate_file_providers(self) -> None:
         """Raise `ValueError` for a provider in `corral.toml` with an unknown kind or invalid fields."""
-        kinds = self.kinds()
+        kinds = self.provider_kinds()
         for name, table in self._tables.items():
             if _from_file(name, table, kinds, ()) is None:
                 raise ValueError(f"llm.providers.{name}.kind: one of {', '.join(sorted(kinds))}")
 
-    def invalidate(self) -> None:
+    def invalidate_cache(self) -> None:
         """Force the current unit of work to compare revisions again, because it has written a row."""
         self._synchronized.unit = None
 
-    def kinds(self) -> dict[str, LLMProvider]:
+    def provider_kinds(self) -> dict[str, LLMProvider]:
         """Return the available provider kinds by name."""
         return {kind.kind: kind for _, kind in self._contributions.for_hook("corral_llm_providers")}
 
-    def all(self) -> list[Provider]:
+    def all_providers(self) -> list[Provider]:
         """Return all providers whose kind is available, sorted by name."""
-        providers = self._providers()
+        providers = self._current_providers()
         return [providers[name] for name in sorted(providers)]
 
-    def get(self, name: str) -> Provider | None:
+    def get_provider(self, name: str) -> Provider | None:
         """Return the provider with this name, or None."""
-        return self._providers().get(name)
+        return self._current_providers().get(name)
 
     def is_in_file(self, name: str) -> bool:
         """Return whether the provider is configured in `corral.toml`."""
         return name in self._tables
 
-    def target(self, name: str) -> Target | None:
+    def find_target(self, name: str) -> ModelTarget | None:
         """Return the target for `provider/model`, or None if the provider does not exist."""
         provider_name, _, model = name.partition("/")
-        provider = self.get(provider_name)
-        return Target(provider, model) if provider is not None and model else None
+        provider = self.get_provider(provider_name)
+        return ModelTarget(provider, model) if provider is not None and model else None
 
     def model_info(self, name: str) -> ModelInfo | None:
         """Return the listed model `provider/model`, or None if it is not listed."""
-        target = self.target(name)
+        target = self.find_target(name)
         if target is None:
             return None
         return next((model for model in target.provider.models() if model.id == target.model), None)
@@ -293,13 +296,13 @@ class Registry:
         """Return `provider/model` for every usable provider that lists this model."""
         return [
             f"{provider.name}/{model}"
-            for provider in self.all()
+            for provider in self.all_providers()
             if provider.usable and any(each.id == model for each in provider.models())
         ]
 
-    def _providers(self) -> dict[str, Provider]:
-        self._synchronize()
-        kinds = self.kinds()
+    def _current_providers(self) -> dict[str, Provider]:
+        self._load_changes()
+        kinds = self.provider_kinds()
         snapshot, names, providers = self._built
         if snapshot is not self._snapshot or names != sorted(kinds):
             snapshot = self._snapshot
@@ -307,7 +310,7 @@ class Registry:
             self._built = (snapshot, sorted(kinds), providers)
         return providers
 
-    def _build_all(self, kinds: Kinds, snapshot: _Snapshot) -> dict[str, Provider]:
+    def _build_all(self, kinds: Kinds, snapshot: _TableSnapshot) -> dict[str, Provider]:
         """Build all providers. If names are equal, later sources take precedence over earlier ones."""
 
         def listed(name: str) -> Models:
@@ -315,12 +318,12 @@ class Registry:
 
         providers: dict[str, Provider | None] = {name: _from_preset(name, kinds) for name in PRESETS}
         implicit = [kind for kind in kinds.values() if getattr(kind, "implicit", False)]
-        providers |= {kind.kind: _implicit(kind, listed(kind.kind)) for kind in implicit}
+        providers |= {kind.kind: _from_implicit_kind(kind, listed(kind.kind)) for kind in implicit}
         providers |= {row.name: _from_row(row, kinds, listed(row.name)) for row in snapshot.rows}
         providers |= {name: _from_file(name, table, kinds, listed(name)) for name, table in self._tables.items()}
         return {name: provider for name, provider in providers.items() if provider is not None}
 
-    def _synchronize(self) -> None:
+    def _load_changes(self) -> None:
         """Load changes by this or another process into the cache, once per unit of work."""
         if not in_unit() or self._synchronized.unit is current():
             return
@@ -332,7 +335,7 @@ class Registry:
         if revisions != self._snapshot.revisions:
             states = LlmProviderState.select().where(LlmProviderState.revision.is_null(False))
             listed = {state.name: _listed_models(state) for state in states}
-            self._snapshot = _Snapshot(revisions, tuple(LlmProviderRow.select()), listed)
+            self._snapshot = _TableSnapshot(revisions, tuple(LlmProviderRow.select()), listed)
 
 
 def _listed_models(state: LlmProviderState) -> Models:
@@ -346,37 +349,41 @@ def _listed_models(state: LlmProviderState) -> Models:
 class ModelListing:
     """Lists models in OpenAI's format, with their prices. Runs in the caller's unit of work."""
 
-    def __init__(self, registry: Registry, cost: Cost) -> None:
+    def __init__(self, registry: ProviderRegistry, cost: Costs) -> None:
         self._registry, self._cost = registry, cost
 
-    def all(self) -> list[ModelView]:
+    def list_models(self) -> list[ModelView]:
         """Return all listed models, ordered by provider."""
-        return [self._view(provider, model) for provider in self._registry.all() for model in provider.models()]
+        return [
+            self._model_view(provider, model)
+            for provider in self._registry.all_providers()
+            for model in provider.models()
+        ]
 
-    def get(self, name: str) -> ModelView | None:
+    def get_model(self, name: str) -> ModelView | None:
         """Return the listed model `provider/model`, or None."""
-        target, info = self._registry.target(name), self._registry.model_info(name)
-        return self._view(target.provider, info) if target is not None and info is not None else None
+        target, info = self._registry.find_target(name), self._registry.model_info(name)
+        return self._model_view(target.provider, info) if target is not None and info is not None else None
 
-    def _view(self, provider: Provider, model: ModelInfo) -> ModelView:
+    def _model_view(self, provider: Provider, model: ModelInfo) -> ModelView:
         return ModelView(
             id=f"{provider.name}/{model.id}",
             owned_by=provider.name,
             capabilities=model.capabilities,
             context_window=model.context_window,
             max_output_tokens=model.max_output_tokens,
-            price=self._price(provider, model.id),
+            price=self._model_price(provider, model.id),
             available=provider.usable,
         )
 
-    def _price(self, provider: Provider, model: str) -> ModelPrice | None:
+    def _model_price(self, provider: Provider, model: str) -> ModelPrice | None:
         """Return the price of a million tokens in calls of ordinary length.
 
         The price does not include the fixed price per call.
         """
 
         def micro_usd(**tokens: int) -> int | None:
-            return self._cost.price(provider.name, model, Tokens(**tokens), free=provider.free).cost_micro_usd
+            return self._cost.quote(provider.name, model, TokenCounts(**tokens), free=provider.free).cost_micro_usd
 
         def usd_per_million(**tokens: int) -> float | None:
             cost = micro_usd(**tokens)

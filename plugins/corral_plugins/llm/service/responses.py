@@ -41,7 +41,7 @@ def normalize_completion(response: Any) -> dict[str, Any]:
         raise ProviderError(502, "The response is not a chat completion.", billable=True, usage=usage)
     return {
         **{name: response[name] for name in HEAD_FIELDS if name in response},
-        "choices": [_choice(choice, position, usage) for position, choice in enumerate(choices)],
+        "choices": [_normalize_choice(choice, position, usage) for position, choice in enumerate(choices)],
         "usage": normalize_usage(usage),
     }
 
@@ -61,24 +61,27 @@ def normalize_usage(usage: Any) -> dict[str, Any] | None:
     """Return the numbers in a usage object, or None if it contains no usable number."""
     if not isinstance(usage, dict):
         return None
-    numbers = _numbers(usage)
-    details = {name: _numbers(value) for name, value in usage.items() if isinstance(value, dict)}
+    numbers = _numbers_of(usage)
+    details = {name: _numbers_of(value) for name, value in usage.items() if isinstance(value, dict)}
     return {**numbers, **details} if any(name in numbers for name in REQUIRED_USAGE) else None
 
 
-def _numbers(values: dict[str, Any]) -> dict[str, Any]:
-    numbers = {name: _count(value) if name.endswith("_tokens") else _amount(value) for name, value in values.items()}
+def _numbers_of(values: dict[str, Any]) -> dict[str, Any]:
+    numbers = {
+        name: _parse_count(value) if name.endswith("_tokens") else _parse_amount(value)
+        for name, value in values.items()
+    }
     return {name: number for name, number in numbers.items() if number is not None}
 
 
-def _amount(value: Any) -> float | None:
+def _parse_amount(value: Any) -> float | None:
     """Return a number, or None. Some servers send amounts of money as text."""
     with contextlib.suppress(ValueError):
         return float(value) if isinstance(value, str) else value if isinstance(value, (int, float)) else None
     return None
 
 
-def _count(value: Any) -> int | None:
+def _parse_count(value: Any) -> int | None:
     """Return a token count, or None if the value is not an integer. Some servers send counts as floats."""
     is_count = isinstance(value, int) and not isinstance(value, bool)
     if not is_count and not (isinstance(value, float) and value.is_integer()):
@@ -86,11 +89,11 @@ def _count(value: Any) -> int | None:
     return max(0, min(int(value), MAX_TOKENS))
 
 
-def _choice(choice: dict[str, Any], position: int, usage: Any) -> dict[str, Any]:
-    normalized: dict[str, Any] = {"index": _index(choice, position)}
+def _normalize_choice(choice: dict[str, Any], position: int, usage: Any) -> dict[str, Any]:
+    normalized: dict[str, Any] = {"index": _index_of(choice, position)}
     for name in ("message", "delta"):
         if name in choice:
-            normalized[name] = _message(choice[name] or {}, usage, in_chunk=name == "delta")
+            normalized[name] = _normalize_message(choice[name] or {}, usage, in_chunk=name == "delta")
     if isinstance(choice.get("logprobs"), dict):
         normalized["logprobs"] = choice["logprobs"]
     finish = choice.get("finish_reason")
@@ -99,7 +102,7 @@ def _choice(choice: dict[str, Any], position: int, usage: Any) -> dict[str, Any]
     return {**normalized, "finish_reason": finish or None}
 
 
-def _message(message: Any, usage: Any, *, in_chunk: bool) -> dict[str, Any]:
+def _normalize_message(message: Any, usage: Any, *, in_chunk: bool) -> dict[str, Any]:
     """Normalize a message or a delta.
 
     Content parts become one text, and reasoning becomes a separate text.
@@ -112,17 +115,17 @@ def _message(message: Any, usage: Any, *, in_chunk: bool) -> dict[str, Any]:
     if isinstance(content, list):
         parts = [part for part in content if isinstance(part, dict)]
         normalized["content"] = _join_texts(parts)
-        if reasoning := "".join(_reasoning(part.get("thinking")) for part in parts):
+        if reasoning := "".join(_reasoning_text(part.get("thinking")) for part in parts):
             normalized["reasoning_content"] = normalized.get("reasoning_content", "") + reasoning
     elif content is None and "content" in message:
         normalized["content"] = None
     if isinstance(message.get("tool_calls"), list):
         calls = [call for call in message["tool_calls"] if isinstance(call, dict)]
-        normalized["tool_calls"] = [_tool_call(call, n if in_chunk else None) for n, call in enumerate(calls)]
+        normalized["tool_calls"] = [_normalize_tool_call(call, n if in_chunk else None) for n, call in enumerate(calls)]
     return normalized
 
 
-def _reasoning(thinking: Any) -> str:
+def _reasoning_text(thinking: Any) -> str:
     return _join_texts(thinking if isinstance(thinking, list) else [{"type": "text", "text": thinking}])
 
 
@@ -131,7 +134,7 @@ def _join_texts(parts: list[Any]) -> str:
     return "".join(text for text in texts if isinstance(text, str))
 
 
-def _tool_call(call: dict[str, Any], position: int | None) -> dict[str, Any]:
+def _normalize_tool_call(call: dict[str, Any], position: int | None) -> dict[str, Any]:
     """Normalize a tool call. `position` replaces a missing index.
 
     It is None for tool calls in whole messages, which contain no index.
@@ -142,12 +145,12 @@ def _tool_call(call: dict[str, Any], position: int | None) -> dict[str, Any]:
         arguments = "" if arguments is None else json.dumps(arguments)
     normalized: dict[str, Any] = {name: call[name] for name in ("id", "type") if isinstance(call.get(name), str)}
     if position is not None:
-        normalized["index"] = _index(call, position)
+        normalized["index"] = _index_of(call, position)
     name = {"name": function["name"]} if isinstance(function.get("name"), str) else {}
     return {**normalized, "function": {**name, "arguments": arguments}}
 
 
-def _index(item: dict[str, Any], position: int) -> int:
+def _index_of(item: dict[str, Any], position: int) -> int:
     index = item.get("index")
     return index if isinstance(index, int) and not isinstance(index, bool) else position
 
@@ -176,7 +179,7 @@ def errors_of(provider: str) -> Iterator[None]:
         raise
     except Exception as error:
         log.error("provider raised an unexpected error", exc_info=error, extra={"provider": provider})
-        raise ProviderError(502, "failed with a bug; see the server's log.", billable=True) from error
+        raise ProviderError(502, "failed with an internal error; see the server's log.", billable=True) from error
 
 
 def timed_out(name: str, seconds: float, what: str) -> ProviderError:

@@ -13,13 +13,13 @@ from typing import Any
 from corral import clock
 from corral.database.unit import after_commit
 from corral.events.event import SystemAlert, emit
-from corral_plugins.cost.api import Cost, Spent
+from corral_plugins.cost.api import CostReport, Costs
 from corral_plugins.llm.models import LlmProviderState
 from corral_plugins.llm.service import calls
-from corral_plugins.llm.service.calls import CallRecord, Outcome, Payloads
-from corral_plugins.llm.service.leases import Leases
+from corral_plugins.llm.service.calls import CallOutcome, CallRecord, PayloadStore
+from corral_plugins.llm.service.leases import CallLeases
 from corral_plugins.llm.service.metrics import CallMetrics
-from corral_plugins.llm.service.slots import Slots
+from corral_plugins.llm.service.slots import ConcurrencySlots
 
 WRITE_SECONDS = 30.0
 ALERT_SECONDS = 3600.0
@@ -35,7 +35,7 @@ class ProviderStates:
     def __init__(self) -> None:
         self._written: dict[tuple[str, str], float] = {}
 
-    def record(self, outcome: Outcome) -> None:
+    def record_outcome(self, outcome: CallOutcome) -> None:
         """Record the outcome of a call in the state of its provider."""
         name = outcome.target.provider.name
         if outcome.status == "failed" and outcome.attempts:
@@ -48,20 +48,20 @@ class ProviderStates:
         if self._is_due(name, "failed"):
             update_state(name, last_error={**error, "at": clock.now()})
         if credentials_refused:
-            self._alert(name, error)
+            self._raise_alert(name, error)
 
     def _is_due(self, name: str, status: str) -> bool:
         if time.monotonic() - self._written.get((name, status), -WRITE_SECONDS) < WRITE_SECONDS:
             return False
-        after_commit(functools.partial(self._remember, name, status))
+        after_commit(functools.partial(self._store_status, name, status))
         return True
 
-    def _remember(self, name: str, status: str) -> None:
+    def _store_status(self, name: str, status: str) -> None:
         self._written[(name, status)] = time.monotonic()
         self._written.pop((name, "failed" if status == "completed" else "completed"), None)
 
     @staticmethod
-    def _alert(name: str, error: Mapping[str, Any]) -> None:
+    def _raise_alert(name: str, error: Mapping[str, Any]) -> None:
         """Raise an alert, at most once an hour per provider across all processes."""
         state = LlmProviderState
         is_due = state.alerted_at.is_null() | (state.alerted_at < clock.now(-ALERT_SECONDS))
@@ -70,7 +70,7 @@ class ProviderStates:
             alert = SystemAlert(
                 kind="llm_credentials",
                 severity="critical",
-                title=f"The provider {name} refuses its API key",
+                title=f"The provider {name} rejects its API key",
                 detail=str(error.get("detail", "")),
                 object={"type": "llm_provider", "id": name},
             )
@@ -83,43 +83,43 @@ def update_state(name: str, **values: Any) -> None:
     insert.on_conflict(conflict_target=[LlmProviderState.name], update=values).execute()
 
 
-class Settlement:
+class CallSettlement:
     """Settles calls. Runs in the caller's unit of work. If a call is settled repeatedly, only the first time counts."""
 
     def __init__(
         self,
-        cost: Cost,
-        slots: Slots,
-        leases: Leases,
+        cost: Costs,
+        slots: ConcurrencySlots,
+        leases: CallLeases,
         states: ProviderStates,
-        payloads: Payloads,
+        payloads: PayloadStore,
         metrics: CallMetrics,
     ) -> None:
         self._cost, self._slots, self._leases = cost, slots, leases
         self._states, self._payloads, self._metrics = states, payloads, metrics
 
-    def settle(self, call: CallRecord, outcome: Outcome) -> bool:
+    def settle_call(self, call: CallRecord, outcome: CallOutcome) -> bool:
         """Settle a call with its outcome. Return whether the lease is live.
 
         Locks are acquired in the order task, cost, queue.
         """
-        self._charge(call, outcome)
-        if calls.settle(call.id, outcome):
-            self._payloads.store(call.id, call.request, outcome)
-            self._states.record(outcome)
+        self._record_cost(call, outcome)
+        if calls.settle_call(call.id, outcome):
+            self._payloads.store_payload(call.id, call.request, outcome)
+            self._states.record_outcome(outcome)
             after_commit(functools.partial(self._metrics.add_call, outcome))
         is_live = self._leases.is_live(call.by)
-        self._slots.leave(call.slot)
+        self._slots.leave_queue(call.slot)
         return is_live
 
-    def settle_without_details(self, call: CallRecord, outcome: Outcome) -> None:
-        """Charge the call and release its slot. Called after `settle` has failed."""
+    def settle_without_details(self, call: CallRecord, outcome: CallOutcome) -> None:
+        """Charge the call and release its slot. Called after `settle_call` has failed."""
         reduced = outcome.without_details()
-        self._charge(call, reduced)
-        calls.settle(call.id, reduced)
-        self._slots.leave(call.slot)
+        self._record_cost(call, reduced)
+        calls.settle_call(call.id, reduced)
+        self._slots.leave_queue(call.slot)
 
-    def _charge(self, call: CallRecord, outcome: Outcome) -> None:
+    def _record_cost(self, call: CallRecord, outcome: CallOutcome) -> None:
         """Record the cost of a call, even if its lease was lost.
 
         A call for which no provider may charge costs nothing.
@@ -127,8 +127,8 @@ class Settlement:
         if not outcome.billable:
             return
         by, target, tokens = call.by, outcome.target, outcome.tokens
-        charged = self._cost.settle(
-            Spent(
+        charged = self._cost.record_cost(
+            CostReport(
                 usage_key=call.id,
                 by_gateway=True,
                 provider=target.provider.name,

@@ -66,7 +66,7 @@ _LOCK = Statement(
 )
 
 
-class Slot(msgspec.Struct, frozen=True):
+class ConcurrencySlot(msgspec.Struct, frozen=True):
     """A call's slot with a provider. If `held` is false, the call must wait until the slot is assigned."""
 
     id: str
@@ -74,24 +74,24 @@ class Slot(msgspec.Struct, frozen=True):
     held: bool
 
 
-class Slots:
+class ConcurrencySlots:
     """Manages the concurrency slots of this process. One instance per process; `run` must run as a supervised task."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
         self.holder = f"{socket.gethostname()[:40]}:{os.getpid()}:{new_id()[-8:]}"
-        self._waiting: dict[str, tuple[Slot, asyncio.Future[None]]] = {}
+        self._waiting: dict[str, tuple[ConcurrencySlot, asyncio.Future[None]]] = {}
         self._wake = asyncio.Event()
         self._known_providers: set[str] = set()
         self._own: set[str] = set()
 
     # -- called inside a unit of work, as its last step
 
-    def enter(self, call_id: str, provider: Provider) -> Slot | None:
+    def enter_queue(self, call_id: str, provider: Provider) -> ConcurrencySlot | None:
         """Enter the provider's queue and return the slot, or None if the provider has no limit."""
         if provider.concurrency is None and provider.fields.requests_per_minute is None:
             return None
-        self._lock(provider.name)
+        self._lock_provider(provider.name)
         slot_id = new_id()
         _ENTER.run(
             {
@@ -103,17 +103,17 @@ class Slots:
             }
         )
         after_commit(functools.partial(self._own.add, slot_id))
-        return Slot(slot_id, provider, held=slot_id in self._assign(provider))
+        return ConcurrencySlot(slot_id, provider, held=slot_id in self._assign_slots(provider))
 
-    def leave(self, slot: Slot | None) -> None:
+    def leave_queue(self, slot: ConcurrencySlot | None) -> None:
         """Release the slot, or leave the queue if the slot is not yet assigned."""
         if slot is not None:
-            self._lock(slot.provider.name)
+            self._lock_provider(slot.provider.name)
             if _LEAVE.run({"id": slot.id}):
-                self._assign(slot.provider)
+                self._assign_slots(slot.provider)
             after_commit(functools.partial(self._own.discard, slot.id))
 
-    def _assign(self, provider: Provider) -> list[str]:
+    def _assign_slots(self, provider: Provider) -> list[str]:
         """Assign free slots to the calls that have waited longest. Return the ids of these slots."""
         now, per_minute = clock.now(), provider.fields.requests_per_minute
         free = (provider.concurrency or UNLIMITED) - len(_HELD.rows({"provider": provider.name, "now": now}))
@@ -127,10 +127,10 @@ class Slots:
         if slot_ids:
             if per_minute is not None:
                 _count_calls(provider.name, len(slot_ids))
-            after_commit(functools.partial(self._notify, slot_ids))
+            after_commit(functools.partial(self._wake_calls, slot_ids))
         return slot_ids
 
-    def _lock(self, name: str) -> None:
+    def _lock_provider(self, name: str) -> None:
         if name not in self._known_providers:
             LlmProviderState.insert(name=name).on_conflict_ignore().execute()
             after_commit(functools.partial(self._known_providers.add, name))
@@ -138,7 +138,7 @@ class Slots:
 
     # -- called outside a unit of work
 
-    async def wait(self, slot: Slot | None, seconds: float) -> None:
+    async def wait_for_slot(self, slot: ConcurrencySlot | None, seconds: float) -> None:
         """Wait until the slot is assigned. Raises `concurrency_limit` if this takes longer than `seconds`."""
         if slot is None or slot.held:
             return
@@ -158,14 +158,14 @@ class Slots:
         finally:
             self._waiting.pop(slot.id, None)
 
-    def waiting(self) -> dict[tuple[str, ...], float]:
+    def waiting_calls(self) -> dict[tuple[str, ...], float]:
         """Return the number of waiting calls of this process, by provider."""
         counts: dict[tuple[str, ...], float] = {}
         for slot, _ in list(self._waiting.values()):
             counts[(slot.provider.name,)] = counts.get((slot.provider.name,), 0) + 1
         return counts
 
-    async def run(self) -> None:
+    async def renew_and_detect(self) -> None:
         """Renew the slots of this process, and detect slots that other processes assigned to its calls."""
         renewed = 0.0
         loop = asyncio.get_running_loop()
@@ -176,13 +176,15 @@ class Slots:
             self._wake.clear()
             if self._own and loop.time() - renewed > (1.0 if self._waiting else RENEW_SECONDS):
                 renewed = loop.time()
-                await self._work(self._renew)  # two units of work, so that no row stays locked while waiting for a lock
+                await self._work(
+                    self._renew_slots
+                )  # two units of work, so that no row stays locked while waiting for a lock
                 await self._work(self._assign_waiting)
             if self._waiting:
-                self._notify(await self._work(self._assigned, read=True))
+                self._wake_calls(await self._work(self._find_assigned, read=True))
                 await asyncio.sleep(0.01)  # handles wake-ups in quick succession together
 
-    def _renew(self) -> None:
+    def _renew_slots(self) -> None:
         in_flight = LlmCall.select(LlmCall.id).where(LlmCall.status == IN_FLIGHT)
         for state, seconds in ((HELD, HELD_SECONDS), (WAITING, WAITING_SECONDS)):
             own = (LlmSlot.holder == self.holder) & (LlmSlot.state == state) & LlmSlot.call_id.in_(in_flight)
@@ -195,31 +197,31 @@ class Slots:
         """
         providers = {slot.provider.name: slot.provider for slot, _ in list(self._waiting.values())}
         for name in sorted(providers):
-            self._lock(name)
-            self._assign(providers[name])
+            self._lock_provider(name)
+            self._assign_slots(providers[name])
 
-    def _assigned(self) -> list[str]:
+    def _find_assigned(self) -> list[str]:
         own = (LlmSlot.holder == self.holder) & (LlmSlot.state == HELD)
         return [row.id for row in LlmSlot.select(LlmSlot.id).where(own)]
 
-    def _notify(self, slot_ids: list[str]) -> None:
+    def _wake_calls(self, slot_ids: list[str]) -> None:
         for slot_id in slot_ids:
             _, assigned = self._waiting.get(slot_id, (None, None))
             if assigned is not None and not assigned.done():
                 assigned.set_result(None)
 
 
-def _minute() -> int:
+def _current_minute() -> int:
     return int(clock.time_s() // 60)
 
 
 def _calls_this_minute(name: str) -> int:
     row = LlmProviderState.get_by_id(name)
-    return int(row.calls_in_minute) if row.minute == _minute() else 0
+    return int(row.calls_in_minute) if row.minute == _current_minute() else 0
 
 
 def _count_calls(name: str, n: int) -> None:
-    state, minute = LlmProviderState, _minute()
+    state, minute = LlmProviderState, _current_minute()
     own = state.name == name
     if not state.update(calls_in_minute=state.calls_in_minute + n).where(own & (state.minute == minute)).execute():
         state.update(minute=minute, calls_in_minute=n).where(own).execute()

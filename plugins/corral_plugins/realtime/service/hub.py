@@ -18,7 +18,7 @@ from corral.events.event import EventTypes
 from corral.events.feed import Feed
 from corral.events.log import LoggedEvent
 from corral.plugin import Settings
-from corral_plugins.realtime.service.messages import RESTARTING, Item, Notice, Refusal
+from corral_plugins.realtime.service.messages import RESTARTING, EventFrame, NoticeFrame, Refusal
 from corral_plugins.realtime.service.viewer import Key, Subscription, Viewer
 from corral_plugins.realtime.settings import MAX_SOCKETS
 
@@ -30,7 +30,7 @@ RIGHTS_EVENTS = frozenset(
 )
 
 
-class Hub:
+class ViewerHub:
     """The connected viewers of this process. Runs on the event loop.
 
     `rights_changed` is set when an event shows that someone may have lost a permission.
@@ -57,9 +57,9 @@ class Hub:
     def start(self) -> None:
         """Start following the feed."""
         self.stopping = False
-        self._unwatch = self._feed.watch(self.publish)
+        self._unwatch = self._feed.watch(self.publish_events)
 
-    async def drain(self) -> None:
+    async def disconnect_all(self) -> None:
         """Tell all viewers to reconnect because the server restarts, and wait briefly until they have disconnected."""
         self.stopping = True
         self.restart_all()
@@ -73,22 +73,22 @@ class Hub:
         self._unwatch()
         self._unwatch = lambda: None
         for viewer in tuple(self.viewers):
-            viewer.leave()
+            viewer.stop_sending()
 
     def restart_all(self) -> None:
         """Send `reload` to all viewers and close their connections with the code 1012."""
         for viewer in tuple(self.viewers):
-            viewer.end(RESTARTING, "reconnect with your cursor", Notice("reload"), keep=True)
+            viewer.end_connection(RESTARTING, "reconnect with your cursor", NoticeFrame("reload"), keep=True)
 
     # -- connections
 
-    def refusal(self) -> Problem | None:
+    def connection_refusal(self) -> Problem | None:
         """Return the error if this process accepts no further connection, else None."""
         if self.stopping:
             return Unavailable("The server is shutting down.", code="shutting_down")
         if len(self.viewers) + self._pending >= MAX_CLIENTS:
             return Unavailable(
-                "This process has reached its limit of live connections. Retry later.", code="overloaded"
+                "This process has reached its limit of live connections; try again later.", code="overloaded"
             )
         return None
 
@@ -100,24 +100,27 @@ class Hub:
         """Raise `TooMany` if the user has reached the limit of connections."""
         allowed = self._settings.get(MAX_SOCKETS)
         if self._users[user] >= allowed:
-            raise TooMany(f"One user may have {allowed} live connections; close one.", code="concurrency_limit")
+            raise TooMany(
+                f"A user may have at most {allowed} live connections; close one of them first.",
+                code="concurrency_limit",
+            )
 
-    def join(self, viewer: Viewer) -> None:
+    def add_viewer(self, viewer: Viewer) -> None:
         """Register a connection, which counts towards the limit until `leave`. Raises `TooMany` like `check_user`."""
-        self.check_user(viewer.user)
-        viewer.on_end = self._forget
+        self.check_user(viewer.user_key)
+        viewer.on_end = self._remove_viewer
         viewer.seen = self.position
-        self._users[viewer.user] += 1
+        self._users[viewer.user_key] += 1
         self.viewers.add(viewer)
         self.occupied.set()
         self._empty.clear()
 
-    def leave(self, viewer: Viewer) -> None:
+    def remove_viewer(self, viewer: Viewer) -> None:
         """Remove a connection that has ended."""
-        viewer.leave()
+        viewer.stop_sending()
         if viewer in self.viewers:
             self.viewers.discard(viewer)
-            self._users[viewer.user] -= 1
+            self._users[viewer.user_key] -= 1
             self._users += Counter()  # drop users without connections
             if not self.viewers:
                 self.occupied.clear()
@@ -130,7 +133,7 @@ class Hub:
 
         A repeated call returns the same subscription. Raises `Refusal`.
         """
-        self.check(viewer.principal, event)
+        self.check_subscription(viewer.principal, event)
         key: Key = (event, wanted)
         known = viewer.subscriptions.get(key)
         if known is not None:
@@ -145,63 +148,63 @@ class Hub:
         """End all subscriptions to this name or pattern, whatever their filters."""
         for key in [key for key in viewer.subscriptions if key[0] == event]:
             viewer.subscriptions.pop(key).live = False
-        self._drop(viewer, event)
+        self._remove_subscription(viewer, event)
 
-    def check(self, caller: Principal, event: str) -> None:
+    def check_subscription(self, caller: Principal, event: str) -> None:
         """Raise `Refusal` if no event matches this name or pattern, or if the caller may read no matching event."""
         if not self._types.is_known(event):
             raise Refusal("unknown_event", f"No event is named {event}; GET /api/v1/events/types lists them.")
         if not caller.is_admin and any(kind.event == event and kind.visibility == ADMIN for kind in self._types.all()):
-            raise Refusal("forbidden", f"Only admins see {event}.")
+            raise Refusal("forbidden", f"Only admins may subscribe to {event}.")
 
-    def _drop(self, viewer: Viewer, event: str) -> None:
+    def _remove_subscription(self, viewer: Viewer, event: str) -> None:
         followers = self._index.get(event)
         if followers is not None:
             followers.pop(viewer, None)
             if not followers:
                 del self._index[event]
 
-    def _forget(self, viewer: Viewer) -> None:
+    def _remove_viewer(self, viewer: Viewer) -> None:
         for event, _ in viewer.subscriptions:
-            self._drop(viewer, event)
+            self._remove_subscription(viewer, event)
 
     # -- the feed
 
-    def publish(self, records: Sequence[LoggedEvent]) -> None:
+    def publish_events(self, records: Sequence[LoggedEvent]) -> None:
         """Queue new events for their subscribers. The feed calls this method, which never waits."""
         for record in records:
             name = record.type
             if name in RIGHTS_EVENTS:
                 self.rights_changed.set()
             elif name == "plugin.state":
-                self._follow_door(record)
-            followed = [self._index[pattern] for pattern in patterns(name) if pattern in self._index]
+                self._on_plugin_state(record)
+            followed = [self._index[pattern] for pattern in matching_patterns(name) if pattern in self._index]
             if followed:
-                self._hand_on(Item(record), followed)
+                self._offer_to_subscribers(EventFrame(record), followed)
 
-    def _hand_on(self, item: Item, followed: Sequence[dict[Viewer, list[Subscription]]]) -> None:
+    def _offer_to_subscribers(self, item: EventFrame, followed: Sequence[dict[Viewer, list[Subscription]]]) -> None:
         seq = item.record.seq
         slow: list[Viewer] = []
         for followers in followed:
             for viewer, subscriptions in followers.items():
                 if viewer.seen >= seq:  # already queued through another pattern
                     continue
-                if subscriptions[0].filter and not any(each.passes(item) for each in subscriptions):
+                if subscriptions[0].filter and not any(each.passes_filter(item) for each in subscriptions):
                     continue
                 viewer.seen = seq
-                if not viewer.offer(item):
+                if not viewer.offer_event(item):
                     slow.append(viewer)
         for viewer in slow:
-            self.dropped += 1 + viewer.lag()
+            self.dropped += 1 + viewer.end_lagging()
 
-    def _follow_door(self, record: LoggedEvent) -> None:
+    def _on_plugin_state(self, record: LoggedEvent) -> None:
         payload = record.payload()
         if payload.get("name") == "realtime" and payload.get("to") != "active":
             self.restart_all()
 
 
 @functools.lru_cache(maxsize=4096)
-def patterns(name: str) -> tuple[str, ...]:
+def matching_patterns(name: str) -> tuple[str, ...]:
     """Return the names and patterns that match an event, for example `a.b.c`, `a.b.*`, `a.*` and `*` for `a.b.c`."""
     parts = name.split(".")
     return (name, *(".".join(parts[:size]) + ".*" for size in range(len(parts) - 1, 0, -1)), "*")

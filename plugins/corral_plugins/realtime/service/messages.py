@@ -24,21 +24,21 @@ EventName = Annotated[str, Meta(min_length=1, max_length=100)]
 Cursor = Annotated[str, Meta(min_length=1, max_length=64)] | Annotated[int, Meta(ge=0)]
 
 
-class Message(msgspec.Struct, tag_field="type", tag=str.lower, kw_only=True, forbid_unknown_fields=True):
+class MessageBase(msgspec.Struct, tag_field="type", tag=str.lower, kw_only=True, forbid_unknown_fields=True):
     """Base class of the messages that clients send."""
 
 
-class Auth(Message, tag="auth"):
+class AuthMessage(MessageBase, tag="auth"):
     """Signs in, or continues the connection with a new token of the same user."""
 
     token: Annotated[str, Meta(min_length=1, max_length=8192)]
 
 
-class Ping(Message, tag="ping"):
+class PingMessage(MessageBase, tag="ping"):
     """Requests a `pong`."""
 
 
-class Subscribe(Message, tag="subscribe"):
+class SubscribeMessage(MessageBase, tag="subscribe"):
     """Subscribes to an event name or a pattern such as `task.*` or `*`.
 
     With `since`, the events after this position are replayed first.
@@ -49,19 +49,19 @@ class Subscribe(Message, tag="subscribe"):
     since: Cursor | UnsetType = UNSET
 
 
-class Unsubscribe(Message, tag="unsubscribe"):
+class UnsubscribeMessage(MessageBase, tag="unsubscribe"):
     """Ends all subscriptions to `event`, whatever their filters."""
 
     event: EventName
 
 
-class Resume(Message, tag="resume"):
+class ResumeMessage(MessageBase, tag="resume"):
     """Replays the events after a position for all subscriptions."""
 
     last_event_id: Cursor
 
 
-ClientMessage = Auth | Ping | Subscribe | Unsubscribe | Resume
+ClientMessage = AuthMessage | PingMessage | SubscribeMessage | UnsubscribeMessage | ResumeMessage
 
 
 class Refusal(Exception):
@@ -72,7 +72,7 @@ class Refusal(Exception):
         super().__init__(f"{code}: {detail}")
 
 
-def read(message: str | bytes) -> ClientMessage:
+def parse_message(message: str | bytes) -> ClientMessage:
     """Return the parsed message of a text frame. Raises `Refusal` if the frame is not a valid message."""
     if isinstance(message, bytes):
         raise Refusal("malformed_json", "Send text frames, not binary ones.")
@@ -97,7 +97,7 @@ def read_cursor(cursor: str | int) -> str:
     raise Refusal("validation_error", "A cursor is the seq or the id of an event.")
 
 
-class _EventFrame(msgspec.Struct, tag_field="type", tag="event", kw_only=True):
+class _EncodedEvent(msgspec.Struct, tag_field="type", tag="event", kw_only=True):
     event: str
     id: str
     seq: int
@@ -106,7 +106,7 @@ class _EventFrame(msgspec.Struct, tag_field="type", tag="event", kw_only=True):
     actor: dict[str, str | None]
 
 
-class Item:
+class EventFrame:
     """An event to deliver. The event is parsed and encoded at most once for all viewers."""
 
     __slots__ = ("_chunk", "_payload", "_text", "record")
@@ -129,7 +129,7 @@ class Item:
         """The event as a WebSocket frame."""
         if self._text is None:
             record = self.record
-            frame = _EventFrame(
+            frame = _EncodedEvent(
                 event=record.type,
                 id=record.id,
                 seq=record.seq,
@@ -141,15 +141,15 @@ class Item:
         return self._text
 
     @property
-    def chunk(self) -> bytes:
+    def sse_block(self) -> bytes:
         """The event as an SSE block."""
         if self._chunk is None:
             self._chunk = f"id: {self.record.seq}\nevent: {self.record.type}\ndata: {self.text}\n\n".encode()
         return self._chunk
 
 
-class Notice:
-    """A frame that is not an event, for example `Notice("pong", ts=…)`."""
+class NoticeFrame:
+    """A frame that is not an event, for example `NoticeFrame("pong", ts=…)`."""
 
     __slots__ = ("kind", "text")
 
@@ -158,12 +158,12 @@ class Notice:
         self.text = encode({"type": kind, **members}).decode()
 
     @property
-    def chunk(self) -> bytes:
+    def sse_block(self) -> bytes:
         """The notice as an SSE block. The block has no id, so that the client's cursor stays at the last event."""
         return f"event: {self.kind}\ndata: {self.text}\n\n".encode()
 
 
-class Close:
+class CloseFrame:
     """The end of a connection: a WebSocket close code and its reason."""
 
     __slots__ = ("code", "reason")
@@ -172,7 +172,7 @@ class Close:
         self.code, self.reason = code, reason
 
 
-def instant(expires_at: float | None) -> str | None:
+def format_expiry(expires_at: float | None) -> str | None:
     """Return the expiry of a credential, formatted as an instant."""
     return None if expires_at is None else clock.format_instant(expires_at)
 

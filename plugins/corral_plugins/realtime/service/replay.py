@@ -17,7 +17,7 @@ from corral.events import log as event_log
 from corral.events.event import EventTypes
 from corral.events.log import EventRow, LoggedEvent
 from corral.plugin import Settings
-from corral_plugins.realtime.service.messages import Item, Notice
+from corral_plugins.realtime.service.messages import EventFrame, NoticeFrame
 from corral_plugins.realtime.service.viewer import Subscription, Viewer
 from corral_plugins.realtime.settings import REPLAY_LIMIT
 
@@ -28,23 +28,25 @@ MAX_AGE_DAYS = 30
 Names = tuple[str, ...] | None  # None means all names
 
 
-class Replays:
+class ReplayFactory:
     """Creates replays."""
 
     def __init__(self, work: Work, types: EventTypes, settings: Settings) -> None:
         self.work, self._types, self._settings = work, types, settings
 
     @property
-    def limit(self) -> int:
+    def max_events(self) -> int:
         """The maximum number of events in one replay."""
         return self._settings.get(REPLAY_LIMIT)
 
-    def names(self, wanted: Sequence[Subscription]) -> Names:
+    def event_names_of(self, wanted: Sequence[Subscription]) -> Names:
         """Return the event names that these subscriptions match, or None for all."""
         events = [each.event for each in wanted]
         return None if "*" in events else tuple(self._types.expand(events))
 
-    def make(self, viewer: Viewer, cursor: str, wanted: Sequence[Subscription], *, confirm: bool = False) -> LogReplay:
+    def create_replay(
+        self, viewer: Viewer, cursor: str, wanted: Sequence[Subscription], *, confirm: bool = False
+    ) -> LogReplay:
         """Create a replay of the events after `cursor` for these subscriptions. `confirm` adds `resumed` at the end."""
         return LogReplay(self, viewer, cursor, tuple(wanted), confirm=confirm)
 
@@ -53,7 +55,7 @@ class LogReplay:
     """Implements `corral_plugins.realtime.service.viewer.Replay` from the event log."""
 
     def __init__(
-        self, replays: Replays, viewer: Viewer, cursor: str, wanted: tuple[Subscription, ...], *, confirm: bool
+        self, replays: ReplayFactory, viewer: Viewer, cursor: str, wanted: tuple[Subscription, ...], *, confirm: bool
     ) -> None:
         self._replays, self._viewer, self._cursor, self._wanted, self._confirm = (
             replays,
@@ -68,19 +70,19 @@ class LogReplay:
         self._until = 0
         self._over = False
 
-    async def more(self) -> Sequence[Item | Notice] | None:
+    async def next_part(self) -> Sequence[EventFrame | NoticeFrame] | None:
         """Return the next part of the replay, which may be empty, or None at the end."""
         if self._place is None:
-            return await self._begin()
+            return await self._find_start()
         if self._over:
             return None
         if self._place >= self._until:
             self._over = True
-            return [Notice("resumed", cursor=max(self._until, self._place))] if self._confirm else None
-        records, self._place = await self._replays.work(self._next, read=True)
-        return [item for item in map(Item, records) if self._is_due(item)]
+            return [NoticeFrame("resumed", cursor=max(self._until, self._place))] if self._confirm else None
+        records, self._place = await self._replays.work(self._next_records, read=True)
+        return [item for item in map(EventFrame, records) if self._is_due(item)]
 
-    async def _begin(self) -> Sequence[Notice]:
+    async def _find_start(self) -> Sequence[NoticeFrame]:
         """Find the start position, and return notices for the client.
 
         From that position on, subscriptions count as served, so that a later replay repeats nothing. A client that was
@@ -88,8 +90,8 @@ class LogReplay:
         """
         self._served = [(each, each.since) for each in self._viewer.subscriptions.values()]
         self._until = max((each.since for each in self._wanted), default=0)
-        self._names = self._replays.names(self._wanted)
-        asked, place = await self._replays.work(self._kept, read=True)
+        self._names = self._replays.event_names_of(self._wanted)
+        asked, place = await self._replays.work(self._retained_start, read=True)
         place = await self._within_limit(place)
         self._place = place
         for each in self._wanted:
@@ -98,9 +100,9 @@ class LogReplay:
         self._viewer.ahead = max(self._viewer.ahead, place)
         if asked is not None and place <= asked:
             return []
-        return [Notice("gap", **{"from": None if asked is None else asked + 1, "to": place})]
+        return [NoticeFrame("gap", **{"from": None if asked is None else asked + 1, "to": place})]
 
-    def _is_due(self, item: Item) -> bool:
+    def _is_due(self, item: EventFrame) -> bool:
         """Return whether a subscription wants the event and no subscription has delivered it already."""
         if not any(each.live and each.matches(item) for each in self._wanted):
             return False
@@ -109,27 +111,27 @@ class LogReplay:
 
     # -- in a read unit
 
-    def _kept(self) -> tuple[int | None, int]:
+    def _retained_start(self) -> tuple[int | None, int]:
         """Return the requested `seq`, and the start position, which is at most 30 days old.
 
         The `seq` is None if its event is no longer stored.
         """
         asked = event_log.seq_of(self._cursor)
         place = max(-1 if asked is None else min(asked, event_log.last_seq()), event_log.first_seq() - 1, 0)
-        return asked, max(place, _before(clock.now(-MAX_AGE_DAYS * 86_400), place, self._until))
+        return asked, max(place, _last_seq_before(clock.now(-MAX_AGE_DAYS * 86_400), place, self._until))
 
     async def _within_limit(self, place: int) -> int:
         """Return the position that at most `limit` events follow.
 
         The log is scanned in windows to keep each query short.
         """
-        limit, high = self._replays.limit, self._until
+        limit, high = self._replays.max_events, self._until
         if high - place <= limit:
             return place
         left = limit
         while high > place:
             low = max(place, high - WINDOW) if self._names is not None else place
-            look = functools.partial(self._newest, low, high, left + 1)
+            look = functools.partial(self._newest_records, low, high, left + 1)
             found = await self._replays.work(look, read=True)
             if len(found) > left:
                 return int(found[left])
@@ -138,13 +140,13 @@ class LogReplay:
             await asyncio.sleep(0)
         return place
 
-    def _newest(self, after: int, until: int, count: int) -> list[int]:
+    def _newest_records(self, after: int, until: int, count: int) -> list[int]:
         query: Any = EventRow.select(EventRow.seq).where((EventRow.seq > after) & (EventRow.seq <= until))
         if self._names is not None:
             query = query.where(EventRow.type.in_(self._names))
         return [seq for (seq,) in query.order_by(EventRow.seq.desc()).limit(count).tuples()]
 
-    def _next(self) -> tuple[list[LoggedEvent], int]:
+    def _next_records(self) -> tuple[list[LoggedEvent], int]:
         """Return the next records and the position after them."""
         assert self._place is not None
         if self._names is None:
@@ -156,7 +158,7 @@ class LogReplay:
         return records, records[-1].seq if len(records) == BATCH_SIZE else end
 
 
-def _before(instant: str, low: int, high: int) -> int:
+def _last_seq_before(instant: str, low: int, high: int) -> int:
     """Return the last `seq` in `low..high` older than `instant`, or `low` if there is none.
 
     The function searches the index by bisection.

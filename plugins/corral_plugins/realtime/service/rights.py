@@ -15,8 +15,8 @@ from corral.database.engine import Work
 from corral.errors import Forbidden, Problem, Unauthorized
 from corral.plugin import Settings
 from corral_core.accounts.api import Tickets
-from corral_plugins.realtime.service.hub import Hub
-from corral_plugins.realtime.service.messages import FORBIDDEN, UNAUTHENTICATED, Notice, instant
+from corral_plugins.realtime.service.hub import ViewerHub
+from corral_plugins.realtime.service.messages import FORBIDDEN, UNAUTHENTICATED, NoticeFrame, format_expiry
 from corral_plugins.realtime.service.viewer import Viewer
 from corral_plugins.realtime.settings import QUEUE_SIZE
 
@@ -29,11 +29,17 @@ BATCH_SIZE = 200
 WARN_SECONDS = 60.0
 
 
-class Rights:
+class ViewerRights:
     """Signs viewers in and keeps their permissions up to date."""
 
     def __init__(
-        self, hub: Hub, work: Work, credentials: Credentials, tickets: Tickets, events: EventRights, settings: Settings
+        self,
+        hub: ViewerHub,
+        work: Work,
+        credentials: Credentials,
+        tickets: Tickets,
+        events: EventRights,
+        settings: Settings,
     ) -> None:
         self._hub, self._work, self._events, self._settings = hub, work, events, settings
         self._credentials, self._tickets = credentials, tickets
@@ -41,25 +47,25 @@ class Rights:
 
     async def by_credential(self, credential: str, client_ip: str) -> Viewer:
         """Create a viewer for a token or API key. Raises `Unauthorized` and `Forbidden`."""
-        return await self._viewer(lambda: self._credentials.authenticate(credential), client_ip)
+        return await self._create_viewer(lambda: self._credentials.authenticate(credential), client_ip)
 
     async def by_ticket(self, ticket: str, client_ip: str) -> Viewer:
         """Create a viewer for a ticket and invalidate the ticket. Raises `Unauthorized` and `Forbidden`."""
         principal = await self._work(lambda: self._tickets.redeem(ticket))
-        return await self._viewer(lambda: self._tickets.reread(principal), client_ip)
+        return await self._create_viewer(lambda: self._tickets.reread(principal), client_ip)
 
-    async def renew(self, viewer: Viewer, credential: str) -> bool:
+    async def renew_credential(self, viewer: Viewer, credential: str) -> bool:
         """Continue a connection with a new token of the same user. Return False if the token belongs to another user.
 
         Raises `Unauthorized` and `Forbidden`.
         """
         fresh = await self.by_credential(credential, viewer.client_ip)
-        if fresh.user != viewer.user or fresh.principal.kind != viewer.principal.kind:
+        if fresh.user_key != viewer.user_key or fresh.principal.kind != viewer.principal.kind:
             return False
         viewer.principal, viewer.reread, viewer.checked = fresh.principal, fresh.reread, fresh.checked
         return True
 
-    async def watch(self) -> None:
+    async def recheck_regularly(self) -> None:
         """Recheck permissions regularly while there are viewers.
 
         The check starts at once when an event reports a change of permissions. Runs until cancelled, supervised by the
@@ -71,45 +77,45 @@ class Rights:
                 async with asyncio.timeout(SWEEP_SECONDS):
                     await self._hub.rights_changed.wait()
             self._hub.rights_changed.clear()
-            await self._fresh()
+            await self._wait_for_recheck()
 
-    async def _viewer(self, reread: Callable[[], Principal], client_ip: str) -> Viewer:
+    async def _create_viewer(self, reread: Callable[[], Principal], client_ip: str) -> Viewer:
         checked = asyncio.get_running_loop().time()
         principal = await self._work(reread, read=True)
-        _check(principal)
+        _check_may_follow(principal)
         principal.check_address(client_ip)
         viewer = Viewer(principal, reread, checked, self._settings.get(QUEUE_SIZE), client_ip, self._events.can_read)
-        viewer.fresh = self._fresh
+        viewer.fresh = self._wait_for_recheck
         return viewer
 
-    async def _fresh(self) -> None:
+    async def _wait_for_recheck(self) -> None:
         """Wait for the running recheck, or start one. Concurrent callers share one recheck."""
         if self._sweeping is None or self._sweeping.done():
-            self._sweeping = asyncio.create_task(self._sweep())
+            self._sweeping = asyncio.create_task(self._recheck_all())
         await asyncio.shield(self._sweeping)
 
-    async def _sweep(self) -> None:
+    async def _recheck_all(self) -> None:
         viewers = list(self._hub.viewers)
         for start in range(0, len(viewers), BATCH_SIZE):
             part = viewers[start : start + BATCH_SIZE]
             began = asyncio.get_running_loop().time()
             try:
-                found = await self._work(lambda part=part: _read(part), read=True)  # type: ignore[misc]  # bound per round
+                found = await self._work(lambda part=part: _read_principals(part), read=True)  # type: ignore[misc]  # bound per round
             except Problem:  # without the database there are no events either, so no outdated permission is used
                 log.warning("rights of live connections could not be read", exc_info=True)
                 await asyncio.sleep(RETRY_SECONDS)
                 return
             for viewer, principal in zip(part, found, strict=True):
-                self._apply(viewer, principal, began)
+                self._apply_rights(viewer, principal, began)
 
     @staticmethod
-    def _apply(viewer: Viewer, found: Principal | Problem, began: float) -> None:
+    def _apply_rights(viewer: Viewer, found: Principal | Problem, began: float) -> None:
         try:
             if isinstance(found, Problem):
                 raise found
-            _check(found)
+            _check_may_follow(found)
         except Problem as problem:
-            viewer.revoke(close_code(problem), problem.code)
+            viewer.revoke_access(close_code(problem), problem.code)
             return
         if viewer.checked > began:  # renewed while this recheck was running
             return
@@ -117,7 +123,7 @@ class Rights:
         ends = found.expires_at
         if ends is not None and ends - clock.time_s() <= WARN_SECONDS and viewer.warned_of != ends:
             viewer.warned_of = ends
-            viewer.put(Notice("token_expiring", expires_at=instant(ends)))
+            viewer.queue_entry(NoticeFrame("token_expiring", expires_at=format_expiry(ends)))
 
 
 def close_code(problem: Problem) -> int:
@@ -125,19 +131,19 @@ def close_code(problem: Problem) -> int:
     return FORBIDDEN if problem.status == 403 else UNAUTHENTICATED
 
 
-def _check(principal: Principal) -> None:
+def _check_may_follow(principal: Principal) -> None:
     """Raise `Forbidden` or `Unauthorized` unless the caller may follow events."""
     if principal.kind == "worker":
         raise Forbidden("Workers cannot follow events. They receive signals at GET /api/v1/workers/{id}/signals.")
     if principal.limited is not None:
         raise Forbidden(code=principal.limited)
     if not principal.may(PERMISSION):
-        raise Forbidden(f"This needs the permission {PERMISSION}.")
+        raise Forbidden(f"Live connections require the permission {PERMISSION}.")
     if principal.expires_at is not None and principal.expires_at <= clock.time_s():
         raise Unauthorized("The credential has expired.", code="token_expired")
 
 
-def _read(viewers: Sequence[Viewer]) -> list[Principal | Problem]:
+def _read_principals(viewers: Sequence[Viewer]) -> list[Principal | Problem]:
     """Return each viewer's current principal, or the error for that viewer.
 
     Raises only errors that affect all viewers.

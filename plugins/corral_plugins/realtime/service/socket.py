@@ -11,28 +11,28 @@ from corral.auth.credentials import read_credential
 from corral.errors import Forbidden, Malformed, Problem, TooMany, Unauthorized
 from corral.http.routes import SocketConnection
 from corral.plugin import Settings
-from corral_plugins.realtime.service.hub import Hub
+from corral_plugins.realtime.service.hub import ViewerHub
 from corral_plugins.realtime.service.messages import (
     INVALID,
     MESSAGE_LIMIT,
     TOO_BIG,
     TOO_MANY,
     UNAUTHENTICATED,
-    Auth,
+    AuthMessage,
     ClientMessage,
-    Close,
-    Notice,
-    Ping,
+    CloseFrame,
+    NoticeFrame,
+    PingMessage,
     Refusal,
-    Resume,
-    Subscribe,
-    Unsubscribe,
-    instant,
-    read,
+    ResumeMessage,
+    SubscribeMessage,
+    UnsubscribeMessage,
+    format_expiry,
+    parse_message,
     read_cursor,
 )
-from corral_plugins.realtime.service.replay import Replays
-from corral_plugins.realtime.service.rights import Rights, close_code
+from corral_plugins.realtime.service.replay import ReplayFactory
+from corral_plugins.realtime.service.rights import ViewerRights, close_code
 from corral_plugins.realtime.service.viewer import Viewer
 from corral_plugins.realtime.settings import CORS_ORIGINS
 
@@ -42,7 +42,7 @@ MESSAGES_PER_SECOND = 20
 YIELD_EVERY = 64
 
 
-class _Refused(Exception):
+class _SignInRefused(Exception):
     """Raised if the client does not sign in. The socket is closed with this code."""
 
     def __init__(self, code: int, reason: str) -> None:
@@ -50,20 +50,20 @@ class _Refused(Exception):
         super().__init__(reason)
 
 
-class Sockets:
+class WebSocketServer:
     """Serves WebSocket connections to `/ws`."""
 
-    def __init__(self, hub: Hub, rights: Rights, replays: Replays, settings: Settings) -> None:
+    def __init__(self, hub: ViewerHub, rights: ViewerRights, replays: ReplayFactory, settings: Settings) -> None:
         self._hub, self._rights, self._replays, self._settings = hub, rights, replays, settings
 
-    async def serve(self, connection: SocketConnection) -> None:
+    async def serve_connection(self, connection: SocketConnection) -> None:
         """Serve one connection until it ends."""
         origin = connection.request.header("origin")
-        if origin is not None and not self._is_own(origin, connection.request.header("host")):
-            detail = "Pages of other origins may not open sockets here. An admin can allow them in http.cors_origins."
+        if origin is not None and not self._is_allowed_origin(origin, connection.request.header("host")):
+            detail = "Pages of this origin may not open WebSockets. An admin can add the origin to http.cors_origins."
             await connection.refuse(Forbidden(detail))
             return
-        refusal = self._hub.refusal()
+        refusal = self._hub.connection_refusal()
         if refusal is not None:
             await connection.refuse(refusal)
             return
@@ -71,8 +71,8 @@ class Sockets:
         try:
             await connection.accept()
             viewer = await self._sign_in(connection)
-            self._hub.join(viewer)
-        except _Refused as refused:
+            self._hub.add_viewer(viewer)
+        except _SignInRefused as refused:
             await connection.close(refused.code, refused.reason)
             return
         except TooMany as problem:
@@ -81,11 +81,11 @@ class Sockets:
         finally:
             self._hub.signing_in(-1)
         try:
-            await self._converse(connection, viewer)
+            await self._run_connection(connection, viewer)
         finally:
-            self._hub.leave(viewer)
+            self._hub.remove_viewer(viewer)
 
-    def _is_own(self, origin: str, host: str | None) -> bool:
+    def _is_allowed_origin(self, origin: str, host: str | None) -> bool:
         own = {f"{scheme}://{host}".lower() for scheme in ("http", "https")}
         return origin.lower() in own or origin in self._settings.get(CORS_ORIGINS)
 
@@ -97,19 +97,19 @@ class Sockets:
             async with asyncio.timeout(SIGN_IN_SECONDS):
                 return await self._by_handshake(connection) or await self._by_message(connection)
         except TimeoutError:
-            raise _Refused(UNAUTHENTICATED, f"no sign-in within {SIGN_IN_SECONDS:g} seconds") from None
+            raise _SignInRefused(UNAUTHENTICATED, f"no sign-in within {SIGN_IN_SECONDS:g} seconds") from None
         except (Malformed, Unauthorized, Forbidden) as problem:
             connection.count_anonymous()
-            raise _Refused(INVALID if problem.status == 400 else close_code(problem), problem.code) from None
+            raise _SignInRefused(INVALID if problem.status == 400 else close_code(problem), problem.code) from None
         except Problem as problem:
-            raise _Refused(close_code(problem), problem.code) from None
+            raise _SignInRefused(close_code(problem), problem.code) from None
 
     async def _by_handshake(self, connection: SocketConnection) -> Viewer | None:
         request, query = connection.request, connection.query
         header = read_credential(request.header("authorization"), request.header("x-api-key"))
         token, ticket = query.get("token"), query.get("ticket")
         if sum(given is not None for given in (header, token, ticket)) > 1:
-            raise Malformed("The request has two credentials. Send only one.")
+            raise Malformed("The request contains two credentials; send only one.")
         if ticket is not None:
             return await self._rights.by_ticket(ticket, request.client_ip)
         credential = header or token
@@ -118,20 +118,20 @@ class Sockets:
     async def _by_message(self, connection: SocketConnection) -> Viewer:
         message = await connection.receive()
         if message is None:
-            raise ConnectionError("left before signing in")
+            raise ConnectionError("disconnected before sign-in")
         try:
-            said = read(message)
+            said = parse_message(message)
         except Refusal as refusal:
-            raise _Refused(UNAUTHENTICATED, refusal.code) from None
-        if not isinstance(said, Auth):
-            raise _Refused(UNAUTHENTICATED, "the first message must be auth")
+            raise _SignInRefused(UNAUTHENTICATED, refusal.code) from None
+        if not isinstance(said, AuthMessage):
+            raise _SignInRefused(UNAUTHENTICATED, "the first message must be auth")
         viewer = await self._rights.by_credential(said.token, connection.request.client_ip)
-        viewer.put(_auth_ok(viewer))
+        viewer.queue_entry(_auth_ok(viewer))
         return viewer
 
     # -- messages
 
-    async def _converse(self, connection: SocketConnection, viewer: Viewer) -> None:
+    async def _run_connection(self, connection: SocketConnection, viewer: Viewer) -> None:
         task = asyncio.current_task()
         assert task is not None
         aborted = False
@@ -142,9 +142,9 @@ class Sockets:
             task.cancel()
 
         viewer.abort = abort
-        listening = asyncio.create_task(self._listen(connection, viewer))
+        listening = asyncio.create_task(self._read_messages(connection, viewer))
         try:
-            await self._send(connection, viewer)
+            await self._send_entries(connection, viewer)
             await asyncio.wait(
                 {listening}, timeout=CLOSING_SECONDS
             )  # closing a socket with unread bytes would reset the connection
@@ -153,20 +153,20 @@ class Sockets:
                 raise
             task.uncancel()
         finally:
-            viewer.leave()
+            viewer.stop_sending()
             listening.cancel()
             with contextlib.suppress(asyncio.CancelledError, ConnectionError):
                 await listening
 
     @staticmethod
-    async def _send(connection: SocketConnection, viewer: Viewer) -> None:
+    async def _send_entries(connection: SocketConnection, viewer: Viewer) -> None:
         """Send queued entries until the connection ends.
 
         While the queue is long, this coroutine regularly yields to other tasks.
         """
         sent = 0
-        while (entry := viewer.poll() or await viewer.take()) is not None:
-            if isinstance(entry, Close):
+        while (entry := viewer.poll_entry() or await viewer.wait_for_entry()) is not None:
+            if isinstance(entry, CloseFrame):
                 await connection.close(entry.code, entry.reason)
                 return
             await connection.send(entry.text)
@@ -174,84 +174,86 @@ class Sockets:
             if sent % YIELD_EVERY == 0:
                 await asyncio.sleep(0)
 
-    async def _listen(self, connection: SocketConnection, viewer: Viewer) -> None:
+    async def _read_messages(self, connection: SocketConnection, viewer: Viewer) -> None:
         """Read messages until the client closes the connection.
 
         Messages after the server ended the connection are ignored.
         """
-        allowance = Allowance()
+        allowance = MessageRateLimit()
         try:
             while (message := await connection.receive()) is not None:
                 if viewer.ended:
                     continue
                 if len(message.encode() if isinstance(message, str) else message) > MESSAGE_LIMIT:
-                    viewer.end(TOO_BIG, "messages are limited to 64 KiB", keep=True)
-                elif not allowance.take():
+                    viewer.end_connection(TOO_BIG, "messages are limited to 64 KiB", keep=True)
+                elif not allowance.take_token():
                     self._slow_down(viewer, allowance)
                 else:
-                    await self._handle(viewer, message)
+                    await self._handle_message(viewer, message)
         finally:
-            viewer.leave()
+            viewer.stop_sending()
 
     @staticmethod
-    def _slow_down(viewer: Viewer, allowance: Allowance) -> None:
+    def _slow_down(viewer: Viewer, allowance: MessageRateLimit) -> None:
         if allowance.warned:
-            viewer.end(TOO_MANY, f"more than {MESSAGES_PER_SECOND} messages a second", keep=True)
+            viewer.end_connection(TOO_MANY, f"more than {MESSAGES_PER_SECOND} messages a second", keep=True)
         else:
             allowance.warned = True
             detail = f"Send at most {MESSAGES_PER_SECOND} messages a second. The next excess closes the connection."
-            viewer.refuse(Refusal("rate_limited", detail))
+            viewer.send_refusal(Refusal("rate_limited", detail))
 
-    async def _handle(self, viewer: Viewer, message: str | bytes) -> None:
+    async def _handle_message(self, viewer: Viewer, message: str | bytes) -> None:
         try:
-            said = read(message)
-            if isinstance(said, Auth):
-                await self._renew(viewer, said)
+            said = parse_message(message)
+            if isinstance(said, AuthMessage):
+                await self._handle_auth(viewer, said)
             else:
-                self._answer(viewer, said)
+                self._answer_message(viewer, said)
         except Refusal as refusal:
-            viewer.refuse(refusal)
+            viewer.send_refusal(refusal)
 
-    def _answer(self, viewer: Viewer, said: ClientMessage) -> None:
-        if isinstance(said, Subscribe):
-            self._subscribe(viewer, said)
-        elif isinstance(said, Unsubscribe):
+    def _answer_message(self, viewer: Viewer, said: ClientMessage) -> None:
+        if isinstance(said, SubscribeMessage):
+            self._handle_subscribe(viewer, said)
+        elif isinstance(said, UnsubscribeMessage):
             self._hub.unsubscribe(viewer, said.event)
-            viewer.put(Notice("unsubscribed", event=said.event))
-        elif isinstance(said, Resume):
+            viewer.queue_entry(NoticeFrame("unsubscribed", event=said.event))
+        elif isinstance(said, ResumeMessage):
             cursor = read_cursor(said.last_event_id)
-            viewer.put(self._replays.make(viewer, cursor, tuple(viewer.subscriptions.values()), confirm=True))
-        elif isinstance(said, Ping):
-            viewer.put(Notice("pong", ts=clock.now()))
+            viewer.queue_entry(
+                self._replays.create_replay(viewer, cursor, tuple(viewer.subscriptions.values()), confirm=True)
+            )
+        elif isinstance(said, PingMessage):
+            viewer.queue_entry(NoticeFrame("pong", ts=clock.now()))
 
-    def _subscribe(self, viewer: Viewer, said: Subscribe) -> None:
+    def _handle_subscribe(self, viewer: Viewer, said: SubscribeMessage) -> None:
         cursor = read_cursor(said.since) if isinstance(said.since, (str, int)) else None
         wanted = frozenset(said.filter.items()) if isinstance(said.filter, dict) else frozenset()
         made = self._hub.subscribe(viewer, said.event, wanted)
-        viewer.put(Notice("subscribed", event=said.event, cursor=self._hub.position))
+        viewer.queue_entry(NoticeFrame("subscribed", event=said.event, cursor=self._hub.position))
         if cursor is not None:
-            viewer.put(self._replays.make(viewer, cursor, (made,)))
+            viewer.queue_entry(self._replays.create_replay(viewer, cursor, (made,)))
 
-    async def _renew(self, viewer: Viewer, said: Auth) -> None:
+    async def _handle_auth(self, viewer: Viewer, said: AuthMessage) -> None:
         try:
-            same = await self._rights.renew(viewer, said.token)
+            same = await self._rights.renew_credential(viewer, said.token)
         except Problem as problem:
-            viewer.revoke(close_code(problem), problem.code)
+            viewer.revoke_access(close_code(problem), problem.code)
             return
         if same:
-            viewer.put(_auth_ok(viewer))
+            viewer.queue_entry(_auth_ok(viewer))
         else:
-            viewer.revoke(UNAUTHENTICATED, "the token is another user's")
+            viewer.revoke_access(UNAUTHENTICATED, "the token belongs to another user")
 
 
-class Allowance:
+class MessageRateLimit:
     """A token bucket that limits the rate of messages to `MESSAGES_PER_SECOND`."""
 
     def __init__(self) -> None:
         self.warned = False
         self._left, self._at = float(MESSAGES_PER_SECOND), time.monotonic()
 
-    def take(self) -> bool:
+    def take_token(self) -> bool:
         """Take one token. Return False if the bucket is empty."""
         now = time.monotonic()
         self._left = min(float(MESSAGES_PER_SECOND), self._left + (now - self._at) * MESSAGES_PER_SECOND)
@@ -262,5 +264,5 @@ class Allowance:
         return True
 
 
-def _auth_ok(viewer: Viewer) -> Notice:
-    return Notice("auth_ok", user_id=viewer.user, expires_at=instant(viewer.principal.expires_at))
+def _auth_ok(viewer: Viewer) -> NoticeFrame:
+    return NoticeFrame("auth_ok", user_id=viewer.user_key, expires_at=format_expiry(viewer.principal.expires_at))

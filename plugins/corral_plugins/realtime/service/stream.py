@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from corral.errors import TooMany
-from corral_plugins.realtime.service.hub import Hub
-from corral_plugins.realtime.service.messages import Close, Refusal
-from corral_plugins.realtime.service.replay import Replays
+from corral_plugins.realtime.service.hub import ViewerHub
+from corral_plugins.realtime.service.messages import CloseFrame, Refusal
+from corral_plugins.realtime.service.replay import ReplayFactory
 from corral_plugins.realtime.service.viewer import Viewer
 
 COMMENT_SECONDS = 15.0
@@ -21,7 +21,7 @@ class EventStream:
     """
 
     def __init__(
-        self, hub: Hub, replays: Replays, viewer: Viewer, patterns: tuple[str, ...], cursor: str | None
+        self, hub: ViewerHub, replays: ReplayFactory, viewer: Viewer, patterns: tuple[str, ...], cursor: str | None
     ) -> None:
         self._hub, self._replays, self._viewer = hub, replays, viewer
         self._patterns, self._cursor = patterns, cursor
@@ -32,21 +32,21 @@ class EventStream:
 
     async def __anext__(self) -> bytes:
         if not self._begun:
-            return self._begin()
+            return self._start_stream()
         if self._over:
             raise StopAsyncIteration
-        entry = await self._viewer.take(COMMENT_SECONDS)
+        entry = await self._viewer.wait_for_entry(COMMENT_SECONDS)
         if entry is None:
             if self._viewer.left:
                 raise StopAsyncIteration
             return b": still here\n\n"
         parts: list[bytes] = []
         while entry is not None:
-            if isinstance(entry, Close):
+            if isinstance(entry, CloseFrame):
                 self._over = True
                 break
-            parts.append(entry.chunk)
-            entry = self._viewer.poll() if len(parts) < BATCH_SIZE else None
+            parts.append(entry.sse_block)
+            entry = self._viewer.poll_entry() if len(parts) < BATCH_SIZE else None
         if not parts:
             raise StopAsyncIteration
         return b"".join(parts)
@@ -54,19 +54,19 @@ class EventStream:
     async def aclose(self) -> None:
         """Leave the hub, because the client disconnected or the stream ended."""
         self._over = True
-        self._hub.leave(self._viewer)
+        self._hub.remove_viewer(self._viewer)
 
-    def _begin(self) -> bytes:
+    def _start_stream(self) -> bytes:
         self._begun = True
         sending = asyncio.current_task()
         assert sending is not None
         self._viewer.abort = sending.cancel
         try:
-            self._hub.join(self._viewer)
+            self._hub.add_viewer(self._viewer)
             made = [self._hub.subscribe(self._viewer, pattern) for pattern in self._patterns]
         except (TooMany, Refusal):  # the request passed both checks, and the state has changed since
             self._over = True
         else:
             if self._cursor is not None:
-                self._viewer.put(self._replays.make(self._viewer, self._cursor, made))
+                self._viewer.queue_entry(self._replays.create_replay(self._viewer, self._cursor, made))
         return b"retry: 2000\n\n"

@@ -9,15 +9,15 @@ from typing import Any, Protocol
 
 from corral.auth.principal import Principal
 from corral.events.log import LoggedEvent
-from corral_plugins.realtime.service.messages import INVALID, TOO_SLOW, Close, Item, Notice, Refusal
+from corral_plugins.realtime.service.messages import INVALID, TOO_SLOW, CloseFrame, EventFrame, NoticeFrame, Refusal
 
 MAX_RIGHTS_AGE_SECONDS = 1.0
 CLOSE_SECONDS, REVOKED_CLOSE_SECONDS = 10.0, 1.0
 MAX_ERRORS = 10
 
 Key = tuple[str, frozenset[tuple[str, str]]]
-Entry = Item | Notice | Close
-ENTRIES = (Item, Notice, Close)
+Entry = EventFrame | NoticeFrame | CloseFrame
+ENTRIES = (EventFrame, NoticeFrame, CloseFrame)
 
 
 class Subscription:
@@ -33,14 +33,14 @@ class Subscription:
         self.prefix = None if event == "*" or not event.endswith(".*") else event[:-1]
         self.live = True
 
-    def matches(self, item: Item) -> bool:
+    def matches(self, item: EventFrame) -> bool:
         """Return whether the event matches the name or pattern and the filter."""
         name = item.record.type
         if self.event not in (name, "*") and (self.prefix is None or not name.startswith(self.prefix)):
             return False
-        return not self.filter or self.passes(item)
+        return not self.filter or self.passes_filter(item)
 
-    def passes(self, item: Item) -> bool:
+    def passes_filter(self, item: EventFrame) -> bool:
         """Return whether the data of the event matches the filter."""
         payload = item.payload
         return all(payload.get(name) == value for name, value in self.filter)
@@ -49,7 +49,7 @@ class Subscription:
 class Replay(Protocol):
     """A part of the event log that is sent before later entries of the queue."""
 
-    async def more(self) -> Sequence[Item | Notice] | None:
+    async def next_part(self) -> Sequence[EventFrame | NoticeFrame] | None:
         """Return the next part of the replay, or None at the end."""
         ...
 
@@ -57,7 +57,7 @@ class Replay(Protocol):
 class Viewer:
     """A connected client. Runs on the event loop.
 
-    `put` and `offer` never block. Only the sending task calls `take`.
+    `put` and `offer_event` never block. Only the sending task calls `take`.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Viewer:
     ) -> None:
         self.principal, self.reread, self.checked, self.client_ip = principal, reread, checked, client_ip
         self._can_read = can_read
-        self.fresh: Callable[[], Awaitable[None]] = _nothing  # reloads the principal; set by `Rights`
+        self.fresh: Callable[[], Awaitable[None]] = _no_part  # reloads the principal; set by `ViewerRights`
         self.limit = limit
         self._now = asyncio.get_running_loop().time
         self.subscriptions: dict[Key, Subscription] = {}
@@ -83,31 +83,31 @@ class Viewer:
         self.on_end: Callable[[Viewer], None] = lambda viewer: None
         self.abort: Callable[[], object] = lambda: None  # cancels a send that waits for the client to read
         self._errors = 0
-        self._backlog: deque[Item | Notice] = deque()
+        self._backlog: deque[EventFrame | NoticeFrame] = deque()
         self._replay: Replay | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     @property
-    def user(self) -> str:
+    def user_key(self) -> str:
         """The id under which the connection counts towards limits."""
         return self.principal.user_id or self.principal.id
 
     # -- queueing
 
-    def offer(self, item: Item) -> bool:
+    def offer_event(self, item: EventFrame) -> bool:
         """Queue a live event.
 
-        Return False if the queue is full; the caller must then call `lag`.
+        Return False if the queue is full; the caller must then call `end_lagging`.
         """
         if len(self.queue) >= self.limit:
             return False
         self.queue.append(item)
         if self._waiter is not None:
-            self.wake()
+            self.wake_reader()
         return True
 
-    def put(self, entry: Notice | Replay) -> None:
+    def queue_entry(self, entry: NoticeFrame | Replay) -> None:
         """Queue a notice or a replay.
 
         A client that sends requests without reading the responses also counts as too slow.
@@ -115,31 +115,31 @@ class Viewer:
         if self.ended:
             return
         if len(self.queue) >= self.limit:
-            self.lag()
+            self.end_lagging()
             return
         self.queue.append(entry)
-        self.wake()
+        self.wake_reader()
 
-    def refuse(self, refusal: Refusal) -> None:
+    def send_refusal(self, refusal: Refusal) -> None:
         """Send an `error` frame. The tenth such frame ends the connection."""
         self._errors += 1
-        self.put(Notice("error", code=refusal.code, detail=refusal.detail))
+        self.queue_entry(NoticeFrame("error", code=refusal.code, detail=refusal.detail))
         if self._errors >= MAX_ERRORS:
-            self.end(INVALID, "ten errors in one connection", keep=True)
+            self.end_connection(INVALID, "ten errors in one connection", keep=True)
 
-    def lag(self) -> int:
+    def end_lagging(self) -> int:
         """End a connection that is too slow: drop its queue, and report the `seq` from which the client must resume.
 
         Return the number of dropped events.
         """
         if self.ended:
             return 0
-        lost = [entry for entry in (*self._backlog, *self.queue) if isinstance(entry, Item)]
+        lost = [entry for entry in (*self._backlog, *self.queue) if isinstance(entry, EventFrame)]
         missed_from = lost[0].record.seq if lost else self.seen + 1
-        self.end(TOO_SLOW, "too slow", Notice("lagged", missed_from=missed_from))
+        self.end_connection(TOO_SLOW, "too slow", NoticeFrame("lagged", missed_from=missed_from))
         return len(lost)
 
-    def end(self, code: int, reason: str, last: Notice | None = None, *, keep: bool = False) -> None:
+    def end_connection(self, code: int, reason: str, last: NoticeFrame | None = None, *, keep: bool = False) -> None:
         """End the connection. Later calls do nothing.
 
         `last` is sent before the close. With `keep`, the queued entries are sent first.
@@ -154,17 +154,17 @@ class Viewer:
             self._replay = None
         if last is not None:
             self.queue.append(last)
-        self.queue.append(Close(code, reason))
+        self.queue.append(CloseFrame(code, reason))
         patience = REVOKED_CLOSE_SECONDS if self.revoked else CLOSE_SECONDS
         self._timer = asyncio.get_running_loop().call_later(patience, self.abort)
-        self.wake()
+        self.wake_reader()
 
-    def revoke(self, code: int, reason: str) -> None:
+    def revoke_access(self, code: int, reason: str) -> None:
         """End the connection because the client lost its permissions. Queued events are discarded."""
         self.revoked = True
-        self.end(code, reason)
+        self.end_connection(code, reason)
 
-    def leave(self) -> None:
+    def stop_sending(self) -> None:
         """Stop sending, because the client disconnected or the connection ended."""
         self.left = True
         if not self.ended:
@@ -172,9 +172,9 @@ class Viewer:
             self.on_end(self)
         if self._timer is not None:
             self._timer.cancel()
-        self.wake()
+        self.wake_reader()
 
-    def wake(self) -> None:
+    def wake_reader(self) -> None:
         """Wake up a pending `take`."""
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
@@ -182,14 +182,14 @@ class Viewer:
 
     # -- sending
 
-    def poll(self) -> Entry | None:
+    def poll_entry(self) -> Entry | None:
         """Return the next entry that the current permissions allow, or None if no entry can be sent without waiting."""
         while not self.left:
             source: deque[Any] = self._backlog or self.queue
             if not source or (source is self.queue and (self._replay is not None or type(source[0]) not in ENTRIES)):
                 return None
             entry: Entry = source[0]
-            if type(entry) is not Item:
+            if type(entry) is not EventFrame:
                 source.popleft()
                 return entry
             if self._now() - self.checked > MAX_RIGHTS_AGE_SECONDS:
@@ -201,25 +201,25 @@ class Viewer:
                 return entry
         return None
 
-    def _was_seen(self, item: Item) -> bool:
+    def _was_seen(self, item: EventFrame) -> bool:
         """Return whether the client already received the event through every subscription that matches it."""
         return all(item.record.seq <= each.known for each in self.subscriptions.values() if each.matches(item))
 
-    async def take(self, idle_seconds: float | None = None) -> Entry | None:
+    async def wait_for_entry(self, idle_seconds: float | None = None) -> Entry | None:
         """Wait for the next entry and return it.
 
         Return None after `idle_seconds` without an entry, or when the client has left.
         """
         while not self.left:
-            entry = self.poll()
+            entry = self.poll_entry()
             if entry is not None:
                 return entry
             if self._backlog:
                 await self.fresh()
             elif self._replay is not None:
-                await self._go_on(self._replay)
+                await self._continue_replay(self._replay)
             elif not self.queue:
-                if not await self._wait(idle_seconds):
+                if not await self._wait_for_wake(idle_seconds):
                     return None
             elif isinstance(self.queue[0], ENTRIES):
                 await self.fresh()
@@ -227,8 +227,8 @@ class Viewer:
                 self._replay = self.queue.popleft()  # type: ignore[assignment]  # the only other kind is a replay
         return None
 
-    async def _go_on(self, replay: Replay) -> None:
-        part = await replay.more()
+    async def _continue_replay(self, replay: Replay) -> None:
+        part = await replay.next_part()
         if self._replay is not replay:  # the connection ended in the meantime
             return
         if part is None:
@@ -236,7 +236,7 @@ class Viewer:
         else:
             self._backlog.extend(part)
 
-    async def _wait(self, seconds: float | None) -> bool:
+    async def _wait_for_wake(self, seconds: float | None) -> bool:
         self._waiter = asyncio.get_running_loop().create_future()
         try:
             if seconds is None:
@@ -251,5 +251,5 @@ class Viewer:
         return True
 
 
-async def _nothing() -> None:
+async def _no_part() -> None:
     await asyncio.sleep(0)

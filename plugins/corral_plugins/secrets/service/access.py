@@ -13,12 +13,12 @@ from corral.errors import Forbidden, Gone, Invalid, NotFound, Problem
 from corral.http.answers import ANY_VERSION
 from corral.ids import new_id
 from corral.plugin import Audit
-from corral_plugins.secrets.api import Attached, Delivery
+from corral_plugins.secrets.api import AttachedObject, SecretDelivery
 from corral_plugins.secrets.models import SecretReference, SecretRow
 from corral_plugins.secrets.service import rows
-from corral_plugins.secrets.service.environment import Environment
+from corral_plugins.secrets.service.environment import PinnedSecrets
 from corral_plugins.secrets.service.redactor_values import RedactorValues
-from corral_plugins.secrets.service.values import Values, checked, warnings
+from corral_plugins.secrets.service.values import SecretValues, checked_value, value_warnings
 from corral_plugins.secrets.service.vault import Vault
 from corral_plugins.secrets.shapes import NewSecret, SecretPatch
 
@@ -37,12 +37,12 @@ class UsageTracker:
         self._last: dict[str, str] = {}
         self._lock = threading.Lock()
 
-    def used(self, secret_id: str) -> None:
+    def record_use(self, secret_id: str) -> None:
         """Record that a secret was used at the current time."""
         with self._lock:
             self._last[secret_id] = clock.now()
 
-    def take(self) -> dict[str, str]:
+    def take_pending(self) -> dict[str, str]:
         """Remove and return the times of last use that are not yet written, by secret id."""
         with self._lock:
             taken, self._last = self._last, {}
@@ -66,27 +66,33 @@ class SecretsService:
 
     def __init__(
         self,
-        values: Values,
+        values: SecretValues,
         vault: Vault,
-        environment: Environment,
+        environment: PinnedSecrets,
         usage: UsageTracker,
         redactor_values: RedactorValues,
     ) -> None:
         self._values, self._vault, self._environment = values, vault, environment
         self._usage, self._redactor_values = usage, redactor_values
 
-    def use(
-        self, name: str, consumer: str | Sequence[str], host: str | None, *, attached: Attached | None = None
+    def use_value(
+        self, name: str, consumer: str | Sequence[str], host: str | None, *, attached: AttachedObject | None = None
     ) -> str:
         consumers = (consumer,) if isinstance(consumer, str) else tuple(consumer)
-        return self._counted(name, consumers, host, attached)
+        return self._use_and_count(name, consumers, host, attached)
 
-    def _counted(
-        self, name: str, consumers: tuple[str, ...], host: str | None, attached: Attached | None, *, sent: bool = True
+    def _use_and_count(
+        self,
+        name: str,
+        consumers: tuple[str, ...],
+        host: str | None,
+        attached: AttachedObject | None,
+        *,
+        sent: bool = True,
     ) -> str:
         kind = consumers[0].partition(":")[0]
         try:
-            value = self._used(name, consumers, host, attached, sent=sent)
+            value = self._check_and_use(name, consumers, host, attached, sent=sent)
         except Problem as problem:
             outcome = {"secret_expired": "expired", "forbidden": "refused"}.get(problem.code, "failed")
             self._usage.counts[kind, outcome] += 1
@@ -94,15 +100,15 @@ class SecretsService:
         self._usage.counts[kind, "ok"] += 1
         return value
 
-    def _used(
-        self, name: str, consumers: tuple[str, ...], host: str | None, attached: Attached | None, *, sent: bool
+    def _check_and_use(
+        self, name: str, consumers: tuple[str, ...], host: str | None, attached: AttachedObject | None, *, sent: bool
     ) -> str:
-        pinned = self._environment.named(name)
+        pinned = self._environment.find_by_name(name)
         if pinned is not None:
             if attached is None or not _is_attached(pinned.key, attached):
                 raise Forbidden(f"The secret {pinned.name} can be used only by objects to which an admin attached it.")
             return pinned.value
-        row = _usable(name)
+        row = _find_usable(name)
         if not (set(consumers) & set(row.allowed_consumers) or (attached and _is_attached(row.name_key, attached))):
             raise Forbidden(
                 f"{consumers[0]} may not use the secret {row.name}; an admin can add it to allowed_consumers."
@@ -112,38 +118,40 @@ class SecretsService:
                 f"The secret {row.name} must not be sent to {host or 'no host'}: it is not in allowed_hosts."
             )
         value = self._values.decrypt(row)
-        self._usage.used(row.id)
+        self._usage.record_use(row.id)
         return value
 
-    def valid(self, name: str, *, attached: Attached) -> list[str]:
-        current_one = self._counted(name, (attached.consumer,), None, attached, sent=False)
-        row = None if self._environment.named(name) else rows.named(name)
-        return [current_one] if row is None else [current_one, *self._values.in_grace(row)]
+    def valid_values(self, name: str, *, attached: AttachedObject) -> list[str]:
+        current_one = self._use_and_count(name, (attached.consumer,), None, attached, sent=False)
+        row = None if self._environment.find_by_name(name) else rows.find_by_name(name)
+        return [current_one] if row is None else [current_one, *self._values.values_in_grace(row)]
 
-    def deliver(self, name: str, worker_group: str, *, worker_id: str, task_id: str, purpose: str | None) -> Delivery:
+    def deliver_to_worker(
+        self, name: str, worker_group: str, *, worker_id: str, task_id: str, purpose: str | None
+    ) -> SecretDelivery:
         consumer = f"worker_group:{worker_group}"
-        row = None if self._environment.named(name) else rows.named(name)
+        row = None if self._environment.find_by_name(name) else rows.find_by_name(name)
         if row is None or consumer not in row.allowed_consumers:
             self._usage.counts["worker_group", "refused"] += 1
             raise NotFound("No secret of this name is available to this worker.")
         if rows.is_expired(row.expires_at):
             self._usage.counts["worker_group", "expired"] += 1
-            raise _expired(row)
+            raise _expired_error(row)
         rows.require_audit(self.audit)
         value = self._values.decrypt(row)
         rows.record_audit(self.audit, "deliver", row, worker_id=worker_id, task_id=task_id, purpose=purpose)
-        self._usage.used(row.id)
+        self._usage.record_use(row.id)
         self._usage.counts["worker_group", "ok"] += 1
-        return Delivery(value=value, allowed_hosts=row.allowed_hosts)
+        return SecretDelivery(value=value, allowed_hosts=row.allowed_hosts)
 
-    def of_group(self, worker_group: str) -> list[str]:
+    def names_for_group(self, worker_group: str) -> list[str]:
         return list(self._redactor_values.groups.get(worker_group, ()))
 
-    def attach(self, name: str, to: Attached, *, title: str, pointer: str, by: Principal | None) -> None:
+    def attach(self, name: str, to: AttachedObject, *, title: str, pointer: str, by: Principal | None) -> None:
         if by is not None and "secrets.write" not in by.permissions and not _is_attached(name.lower(), to):
             raise Forbidden("Attaching a secret requires the permission secrets.write.", code="insufficient_scope")
-        pinned = self._environment.named(name)
-        row = rows.named(name) if pinned is None else None
+        pinned = self._environment.find_by_name(name)
+        row = rows.find_by_name(name) if pinned is None else None
         if pinned is None and row is None:
             raise Invalid.at(
                 pointer, "unknown_reference", "There is no secret of this name.", problem="unknown_reference"
@@ -157,36 +165,36 @@ class SecretsService:
         if row is not None:
             rows.record_audit(self.audit, "attach", row, plugin=to.plugin, kind=to.kind, object_id=to.id)
 
-    def detach(self, attached: Attached) -> None:
-        SecretReference.delete().where(_reference(attached)).execute()
+    def detach(self, attached: AttachedObject) -> None:
+        SecretReference.delete().where(_reference_of(attached)).execute()
 
-    def keep(self, name: str, value: str, *, category: str, description: str, by: Principal) -> list[str]:
-        checked(value)
-        row = rows.named(name)
+    def store_value(self, name: str, value: str, *, category: str, description: str, by: Principal) -> list[str]:
+        checked_value(value)
+        row = rows.find_by_name(name)
         if row is None:
             new = NewSecret(name=name, value=value, category=category, description=description)
             self._vault.create(new, by)
         else:
             self._vault.update(row.id, SecretPatch(value=value), ANY_VERSION, by)
-        return warnings(value)
+        return value_warnings(value)
 
 
-def _usable(name: str) -> SecretRow:
-    row = rows.named(name)
+def _find_usable(name: str) -> SecretRow:
+    row = rows.find_by_name(name)
     if row is None:
         raise NotFound(f"There is no secret named {name}.")
     if rows.is_expired(row.expires_at):
-        raise _expired(row)
+        raise _expired_error(row)
     return row
 
 
-def _expired(row: SecretRow) -> Gone:
+def _expired_error(row: SecretRow) -> Gone:
     return Gone(
         f"The secret {row.name} has expired; an admin must rotate it or change expires_at.", code="secret_expired"
     )
 
 
-def _reference(attached: Attached) -> object:
+def _reference_of(attached: AttachedObject) -> object:
     return (
         (SecretReference.plugin == attached.plugin)
         & (SecretReference.kind == attached.kind)
@@ -194,5 +202,7 @@ def _reference(attached: Attached) -> object:
     )
 
 
-def _is_attached(name_key: str, attached: Attached) -> bool:
-    return bool(SecretReference.select().where((SecretReference.name_key == name_key) & _reference(attached)).exists())
+def _is_attached(name_key: str, attached: AttachedObject) -> bool:
+    return bool(
+        SecretReference.select().where((SecretReference.name_key == name_key) & _reference_of(attached)).exists()
+    )

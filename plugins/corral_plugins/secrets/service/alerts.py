@@ -25,25 +25,25 @@ MAX_REMEMBERED, MAX_PENDING = 10_000, 1000
 ENTRY = Entry(label="secrets.alerts", actor=SYSTEM)
 
 
-class _Alert(msgspec.Struct, frozen=True):
+class _PendingAlert(msgspec.Struct, frozen=True):
     kind: str
     type: str
     id: str
     names: tuple[str, ...]
 
 
-class Alerts:
+class VaultAlerts:
     """Collects alerts from any thread. `run` publishes them, at most once an hour for each kind of alert and object."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
         self._raised_at: OrderedDict[tuple[str, str, str], float] = OrderedDict()
-        self._pending: list[_Alert] = []
+        self._pending: list[_PendingAlert] = []
         self._lock = threading.Lock()
         self._wake_up = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def on_hits(self, hits: Collection[Hit]) -> None:
+    def report_leaks(self, hits: Collection[Hit]) -> None:
         """Raise an alert for secret values that the redactor found in machine-generated text.
 
         Text written by users or by Corral itself raises no alert.
@@ -52,17 +52,17 @@ class Alerts:
         if made_by is not None:
             names = tuple(sorted({label_name(hit.name) for hit in hits if hit.source == SOURCE}))
             if names:
-                self._raise(_Alert("secret_detected", *made_by, names))
+                self._queue_alert(_PendingAlert("secret_detected", *made_by, names))
 
-    def damaged(self, secret_id: str, name: str) -> None:
+    def report_damaged(self, secret_id: str, name: str) -> None:
         """Raise an alert for a stored value that cannot be decrypted."""
-        self._raise(_Alert("secret_damaged", "secret", secret_id, (name,)))
+        self._queue_alert(_PendingAlert("secret_damaged", "secret", secret_id, (name,)))
 
-    def sealed(self) -> None:
+    def report_sealed(self) -> None:
         """Publish an alert for a missing or wrong master key. Runs in the caller's unit of work."""
-        _publish(_Alert("vault_sealed", "vault", "vault", ()))
+        _publish_alert(_PendingAlert("vault_sealed", "vault", "vault", ()))
 
-    async def run(self) -> None:
+    async def publish_regularly(self) -> None:
         """Publish the collected alerts. Runs as a supervised task."""
         self._loop = asyncio.get_running_loop()
         if self._pending:
@@ -72,10 +72,10 @@ class Alerts:
             self._wake_up.clear()
             while self._pending:
                 alert = self._pending[0]
-                await self._work(lambda alert=alert: _publish(alert), entry=ENTRY)  # type: ignore[misc]  # bound in each iteration
+                await self._work(lambda alert=alert: _publish_alert(alert), entry=ENTRY)  # type: ignore[misc]  # bound in each iteration
                 self._pending.pop(0)
 
-    def _raise(self, alert: _Alert) -> None:
+    def _queue_alert(self, alert: _PendingAlert) -> None:
         key, now = (alert.kind, alert.type, alert.id), time.monotonic()
         with self._lock:
             if now - self._raised_at.get(key, -HOUR) < HOUR or len(self._pending) >= MAX_PENDING:
@@ -88,7 +88,7 @@ class Alerts:
             self._loop.call_soon_threadsafe(self._wake_up.set)
 
 
-def label(name: str, n: int) -> str:
+def redactor_label(name: str, n: int) -> str:
     """Return the name under which the redactor lists version `n` of a secret, such as `name@3`."""
     return f"{name}@{n}"
 
@@ -98,13 +98,13 @@ def label_name(text: str) -> str:
     return text.rpartition("@")[0]
 
 
-def prune(limit: int) -> int:
+def delete_old_alerts(limit: int) -> int:
     """Delete at most `limit` alert times that are older than an hour. Return the number of deleted rows."""
     old = SecretAlert.select(SecretAlert.id).where(SecretAlert.raised_at < clock.now(-HOUR)).limit(limit)
     return int(SecretAlert.delete().where(SecretAlert.id.in_(old)).execute())
 
 
-def _publish(alert: _Alert) -> None:
+def _publish_alert(alert: _PendingAlert) -> None:
     """Publish the alert, unless this or another process published the same alert within the last hour."""
     key = f"{alert.kind}:{alert.type}:{alert.id}"[:300]
     insert = SecretAlert.insert(id=key, raised_at=clock.now())
@@ -115,13 +115,13 @@ def _publish(alert: _Alert) -> None:
     )
     if not written.as_rowcount().execute():
         return
-    title, detail = _message(alert)
+    title, detail = _alert_texts(alert)
     about = {"type": alert.type, "id": alert.id}
     event = SystemAlert(kind=alert.kind, severity="critical", title=title, detail=detail, object=about)
     emit(event, object=(alert.type, alert.id))
 
 
-def _message(alert: _Alert) -> tuple[str, str]:
+def _alert_texts(alert: _PendingAlert) -> tuple[str, str]:
     names = ", ".join(alert.names)
     if alert.kind == "secret_detected":
         text = f"Text from {alert.type} {alert.id} contained the value of {names}. It was redacted; find the leak."

@@ -16,7 +16,7 @@ SPACE = uuid.UUID("5b0a3c1e-7a0e-5f5e-9d0b-0c0f3a1d2e4b")
 """The namespace of the ids of pinned secrets. An id derives from the name, so that it is equal in every process."""
 
 
-class Pinned(msgspec.Struct, frozen=True, kw_only=True):
+class PinnedSecret(msgspec.Struct, frozen=True, kw_only=True):
     """A secret set by an environment variable. `key` is its name in lower case."""
 
     id: str
@@ -28,33 +28,36 @@ class Pinned(msgspec.Struct, frozen=True, kw_only=True):
         return f"<Pinned {self.name}>"
 
 
-class Environment:
+class PinnedSecrets:
     """The pinned secrets of this process, read once at its start."""
 
     def __init__(self, installation: Installation) -> None:
         made = {
-            name.lower(): Pinned(id=str(uuid.uuid5(SPACE, name.lower())), name=name, key=name.lower(), value=value)
+            name.lower(): PinnedSecret(
+                id=str(uuid.uuid5(SPACE, name.lower())), name=name, key=name.lower(), value=value
+            )
             for name, value in sorted(installation.secrets.items())
         }
         self._by_key = {key: made[key] for key in sorted(made)}
         self._by_id = {item.id: item for item in made.values()}
 
-    def all(self) -> list[Pinned]:
+    def all_secrets(self) -> list[PinnedSecret]:
         """Return all pinned secrets, sorted by name."""
         return list(self._by_key.values())
 
-    def named(self, name: str) -> Pinned | None:
+    def find_by_name(self, name: str) -> PinnedSecret | None:
         """Return the pinned secret with the given name, or None. Ignores case."""
         return self._by_key.get(name.lower())
 
-    def get(self, id: str) -> Pinned | None:
+    def find_by_id(self, id: str) -> PinnedSecret | None:
         """Return the pinned secret with the given id, or None."""
         return self._by_id.get(id)
 
-    def refuse(self, *, id: str = "", name: str = "") -> None:
+    def refuse_pinned(self, *, id: str = "", name: str = "") -> None:
         """Raise `Conflict` (`setting_locked`) if the secret with this id or name is pinned."""
-        found = self.get(id) or self.named(name)
+        found = self.find_by_id(id) or self.find_by_name(name)
         if found is not None:
             raise Conflict(
-                f"{found.name} is set by CORRAL_SECRET_{found.name}; change it there.", code="setting_locked"
+                f"{found.name} is set by the environment variable CORRAL_SECRET_{found.name}; change it there.",
+                code="setting_locked",
             )

@@ -22,7 +22,7 @@ from corral.errors import Conflict, Unavailable
 from corral.ids import new_id
 from corral.jobs.job import enqueue
 from corral.plugin import Audit, AuditEntry
-from corral_plugins.secrets.service.values import unhex
+from corral_plugins.secrets.service.values import decode_hex
 from corral_plugins.secrets.shapes import KeyCount, KeyStatus
 
 JOB, LEASE = "secrets.rewrap", "secrets.rewrap"
@@ -42,7 +42,7 @@ class MasterKeys:
         self._rotation, self._columns, self._work = rotation, columns, work
         self._counted: tuple[float, float] | None = None
 
-    def status(self) -> KeyStatus:
+    def key_status(self) -> KeyStatus:
         """Return the master keys and the number of rows encrypted under each."""
         counts = self._columns.counts()
         labels = self._rotation.labels
@@ -51,22 +51,23 @@ class MasterKeys:
         return KeyStatus(
             sealed=self._rotation.sealed,
             active_key=active,
-            remaining=_remaining(counts, active),
+            remaining=_rows_not_active(counts, active),
             rotating=lease_holder(LEASE) is not None,
             keys=[KeyCount(key_id=id, label=labels.get(id), rows=counts.get(id, 0)) for id in listed],
         )
 
-    def begin(self) -> tuple[int, str]:
+    def begin_rotation(self) -> tuple[int, str]:
         """Acquire the lease of the rotation. Return the number of rows and the lease holder to pass to `run`.
 
         Raises `Conflict` (`invalid_state`) if a rotation is already running or no row needs rewrapping, and
         `Unavailable` (`vault_sealed`).
         """
         active = self._rotation.active_id
-        remaining = _remaining(self._columns.counts(), active)
+        remaining = _rows_not_active(self._columns.counts(), active)
         if not remaining:
             detail = (
-                "Every row is under the active key; to rotate, put a new key first in CORRAL_MASTER_KEY and restart."
+                "Every row is already encrypted under the active key. To rotate the key, insert a new key at the "
+                "beginning of CORRAL_MASTER_KEY and restart the server."
             )
             raise Conflict(detail, current_status="idle")
         holder = new_id()
@@ -84,13 +85,13 @@ class MasterKeys:
             self.audit.record(entry)
         return remaining, holder
 
-    def start(self) -> int:
+    def enqueue_rotation(self) -> int:
         """Enqueue the rotation as a background job. Return the number of rows to rewrap."""
-        remaining, holder = self.begin()
+        remaining, holder = self.begin_rotation()
         enqueue(JOB, holder=holder)
         return remaining
 
-    async def run(self, holder: str, *, seconds: float = RUN_SECONDS) -> bool:
+    async def rewrap_rows(self, holder: str, *, seconds: float = RUN_SECONDS) -> bool:
         """Rewrap rows for `seconds`.
 
         Return False if time ran out, and True if all rows are done or the lease was lost.
@@ -98,9 +99,9 @@ class MasterKeys:
         until = time.monotonic() + seconds
         for column in self._columns.columns:
             after: Any = None
-            while values := await self._next(column, after):
-                rewrapped = await asyncio.to_thread(self._rewrapped, values)
-                if not await self._work(functools.partial(self._write, column, rewrapped, holder), entry=ENTRY):
+            while values := await self._next_batch(column, after):
+                rewrapped = await asyncio.to_thread(self._rewrap_values, values)
+                if not await self._work(functools.partial(self._write_values, column, rewrapped, holder), entry=ENTRY):
                     return True
                 if time.monotonic() >= until:
                     return False
@@ -108,21 +109,21 @@ class MasterKeys:
         await self._work(lambda: release_lease(LEASE, holder), entry=ENTRY)
         return True
 
-    async def _next(self, column: SealedColumn, after: Any) -> list[SealedValue]:
+    async def _next_batch(self, column: SealedColumn, after: Any) -> list[SealedValue]:
         """Return the next batch of a column's values that are not encrypted under the active key."""
         read = functools.partial(column.values_after, after, BATCH_SIZE, except_key=self._rotation.active_id)
         return await self._work(read, entry=ENTRY, read=True)
 
-    def _rewrapped(self, values: list[SealedValue]) -> list[tuple[SealedValue, str]]:
+    def _rewrap_values(self, values: list[SealedValue]) -> list[tuple[SealedValue, str]]:
         """Rewrap the values that can be decrypted. Values with a missing key or damaged content are skipped."""
         found = []
         for item in values:
             with contextlib.suppress(SealedWrong, Unavailable):
-                found.append((item, self._rotation.rewrap(unhex(item.value)).hex()))
+                found.append((item, self._rotation.rewrap(decode_hex(item.value)).hex()))
         return found
 
     @staticmethod
-    def _write(column: SealedColumn, rewrapped: list[tuple[SealedValue, str]], holder: str) -> bool:
+    def _write_values(column: SealedColumn, rewrapped: list[tuple[SealedValue, str]], holder: str) -> bool:
         """Store the rewrapped values if `holder` still holds the lease, and return whether it does.
 
         Values that changed in the meantime are not overwritten.
@@ -133,15 +134,15 @@ class MasterKeys:
             column.replace(item, text)
         return True
 
-    def remaining(self) -> float:
+    def remaining_rows(self) -> float:
         """Return the number of rows that are not under the active key. The number is cached for 30 seconds."""
         now = time.monotonic()
         if self._counted is None or now - self._counted[0] > CACHE_SECONDS:
             active = next(iter(self._rotation.labels), None)
-            self._counted = (now, float(_remaining(self._columns.counts(), active)))
+            self._counted = (now, float(_rows_not_active(self._columns.counts(), active)))
         return self._counted[1]
 
-    def unreadable(self, read: Read) -> dict[str, int]:
+    def unreadable_values(self, read: Read) -> dict[str, int]:
         """Return for each column the number of values that no loaded key decrypts.
 
         `read` runs a query in a unit of work.
@@ -150,17 +151,17 @@ class MasterKeys:
         for column in self._columns.columns:
             after: Any = None
             while values := read(functools.partial(column.values_after, after, BATCH_SIZE)):
-                wrong = sum(not self._unwraps(item.value) for item in values)
+                wrong = sum(not self._can_unwrap(item.value) for item in values)
                 found[column.name] = found.get(column.name, 0) + wrong
                 after = values[-1].row
         return found
 
-    def _unwraps(self, text: str) -> bool:
+    def _can_unwrap(self, text: str) -> bool:
         try:
-            return self._rotation.unwraps(unhex(text))
+            return self._rotation.unwraps(decode_hex(text))
         except SealedWrong:
             return False
 
 
-def _remaining(counts: dict[str, int], active: str | None) -> int:
+def _rows_not_active(counts: dict[str, int], active: str | None) -> int:
     return sum(count for key, count in counts.items() if key != active)

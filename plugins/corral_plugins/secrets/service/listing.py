@@ -1,10 +1,14 @@
-"""Lists secrets, their versions and expiring secrets. Stored and pinned secrets are merged by name."""
+"""Lists secrets, their versions and expiring secrets, and counts secrets by status.
+
+Stored and pinned secrets are merged by name.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
+import peewee
 from msgspec import UNSET
 
 from corral.auth.principal import Principal
@@ -13,35 +17,35 @@ from corral.http.page import Order, Page, PageQuery, check_place, paginate, read
 from corral.plugin import Settings
 from corral_plugins.secrets.models import SecretRow, SecretVersion
 from corral_plugins.secrets.service import rows
-from corral_plugins.secrets.service.environment import Environment, Pinned
+from corral_plugins.secrets.service.environment import PinnedSecret, PinnedSecrets
 from corral_plugins.secrets.settings import MAX_VERSIONS, REMINDER_DAYS
-from corral_plugins.secrets.shapes import ExpiringQuery, SecretQuery, SecretView, VersionView
+from corral_plugins.secrets.shapes import ExpiringQuery, SecretQuery, SecretView, Status, VersionView
 
 SCOPE = "secrets"
 
 
-class Listing:
+class SecretListing:
     """The read operations of the vault. All methods run in the caller's unit of work."""
 
-    def __init__(self, environment: Environment, settings: Settings) -> None:
+    def __init__(self, environment: PinnedSecrets, settings: Settings) -> None:
         self._environment, self._settings = environment, settings
 
-    def get(self, id: str) -> tuple[SecretView, int]:
+    def get_secret(self, id: str) -> tuple[SecretView, int]:
         """Return a secret, even a deleted one, with the revision for its ETag. Raises `NotFound`."""
-        pinned = self._environment.get(id)
+        pinned = self._environment.find_by_id(id)
         if pinned is not None:
-            return self._views([pinned])[0], 1
-        return self.shown(rows.get(id, deleted=True))
+            return self._views_of([pinned])[0], 1
+        return self.view_of_row(rows.get_secret_row(id, deleted=True))
 
-    def shown(self, row: SecretRow) -> tuple[SecretView, int]:
+    def view_of_row(self, row: SecretRow) -> tuple[SecretView, int]:
         """Return the view of a stored secret with the revision for its ETag."""
-        return self._views([row])[0], row.revision
+        return self._views_of([row])[0], row.revision
 
-    def page(self, query: SecretQuery, by: Principal) -> Page[SecretView]:
+    def list_secrets(self, query: SecretQuery, by: Principal) -> Page[SecretView]:
         """Return a page of secrets sorted by name. Pinned secrets hide stored secrets of the same name."""
         check_place(query)
-        pinned = [item for item in self._environment.all() if _matches(item, query)]
-        stored = self._filtered(query)
+        pinned = [item for item in self._environment.all_secrets() if _pinned_matches(item, query)]
+        stored = self._filter_rows(query)
         total = stored.count() + len(pinned)
         name = by_code_point(SecretRow.name_key)
         order = (name, SecretRow.id)
@@ -49,7 +53,7 @@ class Listing:
             after = tuple(read_cursor(query.cursor, SCOPE, by, query.fingerprint()))
             following = (name > after[0]) | ((SecretRow.name_key == after[0]) & (SecretRow.id > after[1]))
             found: list[Any] = list(stored.where(following).order_by(*order).limit(query.limit + 1))
-            merged = _merged(found, [item for item in pinned if (item.key, item.id) > after])
+            merged = _merge_sorted(found, [item for item in pinned if (item.key, item.id) > after])
             offset, window = None, merged[: query.limit + 1]
         else:
             offset = query.offset if isinstance(query.offset, int) else 0
@@ -59,15 +63,15 @@ class Listing:
                 stored.order_by(*order).offset(skipped).limit(query.limit + 1 + offset - skipped + len(pinned))
             )
             before = [item for item in pinned if found and skipped and item.key < found[0].name_key]
-            merged = _merged(found, pinned[len(before) :] if found or not skipped else [])
+            merged = _merge_sorted(found, pinned[len(before) :] if found or not skipped else [])
             start = offset - skipped - len(before)
             window = merged[start : start + query.limit + 1]
         shown = window[: query.limit]
         more = len(window) > query.limit
-        following_cursor = write_cursor(SCOPE, by, query.fingerprint(), _key(shown[-1])) if more else None
-        return Page(items=self._views(shown), total=total, limit=query.limit, offset=offset, next=following_cursor)
+        following_cursor = write_cursor(SCOPE, by, query.fingerprint(), _sort_key(shown[-1])) if more else None
+        return Page(items=self._views_of(shown), total=total, limit=query.limit, offset=offset, next=following_cursor)
 
-    def expiring(self, query: ExpiringQuery, by: Principal) -> Page[SecretView]:
+    def list_expiring(self, query: ExpiringQuery, by: Principal) -> Page[SecretView]:
         """Return a page of expired secrets and secrets that expire within `days`, earliest expiry first."""
         soon = SecretRow.deleted_at.is_null() & (SecretRow.expires_at <= rows.expiring_until([query.days]))
         found: Page[Any] = paginate(
@@ -79,14 +83,18 @@ class Listing:
             make=lambda row: row,
         )
         return Page(
-            items=self._views(found.items), total=found.total, limit=found.limit, offset=found.offset, next=found.next
+            items=self._views_of(found.items),
+            total=found.total,
+            limit=found.limit,
+            offset=found.offset,
+            next=found.next,
         )
 
-    def versions(self, id: str, query: PageQuery, by: Principal) -> Page[VersionView]:
+    def list_versions(self, id: str, query: PageQuery, by: Principal) -> Page[VersionView]:
         """Return a page of versions, newest first. A pinned secret has no stored versions."""
-        if self._environment.get(id) is not None:
+        if self._environment.find_by_id(id) is not None:
             return Page(items=[], total=0, limit=query.limit, offset=0, next=None)
-        row = rows.get(id, deleted=True)
+        row = rows.get_secret_row(id, deleted=True)
         of_it = SecretVersion.select().where(SecretVersion.secret_id == row.id)
         return paginate(
             of_it,
@@ -99,17 +107,17 @@ class Listing:
 
     # -- internals
 
-    def _until(self) -> str:
+    def _expiring_until(self) -> str:
         return rows.expiring_until(self._settings.get(REMINDER_DAYS))
 
-    def _filtered(self, query: SecretQuery) -> Any:
-        until = self._until()
+    def _filter_rows(self, query: SecretQuery) -> Any:
+        until = self._expiring_until()
         wanted = query.status or ["active", "expiring", "expired"]
         is_wanted = rows.status_is(wanted[0], until)
         for status in wanted[1:]:
             is_wanted |= rows.status_is(status, until)
         found = SecretRow.select().where(is_wanted)
-        hidden = [item.key for item in self._environment.all()]
+        hidden = [item.key for item in self._environment.all_secrets()]
         if hidden:
             found = found.where(SecretRow.name_key.not_in(hidden) | SecretRow.deleted_at.is_null(False))
         if query.category:
@@ -119,29 +127,44 @@ class Listing:
             found = found.where(SecretRow.name.contains(text) | SecretRow.description.contains(text))
         return found
 
-    def _views(self, items: Sequence[Any]) -> list[SecretView]:
-        used = rows.references([_key(item)[0] for item in items])
-        until, kept = self._until(), self._settings.get(MAX_VERSIONS)
+    def _views_of(self, items: Sequence[Any]) -> list[SecretView]:
+        used = rows.references_by_name([_sort_key(item)[0] for item in items])
+        until, kept = self._expiring_until(), self._settings.get(MAX_VERSIONS)
         return [
             rows.pinned_view(item, used.get(item.key, []), kept)
-            if isinstance(item, Pinned)
-            else rows.view(item, used.get(item.name_key, []), until)
+            if isinstance(item, PinnedSecret)
+            else rows.secret_view(item, used.get(item.name_key, []), until)
             for item in items
         ]
 
 
-def _key(item: Any) -> tuple[str, str]:
-    return (item.key, item.id) if isinstance(item, Pinned) else (item.name_key, item.id)
+def _sort_key(item: Any) -> tuple[str, str]:
+    return (item.key, item.id) if isinstance(item, PinnedSecret) else (item.name_key, item.id)
 
 
-def _merged(stored: Sequence[Any], pinned: Sequence[Pinned]) -> list[Any]:
-    return sorted([*stored, *pinned], key=_key)
+def _merge_sorted(stored: Sequence[Any], pinned: Sequence[PinnedSecret]) -> list[Any]:
+    return sorted([*stored, *pinned], key=_sort_key)
 
 
-def _matches(item: Pinned, query: SecretQuery) -> bool:
+def _pinned_matches(item: PinnedSecret, query: SecretQuery) -> bool:
     """Return whether a pinned secret matches the filters. Pinned secrets are active and in the category `general`."""
     if query.status and "active" not in query.status:
         return False
     if query.category and "general" not in query.category:
         return False
     return query.search is UNSET or query.search.lower() in item.name.lower()
+
+
+STATUSES: tuple[Status, ...] = get_args(Status)
+
+
+def secrets_by_status(settings: Settings, environment: PinnedSecrets) -> dict[tuple[str, ...], float]:
+    """Count the secrets by status in one query. Pinned secrets count as active."""
+    until = rows.expiring_until(settings.get(REMINDER_DAYS))
+    counters = [peewee.fn.SUM(peewee.Case(None, [(rows.status_is(status, until), 1)], 0)) for status in STATUSES]
+    found = SecretRow.select(*counters).tuples().first()
+    counts: dict[tuple[str, ...], float] = {
+        (str(status),): float(count or 0) for status, count in zip(STATUSES, found, strict=True)
+    }
+    counts[("active",)] += len(environment.all_secrets())
+    return counts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,9 +15,9 @@ from corral.errors import Unavailable
 from corral.events.log import LoggedEvent
 from corral.redact.redactor import Redactor
 from corral_plugins.secrets.models import SecretRow, SecretVersion
-from corral_plugins.secrets.service.alerts import SOURCE, Alerts, label
-from corral_plugins.secrets.service.environment import Environment
-from corral_plugins.secrets.service.values import Values
+from corral_plugins.secrets.service.alerts import SOURCE, VaultAlerts, redactor_label
+from corral_plugins.secrets.service.environment import PinnedSecrets
+from corral_plugins.secrets.service.values import SecretValues
 
 BATCH_SIZE = 500
 RETRY_SECONDS = 0.5
@@ -25,7 +26,7 @@ GROUP, MAX_GROUP_SECRETS = "worker_group:", 1000
 ENTRY = Entry(label="secrets.redactor_values", actor=SYSTEM)
 
 
-class _Listed(NamedTuple):
+class _ListedVersion(NamedTuple):
     id: str
     n: int
     secret_id: str
@@ -39,7 +40,7 @@ class RedactorValues:
     """
 
     def __init__(
-        self, work: Work, redactor: Redactor, values: Values, environment: Environment, alerts: Alerts
+        self, work: Work, redactor: Redactor, values: SecretValues, environment: PinnedSecrets, alerts: VaultAlerts
     ) -> None:
         self._work, self._redactor, self._values = work, redactor, values
         self._environment, self._alerts = environment, alerts
@@ -54,65 +55,69 @@ class RedactorValues:
         if any(record.type in CHANGES for record in records):
             self._changed.set()
 
-    async def run(self) -> None:
+    async def refresh_on_change(self) -> None:
         """Refresh the redactor after every change. Runs as a supervised task."""
         while True:
             await self._changed.wait()
             self._changed.clear()
             try:
-                await self.refresh()
+                await self.refresh_redactor()
             except Unavailable:
                 self._changed.set()
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def refresh(self) -> None:
+    async def refresh_redactor(self) -> None:
         """Read new values from the database and pass all values to the redactor."""
-        self.groups = await self._work(_groups, entry=ENTRY, read=True)
-        listed = await self._list()
+        self.groups = await self._work(_worker_groups, entry=ENTRY, read=True)
+        listed = await self._list_versions()
         missing = [item for item in listed if item.id not in self._opened]
         for start in range(0, len(missing), BATCH_SIZE):
             some = missing[start : start + BATCH_SIZE]
-            read = await self._work(lambda some=some: _read([item.id for item in some]), entry=ENTRY, read=True)  # type: ignore[misc]  # bound in each iteration
-            self._opened |= await asyncio.to_thread(self._open, read, {item.id: item for item in some})
+            read = await self._work(
+                functools.partial(_read_versions, [item.id for item in some]), entry=ENTRY, read=True
+            )
+            self._opened |= await asyncio.to_thread(self._decrypt_versions, read, {item.id: item for item in some})
         now = {item.id for item in listed}
         self._opened = {id: value for id, value in self._opened.items() if id in now}
         self.unreadable = sum(value is None for value in self._opened.values())
-        values = {label(item.name, 1): item.value for item in self._environment.all()}
+        values = {redactor_label(item.name, 1): item.value for item in self._environment.all_secrets()}
         for item in listed:
             if (value := self._opened[item.id]) is not None:
-                values[label(item.name, item.n)] = value
+                values[redactor_label(item.name, item.n)] = value
         await asyncio.to_thread(self._redactor.set_values, SOURCE, values)
 
-    async def _list(self) -> list[_Listed]:
+    async def _list_versions(self) -> list[_ListedVersion]:
         """Return every version that is not destroyed, including versions of deleted secrets."""
-        found: list[_Listed] = []
+        found: list[_ListedVersion] = []
         while True:
             after = found[-1].id if found else ""
-            some = await self._work(lambda after=after: _list(after), entry=ENTRY, read=True)  # type: ignore[misc]  # bound in each iteration
+            some = await self._work(lambda after=after: _list_batch(after), entry=ENTRY, read=True)  # type: ignore[misc]  # bound in each iteration
             found += some
             if len(some) < BATCH_SIZE:
                 return found
 
-    def _open(self, versions: Sequence[SecretVersion], listed: dict[str, _Listed]) -> dict[str, str | None]:
+    def _decrypt_versions(
+        self, versions: Sequence[SecretVersion], listed: dict[str, _ListedVersion]
+    ) -> dict[str, str | None]:
         opened: dict[str, str | None] = dict.fromkeys(listed)
         for version in versions:
             with contextlib.suppress(Unavailable):  # without the key this process cannot leak the value either
                 try:
-                    opened[version.id] = self._values.opened(version)
+                    opened[version.id] = self._values.decrypt_version(version)
                 except SealedWrong:
-                    self._alerts.damaged(version.secret_id, listed[version.id].name)
+                    self._alerts.report_damaged(version.secret_id, listed[version.id].name)
         return opened
 
 
-def _list(after: str) -> list[_Listed]:
+def _list_batch(after: str) -> list[_ListedVersion]:
     fields: tuple[Any, ...] = (SecretVersion.id, SecretVersion.n, SecretVersion.secret_id, SecretRow.name)
     joined = SecretVersion.select(*fields).join(SecretRow, on=(SecretRow.id == SecretVersion.secret_id))
     where = SecretVersion.sealed.is_null(False) & (SecretVersion.id > after)
     found: Any = joined.where(where).order_by(SecretVersion.id).limit(BATCH_SIZE).tuples()
-    return [_Listed(*each) for each in found]
+    return [_ListedVersion(*each) for each in found]
 
 
-def _groups() -> dict[str, list[str]]:
+def _worker_groups() -> dict[str, list[str]]:
     live = SecretRow.deleted_at.is_null() & SecretRow.allowed_consumers.contains(f'"{GROUP}')
     listed = SecretRow.select(SecretRow.name, SecretRow.allowed_consumers).where(live)
     found: dict[str, list[str]] = {}
@@ -123,5 +128,5 @@ def _groups() -> dict[str, list[str]]:
     return found
 
 
-def _read(ids: Sequence[str]) -> list[SecretVersion]:
+def _read_versions(ids: Sequence[str]) -> list[SecretVersion]:
     return list(SecretVersion.select().where(SecretVersion.id.in_(ids) & SecretVersion.sealed.is_null(False)))

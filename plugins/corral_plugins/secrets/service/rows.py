@@ -16,14 +16,14 @@ from corral.http.answers import IfMatch
 from corral.plugin import Audit, AuditEntry
 from corral_plugins.secrets.api import EVENTS
 from corral_plugins.secrets.models import SecretReference, SecretRow, SecretVersion
-from corral_plugins.secrets.service.environment import Pinned
-from corral_plugins.secrets.shapes import Reference, SecretView, Status, VersionView
+from corral_plugins.secrets.service.environment import PinnedSecret
+from corral_plugins.secrets.shapes import SecretUser, SecretView, Status, VersionView
 
 DAY = 86_400
 SHOWN = ("category", "description", "expires_at", "allowed_consumers", "allowed_hosts", "max_versions")
 
 
-def get(id: str, *, deleted: bool = False) -> SecretRow:
+def get_secret_row(id: str, *, deleted: bool = False) -> SecretRow:
     """Return the secret with this id. `deleted` includes deleted secrets. Raises `NotFound`."""
     row = SecretRow.get_or_none(SecretRow.id == id)
     if row is None or (row.deleted_at is not None and not deleted):
@@ -31,12 +31,12 @@ def get(id: str, *, deleted: bool = False) -> SecretRow:
     return row
 
 
-def named(name: str) -> SecretRow | None:
+def find_by_name(name: str) -> SecretRow | None:
     """Return the secret with this name, or None. Ignores case and deleted secrets."""
     return SecretRow.get_or_none((SecretRow.name_key == name.lower()) & SecretRow.deleted_at.is_null())
 
 
-def locked(id: str, match: IfMatch, *, deleted: bool = False) -> SecretRow:
+def lock_secret_row(id: str, match: IfMatch, *, deleted: bool = False) -> SecretRow:
     """Lock a secret until the end of the unit of work, and increment its revision.
 
     Raises `NotFound`, and `precondition_failed` if the ETag is stale.
@@ -50,7 +50,7 @@ def locked(id: str, match: IfMatch, *, deleted: bool = False) -> SecretRow:
     return row
 
 
-def change(row: SecretRow, values: Mapping[str, Any]) -> None:
+def change_secret_row(row: SecretRow, values: Mapping[str, Any]) -> None:
     """Update columns of a locked row."""
     if values:
         SecretRow.update(dict(values)).where(SecretRow.id == row.id).execute()
@@ -91,28 +91,28 @@ def status_is(status: Status, until: str) -> Any:
 # -- views
 
 
-def references(keys: Iterable[str]) -> dict[str, list[Reference]]:
+def references_by_name(keys: Iterable[str]) -> dict[str, list[SecretUser]]:
     """Return the objects that use secrets, by the name of the secret. Names are in lower case."""
-    found: dict[str, list[Reference]] = {}
+    found: dict[str, list[SecretUser]] = {}
     rows = SecretReference.select().where(SecretReference.name_key.in_(list(keys)))
     for row in rows.order_by(SecretReference.created_at, SecretReference.id):
-        found.setdefault(row.name_key, []).append(Reference(kind=row.kind, id=row.object_id, name=row.title))
+        found.setdefault(row.name_key, []).append(SecretUser(kind=row.kind, id=row.object_id, name=row.title))
     return found
 
 
-def view(row: SecretRow, used: list[Reference], until: str) -> SecretView:
+def secret_view(row: SecretRow, used: list[SecretUser], until: str) -> SecretView:
     """Return the API view of a stored secret, without its value."""
     same = {name: getattr(row, name) for name in SecretView.__struct_fields__ if hasattr(row, name)}
     return SecretView(**same, status=status_of(row, until), read_only=False, references=used)
 
 
-def pinned_view(item: Pinned, used: list[Reference], max_versions: int) -> SecretView:
+def pinned_view(item: PinnedSecret, used: list[SecretUser], max_versions: int) -> SecretView:
     """Return the API view of a pinned secret, without its value."""
     return SecretView(
         id=item.id,
         name=item.name,
         category="general",
-        description=f"Set by CORRAL_SECRET_{item.name}.",
+        description=f"Set by the environment variable CORRAL_SECRET_{item.name}.",
         status="active",
         version=1,
         expires_at=None,
@@ -146,7 +146,7 @@ def version_view(version: SecretVersion, current: int) -> VersionView:
 # -- events and audit
 
 
-def publish(kind: Any, row: SecretRow, by: Principal | None, **more: Any) -> None:
+def publish_event(kind: Any, row: SecretRow, by: Principal | None, **more: Any) -> None:
     """Publish an event of class `kind` about a secret."""
     assert kind in EVENTS
     who = None if by is None else by.user_id or by.id
@@ -186,7 +186,7 @@ def record_audit(
         audit.record(entry)
 
 
-def columns(values: Mapping[str, Any]) -> dict[str, Any]:
+def to_columns(values: Mapping[str, Any]) -> dict[str, Any]:
     """Convert the fields of a request body to database columns."""
     found = dict(values)
     if found.get("expires_at") is not None:
@@ -203,7 +203,7 @@ def is_duplicate(error: peewee.IntegrityError) -> bool:
     return "secrets_secrets" in str(error) and "unique" in str(error).lower()
 
 
-def given(body: msgspec.Struct, *names: str) -> dict[str, Any]:
+def given_fields(body: msgspec.Struct, *names: str) -> dict[str, Any]:
     """Return those of the named fields of a request body that are set."""
     found = {name: getattr(body, name) for name in names}
     return {name: value for name, value in found.items() if value is not msgspec.UNSET}

@@ -12,8 +12,8 @@ from corral.errors import Conflict, Invalid, NotFound, Problem, Unavailable
 from corral.ids import new_id
 from corral.redact.encodings import redactable
 from corral_plugins.secrets.models import SecretRow, SecretVersion
-from corral_plugins.secrets.service.alerts import Alerts
-from corral_plugins.secrets.shapes import Generate
+from corral_plugins.secrets.service.alerts import VaultAlerts
+from corral_plugins.secrets.shapes import GenerationOptions
 
 MAX_VALUE_BYTES = 64 * 1024
 NOT_REDACTABLE = "not_redactable"
@@ -25,20 +25,20 @@ CHARSETS = {
 }
 
 
-def checked(value: str, pointer: str = "/value") -> str:
+def checked_value(value: str, pointer: str = "/value") -> str:
     """Return the value if it can be stored. Raises `Invalid` if the value is a mask or larger than 64 KiB."""
     refuse_mask(value, pointer)
     if len(value.encode()) > MAX_VALUE_BYTES:
-        raise Invalid.at(pointer, "too_long", "at most 64 KiB of UTF-8")
+        raise Invalid.at(pointer, "too_long", "must be at most 64 KiB of UTF-8")
     return value
 
 
-def warnings(value: str | None) -> list[str]:
+def value_warnings(value: str | None) -> list[str]:
     """Return `not_redactable` as a warning if the value is too short or too common to be redacted."""
     return [] if value is None or redactable(value) else [NOT_REDACTABLE]
 
 
-def unhex(text: str) -> bytes:
+def decode_hex(text: str) -> bytes:
     """Decode a stored encrypted value. Raises `SealedWrong` if the text was altered and is no longer hexadecimal."""
     try:
         return bytes.fromhex(text)
@@ -46,7 +46,7 @@ def unhex(text: str) -> bytes:
         raise SealedWrong("not a sealed value") from None
 
 
-def _place(secret_id: str, n: int) -> str:
+def _value_context(secret_id: str, n: int) -> str:
     """Return the associated data that binds a value to its secret and version.
 
     A version row that is moved to another secret cannot be decrypted.
@@ -54,29 +54,29 @@ def _place(secret_id: str, n: int) -> str:
     return place("secrets_versions", secret_id, n)
 
 
-def generated(how: Generate) -> str:
+def generate_value(how: GenerationOptions) -> str:
     """Generate a random value with the given length and character set."""
     return "".join(secrets.choice(CHARSETS[how.charset]) for _ in range(how.length))
 
 
-class Values:
+class SecretValues:
     """Encrypts and decrypts values; no other class does. Methods run in the caller's unit of work."""
 
-    def __init__(self, sealer: Sealer, alerts: Alerts) -> None:
+    def __init__(self, sealer: Sealer, alerts: VaultAlerts) -> None:
         self._sealer, self._alerts = sealer, alerts
 
-    def add(self, row: SecretRow, n: int, value: str, *, by: str | None) -> None:
+    def add_version(self, row: SecretRow, n: int, value: str, *, by: str | None) -> None:
         """Encrypt and store a value as version `n` of a locked secret."""
-        sealed = self._sealer.encrypt(value.encode(), aad=_place(row.id, n)).hex()
+        sealed = self._sealer.encrypt(value.encode(), aad=_value_context(row.id, n)).hex()
         SecretVersion.create(id=new_id(), secret_id=row.id, n=n, sealed=sealed, created_by=by, created_at=clock.now())
 
-    def replace(self, row: SecretRow, value: str, *, by: str | None, grace_seconds: int = 0) -> int:
+    def replace_value(self, row: SecretRow, value: str, *, by: str | None, grace_seconds: int = 0) -> int:
         """Add the next version of a locked secret and return its number.
 
         The previous value stays valid for `grace_seconds`.
         """
         n = row.version + 1
-        self.add(row, n, value, by=by)
+        self.add_version(row, n, value, by=by)
         if grace_seconds:
             now_old = (SecretVersion.secret_id == row.id) & (SecretVersion.n == row.version)
             SecretVersion.update(grace_until=clock.now(grace_seconds)).where(now_old).execute()
@@ -88,7 +88,7 @@ class Values:
         beyond = SecretVersion.n <= row.version - row.max_versions
         SecretVersion.delete().where((SecretVersion.secret_id == row.id) & beyond & over).execute()
 
-    def version(self, row: SecretRow, n: int) -> SecretVersion:
+    def get_version(self, row: SecretRow, n: int) -> SecretVersion:
         """Return version `n` of a secret. Raises `NotFound`."""
         found = SecretVersion.get_or_none((SecretVersion.secret_id == row.id) & (SecretVersion.n == n))
         if found is None:
@@ -101,21 +101,23 @@ class Values:
         Raises `Problem` (`secrets.destroyed`). If the value is damaged, raises an alert and `Conflict`
         (`secrets.damaged`).
         """
-        version = self.version(row, row.version if n is None else n)
+        version = self.get_version(row, row.version if n is None else n)
         if version.sealed is None:
             raise Problem("This version was destroyed permanently.", code="secrets.destroyed")
         try:
-            return self.opened(version)
+            return self.decrypt_version(version)
         except SealedWrong:
-            self._alerts.damaged(row.id, row.name)
+            self._alerts.report_damaged(row.id, row.name)
             detail = f"The stored value of {row.name} is damaged or belongs to another secret; store it again."
             raise Conflict(detail, code="secrets.damaged") from None
 
-    def opened(self, version: SecretVersion) -> str:
+    def decrypt_version(self, version: SecretVersion) -> str:
         """Decrypt a version and return its value. Raises `SealedWrong` or `Unavailable`."""
-        return self._sealer.decrypt(unhex(version.sealed), aad=_place(version.secret_id, version.n)).decode()
+        return self._sealer.decrypt(
+            decode_hex(version.sealed), aad=_value_context(version.secret_id, version.n)
+        ).decode()
 
-    def after(self, id: str, at_once: int = 200) -> list[Any]:
+    def versions_after(self, id: str, at_once: int = 200) -> list[Any]:
         """Return the next batch of versions after the id `id`, with the names of their secrets.
 
         Destroyed versions are skipped.
@@ -129,25 +131,27 @@ class Values:
     def is_damaged(self, version: SecretVersion) -> bool:
         """Return whether a version fails to decrypt although its key is loaded. Requires no unit of work."""
         try:
-            self.opened(version)
+            self.decrypt_version(version)
         except SealedWrong:
             return True
         except Unavailable:
             return False
         return False
 
-    def destroy(self, row: SecretRow, n: int) -> None:
+    def destroy_version(self, row: SecretRow, n: int) -> None:
         """Delete the encrypted value of a version together with its key. Raises `Conflict` for the current version."""
         if n == row.version:
             raise Conflict(
                 "The current value cannot be destroyed; rotate or delete the secret.", current_status="current"
             )
-        there = (SecretVersion.id == self.version(row, n).id) & SecretVersion.sealed.is_null(False)
+        there = (SecretVersion.id == self.get_version(row, n).id) & SecretVersion.sealed.is_null(False)
         if not SecretVersion.update(sealed=None, grace_until=None).where(there).execute():
             raise NotFound("This version was already destroyed.")
 
-    def in_grace(self, row: SecretRow) -> list[str]:
+    def values_in_grace(self, row: SecretRow) -> list[str]:
         """Return the replaced values that are still in their grace period, newest first."""
         valid = (SecretVersion.secret_id == row.id) & (SecretVersion.grace_until > clock.now())
         found = SecretVersion.select().where(valid & SecretVersion.sealed.is_null(False))
-        return [self.opened(version) for version in found.order_by(SecretVersion.n.desc()).limit(row.max_versions)]
+        return [
+            self.decrypt_version(version) for version in found.order_by(SecretVersion.n.desc()).limit(row.max_versions)
+        ]

@@ -16,10 +16,17 @@ from corral.plugin import SECRET_CHANGE, Audit, Settings
 from corral_plugins.secrets import api
 from corral_plugins.secrets.models import SecretRow
 from corral_plugins.secrets.service import rows
-from corral_plugins.secrets.service.environment import Environment, Pinned
-from corral_plugins.secrets.service.values import Values, checked, generated
+from corral_plugins.secrets.service.environment import PinnedSecret, PinnedSecrets
+from corral_plugins.secrets.service.values import SecretValues, checked_value, generate_value
 from corral_plugins.secrets.settings import MAX_VERSIONS
-from corral_plugins.secrets.shapes import Generate, NewSecret, Reveal, Revealed, Rotation, SecretPatch
+from corral_plugins.secrets.shapes import (
+    GenerationOptions,
+    NewSecret,
+    RevealedSecret,
+    RevealRequest,
+    SecretPatch,
+    SecretRotation,
+)
 
 FIELDS = ("name", "category", "description", "expires_at", "allowed_consumers", "allowed_hosts", "max_versions")
 BOUND = ("agent:", "workflow:", "trigger:", "tool:", "worker_group:")
@@ -31,14 +38,14 @@ class Vault:
 
     audit: Audit | None
 
-    def __init__(self, values: Values, environment: Environment, settings: Settings) -> None:
+    def __init__(self, values: SecretValues, environment: PinnedSecrets, settings: Settings) -> None:
         self._values, self._environment, self._settings = values, environment, settings
 
     def create(self, new: NewSecret, by: Principal) -> SecretRow:
         """Store a secret. Raises `duplicate`, `setting_locked` or `masked_value_submitted`."""
-        self._environment.refuse(name=new.name)
-        value = checked(new.value)
-        fields = rows.columns(rows.given(new, *FIELDS))
+        self._environment.refuse_pinned(name=new.name)
+        value = checked_value(new.value)
+        fields = rows.to_columns(rows.given_fields(new, *FIELDS))
         fields["max_versions"] = new.max_versions or self._settings.get(MAX_VERSIONS)
         _check_expiry(fields["expires_at"])
         check_hosts(fields["allowed_consumers"], fields["allowed_hosts"])
@@ -53,10 +60,10 @@ class Vault:
             "updated_at": now,
         }
         if not SecretRow.insert(row).on_conflict_ignore().as_rowcount().execute():
-            raise _duplicate(new.name)
+            raise _duplicate_error(new.name)
         made = SecretRow.get_by_id(row["id"])
-        self._values.add(made, 1, value, by=by.user_id)
-        rows.publish(api.SecretCreated, made, by)
+        self._values.add_version(made, 1, value, by=by.user_id)
+        rows.publish_event(api.SecretCreated, made, by)
         rows.record_audit(self.audit, "create", made)
         return made
 
@@ -65,89 +72,93 @@ class Vault:
 
         Raises `precondition_failed` if the ETag or `cas` is stale.
         """
-        self._environment.refuse(id=id)
-        fields = rows.columns(rows.given(patch, *FIELDS))
-        value = None if patch.value is UNSET else checked(patch.value)
+        self._environment.refuse_pinned(id=id)
+        fields = rows.to_columns(rows.given_fields(patch, *FIELDS))
+        value = None if patch.value is UNSET else checked_value(patch.value)
         if not fields and value is None:
-            row = rows.get(id)
+            row = rows.get_secret_row(id)
             match.check(row.revision)
             _check_cas(patch, row)
             return row
-        row = rows.locked(id, match)
+        row = rows.lock_secret_row(id, match)
         _check_cas(patch, row)
         changes = {name: (getattr(row, name), fields[name]) for name in FIELDS if name in fields}
         changes = {name: change for name, change in changes.items() if change[0] != change[1]}
         self._check_fields(row, fields, changes)
         if value is not None:
             changes["value"] = SECRET_CHANGE
-            fields |= {"version": self._values.replace(row, value, by=by.user_id), "rotated_at": clock.now()}
+            fields |= {"version": self._values.replace_value(row, value, by=by.user_id), "rotated_at": clock.now()}
         if value is not None or "expires_at" in changes:
             fields["reminded_days"] = None
-        self._write(row, fields)
+        self._write_fields(row, fields)
         if value is not None:
-            rows.publish(api.SecretRotated, row, by)
+            rows.publish_event(api.SecretRotated, row, by)
         if changes.keys() != {"value"}:
-            rows.publish(api.SecretUpdated, row, by)
+            rows.publish_event(api.SecretUpdated, row, by)
         rows.record_audit(self.audit, "update", row, changes=changes)
         return row
 
-    def rotate(self, id: str, rotation: Rotation, match: IfMatch, by: Principal) -> tuple[SecretRow, str]:
+    def rotate(self, id: str, rotation: SecretRotation, match: IfMatch, by: Principal) -> tuple[SecretRow, str]:
         """Replace the value of a secret with a given or generated value. Return the row and the new value."""
-        self._environment.refuse(id=id)
+        self._environment.refuse_pinned(id=id)
         if rotation.value is not None and rotation.generate is not None:
             raise Invalid.at("/generate", "not_allowed", "Send either value or generate, not both.")
-        value = generated(rotation.generate or Generate()) if rotation.value is None else checked(rotation.value)
-        row = rows.locked(id, match)
-        n = self._values.replace(row, value, by=by.user_id, grace_seconds=rotation.grace_seconds)
-        self._write(row, {"version": n, "rotated_at": clock.now(), "reminded_days": None})
-        rows.publish(api.SecretRotated, row, by)
+        value = (
+            generate_value(rotation.generate or GenerationOptions())
+            if rotation.value is None
+            else checked_value(rotation.value)
+        )
+        row = rows.lock_secret_row(id, match)
+        n = self._values.replace_value(row, value, by=by.user_id, grace_seconds=rotation.grace_seconds)
+        self._write_fields(row, {"version": n, "rotated_at": clock.now(), "reminded_days": None})
+        rows.publish_event(api.SecretRotated, row, by)
         given = "generated" if rotation.value is None else "given"
         rows.record_audit(self.audit, "rotate", row, changes={"value": SECRET_CHANGE}, source=given)
         return row, value
 
-    def reveal(self, id: str, asked: Reveal, by: Principal) -> Revealed:
+    def reveal(self, id: str, asked: RevealRequest, by: Principal) -> RevealedSecret:
         """Return the value of a secret. The audit row commits with the unit of work, before the response is sent."""
         rows.require_audit(self.audit)
-        pinned = self._environment.get(id)
+        pinned = self._environment.find_by_id(id)
         if pinned is not None:
             return self._reveal_pinned(pinned, asked, by)
-        row = rows.get(id)
+        row = rows.get_secret_row(id)
         if rows.is_expired(row.expires_at):
             raise Gone(f"{row.name} has expired; rotate it or change its expires_at.", code="secret_expired")
         n = row.version if asked.version is None else asked.version
         value = self._values.decrypt(row, n)
-        rows.change(row, {"last_revealed_at": clock.now()})
-        rows.publish(api.SecretRevealed, row, by)
+        rows.change_secret_row(row, {"last_revealed_at": clock.now()})
+        rows.publish_event(api.SecretRevealed, row, by)
         rows.record_audit(self.audit, "reveal", row, reason=asked.reason, shown_version=n)
-        return Revealed(value=value, version=n)
+        return RevealedSecret(value=value, version=n)
 
-    def _reveal_pinned(self, pinned: Pinned, asked: Reveal, by: Principal) -> Revealed:
+    def _reveal_pinned(self, pinned: PinnedSecret, asked: RevealRequest, by: Principal) -> RevealedSecret:
         if asked.version not in (None, 1):
-            raise NotFound("A pinned secret has one version.")
+            raise NotFound("A secret that is set by an environment variable has only one version.")
         row = SecretRow(
             id=pinned.id, name=pinned.name, version=1
         )  # carries the fields for the event and the audit row; never stored
-        rows.publish(api.SecretRevealed, row, by)
+        rows.publish_event(api.SecretRevealed, row, by)
         rows.record_audit(self.audit, "reveal", row, reason=asked.reason, shown_version=1)
-        return Revealed(value=pinned.value, version=1)
+        return RevealedSecret(value=pinned.value, version=1)
 
     def restore_version(self, id: str, n: int, match: IfMatch, by: Principal) -> SecretRow:
         """Store the value of version `n` as a new version. Raises `secrets.destroyed`."""
-        self._environment.refuse(id=id)
-        row = rows.locked(id, match)
+        self._environment.refuse_pinned(id=id)
+        row = rows.lock_secret_row(id, match)
         value = self._values.decrypt(row, n)
-        newest = self._values.replace(row, value, by=by.user_id)
-        self._write(row, {"version": newest, "rotated_at": clock.now(), "reminded_days": None})
-        rows.publish(api.SecretRotated, row, by)
+        newest = self._values.replace_value(row, value, by=by.user_id)
+        self._write_fields(row, {"version": newest, "rotated_at": clock.now(), "reminded_days": None})
+        rows.publish_event(api.SecretRotated, row, by)
         rows.record_audit(self.audit, "version.restore", row, changes={"value": SECRET_CHANGE}, restored_version=n)
         return row
 
     def destroy_version(self, id: str, n: int, match: IfMatch, by: Principal) -> None:
         """Destroy version `n` permanently. Raises `invalid_state` if it is the current version."""
-        self._environment.refuse(id=id)
-        row = rows.locked(id, match)
-        self._values.destroy(row, n)
-        rows.publish(api.SecretUpdated, row, by)
+        self._environment.refuse_pinned(id=id)
+        row = rows.lock_secret_row(id, match)
+        self._values.destroy_version(row, n)
+        rows.publish_event(api.SecretUpdated, row, by)
         rows.record_audit(self.audit, "version.destroy", row, destroyed_version=n)
 
     def delete(self, id: str, match: IfMatch, by: Principal, *, force: bool) -> None:
@@ -155,23 +166,23 @@ class Vault:
 
         Raises `in_use` if objects use the secret, unless `force` is set.
         """
-        self._environment.refuse(id=id)
-        row = rows.locked(id, match)
-        used = rows.references([row.name_key]).get(row.name_key, [])
+        self._environment.refuse_pinned(id=id)
+        row = rows.lock_secret_row(id, match)
+        used = rows.references_by_name([row.name_key]).get(row.name_key, [])
         if used and not force:
-            detail = f"{row.name} is in use; attach another secret there first."
+            detail = f"{row.name} is in use; replace it at its consumers first."
             listed = [{"kind": each.kind, "id": each.id, "name": each.name} for each in used[:100]]
             raise Conflict(detail, code="in_use", references=listed)
-        rows.change(row, {"deleted_at": clock.now()})
-        rows.publish(api.SecretDeleted, row, by)
+        rows.change_secret_row(row, {"deleted_at": clock.now()})
+        rows.publish_event(api.SecretDeleted, row, by)
         rows.record_audit(self.audit, "delete", row, references=len(used))
 
     def restore(self, id: str, match: IfMatch, by: Principal) -> SecretRow:
         """Restore a deleted secret. Raises `NotFound` if it is not deleted, and `duplicate` if the name is taken."""
-        row = rows.locked(id, match, deleted=True)
-        self._environment.refuse(name=row.name)
-        self._write(row, {"deleted_at": None})
-        rows.publish(api.SecretUpdated, row, by)
+        row = rows.lock_secret_row(id, match, deleted=True)
+        self._environment.refuse_pinned(name=row.name)
+        self._write_fields(row, {"deleted_at": None})
+        rows.publish_event(api.SecretUpdated, row, by)
         rows.record_audit(self.audit, "restore", row)
         return row
 
@@ -182,16 +193,16 @@ class Vault:
             consumers = fields.get("allowed_consumers", row.allowed_consumers)
             check_hosts(consumers, fields.get("allowed_hosts", row.allowed_hosts))
         if fields.get("name_key", row.name_key) != row.name_key:
-            self._environment.refuse(name=fields["name"])
-            if used := rows.references([row.name_key]).get(row.name_key):
-                detail = f"{row.name} is used under its name {len(used)} times; attach another secret there first."
+            self._environment.refuse_pinned(name=fields["name"])
+            if used := rows.references_by_name([row.name_key]).get(row.name_key):
+                detail = f"{len(used)} consumers use {row.name} by its name; replace it there first."
                 raise Conflict(
                     detail, code="in_use", references=[{"kind": each.kind, "id": each.id} for each in used[:100]]
                 )
 
-    def _write(self, row: SecretRow, fields: dict[str, Any]) -> None:
+    def _write_fields(self, row: SecretRow, fields: dict[str, Any]) -> None:
         try:
-            rows.change(row, fields)
+            rows.change_secret_row(row, fields)
         except peewee.IntegrityError as error:
             if not rows.is_duplicate(error):
                 raise
@@ -202,13 +213,13 @@ class Vault:
 def check_hosts(consumers: list[str], hosts: list[str]) -> None:
     """Raise `Invalid` if hosts are missing for consumers whose editors could otherwise send the value to any host."""
     if not hosts and any(each.startswith(BOUND) for each in consumers):
-        detail = "List the hosts: agents, workflows, triggers, tools and worker groups need allowed_hosts."
+        detail = "allowed_hosts is required for agents, workflows, triggers, tools and worker groups."
         raise Invalid.at("/allowed_hosts", "required", detail)
 
 
 def _check_expiry(expires_at: str | None) -> None:
     if rows.is_expired(expires_at):
-        raise Invalid.at("/expires_at", "in_the_past", "a time in the future")
+        raise Invalid.at("/expires_at", "in_the_past", "must be in the future")
 
 
 def _check_cas(patch: SecretPatch, row: SecretRow) -> None:
@@ -219,7 +230,7 @@ def _check_cas(patch: SecretPatch, row: SecretRow) -> None:
         )
 
 
-def _duplicate(name: str) -> Conflict:
-    found = rows.named(name)
+def _duplicate_error(name: str) -> Conflict:
+    found = rows.find_by_name(name)
     existing = {} if found is None else {"existing_id": found.id}
     return Conflict(f"A secret named {name} already exists.", code="duplicate", **existing)

@@ -6,12 +6,22 @@ from corral.auth.principal import Principal
 from corral.http.answers import IfMatch, Request
 from corral.http.page import Page
 from corral.http.routes import Routes
-from corral_core.accounts.api import Accounts, AllSessions, SignedInQuery, SignedInView
-from corral_plugins.security.policy_shapes import PasswordPolicyPatch, PasswordPolicyView, PolicyPatch, PolicyView
+from corral_core.accounts.api import Accounts, AllSessions, UserSessionQuery, UserSessionView
+from corral_plugins.security.service.api_keys import ApiKeys
 from corral_plugins.security.service.ip_rules import IpRules
-from corral_plugins.security.service.keys import ApiKeys
-from corral_plugins.security.service.policy import Policy
-from corral_plugins.security.shapes import Address, Judgement, NewRules, Revocation, Revoked, RulesView
+from corral_plugins.security.service.policy import SecurityPolicies
+from corral_plugins.security.shapes import (
+    AddressToCheck,
+    AddressVerdict,
+    NewRules,
+    PasswordPolicyPatch,
+    PasswordPolicyView,
+    PolicyPatch,
+    PolicyView,
+    RevocationResult,
+    RulesView,
+    SessionRevocation,
+)
 
 READ, WRITE = "security.read", "security.write"
 
@@ -19,35 +29,35 @@ routes = Routes("/security", tag="Security", no_store=True)
 
 
 @routes.get("/", needs=READ, live=True)
-def read_security(policy: Policy) -> PolicyView:
+def read_security(policy: SecurityPolicies) -> PolicyView:
     """Read the sign-in policy and the warnings about the configuration."""
-    return policy.show()
+    return policy.get_policy()
 
 
 @routes.put("/", needs=WRITE, own_session=True, raises=("setting_locked", "would_lock_out", "audit_unavailable"))
-def update_security(body: PolicyPatch, match: IfMatch, caller: Principal, policy: Policy) -> PolicyView:
+def update_security(body: PolicyPatch, match: IfMatch, caller: Principal, policy: SecurityPolicies) -> PolicyView:
     """Change the sign-in policy. Shorter lifetimes also apply to existing sessions."""
-    return policy.change(body, match, by=caller)
+    return policy.change_policy(body, match, by=caller)
 
 
 @routes.get("/password-policy", needs=READ)
-def read_password_policy(policy: Policy) -> PasswordPolicyView:
+def read_password_policy(policy: SecurityPolicies) -> PasswordPolicyView:
     """Read the requirements for new passwords."""
-    return policy.show_passwords()
+    return policy.get_password_policy()
 
 
 @routes.put("/password-policy", needs=WRITE, own_session=True, raises=("setting_locked", "audit_unavailable"))
 def update_password_policy(
-    body: PasswordPolicyPatch, match: IfMatch, caller: Principal, policy: Policy
+    body: PasswordPolicyPatch, match: IfMatch, caller: Principal, policy: SecurityPolicies
 ) -> PasswordPolicyView:
     """Change the password policy. It applies to each user from the next password change."""
-    return policy.change_passwords(body, match, by=caller)
+    return policy.change_password_policy(body, match, by=caller)
 
 
 @routes.get("/ip-rules", needs=READ, live=True)
 def read_ip_rules(request: Request, rules: IpRules) -> RulesView:
     """Read the IP rules, their mode and the address of this request."""
-    return rules.show(request.client_ip)
+    return rules.get_rules(request.client_ip)
 
 
 @routes.put("/ip-rules", needs=WRITE, own_session=True, raises=("would_lock_out", "audit_unavailable"))
@@ -57,17 +67,17 @@ def replace_ip_rules(body: NewRules, request: Request, match: IfMatch, caller: P
     The most specific matching network decides. For the same network, `block` takes precedence over `allow`. Mode
     `allowlist` rejects every address that no rule allows; `blocklist` rejects addresses that a rule blocks.
     """
-    return rules.replace(body, client_ip=request.client_ip, if_match=match, by=caller)
+    return rules.replace_rules(body, client_ip=request.client_ip, if_match=match, by=caller)
 
 
 @routes.post("/ip-rules/check", needs=READ)
-def check_address(body: Address, rules: IpRules) -> Judgement:
+def check_address(body: AddressToCheck, rules: IpRules) -> AddressVerdict:
     """Check whether an address is allowed, and which rule decides."""
-    return rules.judge(body.ip)
+    return rules.check_address(body.ip)
 
 
 @routes.get("/sessions", needs=READ)
-def list_sessions(query: SignedInQuery, caller: Principal, sessions: AllSessions) -> Page[SignedInView]:
+def list_sessions(query: UserSessionQuery, caller: Principal, sessions: AllSessions) -> Page[UserSessionView]:
     """List the active sessions of all users, newest first."""
     return sessions.list(query, caller)
 
@@ -79,10 +89,10 @@ def end_session(id: str, sessions: AllSessions) -> None:
 
 
 @routes.post("/users/{id}/revoke-sessions", needs=WRITE, own_session=True, raises=("audit_unavailable",))
-def revoke_sessions(id: str, body: Revocation, accounts: Accounts, keys: ApiKeys) -> Revoked:
+def revoke_sessions(id: str, body: SessionRevocation, accounts: Accounts, keys: ApiKeys) -> RevocationResult:
     """End all sessions of a user. With `include_api_keys`, also revoke all API keys of the user."""
     accounts.get(id)
-    return Revoked(
+    return RevocationResult(
         sessions=accounts.end_sessions(id, "revoked"),
-        api_keys=keys.revoke_all(id) if body.include_api_keys else 0,
+        api_keys=keys.revoke_keys_of(id) if body.include_api_keys else 0,
     )

@@ -1,34 +1,116 @@
-"""Reads, evaluates and replaces the IP rules. All methods run in the caller's unit of work."""
+"""The IP rules: the stored rules, their evaluation, and the gate that checks the client address of every request."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import asyncio
+import contextlib
+import ipaddress
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
 from corral import clock
 from corral.auth.principal import Principal
-from corral.errors import Conflict, Fault, Invalid, PreconditionFailed
+from corral.database.engine import Work
+from corral.database.unit import ANONYMOUS, Entry
+from corral.errors import Conflict, Fault, Forbidden, Invalid, PreconditionFailed, Problem
 from corral.events.event import emit
+from corral.events.log import LoggedEvent
 from corral.http.answers import IfMatch
 from corral.http.client_address import canonical_ip
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry
 from corral_plugins.security.events import IpRulesChanged
 from corral_plugins.security.models import ROW, IpModeRow, IpRuleRow
-from corral_plugins.security.service.networks import Rule, Ruleset, parse_network
-from corral_plugins.security.shapes import Judgement, NewRule, NewRules, RulesView, RuleView
+from corral_plugins.security.shapes import AddressVerdict, NewRule, NewRules, RulesView, RuleView
+
+# -- evaluation
+
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
+
+
+def parse_network(text: str) -> str:
+    """Return the canonical form of an address or network. Raises `ValueError`.
+
+    IPv4-mapped IPv6 addresses become IPv4 addresses.
+    """
+    if "%" in text:
+        raise ValueError(f"{text} contains a zone, but client addresses are compared without zones")
+    network: Network = ipaddress.ip_network(text.strip())
+    if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(MAPPED):
+        base = ipaddress.IPv4Address(int(network.network_address) & 0xFFFFFFFF)
+        network = ipaddress.IPv4Network((base, network.prefixlen - 96))
+    return str(network)
+
+
+class IpRule(NamedTuple):
+    """An IP rule that has not expired."""
+
+    id: str
+    cidr: str
+    action: str
+
+
+class IpRuleset:
+    """A mode and its rules.
+
+    The most specific matching network decides. For the same network, `block` takes precedence over `allow`.
+    """
+
+    def __init__(self, mode: str, rules: Iterable[IpRule]) -> None:
+        self.mode = mode
+        found: dict[tuple[int, int], dict[int, IpRule]] = {}
+        for rule in rules:
+            network = ipaddress.ip_network(rule.cidr)
+            same = found.setdefault((network.version, network.prefixlen), {})
+            key = int(network.network_address)
+            if key not in same or rule.action == "block":
+                same[key] = rule
+        self._tables: dict[int, list[tuple[int, dict[int, IpRule]]]] = {4: [], 6: []}
+        for (version, length), table in sorted(found.items(), reverse=True):
+            self._tables[version].append(((32 if version == 4 else 128) - length, table))
+
+    def judge(self, address: str) -> tuple[bool, IpRule | None]:
+        """Return whether an address is allowed, and the matching rule if any.
+
+        Performs one lookup per prefix length in use.
+        """
+        rule = self._find_rule(address)
+        if self.mode == "off":
+            return True, rule
+        if rule is None:
+            return self.mode == "blocklist", None
+        return rule.action == "allow", rule
+
+    def _find_rule(self, address: str) -> IpRule | None:
+        try:
+            parsed = ipaddress.ip_address(address)
+        except ValueError:  # a peer without an IP address (a Unix socket) is in no network
+            return None
+        number = int(parsed)
+        for shift, table in self._tables[parsed.version]:
+            rule = table.get(number >> shift << shift)
+            if rule is not None:
+                return rule
+        return None
+
+
+# -- the stored rules
+
 
 MODE_OFF = "off"
 LOCKED_OUT = "These rules would refuse your own address; add a rule that allows it, or send `force`."
 
 
-class InForce(msgspec.Struct, frozen=True):
+class ActiveIpRules(msgspec.Struct, frozen=True):
     """The unexpired rules that a process applies. `until` is the time when the first of them expires."""
 
     version: int
-    rules: Ruleset
+    rules: IpRuleset
     count: int
     until: str | None
 
@@ -38,40 +120,44 @@ class IpRules:
 
     audit: Audit | None = None
 
-    def show(self, client_ip: str) -> RulesView:
+    def get_rules(self, client_ip: str) -> RulesView:
         """Return the stored rules, including expired ones, and their mode."""
         mode: Any = IpModeRow.get_by_id(ROW)
         rows = IpRuleRow.select().order_by(IpRuleRow.position)
-        return RulesView(mode=mode.mode, rules=[_view(row) for row in rows], version=mode.version, your_ip=client_ip)
+        return RulesView(
+            mode=mode.mode, rules=[_rule_view(row) for row in rows], version=mode.version, your_ip=client_ip
+        )
 
     def version(self) -> int:
         """Return the version of the rules, which grows with every change."""
         return int(IpModeRow.select(IpModeRow.version).where(IpModeRow.id == ROW).scalar())
 
-    def in_force(self) -> InForce:
+    def active_rules(self) -> ActiveIpRules:
         """Return the rules that apply now. Expired rules are omitted."""
         mode = IpModeRow.get_by_id(ROW)
         rows = list(IpRuleRow.select().where(_is_live()))
-        rules = Ruleset(mode.mode, [Rule(row.id, row.cidr, row.action) for row in rows])
+        rules = IpRuleset(mode.mode, [IpRule(row.id, row.cidr, row.action) for row in rows])
         until = min((row.expires_at for row in rows if row.expires_at is not None), default=None)
-        return InForce(mode.version, rules, len(rows), until)
+        return ActiveIpRules(mode.version, rules, len(rows), until)
 
-    def judge(self, address: str) -> Judgement:
+    def check_address(self, address: str) -> AddressVerdict:
         """Check whether the rules allow an address. Raises `Invalid` if the text is not an IP address."""
         folded = canonical_ip(address)
         if not folded:
             raise Invalid.at("/ip", "bad_format", "Give an IPv4 or IPv6 address.")
-        allowed, rule = self.in_force().rules.judge(folded)
-        return Judgement(allowed=allowed, rule=None if rule is None else _view(IpRuleRow.get_by_id(rule.id)))
+        allowed, rule = self.active_rules().rules.judge(folded)
+        return AddressVerdict(allowed=allowed, rule=None if rule is None else _rule_view(IpRuleRow.get_by_id(rule.id)))
 
-    def replace(self, new: NewRules, *, client_ip: str, if_match: IfMatch, by: Principal | None) -> RulesView:
+    def replace_rules(self, new: NewRules, *, client_ip: str, if_match: IfMatch, by: Principal | None) -> RulesView:
         """Replace all rules. Raises `Invalid`, `Conflict` (`would_lock_out`) or `PreconditionFailed`."""
-        rows = _rows(new.rules, by)
-        before = self.show(client_ip)
+        rows = _to_rows(new.rules, by)
+        before = self.get_rules(client_ip)
         if_match.check(before.version)
         now = clock.now()
-        living = [Rule(row.id, row.cidr, row.action) for row in rows if row.expires_at is None or row.expires_at > now]
-        if not new.force and not Ruleset(new.mode, living).judge(client_ip)[0]:
+        living = [
+            IpRule(row.id, row.cidr, row.action) for row in rows if row.expires_at is None or row.expires_at > now
+        ]
+        if not new.force and not IpRuleset(new.mode, living).judge(client_ip)[0]:
             raise Conflict(LOCKED_OUT, code="would_lock_out", your_ip=client_ip)
         here = (IpModeRow.id == ROW) & (IpModeRow.version == before.version)
         update = IpModeRow.update(mode=new.mode, version=IpModeRow.version + 1, updated_at=now)
@@ -87,23 +173,23 @@ class IpRules:
         IpRuleRow.delete().execute()
         if rows:
             IpRuleRow.insert_many([row.__data__ for row in rows]).execute()
-        self._publish(before, new, rows)
-        return self.show(client_ip)
+        self._publish_change(before, new, rows)
+        return self.get_rules(client_ip)
 
     def turn_off(self) -> None:
         """Set the mode to `off` to recover from a lockout. The rules are kept."""
-        before = self.show("")
+        before = self.get_rules("")
         update = IpModeRow.update(mode=MODE_OFF, version=IpModeRow.version + 1, updated_at=clock.now())
         if update.where((IpModeRow.id == ROW) & (IpModeRow.mode != MODE_OFF)).execute():
             emit(IpRulesChanged(mode=MODE_OFF, count=len(before.rules)), object=("ip_rules", str(ROW)))
-            self._record({"mode": (before.mode, MODE_OFF)})
+            self._record_audit({"mode": (before.mode, MODE_OFF)})
 
     @staticmethod
-    def sweep() -> int:
+    def delete_expired() -> int:
         """Delete expired rules and return their number. This does not change which rules apply."""
         return int(IpRuleRow.delete().where(IpRuleRow.expires_at <= clock.now()).execute())
 
-    def refused(self) -> None:
+    def record_refusal(self) -> None:
         """Record a rejected request in the audit log. The client address comes from the entry of the unit of work."""
         if self.audit is not None:
             entry = AuditEntry(
@@ -115,17 +201,17 @@ class IpRules:
             )
             self.audit.record(entry)
 
-    def _publish(self, before: RulesView, new: NewRules, rows: list[IpRuleRow]) -> None:
+    def _publish_change(self, before: RulesView, new: NewRules, rows: list[IpRuleRow]) -> None:
         emit(IpRulesChanged(mode=new.mode, count=len(rows)), object=("ip_rules", str(ROW)))
-        old, now = {_summary(rule) for rule in before.rules}, {_summary(row) for row in rows}
+        old, now = {_describe_rule(rule) for rule in before.rules}, {_describe_rule(row) for row in rows}
         changes: dict[str, tuple[Any, Any]] = {}
         if before.mode != new.mode:
             changes["mode"] = before.mode, new.mode
         if old != now:
             changes["rules"] = sorted(old - now), sorted(now - old)
-        self._record(changes)
+        self._record_audit(changes)
 
-    def _record(self, changes: Mapping[str, tuple[Any, Any]]) -> None:
+    def _record_audit(self, changes: Mapping[str, tuple[Any, Any]]) -> None:
         if self.audit is not None:
             entry = AuditEntry(
                 action="security.ip_rules.change", object_type="ip_rules", object_id=str(ROW), changes=changes
@@ -133,7 +219,7 @@ class IpRules:
             self.audit.record(entry)
 
 
-def _rows(rules: list[NewRule], by: Principal | None) -> list[IpRuleRow]:
+def _to_rows(rules: list[NewRule], by: Principal | None) -> list[IpRuleRow]:
     """Build the rows of the rules. Raises `Invalid` with one error for each invalid or duplicate network."""
     rows, faults, seen, now = [], [], set(), clock.now()
     for index, rule in enumerate(rules):
@@ -163,7 +249,7 @@ def _rows(rules: list[NewRule], by: Principal | None) -> list[IpRuleRow]:
     return rows
 
 
-def _summary(rule: RuleView | IpRuleRow) -> str:
+def _describe_rule(rule: RuleView | IpRuleRow) -> str:
     """Return the text form of a rule for the audit log."""
     until = "" if rule.expires_at is None else f" until {rule.expires_at}"
     return f"{rule.action} {rule.cidr}{until}"
@@ -173,5 +259,119 @@ def _is_live() -> Any:
     return IpRuleRow.expires_at.is_null() | (IpRuleRow.expires_at > clock.now())
 
 
-def _view(row: IpRuleRow) -> RuleView:
+def _rule_view(row: IpRuleRow) -> RuleView:
     return RuleView(**{name: getattr(row, name) for name in RuleView.__struct_fields__})
+
+
+# -- the gate
+
+
+log = logging.getLogger("corral.security")
+
+POLL_SECONDS = 1.0
+AUDIT_SECONDS = 60.0
+MAX_VERDICTS = 10_000  # maximum number of cached addresses
+HEALTH = ("/health/", "/api/v1/health/")  # these paths and the paths below them, but no other path with the same prefix
+
+
+class IpGate:
+    """Implements `Gate` for the IP rules.
+
+    If the rules are off, a check costs one comparison. Verdicts are cached until the rules change.
+    """
+
+    def __init__(self) -> None:
+        self.blocked = 0
+        self._in_force: ActiveIpRules | None = None
+        self._open = True
+        self._verdicts: dict[str, bool] = {}
+        self._recorded: dict[str, float] = {}
+        self._pending: dict[str, None] = {}
+
+    def check(self, client_ip: str, method: str, path: str) -> None:
+        if self._open:
+            return
+        allowed = self._verdicts.get(client_ip)
+        if allowed is None:
+            allowed = self._evaluate_address(client_ip)
+        if not allowed and not f"{path}/".startswith(HEALTH):
+            self._refuse_address(client_ip)
+
+    def set_rules(self, found: ActiveIpRules | None) -> None:
+        """Replace the rules of this gate. None turns the gate off."""
+        self._in_force, self._verdicts = found, {}
+        self._open = found is None or found.rules.mode == "off"
+
+    @property
+    def version(self) -> int:
+        """The version of the rules in this gate, or -1 if no rules are loaded."""
+        return -1 if self._in_force is None else self._in_force.version
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether a rule in this gate has expired since the rules were loaded."""
+        until = None if self._in_force is None else self._in_force.until
+        return until is not None and until <= clock.now()
+
+    def take_pending(self) -> list[str]:
+        """Remove and return the addresses whose rejection must be audited, each at most once a minute."""
+        now = clock.time_s()
+        self._recorded = {client_ip: at for client_ip, at in self._recorded.items() if now - at < AUDIT_SECONDS}
+        found, self._pending = list(self._pending), {}
+        return found
+
+    def _evaluate_address(self, client_ip: str) -> bool:
+        assert self._in_force is not None
+        if len(self._verdicts) >= MAX_VERDICTS:
+            self._verdicts.clear()
+        allowed, _ = self._in_force.rules.judge(client_ip)
+        self._verdicts[client_ip] = allowed
+        return allowed
+
+    def _refuse_address(self, client_ip: str) -> None:
+        self.blocked += 1
+        now = clock.time_s()
+        if now - self._recorded.get(client_ip, 0.0) >= AUDIT_SECONDS and len(self._recorded) < MAX_VERDICTS:
+            self._recorded[client_ip] = now
+            self._pending[client_ip] = None
+        raise Forbidden(
+            f"The IP rules refuse your address {client_ip}; ask an administrator to allow it.", code="ip_blocked"
+        )
+
+
+class IpGateUpdater:
+    """Keeps the rules in the gate of this process current: immediately after an event, or by polling every second."""
+
+    def __init__(self, work: Work, rules: IpRules, gate: IpGate) -> None:
+        self._work, self._rules, self._gate = work, rules, gate
+        self._changed = asyncio.Event()
+
+    async def load_rules(self) -> None:
+        """Load the current rules into the gate."""
+        self._gate.set_rules(await self._work(self._rules.active_rules, read=True))
+
+    def on_events(self, records: Sequence[LoggedEvent]) -> None:
+        """Wake up `run` if the IP rules changed. Called by the event feed."""
+        if any(record.type == "ip_rules.changed" for record in records):
+            self._changed.set()
+
+    async def follow_changes(self) -> None:
+        """Load changed rules and record rejected requests. Runs as a supervised task."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_SECONDS):
+                    await self._changed.wait()
+            self._changed.clear()
+            try:
+                if self._gate.is_stale or await self._work(self._rules.version, read=True) != self._gate.version:
+                    await self.load_rules()
+                await self._record_refusals()
+            except Problem as problem:  # the database is unreachable; the loaded rules stay in force
+                log.warning("the IP rules could not be read", extra={"reason": problem.detail})
+
+    async def _record_refusals(self) -> None:
+        """Record each rejection in its own unit of work, because the client address is an attribute of the unit."""
+        for client_ip in self._gate.take_pending():
+            entry = Entry("ip rules", ANONYMOUS, client_ip=client_ip)
+            with contextlib.suppress(Problem):  # the request was rejected anyway; the audit plugin reports failures
+                await self._work(self._rules.record_refusal, entry=entry)

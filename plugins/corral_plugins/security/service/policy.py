@@ -16,14 +16,14 @@ from corral.settings.store import SettingsStore
 from corral_core.accounts.api import Accounts
 from corral_plugins.security.events import SecurityChanged
 from corral_plugins.security.models import ROW, IpModeRow
-from corral_plugins.security.policy_shapes import PasswordPolicyPatch, PasswordPolicyView, PolicyPatch, PolicyView
-from corral_plugins.security.settings import REQUIRE_MFA, REQUIRE_MFA_ROLES, named
+from corral_plugins.security.settings import REQUIRE_MFA, REQUIRE_MFA_ROLES, setting_handle
+from corral_plugins.security.shapes import PasswordPolicyPatch, PasswordPolicyView, PolicyPatch, PolicyView
 
 MAX_PASSWORD_LENGTH = 128
 SECTIONS = {"security": PolicyPatch.__struct_fields__, "password": PasswordPolicyPatch.__struct_fields__}
 
 
-class Policy:
+class SecurityPolicies:
     """Reads and changes the policies. Runs in the caller's unit of work.
 
     Without the plugin `settings`, the policies are read-only.
@@ -34,34 +34,36 @@ class Policy:
     def __init__(self, settings: Settings, accounts: Accounts, installation: Installation) -> None:
         self._settings, self._accounts, self._installation = settings, accounts, installation
 
-    def show(self) -> PolicyView:
+    def get_policy(self) -> PolicyView:
         """Return the sign-in policy with warnings about the configuration."""
-        values = self._values("security")
+        values = self._section_values("security")
         mode = IpModeRow.select(IpModeRow.mode).where(IpModeRow.id == ROW).scalar()
-        warnings = list(self._warnings(values))
-        return PolicyView(**values, ip_mode=mode, warnings=warnings, version=self._version("security"))
+        warnings = list(self._configuration_warnings(values))
+        return PolicyView(**values, ip_mode=mode, warnings=warnings, version=self._section_version("security"))
 
-    def show_passwords(self) -> PasswordPolicyView:
+    def get_password_policy(self) -> PasswordPolicyView:
         """Return the password policy."""
-        values = self._values("password")
-        return PasswordPolicyView(**values, max_length=MAX_PASSWORD_LENGTH, version=self._version("password"))
+        values = self._section_values("password")
+        return PasswordPolicyView(**values, max_length=MAX_PASSWORD_LENGTH, version=self._section_version("password"))
 
-    def change(self, patch: PolicyPatch, if_match: IfMatch, *, by: Principal) -> PolicyView:
+    def change_policy(self, patch: PolicyPatch, if_match: IfMatch, *, by: Principal) -> PolicyView:
         """Change the sign-in policy. Raises `Invalid` or `Conflict` (`setting_locked`, `would_lock_out`)."""
-        self._change("security", patch, if_match, by)
-        return self.show()
+        self._change_section("security", patch, if_match, by)
+        return self.get_policy()
 
-    def change_passwords(self, patch: PasswordPolicyPatch, if_match: IfMatch, *, by: Principal) -> PasswordPolicyView:
+    def change_password_policy(
+        self, patch: PasswordPolicyPatch, if_match: IfMatch, *, by: Principal
+    ) -> PasswordPolicyView:
         """Change the password policy, which applies from the next change of each password."""
-        self._change("password", patch, if_match, by)
-        return self.show_passwords()
+        self._change_section("password", patch, if_match, by)
+        return self.get_password_policy()
 
     # -- internals
 
-    def _change(self, section: str, patch: Any, if_match: IfMatch, by: Principal) -> None:
+    def _change_section(self, section: str, patch: Any, if_match: IfMatch, by: Principal) -> None:
         if self.store is None:
             raise Unavailable(
-                "The plugin settings is not running; enable it to change the policy.",
+                "The plugin settings is not active; enable it to change the policy.",
                 code="plugin_disabled",
                 retry_after=60,
             )
@@ -71,14 +73,14 @@ class Policy:
             values,
             by=by,
             if_match=if_match,
-            version_of=_names(section),
+            version_of=_setting_names(section),
             pointer=lambda name: f"/{name.partition('.')[2]}",
         )
         if changed.updated:
             fields = sorted(name.partition(".")[2] for name in changed.updated)
             emit(SecurityChanged(section=section, changed=fields), object=("security", section))
 
-    def guard(self) -> None:
+    def register_checks(self) -> None:
         """Register the check of the policy for every way to change settings, including `/settings`."""
         if self.store is not None:
             self.store.add_check([REQUIRE_MFA, REQUIRE_MFA_ROLES], self._check_author)
@@ -88,20 +90,20 @@ class Policy:
         if not values.get(REQUIRE_MFA) or by.role not in values.get(REQUIRE_MFA_ROLES) or by.user_id is None:
             return
         if not self._accounts.get(by.user_id).mfa_enabled:
-            detail = "You have no second factor yourself; set one up first (POST /auth/mfa/setup)."
+            detail = "You have no second factor and would lock yourself out; set one up first (POST /auth/mfa/setup)."
             raise Conflict(detail, code="would_lock_out")
 
-    def _values(self, section: str) -> dict[str, Any]:
-        values = self._now()
-        return {name: values.get(named(f"{section}.{name}")) for name in SECTIONS[section]}
+    def _section_values(self, section: str) -> dict[str, Any]:
+        values = self._current_settings()
+        return {name: values.get(setting_handle(f"{section}.{name}")) for name in SECTIONS[section]}
 
-    def _now(self) -> Settings:
+    def _current_settings(self) -> Settings:
         return self._settings if self.store is None else self.store.values()
 
-    def _version(self, section: str) -> int:
-        return 1 if self.store is None else self.store.version(_names(section))
+    def _section_version(self, section: str) -> int:
+        return 1 if self.store is None else self.store.version(_setting_names(section))
 
-    def _warnings(self, values: dict[str, Any]) -> Iterator[Any]:
+    def _configuration_warnings(self, values: dict[str, Any]) -> Iterator[Any]:
         here = self._installation
         found = {
             "registration_open_on_public_bind": here.is_public and values["registration"] == "open",
@@ -113,5 +115,5 @@ class Policy:
         return (name for name, holds in found.items() if holds)
 
 
-def _names(section: str) -> list[str]:
+def _setting_names(section: str) -> list[str]:
     return [f"{section}.{name}" for name in SECTIONS[section]]

@@ -33,15 +33,15 @@ class LiveSettings:
         self._published: tuple[list[str], float] = ([], 0.0)
         self._failing = self._leaving = False
 
-    async def refresh(self) -> None:
+    async def apply_newer_values(self) -> None:
         """Apply the stored values if they are newer than the values in effect in this process."""
-        found = await self._work(self._newer, read=True)
+        found = await self._work(self._newer_values, read=True)
         if found is not None:
             self._service.apply(*found)
         await self._service.update_redactor()
         await self._publish_outdated()
 
-    async def follow(self) -> None:
+    async def poll_changes(self) -> None:
         """Poll and apply changes until cancelled.
 
         While the database does not respond, the known values stay in effect.
@@ -53,22 +53,22 @@ class LiveSettings:
                         await rung.wait()
                 rung.clear()
                 try:
-                    await self.refresh()
+                    await self.apply_newer_values()
                     self._failing = False
                 except Exception:
                     if not self._failing:
                         log.exception("settings cannot be read; the known values stay in effect")
                     self._failing = True
 
-    async def leave(self) -> None:
+    async def delete_outdated_record(self) -> None:
         """Delete this process's record of outdated values, because the process is stopping."""
         self._leaving = True
         if self._published[0]:
             await self._work(lambda: OutdatedRow.delete().where(OutdatedRow.process == self._process).execute())
 
-    def _newer(self) -> tuple[int, dict[str, StoredSetting]] | None:
-        version = self._service.rows.version()
-        return None if version <= self._registry.version else (version, self._service.rows.all())
+    def _newer_values(self) -> tuple[int, dict[str, StoredSetting]] | None:
+        version = self._service.rows.stored_version()
+        return None if version <= self._registry.version else (version, self._service.rows.all_rows())
 
     async def _publish_outdated(self) -> None:
         """Store which settings of this process are outdated.
@@ -80,10 +80,10 @@ class LiveSettings:
         if self._leaving:
             return
         if names != told or (names and time.monotonic() - at > RENEW_SECONDS):
-            await self._work(lambda: self._write(names))
+            await self._work(lambda: self._write_outdated(names))
             self._published = (names, time.monotonic())
 
-    def _write(self, names: list[str]) -> None:
+    def _write_outdated(self, names: list[str]) -> None:
         mine = OutdatedRow.process == self._process
         OutdatedRow.delete().where(mine | (OutdatedRow.seen_at < clock.now(-FORGET_SECONDS))).execute()
         if names:  # two polls of this process may overlap, hence the upsert

@@ -16,10 +16,10 @@ from corral.plugin import SECRET_CHANGE, Setting
 from corral.settings.registry import StoredSetting
 from corral_plugins.settings.models import STATE, ChangeRow, StateRow, ValueRow
 
-UNREADABLE = "The stored value cannot be opened with the master keys of this process."
+UNREADABLE = "The stored value cannot be decrypted with the master keys of this process."
 
 
-class Change(msgspec.Struct, frozen=True, kw_only=True):
+class SettingChange(msgspec.Struct, frozen=True, kw_only=True):
     """A change of one setting from the value in effect, `before`, to `value`. `is_set` is false for a reset."""
 
     setting: Setting[Any]
@@ -35,12 +35,12 @@ class SettingRows:
     def __init__(self, sealer: Sealer) -> None:
         self._sealer = sealer
 
-    def version(self) -> int:
+    def stored_version(self) -> int:
         """Return the version of the stored values as a whole."""
         row = StateRow.get_or_none(StateRow.id == STATE)
         return 0 if row is None else int(row.version)
 
-    def lock(self) -> None:
+    def lock_settings(self) -> None:
         """Keep other units of work from changing settings until this unit ends.
 
         Combined checks therefore stay valid.
@@ -48,29 +48,29 @@ class SettingRows:
         StateRow.insert(id=STATE, version=0).on_conflict_ignore().execute()
         StateRow.update(version=StateRow.version).where(StateRow.id == STATE).execute()
 
-    def all(self) -> dict[str, StoredSetting]:
+    def all_rows(self) -> dict[str, StoredSetting]:
         """Return all stored settings by name. There are at most as many rows as declared settings."""
-        return {row.name: self._stored(row) for row in ValueRow.select()}
+        return {row.name: self._stored_value(row) for row in ValueRow.select()}
 
-    def write(self, changes: Iterable[Change], by: Principal) -> int:
+    def write_changes(self, changes: Iterable[SettingChange], by: Principal) -> int:
         """Store the changes with their history, and return the new version of the stored values."""
         now, rows, history = clock.now(), [], []
         for change in changes:
             name, secret = change.setting.name, change.setting.secret
             category, _, key = name.partition(".")
-            sealed = self._sealed(change) if secret else None
+            sealed = self._seal_value(change) if secret else None
             rows.append(
                 {
                     "name": name,
                     "is_set": change.is_set,
-                    "value": None if secret else plain(change.value),
+                    "value": None if secret else to_plain_json(change.value),
                     "sealed": sealed,
                     "version": change.version,
                     "updated_at": now,
                     "updated_by": by.user_id,
                 }
             )
-            before, after = SECRET_CHANGE if secret else (plain(change.before), plain(change.value))
+            before, after = SECRET_CHANGE if secret else (to_plain_json(change.before), to_plain_json(change.value))
             history.append(
                 {
                     "id": new_id(),
@@ -86,15 +86,15 @@ class SettingRows:
         ValueRow.insert_many(rows).on_conflict(conflict_target=[ValueRow.name], preserve=kept).execute()
         ChangeRow.insert_many(history).execute()
         StateRow.update(version=StateRow.version + 1).where(StateRow.id == STATE).execute()
-        return self.version()
+        return self.stored_version()
 
-    def _sealed(self, change: Change) -> str | None:
+    def _seal_value(self, change: SettingChange) -> str | None:
         if not change.is_set or change.value is None:
             return None
         where = place("settings_values", change.setting.name, change.version)
         return self._sealer.encrypt(change.value.encode(), aad=where).hex()
 
-    def _stored(self, row: ValueRow) -> StoredSetting:
+    def _stored_value(self, row: ValueRow) -> StoredSetting:
         value, problem = row.value, None
         if row.sealed is not None:
             try:
@@ -112,11 +112,11 @@ class SettingRows:
         )
 
 
-def plain(value: Any) -> Any:
+def to_plain_json(value: Any) -> Any:
     """Convert a value to plain JSON types."""
     return msgspec.to_builtins(value)
 
 
-def versions(names: Iterable[str], stored: Mapping[str, StoredSetting]) -> int:
+def combined_version(names: Iterable[str], stored: Mapping[str, StoredSetting]) -> int:
     """Return the combined version of some settings. It grows with each change of any of them."""
     return sum(stored[name].version for name in set(names) if name in stored)

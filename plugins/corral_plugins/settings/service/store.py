@@ -24,7 +24,7 @@ from corral.settings.registry import EffectiveSetting, SettingsRegistry, StoredS
 from corral.settings.store import SettingsChange
 from corral.settings.validation import SettingRefused, convert_value, is_url
 from corral_plugins.settings.api import SettingChanged
-from corral_plugins.settings.service.rows import Change, SettingRows, plain, versions
+from corral_plugins.settings.service.rows import SettingChange, SettingRows, combined_version, to_plain_json
 
 MAX_VALUE_BYTES = 64 * 1024
 # These categories determine who can sign in, also through mailed links. Only a person who signed in may change them.
@@ -34,7 +34,7 @@ Check = Callable[[Settings, Principal], None]
 
 
 class SettingsService:
-    """Implements `corral.plugin.SettingsStore`."""
+    """Implements `corral.settings.store.SettingsStore`."""
 
     audit: Audit | None = None
 
@@ -59,17 +59,19 @@ class SettingsService:
         version_of: Iterable[str] = (),
         pointer: Callable[[str], str] = "/{}".format,
     ) -> SettingsChange:
-        self.rows.lock()
-        stored = self.rows.all()
-        if_match.check(versions(version_of or values, stored))
-        found = self._accepted(values, pointer)
+        self.rows.lock_settings()
+        stored = self.rows.all_rows()
+        if_match.check(combined_version(version_of or values, stored))
+        found = self._convert_values(values, pointer)
         changes = [
-            Change(setting=item.setting, before=item.value, value=value, version=_next(stored, item.setting.name))
+            SettingChange(
+                setting=item.setting, before=item.value, value=value, version=_next_version(stored, item.setting.name)
+            )
             for item, value in ((self._registry.preview(name, stored), value) for name, value in found.items())
             if item.problem is not None or value != item.value
         ]
         self._refuse_locked([change.setting.name for change in changes])
-        self._store(changes, stored, by, lambda name: pointer(name) if name in values else "")
+        self._store_changes(changes, stored, by, lambda name: pointer(name) if name in values else "")
         touched = sorted(change.setting.name for change in changes)
         return SettingsChange(updated=touched, unchanged=sorted(set(values) - set(touched)))
 
@@ -79,39 +81,41 @@ class SettingsService:
         Raises `NotFound`, `Conflict` with the code `setting_locked`, and `Invalid` if a combined check fails.
         """
         self.refuse_locked(name)
-        self.rows.lock()
-        stored = self.rows.all()
-        if_match.check(versions([name], stored))
+        self.rows.lock_settings()
+        stored = self.rows.all_rows()
+        if_match.check(combined_version([name], stored))
         item = self._registry.preview(name, stored)
         if item.stored is not None and item.stored.is_set:
-            default, version = item.setting.default, _next(stored, name)
-            change = Change(setting=item.setting, before=item.value, value=default, version=version, is_set=False)
-            self._store([change], stored, by, lambda name: "")
+            default, version = item.setting.default, _next_version(stored, name)
+            change = SettingChange(
+                setting=item.setting, before=item.value, value=default, version=version, is_set=False
+            )
+            self._store_changes([change], stored, by, lambda name: "")
         return self.read(name)
 
     def read(self, name: str) -> EffectiveSetting:
         """Return a setting as this unit of work sees it. Raises `NotFound`."""
-        self._declared(name)
-        return self._registry.preview(name, self.rows.all())
+        self._find_declared(name)
+        return self._registry.preview(name, self.rows.all_rows())
 
     def read_all(self) -> list[EffectiveSetting]:
         """Return the settings of active plugins as this unit of work sees them, sorted by name."""
-        stored = self.rows.all()
+        stored = self.rows.all_rows()
         return [self._registry.preview(item.setting.name, stored) for item in self._registry.shown()]
 
     def refuse_locked(self, name: str) -> None:
         """Raise `NotFound` for an unknown setting, and `Conflict` for a setting that a variable or file pins."""
-        self._declared(name)
+        self._find_declared(name)
         self._refuse_locked([name])
 
     def version(self, names: Iterable[str]) -> int:
-        return versions(names, self.rows.all())
+        return combined_version(names, self.rows.all_rows())
 
     def values(self) -> Settings:
-        return self._registry.preview_values(self.rows.all())
+        return self._registry.preview_values(self.rows.all_rows())
 
     def apply_stored(self) -> None:
-        self.apply(self.rows.version(), self.rows.all())
+        self.apply(self.rows.stored_version(), self.rows.all_rows())
 
     def add_check(self, settings: Iterable[Setting[Any]], check: Check) -> None:
         self._checks.append((frozenset(setting.name for setting in settings), check))
@@ -134,13 +138,13 @@ class SettingsService:
             await asyncio.to_thread(self._redactor.set_values, "settings", secrets)
             self._secrets = secrets
 
-    def _declared(self, name: str) -> EffectiveSetting:
+    def _find_declared(self, name: str) -> EffectiveSetting:
         item = self._registry.find(name)
         if item is None:
             raise NotFound()
         return item
 
-    def _accepted(self, values: Mapping[str, Any], pointer: Callable[[str], str]) -> dict[str, Any]:
+    def _convert_values(self, values: Mapping[str, Any], pointer: Callable[[str], str]) -> dict[str, Any]:
         """Convert the values to their types. Raises one `Invalid` that lists every invalid value."""
         faults: list[Fault] = []
         found: dict[str, Any] = {}
@@ -155,7 +159,7 @@ class SettingsService:
                     refuse_mask(value, pointer(name))
                 found[name] = convert_value(item.setting, value)
                 if len(msgspec.json.encode(found[name])) > MAX_VALUE_BYTES:
-                    raise SettingRefused(f"{name} must be at most 64 KiB as JSON", "too_long")
+                    raise SettingRefused(f"{name} must be at most 64 KiB of JSON", "too_long")
             except Invalid as masked:
                 code, faults = masked.code, [*faults, *masked.errors]
             except SettingRefused as refusal:
@@ -169,10 +173,12 @@ class SettingsService:
     def _refuse_locked(self, names: Sequence[str]) -> None:
         pins = {name: item.pinned_by for name in names if (item := self._registry.find(name)) and item.pinned_by}
         if pins:
-            pinned = ", ".join(f"{name} is pinned by {by}" for name, by in pins.items())
+            pinned = ", ".join(f"{name} is set by {by}" for name, by in pins.items())
             raise Conflict(f"{pinned}: change it there.", code="setting_locked", pinned_by=sorted(set(pins.values())))
 
-    def _store(self, changes: Sequence[Change], stored: Stored, by: Principal, pointer: Callable[[str], str]) -> None:
+    def _store_changes(
+        self, changes: Sequence[SettingChange], stored: Stored, by: Principal, pointer: Callable[[str], str]
+    ) -> None:
         if not changes:
             return
         touched = {change.setting.name for change in changes}
@@ -180,17 +186,17 @@ class SettingsService:
             raise Forbidden(
                 "Sign in to change settings of this category; an API key is not sufficient.", code="insufficient_scope"
             )
-        self._judge_together(touched, stored, _after(changes, stored), pointer)
-        version = self.rows.write(changes, by)
-        fresh = self.rows.all()
+        self._run_guards(touched, stored, _stored_after(changes, stored), pointer)
+        version = self.rows.write_changes(changes, by)
+        fresh = self.rows.all_rows()
         for names, check in self._checks:
             if names & touched:
                 check(self._registry.preview_values(fresh), by)
         for change in changes:
-            self._publish(change)
+            self._publish_change(change)
         after_commit(lambda: self.apply(version, fresh))
 
-    def _judge_together(self, touched: set[str], before: Stored, after: Stored, pointer: Callable[[str], str]) -> None:
+    def _run_guards(self, touched: set[str], before: Stored, after: Stored, pointer: Callable[[str], str]) -> None:
         """Run the combined checks of several settings.
 
         An inconsistency that existed before the change does not block changes of other settings.
@@ -205,29 +211,35 @@ class SettingsService:
         if faults:
             raise Invalid(" ".join(fault.detail for fault in faults[:3]), errors=faults)
 
-    def _publish(self, change: Change) -> None:
+    def _publish_change(self, change: SettingChange) -> None:
         name = change.setting.name
         category, _, key = name.partition(".")
         event = SettingChanged(category=category, key=key, source="database" if change.is_set else "default")
         emit(event, object=("setting", name))
         if self.audit is not None:
             verb = "update" if change.is_set else "reset"
-            values = SECRET_CHANGE if change.setting.secret else (plain(change.before), plain(change.value))
+            values = (
+                SECRET_CHANGE if change.setting.secret else (to_plain_json(change.before), to_plain_json(change.value))
+            )
             entry = AuditEntry(
                 action=f"settings.setting.{verb}", object_type="setting", object_id=name, changes={name: values}
             )
             self.audit.record(entry)
 
 
-def _next(stored: Stored, name: str) -> int:
+def _next_version(stored: Stored, name: str) -> int:
     return stored[name].version + 1 if name in stored else 1
 
 
-def _after(changes: Iterable[Change], stored: Stored) -> Stored:
+def _stored_after(changes: Iterable[SettingChange], stored: Stored) -> Stored:
     """Return the stored settings as they will be after the changes."""
     return dict(stored) | {
         change.setting.name: StoredSetting(
-            value=plain(change.value), version=change.version, updated_at="", updated_by=None, is_set=change.is_set
+            value=to_plain_json(change.value),
+            version=change.version,
+            updated_at="",
+            updated_by=None,
+            is_set=change.is_set,
         )
         for change in changes
     }

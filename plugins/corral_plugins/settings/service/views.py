@@ -19,7 +19,7 @@ from corral.settings.registry import EffectiveSetting
 from corral.settings.validation import core_kind
 from corral_plugins.settings.models import ChangeRow
 from corral_plugins.settings.service.live import PROPAGATION_SECONDS, outdated_names
-from corral_plugins.settings.service.rows import plain
+from corral_plugins.settings.service.rows import to_plain_json
 from corral_plugins.settings.service.store import SettingsService
 
 MASK = "********"
@@ -69,7 +69,7 @@ class SettingView(SettingDeclaration, kw_only=True):
     invalid: str | None
 
 
-class Category(msgspec.Struct, kw_only=True):
+class SettingCategory(msgspec.Struct, kw_only=True):
     """The settings of one category, sorted by name."""
 
     name: str
@@ -80,7 +80,7 @@ class Category(msgspec.Struct, kw_only=True):
 class SettingsSchema(msgspec.Struct, kw_only=True):
     """Every declared setting, by category."""
 
-    categories: list[Category]
+    categories: list[SettingCategory]
 
 
 class HistoryQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -107,29 +107,31 @@ class SettingViews:
     def __init__(self, service: SettingsService) -> None:
         self._service = service
 
-    def values(self, category: str | None) -> dict[str, dict[str, Any]]:
+    def values_by_category(self, category: str | None) -> dict[str, dict[str, Any]]:
         """Return the values by category and key."""
-        return self._grouped(category, lambda item, old: masked(item))
+        return self._group_by_category(category, lambda item, old: masked_value(item))
 
-    def details(self, category: str | None) -> dict[str, dict[str, Any]]:
+    def details_by_category(self, category: str | None) -> dict[str, dict[str, Any]]:
         """Return the settings with declarations and metadata by category and key."""
-        return self._grouped(category, view)
+        return self._group_by_category(category, setting_view)
 
-    def one(self, name: str) -> SettingView:
+    def get_setting(self, name: str) -> SettingView:
         """Return one setting. Raises `NotFound`."""
-        return view(self._service.read(name), outdated_names())
+        return setting_view(self._service.read(name), outdated_names())
 
-    def schema(self) -> SettingsSchema:
+    def get_schema(self) -> SettingsSchema:
         """Return the declarations of the settings of all active plugins."""
         items = self._service.read_all()
         return SettingsSchema(
             categories=[
-                Category(name=name, title=title_of(name), settings=[declaration(item) for item in members])
+                SettingCategory(
+                    name=name, title=title_of(name), settings=[setting_declaration(item) for item in members]
+                )
                 for name, members in groupby(items, category_of)
             ]
         )
 
-    def history(self, query: HistoryQuery, caller: Principal) -> Page[ChangeView]:
+    def list_changes(self, query: HistoryQuery, caller: Principal) -> Page[ChangeView]:
         """Return a page of changes, newest first."""
         found: peewee.ModelSelect[Any] = ChangeRow.select()
         if isinstance(query.category, str):
@@ -137,12 +139,12 @@ class SettingViews:
         if isinstance(query.key, str):
             found = found.where(ChangeRow.key == query.key)
         order = (Order(ChangeRow.at), Order(ChangeRow.id))
-        return paginate(found, query, caller, scope="settings.history", order=order, make=_change)
+        return paginate(found, query, caller, scope="settings.history", order=order, make=_change_view)
 
-    def _grouped(self, category: str | None, make: Any) -> dict[str, dict[str, Any]]:
+    def _group_by_category(self, category: str | None, make: Any) -> dict[str, dict[str, Any]]:
         items, old = self._service.read_all(), outdated_names()
         return {
-            name: {_key(item): make(item, old) for item in members}
+            name: {_key_in_category(item): make(item, old) for item in members}
             for name, members in groupby(items, category_of)
             if category in (None, name)
         }
@@ -158,26 +160,26 @@ def title_of(category: str) -> str:
     return _TITLES.get(category, category.replace("_", " ").capitalize())
 
 
-def masked(item: EffectiveSetting) -> Any:
+def masked_value(item: EffectiveSetting) -> Any:
     """Return the value of a setting, masked if the setting is secret."""
     if item.setting.secret:
         return MASK if item.value else None
-    return plain(item.value)
+    return to_plain_json(item.value)
 
 
-def declaration(item: EffectiveSetting) -> SettingDeclaration:
+def setting_declaration(item: EffectiveSetting) -> SettingDeclaration:
     """Return the declaration of a setting."""
-    return SettingDeclaration(**_declared(item))
+    return SettingDeclaration(**_declared_default(item))
 
 
-def view(item: EffectiveSetting, outdated: frozenset[str]) -> SettingView:
+def setting_view(item: EffectiveSetting, outdated: frozenset[str]) -> SettingView:
     """Return a setting with its value. `outdated` names the settings of which some process still uses an old value."""
     stored, setting = item.stored, item.setting
     fresh = stored is not None and stored.updated_at > clock.now(-PROPAGATION_SECONDS)
     pending = setting.restart_required and (item.pending or fresh or setting.name in outdated)
     return SettingView(
-        **_declared(item),
-        value=masked(item),
+        **_declared_default(item),
+        value=masked_value(item),
         source=item.source,
         locked=item.pinned_by is not None,
         pinned_by=item.pinned_by,
@@ -205,12 +207,12 @@ def json_schema(setting: Setting[Any]) -> dict[str, Any]:
     if setting.pattern is not None:
         of_each["pattern"] = f"^(?:{setting.pattern})$"
     if not setting.secret:
-        schema["default"] = plain(setting.default)
+        schema["default"] = to_plain_json(setting.default)
     schema["title"] = setting.title
     return {"anyOf": [schema, {"type": "null"}], "title": setting.title} if nullable else schema
 
 
-def _declared(item: EffectiveSetting) -> dict[str, Any]:
+def _declared_default(item: EffectiveSetting) -> dict[str, Any]:
     setting = item.setting
     category, _, key = setting.name.partition(".")
     _, nullable = core_kind(setting)
@@ -220,7 +222,7 @@ def _declared(item: EffectiveSetting) -> dict[str, Any]:
         "key": key,
         "type": kind_of(setting),
         "nullable": nullable,
-        "default": None if setting.secret else plain(setting.default),
+        "default": None if setting.secret else to_plain_json(setting.default),
         "schema": json_schema(setting),
         "title": setting.title,
         "description": setting.description,
@@ -242,9 +244,9 @@ def kind_of(setting: Setting[Any]) -> Kind:
     return "enum" if setting.choices else _KINDS.get(kind, "object")
 
 
-def _key(item: EffectiveSetting) -> str:
+def _key_in_category(item: EffectiveSetting) -> str:
     return item.setting.name.partition(".")[2]
 
 
-def _change(row: ChangeRow) -> ChangeView:
+def _change_view(row: ChangeRow) -> ChangeView:
     return ChangeView(category=row.category, key=row.key, from_=row.before, to=row.after, by=row.by, at=row.at)

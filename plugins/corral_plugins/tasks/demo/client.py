@@ -8,16 +8,16 @@ import time
 from typing import Any, Protocol
 
 from corral.cli.api_client import ApiClient, ApiClientError, GrowingText
-from corral_plugins.tasks.demo.model import NEW_TOKENS, WITHOUT_MODEL, Choice
+from corral_plugins.tasks.demo.model import NEW_TOKENS, WITHOUT_MODEL, ModelChoice
 
 TERMINAL = ("task.completed", "task.failed", "task.cancelled")
 
 
-class Failed(Exception):
+class DemoFailed(Exception):
     """Raised when the demo cannot continue. The message states the reason."""
 
 
-class Teller(Protocol):
+class ProgressPrinter(Protocol):
     """Receives the progress of the demo for display."""
 
     def step(self, name: str, text: str) -> None:
@@ -33,34 +33,34 @@ class Teller(Protocol):
 
 
 class DemoClient:
-    """Acts as the user of the server at `address`. Methods raise `Failed` and `ApiClientError`."""
+    """Acts as the user of the server at `address`. Methods raise `DemoFailed` and `ApiClientError`."""
 
-    def __init__(self, address: str, teller: Teller) -> None:
+    def __init__(self, address: str, teller: ProgressPrinter) -> None:
         self._remote, self._teller = ApiClient(address), teller
         self._live = GrowingText()
 
     def wait_until_ready(self, server: subprocess.Popen[bytes], seconds: float) -> None:
         """Wait until the server is ready.
 
-        Raises `Failed` if the process has exited or is not ready within `seconds`.
+        Raises `DemoFailed` if the process has exited or is not ready within `seconds`.
         """
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             if server.poll() is not None:
-                raise Failed(f"the server ended with status {server.returncode}")
+                raise DemoFailed(f"the server ended with status {server.returncode}")
             try:
                 self._remote.get("/health/ready")
                 return
             except ApiClientError:
                 time.sleep(0.05)
-        raise Failed(f"the server was not ready within {seconds:g} s")
+        raise DemoFailed(f"the server was not ready within {seconds:g} s")
 
     def sign_in(self, email: str, password: str) -> None:
         """Sign in with a password. Later requests send the access token."""
         tokens = self._remote.post("/auth/login", {"email": email, "password": password})
         self._remote.use(tokens["access_token"])
 
-    def run_task(self, text: str, choice: Choice, seconds: float, *, strict: bool) -> dict[str, Any]:
+    def run_task(self, text: str, choice: ModelChoice, seconds: float, *, strict: bool) -> dict[str, Any]:
         """Create an agent and a task for the agent, report each step, and return a summary of the ended task.
 
         Without `strict`, the agent falls back to the scripted model if the chosen model fails.
@@ -84,7 +84,7 @@ class DemoClient:
                 break
         return self._outcome(task["id"], began)
 
-    def _agent(self, choice: Choice, *, strict: bool) -> dict[str, Any]:
+    def _agent(self, choice: ModelChoice, *, strict: bool) -> dict[str, Any]:
         provider, _, model = choice.name.partition("/")
         config: dict[str, Any] = {"temperature": 0, "max_tokens": NEW_TOKENS}
         if not strict and choice.model is not None:
@@ -108,7 +108,7 @@ class DemoClient:
         if event == "task.assigned":
             self._teller.step("claim", f"a worker has leased it, attempt {data.get('attempt') or 1}")
         elif event == "task.started":
-            self._teller.step("model", "the worker runs the agent; the model is called through the gateway")
+            self._teller.step("model", "the worker runs the agent, which calls the model through the gateway")
         elif event == "task.progress":
             goes_on, fresh = self._live.add(str((data.get("progress") or {}).get("message") or ""))
             if fresh:
@@ -137,7 +137,7 @@ class DemoClient:
         while time.monotonic() < until:
             fleet = self._remote.get("/workers/overview")
             if fleet["online"]:
-                self._teller.step("worker", f"{fleet['online']} online, room for {fleet['capacity']} tasks")
+                self._teller.step("worker", f"{fleet['online']} online, capacity for {fleet['capacity']} tasks")
                 return
             time.sleep(0.1)
-        raise Failed("no worker came online")
+        raise DemoFailed("no worker came online")

@@ -14,24 +14,24 @@ from typing import Any
 import click
 
 from corral.cli.api_client import ApiClientError
-from corral_plugins.tasks.demo.client import DemoClient, Failed
+from corral_plugins.tasks.demo.client import DemoClient, DemoFailed
 from corral_plugins.tasks.demo.model import (
     WITHOUT_MODEL,
-    Choice,
     CommandLine,
-    check_length,
-    choose,
+    ModelChoice,
+    check_input_length,
+    choose_model,
     write_configuration,
 )
 from corral_plugins.tasks.demo.server import (
     EMAIL,
     Interrupted,
     InterruptHandler,
-    announced,
-    folder_of_its_own,
-    server,
-    tail,
-    usual_port,
+    default_port,
+    demo_folder,
+    log_tail,
+    run_server,
+    wait_for_address,
 )
 
 READY_SECONDS, TASK_SECONDS = 30.0, 120.0
@@ -70,7 +70,7 @@ class Screen:
             click.echo(json.dumps({**outcome, "steps": self.steps}, indent=2))
             return
         if outcome["model"] == WITHOUT_MODEL:
-            click.echo(f"\n{outcome['model']} only repeats what it was asked; a real model gives real answers.")
+            click.echo(f"\n{outcome['model']} only repeats its input; install a model for real answers.")
         colour = "green" if outcome["status"] == "completed" else "red"
         click.echo(f"\n{click.style(outcome['status'], fg=colour, bold=True)}\n\n{outcome['result']}\n")
         for name in ("input_tokens", "output_tokens", "cost_usd", "duration_ms"):
@@ -78,13 +78,22 @@ class Screen:
 
 
 @click.command("demo")
-@click.option("--once", is_flag=True, help="end after the task instead of staying up")
+@click.option("--once", is_flag=True, help="exit after the task instead of keeping the server running")
 @click.option(
-    "--input", "input_path", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="a text of yours"
+    "--input",
+    "input_path",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="file with the text to summarise (default: a sample)",
 )
-@click.option("--require-model", is_flag=True, help="fail when no local model is installed")
-@click.option("--port", type=click.IntRange(1, 65535), help="default: 8000 if free, else any free one")
-@click.option("--keep", type=click.Path(path_type=Path), help="a new data folder that is not deleted at the end")
+@click.option("--require-model", is_flag=True, help="fail if no local model is installed")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help="port of the server (default: 8000 if free, else any free port)"
+)
+@click.option(
+    "--keep",
+    type=click.Path(path_type=Path),
+    help="new data folder, which is kept after the demo (default: a temporary folder)",
+)
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 @click.pass_obj
 def command(
@@ -102,14 +111,14 @@ def command(
     only when the task is completed.
     """
     if keep is not None and keep.exists():
-        raise click.UsageError(f"--keep {keep}: the folder exists; name a new one")
+        raise click.UsageError(f"--keep {keep}: the folder already exists; name a new one")
     screen, signals = Screen(as_json=as_json), InterruptHandler()
-    text, choice = _input(input_path), choose(command_line)
+    text, choice = _input(input_path), choose_model(command_line)
     if require_model and choice.model is None:
         raise click.ClickException(choice.problem)
-    check_length(text, choice)
+    check_input_length(text, choice)
     try:
-        with signals.heard(), folder_of_its_own(signals, keep) as folder:
+        with signals.handle_signals(), demo_folder(signals, keep) as folder:
             demo = Demo(screen, choice, text, once=once, strict=require_model)
             completed = demo.run(signals, folder, port)
     except Interrupted:
@@ -124,7 +133,7 @@ class Demo:
     If `strict` is true, the task fails when the local model fails, instead of using a scripted one.
     """
 
-    def __init__(self, screen: Screen, choice: Choice, text: str, *, once: bool, strict: bool) -> None:
+    def __init__(self, screen: Screen, choice: ModelChoice, text: str, *, once: bool, strict: bool) -> None:
         self._screen, self._choice, self._text = screen, choice, text
         self._once, self._strict = once, strict
 
@@ -136,12 +145,12 @@ class Demo:
         """
         password = secrets.token_urlsafe(12)
         config = write_configuration(folder, self._choice)
-        for number in (usual_port(), 0) if port is None else (port,):
-            with server(signals, folder, config, number, password) as process:
-                address = announced(process, folder, READY_SECONDS)
+        for number in (default_port(), 0) if port is None else (port,):
+            with run_server(signals, folder, config, number, password) as process:
+                address = wait_for_address(process, folder, READY_SECONDS)
                 if address is not None:
                     return self._show(process, folder, address, password)
-        click.echo(f"corral demo: the server did not start\n{tail(folder)}", err=True)
+        click.echo(f"corral demo: the server did not start\n{log_tail(folder)}", err=True)
         return False
 
     def _show(self, process: Any, folder: Path, address: str, password: str) -> bool:
@@ -152,22 +161,22 @@ class Demo:
             client.sign_in(EMAIL, password)
             screen.step("admin", f"{EMAIL}  password {password}")
             if self._choice.model is None:
-                screen.step("model", f"{self._choice.problem}; going on with {WITHOUT_MODEL}")
+                screen.step("model", f"{self._choice.problem}; continuing with {WITHOUT_MODEL}")
             outcome = client.run_task(self._text, self._choice, TASK_SECONDS, strict=self._strict)
-        except (Failed, ApiClientError) as failure:
-            click.echo(f"corral demo: {failure}\n{tail(folder)}", err=True)
+        except (DemoFailed, ApiClientError) as failure:
+            click.echo(f"corral demo: {failure}\n{log_tail(folder)}", err=True)
             return False
         screen.end(outcome)
         completed = bool(outcome["status"] == "completed")
         if not completed:
-            click.echo(tail(folder), err=True)
+            click.echo(log_tail(folder), err=True)
         elif not self._once:
             self._stay(process)
         return completed
 
     def _stay(self, process: Any) -> None:
         if not self._screen.as_json:
-            click.echo("\nThe installation stays up until Ctrl-C.")
+            click.echo("\nThe server runs until you press Ctrl-C.")
         with contextlib.suppress(Interrupted):  # Ctrl-C is the normal way to stop the demo
             process.wait()
 
@@ -178,7 +187,7 @@ def _input(path: Path | None) -> str:
     with path.open("rb") as file:
         data = file.read(INPUT_BYTES + 1)
     if len(data) > INPUT_BYTES:
-        raise click.UsageError(f"the input has more than the {INPUT_BYTES} bytes that are taken")
+        raise click.UsageError(f"the input is longer than {INPUT_BYTES} bytes")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:

@@ -36,7 +36,7 @@ class CommandLine(Protocol):
         ...
 
 
-class Choice(NamedTuple):
+class ModelChoice(NamedTuple):
     """The model for the demo. `name` is `provider/model`, and `plugin` is the plugin that provides the model.
 
     If no model is usable, `model` is None and `problem` states the reason.
@@ -49,7 +49,7 @@ class Choice(NamedTuple):
     plugin_dir: Path | None = None
 
 
-def choose(command_line: CommandLine) -> Choice:
+def choose_model(command_line: CommandLine) -> ModelChoice:
     """Return the first model that an installed plugin offers and that works on this machine.
 
     Return the scripted model, with the reasons in `problem`, if no model works.
@@ -59,28 +59,30 @@ def choose(command_line: CommandLine) -> Choice:
     for plugin, models in command_line.ask_plugins("corral_demo_models", "models", here):
         for model in models:
             if model.problem is None:
-                return Choice(model.name, model, plugin, "", here.plugin_dir)
+                return ModelChoice(model.name, model, plugin, "", here.plugin_dir)
             problems.append(model.problem)
     why = (
         "; ".join(problems)
-        or "no plugin that brings one is installed: pip install corral-llama (from a clone: ./contrib/corral-llama)"
+        or "no plugin with a local model is installed: pip install corral-llama (from a clone: ./contrib/corral-llama)"
     )
-    return Choice(WITHOUT_MODEL, None, "", why)
+    return ModelChoice(WITHOUT_MODEL, None, "", why)
 
 
-def check_length(text: str, choice: Choice) -> None:
+def check_input_length(text: str, choice: ModelChoice) -> None:
     """Raise `UsageError` with the token counts if prompt, input and answer do not fit into the model's context."""
     if choice.model is None:
         return
-    needed = estimate(text) + FRAME_TOKENS + NEW_TOKENS
+    needed = estimate_tokens(text) + FRAME_TOKENS + NEW_TOKENS
     if needed > choice.model.context_tokens:
         raise click.UsageError(
-            f"the input has about {estimate(text)} tokens; with {FRAME_TOKENS} for the question and {NEW_TOKENS} for "
-            f"the answer that is {needed}, and the context of {choice.name} is {choice.model.context_tokens}"
+            f"the input has about {estimate_tokens(text)} tokens; with {FRAME_TOKENS} for the question and "
+            f"{NEW_TOKENS} "
+            f"for the answer, the task needs {needed} tokens, but the context of {choice.name} is only "
+            f"{choice.model.context_tokens}"
         )
 
 
-def estimate(text: str) -> int:
+def estimate_tokens(text: str) -> int:
     """Return a high estimate of the number of tokens.
 
     Digits and non-ASCII characters count as one token each, all other characters as a quarter of a token.
@@ -89,7 +91,7 @@ def estimate(text: str) -> int:
     return math.ceil((len(text) - dear) / 4) + dear
 
 
-def write_configuration(folder: Path, choice: Choice) -> Path:
+def write_configuration(folder: Path, choice: ModelChoice) -> Path:
     """Write the demo's corral.toml, which enables the plugin that provides the model, if any.
 
     Return the path of the file.

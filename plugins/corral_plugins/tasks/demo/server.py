@@ -32,15 +32,16 @@ class Interrupted(BaseException):
 class InterruptHandler:
     """Converts SIGTERM, SIGINT and SIGHUP into one `Interrupted` exception.
 
-    SIGHUP stays ignored if `nohup` set it to be ignored. Between `hold` and `release` a signal is deferred, so that it
-    interrupts neither the creation of a resource before its cleanup is registered, nor the cleanup.
+    SIGHUP stays ignored if `nohup` set it to be ignored. Between `defer_signals` and `raise_deferred` a signal is
+    deferred, so that it interrupts neither the creation of a resource before its cleanup is registered, nor the
+    cleanup.
     """
 
     def __init__(self) -> None:
         self._held = self._asked = False
 
     @contextlib.contextmanager
-    def heard(self) -> Iterator[None]:
+    def handle_signals(self) -> Iterator[None]:
         """Handle the signals inside the `with` block, and restore the previous handlers afterwards.
 
         Does nothing outside the main thread.
@@ -58,11 +59,11 @@ class InterruptHandler:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def hold(self) -> None:
-        """Defer signals until `release` is called."""
+    def defer_signals(self) -> None:
+        """Defer signals until `raise_deferred` is called."""
         self._held = True
 
-    def release(self) -> None:
+    def raise_deferred(self) -> None:
         """Stop deferring signals. Raises `Interrupted` if a signal arrived in the meantime."""
         self._held = False
         if self._asked:
@@ -75,7 +76,7 @@ class InterruptHandler:
 
 
 @contextlib.contextmanager
-def server(
+def run_server(
     signals: InterruptHandler, folder: Path, config: Path, port: int, password: str
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run the server in its own session inside the `with` block, then stop its whole process tree.
@@ -91,8 +92,8 @@ def server(
         PYTHONUNBUFFERED="1",
     )
     command = [sys.executable, "-m", "corral", "serve", "--bind", f"127.0.0.1:{port}"]
-    with log_of(folder).open("wb") as log_file:
-        signals.hold()
+    with log_path(folder).open("wb") as log_file:
+        signals.defer_signals()
         process = subprocess.Popen(  # noqa: S603  (our own program)
             command,
             env=environment,
@@ -103,14 +104,14 @@ def server(
             start_new_session=True,
         )
         try:
-            signals.release()
+            signals.raise_deferred()
             yield process
         finally:
-            signals.hold()
-            _end(process)
+            signals.defer_signals()
+            _stop_process(process)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _stop_process(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -121,24 +122,24 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def folder_of_its_own(signals: InterruptHandler, keep: Path | None) -> Iterator[Path]:
+def demo_folder(signals: InterruptHandler, keep: Path | None) -> Iterator[Path]:
     """Create the folder `keep`, or a temporary folder that is deleted at the end of the `with` block."""
-    signals.hold()
+    signals.defer_signals()
     folder = keep if keep is not None else Path(tempfile.mkdtemp(prefix="corral-demo-"))
     try:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise click.ClickException(f"the folder {folder} cannot be made: {error.strerror}") from None
-        signals.release()
+            raise click.ClickException(f"the folder {folder} cannot be created: {error.strerror}") from None
+        signals.raise_deferred()
         yield folder.absolute()
     finally:
-        signals.hold()
+        signals.defer_signals()
         if keep is None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def usual_port() -> int:
+def default_port() -> int:
     """Return 8000 if this port is free now, else 0, which lets the system choose a free port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -148,7 +149,7 @@ def usual_port() -> int:
     return 0
 
 
-def announced(process: subprocess.Popen[bytes], folder: Path, seconds: float) -> str | None:
+def wait_for_address(process: subprocess.Popen[bytes], folder: Path, seconds: float) -> str | None:
     """Wait until the server logs that it is ready, and return the address from that log line.
 
     Return None if the process has exited or is not ready within `seconds`.
@@ -156,20 +157,20 @@ def announced(process: subprocess.Popen[bytes], folder: Path, seconds: float) ->
     until = time.monotonic() + seconds
     while time.monotonic() < until and process.poll() is None:
         with contextlib.suppress(OSError):
-            found = _READY.search(log_of(folder).read_text("utf-8", "replace"))
+            found = _READY.search(log_path(folder).read_text("utf-8", "replace"))
             if found is not None:
                 return found.group(1)
         time.sleep(0.05)
     return None
 
 
-def log_of(folder: Path) -> Path:
+def log_path(folder: Path) -> Path:
     """Return the path of the server's log file."""
     return folder / "server.log"
 
 
-def tail(folder: Path) -> str:
+def log_tail(folder: Path) -> str:
     """Return the last 15 lines of the server's log."""
     with contextlib.suppress(OSError):
-        return "\n".join(log_of(folder).read_text("utf-8", "replace").splitlines()[-LOG_TAIL:])
+        return "\n".join(log_path(folder).read_text("utf-8", "replace").splitlines()[-LOG_TAIL:])
     return ""

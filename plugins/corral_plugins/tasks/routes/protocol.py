@@ -14,28 +14,28 @@ from corral.database.unit import Entry
 from corral.errors import Conflict, Invalid
 from corral.http.answers import Encoded, Request
 from corral.http.routes import Routes
-from corral_plugins.secrets.api import Delivery
+from corral_plugins.secrets.api import SecretDelivery
 from corral_plugins.tasks.reports import (
-    Cancelled,
-    Checkpoint,
-    CheckpointTaken,
-    Complete,
-    Fail,
-    Logs,
-    LogsTaken,
-    OnLease,
-    Progress,
-    Release,
-    Renewed,
+    CancellationReport,
+    CheckpointAccepted,
+    CheckpointReport,
+    CompletionReport,
+    FailureReport,
+    LeaseRenewal,
+    LeaseReport,
+    LogReport,
+    LogsAccepted,
+    ProgressReport,
+    ReleaseReport,
     SecretUse,
-    Started,
-    Used,
-    WaitFor,
+    StartedResponse,
+    UsageReport,
+    WaitReport,
 )
-from corral_plugins.tasks.service.actions import Actions
-from corral_plugins.tasks.service.logs import TaskLogs
-from corral_plugins.tasks.service.runs import Runs
-from corral_plugins.tasks.service.views import TaskView
+from corral_plugins.tasks.service.actions import OwnerActions
+from corral_plugins.tasks.service.run_reports import TaskLogs
+from corral_plugins.tasks.service.runs import TaskRuns
+from corral_plugins.tasks.shapes import TaskView
 
 ACT, WRITE = "tasks.act", "tasks.write"
 LOST = ("lease_lost", "invalid_state")
@@ -46,7 +46,7 @@ T = TypeVar("T")
 routes = Routes("/tasks", tag="worker")
 
 
-def lease_of(body: OnLease, request: Request, caller: Principal) -> str | None:
+def requested_lease(body: LeaseReport, request: Request, caller: Principal) -> str | None:
     """Return the lease that a request names in its body, in the header `Corral-Lease`, or by its token."""
     if isinstance(body.lease_id, str):
         return body.lease_id.lower()
@@ -54,7 +54,9 @@ def lease_of(body: OnLease, request: Request, caller: Principal) -> str | None:
     return named.lower() if named is not None else caller.lease_id
 
 
-async def _once(work: Work, entry: Entry, act: Callable[[], T], late: Callable[[Used], None], usage: Used | None) -> T:
+async def _run_keeping_usage(
+    work: Work, entry: Entry, act: Callable[[], T], late: Callable[[UsageReport], None], usage: UsageReport | None
+) -> T:
     """Run a call in its own unit of work.
 
     If the lease is lost, the usage is recorded in another unit of work, because the money was spent.
@@ -68,36 +70,38 @@ async def _once(work: Work, entry: Entry, act: Callable[[], T], late: Callable[[
 
 
 @routes.post("/{id}/start", needs=ACT, raises=LOST)
-def start_task(id: str, body: OnLease, runs: Runs, caller: Principal, request: Request) -> Started:
+def start_task(id: str, body: LeaseReport, runs: TaskRuns, caller: Principal, request: Request) -> StartedResponse:
     """Start a claimed task. A repeated request returns the same response."""
-    return runs.start(id, lease_of(body, request, caller), caller)
+    return runs.start(id, requested_lease(body, request, caller), caller)
 
 
 @routes.post("/{id}/progress", needs=ACT, raises=LOST, lenient=True, redacted=True)
 async def report_progress(
-    id: str, body: Progress, runs: Runs, caller: Principal, request: Request, work: Work
-) -> Renewed:
+    id: str, body: ProgressReport, runs: TaskRuns, caller: Principal, request: Request, work: Work
+) -> LeaseRenewal:
     """Report the progress of a run, and renew its lease."""
-    lease = lease_of(body, request, caller)
-    return await _once(
+    lease = requested_lease(body, request, caller)
+    return await _run_keeping_usage(
         work,
         request.entry(caller),
         lambda: runs.progress(id, lease, body, caller),
-        lambda usage: runs.stale_usage(id, lease, usage, caller),
+        lambda usage: runs.record_stale_usage(id, lease, usage, caller),
         body.usage,
     )
 
 
 @routes.post("/{id}/logs", needs=ACT, raises=("lease_lost",), lenient=True, redacted=True, body_limit=9 * 1024 * 1024)
-def append_logs(id: str, body: Logs, logs: TaskLogs, caller: Principal, request: Request) -> LogsTaken:
+def append_logs(id: str, body: LogReport, logs: TaskLogs, caller: Principal, request: Request) -> LogsAccepted:
     """Append lines to the log of the run, and renew its lease. The request is idempotent by `seq`."""
-    return logs.append(id, lease_of(body, request, caller), body, caller)
+    return logs.append(id, requested_lease(body, request, caller), body, caller)
 
 
 @routes.post("/{id}/checkpoint", needs=ACT, raises=LOST, lenient=True, redacted=True, body_limit=CHECKPOINT_LIMIT)
-def store_checkpoint(id: str, body: Checkpoint, runs: Runs, caller: Principal, request: Request) -> CheckpointTaken:
+def store_checkpoint(
+    id: str, body: CheckpointReport, runs: TaskRuns, caller: Principal, request: Request
+) -> CheckpointAccepted:
     """Store a checkpoint for the next attempt, and renew the lease. A checkpoint with an earlier step is ignored."""
-    return runs.checkpoint(id, lease_of(body, request, caller), body, caller)
+    return runs.checkpoint(id, requested_lease(body, request, caller), body, caller)
 
 
 @routes.post(
@@ -107,41 +111,49 @@ def store_checkpoint(id: str, body: Checkpoint, runs: Runs, caller: Principal, r
     keyed=False,
     raises=("lease_lost", "secret_expired", "audit_unavailable", "vault_sealed", "secrets.damaged"),
 )
-def get_secret_value(id: str, name: str, body: SecretUse, runs: Runs, caller: Principal, request: Request) -> Delivery:
+def get_secret_value(
+    id: str, name: str, body: SecretUse, runs: TaskRuns, caller: Principal, request: Request
+) -> SecretDelivery:
     """Read a secret that is available to the worker's group. The value may be sent to `allowed_hosts` only."""
-    return runs.deliver_secret(id, lease_of(body, request, caller), name, body.purpose, caller)
+    return runs.deliver_secret(id, requested_lease(body, request, caller), name, body.purpose, caller)
 
 
 @routes.post("/{id}/complete", needs=(ACT, WRITE), raises=(*ENDS, "schema_mismatch"), lenient=True, redacted=True)
 async def complete_task(
-    id: str, body: Complete, runs: Runs, actions: Actions, caller: Principal, request: Request, work: Work
+    id: str,
+    body: CompletionReport,
+    runs: TaskRuns,
+    actions: OwnerActions,
+    caller: Principal,
+    request: Request,
+    work: Work,
 ) -> TaskView | Encoded:
     """Complete a run with its result. The owner of a task completes the task with the same request without a lease."""
-    lease, entry = lease_of(body, request, caller), request.entry(caller)
+    lease, entry = requested_lease(body, request, caller), request.entry(caller)
     if _is_owner(caller, lease):
         return await work(lambda: actions.complete(id, body.result, by=caller), entry=entry)
-    return await _once(
+    return await _run_keeping_usage(
         work,
         entry,
         lambda: runs.complete(id, lease, body, caller),
-        lambda usage: runs.stale_usage(id, lease, usage, caller),
+        lambda usage: runs.record_stale_usage(id, lease, usage, caller),
         body.usage,
     )
 
 
 @routes.post("/{id}/fail", needs=(ACT, WRITE), raises=ENDS, lenient=True, redacted=True)
 async def fail_task(
-    id: str, body: Fail, runs: Runs, actions: Actions, caller: Principal, request: Request, work: Work
+    id: str, body: FailureReport, runs: TaskRuns, actions: OwnerActions, caller: Principal, request: Request, work: Work
 ) -> TaskView | Encoded:
     """Fail a run; the retry policy decides what follows. The owner of a task fails it permanently, without a lease."""
-    lease, entry = lease_of(body, request, caller), request.entry(caller)
+    lease, entry = requested_lease(body, request, caller), request.entry(caller)
     if _is_owner(caller, lease):
         return await work(lambda: actions.fail(id, body.error, by=caller), entry=entry)
-    return await _once(
+    return await _run_keeping_usage(
         work,
         entry,
         lambda: runs.fail(id, lease, body, caller),
-        lambda usage: runs.stale_usage(id, lease, usage, caller),
+        lambda usage: runs.record_stale_usage(id, lease, usage, caller),
         body.usage,
     )
 
@@ -149,37 +161,39 @@ async def fail_task(
 @routes.post(
     "/{id}/wait", needs=ACT, raises=(*ENDS, "plugin_disabled"), lenient=True, redacted=True, body_limit=CHECKPOINT_LIMIT
 )
-def wait_for_person(id: str, body: WaitFor, runs: Runs, caller: Principal, request: Request) -> TaskView | Encoded:
+def wait_for_person(
+    id: str, body: WaitReport, runs: TaskRuns, caller: Principal, request: Request
+) -> TaskView | Encoded:
     """Wait for a person's answer. The lease ends, and the timeout and stall clocks stop until the answer arrives."""
-    return runs.wait(id, lease_of(body, request, caller), body, caller)
+    return runs.wait(id, requested_lease(body, request, caller), body, caller)
 
 
 @routes.post("/{id}/release", needs=ACT, raises=ENDS, lenient=True, redacted=True)
 async def release_task(
-    id: str, body: Release, runs: Runs, caller: Principal, request: Request, work: Work
+    id: str, body: ReleaseReport, runs: TaskRuns, caller: Principal, request: Request, work: Work
 ) -> TaskView | Encoded:
     """Release a task to its queue. No attempt is consumed, and the checkpoint is kept."""
-    lease = lease_of(body, request, caller)
-    return await _once(
+    lease = requested_lease(body, request, caller)
+    return await _run_keeping_usage(
         work,
         request.entry(caller),
         lambda: runs.release(id, lease, body, caller),
-        lambda usage: runs.stale_usage(id, lease, usage, caller),
+        lambda usage: runs.record_stale_usage(id, lease, usage, caller),
         body.usage,
     )
 
 
 @routes.post("/{id}/cancelled", needs=ACT, raises=ENDS)
 async def acknowledge_cancel(
-    id: str, body: Cancelled, runs: Runs, caller: Principal, request: Request, work: Work
+    id: str, body: CancellationReport, runs: TaskRuns, caller: Principal, request: Request, work: Work
 ) -> TaskView | Encoded:
     """Confirm that the run of a task with the status `cancelling` has ended."""
-    lease = lease_of(body, request, caller)
-    return await _once(
+    lease = requested_lease(body, request, caller)
+    return await _run_keeping_usage(
         work,
         request.entry(caller),
         lambda: runs.cancelled(id, lease, body, caller),
-        lambda usage: runs.stale_usage(id, lease, usage, caller),
+        lambda usage: runs.record_stale_usage(id, lease, usage, caller),
         body.usage,
     )
 
@@ -192,5 +206,5 @@ def _is_owner(caller: Principal, lease: str | None) -> bool:
     if caller.kind not in ("user", "api_key"):
         return False
     if lease is not None:
-        raise Invalid.at("/lease_id", "not_allowed", "Only workers name a lease; leave it out.")
+        raise Invalid.at("/lease_id", "not_allowed", "Only workers may name a lease; leave lease_id out.")
     return True

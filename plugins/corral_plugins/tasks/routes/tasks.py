@@ -13,29 +13,31 @@ from corral.events.log import EventView
 from corral.http.answers import Encoded, IfMatch, Wait
 from corral.http.page import Page, PageQuery
 from corral.http.routes import Routes
-from corral_plugins.tasks.api import DIRECT, NewTask
+from corral_plugins.tasks.api import DIRECT_ORIGIN, NewTask
 from corral_plugins.tasks.models import TERMINAL
-from corral_plugins.tasks.service import logs as task_logs
-from corral_plugins.tasks.service.actions import Actions
-from corral_plugins.tasks.service.creation import Creation
-from corral_plugins.tasks.service.explain import Explanations
-from corral_plugins.tasks.service.queries import TaskQueries, readable
-from corral_plugins.tasks.service.views import TaskItem, TaskView, Views
+from corral_plugins.tasks.service import run_reports as task_logs
+from corral_plugins.tasks.service.actions import OwnerActions
+from corral_plugins.tasks.service.creation import TaskCreation
+from corral_plugins.tasks.service.explain import TaskExplanations
+from corral_plugins.tasks.service.queries import TaskQueries
+from corral_plugins.tasks.service.rows import TaskViews, find_readable_task
 from corral_plugins.tasks.shapes import (
     AttemptView,
     CancelRequest,
     CommentView,
     Explanation,
-    GetQuery,
     InputAnswer,
     LogQuery,
     LogView,
     NewComment,
     RetryRequest,
-    Stats,
-    StatsQuery,
+    TaskGetQuery,
+    TaskItem,
     TaskPatch,
     TaskQuery,
+    TaskStats,
+    TaskStatsQuery,
+    TaskView,
 )
 
 READ, WRITE, ACT = "tasks.read", "tasks.write", "tasks.act"
@@ -47,70 +49,74 @@ routes = Routes("/tasks", tag="Tasks")
 @routes.get("/", needs=READ, raises=("invalid_cursor",))
 def list_tasks(query: TaskQuery, queries: TaskQueries, caller: Principal) -> Page[TaskItem]:
     """List tasks, newest first, without their input and result."""
-    return queries.page(query, caller)
+    return queries.list_tasks(query, caller)
 
 
 @routes.post("/", needs=WRITE, status=201, redacted=True, raises=("unknown_reference", "cycle", "quota_exceeded"))
-def create_task(body: NewTask, creation: Creation, caller: Principal) -> TaskView | Encoded:
+def create_task(body: NewTask, creation: TaskCreation, caller: Principal) -> TaskView | Encoded:
     """Create a task and queue it. The task is `blocked` until all tasks that it depends on are completed."""
-    return creation.create(body, by=caller, source=None, origin=DIRECT)
+    return creation.create(body, by=caller, source=None, origin=DIRECT_ORIGIN)
 
 
 @routes.get("/stats", needs=READ)
-def get_task_stats(query: StatsQuery, queries: TaskQueries, caller: Principal) -> Stats:
+def get_task_stats(query: TaskStatsQuery, queries: TaskQueries, caller: Principal) -> TaskStats:
     """Get statistics of tasks. The response always contains every key."""
     return queries.stats(query, caller)
 
 
 @routes.get("/{id}", needs=(READ, ACT), seconds=60.0)
-def get_task(id: str, query: GetQuery, views: Views, caller: Principal) -> TaskView | Encoded | Wait:
+def get_task(id: str, query: TaskGetQuery, views: TaskViews, caller: Principal) -> TaskView | Encoded | Wait:
     """Get a task. With `wait`, the response is sent when the task has ended.
 
     A worker may read the tasks that it holds.
     """
     if caller.kind == "worker":
-        readable(id, caller)
+        find_readable_task(id, caller)
     elif not can_read(caller, SHARED, None):
         raise NotFound()
     if query.wait and query.until > clock.time_s() and not views.has_ended(id):
         return Wait((id,), query.until)
-    return views.one(id)
+    return views.encoded_task(id)
 
 
 @routes.patch("/{id}", needs=WRITE, redacted=True, raises=(*STATES, "use_action", "unknown_reference", "cycle"))
-def update_task(id: str, body: TaskPatch, changes: Actions, caller: Principal, match: IfMatch) -> TaskView | Encoded:
+def update_task(
+    id: str, body: TaskPatch, changes: OwnerActions, caller: Principal, match: IfMatch
+) -> TaskView | Encoded:
     """Change the fields of a task that may change in its current status."""
     return changes.patch(id, body, match, by=caller)
 
 
 @routes.post("/{id}/cancel", needs=WRITE, redacted=True, also=(202,), raises=STATES)
 def cancel_task(
-    id: str, body: CancelRequest, actions: Actions, caller: Principal, match: IfMatch
+    id: str, body: CancelRequest, actions: OwnerActions, caller: Principal, match: IfMatch
 ) -> TaskView | Encoded:
     """Cancel a task. The status is 200 if the task has ended, or 202 while its worker still has to stop the run."""
     return actions.cancel(id, match, by=caller, reason=body.reason)
 
 
 @routes.post("/{id}/retry", needs=WRITE, redacted=True, raises=STATES)
-def retry_task(id: str, body: RetryRequest, actions: Actions, caller: Principal, match: IfMatch) -> TaskView | Encoded:
+def retry_task(
+    id: str, body: RetryRequest, actions: OwnerActions, caller: Principal, match: IfMatch
+) -> TaskView | Encoded:
     """Retry a failed or cancelled task under the same id."""
     return actions.retry(id, match, by=caller, from_checkpoint=body.from_checkpoint, reason=body.reason)
 
 
 @routes.delete("/{id}", needs=WRITE, raises=STATES)
-def delete_task(id: str, actions: Actions, caller: Principal, match: IfMatch) -> None:
+def delete_task(id: str, actions: OwnerActions, caller: Principal, match: IfMatch) -> None:
     """Delete a task that has ended. Its cost remains in the cost statistics."""
     actions.delete(id, match, by=caller)
 
 
 @routes.post("/{id}/input", needs=WRITE, redacted=True, raises=("invalid_state", "schema_mismatch"))
-def give_task_input(id: str, body: InputAnswer, actions: Actions, caller: Principal) -> TaskView | Encoded:
+def give_task_input(id: str, body: InputAnswer, actions: OwnerActions, caller: Principal) -> TaskView | Encoded:
     """Answer the question that a task waits for."""
     return actions.give_input(id, body.input, by=caller)
 
 
 @routes.get("/{id}/explain", needs=READ)
-def explain_task(id: str, explanations: Explanations, caller: Principal) -> Explanation:
+def explain_task(id: str, explanations: TaskExplanations, caller: Principal) -> Explanation:
     """Explain why a task runs or does not run, or how it ended."""
     return explanations.explain(id, caller)
 
@@ -135,8 +141,8 @@ def list_task_logs(id: str, query: LogQuery, caller: Principal) -> Page[LogView]
 
     With `wait`, the response is sent when there are further lines.
     """
-    row = readable(id, caller)
-    found = task_logs.lines(id, query.fence if isinstance(query.fence, int) else row.fence, query)
+    row = find_readable_task(id, caller)
+    found = task_logs.read_log_lines(id, query.fence if isinstance(query.fence, int) else row.fence, query)
     if not found and query.until > clock.time_s() and row.status not in TERMINAL:
         # no event announces log lines, so a pending request polls twice per second
         return Wait((id,), min(query.until, clock.time_s() + 0.5))
@@ -162,6 +168,6 @@ def list_task_comments(id: str, query: PageQuery, queries: TaskQueries, caller: 
 
 
 @routes.post("/{id}/comments", needs=(WRITE, ACT), status=201, lenient=True, redacted=True)
-def add_task_comment(id: str, body: NewComment, actions: Actions, caller: Principal) -> CommentView:
+def add_task_comment(id: str, body: NewComment, actions: OwnerActions, caller: Principal) -> CommentView:
     """Add a comment to a task. The next claim of the task includes the comment."""
-    return actions.comment(id, body, by=caller)
+    return actions.add_comment(id, body, by=caller)

@@ -27,31 +27,31 @@ from corral_plugins.tasks.models import (
     TaskRow,
 )
 from corral_plugins.tasks.reports import ReportedError
-from corral_plugins.tasks.service import dependencies, retention, rollups, rows, search, views
+from corral_plugins.tasks.service import outcomes, queries, retention, rows, statistics
 from corral_plugins.tasks.service.creation import (
     add_dependencies,
-    check_values,
-    future,
+    agent_warnings,
+    check_limits,
+    checked_title,
+    find_named_agent,
+    future_instant,
     has_open_dependency,
-    instant,
-    named_agent,
-    rounded,
-    title_of,
-    warnings_of,
+    round_to_micro_usd,
+    stored_instant,
 )
-from corral_plugins.tasks.service.outcomes import Outcomes
-from corral_plugins.tasks.service.runs import RESULT_LIMIT, as_json
+from corral_plugins.tasks.service.outcomes import TaskOutcomes
+from corral_plugins.tasks.service.runs import RESULT_LIMIT, to_limited_json
 from corral_plugins.tasks.service.transitions import (
     NOT_CANCELLED,
     NOT_QUEUED,
     NOT_WAITING,
-    Transitions,
-    later,
-    publish,
+    TaskTransitions,
+    add_seconds,
+    aged_rank,
+    publish_task_event,
+    queue_columns,
     queue_key,
-    queued,
-    queued_columns,
-    rank_of,
+    requeue_columns,
     transition,
 )
 from corral_plugins.tasks.shapes import CommentView, NewComment, TaskPatch
@@ -63,7 +63,7 @@ QUEUEING = frozenset({"priority", "agent_id", "agent_role", "required_tools", "a
 WHILE_LEASED = ALWAYS | {"title", "description", "deadline", "priority"}
 
 
-class Actions:
+class OwnerActions:
     """The actions of people on tasks. Runs in the caller's unit of work.
 
     Every change returns the task as it is after the change.
@@ -72,12 +72,12 @@ class Actions:
     audit: Audit | None
     tools: Tools | None
 
-    def __init__(self, transitions: Transitions, outcomes: Outcomes) -> None:
+    def __init__(self, transitions: TaskTransitions, outcomes: TaskOutcomes) -> None:
         self._transitions, self._outcomes = transitions, outcomes
         self._settings, self._agents = transitions.settings, transitions.agents
 
-    def _owned(self, task_id: str, match: IfMatch, by: Principal) -> TaskRow:
-        row = rows.lock(task_id)
+    def _lock_owned_task(self, task_id: str, match: IfMatch, by: Principal) -> TaskRow:
+        row = rows.lock_task(task_id)
         require_owner(by, row.created_by, what="task", manage="tasks.manage")
         match.check(row.version)
         return row
@@ -90,41 +90,41 @@ class Actions:
             raise Invalid.at(
                 "/status",
                 "not_allowed",
-                "States change by actions: cancel, retry, complete, fail.",
+                "The status cannot be set directly; use the actions cancel, retry, complete and fail.",
                 problem="use_action",
             )
-        row = self._owned(task_id, match, by)
+        row = self._lock_owned_task(task_id, match, by)
         given = {name: getattr(patch, name) for name in patch.__struct_fields__}
         given = {name: value for name, value in given.items() if value is not UNSET}
         if not given:
-            return views.answer(row.id, row.version)
-        _check_state(row, given)
-        warnings = self._apply(row, given)
-        return views.answer(row.id, row.version, warnings=warnings)
+            return rows.encoded_response(row.id, row.version)
+        _check_changeable(row, given)
+        warnings = self._apply_patch(row, given)
+        return rows.encoded_response(row.id, row.version, warnings=warnings)
 
-    def _apply(self, row: TaskRow, given: dict[str, Any]) -> list[str]:
-        check_values(given)
+    def _apply_patch(self, row: TaskRow, given: dict[str, Any]) -> list[str]:
+        check_limits(given)
         changes = {name: _CONVERTED[name](value) if name in _CONVERTED else value for name, value in given.items()}
         if "deadline" in changes:
             changes["deadline_key"] = changes.pop("deadline") or NO_DEADLINE
         if given.get("retry_policy") is not None:
             changes["max_attempts"] = given["retry_policy"].max_attempts
-        warnings = self._requeue(row, changes)
+        warnings = self._queue_changes(row, changes)
         to = self._set_dependencies(row, changes) if "depends_on" in given else row.status
         before = row.priority
         row.priority = changes.get("priority", before)
         if row.priority != before:
-            rollups.count_priority_change(row.status, before, row.priority)
-        indexed = search.indexed_text(row) if given.keys() & {"title", "description"} else None
+            statistics.count_priority_change(row.status, before, row.priority)
+        indexed = queries.indexed_text(row) if given.keys() & {"title", "description"} else None
         if to != row.status:
             transition(row, to, **changes)
         else:
-            rows.change(row, changes)
-            publish(TaskUpdated, row, row.status)
-        search.reindex(indexed, row)
+            rows.change_task(row, changes)
+            publish_task_event(TaskUpdated, row, row.status)
+        queries.reindex(indexed, row)
         return warnings
 
-    def _requeue(self, row: TaskRow, changes: dict[str, Any]) -> list[str]:
+    def _queue_changes(self, row: TaskRow, changes: dict[str, Any]) -> list[str]:
         """Add the new values of the queue columns to `changes`, and return warnings about the agent."""
         warnings: list[str] = []
         if changes.keys() & {"agent_id", "agent_role", "required_tools"}:
@@ -133,28 +133,28 @@ class Actions:
             elif changes.get("agent_role") is not None:
                 changes.setdefault("agent_id", None)
             agent_id, role = changes.get("agent_id", row.agent_id), changes.get("agent_role", row.agent_role)
-            agent = named_agent(self._agents, agent_id, role)
-            tools = changes.get("required_tools", rows.parsed(row.required_tools))
+            agent = find_named_agent(self._agents, agent_id, role)
+            tools = changes.get("required_tools", rows.parse_json_text(row.required_tools))
             changes["queue_key"] = row.queue_key = queue_key(agent_id, role, tools)
-            warnings = warnings_of(agent, tools)
+            warnings = agent_warnings(agent, tools)
         if row.status == "pending" and changes.keys() & QUEUEING:
-            changes.update(self._position(row, changes))
+            changes.update(self._queue_position(row, changes))
         return warnings
 
-    def _position(self, row: TaskRow, changes: dict[str, Any]) -> dict[str, Any]:
+    def _queue_position(self, row: TaskRow, changes: dict[str, Any]) -> dict[str, Any]:
         """Return the queue columns of a pending task after a change.
 
         The time already waited still counts, unless the change postpones the task.
         """
         available_at = changes.get("available_at", row.available_at)
         if row.queue is None or row.queued_at is None or available_at > clock.now():
-            return _queued(row, changes, available_at)
+            return _pending_columns(row, changes, available_at)
         priority = changes.get("priority", row.priority)
         seconds = changes.get("queue_timeout_seconds", row.get("queue_timeout_seconds"))
         return {
             "queue": row.queue if row.queue == "held" else row.queue_key,
-            "queue_until": later(row.queued_at, seconds) if seconds else None,
-            "rank": rank_of(self._settings, priority=priority, queued_at=row.queued_at),
+            "queue_until": add_seconds(row.queued_at, seconds) if seconds else None,
+            "rank": aged_rank(self._settings, priority=priority, queued_at=row.queued_at),
         }
 
     def _set_dependencies(self, row: TaskRow, changes: dict[str, Any]) -> str:
@@ -166,8 +166,8 @@ class Actions:
         if row.id in wanted:
             raise Invalid.at("/depends_on", "cycle", "A task cannot depend on itself.", problem="cycle")
         is_open = has_open_dependency(wanted)
-        if _reaches(wanted, row.id):
-            raise Invalid.at("/depends_on", "cycle", "One of these depends on this task.", problem="cycle")
+        if _depends_on(wanted, row.id):
+            raise Invalid.at("/depends_on", "cycle", "One of these tasks depends on this task.", problem="cycle")
         Dependency.delete().where(Dependency.task_id == row.id).execute()
         add_dependencies(row.id, wanted)
         if is_open:
@@ -175,7 +175,7 @@ class Actions:
             return "blocked"
         if row.status == "blocked":
             available_at = max(changes.get("available_at", row.available_at), clock.now())
-            changes.update(_queued(row, changes, available_at))
+            changes.update(_pending_columns(row, changes, available_at))
         return "pending"
 
     # -- actions
@@ -185,12 +185,12 @@ class Actions:
 
         The response status is 200 if the task has ended, or 202 while its worker still has to stop the run.
         """
-        row = self._owned(task_id, match, by)
+        row = self._lock_owned_task(task_id, match, by)
         if row.status in ("completed", "failed"):
-            raise terminal(row)
+            raise task_ended_error(row)
         if row.status != "cancelled":
             self._outcomes.cancel(row, kind="user", reason=reason)
-        return views.answer(row.id, row.version, status=202 if row.status == "cancelling" else 200)
+        return rows.encoded_response(row.id, row.version, status=202 if row.status == "cancelling" else 200)
 
     def retry(
         self,
@@ -203,19 +203,9 @@ class Actions:
         source: str = "person",
     ) -> Encoded:
         """Retry a failed or cancelled task under the same id. Its earlier attempts remain listed."""
-        row = self._owned(task_id, match, by)
-        if row.status == "completed":
-            raise terminal(row)
-        if row.status not in ("failed", "cancelled"):
-            raise Conflict(
-                f"The task is {row.status}; only failed and cancelled tasks can be tried again.",
-                current_status=row.status,
-            )
-        state = _dependency_state(row)
-        if state == "dead":
-            message = "A task that this one needs did not complete: retry that one first, or create this one anew."
-            raise Conflict(message, current_status=row.status)
-        columns = queued(row) if state == "pending" else {"queue": None, "available_at": clock.now()}
+        row = self._lock_owned_task(task_id, match, by)
+        state = _state_after_retry(row)
+        columns = requeue_columns(row) if state == "pending" else {"queue": None, "available_at": clock.now()}
         if row.deadline is not None and row.deadline <= clock.now():
             columns["deadline_key"] = NO_DEADLINE
         transition(
@@ -238,26 +228,28 @@ class Actions:
             **NOT_CANCELLED,
             **columns,
         )
-        dependencies.reblock(row.id)
-        return views.answer(row.id, row.version)
+        outcomes.reblock_dependents(row.id)
+        return rows.encoded_response(row.id, row.version)
 
     def give_input(self, task_id: str, value: Any, *, by: Principal) -> Encoded:
         """Answer the question of a waiting task. The next claim of the task includes the answer."""
-        row = self._owned(task_id, ANY_VERSION, by)
+        row = self._lock_owned_task(task_id, ANY_VERSION, by)
         if row.status != "waiting" or row.waiting_kind != "input":
-            raise Conflict("The task does not wait for input.", current_status=row.status)
+            raise Conflict("The task is not waiting for input.", current_status=row.status)
         asked = row.get("waiting_for")
-        _must_fit(asked.get("schema"), value, "/input", "the asked schema")
-        self._resume_with(row, asked.get("call_id"), as_json({"input": value}, RESULT_LIMIT, "/input"), value)
-        return views.answer(row.id, row.version)
+        _check_schema(asked.get("schema"), value, "/input", "the schema of the question")
+        self._resume_with_answer(
+            row, asked.get("call_id"), to_limited_json({"input": value}, RESULT_LIMIT, "/input"), value
+        )
+        return rows.encoded_response(row.id, row.version)
 
     def expire_input(self, row: TaskRow) -> None:
         """Queue a task whose question was not answered in time."""
         call_id = row.get("waiting_for").get("call_id")
-        error = {"type": "expired", "message": "Nobody answered in time."}
-        self._resume_with(row, call_id, '{"input":null,"input_expired":true}', None, error)
+        error = {"type": "expired", "message": "Nobody answered the question in time."}
+        self._resume_with_answer(row, call_id, '{"input":null,"input_expired":true}', None, error)
 
-    def _resume_with(
+    def _resume_with_answer(
         self, row: TaskRow, call_id: str | None, given: str, value: Any, error: dict[str, str] | None = None
     ) -> None:
         """Queue a waiting task with an answer (JSON text).
@@ -266,68 +258,69 @@ class Actions:
         """
         if call_id is not None:
             if self.tools is not None:
-                self.tools.answered(row.id, call_id, result=value, error=error)
+                self.tools.store_answer(row.id, call_id, result=value, error=error)
             status = "succeeded" if error is None else "failed"
             result = {"call_id": call_id, "status": status, "result": value, "error": error}
-            given = as_json({"tool_results": [result]}, RESULT_LIMIT + 1024, "/input")
+            given = to_limited_json({"tool_results": [result]}, RESULT_LIMIT + 1024, "/input")
         self.resume(row, given)
 
     def resume(self, row: TaskRow, given: str) -> None:
         """Queue a waiting task again. `given` is the JSON object that the next claim includes."""
         answer = msgspec.Raw(given.encode())
-        transition(row, "pending", resume=answer, resuming=True, **NOT_WAITING, **queued(row))
+        transition(row, "pending", resume=answer, resuming=True, **NOT_WAITING, **requeue_columns(row))
 
     def complete(self, task_id: str, result: Any, *, by: Principal) -> Encoded:
         """Complete a task at the request of its owner.
 
         Raises `Invalid` if the result does not match `output_schema`.
         """
-        row = self._ended_by_owner(task_id, by)
-        _must_fit(row.get("output_schema"), result, "/result", "output_schema")
-        attempt = rows.live(row.id)
-        text = as_json(result, RESULT_LIMIT, "/result")
+        row = self._lock_unfinished_task(task_id, by)
+        _check_schema(row.get("output_schema"), result, "/result", "output_schema")
+        attempt = rows.find_live_attempt(row.id)
+        text = to_limited_json(result, RESULT_LIMIT, "/result")
         self._outcomes.complete(row, attempt, result=text, artifacts=None, by="owner")
-        return self._audited(row, attempt, "tasks.task.complete")
+        return self._audit_end(row, attempt, "tasks.task.complete")
 
     def fail(self, task_id: str, error: ReportedError, *, by: Principal) -> Encoded:
         """Fail a task at the request of its owner."""
-        row = self._ended_by_owner(task_id, by)
-        attempt = rows.live(row.id)
-        self._outcomes.fail_final(row, attempt, "error", error.type, error.message, by="owner")
-        return self._audited(row, attempt, "tasks.task.fail")
+        row = self._lock_unfinished_task(task_id, by)
+        attempt = rows.find_live_attempt(row.id)
+        self._outcomes.fail_permanently(row, attempt, "error", error.type, error.message, by="owner")
+        return self._audit_end(row, attempt, "tasks.task.fail")
 
-    def _ended_by_owner(self, task_id: str, by: Principal) -> TaskRow:
-        row = self._owned(task_id, ANY_VERSION, by)
+    def _lock_unfinished_task(self, task_id: str, by: Principal) -> TaskRow:
+        row = self._lock_owned_task(task_id, ANY_VERSION, by)
         if row.status in TERMINAL:
-            raise terminal(row)
+            raise task_ended_error(row)
         return row
 
-    def _audited(self, row: TaskRow, attempt: AttemptRow | None, action: str) -> Encoded:
+    def _audit_end(self, row: TaskRow, attempt: AttemptRow | None, action: str) -> Encoded:
         if attempt is not None:
-            self._transitions.signal(attempt, "lost")
+            self._transitions.send_signal(attempt, "lost")
         if self.audit is not None:
             self.audit.record(AuditEntry(action=action, object_type="task", object_id=row.id))
-        return views.answer(row.id, row.version)
+        return rows.encoded_response(row.id, row.version)
 
     def delete(self, task_id: str, match: IfMatch = ANY_VERSION, *, by: Principal) -> None:
         """Delete an ended task. A background job deletes its attempts, logs and comments."""
-        row = self._owned(task_id, match, by)
+        row = self._lock_owned_task(task_id, match, by)
         if row.status not in TERMINAL:
             raise Conflict(f"The task is {row.status}; cancel it first.", current_status=row.status)
-        retention.delete(row)
+        retention.delete_task(row)
 
     # -- comments
 
-    def comment(self, task_id: str, new: NewComment, *, by: Principal) -> CommentView:
+    def add_comment(self, task_id: str, new: NewComment, *, by: Principal) -> CommentView:
         """Add a comment to a task."""
-        row = rows.find(task_id)
+        row = rows.find_task(task_id)
         if row is None:
             raise NotFound()
         if by.kind == "worker" and not rows.is_held_by(row, by.worker_id):
             raise Forbidden("Only the worker that holds the task may comment on it.")
         if not new.body.strip():
             raise Invalid(
-                "A comment has at least 1 character.", errors=[Fault("/body", "too_short", "at least 1 character")]
+                "A comment must have at least 1 character.",
+                errors=[Fault("/body", "too_short", "at least 1 character")],
             )
         comment_id, now = new_id(), clock.now()
         Comment.insert(
@@ -339,13 +332,13 @@ class Actions:
             body=new.body,
             created_at=now,
         ).execute()
-        publish(TaskUpdated, row, row.status)
+        publish_task_event(TaskUpdated, row, row.status)
         return CommentView(id=comment_id, author={"type": by.kind, "id": by.id}, body=new.body, created_at=now)
 
 
-def _queued(row: TaskRow, changes: Mapping[str, Any], available_at: str) -> dict[str, Any]:
+def _pending_columns(row: TaskRow, changes: Mapping[str, Any], available_at: str) -> dict[str, Any]:
     """Return the columns of a task that becomes pending with these changes."""
-    return queued_columns(
+    return queue_columns(
         key=row.queue_key,
         priority=changes.get("priority", row.priority),
         available_at=available_at,
@@ -355,31 +348,35 @@ def _queued(row: TaskRow, changes: Mapping[str, Any], available_at: str) -> dict
 
 
 _CONVERTED: dict[str, Callable[[Any], Any]] = {
-    "title": title_of,
+    "title": checked_title,
     "priority": PRIORITIES.index,
     "agent_id": lambda agent_id: agent_id and agent_id.lower(),
-    "deadline": lambda moment: future(moment, "/deadline"),
-    "available_at": instant,
-    "max_cost_usd": rounded,
+    "deadline": lambda moment: future_instant(moment, "/deadline"),
+    "available_at": stored_instant,
+    "max_cost_usd": round_to_micro_usd,
     "depends_on": lambda ids: list(dict.fromkeys(each.lower() for each in ids)),
 }
 """The fields of a patch that are converted before they are stored, each with its conversion function."""
 
 
-def _check_state(row: TaskRow, given: Mapping[str, Any]) -> None:
+def _check_changeable(row: TaskRow, given: Mapping[str, Any]) -> None:
     """Raise `Conflict` if these fields must not change in the current status of the task."""
     if row.status in ("pending", "blocked"):
         return
     names = sorted(given.keys() - (ALWAYS if row.status in TERMINAL else WHILE_LEASED))
     if names and row.status in TERMINAL:
         raise Conflict(
-            f"The task is {row.status}: only tags and metadata change.", code="task_terminal", current_status=row.status
+            f"The task is {row.status}; only tags and metadata can still be changed.",
+            code="task_terminal",
+            current_status=row.status,
         )
     if names:
-        raise Conflict(f"{', '.join(names)} cannot change while the task is {row.status}.", current_status=row.status)
+        raise Conflict(
+            f"{', '.join(names)} cannot be changed while the task is {row.status}.", current_status=row.status
+        )
 
 
-def _reaches(starts: Sequence[str], target: str) -> bool:
+def _depends_on(starts: Sequence[str], target: str) -> bool:
     """Return whether any of the tasks `starts` depends on `target`, directly or indirectly."""
     if not starts:
         return False
@@ -401,20 +398,39 @@ def _dependency_state(row: TaskRow) -> str:
         .join(Task, on=(Task.id == Dependency.needs_id))
         .where(Dependency.task_id == row.id)
     )
-    states = {status for (status,) in rows.values(needed)}
-    is_gone = row.failed_dependency_id is not None and rows.find(row.failed_dependency_id) is None
+    states = {status for (status,) in rows.fetch_tuples(needed)}
+    is_gone = row.failed_dependency_id is not None and rows.find_task(row.failed_dependency_id) is None
     if is_gone or states & {"failed", "cancelled"}:
         return "dead"
     return "blocked" if states - {"completed"} else "pending"
 
 
-def _must_fit(schema: Any, value: Any, pointer: str, what: str) -> None:
+def _state_after_retry(row: TaskRow) -> str:
+    """Return the status of a task after a retry. Raises `Conflict` if the task cannot be retried."""
+    if row.status == "completed":
+        raise task_ended_error(row)
+    if row.status not in ("failed", "cancelled"):
+        raise Conflict(
+            f"The task is {row.status}; only failed and cancelled tasks can be retried.", current_status=row.status
+        )
+    state = _dependency_state(row)
+    if state == "dead":
+        raise Conflict(
+            "A task that this task depends on did not complete; retry that task first, or create this task again.",
+            current_status=row.status,
+        )
+    return state
+
+
+def _check_schema(schema: Any, value: Any, pointer: str, what: str) -> None:
     """Raise `Invalid` with the code `schema_mismatch` if there is a schema and the value does not match it."""
     faults = json_schema_problems(schema, value, pointer_prefix=pointer) if schema is not None else ()
     if faults:
-        raise Invalid(f"{len(faults)} places do not fit {what}.", code="schema_mismatch", errors=faults)
+        raise Invalid(
+            f"The value does not match {what} in {len(faults)} places.", code="schema_mismatch", errors=faults
+        )
 
 
-def terminal(row: TaskRow) -> Conflict:
+def task_ended_error(row: TaskRow) -> Conflict:
     """Return the error for an action on a task that has ended."""
     return Conflict(f"The task is {row.status}.", code="task_terminal", current_status=row.status)

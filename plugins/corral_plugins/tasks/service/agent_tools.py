@@ -12,11 +12,11 @@ from corral.schema.shapes import convert
 from corral_plugins.tasks.api import NewTask, Origin
 from corral_plugins.tasks.models import PRIORITIES
 from corral_plugins.tasks.reports import AskedInput
-from corral_plugins.tasks.service.creation import Creation
-from corral_plugins.tasks.service.queries import readable
-from corral_plugins.tasks.service.runs import Runs
-from corral_plugins.tasks.service.views import TaskView, Views
-from corral_plugins.tools.api import Json, Later, Output, Tool, ToolContext, ToolFailure
+from corral_plugins.tasks.service.creation import TaskCreation
+from corral_plugins.tasks.service.rows import TaskViews, find_readable_task
+from corral_plugins.tasks.service.runs import TaskRuns
+from corral_plugins.tasks.shapes import TaskView
+from corral_plugins.tools.api import Json, ResultLater, Tool, ToolContext, ToolFailure, ToolOutput
 
 SHOWN = (
     "id",
@@ -47,12 +47,13 @@ CREATE_SCHEMA: Json = {
     "properties": {
         "title": {"type": "string", "minLength": 1, "maxLength": 200},
         "description": {"type": "string", "maxLength": 16384},
-        "instructions": {"type": "string", "maxLength": 65536, "description": "What the agent is to do."},
+        "instructions": {"type": "string", "maxLength": 65536, "description": "The instructions for the agent."},
         "input": {"type": "object", "description": "Data for the task."},
         "priority": {"enum": list(PRIORITIES)},
         "agent_id": {
             **ID,
-            "description": "The agent that is to do the task; without it any agent of agent_role, or any agent.",
+            "description": "The agent for the task. If it is absent, any agent with the role agent_role, or any "
+            "agent, may run the task.",
         },
         "agent_role": {"type": "string", "maxLength": 64},
         "deadline": {"type": "string", "format": "date-time"},
@@ -85,16 +86,16 @@ AGENTS_CONFIG: Json = {
 class AgentTools:
     """Implements the tools. Each method runs in the unit of work that stores the result of the tool call."""
 
-    def __init__(self, creation: Creation, runs: Runs, views: Views) -> None:
+    def __init__(self, creation: TaskCreation, runs: TaskRuns, views: TaskViews) -> None:
         self._creation, self._runs, self._views = creation, runs, views
 
-    def get(self, context: ToolContext, arguments: Json) -> Output:
+    def get(self, context: ToolContext, arguments: Json) -> ToolOutput:
         """Read a task. The content of a tainted task is marked as untrusted, unless it is the caller's own task."""
-        body = self._views.one(arguments["task_id"].lower()).body
+        body = self._views.encoded_task(arguments["task_id"].lower()).body
         task: Json = msgspec.json.decode(body)
         shown = {name: task[name] for name in SHOWN}
         is_foreign = task["tainted"] and task["id"] != context.task_id
-        return Output(value=shown, untrusted=(f"task:{task['id']}",) if is_foreign else ())
+        return ToolOutput(value=shown, untrusted=(f"task:{task['id']}",) if is_foreign else ())
 
     def create(self, context: ToolContext, arguments: Json) -> Json:
         """Create a task that the calling agent delegates."""
@@ -104,14 +105,14 @@ class AgentTools:
         warnings = task.warnings if isinstance(task.warnings, list) else []
         return {"task_id": task.id, "status": task.status, "warnings": warnings}
 
-    def ask(self, context: ToolContext, arguments: Json) -> Later:
+    def ask(self, context: ToolContext, arguments: Json) -> ResultLater:
         """Ask a person a question.
 
         The run ends until the answer arrives, which becomes the result of this tool call.
         """
         asked = convert(AskedInput, arguments)
-        self._runs.ask(context.task_id, context.lease_id, asked, call_id=context.call_id)
-        return Later()
+        self._runs.ask_person(context.task_id, context.lease_id, asked, call_id=context.call_id)
+        return ResultLater()
 
 
 class TaskTools:
@@ -140,12 +141,12 @@ class TaskTools:
             Tool(
                 name="tasks.get",
                 title="Read a task",
-                description="Status, result and error of a task.",
+                description="Get the status, result and error of a task.",
                 risk="read",
                 schema=GET_SCHEMA,
                 permission="tasks.read",
                 idempotent=True,
-                sees=_sees,
+                sees=_can_see_task,
                 run=lambda context, arguments: self.implementation.get(context, arguments),
             ),
             Tool(
@@ -156,7 +157,7 @@ class TaskTools:
                 schema=CREATE_SCHEMA,
                 permission="tasks.write",
                 config_schema=AGENTS_CONFIG,
-                admits=_admits,
+                admits=_allows_agent,
                 run=lambda context, arguments: self.implementation.create(context, arguments),
             ),
             Tool(
@@ -171,15 +172,15 @@ class TaskTools:
         ]
 
 
-def _sees(context: ToolContext, arguments: Json) -> bool:
+def _can_see_task(context: ToolContext, arguments: Json) -> bool:
     try:
-        readable(arguments["task_id"].lower(), context.caller)
+        find_readable_task(arguments["task_id"].lower(), context.caller)
     except NotFound:
         return False
     return True
 
 
-def _admits(config: Mapping[str, Any], arguments: Json) -> bool:
+def _allows_agent(config: Mapping[str, Any], arguments: Json) -> bool:
     """Return whether the tool's configuration allows the task.
 
     If the configuration lists agents, the task must be for one of them.

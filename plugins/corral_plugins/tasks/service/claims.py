@@ -1,4 +1,7 @@
-"""Claims: one unit of work assigns tasks to an agent and a worker, and builds the worker's payload."""
+"""Claims: one unit of work chooses the first tasks of the queues, and leases them to an agent and a worker.
+
+The cost of a claim does not depend on the number of tasks.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,16 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 import peewee
 
 from corral import clock
-from corral.database.dialect import savepoint
+from corral.database.dialect import execute, json_texts, savepoint
 from corral.database.statement import Statement
+from corral.database.unit import locked
 from corral.errors import NotFound
 from corral.ids import new_id
 from corral.plugin import Contributions
@@ -25,14 +29,134 @@ from corral_plugins.agents.api import AgentFacts
 from corral_plugins.llm.api import LLM
 from corral_plugins.secrets.api import Secrets
 from corral_plugins.tasks import settings as declared
-from corral_plugins.tasks.api import Claim, ClaimAnswer
+from corral_plugins.tasks.api import Claim, ClaimResponse
 from corral_plugins.tasks.events import TaskAssigned
 from corral_plugins.tasks.hookspecs import TaskExecutor
 from corral_plugins.tasks.models import Attempt, Comment, Task, TaskRow
-from corral_plugins.tasks.service import queues, rollups, rows, views
-from corral_plugins.tasks.service.transitions import NOT_QUEUED, Transitions, transition
-from corral_plugins.tools.api import ClaimTool, Tools
+from corral_plugins.tasks.service import rows, statistics
+from corral_plugins.tasks.service.rows import TASK_COLUMNS
+from corral_plugins.tasks.service.transitions import NOT_QUEUED, TaskTransitions, transition
+from corral_plugins.tools.api import ClaimTool, Tools, has_tools
 from corral_plugins.workers.api import WorkerFacts
+
+# The non-empty queues that require tools. Each costs one lookup in a partial index, however many tasks there are.
+_ONE_TOOLED = (
+    "(SELECT t.{what} FROM tasks_tasks AS t WHERE t.status = 'pending' AND t.queue IS NOT NULL"
+    " AND t.required_tools <> '[]' {which} ORDER BY t.queue LIMIT 1)"
+)
+_FIRST, _NEXT, _TOOLS = (
+    _ONE_TOOLED.format(what=what, which=which)
+    for what, which in (
+        ("queue", ""),
+        ("queue", "AND t.queue > found.queue"),
+        ("required_tools", "AND t.queue = found.queue"),
+    )
+)
+_TOOLED = (
+    f"WITH RECURSIVE found(queue) AS (SELECT {_FIRST} UNION ALL"  # noqa: S608  (all literals)
+    f" SELECT {_NEXT} FROM found WHERE found.queue IS NOT NULL)"
+    f" SELECT queue, {_TOOLS} FROM found WHERE queue IS NOT NULL"
+)
+_ORDER = "rank DESC, deadline_key, available_at, created_at, id"
+# Finds the first tasks of many queues with one index lookup for each queue. A `head` is a text of fixed
+# width that sorts in claim order and ends with the id of the task; letters sort after digits.
+_HEADS = (
+    "SELECT q.value, COALESCE((SELECT (9 - rank) || deadline_key || available_at || created_at || id FROM tasks_tasks"  # noqa: S608
+    f" WHERE status = 'pending' AND queue = q.value {{others}} ORDER BY {_ORDER} LIMIT 1), 'none') AS head"
+    " FROM {queues} ORDER BY head LIMIT ?"
+)
+_OTHERS = "AND (created_by IS NULL OR created_by NOT IN (SELECT value FROM {users}))"
+ID_LENGTH = 36
+_COLUMNS = "id, queue, rank, deadline_key, available_at, created_at"
+
+_TAKE_FREE = Statement(
+    lambda p: locked(
+        Task.select(*TASK_COLUMNS)
+        .where(rows.PENDING & (Task.queue == p("queue")))
+        .order_by(Task.rank.desc(), Task.deadline_key, Task.available_at, Task.created_at, Task.id)
+        .limit(1),
+        skip_locked=True,
+    ).tuples()
+)
+_TAKE_THIS = Statement(
+    lambda p: locked(
+        Task.select(*TASK_COLUMNS).where((Task.id == p("id")) & (Task.status == "pending")), skip_locked=True
+    ).tuples()
+)
+
+
+def _queues_with_tools() -> list[tuple[str, str]]:
+    """Return the non-empty queues that require tools, each with its tools as JSON text."""
+    return list(execute(_TOOLED).fetchall())
+
+
+def worker_has_tools(worker: WorkerFacts, tools: Sequence[str], service: Tools | None) -> bool:
+    """Return whether a run on this worker can use these tools, which the server or the worker provides.
+
+    A worker that lists no tools provides all tools.
+    """
+    if not worker.tools:
+        return True
+    of_server = service.server_tools() if service is not None else ()
+    return has_tools([*worker.tools, *of_server], tools)
+
+
+def queues_for_agents(
+    agents: Sequence[AgentFacts], worker: WorkerFacts, service: Tools | None
+) -> dict[str, list[AgentFacts]]:
+    """Return the queues that these agents may serve on this worker, each with its agents in the given order."""
+    found: dict[str, list[AgentFacts]] = {}
+    for agent in agents:
+        for base in (f"agent:{agent.id}", f"role:{agent.role}", "any"):
+            found.setdefault(base, []).append(agent)
+    kinds: dict[tuple[str, ...], int] = {}  # many agents have the same tools, so each set of tools is checked once
+    kind_of = {agent.id: kinds.setdefault(tuple(agent.enabled_tools), len(kinds)) for agent in agents}
+    for queue, text in _queues_with_tools():
+        of_base = found.get(queue.partition("#")[0])
+        tools = msgspec.json.decode(text) if of_base else []
+        if of_base and worker_has_tools(worker, tools, service):
+            kinds_able = {kind for enabled, kind in kinds.items() if has_tools(enabled, tools)}
+            able = [agent for agent in of_base if kind_of[agent.id] in kinds_able]
+            if able:
+                found[queue] = able
+    return found
+
+
+def first_tasks(queues: Iterable[str], *, limit: int, without: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Return `(task id, queue)` of the first task of each queue, best first. `without` excludes these requesters."""
+    others, parameters = "", [rows.to_json_text(list(queues)), limit]
+    if without:
+        others, parameters = _OTHERS.format(users=json_texts("u")), [rows.to_json_text(list(without)), *parameters]
+    found = execute(_HEADS.format(queues=json_texts("q"), others=others), parameters).fetchall()
+    return [(head[-ID_LENGTH:], queue) for queue, head in found if head != "none"]
+
+
+def lock_queued_task(task_id: str, queue: str, *, exactly: bool) -> TaskRow | None:
+    """Lock the first task of a queue. Return None if a concurrent claim took it.
+
+    Unless `exactly` is set, rows that concurrent claims have locked are skipped, and the next task of the queue is
+    taken.
+    """
+    found = _TAKE_THIS.one({"id": task_id}) if exactly else _TAKE_FREE.one({"queue": queue})
+    return None if found is None else TaskRow(*found)
+
+
+def first_task_ids(names: Iterable[str], *, limit: int) -> list[str]:
+    """Return the ids of the first tasks of all these queues together, in claim order."""
+    filled = [queue for _, queue in first_tasks(names, limit=limit)]
+    if not filled:
+        return []
+    one = (
+        f"SELECT * FROM (SELECT {_COLUMNS} FROM tasks_tasks WHERE status = 'pending' AND queue = ?"  # noqa: S608
+        f" ORDER BY {_ORDER} LIMIT ?) AS q"
+    )
+    sql = f"SELECT id FROM ({' UNION ALL '.join([one] * len(filled))}) AS t ORDER BY {_ORDER} LIMIT ?"  # noqa: S608
+    parameters = [value for queue in filled for value in (queue, limit)]
+    return [row[0] for row in execute(sql, [*parameters, limit]).fetchall()]
+
+
+# -- claims
+
 
 log = logging.getLogger("corral.tasks")
 
@@ -73,7 +197,7 @@ class ClaimPayloads:
     def __init__(self, contributions: Contributions) -> None:
         self._contributions = contributions
 
-    def model(self, agent: AgentFacts) -> str:
+    def model_name(self, agent: AgentFacts) -> str:
         """Return the model of the agent as `provider/model`. The gateway's defaults fill in missing parts."""
         provider, model = agent.llm_provider, agent.llm_model
         if self.llm is not None:
@@ -84,7 +208,7 @@ class ClaimPayloads:
                 model = self.llm.default_model_of(provider)
         return f"{provider or 'default'}/{model or 'default'}"
 
-    def claim(
+    def build_claim(
         self,
         row: TaskRow,
         agent: AgentFacts,
@@ -97,6 +221,31 @@ class ClaimPayloads:
     ) -> Claim:
         """Return the claim payload of a task that was just leased to a worker of this group."""
         assert row.lease_id is not None
+        return Claim(
+            task=msgspec.Raw(rows.read_encoded_task(row.id)),
+            agent={
+                "id": agent.id,
+                "name": agent.name,
+                "version": agent.version,
+                "system_prompt": agent.system_prompt,
+                "model": model,
+                "fallback_models": agent.config.get("fallback_models") or [],
+                "tools": self._offered_tools(row, agent, model),
+                "config": self._agent_config(row, agent),
+            },
+            lease_id=row.lease_id,
+            fence=row.fence,
+            expires_at=expires_at,
+            attempt=attempt,
+            agent_token=token,
+            gateway_url=GATEWAY,
+            resume=self._resume_data(row),
+            context={"memories": [], "knowledge": [], "messages": [], "comments": _latest_comments(row.id)},
+            secrets=[] if self.secrets is None or group is None else self.secrets.names_for_group(group),
+        )
+
+    def _agent_config(self, row: TaskRow, agent: AgentFacts) -> dict[str, Any]:
+        """Return the configuration of the agent, with that of the task executor that handles the task, if any."""
         config = {key: value for key, value in agent.config.items() if key != "fallback_models"}
         about = {
             "id": row.id,
@@ -105,33 +254,11 @@ class ClaimPayloads:
             "step_run_id": row.get("step_run_id"),
         }
         for _, executor in self._contributions.for_hook("corral_task_executors"):
-            if _handles(executor, about):
-                config["executor"] = executor.prepare(about)
-                break
-        return Claim(
-            task=msgspec.Raw(views.read(row.id)),
-            agent={
-                "id": agent.id,
-                "name": agent.name,
-                "version": agent.version,
-                "system_prompt": agent.system_prompt,
-                "model": model,
-                "fallback_models": agent.config.get("fallback_models") or [],
-                "tools": self._tools(row, agent, model),
-                "config": config,
-            },
-            lease_id=row.lease_id,
-            fence=row.fence,
-            expires_at=expires_at,
-            attempt=attempt,
-            agent_token=token,
-            gateway_url=GATEWAY,
-            resume=self._resume(row),
-            context={"memories": [], "knowledge": [], "messages": [], "comments": _comments(row.id)},
-            secrets=[] if self.secrets is None or group is None else self.secrets.of_group(group),
-        )
+            if _executor_handles(executor, about):
+                return {**config, "executor": executor.prepare(about)}
+        return config
 
-    def _tools(self, row: TaskRow, agent: AgentFacts, model: str) -> list[ClaimTool]:
+    def _offered_tools(self, row: TaskRow, agent: AgentFacts, model: str) -> list[ClaimTool]:
         """Return the tools of the run.
 
         These are the agent's tools, limited to those that the task allows. A model without tool calls gets no tools.
@@ -140,14 +267,14 @@ class ClaimPayloads:
             return []
         if self.llm is not None and self.llm.capabilities(model).get("tools") is False:
             return []
-        return self.tools.offered(
+        return self.tools.tools_for_run(
             enabled=agent.enabled_tools,
             policy=agent.tool_policy,
             allowed=row.get("allowed_tools"),
             worker_id=row.worker_id,
         )
 
-    def _resume(self, row: TaskRow) -> dict[str, Any] | None:
+    def _resume_data(self, row: TaskRow) -> dict[str, Any] | None:
         """Return the last checkpoint and the answers received since then, or null for a first attempt."""
         found = _CHECKPOINT.one({"id": row.id, "floor": row.get("checkpoint_floor")}) if row.fence > 1 else None
         given = row.get("resume")
@@ -157,7 +284,7 @@ class ClaimPayloads:
         return {"checkpoint": checkpoint, "tool_results": [], **(given or {})}
 
 
-def _handles(executor: TaskExecutor, task: dict[str, Any]) -> bool:
+def _executor_handles(executor: TaskExecutor, task: dict[str, Any]) -> bool:
     """Return whether the executor handles the task.
 
     If the executor raises an error, return False and count the failure against its plugin.
@@ -165,11 +292,11 @@ def _handles(executor: TaskExecutor, task: dict[str, Any]) -> bool:
     try:
         return executor.handles(task)
     except Exception:
-        log.exception("an executor could not say whether it handles a task", extra={"task": task["id"]})
+        log.exception("a task executor raised an exception", extra={"task": task["id"]})
         return False
 
 
-def _comments(task_id: str) -> list[dict[str, Any]]:
+def _latest_comments(task_id: str) -> list[dict[str, Any]]:
     """Return the latest comments, oldest first.
 
     They are marked as untrusted, because the model must treat them as data and not as instructions.
@@ -217,7 +344,7 @@ _HOLD = Statement(
 )
 
 
-def token_hash(token: str) -> str:
+def hash_token(token: str) -> str:
     """Return the hash of an attempt token. The database stores only this hash."""
     return hashlib.sha256(token.encode()).hexdigest()
 
@@ -226,98 +353,100 @@ class _SlotTaken(Exception):
     """Raised if another claim took the slot after the task was chosen and before it was leased."""
 
 
-class Claims:
+class TaskClaims:
     """Leases tasks to workers. Rows are locked in the order tasks, their agents, the worker."""
 
     switch: KillSwitch | None
     tools: Tools | None
 
-    def __init__(self, transitions: Transitions, payloads: ClaimPayloads, accounts: Accounts) -> None:
+    def __init__(self, transitions: TaskTransitions, payloads: ClaimPayloads, accounts: Accounts) -> None:
         self._transitions, self._payloads, self._accounts = transitions, payloads, accounts
         self._settings, self._agents, self._workers = transitions.settings, transitions.agents, transitions.workers
         self._active: dict[str, tuple[bool, float]] = {}
 
     def claim(
         self, worker_id: str, *, max_tasks: int, agent_ids: Sequence[str] | None, tries: int = TRIES
-    ) -> ClaimAnswer:
+    ) -> ClaimResponse:
         """Implement `Tasks.claim`.
 
         If another claim takes a slot first, the claim starts again, with at most `tries` tries.
         """
-        worker = self._workers.facts(worker_id)
+        worker = self._workers.find(worker_id)
         if worker is None:
             raise NotFound()
-        if self._is_stopped():
-            return ClaimAnswer(tasks=[], reason="kill_switch")
+        if self._is_kill_switch_engaged():
+            return ClaimResponse(tasks=[], reason="kill_switch")
         if worker.status == "draining":
-            return ClaimAnswer(tasks=[], reason="draining")
+            return ClaimResponse(tasks=[], reason="draining")
         free = worker.max_agents - worker.active_leases
         if not worker.claims or free <= 0:
-            return ClaimAnswer(tasks=[], reason="at_capacity" if worker.claims else "none")
-        agents = self._agents.eligible(
+            return ClaimResponse(tasks=[], reason="at_capacity" if worker.claims else "none")
+        agents = self._agents.eligible_agents(
             worker_id=worker.id, group=worker.group, labels=worker.labels, agent_ids=agent_ids
         )
         if not agents:
-            return ClaimAnswer(tasks=[], reason="none")
+            return ClaimResponse(tasks=[], reason="none")
         claims: list[Claim] = []
-        counted = rollups.snapshot()
+        counted = statistics.snapshot_deltas()
         try:
             with savepoint():
-                claims = self._lease(worker, self._choose(worker, agents, min(max_tasks, free)))
+                claims = self._lease_tasks(worker, self._choose_tasks(worker, agents, min(max_tasks, free)))
         except _SlotTaken:
-            rollups.restore(counted)
+            statistics.restore_deltas(counted)
             if tries > 1:
                 return self.claim(worker_id, max_tasks=max_tasks, agent_ids=agent_ids, tries=tries - 1)
-        return ClaimAnswer(tasks=claims, reason="ok" if claims else "none")
+        return ClaimResponse(tasks=claims, reason="ok" if claims else "none")
 
     def claimable(self, worker_id: str, *, limit: int) -> list[str]:
         """Return the ids of the tasks that a claim would lease now, in claim order.
 
         These are the first tasks of the queues that the worker may serve.
         """
-        worker = self._workers.facts(worker_id)
+        worker = self._workers.find(worker_id)
         if worker is None:
             raise NotFound()
-        if not worker.claims or self._is_stopped():
+        if not worker.claims or self._is_kill_switch_engaged():
             return []
-        agents = self._agents.eligible(worker_id=worker.id, group=worker.group, labels=worker.labels, agent_ids=None)
-        return queues.first_of(queues.served(agents, worker, self.tools), limit=limit) if agents else []
+        agents = self._agents.eligible_agents(
+            worker_id=worker.id, group=worker.group, labels=worker.labels, agent_ids=None
+        )
+        return first_task_ids(queues_for_agents(agents, worker, self.tools), limit=limit) if agents else []
 
-    def _is_stopped(self) -> bool:
+    def _is_kill_switch_engaged(self) -> bool:
         return self.switch is not None and self.switch.state().engaged
 
     # -- choosing
 
-    def _choose(
+    def _choose_tasks(
         self, worker: WorkerFacts, agents: Sequence[AgentFacts], wanted: int
     ) -> list[tuple[TaskRow, AgentFacts]]:
-        served = queues.served(agents, worker, self.tools)
+        served_queues = queues_for_agents(agents, worker, self.tools)
         slots = Counter({agent.id: agent.max_concurrent_tasks - agent.active_tasks for agent in agents})
         heavy = self._heavy_requesters()
         chosen: list[tuple[TaskRow, AgentFacts]] = []
         tries = 0
         while len(chosen) < wanted and tries < wanted + 8:
             tries += 1
-            names = [name for name, each in served.items() if any(slots[agent.id] > 0 for agent in each)]
-            found = self._first(names, heavy)
+            names = [name for name, each in served_queues.items() if any(slots[agent.id] > 0 for agent in each)]
+            found = self._lock_first_task(names, heavy)
             if found is None:
                 break
             row, queue = found
-            if not self._is_active(row.created_by):
+            if not self._is_requester_active(row.created_by):
                 _HOLD.run({"user": row.created_by})
                 continue
-            able = [each for each in served[queue] if slots[each.id] > 0]
+            able = [each for each in served_queues[queue] if slots[each.id] > 0]
             agent = min(able, key=lambda each: each.max_concurrent_tasks - slots[each.id])
-            transition(row, "assigned", event=TaskAssigned, **self._assigned(row, worker, agent))
+            transition(row, "assigned", event=TaskAssigned, **self._assignment_columns(row, worker, agent))
             slots[agent.id] -= 1
             chosen.append((row, agent))
         return chosen
 
-    def _first(self, names: list[str], heavy: list[str]) -> tuple[TaskRow, str] | None:
+    def _lock_first_task(self, names: list[str], heavy: list[str]) -> tuple[TaskRow, str] | None:
         """Return the first task in claim order, with its queue, that no concurrent claim is taking."""
         for without in [heavy, []] if heavy else [[]]:
-            for task_id, queue in queues.heads(names, limit=8, without=without):
-                row = queues.take(task_id, queue, exactly=bool(without))
+            for task_id, queue in first_tasks(names, limit=8, without=without):
+                row = lock_queued_task(task_id, queue, exactly=bool(without))
                 if row is not None:
                     return row, queue
         return None
@@ -331,7 +460,7 @@ class Claims:
         total = sum(running.values())
         return [user for user, n in running.items() if n > share * total] if len(running) else []
 
-    def _is_active(self, user_id: str | None) -> bool:
+    def _is_requester_active(self, user_id: str | None) -> bool:
         """Return whether the requester's account is active. The account is read at most once per second and person."""
         if user_id is None:
             return True
@@ -347,7 +476,7 @@ class Claims:
         self._active[user_id] = (is_active, time.monotonic() + 1)
         return is_active
 
-    def _assigned(self, row: TaskRow, worker: WorkerFacts, agent: AgentFacts) -> dict[str, Any]:
+    def _assignment_columns(self, row: TaskRow, worker: WorkerFacts, agent: AgentFacts) -> dict[str, Any]:
         return {
             "fence": row.fence + 1,
             "lease_id": new_id(),
@@ -359,50 +488,24 @@ class Claims:
 
     # -- leasing
 
-    def _lease(self, worker: WorkerFacts, chosen: list[tuple[TaskRow, AgentFacts]]) -> list[Claim]:
+    def _lease_tasks(self, worker: WorkerFacts, chosen: list[tuple[TaskRow, AgentFacts]]) -> list[Claim]:
         """Lease the chosen tasks. The slots of the agents are taken first, in the same order in every claim."""
         for agent_id in sorted(agent.id for _, agent in chosen):
-            if not self._agents.lease_started(agent_id):
+            if not self._agents.take_slot(agent_id):
                 raise _SlotTaken
         for _ in chosen:
-            if not self._workers.lease_started(worker.id):
+            if not self._workers.take_slot(worker.id):
                 raise _SlotTaken
         return [self._start_attempt(worker, row, agent) for row, agent in chosen]
 
     def _start_attempt(self, worker: WorkerFacts, row: TaskRow, agent: AgentFacts) -> Claim:
-        assert row.lease_id is not None
-        token = TOKEN_PREFIX + secrets.token_urlsafe(32)
-        now, sources = clock.now(), row.get("taint_sources")
-        policy = declared.stall_policy(self._settings, row.get("stall_policy"), agent.stall_policy)
+        token, model = TOKEN_PREFIX + secrets.token_urlsafe(32), self._payloads.model_name(agent)
         retry = declared.retry_policy(self._settings, row.get("retry_policy"), agent.retry_policy)
-        model = self._payloads.model(agent)
-        values: dict[str, Any] = {
-            "id": new_id(),
-            "task_id": row.id,
-            "fence": row.fence,
-            "n": row.attempt if row.get("resuming") else row.attempt + 1,
-            "status": "assigned",
-            "worker_id": worker.id,
-            "agent_id": agent.id,
-            "agent_version": agent.version,
-            "model": model,
-            "requester_id": row.created_by,
-            "lease_id": row.lease_id,
-            "token_hash": token_hash(token),
-            "lease_until": self._transitions.lease_until(),
-            "ack_until": clock.now(self._settings.get(declared.ACK_SECONDS)),
-            "last_activity_at": now,
-            "stall_seconds": policy.stall_seconds,
-            "loop_repeats": policy.loop_repeats,
-            "stall_action": policy.action,
-            "created_at": now,
-            "tainted": row.get("tainted"),
-            "taint_sources": None if sources is None else rows.as_text(sources),
-        }
+        values = self._attempt_columns(worker, row, agent) | {"token_hash": hash_token(token), "model": model}
         _INSERT.run({**_NEW_ATTEMPT, **values})
         if retry.max_attempts != row.max_attempts:
             Task.update(max_attempts=retry.max_attempts).where(Task.id == row.id).execute()
-        return self._payloads.claim(
+        return self._payloads.build_claim(
             row,
             agent,
             model=model,
@@ -411,6 +514,31 @@ class Claims:
             attempt=values["n"],
             group=worker.group,
         )
+
+    def _attempt_columns(self, worker: WorkerFacts, row: TaskRow, agent: AgentFacts) -> dict[str, Any]:
+        now, sources = clock.now(), row.get("taint_sources")
+        policy = declared.stall_policy(self._settings, row.get("stall_policy"), agent.stall_policy)
+        return {
+            "id": new_id(),
+            "task_id": row.id,
+            "fence": row.fence,
+            "n": row.attempt if row.get("resuming") else row.attempt + 1,
+            "status": "assigned",
+            "worker_id": worker.id,
+            "agent_id": agent.id,
+            "agent_version": agent.version,
+            "requester_id": row.created_by,
+            "lease_id": row.lease_id,
+            "lease_until": self._transitions.new_lease_expiry(),
+            "ack_until": clock.now(self._settings.get(declared.ACK_SECONDS)),
+            "last_activity_at": now,
+            "stall_seconds": policy.stall_seconds,
+            "loop_repeats": policy.loop_repeats,
+            "stall_action": policy.action,
+            "created_at": now,
+            "tainted": row.get("tainted"),
+            "taint_sources": None if sources is None else rows.to_json_text(sources),
+        }
 
 
 _NEW_ATTEMPT: dict[str, Any] = {

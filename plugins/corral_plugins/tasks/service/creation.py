@@ -27,8 +27,9 @@ from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import NewTask, Origin, ReviewPolicy
 from corral_plugins.tasks.events import TaskCreated
 from corral_plugins.tasks.models import EXTRA_DEFAULTS, NO_DEADLINE, PRIORITIES, Dependency, Task, TaskRow
-from corral_plugins.tasks.service import queues, rollups, rows, views
-from corral_plugins.tasks.service.transitions import Transitions, publish, queue_key, queued_columns
+from corral_plugins.tasks.service import rows, statistics
+from corral_plugins.tasks.service.transitions import TaskTransitions, publish_task_event, queue_columns, queue_key
+from corral_plugins.tools.api import has_tools, missing_tools
 
 INPUT_LIMIT, METADATA_LIMIT = 256 * 1024, 16 * 1024
 MAX_DEPTH, MAX_CHILDREN = 5, 50
@@ -51,36 +52,36 @@ _encode = msgspec.json.Encoder().encode
 # -- validation
 
 
-def future(moment: datetime | None, pointer: str) -> str | None:
+def future_instant(moment: datetime | None, pointer: str) -> str | None:
     """Return the instant in the format that rows store.
 
     Raises `Invalid` with the code `in_the_past` if the instant has passed.
     """
-    found = instant(moment)
+    found = stored_instant(moment)
     if found is not None and found <= clock.now():
-        raise Invalid.at(pointer, "in_the_past", "This time has passed.")
+        raise Invalid.at(pointer, "in_the_past", "must be in the future")
     return found
 
 
-def instant(moment: datetime | None) -> str | None:
+def stored_instant(moment: datetime | None) -> str | None:
     """Return the instant in the format that rows store."""
     return None if moment is None else clock.from_datetime(moment)
 
 
-def rounded(usd: float | None) -> float | None:
+def round_to_micro_usd(usd: float | None) -> float | None:
     """Return the amount, rounded to micro-USD."""
     return None if usd is None else math.floor(usd * 1_000_000 + 0.5) / 1e6
 
 
-def title_of(text: str) -> str:
+def checked_title(text: str) -> str:
     """Return the title without surrounding white space. Raises `Invalid` if nothing remains."""
     title = trimmed(text)
     if not title:
-        raise Invalid.at("/title", "too_short", "A title has at least 1 character that is not blank.")
+        raise Invalid.at("/title", "too_short", "The title must contain a character other than white space.")
     return title
 
 
-def check_values(given: Mapping[str, Any]) -> None:
+def check_limits(given: Mapping[str, Any]) -> None:
     """Check the limits that the type annotations cannot express. Raises `Invalid`."""
     for name, limit in (("input", INPUT_LIMIT), ("metadata", METADATA_LIMIT)):
         if given.get(name) and len(_encode(given[name])) > limit:
@@ -88,21 +89,22 @@ def check_values(given: Mapping[str, Any]) -> None:
     review = given.get("review_policy")
     if isinstance(review, ReviewPolicy) and review.mode != "none":
         raise Invalid.at(
-            "/review_policy/mode", "not_allowed", "Reviews need the plugin code_reviews, which is not active."
+            "/review_policy/mode", "not_allowed", "Reviews require the plugin code_reviews, which is not active."
         )
     if given.get("output_schema") is not None:
         check_user_schema(given["output_schema"], pointer_prefix="/output_schema")
 
 
-def warnings_of(agent: AgentFacts | None, tools: Sequence[str]) -> list[str]:
+def agent_warnings(agent: AgentFacts | None, tools: Sequence[str]) -> list[str]:
     """Return warnings about the agent that may prevent an accepted task from being claimed."""
     if agent is None:
         return []
     warnings = [] if agent.status in ("idle", "busy") else ["agent_not_started"]
-    return warnings + [f"tool_not_enabled:{tool}" for tool in queues.missing_tools(agent.enabled_tools, tools)]
+    missing = missing_tools(agent.enabled_tools, tools) if tools else ()
+    return warnings + [f"tool_not_enabled:{tool}" for tool in missing]
 
 
-def named_agent(agents: Agents, agent_id: str | None, role: str | None) -> AgentFacts | None:
+def find_named_agent(agents: Agents, agent_id: str | None, role: str | None) -> AgentFacts | None:
     """Return the agent that a task names, or None.
 
     Raises `Invalid` if the agent does not exist, or if the task names a role as well.
@@ -111,9 +113,11 @@ def named_agent(agents: Agents, agent_id: str | None, role: str | None) -> Agent
         raise Invalid.at("/agent_role", "not_allowed", "Name an agent or a role, not both.")
     if agent_id is None:
         return None
-    agent = agents.facts(agent_id.lower())
+    agent = agents.find(agent_id.lower())
     if agent is None:
-        raise Invalid.at("/agent_id", "unknown_reference", "There is no such agent.", problem="unknown_reference")
+        raise Invalid.at(
+            "/agent_id", "unknown_reference", "There is no agent with this id.", problem="unknown_reference"
+        )
     return agent
 
 
@@ -126,16 +130,18 @@ def has_open_dependency(ids: Sequence[str]) -> bool:
     for index, needed in sorted(enumerate(ids), key=lambda pair: pair[1]):
         found = _STATUS_OF_DEPENDENCY.one({"id": needed.lower()})
         if found is None:
-            faults.append(Fault(f"/depends_on/{index}", "unknown_reference", "There is no such task."))
+            faults.append(Fault(f"/depends_on/{index}", "unknown_reference", "There is no task with this id."))
         elif found[0] in ("failed", "cancelled"):
             faults.append(
-                Fault(f"/depends_on/{index}", "not_allowed", f"This task is {found[0]} and will not complete.")
+                Fault(f"/depends_on/{index}", "not_allowed", f"This task is {found[0]} and will not be completed.")
             )
         else:
             is_open = is_open or found[0] != "completed"
     if faults:
         code = "unknown_reference" if all(fault.code == "unknown_reference" for fault in faults) else None
-        raise Invalid(f"{len(faults)} dependencies cannot be waited for.", code=code, errors=faults)
+        raise Invalid(
+            f"{len(faults)} of the dependencies do not exist or will never be completed.", code=code, errors=faults
+        )
     return is_open
 
 
@@ -155,17 +161,17 @@ _INITIAL: dict[str, Any] = {
 """The initial values of the columns, used where the creation of a task sets no value."""
 
 
-def _literal(value: Any) -> SQL:
+def _sql_literal(value: Any) -> SQL:
     return SQL(str(value) if isinstance(value, int) else f"'{value}'")
 
 
 @functools.lru_cache(maxsize=512)
-def _insert(names: tuple[str, ...]) -> Statement:
+def _insert_statement(names: tuple[str, ...]) -> Statement:
     """Return the statement that inserts a task with these columns.
 
     The other columns are literals, because binding a value costs as much as storing it.
     """
-    initial = {name: _literal(value) for name, value in _INITIAL.items() if value is not None and name not in names}
+    initial = {name: _sql_literal(value) for name, value in _INITIAL.items() if value is not None and name not in names}
 
     def build(p: Parameter) -> Any:
         values = {**initial, **{name: p(name) for name in names}}
@@ -174,10 +180,17 @@ def _insert(names: tuple[str, ...]) -> Statement:
     return Statement(build)
 
 
-class Creation:
+def _insert_task(values: dict[str, Any]) -> dict[str, Any]:
+    """Insert a task with these columns. Return all columns of the new row."""
+    given = {name: value for name, value in values.items() if value != _INITIAL[name]}
+    _insert_statement(tuple(given)).run(given)
+    return {**_INITIAL, **given}
+
+
+class TaskCreation:
     """Creates tasks. Runs in the caller's unit of work."""
 
-    def __init__(self, transitions: Transitions) -> None:
+    def __init__(self, transitions: TaskTransitions) -> None:
         self._settings, self._agents = transitions.settings, transitions.agents
         self._far_from_quota: dict[str, float] = {}
 
@@ -188,66 +201,68 @@ class Creation:
         """
         self._check_quota(by)
         fields = {name: getattr(new, name) for name in new.__struct_fields__}
-        title, deadline = title_of(new.title), future(new.deadline, "/deadline")
-        agent = named_agent(self._agents, new.agent_id, new.agent_role)
-        check_values(fields)
+        fields["title"], fields["deadline"] = checked_title(new.title), future_instant(new.deadline, "/deadline")
+        agent = find_named_agent(self._agents, new.agent_id, new.agent_role)
+        check_limits(fields)
         # Locked, because its children are counted and a child may spend the rest of the parent's budget.
         parent_id = origin.parent_task_id or by.task_id
-        parent = rows.lock(parent_id) if parent_id is not None else None
-        extra = _inherited(origin, parent)
+        parent = rows.lock_task(parent_id) if parent_id is not None else None
+        extra = _inherited_fields(origin, parent)
         if parent is not None:
-            _narrow(fields, parent)
-        is_blocked = has_open_dependency(new.depends_on) if new.depends_on else False
-        source = source or _source_of(by)
-        now = clock.now()
-        values: dict[str, Any] = {
-            "id": new_id(),
-            "status": "blocked" if is_blocked else "pending",
-            "priority": PRIORITIES.index(new.priority),
-            "rank": PRIORITIES.index(new.priority),
-            "queue_key": queue_key(new.agent_id and new.agent_id.lower(), new.agent_role, new.required_tools),
-            "deadline_key": deadline or NO_DEADLINE,
-            "created_at": now,
-            "updated_at": now,
+            _limit_to_parent(fields, parent)
+        values = self._columns(new, fields, source or _default_source(by)) | {
             "created_by": by.user_id,
-            "title": title,
-            "description": new.description,
-            "instructions": new.instructions,
-            "agent_id": new.agent_id and new.agent_id.lower(),
-            "agent_role": new.agent_role,
-            "available_at": instant(new.available_at) or now,
-            "timeout_seconds": new.timeout_seconds or self._settings.get(declared.TIMEOUT_SECONDS),
-            "max_attempts": new.retry_policy.max_attempts
-            if new.retry_policy is not None
-            else self._settings.get(declared.MAX_ATTEMPTS),
-            "source_type": source["type"],
-            "source_id": source.get("id"),
             "parent_task_id": parent and parent.id,
             "workflow_run_id": origin.workflow_run_id,
-            "input": rows.as_text(new.input),
-            "required_tools": rows.as_text(new.required_tools),
-            "tags": rows.as_text(new.tags),
-            "metadata": rows.as_text(new.metadata),
-            "extra": _extra(fields, extra),
+            "extra": _extra_json(fields, extra),
         }
-        if not is_blocked:
-            values |= queued_columns(
+        if new.depends_on and has_open_dependency(new.depends_on):
+            values["status"] = "blocked"
+        else:
+            values |= queue_columns(
                 key=values["queue_key"],
                 priority=values["priority"],
                 queue_timeout=new.queue_timeout_seconds,
                 available_at=values["available_at"],
-                now=now,
+                now=values["created_at"],
             )
-        given = {name: value for name, value in values.items() if value != _INITIAL[name]}
-        _insert(tuple(given)).run(given)
-        columns = {**_INITIAL, **given}
+        columns = _insert_task(values)
         row = TaskRow(*[columns[name] for name in TaskRow.__struct_fields__])
         if new.depends_on:
             add_dependencies(row.id, list(dict.fromkeys(each.lower() for each in new.depends_on)))
-        rollups.count_transition(None, row.status, row.priority, row.created_by)
-        publish(TaskCreated, row, None)
-        body = views.encode(columns, full=True, warnings=warnings_of(agent, new.required_tools))
+        statistics.count_transition(None, row.status, row.priority, row.created_by)
+        publish_task_event(TaskCreated, row, None)
+        body = rows.encode_task(columns, full=True, warnings=agent_warnings(agent, new.required_tools))
         return Encoded(body, row.id, 1)
+
+    def _columns(self, new: NewTask, fields: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the columns of a pending task that follow from its fields and its source."""
+        now = clock.now()
+        retry, settings = new.retry_policy, self._settings
+        return {
+            "id": new_id(),
+            "status": "pending",
+            "priority": PRIORITIES.index(new.priority),
+            "rank": PRIORITIES.index(new.priority),
+            "queue_key": queue_key(new.agent_id and new.agent_id.lower(), new.agent_role, new.required_tools),
+            "deadline_key": fields["deadline"] or NO_DEADLINE,
+            "created_at": now,
+            "updated_at": now,
+            "title": fields["title"],
+            "description": new.description,
+            "instructions": new.instructions,
+            "agent_id": new.agent_id and new.agent_id.lower(),
+            "agent_role": new.agent_role,
+            "available_at": stored_instant(new.available_at) or now,
+            "timeout_seconds": new.timeout_seconds or settings.get(declared.TIMEOUT_SECONDS),
+            "max_attempts": settings.get(declared.MAX_ATTEMPTS) if retry is None else retry.max_attempts,
+            "source_type": source["type"],
+            "source_id": source.get("id"),
+            "input": rows.to_json_text(new.input),
+            "required_tools": rows.to_json_text(new.required_tools),
+            "tags": rows.to_json_text(new.tags),
+            "metadata": rows.to_json_text(new.metadata),
+        }
 
     def _check_quota(self, by: Principal) -> None:
         """Raise `TooMany` if the caller has reached the quota of open tasks.
@@ -257,9 +272,12 @@ class Creation:
         if by.user_id is None or self._far_from_quota.get(by.user_id, 0.0) > time.monotonic():
             return
         most = self._settings.get(declared.MAX_OPEN)
-        count = rollups.open_tasks(by.user_id)
+        count = statistics.count_open_tasks(by.user_id)
         if count >= most:
-            raise TooMany(f"You have {most} unfinished tasks, which is the most.", code="quota_exceeded")
+            raise TooMany(
+                f"You already have {most} unfinished tasks, the maximum; wait until some of them end.",
+                code="quota_exceeded",
+            )
         if len(self._far_from_quota) > CACHED_PEOPLE:
             self._far_from_quota.clear()
         if count + CREATED_IN_A_SECOND < most:
@@ -269,7 +287,7 @@ class Creation:
 _OWNED_EXTRA = EXTRA_DEFAULTS.keys() & set(NewTask.__struct_fields__)
 
 
-def _extra(fields: Mapping[str, Any], inherited: Mapping[str, Any]) -> str:
+def _extra_json(fields: Mapping[str, Any], inherited: Mapping[str, Any]) -> str:
     """Return the rarely set fields as JSON text, without fields that have their default value."""
     given = {name: fields[name] for name in _OWNED_EXTRA if fields[name] != EXTRA_DEFAULTS[name]}
     if not given and not inherited:
@@ -277,11 +295,11 @@ def _extra(fields: Mapping[str, Any], inherited: Mapping[str, Any]) -> str:
     if "depends_on" in given:
         given["depends_on"] = [each.lower() for each in given["depends_on"]]
     if "max_cost_usd" in given:
-        given["max_cost_usd"] = rounded(given["max_cost_usd"])
-    return rows.as_text({**given, **inherited})
+        given["max_cost_usd"] = round_to_micro_usd(given["max_cost_usd"])
+    return rows.to_json_text({**given, **inherited})
 
 
-def _inherited(origin: Origin, parent: TaskRow | None) -> dict[str, Any]:
+def _inherited_fields(origin: Origin, parent: TaskRow | None) -> dict[str, Any]:
     """Return the rarely set fields that a task inherits from its origin and its parent: depth, causes and taint."""
     extra: dict[str, Any] = {}
     if origin.cause_chain:
@@ -294,29 +312,27 @@ def _inherited(origin: Origin, parent: TaskRow | None) -> dict[str, Any]:
         return extra
     depth = parent.get("depth")
     if depth >= MAX_DEPTH:
-        raise Invalid(f"Tasks are delegated at most {MAX_DEPTH} levels deep.")
+        raise Invalid(f"Tasks can be delegated at most {MAX_DEPTH} levels deep.")
     if len(_CHILDREN.rows({"id": parent.id})) >= MAX_CHILDREN:
-        raise Invalid(f"A task delegates at most {MAX_CHILDREN} tasks.")
+        raise Invalid(f"A task can delegate at most {MAX_CHILDREN} tasks.")
     extra = {"cause_chain": [*parent.get("cause_chain"), parent.id], **extra, "depth": depth + 1}
     if parent.get("tainted"):
         extra |= {"tainted": True, "taint_sources": [f"task:{parent.id}"]}
     return extra
 
 
-def _narrow(fields: dict[str, Any], parent: TaskRow) -> None:
+def _limit_to_parent(fields: dict[str, Any], parent: TaskRow) -> None:
     """Limit a delegated task to the allowed tools and the remaining budget of its parent."""
     allowed, tools = parent.get("allowed_tools"), fields["allowed_tools"]
     if allowed is not None:
-        fields["allowed_tools"] = (
-            allowed if tools is None else [tool for tool in tools if queues.has_tools(allowed, [tool])]
-        )
+        fields["allowed_tools"] = allowed if tools is None else [tool for tool in tools if has_tools(allowed, [tool])]
     budget, cost = parent.get("max_cost_usd"), fields["max_cost_usd"]
     if budget is not None:
         left = max(0.0, budget - parent.cost_micro / 1e6)
         fields["max_cost_usd"] = left if cost is None else min(cost, left)
 
 
-def _source_of(by: Principal) -> dict[str, Any]:
+def _default_source(by: Principal) -> dict[str, Any]:
     if by.kind == "agent":
         return {"type": "agent", "id": by.agent_id}
     return {"type": "api" if by.kind == "api_key" else "user", "id": by.user_id}

@@ -12,16 +12,17 @@ from corral_plugins.admin.api import KillSwitch
 from corral_plugins.agents.api import AgentFacts, Agents
 from corral_plugins.llm.api import LLM
 from corral_plugins.tasks.models import TERMINAL, Attempt, Dependency, Task, TaskRow
-from corral_plugins.tasks.service import queues, rows
-from corral_plugins.tasks.service.queries import ATTEMPT_VIEW_COLUMNS, attempt_view, readable
+from corral_plugins.tasks.service import claims, rows
+from corral_plugins.tasks.service.queries import ATTEMPT_VIEW_COLUMNS, attempt_view
+from corral_plugins.tasks.service.rows import find_readable_task
 from corral_plugins.tasks.shapes import AttemptView, Condition, Explanation
-from corral_plugins.tools.api import Tools
+from corral_plugins.tools.api import Tools, has_tools, missing_tools
 from corral_plugins.workers.api import WorkerFacts, Workers
 
 ATTEMPTS = 100
 
 
-class Explanations:
+class TaskExplanations:
     """Explains tasks. Runs in the caller's unit of work."""
 
     llm: LLM | None
@@ -33,28 +34,34 @@ class Explanations:
 
     def explain(self, task_id: str, caller: Principal) -> Explanation:
         """Return the claim conditions of the task. `claimable` is true if a claim would lease the task now."""
-        row = readable(task_id, caller)
-        attempts = self._attempts(row.id)
+        row = find_readable_task(task_id, caller)
+        attempts = self._latest_attempts(row.id)
         if row.status in TERMINAL:
             return Explanation(
-                status=row.status, claimable=False, summary=_ending(row, attempts), conditions=[], attempts=attempts
+                status=row.status,
+                claimable=False,
+                summary=_describe_end(row, attempts),
+                conditions=[],
+                attempts=attempts,
             )
         if row.lease_id is not None:
             message = (
-                f"It is {row.status}: attempt {attempts[-1].n} on worker {row.worker_id}."
+                f"The task is {row.status}: attempt {attempts[-1].n} on worker {row.worker_id}."
                 if attempts
-                else "It is leased."
+                else "The task is leased."
             )
             return Explanation(status=row.status, claimable=False, summary=message, conditions=[], attempts=attempts)
         conditions = self._conditions(row)
         false = [each for each in conditions if not each.ok]
-        summary = "A worker will claim it at once." if not false else " ".join(each.detail for each in false[:3])
+        summary = (
+            "The next free worker will claim the task." if not false else " ".join(each.detail for each in false[:3])
+        )
         return Explanation(
             status=row.status, claimable=not false, summary=summary, conditions=conditions, attempts=attempts
         )
 
     @staticmethod
-    def _attempts(task_id: str) -> list[AttemptView]:
+    def _latest_attempts(task_id: str) -> list[AttemptView]:
         found = (
             Attempt.select(*ATTEMPT_VIEW_COLUMNS)
             .where(Attempt.task_id == task_id)
@@ -64,104 +71,119 @@ class Explanations:
         return [attempt_view(each) for each in found][::-1]
 
     def _conditions(self, row: TaskRow) -> list[Condition]:
-        agent = self._agents.facts(row.agent_id) if row.agent_id is not None else None
-        fleet = self._workers.fleet()
-        found = [_dependencies(row), _available(row), self._requester(row), self._kill_switch()]
+        agent = self._agents.find(row.agent_id) if row.agent_id is not None else None
+        fleet = self._workers.online_workers()
+        found = [
+            _dependency_condition(row),
+            _availability_condition(row),
+            self._requester_condition(row),
+            self._kill_switch_condition(),
+        ]
         if row.waiting_kind is not None:
-            message = f"It waits for {row.waiting_kind}."
-            found.append(_no("waiting_for", message, "Give the answer.", f"/tasks/{row.id}/{row.waiting_kind}"))
-        candidates, about = self._about_agents(row, agent, fleet)
+            message = f"The task is waiting for {row.waiting_kind}."
+            found.append(_unmet("waiting_for", message, "Give the answer.", f"/tasks/{row.id}/{row.waiting_kind}"))
+        candidates, about = self._agent_conditions(row, agent, fleet)
         found += about
-        found += self._about_workers(row, agent, candidates, fleet)
+        found += self._worker_conditions(row, agent, candidates, fleet)
         return found
 
-    def _requester(self, row: TaskRow) -> Condition:
+    def _requester_condition(self, row: TaskRow) -> Condition:
         try:
             is_active = row.created_by is None or self._accounts.get(row.created_by).is_active
         except NotFound:
             is_active = False
         if is_active:
-            return _yes("requester_active", "Its requester is active.")
-        return _no(
+            return _met("requester_active", "The requester of the task is active.")
+        return _unmet(
             "requester_active",
-            "Its requester is deactivated.",
+            "The requester of the task is deactivated.",
             "Activate the account.",
             f"/admin/users/{row.created_by}",
         )
 
-    def _kill_switch(self) -> Condition:
+    def _kill_switch_condition(self) -> Condition:
         state = self.switch.state() if self.switch is not None else None
         if state is None or not state.engaged:
-            return _yes("kill_switch", "The kill switch is released.")
+            return _met("kill_switch", "The kill switch is released.")
         message = f"The kill switch is engaged: {state.reason}"
-        return _no("kill_switch", message, "An admin releases it.", "/admin/kill-switch")
+        return _unmet("kill_switch", message, "Ask an admin to release it.", "/admin/kill-switch")
 
     # -- agents
 
-    def _about_agents(
+    def _agent_conditions(
         self, row: TaskRow, agent: AgentFacts | None, fleet: Sequence[WorkerFacts]
     ) -> tuple[list[AgentFacts], list[Condition]]:
         """Return the agents that may run the task, and the conditions on agents."""
         if row.agent_id is not None:
             if agent is None:
                 return [], [
-                    _no("agent_exists", "Its agent does not exist any more.", "Name another agent.", f"/tasks/{row.id}")
+                    _unmet(
+                        "agent_exists",
+                        "The agent of the task no longer exists.",
+                        "Name another agent.",
+                        f"/tasks/{row.id}",
+                    )
                 ]
-            return [agent], [_yes("agent_exists", f"Its agent is {agent.name}."), *self._one_agent(row, agent)]
-        if row.agent_role is not None and not self._agents.any_with_role(row.agent_role):
-            return [], [_no("agent_exists", f"No agent has the role {row.agent_role}.", "Create one.", "/agents")]
-        started = self._agents.started(row.agent_role)
+            return [agent], [
+                _met("agent_exists", f"The agent of the task is {agent.name}."),
+                *self._conditions_of_agent(row, agent),
+            ]
+        if row.agent_role is not None and not self._agents.has_role(row.agent_role):
+            return [], [
+                _unmet("agent_exists", f"No agent has the role {row.agent_role}.", "Create an agent.", "/agents")
+            ]
+        started = self._agents.started_agents(row.agent_role)
         if not started:
             who = f"agent of role {row.agent_role}" if row.agent_role is not None else "agent"
-            return [], [_no("agent_started", f"No {who} is started.", "Start one.", "/agents")]
-        tools = rows.parsed(row.required_tools)
-        able = [each for each in started if queues.has_tools(each.enabled_tools, tools)]
+            return [], [_unmet("agent_started", f"No {who} is started.", "Start an agent.", "/agents")]
+        tools = rows.parse_json_text(row.required_tools)
+        able = [each for each in started if has_tools(each.enabled_tools, tools)]
         if not able:
-            return [], [_tools(tools, "None of the started agents may use", "/agents")]
-        fitting = [each for each in able if any(_selects(each, worker) for worker in fleet)] or able
+            return [], [_tools_unmet(tools, "None of the started agents may use", "/agents")]
+        fitting = [each for each in able if any(_matches_selector(each, worker) for worker in fleet)] or able
         free = [each for each in fitting if each.active_tasks < each.max_concurrent_tasks]
         if not free:
-            message = "Every agent that could run it has all the tasks that it may have at a time."
-            return fitting, [_no("agent_capacity", message, "Wait, or raise max_concurrent_tasks.", "/agents")]
+            message = "Every agent that could run the task has reached its maximum number of tasks."
+            return fitting, [_unmet("agent_capacity", message, "Wait, or raise max_concurrent_tasks.", "/agents")]
         return free, []
 
-    def _one_agent(self, row: TaskRow, agent: AgentFacts) -> list[Condition]:
+    def _conditions_of_agent(self, row: TaskRow, agent: AgentFacts) -> list[Condition]:
         href = f"/agents/{agent.id}"
-        tools = queues.missing_tools(agent.enabled_tools, rows.parsed(row.required_tools))
+        tools = missing_tools(agent.enabled_tools, rows.parse_json_text(row.required_tools))
         found = []
         if agent.status in ("offline", "error", "draining"):
-            found.append(_no("agent_started", f"Its agent is {agent.status}.", "Start it.", f"{href}/start"))
+            found.append(_unmet("agent_started", f"The agent is {agent.status}.", "Start it.", f"{href}/start"))
         else:
-            found.append(_yes("agent_started", "Its agent is started."))
+            found.append(_met("agent_started", "The agent is started."))
         if agent.status == "paused":
             why = agent.status_reason or "paused"
-            found.append(_no("agent_paused", f"Its agent is paused ({why}).", "Resume it.", f"{href}/resume"))
+            found.append(_unmet("agent_paused", f"The agent is paused ({why}).", "Resume it.", f"{href}/resume"))
         else:
-            found.append(_yes("agent_paused", "Its agent is not paused."))
+            found.append(_met("agent_paused", "The agent is not paused."))
         if agent.claims and agent.active_tasks >= agent.max_concurrent_tasks:
-            message = f"Its agent runs {agent.active_tasks} of {agent.max_concurrent_tasks} tasks."
-            found.append(_no("agent_capacity", message, "Wait, or raise max_concurrent_tasks.", href))
+            message = f"The agent runs {agent.active_tasks} of at most {agent.max_concurrent_tasks} tasks."
+            found.append(_unmet("agent_capacity", message, "Wait, or raise max_concurrent_tasks.", href))
         else:
-            found.append(_yes("agent_capacity", "Its agent has a free slot."))
+            found.append(_met("agent_capacity", "The agent has a free slot."))
         found.append(
-            _tools(tools, "Its agent may not use", href)
+            _tools_unmet(tools, "The agent may not use", href)
             if tools
-            else _yes("tools_enabled", "Its agent may use its tools.")
+            else _met("tools_enabled", "The agent may use the required tools.")
         )
-        found.append(self._provider(agent))
+        found.append(self._provider_condition(agent))
         return found
 
-    def _provider(self, agent: AgentFacts) -> Condition:
+    def _provider_condition(self, agent: AgentFacts) -> Condition:
         if self.llm is None:
-            return _yes("provider_configured", "No gateway is active; the worker brings its own model.")
+            return _met("provider_configured", "No gateway is active; the worker uses its own model.")
         provider = agent.llm_provider or self.llm.default_model().partition("/")[0]
         if self.llm.is_configured(provider):
-            return _yes("provider_configured", f"{provider} is configured.")
-        return _no("provider_configured", f"{provider} is not configured.", "Configure it.", "/llm/providers")
+            return _met("provider_configured", f"{provider} is configured.")
+        return _unmet("provider_configured", f"{provider} is not configured.", "Configure it.", "/llm/providers")
 
     # -- workers
 
-    def _about_workers(
+    def _worker_conditions(
         self, row: TaskRow, agent: AgentFacts | None, candidates: Sequence[AgentFacts], fleet: Sequence[WorkerFacts]
     ) -> list[Condition]:
         """Return the conditions on workers, up to the first condition that no worker meets.
@@ -169,66 +191,52 @@ class Explanations:
         The order is: approved, online, selector, tools, capacity.
         """
         if agent is not None and agent.worker_id is not None:
-            bound = self._workers.facts(agent.worker_id)
+            bound = self._workers.find(agent.worker_id)
             if bound is None or not bound.is_approved:
-                message = (
-                    "The worker of its agent is not approved." if bound else "The worker of its agent does not exist."
-                )
-                return [_no("worker_approved", message, "Approve it.", f"/admin/workers/{agent.worker_id}/approve")]
+                message = f"The worker of the agent {'is not approved' if bound else 'does not exist'}."
+                return [_unmet("worker_approved", message, "Approve it.", f"/admin/workers/{agent.worker_id}/approve")]
             fleet = [worker for worker in fleet if worker.id == bound.id]
         if not fleet:
-            return self._no_worker()
-        found = [_yes("worker_approved", "A worker is approved."), _yes("worker_online", "A worker is online.")]
-        chosen = [worker for worker in fleet if not candidates or any(_selects(each, worker) for each in candidates)]
-        found.append(
-            _yes("worker_selector", "A worker matches the agent's selector.")
-            if chosen
-            else _no(
-                "worker_selector", "No worker online matches the agent's selector.", "Change it.", "/admin/workers"
-            )
-        )
-        tools = rows.parsed(row.required_tools)
-        able = [worker for worker in chosen if queues.worker_has_tools(worker, tools, self.tools)]
-        if chosen:
-            found.append(
-                _yes("worker_tools", "A worker has its tools.")
-                if able
-                else _no(
-                    "worker_tools",
-                    f"No online worker offers {', '.join(tools)}.",
-                    "Start one that does.",
-                    "/admin/workers",
-                )
-            )
-        if able:
-            free = any(worker.active_leases < worker.max_agents and worker.claims for worker in able)
-            found.append(
-                _yes("worker_capacity", "A worker has a free slot.")
-                if free
-                else _no(
-                    "worker_capacity",
-                    "Every worker that could run it is full.",
-                    "Wait, or add a worker.",
-                    "/admin/workers",
-                )
-            )
-        return found
+            return self._no_worker_conditions()
+        found = [_met("worker_approved", "A worker is approved."), _met("worker_online", "A worker is online.")]
+        return found + self._online_worker_conditions(row, candidates, fleet)
 
-    def _no_worker(self) -> list[Condition]:
+    def _online_worker_conditions(
+        self, row: TaskRow, candidates: Sequence[AgentFacts], fleet: Sequence[WorkerFacts]
+    ) -> list[Condition]:
+        href, tools = "/admin/workers", rows.parse_json_text(row.required_tools)
+        chosen = [
+            worker for worker in fleet if not candidates or any(_matches_selector(each, worker) for each in candidates)
+        ]
+        if not chosen:
+            message = "No online worker matches the agent's selector."
+            return [_unmet("worker_selector", message, "Change the selector.", href)]
+        found = [_met("worker_selector", "A worker matches the agent's selector.")]
+        able = [worker for worker in chosen if claims.worker_has_tools(worker, tools, self.tools)]
+        if not able:
+            message = f"No online worker offers {', '.join(tools)}."
+            return [*found, _unmet("worker_tools", message, "Start a worker that offers them.", href)]
+        found.append(_met("worker_tools", "A worker offers the required tools."))
+        if any(worker.active_leases < worker.max_agents and worker.claims for worker in able):
+            return [*found, _met("worker_capacity", "A worker has a free slot.")]
+        message = "Every worker that could run the task is full."
+        return [*found, _unmet("worker_capacity", message, "Wait, or add a worker.", href)]
+
+    def _no_worker_conditions(self) -> list[Condition]:
         """Return the unmet condition if no approved worker is online.
 
         Either no worker is online, or a registered worker awaits approval.
         """
-        if self._workers.awaits_approval():
+        if self._workers.has_pending_worker():
             return [
-                _no(
+                _unmet(
                     "worker_approved", "A worker has registered, but none is approved.", "Approve it.", "/admin/workers"
                 )
             ]
-        return [_no("worker_online", "No worker is online.", "Start one: corral worker.", "/admin/workers")]
+        return [_unmet("worker_online", "No worker is online.", "Start a worker: corral worker", "/admin/workers")]
 
 
-def _selects(agent: AgentFacts, worker: WorkerFacts) -> bool:
+def _matches_selector(agent: AgentFacts, worker: WorkerFacts) -> bool:
     """Return whether the agent's selector, as used by a claim, matches the worker."""
     if agent.worker_id is not None:
         return agent.worker_id == worker.id
@@ -237,42 +245,45 @@ def _selects(agent: AgentFacts, worker: WorkerFacts) -> bool:
     return all(worker.labels.get(name) == value for name, value in agent.worker_labels.items())
 
 
-def _dependencies(row: TaskRow) -> Condition:
+def _dependency_condition(row: TaskRow) -> Condition:
     if row.status != "blocked":
-        return _yes("dependencies", "It waits for no other task.")
+        return _met("dependencies", "The task waits for no other task.")
     found = (
         Task.select(Task.id, Task.status)
         .join(Dependency, on=(Task.id == Dependency.needs_id))
         .where((Dependency.task_id == row.id) & (Task.status != "completed"))
         .limit(5)
     )
-    names = ", ".join(f"{task_id} ({status})" for task_id, status in rows.values(found))
-    return _no(
-        "dependencies", f"It waits for {names}.", "Complete these tasks, or change depends_on.", f"/tasks/{row.id}"
+    names = ", ".join(f"{task_id} ({status})" for task_id, status in rows.fetch_tuples(found))
+    return _unmet(
+        "dependencies",
+        f"The task waits for {names}.",
+        "Complete these tasks, or change depends_on.",
+        f"/tasks/{row.id}",
     )
 
 
-def _available(row: TaskRow) -> Condition:
+def _availability_condition(row: TaskRow) -> Condition:
     if row.status != "pending" or row.available_at <= clock.now():
-        return _yes("available_at", "Its time has come.")
+        return _met("available_at", "The task is available.")
     error = row.get("error")
     why = f" after {error['type']}" if error else ""
-    return _no("available_at", f"It is not tried before {row.available_at}{why}.", "Wait.", None)
+    return _unmet("available_at", f"The task is not available before {row.available_at}{why}.", "Wait.", None)
 
 
-def _tools(tools: Sequence[str], who: str, href: str) -> Condition:
-    return _no("tools_enabled", f"{who} {', '.join(tools)}.", "Enable the tools.", href)
+def _tools_unmet(tools: Sequence[str], who: str, href: str) -> Condition:
+    return _unmet("tools_enabled", f"{who} {', '.join(tools)}.", "Enable the tools.", href)
 
 
-def _yes(code: str, detail: str) -> Condition:
+def _met(code: str, detail: str) -> Condition:
     return Condition(code=code, ok=True, detail=detail)
 
 
-def _no(code: str, detail: str, unblock: str, href: str | None) -> Condition:
+def _unmet(code: str, detail: str, unblock: str, href: str | None) -> Condition:
     return Condition(code=code, ok=False, detail=detail, unblock=unblock, href=f"/api/v1{href}" if href else None)
 
 
-def _ending(row: TaskRow, attempts: Sequence[AttemptView]) -> str:
+def _describe_end(row: TaskRow, attempts: Sequence[AttemptView]) -> str:
     times = f"{row.attempt} attempt{'' if row.attempt == 1 else 's'}"
     if row.status == "completed":
         return f"Completed after {times}."

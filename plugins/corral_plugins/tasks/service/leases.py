@@ -12,13 +12,13 @@ from corral.database.statement import Statement
 from corral.errors import Forbidden, NotFound, Unauthorized
 from corral.jobs.job import enqueue
 from corral_core.accounts.api import Accounts
-from corral_plugins.tasks.api import LeaseRef, LeaseState, LeaseView, QueueFigures, Signal
+from corral_plugins.tasks.api import LeaseRef, LeaseSignal, LeaseState, LeaseView, QueueStatistics
 from corral_plugins.tasks.models import Attempt, AttemptRow, Task, TaskRow, WorkerSignal
-from corral_plugins.tasks.service import rollups, rows
-from corral_plugins.tasks.service.claims import TOKEN_PREFIX, token_hash
-from corral_plugins.tasks.service.outcomes import Outcomes
-from corral_plugins.tasks.service.runs import lost
-from corral_plugins.tasks.service.transitions import Transitions
+from corral_plugins.tasks.service import rows, statistics
+from corral_plugins.tasks.service.claims import TOKEN_PREFIX, hash_token
+from corral_plugins.tasks.service.outcomes import TaskOutcomes
+from corral_plugins.tasks.service.rows import lease_lost
+from corral_plugins.tasks.service.transitions import TaskTransitions
 
 SIGNALS = 200
 CANCEL_BATCH_SIZE = 200
@@ -53,25 +53,25 @@ _SIGNALS = Statement(
 )
 
 
-class Leases:
+class TaskLeases:
     """Renews and revokes leases, and reads signals. Runs in the caller's unit of work."""
 
-    def __init__(self, transitions: Transitions, outcomes: Outcomes) -> None:
+    def __init__(self, transitions: TaskTransitions, outcomes: TaskOutcomes) -> None:
         self._transitions, self._outcomes = transitions, outcomes
 
-    def renew(self, worker_id: str, leases: Sequence[LeaseRef]) -> list[LeaseState]:
+    def renew_leases(self, worker_id: str, leases: Sequence[LeaseRef]) -> list[LeaseState]:
         """Renew the leases that are live, and return the state of each.
 
         Leases that are not live have the state `lost`.
         """
-        until = self._transitions.lease_until()
+        until = self._transitions.new_lease_expiry()
         states = []
         for lease in sorted(leases, key=lambda each: each.lease_id):
             found = _RENEW.rows({"until": until, "lease": lease.lease_id.lower(), "worker": worker_id})
             if not found or found[0][0] != lease.task_id.lower():
                 states.append(LeaseState(task_id=lease.task_id, lease_id=lease.lease_id, state="lost", expires_at=None))
                 continue
-            row = rows.find(found[0][0]) if found[0][1] is not None else None
+            row = rows.find_task(found[0][0]) if found[0][1] is not None else None
             states.append(
                 LeaseState(
                     task_id=lease.task_id,
@@ -85,7 +85,7 @@ class Leases:
 
     def lease_states(self, leases: Sequence[LeaseRef]) -> list[LeaseState]:
         """Return the states that `renew` would return, without renewing any lease."""
-        found = rows.values(
+        found = rows.fetch_tuples(
             Attempt.select(Attempt.lease_id, Attempt.task_id, Attempt.cancel_until, Attempt.lease_until).where(
                 Attempt.lease_id.in_([lease.lease_id for lease in leases]) & Attempt.finished_at.is_null()
             )
@@ -106,10 +106,10 @@ class Leases:
             else LeaseView(task_id=found[0], lease_id=found[1], agent_id=found[2], since=found[3], expires_at=found[4])
         )
 
-    def renew_one(self, task_id: str, lease_id: str) -> None:
+    def renew_lease(self, task_id: str, lease_id: str) -> None:
         """Renew the lease of a run that has shown activity."""
         _RENEW_ONE.run(
-            {"until": self._transitions.lease_until(), "now": clock.now(), "lease": lease_id, "task": task_id}
+            {"until": self._transitions.new_lease_expiry(), "now": clock.now(), "lease": lease_id, "task": task_id}
         )
 
     def leases_of_worker(self, worker_id: str) -> list[LeaseView]:
@@ -122,13 +122,13 @@ class Leases:
         )
         return [
             LeaseView(task_id=row[0], lease_id=row[1], agent_id=row[2], since=row[3], expires_at=row[4])
-            for row in rows.values(found)
+            for row in rows.fetch_tuples(found)
         ]
 
-    def signals(self, worker_id: str, *, after: int) -> list[Signal]:
+    def read_signals(self, worker_id: str, *, after: int) -> list[LeaseSignal]:
         """Return the signals for a worker with a sequence number above `after`."""
         found = _SIGNALS.rows({"worker": worker_id, "after": after})
-        return [Signal(seq=row[0], task_id=row[1], lease_id=row[2], state=row[3]) for row in found]
+        return [LeaseSignal(seq=row[0], task_id=row[1], lease_id=row[2], state=row[3]) for row in found]
 
     def live_tasks(self, agent_ids: Sequence[str]) -> dict[str, list[str]]:
         """Return the ids of the tasks under a live lease, grouped by agent."""
@@ -138,28 +138,28 @@ class Leases:
             .where(Attempt.agent_id.in_(list(agent_ids)) & Attempt.finished_at.is_null())
             .order_by(Attempt.created_at)
         )
-        for agent_id, task_id in rows.values(found) if agent_ids else ():
+        for agent_id, task_id in rows.fetch_tuples(found) if agent_ids else ():
             tasks[agent_id].append(task_id)
         return tasks
 
-    def queue_figures(self) -> QueueFigures:
+    def queue_statistics(self) -> QueueStatistics:
         """Return the number of pending tasks and the age of the oldest one."""
-        return QueueFigures(depth=rollups.pending_tasks(), oldest_pending_ms=rollups.oldest_pending_ms())
+        return QueueStatistics(depth=statistics.count_pending_tasks(), oldest_pending_ms=statistics.oldest_pending_ms())
 
     # -- revocation
 
     def release_worker(self, worker_id: str, *, reason: str) -> int:
         """End all leases of a worker without consuming an attempt."""
-        return len(self._release(Attempt.worker_id == worker_id, reason, lambda row, attempt: None))
+        return len(self._end_leases(Attempt.worker_id == worker_id, reason, lambda row, attempt: None))
 
     def release_agent(self, agent_id: str, *, cancel: bool, reason: str) -> list[str]:
         """End all leases of an agent. The tasks are queued again, or cancelled if `cancel` is set."""
 
         def end(row: TaskRow, attempt: AttemptRow) -> None:
             if cancel and rows.can_continue(row):
-                self._outcomes.cancelled(row, attempt, kind="user", reason=reason, by="agent_stopped")
+                self._outcomes.end_cancelled(row, attempt, kind="user", reason=reason, by="agent_stopped")
 
-        return self._release(Attempt.agent_id == agent_id, reason, end)
+        return self._end_leases(Attempt.agent_id == agent_id, reason, end)
 
     def cancel_leased(self, *, reason: str, before: str | None = None) -> int:
         """Request the cancellation of every run that was claimed until `before` (default: now), once per run.
@@ -169,39 +169,39 @@ class Leases:
         before = before or clock.now()
         asked = Attempt.cancel_until.is_null() & (Attempt.created_at <= before)
         n = Attempt.select().where(asked & Attempt.finished_at.is_null()).count()
-        for attempt in rows.attempts(asked, CANCEL_BATCH_SIZE):
-            row = rows.lock(attempt.task_id)
+        for attempt in rows.find_live_attempts(asked, CANCEL_BATCH_SIZE):
+            row = rows.lock_task(attempt.task_id)
             if row.lease_id == attempt.lease_id and row.status in ("assigned", "running"):
-                self._outcomes.stop(row, kind="user", reason=reason)
+                self._outcomes.request_stop(row, kind="user", reason=reason)
         if n > CANCEL_BATCH_SIZE:
             enqueue("tasks.cancel_leased", reason=reason, before=before)
         return int(n)
 
-    def cancel_of(self, user_id: str) -> bool:
+    def cancel_tasks_of_user(self, user_id: str) -> bool:
         """Cancel at most 200 open tasks of a purged person. Return whether there may be more."""
-        found = [row.id for row in rows.tasks((Task.created_by == user_id) & rows.CAN_CONTINUE, CANCEL_BATCH_SIZE)]
+        found = [row.id for row in rows.lock_tasks((Task.created_by == user_id) & rows.CAN_CONTINUE, CANCEL_BATCH_SIZE)]
         for task_id in found:
-            row = rows.lock(task_id)  # ending another task may have ended this one
+            row = rows.lock_task(task_id)  # ending another task may have ended this one
             if rows.can_continue(row):
-                self._outcomes.cancel(row, kind="user", reason="The account of its requester was purged.")
+                self._outcomes.cancel(row, kind="user", reason="The account of the requester was purged.")
         return len(found) == CANCEL_BATCH_SIZE
 
-    def _release(self, which: Any, reason: str, end: Callable[[TaskRow, AttemptRow], None]) -> list[str]:
+    def _end_leases(self, which: Any, reason: str, end: Callable[[TaskRow, AttemptRow], None]) -> list[str]:
         """End the leases of the attempts that match `which`. All their tasks are locked first, in a fixed order."""
-        live = rows.attempts(which, 1000)
+        live = rows.find_live_attempts(which, 1000)
         for attempt in live:
-            rows.lock(attempt.task_id)
+            rows.lock_task(attempt.task_id)
         released = []
         for attempt in live:
-            row = rows.lock(attempt.task_id)  # ending another task may have changed this one
+            row = rows.lock_task(attempt.task_id)  # ending another task may have changed this one
             if row.lease_id != attempt.lease_id:  # the lease ended while this unit of work waited for the lock
                 continue
             end(row, attempt)
             if row.status == "cancelling":
-                self._outcomes.settle(row, attempt, by=reason)
+                self._outcomes.end_cancelling(row, attempt, by=reason)
             elif row.lease_id is not None:
                 self._outcomes.requeue(row, attempt, attempt_status="released", by=reason)
-            self._transitions.signal(attempt, "lost")
+            self._transitions.send_signal(attempt, "lost")
             released.append(row.id)
         return released
 
@@ -231,7 +231,7 @@ class AttemptPrincipals:
     def __init__(self, accounts: Accounts, permissions: Permissions) -> None:
         self._accounts, self._permissions = accounts, permissions
 
-    def of_worker(self, worker: Principal, lease_id: str) -> Principal:
+    def for_worker(self, worker: Principal, lease_id: str) -> Principal:
         """Return the principal for a live lease that this worker holds.
 
         Raises `Conflict` with the code `lease_lost` if the lease is not live, and `Forbidden` for the lease of another
@@ -239,40 +239,40 @@ class AttemptPrincipals:
         """
         found = _OF_LEASE.one({"lease": lease_id.lower()})
         if found is None:
-            raise lost()
+            raise lease_lost()
         if found[4] != worker.worker_id:
             raise Forbidden("This lease is held by another worker.")
-        return self.principal(*found[:4])
+        return self.for_lease(*found[:4])
 
-    def principal(self, task_id: str, lease_id: str, agent_id: str, requester_id: str | None) -> Principal:
+    def for_lease(self, task_id: str, lease_id: str, agent_id: str, requester_id: str | None) -> Principal:
         """Return the principal that acts under a lease.
 
         Raises `Unauthorized` if the requester no longer exists or is not active.
         """
-        role = self._role(requester_id)
+        role = self._requester_role(requester_id)
         return Principal(
             kind="agent",
             id=agent_id,
             agent_id=agent_id,
             user_id=requester_id,
             role=role,
-            permissions=self._rights(role),
+            permissions=self._permissions_of_role(role),
             task_id=task_id,
             lease_id=lease_id,
         )
 
-    def _role(self, requester_id: str | None) -> str:
+    def _requester_role(self, requester_id: str | None) -> str:
         if requester_id is None:
             return "member"
         try:
             requester = self._accounts.get(requester_id)
         except NotFound:
-            raise Unauthorized("The requester of this task is gone.") from None
+            raise Unauthorized("The requester of this task no longer exists.") from None
         if not requester.is_active:
             raise Unauthorized("The requester of this task is deactivated.")
         return requester.role
 
-    def _rights(self, role: str) -> frozenset[str]:
+    def _permissions_of_role(self, role: str) -> frozenset[str]:
         of_agents = self._permissions.held_by("agent")
         return (of_agents & self._permissions.held_by(role)) | (of_agents - self._permissions.held_by("admin"))
 
@@ -292,13 +292,13 @@ class AttemptTokenAuthenticator:
         return credential.startswith(TOKEN_PREFIX)
 
     def authenticate(self, credential: str) -> Principal:
-        found = _LIVE.one({"hash": token_hash(credential)})
+        found = _LIVE.one({"hash": hash_token(credential)})
         if found is None:
             raise Unauthorized("The lease of this token has ended.")
-        return self._callers.principal(*found)
+        return self._callers.for_lease(*found)
 
     def act_as(self, caller: Principal, named: str) -> Principal:
-        return caller if caller.worker_id is None else self._callers.of_worker(caller, named)
+        return caller if caller.worker_id is None else self._callers.for_worker(caller, named)
 
     def reread(self, caller: Principal) -> Principal | None:
         if caller.lease_id is None:
@@ -306,4 +306,4 @@ class AttemptTokenAuthenticator:
         found = _OF_LEASE.one({"lease": caller.lease_id})
         if found is None:
             raise Unauthorized("The lease of this token has ended.")
-        return self._callers.principal(*found[:4])
+        return self._callers.for_lease(*found[:4])

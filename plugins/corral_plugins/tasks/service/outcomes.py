@@ -1,4 +1,7 @@
-"""Ends attempts and tasks: completes, fails, retries and cancels them."""
+"""Ends attempts and tasks, and updates the dependents and children of a task that ended or is retried.
+
+Rows are locked before they are checked, so that two tasks that end at the same time both take effect.
+"""
 
 from __future__ import annotations
 
@@ -6,37 +9,183 @@ from collections.abc import Sequence
 from typing import Any
 
 from corral import clock
+from corral.database.statement import Statement
+from corral.database.unit import locked
+from corral.jobs.job import enqueue
 from corral.schema.data import json_schema_problems
 from corral_plugins.tasks import settings as declared
-from corral_plugins.tasks.events import TaskCancelled, TaskCompleted, TaskEvent, TaskFailed, TaskRetried
-from corral_plugins.tasks.models import TERMINAL, AttemptRow, TaskRow
-from corral_plugins.tasks.service import dependencies, rollups, rows
+from corral_plugins.tasks.events import TaskCancelled, TaskCompleted, TaskEvent, TaskFailed, TaskRetried, TaskUpdated
+from corral_plugins.tasks.models import STATUSES, TERMINAL, AttemptRow, Dependency, Task, TaskRow
+from corral_plugins.tasks.service import rows, statistics
+from corral_plugins.tasks.service.rows import TASK_COLUMNS
 from corral_plugins.tasks.service.transitions import (
     NOT_CANCELLED,
     NOT_WAITING,
-    Transitions,
-    failure,
-    queued,
-    summary,
+    TaskTransitions,
+    publish_task_event,
+    requeue_columns,
+    result_summary,
+    task_error,
     transition,
 )
 from corral_plugins.tools.api import Tools
 
+BATCH_SIZE = 200
+"""The number of dependents or children after which a unit of work stops and a background job handles the rest."""
+
+
+def _status_is(status: str) -> Any:
+    """Return the condition that a task has this status.
+
+    The condition is written so that no index on the status matches, because the few dependents are found faster by id.
+    """
+    return Task.status.not_in([each for each in STATUSES if each != status])
+
+
+_DEPENDENTS = Statement(
+    lambda p: locked(
+        Task.select(*TASK_COLUMNS)
+        .where(
+            _status_is("blocked")
+            & (Task.id > p("after"))
+            & Task.id.in_(Dependency.select(Dependency.task_id).where(Dependency.needs_id == p("id")))
+        )
+        .order_by(Task.id)
+        .limit(BATCH_SIZE)
+    ).tuples()
+)
+_FAILED_BY = Statement(
+    lambda p: locked(
+        Task.select(*TASK_COLUMNS)
+        .where(
+            _status_is("failed")
+            & (Task.failed_dependency_id == p("id"))
+            & Task.id.in_(Dependency.select(Dependency.task_id).where(Dependency.needs_id == p("id")))
+        )
+        .order_by(Task.id)
+        .limit(BATCH_SIZE)
+    ).tuples()
+)
+_HAS_DEPENDENTS = Statement(
+    lambda p: Dependency.select(Dependency.task_id).where(Dependency.needs_id == p("id")).limit(1).tuples()
+)
+_CHILDREN = Statement(
+    lambda p: locked(
+        Task.select(*TASK_COLUMNS)
+        .where((Task.parent_task_id == p("id")) & rows.CAN_CONTINUE)
+        .order_by(Task.id)
+        .limit(BATCH_SIZE)
+    ).tuples()
+)
+_OPEN_DEPENDENCY = Statement(
+    lambda p: (
+        Dependency.select(Dependency.task_id)
+        .join(Task, on=(Task.id == Dependency.needs_id))
+        .where((Dependency.task_id == p("id")) & (Task.status != "completed"))
+        .limit(1)
+        .tuples()
+    )
+)
+_DEAD_DEPENDENCY = Statement(
+    lambda p: (
+        Dependency.select(Dependency.needs_id)
+        .join(Task, on=(Task.id == Dependency.needs_id))
+        .where((Dependency.task_id == p("id")) & Task.status.in_(("failed", "cancelled")))
+        .order_by(Dependency.needs_id)
+        .limit(1)
+        .tuples()
+    )
+)
+
+
+def unblock_dependents(task_id: str, after: str = "") -> None:
+    """Queue the dependents of a completed task that have no other open dependency.
+
+    `after` is the id of the last dependent that was already checked.
+    """
+    if _HAS_DEPENDENTS.one({"id": task_id}) is None:
+        return
+    found = [TaskRow(*row) for row in _DEPENDENTS.rows({"id": task_id, "after": after})]
+    for dependent in found:
+        if _OPEN_DEPENDENCY.one({"id": dependent.id}) is None:
+            available = max(dependent.available_at, clock.now())
+            transition(dependent, "pending", **requeue_columns(dependent, available_at=available))
+    if len(found) == BATCH_SIZE:
+        enqueue("tasks.unblock", task_id=task_id, after=found[-1].id)
+
+
+def fail_dependents(task_id: str) -> None:
+    """Fail the dependents of a failed or cancelled task, and their dependents in turn."""
+    waiting, failed = [task_id], 0
+    while waiting:
+        needed = waiting.pop()
+        if _HAS_DEPENDENTS.one({"id": needed}) is None:
+            continue
+        for row in _DEPENDENTS.rows({"id": needed, "after": ""}):
+            dependent, error = TaskRow(*row), _dependency_failed(needed)
+            transition(
+                dependent,
+                "failed",
+                event=TaskFailed,
+                fields={"error": error},
+                error=error,
+                finished_at=clock.now(),
+                failed_dependency_id=needed,
+            )
+            statistics.count_ended_task(completed=False, duration_ms=None)
+            waiting.append(dependent.id)
+            failed += 1
+        if failed >= BATCH_SIZE:
+            for rest in [needed, *waiting]:
+                enqueue("tasks.fail_dependents", task_id=rest)
+            return
+
+
+def reblock_dependents(task_id: str) -> None:
+    """Block the tasks that failed only because of a task that is now retried, and their failed dependents in turn."""
+    waiting, count = [task_id], 0
+    while waiting:
+        needed = waiting.pop()
+        if _HAS_DEPENDENTS.one({"id": needed}) is None:
+            continue
+        for row in _FAILED_BY.rows({"id": needed}):
+            dependent, count = TaskRow(*row), count + 1
+            dead = _DEAD_DEPENDENCY.one({"id": dependent.id})
+            if dead is not None:  # another dependency is dead, so the task stays failed because of that one
+                rows.change_task(dependent, {"failed_dependency_id": dead[0], "error": _dependency_failed(dead[0])})
+                publish_task_event(TaskUpdated, dependent, dependent.status)
+                continue
+            transition(dependent, "blocked", error=None, finished_at=None, failed_dependency_id=None)
+            waiting.append(dependent.id)
+        if count >= BATCH_SIZE:
+            for rest in [needed, *waiting]:
+                enqueue("tasks.reblock", task_id=rest)
+            return
+
+
+def _dependency_failed(needed: str) -> dict[str, Any]:
+    message = f"The task {needed}, on which this task depends, did not complete."
+    return task_error("dependency_failed", "dependency_failed", message, retryable=False, attempt=0)
+
+
+# -- outcomes
+
+
 RETRYABLE = ("error", "timeout", "lease_lost", "stalled")
 REASONS = {
-    "timeout": "It ran longer than its timeout_seconds.",
-    "stalled": "It made no progress.",
-    "deadline": "Its deadline has passed.",
-    "budget": "Its budget is used up.",
+    "timeout": "The run exceeded its timeout_seconds.",
+    "stalled": "The run made no progress.",
+    "deadline": "The deadline of the task has passed.",
+    "budget": "The budget of the task is used up.",
 }
 
 
-class Outcomes:
+class TaskOutcomes:
     """Ends attempts and tasks. Every method takes a locked row and runs in the caller's unit of work."""
 
     tools: Tools | None
 
-    def __init__(self, transitions: Transitions) -> None:
+    def __init__(self, transitions: TaskTransitions) -> None:
         self._transitions = transitions
         self._settings, self._agents = transitions.settings, transitions.agents
 
@@ -51,14 +200,19 @@ class Outcomes:
         """
         schema = row.get("output_schema")
         if schema is not None and attempt is not None:
-            faults = json_schema_problems(schema, rows.parsed(result))
+            faults = json_schema_problems(schema, rows.parse_json_text(result))
             if faults and row.status == "cancelling":  # the result came too late; the cancellation prevails
-                self.settle(row, attempt, by=by, late_result=result)
+                self.end_cancelling(row, attempt, by=by, late_result=result)
                 return
             if faults:
                 message = "; ".join(f"{fault.pointer or '/'}: {fault.detail}" for fault in faults[:5])
                 self.fail(
-                    row, attempt, "error", "schema_mismatch", f"The result does not fit output_schema: {message}", by=by
+                    row,
+                    attempt,
+                    "error",
+                    "schema_mismatch",
+                    f"The result does not match output_schema: {message}",
+                    by=by,
                 )
                 return
         now = clock.now()
@@ -68,13 +222,15 @@ class Outcomes:
             changes |= NOT_CANCELLED
         if artifacts is not None:
             changes["artifacts"] = list(artifacts)
-        fields = {"result_summary": summary(result), "duration_ms": duration, "cost_usd": row.cost_micro / 1e6}
-        self._end(row, attempt, "completed", by=by, event=TaskCompleted, fields=fields, lost_in_row=0, **changes)
+        fields = {"result_summary": result_summary(result), "duration_ms": duration, "cost_usd": row.cost_micro / 1e6}
+        self._end_attempt(
+            row, attempt, "completed", by=by, event=TaskCompleted, fields=fields, lost_in_row=0, **changes
+        )
         if attempt is not None:
-            self._agents.attempt_ended(attempt.agent_id, configuration_failure=False)
-        rollups.count_end(completed=True, duration_ms=duration)
-        self._transitions.metrics.completed(duration)
-        dependencies.unblock(row.id)
+            self._agents.record_attempt_end(attempt.agent_id, configuration_failure=False)
+        statistics.count_ended_task(completed=True, duration_ms=duration)
+        self._transitions.metrics.observe_duration(duration)
+        unblock_dependents(row.id)
 
     # -- failed
 
@@ -82,16 +238,16 @@ class Outcomes:
         self, row: TaskRow, attempt: AttemptRow, kind: str, type_: str, message: str, *, retryable: bool = True, by: str
     ) -> None:
         """Fail an attempt. The task is retried if the retry policy allows it, else it fails permanently."""
-        error = failure(kind, type_, message, retryable=retryable, attempt=row.attempt)
+        error = task_error(kind, type_, message, retryable=retryable, attempt=row.attempt)
         lost = row.get("lost_in_row") + 1 if kind == "lease_lost" else 0
         if lost >= self._settings.get(declared.CRASH_LIMIT):
-            message = f"{lost} attempts in a row were lost with their worker."
-            error = failure(kind, "crash_loop", message, retryable=False, attempt=row.attempt)
-        elif retryable and (delay := self._delay(row, kind, type_)) is not None:
-            self._again(row, attempt, error, delay, lost, by)
+            message = f"The workers of {lost} consecutive attempts were lost."
+            error = task_error(kind, "crash_loop", message, retryable=False, attempt=row.attempt)
+        elif retryable and (delay := self._retry_delay(row, kind, type_)) is not None:
+            self._retry(row, attempt, error, delay, lost, by)
             self._count_failure(attempt, type_, retryable=retryable)
             return
-        self._fail_for_good(row, attempt, error, by=by, lost_in_row=lost)
+        self._end_failed(row, attempt, error, by=by, lost_in_row=lost)
         self._count_failure(attempt, type_, retryable=retryable)
 
     def _count_failure(self, attempt: AttemptRow, type_: str, *, retryable: bool) -> None:
@@ -100,9 +256,9 @@ class Outcomes:
         A provider error that a retry cannot fix counts as a configuration failure of the agent.
         """
         is_configuration = type_.startswith("provider_error") and not retryable
-        self._agents.attempt_ended(attempt.agent_id, configuration_failure=is_configuration)
+        self._agents.record_attempt_end(attempt.agent_id, configuration_failure=is_configuration)
 
-    def _delay(self, row: TaskRow, kind: str, type_: str) -> float | None:
+    def _retry_delay(self, row: TaskRow, kind: str, type_: str) -> float | None:
         """Return the delay until the next attempt in seconds, or None if there is no further attempt.
 
         A lost lease is retried immediately.
@@ -110,7 +266,7 @@ class Outcomes:
         agent = None
         own = row.get("retry_policy")
         if own is None and row.assigned_agent_id is not None:
-            agent = self._agents.facts(row.assigned_agent_id)
+            agent = self._agents.find(row.assigned_agent_id)
         policy = declared.retry_policy(self._settings, own, agent.retry_policy if agent else None)
         if kind not in RETRYABLE or kind not in policy.retry_on or type_ in policy.non_retryable_types:
             return None
@@ -118,12 +274,12 @@ class Outcomes:
             return None
         return 0.0 if kind == "lease_lost" else declared.delay_seconds(policy, max(1, row.attempt))
 
-    def _again(
+    def _retry(
         self, row: TaskRow, attempt: AttemptRow, error: dict[str, Any], delay: float, lost: int, by: str
     ) -> None:
-        columns = queued(row, delay_seconds=delay)
+        columns = requeue_columns(row, delay_seconds=delay)
         fields = {"source": "policy", "reason": error["type"], "available_at": columns["available_at"]}
-        self._end(
+        self._end_attempt(
             row,
             attempt,
             "pending",
@@ -139,20 +295,22 @@ class Outcomes:
             **NOT_CANCELLED,
         )
 
-    def fail_final(
+    def fail_permanently(
         self, row: TaskRow, attempt: AttemptRow | None, kind: str, type_: str, message: str, *, by: str
     ) -> None:
         """Fail a task permanently: because of its deadline, queue timeout or budget, or at the request of its owner."""
-        error = failure(kind, type_, message, retryable=False, attempt=row.attempt)
-        self._fail_for_good(row, attempt, error, by=by)
+        error = task_error(kind, type_, message, retryable=False, attempt=row.attempt)
+        self._end_failed(row, attempt, error, by=by)
 
-    def _fail_for_good(
+    def _end_failed(
         self, row: TaskRow, attempt: AttemptRow | None, error: dict[str, Any], *, by: str, **more: Any
     ) -> None:
         changes = {"error": error, "finished_at": clock.now(), **NOT_WAITING, **more}
-        self._end(row, attempt, "failed", by=by, event=TaskFailed, fields={"error": error}, cause=error, **changes)
-        rollups.count_end(completed=False, duration_ms=None)
-        dependencies.fail_dependents(row.id)
+        self._end_attempt(
+            row, attempt, "failed", by=by, event=TaskFailed, fields={"error": error}, cause=error, **changes
+        )
+        statistics.count_ended_task(completed=False, duration_ms=None)
+        fail_dependents(row.id)
 
     # -- cancelled
 
@@ -162,33 +320,36 @@ class Outcomes:
         A cancellation by a person replaces one by the server.
         """
         if row.status not in ("assigned", "running", "cancelling"):
-            self.cancelled(row, None, kind=kind, reason=reason, by=kind)
+            self.end_cancelled(row, None, kind=kind, reason=reason, by=kind)
             return
         if row.status != "cancelling":
-            self.stop(row, kind=kind, reason=reason)
+            self.request_stop(row, kind=kind, reason=reason)
         elif row.cancel_kind not in ("user", kind):
-            rows.change(row, {"cancel_kind": kind, "cancel_reason": reason})
-        self._cancel_children(row, kind)
-
-    def _cancel_children(self, row: TaskRow, kind: str) -> None:
-        """Cancel the children of a task.
-
-        This is repeated when the task has ended, because its run may have created more children in the meantime.
-        """
+            rows.change_task(row, {"cancel_kind": kind, "cancel_reason": reason})
         if kind in rows.FINAL_CANCELLATIONS:
-            dependencies.each_child(row.id, lambda child: self.cancel(child, kind="parent", reason="parent cancelled"))
+            self.cancel_children(row.id)
 
-    def stop(self, row: TaskRow, *, kind: str, reason: str | None) -> None:
+    def cancel_children(self, task_id: str) -> None:
+        """Cancel the children of a task. A background job handles the children beyond the first batch."""
+        found = [TaskRow(*row).id for row in _CHILDREN.rows({"id": task_id})]
+        for child_id in found:
+            child = rows.lock_task(child_id)  # ending another child may have ended this one
+            if rows.can_continue(child):
+                self.cancel(child, kind="parent", reason="parent cancelled")
+        if len(found) == BATCH_SIZE:
+            enqueue("tasks.cancel_children", task_id=task_id)
+
+    def request_stop(self, row: TaskRow, *, kind: str, reason: str | None) -> None:
         """Ask the worker to stop a run within `tasks.cancel_grace_seconds`."""
-        attempt = rows.live(row.id)
+        attempt = rows.find_live_attempt(row.id)
         now = clock.now()
         changes: dict[str, Any] = {"cancel_kind": kind, "cancel_reason": reason, "cancel_requested_at": now}
         transition(row, "cancelling", **changes)
         if attempt is not None:
             rows.change_attempt(attempt, cancel_until=clock.now(self._settings.get(declared.CANCEL_GRACE)))
-            self._transitions.signal(attempt, "cancel_requested")
+            self._transitions.send_signal(attempt, "cancel_requested")
 
-    def settle(self, row: TaskRow, attempt: AttemptRow, *, by: str, late_result: str | None = None) -> None:
+    def end_cancelling(self, row: TaskRow, attempt: AttemptRow, *, by: str, late_result: str | None = None) -> None:
         """End a task in the status `cancelling`, according to the reason for its cancellation.
 
         Called when the worker has stopped the run, has lost the lease, or has exceeded the grace period. `late_result`
@@ -197,14 +358,14 @@ class Outcomes:
         kind = row.cancel_kind or "user"
         message = row.get("cancel_reason") or REASONS.get(kind, "")
         if kind in rows.FINAL_CANCELLATIONS:
-            self.cancelled(row, attempt, kind=kind, reason=row.get("cancel_reason"), by=by, late_result=late_result)
+            self.end_cancelled(row, attempt, kind=kind, reason=row.get("cancel_reason"), by=by, late_result=late_result)
         elif kind in ("timeout", "stalled"):
             retryable = kind == "timeout" or attempt.stall_action == "retry"
             self.fail(row, attempt, kind, kind, message, retryable=retryable, by=by)
         else:
-            self.fail_final(row, attempt, kind, kind, message, by=by)
+            self.fail_permanently(row, attempt, kind, kind, message, by=by)
 
-    def cancelled(
+    def end_cancelled(
         self,
         row: TaskRow,
         attempt: AttemptRow | None,
@@ -220,8 +381,8 @@ class Outcomes:
         if row.status != "cancelling":
             changes["cancel_requested_at"] = now
         elif (requested_at := row.get("cancel_requested_at")) is not None:
-            self._transitions.metrics.cancelled(clock.elapsed_ms(requested_at, now))
-        self._end(
+            self._transitions.metrics.observe_cancel_time(clock.elapsed_ms(requested_at, now))
+        self._end_attempt(
             row,
             attempt,
             "cancelled",
@@ -231,8 +392,9 @@ class Outcomes:
             late_result=late_result,
             **changes,
         )
-        dependencies.fail_dependents(row.id)
-        self._cancel_children(row, kind)
+        fail_dependents(row.id)
+        if kind in rows.FINAL_CANCELLATIONS:  # again, because the run may have created more children in the meantime
+            self.cancel_children(row.id)
 
     def requeue(self, row: TaskRow, attempt: AttemptRow, *, attempt_status: str, by: str, **changes: Any) -> None:
         """Return a task to its queue without consuming an attempt. The checkpoint is kept."""
@@ -241,17 +403,17 @@ class Outcomes:
             changes["attempt"] = row.attempt - 1
         elif attempt.resumed or row.get("resuming"):
             changes["resuming"] = True
-        columns = {**queued(row), **changes, **NOT_CANCELLED, "progress": None}
+        columns = {**requeue_columns(row), **changes, **NOT_CANCELLED, "progress": None}
         self._transitions.end_lease(row, attempt, "pending", attempt_status=attempt_status, by=by, **columns)
 
     def _withdraw_question(self, row: TaskRow) -> None:
         """Notify the tool that asked a person that the task ended without an answer."""
         call_id = (row.get("waiting_for") or {}).get("call_id")
         if call_id is not None and self.tools is not None:
-            error = {"type": "expired", "message": "The task ended before anybody answered."}
-            self.tools.answered(row.id, call_id, error=error)
+            error = {"type": "expired", "message": "The task ended before anyone answered."}
+            self.tools.store_answer(row.id, call_id, error=error)
 
-    def _end(
+    def _end_attempt(
         self,
         row: TaskRow,
         attempt: AttemptRow | None,

@@ -1,4 +1,4 @@
-"""Reads for clients: the list of tasks, statistics, and the details of one task.
+"""The list of tasks, its search and its pages, and the details of one task.
 
 Indexes and counters answer the frequent queries, so that their cost does not depend on the size of the table.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import operator
-from collections import Counter
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,20 +19,167 @@ from msgspec import UNSET
 from corral import clock
 from corral.auth.principal import Principal
 from corral.auth.visibility import NO_ROWS, can_read, visible
-from corral.database.dialect import milliseconds_between
+from corral.database.dialect import execute, sql_fragment
+from corral.database.full_text import FullTextIndex
 from corral.database.model import SHARED
 from corral.database.statement import Statement
+from corral.database.unit import locked
 from corral.errors import NotFound
 from corral.events.log import COLUMNS as EVENT_COLUMNS
 from corral.events.log import EventRow, EventView, LoggedEvent
 from corral.http.page import Order, Page, PageQuery, check_place, paginate, read_cursor, write_cursor
-from corral_plugins.tasks.models import PRIORITIES, STATUSES, Attempt, Comment, PageAnchor, Task, TaskRow
-from corral_plugins.tasks.service import rollups, rows, search
-from corral_plugins.tasks.service.views import Views
-from corral_plugins.tasks.shapes import AttemptView, CommentView, Stats, StatsQuery, TaskQuery
+from corral_plugins.tasks.models import (
+    PRIORITIES,
+    STATUSES,
+    Attempt,
+    Comment,
+    PageAnchor,
+    SearchDocument,
+    Task,
+    TaskRow,
+)
+from corral_plugins.tasks.service import statistics
+from corral_plugins.tasks.service.rows import TaskViews, find_readable_task
+from corral_plugins.tasks.service.statistics import _WAITING, _filtered_counts
+from corral_plugins.tasks.shapes import AttemptView, CommentView, TaskQuery, TaskStats, TaskStatsQuery
+
+MAX_MATCHES = 10_000
+"""The maximum number of matches, newest first, that are counted, paged through or combined with other filters."""
+UNINDEXED_LIMIT = 10_000
+INDEX_CHUNK = 250
+SETTLED_SECONDS = 30
+_WORD = re.compile(r"[^\W_]+")
+
+INDEX = FullTextIndex("tasks_search", "title", "description")
+_TEXTS = "SELECT d.n, t.title, t.description FROM tasks_documents d JOIN tasks_tasks t ON t.id = d.task_id"
+_NEWER = """SELECT id, version, created_at, title, description FROM (
+  SELECT id, version, created_at, title, description FROM tasks_tasks
+  WHERE created_at >= ? AND (created_at > ? OR id > ?) ORDER BY created_at DESC, id DESC LIMIT ?
+) AS q WHERE 1 = 1 {like}"""
+
+Matches = list[tuple[str, int, str]]
+"""Matches as `(id, version, created_at)`, newest first."""
+
+
+def search_words(text: str) -> list[str]:
+    """Return the words of a text in lower case. Any text is a valid search; a text without words matches nothing."""
+    return [word.lower() for word in _WORD.findall(text)]
+
+
+# -- reading
+
+
+def search_query(words: Sequence[str]) -> str:
+    """Return the full-text query for tasks that contain all these words."""
+    return INDEX.query(words, enough=MAX_MATCHES)
+
+
+def unindexed_matches(words: Sequence[str]) -> Matches:
+    """Return the matches among the tasks that are not indexed yet."""
+    plain = [word for word in words if word.isascii()]  # SQLite's `lower` converts ASCII letters only
+    like = " AND LOWER(title || ' ' || description) LIKE ?" * len(plain)
+    created_at, task_id = _last_indexed()
+    parameters = [created_at, created_at, task_id, UNINDEXED_LIMIT, *(f"%{word}%" for word in plain)]
+    found = execute(_NEWER.format(like=like), parameters).fetchall()
+    matches = [row[:3] for row in found if _matches_words(words, f"{row[3]} {row[4]}")]
+    return sorted(matches, key=lambda row: (row[2], row[0]), reverse=True)
+
+
+def _matches_words(words: Sequence[str], text: str) -> bool:
+    have = search_words(text)
+    return all(any(each.startswith(word) for each in have) for word in words)
+
+
+def count_matches(query: str) -> int:
+    """Return the number of indexed matches, exact up to `MAX_MATCHES`."""
+    return INDEX.count(query, limit=MAX_MATCHES)
+
+
+def indexed_matches(query: str, *, limit: int, offset: int = 0, before: tuple[str, str] | None = None) -> Matches:
+    """Return indexed matches, newest first. `before` limits them to tasks older than this `(created_at, id)`."""
+    matches = INDEX.matches(up_to=before is not None)
+    highest = [] if before is None else [_number_before(before)]
+    sql = f"""SELECT t.id, t.version, t.created_at FROM ({matches} OFFSET ?) AS q
+JOIN tasks_documents d ON d.n = q.n JOIN tasks_tasks t ON t.id = d.task_id ORDER BY d.n DESC"""  # noqa: S608  (literals)
+    return [tuple(row) for row in execute(sql, [query, *highest, limit, offset]).fetchall()]
+
+
+def matches_subselect(query: str) -> peewee.SQL:
+    """Return a subselect of the ids of the newest `MAX_MATCHES` indexed matches."""
+    sql = f"(SELECT d.task_id FROM ({INDEX.matches()}) AS q JOIN tasks_documents d ON d.n = q.n)"  # noqa: S608  (literals)
+    return sql_fragment(sql, [query, MAX_MATCHES])
+
+
+def _number_before(before: tuple[str, str]) -> int:
+    """Return the number of the last indexed task before this key, or 0 if there is none."""
+    found = execute(
+        "SELECT n FROM tasks_documents WHERE created_at <= ? AND (created_at < ? OR task_id < ?)"
+        " ORDER BY created_at DESC, task_id DESC LIMIT 1",
+        [before[0], before[0], before[1]],
+    ).fetchone()
+    return 0 if found is None else int(found[0])
+
+
+def _last_indexed() -> tuple[str, str]:
+    """Return the sort key of the newest indexed task."""
+    found = execute(
+        "SELECT created_at, task_id FROM tasks_documents ORDER BY created_at DESC, task_id DESC LIMIT 1"
+    ).fetchone()
+    return ("", "") if found is None else (found[0], found[1])
+
+
+# -- writing
+
+
+def index_settled_tasks() -> bool:
+    """Index the next batch of settled tasks. Return whether there may be more."""
+    created_at, task_id = _last_indexed()
+    after = (Task.created_at >= created_at) & ((Task.created_at > created_at) | (Task.id > task_id))
+    before = int(execute("SELECT COALESCE(MAX(n), 0) FROM tasks_documents").fetchone()[0])
+    query = (
+        Task.select(Task.created_at, Task.id)
+        .where(after & (Task.created_at <= clock.now(-SETTLED_SECONDS)))
+        .order_by(Task.created_at, Task.id)
+        .limit(INDEX_CHUNK)
+    )
+    # Locked, so that the text cannot change between reading and indexing it.
+    found = list(locked(query, share=True).tuples())
+    if found:
+        fields = [SearchDocument.created_at, SearchDocument.task_id]
+        SearchDocument.insert_many(found, fields=fields).on_conflict_ignore().execute()
+        INDEX.add(f"{_TEXTS} WHERE d.n > ?", [before])
+    return len(found) == INDEX_CHUNK
+
+
+IndexedText = tuple[int, str, str]
+
+
+def indexed_text(row: TaskRow) -> IndexedText | None:
+    """Return the number and text of a task as they are indexed, or None. Call this function before the text changes."""
+    found = execute(f"{_TEXTS} WHERE d.created_at = ? AND d.task_id = ?", [row.created_at, row.id]).fetchone()
+    return None if found is None else (int(found[0]), found[1], found[2])
+
+
+def reindex(old: IndexedText | None, row: TaskRow) -> None:
+    """Index the changed text of a locked task. Does nothing for a task that is not indexed yet."""
+    if old is not None:
+        INDEX.remove(old[0], old[1:])
+        INDEX.add("SELECT CAST(? AS BIGINT), title, description FROM tasks_tasks WHERE id = ?", [old[0], row.id])
+
+
+def remove_from_index(row: TaskRow) -> None:
+    """Remove a task from the index before it is deleted."""
+    old = indexed_text(row)
+    if old is not None:
+        INDEX.remove(old[0], old[1:])
+        SearchDocument.delete().where(SearchDocument.n == old[0]).execute()
+
+
+# -- pages
+
 
 ANCHOR_INTERVAL = 5000
-SETTLED_SECONDS = 60
+SETTLED_AFTER = 60
 BEFORE_ALL = ("", "")
 
 _ANCHORS = Statement(
@@ -42,7 +189,7 @@ _ANCHORS = Statement(
         .tuples()
     )
 )
-_LAST = Statement(
+_LAST_ANCHOR = Statement(
     lambda p: (
         PageAnchor.select(PageAnchor.created_at, PageAnchor.task_id)
         .order_by(PageAnchor.created_at.desc(), PageAnchor.task_id.desc())
@@ -53,7 +200,7 @@ _LAST = Statement(
 _NTH_AFTER = Statement(
     lambda p: (
         Task.select(Task.created_at, Task.id)
-        .where(_after(p("created_at"), p("id")))
+        .where(_is_after(p("created_at"), p("id")))
         .order_by(Task.created_at, Task.id)
         .limit(1)
         .offset(p("offset"))
@@ -84,13 +231,13 @@ _COVERING = Statement(
 )
 
 
-def _after(created_at: Any, task_id: Any) -> Any:
+def _is_after(created_at: Any, task_id: Any) -> Any:
     return (Task.created_at >= created_at) & (
         (Task.created_at > created_at) | ((Task.created_at == created_at) & (Task.id > task_id))
     )
 
 
-def anchored_place(position: int) -> tuple[str, str] | None:
+def key_at_position(position: int) -> tuple[str, str] | None:
     """Return the sort key of the task that has exactly `position` older tasks, or None if there is no such task."""
     start, left = BEFORE_ALL, position
     for created_at, task_id, n in _ANCHORS.rows({}):
@@ -106,15 +253,15 @@ def extend_anchors() -> bool:
 
     Tasks are settled if they were created more than 60 s ago: no commit can add another task before them.
     """
-    last = _LAST.one({}) or BEFORE_ALL
+    last = _LAST_ANCHOR.one({}) or BEFORE_ALL
     found = _NTH_AFTER.one({"created_at": last[0], "id": last[1], "offset": ANCHOR_INTERVAL - 1})
-    if found is None or found[0] > clock.now(-SETTLED_SECONDS):
+    if found is None or found[0] > clock.now(-SETTLED_AFTER):
         return False
     _INSERT.run({"created_at": found[0], "id": found[1]})
     return True
 
 
-def anchor_removed(created_at: str, task_id: str) -> None:
+def subtract_from_anchor(created_at: str, task_id: str) -> None:
     """Subtract a deleted task from the count of the page anchor that covers its position."""
     anchor = _COVERING.one({"created_at": created_at, "id": task_id})
     if anchor is not None:
@@ -153,15 +300,7 @@ _PLACE = Statement(
         .tuples()
     )
 )
-NEAR = 2000
-_WAITING = Statement(
-    lambda p: (
-        Task.select(Task.waiting_kind, peewee.fn.COUNT(Task.id))
-        .where(peewee.SQL("status = 'waiting'"))
-        .group_by(Task.waiting_kind)
-        .tuples()
-    )
-)
+NEAR_OFFSET = 2000
 
 
 ATTEMPT_VIEW_COLUMNS = [
@@ -174,22 +313,22 @@ ATTEMPT_VIEW_COLUMNS = [
 class TaskQueries:
     """Reads tasks for clients. Runs in the caller's unit of work."""
 
-    def __init__(self, views: Views) -> None:
+    def __init__(self, views: TaskViews) -> None:
         self._views = views
 
-    def page(self, query: TaskQuery, caller: Principal) -> Page[Any]:
+    def list_tasks(self, query: TaskQuery, caller: Principal) -> Page[Any]:
         """Return a page of the list of tasks."""
         check_place(query)
         if query.__class__ is TaskQuery and _is_plain(query):
-            return self._newest(query, caller)
+            return self._plain_page(query, caller)
         if isinstance(query.search, str) and _is_plain(query, but="search") and can_read(caller, SHARED, None):
-            return self._searched(query, search.words_of(query.search), caller)
-        return self._filtered(query, caller)
+            return self._search_page(query, search_words(query.search), caller)
+        return self._filtered_page(query, caller)
 
     # -- the plain list
 
-    def _newest(self, query: TaskQuery, caller: Principal) -> Page[Any]:
-        total = sum(rollups.status_counts().values())
+    def _plain_page(self, query: TaskQuery, caller: Principal) -> Page[Any]:
+        total = sum(statistics.status_counts().values())
         if not can_read(caller, SHARED, None):
             return Page(items=[], total=0, limit=query.limit, offset=query.offset or 0, next=None)
         offset: int | None = None
@@ -198,61 +337,61 @@ class TaskQueries:
             found = _OLDER.rows({"created_at": created_at, "id": task_id, "limit": query.limit + 1})
         else:
             offset = query.offset if isinstance(query.offset, int) else 0
-            found = self._from(offset, query.limit + 1, total)
+            found = self._rows_from_offset(offset, query.limit + 1, total)
         following = None
         if len(found) > query.limit:
             found.pop()
             following = write_cursor(SCOPE, caller, PLAIN, [found[-1][2], found[-1][0]])
-        items = self._views.items((row[0], row[1]) for row in found)
+        items = self._views.encoded_items((row[0], row[1]) for row in found)
         return Page(items=items, total=total, limit=query.limit, offset=offset, next=following)
 
     @staticmethod
-    def _from(offset: int, limit: int, total: int) -> list[tuple[Any, ...]]:
+    def _rows_from_offset(offset: int, limit: int, total: int) -> list[tuple[Any, ...]]:
         """Return the rows from `offset` on.
 
         Large offsets are found through page anchors, which count from the oldest task.
         """
         if offset == 0:
             return _NEWEST.rows({"limit": limit})
-        if offset <= NEAR:
+        if offset <= NEAR_OFFSET:
             place = _PLACE.one({"offset": offset - 1})
         else:
-            place = anchored_place(total - offset) if offset <= total else None
+            place = key_at_position(total - offset) if offset <= total else None
         return [] if place is None else _OLDER.rows({"created_at": place[0], "id": place[1], "limit": limit})
 
     # -- by words alone
 
-    def _searched(self, query: TaskQuery, words: list[str], caller: Principal) -> Page[Any]:
+    def _search_page(self, query: TaskQuery, words: list[str], caller: Principal) -> Page[Any]:
         """Return a page of the search results.
 
-        Tasks that are not indexed yet come first, because they are newer than all indexed tasks.
+        Tasks that are not indexed yet come first, because they are unindexed than all indexed tasks.
         """
         if not words:
             return Page(items=[], total=0, limit=query.limit, offset=query.offset or 0, next=None)
         scope, fingerprint = f"{SCOPE}.search", query.fingerprint()
-        newer, known, limit = search.newer(words), search.query_of(words), query.limit + 1
-        total = min(len(newer) + search.count(known), search.CAP)
+        unindexed, known, limit = unindexed_matches(words), search_query(words), query.limit + 1
+        total = min(len(unindexed) + count_matches(known), MAX_MATCHES)
         offset: int | None = None
         if isinstance(query.cursor, str):
             created_at, task_id = read_cursor(query.cursor, scope, caller, fingerprint)
-            found = [row for row in newer if (row[2], row[0]) < (created_at, task_id)][:limit]
-            found += search.indexed(known, limit=limit - len(found), before=(created_at, task_id))
+            found = [row for row in unindexed if (row[2], row[0]) < (created_at, task_id)][:limit]
+            found += indexed_matches(known, limit=limit - len(found), before=(created_at, task_id))
         else:
             offset = query.offset if isinstance(query.offset, int) else 0
-            found = newer[offset : offset + limit]
-            skipped = max(0, offset - len(newer))
-            if skipped < search.CAP:
-                found += search.indexed(known, limit=limit - len(found), offset=skipped)
+            found = unindexed[offset : offset + limit]
+            skipped = max(0, offset - len(unindexed))
+            if skipped < MAX_MATCHES:
+                found += indexed_matches(known, limit=limit - len(found), offset=skipped)
         following = None
         if len(found) > query.limit:
             found.pop()
             following = write_cursor(scope, caller, fingerprint, [found[-1][2], found[-1][0]])
-        items = self._views.items((row[0], row[1]) for row in found)
+        items = self._views.encoded_items((row[0], row[1]) for row in found)
         return Page(items=items, total=total, limit=query.limit, offset=offset, next=following)
 
     # -- with filters
 
-    def _filtered(self, query: TaskQuery, caller: Principal) -> Page[Any]:
+    def _filtered_page(self, query: TaskQuery, caller: Principal) -> Page[Any]:
         where, counted = _conditions(query)
         allowed = visible(Task, caller)
         columns = (Task.id, Task.version, Task.created_at, Task.updated_at, Task.priority)
@@ -262,28 +401,36 @@ class TaskQueries:
             "updated": (Order(Task.updated_at), Order(Task.id)),
             "priority": (Order(Task.priority), Order(Task.created_at), Order(Task.id)),
         }[query.sort]
-        total = sum(n for key, n in rollups.status_counts().items() if counted(*key)) if _is_counted(query) else None
+        total = (
+            sum(n for key, n in statistics.status_counts().items() if counted(*key))
+            if _has_counted_total(query)
+            else None
+        )
         if allowed is NO_ROWS:
             total = 0
         page = paginate(
             select, query, caller, scope=SCOPE, order=order, make=lambda row: (row.id, row.version), total=total
         )
         return Page(
-            items=self._views.items(page.items), total=page.total, limit=page.limit, offset=page.offset, next=page.next
+            items=self._views.encoded_items(page.items),
+            total=page.total,
+            limit=page.limit,
+            offset=page.offset,
+            next=page.next,
         )
 
     # -- one task; `NotFound` when the caller cannot see it
 
     def attempts(self, task_id: str, query: PageQuery, caller: Principal) -> Page[AttemptView]:
         """Return the attempts of a task, oldest first."""
-        readable(task_id, caller)
+        find_readable_task(task_id, caller)
         select = Attempt.select(*ATTEMPT_VIEW_COLUMNS).where(Attempt.task_id == task_id)
         order = (Order(Attempt.fence, descending=False),)
         return paginate(select, query, caller, scope=f"attempts:{task_id}", order=order, make=attempt_view)
 
     def attempt(self, task_id: str, fence: int, caller: Principal) -> AttemptView:
         """Return one attempt of a task."""
-        readable(task_id, caller)
+        find_readable_task(task_id, caller)
         where = (Attempt.task_id == task_id) & (Attempt.fence == fence)
         found = Attempt.select(*ATTEMPT_VIEW_COLUMNS).where(where).first()
         if found is None:
@@ -292,7 +439,7 @@ class TaskQueries:
 
     def comments(self, task_id: str, query: PageQuery, caller: Principal) -> Page[CommentView]:
         """Return the comments on a task, oldest first."""
-        readable(task_id, caller)
+        find_readable_task(task_id, caller)
         order = (Order(Comment.created_at, descending=False), Order(Comment.id, descending=False))
         return paginate(
             Comment.select().where(Comment.task_id == task_id),
@@ -310,7 +457,7 @@ class TaskQueries:
 
     def events(self, task_id: str, query: PageQuery, caller: Principal) -> Page[EventView]:
         """Return the events of a task that the event log still contains, oldest first."""
-        readable(task_id, caller)
+        find_readable_task(task_id, caller)
         select = EventRow.select(EventRow.ins, *EVENT_COLUMNS).where(
             (EventRow.object_id == task_id) & EventRow.seq.is_null(False)
         )
@@ -325,7 +472,7 @@ class TaskQueries:
 
     def artifacts(self, task_id: str, query: PageQuery, caller: Principal) -> Page[dict[str, Any]]:
         """Return the artifacts of a task, oldest first."""
-        items: list[dict[str, Any]] = readable(task_id, caller).get("artifacts")
+        items: list[dict[str, Any]] = find_readable_task(task_id, caller).get("artifacts")
         start = query.offset if isinstance(query.offset, int) else 0
         if isinstance(query.cursor, str):
             (start,) = read_cursor(query.cursor, f"artifacts:{task_id}", caller, query.fingerprint())
@@ -338,23 +485,23 @@ class TaskQueries:
 
     # -- statistics
 
-    def stats(self, query: StatsQuery, caller: Principal) -> Stats:
+    def stats(self, query: TaskStatsQuery, caller: Principal) -> TaskStats:
         """Return statistics of all tasks, or of the tasks of one agent or since an instant."""
-        if query == StatsQuery():
+        if query == TaskStatsQuery():
             counts, day, oldest, waits = (
-                rollups.status_counts(),
-                rollups.last_day(),
-                rollups.oldest_pending_ms(),
+                statistics.status_counts(),
+                statistics.sums_of_last_day(),
+                statistics.oldest_pending_ms(),
                 _WAITING.rows({}),
             )
         else:
-            counts, day, oldest, waits = _counted(query)
+            counts, day, oldest, waits = _filtered_counts(query)
         if not can_read(caller, SHARED, None):
             counts.clear()
         ended = day["completed"] + day["failed"]
         waiting = dict.fromkeys(("approval", "input", "review"), 0)
         waiting.update((kind, n) for kind, n in waits if kind in waiting)
-        return Stats(
+        return TaskStats(
             total=sum(counts.values()),
             by_status={status: sum(n for key, n in counts.items() if key[0] == status) for status in STATUSES},
             by_priority={
@@ -379,7 +526,7 @@ def _is_plain(query: TaskQuery, *, but: str = "sort") -> bool:
     )
 
 
-def _is_counted(query: TaskQuery) -> bool:
+def _has_counted_total(query: TaskQuery) -> bool:
     """Return whether counters provide the total, because the query filters only by status and priority."""
     known = {*_FREE, "sort", "status", "status_filter", "priority"}
     return all(getattr(query, name) is UNSET for name in query.__struct_fields__ if name not in known)
@@ -390,9 +537,9 @@ def _conditions(query: TaskQuery) -> tuple[list[Any], Any]:
     where: list[Any] = []
     statuses = [set(each) for each in (query.status_filter, query.status) if isinstance(each, list)]
     ranks = [PRIORITIES.index(name) for name in query.priority] if isinstance(query.priority, list) else None
-    where += [_any(Task.status, sorted(each)) for each in statuses]
+    where += [_equals_any(Task.status, sorted(each)) for each in statuses]
     if ranks is not None:
-        where.append(_any(Task.priority, ranks))
+        where.append(_equals_any(Task.priority, ranks))
     for name in ("agent_id", "worker_id", "parent_task_id", "workflow_run_id", "created_by"):
         value = getattr(query, name)
         if isinstance(value, str):
@@ -407,7 +554,7 @@ def _conditions(query: TaskQuery) -> tuple[list[Any], Any]:
         tags = [peewee.fn.REPLACE(Task.tags, msgspec.json.encode(tag).decode(), "") != Task.tags for tag in query.tag]
         where.append(functools.reduce(operator.or_, tags))
     if isinstance(query.search, str):
-        where.append(_has_words(search.words_of(query.search)))
+        where.append(_matches_search(search_words(query.search)))
 
     def counted(status: str, rank: int) -> bool:
         return all(status in each for each in statuses) and (ranks is None or rank in ranks)
@@ -415,64 +562,17 @@ def _conditions(query: TaskQuery) -> tuple[list[Any], Any]:
     return where, counted
 
 
-def _has_words(words: list[str]) -> Any:
-    """Return the condition that a task is among the newest matches of a search. `search.CAP` limits their number."""
+def _matches_search(words: list[str]) -> Any:
+    """Return the condition that a task is among the newest matches of a search. `MAX_MATCHES` limits their number."""
     if not words:
         return NO_ROWS
-    found = Task.id.in_(search.candidates(search.query_of(words)))
-    newer = [row[0] for row in search.newer(words)]
-    return found | Task.id.in_(newer) if newer else found
+    found = Task.id.in_(matches_subselect(search_query(words)))
+    unindexed = [row[0] for row in unindexed_matches(words)]
+    return found | Task.id.in_(unindexed) if unindexed else found
 
 
-def _any(field: Any, values: Sequence[Any]) -> Any:
+def _equals_any(field: Any, values: Sequence[Any]) -> Any:
     return field == values[0] if len(values) == 1 else field.in_(list(values))
-
-
-def _counted(query: StatsQuery) -> tuple[Counter[tuple[str, int]], Counter[str], int | None, list[tuple[Any, ...]]]:
-    """Compute for filtered tasks the statistics that counters provide for all tasks.
-
-    Returns the counts by status and priority, the sums of the last day, the age of the oldest pending task in
-    milliseconds, and the counts of waiting tasks by kind.
-    """
-    where: list[Any] = []
-    if isinstance(query.agent_id, str):
-        where.append(Task.agent_id == query.agent_id.lower())
-    if not isinstance(query.since, msgspec.UnsetType):
-        where.append(Task.created_at >= clock.from_datetime(query.since))
-    n = peewee.fn.COUNT(Task.id)
-    by = Task.select(Task.status, Task.priority, n).where(*where).group_by(Task.status, Task.priority)
-    counts = Counter({(status, rank): count for status, rank, count in rows.values(by)})
-    first = rows.values(Task.select(peewee.fn.MIN(Task.queued_at)).where(rows.PENDING, *where))[0][0]
-    waits = Task.select(Task.waiting_kind, n).where(peewee.SQL("status = 'waiting'"), *where)
-    oldest = None if first is None else clock.elapsed_ms(first, clock.now())
-    return counts, _last_day(where), oldest, rows.values(waits.group_by(Task.waiting_kind))
-
-
-def _last_day(where: list[Any]) -> Counter[str]:
-    """Compute `rollups.last_day` for filtered tasks, from their last start and end."""
-    began = rollups.day_began()
-    done, failed = [(Task.status == status) & (Task.finished_at >= began) for status in ("completed", "failed")]
-    started = (Task.started_at >= began) & (Task.queued_at <= Task.started_at)  # not queued again since
-    ran, queued = [
-        peewee.SQL(milliseconds_between(since, until))
-        for since, until in (("started_at", "finished_at"), ("queued_at", "started_at"))
-    ]
-    sums = [
-        peewee.fn.COALESCE(peewee.fn.SUM(peewee.Case(None, ((condition, value),), 0)), 0)
-        for condition, value in ((done, 1), (failed, 1), (done, ran), (started, 1), (started, queued))
-    ]
-    found = rows.values(Task.select(*sums).where(*where))[0]
-    return Counter({name: int(total) for name, total in zip(rollups.HOUR_FIELDS, found, strict=True)})
-
-
-def readable(task_id: str, caller: Principal) -> TaskRow:
-    """Return the task if the caller may read it, else raise `NotFound`. A worker may read the tasks that it holds."""
-    row = rows.find(task_id)
-    if row is None or not can_read(caller, SHARED, row.created_by):
-        raise NotFound()
-    if caller.kind == "worker" and not rows.is_held_by(row, caller.worker_id):
-        raise NotFound()
-    return row
 
 
 def attempt_view(row: Any) -> AttemptView:

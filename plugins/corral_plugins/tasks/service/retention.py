@@ -10,16 +10,16 @@ from corral.plugin import Settings
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.events import TaskDeleted
 from corral_plugins.tasks.models import Attempt, Comment, Dependency, HourlyRollup, LogLine, Task, TaskRow, WorkerSignal
-from corral_plugins.tasks.service import queries, rollups, rows, search
-from corral_plugins.tasks.service.transitions import publish
+from corral_plugins.tasks.service import queries, rows, statistics
+from corral_plugins.tasks.service.transitions import publish_task_event
 
 TASKS_AT_ONCE, ROWS_AT_ONCE = 100, 500
 DAY = 86_400
 
 
-def delete(row: TaskRow) -> None:
+def delete_task(row: TaskRow) -> None:
     """Delete an ended task, which must be locked. A background job deletes its attempts, logs and comments."""
-    search.forget(row)
+    queries.remove_from_index(row)
     if row.status != "completed":  # the tasks that depend on this one can no longer be retried
         dependents = Dependency.select(Dependency.task_id).where(Dependency.needs_id == row.id)
         ended = Task.finished_at.is_null(False) & Task.failed_dependency_id.is_null()
@@ -27,10 +27,10 @@ def delete(row: TaskRow) -> None:
     Task.delete().where((Task.id == row.id) & (Task.status == row.status)).execute()
     # Rows for the dependents of this task stay until the dependents are deleted: a job may still have to update them.
     Dependency.delete().where(Dependency.task_id == row.id).execute()
-    rollups.count_transition(row.status, None, row.priority, row.created_by)
-    queries.anchor_removed(row.created_at, row.id)
+    statistics.count_transition(row.status, None, row.priority, row.created_by)
+    queries.subtract_from_anchor(row.created_at, row.id)
     enqueue("tasks.purge", task_id=row.id)
-    publish(TaskDeleted, row, row.status)
+    publish_task_event(TaskDeleted, row, row.status)
 
 
 def purge_rows(task_id: str) -> int:
@@ -45,13 +45,13 @@ def purge_rows(task_id: str) -> int:
     return deleted
 
 
-class Retention:
+class TaskRetention:
     """Deletes rows that are past their retention. Runs in the caller's unit of work."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    def sweep(self) -> int:
+    def delete_expired_rows(self) -> int:
         """Delete a batch of tasks past `tasks.retention_days`, of old signals and of old rollups.
 
         Return the number of rows.
@@ -60,9 +60,9 @@ class Retention:
         days = self._settings.get(declared.RETENTION_DAYS)
         if days is not None:
             old = SQL("finished_at IS NOT NULL") & (Task.finished_at < clock.now(-days * DAY))
-            found = rows.tasks(old, TASKS_AT_ONCE)
+            found = rows.lock_tasks(old, TASKS_AT_ONCE)
             for row in found:
-                delete(row)
+                delete_task(row)
             deleted += len(found)
         old_signals = WorkerSignal.select(WorkerSignal.seq).where(WorkerSignal.created_at < clock.now(-DAY))
         deleted += WorkerSignal.delete().where(WorkerSignal.seq.in_(old_signals.limit(ROWS_AT_ONCE))).execute()

@@ -1,23 +1,39 @@
-"""Rows of tasks and attempts, and the statements that read, lock and change them.
+"""Rows of tasks and attempts: the statements that read, lock and change them, and the encoding of tasks for clients.
 
-JSON columns are kept as text. Rules parse a column when they need its value, and views send the text unparsed.
+JSON columns are kept as text. Rules parse a column when they need its value, and responses contain the text unparsed.
+A version of a task never changes, so its encoding is cached.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 import peewee
+from msgspec import Raw
 
 from corral import clock
-from corral.database.model import JSONField, Model
+from corral.auth.principal import Principal
+from corral.auth.visibility import can_read
+from corral.database.model import SHARED, JSONField, Model
 from corral.database.statement import Parameter, Statement
-from corral.database.unit import locked
+from corral.database.unit import current, locked
 from corral.errors import Conflict, NotFound
-from corral_plugins.tasks.models import EXTRA_DEFAULTS, Attempt, AttemptRow, Task, TaskRow
+from corral.http.answers import Encoded
+from corral_plugins.tasks.models import (
+    EXTRA_DEFAULTS,
+    PRIORITIES,
+    TERMINAL,
+    Attempt,
+    AttemptRow,
+    Task,
+    TaskRow,
+    deadline_of,
+)
+from corral_plugins.tasks.shapes import TaskCost, TaskItem
 
 TASK_COLUMNS = [getattr(Task, name) for name in TaskRow.__struct_fields__]
 ATTEMPT_COLUMNS = [getattr(Attempt, name) for name in AttemptRow.__struct_fields__]
@@ -57,12 +73,12 @@ _CLOSE = Statement(
 )
 
 
-def values(query: Any) -> list[tuple[Any, ...]]:
+def fetch_tuples(query: Any) -> list[tuple[Any, ...]]:
     """Return the rows of an uncompiled query as tuples."""
     return list(query.tuples())
 
 
-def tasks(condition: Any, limit: int) -> list[TaskRow]:
+def lock_tasks(condition: Any, limit: int) -> list[TaskRow]:
     """Lock and return at most `limit` tasks that match a condition.
 
     The query is not compiled, so use this function only for rare queries.
@@ -71,14 +87,14 @@ def tasks(condition: Any, limit: int) -> list[TaskRow]:
     return [TaskRow(*values) for values in Statement(lambda p: locked(query).tuples()).rows({})]
 
 
-def attempts(condition: Any, limit: int) -> list[AttemptRow]:
+def find_live_attempts(condition: Any, limit: int) -> list[AttemptRow]:
     """Return at most `limit` live attempts that match a condition, ordered by task."""
     live_ones = condition & Attempt.finished_at.is_null()
     query = Attempt.select(*ATTEMPT_COLUMNS).where(live_ones).order_by(Attempt.task_id).limit(limit)
     return [AttemptRow(*values) for values in Statement(lambda p: query.tuples()).rows({})]
 
 
-def find(task_id: str) -> TaskRow | None:
+def find_task(task_id: str) -> TaskRow | None:
     """Return the task without locking it, or None."""
     found = _TASK.one({"id": task_id})
     return None if found is None else TaskRow(*found)
@@ -94,7 +110,7 @@ def is_held_by(row: TaskRow, worker_id: str | None) -> bool:
     return row.lease_id is not None and row.worker_id == worker_id
 
 
-def lock(task_id: str) -> TaskRow:
+def lock_task(task_id: str) -> TaskRow:
     """Return the task, locked until the unit of work ends. Raises `NotFound`."""
     found = _LOCK_TASK.one({"id": task_id})
     if found is None:
@@ -102,19 +118,21 @@ def lock(task_id: str) -> TaskRow:
     return TaskRow(*found)
 
 
-def of_lease(lease_id: str) -> AttemptRow | None:
+def find_attempt(lease_id: str) -> AttemptRow | None:
     """Return the attempt of a lease, whether the lease is live or not, or None."""
     found = _LEASE.one({"lease": lease_id})
     return None if found is None else AttemptRow(*found)
 
 
-def live(task_id: str) -> AttemptRow | None:
+def find_live_attempt(task_id: str) -> AttemptRow | None:
     """Return the live attempt of a task, or None. The caller must lock the task first."""
     found = _LIVE.one({"task": task_id})
     return None if found is None else AttemptRow(*found)
 
 
-def close(attempt: AttemptRow, status: str, *, by: str, error: str | None = None, result: str | None = None) -> bool:
+def close_attempt(
+    attempt: AttemptRow, status: str, *, by: str, error: str | None = None, result: str | None = None
+) -> bool:
     """End an attempt. Return False if the attempt has already ended. `error` and `result` are JSON text."""
     now = clock.now()
     closed = _CLOSE.run(
@@ -158,7 +176,7 @@ def _update_attempt(names: tuple[str, ...]) -> Statement:
     return Statement(build)
 
 
-def as_text(value: Any) -> str:
+def to_json_text(value: Any) -> str:
     """Return the value as JSON text."""
     return msgspec.json.encode(value).decode()
 
@@ -167,12 +185,12 @@ def _as_columns(model: type[Model], changes: Mapping[str, Any]) -> dict[str, Any
     """Return the changes with JSON columns converted to text. A string is taken as JSON text already."""
     names = json_columns(model)
     return {
-        name: as_text(value) if name in names and value is not None and not isinstance(value, str) else value
+        name: to_json_text(value) if name in names and value is not None and not isinstance(value, str) else value
         for name, value in changes.items()
     }
 
 
-def extra_with(extra: str, changes: Mapping[str, Any]) -> str:
+def updated_extra(extra: str, changes: Mapping[str, Any]) -> str:
     """Return the JSON text of `extra` after these changes, without fields that have their default value."""
     fields: dict[str, Any] = msgspec.json.decode(extra, type=dict[str, msgspec.Raw])
     for name, value in changes.items():
@@ -180,10 +198,10 @@ def extra_with(extra: str, changes: Mapping[str, Any]) -> str:
             fields.pop(name, None)
         else:
             fields[name] = value
-    return as_text(fields)
+    return to_json_text(fields)
 
 
-def change(row: TaskRow, changes: Mapping[str, Any]) -> None:
+def change_task(row: TaskRow, changes: Mapping[str, Any]) -> None:
     """Change a task by one guarded update, and update `row` accordingly.
 
     Raises `Conflict` if the version or status of the task is no longer that of `row`, and `NotFound` if the task was
@@ -194,23 +212,25 @@ def change(row: TaskRow, changes: Mapping[str, Any]) -> None:
     for name, value in changes.items():
         (extra if name in EXTRA_DEFAULTS else columns)[name] = value
     if extra:
-        columns["extra"] = extra_with(row.extra, extra)
+        columns["extra"] = updated_extra(row.extra, extra)
     values = _as_columns(Task, columns)
     guard = {"_id": row.id, "_version": row.version, "_status": row.status}
     if not _update_task(tuple(values)).run({**values, **guard}):
-        now = find(row.id)
+        now = find_task(row.id)
         if now is None:
             raise NotFound()
-        raise Conflict("The task was changed by someone else meanwhile.", current_status=now.status)
+        raise Conflict(
+            "The task was changed in the meantime; read it again and repeat the change.", current_status=now.status
+        )
     row.version += 1
-    _mirror(row, values)
+    _copy_to_struct(row, values)
 
 
 def change_attempt(attempt: AttemptRow, **changes: Any) -> bool:
     """Change a live attempt by one guarded update. Return False if the attempt has ended."""
     values = _as_columns(Attempt, changes)
     changed = _update_attempt(tuple(values)).run({**values, "_id": attempt.id})
-    _mirror(attempt, values)
+    _copy_to_struct(attempt, values)
     return changed == 1
 
 
@@ -223,12 +243,204 @@ def add_usage(attempt: AttemptRow, added: Mapping[str, int]) -> None:
         setattr(attempt, name, getattr(attempt, name) + n)
 
 
-def _mirror(struct: msgspec.Struct, values: Mapping[str, Any]) -> None:
+def _copy_to_struct(struct: msgspec.Struct, values: Mapping[str, Any]) -> None:
     for name in struct.__struct_fields__:
         if name in values:
             setattr(struct, name, values[name])
 
 
-def parsed(text: str | None) -> Any:
+def parse_json_text(text: str | None) -> Any:
     """Return the parsed value of a JSON column."""
     return None if text is None else msgspec.json.decode(text)
+
+
+def find_readable_task(task_id: str, caller: Principal) -> TaskRow:
+    """Return the task if the caller may read it, else raise `NotFound`. A worker may read the tasks that it holds."""
+    row = find_task(task_id)
+    if row is None or not can_read(caller, SHARED, row.created_by):
+        raise NotFound()
+    if caller.kind == "worker" and not is_held_by(row, caller.worker_id):
+        raise NotFound()
+    return row
+
+
+def lease_lost() -> Conflict:
+    """Return the error for a lease that is not the live lease of its task."""
+    return Conflict("This lease is no longer valid; stop the run and discard its results.", code="lease_lost")
+
+
+# -- encoded for clients
+
+
+CACHE_BYTES = 16 * 1024 * 1024
+LARGEST_CACHED = 16 * 1024
+_SIZES = (1, 8, 64, 200)
+
+
+_COMPOSED = {
+    "priority": ("priority",),
+    "deadline": ("deadline_key",),
+    "cost": (*TaskCost.__struct_fields__[1:], "cost_micro"),
+    "source": ("source_type", "source_id"),
+}
+"""The fields of the view that are computed from other columns."""
+_STORED = frozenset(Task._meta.fields)
+_SAME = [name for name in TaskItem.__struct_fields__ if name in _STORED and name not in _COMPOSED]
+_JSON = [name for name in _SAME if name in json_columns(Task)]
+_NAMES = (*_SAME, *(column for columns in _COMPOSED.values() for column in columns), "extra")
+_TEMPLATE = {name: EXTRA_DEFAULTS.get(name) for name in TaskItem.__struct_fields__}
+_COLUMNS = [getattr(Task, name) for name in _NAMES]
+
+_ONE = Statement(lambda p: Task.select(*_COLUMNS, Task.input, Task.result).where(Task.id == p("id")).tuples())
+_VERSION = Statement(lambda p: Task.select(Task.version).where(Task.id == p("id")).tuples())
+_STATUS = Statement(lambda p: Task.select(Task.status).where(Task.id == p("id")).tuples())
+
+
+def _select_items(size: int) -> Statement:
+    return Statement(lambda p: Task.select(*_COLUMNS).where(Task.id.in_([p(f"id{n}") for n in range(size)])).tuples())
+
+
+_MANY = {size: _select_items(size) for size in _SIZES}
+_encode = msgspec.json.Encoder().encode
+_decode_extra = msgspec.json.Decoder(dict[str, Raw]).decode
+
+
+def encode_task(columns: Mapping[str, Any], *, full: bool, warnings: Sequence[str] | None = None) -> bytes:
+    """Return the JSON of a `TaskView` if `full` is set, else of a `TaskItem`, from the columns of its row.
+
+    JSON columns are copied as they are stored.
+    """
+    view = _TEMPLATE.copy()
+    for name in _SAME:
+        view[name] = columns[name]
+    for name in _JSON:
+        if view[name] is not None:
+            view[name] = Raw(columns[name])
+    view["priority"] = PRIORITIES[columns["priority"]]
+    view["deadline"] = deadline_of(columns["deadline_key"])
+    view["cost"] = {
+        "cost_usd": columns["cost_micro"] / 1e6,
+        "unpriced_tokens": columns["unpriced_tokens"],
+        "input_tokens": columns["input_tokens"],
+        "output_tokens": columns["output_tokens"],
+        "calls": columns["calls"],
+    }
+    view["source"] = {"type": columns["source_type"], "id": columns["source_id"]}
+    if columns["extra"] != "{}":
+        view.update((name, value) for name, value in _decode_extra(columns["extra"]).items() if name in _TEMPLATE)
+    if full:
+        view["input"], result = Raw(columns["input"]), columns["result"]
+        view["result"] = None if result is None else Raw(result)
+        if warnings is not None:
+            view["warnings"] = warnings
+    return _encode(view)
+
+
+def _encode_row(values: Sequence[Any], *, full: bool, warnings: Sequence[str] | None = None) -> bytes:
+    names = (*_NAMES, "input", "result") if full else _NAMES
+    return encode_task(dict(zip(names, values, strict=True)), full=full, warnings=warnings)
+
+
+class EncodingCache:
+    """A cache of encoded tasks by id, with one version per task.
+
+    Only read units of work fill the cache, because they never see data that may be rolled back.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[str, tuple[int, bytes]] = {}
+        self._size = 0
+        self._lock = threading.Lock()
+
+    def get(self, task_id: str, version: int) -> bytes | None:
+        """Return the encoding of exactly this version, or None."""
+        found = self._entries.get(task_id)
+        return found[1] if found is not None and found[0] == version else None
+
+    def store(self, task_id: str, version: int, body: bytes) -> None:
+        """Cache the encoding if it is small. The oldest entries are evicted when the cache is full."""
+        if len(body) > LARGEST_CACHED or not current().read_only:
+            return
+        with self._lock:
+            old = self._entries.pop(task_id, None)
+            if old is not None:
+                self._size -= len(old[1])
+            self._entries[task_id] = (version, body)
+            self._size += len(body)
+            while self._size > CACHE_BYTES:
+                first = next(iter(self._entries))
+                self._size -= len(self._entries.pop(first)[1])
+
+
+def read_encoded_task(task_id: str, warnings: Sequence[str] | None = None) -> bytes:
+    """Return the encoded task. Raises `NotFound`."""
+    values = _ONE.one({"id": task_id})
+    if values is None:
+        raise NotFound()
+    return _encode_row(values, full=True, warnings=warnings)
+
+
+def encoded_response(
+    task_id: str, version: int, *, status: int | None = None, warnings: Sequence[str] | None = None
+) -> Encoded:
+    """Return the response to a change that left the task at `version`."""
+    return Encoded(read_encoded_task(task_id, warnings), task_id, version, status)
+
+
+class TaskViews:
+    """Reads tasks for clients.
+
+    There is one instance per kernel, so that kernels in the same process have separate caches.
+    """
+
+    def __init__(self) -> None:
+        self._tasks, self._items = EncodingCache(), EncodingCache()
+
+    def encoded_task(self, task_id: str) -> Encoded:
+        """Return the encoded task, from the cache if possible. Raises `NotFound`."""
+        found = _VERSION.one({"id": task_id})
+        if found is None:
+            raise NotFound()
+        version: int = found[0]
+        body = self._tasks.get(task_id, version)
+        if body is None:
+            values = _ONE.one({"id": task_id})
+            if values is None:
+                raise NotFound()
+            version = values[1]
+            body = _encode_row(values, full=True)
+            self._tasks.store(task_id, version, body)
+        return Encoded(body, task_id, version)
+
+    @staticmethod
+    def has_ended(task_id: str) -> bool:
+        """Return whether the task has ended. Raises `NotFound`."""
+        found = _STATUS.one({"id": task_id})
+        if found is None:
+            raise NotFound()
+        return found[0] in TERMINAL
+
+    def encoded_items(self, keys: Iterable[tuple[str, int]]) -> list[Any]:
+        """Return the encoded list items for the `(id, version)` pairs, in the given order.
+
+        Deleted tasks are omitted.
+        """
+        wanted = list(keys)
+        cache = self._items
+        bodies = {task_id: cache.get(task_id, version) for task_id, version in wanted}
+        missing = [task_id for task_id, body in bodies.items() if body is None]
+        for values in self._rows(missing):
+            body = _encode_row(values, full=False)
+            bodies[values[0]] = body
+            cache.store(values[0], values[1], body)
+        return [Raw(body) for body in bodies.values() if body is not None]
+
+    @staticmethod
+    def _rows(ids: list[str]) -> list[tuple[Any, ...]]:
+        if not ids:
+            return []
+        size = next((size for size in _SIZES if size >= len(ids)), None)
+        if size is None:
+            return [row for start in range(0, len(ids), 200) for row in TaskViews._rows(ids[start : start + 200])]
+        padded = ids + [ids[-1]] * (size - len(ids))
+        return _MANY[size].rows({f"id{n}": each for n, each in enumerate(padded)})

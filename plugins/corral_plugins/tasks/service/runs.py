@@ -17,29 +17,30 @@ from corral.errors import Conflict, Fault, Forbidden, Invalid, NotFound, Unavail
 from corral.http.answers import Encoded
 from corral.ids import new_id
 from corral.schema.data import check_user_schema
-from corral_plugins.secrets.api import Delivery, Secrets
+from corral_plugins.secrets.api import SecretDelivery, Secrets
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import Run
 from corral_plugins.tasks.events import TaskProgressed, TaskStalled, TaskStarted, TaskWaiting
 from corral_plugins.tasks.models import Attempt, AttemptRow, TaskRow
 from corral_plugins.tasks.reports import (
     AskedInput,
-    Cancelled,
-    Checkpoint,
-    CheckpointTaken,
-    Complete,
-    Fail,
-    Progress,
-    Release,
-    Renewed,
-    Started,
-    Used,
-    WaitFor,
+    CancellationReport,
+    CheckpointAccepted,
+    CheckpointReport,
+    CompletionReport,
+    FailureReport,
+    LeaseRenewal,
+    ProgressReport,
+    ReleaseReport,
+    StartedResponse,
+    UsageReport,
+    WaitReport,
 )
-from corral_plugins.tasks.service import rollups, rows, views
-from corral_plugins.tasks.service.outcomes import Outcomes
-from corral_plugins.tasks.service.transitions import NOT_CANCELLED, Transitions, publish, transition
-from corral_plugins.tasks.service.usage import Usages
+from corral_plugins.tasks.service import rows, statistics
+from corral_plugins.tasks.service.outcomes import TaskOutcomes
+from corral_plugins.tasks.service.rows import lease_lost
+from corral_plugins.tasks.service.run_reports import UsageReports
+from corral_plugins.tasks.service.transitions import NOT_CANCELLED, TaskTransitions, publish_task_event, transition
 
 REPORTS = ("complete", "fail", "wait", "release", "cancelled")
 STATE_LIMIT, RESULT_LIMIT = 1024 * 1024, 256 * 1024
@@ -49,12 +50,7 @@ MAX_SOURCES = 50
 _TAINTED = Statement(lambda p: Attempt.select(Attempt.tainted).where(Attempt.id == p("id")).tuples())
 
 
-def lost() -> Conflict:
-    """Return the error for a lease that is not the live lease of its task."""
-    return Conflict("This lease is not the live one: stop, and discard what the run made.", code="lease_lost")
-
-
-class Runs:
+class TaskRuns:
     """The calls under a lease. Runs in the caller's unit of work.
 
     The caller must hold the lease that `lease_id` names.
@@ -62,7 +58,7 @@ class Runs:
 
     secrets: Secrets | None
 
-    def __init__(self, transitions: Transitions, outcomes: Outcomes, usages: Usages) -> None:
+    def __init__(self, transitions: TaskTransitions, outcomes: TaskOutcomes, usages: UsageReports) -> None:
         self._transitions, self._outcomes, self._usages, self._settings = (
             transitions,
             outcomes,
@@ -72,30 +68,30 @@ class Runs:
 
     # -- the lease of a call
 
-    def held(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[TaskRow, AttemptRow]:
+    def lock_leased_task(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[TaskRow, AttemptRow]:
         """Lock and return the task, with its live attempt.
 
         Raises `Conflict` with the code `lease_lost` if the lease is not live.
         """
-        row, attempt = self._found(task_id, lease_id, by)
+        row, attempt = self._lock_attempt(task_id, lease_id, by)
         if attempt.finished_at is not None or row.lease_id != attempt.lease_id:
-            raise lost()
+            raise lease_lost()
         return row, attempt
 
-    def _found(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[TaskRow, AttemptRow]:
+    def _lock_attempt(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[TaskRow, AttemptRow]:
         """Lock and return the task, with the attempt of the lease, live or not.
 
         Raises `Forbidden` if another worker holds the lease.
         """
-        row = rows.lock(task_id)
-        attempt = rows.of_lease(lease_id) if lease_id is not None else None
+        row = rows.lock_task(task_id)
+        attempt = rows.find_attempt(lease_id) if lease_id is not None else None
         if attempt is None or attempt.task_id != task_id:
-            raise lost()
+            raise lease_lost()
         if by.worker_id != attempt.worker_id and by.lease_id != attempt.lease_id:
             raise Forbidden("This lease is held by another worker.")
         return row, attempt
 
-    def _reported(
+    def _lock_for_end_report(
         self, task_id: str, lease_id: str | None, by: Principal, call: str
     ) -> tuple[TaskRow, AttemptRow, bool]:
         """Prepare a call that ends a lease.
@@ -103,24 +99,24 @@ class Runs:
         Returns the locked task, the attempt, and whether an earlier call of the same name already ended the lease.
         Raises `Conflict` if the lease ended in any other way.
         """
-        row, attempt = self._found(task_id, lease_id, by)
+        row, attempt = self._lock_attempt(task_id, lease_id, by)
         if attempt.finished_at is None and row.lease_id == attempt.lease_id:
-            self._transitions.workers.alive(attempt.worker_id)
+            self._transitions.workers.record_contact(attempt.worker_id)
             return row, attempt, False
         if attempt.ended_by == call:
             return row, attempt, True
         if attempt.ended_by in REPORTS:
             raise Conflict(
-                f"This lease ended with {attempt.ended_by} already.", code="task_terminal", current_status=row.status
+                f"This lease already ended with {attempt.ended_by}.", code="task_terminal", current_status=row.status
             )
-        raise lost()
+        raise lease_lost()
 
     # -- during a run
 
-    def start(self, task_id: str, lease_id: str | None, by: Principal) -> Started:
+    def start(self, task_id: str, lease_id: str | None, by: Principal) -> StartedResponse:
         """Start an assigned task. A repeated call returns the same response."""
-        row, attempt = self.held(task_id, lease_id, by)
-        until, now = self._transitions.lease_until(), clock.now()
+        row, attempt = self.lock_leased_task(task_id, lease_id, by)
+        until, now = self._transitions.new_lease_expiry(), clock.now()
         if row.status == "assigned":
             counted = not row.get("resuming")
             used = 0 if counted else row.get("used_ms")
@@ -146,46 +142,50 @@ class Runs:
                 last_activity_at=now,
                 timeout_at=clock.now(row.timeout_seconds - used / 1000),
             )
-            rollups.count_start(queue_ms)
-            self._transitions.metrics.started(queue_ms)
+            statistics.count_started_attempt(queue_ms)
+            self._transitions.metrics.observe_queue_time(queue_ms)
         else:
             rows.change_attempt(attempt, lease_until=until)
-        self._transitions.workers.alive(attempt.worker_id)
-        return Started(status=row.status, attempt=row.attempt, expires_at=until)
+        self._transitions.workers.record_contact(attempt.worker_id)
+        return StartedResponse(status=row.status, attempt=row.attempt, expires_at=until)
 
-    def progress(self, task_id: str, lease_id: str | None, report: Progress, by: Principal) -> Renewed:
+    def progress(self, task_id: str, lease_id: str | None, report: ProgressReport, by: Principal) -> LeaseRenewal:
         """Renew the lease and store the progress."""
-        row, attempt = self.started(task_id, lease_id, by)
+        row, attempt = self.lock_started_task(task_id, lease_id, by)
         now = clock.now()
-        changes: dict[str, Any] = self._usages.grown(row, attempt, report.usage)
+        changes: dict[str, Any] = self._usages.apply_report(row, attempt, report.usage)
         if report.percent is not None or report.message is not None:
             changes["progress"] = {"percent": report.percent, "message": report.message, "updated_at": now}
         if changes:
-            rows.change(row, changes)
-        self.renew(attempt, **self._signature(row, attempt, report.signature))
+            rows.change_task(row, changes)
+        self.renew_lease(attempt, **self._count_signature(row, attempt, report.signature))
         if "progress" in changes and (attempt.progress_event_at or "") <= clock.now(-1):
             rows.change_attempt(attempt, progress_event_at=now)
-            publish(TaskProgressed, row, row.status, progress=changes["progress"])
-        self._transitions.workers.alive(attempt.worker_id)
-        return Renewed(state=state_of(row), expires_at=attempt.lease_until)
+            publish_task_event(TaskProgressed, row, row.status, progress=changes["progress"])
+        self._transitions.workers.record_contact(attempt.worker_id)
+        return LeaseRenewal(state=lease_state(row), expires_at=attempt.lease_until)
 
-    def started(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[TaskRow, AttemptRow]:
-        """Return the locked task and its live attempt, like `held`, for a run that has started.
+    def lock_started_task(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[TaskRow, AttemptRow]:
+        """Return the locked task and its live attempt, like `lock_leased_task`, for a run that has started.
 
         Raises `Conflict` if the run has not started.
         """
-        row, attempt = self.held(task_id, lease_id, by)
+        row, attempt = self.lock_leased_task(task_id, lease_id, by)
         if row.status == "assigned":
-            raise Conflict("Start the task first.", current_status=row.status)
+            raise Conflict("The task has not been started; start it first.", current_status=row.status)
         return row, attempt
 
-    def renew(self, attempt: AttemptRow, **changes: Any) -> None:
+    def renew_lease(self, attempt: AttemptRow, **changes: Any) -> None:
         """Renew the lease of a run that has shown activity."""
         rows.change_attempt(
-            attempt, lease_until=self._transitions.lease_until(), last_activity_at=clock.now(), stalled=False, **changes
+            attempt,
+            lease_until=self._transitions.new_lease_expiry(),
+            last_activity_at=clock.now(),
+            stalled=False,
+            **changes,
         )
 
-    def _signature(self, row: TaskRow, attempt: AttemptRow, signature: str | None) -> dict[str, Any]:
+    def _count_signature(self, row: TaskRow, attempt: AttemptRow, signature: str | None) -> dict[str, Any]:
         """Count consecutive steps with the same signature, and report a loop when the limit is reached.
 
         Returns the changed columns of the attempt.
@@ -194,66 +194,68 @@ class Runs:
             return {}
         count = attempt.signature_count + 1 if signature == attempt.signature else 1
         if count == attempt.loop_repeats and row.status == "running":
-            self.stalled(row, attempt, "loop")
+            self.report_stall(row, attempt, "loop")
         return {"signature": signature, "signature_count": count}
 
-    def stalled(self, row: TaskRow, attempt: AttemptRow, kind: str) -> None:
+    def report_stall(self, row: TaskRow, attempt: AttemptRow, kind: str) -> None:
         """Report a run that is idle or in a loop, and stop the run if its stall policy requires that."""
-        publish(
+        publish_task_event(
             TaskStalled, row, row.status, kind=kind, idle_ms=clock.elapsed_ms(attempt.last_activity_at, clock.now())
         )
-        self._transitions.metrics.stalled(kind)
+        self._transitions.metrics.count_stall(kind)
         rows.change_attempt(attempt, stalls=attempt.stalls + 1)
         if attempt.stall_action != "notify":
-            why = "It repeats itself." if kind == "loop" else "It made no progress."
-            self._outcomes.stop(row, kind="stalled", reason=why)
+            why = "The run repeats the same step." if kind == "loop" else "The run made no progress."
+            self._outcomes.request_stop(row, kind="stalled", reason=why)
 
-    def checkpoint(self, task_id: str, lease_id: str | None, report: Checkpoint, by: Principal) -> CheckpointTaken:
+    def checkpoint(
+        self, task_id: str, lease_id: str | None, report: CheckpointReport, by: Principal
+    ) -> CheckpointAccepted:
         """Store the checkpoint from which the next attempt resumes, unless a later step is already stored."""
-        row, attempt = self.started(task_id, lease_id, by)
+        row, attempt = self.lock_started_task(task_id, lease_id, by)
         self._store_checkpoint(row, attempt, report)
-        self.renew(attempt)
-        self._transitions.workers.alive(attempt.worker_id)
-        return CheckpointTaken(step=attempt.checkpoint_step or 0)
+        self.renew_lease(attempt)
+        self._transitions.workers.record_contact(attempt.worker_id)
+        return CheckpointAccepted(step=attempt.checkpoint_step or 0)
 
-    def _store_checkpoint(self, row: TaskRow, attempt: AttemptRow, report: Checkpoint) -> None:
+    def _store_checkpoint(self, row: TaskRow, attempt: AttemptRow, report: CheckpointReport) -> None:
         if attempt.checkpoint_step is not None and report.step < attempt.checkpoint_step:
             return
-        text = as_json({"step": report.step, "state": report.state}, STATE_LIMIT + 200, "/state")
+        text = to_limited_json({"step": report.step, "state": report.state}, STATE_LIMIT + 200, "/state")
         rows.change_attempt(attempt, checkpoint=text, checkpoint_step=report.step)
         if row.get("resume") is not None:  # from now on the checkpoint contains this answer
-            rows.change(row, {"resume": None})
+            rows.change_task(row, {"resume": None})
 
     # -- the end of a run
 
-    def complete(self, task_id: str, lease_id: str | None, report: Complete, by: Principal) -> Encoded:
+    def complete(self, task_id: str, lease_id: str | None, report: CompletionReport, by: Principal) -> Encoded:
         """Complete a run with its result.
 
         While the task is being cancelled, the result is stored on the attempt only. With `workers.accept_late_results`,
         the result completes a task that a person is cancelling.
         """
-        row, attempt, again = self._reported(task_id, lease_id, by, "complete")
+        row, attempt, again = self._lock_for_end_report(task_id, lease_id, by, "complete")
         if not again:
-            self._must_run(row, "completed")
-            result = as_json(report.result, RESULT_LIMIT, "/result")
-            self._usages.record(row, attempt, report.usage)
-            if row.status == "cancelling" and not self._counts_late(row):
-                self._outcomes.settle(row, attempt, by="complete", late_result=result)
+            self._require_started(row, "completed")
+            result = to_limited_json(report.result, RESULT_LIMIT, "/result")
+            self._usages.record_usage(row, attempt, report.usage)
+            if row.status == "cancelling" and not self._accepts_late_result(row):
+                self._outcomes.end_cancelling(row, attempt, by="complete", late_result=result)
             else:
                 artifacts = None if isinstance(report.artifacts, msgspec.UnsetType) else report.artifacts
                 self._outcomes.complete(row, attempt, result=result, artifacts=artifacts, by="complete")
-        return views.answer(row.id, row.version)
+        return rows.encoded_response(row.id, row.version)
 
-    def _counts_late(self, row: TaskRow) -> bool:
+    def _accepts_late_result(self, row: TaskRow) -> bool:
         return row.cancel_kind == "user" and self._settings.get(declared.ACCEPT_LATE_RESULTS)
 
-    def fail(self, task_id: str, lease_id: str | None, report: Fail, by: Principal) -> Encoded:
+    def fail(self, task_id: str, lease_id: str | None, report: FailureReport, by: Principal) -> Encoded:
         """Fail a run. The retry policy decides what follows."""
-        row, attempt, again = self._reported(task_id, lease_id, by, "fail")
+        row, attempt, again = self._lock_for_end_report(task_id, lease_id, by, "fail")
         if not again:
-            self._usages.record(row, attempt, report.usage)
+            self._usages.record_usage(row, attempt, report.usage)
             if row.status == "cancelling":
-                self._outcomes.settle(row, attempt, by="fail")
+                self._outcomes.end_cancelling(row, attempt, by="fail")
             elif row.status == "assigned":  # the run never started, so no attempt is consumed
                 self._outcomes.requeue(row, attempt, attempt_status="released", by="fail")
             else:
@@ -266,96 +268,98 @@ class Runs:
                     retryable=report.retryable,
                     by="fail",
                 )
-        return views.answer(row.id, row.version)
+        return rows.encoded_response(row.id, row.version)
 
-    def wait(self, task_id: str, lease_id: str | None, report: WaitFor, by: Principal) -> Encoded:
+    def wait(self, task_id: str, lease_id: str | None, report: WaitReport, by: Principal) -> Encoded:
         """End the lease, and stop the timeout and stall clocks, until a person has answered."""
-        row, attempt, again = self._reported(task_id, lease_id, by, "wait")
+        row, attempt, again = self._lock_for_end_report(task_id, lease_id, by, "wait")
         if again:
-            return views.answer(row.id, row.version)
+            return rows.encoded_response(row.id, row.version)
         asked = report.input
         if asked is None and report.approval is None and report.approval_id is None:
             raise Invalid.at("/input", "required", "One of approval, approval_id and input is required.")
         if asked is None:
             raise Unavailable(
-                "Approvals need the plugin approvals, which is not active.", code="plugin_disabled", retry_after=60
+                "Approvals require the plugin approvals, which is not active.", code="plugin_disabled", retry_after=60
             )
         if report.approval is not None or report.approval_id is not None:
-            raise Invalid.at("/approval", "not_allowed", "Give one of approval, approval_id and input.")
+            raise Invalid.at("/approval", "not_allowed", "Send only one of approval, approval_id and input.")
         check_question(asked)
-        self._must_run(row, "made to wait")
+        self._require_started(row, "made to wait")
         if report.checkpoint is not None:
             self._store_checkpoint(row, attempt, report.checkpoint)
         if row.status == "cancelling":
-            self._outcomes.settle(row, attempt, by="wait")
-            return views.answer(row.id, row.version)
+            self._outcomes.end_cancelling(row, attempt, by="wait")
+            return rows.encoded_response(row.id, row.version)
         wait_for_input(self._transitions, row, attempt, asked, by="wait")
-        return views.answer(row.id, row.version)
+        return rows.encoded_response(row.id, row.version)
 
-    def release(self, task_id: str, lease_id: str | None, report: Release, by: Principal) -> Encoded:
+    def release(self, task_id: str, lease_id: str | None, report: ReleaseReport, by: Principal) -> Encoded:
         """Return a task to its queue without consuming an attempt."""
-        row, attempt, again = self._reported(task_id, lease_id, by, "release")
+        row, attempt, again = self._lock_for_end_report(task_id, lease_id, by, "release")
         if not again:
-            self._usages.record(row, attempt, report.usage)
+            self._usages.record_usage(row, attempt, report.usage)
             if row.status == "cancelling":
-                self._outcomes.settle(row, attempt, by="release")
+                self._outcomes.end_cancelling(row, attempt, by="release")
             else:
                 self._outcomes.requeue(row, attempt, attempt_status="released", by="release")
-        return views.answer(row.id, row.version)
+        return rows.encoded_response(row.id, row.version)
 
-    def cancelled(self, task_id: str, lease_id: str | None, report: Cancelled, by: Principal) -> Encoded:
+    def cancelled(self, task_id: str, lease_id: str | None, report: CancellationReport, by: Principal) -> Encoded:
         """Confirm that the run of a task with the status `cancelling` has ended."""
-        row, attempt, again = self._reported(task_id, lease_id, by, "cancelled")
+        row, attempt, again = self._lock_for_end_report(task_id, lease_id, by, "cancelled")
         if not again:
             if row.status != "cancelling":
-                raise Conflict("Nobody asked to cancel this task; release it instead.", current_status=row.status)
-            self._usages.record(row, attempt, report.usage)
-            self._outcomes.settle(row, attempt, by="cancelled")
-        return views.answer(row.id, row.version)
+                raise Conflict(
+                    "No cancellation of this task was requested; release the task instead.", current_status=row.status
+                )
+            self._usages.record_usage(row, attempt, report.usage)
+            self._outcomes.end_cancelling(row, attempt, by="cancelled")
+        return rows.encoded_response(row.id, row.version)
 
     @staticmethod
-    def _must_run(row: TaskRow, what: str) -> None:
+    def _require_started(row: TaskRow, what: str) -> None:
         if row.status == "assigned":
             raise Conflict(f"A task must be started before it is {what}.", current_status=row.status)
 
-    def stale_usage(self, task_id: str, lease_id: str | None, used: Used, by: Principal) -> None:
+    def record_stale_usage(self, task_id: str, lease_id: str | None, used: UsageReport, by: Principal) -> None:
         """Record the usage of a lost lease, because the money was spent.
 
         All other effects of a stale call are discarded.
         """
         try:
-            row, attempt = self._found(task_id, lease_id, by)
+            row, attempt = self._lock_attempt(task_id, lease_id, by)
         except (Conflict, NotFound, Forbidden):
             return
-        self._usages.record(row, attempt, used)
+        self._usages.record_usage(row, attempt, used)
 
     # -- calls of other plugins
 
-    def run(self, task_id: str, lease_id: str | None, *, by: Principal) -> Run:
-        """Implement `Tasks.run`."""
-        row, attempt = self.started(task_id, lease_id, by)
-        self.renew(attempt)
-        self._transitions.workers.alive(attempt.worker_id)
-        return _run(row, attempt)
+    def lock_run(self, task_id: str, lease_id: str | None, *, by: Principal) -> Run:
+        """Implement `Tasks.lock_run`."""
+        row, attempt = self.lock_started_task(task_id, lease_id, by)
+        self.renew_lease(attempt)
+        self._transitions.workers.record_contact(attempt.worker_id)
+        return _run_of_rows(row, attempt)
 
-    def run_of(self, task_id: str) -> Run | None:
-        """Implement `Tasks.run_of`."""
-        row = rows.find(task_id)
+    def find_run(self, task_id: str) -> Run | None:
+        """Implement `Tasks.find_run`."""
+        row = rows.find_task(task_id)
         if row is None:
             return None
-        return _run(row, rows.live(task_id) if row.lease_id is not None else None)
+        return _run_of_rows(row, rows.find_live_attempt(task_id) if row.lease_id is not None else None)
 
     def taint(self, task_id: str, lease_id: str, sources: Sequence[str]) -> bool:
-        """Implement `Tasks.taint`."""
+        """Implement `Tasks.taint_run`."""
         try:
-            row = rows.lock(task_id)
+            row = rows.lock_task(task_id)
         except NotFound:
             return False
         known: list[str] = row.get("taint_sources") or []
         all_sources = list(dict.fromkeys([*known, *sources]))[:MAX_SOURCES]
         if all_sources != known or not row.get("tainted"):
-            rows.change(row, {"tainted": True, "taint_sources": all_sources})
-        attempt = rows.of_lease(lease_id)
+            rows.change_task(row, {"tainted": True, "taint_sources": all_sources})
+        attempt = rows.find_attempt(lease_id)
         if attempt is None:
             return False
         found = _TAINTED.one({"id": attempt.id})
@@ -364,59 +368,59 @@ class Runs:
 
     def fail_run(self, task_id: str, lease_id: str, *, type: str, message: str) -> None:
         """Implement `Tasks.fail_run`."""
-        found = self._live(task_id, lease_id)
+        found = self._lock_live_lease(task_id, lease_id)
         if found is None:
             return
         row, attempt = found
         if row.status == "cancelling":
-            self._outcomes.settle(row, attempt, by="tools")
+            self._outcomes.end_cancelling(row, attempt, by="tools")
         else:
             self._outcomes.fail(row, attempt, "error", type, message, by="tools")
-        self._transitions.signal(attempt, "lost")
+        self._transitions.send_signal(attempt, "lost")
 
-    def ask(self, task_id: str, lease_id: str, asked: AskedInput, *, call_id: str) -> None:
+    def ask_person(self, task_id: str, lease_id: str, asked: AskedInput, *, call_id: str) -> None:
         """Suspend a run until a person answers a question. The answer becomes the result of the tool call `call_id`."""
         check_question(asked)
-        found = self._live(task_id, lease_id)
+        found = self._lock_live_lease(task_id, lease_id)
         if found is None or found[0].status != "running":
-            raise Conflict("Only a running task can wait for a person.", code="lease_lost")
+            raise Conflict("Only a running task can wait for an answer.", code="lease_lost")
         row, attempt = found
         wait_for_input(self._transitions, row, attempt, asked, by="human.ask", call_id=call_id)
-        self._transitions.signal(attempt, "lost")
+        self._transitions.send_signal(attempt, "lost")
 
     @staticmethod
-    def _live(task_id: str, lease_id: str) -> tuple[TaskRow, AttemptRow] | None:
+    def _lock_live_lease(task_id: str, lease_id: str) -> tuple[TaskRow, AttemptRow] | None:
         try:
-            row = rows.lock(task_id)
+            row = rows.lock_task(task_id)
         except NotFound:
             return None
-        attempt = rows.of_lease(lease_id)
+        attempt = rows.find_attempt(lease_id)
         return None if attempt is None or row.lease_id != lease_id else (row, attempt)
 
     # -- secrets
 
     def deliver_secret(
         self, task_id: str, lease_id: str | None, name: str, purpose: str | None, by: Principal
-    ) -> Delivery:
+    ) -> SecretDelivery:
         """Return the value of a secret to the worker that holds the lease.
 
         Raises `NotFound` unless the secret is available to the worker's group.
         """
         if by.kind != "worker" or by.worker_id is None:
-            raise Forbidden("Secrets are given to workers only, with their own token.")
-        self.held(task_id, lease_id, by)
-        worker = self._transitions.workers.facts(by.worker_id)
+            raise Forbidden("Only workers may read secrets, with their own token.")
+        self.lock_leased_task(task_id, lease_id, by)
+        worker = self._transitions.workers.find(by.worker_id)
         if self.secrets is None or worker is None or worker.group is None:
-            raise NotFound("There is no secret of this name for this worker.")
-        return self.secrets.deliver(name, worker.group, worker_id=worker.id, task_id=task_id, purpose=purpose)
+            raise NotFound("No secret of this name is available to this worker.")
+        return self.secrets.deliver_to_worker(name, worker.group, worker_id=worker.id, task_id=task_id, purpose=purpose)
 
 
-def state_of(row: TaskRow) -> str:
+def lease_state(row: TaskRow) -> str:
     """Return the state of the lease. Every response to its worker contains this state."""
     return "cancel_requested" if row.status == "cancelling" else "ok"
 
 
-def as_json(value: Any, limit: int, pointer: str) -> str:
+def to_limited_json(value: Any, limit: int, pointer: str) -> str:
     """Return the value as JSON text. Raises `Invalid` with the code `too_long` if the text exceeds `limit` bytes."""
     data = msgspec.json.encode(value)
     if len(data) > limit:
@@ -432,7 +436,7 @@ def check_question(asked: AskedInput) -> None:
 
 
 def wait_for_input(
-    transitions: Transitions,
+    transitions: TaskTransitions,
     row: TaskRow,
     attempt: AttemptRow,
     asked: AskedInput,
@@ -473,7 +477,7 @@ def wait_for_input(
     )
 
 
-def _run(row: TaskRow, attempt: AttemptRow | None) -> Run:
+def _run_of_rows(row: TaskRow, attempt: AttemptRow | None) -> Run:
     return Run(
         task_id=row.id,
         lease_id=attempt.lease_id if attempt else "",

@@ -1,12 +1,363 @@
-"""Statistics of agents, computed from their attempts."""
+"""Statistics of tasks and agents: counters and hourly rollups in the database, and the metrics of this process.
+
+The counters and rollups change together with the rows that they count, so that no read has to count tasks. They are
+sharded, so that concurrent units of work rarely wait for each other, and they are written at the end of a unit in a
+fixed order, so that their locks are short and never form a cycle.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from corral.database.dialect import execute, milliseconds_between
+import msgspec
+import peewee
+
+from corral import clock
+from corral.database.dialect import counter_shard, execute, milliseconds_between
+from corral.database.statement import Parameter, Statement
+from corral.database.unit import after_commit, before_commit, current
+from corral.metrics.histogram import LONG_SECONDS, Histogram
+from corral.plugin import Metric
 from corral_plugins.agents.api import AttemptStatistics
+from corral_plugins.tasks.models import PRIORITIES, STATUSES, TERMINAL, HourlyRollup, Task, TaskCounter
+from corral_plugins.tasks.service import rows
+from corral_plugins.tasks.shapes import TaskStatsQuery
+
+SHARDS = 16
+HOURS = 24
+
+
+@functools.cache
+def _add_to_counters(size: int) -> Statement:
+    """Return the statement that adds to `size` counters at once."""
+
+    def build(p: Parameter) -> peewee.Query:
+        values = [
+            {TaskCounter.name: p(f"name{i}"), TaskCounter.shard: p("shard"), TaskCounter.n: p(f"n{i}")}
+            for i in range(size)
+        ]
+        return TaskCounter.insert_many(values).on_conflict(
+            conflict_target=[TaskCounter.name, TaskCounter.shard],
+            update={TaskCounter.n: TaskCounter.n + peewee.EXCLUDED.n},
+        )
+
+    return Statement(build)
+
+
+HOUR_FIELDS = ("completed", "failed", "duration_ms", "queued", "queue_ms")
+_HOUR = Statement(
+    lambda p: HourlyRollup.insert(
+        {
+            HourlyRollup.hour: p("hour"),
+            HourlyRollup.shard: p("shard"),
+            **{getattr(HourlyRollup, name): p(name) for name in HOUR_FIELDS},
+        }
+    ).on_conflict(
+        conflict_target=[HourlyRollup.hour, HourlyRollup.shard],
+        update={getattr(HourlyRollup, name): getattr(HourlyRollup, name) + p(name) for name in HOUR_FIELDS},
+    )
+)
+_STATUS_COUNTS = Statement(
+    lambda p: (
+        TaskCounter.select(TaskCounter.name, TaskCounter.n)
+        .where((TaskCounter.name > "status:") & (TaskCounter.name < "status;"))
+        .tuples()
+    )
+)
+_COUNTER = Statement(lambda p: TaskCounter.select(TaskCounter.n).where(TaskCounter.name == p("name")).tuples())
+_HOURS = Statement(
+    lambda p: (
+        HourlyRollup.select(*[getattr(HourlyRollup, name) for name in HOUR_FIELDS])
+        .where(HourlyRollup.hour >= p("since"))
+        .tuples()
+    )
+)
+_OLDEST = Statement(
+    lambda p: (
+        Task.select(Task.queued_at)
+        .where(rows.QUEUED & (Task.rank == p("rank")) & (Task.priority == p("priority")))
+        .order_by(Task.queued_at)
+        .limit(1)
+        .tuples()
+    )
+)
+
+
+class CounterDeltas:
+    """The changes of the current unit of work to the counters and to the rollup of the current hour."""
+
+    def __init__(self) -> None:
+        self.counters: defaultdict[str, int] = defaultdict(int)
+        self.hour: defaultdict[str, int] = defaultdict(int)
+
+    def __call__(self) -> None:
+        """Write the changes to the database. Called before the commit, after the other rows are written."""
+        shard = counter_shard(SHARDS)
+        counters = [(name, n) for name, n in sorted(self.counters.items()) if n]
+        if counters:
+            values: dict[str, str | int] = {"shard": shard}
+            for i, (name, n) in enumerate(counters):
+                values[f"name{i}"], values[f"n{i}"] = name, n
+            _add_to_counters(len(counters)).run(values)
+        if self.hour:
+            _HOUR.run({"hour": clock.now()[:13], "shard": shard, **{name: self.hour[name] for name in HOUR_FIELDS}})
+
+
+def _current_deltas() -> CounterDeltas:
+    unit = current()
+    for call in unit.before:
+        if isinstance(call, CounterDeltas):
+            return call
+    deltas = CounterDeltas()
+    before_commit(deltas)
+    return deltas
+
+
+# -- writing
+
+
+def count_transition(previous: str | None, status: str | None, priority: int, created_by: str | None) -> None:
+    """Count a transition. `previous` is null for a new task, and `status` is null for a deleted task."""
+    counters = _current_deltas().counters
+    if previous is not None:
+        counters[f"status:{previous}:{priority}"] -= 1
+    if status is not None:
+        counters[f"status:{status}:{priority}"] += 1
+    if created_by is not None:
+        was, is_open = previous is not None and previous not in TERMINAL, status is not None and status not in TERMINAL
+        if was != is_open:
+            counters[f"open:{created_by}"] += 1 if is_open else -1
+
+
+def count_priority_change(status: str, before: int, after: int) -> None:
+    """Count a change of the priority by the owner."""
+    counters = _current_deltas().counters
+    counters[f"status:{status}:{before}"] -= 1
+    counters[f"status:{status}:{after}"] += 1
+
+
+def count_ended_task(*, completed: bool, duration_ms: int | None) -> None:
+    """Count a task that was completed or failed permanently."""
+    hour = _current_deltas().hour
+    hour["completed" if completed else "failed"] += 1
+    if completed and duration_ms is not None:
+        hour["duration_ms"] += duration_ms
+
+
+def count_started_attempt(queue_ms: int) -> None:
+    """Count the start of an attempt, with the milliseconds that it waited in the queue."""
+    hour = _current_deltas().hour
+    hour["queued"] += 1
+    hour["queue_ms"] += queue_ms
+
+
+def snapshot_deltas() -> CounterDeltas:
+    """Return a copy of the changes that the unit of work has counted so far."""
+    deltas, copy = _current_deltas(), CounterDeltas()
+    copy.counters, copy.hour = deltas.counters.copy(), deltas.hour.copy()
+    return copy
+
+
+def restore_deltas(copy: CounterDeltas) -> None:
+    """Reset the counted changes to a snapshot."""
+    deltas = _current_deltas()
+    deltas.counters, deltas.hour = copy.counters, copy.hour
+
+
+# -- reading
+
+
+def status_counts() -> Counter[tuple[str, int]]:
+    """Return the committed number of tasks by status and priority."""
+    counts: Counter[tuple[str, int]] = Counter()
+    for name, n in _STATUS_COUNTS.rows({}):
+        _, status, priority = name.split(":")
+        counts[(status, int(priority))] += n
+    return counts
+
+
+def count_pending_tasks() -> int:
+    """Return the number of pending tasks."""
+    return sum(n for (status, _), n in status_counts().items() if status == "pending")
+
+
+def count_open_tasks(user_id: str) -> int:
+    """Return the number of unfinished tasks of a person."""
+    return sum(n for (n,) in _COUNTER.rows({"name": f"open:{user_id}"}))
+
+
+def start_of_last_day() -> str:
+    """Return the hour in which the last 24 hours began, as a prefix of an instant."""
+    return clock.now(-HOURS * 3600)[:13]
+
+
+def sums_of_last_day() -> Counter[str]:
+    """Return the sums of `HOUR_FIELDS` over the last 24 hours, in whole hours."""
+    sums: Counter[str] = Counter()
+    for row in _HOURS.rows({"since": start_of_last_day()}):
+        for name, n in zip(HOUR_FIELDS, row, strict=True):
+            sums[name] += n
+    return sums
+
+
+def oldest_pending_ms() -> int | None:
+    """Return how long the oldest pending task has been waiting for a worker, or null if no task is pending."""
+    pairs = ((rank, priority) for priority in range(len(PRIORITIES)) for rank in range(priority, len(PRIORITIES) + 1))
+    found = [_OLDEST.one({"rank": rank, "priority": priority}) for rank, priority in pairs]
+    oldest = min((row[0] for row in found if row is not None), default=None)
+    if oldest is not None:
+        return clock.elapsed_ms(oldest, clock.now())
+    return 0 if count_pending_tasks() else None
+
+
+# -- metrics
+
+
+RESULTS = ("completed", "failed", "cancelled", "released", "lost", "waiting")
+STALLS = ("idle", "loop")
+
+Values = Mapping[tuple[str, ...], float]
+
+
+class TaskMetrics:
+    """Counts ended attempts, reclaimed leases, stalled runs and durations.
+
+    An event counts only after its unit of work is committed.
+    """
+
+    def __init__(self) -> None:
+        self._attempts: Counter[tuple[str, ...]] = Counter()
+        self._reclaims = 0
+        self._stalls: Counter[tuple[str, ...]] = Counter()
+        self.duration_histogram, self.queue_time_histogram = Histogram(LONG_SECONDS), Histogram(LONG_SECONDS)
+        self.cancel_time_histogram = Histogram(LONG_SECONDS)
+
+    def count_ended_attempt(self, result: str, *, by: str) -> None:
+        """Count an ended lease. `by` names the call or timer that ended it."""
+        after_commit(lambda: self._count(result, by))
+
+    def observe_queue_time(self, queue_ms: int) -> None:
+        """Record the time in milliseconds that an attempt waited in the queue until it started."""
+        after_commit(lambda: self.queue_time_histogram.observe(queue_ms / 1000))
+
+    def observe_duration(self, duration_ms: int | None) -> None:
+        """Record the duration of a completed task in milliseconds. The duration is null if the task never started."""
+        if duration_ms is not None:
+            after_commit(lambda: self.duration_histogram.observe(duration_ms / 1000))
+
+    def observe_cancel_time(self, cancel_ms: int) -> None:
+        """Record the time in milliseconds from a cancellation request to the end of the run."""
+        after_commit(lambda: self.cancel_time_histogram.observe(cancel_ms / 1000))
+
+    def count_stall(self, kind: str) -> None:
+        """Count a stalled run. `kind` is `idle` or `loop`."""
+        after_commit(lambda: self._stalls.update([(kind,)]))
+
+    def definitions(self) -> list[Metric]:
+        """Return the definitions of all metrics of tasks."""
+        return [*_gauges(), *self._counters(), *self._histograms()]
+
+    def _counters(self) -> list[Metric]:
+        return [
+            Metric(
+                name="corral_task_attempts_total",
+                help="Number of ended attempts by result.",
+                kind="counter",
+                labels={"result": RESULTS},
+                collect=self.attempts_by_result,
+            ),
+            Metric(
+                name="corral_lease_reclaims_total",
+                help="Number of leases that expired because their worker did not renew them.",
+                kind="counter",
+                collect=self.lease_reclaims,
+            ),
+            Metric(
+                name="corral_task_stalls_total",
+                help="Number of stalled runs by kind.",
+                kind="counter",
+                labels={"kind": STALLS},
+                collect=self.stalls_by_kind,
+            ),
+        ]
+
+    def _histograms(self) -> list[Metric]:
+        return [
+            Metric(
+                name="corral_task_duration_seconds",
+                help="Time from the start of the last attempt of a task to its result, in seconds.",
+                kind="histogram",
+                collect=self.duration_histogram.read,
+            ),
+            Metric(
+                name="corral_task_queue_seconds",
+                help="Time that an attempt waited in the queue, in seconds.",
+                kind="histogram",
+                collect=self.queue_time_histogram.read,
+            ),
+            Metric(
+                name="corral_task_cancel_seconds",
+                help="Time from the request to cancel a run to its end, in seconds.",
+                kind="histogram",
+                collect=self.cancel_time_histogram.read,
+            ),
+        ]
+
+    def _count(self, result: str, by: str) -> None:
+        self._attempts[(result,)] += 1
+        self._reclaims += by == "reaper"
+
+    def attempts_by_result(self) -> Values:
+        """Return the number of ended attempts by result."""
+        return self._attempts
+
+    def lease_reclaims(self) -> Values:
+        """Return the number of leases that expired because their worker sent no renewal."""
+        return {(): self._reclaims}
+
+    def stalls_by_kind(self) -> Values:
+        """Return the number of stalled runs by kind."""
+        return self._stalls
+
+
+def _gauges() -> list[Metric]:
+    return [
+        Metric(
+            name="corral_tasks",
+            help="Number of tasks by status.",
+            labels={"status": STATUSES},
+            collect=tasks_by_status,
+        ),
+        Metric(name="corral_queue_depth", help="Number of pending tasks.", collect=queue_depth),
+        Metric(
+            name="corral_queue_oldest_seconds",
+            help="Waiting time of the oldest pending task, in seconds.",
+            collect=oldest_pending_seconds,
+        ),
+    ]
+
+
+def tasks_by_status() -> Values:
+    """Return the number of tasks by status."""
+    counts = status_counts()
+    return {(status,): sum(counts[(status, rank)] for rank in range(len(PRIORITIES))) for status in STATUSES}
+
+
+def queue_depth() -> Values:
+    """Return the number of pending tasks."""
+    return {(): count_pending_tasks()}
+
+
+def oldest_pending_seconds() -> Values:
+    """Return the waiting time of the oldest pending task in seconds."""
+    return {(): (oldest_pending_ms() or 0) / 1000}
+
+
+# -- statistics of agents
+
 
 NEWEST = 10_000
 """The maximum number of attempts that are read.
@@ -37,24 +388,24 @@ class AgentStatisticsService:
     because an attempt that was cancelled, released or made to wait says nothing about the agent.
     """
 
-    def of_agent(self, agent_id: str, *, since: str) -> AttemptStatistics:
-        found = _run("agent_id", agent_id, since)
-        return _statistics(found[0]) if found else _statistics((0,) * 10)
+    def for_agent(self, agent_id: str, *, since: str) -> AttemptStatistics:
+        found = _query_attempts("agent_id", agent_id, since)
+        return _attempt_statistics(found[0]) if found else _attempt_statistics((0,) * 10)
 
-    def of_versions(self, agent_id: str, versions: Sequence[int]) -> dict[int, AttemptStatistics]:
-        found = {int(row[0]): _statistics(row) for row in _run("agent_version", agent_id, "")}
+    def for_versions(self, agent_id: str, versions: Sequence[int]) -> dict[int, AttemptStatistics]:
+        found = {int(row[0]): _attempt_statistics(row) for row in _query_attempts("agent_version", agent_id, "")}
         is_whole = sum(statistics.attempts or 0 for statistics in found.values()) < NEWEST
-        absent = _statistics((0,) * 10) if is_whole else AttemptStatistics()
+        absent = _attempt_statistics((0,) * 10) if is_whole else AttemptStatistics()
         return {version: found.get(version, absent) for version in versions}
 
 
-def _run(group: str, agent_id: str, since: str) -> list[tuple[Any, ...]]:
+def _query_attempts(group: str, agent_id: str, since: str) -> list[tuple[Any, ...]]:
     sql = _STATISTICS.format(ms=milliseconds_between("started_at", "finished_at"), newest=NEWEST, group=group)
     found: list[tuple[Any, ...]] = execute(sql, [agent_id, since]).fetchall()
     return found
 
 
-def _statistics(row: Sequence[Any]) -> AttemptStatistics:
+def _attempt_statistics(row: Sequence[Any]) -> AttemptStatistics:
     _, attempts, completed, failed, average, p95, cost, tokens_in, tokens_out, stalls = row
     ended = completed + failed
     return AttemptStatistics(
@@ -69,3 +420,52 @@ def _statistics(row: Sequence[Any]) -> AttemptStatistics:
         output_tokens=int(tokens_out),
         stalls=int(stalls),
     )
+
+
+_WAITING = Statement(
+    lambda p: (
+        Task.select(Task.waiting_kind, peewee.fn.COUNT(Task.id))
+        .where(peewee.SQL("status = 'waiting'"))
+        .group_by(Task.waiting_kind)
+        .tuples()
+    )
+)
+
+
+def _filtered_counts(
+    query: TaskStatsQuery,
+) -> tuple[Counter[tuple[str, int]], Counter[str], int | None, list[tuple[Any, ...]]]:
+    """Compute for filtered tasks the statistics that counters provide for all tasks.
+
+    Returns the counts by status and priority, the sums of the last day, the age of the oldest pending task in
+    milliseconds, and the counts of waiting tasks by kind.
+    """
+    where: list[Any] = []
+    if isinstance(query.agent_id, str):
+        where.append(Task.agent_id == query.agent_id.lower())
+    if not isinstance(query.since, msgspec.UnsetType):
+        where.append(Task.created_at >= clock.from_datetime(query.since))
+    n = peewee.fn.COUNT(Task.id)
+    by = Task.select(Task.status, Task.priority, n).where(*where).group_by(Task.status, Task.priority)
+    counts = Counter({(status, rank): count for status, rank, count in rows.fetch_tuples(by)})
+    first = rows.fetch_tuples(Task.select(peewee.fn.MIN(Task.queued_at)).where(rows.PENDING, *where))[0][0]
+    waits = Task.select(Task.waiting_kind, n).where(peewee.SQL("status = 'waiting'"), *where)
+    oldest = None if first is None else clock.elapsed_ms(first, clock.now())
+    return counts, _filtered_sums(where), oldest, rows.fetch_tuples(waits.group_by(Task.waiting_kind))
+
+
+def _filtered_sums(where: list[Any]) -> Counter[str]:
+    """Compute `sums_of_last_day` for filtered tasks, from their last start and end."""
+    began = start_of_last_day()
+    done, failed = [(Task.status == status) & (Task.finished_at >= began) for status in ("completed", "failed")]
+    started = (Task.started_at >= began) & (Task.queued_at <= Task.started_at)  # not queued again since
+    ran, queued = [
+        peewee.SQL(milliseconds_between(since, until))
+        for since, until in (("started_at", "finished_at"), ("queued_at", "started_at"))
+    ]
+    sums = [
+        peewee.fn.COALESCE(peewee.fn.SUM(peewee.Case(None, ((condition, value),), 0)), 0)
+        for condition, value in ((done, 1), (failed, 1), (done, ran), (started, 1), (started, queued))
+    ]
+    found = rows.fetch_tuples(Task.select(*sums).where(*where))[0]
+    return Counter({name: int(total) for name, total in zip(HOUR_FIELDS, found, strict=True)})

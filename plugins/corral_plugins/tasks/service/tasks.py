@@ -10,80 +10,86 @@ import msgspec
 from corral.auth.principal import Principal
 from corral.http.answers import ANY_VERSION
 from corral_plugins.tasks.api import (
-    DIRECT,
-    ClaimAnswer,
+    DIRECT_ORIGIN,
+    ClaimResponse,
     LeaseFacts,
     LeaseRef,
+    LeaseSignal,
     LeaseState,
     LeaseView,
     NewTask,
     Origin,
-    QueueFigures,
+    QueueStatistics,
     Run,
-    Signal,
 )
 from corral_plugins.tasks.events import TaskUpdated
 from corral_plugins.tasks.models import Task
-from corral_plugins.tasks.reports import Usage
-from corral_plugins.tasks.service import rows, usage
-from corral_plugins.tasks.service.actions import Actions
-from corral_plugins.tasks.service.claims import Claims
-from corral_plugins.tasks.service.creation import Creation
-from corral_plugins.tasks.service.leases import Leases
-from corral_plugins.tasks.service.queries import readable
-from corral_plugins.tasks.service.runs import Runs
-from corral_plugins.tasks.service.transitions import publish, queue_key
-from corral_plugins.tasks.service.views import TaskView, Views
+from corral_plugins.tasks.reports import UsageTotals
+from corral_plugins.tasks.service import rows, run_reports
+from corral_plugins.tasks.service.actions import OwnerActions
+from corral_plugins.tasks.service.claims import TaskClaims
+from corral_plugins.tasks.service.creation import TaskCreation
+from corral_plugins.tasks.service.leases import TaskLeases
+from corral_plugins.tasks.service.rows import TaskViews, find_readable_task
+from corral_plugins.tasks.service.runs import TaskRuns
+from corral_plugins.tasks.service.transitions import publish_task_event, queue_key
+from corral_plugins.tasks.shapes import TaskView
 
 
 class TasksService:
     """Implements `corral_plugins.tasks.api.Tasks`."""
 
     def __init__(
-        self, creation: Creation, actions: Actions, claims: Claims, fleet: Leases, runs: Runs, views: Views
+        self,
+        creation: TaskCreation,
+        actions: OwnerActions,
+        claims: TaskClaims,
+        fleet: TaskLeases,
+        runs: TaskRuns,
+        views: TaskViews,
     ) -> None:
         self._creation, self._actions, self._claims, self._fleet, self._views = creation, actions, claims, fleet, views
         self._runs = runs
 
     def create(
-        self, new: NewTask, *, by: Principal, source: dict[str, Any] | None = None, origin: Origin = DIRECT
+        self, new: NewTask, *, by: Principal, source: dict[str, Any] | None = None, origin: Origin = DIRECT_ORIGIN
     ) -> TaskView:
-        return _view(self._creation.create(new, by=by, source=source, origin=origin).body)
+        return _decode_view(self._creation.create(new, by=by, source=source, origin=origin).body)
 
     def get(self, task_id: str, *, by: Principal) -> TaskView:
-        readable(task_id, by)
-        return _view(self._views.one(task_id).body)
+        find_readable_task(task_id, by)
+        return _decode_view(self._views.encoded_task(task_id).body)
 
     def cancel(self, task_id: str, *, by: Principal, reason: str | None = None) -> TaskView:
-        return _view(self._actions.cancel(task_id, by=by, reason=reason).body)
+        return _decode_view(self._actions.cancel(task_id, by=by, reason=reason).body)
 
-    def reopen(self, task_id: str, *, by: Principal, source: str, reason: str | None = None) -> TaskView:
-        return _view(
+    def retry(self, task_id: str, *, by: Principal, source: str, reason: str | None = None) -> TaskView:
+        return _decode_view(
             self._actions.retry(task_id, ANY_VERSION, by=by, from_checkpoint=True, reason=reason, source=source).body
         )
 
     def resume(self, task_id: str, *, kind: str, given: dict[str, Any]) -> bool:
-        row = rows.lock(task_id)
+        row = rows.lock_task(task_id)
         if row.status != "waiting" or row.waiting_kind != kind:
             return False
-        self._actions.resume(row, rows.as_text(given))
+        self._actions.resume(row, rows.to_json_text(given))
         return True
 
-    def claim(self, worker_id: str, *, max_tasks: int, agent_ids: Sequence[str] | None) -> ClaimAnswer:
+    def claim(self, worker_id: str, *, max_tasks: int, agent_ids: Sequence[str] | None) -> ClaimResponse:
         return self._claims.claim(worker_id, max_tasks=max_tasks, agent_ids=agent_ids)
 
     def claimable(self, worker_id: str, *, limit: int) -> list[Any]:
         ids = self._claims.claimable(worker_id, limit=limit)
-        return self._views.items([(task_id, 0) for task_id in ids])
+        return self._views.encoded_items([(task_id, 0) for task_id in ids])
 
-    def renew(self, worker_id: str, leases: Sequence[LeaseRef]) -> list[LeaseState]:
-        return self._fleet.renew(worker_id, leases)
+    def renew_leases(self, worker_id: str, leases: Sequence[LeaseRef]) -> list[LeaseState]:
+        return self._fleet.renew_leases(worker_id, leases)
 
     def leases_of_worker(self, worker_id: str) -> list[LeaseView]:
         return self._fleet.leases_of_worker(worker_id)
 
-    def signals(self, worker_id: str, *, after: int) -> list[Signal]:
-        return self._fleet.signals(worker_id, after=after)
+    def read_signals(self, worker_id: str, *, after: int) -> list[LeaseSignal]:
+        return self._fleet.read_signals(worker_id, after=after)
 
     def release_worker(self, worker_id: str, *, reason: str) -> int:
         return self._fleet.release_worker(worker_id, reason=reason)
@@ -97,12 +103,12 @@ class TasksService:
     def detach_agent(self, agent_id: str) -> int:
         """Implement `Tasks.detach_agent`. Any agent may then claim the tasks that waited for the deleted agent."""
         waiting = (Task.agent_id == agent_id) & Task.finished_at.is_null()
-        found = rows.tasks(waiting, 500)
+        found = rows.lock_tasks(waiting, 500)
         for row in found:
-            key = queue_key(None, row.agent_role, rows.parsed(row.required_tools))
+            key = queue_key(None, row.agent_role, rows.parse_json_text(row.required_tools))
             queue = key if row.queue == row.queue_key else row.queue
-            rows.change(row, {"agent_id": None, "queue_key": key, "queue": queue})
-            publish(TaskUpdated, row, row.status)
+            rows.change_task(row, {"agent_id": None, "queue_key": key, "queue": queue})
+            publish_task_event(TaskUpdated, row, row.status)
         return len(found)
 
     def live_tasks(self, agent_ids: Sequence[str]) -> dict[str, list[str]]:
@@ -111,20 +117,20 @@ class TasksService:
     def live_lease(self, task_id: str, lease_id: str) -> LeaseView | None:
         return self._fleet.live_lease(task_id, lease_id)
 
-    def run(self, task_id: str, lease_id: str | None, *, by: Principal) -> Run:
-        return self._runs.run(task_id, lease_id, by=by)
+    def lock_run(self, task_id: str, lease_id: str | None, *, by: Principal) -> Run:
+        return self._runs.lock_run(task_id, lease_id, by=by)
 
-    def run_of(self, task_id: str) -> Run | None:
-        return self._runs.run_of(task_id)
+    def find_run(self, task_id: str) -> Run | None:
+        return self._runs.find_run(task_id)
 
-    def taint(self, task_id: str, lease_id: str, sources: Sequence[str]) -> bool:
+    def taint_run(self, task_id: str, lease_id: str, sources: Sequence[str]) -> bool:
         return self._runs.taint(task_id, lease_id, sources)
 
     def fail_run(self, task_id: str, lease_id: str, *, type: str, message: str) -> None:
         self._runs.fail_run(task_id, lease_id, type=type, message=message)
 
     def lease_facts(self, task_id: str, lease_id: str) -> LeaseFacts | None:
-        attempt = rows.of_lease(lease_id)
+        attempt = rows.find_attempt(lease_id)
         if attempt is None or attempt.task_id != task_id:
             return None
         return LeaseFacts(
@@ -140,20 +146,20 @@ class TasksService:
     def lease_states(self, leases: Sequence[LeaseRef]) -> list[LeaseState]:
         return self._fleet.lease_states(leases)
 
-    def renew_one(self, task_id: str, lease_id: str) -> None:
-        self._fleet.renew_one(task_id, lease_id)
+    def renew_lease(self, task_id: str, lease_id: str) -> None:
+        self._fleet.renew_lease(task_id, lease_id)
 
-    def spent(
+    def record_usage(
         self, task_id: str, lease_id: str, *, input_tokens: int, output_tokens: int, cost_usd: float | None = None
     ) -> None:
-        used = Usage(input_tokens=input_tokens, output_tokens=output_tokens, calls=1)
+        used = UsageTotals(input_tokens=input_tokens, output_tokens=output_tokens, calls=1)
         if cost_usd is not None:
             used.cost_usd = cost_usd
-        usage.add(task_id, lease_id, used)
+        run_reports.add_gateway_usage(task_id, lease_id, used)
 
-    def queue_figures(self) -> QueueFigures:
-        return self._fleet.queue_figures()
+    def queue_statistics(self) -> QueueStatistics:
+        return self._fleet.queue_statistics()
 
 
-def _view(body: bytes) -> TaskView:
+def _decode_view(body: bytes) -> TaskView:
     return msgspec.json.decode(body, type=TaskView)

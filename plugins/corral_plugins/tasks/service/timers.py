@@ -18,10 +18,10 @@ from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.events import TaskUpdated
 from corral_plugins.tasks.models import PRIORITIES, Attempt, Task, TaskRow
 from corral_plugins.tasks.service import rows
-from corral_plugins.tasks.service.actions import Actions
-from corral_plugins.tasks.service.outcomes import Outcomes
-from corral_plugins.tasks.service.runs import Runs
-from corral_plugins.tasks.service.transitions import TOP_RANK, Transitions, publish, rank_of
+from corral_plugins.tasks.service.actions import OwnerActions
+from corral_plugins.tasks.service.outcomes import TaskOutcomes
+from corral_plugins.tasks.service.runs import TaskRuns
+from corral_plugins.tasks.service.transitions import TOP_RANK, TaskTransitions, aged_rank, publish_task_event
 
 BATCH_SIZE, USER_BATCH_SIZE = 500, 100
 RISING = [(priority, rank) for priority in range(len(PRIORITIES)) for rank in range(priority, TOP_RANK)]
@@ -39,7 +39,7 @@ _DUE_TO_RISE = Statement(
 )
 
 
-class Timers:
+class TaskTimers:
     """Ends overdue tasks, and queues or promotes waiting tasks. Runs in the caller's unit of work.
 
     The methods that find tasks return ids. Each found task is then checked again under its lock, in its own unit of
@@ -47,14 +47,19 @@ class Timers:
     """
 
     def __init__(
-        self, transitions: Transitions, outcomes: Outcomes, runs: Runs, actions: Actions, accounts: Accounts
+        self,
+        transitions: TaskTransitions,
+        outcomes: TaskOutcomes,
+        runs: TaskRuns,
+        actions: OwnerActions,
+        accounts: Accounts,
     ) -> None:
         self._transitions, self._outcomes, self._runs = transitions, outcomes, runs
         self._actions, self._accounts, self._settings = actions, accounts, transitions.settings
 
     # -- overdue tasks
 
-    def overdue(self) -> list[str]:
+    def find_overdue_tasks(self) -> list[str]:
         """Return the ids of overdue tasks.
 
         A task is overdue if its lease, start, grace period, timeout, deadline, queue timeout or question has expired.
@@ -67,7 +72,9 @@ class Timers:
             | (Attempt.cancel_until < now)
             | (Attempt.timeout_at < now)
         )
-        found = [row[0] for row in rows.values(Attempt.select(Attempt.task_id).where(live & late).limit(BATCH_SIZE))]
+        found = [
+            row[0] for row in rows.fetch_tuples(Attempt.select(Attempt.task_id).where(live & late).limit(BATCH_SIZE))
+        ]
         past = (
             SQL("deadline_key < '9999' AND finished_at IS NULL")
             & (Task.deadline_key < now)
@@ -76,52 +83,54 @@ class Timers:
         waited = SQL("status = 'pending' AND queue_until IS NOT NULL") & (Task.queue_until < now)
         unanswered = SQL("status = 'waiting'") & (Task.waiting_until < now)
         for condition in (past, waited, unanswered):
-            found += [row[0] for row in rows.values(Task.select(Task.id).where(condition).limit(BATCH_SIZE))]
+            found += [row[0] for row in rows.fetch_tuples(Task.select(Task.id).where(condition).limit(BATCH_SIZE))]
         return list(dict.fromkeys(found))
 
-    def reap(self, task_id: str) -> None:
+    def end_overdue_task(self, task_id: str) -> None:
         """End a task, its lease or its question, if it is still overdue."""
         try:
-            row = rows.lock(task_id)
+            row = rows.lock_task(task_id)
         except NotFound:
             return
         now = clock.now()
         if row.finished_at is not None:
             return
         if row.lease_id is not None:
-            self._reap_lease(row, now)
+            self._end_overdue_lease(row, now)
         elif row.deadline is not None and row.deadline < now:
-            self._outcomes.fail_final(row, None, "deadline", "deadline", "Its deadline has passed.", by="deadline")
+            self._outcomes.fail_permanently(
+                row, None, "deadline", "deadline", "The deadline of the task has passed.", by="deadline"
+            )
         elif row.status == "waiting" and (row.waiting_until or now) < now:
             self._actions.expire_input(row)
         elif row.status == "pending" and row.queue_until is not None and row.queue_until < now:
-            message = f"No worker took it within {row.get('queue_timeout_seconds')} seconds."
-            self._outcomes.fail_final(row, None, "queue_timeout", "queue_timeout", message, by="queue_timeout")
+            message = f"No worker claimed the task within {row.get('queue_timeout_seconds')} seconds."
+            self._outcomes.fail_permanently(row, None, "queue_timeout", "queue_timeout", message, by="queue_timeout")
 
-    def _reap_lease(self, row: TaskRow, now: str) -> None:
-        attempt = rows.live(row.id)
+    def _end_overdue_lease(self, row: TaskRow, now: str) -> None:
+        attempt = rows.find_live_attempt(row.id)
         if attempt is None:
             return
         is_lost = attempt.lease_until < now
         if row.status == "cancelling":
             if is_lost or (attempt.cancel_until is not None and attempt.cancel_until < now):
-                self._outcomes.settle(row, attempt, by="reaper")
-                self._transitions.signal(attempt, "lost")
+                self._outcomes.end_cancelling(row, attempt, by="reaper")
+                self._transitions.send_signal(attempt, "lost")
         elif row.status == "assigned" and (is_lost or (attempt.ack_until or now) < now):
             self._outcomes.requeue(row, attempt, attempt_status="lost", by="reaper")
-            self._transitions.signal(attempt, "lost")
+            self._transitions.send_signal(attempt, "lost")
         elif is_lost:
-            message = "The worker gave no sign of life until its lease ended."
+            message = "The worker did not renew its lease in time."
             self._outcomes.fail(row, attempt, "lease_lost", "lease_lost", message, by="reaper")
-            self._transitions.signal(attempt, "lost")
+            self._transitions.send_signal(attempt, "lost")
         elif row.deadline is not None and row.deadline < now:
-            self._outcomes.stop(row, kind="deadline", reason=None)
+            self._outcomes.request_stop(row, kind="deadline", reason=None)
         elif attempt.timeout_at is not None and attempt.timeout_at < now:
-            self._outcomes.stop(row, kind="timeout", reason=None)
+            self._outcomes.request_stop(row, kind="timeout", reason=None)
 
     # -- stalled runs
 
-    def idle(self) -> list[str]:
+    def find_idle_runs(self) -> list[str]:
         """Return the ids of tasks whose run has been inactive for longer than its stall policy allows."""
         live = Attempt.finished_at.is_null() & (Attempt.status == "running") & (Attempt.stalled == False)  # noqa: E712
         shortest = clock.now(-1)
@@ -132,58 +141,60 @@ class Timers:
         )
         now = clock.time_s()
         return [
-            task_id for task_id, since, seconds in rows.values(found) if clock.parse_instant(since) + seconds <= now
+            task_id
+            for task_id, since, seconds in rows.fetch_tuples(found)
+            if clock.parse_instant(since) + seconds <= now
         ]
 
-    def watch(self, task_id: str) -> None:
+    def report_idle_run(self, task_id: str) -> None:
         """Report a stalled run once."""
         try:
-            row = rows.lock(task_id)
+            row = rows.lock_task(task_id)
         except NotFound:
             return
-        attempt = rows.live(task_id)
+        attempt = rows.find_live_attempt(task_id)
         if attempt is None or row.status != "running" or attempt.stalled:
             return
         if clock.parse_instant(attempt.last_activity_at) + attempt.stall_seconds > clock.time_s():
             return
         rows.change_attempt(attempt, stalled=True)
-        self._runs.stalled(row, attempt, "idle")
+        self._runs.report_stall(row, attempt, "idle")
 
     # -- waiting tasks
 
-    def next_due(self) -> str | None:
+    def next_available_at(self) -> str | None:
         """Return the instant at which the next parked task becomes available, or None."""
         parked = SQL("status = 'pending' AND queue IS NULL")
         found = Task.select(peewee.fn.MIN(Task.available_at)).where(parked).tuples().first()
         return found[0] if found else None
 
-    def unpark(self) -> int:
+    def queue_available_tasks(self) -> int:
         """Queue at most 500 parked tasks that have become available. Return the number of queued tasks."""
         due = SQL("status = 'pending' AND queue IS NULL") & (Task.available_at <= clock.now())
-        found = rows.tasks(due, BATCH_SIZE)
+        found = rows.lock_tasks(due, BATCH_SIZE)
         if found:
             self._set_queue([row.id for row in found], queue=Task.queue_key)
             for row in found[:1]:  # one event wakes every pending claim
-                publish(TaskUpdated, row, row.status)
+                publish_task_event(TaskUpdated, row, row.status)
         return len(found)
 
-    def unhold(self) -> int:
+    def queue_held_tasks(self) -> int:
         """Queue at most 500 held tasks whose requester is active again. Return the number of queued tasks."""
         held = SQL("status = 'pending' AND queue = 'held'")
         people = Task.select(Task.created_by).where(held).distinct().order_by(Task.created_by).limit(USER_BATCH_SIZE)
-        some = [user for (user,) in rows.values(people)]
+        some = [user for (user,) in rows.fetch_tuples(people)]
         while some:
             active = [user.id for user in self._accounts.get_many(some).values() if user.is_active]
             if active:
-                found = rows.tasks(held & Task.created_by.in_(active), BATCH_SIZE)
+                found = rows.lock_tasks(held & Task.created_by.in_(active), BATCH_SIZE)
                 self._set_queue([row.id for row in found], queue=Task.queue_key)
                 for row in found[:1]:
-                    publish(TaskUpdated, row, row.status)
+                    publish_task_event(TaskUpdated, row, row.status)
                 return len(found)
-            some = [user for (user,) in rows.values(people.where(Task.created_by > some[-1]))]
+            some = [user for (user,) in rows.fetch_tuples(people.where(Task.created_by > some[-1]))]
         return 0
 
-    def age(self) -> int:
+    def raise_ranks(self) -> int:
         """Raise the rank of at most 500 tasks, by one for each `tasks.aging_seconds` of waiting.
 
         Return their number.
@@ -199,7 +210,7 @@ class Timers:
             for task_id, queued_at in _DUE_TO_RISE.rows(
                 {"rank": rank, "priority": priority, "due": due, "limit": limit}
             ):
-                to = rank_of(self._settings, priority=priority, queued_at=queued_at)
+                to = aged_rank(self._settings, priority=priority, queued_at=queued_at)
                 risen.setdefault(to, []).append(task_id)
                 found += 1
             if found >= BATCH_SIZE:
@@ -225,17 +236,17 @@ class DueTaskNotifier:
     If this service fails, the scheduled job `tasks.announce` does the same with a longer delay.
     """
 
-    def __init__(self, work: Work, timers: Timers) -> None:
+    def __init__(self, work: Work, timers: TaskTimers) -> None:
         self._work, self._timers = work, timers
 
     async def run(self) -> None:
         """Run until cancelled. The kernel supervises this task."""
         while True:
-            due = await self._work(self._timers.next_due, entry=ENTRY, read=True)
+            due = await self._work(self._timers.next_available_at, entry=ENTRY, read=True)
             while (
                 due is not None
                 and due <= clock.now()
-                and await self._work(self._timers.unpark, entry=ENTRY) == BATCH_SIZE
+                and await self._work(self._timers.queue_available_tasks, entry=ENTRY) == BATCH_SIZE
             ):
                 continue
             await asyncio.sleep(POLL_SECONDS)

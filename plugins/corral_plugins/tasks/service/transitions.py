@@ -17,8 +17,8 @@ from corral_plugins.agents.api import Agents
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.events import TaskEvent, TaskUpdated
 from corral_plugins.tasks.models import PRIORITIES, AttemptRow, TaskRow, WorkerSignal
-from corral_plugins.tasks.service import rollups, rows
-from corral_plugins.tasks.service.metrics import TaskMetrics
+from corral_plugins.tasks.service import rows, statistics
+from corral_plugins.tasks.service.statistics import TaskMetrics
 from corral_plugins.workers.api import Workers
 
 NOT_CANCELLED: dict[str, Any] = {"cancel_kind": None, "cancel_reason": None, "cancel_requested_at": None}
@@ -38,7 +38,7 @@ def queue_key(agent_id: str | None, role: str | None, tools: Sequence[str]) -> s
     return f"{base}#{digest[:16]}"
 
 
-def publish(kind: type[TaskEvent], row: TaskRow, previous: str | None, /, **fields: Any) -> None:
+def publish_task_event(kind: type[TaskEvent], row: TaskRow, previous: str | None, /, **fields: Any) -> None:
     """Emit an event about a task in its current state. `fields` are the additional fields of the event."""
     event = kind(
         task_id=row.id,
@@ -69,12 +69,12 @@ def transition(
     as `row` describes it.
     """
     previous = row.status
-    rows.change(row, {"status": to, **changes})
-    rollups.count_transition(previous, to, row.priority, row.created_by)
-    publish(event, row, previous, **(fields or {}))
+    rows.change_task(row, {"status": to, **changes})
+    statistics.count_transition(previous, to, row.priority, row.created_by)
+    publish_task_event(event, row, previous, **(fields or {}))
 
 
-class Transitions:
+class TaskTransitions:
     """The operations that several transitions share, with the services that they use."""
 
     def __init__(
@@ -104,12 +104,12 @@ class Transitions:
         the error of the attempt. `late_result` (JSON text) is a result that arrived too late for the task.
         """
         transition(row, to, event=event, fields=fields, lease_id=None, **changes)
-        text = None if cause is None else rows.as_text(cause)
-        rows.close(attempt, attempt_status, by=by[:40], error=text, result=late_result)
+        text = None if cause is None else rows.to_json_text(cause)
+        rows.close_attempt(attempt, attempt_status, by=by[:40], error=text, result=late_result)
         self._forget_token(attempt.lease_id)
-        self.metrics.attempt_ended(attempt_status, by=by)
-        self.agents.lease_ended(attempt.agent_id)
-        self.workers.lease_ended(attempt.worker_id)
+        self.metrics.count_ended_attempt(attempt_status, by=by)
+        self.agents.release_slot(attempt.agent_id)
+        self.workers.release_slot(attempt.worker_id)
 
     def _forget_token(self, lease_id: str) -> None:
         """Remove the attempt's token from the credential cache after the commit.
@@ -119,7 +119,7 @@ class Transitions:
         after_commit(lambda: self._credentials.forget(lambda principal: principal.lease_id == lease_id))
 
     @staticmethod
-    def signal(attempt: AttemptRow, state: str) -> None:
+    def send_signal(attempt: AttemptRow, state: str) -> None:
         """Send a signal to the worker of a lease: `lost` or `cancel_requested`."""
         WorkerSignal.insert(
             worker_id=attempt.worker_id,
@@ -129,14 +129,14 @@ class Transitions:
             created_at=clock.now(),
         ).execute()
 
-    def lease_until(self) -> str:
+    def new_lease_expiry(self) -> str:
         """Return the expiry of a lease that is renewed now."""
         return clock.now(self.settings.get(declared.LEASE_SECONDS))
 
 
-def queued(row: TaskRow, *, delay_seconds: float = 0.0, available_at: str | None = None) -> dict[str, Any]:
+def requeue_columns(row: TaskRow, *, delay_seconds: float = 0.0, available_at: str | None = None) -> dict[str, Any]:
     """Return the columns of a task that becomes pending now, after a delay, or at a given instant."""
-    return queued_columns(
+    return queue_columns(
         key=row.queue_key,
         priority=row.priority,
         queue_timeout=row.get("queue_timeout_seconds"),
@@ -145,9 +145,7 @@ def queued(row: TaskRow, *, delay_seconds: float = 0.0, available_at: str | None
     )
 
 
-def queued_columns(
-    *, key: str, priority: int, queue_timeout: int | None, available_at: str, now: str
-) -> dict[str, Any]:
+def queue_columns(*, key: str, priority: int, queue_timeout: int | None, available_at: str, now: str) -> dict[str, Any]:
     """Return the queue columns of a pending task.
 
     If the task is available `now`, it enters its queue. Otherwise it is parked until `available_at`.
@@ -158,43 +156,43 @@ def queued_columns(
         "rank": priority,
         "available_at": available_at,
         "queued_at": since,
-        "queue_until": later(since, queue_timeout) if queue_timeout else None,
+        "queue_until": add_seconds(since, queue_timeout) if queue_timeout else None,
     }
 
 
-def later(since: str, seconds: float) -> str:
+def add_seconds(since: str, seconds: float) -> str:
     """Return the instant that is `seconds` after the instant `since`."""
     return clock.format_instant(clock.parse_instant(since) + seconds)
 
 
-def rank_of(settings: Settings, *, priority: int, queued_at: str) -> int:
+def aged_rank(settings: Settings, *, priority: int, queued_at: str) -> int:
     """Return the rank of a task that has been in its queue since `queued_at`."""
     aging = settings.get(declared.AGING_SECONDS)
     steps = clock.elapsed_ms(queued_at, clock.now()) // (aging * 1000) if aging else 0
     return min(priority + steps, TOP_RANK)
 
 
-def failure(kind: str, type_: str, message: str, *, retryable: bool, attempt: int) -> dict[str, Any]:
+def task_error(kind: str, type_: str, message: str, *, retryable: bool, attempt: int) -> dict[str, Any]:
     """Return the `error` of a task, with at most 4 KiB of the message."""
     return {
         "kind": kind,
         "type": type_[:100],
-        "message": clipped(message, 4096),
+        "message": truncate_bytes(message, 4096),
         "retryable": retryable,
         "attempt": attempt,
     }
 
 
-def clipped(text: str, size: int) -> str:
+def truncate_bytes(text: str, size: int) -> str:
     """Return at most `size` bytes of the text, truncated at a character boundary."""
     data = text.encode()
     return text if len(data) <= size else data[:size].decode(errors="ignore")
 
 
-def summary(result: str | None) -> str:
+def result_summary(result: str | None) -> str:
     """Return at most 1 KiB of a result (JSON text), for events."""
     if result is None:
         return ""
     value = msgspec.json.decode(result)
     text = value["text"] if isinstance(value, dict) and isinstance(value.get("text"), str) else result
-    return clipped(text, 1024)
+    return truncate_bytes(text, 1024)

@@ -1,4 +1,4 @@
-"""Tool calls under a lease.
+"""Tool calls under a lease, and the history of calls.
 
 The first unit of work decides on the call and stores it. Then the tool runs. A second unit of work stores the outcome.
 """
@@ -8,38 +8,40 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+from datetime import datetime
 from typing import Any
 
 import msgspec
 
 from corral import clock
 from corral.auth.principal import Principal, require_owner
+from corral.auth.visibility import visible
 from corral.database.engine import Work
 from corral.database.unit import Entry
 from corral.errors import Conflict, Fault, Forbidden, Invalid, NotFound, Problem
 from corral.events.feed import Feed
+from corral.http.page import Order, Page, PageQuery, newest_first, paginate
 from corral.plugin import Audit, AuditEntry
 from corral.redact.redactor import Redactor
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.agents.api import AgentFacts, Agents
 from corral_plugins.tasks.api import Run, Tasks
-from corral_plugins.tools.models import ToolCall
-from corral_plugins.tools.service import repository
-from corral_plugins.tools.service.decision import SENTENCES, Verdict, decide
-from corral_plugins.tools.service.decision_context import ContextBuilder, Subject
+from corral_plugins.tools.models import ToolCallRow
+from corral_plugins.tools.service import call_store
+from corral_plugins.tools.service.call_store import truncate_output
+from corral_plugins.tools.service.decision import SENTENCES, CallSubject, ContextBuilder, ToolDecision, decide_call
 from corral_plugins.tools.service.executions import (
     INTERRUPTED,
     UNKNOWN,
-    Execution,
-    Executions,
+    ToolExecution,
+    ToolExecutions,
     can_repeat,
     interrupted_error,
 )
 from corral_plugins.tools.service.metrics import ToolMetrics
-from corral_plugins.tools.service.output import truncate
-from corral_plugins.tools.service.permits import Permits
-from corral_plugins.tools.service.registry import RegisteredTool, Registry
-from corral_plugins.tools.shapes import CallView, Check, Checked
+from corral_plugins.tools.service.permits import ToolPermits
+from corral_plugins.tools.service.registry import RegisteredTool, ToolRegistry
+from corral_plugins.tools.shapes import CallCheck, CallCheckResult, ToolCallQuery, ToolCallView
 
 MAX_DENIALS = 20
 WAIT_SECONDS = 25.0
@@ -61,14 +63,14 @@ class CallRequest(msgspec.Struct, frozen=True, kw_only=True):
     until: float  # when the call stops waiting for other calls, in epoch seconds
 
 
-class Busy(msgspec.Struct, frozen=True):
+class CallInProgress(msgspec.Struct, frozen=True):
     """A marker that a call must wait.
 
     Either the same call is already running, in this or another process, or too many calls of the task are running.
     """
 
 
-class Calls:
+class ToolCalls:
     """The service that makes tool calls.
 
     Repeating a `call_id` does not run the tool twice, because the row of the call is stored before the tool runs. Only
@@ -85,17 +87,17 @@ class Calls:
         work: Work,
         feed: Feed,
         redactor: Redactor,
-        registry: Registry,
+        registry: ToolRegistry,
         contexts: ContextBuilder,
-        executions: Executions,
-        permits: Permits,
+        executions: ToolExecutions,
+        permits: ToolPermits,
         metrics: ToolMetrics,
     ) -> None:
         self._work, self._feed, self._redactor = work, feed, redactor
         self._registry, self._contexts, self._executions = registry, contexts, executions
         self._permits, self._metrics = permits, metrics
 
-    async def call(
+    async def call_tool(
         self,
         task_id: str,
         tool: str,
@@ -105,13 +107,13 @@ class Calls:
         lease_id: str | None,
         by: Principal,
         entry: Entry,
-    ) -> CallView:
+    ) -> ToolCallView:
         """Call a tool and return the call.
 
         A request that repeats a `call_id` waits for the first call and returns the same result. Raise `NotFound`,
         `Invalid` or `Forbidden` for a denied call, and `Conflict` if the lease ends or the call is still running.
         """
-        redacted = truncate(await asyncio.to_thread(self._redactor.redact_json, arguments))
+        redacted = truncate_output(await asyncio.to_thread(self._redactor.redact_json, arguments))
         request = CallRequest(
             task_id=task_id,
             lease_id=lease_id,
@@ -125,23 +127,25 @@ class Calls:
             until=clock.time_s() + WAIT_SECONDS,
         )
         call = await self._begin_or_wait(request)
-        if isinstance(call, Execution):
-            call = await self._executions.run(call)
+        if isinstance(call, ToolExecution):
+            call = await self._executions.run_tool(call)
             if call.error is not None and call.error["type"] in (INTERRUPTED, UNKNOWN):
-                raise Conflict("The lease ended during the call; stop and discard the work.", code="lease_lost")
+                raise Conflict(
+                    "The lease ended during the call; stop the run and discard its results.", code="lease_lost"
+                )
         if call.status == "denied":
-            raise denial(call)
+            raise denial_error(call)
         return call
 
-    async def _begin_or_wait(self, request: CallRequest) -> Execution | CallView:
+    async def _begin_or_wait(self, request: CallRequest) -> ToolExecution | ToolCallView:
         """Start the call, waiting while too many calls run, or wait until the same call that already runs has ended.
 
         Raise `Conflict` after 25 s.
         """
         while True:
             with self._feed.waiting((request.task_id,)) as notified:
-                found = await self._work(lambda: self._begin(request), entry=request.entry)
-                if not isinstance(found, Busy):
+                found = await self._work(lambda: self._begin_call(request), entry=request.entry)
+                if not isinstance(found, CallInProgress):
                     return found
                 if clock.time_s() >= request.until:
                     raise Conflict(
@@ -153,43 +157,43 @@ class Calls:
 
     # -- the first unit of work
 
-    def _begin(self, request: CallRequest) -> Execution | CallView | Busy:
+    def _begin_call(self, request: CallRequest) -> ToolExecution | ToolCallView | CallInProgress:
         if self.tasks is None:
             raise NotFound()
-        run = self.tasks.run(request.task_id, request.lease_id, by=request.by)
+        run = self.tasks.lock_run(request.task_id, request.lease_id, by=request.by)
         if self.switch is not None:
             self.switch.refuse_if_engaged()
-        row = repository.find(request.task_id, request.call_id)
+        row = call_store.find_call(request.task_id, request.call_id)
         if row is not None:
-            return self._repeat(request, run, row)
-        tool, subject, verdict = self._decide(request, run)
+            return self._repeat_call(request, run, row)
+        tool, subject, verdict = self._decide_call(request, run)
         if verdict.is_temporary and clock.time_s() < request.until:
-            return Busy()
-        self._metrics.decided(tool, verdict.decision)
+            return CallInProgress()
+        self._metrics.count_decision(tool, verdict.decision)
         if verdict.decision == "denied":
-            return self._deny(request, run, tool, verdict)
+            return self._store_denial(request, run, tool, verdict)
         assert tool is not None
-        return self._start(request, run, tool, subject)
+        return self._start_call(request, run, tool, subject)
 
-    def _decide(self, request: CallRequest, run: Run) -> tuple[RegisteredTool | None, Subject, Verdict]:
-        tool = self._registry.find(request.tool, worker_id=run.worker_id)
-        agent = self.agents.facts(run.agent_id) if self.agents is not None else None
-        subject = _subject(agent, run, tainted=run.tainted)
+    def _decide_call(self, request: CallRequest, run: Run) -> tuple[RegisteredTool | None, CallSubject, ToolDecision]:
+        tool = self._registry.find_tool(request.tool, worker_id=run.worker_id)
+        agent = self.agents.find(run.agent_id) if self.agents is not None else None
+        subject = _subject_of_run(agent, run, tainted=run.tainted)
         context = self._contexts.decision_context(tool, request.tool, request.call_id, request.arguments, subject)
-        return tool, subject, decide(context)
+        return tool, subject, decide_call(context)
 
-    def _start(
-        self, request: CallRequest, run: Run, tool: RegisteredTool, subject: Subject, row: ToolCall | None = None
-    ) -> Execution | CallView:
+    def _start_call(
+        self, request: CallRequest, run: Run, tool: RegisteredTool, subject: CallSubject, row: ToolCallRow | None = None
+    ) -> ToolExecution | ToolCallView:
         """Store an allowed call, or the next execution of `row`. For a worker tool, return the call with a permit."""
         is_permit = tool.definition.runs == "worker"
-        state: dict[str, Any] = {"status": "running", "alive_until": clock.now(repository.ALIVE_SECONDS)}
+        state: dict[str, Any] = {"status": "running", "alive_until": clock.now(call_store.ALIVE_SECONDS)}
         if is_permit:
-            state = {"status": "permitted", **self._permits.columns(tool)}
+            state = {"status": "permitted", **self._permits.permit_columns(tool)}
         if row is None:
-            row = repository.insert(**self._columns(request, run), decision="allowed", executions=1, **state)
+            row = call_store.insert_call(**self._call_columns(request, run), decision="allowed", executions=1, **state)
         else:
-            repository.change(
+            call_store.change_call(
                 row,
                 fence=run.fence,
                 lease_id=run.lease_id,
@@ -202,18 +206,20 @@ class Calls:
                 **state,
             )
         if is_permit:
-            return self._permits.view(row)
-        return Execution(
+            return self._permits.call_with_permit(row)
+        return ToolExecution(
             row_id=row.id,
             executions=row.executions,
             tool=tool,
-            context=self._contexts.tool_context(tool, request.call_id, subject, self._contexts.caller(subject)),
+            context=self._contexts.tool_context(
+                tool, request.call_id, subject, self._contexts.agent_principal(subject)
+            ),
             arguments=request.arguments,
             entry=request.entry,
         )
 
     @staticmethod
-    def _columns(request: CallRequest, run: Run) -> dict[str, Any]:
+    def _call_columns(request: CallRequest, run: Run) -> dict[str, Any]:
         return {
             "call_id": request.call_id,
             "task_id": run.task_id,
@@ -228,14 +234,16 @@ class Calls:
             "tainted": run.tainted,
         }
 
-    def _deny(self, request: CallRequest, run: Run, tool: RegisteredTool | None, verdict: Verdict) -> CallView:
+    def _store_denial(
+        self, request: CallRequest, run: Run, tool: RegisteredTool | None, verdict: ToolDecision
+    ) -> ToolCallView:
         """Store the denial of a call. Fail the attempt after `MAX_DENIALS` (20) denials."""
         reason = verdict.reason or "policy"
         error: dict[str, Any] = {"type": reason, "message": SENTENCES[reason]}
         if reason == "invalid_arguments":
             error["errors"] = [msgspec.structs.asdict(fault) for fault in verdict.faults]
-        row = repository.insert(
-            **self._columns(request, run),
+        row = call_store.insert_call(
+            **self._call_columns(request, run),
             decision="denied",
             reason=reason,
             status="denied",
@@ -243,7 +251,7 @@ class Calls:
             finished_at=clock.now(),
             duration_ms=0,
         )
-        repository.publish(row)
+        call_store.publish_call(row)
         if self.audit is not None and tool is not None and tool.risk in ("external", "dangerous"):
             details = {"task_id": run.task_id, "agent_id": run.agent_id, "reason": reason}
             entry = AuditEntry(
@@ -255,82 +263,90 @@ class Calls:
                 details=details,
             )
             self.audit.record(entry)
-        if repository.denials(run.task_id, run.fence) >= MAX_DENIALS and self.tasks is not None:
+        if call_store.count_denials(run.task_id, run.fence) >= MAX_DENIALS and self.tasks is not None:
             message = f"{MAX_DENIALS} tool calls of this attempt were denied, the last because: {SENTENCES[reason]}"
             self.tasks.fail_run(run.task_id, run.lease_id, type="too_many_denials", message=message)
-        return repository.view(row)
+        return call_store.call_view(row)
 
     # -- repeats
 
-    def _repeat(self, request: CallRequest, run: Run, row: ToolCall) -> Execution | CallView | Busy:
+    def _repeat_call(
+        self, request: CallRequest, run: Run, row: ToolCallRow
+    ) -> ToolExecution | ToolCallView | CallInProgress:
         """Return the stored outcome of a call that the request repeats.
 
         Run the call again if it was interrupted and repeating it is harmless.
         """
         if row.arguments_sha256 != request.sha256 or row.tool != request.tool:
-            detail = "This call_id was used for another call; give every call its own."
+            detail = "This call_id was already used for another call; use a new call_id for each call."
             raise Invalid.at("/call_id", "not_unique", detail)
-        tool = self._registry.find(row.tool, worker_id=run.worker_id)
+        tool = self._registry.find_tool(row.tool, worker_id=run.worker_id)
         if row.status == "running":
             if row.alive_until is None:
-                return repository.view(row)
+                return call_store.call_view(row)
             if row.alive_until > clock.now():
-                return Busy()
+                return CallInProgress()
         elif row.status == "permitted":
             if self._permits.is_valid(row, run):
-                return self._permits.view(row)
+                return self._permits.call_with_permit(row)
         elif row.status != "failed" or row.error is None or row.error["type"] != INTERRUPTED:
-            return repository.view(row)
+            return call_store.call_view(row)
         if tool is None or not can_repeat(tool):
             if row.status != "failed":
-                repository.end(row, "failed", error=interrupted_error(can_repeat=False))
-            return repository.view(row)
+                call_store.end_call(row, "failed", error=interrupted_error(can_repeat=False))
+            return call_store.call_view(row)
         return self._run_again(request, run, row)
 
-    def _run_again(self, request: CallRequest, run: Run, row: ToolCall) -> Execution | CallView | Busy:
+    def _run_again(
+        self, request: CallRequest, run: Run, row: ToolCallRow
+    ) -> ToolExecution | ToolCallView | CallInProgress:
         """Run an interrupted call again, under the current lease.
 
         The decision is made again, because permissions may have changed. Raise `Forbidden` if the call is now denied.
         """
-        tool, subject, verdict = self._decide(request, run)
+        tool, subject, verdict = self._decide_call(request, run)
         if verdict.is_temporary:
-            return Busy()
+            return CallInProgress()
         if verdict.decision == "denied" or tool is None:
             reason = verdict.reason or "policy"
             raise Forbidden(SENTENCES[reason], code="tools.denied", reason=reason)
-        return self._start(request, run, tool, subject, row)
+        return self._start_call(request, run, tool, subject, row)
 
     # -- checks of calls, without running the tool
 
-    def check(self, name: str, check: Check, *, by: Principal) -> Checked:
+    def check_call(self, name: str, check: CallCheck, *, by: Principal) -> CallCheckResult:
         """Check whether a call would be allowed, without running the tool.
 
         Raise `Forbidden` unless the caller is the owner of the agent or an admin.
         """
-        agent = self.agents.facts(check.agent_id.lower()) if self.agents is not None else None
+        agent = self.agents.find(check.agent_id.lower()) if self.agents is not None else None
         if agent is None:
-            raise Invalid.at("/agent_id", "unknown_reference", "There is no such agent.", problem="unknown_reference")
+            raise Invalid.at(
+                "/agent_id", "unknown_reference", "There is no agent with this id.", problem="unknown_reference"
+            )
         require_owner(by, agent.owner_id, what="agent", manage="agents.manage")
         if self.switch is not None:
             self.switch.refuse_if_engaged()
         is_tainted = check.tainted if isinstance(check.tainted, bool) else None
         if check.task_id is None:  # check for the caller, on any online worker
-            subject = Subject(agent=agent, requester_id=by.user_id, tainted=is_tainted or False)
+            subject = CallSubject(agent=agent, requester_id=by.user_id, tainted=is_tainted or False)
         else:
-            run = self.tasks.run_of(check.task_id.lower()) if self.tasks is not None else None
+            run = self.tasks.find_run(check.task_id.lower()) if self.tasks is not None else None
             if run is None:
-                raise Invalid.at("/task_id", "unknown_reference", "There is no such task.", problem="unknown_reference")
-            subject = _subject(agent, run, tainted=run.tainted if is_tainted is None else is_tainted)
-        tool = self._registry.find(name, worker_id=subject.worker_id)
+                raise Invalid.at(
+                    "/task_id", "unknown_reference", "There is no task with this id.", problem="unknown_reference"
+                )
+            subject = _subject_of_run(agent, run, tainted=run.tainted if is_tainted is None else is_tainted)
+        tool = self._registry.find_tool(name, worker_id=subject.worker_id)
         if tool is None:
             raise NotFound("There is no tool with this name.")
-        verdict = decide(self._contexts.decision_context(tool, name, "", check.arguments, subject))
-        return Checked(decision=verdict.decision, reasons=list(verdict.reasons), errors=list(verdict.faults))
+        verdict = decide_call(self._contexts.decision_context(tool, name, "", check.arguments, subject))
+        return CallCheckResult(decision=verdict.decision, reasons=list(verdict.reasons), errors=list(verdict.faults))
 
 
-def _subject(agent: AgentFacts | None, run: Run, *, tainted: bool) -> Subject:
-    calls, running = repository.count(run.task_id, run.fence)
-    return Subject(
+def _subject_of_run(agent: AgentFacts | None, run: Run, *, tainted: bool) -> CallSubject:
+    calls, running = call_store.count_calls(run.task_id, run.fence)
+    return CallSubject(
         agent=agent,
         requester_id=run.requester_id,
         worker_id=run.worker_id or None,
@@ -349,7 +365,7 @@ def arguments_hash(arguments: Any) -> str:
     return hashlib.sha256(msgspec.json.encode(arguments, order="sorted")).hexdigest()
 
 
-def denial(call: CallView) -> Problem:
+def denial_error(call: ToolCallView) -> Problem:
     """Return the problem to raise for a denied call. Repeated requests get the same problem."""
     reason = call.reason or "policy"
     error = call.error or {}
@@ -359,3 +375,64 @@ def denial(call: CallView) -> Problem:
         faults = [Fault(**each) for each in error.get("errors", ())]
         return Invalid(f"The arguments do not match the tool's schema in {len(faults)} places.", errors=faults)
     return Forbidden(SENTENCES[reason], code="tools.denied", reason=reason)
+
+
+# -- history
+
+
+class CallHistory:
+    """The stored tool calls. Runs in the caller's unit of work."""
+
+    tasks: Tasks | None
+
+    def __init__(self, registry: ToolRegistry) -> None:
+        self._registry = registry
+
+    def list_calls(self, query: ToolCallQuery, by: Principal) -> Page[ToolCallView]:
+        """List the calls that the caller may see, newest first."""
+        found: Any = ToolCallRow.select().where(visible(ToolCallRow, by))
+        if isinstance(query.agent_id, str):
+            found = found.where(ToolCallRow.agent_id == query.agent_id.lower())
+        if isinstance(query.tool, str):
+            found = found.where(ToolCallRow.tool == query.tool)
+        if isinstance(query.decision, list):
+            found = found.where(ToolCallRow.decision.in_(query.decision))
+        if isinstance(query.status, list):
+            found = found.where(ToolCallRow.status.in_(query.status))
+        if isinstance(query.since, datetime):
+            found = found.where(ToolCallRow.created_at >= clock.from_datetime(query.since))
+        return paginate(
+            found, query, by, scope="tool-calls", order=newest_first(ToolCallRow), make=call_store.call_view
+        )
+
+    def list_calls_of_task(self, task_id: str, query: PageQuery, by: Principal) -> Page[ToolCallView]:
+        """List the calls of a task, oldest first. Raise `NotFound` if the caller may not see the task."""
+        self._require_task(task_id, by)
+        found = ToolCallRow.select().where(ToolCallRow.task_id == task_id)
+        order = (Order(ToolCallRow.created_at, descending=False), Order(ToolCallRow.id, descending=False))
+        return paginate(found, query, by, scope=f"tool-calls:{task_id}", order=order, make=call_store.call_view)
+
+    def get_call(self, task_id: str, call_id: str, by: Principal) -> ToolCallView:
+        """Return a call of a task. Raise `NotFound` if there is no such call or the caller may not see the task."""
+        self._require_task(task_id, by)
+        row = call_store.find_call(task_id, call_id)
+        if row is None:
+            raise NotFound("This task has no tool call with this id.")
+        return call_store.call_view(row)
+
+    def _require_task(self, task_id: str, by: Principal) -> None:
+        if self.tasks is None:
+            raise NotFound()
+        self.tasks.get(task_id, by=by)
+
+    def end_abandoned_calls(self) -> int:
+        """End calls whose process stopped and permits that were not reported. Return the number of ended calls."""
+        found = call_store.abandoned_calls()
+        for row in found:
+            if row.status == "permitted":
+                call_store.end_call(row, "expired", error=interrupted_error(can_repeat=False))
+            else:
+                call_store.end_call(
+                    row, "failed", error=interrupted_error(can_repeat(self._registry.find_tool(row.tool)))
+                )
+        return len(found)

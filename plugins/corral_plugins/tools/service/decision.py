@@ -1,25 +1,46 @@
-"""The decision on a tool call. The decision is a pure function of its context, and is the same for calls and checks."""
+"""The decision on a tool call, and the collection of everything that it depends on.
+
+The decision is a pure function of its context, and is the same for calls and checks. The context consists of the
+subject of the call, the permissions of the subject, and the results of the tool's own checks and schema. The code reads
+in the caller's unit of work and changes nothing. If a check of a plugin raises an exception, the call is denied.
+"""
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
 
-from corral.errors import Fault
-from corral_plugins.tools.api import POLICIES, Policy, Risk
+from corral.auth.permissions import Permissions
+from corral.auth.principal import Principal
+from corral.database.engine import Work
+from corral.errors import Fault, Invalid, NotFound
+from corral.plugin import Settings
+from corral.schema.data import check_user_schema, json_schema_problems
+from corral_core.accounts.api import Accounts
+from corral_plugins.agents.api import AgentFacts
+from corral_plugins.tools.api import POLICIES, CallTarget, Tool, ToolContext, ToolPolicy, ToolRisk, has_tools
+from corral_plugins.tools.service.registry import RegisteredTool
+from corral_plugins.tools.settings import MAX_CALLS, TAINT_ENABLED
+from corral_plugins.workers.api import Workers
 
-RISK_POLICY: Mapping[Risk, Policy] = {"read": "allow", "write": "allow", "external": "allow", "dangerous": "ask"}
-TAINTED_POLICY: Mapping[Risk, Policy] = {"read": "allow", "write": "allow", "external": "ask", "dangerous": "ask"}
-RISK_PERMISSION: Mapping[Risk, str] = {"external": "tools.use_external", "dangerous": "tools.use_dangerous"}
+TAINTED_POLICY: Mapping[ToolRisk, ToolPolicy] = {
+    "read": "allow",
+    "write": "allow",
+    "external": "ask",
+    "dangerous": "ask",
+}
+RISK_PERMISSION: Mapping[ToolRisk, str] = {"external": "tools.use_external", "dangerous": "tools.use_dangerous"}
 
 SENTENCES = {
     "unknown_tool": "The tool does not exist.",
     "disabled": "The tool is disabled.",
     "not_enabled": "The agent may not use this tool.",
     "not_allowed_for_task": "The task does not allow this tool.",
-    "requester_lacks_permission": "The person on whose behalf the agent acts may not do this.",
+    "requester_lacks_permission": "The requester of the task does not have the required permission.",
     "not_offered": "The worker does not offer this tool.",
     "invalid_arguments": "The arguments do not match the tool's schema.",
     "config": "The tool's configuration does not allow these arguments.",
@@ -28,15 +49,15 @@ SENTENCES = {
 }
 
 
-class Rule(msgspec.Struct, frozen=True, kw_only=True):
+class ToolRule(msgspec.Struct, frozen=True, kw_only=True):
     """The rule of an agent for a tool.
 
     `policy`: the policy for the tool. `when_tainted`: the policy in tainted runs. `config`: further restrictions of the
     arguments. None means that the agent does not override the value.
     """
 
-    policy: Policy | None = None
-    when_tainted: Policy | None = None
+    policy: ToolPolicy | None = None
+    when_tainted: ToolPolicy | None = None
     config: Mapping[str, Any] | None = None
 
 
@@ -47,7 +68,7 @@ class DecisionContext(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     tool: str
-    risk: Risk | None = None
+    risk: ToolRisk | None = None
     enabled: bool = True
     enabled_tools: Sequence[str] = ()
     allowed_tools: Sequence[str] | None = None
@@ -58,8 +79,8 @@ class DecisionContext(msgspec.Struct, frozen=True, kw_only=True):
     offered: bool = True
     faults: tuple[Fault, ...] = ()
     admitted: bool = True
-    rule: Rule = Rule()
-    default_policy: Policy = "allow"
+    rule: ToolRule = ToolRule()
+    default_policy: ToolPolicy = "allow"
     tainted: bool = False
     is_trusted: bool = False  # the tool's configuration allows a tainted run to call this target
     target_asks: bool = False
@@ -69,7 +90,7 @@ class DecisionContext(msgspec.Struct, frozen=True, kw_only=True):
     max_running: int = 5
 
 
-class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+class ToolDecision(msgspec.Struct, frozen=True, kw_only=True):
     """The decision on a tool call.
 
     `reasons`: every rule that denies the call, in order; the first is the main reason.
@@ -87,23 +108,23 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         return self.reasons[0] if self.reasons else None
 
 
-def decide(context: DecisionContext) -> Verdict:
+def decide_call(context: DecisionContext) -> ToolDecision:
     """Decide whether a tool call is allowed.
 
     For an unknown tool, `unknown_tool` is the only reason. The policy `ask` denies the call, because nobody can approve
     calls.
     """
     if context.risk is None:
-        return Verdict(decision="denied", reasons=("unknown_tool",))
+        return ToolDecision(decision="denied", reasons=("unknown_tool",))
     policy = effective_policy(context)
     denials = tuple(reason for reason, denies in _RULES if denies(context, policy))
     if denials:
         is_temporary = denials == ("caps",) and context.calls < context.max_calls
-        return Verdict(decision="denied", reasons=denials, faults=context.faults, is_temporary=is_temporary)
-    return Verdict(decision="allowed")
+        return ToolDecision(decision="denied", reasons=denials, faults=context.faults, is_temporary=is_temporary)
+    return ToolDecision(decision="allowed")
 
 
-def effective_policy(context: DecisionContext) -> Policy:
+def effective_policy(context: DecisionContext) -> ToolPolicy:
     """Return the strictest policy that applies to the call.
 
     The candidates are the policy of the agent (or else of the tool), the policy for tainted runs, and the policy of the
@@ -124,12 +145,7 @@ def required_permissions(context: DecisionContext) -> frozenset[str]:
     return frozenset(name for name in (risk, context.permission) if name is not None)
 
 
-def matches(names: Sequence[str], tool: str) -> bool:
-    """Return whether a list of names and `prefix.*` patterns includes a tool."""
-    return tool in names or any(name.endswith(".*") and tool.startswith(name[:-1]) for name in names)
-
-
-def rule_of(policy: Mapping[str, Any], tool: str) -> Rule:
+def rule_of(policy: Mapping[str, Any], tool: str) -> ToolRule:
     """Return the rule for a tool from the `tool_policy` of an agent.
 
     A rule with the exact name wins over a `prefix.*` pattern; among patterns, the longest wins.
@@ -138,15 +154,17 @@ def rule_of(policy: Mapping[str, Any], tool: str) -> Rule:
     if found is None:
         prefixes = [name for name in policy if name.endswith(".*") and tool.startswith(name[:-1])]
         found = policy[max(prefixes, key=len)] if prefixes else {}
-    return msgspec.convert({"policy": found} if isinstance(found, str) else found, Rule)
+    return msgspec.convert({"policy": found} if isinstance(found, str) else found, ToolRule)
 
 
-_RULES: tuple[tuple[str, Callable[[DecisionContext, Policy], bool]], ...] = (
+_RULES: tuple[tuple[str, Callable[[DecisionContext, ToolPolicy], bool]], ...] = (
     ("disabled", lambda context, policy: not context.enabled),
-    ("not_enabled", lambda context, policy: not matches(context.enabled_tools, context.tool)),
+    ("not_enabled", lambda context, policy: not has_tools(context.enabled_tools, [context.tool])),
     (
         "not_allowed_for_task",
-        lambda context, policy: context.allowed_tools is not None and not matches(context.allowed_tools, context.tool),
+        lambda context, policy: (
+            context.allowed_tools is not None and not has_tools(context.allowed_tools, [context.tool])
+        ),
     ),
     (
         "requester_lacks_permission",
@@ -163,3 +181,206 @@ _RULES: tuple[tuple[str, Callable[[DecisionContext, Policy], bool]], ...] = (
     ("caps", lambda context, policy: context.calls >= context.max_calls or context.running >= context.max_running),
 )
 """Rules 2 to 10 for a tool call. The callers check rule 1 (the lease and the kill switch) beforehand."""
+
+
+# -- the context
+
+
+log = logging.getLogger("corral.tools")
+
+MAX_RUNNING = 5
+NO_CONFIG: dict[str, Any] = {"type": "object", "additionalProperties": False}
+
+
+class CallSubject(msgspec.Struct, frozen=True, kw_only=True):
+    """The subject of a tool call: the agent, the person who requested the task, and the run.
+
+    `worker_id`: the worker of the run; None stands for any online worker.
+    """
+
+    agent: AgentFacts | None
+    requester_id: str | None
+    worker_id: str | None = None
+    allowed_tools: Sequence[str] | None = None
+    tainted: bool = False
+    task_id: str = ""
+    lease_id: str = ""
+    fence: int = 0
+    calls: int = 0
+    running: int = 0
+
+
+class ContextBuilder:
+    """The builder of the context for a decision, and of the context in which a tool runs."""
+
+    workers: Workers | None
+
+    def __init__(self, accounts: Accounts, permissions: Permissions, settings: Settings, work: Work) -> None:
+        self._accounts, self._permissions = accounts, permissions
+        self._settings, self._work = settings, work
+
+    def decision_context(
+        self, tool: RegisteredTool | None, name: str, call_id: str, arguments: Any, subject: CallSubject
+    ) -> DecisionContext:
+        """Collect everything that the decision on a tool call depends on."""
+        if tool is None:
+            return DecisionContext(tool=name)
+        definition, agent = tool.definition, subject.agent
+        rule = rule_of(agent.tool_policy, name) if agent is not None else ToolRule()
+        caller = self.agent_principal(subject)
+        checks = _run_tool_checks(tool, rule, arguments, self.tool_context(tool, call_id, subject, caller))
+        return DecisionContext(
+            tool=name,
+            risk=tool.risk,
+            enabled=tool.overrides.enabled,
+            enabled_tools=agent.enabled_tools if agent is not None else (),
+            allowed_tools=subject.allowed_tools,
+            requester_is_active=caller is not None,
+            permissions=caller.permissions if caller is not None else frozenset(),
+            permission=definition.permission,
+            sees=checks.sees,
+            offered=definition.runs == "server" or self._is_offered(name, subject.worker_id),
+            faults=checks.faults,
+            admitted=checks.admitted,
+            rule=rule,
+            default_policy=tool.default_policy,
+            tainted=subject.tainted and self._settings.get(TAINT_ENABLED),
+            is_trusted=checks.is_trusted,
+            target_asks=checks.target_asks,
+            calls=subject.calls,
+            max_calls=self._settings.get(MAX_CALLS),
+            running=subject.running,
+            max_running=MAX_RUNNING,
+        )
+
+    def tool_context(
+        self, tool: RegisteredTool, call_id: str, subject: CallSubject, caller: Principal | None
+    ) -> ToolContext:
+        """Return the context in which the tool runs."""
+        return ToolContext(
+            caller=caller or Principal(kind="agent", id=""),
+            task_id=subject.task_id,
+            lease_id=subject.lease_id,
+            call_id=call_id,
+            config=tool.config,
+            timeout_seconds=tool.timeout_seconds,
+            work=self._work,
+        )
+
+    def agent_principal(self, subject: CallSubject) -> Principal | None:
+        """Return the agent with the current permissions of the requester, or None if the requester is no longer active.
+
+        A task without a requester has the permissions of the role `member`.
+        """
+        role = "member"
+        if subject.requester_id is not None:
+            try:
+                requester = self._accounts.get(subject.requester_id)
+            except NotFound:
+                return None
+            if not requester.is_active:
+                return None
+            role = requester.role
+        agent_id = subject.agent.id if subject.agent is not None else ""
+        return Principal(
+            kind="agent",
+            id=agent_id,
+            agent_id=agent_id,
+            user_id=subject.requester_id,
+            role=role,
+            permissions=self._permissions.held_by(role),
+            task_id=subject.task_id or None,
+            lease_id=subject.lease_id or None,
+        )
+
+    def _is_offered(self, name: str, worker_id: str | None) -> bool:
+        """Return whether a worker offers the tool. A worker that lists no tools is assumed to offer every tool."""
+        if self.workers is None:
+            return False
+        if worker_id is None:
+            return any(not each.tools or name in each.tools for each in self.workers.online_workers())
+        worker = self.workers.find(worker_id)
+        return worker is not None and (not worker.tools or name in worker.tools)
+
+
+class _ToolChecks(msgspec.Struct, frozen=True, kw_only=True):
+    """The results of the tool's own checks, with the field names of `DecisionContext`.
+
+    Arguments that do not match the schema are not checked further.
+    """
+
+    faults: tuple[Fault, ...] = ()
+    sees: bool = True
+    admitted: bool = True
+    is_trusted: bool = False
+    target_asks: bool = False
+
+
+FAILED = object()
+
+
+def _run_tool_checks(tool: RegisteredTool, rule: ToolRule, arguments: Any, context: ToolContext) -> _ToolChecks:
+    """Run the tool's own checks on the arguments."""
+    definition = tool.definition
+    if faults := _schema_faults(tool, arguments):
+        return _ToolChecks(faults=tuple(faults))
+    target = None if definition.target is None else _call_guarded(definition, definition.target, arguments)
+    return _ToolChecks(
+        sees=definition.sees is None or _call_guarded(definition, definition.sees, context, arguments) is True,
+        admitted=_is_admitted(tool, rule, arguments),
+        is_trusted=definition.trusts is not None
+        and _call_guarded(definition, definition.trusts, tool.config, arguments) is True,
+        target_asks=target is FAILED or (isinstance(target, CallTarget) and target.ask),
+    )
+
+
+def _call_guarded(tool: Tool, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function of a plugin. Return `FAILED` if the function raises an exception."""
+    try:
+        return function(*arguments)
+    except Exception:
+        log.exception("a check of a tool raised an exception", extra={"tool": tool.name})
+        return FAILED
+
+
+def _schema_faults(tool: RegisteredTool, arguments: Any) -> list[Fault]:
+    """Return the parts of the arguments that do not match the schema of the tool."""
+    if not isinstance(arguments, dict):
+        return [Fault("/arguments", "wrong_type", "must be an object")]
+    schema = tool.definition.schema
+    if tool.source == "worker" and not _is_safe(msgspec.json.encode(schema)):
+        return []  # the worker must check the arguments itself
+    found = _call_guarded(tool.definition, lambda: json_schema_problems(schema, arguments, pointer_prefix="/arguments"))
+    if found is FAILED:
+        return [
+            Fault("/arguments", "not_allowed", "the tool's schema is not valid; report this to its plugin's author")
+        ]
+    faults: list[Fault] = found
+    return faults
+
+
+def _is_admitted(tool: RegisteredTool, rule: ToolRule, arguments: Any) -> bool:
+    """Return whether the configuration of the tool and the configuration of the agent both allow the arguments.
+
+    The configuration of the agent can only restrict the configuration of the tool.
+    """
+    definition = tool.definition
+    if rule.config and json_schema_problems(definition.config_schema or NO_CONFIG, dict(rule.config)):
+        return False  # the tool cannot enforce a configuration that does not match its schema
+    if definition.admits is None:
+        return True
+    configs = [tool.config] if rule.config is None else [tool.config, rule.config]
+    return all(_call_guarded(definition, definition.admits, config, arguments) is True for config in configs)
+
+
+@functools.lru_cache(maxsize=512)
+def _is_safe(schema: bytes) -> bool:
+    """Return whether the server can safely validate with the schema of a worker.
+
+    The schema must be valid and small, and must not contain regular expressions.
+    """
+    try:
+        check_user_schema(msgspec.json.decode(schema))
+    except Invalid:
+        return False
+    return True

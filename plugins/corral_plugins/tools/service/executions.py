@@ -23,13 +23,13 @@ from corral.errors import Conflict, Problem, Unavailable
 from corral.events.feed import Feed
 from corral.redact.redactor import Redactor, made_by
 from corral_plugins.tasks.api import Tasks
-from corral_plugins.tools.api import Later, Output, ToolContext, ToolFailure
-from corral_plugins.tools.models import ToolCall
-from corral_plugins.tools.service import repository
+from corral_plugins.tools.api import ResultLater, ToolContext, ToolFailure, ToolOutput
+from corral_plugins.tools.models import ToolCallRow
+from corral_plugins.tools.service import call_store
+from corral_plugins.tools.service.call_store import to_json, truncate_output
 from corral_plugins.tools.service.metrics import ToolMetrics
-from corral_plugins.tools.service.output import to_json, truncate
 from corral_plugins.tools.service.registry import RegisteredTool
-from corral_plugins.tools.shapes import CallView
+from corral_plugins.tools.shapes import ToolCallView
 
 log = logging.getLogger("corral.tools")
 
@@ -38,12 +38,12 @@ STOP_SECONDS = 5.0
 RETRY_PAUSES = (0.2, 1.0, 3.0)
 INTERRUPTED, UNKNOWN = "interrupted", "outcome_unknown"
 SENTENCES = {
-    INTERRUPTED: "The call was interrupted; it may be repeated.",
+    INTERRUPTED: "The call was interrupted; it can be repeated.",
     UNKNOWN: "The call was interrupted; whether it had an effect is unknown.",
 }
 
 
-class Execution(msgspec.Struct, frozen=True, kw_only=True):
+class ToolExecution(msgspec.Struct, frozen=True, kw_only=True):
     """A tool call that runs in this process.
 
     The process may write to the row of the call only while the column `executions` of the row has the same value as
@@ -58,7 +58,7 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     entry: Entry
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class ToolOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of a tool call, redacted and truncated. `untrusted`: the untrusted sources in the result."""
 
     result: Any = None
@@ -66,7 +66,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     untrusted: tuple[str, ...] = ()
 
 
-class Executions:
+class ToolExecutions:
     """The runner of server tools, which also stores their outcomes."""
 
     tasks: Tasks | None
@@ -75,14 +75,14 @@ class Executions:
         self._work, self._feed, self._redactor, self._metrics = work, feed, redactor, metrics
         self._running: set[asyncio.Task[Any]] = set()
 
-    async def run(self, execution: Execution) -> CallView:
+    async def run_tool(self, execution: ToolExecution) -> ToolCallView:
         """Run a tool until it ends, store the outcome, and return the call."""
-        task = asyncio.get_running_loop().create_task(self._execute(execution), name=f"tool {execution.tool.name}")
+        task = asyncio.get_running_loop().create_task(self._execute_tool(execution), name=f"tool {execution.tool.name}")
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return await asyncio.shield(task)
 
-    async def stop(self) -> None:
+    async def stop_running(self) -> None:
         """Wait up to `STOP_SECONDS` (5 s) for the running calls, then cancel the remaining calls."""
         if self._running:
             _, left = await asyncio.wait(set(self._running), timeout=STOP_SECONDS)
@@ -90,64 +90,64 @@ class Executions:
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
 
-    async def _execute(self, execution: Execution) -> CallView:
+    async def _execute_tool(self, execution: ToolExecution) -> ToolCallView:
         if not inspect.iscoroutinefunction(execution.tool.definition.run):
             try:
                 return await self._work(lambda: self._run_in_unit(execution), entry=execution.entry)
             except Exception as error:
-                outcome = self._failed(execution, error)
+                outcome = self._error_outcome(execution, error)
         else:
             outcome = await self._run_async(execution)
-        return await self._store(execution, outcome)
+        return await self._store_outcome(execution, outcome)
 
     # -- `def` tools
 
-    def _run_in_unit(self, execution: Execution) -> CallView:
+    def _run_in_unit(self, execution: ToolExecution) -> ToolCallView:
         """Run a tool and store the outcome in one unit of work. An exception rolls both back."""
-        row = self._locked(execution)
+        row = self._lock_call(execution)
         assert execution.tool.definition.run is not None
         value = execution.tool.definition.run(execution.context, execution.arguments)
-        if isinstance(value, Later):
-            repository.change(row, alive_until=None)
-            return repository.view(row)
-        return self._write(execution, row, self._outcome(execution, value))
+        if isinstance(value, ResultLater):
+            call_store.change_call(row, alive_until=None)
+            return call_store.call_view(row)
+        return self._write_outcome(execution, row, self._outcome_of(execution, value))
 
-    def _locked(self, execution: Execution) -> ToolCall:
+    def _lock_call(self, execution: ToolExecution) -> ToolCallRow:
         """Lock the task and return the row of the call.
 
         Raise `Conflict` if this execution no longer owns the row, and a problem if the lease has ended.
         """
         assert self.tasks is not None
-        self.tasks.run(execution.context.task_id, execution.context.lease_id, by=execution.context.caller)
-        row = repository.by_id(execution.row_id)
+        self.tasks.lock_run(execution.context.task_id, execution.context.lease_id, by=execution.context.caller)
+        row = call_store.find_call_by_id(execution.row_id)
         if row.status != "running" or row.executions != execution.executions:
-            raise Conflict("This call is no longer run by this process.", current_status=row.status)
+            raise Conflict("This process no longer runs the call.", current_status=row.status)
         return row
 
     # -- `async def` tools
 
-    async def _run_async(self, execution: Execution) -> Outcome:
+    async def _run_async(self, execution: ToolExecution) -> ToolOutcome:
         run: Any = execution.tool.definition.run
         work = asyncio.ensure_future(run(execution.context, execution.arguments))
-        watch = asyncio.ensure_future(self._watch(execution))
+        watch = asyncio.ensure_future(self._watch_lease(execution))
         try:
             async with asyncio.timeout(execution.tool.timeout_seconds):
                 await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
                 if not work.done():
-                    return Outcome(error=_interrupted(execution.tool))
+                    return ToolOutcome(error=_interrupted_text(execution.tool))
                 value = work.result()
-            return await asyncio.to_thread(self._outcome, execution, value)
+            return await asyncio.to_thread(self._outcome_of, execution, value)
         except TimeoutError:
             detail = f"{execution.tool.name} took longer than {execution.tool.timeout_seconds} seconds."
-            return Outcome(error={"type": "timeout", "message": detail})
+            return ToolOutcome(error={"type": "timeout", "message": detail})
         except Exception as error:
-            return self._failed(execution, error)
+            return self._error_outcome(execution, error)
         finally:
             for each in (work, watch):
                 each.cancel()
             await asyncio.gather(work, watch, return_exceptions=True)
 
-    async def _watch(self, execution: Execution) -> None:
+    async def _watch_lease(self, execution: ToolExecution) -> None:
         """Record every few seconds that the call is alive, and return when the lease ends.
 
         An event about the task triggers an immediate check of the lease.
@@ -157,7 +157,7 @@ class Executions:
         def check(record: bool) -> bool:
             assert self.tasks is not None
             if record:
-                repository.keep_alive(execution.row_id, execution.executions)
+                call_store.record_alive(execution.row_id, execution.executions)
             return self.tasks.live_lease(context.task_id, context.lease_id) is not None
 
         while True:
@@ -170,50 +170,50 @@ class Executions:
                     return
                 recorded_at = time.monotonic() if record else recorded_at
 
-    async def _store(self, execution: Execution, outcome: Outcome) -> CallView:
+    async def _store_outcome(self, execution: ToolExecution, outcome: ToolOutcome) -> ToolCallView:
         """Store the outcome. Retry up to three times while the database is unavailable."""
         for pause in RETRY_PAUSES:
             with contextlib.suppress(Unavailable):
-                return await self._work(lambda: self._store_once(execution, outcome), entry=execution.entry)
+                return await self._work(lambda: self._try_store(execution, outcome), entry=execution.entry)
             await asyncio.sleep(pause)
-        return await self._work(lambda: self._store_once(execution, outcome), entry=execution.entry)
+        return await self._work(lambda: self._try_store(execution, outcome), entry=execution.entry)
 
-    def _store_once(self, execution: Execution, outcome: Outcome) -> CallView:
+    def _try_store(self, execution: ToolExecution, outcome: ToolOutcome) -> ToolCallView:
         """Store the outcome, or an `interrupted` or `outcome_unknown` error instead if the lease has ended."""
         assert self.tasks is not None
         try:
-            row = self._locked(execution)
+            row = self._lock_call(execution)
         except Problem:
-            row = repository.by_id(execution.row_id)
+            row = call_store.find_call_by_id(execution.row_id)
             if row.status != "running" or row.executions != execution.executions:
-                return repository.view(row)
-            outcome = Outcome(error=_interrupted(execution.tool))
-        return self._write(execution, row, outcome)
+                return call_store.call_view(row)
+            outcome = ToolOutcome(error=_interrupted_text(execution.tool))
+        return self._write_outcome(execution, row, outcome)
 
-    def _write(self, execution: Execution, row: ToolCall, outcome: Outcome) -> CallView:
+    def _write_outcome(self, execution: ToolExecution, row: ToolCallRow, outcome: ToolOutcome) -> ToolCallView:
         assert self.tasks is not None
         status = "succeeded" if outcome.error is None else "failed"
         tainted = False
         if outcome.untrusted and outcome.error is None:
             tainted = True
-            if self.tasks.taint(row.task_id, row.lease_id, outcome.untrusted):
-                self._metrics.tainted()
-        repository.end(row, status, result=outcome.result, error=outcome.error, tainted=tainted)
-        self._metrics.ended(execution.tool, row.duration_ms or 0)
-        return repository.view(row)
+            if self.tasks.taint_run(row.task_id, row.lease_id, outcome.untrusted):
+                self._metrics.count_tainted_attempt()
+        call_store.end_call(row, status, result=outcome.result, error=outcome.error, tainted=tainted)
+        self._metrics.observe_duration(execution.tool, row.duration_ms or 0)
+        return call_store.call_view(row)
 
     # -- outcomes
 
-    def _outcome(self, execution: Execution, value: Any) -> Outcome:
+    def _outcome_of(self, execution: ToolExecution, value: Any) -> ToolOutcome:
         definition = execution.tool.definition
-        untrusted = value.untrusted if isinstance(value, Output) else ()
+        untrusted = value.untrusted if isinstance(value, ToolOutput) else ()
         if definition.untrusted_output:
             untrusted = (*untrusted, source_of(definition.name, execution.arguments))
-        found = to_json(value.value if isinstance(value, Output) else value)
+        found = to_json(value.value if isinstance(value, ToolOutput) else value)
         with made_by("task", execution.context.task_id):
-            return Outcome(result=truncate(self._redactor.redact_json(found)), untrusted=untrusted)
+            return ToolOutcome(result=truncate_output(self._redactor.redact_json(found)), untrusted=untrusted)
 
-    def _failed(self, execution: Execution, error: Exception) -> Outcome:
+    def _error_outcome(self, execution: ToolExecution, error: Exception) -> ToolOutcome:
         """Convert an exception into an error for the model. Details of unexpected exceptions are only logged."""
         if isinstance(error, ToolFailure):
             error_data = {"type": error.type, "message": error.message}
@@ -227,7 +227,7 @@ class Executions:
                 "type": "internal",
                 "message": f"{execution.tool.name} failed with an internal error; see the server's log.",
             }
-        return Outcome(error=truncate(self._redactor.redact_json(error_data)))
+        return ToolOutcome(error=truncate_output(self._redactor.redact_json(error_data)))
 
 
 def source_of(tool: str, arguments: dict[str, Any]) -> str:
@@ -247,7 +247,7 @@ def can_repeat(tool: RegisteredTool | None) -> bool:
     return definition.idempotent or (definition.run is not None and not inspect.iscoroutinefunction(definition.run))
 
 
-def _interrupted(tool: RegisteredTool) -> dict[str, Any]:
+def _interrupted_text(tool: RegisteredTool) -> dict[str, Any]:
     return interrupted_error(can_repeat(tool))
 
 

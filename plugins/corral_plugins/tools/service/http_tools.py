@@ -1,8 +1,9 @@
 """The tools `http.fetch` and `http.request`, which call hosts that the configuration and the egress guard allow.
 
-Only `http.fetch` follows redirects, and only to the same host. At most 1 MiB of a response is read. A placeholder
-`{{ secrets.NAME }}` in the value of a header is replaced with the secret when the request is sent. Placeholders in
-URLs, header names and text bodies are refused.
+Only `http.fetch` follows redirects, and only to the same host. HTML is returned as text: headings, paragraphs, lists,
+table cells and link targets. At most 1 MiB of a response is read. A placeholder `{{ secrets.NAME }}` in the value of a
+header is replaced with the secret when the request is sent. Placeholders in URLs, header names and text bodies are
+refused.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping
+from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
@@ -19,11 +21,110 @@ from corral.database.engine import Work
 from corral.egress.client import Egress
 from corral.egress.guard import EgressBlocked, names_host
 from corral_plugins.secrets.api import Secrets
-from corral_plugins.tools.api import Json, Target, Tool, ToolContext, ToolFailure
-from corral_plugins.tools.service.html_text import readable
+from corral_plugins.tools.api import CallTarget, Json, Tool, ToolContext, ToolFailure
 
 if TYPE_CHECKING:
     import httpx2
+
+SKIPPED = frozenset({"script", "style", "noscript", "template", "svg", "head", "iframe", "object", "select"})
+BLOCKS = frozenset({
+    "address", "article", "aside", "blockquote", "body", "dd", "div", "dl", "dt", "fieldset", "figcaption", "figure",
+    "footer", "form", "header", "hr", "li", "main", "nav", "ol", "p", "pre", "section", "table", "tbody", "tfoot",
+    "thead", "tr", "ul",
+})  # fmt: skip
+HEADINGS = {f"h{level}": "#" * level + " " for level in range(1, 7)}
+_SPACES = re.compile(r"[ \t\r\n\f\u00a0]+")
+_BLANKS = re.compile(r"\n{3,}")
+
+
+def html_to_text(html: str, base: str = "") -> str:
+    """Return the text of a page. Never raises an exception. `base`: the URL for resolving relative links."""
+    page = _HtmlTextParser(base)
+    page.feed(html)
+    if not page.rawdata.startswith("<"):  # an unclosed tag is not text, and is slow to parse as text
+        page.close()
+    return page.text()
+
+
+class _HtmlTextParser(HTMLParser):
+    """A parser that collects the text that a browser would show."""
+
+    def __init__(self, base: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self._base = base
+        self._parts: list[str] = []
+        self._title: list[str] = []
+        self._hidden: list[str] = []
+        self._in_title = False
+        self._pre = 0
+        self._links: list[str | None] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "title":
+            self._in_title = True
+        if tag in SKIPPED and tag not in self._hidden:  # each tag is stored once, so the list stays short
+            self._hidden.append(tag)
+        if self._hidden:
+            if tag == "body":  # the tag `head` was never closed
+                self._hidden.clear()
+            return
+        if tag in HEADINGS:
+            self._parts.append("\n\n" + HEADINGS[tag])
+        elif tag == "br":
+            self._parts.append("\n")
+        elif tag == "li":
+            self._parts.append("\n- ")
+        elif tag in ("td", "th"):
+            self._parts.append(" | ")
+        elif tag in BLOCKS:
+            self._parts.append("\n\n" if tag == "p" else "\n")
+        if tag == "pre":
+            self._pre += 1
+        if tag == "a":
+            self._links.append(_link_target(self._base, dict(attrs).get("href")))
+        elif tag == "img" and (alt := dict(attrs).get("alt")):
+            self._parts.append(f"[{alt}]")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "title":
+            self._in_title = False
+        if tag in self._hidden:
+            del self._hidden[self._hidden.index(tag) :]
+            return
+        if self._hidden:
+            return
+        if tag == "a" and self._links and (target := self._links.pop()):
+            self._parts.append(f" ({target})")
+        elif tag in HEADINGS or tag == "p":
+            self._parts.append("\n\n")
+        elif tag in BLOCKS:
+            self._parts.append("\n")
+        if tag == "pre":
+            self._pre = max(0, self._pre - 1)
+
+    def handle_data(self, data: str) -> None:
+        if self._in_title:
+            self._title.append(data)
+        elif not self._hidden:
+            self._parts.append(data if self._pre else _SPACES.sub(" ", data))
+
+    def text(self) -> str:
+        """Return the title and the text, with at most one empty line between blocks."""
+        lines = [line.strip(" ") for line in "".join(self._parts).split("\n")]
+        body = _BLANKS.sub("\n\n", "\n".join(lines)).strip()
+        title = _SPACES.sub(" ", "".join(self._title)).strip()
+        return f"{title}\n\n{body}".strip() if title and not body.startswith(f"# {title}") else body
+
+
+def _link_target(base: str, href: str | None) -> str | None:
+    """Return the absolute URL of a link, or None if the link does not lead to another page."""
+    if not href or href.startswith(("#", "javascript:", "data:")):
+        return None
+    try:
+        return urljoin(base, href.strip())[:500]
+    except ValueError:
+        return None
+
 
 SECONDS, MAX_BYTES, MAX_REDIRECTS = 30, 1024 * 1024, 5
 REDIRECTS = (301, 302, 303, 307, 308)
@@ -94,7 +195,9 @@ class HeaderSecrets:
     def __init__(self, work: Work) -> None:
         self._work = work
 
-    async def fill(self, headers: Mapping[str, str], *, tool: str, host: str, context: ToolContext) -> dict[str, str]:
+    async def fill_placeholders(
+        self, headers: Mapping[str, str], *, tool: str, host: str, context: ToolContext
+    ) -> dict[str, str]:
         """Return the headers with placeholders replaced by secrets that this tool or agent may use for this host.
 
         Raise `ToolFailure` for malformed placeholders, and if the plugin `secrets` is not active.
@@ -111,7 +214,7 @@ class HeaderSecrets:
             raise ToolFailure("plugin_disabled", "Secrets are not available: the plugin secrets is not active.")
         consumers = (f"tool:{tool}", f"agent:{context.caller.agent_id or context.caller.id}")
         values = await self._work(
-            lambda: {name: secrets.use(name, consumers, host) for name in sorted(names)}, read=True
+            lambda: {name: secrets.use_value(name, consumers, host) for name in sorted(names)}, read=True
         )
         filled = {name: _SECRET.sub(lambda match: values[match[1]], value) for name, value in headers.items()}
         for value in filled.values():
@@ -140,7 +243,7 @@ class HttpTools:
         if self._client is not None:
             await self._client.aclose()
 
-    def tools(self) -> list[Tool]:
+    def definitions(self) -> list[Tool]:
         """Return the definitions of both tools."""
         return [
             Tool(
@@ -153,10 +256,10 @@ class HttpTools:
                 untrusted_output=True,
                 idempotent=True,
                 timeout_seconds=SECONDS,
-                target=_target,
-                admits=_admits,
-                trusts=_trusts,
-                config_schema=_config({"hosts": HOSTS, "trusted_hosts": HOSTS}),
+                target=_target_of,
+                admits=_allows_host,
+                trusts=_trusts_host,
+                config_schema=_config_schema({"hosts": HOSTS, "trusted_hosts": HOSTS}),
             ),
             Tool(
                 name="http.request",
@@ -167,9 +270,9 @@ class HttpTools:
                 run=self.request,
                 untrusted_output=True,
                 timeout_seconds=SECONDS,
-                target=_target,
-                admits=_admits,
-                config_schema=_config({"hosts": HOSTS}),
+                target=_target_of,
+                admits=_allows_host,
+                config_schema=_config_schema({"hosts": HOSTS}),
             ),
         ]
 
@@ -181,11 +284,11 @@ class HttpTools:
         url, method = str(arguments["url"]), str(arguments.get("method", "GET"))
         refuse_secrets(url)
         for _ in range(MAX_REDIRECTS + 1):
-            headers = await self._headers("http.fetch", url, arguments.get("headers") or {}, context)
-            response = await self._send(method, url, headers, None)
+            headers = await self._request_headers("http.fetch", url, arguments.get("headers") or {}, context)
+            response = await self._send_request(method, url, headers, None)
             location = response.headers.get("location")
             if not location or response.status_code not in REDIRECTS or not _same_host(url, location):
-                return await _result(response, url)
+                return await _result_of_response(response, url)
             url = urljoin(url, location)
         raise ToolFailure("redirect", f"The URL redirects more than {MAX_REDIRECTS} times.")
 
@@ -202,16 +305,20 @@ class HttpTools:
             headers.setdefault("Content-Type", "application/json")
         elif "body" in arguments:
             content = arguments["body"].encode()
-        headers = await self._headers("http.request", url, headers, context)
-        response = await self._send(str(arguments["method"]), url, headers, content)
-        return await _result(response, url)
+        headers = await self._request_headers("http.request", url, headers, context)
+        response = await self._send_request(str(arguments["method"]), url, headers, content)
+        return await _result_of_response(response, url)
 
-    async def _headers(self, tool: str, url: str, headers: Mapping[str, str], context: ToolContext) -> dict[str, str]:
+    async def _request_headers(
+        self, tool: str, url: str, headers: Mapping[str, str], context: ToolContext
+    ) -> dict[str, str]:
         if self._secrets is None:
             raise ToolFailure("unavailable", "The server is starting.")
-        return await self._secrets.fill(headers, tool=tool, host=_host(url), context=context)
+        return await self._secrets.fill_placeholders(headers, tool=tool, host=_host_of(url), context=context)
 
-    async def _send(self, method: str, url: str, headers: Mapping[str, str], content: bytes | None) -> httpx2.Response:
+    async def _send_request(
+        self, method: str, url: str, headers: Mapping[str, str], content: bytes | None
+    ) -> httpx2.Response:
         """Send one request and read at most 1 MiB of the response.
 
         Raise `ToolFailure` if the request is not allowed or no complete response arrives.
@@ -238,7 +345,7 @@ class HttpTools:
         return self._client
 
 
-async def _result(response: httpx2.Response, url: str) -> Json:
+async def _result_of_response(response: httpx2.Response, url: str) -> Json:
     """Convert a response into the result of the tool."""
     from corral.egress.transport import truncated
 
@@ -254,7 +361,7 @@ async def _result(response: httpx2.Response, url: str) -> Json:
     if location := response.headers.get("location"):
         result["location"] = location[:2000]
     if "html" in content_type:
-        result["text"] = await asyncio.to_thread(lambda: readable(_text(response), url))
+        result["text"] = await asyncio.to_thread(lambda: html_to_text(_decode_text(response), url))
     elif (
         not content_type
         or content_type.startswith(TEXT_TYPES)
@@ -262,22 +369,22 @@ async def _result(response: httpx2.Response, url: str) -> Json:
         or "+xml" in content_type
         or "charset=" in content_type
     ):
-        result["text"] = await asyncio.to_thread(_text, response)
+        result["text"] = await asyncio.to_thread(_decode_text, response)
     return result
 
 
-def _text(response: httpx2.Response) -> str:
+def _decode_text(response: httpx2.Response) -> str:
     """Decode the response with the declared encoding if that is a text encoding, or else as UTF-8."""
     if not ENCODINGS.fullmatch(response.charset_encoding or ""):
         response.encoding = "utf-8"
     return response.text
 
 
-def _config(properties: Json) -> Json:
+def _config_schema(properties: Json) -> Json:
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
-def _host(url: str) -> str:
+def _host_of(url: str) -> str:
     try:
         return (urlsplit(url.strip()).hostname or "").lower().removesuffix(".")
     except ValueError:
@@ -296,15 +403,15 @@ def _same_host(one: str, location: str) -> bool:
     return same and before.scheme == after.scheme
 
 
-def _target(arguments: Json) -> Target | None:
-    return Target(kind="host", id=_host(arguments["url"]))
+def _target_of(arguments: Json) -> CallTarget | None:
+    return CallTarget(kind="host", id=_host_of(arguments["url"]))
 
 
-def _admits(config: Mapping[str, Any], arguments: Json) -> bool:
+def _allows_host(config: Mapping[str, Any], arguments: Json) -> bool:
     """Return whether the configuration lists the host. Without a list, every host is allowed."""
     hosts = config.get("hosts")
-    return hosts is None or names_host(hosts, _host(arguments["url"]))
+    return hosts is None or names_host(hosts, _host_of(arguments["url"]))
 
 
-def _trusts(config: Mapping[str, Any], arguments: Json) -> bool:
-    return names_host(config.get("trusted_hosts") or [], _host(arguments["url"]))
+def _trusts_host(config: Mapping[str, Any], arguments: Json) -> bool:
+    return names_host(config.get("trusted_hosts") or [], _host_of(arguments["url"]))

@@ -14,11 +14,10 @@ from corral.http.page import Page, paginate_names
 from corral.plugin import Audit, AuditEntry
 from corral.schema.data import json_schema_problems
 from corral_plugins.agents.api import AgentFacts, Agents
-from corral_plugins.tools.api import RISKS
+from corral_plugins.tools.api import RISKS, has_tools
 from corral_plugins.tools.models import ToolRow
-from corral_plugins.tools.service.decision import matches, rule_of
-from corral_plugins.tools.service.decision_context import NO_CONFIG
-from corral_plugins.tools.service.registry import RegisteredTool, Registry
+from corral_plugins.tools.service.decision import NO_CONFIG, rule_of
+from corral_plugins.tools.service.registry import RegisteredTool, ToolRegistry
 from corral_plugins.tools.shapes import ToolPatch, ToolQuery, ToolView
 
 DEFINED = (
@@ -33,15 +32,15 @@ class ToolListing:
     agents: Agents | None
     audit: Audit | None
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: ToolRegistry) -> None:
         self._registry = registry
 
-    def page(self, query: ToolQuery, by: Principal) -> Page[ToolView]:
+    def list_tools(self, query: ToolQuery, by: Principal) -> Page[ToolView]:
         """List the tools that match the filters, sorted by name."""
-        agent = self._agent(query.agent_id)
+        agent = self._find_agent(query.agent_id)
         found = [
             tool
-            for tool in self._registry.all()
+            for tool in self._registry.list_tools()
             if (query.risk is UNSET or tool.risk in query.risk)
             and query.source in (UNSET, tool.source)
             and query.runs in (UNSET, tool.definition.runs)
@@ -52,25 +51,25 @@ class ToolListing:
             by,
             scope="tools",
             name=lambda tool: tool.definition.name,
-            make=lambda shown: [view(tool, agent) for tool in shown],
+            make=lambda shown: [tool_view(tool, agent) for tool in shown],
         )
 
-    def one(self, name: str, agent_id: Any = UNSET) -> ToolView:
+    def get_tool(self, name: str, agent_id: Any = UNSET) -> ToolView:
         """Return a tool. Raise `NotFound` if there is no tool with this name."""
-        return view(self._found(name), self._agent(agent_id))
+        return tool_view(self._find_tool(name), self._find_agent(agent_id))
 
-    def change(self, name: str, patch: ToolPatch, match: IfMatch, *, by: Principal) -> ToolView:
+    def change_tool(self, name: str, patch: ToolPatch, match: IfMatch, *, by: Principal) -> ToolView:
         """Change the overrides of a tool. Null restores the value of the tool definition.
 
         Raise `Conflict` if another request changed the tool meanwhile, and `Invalid` for values that are not allowed.
         """
-        tool = self._found(name)
+        tool = self._find_tool(name)
         before = tool.overrides
         match.check(before.version)
         given = {field: value for field in patch.__struct_fields__ if (value := getattr(patch, field)) is not UNSET}
         if not given:
-            return view(tool, None)
-        self._check(tool, patch)
+            return tool_view(tool, None)
+        self._check_patch(tool, patch)
         values = {**given, "version": before.version + 1, "updated_at": clock.now(), "updated_by": by.user_id}
         if before.version == 1:
             ToolRow.insert(name=name, **values).on_conflict_ignore().execute()
@@ -81,16 +80,16 @@ class ToolListing:
             changed = bool(ToolRow.update(values).where(unchanged).execute())
         if not changed:
             raise Conflict(
-                "The tool was changed by another request; read it again and retry.", current_status="changed"
+                "The tool was changed in the meantime; read it again and repeat the change.", current_status="changed"
             )
         if self.audit is not None:
             changes = {field: (getattr(before, field), value) for field, value in given.items()}
             entry = AuditEntry(action="tools.tool.update", object_type="tool", object_id=name, changes=changes)
             self.audit.record(entry)
-        return view(self._found(name), None)
+        return tool_view(self._find_tool(name), None)
 
     @staticmethod
-    def _check(tool: RegisteredTool, patch: ToolPatch) -> None:
+    def _check_patch(tool: RegisteredTool, patch: ToolPatch) -> None:
         is_lowered = isinstance(patch.risk, str) and RISKS.index(patch.risk) < RISKS.index(tool.definition.risk)
         if is_lowered and tool.source != "worker":
             detail = f"The risk of this tool is {tool.definition.risk} and can only be raised."
@@ -101,30 +100,30 @@ class ToolListing:
             if faults:
                 raise Invalid(f"The configuration has {len(faults)} problems.", errors=faults)
 
-    def _found(self, name: str) -> RegisteredTool:
-        tool = self._registry.find(name)
+    def _find_tool(self, name: str) -> RegisteredTool:
+        tool = self._registry.find_tool(name)
         if tool is None:
             raise NotFound("There is no tool with this name.")
         return tool
 
-    def _agent(self, agent_id: Any) -> AgentFacts | None:
+    def _find_agent(self, agent_id: Any) -> AgentFacts | None:
         if not isinstance(agent_id, str):
             return None
-        agent = self.agents.facts(agent_id.lower()) if self.agents is not None else None
+        agent = self.agents.find(agent_id.lower()) if self.agents is not None else None
         if agent is None:
-            detail = "There is no such agent."
+            detail = "There is no agent with this id."
             raise Invalid.at("/query/agent_id", "unknown_reference", detail, problem="unknown_reference")
         return agent
 
 
-def view(tool: RegisteredTool, agent: AgentFacts | None) -> ToolView:
+def tool_view(tool: RegisteredTool, agent: AgentFacts | None) -> ToolView:
     """Build the public shape of a tool.
 
     With an agent, the shape contains the policy of the tool for a run of this agent that is not tainted.
     """
     policy = None
     if agent is not None:
-        is_usable = tool.overrides.enabled and matches(agent.enabled_tools, tool.name)
+        is_usable = tool.overrides.enabled and has_tools(agent.enabled_tools, [tool.name])
         policy = (rule_of(agent.tool_policy, tool.name).policy or tool.default_policy) if is_usable else "deny"
     defined: dict[str, Any] = {name: getattr(tool.definition, name) for name in DEFINED}
     return ToolView(

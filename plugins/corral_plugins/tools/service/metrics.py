@@ -25,20 +25,20 @@ class ToolMetrics:
         self.seconds = Histogram((*SECONDS, 60.0, 300.0, 600.0))
         self._tainted = 0
 
-    def decided(self, tool: RegisteredTool | None, decision: str) -> None:
+    def count_decision(self, tool: RegisteredTool | None, decision: str) -> None:
         """Count a decision on a tool call."""
-        key = (_name(tool), decision)
+        key = (_label_of(tool), decision)
         after_commit(lambda: self._calls.update({key: 1}))
 
-    def ended(self, tool: RegisteredTool | None, duration_ms: int) -> None:
+    def observe_duration(self, tool: RegisteredTool | None, duration_ms: int) -> None:
         """Record the duration of an ended call."""
-        after_commit(lambda: self.seconds.observe(duration_ms / 1000, (_name(tool),)))
+        after_commit(lambda: self.seconds.observe(duration_ms / 1000, (_label_of(tool),)))
 
-    def tainted(self) -> None:
+    def count_tainted_attempt(self) -> None:
         """Count an attempt that received its first untrusted content."""
         after_commit(lambda: setattr(self, "_tainted", self._tainted + 1))
 
-    def calls(self) -> Mapping[tuple[str, ...], float]:
+    def calls_by_decision(self) -> Mapping[tuple[str, ...], float]:
         """Return the number of calls by tool and decision."""
         return self._calls
 
@@ -47,5 +47,5 @@ class ToolMetrics:
         return {(): self._tainted}
 
 
-def _name(tool: RegisteredTool | None) -> str:
+def _label_of(tool: RegisteredTool | None) -> str:
     return tool.name if tool is not None and tool.source.startswith("plugin:") else OTHER

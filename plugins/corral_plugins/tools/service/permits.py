@@ -19,19 +19,19 @@ from corral.database.unit import Entry
 from corral.errors import Conflict, Forbidden, NotFound
 from corral.redact.redactor import Redactor
 from corral_plugins.tasks.api import Run, Tasks
-from corral_plugins.tools.models import ToolCall
-from corral_plugins.tools.service import repository
+from corral_plugins.tools.models import ToolCallRow
+from corral_plugins.tools.service import call_store
+from corral_plugins.tools.service.call_store import to_json, truncate_output
 from corral_plugins.tools.service.metrics import ToolMetrics
-from corral_plugins.tools.service.output import to_json, truncate
-from corral_plugins.tools.service.registry import RegisteredTool, Registry
-from corral_plugins.tools.shapes import CallReport, CallView, ReportedError
+from corral_plugins.tools.service.registry import RegisteredTool, ToolRegistry
+from corral_plugins.tools.shapes import ReportedToolError, ToolCallReport, ToolCallView
 
 PERMIT_SECONDS = 60
 REPORT_GRACE_SECONDS = 30
 PURPOSE = "tools.permit"
 
 
-class Permits:
+class ToolPermits:
     """The service that issues permits and accepts the reports of workers.
 
     A permit documents a decision. A compromised worker can run tools without a permit.
@@ -40,13 +40,13 @@ class Permits:
     tasks: Tasks | None
 
     def __init__(
-        self, work: Work, sealer: Sealer, redactor: Redactor, registry: Registry, metrics: ToolMetrics
+        self, work: Work, sealer: Sealer, redactor: Redactor, registry: ToolRegistry, metrics: ToolMetrics
     ) -> None:
         self._work, self._sealer, self._redactor = work, sealer, redactor
         self._registry, self._metrics = registry, metrics
 
     @staticmethod
-    def columns(tool: RegisteredTool) -> dict[str, Any]:
+    def permit_columns(tool: RegisteredTool) -> dict[str, Any]:
         """Return the columns of a new permit: its expiry, and the time after which the call is considered abandoned."""
         return {
             "permit_until": clock.now(PERMIT_SECONDS),
@@ -54,72 +54,72 @@ class Permits:
         }
 
     @staticmethod
-    def is_valid(row: ToolCall, run: Run) -> bool:
+    def is_valid(row: ToolCallRow, run: Run) -> bool:
         """Return whether the lease may still use the permit: the permit belongs to the lease and has not expired."""
         return bool(row.lease_id == run.lease_id and (row.permit_until or "") > clock.now())
 
-    def view(self, row: ToolCall) -> CallView:
+    def call_with_permit(self, row: ToolCallRow) -> ToolCallView:
         """Build the public shape of a call with its permit. Only the worker of the call may receive the result."""
-        shown = repository.view(row)
+        shown = call_store.call_view(row)
         shown.permit = base64.urlsafe_b64encode(self._sealer.mac(PURPOSE, _signed_data(row))).rstrip(b"=").decode()
         shown.permit_expires_at = row.permit_until or clock.now()
         return shown
 
-    async def report(
-        self, task_id: str, call_id: str, report: CallReport, *, lease_id: str | None, by: Principal, entry: Entry
-    ) -> CallView:
+    async def store_report(
+        self, task_id: str, call_id: str, report: ToolCallReport, *, lease_id: str | None, by: Principal, entry: Entry
+    ) -> ToolCallView:
         """Store the outcome of a permitted call and return the call. Repeating the same report has no effect.
 
         Raise `Conflict(already_decided)` if a different outcome is stored, and `Forbidden` for a wrong permit.
         """
-        result, error = await asyncio.to_thread(self._redacted, report)
+        result, error = await asyncio.to_thread(self._redact_report, report)
         return await self._work(
-            lambda: self._report(task_id, call_id, report, result, error, lease_id=lease_id, by=by), entry=entry
+            lambda: self._store_report(task_id, call_id, report, result, error, lease_id=lease_id, by=by), entry=entry
         )
 
-    def _redacted(self, report: CallReport) -> tuple[Any, dict[str, Any] | None]:
+    def _redact_report(self, report: ToolCallReport) -> tuple[Any, dict[str, Any] | None]:
         error = report.error
         if error is None:
-            return truncate(self._redactor.redact_json(to_json(report.result))), None
+            return truncate_output(self._redactor.redact_json(to_json(report.result))), None
         if isinstance(error, str):
-            error = ReportedError(message=error)
-        return None, truncate(self._redactor.redact_json(msgspec.structs.asdict(error)))
+            error = ReportedToolError(message=error)
+        return None, truncate_output(self._redactor.redact_json(msgspec.structs.asdict(error)))
 
-    def _report(
+    def _store_report(
         self,
         task_id: str,
         call_id: str,
-        report: CallReport,
+        report: ToolCallReport,
         result: Any,
         error: dict[str, Any] | None,
         *,
         lease_id: str | None,
         by: Principal,
-    ) -> CallView:
+    ) -> ToolCallView:
         if self.tasks is None:
             raise NotFound()
-        run = self.tasks.run(task_id, lease_id, by=by)
-        row = repository.find(task_id, call_id)
+        run = self.tasks.lock_run(task_id, lease_id, by=by)
+        row = call_store.find_call(task_id, call_id)
         if row is None:
             raise NotFound("This task has no tool call with this id.")
         if row.lease_id != run.lease_id or not self._is_permit(report.permit, row):
-            raise Forbidden("The permit is not for this call and lease.")
+            raise Forbidden("The permit belongs to another call or lease.")
         if row.status != "permitted":
             if row.status in ("succeeded", "failed") and (row.result, row.error) == (result, error):
-                return repository.view(row)
+                return call_store.call_view(row)
             raise Conflict(
                 f"The call already has a result: {row.status}.", code="already_decided", current_status=row.status
             )
-        tool = self._registry.find(row.tool, worker_id=run.worker_id)
+        tool = self._registry.find_tool(row.tool, worker_id=run.worker_id)
         tainted = tool is None or tool.definition.untrusted_output
-        if tainted and self.tasks.taint(task_id, run.lease_id, (row.tool,)):
-            self._metrics.tainted()
+        if tainted and self.tasks.taint_run(task_id, run.lease_id, (row.tool,)):
+            self._metrics.count_tainted_attempt()
         status = "succeeded" if error is None else "failed"
-        repository.end(row, status, result=result, error=error, duration_ms=report.duration_ms, tainted=tainted)
-        self._metrics.ended(tool, row.duration_ms or 0)
-        return repository.view(row)
+        call_store.end_call(row, status, result=result, error=error, duration_ms=report.duration_ms, tainted=tainted)
+        self._metrics.observe_duration(tool, row.duration_ms or 0)
+        return call_store.call_view(row)
 
-    def _is_permit(self, permit: str, row: ToolCall) -> bool:
+    def _is_permit(self, permit: str, row: ToolCallRow) -> bool:
         try:
             mac = base64.urlsafe_b64decode(permit + "=" * (-len(permit) % 4))
         except ValueError:
@@ -127,6 +127,6 @@ class Permits:
         return self._sealer.verify(PURPOSE, _signed_data(row), mac)
 
 
-def _signed_data(row: ToolCall) -> bytes:
+def _signed_data(row: ToolCallRow) -> bytes:
     """Return the data that a permit signs: the call, the lease, the execution number and the hash of the arguments."""
     return msgspec.json.encode([row.id, row.lease_id, row.executions, row.arguments_sha256])

@@ -15,9 +15,8 @@ import msgspec
 
 from corral.database.statement import Statement
 from corral.plugin import Contributions, Settings
-from corral_plugins.tools.api import RISKS, Policy, Risk, Tool
+from corral_plugins.tools.api import RISK_POLICY, RISKS, Tool, ToolPolicy, ToolRisk
 from corral_plugins.tools.models import ToolRow
-from corral_plugins.tools.service.decision import RISK_POLICY
 from corral_plugins.tools.settings import TIMEOUT_SECONDS
 from corral_plugins.workers.api import Workers, WorkerTool
 
@@ -29,27 +28,27 @@ ANYTHING: dict[str, Any] = {"type": "object"}
 HASHED_FIELDS = ("name", "title", "description", "risk", "runs", "schema", "output_schema")
 FIELDS = ("name", "version", "enabled", "default_policy", "risk", "timeout_seconds", "config")
 
-_ROW = Statement(lambda p: ToolRow.select(*_columns()).where(ToolRow.name == p("name")).tuples())
-_ROWS = Statement(lambda p: ToolRow.select(*_columns()).order_by(ToolRow.name).tuples())
+_ROW = Statement(lambda p: ToolRow.select(*_override_columns()).where(ToolRow.name == p("name")).tuples())
+_ROWS = Statement(lambda p: ToolRow.select(*_override_columns()).order_by(ToolRow.name).tuples())
 
 
-def _columns() -> list[Any]:
+def _override_columns() -> list[Any]:
     return [getattr(ToolRow, name) for name in FIELDS]
 
 
-class Overrides(msgspec.Struct, frozen=True):
+class ToolOverrides(msgspec.Struct, frozen=True):
     """The values of a tool that admins have overridden. A tool without overrides has version 1."""
 
     name: str = ""
     version: int = 1
     enabled: bool = True
-    default_policy: Policy | None = None
-    risk: Risk | None = None
+    default_policy: ToolPolicy | None = None
+    risk: ToolRisk | None = None
     timeout_seconds: int | None = None
     config: Mapping[str, Any] | None = None
 
 
-NO_OVERRIDES = Overrides()
+NO_OVERRIDES = ToolOverrides()
 
 
 class RegisteredTool(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,7 +56,7 @@ class RegisteredTool(msgspec.Struct, frozen=True, kw_only=True):
 
     definition: Tool
     source: str  # plugin:<name> | worker
-    overrides: Overrides
+    overrides: ToolOverrides
     timeout_seconds: int
     workers: tuple[str, ...] = ()
 
@@ -67,12 +66,12 @@ class RegisteredTool(msgspec.Struct, frozen=True, kw_only=True):
         return self.definition.name
 
     @property
-    def risk(self) -> Risk:
+    def risk(self) -> ToolRisk:
         """The risk that an admin set, or else the risk in the tool definition."""
         return self.overrides.risk or self.definition.risk
 
     @property
-    def default_policy(self) -> Policy:
+    def default_policy(self) -> ToolPolicy:
         """The policy for agents that have no rule for the tool."""
         return self.overrides.default_policy or RISK_POLICY[self.risk]
 
@@ -88,7 +87,7 @@ class RegisteredTool(msgspec.Struct, frozen=True, kw_only=True):
         return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
 
 
-class Registry:
+class ToolRegistry:
     """The registry of tools. Runs in the caller's unit of work."""
 
     workers: Workers | None
@@ -96,7 +95,7 @@ class Registry:
     def __init__(self, contributions: Contributions, settings: Settings) -> None:
         self._contributions, self._settings = contributions, settings
 
-    def contributed(self) -> dict[str, tuple[Tool, str]]:
+    def contributed_tools(self) -> dict[str, tuple[Tool, str]]:
         """Return the tools of active plugins by name, each with its source.
 
         If several plugins contribute a tool with the same name, the plugin `tools` wins, or else the plugin whose name
@@ -111,58 +110,59 @@ class Registry:
 
     def log_ignored(self) -> None:
         """Log a warning for each contributed tool that is ignored, with the reason."""
-        accepted = self.contributed()
+        accepted = self.contributed_tools()
         for plugin, tool in self._contributions.for_hook("corral_tools"):
             if tool.name not in accepted:
                 log.warning(
-                    "a contributed tool is ignored: its name needs a dot", extra={"plugin": plugin, "tool": tool.name}
+                    "contributed tool ignored: its name must contain a dot", extra={"plugin": plugin, "tool": tool.name}
                 )
             elif accepted[tool.name] != (tool, f"plugin:{plugin}"):
                 log.warning(
-                    "a contributed tool is ignored: its name is taken", extra={"plugin": plugin, "tool": tool.name}
+                    "contributed tool ignored: another tool has the same name",
+                    extra={"plugin": plugin, "tool": tool.name},
                 )
 
-    def find(self, name: str, *, worker_id: str | None = None) -> RegisteredTool | None:
+    def find_tool(self, name: str, *, worker_id: str | None = None) -> RegisteredTool | None:
         """Return a tool by name, or None.
 
         If no plugin contributes the tool, the definition comes from the given worker, or from any online worker if
         `worker_id` is None.
         """
-        contributed = self.contributed().get(name)
-        offered = [] if contributed and contributed[0].runs == "server" else self._offered(worker_id, name)
+        contributed = self.contributed_tools().get(name)
+        offered = [] if contributed and contributed[0].runs == "server" else self._tools_of_workers(worker_id, name)
         if contributed is None and not offered:
             return None
         row = _ROW.one({"name": name})
         tool, source = contributed or (_from_worker(offered[0]), "worker")
-        return self._registered(tool, source, NO_OVERRIDES if row is None else _overrides(row), offered)
+        return self._registered_tool(tool, source, NO_OVERRIDES if row is None else _overrides_of_row(row), offered)
 
-    def all(self, *, worker_id: str | None = None) -> list[RegisteredTool]:
+    def list_tools(self, *, worker_id: str | None = None) -> list[RegisteredTool]:
         """List all tools, sorted by name.
 
         These are the tools of plugins, and the tools of the given worker, or of all online workers if `worker_id` is
         None.
         """
-        overrides = {row[0]: _overrides(row) for row in _ROWS.rows({})}
+        overrides = {row[0]: _overrides_of_row(row) for row in _ROWS.rows({})}
         offered: dict[str, list[WorkerTool]] = {}
-        for each in self._offered(worker_id):
+        for each in self._tools_of_workers(worker_id):
             offered.setdefault(each.name, []).append(each)
-        tools = {name: (_from_worker(each[0]), "worker") for name, each in offered.items()} | self.contributed()
+        tools = {name: (_from_worker(each[0]), "worker") for name, each in offered.items()} | self.contributed_tools()
         return [
-            self._registered(tool, source, overrides.get(name, NO_OVERRIDES), offered.get(name, ()))
+            self._registered_tool(tool, source, overrides.get(name, NO_OVERRIDES), offered.get(name, ()))
             for name, (tool, source) in sorted(tools.items())
         ]
 
-    def _offered(self, worker_id: str | None, name: str | None = None) -> list[WorkerTool]:
+    def _tools_of_workers(self, worker_id: str | None, name: str | None = None) -> list[WorkerTool]:
         if self.workers is None:
             return []
         return [
             each
-            for each in self.workers.tools(worker_id)
+            for each in self.workers.tools_of_workers(worker_id)
             if (name is None or each.name == name) and NAME.fullmatch(each.name)
         ]
 
-    def _registered(
-        self, definition: Tool, source: str, overrides: Overrides, offered: Iterable[WorkerTool]
+    def _registered_tool(
+        self, definition: Tool, source: str, overrides: ToolOverrides, offered: Iterable[WorkerTool]
     ) -> RegisteredTool:
         seconds = overrides.timeout_seconds or definition.timeout_seconds or self._settings.get(TIMEOUT_SECONDS)
         workers = tuple(dict.fromkeys(each.worker_name for each in offered)) if definition.runs == "worker" else ()
@@ -171,15 +171,15 @@ class Registry:
         )
 
 
-def _overrides(row: tuple[Any, ...]) -> Overrides:
-    """Convert a row into `Overrides`.
+def _overrides_of_row(row: tuple[Any, ...]) -> ToolOverrides:
+    """Convert a row into `ToolOverrides`.
 
     Compiled statements return JSON columns as text, and some database engines return booleans as numbers.
     """
     values = dict(zip(FIELDS, row, strict=True))
     values["enabled"] = bool(values["enabled"])
     values["config"] = None if values["config"] is None else msgspec.json.decode(values["config"])
-    return Overrides(**values)
+    return ToolOverrides(**values)
 
 
 def _from_worker(offered: WorkerTool) -> Tool:

@@ -8,11 +8,11 @@ from typing import Any
 from corral.auth.principal import Principal
 from corral.errors import Forbidden
 from corral.redact.redactor import Redactor
-from corral_plugins.tools.api import ClaimTool, Json, Policy
-from corral_plugins.tools.service import repository
-from corral_plugins.tools.service.decision import RISK_PERMISSION, matches, rule_of
-from corral_plugins.tools.service.output import truncate
-from corral_plugins.tools.service.registry import RegisteredTool, Registry
+from corral_plugins.tools.api import ClaimTool, Json, ToolPolicy, has_tools
+from corral_plugins.tools.service import call_store
+from corral_plugins.tools.service.call_store import truncate_output
+from corral_plugins.tools.service.decision import RISK_PERMISSION, rule_of
+from corral_plugins.tools.service.registry import RegisteredTool, ToolRegistry
 from corral_plugins.workers.api import Workers
 
 DEFINED = ("name", "title", "description", "schema", "runs")
@@ -23,19 +23,19 @@ class ToolsService:
 
     workers: Workers | None
 
-    def __init__(self, registry: Registry, redactor: Redactor) -> None:
+    def __init__(self, registry: ToolRegistry, redactor: Redactor) -> None:
         self._registry, self._redactor = registry, redactor
 
-    def offered(
+    def tools_for_run(
         self, *, enabled: Sequence[str], policy: Mapping[str, Any], allowed: Sequence[str] | None, worker_id: str
     ) -> list[ClaimTool]:
-        worker = self.workers.facts(worker_id) if self.workers is not None else None
+        worker = self.workers.find(worker_id) if self.workers is not None else None
         offers_all = worker is not None and not worker.tools
         found: list[ClaimTool] = []
-        for tool in self._registry.all(worker_id=worker_id):
-            if not tool.overrides.enabled or not matches(enabled, tool.name):
+        for tool in self._registry.list_tools(worker_id=worker_id):
+            if not tool.overrides.enabled or not has_tools(enabled, [tool.name]):
                 continue
-            if allowed is not None and not matches(allowed, tool.name):
+            if allowed is not None and not has_tools(allowed, [tool.name]):
                 continue
             if tool.definition.runs == "worker" and not offers_all and not tool.workers:
                 continue
@@ -44,18 +44,22 @@ class ToolsService:
                 found.append(_claim_tool(tool, effective))
         return found
 
-    def of_server(self) -> frozenset[str]:
-        return frozenset(name for name, (tool, _) in self._registry.contributed().items() if tool.runs == "server")
+    def server_tools(self) -> frozenset[str]:
+        return frozenset(
+            name for name, (tool, _) in self._registry.contributed_tools().items() if tool.runs == "server"
+        )
 
-    def refuse_beyond(
+    def refuse_missing_permissions(
         self, by: Principal, *, enabled: Sequence[str], policy: Mapping[str, Any], before: Mapping[str, Any]
     ) -> None:
-        tools = self._registry.all()
+        tools = self._registry.list_tools()
         for name in enabled:
             for tool in tools:
-                if matches([name], tool.name) and not _required_permissions(tool) <= by.permissions:
+                if has_tools([name], [tool.name]) and not _required_permissions(tool) <= by.permissions:
                     missing = ", ".join(sorted(_required_permissions(tool) - by.permissions))
-                    raise Forbidden(f"You cannot give {tool.name} to an agent: you lack {missing}.")
+                    raise Forbidden(
+                        f"You cannot enable {tool.name} for an agent, because you do not have the permission {missing}."
+                    )
         if by.may("agents.manage"):
             return
         for name, rule in policy.items():
@@ -66,13 +70,13 @@ class ToolsService:
             ):
                 raise Forbidden(f"Setting allow for the dangerous tool {name} requires the permission agents.manage.")
 
-    def answered(self, task_id: str, call_id: str, *, result: Any = None, error: Json | None = None) -> None:
-        row = repository.find(task_id, call_id)
+    def store_answer(self, task_id: str, call_id: str, *, result: Any = None, error: Json | None = None) -> None:
+        row = call_store.find_call(task_id, call_id)
         if row is not None and row.status == "running" and row.alive_until is None:
             status = "succeeded" if error is None else "failed"
             # A person wrote the answer: redact only stored credentials, not text that merely looks like a credential.
-            redacted = truncate(self._redactor.redact_json(result, patterns=False))
-            repository.end(row, status, result=redacted, error=error)
+            redacted = truncate_output(self._redactor.redact_json(result, patterns=False))
+            call_store.end_call(row, status, result=redacted, error=error)
 
 
 def _required_permissions(tool: RegisteredTool) -> frozenset[str]:
@@ -86,10 +90,10 @@ def _is_dangerous(tools: Sequence[RegisteredTool], name: str) -> bool:
 
     A name that matches no tool counts as dangerous, because a matching tool may be added later.
     """
-    included = [tool for tool in tools if matches([name], tool.name)]
+    included = [tool for tool in tools if has_tools([name], [tool.name])]
     return not included or any(tool.risk == "dangerous" for tool in included)
 
 
-def _claim_tool(tool: RegisteredTool, policy: Policy) -> ClaimTool:
+def _claim_tool(tool: RegisteredTool, policy: ToolPolicy) -> ClaimTool:
     defined: dict[str, Any] = {name: getattr(tool.definition, name) for name in DEFINED}
     return ClaimTool(**defined, risk=tool.risk, policy=policy)

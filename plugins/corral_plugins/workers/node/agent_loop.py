@@ -18,28 +18,28 @@ from corral_plugins.workers.node.client import (
     RELEASE_CODES,
     ApiError,
     CancelRequested,
-    Client,
-    LeaseLost,
     ResponseCut,
-    Unreachable,
-    is_final,
-    pause,
+    ServerUnreachable,
+    WorkerApiClient,
+    WorkerLeaseLost,
+    call_with_retries,
+    is_final_response,
     raise_for_lease_state,
-    retry,
+    retry_delay,
 )
 from corral_plugins.workers.node.conversation import (
     FINISH,
     AttemptState,
     Message,
     assign_call_ids,
+    calls_signature,
     open_calls,
     parse_json,
     repair_message,
-    signature,
 )
-from corral_plugins.workers.node.model import Model, ModelCall, ModelReply
+from corral_plugins.workers.node.model import GatewayModel, ModelCall, ModelReply
 from corral_plugins.workers.node.task_process import CANCELLED, LOST, REPORTED
-from corral_plugins.workers.node.tool_client import ToolClient, Waiting
+from corral_plugins.workers.node.tool_client import TaskWaits, ToolClient
 from corral_plugins.workers.node.tools.workspace import Workspaces
 
 MAX_STEPS, MAX_REPAIRS = 25, 2
@@ -49,7 +49,7 @@ LIVE_LENGTH = 500  # in characters: the maximum length of a progress message
 NEEDS_PEOPLE = ("credentials", "model", "not_configured")  # kinds of errors that only a person can resolve
 UNREADABLE = (
     "This worker cannot read the task's checkpoint, which another worker wrote: {}. Let that worker run the task, or "
-    "retry it with from_checkpoint false to start it again from the beginning."
+    "retry the task with from_checkpoint=false to start it from the beginning."
 )
 
 Control = Literal["drain", "budget"]
@@ -59,7 +59,7 @@ Control = Literal["drain", "budget"]
 """
 
 
-class _Ended(Exception):
+class _AttemptEnded(Exception):
     """The exception that ends the loop after the outcome of the attempt was reported."""
 
 
@@ -71,7 +71,7 @@ class AgentLoop:
 
     def __init__(
         self,
-        client: Client,
+        client: WorkerApiClient,
         claim: Mapping[str, Any],
         controls: set[str],
         *,
@@ -82,18 +82,20 @@ class AgentLoop:
         self._task, self._agent = claim["task"], claim["agent"]
         self._id: str = self._task["id"]
         self._state = AttemptState(claim)
-        self._model = Model(client, claim.get("gateway_url") or "/api/v1/llm")
-        self._tools = ToolClient(client, claim, self._state, self._checkpoint, allowed=allowed, workspaces=workspaces)
+        self._model = GatewayModel(client, claim.get("gateway_url") or "/api/v1/llm")
+        self._tools = ToolClient(
+            client, claim, self._state, self._store_checkpoint, allowed=allowed, workspaces=workspaces
+        )
         self._workspaces = workspaces
         self._lines = 0
 
     async def run(self) -> int:
         """Run the attempt and return the exit status of the process. Any exception counts as a crash."""
         try:
-            await self._steps()
-        except (_Ended, Waiting):
+            await self._run_steps()
+        except (_AttemptEnded, TaskWaits):
             return REPORTED
-        except LeaseLost:
+        except WorkerLeaseLost:
             return LOST
         except CancelRequested:
             return CANCELLED
@@ -103,46 +105,50 @@ class AgentLoop:
             raise
         raise AssertionError("the loop ends by reporting")
 
-    async def _steps(self) -> None:
+    async def _run_steps(self) -> None:
         state = self._state
         if state.invalid is not None:  # starting from the beginning could repeat earlier actions
-            await self._fail("checkpoint_unreadable", UNREADABLE.format(state.invalid), retryable=False)
+            await self._fail_attempt("checkpoint_unreadable", UNREADABLE.format(state.invalid), retryable=False)
         max_steps = int((self._agent.get("config") or {}).get("max_steps") or MAX_STEPS)
         while True:
             last = state.messages[-1]
             if last["role"] == "assistant" and not last.get("tool_calls"):
-                await self._finish(last.get("content") or "")
-            await self._drain()
+                await self._finish_with_answer(last.get("content") or "")
+            await self._release_for_drain()
             for call in open_calls(state.messages):
-                state.messages.append(await self._tool(call))
-                await self._drain()
+                state.messages.append(await self._call_tool(call))
+                await self._release_for_drain()
             if state.step >= max_steps:
-                await self._fail("max_steps", f"The task was not done after {max_steps} model steps.", retryable=False)
-            await self._step(max_steps)
+                await self._fail_attempt(
+                    "max_steps", f"The task was not finished after {max_steps} model steps.", retryable=False
+                )
+            await self._run_step(max_steps)
 
-    async def _step(self, max_steps: int) -> None:
+    async def _run_step(self, max_steps: int) -> None:
         """Call the model, store a checkpoint and report progress."""
         state = self._state
         if "budget" in self._controls and not state.warned:
             state.warned = True
             state.messages.append({"role": "user", "content": FINISH})
-        reply = await self._ask(state.step + 1)
+        reply = await self._ask_model(state.step + 1)
         state.step += 1
         assign_call_ids(reply.message, state.messages, state.step)
         state.messages.append(reply.message)
-        await self._checkpoint()
-        await self._log(f"Step {state.step}: {reply.model}, {reply.input_tokens} tokens in, {reply.output_tokens} out")
+        await self._store_checkpoint()
+        await self._append_log(
+            f"Step {state.step}: {reply.model}, {reply.input_tokens} tokens in, {reply.output_tokens} out"
+        )
         progress: dict[str, Any] = {"message": f"Step {state.step} of at most {max_steps}"}
-        if calls := signature(reply.message.get("tool_calls") or ()):
+        if calls := calls_signature(reply.message.get("tool_calls") or ()):
             progress["signature"] = calls
-        updated = await self._client.progress(self._id, progress)
+        updated = await self._client.report_progress(self._id, progress)
         raise_for_lease_state(updated)
         if updated.get("state") == "budget_warning":
             self._controls.add("budget")
 
     # -- the model
 
-    async def _ask(self, step: int) -> ModelReply:
+    async def _ask_model(self, step: int) -> ModelReply:
         """Call the model for a step and return the reply.
 
         The idempotency key is the same in every attempt, so that repeating a finished step costs nothing.
@@ -150,19 +156,19 @@ class AgentLoop:
         key = f"{self._id}:{step}"
         for tries in range(1, MODEL_TRIES + 1):
             try:
-                return await self._stream(key)
+                return await self._stream_reply(key)
             except ApiError as error:
                 if error.is_lease_lost:
-                    raise LeaseLost from None
+                    raise WorkerLeaseLost from None
                 if error.code == "idempotency_key_reused":  # the conversation differs from that of an earlier attempt
                     key = f"{self._id}:{step}:{self._claim['fence']}"
                 elif _is_temporary(error) and tries < MODEL_TRIES:
-                    await asyncio.sleep(pause(tries + 1, error))
+                    await asyncio.sleep(retry_delay(tries + 1, error))
                 else:
-                    await self._refused(error)
+                    await self._handle_model_error(error)
         raise AssertionError("the last try returns or ends the attempt")
 
-    async def _stream(self, key: str) -> ModelReply:
+    async def _stream_reply(self, key: str) -> ModelReply:
         """Request one reply, and report its text as progress while it arrives.
 
         The request is repeated while the server cannot be reached. After `MAX_CUTS` (6) incomplete replies the request
@@ -181,45 +187,45 @@ class AgentLoop:
             nonlocal cuts
             async with LiveOutput(self._client, self._id) as live:
                 try:
-                    return await self._model.ask(request, key, live.add)
+                    return await self._model.send_request(request, key, live.add_text)
                 except ResponseCut as cut:
                     cuts += 1
                     if cuts < MAX_CUTS:
                         raise
-                    detail = f"The model's reply broke off {cuts} times: {cut}"
+                    detail = f"The model's reply was incomplete {cuts} times: {cut}"
                     raise ApiError(502, {"code": "provider_error", "detail": detail}) from None
 
-        return await retry(send_call, unless=is_final)
+        return await call_with_retries(send_call, unless=is_final_response)
 
-    async def _refused(self, error: ApiError) -> None:
+    async def _handle_model_error(self, error: ApiError) -> None:
         """Handle an error of the model call: release the task if waiting helps, or else fail the attempt."""
         own_cap = error.members.get("scope") == "task"
         if error.code in RELEASE_CODES or (error.status == 402 and not own_cap):
-            await self._release(error.code)
+            await self._release_task(error.code)
         kind = "budget_exceeded" if error.status == 402 else "provider_error"
         needs_people = error.members.get("kind") in NEEDS_PEOPLE or error.status in (402, 403, 422)
-        await self._fail(kind, error.detail, retryable=not needs_people)
+        await self._fail_attempt(kind, error.detail, retryable=not needs_people)
 
     # -- tools
 
-    async def _tool(self, call: Mapping[str, Any]) -> Message:
+    async def _call_tool(self, call: Mapping[str, Any]) -> Message:
         try:
-            return await self._tools.call(call)
+            return await self._tools.call_tool(call)
         except ApiError as error:
             if error.code in RELEASE_CODES:
-                await self._release(error.code)
+                await self._release_task(error.code)
             raise
 
     # -- ending the attempt
 
-    async def _finish(self, text: str) -> None:
+    async def _finish_with_answer(self, text: str) -> None:
         """Complete the task with the answer of the model.
 
         If the answer does not match the output schema, request the answer again, at most `MAX_REPAIRS` (2) times.
         """
         schema = self._task.get("output_schema")
         if not schema:
-            await self._complete({"text": text})
+            await self._complete_task({"text": text})
         try:
             value = parse_json(text)
             problems = [
@@ -229,57 +235,62 @@ class AgentLoop:
         except ValueError as error:
             value, problems = None, [str(error)]
         if not problems:
-            await self._complete(value)
+            await self._complete_task(value)
         if self._state.repairs >= MAX_REPAIRS:
-            await self._fail("schema_mismatch", "; ".join(problems), retryable=True)
+            await self._fail_attempt("schema_mismatch", "; ".join(problems), retryable=True)
         self._state.repairs += 1
         self._state.messages.append(repair_message(problems))
 
-    async def _complete(self, result: Any) -> None:
+    async def _complete_task(self, result: Any) -> None:
         try:
-            await self._client.complete(self._id, result)
+            await self._client.complete_task(self._id, result)
         except ApiError as error:
             if error.is_lease_lost:
-                raise LeaseLost from None
-            await self._fail("result_refused", error.detail, retryable=False)
+                raise WorkerLeaseLost from None
+            await self._fail_attempt("result_refused", error.detail, retryable=False)
         if self._workspaces is not None:
-            self._workspaces.remove(self._id)
-        raise _Ended
+            self._workspaces.remove_workspace(self._id)
+        raise _AttemptEnded
 
-    async def _fail(self, kind: str, message: str, *, retryable: bool) -> None:
-        await self._client.fail(self._id, kind, message, retryable=retryable)
-        raise _Ended
+    async def _fail_attempt(self, kind: str, message: str, *, retryable: bool) -> None:
+        await self._client.fail_task(self._id, kind, message, retryable=retryable)
+        raise _AttemptEnded
 
-    async def _release(self, reason: str) -> None:
-        await self._client.release(self._id, reason)
-        raise _Ended
+    async def _release_task(self, reason: str) -> None:
+        await self._client.release_task(self._id, reason)
+        raise _AttemptEnded
 
-    async def _drain(self) -> None:
+    async def _release_for_drain(self) -> None:
         if "drain" in self._controls:
-            await self._checkpoint()
-            await self._release("drain")
+            await self._store_checkpoint()
+            await self._release_task("drain")
 
-    async def _checkpoint(self) -> None:
+    async def _store_checkpoint(self) -> None:
         """Store a checkpoint.
 
         If the checkpoint is too large, the previous checkpoint stays, and the next attempt resumes from that one.
         """
         try:
-            await self._client.checkpoint(self._id, self._state.step, self._state.checkpoint())
+            await self._client.store_checkpoint(self._id, self._state.step, self._state.to_checkpoint())
         except ApiError as error:
             if error.status not in (413, 422):
                 raise
-            await self._log(f"No checkpoint after step {self._state.step}: {error.detail}")
+            await self._append_log(f"The checkpoint after step {self._state.step} was not stored: {error.detail}")
 
-    async def _log(self, message: str) -> None:
-        """Append a line to the log of the task. Raise `LeaseLost` if the lease has ended, and ignore other failures."""
+    async def _append_log(self, message: str) -> None:
+        """Append a line to the log of the task.
+
+        Raise `WorkerLeaseLost` if the lease has ended, and ignore other failures.
+        """
         self._lines += 1
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         try:
-            await self._client.logs(self._id, [{"seq": self._lines, "ts": now, "level": "info", "message": message}])
-        except (ApiError, Unreachable) as error:
+            await self._client.append_logs(
+                self._id, [{"seq": self._lines, "ts": now, "level": "info", "message": message}]
+            )
+        except (ApiError, ServerUnreachable) as error:
             if isinstance(error, ApiError) and error.is_lease_lost:
-                raise LeaseLost from None
+                raise WorkerLeaseLost from None
 
 
 def _is_temporary(error: ApiError) -> bool:
@@ -291,24 +302,24 @@ def _is_temporary(error: ApiError) -> bool:
 class LiveOutput:
     """The live output of a reply: progress reports with the last 500 characters of its text, twice a second.
 
-    `add` and the exit of the context raise `LeaseLost` or `CancelRequested` if the server reports this state.
+    `add` and the exit of the context raise `WorkerLeaseLost` or `CancelRequested` if the server reports this state.
     """
 
-    def __init__(self, client: Client, task_id: str) -> None:
+    def __init__(self, client: WorkerApiClient, task_id: str) -> None:
         self._client, self._task_id = client, task_id
         self._tail = ""
         self._due = time.monotonic() + LIVE_SECONDS
         self._sending: asyncio.Task[dict[str, Any]] | None = None
 
-    def add(self, text: str) -> None:
+    def add_text(self, text: str) -> None:
         """Add text, and start a progress report if one is due. Does not wait for the response."""
         self._tail = (self._tail + text)[-LIVE_LENGTH:]
         if self._sending is not None and self._sending.done():
-            _check_sent(self._sending)
+            _check_report(self._sending)
             self._sending = None
         if self._sending is None and self._tail.strip() and time.monotonic() >= self._due:
             self._due = time.monotonic() + LIVE_SECONDS
-            call = self._client.progress(self._task_id, {"message": self._tail}, tries=1)
+            call = self._client.report_progress(self._task_id, {"message": self._tail}, tries=1)
             self._sending = asyncio.ensure_future(call)
 
     async def __aenter__(self) -> LiveOutput:
@@ -324,18 +335,18 @@ class LiveOutput:
             self._sending.cancel()
         await asyncio.wait({self._sending})
         if error is None:
-            _check_sent(self._sending)
+            _check_report(self._sending)
 
 
-def _check_sent(sending: asyncio.Task[dict[str, Any]]) -> None:
-    """Raise `LeaseLost` or `CancelRequested` if the response to a progress report contains this state.
+def _check_report(sending: asyncio.Task[dict[str, Any]]) -> None:
+    """Raise `WorkerLeaseLost` or `CancelRequested` if the response to a progress report contains this state.
 
     A progress report that did not arrive is ignored.
     """
     try:
         raise_for_lease_state(sending.result())
-    except Unreachable:
+    except ServerUnreachable:
         return
     except ApiError as error:
         if error.is_lease_lost:
-            raise LeaseLost from None
+            raise WorkerLeaseLost from None

@@ -36,11 +36,11 @@ if hasattr(socket, "TCP_KEEPIDLE"):
 T = TypeVar("T")
 
 
-class Unreachable(Exception):
+class ServerUnreachable(Exception):
     """The error for a request without a response: the server is not running, or the connection broke."""
 
 
-class ResponseCut(Unreachable):
+class ResponseCut(ServerUnreachable):
     """The error for an incomplete response. The server may have processed and billed the request."""
 
 
@@ -55,7 +55,9 @@ class ApiError(Exception):
         self.status, self.members, self.retry_after = status, members, retry_after
         self.is_foreign = not members.get("code")
         self.code = str(members.get("code") or f"http_{status}")
-        self.detail = str(members.get("detail") or f"HTTP {status}, but not from the Corral API; check the URL.")
+        self.detail = str(
+            members.get("detail") or f"HTTP {status}, but the response is not from the Corral API; check the URL."
+        )
         super().__init__(f"{self.status} {self.code}: {self.detail}")
 
     @property
@@ -70,7 +72,7 @@ class ApiError(Exception):
         return self.code in ("lease_lost", "task_terminal") or (self.status == 401 and not self.is_foreign)
 
 
-class LeaseLost(Exception):
+class WorkerLeaseLost(Exception):
     """The error for a lease that has ended. The attempt must stop without a report."""
 
 
@@ -79,14 +81,14 @@ class CancelRequested(Exception):
 
 
 def raise_for_lease_state(reply: Mapping[str, Any]) -> None:
-    """Raise `LeaseLost` or `CancelRequested` according to the lease state in a response."""
+    """Raise `WorkerLeaseLost` or `CancelRequested` according to the lease state in a response."""
     if reply.get("state") == "lost":
-        raise LeaseLost
+        raise WorkerLeaseLost
     if reply.get("state") == "cancel_requested":
         raise CancelRequested
 
 
-def pause(tries: int, error: Exception | None = None) -> float:
+def retry_delay(tries: int, error: Exception | None = None) -> float:
     """Return the seconds to wait before the next try.
 
     The time doubles with each try up to 10 s, with jitter. The time is at least the `Retry-After` of the server, up
@@ -97,17 +99,17 @@ def pause(tries: int, error: Exception | None = None) -> float:
     return float(max(wait, min(asked or 0.0, 60.0)))
 
 
-def refusal(response: httpx2.Response) -> ApiError:
+def error_of_response(response: httpx2.Response) -> ApiError:
     """Convert a response that is not a success into an `ApiError`."""
-    return ApiError(response.status_code, _object(response) or {}, _retry_after(response))
+    return ApiError(response.status_code, _json_object(response) or {}, _retry_after(response))
 
 
-def is_final(error: ApiError) -> bool:
+def is_final_response(error: ApiError) -> bool:
     """Return whether repeating the call is useless, because the API itself, and not a proxy, refused this call."""
     return error.code not in TEMPORARY and not error.is_foreign
 
 
-async def retry(
+async def call_with_retries(
     call: Callable[[], Awaitable[T]], *, tries: int | None = None, unless: Callable[[ApiError], bool] | None = None
 ) -> T:
     """Make a call and repeat it after temporary failures.
@@ -119,19 +121,19 @@ async def retry(
     while True:
         try:
             return await call()
-        except (Unreachable, ApiError) as error:
+        except (ServerUnreachable, ApiError) as error:
             failures += 1
             if isinstance(error, ApiError) and (not error.is_temporary or (unless is not None and unless(error))):
                 raise
             if tries is not None and failures >= tries:
                 raise
-            await asyncio.sleep(pause(failures, error))
+            await asyncio.sleep(retry_delay(failures, error))
 
 
-class Client:
+class WorkerApiClient:
     """A client of one server, with one credential.
 
-    The methods raise `ApiError` or `Unreachable`. Redirects are not followed.
+    The methods raise `ApiError` or `ServerUnreachable`. Redirects are not followed.
     """
 
     def __init__(self, url: str, token: str, transport: httpx2.AsyncBaseTransport | None = None) -> None:
@@ -149,7 +151,7 @@ class Client:
         """Close the connections to the server."""
         await self.http.aclose()
 
-    async def call(
+    async def send_request(
         self,
         method: str,
         path: str,
@@ -171,58 +173,60 @@ class Client:
                 timeout=httpx2.Timeout(seconds, connect=CONNECT_SECONDS),
             )
         except httpx2.HTTPError as error:
-            raise Unreachable(f"{self.url}: {type(error).__name__}: {error}") from None
-        if response.status_code in (200, 201, 202) and (parsed := _object(response)) is not None:
+            raise ServerUnreachable(f"{self.url}: {type(error).__name__}: {error}") from None
+        if response.status_code in (200, 201, 202) and (parsed := _json_object(response)) is not None:
             return parsed
-        raise refusal(response)
+        raise error_of_response(response)
 
     # -- calls of a worker, with the token of the worker
 
-    async def register(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+    async def register_worker(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         """Register a worker with a registration key or the token of a member.
 
         The response contains the token of the worker, which is shown only once.
         """
-        return await self.call("POST", "/workers/register", facts)
+        return await self.send_request("POST", "/workers/register", facts)
 
-    async def heartbeat(self, worker_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def send_heartbeat(self, worker_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Report the usage and the leases of a worker. The server renews the listed leases."""
-        return await self.call("POST", f"/workers/{worker_id}/heartbeat", body, seconds=10.0)
+        return await self.send_request("POST", f"/workers/{worker_id}/heartbeat", body, seconds=10.0)
 
-    async def claim(self, worker_id: str, *, max_tasks: int, wait_seconds: int) -> dict[str, Any]:
+    async def claim_tasks(self, worker_id: str, *, max_tasks: int, wait_seconds: int) -> dict[str, Any]:
         """Claim tasks, waiting up to `wait_seconds` if no task can be claimed."""
         body = {"max_tasks": max_tasks, "wait_seconds": wait_seconds}
         path = f"/workers/{worker_id}/claim"
-        return await self.call("POST", path, body, seconds=wait_seconds + POLL_SLACK_SECONDS)
+        return await self.send_request("POST", path, body, seconds=wait_seconds + POLL_SLACK_SECONDS)
 
-    async def signals(self, worker_id: str, *, after: int, wait: int) -> dict[str, Any]:
+    async def wait_for_signals(self, worker_id: str, *, after: int, wait: int) -> dict[str, Any]:
         """Wait up to `wait` seconds for signals and commands."""
         path, query = f"/workers/{worker_id}/signals", {"after": after, "wait": wait}
-        return await self.call("GET", path, query=query, seconds=wait + POLL_SLACK_SECONDS)
+        return await self.send_request("GET", path, query=query, seconds=wait + POLL_SLACK_SECONDS)
 
     # -- calls about a task, under a lease. With an attempt token, `lease` is not needed.
 
-    async def start(self, task_id: str, lease: str) -> dict[str, Any]:
+    async def start_task(self, task_id: str, lease: str) -> dict[str, Any]:
         """Start the attempt of a claimed task."""
-        return await self._task(task_id, "start", {}, lease, tries=3)
+        return await self._post_task_call(task_id, "start", {}, lease, tries=3)
 
-    async def progress(self, task_id: str, body: Mapping[str, Any], *, tries: int | None = None) -> dict[str, Any]:
+    async def report_progress(
+        self, task_id: str, body: Mapping[str, Any], *, tries: int | None = None
+    ) -> dict[str, Any]:
         """Report progress. The response contains the `state` of the lease."""
-        return await self._task(task_id, "progress", body, tries=tries)
+        return await self._post_task_call(task_id, "progress", body, tries=tries)
 
-    async def logs(self, task_id: str, entries: list[dict[str, Any]]) -> None:
+    async def append_logs(self, task_id: str, entries: list[dict[str, Any]]) -> None:
         """Append entries to the log of the task."""
-        await self._task(task_id, "logs", {"entries": entries}, tries=3)
+        await self._post_task_call(task_id, "logs", {"entries": entries}, tries=3)
 
-    async def checkpoint(self, task_id: str, step: int, state: Mapping[str, Any]) -> None:
+    async def store_checkpoint(self, task_id: str, step: int, state: Mapping[str, Any]) -> None:
         """Store a checkpoint, from which the next attempt resumes."""
-        await self._task(task_id, "checkpoint", {"step": step, "state": state})
+        await self._post_task_call(task_id, "checkpoint", {"step": step, "state": state})
 
-    async def complete(self, task_id: str, result: Any) -> None:
+    async def complete_task(self, task_id: str, result: Any) -> None:
         """Complete the task with a result."""
-        await self._task(task_id, "complete", {"result": result})
+        await self._post_task_call(task_id, "complete", {"result": result})
 
-    async def fail(
+    async def fail_task(
         self,
         task_id: str,
         kind: str,
@@ -234,37 +238,41 @@ class Client:
     ) -> None:
         """Report that the attempt failed."""
         body = {"error": {"type": kind, "message": message[:4000]}, "retryable": retryable}
-        await self._task(task_id, "fail", body, lease, tries=tries)
+        await self._post_task_call(task_id, "fail", body, lease, tries=tries)
 
-    async def wait(self, task_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def wait_for_person(self, task_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Release the lease while the task waits for a decision or an input."""
-        return await self._task(task_id, "wait", body)
+        return await self._post_task_call(task_id, "wait", body)
 
-    async def release(self, task_id: str, reason: str, *, lease: str | None = None, tries: int | None = None) -> None:
+    async def release_task(
+        self, task_id: str, reason: str, *, lease: str | None = None, tries: int | None = None
+    ) -> None:
         """Release the task without using an attempt."""
-        await self._task(task_id, "release", {"reason": reason}, lease, tries=tries)
+        await self._post_task_call(task_id, "release", {"reason": reason}, lease, tries=tries)
 
-    async def cancelled(self, task_id: str, lease: str) -> None:
+    async def acknowledge_cancel(self, task_id: str, lease: str) -> None:
         """Acknowledge the cancellation of the task."""
-        await self._task(task_id, "cancelled", {}, lease, tries=5)
+        await self._post_task_call(task_id, "cancelled", {}, lease, tries=5)
 
-    async def tool(self, task_id: str, name: str, call_id: str, arguments: Any) -> dict[str, Any]:
+    async def call_tool(self, task_id: str, name: str, call_id: str, arguments: Any) -> dict[str, Any]:
         """Call a tool. Repeating the same `call_id` does not run the tool twice."""
         path = f"tools/{urllib.parse.quote(name, safe='')}"
         body = {"call_id": call_id, "arguments": arguments}
-        return await self._task(task_id, path, body, unless=is_final, seconds=TOOL_SECONDS)
+        return await self._post_task_call(task_id, path, body, unless=is_final_response, seconds=TOOL_SECONDS)
 
-    async def tool_outcome(self, task_id: str, call_id: str) -> dict[str, Any]:
+    async def get_tool_call(self, task_id: str, call_id: str) -> dict[str, Any]:
         """Return an earlier tool call. Wait up to 50 s if the call is still running."""
         path = f"/tasks/{task_id}/tools/calls/{urllib.parse.quote(call_id, safe='')}"
         options: dict[str, Any] = {"query": {"wait": OUTCOME_SECONDS}, "seconds": OUTCOME_SECONDS + POLL_SLACK_SECONDS}
-        return await retry(lambda: self.call("GET", path, **options), unless=is_final)
+        return await call_with_retries(lambda: self.send_request("GET", path, **options), unless=is_final_response)
 
-    async def tool_result(self, task_id: str, call_id: str, body: Mapping[str, Any]) -> None:
+    async def report_tool_result(self, task_id: str, call_id: str, body: Mapping[str, Any]) -> None:
         """Report the outcome of a tool that ran on this worker."""
-        await self._task(task_id, f"tools/calls/{urllib.parse.quote(call_id, safe='')}/result", body, unless=is_final)
+        await self._post_task_call(
+            task_id, f"tools/calls/{urllib.parse.quote(call_id, safe='')}/result", body, unless=is_final_response
+        )
 
-    async def _task(
+    async def _post_task_call(
         self,
         task_id: str,
         call: str,
@@ -277,8 +285,8 @@ class Client:
     ) -> dict[str, Any]:
         headers = {"Corral-Lease": lease} if lease is not None else None
         path = f"/tasks/{task_id}/{call}"
-        return await retry(
-            lambda: self.call("POST", path, body, headers=headers, seconds=seconds), tries=tries, unless=unless
+        return await call_with_retries(
+            lambda: self.send_request("POST", path, body, headers=headers, seconds=seconds), tries=tries, unless=unless
         )
 
 
@@ -291,7 +299,7 @@ def _is_direct(url: str) -> bool:
     return bool(urllib.request.proxy_bypass(host))
 
 
-def _object(response: httpx2.Response) -> dict[str, Any] | None:
+def _json_object(response: httpx2.Response) -> dict[str, Any] | None:
     """Return the body if it is a JSON object, or None. The API only returns JSON objects."""
     try:
         return msgspec.json.decode(response.content, type=dict[str, Any])

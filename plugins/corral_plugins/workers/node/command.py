@@ -13,8 +13,8 @@ import click
 from corral_plugins.workers.node.tools.builtin import TOOLS
 
 if TYPE_CHECKING:
-    from corral_plugins.workers.node.identity import Folder
-    from corral_plugins.workers.node.worker import Options, ReferenceWorker
+    from corral_plugins.workers.node.identity import WorkerFolder
+    from corral_plugins.workers.node.worker import ReferenceWorker, WorkerOptions
 
 LOG_FORMAT = "%(levelname)s %(name)s: %(message)s"  # parsed by the server for its embedded worker
 EXIT_REFUSED, EXIT_IN_USE = 1, 3
@@ -24,7 +24,11 @@ EXIT_REFUSED, EXIT_IN_USE = 1, 3
 @click.option("--url", required=True, envvar="CORRAL_URL", help="address of the server, such as https://corral.example")
 @click.option("--name", help="unique name (default: the host name)")
 @click.option(
-    "--label", "labels", multiple=True, metavar="KEY=VALUE", help="label by which agents select workers; repeatable"
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="label of the worker, by which agents select workers; repeatable",
 )
 @click.option(
     "--max-agents", type=click.IntRange(1, 1000), default=1, show_default=True, help="maximum number of tasks at a time"
@@ -45,12 +49,12 @@ EXIT_REFUSED, EXIT_IN_USE = 1, 3
     "allow",
     multiple=True,
     metavar="TOOL",
-    callback=lambda context, option, given: _allowed(given),
+    callback=lambda context, option, given: _allowed_tools(given),
     help=f"let agents use a tool on this machine, with this user's rights: {', '.join(TOOLS)}; repeatable",
 )
 @click.option("--drain-seconds", type=click.FloatRange(0, 600), default=30.0, hidden=True)
 @click.option("--until-stdin-closes", is_flag=True, hidden=True)
-def command(
+def worker_command(
     url: str,
     name: str | None,
     labels: tuple[str, ...],
@@ -70,25 +74,25 @@ def command(
     """
     import socket
 
-    from corral_plugins.workers.node.identity import Folder
-    from corral_plugins.workers.node.worker import Options
+    from corral_plugins.workers.node.identity import WorkerFolder
+    from corral_plugins.workers.node.worker import WorkerOptions
 
     name = name or socket.gethostname()
     if any("\ud800" <= character <= "\udfff" for character in "".join((name, *labels))):
         raise click.UsageError("--name and --label must be UTF-8 text")
-    options = Options(
-        url=_url(url),
+    options = WorkerOptions(
+        url=_valid_url(url),
         name=name,
-        labels=_labels(labels),
+        labels=_parse_labels(labels),
         max_agents=max_agents,
         drain_seconds=drain_seconds,
-        key=_key(token_file),
+        key=_registration_key(token_file),
         allow=allow,
     )
-    _run(options, Folder(folder or _folder(name)), until_stdin_closes=until_stdin_closes)
+    _run_worker(options, WorkerFolder(folder or _default_folder(name)), until_stdin_closes=until_stdin_closes)
 
 
-def _url(text: str) -> str:
+def _valid_url(text: str) -> str:
     import httpx2
 
     if not text.startswith(("http://", "https://")):
@@ -99,14 +103,14 @@ def _url(text: str) -> str:
     raise click.BadParameter(f"{text} is not a valid URL", param_hint="--url")
 
 
-def _allowed(given: tuple[str, ...]) -> tuple[str, ...]:
+def _allowed_tools(given: tuple[str, ...]) -> tuple[str, ...]:
     for name in given:
         if name not in TOOLS:
             raise click.BadParameter(f"{name!r} is not one of {', '.join(TOOLS)}")
     return tuple(sorted(set(given)))
 
 
-def _labels(given: tuple[str, ...]) -> dict[str, str]:
+def _parse_labels(given: tuple[str, ...]) -> dict[str, str]:
     labels: dict[str, str] = {}
     for item in given:
         key, mark, value = item.partition("=")
@@ -116,7 +120,7 @@ def _labels(given: tuple[str, ...]) -> dict[str, str]:
     return labels
 
 
-def _key(token_file: Path | None) -> str | None:
+def _registration_key(token_file: Path | None) -> str | None:
     if token_file is None:
         text, where = os.environ.get("CORRAL_WORKER_TOKEN", ""), "CORRAL_WORKER_TOKEN"
     else:
@@ -127,36 +131,36 @@ def _key(token_file: Path | None) -> str | None:
     return text or None
 
 
-def _folder(name: str) -> Path:
+def _default_folder(name: str) -> Path:
     base = os.environ.get("XDG_STATE_HOME")
     state = Path(base) if base else Path.home() / ".local" / "state"
     return state / "corral" / "workers" / name.replace("/", "_")
 
 
-def _run(options: Options, folder: Folder, *, until_stdin_closes: bool) -> None:
+def _run_worker(options: WorkerOptions, folder: WorkerFolder, *, until_stdin_closes: bool) -> None:
     """Run the worker until it is drained. Exit with status 1 or 3 if the worker cannot run."""
     import asyncio
     import logging
 
-    from corral_plugins.workers.node.identity import InUse, Unusable
-    from corral_plugins.workers.node.task_process import NoProcess
-    from corral_plugins.workers.node.worker import ReferenceWorker, Refused
+    from corral_plugins.workers.node.identity import FolderInUse, FolderUnusable
+    from corral_plugins.workers.node.task_process import ProcessNotStarted
+    from corral_plugins.workers.node.worker import ReferenceWorker, WorkerRefused
 
     log_format = LOG_FORMAT if until_stdin_closes else f"%(asctime)s {LOG_FORMAT}"
     logging.basicConfig(level=logging.INFO, format=log_format, stream=sys.stderr)
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     try:
-        with folder.locked():
-            asyncio.run(_serve(ReferenceWorker(options, folder), until_stdin_closes=until_stdin_closes))
-    except InUse as error:
+        with folder.lock_folder():
+            asyncio.run(_serve_until_drained(ReferenceWorker(options, folder), until_stdin_closes=until_stdin_closes))
+    except FolderInUse as error:
         click.echo(f"corral: {error}", err=True)
         sys.exit(EXIT_IN_USE)
-    except (Refused, Unusable, NoProcess) as error:
+    except (WorkerRefused, FolderUnusable, ProcessNotStarted) as error:
         click.echo(f"corral: {error}", err=True)
         sys.exit(EXIT_REFUSED)
 
 
-async def _serve(worker: ReferenceWorker, *, until_stdin_closes: bool) -> None:
+async def _serve_until_drained(worker: ReferenceWorker, *, until_stdin_closes: bool) -> None:
     import asyncio
     import signal
 

@@ -11,25 +11,25 @@ from importlib import metadata
 from typing import Any
 
 
-def facts() -> dict[str, Any]:
+def host_facts() -> dict[str, Any]:
     """Return the data about this machine that the worker sends at registration."""
     found: dict[str, Any] = {
         "hostname": socket.gethostname()[:255],
         "cpu_cores": os.cpu_count(),
-        "memory_total_mb": _memory().get("MemTotal", 0) // 1024 or None,
+        "memory_total_mb": _read_meminfo().get("MemTotal", 0) // 1024 or None,
         "os_info": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "agent_version": _version(),
+        "agent_version": _worker_version(),
     }
     return {name: value for name, value in found.items() if value is not None}
 
 
-def usage(folder: str) -> dict[str, float]:
+def host_usage(folder: str) -> dict[str, float]:
     """Return the usage for heartbeats, in percent.
 
     The values are the processor (load average divided by cores), the memory, and the disk that contains `folder`.
     """
     percents: dict[str, float] = {"cpu_usage_percent": 100 * os.getloadavg()[0] / (os.cpu_count() or 1)}
-    memory = _memory()
+    memory = _read_meminfo()
     if memory.get("MemTotal") and "MemAvailable" in memory:
         percents["memory_usage_percent"] = 100 * (1 - memory["MemAvailable"] / memory["MemTotal"])
     with contextlib.suppress(OSError, ZeroDivisionError):
@@ -38,7 +38,7 @@ def usage(folder: str) -> dict[str, float]:
     return {name: round(min(100.0, max(0.0, value)), 1) for name, value in percents.items()}
 
 
-def _memory() -> dict[str, int]:
+def _read_meminfo() -> dict[str, int]:
     """Return the values of /proc/meminfo in KiB, or an empty dictionary if the system has no such file."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
@@ -48,7 +48,7 @@ def _memory() -> dict[str, int]:
         return {}
 
 
-def _version() -> str | None:
+def _worker_version() -> str | None:
     try:
         return f"corral {metadata.version('corral')}"
     except metadata.PackageNotFoundError:

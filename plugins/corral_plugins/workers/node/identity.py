@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 
-class Identity(msgspec.Struct, kw_only=True):
+class WorkerIdentity(msgspec.Struct, kw_only=True):
     """The result of a registration, with the heartbeat interval and the lease duration that the server requested."""
 
     url: str
@@ -27,11 +27,11 @@ class Identity(msgspec.Struct, kw_only=True):
     lease_seconds: int = 60
 
 
-class InUse(Exception):
+class FolderInUse(Exception):
     """The error for a folder that another worker is using."""
 
 
-class Unusable(Exception):
+class FolderUnusable(Exception):
     """The error for a folder that cannot be created or written."""
 
 
@@ -46,7 +46,7 @@ class TokenLosses:
     def __init__(self) -> None:
         self._times: deque[float] = deque(maxlen=self.TIMES)
 
-    def note(self) -> bool:
+    def record_loss(self) -> bool:
         """Record a revoked token. Return whether three tokens were revoked within 300 s.
 
         So many losses in this time are caused by another worker.
@@ -55,25 +55,29 @@ class TokenLosses:
         return len(self._times) == self.TIMES and self._times[-1] - self._times[0] < self.SECONDS
 
 
-class Folder:
+class WorkerFolder:
     """The folder with the identity of the worker: the files `fingerprint`, `identity.json` and `lock`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Create the folder and lock it while the context is active. Raise `InUse` or `Unusable`."""
+    def lock_folder(self) -> Iterator[None]:
+        """Create the folder and lock it while the context is active. Raise `FolderInUse` or `FolderUnusable`."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = (self.path / "lock").open("w")
         except OSError as error:
-            raise Unusable(f"The folder {self.path} cannot be used: {error.strerror}. Choose another --dir.") from None
+            raise FolderUnusable(
+                f"The folder {self.path} cannot be used: {error.strerror}. Choose another --dir."
+            ) from None
         with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise InUse(f"Another worker is using {self.path}; give this one another --name or --dir.") from None
+                raise FolderInUse(
+                    f"Another worker is using {self.path}; start this worker with another --name or --dir."
+                ) from None
             yield
 
     def fingerprint(self) -> str:
@@ -83,25 +87,25 @@ class Folder:
             if stored := path.read_text(encoding="ascii").strip():
                 return stored
         created = secrets.token_hex(16)
-        self._write("fingerprint", created.encode())
+        self._write_file("fingerprint", created.encode())
         return created
 
-    def load(self, url: str) -> Identity | None:
+    def load_identity(self, url: str) -> WorkerIdentity | None:
         """Return the stored identity for a server.
 
         Return None if the worker is not registered with this server, or if the file is damaged.
         """
         try:
-            identity = msgspec.json.decode((self.path / "identity.json").read_bytes(), type=Identity)
+            identity = msgspec.json.decode((self.path / "identity.json").read_bytes(), type=WorkerIdentity)
         except (OSError, msgspec.DecodeError):
             return None
         return identity if identity.url == url else None
 
-    def store(self, identity: Identity) -> None:
-        """Store an identity atomically. Raise `Unusable` if the folder cannot be written."""
-        self._write("identity.json", msgspec.json.encode(identity))
+    def store_identity(self, identity: WorkerIdentity) -> None:
+        """Store an identity atomically. Raise `FolderUnusable` if the folder cannot be written."""
+        self._write_file("identity.json", msgspec.json.encode(identity))
 
-    def _write(self, name: str, data: bytes) -> None:
+    def _write_file(self, name: str, data: bytes) -> None:
         temporary = self.path / f".{name}.new"  # a file that a crash left behind is overwritten
         try:
             with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
@@ -110,6 +114,6 @@ class Folder:
                 os.fsync(file.fileno())
             temporary.replace(self.path / name)
         except OSError as error:
-            raise Unusable(
+            raise FolderUnusable(
                 f"The folder {self.path} cannot be written: {error.strerror}. Choose another --dir."
             ) from None

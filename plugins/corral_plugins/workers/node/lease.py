@@ -10,15 +10,22 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from corral_plugins.workers.node.client import ApiError, Client, Unreachable
-from corral_plugins.workers.node.task_process import CANCELLED, LOST, REPORTED, NoProcess, TaskProcess, TaskProcesses
+from corral_plugins.workers.node.client import ApiError, ServerUnreachable, WorkerApiClient
+from corral_plugins.workers.node.task_process import (
+    CANCELLED,
+    LOST,
+    REPORTED,
+    ProcessNotStarted,
+    TaskProcess,
+    TaskProcesses,
+)
 
 log = logging.getLogger("corral.worker")
 
 REPORT_TRIES = 5
 
 
-class Lease:
+class TaskLease:
     """A claimed task with its lease.
 
     `deadline`: the monotonic time at which the lease expires, counted from the moment at which the request that renewed
@@ -26,7 +33,7 @@ class Lease:
     reported.
     """
 
-    def __init__(self, client: Client, claim: Mapping[str, Any], *, sent: float, seconds: float) -> None:
+    def __init__(self, client: WorkerApiClient, claim: Mapping[str, Any], *, sent: float, seconds: float) -> None:
         self._client, self._claim, self.seconds = client, claim, seconds
         self.task_id: str = claim["task"]["id"]
         self.lease_id: str = claim["lease_id"]
@@ -38,7 +45,7 @@ class Lease:
 
     # -- requests from the server and the operator
 
-    def renew(self, sent: float, seconds: float | None = None) -> None:
+    def renew_until(self, sent: float, seconds: float | None = None) -> None:
         """Renew the lease after the response to a request.
 
         `sent`: the monotonic time at which the request was sent. `seconds`: the new duration of the lease, or None if
@@ -49,73 +56,73 @@ class Lease:
         else:  # the duration may be shorter than before
             self.seconds, self.deadline = seconds, sent + seconds
 
-    def apply(self, state: str) -> None:
+    def apply_state(self, state: str) -> None:
         """Apply a lease state of the protocol: ok | lost | cancel_requested | budget_warning."""
         if state == "budget_warning" and self._process is not None:
-            self._process.send("budget")
+            self._process.send_control("budget")
         elif state in ("lost", "cancel_requested"):
             self._lost |= state == "lost"
             self._cancelled |= state == "cancel_requested"
             self._changed.set()
 
-    def drain(self, seconds: float) -> None:
+    def drain_process(self, seconds: float) -> None:
         """Ask the process to finish its model call, store a checkpoint and release the task.
 
         `seconds`: the time after which the process is killed and the worker releases the task.
         """
         self._drain_until = time.monotonic() + seconds
         if self._process is not None:
-            self._process.send("drain")
+            self._process.send_control("drain")
         self._changed.set()
 
     # -- running
 
-    async def run(self, processes: TaskProcesses) -> None:
-        """Run the task and report its outcome. Raise `NoProcess`; any other failure ends only this lease."""
+    async def run_task(self, processes: TaskProcesses) -> None:
+        """Run the task and report its outcome. Raise `ProcessNotStarted`; any other failure ends only this lease."""
         try:
             sent = time.monotonic()
-            started = await self._client.start(self.task_id, self.lease_id)
-            self.renew(sent)
-        except (ApiError, Unreachable) as error:
+            started = await self._client.start_task(self.task_id, self.lease_id)
+            self.renew_until(sent)
+        except (ApiError, ServerUnreachable) as error:
             log.warning("task %s could not be started: %s", self.task_id, error)
             return
         if started.get("status") == "cancelling":
-            await self._acknowledge()
+            await self._acknowledge_cancel()
             return
         try:
-            self._process = process = await processes.start(self._claim)
-        except NoProcess as error:
-            await self._release(str(error))
+            self._process = process = await processes.start_process(self._claim)
+        except ProcessNotStarted as error:
+            await self._release_task(str(error))
             raise
         log.info("task %s: attempt %s started", self.task_id, self._claim.get("attempt"))
         if self._drain_until is not None:
-            process.send("drain")
+            process.send_control("drain")
         try:
-            await self._watch(process)
+            await self._watch_process(process)
         finally:
-            process.kill()
+            process.kill_group()
 
-    async def _watch(self, process: TaskProcess) -> None:
+    async def _watch_process(self, process: TaskProcess) -> None:
         exited: asyncio.Future[Any] = asyncio.ensure_future(process.exited.wait())
         try:
             while True:
                 self._changed.clear()
                 if process.status is not None:
-                    return await self._exited(process.status)
+                    return await self._report_exit(process.status)
                 if self._lost or time.monotonic() >= self.deadline:
-                    log.warning("task %s: the lease is lost; the work is discarded", self.task_id)
+                    log.warning("task %s: the lease was lost; the work is discarded", self.task_id)
                     return None
                 if self._cancelled:
-                    await process.terminate()
-                    return await self._acknowledge()
+                    await process.terminate_process()
+                    return await self._acknowledge_cancel()
                 if self._drain_until is not None and time.monotonic() >= self._drain_until:
-                    process.kill()
-                    return await self._release("the worker is stopping")
-                await self._wait(exited)
+                    process.kill_group()
+                    return await self._release_task("the worker is stopping")
+                await self._wait_for_change(exited)
         finally:
             exited.cancel()
 
-    async def _wait(self, exited: asyncio.Future[Any]) -> None:
+    async def _wait_for_change(self, exited: asyncio.Future[Any]) -> None:
         """Wait until the process exits, a request arrives, or the deadline or drain time passes."""
         changed: asyncio.Future[Any] = asyncio.ensure_future(self._changed.wait())
         ends = min(self.deadline, self._drain_until or self.deadline)
@@ -125,39 +132,41 @@ class Lease:
         finally:
             changed.cancel()
 
-    async def _exited(self, status: int) -> None:
+    async def _report_exit(self, status: int) -> None:
         """Report the exit of the process, unless the process itself has reported the outcome."""
         if status == REPORTED:
             log.info("task %s: the attempt has ended", self.task_id)
         elif status == LOST or self._lost:
-            log.warning("task %s: the lease is lost; the work is discarded", self.task_id)
+            log.warning("task %s: the lease was lost; the work is discarded", self.task_id)
         elif status == CANCELLED or self._cancelled:
-            await self._acknowledge()
+            await self._acknowledge_cancel()
         elif self._drain_until is not None:  # the signal that stops the worker may also reach its processes
-            await self._release("the worker is stopping")
+            await self._release_task("the worker is stopping")
         else:
             cause = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
             log.error("task %s: the process ended with %s", self.task_id, cause)
             message = f"The process of the attempt ended with {cause}."
-            await self._report(
-                self._client.fail(
+            await self._send_report(
+                self._client.fail_task(
                     self.task_id, "worker_crash", message, retryable=True, lease=self.lease_id, tries=REPORT_TRIES
                 )
             )
 
-    async def _acknowledge(self) -> None:
+    async def _acknowledge_cancel(self) -> None:
         log.info("task %s: cancelled", self.task_id)
-        await self._report(self._client.cancelled(self.task_id, self.lease_id))
+        await self._send_report(self._client.acknowledge_cancel(self.task_id, self.lease_id))
 
-    async def _release(self, reason: str) -> None:
+    async def _release_task(self, reason: str) -> None:
         log.info("task %s: released (%s)", self.task_id, reason)
-        await self._report(self._client.release(self.task_id, reason, lease=self.lease_id, tries=REPORT_TRIES))
+        await self._send_report(
+            self._client.release_task(self.task_id, reason, lease=self.lease_id, tries=REPORT_TRIES)
+        )
 
-    async def _report(self, call: Any) -> None:
+    async def _send_report(self, call: Any) -> None:
         """Send a report, with retries until the deadline at most. The server ends the lease itself at the deadline."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, self.deadline - time.monotonic())):
                 try:
                     await call
-                except (ApiError, Unreachable) as error:
-                    log.warning("task %s: the report was refused: %s", self.task_id, error)
+                except (ApiError, ServerUnreachable) as error:
+                    log.warning("task %s: the server rejected the report: %s", self.task_id, error)

@@ -39,7 +39,13 @@ from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import ToolDefinition
 
-from corral_plugins.workers.node.client import ApiError, Client, ResponseCut, Unreachable, refusal
+from corral_plugins.workers.node.client import (
+    ApiError,
+    ResponseCut,
+    ServerUnreachable,
+    WorkerApiClient,
+    error_of_response,
+)
 from corral_plugins.workers.node.conversation import Message
 
 READ_SECONDS, CONNECT_SECONDS = 3700.0, 10.0  # longer than the time limit of the server
@@ -86,24 +92,24 @@ class ModelReply(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int
 
 
-class Model:
+class GatewayModel:
     """The model `agent` of the gateway, which stands for the model of the agent in the claim.
 
     `gateway_url`: a URL, or a path on the server.
     """
 
-    def __init__(self, client: Client, gateway_url: str) -> None:
+    def __init__(self, client: WorkerApiClient, gateway_url: str) -> None:
         url = f"{client.url}{gateway_url}" if gateway_url.startswith("/") else gateway_url
         sdk = AsyncOpenAI(base_url=url, api_key=client.token, http_client=client.http, max_retries=0)
         provider = OpenAICompatibleProvider("corral", openai_client=sdk)
         self._model = OpenAIChatModel("agent", provider=provider, profile=PROFILE)
 
-    async def ask(self, request: ModelCall, key: str, on_text: Callable[[str], None]) -> ModelReply:
+    async def send_request(self, request: ModelCall, key: str, on_text: Callable[[str], None]) -> ModelReply:
         """Send one request with an idempotency key and return the reply.
 
         `on_text`: a function that receives the text in parts as they arrive. The function may raise an exception to
-        stop the request. Raise `ApiError` and `Unreachable` as the client does, and `ResponseCut` for an incomplete
-        response.
+        stop the request. Raise `ApiError` and `ServerUnreachable` as the client does, and `ResponseCut` for an
+        incomplete response.
         """
         settings = ModelSettings(
             extra_headers={"Idempotency-Key": key}, timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
@@ -112,11 +118,11 @@ class Model:
             settings["temperature"] = request.temperature
         if request.max_tokens is not None:
             settings["max_tokens"] = request.max_tokens
-        parameters = ModelRequestParameters(function_tools=definitions(request.tools))
+        parameters = ModelRequestParameters(function_tools=tool_definitions(request.tools))
         try:
-            response = await self._stream(to_model(request.messages), settings, parameters, on_text)
+            response = await self._stream_request(to_model(request.messages), settings, parameters, on_text)
         except ModelAPIError as error:
-            raise _problem(error) from None
+            raise _convert_error(error) from None
         except UnexpectedModelBehavior as error:
             raise ApiError(
                 502, {"code": "provider_error", "detail": f"The gateway's response is not valid: {error}"}
@@ -131,7 +137,7 @@ class Model:
             output_tokens=usage.output_tokens,
         )
 
-    async def _stream(
+    async def _stream_request(
         self,
         messages: Sequence[ModelMessage],
         settings: ModelSettings,
@@ -150,25 +156,28 @@ class Model:
             return stream.get()
 
 
-def _problem(error: ModelAPIError) -> ApiError | Unreachable:
-    """Convert an exception of the SDK into the exception that `Client` raises for the same failure."""
+def _convert_error(error: ModelAPIError) -> ApiError | ServerUnreachable:
+    """Convert an exception of the SDK into the exception that `WorkerApiClient` raises for the same failure."""
     cause = error.__cause__
     if isinstance(error, ModelHTTPError) and isinstance(cause, APIStatusError):
-        return refusal(cause.response)
+        return error_of_response(cause.response)
     body = error.body
     if error.in_stream and isinstance(body, Mapping):
         code = str(body.get("code") or "provider_error")
         return ApiError(STREAM_STATUS.get(code, 502), {"code": code, "detail": str(body.get("message") or error)})
     not_sent = isinstance(cause, APIConnectionError) and isinstance(cause.__cause__, NOT_SENT)
-    return Unreachable(str(error)) if not_sent else ResponseCut(str(error))
+    return ServerUnreachable(str(error)) if not_sent else ResponseCut(str(error))
 
 
 def to_model(messages: Iterable[Message]) -> list[ModelMessage]:
     """Convert messages from the format of OpenAI into the format of pydantic-ai."""
-    return [_response(message) if message["role"] == "assistant" else _request(message) for message in messages]
+    return [
+        _to_model_response(message) if message["role"] == "assistant" else _to_model_request(message)
+        for message in messages
+    ]
 
 
-def _request(message: Message) -> ModelRequest:
+def _to_model_request(message: Message) -> ModelRequest:
     text = str(message["content"] or "")
     if message["role"] == "system":
         return ModelRequest(parts=[SystemPromptPart(content=text)])
@@ -177,7 +186,7 @@ def _request(message: Message) -> ModelRequest:
     return ModelRequest(parts=[UserPromptPart(content=text)])
 
 
-def _response(message: Message) -> ModelResponse:
+def _to_model_response(message: Message) -> ModelResponse:
     text: list[TextPart | ToolCallPart] = [TextPart(content=message["content"])] if message.get("content") else []
     calls = [
         ToolCallPart(
@@ -209,7 +218,7 @@ def from_model(response: ModelResponse) -> Message:
     return message
 
 
-def definitions(tools: Sequence[Mapping[str, Any]]) -> list[ToolDefinition]:
+def tool_definitions(tools: Sequence[Mapping[str, Any]]) -> list[ToolDefinition]:
     """Convert tools into the tool definitions of pydantic-ai. The tools must have names that models accept."""
     return [
         ToolDefinition(
@@ -221,18 +230,18 @@ def definitions(tools: Sequence[Mapping[str, Any]]) -> list[ToolDefinition]:
     ]
 
 
-def warm() -> None:
+def warm_up_imports() -> None:
     """Send a request to a fake gateway, so that every module that a request needs is loaded before the fork."""
 
     def answer(request: httpx2.Request) -> httpx2.Response:
         return httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=_SAMPLE)
 
     async def ask() -> None:
-        client = Client("http://warm.invalid", "none", transport=httpx2.MockTransport(answer))
+        client = WorkerApiClient("http://warm.invalid", "none", transport=httpx2.MockTransport(answer))
         tool = {"name": "a__tool", "schema": {"type": "object", "properties": {}}}
         request = ModelCall(messages=[{"role": "user", "content": "hello"}], tools=[tool])
         try:
-            await Model(client, "/llm").ask(request, "warm", lambda text: None)
+            await GatewayModel(client, "/llm").send_request(request, "warm", lambda text: None)
         finally:
             await client.close()
 

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from corral_plugins.workers.node import agent_loop, model
 
-model.warm()
+model.warm_up_imports()
 
 __all__ = ["agent_loop"]

@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from corral_plugins.workers.node.client import Client
+from corral_plugins.workers.node.client import WorkerApiClient
 
 PRELOAD = [__name__, "corral_plugins.workers.node.preload", "jsonschema"]
 TERM_SECONDS = 3.0
@@ -45,14 +45,14 @@ class TaskContext(msgspec.Struct, frozen=True, kw_only=True):
     workspaces: str
 
 
-class NoProcess(Exception):
+class ProcessNotStarted(Exception):
     """The error for a process that could not be started. The worker can run no more tasks."""
 
 
 # -- inside the task process
 
 
-def main(context: TaskContext, claim: Mapping[str, Any], inbox: Any) -> None:
+def run_task_process(context: TaskContext, claim: Mapping[str, Any], inbox: Any) -> None:
     """Run the task of a claim. This is the main function of a task process.
 
     `inbox`: the pipe that delivers controls (`agent_loop.Control`) from the worker. The pipe closes when the worker
@@ -62,9 +62,9 @@ def main(context: TaskContext, claim: Mapping[str, Any], inbox: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     controls: set[str] = set()
-    threading.Thread(target=_receive, args=(inbox, controls), daemon=True).start()
+    threading.Thread(target=_receive_controls, args=(inbox, controls), daemon=True).start()
     try:
-        status = asyncio.run(_run(context, claim, controls))
+        status = asyncio.run(_run_agent_loop(context, claim, controls))
     except asyncio.CancelledError:  # after the cleanup, exit by the signal as if SIGTERM had no handler
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -76,7 +76,7 @@ def do_nothing() -> None:
     """Do nothing. The exit of a process with this main function shows that the fork server has loaded its modules."""
 
 
-def _receive(inbox: Any, controls: set[str]) -> None:
+def _receive_controls(inbox: Any, controls: set[str]) -> None:
     """Receive controls until the worker exits, then kill the process group of this task."""
     while True:
         try:
@@ -85,7 +85,7 @@ def _receive(inbox: Any, controls: set[str]) -> None:
             os.killpg(0, signal.SIGKILL)
 
 
-async def _run(context: TaskContext, claim: Mapping[str, Any], controls: set[str]) -> int:
+async def _run_agent_loop(context: TaskContext, claim: Mapping[str, Any], controls: set[str]) -> int:
     from corral_plugins.workers.node.agent_loop import AgentLoop
     from corral_plugins.workers.node.tools.workspace import Workspaces
 
@@ -93,7 +93,7 @@ async def _run(context: TaskContext, claim: Mapping[str, Any], controls: set[str
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     workspaces = Workspaces(Path(context.workspaces)) if context.allowed else None
-    client = Client(context.url, claim["agent_token"])
+    client = WorkerApiClient(context.url, claim["agent_token"])
     try:
         return await AgentLoop(client, claim, controls, allowed=context.allowed, workspaces=workspaces).run()
     finally:
@@ -116,27 +116,27 @@ class TaskProcess:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(process.sentinel, self._on_exit)
 
-    def send(self, control: str) -> None:
+    def send_control(self, control: str) -> None:
         """Send a control (`agent_loop.Control`) to the process."""
         if self.status is None:
             with contextlib.suppress(OSError):  # the process is about to exit; `exited` is set afterwards
                 self._outbox.send(control)
 
-    async def terminate(self) -> None:
+    async def terminate_process(self) -> None:
         """Send SIGTERM, wait up to three seconds, then send SIGKILL. Return when the process has exited."""
-        self._signal(signal.SIGTERM)
+        self._send_signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(TERM_SECONDS):
                 await self.exited.wait()
         except TimeoutError:
-            self.kill()
+            self.kill_group()
             await self.exited.wait()
 
-    def kill(self) -> None:
+    def kill_group(self) -> None:
         """Kill the whole process group."""
-        self._signal(signal.SIGKILL)
+        self._send_signal(signal.SIGKILL)
 
-    def _signal(self, number: int) -> None:
+    def _send_signal(self, number: int) -> None:
         if self.status is not None:
             return
         try:
@@ -168,20 +168,25 @@ class TaskProcesses:
         self._processes: set[TaskProcess] = set()
         self._starting = asyncio.Lock()
 
-    async def warm(self) -> None:
-        """Start the fork server and wait until it has loaded its modules. Raise `NoProcess` if the start fails."""
+    async def start_fork_server(self) -> None:
+        """Start the fork server and wait until it has loaded its modules.
+
+        Raise `ProcessNotStarted` if the start fails.
+        """
         async with self._starting:
             with _no_process():
                 first = self._multiprocessing.Process(target=do_nothing, daemon=True)
                 await asyncio.to_thread(first.start)
             await asyncio.to_thread(first.join)
 
-    async def start(self, claim: Mapping[str, Any]) -> TaskProcess:
-        """Start a process for a claim. Raise `NoProcess` if the start fails."""
+    async def start_process(self, claim: Mapping[str, Any]) -> TaskProcess:
+        """Start a process for a claim. Raise `ProcessNotStarted` if the start fails."""
         async with self._starting:
             with _no_process():
                 inbox, outbox = self._multiprocessing.Pipe(duplex=False)
-                process = self._multiprocessing.Process(target=main, args=(self._context, claim, inbox), daemon=True)
+                process = self._multiprocessing.Process(
+                    target=run_task_process, args=(self._context, claim, inbox), daemon=True
+                )
                 await asyncio.to_thread(process.start)
             inbox.close()
         started = TaskProcess(process, outbox)
@@ -191,7 +196,7 @@ class TaskProcesses:
     def kill_all(self) -> None:
         """Kill all task processes immediately."""
         for process in self._processes:
-            process.kill()
+            process.kill_group()
 
 
 @contextlib.contextmanager
@@ -199,7 +204,7 @@ def _no_process() -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError) as error:
-        raise NoProcess(f"This worker could not start a process: {error}") from error
+        raise ProcessNotStarted(f"This worker could not start a process: {error}") from error
 
 
 def _place_socket(folder: Path) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
-from corral_plugins.workers.node.client import RELEASE_CODES, ApiError, Client, LeaseLost
+from corral_plugins.workers.node.client import RELEASE_CODES, ApiError, WorkerApiClient, WorkerLeaseLost
 from corral_plugins.workers.node.conversation import AttemptState, Message, parse_json, tool_content, tool_message
 from corral_plugins.workers.node.tools.builtin import TOOLS, BuiltinTool
 from corral_plugins.workers.node.tools.workspace import ToolFailed, Workspaces
@@ -20,11 +20,12 @@ from corral_plugins.workers.node.tools.workspace import ToolFailed, Workspaces
 NAME_LIMIT = 64
 UNKNOWN = {
     "type": "outcome_unknown",
-    "message": "The worker ended during this call. Whether it had an effect is unknown: check before you repeat it.",
+    "message": "The worker stopped during this call. It is unknown whether the call had an effect; check before "
+    "you repeat it.",
 }
 
 
-class Waiting(Exception):
+class TaskWaits(Exception):
     """The exception that ends the attempt because the task waits for a person. The lease has been released."""
 
 
@@ -33,7 +34,7 @@ class ToolClient:
 
     def __init__(
         self,
-        client: Client,
+        client: WorkerApiClient,
         claim: Mapping[str, Any],
         state: AttemptState,
         checkpoint: Callable[[], Awaitable[None]],
@@ -46,13 +47,13 @@ class ToolClient:
         offered = claim["agent"].get("tools") or ()
         self._names = {_model_name(tool["name"]): tool["name"] for tool in offered}
         self._local = {name: TOOLS[name] for name in allowed} if workspaces is not None else {}
-        self.definitions = [_definition(tool) for tool in offered]
+        self.definitions = [_tool_definition(tool) for tool in offered]
         """The tools for the model, with names that models accept."""
 
-    async def call(self, call: Mapping[str, Any]) -> Message:
+    async def call_tool(self, call: Mapping[str, Any]) -> Message:
         """Make a tool call and return the message with the result or error for the model.
 
-        Raise `LeaseLost`, `Waiting`, or `ApiError` if the task should be released.
+        Raise `WorkerLeaseLost`, `TaskWaits`, or `ApiError` if the task should be released.
         """
         name = self._names.get(call["function"]["name"], call["function"]["name"])
         try:
@@ -60,65 +61,69 @@ class ToolClient:
         except ValueError as error:
             return tool_message(call["id"], {"error": f"The arguments are not valid: {error}"})
         try:
-            reply = self._state.permits.pop(call["id"], None) or await self._ask(name, call["id"], arguments)
-            return await self._handle(name, call["id"], arguments, reply)
+            reply = self._state.permits.pop(call["id"], None) or await self._send_call(name, call["id"], arguments)
+            return await self._handle_reply(name, call["id"], arguments, reply)
         except ApiError as error:
             if error.is_lease_lost:
-                raise LeaseLost from None
+                raise WorkerLeaseLost from None
             if error.code in RELEASE_CODES:
                 raise
             faults = [f"{fault.get('pointer')}: {fault.get('detail')}" for fault in error.members.get("errors") or ()]
             return tool_message(call["id"], {"error": " ".join([f"{name}: {error.detail}", *faults])})
 
-    async def _ask(self, name: str, call_id: str, arguments: Any) -> Mapping[str, Any]:
+    async def _send_call(self, name: str, call_id: str, arguments: Any) -> Mapping[str, Any]:
         """Send the call to the server. If the call of an earlier attempt is still running, wait for its outcome."""
         try:
-            return await self._client.tool(self._task_id, name, call_id, arguments)
+            return await self._client.call_tool(self._task_id, name, call_id, arguments)
         except ApiError as error:
             if error.code != "invalid_state":
                 raise
         while True:
-            reply = await self._client.tool_outcome(self._task_id, call_id)
+            reply = await self._client.get_tool_call(self._task_id, call_id)
             if reply.get("status") != "running":
                 return reply
 
-    async def _handle(self, name: str, call_id: str, arguments: Any, reply: Mapping[str, Any]) -> Message:
+    async def _handle_reply(self, name: str, call_id: str, arguments: Any, reply: Mapping[str, Any]) -> Message:
         if reply.get("status") == "running":  # the tool waits for a person; the next claim contains the result
-            raise Waiting
+            raise TaskWaits
         if reply.get("status") == "pending_approval":
-            checkpoint = {"step": self._state.step, "state": self._state.checkpoint()}
-            await self._client.wait(self._task_id, {"approval_id": reply["approval_id"], "checkpoint": checkpoint})
-            raise Waiting
+            checkpoint = {"step": self._state.step, "state": self._state.to_checkpoint()}
+            await self._client.wait_for_person(
+                self._task_id, {"approval_id": reply["approval_id"], "checkpoint": checkpoint}
+            )
+            raise TaskWaits
         if reply.get("permit"):
             approved = reply.get("arguments")  # the person who approved the call may have changed the arguments
-            return await self._permitted(name, call_id, arguments if approved is None else approved, reply["permit"])
+            return await self._run_permitted(
+                name, call_id, arguments if approved is None else approved, reply["permit"]
+            )
         return tool_message(call_id, tool_content(reply))
 
-    async def _permitted(self, name: str, call_id: str, arguments: Any, permit: str) -> Message:
+    async def _run_permitted(self, name: str, call_id: str, arguments: Any, permit: str) -> Message:
         """Run a permitted tool on this machine and report the outcome to the server."""
         began = time.monotonic()
-        outcome = await self._run(name, call_id, arguments)
+        outcome = await self._run_local_tool(name, call_id, arguments)
         outcome["duration_ms"] = round((time.monotonic() - began) * 1000)
         try:
-            await self._client.tool_result(self._task_id, call_id, {"permit": permit, **outcome})
+            await self._client.report_tool_result(self._task_id, call_id, {"permit": permit, **outcome})
         except ApiError as error:  # the server stores no result, but the tool has run
             if error.is_lease_lost:
                 raise
         self._state.running = None
         return tool_message(call_id, tool_content(outcome))
 
-    async def _run(self, name: str, call_id: str, arguments: Any) -> dict[str, Any]:
+    async def _run_local_tool(self, name: str, call_id: str, arguments: Any) -> dict[str, Any]:
         tool = self._local.get(name)
         if tool is None or self._workspaces is None:
             return {"error": {"type": "not_offered", "message": f"This worker does not offer {name}."}}
-        if not await self._begin(tool, call_id):
+        if not await self._record_start(tool, call_id):
             return {"error": UNKNOWN}
         try:
-            return {"result": await tool.parse(arguments).run(self._workspaces.open_workspace(self._task_id))}
+            return {"result": await tool.parse_arguments(arguments).run(self._workspaces.open_workspace(self._task_id))}
         except (ToolFailed, OSError, ValueError) as error:
             return {"error": {"type": "failed", "message": str(error)}}
 
-    async def _begin(self, tool: type[BuiltinTool], call_id: str) -> bool:
+    async def _record_start(self, tool: type[BuiltinTool], call_id: str) -> bool:
         """Record the start of a tool in a checkpoint, unless the tool is idempotent.
 
         Return False if an earlier attempt already started the tool, which must not run twice.
@@ -144,7 +149,7 @@ def _model_name(name: str) -> str:
     return f"{plain[: NAME_LIMIT - len(digest) - 1]}_{digest}"
 
 
-def _definition(tool: Mapping[str, Any]) -> dict[str, Any]:
+def _tool_definition(tool: Mapping[str, Any]) -> dict[str, Any]:
     schema = tool.get("schema") or {}
     description = tool.get("description") or schema.get("description")
     return {"name": _model_name(tool["name"]), "description": description, "schema": schema}

@@ -17,10 +17,10 @@ from typing import Any
 import msgspec
 
 from corral_plugins.workers.node import host_info
-from corral_plugins.workers.node.client import ApiError, Client, Unreachable, pause
-from corral_plugins.workers.node.identity import Folder, Identity, TokenLosses
-from corral_plugins.workers.node.lease import Lease
-from corral_plugins.workers.node.task_process import NoProcess, TaskContext, TaskProcesses
+from corral_plugins.workers.node.client import ApiError, ServerUnreachable, WorkerApiClient, retry_delay
+from corral_plugins.workers.node.identity import TokenLosses, WorkerFolder, WorkerIdentity
+from corral_plugins.workers.node.lease import TaskLease
+from corral_plugins.workers.node.task_process import ProcessNotStarted, TaskContext, TaskProcesses
 from corral_plugins.workers.node.tools.builtin import tool_offers
 
 log = logging.getLogger("corral.worker")
@@ -31,11 +31,11 @@ IDLE_SECONDS = {"none": 0.05, "at_capacity": 1.0, "draining": 15.0, "budget_exha
 UNKNOWN_REASON_SECONDS = 5.0
 
 
-class Refused(Exception):
+class WorkerRefused(Exception):
     """The error for a worker that the server permanently refuses. Repeating the call does not help."""
 
 
-class Options(msgspec.Struct, kw_only=True):
+class WorkerOptions(msgspec.Struct, kw_only=True):
     """The options of the command `corral worker`.
 
     `key`: a registration key or the token of a member, for registration. `allow`: the tools that agents may use on this
@@ -54,16 +54,16 @@ class Options(msgspec.Struct, kw_only=True):
 class ReferenceWorker:
     """One worker. `drain` may be called at any time on the event loop; `run` then returns."""
 
-    def __init__(self, options: Options, folder: Folder) -> None:
+    def __init__(self, options: WorkerOptions, folder: WorkerFolder) -> None:
         self._options, self._folder = options, folder
         context = TaskContext(url=options.url, allowed=options.allow, workspaces=str(folder.path / "workspaces"))
         self._processes = TaskProcesses(context, folder.path)
-        self._no_process: NoProcess | None = None
+        self._no_process: ProcessNotStarted | None = None
         self._offer: Mapping[str, Any] = {"tools": tool_offers(options.allow)}
         self._unsent_offer = self._offer  # sent with the first heartbeat: the options may have changed
-        self._identity: Identity
-        self._client: Client
-        self._leases: dict[str, Lease] = {}
+        self._identity: WorkerIdentity
+        self._client: WorkerApiClient
+        self._leases: dict[str, TaskLease] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._slot_freed = asyncio.Event()
         self._draining = asyncio.Event()
@@ -77,12 +77,12 @@ class ReferenceWorker:
     async def run(self) -> None:
         """Run until the worker is drained.
 
-        Raise `Refused` if the server refuses the worker. Raise `NoProcess`, after releasing the tasks, if no process
-        can be started.
+        Raise `WorkerRefused` if the server refuses the worker. Raise `ProcessNotStarted`, after releasing the tasks, if
+        no process can be started.
         """
-        warming = asyncio.create_task(self._processes.warm())
+        warming = asyncio.create_task(self._processes.start_fork_server())
         draining = asyncio.create_task(self._draining.wait())
-        working = asyncio.create_task(self._work(warming))
+        working = asyncio.create_task(self._run_until_drained(warming))
         try:
             await asyncio.wait({working, draining}, return_when=asyncio.FIRST_COMPLETED)
             if working.done():
@@ -106,11 +106,13 @@ class ReferenceWorker:
         """Kill the processes of all tasks. The leases of these tasks then expire."""
         self._processes.kill_all()
 
-    async def _work(self, warming: asyncio.Task[None]) -> None:
-        await self._identify()
+    async def _run_until_drained(self, warming: asyncio.Task[None]) -> None:
+        await self._load_or_register()
         await warming
-        renewing = [asyncio.create_task(self._repeat(step)) for step in (self._heartbeat, self._receive_signals)]
-        claiming = asyncio.create_task(self._repeat(self._claim))
+        renewing = [
+            asyncio.create_task(self._repeat_step(step)) for step in (self._send_heartbeat, self._receive_signals)
+        ]
+        claiming = asyncio.create_task(self._repeat_step(self._claim_loop))
         try:
             await asyncio.wait({claiming, *renewing}, return_when=asyncio.FIRST_COMPLETED)
             for task in (claiming, *renewing):
@@ -127,21 +129,24 @@ class ReferenceWorker:
 
     async def _release_all(self) -> None:
         for lease in self._leases.values():
-            lease.drain(self._options.drain_seconds)
+            lease.drain_process(self._options.drain_seconds)
         if self._running:
             await asyncio.wait(self._running, timeout=self._options.drain_seconds + 5)
 
     # -- identity
 
-    async def _identify(self) -> None:
-        identity = self._folder.load(self._options.url)
-        await self._use_identity(identity or await self._register())
+    async def _load_or_register(self) -> None:
+        identity = self._folder.load_identity(self._options.url)
+        await self._use_identity(identity or await self._register_worker())
         log.info("worker %s (%s) at %s", self._options.name, self._identity.worker_id, self._options.url)
 
-    async def _register(self) -> Identity:
-        """Register the worker. Retry until the server responds. Raise `Refused` if the server refuses the worker."""
+    async def _register_worker(self) -> WorkerIdentity:
+        """Register the worker.
+
+        Retry until the server responds. Raise `WorkerRefused` if the server refuses the worker.
+        """
         if self._options.key is None:
-            raise Refused(
+            raise WorkerRefused(
                 "This worker is not registered; set a registration key with --token-file or CORRAL_WORKER_TOKEN."
             )
         facts = {
@@ -149,83 +154,86 @@ class ReferenceWorker:
             "max_agents": self._options.max_agents,
             "labels": self._options.labels,
             "fingerprint": self._folder.fingerprint(),
-            **host_info.facts(),
+            **host_info.host_facts(),
             **self._offer,
         }
-        client = Client(self._options.url, self._options.key)
+        client = WorkerApiClient(self._options.url, self._options.key)
         tries = 0
         try:
             while True:
                 try:
-                    return self._store_identity(await client.register(facts))
-                except (Unreachable, ApiError) as error:
+                    return self._store_identity(await client.register_worker(facts))
+                except (ServerUnreachable, ApiError) as error:
                     if isinstance(error, ApiError) and (
                         not error.is_temporary or (error.is_foreign and error.status < 500)
                     ):
-                        raise Refused(f"The server refused to register this worker: {error.detail}") from None
+                        raise WorkerRefused(f"The server refused to register this worker: {error.detail}") from None
                     tries += 1
                     if tries == 1:
                         log.warning("waiting for the server: %s", error)
-                    await asyncio.sleep(pause(tries, error))
+                    await asyncio.sleep(retry_delay(tries, error))
         finally:
             await client.close()
 
-    def _store_identity(self, registered: Mapping[str, Any]) -> Identity:
+    def _store_identity(self, registered: Mapping[str, Any]) -> WorkerIdentity:
         if "token" not in registered:
             raise ApiError(200, {})
-        identity = Identity(
+        identity = WorkerIdentity(
             url=self._options.url,
             worker_id=registered["id"],
             token=registered["token"],
             heartbeat_seconds=int(registered.get("heartbeat_seconds") or 15),
             lease_seconds=int(registered.get("lease_seconds") or 60),
         )
-        self._folder.store(identity)
+        self._folder.store_identity(identity)
         return identity
 
-    async def _use_identity(self, identity: Identity) -> None:
+    async def _use_identity(self, identity: WorkerIdentity) -> None:
         previous = getattr(self, "_client", None)
         self._identity = identity
-        self._client = Client(self._options.url, identity.token)
+        self._client = WorkerApiClient(self._options.url, identity.token)
         if previous is not None:
             await previous.close()
 
-    async def _register_again(self, refused: Identity) -> None:
+    async def _register_again(self, refused: WorkerIdentity) -> None:
         """Register again after the server refused the token. Concurrent callers share one registration."""
         async with self._registering:
             if self._identity is refused:
-                if self._losses.note():
-                    raise Refused(
-                        "Another worker registers with this name and fingerprint; is its --dir a copy of this?"
+                if self._losses.record_loss():
+                    raise WorkerRefused(
+                        "Another worker registers with the same name and fingerprint. Its --dir may be a copy of "
+                        "the folder of this worker."
                     )
                 log.warning("the server revoked this worker's token; registering again")
-                await self._use_identity(await self._register())
+                await self._use_identity(await self._register_worker())
 
     # -- claims
 
-    async def _claim(self, identity: Identity) -> None:
+    async def _claim_loop(self, identity: WorkerIdentity) -> None:
         free = self._options.max_agents - len(self._leases)
         if free <= 0 or self._paused:
             await self._wait_for_slot()
             return
-        reply = await self._client.claim(identity.worker_id, max_tasks=min(free, 50), wait_seconds=CLAIM_WAIT_SECONDS)
+        reply = await self._client.claim_tasks(
+            identity.worker_id, max_tasks=min(free, 50), wait_seconds=CLAIM_WAIT_SECONDS
+        )
         self._awaits_approval = False
         for claim in reply.get("tasks") or ():
-            self._take(claim)
+            self._start_lease(claim)
         if not reply.get("tasks"):
             await asyncio.sleep(IDLE_SECONDS.get(str(reply.get("reason")), UNKNOWN_REASON_SECONDS))
 
-    def _take(self, claim: Mapping[str, Any]) -> None:
-        lease = Lease(self._client, claim, sent=time.monotonic(), seconds=self._identity.lease_seconds)
+    def _start_lease(self, claim: Mapping[str, Any]) -> None:
+        lease = TaskLease(self._client, claim, sent=time.monotonic(), seconds=self._identity.lease_seconds)
         self._leases[lease.lease_id] = lease
-        task = asyncio.create_task(lease.run(self._processes))
+        task = asyncio.create_task(lease.run_task(self._processes))
         self._running.add(task)
 
         def ended(_: asyncio.Task[None]) -> None:
             self._running.discard(task)
             self._leases.pop(lease.lease_id, None)
             self._slot_freed.set()
-            if not task.cancelled() and isinstance(error := task.exception(), NoProcess):
+            if not task.cancelled() and isinstance(error := task.exception(), ProcessNotStarted):
                 self._no_process = error
                 self.drain()
 
@@ -239,24 +247,26 @@ class ReferenceWorker:
 
     # -- heartbeats and signals
 
-    async def _heartbeat(self, identity: Identity) -> None:
+    async def _send_heartbeat(self, identity: WorkerIdentity) -> None:
         sent = time.monotonic()
         leases = [{"task_id": lease.task_id, "lease_id": lease.lease_id} for lease in self._leases.values()]
-        body = {**host_info.usage(str(self._folder.path)), "leases": leases, **self._unsent_offer}
-        reply = await self._client.heartbeat(identity.worker_id, body)
+        body = {**host_info.host_usage(str(self._folder.path)), "leases": leases, **self._unsent_offer}
+        reply = await self._client.send_heartbeat(identity.worker_id, body)
         self._unsent_offer = {}
-        self._apply(reply, sent)
+        self._apply_reply(reply, sent)
         requested = float(reply.get("next_heartbeat_seconds") or identity.heartbeat_seconds)
         shortest_lease = min([identity.lease_seconds, *(lease.seconds for lease in self._leases.values())])
         await asyncio.sleep(max(0.5, min(requested, shortest_lease / 3)))  # a task may make no calls in between
 
-    async def _receive_signals(self, identity: Identity) -> None:
-        reply = await self._client.signals(identity.worker_id, after=self._last_signal, wait=SIGNAL_WAIT_SECONDS)
+    async def _receive_signals(self, identity: WorkerIdentity) -> None:
+        reply = await self._client.wait_for_signals(
+            identity.worker_id, after=self._last_signal, wait=SIGNAL_WAIT_SECONDS
+        )
         for signal in reply.get("signals") or ():
             self._last_signal = max(self._last_signal, int(signal["seq"]))
-        self._apply({"leases": reply.get("signals"), "commands": reply.get("commands")}, None)
+        self._apply_reply({"leases": reply.get("signals"), "commands": reply.get("commands")}, None)
 
-    async def _repeat(self, step: Callable[[Identity], Awaitable[None]]) -> None:
+    async def _repeat_step(self, step: Callable[[WorkerIdentity], Awaitable[None]]) -> None:
         """Repeat a step until cancelled. Failed calls do not affect the leases, which last until their deadline."""
         tries = 0
         while True:
@@ -264,11 +274,13 @@ class ReferenceWorker:
             try:
                 await step(identity)
                 tries = 0
-            except (ApiError, Unreachable) as error:
+            except (ApiError, ServerUnreachable) as error:
                 tries += 1
-                await self._recover(error, identity, tries)
+                await self._recover_from_error(error, identity, tries)
 
-    async def _recover(self, error: ApiError | Unreachable, identity: Identity, tries: int) -> None:
+    async def _recover_from_error(
+        self, error: ApiError | ServerUnreachable, identity: WorkerIdentity, tries: int
+    ) -> None:
         """Wait after a failed call. Register again if the token was revoked or the worker was deleted."""
         code = error.code if isinstance(error, ApiError) else ""
         if code == "worker_not_approved":
@@ -281,9 +293,9 @@ class ReferenceWorker:
             await self._register_again(identity)
         elif tries == 10 or (tries == 1 and code != "shutting_down"):
             log.warning("%s", error)
-        await asyncio.sleep(pause(tries, error))
+        await asyncio.sleep(retry_delay(tries, error))
 
-    def _apply(self, reply: Mapping[str, Any], sent: float | None) -> None:
+    def _apply_reply(self, reply: Mapping[str, Any], sent: float | None) -> None:
         """Apply the lease states, the commands and the worker status of a response.
 
         The status of the worker replaces commands that were lost. `sent`: the monotonic time at which the request was
@@ -293,23 +305,23 @@ class ReferenceWorker:
             lease = self._leases.get(state["lease_id"])
             if lease is not None:
                 if sent is not None and state["state"] != "lost":
-                    lease.renew(sent, _seconds(reply.get("server_time"), state.get("expires_at")))
-                lease.apply(state["state"])
+                    lease.renew_until(sent, _lease_seconds(reply.get("server_time"), state.get("expires_at")))
+                lease.apply_state(state["state"])
         for command in reply.get("commands") or ():
             if command in ("drain", "resume"):
-                self._pause(command == "drain")
+                self._set_paused(command == "drain")
             elif command == "reregister":
                 log.warning("an admin rotated this worker's token; restart the worker with a registration key")
         if "status" in reply:
-            self._pause(reply["status"] == "draining")
+            self._set_paused(reply["status"] == "draining")
 
-    def _pause(self, is_paused: bool) -> None:
+    def _set_paused(self, is_paused: bool) -> None:
         if is_paused != self._paused:
             self._paused = is_paused
             self._slot_freed.set()
 
 
-def _seconds(server_time: str | None, expires_at: str | None) -> float | None:
+def _lease_seconds(server_time: str | None, expires_at: str | None) -> float | None:
     """Return the remaining duration of a lease by the clock of the server, or None if the response does not say."""
     if server_time is None or expires_at is None:
         return None

@@ -14,7 +14,7 @@ from corral.database.statement import Statement
 from corral.database.unit import current
 from corral.errors import Unauthorized
 from corral_plugins.workers.models import RegistrationKey, Worker
-from corral_plugins.workers.service.liveness import Liveness
+from corral_plugins.workers.service.liveness import WorkerLiveness
 from corral_plugins.workers.service.repository import NOT_APPROVED
 
 WORKER_PREFIX, KEY_PREFIX = "crw_", "crg_"
@@ -50,10 +50,10 @@ def new_key() -> tuple[str, str]:
     return key, digest(key)
 
 
-class WorkerTokens:
+class WorkerTokenAuthenticator:
     """The `Authenticator` for worker tokens. A worker that is not approved may only send heartbeats."""
 
-    def __init__(self, permissions: Permissions, liveness: Liveness) -> None:
+    def __init__(self, permissions: Permissions, liveness: WorkerLiveness) -> None:
         self._permissions, self._liveness = permissions, liveness
 
     def recognises(self, credential: str) -> bool:
@@ -70,7 +70,7 @@ class WorkerTokens:
             expires_at = clock.parse_instant(found[2])
         worker_id = str(found[0])
         if current().entry.label != RECHECK_LABEL:  # rechecking a long poll does not prove that its client is alive
-            self._liveness.note(worker_id)
+            self._liveness.note_contact(worker_id)
         return Principal(
             kind="worker",
             id=worker_id,
@@ -81,7 +81,7 @@ class WorkerTokens:
         )
 
 
-class RegistrationKeyTokens:
+class RegistrationKeyAuthenticator:
     """The `Authenticator` for registration keys. A registration key can only be used to register workers."""
 
     def __init__(self, permissions: Permissions) -> None:

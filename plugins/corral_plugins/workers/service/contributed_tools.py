@@ -24,7 +24,7 @@ def contributed_tools() -> Iterable[Tool]:
             title=tool.title,
             description=str(tool.__doc__),
             risk=tool.risk,
-            schema=tool.schema(),
+            schema=tool.arguments_schema(),
             runs="worker",
             idempotent=tool.idempotent,
             untrusted_output=is_program,

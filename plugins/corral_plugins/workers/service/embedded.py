@@ -29,7 +29,7 @@ from corral.database.unit import Entry
 from corral.errors import Unavailable
 from corral.ids import new_id
 from corral.plugin import Runtime
-from corral_plugins.workers.service.registration_keys import RegistrationKeys
+from corral_plugins.workers.service.registration import RegistrationKeys
 
 log = logging.getLogger("corral.workers")
 
@@ -42,7 +42,7 @@ FOLDER_PREFIX, LOCK_FILE = "corral-worker-", "owner"
 LOG_LINE = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL) ([\w.]+): ")  # the format of `corral worker`
 
 
-class Runnable(Protocol):
+class RunnableWorker(Protocol):
     """The interface through which `EmbeddedLease` runs the embedded worker."""
 
     async def run(self) -> None:
@@ -58,21 +58,21 @@ def start_embedded(runtime: Runtime, address: str, *, max_agents: int, allow: Se
         return work(keys.create_embedded)
 
     lease = EmbeddedLease(work, lambda: EmbeddedWorker(address, make_key, max_agents, allow=allow))
-    runtime.when_draining(lease.close)
-    runtime.supervise("embedded", lease.run)
+    runtime.when_draining(lease.release_lease)
+    runtime.supervise("embedded", lease.hold_lease)
 
 
 class EmbeddedLease:
     """The lease of the embedded worker. While this process holds the lease, the worker that `start()` returns runs."""
 
-    def __init__(self, work: Work, start: Callable[[], Runnable]) -> None:
+    def __init__(self, work: Work, start: Callable[[], RunnableWorker]) -> None:
         self._work, self._start = work, start
         self._holder = f"{socket.gethostname()[:30]}|{os.getpid()}|{new_id()}"
         self._running: asyncio.Task[None] | None = None
         self._closed = False
         self._held_until = 0.0  # monotonic time before which no other process can hold the lease
 
-    async def run(self) -> None:
+    async def hold_lease(self) -> None:
         """Acquire and renew the lease, and run the worker while the lease is held, until cancelled.
 
         Failures of the worker are raised, so that the supervisor handles them.
@@ -83,15 +83,15 @@ class EmbeddedLease:
                 if held and self._running is None:
                     self._running = asyncio.get_running_loop().create_task(self._start().run())
                 elif not held or (self._running is not None and self._running.done()):
-                    await self._stop()
+                    await self._stop_worker()
                 await asyncio.sleep(RENEW_SECONDS)
         finally:
-            await self._stop()
+            await self._stop_worker()
 
-    async def close(self) -> None:
+    async def release_lease(self) -> None:
         """Stop the worker and release the lease, so that another process can start a worker immediately."""
         self._closed = True
-        await self._stop()
+        await self._stop_worker()
         await self._work(lambda: release_lease(LEASE, self._holder), entry=ENTRY)
 
     async def _is_held(self) -> bool:
@@ -101,7 +101,7 @@ class EmbeddedLease:
         """
         asked = time.monotonic()
         try:
-            held = await self._work(self._acquire, entry=ENTRY)
+            held = await self._work(self._acquire_lease, entry=ENTRY)
         except Unavailable:
             if self._running is None or asked >= self._held_until:
                 raise
@@ -109,7 +109,7 @@ class EmbeddedLease:
         self._held_until = asked + LEASE_SECONDS
         return held
 
-    def _acquire(self) -> bool:
+    def _acquire_lease(self) -> bool:
         """Acquire or renew the lease.
 
         If the holder is a process of this machine that no longer runs, take over the lease before it expires.
@@ -119,7 +119,7 @@ class EmbeddedLease:
             release_lease(LEASE, holder)
         return acquire_lease(LEASE, self._holder, LEASE_SECONDS)
 
-    async def _stop(self) -> None:
+    async def _stop_worker(self) -> None:
         task, self._running = self._running, None
         if task is None:
             return
@@ -172,12 +172,12 @@ class EmbeddedWorker:
             loop = asyncio.get_running_loop()
             while True:
                 began = loop.time()
-                status = await self._run_once(folder)
+                status = await self._run_process(folder)
                 log.warning("the embedded worker exited and will be restarted", extra={"status": status})
                 pause = FIRST_PAUSE if loop.time() - began > STABLE_SECONDS else min(MAX_PAUSE, pause * 2)
                 await asyncio.sleep(pause)
 
-    async def _run_once(self, folder: str) -> int:
+    async def _run_process(self, folder: str) -> int:
         """Run the child process once and return its exit status."""
         options = {
             "--url": self._address,
@@ -198,18 +198,18 @@ class EmbeddedWorker:
             start_new_session=True,
         )
         assert process.stderr is not None
-        relaying = asyncio.ensure_future(relay(process.stderr))
+        relaying = asyncio.ensure_future(relay_output(process.stderr))
         try:
             return await process.wait()
         except asyncio.CancelledError:
-            await asyncio.shield(_terminate(process))
+            await asyncio.shield(_terminate_process(process))
             raise
         finally:
             await asyncio.wait({relaying}, timeout=LAST_OUTPUT_SECONDS)  # a grandchild may keep the pipe open
             relaying.cancel()
 
 
-async def relay(lines: asyncio.StreamReader) -> None:
+async def relay_output(lines: asyncio.StreamReader) -> None:
     """Log the log lines of the worker through the logging of this process, which formats and redacts them."""
     level, name = logging.INFO, log.name
     while True:
@@ -245,7 +245,7 @@ def _own_folder() -> Iterator[str]:
         yield folder
 
 
-async def _terminate(process: asyncio.subprocess.Process) -> None:
+async def _terminate_process(process: asyncio.subprocess.Process) -> None:
     """Send SIGTERM to the process, wait up to ten seconds, then send SIGKILL to its whole process group.
 
     Task processes are not in this group. They notice by themselves that the worker has exited.

@@ -17,7 +17,7 @@ from corral.database.statement import Statement
 from corral.errors import NotFound
 from corral.http.page import Page, newest_first, paginate
 from corral.plugin import Settings
-from corral_plugins.tasks.api import QueueFigures, Tasks
+from corral_plugins.tasks.api import QueueStatistics, Tasks
 from corral_plugins.workers.models import Worker
 from corral_plugins.workers.service import repository
 from corral_plugins.workers.settings import AUTO_APPROVE
@@ -54,7 +54,7 @@ _TOTALS = Statement(
 )
 
 
-class Totals(msgspec.Struct, frozen=True):
+class WorkerTotals(msgspec.Struct, frozen=True):
     """Totals of the workers of one group and status.
 
     Each usage is a pair: the sum of the percentages, and the number of workers that reported one.
@@ -78,15 +78,15 @@ class Fleet:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    def detail(self, worker_id: str, *, caller: Principal) -> WorkerDetail:
+    def get_detail(self, worker_id: str, *, caller: Principal) -> WorkerDetail:
         """Return a worker with its leases. Raise `NotFound` if the caller may not see the worker."""
         row = Worker.get_or_none((Worker.id == worker_id) & visible(Worker, caller))
         if row is None or (caller.kind == "worker" and caller.worker_id != row.id):
             raise NotFound()
         leases = self.tasks.leases_of_worker(worker_id) if self.tasks is not None else []
-        return repository.view(row, WorkerDetail, leases=leases)
+        return repository.worker_view(row, WorkerDetail, leases=leases)
 
-    def list(self, query: WorkerListQuery, *, caller: Principal) -> Page[AdminWorker]:
+    def list_workers(self, query: WorkerListQuery, *, caller: Principal) -> Page[AdminWorker]:
         """List the workers that match the filters, newest first."""
         found = Worker.select().where(visible(Worker, caller))
         if query.status:
@@ -99,14 +99,18 @@ class Fleet:
             found = found.where(Worker.name.contains(query.search) | Worker.hostname.contains(query.search))
         return paginate(found, query, caller, scope="workers", order=newest_first(Worker), make=_admin_view)
 
-    def overview(self) -> FleetOverview:
+    def get_overview(self) -> FleetOverview:
         """Return the totals of the whole fleet."""
-        parts = list(totals())
-        count = _count(parts)
+        parts = list(fleet_totals())
+        count = _count_by_status(parts)
         online = [part for part in parts if part.status == "online"]
         capacity = sum(part.capacity for part in online)
         busy = sum(part.leases for part in online)
-        queue = self.tasks.queue_figures() if self.tasks is not None else QueueFigures(depth=0, oldest_pending_ms=None)
+        queue = (
+            self.tasks.queue_statistics()
+            if self.tasks is not None
+            else QueueStatistics(depth=0, oldest_pending_ms=None)
+        )
         return FleetOverview(
             total=sum(count.values()),
             online=count["online"],
@@ -117,20 +121,20 @@ class Fleet:
             capacity=capacity,
             active_leases=sum(part.leases for part in parts),
             utilization=round(busy / capacity, 4) if capacity else None,
-            avg_cpu_percent=_average(part.cpu for part in online),
-            avg_memory_percent=_average(part.memory for part in online),
-            avg_disk_percent=_average(part.disk for part in online),
+            avg_cpu_percent=_average_usage(part.cpu for part in online),
+            avg_memory_percent=_average_usage(part.memory for part in online),
+            avg_disk_percent=_average_usage(part.disk for part in online),
             queue_depth=queue.depth,
             oldest_pending_ms=queue.oldest_pending_ms,
-            by_group=_by_group(parts),
+            by_group=_totals_by_group(parts),
         )
 
-    def health(self) -> tuple[str, str]:
+    def workers_health(self) -> tuple[str, str]:
         """Return the result of the health check `workers`: a status and a sentence."""
-        count = _count(totals())
-        waiting = self.tasks.queue_figures().depth if self.tasks is not None else 0
+        count = _count_by_status(fleet_totals())
+        waiting = self.tasks.queue_statistics().depth if self.tasks is not None else 0
         if waiting and not count["online"]:
-            return "down", f"{waiting} tasks are waiting and no worker is online."
+            return "down", f"{waiting} tasks are waiting, but no worker is online."
         sentence = f"{count['online']} online, {count['offline']} offline, {count['pending']} waiting for approval."
         if self._settings.get(AUTO_APPROVE):
             sentence += " Every worker that registers is approved automatically (workers.auto_approve)."
@@ -141,21 +145,21 @@ class Fleet:
 
         If a task waits for more than 60 s although workers have free capacity, probably no worker can claim the task.
         """
-        waiting = self.tasks.queue_figures().oldest_pending_ms if self.tasks is not None else None
-        free = sum(part.capacity - part.leases for part in totals() if part.status == "online")
+        waiting = self.tasks.queue_statistics().oldest_pending_ms if self.tasks is not None else None
+        free = sum(part.capacity - part.leases for part in fleet_totals() if part.status == "online")
         if waiting is not None and waiting > LONG_WAIT_MS and free > 0:
             return "degraded", f"A task has waited for {waiting // 1000} s although workers can take {free} more tasks."
         return "ok", "No task has waited long while a worker had free capacity."
 
 
-def totals() -> Iterable[Totals]:
+def fleet_totals() -> Iterable[WorkerTotals]:
     """Read the totals of the fleet by group and status, in one query."""
     for group, status, count, capacity, leases, *sums in _TOTALS.rows({}):
         cpu, memory, disk = [(float(sums[at] or 0.0), int(sums[at + 1])) for at in (0, 2, 4)]
-        yield Totals(group, status, int(count), int(capacity or 0), int(leases or 0), cpu, memory, disk)
+        yield WorkerTotals(group, status, int(count), int(capacity or 0), int(leases or 0), cpu, memory, disk)
 
 
-def _count(parts: Iterable[Totals]) -> Counter[str]:
+def _count_by_status(parts: Iterable[WorkerTotals]) -> Counter[str]:
     """Return the number of workers by status."""
     count: Counter[str] = Counter()
     for part in parts:
@@ -163,13 +167,13 @@ def _count(parts: Iterable[Totals]) -> Counter[str]:
     return count
 
 
-def _average(sums: Iterable[tuple[float, int]]) -> float | None:
+def _average_usage(sums: Iterable[tuple[float, int]]) -> float | None:
     found = list(sums)
     workers = sum(count for _, count in found)
     return round(sum(total for total, _ in found) / workers, 2) if workers else None
 
 
-def _by_group(parts: Iterable[Totals]) -> dict[str, GroupTotals]:
+def _totals_by_group(parts: Iterable[WorkerTotals]) -> dict[str, GroupTotals]:
     """Return the totals of approved workers by group. Workers without a group are counted under the empty name."""
     groups: dict[str, GroupTotals] = {}
     for part in parts:
@@ -198,20 +202,20 @@ def _has_label(label: str) -> Any:
 
 
 def _admin_view(row: Worker) -> AdminWorker:
-    return repository.view(row, AdminWorker, last_errors=msgspec.convert(row.last_errors, list[WorkerError]))
+    return repository.worker_view(row, AdminWorker, last_errors=msgspec.convert(row.last_errors, list[WorkerError]))
 
 
-def by_status() -> Mapping[tuple[str, ...], float]:
+def workers_by_status() -> Mapping[tuple[str, ...], float]:
     """Return the number of workers by status, for the metric `corral_workers`."""
-    count = _count(totals())
+    count = _count_by_status(fleet_totals())
     return {(status,): float(count[status]) for status in STATUSES}
 
 
-def capacity() -> Mapping[tuple[str, ...], float]:
+def lease_capacity() -> Mapping[tuple[str, ...], float]:
     """Return the number of leases that online workers may hold, for the metric `corral_worker_capacity`."""
-    return {(): float(sum(part.capacity for part in totals() if part.status == "online"))}
+    return {(): float(sum(part.capacity for part in fleet_totals() if part.status == "online"))}
 
 
-def leases() -> Mapping[tuple[str, ...], float]:
+def lease_count() -> Mapping[tuple[str, ...], float]:
     """Return the number of leases that workers hold, for the metric `corral_worker_leases`."""
-    return {(): float(sum(part.leases for part in totals()))}
+    return {(): float(sum(part.leases for part in fleet_totals()))}

@@ -22,7 +22,7 @@ from corral.plugin import Settings
 from corral_plugins.tasks.api import Tasks
 from corral_plugins.workers import settings as declared
 from corral_plugins.workers.api import WorkerDeleted, WorkerOffline, WorkerOnline
-from corral_plugins.workers.models import Alert, Worker
+from corral_plugins.workers.models import Worker, WorkerAlert
 from corral_plugins.workers.service import repository
 
 log = logging.getLogger("corral.workers")
@@ -41,10 +41,10 @@ _LAST_SEEN = Statement(
 )
 
 
-class Liveness:
+class WorkerLiveness:
     """The record of when workers were last seen.
 
-    `note` and `listens` may be called from any thread, with or without a unit of work.
+    `note` and `note_listening` may be called from any thread, with or without a unit of work.
     """
 
     def __init__(self, settings: Settings, work: Work) -> None:
@@ -54,25 +54,25 @@ class Liveness:
         self._written: dict[str, float] = {}
 
     @property
-    def interval(self) -> float:
+    def write_interval(self) -> float:
         """The minimum number of seconds between two writes of `last_seen_at` of one worker."""
-        return min(MAX_WRITE_INTERVAL, declared.offline_after(self._settings) / 3)
+        return min(MAX_WRITE_INTERVAL, declared.offline_seconds(self._settings) / 3)
 
-    def note(self, worker_id: str) -> None:
+    def note_contact(self, worker_id: str) -> None:
         """Note in memory that the worker made a call. The next `flush` writes the contact to the database."""
         self._noted[worker_id] = None
 
-    def listens(self, worker_id: str, until: float) -> None:
+    def note_listening(self, worker_id: str, until: float) -> None:
         """Note an open `signals` call of the worker that lasts until `until` (epoch seconds)."""
         self._listening[worker_id] = until + LISTENING_GRACE
 
-    def alive(self, worker_id: str) -> None:
-        """Record that the worker made a call, as described in `Workers.alive`."""
+    def record_contact(self, worker_id: str) -> None:
+        """Record that the worker made a call, as described in `Workers.record_contact`."""
         if current().read_only:
-            self.note(worker_id)
+            self.note_contact(worker_id)
             return
         found = _LAST_SEEN.one({"id": worker_id})
-        if found is not None and (found[0] == "offline" or found[1] < clock.now(-self.interval)):
+        if found is not None and (found[0] == "offline" or found[1] < clock.now(-self.write_interval)):
             before_commit(lambda: self._write_seen([worker_id]))
 
     def is_listening(self, worker_id: str) -> bool:
@@ -82,16 +82,16 @@ class Liveness:
         found = _LAST_SEEN.one({"id": worker_id})
         return found is not None and bool(found[2] > clock.now())
 
-    async def run(self) -> None:
+    async def write_regularly(self) -> None:
         """Write the noted contacts every `interval` seconds, until cancelled."""
         while True:
-            await asyncio.sleep(self.interval)
+            await asyncio.sleep(self.write_interval)
             try:
-                await self.flush()
+                await self.write_contacts()
             except Exception:
-                log.exception("worker contacts could not be written")
+                log.exception("the last contact times of workers could not be written")
 
-    async def flush(self) -> None:
+    async def write_contacts(self) -> None:
         """Write the contacts that were noted since the last flush."""
         noted, self._noted = list(self._noted), {}
         now = clock.time_s()
@@ -107,10 +107,10 @@ class Liveness:
         """Set `last_seen_at` of the workers, and set offline workers to `online`."""
         ids, now = sorted(ids), clock.now()
         mine = Worker.id.in_(ids)
-        Worker.update(last_seen_at=now).where(mine & (Worker.last_seen_at < clock.now(-self.interval))).execute()
+        Worker.update(last_seen_at=now).where(mine & (Worker.last_seen_at < clock.now(-self.write_interval))).execute()
         for row in Worker.select().where(mine & (Worker.status == "offline")):
             if repository.bring_online(row, last_seen_at=now):
-                repository.publish(WorkerOnline, row)
+                repository.publish_worker_event(WorkerOnline, row)
 
 
 def _write_listening(changed: dict[str, float]) -> None:
@@ -125,7 +125,7 @@ def _write_listening(changed: dict[str, float]) -> None:
         Worker.update(listening_until=clock.format_instant(until)).where(Worker.id.in_(ids)).execute()
 
 
-class Sweeps:
+class WorkerSweeps:
     """The scheduled work on silent workers: status changes, the alert `no_worker`, and the deletion of old workers."""
 
     tasks: Tasks | None
@@ -133,73 +133,75 @@ class Sweeps:
     def __init__(self, settings: Settings, credentials: Credentials, work: Work) -> None:
         self._settings, self._credentials, self._work = settings, credentials, work
 
-    async def sweep(self) -> None:
+    async def sweep_silent_workers(self) -> None:
         """Set silent workers to `offline`, and alert admins when tasks wait while no worker is online."""
         entry = Entry("job workers.sweep")
         if await self._work(self._has_work, entry=entry, read=True):
-            await self._work(self.sweep_now, entry=entry)
+            await self._work(self.sweep_in_unit, entry=entry)
 
-    def sweep_now(self) -> None:
+    def sweep_in_unit(self) -> None:
         """Do the same as `sweep`, in the caller's unit of work."""
         self._take_offline()
-        self._alert()
+        self._raise_or_clear_alert()
 
-    async def prune(self) -> None:
+    async def delete_old_workers(self) -> None:
         """Delete the offline workers without leases that have been silent for `workers.prune_days`."""
         days = self._settings.get(declared.PRUNE_DAYS)
         if days is None:
             return
         before = clock.now(-days * DAY)
-        while await self._work(lambda: self._prune(before)) == PRUNE_CHUNK:
+        while await self._work(lambda: self._delete_batch(before)) == PRUNE_CHUNK:
             pass
 
     def _has_work(self) -> bool:
         """Return whether a sweep would write anything. Runs in a read-only unit of work, which is cheaper."""
-        return bool(Worker.select().where(self._silent()).exists()) or self._lacks_worker() != _is_alerted()
+        return bool(Worker.select().where(self._silent_workers()).exists()) or self._lacks_worker() != _is_alerted()
 
-    def _silent(self) -> Any:
-        before = clock.now(-declared.offline_after(self._settings))
+    def _silent_workers(self) -> Any:
+        before = clock.now(-declared.offline_seconds(self._settings))
         return (Worker.status == "online") & (Worker.last_seen_at < before)
 
     def _take_offline(self) -> None:
         gone = (
             Worker.update(status="offline", version=Worker.version + 1, updated_at=clock.now())
-            .where(self._silent())
+            .where(self._silent_workers())
             .returning(Worker)
             .execute()
         )
         for row in gone:
-            repository.publish(WorkerOffline, row, last_heartbeat_at=row.last_heartbeat_at, leases=row.active_leases)
+            repository.publish_worker_event(
+                WorkerOffline, row, last_heartbeat_at=row.last_heartbeat_at, leases=row.active_leases
+            )
 
     def _lacks_worker(self) -> bool:
         if self.tasks is None or Worker.select().where(Worker.status == "online").exists():
             return False
-        oldest = self.tasks.queue_figures().oldest_pending_ms
+        oldest = self.tasks.queue_statistics().oldest_pending_ms
         return oldest is not None and oldest >= NO_WORKER_AFTER_MS
 
-    def _alert(self) -> None:
+    def _raise_or_clear_alert(self) -> None:
         """Raise the alert `no_worker` once, and clear it when a worker is online again or no task waits."""
         if not self._lacks_worker():
-            Alert.delete().where(Alert.kind == NO_WORKER).execute()
-        elif Alert.insert(kind=NO_WORKER, since=clock.now()).on_conflict_ignore().as_rowcount().execute():
+            WorkerAlert.delete().where(WorkerAlert.kind == NO_WORKER).execute()
+        elif WorkerAlert.insert(kind=NO_WORKER, since=clock.now()).on_conflict_ignore().as_rowcount().execute():
             alert = SystemAlert(
                 kind=NO_WORKER,
                 severity="warning",
-                title="Tasks are waiting and no worker is online",
-                detail="A task has waited for 60 seconds. Start a worker (corral worker) or approve a pending one.",
+                title="Tasks are waiting, but no worker is online",
+                detail="A task has waited for 60 seconds. Start a worker (corral worker), or approve a pending worker.",
             )
             emit(alert, object=("system", NO_WORKER))
 
-    def _prune(self, before: str) -> int:
+    def _delete_batch(self, before: str) -> int:
         """Delete one chunk of silent workers. Return the number of deleted workers."""
         silent = (Worker.status == "offline") & (Worker.last_seen_at < before) & (Worker.active_leases == 0)
         old = Worker.select(Worker.id).where(silent).limit(PRUNE_CHUNK)
         gone = list(Worker.delete().where(Worker.id.in_(old) & silent).returning(Worker).execute())
         for row in gone:
-            repository.forget_worker(self._credentials, row.id)
-            repository.publish(WorkerDeleted, row)
+            repository.forget_credentials(self._credentials, row.id)
+            repository.publish_worker_event(WorkerDeleted, row)
         return len(gone)
 
 
 def _is_alerted() -> bool:
-    return bool(Alert.select().where(Alert.kind == NO_WORKER).exists())
+    return bool(WorkerAlert.select().where(WorkerAlert.kind == NO_WORKER).exists())

@@ -16,12 +16,12 @@ from corral.errors import Forbidden, Unavailable
 from corral.http.answers import Wait
 from corral.metrics.histogram import Histogram
 from corral.plugin import Settings
-from corral_plugins.tasks.api import CLAIM_TOPICS, SIGNAL_TOPICS, ClaimAnswer, Tasks
+from corral_plugins.tasks.api import CLAIM_TOPICS, SIGNAL_TOPICS, ClaimResponse, Tasks
 from corral_plugins.workers import settings as declared
 from corral_plugins.workers.api import WorkerOnline, WorkerUpdated
 from corral_plugins.workers.models import Worker
 from corral_plugins.workers.service import repository
-from corral_plugins.workers.service.liveness import Liveness
+from corral_plugins.workers.service.liveness import WorkerLiveness
 from corral_plugins.workers.service.registration import tool_columns
 from corral_plugins.workers.shapes import ClaimBody, Heartbeat, HeartbeatReply, WorkerSignals
 
@@ -38,7 +38,7 @@ class ClaimMetrics:
         self._answers: Counter[str] = Counter()
         self.seconds = Histogram()
 
-    def count(self, reason: str, seconds: float) -> None:
+    def count_claim(self, reason: str, seconds: float) -> None:
         """Count one answered claim."""
         self._answers[reason] += 1
         self.seconds.observe(seconds)
@@ -53,7 +53,7 @@ class WorkerProtocol:
 
     tasks: Tasks | None
 
-    def __init__(self, settings: Settings, liveness: Liveness, metrics: ClaimMetrics) -> None:
+    def __init__(self, settings: Settings, liveness: WorkerLiveness, metrics: ClaimMetrics) -> None:
         self._settings, self._liveness, self._metrics = settings, liveness, metrics
         self._queue_depth = (0.0, 0)  # time of the last read (monotonic seconds), and the queue depth
 
@@ -62,31 +62,31 @@ class WorkerProtocol:
 
         Raise `Conflict(invalid_state)` if the worker was rejected.
         """
-        row = repository.get(worker_id)
-        repository.require_own(row, caller)
+        row = repository.get_worker(worker_id)
+        repository.require_registrant(row, caller)
         if row.status == "rejected":
-            raise repository.wrong_state(row, "kept alive: an admin has rejected it")
-        leases = self.tasks.renew(worker_id, body.leases) if self.tasks is not None and body.leases else []
-        self._store(row, body)
+            raise repository.wrong_status_error(row, "kept alive, because an admin rejected it")
+        leases = self.tasks.renew_leases(worker_id, body.leases) if self.tasks is not None and body.leases else []
+        self._store_heartbeat(row, body)
         return HeartbeatReply(
             server_time=clock.now(),
             status=row.status,
             next_heartbeat_seconds=self._next_heartbeat(row),
             pending_tasks=self._pending_tasks() if row.is_approved else 0,
             leases=leases,
-            commands=self._commands(row, caller),
+            commands=self._commands_for(row, caller),
         )
 
-    def claim(self, worker_id: str, wanted: ClaimBody, *, caller: Principal) -> ClaimAnswer | Wait:
+    def claim(self, worker_id: str, wanted: ClaimBody, *, caller: Principal) -> ClaimResponse | Wait:
         """Claim tasks. Return a `Wait` until `wanted.until` if no task can be claimed.
 
         Raise `Unavailable(plugin_disabled)` if the plugin `tasks` is not active.
         """
-        repository.require_self(worker_id, caller)
+        repository.require_own_token(worker_id, caller)
         if self.tasks is None:
             raise Unavailable("The plugin tasks is not active.", code="plugin_disabled", retry_after=60)
         began = time.perf_counter()
-        self._liveness.alive(worker_id)
+        self._liveness.record_contact(worker_id)
         agents = None if wanted.agent_ids is None else [each.lower() for each in wanted.agent_ids]
         answer = self.tasks.claim(worker_id, max_tasks=wanted.max_tasks, agent_ids=agents)
         if not answer.tasks and wanted.wait_seconds and clock.time_s() < wanted.until:
@@ -94,41 +94,41 @@ class WorkerProtocol:
             is_blocked = answer.reason in ("at_capacity", "draining")
             return Wait((worker_id, *(SIGNAL_TOPICS if is_blocked else CLAIM_TOPICS)), wanted.until)
         seconds = time.perf_counter() - began
-        after_commit(lambda: self._metrics.count(answer.reason, seconds))
+        after_commit(lambda: self._metrics.count_claim(answer.reason, seconds))
         return answer
 
     def claimable(self, worker_id: str, limit: int, *, caller: Principal) -> list[Any]:
         """List the tasks that the worker could claim now, in claim order, without claiming a task."""
-        row = repository.get(worker_id)
-        repository.require_own(row, caller)
+        row = repository.get_worker(worker_id)
+        repository.require_registrant(row, caller)
         if not row.is_approved:
             raise Forbidden("An admin has not approved this worker.", code=repository.NOT_APPROVED)
         if self.tasks is None or row.status not in repository.CAN_CLAIM:
             return []
         return self.tasks.claimable(worker_id, limit=limit)
 
-    def signals(
+    def read_signals(
         self, worker_id: str, *, after: int, began: float, wait: int, caller: Principal
     ) -> WorkerSignals | Wait:
         """Return new signals and commands. Return a `Wait` until `began + wait` (epoch seconds) if there are none."""
-        repository.require_self(worker_id, caller)
-        row = repository.get(worker_id)
-        signals = self.tasks.signals(worker_id, after=after) if self.tasks is not None else []
-        commands = self._commands(row, caller)
+        repository.require_own_token(worker_id, caller)
+        row = repository.get_worker(worker_id)
+        signals = self.tasks.read_signals(worker_id, after=after) if self.tasks is not None else []
+        commands = self._commands_for(row, caller)
         is_new = bool(commands) and row.updated_at > clock.format_instant(began)
         if signals or is_new or clock.time_s() >= began + wait:
             return WorkerSignals(signals=signals, commands=commands)
-        self._liveness.listens(worker_id, began + wait)
-        return Wait(self._topics(worker_id), began + wait)
+        self._liveness.note_listening(worker_id, began + wait)
+        return Wait(self._signal_topics(worker_id), began + wait)
 
-    def _topics(self, worker_id: str) -> tuple[str, ...]:
+    def _signal_topics(self, worker_id: str) -> tuple[str, ...]:
         """Return the topics of events to wait for: the worker itself, which covers its claims, and its tasks."""
         if self.tasks is None:
             return (worker_id,)
         held = sorted(lease.task_id for lease in self.tasks.leases_of_worker(worker_id))
         return (worker_id, *held)
 
-    def _store(self, row: Worker, body: Heartbeat) -> None:
+    def _store_heartbeat(self, row: Worker, body: Heartbeat) -> None:
         """Store the contents of a heartbeat, set an offline worker to `online`, and update `row.status`."""
         now = clock.now()
         usage = {name: value for name in USAGE if (value := getattr(body, name)) is not UNSET}
@@ -138,12 +138,12 @@ class WorkerProtocol:
         changed = {name: value for name, value in offered.items() if getattr(row, name) != value}
         beat = {**usage, "last_heartbeat_at": now, "last_seen_at": now}
         if changed:
-            repository.change(Worker.id == row.id, **beat, **changed)
-            repository.publish(WorkerUpdated, row, changed_fields=sorted(changed.keys() - {"tool_names"}))
+            repository.change_worker(Worker.id == row.id, **beat, **changed)
+            repository.publish_worker_event(WorkerUpdated, row, changed_fields=sorted(changed.keys() - {"tool_names"}))
         else:
             Worker.update(**beat).where(Worker.id == row.id).execute()
         if row.status == "offline" and repository.bring_online(row):
-            repository.publish(WorkerOnline, row)
+            repository.publish_worker_event(WorkerOnline, row)
 
     def _next_heartbeat(self, row: Worker) -> int:
         """Return the seconds until the next heartbeat.
@@ -151,12 +151,12 @@ class WorkerProtocol:
         The value is at most 5 s if the worker has leases but does not listen for signals, because a cancellation would
         otherwise reach the worker too late.
         """
-        usual = declared.heartbeat(self._settings)
+        usual = declared.heartbeat_seconds(self._settings)
         if row.active_leases and not self._liveness.is_listening(row.id):
             return min(usual, SHORT_HEARTBEAT_SECONDS)
         return usual
 
-    def _commands(self, row: Worker, caller: Principal) -> list[str]:
+    def _commands_for(self, row: Worker, caller: Principal) -> list[str]:
         """Return the commands for a worker.
 
         `resume` and `config_changed` are repeated for two heartbeats, because a response may be lost.
@@ -177,6 +177,6 @@ class WorkerProtocol:
             return 0
         read_at, depth = self._queue_depth
         if time.monotonic() - read_at > QUEUE_DEPTH_SECONDS:
-            depth = self.tasks.queue_figures().depth
+            depth = self.tasks.queue_statistics().depth
             self._queue_depth = (time.monotonic(), depth)
         return depth

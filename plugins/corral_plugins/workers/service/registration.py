@@ -1,4 +1,4 @@
-"""The registration of new workers, and of known workers that register again."""
+"""The registration of workers, and the registration keys that admins create for it."""
 
 from __future__ import annotations
 
@@ -11,24 +11,151 @@ from corral import clock
 from corral.auth.credentials import Credentials
 from corral.auth.principal import Principal
 from corral.crypto import digest
-from corral.errors import Conflict, Invalid, TooMany, Unauthorized
+from corral.database.unit import after_commit
+from corral.errors import Conflict, Forbidden, Invalid, NotFound, TooMany, Unauthorized
 from corral.http.client_address import canonical_ip
+from corral.http.page import Page, PageQuery, newest_first, paginate
 from corral.ids import new_id
-from corral.plugin import Settings
+from corral.plugin import Audit, AuditEntry, Settings
 from corral_plugins.tasks.api import Tasks
 from corral_plugins.workers import settings as declared
 from corral_plugins.workers.api import WorkerApproved, WorkerOnline, WorkerRegistered
 from corral_plugins.workers.models import RegistrationKey, Worker
 from corral_plugins.workers.service import repository
-from corral_plugins.workers.service.authentication import new_token
-from corral_plugins.workers.service.registration_keys import count_use
-from corral_plugins.workers.shapes import NewWorker, RegisteredWorker, ToolOffer
+from corral_plugins.workers.service.authentication import new_key, new_token
+from corral_plugins.workers.service.repository import EMBEDDED
+from corral_plugins.workers.shapes import (
+    NewKeyView,
+    NewRegistrationKey,
+    NewWorker,
+    RegisteredWorker,
+    RegistrationKeyView,
+    ToolOffer,
+)
+
+DAY = 86_400
+DEFAULT_DAYS, MAX_DAYS = 7, 365
+EMBEDDED_KEY_SECONDS = 600
+KEEP_EXPIRED_DAYS = 30
+
+
+class RegistrationKeys:
+    """The service that manages registration keys. Runs in the caller's unit of work.
+
+    Keys of the embedded worker are never listed.
+    """
+
+    audit: Audit | None
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+
+    def create(self, new: NewRegistrationKey, *, by: Principal) -> NewKeyView:
+        """Create a key. The secret is returned only here; only its SHA-256 hash is stored."""
+        key, key_hash = new_key()
+        row = RegistrationKey(
+            id=new_id(),
+            name=new.name,
+            key_hash=key_hash,
+            group=new.group,
+            auto_approve=new.auto_approve,
+            max_uses=new.max_uses,
+            created_by=by.user_id,
+            created_at=clock.now(),
+            expires_at=_expiry_of(new),
+        )
+        RegistrationKey.insert(row.__data__).execute()
+        self._record_audit("create", row)
+        return NewKeyView(**_key_fields(row), key=key)
+
+    def create_embedded(self) -> str:
+        """Create a key for the embedded worker of this process and return the secret.
+
+        The key approves the worker automatically, and is valid for one use and ten minutes.
+        """
+        key, key_hash = new_key()
+        now = clock.now()
+        RegistrationKey.delete().where(RegistrationKey.embedded & (RegistrationKey.expires_at < now)).execute()
+        RegistrationKey.insert(
+            id=new_id(),
+            name=EMBEDDED,
+            key_hash=key_hash,
+            auto_approve=True,
+            max_uses=1,
+            embedded=True,
+            created_at=now,
+            expires_at=clock.now(EMBEDDED_KEY_SECONDS),
+        ).execute()
+        return key
+
+    def list_keys(self, query: PageQuery, *, caller: Principal) -> Page[RegistrationKeyView]:
+        """List keys, newest first. Expired keys are listed until they are pruned after 30 days."""
+        found = RegistrationKey.select().where(~RegistrationKey.embedded)
+        order = newest_first(RegistrationKey)
+        return paginate(found, query, caller, scope="registration_keys", order=order, make=_key_view)
+
+    def delete(self, key_id: str) -> None:
+        """Delete a key. Workers that registered with the key remain registered. Raise `NotFound` for an unknown key."""
+        row = RegistrationKey.get_or_none((RegistrationKey.id == key_id) & ~RegistrationKey.embedded)
+        if row is None or not RegistrationKey.delete().where(RegistrationKey.id == key_id).execute():
+            raise NotFound()
+        after_commit(lambda: self._credentials.forget(lambda principal: principal.registration_key_id == key_id))
+        self._record_audit("delete", row)
+
+    def _record_audit(self, verb: str, row: RegistrationKey) -> None:
+        if self.audit is not None:
+            details = {"auto_approve": row.auto_approve, "group": row.group, "max_uses": row.max_uses}
+            entry = AuditEntry(
+                action=f"workers.registration_key.{verb}",
+                object_type="registration_key",
+                object_id=row.id,
+                object_name=row.name,
+                details=details,
+            )
+            self.audit.record(entry)
+
+
+def count_use(key: RegistrationKey) -> None:
+    """Count one use of a key. Raise `Forbidden` if the key has no uses left or has expired."""
+    now = clock.now()
+    left = RegistrationKey.max_uses.is_null() | (RegistrationKey.uses < RegistrationKey.max_uses)
+    used = RegistrationKey.update(uses=RegistrationKey.uses + 1, last_used_at=now)
+    if not used.where((RegistrationKey.id == key.id) & (RegistrationKey.expires_at > now) & left).execute():
+        raise Forbidden("This registration key has no uses left; ask an admin for a new one.")
+
+
+def delete_expired() -> None:
+    """Delete the registration keys that expired more than 30 days ago."""
+    RegistrationKey.delete().where(RegistrationKey.expires_at < clock.now(-KEEP_EXPIRED_DAYS * DAY)).execute()
+
+
+def _expiry_of(new: NewRegistrationKey) -> str:
+    if new.expires_at is None:
+        return clock.now(DEFAULT_DAYS * DAY)
+    end = clock.from_datetime(new.expires_at)
+    if end <= clock.now():
+        raise Invalid.at("/expires_at", "in_the_past", "The expiry must be in the future.")
+    if end > clock.now(MAX_DAYS * DAY):
+        raise Invalid.at("/expires_at", "too_large", f"The expiry must be at most {MAX_DAYS} days from now.")
+    return end
+
+
+def _key_fields(row: RegistrationKey) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in RegistrationKeyView.__struct_fields__}
+
+
+def _key_view(row: RegistrationKey) -> RegistrationKeyView:
+    return RegistrationKeyView(**_key_fields(row))
+
+
+# -- registration
+
 
 OS_INFO_LIMIT = 4096
 REPORTED = ("hostname", "max_agents", "cpu_cores", "memory_total_mb", "os_info", "labels", "agent_version")
 
 
-class Registrations:
+class WorkerRegistration:
     """The service that registers workers. Workers are created only by registration."""
 
     tasks: Tasks | None
@@ -36,23 +163,23 @@ class Registrations:
     def __init__(self, settings: Settings, credentials: Credentials) -> None:
         self._settings, self._credentials = settings, credentials
 
-    def register(self, new: NewWorker, *, caller: Principal, client_ip: str) -> tuple[RegisteredWorker, bool]:
+    def register_worker(self, new: NewWorker, *, caller: Principal, client_ip: str) -> tuple[RegisteredWorker, bool]:
         """Register a worker. Return the worker with its token, and whether the worker is new.
 
         Raise `Conflict(duplicate)` if another worker has the same name.
         """
-        key = _key_of(caller)
+        key = _registration_key_of(caller)
         _check_name(new.name, key)
         reported = _reported_columns(new, client_ip)
         row = Worker.get_or_none(Worker.name == new.name)
         if row is None:
-            row, token = self._create(new, reported, key, caller)
+            row, token = self._create_worker(new, reported, key, caller)
             if row is not None:
-                return self._view(row, token), True
+                return self._registered_view(row, token), True
             row = Worker.get(Worker.name == new.name)
-        return self._view(*self._register_again(row, new, reported, key, caller)), False
+        return self._registered_view(*self._register_again(row, new, reported, key, caller)), False
 
-    def _create(
+    def _create_worker(
         self, new: NewWorker, reported: dict[str, Any], key: RegistrationKey | None, caller: Principal
     ) -> tuple[Worker | None, str]:
         """Insert a worker. Return the row and the token, or None and an empty string if the name was just taken."""
@@ -82,10 +209,10 @@ class Registrations:
         )
         if not Worker.insert(row.__data__).on_conflict_ignore().as_rowcount().execute():
             return None, ""
-        repository.publish(WorkerRegistered, row)
+        repository.publish_worker_event(WorkerRegistered, row)
         if approved:
-            repository.publish(WorkerApproved, row)
-            repository.publish(WorkerOnline, row)
+            repository.publish_worker_event(WorkerApproved, row)
+            repository.publish_worker_event(WorkerOnline, row)
         return row, token
 
     def _register_again(
@@ -95,15 +222,17 @@ class Registrations:
         takes_over = key is not None and key.embedded and row.embedded
         if not takes_over and not _is_same(row, new, reported, key, caller):
             raise Conflict(
-                f"Another worker is named {row.name}; choose another name.", code="duplicate", existing_id=row.id
+                f"Another worker already has the name {row.name}; choose another name.",
+                code="duplicate",
+                existing_id=row.id,
             )
         if takes_over and key is not None and row.registration_key_id != key.id:
             count_use(key)
             reported = {**reported, "registration_key_id": key.id, "fingerprint_hash": _fingerprint_hash(new)}
         token, token_hash = new_token()
-        repository.release_leases(self.tasks, row.id, "registered")
+        repository.release_leases_of(self.tasks, row.id, "registered")
         was_offline = row.status == "offline"
-        if not repository.change(
+        if not repository.change_worker(
             (Worker.id == row.id) & (Worker.status == row.status),
             **reported,
             token_hash=token_hash,
@@ -111,21 +240,21 @@ class Registrations:
             last_seen_at=clock.now(),
             status="online" if was_offline else row.status,
         ):
-            raise repository.changed_meanwhile(row)
-        repository.release_leases(self.tasks, row.id, "registered")
-        repository.forget_worker(self._credentials, row.id)
-        row = repository.get(row.id)
-        repository.publish(WorkerRegistered, row)
+            raise repository.changed_error(row)
+        repository.release_leases_of(self.tasks, row.id, "registered")
+        repository.forget_credentials(self._credentials, row.id)
+        row = repository.get_worker(row.id)
+        repository.publish_worker_event(WorkerRegistered, row)
         if was_offline:
-            repository.publish(WorkerOnline, row)
+            repository.publish_worker_event(WorkerOnline, row)
         return row, token
 
-    def _view(self, row: Worker, token: str) -> RegisteredWorker:
-        return repository.view(
+    def _registered_view(self, row: Worker, token: str) -> RegisteredWorker:
+        return repository.worker_view(
             row,
             RegisteredWorker,
             token=token,
-            heartbeat_seconds=declared.heartbeat(self._settings),
+            heartbeat_seconds=declared.heartbeat_seconds(self._settings),
             lease_seconds=self._settings.get(declared.LEASE_SECONDS),
             ack_seconds=self._settings.get(declared.ACK_SECONDS),
         )
@@ -143,7 +272,7 @@ def tool_columns(tools: list[str | ToolOffer]) -> dict[str, Any]:
     return {"tools": [msgspec.to_builtins(tool) for tool in by_name.values()], "tool_names": list(by_name)}
 
 
-def _key_of(caller: Principal) -> RegistrationKey | None:
+def _registration_key_of(caller: Principal) -> RegistrationKey | None:
     if caller.kind != "registration_key":
         return None
     key: RegistrationKey | None = RegistrationKey.get_or_none(RegistrationKey.id == caller.registration_key_id)

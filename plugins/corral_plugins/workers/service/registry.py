@@ -11,7 +11,7 @@ from peewee import SQL
 from corral.database.statement import Statement
 from corral_plugins.workers.api import WorkerFacts, WorkerTool
 from corral_plugins.workers.models import Worker
-from corral_plugins.workers.service.liveness import Liveness
+from corral_plugins.workers.service.liveness import WorkerLiveness
 from corral_plugins.workers.service.repository import CAN_CLAIM
 
 FLEET_LIMIT = 1000
@@ -61,23 +61,23 @@ _LEASE_ENDED = Statement(
 class WorkersService:
     """The implementation of `corral_plugins.workers.api.Workers`."""
 
-    def __init__(self, liveness: Liveness) -> None:
+    def __init__(self, liveness: WorkerLiveness) -> None:
         self._liveness = liveness
 
-    def facts(self, worker_id: str) -> WorkerFacts | None:
+    def find(self, worker_id: str) -> WorkerFacts | None:
         found = _FACTS.one({"id": worker_id})
-        return None if found is None else _facts(found)
+        return None if found is None else _facts_of_row(found)
 
-    def facts_of(self, worker_ids: Sequence[str]) -> dict[str, WorkerFacts]:
+    def find_many(self, worker_ids: Sequence[str]) -> dict[str, WorkerFacts]:
         if not worker_ids:
             return {}
         query = Worker.select(*_COLUMNS).where(Worker.id.in_(list(worker_ids)))
-        return {facts.id: facts for facts in map(_facts, Statement(lambda p: query.tuples()).rows({}))}
+        return {facts.id: facts for facts in map(_facts_of_row, Statement(lambda p: query.tuples()).rows({}))}
 
-    def fleet(self) -> list[WorkerFacts]:
-        return [_facts(found) for found in _FLEET.rows({})]
+    def online_workers(self) -> list[WorkerFacts]:
+        return [_facts_of_row(found) for found in _FLEET.rows({})]
 
-    def tools(self, worker_id: str | None = None) -> list[WorkerTool]:
+    def tools_of_workers(self, worker_id: str | None = None) -> list[WorkerTool]:
         found = _TOOLS.rows({}) if worker_id is None else _TOOLS_OF.rows({"id": worker_id})
         return [
             WorkerTool(
@@ -91,24 +91,24 @@ class WorkersService:
             for tool in msgspec.json.decode(tools)
         ]
 
-    def awaits_approval(self) -> bool:
+    def has_pending_worker(self) -> bool:
         pending, approved = [
             Worker.select(Worker.id).where(condition).limit(1).tuples().first() is not None
             for condition in (Worker.status == "pending", Worker.is_approved == True)  # noqa: E712  (a column)
         ]
         return pending and not approved
 
-    def lease_started(self, worker_id: str) -> bool:
+    def take_slot(self, worker_id: str) -> bool:
         return bool(_LEASE_STARTED.run({"id": worker_id}))
 
-    def lease_ended(self, worker_id: str) -> None:
+    def release_slot(self, worker_id: str) -> None:
         _LEASE_ENDED.run({"id": worker_id})
 
-    def alive(self, worker_id: str) -> None:
-        self._liveness.alive(worker_id)
+    def record_contact(self, worker_id: str) -> None:
+        self._liveness.record_contact(worker_id)
 
 
-def _facts(row: tuple[object, ...]) -> WorkerFacts:
+def _facts_of_row(row: tuple[object, ...]) -> WorkerFacts:
     """Convert a row into `WorkerFacts`.
 
     Compiled statements return JSON columns as text, and some database engines return booleans as numbers.

@@ -10,6 +10,7 @@ from corral.auth.principal import Principal
 from corral.database.unit import after_commit
 from corral.errors import Conflict, Forbidden, NotFound
 from corral.events.event import emit
+from corral.events.log import LoggedEvent
 from corral_plugins.tasks.api import Tasks
 from corral_plugins.workers.api import WorkerEvent
 from corral_plugins.workers.models import Worker
@@ -24,21 +25,21 @@ PEOPLE = ("user", "api_key")
 NOT_APPROVED = "worker_not_approved"
 
 
-def find(worker_id: str) -> Worker | None:
+def find_worker(worker_id: str) -> Worker | None:
     """Return the row of a worker, or None if there is no such worker."""
     row: Worker | None = Worker.get_or_none(Worker.id == worker_id)
     return row
 
 
-def get(worker_id: str) -> Worker:
+def get_worker(worker_id: str) -> Worker:
     """Return the row of a worker. Raise `NotFound` if there is no such worker."""
-    row = find(worker_id)
+    row = find_worker(worker_id)
     if row is None:
         raise NotFound()
     return row
 
 
-def change(where: Any, **values: Any) -> int:
+def change_worker(where: Any, **values: Any) -> int:
     """Run a conditional update that also increments the version. Return the number of changed rows."""
     update = Worker.update(**values, version=Worker.version + 1, updated_at=clock.now())
     return int(update.where(where).execute())
@@ -49,51 +50,53 @@ def bring_online(row: Worker, **values: Any) -> bool:
 
     Return False if the worker is no longer `offline`, for example because another process was faster.
     """
-    if not change((Worker.id == row.id) & (Worker.status == "offline"), status="online", **values):
+    if not change_worker((Worker.id == row.id) & (Worker.status == "offline"), status="online", **values):
         return False
     row.status = "online"
     return True
 
 
-def publish(kind: type[WorkerEvent], row: Worker, **fields: Any) -> None:
+def publish_worker_event(kind: type[WorkerEvent], row: Worker, **fields: Any) -> None:
     """Emit a worker event of class `kind` with the current state of `row`."""
     event = kind(worker_id=row.id, name=row.name, group=row.group, status=row.status, **fields)
     emit(event, object=("worker", row.id), owner=row.created_by)
 
 
-def view(row: Worker, kind: type[V], **more: Any) -> V:
+def worker_view(row: Worker, kind: type[V], **more: Any) -> V:
     """Convert a row into the public shape `kind`. `more`: the additional fields of this shape."""
     shown = {name: getattr(row, name) for name in WorkerView.__struct_fields__ if name != "capacity"}
     return kind(**shown, capacity=row.max_agents, **more)
 
 
-def require_self(worker_id: str, caller: Principal) -> None:
+def require_own_token(worker_id: str, caller: Principal) -> None:
     """Raise `Forbidden` unless the caller is this worker."""
     if caller.kind != "worker" or caller.worker_id != worker_id:
-        raise Forbidden("A worker may only use its own token on its own paths.")
+        raise Forbidden("A worker may only access its own paths.")
 
 
-def require_own(row: Worker, caller: Principal) -> None:
+def require_registrant(row: Worker, caller: Principal) -> None:
     """Raise `Forbidden` unless the caller is the worker, the person who registered it, or an admin."""
     if caller.kind == "worker":
-        require_self(row.id, caller)
+        require_own_token(row.id, caller)
     elif caller.limited is not None:
         raise Forbidden(code=caller.limited)
     elif not (caller.is_admin or (caller.kind in PEOPLE and row.created_by == caller.user_id)):
         raise Forbidden("Only the worker itself, the person who registered it, or an admin may do this.")
 
 
-def wrong_state(row: Worker, action: str) -> Conflict:
+def wrong_status_error(row: Worker, action: str) -> Conflict:
     """Return the error for a transition that the status of the worker does not permit."""
     return Conflict(f"A worker that is {row.status} cannot be {action}.", current_status=row.status)
 
 
-def changed_meanwhile(row: Worker) -> Conflict:
+def changed_error(row: Worker) -> Conflict:
     """Return the error for an update that lost a race against another request."""
-    return Conflict("The worker was changed by another request; read it again and retry.", current_status=row.status)
+    return Conflict(
+        "The worker was changed in the meantime; read it again and repeat the change.", current_status=row.status
+    )
 
 
-def release_leases(tasks: Tasks | None, worker_id: str, reason: str) -> int:
+def release_leases_of(tasks: Tasks | None, worker_id: str, reason: str) -> int:
     """Release every live lease of a worker without using an attempt. Return the number of released leases.
 
     `reason` is stored with the attempts: registered | rejected | deleted. Tasks must be locked before workers.
@@ -104,6 +107,44 @@ def release_leases(tasks: Tasks | None, worker_id: str, reason: str) -> int:
     return tasks.release_worker(worker_id, reason=reason) if tasks is not None else 0
 
 
-def forget_worker(credentials: Credentials, worker_id: str) -> None:
+def forget_credentials(credentials: Credentials, worker_id: str) -> None:
     """Remove the cached principals of a worker after the commit, so that tokens and approval are read again."""
     after_commit(lambda: credentials.forget(lambda principal: principal.worker_id == worker_id))
+
+
+# -- failures of tasks
+
+
+EVENTS = ("task.failed", "task.retried")
+KEEP = 10
+MESSAGE_LENGTH = 500
+
+
+def store_failure(event: LoggedEvent) -> None:
+    """Store the failure of a task with the worker on which the failure happened.
+
+    A retry that a person requested does not count as a failure.
+    """
+    payload = event.payload()
+    worker_id = payload.get("worker_id")
+    failure = _failure_of(event, payload)
+    row = find_worker(worker_id) if isinstance(worker_id, str) and failure is not None else None
+    if row is not None:
+        errors = [failure, *row.last_errors][:KEEP]
+        Worker.update(last_errors=errors).where(Worker.id == row.id).execute()
+
+
+def _failure_of(event: LoggedEvent, payload: dict[str, Any]) -> dict[str, Any] | None:
+    error = payload.get("error")
+    if event.type == "task.retried":
+        if payload.get("source") != "policy" or not payload.get("reason"):
+            return None
+        error = {"type": payload["reason"], "message": "The task is retried."}
+    if not isinstance(error, dict):
+        return None
+    return {
+        "at": event.ts,
+        "task_id": event.object_id,
+        "type": str(error.get("type", ""))[:100],
+        "message": str(error.get("message", ""))[:MESSAGE_LENGTH],
+    }

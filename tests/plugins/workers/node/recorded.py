@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 
 from corral_plugins.workers.node.agent_loop import AgentLoop
-from corral_plugins.workers.node.client import Client
+from corral_plugins.workers.node.client import WorkerApiClient
 from corral_plugins.workers.node.tools.workspace import Workspaces
 
 
@@ -60,7 +60,7 @@ class Server:
         workspaces: Workspaces | None = None,
     ) -> int:
         """Run a claim against this server and return the exit status."""
-        client = Client("http://server.invalid", "cra_a1", transport=httpx2.MockTransport(self._handle))
+        client = WorkerApiClient("http://server.invalid", "cra_a1", transport=httpx2.MockTransport(self._handle))
         try:
             loop = AgentLoop(
                 client, given, set() if controls is None else controls, allowed=allowed, workspaces=workspaces

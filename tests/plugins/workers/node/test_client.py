@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from corral_plugins.workers.node.client import Client, Unreachable
-from corral_plugins.workers.node.lease import Lease
+from corral_plugins.workers.node.client import ServerUnreachable, WorkerApiClient
+from corral_plugins.workers.node.lease import TaskLease
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -44,9 +44,9 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.upper(), raising=False)
 
 
-def using(url: str, work: Callable[[Client], Any]) -> Any:
+def using(url: str, work: Callable[[WorkerApiClient], Any]) -> Any:
     async def run() -> Any:
-        client = Client(url, "token")
+        client = WorkerApiClient(url, "token")
         try:
             return await work(client)
         finally:
@@ -55,7 +55,7 @@ def using(url: str, work: Callable[[Client], Any]) -> Any:
     return asyncio.run(run())
 
 
-async def watches(client: Client) -> bool:
+async def watches(client: WorkerApiClient) -> bool:
     """Whether the system detects a dead connection."""
     async with client.http.stream("GET", client.url) as answer:
         opened: socket.socket = answer.extensions["network_stream"].get_extra_info("socket")
@@ -69,8 +69,8 @@ def test_a_connection_that_died_silently_is_noticed(port: int, host: str) -> Non
 
 def test_a_proxy_of_the_environment_is_used_where_it_is_to_be(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
-    with pytest.raises(Unreachable):
-        using(f"http://0.0.0.0:{port}", lambda client: client.call("GET", "/x"))
+    with pytest.raises(ServerUnreachable):
+        using(f"http://0.0.0.0:{port}", lambda client: client.send_request("GET", "/x"))
     assert using(f"http://127.0.0.1:{port}", watches)
     monkeypatch.setenv("no_proxy", "0.0.0.0")
     assert using(f"http://0.0.0.0:{port}", watches)
@@ -78,11 +78,11 @@ def test_a_proxy_of_the_environment_is_used_where_it_is_to_be(port: int, monkeyp
 
 def test_a_lease_that_became_shorter_ends_sooner() -> None:
     async def run() -> None:
-        client, sent = Client("http://127.0.0.1:1", "token"), time.monotonic()
-        lease = Lease(client, {"task": {"id": "t"}, "lease_id": "l"}, sent=sent, seconds=60)
-        lease.renew(sent)
+        client, sent = WorkerApiClient("http://127.0.0.1:1", "token"), time.monotonic()
+        lease = TaskLease(client, {"task": {"id": "t"}, "lease_id": "l"}, sent=sent, seconds=60)
+        lease.renew_until(sent)
         assert lease.deadline == sent + 60
-        lease.renew(sent + 1, 10)
+        lease.renew_until(sent + 1, 10)
         assert lease.deadline == sent + 11
         await client.close()
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from corral_plugins.workers.node.client import ApiError, Client, is_final, retry
-from corral_plugins.workers.node.model import Model, ModelCall
+from corral_plugins.workers.node.client import ApiError, WorkerApiClient, call_with_retries, is_final_response
+from corral_plugins.workers.node.model import GatewayModel, ModelCall
 
 Site = Any  # of conftest.py
 HELLO = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say hello."}]
@@ -28,18 +28,18 @@ class Attempt:
 
     def __init__(self, site: Site, model: str) -> None:
         self.site = site
-        worker = Client(site.url, site.key())
+        worker = WorkerApiClient(site.url, site.key())
         self.task_id: str = site.task(site.agent(model))
         claim = asyncio.run(self._claim(worker))
         self.lease_id, self.token, self.gateway_url = claim["lease_id"], claim["agent_token"], claim["gateway_url"]
 
-    async def _claim(self, client: Client) -> dict[str, Any]:
-        registered = await client.register({"name": "by hand"})
+    async def _claim(self, client: WorkerApiClient) -> dict[str, Any]:
+        registered = await client.register_worker({"name": "by hand"})
         await client.close()
-        worker = Client(self.site.url, registered["token"])
-        answer = await worker.claim(registered["id"], max_tasks=1, wait_seconds=10)
+        worker = WorkerApiClient(self.site.url, registered["token"])
+        answer = await worker.claim_tasks(registered["id"], max_tasks=1, wait_seconds=10)
         (claim,) = answer["tasks"]
-        await worker.start(self.task_id, claim["lease_id"])
+        await worker.start_task(self.task_id, claim["lease_id"])
         await worker.close()
         return dict(claim)
 
@@ -50,9 +50,9 @@ def attempt(make_site: Callable[..., Site]) -> Attempt:
 
 
 @pytest.fixture
-async def model(attempt: Attempt) -> AsyncIterator[Model]:
-    client = Client(attempt.site.url, attempt.token)
-    yield Model(client, attempt.gateway_url)
+async def model(attempt: Attempt) -> AsyncIterator[GatewayModel]:
+    client = WorkerApiClient(attempt.site.url, attempt.token)
+    yield GatewayModel(client, attempt.gateway_url)
     await client.close()
 
 
@@ -62,45 +62,49 @@ def after(turns: int) -> ModelCall:
     return ModelCall(messages=[*HELLO, *said])
 
 
-async def test_what_came_is_what_was_said(attempt: Attempt, model: Model) -> None:
+async def test_what_came_is_what_was_said(attempt: Attempt, model: GatewayModel) -> None:
     heard: list[str] = []
-    reply = await model.ask(after(0), "k:1", heard.append)
+    reply = await model.send_request(after(0), "k:1", heard.append)
     assert reply.message == {"role": "assistant", "content": "some text"}
     assert (reply.model, reply.input_tokens, reply.output_tokens) == ("scripted/mixed", 11, 5)
     assert "".join(heard) == "some text"
     assert len(heard) > 1
-    reply = await model.ask(after(1), "k:2", heard.append)
+    reply = await model.send_request(after(1), "k:2", heard.append)
     (call,) = reply.message["tool_calls"]
     assert reply.message["content"] == "and a call"
     assert call["function"] == {"name": "a__b", "arguments": '{"x": [1, "\\u00fc"]}'}
     called = [{**reply.message}, {"role": "tool", "tool_call_id": call["id"], "content": "found"}]
     with pytest.raises(ApiError) as refused:
-        await model.ask(ModelCall(messages=[*after(1).messages, *called]), "k:3", heard.append)
+        await model.send_request(ModelCall(messages=[*after(1).messages, *called]), "k:3", heard.append)
     assert (refused.value.code, refused.value.members["kind"]) == ("provider_error", "credentials")
 
 
-async def test_llm_7_a_step_that_is_asked_again_is_stored_and_costs_nothing(attempt: Attempt, model: Model) -> None:
-    first = await model.ask(after(1), "t:1", lambda text: None)
+async def test_llm_7_a_step_that_is_asked_again_is_stored_and_costs_nothing(
+    attempt: Attempt, model: GatewayModel
+) -> None:
+    first = await model.send_request(after(1), "t:1", lambda text: None)
     heard: list[str] = []
-    assert await model.ask(after(1), "t:1", heard.append) == first
+    assert await model.send_request(after(1), "t:1", heard.append) == first
     assert "".join(heard) == "and a call"
     assert len(attempt.site.calls(attempt.task_id)) == 1
     with pytest.raises(ApiError) as refused:
-        await model.ask(after(0), "t:1", lambda text: None)
+        await model.send_request(after(0), "t:1", lambda text: None)
     assert refused.value.code == "idempotency_key_reused"
 
 
-async def test_a_step_that_is_asked_twice_at_once_is_served_once(attempt: Attempt, model: Model) -> None:
+async def test_a_step_that_is_asked_twice_at_once_is_served_once(attempt: Attempt, model: GatewayModel) -> None:
     def ask() -> Any:
-        return retry(lambda: model.ask(after(3), "t:1", lambda text: None), unless=is_final)
+        return call_with_retries(
+            lambda: model.send_request(after(3), "t:1", lambda text: None), unless=is_final_response
+        )
 
     first, second = await asyncio.gather(ask(), ask())
     assert first == second
     assert [call["status"] for call in attempt.site.calls(attempt.task_id)] == ["completed"]
 
 
-async def test_a_dead_lease_is_told(attempt: Attempt, model: Model) -> None:
+async def test_a_dead_lease_is_told(attempt: Attempt, model: GatewayModel) -> None:
     attempt.site.call("POST", f"/tasks/{attempt.task_id}/fail", {"error": {"type": "x", "message": "by hand"}})
     with pytest.raises(ApiError) as refused:
-        await model.ask(after(0), "t:1", lambda text: None)
+        await model.send_request(after(0), "t:1", lambda text: None)
     assert refused.value.status in (401, 409)

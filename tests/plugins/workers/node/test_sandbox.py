@@ -24,7 +24,7 @@ def space(tmp_path: Path) -> Workspace:
 
 
 async def shell(space: Workspace, command: str, **more: Any) -> dict[str, Any]:
-    found: dict[str, Any] = await TOOLS["shell.run"].parse({"command": command, **more}).run(space)
+    found: dict[str, Any] = await TOOLS["shell.run"].parse_arguments({"command": command, **more}).run(space)
     return found
 
 
@@ -64,7 +64,7 @@ async def test_nothing_of_the_workers_environment_is_there(space: Workspace, mon
 async def test_python_runs_apart_from_the_workers_own(space: Workspace) -> None:
     (space.path / "json.py").write_text("raise SystemExit('taken from the workspace')")
     code = "import json, sys; print(json.dumps([sys.argv, sys.flags.isolated]))"
-    done = await TOOLS["python.run"].parse({"code": code}).run(space)
+    done = await TOOLS["python.run"].parse_arguments({"code": code}).run(space)
     assert done == {"exit_code": 0, "output": '[["-c"], 1]\n', "timed_out": False}
 
 
@@ -93,7 +93,7 @@ async def test_what_it_left_behind_ends_with_it(space: Workspace) -> None:
 
 
 async def test_memory_and_files_are_limited(space: Workspace) -> None:
-    done = await TOOLS["python.run"].parse({"code": "bytearray(8 * 1024**3)"}).run(space)
+    done = await TOOLS["python.run"].parse_arguments({"code": "bytearray(8 * 1024**3)"}).run(space)
     assert done["exit_code"] == 1
     assert "MemoryError" in done["output"]
     done = await shell(space, f"head -c {sandbox.LIMITS['RLIMIT_FSIZE'] + 1} /dev/zero > big")
@@ -105,7 +105,7 @@ async def test_memory_and_files_are_limited(space: Workspace) -> None:
 @pytest.mark.parametrize("made", ["'a'", "chr(1)", "chr(10)", "'€'"])
 async def test_output_is_cut_in_its_middle(made: str, space: Workspace) -> None:
     code = f"print('first'); print({made} * 300_000); print('last')"
-    done = await TOOLS["python.run"].parse({"code": code}).run(space)
+    done = await TOOLS["python.run"].parse_arguments({"code": code}).run(space)
     assert done["output"].startswith("first\n")
     assert done["output"].endswith("last\n")
     assert "bytes left out]" in done["output"]

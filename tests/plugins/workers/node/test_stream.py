@@ -86,7 +86,7 @@ async def test_an_answer_that_was_cut_is_asked_for_again_under_its_key() -> None
 
 
 async def test_an_answer_that_is_cut_every_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("corral_plugins.workers.node.client.pause", lambda tries, error: 0.0)
+    monkeypatch.setattr("corral_plugins.workers.node.client.retry_delay", lambda tries, error: 0.0)
     server = Server(*[Stream("half an ans", cut=True)] * 10)
     assert await asyncio.wait_for(server.run(claim()), 30) == REPORTED
     assert len(server.of("chat")) == 6
@@ -96,7 +96,7 @@ async def test_an_answer_that_is_cut_every_time_is_given_up(monkeypatch: pytest.
 
 
 async def test_a_server_that_is_not_there_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("corral_plugins.workers.node.client.pause", lambda tries, error: 0.0)
+    monkeypatch.setattr("corral_plugins.workers.node.client.retry_delay", lambda tries, error: 0.0)
     server, tries = Server("whole"), 0
 
     def refuse(name: str) -> None:

@@ -24,20 +24,20 @@ def space(tmp_path: Path) -> Workspace:
 
 
 def test_what_is_written_is_read_and_listed(space: Workspace) -> None:
-    assert space.write("a/b/c.txt", "Grüße") == {"size_bytes": 7}
-    assert space.read("./a/b/c.txt") == {"content": "Grüße", "size_bytes": 7, "next_offset": None}
-    assert space.list("a/b")["entries"] == [{"name": "c.txt", "type": "file", "size_bytes": 7}]
-    space.write("a/b/c.txt", "new")
-    assert space.read("a/b/c.txt")["content"] == "new"
-    assert [entry["name"] for entry in space.list("a/b")["entries"]] == ["c.txt"]
+    assert space.write_text("a/b/c.txt", "Grüße") == {"size_bytes": 7}
+    assert space.read_text("./a/b/c.txt") == {"content": "Grüße", "size_bytes": 7, "next_offset": None}
+    assert space.list_folder("a/b")["entries"] == [{"name": "c.txt", "type": "file", "size_bytes": 7}]
+    space.write_text("a/b/c.txt", "new")
+    assert space.read_text("a/b/c.txt")["content"] == "new"
+    assert [entry["name"] for entry in space.list_folder("a/b")["entries"]] == ["c.txt"]
 
 
 def test_long_files_are_read_in_parts_and_no_character_is_cut(space: Workspace) -> None:
     text = "x" + "ü€" * 40_000
-    space.write("long", text)
+    space.write_text("long", text)
     parts, offset = [], 0
     while offset is not None:
-        part = space.read("long", offset)
+        part = space.read_text("long", offset)
         parts.append(part["content"])
         offset = part["next_offset"]
     assert len(parts) > 3
@@ -46,26 +46,26 @@ def test_long_files_are_read_in_parts_and_no_character_is_cut(space: Workspace) 
 
 def test_what_is_not_text_is_read_all_the_same(space: Workspace) -> None:
     (space.path / "raw").write_bytes(b"a\xff\xfeb")
-    assert space.read("raw")["content"] == "a\ufffd\ufffdb"
-    assert space.read("raw", 100) == {"content": "", "size_bytes": 4, "next_offset": None}
+    assert space.read_text("raw")["content"] == "a\ufffd\ufffdb"
+    assert space.read_text("raw", 100) == {"content": "", "size_bytes": 4, "next_offset": None}
 
 
 def test_what_a_full_disk_did_not_take_leaves_nothing(space: Workspace) -> None:
-    space.write("a.txt", "before")
+    space.write_text("a.txt", "before")
     usual = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, usual[1]))
     try:
         with pytest.raises(ToolFailed):
-            space.write("a.txt", "x" * 100)
+            space.write_text("a.txt", "x" * 100)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, usual)
-    assert space.read("a.txt")["content"] == "before"
-    assert [entry["name"] for entry in space.list()["entries"]] == ["a.txt"]
+    assert space.read_text("a.txt")["content"] == "before"
+    assert [entry["name"] for entry in space.list_folder()["entries"]] == ["a.txt"]
 
 
 def test_names_that_are_not_utf8_are_listed(space: Workspace) -> None:
     Path(os.fsdecode(bytes(space.path) + b"/a\xffb")).touch()
-    told = space.list()
+    told = space.list_folder()
     assert [entry["name"] for entry in told["entries"]] == ["a\ufffdb"]
     assert msgspec.json.encode(told)
 
@@ -76,7 +76,7 @@ def test_names_that_are_not_utf8_are_listed(space: Workspace) -> None:
 def test_no_path_leads_out(space: Workspace, path: str) -> None:
     outside = space.path.parent.parent / "outside"
     (space.path / "folder").symlink_to(outside)
-    for act in (space.read, lambda path: space.write(path, "overwritten"), space.list):
+    for act in (space.read_text, lambda path: space.write_text(path, "overwritten"), space.list_folder):
         with pytest.raises(ToolFailed):
             act(path)
     assert (outside / "secret").read_text() == "secret"
@@ -87,26 +87,26 @@ def test_a_link_is_not_read(space: Workspace) -> None:
     (space.path / "link").symlink_to(space.path.parent.parent / "outside" / "secret")
     (space.path / "folder").symlink_to(space.path.parent.parent / "outside")
     with pytest.raises(ToolFailed, match="links are not followed"):
-        space.read("link")
+        space.read_text("link")
     with pytest.raises(ToolFailed, match="links are not followed"):
-        space.list("folder")
-    assert [entry["type"] for entry in space.list()["entries"]] == ["link", "link"]
+        space.list_folder("folder")
+    assert [entry["type"] for entry in space.list_folder()["entries"]] == ["link", "link"]
 
 
 def test_writing_replaces_a_link_and_not_what_it_points_to(space: Workspace) -> None:
     outside = space.path.parent.parent / "outside" / "secret"
     (space.path / "link").symlink_to(outside)
-    space.write("link", "mine")
+    space.write_text("link", "mine")
     assert outside.read_text() == "secret"
     assert not (space.path / "link").is_symlink()
-    assert space.read("link")["content"] == "mine"
+    assert space.read_text("link")["content"] == "mine"
 
 
 def test_a_link_in_place_of_the_workspace_is_not_followed(space: Workspace, tmp_path: Path) -> None:
     space.path.rmdir()
     space.path.symlink_to(tmp_path / "outside")
     with pytest.raises(ToolFailed):
-        space.read("secret")
+        space.read_text("secret")
 
 
 def test_pipes_folders_and_missing_files_are_no_files(space: Workspace) -> None:
@@ -114,21 +114,21 @@ def test_pipes_folders_and_missing_files_are_no_files(space: Workspace) -> None:
     (space.path / "folder").mkdir()
     for path in ("pipe", "folder", "missing"):
         with pytest.raises(ToolFailed):
-            space.read(path)
+            space.read_text(path)
     with pytest.raises(ToolFailed):
-        space.write("folder", "x")
+        space.write_text("folder", "x")
     with pytest.raises(ToolFailed):
-        space.list("missing")
-    assert [entry["type"] for entry in space.list()["entries"]] == ["folder", "other"]
+        space.list_folder("missing")
+    assert [entry["type"] for entry in space.list_folder()["entries"]] == ["folder", "other"]
 
 
 def test_limits(space: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ToolFailed):
-        space.write("big", "x" * (module.WRITE_LIMIT + 1))
+        space.write_text("big", "x" * (module.WRITE_LIMIT + 1))
     monkeypatch.setattr(module, "LIST_LIMIT", 2)
     for name in "abc":
-        space.write(name, "")
-    listed = space.list()
+        space.write_text(name, "")
+    listed = space.list_folder()
     assert ([entry["name"] for entry in listed["entries"]], listed["truncated"]) == (["a", "b"], True)
 
 
@@ -156,7 +156,7 @@ def test_workspaces_are_private_and_go_when_they_are_old(tmp_path: Path) -> None
     spaces.open_workspace("new")
     assert not old.path.exists()
     assert done.path.exists()
-    spaces.remove("done")
+    spaces.remove_workspace("done")
     assert not done.path.exists()
 
 

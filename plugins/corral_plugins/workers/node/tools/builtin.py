@@ -37,13 +37,13 @@ class BuiltinTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         raise NotImplementedError
 
     @classmethod
-    def schema(cls) -> dict[str, Any]:
+    def arguments_schema(cls) -> dict[str, Any]:
         """Return the JSON Schema of the arguments."""
         _, components = msgspec.json.schema_components([cls])
         return {**components[cls.__name__], "title": cls.title}
 
     @classmethod
-    def parse(cls, arguments: Any) -> Self:
+    def parse_arguments(cls, arguments: Any) -> Self:
         """Convert the arguments of a call. Raise `ToolFailed` if the arguments are not valid."""
         try:
             return msgspec.convert(arguments, cls)
@@ -60,7 +60,7 @@ class ReadFile(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
     offset: Annotated[int, Meta(ge=0, le=2**53, description="in bytes")] = 0
 
     async def run(self, workspace: Workspace) -> Any:
-        return await asyncio.to_thread(workspace.read, self.path, self.offset)
+        return await asyncio.to_thread(workspace.read_text, self.path, self.offset)
 
 
 class ListFolder(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
@@ -71,7 +71,7 @@ class ListFolder(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
     path: Path = "."
 
     async def run(self, workspace: Workspace) -> Any:
-        return await asyncio.to_thread(workspace.list, self.path)
+        return await asyncio.to_thread(workspace.list_folder, self.path)
 
 
 class WriteFile(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
@@ -83,7 +83,7 @@ class WriteFile(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
     content: Annotated[str, Meta(max_length=1024 * 1024)]
 
     async def run(self, workspace: Workspace) -> Any:
-        return await asyncio.to_thread(workspace.write, self.path, self.content)
+        return await asyncio.to_thread(workspace.write_text, self.path, self.content)
 
 
 class RunShell(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
@@ -96,7 +96,7 @@ class RunShell(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
     timeout_seconds: Seconds = DEFAULT_SECONDS
 
     async def run(self, workspace: Workspace) -> Any:
-        return await sandbox.run([SHELL, "-c", self.command], workspace, self.timeout_seconds)
+        return await sandbox.run_command([SHELL, "-c", self.command], workspace, self.timeout_seconds)
 
 
 class RunPython(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
@@ -109,7 +109,7 @@ class RunPython(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
     timeout_seconds: Seconds = DEFAULT_SECONDS
 
     async def run(self, workspace: Workspace) -> Any:
-        return await sandbox.run([sys.executable, "-I", "-c", self.code], workspace, self.timeout_seconds)
+        return await sandbox.run_command([sys.executable, "-I", "-c", self.code], workspace, self.timeout_seconds)
 
 
 TOOLS: dict[str, type[BuiltinTool]] = {
@@ -119,4 +119,7 @@ TOOLS: dict[str, type[BuiltinTool]] = {
 
 def tool_offers(names: Iterable[str]) -> list[dict[str, Any]]:
     """Return the tools in the format for the server, `{name, schema, risk}`, sorted by name."""
-    return [{"name": name, "schema": TOOLS[name].schema(), "risk": TOOLS[name].risk} for name in sorted(set(names))]
+    return [
+        {"name": name, "schema": TOOLS[name].arguments_schema(), "risk": TOOLS[name].risk}
+        for name in sorted(set(names))
+    ]

@@ -31,7 +31,7 @@ LIMITS = {
 }
 
 
-async def run(argv: Sequence[str], workspace: Workspace, seconds: float) -> dict[str, Any]:
+async def run_command(argv: Sequence[str], workspace: Workspace, seconds: float) -> dict[str, Any]:
     """Run a command and return `{exit_code, output, timed_out}`.
 
     `output` contains stdout and stderr. If the output is too long, its middle part is omitted. Every process that the
@@ -52,8 +52,8 @@ async def run(argv: Sequence[str], workspace: Workspace, seconds: float) -> dict
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    output = _Output()
-    reading = asyncio.ensure_future(output.fill(process.stdout))
+    output = _CappedOutput()
+    reading = asyncio.ensure_future(output.read_stream(process.stdout))
     try:
         with contextlib.suppress(ConnectionError):
             process.stdin.write(msgspec.json.encode({"argv": list(argv), "limits": LIMITS}) + b"\n")
@@ -61,11 +61,11 @@ async def run(argv: Sequence[str], workspace: Workspace, seconds: float) -> dict
         await asyncio.wait({reading}, timeout=seconds)
         timed_out = not reading.done()
     finally:
-        await _stop(process, reading)
+        await _stop_runner(process, reading)
     return {"exit_code": None if timed_out else process.returncode, "output": output.text(), "timed_out": timed_out}
 
 
-async def _stop(process: asyncio.subprocess.Process, reading: asyncio.Future[None]) -> None:
+async def _stop_runner(process: asyncio.subprocess.Process, reading: asyncio.Future[None]) -> None:
     """Close the standard input of the runner, so that the runner stops every process of the command.
 
     Kill the runner if it does not exit within 8 s.
@@ -84,13 +84,13 @@ async def _stop(process: asyncio.subprocess.Process, reading: asyncio.Future[Non
         reading.cancel()
 
 
-class _Output:
+class _CappedOutput:
     """A buffer that keeps the beginning and the end of a stream."""
 
     def __init__(self) -> None:
         self._head, self._tail, self._omitted = bytearray(), bytearray(), 0
 
-    async def fill(self, stream: asyncio.StreamReader) -> None:
+    async def read_stream(self, stream: asyncio.StreamReader) -> None:
         """Read the stream to its end."""
         while chunk := await stream.read(65536):
             room = HEAD_BYTES - len(self._head)

@@ -37,11 +37,11 @@ def main() -> int:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     pid = os.fork()
     if pid == 0:
-        _exec(request)
-    status = _wait(pid, child_exited)
+        _exec_command(request)
+    status = _wait_for_exit(pid, child_exited)
     if status is None:
         _kill_group(pid, signal.SIGTERM)
-        status = _wait(pid, child_exited, GRACE_SECONDS)
+        status = _wait_for_exit(pid, child_exited, GRACE_SECONDS)
     _kill_group(pid, signal.SIGKILL)
     _kill_descendants(pid)
     if status is None:
@@ -60,7 +60,7 @@ def _read_line() -> bytes:
     return line
 
 
-def _exec(request: dict[str, Any]) -> None:
+def _exec_command(request: dict[str, Any]) -> None:
     """Replace this forked process with the command, in a new session and process group."""
     try:
         os.setsid()
@@ -78,7 +78,7 @@ def _exec(request: dict[str, Any]) -> None:
     os._exit(127)
 
 
-def _wait(pid: int, child_exited: int, seconds: float | None = None) -> int | None:
+def _wait_for_exit(pid: int, child_exited: int, seconds: float | None = None) -> int | None:
     """Return the wait status of the command.
 
     Return None if `seconds` have passed. If `seconds` is None, return None when the standard input was closed.

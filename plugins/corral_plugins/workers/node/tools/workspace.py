@@ -49,14 +49,14 @@ class Workspaces:
         path = self._root / task_id
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.utime(path)
-        self._prune()
+        self._remove_old()
         return Workspace(path)
 
-    def remove(self, task_id: str) -> None:
+    def remove_workspace(self, task_id: str) -> None:
         """Remove the workspace of a completed task."""
         shutil.rmtree(self._root / task_id, ignore_errors=True)
 
-    def _prune(self) -> None:
+    def _remove_old(self) -> None:
         old = time.time() - KEEP_SECONDS
         with contextlib.suppress(OSError):
             for entry in os.scandir(self._root):
@@ -70,13 +70,13 @@ class Workspace:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def read(self, path: str, offset: int = 0) -> dict[str, Any]:
+    def read_text(self, path: str, offset: int = 0) -> dict[str, Any]:
         """Read text from a byte offset and return `{content, size_bytes, next_offset}`.
 
         `next_offset` is null at the end of the file.
         """
-        folder, name = _parts(path)
-        with self._opened(folder, path) as above, _os_errors(path):
+        folder, name = _split_path(path)
+        with self._open_folder(folder, path) as above, _os_errors(path):
             descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=above)
             try:
                 facts = os.fstat(descriptor)
@@ -91,13 +91,13 @@ class Workspace:
         after = offset + len(data) - len(decoder.getstate()[0])  # an incomplete character starts the next part
         return {"content": content, "size_bytes": facts.st_size, "next_offset": None if is_end else after}
 
-    def write(self, path: str, content: str) -> dict[str, Any]:
+    def write_text(self, path: str, content: str) -> dict[str, Any]:
         """Create or replace a file atomically and return `{size_bytes}`. Create missing parent folders."""
-        folder, name = _parts(path)
+        folder, name = _split_path(path)
         data = content.encode()
         if len(data) > WRITE_LIMIT:
-            raise ToolFailed(f"{path}: the content has {len(data)} bytes; the limit is {WRITE_LIMIT}.")
-        with self._opened(folder, path, make=True) as above, _os_errors(path):
+            raise ToolFailed(f"{path}: the content has {len(data)} bytes; the limit is {WRITE_LIMIT} bytes.")
+        with self._open_folder(folder, path, make=True) as above, _os_errors(path):
             temporary = f".{secrets.token_hex(8)}"
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             descriptor = os.open(temporary, flags, 0o600, dir_fd=above)
@@ -110,15 +110,15 @@ class Workspace:
                 raise
         return {"size_bytes": len(data)}
 
-    def list(self, path: str = ".") -> dict[str, Any]:
+    def list_folder(self, path: str = ".") -> dict[str, Any]:
         """List a folder, sorted by name, and return `{entries: [{name, type, size_bytes}], truncated}`."""
-        with self._opened(_names(path), path) as folder, _os_errors(path):
+        with self._open_folder(_path_names(path), path) as folder, _os_errors(path):
             found = sorted(os.scandir(folder), key=lambda entry: entry.name)
-            entries = [_entry(entry) for entry in found[:LIST_LIMIT]]
+            entries = [_folder_entry(entry) for entry in found[:LIST_LIMIT]]
         return {"entries": entries, "truncated": len(found) > LIST_LIMIT}
 
     @contextlib.contextmanager
-    def _opened(self, names: tuple[str, ...], path: str, *, make: bool = False) -> Iterator[int]:
+    def _open_folder(self, names: tuple[str, ...], path: str, *, make: bool = False) -> Iterator[int]:
         """Open the folder at the path `names` and yield its file descriptor.
 
         `path`: the path for error messages. `make`: whether to create missing folders.
@@ -138,22 +138,22 @@ class Workspace:
                 os.close(here)
 
 
-def _names(path: str) -> tuple[str, ...]:
+def _path_names(path: str) -> tuple[str, ...]:
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or "\0" in path:
         raise ToolFailed(f"{path!r}: the path must stay inside the workspace, without a leading / and without '..'.")
     return pure.parts
 
 
-def _parts(path: str) -> tuple[tuple[str, ...], str]:
+def _split_path(path: str) -> tuple[tuple[str, ...], str]:
     """Split a path into the names of its folders and the name of the file."""
-    names = _names(path)
+    names = _path_names(path)
     if not names:
         raise ToolFailed(f"{path!r} does not name a file.")
     return names[:-1], names[-1]
 
 
-def _entry(entry: os.DirEntry[str]) -> dict[str, Any]:
+def _folder_entry(entry: os.DirEntry[str]) -> dict[str, Any]:
     facts = entry.stat(follow_symlinks=False)
     kinds = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}
     kind = kinds.get(stat.S_IFMT(facts.st_mode), "other")

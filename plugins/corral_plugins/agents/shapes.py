@@ -232,7 +232,7 @@ class Comparison(msgspec.Struct, kw_only=True):
     stats: ComparedStatistics
 
 
-class StatsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class AgentStatsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The number of past days that the statistics cover."""
 
     days: Annotated[int, Meta(ge=1, le=365)] = 30

@@ -1,6 +1,8 @@
 """Rate limits and the concurrency limit.
 
-Requests are counted in memory, so that no request waits for another process.
+Requests are counted in memory, so that no request waits for another process. A bucket is stored as the instant at which
+it will be empty again. An instant in the past means an empty bucket, so buckets need no cleanup. Buckets are stored in
+two generations, each limited to one window and to `MAX_KEYS`. The older generation is dropped as a whole.
 """
 
 from __future__ import annotations
@@ -9,16 +11,98 @@ import asyncio
 import functools
 import ipaddress
 import math
+import time
 from collections import Counter
+from collections.abc import Callable
 
 from corral.auth.principal import Principal
 from corral.errors import TooMany
 from corral.http.routes import Rate, Route
 from corral.plugin import Quota, Settings
 from corral_core.redis.api import SharedBuckets
-from corral_plugins.security.service.buckets import Buckets, Full
-from corral_plugins.security.service.last_used import LastUsed
+from corral_plugins.security.service.api_keys import LastUseRecorder
 from corral_plugins.security.settings import ANONYMOUS_RATE, IN_FLIGHT, MACHINE_RATE, RATE
+
+MAX_KEYS = 100_000  # buckets per generation: a client with many addresses must not exhaust the memory
+ROUNDING = 1e-6
+
+
+class BucketFull(Exception):
+    """Raised if a bucket is full. The bucket accepts another request after `seconds`."""
+
+    def __init__(self, limit: int, seconds: float, reset: float) -> None:
+        self.limit, self.seconds, self.reset = limit, seconds, reset
+        super().__init__()
+
+
+class TokenBuckets:
+    """The buckets of one rate limit. Used on the event loop only.
+
+    `share` is the number of processes that divide the limit among them and count separately. If `unshared` is a dict,
+    it collects the counts by key until `RequestLimits` sends them to the other processes.
+    """
+
+    def __init__(self, rate: Rate, *, now: Callable[[], float] = time.monotonic) -> None:
+        self.unshared: dict[str, int] | None = None
+        self._now = now
+        self._recent: dict[str, float] = {}
+        self._older: dict[str, float] = {}
+        self._rotates_at = 0.0
+        self.rate = rate
+        self.set_limit(rate.count, 1)
+
+    def set_limit(self, count: int, share: int) -> None:
+        """Allow `count` requests per period of the rate, divided by `share`, but at least one."""
+        self.count, self.share = count, share
+        self._interval = self.rate.seconds * share / count
+        self._window = max(float(self.rate.seconds), self._interval)
+        self._limit = max(1, count // share)
+
+    def take_token(self, key: str) -> Quota:
+        """Count one request and return the remaining quota. Raises `BucketFull`."""
+        now = self._now()
+        if now >= self._rotates_at or len(self._recent) >= MAX_KEYS:
+            self._rotate_generations(now)
+        empty = self._recent.get(key)
+        if empty is None:
+            empty = self._older.get(key, 0.0)
+        ahead = (empty - now if empty > now else 0.0) + self._interval
+        left = self._window - ahead + ROUNDING
+        if left < 0:
+            raise BucketFull(self._limit, -left, ahead - self._interval)
+        self._recent[key] = now + ahead
+        if self.unshared is not None:
+            self.unshared[key] = self.unshared.get(key, 0) + 1
+        return Quota(self._limit, int(left / self._interval), math.ceil(ahead - ROUNDING))
+
+    def apply_shared_level(self, key: str, ahead: float) -> None:
+        """Apply the fill level of a bucket, in seconds, received from the other processes.
+
+        Counts that this process has not sent yet are added to the level.
+        """
+        more = (self.unshared or {}).get(key, 0) * self.rate.seconds / self.count
+        empty = self._now() + ahead + more
+        known = self._recent.get(key)
+        if known is None or known < empty:
+            self._recent[key] = empty
+
+    def seconds_of(self, calls: int) -> float:
+        """Return by how many seconds `calls` requests fill a bucket that all processes share."""
+        return calls * self.rate.seconds / self.count
+
+    def _rotate_generations(self, now: float) -> None:
+        self._older = self._recent if now < self._rotates_at + self._window else {}
+        self._recent = {}
+        self._rotates_at = now + self._window
+
+    @property
+    def bucket_count(self) -> int:
+        """The number of buckets in memory."""
+        return len(self._recent) + len(self._older)
+
+
+# -- limits
+
 
 ADJUST_EVERY = 1.0
 SHARE_PAUSE = 0.02  # collects the counts of several requests into one exchange
@@ -32,7 +116,7 @@ GENERAL = {
 }
 
 
-class Limits:
+class RequestLimits:
     """Implements `Meter` and `RateLimits` on the event loop. Before `start` is called, every request passes."""
 
     def __init__(self) -> None:
@@ -43,16 +127,16 @@ class Limits:
         self._on = False
         self._settings: Settings | None = None
         self._shared: SharedBuckets | None = None
-        self._last_used: LastUsed | None = None
+        self._last_used: LastUseRecorder | None = None
         self._in_flight: dict[str, int] = {}
         self._at_once = 60
         self._processes = 1
-        self._buckets: dict[str, Buckets] = {}
-        self._people, self._machines, self._anonymous = [self._of(rate) for rate, _ in GENERAL.values()]
+        self._buckets: dict[str, TokenBuckets] = {}
+        self._people, self._machines, self._anonymous = [self._buckets_of(rate) for rate, _ in GENERAL.values()]
         self._counted = asyncio.Event()
 
     def start(
-        self, settings: Settings, shared: SharedBuckets, last_used: LastUsed, *, on: bool, processes: int
+        self, settings: Settings, shared: SharedBuckets, last_used: LastUseRecorder, *, on: bool, processes: int
     ) -> None:
         """Start to count requests, unless rate limits are off (`on` is false)."""
         self._on, self._settings, self._shared = on, settings, shared
@@ -60,7 +144,7 @@ class Limits:
         if on and shared.is_configured:
             for buckets in self._buckets.values():
                 buckets.unshared = {}
-        self.adjust()
+        self.apply_settings()
 
     # -- called by the request pipeline
 
@@ -71,29 +155,31 @@ class Limits:
         if not anonymous and own is None:
             return None
         key = address_key(client_ip)
-        found = self._take(self._anonymous, key) if anonymous else None
+        found = self._take_token(self._anonymous, key) if anonymous else None
         if own is None:
             return found
-        return tighter(self._take(self._of(own), key), found)
+        return tighter_quota(self._take_token(self._buckets_of(own), key), found)
 
     def enter(self, caller: Principal, route: Route, client_ip: str) -> Quota | None:
         if caller.kind == "api_key":
             self.keys["ok"] += 1
             if self._last_used is not None:
-                self._last_used.record(caller.id, client_ip)
+                self._last_used.record_use(caller.id, client_ip)
         if not self._on:
             return None
         key = caller.task_id or caller.id
         count = self._in_flight.get(key, 0)
         if count >= self._at_once:
             self.limited[IN_FLIGHT_NAME] += 1
-            detail = f"You have {count} requests in flight; wait until some of them finish."
+            detail = f"You already have {count} requests in progress; wait until some of them finish."
             raise TooMany(detail, code="concurrency_limit")
-        quota = self._take(self._people if caller.kind in PEOPLE else self._machines, key)
+        quota = self._take_token(self._people if caller.kind in PEOPLE else self._machines, key)
         own = route.rate
         if own is not None and own.per != "client":
             person = caller.user_id or caller.id
-            quota = tighter(self._take(self._of(own), person if own.per == "person" else key), quota)
+            quota = tighter_quota(
+                self._take_token(self._buckets_of(own), person if own.per == "person" else key), quota
+            )
         self._in_flight[key] = count + 1
         return quota
 
@@ -107,11 +193,11 @@ class Limits:
 
     def take(self, rate: Rate, key: str) -> None:
         if self._on:
-            self._take(self._of(rate), key)
+            self._take_token(self._buckets_of(rate), key)
 
     # -- background tasks
 
-    def adjust(self) -> None:
+    def apply_settings(self) -> None:
         """Apply the current settings and the number of processes that share each limit."""
         assert self._settings is not None
         assert self._shared is not None
@@ -121,15 +207,15 @@ class Limits:
         for buckets in self._buckets.values():
             count = counts.get(buckets.rate.name, buckets.rate.count)
             if (buckets.count, buckets.share) != (count, share):
-                buckets.adjust(count, share)
+                buckets.set_limit(count, share)
 
-    async def follow(self) -> None:
+    async def apply_settings_regularly(self) -> None:
         """Apply changed settings once a second. Runs as a supervised task."""
         while True:
-            self.adjust()
+            self.apply_settings()
             await asyncio.sleep(ADJUST_EVERY)
 
-    async def share(self) -> None:
+    async def share_counts(self) -> None:
         """Exchange counts with the other processes. Runs as a supervised task."""
         assert self._shared is not None
         while True:
@@ -139,25 +225,25 @@ class Limits:
             except TimeoutError:
                 pass  # an idle process still reports, because it counts as one of the processes that share the limits
             self._counted.clear()
-            await self.exchange()
+            await self.exchange_counts()
             await asyncio.sleep(SHARE_PAUSE)
 
-    async def exchange(self) -> None:
+    async def exchange_counts(self) -> None:
         """Send the counts of this process once and receive the totals.
 
         Counts that cannot be sent still apply in this process.
         """
         assert self._shared is not None
-        for part in self._parts():
+        for part in self._count_batches():
             amounts = {f"{name}:{key}": self._buckets[name].seconds_of(calls) for (name, key), calls in part.items()}
             was = self._shared.connected
             answer = await self._shared.add(amounts)
             if was != self._shared.connected:
-                self.adjust()
+                self.apply_settings()
             for (name, key), filled in zip(part, (answer or {}).values(), strict=False):
-                self._buckets[name].learn(key, filled)
+                self._buckets[name].apply_shared_level(key, filled)
 
-    def _parts(self) -> list[dict[tuple[str, str], int]]:
+    def _count_batches(self) -> list[dict[tuple[str, str], int]]:
         counted: dict[tuple[str, str], int] = {}
         for name, buckets in self._buckets.items():
             calls, buckets.unshared = buckets.unshared or {}, {}
@@ -165,26 +251,26 @@ class Limits:
         items = list(counted.items())
         return [dict(items[start : start + BATCH_SIZE]) for start in range(0, len(items), BATCH_SIZE)] or [{}]
 
-    def _of(self, rate: Rate) -> Buckets:
+    def _buckets_of(self, rate: Rate) -> TokenBuckets:
         found = self._buckets.get(rate.name)
         if found is None:
-            found = self._buckets[rate.name] = Buckets(rate)
+            found = self._buckets[rate.name] = TokenBuckets(rate)
             self.names.append(rate.name)
             if self._shared is not None:
                 found.unshared = {} if self._shared.is_configured else None
-                self.adjust()
+                self.apply_settings()
         return found
 
-    def _take(self, buckets: Buckets, key: str) -> Quota:
+    def _take_token(self, buckets: TokenBuckets, key: str) -> Quota:
         try:
-            quota = buckets.take(key)
-        except Full as full:
-            raise self._refused(buckets, full) from None
+            quota = buckets.take_token(key)
+        except BucketFull as full:
+            raise self._limit_exceeded_error(buckets, full) from None
         if buckets.unshared is not None:
             self._counted.set()
         return quota
 
-    def _refused(self, buckets: Buckets, full: Full) -> TooMany:
+    def _limit_exceeded_error(self, buckets: TokenBuckets, full: BucketFull) -> TooMany:
         self.limited[buckets.rate.name] += 1
         wait = max(1, math.ceil(full.seconds))
         problem = TooMany(
@@ -201,7 +287,7 @@ class Limits:
         return problem
 
 
-def tighter(one: Quota, other: Quota | None) -> Quota:
+def tighter_quota(one: Quota, other: Quota | None) -> Quota:
     """Return the quota with fewer remaining requests."""
     return one if other is None or one.remaining <= other.remaining else other
 

@@ -1,0 +1,127 @@
+"""Audit entries for connections that the egress guard refused, and metrics of the guard and the redactor."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from corral.database.engine import Work
+from corral.database.unit import Entry
+from corral.egress.client import Egress
+from corral.errors import Unavailable
+from corral.plugin import Audit, AuditEntry, Metric
+from corral.redact.patterns import BUILT_IN
+from corral.redact.redactor import Redactor
+
+MOST_WAITING = 1000
+AGAIN_SECONDS = 5.0
+
+
+class EgressAudit:
+    """Records refused connections in the audit log.
+
+    Connections are refused outside a unit of work, so refusals are queued and written in batches.
+    """
+
+    audit: Audit | None = None
+
+    def __init__(self, egress: Egress, work: Work) -> None:
+        self._work = work
+        self._waiting: deque[AuditEntry] = deque(maxlen=MOST_WAITING)
+        self._bell = asyncio.Event()
+        egress.on_refusal = self._queue_refusal
+
+    async def write_refusals(self) -> None:
+        """Write queued refusals until cancelled, and retry failed writes. The kernel supervises this task."""
+        while True:
+            await self._bell.wait()
+            self._bell.clear()
+            some = [*self._waiting]
+            self._waiting.clear()
+            try:
+                await self._work(lambda some=some: self._write_refusals(some), entry=Entry("refused connections"))  # type: ignore[misc]  # `some` is bound now
+            except Unavailable:
+                self._waiting.extendleft(reversed(some))
+                await asyncio.sleep(AGAIN_SECONDS)
+                self._bell.set()
+
+    def _queue_refusal(self, sink: str, host: str) -> None:
+        entry = AuditEntry(
+            action="egress.connection.open",
+            object_type="host",
+            object_id=host[:200],
+            object_name=host,
+            outcome="denied",
+            code="url_blocked",
+            details={"sink": sink},
+        )
+        self._waiting.append(entry)
+        self._bell.set()
+
+    def _write_refusals(self, entries: list[AuditEntry]) -> None:
+        if self.audit is not None:
+            for entry in entries:
+                self.audit.record(entry)
+
+
+# -- metrics
+
+
+SINKS = (
+    "channel",
+    "http_step",
+    "import",
+    "llm",
+    "local_model",
+    "mail",
+    "mcp",
+    "template_index",
+    "tool",
+    "trigger",
+    "webhook",
+)
+OUTCOMES = ("answered", "blocked", "failed", "timed_out")
+
+Series = dict[tuple[str, ...], float]
+
+
+def _count_requests(egress: Egress) -> Series:
+    return {labels: float(count) for labels, count in egress.requests.copy().items()}
+
+
+def _count_blocked(egress: Egress) -> Series:
+    return {(sink,): float(count) for (sink, outcome), count in egress.requests.copy().items() if outcome == "blocked"}
+
+
+def _count_redactions(redactor: Redactor) -> Series:
+    return {(kind,): float(count) for kind, count in redactor.counts.copy().items()}
+
+
+def _count_values(redactor: Redactor) -> Series:
+    return {(): float(redactor.values)}
+
+
+METRICS = (
+    Metric(
+        name="corral_egress_requests_total",
+        help="Number of outgoing requests.",
+        kind="counter",
+        labels={"sink": SINKS, "outcome": OUTCOMES},
+        collect=_count_requests,
+    ),
+    Metric(
+        name="corral_egress_blocked_total",
+        help="Number of outgoing requests that the egress guard refused.",
+        kind="counter",
+        labels={"sink": SINKS},
+        collect=_count_blocked,
+    ),
+    Metric(
+        name="corral_redactions_total",
+        help="Number of credentials redacted from text.",
+        kind="counter",
+        labels={"kind": sorted({"value", *(pattern.kind for pattern in BUILT_IN)})},
+        collect=_count_redactions,
+    ),
+    Metric(name="corral_redactor_values", help="Number of credentials that the redactor knows.", collect=_count_values),
+)

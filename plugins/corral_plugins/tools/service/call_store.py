@@ -1,0 +1,212 @@
+"""Reads and writes of the rows of tool calls.
+
+Every transition is one conditional update. An update that loses a race has no effect. Results are stored as JSON of at
+most 64 KiB.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import peewee
+
+from corral import clock
+from corral.errors import NotFound
+from corral.events.event import emit
+from corral.ids import new_id
+from corral_plugins.tools.models import ToolCallRow
+from corral_plugins.tools.shapes import ToolCalled, ToolCallView
+
+LIMIT = 64 * 1024
+NOTE = " [truncated: {omitted} of {size} bytes are omitted]"
+
+_encode = msgspec.json.Encoder().encode
+
+
+def to_json(value: Any) -> Any:
+    """Convert a value, such as a struct, into plain JSON values."""
+    return msgspec.json.decode(_encode(value))
+
+
+def truncate_output(value: Any, limit: int = LIMIT) -> Any:
+    """Truncate the longest strings of an object until the JSON has at most `limit` bytes.
+
+    Any other value that is too large becomes one truncated string.
+    """
+    size = len(_encode(value))
+    if size <= limit:
+        return value
+    if isinstance(value, str):
+        return _truncate_text(value, limit, size)
+    if isinstance(value, dict):
+        shorter = dict(value)
+        for name in sorted(
+            (key for key in shorter if isinstance(shorter[key], str)), key=lambda key: -len(shorter[key])
+        ):
+            excess = len(_encode(shorter)) - limit
+            if excess <= 0:
+                break
+            length = len(_encode(shorter[name]))
+            shorter[name] = _truncate_text(shorter[name], max(200, length - excess), length)
+        if len(_encode(shorter)) <= limit:
+            return shorter
+    return {"cut": _truncate_text(_encode(value).decode(), limit - 16, size)}
+
+
+def _truncate_text(text: str, limit: int, size: int) -> str:
+    """Truncate a text so that the JSON of the text, including the note, has at most `limit` bytes."""
+    note = NOTE.format(omitted=size, size=size)
+    kept = text.encode()[: max(0, limit - len(note) - 2)].decode(errors="ignore")
+    while len(_encode(kept)) > max(2, limit - len(note)):  # escape sequences make the JSON longer than the text
+        kept = kept[: len(kept) * 3 // 4]
+    return kept + NOTE.format(omitted=size - len(kept.encode()), size=size)
+
+
+# -- rows
+
+
+_SHOWN = [name for name in ToolCallView.__struct_fields__ if name in ToolCallRow._meta.fields]
+
+ALIVE_SECONDS = 15
+"""Seconds without contact after which the process that runs a call is considered to have stopped."""
+ABANDONED_LIMIT = 200
+
+OPEN = peewee.SQL("status IN ('running', 'permitted')")
+"""The SQL condition for calls that have not ended.
+
+The values are literals, because query planners do not use a partial index for a condition with parameters.
+"""
+
+
+def find_call(task_id: str, call_id: str) -> ToolCallRow | None:
+    """Return a call, or None if there is no such call. Callers must lock the task first."""
+    row: ToolCallRow | None = ToolCallRow.get_or_none(
+        (ToolCallRow.task_id == task_id) & (ToolCallRow.call_id == call_id)
+    )
+    return row
+
+
+def find_call_by_id(row_id: str) -> ToolCallRow:
+    """Return a call by the id of its row. Raise `NotFound` if the task was deleted."""
+    row: ToolCallRow | None = ToolCallRow.get_or_none(ToolCallRow.id == row_id)
+    if row is None:
+        raise NotFound("The task of this call was deleted.")
+    return row
+
+
+def insert_call(**values: Any) -> ToolCallRow:
+    """Insert a tool call and return the row."""
+    row = ToolCallRow(id=new_id(), created_at=clock.now(), **values)
+    ToolCallRow.insert(row.__data__).execute()
+    return row
+
+
+def change_call(row: ToolCallRow, **values: Any) -> bool:
+    """Update a call in the database and in `row`. Return whether the call was updated.
+
+    Nothing is updated if the status or `executions` of the call has changed since `row` was read.
+    """
+    unchanged = (
+        (ToolCallRow.id == row.id) & (ToolCallRow.status == row.status) & (ToolCallRow.executions == row.executions)
+    )
+    if not ToolCallRow.update(**values).where(unchanged).execute():
+        return False
+    for name, value in values.items():
+        setattr(row, name, value)
+    return True
+
+
+def end_call(
+    row: ToolCallRow,
+    status: str,
+    *,
+    result: Any = None,
+    error: dict[str, Any] | None = None,
+    duration_ms: int | None = None,
+    tainted: bool = False,
+) -> bool:
+    """End a call and publish the event `tool.called`.
+
+    Return False if the call has already ended or another process runs the call.
+    """
+    now = clock.now()
+    duration = duration_ms if duration_ms is not None else clock.elapsed_ms(row.created_at, now)
+    ended = change_call(
+        row,
+        status=status,
+        result=result,
+        error=error,
+        finished_at=now,
+        duration_ms=duration,
+        alive_until=None,
+        tainted=bool(row.tainted) or tainted,
+    )
+    if ended:
+        publish_call(row)
+    return ended
+
+
+def publish_call(row: ToolCallRow) -> None:
+    """Emit the event `tool.called` for an ended call."""
+    event = ToolCalled(
+        task_id=row.task_id,
+        call_id=row.call_id,
+        tool=row.tool,
+        decision=row.decision,
+        status=row.status,
+        duration_ms=row.duration_ms,
+    )
+    emit(event, object=("task", row.task_id), owner=row.requester_id)
+
+
+def record_alive(row_id: str, executions: int) -> None:
+    """Record that the process that runs a call is still alive, for another `ALIVE_SECONDS`."""
+    mine = (ToolCallRow.id == row_id) & (ToolCallRow.status == "running") & (ToolCallRow.executions == executions)
+    ToolCallRow.update(alive_until=clock.now(ALIVE_SECONDS)).where(mine).execute()
+
+
+def count_calls(task_id: str, fence: int) -> tuple[int, int]:
+    """Return the number of calls of an attempt, and the number of running or permitted calls of its task.
+
+    Abandoned calls do not count as running.
+    """
+    calls = ToolCallRow.select().where((ToolCallRow.task_id == task_id) & (ToolCallRow.fence == fence)).count()
+    is_alive = OPEN & (ToolCallRow.alive_until >= clock.now())
+    running = ToolCallRow.select().where((ToolCallRow.task_id == task_id) & is_alive).count()
+    return int(calls), int(running)
+
+
+def count_denials(task_id: str, fence: int) -> int:
+    """Count the denied calls of an attempt.
+
+    Calls with invalid arguments are not counted, because models correct the arguments.
+    """
+    denied = (ToolCallRow.decision == "denied") & (ToolCallRow.reason != "invalid_arguments")
+    return int(
+        ToolCallRow.select().where((ToolCallRow.task_id == task_id) & (ToolCallRow.fence == fence) & denied).count()
+    )
+
+
+def abandoned_calls() -> list[ToolCallRow]:
+    """List the calls whose process stopped or whose permit expired, oldest first, at most 200."""
+    is_abandoned = OPEN & (ToolCallRow.alive_until < clock.now())
+    return list(ToolCallRow.select().where(is_abandoned).order_by(ToolCallRow.alive_until).limit(ABANDONED_LIMIT))
+
+
+def delete_older_calls(days: int, limit: int) -> int:
+    """Delete at most `limit` calls that are older than `days`. Return the number of deleted calls."""
+    old = ToolCallRow.select(ToolCallRow.id).where(ToolCallRow.created_at < clock.now(-days * 86_400)).limit(limit)
+    return int(ToolCallRow.delete().where(ToolCallRow.id.in_(old)).execute())
+
+
+def delete_calls_of_task(task_id: str, limit: int) -> int:
+    """Delete at most `limit` calls of a task. Return the number of deleted calls."""
+    some = ToolCallRow.select(ToolCallRow.id).where(ToolCallRow.task_id == task_id).limit(limit)
+    return int(ToolCallRow.delete().where(ToolCallRow.id.in_(some)).execute())
+
+
+def call_view(row: ToolCallRow) -> ToolCallView:
+    """Convert a row into the public shape of a tool call."""
+    shown: dict[str, Any] = {name: getattr(row, name) for name in _SHOWN}
+    return ToolCallView(**shown, attempt=row.fence, started_at=row.created_at)
