@@ -120,7 +120,7 @@ async def test_a_built_in_one_keeps_its_paths_whoever_is_asked_first(tmp_path: P
         assert "another route calls {name} {id}" in str(reasons["a"])
         assert "name it in requires or wants" in str(reasons["b"])
         assert reasons["z"] == "socket /ws is declared by realtime too"
-        assert kit.application._sockets["/ws"].loaded.name == "realtime"
+        assert kit.application.sockets["/ws"].loaded.name == "realtime"
 
 
 async def test_who_takes_the_name_of_a_built_in_plugin_is_named(
