@@ -72,9 +72,8 @@ def boot(
     whether migrations are applied. Raises `Refused` (exit status 3) and `Pending` (exit status 4).
     """
     keyring = Keyring.load(config)
-    database = connect(
-        config.database.url, synchronous=config.database.synchronous, pool_size=config.database.pool_size
-    )
+    section = config.database
+    database = connect(section.url, synchronous=section.synchronous, pool_size=section.pool_size)
     try:
         records = plugins if plugins is not None else load(discover(config), config, off=taken_out(database))
         _check_enabled(config, records)

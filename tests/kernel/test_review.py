@@ -66,7 +66,7 @@ async def test_a_job_whose_process_dies_each_time_ends(kit: Kit) -> None:
     from corral.jobs.runner import JobRunner
 
     ran: list[int] = []
-    job = Job("test.deadly", lambda: ran.append(1), max_attempts=2, seconds=5)
+    job = Job("test.deadly", lambda: ran.append(1), max_attempts=2, lease_seconds=5)
     runner = JobRunner(kit.kernel.database, {"test.deadly": (job, job.run)}, {}, is_open=lambda name: True, redact=str)
     row = {"id": "01890a5d-ac96-774b-bcce-b302099a8057", "name": "test.deadly", "state": "running", "attempts": 2}
     work = kit.kernel.database.work

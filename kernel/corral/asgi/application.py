@@ -49,7 +49,7 @@ class Application:
         self.kernel = kernel
         self.endpoints: list[Endpoint] = []
         self._router = Router()
-        self._sockets: dict[str, SocketEndpoint] = {}
+        self.sockets: dict[str, SocketEndpoint] = {}
         kernel.registry.listeners.append(self._plugin_changed)
         before = kernel.active
         for loaded in sorted(before, key=lambda item: not item.found.built_in):  # built-in plugins keep their paths
@@ -60,7 +60,7 @@ class Application:
         kernel.container.get(ApiDocument).describe(endpoint.route for endpoint in self.endpoints)
         self.pipeline = Pipeline(kernel, self._router, self.endpoints)
         self.app = quart_application(self.pipeline, self.endpoints, kernel.config.server)
-        sockets = {prefix + path: each for path, each in self._sockets.items() for prefix in ("", API_PREFIX)}
+        sockets = {prefix + path: each for path, each in self.sockets.items() for prefix in ("", API_PREFIX)}
         connection: Any = socket_connections(self.pipeline, sockets)
         self.app.asgi_websocket_class = connection
 
@@ -92,14 +92,14 @@ class Application:
         if not loaded.found.built_in:
             kernel.database.plugin_by_label |= {route.label: loaded.name for route in routes}
         self.endpoints.extend(endpoints)
-        self._sockets |= sockets
+        self.sockets |= sockets
 
     def _add_unavailable(self) -> None:
         """Add the operations of built-in plugins that do not run, unless another plugin serves them."""
         for loaded, label in unavailable_operations(self.kernel.plugins):
             method, _, path = label.partition(" ")
             if method == "WS":
-                self._sockets.setdefault(path, SocketEndpoint(loaded))
+                self.sockets.setdefault(path, SocketEndpoint(loaded))
             else:
                 # ValueError: another route gives the id a different name
                 with contextlib.suppress(RouteConflict, ValueError):

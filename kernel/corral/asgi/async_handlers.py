@@ -10,11 +10,12 @@ import functools
 
 from corral.asgi.endpoint import Endpoint
 from corral.asgi.request import IncomingRequest, run_until_client_leaves
-from corral.asgi.response import Response, render, replay_stored, to_stored
+from corral.asgi.response import render
 from corral.asgi.streams import record_stream
 from corral.database.engine import Database
 from corral.database.unit import Entry
 from corral.errors import Unavailable
+from corral.http.answers import Response
 from corral.http.idempotency import RENEW_SECONDS, Idempotency, IdempotencyKey
 
 
@@ -35,7 +36,7 @@ class AsyncHandlers:
             return await _handle(request, endpoint)
         entry = request.entry(request.principal)
         stored = await self._database.work(lambda: self._idempotency.claim_key(key), entry=entry)
-        return replay_stored(stored) if stored is not None else await self._handle_keyed(request, endpoint, key, entry)
+        return stored or await self._handle_keyed(request, endpoint, key, entry)
 
     async def _handle_keyed(
         self, request: IncomingRequest, endpoint: Endpoint, key: IdempotencyKey, entry: Entry
@@ -48,8 +49,8 @@ class AsyncHandlers:
             if response is None or body is None or not response.is_whole():
                 unit = functools.partial(self._idempotency.release_key, key)
             else:
-                answer, secret = to_stored(response, body), endpoint.route.no_store
-                unit = functools.partial(self._idempotency.store_response, key, answer, secret=secret)
+                secret = endpoint.route.no_store
+                unit = functools.partial(self._idempotency.store_response, key, response, body, secret=secret)
             await asyncio.shield(self._database.work(unit, entry=entry))  # the task of this request may be cancelled
 
         try:

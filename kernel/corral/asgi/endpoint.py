@@ -164,13 +164,14 @@ class Endpoint:
     def measure(self, seconds: float) -> None:
         """Record the duration of a read, and choose where the next read of this endpoint runs (docs/adr/0004).
 
-        Reads move to the event loop after enough short reads in a thread, and back to a thread after a longer read.
+        Reads move to the event loop after enough short reads in a thread, and back to a thread after a long read.
         """
-        if seconds < INLINE_BELOW:
+        if self.inline:
+            if seconds > INLINE_ABOVE:
+                self.inline, self._short_reads = False, -INLINE_PENALTY  # temporary: the machine may have been busy
+        elif seconds < INLINE_BELOW:
             self._short_reads += 1
-        elif self.inline:  # the penalty is temporary: the machine may have been busy
-            self._short_reads = -INLINE_PENALTY if seconds > INLINE_ABOVE else 0
-        self.inline = self._short_reads >= INLINE_AFTER
+            self.inline = self._short_reads >= INLINE_AFTER
 
 
 def _holds(principal: Principal, need: str) -> bool:

@@ -17,7 +17,7 @@ from corral.asgi.async_handlers import AsyncHandlers
 from corral.asgi.endpoint import Endpoint
 from corral.asgi.request import ClientLeft, IncomingRequest, Receive
 from corral.asgi.request_log import AccessLog, RequestAudit
-from corral.asgi.response import Response, ResponseSender, Send, problem_response, render, replay_stored, to_stored
+from corral.asgi.response import ResponseSender, Send, problem_response, render
 from corral.asgi.router import Router
 from corral.asgi.streams import LongLivedConnections
 from corral.asgi.unavailable import plugin_unavailable
@@ -31,9 +31,10 @@ from corral.auth.credentials import (
 )
 from corral.auth.principal import Principal
 from corral.clock import time_s
+from corral.database.engine import SlowRead
 from corral.database.unit import Entry
 from corral.errors import Forbidden, Malformed, NotFound, Problem, Unauthorized, Unavailable
-from corral.http.answers import IfMatch, Wait
+from corral.http.answers import IfMatch, Response, Wait
 from corral.http.client_address import ClientAddress, Hosts
 from corral.http.idempotency import Idempotency, IdempotencyKey
 from corral.kernel import Kernel
@@ -309,8 +310,11 @@ class Pipeline:
             return await self.database.work(unit, entry=entry)
         began = time.perf_counter()
         try:
-            if endpoint.inline:
-                return await self.database.read(unit, entry)
+            if endpoint.inline and self.database.inline_reads:
+                try:
+                    return self.database.read_now(unit, entry)
+                except SlowRead:
+                    endpoint.inline = False
             return await self.database.work(unit, entry=entry, read=True)
         finally:
             endpoint.measure(time.perf_counter() - began)
@@ -318,13 +322,13 @@ class Pipeline:
     def _run_keyed(self, request: IncomingRequest, endpoint: Endpoint, key: IdempotencyKey) -> Response | Wait:
         stored = self.idempotency.claim_key(key)
         if stored is not None:
-            return replay_stored(stored)
+            return stored
         value = endpoint.handler(**request.arguments)
         if isinstance(value, Wait):
             self.idempotency.release_key(key)  # the handler changed nothing yet; the next run claims the key again
             return value
         response = render(value, endpoint, request)
-        self.idempotency.store_response(key, to_stored(response, response.body), secret=endpoint.route.no_store)
+        self.idempotency.store_response(key, response, response.body, secret=endpoint.route.no_store)
         return response
 
     async def _long_poll(self, request: IncomingRequest, endpoint: Endpoint, wait: Wait) -> Any:
@@ -386,10 +390,9 @@ class Pipeline:
         told = {"route": request.label, "plugin": plugin, "request_id": request.request_id}
         log.exception("request failed", extra=told)
         self.record_error(plugin, request.label, error, request.request_id)
-        problem = Problem("This is a bug in Corral or a plugin; look up the request id in the log.")
-        if plugin:
-            problem.members["plugin"] = plugin
-        return self._refusal(problem, request)
+        members: dict[str, Any] = {"plugin": plugin} if plugin else {}
+        detail = "This is a bug in Corral or a plugin; look up the request id in the log."
+        return self._refusal(Problem(detail, **members), request)
 
 
 def _other_method(method: str, methods: Collection[str]) -> Response:

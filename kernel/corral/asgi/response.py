@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
-
-import msgspec
 
 from corral.asgi.endpoint import Endpoint
 from corral.asgi.request import IncomingRequest
 from corral.asgi.streams import LongLivedConnections, send_stream
 from corral.errors import Problem
-from corral.http.answers import Answer, Encoded, Stream, Text
-from corral.http.idempotency import StoredResponse
+from corral.http.answers import Answer, Encoded, Response, Stream, Text
 from corral.kernel import Kernel
 from corral.schema.shapes import encode
 from corral.settings.kernel import CORS_ORIGINS
@@ -37,20 +34,6 @@ CROSS_ORIGIN_RESPONSE_HEADERS = (
     b"ETag, Location, X-Request-ID, Retry-After, RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset,"
     b" Idempotency-Replayed, Corral-Affected, Content-Disposition, Content-Range"
 )
-
-
-class Response(msgspec.Struct):
-    """A response: status, headers, and a body as bytes or as a stream of `chunks`.
-
-    `is_whole()` returns whether a stream was sent completely.
-    """
-
-    status: int
-    body: bytes = b""
-    headers: dict[str, str] = {}
-    media_type: str = "application/json"
-    chunks: AsyncIterator[bytes] | None = None
-    is_whole: Callable[[], bool] = lambda: True
 
 
 def render(value: Any, endpoint: Endpoint, request: IncomingRequest) -> Response:
@@ -95,18 +78,6 @@ def problem_response(problem: Problem, request: IncomingRequest) -> Response:
     """Return the response that contains the problem document (RFC 9457) of a failure."""
     body = encode(problem.document(request.path, request.request_id))
     return Response(problem.status, body, problem.headers, "application/problem+json")
-
-
-def to_stored(response: Response, body: bytes) -> StoredResponse:
-    """Return the response as it is stored under an `Idempotency-Key`. `body` contains all chunks of a stream."""
-    return StoredResponse(response.status, {**response.headers, "Content-Type": response.media_type}, body)
-
-
-def replay_stored(stored: StoredResponse) -> Response:
-    """Return the response that is stored under an `Idempotency-Key`. A stream is replayed as one body."""
-    headers = {**stored.headers, "Idempotency-Replayed": "true"}
-    media_type = headers.pop("Content-Type", "application/json")
-    return Response(stored.status, stored.body, headers, media_type)
 
 
 class ResponseSender:

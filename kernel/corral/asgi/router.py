@@ -46,6 +46,7 @@ class Router:
 
     def __init__(self) -> None:
         self._root = _Node()
+        self._fixed: dict[str, _Node] = {}  # by path: nodes whose path has no parameter and that have a child
 
     def add(self, endpoints: Iterable[Routed]) -> None:
         """Add all endpoints, each at every path of its route, or none of them.
@@ -57,6 +58,9 @@ class Router:
         for endpoint in endpoints:
             for path in endpoint.route.paths:
                 node, method = self._node(path), endpoint.route.method
+                parent = path.rpartition("/")[0]
+                if parent and "{" not in parent:
+                    self._fixed[parent] = self._node(parent)
                 if other := node.methods.get(method) or added.get((node, method)):
                     conflicts.append((endpoint.route, other.route))
                 added[node, method] = endpoint
@@ -82,25 +86,32 @@ class Router:
         return None if b"%2f" in raw_path and not any(item.route.rest for item in found[0].values()) else found
 
     def _walk(self, path: str) -> Match | None:
-        """Follow the segments of a path. Where both match, a fixed segment is tried before a parameter."""
+        """Follow the segments of a path. Where both match, a fixed segment is tried before a parameter.
+
+        Most paths have at most one parameter, the last segment, so the walk begins at the last segment if it can.
+        """
         segments = path[1:].split("/")
-        alternatives: list[tuple[_Node | None, int, dict[str, str]]] = [(self._root, 0, {})]
+        count = len(segments)
+        node, index = self._fixed.get(path.rpartition("/")[0]), count - 1
+        values: dict[str, str] = {}
+        alternatives = [(self._root, 0, values)]
         fallback = None
-        while alternatives:
-            node, index, values = alternatives.pop()
-            while node is not None and index < len(segments):
+        while True:
+            while node is not None and index < count:
                 segment, parameter = segments[index], node.parameter
+                node = node.children.get(segment)
+                index += 1
                 if parameter is not None:
                     value = parse_id(segment) if parameter.is_id else segment
                     if value and len(segment) <= MAX_SEGMENT:
-                        alternatives.append((parameter, index + 1, {**values, parameter.name: value}))
-                    if parameter.is_rest and len(rest := "/".join(segments[index:])) <= MAX_REST:
+                        alternatives.append((parameter, index, {**values, parameter.name: value}))
+                    if parameter.is_rest and len(rest := "/".join(segments[index - 1 :])) <= MAX_REST:
                         fallback = parameter.methods, {**values, parameter.name: rest}
-                node = node.children.get(segment)
-                index += 1
             if node is not None and node.methods:
                 return node.methods, values
-        return fallback
+            if not alternatives:
+                return fallback
+            node, index, values = alternatives.pop()
 
     def _node(self, path: str) -> _Node:
         """Return the node of a path template, which is created if necessary."""

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from corral.asgi.request import IncomingRequest, run_until_client_leaves
 from corral.errors import Problem
 from corral.plugin import Gate
-
-log = logging.getLogger("corral.http")
 
 CHECK_SECONDS = 1.0
 MAX_RECORDED = 4 * 1024 * 1024
@@ -52,8 +49,6 @@ class LongLivedConnections:
                 except Problem as problem:
                     if self._open.pop(key, None) is not None:
                         end(problem)
-                except Exception:
-                    log.exception("gate failed to check an open connection")
 
 
 async def send_stream(

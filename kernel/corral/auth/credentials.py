@@ -78,16 +78,16 @@ class Credentials:
         unsure = False
         for authenticator in self._authenticators:
             recognised: bool | None = authenticator.recognises(credential)  # None: the plugin failed or is quarantined
-            found: Principal | None = None
-            if recognised:
-                try:
-                    found = authenticator.authenticate(credential)
-                except Unauthorized as problem:
-                    problem.headers.update(CHALLENGE)
-                    raise
+            if recognised is False:
+                continue
+            try:
+                found: Principal | None = authenticator.authenticate(credential) if recognised else None
+            except Unauthorized as problem:
+                problem.headers.update(CHALLENGE)
+                raise
             if found is not None:
                 return found
-            unsure = unsure or recognised is not False
+            unsure = True
         if unsure:
             raise Unavailable("The plugin that checks this kind of credential is out of service.", code="plugin_failed")
         raise Unauthorized(

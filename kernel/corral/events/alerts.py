@@ -12,12 +12,12 @@ def raise_alert(alert: SystemAlert, object: tuple[str, str]) -> None:
 
     Joins the caller's unit of work.
     """
-    told = (
+    is_same_alert = (
         (EventRow.object_type == object[0])
         & (EventRow.object_id == object[1])
         & (EventRow.type == SystemAlert.event)
         & (EventRow.ts > clock.now(-3600))
         & EventRow.data.contains(f'"kind":"{alert.kind}"')
     )
-    if not EventRow.select().where(told).exists():
+    if not EventRow.select().where(is_same_alert).exists():
         emit(alert, object=object)

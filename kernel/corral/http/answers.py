@@ -67,6 +67,20 @@ class Stream(msgspec.Struct, frozen=True):
     is_whole: Callable[[], bool] = lambda: True
 
 
+class Response(msgspec.Struct):
+    """The response to a request: status, headers, and a body as bytes or as a stream of `chunks`.
+
+    `is_whole()` returns whether a stream was sent completely.
+    """
+
+    status: int
+    body: bytes = b""
+    headers: dict[str, str] = {}
+    media_type: str = "application/json"
+    chunks: AsyncIterator[bytes] | None = None
+    is_whole: Callable[[], bool] = lambda: True
+
+
 class IfMatch(msgspec.Struct, frozen=True):
     """The `If-Match` header of the request. A missing header and `*` match any version.
 

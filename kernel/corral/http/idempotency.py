@@ -16,11 +16,13 @@ from corral.crypto import Keyring
 from corral.database.model import InstantField, JSONField, Model
 from corral.database.sealed import SealedField
 from corral.errors import Conflict, Invalid
+from corral.http.answers import Response
 
 KEEP_SECONDS = 24 * 3600
 IN_FLIGHT_SECONDS = 30  # extended regularly while an `async def` handler runs
 RENEW_SECONDS = 10
 BODY = "idempotency"
+Whole = tuple[int, dict[str, str], bytes, bytes]  # a response, and the hash of the request body
 
 
 class IdempotencyRow(Model):
@@ -38,15 +40,6 @@ class IdempotencyRow(Model):
 
     class Meta:
         table_name = "kernel_idempotency"
-
-
-class StoredResponse(msgspec.Struct, frozen=True):
-    """A stored response, to be replayed when the request is repeated."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-    request_digest: bytes = b""  # hash of the request body if sealed; unlike `body_hash`, it survives a new master key
 
 
 class IdempotencyKey(msgspec.Struct, frozen=True):
@@ -70,7 +63,7 @@ class Idempotency:
     def __init__(self, keyring: Keyring) -> None:
         self._keyring = keyring
 
-    def claim_key(self, key: IdempotencyKey) -> StoredResponse | None:
+    def claim_key(self, key: IdempotencyKey) -> Response | None:
         """Return the stored response, or claim the key for this request and return None.
 
         A concurrent request with the same key waits until this unit of work ends. Raises `idempotency_key_reused` if
@@ -85,31 +78,36 @@ class Idempotency:
                 return stored
         raise Conflict(code="idempotency_in_progress", headers={"Retry-After": "1"})
 
-    def _read(self, key: IdempotencyKey, row: Any) -> StoredResponse:
-        text = row.body or ""
-        stored = StoredResponse(row.status or 200, row.headers or {}, text.encode())
+    def _read(self, key: IdempotencyKey, row: Any) -> Response:
+        """Return the response in a row. Raises `idempotency_key_reused` if it belongs to another request body."""
+        status, headers, body, digest = row.status or 200, row.headers or {}, (row.body or "").encode(), b""
         if row.sealed:
-            sealed = bytes.fromhex(text)
-            stored = msgspec.msgpack.decode(self._keyring.decrypt(sealed, aad=_aad(key)), type=StoredResponse)
-        if stored.request_digest != key.body_digest and not self._keyring.verify(
-            BODY, key.body_digest, bytes.fromhex(row.body_hash)
-        ):
+            whole = self._keyring.decrypt(bytes.fromhex(row.body), aad=_aad(key))
+            status, headers, body, digest = msgspec.msgpack.decode(whole, type=Whole)
+        body_hash = bytes.fromhex(row.body_hash)
+        if digest != key.body_digest and not self._keyring.verify(BODY, key.body_digest, body_hash):
             raise Invalid.at(
                 "/header/Idempotency-Key",
                 "not_unique",
                 "This key was used with another body; choose a new key.",
                 problem="idempotency_key_reused",
             )
-        return stored
+        media_type = headers.pop("Content-Type", "application/json")
+        return Response(status, body, {**headers, "Idempotency-Replayed": "true"}, media_type)
 
-    def store_response(self, key: IdempotencyKey, stored: StoredResponse, *, secret: bool) -> None:
-        """Store the response. `secret` encrypts all of it, because the body or a cookie may contain a credential."""
+    def store_response(self, key: IdempotencyKey, response: Response, body: bytes, *, secret: bool) -> None:
+        """Store a response with its whole body.
+
+        `secret` encrypts all of it, because the body or a cookie may contain a credential. The encrypted response
+        contains the hash of the request body too, because `body_hash` does not survive a new master key.
+        """
+        headers = {**response.headers, "Content-Type": response.media_type}
         if secret:
-            whole = msgspec.msgpack.encode(msgspec.structs.replace(stored, request_digest=key.body_digest))
-            sealed = self._keyring.encrypt(whole, aad=_aad(key))
+            whole: Whole = (response.status, headers, body, key.body_digest)
+            sealed = self._keyring.encrypt(msgspec.msgpack.encode(whole), aad=_aad(key))
             done: dict[str, Any] = {"status": None, "headers": None, "body": sealed.hex(), "sealed": True}
         else:
-            done = {"status": stored.status, "headers": stored.headers, "body": stored.body.decode(), "sealed": False}
+            done = {"status": response.status, "headers": headers, "body": body.decode(), "sealed": False}
         self._insert(key, IdempotencyRow.state == "in_flight", "done", KEEP_SECONDS, **done)
 
     def renew_key(self, key: IdempotencyKey) -> None:

@@ -14,7 +14,7 @@ from corral.database.unit import Unit, current
 from corral.ids import new_id
 
 ItemName = Annotated[str, msgspec.Meta(max_length=100)]
-Whole = Annotated[int, msgspec.Meta(ge=1)]
+PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -22,13 +22,13 @@ class Job(msgspec.Struct, frozen=True):
 
     `run` takes the keyword arguments of `enqueue` (ids) and services by type. A `def` runs as one unit of work; an
     `async def` opens its own units with `Work`. Either may run more than once. Another process may claim the job after
-    `seconds`, the duration of its lease.
+    `lease_seconds`.
     """
 
     name: ItemName
     run: Callable[..., Any]
-    max_attempts: Whole = 5
-    seconds: Whole = 300
+    max_attempts: PositiveInt = 5
+    lease_seconds: PositiveInt = 300
 
 
 class Schedule(msgspec.Struct, frozen=True):

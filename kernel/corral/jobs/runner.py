@@ -211,7 +211,7 @@ class JobRunner:
             error = f"The process that ran the job ended during each of {row.attempts} attempts."
             changes = {"state": "failed", "lease": None, "finished_at": clock.now(), "error": error}
         else:
-            run_until, attempts = clock.now(job.seconds), row.attempts + 1
+            run_until, attempts = clock.now(job.lease_seconds), row.attempts + 1
             changes = {"state": "running", "lease": lease, "attempts": attempts, "run_at": run_until}
         unchanged = (JobRow.id == row.id) & (JobRow.attempts == row.attempts) & (JobRow.state == row.state)
         return bool(JobRow.update(changes).where(unchanged).execute()) and not is_given_up

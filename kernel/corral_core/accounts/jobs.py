@@ -100,7 +100,7 @@ def forget_successors(settings: Settings) -> None:
 
 
 JOBS = (
-    Job(SEND, send_mail, max_attempts=MAIL_ATTEMPTS, seconds=120),
+    Job(SEND, send_mail, max_attempts=MAIL_ATTEMPTS, lease_seconds=120),
     Job(FORGOT, forgot_password),
     Job(RESEND, resend_verification),
 )

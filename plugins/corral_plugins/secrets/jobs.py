@@ -42,7 +42,7 @@ async def rewrap_rows(holder: str, keys: MasterKeys, work: Work) -> None:
         await work(lambda: enqueue(JOB, holder=holder))
 
 
-JOBS = (Job(JOB, rewrap_rows, seconds=60),)
+JOBS = (Job(JOB, rewrap_rows, lease_seconds=60),)
 SCHEDULES = (Schedule("secrets.remind", HOUR, remind_of_expiry), Schedule("secrets.shred", DAY, shred_deleted_secrets))
 
 

@@ -34,7 +34,7 @@ Check = Callable[[Settings, Principal], None]
 
 
 class SettingsService:
-    """Implements `corral.plugin.SettingsStore`."""
+    """Implements `corral.settings.store.SettingsStore`."""
 
     audit: Audit | None = None
 
