@@ -46,7 +46,7 @@ def refuse_mask(value: str | None, pointer: str) -> None:
     Call this for every credential that people submit, so that a mask never replaces the stored value.
     """
     if value and not value.strip().strip("*"):
-        detail = "This is the mask, not the value; leave the field out to keep what is stored."
+        detail = "This is the mask of a stored value; omit the field to keep the stored value."
         raise Invalid.at(pointer, "not_allowed", detail, problem="masked_value_submitted")
 
 
@@ -101,10 +101,10 @@ def parse_master_keys(text: str, source: str) -> list[MasterKey]:
         if not label.isalnum() or len(secret) != 32:
             raise Refused(f"{source}: entry {number} must be <label>:<base64 of 32 bytes>")
         if len(set(secret)) < 8:  # 1 in 10^44 for a random key
-            raise Refused(f"{source}: entry {number} is a known default, not a random key")
+            raise Refused(f"{source}: entry {number} is a well-known default; use a random key")
         keys.append(MasterKey(label, derive(secret, "key-id")[:_ID].hex(), secret))
     if len({key.label for key in keys}) < len(keys) or len({key.id for key in keys}) < len(keys):
-        raise Refused(f"{source}: a label or a key is given twice")
+        raise Refused(f"{source}: two entries have the same label or the same key")
     return keys
 
 
@@ -197,7 +197,7 @@ class Keyring:
                 raise Refused(f"{path}: other users can read this key; run chmod 600 {path}")
             text = path.read_text("ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise Refused(f"{path}: the master key cannot be read or made: {error}") from None
+            raise Refused(f"{path}: the master key cannot be read or created: {error}") from None
         return cls(parse_master_keys(text, str(path)), source=str(path), created=created)
 
     def credentials(self) -> dict[str, str]:

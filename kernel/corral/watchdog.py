@@ -41,8 +41,8 @@ class ThreadAbandoned(BaseException):
     """Raised in a thread that nobody waits for any more. The thread must end."""
 
 
-class Guard(Protocol):
-    """The guard of a callable that a plugin contributed."""
+class GuardedFunction(Protocol):
+    """A function that a plugin contributed, with the guard around it. `where` names it in logs and lists of errors."""
 
     plugin: str
     where: str
@@ -62,7 +62,7 @@ class Guard(Protocol):
 class RunningCall(NamedTuple):
     """A call that a guard is running. `began` distinguishes the calls of one guard."""
 
-    guard: Guard
+    guard: GuardedFunction
     began: float
 
 
@@ -107,7 +107,7 @@ class CallTimer:
 
 @dataclasses.dataclass(slots=True)
 class _AbandonedThread:
-    guard: Guard | None
+    guard: GuardedFunction | None
     checks: int = 0
 
 
@@ -127,7 +127,7 @@ class Watchdog:
         """Stop the watchdog thread."""
         self._stopped.set()
 
-    def abandon(self, thread: threading.Thread, guard: Guard | None) -> None:
+    def abandon(self, thread: threading.Thread, guard: GuardedFunction | None) -> None:
         """Abandon a thread, which must end after its current call. `guard` is the guard of this call."""
         self._abandoned[thread] = _AbandonedThread(guard)
         _raise_in(thread)

@@ -1,4 +1,6 @@
-"""The import rules that import-linter cannot express; the kernel's rings are a contract in pyproject.toml.
+"""The import rules, except for the rings of the kernel, which are a contract of import-linter in pyproject.toml.
+
+The rules of plugins are those that `corral check` applies (`corral.testing.source_rules`).
 
 There is no list of exceptions: a line that breaks a rule moves, or the rule changes for everyone.
 """
@@ -12,30 +14,17 @@ from pathlib import Path
 
 import pytest
 
+from corral.testing.source_rules import (
+    CORE_PACKAGE,
+    Package,
+    foreign_plugin_imports,
+    is_private,
+    private_kernel_imports,
+)
+from corral.testing.source_rules import is_under as _under
+
 ROOT = Path(__file__).parents[2]
 
-PUBLIC = frozenset(
-    {
-        "auth",
-        "clock",
-        "crypto",
-        "database",
-        "egress",
-        "errors",
-        "events",
-        "hookspecs",
-        "http",
-        "ids",
-        "jobs",
-        "metrics",
-        "plugin",
-        "redact",
-        "schema",
-        "settings",
-        "storage",
-        "testing",
-    }
-)
 # Inside a plugin. A module with another name (a provider, a parser) is a part of the service.
 RANKS = {"api": 0, "hookspecs": 1, "models": 2, "service": 3, "routes": 4, "jobs": 4, "plugin": 5}
 VAGUE = frozenset({"utils", "util", "helpers", "helper", "common", "manager", "managers"})
@@ -84,7 +73,11 @@ class PluginPackage:
 
     name: str
     package: str
+    folder: Path
     modules: tuple[Module, ...]
+
+    def read(self) -> Package:
+        return Package.read(self.package, self.folder)
 
     def manifest(self, attribute: str) -> tuple[str, ...]:
         """`requires` or `wants` as written in the class of plugin.py."""
@@ -136,10 +129,11 @@ def _plugins() -> tuple[PluginPackage, ...]:
             name = folder.parent.name
             package = f"{root.name}.{name}"
             own = tuple(module for module in modules if f"{module.name}.".startswith(f"{package}."))
-            found.append(PluginPackage(name, package, own))
+            found.append(PluginPackage(name, package, folder.parent, own))
     for folder in sorted((ROOT / "contrib").glob("*/corral_*/__init__.py")):
         package = folder.parent.name
-        found.append(PluginPackage(package.removeprefix("corral_"), package, _modules(folder.parents[1], package)))
+        modules = _modules(folder.parents[1], package)
+        found.append(PluginPackage(package.removeprefix("corral_"), package, folder.parent, modules))
     return tuple(found)
 
 
@@ -155,20 +149,19 @@ EVERY_MODULE = (
 plugins = pytest.mark.parametrize("plugin", PLUGINS, ids=[plugin.name for plugin in PLUGINS])
 
 
-def _under(name: str, package: str) -> bool:
-    return f"{name}.".startswith(f"{package}.")
-
-
 def _part(name: str, package: str) -> str:
     """`service` of corral_plugins.tasks.service.claims; empty for the package itself."""
     return name.removeprefix(package).removeprefix(".").split(".")[0]
 
 
-def _public(name: str) -> bool:
-    """A module of the kernel that plugins may import."""
-    if any(_under(name, each) for each in ("corral.metrics.requests", "corral.settings.kernel")):
-        return False
-    return _part(name, "corral") in PUBLIC or _under(name, "corral.cli.api_client")
+def test_the_kernel_imports_no_plugin() -> None:
+    """Only the test kit imports plugins: it signs users in, so it imports the kernel's own plugins."""
+    assert [
+        f"{place} imports {name}"
+        for module in KERNEL
+        for name, place in module.imported()
+        if name.startswith("corral_") and not (_under(module.name, "corral.testing") and _under(name, CORE_PACKAGE))
+    ] == []
 
 
 def test_the_marketplace_imports_no_plugin_and_of_the_kernel_what_is_public() -> None:
@@ -176,33 +169,21 @@ def test_the_marketplace_imports_no_plugin_and_of_the_kernel_what_is_public() ->
         f"{place} imports {name}"
         for module in MARKETPLACE
         for name, place in module.imported()
-        if _under(name, "corral_plugins") or (_under(name, "corral") and not _public(name))
+        if is_private(name) or (name.startswith("corral_") and not _under(name, "corral_marketplace"))
     ] == []
 
 
 @plugins
 def test_a_plugin_imports_only_the_public_kernel(plugin: PluginPackage) -> None:
-    assert [
-        f"{place} imports {name}"
-        for module in plugin.modules
-        for name, place in module.imported()
-        if _under(name, "corral") and not _public(name) and not _under(plugin.package, "corral_core")
-    ] == []
+    if not _under(plugin.package, CORE_PACKAGE):
+        assert list(private_kernel_imports(plugin.read())) == []
 
 
 @plugins
 def test_a_plugin_imports_of_another_only_the_api_and_only_if_it_names_it(plugin: PluginPackage) -> None:
     named = {*plugin.manifest("requires"), *plugin.manifest("wants")}
-    foreign = [other for other in PLUGINS if other.package != plugin.package]
-    wrong = []
-    for module in plugin.modules:
-        for name, place in module.imported():
-            if name in ("corral_core", "corral_core.*", "corral_plugins", "corral_plugins.*"):
-                wrong.append(f"{place} imports {name}")
-            for other in foreign:
-                if _under(name, other.package) and not (_under(name, f"{other.package}.api") and other.name in named):
-                    wrong.append(f"{place} imports {name}")
-    assert wrong == []
+    packages = {other.package: other.name for other in PLUGINS}
+    assert list(foreign_plugin_imports(plugin.read(), named, packages)) == []
 
 
 @plugins

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from importlib import resources
 
-from corral.testing import paths, written
+from corral.testing import generated_files, paths
 
 
 def test_the_table_of_paths_is_up_to_date() -> None:
     """After a change of routes: `python -m corral.testing.paths --write`."""
-    assert written.outdated(paths.files()) == []
+    assert generated_files.outdated(paths.files()) == []
 
 
 def test_the_table_names_the_built_in_plugins_that_can_be_missing() -> None:

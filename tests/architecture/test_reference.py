@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from corral.plugin import Setting
-from corral.testing import reference, written
+from corral.testing import generated_files, reference
 
 ROOT = Path(__file__).parents[2]
 
@@ -13,7 +13,10 @@ ROOT = Path(__file__).parents[2]
 def test_settings_and_events_are_as_declared() -> None:
     """After a change of either: `python -m corral.testing.reference --write`."""
     pages = reference.files(ROOT / reference.FOLDER)
-    assert written.outdated({path: text for path, text in pages.items() if path.stem in ("settings", "events")}) == []
+    assert (
+        generated_files.outdated({path: text for path, text in pages.items() if path.stem in ("settings", "events")})
+        == []
+    )
 
 
 def test_a_setting_is_told_with_type_bounds_and_default() -> None:

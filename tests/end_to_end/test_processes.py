@@ -198,8 +198,8 @@ def test_if_the_new_processes_fail_the_old_ones_stay(two: ServerProcess, text: s
     old = children(two)
     (two.folder / "corral.toml").write_text(text)
     two.process.send_signal(signal.SIGHUP)
-    until(lambda: "not reloaded" in two.log)
-    line = next(line for line in two.log.splitlines() if "not reloaded" in line)
+    until(lambda: "reload failed" in two.log)
+    line = next(line for line in two.log.splitlines() if "reload failed" in line)
     assert reason in line
     until(lambda: children(two) == old)
     with two.sign_in() as admin:
@@ -213,7 +213,7 @@ def test_a_process_that_dies_is_started_again(two: ServerProcess) -> None:
     os.kill(victim, signal.SIGKILL)
     until(lambda: len(children(two) - {victim}) == 2)
     assert victim not in children(two)
-    assert "is started again" in two.log
+    assert "restarting it" in two.log
     with two.sign_in() as admin:
         assert admin.get("/tasks").status_code == 200
 
@@ -226,7 +226,7 @@ def test_a_process_that_cannot_be_started_again_at_once_is_later(two: ServerProc
     soft, hard = resource.prlimit(two.process.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(two.process.pid, resource.RLIMIT_NOFILE, (6, hard))
     os.kill(victim, signal.SIGKILL)
-    until(lambda: "could not be started; it is tried again" in two.log)
+    until(lambda: "could not be started; retrying" in two.log)
     resource.prlimit(two.process.pid, resource.RLIMIT_NOFILE, (soft, hard))
     until(lambda: len(children(two) - {victim}) == 2)
 

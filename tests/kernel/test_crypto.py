@@ -130,8 +130,8 @@ def test_renaming_a_label_loses_nothing() -> None:
         ("v1:%%%%", "entry 1"),
         (f"v1:{base64.b64encode(b'short').decode()}", "entry 1"),
         (f"v1:{base64.b64encode(bytes(32)).decode()}", "known default"),
-        (f"v1:{K1},v1:{K2}", "twice"),
-        (f"v1:{K1},v2:{K1}", "twice"),
+        (f"v1:{K1},v1:{K2}", "same label"),
+        (f"v1:{K1},v2:{K1}", "same label"),
         (f"v-1:{K1}", "entry 1"),
     ],
 )
@@ -229,7 +229,7 @@ def test_a_damaged_key_file_or_folder_stops_the_start_and_is_left_alone(tmp_path
     with pytest.raises(Refused, match="entry 1"):
         Keyring.load(config_in(tmp_path), allow_create=True)
     assert path.read_bytes() == b""
-    with pytest.raises(Refused, match="cannot be read or made"):
+    with pytest.raises(Refused, match="cannot be read or created"):
         Keyring.load(config_in(tmp_path / "absent"), allow_create=True)
 
 

@@ -94,7 +94,7 @@ def test_a_variable_pins_the_setting_that_declares_it() -> None:
         assert (str(shown[name].value), shown[name].pinned_by) == (value, variable)
     assert {setting.env for setting in _declared() if setting.env} == set(environ)
     assert registry.unknown_names() == [
-        "CORRAL_TASK_MAX_ATTEMPT: unknown variable; the nearest is CORRAL_TASK_MAX_ATTEMPTS"
+        "CORRAL_TASK_MAX_ATTEMPT: unknown variable; did you mean CORRAL_TASK_MAX_ATTEMPTS?"
     ]
 
 

@@ -7,14 +7,14 @@ import sys
 
 # name -> (module, one line of help); plugins add commands with the hook `corral_commands`
 COMMANDS = {
-    "serve": ("corral.cli.serve", "Serve the API, jobs and an embedded worker"),
-    "jobs": ("corral.cli.jobs", "Run background jobs and schedules only"),
-    "migrate": ("corral.cli.migrate", "Apply pending migrations"),
-    "doctor": ("corral.cli.doctor", "Check this installation and say what to do"),
+    "serve": ("corral.cli.serve", "Start the server: API, background jobs and embedded worker"),
+    "jobs": ("corral.cli.jobs", "Run background jobs and schedules without the API"),
+    "migrate": ("corral.cli.migrate", "Apply pending database migrations"),
+    "doctor": ("corral.cli.doctor", "Check the installation and suggest remedies"),
     "config": ("corral.cli.config", "Show, check or write the configuration"),
     "plugins": ("corral.cli.plugins", "List, show, enable, disable or purge plugins"),
-    "check": ("corral.cli.check", "Verify a plugin against the contract"),
-    "new-plugin": ("corral.cli.new_plugin", "Write the distribution of a new plugin"),
+    "check": ("corral.cli.check", "Check a plugin against the plugin contract"),
+    "new-plugin": ("corral.cli.new_plugin", "Create the source tree of a new plugin"),
     "openapi": ("corral.cli.openapi", "Print the OpenAPI document"),
 }
 
@@ -30,7 +30,7 @@ def main() -> None:
 
         print(f"corral {version('corral')}")
         return
-    gc.set_threshold(20_000, 20, 20)  # objects of a start are kept: collecting them would take 10% of it
+    gc.set_threshold(20_000, 20, 20)  # the objects of a start are kept; collecting garbage would take 10% of its time
     from corral.cli.commands import run
 
     run()

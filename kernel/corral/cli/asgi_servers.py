@@ -30,8 +30,10 @@ def chosen_server(config: Config) -> Literal["hypercorn", "uvicorn"]:
         return "uvicorn"
     if config.server.server == "auto":
         return "hypercorn"
-    packages = " and ".join(missing)
-    raise Refused(f"server.server: uvicorn needs {packages}, of the extra fast: pip install 'corral[fast]'")
+    raise Refused(
+        f"server.server is uvicorn, which needs {' and '.join(missing)}: run pip install 'corral[fast]', or set "
+        "server.server to auto"
+    )
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

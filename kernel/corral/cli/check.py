@@ -16,28 +16,31 @@ from corral.config.reader import load as load_config
 
 @click.command("check")
 @click.argument("name")
-@click.option("--postgres-url", envvar="CORRAL_CHECK_POSTGRES_URL", help="an empty database: check there too")
-@click.option("--all", "show_all", is_flag=True, help="show the rules that are kept, too")
+@click.option(
+    "--postgres-url", envvar="CORRAL_CHECK_POSTGRES_URL", help="also check the plugin on this empty PostgreSQL database"
+)
+@click.option("--all", "show_all", is_flag=True, help="list all rules, not only the broken ones")
 @config_option
 @json_option
 def command(name: str, postgres_url: str | None, show_all: bool, config_path: Path | None, as_json: bool) -> None:
-    """Verify the installed plugin NAME against the contract, on a kernel in a temporary folder.
+    """Check the installed plugin NAME against the plugin contract.
 
-    It need not be enabled. Exits with 1 if a rule is broken.
+    The plugin runs in a temporary installation and does not have to be enabled. The exit status is 1 if the plugin
+    breaks a rule.
     """
-    from corral.cli.plugin_set import find
+    from corral.cli.plugin_set import find_plugin
     from corral.plugins.discovery import discover
     from corral.plugins.record import PluginRecord
 
     config = load_config(path=config_path)
     logs.configure("critical", "console")
-    found = find([PluginRecord(found=item) for item in discover(config)], name).found
+    found = find_plugin([PluginRecord(found=item) for item in discover(config)], name).found
     try:
         kind = found.load()
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise click.ClickException(f"{name} cannot be imported: {type(error).__name__}: {error}") from None
+        raise click.ClickException(f"the plugin {name} cannot be imported: {type(error).__name__}: {error}") from None
     # The test kit belongs to a ring outside the command line, so it is imported by name, as commands are.
     check_plugin = importlib.import_module("corral.testing.conformance").check_plugin
     logging.disable(logging.CRITICAL)
@@ -49,11 +52,11 @@ def command(name: str, postgres_url: str | None, show_all: bool, config_path: Pa
         for finding in report.findings
     ]
     if as_json:
-        output.value({"plugin": name, "ok": report.ok, "findings": rows}, as_json=True, text="")
+        output.print_value({"plugin": name, "ok": report.ok, "findings": rows}, as_json=True, text="")
     else:
         shown = [row for row in rows if show_all or row["result"] != "ok"]
         if shown:
-            output.table(shown, ("result", "rule", "detail"), as_json=False, colour_of="result")
-        click.echo(f"{name}: {sum(finding.ok for finding in report.findings)} of {len(rows)} rules are kept.")
+            output.print_table(shown, ("result", "rule", "detail"), as_json=False, colour_of="result")
+        click.echo(f"{name} keeps {sum(finding.ok for finding in report.findings)} of {len(rows)} rules.")
     if not report.ok:
         sys.exit(1)

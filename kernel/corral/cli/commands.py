@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-WHOLE_SENTENCE = 200  # characters; click truncates longer help texts, so the limit is high enough to wrap them
+MAX_HELP_CHARACTERS = 200  # characters; click truncates longer help texts, so the limit is high enough to wrap them
 FAILED, USAGE, REFUSED, PENDING = 1, 2, 3, 4
 
 
-class Lazy(click.Group):
+class LazyGroup(click.Group):
     """A click group that imports a command's module only when the command is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -59,16 +59,18 @@ class Lazy(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [(name, text) for name, (_, text) in COMMANDS.items()]
-        rows += [(name, item.get_short_help_str(WHOLE_SENTENCE)) for name, item in sorted(_plugin_commands().items())]
+        rows += [
+            (name, item.get_short_help_str(MAX_HELP_CHARACTERS)) for name, item in sorted(_plugin_commands().items())
+        ]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
 
-@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="corral", message="corral %(version)s")
 @click.pass_context
 def group(context: click.Context) -> None:
-    """Corral: the control plane for AI agents that you run yourself."""
+    """Corral is a self-hosted control plane for AI agents."""
     context.obj = CommandLine()
 
 
@@ -77,9 +79,9 @@ class CommandLine:
 
     def __call__(self, config_path: Path | None, label: str) -> AbstractContextManager[Session]:
         """Open a session with a kernel on the installation's own database. `label` names the command."""
-        from corral.cli.sessions import session
+        from corral.cli.sessions import open_session
 
-        return session(config_path, label)
+        return open_session(config_path, label)
 
     def installation(self) -> Installation:
         """Return the configuration that applies in the current folder."""
@@ -99,12 +101,7 @@ def _readable_config() -> Config:
 
 
 def run() -> NoReturn:
-    """Run the command and exit. Errors are printed to standard error, one line each."""
-    import peewee
-
-    from corral.database.migrations import MigrationFailed, SchemaTooNew
-    from corral.plugins.migrations import Pending
-
+    """Run the command and exit. Errors are printed to standard error."""
     try:
         group.main(standalone_mode=False)
     except click.ClickException as error:
@@ -114,31 +111,36 @@ def run() -> NoReturn:
         sys.exit(130)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
-    except Refused as refused:
-        for line in refused.faults:
-            click.echo(f"corral: {line}", err=True)
-        sys.exit(REFUSED)
-    except (Pending, SchemaTooNew) as error:
-        click.echo(f"corral: {error}", err=True)
-        sys.exit(PENDING)
-    except MigrationFailed as error:
-        click.echo(f"corral: {error}", err=True)
-        sys.exit(FAILED)
-    except (peewee.DatabaseError, peewee.InterfaceError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        click.echo(f"corral: the database cannot be used: {reason}; corral doctor tells more", err=True)
-        sys.exit(FAILED)
-    except OSError as error:
-        if error.filename is None:
+    except Exception as error:
+        status, lines = _explained(error)
+        if not lines:
             raise
-        click.echo(f"corral: {error.filename}: {error.strerror}", err=True)
-        sys.exit(FAILED)
-    except Problem as problem:
-        click.echo(f"corral: {problem.detail}", err=True)
-        for entry in problem.errors:
-            click.echo(f"  {entry.pointer}: {entry.detail}", err=True)
-        sys.exit(FAILED)
+        click.echo("\n".join(lines), err=True)
+        sys.exit(status)
     sys.exit(0)
+
+
+def _explained(error: Exception) -> tuple[int, list[str]]:
+    """Return the exit status and the message for an expected error, or no lines for a bug."""
+    import peewee
+
+    from corral.database.migrations import MigrationFailed, SchemaTooNew
+    from corral.plugins.migrations import Pending
+
+    if isinstance(error, Refused):
+        return REFUSED, [f"corral: {fault}" for fault in error.faults]
+    if isinstance(error, (Pending, SchemaTooNew)):
+        return PENDING, [f"corral: {error}"]
+    if isinstance(error, MigrationFailed):
+        return FAILED, [f"corral: {error}"]
+    if isinstance(error, (peewee.DatabaseError, peewee.InterfaceError)):
+        reason = str(error).strip().partition("\n")[0]
+        return FAILED, [f"corral: the database cannot be used: {reason}; run corral doctor for details"]
+    if isinstance(error, OSError) and error.filename is not None:
+        return FAILED, [f"corral: {error.filename}: {error.strerror}"]
+    if isinstance(error, Problem):
+        return FAILED, [f"corral: {error.detail}", *(f"  {fault.pointer}: {fault.detail}" for fault in error.errors)]
+    return FAILED, []
 
 
 def _plugin_commands() -> dict[str, click.Command]:
@@ -166,14 +168,14 @@ def contributed(config: Config, hook: str, what: str, call: Callable[[Any], T]) 
     the configuration enables, and plugins from Corral's own extras are called; the latter contribute before they are
     enabled.
     """
-    ours = companions()
+    ours = extra_distributions()
     for found in discovery.discover(config):
         known = found.built_in or found.name in config.plugins.enabled or found.distribution in ours
         if known and found.name not in config.plugins.disabled:
-            yield from ((found.name, item) for item in _ask(found, hook, what, call))
+            yield from ((found.name, item) for item in _call_hook(found, hook, what, call))
 
 
-def companions() -> frozenset[str]:
+def extra_distributions() -> frozenset[str]:
     """Return the distributions that Corral's own extras name, such as `corral[local]`.
 
     These distributions are released separately but are trusted.
@@ -186,12 +188,12 @@ def companions() -> frozenset[str]:
     return frozenset(match[0].lower() for match in named if match is not None)
 
 
-def _ask(found: Found, hook: str, what: str, call: Callable[[Any], T]) -> list[T]:
+def _call_hook(found: Found, hook: str, what: str, call: Callable[[Any], T]) -> list[T]:
     try:
         function = getattr(found.load()(), hook, None)
         return [call(function)] if function is not None else []
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit too: a plugin must not end the command
-        click.echo(f"corral: the {what} of {found.name} are missing: {error}", err=True)
+        click.echo(f"corral: the plugin {found.name} failed, so its {what} are missing: {error}", err=True)
         return []

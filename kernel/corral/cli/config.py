@@ -26,7 +26,10 @@ def command() -> None:
 @config_option
 @json_option
 def show(prefix: str, config_path: Path | None, as_json: bool) -> None:
-    """Show every effective value with its source, secrets masked; PREFIX narrows (server, database.url, …)."""
+    """Show the effective value of every key and its source. Secrets are masked.
+
+    PREFIX limits the output to one section or key, such as server or database.url.
+    """
     config = load_config(path=config_path)
     rows = [
         {"key": row.key, "value": row.value, "source": row.source, "about": row.doc, "secret": row.secret}
@@ -34,25 +37,26 @@ def show(prefix: str, config_path: Path | None, as_json: bool) -> None:
         if row.key == prefix or row.key.startswith(f"{prefix}." if prefix else "")
     ]
     if prefix and not rows:
-        raise click.UsageError(f"no key is or begins with {prefix}")
+        raise click.UsageError(f"{prefix} is neither a section nor a key; corral config show lists all keys")
     if not as_json:
         click.echo(f"file: {config.path or 'none'}", err=True)
-    output.table(rows, ("key", "value", "source"), as_json=as_json)  # about: only in JSON, and in `config init`
+    output.print_table(rows, ("key", "value", "source"), as_json=as_json)  # about: only in JSON, and in `config init`
 
 
 @command.command("check")
 @config_option
 @json_option
 def check(config_path: Path | None, as_json: bool) -> None:
-    """Check file, variables, the plugins' sections and the pinned settings. Nothing is changed.
+    """Check the configuration file, environment variables, sections of plugins and pinned settings.
 
-    Exits with 3 when the server would refuse to start, 1 when it would start without one of its plugins.
+    Nothing is changed. The exit status is 3 if the server would not start, and 1 if it would start without one of its
+    plugins.
     """
-    from corral.cli.sessions import scratch
+    from corral.cli.sessions import temporary_kernel
 
     config = load_config(path=config_path)
     rows: list[dict[str, Any]] = [{"status": "warning", "detail": warning} for warning in config.warnings]
-    with scratch(config) as kernel:
+    with temporary_kernel(config) as kernel:
         kernel.refuse_without_essentials()
         rows += [{"status": "warning", "detail": warning} for warning in kernel.settings.unknown_names()]
         for item in kernel.plugins:
@@ -61,17 +65,17 @@ def check(config_path: Path | None, as_json: bool) -> None:
         known = {item.name for item in kernel.plugins}
     for key, names in (("enabled", config.plugins.enabled), ("disabled", config.plugins.disabled)):
         rows += [
-            {"status": "warning", "detail": f"plugins.{key}: no plugin {name} is installed"}
+            {"status": "warning", "detail": f"plugins.{key} lists {name}, but no plugin {name} is installed"}
             for name in names
             if name not in known
         ]
     rows += [
-        {"status": "warning", "detail": f"[plugins.{name}]: no plugin of this name is installed"}
+        {"status": "warning", "detail": f"there is a section [plugins.{name}], but no plugin {name} is installed"}
         for name in config.plugins.tables
         if name not in known
     ]
-    file = f"{config.path or 'No file, the defaults and the environment'}: valid."
-    output.table(rows, ("status", "detail"), as_json=as_json, empty=file, colour_of="status")
+    file = f"The configuration is valid ({config.path or 'no file, only defaults and environment variables'})."
+    output.print_table(rows, ("status", "detail"), as_json=as_json, empty=file, colour_of="status")
     if any(row["status"] == "failed" for row in rows):
         sys.exit(REFUSED if config.plugins.strict else FAILED)
 
@@ -80,12 +84,15 @@ def check(config_path: Path | None, as_json: bool) -> None:
 @click.argument("path", required=False, type=click.Path(dir_okay=False, path_type=Path))
 @json_option
 def init(path: Path | None, as_json: bool) -> None:
-    """Write a commented corral.toml, by default in the current folder; an existing file stays as it is."""
+    """Write a corral.toml in which every key is explained and commented out.
+
+    PATH is corral.toml in the current folder by default. An existing file is not changed.
+    """
     target = (path or Path(os.environ.get("CORRAL_CONFIG") or "corral.toml")).absolute()
     try:
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)  # the file may later contain secrets
     except FileExistsError:
-        raise click.ClickException(f"{target} exists and was left as it is") from None
+        raise click.ClickException(f"{target} already exists and was not changed") from None
     except OSError as error:
         raise click.ClickException(f"{target}: {error.strerror}") from None
     try:
@@ -94,4 +101,6 @@ def init(path: Path | None, as_json: bool) -> None:
     except OSError as error:  # for example a full disk: the next run would not replace a partial file
         target.unlink()
         raise click.ClickException(f"{target}: {error.strerror}") from None
-    output.value({"path": str(target)}, as_json=as_json, text=f"Wrote {target}; everything in it is commented out.")
+    output.print_value(
+        {"path": str(target)}, as_json=as_json, text=f"Wrote {target}. Every key in it is commented out."
+    )

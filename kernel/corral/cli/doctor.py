@@ -42,28 +42,29 @@ if TYPE_CHECKING:
 @config_option
 @json_option
 def command(config_path: Path | None, as_json: bool) -> None:
-    """Check configuration, folder, keys, database, services, clock and plugins; one line each, with the remedy.
+    """Check the installation and print one line per check, with a remedy for each problem.
 
-    Changes nothing. Exits with 1 if anything is down.
+    The checks cover the configuration, data folder, keys, disk, database, Redis, storage, mail, clock and plugins.
+    Nothing is changed. The exit status is 1 if a check finds something down.
     """
     logs.configure("critical", "console")
     try:
         config = load_config(path=config_path)
     except Refused as refused:
-        remedy = "correct it; corral config init PATH writes a file with every key to compare"
+        remedy = "correct it; corral config init PATH writes a sample file with every key"
         findings = [Finding("configuration", "down", fault, remedy) for fault in refused.faults]
     else:
-        findings = list(installation(config))
+        findings = list(check_installation(config))
     if as_json:
-        output.table([finding.row() for finding in findings], (), as_json=True)
+        output.print_table([finding.row() for finding in findings], (), as_json=True)
     else:
         for finding in findings:
-            _line(finding)
+            _print_finding(finding)
     if any(finding.status == "down" for finding in findings):
         sys.exit(1)
 
 
-def _line(finding: Finding) -> None:
+def _print_finding(finding: Finding) -> None:
     status = click.style(f"{finding.status:<8}", fg=output.COLOURS[finding.status])
     remedy = f"; {finding.remedy}" if finding.remedy else ""
     click.echo(f"{status} {finding.check:<14} {finding.detail}{remedy}")
@@ -87,125 +88,144 @@ class Finding(NamedTuple):
         return {"check": self.check, "status": self.status, "detail": self.detail, "remedy": self.remedy or None}
 
 
-def installation(config: Config) -> Iterator[Finding]:
+def check_installation(config: Config) -> Iterator[Finding]:
     """Run all checks and yield their findings. If a check raises, the error is a finding and the other checks run."""
     checks: tuple[Callable[[Config], Iterator[Finding]], ...] = (
-        _configuration,
-        _folder,
-        _keys,
-        _disk,
-        _database,
-        _redis,
-        _storage,
-        mail,
-        _clock,
-        _plugins,
-        _modified,
+        check_configuration,
+        check_data_folder,
+        check_keys,
+        check_disk,
+        check_database,
+        check_redis,
+        check_storage,
+        check_mail,
+        check_clock,
+        check_plugins,
+        check_modified_files,
     )
     for check in checks:
         try:
             yield from check(config)
         except Exception as error:
-            name, detail, remedy = check.__name__.strip("_"), f"{type(error).__name__}: {error}", "report this"
+            name, remedy = check.__name__.removeprefix("check_").replace("_", " "), "report this as a bug of Corral"
+            detail = f"{type(error).__name__}: {error}"
             if isinstance(error, OSError) and error.filename is not None:
-                detail, remedy = f"{error.filename}: {error.strerror}", "run this as the account that serves"
-            yield Finding(name, "down", f"could not be checked: {detail}", remedy)
+                detail, remedy = f"{error.filename}: {error.strerror}", "run corral doctor as the user of the server"
+            yield Finding(name, "down", f"the check failed: {detail}", remedy)
 
 
-def _configuration(config: Config) -> Iterator[Finding]:
-    yield Finding("configuration", "ok", str(config.path or "no file; defaults and environment"))
+def check_configuration(config: Config) -> Iterator[Finding]:
+    yield Finding("configuration", "ok", str(config.path or "no file; only defaults and environment variables"))
     for warning in config.warnings:
-        yield Finding("configuration", "warning", warning, "correct it, or leave it if it is meant")
+        yield Finding(
+            "configuration", "warning", warning, "correct it, or ignore this warning if the value is intended"
+        )
     if config.path is not None and config.path.is_file() and readable_by_others(config.path):
         text = config.path.read_text("utf-8", "replace")
         if any(name in text for name in ("master_key =", "jwt_secret =", "password =")):
-            yield Finding("configuration", "warning", f"others may read {config.path}", f"chmod 600 {config.path}")
+            yield Finding(
+                "configuration", "warning", f"other users can read {config.path}", f"run chmod 600 {config.path}"
+            )
 
 
-def _folder(config: Config) -> Iterator[Finding]:
+def check_data_folder(config: Config) -> Iterator[Finding]:
     folder = config.data_dir
     if not folder.exists():
-        yield Finding("data folder", "warning", f"{folder} does not exist", "corral serve makes it")
+        yield Finding("data folder", "warning", f"{folder} does not exist", "start corral serve, which creates it")
         return
     mode = stat.S_IMODE(folder.stat().st_mode)
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         yield Finding(
-            "data folder", "down", f"{folder} cannot be read and written", "give it to the account that serves"
+            "data folder", "down", f"{folder} is not readable and writable", "make the user of the server its owner"
         )
     elif mode & (stat.S_IRWXG | stat.S_IRWXO):
-        yield Finding("data folder", "warning", f"{folder} has mode {mode:04o}", f"chmod 700 {folder}")
+        yield Finding(
+            "data folder", "warning", f"other users can access {folder} (mode {mode:04o})", f"run chmod 700 {folder}"
+        )
     else:
         yield Finding("data folder", "ok", str(folder))
 
 
-def _keys(config: Config) -> Iterator[Finding]:
+def check_keys(config: Config) -> Iterator[Finding]:
     path = config.data_dir / KEY_FILE
     if path.exists():
         path.open("rb").close()  # raises if the file cannot be read, which differs from a wrong key
     exposed = [each for each in sorted(config.data_dir.glob("*.key")) if readable_by_others(each)]
     for each in exposed:
-        yield Finding("keys", "down", f"others may read {each}", f"chmod 600 {each}; if anybody did, rotate the key")
+        yield Finding(
+            "keys",
+            "down",
+            f"other users can read {each}",
+            f"run chmod 600 {each}, and rotate the key if anyone read it",
+        )
     try:
         keyring = Keyring.load(config)
     except Refused as refused:
         if not exposed:
-            remedy = "restore the right key from its backup; a new one cannot read what the old one sealed"
+            remedy = "restore the right key from its backup; a new key cannot decrypt the stored values"
             yield from (Finding("keys", "down", fault, remedy) for fault in refused.faults)
         return
-    if is_sealed(config, keyring):
-        remedy = "restore the right key from its backup; nothing is changed until then, and nothing is lost"
-        yield Finding("keys", "down", "the vault is sealed: no key that is here opens the encrypted rows", remedy)
+    if is_vault_sealed(config, keyring):
+        remedy = "restore the right key from its backup; no stored value is lost or changed until then"
+        yield Finding("keys", "down", "the vault is sealed: no available master key decrypts the stored values", remedy)
     elif not keyring.keys:
-        yield Finding("keys", "warning", "there is no master key yet", "corral serve makes one at its first start")
+        yield Finding("keys", "warning", "there is no master key yet", "start corral serve, which creates one")
     elif config.keys.master_key is None:
-        remedy = "back the key up elsewhere, or give it as CORRAL_MASTER_KEY"
-        yield Finding("keys", "warning", f"{path} lies in the folder of the data it protects", remedy)
+        remedy = "back up the key in another place, or set CORRAL_MASTER_KEY"
+        yield Finding("keys", "warning", f"{path} is in the same folder as the data that it protects", remedy)
     else:
-        yield Finding("keys", "ok", f"{len(keyring.keys)} from {keyring.source}, {keyring.keys[0].label} is active")
+        yield Finding(
+            "keys", "ok", f"{keyring.keys[0].label} is the active key of {len(keyring.keys)} from {keyring.source}"
+        )
 
 
-def _disk(config: Config) -> Iterator[Finding]:
+def check_disk(config: Config) -> Iterator[Finding]:
     folder = next(each for each in (config.data_dir, *config.data_dir.parents) if each.exists())
     free = shutil.disk_usage(folder).free
     detail = f"{free / (1 << 30):.1f} GiB free at {folder}"
     if free < FULL_BYTES:
-        yield Finding("disk", "down", detail, "free space: below 100 MiB writes begin to fail")
+        yield Finding("disk", "down", detail, "free disk space, because writes fail below 100 MiB")
     elif free < LOW_BYTES:
-        yield Finding("disk", "warning", detail, "free space, or move the data folder")
+        yield Finding("disk", "warning", detail, "free disk space, or move the data folder to a larger disk")
     else:
         yield Finding("disk", "ok", detail)
 
 
-def _database(config: Config) -> Iterator[Finding]:
-    yield from database(config)
-
-
-def _redis(config: Config) -> Iterator[Finding]:
+def check_redis(config: Config) -> Iterator[Finding]:
     if config.redis.url is None:
         yield Finding("redis", "ok", "not configured")
         return
     error = ping_redis(config.redis.url)
     if error is not None:
-        yield Finding("redis", "down", error, "start it, or correct [redis] url; until then the database announces")
-    elif not has_bus(config):
-        yield Finding("redis", "down", "answers, but no active plugin serves it", "install one, or remove [redis] url")
+        yield Finding(
+            "redis", "down", error, "start Redis or correct [redis] url; until then, processes poll the database"
+        )
+    elif not is_redis_supported(config):
+        yield Finding(
+            "redis",
+            "down",
+            "Redis answers, but no active plugin supports it",
+            "install such a plugin, or remove [redis] url",
+        )
     else:
-        yield Finding("redis", "ok", "answers")
+        yield Finding("redis", "ok", "Redis answers")
 
 
-def _storage(config: Config) -> Iterator[Finding]:
+def check_storage(config: Config) -> Iterator[Finding]:
     folder = config.files_dir
     if folder is None:
-        error = ping_store(config)
-        remedy = "correct [storage] url, its keys or the network"
-        yield Finding("storage", "down", error, remedy) if error else Finding("storage", "ok", "answers")
+        error = ping_storage(config)
+        remedy = "correct [storage] url, its credentials or the network"
+        yield Finding("storage", "down", error, remedy) if error else Finding("storage", "ok", "the store answers")
     elif folder.exists() and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-        yield Finding("storage", "down", f"{folder} cannot be written", "give it to the account that serves")
+        yield Finding(
+            "storage", "down", f"{folder} is not readable and writable", "make the user of the server its owner"
+        )
     else:
-        yield Finding("storage", "ok", f"not configured; files lie in {folder}")
+        yield Finding("storage", "ok", f"not configured; files are stored in {folder}")
 
 
-def mail(config: Config) -> Iterator[Finding]:
+def check_mail(config: Config) -> Iterator[Finding]:
     """Check the mail server that the configuration file or the environment sets.
 
     Mail settings that admins stored are tested by `POST /settings/test-mail`.
@@ -227,20 +247,27 @@ def mail(config: Config) -> Iterator[Finding]:
     try:
         asyncio.run(probe(Egress(config), server))
     except MailFailed as failure:
-        yield Finding("mail", "warning", str(failure), "mails wait; mend mail.* or the server")
+        yield Finding(
+            "mail",
+            "warning",
+            str(failure),
+            "correct the settings mail.* or repair the mail server; mails are sent afterwards",
+        )
     else:
         yield Finding("mail", "ok", f"{server.host}:{server.port} answers")
 
 
-def _clock(config: Config) -> Iterator[Finding]:
-    skew = database_skew(config)
+def check_clock(config: Config) -> Iterator[Finding]:
+    skew = database_clock_skew(config)
     if skew is not None and abs(skew) > SKEW_WARNING:
-        detail = f"{abs(skew):.0f} s {'behind' if skew > 0 else 'ahead of'} the database"
+        detail = f"the clock is {abs(skew):.0f} s {'behind' if skew > 0 else 'ahead of'} the clock of the database"
         status = "down" if abs(skew) > SKEW_DOWN else "warning"
-        yield Finding("clock", status, detail, "synchronise both clocks (chrony, systemd-timesyncd)")
+        yield Finding("clock", status, detail, "synchronise both clocks with chrony or systemd-timesyncd")
     elif not _synchronised():
-        detail = f"{clock.now()}; no service keeps it right"
-        yield Finding("clock", "warning", detail, "start chrony or systemd-timesyncd (on the host, for a container)")
+        detail = f"{clock.now()}; no service synchronises the clock"
+        yield Finding(
+            "clock", "warning", detail, "start chrony or systemd-timesyncd, on the host if this is a container"
+        )
     else:
         yield Finding("clock", "ok", clock.now())
 
@@ -255,58 +282,61 @@ def _synchronised() -> bool:
         return True
 
 
-def _plugins(config: Config) -> Iterator[Finding]:
+def check_plugins(config: Config) -> Iterator[Finding]:
     from corral.asgi.application import Application
-    from corral.cli.sessions import scratch
+    from corral.cli.sessions import temporary_kernel
 
     began = time.monotonic()
     try:
-        with scratch(config) as kernel:
+        with temporary_kernel(config) as kernel:
             Application(kernel)
             states = [(item.name, item.state, item.reason) for item in kernel.plugins]
     except Refused as refused:
         yield from (
-            Finding("plugins", "down", fault, "the server does not start without it") for fault in refused.faults
+            Finding("plugins", "down", fault, "repair it; the server does not start without it")
+            for fault in refused.faults
         )
         return
     for name, state, reason in states:
         if state == "failed":
-            remedy = f"repair or update it, or corral plugins disable {name}"
+            remedy = f"repair or update it, or run corral plugins disable {name}"
             yield Finding("plugins", "down", f"{name} is failed: {reason}", remedy)
         elif state == "blocked":
-            yield Finding("plugins", "warning", f"{name} is blocked: {reason}", "it comes with what it requires")
-    yield from _absent(config, {name for name, _, _ in states})
+            yield Finding("plugins", "warning", f"{name} is blocked: {reason}", "repair the plugins that it requires")
+    yield from _missing_plugins(config, {name for name, _, _ in states})
     active = sum(state == "active" for _, state, _ in states)
     yield Finding("plugins", "ok", f"{active} active, loaded in {time.monotonic() - began:.1f} s")
 
 
-def _absent(config: Config, installed: set[str]) -> Iterator[Finding]:
+def _missing_plugins(config: Config, installed: set[str]) -> Iterator[Finding]:
     """Yield findings for plugins and folders that the configuration names but that do not exist."""
     folder = config.plugins.dir
     if folder is not None and not folder.is_dir():
-        remedy = f"pip install --target {folder} …, or correct [plugins] dir"
+        remedy = f"install plugins with pip install --target {folder}, or correct [plugins] dir"
         yield Finding("plugins", "warning", f"the folder {folder} does not exist", remedy)
     for name in config.plugins.enabled:
         if name not in installed:
-            remedy = f"pip install its distribution, or corral plugins disable {name}"
-            yield Finding("plugins", "warning", f"{name} is enabled and not installed", remedy)
+            remedy = f"install its distribution with pip, or run corral plugins disable {name}"
+            yield Finding("plugins", "warning", f"{name} is enabled but not installed", remedy)
 
 
-def _modified(config: Config) -> Iterator[Finding]:
+def check_modified_files(config: Config) -> Iterator[Finding]:
     for distribution, files in modified_files(config):
         shown = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-        remedy = f"pip install --force-reinstall {distribution}, unless you changed it"
-        yield Finding("modified", "warning", f"{distribution}: {shown} differs from what was installed", remedy)
+        remedy = f"run pip install --force-reinstall {distribution}, unless you changed the files"
+        yield Finding("modified", "warning", f"{distribution}: {shown} changed after the installation", remedy)
 
 
 SECONDS = 3.0
 
 
-def database(config: Config) -> Iterator[Finding]:
+def check_database(config: Config) -> Iterator[Finding]:
     """Check whether the database answers and which migrations are pending."""
     path = _sqlite_path(config)
-    if is_absent(config):
-        yield Finding("database", "warning", f"{path} does not exist", "corral serve or corral migrate makes it")
+    if is_database_missing(config):
+        yield Finding(
+            "database", "warning", f"{path} does not exist", "run corral serve or corral migrate, which create it"
+        )
         return
     try:
         with _connected(config) as found:
@@ -317,8 +347,10 @@ def database(config: Config) -> Iterator[Finding]:
         yield from (Finding("database", "down", fault) for fault in refused.faults)
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
-        remedy = "start it, or correct [database] url" if path is None else f"if {path} is damaged, restore a backup"
-        yield Finding("database", "down", f"does not answer: {reason}", remedy)
+        remedy = "start the database or correct [database] url"
+        if path is not None:
+            remedy = f"restore a backup if {path} is damaged"
+        yield Finding("database", "down", f"the database does not answer: {reason}", remedy)
 
 
 def _migrations(config: Config, found: Database) -> Iterator[Finding]:
@@ -330,27 +362,36 @@ def _migrations(config: Config, found: Database) -> Iterator[Finding]:
     try:
         waiting = pending_migrations(found, migrations_of(load(discover(config), config)))
     except SchemaTooNew as error:
-        yield Finding("migrations", "down", str(error), "install the release that made this database")
+        yield Finding(
+            "migrations", "down", str(error), "install the release of Corral that created this database, or a newer one"
+        )
         return
     if not waiting:
-        yield Finding("migrations", "ok", "none pending")
+        yield Finding("migrations", "ok", "no migration is pending")
         return
     names = "; ".join(f"{plugin}: {', '.join(scripts)}" for plugin, scripts in waiting.items())
     if is_empty(found):
-        yield Finding("migrations", "warning", "the database is empty", "the next start fills it, or corral migrate")
+        yield Finding(
+            "migrations",
+            "warning",
+            "the database is empty",
+            "start corral serve or run corral migrate, which create the tables",
+        )
     elif migrates_on_start(config, found.kind):
-        yield Finding("migrations", "warning", f"pending: {names}", "the next start applies them, or corral migrate")
+        yield Finding(
+            "migrations", "warning", f"pending: {names}", "restart corral serve or run corral migrate, which apply them"
+        )
     else:
-        yield Finding("migrations", "down", f"pending: {names}", "back the database up, then corral migrate")
+        yield Finding("migrations", "down", f"pending: {names}", "back up the database, then run corral migrate")
 
 
-def is_sealed(config: Config, keyring: Keyring) -> bool:
+def is_vault_sealed(config: Config, keyring: Keyring) -> bool:
     """Return whether there are encrypted rows and none of these keys can decrypt any of them."""
     from corral.plugins.discovery import discover
     from corral.plugins.loading import load
     from corral.plugins.migrations import sealed_columns
 
-    if is_absent(config):
+    if is_database_missing(config):
         return False
     known = {key.id for key in keyring.keys}
     try:
@@ -362,14 +403,14 @@ def is_sealed(config: Config, keyring: Keyring) -> bool:
     return bool(stored) and stored.isdisjoint(known)
 
 
-def database_skew(config: Config) -> float | None:
+def database_clock_skew(config: Config) -> float | None:
     """Return by how many seconds the database's clock is ahead of this machine's clock.
 
     On SQLite, the result is by how much the newest event lies in the future, or 0. None if the skew is unknown.
     """
     from corral.database.migrations import own_connection
 
-    if is_absent(config):
+    if is_database_missing(config):
         return None
     engine: Any
     try:
@@ -392,11 +433,11 @@ def ping_redis(url: str) -> str | None:
         with Redis.from_url(url, socket_timeout=SECONDS, socket_connect_timeout=SECONDS) as client:
             client.ping()
     except Exception as error:  # an unknown option in the URL is a TypeError
-        return f"cannot be used: {error}"
+        return f"Redis cannot be used: {error}"
     return None
 
 
-def has_bus(config: Config) -> bool:
+def is_redis_supported(config: Config) -> bool:
     """Return whether an active plugin supports the Redis URL. Without such a plugin the server does not start."""
     from corral.plugins.discovery import discover
     from corral.plugins.hooks import first_result
@@ -409,7 +450,7 @@ def has_bus(config: Config) -> bool:
     return True
 
 
-def ping_store(config: Config) -> str | None:
+def ping_storage(config: Config) -> str | None:
     """Return None if a plugin supports the storage URL and the store answers, otherwise the reason."""
     import asyncio
 
@@ -421,18 +462,18 @@ def ping_store(config: Config) -> str | None:
         serve = getattr(loaded.plugin, "corral_blob_store", None) if loaded.active else None
         store = serve(url=url) if serve is not None else None
         if store is not None:
-            return asyncio.run(_look_into(store))
-    return f"no active plugin serves {urlsplit(url).scheme}:// storage"
+            return asyncio.run(_probe(store))
+    return f"no active plugin supports {urlsplit(url).scheme}:// storage"
 
 
-async def _look_into(store: Any) -> str | None:
+async def _probe(store: Any) -> str | None:
     import asyncio
 
     try:
         async with asyncio.timeout(SECONDS):
             await store.probe()
     except Exception as error:
-        return f"does not answer: {type(error).__name__}: {error}"
+        return f"the store does not answer: {type(error).__name__}: {error}"
     return None
 
 
@@ -447,7 +488,7 @@ def _connected(config: Config) -> Iterator[Database]:
         found.close()
 
 
-def is_absent(config: Config) -> bool:
+def is_database_missing(config: Config) -> bool:
     """Return whether the database is an SQLite file that does not exist.
 
     Raises `PermissionError` if the folder of the file cannot be accessed.
@@ -468,12 +509,12 @@ def modified_files(config: Config) -> Iterator[tuple[str, list[str]]]:
         name = str(distribution.metadata["Name"]).lower()
         if name in wanted:
             wanted.discard(name)  # only the first on the import path is used
-            files = [str(path) for path in distribution.files or () if _differs(path)]
+            files = [str(path) for path in distribution.files or () if _is_modified(path)]
             if files:
                 yield name, files
 
 
-def _differs(path: metadata.PackagePath) -> bool:
+def _is_modified(path: metadata.PackagePath) -> bool:
     """Return whether a file is missing or changed. Files without a checksum in RECORD are never reported."""
     if path.hash is None or path.suffix == ".pyc":
         return False

@@ -246,7 +246,7 @@ def install() -> None:
     if hasattr(tcp_server, "AsyncioSingleTask"):
         tcp_server.AsyncioSingleTask = IdleTimer
     else:
-        log.info("this release of Hypercorn has another idle timer; it is not replaced")
+        log.info("Hypercorn's idle timer was not replaced, because this release has another one")
 
 
 class Settings(hypercorn.config.Config):

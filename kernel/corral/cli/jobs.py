@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from corral.cli import logs, processes
+from corral.cli.output import config_option
 from corral.cli.processes import ProcessEnvironment
 from corral.config.reader import ensure_data_dir
 from corral.config.reader import load as load_config
@@ -34,13 +35,18 @@ LOOK_SECONDS = 0.2
 
 
 @click.command("jobs")
-@click.option("--concurrency", type=click.IntRange(1, 256), help="jobs at a time (default: jobs.concurrency)")
-@click.option("--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="corral.toml to read")
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 256),
+    help="number of jobs that run at a time (default: the setting jobs.concurrency)",
+)
+@config_option
 def command(concurrency: int | None, config_path: Path | None) -> None:
-    """Run background jobs, schedules and consumers until SIGTERM; any number of processes share them.
+    """Run background jobs, schedules and event consumers, without the API.
 
-    SIGTERM lets running jobs end, and gives back those that take longer than 25 s; a second one ends at once. SIGHUP
-    does the same and begins again, with the configuration and the plugins of now.
+    Any number of processes share the work. On SIGTERM, the process lets running jobs finish for up to 25 s and returns
+    the others to the queue; a second SIGTERM ends it at once. On SIGHUP, it does the same and then starts again with
+    the current configuration and plugins.
     """
     from corral.kernel import boot
 
@@ -60,7 +66,7 @@ def command(concurrency: int | None, config_path: Path | None) -> None:
         asyncio.run(_run(kernel))
     else:
         JobsProcess(kernel, kernel.queue).run()
-    processes.end_in_time()
+    processes.force_exit_later()
     if reload.asked:
         environment.restore()
         os.execv(sys.executable, [sys.executable, "-m", "corral", *sys.argv[1:]])  # noqa: S606  (this program)
@@ -81,7 +87,7 @@ class Reload:
         try:
             load_config(path=self._config_path)
         except Refused as refused:
-            log.error("not reloaded; jobs go on as before", extra={"reason": str(refused)})
+            log.error("reload failed; jobs continue with the old configuration", extra={"reason": str(refused)})
         else:
             log.info("reloading")
             self.asked = True

@@ -18,12 +18,12 @@ from corral.plugins.code_owners import CodeOwners
 from corral.plugins.record import PluginRecord
 from corral.redact.redactor import Redactor
 
-LINES_A_SECOND = 100
-TOLD_BY = "corral.plugins"
+LINES_PER_SECOND = 100
+RATE_LIMIT_LOGGER = "corral.plugins"
 
 
 class LogRateLimit(logging.Filter):
-    """A filter for log handlers that limits each plugin to `LINES_A_SECOND` lines per second.
+    """A filter for log handlers that limits each plugin to `LINES_PER_SECOND` lines per second.
 
     A line counts for a plugin if the plugin's code wrote it, or if its field `plugin` names the plugin.
     """
@@ -40,20 +40,20 @@ class LogRateLimit(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         plugin = self._plugin(record)
-        if plugin is None or record.name == TOLD_BY:
+        if plugin is None or record.name == RATE_LIMIT_LOGGER:
             return True
         over = None
         with self._lock:
             if int(self._now()) != self._second:
                 self._second, over, self._lines = int(self._now()), self._lines, Counter()
             self._lines[plugin] += 1
-            allowed = self._lines[plugin] <= LINES_A_SECOND
+            allowed = self._lines[plugin] <= LINES_PER_SECOND
             if not allowed:
                 self.dropped[plugin] += 1
         for name, lines in (over or {}).items():
-            if lines > LINES_A_SECOND:
-                told = {"plugin": name, "left_out": lines - LINES_A_SECOND}
-                logging.getLogger(TOLD_BY).warning("a plugin floods the log", extra=told)
+            if lines > LINES_PER_SECOND:
+                extra = {"plugin": name, "dropped": lines - LINES_PER_SECOND}
+                logging.getLogger(RATE_LIMIT_LOGGER).warning("log lines of a plugin dropped", extra=extra)
         return allowed
 
     def _plugin(self, record: logging.LogRecord) -> str | None:

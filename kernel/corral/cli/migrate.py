@@ -7,18 +7,22 @@ from pathlib import Path
 import click
 
 from corral.cli import logs, output
-from corral.cli.doctor import is_absent
+from corral.cli.doctor import is_database_missing
+from corral.cli.output import config_option, json_option
 from corral.config.reader import ensure_data_dir
 from corral.config.reader import load as load_config
 
 
 @click.command("migrate")
 @click.argument("plugin", required=False)
-@click.option("--plan", is_flag=True, help="only say what is pending")
-@click.option("--json", "as_json", is_flag=True, help="print JSON")
-@click.option("--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="corral.toml to read")
+@click.option("--plan", is_flag=True, help="only list pending migrations")
+@config_option
+@json_option
 def command(plugin: str | None, plan: bool, as_json: bool, config_path: Path | None) -> None:
-    """Apply pending migrations, of one PLUGIN or of all. Safe beside running servers; many at once migrate once."""
+    """Apply the pending migrations of PLUGIN, or of all plugins.
+
+    Servers may be running. If several processes migrate at the same time, each migration is applied once.
+    """
     from corral.database.connect import connect
     from corral.database.migrations import migrate, pending_migrations, schema_lock
     from corral.plugins.discovery import discover
@@ -30,13 +34,13 @@ def command(plugin: str | None, plan: bool, as_json: bool, config_path: Path | N
     url = config.database.url
     if not plan:
         ensure_data_dir(config)
-    elif is_absent(config):
+    elif is_database_missing(config):
         url = "sqlite:///:memory:"  # everything is pending, and no file is created
     database = connect(url)
     try:
         loaded = [item for item in load(discover(config), config) if item.active]
         if plugin is not None and plugin not in {item.name for item in loaded}:
-            raise click.UsageError(f"no active plugin is named {plugin}")
+            raise click.UsageError(f"there is no active plugin {plugin}; corral plugins list shows all plugins")
         migrations = [each for each in migrations_of(loaded) if plugin in (None, each.plugin)]
         if plan:
             scripts = pending_migrations(database, migrations)
@@ -46,6 +50,6 @@ def command(plugin: str | None, plan: bool, as_json: bool, config_path: Path | N
                 scripts = {each.plugin: migrate(engine, each) for each in migrations}
         rows = [{"plugin": name, "migration": script} for name, of in scripts.items() for script in of]
         done = "pending" if plan else "applied"
-        output.table(rows, ("plugin", "migration"), as_json=as_json, empty="Nothing is pending.", title=done)
+        output.print_table(rows, ("plugin", "migration"), as_json=as_json, empty="No migration is pending.", title=done)
     finally:
         database.close()

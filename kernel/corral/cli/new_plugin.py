@@ -14,26 +14,34 @@ from corral.config.reader import load as load_config
 
 @click.command("new-plugin")
 @click.argument("name")
-@click.option("--dir", "parent", type=click.Path(file_okay=False, path_type=Path), help="where (default: here)")
+@click.option(
+    "--dir",
+    "parent",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="parent folder of the new folder (default: the current folder)",
+)
 @json_option
 def command(name: str, parent: Path | None, as_json: bool) -> None:
-    """Write corral-NAME/, a distribution that passes lint, types, tests and `corral check` as it is."""
+    """Create the folder corral-NAME with the source tree of a new plugin.
+
+    The source tree passes linter, type checks, tests and `corral check` without changes.
+    """
     from corral.plugins.discovery import discover
 
-    scaffold = importlib.import_module("corral.scaffold.write")  # in an outer ring: imported by name
+    scaffold = importlib.import_module("corral.scaffold.distribution")  # in an outer ring: imported by name
     try:
-        words = scaffold.names(name)
-    except scaffold.BadName as error:
+        values = scaffold.placeholder_values(name)
+    except scaffold.InvalidPluginName as error:
         raise click.UsageError(str(error)) from None
-    if words["name"] in {found.name for found in discover(load_config())}:
-        raise click.ClickException(f"a plugin {words['name']} is installed already; choose another name")
-    folder = (parent or Path()).absolute() / f"corral-{words['hyphenated']}"
+    if values["name"] in {found.name for found in discover(load_config())}:
+        raise click.ClickException(f"a plugin {values['name']} is already installed; choose another name")
+    folder = (parent or Path()).absolute() / f"corral-{values['hyphenated']}"
     try:
-        written = scaffold.write(name, folder)
+        written = scaffold.write_distribution(name, folder)
     except FileExistsError:
-        raise click.ClickException(f"{folder} exists and was left as it is") from None
+        raise click.ClickException(f"{folder} already exists and was not changed") from None
     except OSError as error:
         raise click.ClickException(f"{folder}: {error.strerror}") from None
-    steps = [f"pip install -e {folder}", f"corral check {words['name']}", f"corral plugins enable {words['name']}"]
+    steps = [f"pip install -e {folder}", f"corral check {values['name']}", f"corral plugins enable {values['name']}"]
     text = "\n".join([f"Wrote {len(written)} files to {folder}. Next:", *(f"  {step}" for step in steps)])
-    output.value({"folder": str(folder), "files": [str(path) for path in written]}, as_json=as_json, text=text)
+    output.print_value({"folder": str(folder), "files": [str(path) for path in written]}, as_json=as_json, text=text)

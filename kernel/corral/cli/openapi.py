@@ -8,24 +8,29 @@ from pathlib import Path
 import click
 
 from corral.cli.output import config_option
-from corral.cli.sessions import scratch
+from corral.cli.sessions import temporary_kernel
 from corral.config.reader import load as load_config
 
 
 @click.command("openapi")
-@click.option("--yaml", "as_yaml", is_flag=True, help="print YAML (needs PyYAML)")
-@click.option("--json", "as_json", is_flag=True, help="print JSON, as without any option")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="write to a file instead")
+@click.option("--yaml", "as_yaml", is_flag=True, help="print YAML, which needs PyYAML")
+@click.option("--json", "as_json", is_flag=True, help="print JSON (default)")
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="write to this file instead of standard output"
+)
 @config_option
 def command(as_yaml: bool, as_json: bool, out: Path | None, config_path: Path | None) -> None:
-    """Print the OpenAPI 3.1 document; the same plugins give the same text. Nothing is served or changed."""
+    """Print the OpenAPI 3.1 document of the API.
+
+    The same plugins always produce the same text. No server is started and nothing is changed.
+    """
     from corral.asgi.application import Application
     from corral.http.openapi import ApiDocument
 
     if as_yaml and as_json:
-        raise click.UsageError("--yaml and --json exclude each other")
+        raise click.UsageError("--yaml and --json cannot be used together")
     config = load_config(path=config_path)
-    with scratch(config) as kernel:
+    with temporary_kernel(config) as kernel:
         Application(kernel)
         document = json.loads(kernel.container.get(ApiDocument).render())
         missing = [f"{item.name} is {item.state}: {item.reason}" for item in kernel.plugins if _broken(item.state)]
@@ -49,6 +54,6 @@ def _yaml(document: object) -> str:
     try:
         import yaml  # type: ignore[import-untyped,unused-ignore]  # an optional package, not a dependency
     except ImportError:
-        raise click.UsageError("--yaml needs PyYAML: pip install pyyaml; or print JSON without --yaml") from None
+        raise click.UsageError("--yaml needs PyYAML; run pip install pyyaml, or omit --yaml to print JSON") from None
     text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
     return text

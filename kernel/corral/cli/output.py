@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 config_option = click.option(
-    "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="corral.toml to read"
+    "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="configuration file to read"
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
 
@@ -37,7 +37,7 @@ GAP = 2  # characters between columns
 _MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(?::\d\d(?:\.\d+)?)?Z$")
 
 
-def table(
+def print_table(
     rows: Sequence[Mapping[str, Any]],
     columns: Sequence[str],
     *,
@@ -86,7 +86,7 @@ def _widths(needs: Sequence[int], width: int) -> list[int]:
     return widths
 
 
-def value(found: Any, *, as_json: bool, text: str) -> None:
+def print_value(found: Any, *, as_json: bool, text: str) -> None:
     """Print one value: `text` for people, or `found` as JSON."""
     click.echo(json.dumps(found, indent=2, default=str) if as_json else text)
 

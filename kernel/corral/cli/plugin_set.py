@@ -13,7 +13,7 @@ import click
 import peewee
 import tomlkit
 
-from corral.cli.sessions import scratch
+from corral.cli.sessions import temporary_kernel
 from corral.config.model import Config
 from corral.config.reader import load as load_config
 from corral.database.engine import Database
@@ -64,14 +64,14 @@ def stored_states(config: Config) -> dict[str, str]:
         database.close()
 
 
-def find(plugins: list[PluginRecord], name: str) -> PluginRecord:
+def find_plugin(plugins: list[PluginRecord], name: str) -> PluginRecord:
     """Return the installed plugin with this name. Raises `ClickException` that suggests the most similar name."""
     for item in plugins:
         if item.name == name:
             return item
     near = difflib.get_close_matches(name, [item.name for item in plugins], 1)
-    hint = f"; the nearest is {near[0]}" if near else "; corral plugins list shows all"
-    raise click.ClickException(f"no plugin {name} is installed{hint}")
+    hint = f"; did you mean {near[0]}?" if near else "; corral plugins list shows all plugins"
+    raise click.ClickException(f"there is no installed plugin {name}{hint}")
 
 
 def enable(config_path: Path | None, name: str) -> tuple[Path, bool]:
@@ -80,14 +80,16 @@ def enable(config_path: Path | None, name: str) -> tuple[Path, bool]:
     Raises `ClickException`, without changing the file, if the plugin would not be active afterwards.
     """
     config = load_config(path=config_path)
-    item = find(plugins_of(config), name)
+    item = find_plugin(plugins_of(config), name)
     # A plugin that an admin disabled through the API stays disabled unless the file names it.
     names_it = not item.found.built_in or name in stored_states(config)
     lists = {"enabled": name in config.plugins.enabled or names_it, "disabled": False}
     path, text, changed = _edited(config, config_path, name, lists)
     after = _tried(_checked(path, text), name)
     if not after.active:
-        raise click.ClickException(f"{name} was not enabled: it would be {after.state}: {after.reason}{_hint(after)}")
+        raise click.ClickException(
+            f"{name} was not enabled, because it would be {after.state}: {after.reason}{_hint(after)}"
+        )
     if changed:
         _write(path, text)
     return path, changed
@@ -102,15 +104,15 @@ def disable(config_path: Path | None, name: str) -> tuple[Path, bool]:
     config = load_config(path=config_path)
     installed = [PluginRecord(found=item) for item in discover(config)]
     uninstalled = name in config.plugins.enabled and name not in {item.name for item in installed}
-    item = None if uninstalled else find(installed, name)
+    item = None if uninstalled else find_plugin(installed, name)
     if item is not None and item.protected:
-        raise click.ClickException(f"{name} is protected: nothing is safe without it")
+        raise click.ClickException(f"{name} cannot be disabled, because the installation is not secure without it")
     lists = {"enabled": False, "disabled": item is not None and item.found.built_in}
     path, text, changed = _edited(config, config_path, name, lists)
     after = [] if item is None else plugins_of(_checked(path, text))
     dependants = [other.name for other in after if other.state == "blocked" and name in other.requires]
     if dependants:
-        raise click.ClickException(f"disable first what requires {name}: {', '.join(dependants)}")
+        raise click.ClickException(f"{name} is required by {', '.join(dependants)}; disable these plugins first")
     if changed:
         _write(path, text)
     return path, changed
@@ -123,14 +125,14 @@ def _tried(config: Config, name: str) -> PluginRecord:
     """
     from corral.asgi.application import Application
 
-    with scratch(config) as kernel:
+    with temporary_kernel(config) as kernel:
         Application(kernel)
-        return find(kernel.plugins, name)
+        return find_plugin(kernel.plugins, name)
 
 
 def _hint(item: PluginRecord) -> str:
     missing = [name for name in item.requires if item.state == "blocked"]
-    return f". Enable first: {', '.join(missing)}" if missing else ""
+    return f"; enable {', '.join(missing)} first" if missing else ""
 
 
 def _edited(config: Config, config_path: Path | None, name: str, lists: Mapping[str, bool]) -> tuple[Path, str, bool]:

@@ -9,15 +9,15 @@ import click
 
 from corral.cli import logs, output
 from corral.cli.output import config_option, json_option
-from corral.cli.processes import ask_to_reload
+from corral.cli.processes import request_reload
 from corral.config.reader import load as load_config
 
 if TYPE_CHECKING:
     from corral.config.model import Config
     from corral.plugins.record import PluginRecord
 
-NEXT_START = "It takes effect at the next start of the server."
-RELOADING = "What runs on this machine was asked to reload; its log says whether it did."
+NEXT_START = "The change takes effect when the server starts the next time."
+RELOADING = "The processes on this machine were told to reload; their logs show whether they did."
 
 
 @click.group("plugins", invoke_without_command=True)
@@ -25,7 +25,7 @@ RELOADING = "What runs on this machine was asked to reload; its log says whether
 @json_option
 @click.pass_context
 def command(ctx: click.Context, config_path: Path | None, as_json: bool) -> None:
-    """List, show, enable, disable or purge plugins. Without a command: list."""
+    """List, show, enable, disable or purge plugins. Without a command, list them."""
     logs.configure("critical", "console")  # the states of the plugins show failures
     if ctx.invoked_subcommand is None:
         _list(config_path, as_json)
@@ -35,7 +35,7 @@ def command(ctx: click.Context, config_path: Path | None, as_json: bool) -> None
 @config_option
 @json_option
 def list_(config_path: Path | None, as_json: bool) -> None:
-    """List every installed plugin with its state."""
+    """List all installed plugins and their states."""
     _list(config_path, as_json)
 
 
@@ -44,16 +44,16 @@ def list_(config_path: Path | None, as_json: bool) -> None:
 @config_option
 @json_option
 def show(name: str, config_path: Path | None, as_json: bool) -> None:
-    """Show all about one plugin: why it is in its state, and what it contributes."""
-    from corral.cli.plugin_set import find, plugins_of
+    """Show the state of one plugin, the reason for it, and the contributions of the plugin."""
+    from corral.cli.plugin_set import find_plugin, plugins_of
 
     plugins = plugins_of(load_config(path=config_path))
-    facts = {**_facts(find(plugins, name)), **_contributed(find(plugins, name), plugins)}
+    facts = {**_facts(find_plugin(plugins, name)), **_contributed(find_plugin(plugins, name), plugins)}
     rows = [{"": key.replace("_", " "), "value": value} for key, value in facts.items() if value not in (None, "", [])]
     if as_json:
-        output.value(facts, as_json=True, text="")
+        output.print_value(facts, as_json=True, text="")
     else:
-        output.table(rows, ("", "value"), as_json=False)
+        output.print_table(rows, ("", "value"), as_json=False)
 
 
 @command.command("enable")
@@ -61,7 +61,10 @@ def show(name: str, config_path: Path | None, as_json: bool) -> None:
 @config_option
 @json_option
 def enable(name: str, config_path: Path | None, as_json: bool) -> None:
-    """Have corral.toml load a plugin; its comments stay. Refused unless the plugin then comes up."""
+    """Enable a plugin in corral.toml. Comments in the file are kept.
+
+    The file is not changed if the plugin would fail or be blocked.
+    """
     from corral.cli.plugin_set import enable as change
 
     path, changed = change(config_path, name)
@@ -73,7 +76,7 @@ def enable(name: str, config_path: Path | None, as_json: bool) -> None:
 @config_option
 @json_option
 def disable(name: str, config_path: Path | None, as_json: bool) -> None:
-    """Have corral.toml leave a plugin out; its comments stay, and so do the plugin's data."""
+    """Disable a plugin in corral.toml. Comments in the file and the data of the plugin are kept."""
     from corral.cli.plugin_set import disable as change
 
     path, changed = change(config_path, name)
@@ -85,7 +88,7 @@ def disable(name: str, config_path: Path | None, as_json: bool) -> None:
 @config_option
 @json_option
 def purge(name: str, config_path: Path | None, as_json: bool) -> None:
-    """Drop the tables of a disabled plugin, for good. You are asked to type its name."""
+    """Permanently drop all tables of a disabled plugin, after you typed its name to confirm."""
     from corral.cli.plugin_set import purge as drop
     from corral.cli.plugin_set import tables_of
     from corral.database.connect import connect
@@ -96,15 +99,17 @@ def purge(name: str, config_path: Path | None, as_json: bool) -> None:
     try:
         tables = tables_of(database, name, known)
         if not tables:
-            raise click.ClickException(f"{name} has no tables in this database")
-        click.echo(f"This drops {', '.join(tables)} with all that is in them. There is no way back.", err=True)
-        typed = click.prompt("Type the name of the plugin to go on", err=True)
+            raise click.ClickException(f"the plugin {name} has no tables in this database")
+        click.echo(f"This permanently drops the tables {', '.join(tables)} and all their rows.", err=True)
+        typed = click.prompt("Type the name of the plugin to confirm", err=True)
         if typed.strip() != name:
-            raise click.ClickException("that is not its name; nothing was dropped")
+            raise click.ClickException("the typed name differs; no table was dropped")
         dropped = drop(database, name, known)
     finally:
         database.close()
-    output.value({"name": name, "dropped": dropped}, as_json=as_json, text=f"Dropped {', '.join(dropped)}.")
+    output.print_value(
+        {"name": name, "dropped": dropped}, as_json=as_json, text=f"Dropped the tables {', '.join(dropped)}."
+    )
 
 
 def _purgeable(config: Config, name: str) -> list[str]:
@@ -117,11 +122,9 @@ def _purgeable(config: Config, name: str) -> list[str]:
     plugins = plugins_of(config)
     item = next((item for item in plugins if item.name == name), None)  # None: an uninstalled plugin may be purged too
     if item is not None and item.protected:
-        raise click.ClickException(f"{name} is protected: nothing is safe without its tables")
+        raise click.ClickException(f"{name} cannot be purged, because the installation is not secure without it")
     if item is not None and item.state != "disabled":
-        raise click.ClickException(
-            f"{name} is {item.state}: first corral plugins disable {name}; what runs here then reloads"
-        )
+        raise click.ClickException(f"{name} is {item.state}; run corral plugins disable {name} first")
     return [item.name for item in plugins]
 
 
@@ -129,7 +132,7 @@ def _list(config_path: Path | None, as_json: bool) -> None:
     from corral.cli.plugin_set import plugins_of
 
     rows = [_facts(item) for item in plugins_of(load_config(path=config_path))]
-    output.table(rows, ("name", "state", "version", "distribution", "reason"), as_json=as_json, colour_of="state")
+    output.print_table(rows, ("name", "state", "version", "distribution", "reason"), as_json=as_json, colour_of="state")
 
 
 def _facts(item: PluginRecord) -> dict[str, Any]:
@@ -168,8 +171,8 @@ def _contributed(item: PluginRecord, plugins: list[PluginRecord]) -> dict[str, A
 
 def _changed(name: str, state: str, path: Path, changed: bool, as_json: bool) -> None:
     """Print the result of the command, and ask the processes on this machine to reload if the file changed."""
-    asked = ask_to_reload(load_config(path=path).data_dir) if changed else 0
+    asked = request_reload(load_config(path=path).data_dir) if changed else 0
     when = RELOADING if asked else NEXT_START
-    text = f"{name} is {state} in {path}. {when}" if changed else f"{name} is {state} already; {path} is unchanged."
+    text = f"{name} is {state} in {path}. {when}" if changed else f"{name} is already {state}; {path} was not changed."
     told = {"name": name, "state": state, "file": str(path), "changed": changed, "reloading": asked}
-    output.value(told, as_json=as_json, text=text)
+    output.print_value(told, as_json=as_json, text=text)

@@ -51,47 +51,47 @@ class ProcessEnvironment(NamedTuple):
         os.umask(self.mask)
 
 
-LAST_SECONDS = 5.0  # time for threads and exit handlers of plugins to end
-_held: list[int] = []  # open while the process runs; the locks show that it does
+EXIT_SECONDS = 5.0  # time for threads and exit handlers of plugins to end
+_lock_files: list[int] = []  # open while the process runs; the locks show that it does
 
 
 def register(data_dir: Path) -> None:
     """Register this process for reloads by SIGHUP. SIGHUP is ignored until its handler is installed."""
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    path = _folder(data_dir) / str(os.getpid())
+    path = _registration_folder(data_dir) / str(os.getpid())
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
     fcntl.flock(handle, fcntl.LOCK_EX)
-    _held.append(handle)
+    _lock_files.append(handle)
 
 
-def end_in_time() -> None:
-    """Exit within `LAST_SECONDS`, even if threads or exit handlers of plugins do not end."""
-    timer = threading.Timer(LAST_SECONDS, _end)
+def force_exit_later() -> None:
+    """Exit within `EXIT_SECONDS`, even if threads or exit handlers of plugins do not end."""
+    timer = threading.Timer(EXIT_SECONDS, _force_exit)
     timer.daemon = True
     timer.start()
 
 
-def _end() -> None:
+def _force_exit() -> None:
     left = [thread.name for thread in threading.enumerate() if not thread.daemon]
-    log.warning("the process ends without what plugins left in it", extra={"threads": left})
+    log.warning("exiting although threads of plugins are still running", extra={"threads": left})
     os._exit(0)
 
 
-def ask_to_reload(data_dir: Path) -> int:
+def request_reload(data_dir: Path) -> int:
     """Send SIGHUP to all registered processes of the data folder, and return their number."""
     asked = 0
-    for process in _living(data_dir):
+    for process in _running_processes(data_dir):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(process, signal.SIGHUP)
             asked += 1
     return asked
 
 
-def _living(data_dir: Path) -> Iterator[int]:
+def _running_processes(data_dir: Path) -> Iterator[int]:
     """Yield the pids of registered running processes. A file without a lock belongs to a process that ended."""
-    for path in _folder(data_dir).glob("*"):
+    for path in _registration_folder(data_dir).glob("*"):
         with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -101,7 +101,7 @@ def _living(data_dir: Path) -> Iterator[int]:
                 path.unlink(missing_ok=True)
 
 
-def _folder(data_dir: Path) -> Path:
+def _registration_folder(data_dir: Path) -> Path:
     return data_dir / "run" / "servers"
 
 
@@ -109,9 +109,9 @@ log = logging.getLogger("corral.serve")
 
 READY_SECONDS = 60.0
 END_SECONDS = 35.0
-LAST_WORDS_SECONDS = 5.0  # time a failed process gets to exit after its announcement
-FIRST_PAUSE, LONGEST_PAUSE, CALM_SECONDS = 0.5, 30.0, 60.0
-ASIDE = b"aside\n"
+FAILED_EXIT_SECONDS = 5.0  # time a failed process gets to exit after its announcement
+INITIAL_DELAY, MAX_DELAY, STABLE_SECONDS = 0.5, 30.0, 60.0
+DRAIN_MESSAGE = b"drain\n"
 
 
 class NotReady(Exception):
@@ -119,14 +119,14 @@ class NotReady(Exception):
 
     def __init__(self, status: int, reason: str) -> None:
         self.status = status
-        super().__init__(f"a new server process ended with status {status}: {reason or 'it was not ready in time'}")
+        super().__init__(f"a new server process exited with status {status}: {reason or 'it was not ready in time'}")
 
 
-class Child:
+class ChildProcess:
     """One server process, as its parent sees it.
 
     The process inherits the listening socket and one end of a socket pair. Through the pair it announces that it is
-    ready and is told to step aside. The process exits when the parent's end is closed.
+    ready, and receives the request to drain. The process exits when the parent's end is closed.
     """
 
     def __init__(self, process: Process, control: socket.socket) -> None:
@@ -134,7 +134,7 @@ class Child:
         self.began = time.monotonic()
 
     @classmethod
-    async def spawn(cls, arguments: Sequence[str], listener: socket.socket) -> Child:
+    async def spawn(cls, arguments: Sequence[str], listener: socket.socket) -> ChildProcess:
         """Start a server process. The process is not ready yet when this method returns."""
         ours, theirs = socket.socketpair()
         with theirs:
@@ -151,29 +151,29 @@ class Child:
             )
         return cls(process, ours)
 
-    async def ready(self) -> str:
+    async def wait_until_ready(self) -> str:
         """Wait until the process is ready and return the text that it announces. Raises `NotReady`."""
         self._control.setblocking(False)
-        told = b""
+        received = b""
         with contextlib.suppress(TimeoutError, OSError):
             async with asyncio.timeout(READY_SECONDS):
                 while piece := await asyncio.get_running_loop().sock_recv(self._control, 65536):
-                    told += piece
-                    if told.endswith(b"\n"):
+                    received += piece
+                    if received.endswith(b"\n"):
                         break
-        ready, text = json.loads(told) if told.endswith(b"\n") else (False, "")
+        ready, text = json.loads(received) if received.endswith(b"\n") else (False, "")
         if ready:
             return str(text)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LAST_WORDS_SECONDS):
+            async with asyncio.timeout(FAILED_EXIT_SECONDS):
                 await self.process.wait()
         self.kill()
         raise NotReady(await self.process.wait(), text)
 
-    def step_aside(self) -> None:
+    def drain(self) -> None:
         """Tell the process to stop accepting connections and drain, because other processes serve the socket now."""
         with contextlib.suppress(OSError):
-            self._control.send(ASIDE)
+            self._control.send(DRAIN_MESSAGE)
 
     def terminate(self) -> None:
         """Tell the process to drain and exit, by SIGTERM."""
@@ -185,18 +185,18 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
 
-    def forget(self) -> None:
+    def close(self) -> None:
         """Close the socket to a process that has ended."""
         self._control.close()
 
 
-class Generation:
+class ProcessGroup:
     """The server processes of one start or reload. A process that ends is replaced."""
 
     def __init__(self, arguments: Sequence[str], listener: socket.socket, count: int) -> None:
         self._arguments, self._listener, self.count = arguments, listener, count
-        self._children: set[Child] = set()
-        self._keepers: list[asyncio.Task[None]] = []
+        self._children: set[ChildProcess] = set()
+        self._restarters: list[asyncio.Task[None]] = []
 
     async def start(self) -> str:
         """Start all processes and return the text that the first process announces.
@@ -206,62 +206,62 @@ class Generation:
         """
         try:
             first = await self._spawn()
-            announced = await first.ready()
+            announced = await first.wait_until_ready()
             others = [await self._spawn() for _ in range(self.count - 1)]
             for child in others:
-                await child.ready()
+                await child.wait_until_ready()
         except BaseException:
-            await self.end(lambda child: child.kill())
+            await self.stop(lambda child: child.kill())
             raise
-        self._keepers = [asyncio.create_task(self._keep(child)) for child in (first, *others)]
+        self._restarters = [asyncio.create_task(self._restart_when_exited(child)) for child in (first, *others)]
         return announced
 
-    async def _spawn(self) -> Child:
-        child = await Child.spawn(self._arguments, self._listener)
+    async def _spawn(self) -> ChildProcess:
+        child = await ChildProcess.spawn(self._arguments, self._listener)
         self._children.add(child)
         return child
 
-    async def _keep(self, child: Child) -> None:
-        """Restart a process whenever it ends, after a pause that grows while the process ends soon after its start."""
-        pause = FIRST_PAUSE
+    async def _restart_when_exited(self, child: ChildProcess) -> None:
+        """Restart a process whenever it ends, after a delay that grows while the process ends soon after its start."""
+        delay = INITIAL_DELAY
         while True:
             status = await child.process.wait()
             self._children.discard(child)
-            child.forget()
-            pause = FIRST_PAUSE if time.monotonic() - child.began > CALM_SECONDS else min(LONGEST_PAUSE, pause * 2)
-            log.error("a server process ended; it is started again", extra={"status": status, "seconds": pause})
-            child = await self._spawn_after(pause)
+            child.close()
+            delay = INITIAL_DELAY if time.monotonic() - child.began > STABLE_SECONDS else min(MAX_DELAY, delay * 2)
+            log.error("server process exited; restarting it", extra={"status": status, "seconds": delay})
+            child = await self._spawn_after(delay)
 
-    async def _spawn_after(self, pause: float) -> Child:
-        """Start a process after a pause, and retry while the system cannot start it.
+    async def _spawn_after(self, delay: float) -> ChildProcess:
+        """Start a process after a delay, and retry while the system cannot start it.
 
         Without retries, a parent without children would hold an address that no process serves.
         """
         while True:
-            await asyncio.sleep(pause)
+            await asyncio.sleep(delay)
             try:
                 return await self._spawn()
             except OSError as error:
-                pause = min(LONGEST_PAUSE, pause * 2)
-                told = {"reason": str(error), "seconds": pause}
-                log.error("a server process could not be started; it is tried again", extra=told)
+                delay = min(MAX_DELAY, delay * 2)
+                details = {"reason": str(error), "seconds": delay}
+                log.error("server process could not be started; retrying", extra=details)
 
-    async def end(self, how: Callable[[Child], Any]) -> None:
-        """Stop all processes with `how`, and kill those that have not ended after `END_SECONDS`."""
-        for keeper in self._keepers:
-            keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
+    async def stop(self, signal_process: Callable[[ChildProcess], Any]) -> None:
+        """Stop all processes with `signal_process`, and kill those that have not ended after `END_SECONDS`."""
+        for restarter in self._restarters:
+            restarter.cancel()
+        await asyncio.gather(*self._restarters, return_exceptions=True)
         children = [(child, asyncio.create_task(child.process.wait())) for child in self._children]
         for child, _ in children:
-            how(child)
+            signal_process(child)
         if children:
             _, late = await asyncio.wait([ended for _, ended in children], timeout=END_SECONDS)
             for child, ended in children:
                 if ended in late:
-                    log.warning("a server process did not end in time", extra={"process": child.process.pid})
+                    log.warning("server process did not exit in time; killing it", extra={"process": child.process.pid})
                     child.kill()
                 await ended
-                child.forget()
+                child.close()
         self._children.clear()
 
     def kill(self) -> None:
@@ -270,7 +270,7 @@ class Generation:
             child.kill()
 
 
-class Processes:
+class ParentProcess:
     """The parent of the server processes.
 
     SIGTERM and SIGINT drain all processes; a second signal kills them. SIGHUP replaces them with new processes. `plan`
@@ -279,22 +279,22 @@ class Processes:
 
     def __init__(self, arguments: Sequence[str], listener: socket.socket, plan: Callable[[], int]) -> None:
         self._arguments, self._listener, self._plan = arguments, listener, plan
-        self._generation: Generation | None = None
-        self._leaving: set[asyncio.Task[None]] = set()
-        self._stopping, self._hung_up = asyncio.Event(), asyncio.Event()
+        self._group: ProcessGroup | None = None
+        self._draining: set[asyncio.Task[None]] = set()
+        self._stopping, self._reload_requested = asyncio.Event(), asyncio.Event()
 
     async def start(self) -> str:
         """Start a new generation of processes and return the text that it announces.
 
         When the new generation is ready, the old one drains. Raises `NotReady` and the errors of `plan`.
         """
-        generation = Generation(self._arguments, self._listener, self._plan())
-        announced = await generation.start()
-        before, self._generation = self._generation, generation
+        group = ProcessGroup(self._arguments, self._listener, self._plan())
+        announced = await group.start()
+        before, self._group = self._group, group
         if before is not None:
-            leaving = asyncio.create_task(before.end(Child.step_aside))
-            self._leaving.add(leaving)
-            leaving.add_done_callback(self._leaving.discard)
+            draining = asyncio.create_task(before.stop(ChildProcess.drain))
+            self._draining.add(draining)
+            draining.add_done_callback(self._draining.discard)
         return announced
 
     async def run(self) -> int:
@@ -302,7 +302,7 @@ class Processes:
 
         Return the exit status.
         """
-        self.take_signals()
+        self.install_signal_handlers()
         starting, stopping = asyncio.create_task(self.start()), asyncio.create_task(self._stopping.wait())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
@@ -313,40 +313,40 @@ class Processes:
             click.echo(starting.result())
         except NotReady as error:
             return max(error.status, 1)
-        await self.follow()
+        await self.run_until_stopped()
         return 0
 
-    def take_signals(self) -> None:
+    def install_signal_handlers(self) -> None:
         """Install the signal handlers of the parent."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
-        loop.add_signal_handler(signal.SIGHUP, self._hung_up.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_requested.set)
 
     def stop(self) -> None:
         """Drain all processes. A second call kills them and exits immediately."""
         if self._stopping.is_set():
-            if self._generation is not None:
-                self._generation.kill()
+            if self._group is not None:
+                self._group.kill()
             os._exit(130)
         self._stopping.set()
 
-    async def follow(self) -> None:
+    async def run_until_stopped(self) -> None:
         """Reload at each SIGHUP until SIGTERM or SIGINT, then drain all processes."""
         stopping = asyncio.create_task(self._stopping.wait())
         while not self._stopping.is_set():
-            reloading = asyncio.create_task(self._reload_when_told())
+            reloading = asyncio.create_task(self._reload_on_request())
             await asyncio.wait({stopping, reloading}, return_when=asyncio.FIRST_COMPLETED)
             reloading.cancel()
             await asyncio.gather(reloading, return_exceptions=True)
         log.info("draining")
-        if self._generation is not None:
-            await self._generation.end(Child.terminate)
-        await asyncio.gather(*self._leaving, return_exceptions=True)
+        if self._group is not None:
+            await self._group.stop(ChildProcess.terminate)
+        await asyncio.gather(*self._draining, return_exceptions=True)
 
-    async def _reload_when_told(self) -> None:
-        await self._hung_up.wait()
-        self._hung_up.clear()
+    async def _reload_on_request(self) -> None:
+        await self._reload_requested.wait()
+        self._reload_requested.clear()
         await self.reload()
 
     async def reload(self) -> bool:
@@ -359,13 +359,13 @@ class Processes:
             await self.start()
         except Exception as error:
             surprise = None if isinstance(error, (Refused, NotReady)) else error
-            log.error("not reloaded; the old processes go on", extra={"reason": str(error)}, exc_info=surprise)
+            log.error("reload failed; the old processes continue", extra={"reason": str(error)}, exc_info=surprise)
             return False
         log.info("reloaded")
         return True
 
 
-class Inherited:
+class ParentConnection:
     """What a child process inherits from its parent: the listening socket and one end of the socket pair."""
 
     def __init__(self, handles: str) -> None:
@@ -381,16 +381,16 @@ class Inherited:
         with contextlib.suppress(OSError):
             self._control.send(json.dumps([ready, text]).encode() + b"\n")
 
-    async def follow(self, step_aside: Callable[[], None]) -> None:
-        """Call `step_aside` when the parent requests it.
+    async def drain_on_request(self, drain: Callable[[], None]) -> None:
+        """Call `drain` when the parent requests it.
 
         If the parent ends, this process exits at once, because the next start needs the address.
         """
         while True:
             try:
-                told = await asyncio.get_running_loop().sock_recv(self._control, len(ASIDE))
+                message = await asyncio.get_running_loop().sock_recv(self._control, len(DRAIN_MESSAGE))
             except OSError:
-                told = b""
-            if not told:
+                message = b""
+            if not message:
                 os._exit(1)
-            step_aside()
+            drain()

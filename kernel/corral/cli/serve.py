@@ -12,14 +12,14 @@ import sys
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import click
 
 from corral.cli import logs, processes
 from corral.cli.asgi_servers import chosen_server, loop_factory, serve_with
-from corral.cli.processes import Inherited, ProcessEnvironment, Processes
+from corral.cli.output import config_option
+from corral.cli.processes import ParentConnection, ParentProcess, ProcessEnvironment
 from corral.cli.start_history import StartHistory
 from corral.config.model import Config
 from corral.config.reader import ensure_data_dir
@@ -36,28 +36,29 @@ CLOSING_SECONDS = 0.5  # busy connections close after their next response, befor
 
 
 @click.command("serve")
-@click.option("--bind", help="host:port to listen on (default 127.0.0.1:8000; port 0: any free one)")
+@click.option("--bind", help="host:port to listen on (default 127.0.0.1:8000; port 0 selects a free port)")
 @click.option(
     "--server",
     type=click.Choice(["auto", "hypercorn", "uvicorn"]),
-    help="the ASGI server (default auto: uvicorn where the extra fast is installed, else hypercorn)",
+    help="ASGI server (default auto, which is uvicorn if the extra fast is installed, otherwise hypercorn)",
 )
-@click.option("--processes", type=click.IntRange(1, 256), help="server processes on this machine (default 1)")
-@click.option("--no-jobs", is_flag=True, help="leave jobs and schedules to `corral jobs`")
-@click.option("--no-embedded-worker", is_flag=True, help="start no worker beside the server")
-@click.option("--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="corral.toml to read")
-@click.option("--inherit", hidden=True, help="handles of the listening socket and of the parent")
+@click.option("--processes", type=click.IntRange(1, 256), help="number of server processes (default 1)")
+@click.option("--no-jobs", is_flag=True, help="run no background jobs and schedules; use `corral jobs` for them")
+@click.option("--no-embedded-worker", is_flag=True, help="start no embedded worker")
+@config_option
+@click.option("--inherit", hidden=True, help="file descriptors of the listener and of the parent's socket")
 def command(**options: Any) -> None:
-    """Serve the API, `/ws`, jobs, schedules and an embedded worker.
+    """Start the server with the API, `/ws`, background jobs, schedules and an embedded worker.
 
-    SIGTERM drains; a second one ends at once. SIGHUP reads the configuration again: new processes serve the same
-    address, and the old ones drain; if the new ones fail, the old ones stay.
+    On SIGTERM, the server answers the open requests and exits; a second SIGTERM ends it at once. On SIGHUP, it reads
+    the configuration again and starts new processes on the same address. When they are ready, the old processes exit;
+    if the new processes fail, the old ones continue.
     """
     config = _configure(options)
     logs.configure(config.log_level, config.log_format)
     ensure_data_dir(config)
     if options["inherit"] is not None:
-        inherited = Inherited(options["inherit"])
+        inherited = ParentConnection(options["inherit"])
         try:
             serve(config, options, inherited, environment=ProcessEnvironment.now())
         except Exception as error:
@@ -68,7 +69,7 @@ def command(**options: Any) -> None:
         log.warning(warning)
     recovering = StartHistory(config.data_dir).crashed and not config.safe_mode
     if recovering:
-        log.error("three starts in a row ended before the process was ready: safe mode, with protected plugins only")
+        log.error("three starts crashed in a row; starting in safe mode with protected plugins only")
         os.environ[SAFE_MODE] = "1"
         config = _configure(options)
     environment = ProcessEnvironment.now()
@@ -80,7 +81,7 @@ def command(**options: Any) -> None:
         parent = _parent(config, options, listener, environment, recovering=recovering, begins=True)
         status = asyncio.run(parent.run())
         if status == 0:  # stopped by a signal, perhaps while processes were starting
-            StartHistory(config.data_dir).forgive(began)
+            StartHistory(config.data_dir).remove_crashes(began)
         sys.exit(status)
 
 
@@ -104,7 +105,7 @@ def _parent(
     *,
     recovering: bool,
     begins: bool = False,
-) -> Processes:
+) -> ParentProcess:
     """Create the parent of the server processes.
 
     `recovering` is True in safe mode after crashes; a reload then leaves safe mode. `begins` is True if the first call
@@ -123,16 +124,18 @@ def _parent(
         begins = False
         new = _configure(options)
         if new.server.bind != config.server.bind:
-            log.warning(f"server.bind is {new.server.bind} now, which takes a restart; {config.server.bind} stays")
+            log.warning(
+                f"server.bind is now {new.server.bind}, but the server listens on {config.server.bind} until a restart"
+            )
         return new.server.processes
 
-    return Processes(arguments, listener, plan)
+    return ParentProcess(arguments, listener, plan)
 
 
 def serve(
     config: Config,
     options: Mapping[str, Any],
-    inherited: Inherited | None = None,
+    inherited: ParentConnection | None = None,
     *,
     environment: ProcessEnvironment,
     recovering: bool = False,
@@ -144,7 +147,7 @@ def serve(
     starts.begin()
     try:
         _serve(config, options, inherited, starts, environment, recovering=recovering)
-        processes.end_in_time()
+        processes.force_exit_later()
     except (Refused, Pending, KeyboardInterrupt):
         starts.end()
         raise
@@ -153,7 +156,7 @@ def serve(
 def _serve(
     config: Config,
     options: Mapping[str, Any],
-    inherited: Inherited | None,
+    inherited: ParentConnection | None,
     starts: StartHistory,
     environment: ProcessEnvironment,
     *,
@@ -216,33 +219,33 @@ def loopback_address(listener: socket.socket, *, tls: bool) -> str:
 class Serving:
     """The server of one process.
 
-    `succession` determines the processes that replace this one. With `Processes`, this process starts its successors
-    at SIGHUP and becomes their parent. With `Inherited`, the parent of this process starts them.
+    `parent` determines how the server reloads. With a `ParentProcess`, this process starts the new processes at SIGHUP
+    and becomes their parent. With a `ParentConnection`, the existing parent of this process starts them.
     """
 
     def __init__(
-        self, kernel: Any, application: Any, listener: socket.socket, succession: Processes | Inherited
+        self, kernel: Any, application: Any, listener: socket.socket, parent: ParentProcess | ParentConnection
     ) -> None:
         self._kernel, self._application, self._listener = kernel, application, listener
-        self._succession = succession
+        self._parent = parent
         self._accepting = os.dup(listener.fileno())
         self._stopping, self._closing = asyncio.Event(), asyncio.Event()
-        self._succeeded, self._told = False, False
-        self._beside: asyncio.Task[None] | None = None
+        self._is_replaced, self._is_signalled = False, False
+        self._background_task: asyncio.Task[None] | None = None
 
     async def run(self, *, jobs: bool, ready: Callable[[], None]) -> None:
         """Serve until a signal or a reload, then drain and stop.
 
-        After a reload, a process that became a parent waits until its successors end.
+        After a reload, a process that became a parent runs until its new processes end.
         """
-        self._take_signals()
+        self._install_signal_handlers()
         kernel, loop = self._kernel, asyncio.get_running_loop()
         address = loopback_address(self._listener, tls=kernel.config.server.certfile is not None)
         await kernel.start(jobs=jobs)
         server = loop.create_task(serve_with(kernel.config, self._application.app, self._accepting, self._closing))
         await kernel.serving(address)
         ready()
-        self._tell(announcement(kernel, address))
+        self._announce(announcement(kernel, address))
         waiting = loop.create_task(self._stopping.wait())
         await asyncio.wait({server, waiting}, return_when=asyncio.FIRST_COMPLETED)
         log.info("draining")
@@ -256,25 +259,25 @@ class Serving:
         finally:
             await kernel.stop()
         log.info("stopped")
-        if self._succeeded and isinstance(self._succession, Processes):
-            await self._succession.follow()
+        if self._is_replaced and isinstance(self._parent, ParentProcess):
+            await self._parent.run_until_stopped()
 
-    def _take_signals(self) -> None:
+    def _install_signal_handlers(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
-            if isinstance(self._succession, Processes):
-                signal.signal(number, self._told_again)
-        if isinstance(self._succession, Processes):
-            loop.add_signal_handler(signal.SIGHUP, self._hung_up, self._succession)
+            if isinstance(self._parent, ParentProcess):
+                signal.signal(number, self._exit_at_second_signal)
+        if isinstance(self._parent, ParentProcess):
+            loop.add_signal_handler(signal.SIGHUP, self._start_reload, self._parent)
         else:
             loop.add_signal_handler(signal.SIGHUP, lambda: None)
 
-    def _told_again(self, *_: object) -> None:
+    def _exit_at_second_signal(self, *_: object) -> None:
         """Exit at the second signal, even if the event loop is blocked: Python calls this handler outside the loop."""
-        if self._told:
+        if self._is_signalled:
             os._exit(130)
-        self._told = True
+        self._is_signalled = True
 
     def _on_signal(self, number: int) -> None:
         """Stop at the first signal and exit at the second.
@@ -282,41 +285,41 @@ class Serving:
         A child never exits at the second signal, because its parent kills it, and ignores SIGINT, because a terminal
         sends Ctrl-C to the parent as well.
         """
-        child = isinstance(self._succession, Inherited)
+        child = isinstance(self._parent, ParentConnection)
         if self._stopping.is_set() and not child:
             os._exit(130)
         if number == signal.SIGTERM or not child:
             self._stopping.set()
 
-    def _tell(self, text: str) -> None:
-        if isinstance(self._succession, Inherited):
-            self._succession.announce(text)
-            self._beside = asyncio.get_running_loop().create_task(self._succession.follow(self._step_aside))
+    def _announce(self, text: str) -> None:
+        if isinstance(self._parent, ParentConnection):
+            self._parent.announce(text)
+            self._background_task = asyncio.get_running_loop().create_task(self._parent.drain_on_request(self._drain))
         else:
             click.echo(text)
             sys.stdout.flush()
 
-    def _hung_up(self, successors: Processes) -> None:
-        if not self._stopping.is_set() and (self._beside is None or self._beside.done()):
-            self._beside = asyncio.get_running_loop().create_task(self._hand_over(successors))
+    def _start_reload(self, parent: ParentProcess) -> None:
+        if not self._stopping.is_set() and (self._background_task is None or self._background_task.done()):
+            self._background_task = asyncio.get_running_loop().create_task(self._reload(parent))
 
-    async def _hand_over(self, successors: Processes) -> None:
-        if await successors.reload():
-            self._succeeded = True
-            successors.take_signals()
-            if self._stopping.is_set():  # stopped in the meantime, so stop the successors too
-                successors.stop()
-            self._step_aside()
+    async def _reload(self, parent: ParentProcess) -> None:
+        if await parent.reload():
+            self._is_replaced = True
+            parent.install_signal_handlers()
+            if self._stopping.is_set():  # stopped in the meantime, so stop the new processes too
+                parent.stop()
+            self._drain()
 
     async def _stop_accepting(self) -> None:
         """Refuse new connections if no other process accepts them, so that no accepted request is interrupted."""
-        if isinstance(self._succession, Processes) and not self._succeeded:
+        if isinstance(self._parent, ParentProcess) and not self._is_replaced:
             self._listener.listen(0)  # accept only pending connections, which the shutdown would interrupt
             await asyncio.sleep(ACCEPTING_SECONDS)
             asyncio.get_running_loop().remove_reader(self._accepting)
             self._listener.shutdown(socket.SHUT_RDWR)
 
-    def _step_aside(self) -> None:
+    def _drain(self) -> None:
         """Stop accepting connections, answer the open requests and stop; other processes serve the address now."""
         asyncio.get_running_loop().remove_reader(self._accepting)
         self._stopping.set()
@@ -327,7 +330,7 @@ def announcement(kernel: Any, address: str) -> str:
     config: Config = kernel.config
     lines = [f"Corral is ready on {chosen_server(config)}: {address}/api/v1/docs", f"  data folder   {config.data_dir}"]
     if config.keys.master_key is None:
-        lines.append(f"  master key    {config.data_dir / 'master.key'}  (back this up, apart from the data)")
+        lines.append(f"  master key    {config.data_dir / 'master.key'}  (back it up separately from the data)")
     for loaded in kernel.plugins:
         if loaded.state in ("failed", "blocked"):
             lines.append(f"  plugin {loaded.name} is {loaded.state}: {loaded.reason}")

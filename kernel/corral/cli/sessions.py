@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def operator() -> str:
+def operator_name() -> str:
     """Return the name of the operating-system user, who is the actor of commands."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
@@ -43,8 +43,8 @@ class Session:
 
     def __init__(self, kernel: Kernel, label: str) -> None:
         self.kernel = kernel
-        self.entry = Entry(label=f"command {label}", actor=Actor("system", operator()))
-        self.caller = Principal(kind="system", id=operator(), role="admin")
+        self.entry = Entry(label=f"command {label}", actor=Actor("system", operator_name()))
+        self.caller = Principal(kind="system", id=operator_name(), role="admin")
 
     def service(self, kind: Any) -> Any:
         """Return the service of a type."""
@@ -56,7 +56,7 @@ class Session:
 
 
 @contextlib.contextmanager
-def session(config_path: Path | None, label: str, *, create: bool = False) -> Iterator[Session]:
+def open_session(config_path: Path | None, label: str, *, create: bool = False) -> Iterator[Session]:
     """Open a session with a kernel on the installation's own database. A server may run at the same time.
 
     Raises `Pending` if migrations are pending. Raises `Refused` in a folder without an installation unless `create` is
@@ -66,8 +66,8 @@ def session(config_path: Path | None, label: str, *, create: bool = False) -> It
     file = config.database.url.removeprefix("sqlite:///")
     if not create and file != config.database.url and not Path(file).exists():
         raise Refused(
-            f"there is no installation in {config.data_dir}: go to the folder where it runs, or name it by --config "
-            "or CORRAL_DATA_DIR"
+            f"there is no installation in {config.data_dir}; change to its working directory, or set --config or "
+            "CORRAL_DATA_DIR"
         )
     logs.configure("critical", "console")  # `corral doctor` reports failures of plugins
     ensure_data_dir(config)
@@ -79,7 +79,7 @@ def session(config_path: Path | None, label: str, *, create: bool = False) -> It
 
 
 @contextlib.contextmanager
-def scratch(config: Config) -> Iterator[Kernel]:
+def temporary_kernel(config: Config) -> Iterator[Kernel]:
     """Boot a kernel with the configured plugins on an empty database in a temporary folder."""
     folder = Path(tempfile.mkdtemp(prefix="corral-"))
     logging.disable(logging.CRITICAL)  # the states of the plugins show failures

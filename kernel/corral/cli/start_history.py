@@ -18,7 +18,7 @@ from types import FrameType
 
 from corral.ids import new_id
 
-CRASHES, WITHIN_SECONDS = 3, 15 * 60
+MAX_CRASHES, WITHIN_SECONDS = 3, 15 * 60
 HANGS_SECONDS = 20.0
 
 
@@ -27,14 +27,14 @@ class StartHistory:
 
     def __init__(self, data_dir: Path) -> None:
         self._folder = data_dir / "run" / "starts"
-        self._own: tuple[Path, int] | None = None
+        self._record: tuple[Path, int] | None = None
         self._began = 0.0
 
     @property
     def crashed(self) -> bool:
         """Whether enough recent starts crashed to enter safe mode."""
         since = time.time() - WITHIN_SECONDS
-        return sum(path.stat().st_mtime >= since for path in self._ended()) >= CRASHES
+        return sum(path.stat().st_mtime >= since for path in self._interrupted_starts()) >= MAX_CRASHES
 
     def begin(self) -> None:
         """Record that this process is starting."""
@@ -42,7 +42,7 @@ class StartHistory:
         path = self._folder / new_id()
         handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(handle, fcntl.LOCK_EX)
-        self._own = (path, handle)
+        self._record = (path, handle)
         self._began = time.monotonic()
         signal.signal(signal.SIGTERM, self._terminated)  # until the event loop handles signals
 
@@ -55,25 +55,25 @@ class StartHistory:
 
     def end(self) -> None:
         """Remove the record of this start, because it ended in an orderly way."""
-        if self._own is not None:
-            path, handle = self._own
+        if self._record is not None:
+            path, handle = self._record
             path.unlink(missing_ok=True)
             os.close(handle)
-            self._own = None
+            self._record = None
 
     def ready(self) -> None:
         """Record that this process is ready: remove its record and those of earlier crashes."""
         self.end()
-        self.forgive()
+        self.remove_crashes()
 
-    def forgive(self, since: float = 0.0) -> None:
+    def remove_crashes(self, since: float = 0.0) -> None:
         """Remove the records of interrupted starts that began after `since`, in epoch seconds: they are not crashes."""
-        for path in list(self._ended()):
+        for path in list(self._interrupted_starts()):
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime >= since:
                     path.unlink()
 
-    def _ended(self) -> Iterator[Path]:
+    def _interrupted_starts(self) -> Iterator[Path]:
         """Yield the record files of starts that were interrupted before they completed."""
         for path in self._folder.glob("*"):
             with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:

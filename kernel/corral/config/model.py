@@ -77,21 +77,21 @@ class Server(_Part, frozen=True):
     bind: Annotated[Bind, Key("Address and port to listen on", "CORRAL_BIND")] = "127.0.0.1:8000"
     public_url: Annotated[
         WebUrl | None,
-        Key("Base URL of links", "CORRAL_PUBLIC_URL", example="https://corral.example.org"),
+        Key("Base URL of this installation, for links", "CORRAL_PUBLIC_URL", example="https://corral.example.org"),
     ] = None
-    allowed_hosts: Annotated[tuple[Host, ...], Key("Further accepted Host headers", "CORRAL_ALLOWED_HOSTS")] = ()
+    allowed_hosts: Annotated[tuple[Host, ...], Key("Additional accepted host names", "CORRAL_ALLOWED_HOSTS")] = ()
     trusted_proxies: Annotated[
-        tuple[Network, ...], Key("Trusted sources of X-Forwarded-For", "CORRAL_TRUSTED_PROXIES")
+        tuple[Network, ...], Key("Proxies whose X-Forwarded-For is trusted", "CORRAL_TRUSTED_PROXIES")
     ] = ()
-    processes: Annotated[int, Meta(ge=1, le=256), Key("Server processes on this machine")] = 1
+    processes: Annotated[int, Meta(ge=1, le=256), Key("Number of server processes on this machine")] = 1
     server: Annotated[
-        Literal["auto", "hypercorn", "uvicorn"], Key("The ASGI server; auto is uvicorn if it is installed")
+        Literal["auto", "hypercorn", "uvicorn"], Key("ASGI server; auto selects uvicorn if installed")
     ] = "auto"
-    fast_dispatch: Annotated[bool, Key("Dispatch routes by the kernel's own table")] = True
+    fast_dispatch: Annotated[bool, Key("Dispatch requests with the kernel's own route table")] = True
     body_timeout_seconds: Annotated[
         int,
         Meta(ge=1, le=3600),
-        Key("Longest pause within a request body", "CORRAL_BODY_TIMEOUT"),
+        Key("Longest pause within a request body, in seconds", "CORRAL_BODY_TIMEOUT"),
     ] = 30
     certfile: Annotated[Path | None, Key("TLS certificate chain", example="/etc/corral/tls.crt")] = None
     keyfile: Annotated[Path | None, Key("TLS private key", example="/etc/corral/tls.key")] = None
@@ -102,13 +102,13 @@ class Database(_Part, frozen=True):
 
     url: Annotated[
         SqlUrl,
-        Key("Unset: corral.db in the data folder", "CORRAL_DATABASE_URL", example="postgresql://localhost/corral"),
+        Key("By default corral.db in the data folder", "CORRAL_DATABASE_URL", example="postgresql://localhost/corral"),
     ] = ""
-    migrate_on_start: Annotated[bool | None, Key("Unset: on SQLite only", example=True)] = None
+    migrate_on_start: Annotated[bool | None, Key("Migrate at start; default: only on SQLite", example=True)] = None
     pool_size: Annotated[int, Meta(ge=1, le=512), Key("PostgreSQL connections per process")] = 16
     synchronous: Annotated[
         Literal["full", "normal"],
-        Key("SQLite: normal may lose commits", "CORRAL_SQLITE_SYNCHRONOUS"),
+        Key("Durability of SQLite; normal may lose commits", "CORRAL_SQLITE_SYNCHRONOUS"),
     ] = "full"
 
     @property
@@ -122,7 +122,7 @@ class Redis(_Part, frozen=True):
 
     url: Annotated[
         RedisUrl | None,
-        Key("Server for notifications, rate limits and jobs", "CORRAL_REDIS_URL", example="redis://localhost:6379/0"),
+        Key("Redis server for notifications, limits and jobs", "CORRAL_REDIS_URL", example="redis://localhost:6379/0"),
     ] = None
 
 
@@ -130,7 +130,7 @@ class Storage(_Part, frozen=True):
     """Section `[storage]`. Without a URL, files are stored in `Config.files_dir`."""
 
     url: Annotated[
-        StoreUrl | None, Key("Unset: a folder in the data folder", "CORRAL_STORAGE_URL", example="s3://bucket")
+        StoreUrl | None, Key("By default a folder in the data folder", "CORRAL_STORAGE_URL", example="s3://bucket")
     ] = None
     max_upload_bytes: Annotated[
         int,
@@ -153,7 +153,7 @@ class Keys(_Part, frozen=True):
 class Egress(_Part, frozen=True):
     """Section `[egress]`: exceptions to the egress guard, and the proxy for outgoing connections."""
 
-    allow: Annotated[tuple[Exempt, ...], Key("Exceptions of the egress guard", "CORRAL_EGRESS_ALLOW")] = ()
+    allow: Annotated[tuple[Exempt, ...], Key("Addresses that the egress guard also allows", "CORRAL_EGRESS_ALLOW")] = ()
     proxy: Annotated[
         ProxyUrl | None,
         Key("Proxy for all outgoing connections", "CORRAL_EGRESS_PROXY", example="http://proxy.example.org:3128"),
@@ -171,7 +171,7 @@ class Plugins(_Part, frozen=True):
     strict: Annotated[bool, Key("Refuse to start if a plugin fails")] = False
     dir: Annotated[
         Path | None,
-        Key("Folder of plugins, made by pip install --target", "CORRAL_PLUGIN_DIR", example="/srv/corral-plugins"),
+        Key("Folder of plugins installed by pip install --target", "CORRAL_PLUGIN_DIR", example="/srv/corral-plugins"),
     ] = None
     tables: Mapping[str, dict[str, Any]] = msgspec.field(default_factory=dict)
 
@@ -182,19 +182,19 @@ class Config(_Part, frozen=True):
     `sources` maps each configured key to its source. `path` is the configuration file, or None if none was read.
     """
 
-    data_dir: Annotated[Path, Key("Folder of database, files and keys; mode 0700", "CORRAL_DATA_DIR")] = Path(
-        "corral-data"
+    data_dir: Annotated[Path, Key("Folder of the database, files and keys; its mode is 0700", "CORRAL_DATA_DIR")] = (
+        Path("corral-data")
     )
     safe_mode: Annotated[bool, Key("Load only protected plugins", "CORRAL_SAFE_MODE")] = False
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Key("Lowest level that is logged", "CORRAL_LOG_LEVEL")
+        Literal["debug", "info", "warning", "error"], Key("Minimum level of log lines", "CORRAL_LOG_LEVEL")
     ] = "info"
     log_format: Annotated[Literal["json", "console"], Key("Format of log lines", "CORRAL_LOG_FORMAT")] = "json"
     rate_limits: Annotated[bool, Key("Apply rate limits; off is for tests only", "CORRAL_RATE_LIMITS")] = True
     ip_rules_disabled: Annotated[bool, Key("Ignore the IP rules, to regain access", "CORRAL_IP_RULES_DISABLED")] = False
     metrics_token: Annotated[Text | None, Key("Bearer token required by /metrics", "CORRAL_METRICS_TOKEN", True)] = None
     bootstrap_admin_email: Annotated[
-        Text | None, Key("E-mail of the first admin", "CORRAL_BOOTSTRAP_ADMIN_EMAIL", example="me@example.org")
+        Text | None, Key("Email address of the first admin", "CORRAL_BOOTSTRAP_ADMIN_EMAIL", example="me@example.org")
     ] = None
     bootstrap_admin_password: Annotated[
         Text | None, Key("Password of the first admin", "CORRAL_BOOTSTRAP_ADMIN_PASSWORD", True)

@@ -82,7 +82,7 @@ class _Reader:
         elif name in {*SECTIONS, "settings"}:
             self.faults.append(f"{place or source}: {name} must be a table")
         else:
-            self.faults.append(f"{place or source}: unknown key {name}; {nearest(name, TABLE)}")
+            self.faults.append(f"{place or source}: unknown key {name}; did you mean {nearest(name, TABLE)}?")
 
     def read_file(self, path: Path | None) -> None:
         named = path or (Path(self.environ["CORRAL_CONFIG"]) if "CORRAL_CONFIG" in self.environ else None)
@@ -97,9 +97,9 @@ class _Reader:
             return
         if found is None:
             if path is not None:
-                self.faults.append(f"{path}: there is no such file")
+                self.faults.append(f"{path}: the configuration file does not exist")
             elif named:
-                self.warnings.append(f"CORRAL_CONFIG: {named} does not exist; no file is read")
+                self.warnings.append(f"CORRAL_CONFIG: {named} does not exist, so no configuration file is read")
             return
         self.path = found
         for name, value in _leaves(document):
@@ -137,7 +137,7 @@ class _Reader:
                 if target not in _OF_COMMANDS:
                     self.variables[variable] = value
             elif target != variable and target in self.environ:
-                self.faults.append(f"{variable}: {target} is set too; keep one of them")
+                self.faults.append(f"{variable}: {target} is also set; unset one of them")
             else:
                 name = _BY_VARIABLE[target]
                 try:
@@ -175,19 +175,19 @@ class _Reader:
         """Check the constraints between several keys."""
         for name in ("keys.jwt_secret", "metrics_token"):
             if values[name] and len(_STOCK.sub("", re.sub(r"[\W_]", "", values[name].lower()))) < 6:
-                self.faults.append(f"{self.raw[name][1]}: {name} is a known default or too simple; use a random value")
+                self.faults.append(f"{self.raw[name][1]}: {name} is easy to guess; use a random value")
         if values["keys.jwt_secret"] and len(values["keys.jwt_secret"].encode()) < 32:
             self.faults.append(f"{self.raw['keys.jwt_secret'][1]}: keys.jwt_secret must have at least 32 bytes")
         if bool(values["server.certfile"]) != bool(values["server.keyfile"]):
-            self.faults.append("server.certfile and server.keyfile belong together; one is missing")
+            self.faults.append("server.certfile and server.keyfile must be set together")
         for name in sorted({*values["plugins.enabled"]} & {*values["plugins.disabled"]}):
-            self.faults.append(f"plugins.enabled and plugins.disabled both name {name}")
+            self.faults.append(f"plugins.enabled and plugins.disabled both list {name}; remove it from one of them")
         if bool(values["bootstrap_admin_email"]) != bool(values["bootstrap_admin_password"]):
-            self.warnings.append("bootstrap_admin_email and bootstrap_admin_password belong together; one is missing")
+            self.warnings.append("bootstrap_admin_email and bootstrap_admin_password must be set together")
         if not values["rate_limits"]:
-            self.warnings.append("rate_limits is off: fit for tests only")
+            self.warnings.append("rate_limits is off, which is only suitable for tests")
         if values["database.synchronous"] == "normal":
-            self.warnings.append("database.synchronous is normal: a power loss may lose acknowledged commits")
+            self.warnings.append("database.synchronous is normal, so a power loss may lose committed changes")
 
 
 def _checked(value: Any, entry: ConfigField) -> Any:
@@ -247,7 +247,8 @@ def _line_of(text: str, name: str) -> int:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    return f"the nearest is {difflib.get_close_matches(name, list(known), 1, 0.0)[0]}"
+    """Return the most similar name."""
+    return difflib.get_close_matches(name, list(known), 1, 0.0)[0]
 
 
 def readable_by_others(path: Path) -> bool:
@@ -275,14 +276,19 @@ def ensure_data_dir(config: Config) -> None:
     except OSError as error:
         raise Refused(f"{folder}: the data folder cannot be created: {error.strerror}") from None
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-        raise Refused(f"{folder}: the data folder cannot be read and written")
+        raise Refused(f"{folder}: the data folder is not readable and writable")
     if exposed:
         raise Refused(*(f"{path}: other users can read this key; run chmod 600 {path}" for path in exposed))
 
 
+_SAMPLE_HEAD = """\
+# The command line and environment variables take precedence over this file.
+# A value can contain a variable, ${NAME}, or be read from a file, file:/path."""
+
+
 def sample() -> str:
     """Return a sample `corral.toml` in which every key is explained and commented out."""
-    lines = ["# The command line and the environment take precedence. Values may be ${VARIABLE} or file:/path."]
+    lines = [_SAMPLE_HEAD]
     here = ""
     for name, entry in TABLE.items():
         section, _, field = name.rpartition(".")

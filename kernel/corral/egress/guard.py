@@ -113,7 +113,7 @@ class EgressGuard:
             if any(each.opens(host, port, address) for each in self._exempt):
                 continue
             _check_port(port, policy.profile)
-            if refused(address, policy.profile):
+            if is_denied(address, policy.profile):
                 raise EgressBlocked("egress.address", f"{host} is or resolves to an address that is not allowed.")
 
     def check_listeners(self, port: int, addresses: Sequence[str], is_local: Callable[[str], bool]) -> None:
@@ -133,8 +133,7 @@ class EgressGuard:
 def check_peer(peer: tuple[object, ...] | None, address: str) -> None:
     """Raise `EgressBlocked` if a connection reached another address than the one that was checked."""
     if peer is None or canonical_address(str(peer[0])) != canonical_address(address):
-        detail = "The connection reached another address than the one that was checked."
-        raise EgressBlocked("egress.address", detail)
+        raise EgressBlocked("egress.address", "The connection did not reach the checked address.")
 
 
 def _check_port(port: int, profile: Profile) -> None:
@@ -143,7 +142,7 @@ def _check_port(port: int, profile: Profile) -> None:
         raise EgressBlocked("egress.port", f"Port {port} is not allowed; use {PORTS}.")
 
 
-def refused(address: Address, profile: Profile) -> bool:
+def is_denied(address: Address, profile: Profile) -> bool:
     """Return whether the profile denies the address."""
     if profile == "internal" and _within(address, PRIVATE):
         return _within(address, METADATA)
@@ -226,8 +225,5 @@ def _is_address(text: str) -> bool:
 def names_host(patterns: Sequence[str], host: str) -> bool:
     """Return whether a pattern equals the host, or is `*.domain` for a parent domain of the host."""
     host = host.lower().removesuffix(".")
-    for pattern in patterns:
-        wanted = pattern.lower().removesuffix(".")
-        if host == wanted or (wanted.startswith("*.") and host.endswith(wanted[1:]) and host != wanted[2:]):
-            return True
-    return False
+    wanted = [pattern.lower().removesuffix(".") for pattern in patterns]
+    return any(host == each or (each.startswith("*.") and host.endswith(each[1:])) for each in wanted)

@@ -53,10 +53,11 @@ async def deliver(egress: Egress, server: MailServer, message: EmailMessage, *, 
             smtp.send_message(message, sender, [to])
         except smtplib.SMTPRecipientsRefused as error:
             code, text = next(iter(error.recipients.values()))
-            raise (MailRefused if code >= 500 else MailFailed)(f"recipient refused: {code} {_words(text)}") from None
+            kind = MailRefused if code >= 500 else MailFailed
+            raise kind(f"the mail server rejected the recipient: {code} {_words(text)}") from None
         except smtplib.SMTPDataError as error:
             kind = MailRefused if error.smtp_code >= 500 else MailFailed
-            raise kind(f"text refused: {error.smtp_code} {_words(error.smtp_error)}") from None
+            raise kind(f"the mail server rejected the message: {error.smtp_code} {_words(error.smtp_error)}") from None
 
     await _with_server(egress, server, send)
 
@@ -74,7 +75,7 @@ async def _with_server(egress: Egress, server: MailServer, act: Callable[[smtpli
         await asyncio.get_running_loop().run_in_executor(_threads, run)
     except EgressBlocked as blocked:
         egress.count(SINK, "blocked", server.host)
-        raise MailFailed(f"{blocked.reason} CORRAL_EGRESS_ALLOW opens exact exceptions.") from None
+        raise MailFailed(f"{blocked.reason} Set CORRAL_EGRESS_ALLOW to allow the mail server.") from None
     except TimeoutError:
         egress.count(SINK, "timed_out", server.host)
         raise MailFailed(f"{server.host}:{server.port} did not answer in time") from None

@@ -53,14 +53,13 @@ class GuardedNetwork(httpcore2.AsyncNetworkBackend):
             addresses = await self._addresses(host.strip("[]"), port)
         except Unresolved as error:
             raise httpcore2.ConnectError(str(error)) from None
-        failure: Exception = httpcore2.ConnectTimeout("the time ran out after the name was resolved")
+        failure: Exception = httpcore2.ConnectTimeout("the connection timed out after the name was resolved")
         for number, address in enumerate(addresses):
-            seconds = _left(deadline)
+            seconds = None if deadline is None else (deadline - time.monotonic()) / (len(addresses) - number)
             if seconds is not None and seconds <= 0:
                 break
-            share = None if seconds is None else seconds / (len(addresses) - number)
             try:
-                return await self._connect(address, port, share, socket_options)
+                return await self._connect(address, port, seconds, socket_options)
             except (httpcore2.NetworkError, httpcore2.TimeoutException, httpcore2.ProxyError) as error:
                 failure = error
         raise failure

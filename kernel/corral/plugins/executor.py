@@ -17,7 +17,7 @@ from typing import Any
 
 from corral.errors import ContributionFailed
 from corral.thread_shares import ThreadShares
-from corral.watchdog import CallTimer, Guard, ThreadAbandoned, Watchdog
+from corral.watchdog import CallTimer, GuardedFunction, ThreadAbandoned, Watchdog
 
 SIZE = min(32, (os.cpu_count() or 1) + 4)
 
@@ -113,7 +113,7 @@ class PluginThreads(ThreadPoolExecutor):
             if task.timer.call is not None and over >= 0:
                 self.abandon(thread, task.timer.call.guard)
 
-    def abandon(self, thread: threading.Thread, guard: Guard) -> None:
+    def abandon(self, thread: threading.Thread, guard: GuardedFunction) -> None:
         """Abandon the call in a thread of the pool: fail its future, and replace the thread."""
         if (task := self._running.pop(thread, None)) is None:  # it has ended meanwhile
             return

@@ -20,7 +20,7 @@ UNESCAPED = ("", "/", "!'()*", "!'()*;,/?:@&=+$#")
 GO_JSON_ESCAPES = str.maketrans({"&": "\\u0026", "<": "\\u003c", ">": "\\u003e"})
 
 
-def redactable(value: str) -> bool:
+def is_redactable(value: str) -> bool:
     """Return whether the value can be redacted without damage to ordinary text.
 
     Short and repetitive values, and single words, cannot be redacted.
@@ -87,7 +87,7 @@ def _base64(data: bytes) -> Iterator[str]:
 def _lines(text: str) -> Iterator[str]:
     """Yield the lines of a text that is broken at one of the usual widths."""
     parts = (text[at : at + width] for width in LINE_WIDTHS if len(text) > width for at in range(0, len(text), width))
-    return filter(redactable, parts)
+    return filter(is_redactable, parts)
 
 
 def _pieces(text: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from corral.redact.encodings import encodings, redactable
+from corral.redact.encodings import encodings, is_redactable
 from corral.redact.matcher import MARK, Hit, Matcher, Span, replaced
 from corral.redact.patterns import BUILT_IN, Pattern
 
@@ -101,7 +101,7 @@ class Redactor:
             for name, value in values.items():
                 hit = Hit("value", source, name)
                 old = before.get(hit)
-                if redactable(value):
+                if is_redactable(value):
                     now[hit] = old if old is not None and old[0] == value else (value, encodings(value))
             self._encodings[source] = now
             self.values = sum(map(len, self._encodings.values()))

@@ -19,11 +19,19 @@ import msgspec
 
 from corral.errors import Fault, Invalid
 from corral.schema.fields import LINE, SLUG, UUID
-from corral.schema.strict_json import MAX_FAULTS, RefusedText, counted, invalid, is_deeper, pointer_of, unstorable
+from corral.schema.strict_json import (
+    MAX_FAULTS,
+    RefusedText,
+    count_of,
+    invalid_problem,
+    is_deeper,
+    pointer_of,
+    unstorable_faults,
+)
 
 _refs_left: ContextVar[list[int]] = ContextVar("refs_left")
 _ACCEPTED = {LINE: "one line of text without control characters", UUID: "a UUID"}
-_ACCEPTED[SLUG] = "1 to 64 of a-z, 0-9, - and _, beginning with a letter or digit"
+_ACCEPTED[SLUG] = "1 to 64 characters of a-z, 0-9, - and _, beginning with a letter or digit"
 _FORMATS = {"date-time": "a date and time with a zone, such as 2026-01-31T12:00:00Z", "uuid": "a UUID"}
 _BOUNDS = {  # keyword -> code, words, unit
     "minLength": ("too_short", "at least", "character"),
@@ -50,24 +58,24 @@ def json_schema_problems(schema: dict[str, Any], value: Any, *, pointer_prefix: 
         validator = _stored_validator(msgspec.json.encode(schema, order="sorted"))
         return list(islice(all_faults(validator, value, pointer_prefix), MAX_FAULTS))
     except Unresolvable:
-        return [Fault(pointer_prefix, "not_allowed", "the schema has a $ref that leads outside of it")]
+        return [Fault(pointer_prefix, "not_allowed", "the schema contains a $ref to another document")]
     except (RefusedText, RecursionError):
-        return [Fault(pointer_prefix, "not_allowed", "the schema follows too many $ref for this value")]
+        return [Fault(pointer_prefix, "not_allowed", "the schema follows too many references for this value")]
 
 
 def check_user_schema(
     schema: dict[str, Any], *, max_bytes: int = 32768, max_depth: int = 16, pointer_prefix: str = ""
 ) -> None:
     """Raise `Invalid` unless the JSON Schema is valid, small, and free of patterns and external references."""
-    if faults := list(islice(unstorable(schema, pointer_prefix), MAX_FAULTS)):
-        raise invalid(faults)
+    if faults := list(islice(unstorable_faults(schema, pointer_prefix), MAX_FAULTS)):
+        raise invalid_problem(faults)
     data = msgspec.json.encode(schema)
     if len(data) > max_bytes:
         raise Invalid.at(pointer_prefix, "too_long", f"at most {max_bytes} bytes of JSON")
     if is_deeper(data, max_depth):
         raise Invalid.at(pointer_prefix, "too_long", f"at most {max_depth} levels of nesting")
     if faults := list(all_faults(_meta_validator(), schema, pointer_prefix)) or _forbidden(schema, pointer_prefix):
-        raise invalid(faults)
+        raise invalid_problem(faults)
 
 
 def _forbidden(schema: dict[str, Any], prefix: str) -> list[Fault]:
@@ -78,7 +86,7 @@ def _forbidden(schema: dict[str, Any], prefix: str) -> list[Fault]:
         for word in each.keys() & {"pattern", "patternProperties", "$dynamicRef", "$dynamicAnchor"}:
             faults.append(Fault(f"{prefix}{pointer}/{word}", "not_allowed", f"{word} is not supported in this schema"))
         if "$ref" in each and unquote(each["$ref"]) not in targets:
-            detail = "a $ref must lead to a schema within this one, such as #/$defs/name"
+            detail = "a $ref must refer to a schema within this one, such as #/$defs/name"
             faults.append(Fault(f"{prefix}{pointer}/$ref", "not_allowed", detail))
         if "$id" in each and pointer:
             faults.append(Fault(f"{prefix}{pointer}/$id", "not_allowed", "$id is only allowed at the top level"))
@@ -179,10 +187,10 @@ def _faults(error: Any, prefix: str) -> Iterator[Fault]:
                 yield Fault(here + pointer_of([name]), "required", "this field is required")
     elif keyword == "dependentRequired":
         for name in sorted({each for has, names in wanted.items() if has in value for each in names} - value.keys()):
-            yield Fault(here + pointer_of([name]), "required", "required together with another field")
+            yield Fault(here + pointer_of([name]), "required", "this field is required together with another field")
     elif keyword == "additionalProperties":
         names = schema.get("properties", {})
-        detail = f"no such field; known: {_listed(list(names))}" if names else "no such field; none is allowed here"
+        detail = f"unknown field; known fields: {_listed(list(names))}" if names else "no fields are allowed here"
         for name in _unknown(value, schema):
             yield Fault(here + pointer_of([name]), "unknown_field", detail)
     elif keyword in ("anyOf", "oneOf"):
@@ -199,7 +207,7 @@ def _unknown(value: dict[str, Any], schema: Any) -> Iterator[str]:
 def _code_and_words(keyword: str | None, wanted: Any) -> tuple[str, str]:
     if keyword in _BOUNDS:
         code, words, unit = _BOUNDS[keyword]
-        return code, f"{words} {counted(wanted, unit) if unit else wanted}"
+        return code, f"{words} {count_of(wanted, unit) if unit else wanted}"
     if keyword == "type":
         return "wrong_type", _typed([wanted] if isinstance(wanted, str) else wanted)
     if keyword in ("enum", "const"):
@@ -211,11 +219,11 @@ def _code_and_words(keyword: str | None, wanted: Any) -> tuple[str, str]:
     if keyword == "multipleOf":
         return "bad_format", f"a multiple of {wanted}"
     if keyword == "uniqueItems":
-        return "not_unique", "no item twice"
+        return "not_unique", "items must be unique"
     if keyword == "contains":
         return "too_short", "at least one item that matches `contains` of the schema"
     if keyword == "unevaluatedProperties":
-        return "unknown_field", "only fields that the schema names"
+        return "unknown_field", "only fields that the schema defines"
     return (
         "not_allowed",
         "no value is allowed here" if keyword is None or wanted == {} else f"not allowed by `{keyword}` of the schema",
@@ -231,7 +239,7 @@ def _alternative_faults(error: Any, here: str, prefix: str) -> Iterator[Fault]:
         known = f"one of {_listed(list(tags))}"
         yield Fault(here + pointer_of([tag]), "not_in_enum" if tag in value else "required", known)
     elif not branches:
-        yield Fault(here, "not_allowed", "matches more than one alternative of the schema")
+        yield Fault(here, "not_allowed", "the value matches more than one alternative of the schema")
     elif best := min((each for each in branches if not any(map(_wanted_types, each))), key=_distance, default=None):
         for inner in best:
             yield from _faults(inner, prefix)

@@ -14,7 +14,15 @@ import msgspec
 
 from corral.errors import Fault
 from corral.schema.data import all_faults, validator_of
-from corral.schema.strict_json import MAX_FAULTS, RefusedText, invalid, mapped, pointer_of, strict_nfc, unstorable
+from corral.schema.strict_json import (
+    MAX_FAULTS,
+    RefusedText,
+    invalid_problem,
+    map_strings,
+    pointer_of,
+    strict_nfc,
+    unstorable_faults,
+)
 
 T = TypeVar("T")
 
@@ -42,16 +50,16 @@ def convert(kind: Any, value: Any, *, strings: bool = False, pointer_prefix: str
     """Convert the value, or raise `Invalid` with every fault. Set `strings` for values from a query string or path."""
     if strings:
         try:
-            value = _shape(kind).read(mapped(value, strict_nfc))
+            value = _shape(kind).read(map_strings(value, strict_nfc))
         except RefusedText:
-            raise invalid(unstorable(value, pointer_prefix)) from None
+            raise invalid_problem(unstorable_faults(value, pointer_prefix)) from None
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         message = str(error)
     validator = _shape(kind).validator
     faults = all_faults(validator, value, pointer_prefix) if validator else ()
-    raise invalid(list(islice(faults, MAX_FAULTS + 1)) or [_fault_of(message, pointer_prefix)])
+    raise invalid_problem(list(islice(faults, MAX_FAULTS + 1)) or [_fault_of(message, pointer_prefix)])
 
 
 def _fault_of(message: str, prefix: str) -> Fault:

@@ -40,7 +40,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_duplicate(name: str) -> NoReturn:
-    raise Malformed(f"The key {shown(name)!r} appears more than once in one object.", code="malformed_json")
+    raise Malformed(f"The key {shortened(name)!r} appears more than once in one object.", code="malformed_json")
 
 
 def _constant(name: str) -> NoReturn:
@@ -80,21 +80,21 @@ def parse_json(data: bytes, *, lenient: bool = False) -> Any:
             value = _fast.decode(text)
             if data.isascii() and b"\\u" not in data:
                 return value
-            return mapped(value, _replaced_nfc if lenient else strict_nfc)
+            return map_strings(value, _replaced_nfc if lenient else strict_nfc)
         except RefusedText:
             value = _lenient.decode(text)
-            raise invalid(unstorable(replace_bad_characters(value) if lenient else value, "")) from None
+            raise invalid_problem(unstorable_faults(replace_bad_characters(value) if lenient else value, "")) from None
     except UnicodeDecodeError as error:
         raise Malformed(f"Byte {error.start} of the body is not UTF-8.", code="malformed_json") from None
     except json.JSONDecodeError as error:
-        what = error.msg.removesuffix(" at").removesuffix(" starting") if text.strip() else "the body is empty"
+        reason = error.msg.removesuffix(" at").removesuffix(" starting") if text.strip() else "the body is empty"
         where = f"line {error.lineno}, column {error.colno}"
-        raise Malformed(f"Not JSON at {where}: {what}.", code="malformed_json") from None
+        raise Malformed(f"The body is not valid JSON at {where}: {reason}.", code="malformed_json") from None
 
 
 def replace_bad_characters(value: Any) -> Any:
     """Return the value with U+0000 and lone surrogates replaced by U+FFFD, also in keys."""
-    return mapped(value, _replaced)
+    return map_strings(value, _replaced)
 
 
 def _replaced(text: str) -> str:
@@ -111,11 +111,11 @@ def strict_nfc(text: str) -> str:
     return text if text.isascii() or is_normalized("NFC", text) else normalize("NFC", text)
 
 
-def mapped(value: Any, fix: Callable[[str], str]) -> Any:
+def map_strings(value: Any, fix: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return fix(value)
     if isinstance(value, list | tuple):
-        return [mapped(item, fix) for item in value]
+        return [map_strings(item, fix) for item in value]
     if not isinstance(value, dict):
         return value
     result: dict[Any, Any] = {}
@@ -123,15 +123,15 @@ def mapped(value: Any, fix: Callable[[str], str]) -> Any:
         name = fix(key) if isinstance(key, str) else key
         if name in result and fix is strict_nfc:  # two keys have the same normal form
             _refuse_duplicate(name)
-        result[name] = mapped(item, fix)
+        result[name] = map_strings(item, fix)
     return result
 
 
-def unstorable(value: Any, pointer: str) -> Iterator[Fault]:
+def unstorable_faults(value: Any, pointer: str) -> Iterator[Fault]:
     """Yield a fault for each string and number that the databases cannot store."""
     if isinstance(value, str):
         if _UNSTORABLE.search(value):
-            yield Fault(pointer, "bad_format", "text without U+0000 and lone surrogates")
+            yield Fault(pointer, "bad_format", "must not contain U+0000 or lone surrogates")
     elif isinstance(value, int | float) and (not -MAX_INTEGER <= value <= MAX_INTEGER):
         if isinstance(value, int) or abs(value) == inf:
             bound = f"{MAX_INTEGER}" if isinstance(value, int) else "1.7976931348623157e308"
@@ -140,29 +140,29 @@ def unstorable(value: Any, pointer: str) -> Iterator[Fault]:
             yield Fault(pointer, "too_large" if most else "too_small", detail)
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from unstorable(item, f"{pointer}/{index}")
+            yield from unstorable_faults(item, f"{pointer}/{index}")
     elif isinstance(value, dict):
         for key, item in value.items():
             there = pointer + pointer_of([key])
             if _UNSTORABLE.search(key):
-                yield Fault(there, "bad_format", "a key without U+0000 and lone surrogates")
-            yield from unstorable(item, there)
+                yield Fault(there, "bad_format", "the key must not contain U+0000 or lone surrogates")
+            yield from unstorable_faults(item, there)
 
 
-def shown(text: str) -> str:
+def shortened(text: str) -> str:
     return _replaced(text if len(text) <= 200 else text[:200] + "…")
 
 
 def pointer_of(path: Iterable[Any]) -> str:
-    return "".join("/" + shown(str(token)).replace("~", "~0").replace("/", "~1") for token in path)
+    return "".join("/" + shortened(str(token)).replace("~", "~0").replace("/", "~1") for token in path)
 
 
-def invalid(faults: Iterable[Fault]) -> Invalid:
+def invalid_problem(faults: Iterable[Fault]) -> Invalid:
     found = tuple(islice(dict.fromkeys(faults), MAX_FAULTS + 1))
     if len(found) > MAX_FAULTS:
         return Invalid(f"More than {MAX_FAULTS} fields are not valid", errors=found[:MAX_FAULTS])
-    return Invalid(f"{counted(len(found), 'field')} {'is' if len(found) == 1 else 'are'} not valid", errors=found)
+    return Invalid(f"{count_of(len(found), 'field')} {'is' if len(found) == 1 else 'are'} not valid", errors=found)
 
 
-def counted(number: int, unit: str) -> str:
+def count_of(number: int, unit: str) -> str:
     return f"{number} {unit}{'' if number == 1 else 's'}"

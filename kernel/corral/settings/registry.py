@@ -160,7 +160,7 @@ class SettingsRegistry(SettingValues):
         Each warning suggests the nearest known name, if there is one.
         """
         names = [*VARIABLES, *(item.setting.env for item in self._effective.values() if item.setting.env)]
-        found = [f"{name}: unknown variable; {nearest(name, names)}" for name in self._variables]
+        found = [f"{name}: unknown variable; did you mean {nearest(name, names)}?" for name in self._variables]
         for name, pinned in self._pinned.items():
             if name not in self._effective:
                 near = difflib.get_close_matches(name, list(self._effective), 1)

@@ -95,7 +95,7 @@ class LocalBlobs:
             async for chunk in stream:
                 size += len(chunk)
                 if limit is not None and size > limit:
-                    raise TooLarge(f"At most {limit} bytes are taken.")
+                    raise TooLarge(f"The file is larger than {limit} bytes.")
                 waiting += chunk
                 if len(waiting) >= CHUNK:
                     await _in_thread(flush)
@@ -143,7 +143,7 @@ class LocalBlobs:
 
     def _path(self, key: str) -> Path:
         if not _KEY.fullmatch(key):
-            raise ValueError("not a storage key")
+            raise ValueError(f"{key!r} is not a valid storage key")
         return self.folder / key
 
     def _create(self, part: Path) -> BinaryIO:

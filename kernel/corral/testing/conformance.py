@@ -98,7 +98,7 @@ async def _live(
     kind: type[Plugin], required: Iterable[type[Plugin]], engine: str, url: str | None, **options: Any
 ) -> list[Finding]:
     if url is not None and not _is_unused(url):
-        detail = "the database is not empty: give one that is, for tables are made and dropped in it"
+        detail = "the database is not empty; give an empty one, because the checks create and drop tables in it"
         return [Finding(f"start.{engine}", False, detail)]
     with tempfile.TemporaryDirectory(prefix="corral-check-") as folder:
         try:

@@ -15,7 +15,7 @@ from corral.http.routes import Route
 from corral.http.signature import read_signature
 from corral.plugins.record import PluginRecord
 from corral.settings.validation import convert_value
-from corral.testing.findings import Finding, judged
+from corral.testing.findings import Finding, rule_findings
 from corral.testing.source_rules import Package, undeclared
 
 EVENT, MODEL = "corral.events.event.Event", "corral.database.model.Model"
@@ -29,28 +29,30 @@ def contribution_rules(loaded: PluginRecord, package: Package, permissions: Perm
     """
     routes = [route for group in loaded.of("corral_routes") for route in group]
     prefixes = (loaded.name, *(loaded.kind.prefixes if loaded.kind else ()))
-    yield from judged("routes.guarded", _guarded(routes, permissions))
-    yield from judged("routes.documented", _documented(routes))
-    yield from judged("routes.raises", _raises(loaded.name, routes))
-    yield from judged("shapes.strict", _strict(routes))
+    yield from rule_findings("routes.guarded", _guarded(routes, permissions))
+    yield from rule_findings("routes.documented", _documented(routes))
+    yield from rule_findings("routes.raises", _raises(loaded.name, routes))
+    yield from rule_findings("shapes.strict", _strict(routes))
     events, models = loaded.of("corral_events"), loaded.of("corral_models")
-    yield from judged("events.declared", undeclared(package, EVENT, events, lambda kind: hasattr(kind, "event")))
-    yield from judged("events.described", _events(events))
-    yield from judged("models.declared", undeclared(package, MODEL, models, lambda kind: not kind.__subclasses__()))
-    yield from judged("models.tables", _tables(prefixes, models))
-    yield from judged("settings.names", _named(loaded, prefixes, "corral_settings"))
+    yield from rule_findings("events.declared", undeclared(package, EVENT, events, lambda kind: hasattr(kind, "event")))
+    yield from rule_findings("events.described", _events(events))
+    yield from rule_findings(
+        "models.declared", undeclared(package, MODEL, models, lambda kind: not kind.__subclasses__())
+    )
+    yield from rule_findings("models.tables", _tables(prefixes, models))
+    yield from rule_findings("settings.names", _named(loaded, prefixes, "corral_settings"))
     hooks = ("corral_jobs", "corral_schedules", "corral_subscribers")
-    yield from judged("jobs.names", (line for hook in hooks for line in _named(loaded, prefixes, hook)))
-    yield from judged("settings.defaults", _settings(loaded.of("corral_settings")))
+    yield from rule_findings("jobs.names", (line for hook in hooks for line in _named(loaded, prefixes, hook)))
+    yield from rule_findings("settings.defaults", _settings(loaded.of("corral_settings")))
 
 
 def _guarded(routes: list[Route], permissions: Permissions) -> Iterator[str]:
     for route in routes:
         if not route.needs:
-            yield f"{route.label}: needs is empty; say PUBLIC if it is meant"
+            yield f"{route.label}: needs is empty; use PUBLIC for a route that needs no credential"
         for need in route.needs:
             if not permissions.is_known(need):
-                yield f"{route.label}: nobody declares the permission {need}"
+                yield f"{route.label}: no plugin declares the permission {need}"
 
 
 def _documented(routes: list[Route]) -> Iterator[str]:
@@ -67,7 +69,7 @@ def _raises(name: str, routes: list[Route]) -> Iterator[str]:
             if code not in CODES:
                 own = code.startswith(f"{name}.")
                 where = "declare it with corral.errors.declare_codes in api.py" if own else "see corral.errors.CODES"
-                yield f"{route.label}: raises names {code}, which is no problem code; {where}"
+                yield f"{route.label}: raises contains {code}, which is not a problem code; {where}"
 
 
 def _strict(routes: list[Route]) -> Iterator[str]:
@@ -83,7 +85,7 @@ def _strict(routes: list[Route]) -> Iterator[str]:
 def _events(events: list[Any]) -> Iterator[str]:
     for kind in events:
         if not WIRE_NAME.fullmatch(kind.event):
-            yield f"{kind.__name__}: {kind.event!r} is no name like thing.happened"
+            yield f"{kind.__name__}: {kind.event!r} is not a name of the form thing.happened"
         if not (kind.__dict__.get("__doc__") or "").strip():
             yield f"{kind.__name__} has no docstring; its first line is the event's title"
 

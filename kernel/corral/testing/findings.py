@@ -32,7 +32,7 @@ class Report(msgspec.Struct, frozen=True):
         return "\n".join([head, *broken]) if broken else f"{self.plugin}: all {len(self.findings)} rules are kept"
 
 
-def judged(rule: str, wrong: Iterable[str]) -> Iterator[Finding]:
+def rule_findings(rule: str, wrong: Iterable[str]) -> Iterator[Finding]:
     """Yield one failed finding per entry in `wrong`, or one finding that the rule is kept if there is no entry."""
     found = [Finding(rule, False, detail) for detail in wrong]
     yield from found or [Finding(rule, True)]

@@ -17,6 +17,7 @@ import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from corral.asgi.application import Application
 from corral.auth.principal import SYSTEM_PRINCIPAL
@@ -57,6 +58,24 @@ class Answer:
         return f"<{self.status} {self.body[:300]!r}>"
 
 
+def _http_scope(method: str, path: str, query: str, headers: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": unquote(path),
+        "raw_path": path.encode(),
+        "query_string": query.encode(),
+        "root_path": "",
+        "headers": [(name.encode("latin1"), value.encode("latin1")) for name, value in headers],
+        "client": ("127.0.0.1", 50000),
+        "server": ("localhost", 80),
+        "extensions": {},
+    }
+
+
 class Client:
     """Calls an ASGI application without a network. `/api/v1` is prepended to paths that do not start with `/api/`."""
 
@@ -95,23 +114,7 @@ class Client:
     async def _asgi(
         self, method: str, path: str, query: str, headers: Sequence[tuple[str, str]], data: bytes
     ) -> Answer:
-        from urllib.parse import unquote
-
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0"},
-            "http_version": "1.1",
-            "method": method,
-            "scheme": "http",
-            "path": unquote(path),
-            "raw_path": path.encode(),
-            "query_string": query.encode(),
-            "root_path": "",
-            "headers": [(name.encode("latin1"), value.encode("latin1")) for name, value in headers],
-            "client": ("127.0.0.1", 50000),
-            "server": ("localhost", 80),
-            "extensions": {},
-        }
+        scope = _http_scope(method, path, query, headers)
         sent, answered = False, asyncio.Event()
         answer: dict[str, Any] = {"status": 0, "headers": [], "body": []}
 
@@ -263,6 +266,38 @@ def is_core(kind: type[Plugin]) -> bool:
 PATIENT_SECONDS = 5.0  # tests that read a scrape need all metrics, even on a busy machine
 
 
+def _test_config(
+    folder: Path,
+    plugins: Sequence[type[Plugin] | str] | None,
+    database_url: str | None,
+    config: Mapping[str, Any],
+    environ: Mapping[str, str],
+) -> Config:
+    overrides: dict[str, Any] = {
+        "data_dir": str(folder / "data"),
+        "rate_limits": False,
+        "database.migrate_on_start": True,
+        "database.pool_size": 4,
+        "database.url": database_url,
+        **config,
+    }
+    if plugins is not None:
+        overrides["plugins.enabled"] = [item if isinstance(item, str) else item.name for item in plugins]
+    return load_config(environ, path=Path(os.devnull), overrides=overrides)
+
+
+def _selected(found: list[Found], plugins: Sequence[type[Plugin] | str] | None) -> list[Found]:
+    """Return the core plugins and the given plugins, or all installed plugins for None."""
+    if plugins is None:
+        return found
+    classes = [item for item in plugins if not isinstance(item, str)]
+    selected = [item for item in found if item.name in plugins or item.package == CORE_PACKAGE]
+    return selected + [
+        Found(name=item.name, load=lambda item=item: item, distribution="test")  # type: ignore[misc]  # bound now
+        for item in classes
+    ]
+
+
 @contextlib.asynccontextmanager
 async def make_kernel(
     folder: Path,
@@ -279,26 +314,10 @@ async def make_kernel(
     `corral_core` are always included. `config` contains configuration overrides by "section.key". `jobs` also runs
     jobs, schedules and consumers.
     """
-    overrides: dict[str, Any] = {
-        "data_dir": str(folder / "data"),
-        "rate_limits": False,
-        "database.migrate_on_start": True,
-        "database.pool_size": 4,
-    }
-    if database_url is not None:
-        overrides["database.url"] = database_url
-    overrides.update(config or {})
-    if plugins is not None:
-        overrides["plugins.enabled"] = [item if isinstance(item, str) else item.name for item in plugins]
-    loaded_config = load_config(environ or {}, path=Path(os.devnull), overrides=overrides)
+    loaded_config = _test_config(folder, plugins, database_url, config or {}, environ or {})
     ensure_data_dir(loaded_config)
     scrape.COLLECT_SECONDS = PATIENT_SECONDS
-    found = discover(loaded_config)
-    if plugins is not None:
-        names = {item for item in plugins if isinstance(item, str)}
-        classes = [item for item in plugins if not isinstance(item, str)]
-        found = [item for item in found if item.name in names or item.package == CORE_PACKAGE]
-        found += [Found(name=item.name, load=lambda item=item: item, distribution="test") for item in classes]  # type: ignore[misc]  # bound
+    found = _selected(discover(loaded_config), plugins)
     if loaded_config.database.migrate_on_start:
         templates.fill(loaded_config.database.url, found, loaded_config)
     kernel = boot(loaded_config, plugins=load(found, loaded_config))

@@ -17,7 +17,7 @@ from corral.database.unit import current
 from corral.ids import new_id
 from corral.plugin import Plugin
 from corral.testing.contribution_rules import contribution_rules
-from corral.testing.findings import Finding, judged
+from corral.testing.findings import Finding, rule_findings
 from corral.testing.kit import Kit, is_core, make_kernel
 from corral.testing.source_rules import Package
 
@@ -37,35 +37,43 @@ async def inspect_running(
     The steps are: boot, check the contributions, disable, enable, stop, compare migrations with models, purge, and boot
     again.
     """
-    others = [item for item in required if not is_core(item)]
-    config: dict[str, Any] = {"plugins.dir": str(plugin_dir) if plugin_dir else None}
-    if section is not None:
-        config[f"plugins.{kind.name}"] = section
-    options: dict[str, Any] = {
-        "plugins": [*others, *([] if is_core(kind) else [kind])],
-        "database_url": url,
-        "config": config,
-    }
+    options = _kernel_options(kind, required, url, section, plugin_dir)
     findings: list[Finding] = []
     async with make_kernel(folder, **options) as kit:
         loaded, address = kit.loaded(kind.name), kit.kernel.config.database.url
-        findings += judged(f"start.{engine}", _inactive(kit))
+        findings += rule_findings(f"start.{engine}", _inactive(kit))
         if loaded.active:
             if engine == "sqlite":
                 findings += contribution_rules(loaded, Package.of(kind), kit.kernel.container.get(Permissions))
             if not kind.protected:
-                findings += judged(f"disable.{engine}", [line async for line in _doors(kit, kind.name)])
+                findings += rule_findings(
+                    f"disable.{engine}", [line async for line in _disabled_routes(kit, kind.name)]
+                )
         models = list(loaded.of("corral_models"))
         names = [item.name for item in kit.kernel.plugins]
         active = loaded.active
     if not active:
         return findings
-    findings += judged(f"migrations.{engine}", _differences(address, models, folder))
+    findings += rule_findings(f"migrations.{engine}", _differences(address, models, folder))
     if not kind.protected:
-        findings += judged(f"purge.{engine}", _purged(address, kind.name, names, models))
+        findings += rule_findings(f"purge.{engine}", _purged(address, kind.name, names, models))
         async with make_kernel(folder, **options) as kit:
-            findings += judged(f"purge.{engine}.again", _inactive(kit))
+            findings += rule_findings(f"purge.{engine}.again", _inactive(kit))
     return findings
+
+
+def _kernel_options(
+    kind: type[Plugin],
+    required: Iterable[type[Plugin]],
+    url: str | None,
+    section: dict[str, Any] | None,
+    plugin_dir: Path | None,
+) -> dict[str, Any]:
+    config: dict[str, Any] = {"plugins.dir": str(plugin_dir) if plugin_dir else None}
+    if section is not None:
+        config[f"plugins.{kind.name}"] = section
+    plugins = [item for item in (*required, kind) if not is_core(item)]
+    return {"plugins": plugins, "database_url": url, "config": config}
 
 
 def _inactive(kit: Kit) -> Iterator[str]:
@@ -74,7 +82,7 @@ def _inactive(kit: Kit) -> Iterator[str]:
             yield f"{item.name} is {item.state}: {item.reason}"
 
 
-async def _doors(kit: Kit, name: str) -> Any:
+async def _disabled_routes(kit: Kit, name: str) -> Any:
     """Yield each route that does not answer 503 while the plugin is disabled, or still does after it is enabled."""
     routes = [
         (route.method, re.sub(r"\{\w+\}", lambda _: new_id(), route.path), route.label)
@@ -106,7 +114,7 @@ def _differences(address: str, models: list[Any], folder: Path) -> Iterator[str]
         wanted = made.run(lambda: _columns(models), read=True)
     for name in sorted(found.keys() & wanted.keys()):
         if found[name] != wanted[name]:
-            yield f"{name} is {found[name]}, the model says {wanted[name]}"
+            yield f"{name} is {found[name]} in the database and {wanted[name]} in the model"
 
 
 def _columns(models: list[Any]) -> dict[str, str]:
@@ -123,6 +131,6 @@ def _purged(address: str, name: str, names: list[str], models: list[Any]) -> Ite
         dropped = purge(database, name, names)
         for model in models:
             if model._meta.table_name not in dropped:
-                yield f"table {model._meta.table_name} was not dropped"
+                yield f"the table {model._meta.table_name} was not dropped"
         for table in tables_of(database, name, names):
-            yield f"table {table} is left"
+            yield f"the table {table} still exists after the purge"

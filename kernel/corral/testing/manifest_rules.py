@@ -11,7 +11,7 @@ import msgspec
 
 from corral.auth.principal import ROLES, Permission
 from corral.plugin import KERNEL_API, Plugin
-from corral.testing.findings import Finding, judged
+from corral.testing.findings import Finding, rule_findings
 
 IDENTIFIER = re.compile(r"[a-z][a-z0-9_]{0,62}")
 HOLDERS = (*ROLES, "worker", "agent", "registration_key")
@@ -23,18 +23,18 @@ def manifest_rules(kind: Any) -> Iterator[Finding]:
         yield Finding("manifest.class", False, f"{kind!r} is not a subclass of corral.plugin.Plugin")
         return
     name = getattr(kind, "name", None)
-    yield from judged("manifest.name", _name(name))
-    yield from judged("manifest.docstring", _docstring(kind))
-    yield from judged("manifest.kernel_api", _kernel_api(kind))
-    yield from judged("manifest.requires", _neighbours(kind, "requires"))
-    yield from judged("manifest.wants", _neighbours(kind, "wants"))
-    yield from judged("manifest.config", _config(kind.config))
-    yield from judged("manifest.permissions", _permissions(kind))
+    yield from rule_findings("manifest.name", _name(name))
+    yield from rule_findings("manifest.docstring", _docstring(kind))
+    yield from rule_findings("manifest.kernel_api", _kernel_api(kind))
+    yield from rule_findings("manifest.requires", _neighbours(kind, "requires"))
+    yield from rule_findings("manifest.wants", _neighbours(kind, "wants"))
+    yield from rule_findings("manifest.config", _config(kind.config))
+    yield from rule_findings("manifest.permissions", _permissions(kind))
 
 
 def _name(name: Any) -> Iterator[str]:
     if not isinstance(name, str) or not IDENTIFIER.fullmatch(name):
-        yield f"name is {name!r}; use lower-case letters, digits and _, a letter first"
+        yield f"name is {name!r}; use lower-case letters, digits and _, beginning with a letter"
 
 
 def _docstring(kind: type[Plugin]) -> Iterator[str]:
@@ -47,7 +47,7 @@ def _docstring(kind: type[Plugin]) -> Iterator[str]:
 
 def _kernel_api(kind: type[Plugin]) -> Iterator[str]:
     if kind.kernel_api != KERNEL_API:
-        yield f"made for kernel API {kind.kernel_api}, this kernel has {KERNEL_API}"
+        yield f"the plugin requires kernel API {kind.kernel_api}, but this kernel provides {KERNEL_API}"
 
 
 def _neighbours(kind: type[Plugin], attribute: str) -> Iterator[str]:
@@ -57,12 +57,12 @@ def _neighbours(kind: type[Plugin], attribute: str) -> Iterator[str]:
         return
     for name in names:
         if not isinstance(name, str) or not IDENTIFIER.fullmatch(name):
-            yield f"{attribute} names {name!r}, which is no plugin's name"
+            yield f"{attribute} contains {name!r}, which is not a plugin name"
         elif name == kind.name:
-            yield f"{attribute} names the plugin itself"
+            yield f"{attribute} contains the plugin itself"
     if attribute == "wants":
         for name in sorted({*names} & {*kind.requires}):
-            yield f"wants names {name}, which requires names already"
+            yield f"wants contains {name}, which requires already contains"
 
 
 def _config(config: Any) -> Iterator[str]:
@@ -71,7 +71,7 @@ def _config(config: Any) -> Iterator[str]:
     if not (inspect.isclass(config) and issubclass(config, msgspec.Struct)):
         yield f"config is {config!r}; make it a msgspec.Struct"
     elif not config.__struct_config__.forbid_unknown_fields:
-        yield f"{config.__qualname__} lacks forbid_unknown_fields=True: a misspelt key would pass unseen"
+        yield f"{config.__qualname__} lacks forbid_unknown_fields=True, so misspelt keys would be ignored"
 
 
 def _permissions(kind: type[Plugin]) -> Iterator[str]:
@@ -85,4 +85,4 @@ def _permissions(kind: type[Plugin]) -> Iterator[str]:
             yield f"{permission.name} has no title"
         for holder in permission.holders:
             if holder not in HOLDERS:
-                yield f"{permission.name} is held by {holder!r}; holders are {', '.join(HOLDERS)}"
+                yield f"{permission.name} has the unknown holder {holder!r}; the known holders are {', '.join(HOLDERS)}"

@@ -31,7 +31,7 @@ from corral.http.openapi import EVERY_ROUTE
 from corral.metrics.requests import RequestMetrics
 from corral.plugin import Metric, Plugin, Setting
 from corral.settings.validation import core_kind, core_type
-from corral.testing.written import build, main
+from corral.testing.generated_files import build, main
 
 FOLDER = Path("docs", "reference")
 SOURCES = ("plugins/corral_plugins", "marketplace/corral_marketplace", "contrib")

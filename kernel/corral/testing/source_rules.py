@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ import msgspec
 
 from corral import hookspecs
 from corral.plugin import Plugin
-from corral.testing.findings import Finding, judged
+from corral.testing.findings import Finding, rule_findings
 
+# The modules of the kernel that plugins may import, except `PRIVATE` parts of them.
 PUBLIC = frozenset(
     {
         "auth",
+        "cli.api_client",
         "clock",
         "crypto",
         "database",
@@ -37,6 +39,7 @@ PUBLIC = frozenset(
         "testing",
     }
 )
+PRIVATE = ("corral.metrics.requests", "corral.settings.kernel")
 BUILT_IN = "corral_plugins"
 CORE_PACKAGE = "corral_core"  # core plugins may import private modules of the kernel
 
@@ -65,12 +68,16 @@ class Package(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, kind: type[Plugin]) -> Package:
-        """Return the package that defines the plugin class, without its migrations."""
+        """Return the package that defines the plugin class."""
         name, path = _home(kind)
         if path.is_dir():
-            files = [each for each in sorted(path.rglob("*.py")) if "migrations" not in each.relative_to(path).parts]
-            return cls(name, [_source(name, path, each) for each in files])
+            return cls.read(name, path)
         return cls(name, [Source(name, path, ast.parse(path.read_text("utf-8")))])
+
+    @classmethod
+    def read(cls, name: str, folder: Path) -> Package:
+        """Return the package `name` from the source files in a folder."""
+        return cls(name, [_source(name, folder, path) for path in sorted(folder.rglob("*.py"))])
 
     def subclasses(self, base: str) -> list[tuple[str, ast.ClassDef]]:
         """Return (module, class) of every direct or indirect subclass of `base` in the package.
@@ -99,10 +106,13 @@ def source_rules(
 
     `neighbours` are the installed plugins that the plugin names in `requires` or `wants`.
     """
-    yield from judged("hooks.names", _hooks(kind, neighbours))
+    yield from rule_findings("hooks.names", _hooks(kind, neighbours))
     if package.name.partition(".")[0] != CORE_PACKAGE:
-        yield from judged("imports.kernel", _kernel_imports(package))
-        yield from judged("imports.plugins", _plugin_imports(kind, package, installed))
+        packages = {_home(other)[0]: name for name, other in installed.items()}
+        yield from rule_findings("imports.kernel", private_kernel_imports(package))
+        yield from rule_findings(
+            "imports.plugins", foreign_plugin_imports(package, (*kind.requires, *kind.wants), packages)
+        )
 
 
 def _home(kind: type[Plugin]) -> tuple[str, Path]:
@@ -153,7 +163,7 @@ def _hooks(kind: type[Plugin], neighbours: Sequence[type[Plugin]]) -> Iterator[s
         if not hasattr(function, "corral_impl"):
             yield f"{name} is not marked with @hookimpl, so it is never called"
         elif name not in specs:
-            yield f"{name}: there is no such hook; mind the spelling, and name its owner in requires or wants"
+            yield f"{name}: there is no such hook; check the spelling, and name its owner in requires or wants"
 
 
 def _offered(owner: type[Plugin]) -> Iterable[Any]:
@@ -169,28 +179,44 @@ def _specs(module: Any) -> set[str]:
     return {name for name in vars(module) if name.startswith("corral_")}
 
 
-def _kernel_imports(package: Package) -> Iterator[str]:
-    for source in package.sources:
-        for name, line in source.imports():
-            parts = name.split(".")
-            public = len(parts) > 1 and parts[1] in PUBLIC
-            if parts[0] == "corral" and not public:
-                yield f"{source.path.name}:{line} imports {name}, which is no public module of the kernel"
+def is_under(name: str, package: str) -> bool:
+    """Return whether a name is the package or belongs to it."""
+    return f"{name}.".startswith(f"{package}.")
 
 
-def _plugin_imports(kind: type[Plugin], package: Package, installed: Mapping[str, type[Plugin]]) -> Iterator[str]:
-    packages = {_home(other)[0]: name for name, other in installed.items()}
-    packages.pop(package.name, None)
+def is_private(name: str) -> bool:
+    """Return whether an imported name belongs to the kernel but not to its public modules."""
+    if not is_under(name, "corral"):
+        return False
+    is_public = any(is_under(name, f"corral.{each}") for each in PUBLIC)
+    return not is_public or any(is_under(name, each) for each in PRIVATE)
+
+
+def private_kernel_imports(package: Package) -> Iterator[str]:
+    """Yield a message for each import of a private module of the kernel."""
     for source in package.sources:
         for name, line in source.imports():
-            owner = next((each for each in packages if f"{name}.".startswith(f"{each}.")), None)
+            if is_private(name):
+                yield f"{source.path.name}:{line} imports {name}, which is not a public module of the kernel"
+
+
+def foreign_plugin_imports(package: Package, named: Collection[str], packages: Mapping[str, str]) -> Iterator[str]:
+    """Yield a message for each import from another plugin that is not the api of a plugin in `named`.
+
+    `packages` maps the packages of all plugins to their names.
+    """
+    for source in package.sources:
+        for name, line in source.imports():
+            if is_under(name, package.name):
+                continue
+            owner = next((each for each in packages if is_under(name, each)), None)
             if owner is None:
-                if name == BUILT_IN or (name.startswith(f"{BUILT_IN}.") and not package.name.startswith(BUILT_IN)):
-                    yield f"{source.path.name}:{line} imports {name}, which is no plugin's api"
-            elif not f"{name}.".startswith(f"{owner}.api."):
+                if name.partition(".")[0] in (BUILT_IN, CORE_PACKAGE):
+                    yield f"{source.path.name}:{line} imports {name}, which is not the api of a plugin"
+            elif not is_under(name, f"{owner}.api"):
                 yield f"{source.path.name}:{line} imports {name}; only {owner}.api may be imported"
-            elif packages[owner] not in (*kind.requires, *kind.wants):
-                yield f"{source.path.name}:{line} imports {name}: name {packages[owner]} in requires or wants"
+            elif packages[owner] not in named:
+                yield f"{source.path.name}:{line} imports {name}; name {packages[owner]} in requires or wants"
 
 
 def undeclared(
@@ -201,4 +227,4 @@ def undeclared(
     for module, node in package.subclasses(base):
         found = getattr(importlib.import_module(module), node.name, None)  # None if local to a function
         if inspect.isclass(found) and found not in known and is_concrete(found):
-            yield f"{module}.{node.name} is not among them"
+            yield f"{module}.{node.name} is not contributed by the plugin"

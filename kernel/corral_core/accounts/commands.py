@@ -19,7 +19,7 @@ import msgspec
 from corral.auth.principal import ROLES
 from corral.cli import output
 from corral.cli.output import config_option, json_option
-from corral.cli.sessions import Session, session
+from corral.cli.sessions import Session, open_session
 
 COLUMNS = ("email", "full_name", "role", "is_active", "last_login_at")
 password_option = click.option(
@@ -66,7 +66,7 @@ def create_user(
     }
     new = _converted_facts(facts, NewUser)
     password = _read_password(password_file)
-    with session(config_path, "user create", create=True) as found:
+    with open_session(config_path, "user create", create=True) as found:
         accounts = found.service(Accounts)
         hashed = asyncio.run(accounts.hash_password(password, email=email, full_name=new.full_name))
         made = found.run(lambda: accounts.create(new, password_hash=hashed, by=found.caller))
@@ -83,9 +83,9 @@ def list_users(role: tuple[str, ...], active: bool | None, config_path: Path | N
     from corral_core.accounts.api import UserQuery
 
     facts: dict[str, Any] = {"role": list(role), "limit": 200, **({} if active is None else {"is_active": active})}
-    with session(config_path, "user list") as found:
+    with open_session(config_path, "user list") as found:
         rows = [msgspec.to_builtins(user) for user in _all_users(found, _converted_facts(facts, UserQuery))]
-    output.table(
+    output.print_table(
         rows,
         COLUMNS,
         as_json=as_json,
@@ -133,7 +133,7 @@ def reset_password(
     """Replace the password of an account and end all its sessions."""
     from corral_core.accounts.api import Accounts
 
-    with session(config_path, "user reset-password") as found:
+    with open_session(config_path, "user reset-password") as found:
         accounts, user = found.service(Accounts), _find_user(found, email)
         password = _read_password(password_file)
         hashed = asyncio.run(accounts.hash_password(password, email=user.email, full_name=user.full_name))
@@ -147,13 +147,13 @@ def reset_password(
 @json_option
 def show_user(email: str, config_path: Path | None, as_json: bool) -> None:
     """Show the details of an account."""
-    with session(config_path, "user show") as found:
+    with open_session(config_path, "user show") as found:
         user = _find_user(found, email)
     if as_json:
-        output.value(msgspec.to_builtins(user), as_json=True, text="")
+        output.print_value(msgspec.to_builtins(user), as_json=True, text="")
         return
     facts = msgspec.to_builtins(user).items()
-    output.table([{"field": name, "value": value} for name, value in facts], ("field", "value"), as_json=False)
+    output.print_table([{"field": name, "value": value} for name, value in facts], ("field", "value"), as_json=False)
 
 
 @user_command_group.command("unlock")
@@ -204,7 +204,7 @@ def purge_user(email: str, config_path: Path | None, as_json: bool) -> None:
     """
     from corral_core.accounts.api import Accounts
 
-    with session(config_path, "user purge") as found:
+    with open_session(config_path, "user purge") as found:
         user = _find_user(found, email)
         if user.is_active:
             raise click.ClickException(
@@ -237,7 +237,7 @@ def _change_user(
 
     `text` is the message to print; `{}` in it stands for the address.
     """
-    with session(config_path, label) as found:
+    with open_session(config_path, label) as found:
         user = _find_user(found, email)
         user = found.run(lambda: change(found, user))
     _print_user(user, text.format(user.email), as_json)
@@ -293,7 +293,7 @@ def _converted_facts(facts: dict[str, Any], kind: Any) -> Any:
 
 
 def _print_user(user: Any, text: str, as_json: bool) -> None:
-    output.value(msgspec.to_builtins(user), as_json=as_json, text=text)
+    output.print_value(msgspec.to_builtins(user), as_json=as_json, text=text)
 
 
 @click.group("keys")
@@ -314,7 +314,7 @@ def generate_master_key(label: str, as_json: bool) -> None:
     if not (label.isascii() and label.isalnum()):
         raise click.UsageError("--label may contain only letters and digits")
     text = f"{label}:{base64.b64encode(secrets.token_bytes(32)).decode()}"
-    output.value({"master_key": text}, as_json=as_json, text=text)
+    output.print_value({"master_key": text}, as_json=as_json, text=text)
 
 
 @key_command_group.command("rotate-jwt")
@@ -327,8 +327,8 @@ def rotate_jwt(config_path: Path | None, as_json: bool) -> None:
     """
     from corral_core.accounts.service.authentication import SigningKeys
 
-    with session(config_path, "keys rotate-jwt") as found:
+    with open_session(config_path, "keys rotate-jwt") as found:
         kid = found.run(found.service(SigningKeys).rotate)
-    output.value(
+    output.print_value(
         {"key": kid}, as_json=as_json, text=f"Within a minute, access tokens are signed with the new key {kid}."
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from corral.cli.commands import companions, contributed
+from corral.cli.commands import contributed, extra_distributions
 from corral.config.model import Config, Plugins
 from corral.plugin import Plugin
 from corral.plugins.discovery import Found
@@ -23,8 +23,8 @@ def asked(monkeypatch: pytest.MonkeyPatch, *plugins: Found, **lists: Any) -> lis
 
 
 def test_companions_are_what_the_extras_name() -> None:
-    assert "corral-llama" in companions()
-    assert "click" not in companions()  # required, but no extra
+    assert "corral-llama" in extra_distributions()
+    assert "click" not in extra_distributions()  # required, but no extra
 
 
 def test_ours_those_that_the_file_names_and_companions_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,4 +47,4 @@ def test_one_that_fails_is_named_and_leaves_the_others(
 
     broken = Found(name="broken", load=explode)
     assert asked(monkeypatch, broken, found("own", "corral")) == [("own", ["own"])]
-    assert capsys.readouterr().err == "corral: the commands of broken are missing: 3\n"
+    assert capsys.readouterr().err == "corral: the plugin broken failed, so its commands are missing: 3\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from corral.cli.logs import LINES_A_SECOND, LogRateLimit
+from corral.cli.logs import LINES_PER_SECOND, LogRateLimit
 from corral.plugin import Plugin
 from corral.plugins.discovery import Found
 from corral.plugins.record import PluginRecord
@@ -45,11 +45,11 @@ def test_a_flood_is_cut_and_told_of(caplog: pytest.LogCaptureFixture) -> None:
         lines.handle(record(__file__))
     for _ in range(10):
         lines.handle(record(__file__, plugin="tasks"))  # lines about it count as well
-    assert sum(each.pathname == path for each in lines.told) == LINES_A_SECOND
+    assert sum(each.pathname == path for each in lines.told) == LINES_PER_SECOND
     assert sum(each.pathname == __file__ for each in lines.told) == 250
     assert share.dropped == {"tasks": 160}
     now[0] += 1
     with caplog.at_level(logging.WARNING, logger="corral.plugins"):
         lines.handle(record(path))
     assert lines.told[-1].pathname == path
-    assert [(each.plugin, each.left_out) for each in caplog.records] == [("tasks", 160)]  # type: ignore[attr-defined]
+    assert [(each.plugin, each.dropped) for each in caplog.records] == [("tasks", 160)]  # type: ignore[attr-defined]

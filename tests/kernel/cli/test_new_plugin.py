@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from corral.scaffold.write import BadName, names, write
+from corral.scaffold.distribution import InvalidPluginName, placeholder_values, write_distribution
 from corral.testing.conformance import check_plugin
 from corral.testing.installed import PluginFolder
 from corral.testing.server import ServerProcess
@@ -67,7 +67,7 @@ def test_plugins_1_a_new_plugin_is_green_and_answers_once_enabled(echo: Any) -> 
 def test_it_passes_lint_format_types_and_its_own_tests(corral: Any) -> None:
     """ruff and mypy run where they are installed: the environments for lint and types have them, this suite may not."""
     folder = corral.home / "corral-echo"
-    write("echo", folder)
+    write_distribution("echo", folder)
     assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == FILES
     environ = {**corral.environ, "PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     commands = [["-m", "pytest", "-q", "-p", "no:cacheprovider"]]
@@ -88,7 +88,7 @@ def _has(module: str) -> bool:
 
 
 def test_names_are_checked_and_nothing_is_overwritten(corral: Any, tmp_path: Path) -> None:
-    assert names("corral-two-words") == {
+    assert placeholder_values("corral-two-words") == {
         "name": "two_words",
         "hyphenated": "two-words",
         "package": "corral_two_words",
@@ -96,9 +96,9 @@ def test_names_are_checked_and_nothing_is_overwritten(corral: Any, tmp_path: Pat
         "camel": "TwoWords",
     }
     for name in ("9lives", "Two", "a--b", "a_", "class", "a" * 31, "", "é", "a/b", ".."):
-        with pytest.raises(BadName):
-            names(name)
-    assert "installed already" in corral("new-plugin", "agents").err
+        with pytest.raises(InvalidPluginName):
+            placeholder_values(name)
+    assert "already installed" in corral("new-plugin", "agents").err
     assert corral("new-plugin", "../x").status == 2
     (tmp_path / "corral-echo").mkdir()
     done = corral("new-plugin", "echo")
@@ -174,7 +174,7 @@ CHANGES = {
         "created_by = IdField(null=True)",
         "created_by = IdField()",
         "migrations.sqlite",
-        "created_by is VARCHAR(36), the model says VARCHAR(36) NOT NULL",
+        "created_by is VARCHAR(36) in the database and VARCHAR(36) NOT NULL in the model",
     ),
     "other type": (
         "models.py",
@@ -223,7 +223,7 @@ CHANGES = {
         '    name = "echo"\n',
         '    name = "echo"\n    requires = ("echo",)\n',
         "manifest.requires",
-        "names the plugin itself",
+        "contains the plugin itself",
     ),
 }
 
@@ -231,7 +231,7 @@ CHANGES = {
 @pytest.mark.parametrize("what", CHANGES)
 def test_check_finds(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, old, new, rule, told = CHANGES[what]
-    write("echo", tmp_path / "corral-echo")
+    write_distribution("echo", tmp_path / "corral-echo")
     path = tmp_path / "corral-echo" / "corral_echo" / file
     text = path.read_text()
     assert old in text

@@ -18,7 +18,7 @@ ROWS = [
 
 
 def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    output.table(ROWS, ("email", "text", "is_active", "at"), as_json=False)
+    output.print_table(ROWS, ("email", "text", "is_active", "at"), as_json=False)
     return capsys.readouterr().out.splitlines()
 
 
@@ -44,5 +44,5 @@ def test_what_goes_to_a_file_is_a_line_a_row(
 
 @pytest.mark.parametrize("name", ["Bob [/x]", "[red]Bob[/red]", "[link=file:///etc/passwd]Bob[/link]", ":warning: Bob"])
 def test_names_are_text_whatever_they_look_like(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    output.table([{"full_name": name}], ("full_name",), as_json=False)
+    output.print_table([{"full_name": name}], ("full_name",), as_json=False)
     assert name in capsys.readouterr().out

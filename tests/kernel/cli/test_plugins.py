@@ -99,17 +99,17 @@ def test_what_would_break_is_refused_and_the_file_untouched(two: Any) -> None:
         two.plugins.add(name, text)
     for arguments, told in (
         (("enable", "broken"), "SystemExit: 1"),
-        (("enable", "picky"), "requires absent, which is not installed. Enable first: absent"),
+        (("enable", "picky"), "requires absent, which is not installed; enable absent first"),
         (("enable", "stedy"), "the nearest is steady"),
         (("disable", "accounts"), "protected"),
-        (("disable", "nothing-like-it"), "no plugin nothing-like-it is installed"),
+        (("disable", "nothing-like-it"), "there is no installed plugin nothing-like-it"),
     ):
         done = two("plugins", *arguments)
         assert (done.status, told in done.err) == (1, True), done
     assert (two.home / "corral.toml").read_text() == before
     two("plugins", "enable", "leaning")
     refused = two("plugins", "disable", "steady")
-    assert "disable first what requires steady: leaning" in refused.err
+    assert "steady is required by leaning; disable these plugins first" in refused.err
     assert named(two)["enabled"] == ["steady", "leaning"]
 
 
@@ -124,7 +124,7 @@ def test_one_whose_import_ends_the_process_can_be_taken_out(corral: Any) -> None
 
 def test_one_that_was_uninstalled_can_be_taken_out_of_the_file(corral: Any) -> None:
     corral.configure('[plugins]\nenabled = ["gone"]\n')
-    assert any("gone is enabled and not installed" in line for line in corral("doctor").out.splitlines())
+    assert any("gone is enabled but not installed" in line for line in corral("doctor").out.splitlines())
     assert corral("plugins", "disable", "gone").status == 0
     assert named(corral) == {"enabled": []}
 
@@ -165,7 +165,7 @@ def test_purge_asks_for_the_name_and_drops_the_tables_of_a_disabled_plugin(two: 
     )
     two("plugins", "disable", "steady", environ=environ)
     wrong = two("plugins", "purge", "steady", stdin="stead\n", environ=environ)
-    assert (wrong.status, "nothing was dropped" in wrong.err) == (1, True)
+    assert (wrong.status, "no table was dropped" in wrong.err) == (1, True)
     assert two("plugins", "purge", "steady", environ=environ).status != 0  # nobody typed anything
     done = two("plugins", "purge", "steady", "--json", stdin="steady\n", environ=environ)
     assert done.json() == {"name": "steady", "dropped": ["steady_migrations", "steady_things"]}, done

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 from tests.kernel.auth.authenticator import AuthenticatorApp
 
-from corral.cli.sessions import operator
+from corral.cli.sessions import operator_name
 from corral.testing.server import ServerProcess
 
 PASSWORD = "a rather long phrase"
@@ -121,7 +121,7 @@ def test_it_works_beside_a_running_server(corral: Any, running: tuple[ServerProc
     admin = server.sign_in()
     events = admin.get("/events?types=user.created").json()["items"]
     made = [event["actor"] for event in events if event["data"]["how"] == "admin"]
-    assert made == [{"type": "system", "id": operator()}], events
+    assert made == [{"type": "system", "id": operator_name()}], events
     assert corral("user", "deactivate", "ada@example.org", environ=environ).status == 0
     wait_until_refused(ada)
 

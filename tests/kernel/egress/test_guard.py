@@ -19,10 +19,10 @@ from corral.egress.guard import (
     Exempt,
     Policy,
     canonical_address,
+    is_denied,
     read_exempt,
     read_host,
     read_url,
-    refused,
 )
 from corral.egress.resolver import is_local, resolve
 from corral.errors import Refused
@@ -57,22 +57,22 @@ def judge(guard: EgressGuard, host: str, port: int, *addresses: str, **policy: A
 
 @pytest.mark.parametrize("network", DENIED, ids=str)
 def test_both_ends_of_every_denied_network_are_refused(network: Any) -> None:
-    assert refused(network.network_address, "public")
-    assert refused(network.broadcast_address, "public")
+    assert is_denied(network.network_address, "public")
+    assert is_denied(network.broadcast_address, "public")
 
 
 @pytest.mark.parametrize(
     "text", ["1.1.1.1", "93.184.216.34", "11.0.0.1", "172.32.0.1", "2606:4700::1111", "2a00:1450::1"]
 )
 def test_public_addresses_are_allowed(text: str) -> None:
-    assert not refused(ipaddress.ip_address(text), "public")
-    assert not refused(ipaddress.ip_address(text), "internal")
+    assert not is_denied(ipaddress.ip_address(text), "public")
+    assert not is_denied(ipaddress.ip_address(text), "internal")
 
 
 @pytest.mark.parametrize("text", ["10.1.2.3", "100.64.0.1", "172.16.9.9", "192.168.1.1", "fd12:3456::1"])
 def test_the_internal_profile_opens_private_ranges(text: str) -> None:
-    assert refused(canonical_address(text), "public")
-    assert not refused(canonical_address(text), "internal")
+    assert is_denied(canonical_address(text), "public")
+    assert not is_denied(canonical_address(text), "internal")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_the_internal_profile_opens_private_ranges(text: str) -> None:
     ],
 )
 def test_the_internal_profile_refuses_what_is_no_neighbour(text: str) -> None:
-    assert refused(canonical_address(text), "internal")
+    assert is_denied(canonical_address(text), "internal")
 
 
 def test_one_refused_address_refuses_all() -> None:
@@ -242,7 +242,7 @@ def test_every_spelling_of_a_denied_address_is_refused(network: Any, data: Any, 
 @given(st.integers(0, 2**32 - 1))
 def test_mapped_addresses_are_judged_as_what_they_stand_for(number: int) -> None:
     plain, mapped = ipaddress.IPv4Address(number), ipaddress.IPv6Address((0xFFFF << 32) + number)
-    assert refused(plain, "public") == refused(canonical_address(str(mapped)), "public")
+    assert is_denied(plain, "public") == is_denied(canonical_address(str(mapped)), "public")
 
 
 def test_corrals_own_listeners_are_refused_under_every_address_of_the_machine() -> None:

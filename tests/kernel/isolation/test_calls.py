@@ -73,6 +73,16 @@ async def test_a_gate_that_does_not_come_back_stops_the_loop_for_a_moment(tmp_pa
         assert time.monotonic() - began < LOOP_SECONDS
 
 
+async def test_many_short_calls_that_block_the_loop_together_are_nobodys_fault(tmp_path: Path) -> None:
+    gate = Gate(lambda: time.sleep(0.05))
+    async with make_kernel(tmp_path, plugins=[plugin("brief", corral_gates=lambda self: [gate])]) as kit:
+        (guarded,) = kit.loaded("brief").contributed.gates
+        for _ in range(40):  # without a step of the event loop in between
+            guarded.check("127.0.0.1", "GET", "/")
+        assert gate.calls == 40
+        assert kit.kernel.registry.totals("brief") == (0, 0)
+
+
 async def test_an_async_route_that_does_not_come_back_fails_alone(tmp_path: Path) -> None:
     group = routes("faulty")
 

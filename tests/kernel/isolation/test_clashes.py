@@ -12,7 +12,7 @@ import pytest
 from tests.kernel.isolation.misbehaving import plugin, routes
 
 from corral.auth.principal import PUBLIC
-from corral.cli.doctor import installation
+from corral.cli.doctor import check_installation
 from corral.config.model import Config, Plugins
 from corral.config.reader import load as load_config
 from corral.database.model import Model
@@ -138,7 +138,7 @@ async def test_who_takes_the_name_of_a_built_in_plugin_is_named(
     assert [getattr(each, "plugin", "") for each in caplog.records] == ["tasks_of_corral_tasks2"]
     overrides = {"plugins.dir": str(folder.path), "plugins.enabled": ["tasks"], "data_dir": str(tmp_path / "looked")}
     config = load_config({}, path=Path(os.devnull), overrides=overrides)
-    told = [each.detail for each in installation(config) if "tasks" in each.detail]
+    told = [each.detail for each in check_installation(config) if "tasks" in each.detail]
     reason = "ValueError: name clash with the built-in plugin tasks: uninstall corral-tasks2"
     assert told == [f"tasks_of_corral_tasks2 is failed: {reason}"]
     async with make_kernel(tmp_path, config={"plugins.dir": str(folder.path), "plugins.enabled": ["tasks"]}) as kit:

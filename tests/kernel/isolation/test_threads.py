@@ -13,7 +13,7 @@ import pytest
 
 from corral.errors import ContributionFailed
 from corral.plugins.executor import PluginThreads, acting_plugin
-from corral.watchdog import Guard, Watchdog
+from corral.watchdog import GuardedFunction, Watchdog
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_one_plugin_has_half_of_them(threads: PluginThreads) -> None:
 
 def test_an_abandoned_thread_is_replaced(threads: PluginThreads) -> None:
     inside: list[threading.Thread] = []
-    stop, guard = threading.Event(), create_autospec(Guard, instance=True, plugin="slow", where="it")
+    stop, guard = threading.Event(), create_autospec(GuardedFunction, instance=True, plugin="slow", where="it")
 
     def block() -> None:
         inside.append(threading.current_thread())

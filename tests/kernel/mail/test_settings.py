@@ -70,7 +70,7 @@ async def test_the_password_is_never_shown(kit: Kit) -> None:
 
 def test_doctor_asks_the_mail_server(mail_server: MailServer) -> None:
     def found(**overrides: Any) -> Any:
-        [finding] = doctor.mail(load({}, path=Path(os.devnull), overrides=overrides))
+        [finding] = doctor.check_mail(load({}, path=Path(os.devnull), overrides=overrides))
         return finding
 
     assert found(**mail_server.config()).status == "ok"

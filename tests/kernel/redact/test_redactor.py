@@ -14,7 +14,7 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 
-from corral.redact.encodings import LONGEST, encodings, redactable
+from corral.redact.encodings import LONGEST, encodings, is_redactable
 from corral.redact.matcher import MARK, Hit
 from corral.redact.patterns import Pattern
 from corral.redact.redactor import Redactor
@@ -112,7 +112,7 @@ def test_values_that_begin_alike_are_told_apart() -> None:
     "value", ["", "short7!", "password", "Production", "LOCALHOST", "        ", "--------", "aaaabbbb"]
 )
 def test_values_that_would_blot_out_ordinary_text_are_told(value: str) -> None:
-    assert not redactable(value)
+    assert not is_redactable(value)
     redactor = Redactor()
     assert redactor.set_values("vault", {"a": value, "b": "good-enough-1"}) == ["a"]
     assert redactor.redact(f"x {value} y", patterns=False) == f"x {value} y"
@@ -121,7 +121,7 @@ def test_values_that_would_blot_out_ordinary_text_are_told(value: str) -> None:
 
 @pytest.mark.parametrize("value", ["passw0rd", "correct horse", "kLmNoPqR", "abcdefghijklmnopqrst", "12345678"])
 def test_values_that_are_worth_it(value: str) -> None:
-    assert redactable(value)
+    assert is_redactable(value)
 
 
 def test_a_longer_value_is_known_by_its_long_lines() -> None:
@@ -204,6 +204,6 @@ def test_the_cost_of_ten_thousand_values() -> None:
     redactor.set_values("vault", {str(n): f"value-{n:06}-{n * 7919 % 999983:06}" for n in range(10_000)})
     words = [f"word{n * 31 % 977}" for n in range(1000)]
     text = " ".join(words * 300)[: 2**20]
-    began = time.perf_counter()
+    began = time.thread_time()
     assert redactor.redact(text) == text
-    assert time.perf_counter() - began < 0.5
+    assert time.thread_time() - began < 0.5

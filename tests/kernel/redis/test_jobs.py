@@ -296,7 +296,7 @@ async def test_sighup_begins_again_as_the_same_process(installation: Installatio
         good = file.read_text()
         file.write_text(f"{good}nonsense = 1\n")
         process.process.send_signal(signal.SIGHUP)
-        await until(lambda: "not reloaded" in process.log and "unknown key plugins.nonsense" in process.log)
+        await until(lambda: "reload failed" in process.log and "unknown key plugins.nonsense" in process.log)
         await installation.enqueue(1)
         await installation.wait_for(1, seconds=20)
         file.write_text(good)

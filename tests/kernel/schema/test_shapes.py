@@ -43,7 +43,7 @@ def test_every_fault_is_told_at_once() -> None:
         Fault(
             "/z",
             "unknown_field",
-            "no such field; known: title, priority, level, count, due, tags, shape, numbers, parts",
+            "unknown field; known fields: title, priority, level, count, due, tags, shape, numbers, parts",
         ),
     }
     assert caught.value.detail == "8 fields are not valid"

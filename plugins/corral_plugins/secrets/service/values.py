@@ -10,7 +10,7 @@ from corral import clock
 from corral.crypto import SealedWrong, Sealer, place, refuse_mask
 from corral.errors import Conflict, Invalid, NotFound, Problem, Unavailable
 from corral.ids import new_id
-from corral.redact.encodings import redactable
+from corral.redact.encodings import is_redactable
 from corral_plugins.secrets.models import SecretRow, SecretVersion
 from corral_plugins.secrets.service.alerts import VaultAlerts
 from corral_plugins.secrets.shapes import GenerationOptions
@@ -35,7 +35,7 @@ def checked_value(value: str, pointer: str = "/value") -> str:
 
 def value_warnings(value: str | None) -> list[str]:
     """Return `not_redactable` as a warning if the value is too short or too common to be redacted."""
-    return [] if value is None or redactable(value) else [NOT_REDACTABLE]
+    return [] if value is None or is_redactable(value) else [NOT_REDACTABLE]
 
 
 def decode_hex(text: str) -> bytes:

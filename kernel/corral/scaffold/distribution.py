@@ -14,17 +14,17 @@ IDENTIFIER = re.compile(r"[a-z][a-z0-9_]{0,29}")
 SUFFIX = ".tmpl"
 
 
-class BadName(ValueError):
+class InvalidPluginName(ValueError):
     """The name is not a valid plugin name. The message states the reason."""
 
 
-def names(name: str) -> dict[str, str]:
-    """Return the values of the template placeholders for a plugin name. Raises `BadName` if the name is invalid."""
+def placeholder_values(name: str) -> dict[str, str]:
+    """Return the values of the template placeholders for a plugin name. Raises `InvalidPluginName` if the name is invalid."""
     identifier = name.removeprefix("corral-").replace("-", "_")
     if not IDENTIFIER.fullmatch(identifier) or identifier.endswith("_") or "__" in identifier:
-        raise BadName(f"{name}: use at most 30 lower-case letters, digits and single hyphens, a letter first")
+        raise InvalidPluginName(f"{name} is not a valid name; use up to 30 lower-case letters, digits and single hyphens, beginning with a letter")
     if keyword.iskeyword(identifier):
-        raise BadName(f"{name} is a word of Python")
+        raise InvalidPluginName(f"{name} is a Python keyword; choose another name")
     return {
         "name": identifier,
         "hyphenated": identifier.replace("_", "-"),
@@ -34,25 +34,25 @@ def names(name: str) -> dict[str, str]:
     }
 
 
-def write(name: str, folder: Path) -> list[Path]:
+def write_distribution(name: str, folder: Path) -> list[Path]:
     """Create `folder` with all files of the distribution, and return their paths.
 
     Raises `FileExistsError`, without writing any file, if the folder exists.
     """
-    words = names(name)
+    values = placeholder_values(name)
     folder.mkdir(parents=True)
     written: list[Path] = []
-    _copy(resources.files("corral.scaffold").joinpath("templates"), folder, words, written)
+    _copy(resources.files("corral.scaffold").joinpath("templates"), folder, values, written)
     return written
 
 
-def _copy(source: Traversable, target: Path, words: Mapping[str, str], written: list[Path]) -> None:
+def _copy(source: Traversable, target: Path, values: Mapping[str, str], written: list[Path]) -> None:
     for item in sorted(source.iterdir(), key=lambda item: item.name):
         if item.is_dir():
-            below = target / (words["package"] if item.name == "package" else item.name)
+            below = target / (values["package"] if item.name == "package" else item.name)
             below.mkdir(exist_ok=True)
-            _copy(item, below, words, written)
+            _copy(item, below, values, written)
         elif item.name.endswith(SUFFIX):
-            path = target / item.name.removesuffix(SUFFIX).replace("NAME", words["name"])
-            path.write_text(Template(item.read_text("utf-8")).substitute(words), "utf-8")
+            path = target / item.name.removesuffix(SUFFIX).replace("NAME", values["name"])
+            path.write_text(Template(item.read_text("utf-8")).substitute(values), "utf-8")
             written.append(path)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from corral.asgi.application import Application
-from corral.cli.sessions import scratch
+from corral.cli.sessions import temporary_kernel
 from corral.config.reader import load as load_config
 
 
@@ -23,7 +23,7 @@ def build() -> Iterator[Application]:
 
     Raises `RuntimeError` if a plugin did not start, because the generated files would be incomplete.
     """
-    with scratch(load_config({}, path=Path(os.devnull))) as kernel:
+    with temporary_kernel(load_config({}, path=Path(os.devnull))) as kernel:
         application = Application(kernel)
         down = [f"{item.name}: {item.reason}" for item in kernel.plugins if item.found.built_in and not item.active]
         if down:
