@@ -76,6 +76,7 @@ class PluginAdministration:
     def __init__(self, registry: PluginRegistry, quarantines: PluginQuarantine, work: Work) -> None:
         self._registry, self._quarantines, self._work = registry, quarantines, work
         self._applying: asyncio.Future[None] | None = None
+        self._decisions = 0  # made in this process
 
     def list_plugins(self, states: Sequence[str] = ()) -> list[PluginView]:
         """Return all plugins in these states, by name; without states, return every plugin."""
@@ -141,7 +142,7 @@ class PluginAdministration:
                 conflict_target=[PluginStateRow.name], update=row
             ).execute()
             self._publish_state(loaded, "disabled", reason or OFF)
-            after_commit(lambda: self._registry.disable(name, reason or OFF))
+            after_commit(lambda: self._close_plugin(name, reason or OFF))
         return msgspec.structs.replace(self.get_plugin(name), state="disabled", reason=loaded.reason or reason or OFF)
 
     def enable(self, name: str) -> PluginView:
@@ -165,7 +166,12 @@ class PluginAdministration:
         after_commit(lambda: self._open_plugin(name))
         return msgspec.structs.replace(self.get_plugin(name), state="active", reason=None)
 
+    def _close_plugin(self, name: str, reason: str) -> None:
+        self._decisions += 1
+        self._registry.disable(name, reason)
+
     def _open_plugin(self, name: str) -> None:
+        self._decisions += 1
         self._quarantines.tracker(name).clear()
         self._registry.enable(name)
 
@@ -191,7 +197,10 @@ class PluginAdministration:
     async def _apply_stored(self, previous: asyncio.Future[None] | None) -> None:
         if previous is not None:
             await asyncio.wait({previous})
-        self.apply_decisions(await self._work(self.stored_decisions, read=True))
+        made = -1
+        while made != self._decisions:  # rows that were read before a decision of this process are out of date
+            made, stored = self._decisions, await self._work(self.stored_decisions, read=True)
+        self.apply_decisions(stored)
 
     def _find_plugin(self, name: str) -> PluginRecord:
         loaded = self._registry.get(name)
