@@ -143,7 +143,7 @@ def test_any_path_stays_inside(path: str, tmp_path_factory: pytest.TempPathFacto
     finally:
         outside = [found for found in root.rglob("*") if found.is_file() and space.path not in found.parents]
         assert outside == []
-    assert space.read(path)["content"] == "x"
+    assert space.read_text(path)["content"] == "x"
 
 
 def test_workspaces_are_private_and_go_when_they_are_old(tmp_path: Path) -> None:
