@@ -163,4 +163,4 @@ def test_workspaces_are_private_and_go_when_they_are_old(tmp_path: Path) -> None
 @pytest.mark.parametrize("task_id", ["../x", "", "a/b", ".", "x" * 65])
 def test_only_ids_name_workspaces(task_id: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a valid task id"):
-        Workspaces(tmp_path).open(task_id)
+        Workspaces(tmp_path).open_workspace(task_id)
