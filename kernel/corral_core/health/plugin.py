@@ -69,7 +69,7 @@ class HealthPlugin(Plugin):
             lock = SingleMachineLock(runtime.service(Work))
             await lock.acquire()
             runtime.supervise("single_machine_lock", lock.renew_regularly)
-        runtime.supervise("egress_refusals", runtime.service(EgressAudit).write_refusals)
+        runtime.supervise("egress_audit", runtime.service(EgressAudit).write_refusals)
         runtime.supervise("loop_lag", runtime.service(LoopLag).measure_lag)
         runtime.supervise("heap_trimming", HeapTrimming().trim_regularly)
         runtime.when_draining(runtime.service(Readiness).begin_shutdown)
