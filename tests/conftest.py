@@ -5,16 +5,25 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from tests.kernel.cli.warm import SERVERS, warm
 
 MEMORY, MEMORY_NEEDED = Path("/dev/shm"), 8 * 2**30
 
 # These tests mostly wait for servers and timers, so they run beside the tests that compute, not after them.
-FIRST = ("tests/benchmarks/", "tests/promises/", "tests/end_to_end/")
+WAITING = (
+    "tests/benchmarks/",
+    "tests/promises/",
+    "tests/end_to_end/",
+    "tests/kernel/redis/",
+    "tests/plugins/workers/node/",
+)
 
 
 def pytest_configure() -> None:
@@ -37,17 +46,53 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the PostgreSQL run of `one_engine` tests unless `--long` is given, and put the tests that wait first.
-
-    With `--dist worksteal` one process starts on the first third, and the others take over what is left at the end.
-    """
+    """Leave out the PostgreSQL run of `one_engine` tests unless `--long` is given. Put the tests that wait first."""
     if not config.getoption("--long", default=False):
         twice = [
             item for item in items if item.get_closest_marker("one_engine") and item.get_closest_marker("postgres")
         ]
         config.hook.pytest_deselected(items=twice)
         items[:] = [item for item in items if item not in {*twice}]
-    items.sort(key=lambda item: next((n for n, path in enumerate(FIRST) if item.nodeid.startswith(path)), len(FIRST)))
+    items[:] = waiting_first(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
+def waiting_first(items: Sequence[pytest.Item], processes: int) -> list[pytest.Item]:
+    """Return the tests in the order in which they run.
+
+    With `--dist worksteal` each process begins with an equal share of the list, and takes tests of the others when it
+    has done its own. The files of the tests that wait are divided between the first two shares and come first in both.
+    """
+    waiting = [item for path in WAITING for item in items if item.nodeid.startswith(path)]
+    others = [item for item in items if not item.nodeid.startswith(WAITING)]
+    if processes < 3:
+        return [*waiting, *others]
+    files = list(dict.fromkeys(item.path for item in waiting))
+    one, two = ([item for item in waiting if item.path in half] for half in (files[::2], files[1::2]))
+    share = len(items) // processes - len(one)
+    return [*one, *others[:share], *two, *others[share:]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _servers_are_forked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Start servers as forks of a process that has imported Corral, which saves most of the processor time of a start.
+
+    In the long forms of the promises, which report how long a start takes, servers start like any program.
+    """
+    if request.config.getoption("--long", default=False):
+        yield
+        return
+    from corral.testing import server
+
+    plain = server.start_process
+
+    def fork(arguments: Sequence[str], *, environ: Mapping[str, str], folder: Path, log: Path) -> Any:
+        if any(name.startswith("PYTHON") and os.environ.get(name) != value for name, value in environ.items()):
+            return plain(arguments, environ=environ, folder=folder, log=log)  # for another interpreter than this one
+        return warm(*SERVERS).start(arguments, cwd=folder, environ=environ, log=log)
+
+    server.start_process = fork
+    yield
+    server.start_process = plain
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

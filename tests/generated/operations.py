@@ -75,11 +75,18 @@ class Operation(msgspec.Struct, frozen=True):
         return str(status) in self.spec["responses"]
 
 
+_documents: dict[frozenset[str], Any] = {}  # by the operations in it: writing one costs a third of a second
+
+
 async def operations(kit: Kit) -> list[Operation]:
     """Every operation of the active plugins; fails when the document leaves one out."""
-    document = (await kit.client.get("/openapi.json")).json()
+    routes = [endpoint.route for endpoint in kit.application.endpoints if endpoint.unavailable is None]
+    served = frozenset(route.label for route in routes)
+    if served not in _documents:
+        _documents[served] = (await kit.client.get("/openapi.json")).json()
+    document = _documents[served]
     samples = Samples(document)
     return [
         Operation(route, document["paths"][BASE + route.path.rstrip("/")][route.method.lower()], samples)
-        for route in (endpoint.route for endpoint in kit.application.endpoints if endpoint.unavailable is None)
+        for route in routes
     ]

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -47,6 +47,20 @@ async def serving(kit: Kit, server: str = "uvicorn") -> AsyncIterator[int]:
     """Serve the kit's kernel on a free port with `uvicorn` or `hypercorn`, and yield the port."""
     async with serving_app(kit.application.app, kit.kernel.config, server) as (port, _):
         yield port
+
+
+def start_process(arguments: Sequence[str], *, environ: Mapping[str, str], folder: Path, log: Path) -> Any:
+    """Start `corral` with these arguments in a session of its own, and append its output to the log."""
+    with log.open("ab") as output:
+        return subprocess.Popen(  # noqa: S603  (our own program)
+            [sys.executable, "-m", "corral", *arguments],
+            env=dict(environ),
+            cwd=folder,
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
 
 class ServerProcess:
@@ -91,17 +105,9 @@ class ServerProcess:
         Raises `RuntimeError` if the server exits, or is not ready within `seconds`.
         """
         began = time.monotonic()
-        command = [sys.executable, "-m", "corral", "serve", "--bind", f"127.0.0.1:{self.port}", *self.arguments]
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(  # noqa: S603  (our own program)
-                command,
-                env=self.environ,
-                cwd=self.folder,
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+        command = ["serve", "--bind", f"127.0.0.1:{self.port}", *self.arguments]
+        self.process = start_process(command, environ=self.environ, folder=self.folder, log=self.folder / "server.log")
+        assert self.process is not None
         with httpx2.Client(base_url=self.address, timeout=2, trust_env=False) as client:
             while time.monotonic() - began < seconds:
                 if self.process.poll() is not None:
@@ -164,16 +170,10 @@ class JobsProcess:
     def start(self, *, seconds: float = 20.0) -> Self:
         """Start the process and wait until it runs jobs. Raises `RuntimeError` if it does not within `seconds`."""
         until = time.monotonic() + seconds
-        with (self.folder / "jobs.log").open("wb") as log:
-            self.process = subprocess.Popen(  # noqa: S603  (our own program)
-                [sys.executable, "-m", "corral", "jobs", *self.arguments],
-                env=dict(self.environ),
-                cwd=self.folder,
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+        log = self.folder / "jobs.log"
+        log.write_bytes(b"")
+        self.process = start_process(["jobs", *self.arguments], environ=self.environ, folder=self.folder, log=log)
+        assert self.process is not None
         while "Jobs are running" not in self.log:
             if self.process.poll() is not None or time.monotonic() > until:
                 self.kill()

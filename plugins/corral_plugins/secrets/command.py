@@ -92,7 +92,7 @@ def _damaged_secrets(values: Any, session: Any) -> list[str]:
     """Return the names of secrets whose values fail to decrypt although the master key is loaded."""
     found: set[str] = set()
     after = ""
-    while rows := session.run(lambda after=after: values.after(after), read=True):
+    while rows := session.run(lambda after=after: values.versions_after(after), read=True):
         found |= {str(row.name) for row in rows if values.is_damaged(row)}
         after = rows[-1].id
     return sorted(found)

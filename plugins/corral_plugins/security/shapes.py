@@ -54,7 +54,7 @@ class NewKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     allowed_cidrs: Annotated[list[Cidr], Meta(max_length=MAX_CIDRS)] = msgspec.field(default_factory=list)
 
 
-class KeyRotation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class ApiKeyRotation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Options of a rotation. The old token stays valid for `overlap_seconds`."""
 
     overlap_seconds: Annotated[int, Meta(ge=0, le=86_400)] = 0

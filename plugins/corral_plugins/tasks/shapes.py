@@ -218,7 +218,7 @@ class Explanation(msgspec.Struct, kw_only=True):
     attempts: list[AttemptView]
 
 
-class TaskCost(msgspec.Struct, kw_only=True):
+class TaskCostSummary(msgspec.Struct, kw_only=True):
     """The cost of all attempts of a task. `unpriced_tokens` have no known price and are not included in `cost_usd`."""
 
     cost_usd: float
@@ -265,7 +265,7 @@ class TaskItem(msgspec.Struct, kw_only=True):
     progress: dict[str, Any] | None
     artifacts: list[Any]
     error: dict[str, Any] | None
-    cost: TaskCost
+    cost: TaskCostSummary
     waiting_for: dict[str, Any] | None
     source: dict[str, Any]
     cause_chain: list[str]

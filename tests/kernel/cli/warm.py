@@ -1,7 +1,8 @@
 """`corral` without its imports, which are two thirds of the time of a command: forks of a process that has done them.
 
 A fork has its own folder, environment, streams and status, as any process has. Run as a script this file is the process
-that forks: it reads one job a line and answers with a status a line.
+that forks: it reads one job a line, and answers each with a line: the exit status of a command that has ended, or the
+process id of a server that runs.
 """
 
 from __future__ import annotations
@@ -14,25 +15,94 @@ import importlib
 import json
 import os
 import runpy
+import secrets
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 TYPICAL = ("migrate", "--json")  # imports what most commands do
+SERVERS = (
+    "corral.asgi.application",
+    "corral.cli.hypercorn_server",
+    "corral.cli.jobs",
+    "corral.cli.serve",
+    "corral.cli.uvicorn_server",
+    "genai_prices.data_snapshot",
+)
+
+
+class Fork:
+    """A server that `Warm` started; the part of `subprocess.Popen` that tests use."""
+
+    def __init__(self, pid: int, status: Path) -> None:
+        self.pid, self._status = pid, status
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Return the exit status, or None while the process runs."""
+        if self.returncode is None and self._status.exists():
+            self.returncode = int(self._status.read_text("ascii"))
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until the process has ended and return its exit status. Raises `TimeoutExpired`."""
+        until = None if timeout is None else time.monotonic() + timeout
+        while (status := self.poll()) is None:
+            if until is not None and time.monotonic() > until:
+                raise subprocess.TimeoutExpired("corral", timeout or 0.0)
+            time.sleep(0.005)
+        return status
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless the process has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.send_signal(signal.SIGKILL)
 
 
 class Warm:
-    """Runs commands as `subprocess.run` does, one after the other."""
+    """Runs commands as `subprocess.run` does, one after the other, or starts servers as `subprocess.Popen` does."""
 
-    def __init__(self) -> None:
+    def __init__(self, *modules: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+            [sys.executable, __file__, *modules],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
+        self._lock = threading.Lock()
+        self._statuses = tempfile.TemporaryDirectory(prefix="corral-statuses-")
+
+    def start(self, arguments: Sequence[str], *, cwd: Path, environ: Mapping[str, str], log: Path) -> Fork:
+        """Start a server in a session of its own. Its output is appended to the log."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        status = Path(self._statuses.name, secrets.token_hex(8))
+        job = {
+            "arguments": [*arguments],
+            "cwd": str(cwd),
+            "environ": dict(environ),
+            "streams": [os.devnull, str(log), str(log)],
+            "status": str(status),
+        }
+        with self._lock:
+            self._process.stdin.write(json.dumps(job) + "\n")
+            self._process.stdin.flush()
+            return Fork(int(self._process.stdout.readline()), status)
 
     def run(
         self, arguments: Sequence[str], *, cwd: Path, environ: Mapping[str, str], stdin: str, seconds: float = 120.0
@@ -62,9 +132,9 @@ class Warm:
 
 
 @functools.cache
-def warm() -> Warm:
-    """That of this test process."""
-    made = Warm()
+def warm(*modules: str) -> Warm:
+    """That of this test process which has imported these modules too."""
+    made = Warm(*modules)
     atexit.register(made.close)
     return made
 
@@ -73,16 +143,59 @@ def _serve() -> None:
     """In the process that forks."""
     del sys.path[0]  # the folder of this file, which `python -m corral` does not have
     with tempfile.TemporaryDirectory() as name:
-        for module in _imported(Path(name)):
+        for module in [*_imported(Path(name)), *sys.argv[1:]]:
             with contextlib.suppress(Exception):
                 importlib.import_module(module)
     gc.collect()
     gc.freeze()
+    signal.signal(signal.SIGCHLD, _reap)
     for line in sys.stdin:
+        job = json.loads(line)
+        if "status" in job:
+            print(_begin(job), flush=True)
+            continue
         pid = os.fork()
         if not pid:
-            _become(json.loads(line))
+            _leave_siblings()
+            _become(job)
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+_running: dict[int, str] = {}
+
+
+def _begin(job: dict[str, Any]) -> int:
+    """Fork a server and return its process id, once it leads a session of its own."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        _leave_siblings()
+        os.setsid()
+        os.close(read)
+        os.close(write)
+        _become(job)
+    os.close(write)
+    os.read(read, 1)  # ends when the child closes its side
+    os.close(read)
+    _running[pid] = job["status"]
+    _reap()
+    return pid
+
+
+def _leave_siblings() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    _running.clear()
+
+
+def _reap(*_: Any) -> None:
+    """Write down the exit statuses of the servers that have ended."""
+    for pid in list(_running):
+        with contextlib.suppress(ChildProcessError):  # this function has interrupted itself
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended and (path := _running.pop(pid, None)) is not None:
+                draft = Path(f"{path}.new")
+                draft.write_text(str(os.waitstatus_to_exitcode(status)), "ascii")
+                draft.rename(path)
 
 
 def _imported(folder: Path) -> list[str]:
@@ -114,7 +227,7 @@ def _become(job: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(job["environ"])
     sys.path.insert(0, job["cwd"])
-    flags = os.O_WRONLY | os.O_CREAT
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     for number, (name, how) in enumerate(zip(job["streams"], (os.O_RDONLY, flags, flags), strict=True)):
         opened = os.open(name, how, 0o600)
         os.dup2(opened, number)

@@ -13,6 +13,7 @@ import pytest
 from tests.engines import SQLITE
 from tests.kernel.database.conftest import Note, Noted, events, keys, note
 
+from corral.database import sqlite
 from corral.database.engine import Database
 from corral.database.sqlite import SqliteDatabase
 from corral.database.unit import after_commit, current
@@ -79,13 +80,14 @@ async def test_rule_5_waiting_units_share_a_commit(database: SqliteDatabase, mon
         deliver(outcomes)
 
     monkeypatch.setattr(database, "deliver", counting)
+    monkeypatch.setattr(sqlite, "BATCH_SECONDS", 60.0)  # a busy machine may not run all of them in 10 ms
     first = asyncio.ensure_future(database.work(lambda: gate.wait(1)))
     await asyncio.sleep(0.05)
     others = [asyncio.ensure_future(database.work(lambda i=i: note(f"n{i}"))) for i in range(40)]
     await asyncio.sleep(0.05)
     gate.set()
     await asyncio.gather(first, *others)
-    assert commits <= 8  # a batch takes 10 ms, in which a busy machine does not run all of them
+    assert commits <= 2  # the first unit may be alone
     assert len(keys(database)) == 40
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,11 +41,12 @@ async def _all_given_up(hosts: list[str]) -> None:
     assert {type(each) for each in answers} == {Unresolved}
 
 
-async def test_names_that_nobody_answers_keep_nobody_waiting(silent: list[str]) -> None:
+async def test_names_that_nobody_answers_keep_nobody_waiting(
+    silent: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     await _all_given_up([f"silent{n}.zone{n}.example" for n in range(24)])
-    began = time.monotonic()
+    monkeypatch.setattr(resolver, "RESOLVE_SECONDS", 10.0)  # behind one of them it would be given up
     assert "127.0.0.1" in await resolve("localhost", 80)
-    assert time.monotonic() - began < 0.2
     assert len(silent) == 24  # they still are asked for, each by itself
 
 

@@ -17,7 +17,7 @@ class Cycle:
         self.body, self.me = bytes(size), self
 
 async def main():
-    following = asyncio.create_task(heap_trimming.HeapTrimming().follow())
+    following = asyncio.create_task(heap_trimming.HeapTrimming().trim_regularly())
     await asyncio.sleep(0.2)
     before = heap_trimming.resident_bytes()
     bodies = [Cycle(20_000) for _ in range(3_000)]

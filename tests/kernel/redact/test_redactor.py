@@ -204,6 +204,6 @@ def test_the_cost_of_ten_thousand_values() -> None:
     redactor.set_values("vault", {str(n): f"value-{n:06}-{n * 7919 % 999983:06}" for n in range(10_000)})
     words = [f"word{n * 31 % 977}" for n in range(1000)]
     text = " ".join(words * 300)[: 2**20]
-    began = time.perf_counter()
+    began = time.thread_time()
     assert redactor.redact(text) == text
-    assert time.perf_counter() - began < 0.5
+    assert time.thread_time() - began < 0.5

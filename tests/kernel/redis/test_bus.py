@@ -83,7 +83,7 @@ async def test_without_its_server_nobody_waits_and_nothing_is_missed(
     for number in range(3):
         began = time.perf_counter()
         bus_of(pair.speaker).notify()
-        assert time.perf_counter() - began < 0.05
+        assert time.perf_counter() - began < 0.5  # to wait for a connection would take longer
         assert await pair.tell(f"disk {number}") < 2.0
     valkey_server.restart()
     assert await pair.connected() < 10.0

@@ -77,7 +77,7 @@ async def test_the_private_key_is_sealed(books: Books) -> None:
     await books.write(1)
     keyring.sealed = True
     with pytest.raises(Unavailable, match="key"):
-        await books.service(CheckpointSigner).make()
+        await books.service(CheckpointSigner).create_checkpoint()
     assert (await books.verify()).ok, "verifying needs no master key"
     await books.write(1)
 

@@ -95,8 +95,9 @@ def _sign(home: Path) -> None:
 
     code = (
         "import asyncio; from corral.config.reader import load; from corral.kernel import boot;"
-        "from corral_plugins.audit.service.checkpoints import Checkpoints;"
-        "kernel = boot(load()); asyncio.run(kernel.container.get(Checkpoints).make()); kernel.database.close()"
+        "from corral_plugins.audit.service.checkpoints import CheckpointSigner;"
+        "kernel = boot(load()); asyncio.run(kernel.container.get(CheckpointSigner).create_checkpoint());"
+        "kernel.database.close()"
     )
     environ: dict[str, Any] = {name: value for name, value in os.environ.items() if not name.startswith("CORRAL_")}
     subprocess.run([sys.executable, "-c", code], cwd=home, env=environ, check=True, timeout=60)

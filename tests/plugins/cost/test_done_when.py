@@ -53,7 +53,7 @@ async def test_cost_3_no_event_is_lost_and_none_double(books: Any) -> None:
     """Covers the part of 3 about events: settling again after a crash returns the same event."""
 
     def crash() -> None:
-        books.cost.settle(CostReport(usage_key="call", provider="local", model="m", input_tokens=5))
+        books.cost.record_cost(CostReport(usage_key="call", provider="local", model="m", input_tokens=5))
         raise RuntimeError("the process dies before the commit")
 
     for _ in range(3):

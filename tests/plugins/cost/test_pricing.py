@@ -213,10 +213,10 @@ async def test_everyone_reads_prices_and_admins_write_them(books: Any) -> None:
 async def test_a_quote_needs_no_unit_and_follows_other_processes(books: Any) -> None:
     pricing: Pricing = books.kit.kernel.container.get(Pricing)
     million = TokenCounts(input_tokens=1_000_000)
-    assert books.cost.price("acme", "one", million).priced is False
-    assert books.cost.price("scripted", "echo", million).cost_micro_usd == 0
-    assert books.cost.price("acme", "one", million, free=True).cost_micro_usd == 0
-    assert books.cost.price("openai", "gpt-4o", million).cost_usd == 2.5
+    assert books.cost.quote("acme", "one", million).priced is False
+    assert books.cost.quote("scripted", "echo", million).cost_micro_usd == 0
+    assert books.cost.quote("acme", "one", million, free=True).cost_micro_usd == 0
+    assert books.cost.quote("openai", "gpt-4o", million).cost_usd == 2.5
     assert (await books.admin.post("/cost/prices", ONE)).status == 201
     await pricing.refresh_overrides()
-    assert books.cost.price("acme", "one", million).cost_usd == 1
+    assert books.cost.quote("acme", "one", million).cost_usd == 1

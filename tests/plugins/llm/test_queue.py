@@ -105,7 +105,7 @@ class Process:
     def __init__(self, kit: Any) -> None:
         self.work = kit.kernel.database.work
         self.slots = ConcurrencySlots(self.work)
-        self.provider = kit.kernel.container.get(ProviderRegistry).get("up")
+        self.provider = kit.kernel.container.get(ProviderRegistry).get_provider("up")
         self.keeping = asyncio.ensure_future(self.slots.renew_and_detect())
 
     async def enter(self) -> ConcurrencySlot:

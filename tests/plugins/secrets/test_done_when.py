@@ -241,7 +241,7 @@ async def test_secrets_8_a_secret_in_use_stays_and_a_restored_one_works_again(sa
     assert (await safe.admin.delete(f"/secrets/{made['id']}?force=true")).status == 204
 
     def use() -> str:
-        found: str = safe.service.use("SHOP", "plugin:llm", "api.acme.org", attached=shop)
+        found: str = safe.service.use_value("SHOP", "plugin:llm", "api.acme.org", attached=shop)
         return found
 
     with pytest.raises(Exception, match="no secret"):

@@ -33,7 +33,7 @@ async def test_a_value_goes_to_listed_consumers_and_hosts_only(safe: Any) -> Non
     )
 
     async def used(consumer: Any, host: str | None) -> str:
-        found: str = await safe.work(lambda: safe.service.use("API", consumer, host), read=True)
+        found: str = await safe.work(lambda: safe.service.use_value("API", consumer, host), read=True)
         return found
 
     for consumer, host in ((AGENT, "api.org"), ("tool:http.fetch", "a.b.X.org."), (("tool:other", AGENT), "api.org")):
@@ -64,7 +64,7 @@ async def test_an_attached_object_counts_as_listed_until_it_is_detached(safe: An
     asked = {"name": "key", "consumer": SHOP.consumer, "host": "acme.org", "attached": SHOP}
     assert await refused(safe, **asked) == "forbidden"
     await safe.work(lambda: safe.service.attach("key", SHOP, title="Acme", pointer="/x", by=None))
-    assert await safe.work(lambda: safe.service.use(**asked), read=True) == VALUE
+    assert await safe.work(lambda: safe.service.use_value(**asked), read=True) == VALUE
     other = AttachedObject(plugin="llm", kind="provider", id="other")
     assert await refused(safe, **{**asked, "attached": other}) == "forbidden"
     await safe.work(lambda: safe.service.detach(SHOP))
@@ -88,11 +88,11 @@ async def test_a_rotated_value_is_valid_for_corrals_own_checks_while_its_grace_l
     await safe.admin.post(f"/secrets/{made['id']}/rotate", {"value": "the second value", "grace_seconds": 60})
 
     async def valid() -> list[str]:
-        found: list[str] = await safe.work(lambda: safe.service.valid("hook", attached=SHOP), read=True)
+        found: list[str] = await safe.work(lambda: safe.service.valid_values("hook", attached=SHOP), read=True)
         return found
 
     assert await valid() == ["the second value", VALUE]
-    used = await safe.work(lambda: safe.service.use("hook", SHOP.consumer, None, attached=SHOP), read=True)
+    used = await safe.work(lambda: safe.service.use_value("hook", SHOP.consumer, None, attached=SHOP), read=True)
     assert used == "the second value"
     clock.travel(61)
     assert await valid() == ["the second value"]
@@ -102,7 +102,7 @@ async def test_a_value_that_stays_here_needs_no_host(safe: Any) -> None:
     await safe.create(name="hook", allowed_hosts=["api.example.org"])
     await safe.work(lambda: safe.service.attach("hook", SHOP, title="Acme", pointer="/x", by=None))
     assert await refused(safe, name="hook", consumer=SHOP.consumer, host=None, attached=SHOP) == "forbidden"
-    assert await safe.work(lambda: safe.service.valid("hook", attached=SHOP), read=True) == [VALUE]
+    assert await safe.work(lambda: safe.service.valid_values("hook", attached=SHOP), read=True) == [VALUE]
 
 
 async def test_the_redactor_knows_every_value_soon_and_in_every_process(make_kit: Callable[..., Any]) -> None:

@@ -62,10 +62,10 @@ def test_the_most_specific_network_wins_and_of_two_the_same_block() -> None:
     for mode in ("allowlist", "blocklist"):
         ruleset = IpRuleset(mode, found)
         for address, identifier in expected.items():
-            allowed, rule = ruleset.judge(address)
+            allowed, rule = ruleset.evaluate(address)
             assert (rule.id if rule else None) == identifier
             assert allowed == (rule.action == "allow" if rule else mode == "blocklist")
-        assert ruleset.judge("")[0] == (mode == "blocklist")
+        assert ruleset.evaluate("")[0] == (mode == "blocklist")
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -87,7 +87,7 @@ def test_the_compiled_rules_judge_as_a_plain_search_does(seed: int) -> None:
         base = dice.choice(["10.0.0.0", "2001:db8::"])
         address = ipaddress.ip_address(int(ipaddress.ip_address(base)) | dice.getrandbits(14))
         holding = [rule for network, rule in networks if address in network]
-        assert ruleset.judge(str(address)) == (
+        assert ruleset.evaluate(str(address)) == (
             (holding[-1].action == "allow", holding[-1]) if holding else (True, None)
         )
 

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from corral.errors import Fault
 from corral_plugins.tools.api import POLICIES, RISKS
-from corral_plugins.tools.service.decision import DecisionContext, ToolRule, decide_call, effective_policy, rule_of
+from corral_plugins.tools.service.decision import (
+    DecisionContext,
+    ToolPolicyRule,
+    decide_call,
+    effective_policy,
+    rule_of,
+)
 
 pytestmark = pytest.mark.one_engine
 
@@ -30,7 +36,7 @@ ORDER: list[tuple[str, dict[str, Any]]] = [
     ("not_offered", {"offered": False}),
     ("invalid_arguments", {"faults": FAULT}),
     ("config", {"admitted": False}),
-    ("policy", {"rule": ToolRule(policy="deny")}),
+    ("policy", {"rule": ToolPolicyRule(policy="deny")}),
     ("caps", {"calls": 200}),
 ]
 
@@ -82,20 +88,20 @@ def test_running_calls_are_a_cap_too() -> None:
     [
         ({}, "allow"),
         ({"default_policy": "ask"}, "ask"),
-        ({"default_policy": "deny", "rule": ToolRule(policy="allow")}, "allow"),
-        ({"rule": ToolRule(policy="deny"), "tainted": True}, "deny"),
+        ({"default_policy": "deny", "rule": ToolPolicyRule(policy="allow")}, "allow"),
+        ({"rule": ToolPolicyRule(policy="deny"), "tainted": True}, "deny"),
         ({"tainted": True}, "ask"),
         ({"tainted": True, "risk": "dangerous"}, "ask"),
         ({"tainted": True, "risk": "read"}, "allow"),
         ({"tainted": True, "risk": "write"}, "allow"),
-        ({"tainted": True, "risk": "write", "rule": ToolRule(when_tainted="deny")}, "deny"),
-        ({"tainted": True, "rule": ToolRule(when_tainted="allow")}, "allow"),
-        ({"tainted": True, "rule": ToolRule(policy="ask", when_tainted="allow")}, "ask"),
+        ({"tainted": True, "risk": "write", "rule": ToolPolicyRule(when_tainted="deny")}, "deny"),
+        ({"tainted": True, "rule": ToolPolicyRule(when_tainted="allow")}, "allow"),
+        ({"tainted": True, "rule": ToolPolicyRule(policy="ask", when_tainted="allow")}, "ask"),
         ({"tainted": True, "is_trusted": True}, "allow"),
-        ({"tainted": True, "is_trusted": True, "rule": ToolRule(when_tainted="ask")}, "ask"),
+        ({"tainted": True, "is_trusted": True, "rule": ToolPolicyRule(when_tainted="ask")}, "ask"),
         ({"tainted": True, "is_trusted": True, "default_policy": "ask"}, "ask"),
         ({"target_asks": True}, "ask"),
-        ({"target_asks": True, "rule": ToolRule(policy="deny")}, "deny"),
+        ({"target_asks": True, "rule": ToolPolicyRule(policy="deny")}, "deny"),
     ],
 )
 def test_the_policy_is_the_strictest(fields: dict[str, Any], policy: str) -> None:
@@ -112,7 +118,7 @@ def test_the_policy_is_the_strictest(fields: dict[str, Any], policy: str) -> Non
 def test_taint_never_loosens(policy: Any, default: Any, risk: Any, trusted: bool, asks: bool) -> None:
     fields = GOOD | {
         "risk": risk,
-        "rule": ToolRule(policy=policy),
+        "rule": ToolPolicyRule(policy=policy),
         "default_policy": default,
         "is_trusted": trusted,
         "target_asks": asks,
@@ -126,7 +132,7 @@ def test_taint_never_loosens(policy: Any, default: Any, risk: Any, trusted: bool
 
 def test_rules_are_found_by_name_then_by_the_longest_prefix() -> None:
     policy = {"a.*": "deny", "a.b.*": {"policy": "ask", "config": {"x": 1}}, "a.b.c": "allow"}
-    assert rule_of(policy, "a.b.c") == ToolRule(policy="allow")
-    assert rule_of(policy, "a.b.d") == ToolRule(policy="ask", config={"x": 1})
-    assert rule_of(policy, "a.d") == ToolRule(policy="deny")
-    assert rule_of(policy, "b.a") == ToolRule()
+    assert rule_of(policy, "a.b.c") == ToolPolicyRule(policy="allow")
+    assert rule_of(policy, "a.b.d") == ToolPolicyRule(policy="ask", config={"x": 1})
+    assert rule_of(policy, "a.d") == ToolPolicyRule(policy="deny")
+    assert rule_of(policy, "b.a") == ToolPolicyRule()

@@ -190,7 +190,7 @@ async def test_an_alert_when_tasks_wait_for_a_worker_told_once(fleet: Any) -> No
     sweeps = fleet.kit.kernel.container.get(WorkerSweeps)
 
     async def alerts() -> int:
-        await sweeps.sweep()
+        await sweeps.sweep_silent_workers()
         return len([alert for alert in await fleet.told("system.alert") if alert["kind"] == "no_worker"])
 
     fleet.tasks.oldest_ms = 59_000
@@ -210,7 +210,7 @@ async def test_long_silence_removes(fleet: Any) -> None:
     await kept.post(f"/workers/{kept.user['id']}/claim")
     sweeps = fleet.kit.kernel.container.get(WorkerSweeps)
     clock.travel(60)
-    await sweeps.sweep()
+    await sweeps.sweep_silent_workers()
     await sweeps.delete_old_workers()
     assert await fleet.work(lambda: Worker.select().count()) == 2
     clock.travel(31 * 86_400)
@@ -250,14 +250,14 @@ async def test_the_service_counts_places_exactly(fleet: Any) -> None:
     assert facts.claims
     for _ in range(3):
         await fleet.work(lambda: workers.release_slot(worker_id))
-    assert [(item.id, item.active_leases) for item in await fleet.work(workers.fleet)] == [(worker_id, 0)]
+    assert [(item.id, item.active_leases) for item in await fleet.work(workers.online_workers)] == [(worker_id, 0)]
     await fleet.admin.post(admin(worker, "/drain"))
     assert not await fleet.work(lambda: workers.take_slot(worker_id))
     assert await fleet.work(lambda: workers.find("01890000-0000-7000-8000-000000000000")) is None
 
 
 async def test_health_and_metrics(fleet: Any) -> None:
-    health = fleet.kit.kernel.container.get(Fleet).health
+    health = fleet.kit.kernel.container.get(Fleet).workers_health
     assert (await fleet.work(health))[0] == "ok"
     await fleet.work(fleet.tasks.add)
     assert (await fleet.work(health))[0] == "down"

@@ -27,7 +27,7 @@ def liveness(fleet: Any) -> WorkerLiveness:
 
 async def go_offline(fleet: Any) -> None:
     clock.travel(SILENCE)
-    await fleet.kit.kernel.container.get(WorkerSweeps).sweep()
+    await fleet.kit.kernel.container.get(WorkerSweeps).sweep_silent_workers()
 
 
 async def status(fleet: Any, worker: Any) -> str:
@@ -122,7 +122,7 @@ async def test_other_tools_and_labels_are_told(fleet: Any) -> None:
 async def test_silence_takes_offline_and_any_call_brings_back(fleet: Any) -> None:
     worker = await fleet.worker()
     await go_offline(fleet)
-    await fleet.kit.kernel.container.get(WorkerSweeps).sweep()
+    await fleet.kit.kernel.container.get(WorkerSweeps).sweep_silent_workers()
     assert await status(fleet, worker) == "offline"
     assert (await worker.get(path(worker))).status == 200
     await liveness(fleet).write_contacts()

@@ -54,7 +54,7 @@ class ActivationResponse(msgspec.Struct, kw_only=True):
     recovery_codes: list[str]
 
 
-class DisableRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class DisableMfaRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The password, and either a code or a recovery code of the second factor."""
 
     password: Password
@@ -134,7 +134,7 @@ async def activate_mfa(
     raises=("forbidden", "invalid_state", *WRONG_CODE),
 )
 async def disable_mfa(
-    body: DisableRequest, caller: Principal, request: Request, protection: Reauthentication
+    body: DisableMfaRequest, caller: Principal, request: Request, protection: Reauthentication
 ) -> UserView:
     """Disable the second factor, unless the policy requires it."""
     return await protection.disable(caller, body.password, _proof_of(body), request.entry(caller))
@@ -194,7 +194,7 @@ def _only_value(choices: dict[str, str | UnsetType]) -> str:
     return next(iter(given.values()))
 
 
-def _proof_of(body: DisableRequest | ChallengeAnswer) -> FactorProof:
+def _proof_of(body: DisableMfaRequest | ChallengeAnswer) -> FactorProof:
     _only_value({"code": body.code, "recovery_code": body.recovery_code})
     return FactorProof(_is_given(body.code), _is_given(body.recovery_code))
 

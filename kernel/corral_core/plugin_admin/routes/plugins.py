@@ -27,7 +27,7 @@ class PluginQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defa
     state: list[Literal["active", "disabled", "blocked", "failed", "quarantined"]] = msgspec.field(default_factory=list)
 
 
-class DisableRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class DisablePluginRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A request to disable a plugin. `reason` is shown with the state of the plugin."""
 
     reason: ShortText | UnsetType = UNSET
@@ -61,7 +61,7 @@ def read_plugin(name: str, plugins: PluginAdministration) -> PluginView:
 @routes.post(
     "/{name}/disable", needs="plugins.write", own_session=True, raises=("plugin_required", "in_use", "setting_locked")
 )
-def disable_plugin(name: str, body: DisableRequest, plugins: PluginAdministration) -> PluginView:
+def disable_plugin(name: str, body: DisablePluginRequest, plugins: PluginAdministration) -> PluginView:
     """Disable a plugin immediately, in every process."""
     return plugins.disable(name, body.reason if isinstance(body.reason, str) else None)
 

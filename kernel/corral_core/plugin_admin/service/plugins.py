@@ -31,7 +31,7 @@ OFF = "admin"
 _SECRET = re.compile(r"password|secret|token|(^|_)key$|private")
 
 
-class PluginMigrations(msgspec.Struct, kw_only=True):
+class MigrationNames(msgspec.Struct, kw_only=True):
     """Names of a plugin's migration scripts, in the order in which they run."""
 
     applied: list[str]
@@ -61,7 +61,7 @@ class PluginView(msgspec.Struct, kw_only=True):
     jobs: list[str]
     schedules: list[str]
     settings: list[str]
-    migrations: PluginMigrations
+    migrations: MigrationNames
     errors_60s: int
     errors_total: int
     last_error: PluginError | None
@@ -76,6 +76,7 @@ class PluginAdministration:
     def __init__(self, registry: PluginRegistry, quarantines: PluginQuarantine, work: Work) -> None:
         self._registry, self._quarantines, self._work = registry, quarantines, work
         self._applying: asyncio.Future[None] | None = None
+        self._decisions = 0  # made in this process
 
     def list_plugins(self, states: Sequence[str] = ()) -> list[PluginView]:
         """Return all plugins in these states, by name; without states, return every plugin."""
@@ -141,7 +142,7 @@ class PluginAdministration:
                 conflict_target=[PluginStateRow.name], update=row
             ).execute()
             self._publish_state(loaded, "disabled", reason or OFF)
-            after_commit(lambda: self._registry.disable(name, reason or OFF))
+            after_commit(lambda: self._close_plugin(name, reason or OFF))
         return msgspec.structs.replace(self.get_plugin(name), state="disabled", reason=loaded.reason or reason or OFF)
 
     def enable(self, name: str) -> PluginView:
@@ -165,7 +166,12 @@ class PluginAdministration:
         after_commit(lambda: self._open_plugin(name))
         return msgspec.structs.replace(self.get_plugin(name), state="active", reason=None)
 
+    def _close_plugin(self, name: str, reason: str) -> None:
+        self._decisions += 1
+        self._registry.disable(name, reason)
+
     def _open_plugin(self, name: str) -> None:
+        self._decisions += 1
         self._quarantines.tracker(name).clear()
         self._registry.enable(name)
 
@@ -191,7 +197,10 @@ class PluginAdministration:
     async def _apply_stored(self, previous: asyncio.Future[None] | None) -> None:
         if previous is not None:
             await asyncio.wait({previous})
-        self.apply_decisions(await self._work(self.stored_decisions, read=True))
+        made = -1
+        while made != self._decisions:  # rows that were read before a decision of this process are out of date
+            made, stored = self._decisions, await self._work(self.stored_decisions, read=True)
+        self.apply_decisions(stored)
 
     def _find_plugin(self, name: str) -> PluginRecord:
         loaded = self._registry.get(name)
@@ -261,14 +270,14 @@ def _migration_tables() -> frozenset[str]:
     return frozenset(current().database.engine.get_tables())
 
 
-def _migrations_of(item: PluginRecord, tables: frozenset[str]) -> PluginMigrations:
+def _migrations_of(item: PluginRecord, tables: frozenset[str]) -> MigrationNames:
     home = item.migrations()
     scripts = sorted(path.stem for path in home.directory.glob("[0-9]*.py")) if home else []
     applied: set[str] = set()
     if f"{item.name}_migrations" in tables:  # safe in SQL: the loader refuses plugin names that are not identifiers
         rows = current().connection.execute(f"SELECT name FROM {item.name}_migrations").fetchall()  # noqa: S608
         applied = {row[0] for row in rows}
-    return PluginMigrations(
+    return MigrationNames(
         applied=[name for name in scripts if name in applied], pending=[name for name in scripts if name not in applied]
     )
 

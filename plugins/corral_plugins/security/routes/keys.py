@@ -7,7 +7,7 @@ from corral.auth.principal import ROLES, SIGNED_IN, Principal
 from corral.http.page import Page
 from corral.http.routes import Routes
 from corral_plugins.security.service.api_keys import ApiKeys
-from corral_plugins.security.shapes import IssuedKey, KeyQuery, KeyRotation, KeyView, NewKey, ScopeList, ScopeView
+from corral_plugins.security.shapes import ApiKeyRotation, IssuedKey, KeyQuery, KeyView, NewKey, ScopeList, ScopeView
 
 routes = Routes("/security", tag="Security", no_store=True)
 
@@ -52,7 +52,7 @@ def revoke_api_key(id: str, caller: Principal, keys: ApiKeys) -> None:
     own_session=True,
     raises=("invalid_state", "reauth_required"),
 )
-def rotate_api_key(id: str, body: KeyRotation, caller: Principal, keys: ApiKeys) -> IssuedKey:
+def rotate_api_key(id: str, body: ApiKeyRotation, caller: Principal, keys: ApiKeys) -> IssuedKey:
     """Rotate one of your own API keys. Only this response contains the new token `key`.
 
     The old token stays valid for `overlap_seconds`.

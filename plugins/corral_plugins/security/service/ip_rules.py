@@ -74,7 +74,7 @@ class IpRuleset:
         for (version, length), table in sorted(found.items(), reverse=True):
             self._tables[version].append(((32 if version == 4 else 128) - length, table))
 
-    def judge(self, address: str) -> tuple[bool, IpRule | None]:
+    def evaluate(self, address: str) -> tuple[bool, IpRule | None]:
         """Return whether an address is allowed, and the matching rule if any.
 
         Performs one lookup per prefix length in use.
@@ -145,7 +145,7 @@ class IpRules:
         folded = canonical_ip(address)
         if not folded:
             raise Invalid.at("/ip", "bad_format", "Give an IPv4 or IPv6 address.")
-        allowed, rule = self.active_rules().rules.judge(folded)
+        allowed, rule = self.active_rules().rules.evaluate(folded)
         return AddressVerdict(allowed=allowed, rule=None if rule is None else _rule_view(IpRuleRow.get_by_id(rule.id)))
 
     def replace_rules(self, new: NewRules, *, client_ip: str, if_match: IfMatch, by: Principal | None) -> RulesView:
@@ -157,7 +157,7 @@ class IpRules:
         living = [
             IpRule(row.id, row.cidr, row.action) for row in rows if row.expires_at is None or row.expires_at > now
         ]
-        if not new.force and not IpRuleset(new.mode, living).judge(client_ip)[0]:
+        if not new.force and not IpRuleset(new.mode, living).evaluate(client_ip)[0]:
             raise Conflict(LOCKED_OUT, code="would_lock_out", your_ip=client_ip)
         here = (IpModeRow.id == ROW) & (IpModeRow.version == before.version)
         update = IpModeRow.update(mode=new.mode, version=IpModeRow.version + 1, updated_at=now)
@@ -324,7 +324,7 @@ class IpGate:
         assert self._in_force is not None
         if len(self._verdicts) >= MAX_VERDICTS:
             self._verdicts.clear()
-        allowed, _ = self._in_force.rules.judge(client_ip)
+        allowed, _ = self._in_force.rules.evaluate(client_ip)
         self._verdicts[client_ip] = allowed
         return allowed
 

@@ -33,7 +33,7 @@ from corral_plugins.tasks.models import (
     TaskRow,
     deadline_of,
 )
-from corral_plugins.tasks.shapes import TaskCost, TaskItem
+from corral_plugins.tasks.shapes import TaskCostSummary, TaskItem
 
 TASK_COLUMNS = [getattr(Task, name) for name in TaskRow.__struct_fields__]
 ATTEMPT_COLUMNS = [getattr(Attempt, name) for name in AttemptRow.__struct_fields__]
@@ -280,7 +280,7 @@ _SIZES = (1, 8, 64, 200)
 _COMPOSED = {
     "priority": ("priority",),
     "deadline": ("deadline_key",),
-    "cost": (*TaskCost.__struct_fields__[1:], "cost_micro"),
+    "cost": (*TaskCostSummary.__struct_fields__[1:], "cost_micro"),
     "source": ("source_type", "source_id"),
 }
 """The fields of the view that are computed from other columns."""

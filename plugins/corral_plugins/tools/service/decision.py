@@ -49,7 +49,7 @@ SENTENCES = {
 }
 
 
-class ToolRule(msgspec.Struct, frozen=True, kw_only=True):
+class ToolPolicyRule(msgspec.Struct, frozen=True, kw_only=True):
     """The rule of an agent for a tool.
 
     `policy`: the policy for the tool. `when_tainted`: the policy in tainted runs. `config`: further restrictions of the
@@ -79,7 +79,7 @@ class DecisionContext(msgspec.Struct, frozen=True, kw_only=True):
     offered: bool = True
     faults: tuple[Fault, ...] = ()
     admitted: bool = True
-    rule: ToolRule = ToolRule()
+    rule: ToolPolicyRule = ToolPolicyRule()
     default_policy: ToolPolicy = "allow"
     tainted: bool = False
     is_trusted: bool = False  # the tool's configuration allows a tainted run to call this target
@@ -145,7 +145,7 @@ def required_permissions(context: DecisionContext) -> frozenset[str]:
     return frozenset(name for name in (risk, context.permission) if name is not None)
 
 
-def rule_of(policy: Mapping[str, Any], tool: str) -> ToolRule:
+def rule_of(policy: Mapping[str, Any], tool: str) -> ToolPolicyRule:
     """Return the rule for a tool from the `tool_policy` of an agent.
 
     A rule with the exact name wins over a `prefix.*` pattern; among patterns, the longest wins.
@@ -154,7 +154,7 @@ def rule_of(policy: Mapping[str, Any], tool: str) -> ToolRule:
     if found is None:
         prefixes = [name for name in policy if name.endswith(".*") and tool.startswith(name[:-1])]
         found = policy[max(prefixes, key=len)] if prefixes else {}
-    return msgspec.convert({"policy": found} if isinstance(found, str) else found, ToolRule)
+    return msgspec.convert({"policy": found} if isinstance(found, str) else found, ToolPolicyRule)
 
 
 _RULES: tuple[tuple[str, Callable[[DecisionContext, ToolPolicy], bool]], ...] = (
@@ -226,7 +226,7 @@ class ContextBuilder:
         if tool is None:
             return DecisionContext(tool=name)
         definition, agent = tool.definition, subject.agent
-        rule = rule_of(agent.tool_policy, name) if agent is not None else ToolRule()
+        rule = rule_of(agent.tool_policy, name) if agent is not None else ToolPolicyRule()
         caller = self.agent_principal(subject)
         checks = _run_tool_checks(tool, rule, arguments, self.tool_context(tool, call_id, subject, caller))
         return DecisionContext(
@@ -319,7 +319,7 @@ class _ToolChecks(msgspec.Struct, frozen=True, kw_only=True):
 FAILED = object()
 
 
-def _run_tool_checks(tool: RegisteredTool, rule: ToolRule, arguments: Any, context: ToolContext) -> _ToolChecks:
+def _run_tool_checks(tool: RegisteredTool, rule: ToolPolicyRule, arguments: Any, context: ToolContext) -> _ToolChecks:
     """Run the tool's own checks on the arguments."""
     definition = tool.definition
     if faults := _schema_faults(tool, arguments):
@@ -359,7 +359,7 @@ def _schema_faults(tool: RegisteredTool, arguments: Any) -> list[Fault]:
     return faults
 
 
-def _is_admitted(tool: RegisteredTool, rule: ToolRule, arguments: Any) -> bool:
+def _is_admitted(tool: RegisteredTool, rule: ToolPolicyRule, arguments: Any) -> bool:
     """Return whether the configuration of the tool and the configuration of the agent both allow the arguments.
 
     The configuration of the agent can only restrict the configuration of the tool.

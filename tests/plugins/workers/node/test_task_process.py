@@ -15,7 +15,7 @@ from typing import Any
 from corral_plugins.workers.node.task_process import TaskProcesses
 context: Any = None
 folder = Path(sys.argv[1])
-asyncio.run(TaskProcesses(context, folder).warm())
+asyncio.run(TaskProcesses(context, folder).start_fork_server())
 print(sorted(path.name[:5] for path in folder.iterdir()), flush=True)
 if sys.argv[2:]:
     os.abort()

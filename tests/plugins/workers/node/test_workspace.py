@@ -137,7 +137,7 @@ def test_any_path_stays_inside(path: str, tmp_path_factory: pytest.TempPathFacto
     root = tmp_path_factory.mktemp("any")
     space = Workspaces(root / "spaces").open("t")
     try:
-        space.write(path, "x")
+        space.write_text(path, "x")
     except ToolFailed:
         return
     finally:
