@@ -142,7 +142,7 @@ def test_it_stays_up_until_ctrl_c(demo: Demo) -> None:
     process = demo.start()
     assert process.stdout is not None
     for line in process.stdout:
-        if "stays up until Ctrl-C" in line:
+        if "until you press Ctrl-C" in line:
             break
     assert demo.left() != []
     process.send_signal(signal.SIGINT)
@@ -160,7 +160,7 @@ def test_a_folder_that_is_kept(demo: Demo) -> None:
     (demo.home / "file").touch()
     status, out, err = demo.run("--once", "--keep", "file/kept")
     assert (status, out) == (1, "")
-    assert "cannot be made" in err
+    assert "cannot be created" in err
     assert "Traceback" not in err
 
 

@@ -198,7 +198,7 @@ def test_operations_2_a_signal_while_the_model_writes_leaves_nothing(tmp_path: P
     )
     assert process.stdout is not None
     for line in process.stdout:
-        if "the model is called" in line:
+        if "calls the model through the gateway" in line:
             break
     time.sleep(1)
     tree = psutil.Process(process.pid).children(recursive=True)

@@ -246,9 +246,9 @@ async def test_a_redis_that_takes_no_writes_is_told_of_once(installation: Instal
         client.execute_command("REPLICAOF", "127.0.0.1", "1")
         await installation.enqueue(1)
         await installation.wait_for(1, seconds=20)
-        await until(lambda: "jobs go by the database" in process.log)
+        await until(lambda: "polling the database for jobs" in process.log)
         await asyncio.sleep(5)  # some more tries
-        assert process.log.count("jobs go by the database") == 1
+        assert process.log.count("polling the database for jobs") == 1
         client.execute_command("REPLICAOF", "NO", "ONE")
         await installation.enqueue(2)
         await installation.wait_for(2, seconds=10)

@@ -198,10 +198,15 @@ def test_what_is_wrong_is_one_line(run: Run) -> None:
         (("--agent", "Echo Three", "Do it"), {"CORRAL_TOKEN": "wrong"}, 1, "sign in again"),
         (("--agent", "Echo Three", "--url", "ftp://x", "Do it"), {}, 2, "must begin with http"),
         (("--agent", "Echo Three", "--url", "http://127.0.0.1:9", "Do it"), {}, 1, "does not answer"),
-        (("--agent", "Echo Three", "--url", "http://[::1", "Do it"), {}, 2, "http://[::1 is no address"),
-        (("--agent", "Echo Three", "--url", "http://", "Do it"), {}, 2, "is no address"),
-        (("--agent", "Echo Three", "--url", "http://127.0.0.1:x", "Do it"), {}, 2, "http://127.0.0.1:x is no address"),
-        (("--agent", "Echo Three", "--token-file", "image", "Do it"), {}, 2, "this is no token"),
+        (("--agent", "Echo Three", "--url", "http://[::1", "Do it"), {}, 2, "http://[::1 is not a valid URL"),
+        (("--agent", "Echo Three", "--url", "http://", "Do it"), {}, 2, "is not a valid URL"),
+        (
+            ("--agent", "Echo Three", "--url", "http://127.0.0.1:x", "Do it"),
+            {},
+            2,
+            "http://127.0.0.1:x is not a valid URL",
+        ),
+        (("--agent", "Echo Three", "--token-file", "image", "Do it"), {}, 2, "the token is not ASCII text"),
     ]
     for arguments, environ, status, words in cases:
         done = run(*arguments, **environ)

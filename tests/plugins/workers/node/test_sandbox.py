@@ -20,7 +20,7 @@ from corral_plugins.workers.node.tools.workspace import Workspace, Workspaces
 
 @pytest.fixture
 def space(tmp_path: Path) -> Workspace:
-    return Workspaces(tmp_path).open("t1")
+    return Workspaces(tmp_path).open_workspace("t1")
 
 
 async def shell(space: Workspace, command: str, **more: Any) -> dict[str, Any]:
@@ -130,7 +130,7 @@ async def test_a_killed_worker_leaves_no_command(space: Workspace, tmp_path: Pat
         "from corral_plugins.workers.node.tools import sandbox\n"
         "from corral_plugins.workers.node.tools.workspace import Workspace\n"
         "argv = ['/bin/sh', '-c', 'echo $$ > pids; sleep 60']\n"
-        "asyncio.run(sandbox.run(argv, Workspace(pathlib.Path(sys.argv[1])), 60))\n"
+        "asyncio.run(sandbox.run_command(argv, Workspace(pathlib.Path(sys.argv[1])), 60))\n"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(["kernel", "plugins"])}
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, str(space.path), env=env)

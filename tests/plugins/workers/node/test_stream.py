@@ -92,7 +92,7 @@ async def test_an_answer_that_is_cut_every_time_is_given_up(monkeypatch: pytest.
     assert len(server.of("chat")) == 6
     (failure,) = server.of("fail")
     assert (failure["type"], failure["retryable"]) == ("provider_error", True)
-    assert "broke off 6 times" in failure["message"]
+    assert "was incomplete 6 times" in failure["message"]
 
 
 async def test_a_server_that_is_not_there_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

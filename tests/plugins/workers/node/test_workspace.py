@@ -20,7 +20,7 @@ from corral_plugins.workers.node.tools.workspace import ToolFailed, Workspace, W
 def space(tmp_path: Path) -> Workspace:
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "secret").write_text("secret")
-    return Workspaces(tmp_path / "spaces").open("task-1")
+    return Workspaces(tmp_path / "spaces").open_workspace("task-1")
 
 
 def test_what_is_written_is_read_and_listed(space: Workspace) -> None:
@@ -135,7 +135,7 @@ def test_limits(space: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
 @given(path=st.text(alphabet=["a", "b", ".", "/", "\\", "~", "\n", "é"], max_size=12))
 def test_any_path_stays_inside(path: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     root = tmp_path_factory.mktemp("any")
-    space = Workspaces(root / "spaces").open("t")
+    space = Workspaces(root / "spaces").open_workspace("t")
     try:
         space.write_text(path, "x")
     except ToolFailed:
