@@ -106,7 +106,9 @@ def disable(config_path: Path | None, name: str) -> tuple[Path, bool]:
     uninstalled = name in config.plugins.enabled and name not in {item.name for item in installed}
     item = None if uninstalled else find_plugin(installed, name)
     if item is not None and item.protected:
-        raise click.ClickException(f"{name} cannot be disabled, because the installation is not secure without it")
+        raise click.ClickException(
+            f"{name} is protected and cannot be disabled, because the installation is not secure without it"
+        )
     lists = {"enabled": False, "disabled": item is not None and item.found.built_in}
     path, text, changed = _edited(config, config_path, name, lists)
     after = [] if item is None else plugins_of(_checked(path, text))

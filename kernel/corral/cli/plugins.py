@@ -122,7 +122,9 @@ def _purgeable(config: Config, name: str) -> list[str]:
     plugins = plugins_of(config)
     item = next((item for item in plugins if item.name == name), None)  # None: an uninstalled plugin may be purged too
     if item is not None and item.protected:
-        raise click.ClickException(f"{name} cannot be purged, because the installation is not secure without it")
+        raise click.ClickException(
+            f"{name} is protected and cannot be purged, because the installation is not secure without it"
+        )
     if item is not None and item.state != "disabled":
         raise click.ClickException(f"{name} is {item.state}; run corral plugins disable {name} first")
     return [item.name for item in plugins]

@@ -328,7 +328,7 @@ def rotate_jwt(config_path: Path | None, as_json: bool) -> None:
     from corral_core.accounts.service.authentication import SigningKeys
 
     with open_session(config_path, "keys rotate-jwt") as found:
-        kid = found.run(found.service(SigningKeys).rotate)
+        kid = found.run(found.service(SigningKeys).rotate_key)
     output.print_value(
         {"key": kid}, as_json=as_json, text=f"Within a minute, access tokens are signed with the new key {kid}."
     )

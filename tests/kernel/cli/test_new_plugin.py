@@ -265,6 +265,6 @@ async def test_a_sound_plugin_keeps_every_rule_inside_a_loop_and_on_both_engines
     assert {"migrations.sqlite", "migrations.postgresql", "purge.postgresql.again"} <= rules
     again = check_plugin(HelloPlugin, postgres_url=url)
     assert [finding.detail for finding in again.findings if not finding.ok] == [
-        "the database is not empty: give one that is, for tables are made and dropped in it"
+        "the database is not empty; give an empty one, because the checks create and drop tables in it"
     ]
     postgres_server.drop_database(url)

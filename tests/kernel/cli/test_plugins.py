@@ -100,7 +100,7 @@ def test_what_would_break_is_refused_and_the_file_untouched(two: Any) -> None:
     for arguments, told in (
         (("enable", "broken"), "SystemExit: 1"),
         (("enable", "picky"), "requires absent, which is not installed; enable absent first"),
-        (("enable", "stedy"), "the nearest is steady"),
+        (("enable", "stedy"), "did you mean steady?"),
         (("disable", "accounts"), "protected"),
         (("disable", "nothing-like-it"), "there is no installed plugin nothing-like-it"),
     ):
@@ -160,7 +160,7 @@ def test_purge_asks_for_the_name_and_drops_the_tables_of_a_disabled_plugin(two: 
     environ = {"CORRAL_DATA_DIR": str(two.home / "data")}
     assert two("migrate", environ=environ).status == 0
     assert (
-        "first corral plugins disable steady"
+        "run corral plugins disable steady first"
         in two("plugins", "purge", "steady", stdin="steady\n", environ=environ).err
     )
     two("plugins", "disable", "steady", environ=environ)
