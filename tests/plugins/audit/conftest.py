@@ -57,7 +57,7 @@ class Books:
             await asyncio.sleep(0.01)
 
     async def sign(self) -> SignedCheckpoint:
-        made = await self.service(CheckpointSigner).make()
+        made = await self.service(CheckpointSigner).create_checkpoint()
         assert made is not None
         found: SignedCheckpoint = made
         return found

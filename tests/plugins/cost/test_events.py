@@ -20,8 +20,8 @@ NEW = {"usage_key": "invoice-7", "provider": "acme", "model": "one", "input_toke
 
 
 async def test_the_first_event_of_a_key_stays(books: Any) -> None:
-    first = await books.record_cost("0.5", usage_key="same", input_tokens=7)
-    again = await books.record_cost("99", usage_key="same", input_tokens=70)
+    first = await books.settle("0.5", usage_key="same", input_tokens=7)
+    again = await books.settle("99", usage_key="same", input_tokens=70)
     assert (first.repeated, again.repeated) == (False, True)
     assert (again.event_id, again.cost_micro_usd, again.price_source) == (first.event_id, 500_000, "reported")
     assert (await books.read("summary"))["total_usd"] == 0.5
@@ -57,12 +57,12 @@ async def test_what_a_part_of_a_unit_undoes_is_not_summed(books: Any) -> None:
 async def test_absurd_counts_are_refused(books: Any, count: int) -> None:
     for name in ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens"):
         with pytest.raises(Invalid) as refused:
-            await books.record_cost(**{name: count})
+            await books.settle(**{name: count})
         assert refused.value.errors[0].pointer == f"/{name}"
         answer = await books.admin.post("/cost/events", {**NEW, name: count})
         assert (answer.status, answer.json()["errors"][0]["pointer"]) == (422, f"/{name}")
     with pytest.raises(Invalid):
-        await books.record_cost(usage_key="x" * 201)
+        await books.settle(usage_key="x" * 201)
     assert (await books.read("events"))["total"] == 0
 
 
@@ -94,13 +94,13 @@ async def test_only_admins_write_without_a_lease(books: Any) -> None:
 async def test_users_see_shared_events_and_their_own(books: Any) -> None:
     mine, other = books.member.user["id"], (await books.kit.as_user("member")).user["id"]
     ids = {
-        "task": await books.record_cost("1", task_id=new_id(), user_id=other),
-        "run": await books.record_cost("1", run_id=new_id(), user_id=other),
-        "agent": await books.record_cost("1", agent_id=new_id(), user_id=other),
-        "nobody": await books.record_cost("1"),
-        "mine": await books.record_cost("1", user_id=mine),
-        "chat": await books.record_cost("1", user_id=other, agent_id=new_id(), conversation_id=new_id()),
-        "direct": await books.record_cost("1", user_id=other),
+        "task": await books.settle("1", task_id=new_id(), user_id=other),
+        "run": await books.settle("1", run_id=new_id(), user_id=other),
+        "agent": await books.settle("1", agent_id=new_id(), user_id=other),
+        "nobody": await books.settle("1"),
+        "mine": await books.settle("1", user_id=mine),
+        "chat": await books.settle("1", user_id=other, agent_id=new_id(), conversation_id=new_id()),
+        "direct": await books.settle("1", user_id=other),
     }
     names = {charged.event_id: name for name, charged in ids.items()}
     hidden = {"chat", "direct"}
@@ -128,7 +128,7 @@ async def test_lists_page_and_filter(books: Any) -> None:
     task = new_id()
     for n in range(5):
         clock.travel(1)
-        await books.record_cost("1", task_id=task if n % 2 else None, model=f"m{n}")
+        await books.settle("1", task_id=task if n % 2 else None, model=f"m{n}")
     first = await books.read("events?limit=2")
     following = await books.read(f"events?limit=2&cursor={first['next']}")
     assert [item["model"] for item in first["items"] + following["items"]] == ["m4", "m3", "m2", "m1"]
@@ -145,9 +145,9 @@ async def test_lists_page_and_filter(books: Any) -> None:
 async def test_old_events_are_deleted_and_totals_remain(books: Any) -> None:
     person = books.member.user["id"]
     for _ in range(3):
-        await books.record_cost("1", user_id=person)
+        await books.settle("1", user_id=person)
     await books.pass_days(100)
-    await books.record_cost("1")
+    await books.settle("1")
     kept = await books.read("daily?days=120")
     settings: Any = books.kit.kernel.container.get(Settings)
     await jobs.delete_expired_events(books.kit.kernel.database.work, settings)

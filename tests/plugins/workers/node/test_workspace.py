@@ -143,7 +143,7 @@ def test_any_path_stays_inside(path: str, tmp_path_factory: pytest.TempPathFacto
     finally:
         outside = [found for found in root.rglob("*") if found.is_file() and space.path not in found.parents]
         assert outside == []
-    assert space.read(path)["content"] == "x"
+    assert space.read_text(path)["content"] == "x"
 
 
 def test_workspaces_are_private_and_go_when_they_are_old(tmp_path: Path) -> None:
@@ -163,4 +163,4 @@ def test_workspaces_are_private_and_go_when_they_are_old(tmp_path: Path) -> None
 @pytest.mark.parametrize("task_id", ["../x", "", "a/b", ".", "x" * 65])
 def test_only_ids_name_workspaces(task_id: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a valid task id"):
-        Workspaces(tmp_path).open(task_id)
+        Workspaces(tmp_path).open_workspace(task_id)
