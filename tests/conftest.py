@@ -73,6 +73,16 @@ def waiting_first(items: Sequence[pytest.Item], processes: int) -> list[pytest.I
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _hashes_are_cheap() -> None:
+    """Hash the passwords of this process, which guard nothing, without the cost that makes guessing slow."""
+    from corral_core.accounts.service import passwords
+
+    passwords.TIME_COST, passwords.MEMORY_KIB = 1, 8
+    passwords._argon2_hasher.cache_clear()
+    passwords.DUMMY_HASH = passwords._argon2_hasher().hash("nobody's password")
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _servers_are_forked(request: pytest.FixtureRequest) -> Iterator[None]:
     """Start servers as forks of a process that has imported Corral, which saves most of the processor time of a start.
 

@@ -22,7 +22,9 @@ LONG_ENOUGH = 0.7  # for a change that waits for nobody
 class Meeting:
     """Holds whom the password let in before they do what they came for, until the change is done or waits."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, where: type[Any] = SignIn, step: str = "enter") -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, where: type[Any] = SignIn, step: str = "create_session"
+    ) -> None:
         self.begun, self._changed, real = threading.Event(), threading.Event(), getattr(where, step)
 
         def slow(*given: Any) -> Any:
@@ -93,7 +95,7 @@ async def test_no_move_to_another_address_outlives_what_it_proved(
     verifying = {"settings.mail.host": "mail.example.org", "settings.security.email_verification": True}
     kit = await make_kit(plugins=[], config=verifying)
     client = await kit.as_user(email="ann@example.org")
-    meeting = Meeting(monkeypatch, ProfileChanges, "_ask")
+    meeting = Meeting(monkeypatch, ProfileChanges, "_request_address_change")
     moving = client.put("/auth/me", {"email": "thief@example.org", "current_password": PASSWORD})
     await meeting.of(moving, _changes(kit, client.user["id"])["reset"], kit)
     live = (LinkRow.kind == CHANGE_EMAIL) & LinkRow.used_at.is_null()
