@@ -36,7 +36,6 @@ from corral.plugin import Contributions, Installation, Settings
 from corral.plugins import metrics
 from corral.plugins.container import Container
 from corral.plugins.discovery import discover
-from corral.plugins.executor import PluginThreads
 from corral.plugins.guard import Guards
 from corral.plugins.hooks import first_result
 from corral.plugins.loading import load
@@ -44,8 +43,9 @@ from corral.plugins.migrations import apply_migrations, sealed_columns, taken_ou
 from corral.plugins.quarantine import PluginQuarantine
 from corral.plugins.record import PluginRecord, block_dependants
 from corral.plugins.registry import PluginRegistry
-from corral.plugins.runtime import Lifecycle, PluginRuntime, PluginTasks
+from corral.plugins.runtime import LifecycleCallbacks, PluginRuntime, PluginTasks
 from corral.plugins.thread_exceptions import ThreadExceptions
+from corral.plugins.thread_pool import PluginThreads
 from corral.plugins.wiring import PluginWiring
 from corral.redact.redactor import Redactor
 from corral.settings.kernel import JOBS_CONCURRENCY, KERNEL, KERNEL_SETTINGS, job_concurrency
@@ -122,7 +122,7 @@ class Kernel:
         self.credentials, self.egress, self.metrics = Credentials(), Egress(config), RequestMetrics()
         self.redactor = Redactor()
         self.redactor.set_values("configuration", {**config.credentials(), **keyring.credentials()})
-        self.supervisor, self.lifecycle = Supervisor(), Lifecycle()
+        self.supervisor, self.lifecycle = Supervisor(), LifecycleCallbacks()
         self.registry = PluginRegistry(plugins, config.plugins, self.redactor, self.metrics)
         self.threads, self.loop_watch = PluginThreads(database.watchdog), LoopWatch(database.watchdog)
         self.quarantine = PluginQuarantine(self.registry, self.settings)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from importlib import resources
 
-from corral.testing import generated_files, paths
+from corral.testing import generator_command, paths
 
 
 def test_the_table_of_paths_is_up_to_date() -> None:
     """After a change of routes: `python -m corral.testing.paths --write`."""
-    assert generated_files.outdated(paths.files()) == []
+    assert generator_command.outdated(paths.files()) == []
 
 
 def test_the_table_names_the_built_in_plugins_that_can_be_missing() -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from corral.testing import generated_files, reference
+from corral.testing import generator_command, reference
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_generated_pages_are_up_to_date() -> None:
     """After a change of what they show: `python -m corral.testing.reference --write`."""
-    assert generated_files.outdated(reference.files(ROOT / reference.FOLDER)) == []
+    assert generator_command.outdated(reference.files(ROOT / reference.FOLDER)) == []
 
 
 def test_plugins_import_only_what_the_page_lists() -> None:

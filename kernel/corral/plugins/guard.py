@@ -21,10 +21,10 @@ from corral.database.engine import translate
 from corral.errors import ContributionFailed, Failure, Unavailable
 from corral.http.signature import hints
 from corral.plugin import Gate, Meter
-from corral.plugins.executor import acting_plugin
 from corral.plugins.quarantine import ENDLESS, PluginQuarantine
 from corral.plugins.record import PluginRecord, State
 from corral.plugins.return_types import ANYTHING, NOT_AWAITED, Expected, of_field, of_method
+from corral.plugins.thread_pool import acting_plugin
 from corral.watchdog import CallAbandoned, ThreadAbandoned, guard_code
 
 RAISE: Any = object()

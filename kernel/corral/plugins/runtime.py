@@ -67,7 +67,7 @@ class PluginTasks:
             await asyncio.sleep(LOOK_SECONDS)
 
 
-class Lifecycle:
+class LifecycleCallbacks:
     """The lifecycle of the server: its address once it listens, and the callbacks of plugins for start and drain."""
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class PluginRuntime:
         record: PluginRecord,
         supervisor: Supervisor,
         tasks: PluginTasks,
-        lifecycle: Lifecycle,
+        lifecycle: LifecycleCallbacks,
     ) -> None:
         self._container, self._record, self._supervisor = container, record, supervisor
         self._tasks, self._lifecycle = tasks, lifecycle

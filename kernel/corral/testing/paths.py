@@ -9,7 +9,7 @@ import json
 from importlib import resources
 from pathlib import Path
 
-from corral.testing.generated_files import build, main
+from corral.testing.generator_command import build, main
 
 PACKAGE = "corral_plugins"
 

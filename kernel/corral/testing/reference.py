@@ -31,7 +31,7 @@ from corral.http.openapi import EVERY_ROUTE
 from corral.metrics.requests import RequestMetrics
 from corral.plugin import Metric, Plugin, Setting
 from corral.settings.validation import core_kind, core_type
-from corral.testing.generated_files import build, main
+from corral.testing.generator_command import build, main
 
 FOLDER = Path("docs", "reference")
 SOURCES = ("plugins/corral_plugins", "marketplace/corral_marketplace", "contrib")
@@ -93,7 +93,7 @@ def files(folder: Path = FOLDER) -> dict[Path, str]:
         kernel = application.kernel
         plugins = [item.plugin for item in kernel.plugins if item.found.built_in and item.plugin is not None]
         pages = {
-            "settings": settings_page(item.setting for item in kernel.settings.all()),
+            "settings": settings_reference(item.setting for item in kernel.settings.all()),
             "events": events_page(kernel.event_types.all()),
             "commands": commands_page(plugins),
             "configuration": configuration_page(plugins, (item.setting for item in kernel.settings.all())),
@@ -104,7 +104,7 @@ def files(folder: Path = FOLDER) -> dict[Path, str]:
     return {folder / f"{name}.md": text for name, text in pages.items()}
 
 
-def settings_page(settings: Iterable[Setting[Any]]) -> str:
+def settings_reference(settings: Iterable[Setting[Any]]) -> str:
     """Return the page of run-time settings: one table per category."""
     parts = [SETTINGS]
     for category, members in itertools.groupby(settings, lambda setting: setting.name.partition(".")[0]):

@@ -286,7 +286,7 @@ class Tasks(Protocol):
         """
         ...
 
-    def cancel_leased(self, *, reason: str) -> int:
+    def cancel_all_leased(self, *, reason: str) -> int:
         """Request the cancellation of all leased tasks, for the mode `cancel` of the kill switch. Return their number.
 
         This unit of work handles the first tasks, and a background job handles the rest.

@@ -100,9 +100,9 @@ def cancel_children(task_id: str, outcomes: TaskOutcomes) -> None:
     outcomes.cancel_children(task_id)
 
 
-def cancel_leased(reason: str, before: str, leases: TaskLeases) -> None:
+def cancel_all_leased(reason: str, before: str, leases: TaskLeases) -> None:
     """Cancel the remaining runs that were leased when the kill switch was engaged."""
-    leases.cancel_leased(reason=reason, before=before)
+    leases.cancel_all_leased(reason=reason, before=before)
 
 
 def enqueue_cancel_for_purged_user(event: LoggedEvent) -> None:
@@ -118,7 +118,7 @@ def cancel_tasks_of_user(user_id: str, leases: TaskLeases) -> None:
 
 JOBS = (
     Job("tasks.cancel_of", cancel_tasks_of_user),
-    Job("tasks.cancel_leased", cancel_leased),
+    Job("tasks.cancel_all_leased", cancel_all_leased),
     Job("tasks.purge", purge_deleted_task),
     Job("tasks.unblock", unblock_dependents),
     Job("tasks.fail_dependents", fail_dependents),

@@ -12,7 +12,7 @@ from unittest.mock import create_autospec
 import pytest
 
 from corral.errors import ContributionFailed
-from corral.plugins.executor import PluginThreads, acting_plugin
+from corral.plugins.thread_pool import PluginThreads, acting_plugin
 from corral.watchdog import GuardedFunction, Watchdog
 
 

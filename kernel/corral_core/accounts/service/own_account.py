@@ -25,7 +25,7 @@ from corral_core.accounts.service.lockout import Lockout
 from corral_core.accounts.service.mail import MailService
 from corral_core.accounts.service.second_factor import NewSeed, SecondFactor
 from corral_core.accounts.service.sessions import Sessions
-from corral_core.accounts.service.sign_in import ASK_AGAIN, FactorProof, SignIn, raise_problem
+from corral_core.accounts.service.sign_in import ASK_AGAIN, FactorProof, SignIn, raise_if_problem
 from corral_core.accounts.settings import EMAIL_VERIFICATION, STEP_UP_SECONDS
 
 T = TypeVar("T")
@@ -76,7 +76,7 @@ class Reauthentication:
 
         async with self._sign_in.reserve_attempt(user.email, entry, action=ASK_AGAIN) as key:
             settled = await self._work(lambda: unit(key), entry=entry)
-        return raise_problem(settled)
+        return raise_if_problem(settled)
 
     async def disable(self, caller: Principal, password: str, proof: FactorProof, entry: Entry) -> UserView:
         """Disable the second factor. Raise `Forbidden` if the policy requires it."""
@@ -115,7 +115,7 @@ class Reauthentication:
             return await self._sign_in.verify_and_run(user.email, password, entry, with_password, user_id=user.id)
         async with self._sign_in.reserve_attempt(user.email, entry, action=ASK_AGAIN) as key:
             settled = await self._work(lambda: with_code(key), entry=entry)
-        return raise_problem(settled)
+        return raise_if_problem(settled)
 
     # -- helpers
 

@@ -135,7 +135,7 @@ class SignIn:
                 return then(now, key)
 
             settled = await self._work(unit, entry=entry)
-        return raise_problem(settled)
+        return raise_if_problem(settled)
 
     async def check_password(
         self, email: str, password: str, entry: Entry, *, pointer: str = "/password", user_id: str | None = None
@@ -237,7 +237,7 @@ class SignIn:
 
         async with self.reserve_attempt(user.email, entry, action=SIGN_IN) as key:
             settled = await self._work(lambda: unit(key), entry=entry)
-        return raise_problem(settled)
+        return raise_if_problem(settled)
 
     async def refresh_tokens(self, token: str, device: Device, entry: Entry) -> SignedIn:
         """Exchange a refresh token for new tokens.
@@ -345,7 +345,7 @@ class SignIn:
         after_commit(lambda: self.attempts.update([(result,)]))
 
 
-def raise_problem(settled: T | Problem) -> T:
+def raise_if_problem(settled: T | Problem) -> T:
     """Return the result of a committed unit of work, or raise the result if it is a problem."""
     if isinstance(settled, Problem):
         raise settled

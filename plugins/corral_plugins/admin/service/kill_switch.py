@@ -88,7 +88,7 @@ class KillSwitchService:
         insert = KillSwitchRow.insert(id=ROW, **row)
         insert.on_conflict(conflict_target=[KillSwitchRow.id], update=row).execute()
         if change.engaged and change.mode == "cancel" and self.tasks is not None:
-            self.tasks.cancel_leased(reason=change.reason or "kill switch")
+            self.tasks.cancel_all_leased(reason=change.reason or "kill switch")
         self._alert(change)
         after = self.state()
         if self.audit is not None:

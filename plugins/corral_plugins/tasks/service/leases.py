@@ -161,7 +161,7 @@ class TaskLeases:
 
         return self._end_leases(Attempt.agent_id == agent_id, reason, end)
 
-    def cancel_leased(self, *, reason: str, before: str | None = None) -> int:
+    def cancel_all_leased(self, *, reason: str, before: str | None = None) -> int:
         """Request the cancellation of every run that was claimed until `before` (default: now), once per run.
 
         One unit of work handles at most 200 runs, and a background job handles the rest. Return the number of runs.
@@ -174,7 +174,7 @@ class TaskLeases:
             if row.lease_id == attempt.lease_id and row.status in ("assigned", "running"):
                 self._outcomes.request_stop(row, kind="user", reason=reason)
         if n > CANCEL_BATCH_SIZE:
-            enqueue("tasks.cancel_leased", reason=reason, before=before)
+            enqueue("tasks.cancel_all_leased", reason=reason, before=before)
         return int(n)
 
     def cancel_tasks_of_user(self, user_id: str) -> bool:

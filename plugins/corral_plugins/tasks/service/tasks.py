@@ -97,8 +97,8 @@ class TasksService:
     def release_agent(self, agent_id: str, *, cancel: bool, reason: str) -> list[str]:
         return self._fleet.release_agent(agent_id, cancel=cancel, reason=reason)
 
-    def cancel_leased(self, *, reason: str) -> int:
-        return self._fleet.cancel_leased(reason=reason)
+    def cancel_all_leased(self, *, reason: str) -> int:
+        return self._fleet.cancel_all_leased(reason=reason)
 
     def detach_agent(self, agent_id: str) -> int:
         """Implement `Tasks.detach_agent`. Any agent may then claim the tasks that waited for the deleted agent."""
