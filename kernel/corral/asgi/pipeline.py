@@ -145,8 +145,7 @@ class Pipeline:
         if sum(map(len, itertools.chain.from_iterable(request.scope["headers"]))) > MAX_HEADERS:
             raise Problem("The headers are larger than 16 KiB.", code="headers_too_large")
         request.client_ip = self.client_address(request.peer, request.forwarded_for)
-        if len(request.headers) < len(request.scope["headers"]):
-            request.refuse_repeated()
+        request.refuse_repeated(b"host")
         if not self.is_own_host(request.headers.get(b"host")) and request.path not in self.open_to_any_host:
             detail = "The Host header names another host; add it to CORRAL_ALLOWED_HOSTS."
             raise Malformed(detail, code="invalid_host")
@@ -214,6 +213,7 @@ class Pipeline:
 
     async def _authenticate(self, request: IncomingRequest, endpoint: Endpoint, *, use_cache: bool = True) -> Principal:
         try:
+            request.refuse_repeated(b"authorization", b"x-api-key")
             given = (request.headers.get(b"authorization"), request.headers.get(b"x-api-key"))
             principal = self.credentials.cached(given) if use_cache else None
             if principal is None:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from corral.http.idempotency import IdempotencyKey
 
 LINGER_SECONDS = 0.5
-SENT_ONCE = (b"host", b"authorization", b"x-api-key")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 Receive = Callable[[], Awaitable[Any]]
@@ -77,10 +76,12 @@ class IncomingRequest(Request):
         if self.quota is None or quota.remaining < self.quota.remaining:
             self.quota = quota
 
-    def refuse_repeated(self) -> None:
-        """Raise `malformed_request` if one of `SENT_ONCE` occurs twice: it is undefined which value applies."""
+    def refuse_repeated(self, *headers: bytes) -> None:
+        """Raise `malformed_request` if one of these headers occurs twice: it is undefined which value applies."""
+        if len(self.headers) == len(self.scope["headers"]):
+            return
         names = [name for name, _ in self.scope["headers"]]
-        for name in SENT_ONCE:
+        for name in headers:
             if names.count(name) > 1:
                 raise Malformed(f"The header {name.decode()} occurs twice; send it once.")
 
