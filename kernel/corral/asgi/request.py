@@ -78,12 +78,10 @@ class IncomingRequest(Request):
 
     def refuse_repeated(self, *headers: bytes) -> None:
         """Raise `malformed_request` if one of these headers occurs twice: it is undefined which value applies."""
-        if len(self.headers) == len(self.scope["headers"]):
-            return
-        names = [name for name, _ in self.scope["headers"]]
-        for name in headers:
-            if names.count(name) > 1:
-                raise Malformed(f"The header {name.decode()} occurs twice; send it once.")
+        if len(self.headers) < len(self.scope["headers"]):
+            names = [name for name, _ in self.scope["headers"]]
+            if repeated := [name.decode() for name in headers if names.count(name) > 1]:
+                raise Malformed(f"The header {repeated[0]} occurs twice; send it once.")
 
     async def read(self, limit: int) -> bytes:
         """Return the whole body.
