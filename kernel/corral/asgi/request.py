@@ -78,7 +78,7 @@ class IncomingRequest(Request):
             self.quota = quota
 
     def refuse_repeated(self) -> None:
-        """Raise `malformed_request` if one of `SENT_ONCE` occurs twice: it is undefined which value applies."""
+        """Raise `malformed_request` if a header of `SENT_ONCE` occurs twice, because either value could apply."""
         names = [name for name, _ in self.scope["headers"]]
         for name in SENT_ONCE:
             if names.count(name) > 1:
