@@ -35,7 +35,10 @@ def format_instant(seconds: float) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _whole_second(second: int) -> str:
-    """Return an instant without its milliseconds. Cached, because most instants of a process share a few seconds."""
+    """Return an instant without its milliseconds.
+
+    The results are cached, because a process formats many instants of the same second.
+    """
     return datetime.fromtimestamp(second, UTC).isoformat(timespec="seconds")[:-6]
 
 

@@ -1,6 +1,6 @@
 """Envelope encryption of stored credentials under the master keys, and keyed digests.
 
-A sealed value is `version(1) key_id(8) nonce(12) wrapped_data_key(48) nonce(12) ciphertext+tag`; the numbers are bytes.
+A sealed value is `version(1) key_id(8) nonce(12) wrapped_data_key(48) nonce(12) ciphertext+tag`, with lengths in bytes.
 Each value has a random data key, which is wrapped by a key derived from a master key, so `rewrap` leaves the ciphertext
 unchanged. The library `cryptography` is imported on first use, because the import takes 25 ms.
 """
@@ -33,17 +33,18 @@ class SealedWrong(ValueError):
 
 
 def place(table: str, row: str, version: int, field: str = "value") -> str:
-    """Return the `aad` of a column in a row.
+    """Return the `aad` (associated data) of a column in a row.
 
-    It binds a ciphertext to its place, so a copy elsewhere cannot be opened.
+    The associated data binds a ciphertext to its place, so a copy in another place cannot be decrypted.
     """
     return f"{table}|{row}|{version}|{field}"
 
 
 def refuse_mask(value: str | None, pointer: str) -> None:
-    """Raise `masked_value_submitted` if a credential consists only of `*`, the mask of a form that was sent back.
+    """Raise `masked_value_submitted` if a credential consists only of `*`.
 
-    Call this for every credential that people submit, so that a mask never replaces the stored value.
+    Forms show this mask instead of a stored value. Call this function for every credential that people submit, so that
+    the mask never replaces the stored value.
     """
     if value and not value.strip().strip("*"):
         detail = "This is the mask of a stored value; omit the field to keep the stored value."
@@ -56,7 +57,7 @@ def encoded_key(name: str, key: bytes) -> dict[str, str]:
 
 
 def derive(master: bytes, purpose: str) -> bytes:
-    """Derive a 256-bit key for one purpose with HKDF-SHA256 (RFC 5869), one block."""
+    """Derive a 256-bit key for one purpose with one block of HKDF-SHA256 (RFC 5869)."""
     extracted = hmac.digest(b"corral", master, "sha256")
     return hmac.digest(extracted, purpose.encode() + b"\x01", "sha256")
 
@@ -135,7 +136,7 @@ class Sealer(Protocol):
 
 
 class KeyRotation(Protocol):
-    """Moves sealed values to the active master key without opening them; a service for plugins.
+    """Moves sealed values to the active master key without decrypting them. A service for plugins.
 
     `sealed`: see `Sealer`.
     """
@@ -149,11 +150,11 @@ class KeyRotation(Protocol):
 
     @property
     def active_id(self) -> str:
-        """The id of the active key. Raises `Unavailable` (`vault_sealed`) without a usable one."""
+        """The id of the active key. Raises `Unavailable` (`vault_sealed`) if no usable key is loaded."""
         ...
 
     def rewrap(self, sealed: bytes) -> bytes:
-        """Return the same value wrapped by the active key."""
+        """Return the same value with its data key wrapped by the active key."""
         ...
 
     def unwraps(self, sealed: bytes) -> bool:
@@ -165,8 +166,8 @@ class Keyring:
     """The master keys of this process. The first key encrypts values; every key can decrypt values.
 
     The keyring is `sealed` if it contains no key, or if `note_stored` finds that all stored values need other keys.
-    Encryption and decryption then raise `Unavailable` (`vault_sealed`). MACs still work; without any key they use a
-    random key of this process.
+    Encryption and decryption then raise `Unavailable` (`vault_sealed`). MACs still work; if no key is loaded, they use
+    a random key of this process.
     """
 
     def __init__(self, keys: Sequence[MasterKey] = (), *, source: str = "", created: bool = False) -> None:
@@ -224,8 +225,8 @@ class Keyring:
     def note_stored(self, key_ids: Iterable[str]) -> None:
         """Seal or unseal the keyring according to the key ids of the stored values.
 
-        The keyring is sealed if there are stored values and none of them was sealed by a loaded key, because the loaded
-        keys are wrong then.
+        The keyring is sealed if there are stored values but no loaded key sealed any of them. In that case, the loaded
+        keys are the wrong ones.
         """
         stored = set(key_ids)
         self.sealed = not self.keys or (bool(stored) and stored.isdisjoint(self._by_id))
@@ -265,7 +266,7 @@ class Keyring:
         return _decrypt(derive(key.secret, "wrap"), sealed[_HEAD:_BODY], sealed[:_HEAD])
 
     def mac(self, purpose: str, data: bytes) -> bytes:
-        """Return the HMAC-SHA256 with the active key. Equal data has an equal MAC until the master key is rotated."""
+        """Return the HMAC-SHA256 of `data` under the active key. It changes only when the master key is rotated."""
         return hmac.digest(derive(self._signing[0], f"mac/{purpose}"), data, "sha256")
 
     def verify(self, purpose: str, data: bytes, mac: bytes) -> bool:
@@ -305,7 +306,7 @@ def _decrypt(key: bytes, sealed: bytes, aad: bytes) -> bytes:
 
 
 def _create(path: Path) -> bool:
-    """Create the key file atomically and return whether this process did.
+    """Create the key file atomically. Return whether this process created it.
 
     If processes start together, one of them creates the file and the others read it.
     """

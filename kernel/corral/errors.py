@@ -66,13 +66,13 @@ CODES: dict[str, tuple[int, str]] = {
     "shutting_down": (503, "The server is shutting down"),
 }
 LIMITING_CODES: set[str] = set()
-"""Codes allowed in `Principal.limited`. All routes except those marked `limited` may answer with them."""
+"""Codes allowed in `Principal.limited`. All routes except those marked `limited` may return them."""
 
 
 def declare_codes(codes: Mapping[str, tuple[int, str]], *, limiting: bool = False) -> None:
     """Declare the problem codes of a plugin, `{code: (HTTP status, title)}`.
 
-    Call it when the plugin's `api` is imported.
+    Call this function when the plugin's module `api` is imported.
 
     With `limiting`, the codes may also be used in `Principal.limited`. Raises `ValueError` for a code that exists with
     another status or title.
@@ -103,7 +103,7 @@ class Failure(Exception):
 class ContributionFailed(Failure):
     """Raised when a plugin's contribution failed.
 
-    The error was counted against the plugin; the caller continues without it.
+    The error has already been counted against the plugin. The caller continues without the contribution.
     """
 
 
@@ -176,7 +176,7 @@ class Conflict(Problem):
 
 
 class Gone(Problem):
-    """410: a link, cursor or similar has expired."""
+    """410: a link, a cursor or a similar resource has expired."""
 
     default = "cursor_expired"
 

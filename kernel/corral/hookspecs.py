@@ -27,7 +27,7 @@ hookspec = pluggy.HookspecMarker("corral")
 
 
 class PluginManager(pluggy.PluginManager):
-    """The plugin manager; each plugin has its own.
+    """A plugin manager. Each plugin has its own instance.
 
     Overrides pluggy's inspection of every attribute of modules and plugins, which would take a third of the boot time.
     """
@@ -82,7 +82,7 @@ def corral_jobs() -> Iterable[Job]:  # type: ignore[empty-body]
 
 @hookspec
 def corral_schedules() -> Iterable[Schedule]:  # type: ignore[empty-body]
-    """Return periodic jobs. Each period runs once, in whichever process claims it."""
+    """Return periodic jobs. In each period, one of the processes claims the job and runs it."""
 
 
 @hookspec
@@ -115,7 +115,7 @@ def corral_metrics() -> Iterable[Metric]:  # type: ignore[empty-body]
 
 @hookspec
 def corral_commands() -> Iterable[click.Command]:  # type: ignore[empty-body]
-    """Return subcommands of `corral`. Called without a kernel."""
+    """Return subcommands of `corral`. This hook is called without a kernel."""
 
 
 @hookspec

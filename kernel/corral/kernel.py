@@ -68,8 +68,8 @@ def boot(
 ) -> Kernel:
     """Load, migrate and wire an installation.
 
-    `plugins` replaces discovery, for tests. With `migrations=None` the configuration and the database engine decide
-    whether migrations are applied. Raises `Refused` (exit status 3) and `Pending` (exit status 4).
+    Tests pass `plugins` instead of discovering them. With `migrations=None`, the configuration and the database engine
+    decide whether migrations are applied. Raises `Refused` (exit status 3) and `Pending` (exit status 4).
     """
     keyring = Keyring.load(config)
     section = config.database
@@ -92,7 +92,7 @@ def boot(
 def _check_enabled(config: Config, records: list[PluginRecord]) -> None:
     absent = sorted({*config.plugins.enabled} - {record.name for record in records})
     if absent and config.plugins.strict:
-        raise Refused(*[f"{name}: corral.toml enables it, and it is not installed" for name in absent])
+        raise Refused(*[f"{name}: corral.toml enables this plugin, but it is not installed" for name in absent])
     for name in absent:
         log.warning("corral.toml enables a plugin that is not installed", extra={"plugin": name})
 
@@ -218,14 +218,20 @@ class Kernel:
         return runner
 
     def block_dependants(self, before: list[PluginRecord]) -> None:
-        """Block the dependants of plugins that failed. Notify listeners of all plugins in `before` that do not run."""
+        """Block the dependants of plugins that failed.
+
+        Notify the listeners about each plugin in `before` that is no longer active.
+        """
         block_dependants(self.plugins)
         for record in before:
             if not record.active:
                 self.registry.publish(record)
 
     def refuse_without_essentials(self) -> None:
-        """Raise `Refused` when an essential plugin does not serve, or in strict mode when any plugin failed."""
+        """Raise `Refused` if an essential plugin does not serve.
+
+        In strict mode, also raise `Refused` if any plugin is `failed` or `blocked`.
+        """
         strict = self.config.plugins.strict
         broken = [
             f"{record.name}: {record.reason}"

@@ -1,7 +1,7 @@
-"""The plugin contract: one class whose class attributes are the manifest and whose hook implementations contribute.
+"""The plugin contract: a class whose attributes are the manifest and whose hooks return the plugin's contributions.
 
-Hooks contribute once, at boot, in any order. Subscribers handle events after the commit. Services answer calls. The
-hooks are specified in `corral.hookspecs`.
+The kernel calls each hook once, at boot; the order of the calls is undefined. Subscribers handle events after the
+commit. Other plugins call services directly. The hooks are specified in `corral.hookspecs`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ SeriesName = Annotated[str, msgspec.Meta(pattern="^[a-z_][a-z0-9_]*$")]
 
 
 class Plugin:
-    """Base class of all plugins. The first line of the class docstring is the title, the rest is the description."""
+    """Base class of all plugins. The first line of the class docstring is the title; the rest is the description."""
 
     name: ClassVar[str]
     """Identifier of the plugin; the name of its config section and the prefix of its tables and permissions."""
     requires: ClassVar[tuple[str, ...]] = ()
-    """Plugins that must be active, otherwise this plugin is `blocked`. Their services are passed to constructors."""
+    """Plugins that must be active; otherwise this plugin is `blocked`. Their services are passed to constructors."""
     wants: ClassVar[tuple[str, ...]] = ()
     """Optional plugins. Their services are passed as `X | None`, and are None while the plugin is not active."""
     config: ClassVar[type[msgspec.Struct] | None] = None
@@ -42,15 +42,15 @@ class Plugin:
     prefixes: ClassVar[tuple[str, ...]] = ()
     """Further prefixes of permissions, settings, jobs and tables that a built-in plugin owns besides its name."""
     protected: ClassVar[Protection] = False
-    """True: the plugin cannot be disabled or quarantined. `"essential"`: also, the process does not serve without it.
+    """True: the plugin cannot be disabled or quarantined. `"essential"`: also, the process refuses to serve without it.
 
     Only plugins of Corral's own distribution may be protected. Assign a literal, because the value is parsed from the
     source code when the plugin cannot be imported.
     """
     starts_first: ClassVar[bool] = False
-    """Start before plugins that this plugin does not require.
+    """Start this plugin before all plugins that it does not require.
 
-    Use it for work that must precede their writes and reads of settings.
+    Use it for work that must be done before other plugins write data or read settings.
     """
     kernel_api: ClassVar[int] = KERNEL_API
 
@@ -85,7 +85,7 @@ class Runtime(Protocol):
     def address(self) -> str | None:
         """The server's base URL such as `http://127.0.0.1:8000`.
 
-        None before the server listens, and where nothing is served.
+        None until the server listens, and in processes that do not serve requests.
         """
         ...
 
@@ -105,7 +105,7 @@ class Runtime(Protocol):
         ...
 
     def when_draining(self, run: Callable[[], Awaitable[None]]) -> None:
-        """Call `run` at shutdown while the server still answers. The call has a limit of some seconds."""
+        """Call `run` at shutdown while the server still answers requests. The call has a time limit."""
         ...
 
 
@@ -199,7 +199,10 @@ class Provide(msgspec.Struct, frozen=True):
 
 
 class Settings(Protocol):
-    """Reads the current values of settings. Environment and file override stored values, which override defaults."""
+    """Reads the current values of settings.
+
+    The environment and the configuration file override stored values, which override defaults.
+    """
 
     def get(self, setting: Setting[T]) -> T: ...
 
@@ -207,9 +210,9 @@ class Settings(Protocol):
 class Setting(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     """A declared run-time setting `category.key`. `kind` is the Python type; `null` is allowed if the default is None.
 
-    `minimum` and `maximum` limit a number, or the length of a text or list. `check(value, settings)` validates a value
-    beyond its type, also against other settings. It returns None, or the problem as the end of a sentence that begins
-    with `category.key`.
+    `minimum` and `maximum` limit a number, or the length of a text or list. `check(value, settings)` validates more
+    than the type of a value, for example its relation to other settings. It returns None, or the problem as the end of
+    a sentence that begins with `category.key`.
     """
 
     name: str
@@ -310,7 +313,7 @@ class Gate(Protocol):
     def check(self, client_ip: str, method: str, path: str) -> None:
         """Check a request.
 
-        Called on the event loop, so no I/O. Open sockets and streams are checked again every second.
+        Called on the event loop, so it must not perform I/O. Open sockets and streams are checked again every second.
         """
         ...
 
@@ -328,7 +331,10 @@ class Quota(NamedTuple):
 
 @runtime_checkable
 class Meter(Protocol):
-    """Counts requests and enforces rate limits by raising `TooMany`. Called on the event loop, so no I/O."""
+    """Counts requests and enforces rate limits by raising `TooMany`.
+
+    The methods are called on the event loop, so they must not perform I/O.
+    """
 
     def arrive(self, client_ip: str, route: Route | None, *, anonymous: bool) -> Quota | None:
         """Count a request before its caller is known. `route` is None if no route matches.
@@ -338,7 +344,10 @@ class Meter(Protocol):
         ...
 
     def enter(self, caller: Principal, route: Route, client_ip: str) -> Quota | None:
-        """Count a request of a known caller. If this returns, `leave` is called once the response is ready."""
+        """Count a request of a known caller.
+
+        If this method returns without an error, `leave` is called when the response is ready.
+        """
         ...
 
     def leave(self, caller: Principal) -> None:

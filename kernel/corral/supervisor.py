@@ -38,7 +38,8 @@ class Supervisor:
     def start(self, name: str, run: Callable[[], Awaitable[None]], owner: Owner | None = None) -> None:
         """Run a task until `stop`.
 
-        After five restarts in a row the owner is asked; `Unavailable` only delays the restart.
+        After five restarts in a row, a task with an owner is restarted only when `owner.restarts_exhausted` returns. A
+        task that raises `Unavailable` is restarted after a short delay, and this restart does not count.
         """
         self._tasks[name] = asyncio.get_running_loop().create_task(self._keep(name, run, owner), name=name)
 

@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class ThreadShares(Generic[T]):
-    """Lets each plugin occupy at most half of the threads of a pool. Its further calls wait until others end."""
+    """Lets each plugin occupy at most half of the threads of a pool. Further calls wait until earlier ones end."""
 
     def __init__(self, pool_size: int) -> None:
         self.limit = max(1, pool_size // 2)
@@ -19,11 +19,11 @@ class ThreadShares(Generic[T]):
         self._waiting: dict[str, deque[T]] = defaultdict(deque)
 
     def waiting(self, plugin: str) -> int:
-        """Return the number of calls of a plugin that wait."""
+        """Return the number of waiting calls of a plugin."""
         return len(self._waiting[plugin])
 
     def acquire(self, plugin: str, call: T) -> bool:
-        """Return whether a call of the plugin may run now. Otherwise the call waits."""
+        """Return whether a call of the plugin may run now. If it may not, add it to the waiting calls."""
         with self._lock:
             if self._running[plugin] >= self.limit:
                 self._waiting[plugin].append(call)

@@ -29,12 +29,15 @@ ENDLESS_SECONDS, EXIT_SECONDS, EXIT_STATUS = 5.0, 30.0, 70  # after a call was a
 INTERRUPT = signal.SIGURG  # ignored by default
 
 guard_code: set[CodeType] = set()
-"""The code of functions that run a guarded call. Their local variables are `self`, the guard, and `began`, the start
-time, while the call runs, and also `value` or `error` when it has ended."""
+"""The code objects of the functions that run guarded calls.
+
+While a call runs, their local variables include `self` (the guard) and `began` (the start time). After the call has
+ended, they also include `value` or `error`.
+"""
 
 
 class CallAbandoned(BaseException):
-    """Raised in a call that blocks the event loop. Not an `Exception`, so that few handlers swallow it."""
+    """Raised in a call that blocks the event loop. It is not an `Exception`, so that few handlers swallow it."""
 
 
 class ThreadAbandoned(BaseException):
@@ -47,7 +50,7 @@ class GuardedFunction(Protocol):
     plugin: str
     where: str
     counts: bool
-    """Whether failures count towards the quarantine of the plugin. Those of routes do not."""
+    """Whether failures count towards the quarantine of the plugin. Failures of routes do not."""
 
     def time_limit(self, *, on_loop: bool) -> float | None:
         """Return the time limit of a call in seconds, or None if the caller of the guard limits the time."""
@@ -96,7 +99,7 @@ class CallTimer:
         self._checks = 0
 
     def check(self, thread: int, *, on_loop: bool = False) -> int:
-        """Return the number of checks since the call of a thread exceeded its limit. Negative if it did not."""
+        """Return the number of checks since a thread's call exceeded its limit, or a negative number if it has not."""
         call = running_call_of(thread)
         if call != self.call:
             self.call, self._checks = call, 0
@@ -114,7 +117,8 @@ class _AbandonedThread:
 class Watchdog:
     """Runs checks, and raises `ThreadAbandoned` in abandoned threads every second until they end.
 
-    Python raises an asynchronous exception only in a thread that executes Python code; a thread that sleeps goes on.
+    Python raises an asynchronous exception only in a thread that executes Python code, so it does not interrupt a
+    thread that is blocked in a system call.
     """
 
     def __init__(self) -> None:
@@ -133,7 +137,7 @@ class Watchdog:
         _raise_in(thread)
 
     def has_returned(self, thread: threading.Thread) -> None:
-        """Note that the call of a thread has ended, so that no exception interrupts what the thread does at its end."""
+        """Record that the call of a thread has ended, so that no exception interrupts the clean-up of the thread."""
         self._abandoned.pop(thread, None)
 
     def lost_threads(self) -> Counter[str]:
@@ -207,7 +211,7 @@ class LoopWatch:
         elif over == ENDLESS_SECONDS * CHECKS_PER_SECOND:
             guard.never_returned()
         elif over >= EXIT_SECONDS * CHECKS_PER_SECOND:
-            log.critical("the event loop does not come back", extra={"plugin": guard.plugin, "where": guard.where})
+            log.critical("event loop blocked; process exits", extra={"plugin": guard.plugin, "where": guard.where})
             os._exit(EXIT_STATUS)
         if not over % CHECKS_PER_SECOND:  # its code may have swallowed the exception
             signal.pthread_kill(thread, INTERRUPT)

@@ -78,7 +78,7 @@ BROKEN = {
     "syntax": ("def (:\n", "SyntaxError"),
     "no plugin": ("class FaultyPlugin:\n    name = 'faulty'\n", "not a subclass"),
     "other name": (PLUGIN + FAULTY.replace('name = "faulty"', 'name = "other"'), "named 'other'"),
-    "other kernel": (body("kernel_api = 2"), "made for kernel API 2, this kernel has 1"),
+    "other kernel": (body("kernel_api = 2"), "the plugin is made for kernel API 2, but this kernel has 1"),
     "requires no tuple": (body('requires = "core"'), "requires and wants must be tuples"),
     "foreign permission": (body('permissions = (Permission("tasks.read", "Read"),)'), "must begin with faulty."),
     "constructor": (body("def __init__(self, settings):\n    raise OSError('no luck')"), "OSError: no luck"),
@@ -105,7 +105,7 @@ BROKEN = {
             "@hookimpl\ndef corral_settings(self):\n"
             "    return [Setting(name='jobs.retention_days', kind=int, default=1, title='x')]"
         ),
-        "setting jobs.retention_days is declared by event_log too",
+        "setting jobs.retention_days is also declared by event_log",
     ),
     "service nobody has": (
         body(
@@ -254,7 +254,7 @@ async def test_two_third_parties_with_one_path_fail_both(folder: PluginFolder, t
     async with make_kernel(tmp_path, **options(folder, "faulty", "rival", "steady")) as kit:
         reasons = {name: kit.loaded(name).reason for name in ("faulty", "rival")}
         assert reasons == {
-            "faulty": "GET /faulty is declared by rival too",
+            "faulty": "GET /faulty is also declared by rival",
             "rival": "RouteConflict: GET /faulty is already declared by faulty",
         }
         assert (await kit.client.get("/faulty")).code == "plugin_failed"
@@ -285,7 +285,7 @@ async def test_a_circle_of_requires_fails_its_members_and_blocks_who_needs_them(
         folder.add(name, named(name, *requires))
     async with make_kernel(tmp_path, **options(folder, "one", "two", "three", "four", "steady")) as kit:
         assert {kit.loaded(name).state for name in ("one", "two", "three")} == {"failed"}
-        assert kit.loaded("one").reason == "requires go in a circle: one, three, two"
+        assert kit.loaded("one").reason == "the plugins require each other in a circle: one, three, two"
         assert kit.loaded("four").reason == "requires one, which is failed"
         await check_others(kit)
 

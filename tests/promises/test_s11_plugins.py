@@ -27,8 +27,8 @@ pytestmark = pytest.mark.one_engine
 CLIENTS, PAUSE = 4, 0.02
 HELD_WITHIN, SLACK = 10.0, 10.0  # seconds; the slack is for a machine that has other things to do
 LOG_LINES_A_SECOND = 100
-LATE = "it did not come back in time and was given up"
-ENDLESS = "it was given up and does not end"
+LATE = "it did not return in time and was abandoned"
+ENDLESS = "it was abandoned and is still running"
 
 
 class Caller(threading.Thread):
@@ -138,8 +138,8 @@ def check_names(found: dict[str, Any]) -> None:
     assert "CREATE" in found["migrator"]["reason"] or "syntax" in found["migrator"]["reason"]
     told = {
         "exiter": "SystemExit: 1",
-        "looper": "did not come back",
-        "sleeper": "did not come back",
+        "looper": "did not return",
+        "sleeper": "did not return",
         "wrong": "it returned str",
         "unawaited": "coroutine function",
         "dying": "the last one in thread",

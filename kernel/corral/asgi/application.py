@@ -87,7 +87,7 @@ class Application:
             for other in conflict.others:
                 rival = kernel.registry.get(other.plugin)
                 if rival is not None and rival.active and not rival.found.built_in:  # both third-party plugins fail
-                    rival.fail(f"{other.label} is declared by {loaded.name} too")
+                    rival.fail(f"{other.label} is also declared by {loaded.name}")
             raise
         if not loaded.found.built_in:
             kernel.database.plugin_by_label |= {route.label: loaded.name for route in routes}
@@ -106,7 +106,7 @@ class Application:
                     self._router.add([UnavailableEndpoint(loaded, method, path)])
 
     def _plugin_changed(self, changed: PluginRecord) -> None:
-        """Apply the state of a plugin to its endpoints, and its services to all endpoints."""
+        """Update the endpoints of a plugin after its state changed, and bind the services of all endpoints again."""
         for endpoint in self.endpoints:
             if endpoint.route.plugin == changed.name:
                 endpoint.unavailable = None if changed.serves else changed
@@ -138,7 +138,7 @@ class QuartApp(Quart):
 
 
 def quart_application(pipeline: Pipeline, endpoints: Iterable[Endpoint], server: Server) -> Quart:
-    """Return the Quart application. With `fast_dispatch`, the pipeline serves declared routes without Quart's help."""
+    """Return the Quart application. With `fast_dispatch`, the pipeline serves declared routes and bypasses Quart."""
     app = QuartApp("corral", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = 1024 * 1024
     app.config["BODY_TIMEOUT"] = server.body_timeout_seconds
@@ -201,7 +201,7 @@ def _check(route: Route, permissions: Permissions) -> None:
     if not route.summary:
         raise ValueError(f"{route.label}: the handler has no docstring")
     if route.exempt_host and route.names:
-        raise ValueError(f"{route.label}: a route with names in its path cannot be exempt from the check of the host")
+        raise ValueError(f"{route.label}: a route with path parameters cannot be exempt from the host check")
     unknown = [need for need in route.needs if not permissions.is_known(need)]
     if unknown or not route.needs:
         raise ValueError(f"{route.label}: no plugin declares the permission {', '.join(unknown) or '(needs is empty)'}")

@@ -23,7 +23,7 @@ class AsyncHandlers:
     """Runs `async def` handlers.
 
     The idempotency key of a request stays in flight for as long as the handler runs. After a crash, the key can be
-    used again within `IN_FLIGHT_SECONDS`.
+    used again after at most `IN_FLIGHT_SECONDS`.
     """
 
     def __init__(self, database: Database, idempotency: Idempotency) -> None:
@@ -44,7 +44,7 @@ class AsyncHandlers:
         renewing = asyncio.ensure_future(self._renew(key, entry))
 
         async def finish(response: Response | None, body: bytes | None) -> None:
-            """Store the response under the key, or release the key if there is no whole response."""
+            """Store the response under the key, or release the key if the response is not complete."""
             renewing.cancel()
             if response is None or body is None or not response.is_whole():
                 unit = functools.partial(self._idempotency.release_key, key)

@@ -36,7 +36,7 @@ class Endpoint:
     """A route that can serve requests: the handler, its services and its access rules.
 
     `handler` is the handler of the route, wrapped in a guard if the plugin is a third-party plugin. `unavailable` is
-    the plugin while it is out of service.
+    the record of the plugin while the plugin is out of service, and otherwise None.
     """
 
     def __init__(self, route: Route, container: Container, record: PluginRecord, handler: Callable[..., Any]) -> None:
@@ -191,7 +191,10 @@ def check_media_type(content_type: bytes, encoding: bytes | None) -> None:
 
 
 def _default_of(query: Any) -> Any:
-    """Return the query of a request without parameters, or None if the handler takes none or requires a parameter."""
+    """Return the query of a request without parameters.
+
+    Return None if the handler takes no query or requires a parameter.
+    """
     try:
         return msgspec.convert({}, query)
     except msgspec.ValidationError:

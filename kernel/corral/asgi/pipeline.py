@@ -50,7 +50,10 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 class Pipeline:
-    """The ASGI application for HTTP requests. There is one instance per kernel; it contains no state of requests."""
+    """The ASGI application for HTTP requests.
+
+    There is one instance per kernel. It holds no state of individual requests.
+    """
 
     def __init__(self, kernel: Kernel, router: Router, endpoints: Iterable[Endpoint]) -> None:
         server = kernel.config.server
@@ -77,7 +80,7 @@ class Pipeline:
         self.draining = True
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        """Serve one HTTP request: an ASGI call."""
+        """Serve one HTTP request. The ASGI server calls this method."""
         request = IncomingRequest(scope, receive, self.body_timeout)
         try:
             response = await self.respond(request)
@@ -136,7 +139,7 @@ class Pipeline:
     # -- gates
 
     def check_gates(self, request: IncomingRequest) -> None:
-        """Check the size of URL (414) and headers (431), the `Host` header (400) and the gates of plugins (403).
+        """Check the sizes of URL (414) and headers (431), the `Host` header (400), and the gates of plugins (403).
 
         Applies to requests and WebSocket handshakes.
         """
@@ -233,8 +236,8 @@ class Pipeline:
     ) -> Principal:
         """Return the principal of the request's credential and cache it.
 
-        If a `remembered` route is called while the database fails or does not answer in time, the principal of the
-        last minutes is returned instead.
+        If a `remembered` route is called while the database fails or does not answer in time, a principal that was
+        cached in the last 15 minutes is returned instead.
         """
         credential = read_credential(request.header("authorization"), request.header("x-api-key"))
         if credential is None:
@@ -255,8 +258,7 @@ class Pipeline:
     async def _delegate(self, request: IncomingRequest, principal: Principal) -> Principal:
         """Return the principal that the caller acts as.
 
-        That is the principal named in a delegation header of an authenticator, or the caller if there is no such
-        header.
+        This is the principal that the request names in a delegation header, or the caller if there is no such header.
         """
         headers = ((header, request.header(header.lower())) for header in self.credentials.delegation_headers)
         named = {header: value for header, value in headers if value is not None}
@@ -301,7 +303,7 @@ class Pipeline:
     # -- unit of work: preconditions, handler
 
     async def _run_unit(self, request: IncomingRequest, endpoint: Endpoint) -> Any:
-        """Run a `def` handler as one unit of work, in one transaction with its idempotency key."""
+        """Run a `def` handler as one unit of work. The same unit claims the idempotency key, if there is one."""
         unit = functools.partial(endpoint.handler, **request.arguments)
         if request.idempotency_key is not None:
             unit = functools.partial(self._run_keyed, request, endpoint, request.idempotency_key)
@@ -353,7 +355,7 @@ class Pipeline:
     async def _wait(
         self, request: IncomingRequest, endpoint: Endpoint, until: float, notified: asyncio.Event, leaving: Any
     ) -> None:
-        """Wait for a notification or until `until`. Check the caller again whenever a cached principal expires."""
+        """Wait for a notification, but not beyond `until`. Check the caller again when a cached principal expires."""
         notification = asyncio.ensure_future(notified.wait())
         try:
             while not notified.is_set() and time_s() < until:
@@ -375,7 +377,7 @@ class Pipeline:
     def _refusal(self, problem: Problem, request: IncomingRequest) -> Response:
         """Return the problem document of a failure.
 
-        Details of server errors are redacted, because texts of dependencies may contain credentials.
+        Details of server errors are redacted, because error texts of dependencies may contain credentials.
         """
         if problem.status >= 500:
             problem.detail = self.redactor.redact(problem.detail)

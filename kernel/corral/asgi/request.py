@@ -77,7 +77,7 @@ class IncomingRequest(Request):
             self.quota = quota
 
     def refuse_repeated(self, *headers: bytes) -> None:
-        """Raise `malformed_request` if one of these headers occurs twice: it is undefined which value applies."""
+        """Raise `malformed_request` if one of these headers occurs twice, because either value could apply."""
         if len(self.headers) < len(self.scope["headers"]):
             names = [name for name, _ in self.scope["headers"]]
             if repeated := [name.decode() for name in headers if names.count(name) > 1]:

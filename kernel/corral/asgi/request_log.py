@@ -1,4 +1,4 @@
-"""The records of requests: one line of the access log per request, and audit entries."""
+"""Records requests: writes one line of the access log per request, and audit entries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MIN_STATUS = {"off": 1000, "errors": 500, "all": 0}
 class AccessLog:
     """Writes the access log. Query strings are never logged.
 
-    Only responses with a status of at least `min_status` are logged, as the setting `http.access_log` demands.
+    Only responses with a status of at least `min_status` are logged. The setting `http.access_log` determines it.
     """
 
     def __init__(self, kernel: Kernel) -> None:

@@ -69,7 +69,10 @@ def render(value: Any, endpoint: Endpoint, request: IncomingRequest) -> Response
 
 
 def _location(path: str, identifier: str) -> str:
-    """Return the URL of a created resource: below the request's path, or the part of the path that ends with its id."""
+    """Return the URL of a created resource.
+
+    If the path of the request contains the id, the URL ends there. Otherwise, the id is appended to the path.
+    """
     place = path.lower().find(f"/{identifier}".lower())
     return f"{path.rstrip('/')}/{identifier}" if place < 0 else path[: place + 1] + identifier
 
@@ -84,7 +87,7 @@ class ResponseSender:
     """Sends responses as ASGI messages, with the headers that every response contains.
 
     `Strict-Transport-Security` is sent if the public URL is an https URL. Web pages of the origins in
-    `http.cors_origins` may call the API; the allowed origin is never `*`, only a listed origin is echoed.
+    `http.cors_origins` may call the API; the response names the listed origin, never `*`.
     """
 
     def __init__(self, kernel: Kernel, connections: LongLivedConnections) -> None:

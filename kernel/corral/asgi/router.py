@@ -11,7 +11,7 @@ from corral.ids import parse_id
 
 MAX_SEGMENT, MAX_REST = 200, 300
 Match = tuple[dict[str, Any], dict[str, str]]
-"""(endpoints of a path by method, values of the path parameters by name)."""
+"""The result of a search: the endpoints of a path by method, and the values of the path parameters by name."""
 
 
 class Routed(Protocol):
@@ -33,7 +33,10 @@ class _Node:
 
 
 class RouteConflict(Exception):
-    """Operations (method and path) are declared twice. `others` contains the routes that were declared first."""
+    """Raised when operations (method and path) are declared twice.
+
+    `others` contains the routes that were declared first.
+    """
 
     def __init__(self, conflicts: list[tuple[Route, Route]]) -> None:
         self.others = [other for _, other in conflicts]
@@ -86,9 +89,9 @@ class Router:
         return None if b"%2f" in raw_path and not any(item.route.rest for item in found[0].values()) else found
 
     def _walk(self, path: str) -> Match | None:
-        """Follow the segments of a path. Where both match, a fixed segment is tried before a parameter.
+        """Follow the segments of a path. If a fixed segment and a parameter both match, try the fixed segment first.
 
-        Most paths have at most one parameter, the last segment, so the walk begins at the last segment if it can.
+        Most paths have no parameter except possibly the last segment, so the walk begins at the last segment if it can.
         """
         segments = path[1:].split("/")
         count = len(segments)
@@ -114,7 +117,7 @@ class Router:
             node, index, values = alternatives.pop()
 
     def _node(self, path: str) -> _Node:
-        """Return the node of a path template, which is created if necessary."""
+        """Return the node of a path template. Create the node if necessary."""
         node = self._root
         for segment in path[1:].split("/"):
             if not segment.startswith("{"):

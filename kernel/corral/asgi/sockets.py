@@ -1,4 +1,7 @@
-"""WebSockets on raw ASGI messages. A connection needs no task, queue or context in addition to its endpoint's."""
+"""WebSockets on raw ASGI messages.
+
+A connection runs in the task of its endpoint and needs no further task, queue or context.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ _draining: set[asyncio.Task[None]] = set()
 class SocketEndpoint(NamedTuple):
     """A WebSocket endpoint: its plugin and its `serve` function with the services bound.
 
-    `serve` is left at its default while the plugin does not run.
+    If the plugin does not run, `serve` keeps its default.
     """
 
     loaded: PluginRecord
@@ -114,7 +117,7 @@ def socket_connections(pipeline: Pipeline, endpoints: Mapping[str, SocketEndpoin
 
 
 def _admit(pipeline: Pipeline, endpoints: Mapping[str, SocketEndpoint], connection: Connection) -> SocketEndpoint:
-    """Return the endpoint for a handshake after the checks of the pipeline. Raises the `Problem` to refuse it with."""
+    """Return the endpoint for a handshake after the pipeline's checks. Raise a `Problem` to refuse the handshake."""
     request = connection.request
     endpoint = endpoints.get(request.path.rstrip("/"))
     if endpoint is None:
@@ -137,7 +140,7 @@ async def _serve(endpoint: SocketEndpoint, connection: Connection, record_error:
     try:
         await endpoint.serve(connection)
     except ConnectionError:
-        log.debug("client of a socket left")
+        log.debug("WebSocket client disconnected")
     except Exception as error:
         request, plugin = connection.request, endpoint.loaded.name
         log.exception("socket endpoint failed", extra={"plugin": plugin, "request_id": request.request_id})

@@ -1,4 +1,4 @@
-"""Streamed responses: sends them, records those that may have to be replayed, and ends those of blocked clients."""
+"""Sends streamed responses, records streams that may have to be replayed, and ends connections of blocked clients."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def read_credential(authorization: str | None, api_key: str | None) -> str | Non
     if authorization is None:
         return api_key
     if api_key is not None:
-        raise Malformed("Two credentials in one request: send Authorization or X-API-Key.")
+        raise Malformed("The request has two credentials; send either Authorization or X-API-Key.")
     scheme, _, token = authorization.partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
         raise Unauthorized("Use Authorization: Bearer <token>.", headers=CHALLENGE)
@@ -106,7 +106,7 @@ class Credentials:
         raise Unauthorized("This credential can no longer be checked. Authenticate again.", headers=CHALLENGE)
 
     def cache(self, headers: CredentialHeaders, principal: Principal) -> None:
-        """Cache the principal of these headers for one second. Call on the event loop only."""
+        """Cache the principal of these headers. Call this method on the event loop only."""
         if len(self._cache) >= CACHE_LIMIT:
             self._cache.clear()
         self._cache[headers] = (principal, time.monotonic())

@@ -1,4 +1,4 @@
-"""Callers and permissions. Permissions are read from the database per request, never from a token's claims."""
+"""Callers and permissions. Permissions are read from the database for each request, never from a token's claims."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ ANY_CALLER = "any_caller"
 class Permission(msgspec.Struct, frozen=True):
     """A permission `<plugin>.<verb>`, with the roles and kinds of caller (`worker`, `agent`) that hold it.
 
-    Admins hold every permission that at least one role holds, and every permission without `holders`. A permission
-    whose holders are all machines is not held by admins.
+    Admins hold every permission that at least one role holds, and every permission without `holders`. They do not hold
+    a permission whose holders are all machines.
     """
 
     name: str
@@ -134,7 +134,7 @@ class Delegation(Protocol):
     delegation_header: str
 
     def act_as(self, caller: Principal, named: str) -> Principal:
-        """Return the principal named by the header's value, or `caller` itself if such callers cannot delegate.
+        """Return the principal named by the header's value, or `caller` itself if this kind of caller cannot delegate.
 
         Runs in a read unit. Raises a `Problem` when the caller may not act as that principal.
         """
@@ -143,7 +143,7 @@ class Delegation(Protocol):
 
 @functools.lru_cache(maxsize=4096)
 def is_in_networks(address: str, networks: tuple[str, ...]) -> bool:
-    """Return whether an address (as returned by the client-IP function) lies in one of the networks."""
+    """Return whether an address, in the form that `ClientAddress` returns, lies in one of the networks."""
     return bool(address) and any(ipaddress.ip_address(address) in ipaddress.ip_network(each) for each in networks)
 
 

@@ -17,8 +17,8 @@ NO_ROWS = peewee.SQL("1 = 0")
 def can_read(caller: Principal, visibility: str, owner_id: str | None) -> bool:
     """Return whether the caller may currently read an object with this visibility and owner.
 
-    *private*: the owner. *shared*: everyone except auditors; agents act with the permissions of their person. *admin*:
-    admins. *private and admin* (accounts): the owner and admins.
+    *private*: the owner. *shared*: everyone except auditors. *admin*: admins. *private and admin* (accounts): the owner
+    and admins. An agent may read the private and shared objects that its user may read.
     """
     if caller.kind == "system":
         return True
@@ -34,7 +34,7 @@ def can_read(caller: Principal, visibility: str, owner_id: str | None) -> bool:
 class EventRights(Protocol):
     """The visibility rule for events.
 
-    Machines, and API keys with restricted scopes, read only events of areas whose objects they may read.
+    Machines, and API keys with restricted scopes, may read only events in the areas whose objects they may read.
     """
 
     def can_read(self, caller: Principal, record: LoggedEvent) -> bool:

@@ -102,7 +102,7 @@ class Database(_Part, frozen=True):
 
     url: Annotated[
         SqlUrl,
-        Key("By default corral.db in the data folder", "CORRAL_DATABASE_URL", example="postgresql://localhost/corral"),
+        Key("Database; default: corral.db in data_dir", "CORRAL_DATABASE_URL", example="postgresql://localhost/corral"),
     ] = ""
     migrate_on_start: Annotated[bool | None, Key("Migrate at start; default: only on SQLite", example=True)] = None
     pool_size: Annotated[int, Meta(ge=1, le=512), Key("PostgreSQL connections per process")] = 16
@@ -130,7 +130,7 @@ class Storage(_Part, frozen=True):
     """Section `[storage]`. Without a URL, files are stored in `Config.files_dir`."""
 
     url: Annotated[
-        StoreUrl | None, Key("By default a folder in the data folder", "CORRAL_STORAGE_URL", example="s3://bucket")
+        StoreUrl | None, Key("File store; default: a folder in data_dir", "CORRAL_STORAGE_URL", example="s3://bucket")
     ] = None
     max_upload_bytes: Annotated[
         int,

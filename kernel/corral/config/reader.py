@@ -40,9 +40,9 @@ def load(
     """Load the configuration. The command line overrides the environment, which overrides the file and the defaults.
 
     `overrides` contains the values of the command line by "section.key", "plugins.<name>" (a table) or
-    "settings.<category>.<key>". None and empty variables are ignored. The file is `path`, `CORRAL_CONFIG`,
-    `./corral.toml` or `/etc/corral/corral.toml`, in this order. `path=Path(os.devnull)` reads no file. Raises `Refused`
-    with all faults.
+    "settings.<category>.<key>". Overrides that are None and empty environment variables are ignored. The file is
+    `path`, or else the file named by `CORRAL_CONFIG`, or else `./corral.toml` or `/etc/corral/corral.toml`, whichever
+    exists first. With `path=Path(os.devnull)`, no file is read. Raises `Refused` with all faults.
     """
     reader = _Reader(os.environ if environ is None else environ)
     reader.read_file(path)
@@ -234,7 +234,7 @@ def _leaves(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _line_of(text: str, name: str) -> int:
     """Return the line of `name`, or else of its nearest table.
 
-    Searches the text, because tomllib has no line numbers.
+    Searches the text, because tomllib reports no line numbers.
     """
     here, line_found, longest = "", 1, 0
     for number, line in enumerate(text.splitlines(), 1):
@@ -247,12 +247,12 @@ def _line_of(text: str, name: str) -> int:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the most similar name."""
+    """Return the known name that is most similar to `name`."""
     return difflib.get_close_matches(name, list(known), 1, 0.0)[0]
 
 
 def readable_by_others(path: Path) -> bool:
-    """Return whether the file's mode lets users outside its owner and group read, change or execute the file."""
+    """Return whether the file's mode lets users other than its owner and group read, change or execute it."""
     return os.name == "posix" and bool(path.stat().st_mode & stat.S_IRWXO)
 
 

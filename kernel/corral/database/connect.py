@@ -34,7 +34,7 @@ def connect(url: str, *, synchronous: str = "full", pool_size: int = 16) -> Data
 
             from corral.database.postgres import PostgresDatabase
         except ImportError:  # the driver is an optional extra, so report its absence before anything starts
-            raise Refused("database.url: PostgreSQL needs its driver: pip install 'corral[postgres]'") from None
+            raise Refused("database.url: the driver is not installed; run pip install 'corral[postgres]'") from None
         try:
             return PostgresDatabase(url, pool_size=pool_size)
         except psycopg.ProgrammingError as error:  # the rest of the message quotes the URL and may contain a password

@@ -1,8 +1,8 @@
 """The places where SQLite and PostgreSQL need different SQL, so that plugins work on both engines unchanged.
 
 Peewee translates ordinary queries, including upserts (`on_conflict`). These helpers cover the rest. They run in the
-caller's unit of work, except those that take the peewee database of a migration. Row locks are in `unit`, full-text
-search is in `full_text`.
+caller's unit of work, except those that take the peewee database of a migration. Row locks are in `unit`, and
+full-text search is in `full_text`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def sql_fragment(sql: str, parameters: Sequence[Any] = ()) -> peewee.SQL:
 
 @contextlib.contextmanager
 def savepoint() -> Iterator[None]:
-    """Undo a part of the unit when it raises: its rows, and the events, jobs, audit rows and callbacks that it added.
+    """Run a block that, if it raises, leaves no rows, events, jobs, audit rows or callbacks in the unit.
 
     On PostgreSQL a failed statement aborts the whole transaction, unless the statement is inside a savepoint.
     """
@@ -79,8 +79,8 @@ def advisory_lock(name: str) -> None:
 def counter_shard(shards: int) -> int:
     """Return the number of the counter shard that this thread should update.
 
-    Threads update different shards, so parallel units do not block each other. Always 0 on SQLite, which has only one
-    writer.
+    Threads update different shards, so parallel units do not block each other. The number is always 0 on SQLite, which
+    has only one writer.
     """
     return 0 if current().database.kind == "sqlite" else threading.get_native_id() % shards
 
@@ -109,7 +109,7 @@ def json_texts(alias: str) -> str:
 
 
 def by_code_point(field: Any) -> Any:
-    """Return the text field collated by code point, as Python compares text, whatever the database's locale."""
+    """Return the text field collated by code point, as Python compares text, regardless of the database's locale."""
     return field if on_sqlite() else field.collate('"C"')
 
 

@@ -27,7 +27,7 @@ class Work(Protocol):
     """Runs a function as one unit of work: `await work(fn)`. Async handlers and jobs request the service by this type.
 
     With `read=True`, writes are refused. `fn` may run more than once, so it must have no effect outside the database.
-    The call raises any exception of `fn`, `NestedUnit` inside a unit, and `Unavailable` when the database cannot serve.
+    The call raises any exception of `fn`, `NestedUnit` inside a unit, and `Unavailable` if the database is unavailable.
     """
 
     async def __call__(self, fn: Callable[[], T], *, entry: Entry = SYSTEM_ENTRY, read: bool = False) -> T: ...
@@ -52,7 +52,7 @@ class Database(abc.ABC):
         self.engine = engine
         self.timings, self.watchdog = Timings(), Watchdog()
         self.pools: list[DatabasePool] = []
-        """The pool of units that write, and the pool of units that read, which may be the same."""
+        """The pool of units that write, and the pool of units that only read; or one pool for both."""
         self.flush: Callable[[Unit], None] = lambda unit: None
         self.committed: Callable[[list[Unit]], None] = lambda units: None
         self.cursor_key = b""  # the key that signs list cursors; set at boot
@@ -98,7 +98,7 @@ class Database(abc.ABC):
 
     @abc.abstractmethod
     def ping(self) -> None:
-        """Execute a trivial read on a new connection. Raises if the database cannot serve."""
+        """Execute a trivial read on a new connection. Raises an exception if the database is unavailable."""
 
     def waiting(self) -> int:
         """Return the number of units that are waiting for a connection."""
@@ -122,7 +122,7 @@ class Database(abc.ABC):
             self.engine.close()
 
     def close(self) -> None:
-        """Finish queued units and close all connections, except the connections of other calling threads."""
+        """Finish queued units, and close the connections of the pools and of the calling thread."""
         for pool in self.pools:
             pool.close()
         self.detach()
@@ -158,7 +158,7 @@ class Database(abc.ABC):
                 try:
                     call()
                 except Exception:
-                    log.exception("a call after commit failed")
+                    log.exception("an after-commit callback failed")
         for outcome in outcomes:
             outcome.resolve()
         if units:
@@ -190,7 +190,10 @@ def translate(error: BaseException) -> BaseException:
 
 
 def _is_lost_connection(error: BaseException) -> bool:
-    """Return whether psycopg, which may not be installed, reports a lost connection."""
+    """Return whether the error is a lost connection that psycopg reports.
+
+    Compares the names of classes, because psycopg may not be installed.
+    """
     kinds = type(error).__mro__
     return kinds[0].__module__.partition(".")[0] == "psycopg" and any(
         kind.__name__ in CONNECTION_ERRORS for kind in kinds
@@ -198,7 +201,7 @@ def _is_lost_connection(error: BaseException) -> bool:
 
 
 def _is_wrong(error: BaseException) -> bool:
-    """Return whether the statement is invalid, such as for a missing table.
+    """Return whether the statement itself is invalid, for example because a table is missing.
 
     SQLite reports this as an operational error.
     """

@@ -33,7 +33,7 @@ class FullTextIndex:
             database.execute_sql(f"CREATE INDEX {self._table}_words ON {self._table} USING gin (words)")
 
     def add(self, select: str, parameters: Sequence[Any]) -> None:
-        """Index the documents returned by the SQL query `select`: per row the number, then the texts in order."""
+        """Index the documents that the SQL query `select` returns: each row has the number, then the texts in order."""
         columns = ", ".join(self._columns)
         if on_sqlite():
             execute(f"INSERT INTO {self._table} (rowid, {columns}) {select}", parameters)
@@ -74,6 +74,6 @@ class FullTextIndex:
         return f"SELECT {number} AS n FROM {self._table} WHERE {condition} {older}ORDER BY {number} DESC LIMIT ?"  # noqa: S608
 
     def count(self, query: str, *, limit: int) -> int:
-        """Return the number of matches, exact up to `limit`."""
+        """Return the number of matches, but at most `limit`."""
         sql = f"SELECT COUNT(*) FROM ({self.matches()}) AS found"  # noqa: S608  (names of the schema)
         return int(execute(sql, [query, limit]).fetchone()[0])

@@ -1,4 +1,4 @@
-"""Leases: rows by which only one process of an installation at a time does a job that must not run in parallel."""
+"""Leases: rows that ensure that only one process of an installation at a time does a certain job."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Lease(Model):
 
 
 def acquire_lease(name: str, holder: str, seconds: float) -> bool:
-    """Acquire or renew the lease with one guarded upsert.
+    """Acquire or renew the lease with one conditional upsert.
 
     Return whether `holder` holds it for the next `seconds`.
     """

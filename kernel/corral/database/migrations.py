@@ -60,7 +60,7 @@ def migrate(engine: peewee.Database, migrations: PluginMigrations) -> list[str]:
     if scripts and isinstance(engine, peewee.SqliteDatabase):
         broken = engine.execute_sql("PRAGMA foreign_key_check").fetchall()
         if broken:
-            raise MigrationFailed(f"{plugin}: migration {scripts[-1]} leaves {len(broken)} rows without their parents")
+            raise MigrationFailed(f"{plugin}: migration {scripts[-1]} leaves {len(broken)} broken foreign keys")
     return scripts
 
 

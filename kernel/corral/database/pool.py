@@ -75,7 +75,7 @@ class Outcome:
 
 
 class DatabaseThread(threading.Thread, abc.ABC):
-    """A thread with its own connection. Subclasses implement how units run."""
+    """A thread with its own connection. Subclasses implement the execution of units."""
 
     def __init__(self, pool: DatabasePool) -> None:
         super().__init__(name=f"corral-{pool.name}", daemon=True)
@@ -141,7 +141,7 @@ class DatabaseThread(threading.Thread, abc.ABC):
         return run_in(unit, run)
 
     def stack(self) -> str:
-        """Return the current stack of the thread, innermost frame first, for the log entry of a lost unit."""
+        """Return the current stack of the thread, innermost frame first, to log a unit that ran too long."""
         walk = traceback.walk_stack(sys._current_frames().get(self.ident or 0))
         frames = traceback.StackSummary.extract(walk, limit=STACK_FRAMES, lookup_lines=False)
         return " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)
@@ -151,7 +151,7 @@ class DatabaseThread(threading.Thread, abc.ABC):
         """Run the unit, and possibly further units from the queue, and deliver the outcomes."""
 
     def other_units(self) -> list[QueuedUnit]:
-        """Return the other units of the lost transaction, which must run again."""
+        """Return the other units of the abandoned transaction. They must run again."""
         return []
 
     @abc.abstractmethod
@@ -172,14 +172,14 @@ class Timings:
 
 
 class RouteQuarantine:
-    """Refuses the units of a route that lost two units within `QUARANTINE_SECONDS`, for the same time."""
+    """Refuses the units of a route for `QUARANTINE_SECONDS` after two of its units ran too long within that time."""
 
     def __init__(self) -> None:
         self.last_loss: dict[str, float] = {}
         self._quarantined: dict[str, tuple[float, dict[str, str]]] = {}
 
     def problem(self, label: str) -> Unavailable | None:
-        """Return the problem with which to answer units of this route, or None."""
+        """Return the error for units of this route while the route is quarantined, otherwise None."""
         if label not in self._quarantined:
             return None
         until, plugin = self._quarantined[label]
@@ -189,7 +189,7 @@ class RouteQuarantine:
         return Unavailable(detail, code="plugin_failed", retry_after=math.ceil(wait), **plugin)
 
     def count(self, label: str, began: float, lost: float, plugin: dict[str, str]) -> None:
-        """Count a lost unit. `plugin` names the plugin whose code was running."""
+        """Count a unit that ran too long and was rolled back. `plugin` names the plugin whose code was running."""
         last = self.last_loss.get(label, -math.inf)
         if began < last:  # units that are lost at the same time count once
             return
@@ -225,7 +225,7 @@ class DatabasePool:
             self.queue.put(queued)
 
     def refuse(self, queued: QueuedUnit) -> bool:
-        """Answer the unit with an error if its route is quarantined. Return whether it is."""
+        """Refuse the unit if its route is quarantined, and return whether it was refused."""
         if (problem := self.quarantine.problem(queued.entry.label)) is None:
             return False
         self.database.deliver([Outcome(queued, None, error=problem)])

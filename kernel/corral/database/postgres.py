@@ -24,7 +24,7 @@ ENGINE_ERRORS = (peewee.DatabaseError, peewee.InterfaceError, psycopg.Error)
 
 
 class PostgresDatabase(Database):
-    """A PostgreSQL database. `url` is a libpq URL, `pool_size` is the number of connections."""
+    """A PostgreSQL database. `url` is a libpq URL, and `pool_size` is the number of connections."""
 
     kind = "postgresql"
     is_file = False
@@ -118,13 +118,13 @@ class _PostgresThread(DatabaseThread):
         if refused:
             outcome.error = Unavailable("The database is read-only at the moment; try again later.", retry_after=2)
         elif again or state == QUERY_CANCELED:
-            outcome.error = Unavailable("The database could not serve this now.", code="overloaded")
+            outcome.error = Unavailable("The database could not complete this operation; try again.", code="overloaded")
         elif error is not None:
             outcome.error = translate(error)
         return outcome
 
     def _roll_back(self) -> bool:
-        """Return whether the transaction was rolled back. Otherwise drop the connection."""
+        """Roll back the transaction, and return whether this succeeded. If not, drop the connection."""
         try:
             self.connection.execute("ROLLBACK")
         except Exception:

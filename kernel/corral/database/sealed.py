@@ -31,7 +31,7 @@ class SealedValue(NamedTuple):
 
 
 class SealedColumn:
-    """One sealed column of a table with a single primary key. Every method runs in the caller's unit of work."""
+    """One sealed column of a table with a single-column primary key. Every method runs in the caller's unit of work."""
 
     def __init__(self, model: type[Model], field: SealedField) -> None:
         self._field, self._key = field, model._meta.primary_key
@@ -45,7 +45,7 @@ class SealedColumn:
         return {str(key): int(count) for key, count in found.group_by(peewee.SQL("1")).tuples()}
 
     def key_in_use(self, key_ids: Collection[str]) -> str | None:
-        """Return one of these key ids that is used by a stored value, or None."""
+        """Return one of these key ids that a stored value uses, or None."""
         found = self.model.select(self._key_id).where(self._is_sealed & self._key_id.in_(list(key_ids)))
         row = found.limit(1).tuples().first() if key_ids else None
         return None if row is None else str(row[0])

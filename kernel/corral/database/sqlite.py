@@ -64,7 +64,7 @@ class SqliteDatabase(Database):
         ]
 
     def connect(self, *, query_only: bool) -> sqlite3.Connection:
-        """Return the connection of this thread, opened on first use."""
+        """Return the connection of this thread. It is opened on first use."""
         if self.engine.is_closed():
             self.engine.connect()
             if query_only:
@@ -129,9 +129,9 @@ class _SqliteThread(DatabaseThread):
                 self.database.engine.close()
 
     def release_cursors(self, error: BaseException) -> BaseException:
-        """Return the error of a unit.
+        """Return the error of a unit, after the cursors of an abandoned unit have been released.
 
-        The traceback of a lost unit keeps cursors alive, which would keep the database locked: they are released here.
+        The traceback keeps the cursors alive, and open cursors would keep the database locked.
         """
         if self.lost:
             traceback.clear_frames(error.__traceback__)

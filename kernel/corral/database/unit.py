@@ -90,8 +90,8 @@ def current() -> Unit:
 def locked(query: Any, *, share: bool = False, skip_locked: bool = False) -> Any:
     """Return the query with row locks that are held until the unit ends.
 
-    Nobody else can change the locked rows; with `share`, others may take the same shared lock. `skip_locked` leaves out
-    rows that others have locked. SQLite has only one writer, so no row needs a lock there.
+    No other unit can change the locked rows. With `share`, other units may take the same shared lock. `skip_locked`
+    leaves out rows that other units have locked. SQLite has only one writer, so no row needs a lock there.
     """
     if current().database.kind == "sqlite":
         return query
@@ -122,10 +122,13 @@ def run_in(unit: Unit, fn: Callable[[], Any]) -> Any:
 
 
 def after_commit(fn: Callable[[], None]) -> None:
-    """Call `fn` on the event loop after the current unit has committed. Change caches only there."""
+    """Call `fn` on the event loop after the current unit has committed. Change caches only in such a function."""
     current().after.append(fn)
 
 
 def before_commit(fn: Callable[[], None]) -> None:
-    """Call `fn` at the end of the current unit. For rows such as counters, whose locks must be held only briefly."""
+    """Call `fn` at the end of the current unit.
+
+    Use it to write rows such as counters, whose locks must be held only briefly.
+    """
     current().before.append(fn)

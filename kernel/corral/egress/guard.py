@@ -85,7 +85,7 @@ class Policy(NamedTuple):
 class EgressGuard:
     """Checks hosts, ports and addresses.
 
-    `listeners` contains Corral's own addresses, `children` the addresses of plugins' child processes.
+    `listeners` contains Corral's own addresses, and `children` contains the addresses of plugins' child processes.
     """
 
     def __init__(self, allow: Iterable[str] = ()) -> None:
@@ -131,7 +131,7 @@ class EgressGuard:
 
 
 def check_peer(peer: tuple[object, ...] | None, address: str) -> None:
-    """Raise `EgressBlocked` if a connection reached another address than the one that was checked."""
+    """Raise `EgressBlocked` if a connection reached an address other than the checked one."""
     if peer is None or canonical_address(str(peer[0])) != canonical_address(address):
         raise EgressBlocked("egress.address", "The connection did not reach the checked address.")
 

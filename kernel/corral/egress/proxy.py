@@ -19,7 +19,7 @@ _REFUSED = "the egress proxy did not open a tunnel"
 class EgressProxy:
     """Opens tunnels with `CONNECT`. The proxy receives the checked address instead of the name, so it resolves nothing.
 
-    Loopback addresses are not reached through the proxy, because its loopback is another machine's.
+    Connections to loopback addresses bypass the proxy, because the proxy may run on another machine.
     """
 
     def __init__(self, url: str) -> None:

@@ -24,7 +24,7 @@ class Unresolved(Exception):
 async def resolve(host: str, port: int) -> list[str]:
     """Return the addresses that the system reports within 3 s, also for notations such as `0x7f.1`.
 
-    Raises `Unresolved`, also while `MAX_LOOKUPS` other lookups are running.
+    Raises `Unresolved` if there is no address, or while `MAX_LOOKUPS` other lookups are running.
     """
     answer: Future[list[str]] = Future()
     answer.set_running_or_notify_cancel()  # a caller that times out must not cancel the lookup

@@ -47,7 +47,7 @@ class GuardedNetwork(httpcore2.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
-        """Try the addresses in turn, within `timeout` seconds in total. TLS on top verifies the requested name."""
+        """Try the addresses in turn, within `timeout` seconds in total. TLS still verifies the requested name."""
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             addresses = await self._addresses(host.strip("[]"), port)
@@ -151,9 +151,9 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
 
 
 class _Body(httpx2.AsyncByteStream):
-    """A response body, decompressed in limited steps up to the size limit and the deadline.
+    """A response body that is decompressed in steps of limited size.
 
-    Then the connection is closed.
+    Reading ends at the size limit or at the deadline, and the connection is then closed.
     """
 
     def __init__(

@@ -29,7 +29,7 @@ class Event(msgspec.Struct, kw_only=True):
     """The public name, `noun.past_participle`."""
     visibility: ClassVar[str] = SHARED
     area: ClassVar[str] = ""
-    """The permission area of the event: admins read its objects by `<area>.read`. Empty: the name of the plugin."""
+    """The permission area: `<area>.read` allows reading the objects of the event. Empty: the name of the plugin."""
 
 
 def emit(
@@ -40,7 +40,7 @@ def emit(
     visibility: str | None = None,
     cause: tuple[str, ...] | None = None,
 ) -> str:
-    """Emit the event in the current unit and return its id. `object` is `(type, id)`, `owner` is a user id.
+    """Emit the event in the current unit and return its id. `object` is `(type, id)`, and `owner` is a user id.
 
     `visibility` overrides the visibility of the class, for objects that may be private or shared.
     """

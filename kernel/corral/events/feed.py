@@ -84,7 +84,7 @@ class Feed:
     def watch(self, viewer: Viewer) -> Callable[[], None]:
         """Call `viewer` with each batch of new events.
 
-        It must not block or fail. Return a function that stops the calls.
+        The viewer must not block or fail. Returns a function that stops the calls.
         """
         self._viewers.append(viewer)
         return lambda: self._viewers.remove(viewer)

@@ -58,7 +58,7 @@ class EventView(msgspec.Struct, kw_only=True):
 
 
 class LoggedEvent(msgspec.Struct, frozen=True):
-    """An event as read from the log. `data` is JSON text, `cause` is a JSON list of event ids."""
+    """An event as read from the log. `data` is JSON text, and `cause` is a JSON list of event ids."""
 
     seq: int
     id: str

@@ -1,4 +1,4 @@
-"""Determines the address of the client and checks the `Host` header. No other module does either."""
+"""Determines the address of the client and checks the `Host` header. Only this module does so."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def is_loopback(host: str) -> bool:
 class Hosts:
     """Checks `Host` headers.
 
-    Accepted are IP addresses, loopback names, the machine's name, the host of the public URL, and the allowed hosts.
+    Accepts IP addresses, loopback names, the machine's name, the host of the public URL, and the allowed hosts.
     """
 
     def __init__(self, public_url: str | None, allowed: Iterable[str]) -> None:
@@ -67,7 +67,7 @@ class Hosts:
         self._names = self._names - {""} | {socket.gethostname().lower()}
 
     def __call__(self, header: bytes | None) -> bool:
-        """Return whether the header is accepted. A missing header (HTTP/1.0) is not."""
+        """Return whether the header is accepted. A missing header (HTTP/1.0) is refused."""
         text = (header or b"").decode("latin1").strip()
         if not text or any(mark in text for mark in "@/\\?# ,"):
             return False

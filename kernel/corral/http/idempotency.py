@@ -98,8 +98,9 @@ class Idempotency:
     def store_response(self, key: IdempotencyKey, response: Response, body: bytes, *, secret: bool) -> None:
         """Store a response with its whole body.
 
-        `secret` encrypts all of it, because the body or a cookie may contain a credential. The encrypted response
-        contains the hash of the request body too, because `body_hash` does not survive a new master key.
+        With `secret`, the whole response is encrypted, because the body or a cookie may contain a credential. The
+        encrypted response also contains the hash of the request body, because `body_hash` cannot be verified after a
+        rotation of the master key.
         """
         headers = {**response.headers, "Content-Type": response.media_type}
         if secret:
@@ -115,11 +116,11 @@ class Idempotency:
         IdempotencyRow.update(until=clock.now(IN_FLIGHT_SECONDS)).where(_in_flight(key)).execute()
 
     def release_key(self, key: IdempotencyKey) -> None:
-        """Release the key after the handler failed."""
+        """Release the key, so that the next request with this key runs the handler again."""
         IdempotencyRow.delete().where(_in_flight(key)).execute()
 
     def _insert(self, key: IdempotencyKey, replacing: Any, state: str, seconds: float, **values: Any) -> bool:
-        """Insert the row, or overwrite an existing row that fulfils `replacing`. Return whether the row was written."""
+        """Insert the row, or overwrite a row for which `replacing` is true. Return whether the row was written."""
         body_hash = self._keyring.mac(BODY, key.body_digest).hex()
         row = {"body_hash": body_hash, "state": state, "until": clock.now(seconds), "created_at": clock.now(), **values}
         insert = IdempotencyRow.insert(key=key.scope_hash, **row)

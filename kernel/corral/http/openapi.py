@@ -39,7 +39,7 @@ EVERY_ROUTE = frozenset(EVERYWHERE.split())
 ALWAYS = ("X-Request-ID", "Cache-Control", "RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
 _NEEDS = {PUBLIC: "no credential", SIGNED_IN: "a signed-in user", ANY_CALLER: "any valid credential"}
 WITH_STATUS = {401: "WWW-Authenticate", 405: "Allow", 409: "Retry-After", 429: "Retry-After", 503: "Retry-After"}
-SUCCESSES = {200: "Done.", 201: "Created.", 202: "Accepted; the resource tells the progress.", 204: "Done; no body."}
+SUCCESSES = {200: "Done.", 201: "Created.", 202: "Accepted; the resource shows the progress.", 204: "Done; no body."}
 CREDENTIALS: list[dict[str, list[str]]] = [{"bearer": []}, {"apiKey": []}]
 
 
@@ -115,7 +115,7 @@ class _Writer:
         except (TypeError, KeyError) as error:
             for route in routes if len(routes) > 1 else ():
                 _Writer([route])  # raises the error with the route's name
-            where = routes[0].label if len(routes) == 1 else "two shapes of one name in generic shapes"
+            where = routes[0].label if len(routes) == 1 else "generic shapes contain two shapes with the same name"
             raise TypeError(f"{where}: {error}") from None
         self.described = dict(zip(kinds, schemas, strict=True))
 
@@ -193,7 +193,7 @@ class _Writer:
             if status != 204 and (content := self._content(signature)):
                 found[str(status)]["content"] = content
         if versioned and route.method == "GET" and not route.live:
-            found["304"] = {"description": "The version is the one you have.", "headers": _headers(*ALWAYS, "ETag")}
+            found["304"] = {"description": "The client already has this version.", "headers": _headers(*ALWAYS, "ETag")}
         return found
 
     def _content(self, signature: Signature) -> dict[str, Any]:
@@ -213,7 +213,10 @@ class _Writer:
         return content
 
     def _answer(self, kind: Any) -> dict[str, Any]:
-        """Return the schema of an answer: of a page, a component `Page_<name>` if the schema of its items is named."""
+        """Return the schema of an answer.
+
+        The schema of a page is the component `Page_<name>`, if the schema of its items has a name.
+        """
         item = self.described[_item(kind)]
         if _item(kind) is kind:
             return item

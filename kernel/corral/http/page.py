@@ -1,4 +1,4 @@
-"""Pagination: the query and the response of all lists, and signed cursors that page at constant cost."""
+"""Pagination: the query and the response of all lists, and signed cursors, with which every page costs the same."""
 
 from __future__ import annotations
 
@@ -162,7 +162,10 @@ def _key(row: Any, field: peewee.Field) -> Any:
 
 
 def _after(order: Sequence[Order], key: Sequence[Any]) -> Any:
-    """Return a row comparison for columns with different directions: (a, b) follows (x, y) if a>x or (a=x and b>y)."""
+    """Return the condition that a row follows `key`. Each column has its own direction.
+
+    For two ascending columns, (a, b) follows (x, y) if a > x, or if a = x and b > y.
+    """
     clause: Any = None
     for item, value in reversed(list(zip(order, key, strict=True))):
         beyond = item.field < value if item.descending else item.field > value

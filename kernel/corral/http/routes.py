@@ -7,7 +7,7 @@
         \"\"\"Create a task and queue it.\"\"\"
         return tasks.create(body, by=caller)
 
-A handler may take `body` and `query` (shapes), the names in the path (`str`), and, by type, `Principal`, `IfMatch`,
+A handler may take `body` and `query` (shapes), the path parameters (`str`), and, by type, `Principal`, `IfMatch`,
 `Request` and any service. `{id}` and `{…_id}` in a path match UUIDs; other names match any segment. A `def` handler
 runs as one unit of work (read-only for GET) and may be run again; an `async def` handler opens its own units of work.
 """
@@ -117,11 +117,11 @@ class Routes:
         return self._add("GET", path, needs, options)
 
     def post(self, path: str, *, needs: str | tuple[str, ...], **options: Any) -> Callable[[Handler], Handler]:
-        """Declare a creation (`status=201`) or an action. The pipeline honours `Idempotency-Key`."""
+        """Declare an operation that creates an object (`status=201`) or acts on one. Honours `Idempotency-Key`."""
         return self._add("POST", path, needs, {"keyed": True, **options})
 
     def put(self, path: str, *, needs: str | tuple[str, ...], **options: Any) -> Callable[[Handler], Handler]:
-        """Declare a replacement. Partial bodies are accepted."""
+        """Declare an operation that replaces an object. Partial bodies are accepted."""
         return self._add("PUT", path, needs, options)
 
     def patch(self, path: str, *, needs: str | tuple[str, ...], **options: Any) -> Callable[[Handler], Handler]:

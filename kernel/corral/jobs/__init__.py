@@ -1,4 +1,4 @@
 """Background work: jobs, which are queued in the transaction of a change, and schedules.
 
-One process runs each of them.
+Only one process at a time runs each job or schedule.
 """

@@ -32,7 +32,7 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class Schedule(msgspec.Struct, frozen=True):
-    """A periodic task: one of the processes calls `run` every `every_seconds`.
+    """A periodic task: one of the processes calls `run` every `every_seconds` seconds.
 
     Like a job, `run` takes services by type.
     """

@@ -29,6 +29,6 @@ class JobQueue(Protocol):
         """Pass each received id to `take` until SIGTERM or SIGINT sets `stopping`.
 
         `take` returns when the next job may start. This method blocks the main thread and handles its signals; a second
-        signal raises `SystemExit`. It keeps running through outages of the queue.
+        signal raises `SystemExit`. The method keeps running through outages of the queue.
         """
         ...

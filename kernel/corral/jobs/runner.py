@@ -1,4 +1,4 @@
-"""The job runner of a process. Jobs and schedules are claimed by guarded updates, so only one process runs each."""
+"""The job runner of a process. Conditional updates claim jobs and schedules, so only one process runs each."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class JobRunner:
     """Runs the jobs and schedules of this process. Their functions are already bound to services.
 
     Jobs and schedules for which `is_open` is false wait until their plugin is in service again. With a `queue`, new
-    jobs are announced there and reach one of the processes by `start_job`. Without a queue, this process runs new
-    jobs itself.
+    jobs are announced there, and the process that receives an id calls `start_job`. Without a queue, this process runs
+    new jobs itself.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class JobRunner:
             await asyncio.wait(self._running, timeout=seconds)
 
     async def _tick(self) -> float:
-        """Start everything that is due. Return the seconds until the next look at the tables."""
+        """Start everything that is due. Return the seconds until the tables must be read again."""
         now = clock.time_s()
         if self._draining:
             return POLL_SECONDS
@@ -142,7 +142,7 @@ class JobRunner:
 
     @staticmethod
     def _claim_schedule(schedule: Schedule, lease: str) -> str:
-        """Claim the schedule until `lease` with one guarded upsert if it is due. Return its next due time."""
+        """If the schedule is due, claim it until `lease` with one conditional upsert. Return its next due time."""
         latest = max(schedule.every_seconds, SCHEDULE_LEASE_SECONDS) + SKEW_SECONDS
         is_due = (ScheduleRow.next_at <= clock.now()) | (ScheduleRow.next_at > clock.now(latest))
         claim = {"next_at": lease, "last_at": clock.now()}
@@ -219,8 +219,8 @@ class JobRunner:
     async def _run_job(self, row: JobRow, lease: str) -> None:
         """Run a claimed job and record its result.
 
-        A job that is interrupted because its process stops is queued again, and the attempt is not counted. A job that
-        fails because something it awaited was cancelled has failed.
+        A job that is interrupted because its process stops is queued again, and the attempt is not counted. If
+        something that the job awaited was cancelled, the job has failed.
         """
         job, run = self._jobs[row.name]
 
@@ -261,7 +261,7 @@ class JobRunner:
     ) -> None:
         """Call the function of a job or schedule.
 
-        For a `def`, `finish` runs in the same unit, so that both commit or neither.
+        For a `def`, `finish` runs in the same unit, so that either both commit or neither does.
         """
         entry = Entry(f"job {label}")
         if inspect.iscoroutinefunction(run):

@@ -28,7 +28,7 @@ def refuse_conflicts(plugins: Iterable[PluginRecord]) -> None:
         for record in others if len(claimants) > 1 else ():
             if record.active:
                 rivals = sorted(rival for rival in claimants if rival != record.name)
-                record.fail(f"{name} is declared by {' and '.join(rivals)} too")
+                record.fail(f"{name} is also declared by {' and '.join(rivals)}")
 
 
 def _claimed_names(record: PluginRecord, plugins: list[PluginRecord]) -> Iterator[str]:

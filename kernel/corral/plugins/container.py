@@ -22,11 +22,14 @@ KERNEL = "corral"  # plugins may use protocols of this package without naming th
 
 
 class WiringError(Exception):
-    """A plugin needs a service that no plugin provides, or that belongs to a plugin missing from its manifest."""
+    """Raised when a plugin needs a service that does not exist, or one of a plugin that its manifest does not name."""
 
 
 class Container:
-    """Contains one service instance per type, and the plugin that owns it. The owner None is the kernel."""
+    """Contains one service instance per type, and the plugin that owns it.
+
+    If the owner is None, the service belongs to the kernel.
+    """
 
     def __init__(self) -> None:
         self._instances: dict[Any, Any] = {}
@@ -37,7 +40,7 @@ class Container:
         present = self._owners.get(kind, owner)
         if owner is not present:
             names = [each.name if each is not None else "the kernel" for each in (owner, present)]
-            raise WiringError(f"{names[0]} provides {_name(kind)}, which {names[1]} provides already")
+            raise WiringError(f"{names[0]} provides {_name(kind)}, but {names[1]} already provides it")
         self._instances[kind] = instance
         self._owners[kind] = owner
 
@@ -96,7 +99,7 @@ class Container:
     def bind(
         self, function: Callable[..., Any], record: PluginRecord, *, skip: Iterable[str] = ()
     ) -> Callable[..., Any]:
-        """Return `function` with its services bound. Parameters in `skip` and parameters of plain types remain."""
+        """Return `function` with its services bound. Parameters in `skip` or of plain types stay unbound."""
         arguments = self._arguments(function, record, skip={*skip, "return"}, partial=True)
         return functools.partial(function, **arguments) if arguments else function
 
@@ -120,11 +123,9 @@ class Container:
         if owner is None or owner is record or owner.name in record.requires:
             return self._instances[kind]
         if owner.name not in record.wants and getattr(kind, "__module__", "").partition(".")[0] != KERNEL:
-            raise WiringError(
-                f"{record.name}: {where}: {_name(kind)} is a service of {owner.name}: name it in requires or wants"
-            )
+            raise WiringError(f"{record.name}: {where}: to use {_name(kind)}, name {owner.name} in requires or wants")
         if not optional:
-            raise WiringError(f"{record.name}: {where}: {owner.name} is not required: declare {_name(kind)} | None")
+            raise WiringError(f"{record.name}: {where}: {owner.name} is optional; declare {_name(kind)} | None")
         return self.get_optional(kind)
 
     def _needs(self, item: Provide) -> set[Any]:

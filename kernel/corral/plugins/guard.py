@@ -1,8 +1,8 @@
-"""Guards: wrappers around everything callable that plugins contribute. They measure calls and contain their errors.
+"""Guards: wrappers around all callables that plugins contribute. They measure calls and handle errors.
 
-Declared failures are passed to the caller. All other errors are counted against the plugin. Then a guard either returns
-a default value, so that a hook continues without the contribution, or raises the error to the caller, as
-`ContributionFailed` if it is not an `Exception`. The watchdog limits the time of the calls.
+Declared failures are raised to the caller. All other errors are counted against the plugin. After such an error, a
+guard either returns a default value, so that the hook continues without the contribution, or raises the error. An error
+that is not an `Exception` is raised as `ContributionFailed`. The watchdog limits the time of the calls.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from corral.plugins.thread_pool import acting_plugin
 from corral.watchdog import CallAbandoned, ThreadAbandoned, guard_code
 
 RAISE: Any = object()
-"""A default: raise the error to the caller instead of returning a value."""
+"""A value of `Guard.default`: raise the error to the caller instead of returning a value."""
 REFUSE: Any = object()
-"""A default: raise `Unavailable`."""
+"""A value of `Guard.default`: raise `Unavailable`."""
 PASSED_ON = (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit, ThreadAbandoned)
 
 HEALTH_SECONDS = 2.0
@@ -42,9 +42,10 @@ _now = time.perf_counter
 class Guard:
     """A guarded callable. `calls` and `seconds` are the number and the total duration of its calls.
 
-    `expected` describes the return value. `default` is returned, or says what is raised, when a call fails. `limit` is
-    the time limit in seconds of a call in a thread: 0 means the value of the setting, None means that the caller limits
-    the time. `counts` makes failures count towards quarantine. Calls are allowed in the plugin's `states`.
+    `expected` describes the return value. If a call fails, the guard returns `default`, or raises an error if `default`
+    is `RAISE` or `REFUSE`. `limit` is the time limit in seconds of a call in a thread: 0 means the value of the
+    setting, and None means that the caller limits the time. `counts` is true if failures count towards quarantine.
+    Calls are allowed while the state of the plugin is one of `states`.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Guard:
 
     @property
     def guarded(self) -> Callable[..., Any]:
-        """The guarded function. It is a coroutine function if the function is one, and may be one."""
+        """The guarded function. It is a coroutine function if `function` is one and `expected` allows this."""
         is_async = inspect.iscoroutinefunction(self.function) and self.expected.awaited is not False
         return self.call_async if is_async else self
 
@@ -88,7 +89,7 @@ class Guard:
         return value if isinstance(value, self._accepted) else self._checked(value)
 
     async def call_async(self, *arguments: Any, **named: Any) -> Any:
-        """Call a coroutine function."""
+        """Call the guarded coroutine function."""
         if self.record.state not in self.states:
             return self._out_of_service()
         began = _now()
@@ -105,7 +106,7 @@ class Guard:
         return self._checked(value)
 
     async def await_result(self, result: Awaitable[Any]) -> Any:
-        """Await what the function returned. The state of the plugin is not checked."""
+        """Await the awaitable that the function returned. The state of the plugin is not checked."""
         began = _now()  # noqa: F841  (read by the watchdog)
         token = acting_plugin.set(self.plugin)
         try:
@@ -136,7 +137,7 @@ class Guard:
                 return self.await_result(value)
             if inspect.iscoroutine(value):
                 value.close()
-            return self._failed(TypeError("it is a coroutine function where a plain one is called"))
+            return self._failed(TypeError("it is a coroutine function, but must be a plain function"))
         if self.expected.awaited:
             return self._failed(TypeError(f"it returned {type(value).__name__}, which cannot be awaited"))
         return value if self.expected.fits(value) else self._misfit(value)
@@ -156,7 +157,7 @@ class Guard:
             error._corral_plugin = self.plugin  # type: ignore[attr-defined]  # so that no other plugin is blamed
             self.quarantine.count_error(self.record, self.where, error)
         if self.default is REFUSE:
-            detail = f"{self.plugin} could not check this; its errors are at /plugins/{self.plugin}/errors."
+            detail = f"The plugin {self.plugin} could not check this; its errors are at /plugins/{self.plugin}/errors."
             raise Unavailable(detail, code="plugin_failed") from error
         if self.default is not RAISE:
             return self.default
@@ -183,7 +184,7 @@ guard_code.update(
 
 
 def is_declared(error: BaseException) -> bool:
-    """Return whether an error is a declared failure, a database failure, or was already counted against a plugin."""
+    """Return whether an error is a declared or database failure, or was already counted against a plugin."""
     if isinstance(error, Failure) or hasattr(error, "_corral_plugin"):
         return True
     return isinstance(translate(error), Failure)
@@ -266,8 +267,8 @@ class Guards:
     def wrap_item(self, record: PluginRecord, hook: str, item: Any, protocol: Any = None, **options: Any) -> Any:
         """Return any contributed object with guards around its callables.
 
-        `protocol` is the type that the hook declares for contributions; it states what the methods return. The
-        annotations of a shape's fields state what the callables in the fields return.
+        `protocol` is the type that the hook declares for contributions; its annotations state the return types of the
+        methods. If the object is a shape, the annotations of its fields state the return types of the callables.
         """
         if isinstance(item, (type, str, bytes, int, float, tuple, list, dict)) or inspect.ismodule(item):
             return item

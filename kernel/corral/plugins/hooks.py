@@ -42,12 +42,12 @@ def check_items(where: str, items: Iterable[Any], asked: Any) -> None:
     union = typing.get_origin(asked) in (typing.Union, types.UnionType)
     for item in items:
         if not any(_is_of(item, option) for option in (typing.get_args(asked) if union else (asked,))):
-            raise TypeError(f"{where} has {item!r}, which is no {getattr(asked, '__name__', asked)}")
+            raise TypeError(f"{where} has {item!r}, which is not of the type {getattr(asked, '__name__', asked)}")
         if isinstance(item, msgspec.Struct):
             try:
                 msgspec.convert(msgspec.structs.asdict(item), type(item))
             except msgspec.ValidationError as error:
-                raise TypeError(f"{where} has {item!r}, of which is wrong: {error}") from None
+                raise TypeError(f"{where} has {item!r}, which is invalid: {error}") from None
 
 
 def _is_of(item: Any, asked: Any) -> bool:
@@ -63,7 +63,7 @@ def _is_of(item: Any, asked: Any) -> bool:
 
 
 def manager_of(record: PluginRecord, specs: Iterable[Any]) -> pluggy.PluginManager:
-    """Return a plugin manager that calls the hooks of one plugin only, so that a failure belongs to this plugin."""
+    """Return a plugin manager that calls the hooks of one plugin only, so that each failure belongs to this plugin."""
     manager = hookspecs.PluginManager("corral")
     for module in specs:
         manager.add_hookspecs(module)
@@ -74,7 +74,7 @@ def manager_of(record: PluginRecord, specs: Iterable[Any]) -> pluggy.PluginManag
 def offered_specs(records: Iterable[PluginRecord]) -> list[Any]:
     """Return the modules with hook specifications: the kernel's and those of active plugins.
 
-    A plugin is `failed` if its module is invalid or repeats the hook of another module.
+    A plugin is marked `failed` if its module is invalid or repeats the hook of another module.
     """
     manager, modules = hookspecs.PluginManager("corral"), [hookspecs]
     manager.add_hookspecs(hookspecs)
@@ -105,7 +105,7 @@ def hooks_of(record: PluginRecord) -> dict[str, tuple[str, Any]]:
 def first_result(records: Sequence[PluginRecord], hook: str, url: str) -> Any:
     """Return the result of the first active plugin that supports the URL. Built-in plugins are called last.
 
-    A plugin that raises is `failed`. Raises `Refused` if no plugin supports the URL.
+    A plugin that raises is marked `failed`. Raises `Refused` if no plugin supports the URL.
     """
     made: list[Any] = []
 

@@ -52,7 +52,8 @@ def load(found: Iterable[Found], config: Config, *, off: Mapping[str, str] | Non
 def order(records: Iterable[PluginRecord]) -> list[PluginRecord]:
     """Sort plugins by `requires`, then by `starts_first`, protection and name.
 
-    Members of a circular dependency are `failed`. Plugins that require a plugin which does not serve are `blocked`.
+    Members of a circular dependency are marked `failed`. Plugins that require a plugin which does not serve are marked
+    `blocked`.
     """
     waiting = {record.name: record for record in records}
     ordered: list[PluginRecord] = []
@@ -61,7 +62,7 @@ def order(records: Iterable[PluginRecord]) -> list[PluginRecord]:
         circle = [] if ready else [record for record in waiting.values() if record.name in _needed(record, waiting)]
         for record in circle:
             if record.active:
-                record.fail(f"requires go in a circle: {', '.join(item.name for item in circle)}")
+                record.fail(f"the plugins require each other in a circle: {', '.join(item.name for item in circle)}")
         for record in circle or [min(ready, key=_rank)]:
             ordered.append(waiting.pop(record.name))
     block_dependants(ordered)
@@ -83,7 +84,7 @@ def _needed(record: PluginRecord, among: Mapping[str, PluginRecord]) -> set[str]
 
 
 def _begin(item: Found, config: Config, off: Mapping[str, str]) -> PluginRecord:
-    """Create the record of a plugin. The record is `disabled` if the plugin is not to be loaded."""
+    """Create the record of a plugin. The record is `disabled` if the plugin must not be loaded."""
     record = PluginRecord(found=item, since=clock.now())
     named = not {item.name, item.claims}.isdisjoint(config.plugins.enabled)
     reason = None
@@ -95,7 +96,7 @@ def _begin(item: Found, config: Config, off: Mapping[str, str]) -> PluginRecord:
         reason = off[item.name]
     if reason is not None and record.protected:
         if item.name in config.plugins.disabled:
-            log.warning("corral.toml disables a protected plugin; it is loaded", extra={"plugin": item.name})
+            log.warning("corral.toml cannot disable a protected plugin", extra={"plugin": item.name})
     elif reason is not None:
         record.disable(reason)
     return record
@@ -113,22 +114,22 @@ def _import(record: PluginRecord, config: Config) -> None:
 
 def _check_manifest(record: PluginRecord, kind: type[Plugin]) -> None:
     if getattr(kind, "name", None) != record.name or not _IDENTIFIER.fullmatch(record.name):
-        raise TypeError(f"the class is named {getattr(kind, 'name', None)!r}, its entry point {record.name!r}")
+        raise TypeError(f"class name {getattr(kind, 'name', None)!r} differs from the entry point {record.name!r}")
     if record.name == KERNEL.plugin:
         raise TypeError("the name kernel is reserved for the tables of the kernel itself")
     if kind.kernel_api != KERNEL_API:
-        raise TypeError(f"made for kernel API {kind.kernel_api}, this kernel has {KERNEL_API}")
+        raise TypeError(f"the plugin is made for kernel API {kind.kernel_api}, but this kernel has {KERNEL_API}")
     if kind.protected not in _RANKS:
-        raise TypeError(f'protected is True, False or "essential", not {kind.protected!r}')
+        raise TypeError(f'protected must be True, False or "essential", not {kind.protected!r}')
     if kind.protected and not record.found.built_in and record.found.distribution != "test":
-        raise TypeError("protected is for the plugins that Corral brings along")
+        raise TypeError("only plugins of Corral's own distribution may be protected")
     manifest: tuple[Any, ...] = (kind.requires, kind.wants)
     for names in manifest:
         if not isinstance(names, tuple) or any(not isinstance(name, str) or name == record.name for name in names):
             raise TypeError("requires and wants must be tuples of names of other plugins")
     check_items("permissions", kind.permissions, Permission)
     if kind.prefixes and not record.found.built_in:
-        raise TypeError("prefixes are for the plugins that Corral brings along")
+        raise TypeError("only plugins of Corral's own distribution may declare prefixes")
     foreign = [each.name for each in kind.permissions if each.name.split(".")[0] not in (kind.name, *kind.prefixes)]
     if foreign:
         raise TypeError(f"permissions must begin with {record.name}.: {', '.join(foreign)}")
@@ -147,7 +148,7 @@ def _section(record: PluginRecord, kind: type[Plugin], config: Config) -> Any:
 
 
 def _contribute(record: PluginRecord, specs: Iterable[Any], owner_absent: bool) -> None:
-    """Call every hook without arguments of one plugin, and store the contributions in its record.
+    """Call all hooks of one plugin that take no arguments, and store the contributions in its record.
 
     An unknown hook raises `TypeError`, unless the hook is optional and its owner may be absent. Hooks that take
     arguments are called by their owners when needed.
@@ -157,7 +158,7 @@ def _contribute(record: PluginRecord, specs: Iterable[Any], owner_absent: bool) 
     callers = manager.get_hookcallers(record.plugin) or []
     unknown = [caller.name for caller in callers if caller.spec is None]
     if unknown and not owner_absent:
-        raise TypeError(f"no plugin has the hook {', '.join(unknown)}: mind the spelling, and name its owner in wants")
+        raise TypeError(f"no plugin has the hook {', '.join(unknown)}; check the spelling, and add its owner to wants")
     staged = {
         caller.name: answers(caller.spec.function, caller())
         for caller in callers

@@ -15,7 +15,7 @@ def lines(plugins: Iterable[PluginRecord], guards: Iterable[Guard], watchdog: Wa
     The metrics are the state of each plugin, the time spent in contributed callables, and the number of lost threads.
     Summed over several processes, the state metric counts the processes in which a plugin is in a state.
     """
-    yield "# HELP corral_plugin_state Processes in which a plugin is in a state."
+    yield "# HELP corral_plugin_state Processes in which the plugin is in this state."
     yield "# TYPE corral_plugin_state gauge"
     for record in plugins:
         yield f'corral_plugin_state{{plugin="{record.name}",state="{record.state}"}} 1'

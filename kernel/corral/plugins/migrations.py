@@ -1,6 +1,7 @@
 """Migrations at boot, and the selection of the keyring that matches the stored rows.
 
-Pending migrations are applied, or they stop the start. A migration that fails marks its plugin as `failed`.
+Pending migrations are applied at boot, or the process refuses to start. A plugin whose migration fails is marked
+`failed`.
 """
 
 from __future__ import annotations
@@ -81,14 +82,14 @@ def _pending(
 ) -> list[str]:
     """Return the pending scripts.
 
-    If the schema is newer than the code, a third-party plugin is `failed`; for the kernel or a built-in plugin, raise
-    `Pending`.
+    If the schema is newer than the code, a third-party plugin is marked `failed`. For the kernel or a built-in plugin,
+    `Pending` is raised.
     """
     try:
         return pending_scripts(engine, migrations, tables)
     except SchemaTooNew as error:
         if record is None or record.found.built_in:
-            raise Pending(f"{error}; install the release that made it") from None
+            raise Pending(f"{error}; install the release that applied it") from None
         record.fail(error)
         return []
 
@@ -113,7 +114,7 @@ def unlock(
     stored = database.run(lambda: columns.key_ids([key.id for key in keyring.keys]), read=True)
     if create and not keyring.keys and not stored:
         made = Keyring.load(config, allow_create=True)
-        log.warning("the master key is in %s: keep a copy of it apart from the backups of the database", made.source)
+        log.warning("the master key is in %s; keep a copy of it, but not with the backups of the database", made.source)
         return made
     keyring.note_stored(stored)
     return keyring

@@ -1,8 +1,8 @@
 """Counts errors and abandoned calls of plugins, and quarantines plugins that fail too often.
 
-Errors and abandoned calls are reported from any thread. This process quarantines a plugin at once; the plugin
-`plugin_admin` stores the quarantine, notifies the other processes, and lets the plugin try again
-(`corral_core.plugin_admin.service.quarantine`).
+Errors and abandoned calls are reported from any thread. This process quarantines a plugin at once. The plugin
+`plugin_admin` stores the quarantine, notifies the other processes, and later puts the quarantined plugin back into
+service (`corral_core.plugin_admin.service.quarantine`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from corral.settings.kernel import CALL_BUDGET_SECONDS, QUARANTINE_ERRORS, QUARA
 log = logging.getLogger("corral.plugins")
 
 LOST_CALLS = 2
-ABANDONED = "it did not come back in time and was given up"
-ENDLESS = "it was given up and does not end"
+ABANDONED = "it did not return in time and was abandoned"
+ENDLESS = "it was abandoned and is still running"
 
 
 class LostCall(Exception):
@@ -32,7 +32,7 @@ class LostCall(Exception):
 
 
 class Alarm(NamedTuple):
-    """An alert about a plugin, to be stored by `plugin_admin`.
+    """An alert about a plugin, which the plugin `plugin_admin` stores.
 
     `quarantined` is False if the plugin is protected and the alert only reports the failures.
     """
@@ -90,8 +90,8 @@ class PluginQuarantine:
         self._count(record, where, error, lost=False)
 
     def count_lost_call(self, record: PluginRecord, where: str, *, counts: bool, message: str = ABANDONED) -> None:
-        """Record a call that was abandoned. If `counts`, it counts towards quarantine."""
-        log.error("a contribution was given up", extra={"plugin": record.name, "where": where, "reason": message})
+        """Record a call that was abandoned. If `counts` is true, the call counts towards quarantine."""
+        log.error("a contribution was abandoned", extra={"plugin": record.name, "where": where, "reason": message})
         error = LostCall(message)
         self._registry.add_error(record.name, where, error, None)
         if counts:
@@ -104,10 +104,10 @@ class PluginQuarantine:
         tracker.on_probation = False
         reason, extra = self._registry.redacted(reason), {"plugin": record.name}
         if record.protected:
-            log.error("a protected plugin fails", extra=extra)
+            log.error("a protected plugin failed", extra=extra)
         elif record.active:
             record.quarantine(reason)
-            log.error("plugin in quarantine", extra=extra)
+            log.error("plugin quarantined", extra=extra)
         else:
             return
         if all(alarm.name != record.name for alarm in self.alarms):
@@ -129,8 +129,8 @@ class PluginQuarantine:
                 tracker.lost_calls.append(now)
             errors, lost_calls = tracker.count_since(now - window)
             if lost_calls >= LOST_CALLS:
-                self.suspend(record, f"{lost_calls} calls did not come back; {last}")
+                self.suspend(record, f"{lost_calls} calls did not return; {last}")
             elif errors >= self._settings.get(QUARANTINE_ERRORS):
                 self.suspend(record, f"{errors} errors in {window} s; {last}")
             elif tracker.on_probation:
-                self.suspend(record, f"an error on probation; {last}")
+                self.suspend(record, f"an error occurred on probation; {last}")

@@ -28,7 +28,10 @@ Run = Callable[..., Any]
 
 
 class Contributed(msgspec.Struct, kw_only=True):
-    """The contributions of a plugin: one field per kernel hook; `to_plugins` maps hooks of plugins by full name."""
+    """The contributions of a plugin, with one field per hook of the kernel.
+
+    `to_plugins` contains the contributions to hooks of plugins, by the full name of the hook.
+    """
 
     services: list[Provide] = []
     routes: list[Routes] = []
@@ -64,7 +67,7 @@ _HOOK_FIELDS = frozenset(Contributed.__struct_fields__) - {"to_plugins"}
 
 
 class Bound(msgspec.Struct, kw_only=True):
-    """Contributions whose services are bound at boot. Their functions are guarded after `Guards.enclose`."""
+    """Contributions bound to their services at boot. `Guards.wrap_contributions` then guards their functions."""
 
     services: list[Any] = []
     jobs: list[tuple[Job, Run]] = []

@@ -29,8 +29,8 @@ class ThreadExceptions:
     def stop(self) -> None:
         """Stop counting errors, and restore the previous hook.
 
-        If other code has replaced the hook in the meantime, it is left in place. Exceptions that still reach this
-        object are passed to the previous hook.
+        If other code has replaced the hook in the meantime, the other hook stays in place. Exceptions that still reach
+        this object are passed to the previous hook.
         """
         self._records.clear()
         if threading.excepthook == self._count:

@@ -119,7 +119,7 @@ class PluginThreads(ThreadPoolExecutor):
             return
         guard.abandoned()
         with contextlib.suppress(InvalidStateError):
-            task.future.set_exception(ContributionFailed(f"{guard.where} did not come back in time"))
+            task.future.set_exception(ContributionFailed(f"{guard.where} did not return in time"))
         self._watchdog.abandon(thread, guard)
         self._start_thread()
         self._release(task)

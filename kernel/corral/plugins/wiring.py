@@ -53,7 +53,7 @@ class PluginWiring:
     def refresh(self, changed: PluginRecord) -> None:
         """Inject the optional services again after the state of a plugin changed.
 
-        They are set to the services of other plugins, or to None while a plugin does not serve.
+        Each is set to the service of the other plugin, or to None while that plugin does not serve.
         """
         for record in self._records:
             if record.serves:

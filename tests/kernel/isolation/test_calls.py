@@ -36,7 +36,7 @@ def errors(kit: Kit, name: str = "faulty") -> list[str]:
     ("act", "told"),
     [
         (lambda: "text", "TypeError: it returned str, not NoneType"),
-        (coroutine, "TypeError: it is a coroutine function where a plain one is called"),
+        (coroutine, "TypeError: it is a coroutine function, but must be a plain function"),
         (lambda: (_ for _ in ()).throw(SystemExit(4)), "SystemExit: 4"),
         (lambda: 1 / 0, "ZeroDivisionError: division by zero"),
     ],
@@ -66,7 +66,7 @@ async def test_a_gate_that_does_not_come_back_stops_the_loop_for_a_moment(tmp_pa
         took = time.monotonic() - began
         assert 2 * LOOP_SECONDS <= took < 10
         await until(lambda: kit.loaded("faulty").state == "quarantined")  # at two lost calls
-        assert "2 calls did not come back" in (kit.loaded("faulty").reason or "")
+        assert "2 calls did not return" in (kit.loaded("faulty").reason or "")
         assert kit.kernel.database.watchdog.lost_threads()["faulty"] == 0
         began = time.monotonic()
         assert (await kit.client.get("/health", root=True)).status == 200
@@ -126,10 +126,10 @@ async def test_health_checks_in_threads(tmp_path: Path) -> None:
         assert await asyncio.to_thread(by_name["wrong"]) == down
         # one that loops is ended where it is, one that sleeps is left behind, and nobody waits for either
         (told,) = await asyncio.gather(asyncio.to_thread(by_name["loop"]), return_exceptions=True)
-        left = isinstance(told, ContributionFailed) and "did not come back" in str(told)
+        left = isinstance(told, ContributionFailed) and "did not return" in str(told)
         assert left or told == down  # the latter when it ends before it is left
         await until(ended.is_set)
-        with pytest.raises(ContributionFailed, match="did not come back"):
+        with pytest.raises(ContributionFailed, match="did not return"):
             await asyncio.to_thread(by_name["sleep"])
         assert kit.loaded("faulty").state == "quarantined"
         await until(lambda: kit.kernel.database.watchdog.lost_threads()["faulty"] == 1)

@@ -85,8 +85,8 @@ async def test_both_of_two_third_parties_fail(tmp_path: Path, what: str) -> None
     async with make_kernel(tmp_path, plugins=plugins) as kit:
         told = {name: (kit.loaded(name).state, kit.loaded(name).reason) for name in ("one", "one_two")}
         assert told == {
-            "one": ("failed", f"{what} is declared by one_two too"),
-            "one_two": ("failed", f"{what} is declared by one too"),
+            "one": ("failed", f"{what} is also declared by one_two"),
+            "one_two": ("failed", f"{what} is also declared by one"),
         }
         assert (await kit.client.get("/steady")).status == 200
 
@@ -118,8 +118,8 @@ async def test_a_built_in_one_keeps_its_paths_whoever_is_asked_first(tmp_path: P
         reasons = {item.name: item.reason for item in kit.kernel.plugins if not item.active}
         assert sorted(reasons) == ["a", "b", "z"]
         assert "another route calls {name} {id}" in str(reasons["a"])
-        assert "name it in requires or wants" in str(reasons["b"])
-        assert reasons["z"] == "socket /ws is declared by realtime too"
+        assert "in requires or wants" in str(reasons["b"])
+        assert reasons["z"] == "socket /ws is also declared by realtime"
         assert kit.application.sockets["/ws"].loaded.name == "realtime"
 
 
@@ -158,7 +158,7 @@ def test_only_what_corral_brings_along_is_protected() -> None:
     foreign = Found(name="bold", load=lambda: Bold, distribution="corral-bold")
     [loaded] = load([foreign], Config(plugins=Plugins(enabled=("bold",))))
     assert (loaded.state, loaded.protected) == ("failed", False)
-    assert "protected is for the plugins that Corral brings along" in (loaded.reason or "")
+    assert "only plugins of Corral's own distribution may be protected" in (loaded.reason or "")
 
 
 def test_a_protected_plugin_cannot_be_disabled_by_the_file() -> None:

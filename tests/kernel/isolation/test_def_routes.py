@@ -39,7 +39,7 @@ async def test_a_def_route_that_does_not_come_back_names_its_plugin(tmp_path: Pa
         assert (answer.code, answer.json()["plugin"]) == ("plugin_failed", "faulty")
         if pause == "sleeps":  # but threads that are lost do
             await until(lambda: kit.loaded("faulty").state == "quarantined")
-            assert "2 calls did not come back; the last one in GET /faulty/hangs" in (kit.loaded("faulty").reason or "")
+            assert "2 calls did not return; the last one in GET /faulty/hangs" in (kit.loaded("faulty").reason or "")
         ended.set()
         await until(lambda: kit.kernel.database.watchdog.lost_threads()["faulty"] == 0)
         assert (await kit.client.get("/faulty")).status == 200

@@ -232,7 +232,7 @@ async def test_a_background_task_is_restarted_then_its_plugin_is_held(
     kit = await make_kit(plugins=[plugin("faulty", start=start)])
     await until(lambda: kit.loaded("faulty").state == "quarantined")
     assert (starts.count("faulty"), starts.count("steady")) == (6, 1)  # once, and five times more
-    assert kit.loaded("faulty").reason == "the background task faulty.die does not stay up"
+    assert kit.loaded("faulty").reason == "the background task faulty.die keeps failing"
     assert kit.kernel.registry.errors("faulty")[0].where == "task faulty.die"
     await asyncio.sleep(0.3)
     assert starts.count("faulty") == 6

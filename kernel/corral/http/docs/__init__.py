@@ -1,1 +1,1 @@
-"""The documentation page (static, without any request elsewhere) and the constant part of the OpenAPI document."""
+"""The documentation page, which loads nothing from other servers, and the constant part of the OpenAPI document."""
