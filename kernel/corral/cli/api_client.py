@@ -59,11 +59,11 @@ class ApiClient:
     def events(
         self, kind: str, identifier: str, *, until: float | None = None, away: Callable[[str], None] | None = None
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield `(event, data)` for all events of one object, from its first event on, as they happen.
+        """Yield `(event, data)` for each past event of one object, and then for each new event as it happens.
 
         The iterator never ends by itself. It raises `ApiClientError` after `until`, a `time.monotonic` timestamp.
-        Requests are retried during an outage of up to `MAX_OUTAGE_SECONDS`; `away` is called with the reason when an
-        outage begins.
+        During an outage of up to `MAX_OUTAGE_SECONDS`, requests are retried. When an outage begins, `away` is called
+        with the reason.
         """
         place, heard, waits = dict[str, Any](), time.monotonic(), False  # without a place: from the start of the log
         while until is None or time.monotonic() < until:
@@ -83,7 +83,7 @@ class ApiClient:
             for item in page["items"]:
                 yield item["event"], item["data"]
             place["after"] = page["next"]
-        raise ApiClientError("it took too long")
+        raise ApiClientError("waiting for the events took too long")
 
     def _request(self, method: str, path: str, **options: Any) -> Any:
         try:
@@ -95,18 +95,18 @@ class ApiClient:
         try:
             return msgspec.json.decode(answer.content) if answer.content else None
         except msgspec.DecodeError:
-            detail = f"{self.url} does not answer in JSON: is this the address of a Corral server?"
+            detail = f"the response of {self.url} is not JSON; check that this is the address of a Corral server"
             raise ApiClientError(detail) from None
 
 
 class GrowingText:
-    """A growing text of which the server reports only the end, such as a task's progress while a model writes."""
+    """Follows a growing text of which the server reports only the end, such as the text that a model is writing."""
 
     def __init__(self) -> None:
         self._shown = ""
 
     def add(self, end: str) -> tuple[bool, str]:
-        """Add a newly reported end. Return whether it continues the previous text, and the part of it that is new."""
+        """Add the end that the server reported. Return whether it continues the previous text, and its new part."""
         if self._shown and end.startswith(self._shown):
             overlap = len(self._shown)
         else:

@@ -57,6 +57,6 @@ def command(name: str, postgres_url: str | None, show_all: bool, config_path: Pa
         shown = [row for row in rows if show_all or row["result"] != "ok"]
         if shown:
             output.print_table(shown, ("result", "rule", "detail"), as_json=False, colour_of="result")
-        click.echo(f"{name} keeps {sum(finding.ok for finding in report.findings)} of {len(rows)} rules.")
+        click.echo(f"{name} follows {sum(finding.ok for finding in report.findings)} of {len(rows)} rules.")
     if not report.ok:
         sys.exit(1)

@@ -165,8 +165,8 @@ def contributed(config: Config, hook: str, what: str, call: Callable[[Any], T]) 
     """Yield `(plugin, call(hook))` for each plugin that implements the hook.
 
     If a plugin fails, a message on standard error says that its `what` are missing. Only built-in plugins, plugins that
-    the configuration enables, and plugins from Corral's own extras are called; the latter contribute before they are
-    enabled.
+    the configuration enables, and plugins from Corral's own extras are called. Plugins from the extras do not have to
+    be enabled.
     """
     ours = extra_distributions()
     for found in discovery.discover(config):

@@ -49,8 +49,8 @@ def show(prefix: str, config_path: Path | None, as_json: bool) -> None:
 def check(config_path: Path | None, as_json: bool) -> None:
     """Check the configuration file, environment variables, sections of plugins and pinned settings.
 
-    Nothing is changed. The exit status is 3 if the server would not start, and 1 if it would start without one of its
-    plugins.
+    The command changes nothing. The exit status is 3 if the server would not start, and 1 if it would start without one
+    of its plugins.
     """
     from corral.cli.sessions import temporary_kernel
 
@@ -86,7 +86,7 @@ def check(config_path: Path | None, as_json: bool) -> None:
 def init(path: Path | None, as_json: bool) -> None:
     """Write a corral.toml in which every key is explained and commented out.
 
-    PATH is corral.toml in the current folder by default. An existing file is not changed.
+    PATH defaults to corral.toml in the current folder. The command never changes an existing file.
     """
     target = (path or Path(os.environ.get("CORRAL_CONFIG") or "corral.toml")).absolute()
     try:

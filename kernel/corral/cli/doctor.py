@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 def command(config_path: Path | None, as_json: bool) -> None:
     """Check the installation and print one line per check, with a remedy for each problem.
 
-    The checks cover the configuration, data folder, keys, disk, database, Redis, storage, mail, clock and plugins.
-    Nothing is changed. The exit status is 1 if a check finds something down.
+    The checks cover the configuration, data folder, keys, disk, database, Redis, storage, mail, clock and plugins. The
+    command changes nothing. The exit status is 1 if a check reports the status down.
     """
     logs.configure("critical", "console")
     try:
@@ -89,7 +89,7 @@ class Finding(NamedTuple):
 
 
 def check_installation(config: Config) -> Iterator[Finding]:
-    """Run all checks and yield their findings. If a check raises, the error is a finding and the other checks run."""
+    """Run all checks and yield their findings. An error in a check becomes a finding and does not stop the others."""
     checks: tuple[Callable[[Config], Iterator[Finding]], ...] = (
         check_configuration,
         check_data_folder,
@@ -226,9 +226,9 @@ def check_storage(config: Config) -> Iterator[Finding]:
 
 
 def check_mail(config: Config) -> Iterator[Finding]:
-    """Check the mail server that the configuration file or the environment sets.
+    """Check the mail server that is set in the configuration file or the environment.
 
-    Mail settings that admins stored are tested by `POST /settings/test-mail`.
+    To test the mail settings that admins stored, use `POST /settings/test-mail`.
     """
     from corral.egress.client import Egress
     from corral.egress.smtp import MailFailed, MailServer, probe
@@ -386,7 +386,7 @@ def _migrations(config: Config, found: Database) -> Iterator[Finding]:
 
 
 def is_vault_sealed(config: Config, keyring: Keyring) -> bool:
-    """Return whether there are encrypted rows and none of these keys can decrypt any of them."""
+    """Return whether the database contains encrypted rows and none of these keys can decrypt any of them."""
     from corral.plugins.discovery import discover
     from corral.plugins.loading import load
     from corral.plugins.migrations import sealed_columns
@@ -404,9 +404,10 @@ def is_vault_sealed(config: Config, keyring: Keyring) -> bool:
 
 
 def database_clock_skew(config: Config) -> float | None:
-    """Return by how many seconds the database's clock is ahead of this machine's clock.
+    """Return the number of seconds by which the database's clock is ahead of this machine's clock, or None if unknown.
 
-    On SQLite, the result is by how much the newest event lies in the future, or 0. None if the skew is unknown.
+    SQLite has no clock of its own. The result is then the number of seconds by which the newest event lies in the
+    future, or 0.
     """
     from corral.database.migrations import own_connection
 
@@ -503,7 +504,7 @@ def _sqlite_path(config: Config) -> Path | None:
 
 
 def modified_files(config: Config) -> Iterator[tuple[str, list[str]]]:
-    """Yield `(distribution, modified files)` of the enabled third-party plugins, by the checksums in their RECORD."""
+    """Yield `(distribution, files)` for each enabled third-party plugin with files that differ from its RECORD."""
     wanted = {found.distribution for found in discover(config) if found.name in config.plugins.enabled}
     for distribution in metadata.distributions():
         name = str(distribution.metadata["Name"]).lower()

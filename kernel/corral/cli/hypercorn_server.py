@@ -42,9 +42,10 @@ MISSED_PINGS = 2.5  # ping intervals without data after which a peer is consider
 
 
 class IdleTimer:
-    """Closes idle connections by a deadline that each request moves. Replaces `AsyncioSingleTask` in `tcp_server`.
+    """Closes a connection at its idle deadline, which each request extends. Replaces `AsyncioSingleTask`.
 
-    Hypercorn cancels and creates a task for every request, which takes a sixth of the time of a short request.
+    Hypercorn's own timer cancels and creates a task for every request, which takes a sixth of the time of a short
+    request.
     """
 
     def __init__(self) -> None:
@@ -90,9 +91,9 @@ class IdleTimer:
 
 
 class Http2(H2Protocol):
-    """An HTTP/2 connection that resets only the stream concerned.
+    """An HTTP/2 connection that resets only the affected stream.
 
-    A stream is reset if its response is interrupted or ends before its request.
+    It resets a stream if the response is interrupted, or ends before the request has been received.
     """
 
     async def handle(self, event: ConnectionEvent) -> None:
@@ -250,7 +251,7 @@ def install() -> None:
 
 
 class Settings(hypercorn.config.Config):
-    """The settings of Hypercorn. `Date` is the only header it adds, formatted once per second, not per response."""
+    """The settings of Hypercorn. `Date` is the only header that it adds. The header is formatted once per second."""
 
     made = (0, [(b"date", b"")])
 

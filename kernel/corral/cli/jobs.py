@@ -73,7 +73,7 @@ def command(concurrency: int | None, config_path: Path | None) -> None:
 
 
 class Reload:
-    """The handler of SIGHUP: stops the process as SIGTERM does, so that it executes itself again with the same pid.
+    """Handles SIGHUP: stops the process like SIGTERM. The process then executes itself again with the same pid.
 
     If the configuration is invalid, the process continues unchanged.
     """
@@ -120,9 +120,10 @@ async def _end(kernel: Kernel) -> None:
 
 
 class JobsProcess:
-    """Runs the queue's worker in the main thread, which receives its signals, and the kernel's event loop in another.
+    """Runs the queue's worker in the main thread, and the kernel's event loop in another thread.
 
-    The worker passes jobs from the queue to the kernel, and takes no further job while the kernel has no free slot.
+    The worker needs the main thread, which receives the signals. It passes jobs from the queue to the kernel, and takes
+    no further job while the kernel has no free slot.
     """
 
     def __init__(self, kernel: Kernel, queue: JobQueue) -> None:

@@ -25,7 +25,8 @@ RATE_LIMIT_LOGGER = "corral.plugins"
 class LogRateLimit(logging.Filter):
     """A filter for log handlers that limits each plugin to `LINES_PER_SECOND` lines per second.
 
-    A line counts for a plugin if the plugin's code wrote it, or if its field `plugin` names the plugin.
+    A line counts towards the limit of a plugin if the plugin's code wrote the line, or if the line's field `plugin`
+    names the plugin.
     """
 
     def __init__(self, plugins: Iterable[PluginRecord], now: Callable[[], float] = time.monotonic) -> None:
@@ -36,7 +37,7 @@ class LogRateLimit(logging.Filter):
         self._second = 0
         self._lines: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
-        """Dropped lines since the start, by plugin."""
+        """The number of lines dropped since the start, by plugin."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         plugin = self._plugin(record)
@@ -71,7 +72,7 @@ def redact_with(redactor: Redactor) -> None:
 
 
 def limit_rate_of(plugins: Iterable[PluginRecord]) -> LogRateLimit:
-    """Add a rate limit per plugin to all log handlers of this process, and return it."""
+    """Limit the log lines of each plugin in all log handlers of this process. Return the filter that was added."""
     share = LogRateLimit(plugins)
     for handler in logging.getLogger().handlers:
         handler.addFilter(share)

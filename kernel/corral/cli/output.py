@@ -48,7 +48,7 @@ def print_table(
 ) -> None:
     """Print rows as a table, or all their fields as JSON. Text is printed literally, without markup.
 
-    `colour_of` is the column whose value selects the colour of the row, by `COLOURS`.
+    `colour_of` is the column whose value selects the colour of the row from `COLOURS`.
     """
     if as_json:
         click.echo(json.dumps({"items": [dict(row) for row in rows]}, indent=2, default=str))

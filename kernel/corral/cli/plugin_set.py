@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def plugins_of(config: Config) -> list[PluginRecord]:
     """Return the records of all installed plugins, sorted by name.
 
-    Their states follow from the configuration file and the database.
+    The configuration file and the database determine the states of the plugins.
     """
     stored = stored_states(config)
     loaded = load(discover(config), config)
@@ -65,7 +65,7 @@ def stored_states(config: Config) -> dict[str, str]:
 
 
 def find_plugin(plugins: list[PluginRecord], name: str) -> PluginRecord:
-    """Return the installed plugin with this name. Raises `ClickException` that suggests the most similar name."""
+    """Return the installed plugin with this name. Raises a `ClickException` that suggests a similar name."""
     for item in plugins:
         if item.name == name:
             return item
@@ -121,7 +121,7 @@ def disable(config_path: Path | None, name: str) -> tuple[Path, bool]:
 
 
 def _tried(config: Config, name: str) -> PluginRecord:
-    """Start all plugins on an empty database and return the record of one.
+    """Start all plugins on an empty database and return the record of the plugin with this name.
 
     This checks the plugin's imports, hooks, migrations and routes.
     """
@@ -168,7 +168,7 @@ def _put(document: TOMLDocument, key: str, name: str, wanted: bool) -> None:
 
 
 def _checked(path: Path, text: str) -> Config:
-    """Return the configuration that the text defines. Raises `Refused` for an invalid text, as at a start."""
+    """Return the configuration that the text defines. Raises `Refused` if the configuration is invalid."""
     with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -207,7 +207,7 @@ def tables_of(database: Database, plugin: str, plugins: Iterable[str]) -> list[s
 def purge(database: Database, plugin: str, plugins: Iterable[str]) -> list[str]:
     """Drop the tables of a plugin and return their names. The plugin must not be running.
 
-    Also deletes the plugin's rows in tables of the kernel. Runs in one transaction under the lock of migrations.
+    Also deletes the plugin's rows in tables of the kernel. Runs in one transaction and holds the migration lock.
     """
     engine: Any
     with schema_lock(database) as engine, engine.atomic():
@@ -230,9 +230,9 @@ def purge(database: Database, plugin: str, plugins: Iterable[str]) -> list[str]:
 
 
 def _tables(engine: peewee.Database, plugin: str, plugins: Iterable[str]) -> list[str]:
-    """Return the tables with the plugin's prefix, without tables of plugins whose longer names begin with this prefix.
+    """Return the tables with the plugin's prefix, except those of plugins whose longer names begin with this prefix.
 
-    Such plugins are those in `plugins` and those with a migration history in this database.
+    The other plugins are those in `plugins` and those with a migration history in this database.
     """
     tables = engine.get_tables()
     others = {*plugins, *(name.removesuffix("_migrations") for name in tables if name.endswith("_migrations"))}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from corral.config.model import Config
     from corral.plugins.record import PluginRecord
 
-NEXT_START = "The change takes effect when the server starts the next time."
+NEXT_START = "The change takes effect at the next start of the server."
 RELOADING = "The processes on this machine were told to reload; their logs show whether they did."
 
 
@@ -88,7 +88,7 @@ def disable(name: str, config_path: Path | None, as_json: bool) -> None:
 @config_option
 @json_option
 def purge(name: str, config_path: Path | None, as_json: bool) -> None:
-    """Permanently drop all tables of a disabled plugin, after you typed its name to confirm."""
+    """Permanently drop all tables of a disabled plugin, after you type its name to confirm."""
     from corral.cli.plugin_set import purge as drop
     from corral.cli.plugin_set import tables_of
     from corral.database.connect import connect

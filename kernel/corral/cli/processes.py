@@ -43,7 +43,8 @@ class ProcessEnvironment(NamedTuple):
     def restore(self) -> None:
         """Restore the values of the snapshot.
 
-        Another folder or environment could select another configuration and database.
+        Plugins may have changed them. In another folder or environment, the process could use another configuration and
+        database.
         """
         os.chdir(self.folder)
         os.environ.clear()
@@ -115,7 +116,7 @@ DRAIN_MESSAGE = b"drain\n"
 
 
 class NotReady(Exception):
-    """A server process exited, with `status`, before it served."""
+    """A server process exited with `status` before it was ready."""
 
     def __init__(self, status: int, reason: str) -> None:
         self.status = status
@@ -201,8 +202,8 @@ class ProcessGroup:
     async def start(self) -> str:
         """Start all processes and return the text that the first process announces.
 
-        The first process starts alone, because it may have to set up an empty installation. Raises `NotReady` if a
-        process fails; then all processes are killed.
+        The first process starts alone, because it may have to set up an empty installation. If a process fails, all
+        processes are killed and `NotReady` is raised.
         """
         try:
             first = await self._spawn()
@@ -222,7 +223,7 @@ class ProcessGroup:
         return child
 
     async def _restart_when_exited(self, child: ChildProcess) -> None:
-        """Restart a process whenever it ends, after a delay that grows while the process ends soon after its start."""
+        """Restart a process whenever it ends. The delay doubles each time the process ends soon after its start."""
         delay = INITIAL_DELAY
         while True:
             status = await child.process.wait()
@@ -350,7 +351,7 @@ class ParentProcess:
         await self.reload()
 
     async def reload(self) -> bool:
-        """Replace the processes with new ones, and return whether the new ones serve.
+        """Replace the processes with new ones, and return whether the new ones are ready.
 
         If they do not, the old processes continue and the reason is logged.
         """
@@ -366,7 +367,7 @@ class ParentProcess:
 
 
 class ParentConnection:
-    """What a child process inherits from its parent: the listening socket and one end of the socket pair."""
+    """The sockets that a child process inherits from its parent: the listener and one end of the socket pair."""
 
     def __init__(self, handles: str) -> None:
         listening, control = (int(part) for part in handles.split(":"))
@@ -377,7 +378,7 @@ class ParentConnection:
         self._control.setblocking(False)
 
     def announce(self, text: str, *, ready: bool = True) -> None:
-        """Report to the parent that this process serves, or the reason why it does not."""
+        """Report to the parent that this process is ready, or the reason why it cannot start."""
         with contextlib.suppress(OSError):
             self._control.send(json.dumps([ready, text]).encode() + b"\n")
 

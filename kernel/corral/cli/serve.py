@@ -43,8 +43,8 @@ CLOSING_SECONDS = 0.5  # busy connections close after their next response, befor
     help="ASGI server (default auto, which is uvicorn if the extra fast is installed, otherwise hypercorn)",
 )
 @click.option("--processes", type=click.IntRange(1, 256), help="number of server processes (default 1)")
-@click.option("--no-jobs", is_flag=True, help="run no background jobs and schedules; use `corral jobs` for them")
-@click.option("--no-embedded-worker", is_flag=True, help="start no embedded worker")
+@click.option("--no-jobs", is_flag=True, help="do not run background jobs and schedules; use `corral jobs` for them")
+@click.option("--no-embedded-worker", is_flag=True, help="do not start the embedded worker")
 @config_option
 @click.option("--inherit", hidden=True, help="file descriptors of the listener and of the parent's socket")
 def command(**options: Any) -> None:
@@ -86,7 +86,7 @@ def command(**options: Any) -> None:
 
 
 def _configure(options: Mapping[str, Any]) -> Config:
-    """Read the configuration again, overridden by the command line options."""
+    """Read the configuration, with the command-line options as overrides."""
     path = options["config_path"]
     overrides = {f"server.{name}": options[name] for name in ("bind", "server", "processes")}
     config = load_config(path=path, overrides=overrides)
@@ -326,7 +326,7 @@ class Serving:
 
 
 def announcement(kernel: Any, address: str) -> str:
-    """Return the message for operators at the start: the address, the data folder, and plugins that failed."""
+    """Return the text that is printed at the start: the address, the data folder, and the plugins that failed."""
     config: Config = kernel.config
     lines = [f"Corral is ready on {chosen_server(config)}: {address}/api/v1/docs", f"  data folder   {config.data_dir}"]
     if config.keys.master_key is None:

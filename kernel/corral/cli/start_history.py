@@ -1,4 +1,6 @@
-"""The history of starts that crashed before the process was ready. Three of them within 15 minutes lead to safe mode.
+"""The history of starts that crashed before the process was ready.
+
+After three such starts within 15 minutes, the next start enters safe mode.
 
 Each start creates a record file and locks it. A file without a lock belongs to a start that crashed. A start that ends
 in an orderly way (refusal, Ctrl-C) removes its file, and a start that becomes ready removes the files of earlier
@@ -47,7 +49,7 @@ class StartHistory:
         signal.signal(signal.SIGTERM, self._terminated)  # until the event loop handles signals
 
     def _terminated(self, number: int, frame: FrameType | None) -> None:
-        """Handle SIGTERM during a start: an orderly end, unless the start has run for `HANGS_SECONDS` (a crash)."""
+        """Handle SIGTERM during a start. The start does not count as crashed unless it has run for `HANGS_SECONDS`."""
         if time.monotonic() - self._began < HANGS_SECONDS:
             self.end()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -67,7 +69,7 @@ class StartHistory:
         self.remove_crashes()
 
     def remove_crashes(self, since: float = 0.0) -> None:
-        """Remove the records of interrupted starts that began after `since`, in epoch seconds: they are not crashes."""
+        """Remove the records of interrupted starts that began after `since` (epoch seconds). They are not crashes."""
         for path in list(self._interrupted_starts()):
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime >= since:

@@ -21,7 +21,7 @@ class Http1(HttpToolsProtocol):
     """An HTTP/1 connection that limits the size and the duration of a request head. httptools limits neither.
 
     `_unparsed` counts the bytes received since the last complete head, body part or message. It grows only within a
-    head, a chunk extension or a trailer, and is limited there.
+    head, a chunk extension or a trailer, so only these are limited.
     """
 
     _unparsed = 0

@@ -1,1 +1,1 @@
-"""The redactor: removes known credentials, and text that looks like one, before text is stored or sent."""
+"""The redactor: removes known credentials, and text that looks like a credential, before text is stored or sent."""

@@ -35,8 +35,8 @@ def is_redactable(value: str) -> bool:
 def encodings(value: str) -> set[str]:
     """Return every text that reveals the value: plain, encoded and escaped, each of 8 to 4096 characters.
 
-    A value longer than 4096 characters is represented by its long lines, and a longer encoding by pieces of that
-    length.
+    A value longer than 4096 characters is represented by its long lines. An encoding longer than 4096 characters is
+    split into pieces of that length.
     """
     value = value.strip()
     parts = [value]
@@ -69,10 +69,10 @@ def _html_form(data: bytes) -> str:
 
 
 def _base64(data: bytes) -> Iterator[str]:
-    """Yield the base64 texts by which the data appears, at each of the three byte offsets within a longer text.
+    """Yield the base64 texts in which the data may appear, at each of the three byte offsets within a longer text.
 
-    The characters that the data alone determines come first. The other forms include the end of the text, and the lines
-    of data that is a complete text.
+    For each offset, the first text contains only the characters that the data alone determines. The other texts include
+    the last characters, with and without padding, and the lines of data that was encoded on its own.
     """
     for before in range(3):
         padded = b"\0" * before + data

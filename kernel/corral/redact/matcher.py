@@ -43,10 +43,10 @@ class Span(NamedTuple):
 
 
 class Matcher:
-    """Finds values and patterns in text. Immutable, so that any thread can use it while its replacement is built.
+    """Finds values and patterns in text. A matcher is immutable, so any thread can use it during its replacement.
 
-    An encoding is stored as plain text only. Hundreds of thousands of further objects would slow down the garbage
-    collector, which stops the whole process.
+    The encodings are stored as plain strings. Hundreds of thousands of additional objects would slow down the garbage
+    collector, which pauses the whole process.
     """
 
     def __init__(
@@ -74,10 +74,10 @@ class Matcher:
         return bool(self._detector.find_matches_as_indexes(text.encode("utf-8", "replace")))
 
     def scan(self, text: str, *, patterns: bool, final: bool = True) -> tuple[list[Span], int]:
-        """Return the spans to replace, in order and disjoint, and the length of the settled part of the text.
+        """Return the spans to replace, in order and without overlaps, and the length of the settled part of the text.
 
-        The text must not contain marks. More text could change the result only beyond the settled part. A `final` text
-        is settled completely.
+        The text must not contain marks. Text that follows cannot change the result within the settled part. If `final`
+        is set, the whole text is settled.
         """
         settled = len(text) if final else self._cut_anchor(text)
         begins = self._automaton.find_matches_as_indexes(_encodable(text), overlapping=True)

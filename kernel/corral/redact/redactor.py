@@ -1,4 +1,4 @@
-"""The redactor: replaces all credentials known to this process, and text that looks like one, by a mark."""
+"""The redactor: replaces credentials that this process knows, and text that looks like a credential, with a mark."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def maker() -> tuple[str, str] | None:
 class Redactor:
     """Redacts text in any thread.
 
-    `counts` contains the number of replacements by kind, `values` the number of known credentials.
+    `counts` contains the number of replacements by kind. `values` is the number of known credentials.
     """
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ class Redactor:
     def set_values(self, source: str, values: Mapping[str, str]) -> list[str]:
         """Replace all credentials of a source, given by name. Return the names whose values are not redactable.
 
-        Values that are short, repetitive or one plain word are not redactable, because replacing them would damage
+        Values that are short, repetitive or a single word are not redactable, because replacing them would damage
         ordinary text. With thousands of values this takes up to a second, so call it in a thread.
         """
         with self._changing:
@@ -115,7 +115,7 @@ class Redactor:
             self._matcher = self._compiled()
 
     def on_hit(self, listener: OnHit) -> None:
-        """Call `listener` with the hits, in the redacting thread. It must return quickly and must not log."""
+        """Call `listener` with the hits, in the redacting thread. The listener must return quickly and must not log."""
         self._listeners.append(listener)
 
     def _compiled(self) -> Matcher:
@@ -159,7 +159,7 @@ def _gather(value: Any, texts: list[str], budget: int) -> int:
 class RedactorStream:
     """Redacts a stream of text.
 
-    The end of the text, in which a match could begin, is held back (at most about 4 KiB). The rest is released.
+    The stream holds back the end of the text, where a match could begin (at most about 4 KiB), and releases the rest.
     """
 
     def __init__(self, redactor: Redactor, patterns: bool) -> None:
@@ -173,11 +173,11 @@ class RedactorStream:
         return MARK.join([*(self._settle(part, final=True) for part in whole), self._settle(last, final=False)])
 
     def end(self) -> str:
-        """Return the rest of the redacted text, at the end of the stream."""
+        """End the stream and return the rest of the redacted text."""
         return self._settle(self._pending, final=True)
 
     def _settle(self, text: str, *, final: bool) -> str:
-        """Return the text that later text cannot change. A span that extends beyond it does not get a second mark."""
+        """Return the part that later text cannot change. A span that extends beyond this part gets only one mark."""
         spans, cut = self._redactor._matcher.scan(text, patterns=self._patterns, final=final)
         while open_spans := [span.since for span in spans if span.since < cut <= span.start]:
             cut = min(open_spans)

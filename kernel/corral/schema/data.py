@@ -178,7 +178,7 @@ def all_faults(validator: Any, value: Any, prefix: str) -> Iterator[Fault]:
 
 
 def _faults(error: Any, prefix: str) -> Iterator[Fault]:
-    """Translate one error of `jsonschema`. Its own messages repeat the value, which may be a secret."""
+    """Translate one error of `jsonschema`. Messages of `jsonschema` repeat the value, which may be a secret."""
     keyword, wanted, value, schema = error.validator, error.validator_value, error.instance, error.schema
     here = prefix + pointer_of(error.absolute_path)
     if keyword == "required":
@@ -231,7 +231,10 @@ def _code_and_words(keyword: str | None, wanted: Any) -> tuple[str, str]:
 
 
 def _alternative_faults(error: Any, here: str, prefix: str) -> Iterator[Fault]:
-    """Yield the faults of the most likely alternative: of the right type and tag, or else with the fewest faults."""
+    """Yield the faults of the alternative that the client most likely meant.
+
+    Among the alternatives of the right type, those with the right tag come first, then those with the fewest faults.
+    """
     value, branches = error.instance, _branches(error)
     tags = error.schema.get("discriminator", {}).get("mapping", {})
     tag = error.schema["discriminator"]["propertyName"] if tags else ""

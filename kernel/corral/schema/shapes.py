@@ -63,7 +63,7 @@ def convert(kind: Any, value: Any, *, strings: bool = False, pointer_prefix: str
 
 
 def _fault_of(message: str, prefix: str) -> Fault:
-    """Return the fault of a msgspec error that JSON Schema cannot express, such as an error of `__post_init__`."""
+    """Return the fault for an msgspec error that JSON Schema cannot express, such as an error in `__post_init__`."""
     message, _, place = message.partition(" - at `")
     path = re.findall(r"\.([^.\[\]`]+)|\[(\d+)\]", place)
     if message.startswith("Expected"):

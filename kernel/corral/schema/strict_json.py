@@ -68,7 +68,7 @@ _lenient = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant,
 def parse_json(data: bytes, *, lenient: bool = False) -> Any:
     """Parse JSON and normalize its strings to NFC. Raises `Malformed` or `Invalid` for anything but valid strict JSON.
 
-    With `lenient`, used for reported output, characters that cannot be stored become U+FFFD.
+    `lenient` replaces characters that cannot be stored with U+FFFD. Routes that receive the output of agents use it.
     """
     if is_deeper(data):
         raise Malformed(f"The JSON nests deeper than {MAX_DEPTH} levels.", code="malformed_json")

@@ -52,7 +52,9 @@ CORS_ORIGINS = Setting[list[str]](
     maximum=100,
     pattern=_ORIGIN,
 )
-IN_FLIGHT = _integer("http.in_flight", "Concurrent requests per caller", default=60, minimum=1, maximum=1000)
+IN_FLIGHT = _integer(
+    "http.in_flight", "Maximum number of concurrent requests per caller", default=60, minimum=1, maximum=1000
+)
 ACCESS_LOG = Setting(
     name="http.access_log",
     kind=str,
@@ -61,18 +63,22 @@ ACCESS_LOG = Setting(
     title="Requests written to the access log",
 )
 RATE = _integer(
-    "http.rate_per_minute", "Requests per minute of a user or API key", default=1200, minimum=10, maximum=100_000
+    "http.rate_per_minute",
+    "Maximum requests per minute of a user or API key",
+    default=1200,
+    minimum=10,
+    maximum=100_000,
 )
 MACHINE_RATE = _integer(
     "http.machine_rate_per_minute",
-    "Requests per minute of a worker or agent",
+    "Maximum requests per minute of a worker or agent",
     default=12_000,
     minimum=100,
     maximum=1_000_000,
 )
 ANONYMOUS_RATE = _integer(
     "http.anonymous_rate_per_minute",
-    "Requests per minute of a client address without a credential",
+    "Maximum requests per minute from a client address without a credential",
     default=120,
     minimum=10,
     maximum=100_000,
@@ -83,7 +89,7 @@ JOBS_CONCURRENCY: Setting[int | None] = Setting(
     default=None,
     minimum=1,
     maximum=256,
-    title=f"Concurrent jobs per process (unset: {JOBS_PER_CORE} per core)",
+    title=f"Maximum number of concurrent jobs per process (unset: {JOBS_PER_CORE} per core)",
 )
 CALL_BUDGET_SECONDS = _integer(
     "plugins.call_budget_seconds", "Time limit for calls to plugins, in seconds", default=5, minimum=1, maximum=60
@@ -109,5 +115,5 @@ KERNEL_SETTINGS: tuple[Setting[Any], ...] = tuple(
 
 
 def job_concurrency(settings: Settings) -> int:
-    """Return `jobs.concurrency`, or if it is unset a default that depends on the number of cores."""
+    """Return `jobs.concurrency` or, if the setting is unset, a default that depends on the number of cores."""
     return settings.get(JOBS_CONCURRENCY) or min(256, JOBS_PER_CORE * (os.cpu_count() or 1))

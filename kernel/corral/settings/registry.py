@@ -1,7 +1,7 @@
 """The registry of declared settings and their effective values, which are read without I/O.
 
-Environment and file override stored values, and stored values override defaults. The plugin `settings` stores values
-and applies them here at startup and after each change.
+The environment and the configuration file override stored values, and stored values override defaults. The plugin
+`settings` stores values and applies them here at startup and after each change.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class SettingValues:
 
 
 class SettingsRegistry(SettingValues):
-    """All declared settings with their current values. `is_shown` returns whether a setting's plugin is in service."""
+    """All declared settings with their current values. `is_shown` returns whether a plugin is in service."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class SettingsRegistry(SettingValues):
     def watch(self, settings: Iterable[Setting[Any]], notify: Callable[[], None]) -> None:
         """Call `notify` now, and on the event loop whenever one of the settings changes.
 
-        It must neither fail nor block.
+        `notify` must neither fail nor block.
         """
         self._watchers.append((frozenset(setting.name for setting in settings), notify))
         notify()
@@ -191,6 +191,6 @@ class SettingsRegistry(SettingValues):
 
 
 def _parsed(text: str) -> Any:
-    """Return the parsed value of an environment variable. A value with commas is a list."""
+    """Return the parsed value of an environment variable. A value with commas becomes a list."""
     parts = [int(part) if part.strip().isdecimal() else part.strip() for part in text.split(",")]
     return parts if "," in text else text

@@ -1,4 +1,4 @@
-"""The protocol by which plugins change settings. The plugin `settings` provides the implementation."""
+"""The protocol through which plugins change settings. The plugin `settings` provides the implementation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SettingsStore(Protocol):
     async def check_urls(self, values: Mapping[str, Any], *, pointer: Callable[[str], str] = "/{}".format) -> None:
         """Check the URLs among the values with the egress guard. Raises `url_blocked`.
 
-        Call it before the unit that changes the settings.
+        Call it before the unit of work that changes the settings.
         """
         ...
 
@@ -44,8 +44,8 @@ class SettingsStore(Protocol):
         """Store all values or none. They are validated together with the unchanged values.
 
         The change takes effect within 2 s in every process. `if_match` is compared with `version(version_of)`, by
-        default with the version of the named settings. `pointer` returns the place of a name in the request body.
-        Raises `Invalid` with every fault, `Conflict(setting_locked)` or `PreconditionFailed`.
+        default with the version of the settings in `values`. `pointer` returns the JSON pointer of a setting in the
+        request body. Raises `Invalid` with every fault, `Conflict(setting_locked)` or `PreconditionFailed`.
         """
         ...
 
@@ -54,15 +54,15 @@ class SettingsStore(Protocol):
         ...
 
     def values(self) -> Settings:
-        """Return the settings as this unit sees them, including its own changes."""
+        """Return the settings as the current unit of work sees them, including its own changes."""
         ...
 
     def apply_stored(self) -> None:
-        """Apply the stored values in this process. For commands, which do not follow changes."""
+        """Apply the stored values in this process. Commands call it, because they do not follow changes."""
         ...
 
     def add_check(self, settings: Iterable[Setting[Any]], check: Callable[[Settings, Principal], None]) -> None:
-        """Call `check(values, caller)` in the unit of every change of these settings.
+        """Call `check(values, caller)` in the unit of work of every change of these settings.
 
         `check` raises a `Problem` to refuse the change.
         """

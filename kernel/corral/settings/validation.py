@@ -100,7 +100,7 @@ def check_declaration(setting: Setting[Any]) -> None:
     if len(setting.name) > LONGEST_NAME:
         raise ValueError(f"setting {setting.name}: the name is longer than {LONGEST_NAME} characters")
     if not _NAME.fullmatch(setting.name) or category in RESERVED:
-        raise ValueError(f"setting {setting.name}: the name must be category.key, of lower-case letters, digits and _")
+        raise ValueError(f"setting {setting.name}: the name must be category.key, in lower-case letters, digits and _")
     kind, _ = core_kind(setting)
     if kind is str and not setting.secret and not setting.choices and _CREDENTIAL.search(key):
         raise ValueError(f"setting {setting.name} looks like a credential: declare it with secret=True")

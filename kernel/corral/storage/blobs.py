@@ -55,7 +55,7 @@ class BlobStore(Protocol):
     """
 
     async def put(self, key: str, stream: AsyncIterable[bytes], *, limit: int | None = None) -> Blob:
-        """Store the stream durably. Raises `TooLarge` beyond `limit` bytes; nothing is stored then."""
+        """Store the stream durably. Raises `TooLarge`, and stores nothing, if the stream exceeds `limit` bytes."""
 
     async def read(self, key: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
         """Return the bytes from `start` up to `stop` (exclusive) in chunks. Raises `BlobMissing`.
@@ -67,10 +67,10 @@ class BlobStore(Protocol):
         """Delete the blob if it exists."""
 
     def scan(self) -> AsyncGenerator[BlobInfo, None]:
-        """Iterate over all blobs, in any order. Used to delete orphaned blobs."""
+        """Iterate over all blobs, in any order, for example to find orphaned blobs."""
 
     async def probe(self) -> None:
-        """Write and delete a file to check that the store works. For the health check."""
+        """Write and delete a file to check that the store works. The health check calls this method."""
 
 
 class LocalBlobs:

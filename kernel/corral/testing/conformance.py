@@ -1,4 +1,4 @@
-"""Conformance checks: one line verifies a plugin against the contract: `assert check_plugin(EchoPlugin).ok`.
+"""Conformance checks. The line `assert check_plugin(EchoPlugin).ok` verifies a plugin against the contract.
 
 `manifest_rules` checks the plugin class, and `source_rules` checks the files of its package. `contribution_rules` and
 `live_rules` check a real kernel in a temporary folder that runs the plugin and the plugins it requires.
@@ -35,7 +35,7 @@ def check_plugin(
 ) -> Report:
     """Check every rule of the contract and return a report. `report.ok` is the result; `print(report)` shows details.
 
-    `postgres_url` is the URL of an empty database on which migrations are compared with the models as well. `section`
+    `postgres_url` is the URL of an empty database on which the migrations are also compared with the models. `section`
     is the configuration `[plugins.<name>]` that the plugin needs to start. `plugin_dir` is an additional folder of
     installed plugins.
     """
@@ -72,7 +72,7 @@ def _installed(plugin_dir: Path | None) -> dict[str, type[Plugin]]:
 
 
 def _closure(kind: type[Plugin], installed: dict[str, type[Plugin]]) -> tuple[list[type[Plugin]], list[str]]:
-    """Return the plugins that a plugin requires, directly or indirectly, and the names of those not installed."""
+    """Return the plugins that a plugin requires, directly or indirectly, and the names of those that are missing."""
     names: list[str] = []
     waiting = [name for name in kind.requires if name != kind.name]
     while waiting:
@@ -87,7 +87,7 @@ def _closure(kind: type[Plugin], installed: dict[str, type[Plugin]]) -> tuple[li
 def _in_loop(make: Callable[[], Any]) -> list[Finding]:
     """Run a coroutine function in a thread with its own event loop.
 
-    So `check_plugin` can be called in tests with and without a running event loop.
+    This lets tests call `check_plugin` with or without a running event loop.
     """
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         found: list[Finding] = pool.submit(lambda: asyncio.run(make())).result()

@@ -208,8 +208,8 @@ def reap() -> list[str]:
 def engines_folder(*, in_memory: bool = False) -> Path:
     """Return the private folder of this user's servers, in the first suitable folder for temporary files.
 
-    A folder is not suitable if its path is too long for Unix sockets. `in_memory` prefers a file system in memory, if
-    there is enough of it: databases are created four times as fast there.
+    A folder is not suitable if its path is too long for Unix sockets. `in_memory` prefers a file system in memory that
+    has enough free space, because creating a database is four times as fast there.
     """
     name = f"corral-engines-{os.getuid()}"
     bases = [_MEMORY] if in_memory and _has_room(_MEMORY) else []
@@ -222,7 +222,7 @@ def engines_folder(*, in_memory: bool = False) -> Path:
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
             raise EngineError(f"{folder} belongs to someone else")
         return folder
-    raise EngineError("no folder for temporary files is open and short enough for unix sockets")
+    raise EngineError("no folder for temporary files is accessible and has a path short enough for Unix sockets")
 
 
 def _has_room(base: Path) -> bool:

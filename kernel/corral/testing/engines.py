@@ -27,8 +27,8 @@ from corral.testing.engine import Engine, EngineError, engines_folder, unprivile
 class PostgresServer(Engine):
     """A PostgreSQL server. If the tests run as root, the server runs as `nobody`, because PostgreSQL refuses root.
 
-    `settings` are keys of `postgresql.conf`. Unless `durable`, the server does not fsync, and stores its data in memory
-    if there is enough space. Committed data then survives `kill()` but not a power failure.
+    `settings` are keys of `postgresql.conf`. Unless `durable` is set, the server does not fsync, and stores its data in
+    memory if there is enough space. Committed data then survives `kill()` but not a power failure.
     """
 
     kind = "postgres"
@@ -115,7 +115,7 @@ class ValkeyServer(Engine):
 
     @property
     def socket_path(self) -> Path:
-        """The unix socket that the server listens on."""
+        """The Unix socket on which the server listens."""
         return self.folder / "socket"
 
     def url(self, database: int = 0) -> str:

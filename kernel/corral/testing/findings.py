@@ -23,16 +23,16 @@ class Report(msgspec.Struct, frozen=True):
 
     @property
     def ok(self) -> bool:
-        """Whether the plugin keeps every rule."""
+        """Whether the plugin follows every rule."""
         return all(finding.ok for finding in self.findings)
 
     def __str__(self) -> str:
         broken = [f"  {finding.rule}: {finding.detail}" for finding in self.findings if not finding.ok]
         head = f"{self.plugin}: {len(broken)} of {len(self.findings)} rules are broken"
-        return "\n".join([head, *broken]) if broken else f"{self.plugin}: all {len(self.findings)} rules are kept"
+        return "\n".join([head, *broken]) if broken else f"{self.plugin}: all {len(self.findings)} rules are met"
 
 
 def rule_findings(rule: str, wrong: Iterable[str]) -> Iterator[Finding]:
-    """Yield one failed finding per entry in `wrong`, or one finding that the rule is kept if there is no entry."""
+    """Yield one failed finding for each entry in `wrong`, or one passed finding if there is none."""
     found = [Finding(rule, False, detail) for detail in wrong]
     yield from found or [Finding(rule, True)]

@@ -1,6 +1,6 @@
-"""The command line of scripts that generate files of the source tree from the wired plugins.
+"""The command line of scripts that generate files of the source tree from the built-in plugins.
 
-With `--write`, the files are updated; otherwise they are only compared.
+With `--write`, the script updates the files; otherwise it only compares them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main(files: Callable[[], Mapping[Path, str]]) -> None:
     The exit status is 1 if files are outdated and `--write` is not given, otherwise 0.
     """
     parser = argparse.ArgumentParser()
-    parser.add_argument("--write", action="store_true", help="write what is outdated")
+    parser.add_argument("--write", action="store_true", help="write the outdated files")
     write, made = parser.parse_args().write, files()
     found = outdated(made)
     for path in found:

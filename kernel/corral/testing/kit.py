@@ -159,7 +159,7 @@ class Client:
 
 
 class Kit:
-    """A started kernel and the means to test it. `client` sends no credential."""
+    """A running kernel, with methods to create users, read events and run jobs. `client` sends no credential."""
 
     def __init__(self, kernel: Kernel, application: Application) -> None:
         self.kernel, self.application = kernel, application
@@ -287,7 +287,7 @@ def _test_config(
 
 
 def _selected(found: list[Found], plugins: Sequence[type[Plugin] | str] | None) -> list[Found]:
-    """Return the core plugins and the given plugins, or all installed plugins for None."""
+    """Return the core plugins and the given plugins, or all installed plugins if `plugins` is None."""
     if plugins is None:
         return found
     classes = [item for item in plugins if not isinstance(item, str)]
@@ -311,8 +311,8 @@ async def make_kernel(
     """Boot and start a kernel in `folder`, and stop it at the end of the context.
 
     `plugins` are names of installed plugins or plugin classes; None means all built-in plugins. Plugins of
-    `corral_core` are always included. `config` contains configuration overrides by "section.key". `jobs` also runs
-    jobs, schedules and consumers.
+    `corral_core` are always included. `config` contains configuration overrides by "section.key". Set `jobs` to also
+    run jobs, schedules and consumers.
     """
     loaded_config = _test_config(folder, plugins, database_url, config or {}, environ or {})
     ensure_data_dir(loaded_config)

@@ -1,4 +1,4 @@
-"""Replacements for the outside world in tests: loopback servers that count connections, and a fake resolver."""
+"""Replacements for external servers in tests: loopback servers that count connections, and a fake resolver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Generates the table of the paths of built-in plugins, with which paths of plugins that do not run answer 503.
+"""Generates the table of the paths of built-in plugins.
+
+The server uses the table to answer 503 for the paths of plugins that are not running.
 
 Run `python -m corral.testing.paths --write` to update the table after a route was added or removed.
 """

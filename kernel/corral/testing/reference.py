@@ -45,7 +45,7 @@ SETTINGS = """\
 # Run-time settings
 
 Every setting that a built-in plugin declares, by category. A value in `corral.toml` or the environment pins a setting:
-it cannot be changed at run time then.
+then it cannot be changed at run time.
 """
 EVENTS = """\
 # Events
@@ -56,7 +56,7 @@ by the owner of the object, `private_and_admin` ones by the owner and admins, `a
 COMMANDS = """\
 # Commands
 
-Every command of `corral` with its options; those of plugins are included. Each command also takes `--help`.
+Every command of `corral`, including those of plugins, with its options. Each command also takes `--help`.
 Exit statuses: 0 done, 1 failed, 2 wrong usage, 3 refused to start, 4 migrations are pending or newer than the code.
 """
 CONFIGURATION = """\
@@ -82,7 +82,7 @@ API = """\
 # The API for plugins
 
 The names of the kernel that a plugin may import, by module, with the first sentence of their documentation. They keep
-their meaning within a major release. A test holds the plugins of this repository to this page.
+their meaning within a major release. A test checks that the plugins of this repository import no other names.
 """
 
 
@@ -217,7 +217,7 @@ def metrics_page(application: Application) -> str:
 
 
 def _count_once(metrics: RequestMetrics) -> None:
-    """Count one value per metric, because the labels of a metric are visible only after it has a value."""
+    """Record one value per metric, because the labels of a metric are visible only after it has a value."""
     metrics.observe("GET", "/", 200, 0.0)
     for counter in (metrics.body_rejected, metrics.plugin_errors, metrics.events):
         counter["x"] += 1

@@ -50,7 +50,7 @@ async def serving(kit: Kit, server: str = "uvicorn") -> AsyncIterator[int]:
 
 
 def start_process(arguments: Sequence[str], *, environ: Mapping[str, str], folder: Path, log: Path) -> Any:
-    """Start `corral` with these arguments in a session of its own, and append its output to the log."""
+    """Start `corral` with these arguments in a new session, and append its output to the log."""
     with log.open("ab") as output:
         return subprocess.Popen(  # noqa: S603  (our own program)
             [sys.executable, "-m", "corral", *arguments],
@@ -66,8 +66,9 @@ def start_process(arguments: Sequence[str], *, environ: Mapping[str, str], folde
 class ServerProcess:
     """A `corral serve` process on a free port, to be used as `with ServerProcess(folder) as server:`.
 
-    `kill()` sends SIGKILL; `start()` then starts the server again on the same port. The admin `EMAIL` with `PASSWORD`
-    exists. `arguments` are additional arguments of `corral serve`, `environ` contains additional environment variables.
+    `kill()` sends SIGKILL; `start()` then starts the server again on the same port. `EMAIL` and `PASSWORD` are the
+    credentials of an admin. `arguments` are additional arguments of `corral serve`. `environ` contains additional
+    environment variables.
     """
 
     def __init__(

@@ -52,7 +52,7 @@ class Source(msgspec.Struct, frozen=True):
     tree: ast.Module
 
     def imports(self) -> Iterator[tuple[str, int]]:
-        """Yield (name, line) of every absolute import, also inside functions. `from a import b` has the name a.b."""
+        """Yield (name, line) of every absolute import, even in functions. The name of `from a import b` is `a.b`."""
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Import):
                 yield from ((alias.name, node.lineno) for alias in node.names)
@@ -61,7 +61,7 @@ class Source(msgspec.Struct, frozen=True):
 
 
 class Package(msgspec.Struct, frozen=True):
-    """The source files of a plugin: the package of its class, or the single module."""
+    """The source files of a plugin: the package that contains its class, or a single module."""
 
     name: str
     sources: list[Source]

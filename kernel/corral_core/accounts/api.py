@@ -153,7 +153,7 @@ class Accounts(Protocol):
         ...
 
     def count_by_role(self) -> dict[tuple[str, bool], int]:
-        """Return the number of accounts by role and by whether they are active, without purged ones."""
+        """Return the number of accounts for each role and active state. Purged accounts are not counted."""
         ...
 
     def update(self, user_id: str, patch: UserPatch, *, if_match: IfMatch = ANY_VERSION) -> UserView:
@@ -227,16 +227,16 @@ class PasswordLinks(Protocol):
     """Links with which users set a password. Every function runs in the caller's unit of work."""
 
     def send_welcome_link(self, user_id: str) -> str | None:
-        """Create a link with which a new user sets the first password, and mail it. Return None.
+        """Create a link with which a new user sets the first password, and mail it to the user.
 
-        If the link cannot be mailed, return its URL instead.
+        Return None, or the URL of the link if it cannot be mailed.
         """
         ...
 
     def create_reset_link(self, user_id: str) -> str:
         """Delete the password of a user and end all their sessions. Return the URL of a link that sets a new password.
 
-        A link is mailed to the user too.
+        A link is also mailed to the user.
         """
         ...
 

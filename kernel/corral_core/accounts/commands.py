@@ -37,8 +37,8 @@ def user_command_group() -> None:
 @user_command_group.command("create")
 @click.argument("email")
 @click.option("--admin", is_flag=True, help="short for --role admin")
-@click.option("--role", type=click.Choice(ROLES), help="default: member")
-@click.option("--full-name", help="default: the part of the address before the @")
+@click.option("--role", type=click.Choice(ROLES), help="role of the account (default: member)")
+@click.option("--full-name", help="name of the user (default: the part of the address before the @)")
 @click.option("--must-change", is_flag=True, help="require a new password at the first sign-in")
 @password_option
 @config_option

@@ -158,5 +158,5 @@ def is_own_change(user_id: str) -> bool:
 
 
 def audit_action(verb: str, user_id: str) -> str:
-    """Return the audit action of a change: `auth.user.<verb>` by the account's own user, else `admin.user.<verb>`."""
+    """Return the audit action: `auth.user.<verb>` for a change to the user's own account, else `admin.user.<verb>`."""
     return f"{'auth' if is_own_change(user_id) else 'admin'}.user.{verb}"

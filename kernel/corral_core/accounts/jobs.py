@@ -1,4 +1,4 @@
-"""Jobs and schedules of `accounts`: sending mails, and deleting expired rows, at most `AT_ONCE` per unit of work."""
+"""Jobs and schedules that send mails and delete expired rows. A unit of work deletes at most `AT_ONCE` rows."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def send_mail(
 ) -> None:
     """Send one mail. If the mail contains a link, generate the link's token now, and store only the token's hash.
 
-    So the lifetime of the link begins when the mail is sent.
+    The lifetime of the link therefore begins when the mail is sent.
     """
     from corral.egress.smtp import MailRefused
 

@@ -117,7 +117,7 @@ class TicketRow(Model):
 
 
 class LockoutRow(Model):
-    """The sign-in attempts on one address, whether an account has it or not.
+    """The sign-in attempts for one address, whether or not an account has this address.
 
     `key`: the SHA-256 of the normal form of the address. `failed`: the instants of the last failures, newest first,
     concatenated. `in_flight`: the number of reserved attempts. It is valid until `reserved_until`, so that the
@@ -136,7 +136,7 @@ class LockoutRow(Model):
 
 
 class SecondFactorRow(Model):
-    """The TOTP seed of a user. A row without `confirmed_at` is a setup that is pending until its first code is sent.
+    """The TOTP seed of a user. A row without `confirmed_at` is a setup that awaits its first code.
 
     `last_step`: the newest time step whose code was accepted. Only codes of later steps are valid.
     """

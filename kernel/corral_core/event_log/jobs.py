@@ -59,7 +59,7 @@ async def _repeat_in_batches(work: Work, sweep: Callable[[], int]) -> None:
 
 
 def _first_unread_seq(followed: Mapping[str, Sequence[str]]) -> int:
-    """Return the `seq` of the first event that a consumer has not passed yet; events before it may be deleted.
+    """Return the `seq` of the oldest event that a consumer still needs. Earlier events may be deleted.
 
     Raise an alert for each consumer that is more than `LAGGARD_DAYS` behind, and ignore its cursor. `followed`: the
     event names of each active consumer. For an inactive consumer, every event after its cursor counts as needed.

@@ -70,8 +70,8 @@ def list_events(
     """List events that the caller may read, oldest first. `next` is always the position to continue from.
 
     One request searches at most 20,000 positions of the log, so a page before the end of the log may contain fewer
-    events than `limit`, or none. Continue from `next`. An API key or token reads events of areas whose objects it may
-    read; an API key also reads events about its owner's account.
+    events than `limit`, or none. Continue from `next`. An API key or token can read events of areas whose objects it
+    may read. An API key can also read events about its owner's account.
     """
     if caller.kind == "worker":
         raise Forbidden("Workers cannot read the event log; use GET /workers/{id}/signals.")
@@ -134,7 +134,7 @@ def _seq_after(after: str | UnsetType) -> int:
     place = event_log.seq_of(after)
     oldest = event_log.first_seq()
     if place is None and parse_id(after) is None:
-        raise Invalid.at("/query/after", "bad_format", "`since` must be the seq or the id of an event.")
+        raise Invalid.at("/query/after", "bad_format", "`after` must be the seq or the id of an event.")
     if place is None or place < oldest - 1:
         detail = "The log no longer contains events that old; continue from oldest_seq."
         raise Gone(detail, code="cursor_expired", oldest_seq=oldest)

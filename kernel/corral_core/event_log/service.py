@@ -17,7 +17,11 @@ CACHE_LIMIT = 1000
 
 
 class ReadableNames(NamedTuple):
-    """Names of the events that a caller may read if they are shared, as an admin, and as the owner of the object."""
+    """The names of the events that a caller may read.
+
+    `shared` applies to shared events, `admin` to events that the caller reads as an admin, and `own` to events about
+    objects that the caller owns.
+    """
 
     shared: frozenset[str]
     admin: frozenset[str]
@@ -27,9 +31,9 @@ class ReadableNames(NamedTuple):
 class EventRightsService:
     """Implements `corral.auth.visibility.EventRights`.
 
-    For users, only the visibility of the event decides. A machine, and an API key whose scopes omit a permission
-    of its owner, read only events of areas whose objects they may read. An API key may also read events about its
-    owner's account regardless of its scopes, as it may read the account through `/auth`.
+    For users, only the visibility and the owner of the event matter. A machine, and an API key whose scopes omit a
+    permission of its owner, read only events of areas whose objects they may read. An API key may also read events
+    about its owner's account regardless of its scopes, as it may read the account through `/auth`.
     """
 
     def __init__(self, types: EventTypes, permissions: Permissions) -> None:

@@ -38,7 +38,7 @@ class VerificationSent(msgspec.Struct, kw_only=True):
 
 
 class MailRequested(msgspec.Struct, kw_only=True):
-    """The response to a request for a mail. It is the same for every address; only accounts receive a mail."""
+    """The response to a request for a mail. It is the same for every address, with or without an account."""
 
     status: Literal["accepted"] = "accepted"
 

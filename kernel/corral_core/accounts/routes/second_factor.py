@@ -27,7 +27,7 @@ RecoveryCode = Annotated[str, Meta(min_length=1, max_length=60)]
 
 
 class SetupRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A setup of a second factor. `password` is required unless the session re-authenticated or began recently."""
+    """A setup of a second factor. `password` is required unless the user re-authenticated or signed in recently."""
 
     password: Password | UnsetType = UNSET
 
@@ -159,7 +159,7 @@ async def answer_challenge(
 async def renew_recovery_codes(
     body: NewCodes, caller: Principal, request: Request, protection: Reauthentication
 ) -> RecoveryCodes:
-    """Replace all recovery codes by new ones."""
+    """Replace all recovery codes with new ones."""
     codes = await protection.renew_recovery_codes(caller, body.password, body.code, request.entry(caller))
     return RecoveryCodes(recovery_codes=codes)
 

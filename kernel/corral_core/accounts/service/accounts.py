@@ -1,4 +1,4 @@
-"""Creation, change and purge of user accounts. Only this module changes their profile, rights and passwords."""
+"""Creates, changes and purges user accounts. Only this module writes their profiles, rights and passwords."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class AccountsService:
         return self.create(new, password_hash=password_hash, by=SYSTEM_PRINCIPAL, how=how, verified=verified)
 
     def create_bootstrap_admin(self, new: NewUser, password_hash: str) -> UserView | None:
-        """Create the admin whom the environment specifies. Return None if an admin exists, or was created before."""
+        """Create the admin whom the environment specifies. Return None if an admin exists or existed before."""
         if self.has_admin() or not set_installation_value_once("first_admin", "bootstrap"):
             return None
         return self.create(new, password_hash=password_hash, by=SYSTEM_PRINCIPAL, how="bootstrap")
@@ -232,7 +232,7 @@ class AccountsService:
         self._forget_cached_rights(row.id)
 
     def drop_password(self, user_id: str) -> UserRow:
-        """Delete the password and end all sessions and links. The user sets a new password by a new link."""
+        """Delete the password and end all sessions and links. The user sets a new password with a new link."""
         row = self.get_row(user_id, hold=True)
         if row.purged_at is not None:
             raise NotFound()
@@ -247,14 +247,17 @@ class AccountsService:
         return self.get_row(user_id)
 
     def set_password_by_link(self, row: UserRow, password_hash: str, *, proves: str | None) -> None:
-        """Store a new hash for a user with a link, and end all sessions. `proves`: the address that got the link."""
+        """Store a new password hash for a user who opened a link, and end all sessions of the user.
+
+        `proves`: the address to which the link was mailed, which is thereby verified.
+        """
         self.replace_password(row, password_hash, must_change=False, revoke_api_keys=False)
         self.end_sessions(row.id, "password_changed")
         if proves is not None and normalize_address(proves) == row.email_key and not row.email_verified:
             self.prove_email(row, proves)
 
     def prove_email(self, row: UserRow, email: str) -> UserView:
-        """Mark the address as verified. If it differs from the account's address, it replaces that address."""
+        """Mark `email` as verified. If `email` differs from the address of the account, it becomes the new address."""
         key = check_address(email)
         if UserRow.select().where((UserRow.email_key == key) & (UserRow.id != row.id)).exists():
             raise address_taken_error()
@@ -269,7 +272,7 @@ class AccountsService:
         return self.get(row.id)
 
     def store_new_hash(self, row: UserRow, password_hash: str) -> None:
-        """Store a hash of the same password that was computed with the current parameters."""
+        """Replace the hash of an unchanged password with one that was computed with the current parameters."""
         same = (UserRow.id == row.id) & (UserRow.password_hash == row.password_hash)
         UserRow.update(password_hash=password_hash).where(same).execute()
 
@@ -369,7 +372,7 @@ def user_view(row: UserRow) -> UserView:
 
 
 def update_row(row: UserRow, changes: Mapping[str, Any]) -> None:
-    """Update a row. Raise `Conflict` if it changed concurrently, or (`last_admin`) if no active admin would remain."""
+    """Update a row. Raise `Conflict` if it changed concurrently, or if no active admin would remain (`last_admin`)."""
     stays = changes.get("role", "admin") == "admin" and changes.get("is_active", True)
     loses_admin = row.role == "admin" and row.is_active and not stays
     where = (UserRow.id == row.id) & (UserRow.version == row.version)
@@ -406,7 +409,7 @@ def unique_address() -> Iterator[None]:
 
 
 def _lock_admins() -> None:
-    """Acquire a lock that serializes changes which could remove the last admin."""
+    """Acquire a lock that serializes changes that could remove the last admin."""
     advisory_lock("accounts.admins")
 
 

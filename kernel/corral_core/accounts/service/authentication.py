@@ -81,7 +81,7 @@ class AccessTokens:
 
     @property
     def is_fixed(self) -> bool:
-        """Whether `CORRAL_JWT_SECRET` is the signing key, so that stored keys are not used."""
+        """Whether `CORRAL_JWT_SECRET` is the signing key. If it is, the stored keys are not used."""
         return self._fixed is not None
 
     def create_first_key(self) -> None:
@@ -149,7 +149,7 @@ class AccessTokens:
         return claims
 
     def _current_keys(self, kid: str | None = None) -> _CachedKeys:
-        """Return the cached keys. Read them again after a minute, and for an unknown `kid` at most once per second."""
+        """Return the cached keys. The cache expires after a minute, or after a second if it does not contain `kid`."""
         kept, now = self._kept, time.monotonic()
         age = CACHE_SECONDS if kept is None or kid is None or kid in kept.secrets else 1.0
         if kept is None or now - kept.read_at > age:
@@ -181,7 +181,8 @@ class AccessTokens:
 def _jwt_codec() -> Any:
     """Return the configured JWT codec. PyJWT is imported at the first use, because the import takes 0.1 s.
 
-    PyJWT does not check times, because `AccessTokens.verify` checks them with `corral.clock`. Short keys are errors.
+    PyJWT does not check times, because `AccessTokens.verify` checks them with `corral.clock`. It rejects keys that are
+    too short.
     """
     import jwt
 
@@ -195,7 +196,7 @@ def _jwt_codec() -> Any:
 
 
 class SigningKeys:
-    """Rotates the signing keys, and registers the keys that any process created with the redactor of this process."""
+    """Rotates the signing keys, and registers all keys, even those of other processes, with the redactor."""
 
     audit: Audit | None = None
 

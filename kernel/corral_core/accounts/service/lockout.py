@@ -1,8 +1,8 @@
 """Account lockout: too many failed sign-ins to one address lock the address for some time.
 
 One conditional update reserves each attempt before anything is verified. The reservation succeeds while the failures
-within the window and the attempts in flight together stay below the threshold. So parallel guesses get no more attempts
-than sequential ones. Parallel attempts with the correct password only wait for each other and cause no lockout.
+within the window and the attempts in flight together stay below the threshold. Parallel guesses therefore get no more
+attempts than sequential ones. Parallel attempts with the correct password wait for each other and cause no lockout.
 """
 
 from __future__ import annotations
@@ -97,9 +97,10 @@ class Lockout:
         self._clear_locked_until(user_id)
 
     def settle_failure(self, key: str, user_id: str | None) -> None:
-        """Settle a failed attempt. At the threshold, lock the address, for twice as long as the previous lockout.
+        """Settle a failed attempt. If the failures reach the threshold, lock the address.
 
-        The duration doubles only if the previous lockout ended less than a day ago, up to an hour.
+        A lockout lasts twice as long as the previous one, but at most an hour. If the previous lockout ended at least a
+        day ago, the lockout lasts `security.lockout_seconds` again.
         """
         now = clock.now()
         failed: Any = peewee.fn.SUBSTR(peewee.Value(now).concat(LockoutRow.failed), 1, KEPT * INSTANT)
@@ -127,7 +128,7 @@ class Lockout:
             self._record_audit(audit_action("unlock", user_id), user_id, {})
 
     def count_failures(self, emails: Iterable[str]) -> dict[str, int]:
-        """Return the number of failures within the window by address as in `emails`. Zero counts are omitted."""
+        """Return the number of failures within the window for each address in `emails`. Zero counts are omitted."""
         keys = {digest(normalize_address(email)): email for email in emails}
         rows = LockoutRow.select().where(LockoutRow.key.in_(list(keys)) & (LockoutRow.failed != ""))
         counts = {keys[row.key]: len(self._failures_within_window(row.failed)) for row in rows}
@@ -177,7 +178,7 @@ class Lockout:
         return bool(insert.as_rowcount().execute()) or self._may_wait(row.get_by_id(key), now, threshold)
 
     def _may_wait(self, row: LockoutRow, now: str, threshold: int) -> bool:
-        """Return False if the attempt may wait. Raise `TooMany` if the address is locked, so waiting would not help."""
+        """Return False, so that the attempt waits. Raise `TooMany` if the address is locked and waiting is useless."""
         if row.locked_until is not None and row.locked_until > now:
             raise _locked(row.locked_until)
         failures = self._failures_within_window(row.failed)

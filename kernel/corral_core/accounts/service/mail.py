@@ -75,9 +75,9 @@ TEMPLATES: Mapping[str, MailTemplate] = {
     ),
     "locked": MailTemplate(
         "Your account is temporarily locked",
-        "There were too many failed attempts to sign in as {to}. It is locked until {until}; existing sessions "
-        "continue.\n\nIf these were not your attempts: nobody guessed your password. If you also use it elsewhere, "
-        "choose another one.",
+        "There were too many failed attempts to sign in as {to}. The account is locked until {until}; existing "
+        "sessions continue.\n\nIf these were not your attempts: nobody guessed your password. If you also "
+        "use it elsewhere, choose another one.",
     ),
     "password_changed": MailTemplate(
         "Your password was changed",

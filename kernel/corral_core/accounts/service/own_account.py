@@ -50,7 +50,8 @@ class Reauthentication:
     async def set_up(self, caller: Principal, password: str | None, entry: Entry) -> NewSeed:
         """Begin the setup of a second factor. Return its seed.
 
-        Raise `Forbidden` (`reauth_required`) without the password, a recent re-authentication or a recent sign-in.
+        Raise `Forbidden` (`reauth_required`) if the password is missing and the user has not re-authenticated or signed
+        in recently.
         """
         user = await self._require_user(caller)
         if user.mfa_enabled:
@@ -97,7 +98,7 @@ class Reauthentication:
         )
 
     async def step_up(self, caller: Principal, password: str | None, code: str | None, entry: Entry) -> str:
-        """Re-authenticate with the password or a code. Return the instant until which this is valid."""
+        """Re-authenticate with the password or a code. Return the instant until which the result is valid."""
         user, session_id = await self._require_user(caller), caller.session_id or ""
 
         def with_password(row: UserRow, key: str) -> str:

@@ -188,7 +188,7 @@ _SPELLED = str.maketrans("@4310!$57", "aaeioisst")
 def is_breached(password: str) -> bool:
     """Return whether the password is on the list of breached passwords, or is a simple variant of a listed one.
 
-    Variants add digits or symbols at the start or the end, replace letters by similar symbols, or repeat the whole
+    Variants add digits or symbols at the start or the end, replace letters with similar symbols, or repeat the whole
     password. Sequences along the keyboard, and repetitions of one or two characters, count as breached too.
     """
     folded = password.casefold()
@@ -226,7 +226,7 @@ def _breached_hashes() -> bytes:
 
 
 class PasswordHistory:
-    """Keeps former passwords, and enforces the expiry of passwords. Only this class writes former passwords.
+    """Stores hashes of former passwords, and enforces the expiry of passwords. Only this class writes these hashes.
 
     Every function except `refuse_former` runs in the caller's unit of work.
     """

@@ -57,9 +57,10 @@ class AccountRegistration:
             )
 
     async def register(self, new: NewUser, password: str, invitation: str | None, entry: Entry) -> UserView | None:
-        """Create an account. Return None if a mail is sent instead, whether the address was free or taken.
+        """Create an account and return it. If the address must be verified, send a mail and return None instead.
 
-        Raise `Forbidden` (`registration_closed`) if the settings do not allow this registration.
+        In that case, the result is None even if the address is already taken. Raise `Forbidden` (`registration_closed`)
+        if the settings do not allow this registration.
         """
         mode = self._settings.get(REGISTRATION)
         if mode == "closed" or (mode == "invite" and invitation is None):
@@ -89,7 +90,7 @@ class AccountRegistration:
     def _notify_owner(self, email: str) -> None:
         """Notify the owner of an existing account about a registration with their address.
 
-        If the account was never verified nor used, somebody else may have chosen its password. The password is then
+        If the account was neither verified nor used, somebody else may have chosen its password. The password is then
         deleted, and the recipient of the mail chooses a new one.
         """
         row = self._accounts.row_of(email, hold=True)

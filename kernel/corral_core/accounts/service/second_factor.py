@@ -49,7 +49,7 @@ class SecondFactor:
         self._sealer, self._settings, self._credentials = sealer, settings, credentials
 
     def start_setup(self, user: UserRow) -> NewSeed:
-        """Generate a seed, which takes effect with its first code. The seed replaces an unfinished setup.
+        """Generate a seed, which takes effect when `activate` receives its first code. It replaces an unfinished setup.
 
         Raise `Conflict` if the second factor is enabled.
         """
@@ -229,7 +229,8 @@ def _damaged_error(row: SecondFactorRow) -> Conflict:
     else:
         told = (
             "The stored second factor of this account was modified, so no code can be checked. Use a "
-            "recovery code, or have an admin reset it: POST /admin/users/{id}/reset-mfa, `corral user reset-mfa EMAIL`."
+            "recovery code, or ask an admin to remove it with POST /admin/users/{id}/reset-mfa or "
+            "`corral user reset-mfa EMAIL`."
         )
     return Conflict(told, code=DAMAGED, current_status="damaged")
 

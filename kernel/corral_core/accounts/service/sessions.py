@@ -130,7 +130,8 @@ class Sessions:
 
         One conditional update decides which of several parallel callers succeeds. The others wait in this update for
         the commit (by a row lock, or SQLite's single writer) and then get the same successor during the grace period.
-        Later, reuse of the token ends the session. Raise `Unauthorized` if the session has ended or expired.
+        After the grace period, reuse of the token ends the session. Raise `Unauthorized` if the session has ended or
+        expired.
         """
         used, successor = digest(refresh), new_secret()
         row: RefreshRow | None = RefreshRow.get_or_none(RefreshRow.hash == used)

@@ -171,7 +171,7 @@ class SignIn:
         return Unauthorized(detail, code="invalid_credentials")
 
     def consume_factor(self, row: UserRow, proof: FactorProof) -> bool:
-        """Consume a second factor and return whether it was valid. Runs in the unit that settles the attempt."""
+        """Consume a second factor and return whether it was valid. Runs in the unit of work of the attempt."""
         if proof.recovery_code is None:
             return proof.code is not None and self._second.consume_code(row.id, proof.code)
         left = self._second.consume_recovery_code(row.id, proof.recovery_code)

@@ -1,8 +1,8 @@
 """The health board: runs the health checks of all plugins, lists configuration warnings, and raises alerts.
 
 The checks run concurrently, each with a timeout. An alert is raised when a check stays down for 60 s, and another one
-when it recovers. Its state is stored in the database, so that each alert is raised once, regardless of the process that
-runs the checks.
+when it recovers. The states of the checks are stored in the database, so that each alert is raised once, regardless of
+the process that runs the checks.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class HealthReport(msgspec.Struct, kw_only=True):
 
 
 class HealthBoard:
-    """Runs the health checks at most once in 5 s, regardless of the number of callers."""
+    """Runs the health checks at most once every 5 s, regardless of the number of callers."""
 
     def __init__(
         self,
@@ -168,7 +168,10 @@ def _check_in_thread(item: HealthCheck) -> Callable[[], Awaitable[Told]]:
 
 
 def _combine_results(found: list[tuple[Status, str, int]]) -> tuple[Status, str, int]:
-    """Combine checks of the same name: return the worst status, the details of the checks with it, and the latency."""
+    """Combine the results of checks with the same name.
+
+    Return the worst status, the details of the checks with this status, and the longest latency.
+    """
     if not found:
         return "disabled", ABSENT[1], 0
     worst = max((status for status, _, _ in found), key=WORST_LAST.index)

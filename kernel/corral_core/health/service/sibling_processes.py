@@ -27,7 +27,7 @@ Text = Callable[[], Awaitable[str]]
 
 
 class SiblingProcesses:
-    """Serves metrics to the sibling processes, and reads theirs.
+    """Serves the metrics of this process to the sibling processes, and reads the metrics of the siblings.
 
     Each process listens on a Unix socket in a folder for the shared address. The folder is in the data folder unless
     the path would be too long.
@@ -39,9 +39,9 @@ class SiblingProcesses:
         self._server: asyncio.Server | None = None
 
     async def serve_metrics(self, address: str, text: Text) -> None:
-        """Start to serve the metrics that `text()` returns to the siblings.
+        """Start to serve the result of `text()`, the metrics of this process, to the sibling processes.
 
-        If the socket cannot be created, log a warning and exchange no metrics.
+        If the socket cannot be created, this process logs a warning and exchanges no metrics.
         """
         try:
             folder = self._socket_folder(address)

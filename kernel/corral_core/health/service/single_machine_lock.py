@@ -1,4 +1,4 @@
-"""The single-machine lock: a lease which ensures that the processes of only one machine use a database file."""
+"""The single-machine lock: a lease that ensures that the processes of only one machine use a database file."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class PluginAdministration:
         self._decisions = 0  # made in this process
 
     def list_plugins(self, states: Sequence[str] = ()) -> list[PluginView]:
-        """Return all plugins in these states, by name; without states, return every plugin."""
+        """Return the plugins in these states, sorted by name. If `states` is empty, return every plugin."""
         tables = _migration_tables()
         return [self._plugin_view(item, tables) for item in self._registry.all() if not states or item.state in states]
 

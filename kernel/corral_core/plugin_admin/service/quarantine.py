@@ -1,7 +1,8 @@
 """Quarantine of plugins: stored in the database, applied by every process, and ended by a successful trial.
 
-A quarantined plugin gets a trial after 60 s. An error during the trial quarantines the plugin again, for twice as long
-as before, up to an hour. After `QUARANTINE_WINDOW_SECONDS` without an error, the trial succeeds and the row is deleted.
+A quarantined plugin gets a trial after 60 s. An error during the trial quarantines the plugin again. Each quarantine
+lasts twice as long as the previous one, but at most an hour. After `QUARANTINE_WINDOW_SECONDS` without an error, the
+trial succeeds and the row is deleted.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class RqQueue:
             await asyncio.gather(self._putting, return_exceptions=True)
 
     async def _put_all(self) -> None:
-        """Push ids in batches, in a thread. While Redis is unavailable, drop the ids: polling finds their rows."""
+        """Push ids in batches, in a thread. While Redis is unavailable, drop the ids. Workers also poll for rows."""
         pauses = ReconnectBackoff()
         queue: Queue | None = None  # created in the thread, because the import takes a third of a second
         while True:
@@ -76,7 +76,7 @@ class RqQueue:
                 await asyncio.sleep(pauses.following())
 
     def receive(self, take: Callable[[str], None], stopping: threading.Event) -> None:
-        """Run an RQ worker until `stopping` is set. Start another worker when one stops after an outage."""
+        """Run an RQ worker until `stopping` is set. If an outage stops the worker, start another one."""
         from rq.exceptions import StopRequested
 
         global _take
