@@ -48,7 +48,9 @@ class UserChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     email: Address | UnsetType = UNSET
     full_name: FullName | UnsetType = UNSET
     role: Role | UnsetType = UNSET
-    is_active: Annotated[bool, msgspec.Meta(description="false deactivates and ends every session")] | UnsetType = UNSET
+    is_active: (
+        Annotated[bool, msgspec.Meta(description="false deactivates the account and ends all its sessions")] | UnsetType
+    ) = UNSET
     must_change_password: bool | UnsetType = UNSET
 
 

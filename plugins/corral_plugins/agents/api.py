@@ -22,7 +22,7 @@ declare_codes(
 class AgentFacts(msgspec.Struct, frozen=True, kw_only=True):
     """An agent as claims and model calls see it: state, slots and configuration.
 
-    The configuration is that of the version `version`.
+    `version` is the version of the configuration.
     """
 
     id: str
@@ -111,8 +111,8 @@ class Agents(Protocol):
     def record_attempt_end(self, agent_id: str, *, configuration_failure: bool) -> None:
         """Count the end of an attempt for the detection of configuration failures.
 
-        A configuration failure is a `provider_error` that a retry cannot fix, for an invalid key or an unknown model.
-        After `agents.error_after_failures` consecutive failures, the state becomes `error`.
+        A configuration failure is a `provider_error` that a retry cannot fix, for example because of an invalid key or
+        an unknown model. After `agents.error_after_failures` consecutive failures, the state becomes `error`.
         """
         ...
 
@@ -142,7 +142,7 @@ class AgentStatistics(Protocol):
     """
 
     def for_agent(self, agent_id: str, *, since: str) -> AttemptStatistics:
-        """Return the statistics of the attempts of an agent that began at the instant `since` or later."""
+        """Return the statistics of the agent's attempts that were created at or after the instant `since`."""
         ...
 
     def for_versions(self, agent_id: str, versions: Sequence[int]) -> dict[int, AttemptStatistics]:

@@ -25,13 +25,16 @@ def delete_expired_tokens() -> None:
 
 
 async def purge_deleted_agents(work: Work) -> None:
-    """Delete the agents that were marked as deleted 30 days ago, with their versions, in short units of work."""
+    """Delete the agents that were marked as deleted at least 30 days ago, with their versions.
+
+    Each batch is deleted in its own unit of work.
+    """
     while await work(purge_one_batch) == BATCH_SIZE:
         pass
 
 
 def purge_one_batch() -> int:
-    """Delete at most `BATCH_SIZE` agents that were marked as deleted 30 days ago.
+    """Delete at most `BATCH_SIZE` agents that were marked as deleted at least 30 days ago.
 
     Return the number of deleted agents.
     """
@@ -45,8 +48,8 @@ def purge_one_batch() -> int:
 
 
 def end_tokens_of_purged_user(event: LoggedEvent, tokens: AgentTokens) -> None:
-    """Delete the tokens of a person whose account was purged.
+    """Delete the tokens that a purged user created.
 
-    The tokens of a deactivated person are kept, and refused at each request.
+    The tokens of a deactivated user are kept, but every request with them is refused.
     """
     tokens.revoke_tokens_of_user(event.object_id)

@@ -34,8 +34,8 @@ from corral_plugins.agents.service.versions import AgentVersions
 class AgentsPlugin(Plugin):
     """Agents: named configurations under which workers run tasks.
 
-    People create, start and stop agents, and watch their work. Changes of an agent's configuration are versions that
-    can be compared and rolled back.
+    People create, start and stop agents, and watch their work. Each change of an agent's configuration creates a
+    version. People can compare versions and roll back to an earlier one.
     """
 
     name = "agents"
@@ -43,7 +43,7 @@ class AgentsPlugin(Plugin):
     wants = ("admin", "llm", "tasks", "tools", "workers")
     permissions = (
         Permission("agents.read", "Read agents, their versions and statistics", holders=(*READERS, "agent")),
-        Permission("agents.write", "Create agents; change, start and stop own agents", holders=WRITERS),
+        Permission("agents.write", "Create agents; change, start and stop one's own agents", holders=WRITERS),
         Permission("agents.manage", "Change all agents, override budgets and allow dangerous tools"),
     )
 

@@ -87,7 +87,7 @@ class AgentPatch(AgentFields, kw_only=True):
 class AgentView(msgspec.Struct, kw_only=True):
     """An agent. `version` counts all changes. `config_version` is the newest version of the configuration.
 
-    `spent_month_usd` is null unless a plugin counts costs.
+    `spent_month_usd` is null if no plugin tracks monthly spending.
     """
 
     id: str
@@ -137,19 +137,19 @@ class AgentQuery(PageQuery, kw_only=True):
 
 
 class DeleteAgentQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The options of a deletion. `force` ends the agent's live leases and cancels their tasks."""
+    """The options for deleting an agent. `force` ends the agent's live leases and cancels their tasks."""
 
     force: bool = False
 
 
 class StartAgent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The options of a start. `override` lets an admin start an agent whose budget is used up."""
+    """The options for starting an agent. `override` lets an admin start an agent whose budget is used up."""
 
     override: bool = False
 
 
 class StopAgent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The options of a stop.
+    """The options for stopping an agent.
 
     The mode `immediate` revokes the agent's leases, and `drain` lets them end. `cancel_tasks` also cancels their tasks.
     """
@@ -172,7 +172,7 @@ class CloneAgent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class RollBack(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The version whose content becomes the newest version."""
+    """The earlier version whose content the new version copies."""
 
     version: Annotated[int, Meta(ge=1)]
 
@@ -184,8 +184,8 @@ class VersionQuery(PageQuery, kw_only=True):
 class AgentVersionView(msgspec.Struct, kw_only=True):
     """A version of the configuration, with statistics of the newest 10,000 attempts of the agent.
 
-    The statistics are null without the plugin that stores attempts, and for a version none of whose attempts is among
-    those.
+    The statistics are null if the plugin `tasks` is not active. They are also null if there are older attempts and none
+    of the newest 10,000 belongs to this version.
     """
 
     n: int
@@ -219,7 +219,7 @@ class FieldDifference(msgspec.Struct, kw_only=True):
 
 
 class ComparedStatistics(msgspec.Struct, kw_only=True):
-    """Statistics of the attempts of both versions, or null without the plugin that stores attempts."""
+    """Statistics of the attempts of both versions. They are null if the plugin `tasks` is not active."""
 
     before: AttemptStatistics | None = msgspec.field(name="from")
     after: AttemptStatistics | None = msgspec.field(name="to")
@@ -239,7 +239,7 @@ class AgentStatsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class AgentStats(AttemptStatistics, frozen=True, kw_only=True):
-    """Statistics of the attempts of the last `days` days, of at most the newest 10,000."""
+    """Statistics of at most the newest 10,000 attempts of the last `days` days."""
 
     days: int
 

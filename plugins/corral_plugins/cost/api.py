@@ -13,7 +13,7 @@ PriceSource = Literal["reported", "table", "override", "zero"]
 MAX_TOKENS = 100_000_000
 """The maximum of each token count of an event. Larger counts are rejected."""
 FREE_PROVIDERS = frozenset({"local", "scripted", "builtin"})
-"""Providers that never cost anything. Callers pass `free=True` for other providers without costs."""
+"""Providers whose use never costs anything. For other free providers, callers pass `free=True`."""
 
 
 class TokenCounts(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,7 +89,8 @@ class PriceQuote(msgspec.Struct, frozen=True, kw_only=True):
 class ChargedCost(PriceQuote, frozen=True, kw_only=True):
     """A recorded cost event.
 
-    `repeated` means that the usage key already existed, so that nothing was added and this is the existing event.
+    If `repeated` is true, an event with the same usage key already existed. Nothing was added, and this object
+    describes the existing event.
     """
 
     event_id: str

@@ -10,9 +10,9 @@ from corral.database.model import PRIVATE, IdField, InstantField, Model
 class CostEvent(Model):
     """One cost event. Rows never change. `cost_micro` is null if no price was known.
 
-    `by_gateway` marks calls of the LLM gateway, whose `usage_key` is the id of the call. The keys of reported events
-    are unique separately. `private_to` is the user whose private conversation or direct call caused the cost. If
-    `private_to` is null, every reader sees the event.
+    `by_gateway` marks calls of the LLM gateway, whose `usage_key` is the id of the call. Keys are unique among the
+    calls of the gateway and, separately, among all other events. `private_to` is the user whose private conversation or
+    direct call caused the cost. If `private_to` is null, every reader sees the event.
     """
 
     visibility = PRIVATE
@@ -97,11 +97,11 @@ class PriceRevision(Model):
 
 
 class Rollup(Model):
-    """The totals of one key in one period. The total is the sum over all shards. See `service/rollups.py`.
+    """The totals of one key in one period, divided into shards. See `service/rollups.py`.
 
     `period` is the number of the UTC day or quarter hour since 1970, or 0 in series without a period. `events` counts
-    all events, `calls` those that are not corrections, and `tasks` the tasks with a first cost. `completed` and
-    `wasted_micro` are updated when tasks end.
+    all events, and `calls` counts the events that are not corrections. `tasks` counts each task once, when its first
+    cost is recorded. `completed` and `wasted_micro` are updated when tasks end.
     """
 
     series = peewee.CharField(max_length=120)

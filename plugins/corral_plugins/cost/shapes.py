@@ -96,7 +96,7 @@ class DaysQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class AgentCost(CostTotals, kw_only=True):
     """The costs of an agent. If `agent_id` is null, these are the costs without an agent.
 
-    `tasks` counts the tasks with a first cost. `budget` is the agent's own limit.
+    `tasks` counts each task once, on the day of its first cost. `budget` is the agent's own limit.
     """
 
     agent_id: str | None
@@ -202,8 +202,9 @@ class CostEventView(msgspec.Struct, kw_only=True):
 class NewCostEvent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A cost that arose outside the gateway. `usage_key` identifies the cost in the whole installation.
 
-    With a lease (in the body, in `Corral-Lease`, or that of the token) the event belongs to the attempt. Without a
-    lease, only admins may write the event. An admin corrects costs with an event whose `cost_usd` is negative.
+    If the body, the header `Corral-Lease` or the token identifies a lease, the event belongs to the attempt of this
+    lease. Without a lease, only admins may write the event. An admin corrects costs with an event whose `cost_usd` is
+    negative.
     """
 
     usage_key: Annotated[str, line(200)]
@@ -234,9 +235,10 @@ Usd = Annotated[float, Meta(ge=0, le=MAX_USD)]
 class NewPrice(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A price per 1,000,000 tokens and per call that overrides the built-in price.
 
-    `provider` and `model` are glob patterns (`*`, `?`); case is ignored. The most specific price applies. Specificity
-    is compared first by the model, then by the provider, then by the number of literal characters; among equals the
-    newest price applies. If a cache price is missing, the input price applies.
+    `provider` and `model` are glob patterns (`*`, `?`) that ignore case. The most specific price applies: prices are
+    compared first by the model, and then by the provider. An exact name is more specific than a pattern, and a pattern
+    with more literal characters is more specific than one with fewer. Among equally specific prices, the newest
+    applies. If a cache price is missing, the input price applies.
     """
 
     provider: ProviderGlob

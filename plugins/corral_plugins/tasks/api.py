@@ -17,7 +17,7 @@ declare_codes(
         "lease_lost": (409, "The lease is no longer valid"),
         "task_terminal": (409, "The task has ended"),
         "cycle": (422, "The dependencies form a cycle"),
-        "use_action": (422, "The status is changed by actions only"),
+        "use_action": (422, "Only actions can change the status"),
     }
 )
 
@@ -67,7 +67,7 @@ class RetryPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class StallPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Defines when a running attempt counts as stalled, and the action that follows.
 
-    `stall_seconds` 0 disables the check.
+    A `stall_seconds` of 0 disables the detection of idle runs.
     """
 
     stall_seconds: Annotated[int, Meta(ge=0, le=86400)] = 900
@@ -166,7 +166,10 @@ class LeaseView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LeaseSignal(msgspec.Struct, frozen=True, kw_only=True):
-    """A change of a lease that is sent to its worker immediately. `state`: lost | cancel_requested."""
+    """A change in the state of a lease, which the server sends to the worker immediately.
+
+    `state`: lost | cancel_requested.
+    """
 
     seq: int
     task_id: str

@@ -219,7 +219,7 @@ def _agent_id(remote: ApiClient, name: str) -> str:
     except ApiClientError as error:
         if error.status not in (404, 422):
             raise
-    near = f"; did you mean {found[0]['name']}?" if found else "; GET /agents lists them"
+    near = f"; did you mean {found[0]['name']}?" if found else "; GET /agents lists all agents"
     raise click.ClickException(f"there is no agent named {name}{near}")
 
 

@@ -1,4 +1,7 @@
-"""The hook of tasks. Its executors prepare claims of tasks that do not run in the agent loop."""
+"""The hook specification of the plugin `tasks`.
+
+Task executors prepare the claims of tasks that do not run in the agent loop.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ hookspec = pluggy.HookspecMarker("corral")
 class TaskExecutor(Protocol):
     """Prepares the claims of the tasks that it handles.
 
-    Both methods run in the claim's unit of work: they may read and write rows, but do no I/O.
+    Both methods run in the claim's unit of work. They may read and write rows, but must not do any other I/O.
     """
 
     def handles(self, task: dict[str, Any]) -> bool:

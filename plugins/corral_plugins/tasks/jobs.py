@@ -106,12 +106,12 @@ def cancel_all_leased(reason: str, before: str, leases: TaskLeases) -> None:
 
 
 def enqueue_cancel_for_purged_user(event: LoggedEvent) -> None:
-    """Cancel the open tasks of a person whose account was purged."""
+    """Enqueue the job that cancels the open tasks of a purged user."""
     enqueue("tasks.cancel_of", user_id=event.object_id)
 
 
 def cancel_tasks_of_user(user_id: str, leases: TaskLeases) -> None:
-    """Cancel the open tasks of a purged person, in batches."""
+    """Cancel a batch of open tasks of a purged user, and enqueue this job again if more may remain."""
     if leases.cancel_tasks_of_user(user_id):
         enqueue("tasks.cancel_of", user_id=user_id)
 

@@ -83,7 +83,7 @@ class TaskRow(msgspec.Struct):
     def deadline(self) -> str | None:
         """The deadline, or None.
 
-        The column `deadline_key` stores a maximum value instead, so that tasks without one sort last.
+        The column `deadline_key` stores a maximum value instead, so that tasks without a deadline sort last.
         """
         return deadline_of(self.deadline_key)
 
@@ -143,10 +143,10 @@ EXTRA_DEFAULTS: dict[str, Any] = {
 class AttemptRow(msgspec.Struct):
     """The columns of an attempt that the business rules read.
 
-    An attempt is one claim of a task. It is live until it finishes. `n` is the number of the attempt in the retry
-    policy. `ended_by` names the call that ended the attempt, so that a repeated call is recognised. `reported_usage`
-    contains the totals that the worker reported last. The counts of tokens and calls include these totals and the calls
-    through the gateway.
+    An attempt is one claim of a task. It is live until it finishes. `n` is the attempt number for the retry policy; a
+    resumed run keeps its number. `ended_by` names the call that ended the attempt, so that a repeated call is
+    recognised. `reported_usage` contains the totals that the worker reported last. The counts of tokens and calls
+    include these totals and the calls through the gateway.
     """
 
     id: Annotated[str, ColumnDeclaration(IdField, primary_key=True)]
@@ -284,7 +284,7 @@ class Dependency(Model):
 
 
 class WorkerSignal(Model):
-    """A change of a lease that is sent to its worker immediately."""
+    """A change in the state of a lease, which the server sends to the worker immediately."""
 
     seq = peewee.BigAutoField()
     worker_id = IdField()
@@ -314,7 +314,10 @@ class TaskCounter(Model):
 
 
 class HourlyRollup(Model):
-    """Statistics of the attempts and tasks that started or ended in one hour, to be summed over all shards."""
+    """Statistics of the attempts and tasks that started or ended in one hour.
+
+    The totals of the hour are the sums over all shards.
+    """
 
     hour = peewee.CharField(max_length=13)
     shard = peewee.SmallIntegerField()

@@ -30,8 +30,8 @@ class UsageTotals(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class UsageItem(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The usage and cost of one call outside the gateway.
 
-    `usage_key` is unique in the whole installation: an item with a known key adds nothing. `input_tokens` exclude
-    cached tokens. Without `cost_usd`, the price tables determine the cost.
+    `usage_key` is unique in the whole installation. An item whose key is already recorded adds nothing. `input_tokens`
+    exclude cached tokens. Without `cost_usd`, the price tables determine the cost.
     """
 
     usage_key: Annotated[str, line(200)]

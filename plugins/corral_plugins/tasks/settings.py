@@ -155,7 +155,7 @@ ACCEPT_LATE_RESULTS = Setting(
 
 
 def retry_policy(settings: Settings, *given: dict[str, Any] | None) -> RetryPolicy:
-    """Return the first given policy, in the order task, agent; or the policy of the settings if none is given."""
+    """Return the first policy that is given (the task's, then the agent's), or else the policy from the settings."""
     for policy in given:
         if policy is not None:
             return msgspec.convert(policy, RetryPolicy)
@@ -169,7 +169,7 @@ def retry_policy(settings: Settings, *given: dict[str, Any] | None) -> RetryPoli
 
 
 def stall_policy(settings: Settings, *given: dict[str, Any] | None) -> StallPolicy:
-    """Return the first given policy, in the order task, agent; or the policy of the settings if none is given."""
+    """Return the first policy that is given (the task's, then the agent's), or else the policy from the settings."""
     for policy in given:
         if policy is not None:
             return msgspec.convert(policy, StallPolicy)

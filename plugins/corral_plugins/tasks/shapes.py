@@ -56,8 +56,8 @@ class TaskQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaul
     """Filters of the list of tasks.
 
     A repeated filter matches any of its values; `status` is the same filter as `status_filter`. `search` finds tasks
-    whose title or description contains words that start with each of the search words, ignoring case. The search counts
-    the newest 10,000 matches, and combines these with other filters.
+    whose title or description contains words that start with each of the search words, ignoring case. The search
+    considers only the newest 10,000 matches.
     """
 
     status_filter: list[Status] | UnsetType = UNSET
@@ -95,7 +95,7 @@ class TaskStatsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class LogQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
-    """Selects the lines of one attempt (by default the latest) after the number `after`.
+    """Selects the lines of one attempt (by default the latest) with a `seq` above `after`.
 
     `wait` is the number of seconds to wait for further lines.
     """
@@ -132,7 +132,7 @@ class CancelRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class RetryRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The options of a retry. Without `from_checkpoint`, the next attempt starts from the beginning."""
+    """The options for retrying a task. Without `from_checkpoint`, the next attempt starts from the beginning."""
 
     from_checkpoint: bool = True
     reason: Reason | None = None
@@ -198,7 +198,7 @@ class LogView(msgspec.Struct, kw_only=True):
 class Condition(msgspec.Struct, kw_only=True):
     """One condition of a claim.
 
-    `unblock` describes how to meet the condition, and `href` links to where that is done.
+    `unblock` describes how to meet the condition, and `href` is the API address for doing so.
     """
 
     code: str
@@ -287,7 +287,7 @@ class TaskItem(msgspec.Struct, kw_only=True):
 
 
 class TaskView(TaskItem, kw_only=True):
-    """A task. `warnings` is present only in the responses to its creation and to changes."""
+    """A task. `warnings` is present only in responses to requests that create or change the task."""
 
     input: dict[str, Any]
     result: Any

@@ -1,6 +1,6 @@
 """The routes of users and invitations.
 
-They require the session of an admin who signed in; API keys cannot manage users.
+The routes that change something require the session of an admin who signed in, and refuse API keys.
 """
 
 from __future__ import annotations

@@ -96,7 +96,8 @@ class AgentManagement:
     def create(self, new: NewAgent, *, by: Principal) -> AgentView:
         """Create an agent in the state `offline`.
 
-        Raises a problem with the code `duplicate` if the name is taken, `unknown_reference`, or `quota_exceeded`.
+        Raises a problem with the code `duplicate` if the name is taken, and with the codes `unknown_reference` and
+        `quota_exceeded`.
         """
         config = default_config(self._settings.get(MAX_STEPS))
         values = {"config": config, **to_columns(new, config)}
@@ -145,7 +146,7 @@ class AgentManagement:
     def detach_tasks(self, agent_id: str) -> int:
         """Detach a deleted agent from the tasks that wait for it. Return the number of detached tasks.
 
-        A background job detaches the tasks that exceed one unit of work.
+        A background job detaches the tasks beyond the first batch.
         """
         detached = self.tasks.detach_agent(agent_id) if self.tasks is not None else 0
         if detached:

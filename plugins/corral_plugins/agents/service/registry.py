@@ -96,7 +96,7 @@ class AgentsService:
         self._bytes = 0
 
     def find(self, agent_id: str) -> AgentFacts | None:
-        """Return an agent that is not deleted, or None. Its lists and objects are shared and must not be changed."""
+        """Return an agent that is not deleted, or None. Do not change its lists and dicts, which are shared."""
         row = _BY_ID.one({"id": agent_id})
         return next(iter(self._facts_of_rows([row])), None) if row is not None else None
 
@@ -151,7 +151,7 @@ class AgentsService:
                 self._changes.publish_change(agent_id, name, owner, before, status, None)
 
     def record_attempt_end(self, agent_id: str, *, configuration_failure: bool) -> None:
-        """Count consecutive configuration failures. Too many set the state `error`.
+        """Count consecutive configuration failures. After too many of them, the state becomes `error`.
 
         Any other end of an attempt resets the count.
         """
@@ -166,7 +166,7 @@ class AgentsService:
                 self._changes.publish_change(agent_id, name, owner, before, "error", "config_error")
 
     def _facts_of_rows(self, rows: list[tuple[Any, ...]]) -> list[AgentFacts]:
-        """Complete rows of `_STATE` to facts.
+        """Return the facts for rows of the columns `_STATE`.
 
         The state comes from the row, and the rest from the cache or one query.
         """

@@ -23,7 +23,7 @@ from corral_plugins.tools.api import Tools
 from corral_plugins.workers.api import WorkerFacts, Workers
 
 TRIES = 5
-"""The number of attempts to change a row that other units of work change at the same time."""
+"""The maximum number of attempts to change a row that other units of work change at the same time."""
 
 
 def find_readable_agent(agent_id: str, caller: Principal) -> Agent:

@@ -210,9 +210,9 @@ class AgentStates:
     def _transition(
         self, row: Agent, after: str, *, status_reason: str | None = None, reason: str | None = None, **values: Any
     ) -> bool:
-        """Change the state if row and leases are unchanged since they were read. Return whether the state was changed.
+        """Change the state if the row and its leases are unchanged since the row was read.
 
-        The event contains `reason`.
+        Return whether the state was changed. The event contains `reason`.
         """
         if not update_if_unchanged(
             row, {"status": after, "status_reason": status_reason, **values}, is_state_unchanged(row)

@@ -35,7 +35,7 @@ DAY_SECONDS = 86_400
 class AgentVersions:
     """The versions and statistics of agents. Every method runs in the caller's unit of work.
 
-    Statistics are null without the plugin that stores attempts.
+    Statistics are null if the plugin `tasks` is not active.
     """
 
     statistics: AgentStatistics | None

@@ -19,13 +19,16 @@ QUARTER_HOURS_PER_DAY = DAY // QUARTER_HOUR
 FIRST_QUARTER_HOUR = 1_000_000
 """Distinguishes quarter-hour numbers from day numbers.
 
-Quarter-hour numbers have been larger than this since 1998, and day numbers never become as large.
+Quarter-hour numbers have been larger than this value since 1998, and day numbers never become as large.
 """
 _EPOCH = date(1970, 1, 1)
 
 
 class OffsetSpan(NamedTuple):
-    """The quarter hours from `first` (inclusive) to `end` (exclusive) with the same UTC offset, in quarter hours."""
+    """The quarter hours from `first` (inclusive) to `end` (exclusive), during which the UTC offset does not change.
+
+    `offset` is the UTC offset in quarter hours.
+    """
 
     first: int
     end: int

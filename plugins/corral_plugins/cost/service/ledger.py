@@ -38,7 +38,7 @@ _BY_USAGE_KEY = Statement(
 
 
 class CostLedger:
-    """Implements `Costs`. No other class adds cost events. Runs in the caller's unit of work."""
+    """Implements `Costs`. No other class adds cost events. Every method runs in the caller's unit of work."""
 
     def __init__(self, pricing: Pricing) -> None:
         self._pricing = pricing
@@ -98,7 +98,7 @@ class CostLedger:
         return _event_view(CostEvent.get_by_id(event_id))
 
     def get_visible_event(self, event_id: str, by: Principal) -> CostEventView:
-        """Return an event. Raises `NotFound`, also if the caller may not see the event."""
+        """Return an event. Raises `NotFound` if the event does not exist or the caller may not see it."""
         row: CostEvent | None = CostEvent.get_or_none(CostEvent.id == event_id)
         if row is None or not (_sees_all(by) or row.private_to in (None, by.user_id)):
             raise NotFound("There is no cost event with this id.")
@@ -149,7 +149,7 @@ def _event_row(spent: CostReport, quote: PriceQuote) -> dict[str, Any]:
 
 
 def _visible_only_to(spent: CostReport) -> str | None:
-    """Return the user who alone may see the event besides admins, or None for a shared event.
+    """Return the only user besides admins who may see the event, or None for a shared event.
 
     Tasks, runs and agents are shared. Conversations and direct calls are private to their user.
     """

@@ -39,7 +39,7 @@ log = logging.getLogger("corral.cost")
 RECONCILED_SERIES = (AGENT, MODEL, USER, TASK, QUARTER_HOURLY)
 BATCH_ROWS = 500
 DETAILED_DAYS = 400
-"""The number of days for which rollups by quarter hour, and by task and day, are kept. No report covers over a year."""
+"""The number of days for which rollups by quarter hour, and by task and day, are kept. Reports cover at most a year."""
 
 Differences = dict[RollupKey, dict[str, int]]
 
@@ -75,7 +75,7 @@ FROM cost_events WHERE ts >= ? AND ts < ? AND {condition}
 
 
 def find_differences(series: str, day: int) -> Differences:
-    """Return by how much the rollups of a series differ from the events of a UTC day.
+    """Return the amounts by which the rollups of a series differ from the events of a UTC day.
 
     A positive difference is missing from a rollup; a negative one is excess. At most `BATCH_ROWS` rollups are returned.
     """

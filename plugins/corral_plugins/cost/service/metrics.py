@@ -9,7 +9,7 @@ from corral_plugins.cost.service import rollups
 from corral_plugins.cost.service.money import to_usd
 
 MAX_PROVIDERS = 50
-"""The maximum number of providers in the metrics. Providers with the most calls are shown."""
+"""The maximum number of providers in the metrics, which show the providers with the most calls."""
 
 Values = Mapping[tuple[str, ...], float]
 

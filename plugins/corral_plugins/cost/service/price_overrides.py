@@ -38,7 +38,10 @@ AUDITED = ("provider", "model", "valid_from", *_MONEY_COLUMNS.values())
 
 
 class PriceOverrides:
-    """Manages price overrides. No other class writes to `cost_prices`. Runs in the caller's unit of work."""
+    """Manages price overrides. No other class writes to `cost_prices`.
+
+    Every method runs in the caller's unit of work.
+    """
 
     audit: Audit | None = None
 
@@ -76,7 +79,8 @@ class PriceOverrides:
     def create(self, new: NewPrice) -> PriceView:
         """Create a price override.
 
-        Raises `duplicate` if the same patterns have a price from the same instant on, and `quota_exceeded`.
+        Raises a problem with the code `duplicate` if the same patterns already have a price that is valid from the same
+        instant, and with the code `quota_exceeded` if there are too many prices.
         """
         now = clock.now()
         row: dict[str, Any] = {

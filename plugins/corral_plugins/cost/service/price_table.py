@@ -139,7 +139,10 @@ def _lowest_tier(price: Any) -> float | None:
 
 
 def _valid_from(prices: Any, at: str) -> str | None:
-    """Return the instant since which the price valid at `at` has applied, or None if the table does not contain it."""
+    """Return the start of the period in which the price at the instant `at` applies.
+
+    Return None if the table does not contain the start.
+    """
     conditional: Iterable[Any] = reversed(prices) if isinstance(prices, list) else ()
     for item in conditional:
         start = getattr(item.constraint, "start_date", None)

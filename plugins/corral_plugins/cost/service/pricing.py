@@ -1,7 +1,8 @@
 """Determines the price of a call.
 
-The sources are, in this order: free providers, the cost that the provider reported, price overrides, and the built-in
-table.
+Calls to free providers cost nothing. For other calls, the sources are, in this order: the cost that the provider
+reported, price overrides, and the built-in table. If `cost.reported_prices` is off, the reported cost is the last
+source.
 """
 
 from __future__ import annotations
@@ -54,10 +55,11 @@ class PriceOverride(NamedTuple):
 
     @property
     def specificity(self) -> tuple[bool, int, bool, int, str]:
-        """The sort key of the override: more specific overrides have a larger key.
+        """The sort key of the override. More specific overrides have larger keys.
 
-        The model counts before the provider, an exact name before a pattern, more literal characters before fewer, and
-        then the newest price.
+        The key compares the model first, and then the provider. An exact name is more specific than a pattern, and a
+        pattern with more literal characters is more specific than one with fewer. Among equally specific overrides, the
+        newest has the largest key.
         """
         return (*_specificity(self.model), *_specificity(self.provider), self.valid_from)
 
@@ -161,7 +163,7 @@ class Pricing:
 
 
 def increment_revision() -> None:
-    """Cause every process to reload the price overrides. Called in the unit of work that changes them."""
+    """Cause every process to reload the price overrides. Call this function in the unit of work that changes them."""
     PriceRevision.insert(id=REVISION_ID, revision=1).on_conflict(
         conflict_target=[PriceRevision.id], update={PriceRevision.revision: PriceRevision.revision + 1}
     ).execute()

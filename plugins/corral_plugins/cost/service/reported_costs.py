@@ -28,7 +28,7 @@ class RecordedCost(msgspec.Struct, frozen=True):
 
 
 class ReportedCosts:
-    """Records reported costs. Runs in the caller's unit of work."""
+    """Records reported costs. Every method runs in the caller's unit of work."""
 
     tasks: Tasks | None
 
@@ -36,7 +36,11 @@ class ReportedCosts:
         self._ledger = ledger
 
     def record_report(self, new: NewCostEvent, lease_id: str | None, by: Principal) -> RecordedCost:
-        """Record an event for the attempt that holds the lease, or without a lease as an admin."""
+        """Record a reported cost event.
+
+        With a lease, the event belongs to the attempt that the lease identifies. Without a lease, only admins may
+        record events.
+        """
         if lease_id is None:
             return self._record_as_admin(new, by)
         lease = self._lease_of_report(new, lease_id, by)

@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 class CostReports:
-    """Builds cost reports. Runs in the caller's unit of work."""
+    """Builds cost reports. Every method runs in the caller's unit of work."""
 
     agents: Agents | None
 
@@ -78,7 +78,10 @@ class CostReports:
         )
 
     def list_days(self, query: DailyQuery) -> DailyCosts:
-        """Return the costs of each of the last days in a time zone, oldest first. Days without costs are zero."""
+        """Return the costs of each of the last days in a time zone, oldest first.
+
+        Days without costs are included as 0.
+        """
         tz = parse_zone(query.tz)
         last = current_day(tz)
         first = last - timedelta(days=query.days - 1)

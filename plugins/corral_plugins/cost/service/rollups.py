@@ -133,7 +133,8 @@ def add_event(event: Row) -> None:
 class _PendingIncrement:
     """The increments of one event, added at the end of the unit of work.
 
-    The last instance of a unit writes the increments of all instances. Rolling back a savepoint drops its instances.
+    The last instance of a unit writes the increments of all instances. Rolling back a savepoint drops the instances
+    that were created after it.
     """
 
     def __init__(self, keys: Iterable[RollupKey], increments: Increments) -> None:

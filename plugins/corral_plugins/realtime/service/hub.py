@@ -31,7 +31,7 @@ RIGHTS_EVENTS = frozenset(
 
 
 class ViewerHub:
-    """The connected viewers of this process. Runs on the event loop.
+    """The connected viewers of this process. Every method runs on the event loop.
 
     `rights_changed` is set when an event shows that someone may have lost a permission.
     """
@@ -106,7 +106,10 @@ class ViewerHub:
             )
 
     def add_viewer(self, viewer: Viewer) -> None:
-        """Register a connection, which counts towards the limit until `leave`. Raises `TooMany` like `check_user`."""
+        """Register a connection, which counts towards the limit until `remove_viewer` is called.
+
+        Raises `TooMany` like `check_user`.
+        """
         self.check_user(viewer.user_key)
         viewer.on_end = self._remove_viewer
         viewer.seen = self.position
@@ -139,7 +142,7 @@ class ViewerHub:
         if known is not None:
             return known
         if len(viewer.subscriptions) >= MAX_SUBSCRIPTIONS:
-            raise Refusal("subscription_limit", f"One connection has at most {MAX_SUBSCRIPTIONS} subscriptions.")
+            raise Refusal("subscription_limit", f"A connection can have at most {MAX_SUBSCRIPTIONS} subscriptions.")
         made = viewer.subscriptions[key] = Subscription(event, wanted, self.position)
         self._index.setdefault(event, {}).setdefault(viewer, []).append(made)
         return made

@@ -47,7 +47,10 @@ class ReplayFactory:
     def create_replay(
         self, viewer: Viewer, cursor: str, wanted: Sequence[Subscription], *, confirm: bool = False
     ) -> LogReplay:
-        """Create a replay of the events after `cursor` for these subscriptions. `confirm` adds `resumed` at the end."""
+        """Create a replay of the events after `cursor` for these subscriptions.
+
+        With `confirm`, the notice `resumed` follows the last event.
+        """
         return LogReplay(self, viewer, cursor, tuple(wanted), confirm=confirm)
 
 
@@ -85,8 +88,8 @@ class LogReplay:
     async def _find_start(self) -> Sequence[NoticeFrame]:
         """Find the start position, and return notices for the client.
 
-        From that position on, subscriptions count as served, so that a later replay repeats nothing. A client that was
-        connected to a process further ahead may already have events that this process has not seen.
+        The subscriptions are marked as served from that position on, so that a later replay repeats no event. A client
+        may already have events that this process has not seen, because its previous process was further ahead.
         """
         self._served = [(each, each.since) for each in self._viewer.subscriptions.values()]
         self._until = max((each.since for each in self._wanted), default=0)
@@ -121,7 +124,7 @@ class LogReplay:
         return asked, max(place, _last_seq_before(clock.now(-MAX_AGE_DAYS * 86_400), place, self._until))
 
     async def _within_limit(self, place: int) -> int:
-        """Return the position that at most `limit` events follow.
+        """Return the first position from `place` on that is followed by at most `max_events` matching events.
 
         The log is scanned in windows to keep each query short.
         """

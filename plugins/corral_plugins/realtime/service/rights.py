@@ -1,4 +1,4 @@
-"""Rechecks the permissions of all viewers: each principal is reloaded within a second, many in one unit of work."""
+"""Rechecks the permissions of all viewers about once a second. One unit of work reloads up to 200 principals."""
 
 from __future__ import annotations
 

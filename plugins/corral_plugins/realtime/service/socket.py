@@ -43,7 +43,7 @@ YIELD_EVERY = 64
 
 
 class _SignInRefused(Exception):
-    """Raised if the client does not sign in. The socket is closed with this code."""
+    """Raised if the client does not sign in. The server closes the socket with `code` and `reason`."""
 
     def __init__(self, code: int, reason: str) -> None:
         self.code, self.reason = code, reason
@@ -177,7 +177,7 @@ class WebSocketServer:
     async def _read_messages(self, connection: SocketConnection, viewer: Viewer) -> None:
         """Read messages until the client closes the connection.
 
-        Messages after the server ended the connection are ignored.
+        Messages that arrive after the server has ended the connection are ignored.
         """
         allowance = MessageRateLimit()
         try:
@@ -199,7 +199,10 @@ class WebSocketServer:
             viewer.end_connection(TOO_MANY, f"more than {MESSAGES_PER_SECOND} messages a second", keep=True)
         else:
             allowance.warned = True
-            detail = f"Send at most {MESSAGES_PER_SECOND} messages a second. The next excess closes the connection."
+            detail = (
+                f"Send at most {MESSAGES_PER_SECOND} messages a second. "
+                "The server closes the connection if this happens again."
+            )
             viewer.send_refusal(Refusal("rate_limited", detail))
 
     async def _handle_message(self, viewer: Viewer, message: str | bytes) -> None:

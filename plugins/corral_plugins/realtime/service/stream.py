@@ -15,9 +15,9 @@ BATCH_SIZE = 64
 
 
 class EventStream:
-    """The chunks of one event stream.
+    """An asynchronous iterator over the chunks of one event stream.
 
-    The stream joins the hub with the first chunk, so that a stream that never started needs no cleanup.
+    The stream joins the hub with the first chunk, so that a stream that never starts needs no cleanup.
     """
 
     def __init__(

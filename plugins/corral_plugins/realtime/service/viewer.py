@@ -55,9 +55,9 @@ class Replay(Protocol):
 
 
 class Viewer:
-    """A connected client. Runs on the event loop.
+    """A connected client. Every method runs on the event loop.
 
-    `put` and `offer_event` never block. Only the sending task calls `take`.
+    `queue_entry` and `offer_event` never block. Only the sending task calls `poll_entry` and `wait_for_entry`.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class Viewer:
         self.wake_reader()
 
     def wake_reader(self) -> None:
-        """Wake up a pending `take`."""
+        """Wake up a pending `wait_for_entry`."""
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)

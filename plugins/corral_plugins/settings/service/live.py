@@ -92,6 +92,9 @@ class LiveSettings:
 
 
 def outdated_names() -> frozenset[str]:
-    """Return the settings of which some process still uses an old value. Runs in the caller's unit of work."""
+    """Return the names of the settings for which any process still uses an old value.
+
+    Runs in the caller's unit of work.
+    """
     rows = OutdatedRow.select(OutdatedRow.names).where(OutdatedRow.seen_at >= clock.now(-FORGET_SECONDS)).limit(1000)
     return frozenset(name for row in rows for name in row.names)

@@ -43,7 +43,7 @@ class SettingRows:
     def lock_settings(self) -> None:
         """Keep other units of work from changing settings until this unit ends.
 
-        Combined checks therefore stay valid.
+        Checks that combine several settings therefore stay valid.
         """
         StateRow.insert(id=STATE, version=0).on_conflict_ignore().execute()
         StateRow.update(version=StateRow.version).where(StateRow.id == STATE).execute()
@@ -118,5 +118,5 @@ def to_plain_json(value: Any) -> Any:
 
 
 def combined_version(names: Iterable[str], stored: Mapping[str, StoredSetting]) -> int:
-    """Return the combined version of some settings. It grows with each change of any of them."""
+    """Return the combined version of these settings, which grows when any of them changes."""
     return sum(stored[name].version for name in set(names) if name in stored)

@@ -1,6 +1,6 @@
-"""Changes of settings. A change is validated as a whole.
+"""Validates changes of settings, and stores, audits and publishes them.
 
-It is then stored, audited and published, or refused entirely.
+A change of several settings takes effect as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class SettingsService:
     async def update_redactor(self) -> None:
         """Pass the secret values in effect to the redactor.
 
-        Rebuilding its matcher is slow, so that runs in a thread.
+        Rebuilding the redactor's matcher is slow, so it runs in a thread.
         """
         secrets = {
             item.setting.name: item.value
@@ -197,7 +197,7 @@ class SettingsService:
         after_commit(lambda: self.apply(version, fresh))
 
     def _run_guards(self, touched: set[str], before: Stored, after: Stored, pointer: Callable[[str], str]) -> None:
-        """Run the combined checks of several settings.
+        """Run the checks that combine several settings.
 
         An inconsistency that existed before the change does not block changes of other settings.
         """

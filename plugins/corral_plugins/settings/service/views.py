@@ -173,7 +173,7 @@ def setting_declaration(item: EffectiveSetting) -> SettingDeclaration:
 
 
 def setting_view(item: EffectiveSetting, outdated: frozenset[str]) -> SettingView:
-    """Return a setting with its value. `outdated` names the settings of which some process still uses an old value."""
+    """Return a setting with its value. `outdated` names the settings for which any process still uses an old value."""
     stored, setting = item.stored, item.setting
     fresh = stored is not None and stored.updated_at > clock.now(-PROPAGATION_SECONDS)
     pending = setting.restart_required and (item.pending or fresh or setting.name in outdated)

@@ -130,7 +130,7 @@ def command(
 class Demo:
     """One run of the demo.
 
-    If `strict` is true, the task fails when the local model fails, instead of using a scripted one.
+    If `strict` is true, the task fails if the local model fails. Otherwise, the scripted model takes over.
     """
 
     def __init__(self, screen: Screen, choice: ModelChoice, text: str, *, once: bool, strict: bool) -> None:

@@ -83,7 +83,7 @@ def check_input_length(text: str, choice: ModelChoice) -> None:
 
 
 def estimate_tokens(text: str) -> int:
-    """Return a high estimate of the number of tokens.
+    """Return a conservative (high) estimate of the number of tokens in the text.
 
     Digits and non-ASCII characters count as one token each, all other characters as a quarter of a token.
     """

@@ -32,9 +32,9 @@ class Interrupted(BaseException):
 class InterruptHandler:
     """Converts SIGTERM, SIGINT and SIGHUP into one `Interrupted` exception.
 
-    SIGHUP stays ignored if `nohup` set it to be ignored. Between `defer_signals` and `raise_deferred` a signal is
-    deferred, so that it interrupts neither the creation of a resource before its cleanup is registered, nor the
-    cleanup.
+    If `nohup` has disabled SIGHUP, the signal stays ignored. Between `defer_signals` and `raise_deferred`, signals are
+    deferred. They therefore cannot interrupt a cleanup, or the creation of a resource whose cleanup is not registered
+    yet.
     """
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ def run_server(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run the server in its own session inside the `with` block, then stop its whole process tree.
 
-    The server writes its output to `log_of(folder)`.
+    The server writes its output to `log_path(folder)`.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CORRAL_")}
     environment.update(

@@ -199,7 +199,7 @@ async def acknowledge_cancel(
 
 
 def _is_owner(caller: Principal, lease: str | None) -> bool:
-    """Return whether the caller is a person, who ends a task without a lease.
+    """Return whether the caller is a person. People end tasks without a lease.
 
     Raises `Invalid` if a person names a lease.
     """

@@ -64,9 +64,9 @@ WHILE_LEASED = ALWAYS | {"title", "description", "deadline", "priority"}
 
 
 class OwnerActions:
-    """The actions of people on tasks. Runs in the caller's unit of work.
+    """The actions of people on tasks. Every method runs in the caller's unit of work.
 
-    Every change returns the task as it is after the change.
+    The methods that change a task return it as it is after the change.
     """
 
     audit: Audit | None
@@ -144,7 +144,7 @@ class OwnerActions:
     def _queue_position(self, row: TaskRow, changes: dict[str, Any]) -> dict[str, Any]:
         """Return the queue columns of a pending task after a change.
 
-        The time already waited still counts, unless the change postpones the task.
+        The task keeps the waiting time that it has accumulated, unless the change postpones it.
         """
         available_at = changes.get("available_at", row.available_at)
         if row.queue is None or row.queued_at is None or available_at > clock.now():
@@ -160,7 +160,7 @@ class OwnerActions:
     def _set_dependencies(self, row: TaskRow, changes: dict[str, Any]) -> str:
         """Replace the dependencies of a task and return its new status.
 
-        The resulting values of the queue columns are added to `changes`.
+        Also add the new values of the queue columns to `changes`.
         """
         wanted = changes["depends_on"]
         if row.id in wanted:

@@ -108,7 +108,7 @@ class AgentTools:
     def ask(self, context: ToolContext, arguments: Json) -> ResultLater:
         """Ask a person a question.
 
-        The run ends until the answer arrives, which becomes the result of this tool call.
+        The run ends, and the task waits for the answer. The answer becomes the result of this tool call.
         """
         asked = convert(AskedInput, arguments)
         self._runs.ask_person(context.task_id, context.lease_id, asked, call_id=context.call_id)
@@ -118,7 +118,7 @@ class AgentTools:
 class TaskTools:
     """The tools that the plugin contributes.
 
-    They are created before the services are; `bind` adds the implementation.
+    The plugin creates them before the services exist. `bind` connects them to their implementation later.
     """
 
     def __init__(self) -> None:

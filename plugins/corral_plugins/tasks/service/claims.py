@@ -91,7 +91,7 @@ def _queues_with_tools() -> list[tuple[str, str]]:
 
 
 def worker_has_tools(worker: WorkerFacts, tools: Sequence[str], service: Tools | None) -> bool:
-    """Return whether a run on this worker can use these tools, which the server or the worker provides.
+    """Return whether the worker and the server together provide these tools.
 
     A worker that lists no tools provides all tools.
     """
@@ -123,7 +123,10 @@ def queues_for_agents(
 
 
 def first_tasks(queues: Iterable[str], *, limit: int, without: Sequence[str] = ()) -> list[tuple[str, str]]:
-    """Return `(task id, queue)` of the first task of each queue, best first. `without` excludes these requesters."""
+    """Return `(task id, queue)` of the first task of each queue, in claim order.
+
+    Tasks of the requesters in `without` are skipped.
+    """
     others, parameters = "", [rows.to_json_text(list(queues)), limit]
     if without:
         others, parameters = _OTHERS.format(users=json_texts("u")), [rows.to_json_text(list(without)), *parameters]
@@ -132,10 +135,10 @@ def first_tasks(queues: Iterable[str], *, limit: int, without: Sequence[str] = (
 
 
 def lock_queued_task(task_id: str, queue: str, *, exactly: bool) -> TaskRow | None:
-    """Lock the first task of a queue. Return None if a concurrent claim took it.
+    """Lock a queued task and return its row, or None if concurrent claims have taken it.
 
-    Unless `exactly` is set, rows that concurrent claims have locked are skipped, and the next task of the queue is
-    taken.
+    With `exactly`, this is the task `task_id`. Otherwise, it is the first task of the queue that no concurrent claim
+    has locked.
     """
     found = _TAKE_THIS.one({"id": task_id}) if exactly else _TAKE_FREE.one({"queue": queue})
     return None if found is None else TaskRow(*found)
@@ -161,9 +164,9 @@ def first_task_ids(names: Iterable[str], *, limit: int) -> list[str]:
 log = logging.getLogger("corral.tasks")
 
 GATEWAY = "/api/v1/llm"
-"""The gateway's address.
+"""The path of the gateway.
 
-It is relative, because only the worker knows the address under which it reaches the server.
+Claims contain no host, because only the worker knows the address at which it reaches the server.
 """
 COMMENTS = 50
 
@@ -188,7 +191,7 @@ _COMMENTS = Statement(
 
 
 class ClaimPayloads:
-    """Builds the payload of a claim for the worker. Runs in the claim's unit of work."""
+    """Builds the payload of a claim for the worker. Every method runs in the claim's unit of work."""
 
     llm: LLM | None
     secrets: Secrets | None
@@ -245,7 +248,10 @@ class ClaimPayloads:
         )
 
     def _agent_config(self, row: TaskRow, agent: AgentFacts) -> dict[str, Any]:
-        """Return the configuration of the agent, with that of the task executor that handles the task, if any."""
+        """Return the configuration of the agent.
+
+        If a task executor handles the task, `executor` contains the configuration that this executor prepares.
+        """
         config = {key: value for key, value in agent.config.items() if key != "fallback_models"}
         about = {
             "id": row.id,
@@ -275,7 +281,7 @@ class ClaimPayloads:
         )
 
     def _resume_data(self, row: TaskRow) -> dict[str, Any] | None:
-        """Return the last checkpoint and the answers received since then, or null for a first attempt."""
+        """Return the last checkpoint and the answers received since then, or None if there are neither."""
         found = _CHECKPOINT.one({"id": row.id, "floor": row.get("checkpoint_floor")}) if row.fence > 1 else None
         given = row.get("resume")
         if found is None and given is None:
@@ -354,7 +360,7 @@ class _SlotTaken(Exception):
 
 
 class TaskClaims:
-    """Leases tasks to workers. Rows are locked in the order tasks, their agents, the worker."""
+    """Leases tasks to workers. Every claim locks rows in the same order: tasks, their agents, the worker."""
 
     switch: KillSwitch | None
     tools: Tools | None
@@ -369,7 +375,7 @@ class TaskClaims:
     ) -> ClaimResponse:
         """Implement `Tasks.claim`.
 
-        If another claim takes a slot first, the claim starts again, with at most `tries` tries.
+        If another claim takes a slot first, this claim starts again. It starts at most `tries` times in total.
         """
         worker = self._workers.find(worker_id)
         if worker is None:
@@ -443,7 +449,7 @@ class TaskClaims:
         return chosen
 
     def _lock_first_task(self, names: list[str], heavy: list[str]) -> tuple[TaskRow, str] | None:
-        """Return the first task in claim order, with its queue, that no concurrent claim is taking."""
+        """Lock the first task in claim order that no concurrent claim has locked. Return the task with its queue."""
         for without in [heavy, []] if heavy else [[]]:
             for task_id, queue in first_tasks(names, limit=8, without=without):
                 row = lock_queued_task(task_id, queue, exactly=bool(without))

@@ -35,7 +35,7 @@ INPUT_LIMIT, METADATA_LIMIT = 256 * 1024, 16 * 1024
 MAX_DEPTH, MAX_CHILDREN = 5, 50
 CACHED_PEOPLE = 10_000
 CREATED_IN_A_SECOND = 20_000
-"""An upper limit of the number of tasks that all processes together create in one second."""
+"""An upper bound on the number of tasks that all processes together create in one second."""
 
 _ADD_DEPENDENCY = Statement(
     lambda p: Dependency.insert({Dependency.task_id: p("task"), Dependency.needs_id: p("needs")})
@@ -82,7 +82,7 @@ def checked_title(text: str) -> str:
 
 
 def check_limits(given: Mapping[str, Any]) -> None:
-    """Check the limits that the type annotations cannot express. Raises `Invalid`."""
+    """Raise `Invalid` if a value breaks a rule that the type annotations cannot express."""
     for name, limit in (("input", INPUT_LIMIT), ("metadata", METADATA_LIMIT)):
         if given.get(name) and len(_encode(given[name])) > limit:
             raise Invalid.at(f"/{name}", "too_long", f"at most {limit // 1024} KiB of JSON")
@@ -96,7 +96,7 @@ def check_limits(given: Mapping[str, Any]) -> None:
 
 
 def agent_warnings(agent: AgentFacts | None, tools: Sequence[str]) -> list[str]:
-    """Return warnings about the agent that may prevent an accepted task from being claimed."""
+    """Return warnings about conditions of the agent that may prevent an accepted task from being claimed."""
     if agent is None:
         return []
     warnings = [] if agent.status in ("idle", "busy") else ["agent_not_started"]
@@ -188,7 +188,7 @@ def _insert_task(values: dict[str, Any]) -> dict[str, Any]:
 
 
 class TaskCreation:
-    """Creates tasks. Runs in the caller's unit of work."""
+    """Creates tasks. Every method runs in the caller's unit of work."""
 
     def __init__(self, transitions: TaskTransitions) -> None:
         self._settings, self._agents = transitions.settings, transitions.agents
@@ -267,7 +267,7 @@ class TaskCreation:
     def _check_quota(self, by: Principal) -> None:
         """Raise `TooMany` if the caller has reached the quota of open tasks.
 
-        A count far below the quota is valid for one second. Near the quota, the count is read at every call.
+        A count far below the quota is cached for one second. Near the quota, every call reads the count.
         """
         if by.user_id is None or self._far_from_quota.get(by.user_id, 0.0) > time.monotonic():
             return

@@ -1,4 +1,4 @@
-"""Explains why a task runs or does not run. Each condition is tested by the same predicates as in a claim."""
+"""Explains why a task runs or does not run, by testing the conditions that a claim tests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ATTEMPTS = 100
 
 
 class TaskExplanations:
-    """Explains tasks. Runs in the caller's unit of work."""
+    """Explains tasks. Every method runs in the caller's unit of work."""
 
     llm: LLM | None
     switch: KillSwitch | None

@@ -1,4 +1,4 @@
-"""Operations on many leases at once: renewal, revocation and signals; and the principals that act under a lease."""
+"""Renews and revokes leases, reads the signals to workers, and creates the principals that act under a lease."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _SIGNALS = Statement(
 
 
 class TaskLeases:
-    """Renews and revokes leases, and reads signals. Runs in the caller's unit of work."""
+    """Renews and revokes leases, and reads signals. Every method runs in the caller's unit of work."""
 
     def __init__(self, transitions: TaskTransitions, outcomes: TaskOutcomes) -> None:
         self._transitions, self._outcomes = transitions, outcomes
@@ -84,7 +84,7 @@ class TaskLeases:
         return states
 
     def lease_states(self, leases: Sequence[LeaseRef]) -> list[LeaseState]:
-        """Return the states that `renew` would return, without renewing any lease."""
+        """Return the states that `renew_leases` would return, without renewing any lease."""
         found = rows.fetch_tuples(
             Attempt.select(Attempt.lease_id, Attempt.task_id, Attempt.cancel_until, Attempt.lease_until).where(
                 Attempt.lease_id.in_([lease.lease_id for lease in leases]) & Attempt.finished_at.is_null()
@@ -178,7 +178,7 @@ class TaskLeases:
         return int(n)
 
     def cancel_tasks_of_user(self, user_id: str) -> bool:
-        """Cancel at most 200 open tasks of a purged person. Return whether there may be more."""
+        """Cancel at most 200 open tasks of a purged user. Return whether more may remain."""
         found = [row.id for row in rows.lock_tasks((Task.created_by == user_id) & rows.CAN_CONTINUE, CANCEL_BATCH_SIZE)]
         for task_id in found:
             row = rows.lock_task(task_id)  # ending another task may have ended this one
@@ -187,7 +187,10 @@ class TaskLeases:
         return len(found) == CANCEL_BATCH_SIZE
 
     def _end_leases(self, which: Any, reason: str, end: Callable[[TaskRow, AttemptRow], None]) -> list[str]:
-        """End the leases of the attempts that match `which`. All their tasks are locked first, in a fixed order."""
+        """End the leases of the attempts that match `which`, and return the ids of their tasks.
+
+        The method locks all these tasks first, in a fixed order.
+        """
         live = rows.find_live_attempts(which, 1000)
         for attempt in live:
             rows.lock_task(attempt.task_id)
@@ -225,7 +228,8 @@ _OF_LEASE = Statement(
 class AttemptPrincipals:
     """Creates the principals that act under a lease.
 
-    They have the permissions that both agents and the requester have, and the permissions that only machines have.
+    Such a principal has the permissions that agents share with the requester's role, and the permissions of agents that
+    admins do not have.
     """
 
     def __init__(self, accounts: Accounts, permissions: Permissions) -> None:

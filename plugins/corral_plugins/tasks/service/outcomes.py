@@ -1,6 +1,6 @@
 """Ends attempts and tasks, and updates the dependents and children of a task that ended or is retried.
 
-Rows are locked before they are checked, so that two tasks that end at the same time both take effect.
+Rows are locked before they are checked, so that no effect is lost if two tasks end at the same time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ BATCH_SIZE = 200
 def _status_is(status: str) -> Any:
     """Return the condition that a task has this status.
 
-    The condition is written so that no index on the status matches, because the few dependents are found faster by id.
+    Its form keeps the database from using an index on the status, because looking up the few dependents by id is
+    faster.
     """
     return Task.status.not_in([each for each in STATUSES if each != status])
 
@@ -251,7 +252,7 @@ class TaskOutcomes:
         self._count_failure(attempt, type_, retryable=retryable)
 
     def _count_failure(self, attempt: AttemptRow, type_: str, *, retryable: bool) -> None:
-        """Report the end of the attempt to its agent.
+        """Record the end of the attempt for its agent.
 
         A provider error that a retry cannot fix counts as a configuration failure of the agent.
         """
@@ -407,7 +408,7 @@ class TaskOutcomes:
         self._transitions.end_lease(row, attempt, "pending", attempt_status=attempt_status, by=by, **columns)
 
     def _withdraw_question(self, row: TaskRow) -> None:
-        """Notify the tool that asked a person that the task ended without an answer."""
+        """If a tool call asked the question, store an error as its result, because the task ended without an answer."""
         call_id = (row.get("waiting_for") or {}).get("call_id")
         if call_id is not None and self.tools is not None:
             error = {"type": "expired", "message": "The task ended before anyone answered."}
@@ -427,7 +428,7 @@ class TaskOutcomes:
         late_result: str | None = None,
         **changes: Any,
     ) -> None:
-        """Perform the transition that ends an attempt, together with the live lease if there is one."""
+        """Perform the transition that ends an attempt. Also end the live lease, if there is one."""
         if row.status == "waiting":
             self._withdraw_question(row)
         if attempt is None:

@@ -1,4 +1,4 @@
-"""The list of tasks, its search and its pages, and the details of one task.
+"""Reads tasks for clients: the list with its search and pages, and the details of one task.
 
 Indexes and counters answer the frequent queries, so that their cost does not depend on the size of the table.
 """
@@ -44,7 +44,7 @@ from corral_plugins.tasks.service.statistics import _WAITING, _filtered_counts
 from corral_plugins.tasks.shapes import AttemptView, CommentView, TaskQuery, TaskStats, TaskStatsQuery
 
 MAX_MATCHES = 10_000
-"""The maximum number of matches, newest first, that are counted, paged through or combined with other filters."""
+"""The maximum number of matches that a search counts, pages through or combines with other filters, newest first."""
 UNINDEXED_LIMIT = 10_000
 INDEX_CHUNK = 250
 SETTLED_SECONDS = 30
@@ -132,7 +132,7 @@ def _last_indexed() -> tuple[str, str]:
 
 
 def index_settled_tasks() -> bool:
-    """Index the next batch of settled tasks. Return whether there may be more."""
+    """Index the next batch of tasks that were created more than 30 s ago. Return whether more may follow."""
     created_at, task_id = _last_indexed()
     after = (Task.created_at >= created_at) & ((Task.created_at > created_at) | (Task.id > task_id))
     before = int(execute("SELECT COALESCE(MAX(n), 0) FROM tasks_documents").fetchone()[0])
@@ -155,7 +155,10 @@ IndexedText = tuple[int, str, str]
 
 
 def indexed_text(row: TaskRow) -> IndexedText | None:
-    """Return the number and text of a task as they are indexed, or None. Call this function before the text changes."""
+    """Return the index number and the indexed text of a task, or None if it is not indexed.
+
+    Call this function before the text changes.
+    """
     found = execute(f"{_TEXTS} WHERE d.created_at = ? AND d.task_id = ?", [row.created_at, row.id]).fetchone()
     return None if found is None else (int(found[0]), found[1], found[2])
 
@@ -311,7 +314,7 @@ ATTEMPT_VIEW_COLUMNS = [
 
 
 class TaskQueries:
-    """Reads tasks for clients. Runs in the caller's unit of work."""
+    """Reads tasks for clients. Every method runs in the caller's unit of work."""
 
     def __init__(self, views: TaskViews) -> None:
         self._views = views
@@ -349,7 +352,7 @@ class TaskQueries:
     def _rows_from_offset(offset: int, limit: int, total: int) -> list[tuple[Any, ...]]:
         """Return the rows from `offset` on.
 
-        Large offsets are found through page anchors, which count from the oldest task.
+        Large offsets are resolved with page anchors, which count from the oldest task.
         """
         if offset == 0:
             return _NEWEST.rows({"limit": limit})
@@ -364,7 +367,7 @@ class TaskQueries:
     def _search_page(self, query: TaskQuery, words: list[str], caller: Principal) -> Page[Any]:
         """Return a page of the search results.
 
-        Tasks that are not indexed yet come first, because they are unindexed than all indexed tasks.
+        Tasks that are not indexed yet come first, because they are newer than all indexed tasks.
         """
         if not words:
             return Page(items=[], total=0, limit=query.limit, offset=query.offset or 0, next=None)
@@ -520,7 +523,7 @@ _FREE = frozenset({"limit", "offset", "cursor"})
 
 
 def _is_plain(query: TaskQuery, *, but: str = "sort") -> bool:
-    """Return whether the query uses the default order and has no filter except `but`."""
+    """Return whether the query uses the default order and has no filter other than the field `but`."""
     return query.sort == "created" and all(
         getattr(query, name) is UNSET for name in query.__struct_fields__ if name not in (*_FREE, "sort", but)
     )

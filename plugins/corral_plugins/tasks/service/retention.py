@@ -46,7 +46,7 @@ def purge_rows(task_id: str) -> int:
 
 
 class TaskRetention:
-    """Deletes rows that are past their retention. Runs in the caller's unit of work."""
+    """Deletes rows that are past their retention. Every method runs in the caller's unit of work."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -54,7 +54,7 @@ class TaskRetention:
     def delete_expired_rows(self) -> int:
         """Delete a batch of tasks past `tasks.retention_days`, of old signals and of old rollups.
 
-        Return the number of rows.
+        Return the number of deleted rows.
         """
         deleted = 0
         days = self._settings.get(declared.RETENTION_DAYS)

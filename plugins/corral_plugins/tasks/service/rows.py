@@ -182,7 +182,7 @@ def to_json_text(value: Any) -> str:
 
 
 def _as_columns(model: type[Model], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the changes with JSON columns converted to text. A string is taken as JSON text already."""
+    """Return the changes with JSON columns converted to text. A string must already be JSON text."""
     names = json_columns(model)
     return {
         name: to_json_text(value) if name in names and value is not None and not isinstance(value, str) else value

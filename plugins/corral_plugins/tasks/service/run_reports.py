@@ -41,7 +41,7 @@ _KNOWN = Statement(
 
 
 class TaskLogs:
-    """Appends lines to logs. Runs in the caller's unit of work."""
+    """Appends lines to logs. Every method runs in the caller's unit of work."""
 
     def __init__(self, transitions: TaskTransitions) -> None:
         self._transitions = transitions
@@ -125,12 +125,12 @@ OUTSIDE = "worker"
 
 
 class UsageReports:
-    """Records usage. Runs in the caller's unit of work."""
+    """Records usage. Every method runs in the caller's unit of work."""
 
     cost: Costs | None
 
     def record_usage(self, row: TaskRow, attempt: AttemptRow, used: UsageReport | None) -> None:
-        """Record the usage that a worker reports for an attempt, live or not, on the attempt and the task."""
+        """Add the usage that a worker reports to the attempt, which may have ended, and to its task."""
         changes = self.apply_report(row, attempt, used)
         if changes:
             rows.change_task(row, changes)
@@ -201,7 +201,7 @@ def _store_reported(attempt: AttemptRow, reported: dict[str, Any]) -> None:
 def _new_items(attempt: AttemptRow, used: list[UsageItem]) -> list[UsageItem]:
     """Return the items whose key is new.
 
-    Used only if there are no cost events: the attempt then stores the known keys.
+    Used only without the plugin `cost`. In that case, the attempt stores the known keys.
     """
     before: dict[str, Any] = rows.parse_json_text(attempt.reported_usage) or {}
     known = set(before.get("keys", ()))

@@ -51,7 +51,7 @@ _TAINTED = Statement(lambda p: Attempt.select(Attempt.tainted).where(Attempt.id 
 
 
 class TaskRuns:
-    """The calls under a lease. Runs in the caller's unit of work.
+    """The calls that are made under a lease. Every method runs in the caller's unit of work.
 
     The caller must hold the lease that `lease_id` names.
     """
@@ -166,9 +166,9 @@ class TaskRuns:
         return LeaseRenewal(state=lease_state(row), expires_at=attempt.lease_until)
 
     def lock_started_task(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[TaskRow, AttemptRow]:
-        """Return the locked task and its live attempt, like `lock_leased_task`, for a run that has started.
+        """Lock and return a task whose run has started, with its live attempt.
 
-        Raises `Conflict` if the run has not started.
+        Raises `Conflict` if the lease is not live (code `lease_lost`) or the run has not started.
         """
         row, attempt = self.lock_leased_task(task_id, lease_id, by)
         if row.status == "assigned":
@@ -416,7 +416,7 @@ class TaskRuns:
 
 
 def lease_state(row: TaskRow) -> str:
-    """Return the state of the lease. Every response to its worker contains this state."""
+    """Return the state of the lease, which the response to a progress report contains."""
     return "cancel_requested" if row.status == "cancelling" else "ok"
 
 
@@ -430,7 +430,7 @@ def to_limited_json(value: Any, limit: int, pointer: str) -> str:
 
 
 def check_question(asked: AskedInput) -> None:
-    """Check the JSON Schema of a question. Raises `Invalid`."""
+    """Raise `Invalid` if the JSON Schema of a question is not acceptable."""
     if asked.schema is not None:
         check_user_schema(asked.schema, pointer_prefix="/input/schema")
 
@@ -446,7 +446,7 @@ def wait_for_input(
 ) -> None:
     """Put a running task into the status `waiting` until a person answers.
 
-    If a tool asked, `call_id` is the tool call whose result the answer becomes.
+    If a tool asked, the answer becomes the result of the tool call `call_id`.
     """
     now = clock.now()
     until = clock.now(asked.expires_in_seconds) if asked.expires_in_seconds is not None else None

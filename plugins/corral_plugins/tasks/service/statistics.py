@@ -1,8 +1,8 @@
 """Statistics of tasks and agents: counters and hourly rollups in the database, and the metrics of this process.
 
 The counters and rollups change together with the rows that they count, so that no read has to count tasks. They are
-sharded, so that concurrent units of work rarely wait for each other, and they are written at the end of a unit in a
-fixed order, so that their locks are short and never form a cycle.
+sharded, so that concurrent units of work rarely wait for each other. Each unit of work writes its changes at its end
+and in a fixed order, so that it holds the locks only briefly and causes no deadlock.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def count_transition(previous: str | None, status: str | None, priority: int, cr
 
 
 def count_priority_change(status: str, before: int, after: int) -> None:
-    """Count a change of the priority by the owner."""
+    """Count a change of a task's priority by its owner."""
     counters = _current_deltas().counters
     counters[f"status:{status}:{before}"] -= 1
     counters[f"status:{status}:{after}"] += 1
@@ -223,9 +223,9 @@ Values = Mapping[tuple[str, ...], float]
 
 
 class TaskMetrics:
-    """Counts ended attempts, reclaimed leases, stalled runs and durations.
+    """Records metrics of ended attempts, reclaimed leases, stalled runs and durations.
 
-    An event counts only after its unit of work is committed.
+    A value is recorded only after its unit of work is committed.
     """
 
     def __init__(self) -> None:
@@ -236,7 +236,7 @@ class TaskMetrics:
         self.cancel_time_histogram = Histogram(LONG_SECONDS)
 
     def count_ended_attempt(self, result: str, *, by: str) -> None:
-        """Count an ended lease. `by` names the call or timer that ended it."""
+        """Count an ended attempt. `by` names the call or timer that ended the attempt."""
         after_commit(lambda: self._count(result, by))
 
     def observe_queue_time(self, queue_ms: int) -> None:
@@ -360,7 +360,7 @@ def oldest_pending_seconds() -> Values:
 
 
 NEWEST = 10_000
-"""The maximum number of attempts that are read.
+"""The maximum number of attempts that one query reads.
 
 An agent may have a million attempts, and a unit of work is limited to two seconds.
 """
@@ -455,7 +455,7 @@ def _filtered_counts(
 
 
 def _filtered_sums(where: list[Any]) -> Counter[str]:
-    """Compute `sums_of_last_day` for filtered tasks, from their last start and end."""
+    """Return the sums of `sums_of_last_day` for filtered tasks, computed from the last start and end of each task."""
     began = start_of_last_day()
     done, failed = [(Task.status == status) & (Task.finished_at >= began) for status in ("completed", "failed")]
     started = (Task.started_at >= began) & (Task.queued_at <= Task.started_at)  # not queued again since

@@ -40,7 +40,7 @@ _DUE_TO_RISE = Statement(
 
 
 class TaskTimers:
-    """Ends overdue tasks, and queues or promotes waiting tasks. Runs in the caller's unit of work.
+    """Ends overdue tasks, and queues or promotes waiting tasks. Every method runs in the caller's unit of work.
 
     The methods that find tasks return ids. Each found task is then checked again under its lock, in its own unit of
     work.
@@ -147,7 +147,7 @@ class TaskTimers:
         ]
 
     def report_idle_run(self, task_id: str) -> None:
-        """Report a stalled run once."""
+        """Report the run of a task as stalled, unless the run is active again or was already reported."""
         try:
             row = rows.lock_task(task_id)
         except NotFound:
@@ -221,7 +221,7 @@ class TaskTimers:
 
     @staticmethod
     def _set_queue(ids: list[str], **columns: Any) -> None:
-        """Change columns that are not visible to clients, for those of the tasks that are still pending."""
+        """Change columns that are not visible to clients. Tasks that are no longer pending stay unchanged."""
         if ids:
             Task.update(**columns).where(Task.id.in_(sorted(ids)) & (Task.status == "pending")).execute()
 

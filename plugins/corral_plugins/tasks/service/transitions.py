@@ -26,11 +26,14 @@ NOT_WAITING: dict[str, Any] = {"waiting_for": None, "waiting_kind": None, "waiti
 """The columns that are reset when a task returns to the queue or no longer waits for a person."""
 NOT_QUEUED: dict[str, Any] = {"queue": None, "queue_until": None}
 TOP_RANK = 4
-"""The highest rank, one above `critical`. A task that has waited long enough precedes every new task."""
+"""The highest rank, one above `critical`.
+
+A task that has waited long enough reaches this rank and precedes every new task.
+"""
 
 
 def queue_key(agent_id: str | None, role: str | None, tools: Sequence[str]) -> str:
-    """Return the name of the queue, which is the partition that claims read. All its tasks require the same tools."""
+    """Return the name of the queue for a task. All tasks of a queue require the same tools."""
     base = f"agent:{agent_id}" if agent_id is not None else f"role:{role}" if role is not None else "any"
     if not tools:
         return base
