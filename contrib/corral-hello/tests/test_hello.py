@@ -1,4 +1,4 @@
-"""The plugin on a real kernel, once on each engine; what it contributes, and the contract it keeps."""
+"""Tests of the plugin contract, and of the plugin on a real kernel with each database engine."""
 
 from __future__ import annotations
 

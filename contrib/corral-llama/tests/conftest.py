@@ -1,4 +1,4 @@
-"""The demo model, downloaded once, and the provider without a kernel."""
+"""Fixtures: the demo model, which is downloaded once, and the provider without a kernel."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def provider(demo_model: Path, children: ModelProcesses, tmp_path: Path) -
 
 @pytest.fixture
 def no_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty user cache; returns its folder of models."""
+    """Create an empty user cache, and return its folder of models."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CORRAL_LOCAL_MODEL", raising=False)
     return user_cache()

@@ -1,7 +1,7 @@
-"""llama.cpp's own server, as a user would run it beside Corral: `own_server.py MODEL TEMPLATE KEY`.
+"""Runs llama.cpp's own server, as a user would run it next to Corral: `own_server.py MODEL TEMPLATE KEY`.
 
-It prints its address, and ends when standard input closes. The chat template is one with tools: that of the demo model
-has none, and llama.cpp offers a model no tools which its template cannot show.
+The program prints the address of the server, and exits when standard input closes. TEMPLATE is a chat template that
+supports tools, because the demo model's own template does not, and llama.cpp then offers no tools to the model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import xllamacpp  # type: ignore[import-untyped,unused-ignore]  # it has no type
 def main(model: str, template: str, key: str) -> None:
     """Serve on loopback until standard input closes."""
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # keeps the library's output off the pipe
+    os.dup2(2, 1)  # keeps the output of the library off the pipe
     params = xllamacpp.CommonParams()
     params.model.path, params.api_keys = model, [key]
     params.n_ctx, params.n_parallel, params.verbosity = 4096, 1, 0

@@ -1,7 +1,4 @@
-"""The local model behind the gateway of a real server, and the demo with it.
-
-Done when, of the page on the gateway: 2 and 8; of the page on operations: 2, with the model.
-"""
+"""Tests of the local model behind the gateway of a real server, and of `corral demo` with the local model."""
 
 from __future__ import annotations
 
@@ -75,7 +72,7 @@ def test_llm_2_the_local_model_answers_and_costs_nothing(server: Server, demo_mo
     name = f"local/{demo_model.stem}"
     answer = server.ask("Say hello.")
     assert answer.status_code == 200, answer.text
-    assert answer.json()["model"] == name  # it is the default where nothing else is configured
+    assert answer.json()["model"] == name  # the default model if no other is configured
     assert answer.json()["choices"][0]["message"]["content"].strip()
     assert answer.json()["usage"]["completion_tokens"] > 0
     assert float(answer.headers["Corral-Cost-Usd"]) == 0
@@ -86,7 +83,7 @@ def test_llm_2_the_local_model_answers_and_costs_nothing(server: Server, demo_mo
     facts = listed[name]["capabilities"]
     assert (facts["tools"], facts["json"], facts["embeddings"], facts["demo"]) == (False, "grammar", False, True)
     assert (listed[name]["context_window"], listed[name]["available"]) == (4096, True)
-    assert listed[name]["max_output_tokens"] == 512  # where a request sets none: it may repeat itself for ever
+    assert listed[name]["max_output_tokens"] == 512  # the default limit: the model may repeat itself forever
     calls = server.client.get("/llm/calls", params={"provider": "local"}).json()["items"]
     assert {(call["status"], call["cost_usd"]) for call in calls} == {("completed", 0.0)}
 
@@ -149,7 +146,7 @@ def test_llm_8_a_killed_model_fails_its_call_and_nothing_else(server: Server, st
             answer = server.ask("Tell a very long story.", max_tokens=3000)
             assert answer.status_code == 503, answer.text
             problem = answer.json()
-        assert killed, "the story was over before"
+        assert killed, "the response ended before the process was killed"
         assert time.monotonic() - killed <= 2.0
         assert problem["code"] == "dependency_unavailable"
         assert server.ask("Say hello.").status_code == 200

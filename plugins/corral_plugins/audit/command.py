@@ -45,7 +45,7 @@ def verify_log(
     config_path: Path | None,
     as_json: bool,
 ) -> None:
-    """Verify that no row was altered, removed or truncated.
+    """Verify that no row was altered or removed.
 
     SOURCE is a copy of the database (a file, or postgresql://…) or an export (.jsonl, .csv). The default is the log of
     this installation. Removal of the newest rows is detected only with --checkpoints. Exits with 1 if the log is not
@@ -93,7 +93,7 @@ def export_log(open_session: OpenSession, format_: str, output: BinaryIO, config
 @config_option
 @click.pass_obj
 def print_checkpoints(open_session: OpenSession, config_path: Path | None) -> None:
-    """Print all checkpoints and their public key as JSON. Store the output where no admin of this machine can write."""
+    """Print all checkpoints and their public key as JSON. Store the output where no local admin can change it."""
     from corral_plugins.audit.service import queries
 
     with open_session(config_path, "audit checkpoints") as session:

@@ -54,7 +54,7 @@ async def verify_audit_log(
     access: AccessRecorder,
     work: Work,
 ) -> VerificationResult:
-    """Verify that no row was altered, removed or truncated. Only one verification runs at a time."""
+    """Verify that no row was altered or removed. Only one verification runs at a time."""
     holder = new_id()
     if not await work(lambda: acquire_lease("audit.verify", holder, SECONDS + 5)):
         raise Conflict("Another verification of the log is running; wait until it finishes.", code="batch_in_progress")

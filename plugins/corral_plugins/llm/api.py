@@ -1,4 +1,4 @@
-"""The public API of the LLM gateway: the service `LLM`, the protocol `LLMProvider` of provider kinds, and the event."""
+"""The public API of the LLM gateway: the service `LLM`, the protocol `LLMProvider` and the event `ProviderChanged`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ProviderConnection(msgspec.Struct, frozen=True, kw_only=True):
 
     `config` contains the fields that the kind adds to those of every provider, validated by the kind's `config_schema`.
     If `operator` is true, the address comes from the operator's configuration file and may be private. `models` are the
-    configured models and the models that the provider listed last. `version` changes whenever the configuration
+    configured models and the models of the provider's latest list. `version` changes whenever the configuration
     changes.
     """
 
@@ -74,9 +74,9 @@ class ProviderError(Failure):
     """A provider's error response. `status` is its HTTP status, or 504 if the provider did not respond.
 
     `code` replaces the problem code that would follow from the status. An error with a `code` is not retried with the
-    same provider. Example: `dependency_unavailable` if the provider cannot be reached. `billable` means that the
-    provider had begun to respond and may charge for the request, so the request is not repeated. `usage` is the usage
-    that the provider reported.
+    same provider. For example, the code is `dependency_unavailable` if the provider cannot be reached. `billable` means
+    that the provider had begun to respond and may charge for the request, so the request is not repeated. `usage` is
+    the usage that the provider reported.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class LLMProvider(Protocol):
     """A kind of provider. Requests, responses and chunks are OpenAI's JSON; `model` has no provider prefix.
 
     All methods are called on the event loop and must not block it. Errors are raised as `ProviderError`; any other
-    exception counts as a bug, and its message is not shown to the caller. Fields that OpenAI does not define are
+    exception is treated as a bug, and its message is not shown to the caller. Fields that OpenAI does not define are
     dropped from responses. The gateway applies all timeouts except the connection timeout: it cancels the call or
     closes the iterator, which must end the upstream request immediately.
 
@@ -135,7 +135,7 @@ class LLMProvider(Protocol):
     """The optional request fields that this kind supports. Other fields are dropped and listed in `Corral-Ignored`."""
 
     def list_models(self, connection: ProviderConnection) -> Sequence[ModelInfo]:
-        """Return the models without I/O, the default model first.
+        """Return the models, the default model first. This method must not perform I/O.
 
         Kinds with `fetch_models` return `connection.models`.
         """

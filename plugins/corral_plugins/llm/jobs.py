@@ -17,7 +17,7 @@ MINUTE, HOUR, DAY = 60, 3600, 86_400
 
 
 def fail_abandoned_calls(settings: Settings) -> None:
-    """Mark calls as failed whose process died, and delete expired concurrency slots."""
+    """Mark calls as failed if their process died, and delete expired concurrency slots."""
     calls.fail_abandoned(settings.get(TOTAL_TIMEOUT_SECONDS) + GRACE_SECONDS)
     slots.delete_expired()
 
@@ -40,7 +40,7 @@ async def refresh_provider(provider: str, checks: ProviderChecks) -> None:
 def on_user_purged(event: LoggedEvent) -> None:
     """Enqueue the deletion of a purged user's payloads.
 
-    The calls themselves remain, because totals count them.
+    The calls themselves are kept, because usage totals include them.
     """
     enqueue(DELETE_PAYLOADS_JOB, user_id=event.object_id)
 

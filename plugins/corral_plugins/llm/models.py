@@ -84,9 +84,9 @@ class LlmProviderRow(Model):
 
 
 class LlmProviderState(Model):
-    """The observed state of a provider, whether it is configured in the file, over the API or not at all.
+    """The observed state of a provider, whether it is configured in `corral.toml`, over the API or not at all.
 
-    `listed_models` are the models that the provider listed last; `revision` changes with that list. `minute` and
+    `listed_models` is the provider's latest list of models; `revision` changes with that list. `minute` and
     `calls_in_minute` count calls for the limit `requests_per_minute`. Slots are assigned under a lock on this row.
     """
 
@@ -107,7 +107,7 @@ class LlmProviderState(Model):
 class LlmSlot(Model):
     """A call's concurrency slot with a provider. `state` is `waiting` or `held`; the slot expires at `until`.
 
-    Ids sort by arrival. `holder` is the process that renews the slot.
+    Ids sort in order of arrival. `holder` is the process that renews the slot.
     """
 
     id = IdField(primary_key=True)
@@ -123,7 +123,7 @@ class LlmSlot(Model):
 
 
 class LlmPayload(Model):
-    """The redacted request and response of a call, stored if `llm.store_payloads` demands it."""
+    """The redacted request and response of a call, stored if the setting `llm.store_payloads` requires it."""
 
     call_id = IdField(primary_key=True)
     created_at = InstantField(index=True)

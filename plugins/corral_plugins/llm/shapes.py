@@ -54,7 +54,7 @@ class RequestedToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 class ChatMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One message of a conversation.
 
-    The fields after `refusal` may be sent back from an earlier response. They are ignored.
+    Clients may send back the fields after `refusal` from an earlier response. The gateway ignores these fields.
     """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -260,7 +260,7 @@ class LlmCallView(msgspec.Struct, kw_only=True):
 class CallDetail(LlmCallView, kw_only=True):
     """A call with its payload.
 
-    `payload` is the redacted `{request, response}`, or null if `llm.store_payloads` did not cause them to be stored.
+    `payload` is the redacted `{request, response}`, or null if they were not stored (setting `llm.store_payloads`).
     """
 
     payload: dict[str, Any] | None

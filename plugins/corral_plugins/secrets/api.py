@@ -23,7 +23,7 @@ declare_codes(
 
 
 class AttachedObject(msgspec.Struct, frozen=True, kw_only=True):
-    """An object of a plugin to which an admin attached a secret. The plugin thereby becomes an allowed consumer."""
+    """An object of a plugin. When an admin attaches a secret to the object, the plugin becomes an allowed consumer."""
 
     plugin: str
     kind: str
@@ -48,8 +48,8 @@ class SecretDelivery(msgspec.Struct, frozen=True, kw_only=True):
 class Secrets(Protocol):
     """Gives plugins access to the values of secrets. All methods run in the caller's unit of work.
 
-    Callers request a value each time they need it and never store it. Raises `NotFound`, `Forbidden` (consumer or host
-    not allowed), `Gone` (`secret_expired`) and `Unavailable` (`vault_sealed`).
+    Callers request a value each time they need it and never store it. Methods raise `NotFound`, `Forbidden` (the
+    consumer or host is not allowed), `Gone` (`secret_expired`) and `Unavailable` (`vault_sealed`).
     """
 
     def use_value(
@@ -82,11 +82,12 @@ class Secrets(Protocol):
         ...
 
     def attach(self, name: str, to: AttachedObject, *, title: str, pointer: str, by: Principal | None) -> None:
-        """Record that an object uses the secret `name` instead of the one it used before.
+        """Record that an object uses the secret `name` instead of the secret that it used before.
 
-        Raises `Invalid` (`unknown_reference`) at `pointer`. `by` needs the permission `secrets.write` (`Forbidden`,
-        `insufficient_scope`), because a user who decides where an object sends its secret could read the value there.
-        Pass None if the value was submitted with the object and stored by `keep`.
+        Raises `Invalid` (`unknown_reference`) at `pointer` if there is no such secret. Raises `Forbidden`
+        (`insufficient_scope`) if `by` lacks the permission `secrets.write`, because a user who decides where an object
+        sends its secret could read the value there. Pass None for `by` if the value was submitted with the object and
+        stored by `store_value`.
         """
         ...
 

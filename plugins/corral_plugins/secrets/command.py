@@ -74,7 +74,7 @@ def rotate_master_key(open_session: OpenSession, config_path: Path | None, as_js
 @json_option
 @click.pass_obj
 def verify_values(open_session: OpenSession, config_path: Path | None, as_json: bool) -> None:
-    """Verify that a loaded master key opens every encrypted row and that all secret values decrypt."""
+    """Verify that a loaded master key opens every encrypted row, and that all secret values can be decrypted."""
     from corral_plugins.secrets.service.keys import MasterKeys
     from corral_plugins.secrets.service.values import SecretValues
 

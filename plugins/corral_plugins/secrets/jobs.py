@@ -27,7 +27,7 @@ async def remind_of_expiry(work: Work, settings: Settings) -> None:
 
 
 async def shred_deleted_secrets(work: Work, settings: Settings, audit: Audit | None) -> None:
-    """Delete the values and keys of secrets whose retention period after deletion is over.
+    """Delete the values and keys of secrets whose retention period after deletion has ended.
 
     Also prune old alert times.
     """

@@ -58,9 +58,9 @@ SecretRow.add_index(
 
 
 class SecretVersion(Model):
-    """One version of a secret's value, encrypted for this secret and version number. `sealed` is null once destroyed.
+    """One version of a secret's value, encrypted for this secret and version number.
 
-    Corral accepts a replaced value in signatures until `grace_until`.
+    `sealed` is null after the value was destroyed. Corral accepts a replaced value in signatures until `grace_until`.
     """
 
     id = IdField(primary_key=True)
@@ -79,7 +79,7 @@ class SecretVersion(Model):
 class SecretReference(Model):
     """A reference from an object of a plugin to a secret.
 
-    The reference contains the name of the secret, so that a deleted and restored secret works again.
+    The reference contains the name of the secret, so that it is valid again if the secret is deleted and then restored.
     """
 
     id = IdField(primary_key=True)

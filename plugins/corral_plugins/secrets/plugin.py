@@ -42,8 +42,8 @@ ENTRY = Entry(label="secrets.last_used", actor=SYSTEM)
 class SecretsPlugin(Plugin):
     """The secrets vault.
 
-    Stores credentials encrypted, versioned and audited. Consumers refer to them by name, and values are redacted from
-    all text.
+    The vault encrypts credentials, keeps their earlier versions and audits changes. Consumers refer to credentials by
+    name, and their values are redacted from all text.
     """
 
     name = "secrets"
@@ -71,7 +71,7 @@ class SecretsPlugin(Plugin):
         def remaining() -> int:
             """Count the rows to rewrap. Runs outside the event loop.
 
-            Returns 0 if the database is unreachable, which has its own health check.
+            Returns 0 if the database is unreachable, because another health check reports this.
             """
             counted = asyncio.run_coroutine_threadsafe(work(keys.remaining_rows, entry=ENTRY, read=True), loop)
             with contextlib.suppress(Problem, TimeoutError):

@@ -16,13 +16,13 @@ MAX_VERSIONS = Setting(
     default=10,
     minimum=1,
     maximum=100,
-    title="Default number of versions that are kept of a secret",
+    title="Default number of versions kept for each secret",
 )
 REMINDER_DAYS = Setting[list[int]](
     name="secrets.reminder_days",
     kind=Annotated[list[Days], Meta(max_length=5)],
     default=[30, 7, 1],
-    title="Days before the expiry of a secret on which admins are reminded",
+    title="Days before the expiry of a secret at which admins receive a reminder",
 )
 DELETED_DAYS = Setting(
     name="secrets.deleted_retention_days",

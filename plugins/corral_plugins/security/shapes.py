@@ -132,7 +132,7 @@ class AddressToCheck(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class AddressVerdict(msgspec.Struct, kw_only=True):
     """Whether an address is allowed, and the rule that decides.
 
-    `rule` is null if no rule matches, so that the mode decides.
+    `rule` is null if no rule matches; the mode then decides.
     """
 
     allowed: bool

@@ -32,8 +32,8 @@ Json = dict[str, Any]
 class ToolContext(msgspec.Struct, frozen=True, kw_only=True):
     """The context in which a tool runs.
 
-    `caller`: the agent, with the current permissions of the person who requested the task. `config`: the configuration
-    of the tool. `work`: opens units of work, for `async def` tools.
+    `caller` is the agent, with the current permissions of the person who requested the task. `config` is the
+    configuration of the tool. `work` opens units of work, for `async def` tools.
     """
 
     caller: Principal
@@ -46,7 +46,7 @@ class ToolContext(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CallTarget(msgspec.Struct, frozen=True, kw_only=True):
-    """The object on which a tool call acts. `ask`: whether the target requires that a person approves the call."""
+    """The object on which a tool call acts. If `ask` is true, the target requires a person's approval of the call."""
 
     kind: str
     id: str
@@ -64,7 +64,7 @@ class ToolOutput(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ResultLater(msgspec.Struct, frozen=True):
-    """The return value of a tool whose actual result is delivered later with `Tools.answered`."""
+    """The return value of a tool whose actual result is delivered later with `Tools.store_answer`."""
 
 
 class ToolFailure(Failure):
@@ -109,7 +109,7 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClaimTool(msgspec.Struct, frozen=True, kw_only=True):
-    """The description of a tool in a claim. `policy`: the policy of the agent while the run is not tainted."""
+    """The description of a tool in a claim. `policy` is the policy of the agent while the run is not tainted."""
 
     name: str
     title: str
@@ -142,7 +142,7 @@ class Tools(Protocol):
         """Raise `Forbidden` unless the person `by` may give an agent these tools and policies.
 
         People can give an agent only the tools that they may use themselves. Only admins may set the policy of a
-        dangerous tool to `allow`. `before`: the current `tool_policy` of the agent.
+        dangerous tool to `allow`. `before` is the current `tool_policy` of the agent.
         """
         ...
 

@@ -29,9 +29,9 @@ class ToolRow(Model):
 class ToolCallRow(Model):
     """One tool call.
 
-    `arguments`: the redacted arguments. `arguments_sha256`: the hash of the original arguments.
-    `alive_until`: the time after which a running or permitted call is considered abandoned. Null while the call waits
-    for a person. `executions`: a counter that fences off processes that no longer run the call.
+    `arguments` contains the redacted arguments. `arguments_sha256` is the hash of the original arguments. `alive_until`
+    is the time after which a running or permitted call is considered abandoned. It is null while the call waits for a
+    person. `executions` is a counter that fences off processes that no longer run the call.
     """
 
     id = IdField(primary_key=True)

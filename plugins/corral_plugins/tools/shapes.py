@@ -25,7 +25,7 @@ ToolName = Annotated[str, Meta(min_length=1, max_length=200)]
 class ToolView(msgspec.Struct, kw_only=True):
     """A tool.
 
-    `policy`: the policy of the tool for the requested agent. `workers`: the online workers that offer the tool.
+    `policy` is the policy of the tool for the requested agent. `workers` lists the online workers that offer the tool.
     """
 
     name: str
@@ -50,7 +50,7 @@ class ToolView(msgspec.Struct, kw_only=True):
 
 
 class ToolQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters of the list of tools. `agent_id`: the agent whose policies are included in the response."""
+    """Filters of the list of tools. `agent_id` is the agent whose policies the response includes."""
 
     risk: list[ToolRisk] | UnsetType = UNSET
     source: Annotated[str, Meta(max_length=200)] | UnsetType = UNSET
@@ -59,7 +59,7 @@ class ToolQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaul
 
 
 class ToolAgentQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The query of a single tool. `agent_id`: the agent whose policy is included in the response."""
+    """The query of a single tool. `agent_id` is the agent whose policy the response includes."""
 
     agent_id: Id | UnsetType = UNSET
 
@@ -93,7 +93,7 @@ class ReportedToolError(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 
 
 class ToolCallReport(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The outcome of a tool that ran on the worker. `error`: an object or only a message."""
+    """The outcome of a tool that ran on the worker. `error` is an object or only a message."""
 
     permit: Annotated[str, Meta(min_length=1, max_length=100)]
     result: Any = None
@@ -105,9 +105,8 @@ class ToolCallReport(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class ToolCallView(msgspec.Struct, kw_only=True):
     """A tool call.
 
-    `attempt`: the fencing number of the claim. `permit`: allows the worker to run the tool; only the worker receives
-    the permit. If the task waits for a person while a call is `running`, the result is stored when the task
-    continues.
+    `attempt` is the fencing number of the claim. `permit` allows the worker to run the tool; only the worker receives
+    the permit. If the task waits for a person while a call is `running`, the result is stored when the task continues.
     """
 
     id: str
@@ -142,7 +141,7 @@ class ToolCallQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_de
 
 
 class WaitQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
-    """The query of a single tool call. `wait`: seconds to wait for the end of the call."""
+    """The query of a single tool call. `wait` is the maximum number of seconds to wait for the end of the call."""
 
     wait: Annotated[float, Meta(ge=0, le=55)] = 0
 
@@ -158,7 +157,7 @@ class WaitQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=T
 class CallCheck(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A tool call to check without running the tool.
 
-    `tainted`: whether the run received untrusted content; defaults to the state of the task.
+    `tainted` specifies whether the run received untrusted content. The default is the state of the task.
     """
 
     agent_id: Id
@@ -170,8 +169,8 @@ class CallCheck(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class CallCheckResult(msgspec.Struct, kw_only=True):
     """The result of a check.
 
-    `reasons`: every rule that denies the call, in order. `errors`: the parts of the arguments that do not match the
-    schema.
+    `reasons` lists every rule that denies the call, in order. `errors` lists the parts of the arguments that do not
+    match the schema.
     """
 
     decision: Decision

@@ -46,7 +46,7 @@ class WorkerTool(msgspec.Struct, frozen=True, kw_only=True):
 class Workers(Protocol):
     """The service of the plugin `workers` for other plugins. Runs in the caller's unit of work.
 
-    Lock order: task, then agent, then worker.
+    Locks are acquired in the order task, agent, worker.
     """
 
     def find(self, worker_id: str) -> WorkerFacts | None:

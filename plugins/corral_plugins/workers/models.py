@@ -13,7 +13,7 @@ NEVER = "0000-01-01T00:00:00.000Z"
 class Worker(Model):
     """A worker. Tokens and the fingerprint are stored as SHA-256 hashes.
 
-    `tool_names`: the names of the tools in `tools`. Updates of the usage, of the lease count and of the last
+    `tool_names` contains the names of the tools in `tools`. Updates of the usage, of the lease count and of the last
     contact do not change `version`.
     """
 
@@ -64,7 +64,7 @@ class Worker(Model):
 class RegistrationKey(Model):
     """A key that registers workers, stored as a SHA-256 hash.
 
-    `embedded`: whether the key is for the embedded worker only. Such keys are never listed.
+    If `embedded` is true, the key is for the embedded worker only and is never listed.
     """
 
     visibility = ADMIN

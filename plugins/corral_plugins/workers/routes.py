@@ -106,7 +106,7 @@ def claim_tasks(id: str, body: ClaimBody, protocol: WorkerProtocol, caller: Prin
 
 @protocol_routes.get("/{id}/signals", needs=ACT, raises=("worker_not_approved",), seconds=60.0)
 def list_signals(id: str, query: SignalsQuery, protocol: WorkerProtocol, caller: Principal) -> WorkerSignals | Wait:
-    """Wait for cancellations, lost leases and commands. The response is sent as soon as there is one."""
+    """Wait for cancellations, lost leases and commands. The response is sent as soon as one of them occurs."""
     return protocol.read_signals(id, after=query.after, began=query.began, wait=query.wait, caller=caller)
 
 

@@ -35,7 +35,7 @@ Tools = Annotated[list[ToolName | ToolOffer], Meta(max_length=500)]
 class NewWorker(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A worker to register. If the worker registers again, absent fields keep their values.
 
-    `os_info`: at most 4 KiB of JSON.
+    `os_info` may contain at most 4 KiB of JSON.
     """
 
     name: Name
@@ -65,7 +65,7 @@ class Heartbeat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class HeartbeatReply(msgspec.Struct, kw_only=True):
     """The response to a heartbeat.
 
-    `commands`: drain | resume | config_changed | reregister. The worker must stop the task of a `lost` lease
+    `commands` may contain drain, resume, config_changed and reregister. The worker must stop the task of a `lost` lease
     immediately.
     """
 
@@ -80,8 +80,8 @@ class HeartbeatReply(msgspec.Struct, kw_only=True):
 class ClaimBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
     """A claim request.
 
-    `max_tasks`: the maximum number of tasks to claim. `agent_ids`: claim only tasks of these agents. `wait_seconds`:
-    how long to wait for a task if no task can be claimed.
+    `max_tasks` is the maximum number of tasks to claim. `agent_ids` restricts the claim to tasks of these agents.
+    `wait_seconds` is the maximum time to wait if no task can be claimed.
     """
 
     max_tasks: Annotated[int, Meta(ge=1, le=50)] = 1
@@ -100,7 +100,8 @@ class ClaimBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=T
 class SignalsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
     """The query for signals.
 
-    `after`: the `seq` of the last signal that the worker received. `wait`: seconds to wait for a new signal.
+    `after` is the `seq` of the last signal that the worker received. `wait` is the maximum number of seconds to wait
+    for a new signal.
     """
 
     after: Annotated[int, Meta(ge=0)] = 0
@@ -123,7 +124,7 @@ class WorkerSignals(msgspec.Struct, kw_only=True):
 
 
 class ClaimableTasksQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The query for claimable tasks. `limit`: the maximum number of tasks to list."""
+    """The query for claimable tasks. `limit` is the maximum number of tasks to list."""
 
     limit: Annotated[int, Meta(ge=1, le=200)] = 50
 
@@ -197,7 +198,7 @@ class WorkerToken(WorkerView, kw_only=True):
 class WorkerListQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Filters of the list of workers.
 
-    `label`: `key` or `key=value`. `search`: text to find in the name or the host name.
+    `label` is `key` or `key=value`. `search` is a text to find in the name or the host name.
     """
 
     status: list[Status] = msgspec.field(default_factory=list)
@@ -223,7 +224,7 @@ class WorkerPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class WorkerDeleteQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Options for deleting a worker. `force`: release the leases that the worker holds."""
+    """Options for deleting a worker. `force` releases the leases that the worker holds."""
 
     force: bool = False
 
@@ -260,8 +261,8 @@ class FleetOverview(msgspec.Struct, kw_only=True):
 class NewRegistrationKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A registration key to create.
 
-    `group`: the group of workers that register with the key. `expires_at`: at most 365 days from now; the default is
-    7 days.
+    `group` is the group of the workers that register with the key. `expires_at` may be at most 365 days from now; the
+    default is 7 days.
     """
 
     name: Name

@@ -1,7 +1,8 @@
 """The hash chain: the hashed fields of a row, the reference of each row to the previous one, and the check of both.
 
-`hash = SHA-256("corral.audit.v1" || canonical JSON of all other fields)`. Canonical: UTF-8, keys sorted, no spaces,
-strings as stored. The structs declare their fields in alphabetical order, so that encoding them needs no sorting.
+`hash = SHA-256("corral.audit.v1" || canonical JSON of all other fields)`. Canonical JSON is UTF-8 with
+sorted keys and without spaces; strings are encoded as stored. The structs declare their fields in alphabetical
+order, so that encoding them needs no sorting.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Creates signed checkpoints.
 
-The signing key is generated with the first checkpoint and encrypted by the master key.
+The signing key is generated with the first checkpoint and encrypted under the master key.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The audit log service for other plugins. `record` adds a row that commits together with the change it describes.
 
-Entries are redacted, limited in length and encoded as canonical JSON. Of equal denials within a minute, only the first
-becomes a row; a second row contains the number of its repetitions.
+Entries are redacted, limited in length and encoded as canonical JSON. If the same denial is repeated within a minute,
+only the first becomes a row; a second row contains the number of repetitions.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from corral_plugins.audit.settings import RECORD_IP, VERBOSE
 
 
 MAX_BYTES = 16 * 1024
-"""Maximum size in bytes of `changes` and of `details`. Larger ones are dropped; a hash of the full content is kept."""
+"""Maximum size in bytes of `changes` and of `details`. Larger values are dropped, but a hash of them is kept."""
 
 LENGTHS = {
     "actor_type": 20,
@@ -180,7 +180,7 @@ class Deduplicator:
         return True
 
     def start_counting(self, entry: AuditEntry, by: Entry) -> None:
-        """Start to count repetitions of an entry that was committed. Runs on the event loop."""
+        """Start counting repetitions of an entry that was committed. Runs on the event loop."""
         key = _deduplication_key(entry, by)
         repeated = self._by_key.get(key)
         if repeated is None and len(self._by_key) >= MAX_KEYS:  # beyond the limit, each entry is written as its own row
@@ -190,12 +190,12 @@ class Deduplicator:
             self._by_key[key] = RepeatedEntry(entry=entry, by=by, since=clock.now(), until=until)
 
     def take_ended(self, *, all: bool = False) -> list[RepeatedEntry]:
-        """Remove and return the repetitions whose minute is over, or all of them. Runs on the event loop."""
+        """Remove and return the repetitions whose minute is over, or all if `all` is true. Runs on the event loop."""
         ended = [key for key, repeated in self._by_key.items() if all or repeated.is_over]
         return [repeated for repeated in [self._by_key.pop(key) for key in ended] if repeated.count]
 
     def put_back(self, repeated: RepeatedEntry) -> None:
-        """Put repetitions back that could not be written, so that they are retried. Runs on the event loop."""
+        """Put back repetitions that could not be written, so that they are written later. Runs on the event loop."""
         newer = self._by_key.setdefault(_deduplication_key(repeated.entry, repeated.by), repeated)
         if newer is not repeated:
             newer.count, newer.since = newer.count + repeated.count, repeated.since
@@ -259,13 +259,13 @@ class AuditLog:
 
     @property
     def verbose(self) -> bool:
-        """Whether every request is recorded, as the setting `audit.verbose` demands."""
+        """Whether every request is recorded, because the setting `audit.verbose` is on."""
         return self._settings.get(VERBOSE)
 
     def record(self, entry: AuditEntry) -> None:
         """Add a row to the current unit of work. Raises `audit_unavailable` if the row cannot be written.
 
-        Of equal denials within a minute, only the first becomes a row; the others are counted.
+        If the same denial is repeated within a minute, only the first becomes a row; the others are counted.
         """
         unit = current()
         repeats = entry.outcome == "denied" or entry.action in DEDUPLICATED
@@ -277,7 +277,7 @@ class AuditLog:
             after_commit(lambda: self._deduplicator.start_counting(entry, by))
 
     async def write_repetitions(self, *, all: bool = False) -> None:
-        """Write one row per entry with the number of repetitions whose minute is over, or all of them."""
+        """Write the number of repetitions of each entry whose minute is over, or of every entry if `all` is true."""
         for repeated in self._deduplicator.take_ended(all=all):
             try:
                 summary = functools.partial(self._record_summary, repeated)

@@ -37,7 +37,7 @@ class AuditRetention:
     def _move_anchor(self, before: str, days: int) -> None:
         """Move the anchor to the newest checkpoint created before `before`.
 
-        All rows up to it are older than `before`.
+        All rows up to that checkpoint are older than `before`.
         """
         found: CheckpointRow | None = (
             CheckpointRow.select().where(CheckpointRow.ts <= before).order_by(CheckpointRow.seq.desc()).first()

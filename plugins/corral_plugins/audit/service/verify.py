@@ -1,4 +1,4 @@
-"""Verifies that no row was altered, removed or truncated, in the database or in exported files.
+"""Verifies that no audit row was altered or removed, in the database or in exported files.
 
 Rows never change, so all rows up to a given head form a snapshot. Exported files are verified without a server,
 optionally against checkpoints saved in a file.
@@ -244,7 +244,7 @@ def read_checkpoints(path: Path, public_key: str | None) -> ExternalCheckpoints:
         raise Unreadable(f"{path} contains no public key; pass it with --public-key")
     if public_key_of(key) is None:
         source = "--public-key" if public_key else f"{path}: public_key"
-        raise Unreadable(f"{source} must be the base64 of 32 bytes")
+        raise Unreadable(f"{source} must be 32 bytes in base64")
     return ExternalCheckpoints(listed.items, [key])
 
 

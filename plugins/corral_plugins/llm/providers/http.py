@@ -67,7 +67,7 @@ class ProviderHttp:
     async def post_for_events(
         self, connection: ProviderConnection, url: str, headers: Mapping[str, str], body: Mapping[str, Any]
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """Send a POST request with a JSON body and yield the JSON of each server-sent event, and `DONE`.
+        """Send a POST request with a JSON body and yield the JSON of each server-sent event, then `DONE`.
 
         Closing the iterator ends the request.
         """

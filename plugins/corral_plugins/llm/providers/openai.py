@@ -154,7 +154,7 @@ def _supported_message(message: dict[str, Any], is_openai: bool) -> dict[str, An
 
 
 def _raise_for_error(response: Mapping[str, Any]) -> None:
-    """Raise `ProviderError` for an error in a response or chunk. Servers do not always set the status for errors."""
+    """Raise `ProviderError` for an error in a response or chunk. Some servers send errors with the HTTP status 200."""
     error = response if response.get("object") == "error" else response.get("error")
     if not error:
         return

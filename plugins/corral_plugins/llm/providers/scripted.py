@@ -3,7 +3,7 @@
 The model `echo` repeats the last user message. The model `words` returns embeddings. Any other model plays a script:
 `{"turns": [...]}`. A turn with `match` is played whenever the last message contains that text. The other turns are
 played in order; the number of assistant messages in the conversation selects the turn, so that a resumed conversation
-continues with the right one. The last turn repeats.
+continues with the right turn. The last turn repeats.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ class ScriptedProvider:
 
 
 def _script_of_request(script: Any) -> ModelScript:
-    """Return the script in a request, either as JSON or as JSON text, because OpenAI's metadata values are strings."""
+    """Return the script in a request: a JSON object, or JSON text, because OpenAI's metadata values are strings."""
     try:
         return msgspec.convert(json.loads(script) if isinstance(script, str) else script, ModelScript)
     except (ValueError, RecursionError) as error:
@@ -232,7 +232,7 @@ def _text_of(message: Mapping[str, Any]) -> str:
 
 
 def estimate_tokens(text: str) -> int:
-    """Estimate the number of tokens of a text at 4 bytes each. The estimate tends to be too high."""
+    """Estimate the number of tokens in a text, at 4 bytes per token. The estimate tends to be too high."""
     return math.ceil(len(text.encode()) / 4)
 
 

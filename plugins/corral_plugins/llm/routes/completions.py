@@ -1,4 +1,4 @@
-"""OpenAI's endpoints: chat completions, embeddings and models."""
+"""OpenAI-compatible endpoints: chat completions, embeddings and models."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ routes = Routes("/llm", tag="LLM", explain=lambda problem: {"error": openai_erro
 async def create_chat_completion(body: ChatRequest, llm: Gateway, caller: Principal) -> Answer[Completion] | Stream:
     """Create a chat completion (OpenAI's API).
 
-    `model` is `provider/model`, a bare name that one provider lists, `default`, or for agents `agent`. With `stream:
+    `model` is `provider/model`, a bare name that one provider lists, `default`, or, for agents, `agent`. With `stream:
     true` the response is a stream of server-sent events, with usage in the last chunk before `[DONE]`. Response
     headers: `Corral-Call-Id`, `Corral-Model`, `Corral-Cost-Usd` (not for streams), and `Corral-Ignored` with the fields
     that the provider does not support.
@@ -126,8 +126,8 @@ def _call_headers(call_id: str, model: str, ignored: list[str]) -> dict[str, str
 async def _stream_response(request: dict[str, Any], llm: Gateway, caller: Principal) -> Stream:
     """Start a streaming response.
 
-    An error before the first chunk becomes an ordinary error response, unless the first chunk takes so long that
-    comments must be sent.
+    An error before the first chunk becomes an ordinary error response, unless the first chunk takes so long that a
+    comment is sent before it.
     """
     call = await llm.begin_stream(request, by=caller)
     chunks = llm.stream_chunks(call)
@@ -188,7 +188,7 @@ def _problem_of(error: Exception) -> Problem:
 
 
 async def _close_generator(pending: asyncio.Future[Any], chunks: AsyncGenerator[dict[str, Any], None]) -> None:
-    """Close the generator. A pending step must be cancelled first."""
+    """Close the generator. Its pending step is cancelled first, because a running generator cannot be closed."""
     pending.cancel()
     await asyncio.wait({pending})
     if not pending.cancelled():

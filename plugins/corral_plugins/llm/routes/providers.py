@@ -1,4 +1,4 @@
-"""Routes for providers, which admins manage and users with the permission may list, and for past calls."""
+"""Routes for listing and managing providers, and for listing past calls."""
 
 from __future__ import annotations
 
@@ -127,5 +127,5 @@ def list_calls(query: LlmCallQuery, caller: Principal) -> Page[LlmCallView]:
 
 @routes.get("/calls/{id}", needs=("llm.read", "llm.use"), raises=("not_found",))
 def get_call(id: str, caller: Principal) -> CallDetail:
-    """Return a call, with its request and response if `llm.store_payloads` caused them to be stored."""
+    """Return a call, with its request and response if the setting `llm.store_payloads` caused them to be stored."""
     return calls.get_call(id, caller)

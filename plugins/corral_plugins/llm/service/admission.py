@@ -1,4 +1,4 @@
-"""Admits calls in their first unit of work: resolves the model, checks the caller and the length, enters the queue."""
+"""Admits calls in their first unit of work: resolves the model, checks caller and length, and enters the queue."""
 
 from __future__ import annotations
 

@@ -272,7 +272,7 @@ def settle_call(call_id: str, outcome: CallOutcome) -> bool:
 
 
 def fail_abandoned(older_than_seconds: float) -> int:
-    """Mark calls as failed whose process died. Return their number, at most 500."""
+    """Mark calls as failed if their process died. Return the number of these calls, at most 500."""
     in_flight, before = LlmCall.status == IN_FLIGHT, clock.now(-older_than_seconds)
     abandoned = LlmCall.select(LlmCall.id).where(in_flight & (LlmCall.created_at < before)).limit(BATCH_ROWS)
     error = {"code": "internal", "detail": "The process that made the call ended before the response arrived."}
@@ -284,7 +284,10 @@ def fail_abandoned(older_than_seconds: float) -> int:
 
 
 class PayloadStore:
-    """Stores redacted requests and responses as `llm.store_payloads` demands. Runs in the caller's unit of work."""
+    """Stores redacted requests and responses as the setting `llm.store_payloads` specifies.
+
+    Runs in the caller's unit of work.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -294,7 +297,7 @@ class PayloadStore:
         return self._settings.get(STORE_PAYLOADS) == "all"
 
     def store_payload(self, call_id: str, request: dict[str, Any], outcome: CallOutcome) -> None:
-        """Store the payload of a call if `llm.store_payloads` demands it."""
+        """Store the payload of a call if the setting `llm.store_payloads` requires it."""
         which = self._settings.get(STORE_PAYLOADS)
         if which == "all" or (which == "errors" and outcome.status == "failed"):
             LlmPayload.insert(
@@ -332,7 +335,10 @@ def list_calls(query: LlmCallQuery, by: Principal) -> Page[LlmCallView]:
 
 
 def get_call(call_id: str, by: Principal) -> CallDetail:
-    """Return a call with its payload if stored. Raises `NotFound`, also if the caller may not see the call."""
+    """Return a call, with its payload if one is stored.
+
+    Raises `NotFound` if the call does not exist or the caller may not see it.
+    """
     row = LlmCall.get_or_none((LlmCall.id == call_id) & _visible_to(by))
     if row is None:
         raise NotFound("There is no call with this id.")

@@ -116,7 +116,7 @@ class CallDispatcher:
     async def _change_queue(self, call: CallRecord, target: ModelTarget) -> None:
         """Leave the queue of one provider and enter another.
 
-        Two units of work do this, so that no unit holds two locks.
+        Each of these steps has its own unit of work, so that no unit holds two locks.
         """
         if call.slot is not None:
             await self._work(lambda: self._slots.leave_queue(call.slot), entry=call.entry)

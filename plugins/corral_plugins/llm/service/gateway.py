@@ -1,4 +1,4 @@
-"""Runs calls in three steps: a unit of work that admits the call, the provider, and a unit of work that settles it."""
+"""Runs calls in three steps: one unit of work admits the call, a provider answers it, and another unit settles it."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ CHECK_SECONDS, RENEW_SECONDS = 0.5, 15.0
 
 
 class CallLeases:
-    """Tracks the leases of running calls. One instance per process; `run` must run as a supervised task."""
+    """Tracks the leases of running calls. One instance per process; `watch_and_renew` must run as a supervised task."""
 
     tasks: Tasks | None
 
@@ -58,7 +58,7 @@ class CallLeases:
 
     @contextlib.asynccontextmanager
     async def cancel_when_lost(self, by: Principal) -> AsyncIterator[None]:
-        """Cancel the body if the caller's lease ends or the cancellation of its task begins. Raises `lease_lost`."""
+        """Cancel the body if the caller's lease ends or the caller's task is being cancelled. Raises `lease_lost`."""
         if by.task_id is None or by.lease_id is None:
             yield
             return

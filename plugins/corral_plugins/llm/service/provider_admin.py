@@ -1,4 +1,4 @@
-"""Administration of providers: creates, changes, deletes, tests and refreshes them on behalf of admins."""
+"""Administration of providers: creating, changing, deleting, testing and refreshing them on behalf of admins."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class ProviderAdmin:
     def create(self, new: NewProvider, by: Principal, warnings: Sequence[str] = ()) -> ProviderView:
         """Create a provider and enqueue a job that fetches its models.
 
-        The view contains `warnings` and the warnings about its key. Raises `duplicate`, and `setting_locked` if
+        The view contains `warnings` and warnings about the API key. Raises `duplicate`, and `setting_locked` if
         `corral.toml` configures the provider.
         """
         self._refuse_file_provider(new.name)
@@ -142,9 +142,9 @@ class ProviderAdmin:
     def update(
         self, name: str, patch: ProviderPatch, match: IfMatch, by: Principal, warnings: Sequence[str] = ()
     ) -> ProviderView:
-        """Change a provider. A preset or implicit provider receives a row.
+        """Change a provider. The first change of a preset or implicit provider inserts a row for it.
 
-        The view contains `warnings` and the warnings about its key. Raises `setting_locked` and `precondition_failed`.
+        The view contains `warnings` and warnings about the API key. Raises `setting_locked` and `precondition_failed`.
         """
         self._refuse_file_provider(name)
         provider = self.get(name)
@@ -288,12 +288,12 @@ class ProviderChecks:
                 enqueue_refresh(provider.name)
 
     async def refresh_all(self) -> None:
-        """Refresh all providers that use the list of models they report. If a refresh fails, the stored list stays."""
+        """Refresh the model lists of all refreshable providers. If a refresh fails, the stored list is kept."""
         for provider in await self._work(self._registry.all_providers, read=True):
             await self._try_refresh(provider)
 
     async def refresh_named(self, name: str) -> None:
-        """Refresh one provider if it still exists. If the refresh fails, the stored list stays."""
+        """Refresh one provider if it still exists. If the refresh fails, the stored list is kept."""
         provider = await self._work(lambda: self._registry.get_provider(name), read=True)
         if provider is not None:
             await self._try_refresh(provider)

@@ -57,7 +57,7 @@ class ProviderKeys:
     def validate_key(self, body: Body) -> None:
         """Check the API key in a request body.
 
-        Raises `plugin_disabled` if the vault is unavailable, and `masked_value_submitted`.
+        Raises `plugin_disabled` if the vault is unavailable, and `masked_value_submitted` if the key is a mask.
         """
         has_key, has_secret = isinstance(body.api_key, str), isinstance(body.api_key_secret, str)
         if not has_key and not has_secret:

@@ -32,8 +32,8 @@ Models = Sequence[ModelInfo]
 class Provider(msgspec.Struct, frozen=True, kw_only=True):
     """A provider as the gateway uses it.
 
-    `version` is the version of the provider's row, or 0 without a row. `api_key_secret` is the name of a secret in the
-    vault.
+    `version` is the version of the provider's row, or 0 if there is no row. `api_key_secret` is the name of a secret in
+    the vault.
     """
 
     connection: ProviderConnection
@@ -311,7 +311,7 @@ class ProviderRegistry:
         return providers
 
     def _build_all(self, kinds: Kinds, snapshot: _TableSnapshot) -> dict[str, Provider]:
-        """Build all providers. If names are equal, later sources take precedence over earlier ones."""
+        """Build all providers. For equal names, later sources take precedence over earlier ones."""
 
         def listed(name: str) -> Models:
             return snapshot.listed.get(name, ())
@@ -324,7 +324,7 @@ class ProviderRegistry:
         return {name: provider for name, provider in providers.items() if provider is not None}
 
     def _load_changes(self) -> None:
-        """Load changes by this or another process into the cache, once per unit of work."""
+        """Update the cache with changes that this or another process made, once per unit of work."""
         if not in_unit() or self._synchronized.unit is current():
             return
         self._synchronized.unit = current()

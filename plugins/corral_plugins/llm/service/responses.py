@@ -1,6 +1,6 @@
 """Normalizes provider responses to OpenAI's format, and maps provider errors to problems.
 
-Only OpenAI's fields are kept, and two fields in which servers return a model's reasoning. Unknown fields would be
+Only OpenAI's fields and the two fields in which servers return a model's reasoning are kept. Unknown fields would be
 neither counted nor redacted across chunks.
 """
 
@@ -137,7 +137,7 @@ def _join_texts(parts: list[Any]) -> str:
 def _normalize_tool_call(call: dict[str, Any], position: int | None) -> dict[str, Any]:
     """Normalize a tool call. `position` replaces a missing index.
 
-    It is None for tool calls in whole messages, which contain no index.
+    `position` is None for tool calls in whole messages, which contain no index.
     """
     function = call["function"] if isinstance(call.get("function"), dict) else {}
     arguments = function.get("arguments")
@@ -185,7 +185,7 @@ def errors_of(provider: str) -> Iterator[None]:
 def timed_out(name: str, seconds: float, what: str) -> ProviderError:
     """Return the error for an expired timeout of the gateway.
 
-    Such an error is not retried, because a retry would take as long again.
+    Such an error is not retried, because a retry would probably take just as long.
     """
     return ProviderError(504, f"{name}: {what} within {seconds:g} seconds.", code="upstream_timeout", billable=True)
 

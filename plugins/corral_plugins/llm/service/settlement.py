@@ -28,8 +28,8 @@ ALERT_SECONDS = 3600.0
 class ProviderStates:
     """Records successes and errors of providers, and raises alerts for rejected API keys.
 
-    Runs in the caller's unit of work. An unchanged state is written only every 30 seconds, so that calls do not wait
-    for each other's row locks.
+    Runs in the caller's unit of work. An unchanged state is written at most every 30 seconds, so that calls do not
+    wait for each other's row locks.
     """
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ def update_state(name: str, **values: Any) -> None:
 
 
 class CallSettlement:
-    """Settles calls. Runs in the caller's unit of work. If a call is settled repeatedly, only the first time counts."""
+    """Settles calls. Runs in the caller's unit of work. A call that was already settled keeps its outcome."""
 
     def __init__(
         self,

@@ -75,7 +75,10 @@ class ConcurrencySlot(msgspec.Struct, frozen=True):
 
 
 class ConcurrencySlots:
-    """Manages the concurrency slots of this process. One instance per process; `run` must run as a supervised task."""
+    """Manages the concurrency slots of this process.
+
+    One instance per process; `renew_and_detect` must run as a supervised task.
+    """
 
     def __init__(self, work: Work) -> None:
         self._work = work
@@ -191,9 +194,9 @@ class ConcurrencySlots:
             LlmSlot.update(until=clock.now(seconds)).where(own).execute()
 
     def _assign_waiting(self) -> None:
-        """Assign slots of the providers for which calls of this process wait.
+        """Assign free slots of the providers for which calls of this process are waiting.
 
-        Slots of processes that died expire without a call that assigns them to the next in the queue.
+        When a process dies, its slots expire, and no call of that process assigns them to the next call in the queue.
         """
         providers = {slot.provider.name: slot.provider for slot, _ in list(self._waiting.values())}
         for name in sorted(providers):

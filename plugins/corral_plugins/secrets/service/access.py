@@ -115,7 +115,7 @@ class SecretsService:
             )
         if sent and row.allowed_hosts and (host is None or not names_host(row.allowed_hosts, host)):
             raise Forbidden(
-                f"The secret {row.name} must not be sent to {host or 'no host'}: it is not in allowed_hosts."
+                f"The secret {row.name} must not be sent to {host or 'an unknown host'}, which is not in allowed_hosts."
             )
         value = self._values.decrypt(row)
         self._usage.record_use(row.id)

@@ -33,7 +33,10 @@ class _PendingAlert(msgspec.Struct, frozen=True):
 
 
 class VaultAlerts:
-    """Collects alerts from any thread. `run` publishes them, at most once an hour for each kind of alert and object."""
+    """Collects alerts from any thread.
+
+    `publish_regularly` publishes them, at most once an hour for each kind of alert and object.
+    """
 
     def __init__(self, work: Work) -> None:
         self._work = work

@@ -1,4 +1,4 @@
-"""Counts the rows under each master key, and rewraps every encrypted row under the active key.
+"""Counts the rows that are encrypted under each master key, and rewraps every encrypted row under the active key.
 
 Rows are rewrapped in batches, each in its own unit of work. Each row is encrypted under either an old or the new key,
 and both are loaded. An interruption therefore loses nothing, and the next run continues with the remaining rows.
@@ -34,7 +34,10 @@ Read = Callable[[Callable[[], list[SealedValue]]], list[SealedValue]]
 
 
 class MasterKeys:
-    """Manages the rotation of master keys. `run` opens its own units of work; all other methods run in the caller's."""
+    """Manages the rotation of master keys.
+
+    `rewrap_rows` opens its own units of work; all other methods run in the caller's.
+    """
 
     audit: Audit | None
 
@@ -57,10 +60,10 @@ class MasterKeys:
         )
 
     def begin_rotation(self) -> tuple[int, str]:
-        """Acquire the lease of the rotation. Return the number of rows and the lease holder to pass to `run`.
+        """Acquire the lease of the rotation. Return the number of rows and the lease holder for `rewrap_rows`.
 
         Raises `Conflict` (`invalid_state`) if a rotation is already running or no row needs rewrapping, and
-        `Unavailable` (`vault_sealed`).
+        `Unavailable` (`vault_sealed`) if the vault is sealed.
         """
         active = self._rotation.active_id
         remaining = _rows_not_active(self._columns.counts(), active)
@@ -124,7 +127,7 @@ class MasterKeys:
 
     @staticmethod
     def _write_values(column: SealedColumn, rewrapped: list[tuple[SealedValue, str]], holder: str) -> bool:
-        """Store the rewrapped values if `holder` still holds the lease, and return whether it does.
+        """Store the rewrapped values if `holder` still holds the lease, and return whether it holds the lease.
 
         Values that changed in the meantime are not overwritten.
         """
@@ -143,7 +146,7 @@ class MasterKeys:
         return self._counted[1]
 
     def unreadable_values(self, read: Read) -> dict[str, int]:
-        """Return for each column the number of values that no loaded key decrypts.
+        """Return, for each column, the number of values that no loaded key decrypts.
 
         `read` runs a query in a unit of work.
         """

@@ -51,7 +51,7 @@ class RedactorValues:
         """The names of the secrets that each worker group may receive."""
 
     def on_events(self, records: Sequence[LoggedEvent]) -> None:
-        """Wake up `run` if a secret changed. Called by the event feed."""
+        """Wake up `refresh_on_change` if a secret changed. Called by the event feed."""
         if any(record.type in CHANGES for record in records):
             self._changed.set()
 

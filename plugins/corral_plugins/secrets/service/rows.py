@@ -24,7 +24,7 @@ SHOWN = ("category", "description", "expires_at", "allowed_consumers", "allowed_
 
 
 def get_secret_row(id: str, *, deleted: bool = False) -> SecretRow:
-    """Return the secret with this id. `deleted` includes deleted secrets. Raises `NotFound`."""
+    """Return the secret with this id. If `deleted` is true, the secret may be deleted. Raises `NotFound`."""
     row = SecretRow.get_or_none(SecretRow.id == id)
     if row is None or (row.deleted_at is not None and not deleted):
         raise NotFound("There is no secret with this id.")
@@ -59,12 +59,12 @@ def change_secret_row(row: SecretRow, values: Mapping[str, Any]) -> None:
 
 
 def expiring_until(days: list[int]) -> str:
-    """Return the time until which an expiry has the status `expiring`, because the first reminder is due."""
+    """Return the time of the latest expiry for which a secret has the status `expiring`."""
     return clock.now(max(days, default=0) * DAY)
 
 
 def is_expired(expires_at: str | None) -> bool:
-    """Return whether an expiry time has passed. None never expires."""
+    """Return whether an expiry time has passed. None means that the secret never expires."""
     return expires_at is not None and expires_at <= clock.now()
 
 
@@ -204,6 +204,6 @@ def is_duplicate(error: peewee.IntegrityError) -> bool:
 
 
 def given_fields(body: msgspec.Struct, *names: str) -> dict[str, Any]:
-    """Return those of the named fields of a request body that are set."""
+    """Return the values of the named fields that are set in a request body."""
     found = {name: getattr(body, name) for name in names}
     return {name: value for name, value in found.items() if value is not msgspec.UNSET}

@@ -118,7 +118,7 @@ class SecretValues:
         ).decode()
 
     def versions_after(self, id: str, at_once: int = 200) -> list[Any]:
-        """Return the next batch of versions after the id `id`, with the names of their secrets.
+        """Return the next batch of versions whose id is greater than `id`, with the names of their secrets.
 
         Destroyed versions are skipped.
         """

@@ -1,4 +1,7 @@
-"""Changes secrets on behalf of admins. Other code writes to secrets only to record last use and reminders."""
+"""Changes secrets on behalf of admins.
+
+Other code only records last uses and reminders, rewraps values, and shreds deleted secrets.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ from corral_plugins.secrets.shapes import (
 
 FIELDS = ("name", "category", "description", "expires_at", "allowed_consumers", "allowed_hosts", "max_versions")
 BOUND = ("agent:", "workflow:", "trigger:", "tool:", "worker_group:")
-"""Consumers that require `allowed_hosts`, because users who edit them must not decide where a value is sent."""
+"""Consumers that require `allowed_hosts`, because users who edit a consumer must not decide where a value is sent."""
 
 
 class Vault:

@@ -72,7 +72,7 @@ def replace_ip_rules(body: NewRules, request: Request, match: IfMatch, caller: P
 
 @routes.post("/ip-rules/check", needs=READ)
 def check_address(body: AddressToCheck, rules: IpRules) -> AddressVerdict:
-    """Check whether an address is allowed, and which rule decides."""
+    """Check whether an address is allowed, and return the rule that decides."""
     return rules.check_address(body.ip)
 
 

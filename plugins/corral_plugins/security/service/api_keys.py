@@ -1,8 +1,8 @@
 """API keys: their creation, rotation and revocation, their last use, and authentication with a key.
 
 The token of a key is `crl_<id>_<secret><crc>`. Its checksum reveals a mistyped token without a database lookup. A
-request with a key has those permissions of the key's scopes that the owner currently holds. The last use is written in
-batches, at most once a minute for each key.
+request with a key has the permissions that the key's scopes include and that its owner currently holds. The last use is
+written in batches, at most once a minute for each key.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class ApiKeys:
         self._settings, self._credentials = settings, credentials
 
     def list(self, query: KeyQuery, *, by: Principal) -> Page[KeyView]:
-        """Return a page of the caller's keys, or with `all` those of all users, newest first.
+        """Return a page of the caller's keys, or, with `all`, of the keys of all users, newest first.
 
         Expired and revoked keys are included until they are deleted.
         """
@@ -201,9 +201,9 @@ class ApiKeys:
         return self._issued_key(row, text)
 
     def _check_step_up(self, scopes: Sequence[str], by: Principal) -> None:
-        """Require re-authentication for scopes that a session can use only after it.
+        """Require re-authentication for scopes that a session can use only after re-authentication.
 
-        Otherwise a key could be used to bypass the re-authentication.
+        Otherwise a user could create a key to bypass it.
         """
         named = [item.name for item in self._permissions.all() if item.step_up and item.name in scopes]
         if named and not by.has_stepped_up:
@@ -211,7 +211,10 @@ class ApiKeys:
             raise Forbidden(detail, code="reauth_required")
 
     def revoke(self, key_id: str, *, by: Principal) -> None:
-        """Revoke a key of the caller or, for admins, of any user. Raises `NotFound`, also for a revoked key."""
+        """Revoke a key of the caller or, for admins, of any user.
+
+        Raises `NotFound` if there is no such key or it was already revoked.
+        """
         mine = ApiKeyRow.user_id == by.user_id
         which = (ApiKeyRow.id == key_id) & ApiKeyRow.revoked_at.is_null()
         if not self._revoke_where(which if by.may("security.write") else which & mine):

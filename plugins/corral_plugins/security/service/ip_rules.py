@@ -340,7 +340,7 @@ class IpGate:
 
 
 class IpGateUpdater:
-    """Keeps the rules in the gate of this process current: immediately after an event, or by polling every second."""
+    """Keeps the rules in the gate of this process up to date: after each event, and by polling every second."""
 
     def __init__(self, work: Work, rules: IpRules, gate: IpGate) -> None:
         self._work, self._rules, self._gate = work, rules, gate
@@ -351,7 +351,7 @@ class IpGateUpdater:
         self._gate.set_rules(await self._work(self._rules.active_rules, read=True))
 
     def on_events(self, records: Sequence[LoggedEvent]) -> None:
-        """Wake up `run` if the IP rules changed. Called by the event feed."""
+        """Wake up `follow_changes` if the IP rules changed. Called by the event feed."""
         if any(record.type == "ip_rules.changed" for record in records):
             self._changed.set()
 

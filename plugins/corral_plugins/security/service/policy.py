@@ -86,7 +86,7 @@ class SecurityPolicies:
             self.store.add_check([REQUIRE_MFA, REQUIRE_MFA_ROLES], self._check_author)
 
     def _check_author(self, values: Settings, by: Principal) -> None:
-        """Reject the requirement of a second factor if its author has none and would be locked out."""
+        """Reject a change that requires a second factor if its author has none and would be locked out."""
         if not values.get(REQUIRE_MFA) or by.role not in values.get(REQUIRE_MFA_ROLES) or by.user_id is None:
             return
         if not self._accounts.get(by.user_id).mfa_enabled:

@@ -52,7 +52,10 @@ class TokenBuckets:
         self.set_limit(rate.count, 1)
 
     def set_limit(self, count: int, share: int) -> None:
-        """Allow `count` requests per period of the rate, divided by `share`, but at least one."""
+        """Allow `count` requests per period of the rate in all `share` processes together.
+
+        This process allows an equal part of them, but at least one.
+        """
         self.count, self.share = count, share
         self._interval = self.rate.seconds * share / count
         self._window = max(float(self.rate.seconds), self._interval)
@@ -76,7 +79,7 @@ class TokenBuckets:
         return Quota(self._limit, int(left / self._interval), math.ceil(ahead - ROUNDING))
 
     def apply_shared_level(self, key: str, ahead: float) -> None:
-        """Apply the fill level of a bucket, in seconds, received from the other processes.
+        """Apply the fill level of a bucket, in seconds, that was received from the other processes.
 
         Counts that this process has not sent yet are added to the level.
         """
@@ -87,7 +90,7 @@ class TokenBuckets:
             self._recent[key] = empty
 
     def seconds_of(self, calls: int) -> float:
-        """Return by how many seconds `calls` requests fill a bucket that all processes share."""
+        """Return the number of seconds by which `calls` requests fill a bucket that all processes share."""
         return calls * self.rate.seconds / self.count
 
     def _rotate_generations(self, now: float) -> None:
@@ -138,7 +141,7 @@ class RequestLimits:
     def start(
         self, settings: Settings, shared: SharedBuckets, last_used: LastUseRecorder, *, on: bool, processes: int
     ) -> None:
-        """Start to count requests, unless rate limits are off (`on` is false)."""
+        """Start counting requests, unless rate limits are off (`on` is false)."""
         self._on, self._settings, self._shared = on, settings, shared
         self._last_used, self._processes = last_used, processes
         if on and shared.is_configured:

@@ -161,7 +161,7 @@ def publish_call(row: ToolCallRow) -> None:
 
 
 def record_alive(row_id: str, executions: int) -> None:
-    """Record that the process that runs a call is still alive, for another `ALIVE_SECONDS`."""
+    """Set `alive_until` of a running call to `ALIVE_SECONDS` from now, because its process is still alive."""
     mine = (ToolCallRow.id == row_id) & (ToolCallRow.status == "running") & (ToolCallRow.executions == executions)
     ToolCallRow.update(alive_until=clock.now(ALIVE_SECONDS)).where(mine).execute()
 

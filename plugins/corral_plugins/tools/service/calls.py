@@ -49,7 +49,7 @@ POLL_SECONDS = 2.0
 
 
 class CallRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A requested tool call. `redacted`: the redacted and truncated arguments, which are stored."""
+    """A requested tool call. `redacted` contains the redacted and truncated arguments, which are stored."""
 
     task_id: str
     lease_id: str | None
@@ -138,7 +138,7 @@ class ToolCalls:
         return call
 
     async def _begin_or_wait(self, request: CallRequest) -> ToolExecution | ToolCallView:
-        """Start the call, waiting while too many calls run, or wait until the same call that already runs has ended.
+        """Start the call. Wait while too many calls are running, or while the same call is already running.
 
         Raise `Conflict` after 25 s.
         """
@@ -426,7 +426,10 @@ class CallHistory:
         self.tasks.get(task_id, by=by)
 
     def end_abandoned_calls(self) -> int:
-        """End calls whose process stopped and permits that were not reported. Return the number of ended calls."""
+        """End calls whose process stopped, and permitted calls whose outcome was not reported.
+
+        Return the number of ended calls.
+        """
         found = call_store.abandoned_calls()
         for row in found:
             if row.status == "permitted":

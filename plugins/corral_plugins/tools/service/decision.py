@@ -1,4 +1,4 @@
-"""The decision on a tool call, and the collection of everything that it depends on.
+"""Decides on tool calls, and collects everything that a decision depends on.
 
 The decision is a pure function of its context, and is the same for calls and checks. The context consists of the
 subject of the call, the permissions of the subject, and the results of the tool's own checks and schema. The code reads
@@ -52,7 +52,7 @@ SENTENCES = {
 class ToolPolicyRule(msgspec.Struct, frozen=True, kw_only=True):
     """The rule of an agent for a tool.
 
-    `policy`: the policy for the tool. `when_tainted`: the policy in tainted runs. `config`: further restrictions of the
+    `policy` is the policy for the tool. `when_tainted` is the policy in tainted runs. `config` further restricts the
     arguments. None means that the agent does not override the value.
     """
 
@@ -64,7 +64,7 @@ class ToolPolicyRule(msgspec.Struct, frozen=True, kw_only=True):
 class DecisionContext(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that the decision on a call depends on, in the order of the rules.
 
-    `risk`: None if the tool does not exist.
+    `risk` is None if the tool does not exist.
     """
 
     tool: str
@@ -93,8 +93,8 @@ class DecisionContext(msgspec.Struct, frozen=True, kw_only=True):
 class ToolDecision(msgspec.Struct, frozen=True, kw_only=True):
     """The decision on a tool call.
 
-    `reasons`: every rule that denies the call, in order; the first is the main reason.
-    `is_temporary`: whether the call is denied only because too many calls are running.
+    `reasons` lists every rule that denies the call, in order; the first is the main reason. `is_temporary` is true if
+    the call is denied only because too many calls are running.
     """
 
     decision: Literal["allowed", "denied"]
@@ -195,7 +195,7 @@ NO_CONFIG: dict[str, Any] = {"type": "object", "additionalProperties": False}
 class CallSubject(msgspec.Struct, frozen=True, kw_only=True):
     """The subject of a tool call: the agent, the person who requested the task, and the run.
 
-    `worker_id`: the worker of the run; None stands for any online worker.
+    `worker_id` is the worker of the run; None stands for any online worker.
     """
 
     agent: AgentFacts | None
@@ -211,7 +211,7 @@ class CallSubject(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ContextBuilder:
-    """The builder of the context for a decision, and of the context in which a tool runs."""
+    """Builds the context for a decision, and the context in which a tool runs."""
 
     workers: Workers | None
 

@@ -59,7 +59,7 @@ class ToolExecution(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ToolOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """The outcome of a tool call, redacted and truncated. `untrusted`: the untrusted sources in the result."""
+    """The outcome of a tool call, redacted and truncated. `untrusted` lists the untrusted sources in the result."""
 
     result: Any = None
     error: dict[str, Any] | None = None

@@ -38,7 +38,7 @@ _BLANKS = re.compile(r"\n{3,}")
 
 
 def html_to_text(html: str, base: str = "") -> str:
-    """Return the text of a page. Never raises an exception. `base`: the URL for resolving relative links."""
+    """Return the text of a page. Never raises an exception. Relative links are resolved against `base`."""
     page = _HtmlTextParser(base)
     page.feed(html)
     if not page.rawdata.startswith("<"):  # an unclosed tag is not text, and is slow to parse as text
@@ -188,7 +188,7 @@ def refuse_secrets(*texts: Any) -> None:
 
 
 class HeaderSecrets:
-    """The replacement of secret placeholders in headers. Secrets are read in a separate unit of work."""
+    """Replaces secret placeholders in headers. Secrets are read in a separate unit of work."""
 
     secrets: Secrets | None
 

@@ -1,4 +1,4 @@
-"""The tool list for people, and the changes of overrides by admins."""
+"""Lists tools for people, and changes the overrides of tools for admins."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ NO_OVERRIDES = ToolOverrides()
 
 
 class RegisteredTool(msgspec.Struct, frozen=True, kw_only=True):
-    """A tool definition with the overrides of admins. `workers`: names of the online workers that offer the tool."""
+    """A tool definition with the overrides of admins. `workers` lists the online workers that offer the tool."""
 
     definition: Tool
     source: str  # plugin:<name> | worker

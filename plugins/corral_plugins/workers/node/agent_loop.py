@@ -55,7 +55,8 @@ UNREADABLE = (
 Control = Literal["drain", "budget"]
 """Requests from the worker to a running attempt.
 
-`drain`: release the task after the current step. `budget`: finish soon, because most of the budget is used.
+`drain` asks the attempt to release the task after the current step. `budget` asks the attempt to finish soon, because
+most of the budget is used.
 """
 
 
@@ -66,7 +67,7 @@ class _AttemptEnded(Exception):
 class AgentLoop:
     """The loop that runs the attempt of one claim.
 
-    `controls`: the `Control` requests from the worker so far. More may be added at any time.
+    `controls` contains the `Control` requests from the worker so far. More may be added at any time.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class AgentLoop:
         self._lines = 0
 
     async def run(self) -> int:
-        """Run the attempt and return the exit status of the process. Any exception counts as a crash."""
+        """Run the attempt and return the exit status of the process. Any exception is treated as a crash."""
         try:
             await self._run_steps()
         except (_AttemptEnded, TaskWaits):
@@ -302,7 +303,7 @@ def _is_temporary(error: ApiError) -> bool:
 class LiveOutput:
     """The live output of a reply: progress reports with the last 500 characters of its text, twice a second.
 
-    `add` and the exit of the context raise `WorkerLeaseLost` or `CancelRequested` if the server reports this state.
+    `add_text` and the exit of the context raise `WorkerLeaseLost` or `CancelRequested` if the server reports this.
     """
 
     def __init__(self, client: WorkerApiClient, task_id: str) -> None:
@@ -339,7 +340,7 @@ class LiveOutput:
 
 
 def _check_report(sending: asyncio.Task[dict[str, Any]]) -> None:
-    """Raise `WorkerLeaseLost` or `CancelRequested` if the response to a progress report contains this state.
+    """Raise `WorkerLeaseLost` or `CancelRequested` if the response to a progress report contains that state.
 
     A progress report that did not arrive is ignored.
     """

@@ -47,8 +47,8 @@ class ResponseCut(ServerUnreachable):
 class ApiError(Exception):
     """The error for a call that the server refused.
 
-    `code`: the stable error code. `members`: the whole problem document. `is_foreign`: whether the response is not from
-    the API, but from a proxy or another program at this address.
+    `code` is the stable error code. `members` is the whole problem document. If `is_foreign` is true, the response is
+    not from the API, but from a proxy or another program at this address.
     """
 
     def __init__(self, status: int, members: Mapping[str, Any], retry_after: float | None = None) -> None:
@@ -114,7 +114,7 @@ async def call_with_retries(
 ) -> T:
     """Make a call and repeat it after temporary failures.
 
-    `tries`: the maximum number of calls; None repeats until the caller is cancelled. `unless`: a function that
+    `tries` is the maximum number of calls. If it is None, the call is repeated until the caller is cancelled. `unless`
     returns whether an error must not be retried.
     """
     failures = 0

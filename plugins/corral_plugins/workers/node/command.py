@@ -65,12 +65,12 @@ def worker_command(
     drain_seconds: float,
     until_stdin_closes: bool,
 ) -> None:
-    """Run the tasks of a server. SIGTERM, Ctrl-C or SIGHUP releases running tasks and stops the worker; a second one
-    stops it at once.
+    """Run the tasks of a server. SIGTERM, Ctrl-C or SIGHUP releases running tasks and stops the worker; a second
+    signal stops it at once.
 
-    The registration key is used once. The worker's identity is stored in its folder, with one workspace for each task
-    in which allowed tools run. shell.run and python.run can do anything that this user can: give the worker a user or a
-    container of its own.
+    The registration key is used once. The worker stores its identity in its folder, and one workspace per task, in
+    which the allowed tools run. shell.run and python.run can do anything that the worker's user can do, so run the
+    worker as a user of its own or in a container.
     """
     import socket
 

@@ -158,7 +158,7 @@ class _StoredMessage(msgspec.Struct):
 
 
 class _StoredCheckpoint(msgspec.Struct):
-    """The format of checkpoints, used for validation. Unknown members, for example of other releases, are ignored."""
+    """The format of checkpoints, used for validation. Unknown members, such as those of other releases, are ignored."""
 
     step: int = 0
     repairs: int = 0
@@ -171,9 +171,10 @@ class _StoredCheckpoint(msgspec.Struct):
 class AttemptState:
     """The state of an attempt, which is stored in checkpoints.
 
-    `step`: the number of the last model step. `repairs`: how often the answer was requested again. `warned`: whether
-    the model was notified of the budget warning. `running`: the id of the call whose tool was started on this machine.
-    `permits`: the permits that a person approved, by call id. `invalid`: why the checkpoint cannot be read, or None.
+    `step` is the number of the last model step. `repairs` is the number of times that the answer was requested again.
+    `warned` is true if the model was notified of the budget warning. `running` is the id of the call whose tool was
+    started on this machine. `permits` contains the permits that a person approved, by call id. `invalid` is the reason
+    why the checkpoint cannot be read, or None.
     """
 
     def __init__(self, claim: Mapping[str, Any]) -> None:

@@ -36,7 +36,7 @@ class FolderUnusable(Exception):
 
 
 class TokenLosses:
-    """The detection of another worker with the same fingerprint.
+    """Detects another worker with the same fingerprint.
 
     Two such workers revoke each other's token whenever they register.
     """
@@ -49,7 +49,7 @@ class TokenLosses:
     def record_loss(self) -> bool:
         """Record a revoked token. Return whether three tokens were revoked within 300 s.
 
-        So many losses in this time are caused by another worker.
+        Three losses in this time indicate that another worker has the same fingerprint.
         """
         self._times.append(time.monotonic())
         return len(self._times) == self.TIMES and self._times[-1] - self._times[0] < self.SECONDS

@@ -28,9 +28,9 @@ REPORT_TRIES = 5
 class TaskLease:
     """A claimed task with its lease.
 
-    `deadline`: the monotonic time at which the lease expires, counted from the moment at which the request that renewed
-    the lease was *sent*. Failed calls do not change the deadline. At the deadline, the process is killed and nothing is
-    reported.
+    `deadline` is the monotonic time at which the lease expires, counted from the moment at which the request that
+    renewed the lease was *sent*. Failed calls do not change the deadline. At the deadline, the process is killed and
+    nothing is reported.
     """
 
     def __init__(self, client: WorkerApiClient, claim: Mapping[str, Any], *, sent: float, seconds: float) -> None:
@@ -48,8 +48,8 @@ class TaskLease:
     def renew_until(self, sent: float, seconds: float | None = None) -> None:
         """Renew the lease after the response to a request.
 
-        `sent`: the monotonic time at which the request was sent. `seconds`: the new duration of the lease, or None if
-        the response does not contain one.
+        `sent` is the monotonic time at which the request was sent. `seconds` is the new duration of the lease, or None
+        if the response does not contain one.
         """
         if seconds is None:
             self.deadline = max(self.deadline, sent + self.seconds)
@@ -68,7 +68,7 @@ class TaskLease:
     def drain_process(self, seconds: float) -> None:
         """Ask the process to finish its model call, store a checkpoint and release the task.
 
-        `seconds`: the time after which the process is killed and the worker releases the task.
+        After `seconds`, the process is killed and the worker releases the task.
         """
         self._drain_until = time.monotonic() + seconds
         if self._process is not None:
@@ -78,7 +78,9 @@ class TaskLease:
     # -- running
 
     async def run_task(self, processes: TaskProcesses) -> None:
-        """Run the task and report its outcome. Raise `ProcessNotStarted`; any other failure ends only this lease."""
+        """Run the task and report its outcome. Raise `ProcessNotStarted` if no process can be started; other failures
+        end only this lease.
+        """
         try:
             sent = time.monotonic()
             started = await self._client.start_task(self.task_id, self.lease_id)
@@ -163,7 +165,7 @@ class TaskLease:
         )
 
     async def _send_report(self, call: Any) -> None:
-        """Send a report, with retries until the deadline at most. The server ends the lease itself at the deadline."""
+        """Send a report. Retries end at the deadline, because the server then ends the lease itself."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, self.deadline - time.monotonic())):
                 try:

@@ -95,7 +95,7 @@ class ModelReply(msgspec.Struct, frozen=True, kw_only=True):
 class GatewayModel:
     """The model `agent` of the gateway, which stands for the model of the agent in the claim.
 
-    `gateway_url`: a URL, or a path on the server.
+    `gateway_url` is a URL, or a path on the server.
     """
 
     def __init__(self, client: WorkerApiClient, gateway_url: str) -> None:
@@ -107,7 +107,7 @@ class GatewayModel:
     async def send_request(self, request: ModelCall, key: str, on_text: Callable[[str], None]) -> ModelReply:
         """Send one request with an idempotency key and return the reply.
 
-        `on_text`: a function that receives the text in parts as they arrive. The function may raise an exception to
+        `on_text` is a function that receives the text in parts as they arrive. The function may raise an exception to
         stop the request. Raise `ApiError` and `ServerUnreachable` as the client does, and `ResponseCut` for an
         incomplete response.
         """

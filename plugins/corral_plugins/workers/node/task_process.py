@@ -36,8 +36,8 @@ REPORTED, LOST, CANCELLED = 0, 10, 11
 class TaskContext(msgspec.Struct, frozen=True, kw_only=True):
     """The settings that all task processes share.
 
-    `url`: the URL of the server. `allowed`: the tools that agents may use on this machine. `workspaces`: the folder
-    that contains the workspaces.
+    `url` is the URL of the server. `allowed` lists the tools that agents may use on this machine. `workspaces` is the
+    folder that contains the workspaces.
     """
 
     url: str
@@ -55,7 +55,7 @@ class ProcessNotStarted(Exception):
 def run_task_process(context: TaskContext, claim: Mapping[str, Any], inbox: Any) -> None:
     """Run the task of a claim. This is the main function of a task process.
 
-    `inbox`: the pipe that delivers controls (`agent_loop.Control`) from the worker. The pipe closes when the worker
+    `inbox` is the pipe that delivers controls (`agent_loop.Control`) from the worker. The pipe closes when the worker
     exits.
     """
     os.setsid()
@@ -157,7 +157,7 @@ class TaskProcess:
 class TaskProcesses:
     """The service that starts a process for each claim.
 
-    `folder`: the folder of the worker. No other worker uses the folder at the same time.
+    `folder` is the folder of the worker. No other worker uses the folder at the same time.
     """
 
     def __init__(self, context: TaskContext, folder: Path) -> None:

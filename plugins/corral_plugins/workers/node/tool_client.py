@@ -30,7 +30,7 @@ class TaskWaits(Exception):
 
 
 class ToolClient:
-    """The client for the tool calls of one attempt. `allowed`: the tools that agents may use on this machine."""
+    """The client for the tool calls of one attempt. `allowed` lists the tools that agents may use on this machine."""
 
     def __init__(
         self,

@@ -38,8 +38,8 @@ class WorkerRefused(Exception):
 class WorkerOptions(msgspec.Struct, kw_only=True):
     """The options of the command `corral worker`.
 
-    `key`: a registration key or the token of a member, for registration. `allow`: the tools that agents may use on this
-    machine.
+    `key` is a registration key or the token of a member, for registration. `allow` lists the tools that agents may use
+    on this machine.
     """
 
     url: str
@@ -52,7 +52,7 @@ class WorkerOptions(msgspec.Struct, kw_only=True):
 
 
 class ReferenceWorker:
-    """One worker. `drain` may be called at any time on the event loop; `run` then returns."""
+    """The reference worker. `drain` may be called at any time on the event loop; `run` then returns."""
 
     def __init__(self, options: WorkerOptions, folder: WorkerFolder) -> None:
         self._options, self._folder = options, folder
@@ -298,8 +298,8 @@ class ReferenceWorker:
     def _apply_reply(self, reply: Mapping[str, Any], sent: float | None) -> None:
         """Apply the lease states, the commands and the worker status of a response.
 
-        The status of the worker replaces commands that were lost. `sent`: the monotonic time at which the request was
-        sent, or None if the response does not renew leases.
+        The status of the worker makes up for commands that were lost. `sent` is the monotonic time at which the request
+        was sent, or None if the response does not renew leases.
         """
         for state in reply.get("leases") or ():
             lease = self._leases.get(state["lease_id"])
@@ -322,7 +322,7 @@ class ReferenceWorker:
 
 
 def _lease_seconds(server_time: str | None, expires_at: str | None) -> float | None:
-    """Return the remaining duration of a lease by the clock of the server, or None if the response does not say."""
+    """Return the remaining duration of a lease by the clock of the server, or None if the response lacks it."""
     if server_time is None or expires_at is None:
         return None
     return max(0.0, (datetime.fromisoformat(expires_at) - datetime.fromisoformat(server_time)).total_seconds())

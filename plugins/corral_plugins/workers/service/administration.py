@@ -181,7 +181,7 @@ class WorkerAdministration:
     def _write_changes(self, row: Worker, changes: dict[str, Any], unlisted: dict[str, Any]) -> WorkerView:
         """Apply changes that do not affect the status of a worker.
 
-        `unlisted`: additional columns that are not listed in the event and the audit entry.
+        `unlisted` contains additional columns that are not listed in the event and the audit entry.
         """
         if not changes:
             return repository.worker_view(row, WorkerView)

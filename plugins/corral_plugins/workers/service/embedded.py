@@ -51,7 +51,7 @@ class RunnableWorker(Protocol):
 
 
 def start_embedded(runtime: Runtime, address: str, *, max_agents: int, allow: Sequence[str]) -> None:
-    """Run the embedded worker whenever this process holds the lease. `address`: the URL of the server."""
+    """Run the embedded worker whenever this process holds the lease. `address` is the URL of the server."""
     work, keys = runtime.service(Database).work, runtime.service(RegistrationKeys)
 
     def make_key() -> Awaitable[str]:
@@ -63,7 +63,7 @@ def start_embedded(runtime: Runtime, address: str, *, max_agents: int, allow: Se
 
 
 class EmbeddedLease:
-    """The lease of the embedded worker. While this process holds the lease, the worker that `start()` returns runs."""
+    """The lease of the embedded worker. While this process holds it, this process runs the worker."""
 
     def __init__(self, work: Work, start: Callable[[], RunnableWorker]) -> None:
         self._work, self._start = work, start
@@ -97,7 +97,7 @@ class EmbeddedLease:
     async def _is_held(self) -> bool:
         """Acquire or renew the lease. Return whether this process holds the lease.
 
-        While the database is unavailable, a lease that is held counts as held until it expires.
+        While the database is unavailable, a lease that this process held is considered held until it expires.
         """
         asked = time.monotonic()
         try:
@@ -147,7 +147,8 @@ def _is_dead(holder: str) -> bool:
 class EmbeddedWorker:
     """The embedded worker, which runs `corral worker` as a child process.
 
-    `make_key` creates a registration key before each start. `allow`: the tools that agents may use on this machine.
+    `make_key` creates a registration key before each start. `allow` lists the tools that agents may use on this
+    machine.
     """
 
     def __init__(

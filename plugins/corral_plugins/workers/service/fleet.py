@@ -57,7 +57,7 @@ _TOTALS = Statement(
 class WorkerTotals(msgspec.Struct, frozen=True):
     """Totals of the workers of one group and status.
 
-    Each usage is a pair: the sum of the percentages, and the number of workers that reported one.
+    Each usage is a pair: the sum of the percentages, and the number of workers that reported a percentage.
     """
 
     group: str | None
@@ -189,7 +189,7 @@ def _totals_by_group(parts: Iterable[WorkerTotals]) -> dict[str, GroupTotals]:
 
 
 def _has_label(label: str) -> Any:
-    """Return the SQL condition for workers with a label. `label`: `key` or `key=value`.
+    """Return the SQL condition for workers with a label. `label` is `key` or `key=value`.
 
     The condition searches the JSON text of the labels. Unlike LIKE, REPLACE has no wildcards and is case-sensitive on
     every database engine.

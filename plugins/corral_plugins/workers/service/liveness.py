@@ -42,9 +42,9 @@ _LAST_SEEN = Statement(
 
 
 class WorkerLiveness:
-    """The record of when workers were last seen.
+    """Records when each worker was last seen.
 
-    `note` and `note_listening` may be called from any thread, with or without a unit of work.
+    `note_contact` and `note_listening` may be called from any thread, with or without a unit of work.
     """
 
     def __init__(self, settings: Settings, work: Work) -> None:
@@ -59,7 +59,7 @@ class WorkerLiveness:
         return min(MAX_WRITE_INTERVAL, declared.offline_seconds(self._settings) / 3)
 
     def note_contact(self, worker_id: str) -> None:
-        """Note in memory that the worker made a call. The next `flush` writes the contact to the database."""
+        """Note in memory that the worker made a call. `write_contacts` later writes it to the database."""
         self._noted[worker_id] = None
 
     def note_listening(self, worker_id: str, until: float) -> None:
@@ -83,7 +83,7 @@ class WorkerLiveness:
         return found is not None and bool(found[2] > clock.now())
 
     async def write_regularly(self) -> None:
-        """Write the noted contacts every `interval` seconds, until cancelled."""
+        """Write the noted contacts every `write_interval` seconds, until cancelled."""
         while True:
             await asyncio.sleep(self.write_interval)
             try:
@@ -92,7 +92,7 @@ class WorkerLiveness:
                 log.exception("the last contact times of workers could not be written")
 
     async def write_contacts(self) -> None:
-        """Write the contacts that were noted since the last flush."""
+        """Write the contacts that were noted since the last write."""
         noted, self._noted = list(self._noted), {}
         now = clock.time_s()
         self._listening = {key: until for key, until in self._listening.copy().items() if until > now}
@@ -140,7 +140,7 @@ class WorkerSweeps:
             await self._work(self.sweep_in_unit, entry=entry)
 
     def sweep_in_unit(self) -> None:
-        """Do the same as `sweep`, in the caller's unit of work."""
+        """Do the same as `sweep_silent_workers`, in the caller's unit of work."""
         self._take_offline()
         self._raise_or_clear_alert()
 

@@ -32,7 +32,7 @@ CLAIM_REASONS = ("ok", "none", "at_capacity", "draining", "budget_exhausted", "k
 
 
 class ClaimMetrics:
-    """The number of answered claims by reason, and their durations. Changed only on the event loop."""
+    """The number of answered claims by reason, and their durations. Only the event loop changes the values."""
 
     def __init__(self) -> None:
         self._answers: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""The registration of workers, and the registration keys that admins create for it."""
+"""The registration of workers, and the registration keys with which workers register."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class RegistrationKeys:
     def create_embedded(self) -> str:
         """Create a key for the embedded worker of this process and return the secret.
 
-        The key approves the worker automatically, and is valid for one use and ten minutes.
+        A worker that registers with the key is approved automatically. The key can be used once, within ten minutes.
         """
         key, key_hash = new_key()
         now = clock.now()

@@ -63,7 +63,7 @@ def publish_worker_event(kind: type[WorkerEvent], row: Worker, **fields: Any) ->
 
 
 def worker_view(row: Worker, kind: type[V], **more: Any) -> V:
-    """Convert a row into the public shape `kind`. `more`: the additional fields of this shape."""
+    """Convert a row into the public shape `kind`. `more` contains the additional fields of this shape."""
     shown = {name: getattr(row, name) for name in WorkerView.__struct_fields__ if name != "capacity"}
     return kind(**shown, capacity=row.max_agents, **more)
 

@@ -24,7 +24,7 @@ class BuiltinTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The base class of tools that run on the worker.
 
     The fields of a subclass are the arguments of the tool, and its docstring is the description of the tool.
-    `idempotent`: whether it is harmless to run the tool twice.
+    `idempotent` is true if it is harmless to run the tool twice.
     """
 
     name: ClassVar[ToolName]
@@ -87,7 +87,7 @@ class WriteFile(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
 
 
 class RunShell(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
-    """Run a command with /bin/sh in the task's workspace. Every process that it starts ends with it."""
+    """Run a command with /bin/sh in the task's workspace. Every process that the command starts ends with it."""
 
     name, title, risk = "shell.run", "Run a command", "dangerous"
     idempotent = False
@@ -100,7 +100,7 @@ class RunShell(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
 
 
 class RunPython(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
-    """Run Python code in the task's workspace; print the results. Every process that it starts ends with it."""
+    """Run Python code in the task's workspace; print the results. Every process that the code starts ends with it."""
 
     name, title, risk = "python.run", "Run Python code", "dangerous"
     idempotent = False

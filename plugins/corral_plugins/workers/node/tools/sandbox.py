@@ -1,4 +1,4 @@
-"""The execution of a command in the workspace of a task, with limited time, output and memory.
+"""Runs a command in the workspace of a task, with limited time, output and memory.
 
 The command does not inherit the environment variables of the worker. The sandbox limits processes and resources. It
 does not protect the machine, because the command runs as the operating system user of the worker.

@@ -81,7 +81,8 @@ def _exec_command(request: dict[str, Any]) -> None:
 def _wait_for_exit(pid: int, child_exited: int, seconds: float | None = None) -> int | None:
     """Return the wait status of the command.
 
-    Return None if `seconds` have passed. If `seconds` is None, return None when the standard input was closed.
+    Return None if the command did not exit within `seconds`. If `seconds` is None, wait until the command exits, and
+    return None if the standard input is closed first.
     """
     until = None if seconds is None else time.monotonic() + seconds
     watched = [child_exited] if seconds is not None else [0, child_exited]

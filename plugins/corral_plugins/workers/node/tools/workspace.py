@@ -121,7 +121,7 @@ class Workspace:
     def _open_folder(self, names: tuple[str, ...], path: str, *, make: bool = False) -> Iterator[int]:
         """Open the folder at the path `names` and yield its file descriptor.
 
-        `path`: the path for error messages. `make`: whether to create missing folders.
+        `path` is the path for error messages. If `make` is true, missing folders are created.
         """
         with _os_errors(path):
             here = os.open(self.path, _FOLDER)
