@@ -34,7 +34,7 @@ def command(name: str, parent: Path | None, as_json: bool) -> None:
     except scaffold.InvalidPluginName as error:
         raise click.UsageError(str(error)) from None
     if values["name"] in {found.name for found in discover(load_config())}:
-        raise click.ClickException(f"a plugin {values['name']} is already installed; choose another name")
+        raise click.ClickException(f"a plugin named {values['name']} is already installed; choose another name")
     folder = (parent or Path()).absolute() / f"corral-{values['hyphenated']}"
     try:
         written = scaffold.write_distribution(name, folder)

@@ -236,7 +236,7 @@ def device_of(request: Request) -> Device:
 def require_user_id(caller: Principal) -> str:
     """Return the id of the calling user. Raise `Forbidden` for machines, which have no account."""
     if caller.user_id is None:
-        raise Forbidden("Only people have accounts; sign in as a person.")
+        raise Forbidden("This operation needs a user account; sign in as a user.")
     return caller.user_id
 
 

@@ -146,7 +146,7 @@ class Reauthentication:
 
 def _require_person(caller: Principal) -> str:
     if caller.user_id is None:
-        raise Forbidden("Only people have accounts; sign in as a person.")
+        raise Forbidden("This operation needs a user account; sign in as a user.")
     return caller.user_id
 
 

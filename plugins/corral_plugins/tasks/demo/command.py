@@ -1,4 +1,4 @@
-"""`corral demo`: starts a complete installation in a temporary data folder and runs one task from start to result."""
+"""`corral demo`: starts a complete installation in a temporary data folder and runs one task from start to finish."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def command(
     keep: Path | None,
     as_json: bool,
 ) -> None:
-    """Start a complete installation in a temporary folder and run one task from start to result.
+    """Start a complete installation in a temporary folder and run one task from start to finish.
 
     The installation contains a server, a worker and an agent. The demo touches no existing data folder. Exits with 0
     only when the task is completed.
