@@ -11,6 +11,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import concurrent.futures
+import contextlib
 import dataclasses
 import logging
 import math
@@ -282,15 +283,10 @@ class DatabasePool:
         error = Unavailable("The operation ran too long and was rolled back.", retry_after=1, **plugin)
 
         def answer() -> None:  # after the loss was counted, so that the client's next request sees the quarantine
-            if is_route and self._database_answers():
-                self.quarantine.count(label, began, lost, plugin)
+            if is_route:
+                with contextlib.suppress(Exception):  # if the database does not answer, the route is not to blame
+                    self.database.ping()
+                    self.quarantine.count(label, began, lost, plugin)
             self.database.deliver([Outcome(queued, None, error=error)])
 
         threading.Thread(target=answer, daemon=True).start()  # the check of the database may block
-
-    def _database_answers(self) -> bool:
-        try:
-            self.database.ping()
-        except Exception:
-            return False
-        return True
