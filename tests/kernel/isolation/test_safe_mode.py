@@ -97,8 +97,8 @@ def test_only_crashes_count(tmp_path: Path) -> None:
         each.begin()
     assert not StartHistory(tmp_path).crashed
     for each in going_on[:3]:  # as when their processes end
-        assert each._own is not None
-        os.close(each._own[1])
+        assert each._record is not None
+        os.close(each._record[1])
     assert StartHistory(tmp_path).crashed
     old = sorted((tmp_path / "run" / "starts").iterdir())
     os.utime(old[0], (1.0, 1.0))
