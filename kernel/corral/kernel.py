@@ -289,7 +289,7 @@ class Kernel:
     async def serving(self, address: str) -> None:
         """Record that the server accepts connections at `address`, and call the plugins' `when_serving` callbacks."""
         self.lifecycle.address = address
-        self.egress.register_server(self.config.server.bind, address)
+        self.egress.deny_own_server(self.config.server.bind, address)
         for run in self.lifecycle.serving:
             await run(address)
 

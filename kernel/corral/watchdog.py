@@ -136,7 +136,7 @@ class Watchdog:
         self._abandoned[thread] = _AbandonedThread(guard)
         _raise_in(thread)
 
-    def has_returned(self, thread: threading.Thread) -> None:
+    def mark_returned(self, thread: threading.Thread) -> None:
         """Record that the call of a thread has ended, so that no exception interrupts the clean-up of the thread."""
         self._abandoned.pop(thread, None)
 

@@ -17,7 +17,7 @@ from corral.egress.client import Egress
 from corral.egress.guard import EgressBlocked, Policy
 from corral.errors import Invalid
 from corral.testing.outside import PUBLIC, Names, Receiver, answer
-from corral_core.health.service.egress import SINKS
+from corral_core.health.service.egress_audit import SINKS
 
 # `loopback`, `internal` and `names` are hosts, `shapes` and `confusing` have the place of one that listens.
 CORPUS: dict[str, Any] = json.loads((Path(__file__).parent / "hostile_urls.json").read_text("utf-8"))

@@ -110,7 +110,7 @@ class DatabaseThread(threading.Thread, abc.ABC):
             self._end()
 
     def _end(self) -> None:
-        self.database.watchdog.has_returned(self)
+        self.database.watchdog.mark_returned(self)
         self.close()
 
     def begin_unit(self, queued: QueuedUnit) -> None:

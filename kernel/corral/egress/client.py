@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import httpx2
 
-    from corral.egress.proxy import EgressProxy
+    from corral.egress.upstream_proxy import EgressProxy
 
 log = logging.getLogger("corral.egress")
 
@@ -52,7 +52,7 @@ class Egress:
         self._context: ssl.SSLContext | None = None
         self._reported: dict[tuple[str, str], float] = {}
         self.on_refusal: Callable[[str, str], None] = lambda sink, host: None  # once per sink, host and minute
-        self.register_server(config.server.bind)
+        self.deny_own_server(config.server.bind)
 
     def client(
         self,
@@ -100,7 +100,7 @@ class Egress:
 
     def proxy(self) -> EgressProxy | None:
         """Return the proxy for all connections to other machines, or None if the operator has not configured one."""
-        from corral.egress.proxy import EgressProxy
+        from corral.egress.upstream_proxy import EgressProxy
 
         return EgressProxy(self._proxy_url) if self._proxy_url else None
 
@@ -156,7 +156,7 @@ class Egress:
             return [UNRESOLVED]
         return []
 
-    def register_server(self, bind: str, address: str = "") -> None:
+    def deny_own_server(self, bind: str, address: str = "") -> None:
         """Deny connections to Corral's own server at `bind`.
 
         If `bind` has no port, use the port of the URL `address`.

@@ -18,7 +18,7 @@ from corral.egress.resolver import Unresolved
 if TYPE_CHECKING:
     import ssl
 
-    from corral.egress.proxy import EgressProxy
+    from corral.egress.upstream_proxy import EgressProxy
 
 Security = Literal["starttls", "tls", "none"]
 

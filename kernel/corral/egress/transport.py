@@ -16,8 +16,8 @@ import httpcore2
 import httpx2
 
 from corral.egress.guard import Destination, EgressBlocked, canonical_address, check_peer
-from corral.egress.proxy import EgressProxy
 from corral.egress.resolver import Unresolved
+from corral.egress.upstream_proxy import EgressProxy
 
 Addresses = Callable[[str, int], Awaitable[Sequence[str]]]
 """Returns the allowed addresses of a host and port, or raises `EgressBlocked` or `Unresolved`."""

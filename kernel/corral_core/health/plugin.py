@@ -15,7 +15,7 @@ from corral_core.health.models import HealthRow
 from corral_core.health.routes import egress, health
 from corral_core.health.service.board import HealthBoard
 from corral_core.health.service.checks import KernelChecks
-from corral_core.health.service.egress import METRICS, EgressAudit
+from corral_core.health.service.egress_audit import METRICS, EgressAudit
 from corral_core.health.service.heap_trimming import HeapTrimming
 from corral_core.health.service.process_metrics import LoopLag, ProcessMetrics
 from corral_core.health.service.readiness import Readiness

@@ -206,7 +206,7 @@ async def test_addresses_of_the_operator_are_exact(make_egress: MakeEgress) -> N
 async def test_corral_itself_is_refused_even_to_the_operator(make_egress: MakeEgress) -> None:
     async with Receiver() as server:
         egress = make_egress(allow=[f"127.0.0.1:{server.port}"])
-        egress.register_server(f"0.0.0.0:{server.port}")
+        egress.deny_own_server(f"0.0.0.0:{server.port}")
         async with egress.client("llm", operator=[f"127.0.0.1:{server.port}"]) as client:
             with pytest.raises(EgressBlocked) as refusal:
                 await client.get(server.url)

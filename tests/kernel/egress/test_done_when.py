@@ -17,7 +17,7 @@ from corral.egress.client import Egress
 from corral.egress.guard import EgressBlocked
 from corral.errors import Invalid
 from corral.testing.outside import PUBLIC, Receiver, answer
-from corral_core.health.service.egress import SINKS
+from corral_core.health.service.egress_audit import SINKS
 
 MakeEgress = Callable[..., Egress]
 

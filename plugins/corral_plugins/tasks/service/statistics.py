@@ -154,7 +154,7 @@ def count_started_attempt(queue_ms: int) -> None:
     hour["queue_ms"] += queue_ms
 
 
-def snapshot_deltas() -> CounterDeltas:
+def copy_deltas() -> CounterDeltas:
     """Return a copy of the changes that the unit of work has counted so far."""
     deltas, copy = _current_deltas(), CounterDeltas()
     copy.counters, copy.hour = deltas.counters.copy(), deltas.hour.copy()
