@@ -77,7 +77,7 @@ BROKEN = {
     "exit at import": (PLUGIN + "raise SystemExit(3)\n" + FAULTY, "SystemExit: 3"),
     "syntax": ("def (:\n", "SyntaxError"),
     "no plugin": ("class FaultyPlugin:\n    name = 'faulty'\n", "not a subclass"),
-    "other name": (PLUGIN + FAULTY.replace('name = "faulty"', 'name = "other"'), "named 'other'"),
+    "other name": (PLUGIN + FAULTY.replace('name = "faulty"', 'name = "other"'), "class name 'other'"),
     "other kernel": (body("kernel_api = 2"), "the plugin is made for kernel API 2, but this kernel has 1"),
     "requires no tuple": (body('requires = "core"'), "requires and wants must be tuples"),
     "foreign permission": (body('permissions = (Permission("tasks.read", "Read"),)'), "must begin with faulty."),
