@@ -23,7 +23,7 @@ def time_s() -> float:
 
 
 def format_instant(seconds: float) -> str:
-    """Return epoch seconds as an instant, clamped to the range from `FIRST` to `LAST`."""
+    """Format epoch seconds as an instant, clamped to the range from `FIRST` to `LAST`."""
     if not _FIRST_SECOND <= seconds < _LAST_SECOND + 0.999:
         return FIRST if seconds < 0 else LAST
     second = math.floor(seconds)
@@ -35,7 +35,7 @@ def format_instant(seconds: float) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _whole_second(second: int) -> str:
-    """Return an instant without its milliseconds.
+    """Format whole epoch seconds as an instant without the milliseconds and the `Z`.
 
     The results are cached, because a process formats many instants of the same second.
     """
@@ -43,17 +43,17 @@ def _whole_second(second: int) -> str:
 
 
 def now(after_seconds: float = 0.0) -> str:
-    """Return the current instant plus `after_seconds`."""
+    """Return the current time as an instant, or the instant that follows `after_seconds` later."""
     return format_instant(time.time() + _shift + after_seconds)
 
 
 def parse_instant(instant: str) -> float:
-    """Return the epoch seconds of an instant."""
+    """Convert an instant to epoch seconds."""
     return datetime.fromisoformat(instant).timestamp()
 
 
 def from_datetime(moment: datetime) -> str:
-    """Return an aware datetime with any offset as an instant, clamped to the range from `FIRST` to `LAST`."""
+    """Convert an aware datetime of any time zone to an instant, clamped to the range from `FIRST` to `LAST`."""
     try:
         moment = moment.astimezone(UTC)
     except OverflowError:
@@ -62,7 +62,7 @@ def from_datetime(moment: datetime) -> str:
 
 
 def elapsed_ms(since: str, until: str) -> int:
-    """Return the milliseconds between two instants, at least 0."""
+    """Return the milliseconds from `since` to `until`, or 0 if `until` is earlier."""
     return max(0, round((parse_instant(until) - parse_instant(since)) * 1000))
 
 

@@ -29,22 +29,22 @@ _BODY = _HEAD + _NONCE + _DATA_KEY + _TAG
 
 
 class SealedWrong(ValueError):
-    """Raised when a sealed value was changed or truncated, or was copied from another place."""
+    """Raised when a sealed value was changed or truncated, or was copied from another row or column."""
 
 
 def place(table: str, row: str, version: int, field: str = "value") -> str:
-    """Return the `aad` (associated data) of a column in a row.
+    """Return the associated data (`aad`) that identifies one column of one row.
 
-    The associated data binds a ciphertext to its place, so a copy in another place cannot be decrypted.
+    A ciphertext is bound to its associated data, so a copy of it in another row or column cannot be decrypted.
     """
     return f"{table}|{row}|{version}|{field}"
 
 
 def refuse_mask(value: str | None, pointer: str) -> None:
-    """Raise `masked_value_submitted` if a credential consists only of `*`.
+    """Raise `masked_value_submitted` if a credential consists only of asterisks.
 
-    Forms show this mask instead of a stored value. Call this function for every credential that people submit, so that
-    the mask never replaces the stored value.
+    Forms show asterisks in place of a stored credential. Call this function for every credential that a person submits,
+    so that the asterisks never replace the stored credential.
     """
     if value and not value.strip().strip("*"):
         detail = "This is the mask of a stored value; omit the field to keep the stored value."
@@ -52,12 +52,12 @@ def refuse_mask(value: str | None, pointer: str) -> None:
 
 
 def encoded_key(name: str, key: bytes) -> dict[str, str]:
-    """Return the text encodings of a binary key by name, for the redactor."""
+    """Return the text encodings of a binary key by name. The redactor removes them from texts."""
     return {name: base64.b64encode(key).decode(), f"{name}.hex": key.hex()}
 
 
 def derive(master: bytes, purpose: str) -> bytes:
-    """Derive a 256-bit key for one purpose with one block of HKDF-SHA256 (RFC 5869)."""
+    """Derive a 256-bit key for the given purpose with one block of HKDF-SHA256 (RFC 5869)."""
     extracted = hmac.digest(b"corral", master, "sha256")
     return hmac.digest(extracted, purpose.encode() + b"\x01", "sha256")
 
@@ -68,7 +68,7 @@ def new_secret() -> str:
 
 
 def digest(secret: str) -> str:
-    """Return the SHA-256 digest that is stored instead of an opaque token."""
+    """Return the SHA-256 digest of an opaque token. Only the digest is stored, never the token."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
@@ -119,15 +119,15 @@ class Sealer(Protocol):
     sealed: bool
 
     def encrypt(self, plaintext: bytes, *, aad: str) -> bytes:
-        """Encrypt a value for one place (see `place`)."""
+        """Encrypt a value for the row and column that `aad` identifies (see `place`)."""
         ...
 
     def decrypt(self, sealed: bytes, *, aad: str) -> bytes:
-        """Return the plaintext. Raises `SealedWrong` when the value was changed or belongs to another place."""
+        """Decrypt a value. Raises `SealedWrong` if the value was changed or belongs to another row or column."""
         ...
 
     def mac(self, purpose: str, data: bytes) -> bytes:
-        """Return the HMAC-SHA256 of `data` for one purpose. The result changes when the master key is rotated."""
+        """Return the HMAC-SHA256 of `data` for the given purpose. The MAC changes when the master key is rotated."""
         ...
 
     def verify(self, purpose: str, data: bytes, mac: bytes) -> bool:
@@ -138,7 +138,7 @@ class Sealer(Protocol):
 class KeyRotation(Protocol):
     """Moves sealed values to the active master key without decrypting them. A service for plugins.
 
-    `sealed`: see `Sealer`.
+    `sealed` has the same meaning as in `Sealer`.
     """
 
     sealed: bool
@@ -158,16 +158,16 @@ class KeyRotation(Protocol):
         ...
 
     def unwraps(self, sealed: bytes) -> bool:
-        """Return whether a loaded key unwraps the data key of the value."""
+        """Return whether one of the loaded keys can unwrap the data key of the value."""
         ...
 
 
 class Keyring:
     """The master keys of this process. The first key encrypts values; every key can decrypt values.
 
-    The keyring is `sealed` if it contains no key, or if `note_stored` finds that all stored values need other keys.
-    Encryption and decryption then raise `Unavailable` (`vault_sealed`). MACs still work; if no key is loaded, they use
-    a random key of this process.
+    The keyring is `sealed` if it contains no key, or if `note_stored` finds stored values, but none that a loaded key
+    has sealed. Encryption and decryption then raise `Unavailable` (`vault_sealed`). MACs still work; if no key is
+    loaded, they use a random key of this process.
     """
 
     def __init__(self, keys: Sequence[MasterKey] = (), *, source: str = "", created: bool = False) -> None:
@@ -182,9 +182,9 @@ class Keyring:
     def load(cls, config: Config, *, allow_create: bool = False) -> Keyring:
         """Load the master keys from the configuration, or else from the key file in the data folder.
 
-        With `allow_create`, a missing key file is created. Use it only if no sealed value exists, because a new key
-        would hide that the right key is lost. Raises `Refused` for an invalid key, or a key file that other users can
-        read.
+        With `allow_create`, the key file is created if it is missing. Pass `allow_create` only if no sealed value
+        exists: otherwise the new key would hide the fact that the right key is lost. Raises `Refused` if a key is
+        invalid, or if other users can read the key file.
         """
         if config.keys.master_key:
             source = config.sources.get("keys.master_key", "keys.master_key")
@@ -202,7 +202,7 @@ class Keyring:
         return cls(parse_master_keys(text, str(path)), source=str(path), created=created)
 
     def credentials(self) -> dict[str, str]:
-        """Return the encodings of all keys by name. They must not appear in any text."""
+        """Return the text encodings of all keys by name, so that the redactor can remove them from texts."""
         return {name: text for key in self.keys for name, text in encoded_key(f"keys.{key.label}", key.secret).items()}
 
     @property
@@ -232,7 +232,10 @@ class Keyring:
         self.sealed = not self.keys or (bool(stored) and stored.isdisjoint(self._by_id))
 
     def encrypt(self, plaintext: bytes, *, aad: str) -> bytes:
-        """Encrypt a value for one place (see `place`). The result is 97 bytes longer than the plaintext."""
+        """Encrypt a value for the row and column that `aad` identifies (see `place`).
+
+        The result is 97 bytes longer than the plaintext.
+        """
         head = _VERSION + bytes.fromhex(self.active.id)
         data_key = secrets.token_bytes(_DATA_KEY)
         wrapped = _encrypt(derive(self.active.secret, "wrap"), data_key, head)
@@ -241,7 +244,8 @@ class Keyring:
     def decrypt(self, sealed: bytes, *, aad: str) -> bytes:
         """Decrypt a value.
 
-        Raises `SealedWrong` for a changed or misplaced value, and `Unavailable` if its master key is not loaded.
+        Raises `SealedWrong` if the value was changed or belongs to another row or column, and `Unavailable` if its
+        master key is not loaded.
         """
         return _decrypt(self._data_key(sealed), sealed[_BODY:], _bound(aad))
 
@@ -266,7 +270,7 @@ class Keyring:
         return _decrypt(derive(key.secret, "wrap"), sealed[_HEAD:_BODY], sealed[:_HEAD])
 
     def mac(self, purpose: str, data: bytes) -> bytes:
-        """Return the HMAC-SHA256 of `data` under the active key. It changes only when the master key is rotated."""
+        """Return the HMAC-SHA256 of `data` under the active key. It changes only when the active key changes."""
         return hmac.digest(derive(self._signing[0], f"mac/{purpose}"), data, "sha256")
 
     def verify(self, purpose: str, data: bytes, mac: bytes) -> bool:

@@ -66,16 +66,16 @@ CODES: dict[str, tuple[int, str]] = {
     "shutting_down": (503, "The server is shutting down"),
 }
 LIMITING_CODES: set[str] = set()
-"""Codes allowed in `Principal.limited`. All routes except those marked `limited` may return them."""
+"""The problem codes that `Principal.limited` may have. Every route that is not marked `limited` may return them."""
 
 
 def declare_codes(codes: Mapping[str, tuple[int, str]], *, limiting: bool = False) -> None:
     """Declare the problem codes of a plugin, `{code: (HTTP status, title)}`.
 
-    Call this function when the plugin's module `api` is imported.
+    Call this function at import time, in the plugin's module `api`.
 
-    With `limiting`, the codes may also be used in `Principal.limited`. Raises `ValueError` for a code that exists with
-    another status or title.
+    With `limiting`, the codes may also be used in `Principal.limited`. Raises `ValueError` if a code is already
+    declared with another status or title.
     """
     for code, meaning in codes.items():
         if CODES.setdefault(code, meaning) != meaning:
@@ -101,9 +101,10 @@ class Failure(Exception):
 
 
 class ContributionFailed(Failure):
-    """Raised when a plugin's contribution failed.
+    """Raised when a callable that a plugin contributed failed, or when the plugin is out of service.
 
-    The error has already been counted against the plugin. The caller continues without the contribution.
+    A failure has already been counted against the plugin. The caller continues as if the plugin had not contributed the
+    callable.
     """
 
 
@@ -170,7 +171,7 @@ class NotFound(Problem):
 
 
 class Conflict(Problem):
-    """409: the state of the object does not allow the operation. Pass `current_status=` with `invalid_state`."""
+    """409: the state of the object does not allow the operation. With `invalid_state`, pass `current_status=`."""
 
     default = "invalid_state"
 
@@ -232,9 +233,9 @@ class NestedUnit(RuntimeError):
 
 
 class Refused(Exception):
-    """Raised when the process must not start with its configuration (exit status 3).
+    """Raised when the process refuses to start, for example because of its configuration (exit status 3).
 
-    `faults` are lines for the operator.
+    `faults` contains one line for the operator per fault.
     """
 
     def __init__(self, *faults: str) -> None:

@@ -1,7 +1,8 @@
 """All hook specifications of the kernel. A plugin contributes to Corral only through these hooks.
 
 Each hook is called once at boot, for one plugin at a time. A hook with a plural name returns a list. The results of a
-plugin are used only if all of its hooks succeed. The order of plugins and results never matters.
+plugin are used only if all of its hooks succeed. The order in which plugins are called and return their results never
+matters.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def corral_authenticators() -> Iterable[type[Authenticator]]:  # type: ignore[em
 
 @hookspec
 def corral_gates() -> Iterable[Gate | Meter]:  # type: ignore[empty-body]
-    """Return gates, which check every request before its route is looked up, and meters, which count requests."""
+    """Return gates and meters. A gate checks every request before its route is looked up; a meter counts requests."""
 
 
 @hookspec

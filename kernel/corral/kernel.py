@@ -228,7 +228,7 @@ class Kernel:
                 self.registry.publish(record)
 
     def refuse_without_essentials(self) -> None:
-        """Raise `Refused` if an essential plugin does not serve.
+        """Raise `Refused` if an essential plugin is out of service.
 
         In strict mode, also raise `Refused` if any plugin is `failed` or `blocked`.
         """
@@ -244,8 +244,8 @@ class Kernel:
     async def start(self, *, jobs: bool = True, share: bool = False) -> None:
         """Start the feed and the plugins on the running event loop.
 
-        With `jobs`, also start jobs, schedules and consumers. New jobs are announced to the shared queue, if there is
-        one, when this process runs no jobs or `share` is set.
+        With `jobs`, also start jobs, schedules and consumers. If there is a shared queue, new jobs are announced to it
+        when this process runs no jobs or `share` is set.
         """
         asyncio.get_running_loop().set_default_executor(self.threads)
         self.loop_watch.start()

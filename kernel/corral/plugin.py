@@ -42,10 +42,11 @@ class Plugin:
     prefixes: ClassVar[tuple[str, ...]] = ()
     """Further prefixes of permissions, settings, jobs and tables that a built-in plugin owns besides its name."""
     protected: ClassVar[Protection] = False
-    """True: the plugin cannot be disabled or quarantined. `"essential"`: also, the process refuses to serve without it.
+    """If true, the plugin cannot be disabled or quarantined.
 
-    Only plugins of Corral's own distribution may be protected. Assign a literal, because the value is parsed from the
-    source code when the plugin cannot be imported.
+    If it is `"essential"`, the process also refuses to serve without the plugin. Only plugins of Corral's own
+    distribution may be protected. Assign a literal, because the value is parsed from the source code when the plugin
+    cannot be imported.
     """
     starts_first: ClassVar[bool] = False
     """Start this plugin before all plugins that it does not require.
@@ -101,7 +102,7 @@ class Runtime(Protocol):
         ...
 
     def when_serving(self, run: Callable[[str], Awaitable[None]]) -> None:
-        """Call `run(address)` once the server accepts connections. Never called in processes that do not serve."""
+        """Call `run(address)` as soon as the server accepts connections. Never called unless the process serves."""
         ...
 
     def when_draining(self, run: Callable[[], Awaitable[None]]) -> None:
@@ -179,10 +180,10 @@ class CommandSession(Protocol):
 
 
 OpenSession = Callable[[Path | None, str], AbstractContextManager[CommandSession]]
-"""The object in the click context of every command (`@click.pass_obj`): `with open_session(path, label) as session`.
+"""The type of the object in the click context of every command (`@click.pass_obj`).
 
-It opens a kernel on the installation's own database, alongside a running server. It raises `Refused`, which commands
-must not catch.
+Use it as `with open_session(path, label) as session`. It opens a kernel on the installation's own database, even while
+the server is running. It raises `Refused`, which commands must not catch.
 """
 
 
@@ -190,8 +191,8 @@ class Provide(msgspec.Struct, frozen=True):
     """Declares a service: `Provide(Tasks, TasksService)` injects one shared instance wherever `Tasks` is requested.
 
     Constructor parameters of `factory` are services of the kernel, of this plugin and of the plugins in its `requires`.
-    Class attributes annotated `X | None` are set after all services are created, to services of the plugins in `wants`
-    (None if the plugin is not active).
+    Class attributes annotated `X | None` receive the services of the plugins in `wants`, or None if the plugin is not
+    active. They are set after all services are created.
     """
 
     kind: type[Any]
@@ -211,8 +212,8 @@ class Setting(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     """A declared run-time setting `category.key`. `kind` is the Python type; `null` is allowed if the default is None.
 
     `minimum` and `maximum` limit a number, or the length of a text or list. `check(value, settings)` validates more
-    than the type of a value, for example its relation to other settings. It returns None, or the problem as the end of
-    a sentence that begins with `category.key`.
+    than the type of a value, for example its relation to other settings. It returns None for a valid value. Otherwise
+    it describes the problem as the end of a sentence that begins with `category.key`.
     """
 
     name: str
@@ -231,7 +232,7 @@ class Setting(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
 
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of the audit log, written in the transaction of the change. The actor is taken from the unit's entry.
+    """One row of the audit log, written in the transaction of the change. The actor is the actor of the unit of work.
 
     `action` is `<area>.<noun>.<verb>`. `changes` maps a field to `(from, to)`; use `SECRET_CHANGE` for a secret field.
     `details` holds further facts for auditors, but never request bodies. `changes` and `details` are redacted. `code`
@@ -270,7 +271,7 @@ class Audit(Protocol):
 
 
 class Contributions(Protocol):
-    """Returns the contributions of active plugins to a plugin's own hooks.
+    """Lets a plugin read the contributions of active plugins to the hooks that it offers.
 
     Call `for_hook` when the contributions are needed, not while services are being constructed.
     """
@@ -281,7 +282,7 @@ class Contributions(Protocol):
 
 
 class HealthCheck(msgspec.Struct, frozen=True):
-    """A dependency shown at `/settings/health`.
+    """A health check of a dependency. Its result is shown at `/settings/health`.
 
     `check` runs in a thread for at most 2 s and returns `(status, sentence)`.
     """
@@ -291,9 +292,10 @@ class HealthCheck(msgspec.Struct, frozen=True):
 
 
 class Metric(msgspec.Struct, frozen=True, kw_only=True):
-    """A metric that is read at scrape time in a read unit. `collect(…services)` returns `{label values: number}`.
+    """A metric that is read at scrape time.
 
-    `labels` lists the allowed values of each label; other values are counted as `other`. Counters and histograms
+    `collect(…services)` runs in a read-only unit and returns `{label values: number}`. `labels` lists the allowed
+    values of each label; other values are counted as `other`. Counters and histograms
     (`corral.metrics.histogram.Histogram`) belong to this process and are summed over the processes that serve the same
     address. A gauge describes the whole installation, or only this process if `of_process` is true.
     """
@@ -313,7 +315,8 @@ class Gate(Protocol):
     def check(self, client_ip: str, method: str, path: str) -> None:
         """Check a request.
 
-        Called on the event loop, so it must not perform I/O. Open sockets and streams are checked again every second.
+        Called on the event loop, so it must not perform I/O. Open WebSockets and streams are checked again every
+        second.
         """
         ...
 
@@ -356,7 +359,10 @@ class Meter(Protocol):
 
 
 class RateLimits(Protocol):
-    """Rate limits whose key is known only to the handler. The plugin `security` provides this service."""
+    """Rate limits that a handler applies itself, because only the handler knows the key under which to count.
+
+    The plugin `security` provides this service.
+    """
 
     def take(self, rate: Rate, key: str) -> None:
         """Count one request. Call it on the event loop, before the unit. Raises `TooMany` when the bucket is empty."""

@@ -25,7 +25,7 @@ class Owner(Protocol):
         ...
 
     async def restarts_exhausted(self, task: str) -> None:
-        """Called when the task keeps failing. Returns when the task may be started again."""
+        """Called when the task keeps failing. The task is started again when this method returns."""
         ...
 
 
@@ -36,7 +36,7 @@ class Supervisor:
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def start(self, name: str, run: Callable[[], Awaitable[None]], owner: Owner | None = None) -> None:
-        """Run a task until `stop`.
+        """Run a background task until `stop` or `end` is called.
 
         After five restarts in a row, a task with an owner is restarted only when `owner.restarts_exhausted` returns. A
         task that raises `Unavailable` is restarted after a short delay, and this restart does not count.
@@ -74,7 +74,7 @@ class Supervisor:
             delay = min(MAX_DELAY, delay * GROWTH)
 
     async def _once(self, name: str, run: Callable[[], Awaitable[None]]) -> BaseException | None:
-        """Run the task once and return its error, or None if it returned. `SystemExit` stops only the task."""
+        """Run the task once and return its error, or None if it returned. `SystemExit` does not end the process."""
         try:
             await run()
         except (asyncio.CancelledError, KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Shares of a thread pool: limits how many threads one plugin occupies at the same time."""
+"""Limits how many threads of a thread pool one plugin can occupy at the same time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ThreadShares(Generic[T]):
         return len(self._waiting[plugin])
 
     def acquire(self, plugin: str, call: T) -> bool:
-        """Return whether a call of the plugin may run now. If it may not, add it to the waiting calls."""
+        """Return whether this call of the plugin may run now. If not, the call joins the waiting calls."""
         with self._lock:
             if self._running[plugin] >= self.limit:
                 self._waiting[plugin].append(call)
@@ -32,7 +32,7 @@ class ThreadShares(Generic[T]):
             return True
 
     def release(self, plugin: str) -> T | None:
-        """Record that a call of the plugin has ended. Return its next waiting call, which must run now."""
+        """Record that a call of the plugin has ended. Return its next waiting call, which must run now, or None."""
         with self._lock:
             if self._waiting[plugin]:
                 return self._waiting[plugin].popleft()

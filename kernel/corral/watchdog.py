@@ -1,8 +1,8 @@
-"""The watchdog: one thread that checks four times a second which calls run for too long, and abandons them.
+"""The watchdog: one thread that looks for calls that run too long, four times a second, and abandons them.
 
 A guard (`corral.plugins.guard`) does not register its calls anywhere. The watchdog finds the call that a thread is
 running by looking for the frames of guards in the stack of the thread. It counts its own checks instead of elapsed
-time, so a process that was suspended, or had no CPU time, abandons nothing.
+time, so that it abandons no call just because the process was suspended or had no CPU time.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ INTERRUPT = signal.SIGURG  # ignored by default
 guard_code: set[CodeType] = set()
 """The code objects of the functions that run guarded calls.
 
-While a call runs, their local variables include `self` (the guard) and `began` (the start time). After the call has
-ended, they also include `value` or `error`.
+While such a function runs a call, its local variables include `self` (the guard) and `began` (the start time). After
+the call has ended, they also include `value` or `error`.
 """
 
 
 class CallAbandoned(BaseException):
-    """Raised in a call that blocks the event loop. It is not an `Exception`, so that few handlers swallow it."""
+    """Raised in a call that blocks the event loop. Not an `Exception`, so that `except Exception` does not catch it."""
 
 
 class ThreadAbandoned(BaseException):
@@ -45,7 +45,10 @@ class ThreadAbandoned(BaseException):
 
 
 class GuardedFunction(Protocol):
-    """A function that a plugin contributed, with the guard around it. `where` names it in logs and lists of errors."""
+    """A function that a plugin contributed, with the guard around it.
+
+    `where` names the function in logs and in lists of errors.
+    """
 
     plugin: str
     where: str
@@ -63,7 +66,7 @@ class GuardedFunction(Protocol):
 
 
 class RunningCall(NamedTuple):
-    """A call that a guard is running. `began` distinguishes the calls of one guard."""
+    """A call that a guard is running. `began`, the start time, distinguishes it from other calls of the same guard."""
 
     guard: GuardedFunction
     began: float
@@ -83,7 +86,7 @@ def running_call(frame: FrameType | None) -> RunningCall | None:
 def running_call_of(thread: int) -> RunningCall | None:
     """Return the guarded call that a thread is running, or None.
 
-    A call that waits for a database server is not returned: the server limits the time of its statements.
+    Also returns None while the call waits for a database server, because the server limits the time of its statements.
     """
     frame = sys._current_frames().get(thread)
     if frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "psycopg":
@@ -92,14 +95,17 @@ def running_call_of(thread: int) -> RunningCall | None:
 
 
 class CallTimer:
-    """Counts for how many checks a thread has been running the same guarded call."""
+    """Counts the watchdog's checks during which a thread has been running the same guarded call."""
 
     def __init__(self) -> None:
         self.call: RunningCall | None = None
         self._checks = 0
 
     def check(self, thread: int, *, on_loop: bool = False) -> int:
-        """Return the number of checks since a thread's call exceeded its limit, or a negative number if it has not."""
+        """Count a check. Return the number of checks since the thread's call exceeded its time limit.
+
+        The number is negative if the call has not exceeded its limit.
+        """
         call = running_call_of(thread)
         if call != self.call:
             self.call, self._checks = call, 0
@@ -115,7 +121,7 @@ class _AbandonedThread:
 
 
 class Watchdog:
-    """Runs checks, and raises `ThreadAbandoned` in abandoned threads every second until they end.
+    """Runs the checks, and raises `ThreadAbandoned` in abandoned threads every second until they end.
 
     Python raises an asynchronous exception only in a thread that executes Python code, so it does not interrupt a
     thread that is blocked in a system call.
@@ -132,7 +138,7 @@ class Watchdog:
         self._stopped.set()
 
     def abandon(self, thread: threading.Thread, guard: GuardedFunction | None) -> None:
-        """Abandon a thread, which must end after its current call. `guard` is the guard of this call."""
+        """Abandon a thread: it must end after its current call. `guard` is the guard of this call, if there is one."""
         self._abandoned[thread] = _AbandonedThread(guard)
         _raise_in(thread)
 

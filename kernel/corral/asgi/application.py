@@ -2,7 +2,7 @@
 
 The routes and WebSockets of all active plugins are bound to their services here. The pipeline serves declared routes
 through Quart's extension point `asgi_http_class`. Quart itself serves blueprints, static files and all other paths that
-the router does not know, and its errors become problem documents as well.
+the router does not know. Errors that Quart raises are also returned as problem documents.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CODES = {400: "malformed_request", 408: "request_timeout", 413: "payload_too_lar
 class Application:
     """Contains the ASGI application (`app`, a Quart application) and the request pipeline (`pipeline`) of a kernel.
 
-    The constructor raises `Refused` if an essential plugin fails while its routes are added, as `boot` does.
+    The constructor raises `Refused` if the routes of an essential plugin cannot be added.
     """
 
     def __init__(self, kernel: Kernel) -> None:
@@ -95,7 +95,7 @@ class Application:
         self.sockets |= sockets
 
     def _add_unavailable(self) -> None:
-        """Add the operations of built-in plugins that do not run, unless another plugin serves them."""
+        """Add placeholders for operations of built-in plugins that do not run and that no other plugin serves."""
         for loaded, label in unavailable_operations(self.kernel.plugins):
             method, _, path = label.partition(" ")
             if method == "WS":

@@ -1,6 +1,6 @@
 """Runs `async def` handlers, which open their own units of work.
 
-Applies time limits and idempotency keys, and cancels a handler when its client disconnects.
+This module also applies time limits and idempotency keys, and cancels a handler when its client disconnects.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from corral.http.idempotency import RENEW_SECONDS, Idempotency, IdempotencyKey
 class AsyncHandlers:
     """Runs `async def` handlers.
 
-    The idempotency key of a request stays in flight for as long as the handler runs. After a crash, the key can be
-    used again after at most `IN_FLIGHT_SECONDS`.
+    The idempotency key of a request is marked as in flight for as long as the handler runs. After a crash, the key can
+    be used again after at most `IN_FLIGHT_SECONDS`.
     """
 
     def __init__(self, database: Database, idempotency: Idempotency) -> None:
@@ -44,7 +44,7 @@ class AsyncHandlers:
         renewing = asyncio.ensure_future(self._renew(key, entry))
 
         async def finish(response: Response | None, body: bytes | None) -> None:
-            """Store the response under the key, or release the key if the response is not complete."""
+            """Store the response under the idempotency key, or release the key if the response is incomplete."""
             renewing.cancel()
             if response is None or body is None or not response.is_whole():
                 unit = functools.partial(self._idempotency.release_key, key)

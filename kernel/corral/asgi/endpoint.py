@@ -65,10 +65,10 @@ class Endpoint:
         self.services = self._container.services(self.signature.services, self._record, self.label)
 
     def refusal(self, principal: Principal) -> Forbidden | None:
-        """Return the reason why the principal may not call this route, or None if it may.
+        """Return the reason why the principal may not call this route, or None if the principal may call it.
 
-        The principal must hold one of the permissions in `needs` and fulfil the other conditions of the route, such
-        as a session of its own or a recent re-authentication.
+        The principal must hold one of the permissions in `needs` and meet the other requirements of the route, such as
+        a session of its own or a recent re-authentication.
         """
         by_permission = self._needs_permission_only and principal.limited is None
         if by_permission and not self._needs.isdisjoint(principal.permissions):
@@ -96,13 +96,14 @@ class Endpoint:
     def _serves_limited(self, principal: Principal) -> bool:
         """Return whether a principal with restricted access may call this route, which must be marked `limited`.
 
-        Users who must change a password or set up MFA may call only routes for signed-in users (their own account).
-        Other principals, such as workers awaiting approval, may call only the remaining routes.
+        Users who must change a password or set up MFA may call only the `limited` routes for signed-in users, which
+        manage their own account. Other principals, such as workers awaiting approval, may call only the other `limited`
+        routes.
         """
         return self.route.limited and (SIGNED_IN in self.route.needs) is (principal.kind in PEOPLE)
 
     def parse_query(self, raw: bytes) -> Any:
-        """Return the query string converted to the shape that the handler declares.
+        """Parse the query string and convert it to the type that the handler declares.
 
         Raises `Malformed` or `Invalid`; the pointers of `Invalid` have the form `/query/<name>`.
         """
@@ -124,10 +125,10 @@ class Endpoint:
         return convert(self.signature.query, query, strings=True, pointer_prefix="/query")
 
     async def parse_body(self, request: IncomingRequest, body: bytes) -> Any:
-        """Return the body converted to the shape that the handler declares. A missing body is read as `{}`.
+        """Parse the body and convert it to the type that the handler declares. A missing body is read as `{}`.
 
-        If the route is `redacted`, credentials are removed from bodies that machines send. From bodies that people
-        send, only the values of stored secrets are removed.
+        If the route is `redacted`, everything that looks like a credential is removed from bodies that machines send.
+        From bodies that people send, only the values of stored secrets are removed.
         """
         if body:
             check_media_type(request.headers.get(b"content-type", b""), request.headers.get(b"content-encoding"))
@@ -162,7 +163,7 @@ class Endpoint:
         return convert(kind, value)
 
     def measure(self, seconds: float) -> None:
-        """Record the duration of a read, and choose where the next read of this endpoint runs (docs/adr/0004).
+        """Record the duration of a read, and decide whether the endpoint's next read runs in a thread (docs/adr/0004).
 
         Reads move to the event loop after enough short reads in a thread, and back to a thread after a long read.
         """
@@ -191,7 +192,7 @@ def check_media_type(content_type: bytes, encoding: bytes | None) -> None:
 
 
 def _default_of(query: Any) -> Any:
-    """Return the query of a request without parameters.
+    """Return the parsed query of a request that has no query parameters.
 
     Return None if the handler takes no query or requires a parameter.
     """

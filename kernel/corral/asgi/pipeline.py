@@ -139,9 +139,9 @@ class Pipeline:
     # -- gates
 
     def check_gates(self, request: IncomingRequest) -> None:
-        """Check the sizes of URL (414) and headers (431), the `Host` header (400), and the gates of plugins (403).
+        """Check the size of the URL (414) and the headers (431), the `Host` header (400), and plugins' gates (403).
 
-        Applies to requests and WebSocket handshakes.
+        Requests and WebSocket handshakes both pass this check.
         """
         if len(request.query) + len(request.path) > MAX_URL:
             raise Problem("The URL is longer than 8 KiB.", code="uri_too_long")
@@ -234,10 +234,10 @@ class Pipeline:
     async def _read_principal(
         self, request: IncomingRequest, endpoint: Endpoint, given: CredentialHeaders
     ) -> Principal:
-        """Return the principal of the request's credential and cache it.
+        """Authenticate the request's credential, cache the principal and return it.
 
-        If a `remembered` route is called while the database fails or does not answer in time, a principal that was
-        cached in the last 15 minutes is returned instead.
+        If the database fails or does not answer in time, a route marked `remembered` gets the principal that was cached
+        for this credential, if it was cached in the last 15 minutes.
         """
         credential = read_credential(request.header("authorization"), request.header("x-api-key"))
         if credential is None:
@@ -334,7 +334,7 @@ class Pipeline:
         return response
 
     async def _long_poll(self, request: IncomingRequest, endpoint: Endpoint, wait: Wait) -> Any:
-        """Run the handler again whenever a topic is notified or the wait expires, until the handler returns a response.
+        """Run the handler again after each notification of its topics and when the wait expires, until it responds.
 
         No transaction is open while the request waits. The long poll also ends when the client disconnects, when the
         server shuts down, or when the caller loses the permission.
@@ -355,7 +355,7 @@ class Pipeline:
     async def _wait(
         self, request: IncomingRequest, endpoint: Endpoint, until: float, notified: asyncio.Event, leaving: Any
     ) -> None:
-        """Wait for a notification, but not beyond `until`. Check the caller again when a cached principal expires."""
+        """Wait for a notification, at most until `until`. Check the caller again when a cached principal expires."""
         notification = asyncio.ensure_future(notified.wait())
         try:
             while not notified.is_set() and time_s() < until:

@@ -1,4 +1,4 @@
-"""The HTTP request that the stages of the pipeline process."""
+"""HTTP requests as the stages of the pipeline see them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class ClientLeft(Exception):
-    """The client closed the connection before it received the whole response."""
+    """Raised when the client closed the connection before it received the whole response."""
 
 
 class IncomingRequest(Request):
@@ -72,12 +72,12 @@ class IncomingRequest(Request):
         return Entry(self.label, actor, (), self.request_id, self.client_ip, user_agent)
 
     def count_against(self, quota: Quota) -> None:
-        """Store the state of a rate limit if fewer requests remain in it than in the limits stored so far."""
+        """Remember the rate limit that has the fewest remaining requests among those that apply to this request."""
         if self.quota is None or quota.remaining < self.quota.remaining:
             self.quota = quota
 
     def refuse_repeated(self, *headers: bytes) -> None:
-        """Raise `malformed_request` if one of these headers occurs twice, because either value could apply."""
+        """Raise `malformed_request` if one of these headers occurs twice, because its value would be ambiguous."""
         if len(self.headers) < len(self.scope["headers"]):
             names = [name for name, _ in self.scope["headers"]]
             if repeated := [name.decode() for name in headers if names.count(name) > 1]:
@@ -137,7 +137,7 @@ class IncomingRequest(Request):
 
 
 async def run_until_client_leaves(coroutine: Coroutine[Any, Any, T], leaving: asyncio.Future[Any]) -> T:
-    """Return the result of the coroutine. Cancel it and raise `ClientLeft` if `leaving` is done first."""
+    """Return the result of the coroutine. If `leaving` is done first, cancel the coroutine and raise `ClientLeft`."""
     running: asyncio.Future[Any] = asyncio.ensure_future(coroutine)
     try:
         await asyncio.wait({running, leaving}, return_when=asyncio.FIRST_COMPLETED)

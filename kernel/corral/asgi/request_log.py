@@ -19,7 +19,8 @@ MIN_STATUS = {"off": 1000, "errors": 500, "all": 0}
 class AccessLog:
     """Writes the access log. Query strings are never logged.
 
-    Only responses with a status of at least `min_status` are logged. The setting `http.access_log` determines it.
+    Only responses with a status of at least `min_status` are logged. The setting `http.access_log` determines this
+    minimum.
     """
 
     def __init__(self, kernel: Kernel) -> None:
@@ -55,7 +56,7 @@ class RequestAudit:
         self.log: Audit | None = kernel.container.get_optional(Audit)
 
     async def record(self, request: IncomingRequest, endpoint: Endpoint, status: int, code: str | None) -> None:
-        """Record a request that was answered with this status.
+        """Record a request that was answered with the given status.
 
         A failure to write the entry does not fail the request: the operation was either denied or is already complete.
         """

@@ -39,8 +39,8 @@ CROSS_ORIGIN_RESPONSE_HEADERS = (
 def render(value: Any, endpoint: Endpoint, request: IncomingRequest) -> Response:
     """Return the response for a value that a handler returned.
 
-    Shapes are encoded as JSON. A versioned shape gets an `ETag`, or the response is 304 if the client already has this
-    version. A created resource gets a `Location`.
+    Response bodies are encoded as JSON. A body with a version gets an `ETag`, or the response is 304 if the client
+    already has this version. The response to the creation of a resource gets a `Location`.
     """
     status = endpoint.route.status
     headers: dict[str, str] = {}
@@ -71,7 +71,8 @@ def render(value: Any, endpoint: Endpoint, request: IncomingRequest) -> Response
 def _location(path: str, identifier: str) -> str:
     """Return the URL of a created resource.
 
-    If the path of the request contains the id, the URL ends there. Otherwise, the id is appended to the path.
+    If the path of the request contains the id, the URL is the path up to and including the id. Otherwise, the id is
+    appended to the path.
     """
     place = path.lower().find(f"/{identifier}".lower())
     return f"{path.rstrip('/')}/{identifier}" if place < 0 else path[: place + 1] + identifier
@@ -123,7 +124,7 @@ class ResponseSender:
         return list(headers.items())
 
     def _add_cross_origin(self, headers: dict[bytes, bytes], request: IncomingRequest) -> None:
-        """Add the CORS headers. The response to a preflight request allows the methods of its `Allow` header."""
+        """Add the CORS headers. A preflight response allows the methods that its `Allow` header lists."""
         origin = request.headers.get(b"origin")
         headers[b"vary"] = b"Origin"
         if origin is None or origin not in self._origins:

@@ -1,4 +1,4 @@
-"""The router: a tree of path segments. A trailing slash is ignored, and the values of ids must be UUIDs."""
+"""The router: a tree of path segments. It ignores a trailing slash, and id parameters match only UUIDs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _Node:
 
 
 class RouteConflict(Exception):
-    """Raised when operations (method and path) are declared twice.
+    """Raised when an operation (method and path) is declared twice.
 
     `others` contains the routes that were declared first.
     """
@@ -91,7 +91,8 @@ class Router:
     def _walk(self, path: str) -> Match | None:
         """Follow the segments of a path. If a fixed segment and a parameter both match, try the fixed segment first.
 
-        Most paths have no parameter except possibly the last segment, so the walk begins at the last segment if it can.
+        In most paths, only the last segment can be a parameter. The search therefore starts at the last segment if the
+        segments before it are a fixed path.
         """
         segments = path[1:].split("/")
         count = len(segments)

@@ -32,7 +32,7 @@ _draining: set[asyncio.Task[None]] = set()
 class SocketEndpoint(NamedTuple):
     """A WebSocket endpoint: its plugin and its `serve` function with the services bound.
 
-    If the plugin does not run, `serve` keeps its default.
+    If the plugin does not run, `serve` is not set, and the handshake is refused.
     """
 
     loaded: PluginRecord
@@ -117,7 +117,7 @@ def socket_connections(pipeline: Pipeline, endpoints: Mapping[str, SocketEndpoin
 
 
 def _admit(pipeline: Pipeline, endpoints: Mapping[str, SocketEndpoint], connection: Connection) -> SocketEndpoint:
-    """Return the endpoint for a handshake after the pipeline's checks. Raise a `Problem` to refuse the handshake."""
+    """Apply the pipeline's checks to a handshake and return its endpoint. Raise a `Problem` to refuse the handshake."""
     request = connection.request
     endpoint = endpoints.get(request.path.rstrip("/"))
     if endpoint is None:

@@ -12,7 +12,9 @@ KEEP_SECONDS = 1.0
 REMEMBER_SECONDS = 900.0
 CACHE_LIMIT = 10_000
 CredentialHeaders = tuple[bytes | None, bytes | None]
-"""The `Authorization` and `X-API-Key` headers as received. They are the cache key, so a cached request is not parsed.
+"""The `Authorization` and `X-API-Key` headers as received.
+
+They are the cache key, so the headers of a request whose principal is cached need not be parsed.
 """
 RECHECK_LABEL = "long poll"
 """The label of units that re-check the caller of a long-lived request. Such a unit does not count as a new request."""
@@ -56,7 +58,7 @@ class Credentials:
         return self._delegations.keys()
 
     def act_as(self, caller: Principal, named: Mapping[str, str]) -> Principal:
-        """Return the principal named by the delegation headers `named`. Joins a read unit."""
+        """Return the principal that the delegation headers `named` identify. Call this method in a read-only unit."""
         for header, value in named.items():
             found: Principal | None = self._delegations[header].act_as(caller, value)
             if found is None:  # None: the plugin failed or is quarantined
@@ -70,7 +72,7 @@ class Credentials:
         return None if kept is None or time.monotonic() - kept[1] > seconds else kept[0]
 
     def authenticate(self, credential: str) -> Principal:
-        """Authenticate a credential and return its principal. Joins a read unit.
+        """Authenticate a credential and return its principal. Call this method in a read-only unit.
 
         Raises `Unauthorized` if no authenticator accepts the credential, and `Unavailable` if a plugin that might
         accept it is out of service.
@@ -95,7 +97,7 @@ class Credentials:
         )
 
     def reread(self, caller: Principal) -> Principal:
-        """Return the current principal of the caller of a long-lived connection. Joins a read unit.
+        """Return the current principal of the caller of a long-lived connection. Call this method in a read-only unit.
 
         Raises `Unauthorized` if the caller lost access, or if no authenticator recognises the caller.
         """
@@ -112,8 +114,8 @@ class Credentials:
         self._cache[headers] = (principal, time.monotonic())
 
     def forget(self, ends: Callable[[Principal], bool]) -> None:
-        """Remove the cached principals for which `ends` is true.
+        """Remove the cached principals for which `ends` returns true.
 
-        Call it from `after_commit` when permissions change.
+        Call this method from `after_commit` when permissions change.
         """
         self._cache = {key: kept for key, kept in self._cache.items() if not ends(kept[0])}

@@ -44,7 +44,10 @@ class Permissions:
         return all(item is not None and set(item.holders) <= {"admin", "auditor"} for item in found)
 
     def is_known(self, need: str) -> bool:
-        """Return whether a route may require `need`: a declared permission, `PUBLIC`, `SIGNED_IN` or `ANY_CALLER`."""
+        """Return whether a route may require `need`.
+
+        A route may require a declared permission, `PUBLIC`, `SIGNED_IN` or `ANY_CALLER`.
+        """
         return need in self._declared or need in (PUBLIC, SIGNED_IN, ANY_CALLER)
 
     def all(self) -> list[Permission]:

@@ -101,7 +101,10 @@ SYSTEM_PRINCIPAL = Principal(kind="system", id="system", role="admin")
 
 
 class Authenticator(Protocol):
-    """Turns a credential into a principal. Only the first authenticator whose `recognises` returns true is asked."""
+    """Turns a credential into a principal.
+
+    Only one authenticator checks a credential: the first one whose `recognises` returns true.
+    """
 
     def recognises(self, credential: str) -> bool:
         """Return whether the credential has this authenticator's format. Checks the prefix only, without a query."""
@@ -110,7 +113,7 @@ class Authenticator(Protocol):
     def authenticate(self, credential: str) -> Principal:
         """Return the principal of the credential, or raise `Unauthorized`.
 
-        Runs in a read unit; the result is cached for 1 s.
+        Runs in a read-only unit; the result is cached for 1 s.
         """
         ...
 
@@ -120,9 +123,9 @@ class Rereading(Protocol):
     """An authenticator that can also re-check a caller when the original credential is no longer available."""
 
     def reread(self, caller: Principal) -> Principal | None:
-        """Return the caller's current principal, or None if another authenticator created the caller.
+        """Return the caller's current principal, or None if the caller signed in through another authenticator.
 
-        Runs in a read unit. Raises `Unauthorized` if the caller lost access.
+        Runs in a read-only unit. Raises `Unauthorized` if the caller lost access.
         """
         ...
 
@@ -136,7 +139,7 @@ class Delegation(Protocol):
     def act_as(self, caller: Principal, named: str) -> Principal:
         """Return the principal named by the header's value, or `caller` itself if this kind of caller cannot delegate.
 
-        Runs in a read unit. Raises a `Problem` when the caller may not act as that principal.
+        Runs in a read-only unit. Raises a `Problem` when the caller may not act as that principal.
         """
         ...
 

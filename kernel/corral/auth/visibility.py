@@ -17,8 +17,9 @@ NO_ROWS = peewee.SQL("1 = 0")
 def can_read(caller: Principal, visibility: str, owner_id: str | None) -> bool:
     """Return whether the caller may currently read an object with this visibility and owner.
 
-    *private*: the owner. *shared*: everyone except auditors. *admin*: admins. *private and admin* (accounts): the owner
-    and admins. An agent may read the private and shared objects that its user may read.
+    A *private* object is visible to its owner, a *shared* object to everyone except auditors, and an *admin* object to
+    admins. An object that is *private and admin* (an account) is visible to its owner and to admins. An agent may read
+    the private and shared objects that its user may read.
     """
     if caller.kind == "system":
         return True
@@ -45,7 +46,7 @@ class EventRights(Protocol):
 def visible(model: type[Model], caller: Principal) -> Any:
     """Return the `where` condition that selects the rows the caller may read.
 
-    Every query that answers a caller needs it.
+    Every query whose rows are returned to a caller must use this condition.
     """
     if caller.kind == "system":
         return ALL_ROWS

@@ -57,7 +57,7 @@ class Pinned(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of `corral config show`. `value` is JSON with secrets masked."""
+    """A row of the output of `corral config show`. `value` is JSON with secrets masked."""
 
     key: str
     value: Any
@@ -214,7 +214,7 @@ class Config(_Part, frozen=True):
     plugins: Plugins = Plugins()
     pinned: Mapping[str, Pinned] = msgspec.field(default_factory=dict)
     variables: Mapping[str, str] = msgspec.field(default_factory=dict)
-    """The remaining `CORRAL_*` variables. Each may pin the setting that declares it."""
+    """The remaining `CORRAL_*` variables. Each may pin the run-time setting that declares this variable."""
     secrets: Mapping[str, str] = msgspec.field(default_factory=dict)  # values of CORRAL_SECRET_<NAME>, by name
     sources: Mapping[str, str] = msgspec.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -222,7 +222,7 @@ class Config(_Part, frozen=True):
 
     @property
     def files_dir(self) -> Path | None:
-        """The folder of stored files, or None if `[storage] url` is another kind of store."""
+        """The folder of stored files, or None if `[storage] url` does not name a folder."""
         if self.storage.url is None:
             return self.data_dir / "files"
         return Path(self.storage.url[7:]) if self.storage.url.startswith("file://") else None
@@ -232,7 +232,7 @@ class Config(_Part, frozen=True):
         return [row._replace(value=_masked(row.value, row.secret)) for row in self._rows()]
 
     def credentials(self) -> dict[str, str]:
-        """Return every configured credential by the name of its key, including passwords in URLs. For the redactor."""
+        """Return every configured credential, by the name of its key, for the redactor. Includes passwords in URLs."""
         return {name: text for row in self._rows() for name, text in _secrets(row.key, row.value, row.secret)}
 
     def _rows(self) -> Iterator[Row]:
@@ -277,7 +277,7 @@ _SECRET_NAME = re.compile(r"(password|secret|token|(^|[._]|api)key)$", re.IGNORE
 
 
 def _secrets(name: str, value: Any, secret: bool) -> Iterator[tuple[str, str]]:
-    """Yield each credential in a value, with its own name."""
+    """Yield the name and the text of each credential that a configuration value contains."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _secrets(f"{name}.{key}", item, secret or bool(_SECRET_NAME.search(key)))

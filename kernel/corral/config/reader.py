@@ -41,8 +41,9 @@ def load(
 
     `overrides` contains the values of the command line by "section.key", "plugins.<name>" (a table) or
     "settings.<category>.<key>". Overrides that are None and empty environment variables are ignored. The file is
-    `path`, or else the file named by `CORRAL_CONFIG`, or else `./corral.toml` or `/etc/corral/corral.toml`, whichever
-    exists first. With `path=Path(os.devnull)`, no file is read. Raises `Refused` with all faults.
+    `path`. If `path` is None, it is the file that `CORRAL_CONFIG` names, and otherwise the first existing file of
+    `./corral.toml` and `/etc/corral/corral.toml`. With `path=Path(os.devnull)`, no file is read. Raises `Refused` with
+    all faults.
     """
     reader = _Reader(os.environ if environ is None else environ)
     reader.read_file(path)
@@ -110,7 +111,10 @@ class _Reader:
                 self.faults.append(f"{place}: {name}: {error}")
 
     def expand(self, value: Any, name: str) -> Any:
-        """Replace `${NAME}` and `file:/path` at any depth. `$${` is a literal `${`, and `file:///…` remains a URL."""
+        """Replace `${NAME}` and `file:/path` at any depth.
+
+        `$${` stands for a literal `${`, and `file:///…` remains a URL.
+        """
         if isinstance(value, dict):
             return {field: self.expand(item, name) for field, item in value.items()}
         if isinstance(value, list):
@@ -172,7 +176,7 @@ class _Reader:
         return Config(**parts[""], **sections, **further, warnings=tuple(self.warnings))
 
     def check_together(self, values: Mapping[str, Any]) -> None:
-        """Check the constraints between several keys."""
+        """Check the constraints that involve several keys."""
         for name in ("keys.jwt_secret", "metrics_token"):
             if values[name] and len(_STOCK.sub("", re.sub(r"[\W_]", "", values[name].lower()))) < 6:
                 self.faults.append(f"{self.raw[name][1]}: {name} is easy to guess; use a random value")
@@ -219,7 +223,7 @@ def _descriptions(kind: Any) -> Iterator[str]:
 
 
 def _leaves(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the values of the document by full name. Plugin tables and values of settings are not split."""
+    """Yield each value of the document with its full name. Plugin tables and values of settings are not split."""
     for section, table in document.items():
         if not isinstance(table, dict) or section not in {*SECTIONS, "settings"}:
             yield section, table
@@ -232,7 +236,7 @@ def _leaves(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _line_of(text: str, name: str) -> int:
-    """Return the line of `name`, or else of its nearest table.
+    """Return the number of the line that sets `name`, or else the number of the closest enclosing table's line.
 
     Searches the text, because tomllib reports no line numbers.
     """
@@ -252,7 +256,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def readable_by_others(path: Path) -> bool:
-    """Return whether the file's mode lets users other than its owner and group read, change or execute it."""
+    """Return whether users other than the file's owner and group may read, change or execute the file."""
     return os.name == "posix" and bool(path.stat().st_mode & stat.S_IRWXO)
 
 
@@ -267,7 +271,7 @@ def _secret_file(path: Path, name: str) -> str:
 def ensure_data_dir(config: Config) -> None:
     """Create the data folder with mode 0700.
 
-    Raises `Refused` if it is unusable or contains a key that others can read.
+    Raises `Refused` if the folder is unusable or contains a key file that other users can read.
     """
     folder = config.data_dir
     try:

@@ -12,7 +12,7 @@ SQLITE_MAGIC = b"SQLite format 3\0"
 
 
 def database_url(source: str) -> str | None:
-    """Return the URL of a database given as a URL or as the path of an SQLite file, or None for anything else."""
+    """Return the URL of a database, given its URL or the path of an SQLite file, or None for any other text."""
     if source.startswith((SQLITE, *POSTGRES)):
         return source
     path = Path(source)
@@ -23,7 +23,10 @@ def database_url(source: str) -> str | None:
 
 
 def connect(url: str, *, synchronous: str = "full", pool_size: int = 16) -> Database:
-    """Open `sqlite:///path` or `postgresql://…` without reading anything yet. Raises `Refused` for any other URL."""
+    """Open `sqlite:///path` or `postgresql://…`, without reading anything yet.
+
+    Raises `Refused` for any other URL.
+    """
     if url.startswith(SQLITE):
         from corral.database.sqlite import SqliteDatabase
 

@@ -48,9 +48,10 @@ def sql_fragment(sql: str, parameters: Sequence[Any] = ()) -> peewee.SQL:
 
 @contextlib.contextmanager
 def savepoint() -> Iterator[None]:
-    """Run a block that, if it raises, leaves no rows, events, jobs, audit rows or callbacks in the unit.
+    """Run a block of statements in a savepoint. If the block raises, everything that it did in the unit is undone.
 
-    On PostgreSQL a failed statement aborts the whole transaction, unless the statement is inside a savepoint.
+    This includes rows, events, jobs, audit rows and callbacks. On PostgreSQL a failed statement aborts the whole
+    transaction, unless the statement is inside a savepoint.
     """
     unit = current()
     buffers: tuple[list[Any], ...] = (unit.events, unit.jobs, unit.audit, unit.after, unit.before)
@@ -68,9 +69,10 @@ def savepoint() -> Iterator[None]:
 
 
 def advisory_lock(name: str) -> None:
-    """Serialize the units that lock the same name until COMMIT, so that counts under the lock stay correct.
+    """Acquire a named lock that only one unit at a time can hold, until the end of the transaction.
 
-    Does nothing on SQLite, where only one unit writes at a time.
+    A unit that counts rows while it holds the lock can rely on the count. Does nothing on SQLite, where only one unit
+    writes at a time.
     """
     if not on_sqlite():
         execute("SELECT pg_advisory_xact_lock(hashtextextended(?, 0))", (name,))
@@ -101,7 +103,7 @@ def milliseconds_between(since: str, until: str) -> str:
 
 
 def json_texts(alias: str) -> str:
-    """Return SQL for a table `alias` with a row per string of a JSON array.
+    """Return SQL for a table `alias` that has one row for each string of a JSON array.
 
     The array is the parameter `?`, and each string is in the column `value`.
     """
@@ -109,7 +111,10 @@ def json_texts(alias: str) -> str:
 
 
 def by_code_point(field: Any) -> Any:
-    """Return the text field collated by code point, as Python compares text, regardless of the database's locale."""
+    """Return the text field with a collation that sorts by code point, as Python does.
+
+    The order then does not depend on the locale of the database.
+    """
     return field if on_sqlite() else field.collate('"C"')
 
 
@@ -120,7 +125,10 @@ def transaction_is_open() -> bool:
 
 
 def server_seconds() -> float:
-    """Return the seconds since the epoch by the database server's clock. SQLite uses the clock of this machine."""
+    """Return the seconds since the epoch according to the database server's clock.
+
+    For SQLite, this is the clock of this machine.
+    """
     if on_sqlite():
         return clock.time_s()
     return float(execute("SELECT EXTRACT(EPOCH FROM clock_timestamp())").fetchone()[0])
@@ -130,7 +138,8 @@ def append_only(database: peewee.Database, table: str, *, unique: Sequence[str],
     """Add triggers that prevent rows of a table from being changed or replaced. For migrations.
 
     Rows may be deleted if the SQL condition `deletable` is true for `OLD`. `unique` names the columns with unique
-    values: SQLite's `INSERT OR REPLACE` deletes a row with an equal value without calling the trigger for deletions.
+    values. On SQLite, inserting a row with an equal value is refused, because `INSERT OR REPLACE` deletes the existing
+    row without calling the trigger for deletions.
     """
     refused = f"rows of {table} cannot be changed"
     kept = f"this row of {table} cannot be deleted yet"

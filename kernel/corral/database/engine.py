@@ -27,7 +27,8 @@ class Work(Protocol):
     """Runs a function as one unit of work: `await work(fn)`. Async handlers and jobs request the service by this type.
 
     With `read=True`, writes are refused. `fn` may run more than once, so it must have no effect outside the database.
-    The call raises any exception of `fn`, `NestedUnit` inside a unit, and `Unavailable` if the database is unavailable.
+    The call raises every exception that `fn` raises, `NestedUnit` inside a unit, and `Unavailable` if the database is
+    unavailable.
     """
 
     async def __call__(self, fn: Callable[[], T], *, entry: Entry = SYSTEM_ENTRY, read: bool = False) -> T: ...
@@ -38,7 +39,7 @@ class SlowRead(Exception):
 
 
 class Database(abc.ABC):
-    """A database.
+    """The base class of the databases of both engines.
 
     `flush` writes the audit, job and event rows of a unit before COMMIT. `committed` is called after COMMIT.
     """
@@ -52,7 +53,7 @@ class Database(abc.ABC):
         self.engine = engine
         self.timings, self.watchdog = Timings(), Watchdog()
         self.pools: list[DatabasePool] = []
-        """The pool of units that write, and the pool of units that only read; or one pool for both."""
+        """A pool for units that write and a pool for units that only read, or one pool for both."""
         self.flush: Callable[[Unit], None] = lambda unit: None
         self.committed: Callable[[list[Unit]], None] = lambda units: None
         self.cursor_key = b""  # the key that signs list cursors; set at boot
@@ -81,7 +82,7 @@ class Database(abc.ABC):
         return future.result()
 
     def read_now(self, fn: Callable[[], T], entry: Entry) -> T:
-        """Run a short read on the calling thread.
+        """Run a short read in the calling thread.
 
         Raises `SlowRead` if the read takes too long or the engine does not support such reads.
         """
@@ -109,14 +110,14 @@ class Database(abc.ABC):
         return sum(pool.busy for pool in self.pools), sum(len(pool.threads) for pool in self.pools)
 
     def load(self) -> float:
-        """Return the share of the connections in use, from 0 to 1."""
+        """Return the fraction of the connections that are in use, from 0 to 1."""
         used, size = self.busy()
         return used / size
 
     def detach(self) -> None:
         """Close the connection of the event loop's thread.
 
-        Call it in that thread, because `close` runs in another one.
+        Call this method in that thread, because `close` runs in another thread and cannot close this connection.
         """
         if not self.engine.is_closed():
             self.engine.close()
@@ -132,9 +133,9 @@ class Database(abc.ABC):
         self.pools[-1 if queued.read else 0].submit(queued)
 
     def deliver(self, outcomes: list[Outcome]) -> None:
-        """Resolve the futures of a batch, run its callbacks, and announce new events.
+        """Resolve the futures of a batch of units, run the units' callbacks, and announce new events.
 
-        A thread of the pool calls this after COMMIT.
+        A thread of the pool calls this method after COMMIT.
         """
         units = [outcome.unit for outcome in outcomes if outcome.unit is not None and outcome.error is None]
         if len(units) < len(outcomes):
@@ -190,7 +191,7 @@ def translate(error: BaseException) -> BaseException:
 
 
 def _is_lost_connection(error: BaseException) -> bool:
-    """Return whether the error is a lost connection that psycopg reports.
+    """Return whether psycopg reports a lost connection with this error.
 
     Compares the names of classes, because psycopg may not be installed.
     """

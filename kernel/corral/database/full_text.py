@@ -52,7 +52,7 @@ class FullTextIndex:
             execute(f"DELETE FROM {self._table} WHERE n = ?", [number])  # noqa: S608  (names of the schema)
 
     def query(self, words: Sequence[str], *, enough: int) -> str:
-        """Return a search for words of letters and digits in the engine's query language.
+        """Return a search for all of these words, which consist of letters and digits, in the engine's query language.
 
         SQLite collects every match of a prefix before it returns the first match, but reads the matches of a whole word
         one by one. Therefore a word that at least `enough` documents contain is searched for as a whole word on SQLite.
@@ -63,7 +63,7 @@ class FullTextIndex:
         return " ".join(word if self.count(word, limit=enough) >= enough else f"{word}*" for word in whole)
 
     def matches(self, *, up_to: bool = False) -> str:
-        """Return SQL for the numbers `n` of the matching documents, highest first.
+        """Return SQL that selects the numbers of the matching documents as `n`, highest first.
 
         The parameters of the SQL are the query, the highest number if `up_to` is set, and the limit. `OFFSET ?` may be
         appended.
@@ -74,6 +74,6 @@ class FullTextIndex:
         return f"SELECT {number} AS n FROM {self._table} WHERE {condition} {older}ORDER BY {number} DESC LIMIT ?"  # noqa: S608
 
     def count(self, query: str, *, limit: int) -> int:
-        """Return the number of matches, but at most `limit`."""
+        """Return the number of matching documents, but at most `limit`."""
         sql = f"SELECT COUNT(*) FROM ({self.matches()}) AS found"  # noqa: S608  (names of the schema)
         return int(execute(sql, [query, limit]).fetchone()[0])

@@ -1,4 +1,4 @@
-"""Leases: rows that ensure that only one process of an installation at a time does a certain job."""
+"""Leases: rows that ensure that only one process of an installation at a time performs a certain task."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from corral.database.model import InstantField, Model
 
 
 class Lease(Model):
-    """A named lease. It is free after `until`."""
+    """A named lease. After the instant `until`, any process may acquire it."""
 
     name = peewee.CharField(primary_key=True, max_length=120)
     holder = peewee.CharField(max_length=80)

@@ -20,22 +20,25 @@ LOCK = 0x434F5252  # the key of the advisory lock: "CORR"
 
 
 class PluginMigrations(msgspec.Struct, frozen=True):
-    """The migrations of one plugin: the directory of its scripts. The history table is `<plugin>_migrations`."""
+    """The migrations of one plugin.
+
+    `directory` contains the scripts. The table `<plugin>_migrations` records which of them are applied.
+    """
 
     plugin: str
     directory: Path
 
 
 KERNEL = PluginMigrations("kernel", Path(__file__).with_suffix(""))
-"""The kernel's own tables: events, consumers, jobs, schedules, leases and idempotent responses."""
+"""The migrations of the kernel's own tables: events, consumers, jobs, schedules, leases and idempotent responses."""
 
 
 class MigrationFailed(Exception):
-    """Raised when a script failed and was rolled back."""
+    """Raised when a migration script failed and was rolled back."""
 
 
 class SchemaTooNew(Exception):
-    """Raised when the database contains migrations, applied by a newer release, that this release does not know."""
+    """Raised when a newer release has applied migrations to the database that this release does not know."""
 
 
 def pending_migrations(database: Database, all_migrations: Iterable[PluginMigrations]) -> dict[str, list[str]]:
@@ -48,7 +51,7 @@ def pending_migrations(database: Database, all_migrations: Iterable[PluginMigrat
 def migrate(engine: peewee.Database, migrations: PluginMigrations) -> list[str]:
     """Apply the pending scripts of one plugin, each in a transaction, and return their names.
 
-    `engine` is the connection of `schema_lock`.
+    `engine` is the connection that `schema_lock` opened.
     """
     plugin, scripts = migrations.plugin, pending_scripts(engine, migrations, tables_of(engine))
     runner = Runner(engine, str(migrations.directory), table_name=f"{plugin}_migrations")
@@ -77,7 +80,7 @@ def tables_of(engine: peewee.Database) -> list[str]:
 
 
 def pending_scripts(engine: peewee.Database, migrations: PluginMigrations, tables: Collection[str]) -> list[str]:
-    """Return the names of the scripts of one plugin that are not yet applied to the database with these tables.
+    """Return the names of one plugin's scripts that are not yet applied to a database with the given tables.
 
     Raises `SchemaTooNew`.
     """
@@ -111,7 +114,7 @@ def copy_before_migration(engine: peewee.SqliteDatabase) -> None:
 def own_connection(database: Database) -> Iterator[peewee.Database]:
     """Open a separate connection for migrations.
 
-    On SQLite, foreign keys are off, because they cannot be switched off inside a transaction.
+    On SQLite, foreign key checks are off, because they cannot be switched off inside a transaction.
     """
     if isinstance(database.engine, peewee.SqliteDatabase):
         engine: peewee.Database = peewee.SqliteDatabase(
@@ -128,7 +131,7 @@ def own_connection(database: Database) -> Iterator[peewee.Database]:
 
 @contextlib.contextmanager
 def schema_lock(database: Database) -> Iterator[peewee.Database]:
-    """Open a connection that holds the lock of the schema.
+    """Open a connection that holds the lock of the schema while the context is active.
 
     If several processes start together, only one of them applies the pending migrations.
     """

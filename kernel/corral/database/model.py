@@ -12,7 +12,7 @@ from corral.database.unit import current
 
 
 class _UnitProxy(peewee.DatabaseProxy):
-    """Resolves to the engine of the current unit. A query outside a unit raises `NoUnit`."""
+    """A proxy for the engine of the current unit. A query outside a unit raises `NoUnit`."""
 
     __slots__ = ()
 
@@ -48,7 +48,7 @@ class Model(peewee.Model):
 
 
 class JSONField(peewee.TextField):
-    """Any JSON value, stored as text on both engines, so that both engines return the same bytes."""
+    """A column for any JSON value. It is stored as text on both engines, so that both engines return the same bytes."""
 
     def db_value(self, value: Any) -> str | None:
         return None if value is None else msgspec.json.encode(value).decode()

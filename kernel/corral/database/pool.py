@@ -1,9 +1,9 @@
-"""Threads that run units of work: a bounded queue, and threads that take units from it, each with its own connection.
+"""Runs units of work in a pool of threads. Each thread has its own connection and takes units from a bounded queue.
 
-A unit that runs longer than `LOST_AFTER` seconds is lost: its thread is abandoned (the connection is closed, and
-`corral.watchdog` raises an exception in the thread), a new thread replaces it, and the other units of the same
-transaction run again. A route that loses two units is quarantined for a while, unless the database itself does not
-answer.
+If a unit runs longer than `LOST_AFTER` seconds, its thread is abandoned: the connection is closed, and
+`corral.watchdog` raises an exception in the thread. A new thread replaces it, and the other units of the same
+transaction run again. If this happens to two units of a route, the route is quarantined for a while, unless the
+database itself does not answer.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class DatabaseThread(threading.Thread, abc.ABC):
 
     @abc.abstractmethod
     def run_units(self, queued: QueuedUnit) -> None:
-        """Run the unit, and possibly further units from the queue, and deliver the outcomes."""
+        """Run the unit, and possibly further units from the queue, and deliver their outcomes."""
 
     def other_units(self) -> list[QueuedUnit]:
         """Return the other units of the abandoned transaction. They must run again."""
@@ -165,7 +165,7 @@ class DatabaseThread(threading.Thread, abc.ABC):
 
 
 class Timings:
-    """Histograms of run times and waiting times of a database's units, and error counts by problem code."""
+    """Histograms of the run times and waiting times of units, and a counter of errors by problem code."""
 
     def __init__(self) -> None:
         self.units, self.waits = Histogram(), Histogram()
@@ -190,7 +190,7 @@ class RouteQuarantine:
         return Unavailable(detail, code="plugin_failed", retry_after=math.ceil(wait), **plugin)
 
     def count(self, label: str, began: float, lost: float, plugin: dict[str, str]) -> None:
-        """Count a unit that ran too long and was rolled back. `plugin` names the plugin whose code was running."""
+        """Count a unit that ran too long and was rolled back. `plugin` identifies the plugin whose code was running."""
         last = self.last_loss.get(label, -math.inf)
         if began < last:  # units that are lost at the same time count once
             return

@@ -1,7 +1,7 @@
 """PostgreSQL: a pool of threads, each with its own connection, and one transaction per unit.
 
-A unit is tried up to 3 times after serialization failures, deadlocks and connections lost before COMMIT. It is never
-retried after a connection lost during COMMIT, because the unit may have taken effect.
+A unit is tried up to 3 times after serialization failures, deadlocks and connections lost before COMMIT. If the
+connection is lost during COMMIT, the unit is not retried, because it may have taken effect.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class _PostgresThread(DatabaseThread):
         return outcome
 
     def _roll_back(self) -> bool:
-        """Roll back the transaction, and return whether this succeeded. If not, drop the connection."""
+        """Roll back the transaction, and return whether this succeeded. If it failed, close the connection."""
         try:
             self.connection.execute("ROLLBACK")
         except Exception:
@@ -144,6 +144,6 @@ class _PostgresThread(DatabaseThread):
         self._drop_connection()
 
     def sever_connection(self) -> None:
-        """Shut down the socket only. Freeing a connection that its thread is using would crash the process."""
+        """Shut down only the socket. Freeing a connection that its thread is using would crash the process."""
         with contextlib.suppress(Exception), socket.fromfd(self.connection.fileno(), -1, socket.SOCK_STREAM) as line:
             line.shutdown(socket.SHUT_RDWR)

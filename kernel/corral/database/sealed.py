@@ -17,7 +17,7 @@ VERSION, ID = "01", 16
 
 
 class SealedField(peewee.TextField):
-    """A column for a sealed value in hex. Null, and plain text that does not begin with `01`, count as not sealed.
+    """A column for a sealed value in hex. Null, and text that does not begin with `01`, are treated as not sealed.
 
     Columns of this type are included in key statistics, key rotation and checks.
     """
@@ -40,20 +40,20 @@ class SealedColumn:
         self._key_id = peewee.fn.SUBSTR(field, len(VERSION) + 1, ID)
 
     def counts(self) -> dict[str, int]:
-        """Return the number of values by the id of their master key."""
+        """Return how many values of the column each master key has sealed, by key id."""
         found: Any = self.model.select(self._key_id, peewee.fn.COUNT(self._key)).where(self._is_sealed)
         return {str(key): int(count) for key, count in found.group_by(peewee.SQL("1")).tuples()}
 
     def key_in_use(self, key_ids: Collection[str]) -> str | None:
-        """Return one of these key ids that a stored value uses, or None."""
+        """Return one of the given key ids if a stored value is sealed by this key, or None if no value is."""
         found = self.model.select(self._key_id).where(self._is_sealed & self._key_id.in_(list(key_ids)))
         row = found.limit(1).tuples().first() if key_ids else None
         return None if row is None else str(row[0])
 
     def values_after(self, row: Any, limit: int, *, except_key: str = "") -> list[SealedValue]:
-        """Return up to `limit` values after primary key `row` (None: from the start), in key order.
+        """Return up to `limit` values from rows after the primary key `row`, ordered by primary key.
 
-        Values sealed by the key `except_key` are left out.
+        If `row` is None, start with the first row. Values sealed by the key `except_key` are left out.
         """
         where = self._is_sealed & (self._key_id != except_key)
         if row is not None:
@@ -79,7 +79,10 @@ class SealedColumns:
         ]
 
     def key_ids(self, known: Collection[str]) -> set[str]:
-        """Return the key ids of stored values. If a value uses one of the `known` ids, return only one such id."""
+        """Return the ids of the keys that sealed the stored values.
+
+        If one of the `known` keys sealed a value, return only the id of this key.
+        """
         found: set[str] = set()
         for column in self.columns:
             if (one := column.key_in_use(known)) is not None:
@@ -88,7 +91,7 @@ class SealedColumns:
         return found
 
     def counts(self) -> dict[str, int]:
-        """Return the number of values in all columns by the id of their master key."""
+        """Return how many values of all columns each master key has sealed, by key id."""
         found: Counter[str] = Counter()
         for column in self.columns:
             found.update(column.counts())

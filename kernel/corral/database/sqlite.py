@@ -129,7 +129,7 @@ class _SqliteThread(DatabaseThread):
                 self.database.engine.close()
 
     def release_cursors(self, error: BaseException) -> BaseException:
-        """Return the error of a unit, after the cursors of an abandoned unit have been released.
+        """Return the error that a unit raised. If the unit was abandoned, release its cursors first.
 
         The traceback keeps the cursors alive, and open cursors would keep the database locked.
         """
@@ -141,7 +141,7 @@ class _SqliteThread(DatabaseThread):
         """Roll back and refuse further writes.
 
         The thread may be executing in SQLite at this moment, so the thread itself closes the connection later. Closing
-        it from here could leave the database locked or crash the process.
+        the connection from here could leave the database locked or crash the process.
         """
         with self._ending:
             if self.connection is None:

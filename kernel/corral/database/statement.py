@@ -15,7 +15,7 @@ from corral.database.unit import current
 
 Parameter = Callable[[str], peewee.Value]
 PEEWEE_ERRORS: Any = vars(peewee)["__exception_wrapper__"]
-"""A context manager that raises a driver's error as peewee's exception.
+"""A context manager that converts a driver's exception to peewee's exception.
 
 Enter it only after an error, because entering it costs as much as a small query.
 """
@@ -32,9 +32,9 @@ def _parameter(name: str) -> peewee.Value:
 class Statement:
     """A compiled query: `Statement(lambda p: Task.select(…).where(Task.id == p("id")))`.
 
-    Values are passed to the driver unconverted, and JSON columns are returned as text.
+    Values are passed to the driver unconverted, and values of JSON columns are returned as text.
 
-    Execution raises peewee's exceptions on both engines.
+    On both engines, execution raises peewee's exceptions.
     """
 
     def __init__(self, build: Callable[[Parameter], peewee.Query]) -> None:

@@ -53,7 +53,7 @@ SYSTEM_ENTRY = Entry()
 
 
 class Unit:
-    """The running unit of work. `before` callbacks run at its end, before audit rows, jobs and events are written.
+    """The running unit of work. `before` callbacks run at its end, before the unit writes audit rows, jobs and events.
 
     `after` callbacks run once on the event loop after COMMIT. They must neither fail nor block.
     """
@@ -88,7 +88,7 @@ def current() -> Unit:
 
 
 def locked(query: Any, *, share: bool = False, skip_locked: bool = False) -> Any:
-    """Return the query with row locks that are held until the unit ends.
+    """Return the query with a clause that locks the selected rows until the unit ends.
 
     No other unit can change the locked rows. With `share`, other units may take the same shared lock. `skip_locked`
     leaves out rows that other units have locked. SQLite has only one writer, so no row needs a lock there.

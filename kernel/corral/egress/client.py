@@ -31,7 +31,10 @@ REPORT_SECONDS, MAX_REPORTED = 60.0, 1000
 
 
 class Verdict(NamedTuple):
-    """The result of a check. `reason` is an `egress.*` code or `unresolved_host`. Show `addresses` to admins only."""
+    """The result of checking a destination. `reason` is an `egress.*` code or `unresolved_host`.
+
+    Show `addresses` to admins only.
+    """
 
     allowed: bool
     reason: str | None
@@ -41,7 +44,7 @@ class Verdict(NamedTuple):
 class Egress:
     """Creates clients for all outgoing connections.
 
-    `requests` counts requests by sink and outcome. Tests may replace `resolve`.
+    `requests` counts requests by sink (the feature that opens the connection) and outcome. Tests may replace `resolve`.
     """
 
     def __init__(self, config: Config, resolve: Resolver = resolve) -> None:
@@ -65,12 +68,13 @@ class Egress:
         max_bytes: int | None = MIB,
         per_host: int = 5,
     ) -> httpx2.AsyncClient:
-        """Return a pooled client for a sink, with the profile `public`. The caller must close it.
+        """Return a pooled client with the profile `public` for a sink, the feature that opens the connections.
 
-        A refused address raises `EgressBlocked`. `operator` lists `host:port` entries from the configuration, which may
-        be private. `child` is the address of a registered child process; the client can then reach only this address.
-        `total_seconds` limits a call from its start to the end of the response. A response is read up to `max_bytes`
-        after decompression; `corral.egress.transport.truncated` returns whether it was longer.
+        The caller must close the client. A refused address raises `EgressBlocked`. `operator` lists `host:port` entries
+        from the configuration, which may be private. `child` is the address of a registered child process; the client
+        can then reach only this address. `total_seconds` limits a call from its start to the end of the response. A
+        response is read up to `max_bytes` after decompression; `corral.egress.transport.truncated` returns whether it
+        was longer.
         """
         import httpx2
 
@@ -116,7 +120,7 @@ class Egress:
         return target
 
     async def addresses(self, host: str, port: int, policy: Policy) -> list[str]:
-        """Return the allowed addresses in connection order.
+        """Return the allowed addresses of a host, in the order in which they should be tried.
 
         Raises `EgressBlocked`, or `Unresolved` if there is no address.
         """
@@ -157,7 +161,7 @@ class Egress:
         return []
 
     def deny_own_server(self, bind: str, address: str = "") -> None:
-        """Deny connections to Corral's own server at `bind`.
+        """Deny connections to Corral's own server, which listens on `bind`.
 
         If `bind` has no port, use the port of the URL `address`.
         """
@@ -181,7 +185,7 @@ class Egress:
             return ()
 
     def count(self, sink: str, outcome: str, host: str) -> None:
-        """Count a request. Log and report at most one refused request per sink, host and minute."""
+        """Count a request. Refused requests are logged and reported at most once per sink, host and minute."""
         self.requests[sink, outcome] += 1
         now = time.monotonic()
         if outcome != "blocked" or now - self._reported.get((sink, host), -REPORT_SECONDS) < REPORT_SECONDS:

@@ -51,7 +51,7 @@ class EgressBlocked(Exception):
 
 
 class Destination(NamedTuple):
-    """A parsed URL as it will be requested, with host and port. Its addresses are not checked yet."""
+    """A parsed URL as it will be requested, with its host and port. The addresses of the host are not checked yet."""
 
     url: httpx2.URL
     host: str
@@ -59,14 +59,17 @@ class Destination(NamedTuple):
 
 
 class Exempt(NamedTuple):
-    """An exception configured by the operator: a host name or a network, at one port or at all ports (None)."""
+    """An exception that the operator configured for a host name or a network.
+
+    It applies to one port, or to all ports if `port` is None.
+    """
 
     name: str
     network: Network | None
     port: int | None
 
     def opens(self, host: str, port: int, address: Address | None) -> bool:
-        """Return whether the exception covers the host, or the address if given, at this port."""
+        """Return whether the exception covers this port of the host, or of the address if one is given."""
         if self.port not in (None, port):
             return False
         if self.network is None:
@@ -75,7 +78,7 @@ class Exempt(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """The allowed destinations of one client: a profile and configured places, or exactly one child process."""
+    """The destinations that a client may reach: those of a profile and of the operator, or one child process."""
 
     profile: Profile = "public"
     operator: frozenset[HostPort] = frozenset()
@@ -95,7 +98,10 @@ class EgressGuard:
         self.children: set[HostPort] = set()
 
     def check_place(self, host: str, port: int, policy: Policy) -> bool:
-        """Return whether every address of this host and port is allowed. Raises `EgressBlocked` for a refused port."""
+        """Check a host and port before the host is resolved. Raises `EgressBlocked` if they are refused.
+
+        Return True if the host may be reached at every address, or False if its addresses must be checked.
+        """
         if policy.child is not None:
             if (host, port) != policy.child or policy.child not in self.children:
                 raise EgressBlocked("egress.address", "This client may connect to its own child process only.")
@@ -131,7 +137,7 @@ class EgressGuard:
 
 
 def check_peer(peer: tuple[object, ...] | None, address: str) -> None:
-    """Raise `EgressBlocked` if a connection reached an address other than the checked one."""
+    """Raise `EgressBlocked` if the peer of a connection is not the address that was checked."""
     if peer is None or canonical_address(str(peer[0])) != canonical_address(address):
         raise EgressBlocked("egress.address", "The connection did not reach the checked address.")
 
@@ -143,7 +149,7 @@ def _check_port(port: int, profile: Profile) -> None:
 
 
 def is_denied(address: Address, profile: Profile) -> bool:
-    """Return whether the profile denies the address."""
+    """Return whether the profile denies connections to the address."""
     if profile == "internal" and _within(address, PRIVATE):
         return _within(address, METADATA)
     return _within(address, DENIED)

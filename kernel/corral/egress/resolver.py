@@ -49,7 +49,7 @@ def _look_up(host: str, port: int, answer: Future[list[str]]) -> None:
 
 
 def is_local(text: str) -> bool:
-    """Return whether an address belongs to this machine, that is, whether it can be bound."""
+    """Return whether an address belongs to this machine, that is, whether a socket can be bound to it."""
     family = socket.AF_INET6 if ipaddress.ip_address(text.partition("%")[0]).version == 6 else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:

@@ -38,7 +38,7 @@ class MailServer(NamedTuple):
 
 
 class MailFailed(Exception):
-    """Raised when the server did not accept the mail. A later attempt may succeed. The text is for admins."""
+    """Raised when the server did not accept the mail. A later attempt may succeed. The message is for admins only."""
 
 
 class MailRefused(MailFailed):
@@ -46,7 +46,7 @@ class MailRefused(MailFailed):
 
 
 async def deliver(egress: Egress, server: MailServer, message: EmailMessage, *, sender: str, to: str) -> None:
-    """Send one mail. Raises `MailFailed` or `MailRefused`."""
+    """Send one email. Raises `MailFailed` or `MailRefused`."""
 
     def send(smtp: smtplib.SMTP) -> None:
         try:
@@ -105,7 +105,7 @@ def _talk(
 
 
 class _GuardedSmtp(smtplib.SMTP):
-    """An SMTP client that connects only to the allowed addresses. TLS verifies the requested name."""
+    """An SMTP client that connects only to allowed addresses. TLS verifies the certificate for the requested name."""
 
     def __init__(
         self, server: MailServer, addresses: Sequence[str], context: ssl.SSLContext, proxy: EgressProxy | None

@@ -47,7 +47,10 @@ class GuardedNetwork(httpcore2.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
-        """Try the addresses in turn, within `timeout` seconds in total. TLS still verifies the requested name."""
+        """Try the addresses in turn, within `timeout` seconds in total.
+
+        TLS verifies the certificate for the requested name, although the connection is made to an address.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             addresses = await self._addresses(host.strip("[]"), port)
@@ -220,7 +223,7 @@ class _Body(httpx2.AsyncByteStream):
 
 
 def _as_checked(request: httpx2.Request, target: Destination) -> httpx2.Request:
-    """Return the request with the URL as it was checked, and with its host in the `Host` header."""
+    """Return the request with the URL that was checked. The `Host` header names the host of this URL."""
     headers = request.headers.copy()
     headers["Host"] = target.url.netloc.decode("ascii")
     if headers.get("Accept-Encoding") != "identity":  # callers may request identity for undelayed streams

@@ -77,6 +77,6 @@ class EgressProxy:
 
 
 def _is_accepted(head: bytes) -> bool:
-    """Return whether the head of the response, including the empty line, confirms the tunnel."""
+    """Return whether the proxy's response confirms the tunnel. `head` must include the empty line at its end."""
     status = head.split(b"\r\n", 1)[0].split()[1:2]
     return head.endswith(b"\r\n\r\n") and bool(status) and status[0].startswith(b"2")

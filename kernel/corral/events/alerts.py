@@ -10,7 +10,7 @@ from corral.events.log import EventRow
 def raise_alert(alert: SystemAlert, object: tuple[str, str]) -> None:
     """Emit an alert to admins, unless the same alert was emitted within the last hour.
 
-    Joins the caller's unit of work.
+    Runs in the caller's unit of work.
     """
     is_same_alert = (
         (EventRow.object_type == object[0])

@@ -1,6 +1,7 @@
-"""Durable consumers. Each has a cursor row that advances in the same transaction as the consumer's effect.
+"""Durable consumers of the event log.
 
-A consumer handles events at least once, in order, and in one process at a time.
+Each consumer has a row that stores its cursor. The cursor advances in the transaction in which the consumer handles the
+events. A consumer handles events at least once, in order, and in one process at a time.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class Consumer:
         await self._database.work(lambda: release_lease(self._lease, self._holder), entry=self._entry)
 
     async def _advance(self) -> bool:
-        """Handle the next batch, or single events after a failure. Return whether there may be more events."""
+        """Handle the next batch, or its events one by one if it fails. Return whether more events may follow."""
         work = functools.partial(self._database.work, entry=self._entry)
         if not self._is_open() or not await work(self._is_due, read=True):
             return False
@@ -111,9 +112,10 @@ class Consumer:
         return True
 
     def _is_due(self) -> bool:
-        """Return whether a write is needed: to create the cursor, to handle events, or because the cursor lags.
+        """Return whether there is something to write.
 
-        A lagging cursor makes every poll scan the events of other types again.
+        This is the case if the cursor must be created, if there are events to handle, or if the cursor lags behind the
+        log. With a lagging cursor, every poll scans the events of other types again.
         """
         row = ConsumerRow.get_or_none(ConsumerRow.name == self.name)
         return row is None or event_log.last_seq() - row.cursor > LAG or bool(self._events_after(row.cursor, 1))
@@ -134,7 +136,7 @@ class Consumer:
         return event_log.select([EventRow.seq > cursor, EventRow.type.in_(self._types)], limit)
 
     def _handle_next(self, limit: int, handle: Callable[[LoggedEvent], Any]) -> bool:
-        """Handle up to `limit` events and advance the cursor. Return whether there may be more events."""
+        """Handle up to `limit` events and advance the cursor. Return whether more events may follow."""
         if (row := self._leased_cursor()) is None:
             return False
         newest = event_log.last_seq()  # read first, because later events must come after the cursor

@@ -26,10 +26,13 @@ class Event(msgspec.Struct, kw_only=True):
     """
 
     event: ClassVar[str]
-    """The public name, `noun.past_participle`."""
+    """The public name of the event, in the form `noun.past_participle`."""
     visibility: ClassVar[str] = SHARED
     area: ClassVar[str] = ""
-    """The permission area: `<area>.read` allows reading the objects of the event. Empty: the name of the plugin."""
+    """The permission area: `<area>.read` allows reading the objects of the event.
+
+    If empty, the area is the name of the plugin.
+    """
 
 
 def emit(
@@ -118,7 +121,10 @@ class EventTypes:
         return [self._types[name] for name in sorted(self._types)]
 
     def expand(self, patterns: Iterable[str]) -> list[str]:
-        """Return the names that match the patterns: a name, `task.*` or `*`. An exact name need not be declared."""
+        """Return the names of the events that match the patterns.
+
+        A pattern is a name, a prefix such as `task.*`, or `*`. A name is returned even if no such event is declared.
+        """
         names: set[str] = set()
         for pattern in patterns:
             if pattern == "*":

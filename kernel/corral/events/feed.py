@@ -28,7 +28,10 @@ Viewer = Callable[[Sequence[LoggedEvent]], None]
 
 
 class Bus(Protocol):
-    """Notifies all processes of new events. Notifications may be lost, since the log is also polled every 0.5 s."""
+    """Notifies all processes of new events.
+
+    A lost notification does no harm, because processes also poll the log every 0.5 s.
+    """
 
     def notify(self) -> None:
         """Announce new events. Never blocks and never fails."""
@@ -44,7 +47,7 @@ class Bus(Protocol):
 
 
 class MemoryBus:
-    """Notifications within one process."""
+    """A bus that notifies only its own process."""
 
     def __init__(self) -> None:
         self._wake: Callable[[], None] = lambda: None
@@ -82,9 +85,9 @@ class Feed:
                 self.bus.notify()
 
     def watch(self, viewer: Viewer) -> Callable[[], None]:
-        """Call `viewer` with each batch of new events.
+        """Call `viewer` with each batch of new events. Return a function that ends this subscription.
 
-        The viewer must not block or fail. Returns a function that stops the calls.
+        The viewer must not block or fail.
         """
         self._viewers.append(viewer)
         return lambda: self._viewers.remove(viewer)
@@ -140,9 +143,9 @@ class Feed:
                         event.set()
 
     async def run_sequencer(self) -> None:
-        """Number committed events until cancelled, at most every 10 ms.
+        """Assign sequence numbers to committed events, at most every 10 ms, until cancelled.
 
-        PostgreSQL only; the kernel supervises this task.
+        Used on PostgreSQL only; the kernel supervises this task.
         """
         while True:
             await wait_and_clear(self._unnumbered, IDLE_SEQUENCE_SECONDS)

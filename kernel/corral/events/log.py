@@ -1,7 +1,8 @@
 """The durable event log: one table, written in the transaction of the change and numbered in a fixed order.
 
-`ins` numbers the insertions. `seq` is the order that readers see. On SQLite the writer assigns `seq` before COMMIT. On
-PostgreSQL the sequencer assigns it to committed rows, so a later number never becomes visible before an earlier one.
+The column `ins` numbers the insertions. The column `seq` is the order that readers see. On SQLite the writer assigns
+`seq` before COMMIT. On PostgreSQL the sequencer assigns it to committed rows, so a later number never becomes visible
+before an earlier one.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class EventRow(Model):
 
 
 class EventView(msgspec.Struct, kw_only=True):
-    """An event in API responses and streams. `seq` is the cursor. `id` identifies the event everywhere."""
+    """An event in API responses and streams. Clients use `seq` as their cursor, and `id` to identify the event."""
 
     event: str
     id: str
@@ -125,9 +126,9 @@ def write_events(unit: Unit) -> None:
 
 
 def number_committed() -> int:
-    """Number committed rows in insertion order and return how many were numbered. PostgreSQL only.
+    """Assign sequence numbers to committed rows in insertion order, and return the number of these rows.
 
-    Call it in a unit of its own. Returns 0 while another process numbers rows.
+    PostgreSQL only. Call this function in a unit of its own. Returns 0 while another process assigns numbers.
     """
     connection = current().connection
     if not connection.execute("SELECT pg_try_advisory_xact_lock(%s)", (SEQUENCER_LOCK,)).fetchone()[0]:
@@ -159,7 +160,7 @@ def last_seq() -> int:
 
 
 def first_seq() -> int:
-    """Return the lowest sequence number that is kept, or 0 for an empty log."""
+    """Return the lowest sequence number that is still in the log, or 0 for an empty log."""
     return int(_FIRST.rows({})[0][0])
 
 

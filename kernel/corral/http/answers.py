@@ -1,4 +1,4 @@
-"""Values that handlers may return instead of a shape or a `Page`, and request parts that they may take by type."""
+"""Special return values of handlers, and the parts of a request that handlers can take as parameters."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ T = TypeVar("T")
 class Wait(msgspec.Struct, frozen=True):
     """The value that a `def` handler returns to make the request a long poll.
 
-    The unit of work ends, and the handler runs again when a topic is notified or `until` passes. Topics are event
-    names and ids of objects and actors. `until` is in epoch seconds; after that time the handler must return a
-    response.
+    The unit of work ends, and the handler runs again when one of the topics is notified or the time `until` has come.
+    Topics are event names and ids of objects and actors. `until` is in epoch seconds; after that time the handler must
+    return a response.
     """
 
     topics: Sequence[str]
@@ -27,7 +27,7 @@ class Wait(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, Generic[T], kw_only=True):
-    """A shape with a status that differs from the one the route declares, or with additional headers."""
+    """A response body with additional headers, or with a status other than the one that the route declares."""
 
     body: T
     status: int | None = None
@@ -35,9 +35,9 @@ class Answer(msgspec.Struct, Generic[T], kw_only=True):
 
 
 class Encoded(msgspec.Struct, frozen=True):
-    """A shape that is already encoded as JSON, for cached responses.
+    """A response body that is already encoded as JSON, for cached responses.
 
-    The return annotation names the shape as well: `-> TaskView | Encoded`.
+    The return annotation also names the type of the body: `-> TaskView | Encoded`.
     """
 
     body: bytes
@@ -47,7 +47,7 @@ class Encoded(msgspec.Struct, frozen=True):
 
 
 class Text(msgspec.Struct, frozen=True):
-    """A text whose media type is not JSON, such as metrics or documentation pages."""
+    """A response body that is text but not JSON, such as metrics or documentation pages."""
 
     body: str
     media_type: str = "text/plain; charset=utf-8"

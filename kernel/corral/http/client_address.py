@@ -1,4 +1,4 @@
-"""Determines the address of the client and checks the `Host` header. Only this module does so."""
+"""Determines the address of the client and checks the `Host` header. No other module does either."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ class ClientAddress:
         self._trusted = [ipaddress.ip_network(network, strict=False) for network in trusted]
 
     def __call__(self, peer: str, forwarded_for: bytes) -> str:
-        """Return the client's address in canonical form, IPv4-mapped IPv6 as IPv4, or "" for a Unix socket.
+        """Return the client's address in canonical form, or "" for a Unix socket.
 
-        `forwarded_for` contains all lines of the header `X-Forwarded-For`, joined by commas.
+        The canonical form of an IPv4-mapped IPv6 address is the IPv4 address. `forwarded_for` contains all lines of the
+        header `X-Forwarded-For`, joined by commas.
         """
         address = canonical_ip(peer)
         if not self._is_trusted(address):
@@ -42,7 +43,10 @@ class ClientAddress:
 
 
 def canonical_ip(text: str) -> str:
-    """Return an IP address in canonical form, IPv4-mapped IPv6 as IPv4, or "" if the text is not an IP address."""
+    """Return an IP address in canonical form, or "" if the text is not an IP address.
+
+    The canonical form of an IPv4-mapped IPv6 address is the IPv4 address.
+    """
     try:
         return str(canonical_address(text))
     except ValueError:
@@ -58,7 +62,7 @@ def is_loopback(host: str) -> bool:
 class Hosts:
     """Checks `Host` headers.
 
-    Accepts IP addresses, loopback names, the machine's name, the host of the public URL, and the allowed hosts.
+    IP addresses, loopback names, the machine's name, the host of the public URL and the allowed hosts are accepted.
     """
 
     def __init__(self, public_url: str | None, allowed: Iterable[str]) -> None:

@@ -26,7 +26,7 @@ Whole = tuple[int, dict[str, str], bytes, bytes]  # a response, and the hash of 
 
 
 class IdempotencyRow(Model):
-    """A request that was sent with a key. `state` is in_flight or done. The row expires at `until`."""
+    """A request that was sent with an idempotency key. `state` is in_flight or done. The row expires at `until`."""
 
     key = peewee.CharField(primary_key=True, max_length=64)
     body_hash = peewee.CharField(max_length=64)  # a MAC: from a plain hash, readers of the table could guess passwords
@@ -43,7 +43,7 @@ class IdempotencyRow(Model):
 
 
 class IdempotencyKey(msgspec.Struct, frozen=True):
-    """The identity of a request with an idempotency key. A key is unique per caller, method and path."""
+    """The identity of a request: its idempotency key, together with its caller, method, path and body."""
 
     scope_hash: str
     body_digest: bytes  # SHA-256 of the request body
@@ -79,7 +79,7 @@ class Idempotency:
         raise Conflict(code="idempotency_in_progress", headers={"Retry-After": "1"})
 
     def _read(self, key: IdempotencyKey, row: Any) -> Response:
-        """Return the response in a row. Raises `idempotency_key_reused` if it belongs to another request body."""
+        """Return the response stored in a row. Raises `idempotency_key_reused` if it belongs to another body."""
         status, headers, body, digest = row.status or 200, row.headers or {}, (row.body or "").encode(), b""
         if row.sealed:
             whole = self._keyring.decrypt(bytes.fromhex(row.body), aad=_aad(key))

@@ -1,7 +1,7 @@
 """Generates the OpenAPI 3.1 document of the declared routes, including the problems that each route may return.
 
-The document is complete: responses contain no status, code or schema that is missing from it. Routes declare their
-own problem codes in `raises`.
+The document is complete: it describes every status, problem code and schema that a response can contain. Routes declare
+their own problem codes in `raises`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Problem(msgspec.Struct, kw_only=True):
 def document(routes: Iterable[Route], *, title: str, version: str, public_url: str | None) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of the routes. The result does not depend on the order of the routes.
 
-    Raises `TypeError` naming the route whose handler or shapes cannot be described.
+    Raises `TypeError` naming the route if its handler, or a type of its requests or responses, cannot be described.
     """
     writer = _Writer(sorted(routes, key=lambda route: (route.path, METHODS.index(route.method))))
     found: dict[str, Any] = json.loads(files("corral.http.docs").joinpath("frame.json").read_bytes())
@@ -134,7 +134,7 @@ class _Writer:
     def schemas(self, paths: Any) -> dict[str, Any]:
         """Return the schema components that paths and responses refer to.
 
-        The shapes of queries are described as parameters, not as components.
+        The types of queries are described as parameters, not as components.
         """
         found: dict[str, Any] = {}
         new: Any = [paths, self.responses]
@@ -197,9 +197,9 @@ class _Writer:
         return found
 
     def _content(self, signature: Signature) -> dict[str, Any]:
-        """Return the content of a success response by media type.
+        """Return the schemas of a successful response by media type.
 
-        The exact media types of texts and streams are known only when they are sent.
+        Texts and streams are listed as `text/*` and `*/*`, because their media types are known only when they are sent.
         """
         schemas = [self._answer(kind) for kind in signature.answers]
         schemas += [{"type": "null"}] if types.NoneType in signature.returned else []
@@ -213,7 +213,7 @@ class _Writer:
         return content
 
     def _answer(self, kind: Any) -> dict[str, Any]:
-        """Return the schema of an answer.
+        """Return the schema of a type that a handler returns.
 
         The schema of a page is the component `Page_<name>`, if the schema of its items has a name.
         """
@@ -250,15 +250,18 @@ class _Writer:
 
 
 def _item(kind: Any) -> Any:
-    """Return the shape inside a `Page`, or any other type unchanged.
+    """Return the type of the items of a `Page`, or any other type unchanged.
 
-    Pages are not given to msgspec, because it confuses `Page[X]` when two shapes are named X.
+    Pages are not given to msgspec, because it confuses `Page[X]` when two types are named X.
     """
     return typing.get_args(kind)[0] if typing.get_origin(kind) is Page else kind
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of a query parameter without the null option and default, because parameters cannot be null."""
+    """Return the schema of a query parameter without the option null and a default of null.
+
+    The parameters of a query string cannot be null.
+    """
     schema = {key: each for key, each in schema.items() if (key, each) != ("default", None)}
     options = [each for each in schema.get("anyOf", ()) if each != {"type": "null"}]
     rest = {key: each for key, each in schema.items() if key != "anyOf"}

@@ -1,4 +1,7 @@
-"""Pagination: the query and the response of all lists, and signed cursors, with which every page costs the same."""
+"""Pagination of lists: the query parameters, the response, and signed cursors.
+
+With a cursor, reading a late page of a list takes no longer than reading the first page.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,10 @@ def newest_first(model: Any) -> tuple[Order, ...]:
 
 
 def write_cursor(scope: str, caller: Principal, fingerprint: str, key: Sequence[Any]) -> str:
-    """Return a signed cursor for the position after `key`, valid for this caller, list and filters for 24 hours."""
+    """Return a signed cursor for the position after `key`.
+
+    The cursor is valid for 24 hours, and only for this caller, list and filters.
+    """
     expires = int(clock.time_s()) + CURSOR_SECONDS
     payload = msgspec.json.encode([scope, caller.id, fingerprint, expires, list(key)])
     mac = hmac.digest(current().database.cursor_key, payload, "sha256")[:16]
@@ -73,7 +79,7 @@ def write_cursor(scope: str, caller: Principal, fingerprint: str, key: Sequence[
 def read_cursor(cursor: str, scope: str, caller: Principal, fingerprint: str) -> list[Any]:
     """Return the key that a cursor contains.
 
-    Raises `invalid_cursor` if the cursor was altered, has expired, or belongs to another caller, list or filter.
+    Raises `invalid_cursor` if the cursor was altered, has expired, or was issued for another caller, list or filter.
     """
     try:
         blob = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))

@@ -7,9 +7,10 @@
         \"\"\"Create a task and queue it.\"\"\"
         return tasks.create(body, by=caller)
 
-A handler may take `body` and `query` (shapes), the path parameters (`str`), and, by type, `Principal`, `IfMatch`,
-`Request` and any service. `{id}` and `{…_id}` in a path match UUIDs; other names match any segment. A `def` handler
-runs as one unit of work (read-only for GET) and may be run again; an `async def` handler opens its own units of work.
+A handler may take `body` and `query` (msgspec structs), the path parameters (`str`), and, by type, `Principal`,
+`IfMatch`, `Request` and any service. `{id}` and `{…_id}` in a path match UUIDs; other names match any segment. A `def`
+handler runs as one unit of work (read-only for GET) and may be run again; an `async def` handler opens its own units of
+work.
 """
 
 from __future__ import annotations
@@ -125,11 +126,11 @@ class Routes:
         return self._add("PUT", path, needs, options)
 
     def patch(self, path: str, *, needs: str | tuple[str, ...], **options: Any) -> Callable[[Handler], Handler]:
-        """Declare a partial update."""
+        """Declare an operation that changes some fields of an object."""
         return self._add("PATCH", path, needs, options)
 
     def delete(self, path: str, *, needs: str | tuple[str, ...], **options: Any) -> Callable[[Handler], Handler]:
-        """Declare a deletion. The response has the status 204."""
+        """Declare an operation that deletes an object. The response has the status 204."""
         return self._add("DELETE", path, needs, {"status": 204, **options})
 
     def _add(

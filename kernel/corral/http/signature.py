@@ -1,4 +1,4 @@
-"""Reads the signatures of handlers at boot: the parts of the request and services they take, and their return types."""
+"""Reads the signatures of handlers at boot: the request parts and services that they take, and what they return."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ NO_SHAPES = (Wait, Text, Stream, Encoded, types.NoneType)
 class Signature(msgspec.Struct, frozen=True, kw_only=True):
     """The signature of a handler.
 
-    `caller`, `if_match` and `request` are names of parameters, or None. `services` maps names of parameters to
-    (type, optional). `returned` contains the members of the union that the handler returns; `answers` contains the
-    shapes among these members.
+    `caller`, `if_match` and `request` are names of parameters, or None. `services` maps names of parameters to (type,
+    optional). `returned` contains the members of the union that the handler returns; `answers` contains the types of
+    response bodies among these members.
     """
 
     body: Any = None
@@ -38,7 +38,7 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def versioned(self) -> bool:
-        """Whether the returned shape has a version, from which the `ETag` is derived."""
+        """Whether the response body has a field `version`, from which the `ETag` is derived."""
         shape = self.answers[0] if len(self.answers) == 1 else None
         return "version" in getattr(shape, "__struct_fields__", ()) and _resolved(shape).get("version") is int
 

@@ -1,4 +1,4 @@
-"""The job runner of a process. Conditional updates claim jobs and schedules, so only one process runs each."""
+"""The job runner of a process. It claims each job and schedule with a conditional update before running it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ QUEUE_GRACE_SECONDS = 2.0  # a job that the shared queue has not delivered by th
 
 
 class LeaseLost(Exception):
-    """Raised when another process has claimed the job meanwhile. This process's unit of work is rolled back."""
+    """Raised when another process has claimed the job in the meantime. This process's unit of work is rolled back."""
 
 
 class JobRunner:
@@ -71,7 +71,10 @@ class JobRunner:
             self._wake_up.set()
 
     async def start_job(self, only: str | None = None) -> bool:
-        """Wait for a free slot, and start the job `only`, or else the first due job. Return whether a job was due."""
+        """Wait for a free slot, and start the first due job. Return whether a job was due.
+
+        With `only`, start the job with this id if it is due.
+        """
         while self._taken_slots >= self._concurrency:
             self._slot_freed.clear()
             await self._slot_freed.wait()
@@ -132,7 +135,7 @@ class JobRunner:
     # Schedules
 
     async def _start_if_due(self, schedule: Schedule, run: Callable[..., Any]) -> float:
-        """Start the schedule if it is due and not claimed. Return the next time to check, in epoch seconds."""
+        """Start the schedule if it is due and not claimed. Return the time of the next check in epoch seconds."""
         now = clock.time_s()
         lease = clock.now(max(schedule.every_seconds, SCHEDULE_LEASE_SECONDS))
         next_at = await self._database.work(lambda: self._claim_schedule(schedule, lease))
@@ -142,7 +145,7 @@ class JobRunner:
 
     @staticmethod
     def _claim_schedule(schedule: Schedule, lease: str) -> str:
-        """If the schedule is due, claim it until `lease` with one conditional upsert. Return its next due time."""
+        """If the schedule is due, claim it until `lease` with a single conditional upsert. Return its next due time."""
         latest = max(schedule.every_seconds, SCHEDULE_LEASE_SECONDS) + SKEW_SECONDS
         is_due = (ScheduleRow.next_at <= clock.now()) | (ScheduleRow.next_at > clock.now(latest))
         claim = {"next_at": lease, "last_at": clock.now()}
@@ -185,9 +188,10 @@ class JobRunner:
         return row, lease
 
     def _due_job(self, only: str | None) -> JobRow | None:
-        """Return the job `only`, or else the first due job.
+        """Return the first due job, or None. With `only`, return the job with this id if it is due.
 
-        Jobs announced to a shared queue are left to the queue for a grace period.
+        A job that was announced to the shared queue is skipped for a grace period, because a process that receives the
+        announcement should run it.
         """
         names = [name for name in self._jobs if self._is_open(name)]
         where = JobRow.state.in_(("queued", "running")) & (JobRow.run_at <= clock.now()) & JobRow.name.in_(names)
@@ -200,10 +204,11 @@ class JobRunner:
         return row
 
     def _lease_job(self, row: JobRow, lease: str) -> bool:
-        """Claim the job unless another process was faster.
+        """Claim the job and return whether this process may run it.
 
-        For a running job, `run_at` is the end of its lease. The job may be claimed again after that. A job whose
-        process died in every attempt is marked as failed instead, so that it cannot terminate more processes.
+        The claim fails if another process was faster. For a running job, `run_at` is the end of its lease; after that,
+        the job may be claimed again. A job whose process died in every attempt is marked as failed instead, so that it
+        cannot terminate more processes.
         """
         job = self._jobs[row.name][0]
         changes: dict[str, Any]
@@ -219,8 +224,8 @@ class JobRunner:
     async def _run_job(self, row: JobRow, lease: str) -> None:
         """Run a claimed job and record its result.
 
-        A job that is interrupted because its process stops is queued again, and the attempt is not counted. If
-        something that the job awaited was cancelled, the job has failed.
+        A job that is interrupted because its process stops is queued again, and the attempt is not counted. If a
+        `CancelledError` ends the job for any other reason, the job has failed.
         """
         job, run = self._jobs[row.name]
 
@@ -245,7 +250,10 @@ class JobRunner:
                 raise
 
     def _after_failure(self, job: Job, row: JobRow, failure: BaseException) -> dict[str, Any]:
-        """Log the failure, and return the changes of the row: the next attempt, or the failed state after the last."""
+        """Log the failure, and return the changes to the job's row.
+
+        The job is queued for another attempt, or marked as failed after its last attempt.
+        """
         log.warning("job failed", extra={"job": job.name, "attempt": row.attempts + 1}, exc_info=failure)
         error = self._error(failure)
         if row.attempts + 1 >= job.max_attempts:

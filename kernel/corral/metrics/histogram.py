@@ -1,4 +1,4 @@
-"""Histograms: values counted in buckets, for metrics of the kind `histogram`."""
+"""Histograms, which count values in buckets, for metrics of the kind `histogram`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Observed(NamedTuple):
     total: float
 
     def plus(self, other: Observed) -> Observed:
-        """Return the sum of two observations of the same histogram."""
+        """Return the sum of these observations and other observations of the same histogram."""
         return Observed(
             self.bounds, [a + b for a, b in zip(self.counts, other.counts, strict=True)], self.total + other.total
         )

@@ -1,4 +1,4 @@
-"""Detects names that several plugins declare, such as names of settings, tables, events, jobs, metrics or sockets."""
+"""Detects names that more than one plugin declares, such as the names of settings, tables, events or jobs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAMED = (
 
 
 def refuse_conflicts(plugins: Iterable[PluginRecord]) -> None:
-    """Mark plugins that declare the same name as `failed`, except built-in plugins, which keep the name."""
+    """Mark plugins as `failed` if another plugin declares the same name. Built-in plugins keep the name."""
     plugins = list(plugins)
     claims: dict[str, dict[str, PluginRecord]] = defaultdict(dict)
     for record in plugins:

@@ -22,11 +22,11 @@ KERNEL = "corral"  # plugins may use protocols of this package without naming th
 
 
 class WiringError(Exception):
-    """Raised when a plugin needs a service that does not exist, or one of a plugin that its manifest does not name."""
+    """Raised when a plugin needs a service that does not exist or that its manifest does not let it use."""
 
 
 class Container:
-    """Contains one service instance per type, and the plugin that owns it.
+    """Contains one service instance per type, and the plugin that owns the instance.
 
     If the owner is None, the service belongs to the kernel.
     """
@@ -82,7 +82,7 @@ class Container:
         return made
 
     def call(self, factory: Callable[..., T], record: PluginRecord) -> T:
-        """Create an object whose constructor, or factory function, takes services."""
+        """Call a class or factory function with the services that its parameters request, and return the new object."""
         function: Any = factory.__init__ if inspect.isclass(factory) else factory
         arguments = self._arguments(function, record, skip=("self", "return"))
         return factory(**arguments)
@@ -99,7 +99,10 @@ class Container:
     def bind(
         self, function: Callable[..., Any], record: PluginRecord, *, skip: Iterable[str] = ()
     ) -> Callable[..., Any]:
-        """Return `function` with its services bound. Parameters in `skip` or of plain types stay unbound."""
+        """Return `function` with its services bound.
+
+        Parameters that are listed in `skip` or have plain types stay unbound.
+        """
         arguments = self._arguments(function, record, skip={*skip, "return"}, partial=True)
         return functools.partial(function, **arguments) if arguments else function
 

@@ -57,7 +57,7 @@ class Found(msgspec.Struct, kw_only=True):
 
 
 def discover(config: Config) -> list[Found]:
-    """Return all built-in and third-party plugins in the entry point group, without importing them.
+    """Return all built-in and third-party plugins that are registered as entry points, without importing them.
 
     The folder `[plugins] dir` is appended to the import path, so its modules do not shadow installed packages.
     """

@@ -1,8 +1,8 @@
 """Guards: wrappers around all callables that plugins contribute. They measure calls and handle errors.
 
 Declared failures are raised to the caller. All other errors are counted against the plugin. After such an error, a
-guard either returns a default value, so that the hook continues without the contribution, or raises the error. An error
-that is not an `Exception` is raised as `ContributionFailed`. The watchdog limits the time of the calls.
+guard either returns a default value, so that the caller continues without the plugin's result, or raises the error. An
+error that is not an `Exception` is raised as `ContributionFailed`. The watchdog limits the time of the calls.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from corral.plugins.thread_pool import acting_plugin
 from corral.watchdog import CallAbandoned, ThreadAbandoned, guard_code
 
 RAISE: Any = object()
-"""A value of `Guard.default`: raise the error to the caller instead of returning a value."""
+"""A value for `Guard.default`: the guard raises the error to the caller."""
 REFUSE: Any = object()
-"""A value of `Guard.default`: raise `Unavailable`."""
+"""A value for `Guard.default`: the guard raises `Unavailable`."""
 PASSED_ON = (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit, ThreadAbandoned)
 
 HEALTH_SECONDS = 2.0
@@ -43,9 +43,9 @@ class Guard:
     """A guarded callable. `calls` and `seconds` are the number and the total duration of its calls.
 
     `expected` describes the return value. If a call fails, the guard returns `default`, or raises an error if `default`
-    is `RAISE` or `REFUSE`. `limit` is the time limit in seconds of a call in a thread: 0 means the value of the
-    setting, and None means that the caller limits the time. `counts` is true if failures count towards quarantine.
-    Calls are allowed while the state of the plugin is one of `states`.
+    is `RAISE` or `REFUSE`. `limit` is the time limit in seconds of a call in a thread: 0 means the time limit that the
+    settings define for all plugins, and None means that the caller limits the time. `counts` is true if failures count
+    towards quarantine. Calls are allowed while the state of the plugin is one of `states`.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Guard:
             self.seconds += _now() - began
 
     def call_uncounted(self, *arguments: Any, **named: Any) -> Any:
-        """Call the function without counting its errors, because the caller tries again in another way."""
+        """Call the function without counting its errors. For callers that retry a failed call in another way."""
         began = _now()  # noqa: F841  (read by the watchdog)
         value = self.function(*arguments, **named)
         return self._checked(value)
@@ -184,14 +184,17 @@ guard_code.update(
 
 
 def is_declared(error: BaseException) -> bool:
-    """Return whether an error is a declared or database failure, or was already counted against a plugin."""
+    """Return whether an error must not be counted against the plugin.
+
+    This is true for declared failures, database failures, and errors that were already counted against a plugin.
+    """
     if isinstance(error, Failure) or hasattr(error, "_corral_plugin"):
         return True
     return isinstance(translate(error), Failure)
 
 
 class GuardedObject:
-    """A proxy for a contributed object. Its public methods are guarded; all other attributes are unchanged."""
+    """A proxy for a contributed object. It guards the public methods; all other attributes are those of the object."""
 
     def __init__(self, item: Any, guards: Mapping[str, Callable[..., Any]]) -> None:
         self.__dict__.update(guards, _item=item)
@@ -226,7 +229,11 @@ class Guards:
         return Guard(self, record, "corral_routes", label, handler, limit=None, counts=False, states=states).guarded
 
     def wrap_contributions(self, record: PluginRecord, hooks: Mapping[str, tuple[str, Any]]) -> None:
-        """Guard all contributions of a plugin. `hooks` maps the hooks of plugins to their owner and protocol."""
+        """Guard all contributions of a plugin.
+
+        `hooks` describes the hooks that plugins offer: it maps the name of each hook to the plugin that offers it and
+        to the type of a contribution.
+        """
         given, bound = record.contributed, record.bound
         bound.jobs = [(job, self._wrap_job(record, "corral_jobs", job.name, run)) for job, run in bound.jobs]
         bound.schedules = [
@@ -265,10 +272,11 @@ class Guards:
         return Guard(self, record, hook, name, run, limit=None, expected=expected).guarded
 
     def wrap_item(self, record: PluginRecord, hook: str, item: Any, protocol: Any = None, **options: Any) -> Any:
-        """Return any contributed object with guards around its callables.
+        """Return a contributed object with guards around its callables.
 
         `protocol` is the type that the hook declares for contributions; its annotations state the return types of the
-        methods. If the object is a shape, the annotations of its fields state the return types of the callables.
+        methods. If the object is a msgspec struct, the annotations of its fields state the return types of the
+        callables.
         """
         if isinstance(item, (type, str, bytes, int, float, tuple, list, dict)) or inspect.ismodule(item):
             return item

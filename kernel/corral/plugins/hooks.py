@@ -38,7 +38,7 @@ def answers(spec: Callable[..., Any], returned: Iterable[Any]) -> list[Any]:
 
 
 def check_items(where: str, items: Iterable[Any], asked: Any) -> None:
-    """Raise `TypeError` unless all items have the type `asked` and all shapes among them are valid."""
+    """Raise `TypeError` unless all items have the type `asked` and all structs among them are valid."""
     union = typing.get_origin(asked) in (typing.Union, types.UnionType)
     for item in items:
         if not any(_is_of(item, option) for option in (typing.get_args(asked) if union else (asked,))):
@@ -103,9 +103,9 @@ def hooks_of(record: PluginRecord) -> dict[str, tuple[str, Any]]:
 
 
 def first_result(records: Sequence[PluginRecord], hook: str, url: str) -> Any:
-    """Return the result of the first active plugin that supports the URL. Built-in plugins are called last.
+    """Call the hook with a URL and return the first result. Built-in plugins are called after all others.
 
-    A plugin that raises is marked `failed`. Raises `Refused` if no plugin supports the URL.
+    A plugin that raises is marked `failed`. Raises `Refused` if no active plugin supports the URL.
     """
     made: list[Any] = []
 

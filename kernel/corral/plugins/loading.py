@@ -33,7 +33,7 @@ _RANKS = {"essential": 0, True: 1, False: 2}
 def load(found: Iterable[Found], config: Config, *, off: Mapping[str, str] | None = None) -> list[PluginRecord]:
     """Import and check plugins, order them by `requires`, and collect their contributions.
 
-    `off` maps the names of plugins that an admin disabled to the reasons.
+    `off` contains the plugins that an admin disabled: it maps their names to the reasons.
     """
     records = [_begin(item, config, off or {}) for item in sorted(found, key=lambda item: item.name)]
     for record in records:
@@ -52,8 +52,8 @@ def load(found: Iterable[Found], config: Config, *, off: Mapping[str, str] | Non
 def order(records: Iterable[PluginRecord]) -> list[PluginRecord]:
     """Sort plugins by `requires`, then by `starts_first`, protection and name.
 
-    Members of a circular dependency are marked `failed`. Plugins that require a plugin which does not serve are marked
-    `blocked`.
+    Members of a circular dependency are marked `failed`. Plugins that require a plugin which is out of service are
+    marked `blocked`.
     """
     waiting = {record.name: record for record in records}
     ordered: list[PluginRecord] = []
@@ -148,10 +148,10 @@ def _section(record: PluginRecord, kind: type[Plugin], config: Config) -> Any:
 
 
 def _contribute(record: PluginRecord, specs: Iterable[Any], owner_absent: bool) -> None:
-    """Call all hooks of one plugin that take no arguments, and store the contributions in its record.
+    """Call all hooks of one plugin that take no arguments, and store the contributions in the plugin's record.
 
-    An unknown hook raises `TypeError`, unless the hook is optional and its owner may be absent. Hooks that take
-    arguments are called by their owners when needed.
+    An unknown hook raises `TypeError`, unless the hook is optional and the plugin that offers it may be absent. Hooks
+    that take arguments are called later, when their results are needed.
     """
     manager = manager_of(record, specs)
     manager.check_pending()

@@ -32,11 +32,11 @@ log = logging.getLogger("corral.kernel")
 
 
 class Pending(Exception):
-    """Migrations are pending, but this start may not apply them (exit status 4)."""
+    """Raised when migrations are pending that this process is not allowed to apply (exit status 4)."""
 
 
 def migrates_on_start(config: Config, kind: str) -> bool:
-    """Return whether a start applies pending migrations to a database that is not empty."""
+    """Return whether a process applies pending migrations at boot if the database is not empty."""
     at_start = config.database.migrate_on_start
     return kind == "sqlite" if at_start is None else at_start
 
@@ -107,8 +107,8 @@ def unlock(
     """Return the keyring to use with the stored rows.
 
     The keyring is sealed if the stored rows are encrypted with other keys. If `create` is set, a new key is created
-    when there is neither a key nor an encrypted row. With encrypted rows no key is created, because a new key would
-    hide that the right key is lost.
+    when there is neither a key nor an encrypted row. If there are encrypted rows, no key is created, because a new key
+    would hide the fact that the right key is lost.
     """
     columns = sealed_columns(plugins)
     stored = database.run(lambda: columns.key_ids([key.id for key in keyring.keys]), read=True)
@@ -121,7 +121,7 @@ def unlock(
 
 
 def taken_out(database: Database) -> dict[str, str]:
-    """Return the plugins that admins have disabled, by name, with the reason. These plugins are not loaded."""
+    """Return the plugins that admins have disabled, with the reasons, by name. These plugins are not loaded."""
 
     def stored() -> dict[str, str]:
         if "plugin_admin_states" not in tables_of(database.engine):

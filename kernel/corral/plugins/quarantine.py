@@ -28,7 +28,7 @@ ENDLESS = "it was abandoned and is still running"
 
 
 class LostCall(Exception):
-    """An entry in a plugin's list of errors: a call that did not return in time."""
+    """An entry in a plugin's list of errors: a call that was abandoned because it did not return in time."""
 
 
 class Alarm(NamedTuple):
@@ -56,7 +56,7 @@ class FailureTracker:
         self.lost_calls.clear()
 
     def count_since(self, moment: float) -> tuple[int, int]:
-        """Return the number of errors and of lost calls since `moment`, and forget the earlier ones."""
+        """Return the number of errors and the number of abandoned calls since `moment`, and forget earlier ones."""
         for times in (self.errors, self.lost_calls):
             while times and times[0] < moment:
                 times.popleft()
@@ -90,7 +90,7 @@ class PluginQuarantine:
         self._count(record, where, error, lost=False)
 
     def count_lost_call(self, record: PluginRecord, where: str, *, counts: bool, message: str = ABANDONED) -> None:
-        """Record a call that was abandoned. If `counts` is true, the call counts towards quarantine."""
+        """Record a call that was abandoned. It counts towards the quarantine of the plugin only if `counts` is true."""
         log.error("a contribution was abandoned", extra={"plugin": record.name, "where": where, "reason": message})
         error = LostCall(message)
         self._registry.add_error(record.name, where, error, None)
@@ -98,7 +98,7 @@ class PluginQuarantine:
             self._count(record, where, error, lost=True)
 
     def suspend(self, record: PluginRecord, reason: str) -> None:
-        """Quarantine a plugin that failed too often, or only raise an alert if the plugin is protected."""
+        """Quarantine a plugin that failed too often. If the plugin is protected, only raise an alert."""
         tracker = self.tracker(record.name)
         tracker.clear()
         tracker.on_probation = False

@@ -50,12 +50,12 @@ class Contributed(msgspec.Struct, kw_only=True):
     to_plugins: dict[str, list[Any]] = {}
 
     def of(self, hook: str) -> list[Any]:
-        """Return the contributions to a hook."""
+        """Return the plugin's contributions to one hook."""
         field = hook.removeprefix("corral_")
         return getattr(self, field) if field in _HOOK_FIELDS else self.to_plugins.get(hook, [])
 
     def replace(self, hook: str, items: list[Any]) -> None:
-        """Replace the contributions to a hook."""
+        """Replace the plugin's contributions to one hook."""
         field = hook.removeprefix("corral_")
         if field in _HOOK_FIELDS:
             setattr(self, field, items)
@@ -132,7 +132,7 @@ class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
         return self.kind.wants if self.kind else ()
 
     def of(self, hook: str) -> list[Any]:
-        """Return the contributions to a hook, by the full name of the hook."""
+        """Return the plugin's contributions to the hook with this full name."""
         return self.contributed.of(hook)
 
     def migrations(self) -> PluginMigrations | None:
@@ -155,7 +155,7 @@ class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
         self._become("quarantined", reason)
 
     def block(self, reason: str) -> None:
-        """Take the plugin out of service because a plugin that it requires does not serve."""
+        """Take the plugin out of service because a plugin that it requires is out of service."""
         self._become("blocked", reason)
 
     def fail(self, error: BaseException | str) -> None:
@@ -171,7 +171,7 @@ class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
     def attempt(self, step: Callable[..., Any], *arguments: Any) -> bool:
         """Run a step of the plugin's boot and return whether it succeeded.
 
-        Any exception, including `SystemExit`, marks the plugin as `failed`; only `KeyboardInterrupt` is raised.
+        Every exception except `KeyboardInterrupt`, even `SystemExit`, is caught and marks the plugin as `failed`.
         """
         try:
             step(*arguments)
@@ -187,7 +187,10 @@ class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
 
 
 def block_dependants(records: Iterable[PluginRecord]) -> None:
-    """Block every active plugin that requires a plugin which does not serve. `records` must be sorted by `requires`."""
+    """Block every active plugin that requires a plugin which is out of service.
+
+    `records` must be sorted by `requires`.
+    """
     by_name = {record.name: record for record in records}
     for record in by_name.values():
         for name in record.requires if record.active else ():

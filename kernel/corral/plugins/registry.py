@@ -48,11 +48,11 @@ class PluginRegistry:
         return next((record for record in self._records if record.name == name), None)
 
     def for_hook(self, hook: str) -> list[tuple[str, Any]]:
-        """Return `(plugin, item)` for every contribution of an active plugin to a hook."""
+        """Return `(plugin, item)` for each item that an active plugin contributed to a hook."""
         return [(record.name, item) for record in self._records if record.active for item in record.of(hook)]
 
     def required_by(self, name: str) -> list[PluginRecord]:
-        """Return the serving plugins that require the named plugin."""
+        """Return the plugins that require the named plugin and are not out of service."""
         return [record for record in self._records if record.serves and name in record.requires]
 
     def disable(self, name: str, reason: str) -> None:

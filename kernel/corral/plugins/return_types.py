@@ -14,7 +14,7 @@ AWAITABLES = (collections.abc.Awaitable, collections.abc.Coroutine)
 
 
 class Expected(typing.NamedTuple):
-    """The expected result of a callable.
+    """The result that a callable is expected to return.
 
     `kinds` are the allowed classes; None allows any value. `awaited` is True if the callable must return an awaitable
     of such a value, False if it must not, and None if both are allowed.

@@ -24,7 +24,7 @@ HOOK = "supervise"
 
 
 class TaskEnded(Exception):
-    """An entry in a plugin's list of errors: a background task ended, although it must run until shutdown."""
+    """An entry in a plugin's list of errors: a background task returned, although it must run until shutdown."""
 
 
 class PluginTasks:
@@ -41,7 +41,7 @@ class PluginTasks:
     def guarded_callback(
         self, name: str, run: Callable[..., Awaitable[None]], seconds: float
     ) -> Callable[..., Awaitable[None]]:
-        """Return a callback that is awaited once, for at most `seconds`.
+        """Return a callback with a guard. It is awaited once, for at most `seconds`.
 
         The errors of the callback are counted against the plugin and not raised. Declared failures are only logged.
         """
@@ -68,7 +68,10 @@ class PluginTasks:
 
 
 class LifecycleCallbacks:
-    """The lifecycle of the server: its address once it listens, and the callbacks of plugins for start and drain."""
+    """The server's address and the plugins' callbacks for the start and the shutdown of the server.
+
+    `address` is None until the server listens.
+    """
 
     def __init__(self) -> None:
         self.address: str | None = None

@@ -1,7 +1,7 @@
 """The thread pool of `asyncio.to_thread` and of the default executor.
 
-One plugin may use at most half of the threads. A thread whose call was abandoned is replaced; because it is a daemon
-thread, it does not prevent the process from exiting.
+One plugin may use at most half of the threads. A thread whose call was abandoned is replaced. All threads are daemon
+threads, so an abandoned thread does not prevent the process from exiting.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ acting_plugin: ContextVar[str | None] = ContextVar("acting_plugin", default=None
 
 
 class ThreadTask:
-    """One call that is submitted to the pool, and the plugin that submitted it."""
+    """A call that was submitted to the pool, and the plugin that submitted it."""
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self.call, self.future, self.timer = call, Future[Any](), CallTimer()
@@ -103,7 +103,7 @@ class PluginThreads(ThreadPoolExecutor):
             return self._tasks.get()
 
     def _release(self, task: ThreadTask) -> None:
-        """Release the task's slot in its plugin's share, and queue the plugin's next waiting task."""
+        """Free the thread that the task occupied in its plugin's share, and queue the plugin's next waiting task."""
         if task.plugin is not None and (waiting := self.shares.release(task.plugin)) is not None:
             self._queue(waiting)
 
@@ -114,7 +114,7 @@ class PluginThreads(ThreadPoolExecutor):
                 self.abandon(thread, task.timer.call.guard)
 
     def abandon(self, thread: threading.Thread, guard: GuardedFunction) -> None:
-        """Abandon the call in a thread of the pool: fail its future, and replace the thread."""
+        """Abandon the call that a thread is running: its future fails, and a new thread replaces the old one."""
         if (task := self._running.pop(thread, None)) is None:  # it has ended meanwhile
             return
         guard.abandoned()

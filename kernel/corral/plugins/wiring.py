@@ -53,7 +53,7 @@ class PluginWiring:
     def refresh(self, changed: PluginRecord) -> None:
         """Inject the optional services again after the state of a plugin changed.
 
-        Each is set to the service of the other plugin, or to None while that plugin does not serve.
+        Each attribute is set to the service of the other plugin, or to None while that plugin is out of service.
         """
         for record in self._records:
             if record.serves:
