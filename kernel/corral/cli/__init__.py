@@ -1,4 +1,4 @@
-"""The command line `corral`. A command's module is imported only when the command is called."""
+"""The command-line program `corral`. The module of a command is imported only when that command is called."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ COMMANDS = {
 def main() -> None:
     """Run the command line and exit.
 
-    Exit statuses: 0 success, 1 failure, 2 wrong usage, 3 refused to start, 4 migrations are pending or newer than the
-    code.
+    The exit status is 0 on success, 1 on failure, 2 for wrong usage, 3 if the server refuses to start, and 4 if
+    migrations are pending or the database schema is newer than the code.
     """
     if sys.argv[1:] == ["--version"]:
         from importlib.metadata import version

@@ -25,7 +25,7 @@ class ApiClientError(Exception):
 
 
 class ApiClient:
-    """An API client for one server. `token` is a bearer credential of any kind. Requests raise `ApiClientError`."""
+    """An API client for one server. `token` is a bearer credential. Failed requests raise `ApiClientError`."""
 
     def __init__(self, url: str, token: str | None = None) -> None:
         import httpx2
@@ -61,9 +61,9 @@ class ApiClient:
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield `(event, data)` for each past event of one object, and then for each new event as it happens.
 
-        The iterator never ends by itself. It raises `ApiClientError` after `until`, a `time.monotonic` timestamp.
-        During an outage of up to `MAX_OUTAGE_SECONDS`, requests are retried. When an outage begins, `away` is called
-        with the reason.
+        The iterator never ends by itself. At the time `until` (in `time.monotonic` seconds), it raises
+        `ApiClientError`. During an outage of up to `MAX_OUTAGE_SECONDS`, requests are retried. When an outage begins,
+        `away` is called with the reason.
         """
         place, heard, waits = dict[str, Any](), time.monotonic(), False  # without a place: from the start of the log
         while until is None or time.monotonic() < until:
@@ -100,13 +100,13 @@ class ApiClient:
 
 
 class GrowingText:
-    """Follows a growing text of which the server reports only the end, such as the text that a model is writing."""
+    """Finds the new part of a growing text, such as a model's reply, when the server sends only the end of the text."""
 
     def __init__(self) -> None:
         self._shown = ""
 
     def add(self, end: str) -> tuple[bool, str]:
-        """Add the end that the server reported. Return whether it continues the previous text, and its new part."""
+        """Add the end of the text, as the server sent it. Return whether it overlaps the old text, and the new part."""
         if self._shown and end.startswith(self._shown):
             overlap = len(self._shown)
         else:

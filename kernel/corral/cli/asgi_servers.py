@@ -1,4 +1,4 @@
-"""Selects the ASGI server, and defines the limits that both servers enforce (docs/adr/0018)."""
+"""Selects the ASGI server, and defines the limits that both uvicorn and Hypercorn enforce (docs/adr/0018)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The click group of `corral`: lazily imported commands, the commands of plugins, and exit statuses."""
+"""The click group of `corral`, which imports commands lazily, adds the commands of plugins and sets exit statuses."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def group(context: click.Context) -> None:
 
 
 class CommandLine:
-    """The object of the click context: a `corral.plugin.OpenSession` that can also call plugins without a kernel."""
+    """The object in the click context. Implements `corral.plugin.OpenSession`, and calls hooks without a kernel."""
 
     def __call__(self, config_path: Path | None, label: str) -> AbstractContextManager[Session]:
         """Open a session with a kernel on the installation's own database. `label` names the command."""
@@ -89,7 +89,7 @@ class CommandLine:
         return Installation(data_dir=config.data_dir, local_model=config.local_model, plugin_dir=config.plugins.dir)
 
     def ask_plugins(self, hook: str, what: str, *arguments: Any) -> Iterator[tuple[str, list[Any]]]:
-        """Call a hook of each plugin that implements it, and yield `(plugin, result)`; see `contributed`."""
+        """Call a hook of each plugin that implements it, and yield `(plugin, result)`. See `contributed`."""
         return contributed(_readable_config(), hook, what, lambda function: list(function(*arguments)))
 
 
@@ -121,7 +121,7 @@ def run() -> NoReturn:
 
 
 def _explained(error: Exception) -> tuple[int, list[str]]:
-    """Return the exit status and the message for an expected error, or no lines for a bug."""
+    """Return the exit status and the lines of the error message. For an unexpected error, there are no lines."""
     import peewee
 
     from corral.database.migrations import MigrationFailed, SchemaTooNew
@@ -146,8 +146,8 @@ def _explained(error: Exception) -> tuple[int, list[str]]:
 def _plugin_commands() -> dict[str, click.Command]:
     """Return the commands of the plugins that the configuration loads, by name.
 
-    A plugin that fails to import contributes no commands. If the configuration is invalid, only built-in plugins
-    contribute; their commands report the faults of the configuration file they read.
+    A plugin that fails to import contributes no commands. If the configuration is invalid, only the commands of
+    built-in plugins are returned; when called, they report what is wrong with the configuration.
     """
     from corral.hookspecs import corral_commands
     from corral.plugins.hooks import answers
@@ -164,9 +164,9 @@ def _plugin_commands() -> dict[str, click.Command]:
 def contributed(config: Config, hook: str, what: str, call: Callable[[Any], T]) -> Iterator[tuple[str, T]]:
     """Yield `(plugin, call(hook))` for each plugin that implements the hook.
 
-    If a plugin fails, a message on standard error says that its `what` are missing. Only built-in plugins, plugins that
-    the configuration enables, and plugins from Corral's own extras are called. Plugins from the extras do not have to
-    be enabled.
+    If a plugin fails, a message on standard error says what is missing; `what` is a plural noun such as "commands".
+    Only built-in plugins, plugins that the configuration enables, and plugins that belong to an extra of Corral are
+    called. Plugins of extras do not have to be enabled.
     """
     ours = extra_distributions()
     for found in discovery.discover(config):
@@ -176,9 +176,9 @@ def contributed(config: Config, hook: str, what: str, call: Callable[[Any], T]) 
 
 
 def extra_distributions() -> frozenset[str]:
-    """Return the distributions that Corral's own extras name, such as `corral[local]`.
+    """Return the names of the distributions that Corral's extras, such as `corral[local]`, install.
 
-    These distributions are released separately but are trusted.
+    These distributions are released separately, but are trusted.
     """
     try:
         requirements = metadata.requires(discovery.BUILT_IN) or []

@@ -1,4 +1,4 @@
-"""The command `corral config`: shows effective values and their sources, checks them, and writes a commented file."""
+"""The command `corral config`, which shows or checks the configuration, or writes a commented configuration file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `corral doctor`: checks an installation and suggests a remedy for each problem.
+"""The command `corral doctor`, which checks an installation and suggests a remedy for each problem.
 
 The checks only read, and leave no files behind.
 """
@@ -89,7 +89,7 @@ class Finding(NamedTuple):
 
 
 def check_installation(config: Config) -> Iterator[Finding]:
-    """Run all checks and yield their findings. An error in a check becomes a finding and does not stop the others."""
+    """Run all checks and yield their findings. An error in a check becomes a finding and does not stop other checks."""
     checks: tuple[Callable[[Config], Iterator[Finding]], ...] = (
         check_configuration,
         check_data_folder,
@@ -309,7 +309,7 @@ def check_plugins(config: Config) -> Iterator[Finding]:
 
 
 def _missing_plugins(config: Config, installed: set[str]) -> Iterator[Finding]:
-    """Yield findings for plugins and folders that the configuration names but that do not exist."""
+    """Yield a finding for each plugin or folder that the configuration names but that does not exist."""
     folder = config.plugins.dir
     if folder is not None and not folder.is_dir():
         remedy = f"install plugins with pip install --target {folder}, or correct [plugins] dir"
@@ -386,7 +386,7 @@ def _migrations(config: Config, found: Database) -> Iterator[Finding]:
 
 
 def is_vault_sealed(config: Config, keyring: Keyring) -> bool:
-    """Return whether the database contains encrypted rows and none of these keys can decrypt any of them."""
+    """Return whether the database contains encrypted rows but `keyring` has no key that can decrypt any of them."""
     from corral.plugins.discovery import discover
     from corral.plugins.loading import load
     from corral.plugins.migrations import sealed_columns
@@ -406,8 +406,8 @@ def is_vault_sealed(config: Config, keyring: Keyring) -> bool:
 def database_clock_skew(config: Config) -> float | None:
     """Return the number of seconds by which the database's clock is ahead of this machine's clock, or None if unknown.
 
-    SQLite has no clock of its own. The result is then the number of seconds by which the newest event lies in the
-    future, or 0.
+    SQLite has no clock of its own. For SQLite, the result is the number of seconds by which the newest event lies in
+    the future, or 0.
     """
     from corral.database.migrations import own_connection
 
@@ -427,7 +427,7 @@ def database_clock_skew(config: Config) -> float | None:
 
 
 def ping_redis(url: str) -> str | None:
-    """Ping Redis with the library that the server uses. Return None if Redis answers, otherwise the reason."""
+    """Ping Redis with the client library of the server. Return None if Redis answers, otherwise the error."""
     from redis import Redis
 
     try:
@@ -452,7 +452,7 @@ def is_redis_supported(config: Config) -> bool:
 
 
 def ping_storage(config: Config) -> str | None:
-    """Return None if a plugin supports the storage URL and the store answers, otherwise the reason."""
+    """Return None if a plugin supports the storage URL and the storage answers, otherwise the error."""
     import asyncio
 
     from corral.plugins.discovery import discover
@@ -504,7 +504,7 @@ def _sqlite_path(config: Config) -> Path | None:
 
 
 def modified_files(config: Config) -> Iterator[tuple[str, list[str]]]:
-    """Yield `(distribution, files)` for each enabled third-party plugin with files that differ from its RECORD."""
+    """Yield `(distribution, files)` for each enabled third-party plugin whose files differ from its RECORD file."""
     wanted = {found.distribution for found in discover(config) if found.name in config.plugins.enabled}
     for distribution in metadata.distributions():
         name = str(distribution.metadata["Name"]).lower()

@@ -54,7 +54,7 @@ class IdleTimer:
         self._server: Any = None
 
     async def restart(self, task_group: Any, action: Callable[[], Any]) -> None:
-        """Start the idle period of the connection. `action` is a bound method of the connection."""
+        """Start the idle period of the connection, which is the object that owns the bound method `action`."""
         if self._watching is None or self._watching.done():
             self._server = action.__self__  # type: ignore[attr-defined]  # a bound method
             self._watching = task_group._task_group.create_task(self._watch())
@@ -91,9 +91,9 @@ class IdleTimer:
 
 
 class Http2(H2Protocol):
-    """An HTTP/2 connection that resets only the affected stream.
+    """An HTTP/2 connection that resets single streams and stays open.
 
-    It resets a stream if the response is interrupted, or ends before the request has been received.
+    A stream is reset if its response is interrupted, or if its response ends before the request has been received.
     """
 
     async def handle(self, event: ConnectionEvent) -> None:
@@ -113,7 +113,7 @@ class Http2(H2Protocol):
             await self._abandon(stream_id)
 
     async def _abandon(self, stream_id: int) -> None:
-        """Reset a stream whose request is no longer read."""
+        """Reset a stream, because the application no longer reads its request."""
         buffer = self.stream_buffers.get(stream_id)
         if buffer is None:
             await self._reset(stream_id, ErrorCodes.NO_ERROR)
@@ -138,9 +138,9 @@ class Http2(H2Protocol):
 class Http1(H11Protocol):
     """An HTTP/1 connection that ignores `Upgrade: h2c` and refuses `Content-Length` with `Transfer-Encoding`.
 
-    A proxy that supports WebSockets forwards the upgrade, does not see the requests that follow, and sets no
-    `X-Forwarded-For` on them. If a request contains both headers, a proxy and Hypercorn may disagree about where its
-    body ends.
+    After an upgrade to `h2c`, a proxy that supports WebSockets forwards all further bytes unread, so it does not add
+    `X-Forwarded-For` to the requests in them. If a request contains both `Content-Length` and `Transfer-Encoding`, a
+    proxy and Hypercorn may disagree about where its body ends.
     """
 
     async def _check_protocol(self, event: Request) -> None:
@@ -156,7 +156,7 @@ class Http1(H11Protocol):
 
 
 class ByteBuffer(WebsocketBuffer):
-    """A message buffer that limits the size of messages in bytes. Hypercorn counts the characters of text."""
+    """A message buffer that limits messages by bytes. Hypercorn's own buffer counts characters in text messages."""
 
     def extend(self, event: Message[Any]) -> None:
         if isinstance(event, TextMessage):
@@ -167,8 +167,8 @@ class ByteBuffer(WebsocketBuffer):
 class SocketStream(WSStream):
     """A WebSocket stream that limits messages, detects peers that are gone, and always closes the connection.
 
-    The stream offers no extensions, because the size of a compressed message is known only after it was decompressed
-    in memory.
+    The stream accepts no WebSocket extensions such as compression, because the size of a compressed message is known
+    only after the message was decompressed in memory.
     """
 
     def __init__(self, *arguments: Any) -> None:
@@ -218,7 +218,7 @@ class SocketStream(WSStream):
                 self.buffer.clear()
 
     async def _end(self, patience: float = 0.0) -> None:
-        """Close the connection when the peer has closed it, at the latest after `patience` seconds."""
+        """Wait up to `patience` seconds for the peer to close the connection, then close it from this side."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
                 await self._over.wait()
@@ -240,7 +240,7 @@ class SocketStream(WSStream):
 
 
 def install() -> None:
-    """Replace classes of Hypercorn in this process. The idle timer is not replaced if Hypercorn renamed its class."""
+    """Replace classes of Hypercorn in this process. If this release has no `AsyncioSingleTask`, keep its idle timer."""
     protocol.H2Protocol = Http2  # type: ignore[attr-defined]
     protocol.H11Protocol = Http1  # type: ignore[attr-defined]
     h11.WSStream = h2.WSStream = SocketStream  # type: ignore[assignment,attr-defined]
@@ -251,7 +251,7 @@ def install() -> None:
 
 
 class Settings(hypercorn.config.Config):
-    """The settings of Hypercorn. `Date` is the only header that it adds. The header is formatted once per second."""
+    """The settings of Hypercorn. Hypercorn adds no response header but `Date`, which is formatted once per second."""
 
     made = (0, [(b"date", b"")])
 

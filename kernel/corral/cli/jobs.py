@@ -1,4 +1,4 @@
-"""The command `corral jobs`: runs background jobs, schedules and durable consumers without serving the API."""
+"""The command `corral jobs`, which runs background jobs, schedules and durable consumers without serving the API."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def command(concurrency: int | None, config_path: Path | None) -> None:
 
 
 class Reload:
-    """Handles SIGHUP: stops the process like SIGTERM. The process then executes itself again with the same pid.
+    """Handles SIGHUP by stopping the process as SIGTERM does. The process then executes itself again with the same pid.
 
     If the configuration is invalid, the process continues unchanged.
     """
@@ -123,7 +123,7 @@ class JobsProcess:
     """Runs the queue's worker in the main thread, and the kernel's event loop in another thread.
 
     The worker needs the main thread, which receives the signals. It passes jobs from the queue to the kernel, and takes
-    no further job while the kernel has no free slot.
+    no new job while the kernel is running as many jobs as it may.
     """
 
     def __init__(self, kernel: Kernel, queue: JobQueue) -> None:

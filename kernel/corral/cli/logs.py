@@ -1,4 +1,4 @@
-"""Logging: one JSON object per line on standard error, or human-readable lines. Each plugin is rate-limited."""
+"""Logging to standard error, as JSON objects or as human-readable lines, with a rate limit for each plugin."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def redact_with(redactor: Redactor) -> None:
 
 
 def limit_rate_of(plugins: Iterable[PluginRecord]) -> LogRateLimit:
-    """Limit the log lines of each plugin in all log handlers of this process. Return the filter that was added."""
+    """Limit the rate of each plugin's log lines in all log handlers of this process. Return the added filter."""
     share = LogRateLimit(plugins)
     for handler in logging.getLogger().handlers:
         handler.addFilter(share)
@@ -90,7 +90,7 @@ QUIET = (
 
 
 def configure(level: str, form: str, *, quiet: Iterable[str] = QUIET) -> None:
-    """Configure logging with one handler and formatter. `form` is json or console.
+    """Configure logging with one handler and one formatter. `form` is `json` or `console`.
 
     Loggers of Corral that a plugin disabled are enabled again.
     """

@@ -1,4 +1,4 @@
-"""The command `corral migrate`: applies pending migrations, plugin by plugin in the order of `requires`."""
+"""The command `corral migrate`, which applies pending migrations, plugin by plugin in the order of `requires`."""
 
 from __future__ import annotations
 

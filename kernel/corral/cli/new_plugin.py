@@ -1,4 +1,4 @@
-"""The command `corral new-plugin`: writes the distribution of a new plugin."""
+"""The command `corral new-plugin`, which writes the distribution of a new plugin."""
 
 from __future__ import annotations
 

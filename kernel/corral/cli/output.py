@@ -87,7 +87,7 @@ def _widths(needs: Sequence[int], width: int) -> list[int]:
 
 
 def print_value(found: Any, *, as_json: bool, text: str) -> None:
-    """Print one value: `text` for people, or `found` as JSON."""
+    """Print `text` for people, or `found` as JSON if `as_json` is set."""
     click.echo(json.dumps(found, indent=2, default=str) if as_json else text)
 
 

@@ -1,4 +1,4 @@
-"""The plugins of an installation: reads and changes which plugins the configuration loads, and purges their tables."""
+"""Reads and changes the list of plugins that an installation loads, and purges the tables of plugins."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def find_plugin(plugins: list[PluginRecord], name: str) -> PluginRecord:
 
 
 def enable(config_path: Path | None, name: str) -> tuple[Path, bool]:
-    """Enable a plugin in the configuration file. Return the file and whether it changed.
+    """Enable a plugin in the configuration file. Return the path of the file, and whether the file changed.
 
     Raises `ClickException`, without changing the file, if the plugin would not be active afterwards.
     """
@@ -96,10 +96,10 @@ def enable(config_path: Path | None, name: str) -> tuple[Path, bool]:
 
 
 def disable(config_path: Path | None, name: str) -> tuple[Path, bool]:
-    """Disable a plugin in the configuration file. Return the file and whether it changed.
+    """Disable a plugin in the configuration file. Return the path of the file, and whether the file changed.
 
     Raises `ClickException` if the plugin is protected, or if a loaded plugin requires it. The plugin itself is not
-    imported, so that a plugin whose import ends the process can still be disabled.
+    imported, because its import might end the process.
     """
     config = load_config(path=config_path)
     installed = [PluginRecord(found=item) for item in discover(config)]
@@ -140,7 +140,7 @@ def _hint(item: PluginRecord) -> str:
 def _edited(config: Config, config_path: Path | None, name: str, lists: Mapping[str, bool]) -> tuple[Path, str, bool]:
     """Return the path of the configuration file, its new text, and whether the text changed.
 
-    `lists` states for each list in `[plugins]` whether it must contain the name.
+    `lists` maps the keys `enabled` and `disabled` of `[plugins]` to whether that list must contain the plugin.
     """
     path = (config.path or config_path or Path(os.environ.get("CORRAL_CONFIG") or "corral.toml")).absolute()
     old = path.read_text("utf-8") if path.is_file() else ""
@@ -198,7 +198,7 @@ STATES = "plugin_admin_states"
 def tables_of(database: Database, plugin: str, plugins: Iterable[str]) -> list[str]:
     """Return the tables of a plugin, including its migration history.
 
-    `plugins` contains all known plugin names, because `agent_x` may be a separate plugin and not a table of `agent`.
+    `plugins` contains all known plugin names, because a table `agent_x` may belong to a plugin `agent_x` or `agent`.
     """
     with own_connection(database) as engine:
         return _tables(engine, plugin, plugins)
@@ -230,9 +230,9 @@ def purge(database: Database, plugin: str, plugins: Iterable[str]) -> list[str]:
 
 
 def _tables(engine: peewee.Database, plugin: str, plugins: Iterable[str]) -> list[str]:
-    """Return the tables with the plugin's prefix, except those of plugins whose longer names begin with this prefix.
+    """Return the tables whose names begin with the plugin's name, unless they belong to a plugin with a longer name.
 
-    The other plugins are those in `plugins` and those with a migration history in this database.
+    The longer names come from `plugins` and from the migration histories in the database.
     """
     tables = engine.get_tables()
     others = {*plugins, *(name.removesuffix("_migrations") for name in tables if name.endswith("_migrations"))}

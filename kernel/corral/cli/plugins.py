@@ -1,4 +1,4 @@
-"""The command `corral plugins`: lists installed plugins and their states, and enables, disables or purges them."""
+"""The command `corral plugins`, which lists, enables, disables and purges installed plugins."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def purge(name: str, config_path: Path | None, as_json: bool) -> None:
 
 
 def _purgeable(config: Config, name: str) -> list[str]:
-    """Return the names of all known plugins.
+    """Check that the plugin can be purged, and return the names of all known plugins.
 
     Raises `ClickException` if the plugin is protected or not disabled.
     """
@@ -172,7 +172,7 @@ def _contributed(item: PluginRecord, plugins: list[PluginRecord]) -> dict[str, A
 
 
 def _changed(name: str, state: str, path: Path, changed: bool, as_json: bool) -> None:
-    """Print the result of the command, and ask the processes on this machine to reload if the file changed."""
+    """Print the result. If the configuration file changed, ask the server processes on this machine to reload."""
     asked = request_reload(load_config(path=path).data_dir) if changed else 0
     when = RELOADING if asked else NEXT_START
     text = f"{name} is {state} in {path}. {when}" if changed else f"{name} is already {state}; {path} was not changed."

@@ -1,6 +1,6 @@
-"""Server processes: their environment, their registration for reloads, and the parent of several processes.
+"""Starts, reloads and supervises server processes, and registers them for reloads by SIGHUP.
 
-All child processes of a parent serve the same listening socket.
+All child processes of a parent process serve the same listening socket.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class ProcessEnvironment(NamedTuple):
     def restore(self) -> None:
         """Restore the values of the snapshot.
 
-        Plugins may have changed them. In another folder or environment, the process could use another configuration and
-        database.
+        Plugins may have changed these values. With a different working directory or different environment variables, a
+        reload could use another configuration and another database.
         """
         os.chdir(self.folder)
         os.environ.clear()
@@ -91,7 +91,7 @@ def request_reload(data_dir: Path) -> int:
 
 
 def _running_processes(data_dir: Path) -> Iterator[int]:
-    """Yield the pids of registered running processes. A file without a lock belongs to a process that ended."""
+    """Yield the pids of registered processes that are running. Remove the pid files of processes that have ended."""
     for path in _registration_folder(data_dir).glob("*"):
         with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
             try:
@@ -126,8 +126,8 @@ class NotReady(Exception):
 class ChildProcess:
     """One server process, as its parent sees it.
 
-    The process inherits the listening socket and one end of a socket pair. Through the pair it announces that it is
-    ready, and receives the request to drain. The process exits when the parent's end is closed.
+    The process inherits the listening socket and one end of a socket pair. It uses the socket pair to announce that it
+    is ready and to receive the request to drain. It exits when the parent's end of the socket pair is closed.
     """
 
     def __init__(self, process: Process, control: socket.socket) -> None:
@@ -172,12 +172,12 @@ class ChildProcess:
         raise NotReady(await self.process.wait(), text)
 
     def drain(self) -> None:
-        """Tell the process to stop accepting connections and drain, because other processes serve the socket now."""
+        """Tell the process to stop accepting connections and to drain. Other processes already serve the socket."""
         with contextlib.suppress(OSError):
             self._control.send(DRAIN_MESSAGE)
 
     def terminate(self) -> None:
-        """Tell the process to drain and exit, by SIGTERM."""
+        """Send SIGTERM, which tells the process to drain and exit."""
         with contextlib.suppress(ProcessLookupError):
             self.process.terminate()
 
@@ -187,12 +187,12 @@ class ChildProcess:
             self.process.kill()
 
     def close(self) -> None:
-        """Close the socket to a process that has ended."""
+        """Close the socket that connects to a process that has ended."""
         self._control.close()
 
 
 class ProcessGroup:
-    """The server processes of one start or reload. A process that ends is replaced."""
+    """The server processes that one start or reload created. A process that ends is replaced."""
 
     def __init__(self, arguments: Sequence[str], listener: socket.socket, count: int) -> None:
         self._arguments, self._listener, self.count = arguments, listener, count
@@ -236,7 +236,7 @@ class ProcessGroup:
     async def _spawn_after(self, delay: float) -> ChildProcess:
         """Start a process after a delay, and retry while the system cannot start it.
 
-        Without retries, a parent without children would hold an address that no process serves.
+        If the parent gave up, it would keep the address open without a process that serves it.
         """
         while True:
             await asyncio.sleep(delay)
@@ -248,7 +248,7 @@ class ProcessGroup:
                 log.error("server process could not be started; retrying", extra=details)
 
     async def stop(self, signal_process: Callable[[ChildProcess], Any]) -> None:
-        """Stop all processes with `signal_process`, and kill those that have not ended after `END_SECONDS`."""
+        """Call `signal_process` for each process, and kill the processes that have not ended after `END_SECONDS`."""
         for restarter in self._restarters:
             restarter.cancel()
         await asyncio.gather(*self._restarters, return_exceptions=True)
@@ -275,7 +275,8 @@ class ParentProcess:
     """The parent of the server processes.
 
     SIGTERM and SIGINT drain all processes; a second signal kills them. SIGHUP replaces them with new processes. `plan`
-    reads the configuration again and returns the number of processes; it raises the same errors as a start.
+    reads the configuration again and returns the number of processes to start. It raises an error if the configuration
+    is invalid.
     """
 
     def __init__(self, arguments: Sequence[str], listener: socket.socket, plan: Callable[[], int]) -> None:
@@ -285,9 +286,9 @@ class ParentProcess:
         self._stopping, self._reload_requested = asyncio.Event(), asyncio.Event()
 
     async def start(self) -> str:
-        """Start a new generation of processes and return the text that it announces.
+        """Start new processes and return the text that the first one announces.
 
-        When the new generation is ready, the old one drains. Raises `NotReady` and the errors of `plan`.
+        When the new processes are ready, the old ones drain. Raises `NotReady` and the errors that `plan` raises.
         """
         group = ProcessGroup(self._arguments, self._listener, self._plan())
         announced = await group.start()
@@ -353,7 +354,7 @@ class ParentProcess:
     async def reload(self) -> bool:
         """Replace the processes with new ones, and return whether the new ones are ready.
 
-        If they do not, the old processes continue and the reason is logged.
+        If the new processes fail, the old processes continue and the reason is logged.
         """
         log.info("reloading")
         try:

@@ -1,4 +1,4 @@
-"""The command `corral serve`: API, WebSockets, jobs, schedules and the embedded worker, in one or more processes."""
+"""The command `corral serve`, which starts the server in one or more processes."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ def _parent(
 ) -> ParentProcess:
     """Create the parent of the server processes.
 
-    `recovering` is True in safe mode after crashes; a reload then leaves safe mode. `begins` is True if the first call
-    of the plan belongs to the start and not to a reload.
+    `recovering` is True in safe mode after crashes; a reload then leaves safe mode. `begins` is True if the parent
+    calls `plan` first for the start and not for a reload.
     """
     arguments = ["serve"]
     for name, value in options.items():
@@ -282,8 +282,8 @@ class Serving:
     def _on_signal(self, number: int) -> None:
         """Stop at the first signal and exit at the second.
 
-        A child never exits at the second signal, because its parent kills it, and ignores SIGINT, because a terminal
-        sends Ctrl-C to the parent as well.
+        A child process does not exit at the second signal, because its parent kills it. It also ignores SIGINT, because
+        a terminal sends Ctrl-C to the parent as well.
         """
         child = isinstance(self._parent, ParentConnection)
         if self._stopping.is_set() and not child:
@@ -312,7 +312,7 @@ class Serving:
             self._drain()
 
     async def _stop_accepting(self) -> None:
-        """Refuse new connections if no other process accepts them, so that no accepted request is interrupted."""
+        """Refuse new connections unless other processes serve the socket, so that the exit interrupts no request."""
         if isinstance(self._parent, ParentProcess) and not self._is_replaced:
             self._listener.listen(0)  # accept only pending connections, which the shutdown would interrupt
             await asyncio.sleep(ACCEPTING_SECONDS)

@@ -1,4 +1,4 @@
-"""Kernels for commands: on the database of the installation, or in a temporary folder that is removed afterwards."""
+"""Starts kernels for commands, either on the installation's database or in a temporary folder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 def operator_name() -> str:
-    """Return the name of the operating-system user, who is the actor of commands."""
+    """Return the name of the operating-system user, which the audit log records as the actor of a command."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:  # a user without a name, as in containers
@@ -59,8 +59,8 @@ class Session:
 def open_session(config_path: Path | None, label: str, *, create: bool = False) -> Iterator[Session]:
     """Open a session with a kernel on the installation's own database. A server may run at the same time.
 
-    Raises `Pending` if migrations are pending. Raises `Refused` in a folder without an installation unless `create` is
-    set, because the command would otherwise act on a new installation instead of the intended one.
+    Raises `Pending` if migrations are pending. If the folder contains no installation, raises `Refused` unless `create`
+    is set, because the command would otherwise create a new installation and act on it.
     """
     config = load_config(path=config_path)
     file = config.database.url.removeprefix("sqlite:///")

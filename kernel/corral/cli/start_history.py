@@ -1,9 +1,9 @@
 """The history of starts that crashed before the process was ready.
 
-After three such starts within 15 minutes, the next start enters safe mode.
+After three crashed starts within 15 minutes, the next start enters safe mode.
 
-Each start creates a record file and locks it. A file without a lock belongs to a start that crashed. A start that ends
-in an orderly way (refusal, Ctrl-C) removes its file, and a start that becomes ready removes the files of earlier
+Each start creates a record file and locks it. An unlocked record file belongs to a start that crashed. A start that
+ends in an orderly way (refusal, Ctrl-C) removes its file, and a start that becomes ready removes the files of earlier
 crashes.
 """
 
@@ -64,12 +64,15 @@ class StartHistory:
             self._record = None
 
     def ready(self) -> None:
-        """Record that this process is ready: remove its record and those of earlier crashes."""
+        """Record that this process is ready: remove its record and the records of earlier crashes."""
         self.end()
         self.remove_crashes()
 
     def remove_crashes(self, since: float = 0.0) -> None:
-        """Remove the records of interrupted starts that began after `since` (epoch seconds). They are not crashes."""
+        """Remove the records of interrupted starts that began after `since`, in epoch seconds.
+
+        These starts then no longer count as crashes.
+        """
         for path in list(self._interrupted_starts()):
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime >= since:

@@ -69,7 +69,7 @@ class Http1(HttpToolsProtocol):
         super().on_message_complete()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Answer the request as if it contained no `Upgrade`, then close: httptools drops the bytes that follow it."""
+        """Ignore the header `Upgrade`, and close after the response, because httptools drops all further bytes."""
         self.cycle.keep_alive = False
 
 

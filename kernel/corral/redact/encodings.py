@@ -69,7 +69,7 @@ def _html_form(data: bytes) -> str:
 
 
 def _base64(data: bytes) -> Iterator[str]:
-    """Yield the base64 texts in which the data may appear, at each of the three byte offsets within a longer text.
+    """Yield the base64 encodings of the data, for each of the three byte offsets at which longer data may contain it.
 
     For each offset, the first text contains only the characters that the data alone determines. The other texts include
     the last characters, with and without padding, and the lines of data that was encoded on its own.
@@ -85,7 +85,7 @@ def _base64(data: bytes) -> Iterator[str]:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Yield the lines of a text that is broken at one of the usual widths."""
+    """Yield the lines that result when the text is wrapped at each of the usual widths."""
     parts = (text[at : at + width] for width in LINE_WIDTHS if len(text) > width for at in range(0, len(text), width))
     return filter(is_redactable, parts)
 

@@ -33,7 +33,7 @@ class Hit(NamedTuple):
 class Span(NamedTuple):
     """A part of the text to replace, and the hits in it.
 
-    `since` is the start of the match, which may precede `start`.
+    `since` is the position at which the match starts. It may be before `start`.
     """
 
     start: int
@@ -43,7 +43,7 @@ class Span(NamedTuple):
 
 
 class Matcher:
-    """Finds values and patterns in text. A matcher is immutable, so any thread can use it during its replacement.
+    """Finds values and patterns in text. A matcher is immutable, so threads can use it while another replaces it.
 
     The encodings are stored as plain strings. Hundreds of thousands of additional objects would slow down the garbage
     collector, which pauses the whole process.
@@ -74,10 +74,10 @@ class Matcher:
         return bool(self._detector.find_matches_as_indexes(text.encode("utf-8", "replace")))
 
     def scan(self, text: str, *, patterns: bool, final: bool = True) -> tuple[list[Span], int]:
-        """Return the spans to replace, in order and without overlaps, and the length of the settled part of the text.
+        """Return the spans to replace, and the length of the part of the text whose result is final.
 
-        The text must not contain marks. Text that follows cannot change the result within the settled part. If `final`
-        is set, the whole text is settled.
+        The spans are in order and do not overlap. Text that arrives later cannot change the result for the final part.
+        If `final` is set, no text follows, and the whole text is final. The text must not contain `MARK`.
         """
         settled = len(text) if final else self._cut_anchor(text)
         begins = self._automaton.find_matches_as_indexes(_encodable(text), overlapping=True)
@@ -105,7 +105,7 @@ class Matcher:
         return _disjoint(found), settled
 
     def _cut_anchor(self, text: str) -> int:
-        """Return the position from which the rest of the text may be the beginning of an anchor."""
+        """Return the first position from which the rest of the text may be the beginning of an anchor."""
         for size in range(min(self._longest - 1, len(text)), 0, -1):
             tail = text[-size:]
             following = bisect_right(self._anchors, tail)
@@ -115,7 +115,7 @@ class Matcher:
 
 
 def replaced(text: str, spans: Iterable[Span]) -> str:
-    """Return the text with each span replaced by the mark."""
+    """Return the text with each span replaced by `MARK`."""
     kept, position = [], 0
     for span in spans:
         kept += [text[position : span.start], MARK]
@@ -124,7 +124,7 @@ def replaced(text: str, spans: Iterable[Span]) -> str:
 
 
 def _disjoint(found: list[Span]) -> list[Span]:
-    """Return the spans in order, with overlapping spans merged so that no part of either value remains."""
+    """Return the spans in order. Overlapping spans are merged, so that the text is replaced completely."""
     joined: list[Span] = []
     for span in sorted(found, key=lambda each: each.start):
         if joined and span.start < joined[-1].end:
@@ -136,7 +136,7 @@ def _disjoint(found: list[Span]) -> list[Span]:
 
 
 def _encodable(text: str) -> str:
-    """Return the text with lone surrogates replaced, because the automaton reads UTF-8. Positions do not change."""
+    """Return the text with lone surrogates replaced, because the automaton requires UTF-8. Positions do not change."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -19,7 +19,7 @@ class Pattern:
     `expression` begins with one of the `anchors`. Its group `secret`, or else the whole match, is redacted.
     `unfinished` matches everything that may follow the anchor in a text that is cut off inside a match. Neither
     expression may use lookbehind, word boundaries or negative lookahead. At most 4096 characters are matched. Set
-    `nests` if a match that begins inside another match may end after it.
+    `nests` if a match that begins inside another match may end after that match.
     """
 
     def __init__(

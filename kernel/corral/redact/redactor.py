@@ -1,4 +1,4 @@
-"""The redactor: replaces credentials that this process knows, and text that looks like a credential, with a mark."""
+"""Replaces credentials that this process knows, and text that looks like a credential, with `[redacted]`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def maker() -> tuple[str, str] | None:
 class Redactor:
     """Redacts text in any thread.
 
-    `counts` contains the number of replacements by kind. `values` is the number of known credentials.
+    `counts` contains the number of replacements by kind of credential. `values` is the number of known credentials.
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class Redactor:
         return MARK.join(parts)
 
     def redact_json(self, value: Any, *, patterns: bool = True) -> Any:
-        """Return the value with all strings and keys redacted. If keys become equal, the last one wins."""
+        """Return a copy with all strings and keys redacted. If keys become equal, the value of the last one is kept."""
         texts: list[str] = []
         if _gather(value, texts, JOINED_CHARACTERS) >= 0 and not self._matcher.may_hold("\n".join(texts)):
             return value
@@ -115,7 +115,7 @@ class Redactor:
             self._matcher = self._compiled()
 
     def on_hit(self, listener: OnHit) -> None:
-        """Call `listener` with the hits, in the redacting thread. The listener must return quickly and must not log."""
+        """Call `listener` with the credentials found, in the same thread. It must return quickly and must not log."""
         self._listeners.append(listener)
 
     def _compiled(self) -> Matcher:
@@ -142,7 +142,7 @@ class Redactor:
 
 
 def _gather(value: Any, texts: list[str], budget: int) -> int:
-    """Append all texts of a value to `texts`. Return the rest of the character budget, negative if it was exceeded."""
+    """Append all strings in the value to `texts`. Return what is left of `budget`, negative if it was exceeded."""
     waiting = [value]
     while waiting and budget >= 0:
         value = waiting.pop()
@@ -177,7 +177,10 @@ class RedactorStream:
         return self._settle(self._pending, final=True)
 
     def _settle(self, text: str, *, final: bool) -> str:
-        """Return the part that later text cannot change. A span that extends beyond this part gets only one mark."""
+        """Return the redacted text up to the position from which later text could change it.
+
+        A span that extends beyond this position is replaced by a single `[redacted]`.
+        """
         spans, cut = self._redactor._matcher.scan(text, patterns=self._patterns, final=final)
         while open_spans := [span.since for span in spans if span.since < cut <= span.start]:
             cut = min(open_spans)

@@ -178,7 +178,7 @@ def all_faults(validator: Any, value: Any, prefix: str) -> Iterator[Fault]:
 
 
 def _faults(error: Any, prefix: str) -> Iterator[Fault]:
-    """Translate one error of `jsonschema`. Messages of `jsonschema` repeat the value, which may be a secret."""
+    """Translate a `jsonschema` error into faults. The error's own message repeats the value, which may be a secret."""
     keyword, wanted, value, schema = error.validator, error.validator_value, error.instance, error.schema
     here = prefix + pointer_of(error.absolute_path)
     if keyword == "required":
@@ -233,7 +233,8 @@ def _code_and_words(keyword: str | None, wanted: Any) -> tuple[str, str]:
 def _alternative_faults(error: Any, here: str, prefix: str) -> Iterator[Fault]:
     """Yield the faults of the alternative that the client most likely meant.
 
-    Among the alternatives of the right type, those with the right tag come first, then those with the fewest faults.
+    Only alternatives of the right type are considered. Those with the right tag come first, then those with the fewest
+    faults.
     """
     value, branches = error.instance, _branches(error)
     tags = error.schema.get("discriminator", {}).get("mapping", {})
@@ -258,7 +259,7 @@ def _branches(error: Any) -> list[list[Any]]:
 
 
 def _wanted_types(error: Any) -> list[str]:
-    """Return the types that an alternative requires, or an empty list if the value's type is right."""
+    """Return the types that the alternative requires, or an empty list if the value has one of them."""
     if error.validator == "type" and not error.relative_path:
         return [error.validator_value] if isinstance(error.validator_value, str) else list(error.validator_value)
     if error.validator not in ("anyOf", "oneOf") or (error.parent is not None and error.relative_path):

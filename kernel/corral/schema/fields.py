@@ -1,4 +1,4 @@
-"""Types for the fields of request and response shapes, with the limits of the HTTP contract."""
+"""Types for the fields of request and response bodies, with the limits of the HTTP contract."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ Tags = Annotated[list[Annotated[str, line(64)]], Meta(max_length=20)]
 
 
 def trimmed(text: str) -> str:
-    """Return the text without surrounding white space, for the few fields that are trimmed."""
+    """Return the text without leading and trailing white space."""
     return text.strip()

@@ -1,4 +1,4 @@
-"""Conversion between JSON and types. An invalid value raises one problem that lists every fault."""
+"""Conversion between JSON and Python types. An invalid value raises one `Invalid` that lists every fault."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class _Shape:
 
     @cached_property
     def fields(self) -> dict[str | None, tuple[frozenset[str], frozenset[str]]]:
-        """The JSON types of each field and of its items. The key `None` stands for the whole value."""
+        """The JSON types of each field, and of the items of arrays. The key `None` stands for the whole value."""
         options = self.options(self.schema or {})
         wanted: dict[str | None, Any] = {None: self.schema or {}}
         wanted.update((name, schema) for one in options for name, schema in one.get("properties", {}).items())
@@ -134,7 +134,7 @@ def _from_text(text: Any, types: frozenset[str]) -> Any:
 
 
 def _orders(kinds: Iterable[Any], seen: set[Any]) -> Iterator[tuple[frozenset[Any], list[Any]]]:
-    """Yield the values of each enumeration in declared order, because msgspec sorts them."""
+    """Yield the values of each enumeration in the order of their declaration, because msgspec sorts them."""
     for kind in kinds:
         if isinstance(kind, EnumMeta):
             members = [member.value for member in typing.cast(Iterable[Any], kind)]

@@ -20,7 +20,7 @@ _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 
 class RefusedText(Exception):
-    """Raised when a value contains invalid text or numbers. A slower second pass then finds every fault."""
+    """A value contains invalid text or numbers. After this error, a slower second pass finds every fault."""
 
 
 def is_deeper(data: bytes, limit: int = MAX_DEPTH) -> bool:

@@ -82,7 +82,7 @@ class SettingsRegistry(SettingValues):
         """The version of the stored values in effect; -1 until stored values are first applied."""
 
     def declare(self, settings: Iterable[Setting[Any]], plugin: str = "") -> None:
-        """Declare all the settings, or none.
+        """Declare the given settings. If one of them is invalid, declare none.
 
         Raises `ValueError` for an invalid or duplicate name, or an invalid pinned value.
         """
@@ -130,7 +130,7 @@ class SettingsRegistry(SettingValues):
                 notify()
 
     def watch(self, settings: Iterable[Setting[Any]], notify: Callable[[], None]) -> None:
-        """Call `notify` now, and on the event loop whenever one of the settings changes.
+        """Call `notify` now, and later on the event loop whenever one of these settings changes.
 
         `notify` must neither fail nor block.
         """
@@ -155,7 +155,7 @@ class SettingsRegistry(SettingValues):
         return {name: f"{name} {sentence}" for name, sentence in problems.items() if sentence is not None}
 
     def unknown_names(self) -> list[str]:
-        """Return warnings about pinned settings that no plugin declares, and about unused variables.
+        """Return warnings about pinned settings that no plugin declares, and about unused environment variables.
 
         Each warning suggests the nearest known name, if there is one.
         """

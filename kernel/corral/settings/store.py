@@ -41,16 +41,16 @@ class SettingsStore(Protocol):
         version_of: Iterable[str] = (),
         pointer: Callable[[str], str] = "/{}".format,
     ) -> SettingsChange:
-        """Store all values or none. They are validated together with the unchanged values.
+        """Store all values, or none if one is invalid. They are validated together with the unchanged settings.
 
-        The change takes effect within 2 s in every process. `if_match` is compared with `version(version_of)`, by
-        default with the version of the settings in `values`. `pointer` returns the JSON pointer of a setting in the
-        request body. Raises `Invalid` with every fault, `Conflict(setting_locked)` or `PreconditionFailed`.
+        The change takes effect within 2 s in every process. `if_match` is compared with the version of the settings in
+        `version_of`, by default of those in `values`. `pointer` returns the JSON pointer of a setting in the request
+        body. Raises `Invalid` with every fault, `Conflict(setting_locked)` or `PreconditionFailed`.
         """
         ...
 
     def version(self, names: Iterable[str]) -> int:
-        """Return the common version of these settings, which increases with every change of one of them."""
+        """Return the common version of these settings, which increases whenever one of them changes."""
         ...
 
     def values(self) -> Settings:
@@ -58,7 +58,7 @@ class SettingsStore(Protocol):
         ...
 
     def apply_stored(self) -> None:
-        """Apply the stored values in this process. Commands call it, because they do not follow changes."""
+        """Apply the stored values in this process. Commands call this, because they are not notified of changes."""
         ...
 
     def add_check(self, settings: Iterable[Setting[Any]], check: Callable[[Settings, Principal], None]) -> None:

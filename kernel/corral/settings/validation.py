@@ -22,7 +22,7 @@ _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,18})?([eE][+-]?[0-9]{1,2
 
 
 WebUrl = Annotated[str, msgspec.Meta(max_length=2048, extra_json_schema={"format": "uri"})]
-"""The kind of a setting whose value is a URL. The egress guard checks the value before it is stored."""
+"""The type of a setting whose value is a URL. The egress guard checks the value before it is stored."""
 
 
 class SettingRefused(ValueError):
@@ -95,7 +95,7 @@ def _from_text(kind: Any, value: Any) -> Any:
 
 
 def check_declaration(setting: Setting[Any]) -> None:
-    """Raise `ValueError` for an invalid name, a credential without `secret`, or a variable that is already used."""
+    """Raise `ValueError` if a setting has an invalid name or variable, or is a credential without `secret=True`."""
     category, _, key = setting.name.partition(".")
     if len(setting.name) > LONGEST_NAME:
         raise ValueError(f"setting {setting.name}: the name is longer than {LONGEST_NAME} characters")

@@ -1,4 +1,4 @@
-"""Rules about the contributions of a loaded plugin: routes, shapes, events, names and tables."""
+"""Rules about the contributions of a loaded plugin, such as its routes, events, settings and tables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WIRE_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
 
 
 def contribution_rules(loaded: PluginRecord, package: Package, permissions: Permissions) -> Iterator[Finding]:
-    """Check all rules about contributions.
+    """Check all rules about the contributions of a plugin.
 
     `permissions` contains the permissions of the plugin and of the plugins it requires.
     """

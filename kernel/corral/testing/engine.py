@@ -88,7 +88,7 @@ class Engine(abc.ABC):
     def stop(self) -> None:
         """Stop the server and remove its folder.
 
-        Does nothing if the server is stopped, or in a fork of the process that started it.
+        Does nothing if the server is not running, or if it is called in a fork of the process that started the server.
         """
         if os.getpid() != self._creator:
             return

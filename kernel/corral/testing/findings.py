@@ -33,6 +33,6 @@ class Report(msgspec.Struct, frozen=True):
 
 
 def rule_findings(rule: str, wrong: Iterable[str]) -> Iterator[Finding]:
-    """Yield one failed finding for each entry in `wrong`, or one passed finding if there is none."""
+    """Yield one failed finding for each entry in `wrong`, or one passed finding if `wrong` is empty."""
     found = [Finding(rule, False, detail) for detail in wrong]
     yield from found or [Finding(rule, True)]

@@ -12,7 +12,7 @@ from pathlib import Path
 class PluginFolder:
     """A folder of installed plugins. Pass `path` as `CORRAL_PLUGIN_DIR` or `[plugins] dir`.
 
-    A plugin `echo` is installed as the distribution corral-echo with the package corral_echo.
+    For example, a plugin `echo` is installed as the distribution corral-echo with the package corral_echo.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,7 +41,7 @@ class PluginFolder:
         return self._register(name, folder, distribution)
 
     def add_distribution(self, name: str, source: Path, *, package: str = "") -> Path:
-        """Install the package from the source tree of a distribution, such as `corral new-plugin` writes."""
+        """Install the package from the source tree of a distribution, such as one written by `corral new-plugin`."""
         package = package or f"corral_{name}"
         folder = self.path / package
         for path in sorted((source / package).rglob("*")):

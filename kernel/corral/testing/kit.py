@@ -94,8 +94,8 @@ class Client:
     ) -> Answer:
         """Send a request and return the response.
 
-        `body` is sent as JSON, `content` is sent unchanged. `root` sends the path unchanged. `headers` given as pairs
-        may repeat a header.
+        `body` is sent as JSON, `content` is sent unchanged. `root` sends the path unchanged. If `headers` are pairs, a
+        header may occur more than once.
         """
         path = path if root or path.startswith("/api/") else f"/api/v1{path}"
         path, _, query = path.partition("?")
@@ -169,7 +169,7 @@ class Kit:
     async def as_user(self, role: str = "member", email: str | None = None) -> Client:
         """Create a user with this role and return a client that is signed in as this user.
 
-        The password is not verified, because verification would take most of the time.
+        The password is not verified, because verification is slow.
         """
         from corral_core.accounts.api import Accounts, NewUser
         from corral_core.accounts.models import UserRow
@@ -209,7 +209,7 @@ class Kit:
         return await drain(self.kernel.runner)
 
     def loaded(self, name: str) -> PluginRecord:
-        """Return the record of a plugin, which contains its state."""
+        """Return the record of a loaded plugin, which contains its state."""
         return next(loaded for loaded in self.kernel.plugins if loaded.name == name)
 
 

@@ -1,4 +1,4 @@
-"""Rules that need a running kernel: a plugin starts, can be disabled and enabled, and can be purged completely."""
+"""Rules that need a running kernel. They check that a plugin starts, and can be disabled, enabled and purged."""
 
 from __future__ import annotations
 
@@ -83,7 +83,10 @@ def _inactive(kit: Kit) -> Iterator[str]:
 
 
 async def _disabled_routes(kit: Kit, name: str) -> Any:
-    """Yield each route that does not answer 503 while the plugin is disabled, or does so after it was enabled again."""
+    """Yield an error for each route that breaks a rule.
+
+    A route must answer 503 while its plugin is disabled, and must work again after the plugin is enabled.
+    """
     routes = [
         (route.method, re.sub(r"\{\w+\}", lambda _: new_id(), route.path), route.label)
         for group in kit.loaded(name).of("corral_routes")

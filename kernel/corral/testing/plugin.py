@@ -38,7 +38,7 @@ def _right_time() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
-    """Yield one PostgreSQL server for the whole session. Create a separate database on it for each test."""
+    """Yield a PostgreSQL server, which all tests of the session share. Each test must create its own database."""
     from corral.testing.engines import PostgresServer
 
     with PostgresServer() as server:
@@ -58,7 +58,7 @@ def valkey_server() -> Iterator[ValkeyServer]:
     params=[pytest.param("sqlite", marks=pytest.mark.sqlite), pytest.param("postgres", marks=pytest.mark.postgres)]
 )
 def unmade_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Yield the URL of a database that does not exist yet, once per engine.
+    """Yield the URL of a database that does not exist yet. The test runs once for each database engine.
 
     `make_kernel` creates the database. It is removed at the end of the test.
     """
@@ -73,9 +73,9 @@ def unmade_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Itera
 
 @pytest.fixture
 def database_url(request: pytest.FixtureRequest, unmade_database_url: str) -> str:
-    """Return the URL of a database, once per engine.
+    """Return the URL of a database that exists. The test runs once for each database engine.
 
-    The database is empty, or it is the database of the kit if the test requested the fixture `kit` before.
+    The database is empty unless the test requested the fixture `kit` before. Then it is the database of the kit.
     """
     if unmade_database_url.startswith("sqlite:"):
         return unmade_database_url
@@ -89,7 +89,7 @@ def database_url(request: pytest.FixtureRequest, unmade_database_url: str) -> st
 
 @pytest.fixture
 async def make_kit(tmp_path: Path, unmade_database_url: str) -> AsyncIterator[Callable[..., Any]]:
-    """Yield a function that starts kernels on the engine of this test: `kit = await make_kit(**options)`.
+    """Yield a function that starts kernels on the database engine of this test: `kit = await make_kit(**options)`.
 
     The options are those of `make_kernel`. The kernels are stopped at the end of the test.
     """
@@ -108,6 +108,6 @@ async def make_kit(tmp_path: Path, unmade_database_url: str) -> AsyncIterator[Ca
 
 @pytest.fixture
 async def kit(make_kit: Callable[..., Any]) -> Kit:
-    """Return a kit with all built-in plugins, once per engine."""
+    """Return a kit with all built-in plugins. The test runs once for each database engine."""
     made: Kit = await make_kit()
     return made

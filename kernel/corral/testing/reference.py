@@ -239,7 +239,7 @@ def _metric(metric: Metric) -> tuple[str, str, str]:
 def plugin_imports(root: Path) -> dict[str, set[str]]:
     """Return the names that the plugins of the source tree import from the kernel, by module.
 
-    The name `""` stands for an import of the module itself.
+    The name `""` means that a plugin imports the module itself.
     """
     found: dict[str, set[str]] = defaultdict(set)
     for file in sorted(path for folder in SOURCES for path in (root / folder).rglob("*.py")):
@@ -262,7 +262,7 @@ def _note(found: dict[str, set[str]], module: str, name: str) -> None:
 
 
 def api_page(imports: Mapping[str, Iterable[str]]) -> str:
-    """Return the page of the plugin API: one table per module of the imported names."""
+    """Return the page of the plugin API, with one table for each module that plugins import."""
     parts = [API]
     for module, names in sorted(imports.items()):
         loaded = importlib.import_module(module)

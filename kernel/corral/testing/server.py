@@ -169,7 +169,7 @@ class JobsProcess:
         return (self.folder / "jobs.log").read_text("utf-8", "replace")
 
     def start(self, *, seconds: float = 20.0) -> Self:
-        """Start the process and wait until it runs jobs. Raises `RuntimeError` if it does not within `seconds`."""
+        """Start the process and wait until it runs jobs. Raises `RuntimeError` if this takes longer than `seconds`."""
         until = time.monotonic() + seconds
         log = self.folder / "jobs.log"
         log.write_bytes(b"")

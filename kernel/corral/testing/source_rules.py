@@ -132,7 +132,7 @@ def _source(package: str, root: Path, path: Path) -> Source:
 
 
 def _classes(source: Source) -> Iterator[tuple[ast.ClassDef, list[str]]]:
-    """Yield every class with the full names of its base classes, as far as the imports show them."""
+    """Yield every class with the full names of its base classes, as far as the imports of the file reveal them."""
     known: dict[str, str] = {}
     for node in ast.walk(source.tree):
         if isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -167,7 +167,7 @@ def _hooks(kind: type[Plugin], neighbours: Sequence[type[Plugin]]) -> Iterator[s
 
 
 def _offered(owner: type[Plugin]) -> Iterable[Any]:
-    """Return the modules of hook specifications that a plugin offers."""
+    """Return the modules in which a plugin specifies its own hooks."""
     try:
         plugin = owner.__new__(owner)
         return list(plugin.corral_hookspecs()) if hasattr(plugin, "corral_hookspecs") else []
@@ -180,7 +180,7 @@ def _specs(module: Any) -> set[str]:
 
 
 def is_under(name: str, package: str) -> bool:
-    """Return whether a name is the package or belongs to it."""
+    """Return whether a dotted name is `package` or a name within `package`."""
     return f"{name}.".startswith(f"{package}.")
 
 
@@ -201,7 +201,7 @@ def private_kernel_imports(package: Package) -> Iterator[str]:
 
 
 def foreign_plugin_imports(package: Package, named: Collection[str], packages: Mapping[str, str]) -> Iterator[str]:
-    """Yield a message for each import from another plugin that is not the api of a plugin in `named`.
+    """Yield a message for each import from another plugin, except imports from the `api` of the plugins in `named`.
 
     `packages` maps the packages of all plugins to their names.
     """

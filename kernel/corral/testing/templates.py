@@ -41,7 +41,7 @@ def fill(url: str, found: Sequence[Found], config: Config) -> None:
 
 
 def _load(own: Sequence[Found], config: Config) -> list[PluginRecord]:
-    """Load a set of plugins once per process. Only the migrations of these records are used."""
+    """Load a set of plugins once per process, and return their records. Only the migrations in the records are used."""
     key = (tuple(item.name for item in own), repr(config.plugins))
     if key not in _loaded:
         _loaded[key] = load(own, config)

@@ -1,4 +1,4 @@
-"""The public interface of the plugin `accounts`: accounts, sessions, mails, links, invitations and socket tickets."""
+"""The public interface of the plugin `accounts`: accounts, sessions, emails, links, invitations and tickets."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Address = Annotated[str, line(254, 3)]
 FullName = Annotated[str, line(200)]
 Password = Annotated[str, Meta(min_length=1, max_length=128)]
 Notice = Literal["locked", "password_changed", "email_changed", "recovery_code_used", "refresh_reuse", "mfa_reset"]
-"""The kinds of mail that notify users of changes to their account."""
+"""The kinds of emails that notify users of changes to their accounts."""
 REGISTRATION = Setting(
     name="security.registration",
     env="CORRAL_REGISTRATION",
@@ -76,7 +76,7 @@ class UserView(msgspec.Struct, kw_only=True):
 
 
 class NewUser(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The data of a new account. The password is hashed separately, before the unit of work (`hash_password`)."""
+    """The data of a new account. It omits the password, which is hashed separately (`hash_password`)."""
 
     email: Address
     full_name: FullName
@@ -85,7 +85,7 @@ class NewUser(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class UserPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A partial update of an account. Absent fields stay unchanged."""
+    """Changes to an account. Fields that are absent stay unchanged."""
 
     email: Address | UnsetType = UNSET
     full_name: FullName | UnsetType = UNSET
@@ -113,8 +113,8 @@ class Accounts(Protocol):
     ) -> str:
         """Check a new password against the policy and hash it. Raise `Invalid` (`weak_password`) if it breaks a rule.
 
-        Call this function before the unit of work. `user_id`: also reject former passwords of this user; pass the id
-        only if the caller is authenticated as this user.
+        Call this function before the unit of work. If `user_id` is given, former passwords of this user are rejected
+        too; pass it only if the caller is authenticated as this user.
         """
         ...
 
@@ -138,13 +138,13 @@ class Accounts(Protocol):
         ...
 
     def find(self, email: str) -> UserView | None:
-        """Return the account with this address in any spelling, or None."""
+        """Return the account with this address, ignoring case, or None if no account has it."""
         ...
 
     def required_action(self, user: UserView) -> str | None:
         """Return the problem code of the action that this user must take first, or None.
 
-        Every principal with the rights of this user gets the result as its `limited`.
+        The result is stored in `limited` of each principal that acts with the rights of this user.
         """
         ...
 
@@ -153,7 +153,7 @@ class Accounts(Protocol):
         ...
 
     def count_by_role(self) -> dict[tuple[str, bool], int]:
-        """Return the number of accounts for each role and active state. Purged accounts are not counted."""
+        """Return the number of active and of inactive accounts for each role. Purged accounts are not counted."""
         ...
 
     def update(self, user_id: str, patch: UserPatch, *, if_match: IfMatch = ANY_VERSION) -> UserView:
@@ -168,7 +168,7 @@ class Accounts(Protocol):
         ...
 
     def end_sessions(self, user_id: str, reason: str, *, keep: str | None = None) -> int:
-        """End the user's sessions except `keep`. Return the number of ended sessions."""
+        """End the user's sessions, except the session with the id `keep`. Return the number of ended sessions."""
         ...
 
     def purge(self, user_id: str) -> None:
@@ -177,7 +177,7 @@ class Accounts(Protocol):
 
 
 class MailTestResult(msgspec.Struct, kw_only=True):
-    """The result of sending a test mail. `error`: the message of the egress guard or the mail server, for admins."""
+    """The result of sending a test email. `error`: the error message of the egress guard or the mail server."""
 
     delivered: bool
     duration_ms: int
@@ -185,7 +185,7 @@ class MailTestResult(msgspec.Struct, kw_only=True):
 
 
 class Mail(Protocol):
-    """Mails to users. Jobs send the mails, so an unavailable mail server delays only mails."""
+    """Sends emails to users. Jobs send the emails, so nothing else waits if the mail server is unavailable."""
 
     @property
     def is_configured(self) -> bool:
@@ -193,22 +193,22 @@ class Mail(Protocol):
         ...
 
     def notify(self, to: str, kind: Notice, **facts: str | int) -> None:
-        """Enqueue a mail of this kind to an address. Runs in the caller's unit of work.
+        """Enqueue an email of this kind to an address. Runs in the caller's unit of work.
 
-        Without a mail server, this function does nothing. `facts` are the values for the template: `until` for
-        `locked`, `new` for `email_changed`, `left` for `recovery_code_used`.
+        If no mail server is configured, this function does nothing. `facts` are the values for the template: `until`
+        for `locked`, `new` for `email_changed`, and `left` for `recovery_code_used`.
         """
         ...
 
     async def check_connection(self) -> tuple[str, str]:
-        """Check the connection to the mail server. Return a health status and a sentence.
+        """Check the connection to the mail server. Return a health status and a sentence that explains it.
 
         Call this function outside a unit of work.
         """
         ...
 
     async def send_test_mail(self, to: str) -> MailTestResult:
-        """Send a test mail now. Raise `Conflict` (`invalid_state`) if no mail server is configured.
+        """Send a test email now. Raise `Conflict` (`invalid_state`) if no mail server is configured.
 
         Call this function outside a unit of work.
         """
@@ -227,16 +227,16 @@ class PasswordLinks(Protocol):
     """Links with which users set a password. Every function runs in the caller's unit of work."""
 
     def send_welcome_link(self, user_id: str) -> str | None:
-        """Create a link with which a new user sets the first password, and mail it to the user.
+        """Create a link with which a new user sets the first password, and email the link to the user.
 
-        Return None, or the URL of the link if it cannot be mailed.
+        Return None if the email was enqueued, otherwise the URL of the link.
         """
         ...
 
     def create_reset_link(self, user_id: str) -> str:
         """Delete the password of a user and end all their sessions. Return the URL of a link that sets a new password.
 
-        A link is also mailed to the user.
+        A second link is sent to the user by email.
         """
         ...
 
@@ -264,7 +264,7 @@ class Invitations(Protocol):
     """Invitations to create an account. Every function runs in the caller's unit of work."""
 
     def create(self, email: str, role: Role, *, by: Principal) -> tuple[InvitationView, str]:
-        """Create an invitation, and mail it if possible. Return the invitation and its URL, which is shown only once.
+        """Create an invitation, and email it if possible. Return the invitation and its URL, which is shown only once.
 
         Raise `Conflict` (`duplicate`) for an address with an account or a pending invitation.
         """
@@ -275,7 +275,7 @@ class Invitations(Protocol):
         ...
 
     def revoke(self, invitation_id: str) -> None:
-        """Revoke a pending invitation and end its links. Raise `NotFound` if no such invitation is pending."""
+        """Revoke a pending invitation and end its links. Raise `NotFound` if no pending invitation has this id."""
         ...
 
 
@@ -336,27 +336,30 @@ class AccountRecovery(Protocol):
         ...
 
     def failed_attempts(self, emails: Iterable[str]) -> dict[str, int]:
-        """Return the number of failed sign-ins within the lockout window, by address. Zero counts are omitted."""
+        """Return the number of failed sign-ins within the lockout window for each address that has any."""
         ...
 
 
 class Tickets(Protocol):
-    """Single-use tickets that authenticate WebSockets, because browsers cannot send an `Authorization` header there.
+    """Single-use tickets that authenticate WebSockets, for which browsers cannot send an `Authorization` header.
 
     Every function runs in the caller's unit of work.
     """
 
     def issue(self, caller: Principal) -> str:
-        """Create a ticket for this caller, valid for 30 s. Return its token."""
+        """Create a ticket for this caller, which is valid for 30 s. Return the token of the ticket."""
         ...
 
     def reread(self, caller: Principal) -> Principal:
-        """Return the caller of a long-lived connection with its current rights.
+        """Return the principal of a long-lived connection, with the rights that the principal has now.
 
         Raise `Unauthorized` if the session has ended.
         """
         ...
 
     def redeem(self, ticket: str) -> Principal:
-        """Consume a ticket and return its caller with current rights. Raise `Unauthorized` for an invalid ticket."""
+        """Consume a ticket and return the principal that requested it, with the rights that the principal has now.
+
+        Raise `Unauthorized` for an invalid ticket.
+        """
         ...

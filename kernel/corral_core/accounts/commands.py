@@ -1,4 +1,4 @@
-"""The commands `corral user` and `corral keys`, which manage accounts and keys on the machine of the server.
+"""The commands `corral user` and `corral keys`, which manage accounts and keys on the server machine.
 
 The commands call the same services as the API.
 """

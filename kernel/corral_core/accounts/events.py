@@ -152,7 +152,7 @@ EVENTS = (
 
 
 def is_own_change(user_id: str) -> bool:
-    """Return whether the actor of the current unit of work is the account's own user, signed in or anonymous."""
+    """Return whether the actor of the unit of work is the account's own user. An anonymous actor counts as the user."""
     actor = current().entry.actor
     return actor.type == "anonymous" or user_id in (actor.id, actor.on_behalf_of)
 

@@ -1,4 +1,4 @@
-"""Jobs and schedules that send mails and delete expired rows. A unit of work deletes at most `AT_ONCE` rows."""
+"""Jobs and schedules that send emails and delete expired rows. Each unit of work deletes at most `AT_ONCE` rows."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ async def send_mail(
     links: SingleUseLinks,
     link_id: str | None = None,
 ) -> None:
-    """Send one mail. If the mail contains a link, generate the link's token now, and store only the token's hash.
+    """Send one email. If it contains a link, generate the token of the link now, and store only the token's hash.
 
-    The lifetime of the link therefore begins when the mail is sent.
+    The lifetime of the link therefore begins when the email is sent.
     """
     from corral.egress.smtp import MailRefused
 
@@ -65,14 +65,14 @@ async def send_mail(
 
 
 def forgot_password(email: str, accounts: AccountsService, mail: MailService) -> None:
-    """Mail a link that resets the password if an active account has this address."""
+    """If an active account has this address, enqueue an email with a link that resets the password."""
     row = accounts.row_of(email)
     if row is not None and row.is_active:
         mail.send_link(row.email, RESET, row.id)
 
 
 def resend_verification(email: str, accounts: AccountsService, mail: MailService) -> None:
-    """Mail the verification link again if an active account has this address and the address is not verified."""
+    """If an active account has this address and the address is not verified, email another verification link."""
     row = accounts.row_of(email)
     if row is not None and row.is_active and not row.email_verified:
         send_verification(row, mail)
@@ -94,7 +94,7 @@ async def purge_sessions(work: Work, sessions: Sessions) -> None:
 
 
 def forget_successors(settings: Settings) -> None:
-    """Erase the sealed successors of used refresh tokens after the grace period."""
+    """After the grace period, erase the encrypted successors that are stored with used refresh tokens."""
     over = RefreshRow.successor.is_null(False) & (RefreshRow.used_at <= clock.now(-settings.get(REFRESH_GRACE)))
     RefreshRow.update(successor=None).where(over).execute()
 

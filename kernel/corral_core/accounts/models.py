@@ -75,8 +75,8 @@ SessionRow.add_index(SessionRow.user_id, SessionRow.created_at, where=SessionRow
 class RefreshRow(Model):
     """A refresh token, identified by its SHA-256.
 
-    `successor` is the next refresh token, sealed. It is kept for the grace period, so that a repeated request receives
-    the same token again.
+    `successor` is the encrypted next token. It is kept for the grace period, so that a repeated request receives the
+    same token again.
     """
 
     hash = peewee.CharField(primary_key=True, max_length=64)
@@ -94,7 +94,7 @@ RefreshRow.add_index(RefreshRow.used_at, where=RefreshRow.successor.is_null(Fals
 
 
 class SigningKeyRow(Model):
-    """A sealed key that signs access tokens. A retired key only verifies tokens, until its last token expires."""
+    """An encrypted key that signs access tokens. A retired key only verifies tokens, until its last token expires."""
 
     id = IdField(primary_key=True)
     sealed = SealedField()
@@ -117,10 +117,10 @@ class TicketRow(Model):
 
 
 class LockoutRow(Model):
-    """The sign-in attempts for one address, whether or not an account has this address.
+    """The sign-in attempts for one address, which need not belong to an account.
 
-    `key`: the SHA-256 of the normal form of the address. `failed`: the instants of the last failures, newest first,
-    concatenated. `in_flight`: the number of reserved attempts. It is valid until `reserved_until`, so that the
+    `key`: the SHA-256 of the normal form of the address. `failed`: the times of the last failures, newest first,
+    concatenated. `in_flight`: the number of reserved attempts. This number is valid until `reserved_until`, so the
     reservations of a crashed process expire. `locks`: the number of consecutive lockouts.
     """
 
@@ -187,8 +187,8 @@ class FormerPasswordRow(Model):
 class LinkRow(Model):
     """A single-use link that resets a password, verifies an address or accepts an invitation.
 
-    `hash`: the SHA-256 of the token, or null until the mail with the link is sent. `subject_id`: the account or the
-    invitation. `email`: the address that the link verifies. `used_at`: when the link was used or invalidated.
+    `hash`: the SHA-256 of the token, or null until the email with the link is sent. `subject_id`: the account or the
+    invitation. `email`: the address that the link verifies. `used_at`: the time when the link was used or invalidated.
     """
 
     id = IdField(primary_key=True)
@@ -206,7 +206,7 @@ class LinkRow(Model):
 
 
 class InvitationRow(Model):
-    """An invitation to create an account with this role. `status`: `pending`, `accepted`, `expired` or `revoked`."""
+    """An invitation to create an account with a given role. `status`: `pending`, `accepted`, `expired` or `revoked`."""
 
     id = IdField(primary_key=True)
     email = peewee.CharField(max_length=254)
@@ -236,7 +236,7 @@ InvitationRow.add_index(
 
 
 class InstallationRow(Model):
-    """A named value that applies to the whole installation. The first process that inserts the row sets the value."""
+    """A named value for the whole installation. The first process that inserts the row determines the value."""
 
     name = peewee.CharField(primary_key=True, max_length=40)
     value = peewee.TextField()
@@ -246,7 +246,7 @@ class InstallationRow(Model):
 
 
 def set_installation_value_once(name: str, value: str) -> bool:
-    """Set an installation-wide value unless it is already set. Return whether this call set the value."""
+    """Set a named value for the whole installation unless it is set already. Return whether this call set it."""
     insert = InstallationRow.insert(name=name, value=value).on_conflict_ignore()
     return bool(insert.as_rowcount().execute())
 

@@ -1,4 +1,4 @@
-"""Scheduled jobs that delete old events and ended jobs, at most `AT_ONCE` rows per unit of work."""
+"""Scheduled jobs that delete old events and ended jobs. Each unit of work deletes at most `AT_ONCE` rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LAGGARD_DAYS = 7  # a consumer that is further behind no longer prevents the del
 
 
 async def prune_events(work: Work, settings: Settings, contributions: Contributions, types: EventTypes) -> None:
-    """Delete events beyond the limits for age and number.
+    """Delete events that are too old, and the oldest events if there are too many.
 
     Events that a consumer still needs are kept, unless that consumer is more than `LAGGARD_DAYS` behind.
     """
@@ -62,7 +62,7 @@ def _first_unread_seq(followed: Mapping[str, Sequence[str]]) -> int:
     """Return the `seq` of the oldest event that a consumer still needs. Earlier events may be deleted.
 
     Raise an alert for each consumer that is more than `LAGGARD_DAYS` behind, and ignore its cursor. `followed`: the
-    event names of each active consumer. For an inactive consumer, every event after its cursor counts as needed.
+    event names of each active consumer. An inactive consumer needs every event after its cursor.
     """
     long_ago, oldest, passed = clock.now(-LAGGARD_DAYS * DAY), event_log.first_seq(), [2**62]
     rows: Any = ConsumerRow.select(ConsumerRow.name, ConsumerRow.cursor).tuples()
@@ -88,7 +88,7 @@ def _first_unread_seq(followed: Mapping[str, Sequence[str]]) -> int:
 
 
 def _delete_events(before_ts: str, keep_from: int, max_rows: int) -> int:
-    """Delete events that are too old or exceed `max_rows`. Keep the newest event, and all events from `keep_from` on.
+    """Delete old events, and events beyond `max_rows`. Keep the newest event, and all events from `keep_from` on.
 
     Return the number of deleted events, at most `AT_ONCE`.
     """

@@ -58,7 +58,7 @@ class EventLogPlugin(Plugin):
         return [lag]
 
     async def start(self, runtime: Runtime) -> None:
-        """Collect the names of all event consumers as the values of the label `consumer`."""
+        """Collect the names of all event consumers, which are the values of the metric label `consumer`."""
         self._consumers[:] = [item.name for _, item in runtime.service(Contributions).for_hook("corral_subscribers")]
 
 

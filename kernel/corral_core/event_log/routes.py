@@ -70,8 +70,8 @@ def list_events(
     """List events that the caller may read, oldest first. `next` is always the position to continue from.
 
     One request searches at most 20,000 positions of the log, so a page before the end of the log may contain fewer
-    events than `limit`, or none. Continue from `next`. An API key or token can read events of areas whose objects it
-    may read. An API key can also read events about its owner's account.
+    events than `limit`, or none. Continue from `next`. An API key or token can read events about objects that it may
+    read. An API key can also read events about its owner's account.
     """
     if caller.kind == "worker":
         raise Forbidden("Workers cannot read the event log; use GET /workers/{id}/signals.")

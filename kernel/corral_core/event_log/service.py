@@ -1,4 +1,4 @@
-"""Rights to read events, which depend on the visibility, the owner and the area of the event."""
+"""Rights to read events, which depend on the visibility, the owner and the permission area of each event."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class ReadableNames(NamedTuple):
 class EventRightsService:
     """Implements `corral.auth.visibility.EventRights`.
 
-    For users, only the visibility and the owner of the event matter. A machine, and an API key whose scopes omit a
-    permission of its owner, read only events of areas whose objects they may read. An API key may also read events
-    about its owner's account regardless of its scopes, as it may read the account through `/auth`.
+    For users, only the visibility and the owner of the event matter. A machine, or an API key whose scopes omit a
+    permission of its owner, must also have the right to read objects in the permission area of the event. An API key
+    may read events about its owner's account regardless of its scopes, as it may read the account through `/auth`.
     """
 
     def __init__(self, types: EventTypes, permissions: Permissions) -> None:
@@ -54,7 +54,7 @@ class EventRightsService:
         return record.visibility != PRIVATE and caller.is_admin and record.type in names.admin
 
     def where(self, caller: Principal) -> Any:
-        """Return the rule of `can_read` as a condition for SQL queries."""
+        """Return an SQL condition that selects the events for which `can_read` is true."""
         if caller.kind == "system":
             return ALL_ROWS
         names = self._readable_names(caller)

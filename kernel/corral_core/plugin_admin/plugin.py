@@ -51,7 +51,7 @@ class PluginAdminPlugin(Plugin):
         return [PluginState]
 
     async def start(self, runtime: Runtime) -> None:
-        """Apply the stored states of all plugins, and follow changes made by other processes."""
+        """Apply the stored states of all plugins, and apply changes that other processes make later."""
         work, feed = runtime.service(Work), runtime.service(Feed)
         plugins, quarantine = runtime.service(PluginAdministration), runtime.service(QuarantineSync)
         if runtime.service(Installation).safe_mode:

@@ -22,7 +22,9 @@ class SharedBuckets(Protocol):
         ...
 
     async def add(self, seconds: Mapping[str, float]) -> Mapping[str, float] | None:
-        """Add seconds to buckets. Return the seconds until each bucket is empty, or None if Redis cannot be reached.
+        """Add each number of seconds to its bucket. Return the seconds until each bucket is empty.
+
+        Return None if Redis cannot be reached.
 
         This function may wait for the Redis server: call it from background tasks, never while handling a request.
         """

@@ -1,1 +1,1 @@
-"""HTTP routes: one thin handler function per endpoint."""
+"""The HTTP routes of the plugin `accounts`, with one handler function per endpoint."""

@@ -31,9 +31,9 @@ Code = Annotated[str, Meta(pattern="^[0-9]{6}$", min_length=6, max_length=6)]
 
 
 class LoginRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The credentials of a sign-in. `mfa_code`: a code of the second factor, which completes the sign-in in one step.
+    """The credentials for a sign-in. `mfa_code`: a code of the second factor, to sign in with a single request.
 
-    `cookie`: return the refresh token in a cookie instead of the body.
+    `cookie`: whether to return the refresh token in a cookie instead of the body.
     """
 
     email: Address
@@ -49,7 +49,7 @@ class RefreshRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class PasswordChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A change of the user's password. `revoke_api_keys`: also revoke the user's API keys."""
+    """A change of the user's password. `revoke_api_keys`: whether to revoke the user's API keys too."""
 
     current_password: Password
     new_password: Password
@@ -234,7 +234,7 @@ def device_of(request: Request) -> Device:
 
 
 def require_user_id(caller: Principal) -> str:
-    """Return the id of the calling user. Raise `Forbidden` for machines, which have no account."""
+    """Return the id of the calling user. Raise `Forbidden` if the caller is a machine, which has no account."""
     if caller.user_id is None:
         raise Forbidden("This operation needs a user account; sign in as a user.")
     return caller.user_id
@@ -243,7 +243,7 @@ def require_user_id(caller: Principal) -> str:
 def sign_in_response(
     tokens: SessionTokens, user: UserView, request: Request, installation: Installation, *, cookie: bool
 ) -> Answer[SignInResponse]:
-    """Return the response with tokens. `cookie`: return the refresh token in the cookie, not in the body."""
+    """Return the response with the tokens. `cookie`: whether the refresh token is in the cookie, not in the body."""
     view = SignInResponse(access_token=tokens.access, expires_in=tokens.expires_in, user=user)
     if cookie:
         return Answer(body=view, headers=cookie_headers(tokens, request, installation))

@@ -1,4 +1,4 @@
-"""Routes under `/auth` that need no session: registration, verification of addresses, and password reset."""
+"""Routes under `/auth` that need no session: registration, address verification, and password reset."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ class VerificationSent(msgspec.Struct, kw_only=True):
 
 
 class MailRequested(msgspec.Struct, kw_only=True):
-    """The response to a request for a mail. It is the same for every address, with or without an account."""
+    """The response to a request for an email. It is the same for every address, with or without an account."""
 
     status: Literal["accepted"] = "accepted"
 
 
 class AddressOnly(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The address to which the mail is sent."""
+    """A request to send an email to this address."""
 
     email: Address
 
 
 class TokenOnly(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The token of a link from a mail."""
+    """The token of a link that was sent by email."""
 
     token: Token
 
@@ -75,7 +75,7 @@ async def register_account(
 ) -> Answer[UserView] | Answer[VerificationSent]:
     """Create an account. The first account becomes the admin.
 
-    If addresses must be verified, the response has status 202, and a mail with a link is sent.
+    If addresses must be verified, the response has status 202, and an email with a link is sent.
     """
     new = NewUser(email=body.email, full_name=body.full_name)
     made = await registrations.register(new, body.password, body.invitation_token, request.entry())
@@ -86,7 +86,7 @@ async def register_account(
 
 @routes.post("/forgot-password", needs=PUBLIC, status=202, rate=BY_MAIL)
 async def forgot_password(body: AddressOnly, request: Request, recovery: PasswordRecovery) -> MailRequested:
-    """Request a mail with a link that resets the password. The response is the same for every address."""
+    """Request an email with a link that resets the password. The response is the same for every address."""
     await recovery.send_reset_link(body.email, request.entry())
     return MailRequested()
 
@@ -102,7 +102,7 @@ async def reset_password(
 ) -> Answer[SignInResponse] | Answer[MfaRequired]:
     """Set a new password with the token of a link, and sign in.
 
-    All other links and sessions of the user end, and so does a lockout. The second factor is still required.
+    All other links and sessions of the user become invalid, and a lockout ends. The second factor is still required.
     """
     found = await recovery.reset_password(body.token, body.new_password, device_of(request), request.entry())
     return login_response(found, request, installation, cookie=body.cookie)
@@ -116,6 +116,6 @@ def verify_email(body: TokenOnly, registrations: AccountRegistration) -> UserVie
 
 @routes.post("/verify-email/resend", needs=PUBLIC, status=202, rate=BY_MAIL)
 async def resend_verification(body: AddressOnly, request: Request, registrations: AccountRegistration) -> MailRequested:
-    """Request another verification mail. The response is the same for every address."""
+    """Request another verification email. The response is the same for every address."""
     await registrations.resend_verification(body.email, request.entry())
     return MailRequested()

@@ -27,7 +27,7 @@ RecoveryCode = Annotated[str, Meta(min_length=1, max_length=60)]
 
 
 class SetupRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A setup of a second factor. `password` is required unless the user re-authenticated or signed in recently."""
+    """A request to set up a second factor. Omit `password` only if the user re-authenticated or signed in recently."""
 
     password: Password | UnsetType = UNSET
 
@@ -55,7 +55,7 @@ class ActivationResponse(msgspec.Struct, kw_only=True):
 
 
 class DisableMfaRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The password, and either a code or a recovery code of the second factor."""
+    """A request to disable the second factor: the password, and either a code or a recovery code."""
 
     password: Password
     code: Code | UnsetType = UNSET
@@ -63,7 +63,7 @@ class DisableMfaRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 
 
 class ChallengeAnswer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A code or a recovery code that completes a sign-in. `cookie`: see `/auth/login`."""
+    """The `mfa_token` of a sign-in, and a code or recovery code to complete it. `cookie`: see `/auth/login`."""
 
     mfa_token: Annotated[str, Meta(min_length=1, max_length=200)]
     code: Code | UnsetType = UNSET
@@ -72,7 +72,7 @@ class ChallengeAnswer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class NewCodes(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The password and a code of the second factor."""
+    """A request for new recovery codes: the password and a code of the second factor."""
 
     password: Password
     code: Code
@@ -85,14 +85,14 @@ class RecoveryCodes(msgspec.Struct, kw_only=True):
 
 
 class ReauthenticationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Either the password or a code of the second factor."""
+    """A request to re-authenticate with either the password or a code of the second factor."""
 
     password: Password | UnsetType = UNSET
     code: Code | UnsetType = UNSET
 
 
 class SteppedUp(msgspec.Struct, kw_only=True):
-    """The result of a re-authentication. `reauth_until`: the session may take sensitive actions until then."""
+    """The result of a re-authentication. `reauth_until`: the time until which sensitive actions are allowed."""
 
     reauth_until: Instant
 
@@ -105,7 +105,7 @@ class SteppedUp(msgspec.Struct, kw_only=True):
     raises=("reauth_required", "invalid_state", "vault_sealed", *WRONG),
 )
 async def set_up_mfa(body: SetupRequest, caller: Principal, request: Request, protection: Reauthentication) -> SeedView:
-    """Begin the setup of a second factor. Send its first code to `/auth/mfa/verify` within 15 minutes."""
+    """Begin the setup of a second factor. To enable it, send a code to `/auth/mfa/verify` within 15 minutes."""
     seed = await protection.set_up(caller, _is_given(body.password), request.entry(caller))
     return SeedView(secret=seed.secret, otpauth_uri=seed.uri, qr_code=await asyncio.to_thread(_qr_code, seed.uri))
 
@@ -184,7 +184,7 @@ def _is_given(value: str | UnsetType) -> str | None:
 
 
 def _only_value(choices: dict[str, str | UnsetType]) -> str:
-    """Return the only value that was sent. Raise `Invalid` if none or several were sent."""
+    """Return the value of the only field that was sent. Raise `Invalid` unless exactly one field was sent."""
     given = {name: value for name, value in choices.items() if isinstance(value, str)}
     names = " or ".join(choices)
     if not given:

@@ -18,7 +18,7 @@ AUDITED = ("audit_unavailable",)
 
 
 class LogoutAll(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Options for ending all sessions. `keep_current`: do not end the current session."""
+    """A request to end all sessions. `keep_current`: whether to keep the current session."""
 
     keep_current: bool = False
 
@@ -31,7 +31,7 @@ class SessionList(msgspec.Struct, kw_only=True):
 
 @routes.post("/logout", needs=SIGNED_IN, status=204, own_session=True, limited=True, raises=AUDITED)
 def logout(caller: Principal, request: Request, sessions: Sessions, installation: Installation) -> Answer[None]:
-    """Sign out: end the current session, its tokens and its WebSockets."""
+    """Sign out: end the current session, revoke its tokens and close its WebSockets."""
     sessions.end_session(caller.session_id or "", require_user_id(caller), "logout")
     return Answer(body=None, headers=delete_cookie_headers(request, installation))
 

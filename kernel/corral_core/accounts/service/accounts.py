@@ -116,7 +116,7 @@ class AccountsService:
         return self.create(new, password_hash=password_hash, by=SYSTEM_PRINCIPAL, how=how, verified=verified)
 
     def create_bootstrap_admin(self, new: NewUser, password_hash: str) -> UserView | None:
-        """Create the admin whom the environment specifies. Return None if an admin exists or existed before."""
+        """Create the admin defined by environment variables. Return None if an admin exists or existed before."""
         if self.has_admin() or not set_installation_value_once("first_admin", "bootstrap"):
             return None
         return self.create(new, password_hash=password_hash, by=SYSTEM_PRINCIPAL, how="bootstrap")
@@ -138,7 +138,7 @@ class AccountsService:
         return row
 
     def row_of(self, email: str, *, hold: bool = False) -> UserRow | None:
-        """Return the row with this address in any spelling. `hold`: lock the row until the unit of work ends."""
+        """Return the row with this address, ignoring case. `hold`: lock the row until the unit of work ends."""
         query: Any = UserRow.select().where(UserRow.email_key == normalize_address(email))
         row: UserRow | None = (locked(query) if hold else query).first()
         return row
@@ -200,7 +200,7 @@ class AccountsService:
         return self.get(user_id)
 
     def replace_password(self, row: UserRow, password_hash: str, *, must_change: bool, revoke_api_keys: bool) -> None:
-        """Store a new hash and end all pending links. The caller must end the sessions.
+        """Store a new password hash and invalidate all links of the user. The caller must end the sessions.
 
         Raise `Conflict` if the password was changed concurrently.
         """
@@ -232,7 +232,7 @@ class AccountsService:
         self._forget_cached_rights(row.id)
 
     def drop_password(self, user_id: str) -> UserRow:
-        """Delete the password and end all sessions and links. The user sets a new password with a new link."""
+        """Delete the password, and end all sessions and links. The user needs a new link to set a new password."""
         row = self.get_row(user_id, hold=True)
         if row.purged_at is not None:
             raise NotFound()
@@ -249,7 +249,7 @@ class AccountsService:
     def set_password_by_link(self, row: UserRow, password_hash: str, *, proves: str | None) -> None:
         """Store a new password hash for a user who opened a link, and end all sessions of the user.
 
-        `proves`: the address to which the link was mailed, which is thereby verified.
+        `proves`: the address to which the link was sent. Because the user opened the link, the address is verified.
         """
         self.replace_password(row, password_hash, must_change=False, revoke_api_keys=False)
         self.end_sessions(row.id, "password_changed")
@@ -272,7 +272,7 @@ class AccountsService:
         return self.get(row.id)
 
     def store_new_hash(self, row: UserRow, password_hash: str) -> None:
-        """Replace the hash of an unchanged password with one that was computed with the current parameters."""
+        """Store a hash with the current parameters, unless somebody changed the password in the meantime."""
         same = (UserRow.id == row.id) & (UserRow.password_hash == row.password_hash)
         UserRow.update(password_hash=password_hash).where(same).execute()
 
@@ -315,7 +315,7 @@ class AccountsService:
 
     @staticmethod
     def _changed_columns(row: UserRow, patch: UserPatch, verified: bool) -> dict[str, Any]:
-        """Return the columns that change. `verified`: whether a new address counts as verified."""
+        """Return the columns that the patch changes. `verified`: whether a new address counts as verified."""
         wanted = {name: value for name, value in msgspec.structs.asdict(patch).items() if value is not msgspec.UNSET}
         if "email" in wanted:
             wanted["email"] = wanted["email"].strip()
@@ -364,7 +364,7 @@ class AccountsService:
 
 
 def user_view(row: UserRow) -> UserView:
-    """Convert a row to the shape that clients see. A lockout that has expired is not shown."""
+    """Convert a row to the account as the API returns it. An expired lockout is omitted."""
     fields = {name: getattr(row, name) for name in UserView.__struct_fields__}
     if row.locked_until is not None and row.locked_until <= clock.now():
         fields["locked_until"] = None
@@ -372,7 +372,7 @@ def user_view(row: UserRow) -> UserView:
 
 
 def update_row(row: UserRow, changes: Mapping[str, Any]) -> None:
-    """Update a row. Raise `Conflict` if it changed concurrently, or if no active admin would remain (`last_admin`)."""
+    """Update a row. Raise `Conflict` if the row was changed concurrently, or if no active admin would remain."""
     stays = changes.get("role", "admin") == "admin" and changes.get("is_active", True)
     loses_admin = row.role == "admin" and row.is_active and not stays
     where = (UserRow.id == row.id) & (UserRow.version == row.version)
@@ -419,6 +419,6 @@ RIGHTS = frozenset({"role", "is_active", "must_change_password", "email_verified
 def audited_values(row: UserRow, changes: Mapping[str, Any], name: str) -> tuple[Any, Any]:
     """Return the old and the new value of a column for the audit log.
 
-    Personal data is replaced by `SECRET_CHANGE`, so that the audit log contains only ids after an account is purged.
+    For personal data, return `SECRET_CHANGE` instead, so that the audit log contains only ids of purged accounts.
     """
     return (getattr(row, name), changes[name]) if name in RIGHTS else SECRET_CHANGE

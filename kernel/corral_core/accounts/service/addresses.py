@@ -1,4 +1,4 @@
-"""The normal form of email addresses, which is used for look-ups, for uniqueness and for all counters."""
+"""The normal form of email addresses, which is used to find accounts, to compare addresses and to count attempts."""
 
 from __future__ import annotations
 

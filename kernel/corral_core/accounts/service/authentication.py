@@ -81,7 +81,7 @@ class AccessTokens:
 
     @property
     def is_fixed(self) -> bool:
-        """Whether `CORRAL_JWT_SECRET` is the signing key. If it is, the stored keys are not used."""
+        """Whether `CORRAL_JWT_SECRET` is set. It is then the signing key, and the stored keys are not used."""
         return self._fixed is not None
 
     def create_first_key(self) -> None:
@@ -196,7 +196,7 @@ def _jwt_codec() -> Any:
 
 
 class SigningKeys:
-    """Rotates the signing keys, and registers all keys, even those of other processes, with the redactor."""
+    """Rotates the signing keys, and registers all keys with the redactor, even keys that another process created."""
 
     audit: Audit | None = None
 
@@ -232,7 +232,7 @@ class SigningKeys:
                 self._told = keys
 
     async def register_new_keys(self) -> None:
-        """Register new keys with the redactor every minute until cancelled. The kernel supervises this task."""
+        """Every minute until cancelled, register new keys with the redactor. The kernel supervises this task."""
         while True:
             await asyncio.sleep(CACHE_SECONDS)
             await self.register_with_redactor()

@@ -1,4 +1,4 @@
-"""Invitations: an admin chooses the address and the role, and the invited person creates the account with a link."""
+"""Invitations. An admin chooses the address and the role; the invited person creates the account through a link."""
 
 from __future__ import annotations
 
@@ -75,11 +75,11 @@ class InvitationsService:
         self._record_audit("revoke", found[0])
 
     def find_pending(self, token: str) -> InvitationRow:
-        """Return the pending invitation of a token. Raise `Gone` (`link_expired`) if there is none."""
+        """Return the pending invitation whose link has this token. Raise `Gone` (`link_expired`) if there is none."""
         return self._get_pending(self._links.find_link((INVITATION,), token).subject_id)
 
     def accept(self, token: str, user_id: str) -> None:
-        """Accept the invitation for a new account. Raise `Gone` (`link_expired`) if it is no longer pending."""
+        """Accept the invitation for the new account. Raise `Gone` (`link_expired`) if it is no longer pending."""
         link = self._links.redeem_link((INVITATION,), token)
         row = self._get_pending(link.subject_id)
         mine = (InvitationRow.id == row.id) & PENDING
@@ -122,7 +122,7 @@ class InvitationsService:
 
 
 def invitation_view(row: InvitationRow) -> InvitationView:
-    """Convert a row to the shape that admins see. A pending invitation past its expiry is shown as `expired`."""
+    """Convert a row to the invitation as admins see it. A pending invitation past its expiry is shown as `expired`."""
     fields: dict[str, Any] = {name: getattr(row, name) for name in InvitationView.__struct_fields__}
     if row.status == "pending" and row.expires_at <= clock.now():
         fields["status"] = "expired"

@@ -41,13 +41,13 @@ KEEP_DAYS = 7
 
 
 class SingleUseLinks:
-    """Creates, redeems and ends single-use links. Only this class writes links."""
+    """Creates, redeems and invalidates single-use links. Only this class writes links."""
 
     def __init__(self, installation: Installation) -> None:
         self._public, self._bind = installation.public_url, installation.bind
 
     def create_link(self, kind: str, subject_id: str, email: str | None = None) -> str | None:
-        """Create a link without a token, whose mail is sent later. Return the id of the link.
+        """Create a link whose token is generated later, when the link is emailed. Return the id of the link.
 
         Return None if the subject already has `MOST_LIVE` live links of this kind.
         """
@@ -66,7 +66,7 @@ class SingleUseLinks:
         return str(row.id)
 
     def generate_token(self, link_id: str) -> str | None:
-        """Generate and return the token of a prepared link, replacing an earlier token.
+        """Generate and return a token for a link from `create_link`. An earlier token of the link becomes invalid.
 
         Return None if the link was used or invalidated.
         """
@@ -79,18 +79,18 @@ class SingleUseLinks:
         return token if armed else None
 
     def invalidate_token(self, link_id: str) -> None:
-        """Invalidate the token of a link whose mail could not be sent. The next attempt generates a new token."""
+        """Invalidate the token of a link that could not be emailed. The next attempt generates a new token."""
         mine = (LinkRow.id == link_id) & LinkRow.used_at.is_null()
         LinkRow.update(hash=None, expires_at=clock.now(UNSENT_SECONDS)).where(mine).execute()
 
     def delete_link(self, link_id: str) -> None:
-        """Delete a link whose mail can never be delivered."""
+        """Delete a link, because its email can never be delivered."""
         LinkRow.delete().where((LinkRow.id == link_id) & LinkRow.used_at.is_null()).execute()
 
     def issue_url(self, kind: str, subject_id: str, email: str | None = None) -> str:
         """Create a link and return its URL, which is shown only once.
 
-        If the subject already has `MOST_LIVE` live links of this kind, end the oldest one.
+        If the subject already has `MOST_LIVE` live links of this kind, invalidate the oldest one.
         """
         link_id = self.create_link(kind, subject_id, email)
         if link_id is None:
@@ -104,14 +104,14 @@ class SingleUseLinks:
         return self.link_url(kind, token)
 
     def find_link(self, kinds: tuple[str, ...], token: str) -> LinkRow:
-        """Return the live link of a token. Raise `Gone` (`link_expired`) if there is none."""
+        """Return the live link that has this token. Raise `Gone` (`link_expired`) if there is none."""
         row: LinkRow | None = LinkRow.get_or_none(_redeemable_links(kinds, token))
         if row is None:
             raise self.link_expired_error()
         return row
 
     def redeem_link(self, kinds: tuple[str, ...], token: str) -> LinkRow:
-        """Consume a link by one conditional update, and return the link.
+        """Mark a link as used with a single conditional UPDATE, and return the link.
 
         Raise `Gone` (`link_expired`) if the token is unknown, used or expired.
         """
@@ -133,7 +133,7 @@ class SingleUseLinks:
     def link_url(self, kind: str, token: str, *, absolute: bool = False) -> str:
         """Return the URL of a link. If `CORRAL_PUBLIC_URL` is not set, the URL is relative unless `absolute` is True.
 
-        Mails need an absolute URL.
+        Emails need an absolute URL.
         """
         base = self._public or (self._own_address() if absolute else "")
         return f"{base.rstrip('/')}/console#/{PAGES[kind]}?token={quote(token)}"

@@ -1,8 +1,9 @@
 """Account lockout: too many failed sign-ins to one address lock the address for some time.
 
-One conditional update reserves each attempt before anything is verified. The reservation succeeds while the failures
-within the window and the attempts in flight together stay below the threshold. Parallel guesses therefore get no more
-attempts than sequential ones. Parallel attempts with the correct password wait for each other and cause no lockout.
+Before a password or code is verified, a single conditional UPDATE reserves the attempt. The reservation succeeds if the
+failures within the window and the attempts in flight together stay below the threshold. Parallel guesses therefore get
+no more attempts than sequential ones. Parallel attempts with the correct password wait for each other and cause no
+lockout.
 """
 
 from __future__ import annotations
@@ -63,12 +64,12 @@ class Lockout:
 
     @contextlib.asynccontextmanager
     async def reserve_attempt(self, email: str, entry: Entry) -> AsyncIterator[str]:
-        """Reserve an attempt on an address in any spelling. Yield the key with which the caller settles the attempt.
+        """Reserve an attempt to sign in with this address. Yield the key that identifies the attempt.
 
-        Inside the context, a unit of work settles the attempt with `release_attempt`, `settle_success` or
-        `settle_failure`. An exception inside the context means that nothing was verified, so the attempt is released.
-        Raise `TooMany` (`account_locked`) if the address is locked. If attempts in flight exhaust the threshold, wait
-        at most 5 s for them, then raise `TooMany` (`concurrency_limit`).
+        Inside the context, the caller must report the outcome in a unit of work, with `release_attempt`,
+        `settle_success` or `settle_failure`. If the context raises an exception, nothing was verified, so the attempt
+        is released. Raise `TooMany` (`account_locked`) if the address is locked. If attempts in flight exhaust the
+        threshold, wait at most 5 s for them, then raise `TooMany` (`concurrency_limit`).
         """
         key = digest(normalize_address(email))
         until = time.monotonic() + WAIT_SECONDS
@@ -92,12 +93,12 @@ class Lockout:
         LockoutRow.update(in_flight=_decrement_in_flight()).where(LockoutRow.key == key).execute()
 
     def settle_success(self, key: str, user_id: str) -> None:
-        """Settle a successful attempt: release it and reset earlier failures."""
+        """Record that an attempt succeeded: release the reservation and reset earlier failures."""
         LockoutRow.update(in_flight=_decrement_in_flight(), failed="", locks=0).where(LockoutRow.key == key).execute()
         self._clear_locked_until(user_id)
 
     def settle_failure(self, key: str, user_id: str | None) -> None:
-        """Settle a failed attempt. If the failures reach the threshold, lock the address.
+        """Record that an attempt failed. If the failures reach the threshold, lock the address.
 
         A lockout lasts twice as long as the previous one, but at most an hour. If the previous lockout ended at least a
         day ago, the lockout lasts `security.lockout_seconds` again.
@@ -128,7 +129,7 @@ class Lockout:
             self._record_audit(audit_action("unlock", user_id), user_id, {})
 
     def count_failures(self, emails: Iterable[str]) -> dict[str, int]:
-        """Return the number of failures within the window for each address in `emails`. Zero counts are omitted."""
+        """Return the number of failures within the window for each address in `emails` that has any."""
         keys = {digest(normalize_address(email)): email for email in emails}
         rows = LockoutRow.select().where(LockoutRow.key.in_(list(keys)) & (LockoutRow.failed != ""))
         counts = {keys[row.key]: len(self._failures_within_window(row.failed)) for row in rows}
@@ -160,7 +161,7 @@ class Lockout:
                 self._gates.pop(key, None)
 
     def _reserve(self, key: str) -> bool:
-        """Reserve an attempt by one conditional update. Return False if attempts in flight exhaust the threshold.
+        """Reserve an attempt with a single conditional UPDATE. Return False if too many attempts are in flight.
 
         Raise `TooMany` (`account_locked`) if the address is locked.
         """
@@ -178,7 +179,7 @@ class Lockout:
         return bool(insert.as_rowcount().execute()) or self._may_wait(row.get_by_id(key), now, threshold)
 
     def _may_wait(self, row: LockoutRow, now: str, threshold: int) -> bool:
-        """Return False, so that the attempt waits. Raise `TooMany` if the address is locked and waiting is useless."""
+        """Return False if the attempt may wait for others to end. Raise `TooMany` if the address is locked."""
         if row.locked_until is not None and row.locked_until > now:
             raise _locked(row.locked_until)
         failures = self._failures_within_window(row.failed)
@@ -188,7 +189,7 @@ class Lockout:
         return False
 
     def _failures_within_window(self, failed: str) -> list[str]:
-        """Return the instants of the failures within the window, newest first. `failed`: the concatenated instants."""
+        """Return the times of the failures within the window, newest first. `failed`: the concatenated times."""
         since = clock.now(-self._settings.get(LOCKOUT_WINDOW))
         instants = [failed[at : at + INSTANT] for at in range(0, len(failed), INSTANT)]
         return [each for each in instants if each > since]

@@ -1,6 +1,6 @@
-"""Mails to users: one short plain text for each kind of mail, and the service that sends them.
+"""Emails to users: a short plain text for each kind of email, and the service that sends them.
 
-The current unit of work enqueues each mail as a job, so an unavailable mail server delays only mails.
+The current unit of work enqueues each email as a job, so nothing else waits if the mail server is unavailable.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _CHANGE = "change your password immediately and tell an admin"
 
 
 class MailTemplate(NamedTuple):
-    """The subject and the text of a mail. Placeholders such as `{name}` are replaced by values."""
+    """The subject and the text of an email. Placeholders such as `{name}` are replaced by values."""
 
     subject: str
     text: str
@@ -107,7 +107,7 @@ TEMPLATES: Mapping[str, MailTemplate] = {
 
 
 def render_mail(kind: str, *, sender: str, to: str, site: str, facts: Mapping[str, Any]) -> EmailMessage:
-    """Return the message for a kind of mail. `facts`: values of placeholders. Raise `ValueError` for a bad address."""
+    """Return the message for a kind of email. `facts`: values of placeholders. Raise `ValueError` for a bad address."""
     template = TEMPLATES[kind]
     message = EmailMessage()
     message["From"] = _sender_address(sender)
@@ -150,7 +150,7 @@ class MailService:
             enqueue(JOB, kind=kind, to=to, facts=facts)
 
     def send_link(self, to: str, kind: str, subject_id: str, **facts: str | int) -> bool:
-        """Enqueue a mail with a single-use link. Runs in the caller's unit of work.
+        """Enqueue an email with a single-use link. Runs in the caller's unit of work.
 
         Return False if no mail server is configured, or if the subject has too many live links of this kind.
         """
@@ -178,7 +178,7 @@ class MailService:
         )
 
     async def send_now(self, kind: str, to: str, facts: dict[str, Any]) -> None:
-        """Send a mail now. Raise `MailFailed` on failure, or `ValueError` for an invalid address."""
+        """Send an email now. Raise `MailFailed` on failure, or `ValueError` for an invalid address."""
         from corral.egress.smtp import MailServer, deliver
 
         get = self._settings.get
@@ -214,7 +214,7 @@ class MailService:
 
     @staticmethod
     def drop_mail(email_key: str) -> None:
-        """Delete the jobs of mails to the address of a purged account. Runs in the caller's unit of work."""
+        """Delete jobs that would send emails to the address of a purged account. Runs in the caller's unit of work."""
         jobs = JobRow.select(JobRow.id, JobRow.arguments).where(JobRow.name.startswith("accounts.")).limit(AT_ONCE)
         after = ""
         while page := list(jobs.where(JobRow.id > after).order_by(JobRow.id)):
@@ -226,6 +226,6 @@ class MailService:
 
     @staticmethod
     def count_waiting() -> int:
-        """Return the number of failed mails that are queued for another attempt. Runs in the caller's unit of work."""
+        """Return the number of failed emails that are queued for another attempt. Runs in the caller's unit of work."""
         again = (JobRow.name == JOB) & (JobRow.state == "queued") & JobRow.error.is_null(False)
         return int(JobRow.select(peewee.fn.COUNT(JobRow.id)).where(again).scalar())

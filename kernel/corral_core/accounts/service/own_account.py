@@ -98,7 +98,7 @@ class Reauthentication:
         )
 
     async def step_up(self, caller: Principal, password: str | None, code: str | None, entry: Entry) -> str:
-        """Re-authenticate with the password or a code. Return the instant until which the result is valid."""
+        """Re-authenticate with the password or a code. Return the time until which it is valid."""
         user, session_id = await self._require_user(caller), caller.session_id or ""
 
         def with_password(row: UserRow, key: str) -> str:
@@ -123,7 +123,7 @@ class Reauthentication:
     async def _check_both_factors(
         self, user: UserRow, password: str, proof: FactorProof, entry: Entry, then: Callable[[UserRow], T]
     ) -> T:
-        """Verify the password and the second factor, and run `then` in the same unit of work."""
+        """Verify the password, then verify the second factor and run `then` in one unit of work."""
         if not user.mfa_enabled:
             raise Conflict("No second factor is set up; set one up first.", current_status="disabled")
 
@@ -154,7 +154,7 @@ PREFERENCES_BYTES = 8 * 1024
 
 
 class ProfilePatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A partial update of the user's own profile. A change of `email` requires `current_password`."""
+    """Changes to the user's own profile. A change of `email` requires `current_password`."""
 
     full_name: FullName | UnsetType = UNSET
     timezone: Annotated[str, Meta(min_length=1, max_length=64)] | UnsetType = UNSET
@@ -182,7 +182,7 @@ class ProfileChanges:
     async def update_profile(self, user_id: str, patch: ProfilePatch, if_match: IfMatch, entry: Entry) -> UserView:
         """Apply a patch to the user's own profile. A new address requires the password.
 
-        If addresses must be verified, a new address takes effect when the user opens the link that is mailed to it.
+        If addresses must be verified, a new address takes effect when the user opens the link that is sent to it.
         """
         _check_patch(patch)
         user = await self._work(lambda: self._accounts.get(user_id), read=True)
@@ -213,7 +213,7 @@ class ProfileChanges:
         return await self._sign_in.verify_and_run(user.email, password, entry, proved, pointer=pointer, user_id=user_id)
 
     def _request_address_change(self, user_id: str, email: str) -> None:
-        """Mail a verification link to a new address. The address takes effect when the link is used."""
+        """Email a verification link to the new address, which takes effect when the user opens the link."""
         check_address(email)
         if self._accounts.row_of(email) is not None:
             raise Conflict("Another account already has this email address.", code="duplicate")

@@ -69,7 +69,7 @@ class Passwords:
     def __init__(self) -> None:
         self._waiting = 0
         self.hashed, self.hash_seconds = 0, 0.0
-        """The number of hashes that this process computed, and their total duration in seconds without queueing."""
+        """The number of hashes that this process computed, and the total time this took in seconds, without waiting."""
 
     async def hash_password(self, password: str, *, pointer: str = "/password") -> str:
         """Check the length of a password and hash it. The caller must apply the password policy."""
@@ -156,7 +156,7 @@ class PasswordPolicy:
             )
 
     def current_rules(self) -> dict[str, int | bool]:
-        """Return the rules, for screens on which users choose a new password."""
+        """Return the rules of the policy, for screens on which users choose a new password."""
         rules: dict[str, int | bool] = {"min_length": self._settings.get(MIN_LENGTH), "max_length": 128}
         rules["breached_check"] = self._settings.get(BREACHED_CHECK)
         for setting, _, _, _ in _CLASSES:
@@ -207,7 +207,7 @@ def _spellings(folded: str) -> set[str]:
 
 
 def _collapse_repeats(text: str) -> str:
-    """Return the shortest text whose repetition is the whole text."""
+    """Return the shortest text that yields the whole text when repeated, such as `ab` for `ababab`."""
     again = (text + text).find(text, 1)
     return text[:again]
 

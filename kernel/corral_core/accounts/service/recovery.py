@@ -21,7 +21,7 @@ FORGOT = "accounts.forgot_password"
 
 
 class PasswordRecovery:
-    """Lets users reset a forgotten password with a mailed link."""
+    """Lets users reset a forgotten password with a link that is sent by email."""
 
     def __init__(
         self,
@@ -36,14 +36,14 @@ class PasswordRecovery:
         self._lockout, self._links, self._mail = lockout, links, mail
 
     async def send_reset_link(self, email: str, entry: Entry) -> None:
-        """Enqueue a mail with a link. The code path is the same for every address, so timing reveals nothing."""
+        """Enqueue a job that emails a link. The same code runs for every address, so timing reveals nothing."""
         if self._mail.is_configured:
             await self._work(lambda: enqueue(FORGOT, email=email), entry=entry)
 
     async def reset_password(self, token: str, password: str, device: Device, entry: Entry) -> SignedIn | PendingSignIn:
         """Set a new password with the token of a link, and sign in.
 
-        All other links and sessions of the user end, and so does a lockout. A second factor is still required.
+        All other links and sessions of the user become invalid, and a lockout ends. A second factor is still required.
         """
         row = await self._work(lambda: self._user_of_link(token), read=True)
         hashed = await self._accounts.hash_password(

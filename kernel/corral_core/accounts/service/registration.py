@@ -27,7 +27,7 @@ RESEND = "accounts.resend_verification"
 
 
 class AccountRegistration:
-    """Registers accounts and verifies addresses. Passwords are hashed between units of work, never inside one."""
+    """Registers accounts and verifies addresses. Passwords are never hashed inside a unit of work."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class AccountRegistration:
         self._links, self._mail, self._settings, self._passwords = links, mail, settings, passwords
 
     async def create_bootstrap_admin(self, email: str, password: str) -> None:
-        """Create the admin whom the environment specifies, if no admin exists. The password policy does not apply."""
+        """Create the admin defined by environment variables, if no admin exists. The password policy does not apply."""
         if await self._work(self._accounts.has_admin, read=True):
             return
         hashed = await self._passwords.hash_password(password)
@@ -57,9 +57,9 @@ class AccountRegistration:
             )
 
     async def register(self, new: NewUser, password: str, invitation: str | None, entry: Entry) -> UserView | None:
-        """Create an account and return it. If the address must be verified, send a mail and return None instead.
+        """Create an account and return it. If the address must be verified, send an email and return None.
 
-        In that case, the result is None even if the address is already taken. Raise `Forbidden` (`registration_closed`)
+        In this case, the result is None even if the address is already taken. Raise `Forbidden` (`registration_closed`)
         if the settings do not allow this registration.
         """
         mode = self._settings.get(REGISTRATION)
@@ -91,7 +91,7 @@ class AccountRegistration:
         """Notify the owner of an existing account about a registration with their address.
 
         If the account was neither verified nor used, somebody else may have chosen its password. The password is then
-        deleted, and the recipient of the mail chooses a new one.
+        deleted, and the recipient of the email chooses a new one.
         """
         row = self._accounts.row_of(email, hold=True)
         if row is None:
@@ -104,7 +104,7 @@ class AccountRegistration:
         send_verification(row, self._mail)
 
     async def _check_invitation(self, new: NewUser, password: str, token: str, entry: Entry) -> UserView:
-        """Register a user with an invitation, which determines the role and verifies the address."""
+        """Register an invited user. The invitation determines the role, and the address counts as verified."""
         invitation = await self._work(lambda: self._invitations.find_pending(token), read=True)
         if normalize_address(new.email) != invitation.email_key:
             raise Invalid.at("/email", "not_allowed", "The invitation is for another email address.")
@@ -131,11 +131,11 @@ class AccountRegistration:
         return self._accounts.prove_email(row, email)
 
     async def resend_verification(self, email: str, entry: Entry) -> None:
-        """Enqueue another verification mail. The code path is the same for every address, so timing reveals nothing."""
+        """Enqueue another verification email. The same code runs for every address, so timing reveals nothing."""
         if self._mail.is_configured:
             await self._work(lambda: enqueue(RESEND, email=email), entry=entry)
 
 
 def send_verification(row: UserRow, mail: MailService) -> None:
-    """Mail a link that verifies the address. If the account has no password, mail a link that sets one instead."""
+    """Email a link that verifies the address. If the account has no password, email a link that sets a password."""
     mail.send_link(row.email, VERIFY if row.password_hash is not None else RESET, row.id)

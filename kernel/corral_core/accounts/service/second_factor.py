@@ -1,7 +1,7 @@
 """The second factor: time-based codes (TOTP, RFC 6238) and recovery codes.
 
 Every function runs in the caller's unit of work. A code is valid only once: the newest accepted time step is stored,
-and only a later step is accepted. A compare-and-set enforces this in the transaction that the code authorizes.
+and only codes of later steps are accepted. The step is stored in the transaction that the code authorizes.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class SecondFactor:
         return self.new_codes(user.id)
 
     def consume_code(self, user_id: str, code: str) -> bool:
-        """Consume a code. Return whether it was valid and unused."""
+        """Mark a code as used. Return whether the code was valid and unused."""
         row = SecondFactorRow.get_or_none(
             (SecondFactorRow.user_id == user_id) & SecondFactorRow.confirmed_at.is_null(False)
         )
@@ -102,7 +102,7 @@ class SecondFactor:
         return bool(SecondFactorRow.update(last_step=step).where(newer & (SecondFactorRow.last_step < step)).execute())
 
     def consume_recovery_code(self, user_id: str, code: str) -> int | None:
-        """Consume a recovery code. Return the number of remaining codes, or None if the code is not valid."""
+        """Delete a recovery code. Return the number of remaining recovery codes, or None if this code is not valid."""
         mine = RecoveryCodeRow.user_id == user_id
         if not RecoveryCodeRow.delete().where(mine & (RecoveryCodeRow.hash == _recovery_hash(code))).execute():
             return None

@@ -1,4 +1,4 @@
-"""Creation and end of sessions, and rotation of their refresh tokens.
+"""Creates and ends sessions, and rotates their refresh tokens.
 
 Every function runs in the caller's unit of work.
 """
@@ -73,7 +73,7 @@ class SessionTokens(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReusedToken(msgspec.Struct, frozen=True):
-    """The result of reusing a refresh token after the grace period, which ends the session.
+    """A used refresh token was sent again after the grace period, and the session has ended.
 
     This is a return value, not an exception, so that the caller commits the end of the session before raising.
     """
@@ -115,7 +115,7 @@ class Sessions:
         return self.issue_tokens(session)
 
     def issue_tokens(self, session: SessionRow, refresh: str | None = None) -> SessionTokens:
-        """Issue new tokens for a live session. `refresh`: the refresh token to store; None generates one."""
+        """Issue new tokens for a live session. `refresh`: the refresh token to store; if None, one is generated."""
         refresh = refresh or new_secret()
         seconds = self._seconds_left(session)
         RefreshRow.create(
@@ -128,10 +128,10 @@ class Sessions:
     def rotate_refresh_token(self, refresh: str, device: Device) -> SessionTokens | ReusedToken:
         """Exchange a refresh token for new tokens.
 
-        One conditional update decides which of several parallel callers succeeds. The others wait in this update for
-        the commit (by a row lock, or SQLite's single writer) and then get the same successor during the grace period.
-        After the grace period, reuse of the token ends the session. Raise `Unauthorized` if the session has ended or
-        expired.
+        If several callers send the same token in parallel, a single conditional UPDATE lets one of them succeed. The
+        others wait for its commit (through a row lock, or SQLite's single writer) and get the same new token during the
+        grace period. After the grace period, reuse of the token ends the session. Raise `Unauthorized` if the session
+        has ended or expired.
         """
         used, successor = digest(refresh), new_secret()
         row: RefreshRow | None = RefreshRow.get_or_none(RefreshRow.hash == used)
@@ -201,7 +201,7 @@ class Sessions:
 
     @staticmethod
     def list_of_user(refresh: str) -> str | None:
-        """Return the id of the session of a refresh token, whether used or not, or None for an unknown token."""
+        """Return the id of the session to which a used or unused refresh token belongs, or None if it is unknown."""
         row = RefreshRow.get_or_none(RefreshRow.hash == digest(refresh))
         return None if row is None else str(row.session_id)
 
@@ -224,7 +224,7 @@ class Sessions:
         return bool(self._end_sessions((SessionRow.id == session_id) & (SessionRow.user_id == user_id), reason))
 
     def end_all(self, user_id: str, reason: str, *, keep: str | None = None) -> int:
-        """End the user's sessions except `keep`, and sign-ins whose second factor is pending.
+        """End the user's sessions except the one with the id `keep`, and sign-ins whose second factor is pending.
 
         Return the number of ended sessions.
         """
@@ -306,7 +306,7 @@ class Sessions:
 
 
 def session_view(row: SessionRow, current_id: str | None) -> SessionView:
-    """Convert a row to the shape that the owner of the session sees."""
+    """Convert a row to the session as its owner sees it."""
     fields = {name: getattr(row, name) for name in SessionView.__struct_fields__ if name != "current"}
     return SessionView(current=row.id == current_id, **fields)
 

@@ -1,6 +1,6 @@
-"""Sign-in in three steps: reserve an attempt, verify the password, settle the attempt.
+"""Sign-in in three steps: reserve an attempt, verify the password, and record the outcome.
 
-Passwords are hashed between units of work, never inside one.
+Passwords are never hashed inside a unit of work.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class SignIn:
     async def reserve_attempt(self, email: str, entry: Entry, *, action: str) -> AsyncIterator[str]:
         """Reserve an attempt with `Lockout.reserve_attempt`.
 
-        Record attempts that a lockout rejects or that cannot be verified.
+        Attempts that a lockout rejects, or that cannot be verified, are recorded in the audit log.
         """
         try:
             async with self._lockout.reserve_attempt(email, entry) as key:
@@ -116,8 +116,8 @@ class SignIn:
     ) -> T:
         """Verify a password and run `then` with the row of the active account. Every password is verified here.
 
-        `then` runs in a unit of work and must settle the attempt with its second argument, the key of `Lockout`.
-        `user_id`: the account that must match, if given. A wrong address, a wrong password and a deactivated account
+        `then` runs in a unit of work. It must record the outcome for its second argument, the key of the attempt. If
+        `user_id` is given, the account must have this id. A wrong address, a wrong password and a deactivated account
         take the same time and raise the same error, `Unauthorized` (`invalid_credentials`).
         """
         async with self.reserve_attempt(email, entry, action=action) as key:
@@ -152,9 +152,9 @@ class SignIn:
         return await self.verify_and_run(email, password, entry, then, pointer=pointer, user_id=user_id)
 
     def settle_success(self, key: str, row: UserRow) -> None:
-        """Settle an attempt with a correct password.
+        """Record that the password of an attempt was correct.
 
-        If a second factor is enabled, the password alone does not reset the failures, which include wrong codes.
+        If a second factor is enabled, the failures are kept, because they include wrong codes of the second factor.
         """
         if row.mfa_enabled:
             self._lockout.release_attempt(key)
@@ -164,14 +164,14 @@ class SignIn:
     def settle_failure(
         self, key: str, email: str, user_id: str | None, *, action: str, detail: str = "The code is incorrect."
     ) -> Problem:
-        """Count a failed attempt and record it. Return the problem for the unit of work to return."""
+        """Count a failed attempt and record it in the audit log. Return the problem that the unit must return."""
         self._lockout.settle_failure(key, user_id)
         self._record_audit(action, email, user_id, "failed", "invalid_credentials")
         self._count_result("failed")
         return Unauthorized(detail, code="invalid_credentials")
 
     def consume_factor(self, row: UserRow, proof: FactorProof) -> bool:
-        """Consume a second factor and return whether it was valid. Runs in the unit of work of the attempt."""
+        """Use up a code or recovery code, and return whether it was valid. Runs in the caller's unit of work."""
         if proof.recovery_code is None:
             return proof.code is not None and self._second.consume_code(row.id, proof.code)
         left = self._second.consume_recovery_code(row.id, proof.recovery_code)
@@ -305,7 +305,7 @@ class SignIn:
         return self._accounts.get_row(user_id)
 
     async def _rehash(self, row: UserRow, password: str, entry: Entry) -> None:
-        """Hash the password again if the parameters changed. If the pool is busy, leave this to the next sign-in."""
+        """Hash the password again if the hash parameters changed. If the pool is busy, wait for the next sign-in."""
         if not self._passwords.needs_rehash(row.password_hash or ""):
             return
         with contextlib.suppress(Unavailable):
@@ -325,8 +325,8 @@ class SignIn:
     ) -> None:
         """Record a rejected or failed attempt in the audit log.
 
-        For an unknown address, only a keyed digest is recorded, which tells addresses apart and reveals nothing else.
-        Users enter passwords into the address field by mistake, and the audit log keeps entries forever.
+        For an unknown address, only a keyed digest is recorded, which distinguishes addresses and reveals nothing else:
+        users may enter a password into the address field by mistake, and audit entries are kept forever.
         """
         if self.audit is None:
             return

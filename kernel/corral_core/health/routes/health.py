@@ -39,7 +39,7 @@ class LivenessView(msgspec.Struct, kw_only=True):
 
 
 class ReadinessView(msgspec.Struct, kw_only=True):
-    """The readiness of the process. `status`: `ready`, or `not_ready` if any of the checks failed."""
+    """The readiness of the process. `status`: `ready`, or `not_ready` if a readiness check failed."""
 
     status: str
     checks: ReadinessChecks

@@ -1,8 +1,8 @@
 """The health board: runs the health checks of all plugins, lists configuration warnings, and raises alerts.
 
 The checks run concurrently, each with a timeout. An alert is raised when a check stays down for 60 s, and another one
-when it recovers. The states of the checks are stored in the database, so that each alert is raised once, regardless of
-the process that runs the checks.
+when it recovers. The states of the checks are stored in the database, so each alert is raised only once even if several
+processes run the checks.
 """
 
 from __future__ import annotations

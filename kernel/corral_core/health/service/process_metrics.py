@@ -1,4 +1,4 @@
-"""Metrics of this process that need no unit of work: requests, event loop, threads, connections and units."""
+"""Metrics of this process: requests, event loop, threads, connections and units of work."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ class MetricsRenderer:
 
 
 class _ParsedText:
-    """Adapts a Prometheus text to the interface of a registry, as the OpenMetrics exporter requires."""
+    """A registry that returns the metrics in a Prometheus text, because the OpenMetrics exporter needs a registry."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -148,9 +148,9 @@ def open_metrics(text: str) -> str:
 
 
 def _metric_family(metric: Metric, values: Mapping[tuple[str, ...], Any]) -> Family:
-    """Convert collected values to a metric family. Label values that are not declared count as `other`.
+    """Convert collected values to a metric family. Undeclared label values are replaced by `other`.
 
-    This limits the number of series.
+    This limits the number of time series.
     """
     allowed: list[Any] = [frozenset(known) for known in metric.labels.values()]
     summed: dict[tuple[str, ...], Any] = {}

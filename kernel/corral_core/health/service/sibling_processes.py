@@ -1,6 +1,6 @@
 """Exchange of metrics between sibling processes.
 
-Sibling processes serve the same address. Each one collects the metrics of all, so Prometheus can scrape any of them.
+Sibling processes serve the same address. Each of them returns the metrics of all, so Prometheus can scrape any one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class SiblingProcesses:
         self._server: asyncio.Server | None = None
 
     async def serve_metrics(self, address: str, text: Text) -> None:
-        """Start to serve the result of `text()`, the metrics of this process, to the sibling processes.
+        """Start to serve the metrics of this process, which `text()` returns, to the sibling processes.
 
         If the socket cannot be created, this process logs a warning and exchanges no metrics.
         """

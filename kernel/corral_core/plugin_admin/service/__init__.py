@@ -1,1 +1,1 @@
-"""The business logic of this plugin. Only this package writes the plugin's tables."""
+"""The business logic of the plugin `plugin_admin`. Only this package writes the tables of the plugin."""

@@ -1,4 +1,4 @@
-"""Administration of plugins: views for admins, and the stored decisions to disable plugins."""
+"""Administration of plugins. Admins' decisions to disable plugins are stored in the database."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class PluginView(msgspec.Struct, kw_only=True):
 
 
 class PluginAdministration:
-    """Lists, configures, enables and disables plugins. Every process applies the stored decisions to its registry."""
+    """Lists, configures, enables and disables plugins. Every process applies the stored decisions of admins."""
 
     audit: Audit | None = None
 
@@ -180,7 +180,7 @@ class PluginAdministration:
         return {row.name: row.reason or OFF for row in PluginStateRow.select()}
 
     def apply_decisions(self, stored: Mapping[str, str]) -> None:
-        """Enable and disable plugins of this process to match the stored decisions. Runs on the event loop."""
+        """Enable and disable plugins of this process as admins decided. Runs on the event loop."""
         for loaded in self._registry.all():
             reason = stored.get(loaded.name)
             stays = loaded.protected or loaded.name in self._registry.configuration.enabled
@@ -190,7 +190,7 @@ class PluginAdministration:
                 self._registry.enable(loaded.name)
 
     def on_events(self, records: Sequence[LoggedEvent]) -> None:
-        """Apply decisions made by other processes. This listener of the event feed reads the rows, not the events."""
+        """Handle events of other processes: read the stored decisions again and apply them to this process."""
         if any(record.type == PluginState.event for record in records):
             self._applying = asyncio.ensure_future(self._apply_stored(self._applying))
 
@@ -255,7 +255,7 @@ class PluginAdministration:
 
 
 def safe_mode_alert() -> None:
-    """Raise the alert that only protected plugins are loaded. Runs in the caller's unit of work."""
+    """Raise the alert that says that only protected plugins are loaded. Runs in the caller's unit of work."""
     alert = SystemAlert(
         kind="safe_mode",
         severity="critical",

@@ -1,4 +1,4 @@
-"""Quarantine of plugins: stored in the database, applied by every process, and ended by a successful trial.
+"""Quarantine of plugins. It is stored in the database, applied by every process, and ended by a successful trial.
 
 A quarantined plugin gets a trial after 60 s. An error during the trial quarantines the plugin again. Each quarantine
 lasts twice as long as the previous one, but at most an hour. After `QUARANTINE_WINDOW_SECONDS` without an error, the
@@ -42,7 +42,7 @@ class QuarantineSync:
         self._bell: asyncio.Event | None = None
 
     async def synchronize_regularly(self) -> None:
-        """Store alarms, apply stored quarantines, and start and end trials until cancelled.
+        """Store new quarantines and alerts, apply stored quarantines, and start and end trials, until cancelled.
 
         The kernel supervises this task in every process.
         """
@@ -70,7 +70,7 @@ class QuarantineSync:
             bell.clear()
 
     def on_events(self, records: Sequence[LoggedEvent]) -> None:
-        """Schedule a new read of the rows after an event of another process. This is a listener of the event feed."""
+        """Read the rows again soon if another process changed the state of a plugin. Listens to the event feed."""
         if any(record.type == PluginState.event for record in records):
             self._stale = True
             if self._bell is not None:
@@ -81,7 +81,7 @@ class QuarantineSync:
         return {row.name: row for row in QuarantineRow.select()}
 
     def apply_rows(self, rows: dict[str, QuarantineRow]) -> None:
-        """Quarantine and release plugins of this process to match the rows. Runs on the event loop."""
+        """Quarantine and release plugins of this process to match the stored rows. Runs on the event loop."""
         self._rows = rows
         for loaded in self._registry.all():
             if not loaded.serves or any(alarm.name == loaded.name for alarm in self._quarantines.alarms):

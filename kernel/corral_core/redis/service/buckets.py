@@ -1,6 +1,6 @@
 """Rate-limit buckets shared through Redis.
 
-Each process counts in memory and synchronizes with Redis in the background, so no request waits for Redis.
+Each process counts requests in memory and updates Redis in the background, so no request waits for Redis.
 """
 
 from __future__ import annotations

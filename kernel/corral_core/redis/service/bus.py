@@ -26,7 +26,7 @@ RECONNECTING_SECONDS, CONNECTING_SECONDS = 60.0, 2.0  # how long the health chec
 
 
 class RedisBus:
-    """Notifies this process directly and other processes through Redis.
+    """Notifies this process directly, and other processes through Redis pub/sub.
 
     Notifications in quick succession are combined. `connected`: whether this process receives notifications.
     `lost_at`: the monotonic time at which the connection was lost, or None.
@@ -77,7 +77,7 @@ class RedisBus:
                 await self._client.aclose()
 
     async def _publish(self) -> None:
-        """Publish one notification at a time. While disconnected, drop notifications; `_follow` reconnects."""
+        """Publish notifications one at a time. While disconnected, drop them; `_follow` reconnects."""
         assert self._client is not None
         while not self._stopped:
             await self._rung.wait()

@@ -58,7 +58,7 @@ class RqQueue:
             await asyncio.gather(self._putting, return_exceptions=True)
 
     async def _put_all(self) -> None:
-        """Push ids in batches, in a thread. While Redis is unavailable, drop the ids. Workers also poll for rows."""
+        """Push job ids in batches, in a thread. While Redis is down, drop the ids; workers also poll for jobs."""
         pauses = ReconnectBackoff()
         queue: Queue | None = None  # created in the thread, because the import takes a third of a second
         while True:
@@ -76,7 +76,7 @@ class RqQueue:
                 await asyncio.sleep(pauses.following())
 
     def receive(self, take: Callable[[str], None], stopping: threading.Event) -> None:
-        """Run an RQ worker until `stopping` is set. If an outage stops the worker, start another one."""
+        """Run an RQ worker until `stopping` is set. If an outage of Redis stops the worker, start another one."""
         from rq.exceptions import StopRequested
 
         global _take
@@ -155,7 +155,7 @@ def _start_rq_worker(url: str, stopping: threading.Event, connected: Callable[[]
 
 
 def _stop_signal_handler(stopping: threading.Event) -> Callable[[int, FrameType | None], None]:
-    """Return the signal handler that is active between two workers. Each worker installs its own handler.
+    """Return the signal handler for the time between two RQ workers. Each worker installs its own handler.
 
     The first signal sets `stopping`; the second one ends the process with status 130.
     """
