@@ -19,8 +19,8 @@ Mode = Literal["pause", "cancel"]
 class KillSwitchView(msgspec.Struct, frozen=True, kw_only=True):
     """The state of the kill switch.
 
-    While the switch is `engaged`, no task is claimed and no model is called. `hold_deliveries` also holds back webhooks
-    and mails.
+    While the switch is `engaged`, no task is claimed and no model is called. If `hold_deliveries` is set, webhooks and
+    emails are held back as well.
     """
 
     engaged: bool

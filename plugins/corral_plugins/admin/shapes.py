@@ -13,7 +13,8 @@ from corral_core.accounts.api import Address, FullName, InvitationView, Password
 class AdminUserView(UserView, kw_only=True):
     """An account as admins see it.
 
-    `sessions` and `api_keys` are counts. `failed_attempts` counts the failed sign-ins within the lockout window.
+    `sessions` and `api_keys` are the numbers of sessions and API keys of the user. `failed_attempts` is the number of
+    failed sign-ins within the lockout window.
     """
 
     created_by: str | None
@@ -33,7 +34,7 @@ class CreatedUser(AdminUserView, kw_only=True):
 
 
 class NewUserBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The fields for creating an account as an admin. Without a password, the user chooses one through a link."""
+    """The fields for creating an account as an admin. If no password is given, the user chooses one through a link."""
 
     email: Address
     full_name: FullName

@@ -1,4 +1,4 @@
-"""The public interface of agents: shapes, events, the service `Agents`, and the protocol `AgentStatistics`."""
+"""The public interface of agents: data types, events, the service `Agents`, and the protocol `AgentStatistics`."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Agents(Protocol):
         ...
 
     def find_many(self, agent_ids: Sequence[str]) -> dict[str, AgentFacts]:
-        """Return agents that are not deleted, by id, with one query."""
+        """Return the agents with these ids, keyed by id and without deleted agents. Sends one query."""
         ...
 
     def eligible_agents(
@@ -95,7 +95,7 @@ class Agents(Protocol):
         ...
 
     def take_slot(self, agent_id: str) -> bool:
-        """Take a slot of the agent by one guarded update.
+        """Take a slot of the agent with a single conditional UPDATE.
 
         Return False if the agent may not claim tasks or has no free slot.
         """
@@ -109,10 +109,11 @@ class Agents(Protocol):
         ...
 
     def record_attempt_end(self, agent_id: str, *, configuration_failure: bool) -> None:
-        """Count the end of an attempt for the detection of configuration failures.
+        """Record how an attempt ended, so that repeated configuration failures of the agent are detected.
 
         A configuration failure is a `provider_error` that a retry cannot fix, for example because of an invalid key or
-        an unknown model. After `agents.error_after_failures` consecutive failures, the state becomes `error`.
+        an unknown model. After `agents.error_after_failures` consecutive failures, the state of the agent becomes
+        `error`.
         """
         ...
 
@@ -120,7 +121,7 @@ class Agents(Protocol):
 class AttemptStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Statistics of at most the newest 10,000 attempts of an agent.
 
-    Null means unknown. The rate and the durations are null if no attempt has ended.
+    Null means unknown. The success rate and the durations are null if no attempt has ended.
     """
 
     attempts: int | None = None

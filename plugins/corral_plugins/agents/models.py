@@ -10,8 +10,9 @@ from corral.database.model import SHARED, IdField, InstantField, JSONField, Mode
 class Agent(Model):
     """An agent. Amounts of money are in micro-USD.
 
-    `last_active_at` is empty, not null, before the first lease, because lists sort by this column. Every change of a
-    column other than the state sets a new `stamp`. A stamp is never reused, so that facts can be cached by stamp.
+    Lists sort by `last_active_at`, which is therefore an empty string, and not null, before the first lease. Every
+    change of a column other than the state sets a new `stamp`. A stamp is never reused, so caches can use it as their
+    key.
     """
 
     visibility = SHARED
@@ -91,7 +92,7 @@ class AgentVersion(Model):
 
 
 class AgentToken(Model):
-    """A standing token, stored as its SHA-256 hash. The token has the permissions of the person `created_by`."""
+    """A standing token, stored as its SHA-256 hash. It never has more permissions than the person `created_by`."""
 
     owner_field = "created_by"
 

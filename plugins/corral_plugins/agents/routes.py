@@ -106,8 +106,8 @@ def start_agent(id: str, body: StartAgent, match: IfMatch, states: AgentStates, 
 def stop_agent(id: str, body: StopAgent, match: IfMatch, states: AgentStates, caller: Principal) -> AgentView:
     """Stop an agent.
 
-    The mode `immediate` revokes the agent's leases before the response. Its tasks return to the queue without consuming
-    an attempt, or are cancelled with `cancel_tasks`. The mode `drain` lets running tasks finish.
+    The mode `immediate` revokes the agent's leases before the response is sent. Its tasks return to the queue without
+    consuming an attempt, or are cancelled if `cancel_tasks` is set. The mode `drain` lets running tasks finish.
     """
     return states.stop(id, body, match, by=caller)
 
@@ -146,7 +146,7 @@ def list_agent_versions(
 
 @routes.get("/{id}/versions/compare", needs="agents.read", raises=("not_found",))
 def compare_agent_versions(id: str, query: CompareQuery, versions: AgentVersions, caller: Principal) -> Comparison:
-    """Compare two versions: their differences, and statistics of their attempts."""
+    """Compare two versions: get the fields that differ, and statistics of the attempts of both versions."""
     return versions.compare(id, query.before, query.after, by=caller)
 
 
@@ -193,8 +193,8 @@ def create_agent_token(
 ) -> Answer[IssuedAgentToken]:
     """Create a standing token for an agent that runs outside Corral's workers. Only this response contains the token.
 
-    A request with the token needs a permission that its scopes include, that agents have, and that the token's creator
-    has at that time. An API key cannot create standing tokens.
+    The token allows a request only if its scopes include the required permission, agents have the permission, and the
+    creator of the token has it at the time of the request. An API key cannot create standing tokens.
     """
     issued = tokens.create(id, body, by=caller)
     return Answer(body=issued, headers={"Location": f"/api/v1/agents/{id}/tokens/{issued.id}"})

@@ -79,15 +79,16 @@ class NewAgent(AgentFields, kw_only=True):
 
 
 class AgentPatch(AgentFields, kw_only=True):
-    """The fields to change. Absent fields stay unchanged."""
+    """The fields of an agent to change. Absent fields stay unchanged."""
 
     name: Name | UnsetType = UNSET
 
 
 class AgentView(msgspec.Struct, kw_only=True):
-    """An agent. `version` counts all changes. `config_version` is the newest version of the configuration.
+    """An agent.
 
-    `spent_month_usd` is null if no plugin tracks monthly spending.
+    `version` increases with every change of the agent. `config_version` is the number of the newest version of its
+    configuration. `spent_month_usd` is null if no plugin tracks monthly spending.
     """
 
     id: str
@@ -125,7 +126,7 @@ class AgentView(msgspec.Struct, kw_only=True):
 
 
 class AgentQuery(PageQuery, kw_only=True):
-    """Filters and order of the list of agents. `status` is the same filter as `status_filter`."""
+    """The filters and the sort order for listing agents. `status` is the same filter as `status_filter`."""
 
     status_filter: list[Status] | UnsetType = UNSET
     status: list[Status] | UnsetType = UNSET
@@ -160,19 +161,19 @@ class StopAgent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class PauseRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The reason for pausing or resuming, which the event contains."""
+    """The reason for pausing or resuming an agent. The event about the state change contains the reason."""
 
     reason: Annotated[str, line(500, 0)] | None = None
 
 
 class CloneAgent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The name of the copy."""
+    """The body of a request to copy an agent: the name of the copy."""
 
     name: Name
 
 
 class RollBack(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The earlier version whose content the new version copies."""
+    """The body of a request to roll back an agent: the number of the earlier version to restore."""
 
     version: Annotated[int, Meta(ge=1)]
 
@@ -211,7 +212,7 @@ class CompareQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class FieldDifference(msgspec.Struct, kw_only=True):
-    """One field with its values in both versions."""
+    """A field that differs between two versions, with its value in each of them."""
 
     field: str
     before: Any = msgspec.field(name="from")
@@ -247,7 +248,8 @@ class AgentStats(AttemptStatistics, frozen=True, kw_only=True):
 class NewAgentToken(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The fields for creating a standing token.
 
-    `scopes` limit its permissions: permission names, `<plugin>.*`, `*.<verb>` or `*`.
+    `scopes` limit the permissions of the token. Each scope is the name of a permission, or a pattern: `<plugin>.*`,
+    `*.<verb>` or `*`.
     """
 
     name: Name

@@ -1,1 +1,1 @@
-"""Cost accounting: one event per use, prices, and totals that are exact to one micro-dollar."""
+"""Cost accounting: cost events, prices, and totals that are exact to one micro-dollar."""

@@ -34,8 +34,8 @@ class CostReport(msgspec.Struct, frozen=True, kw_only=True):
     """One use of a model or tool that may cost money. `usage_key` identifies the use; a repeated key has no effect.
 
     `cost_usd` is the cost reported by the provider, or None. `estimated` means that the token counts are estimates.
-    `user_id` is the user on whose behalf the money was spent. `by_gateway` means that the key is the id of a call of
-    the LLM gateway; a reported event with the same key is a different event.
+    `user_id` is the user on whose behalf the money was spent. If `by_gateway` is true, the key is the id of a call of
+    the LLM gateway. The same key in an event that was reported over HTTP identifies a different use.
     """
 
     usage_key: str
@@ -69,7 +69,7 @@ class CostReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PriceQuote(msgspec.Struct, frozen=True, kw_only=True):
-    """The cost of a use. `cost_micro_usd` is None, not zero, if no price is known."""
+    """The cost of one use of a model or tool. `cost_micro_usd` is None, not zero, if no price is known."""
 
     cost_micro_usd: int | None
     price_source: PriceSource | None

@@ -17,7 +17,7 @@ from corral_plugins.cost.settings import EVENT_RETENTION_DAYS
 
 RECONCILED_DAYS = 2
 MAX_BATCHES = 200
-"""The maximum number of batches that one run deletes. The next run continues."""
+"""The maximum number of batches that one run of the job deletes. The next run deletes the rest."""
 
 
 async def reconcile_rollups(work: Work) -> None:

@@ -97,7 +97,7 @@ class PriceRevision(Model):
 
 
 class Rollup(Model):
-    """The totals of one key in one period, divided into shards. See `service/rollups.py`.
+    """The totals of one key in one period, spread over several shards. See `service/rollups.py`.
 
     `period` is the number of the UTC day or quarter hour since 1970, or 0 in series without a period. `events` counts
     all events, and `calls` counts the events that are not corrections. `tasks` counts each task once, when its first

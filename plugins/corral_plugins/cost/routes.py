@@ -48,43 +48,46 @@ def get_cost_summary(query: ZoneQuery, reports: CostReports) -> CostSummary:
 
 @routes.get("/daily", needs=READ)
 def get_daily_cost(query: DailyQuery, reports: CostReports) -> DailyCosts:
-    """Return the cost of each of the last days, oldest first."""
+    """Return the cost of each of the last `days` days, oldest first."""
     return reports.list_days(query)
 
 
 @routes.get("/by-agent", needs=READ)
 def get_cost_by_agent(query: DaysQuery, reports: CostReports) -> CostsByAgent:
-    """Return the cost of each agent in the last days, most expensive first."""
+    """Return the cost of each agent in the last `days` days, most expensive first."""
     return reports.list_by_agent(query)
 
 
 @routes.get("/by-provider", needs=READ)
 def get_cost_by_provider(query: DaysQuery, reports: CostReports) -> CostsByProvider:
-    """Return the cost of each provider and its models in the last days, most expensive first."""
+    """Return the cost of each provider and its models in the last `days` days, most expensive first."""
     return reports.list_by_provider(query)
 
 
 @routes.get("/by-model", needs=READ)
 def get_cost_by_model(query: RankedQuery, reports: CostReports) -> Page[ModelRank]:
-    """List the cost of each model in the last days, most expensive first."""
+    """List the cost of each model in the last `days` days, most expensive first."""
     return reports.list_by_model(query)
 
 
 @routes.get("/by-task", needs=READ)
 def get_cost_by_task(query: RankedQuery, reports: CostReports) -> Page[TaskCost]:
-    """List the cost of each task in the last days, most expensive first."""
+    """List the cost of each task in the last `days` days, most expensive first."""
     return reports.list_by_task(query)
 
 
 @routes.get("/by-user", needs=WRITE)
 def get_cost_by_user(query: RankedQuery, reports: CostReports) -> Page[UserCost]:
-    """List the cost of each user in the last days, most expensive first."""
+    """List the cost of each user in the last `days` days, most expensive first."""
     return reports.list_by_user(query)
 
 
 @routes.get("/events", needs=READ, raises=("invalid_cursor",))
 def list_cost_events(query: CostEventQuery, ledger: CostLedger, caller: Principal) -> Page[CostEventView]:
-    """List cost events, newest first. Admins see all events; others see their own and those of shared objects."""
+    """List cost events, newest first.
+
+    Admins see all events. Other users do not see the costs of other users' conversations and direct calls.
+    """
     return ledger.list_events(query, caller)
 
 

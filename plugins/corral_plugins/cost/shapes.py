@@ -1,4 +1,4 @@
-"""Request and response shapes of cost accounting.
+"""The request and response bodies of cost accounting.
 
 Money is in USD with six decimal places. Null means unknown, never zero.
 """
@@ -49,8 +49,8 @@ class ZoneQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class CostSummary(msgspec.Struct, kw_only=True):
     """Total costs. Weeks begin on Monday.
 
-    `change_percent` compares this month with the whole of last month. `total_usd`, the token counts and the unpriced,
-    wasted and per-task costs cover all time.
+    `change_percent` compares this month with the whole of last month. `total_usd`, the token counts, the unpriced
+    usage, the wasted costs and the costs per task cover all time.
     """
 
     today_usd: float
@@ -68,7 +68,10 @@ class CostSummary(msgspec.Struct, kw_only=True):
 
 
 class DailyQuery(ZoneQuery, kw_only=True, forbid_unknown_fields=True):
-    """Query for the last `days` including today, for all costs or those of one agent, one provider, or both."""
+    """The options of the daily report, which covers the last `days` days including today.
+
+    The report can be limited to the costs of one agent, one provider, or both.
+    """
 
     days: Days = 30
     agent_id: Id | UnsetType = UNSET
@@ -88,13 +91,13 @@ class DailyCosts(msgspec.Struct, kw_only=True):
 
 
 class DaysQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Query for the last `days` in UTC, including today."""
+    """The options of a report on the last `days` days in UTC, including today."""
 
     days: Days = 30
 
 
 class AgentCost(CostTotals, kw_only=True):
-    """The costs of an agent. If `agent_id` is null, these are the costs without an agent.
+    """The costs of an agent. If `agent_id` is null, these are the costs that no agent caused.
 
     `tasks` counts each task once, on the day of its first cost. `budget` is the agent's own limit.
     """
@@ -135,33 +138,33 @@ class CostsByProvider(msgspec.Struct, kw_only=True):
 
 
 class RankedQuery(DaysQuery, kw_only=True, forbid_unknown_fields=True):
-    """Query for the last `days` in UTC, with pagination."""
+    """The options of a paginated report on the last `days` days in UTC, including today."""
 
     limit: Annotated[int, Meta(ge=1, le=200)] = 50
     offset: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
 
 
 class TaskCost(CostTotals, kw_only=True):
-    """The costs of a task in the requested days."""
+    """The costs of a task on the days of the report."""
 
     task_id: str
 
 
 class UserCost(CostTotals, kw_only=True):
-    """The costs of a user. If `user_id` is null, these are the costs without a user."""
+    """The costs of a user. If `user_id` is null, these are the costs that no user caused."""
 
     user_id: str | None
     name: str | None
 
 
 class ModelRank(ModelCost, kw_only=True):
-    """The costs of a model, with its provider."""
+    """The costs of a model, together with the name of its provider."""
 
     provider: str
 
 
 class CostEventQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters of cost events. `since` is inclusive, `until` is exclusive."""
+    """Filters for the list of cost events. `since` is inclusive, `until` is exclusive."""
 
     task_id: Id | UnsetType = UNSET
     agent_id: Id | UnsetType = UNSET
@@ -173,7 +176,7 @@ class CostEventQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_d
 
 
 class CostEventView(msgspec.Struct, kw_only=True):
-    """A cost event. `price_source` is reported, table, override or zero, or null if no price was known."""
+    """A cost event. `price_source` is `reported`, `table`, `override` or `zero`, or null if no price was known."""
 
     id: str
     ts: Instant
@@ -265,7 +268,7 @@ class PriceChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class PriceView(msgspec.Struct, kw_only=True):
-    """A price. `source` is builtin or override. Built-in prices have version 0 and cannot be changed."""
+    """A price. `source` is `builtin` or `override`. Built-in prices have version 0 and cannot be changed."""
 
     id: str
     version: int
@@ -281,7 +284,7 @@ class PriceView(msgspec.Struct, kw_only=True):
 
 
 class PriceQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters of prices by source, and by text that the provider or the model contains."""
+    """Filters for the list of prices: the source of the price, and text that the provider or the model must contain."""
 
     source: Literal["builtin", "override"] | UnsetType = UNSET
     provider: Annotated[str, line(64, 0)] = ""
@@ -289,7 +292,7 @@ class PriceQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defau
 
 
 class LookupQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Query for the price of a model of a provider at an instant, by default now."""
+    """Selects the price of a provider's model at an instant. The default is now."""
 
     provider: Provider
     model: Model
@@ -297,7 +300,7 @@ class LookupQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class FoundPrice(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """The price that applies to a model. `price_source` is override, table or zero.
+    """The price that applies to a model. `price_source` is `override`, `table` or `zero`.
 
     If no price is known, the response contains only `priced: false`. Fields without a value are omitted.
     """

@@ -44,7 +44,8 @@ class ChangeRow(Model):
 class StateRow(Model):
     """The version of all stored settings, in a single row with the id `STATE`.
 
-    The version grows with every change. The row also serves as a lock for the units of work that change settings.
+    The version increases with every change. Units of work that change settings lock this row, so that only one of them
+    runs at a time.
     """
 
     id = peewee.IntegerField(primary_key=True)

@@ -29,9 +29,9 @@ REFUSALS = ("setting_locked", "masked_value_submitted", "url_blocked")
 
 
 class SettingsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Filters of the list of settings.
+    """Filters for the list of settings.
 
-    With `details`, each setting is returned with its declaration and metadata, and not only with its value.
+    If `details` is set, each setting is returned with its declaration and metadata instead of only its value.
     """
 
     category: str | msgspec.UnsetType = msgspec.UNSET
@@ -45,7 +45,7 @@ class NewSettingValue(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class TestMailRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The recipient of the test mail."""
+    """The recipient of the test email."""
 
     to: Address
 
@@ -87,7 +87,7 @@ async def change_settings(
 
 @routes.post("/test-mail", needs="settings.write", rate=TEST_RATE, raises=("invalid_state",))
 async def send_test_mail(body: TestMailRequest, mail: Mail) -> MailTestResult:
-    """Send a test mail with the current settings. Returns `invalid_state` while `mail.host` is not set."""
+    """Send a test email with the current settings. Returns `invalid_state` while `mail.host` is not set."""
     return await mail.send_test_mail(body.to)
 
 
@@ -126,5 +126,5 @@ def reset_setting(
 
 
 def _value_pointer(name: str) -> str:
-    """Return the JSON pointer to the value of a setting in the body."""
+    """Return the JSON pointer to the value of the setting in the request body."""
     return "/value"

@@ -1,4 +1,4 @@
-"""The public interface of tasks for other plugins: data shapes and the service `Tasks`."""
+"""The public interface of tasks for other plugins: data types and the service `Tasks`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ FailureKind = Literal["error", "timeout", "lease_lost", "stalled"]
 class RetryPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Decides whether and when a failed attempt is retried.
 
-    The exponential delay before retry n is min(max, initial x factor^(n-1)), +- jitter.
+    The exponential delay before retry n is min(max, initial x factor^(n-1)), varied randomly by the share `jitter`.
     """
 
     max_attempts: Annotated[int, Meta(ge=1, le=100)] = 3
@@ -65,7 +65,7 @@ class RetryPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class StallPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Defines when a running attempt counts as stalled, and the action that follows.
+    """Defines when a running attempt counts as stalled, and the action that is then taken.
 
     A `stall_seconds` of 0 disables the detection of idle runs.
     """
@@ -114,7 +114,10 @@ class NewTask(TaskFields, kw_only=True, forbid_unknown_fields=True):
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
-    """The parent task, the workflow and the chain of causes of a task that was not created directly by its caller."""
+    """The origin of a task that another task or a workflow created.
+
+    The origin consists of the parent task, the workflow and the chain of causes.
+    """
 
     parent_task_id: str | None = None
     cause_chain: tuple[str, ...] = ()
@@ -134,7 +137,10 @@ class LeaseRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LeaseState(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of a lease as reported to its worker. `state`: ok | lost | cancel_requested | budget_warning."""
+    """The state of a lease as reported to its worker.
+
+    `state` is `ok`, `lost`, `cancel_requested` or `budget_warning`.
+    """
 
     task_id: str
     lease_id: str
@@ -168,7 +174,7 @@ class LeaseView(msgspec.Struct, frozen=True, kw_only=True):
 class LeaseSignal(msgspec.Struct, frozen=True, kw_only=True):
     """A change in the state of a lease, which the server sends to the worker immediately.
 
-    `state`: lost | cancel_requested.
+    `state` is `lost` or `cancel_requested`.
     """
 
     seq: int
@@ -194,17 +200,20 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClaimResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """The response to a claim. `reason`: ok | none | at_capacity | draining | budget_exhausted | kill_switch."""
+    """The response to a claim.
+
+    `reason` is `ok`, `none`, `at_capacity`, `draining`, `budget_exhausted` or `kill_switch`.
+    """
 
     tasks: list[Claim]
     reason: str
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """A task's run under a live lease. `allowed_tools` is null if all tools are allowed.
+    """A task and its run under a live lease, if there is one. `allowed_tools` is null if all tools are allowed.
 
-    If the task is not leased, `lease_id` and `worker_id` are empty. `agent_id` is also empty unless the task names an
-    agent.
+    If the task is not leased, `lease_id` and `worker_id` are empty. `agent_id` is then also empty, unless the task
+    names an agent.
     """
 
     task_id: str
@@ -227,7 +236,8 @@ class QueueStatistics(msgspec.Struct, frozen=True, kw_only=True):
 class Tasks(Protocol):
     """The service for tasks. Every method runs in the caller's unit of work.
 
-    Every transition is one guarded update. If two transitions collide, one of them raises `Conflict`.
+    Every transition is a single conditional UPDATE. If two transitions of a task collide, one of them raises
+    `Conflict`.
     """
 
     def create(
@@ -237,7 +247,7 @@ class Tasks(Protocol):
         ...
 
     def get(self, task_id: str, *, by: Principal) -> Any:
-        """Return the `TaskView`. Raises `NotFound` if the task does not exist or is not visible to the caller."""
+        """Return a task as a `TaskView`. Raises `NotFound` if the task does not exist or the caller may not see it."""
         ...
 
     def cancel(self, task_id: str, *, by: Principal, reason: str | None = None) -> Any:
@@ -247,19 +257,19 @@ class Tasks(Protocol):
     def retry(self, task_id: str, *, by: Principal, source: str, reason: str | None = None) -> Any:
         """Retry a failed or cancelled task under the same id, and return the `TaskView`.
 
-        `source`: person | dead_letter.
+        `source` is `person` or `dead_letter`.
         """
         ...
 
     def resume(self, task_id: str, *, kind: str, given: dict[str, Any]) -> bool:
-        """Queue a waiting task together with the answer `given`.
+        """Queue a task that waits for an answer, and store the answer `given` for its next claim.
 
-        Return False if the task does not wait for this `kind`.
+        Return False if the task does not wait for an answer of this `kind`.
         """
         ...
 
     def claim(self, worker_id: str, *, max_tasks: int, agent_ids: Sequence[str] | None) -> ClaimResponse:
-        """Lease up to `max_tasks` tasks to the worker. `reason` states why no task was leased."""
+        """Lease up to `max_tasks` tasks to the worker. The `reason` in the response states why no task was leased."""
         ...
 
     def claimable(self, worker_id: str, *, limit: int) -> list[Any]:
@@ -275,7 +285,7 @@ class Tasks(Protocol):
         ...
 
     def read_signals(self, worker_id: str, *, after: int) -> list[LeaseSignal]:
-        """Return at most 200 signals for a worker with a sequence number above `after`, oldest first."""
+        """Return the signals for a worker that have a sequence number above `after`: at most 200, oldest first."""
         ...
 
     def release_worker(self, worker_id: str, *, reason: str) -> int:
@@ -292,7 +302,7 @@ class Tasks(Protocol):
     def cancel_all_leased(self, *, reason: str) -> int:
         """Request the cancellation of all leased tasks, for the mode `cancel` of the kill switch. Return their number.
 
-        This unit of work handles the first tasks, and a background job handles the rest.
+        This unit of work handles the first batch of tasks, and a background job handles the rest.
         """
         ...
 
@@ -328,11 +338,14 @@ class Tasks(Protocol):
         ...
 
     def fail_run(self, task_id: str, lease_id: str, *, type: str, message: str) -> None:
-        """Fail the attempt. The retry policy decides what follows. Does nothing if the lease has ended."""
+        """Fail the attempt. The retry policy decides whether the task is retried.
+
+        Does nothing if the lease has ended.
+        """
         ...
 
     def lease_facts(self, task_id: str, lease_id: str) -> LeaseFacts | None:
-        """Return the facts about a lease of the task, whether the lease is live or not.
+        """Return the facts about a lease of the task, even if the lease has ended.
 
         Return None if no such lease exists.
         """
@@ -349,7 +362,7 @@ class Tasks(Protocol):
     def record_usage(
         self, task_id: str, lease_id: str, *, input_tokens: int, output_tokens: int, cost_usd: float | None = None
     ) -> None:
-        """Record the usage of one gateway call under this lease, whether the lease is live or not.
+        """Record the usage of one gateway call under this lease, even if the lease has ended.
 
         `cost_usd` is null if no price is known. Call this method exactly once per gateway call. Does nothing if the
         task or the lease no longer exists.

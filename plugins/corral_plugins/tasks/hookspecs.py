@@ -14,7 +14,7 @@ hookspec = pluggy.HookspecMarker("corral")
 
 
 class TaskExecutor(Protocol):
-    """Prepares the claims of the tasks that it handles.
+    """Prepares the claims of the tasks that the executor handles.
 
     Both methods run in the claim's unit of work. They may read and write rows, but must not do any other I/O.
     """
@@ -27,7 +27,10 @@ class TaskExecutor(Protocol):
         ...
 
     def prepare(self, task: dict[str, Any]) -> dict[str, Any]:
-        """Return the configuration that replaces the agent loop. The claim contains it as `agent.config.executor`."""
+        """Return the configuration by which the worker runs the task instead of running the agent loop.
+
+        The claim contains the configuration as `agent.config.executor`.
+        """
         ...
 
 

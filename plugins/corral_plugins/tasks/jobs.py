@@ -1,6 +1,6 @@
 """Background jobs of tasks.
 
-Units of work are short: each task that a job finds is checked again and changed in its own unit of work.
+Units of work are short: a job finds tasks in one unit of work. It then checks and changes each task in another one.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ async def _handle_each(work: Work, label: str, find: Callable[[], list[str]], ac
 
 
 async def queue_due_tasks(work: Work, timers: TaskTimers) -> None:
-    """Queue tasks that are due or no longer held, raise the rank of waiting tasks, and write page anchors."""
+    """Queue tasks that are due or whose requester is active again, raise ranks, and write page anchors."""
     entry = Entry(label="job tasks.announce", actor=SYSTEM)
     for step in (timers.queue_available_tasks, timers.queue_held_tasks, timers.raise_ranks):
         for _ in range(ROUNDS):
@@ -68,7 +68,7 @@ async def index_new_tasks(work: Work) -> None:
 
 
 async def delete_expired_rows(work: Work, retention: TaskRetention) -> None:
-    """Delete tasks, signals and rollups that are past their retention."""
+    """Delete tasks, signals and rollups whose retention period has ended."""
     entry = Entry(label="job tasks.sweep", actor=SYSTEM)
     while await work(retention.delete_expired_rows, entry=entry):
         continue

@@ -202,7 +202,7 @@ class AttemptContent(msgspec.Struct):
 
 
 def deadline_of(key: str) -> str | None:
-    """Return the deadline for a `deadline_key`, or None if the key stands for no deadline."""
+    """Return the deadline for a `deadline_key`, or None if the key means that there is no deadline."""
     return None if key == NO_DEADLINE else key
 
 
@@ -239,7 +239,7 @@ Attempt = _model_class(
 
 
 class LogLine(Model):
-    """A log line of an attempt. The worker assigns the number `seq`."""
+    """A log line of an attempt. The worker numbers the lines by `seq`."""
 
     id = peewee.BigAutoField()
     task_id = IdField()
@@ -273,7 +273,7 @@ class Comment(Model):
 
 
 class Dependency(Model):
-    """The task `task_id` depends on the task `needs_id`."""
+    """A dependency between tasks: the task `task_id` depends on the task `needs_id`."""
 
     task_id = IdField()
     needs_id = IdField(index=True)
@@ -348,7 +348,7 @@ class PageAnchor(Model):
 
 
 class SearchDocument(Model):
-    """A task in the full-text index. `n` grows in list order and is the task's key in the index."""
+    """A task in the full-text index. `n` is the key of the task in the index, and is larger for newer tasks."""
 
     n = peewee.BigAutoField()
     created_at = InstantField()

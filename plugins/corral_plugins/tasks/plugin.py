@@ -1,4 +1,4 @@
-"""The plugin `tasks`: its manifest and its contributions."""
+"""The plugin `tasks`: its manifest and its hook implementations."""
 
 from __future__ import annotations
 

@@ -11,14 +11,14 @@ from corral.schema.fields import Id, Instant, MomentIn, line
 from corral_plugins.tasks.shapes import Level, Reason, ReportedText
 
 MAX_TOKENS = 100_000_000
-"""The highest accepted number of tokens in one report. A higher number is an error of the worker."""
+"""The highest number of tokens that one report may contain. A higher number must be a mistake of the worker."""
 Count = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 
 
 class UsageTotals(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The total usage of the attempt so far, excluding its calls through the gateway.
 
-    Repeating a report adds nothing.
+    Sending the same report again adds nothing.
     """
 
     cost_usd: Annotated[float, Meta(ge=0, le=1_000_000)] | UnsetType = UNSET
@@ -63,7 +63,7 @@ class Artifact(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class LeaseReport(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Base of the requests that refer to a lease.
 
-    The header `Corral-Lease` or the token may identify the lease instead.
+    A request may identify the lease by the header `Corral-Lease` or by its token instead of the field `lease_id`.
     """
 
     lease_id: Id | UnsetType = UNSET
@@ -169,20 +169,20 @@ class StartedResponse(msgspec.Struct, kw_only=True):
 
 
 class LeaseRenewal(msgspec.Struct, kw_only=True):
-    """The response to a progress report. `state`: ok | cancel_requested."""
+    """The response to a progress report. `state` is `ok` or `cancel_requested`."""
 
     state: str
     expires_at: Instant
 
 
 class LogsAccepted(msgspec.Struct, kw_only=True):
-    """The number of newly stored lines, and the number of the next expected line."""
+    """The response to a log report: the number of newly stored lines, and the number of the next expected line."""
 
     accepted: int
     next_seq: int
 
 
 class CheckpointAccepted(msgspec.Struct, kw_only=True):
-    """The step of the stored checkpoint."""
+    """The response to a checkpoint report: the step of the stored checkpoint."""
 
     step: int

@@ -1,4 +1,4 @@
-"""The settings of tasks, and the policies derived from the task, its agent and the settings, in this order."""
+"""The settings of tasks. A policy comes from the task, else from its agent, else from the settings."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ ACCEPT_LATE_RESULTS = Setting(
 
 
 def retry_policy(settings: Settings, *given: dict[str, Any] | None) -> RetryPolicy:
-    """Return the first policy that is given (the task's, then the agent's), or else the policy from the settings."""
+    """Return the first of the given policies that is not None, or else the policy from the settings."""
     for policy in given:
         if policy is not None:
             return msgspec.convert(policy, RetryPolicy)
@@ -169,7 +169,7 @@ def retry_policy(settings: Settings, *given: dict[str, Any] | None) -> RetryPoli
 
 
 def stall_policy(settings: Settings, *given: dict[str, Any] | None) -> StallPolicy:
-    """Return the first policy that is given (the task's, then the agent's), or else the policy from the settings."""
+    """Return the first of the given policies that is not None, or else the policy from the settings."""
     for policy in given:
         if policy is not None:
             return msgspec.convert(policy, StallPolicy)
@@ -177,7 +177,7 @@ def stall_policy(settings: Settings, *given: dict[str, Any] | None) -> StallPoli
 
 
 def delay_seconds(policy: RetryPolicy, attempt: int) -> float:
-    """Return the delay in seconds after the failure of attempt number `attempt`."""
+    """Return the delay in seconds before the retry that follows attempt number `attempt`."""
     if policy.backoff == "fixed":
         delay = policy.initial_seconds
     elif policy.backoff == "linear":

@@ -23,7 +23,10 @@ Reason = Annotated[str, Meta(max_length=500)]
 
 
 def _patch_of(shape: type[msgspec.Struct], *, required: tuple[str, ...]) -> Any:
-    """Return a copy of the shape in which every field may be absent. Fields in `required` cannot be null."""
+    """Return a copy of a request body class in which every field may be absent.
+
+    The fields in `required` cannot be null.
+    """
     fields: list[tuple[str, Any, Any]] = []
     for field in msgspec.structs.fields(shape):
         is_required = field.name in required
@@ -53,11 +56,11 @@ else:
 
 
 class TaskQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters of the list of tasks.
+    """Filters for the list of tasks.
 
-    A repeated filter matches any of its values; `status` is the same filter as `status_filter`. `search` finds tasks
-    whose title or description contains words that start with each of the search words, ignoring case. The search
-    considers only the newest 10,000 matches.
+    If a filter is repeated, a task must match one of its values. `status` is the same filter as `status_filter`.
+    `search` finds tasks whose title or description contains, for each search word, a word that starts with it, ignoring
+    case. The search considers only the newest 10,000 matches.
     """
 
     status_filter: list[Status] | UnsetType = UNSET
@@ -83,12 +86,12 @@ class TaskGetQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dic
 
     @cached_property
     def until(self) -> float:
-        """The end of the wait in epoch seconds, counted from the first run of the long poll."""
+        """The end of the wait in epoch seconds, fixed when the request first checks the task."""
         return clock.time_s() + self.wait
 
 
 class TaskStatsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Filters of the statistics: tasks created since an instant, and tasks of one agent."""
+    """Filters for the statistics: tasks created since an instant, and tasks of one agent."""
 
     since: MomentIn | UnsetType = UNSET
     agent_id: Id | UnsetType = UNSET
@@ -108,7 +111,7 @@ class LogQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=Tr
 
     @cached_property
     def until(self) -> float:
-        """The end of the wait in epoch seconds, counted from the first run of the long poll."""
+        """The end of the wait in epoch seconds, fixed when the request first reads the log."""
         return clock.time_s() + self.wait
 
 
@@ -139,7 +142,7 @@ class RetryRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class NewComment(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A comment for people, which the next claim of the task also includes."""
+    """A comment for people. The next claim of the task includes the comment as well."""
 
     body: ReportedText
     lease_id: Id | UnsetType = UNSET

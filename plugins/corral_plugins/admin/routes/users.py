@@ -1,6 +1,6 @@
 """The routes of users and invitations.
 
-The routes that change something require the session of an admin who signed in, and refuse API keys.
+The routes that change data refuse API keys. They accept only the session of an admin who signed in.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def list_users(query: UserQuery, caller: Principal, people: UserAdministration) 
 async def create_user(
     body: NewUserBody, caller: Principal, request: Request, accounts: Accounts, people: UserAdministration, work: Work
 ) -> CreatedUser:
-    """Create a user. Without a password, the user chooses one through a link."""
+    """Create a user. If no password is given, the user chooses one through a link."""
     hashed = None
     if body.password is not None:
         hashed = await accounts.hash_password(body.password, email=body.email, full_name=body.full_name)
@@ -108,7 +108,7 @@ def list_invitations(query: PageQuery, caller: Principal, invitations: Invitatio
 
 @routes.post("/invitations", **WRITE, status=201, raises=("duplicate",))
 def create_invitation(body: NewInvitation, caller: Principal, invitations: Invitations) -> IssuedInvitation:
-    """Invite a person. If a mail service is configured, the link is also sent by mail."""
+    """Invite a person. If a mail service is configured, the link is also sent by email."""
     made, url = invitations.create(body.email, body.role, by=caller)
     return IssuedInvitation(**msgspec.structs.asdict(made), url=url)
 

@@ -1,4 +1,4 @@
-"""The business rules of the kill switch. Only this module writes to its row."""
+"""The business rules of the kill switch. Only this module writes to the table of the kill switch."""
 
 from __future__ import annotations
 

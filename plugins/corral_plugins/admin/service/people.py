@@ -35,7 +35,7 @@ class UserAdministration:
         return self._admin_views([user])[0]
 
     def create(self, new: NewUser, password_hash: str | None, *, by: Principal) -> CreatedUser:
-        """Create an account. Without a password, a link for choosing one is sent by mail or returned."""
+        """Create an account. If no password is given, a link for choosing one is emailed or returned."""
         made = self._accounts.create(new, password_hash=password_hash, by=by)
         url = self._links.send_welcome_link(made.id) if password_hash is None else None
         created = CreatedUser(**msgspec.structs.asdict(self.get_admin_view(made)))

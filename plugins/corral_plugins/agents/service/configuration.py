@@ -63,11 +63,11 @@ CONFIGURATION = frozenset(
 )
 """The fields of the configuration. Changing one of these fields creates a new version."""
 COPIED = (*PLAIN, *STRUCTURED, *MONEY.values(), "worker_group", "worker_labels", "config")
-"""The columns that a copy of an agent takes over: everything that people set, except the name."""
+"""The columns that a copy of an agent takes from the original: everything that people set, except the name."""
 
 
 def default_config(max_steps: int) -> dict[str, Any]:
-    """Return the configuration of an agent for which nothing is set."""
+    """Return the default configuration of an agent."""
     return {
         "temperature": None,
         "max_tokens": None,
@@ -80,9 +80,9 @@ def default_config(max_steps: int) -> dict[str, Any]:
 
 
 def to_columns(fields: AgentFields, config: dict[str, Any]) -> dict[str, Any]:
-    """Return the column values for the given `fields`. Absent parts of the configuration keep their value in `config`.
+    """Convert the given `fields` to column values. Parts of the configuration that are absent are taken from `config`.
 
-    Raises `Invalid` for limits that the type annotations cannot express.
+    Raises `Invalid` for values beyond limits that the type annotations cannot express.
     """
     found: dict[str, Any] = {name: value for name in PLAIN if (value := getattr(fields, name)) is not UNSET}
     for name in STRUCTURED:
@@ -127,7 +127,7 @@ def _check_fields(found: dict[str, Any]) -> None:
 def refuse_loosening(before: dict[str, Any], after: dict[str, Any], *, manages: bool) -> None:
     """Raise `Forbidden` if `after` lets more tools run without approval in tainted runs than `before`.
 
-    Admins (`manages`) may do this.
+    Does nothing if the caller is an admin (`manages`).
     """
     loosened = sorted(_allowed_when_tainted(after) - _allowed_when_tainted(before))
     if loosened and not manages:

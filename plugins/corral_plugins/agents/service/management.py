@@ -96,8 +96,8 @@ class AgentManagement:
     def create(self, new: NewAgent, *, by: Principal) -> AgentView:
         """Create an agent in the state `offline`.
 
-        Raises a problem with the code `duplicate` if the name is taken, and with the codes `unknown_reference` and
-        `quota_exceeded`.
+        Raises a `Problem` with the code `duplicate` if the name is taken, `unknown_reference` if a provider, worker or
+        reviewer does not exist, or `quota_exceeded` if there are too many agents.
         """
         config = default_config(self._settings.get(MAX_STEPS))
         values = {"config": config, **to_columns(new, config)}
@@ -112,7 +112,8 @@ class AgentManagement:
     def update(self, agent_id: str, patch: AgentPatch, match: IfMatch = ANY_VERSION, *, by: Principal) -> AgentView:
         """Change an agent. A change of the configuration creates a new version.
 
-        Raises a problem with the code `duplicate` or `unknown_reference`.
+        Raises a `Problem` with the code `duplicate` if the new name is taken, or `unknown_reference` if a provider,
+        worker or reviewer does not exist.
         """
         for _ in range(TRIES):
             row = find_writable_agent(agent_id, by)
@@ -125,7 +126,8 @@ class AgentManagement:
     def delete(self, agent_id: str, match: IfMatch = ANY_VERSION, *, force: bool, by: Principal) -> int:
         """Delete an agent. Return the number of tasks that were cancelled or detached from the agent.
 
-        Raises `Conflict` with the code `agent_busy` if the agent has live leases, unless `force` cancels their tasks.
+        If the agent has live leases and `force` is set, the tasks of these leases are cancelled. Raises `Conflict` with
+        the code `agent_busy` if there are live leases and `force` is not set.
         """
         affected = 0
         for _ in range(TRIES):
@@ -146,7 +148,7 @@ class AgentManagement:
     def detach_tasks(self, agent_id: str) -> int:
         """Detach a deleted agent from the tasks that wait for it. Return the number of detached tasks.
 
-        A background job detaches the tasks beyond the first batch.
+        If more than one batch of tasks waits for the agent, a background job detaches the remaining tasks.
         """
         detached = self.tasks.detach_agent(agent_id) if self.tasks is not None else 0
         if detached:
@@ -191,7 +193,7 @@ class AgentManagement:
         return changes
 
     def _write_changes(self, row: Agent, changes: dict[str, Any], by: Principal) -> bool:
-        """Write the changes, the new version and the event, and update `row`.
+        """Write the changes, store the new version, emit the event, and update `row`.
 
         Return False if the stored row has changed since it was read.
         """
@@ -238,9 +240,10 @@ class AgentManagement:
             raise _unknown_reference("/review_policy/reviewer_agent_id", "No agent has this id.")
 
     def _release_tasks(self, agent_id: str, *, force: bool) -> int:
-        """End the leases of the agent, and detach it from the tasks that wait for it. Return the number of tasks.
+        """End the leases of the agent, and detach it from the tasks that wait for it.
 
-        Raises `Conflict` with the code `agent_busy` if there are live leases and `force` is not set.
+        Return the number of cancelled and detached tasks. Raises `Conflict` with the code `agent_busy` if there are
+        live leases and `force` is not set.
         """
         if self.tasks is None:
             return 0
@@ -308,10 +311,10 @@ def _filter_conditions(query: AgentQuery) -> list[Any]:
 
 
 def _has_tag(tag: str) -> Any:
-    """Return the condition that the agent has this tag.
+    """Return an SQL condition that selects the agents with this tag.
 
-    The comparison is exact on both database engines: removing the tag's JSON text from the column must change the
-    column.
+    Removing the JSON text of the tag from the column `tags` changes the column only if the agent has the tag. This
+    comparison is exact on both database engines.
     """
     quoted = peewee.Value(msgspec.json.encode(tag).decode(), converter=False)
     return peewee.fn.REPLACE(Agent.tags, quoted, "") != Agent.tags

@@ -96,12 +96,15 @@ class AgentsService:
         self._bytes = 0
 
     def find(self, agent_id: str) -> AgentFacts | None:
-        """Return an agent that is not deleted, or None. Do not change its lists and dicts, which are shared."""
+        """Return an agent that is not deleted, or None.
+
+        The caller must not change the lists and dicts of the returned object, because the cache shares them.
+        """
         row = _BY_ID.one({"id": agent_id})
         return next(iter(self._facts_of_rows([row])), None) if row is not None else None
 
     def find_many(self, agent_ids: Sequence[str]) -> dict[str, AgentFacts]:
-        """Return agents that are not deleted, by id."""
+        """Return the agents with these ids, keyed by id and without deleted agents."""
         if not agent_ids:
             return {}
         query: Any = Agent.select(*_STATE).where(Agent.id.in_(list(set(agent_ids))) & LIVING).tuples()
@@ -166,9 +169,10 @@ class AgentsService:
                 self._changes.publish_change(agent_id, name, owner, before, "error", "config_error")
 
     def _facts_of_rows(self, rows: list[tuple[Any, ...]]) -> list[AgentFacts]:
-        """Return the facts for rows of the columns `_STATE`.
+        """Return the facts about agents, given rows with the columns `_STATE`.
 
-        The state comes from the row, and the rest from the cache or one query.
+        The state of an agent comes from its row. The other facts come from the cache, or from the database for agents
+        that are not cached.
         """
         cache = self._cache  # another thread may replace the cache
         missing = [row[0] for row in rows if row[1] not in cache]

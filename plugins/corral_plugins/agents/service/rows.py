@@ -1,7 +1,7 @@
 """Reads rows of agents for a caller, changes them, and builds their API representations.
 
-A row is changed only if it is unchanged since it was read. A warning describes a condition that would prevent the agent
-from working.
+A row is updated only if nobody else has changed it since it was read. A warning describes a condition that would
+prevent the agent from working.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def find_writable_agent(agent_id: str, caller: Principal) -> Agent:
 
 
 def update_if_unchanged(row: Agent, values: dict[str, Any], *guards: Any) -> bool:
-    """Write `values` and increment the version if the row is unchanged since it was read and every guard holds.
+    """Write `values` and increment the version, unless the row has changed since it was read or a guard does not hold.
 
-    Return whether the row was written.
+    Return whether the row was written. The `guards` are additional SQL conditions on the stored row.
     """
     unchanged: Any = (Agent.id == row.id) & LIVING & (Agent.version == row.version)
     for guard in guards:
@@ -63,7 +63,7 @@ def update_if_unchanged(row: Agent, values: dict[str, Any], *guards: Any) -> boo
 
 
 def is_state_unchanged(row: Agent) -> Any:
-    """Return the guard condition of a transition: state and number of leases are unchanged since the row was read."""
+    """Return the SQL condition that the state and the number of leases are still the same as in `row`."""
     reason = Agent.status_reason.is_null() if row.status_reason is None else Agent.status_reason == row.status_reason
     return (Agent.status == row.status) & (Agent.active_tasks == row.active_tasks) & reason
 
@@ -71,20 +71,20 @@ def is_state_unchanged(row: Agent) -> Any:
 def has_leases(tasks: Tasks | None, agent_id: str) -> bool:
     """Return whether the agent holds a live lease.
 
-    Call this function after reading the row: `is_state_unchanged` then detects leases that begin later.
+    Call this function after reading the row, because `is_state_unchanged` then detects leases that begin later.
     """
     return tasks is not None and bool(tasks.live_tasks([agent_id]).get(agent_id))
 
 
 def contention_error() -> Unavailable:
-    """Return the error for a row that another unit of work changed at every attempt."""
+    """Return the error to raise if other units of work changed the row during every attempt to update it."""
     return Unavailable(
         "The agent was changed by other requests at the same time; repeat the request.", code="overloaded"
     )
 
 
 def add_version(row: Agent, changed: list[str], by: Principal) -> None:
-    """Store the configuration of the row as the version `config_version`."""
+    """Store the configuration of the agent as its version `config_version`."""
     AgentVersion.insert(
         id=new_id(),
         agent_id=row.id,
@@ -130,7 +130,7 @@ class _AgentWarnings:
         self._bound = workers.find_many(sorted(bound)) if workers is not None and bound else {}
 
     def warnings_of(self, row: Agent) -> list[str]:
-        """Return the warning codes for an agent, the most general first."""
+        """Return the warning codes for an agent. The most general warning comes first."""
         found = [] if self._provider_ready(row) else ["provider_not_configured"]
         found += self._worker_warnings(row)
         found += [f"tool_unavailable:{tool}" for tool in self._missing_tools(row.enabled_tools)]

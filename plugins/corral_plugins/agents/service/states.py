@@ -1,6 +1,6 @@
 """State changes of agents (start, stop, pause and resume), with their events and metrics.
 
-Each change is one guarded update of the row that was read.
+Each change is a single conditional UPDATE, which changes nothing if the row has changed since it was read.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _ending: ContextVar[str | None] = ContextVar("agents_ending", default=None)
 
 
 class StateChanges:
-    """Publishes and counts changes of agents' states. There is one instance per kernel."""
+    """Publishes the state changes of agents and counts them. There is one instance per kernel."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -73,7 +73,7 @@ class StateChanges:
 
 @contextlib.contextmanager
 def mark_ending_leases(agent_id: str) -> Iterator[None]:
-    """Mark that the `with` block ends several leases of an agent.
+    """Declare that the `with` block ends several leases of an agent.
 
     Each ended lease then only frees its slot, and the caller sets the agent's state once afterwards.
     """
@@ -117,8 +117,9 @@ class AgentStates:
     def start(self, agent_id: str, match: IfMatch = ANY_VERSION, *, override: bool, by: Principal) -> AgentView:
         """Start an agent, so that it claims tasks.
 
-        Raises a problem with the code `kill_switch`, with the code `budget_exhausted` unless an admin overrides it, or
-        with the code `invalid_state` while the circuit breaker of its provider is open.
+        Raises a `Problem` with the code `kill_switch` while the kill switch is engaged. Raises `Conflict` while the
+        agent is paused automatically: with the code `budget_exhausted` if its budget is used up and `override` is not
+        set, or with the code `invalid_state` if the circuit breaker of its provider is open.
         """
         if override and not by.may("agents.manage"):
             raise Forbidden("`override` requires the permission agents.manage.")
@@ -202,7 +203,7 @@ class AgentStates:
         return self._views.view_of(find_readable_agent(agent_id, by))
 
     def _revoke_leases(self, agent_id: str, how: StopAgent) -> None:
-        """Revoke all leases of the agent. As everywhere, tasks are locked before the agent."""
+        """Revoke all leases of the agent. Like all other code, this method locks tasks before the agent."""
         if self.tasks is not None:
             with mark_ending_leases(agent_id):
                 self.tasks.release_agent(agent_id, cancel=how.cancel_tasks, reason="agent_stopped")
@@ -210,7 +211,7 @@ class AgentStates:
     def _transition(
         self, row: Agent, after: str, *, status_reason: str | None = None, reason: str | None = None, **values: Any
     ) -> bool:
-        """Change the state if the row and its leases are unchanged since the row was read.
+        """Change the state of the agent, unless its row or its leases have changed since `row` was read.
 
         Return whether the state was changed. The event contains `reason`.
         """
@@ -227,7 +228,7 @@ def _state_for_claims(row: Agent) -> str:
 
 
 def _refuse_automatic_pause(row: Agent, *, override: bool) -> None:
-    """Raise `Conflict` while the cause of an automatic pause persists: the budget, or an open circuit breaker."""
+    """Raise `Conflict` while the cause of an automatic pause persists: a spent budget, or an open circuit breaker."""
     if row.status_reason == "budget" and not override:
         raise Conflict(
             "The agent's budget is used up; raise it, or ask an admin to start the agent with `override`.",

@@ -54,8 +54,8 @@ class AgentTokens:
     def create(self, agent_id: str, new: NewAgentToken, *, by: Principal) -> IssuedAgentToken:
         """Create a token with the permissions that both the caller and agents have.
 
-        Only the response contains the token. Raises a problem with the code `quota_exceeded` if the agent has too many
-        tokens.
+        Only the response contains the token. Raises a `Problem` with the code `quota_exceeded` if the agent has too
+        many tokens.
         """
         find_writable_agent(agent_id, by)
         assert by.user_id is not None  # the route accepts only people

@@ -1,4 +1,4 @@
-"""Lists, reads, compares and rolls back versions of an agent's configuration, and reads statistics of its attempts."""
+"""Lists, reads, compares and rolls back the versions of an agent's configuration, and reads statistics of the agent."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class AgentVersions:
         return AgentVersionDetail(**_view_fields(row, statistics), configuration=row.configuration)
 
     def compare(self, agent_id: str, before: int, after: int, *, by: Principal) -> Comparison:
-        """Return the fields that differ between two versions, by name. Raises `NotFound`."""
+        """Return the fields that differ between two versions, sorted by name, and statistics. Raises `NotFound`."""
         require_readable_agent(agent_id, by)
         one, other = _find_version(agent_id, before).configuration, _find_version(agent_id, after).configuration
         diff = [
@@ -95,7 +95,7 @@ class AgentVersions:
         return view
 
     def get_statistics(self, agent_id: str, days: int, *, by: Principal) -> AgentStats:
-        """Return statistics of the attempts of the last `days` days. Raises `NotFound`."""
+        """Return statistics of the agent's attempts in the last `days` days. Raises `NotFound`."""
         require_readable_agent(agent_id, by)
         since = clock.now(-days * DAY_SECONDS)
         statistics = self.statistics.for_agent(agent_id, since=since) if self.statistics is not None else UNKNOWN

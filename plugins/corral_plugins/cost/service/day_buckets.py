@@ -1,6 +1,7 @@
-"""Days of any time zone as ranges of quarter hours since 1970.
+"""Converts the days of any time zone to ranges of quarter hours since 1970.
 
-Every UTC offset is a whole number of quarter hours, so quarter hours can be added up to the days of any zone.
+Every UTC offset is a whole number of quarter hours, so the totals of quarter hours can be added up to the totals of a
+day in any zone.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from corral.errors import Invalid
 QUARTER_HOUR, DAY = 900, 86_400
 QUARTER_HOURS_PER_DAY = DAY // QUARTER_HOUR
 FIRST_QUARTER_HOUR = 1_000_000
-"""Distinguishes quarter-hour numbers from day numbers.
+"""The smallest number that is taken for the number of a quarter hour and not of a day.
 
 Quarter-hour numbers have been larger than this value since 1998, and day numbers never become as large.
 """
@@ -56,7 +57,7 @@ def date_of(number: int) -> date:
 
 
 def parse_zone(name: str) -> ZoneInfo:
-    """Return the time zone with an IANA name. Raises `Invalid` at `/query/tz` for an unknown name."""
+    """Return the time zone with an IANA name. Raises `Invalid` with the pointer `/query/tz` for an unknown name."""
     try:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError):
@@ -89,7 +90,10 @@ def _split_span(begin: int, end: int, tz: ZoneInfo) -> Iterator[OffsetSpan]:
 
 
 def _offset_change(low: int, high: int, offset: int, tz: ZoneInfo) -> int:
-    """Return the first quarter hour with a different offset, after `low` and at most `high`. Uses a binary search."""
+    """Return the first quarter hour after `low` whose UTC offset is not `offset`. It is at most `high`.
+
+    The function uses a binary search.
+    """
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if _utc_offset(middle, tz) == offset else (low, middle)

@@ -1,4 +1,4 @@
-"""The ledger of cost events. Events are written once and never changed; users read the events that they may see."""
+"""The ledger of cost events, which are written once and never changed. Users can read only events that they may see."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class CostLedger:
     def list_events(self, query: CostEventQuery, by: Principal) -> Page[CostEventView]:
         """Return a page of events, newest first.
 
-        Admins see all events; others see their own and those of shared objects.
+        Admins see all events. Other users do not see the costs of other users' conversations and direct calls.
         """
         events: Any = CostEvent.select()
         filtered = False
@@ -122,7 +122,7 @@ def _sees_all(by: Principal) -> bool:
 def _count_visible(by: Principal) -> int:
     """Return the number of events that the caller may see, taken from the rollups.
 
-    Counting the rows would take longer with every event.
+    Counting the rows would become slower as events accumulate.
     """
     total = sum(totals.events for _, _, totals in rollups.grouped_totals(rollups.TOTAL))
     if _sees_all(by):
@@ -149,9 +149,10 @@ def _event_row(spent: CostReport, quote: PriceQuote) -> dict[str, Any]:
 
 
 def _visible_only_to(spent: CostReport) -> str | None:
-    """Return the only user besides admins who may see the event, or None for a shared event.
+    """Return the only user besides admins who may see the event, or None if all readers of costs may see it.
 
-    Tasks, runs and agents are shared. Conversations and direct calls are private to their user.
+    Costs of tasks, runs and agents are visible to all readers. Costs of conversations and direct calls are private to
+    their user.
     """
     is_shared = spent.task_id or spent.run_id or (spent.agent_id and not spent.conversation_id)
     return None if is_shared else spent.user_id

@@ -1,4 +1,4 @@
-"""Compares rollups with their events, corrects differences, and deletes data after its retention period."""
+"""Compares rollups with their events, corrects differences, and deletes data whose retention period has ended."""
 
 from __future__ import annotations
 
@@ -77,7 +77,8 @@ FROM cost_events WHERE ts >= ? AND ts < ? AND {condition}
 def find_differences(series: str, day: int) -> Differences:
     """Return the amounts by which the rollups of a series differ from the events of a UTC day.
 
-    A positive difference is missing from a rollup; a negative one is excess. At most `BATCH_ROWS` rollups are returned.
+    A positive difference is an amount that the rollup lacks, and a negative difference is an amount that it counts in
+    excess. At most `BATCH_ROWS` rollups are returned.
     """
     counters = ", ".join(f"{expression} AS {name}" for name, expression in _COUNTERS.items())
     events = [
@@ -104,7 +105,11 @@ def find_differences(series: str, day: int) -> Differences:
 
 
 def _rollup_columns(series: str, day: int, quarter_hour: str) -> list[dict[str, str]]:
-    """Return `rollups.keys_of` as SQL: the key columns of each rollup and a condition on the events in the rollup."""
+    """Return the SQL equivalent of `rollups.keys_of`.
+
+    For each kind of rollup, the result contains the key columns and a condition on the events that are added to the
+    rollup.
+    """
     if series != QUARTER_HOURLY:
         key, subkey, condition = {
             AGENT: (_AGENT_ID, "''", "1 = 1"),
@@ -129,7 +134,7 @@ def _rollup_columns(series: str, day: int, quarter_hour: str) -> list[dict[str, 
 
 
 def correct_rollups(found: Differences) -> None:
-    """Add the differences to the rollups, including those of all time, and raise an alert.
+    """Add the differences to these rollups and to the matching all-time rollups, and raise an alert.
 
     Increments that were written in the meantime are preserved.
     """
@@ -169,7 +174,7 @@ def delete_events(before: str) -> int:
 
 
 def delete_quarter_hours() -> int:
-    """Delete at most `BATCH_ROWS` quarter-hour rollups that no report reads any longer, and return their number."""
+    """Delete at most `BATCH_ROWS` quarter-hour rollups that are too old for any report, and return their number."""
     end = _first_detailed_day() * QUARTER_HOURS_PER_DAY
     return _delete_rollups((Rollup.period >= FIRST_QUARTER_HOUR) & (Rollup.period < end))
 

@@ -21,7 +21,10 @@ class ProviderTotals:
         self._providers: list[str] = []
 
     def metrics(self) -> list[Metric]:
-        """Return the metric definitions. Each collection updates their label values."""
+        """Return the definitions of the metrics.
+
+        The list of providers is updated whenever the values are collected.
+        """
         labels = {"provider": self._providers}
         return [
             Metric(

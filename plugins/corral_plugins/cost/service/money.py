@@ -1,4 +1,4 @@
-"""Converts money, which is stored as integer micro-USD and shown as USD with six decimal places. Halves round up."""
+"""Converts amounts of money. They are stored in whole micro-USD and shown in USD with six decimals. Halves round up."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ def to_usd(micro_usd: int) -> float:
 
 
 def to_usd_per_million(items: Iterable[tuple[int, int]]) -> int:
-    """Return the total cost of items of the form `(tokens, price per million tokens)`. The sum is rounded once."""
+    """Return the total cost of items of the form `(tokens, price per million tokens)`. Only the total is rounded."""
     millionths = sum(tokens * price for tokens, price in items)
     return (2 * millionths + MICRO) // (2 * MICRO)

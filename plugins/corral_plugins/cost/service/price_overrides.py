@@ -1,4 +1,4 @@
-"""Price overrides. Admins set them; all readers of costs may list and look up prices."""
+"""Price overrides. Admins set them; everybody who may read costs can list and look up prices."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ class PriceOverrides:
     def create(self, new: NewPrice) -> PriceView:
         """Create a price override.
 
-        Raises a problem with the code `duplicate` if the same patterns already have a price that is valid from the same
-        instant, and with the code `quota_exceeded` if there are too many prices.
+        Raises a `Problem` with the code `duplicate` if the same patterns already have a price that is valid from the
+        same instant, or with the code `quota_exceeded` if there are too many prices.
         """
         now = clock.now()
         row: dict[str, Any] = {
@@ -183,9 +183,9 @@ class PriceOverrides:
 
 
 def _index_after(prices: Sequence[PriceView], source: str, last: str) -> int:
-    """Return the index after the last price of the previous page.
+    """Return the index at which the next page starts, after the price `last` of the previous page.
 
-    That price may have been deleted, and newer prices may have been added before it.
+    The price `last` may have been deleted, and newer prices may have been added before it.
     """
     if source == "override":
         return next((n for n, view in enumerate(prices) if view.source != source or str(view.id) < last), len(prices))

@@ -37,7 +37,7 @@ class TablePrice(NamedTuple):
 
     @property
     def id(self) -> str:
-        """The id of the price, which is the same in every process and version."""
+        """The id of the price, which is the same in every process and in every version of the table."""
         return str(uuid.uuid5(_ID_NAMESPACE, f"{self.provider}/{self.model}"))
 
 
@@ -134,14 +134,17 @@ def _table_price(provider: str, model: Any, at: str) -> TablePrice | None:
 
 
 def _lowest_tier(price: Any) -> float | None:
-    """Return the price of short requests, if the price depends on the length of the request."""
+    """Return the price as a number.
+
+    If the price has several tiers, this is the price of the lowest tier, which applies to short requests.
+    """
     return None if price is None else float(getattr(price, "base", price))
 
 
 def _valid_from(prices: Any, at: str) -> str | None:
     """Return the start of the period in which the price at the instant `at` applies.
 
-    Return None if the table does not contain the start.
+    Return None if the table does not state the start.
     """
     conditional: Iterable[Any] = reversed(prices) if isinstance(prices, list) else ()
     for item in conditional:

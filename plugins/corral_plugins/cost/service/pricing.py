@@ -57,7 +57,7 @@ class PriceOverride(NamedTuple):
     def specificity(self) -> tuple[bool, int, bool, int, str]:
         """The sort key of the override. More specific overrides have larger keys.
 
-        The key compares the model first, and then the provider. An exact name is more specific than a pattern, and a
+        Keys compare the model first, and then the provider. An exact name is more specific than a pattern, and a
         pattern with more literal characters is more specific than one with fewer. Among equally specific overrides, the
         newest has the largest key.
         """
@@ -99,9 +99,9 @@ class PriceBook:
 
 
 class Pricing:
-    """Quotes prices.
+    """Determines the cost of calls.
 
-    Price overrides are cached in memory. Inside a unit of work, the cache is compared with the revision row.
+    Price overrides are cached in memory. Inside a unit of work, the cache is reloaded if the revision row has changed.
     """
 
     def __init__(self, settings: Settings, work: Work) -> None:
@@ -111,7 +111,7 @@ class Pricing:
     def price_book(self) -> PriceBook:
         """Return the price overrides.
 
-        Inside a unit of work they are current; outside they are at most 2 seconds old.
+        Inside a unit of work, the overrides are current. Outside a unit of work, they are at most 2 seconds old.
         """
         if not in_unit():
             return self._book

@@ -78,7 +78,7 @@ class ReportedCosts:
         return lease
 
     def _add_to_task(self, new: NewCostEvent, lease: LeaseFacts, charged: ChargedCost) -> None:
-        """Add the event to the task's own counters, which count cache tokens as input tokens."""
+        """Add the tokens and the cost to the counters of the task, which count cache tokens as input tokens."""
         assert self.tasks is not None
         self.tasks.record_usage(
             lease.task_id,

@@ -1,8 +1,8 @@
 """Rollups: totals that are updated together with the cost events, so that no report needs to sum up events.
 
 A unit of work writes all its increments in one statement at its end, sorted by key, so that row locks are short and
-cannot deadlock. The order of increments does not affect the result. Busy rows are spread over shards so that concurrent
-units do not wait for each other.
+cannot deadlock. The order of increments does not affect the result. The increments of busy rows are spread over several
+shards, so that concurrent units of work do not wait for each other.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class CostCounters(NamedTuple):
     wasted_micro: int = 0
 
     def add(self, other: CostCounters) -> CostCounters:
-        """Return the sum of both totals."""
+        """Return the sums of the counters of both objects."""
         return CostCounters(*map(operator.add, self, other))
 
 
@@ -60,7 +60,7 @@ TOTAL, TASK_TOTAL, PRIVATE = "total", "task_total", "private"
 ALL_TIME = 0
 QUARTER_HOURLY = "quarter_hour:"
 _SHARDED = frozenset({AGENT, MODEL, TOTAL})
-"""Series with rows that many concurrent units of work update. The quarter-hour series are sharded as well."""
+"""The series, besides the quarter-hour series, whose rows are sharded because concurrent units of work update them."""
 
 
 class RollupKey(NamedTuple):
@@ -199,7 +199,7 @@ def add_outcome(event: LoggedEvent) -> None:
 
 
 def _add_waste(event: LoggedEvent, payload: dict[str, Any]) -> None:
-    """Count the cost of a task up to the event as wasted, minus the amount counted after earlier failures."""
+    """Count the costs that the task had caused up to the event as wasted, unless they were counted before."""
     task_id = payload["task_id"]
     total = total_in_range(TASK_TOTAL, task_id)  # old events may already be deleted
     later = CostEvent.select(fn.SUM(CostEvent.cost_micro)).where(CostEvent.task_id == task_id, CostEvent.ts > event.ts)
@@ -283,7 +283,7 @@ def _task_in_periods(p: Parameter) -> peewee.Expression:
 
 
 def _sum_columns(values: Iterable[Any]) -> CostCounters:
-    """Convert a row of `SUM_COLUMNS` to totals.
+    """Convert a row of `SUM_COLUMNS` to `CostCounters`.
 
     Sums over no rows are null, and some database engines return decimals.
     """
@@ -293,7 +293,7 @@ def _sum_columns(values: Iterable[Any]) -> CostCounters:
 def totals_by_local_day(
     spans: Iterable[OffsetSpan], *, agent_id: str = "", provider: str = ""
 ) -> dict[int, CostCounters]:
-    """Return the totals by local day number, of all events or of one agent or provider.
+    """Return the totals by local day number. They cover all events, or only one agent, one provider, or both.
 
     Days without rows are absent.
     """
@@ -305,9 +305,9 @@ def totals_by_local_day(
 
 
 def _local_days(span: OffsetSpan, agent_id: str, provider: str) -> list[tuple[Any, ...]]:
-    """Return the totals of the days in a span.
+    """Return the totals of each day in a span.
 
-    UTC days have their own rollups; days of other zones are summed up from quarter hours.
+    UTC days have their own rollups. The totals of days in other zones are summed up from the rollups of quarter hours.
     """
     first, first_rest = divmod(span.first, QUARTER_HOURS_PER_DAY)
     end, end_rest = divmod(span.end, QUARTER_HOURS_PER_DAY)
@@ -320,12 +320,12 @@ def _local_days(span: OffsetSpan, agent_id: str, provider: str) -> list[tuple[An
 
 
 def total_in_range(series: str, key: str) -> CostCounters:
-    """Return the totals of one key in a series without periods."""
+    """Return the all-time totals of one key in a series that is not divided into periods."""
     return _sum_columns(_TOTAL_OF_KEY.one({"series": series, "key": key}) or ())
 
 
 def grouped_totals(series: str, first: int = ALL_TIME, last: int = ALL_TIME) -> list[tuple[str, str, CostCounters]]:
-    """Return `(key, subkey, totals)` of a series over the periods from `first` to `last`, inclusive."""
+    """Return `(key, subkey, totals)` for every key of a series, summed over the periods from `first` to `last`."""
     rows = _GROUPS.rows({"series": series, "first": first, "end": last + 1})
     return [(key, subkey, _sum_columns(values)) for key, subkey, *values in rows]
 
@@ -333,8 +333,8 @@ def grouped_totals(series: str, first: int = ALL_TIME, last: int = ALL_TIME) -> 
 def costliest_tasks(first: int, last: int, *, limit: int, offset: int) -> tuple[list[tuple[str, CostCounters]], int]:
     """Return a page of the tasks with costs on these days, most expensive first, and the number of all such tasks.
 
-    There may be too many tasks to read all their counters. The order is determined by cost alone, and the other
-    counters are read only for the tasks of the page.
+    Reading all counters of all tasks could take too long. The order is therefore determined by cost alone, and the
+    other counters are read only for the tasks of the page.
     """
     bounds = {"first": first, "end": last + 1}
     task_ids = [key for key, _ in _COSTLIEST_TASKS.rows({**bounds, "limit": limit, "offset": offset})]

@@ -1,6 +1,7 @@
 """Distributes events to the viewers of this process.
 
-Each event costs one index lookup, and one append per viewer. Distribution never waits.
+To distribute an event, the hub looks its subscribers up in an index and appends the event to the queue of each. The hub
+never waits.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ RIGHTS_EVENTS = frozenset(
 class ViewerHub:
     """The connected viewers of this process. Every method runs on the event loop.
 
-    `rights_changed` is set when an event shows that someone may have lost a permission.
+    `rights_changed` is set when an event shows that a user may have lost a permission.
     """
 
     def __init__(self, feed: Feed, types: EventTypes, settings: Settings) -> None:
@@ -93,7 +94,7 @@ class ViewerHub:
         return None
 
     def signing_in(self, change: int) -> None:
-        """Change the count of connections that have not signed in yet by +1 or -1."""
+        """Add `change`, which is 1 or -1, to the number of connections that have not signed in yet."""
         self._pending += change
 
     def check_user(self, user: str) -> None:
@@ -108,7 +109,7 @@ class ViewerHub:
     def add_viewer(self, viewer: Viewer) -> None:
         """Register a connection, which counts towards the limit until `remove_viewer` is called.
 
-        Raises `TooMany` like `check_user`.
+        Raises `TooMany` if the user has reached the limit of connections.
         """
         self.check_user(viewer.user_key)
         viewer.on_end = self._remove_viewer
@@ -134,7 +135,8 @@ class ViewerHub:
     def subscribe(self, viewer: Viewer, event: str, wanted: frozenset[tuple[str, str]] = frozenset()) -> Subscription:
         """Subscribe the viewer to events from now on.
 
-        A repeated call returns the same subscription. Raises `Refusal`.
+        A repeated call returns the same subscription. Raises `Refusal` in the same cases as `check_subscription`, and
+        if the viewer has too many subscriptions.
         """
         self.check_subscription(viewer.principal, event)
         key: Key = (event, wanted)
@@ -174,7 +176,7 @@ class ViewerHub:
     # -- the feed
 
     def publish_events(self, records: Sequence[LoggedEvent]) -> None:
-        """Queue new events for their subscribers. The feed calls this method, which never waits."""
+        """Queue new events for their subscribers. The event feed calls this method, so it must never wait."""
         for record in records:
             name = record.type
             if name in RIGHTS_EVENTS:

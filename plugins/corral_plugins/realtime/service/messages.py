@@ -41,7 +41,7 @@ class PingMessage(MessageBase, tag="ping"):
 class SubscribeMessage(MessageBase, tag="subscribe"):
     """Subscribes to an event name or a pattern such as `task.*` or `*`.
 
-    With `since`, the events after this position are replayed first.
+    If `since` is set, the events after that position are replayed first.
     """
 
     event: EventName
@@ -90,7 +90,7 @@ def parse_message(message: str | bytes) -> ClientMessage:
 
 
 def read_cursor(cursor: str | int) -> str:
-    """Return a cursor, which is a `seq` or the id of an event, as text. Raises `Refusal` for any other value."""
+    """Return a cursor as text. A cursor is a `seq` or the id of an event. Raises `Refusal` for any other value."""
     text = str(cursor)
     if (text.isascii() and text.isdigit() and len(text) < 19) or ID_PATTERN.fullmatch(text):
         return text
@@ -173,7 +173,7 @@ class CloseFrame:
 
 
 def format_expiry(expires_at: float | None) -> str | None:
-    """Return the expiry of a credential, formatted as an instant."""
+    """Return the expiry of a credential in the text format of instants, or None if the credential does not expire."""
     return None if expires_at is None else clock.format_instant(expires_at)
 
 

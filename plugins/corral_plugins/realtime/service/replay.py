@@ -40,7 +40,7 @@ class ReplayFactory:
         return self._settings.get(REPLAY_LIMIT)
 
     def event_names_of(self, wanted: Sequence[Subscription]) -> Names:
-        """Return the event names that these subscriptions match, or None for all."""
+        """Return the event names that these subscriptions match, or None if they match all events."""
         events = [each.event for each in wanted]
         return None if "*" in events else tuple(self._types.expand(events))
 
@@ -49,13 +49,13 @@ class ReplayFactory:
     ) -> LogReplay:
         """Create a replay of the events after `cursor` for these subscriptions.
 
-        With `confirm`, the notice `resumed` follows the last event.
+        If `confirm` is set, the notice `resumed` follows the last event.
         """
         return LogReplay(self, viewer, cursor, tuple(wanted), confirm=confirm)
 
 
 class LogReplay:
-    """Implements `corral_plugins.realtime.service.viewer.Replay` from the event log."""
+    """Implements `corral_plugins.realtime.service.viewer.Replay` by reading the event log."""
 
     def __init__(
         self, replays: ReplayFactory, viewer: Viewer, cursor: str, wanted: tuple[Subscription, ...], *, confirm: bool
@@ -86,10 +86,11 @@ class LogReplay:
         return [item for item in map(EventFrame, records) if self._is_due(item)]
 
     async def _find_start(self) -> Sequence[NoticeFrame]:
-        """Find the start position, and return notices for the client.
+        """Find the position at which the replay starts. Return a `gap` notice if events before it are skipped.
 
-        The subscriptions are marked as served from that position on, so that a later replay repeats no event. A client
-        may already have events that this process has not seen, because its previous process was further ahead.
+        The subscriptions are marked as served from that position on, so that a later replay repeats no event. The
+        client may already have events that this process has not seen, if it was connected to a process that was further
+        ahead.
         """
         self._served = [(each, each.since) for each in self._viewer.subscriptions.values()]
         self._until = max((each.since for each in self._wanted), default=0)
@@ -106,7 +107,11 @@ class LogReplay:
         return [NoticeFrame("gap", **{"from": None if asked is None else asked + 1, "to": place})]
 
     def _is_due(self, item: EventFrame) -> bool:
-        """Return whether a subscription wants the event and no subscription has delivered it already."""
+        """Return whether the replay must send the event.
+
+        It must if one of its subscriptions matches the event, and the event was not already sent for another
+        subscription.
+        """
         if not any(each.live and each.matches(item) for each in self._wanted):
             return False
         seq = item.record.seq
@@ -115,7 +120,7 @@ class LogReplay:
     # -- in a read unit
 
     def _retained_start(self) -> tuple[int | None, int]:
-        """Return the requested `seq`, and the start position, which is at most 30 days old.
+        """Return the `seq` of the client's cursor, and the position at which the replay can start, at most 30 days ago.
 
         The `seq` is None if its event is no longer stored.
         """
@@ -124,7 +129,7 @@ class LogReplay:
         return asked, max(place, _last_seq_before(clock.now(-MAX_AGE_DAYS * 86_400), place, self._until))
 
     async def _within_limit(self, place: int) -> int:
-        """Return the first position from `place` on that is followed by at most `max_events` matching events.
+        """Return the first position at or after `place` that at most `max_events` matching events follow.
 
         The log is scanned in windows to keep each query short.
         """
@@ -162,7 +167,7 @@ class LogReplay:
 
 
 def _last_seq_before(instant: str, low: int, high: int) -> int:
-    """Return the last `seq` in `low..high` older than `instant`, or `low` if there is none.
+    """Return the last `seq` in `low..high` whose event is older than `instant`, or `low` if there is none.
 
     The function searches the index by bisection.
     """

@@ -68,8 +68,8 @@ class ViewerRights:
     async def recheck_regularly(self) -> None:
         """Recheck permissions regularly while there are viewers.
 
-        The check starts at once when an event reports a change of permissions. Runs until cancelled, supervised by the
-        kernel.
+        The recheck starts at once when an event reports a change of permissions. Runs until cancelled, supervised by
+        the kernel.
         """
         while True:
             await self._hub.occupied.wait()
@@ -144,7 +144,7 @@ def _check_may_follow(principal: Principal) -> None:
 
 
 def _read_principals(viewers: Sequence[Viewer]) -> list[Principal | Problem]:
-    """Return each viewer's current principal, or the error for that viewer.
+    """Return the current principal of each viewer, or the error that rereading the principal raised.
 
     Raises only errors that affect all viewers.
     """

@@ -1,4 +1,4 @@
-"""Serves `/ws` from the handshake to the close. One task reads, and the connection's main task sends."""
+"""Serves `/ws` from the handshake to the close. One task reads messages, and the main task of the connection sends."""
 
 from __future__ import annotations
 

@@ -17,7 +17,8 @@ BATCH_SIZE = 64
 class EventStream:
     """An asynchronous iterator over the chunks of one event stream.
 
-    The stream joins the hub with the first chunk, so that a stream that never starts needs no cleanup.
+    The viewer is registered with the hub when the first chunk is read, so that a stream that is never read needs no
+    cleanup.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class EventStream:
         return b"".join(parts)
 
     async def aclose(self) -> None:
-        """Leave the hub, because the client disconnected or the stream ended."""
+        """Remove the viewer from the hub, because the client disconnected or the stream ended."""
         self._over = True
         self._hub.remove_viewer(self._viewer)
 

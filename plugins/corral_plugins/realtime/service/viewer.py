@@ -21,9 +21,10 @@ ENTRIES = (EventFrame, NoticeFrame, CloseFrame)
 
 
 class Subscription:
-    """A subscription to an event name or pattern with a filter. All matches after `since` were sent or are queued.
+    """A subscription to an event name or pattern with a filter.
 
-    The client already has every match up to `known`, possibly from another process that was further ahead.
+    All matching events after the position `since` were sent to the client or are queued. The client already has every
+    matching event up to the position `known`, possibly from another process that was further ahead.
     """
 
     __slots__ = ("event", "filter", "known", "live", "prefix", "since")
@@ -110,7 +111,7 @@ class Viewer:
     def queue_entry(self, entry: NoticeFrame | Replay) -> None:
         """Queue a notice or a replay.
 
-        A client that sends requests without reading the responses also counts as too slow.
+        A client that sends requests without reading the responses is also treated as too slow.
         """
         if self.ended:
             return
@@ -142,7 +143,8 @@ class Viewer:
     def end_connection(self, code: int, reason: str, last: NoticeFrame | None = None, *, keep: bool = False) -> None:
         """End the connection. Later calls do nothing.
 
-        `last` is sent before the close. With `keep`, the queued entries are sent first.
+        If `last` is given, it is sent before the connection is closed. If `keep` is set, the queued entries are sent
+        before `last`; otherwise they are discarded.
         """
         if self.ended:
             return

@@ -1,4 +1,4 @@
-"""Keeps the settings of a process up to date: polls the stored version at each notification and once a second."""
+"""Keeps the settings of a process up to date: checks the stored version after each notification and once a second."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger("corral.settings")
 POLL_SECONDS = 1.0
 RENEW_SECONDS, FORGET_SECONDS = 10.0, 30.0
 PROPAGATION_SECONDS = 3.0
-"""The time after which every process has applied a change."""
+"""The time in seconds within which every process applies a change."""
 
 
 class LiveSettings:
@@ -44,7 +44,7 @@ class LiveSettings:
     async def poll_changes(self) -> None:
         """Poll and apply changes until cancelled.
 
-        While the database does not respond, the known values stay in effect.
+        While the database does not respond, the values that were read last stay in effect.
         """
         with self._feed.waiting([SettingChanged.event]) as rung:
             while True:
@@ -61,7 +61,7 @@ class LiveSettings:
                     self._failing = True
 
     async def delete_outdated_record(self) -> None:
-        """Delete this process's record of outdated values, because the process is stopping."""
+        """Delete the row that lists the outdated settings of this process, because the process is stopping."""
         self._leaving = True
         if self._published[0]:
             await self._work(lambda: OutdatedRow.delete().where(OutdatedRow.process == self._process).execute())
@@ -73,7 +73,7 @@ class LiveSettings:
     async def _publish_outdated(self) -> None:
         """Store which settings of this process are outdated.
 
-        The row exists only while any setting is outdated, and is renewed regularly.
+        The row exists only while at least one setting is outdated, and is renewed regularly.
         """
         names = [item.setting.name for item in self._registry.all() if item.pending]
         told, at = self._published
@@ -92,7 +92,7 @@ class LiveSettings:
 
 
 def outdated_names() -> frozenset[str]:
-    """Return the names of the settings for which any process still uses an old value.
+    """Return the names of the settings for which at least one process still uses an old value.
 
     Runs in the caller's unit of work.
     """

@@ -20,7 +20,7 @@ UNREADABLE = "The stored value cannot be decrypted with the master keys of this 
 
 
 class SettingChange(msgspec.Struct, frozen=True, kw_only=True):
-    """A change of one setting from the value in effect, `before`, to `value`. `is_set` is false for a reset."""
+    """A change of one setting from `before`, the value in effect, to `value`. `is_set` is false for a reset setting."""
 
     setting: Setting[Any]
     before: Any
@@ -36,24 +36,24 @@ class SettingRows:
         self._sealer = sealer
 
     def stored_version(self) -> int:
-        """Return the version of the stored values as a whole."""
+        """Return the version of all stored settings."""
         row = StateRow.get_or_none(StateRow.id == STATE)
         return 0 if row is None else int(row.version)
 
     def lock_settings(self) -> None:
-        """Keep other units of work from changing settings until this unit ends.
+        """Keep other units of work from changing settings until this unit of work ends.
 
-        Checks that combine several settings therefore stay valid.
+        Rules that involve several settings therefore still hold when the changes are written.
         """
         StateRow.insert(id=STATE, version=0).on_conflict_ignore().execute()
         StateRow.update(version=StateRow.version).where(StateRow.id == STATE).execute()
 
     def all_rows(self) -> dict[str, StoredSetting]:
-        """Return all stored settings by name. There are at most as many rows as declared settings."""
+        """Return all stored settings by name."""
         return {row.name: self._stored_value(row) for row in ValueRow.select()}
 
     def write_changes(self, changes: Iterable[SettingChange], by: Principal) -> int:
-        """Store the changes with their history, and return the new version of the stored values."""
+        """Store the changes with their history, and return the new version of all stored settings."""
         now, rows, history = clock.now(), [], []
         for change in changes:
             name, secret = change.setting.name, change.setting.secret

@@ -78,7 +78,8 @@ class SettingsService:
     def reset(self, name: str, *, by: Principal, if_match: IfMatch = ANY_VERSION) -> EffectiveSetting:
         """Reset a setting to its default.
 
-        Raises `NotFound`, `Conflict` with the code `setting_locked`, and `Invalid` if a combined check fails.
+        Raises `NotFound`, `Conflict` with the code `setting_locked`, or `Invalid` if the change breaks a rule that
+        involves several settings.
         """
         self.refuse_locked(name)
         self.rows.lock_settings()
@@ -104,7 +105,11 @@ class SettingsService:
         return [self._registry.preview(item.setting.name, stored) for item in self._registry.shown()]
 
     def refuse_locked(self, name: str) -> None:
-        """Raise `NotFound` for an unknown setting, and `Conflict` for a setting that a variable or file pins."""
+        """Raise an error if the setting cannot be changed.
+
+        Raises `NotFound` for an unknown setting, and `Conflict` for a setting whose value is fixed by a variable or
+        file.
+        """
         self._find_declared(name)
         self._refuse_locked([name])
 
@@ -125,7 +130,7 @@ class SettingsService:
         self._registry.apply(version, stored)
 
     async def update_redactor(self) -> None:
-        """Pass the secret values in effect to the redactor.
+        """Pass the values of secret settings that are in effect to the redactor.
 
         Rebuilding the redactor's matcher is slow, so it runs in a thread.
         """
@@ -197,9 +202,9 @@ class SettingsService:
         after_commit(lambda: self.apply(version, fresh))
 
     def _run_guards(self, touched: set[str], before: Stored, after: Stored, pointer: Callable[[str], str]) -> None:
-        """Run the checks that combine several settings.
+        """Check the rules that involve several settings.
 
-        An inconsistency that existed before the change does not block changes of other settings.
+        A rule that was broken before the change does not block changes of other settings.
         """
         broken = self._registry.check_values(self._registry.preview_values(after))
         known = self._registry.check_values(self._registry.preview_values(before)) if broken else {}

@@ -84,7 +84,7 @@ class SettingsSchema(msgspec.Struct, kw_only=True):
 
 
 class HistoryQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters of the list of changes."""
+    """Filters for the list of changes."""
 
     category: str | UnsetType = UNSET
     key: str | UnsetType = UNSET
@@ -173,7 +173,10 @@ def setting_declaration(item: EffectiveSetting) -> SettingDeclaration:
 
 
 def setting_view(item: EffectiveSetting, outdated: frozenset[str]) -> SettingView:
-    """Return a setting with its value. `outdated` names the settings for which any process still uses an old value."""
+    """Return a setting with its value.
+
+    `outdated` contains the names of the settings for which at least one process still uses an old value.
+    """
     stored, setting = item.stored, item.setting
     fresh = stored is not None and stored.updated_at > clock.now(-PROPAGATION_SECONDS)
     pending = setting.restart_required and (item.pending or fresh or setting.name in outdated)
@@ -235,7 +238,7 @@ def _declared_default(item: EffectiveSetting) -> dict[str, Any]:
 
 
 def kind_of(setting: Setting[Any]) -> Kind:
-    """Return the type of a setting as the API names it."""
+    """Return the name that the API uses for the type of a setting."""
     kind, _ = core_kind(setting)
     if setting.secret:
         return "secret"

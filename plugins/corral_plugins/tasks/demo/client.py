@@ -63,7 +63,7 @@ class DemoClient:
     def run_task(self, text: str, choice: ModelChoice, seconds: float, *, strict: bool) -> dict[str, Any]:
         """Create an agent and a task for the agent, report each step, and return a summary of the ended task.
 
-        Without `strict`, the agent falls back to the scripted model if the chosen model fails.
+        Unless `strict` is set, the agent falls back to the scripted model if the chosen model fails.
         """
         until = time.monotonic() + seconds
         self._wait_for_worker(until)

@@ -30,8 +30,8 @@ class CommandLine(Protocol):
     def ask_plugins(self, hook: str, what: str, *arguments: Any) -> Iterator[tuple[str, list[Any]]]:
         """Call a hook of all installed plugins without a kernel, and yield `(plugin, result)` for each implementation.
 
-        If a plugin fails, a message on standard error says that its `what` is missing, and the other plugins are still
-        called.
+        If a plugin fails, a message on standard error says that the plugin's `what` (for example "models") are missing.
+        The other plugins are still called.
         """
         ...
 
@@ -92,9 +92,9 @@ def estimate_tokens(text: str) -> int:
 
 
 def write_configuration(folder: Path, choice: ModelChoice) -> Path:
-    """Write the demo's corral.toml, which enables the plugin that provides the model, if any.
+    """Write the demo's corral.toml and return its path.
 
-    Return the path of the file.
+    If a plugin provides the model, the file enables this plugin.
     """
     document = tomlkit.document()
     if choice.model is not None:

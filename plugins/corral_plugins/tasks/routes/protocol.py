@@ -59,7 +59,7 @@ async def _run_keeping_usage(
 ) -> T:
     """Run a call in its own unit of work.
 
-    If the lease is lost, the usage is recorded in another unit of work, because the money was spent.
+    If the lease is lost, the reported usage is still recorded, in another unit of work, because the money was spent.
     """
     try:
         return await work(act, entry=entry)
@@ -92,7 +92,7 @@ async def report_progress(
 
 @routes.post("/{id}/logs", needs=ACT, raises=("lease_lost",), lenient=True, redacted=True, body_limit=9 * 1024 * 1024)
 def append_logs(id: str, body: LogReport, logs: TaskLogs, caller: Principal, request: Request) -> LogsAccepted:
-    """Append lines to the log of the run, and renew its lease. The request is idempotent by `seq`."""
+    """Append lines to the log of the run, and renew its lease. Lines whose `seq` is already stored are ignored."""
     return logs.append(id, requested_lease(body, request, caller), body, caller)
 
 
@@ -128,7 +128,10 @@ async def complete_task(
     request: Request,
     work: Work,
 ) -> TaskView | Encoded:
-    """Complete a run with its result. The owner of a task completes the task with the same request without a lease."""
+    """Complete a run with its result.
+
+    To complete a task without a run, the owner of the task sends the same request without a lease.
+    """
     lease, entry = requested_lease(body, request, caller), request.entry(caller)
     if _is_owner(caller, lease):
         return await work(lambda: actions.complete(id, body.result, by=caller), entry=entry)
@@ -145,7 +148,10 @@ async def complete_task(
 async def fail_task(
     id: str, body: FailureReport, runs: TaskRuns, actions: OwnerActions, caller: Principal, request: Request, work: Work
 ) -> TaskView | Encoded:
-    """Fail a run; the retry policy decides what follows. The owner of a task fails it permanently, without a lease."""
+    """Fail a run. The retry policy decides whether the task is retried.
+
+    To fail a task permanently, the owner of the task sends the same request without a lease.
+    """
     lease, entry = requested_lease(body, request, caller), request.entry(caller)
     if _is_owner(caller, lease):
         return await work(lambda: actions.fail(id, body.error, by=caller), entry=entry)
@@ -164,7 +170,10 @@ async def fail_task(
 def wait_for_person(
     id: str, body: WaitReport, runs: TaskRuns, caller: Principal, request: Request
 ) -> TaskView | Encoded:
-    """Wait for a person's answer. The lease ends, and the timeout and stall clocks stop until the answer arrives."""
+    """Wait for a person's answer.
+
+    The lease ends, and the timeout and the stall detection pause until the answer arrives.
+    """
     return runs.wait(id, requested_lease(body, request, caller), body, caller)
 
 
@@ -199,7 +208,7 @@ async def acknowledge_cancel(
 
 
 def _is_owner(caller: Principal, lease: str | None) -> bool:
-    """Return whether the caller is a person. People end tasks without a lease.
+    """Return whether the caller is a person, who acts as the owner of the task and without a lease.
 
     Raises `Invalid` if a person names a lease.
     """

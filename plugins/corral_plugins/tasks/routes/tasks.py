@@ -60,15 +60,16 @@ def create_task(body: NewTask, creation: TaskCreation, caller: Principal) -> Tas
 
 @routes.get("/stats", needs=READ)
 def get_task_stats(query: TaskStatsQuery, queries: TaskQueries, caller: Principal) -> TaskStats:
-    """Get statistics of tasks. The response always contains every key."""
+    """Get statistics of tasks. The response always contains every field."""
     return queries.stats(query, caller)
 
 
 @routes.get("/{id}", needs=(READ, ACT), seconds=60.0)
 def get_task(id: str, query: TaskGetQuery, views: TaskViews, caller: Principal) -> TaskView | Encoded | Wait:
-    """Get a task. With `wait`, the response is sent when the task has ended.
+    """Get a task.
 
-    A worker may read the tasks that it holds.
+    If `wait` is set, the response is delayed until the task has ended, but not longer than `wait` seconds. A worker may
+    read the tasks that it holds.
     """
     if caller.kind == "worker":
         find_readable_task(id, caller)
@@ -83,7 +84,7 @@ def get_task(id: str, query: TaskGetQuery, views: TaskViews, caller: Principal) 
 def update_task(
     id: str, body: TaskPatch, changes: OwnerActions, caller: Principal, match: IfMatch
 ) -> TaskView | Encoded:
-    """Change the fields of a task that may change in its current status."""
+    """Change a task. The status of the task determines which fields can be changed."""
     return changes.patch(id, body, match, by=caller)
 
 
@@ -91,7 +92,7 @@ def update_task(
 def cancel_task(
     id: str, body: CancelRequest, actions: OwnerActions, caller: Principal, match: IfMatch
 ) -> TaskView | Encoded:
-    """Cancel a task. The status is 200 if the task has ended, or 202 while its worker still has to stop the run."""
+    """Cancel a task. The response is 200 if the task has ended, or 202 while its worker still has to stop the run."""
     return actions.cancel(id, match, by=caller, reason=body.reason)
 
 
@@ -139,7 +140,8 @@ def get_attempt(id: str, fence: str, queries: TaskQueries, caller: Principal) ->
 def list_task_logs(id: str, query: LogQuery, caller: Principal) -> Page[LogView] | Wait:
     """List the log lines of an attempt, oldest first.
 
-    With `wait`, the response is sent when there are further lines.
+    If `wait` is set, the response is delayed until there are further lines or the task has ended, but not longer than
+    `wait` seconds.
     """
     row = find_readable_task(id, caller)
     found = task_logs.read_log_lines(id, query.fence if isinstance(query.fence, int) else row.fence, query)

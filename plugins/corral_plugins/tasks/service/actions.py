@@ -85,7 +85,10 @@ class OwnerActions:
     # -- patch
 
     def patch(self, task_id: str, patch: TaskPatch, match: IfMatch, *, by: Principal) -> Encoded:
-        """Change the fields that may change in the task's current status. An empty body changes nothing."""
+        """Change fields of a task. The status of the task determines which fields may change.
+
+        An empty body changes nothing.
+        """
         if patch.status is not UNSET:
             raise Invalid.at(
                 "/status",
@@ -144,7 +147,7 @@ class OwnerActions:
     def _queue_position(self, row: TaskRow, changes: dict[str, Any]) -> dict[str, Any]:
         """Return the queue columns of a pending task after a change.
 
-        The task keeps the waiting time that it has accumulated, unless the change postpones it.
+        The task keeps the waiting time that it has accumulated, unless the change postpones the task.
         """
         available_at = changes.get("available_at", row.available_at)
         if row.queue is None or row.queued_at is None or available_at > clock.now():
@@ -160,7 +163,7 @@ class OwnerActions:
     def _set_dependencies(self, row: TaskRow, changes: dict[str, Any]) -> str:
         """Replace the dependencies of a task and return its new status.
 
-        Also add the new values of the queue columns to `changes`.
+        The method also adds the new values of the queue columns to `changes`.
         """
         wanted = changes["depends_on"]
         if row.id in wanted:
@@ -254,7 +257,7 @@ class OwnerActions:
     ) -> None:
         """Queue a waiting task with an answer (JSON text).
 
-        If a tool asked, the answer becomes the result of the tool call.
+        If a tool call asked the question, the answer becomes the result of the call.
         """
         if call_id is not None:
             if self.tools is not None:

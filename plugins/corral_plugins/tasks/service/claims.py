@@ -137,15 +137,15 @@ def first_tasks(queues: Iterable[str], *, limit: int, without: Sequence[str] = (
 def lock_queued_task(task_id: str, queue: str, *, exactly: bool) -> TaskRow | None:
     """Lock a queued task and return its row, or None if concurrent claims have taken it.
 
-    With `exactly`, this is the task `task_id`. Otherwise, it is the first task of the queue that no concurrent claim
-    has locked.
+    If `exactly` is set, this is the task `task_id`. Otherwise, it is the first task of the queue that no concurrent
+    claim has locked.
     """
     found = _TAKE_THIS.one({"id": task_id}) if exactly else _TAKE_FREE.one({"queue": queue})
     return None if found is None else TaskRow(*found)
 
 
 def first_task_ids(names: Iterable[str], *, limit: int) -> list[str]:
-    """Return the ids of the first tasks of all these queues together, in claim order."""
+    """Return the ids of the first `limit` tasks of these queues, which are merged in claim order."""
     filled = [queue for _, queue in first_tasks(names, limit=limit)]
     if not filled:
         return []
@@ -305,7 +305,7 @@ def _executor_handles(executor: TaskExecutor, task: dict[str, Any]) -> bool:
 def _latest_comments(task_id: str) -> list[dict[str, Any]]:
     """Return the latest comments, oldest first.
 
-    They are marked as untrusted, because the model must treat them as data and not as instructions.
+    The comments are marked as untrusted, because the model must treat them as data and not as instructions.
     """
     return [
         {"source": {"type": author_type, "id": author_id}, "trust": "untrusted", "body": body, "created_at": created_at}

@@ -105,9 +105,9 @@ def agent_warnings(agent: AgentFacts | None, tools: Sequence[str]) -> list[str]:
 
 
 def find_named_agent(agents: Agents, agent_id: str | None, role: str | None) -> AgentFacts | None:
-    """Return the agent that a task names, or None.
+    """Return the agent that a task names, or None if the task names no agent.
 
-    Raises `Invalid` if the agent does not exist, or if the task names a role as well.
+    Raises `Invalid` if the agent does not exist, or if the task names both an agent and a role.
     """
     if agent_id is not None and role is not None:
         raise Invalid.at("/agent_role", "not_allowed", "Name an agent or a role, not both.")
@@ -158,7 +158,7 @@ _INITIAL: dict[str, Any] = {
     field.name: _encode(field.default).decode() if isinstance(field, JSONField) and not field.null else field.default
     for field in Task._meta.sorted_fields
 }
-"""The initial values of the columns, used where the creation of a task sets no value."""
+"""The initial values of the columns of a task. They apply to the columns that are not set when the task is created."""
 
 
 def _sql_literal(value: Any) -> SQL:
@@ -167,9 +167,10 @@ def _sql_literal(value: Any) -> SQL:
 
 @functools.lru_cache(maxsize=512)
 def _insert_statement(names: tuple[str, ...]) -> Statement:
-    """Return the statement that inserts a task with these columns.
+    """Return the statement that inserts a task with values for these columns.
 
-    The other columns are literals, because binding a value costs as much as storing it.
+    The initial values of the other columns are literals in the statement, because binding a value costs as much time as
+    storing it.
     """
     initial = {name: _sql_literal(value) for name, value in _INITIAL.items() if value is not None and name not in names}
 
@@ -181,7 +182,7 @@ def _insert_statement(names: tuple[str, ...]) -> Statement:
 
 
 def _insert_task(values: dict[str, Any]) -> dict[str, Any]:
-    """Insert a task with these columns. Return all columns of the new row."""
+    """Insert a task with the given column values. Return all columns of the new row."""
     given = {name: value for name, value in values.items() if value != _INITIAL[name]}
     _insert_statement(tuple(given)).run(given)
     return {**_INITIAL, **given}
@@ -236,7 +237,7 @@ class TaskCreation:
         return Encoded(body, row.id, 1)
 
     def _columns(self, new: NewTask, fields: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the columns of a pending task that follow from its fields and its source."""
+        """Return the columns of a new pending task, computed from its fields and its source."""
         now = clock.now()
         retry, settings = new.retry_policy, self._settings
         return {

@@ -23,7 +23,7 @@ ATTEMPTS = 100
 
 
 class TaskExplanations:
-    """Explains tasks. Every method runs in the caller's unit of work."""
+    """Explains why tasks run or do not run. Every method runs in the caller's unit of work."""
 
     llm: LLM | None
     switch: KillSwitch | None
@@ -33,7 +33,7 @@ class TaskExplanations:
         self._agents, self._workers, self._accounts = agents, workers, accounts
 
     def explain(self, task_id: str, caller: Principal) -> Explanation:
-        """Return the claim conditions of the task. `claimable` is true if a claim would lease the task now."""
+        """Return the conditions for claiming the task. `claimable` is true if a claim would lease the task now."""
         row = find_readable_task(task_id, caller)
         attempts = self._latest_attempts(row.id)
         if row.status in TERMINAL:
@@ -186,7 +186,7 @@ class TaskExplanations:
     def _worker_conditions(
         self, row: TaskRow, agent: AgentFacts | None, candidates: Sequence[AgentFacts], fleet: Sequence[WorkerFacts]
     ) -> list[Condition]:
-        """Return the conditions on workers, up to the first condition that no worker meets.
+        """Return the conditions on workers, and stop after the first condition that no worker meets.
 
         The order is: approved, online, selector, tools, capacity.
         """
@@ -223,9 +223,9 @@ class TaskExplanations:
         return [*found, _unmet("worker_capacity", message, "Wait, or add a worker.", href)]
 
     def _no_worker_conditions(self) -> list[Condition]:
-        """Return the unmet condition if no approved worker is online.
+        """Return the unmet condition for the case that no approved worker is online.
 
-        Either no worker is online, or a registered worker awaits approval.
+        Either no worker is online at all, or a registered worker awaits approval.
         """
         if self._workers.has_pending_worker():
             return [

@@ -126,7 +126,7 @@ class TaskLeases:
         ]
 
     def read_signals(self, worker_id: str, *, after: int) -> list[LeaseSignal]:
-        """Return the signals for a worker with a sequence number above `after`."""
+        """Return the signals for a worker that have a sequence number above `after`."""
         found = _SIGNALS.rows({"worker": worker_id, "after": after})
         return [LeaseSignal(seq=row[0], task_id=row[1], lease_id=row[2], state=row[3]) for row in found]
 
@@ -162,9 +162,10 @@ class TaskLeases:
         return self._end_leases(Attempt.agent_id == agent_id, reason, end)
 
     def cancel_all_leased(self, *, reason: str, before: str | None = None) -> int:
-        """Request the cancellation of every run that was claimed until `before` (default: now), once per run.
+        """Request the cancellation of every run that was claimed until `before` (default: now).
 
-        One unit of work handles at most 200 runs, and a background job handles the rest. Return the number of runs.
+        Runs whose cancellation was already requested are skipped. One unit of work handles at most 200 runs, and a
+        background job handles the rest. Return the number of runs.
         """
         before = before or clock.now()
         asked = Attempt.cancel_until.is_null() & (Attempt.created_at <= before)
@@ -187,7 +188,7 @@ class TaskLeases:
         return len(found) == CANCEL_BATCH_SIZE
 
     def _end_leases(self, which: Any, reason: str, end: Callable[[TaskRow, AttemptRow], None]) -> list[str]:
-        """End the leases of the attempts that match `which`, and return the ids of their tasks.
+        """End the leases of the attempts that match the condition `which`, and return the ids of their tasks.
 
         The method locks all these tasks first, in a fixed order.
         """
@@ -228,8 +229,8 @@ _OF_LEASE = Statement(
 class AttemptPrincipals:
     """Creates the principals that act under a lease.
 
-    Such a principal has the permissions that agents share with the requester's role, and the permissions of agents that
-    admins do not have.
+    Such a principal has the permissions that both agents and the role of the requester have. In addition, it has the
+    permissions that agents have but admins do not.
     """
 
     def __init__(self, accounts: Accounts, permissions: Permissions) -> None:

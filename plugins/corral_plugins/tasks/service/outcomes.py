@@ -37,8 +37,8 @@ BATCH_SIZE = 200
 def _status_is(status: str) -> Any:
     """Return the condition that a task has this status.
 
-    Its form keeps the database from using an index on the status, because looking up the few dependents by id is
-    faster.
+    The condition is written so that the database does not use an index on the status, because looking up the few
+    dependents by id is faster.
     """
     return Task.status.not_in([each for each in STATUSES if each != status])
 
@@ -318,7 +318,7 @@ class TaskOutcomes:
     def cancel(self, row: TaskRow, *, kind: str, reason: str | None) -> None:
         """Cancel a task immediately, or ask its worker to stop the run if the task is leased.
 
-        A cancellation by a person replaces one by the server.
+        A later cancellation replaces the kind and reason of an earlier one, unless a person requested the earlier one.
         """
         if row.status not in ("assigned", "running", "cancelling"):
             self.end_cancelled(row, None, kind=kind, reason=reason, by=kind)
@@ -331,7 +331,10 @@ class TaskOutcomes:
             self.cancel_children(row.id)
 
     def cancel_children(self, task_id: str) -> None:
-        """Cancel the children of a task. A background job handles the children beyond the first batch."""
+        """Cancel the children of a task.
+
+        If there are more children than fit into one batch, a background job cancels the others.
+        """
         found = [TaskRow(*row).id for row in _CHILDREN.rows({"id": task_id})]
         for child_id in found:
             child = rows.lock_task(child_id)  # ending another child may have ended this one
@@ -408,7 +411,10 @@ class TaskOutcomes:
         self._transitions.end_lease(row, attempt, "pending", attempt_status=attempt_status, by=by, **columns)
 
     def _withdraw_question(self, row: TaskRow) -> None:
-        """If a tool call asked the question, store an error as its result, because the task ended without an answer."""
+        """Store an error as the result of the tool call that asked the question, because the task ended unanswered.
+
+        Does nothing if no tool call asked the question.
+        """
         call_id = (row.get("waiting_for") or {}).get("call_id")
         if call_id is not None and self.tools is not None:
             error = {"type": "expired", "message": "The task ended before anyone answered."}
@@ -428,7 +434,10 @@ class TaskOutcomes:
         late_result: str | None = None,
         **changes: Any,
     ) -> None:
-        """Perform the transition that ends an attempt. Also end the live lease, if there is one."""
+        """Perform a transition that ends an attempt, and end the lease of the attempt.
+
+        If `attempt` is None, no lease is live, and only the status of the task changes.
+        """
         if row.status == "waiting":
             self._withdraw_question(row)
         if attempt is None:

@@ -44,7 +44,7 @@ from corral_plugins.tasks.service.statistics import _WAITING, _filtered_counts
 from corral_plugins.tasks.shapes import AttemptView, CommentView, TaskQuery, TaskStats, TaskStatsQuery
 
 MAX_MATCHES = 10_000
-"""The maximum number of matches that a search counts, pages through or combines with other filters, newest first."""
+"""The maximum number of matches that a search considers. If there are more, only the newest ones are considered."""
 UNINDEXED_LIMIT = 10_000
 INDEX_CHUNK = 250
 SETTLED_SECONDS = 30
@@ -58,7 +58,7 @@ _NEWER = """SELECT id, version, created_at, title, description FROM (
 ) AS q WHERE 1 = 1 {like}"""
 
 Matches = list[tuple[str, int, str]]
-"""Matches as `(id, version, created_at)`, newest first."""
+"""The tasks that match a search, each as `(id, version, created_at)`, newest first."""
 
 
 def search_words(text: str) -> list[str]:
@@ -75,7 +75,7 @@ def search_query(words: Sequence[str]) -> str:
 
 
 def unindexed_matches(words: Sequence[str]) -> Matches:
-    """Return the matches among the tasks that are not indexed yet."""
+    """Return the tasks that match the search and are not indexed yet."""
     plain = [word for word in words if word.isascii()]  # SQLite's `lower` converts ASCII letters only
     like = " AND LOWER(title || ' ' || description) LIKE ?" * len(plain)
     created_at, task_id = _last_indexed()
@@ -91,12 +91,15 @@ def _matches_words(words: Sequence[str], text: str) -> bool:
 
 
 def count_matches(query: str) -> int:
-    """Return the number of indexed matches, exact up to `MAX_MATCHES`."""
+    """Return the number of indexed tasks that match the search. The number is exact up to `MAX_MATCHES`."""
     return INDEX.count(query, limit=MAX_MATCHES)
 
 
 def indexed_matches(query: str, *, limit: int, offset: int = 0, before: tuple[str, str] | None = None) -> Matches:
-    """Return indexed matches, newest first. `before` limits them to tasks older than this `(created_at, id)`."""
+    """Return indexed tasks that match the search, newest first.
+
+    `before` limits the result to tasks older than this `(created_at, id)`.
+    """
     matches = INDEX.matches(up_to=before is not None)
     highest = [] if before is None else [_number_before(before)]
     sql = f"""SELECT t.id, t.version, t.created_at FROM ({matches} OFFSET ?) AS q
@@ -105,13 +108,13 @@ JOIN tasks_documents d ON d.n = q.n JOIN tasks_tasks t ON t.id = d.task_id ORDER
 
 
 def matches_subselect(query: str) -> peewee.SQL:
-    """Return a subselect of the ids of the newest `MAX_MATCHES` indexed matches."""
+    """Return a subselect of the ids of the newest `MAX_MATCHES` indexed tasks that match the search."""
     sql = f"(SELECT d.task_id FROM ({INDEX.matches()}) AS q JOIN tasks_documents d ON d.n = q.n)"  # noqa: S608  (literals)
     return sql_fragment(sql, [query, MAX_MATCHES])
 
 
 def _number_before(before: tuple[str, str]) -> int:
-    """Return the number of the last indexed task before this key, or 0 if there is none."""
+    """Return the index number of the newest indexed task with a smaller sort key, or 0 if there is none."""
     found = execute(
         "SELECT n FROM tasks_documents WHERE created_at <= ? AND (created_at < ? OR task_id < ?)"
         " ORDER BY created_at DESC, task_id DESC LIMIT 1",
@@ -132,7 +135,10 @@ def _last_indexed() -> tuple[str, str]:
 
 
 def index_settled_tasks() -> bool:
-    """Index the next batch of tasks that were created more than 30 s ago. Return whether more may follow."""
+    """Index the next batch of tasks that were created more than 30 s ago.
+
+    Return whether there may be further tasks to index.
+    """
     created_at, task_id = _last_indexed()
     after = (Task.created_at >= created_at) & ((Task.created_at > created_at) | (Task.id > task_id))
     before = int(execute("SELECT COALESCE(MAX(n), 0) FROM tasks_documents").fetchone()[0])
@@ -254,7 +260,8 @@ def key_at_position(position: int) -> tuple[str, str] | None:
 def extend_anchors() -> bool:
     """Write the next page anchor if enough settled tasks follow the last one. Return whether an anchor was written.
 
-    Tasks are settled if they were created more than 60 s ago: no commit can add another task before them.
+    A task is settled if it was created more than 60 s ago, because a later commit can then no longer add a task that is
+    older.
     """
     last = _LAST_ANCHOR.one({}) or BEFORE_ALL
     found = _NTH_AFTER.one({"created_at": last[0], "id": last[1], "offset": ANCHOR_INTERVAL - 1})
@@ -489,7 +496,10 @@ class TaskQueries:
     # -- statistics
 
     def stats(self, query: TaskStatsQuery, caller: Principal) -> TaskStats:
-        """Return statistics of all tasks, or of the tasks of one agent or since an instant."""
+        """Return statistics of all tasks.
+
+        The query can limit the statistics to the tasks of one agent, or to tasks created since an instant.
+        """
         if query == TaskStatsQuery():
             counts, day, oldest, waits = (
                 statistics.status_counts(),
@@ -523,20 +533,20 @@ _FREE = frozenset({"limit", "offset", "cursor"})
 
 
 def _is_plain(query: TaskQuery, *, but: str = "sort") -> bool:
-    """Return whether the query uses the default order and has no filter other than the field `but`."""
+    """Return whether the query uses the default order and no filter. The field `but` may have any value."""
     return query.sort == "created" and all(
         getattr(query, name) is UNSET for name in query.__struct_fields__ if name not in (*_FREE, "sort", but)
     )
 
 
 def _has_counted_total(query: TaskQuery) -> bool:
-    """Return whether counters provide the total, because the query filters only by status and priority."""
+    """Return whether the total can be read from counters, because the query filters only by status and priority."""
     known = {*_FREE, "sort", "status", "status_filter", "priority"}
     return all(getattr(query, name) is UNSET for name in query.__struct_fields__ if name not in known)
 
 
 def _conditions(query: TaskQuery) -> tuple[list[Any], Any]:
-    """Return the filters as SQL conditions, and as a predicate on the status and priority of a counter."""
+    """Return the filters as SQL conditions, and as a function that tells whether a status and priority pass them."""
     where: list[Any] = []
     statuses = [set(each) for each in (query.status_filter, query.status) if isinstance(each, list)]
     ranks = [PRIORITIES.index(name) for name in query.priority] if isinstance(query.priority, list) else None
@@ -566,7 +576,7 @@ def _conditions(query: TaskQuery) -> tuple[list[Any], Any]:
 
 
 def _matches_search(words: list[str]) -> Any:
-    """Return the condition that a task is among the newest matches of a search. `MAX_MATCHES` limits their number."""
+    """Return the condition that a task is among the newest `MAX_MATCHES` indexed matches or the unindexed matches."""
     if not words:
         return NO_ROWS
     found = Task.id.in_(matches_subselect(search_query(words)))

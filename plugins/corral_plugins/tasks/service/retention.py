@@ -1,4 +1,4 @@
-"""Deletes tasks with all their data, and removes rows that are past their retention."""
+"""Deletes tasks with all their data, and removes rows whose retention period has ended."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def purge_rows(task_id: str) -> int:
 
 
 class TaskRetention:
-    """Deletes rows that are past their retention. Every method runs in the caller's unit of work."""
+    """Deletes rows whose retention period has ended. Every method runs in the caller's unit of work."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
     def delete_expired_rows(self) -> int:
-        """Delete a batch of tasks past `tasks.retention_days`, of old signals and of old rollups.
+        """Delete a batch of tasks past `tasks.retention_days`, a batch of old signals, and all old rollups.
 
         Return the number of deleted rows.
         """

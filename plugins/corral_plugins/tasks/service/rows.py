@@ -1,7 +1,7 @@
 """Rows of tasks and attempts: the statements that read, lock and change them, and the encoding of tasks for clients.
 
-JSON columns are kept as text. Rules parse a column when they need its value, and responses contain the text unparsed.
-A version of a task never changes, so its encoding is cached.
+JSON columns are kept as text. The business rules parse a column only when they need its value, and responses contain
+the text unparsed. The content of a task's version never changes, so its encoding is cached.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ PENDING = peewee.SQL("status = 'pending'")
 QUEUED = peewee.SQL("status = 'pending' AND queue IS NOT NULL")
 """The condition that a task is in a queue.
 
-It uses literals, because the planner uses a partial index only if the condition contains no parameters.
+The condition uses literals, because the planner uses a partial index only if the condition contains no parameters.
 """
 
 
@@ -95,7 +95,7 @@ def find_live_attempts(condition: Any, limit: int) -> list[AttemptRow]:
 
 
 def find_task(task_id: str) -> TaskRow | None:
-    """Return the task without locking it, or None."""
+    """Return the task without locking it, or None if the task does not exist."""
     found = _TASK.one({"id": task_id})
     return None if found is None else TaskRow(*found)
 
@@ -111,7 +111,7 @@ def is_held_by(row: TaskRow, worker_id: str | None) -> bool:
 
 
 def lock_task(task_id: str) -> TaskRow:
-    """Return the task, locked until the unit of work ends. Raises `NotFound`."""
+    """Lock the task until the unit of work ends, and return it. Raises `NotFound`."""
     found = _LOCK_TASK.one({"id": task_id})
     if found is None:
         raise NotFound()
@@ -119,7 +119,7 @@ def lock_task(task_id: str) -> TaskRow:
 
 
 def find_attempt(lease_id: str) -> AttemptRow | None:
-    """Return the attempt of a lease, whether the lease is live or not, or None."""
+    """Return the attempt of a lease, even if the lease has ended, or None if there is no such lease."""
     found = _LEASE.one({"lease": lease_id})
     return None if found is None else AttemptRow(*found)
 
@@ -202,10 +202,9 @@ def updated_extra(extra: str, changes: Mapping[str, Any]) -> str:
 
 
 def change_task(row: TaskRow, changes: Mapping[str, Any]) -> None:
-    """Change a task by one guarded update, and update `row` accordingly.
+    """Change a task with a single conditional UPDATE, and update `row` accordingly.
 
-    Raises `Conflict` if the version or status of the task is no longer that of `row`, and `NotFound` if the task was
-    deleted.
+    Raises `Conflict` if the stored version or status differs from `row`, and `NotFound` if the task was deleted.
     """
     columns: dict[str, Any] = {"updated_at": clock.now()}
     extra: dict[str, Any] = {}
@@ -227,7 +226,7 @@ def change_task(row: TaskRow, changes: Mapping[str, Any]) -> None:
 
 
 def change_attempt(attempt: AttemptRow, **changes: Any) -> bool:
-    """Change a live attempt by one guarded update. Return False if the attempt has ended."""
+    """Change a live attempt with a single conditional UPDATE. Return False if the attempt has ended."""
     values = _as_columns(Attempt, changes)
     changed = _update_attempt(tuple(values)).run({**values, "_id": attempt.id})
     _copy_to_struct(attempt, values)
@@ -235,7 +234,7 @@ def change_attempt(attempt: AttemptRow, **changes: Any) -> bool:
 
 
 def add_usage(attempt: AttemptRow, added: Mapping[str, int]) -> None:
-    """Add usage to an attempt, whether it is live or not."""
+    """Add usage to an attempt, even if the attempt has ended."""
     Attempt.update({getattr(Attempt, name): getattr(Attempt, name) + n for name, n in added.items()}).where(
         Attempt.id == attempt.id
     ).execute()
@@ -283,7 +282,7 @@ _COMPOSED = {
     "cost": (*TaskCostSummary.__struct_fields__[1:], "cost_micro"),
     "source": ("source_type", "source_id"),
 }
-"""The fields of the view that are computed from other columns."""
+"""The fields of a task in responses that are computed from other columns, each with these columns."""
 _STORED = frozenset(Task._meta.fields)
 _SAME = [name for name in TaskItem.__struct_fields__ if name in _STORED and name not in _COMPOSED]
 _JSON = [name for name in _SAME if name in json_columns(Task)]
@@ -306,9 +305,9 @@ _decode_extra = msgspec.json.Decoder(dict[str, Raw]).decode
 
 
 def encode_task(columns: Mapping[str, Any], *, full: bool, warnings: Sequence[str] | None = None) -> bytes:
-    """Return the JSON of a `TaskView` if `full` is set, else of a `TaskItem`, from the columns of its row.
+    """Encode a task from the columns of its row: as a `TaskView` if `full` is set, else as a `TaskItem`.
 
-    JSON columns are copied as they are stored.
+    The text of JSON columns is copied unchanged.
     """
     view = _TEMPLATE.copy()
     for name in _SAME:
@@ -342,7 +341,7 @@ def _encode_row(values: Sequence[Any], *, full: bool, warnings: Sequence[str] | 
 
 
 class EncodingCache:
-    """A cache of encoded tasks by id, with one version per task.
+    """A cache that contains at most one encoded version of each task.
 
     Only read units of work fill the cache, because they never see data that may be rolled back.
     """
@@ -373,7 +372,7 @@ class EncodingCache:
 
 
 def read_encoded_task(task_id: str, warnings: Sequence[str] | None = None) -> bytes:
-    """Return the encoded task. Raises `NotFound`."""
+    """Return the task, encoded for clients. Raises `NotFound`."""
     values = _ONE.one({"id": task_id})
     if values is None:
         raise NotFound()
@@ -397,7 +396,7 @@ class TaskViews:
         self._tasks, self._items = EncodingCache(), EncodingCache()
 
     def encoded_task(self, task_id: str) -> Encoded:
-        """Return the encoded task, from the cache if possible. Raises `NotFound`."""
+        """Return the task, encoded for clients, from the cache if possible. Raises `NotFound`."""
         found = _VERSION.one({"id": task_id})
         if found is None:
             raise NotFound()

@@ -130,13 +130,16 @@ class UsageReports:
     cost: Costs | None
 
     def record_usage(self, row: TaskRow, attempt: AttemptRow, used: UsageReport | None) -> None:
-        """Add the usage that a worker reports to the attempt, which may have ended, and to its task."""
+        """Record the usage that a worker reports, both on the task and on the attempt, which may have ended."""
         changes = self.apply_report(row, attempt, used)
         if changes:
             rows.change_task(row, changes)
 
     def apply_report(self, row: TaskRow, attempt: AttemptRow, used: UsageReport | None) -> dict[str, Any]:
-        """Record the new part of a usage report on the attempt. Return the changed columns of the locked task."""
+        """Record on the attempt what a usage report adds to earlier reports.
+
+        Return the changed columns of the task, which the caller has locked.
+        """
         if used is None:
             return {}
         more = self._add_items(attempt, used) if isinstance(used, list) else self._add_totals(attempt, used)
@@ -201,7 +204,7 @@ def _store_reported(attempt: AttemptRow, reported: dict[str, Any]) -> None:
 def _new_items(attempt: AttemptRow, used: list[UsageItem]) -> list[UsageItem]:
     """Return the items whose key is new.
 
-    Used only without the plugin `cost`. In that case, the attempt stores the known keys.
+    This function is used only if the plugin `cost` is not active. The attempt then stores the known keys itself.
     """
     before: dict[str, Any] = rows.parse_json_text(attempt.reported_usage) or {}
     known = set(before.get("keys", ()))
@@ -236,7 +239,7 @@ def _reported_price_columns(item: UsageItem, tokens: int) -> dict[str, int]:
 
 
 def add_gateway_usage(task_id: str, lease_id: str, used: UsageTotals) -> None:
-    """Record the usage of one gateway call under this lease, whether the lease is live or not."""
+    """Record the usage of one gateway call under this lease, even if the lease has ended."""
     try:
         row = rows.lock_task(task_id)
     except NotFound:

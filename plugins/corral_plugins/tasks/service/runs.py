@@ -79,7 +79,7 @@ class TaskRuns:
         return row, attempt
 
     def _lock_attempt(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[TaskRow, AttemptRow]:
-        """Lock and return the task, with the attempt of the lease, live or not.
+        """Lock and return the task, with the attempt of the lease, even if the lease has ended.
 
         Raises `Forbidden` if another worker holds the lease.
         """
@@ -231,8 +231,8 @@ class TaskRuns:
     def complete(self, task_id: str, lease_id: str | None, report: CompletionReport, by: Principal) -> Encoded:
         """Complete a run with its result.
 
-        While the task is being cancelled, the result is stored on the attempt only. With `workers.accept_late_results`,
-        the result completes a task that a person is cancelling.
+        While the task is being cancelled, the result is stored on the attempt only. If the setting
+        `workers.accept_late_results` is on, the result completes a task that a person is cancelling.
         """
         row, attempt, again = self._lock_for_end_report(task_id, lease_id, by, "complete")
         if not again:
@@ -250,7 +250,7 @@ class TaskRuns:
         return row.cancel_kind == "user" and self._settings.get(declared.ACCEPT_LATE_RESULTS)
 
     def fail(self, task_id: str, lease_id: str | None, report: FailureReport, by: Principal) -> Encoded:
-        """Fail a run. The retry policy decides what follows."""
+        """Fail a run. The retry policy decides whether the task is retried."""
         row, attempt, again = self._lock_for_end_report(task_id, lease_id, by, "fail")
         if not again:
             self._usages.record_usage(row, attempt, report.usage)
@@ -271,7 +271,10 @@ class TaskRuns:
         return rows.encoded_response(row.id, row.version)
 
     def wait(self, task_id: str, lease_id: str | None, report: WaitReport, by: Principal) -> Encoded:
-        """End the lease, and stop the timeout and stall clocks, until a person has answered."""
+        """End the lease and let the task wait for a person.
+
+        The timeout and the stall detection pause until the person has answered.
+        """
         row, attempt, again = self._lock_for_end_report(task_id, lease_id, by, "wait")
         if again:
             return rows.encoded_response(row.id, row.version)
@@ -446,7 +449,7 @@ def wait_for_input(
 ) -> None:
     """Put a running task into the status `waiting` until a person answers.
 
-    If a tool asked, the answer becomes the result of the tool call `call_id`.
+    If a tool call asked the question, its id is `call_id`, and the answer becomes its result.
     """
     now = clock.now()
     until = clock.now(asked.expires_in_seconds) if asked.expires_in_seconds is not None else None

@@ -32,7 +32,7 @@ HOURS = 24
 
 @functools.cache
 def _add_to_counters(size: int) -> Statement:
-    """Return the statement that adds to `size` counters at once."""
+    """Return the statement that increments `size` counters at once."""
 
     def build(p: Parameter) -> peewee.Query:
         values = [
@@ -140,7 +140,7 @@ def count_priority_change(status: str, before: int, after: int) -> None:
 
 
 def count_ended_task(*, completed: bool, duration_ms: int | None) -> None:
-    """Count a task that was completed or failed permanently."""
+    """Count a task that was completed or failed permanently, for the statistics of the current hour."""
     hour = _current_deltas().hour
     hour["completed" if completed else "failed"] += 1
     if completed and duration_ms is not None:
@@ -162,7 +162,7 @@ def copy_deltas() -> CounterDeltas:
 
 
 def restore_deltas(copy: CounterDeltas) -> None:
-    """Reset the counted changes to a snapshot."""
+    """Reset the counted changes to a copy that `copy_deltas` returned."""
     deltas = _current_deltas()
     deltas.counters, deltas.hour = copy.counters, copy.hour
 
@@ -190,7 +190,7 @@ def count_open_tasks(user_id: str) -> int:
 
 
 def start_of_last_day() -> str:
-    """Return the hour in which the last 24 hours began, as a prefix of an instant."""
+    """Return the hour 24 hours ago, formatted like the first 13 characters of an instant."""
     return clock.now(-HOURS * 3600)[:13]
 
 
@@ -244,7 +244,7 @@ class TaskMetrics:
         after_commit(lambda: self.queue_time_histogram.observe(queue_ms / 1000))
 
     def observe_duration(self, duration_ms: int | None) -> None:
-        """Record the duration of a completed task in milliseconds. The duration is null if the task never started."""
+        """Record the duration of a completed task in milliseconds. Does nothing if the task never started."""
         if duration_ms is not None:
             after_commit(lambda: self.duration_histogram.observe(duration_ms / 1000))
 
@@ -437,7 +437,7 @@ def _filtered_counts(
 ) -> tuple[Counter[tuple[str, int]], Counter[str], int | None, list[tuple[Any, ...]]]:
     """Compute for filtered tasks the statistics that counters provide for all tasks.
 
-    Returns the counts by status and priority, the sums of the last day, the age of the oldest pending task in
+    Return the counts by status and priority, the sums of the last day, the age of the oldest pending task in
     milliseconds, and the counts of waiting tasks by kind.
     """
     where: list[Any] = []

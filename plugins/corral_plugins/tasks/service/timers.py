@@ -25,7 +25,7 @@ from corral_plugins.tasks.service.transitions import TOP_RANK, TaskTransitions, 
 
 BATCH_SIZE, USER_BATCH_SIZE = 500, 100
 RISING = [(priority, rank) for priority in range(len(PRIORITIES)) for rank in range(priority, TOP_RANK)]
-"""The pairs of priority and rank of tasks whose rank can still be raised."""
+"""The combinations of priority and rank from which the rank of a task can still be raised."""
 
 
 _DUE_TO_RISE = Statement(
@@ -163,13 +163,13 @@ class TaskTimers:
     # -- waiting tasks
 
     def next_available_at(self) -> str | None:
-        """Return the instant at which the next parked task becomes available, or None."""
+        """Return the earliest instant at which a delayed task becomes available, or None if no task is delayed."""
         parked = SQL("status = 'pending' AND queue IS NULL")
         found = Task.select(peewee.fn.MIN(Task.available_at)).where(parked).tuples().first()
         return found[0] if found else None
 
     def queue_available_tasks(self) -> int:
-        """Queue at most 500 parked tasks that have become available. Return the number of queued tasks."""
+        """Queue at most 500 delayed tasks that have become available. Return the number of queued tasks."""
         due = SQL("status = 'pending' AND queue IS NULL") & (Task.available_at <= clock.now())
         found = rows.lock_tasks(due, BATCH_SIZE)
         if found:
@@ -179,7 +179,10 @@ class TaskTimers:
         return len(found)
 
     def queue_held_tasks(self) -> int:
-        """Queue at most 500 held tasks whose requester is active again. Return the number of queued tasks."""
+        """Queue at most 500 held tasks whose requester is active again. Return the number of queued tasks.
+
+        A task is held while its requester is not active.
+        """
         held = SQL("status = 'pending' AND queue = 'held'")
         people = Task.select(Task.created_by).where(held).distinct().order_by(Task.created_by).limit(USER_BATCH_SIZE)
         some = [user for (user,) in rows.fetch_tuples(people)]
@@ -197,7 +200,7 @@ class TaskTimers:
     def raise_ranks(self) -> int:
         """Raise the rank of at most 500 tasks, by one for each `tasks.aging_seconds` of waiting.
 
-        Return their number.
+        Return the number of these tasks.
         """
         aging = self._settings.get(declared.AGING_SECONDS)
         if not aging:
@@ -221,7 +224,7 @@ class TaskTimers:
 
     @staticmethod
     def _set_queue(ids: list[str], **columns: Any) -> None:
-        """Change columns that are not visible to clients. Tasks that are no longer pending stay unchanged."""
+        """Set columns that clients cannot see. Tasks that are no longer pending stay unchanged."""
         if ids:
             Task.update(**columns).where(Task.id.in_(sorted(ids)) & (Task.status == "pending")).execute()
 
@@ -231,7 +234,7 @@ ENTRY = Entry(label="tasks: due tasks", actor=SYSTEM)
 
 
 class DueTaskNotifier:
-    """Wakes pending claims when a parked task becomes available. It polls with two index lookups per second.
+    """Wakes pending claims when a delayed task becomes available. It polls with two index lookups per second.
 
     If this service fails, the scheduled job `tasks.announce` does the same with a longer delay.
     """

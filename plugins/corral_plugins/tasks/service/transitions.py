@@ -1,4 +1,4 @@
-"""The state machine of tasks. Every transition is one guarded update, written together with its counters and event."""
+"""The state machine of tasks. Every transition is a single conditional UPDATE, written with its counters and event."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def transition(
 ) -> None:
     """Change the status of a task and emit the event.
 
-    `changes` are fields of the task, and `fields` are fields of the event. Raises `Conflict` if the task is no longer
-    as `row` describes it.
+    `changes` are fields of the task, and `fields` are fields of the event. Raises `Conflict` if the stored version or
+    status of the task differs from `row`.
     """
     previous = row.status
     rows.change_task(row, {"status": to, **changes})
@@ -151,7 +151,7 @@ def requeue_columns(row: TaskRow, *, delay_seconds: float = 0.0, available_at: s
 def queue_columns(*, key: str, priority: int, queue_timeout: int | None, available_at: str, now: str) -> dict[str, Any]:
     """Return the queue columns of a pending task.
 
-    If the task is available `now`, it enters its queue. Otherwise it is parked until `available_at`.
+    If the task is available `now`, it enters its queue at once. Otherwise it enters the queue at `available_at`.
     """
     since = max(now, available_at)
     return {
