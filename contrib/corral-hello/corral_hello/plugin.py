@@ -1,4 +1,4 @@
-"""The whole plugin in one file: its table, its event, its route, and the plugin class that contributes them."""
+"""The whole plugin in one file: its table, event, route and metric, and the plugin class that registers them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from corral.schema.fields import Name
 
 
 class Greeting(Model):
-    """A greeted name and the number of its greetings."""
+    """A greeted name, and how many times it has been greeted."""
 
     visibility = SHARED
 
@@ -65,14 +65,14 @@ def greet(body: Greet, caller: Principal) -> Hello:
 
 
 def count_names() -> dict[tuple[str, ...], float]:
-    """Return the number of greeted names for the metric."""
+    """Return the value of the metric `corral_hello_names`: the number of greeted names."""
     return {(): float(Greeting.select().count())}
 
 
 class HelloPlugin(Plugin):
-    """Hello: greets names and counts the greetings.
+    """Hello: an example plugin that greets names and counts the greetings.
 
-    This example contains each part of a plugin once. Use it as a starting point.
+    It contains each part of a plugin once. Use it as a starting point.
     """
 
     name = "hello"

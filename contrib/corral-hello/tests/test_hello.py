@@ -1,4 +1,4 @@
-"""Tests of the plugin contract, and of the plugin on a real kernel with each database engine."""
+"""Tests that the example plugin meets the plugin contract and works in a real kernel with each database engine."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The program of the child process: runs llama.cpp's server on the loopback interface until standard input closes.
+"""The program that the child process executes. It serves a model with llama.cpp on the loopback interface.
 
-The program reads one JSON object from standard input: `{import_path, model, context_tokens, threads, api_key}`. It
-writes one JSON object to standard output: `{"address": "http://127.0.0.1:…"}` when the model is loaded, or `{"error":
-"…"}`. If the parent exits for any reason, the pipe closes and the child exits. The program imports only the standard
-library and xllamacpp.
+The program reads one JSON object from standard input: `{import_path, model, context_tokens, threads, api_key}`. When
+the model is loaded, it writes one JSON object to standard output: `{"address": "http://127.0.0.1:…"}`, or `{"error":
+"…"}` if loading failed. If the parent exits for any reason, its end of the pipe to standard input closes, and the child
+exits. The program imports only the standard library and xllamacpp.
 """
 
 from __future__ import annotations

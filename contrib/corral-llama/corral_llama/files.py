@@ -1,4 +1,4 @@
-"""Selects the model file: `CORRAL_LOCAL_MODEL`, or else a file in the data folder, or else one in the user's cache."""
+"""Selects the model file: the file in `CORRAL_LOCAL_MODEL`, or else one in the data folder or in the user's cache."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ DEFAULT_CONTEXT = 4096
 
 
 class NoModel(Exception):
-    """Raised if this machine cannot run any model. The message contains the reason and the remedy."""
+    """Raised if this machine has no usable model. The message contains the reason and the remedy."""
 
 
 class LocalModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A model file. `source` is configured, data folder or user cache."""
+    """A model file. `source` says where the file was found, for example `user cache`."""
 
     path: Path
     source: str
@@ -32,7 +32,7 @@ class LocalModel(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def id(self) -> str:
-        """The name of the model, which is the name of the file without its suffix."""
+        """The name of the model: the file name without its suffix."""
         return self.path.stem
 
     @property
@@ -41,12 +41,12 @@ class LocalModel(msgspec.Struct, frozen=True, kw_only=True):
         return "tools" in self.header.chat_template
 
     def context_size(self, wanted: int) -> int:
-        """Return the context size in tokens: `wanted`, limited to the size with which the model was trained."""
+        """Return `wanted`, limited to the context size in tokens with which the model was trained."""
         return min(wanted, self.header.context_length or DEFAULT_CONTEXT)
 
 
 def user_cache() -> Path:
-    """Return the default folder of the demo model.
+    """Return the folder in which the demo model is installed by default.
 
     Installations with temporary data folders share this folder.
     """
@@ -62,7 +62,7 @@ def model_folders(installation: Installation) -> dict[str, Path]:
 def find_model(installation: Installation) -> LocalModel:
     """Return the model to use. Raises `NoModel`.
 
-    Reads the header of the file, so do not call this function on the event loop.
+    This function reads the header of the model file, so do not call it on the event loop.
     """
     path, source = _find_file(installation)
     try:

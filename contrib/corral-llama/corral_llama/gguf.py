@@ -28,9 +28,9 @@ class GgufHeader(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_header(path: Path) -> GgufHeader:
-    """Read the header of a GGUF file, except arrays such as the vocabulary. Raises `ValueError` for other files.
+    """Read the header of a GGUF file, except arrays such as the vocabulary.
 
-    Takes about 50 ms.
+    Raises `ValueError` if the file is not a GGUF file. Reading takes about 50 ms.
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
@@ -56,7 +56,7 @@ class _GgufReader:
         self._view, self._at = view, 0
 
     def entries(self) -> dict[str, Any]:
-        """Return all key-value pairs except those with arrays."""
+        """Return all key-value pairs except those whose value is an array."""
         if self._view[:4] != b"GGUF":
             raise ValueError("this is not a GGUF file")
         self._at = 4

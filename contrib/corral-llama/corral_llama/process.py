@@ -1,4 +1,4 @@
-"""Manages the child process: starts it at first use, stops it when idle, and restarts it after a crash."""
+"""Manages the child process: starts it at first use, stops it when it is idle, and restarts it after a crash."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ class ModelProcessFailed(Exception):
 
 
 class ModelProcess:
-    """A child process with a loaded model. `client` calls its OpenAI API with URLs relative to `/v1`."""
+    """A child process with a loaded model.
+
+    `client` is an HTTP client for the OpenAI-compatible API of the process. Its URLs are relative to `/v1`.
+    """
 
     def __init__(self, process: asyncio.subprocess.Process, model: LocalModel, context_tokens: int) -> None:
         self._process, self.model, self.context_tokens = process, model, context_tokens
@@ -63,7 +66,7 @@ class ModelProcess:
         return f"exited with {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
 
     async def load(self, options: dict[str, Any]) -> None:
-        """Send the options and wait until the model is loaded. Raises `ModelProcessFailed`."""
+        """Send the options to the process and wait until the model is loaded. Raises `ModelProcessFailed`."""
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
@@ -116,9 +119,9 @@ class ModelProcesses:
 
     @contextlib.asynccontextmanager
     async def use_model(self, model: LocalModel, context_tokens: int) -> AsyncIterator[ModelProcess]:
-        """Yield a child process with this model loaded. Raises `ModelProcessFailed`.
+        """Yield a child process that has this model loaded. Raises `ModelProcessFailed`.
 
-        The child is not stopped as idle while it is in use.
+        The child process is not considered idle while it is in use.
         """
         self._users += 1
         try:
@@ -128,7 +131,10 @@ class ModelProcesses:
             self._last_used = time.monotonic()
 
     async def stop_if_idle(self, seconds: float) -> bool:
-        """Stop the child process if it was idle for `seconds` (0: never). Return whether it was stopped."""
+        """Stop the child process if it has been idle for `seconds`, and return whether it was stopped.
+
+        If `seconds` is 0, the process is never stopped.
+        """
         if self._child is None or self._users or not seconds or time.monotonic() - self._last_used < seconds:
             return False
         await self.stop()
@@ -143,7 +149,7 @@ class ModelProcesses:
             await self._drop_process()
 
     async def _loaded_process(self, model: LocalModel, context_tokens: int) -> ModelProcess:
-        """Return the child process with the model loaded.
+        """Return the child process after it has loaded the model.
 
         If the caller disconnects, loading continues for the next caller.
         """
@@ -226,7 +232,7 @@ def thread_count() -> int:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment of the child process without Corral's variables, because the child needs no secrets."""
+    """Return the environment variables that the child process may have. They contain none of Corral's secrets."""
     return {
         name: value
         for name, value in os.environ.items()

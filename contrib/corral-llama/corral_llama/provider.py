@@ -1,4 +1,4 @@
-"""The kind `local`: relays OpenAI's requests and responses to and from the child process."""
+"""The provider kind `local`, which relays requests and responses in OpenAI's format to and from the child process."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class LocalProvider:
         self._children, self._settings, self._installation = children, settings, installation
 
     async def find_model(self) -> None:
-        """Find the model file. Set `model`, or `problem` if there is no usable model."""
+        """Find the model file and set `model`. If no model is usable, set `problem` to the reason."""
         try:
             self.model = await asyncio.to_thread(find_model, self._installation)
         except NoModel as error:
@@ -166,7 +166,7 @@ class LocalProvider:
 
 @contextlib.asynccontextmanager
 async def _connection_errors(child: ModelProcess) -> AsyncIterator[None]:
-    """Convert errors of a broken connection to errors that describe how the child process exited."""
+    """Convert connection errors to errors that describe how the child process exited."""
     try:
         yield
     except httpx2.HTTPError as error:
@@ -175,14 +175,14 @@ async def _connection_errors(child: ModelProcess) -> AsyncIterator[None]:
 
 
 def _unavailable_error(message: str) -> ProviderError:
-    """Return the error of a model that cannot respond now. A later call may succeed."""
+    """Return the error for a model that cannot respond now. A later call may succeed."""
     return ProviderError(503, message, code="dependency_unavailable")
 
 
 def translate_request(request: Mapping[str, Any]) -> dict[str, Any]:
     """Return the request in a form that chat templates support.
 
-    Content parts become text, and the role `developer` becomes `system`.
+    Text parts are joined into one text, and the role `developer` becomes `system`.
     """
     messages = []
     for message in request["messages"]:
@@ -221,7 +221,7 @@ def _parse_chunk(data: bytes) -> dict[str, Any]:
 
 
 def _error_of_response(status: int, body: bytes) -> ProviderError:
-    """Return an error of llama.cpp's server with the server's own message."""
+    """Convert an error response of llama.cpp's server to a `ProviderError` with the message of that response."""
     try:
         message = str(msgspec.json.decode(body)["error"]["message"])
     except (msgspec.DecodeError, KeyError, TypeError):

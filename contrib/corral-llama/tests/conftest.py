@@ -32,7 +32,7 @@ def children() -> ModelProcesses:
 
 @pytest.fixture
 async def provider(demo_model: Path, children: ModelProcesses, tmp_path: Path) -> AsyncIterator[LocalProvider]:
-    """The kind `local` with the demo model."""
+    """The provider kind `local` with the demo model."""
     settings = SettingsRegistry({})
     settings.declare(ALL)
     made = LocalProvider()
@@ -44,7 +44,7 @@ async def provider(demo_model: Path, children: ModelProcesses, tmp_path: Path) -
 
 @pytest.fixture
 def no_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Create an empty user cache, and return its folder of models."""
+    """Create an empty user cache, and return the folder in it that is searched for models."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CORRAL_LOCAL_MODEL", raising=False)
     return user_cache()

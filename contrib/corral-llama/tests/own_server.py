@@ -14,7 +14,7 @@ import xllamacpp  # type: ignore[import-untyped,unused-ignore]  # it has no type
 
 
 def main(model: str, template: str, key: str) -> None:
-    """Serve on loopback until standard input closes."""
+    """Serve the model on the loopback interface until standard input closes."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # keeps the output of the library off the pipe
     params = xllamacpp.CommonParams()

@@ -28,7 +28,7 @@ def test_the_contract_is_kept() -> None:
 
 
 class Server:
-    """A server with the plugin enabled, and its admin."""
+    """A server with the plugin enabled, and an HTTP client for the server."""
 
     def __init__(self, process: ServerProcess, client: httpx2.Client) -> None:
         self.process, self.client = process, client
@@ -38,7 +38,7 @@ class Server:
         return self.client.post("/llm/chat/completions", json={**body, **fields})
 
     def stream(self, text: str, **fields: Any) -> Iterator[tuple[float, dict[str, Any]]]:
-        """Yield chunks with the seconds since the request."""
+        """Yield each chunk with the number of seconds since the request was sent."""
         body = {"model": "default", "messages": [{"role": "user", "content": text}], "stream": True, "temperature": 0}
         began = time.monotonic()
         with self.client.stream("POST", "/llm/chat/completions", json={**body, **fields}) as answer:

@@ -58,7 +58,7 @@ def client(address: str, demo_model: Path, tmp_path: Path) -> Iterator[Client]:
 
 
 def done(client: Client, model: str, **new: Any) -> dict[str, Any]:
-    """Let an agent on that server run a task, and return the completed task."""
+    """Let an agent that uses llama.cpp's server run a task, and return the completed task."""
     facts = {
         "name": "a",
         "llm_provider": "rack",

@@ -17,9 +17,10 @@ declare_codes(
 
 
 class AuditCheckpoint(Event, kw_only=True):
-    """A checkpoint was signed, which covers the audit log up to row `seq`.
+    """A checkpoint that covers the audit log up to row `seq` was signed.
 
-    Compare the log with an external copy of this event to detect whether the newest rows were removed.
+    To detect whether the newest rows were removed, keep copies of this event outside Corral and compare the log with
+    them.
     """
 
     event = "audit.checkpoint"

@@ -15,7 +15,7 @@ async def sign_checkpoint(checkpoints: CheckpointSigner) -> None:
 
 
 async def sign_hourly_checkpoint(checkpoints: CheckpointSigner) -> None:
-    """Sign a checkpoint if any row was added since the previous one. Runs every hour."""
+    """Sign a checkpoint if rows were added since the previous one. Runs every hour."""
     await checkpoints.create_checkpoint()
 
 

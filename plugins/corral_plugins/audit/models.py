@@ -61,10 +61,10 @@ AuditRow.add_index(
 
 
 class ChainHead(Model):
-    """The position of the newest row and of the anchor.
+    """The state of the hash chain: the newest row and the anchor.
 
-    Each append locks this single row. The anchor is the last row that retention removed; the retained rows follow the
-    anchor.
+    This table has a single row, which each append locks. The anchor is the last row that retention removed; the
+    retained rows follow it.
     """
 
     id = peewee.IntegerField(primary_key=True)

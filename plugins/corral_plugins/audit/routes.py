@@ -1,4 +1,4 @@
-"""The routes under `/admin/audit`, which list, verify and export the log. Each of these accesses is itself recorded."""
+"""The routes under `/admin/audit`, which list, verify and export the log. Each use of them is recorded in the log."""
 
 from __future__ import annotations
 

@@ -20,9 +20,10 @@ Seq = Annotated[int, Meta(ge=1, le=2**62)]
 
 
 class AuditFilters(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters of lists and exports. `actor` matches the actor or the user on whose behalf the actor acted.
+    """Filters of lists and exports.
 
-    `action` is a name, or a prefix such as `auth.*`.
+    `actor` matches the actor, or the user on whose behalf the actor acted. `action` is a name, or a prefix such as
+    `auth.*`.
     """
 
     actor: list[Named] | UnsetType = UNSET
@@ -36,9 +37,9 @@ class AuditFilters(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omi
 
 
 class AuditQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Query parameters of the list.
+    """Query parameters of the list of audit rows.
 
-    They repeat the fields of `AuditFilters`, because a struct can have only one base class.
+    This struct repeats the fields of `AuditFilters`, because a struct can have only one base class.
     """
 
     actor: list[Named] | UnsetType = UNSET
@@ -123,7 +124,7 @@ class LinkView(msgspec.Struct, kw_only=True):
 
 
 class VerificationResult(msgspec.Struct, kw_only=True):
-    """The result of a verification. If `complete` is false, time ran out; continue with `from_seq` = `next_seq`."""
+    """The result of a verification. If `complete` is false, time ran out; pass `next_seq` as `from_seq` to continue."""
 
     ok: bool
     checked: int

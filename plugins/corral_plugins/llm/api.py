@@ -50,10 +50,10 @@ class ProviderTimeouts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 class ProviderConnection(msgspec.Struct, frozen=True, kw_only=True):
     """The configuration of a provider, passed to its kind with every call.
 
-    `config` contains the fields that the kind adds to those of every provider, validated by the kind's `config_schema`.
-    If `operator` is true, the address comes from the operator's configuration file and may be private. `models` are the
-    configured models and the models of the provider's latest list. `version` changes whenever the configuration
-    changes.
+    `config` contains the fields that only this kind of provider has, validated by the kind's `config_schema`. If
+    `operator` is true, the address comes from the operator's configuration file and may be private. `models` are the
+    configured models and the models that the provider listed most recently. `version` changes whenever the
+    configuration changes.
     """
 
     name: str
@@ -73,10 +73,10 @@ class ProviderConnection(msgspec.Struct, frozen=True, kw_only=True):
 class ProviderError(Failure):
     """A provider's error response. `status` is its HTTP status, or 504 if the provider did not respond.
 
-    `code` replaces the problem code that would follow from the status. An error with a `code` is not retried with the
-    same provider. For example, the code is `dependency_unavailable` if the provider cannot be reached. `billable` means
-    that the provider had begun to respond and may charge for the request, so the request is not repeated. `usage` is
-    the usage that the provider reported.
+    `code` replaces the problem code that Corral would derive from the status; for example, it is
+    `dependency_unavailable` if the provider cannot be reached. An error with a `code` is not retried with the same
+    provider. `billable` means that the provider had begun to respond and may charge for the request, so the request is
+    not repeated. `usage` is the usage that the provider reported.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class DemoModel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LLMProvider(Protocol):
-    """A kind of provider. Requests, responses and chunks are OpenAI's JSON; `model` has no provider prefix.
+    """A kind of provider. Requests and responses are JSON in OpenAI's format; `model` has no provider prefix.
 
     All methods are called on the event loop and must not block it. Errors are raised as `ProviderError`; any other
     exception is treated as a bug, and its message is not shown to the caller. Fields that OpenAI does not define are
@@ -120,11 +120,13 @@ class LLMProvider(Protocol):
 
     A kind may also define these members:
 
-    - `free: bool`: calls cost nothing (default False).
-    - `concurrency: int | None`: concurrent calls if the provider sets no limit (default 8); None means unlimited.
-    - `implicit: bool`: a provider with the name of the kind exists without configuration (default False).
+    - `free: bool`: whether calls cost nothing (default False).
+    - `concurrency: int | None`: the maximum number of concurrent calls, unless the configuration of the provider sets
+      one (default 8); None means unlimited.
+    - `implicit: bool`: whether a provider with the name of the kind exists without configuration (default False).
     - `async fetch_models(connection) -> Sequence[ModelInfo]`: fetch the list of models from the provider.
-    - `supported_fields_of(connection) -> frozenset[str]`: replaces `supported_fields` if they depend on the provider.
+    - `supported_fields_of(connection) -> frozenset[str]`: the supported fields of one provider, which replace
+      `supported_fields`.
     - `async close()`: called when the gateway stops.
     """
 
@@ -158,14 +160,14 @@ class LLMProvider(Protocol):
 
 
 class LLM(Protocol):
-    """Calls language models. Requests, responses and chunks are OpenAI's JSON."""
+    """Calls language models. Requests, responses and chunks are JSON in OpenAI's format."""
 
     def default_model(self) -> str:
         """Return the `provider/model` that is used for requests without a model."""
         ...
 
     def default_model_of(self, provider: str) -> str | None:
-        """Return the default model of a provider without the provider's name, or None for an unknown provider."""
+        """Return the name of a provider's default model, without `provider/`, or None if the provider is unknown."""
         ...
 
     def is_known(self, provider: str) -> bool:
@@ -183,7 +185,7 @@ class LLM(Protocol):
     async def complete(self, request: dict[str, Any], *, by: Principal) -> dict[str, Any]:
         """Return a chat completion.
 
-        Opens its own units of work. Raises the problems of `POST /llm/chat/completions`.
+        This method opens its own units of work. It raises the same problems as `POST /llm/chat/completions`.
         """
         ...
 
@@ -192,7 +194,7 @@ class LLM(Protocol):
         ...
 
     async def embed(self, request: dict[str, Any], *, by: Principal) -> dict[str, Any]:
-        """Return the embeddings of `input` (a text or up to 256 texts) as OpenAI's list of float vectors."""
+        """Return the embeddings of `input` (a text, or a list of up to 256 texts) as OpenAI's list of float vectors."""
         ...
 
 

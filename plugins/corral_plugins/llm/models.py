@@ -15,7 +15,8 @@ WAITING, HELD = "waiting", "held"
 class LlmCall(Model):
     """A call to a model. `status` is in_flight, completed, failed or cancelled. `kind` is chat or embedding.
 
-    `input_tokens` excludes cache tokens. `cost_micro_usd` is null if the call is unpriced or not settled.
+    `input_tokens` excludes cache tokens. `cost_micro_usd` is null if the model has no price or no cost has been
+    recorded yet.
     """
 
     visibility = PRIVATE
@@ -84,10 +85,11 @@ class LlmProviderRow(Model):
 
 
 class LlmProviderState(Model):
-    """The observed state of a provider, whether it is configured in `corral.toml`, over the API or not at all.
+    """The observed state of a provider from any source: `corral.toml`, the API, a preset or an implicit kind.
 
-    `listed_models` is the provider's latest list of models; `revision` changes with that list. `minute` and
-    `calls_in_minute` count calls for the limit `requests_per_minute`. Slots are assigned under a lock on this row.
+    `listed_models` are the models that the provider listed most recently; `revision` changes with them.
+    `calls_in_minute` is the number of calls in `minute`, for the limit `requests_per_minute`. Slots are assigned under
+    a lock on this row.
     """
 
     name = peewee.CharField(primary_key=True, max_length=64)
@@ -105,9 +107,9 @@ class LlmProviderState(Model):
 
 
 class LlmSlot(Model):
-    """A call's concurrency slot with a provider. `state` is `waiting` or `held`; the slot expires at `until`.
+    """A concurrency slot of a provider, for one call. `state` is `waiting` or `held`; the slot expires at `until`.
 
-    Ids sort in order of arrival. `holder` is the process that renews the slot.
+    Calls are sorted by `id` in the order in which they arrived. `holder` is the process that renews the slot.
     """
 
     id = IdField(primary_key=True)

@@ -1,4 +1,4 @@
-"""The plugin `llm`: its manifest and contributions."""
+"""The plugin `llm`: its manifest, and everything that it adds to the kernel."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ SERVICES = (
 class LlmConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Configuration of the LLM gateway.
 
-    `scripts` maps a model name to a script or to the path of a script. `providers` maps a provider name to `kind` and
-    its configuration.
+    `scripts` maps a model name to a script or to the path of a script. `providers` maps the name of a provider to its
+    configuration, which includes its `kind`.
     """
 
     scripts: dict[str, Any] = {}
@@ -72,8 +72,8 @@ class LlmConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class LlmPlugin(Plugin):
     """The LLM gateway.
 
-    All calls to models pass through the gateway: those of tasks, chats, workflows and OpenAI clients. It manages
-    providers, queues, costs and the call history.
+    All model calls of tasks, chats, workflows and OpenAI clients pass through the gateway. It manages providers,
+    queues, costs and the call history.
     """
 
     name = "llm"

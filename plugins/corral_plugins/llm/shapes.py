@@ -107,7 +107,7 @@ class FunctionToolSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
 
 
 class ChatRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A chat completion request. `model` is `provider/model`, a bare name, `default`, or `agent`."""
+    """A chat completion request. `model` is `provider/model`, a bare model name, `default`, or `agent`."""
 
     model: RequestedModel
     messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=10_000)]
@@ -190,7 +190,7 @@ class EmbeddingList(msgspec.Struct, kw_only=True):
 
 
 class ModelPrice(msgspec.Struct, kw_only=True):
-    """Prices in USD per 1,000,000 tokens. Null means unknown."""
+    """Prices in USD per 1,000,000 tokens. Null means that the price is unknown."""
 
     input_usd: float | None
     output_usd: float | None
@@ -231,7 +231,7 @@ class LlmCallQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_def
 
 
 class LlmCallView(msgspec.Struct, kw_only=True):
-    """A call to a model and its outcome. `cost_usd` is null if the call is unpriced or not settled."""
+    """A call to a model and its outcome. `cost_usd` is null if there is no price or no cost was recorded yet."""
 
     id: str
     ts: str
@@ -293,7 +293,7 @@ class ModelSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_d
     capabilities: Capabilities = Capabilities()
 
     def info(self) -> ModelInfo:
-        """Return the model in the form that provider kinds and callers use."""
+        """Return the model as a `ModelInfo`, the class that provider kinds and callers use."""
         return ModelInfo(
             id=self.id,
             capabilities=msgspec.structs.asdict(self.capabilities),
@@ -387,7 +387,7 @@ class ProviderItem(msgspec.Struct, kw_only=True, omit_defaults=True):
 class ProviderView(ProviderFields, kw_only=True):
     """A provider with all fields that admins see. API keys are never shown.
 
-    `models` is the configuration. `listed_models` are the resulting models.
+    `models` are the configured entries. `listed_models` are the names of all models that result from them.
     """
 
     name: str

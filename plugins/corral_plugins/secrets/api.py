@@ -23,7 +23,10 @@ declare_codes(
 
 
 class AttachedObject(msgspec.Struct, frozen=True, kw_only=True):
-    """An object of a plugin. When an admin attaches a secret to the object, the plugin becomes an allowed consumer."""
+    """An object of a plugin to which a secret can be attached.
+
+    When an admin attaches a secret to the object, the plugin becomes an allowed consumer of the secret.
+    """
 
     plugin: str
     kind: str
@@ -62,7 +65,10 @@ class Secrets(Protocol):
         ...
 
     def valid_values(self, name: str, *, attached: AttachedObject) -> list[str]:
-        """Return the current value and replaced values in their grace period, to verify incoming signatures."""
+        """Return the values with which to verify incoming signatures.
+
+        These are the current value, and replaced values in their grace period.
+        """
         ...
 
     def deliver_to_worker(
@@ -84,10 +90,10 @@ class Secrets(Protocol):
     def attach(self, name: str, to: AttachedObject, *, title: str, pointer: str, by: Principal | None) -> None:
         """Record that an object uses the secret `name` instead of the secret that it used before.
 
-        Raises `Invalid` (`unknown_reference`) at `pointer` if there is no such secret. Raises `Forbidden`
+        Raises `Invalid` (`unknown_reference`) at `pointer` if there is no secret with this name. Raises `Forbidden`
         (`insufficient_scope`) if `by` lacks the permission `secrets.write`, because a user who decides where an object
-        sends its secret could read the value there. Pass None for `by` if the value was submitted with the object and
-        stored by `store_value`.
+        sends its secret could read the value there. If the value was submitted with the object and stored by
+        `store_value`, pass None for `by`.
         """
         ...
 

@@ -29,7 +29,7 @@ async def remind_of_expiry(work: Work, settings: Settings) -> None:
 async def shred_deleted_secrets(work: Work, settings: Settings, audit: Audit | None) -> None:
     """Delete the values and keys of secrets whose retention period after deletion has ended.
 
-    Also prune old alert times.
+    This job also deletes the times of old alerts.
     """
     before = clock.now(-settings.get(DELETED_DAYS) * DAY)
     await _repeat_in_batches(work, "shred", lambda: _shred_batch(before, audit))
@@ -37,7 +37,7 @@ async def shred_deleted_secrets(work: Work, settings: Settings, audit: Audit | N
 
 
 async def rewrap_rows(holder: str, keys: MasterKeys, work: Work) -> None:
-    """Rewrap encrypted rows for a limited time. Enqueue another job if rows remain."""
+    """Rewrap encrypted rows under the active master key for a limited time. Enqueue another job if rows remain."""
     if not await keys.rewrap_rows(holder):
         await work(lambda: enqueue(JOB, holder=holder))
 
@@ -55,7 +55,7 @@ async def _repeat_in_batches(work: Work, what: str, some: Callable[[], int]) -> 
 def _remind_batch(days: list[int]) -> int:
     """Publish one batch of reminders.
 
-    Each reminder is recorded by a conditional update, so concurrent runs publish it only once.
+    Each reminder is recorded with a conditional UPDATE, so concurrent runs publish it only once.
     """
     due = _nothing_to_do()
     for day in days:

@@ -60,7 +60,8 @@ SecretRow.add_index(
 class SecretVersion(Model):
     """One version of a secret's value, encrypted for this secret and version number.
 
-    `sealed` is null after the value was destroyed. Corral accepts a replaced value in signatures until `grace_until`.
+    `sealed` is the encrypted value, or null after the value was destroyed. Until `grace_until`, Corral still accepts a
+    replaced value in signatures.
     """
 
     id = IdField(primary_key=True)
@@ -77,9 +78,10 @@ class SecretVersion(Model):
 
 
 class SecretReference(Model):
-    """A reference from an object of a plugin to a secret.
+    """A reference to a secret from an object of another plugin.
 
-    The reference contains the name of the secret, so that it is valid again if the secret is deleted and then restored.
+    The row contains the name of the secret, not its id, so the reference is valid again if the secret is deleted and
+    then restored.
     """
 
     id = IdField(primary_key=True)
@@ -96,7 +98,7 @@ class SecretReference(Model):
 
 
 class SecretAlert(Model):
-    """The time of the last alert about an object. It limits alerts to one an hour for each object."""
+    """The time of the last alert about an object. It limits alerts about each object to one per hour."""
 
     id = peewee.CharField(primary_key=True, max_length=300)
     raised_at = InstantField(index=True)

@@ -1,4 +1,4 @@
-"""The plugin `secrets`: its manifest and contributions."""
+"""The plugin `secrets`: its manifest, and everything that it adds to the kernel."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class SecretsPlugin(Plugin):
         self._remaining_rows: Callable[[], int] = lambda: 0
 
     async def start(self, runtime: Runtime) -> None:
-        """Load every value into the redactor before the first request is served."""
+        """Load the values of all secrets into the redactor before the first request is served."""
         work, alerts, values = runtime.service(Work), runtime.service(VaultAlerts), runtime.service(RedactorValues)
         redactor, self._sealer, self._redactor_values = runtime.service(Redactor), runtime.service(Sealer), values
         keys, loop = runtime.service(MasterKeys), asyncio.get_running_loop()

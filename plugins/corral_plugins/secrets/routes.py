@@ -70,7 +70,7 @@ def list_expiring_secrets(query: ExpiringQuery, listing: SecretListing, caller: 
 
 @routes.get("/key-status", needs=READ)
 def get_key_status(keys: MasterKeys) -> KeyStatus:
-    """Show the master keys and the number of rows encrypted under each. Remove old keys when `remaining` is 0."""
+    """Show the master keys and the number of rows encrypted under each. Old keys can be removed if `remaining` is 0."""
     return keys.key_status()
 
 
@@ -131,7 +131,7 @@ def rotate_secret(
     ),
 )
 def reveal_secret(id: str, body: RevealRequest, vault: Vault, caller: Principal) -> RevealedSecret:
-    """Reveal the value. The audit log records the user, the time and the reason before the response is sent."""
+    """Reveal the value of a secret. The user, the time and the reason are recorded before the response is sent."""
     return vault.reveal(id, body, caller)
 
 
@@ -145,7 +145,7 @@ def list_secret_versions(id: str, query: PageQuery, listing: SecretListing, call
 def restore_secret_version(
     id: str, n: str, match: IfMatch, vault: Vault, listing: SecretListing, caller: Principal
 ) -> Answer[SecretView]:
-    """Restore an earlier value by storing it as a new version."""
+    """Restore an earlier value of a secret by storing it as a new version."""
     return _secret_response(listing, vault.restore_version(id, _version_number(n), match, caller))
 
 

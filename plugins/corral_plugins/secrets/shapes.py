@@ -40,7 +40,7 @@ class NewSecret(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class SecretPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Changes to a secret. Absent fields stay unchanged.
 
-    `value` creates a new version. `cas` is the expected number of the current version.
+    A `value` is stored as a new version. `cas` is the version number that the caller expects to be current.
     """
 
     name: Name | UnsetType = UNSET
@@ -73,7 +73,7 @@ class SecretRotation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class RevealRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The reason for revealing the value, recorded in the audit log."""
+    """A request to reveal a value. The reason is recorded in the audit log."""
 
     reason: Annotated[str, Meta(min_length=3, max_length=500)]
     version: Annotated[int, Meta(ge=1)] | None = None
@@ -87,7 +87,7 @@ class RevealedSecret(msgspec.Struct, kw_only=True):
 
 
 class SecretQuery(PageQuery, kw_only=True, forbid_unknown_fields=True):
-    """Filters of the list.
+    """Filters of the list of secrets.
 
     Deleted secrets are listed only if `status` includes them. `search` matches name and description.
     """
@@ -98,7 +98,7 @@ class SecretQuery(PageQuery, kw_only=True, forbid_unknown_fields=True):
 
 
 class ExpiringQuery(PageQuery, kw_only=True, forbid_unknown_fields=True):
-    """Query for expired secrets and secrets that expire within `days`."""
+    """Query parameters of the list of expired secrets and secrets that expire within `days`."""
 
     days: Annotated[int, Meta(ge=1, le=365)] = 30
 

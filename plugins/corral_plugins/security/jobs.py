@@ -21,7 +21,10 @@ BATCH_SIZE = 500
 
 
 async def expire_rules_and_keys(work: Work, rules: IpRules) -> None:
-    """Delete expired IP rules, notify owners of expiring keys, and delete keys that ended over 30 days ago."""
+    """Delete expired IP rules and old API keys, and notify the owners of keys that expire soon.
+
+    A key is deleted 30 days after it expired or was revoked.
+    """
     entry = Entry(label="job security.expire", actor=SYSTEM)
     await work(rules.delete_expired, entry=entry)
     for days in NOTICE_DAYS:
@@ -32,7 +35,10 @@ async def expire_rules_and_keys(work: Work, rules: IpRules) -> None:
 
 
 def remind_of_expiring_keys(days: int) -> int:
-    """Notify the owners of keys that expire within `days`, once for each key. Return the number of notifications."""
+    """Notify the owners of keys that expire within `days`. Return the number of notifications.
+
+    Each owner is notified once for each key and value of `days`.
+    """
     now = clock.now()
     soon = (
         ApiKeyRow.revoked_at.is_null() & (ApiKeyRow.expires_at > now) & (ApiKeyRow.expires_at <= clock.now(days * DAY))

@@ -44,7 +44,7 @@ ApiKeyRow.add_index(
 
 
 class IpRuleRow(Model):
-    """An IP rule. `position` preserves the order in which the admin listed the rules."""
+    """An IP rule. `position` is the place of the rule in the admin's list."""
 
     id = IdField(primary_key=True)
     position = peewee.IntegerField()
@@ -63,7 +63,7 @@ class IpRuleRow(Model):
 class IpModeRow(Model):
     """The mode of the IP rules, in a single row with the id `ROW`.
 
-    `version` grows with every change of rules or mode.
+    `version` grows with every change of the rules or the mode.
     """
 
     id = peewee.IntegerField(primary_key=True)

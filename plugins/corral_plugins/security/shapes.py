@@ -1,4 +1,4 @@
-"""The request and response bodies of the security routes. The bounds of policies equal those of the settings."""
+"""The request and response bodies of the security routes. Fields of policies have the same bounds as the settings."""
 
 from __future__ import annotations
 

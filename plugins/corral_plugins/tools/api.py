@@ -46,7 +46,7 @@ class ToolContext(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CallTarget(msgspec.Struct, frozen=True, kw_only=True):
-    """The object on which a tool call acts. If `ask` is true, the target requires a person's approval of the call."""
+    """The object on which a tool call acts. If `ask` is true, a person must approve calls that act on this object."""
 
     kind: str
     id: str
@@ -56,7 +56,7 @@ class CallTarget(msgspec.Struct, frozen=True, kw_only=True):
 class ToolOutput(msgspec.Struct, frozen=True, kw_only=True):
     """The result of a tool, with the names of the untrusted sources in the result.
 
-    Used by tools whose output is only sometimes untrusted.
+    Tools return this class if only some of their results are untrusted.
     """
 
     value: Any
@@ -109,7 +109,7 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClaimTool(msgspec.Struct, frozen=True, kw_only=True):
-    """The description of a tool in a claim. `policy` is the policy of the agent while the run is not tainted."""
+    """The description of a tool in a claim. `policy` is the agent's policy for the tool in an untainted run."""
 
     name: str
     title: str

@@ -15,5 +15,5 @@ hookspec = pluggy.HookspecMarker("corral")
 def corral_tools() -> Iterable[Tool]:  # type: ignore[empty-body]
     """Contribute tools for agents.
 
-    The name of a tool must contain a dot. A tool whose name another tool already uses is ignored.
+    The name of a tool must contain a dot. If another tool already has the same name, the tool is ignored.
     """

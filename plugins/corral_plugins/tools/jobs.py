@@ -40,7 +40,7 @@ def on_task_deleted(event: LoggedEvent) -> None:
 
 
 def delete_calls(task_id: str) -> None:
-    """Delete one chunk of the tool calls of a deleted task, and enqueue a job for the remaining calls."""
+    """Delete one batch of the tool calls of a deleted task, and enqueue a job for the remaining calls."""
     if call_store.delete_calls_of_task(task_id, DELETE_CHUNK) == DELETE_CHUNK:
         enqueue("tools.delete_calls", task_id=task_id)
 

@@ -31,7 +31,8 @@ class ToolCallRow(Model):
 
     `arguments` contains the redacted arguments. `arguments_sha256` is the hash of the original arguments. `alive_until`
     is the time after which a running or permitted call is considered abandoned. It is null while the call waits for a
-    person. `executions` is a counter that fences off processes that no longer run the call.
+    person. `executions` is the number of the current execution. It prevents a process that ran an earlier execution
+    from changing the row.
     """
 
     id = IdField(primary_key=True)

@@ -128,6 +128,9 @@ async def report_tool_result(
 
 
 def _requested_lease(named: object, request: Request, caller: Principal) -> str | None:
-    """Return the lease id of a request, from the body, the header `Corral-Lease` or the token, in this order."""
+    """Return the lease id of a request.
+
+    The id is taken from the body, or else from the header `Corral-Lease`, or else from the token.
+    """
     found = named if isinstance(named, str) else request.header("corral-lease") or caller.lease_id
     return found.lower() if found is not None else None

@@ -1,4 +1,4 @@
-"""Request and response shapes of the tools API, and the event `tool.called`."""
+"""Request and response bodies of the tools API, and the event `tool.called`."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class ToolQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaul
 
 
 class ToolAgentQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The query of a single tool. `agent_id` is the agent whose policy the response includes."""
+    """Query parameters of the request for a single tool. `agent_id` is the agent whose policy the response includes."""
 
     agent_id: Id | UnsetType = UNSET
 
@@ -78,7 +78,7 @@ class ToolPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class NewToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A tool call under a lease. The header `Corral-Lease` or the attempt token may identify the lease instead."""
+    """A tool call under a lease. Without `lease_id`, the header `Corral-Lease` or the token identifies the lease."""
 
     call_id: CallId
     arguments: Any = {}
@@ -141,7 +141,7 @@ class ToolCallQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_de
 
 
 class WaitQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
-    """The query of a single tool call. `wait` is the maximum number of seconds to wait for the end of the call."""
+    """Query parameters of the request for a tool call. `wait` is the maximum wait for its end, in seconds."""
 
     wait: Annotated[float, Meta(ge=0, le=55)] = 0
 

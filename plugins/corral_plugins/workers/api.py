@@ -1,4 +1,4 @@
-"""The public API of the plugin `workers`: shapes, the service `Workers` and events."""
+"""The public API of the plugin `workers`: data classes, the service `Workers`, and events."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ declare_codes({"worker_not_approved": (403, "The worker is not approved")}, limi
 
 
 class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """The fields of a worker that claims and other plugins need."""
+    """The data of a worker that other plugins need, for example to assign tasks to the worker."""
 
     id: str
     name: str
@@ -54,7 +54,7 @@ class Workers(Protocol):
         ...
 
     def find_many(self, worker_ids: Sequence[str]) -> dict[str, WorkerFacts]:
-        """Return a dictionary of the workers with the given ids, by id. Runs one query."""
+        """Return the workers with the given ids as a dictionary keyed by id. Runs one query."""
         ...
 
     def online_workers(self) -> list[WorkerFacts]:
@@ -73,7 +73,7 @@ class Workers(Protocol):
         ...
 
     def take_slot(self, worker_id: str) -> bool:
-        """Add one to the lease count of a worker, in one conditional update.
+        """Add one to the lease count of a worker, with a single conditional UPDATE.
 
         Return False, without a change, if the worker is at capacity, draining or not approved.
         """

@@ -7,7 +7,7 @@ import peewee
 from corral.database.model import ADMIN, SHARED, IdField, InstantField, JSONField, Model
 
 NEVER = "0000-01-01T00:00:00.000Z"
-"""A value that sorts before every instant. Used instead of null in columns that are compared."""
+"""A timestamp that sorts before all others. It is used instead of null in columns that are compared."""
 
 
 class Worker(Model):
@@ -88,7 +88,7 @@ class RegistrationKey(Model):
 
 
 class WorkerAlert(Model):
-    """An active alert. An alert is raised again only after the alert was cleared."""
+    """An active alert. The same alert is not raised again until it has been cleared."""
 
     kind = peewee.CharField(primary_key=True, max_length=40)
     since = InstantField()

@@ -63,7 +63,7 @@ def register_worker(
 
 @fleet_routes.get("/overview", needs=READ)
 def get_fleet_overview(fleet: Fleet) -> FleetOverview:
-    """Summarize the fleet: counts, capacity, utilization and queue."""
+    """Summarize the fleet: the number of workers, their capacity and utilization, and the queue."""
     return fleet.get_overview()
 
 

@@ -1,4 +1,4 @@
-"""Request and response shapes of the workers API."""
+"""Request and response bodies of the workers API."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class ClaimBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=T
 
 
 class SignalsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
-    """The query for signals.
+    """Query parameters of the request for signals.
 
     `after` is the `seq` of the last signal that the worker received. `wait` is the maximum number of seconds to wait
     for a new signal.
@@ -124,7 +124,7 @@ class WorkerSignals(msgspec.Struct, kw_only=True):
 
 
 class ClaimableTasksQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The query for claimable tasks. `limit` is the maximum number of tasks to list."""
+    """Query parameters of the list of claimable tasks. `limit` is the maximum number of tasks to list."""
 
     limit: Annotated[int, Meta(ge=1, le=200)] = 50
 

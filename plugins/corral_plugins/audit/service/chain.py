@@ -1,8 +1,8 @@
-"""The hash chain: the hashed fields of a row, the reference of each row to the previous one, and the check of both.
+"""The hash chain. The hash of each audit row covers its other fields, among them the hash of the previous row.
 
-`hash = SHA-256("corral.audit.v1" || canonical JSON of all other fields)`. Canonical JSON is UTF-8 with
-sorted keys and without spaces; strings are encoded as stored. The structs declare their fields in alphabetical
-order, so that encoding them needs no sorting.
+`hash = SHA-256("corral.audit.v1" || canonical JSON of all other fields)`. Canonical JSON is UTF-8 with sorted keys and
+without spaces; strings are encoded exactly as they are stored. The structs declare their fields in alphabetical order,
+so that encoding them needs no sorting.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class AuditObject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class UnhashedRow(msgspec.Struct, frozen=True, kw_only=True):
-    """All fields of an audit row except `hash`. These are the hashed fields."""
+    """The hashed fields of an audit row: all fields except `hash`."""
 
     action: str
     actor: RowActor
@@ -193,7 +193,7 @@ BEGINNING = ChainLink(0, GENESIS)
 
 
 class ChainDefect(msgspec.Struct, frozen=True):
-    """The number of the first defective row and the reason why it is defective."""
+    """The first defect in a hash chain: the number of the defective row and the reason."""
 
     seq: int
     reason: Reason
@@ -202,8 +202,8 @@ class ChainDefect(msgspec.Struct, frozen=True):
 class ChainChecker:
     """Checks audit rows in order against their hashes and checkpoints, up to the first defect.
 
-    `after` is the position before the first row. If it is None, the first row is trusted, as in a partial export.
-    `sparse` accepts missing rows, as in a filtered export.
+    `after` is the chain position of the row before the first checked row. If it is None, the first row is trusted, as
+    in a partial export. If `sparse` is true, missing rows are accepted, as in a filtered export.
     """
 
     def __init__(
@@ -231,7 +231,7 @@ class ChainChecker:
             self.bad = ChainDefect(seq, reason)
 
     def finish(self, head: ChainLink | None) -> None:
-        """Finish the check: the last row must match `head`, and no checkpoint may sign a later row."""
+        """Finish the check: verify that the last row matches `head` and that no checkpoint signs a later row."""
         last = self.last or BEGINNING
         if head is not None and head.seq > last.seq:
             self.report_defect(last.seq + 1, "tail_truncated")

@@ -37,7 +37,7 @@ class CheckpointSigner:
         self._work, self._sealer = work, sealer
 
     async def create_checkpoint(self, *, least: int = 1) -> SignedCheckpoint | None:
-        """Sign the newest row if at least `least` rows are new, and return the checkpoint. Otherwise return None.
+        """Sign and return a checkpoint, or return None if fewer than `least` rows were added since the previous one.
 
         Raises `vault_sealed` if the master key is not loaded.
         """
@@ -90,7 +90,7 @@ def _newest_key() -> AuditSigningKey | None:
 
 
 def _store_key(fresh: AuditSigningKey) -> None:
-    """Store the key unless another process stored one first. The lock on the head row serializes both processes."""
+    """Store the key unless another process stored one first. The lock on the head row prevents a race."""
     end_of_chain()
     if not AuditSigningKey.select().exists():
         AuditSigningKey.insert(fresh.__data__).on_conflict_ignore().execute()

@@ -44,7 +44,7 @@ def unescape_cell(cell: str) -> str:
 
 
 class LogExport:
-    """One export of the log. It ends at the row that was the newest when `chunks` started."""
+    """One export of the log. The export ends at the row that was the newest when `chunks` started."""
 
     def __init__(self, work: Work, query: ExportQuery) -> None:
         if query.format not in MEDIA:
@@ -53,7 +53,7 @@ class LogExport:
         self._work, self._query = work, query
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the exported file in chunks of bytes. An error ends the stream early."""
+        """Yield the exported file in chunks of bytes. If an error occurs, the stream ends early."""
         ends = await self._work(queries.chain_ends, read=True)
         until = min(ends.head.seq, ends.stored)
         encode: Callable[[list[Values]], bytes] = _json_lines if self._query.format == "jsonl" else _csv_cells

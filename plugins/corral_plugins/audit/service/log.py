@@ -142,7 +142,7 @@ MAX_KEYS = 10_000
 
 
 class RepeatedEntry(msgspec.Struct):
-    """The number of repetitions of an audit entry since the entry was first written."""
+    """A repeated audit entry, with the number of its repetitions since it was first written."""
 
     entry: AuditEntry
     by: Entry
@@ -156,13 +156,13 @@ class RepeatedEntry(msgspec.Struct):
         return self.until <= clock.time_s()
 
     def summary_entry(self) -> AuditEntry:
-        """Return the entry with the number of repetitions and their start time added to its details."""
+        """Return a copy of the entry whose details also contain the number of repetitions and their start time."""
         details = {**self.entry.details, "count": self.count, "since": self.since}
         return msgspec.structs.replace(self.entry, details=details)
 
 
 class Deduplicator:
-    """Counts repetitions in memory. A crash loses at most the counts of one minute, but never the first entry."""
+    """Counts repeated audit entries in memory. A crash loses at most one minute of counts, but never a first entry."""
 
     def __init__(self) -> None:
         self._by_key: dict[Hashable, RepeatedEntry] = {}
@@ -170,8 +170,8 @@ class Deduplicator:
     def is_counted(self, entry: AuditEntry, by: Entry) -> bool:
         """Return whether the entry is a repetition, and count it if so.
 
-        An entry is a repetition if the same entry was already written and its minute has not passed, or if the row with
-        the count of that minute is still to be written.
+        An entry is a repetition if an identical entry was written less than a minute ago, or if repetitions were
+        counted in a minute that has passed and their number has not been written yet.
         """
         repeated = self._by_key.get(_deduplication_key(entry, by))
         if repeated is None or (repeated.is_over and not repeated.count):
@@ -190,7 +190,7 @@ class Deduplicator:
             self._by_key[key] = RepeatedEntry(entry=entry, by=by, since=clock.now(), until=until)
 
     def take_ended(self, *, all: bool = False) -> list[RepeatedEntry]:
-        """Remove and return the repetitions whose minute is over, or all if `all` is true. Runs on the event loop."""
+        """Remove and return the repetitions whose minute is over, or all if `all` is set. Runs on the event loop."""
         ended = [key for key, repeated in self._by_key.items() if all or repeated.is_over]
         return [repeated for repeated in [self._by_key.pop(key) for key in ended] if repeated.count]
 
@@ -214,11 +214,11 @@ log = logging.getLogger("corral.audit")
 CHECKPOINT_ROWS = 1000
 ALERT_SECONDS = 3600
 DEDUPLICATED = frozenset({"audit.log.read"})
-"""Successful actions that are deduplicated like denials, so that readers do not fill the log."""
+"""Actions that are deduplicated even if they succeed, so that frequent reading does not fill the log."""
 
 
 def _head_query(p: Any) -> Any:
-    """Return the query of the head row. Locking this row serializes all appends."""
+    """Return the query that selects the head row. Locking this row serializes all appends."""
     return locked(ChainHead.select(ChainHead.seq, ChainHead.hash).where(ChainHead.id == p("id")))
 
 
@@ -240,7 +240,7 @@ def end_of_chain() -> tuple[int, str]:
 
 
 def raise_alert(alert: SystemAlert, about: str = "") -> bool:
-    """Alert admins, at most once an hour across all processes. Return whether the alert was sent."""
+    """Publish an alert, at most once an hour across all processes. Return whether the alert was published."""
     is_due = acquire_lease(f"audit.alert.{alert.kind}{about}", new_id(), ALERT_SECONDS)
     if is_due:
         emit(alert, object=("audit_log", "audit"))
@@ -259,7 +259,7 @@ class AuditLog:
 
     @property
     def verbose(self) -> bool:
-        """Whether every request is recorded, because the setting `audit.verbose` is on."""
+        """Whether every request is recorded (setting `audit.verbose`)."""
         return self._settings.get(VERBOSE)
 
     def record(self, entry: AuditEntry) -> None:
@@ -277,7 +277,7 @@ class AuditLog:
             after_commit(lambda: self._deduplicator.start_counting(entry, by))
 
     async def write_repetitions(self, *, all: bool = False) -> None:
-        """Write the number of repetitions of each entry whose minute is over, or of every entry if `all` is true."""
+        """Write the number of repetitions of each entry whose minute has passed, or of every entry if `all` is true."""
         for repeated in self._deduplicator.take_ended(all=all):
             try:
                 summary = functools.partial(self._record_summary, repeated)
@@ -307,9 +307,9 @@ class AuditLog:
         unit.audit.append(lambda: self._append_row(unit, columns))
 
     def _append_row(self, unit: Unit, columns: dict[str, Any]) -> None:
-        """Lock the chain, link the row to the previous one and advance the head.
+        """Append a row at the end of the unit of work.
 
-        Runs at the end of the unit of work.
+        This method locks the chain, links the row to the previous row and advances the head.
         """
         began = time.perf_counter()
         try:
@@ -341,7 +341,8 @@ class AuditLog:
     def _raise_write_error(self, error: Exception) -> None:
         """Raise the error that the caller receives when a row cannot be written.
 
-        Lost connections, full disks and busy databases keep the error of the database engine.
+        A lost connection, a full disk or a busy database is reported as such. Any other failure is reported as
+        `audit_unavailable`.
         """
         if not transaction_is_open():
             raise error

@@ -31,7 +31,7 @@ from corral_plugins.audit.shapes import (
 )
 
 RETAINED = "audit.log.retain"
-"""The action recorded when the oldest rows are removed. The object of that row is the new anchor."""
+"""The action of the row that records a removal of the oldest rows. The object of the row is the new anchor."""
 
 _COLUMNS = tuple(getattr(AuditRow, name) for name in chain.COLUMNS)
 _ROWS_BETWEEN = Statement(
@@ -47,11 +47,11 @@ _NAMES = (
     "SELECT (SELECT min(action) FROM audit_rows WHERE action > names.action) FROM names "
     "WHERE names.action IS NOT NULL) SELECT action FROM names"
 )
-"""Lists the distinct actions by skipping through the index. This takes about a hundred steps for any number of rows."""
+"""A query that lists the distinct actions. It reads one index entry per action, however many rows the table has."""
 
 
 class ChainEnds(msgspec.Struct, frozen=True):
-    """Head and anchor of the log from one snapshot. `stored` is the `seq` of the newest stored row."""
+    """The head and the anchor of the log, read in one snapshot. `stored` is the `seq` of the newest stored row."""
 
     head: ChainLink
     anchor: ChainLink
@@ -83,7 +83,7 @@ def hash_at(seq: int) -> str | None:
 
 
 def recorded_anchor(until: int) -> int:
-    """Return the `seq` of the anchor according to the last removal recorded in the log, or 0 if none is recorded."""
+    """Return the `seq` of the anchor that the last recorded removal names, or 0 if the log records no removal."""
     removals = (AuditRow.action == RETAINED) & (AuditRow.seq <= until)
     row = AuditRow.select(AuditRow.object_id).where(removals).order_by(AuditRow.seq.desc()).tuples().first()
     return int(row[0]) if row is not None and str(row[0]).isdigit() else 0
@@ -168,7 +168,7 @@ class AuditQueries:
 
 
 def audit_view(row: Any) -> AuditView:
-    """Convert a database row to the shape of the API."""
+    """Convert a database row to the response body of the API."""
     try:
         changes = msgspec.json.decode(row.changes, type=list[FieldChange])
         details: Mapping[str, Any] = msgspec.json.decode(row.details, type=dict[str, Any])

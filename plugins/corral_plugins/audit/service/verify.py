@@ -37,7 +37,7 @@ END = 2**62
 
 
 class _Range(msgspec.Struct, frozen=True):
-    """The range of rows to check: after `start`, up to `until`. `defect` is set if the start itself is defective."""
+    """The range of rows to check: rows after `start`, up to `until`. `defect` is set if `start` itself is defective."""
 
     ends: ChainEnds
     start: ChainLink
@@ -61,9 +61,9 @@ class Verification:
     async def verify(
         self, from_seq: int | None, to_seq: int | None, external: ExternalCheckpoints, *, seconds: float
     ) -> VerificationResult:
-        """Verify a range for at most `seconds`, also against external checkpoints.
+        """Verify a range for at most `seconds`, also against checkpoints that were saved outside the database.
 
-        Sends no alert and writes nothing.
+        This method sends no alert and writes nothing.
         """
         deadline = time.monotonic() + seconds
         span, verdict = await self._verify(from_seq, to_seq, external, deadline)
@@ -150,9 +150,9 @@ def _range(from_seq: int | None, to_seq: int | None) -> _Range:
 
 
 def _anchor(kept: ChainLink, newest: int) -> ChainDefect | None:
-    """Verify that retention moved the anchor.
+    """Verify that it was retention that moved the anchor.
 
-    The log must contain a row about the removal, and a signed checkpoint must confirm the anchor.
+    The log must contain a row that records the removal, and a signed checkpoint must confirm the anchor.
     """
     recorded = queries.recorded_anchor(newest)
     if kept.seq != recorded:
@@ -197,9 +197,10 @@ class _Listed(msgspec.Struct):
 
 
 def verify_export(path: Path, external: ExternalCheckpoints, *, sparse: bool) -> VerificationResult:
-    """Verify an export. `sparse` accepts missing rows, as in a filtered export. Raises `Unreadable`.
+    """Verify an export. Raises `Unreadable`.
 
-    The `prev_hash` of the first row is trusted, unless that row is the first of the log or follows a saved checkpoint.
+    If `sparse` is true, missing rows are accepted, as in a filtered export. The `prev_hash` of the first row is
+    trusted, unless that row is the first of the log or follows a saved checkpoint.
     """
     rows = _cells(path) if path.suffix.lower() == ".csv" else _lines(path)
     first = next(rows, None)
@@ -228,7 +229,7 @@ def verify_export(path: Path, external: ExternalCheckpoints, *, sparse: bool) ->
 def read_checkpoints(path: Path, public_key: str | None) -> ExternalCheckpoints:
     """Read checkpoints from a file that contains a saved list, or one checkpoint per line.
 
-    `public_key` is required if the file contains none. Raises `Unreadable`.
+    `public_key` is required if the file contains no public key. Raises `Unreadable`.
     """
     text = path.read_bytes()
     try:

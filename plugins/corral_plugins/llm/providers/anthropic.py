@@ -1,4 +1,4 @@
-"""The kind `anthropic`, which translates between OpenAI's format and Anthropic's Messages API (docs/adr)."""
+"""The provider kind `anthropic`, which translates between OpenAI's format and Anthropic's Messages API (docs/adr)."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def to_body(request: Mapping[str, Any]) -> dict[str, Any]:
 def _split_system_messages(
     messages: Sequence[Mapping[str, Any]],
 ) -> tuple[list[dict[str, Any]], list[Mapping[str, Any]]]:
-    """Separate the system messages, which may be anywhere, from the conversation."""
+    """Separate the system messages, which may occur anywhere in the conversation, from the other messages."""
     system = [
         part
         for message in messages
@@ -241,7 +241,7 @@ def _to_completion(response: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _to_usage(usage: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert token counts. OpenAI includes cached tokens in the prompt tokens; Anthropic counts them separately."""
+    """Convert Anthropic's token counts to OpenAI's format, in which the prompt tokens include cached tokens."""
     cache_read, cache_write = usage.get("cache_read_input_tokens") or 0, usage.get("cache_creation_input_tokens") or 0
     prompt = (usage.get("input_tokens") or 0) + cache_read + cache_write
     output = usage.get("output_tokens") or 0
@@ -327,6 +327,7 @@ class AnthropicStreamReader:
     def _add_usage(self, usage: Mapping[str, Any] | None) -> None:
         """Update the token counts.
 
-        Later counts are totals and replace earlier ones, except for zeros, which the last event may contain.
+        Each later count is a total that replaces the earlier count. Zeros are ignored, because the last event may
+        contain zeros instead of the totals.
         """
         self._usage |= {name: n for name, n in (usage or {}).items() if isinstance(n, int) and n}

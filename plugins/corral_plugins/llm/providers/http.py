@@ -53,7 +53,7 @@ class ProviderHttp:
             await shared.client.aclose()
 
     async def get_json(self, connection: ProviderConnection, url: str, headers: Mapping[str, str]) -> Any:
-        """Return the decoded JSON at a URL."""
+        """Send a GET request and return the decoded JSON response."""
         async with self._send_request(connection, "GET", url, headers) as response:
             return _decode_json(await response.aread())
 
@@ -94,7 +94,8 @@ class ProviderHttp:
     ) -> AsyncIterator[httpx2.Response]:
         """Send a request and yield the successful response.
 
-        Errors after the response headers are billable, because the provider has begun to respond.
+        An error that occurs after the response headers were received is billable, because the provider has begun to
+        respond.
         """
         billable = False
         content = None if body is None else msgspec.json.encode(body)

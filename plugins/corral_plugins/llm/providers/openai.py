@@ -1,4 +1,4 @@
-"""The kind `openai`: any server with OpenAI's chat completions API.
+"""The provider kind `openai`, for every server that implements OpenAI's chat completions API.
 
 The supported JSON fields are relayed unchanged.
 """

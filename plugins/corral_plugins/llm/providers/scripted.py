@@ -1,9 +1,9 @@
-"""The kind `scripted`: deterministic responses for tests and demos, without network, API key or cost.
+"""The provider kind `scripted`: deterministic responses for tests and demos, without network, API key or cost.
 
 The model `echo` repeats the last user message. The model `words` returns embeddings. Any other model plays a script:
 `{"turns": [...]}`. A turn with `match` is played whenever the last message contains that text. The other turns are
 played in order; the number of assistant messages in the conversation selects the turn, so that a resumed conversation
-continues with the right turn. The last turn repeats.
+continues with the right turn. After the last turn, the last turn is played again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ INLINE_TOKENS = 4000  # longer texts are embedded in a thread
 
 
 class ScriptedToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A tool call in a script. Without `id`, the call receives an id that depends only on its position."""
+    """A tool call in a script. If `id` is missing, the call receives an id that depends only on its position."""
 
     name: Annotated[str, Meta(min_length=1, max_length=200)]
     arguments: dict[str, Any] = {}
@@ -47,7 +47,7 @@ class ScriptedError(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ScriptedUsage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Token counts that are reported instead of estimates."""
+    """Token counts that a script sets, and that are reported instead of estimates."""
 
     prompt_tokens: Annotated[int, Meta(ge=0)] = 0
     completion_tokens: Annotated[int, Meta(ge=0)] = 0
@@ -69,7 +69,7 @@ class ScriptedTurn(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ModelScript(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The script of a model: the responses that it returns."""
+    """The script of a model: the list of responses that the model returns."""
 
     turns: Annotated[list[ScriptedTurn], Meta(min_length=1, max_length=1000)]
 
@@ -224,7 +224,7 @@ def _completion_of_turn(turn: ScriptedTurn, request: Mapping[str, Any], position
 
 
 def _text_of(message: Mapping[str, Any]) -> str:
-    """Return the text of a message, with its text parts joined."""
+    """Return the text of a message. If the message has several text parts, they are joined."""
     content = message.get("content")
     if isinstance(content, list):
         return "".join(part.get("text", "") for part in content if part.get("type") == "text")
@@ -241,7 +241,7 @@ def _embed_all(texts: Sequence[str], size: int) -> list[list[float]]:
 
 
 def embed_text(text: str, size: int) -> list[float]:
-    """Return the vector of a text, in which each word is hashed to a dimension.
+    """Return the vector of a text. Each word of the text is hashed to one dimension of the vector.
 
     Vectors have length 1, so texts that share words are close to each other.
     """

@@ -146,9 +146,9 @@ async def _stream_response(request: dict[str, Any], llm: Gateway, caller: Princi
 
 
 class _ServerSentEvents:
-    """The server-sent events of a stream, with a comment after every 15 seconds without a chunk.
+    """The server-sent events of a stream. A comment is sent whenever 15 seconds pass without a chunk.
 
-    An error is sent as one chunk that is not followed by `[DONE]`. `is_whole` is true after the whole response was
+    An error is sent as one chunk, and `[DONE]` then does not follow. `is_whole` is true after the whole response was
     sent.
     """
 
@@ -179,7 +179,7 @@ class _ServerSentEvents:
 def _problem_of(error: Exception) -> Problem:
     """Return the problem to send in the stream.
 
-    This is the only way to report an error after the response has begun.
+    After the response has begun, an error can be reported only in the stream.
     """
     if isinstance(error, Problem):
         return error

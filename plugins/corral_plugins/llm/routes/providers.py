@@ -121,11 +121,11 @@ async def refresh_provider(name: str, providers: ProviderAdmin, checks: Provider
 
 @routes.get("/calls", needs=("llm.read", "llm.use"))
 def list_calls(query: LlmCallQuery, caller: Principal) -> Page[LlmCallView]:
-    """List calls, newest first. Admins see all calls; others see their own calls and those of tasks."""
+    """List calls, newest first. Admins see all calls; others see the calls of all tasks and their own other calls."""
     return calls.list_calls(query, caller)
 
 
 @routes.get("/calls/{id}", needs=("llm.read", "llm.use"), raises=("not_found",))
 def get_call(id: str, caller: Principal) -> CallDetail:
-    """Return a call, with its request and response if the setting `llm.store_payloads` caused them to be stored."""
+    """Return a call, with its request and response if they were stored (setting `llm.store_payloads`)."""
     return calls.get_call(id, caller)

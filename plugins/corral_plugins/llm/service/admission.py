@@ -1,4 +1,4 @@
-"""Admits calls in their first unit of work: resolves the model, checks caller and length, and enters the queue."""
+"""Admits calls in their first unit of work: resolves the model, checks caller and length, and queues the call."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ class _DefaultModels(NamedTuple):
 
 
 class ModelResolver:
-    """Resolves model names to targets. Runs in the caller's unit of work."""
+    """Resolves model names to targets, which are models of providers. Runs in the caller's unit of work."""
 
     def __init__(self, settings: Settings, registry: ProviderRegistry) -> None:
         self._settings, self._registry = settings, registry
 
     def default_model(self) -> str:
-        """Return the default `provider/model`: the setting, or else the local model, or else `scripted/echo`."""
+        """Return the default `provider/model`: the configured one, or else the local model, or else `scripted/echo`."""
         return self._settings.get(DEFAULT_MODEL) or self._default_of(LOCAL) or f"{SCRIPTED}/{ECHO}"
 
     def resolve(self, kind: str, requested: str, agent: AgentFacts | None) -> list[ModelTarget]:
-        """Return the targets to try, in order.
+        """Return the targets to try for a model name, in order.
 
         Raises `Invalid` at `/model` for an unknown model, and `Forbidden` for a model that the agent may not use.
         """
@@ -72,7 +72,7 @@ class ModelResolver:
         return f"{provider_name}/{model}" if model else None
 
     def _resolve_for_agent(self, requested: str, agent: AgentFacts, defaults: _DefaultModels) -> list[str]:
-        """Return the requested model, followed by those of the agent's fallbacks that come after it."""
+        """Return the requested model, followed by the models after it in the agent's list of model and fallbacks."""
         allowed = self._models_of(agent, defaults)
         if requested == "agent":
             return allowed
@@ -167,9 +167,9 @@ class CallAdmission:
     def admit(
         self, kind: str, request: dict[str, Any], input_tokens: int, by: Principal, entry: Entry, started: float
     ) -> CallRecord:
-        """Check a call and insert its row, whose status is then `in_flight`.
+        """Check a call and insert its row with the status `in_flight`.
 
-        Raises the problems of the call endpoints.
+        Raises the problems that the routes for calls return to the client.
         """
         if self.switch is not None:
             self.switch.refuse_if_engaged()

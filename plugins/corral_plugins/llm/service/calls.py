@@ -44,7 +44,7 @@ class CallOutcome(msgspec.Struct, kw_only=True):
     """The outcome of a call, updated while the call runs. `status` is completed, failed or cancelled.
 
     `billable` means that a provider may charge for the call. `reported_usage` is the usage that the provider reported;
-    without it, tokens are estimated from the texts.
+    if it is missing, tokens are estimated from the texts.
     """
 
     target: ModelTarget
@@ -67,7 +67,7 @@ class CallOutcome(msgspec.Struct, kw_only=True):
         self.target, self.billable, self.reported_usage = target, False, None
 
     def add_chunk(self, chunk: Mapping[str, Any]) -> None:
-        """Record the usage, the finish reason and the length of the text of a chunk or of a whole response."""
+        """Record the usage, the finish reason and the text length of a chunk, or of a whole response."""
         self.billable = True
         self.reported_usage = chunk.get("usage") or self.reported_usage
         for choice in chunk.get("choices", ()):
@@ -80,7 +80,7 @@ class CallOutcome(msgspec.Struct, kw_only=True):
     def add_refusal(self, error: ProviderError) -> None:
         """Record a provider's error.
 
-        A rejected request costs nothing, but a provider that had begun to respond may charge for it.
+        A rejected request costs nothing, but if the provider had begun to respond, it may charge for the request.
         """
         self.billable, self.reported_usage = error.billable, normalize_usage(error.usage)
 
@@ -96,7 +96,7 @@ class CallOutcome(msgspec.Struct, kw_only=True):
     def without_details(self) -> CallOutcome:
         """Return a copy that contains only the token counts and a generic error.
 
-        This copy can be stored whatever the provider returned.
+        The copy is stored if the outcome itself cannot be stored.
         """
         error = {"code": "internal", "detail": "The outcome of the call could not be stored; see the log."}
         return msgspec.structs.replace(self, status="failed", finish_reason=None, response=None, error=error)
@@ -163,7 +163,7 @@ class CallRecord(msgspec.Struct, kw_only=True):
     started: float
 
     def outcome(self) -> CallOutcome:
-        """Return a new outcome with the status `cancelled`, which is updated while the call runs."""
+        """Return an outcome with the initial status `cancelled`. It is updated while the call runs."""
         return CallOutcome(target=self.targets[0], input_estimate=self.input_tokens)
 
     def ignored_fields(self, target: ModelTarget) -> list[str]:
@@ -172,7 +172,7 @@ class CallRecord(msgspec.Struct, kw_only=True):
 
 
 class CallResult(msgspec.Struct, frozen=True):
-    """The response of a call and the values of its response headers. `cost` is USD as text, or `unpriced`."""
+    """The response of a call and its response headers. `cost` is an amount in USD as text, or `unpriced`."""
 
     response: dict[str, Any]
     call_id: str
@@ -263,7 +263,7 @@ def insert_call(kind: str, target: ModelTarget, requested_model: str, by: Princi
 
 
 def settle_call(call_id: str, outcome: CallOutcome) -> bool:
-    """Update the row of a call with its outcome. Return False if the call was already settled."""
+    """Store the outcome of a call in its row. Return False if the row already contains an outcome."""
     columns = {name: getattr(outcome, name) for name in _FROM_OUTCOME} | msgspec.structs.asdict(outcome.tokens)
     target = outcome.target
     columns |= {"provider": target.provider.name, "model": target.model[:200], "estimated": outcome.estimated}
@@ -272,7 +272,7 @@ def settle_call(call_id: str, outcome: CallOutcome) -> bool:
 
 
 def fail_abandoned(older_than_seconds: float) -> int:
-    """Mark calls as failed if their process died. Return the number of these calls, at most 500."""
+    """Mark at most 500 calls as failed because the process that made them died. Return their number."""
     in_flight, before = LlmCall.status == IN_FLIGHT, clock.now(-older_than_seconds)
     abandoned = LlmCall.select(LlmCall.id).where(in_flight & (LlmCall.created_at < before)).limit(BATCH_ROWS)
     error = {"code": "internal", "detail": "The process that made the call ended before the response arrived."}
@@ -293,7 +293,7 @@ class PayloadStore:
         self._settings = settings
 
     def stores_completed(self) -> bool:
-        """Return whether the responses of completed calls are stored. Streams must then be assembled."""
+        """Return whether responses of completed calls are stored. If so, chunks of streams must be assembled."""
         return self._settings.get(STORE_PAYLOADS) == "all"
 
     def store_payload(self, call_id: str, request: dict[str, Any], outcome: CallOutcome) -> None:
@@ -321,7 +321,10 @@ class PayloadStore:
 
 
 def list_calls(query: LlmCallQuery, by: Principal) -> Page[LlmCallView]:
-    """Return a page of calls, newest first. Admins see all calls; others see their own calls and those of tasks."""
+    """Return a page of calls, newest first.
+
+    Admins see all calls; others see the calls of all tasks and their own other calls.
+    """
     calls: Any = LlmCall.select().where(_visible_to(by))
     for field in ("task_id", "agent_id", "provider", "model"):
         value = getattr(query, field)

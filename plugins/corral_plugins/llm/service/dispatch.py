@@ -48,8 +48,8 @@ class CallDispatcher:
     async def send_call(self, call: CallRecord, outcome: CallOutcome, send: Callable[[ModelTarget], Awaitable[T]]) -> T:
         """Return the result of `send` for the first target that succeeds.
 
-        When this method returns or raises, `call.slot` is the slot that the call holds. After `send` has returned, no
-        fallback takes place.
+        When this method returns or raises, `call.slot` is the slot that the call holds. Once `send` has returned a
+        result, no other target is tried.
         """
         last = call.targets[-1]
         for n, target in enumerate(call.targets):
@@ -83,9 +83,9 @@ class CallDispatcher:
     async def _send_with_retries(
         self, call: CallRecord, target: ModelTarget, outcome: CallOutcome, send: Callable[[ModelTarget], Awaitable[T]]
     ) -> T:
-        """Send the request and retry the same provider while that may help.
+        """Send the request, and retry with the same provider as long as a retry may succeed.
 
-        Every attempt counts towards the provider's requests per minute.
+        Every attempt counts towards the provider's limit of requests per minute.
         """
         fields = target.provider.fields
         retries = 0
@@ -109,14 +109,14 @@ class CallDispatcher:
             await self._check_kill_switch()
 
     async def _check_kill_switch(self) -> None:
-        """Raise the problem of the kill switch if it was engaged after the call was admitted."""
+        """Raise a problem if the kill switch was engaged after the call was admitted."""
         if self.switch is not None:
             await self._work(self.switch.refuse_if_engaged, read=True)
 
     async def _change_queue(self, call: CallRecord, target: ModelTarget) -> None:
-        """Leave the queue of one provider and enter another.
+        """Leave the queue of one provider and enter the queue of another.
 
-        Each of these steps has its own unit of work, so that no unit holds two locks.
+        Each of the two steps has its own unit of work, so that no unit of work holds two locks.
         """
         if call.slot is not None:
             await self._work(lambda: self._slots.leave_queue(call.slot), entry=call.entry)
@@ -130,7 +130,7 @@ class CallDispatcher:
 
 
 def retry_delay(retries: int, error: ProviderError) -> float | None:
-    """Return the seconds before the next retry: 1, 2, 4 with jitter, or longer if the provider demands it.
+    """Return the seconds before the next retry: 1, 2, 4 and so on with jitter, or longer if the provider demands it.
 
     Returns None if the provider demands more than `MAX_RETRY_AFTER` seconds.
     """

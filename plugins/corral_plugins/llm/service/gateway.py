@@ -1,4 +1,7 @@
-"""Runs calls in three steps: one unit of work admits the call, a provider answers it, and another unit settles it."""
+"""Runs calls in three steps.
+
+One unit of work admits the call, a provider responds, and another unit of work stores the outcome.
+"""
 
 from __future__ import annotations
 
@@ -140,7 +143,7 @@ class Gateway:
             task.cancel()
 
     async def stop(self) -> None:
-        """Cancel running calls. When this method returns, all calls are settled."""
+        """Cancel running calls, and return when the outcomes of all calls are stored."""
         for task in tuple(self._tasks):
             if task.get_name() != UNCANCELLED:
                 task.cancel()
@@ -169,7 +172,7 @@ class Gateway:
             raise
 
     async def _abandon_call(self, admitting: asyncio.Task[CallRecord]) -> None:
-        """Settle a call whose caller disconnected during admission."""
+        """Store the outcome of a call whose caller disconnected during admission."""
         with contextlib.suppress(Problem):
             call = await admitting
             await self._settle_call(call, call.outcome())
@@ -177,9 +180,9 @@ class Gateway:
     # -- the provider call, between both units of work
 
     async def _run_call(self, call: CallRecord) -> CallResult:
-        """Complete the call in its own task.
+        """Run the call in an asyncio task of its own.
 
-        If the caller disconnects, the upstream request is cancelled, but the settlement still runs.
+        If the caller disconnects, the upstream request is cancelled, but the outcome of the call is still stored.
         """
         task = self._start_task(self._complete_call(call))
         try:
@@ -228,7 +231,7 @@ class Gateway:
     async def _stream_into(self, queue: ChunkQueue, call: CallRecord) -> None:
         """Put the chunks of a response into the queue.
 
-        After the text is sent and the call is settled, the usage or a problem follows.
+        The last item is the chunk with the usage, or a problem. It follows after the outcome of the call is stored.
         """
         outcome = call.outcome()
         redaction = StreamRedaction(self._redactor, lambda: response_context(call.by, outcome.target.provider.name))
@@ -274,7 +277,7 @@ class Gateway:
         return last
 
     async def _settle_and_return(self, call: CallRecord, outcome: CallOutcome, response: Coroutine[Any, Any, T]) -> T:
-        """Return the response, and settle the call whatever the result is. Raises only problems."""
+        """Return the response. Store the outcome of the call, whether or not it succeeded. Raises only problems."""
         try:
             async with self._time_limit_of(call):
                 result = await response
@@ -295,9 +298,10 @@ class Gateway:
 
     @contextlib.asynccontextmanager
     async def _time_limit_of(self, call: CallRecord) -> AsyncGenerator[None, None]:
-        """Limit the duration of the body.
+        """Limit the duration of the `with` block.
 
-        The body ends with the caller's lease, or after the maximum time of a call including retries and fallbacks.
+        The block is cancelled when the caller's lease ends, or after the maximum time of a call including retries and
+        fallbacks.
         """
         seconds = self._settings.get(TOTAL_TIMEOUT_SECONDS)
         try:
@@ -311,12 +315,12 @@ class Gateway:
     # -- the unit of work that settles a call
 
     async def _settle_call(self, call: CallRecord, outcome: CallOutcome) -> bool:
-        """Settle the call in its own task, which is never cancelled. Return whether the lease is still live."""
+        """Store the outcome in a task that is never cancelled. Return whether the caller's lease is still live."""
         outcome.duration_ms = _milliseconds_since(call.started)
         return await asyncio.shield(self._start_task(self._settle_with_retries(call, outcome), name=UNCANCELLED))
 
     async def _settle_with_retries(self, call: CallRecord, outcome: CallOutcome) -> bool:
-        """Settle the call, and retry if the database is unavailable.
+        """Store the outcome of the call, and retry if the database is unavailable.
 
         If the outcome cannot be stored, at least the cost of the call is recorded.
         """

@@ -1,4 +1,4 @@
-"""Checks and renews the leases of tasks while their calls run, so that a call ends when its lease ends."""
+"""Checks and renews the leases of tasks while the tasks call models, and cancels a call when its task's lease ends."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class CallLeases:
         return lease.attempt_id if lease is not None else None
 
     def add_usage(self, by: Principal, tokens: TokenCounts, charged: ChargedCost) -> None:
-        """Add a charge to the counters of the caller's task, unless the charge was already counted."""
+        """Add the usage and cost of a call to the counters of the caller's task, unless they were already added."""
         if self.tasks is not None and by.task_id is not None and by.lease_id is not None and not charged.repeated:
             self.tasks.record_usage(
                 by.task_id,
@@ -58,7 +58,7 @@ class CallLeases:
 
     @contextlib.asynccontextmanager
     async def cancel_when_lost(self, by: Principal) -> AsyncIterator[None]:
-        """Cancel the body if the caller's lease ends or the caller's task is being cancelled. Raises `lease_lost`."""
+        """Cancel the `with` block if the caller's lease ends or the task is being cancelled. Raises `lease_lost`."""
         if by.task_id is None or by.lease_id is None:
             yield
             return

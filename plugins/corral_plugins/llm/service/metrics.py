@@ -25,7 +25,7 @@ class CallMetrics:
         self._streams: Counter[tuple[str, ...]] = Counter()
 
     def add_call(self, outcome: CallOutcome) -> None:
-        """Add a settled call to the counters."""
+        """Add a call that has ended to the counters."""
         provider, tokens = outcome.target.provider.name, outcome.tokens
         self._calls[(provider, outcome.status)] += 1
         self._cost_micro_usd[(provider,)] += outcome.cost_micro_usd or 0

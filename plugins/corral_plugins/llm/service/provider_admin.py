@@ -115,8 +115,8 @@ class ProviderAdmin:
     def create(self, new: NewProvider, by: Principal, warnings: Sequence[str] = ()) -> ProviderView:
         """Create a provider and enqueue a job that fetches its models.
 
-        The view contains `warnings` and warnings about the API key. Raises `duplicate`, and `setting_locked` if
-        `corral.toml` configures the provider.
+        The returned view contains `warnings` and the warnings about the API key. Raises `duplicate` if the provider
+        exists, and `setting_locked` if `corral.toml` configures it.
         """
         self._refuse_file_provider(new.name)
         preset = PRESETS.get(new.name)
@@ -144,7 +144,8 @@ class ProviderAdmin:
     ) -> ProviderView:
         """Change a provider. The first change of a preset or implicit provider inserts a row for it.
 
-        The view contains `warnings` and warnings about the API key. Raises `setting_locked` and `precondition_failed`.
+        The returned view contains `warnings` and the warnings about the API key. Raises `setting_locked` and
+        `precondition_failed`.
         """
         self._refuse_file_provider(name)
         provider = self.get(name)
@@ -288,7 +289,7 @@ class ProviderChecks:
                 enqueue_refresh(provider.name)
 
     async def refresh_all(self) -> None:
-        """Refresh the model lists of all refreshable providers. If a refresh fails, the stored list is kept."""
+        """Refresh the model list of each provider whose list can be fetched. On failure, the stored list is kept."""
         for provider in await self._work(self._registry.all_providers, read=True):
             await self._try_refresh(provider)
 
@@ -346,7 +347,7 @@ def _fields_of(provider: Provider) -> dict[str, Any]:
 
 
 def _revision_columns(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields as columns of a new revision, with shapes converted to JSON."""
+    """Return the fields as the columns of a new revision. Structs are converted to JSON."""
     return {name: msgspec.to_builtins(value) for name, value in values.items()} | {"revision": new_id()}
 
 

@@ -57,7 +57,7 @@ class ProviderKeys:
     def validate_key(self, body: Body) -> None:
         """Check the API key in a request body.
 
-        Raises `plugin_disabled` if the vault is unavailable, and `masked_value_submitted` if the key is a mask.
+        Raises `plugin_disabled` if the vault is unavailable, and `masked_value_submitted` if the key is a masked value.
         """
         has_key, has_secret = isinstance(body.api_key, str), isinstance(body.api_key_secret, str)
         if not has_key and not has_secret:
@@ -77,7 +77,8 @@ class ProviderKeys:
     def check_move(self, provider: Provider, patch: ProviderPatch, base_url: str | None, by: Principal) -> None:
         """Check whether the stored key may be sent to a different address, whose operator could read the key.
 
-        This requires the same permission as revealing the key. A caller who submits the key again already knows it.
+        The caller needs the same permission as for revealing the key. A caller who submits the key again already knows
+        it.
         """
         if base_url == provider.connection.base_url or not _keeps_key(provider.api_key_secret, patch):
             return
@@ -89,7 +90,7 @@ class ProviderKeys:
         raise Forbidden(f"{detail}, or confirm with POST /auth/reauth.", code="reauth_required")
 
     def store_key(self, provider: str, body: Body, by: Principal) -> tuple[dict[str, Any], list[str]]:
-        """Store the key of a request body in the vault, or attach the named secret.
+        """Store the API key from a request body in the vault, or attach the secret that the body names.
 
         Returns the changed columns of the provider's row, and warnings about the key.
         """

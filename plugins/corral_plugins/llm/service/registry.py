@@ -30,7 +30,7 @@ Models = Sequence[ModelInfo]
 
 
 class Provider(msgspec.Struct, frozen=True, kw_only=True):
-    """A provider as the gateway uses it.
+    """A provider with its kind, connection and configuration.
 
     `version` is the version of the provider's row, or 0 if there is no row. `api_key_secret` is the name of a secret in
     the vault.
@@ -67,7 +67,8 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     def accepts_unlisted(self) -> bool:
         """Whether the provider accepts models that are not listed.
 
-        A request may contain its own script, and a fetched list may be outdated.
+        This is true for scripted providers, because a request may contain its own script, and for providers whose list
+        is fetched, because the list may be outdated.
         """
         return self.name == SCRIPTED or self._fetches_models
 
@@ -162,7 +163,7 @@ def _from_preset(name: str, kinds: Kinds) -> Provider | None:
 
 
 def _from_implicit_kind(kind: LLMProvider, listed: Models) -> Provider:
-    """Build the provider that exists without configuration for an implicit kind.
+    """Build the provider of an implicit kind, which exists without configuration.
 
     The provider runs in this process or on this machine, so retries would not help.
     """
@@ -225,7 +226,7 @@ _MODEL_REVISIONS = Statement(
 
 
 class _TableSnapshot(msgspec.Struct, frozen=True):
-    """The contents of the tables at the given `revisions`."""
+    """The contents of the provider tables at the given `revisions`."""
 
     revisions: frozenset[tuple[str, str, str]] = frozenset()
     rows: tuple[LlmProviderRow, ...] = ()
@@ -233,7 +234,7 @@ class _TableSnapshot(msgspec.Struct, frozen=True):
 
 
 class _SynchronizedUnit(threading.local):
-    """The unit of work in which the current thread last compared revisions."""
+    """The unit of work in which the current thread last compared the cached revisions with the database."""
 
     unit: Unit | None = None
 
@@ -241,8 +242,8 @@ class _SynchronizedUnit(threading.local):
 class ProviderRegistry:
     """Contains all providers by name.
 
-    The tables are cached in memory. Each unit of work compares the cached revisions with the database once, at first
-    use.
+    The provider tables are cached in memory. Each unit of work compares the cached revisions with the database once,
+    when it first uses the registry.
     """
 
     def __init__(self, contributions: Contributions, tables: Mapping[str, Mapping[str, Any]]) -> None:
@@ -259,7 +260,7 @@ class ProviderRegistry:
                 raise ValueError(f"llm.providers.{name}.kind: one of {', '.join(sorted(kinds))}")
 
     def invalidate_cache(self) -> None:
-        """Force the current unit of work to compare revisions again, because it has written a row."""
+        """Make the current unit of work compare the revisions again, because it has changed a row."""
         self._synchronized.unit = None
 
     def provider_kinds(self) -> dict[str, LLMProvider]:
@@ -311,7 +312,11 @@ class ProviderRegistry:
         return providers
 
     def _build_all(self, kinds: Kinds, snapshot: _TableSnapshot) -> dict[str, Provider]:
-        """Build all providers. For equal names, later sources take precedence over earlier ones."""
+        """Build all providers.
+
+        If several sources define the same name, the order of precedence is: `corral.toml`, the API, an implicit kind, a
+        preset.
+        """
 
         def listed(name: str) -> Models:
             return snapshot.listed.get(name, ())
@@ -324,7 +329,7 @@ class ProviderRegistry:
         return {name: provider for name, provider in providers.items() if provider is not None}
 
     def _load_changes(self) -> None:
-        """Update the cache with changes that this or another process made, once per unit of work."""
+        """Update the cache with changes by this or another process. The database is checked once per unit of work."""
         if not in_unit() or self._synchronized.unit is current():
             return
         self._synchronized.unit = current()
@@ -377,7 +382,7 @@ class ModelListing:
         )
 
     def _model_price(self, provider: Provider, model: str) -> ModelPrice | None:
-        """Return the price of a million tokens in calls of ordinary length.
+        """Return the price of a million tokens, computed from a quote for a call of ordinary length.
 
         The price does not include the fixed price per call.
         """

@@ -1,7 +1,7 @@
 """Normalizes provider responses to OpenAI's format, and maps provider errors to problems.
 
-Only OpenAI's fields and the two fields in which servers return a model's reasoning are kept. Unknown fields would be
-neither counted nor redacted across chunks.
+Only OpenAI's fields and the two fields in which servers return a model's reasoning are kept. The text of other fields
+would be missing from the token estimate, and a credential that is split across chunks would not be redacted.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def errors_of(provider: str) -> Iterator[None]:
 
 
 def timed_out(name: str, seconds: float, what: str) -> ProviderError:
-    """Return the error for an expired timeout of the gateway.
+    """Return the error for a call in which a timeout of the gateway has expired.
 
     Such an error is not retried, because a retry would probably take just as long.
     """
@@ -192,7 +192,7 @@ def timed_out(name: str, seconds: float, what: str) -> ProviderError:
 
 @contextlib.asynccontextmanager
 async def time_limit(name: str, seconds: float, what: str) -> AsyncIterator[None]:
-    """Raise the error of `timed_out` if the body takes longer than `seconds`."""
+    """Raise the error of `timed_out` if the `with` block takes longer than `seconds`."""
     try:
         async with asyncio.timeout(seconds) as scope:
             yield
@@ -203,15 +203,15 @@ async def time_limit(name: str, seconds: float, what: str) -> AsyncIterator[None
 
 
 def is_retryable(error: ProviderError) -> bool:
-    """Return whether a retry with the same provider may succeed and the provider cannot charge for this request."""
+    """Return whether a retry with the same provider may succeed and the failed request cannot be charged."""
     is_temporary = error.status in RETRYABLE or error.status >= 500
     return is_temporary and error.code is None and not error.billable
 
 
 def allows_fallback(error: ProviderError) -> bool:
-    """Return whether another model may serve the request.
+    """Return whether the call may fall back to another model.
 
-    This is not the case if the request itself caused the error or the provider had begun to respond.
+    No fallback takes place if the request itself caused the error or the provider had begun to respond.
     """
     return error.code is not None or not (error.billable or error.status in INVALID_REQUEST)
 

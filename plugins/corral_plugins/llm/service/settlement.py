@@ -1,6 +1,6 @@
-"""Settles calls in their last unit of work.
+"""Settles calls: stores their outcome in their last unit of work.
 
-The settlement writes the call's row, its cost event and the provider's state, and releases the slot.
+The settlement writes the call's row, its cost event and the provider's state, and releases the concurrency slot.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class ProviderStates:
 
     @staticmethod
     def _raise_alert(name: str, error: Mapping[str, Any]) -> None:
-        """Raise an alert, at most once an hour per provider across all processes."""
+        """Alert admins about a rejected API key, at most once an hour per provider across all processes."""
         state = LlmProviderState
         is_due = state.alerted_at.is_null() | (state.alerted_at < clock.now(-ALERT_SECONDS))
         state.insert(name=name).on_conflict_ignore().execute()
@@ -84,7 +84,7 @@ def update_state(name: str, **values: Any) -> None:
 
 
 class CallSettlement:
-    """Settles calls. Runs in the caller's unit of work. A call that was already settled keeps its outcome."""
+    """Stores the outcomes of calls. Runs in the caller's unit of work. An outcome that is already stored is kept."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class CallSettlement:
         self._states, self._payloads, self._metrics = states, payloads, metrics
 
     def settle_call(self, call: CallRecord, outcome: CallOutcome) -> bool:
-        """Settle a call with its outcome. Return whether the lease is live.
+        """Store the outcome and the cost of a call, and release its slot. Return whether the lease is live.
 
         Locks are acquired in the order task, cost, queue.
         """
@@ -120,9 +120,9 @@ class CallSettlement:
         self._slots.leave_queue(call.slot)
 
     def _record_cost(self, call: CallRecord, outcome: CallOutcome) -> None:
-        """Record the cost of a call, even if its lease was lost.
+        """Record the cost of a call, even if the caller's lease has ended.
 
-        A call for which no provider may charge costs nothing.
+        Nothing is recorded if no provider can charge for the call.
         """
         if not outcome.billable:
             return

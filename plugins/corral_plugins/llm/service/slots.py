@@ -1,8 +1,9 @@
 """Concurrency slots of providers: leased rows shared by all processes, assigned in order of arrival (docs/adr).
 
-A call enters its provider's queue in the unit of work that admits the call, and leaves the queue in the unit that
-settles it. Each call that enters or leaves assigns free slots to the calls that have waited longest, in any process.
-The row of the provider's state serves as the lock. It is acquired last in a unit of work and held until the commit.
+A call enters its provider's queue in the unit of work that admits the call, and leaves the queue in the unit of work
+that stores its outcome. Each call that enters or leaves the queue assigns free slots to the calls that have waited
+longest, in any process. The row with the provider's state serves as the lock. The lock is acquired last in a unit of
+work and held until the commit.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ _LOCK = Statement(
 
 
 class ConcurrencySlot(msgspec.Struct, frozen=True):
-    """A call's slot with a provider. If `held` is false, the call must wait until the slot is assigned."""
+    """The concurrency slot of a call. If `held` is false, the call must wait until the slot is assigned."""
 
     id: str
     provider: Provider
@@ -196,7 +197,8 @@ class ConcurrencySlots:
     def _assign_waiting(self) -> None:
         """Assign free slots of the providers for which calls of this process are waiting.
 
-        When a process dies, its slots expire, and no call of that process assigns them to the next call in the queue.
+        When a process dies, its slots expire. Its calls then no longer assign these slots to the next calls in the
+        queue, so other processes must do so.
         """
         providers = {slot.provider.name: slot.provider for slot, _ in list(self._waiting.values())}
         for name in sorted(providers):

@@ -29,7 +29,8 @@ OUTCOMES = ("ok", "refused", "expired", "failed")
 class UsageTracker:
     """The usage of secrets in this process.
 
-    Contains counters by kind of consumer, and the times of last use that are not yet written to the database.
+    The tracker contains counters by kind of consumer, and the times of last use that are not yet written to the
+    database.
     """
 
     def __init__(self) -> None:

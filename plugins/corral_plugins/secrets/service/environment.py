@@ -1,6 +1,6 @@
-"""Pinned secrets, which are set by the environment variables `CORRAL_SECRET_<NAME>`.
+"""Pinned secrets: secrets that are set by the environment variables `CORRAL_SECRET_<NAME>`.
 
-They are read-only and take precedence over stored secrets of the same name.
+They are read-only and take precedence over stored secrets with the same name.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from corral.errors import Conflict
 from corral.plugin import Installation
 
 SPACE = uuid.UUID("5b0a3c1e-7a0e-5f5e-9d0b-0c0f3a1d2e4b")
-"""The namespace of the ids of pinned secrets. An id derives from the name, so it is the same in every process."""
+"""The namespace of the ids of pinned secrets. The id derives from the name, so it is the same in every process."""
 
 
 class PinnedSecret(msgspec.Struct, frozen=True, kw_only=True):

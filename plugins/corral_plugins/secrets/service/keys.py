@@ -60,7 +60,7 @@ class MasterKeys:
         )
 
     def begin_rotation(self) -> tuple[int, str]:
-        """Acquire the lease of the rotation. Return the number of rows and the lease holder for `rewrap_rows`.
+        """Acquire the lease for a rotation. Return the number of rows to rewrap, and the `holder` for `rewrap_rows`.
 
         Raises `Conflict` (`invalid_state`) if a rotation is already running or no row needs rewrapping, and
         `Unavailable` (`vault_sealed`) if the vault is sealed.
@@ -95,9 +95,9 @@ class MasterKeys:
         return remaining
 
     async def rewrap_rows(self, holder: str, *, seconds: float = RUN_SECONDS) -> bool:
-        """Rewrap rows for `seconds`.
+        """Rewrap rows for at most `seconds`.
 
-        Return False if time ran out, and True if all rows are done or the lease was lost.
+        Return False if time ran out, and True if no rows remain or the lease was lost.
         """
         until = time.monotonic() + seconds
         for column in self._columns.columns:
@@ -113,12 +113,12 @@ class MasterKeys:
         return True
 
     async def _next_batch(self, column: SealedColumn, after: Any) -> list[SealedValue]:
-        """Return the next batch of a column's values that are not encrypted under the active key."""
+        """Return the next batch of a column's values that are not yet encrypted under the active key."""
         read = functools.partial(column.values_after, after, BATCH_SIZE, except_key=self._rotation.active_id)
         return await self._work(read, entry=ENTRY, read=True)
 
     def _rewrap_values(self, values: list[SealedValue]) -> list[tuple[SealedValue, str]]:
-        """Rewrap the values that can be decrypted. Values with a missing key or damaged content are skipped."""
+        """Rewrap the values that can be decrypted. Values that are damaged or whose key is not loaded are skipped."""
         found = []
         for item in values:
             with contextlib.suppress(SealedWrong, Unavailable):
@@ -127,7 +127,7 @@ class MasterKeys:
 
     @staticmethod
     def _write_values(column: SealedColumn, rewrapped: list[tuple[SealedValue, str]], holder: str) -> bool:
-        """Store the rewrapped values if `holder` still holds the lease, and return whether it holds the lease.
+        """Store the rewrapped values if `holder` still holds the lease. Return whether the lease was still held.
 
         Values that changed in the meantime are not overwritten.
         """
@@ -138,7 +138,7 @@ class MasterKeys:
         return True
 
     def remaining_rows(self) -> float:
-        """Return the number of rows that are not under the active key. The number is cached for 30 seconds."""
+        """Return the number of rows not encrypted under the active key. The number is cached for 30 seconds."""
         now = time.monotonic()
         if self._counted is None or now - self._counted[0] > CACHE_SECONDS:
             active = next(iter(self._rotation.labels), None)
@@ -146,9 +146,9 @@ class MasterKeys:
         return self._counted[1]
 
     def unreadable_values(self, read: Read) -> dict[str, int]:
-        """Return, for each column, the number of values that no loaded key decrypts.
+        """Return, for each column, the number of values that none of the loaded keys can decrypt.
 
-        `read` runs a query in a unit of work.
+        `read` is a function that runs a query in a unit of work.
         """
         found: dict[str, int] = {}
         for column in self._columns.columns:

@@ -38,7 +38,7 @@ class SecretListing:
         return self.view_of_row(rows.get_secret_row(id, deleted=True))
 
     def view_of_row(self, row: SecretRow) -> tuple[SecretView, int]:
-        """Return the view of a stored secret with the revision for its ETag."""
+        """Return the response body of a stored secret, with the revision for its ETag."""
         return self._views_of([row])[0], row.revision
 
     def list_secrets(self, query: SecretQuery, by: Principal) -> Page[SecretView]:

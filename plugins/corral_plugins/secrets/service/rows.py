@@ -1,4 +1,4 @@
-"""Operations on the rows of secrets: finding, locking, building views, publishing events and auditing."""
+"""Operations on the rows of secrets: finding and locking them, building response bodies, and publishing events."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHOWN = ("category", "description", "expires_at", "allowed_consumers", "allowed_
 
 
 def get_secret_row(id: str, *, deleted: bool = False) -> SecretRow:
-    """Return the secret with this id. If `deleted` is true, the secret may be deleted. Raises `NotFound`."""
+    """Return the secret with this id. A deleted secret is returned only if `deleted` is true. Raises `NotFound`."""
     row = SecretRow.get_or_none(SecretRow.id == id)
     if row is None or (row.deleted_at is not None and not deleted):
         raise NotFound("There is no secret with this id.")
@@ -59,7 +59,7 @@ def change_secret_row(row: SecretRow, values: Mapping[str, Any]) -> None:
 
 
 def expiring_until(days: list[int]) -> str:
-    """Return the time of the latest expiry for which a secret has the status `expiring`."""
+    """Return the end of the reminder period. A secret that expires before this time has the status `expiring`."""
     return clock.now(max(days, default=0) * DAY)
 
 
@@ -78,7 +78,7 @@ def status_of(row: SecretRow, until: str) -> Status:
 
 
 def status_is(status: Status, until: str) -> Any:
-    """Return the query condition for secrets with a status. `until` is the result of `expiring_until`."""
+    """Return the SQL condition for secrets with a status. `until` is the result of `expiring_until`."""
     live, expires = SecretRow.deleted_at.is_null(), SecretRow.expires_at
     return {
         "deleted": ~live,
@@ -92,7 +92,7 @@ def status_is(status: Status, until: str) -> Any:
 
 
 def references_by_name(keys: Iterable[str]) -> dict[str, list[SecretUser]]:
-    """Return the objects that use secrets, by the name of the secret. Names are in lower case."""
+    """Return the objects that use each secret, by the name of the secret in lower case."""
     found: dict[str, list[SecretUser]] = {}
     rows = SecretReference.select().where(SecretReference.name_key.in_(list(keys)))
     for row in rows.order_by(SecretReference.created_at, SecretReference.id):
@@ -101,13 +101,13 @@ def references_by_name(keys: Iterable[str]) -> dict[str, list[SecretUser]]:
 
 
 def secret_view(row: SecretRow, used: list[SecretUser], until: str) -> SecretView:
-    """Return the API view of a stored secret, without its value."""
+    """Return the response body of a stored secret, without its value."""
     same = {name: getattr(row, name) for name in SecretView.__struct_fields__ if hasattr(row, name)}
     return SecretView(**same, status=status_of(row, until), read_only=False, references=used)
 
 
 def pinned_view(item: PinnedSecret, used: list[SecretUser], max_versions: int) -> SecretView:
-    """Return the API view of a pinned secret, without its value."""
+    """Return the response body of a pinned secret, without its value."""
     return SecretView(
         id=item.id,
         name=item.name,
@@ -131,7 +131,7 @@ def pinned_view(item: PinnedSecret, used: list[SecretUser], max_versions: int) -
 
 
 def version_view(version: SecretVersion, current: int) -> VersionView:
-    """Return the view of a version, without its value. `current` is the number of the current version."""
+    """Return the response body of a version, without its value. `current` is the number of the current version."""
     in_grace = version.grace_until is not None and version.grace_until > clock.now()
     state: Any = "current" if version.n == current else "grace" if in_grace else "old"
     return VersionView(
@@ -199,7 +199,7 @@ def to_columns(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_duplicate(error: peewee.IntegrityError) -> bool:
-    """Return whether the database error reports that the name of a secret is already taken."""
+    """Return whether the database error means that the name of a secret is already taken."""
     return "secrets_secrets" in str(error) and "unique" in str(error).lower()
 
 

@@ -26,7 +26,7 @@ CHARSETS = {
 
 
 def checked_value(value: str, pointer: str = "/value") -> str:
-    """Return the value if it can be stored. Raises `Invalid` if the value is a mask or larger than 64 KiB."""
+    """Return the value if it can be stored. Raises `Invalid` if it is a masked value or larger than 64 KiB."""
     refuse_mask(value, pointer)
     if len(value.encode()) > MAX_VALUE_BYTES:
         raise Invalid.at(pointer, "too_long", "must be at most 64 KiB of UTF-8")
@@ -83,7 +83,7 @@ class SecretValues:
         return n
 
     def forget_old(self, row: SecretRow) -> None:
-        """Delete versions beyond `max_versions`, except those in their grace period."""
+        """Delete the oldest versions beyond `max_versions`, except versions in their grace period."""
         over = SecretVersion.grace_until.is_null() | (SecretVersion.grace_until <= clock.now())
         beyond = SecretVersion.n <= row.version - row.max_versions
         SecretVersion.delete().where((SecretVersion.secret_id == row.id) & beyond & over).execute()

@@ -1,6 +1,7 @@
 """Changes secrets on behalf of admins.
 
-Other code only records last uses and reminders, rewraps values, and shreds deleted secrets.
+Other code changes the rows of secrets only to record last uses and reminders, to rewrap values and to shred deleted
+secrets.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from corral_plugins.secrets.shapes import (
 
 FIELDS = ("name", "category", "description", "expires_at", "allowed_consumers", "allowed_hosts", "max_versions")
 BOUND = ("agent:", "workflow:", "trigger:", "tool:", "worker_group:")
-"""Consumers that require `allowed_hosts`, because users who edit a consumer must not decide where a value is sent."""
+"""Prefixes of consumers that require `allowed_hosts`. Without it, their editors could send a secret to any host."""
 
 
 class Vault:
@@ -214,7 +215,10 @@ class Vault:
 
 
 def check_hosts(consumers: list[str], hosts: list[str]) -> None:
-    """Raise `Invalid` if hosts are missing for consumers whose editors could otherwise send the value to any host."""
+    """Raise `Invalid` if `hosts` is empty but a consumer requires hosts.
+
+    Without hosts, users who can edit the consumer could send the value to any host.
+    """
     if not hosts and any(each.startswith(BOUND) for each in consumers):
         detail = "allowed_hosts is required for agents, workflows, triggers, tools and worker groups."
         raise Invalid.at("/allowed_hosts", "required", detail)

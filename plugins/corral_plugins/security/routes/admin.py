@@ -56,7 +56,7 @@ def update_password_policy(
 
 @routes.get("/ip-rules", needs=READ, live=True)
 def read_ip_rules(request: Request, rules: IpRules) -> RulesView:
-    """Read the IP rules, their mode and the address of this request."""
+    """Read the IP rules, their mode, and the client address of this request."""
     return rules.get_rules(request.client_ip)
 
 

@@ -1,6 +1,6 @@
-"""API keys: their creation, rotation and revocation, their last use, and authentication with a key.
+"""API keys: their creation, rotation, revocation and last use, and the authentication of requests with a key.
 
-The token of a key is `crl_<id>_<secret><crc>`. Its checksum reveals a mistyped token without a database lookup. A
+The token of a key is `crl_<id>_<secret><crc>`. The checksum `crc` reveals a mistyped token without a database lookup. A
 request with a key has the permissions that the key's scopes include and that its owner currently holds. The last use is
 written in batches, at most once a minute for each key.
 """
@@ -60,7 +60,7 @@ class LastUseRecorder:
     def record_use(self, key_id: str, client_ip: str) -> None:
         """Record a use of a key.
 
-        Most calls return early, because the key was already recorded within the last minute.
+        Most of the time this does nothing, because a use of the same key was already recorded within the last minute.
         """
         now = clock.time_s()
         if now - self._recorded.get(key_id, 0.0) >= RECORD_SECONDS:
@@ -77,7 +77,7 @@ class LastUseRecorder:
                 log.exception("cannot write the last use of API keys")
 
     async def write_pending(self) -> None:
-        """Write the uses collected since the previous call."""
+        """Write the last uses of keys that were recorded since the previous call to the database."""
         new, self._pending = list(self._pending.items()), {}
         long_ago = clock.time_s() - RECORD_SECONDS
         self._recorded = {key_id: at for key_id, at in self._recorded.items() if at > long_ago}
@@ -87,7 +87,7 @@ class LastUseRecorder:
 
 
 def _write_uses(uses: dict[str, tuple[str, str]]) -> None:
-    """Write the uses. A more recent use written by another process is kept."""
+    """Write the last uses of keys. A more recent use written by another process is kept."""
     due = ApiKeyRow.last_used_at.is_null() | (ApiKeyRow.last_used_at < clock.now(-RECORD_SECONDS + WRITE_SECONDS))
     rows = list(ApiKeyRow.select(ApiKeyRow.id).where(ApiKeyRow.id.in_(list(uses)) & due).order_by(ApiKeyRow.id))
     for row in rows:
@@ -203,7 +203,7 @@ class ApiKeys:
     def _check_step_up(self, scopes: Sequence[str], by: Principal) -> None:
         """Require re-authentication for scopes that a session can use only after re-authentication.
 
-        Otherwise a user could create a key to bypass it.
+        Otherwise a user could create a key to bypass re-authentication.
         """
         named = [item.name for item in self._permissions.all() if item.step_up and item.name in scopes]
         if named and not by.has_stepped_up:
@@ -273,7 +273,7 @@ class ApiKeys:
             raise Invalid("Some scopes match no permission that you hold.", errors=faults)
 
     def _forget_cached_key(self, key_id: str) -> None:
-        """Remove the key from the credential cache, so that its next request is authenticated again."""
+        """Remove the key from the credential cache, so that its next request reads the key from the database again."""
         after_commit(lambda: self._credentials.forget(lambda caller: caller.kind == "api_key" and caller.id == key_id))
 
     def _publish_event(self, event: Event, verb: str, row: ApiKeyRow, details: dict[str, Any]) -> None:
@@ -340,7 +340,7 @@ def _parse_networks(given: Iterable[str]) -> list[str]:
 
 
 def new_key(public: str | None = None) -> str:
-    """Generate a token with 256 random bits. `public` reuses the visible prefix of another token."""
+    """Generate a token with 256 random bits. If `public` is given, the token starts with this visible prefix."""
     shown = public or PREFIX + _random_text(ID)
     body = f"{shown}_{_random_text(SECRET)}"
     return body + _check_key_request(body)
@@ -392,7 +392,7 @@ RESULTS = ("ok", "malformed", "unknown", "revoked", "expired", "disabled", "owne
 
 
 class KeyMetrics:
-    """Counts authentication results of API keys since the start of this process."""
+    """Counts the results of authentication with API keys since the start of this process."""
 
     def __init__(self) -> None:
         self.results: Counter[str] = Counter()

@@ -107,7 +107,7 @@ LOCKED_OUT = "These rules would refuse your own address; add a rule that allows 
 
 
 class ActiveIpRules(msgspec.Struct, frozen=True):
-    """The unexpired rules that a process applies. `until` is the time when the first of them expires."""
+    """The IP rules that have not expired. `until` is the time when the first of them expires."""
 
     version: int
     rules: IpRuleset
@@ -190,7 +190,7 @@ class IpRules:
         return int(IpRuleRow.delete().where(IpRuleRow.expires_at <= clock.now()).execute())
 
     def record_refusal(self) -> None:
-        """Record a rejected request in the audit log. The client address comes from the entry of the unit of work."""
+        """Record a rejected request in the audit log. The client address is taken from the current unit of work."""
         if self.audit is not None:
             entry = AuditEntry(
                 action="security.ip_rules.refuse",
@@ -277,7 +277,8 @@ HEALTH = ("/health/", "/api/v1/health/")  # these paths and the paths below them
 class IpGate:
     """Implements `Gate` for the IP rules.
 
-    If the rules are off, a check costs one comparison. Verdicts are cached until the rules change.
+    If the rules are off, checking a request costs one comparison. The verdict on each address is cached until the rules
+    change.
     """
 
     def __init__(self) -> None:
@@ -314,7 +315,7 @@ class IpGate:
         return until is not None and until <= clock.now()
 
     def take_pending(self) -> list[str]:
-        """Remove and return the addresses whose rejection must be audited, each at most once a minute."""
+        """Return and forget the addresses whose rejected requests must be audited, each at most once a minute."""
         now = clock.time_s()
         self._recorded = {client_ip: at for client_ip, at in self._recorded.items() if now - at < AUDIT_SECONDS}
         found, self._pending = list(self._pending), {}
@@ -370,7 +371,7 @@ class IpGateUpdater:
                 log.warning("the IP rules could not be read", extra={"reason": problem.detail})
 
     async def _record_refusals(self) -> None:
-        """Record each rejection in its own unit of work, because the client address is an attribute of the unit."""
+        """Record each rejection in its own unit of work, because a unit of work has only one client address."""
         for client_ip in self._gate.take_pending():
             entry = Entry("ip rules", ANONYMOUS, client_ip=client_ip)
             with contextlib.suppress(Problem):  # the request was rejected anyway; the audit plugin reports failures

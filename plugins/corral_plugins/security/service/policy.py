@@ -1,4 +1,4 @@
-"""The sign-in policy and the password policy. Each policy presents one category of settings as an object."""
+"""The sign-in policy and the password policy. Each policy is an object whose fields are one category of settings."""
 
 from __future__ import annotations
 
@@ -81,12 +81,12 @@ class SecurityPolicies:
             emit(SecurityChanged(section=section, changed=fields), object=("security", section))
 
     def register_checks(self) -> None:
-        """Register the check of the policy for every way to change settings, including `/settings`."""
+        """Register a check of policy changes, which also runs when the settings are changed with `/settings`."""
         if self.store is not None:
             self.store.add_check([REQUIRE_MFA, REQUIRE_MFA_ROLES], self._check_author)
 
     def _check_author(self, values: Settings, by: Principal) -> None:
-        """Reject a change that requires a second factor if its author has none and would be locked out."""
+        """Reject a change that requires a second factor if the author of the change has no second factor."""
         if not values.get(REQUIRE_MFA) or by.role not in values.get(REQUIRE_MFA_ROLES) or by.user_id is None:
             return
         if not self._accounts.get(by.user_id).mfa_enabled:

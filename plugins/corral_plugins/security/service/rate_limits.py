@@ -1,8 +1,9 @@
 """Rate limits and the concurrency limit.
 
-Requests are counted in memory, so that no request waits for another process. A bucket is stored as the instant at which
-it will be empty again. An instant in the past means an empty bucket, so buckets need no cleanup. Buckets are stored in
-two generations, each limited to one window and to `MAX_KEYS`. The older generation is dropped as a whole.
+Requests are counted in memory, so that no request waits for another process. A bucket is stored as the time at which it
+will be empty again. A time in the past means that the bucket is empty, so empty buckets need not be deleted one by one.
+Buckets are stored in two generations, each limited to one window and to `MAX_KEYS`. The older generation is dropped as
+a whole.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ class BucketFull(Exception):
 class TokenBuckets:
     """The buckets of one rate limit. Used on the event loop only.
 
-    `share` is the number of processes that divide the limit among them and count separately. If `unshared` is a dict,
-    it collects the counts by key until `RequestLimits` sends them to the other processes.
+    If the processes count separately, `share` is the number of processes among which the limit is divided. If
+    `unshared` is a dict, it collects the number of requests by key until `RequestLimits` sends them to the other
+    processes.
     """
 
     def __init__(self, rate: Rate, *, now: Callable[[], float] = time.monotonic) -> None:
@@ -52,9 +54,9 @@ class TokenBuckets:
         self.set_limit(rate.count, 1)
 
     def set_limit(self, count: int, share: int) -> None:
-        """Allow `count` requests per period of the rate in all `share` processes together.
+        """Allow `count` requests per period in all `share` processes together.
 
-        This process allows an equal part of them, but at least one.
+        This process allows an equal part of the requests, but at least one.
         """
         self.count, self.share = count, share
         self._interval = self.rate.seconds * share / count
@@ -81,7 +83,7 @@ class TokenBuckets:
     def apply_shared_level(self, key: str, ahead: float) -> None:
         """Apply the fill level of a bucket, in seconds, that was received from the other processes.
 
-        Counts that this process has not sent yet are added to the level.
+        Requests that this process has counted but not yet sent are added to the level.
         """
         more = (self.unshared or {}).get(key, 0) * self.rate.seconds / self.count
         empty = self._now() + ahead + more
@@ -90,7 +92,7 @@ class TokenBuckets:
             self._recent[key] = empty
 
     def seconds_of(self, calls: int) -> float:
-        """Return the number of seconds by which `calls` requests fill a bucket that all processes share."""
+        """Return the number of seconds by which `calls` requests fill a bucket that is shared by all processes."""
         return calls * self.rate.seconds / self.count
 
     def _rotate_generations(self, now: float) -> None:
@@ -219,7 +221,7 @@ class RequestLimits:
             await asyncio.sleep(ADJUST_EVERY)
 
     async def share_counts(self) -> None:
-        """Exchange counts with the other processes. Runs as a supervised task."""
+        """Exchange request counts with the other processes. Runs as a supervised task."""
         assert self._shared is not None
         while True:
             try:
@@ -232,7 +234,7 @@ class RequestLimits:
             await asyncio.sleep(SHARE_PAUSE)
 
     async def exchange_counts(self) -> None:
-        """Send the counts of this process once and receive the totals.
+        """Send the request counts of this process once, and receive the totals of all processes.
 
         Counts that cannot be sent still apply in this process.
         """

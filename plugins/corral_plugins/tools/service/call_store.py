@@ -1,7 +1,7 @@
 """Reads and writes of the rows of tool calls.
 
-Every transition is one conditional update. An update that loses a race has no effect. Results are stored as JSON of at
-most 64 KiB.
+Every status change is a single conditional UPDATE, which changes nothing if another process changed the row first.
+Results are stored as JSON of at most 64 KiB.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ def to_json(value: Any) -> Any:
 
 
 def truncate_output(value: Any, limit: int = LIMIT) -> Any:
-    """Truncate the longest strings of an object until the JSON has at most `limit` bytes.
+    """Truncate a value so that its JSON has at most `limit` bytes.
 
-    Any other value that is too large becomes one truncated string.
+    If the value is an object, its longest strings are truncated. If that is not enough, or if the value is a list, the
+    whole JSON becomes one truncated string.
     """
     size = len(_encode(value))
     if size <= limit:
@@ -55,7 +56,7 @@ def truncate_output(value: Any, limit: int = LIMIT) -> Any:
 
 
 def _truncate_text(text: str, limit: int, size: int) -> str:
-    """Truncate a text so that the JSON of the text, including the note, has at most `limit` bytes."""
+    """Truncate a text and append a note about the truncation. The JSON of both together has at most `limit` bytes."""
     note = NOTE.format(omitted=size, size=size)
     kept = text.encode()[: max(0, limit - len(note) - 2)].decode(errors="ignore")
     while len(_encode(kept)) > max(2, limit - len(note)):  # escape sequences make the JSON longer than the text
@@ -69,7 +70,7 @@ def _truncate_text(text: str, limit: int, size: int) -> str:
 _SHOWN = [name for name in ToolCallView.__struct_fields__ if name in ToolCallRow._meta.fields]
 
 ALIVE_SECONDS = 15
-"""Seconds without contact after which the process that runs a call is considered to have stopped."""
+"""The number of seconds without contact after which the process that runs a call is considered to have stopped."""
 ABANDONED_LIMIT = 200
 
 OPEN = peewee.SQL("status IN ('running', 'permitted')")
@@ -207,6 +208,6 @@ def delete_calls_of_task(task_id: str, limit: int) -> int:
 
 
 def call_view(row: ToolCallRow) -> ToolCallView:
-    """Convert a row into the public shape of a tool call."""
+    """Convert a row into the response body of a tool call."""
     shown: dict[str, Any] = {name: getattr(row, name) for name in _SHOWN}
     return ToolCallView(**shown, attempt=row.fence, started_at=row.created_at)

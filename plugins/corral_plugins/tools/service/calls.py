@@ -1,6 +1,7 @@
 """Tool calls under a lease, and the history of calls.
 
-The first unit of work decides on the call and stores it. Then the tool runs. A second unit of work stores the outcome.
+The first unit of work decides whether the call is allowed and stores the call. Then the tool runs. A second unit of
+work stores the outcome.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class CallRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CallInProgress(msgspec.Struct, frozen=True):
-    """A marker that a call must wait.
+    """Returned when a call cannot start yet and must wait.
 
     Either the same call is already running, in this or another process, or too many calls of the task are running.
     """
@@ -185,7 +186,10 @@ class ToolCalls:
     def _start_call(
         self, request: CallRequest, run: Run, tool: RegisteredTool, subject: CallSubject, row: ToolCallRow | None = None
     ) -> ToolExecution | ToolCallView:
-        """Store an allowed call, or the next execution of `row`. For a worker tool, return the call with a permit."""
+        """Store an allowed call. If `row` is given, store the next execution of that call instead.
+
+        For a worker tool, return the call with a permit.
+        """
         is_permit = tool.definition.runs == "worker"
         state: dict[str, Any] = {"status": "running", "alive_until": clock.now(call_store.ALIVE_SECONDS)}
         if is_permit:

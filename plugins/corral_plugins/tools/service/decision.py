@@ -1,8 +1,9 @@
 """Decides on tool calls, and collects everything that a decision depends on.
 
-The decision is a pure function of its context, and is the same for calls and checks. The context consists of the
-subject of the call, the permissions of the subject, and the results of the tool's own checks and schema. The code reads
-in the caller's unit of work and changes nothing. If a check of a plugin raises an exception, the call is denied.
+The decision is a pure function of its context, so an actual call and a mere check of the same call have the same
+result. The context consists of the subject of the call, the permissions of the subject, and the results of the tool's
+own checks and schema. The code reads in the caller's unit of work and changes nothing. If a check of a plugin raises an
+exception, the call is denied.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class ToolPolicyRule(msgspec.Struct, frozen=True, kw_only=True):
     """The rule of an agent for a tool.
 
     `policy` is the policy for the tool. `when_tainted` is the policy in tainted runs. `config` further restricts the
-    arguments. None means that the agent does not override the value.
+    arguments. A field that is None does not override the default of the tool.
     """
 
     policy: ToolPolicy | None = None
@@ -62,7 +63,7 @@ class ToolPolicyRule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DecisionContext(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that the decision on a call depends on, in the order of the rules.
+    """Everything that the decision on a call depends on, in the order in which the rules use it.
 
     `risk` is None if the tool does not exist.
     """
@@ -111,8 +112,8 @@ class ToolDecision(msgspec.Struct, frozen=True, kw_only=True):
 def decide_call(context: DecisionContext) -> ToolDecision:
     """Decide whether a tool call is allowed.
 
-    For an unknown tool, `unknown_tool` is the only reason. The policy `ask` denies the call, because nobody can approve
-    calls.
+    For an unknown tool, `unknown_tool` is the only reason. The policy `ask` denies the call, because approvals are not
+    available.
     """
     if context.risk is None:
         return ToolDecision(decision="denied", reasons=("unknown_tool",))
@@ -180,7 +181,7 @@ _RULES: tuple[tuple[str, Callable[[DecisionContext, ToolPolicy], bool]], ...] = 
     ("policy", lambda context, policy: policy != "allow"),
     ("caps", lambda context, policy: context.calls >= context.max_calls or context.running >= context.max_running),
 )
-"""Rules 2 to 10 for a tool call. The callers check rule 1 (the lease and the kill switch) beforehand."""
+"""Rules 2 to 10 for tool calls. Callers of `decide_call` check rule 1 (lease and kill switch) beforehand."""
 
 
 # -- the context
@@ -375,7 +376,7 @@ def _is_admitted(tool: RegisteredTool, rule: ToolPolicyRule, arguments: Any) -> 
 
 @functools.lru_cache(maxsize=512)
 def _is_safe(schema: bytes) -> bool:
-    """Return whether the server can safely validate with the schema of a worker.
+    """Return whether it is safe for the server to validate arguments with a schema that a worker supplied.
 
     The schema must be valid and small, and must not contain regular expressions.
     """

@@ -46,8 +46,8 @@ SENTENCES = {
 class ToolExecution(msgspec.Struct, frozen=True, kw_only=True):
     """A tool call that runs in this process.
 
-    The process may write to the row of the call only while the column `executions` of the row has the same value as
-    this object.
+    The process may write to the row of the call only while the column `executions` has the same value as the field
+    `executions` of this object.
     """
 
     row_id: str
@@ -67,7 +67,7 @@ class ToolOutcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ToolExecutions:
-    """The runner of server tools, which also stores their outcomes."""
+    """Runs the tools of the server, and stores the outcomes of the calls."""
 
     tasks: Tasks | None
 
@@ -103,7 +103,7 @@ class ToolExecutions:
     # -- `def` tools
 
     def _run_in_unit(self, execution: ToolExecution) -> ToolCallView:
-        """Run a tool and store the outcome in one unit of work. An exception rolls both back."""
+        """Run a tool and store the outcome in one unit of work. If an exception is raised, both are rolled back."""
         row = self._lock_call(execution)
         assert execution.tool.definition.run is not None
         value = execution.tool.definition.run(execution.context, execution.arguments)

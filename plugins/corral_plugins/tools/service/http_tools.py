@@ -47,7 +47,7 @@ def html_to_text(html: str, base: str = "") -> str:
 
 
 class _HtmlTextParser(HTMLParser):
-    """A parser that collects the text that a browser would show."""
+    """Collects the text that a browser would show for a page."""
 
     def __init__(self, base: str) -> None:
         super().__init__(convert_charrefs=True)

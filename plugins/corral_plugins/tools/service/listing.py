@@ -61,7 +61,8 @@ class ToolListing:
     def change_tool(self, name: str, patch: ToolPatch, match: IfMatch, *, by: Principal) -> ToolView:
         """Change the overrides of a tool. Null restores the value of the tool definition.
 
-        Raise `Conflict` if another request changed the tool meanwhile, and `Invalid` for values that are not allowed.
+        Raise `Conflict` if another request changed the tool in the meantime, and `Invalid` for values that are not
+        allowed.
         """
         tool = self._find_tool(name)
         before = tool.overrides
@@ -117,9 +118,9 @@ class ToolListing:
 
 
 def tool_view(tool: RegisteredTool, agent: AgentFacts | None) -> ToolView:
-    """Build the public shape of a tool.
+    """Build the response body for a tool.
 
-    With an agent, the shape contains the policy of the tool for a run of this agent that is not tainted.
+    If an agent is given, the body contains the policy of the tool for a run of this agent that is not tainted.
     """
     policy = None
     if agent is not None:

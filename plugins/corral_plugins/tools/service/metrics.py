@@ -14,7 +14,7 @@ OTHER = "other"
 
 
 class ToolMetrics:
-    """The number of tool calls by tool and decision, their durations, and the number of tainted attempts.
+    """Counts tool calls by tool and decision, measures their durations, and counts tainted attempts.
 
     Tools that only workers offer are counted as `other`.
     """
@@ -35,7 +35,7 @@ class ToolMetrics:
         after_commit(lambda: self.seconds.observe(duration_ms / 1000, (_label_of(tool),)))
 
     def count_tainted_attempt(self) -> None:
-        """Count an attempt that received its first untrusted content."""
+        """Count an attempt as tainted, because it received its first untrusted content."""
         after_commit(lambda: setattr(self, "_tainted", self._tainted + 1))
 
     def calls_by_decision(self) -> Mapping[tuple[str, ...], float]:

@@ -47,7 +47,7 @@ class ToolPermits:
 
     @staticmethod
     def permit_columns(tool: RegisteredTool) -> dict[str, Any]:
-        """Return the columns of a new permit: its expiry, and the time after which the call is considered abandoned."""
+        """Return the columns of a new permit: when it expires, and when its call is considered abandoned."""
         return {
             "permit_until": clock.now(PERMIT_SECONDS),
             "alive_until": clock.now(PERMIT_SECONDS + tool.timeout_seconds + REPORT_GRACE_SECONDS),
@@ -59,7 +59,7 @@ class ToolPermits:
         return bool(row.lease_id == run.lease_id and (row.permit_until or "") > clock.now())
 
     def call_with_permit(self, row: ToolCallRow) -> ToolCallView:
-        """Build the public shape of a call with its permit. Only the worker of the call may receive the permit."""
+        """Build the response body of a call with its permit. Only the worker of the call may receive the permit."""
         shown = call_store.call_view(row)
         shown.permit = base64.urlsafe_b64encode(self._sealer.mac(PURPOSE, _signed_data(row))).rstrip(b"=").decode()
         shown.permit_expires_at = row.permit_until or clock.now()

@@ -1,6 +1,6 @@
 """The registry of all tools.
 
-Tools come from plugins (the hook `corral_tools`) and from workers. Admins can override some of their values.
+Tools come from plugins (the hook `corral_tools`) and from workers. Admins can override some values of a tool.
 """
 
 from __future__ import annotations
@@ -174,7 +174,8 @@ class ToolRegistry:
 def _overrides_of_row(row: tuple[Any, ...]) -> ToolOverrides:
     """Convert a row into `ToolOverrides`.
 
-    Compiled statements return JSON columns as text, and some database engines return booleans as numbers.
+    This function also decodes values, because compiled statements return JSON columns as text and some database engines
+    return booleans as numbers.
     """
     values = dict(zip(FIELDS, row, strict=True))
     values["enabled"] = bool(values["enabled"])

@@ -303,7 +303,8 @@ def _is_temporary(error: ApiError) -> bool:
 class LiveOutput:
     """The live output of a reply: progress reports with the last 500 characters of its text, twice a second.
 
-    `add_text` and the exit of the context raise `WorkerLeaseLost` or `CancelRequested` if the server reports this.
+    If the response to a report says that the lease has ended or the task is being cancelled, `add_text` and the end of
+    the `async with` block raise `WorkerLeaseLost` or `CancelRequested`.
     """
 
     def __init__(self, client: WorkerApiClient, task_id: str) -> None:
@@ -329,7 +330,7 @@ class LiveOutput:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait for the progress report that is being sent, so that it arrives before any other report."""
+        """Wait until the current progress report was sent, so that it arrives before any other report."""
         if self._sending is None:
             return
         if error is not None:
@@ -340,7 +341,7 @@ class LiveOutput:
 
 
 def _check_report(sending: asyncio.Task[dict[str, Any]]) -> None:
-    """Raise `WorkerLeaseLost` or `CancelRequested` if the response to a progress report contains that state.
+    """Raise `WorkerLeaseLost` or `CancelRequested` if the response to a progress report requires it.
 
     A progress report that did not arrive is ignored.
     """

@@ -37,15 +37,15 @@ T = TypeVar("T")
 
 
 class ServerUnreachable(Exception):
-    """The error for a request without a response: the server is not running, or the connection broke."""
+    """Raised if a request received no response, because the server is not running or the connection broke."""
 
 
 class ResponseCut(ServerUnreachable):
-    """The error for an incomplete response. The server may have processed and billed the request."""
+    """Raised if a response is incomplete. The server may have processed and billed the request."""
 
 
 class ApiError(Exception):
-    """The error for a call that the server refused.
+    """Raised if the server refused a call.
 
     `code` is the stable error code. `members` is the whole problem document. If `is_foreign` is true, the response is
     not from the API, but from a proxy or another program at this address.
@@ -73,11 +73,11 @@ class ApiError(Exception):
 
 
 class WorkerLeaseLost(Exception):
-    """The error for a lease that has ended. The attempt must stop without a report."""
+    """Raised if the lease has ended. The attempt must stop without a report."""
 
 
 class CancelRequested(Exception):
-    """The error for a task that is being cancelled. The attempt must stop; the worker acknowledges the cancellation."""
+    """Raised if the task is being cancelled. The attempt must stop; the worker acknowledges the cancellation."""
 
 
 def raise_for_lease_state(reply: Mapping[str, Any]) -> None:
@@ -291,7 +291,7 @@ class WorkerApiClient:
 
 
 def _is_direct(url: str) -> bool:
-    """Return whether the environment defines no proxy for the URL. A custom transport would bypass a proxy."""
+    """Return whether requests to the URL use no proxy. A custom transport would ignore a proxy."""
     parts = urllib.parse.urlsplit(url)
     host, proxies = parts.hostname or "", urllib.request.getproxies()
     if host in ("localhost", "::1") or host.startswith("127.") or not {parts.scheme, "all"} & proxies.keys():

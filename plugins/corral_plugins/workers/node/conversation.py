@@ -53,7 +53,7 @@ def _task_instructions(task: Mapping[str, Any]) -> str:
 def resume_messages(resume: Mapping[str, Any]) -> list[Message]:
     """Return the message with the decision, input or review that the task waited for.
 
-    Return an empty list if there is none.
+    Return an empty list if the task waited for none of these.
     """
     parts = [
         quote_data(name, resume[name])
@@ -158,7 +158,7 @@ class _StoredMessage(msgspec.Struct):
 
 
 class _StoredCheckpoint(msgspec.Struct):
-    """The format of checkpoints, used for validation. Unknown members, such as those of other releases, are ignored."""
+    """The format of checkpoints, used for validation. Unknown members, which other releases may add, are ignored."""
 
     step: int = 0
     repairs: int = 0

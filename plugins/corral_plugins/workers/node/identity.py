@@ -28,11 +28,11 @@ class WorkerIdentity(msgspec.Struct, kw_only=True):
 
 
 class FolderInUse(Exception):
-    """The error for a folder that another worker is using."""
+    """Raised if another worker is using the folder."""
 
 
 class FolderUnusable(Exception):
-    """The error for a folder that cannot be created or written."""
+    """Raised if the folder of the worker cannot be created or written."""
 
 
 class TokenLosses:
@@ -63,7 +63,7 @@ class WorkerFolder:
 
     @contextlib.contextmanager
     def lock_folder(self) -> Iterator[None]:
-        """Create the folder and lock it while the context is active. Raise `FolderInUse` or `FolderUnusable`."""
+        """Create the folder and lock it until the `with` block ends. Raise `FolderInUse` or `FolderUnusable`."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = (self.path / "lock").open("w")

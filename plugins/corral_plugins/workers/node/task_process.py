@@ -46,7 +46,7 @@ class TaskContext(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProcessNotStarted(Exception):
-    """The error for a process that could not be started. The worker can run no more tasks."""
+    """Raised if a process could not be started. The worker can then run no more tasks."""
 
 
 # -- inside the task process

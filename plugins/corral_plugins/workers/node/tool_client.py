@@ -53,7 +53,7 @@ class ToolClient:
     async def call_tool(self, call: Mapping[str, Any]) -> Message:
         """Make a tool call and return the message with the result or error for the model.
 
-        Raise `WorkerLeaseLost`, `TaskWaits`, or `ApiError` if the task should be released.
+        Raise `WorkerLeaseLost` or `TaskWaits` if the attempt ends, and `ApiError` if the task should be released.
         """
         name = self._names.get(call["function"]["name"], call["function"]["name"])
         try:

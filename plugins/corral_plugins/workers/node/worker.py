@@ -32,7 +32,7 @@ UNKNOWN_REASON_SECONDS = 5.0
 
 
 class WorkerRefused(Exception):
-    """The error for a worker that the server permanently refuses. Repeating the call does not help."""
+    """Raised if the server permanently refuses the worker. Repeating the call does not help."""
 
 
 class WorkerOptions(msgspec.Struct, kw_only=True):
@@ -267,7 +267,7 @@ class ReferenceWorker:
         self._apply_reply({"leases": reply.get("signals"), "commands": reply.get("commands")}, None)
 
     async def _repeat_step(self, step: Callable[[WorkerIdentity], Awaitable[None]]) -> None:
-        """Repeat a step until cancelled. Failed calls do not affect the leases, which last until their deadline."""
+        """Repeat a step until cancelled. Failed calls do not end the leases, which last until their deadlines."""
         tries = 0
         while True:
             identity = self._identity
@@ -298,8 +298,8 @@ class ReferenceWorker:
     def _apply_reply(self, reply: Mapping[str, Any], sent: float | None) -> None:
         """Apply the lease states, the commands and the worker status of a response.
 
-        The status of the worker makes up for commands that were lost. `sent` is the monotonic time at which the request
-        was sent, or None if the response does not renew leases.
+        The worker status is applied in case the response with an earlier command was lost. `sent` is the monotonic time
+        at which the request was sent, or None if the response does not renew leases.
         """
         for state in reply.get("leases") or ():
             lease = self._leases.get(state["lease_id"])
@@ -322,7 +322,7 @@ class ReferenceWorker:
 
 
 def _lease_seconds(server_time: str | None, expires_at: str | None) -> float | None:
-    """Return the remaining duration of a lease by the clock of the server, or None if the response lacks it."""
+    """Return the remaining seconds of a lease by the server's clock, or None if one of the times is missing."""
     if server_time is None or expires_at is None:
         return None
     return max(0.0, (datetime.fromisoformat(expires_at) - datetime.fromisoformat(server_time)).total_seconds())

@@ -37,7 +37,8 @@ UNAPPROVED = ("pending", "rejected")
 class WorkerAdministration:
     """The service that changes workers for admins.
 
-    Every transition is one conditional update. A request that loses a race receives the error `invalid_state`.
+    Every status change is a single conditional UPDATE. If another request changed the worker first, the request fails
+    with the error `invalid_state`.
     """
 
     audit: Audit | None
@@ -181,7 +182,7 @@ class WorkerAdministration:
     def _write_changes(self, row: Worker, changes: dict[str, Any], unlisted: dict[str, Any]) -> WorkerView:
         """Apply changes that do not affect the status of a worker.
 
-        `unlisted` contains additional columns that are not listed in the event and the audit entry.
+        `unlisted` contains columns to change that the event and the audit entry do not mention.
         """
         if not changes:
             return repository.worker_view(row, WorkerView)

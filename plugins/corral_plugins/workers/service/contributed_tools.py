@@ -1,4 +1,4 @@
-"""The contribution of the reference worker's tools to the plugin `tools`.
+"""Adds the tools of the reference worker to the plugin `tools`.
 
 Each worker reports at registration which of these tools it offers.
 """

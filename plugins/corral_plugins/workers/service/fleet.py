@@ -57,7 +57,8 @@ _TOTALS = Statement(
 class WorkerTotals(msgspec.Struct, frozen=True):
     """Totals of the workers of one group and status.
 
-    Each usage is a pair: the sum of the percentages, and the number of workers that reported a percentage.
+    `cpu`, `memory` and `disk` are pairs: the sum of the percentages, and the number of workers that reported a
+    percentage.
     """
 
     group: str | None
@@ -130,7 +131,7 @@ class Fleet:
         )
 
     def workers_health(self) -> tuple[str, str]:
-        """Return the result of the health check `workers`: a status and a sentence."""
+        """Return the result of the health check `workers`: a status and a sentence that explains it."""
         count = _count_by_status(fleet_totals())
         waiting = self.tasks.queue_statistics().depth if self.tasks is not None else 0
         if waiting and not count["online"]:
@@ -141,7 +142,7 @@ class Fleet:
         return ("degraded" if count["offline"] else "ok"), sentence
 
     def queue_health(self) -> tuple[str, str]:
-        """Return the result of the health check `queue`: a status and a sentence.
+        """Return the result of the health check `queue`: a status and a sentence that explains it.
 
         If a task waits for more than 60 s although workers have free capacity, probably no worker can claim the task.
         """
@@ -174,7 +175,7 @@ def _average_usage(sums: Iterable[tuple[float, int]]) -> float | None:
 
 
 def _totals_by_group(parts: Iterable[WorkerTotals]) -> dict[str, GroupTotals]:
-    """Return the totals of approved workers by group. Workers without a group are counted under the empty name."""
+    """Return the totals of approved workers by group. Workers without a group are in the group with the empty name."""
     groups: dict[str, GroupTotals] = {}
     for part in parts:
         if part.status not in repository.APPROVED:
@@ -191,8 +192,8 @@ def _totals_by_group(parts: Iterable[WorkerTotals]) -> dict[str, GroupTotals]:
 def _has_label(label: str) -> Any:
     """Return the SQL condition for workers with a label. `label` is `key` or `key=value`.
 
-    The condition searches the JSON text of the labels. Unlike LIKE, REPLACE has no wildcards and is case-sensitive on
-    every database engine.
+    The condition searches the JSON text of the labels with REPLACE. Unlike LIKE, REPLACE has no wildcards and is
+    case-sensitive on every database engine.
     """
     key, has_value, value = label.partition("=")
     needle = msgspec.json.encode(key).decode() + ":"

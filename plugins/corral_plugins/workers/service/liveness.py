@@ -59,7 +59,7 @@ class WorkerLiveness:
         return min(MAX_WRITE_INTERVAL, declared.offline_seconds(self._settings) / 3)
 
     def note_contact(self, worker_id: str) -> None:
-        """Note in memory that the worker made a call. `write_contacts` later writes it to the database."""
+        """Note in memory that the worker made a call. `write_contacts` later writes the time to the database."""
         self._noted[worker_id] = None
 
     def note_listening(self, worker_id: str, until: float) -> None:
@@ -76,7 +76,7 @@ class WorkerLiveness:
             before_commit(lambda: self._write_seen([worker_id]))
 
     def is_listening(self, worker_id: str) -> bool:
-        """Return whether the worker has an open `signals` call, in this or another process."""
+        """Return whether the worker is waiting for signals, that is, has an open `signals` call to any process."""
         if self._listening.get(worker_id, 0.0) > clock.time_s():
             return True
         found = _LAST_SEEN.one({"id": worker_id})
@@ -140,7 +140,7 @@ class WorkerSweeps:
             await self._work(self.sweep_in_unit, entry=entry)
 
     def sweep_in_unit(self) -> None:
-        """Do the same as `sweep_silent_workers`, in the caller's unit of work."""
+        """Run the sweep of `sweep_silent_workers` in the caller's unit of work."""
         self._take_offline()
         self._raise_or_clear_alert()
 
@@ -154,7 +154,7 @@ class WorkerSweeps:
             pass
 
     def _has_work(self) -> bool:
-        """Return whether a sweep would write anything. Runs in a read-only unit of work, which is cheaper."""
+        """Return whether a sweep would write anything. Runs in a read-only unit of work, because that is cheaper."""
         return bool(Worker.select().where(self._silent_workers()).exists()) or self._lacks_worker() != _is_alerted()
 
     def _silent_workers(self) -> Any:
@@ -193,7 +193,7 @@ class WorkerSweeps:
             emit(alert, object=("system", NO_WORKER))
 
     def _delete_batch(self, before: str) -> int:
-        """Delete one chunk of silent workers. Return the number of deleted workers."""
+        """Delete one batch of silent workers. Return the number of deleted workers."""
         silent = (Worker.status == "offline") & (Worker.last_seen_at < before) & (Worker.active_leases == 0)
         old = Worker.select(Worker.id).where(silent).limit(PRUNE_CHUNK)
         gone = list(Worker.delete().where(Worker.id.in_(old) & silent).returning(Worker).execute())

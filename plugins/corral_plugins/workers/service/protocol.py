@@ -32,24 +32,24 @@ CLAIM_REASONS = ("ok", "none", "at_capacity", "draining", "budget_exhausted", "k
 
 
 class ClaimMetrics:
-    """The number of answered claims by reason, and their durations. Only the event loop changes the values."""
+    """Counts claim requests by the reason in the response, and measures durations. Used on the event loop only."""
 
     def __init__(self) -> None:
         self._answers: Counter[str] = Counter()
         self.seconds = Histogram()
 
     def count_claim(self, reason: str, seconds: float) -> None:
-        """Count one answered claim."""
+        """Count one claim request after its response is known."""
         self._answers[reason] += 1
         self.seconds.observe(seconds)
 
     def by_reason(self) -> Mapping[tuple[str, ...], float]:
-        """Return the number of answered claims by reason."""
+        """Return the number of claim requests by the reason in their response."""
         return {(reason,): float(self._answers[reason]) for reason in CLAIM_REASONS}
 
 
 class WorkerProtocol:
-    """The service that answers the calls of workers. Runs in the caller's unit of work."""
+    """The service that handles the requests of workers. Runs in the caller's unit of work."""
 
     tasks: Tasks | None
 
@@ -78,9 +78,9 @@ class WorkerProtocol:
         )
 
     def claim(self, worker_id: str, wanted: ClaimBody, *, caller: Principal) -> ClaimResponse | Wait:
-        """Claim tasks. Return a `Wait` until `wanted.until` if no task can be claimed.
+        """Claim tasks. Raise `Unavailable(plugin_disabled)` if the plugin `tasks` is not active.
 
-        Raise `Unavailable(plugin_disabled)` if the plugin `tasks` is not active.
+        If no task can be claimed, return a `Wait`, with which the request waits until `wanted.until`.
         """
         repository.require_own_token(worker_id, caller)
         if self.tasks is None:
@@ -110,7 +110,10 @@ class WorkerProtocol:
     def read_signals(
         self, worker_id: str, *, after: int, began: float, wait: int, caller: Principal
     ) -> WorkerSignals | Wait:
-        """Return new signals and commands. Return a `Wait` until `began + wait` (epoch seconds) if there are none."""
+        """Return new signals and commands.
+
+        If there are none, return a `Wait`, with which the request waits until `began + wait` (epoch seconds).
+        """
         repository.require_own_token(worker_id, caller)
         row = repository.get_worker(worker_id)
         signals = self.tasks.read_signals(worker_id, after=after) if self.tasks is not None else []
@@ -122,7 +125,7 @@ class WorkerProtocol:
         return Wait(self._signal_topics(worker_id), began + wait)
 
     def _signal_topics(self, worker_id: str) -> tuple[str, ...]:
-        """Return the topics of events to wait for: the worker itself, which covers its claims, and its tasks."""
+        """Return the topics whose events a request waits for: the worker (including its claims) and its tasks."""
         if self.tasks is None:
             return (worker_id,)
         held = sorted(lease.task_id for lease in self.tasks.leases_of_worker(worker_id))
@@ -172,7 +175,7 @@ class WorkerProtocol:
         return [command for command, is_due in due.items() if is_due]
 
     def _pending_tasks(self) -> int:
-        """Return the queue depth, which is read from the database at most once a second."""
+        """Return the number of tasks in the queue. It is read from the database at most once a second."""
         if self.tasks is None:
             return 0
         read_at, depth = self._queue_depth

@@ -51,7 +51,7 @@ class RegistrationKeys:
         self._credentials = credentials
 
     def create(self, new: NewRegistrationKey, *, by: Principal) -> NewKeyView:
-        """Create a key. The secret is returned only here; only its SHA-256 hash is stored."""
+        """Create a key. Only this method returns the secret of the key; only its SHA-256 hash is stored."""
         key, key_hash = new_key()
         row = RegistrationKey(
             id=new_id(),

@@ -1,4 +1,4 @@
-"""Functions on worker rows that the other modules share: reads, conditional updates, events, views, access checks."""
+"""Shared functions on worker rows: reads, conditional updates, events, response bodies and access checks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def get_worker(worker_id: str) -> Worker:
 
 
 def change_worker(where: Any, **values: Any) -> int:
-    """Run a conditional update that also increments the version. Return the number of changed rows."""
+    """Update the workers that match the condition `where`, increment their versions, and return their number."""
     update = Worker.update(**values, version=Worker.version + 1, updated_at=clock.now())
     return int(update.where(where).execute())
 
@@ -63,7 +63,7 @@ def publish_worker_event(kind: type[WorkerEvent], row: Worker, **fields: Any) ->
 
 
 def worker_view(row: Worker, kind: type[V], **more: Any) -> V:
-    """Convert a row into the public shape `kind`. `more` contains the additional fields of this shape."""
+    """Convert a row into the response body `kind`. `more` contains fields of `kind` that are not in the row."""
     shown = {name: getattr(row, name) for name in WorkerView.__struct_fields__ if name != "capacity"}
     return kind(**shown, capacity=row.max_agents, **more)
 
@@ -90,7 +90,7 @@ def wrong_status_error(row: Worker, action: str) -> Conflict:
 
 
 def changed_error(row: Worker) -> Conflict:
-    """Return the error for an update that lost a race against another request."""
+    """Return the error for an update of a worker that another request changed first."""
     return Conflict(
         "The worker was changed in the meantime; read it again and repeat the change.", current_status=row.status
     )

@@ -106,7 +106,7 @@ def _kill_group(pid: int, number: int) -> None:
 
 
 def _kill_descendants(pid: int) -> None:
-    """Kill all descendants of this process until none are left, for at most 5 s."""
+    """Kill all descendants of this process, repeatedly until none are left or 5 s have passed."""
     until = time.monotonic() + REAP_SECONDS
     while time.monotonic() < until:
         for child in _descendants():
