@@ -10,7 +10,9 @@ from pathlib import Path
 
 from tests.benchmarks.bench import Bench, Figure
 from tests.benchmarks.rivals import Stoppable, environment
-from tests.benchmarks.servers import HERE, LOAD_CORE, Load, Server, free_port, load, request_bytes
+from tests.benchmarks.servers import HERE, LOAD_CORE, Load, Server, load, request_bytes
+
+from corral.testing.server import free_port
 
 QUESTION = [{"role": "user", "content": "Say hello."}]
 KEY = "sk-benchmark-key"

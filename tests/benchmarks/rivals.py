@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from tests.benchmarks.servers import Server, free_port, request_bytes
+from tests.benchmarks.servers import Server, request_bytes
+
+from corral.testing.server import free_port
 
 AGENT_OS = """import sys
 from agno.agent import Agent

@@ -17,6 +17,8 @@ from typing import Any
 
 import psutil
 
+from corral.testing.server import free_port
+
 HERE = Path(__file__).parent
 CORES = sorted(os.sched_getaffinity(0))
 SERVER_CORE, LOAD_CORE = CORES[0], CORES[-1]
@@ -26,14 +28,6 @@ EMAIL, PASSWORD = "bench@example.org", "correct horse battery staple"
 
 class Broken(Exception):
     """A server did not start, or answered what was not expected."""
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Server:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -80,7 +81,7 @@ class ServerProcess:
         environ: Mapping[str, str] | None = None,
     ) -> None:
         self.folder, self.arguments = folder, arguments
-        self.port = _free_port()
+        self.port = free_port()
         self.address = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
         self.ready_ms: list[int] = []
@@ -202,8 +203,13 @@ class JobsProcess:
         self.kill()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_port() -> int:
+    """Return a port that nobody uses, outside the range from which outgoing connections take theirs.
+
+    Another connection could otherwise take the port while a server restarts.
+    """
+    while True:
+        port = 20_000 + secrets.randbelow(12_768)  # outgoing connections take ports from 32,768
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

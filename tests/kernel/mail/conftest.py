@@ -14,6 +14,7 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult, LoginPassword
 
 from corral.testing.kit import Kit
+from corral.testing.server import free_port
 
 LOGIN = (b"corral", b"a password of the mail server")
 
@@ -72,7 +73,7 @@ class MailServer:
             options = {"ssl_context": self._tls} if self._implicit else {"tls_context": self._tls}
         if self._login:
             options.update(auth_required=True, authenticator=_authenticate, auth_require_tls=not self._implicit)
-        controller = Controller(self.box, hostname="127.0.0.1", port=self.port or _free_port(), **options)
+        controller = Controller(self.box, hostname="127.0.0.1", port=self.port or free_port(), **options)
         controller.start()
         self._controller, self.port = controller, controller.port
         return self
@@ -91,14 +92,6 @@ class MailServer:
         settings = {"mail.host": "127.0.0.1", "mail.port": self.port, "mail.security": "none", **more}
         pinned = {f"settings.{name}": value for name, value in settings.items()}
         return {"egress.allow": self.allow(), "server.public_url": "https://corral.example", **pinned}
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _authenticate(server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -> AuthResult:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Self
 
 import pytest
 
+from corral.testing.server import free_port
 from corral_plugins.llm.service.gateway import Gateway
 from corral_plugins.llm.settings import TOTAL_TIMEOUT_SECONDS
 
@@ -207,13 +207,6 @@ def shorten(kit: Any, seconds: float) -> None:
             return seconds if setting is TOTAL_TIMEOUT_SECONDS else real.get(setting)
 
     gateway._settings = Short()
-
-
-def free_port() -> int:
-    """Return a port that was free a moment ago."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @pytest.fixture
