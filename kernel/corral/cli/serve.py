@@ -32,7 +32,7 @@ SAFE_MODE = "CORRAL_SAFE_MODE"
 WORKER_SECONDS = 12.0
 UNREAD_SECONDS = 60  # a peer that reads nothing for this long is considered gone
 ACCEPTING_SECONDS = 0.1
-CLOSING_SECONDS = 0.5  # busy connections close after their next response, before idle connections are closed
+CLOSING_SECONDS = 1.5  # busy connections close after their next response, before idle connections are closed
 
 
 @click.command("serve")

@@ -62,7 +62,7 @@ class PluginTasks:
         self._registry.add_error(self._record.name, f"task {task}", error or TaskEnded("it ended"), None)
 
     async def restarts_exhausted(self, task: str) -> None:
-        self._guards.quarantine.suspend(self._record, f"the background task {task} does not stay up")
+        self._guards.quarantine.suspend(self._record, f"the background task {task} keeps failing")
         while not self._record.active:  # noqa: ASYNC110  (states change in several places, and rarely)
             await asyncio.sleep(LOOK_SECONDS)
 
