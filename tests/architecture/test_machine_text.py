@@ -16,7 +16,7 @@ REDACT_THEMSELVES = {
 
 
 def _lenient() -> Iterator[tuple[str, str, bool]]:
-    """(plugin, path, redacted) of each route whose text is mended instead of refused: machines report there."""
+    """Yield (plugin, path, redacted) of each route that cleans the text of machines instead of refusing it."""
     for file in sorted((ROOT / "plugins" / "corral_plugins").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):

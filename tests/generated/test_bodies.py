@@ -146,7 +146,7 @@ async def test_t1_to_t4_bodies_that_are_none(world: World) -> None:
 
 
 async def test_t5_t6_values_that_cannot_be_stored(world: World) -> None:
-    """Surrogates, NUL and integers beyond 64 bits are 422 at their place, on both engines; machines' text is mended."""
+    """Surrogates, NUL and integers beyond 64 bits are 422 at their place; the text of machines is cleaned."""
     faults: list[str] = []
     made: dict[str, Names] = {}
     for operation, client in writing(world):
@@ -155,8 +155,8 @@ async def test_t5_t6_values_that_cannot_be_stored(world: World) -> None:
         for field in ("unknown", *sorted(_fields(operation) - {*SERVERS, *least})[:12]):
             for what, value in UNSTORABLE.items():
                 answer = await send(operation, client, with_field(operation, names, field, value), names)
-                mended = operation.route.lenient and answer.status < 500
-                if answer.status not in (400, 422) and not mended:
+                cleaned = operation.route.lenient and answer.status < 500
+                if answer.status not in (400, 422) and not cleaned:
                     faults.append(f"{operation.label} answers {answer} to {what} as {field}")
     assert not faults, "\n".join(faults)
 

@@ -34,7 +34,8 @@ class BuiltinTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     async def run(self, workspace: Workspace) -> Any:
         """Run the tool and return the result. Raise `ToolFailed` if the tool fails."""
-        raise NotImplementedError
+        # `abc` does not work here, because structs have a metaclass of their own.
+        raise NotImplementedError(f"the tool {self.name} must define run()")
 
     @classmethod
     def arguments_schema(cls) -> dict[str, Any]:
