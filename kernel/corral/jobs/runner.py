@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import logging
+import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
@@ -123,8 +124,9 @@ class JobRunner:
                 self._next_checks[name] = await self._start_if_due(schedule, run)
         while self._taken_slots < self._concurrency and await self.start_job():
             continue
-        due = min([now + POLL_SECONDS, *(at for name, at in self._next_checks.items() if self._is_open(name))])
-        return max(0.02, due - clock.time_s())
+        checks = [at for name, at in self._next_checks.items() if self._is_open(name)]
+        due = min(checks, default=math.inf) - clock.time_s()
+        return min(max(0.02, due), POLL_SECONDS)  # also when the clock was set back during this tick
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
