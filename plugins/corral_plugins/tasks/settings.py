@@ -1,4 +1,7 @@
-"""The settings of tasks. A policy comes from the task, else from its agent, else from the settings."""
+"""Run-time settings of the plugin `tasks`, and the retry and stall policies.
+
+A policy of the task takes precedence over the policy of its agent, and both take precedence over the settings.
+"""
 
 from __future__ import annotations
 

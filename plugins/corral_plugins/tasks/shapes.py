@@ -98,7 +98,7 @@ class TaskStatsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class LogQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
-    """Selects the lines of one attempt (by default the latest) with a `seq` above `after`.
+    """Selects log lines with a `seq` above `after`, from one attempt (by default the latest).
 
     `wait` is the number of seconds to wait for further lines.
     """
@@ -142,7 +142,7 @@ class RetryRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class NewComment(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A comment for people. The next claim of the task includes the comment as well."""
+    """A new comment on a task. People can read it, and the next claim of the task includes it for the agent."""
 
     body: ReportedText
     lease_id: Id | UnsetType = UNSET
@@ -199,7 +199,7 @@ class LogView(msgspec.Struct, kw_only=True):
 
 
 class Condition(msgspec.Struct, kw_only=True):
-    """One condition of a claim.
+    """A condition that must be met before a task can be claimed.
 
     `unblock` describes how to meet the condition, and `href` is the API address for doing so.
     """

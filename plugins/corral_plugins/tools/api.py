@@ -121,7 +121,7 @@ class ClaimTool(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tools(Protocol):
-    """The service of the plugin `tools` for other plugins. Runs in the caller's unit of work."""
+    """The service of the plugin `tools` for other plugins. Its methods run in the caller's unit of work."""
 
     def tools_for_run(
         self, *, enabled: Sequence[str], policy: Mapping[str, Any], allowed: Sequence[str] | None, worker_id: str

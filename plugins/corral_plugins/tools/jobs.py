@@ -16,7 +16,7 @@ MAX_CHUNKS = 20
 
 
 async def end_abandoned_calls(work: Work, history: CallHistory) -> None:
-    """End the tool calls whose process stopped, and permitted calls whose outcome was never reported."""
+    """End running tool calls whose process has stopped, and permitted calls whose outcome was never reported."""
     for _ in range(MAX_CHUNKS):
         if (
             await work(history.end_abandoned_calls, entry=Entry(label="job tools.reap", actor=SYSTEM))

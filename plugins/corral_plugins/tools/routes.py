@@ -82,7 +82,8 @@ async def call_tool(
 ) -> ToolCallView:
     """Call a tool.
 
-    A tool on the server runs before the response is sent. For a tool on a worker, the response contains a permit.
+    A tool on the server runs before the response is sent. For a tool on a worker, the response contains a permit to run
+    the tool.
 
     Repeating the request with the same `call_id` returns the same response and does not run the tool again.
     """

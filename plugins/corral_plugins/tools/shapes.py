@@ -93,7 +93,7 @@ class ReportedToolError(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 
 
 class ToolCallReport(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The outcome of a tool that ran on the worker. `error` is an object or only a message."""
+    """The outcome of a tool that ran on the worker. `error` is an object, or a text that contains only the message."""
 
     permit: Annotated[str, Meta(min_length=1, max_length=100)]
     result: Any = None
@@ -105,8 +105,9 @@ class ToolCallReport(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class ToolCallView(msgspec.Struct, kw_only=True):
     """A tool call.
 
-    `attempt` is the fencing number of the claim. `permit` allows the worker to run the tool; only the worker receives
-    the permit. If the task waits for a person while a call is `running`, the result is stored when the task continues.
+    `attempt` is the fencing number of the attempt, which each claim of the task increases. `permit` allows the worker
+    to run the tool; only the worker receives the permit. If the task waits for a person while a call is `running`, the
+    result is stored when the task continues.
     """
 
     id: str
@@ -141,7 +142,10 @@ class ToolCallQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_de
 
 
 class WaitQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
-    """Query parameters of the request for a tool call. `wait` is the maximum wait for its end, in seconds."""
+    """Query parameters of the request for a tool call.
+
+    `wait` is the maximum number of seconds to wait for the end of the call.
+    """
 
     wait: Annotated[float, Meta(ge=0, le=55)] = 0
 

@@ -44,7 +44,7 @@ class WorkerTool(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Workers(Protocol):
-    """The service of the plugin `workers` for other plugins. Runs in the caller's unit of work.
+    """The service of the plugin `workers` for other plugins. Its methods run in the caller's unit of work.
 
     Locks are acquired in the order task, agent, worker.
     """

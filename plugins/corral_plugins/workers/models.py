@@ -62,7 +62,7 @@ class Worker(Model):
 
 
 class RegistrationKey(Model):
-    """A key that registers workers, stored as a SHA-256 hash.
+    """A key with which workers register, stored as a SHA-256 hash.
 
     If `embedded` is true, the key is for the embedded worker only and is never listed.
     """

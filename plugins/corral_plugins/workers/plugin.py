@@ -154,14 +154,14 @@ class WorkersPlugin(Plugin):
             Metric(name="corral_worker_leases", help="Number of leases that workers hold.", collect=fleet.lease_count),
             Metric(
                 name="corral_claims_total",
-                help="Number of answered claims by reason.",
+                help="Number of answered claim requests by the reason in the response.",
                 kind="counter",
                 labels={"reason": CLAIM_REASONS},
                 collect=self._claims.by_reason,
             ),
             Metric(
                 name="corral_claim_seconds",
-                help="Duration of answered claims, in seconds.",
+                help="Duration of answered claim requests, in seconds.",
                 kind="histogram",
                 collect=self._claims.seconds.read,
             ),

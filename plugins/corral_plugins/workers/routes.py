@@ -100,7 +100,10 @@ def list_claimable_tasks(id: str, query: ClaimableTasksQuery, protocol: WorkerPr
     rate=CLAIM_RATE,
 )
 def claim_tasks(id: str, body: ClaimBody, protocol: WorkerProtocol, caller: Principal) -> ClaimResponse | Wait:
-    """Claim tasks under a lease. With `wait_seconds`, the response is delayed until a task can be claimed."""
+    """Claim tasks and receive a lease for each.
+
+    With `wait_seconds`, the response is delayed until a task can be claimed.
+    """
     return protocol.claim(id, body, caller=caller)
 
 

@@ -1,6 +1,6 @@
-"""Claims: one unit of work chooses the first tasks of the queues, and leases them to an agent and a worker.
+"""Claims, which lease the first tasks of the queues to agents and workers.
 
-The cost of a claim does not depend on the number of tasks.
+A claim chooses and leases its tasks in one unit of work. The cost of a claim does not depend on the number of tasks.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ _TAKE_THIS = Statement(
 
 
 def _queues_with_tools() -> list[tuple[str, str]]:
-    """Return the non-empty queues that require tools, each with its tools as JSON text."""
+    """Return the non-empty queues whose tasks require tools, each with the required tools as JSON text."""
     return list(execute(_TOOLED).fetchall())
 
 
@@ -104,7 +104,10 @@ def worker_has_tools(worker: WorkerFacts, tools: Sequence[str], service: Tools |
 def queues_for_agents(
     agents: Sequence[AgentFacts], worker: WorkerFacts, service: Tools | None
 ) -> dict[str, list[AgentFacts]]:
-    """Return the queues that these agents may serve on this worker, each with its agents in the given order."""
+    """Return the queues that these agents may serve on this worker, each with the agents that may serve it.
+
+    The agents keep the given order.
+    """
     found: dict[str, list[AgentFacts]] = {}
     for agent in agents:
         for base in (f"agent:{agent.id}", f"role:{agent.role}", "any"):
@@ -123,7 +126,7 @@ def queues_for_agents(
 
 
 def first_tasks(queues: Iterable[str], *, limit: int, without: Sequence[str] = ()) -> list[tuple[str, str]]:
-    """Return `(task id, queue)` of the first task of each queue, in claim order.
+    """Return the first task of each queue as `(task id, queue)`, in claim order, and at most `limit` tasks in total.
 
     Tasks of the requesters in `without` are skipped.
     """
@@ -137,8 +140,8 @@ def first_tasks(queues: Iterable[str], *, limit: int, without: Sequence[str] = (
 def lock_queued_task(task_id: str, queue: str, *, exactly: bool) -> TaskRow | None:
     """Lock a queued task and return its row, or None if concurrent claims have taken it.
 
-    If `exactly` is set, this is the task `task_id`. Otherwise, it is the first task of the queue that no concurrent
-    claim has locked.
+    If `exactly` is set, lock the task `task_id`. Otherwise, lock the first task of the queue that no concurrent claim
+    has locked.
     """
     found = _TAKE_THIS.one({"id": task_id}) if exactly else _TAKE_FREE.one({"queue": queue})
     return None if found is None else TaskRow(*found)
@@ -191,7 +194,10 @@ _COMMENTS = Statement(
 
 
 class ClaimPayloads:
-    """Builds the payload of a claim for the worker. Every method runs in the claim's unit of work."""
+    """Builds the payload of a claim: the data that the worker needs to run the task.
+
+    Every method runs in the unit of work of the claim.
+    """
 
     llm: LLM | None
     secrets: Secrets | None
@@ -201,7 +207,10 @@ class ClaimPayloads:
         self._contributions = contributions
 
     def model_name(self, agent: AgentFacts) -> str:
-        """Return the model of the agent as `provider/model`. The gateway's defaults fill in missing parts."""
+        """Return the model of the agent as `provider/model`.
+
+        If the agent sets no provider or no model, the default of the LLM gateway is used.
+        """
         provider, model = agent.llm_provider, agent.llm_model
         if self.llm is not None:
             if provider is None:
@@ -222,7 +231,10 @@ class ClaimPayloads:
         attempt: int,
         group: str | None,
     ) -> Claim:
-        """Return the claim payload of a task that was just leased to a worker of this group."""
+        """Return the claim payload of a task that was just leased to a worker.
+
+        `group` is the group of the worker, which determines the available secrets.
+        """
         assert row.lease_id is not None
         return Claim(
             task=msgspec.Raw(rows.read_encoded_task(row.id)),
@@ -293,7 +305,7 @@ class ClaimPayloads:
 def _executor_handles(executor: TaskExecutor, task: dict[str, Any]) -> bool:
     """Return whether the executor handles the task.
 
-    If the executor raises an error, return False and count the failure against its plugin.
+    If the executor raises an exception, log the exception and return False.
     """
     try:
         return executor.handles(task)
@@ -356,7 +368,7 @@ def hash_token(token: str) -> str:
 
 
 class _SlotTaken(Exception):
-    """Raised if another claim took the slot after the task was chosen and before it was leased."""
+    """Raised if a concurrent claim took the last free slot of the worker or of a chosen agent."""
 
 
 class TaskClaims:
@@ -373,9 +385,10 @@ class TaskClaims:
     def claim(
         self, worker_id: str, *, max_tasks: int, agent_ids: Sequence[str] | None, tries: int = TRIES
     ) -> ClaimResponse:
-        """Implement `Tasks.claim`.
+        """Lease tasks to a worker. Implements `Tasks.claim`.
 
-        If another claim takes a slot first, this claim starts again. It starts at most `tries` times in total.
+        If a concurrent claim takes the last free slot of the worker or of a chosen agent, the claim is repeated. It is
+        tried at most `tries` times in total.
         """
         worker = self._workers.find(worker_id)
         if worker is None:
@@ -495,7 +508,11 @@ class TaskClaims:
     # -- leasing
 
     def _lease_tasks(self, worker: WorkerFacts, chosen: list[tuple[TaskRow, AgentFacts]]) -> list[Claim]:
-        """Lease the chosen tasks. The slots of the agents are taken first, in the same order in every claim."""
+        """Lease the chosen tasks to the worker and to the chosen agents.
+
+        The slots of the agents are taken first, in the order of the agent ids, so that concurrent claims do not
+        deadlock.
+        """
         for agent_id in sorted(agent.id for _, agent in chosen):
             if not self._agents.take_slot(agent_id):
                 raise _SlotTaken

@@ -53,7 +53,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def future_instant(moment: datetime | None, pointer: str) -> str | None:
-    """Return the instant in the format that rows store.
+    """Return the instant in the text format that the database stores.
 
     Raises `Invalid` with the code `in_the_past` if the instant has passed.
     """
@@ -64,7 +64,7 @@ def future_instant(moment: datetime | None, pointer: str) -> str | None:
 
 
 def stored_instant(moment: datetime | None) -> str | None:
-    """Return the instant in the format that rows store."""
+    """Return the instant in the text format that the database stores."""
     return None if moment is None else clock.from_datetime(moment)
 
 
@@ -89,14 +89,17 @@ def check_limits(given: Mapping[str, Any]) -> None:
     review = given.get("review_policy")
     if isinstance(review, ReviewPolicy) and review.mode != "none":
         raise Invalid.at(
-            "/review_policy/mode", "not_allowed", "Reviews require the plugin code_reviews, which is not active."
+            "/review_policy/mode", "not_allowed", "Reviews require the plugin `code_reviews`, which is not active."
         )
     if given.get("output_schema") is not None:
         check_user_schema(given["output_schema"], pointer_prefix="/output_schema")
 
 
 def agent_warnings(agent: AgentFacts | None, tools: Sequence[str]) -> list[str]:
-    """Return warnings about conditions of the agent that may prevent an accepted task from being claimed."""
+    """Return warnings if the agent of a task is not started or may not use a tool that the task requires.
+
+    The task is accepted, but it cannot be claimed until the agent is started and may use these tools.
+    """
     if agent is None:
         return []
     warnings = [] if agent.status in ("idle", "busy") else ["agent_not_started"]
@@ -146,7 +149,7 @@ def has_open_dependency(ids: Sequence[str]) -> bool:
 
 
 def add_dependencies(task_id: str, needed: Sequence[str]) -> None:
-    """Store that a task depends on the tasks `needed`."""
+    """Store that the task depends on each of the tasks `needed`."""
     for each in needed:
         _ADD_DEPENDENCY.run({"task": task_id, "needs": each})
 
@@ -167,7 +170,7 @@ def _sql_literal(value: Any) -> SQL:
 
 @functools.lru_cache(maxsize=512)
 def _insert_statement(names: tuple[str, ...]) -> Statement:
-    """Return the statement that inserts a task with values for these columns.
+    """Return the statement that inserts a task and takes the values of the named columns as parameters.
 
     The initial values of the other columns are literals in the statement, because binding a value costs as much time as
     storing it.
@@ -237,7 +240,11 @@ class TaskCreation:
         return Encoded(body, row.id, 1)
 
     def _columns(self, new: NewTask, fields: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the columns of a new pending task, computed from its fields and its source."""
+        """Return the column values of a new pending task.
+
+        The values come from the request `new`, the validated `fields` and the `source`, which names the creator of the
+        task.
+        """
         now = clock.now()
         retry, settings = new.retry_policy, self._settings
         return {
@@ -268,7 +275,8 @@ class TaskCreation:
     def _check_quota(self, by: Principal) -> None:
         """Raise `TooMany` if the caller has reached the quota of open tasks.
 
-        A count far below the quota is cached for one second. Near the quota, every call reads the count.
+        While a caller is far below the quota, the count is read at most once per second. Near the quota, every call
+        reads the count.
         """
         if by.user_id is None or self._far_from_quota.get(by.user_id, 0.0) > time.monotonic():
             return
@@ -301,7 +309,7 @@ def _extra_json(fields: Mapping[str, Any], inherited: Mapping[str, Any]) -> str:
 
 
 def _inherited_fields(origin: Origin, parent: TaskRow | None) -> dict[str, Any]:
-    """Return the rarely set fields that a task inherits from its origin and its parent: depth, causes and taint."""
+    """Return the fields that a task inherits from its parent or its origin, such as depth, causes and taint."""
     extra: dict[str, Any] = {}
     if origin.cause_chain:
         extra["cause_chain"] = list(origin.cause_chain)

@@ -113,7 +113,7 @@ class TaskExplanations:
     def _agent_conditions(
         self, row: TaskRow, agent: AgentFacts | None, fleet: Sequence[WorkerFacts]
     ) -> tuple[list[AgentFacts], list[Condition]]:
-        """Return the agents that may run the task, and the conditions on agents."""
+        """Return the agents that may run the task, and the met and unmet conditions that concern agents."""
         if row.agent_id is not None:
             if agent is None:
                 return [], [
@@ -186,7 +186,7 @@ class TaskExplanations:
     def _worker_conditions(
         self, row: TaskRow, agent: AgentFacts | None, candidates: Sequence[AgentFacts], fleet: Sequence[WorkerFacts]
     ) -> list[Condition]:
-        """Return the conditions on workers, and stop after the first condition that no worker meets.
+        """Return the conditions that concern workers, up to the first condition that no worker meets.
 
         The order is: approved, online, selector, tools, capacity.
         """
@@ -237,7 +237,10 @@ class TaskExplanations:
 
 
 def _matches_selector(agent: AgentFacts, worker: WorkerFacts) -> bool:
-    """Return whether the agent's selector, as used by a claim, matches the worker."""
+    """Return whether the agent may run on the worker, according to the worker selector of the agent.
+
+    Claims apply the same rule.
+    """
     if agent.worker_id is not None:
         return agent.worker_id == worker.id
     if agent.worker_group is not None and agent.worker_group != worker.group:

@@ -1,4 +1,4 @@
-"""Renews and revokes leases, reads the signals to workers, and creates the principals that act under a lease."""
+"""Renews and revokes leases, reads the signals for workers, and creates the principals that act under a lease."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class TaskLeases:
         self._transitions, self._outcomes = transitions, outcomes
 
     def renew_leases(self, worker_id: str, leases: Sequence[LeaseRef]) -> list[LeaseState]:
-        """Renew the leases that are live, and return the state of each.
+        """Renew those of the given leases that are live, and return the state of every given lease.
 
         Leases that are not live have the state `lost`.
         """
@@ -126,7 +126,7 @@ class TaskLeases:
         ]
 
     def read_signals(self, worker_id: str, *, after: int) -> list[LeaseSignal]:
-        """Return the signals for a worker that have a sequence number above `after`."""
+        """Return the worker's signals with a sequence number above `after`."""
         found = _SIGNALS.rows({"worker": worker_id, "after": after})
         return [LeaseSignal(seq=row[0], task_id=row[1], lease_id=row[2], state=row[3]) for row in found]
 
@@ -162,10 +162,10 @@ class TaskLeases:
         return self._end_leases(Attempt.agent_id == agent_id, reason, end)
 
     def cancel_all_leased(self, *, reason: str, before: str | None = None) -> int:
-        """Request the cancellation of every run that was claimed until `before` (default: now).
+        """Request the cancellation of every run that was claimed at or before `before` (default: now).
 
         Runs whose cancellation was already requested are skipped. One unit of work handles at most 200 runs, and a
-        background job handles the rest. Return the number of runs.
+        background job handles the rest. Return the number of runs to cancel.
         """
         before = before or clock.now()
         asked = Attempt.cancel_until.is_null() & (Attempt.created_at <= before)
@@ -229,7 +229,7 @@ _OF_LEASE = Statement(
 class AttemptPrincipals:
     """Creates the principals that act under a lease.
 
-    Such a principal has the permissions that both agents and the role of the requester have. In addition, it has the
+    Such a principal has every permission that both agents and the role of the requester have. In addition, it has the
     permissions that agents have but admins do not.
     """
 
@@ -285,7 +285,7 @@ class AttemptPrincipals:
 class AttemptTokenAuthenticator:
     """Authenticates attempt tokens (`cra_a…`), and workers that name their lease in `Corral-Lease`.
 
-    Implements `Authenticator`, `Rereading` and `Delegation`.
+    Implements the interfaces `Authenticator`, `Rereading` and `Delegation`.
     """
 
     delegation_header = "Corral-Lease"

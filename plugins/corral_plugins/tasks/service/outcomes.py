@@ -35,10 +35,10 @@ BATCH_SIZE = 200
 
 
 def _status_is(status: str) -> Any:
-    """Return the condition that a task has this status.
+    """Return the SQL condition that a task has this status.
 
-    The condition is written so that the database does not use an index on the status, because looking up the few
-    dependents by id is faster.
+    The condition is written as a negation, so that the database does not use the index on the status. Finding the
+    dependents of a task by their ids is faster, because they are few.
     """
     return Task.status.not_in([each for each in STATUSES if each != status])
 
@@ -100,7 +100,7 @@ _DEAD_DEPENDENCY = Statement(
 
 
 def unblock_dependents(task_id: str, after: str = "") -> None:
-    """Queue the dependents of a completed task that have no other open dependency.
+    """Queue the tasks that depend on a completed task and have no other open dependency.
 
     `after` is the id of the last dependent that was already checked.
     """
@@ -252,7 +252,7 @@ class TaskOutcomes:
         self._count_failure(attempt, type_, retryable=retryable)
 
     def _count_failure(self, attempt: AttemptRow, type_: str, *, retryable: bool) -> None:
-        """Record the end of the attempt for its agent.
+        """Record in the failure statistics of the agent that an attempt failed.
 
         A provider error that a retry cannot fix counts as a configuration failure of the agent.
         """
@@ -262,7 +262,7 @@ class TaskOutcomes:
     def _retry_delay(self, row: TaskRow, kind: str, type_: str) -> float | None:
         """Return the delay until the next attempt in seconds, or None if there is no further attempt.
 
-        A lost lease is retried immediately.
+        After a lost lease, the task is retried immediately.
         """
         agent = None
         own = row.get("retry_policy")
@@ -354,10 +354,11 @@ class TaskOutcomes:
             self._transitions.send_signal(attempt, "cancel_requested")
 
     def end_cancelling(self, row: TaskRow, attempt: AttemptRow, *, by: str, late_result: str | None = None) -> None:
-        """End a task in the status `cancelling`, according to the reason for its cancellation.
+        """End the run of a task in the status `cancelling`.
 
-        Called when the worker has stopped the run, has lost the lease, or has exceeded the grace period. `late_result`
-        (JSON text) is stored on the attempt only.
+        The reason for the cancellation determines whether the task is cancelled, fails or is retried. Called when the
+        worker has stopped the run, has lost the lease, or has exceeded the grace period. `late_result` (JSON text) is
+        stored on the attempt only.
         """
         kind = row.cancel_kind or "user"
         message = row.get("cancel_reason") or REASONS.get(kind, "")
@@ -411,9 +412,9 @@ class TaskOutcomes:
         self._transitions.end_lease(row, attempt, "pending", attempt_status=attempt_status, by=by, **columns)
 
     def _withdraw_question(self, row: TaskRow) -> None:
-        """Store an error as the result of the tool call that asked the question, because the task ended unanswered.
+        """Withdraw the question of a task that ended before anyone answered.
 
-        Does nothing if no tool call asked the question.
+        If a tool call asked the question, an error is stored as the result of this call. Otherwise, nothing is changed.
         """
         call_id = (row.get("waiting_for") or {}).get("call_id")
         if call_id is not None and self.tools is not None:

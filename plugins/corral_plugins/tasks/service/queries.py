@@ -1,4 +1,4 @@
-"""Reads tasks for clients: the list with its search and pages, and the details of one task.
+"""Reads tasks for clients: the paginated list, the search, and the details of one task.
 
 Indexes and counters answer the frequent queries, so that their cost does not depend on the size of the table.
 """
@@ -114,7 +114,10 @@ def matches_subselect(query: str) -> peewee.SQL:
 
 
 def _number_before(before: tuple[str, str]) -> int:
-    """Return the index number of the newest indexed task with a smaller sort key, or 0 if there is none."""
+    """Return the index number of the newest indexed task that is older than the sort key `before`.
+
+    Return 0 if there is no such task.
+    """
     found = execute(
         "SELECT n FROM tasks_documents WHERE created_at <= ? AND (created_at < ? OR task_id < ?)"
         " ORDER BY created_at DESC, task_id DESC LIMIT 1",
@@ -124,7 +127,7 @@ def _number_before(before: tuple[str, str]) -> int:
 
 
 def _last_indexed() -> tuple[str, str]:
-    """Return the sort key of the newest indexed task."""
+    """Return the sort key `(created_at, id)` of the newest indexed task, or empty strings if no task is indexed."""
     found = execute(
         "SELECT created_at, task_id FROM tasks_documents ORDER BY created_at DESC, task_id DESC LIMIT 1"
     ).fetchone()
@@ -135,7 +138,7 @@ def _last_indexed() -> tuple[str, str]:
 
 
 def index_settled_tasks() -> bool:
-    """Index the next batch of tasks that were created more than 30 s ago.
+    """Add the next batch of tasks that were created more than 30 s ago to the search index.
 
     Return whether there may be further tasks to index.
     """
@@ -161,9 +164,9 @@ IndexedText = tuple[int, str, str]
 
 
 def indexed_text(row: TaskRow) -> IndexedText | None:
-    """Return the index number and the indexed text of a task, or None if it is not indexed.
+    """Return the index number and the indexed text of a task, or None if the task is not in the search index.
 
-    Call this function before the text changes.
+    Call this function before changing the text, because `reindex` needs the old text.
     """
     found = execute(f"{_TEXTS} WHERE d.created_at = ? AND d.task_id = ?", [row.created_at, row.id]).fetchone()
     return None if found is None else (int(found[0]), found[1], found[2])
@@ -258,10 +261,10 @@ def key_at_position(position: int) -> tuple[str, str] | None:
 
 
 def extend_anchors() -> bool:
-    """Write the next page anchor if enough settled tasks follow the last one. Return whether an anchor was written.
+    """Write the next page anchor if enough settled tasks follow the last anchor. Return whether an anchor was written.
 
-    A task is settled if it was created more than 60 s ago, because a later commit can then no longer add a task that is
-    older.
+    A page anchor saves a position in the list of all tasks, so that pages at large offsets are found quickly. A task is
+    settled if it was created more than 60 s ago, because a later commit can then no longer add a task that is older.
     """
     last = _LAST_ANCHOR.one({}) or BEFORE_ALL
     found = _NTH_AFTER.one({"created_at": last[0], "id": last[1], "offset": ANCHOR_INTERVAL - 1})
@@ -357,9 +360,9 @@ class TaskQueries:
 
     @staticmethod
     def _rows_from_offset(offset: int, limit: int, total: int) -> list[tuple[Any, ...]]:
-        """Return the rows from `offset` on.
+        """Return at most `limit` rows, starting at `offset`.
 
-        Large offsets are resolved with page anchors, which count from the oldest task.
+        Page anchors, which count from the oldest task, make large offsets fast.
         """
         if offset == 0:
             return _NEWEST.rows({"limit": limit})
@@ -533,7 +536,10 @@ _FREE = frozenset({"limit", "offset", "cursor"})
 
 
 def _is_plain(query: TaskQuery, *, but: str = "sort") -> bool:
-    """Return whether the query uses the default order and no filter. The field `but` may have any value."""
+    """Return whether the query uses the default order and no filters.
+
+    The field that `but` names is not checked.
+    """
     return query.sort == "created" and all(
         getattr(query, name) is UNSET for name in query.__struct_fields__ if name not in (*_FREE, "sort", but)
     )
@@ -546,7 +552,7 @@ def _has_counted_total(query: TaskQuery) -> bool:
 
 
 def _conditions(query: TaskQuery) -> tuple[list[Any], Any]:
-    """Return the filters as SQL conditions, and as a function that tells whether a status and priority pass them."""
+    """Return the filters as SQL conditions, and a function that checks only the filters by status and priority."""
     where: list[Any] = []
     statuses = [set(each) for each in (query.status_filter, query.status) if isinstance(each, list)]
     ranks = [PRIORITIES.index(name) for name in query.priority] if isinstance(query.priority, list) else None

@@ -1,7 +1,7 @@
 """Rows of tasks and attempts: the statements that read, lock and change them, and the encoding of tasks for clients.
 
 JSON columns are kept as text. The business rules parse a column only when they need its value, and responses contain
-the text unparsed. The content of a task's version never changes, so its encoding is cached.
+the text unparsed. The encoding of a task is cached by version, because a version never changes.
 """
 
 from __future__ import annotations
@@ -101,7 +101,10 @@ def find_task(task_id: str) -> TaskRow | None:
 
 
 def can_continue(row: TaskRow) -> bool:
-    """Return whether a row that was read meets the condition `CAN_CONTINUE`."""
+    """Return whether the task has not ended and was not permanently cancelled.
+
+    `CAN_CONTINUE` is the same condition in SQL.
+    """
     return row.finished_at is None and row.cancel_kind not in FINAL_CANCELLATIONS
 
 
@@ -182,7 +185,10 @@ def to_json_text(value: Any) -> str:
 
 
 def _as_columns(model: type[Model], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the changes with JSON columns converted to text. A string must already be JSON text."""
+    """Return the changes as column values, with the values of JSON columns converted to text.
+
+    A string in a JSON column must already be JSON text.
+    """
     names = json_columns(model)
     return {
         name: to_json_text(value) if name in names and value is not None and not isinstance(value, str) else value
@@ -191,7 +197,7 @@ def _as_columns(model: type[Model], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 def updated_extra(extra: str, changes: Mapping[str, Any]) -> str:
-    """Return the JSON text of `extra` after these changes, without fields that have their default value."""
+    """Return the JSON text of the column `extra` after changes, without fields that have their default value."""
     fields: dict[str, Any] = msgspec.json.decode(extra, type=dict[str, msgspec.Raw])
     for name, value in changes.items():
         if value == EXTRA_DEFAULTS[name]:
@@ -343,7 +349,7 @@ def _encode_row(values: Sequence[Any], *, full: bool, warnings: Sequence[str] | 
 class EncodingCache:
     """A cache that contains at most one encoded version of each task.
 
-    Only read units of work fill the cache, because they never see data that may be rolled back.
+    Only read-only units of work fill the cache, because they never see data that may be rolled back.
     """
 
     def __init__(self) -> None:
@@ -352,7 +358,7 @@ class EncodingCache:
         self._lock = threading.Lock()
 
     def get(self, task_id: str, version: int) -> bytes | None:
-        """Return the encoding of exactly this version, or None."""
+        """Return the cached encoding of exactly this version of the task, or None."""
         found = self._entries.get(task_id)
         return found[1] if found is not None and found[0] == version else None
 
@@ -382,7 +388,10 @@ def read_encoded_task(task_id: str, warnings: Sequence[str] | None = None) -> by
 def encoded_response(
     task_id: str, version: int, *, status: int | None = None, warnings: Sequence[str] | None = None
 ) -> Encoded:
-    """Return the response to a change that left the task at `version`."""
+    """Return a changed task as the response to the request that changed it.
+
+    `version` is the version of the task after the change.
+    """
     return Encoded(read_encoded_task(task_id, warnings), task_id, version, status)
 
 

@@ -41,13 +41,13 @@ _KNOWN = Statement(
 
 
 class TaskLogs:
-    """Appends lines to logs. Every method runs in the caller's unit of work."""
+    """Appends lines to the logs of runs. Every method runs in the caller's unit of work."""
 
     def __init__(self, transitions: TaskTransitions) -> None:
         self._transitions = transitions
 
     def append(self, task_id: str, lease_id: str | None, logs: LogReport, by: Principal) -> LogsAccepted:
-        """Store the lines with a new `seq`, and renew the lease.
+        """Store the log lines whose `seq` is not stored yet, and renew the lease.
 
         Only the attempt is locked, so that other calls for the task are not delayed.
         """
@@ -125,20 +125,23 @@ OUTSIDE = "worker"
 
 
 class UsageReports:
-    """Records usage. Every method runs in the caller's unit of work."""
+    """Records the tokens that runs use, and their cost. Every method runs in the caller's unit of work."""
 
     cost: Costs | None
 
     def record_usage(self, row: TaskRow, attempt: AttemptRow, used: UsageReport | None) -> None:
-        """Record the usage that a worker reports, both on the task and on the attempt, which may have ended."""
+        """Record the usage that a worker reports, on both the task and the attempt.
+
+        The attempt may have ended.
+        """
         changes = self.apply_report(row, attempt, used)
         if changes:
             rows.change_task(row, changes)
 
     def apply_report(self, row: TaskRow, attempt: AttemptRow, used: UsageReport | None) -> dict[str, Any]:
-        """Record on the attempt what a usage report adds to earlier reports.
+        """Record on the attempt the usage that earlier reports did not contain.
 
-        Return the changed columns of the task, which the caller has locked.
+        Return the columns to change in the task. The caller must have locked the task.
         """
         if used is None:
             return {}
@@ -194,7 +197,7 @@ _PRICES = ("cost_micro", "unpriced_tokens")
 
 
 def _store_reported(attempt: AttemptRow, reported: dict[str, Any]) -> None:
-    """Store the worker's report on the attempt, so that a repeated report adds nothing."""
+    """Store on the attempt what the worker has reported so far, so that a repeated report adds nothing."""
     attempt.reported_usage = rows.to_json_text(reported)
     Attempt.update(reported_usage=msgspec.Raw(attempt.reported_usage.encode())).where(
         Attempt.id == attempt.id
@@ -202,9 +205,9 @@ def _store_reported(attempt: AttemptRow, reported: dict[str, Any]) -> None:
 
 
 def _new_items(attempt: AttemptRow, used: list[UsageItem]) -> list[UsageItem]:
-    """Return the items whose key is new.
+    """Return the usage items that were not reported before. The key of an item identifies it.
 
-    This function is used only if the plugin `cost` is not active. The attempt then stores the known keys itself.
+    This function is used only if the plugin `cost` is not active. The attempt then stores the reported keys itself.
     """
     before: dict[str, Any] = rows.parse_json_text(attempt.reported_usage) or {}
     known = set(before.get("keys", ()))
@@ -230,7 +233,7 @@ def _attribution(attempt: AttemptRow) -> dict[str, Any]:
 
 
 def _price_columns(charged: ChargedCost, tokens: int) -> dict[str, int]:
-    """Return the added cost, or the added tokens without a price, by column name."""
+    """Return the added cost, or the added tokens if their price is unknown, by column name."""
     return {"unpriced_tokens": tokens} if charged.cost_micro_usd is None else {"cost_micro": charged.cost_micro_usd}
 
 

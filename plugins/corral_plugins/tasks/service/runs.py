@@ -51,7 +51,7 @@ _TAINTED = Statement(lambda p: Attempt.select(Attempt.tainted).where(Attempt.id 
 
 
 class TaskRuns:
-    """The calls that are made under a lease. Every method runs in the caller's unit of work.
+    """Implements the calls that are made under a lease. Every method runs in the caller's unit of work.
 
     The caller must hold the lease that `lease_id` names.
     """
@@ -94,7 +94,7 @@ class TaskRuns:
     def _lock_for_end_report(
         self, task_id: str, lease_id: str | None, by: Principal, call: str
     ) -> tuple[TaskRow, AttemptRow, bool]:
-        """Prepare a call that ends a lease.
+        """Lock the task for a call that ends the lease.
 
         Returns the locked task, the attempt, and whether an earlier call of the same name already ended the lease.
         Raises `Conflict` if the lease ended in any other way.
@@ -107,7 +107,9 @@ class TaskRuns:
             return row, attempt, True
         if attempt.ended_by in REPORTS:
             raise Conflict(
-                f"This lease already ended with {attempt.ended_by}.", code="task_terminal", current_status=row.status
+                f"The call {attempt.ended_by} already ended this lease.",
+                code="task_terminal",
+                current_status=row.status,
             )
         raise lease_lost()
 
@@ -186,9 +188,9 @@ class TaskRuns:
         )
 
     def _count_signature(self, row: TaskRow, attempt: AttemptRow, signature: str | None) -> dict[str, Any]:
-        """Count consecutive steps with the same signature, and report a loop when the limit is reached.
+        """Detect loops by counting consecutive steps that report the same signature.
 
-        Returns the changed columns of the attempt.
+        When the limit is reached, the run is reported as stalled. Returns the changed columns of the attempt.
         """
         if signature is None:
             return {}
@@ -283,7 +285,7 @@ class TaskRuns:
             raise Invalid.at("/input", "required", "One of approval, approval_id and input is required.")
         if asked is None:
             raise Unavailable(
-                "Approvals require the plugin approvals, which is not active.", code="plugin_disabled", retry_after=60
+                "Approvals require the plugin `approvals`, which is not active.", code="plugin_disabled", retry_after=60
             )
         if report.approval is not None or report.approval_id is not None:
             raise Invalid.at("/approval", "not_allowed", "Send only one of approval, approval_id and input.")
@@ -326,9 +328,9 @@ class TaskRuns:
             raise Conflict(f"A task must be started before it is {what}.", current_status=row.status)
 
     def record_stale_usage(self, task_id: str, lease_id: str | None, used: UsageReport, by: Principal) -> None:
-        """Record the usage of a lost lease, because the money was spent.
+        """Record the usage that a worker reports after it has lost the lease, because the money was spent.
 
-        All other effects of a stale call are discarded.
+        All other effects of such a call are discarded.
         """
         try:
             row, attempt = self._lock_attempt(task_id, lease_id, by)
@@ -339,21 +341,21 @@ class TaskRuns:
     # -- calls of other plugins
 
     def lock_run(self, task_id: str, lease_id: str | None, *, by: Principal) -> Run:
-        """Implement `Tasks.lock_run`."""
+        """Lock the task and renew the lease of a run. Implements `Tasks.lock_run`."""
         row, attempt = self.lock_started_task(task_id, lease_id, by)
         self.renew_lease(attempt)
         self._transitions.workers.record_contact(attempt.worker_id)
         return _run_of_rows(row, attempt)
 
     def find_run(self, task_id: str) -> Run | None:
-        """Implement `Tasks.find_run`."""
+        """Return the run of a task without locking the task. Implements `Tasks.find_run`."""
         row = rows.find_task(task_id)
         if row is None:
             return None
         return _run_of_rows(row, rows.find_live_attempt(task_id) if row.lease_id is not None else None)
 
     def taint(self, task_id: str, lease_id: str, sources: Sequence[str]) -> bool:
-        """Implement `Tasks.taint_run`."""
+        """Mark a task and its attempt as tainted. Implements `Tasks.taint_run`."""
         try:
             row = rows.lock_task(task_id)
         except NotFound:
@@ -370,7 +372,7 @@ class TaskRuns:
         return found is not None and not found[0]
 
     def fail_run(self, task_id: str, lease_id: str, *, type: str, message: str) -> None:
-        """Implement `Tasks.fail_run`."""
+        """Fail the attempt that has this lease. Implements `Tasks.fail_run`."""
         found = self._lock_live_lease(task_id, lease_id)
         if found is None:
             return
@@ -449,7 +451,7 @@ def wait_for_input(
 ) -> None:
     """Put a running task into the status `waiting` until a person answers.
 
-    If a tool call asked the question, its id is `call_id`, and the answer becomes its result.
+    If a tool call asked the question, `call_id` is the id of this call, and the answer becomes the result of the call.
     """
     now = clock.now()
     until = clock.now(asked.expires_in_seconds) if asked.expires_in_seconds is not None else None

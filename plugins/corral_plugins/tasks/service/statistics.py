@@ -32,7 +32,7 @@ HOURS = 24
 
 @functools.cache
 def _add_to_counters(size: int) -> Statement:
-    """Return the statement that increments `size` counters at once."""
+    """Return the statement that adds a number to each of `size` counters at once."""
 
     def build(p: Parameter) -> peewee.Query:
         values = [
@@ -87,14 +87,14 @@ _OLDEST = Statement(
 
 
 class CounterDeltas:
-    """The changes of the current unit of work to the counters and to the rollup of the current hour."""
+    """The changes that the current unit of work makes to the counters and to the rollup of the current hour."""
 
     def __init__(self) -> None:
         self.counters: defaultdict[str, int] = defaultdict(int)
         self.hour: defaultdict[str, int] = defaultdict(int)
 
     def __call__(self) -> None:
-        """Write the changes to the database. Called before the commit, after the other rows are written."""
+        """Write the counted changes to the database. Called before the commit, after the other rows are written."""
         shard = counter_shard(SHARDS)
         counters = [(name, n) for name, n in sorted(self.counters.items()) if n]
         if counters:
@@ -120,7 +120,10 @@ def _current_deltas() -> CounterDeltas:
 
 
 def count_transition(previous: str | None, status: str | None, priority: int, created_by: str | None) -> None:
-    """Count a transition. `previous` is null for a new task, and `status` is null for a deleted task."""
+    """Count a change of the status of a task.
+
+    `previous` is None for a new task, and `status` is None for a deleted task.
+    """
     counters = _current_deltas().counters
     if previous is not None:
         counters[f"status:{previous}:{priority}"] -= 1
@@ -148,7 +151,7 @@ def count_ended_task(*, completed: bool, duration_ms: int | None) -> None:
 
 
 def count_started_attempt(queue_ms: int) -> None:
-    """Count the start of an attempt, with the milliseconds that it waited in the queue."""
+    """Count the start of an attempt, and add the milliseconds that the attempt waited in the queue."""
     hour = _current_deltas().hour
     hour["queued"] += 1
     hour["queue_ms"] += queue_ms
@@ -190,7 +193,7 @@ def count_open_tasks(user_id: str) -> int:
 
 
 def start_of_last_day() -> str:
-    """Return the hour 24 hours ago, formatted like the first 13 characters of an instant."""
+    """Return the hour 24 hours ago in the format `YYYY-MM-DDTHH`."""
     return clock.now(-HOURS * 3600)[:13]
 
 
@@ -204,7 +207,7 @@ def sums_of_last_day() -> Counter[str]:
 
 
 def oldest_pending_ms() -> int | None:
-    """Return how long the oldest pending task has been waiting for a worker, or null if no task is pending."""
+    """Return how long the oldest pending task has been waiting for a worker, or None if no task is pending."""
     pairs = ((rank, priority) for priority in range(len(PRIORITIES)) for rank in range(priority, len(PRIORITIES) + 1))
     found = [_OLDEST.one({"rank": rank, "priority": priority}) for rank, priority in pairs]
     oldest = min((row[0] for row in found if row is not None), default=None)
@@ -225,7 +228,7 @@ Values = Mapping[tuple[str, ...], float]
 class TaskMetrics:
     """Records metrics of ended attempts, reclaimed leases, stalled runs and durations.
 
-    A value is recorded only after its unit of work is committed.
+    A value is recorded only if and when the unit of work commits.
     """
 
     def __init__(self) -> None:
@@ -300,7 +303,7 @@ class TaskMetrics:
             ),
             Metric(
                 name="corral_task_cancel_seconds",
-                help="Time from the request to cancel a run to its end, in seconds.",
+                help="Time from the request to cancel a run until the run ends, in seconds.",
                 kind="histogram",
                 collect=self.cancel_time_histogram.read,
             ),
@@ -435,7 +438,7 @@ _WAITING = Statement(
 def _filtered_counts(
     query: TaskStatsQuery,
 ) -> tuple[Counter[tuple[str, int]], Counter[str], int | None, list[tuple[Any, ...]]]:
-    """Compute for filtered tasks the statistics that counters provide for all tasks.
+    """Compute the statistics of the tasks that match the query. Counters cover only all tasks together.
 
     Return the counts by status and priority, the sums of the last day, the age of the oldest pending task in
     milliseconds, and the counts of waiting tasks by kind.
@@ -455,7 +458,10 @@ def _filtered_counts(
 
 
 def _filtered_sums(where: list[Any]) -> Counter[str]:
-    """Return the sums of `sums_of_last_day` for filtered tasks, computed from the last start and end of each task."""
+    """Return the sums that `sums_of_last_day` returns, but only for tasks that match the conditions `where`.
+
+    The sums are computed from the last start and end of each task.
+    """
     began = start_of_last_day()
     done, failed = [(Task.status == status) & (Task.finished_at >= began) for status in ("completed", "failed")]
     started = (Task.started_at >= began) & (Task.queued_at <= Task.started_at)  # not queued again since

@@ -101,7 +101,10 @@ class TasksService:
         return self._fleet.cancel_all_leased(reason=reason)
 
     def detach_agent(self, agent_id: str) -> int:
-        """Implement `Tasks.detach_agent`. Any agent may then claim the tasks that waited for the deleted agent."""
+        """Let other agents claim the tasks that waited for a deleted agent.
+
+        Implements `Tasks.detach_agent`.
+        """
         waiting = (Task.agent_id == agent_id) & Task.finished_at.is_null()
         found = rows.lock_tasks(waiting, 500)
         for row in found:

@@ -62,7 +62,8 @@ class TaskTimers:
     def find_overdue_tasks(self) -> list[str]:
         """Return the ids of overdue tasks.
 
-        A task is overdue if its lease, start, grace period, timeout, deadline, queue timeout or question has expired.
+        A task is overdue if one of these times has passed: the end of its lease, the time to start the run, the grace
+        period for stopping the run, the timeout, the deadline, the queue timeout, or the time to answer a question.
         """
         now = clock.now()
         live = Attempt.finished_at.is_null()
@@ -87,7 +88,10 @@ class TaskTimers:
         return list(dict.fromkeys(found))
 
     def end_overdue_task(self, task_id: str) -> None:
-        """End a task, its lease or its question, if it is still overdue."""
+        """End what is overdue: the task itself, its lease, or its wait for an answer.
+
+        Does nothing if nothing is overdue any more.
+        """
         try:
             row = rows.lock_task(task_id)
         except NotFound:
@@ -198,9 +202,9 @@ class TaskTimers:
         return 0
 
     def raise_ranks(self) -> int:
-        """Raise the rank of at most 500 tasks, by one for each `tasks.aging_seconds` of waiting.
+        """Raise the rank of at most 500 tasks that have waited long, so that they are claimed earlier.
 
-        Return the number of these tasks.
+        The rank rises by one for each `tasks.aging_seconds` of waiting. Return the number of these tasks.
         """
         aging = self._settings.get(declared.AGING_SECONDS)
         if not aging:
@@ -224,7 +228,10 @@ class TaskTimers:
 
     @staticmethod
     def _set_queue(ids: list[str], **columns: Any) -> None:
-        """Set columns that clients cannot see. Tasks that are no longer pending stay unchanged."""
+        """Set the queue or the rank of tasks. Tasks that are no longer pending stay unchanged.
+
+        The version of a task stays the same, because clients cannot see these columns.
+        """
         if ids:
             Task.update(**columns).where(Task.id.in_(sorted(ids)) & (Task.status == "pending")).execute()
 
@@ -234,16 +241,17 @@ ENTRY = Entry(label="tasks: due tasks", actor=SYSTEM)
 
 
 class DueTaskNotifier:
-    """Wakes pending claims when a delayed task becomes available. It polls with two index lookups per second.
+    """Queues delayed tasks as soon as they become available, and so wakes the claims that wait for tasks.
 
-    If this service fails, the scheduled job `tasks.announce` does the same with a longer delay.
+    Polling the database costs two index lookups per second. If this service fails, the scheduled job `tasks.announce`
+    does the same with a longer delay.
     """
 
     def __init__(self, work: Work, timers: TaskTimers) -> None:
         self._work, self._timers = work, timers
 
     async def run(self) -> None:
-        """Run until cancelled. The kernel supervises this task."""
+        """Poll until cancelled. The kernel restarts this method if it fails."""
         while True:
             due = await self._work(self._timers.next_available_at, entry=ENTRY, read=True)
             while (

@@ -1,4 +1,7 @@
-"""The state machine of tasks. Every transition is a single conditional UPDATE, written with its counters and event."""
+"""The state machine of tasks.
+
+Every transition is a single conditional UPDATE. The counters and the event are written in the same unit of work.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +81,7 @@ def transition(
 
 
 class TaskTransitions:
-    """The operations that several transitions share, with the services that they use."""
+    """The operations that several transitions need, such as ending a lease or sending a signal to a worker."""
 
     def __init__(
         self, settings: Settings, agents: Agents, workers: Workers, credentials: Credentials, metrics: TaskMetrics
@@ -101,7 +104,7 @@ class TaskTransitions:
         late_result: str | None = None,
         **changes: Any,
     ) -> None:
-        """Perform a transition that ends the live lease.
+        """Change the status of a task and end its live lease.
 
         `attempt_status` is the final status of the attempt, and `by` names the call or timer that ended it. `cause` is
         the error of the attempt. `late_result` (JSON text) is a result that arrived too late for the task.
@@ -138,7 +141,7 @@ class TaskTransitions:
 
 
 def requeue_columns(row: TaskRow, *, delay_seconds: float = 0.0, available_at: str | None = None) -> dict[str, Any]:
-    """Return the columns of a task that becomes pending now, after a delay, or at a given instant."""
+    """Return the columns to set when a task becomes pending: at once, after a delay, or at a given instant."""
     return queue_columns(
         key=row.queue_key,
         priority=row.priority,
@@ -176,7 +179,7 @@ def aged_rank(settings: Settings, *, priority: int, queued_at: str) -> int:
 
 
 def task_error(kind: str, type_: str, message: str, *, retryable: bool, attempt: int) -> dict[str, Any]:
-    """Return the `error` of a task, with at most 4 KiB of the message."""
+    """Return the value of the field `error` of a task. The message is truncated to 4 KiB."""
     return {
         "kind": kind,
         "type": type_[:100],

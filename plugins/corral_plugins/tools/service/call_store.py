@@ -129,7 +129,7 @@ def end_call(
 ) -> bool:
     """End a call and publish the event `tool.called`.
 
-    Return False if the call has already ended or another process runs the call.
+    Return False if the call has already ended or another process has taken over the call.
     """
     now = clock.now()
     duration = duration_ms if duration_ms is not None else clock.elapsed_ms(row.created_at, now)
@@ -170,7 +170,7 @@ def record_alive(row_id: str, executions: int) -> None:
 def count_calls(task_id: str, fence: int) -> tuple[int, int]:
     """Return the number of calls of an attempt, and the number of running or permitted calls of its task.
 
-    Abandoned calls do not count as running.
+    The second number does not include abandoned calls.
     """
     calls = ToolCallRow.select().where((ToolCallRow.task_id == task_id) & (ToolCallRow.fence == fence)).count()
     is_alive = OPEN & (ToolCallRow.alive_until >= clock.now())

@@ -186,9 +186,9 @@ class ToolCalls:
     def _start_call(
         self, request: CallRequest, run: Run, tool: RegisteredTool, subject: CallSubject, row: ToolCallRow | None = None
     ) -> ToolExecution | ToolCallView:
-        """Store an allowed call. If `row` is given, store the next execution of that call instead.
+        """Start an allowed call by storing it. If `row` is given, start the next execution of that call instead.
 
-        For a worker tool, return the call with a permit.
+        If the tool runs on the worker, return the call with a permit.
         """
         is_permit = tool.definition.runs == "worker"
         state: dict[str, Any] = {"status": "running", "alive_until": clock.now(call_store.ALIVE_SECONDS)}
@@ -306,7 +306,8 @@ class ToolCalls:
     ) -> ToolExecution | ToolCallView | CallInProgress:
         """Run an interrupted call again, under the current lease.
 
-        The decision is made again, because permissions may have changed. Raise `Forbidden` if the call is now denied.
+        First decide again whether the call is allowed, because permissions may have changed. Raise `Forbidden` if the
+        call is now denied.
         """
         tool, subject, verdict = self._decide_call(request, run)
         if verdict.is_temporary:
@@ -385,7 +386,7 @@ def denial_error(call: ToolCallView) -> Problem:
 
 
 class CallHistory:
-    """The stored tool calls. Runs in the caller's unit of work."""
+    """The stored tool calls. The methods run in the caller's unit of work."""
 
     tasks: Tasks | None
 

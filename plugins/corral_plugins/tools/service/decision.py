@@ -1,8 +1,8 @@
-"""Decides on tool calls, and collects everything that a decision depends on.
+"""Decides whether tool calls are allowed, and collects everything that a decision depends on.
 
 The decision is a pure function of its context, so an actual call and a mere check of the same call have the same
-result. The context consists of the subject of the call, the permissions of the subject, and the results of the tool's
-own checks and schema. The code reads in the caller's unit of work and changes nothing. If a check of a plugin raises an
+result. The context describes the agent and the person behind the call, their permissions, and the results of validating
+the arguments. This module reads in the caller's unit of work and changes nothing. If a check of a plugin raises an
 exception, the call is denied.
 """
 
@@ -321,7 +321,7 @@ FAILED = object()
 
 
 def _run_tool_checks(tool: RegisteredTool, rule: ToolPolicyRule, arguments: Any, context: ToolContext) -> _ToolChecks:
-    """Run the tool's own checks on the arguments."""
+    """Validate the arguments with the schema of the tool, and then with the tool's own checks."""
     definition = tool.definition
     if faults := _schema_faults(tool, arguments):
         return _ToolChecks(faults=tuple(faults))
@@ -354,7 +354,9 @@ def _schema_faults(tool: RegisteredTool, arguments: Any) -> list[Fault]:
     found = _call_guarded(tool.definition, lambda: json_schema_problems(schema, arguments, pointer_prefix="/arguments"))
     if found is FAILED:
         return [
-            Fault("/arguments", "not_allowed", "the tool's schema is not valid; report this to its plugin's author")
+            Fault(
+                "/arguments", "not_allowed", "the tool's schema is not valid; report this to the author of its plugin"
+            )
         ]
     faults: list[Fault] = found
     return faults

@@ -115,13 +115,15 @@ class ToolExecutions:
     def _lock_call(self, execution: ToolExecution) -> ToolCallRow:
         """Lock the task and return the row of the call.
 
-        Raise `Conflict` if this execution no longer owns the row, and a problem if the lease has ended.
+        Raise `Conflict` if the lease has ended or this execution no longer owns the row.
         """
         assert self.tasks is not None
         self.tasks.lock_run(execution.context.task_id, execution.context.lease_id, by=execution.context.caller)
         row = call_store.find_call_by_id(execution.row_id)
         if row.status != "running" or row.executions != execution.executions:
-            raise Conflict("This process no longer runs the call.", current_status=row.status)
+            raise Conflict(
+                "Another process has ended or taken over this call; read the call again.", current_status=row.status
+            )
         return row
 
     # -- `async def` tools
@@ -148,7 +150,7 @@ class ToolExecutions:
             await asyncio.gather(work, watch, return_exceptions=True)
 
     async def _watch_lease(self, execution: ToolExecution) -> None:
-        """Record every few seconds that the call is alive, and return when the lease ends.
+        """Wait until the lease ends, and record every few seconds that the call is still alive.
 
         An event about the task triggers an immediate check of the lease.
         """

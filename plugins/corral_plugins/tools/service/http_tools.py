@@ -211,7 +211,7 @@ class HeaderSecrets:
             return dict(headers)
         secrets = self.secrets
         if secrets is None:
-            raise ToolFailure("plugin_disabled", "Secrets are not available: the plugin secrets is not active.")
+            raise ToolFailure("plugin_disabled", "Secrets are not available: the plugin `secrets` is not active.")
         consumers = (f"tool:{tool}", f"agent:{context.caller.agent_id or context.caller.id}")
         values = await self._work(
             lambda: {name: secrets.use_value(name, consumers, host) for name in sorted(names)}, read=True
@@ -235,7 +235,7 @@ class HttpTools:
         self._client: httpx2.AsyncClient | None = None
 
     def bind(self, egress: Egress, secrets: HeaderSecrets) -> None:
-        """Set the services that the tools use."""
+        """Set the egress guard and the secrets that the tools use."""
         self._egress, self._secrets = egress, secrets
 
     async def close(self) -> None:
@@ -408,7 +408,10 @@ def _target_of(arguments: Json) -> CallTarget | None:
 
 
 def _allows_host(config: Mapping[str, Any], arguments: Json) -> bool:
-    """Return whether the configuration lists the host. Without a list, every host is allowed."""
+    """Return whether the configuration allows the host.
+
+    If the configuration does not list any hosts, every host is allowed.
+    """
     hosts = config.get("hosts")
     return hosts is None or names_host(hosts, _host_of(arguments["url"]))
 

@@ -27,7 +27,7 @@ DEFINED = (
 
 
 class ToolListing:
-    """The service that lists and changes tools. Runs in the caller's unit of work."""
+    """The service that lists and changes tools. Its methods run in the caller's unit of work."""
 
     agents: Agents | None
     audit: Audit | None
@@ -120,7 +120,7 @@ class ToolListing:
 def tool_view(tool: RegisteredTool, agent: AgentFacts | None) -> ToolView:
     """Build the response body for a tool.
 
-    If an agent is given, the body contains the policy of the tool for a run of this agent that is not tainted.
+    If an agent is given, the body contains the policy of the tool for an untainted run of this agent.
     """
     policy = None
     if agent is not None:

@@ -34,7 +34,8 @@ PURPOSE = "tools.permit"
 class ToolPermits:
     """The service that issues permits and accepts the reports of workers.
 
-    A permit documents a decision. A compromised worker can run tools without a permit.
+    A permit documents that a call was allowed. It does not stop a compromised worker from running tools without a
+    permit.
     """
 
     tasks: Tasks | None

@@ -88,7 +88,7 @@ class RegisteredTool(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ToolRegistry:
-    """The registry of tools. Runs in the caller's unit of work."""
+    """The registry of tools. The methods run in the caller's unit of work."""
 
     workers: Workers | None
 

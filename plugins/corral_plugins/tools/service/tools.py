@@ -86,7 +86,7 @@ def _required_permissions(tool: RegisteredTool) -> frozenset[str]:
 
 
 def _is_dangerous(tools: Sequence[RegisteredTool], name: str) -> bool:
-    """Return whether a name or `prefix.*` pattern includes a dangerous tool.
+    """Return whether a name or `prefix.*` pattern matches a dangerous tool.
 
     A name that matches no tool counts as dangerous, because a matching tool may be added later.
     """

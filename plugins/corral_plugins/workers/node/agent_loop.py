@@ -301,7 +301,7 @@ def _is_temporary(error: ApiError) -> bool:
 
 
 class LiveOutput:
-    """The live output of a reply: progress reports with the last 500 characters of its text, twice a second.
+    """The live output of a model's reply: progress reports, twice a second, with the last 500 characters of the text.
 
     If the response to a report says that the lease has ended or the task is being cancelled, `add_text` and the end of
     the `async with` block raise `WorkerLeaseLost` or `CancelRequested`.
@@ -314,7 +314,7 @@ class LiveOutput:
         self._sending: asyncio.Task[dict[str, Any]] | None = None
 
     def add_text(self, text: str) -> None:
-        """Add text, and start a progress report if one is due. Does not wait for the response."""
+        """Add text to the output, and start a progress report if one is due. Does not wait for the response."""
         self._tail = (self._tail + text)[-LIVE_LENGTH:]
         if self._sending is not None and self._sending.done():
             _check_report(self._sending)
@@ -330,7 +330,7 @@ class LiveOutput:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait until the current progress report was sent, so that it arrives before any other report."""
+        """Wait until the current progress report has been sent, so that it arrives before any other report."""
         if self._sending is None:
             return
         if error is not None:
@@ -343,7 +343,7 @@ class LiveOutput:
 def _check_report(sending: asyncio.Task[dict[str, Any]]) -> None:
     """Raise `WorkerLeaseLost` or `CancelRequested` if the response to a progress report requires it.
 
-    A progress report that did not arrive is ignored.
+    A progress report that could not be delivered is ignored.
     """
     try:
         raise_for_lease_state(sending.result())

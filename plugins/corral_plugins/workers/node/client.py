@@ -115,7 +115,7 @@ async def call_with_retries(
     """Make a call and repeat it after temporary failures.
 
     `tries` is the maximum number of calls. If it is None, the call is repeated until the caller is cancelled. `unless`
-    returns whether an error must not be retried.
+    is a function that returns True for the errors that must not be retried.
     """
     failures = 0
     while True:
@@ -291,7 +291,10 @@ class WorkerApiClient:
 
 
 def _is_direct(url: str) -> bool:
-    """Return whether requests to the URL use no proxy. A custom transport would ignore a proxy."""
+    """Return whether requests to the URL use no proxy.
+
+    Only then can the client use a custom transport, because a custom transport ignores proxies.
+    """
     parts = urllib.parse.urlsplit(url)
     host, proxies = parts.hostname or "", urllib.request.getproxies()
     if host in ("localhost", "::1") or host.startswith("127.") or not {parts.scheme, "all"} & proxies.keys():

@@ -22,7 +22,7 @@ EXIT_REFUSED, EXIT_IN_USE = 1, 3
 
 @click.command("worker")
 @click.option("--url", required=True, envvar="CORRAL_URL", help="address of the server, such as https://corral.example")
-@click.option("--name", help="unique name (default: the host name)")
+@click.option("--name", help="unique name of the worker (default: the host name)")
 @click.option(
     "--label",
     "labels",
@@ -36,7 +36,7 @@ EXIT_REFUSED, EXIT_IN_USE = 1, 3
 @click.option(
     "--token-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="file with the registration key (default: CORRAL_WORKER_TOKEN)",
+    help="file with the registration key (default: use the key in CORRAL_WORKER_TOKEN)",
 )
 @click.option(
     "--dir",
@@ -68,9 +68,9 @@ def worker_command(
     """Run the tasks of a server. SIGTERM, Ctrl-C or SIGHUP releases running tasks and stops the worker; a second
     signal stops it at once.
 
-    The registration key is used once. The worker stores its identity in its folder, and one workspace per task, in
-    which the allowed tools run. shell.run and python.run can do anything that the worker's user can do, so run the
-    worker as a user of its own or in a container.
+    The worker registers with the registration key and stores its identity in its folder. The folder also contains one
+    workspace per task, in which the allowed tools run. shell.run and python.run can do anything that the worker's
+    operating system user can do, so run the worker as a separate user or in a container.
     """
     import socket
 

@@ -46,7 +46,7 @@ class TaskLease:
     # -- requests from the server and the operator
 
     def renew_until(self, sent: float, seconds: float | None = None) -> None:
-        """Renew the lease after the response to a request.
+        """Set the new deadline of the lease after a request that renewed the lease.
 
         `sent` is the monotonic time at which the request was sent. `seconds` is the new duration of the lease, or None
         if the response does not contain one.

@@ -1,8 +1,8 @@
 """The model of an agent, which is called through the LLM gateway of the server with the model layer of pydantic-ai.
 
 The agent loop and its checkpoints use the message format of OpenAI, which this module converts for pydantic-ai. The
-gateway accepts the format of OpenAI, and workers in other languages write it. The format of pydantic-ai would be a
-second format that only this worker can read.
+gateway accepts the format of OpenAI, and workers in other languages use it as well. Checkpoints in the format of
+pydantic-ai could be read only by this worker.
 
 Importing this module takes more than a second, so only task processes and their fork server import it.
 """
@@ -108,8 +108,8 @@ class GatewayModel:
         """Send one request with an idempotency key and return the reply.
 
         `on_text` is a function that receives the text in parts as they arrive. The function may raise an exception to
-        stop the request. Raise `ApiError` and `ServerUnreachable` as the client does, and `ResponseCut` for an
-        incomplete response.
+        stop the request. Raise `ApiError` and `ServerUnreachable` in the same cases as `WorkerApiClient`, and
+        `ResponseCut` for an incomplete response.
         """
         settings = ModelSettings(
             extra_headers={"Idempotency-Key": key}, timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)

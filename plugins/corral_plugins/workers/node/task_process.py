@@ -73,7 +73,7 @@ def run_task_process(context: TaskContext, claim: Mapping[str, Any], inbox: Any)
 
 
 def do_nothing() -> None:
-    """Do nothing. The exit of a process with this main function shows that the fork server has loaded its modules."""
+    """Do nothing. A process with this main function exits as soon as the fork server has loaded its modules."""
 
 
 def _receive_controls(inbox: Any, controls: set[str]) -> None:

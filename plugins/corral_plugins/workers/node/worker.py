@@ -52,7 +52,7 @@ class WorkerOptions(msgspec.Struct, kw_only=True):
 
 
 class ReferenceWorker:
-    """The reference worker. `drain` may be called at any time on the event loop; `run` then returns."""
+    """The reference worker. To stop it, call `drain` on the event loop at any time; `run` then returns."""
 
     def __init__(self, options: WorkerOptions, folder: WorkerFolder) -> None:
         self._options, self._folder = options, folder
@@ -267,7 +267,10 @@ class ReferenceWorker:
         self._apply_reply({"leases": reply.get("signals"), "commands": reply.get("commands")}, None)
 
     async def _repeat_step(self, step: Callable[[WorkerIdentity], Awaitable[None]]) -> None:
-        """Repeat a step until cancelled. Failed calls do not end the leases, which last until their deadlines."""
+        """Call `step` repeatedly until cancelled, and recover from failed calls.
+
+        Failed calls do not end the leases, which last until their deadlines.
+        """
         tries = 0
         while True:
             identity = self._identity

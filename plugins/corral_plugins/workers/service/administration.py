@@ -124,7 +124,7 @@ class WorkerAdministration:
         if caller.kind == "worker":
             repository.require_own_token(worker_id, caller)
         elif not caller.is_admin:
-            raise Forbidden("Only the worker itself or an admin may deregister it.")
+            raise Forbidden("Only the worker itself or an admin may deregister this worker.")
         self._remove_row(row, force=True)
         return repository.worker_view(row, WorkerView)
 

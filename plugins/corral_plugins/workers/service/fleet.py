@@ -72,7 +72,7 @@ class WorkerTotals(msgspec.Struct, frozen=True):
 
 
 class Fleet:
-    """The queries on the fleet. Runs in the caller's unit of work."""
+    """The queries on the fleet. The methods run in the caller's unit of work."""
 
     tasks: Tasks | None
 

@@ -92,7 +92,7 @@ class WorkerLiveness:
                 log.exception("the last contact times of workers could not be written")
 
     async def write_contacts(self) -> None:
-        """Write the contacts that were noted since the last write."""
+        """Write to the database which workers made calls since the last write."""
         noted, self._noted = list(self._noted), {}
         now = clock.time_s()
         self._listening = {key: until for key, until in self._listening.copy().items() if until > now}
@@ -140,7 +140,7 @@ class WorkerSweeps:
             await self._work(self.sweep_in_unit, entry=entry)
 
     def sweep_in_unit(self) -> None:
-        """Run the sweep of `sweep_silent_workers` in the caller's unit of work."""
+        """Do the work of `sweep_silent_workers` in the caller's unit of work."""
         self._take_offline()
         self._raise_or_clear_alert()
 

@@ -32,7 +32,10 @@ CLAIM_REASONS = ("ok", "none", "at_capacity", "draining", "budget_exhausted", "k
 
 
 class ClaimMetrics:
-    """Counts claim requests by the reason in the response, and measures durations. Used on the event loop only."""
+    """Counts claim requests by the reason in the response, and measures their durations.
+
+    The methods must be called on the event loop only.
+    """
 
     def __init__(self) -> None:
         self._answers: Counter[str] = Counter()
@@ -49,7 +52,7 @@ class ClaimMetrics:
 
 
 class WorkerProtocol:
-    """The service that handles the requests of workers. Runs in the caller's unit of work."""
+    """The service that handles the requests of workers. Its methods run in the caller's unit of work."""
 
     tasks: Tasks | None
 
@@ -80,11 +83,11 @@ class WorkerProtocol:
     def claim(self, worker_id: str, wanted: ClaimBody, *, caller: Principal) -> ClaimResponse | Wait:
         """Claim tasks. Raise `Unavailable(plugin_disabled)` if the plugin `tasks` is not active.
 
-        If no task can be claimed, return a `Wait`, with which the request waits until `wanted.until`.
+        If no task can be claimed, return a `Wait`, which makes the request wait for tasks until `wanted.until`.
         """
         repository.require_own_token(worker_id, caller)
         if self.tasks is None:
-            raise Unavailable("The plugin tasks is not active.", code="plugin_disabled", retry_after=60)
+            raise Unavailable("The plugin `tasks` is not active.", code="plugin_disabled", retry_after=60)
         began = time.perf_counter()
         self._liveness.record_contact(worker_id)
         agents = None if wanted.agent_ids is None else [each.lower() for each in wanted.agent_ids]
@@ -112,7 +115,8 @@ class WorkerProtocol:
     ) -> WorkerSignals | Wait:
         """Return new signals and commands.
 
-        If there are none, return a `Wait`, with which the request waits until `began + wait` (epoch seconds).
+        If there are none, return a `Wait`, which makes the request wait for signals until `began + wait` (epoch
+        seconds).
         """
         repository.require_own_token(worker_id, caller)
         row = repository.get_worker(worker_id)

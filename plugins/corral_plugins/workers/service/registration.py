@@ -40,7 +40,7 @@ KEEP_EXPIRED_DAYS = 30
 
 
 class RegistrationKeys:
-    """The service that manages registration keys. Runs in the caller's unit of work.
+    """The service that manages registration keys. Its methods run in the caller's unit of work.
 
     Keys of the embedded worker are never listed.
     """
@@ -182,7 +182,10 @@ class WorkerRegistration:
     def _create_worker(
         self, new: NewWorker, reported: dict[str, Any], key: RegistrationKey | None, caller: Principal
     ) -> tuple[Worker | None, str]:
-        """Insert a worker. Return the row and the token, or None and an empty string if the name was just taken."""
+        """Insert a worker. Return the row and the token.
+
+        Return None and an empty string if another worker has just taken the name.
+        """
         limit = self._settings.get(declared.MAX_WORKERS)
         if Worker.select().count() >= limit:
             raise TooMany(f"The limit of {limit} workers (workers.max_workers) is reached.", code="quota_exceeded")

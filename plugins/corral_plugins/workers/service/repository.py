@@ -71,7 +71,7 @@ def worker_view(row: Worker, kind: type[V], **more: Any) -> V:
 def require_own_token(worker_id: str, caller: Principal) -> None:
     """Raise `Forbidden` unless the caller is this worker."""
     if caller.kind != "worker" or caller.worker_id != worker_id:
-        raise Forbidden("A worker may only access its own paths.")
+        raise Forbidden("Only the worker itself, with its own token, may make this call.")
 
 
 def require_registrant(row: Worker, caller: Principal) -> None:

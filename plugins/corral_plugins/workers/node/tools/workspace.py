@@ -31,7 +31,7 @@ class ToolFailed(Exception):
 
 
 class Workspaces:
-    """The workspaces in a folder of the worker.
+    """The workspaces of all tasks, which are stored in a folder of the worker.
 
     Workspaces remain after an attempt, so that a resumed task finds its files.
     """
