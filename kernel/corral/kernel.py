@@ -1,6 +1,7 @@
-"""The composition root. `boot()` loads, migrates and wires an installation; `start()` runs it; `stop()` shuts it down.
+"""The composition root, which creates the kernel of an installation.
 
-Plugins never access the kernel object. Only `asgi` and `cli` do.
+`boot()` loads the plugins, applies migrations and connects the components of the kernel; `start()` runs the kernel;
+`stop()` shuts it down. Plugins never access the kernel object. Only `asgi` and `cli` do.
 """
 
 from __future__ import annotations
@@ -66,10 +67,11 @@ def boot(
     migrations: bool | None = None,
     create_keys: bool = True,
 ) -> Kernel:
-    """Load, migrate and wire an installation.
+    """Create a kernel: load the plugins, apply migrations, and connect the components.
 
-    Tests pass `plugins` instead of discovering them. With `migrations=None`, the configuration and the database engine
-    decide whether migrations are applied. Raises `Refused` (exit status 3) and `Pending` (exit status 4).
+    Tests pass `plugins`; otherwise the installed plugins are discovered. With `migrations=None`, the configuration and
+    the database engine decide whether migrations are applied. Raises `Refused` if the installation cannot start (exit
+    status 3), or `Pending` if migrations must be applied first (exit status 4).
     """
     keyring = Keyring.load(config)
     section = config.database
@@ -98,7 +100,10 @@ def _check_enabled(config: Config, records: list[PluginRecord]) -> None:
 
 
 def _flush(unit: Unit) -> None:
-    """Run the unit's `before` callbacks, then write its audit rows, jobs and events, in this order."""
+    """Prepare a unit of work for its COMMIT.
+
+    Run its `before` callbacks, then write its audit rows, jobs and events, in this order.
+    """
     for finish in unit.before:
         finish()
     for write in unit.audit:
@@ -110,7 +115,7 @@ def _flush(unit: Unit) -> None:
 
 
 class Kernel:
-    """A wired installation that can be started and stopped. Its attributes are its components."""
+    """The kernel of an installation. Contains all components as attributes, and starts and stops them."""
 
     def __init__(self, config: Config, plugins: list[PluginRecord], database: Database, keyring: Keyring) -> None:
         self.config, self.plugins, self.database, self.keyring = config, plugins, database, keyring
@@ -159,7 +164,7 @@ class Kernel:
                 self.database.plugin_by_label |= dict.fromkeys(labels, record.name)
 
     def _services(self) -> dict[Any, Any]:
-        """Return the services that every plugin can request, by type."""
+        """Return the services of the kernel, which every plugin can request, as `{type: service}`."""
         config, folder, url = self.config, self.config.files_dir, self.config.storage.url or ""
         return {
             Installation: Installation.from_config(config),
@@ -220,7 +225,8 @@ class Kernel:
     def block_dependants(self, before: list[PluginRecord]) -> None:
         """Block the dependants of plugins that failed.
 
-        Notify the listeners about each plugin in `before` that is no longer active.
+        `before` contains the plugins that were active before the failure. Listeners are notified of each of them that
+        is no longer active.
         """
         block_dependants(self.plugins)
         for record in before:
@@ -242,10 +248,10 @@ class Kernel:
             raise Refused(*broken)
 
     async def start(self, *, jobs: bool = True, share: bool = False) -> None:
-        """Start the feed and the plugins on the running event loop.
+        """Start the event feed and the plugins on the running event loop.
 
-        With `jobs`, also start jobs, schedules and consumers. If there is a shared queue, new jobs are announced to it
-        when this process runs no jobs or `share` is set.
+        With `jobs`, this process also runs jobs, schedules and consumers. If the installation has a shared job queue,
+        this process announces its new jobs there when it runs no jobs itself or `share` is set.
         """
         asyncio.get_running_loop().set_default_executor(self.threads)
         self.loop_watch.start()
@@ -271,7 +277,10 @@ class Kernel:
                 self.supervisor.start(f"consumer {consumer.name}", consumer.run)
 
     async def _start_plugin(self, record: PluginRecord) -> None:
-        """Start one plugin. Mark it `failed` if `start()` raises, or if a third-party plugin exceeds the time limit."""
+        """Start one plugin, and mark it `failed` if its `start()` raises.
+
+        A third-party plugin is also marked `failed` if its `start()` takes longer than `START_SECONDS`.
+        """
         before, me = self.active, asyncio.current_task()
         limit = None if record.found.built_in else START_SECONDS
         runtime = PluginRuntime(self.container, record, self.supervisor, self._tasks(record), self.lifecycle)

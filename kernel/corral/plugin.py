@@ -1,7 +1,8 @@
 """The plugin contract: a class whose attributes are the manifest and whose hooks return the plugin's contributions.
 
-The kernel calls each hook once, at boot; the order of the calls is undefined. Subscribers handle events after the
-commit. Other plugins call services directly. The hooks are specified in `corral.hookspecs`.
+The kernel calls each hook once, at boot; the order of the calls is undefined. Subscribers handle an event
+after the transaction that emitted it. Other plugins call services directly. The hooks are specified in
+`corral.hookspecs`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ SeriesName = Annotated[str, msgspec.Meta(pattern="^[a-z_][a-z0-9_]*$")]
 
 
 class Plugin:
-    """Base class of all plugins. The first line of the class docstring is the title; the rest is the description."""
+    """Base class of all plugins.
+
+    The first line of a plugin's class docstring is the title of the plugin; the rest is the description.
+    """
 
     name: ClassVar[str]
     """Identifier of the plugin; the name of its config section and the prefix of its tables and permissions."""
@@ -49,7 +53,7 @@ class Plugin:
     cannot be imported.
     """
     starts_first: ClassVar[bool] = False
-    """Start this plugin before all plugins that it does not require.
+    """Whether this plugin starts before all plugins that it does not require.
 
     Use it for work that must be done before other plugins write data or read settings.
     """
@@ -102,7 +106,10 @@ class Runtime(Protocol):
         ...
 
     def when_serving(self, run: Callable[[str], Awaitable[None]]) -> None:
-        """Call `run(address)` as soon as the server accepts connections. Never called unless the process serves."""
+        """Call `run(address)` as soon as the server accepts connections.
+
+        A process that does not serve requests never calls `run`.
+        """
         ...
 
     def when_draining(self, run: Callable[[], Awaitable[None]]) -> None:
@@ -113,9 +120,9 @@ class Runtime(Protocol):
 class Installation(msgspec.Struct, frozen=True, kw_only=True):
     """The part of the operator's configuration that plugins may read. The kernel provides it as a service.
 
-    `secrets` maps the name in each `CORRAL_SECRET_<NAME>` variable to its value. `processes` is the number of server
-    processes. `is_public` is true if the server listens on more than the loopback interface. `bootstrap_admin` is an
-    email address and a password.
+    `secrets` maps `<NAME>` to the value of the variable `CORRAL_SECRET_<NAME>`. `processes` is the number of server
+    processes. `is_public` is true if the server listens on more than the loopback interface. `bootstrap_admin` contains
+    the email address and the password of the admin who is created if there is none.
     """
 
     data_dir: Path
@@ -159,14 +166,17 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def load(cls, config_path: Path | None = None) -> Self:
-        """Load the configuration as `corral serve` would. For commands, which have no kernel. Raises `Refused`."""
+        """Load the configuration as `corral serve` does, for commands that run without a kernel.
+
+        Raises `Refused` if the configuration is invalid.
+        """
         from corral.config.reader import load as load_config
 
         return cls.from_config(load_config(path=config_path))
 
 
 class CommandSession(Protocol):
-    """A kernel for a single command that runs on the server's machine; see `OpenSession`."""
+    """Gives a command on the server's machine access to the services of a kernel; see `OpenSession`."""
 
     caller: Principal
 
@@ -258,15 +268,18 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tu
 
 
 class Audit(Protocol):
-    """Records privileged changes. The plugin `audit` provides this service."""
+    """Records privileged changes in the audit log. The plugin `audit` provides this service."""
 
     @property
     def verbose(self) -> bool:
-        """Whether reads and ordinary writes are recorded too."""
+        """Whether the audit log records every request, not only privileged changes."""
         ...
 
     def record(self, entry: AuditEntry) -> None:
-        """Add a row to the current unit. Raises `Unavailable(audit_unavailable)` when the row cannot be written."""
+        """Add an audit row to the current unit of work.
+
+        Raises `Unavailable(audit_unavailable)` if the row cannot be written.
+        """
         ...
 
 
@@ -277,7 +290,7 @@ class Contributions(Protocol):
     """
 
     def for_hook(self, hook: str) -> list[tuple[str, Any]]:
-        """Return `(plugin, item)` for each item contributed to a hook."""
+        """Return `(plugin, item)` for each item that an active plugin contributed to a hook."""
         ...
 
 
@@ -294,8 +307,8 @@ class HealthCheck(msgspec.Struct, frozen=True):
 class Metric(msgspec.Struct, frozen=True, kw_only=True):
     """A metric that is read at scrape time.
 
-    `collect(…services)` runs in a read-only unit and returns `{label values: number}`. `labels` lists the allowed
-    values of each label; other values are counted as `other`. Counters and histograms
+    `collect` receives services as arguments, runs in a read-only unit of work, and returns `{label values: number}`.
+    `labels` lists the allowed values of each label; other values are counted as `other`. Counters and histograms
     (`corral.metrics.histogram.Histogram`) belong to this process and are summed over the processes that serve the same
     address. A gauge describes the whole installation, or only this process if `of_process` is true.
     """
@@ -342,7 +355,8 @@ class Meter(Protocol):
     def arrive(self, client_ip: str, route: Route | None, *, anonymous: bool) -> Quota | None:
         """Count a request before its caller is known. `route` is None if no route matches.
 
-        A request with a credential is counted here only for a rate with `per="client"`.
+        `anonymous` is true if the request has no credential or its route needs none. Other requests are counted here
+        only if the rate limit of their route applies per client (`per="client"`).
         """
         ...
 
@@ -365,5 +379,8 @@ class RateLimits(Protocol):
     """
 
     def take(self, rate: Rate, key: str) -> None:
-        """Count one request. Call it on the event loop, before the unit. Raises `TooMany` when the bucket is empty."""
+        """Count one request towards the limit for `key`. Raises `TooMany` if the limit is exceeded.
+
+        Call this method on the event loop, before the unit of work.
+        """
         ...

@@ -21,11 +21,11 @@ class Owner(Protocol):
     """The owner of a background task, such as a plugin."""
 
     def failed(self, task: str, error: BaseException | None) -> None:
-        """Called when the task raised `error`, or returned (`error` is None)."""
+        """Called when a background task raised `error`, or returned (`error` is None)."""
         ...
 
     async def restarts_exhausted(self, task: str) -> None:
-        """Called when the task keeps failing. The task is started again when this method returns."""
+        """Called when a background task keeps failing. The task is started again when this method returns."""
         ...
 
 
@@ -39,7 +39,7 @@ class Supervisor:
         """Run a background task until `stop` or `end` is called.
 
         After five restarts in a row, a task with an owner is restarted only when `owner.restarts_exhausted` returns. A
-        task that raises `Unavailable` is restarted after a short delay, and this restart does not count.
+        task that raises `Unavailable` is restarted after a short delay, which is not counted as a restart.
         """
         self._tasks[name] = asyncio.get_running_loop().create_task(self._keep(name, run, owner), name=name)
 

@@ -23,7 +23,7 @@ class ThreadShares(Generic[T]):
         return len(self._waiting[plugin])
 
     def acquire(self, plugin: str, call: T) -> bool:
-        """Return whether this call of the plugin may run now. If not, the call joins the waiting calls."""
+        """Take a thread of the plugin's share for a call. Return False, and let the call wait, if none is free."""
         with self._lock:
             if self._running[plugin] >= self.limit:
                 self._waiting[plugin].append(call)

@@ -53,7 +53,7 @@ class GuardedFunction(Protocol):
     plugin: str
     where: str
     counts: bool
-    """Whether failures count towards the quarantine of the plugin. Failures of routes do not."""
+    """Whether failures count towards the quarantine of the plugin. Failures of routes do not count."""
 
     def time_limit(self, *, on_loop: bool) -> float | None:
         """Return the time limit of a call in seconds, or None if the caller of the guard limits the time."""
@@ -121,10 +121,10 @@ class _AbandonedThread:
 
 
 class Watchdog:
-    """Runs the checks, and raises `ThreadAbandoned` in abandoned threads every second until they end.
+    """Runs periodic checks, and raises `ThreadAbandoned` in abandoned threads every second until they end.
 
-    Python raises an asynchronous exception only in a thread that executes Python code, so it does not interrupt a
-    thread that is blocked in a system call.
+    Python raises such an exception only in a thread that executes Python code, so it does not interrupt a thread that
+    is blocked in a system call.
     """
 
     def __init__(self) -> None:
@@ -196,7 +196,7 @@ class LoopWatch:
             self._watchdog.checks.append(self._check)
 
     def stop(self) -> None:
-        """Stop watching. Must be called on the event loop."""
+        """Stop watching the event loop. Call this method on the event loop."""
         if self._check in self._watchdog.checks:
             self._watchdog.checks.remove(self._check)
             signal.signal(INTERRUPT, signal.SIG_DFL)

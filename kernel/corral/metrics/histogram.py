@@ -34,7 +34,7 @@ class Histogram:
     """Counts observations by label values since the start of the process. Safe to use from any thread.
 
     Each combination of label values has its own buckets. At most `limit` combinations are kept; further ones are
-    counted under the label values `other`.
+    counted together, under the label value `other`.
     """
 
     def __init__(self, bounds: Sequence[float] = SECONDS, limit: int = 1000) -> None:
@@ -44,7 +44,7 @@ class Histogram:
         self._totals: defaultdict[tuple[str, ...], float] = defaultdict(float)
 
     def observe(self, value: float, labels: tuple[str, ...] = ()) -> None:
-        """Add one value."""
+        """Add one value to the histogram."""
         at = bisect.bisect_left(self._bounds, value)
         with self._lock:
             if labels not in self._counts:

@@ -18,7 +18,7 @@ BODY_CODES = ("payload_too_large", "request_timeout", "unsupported_media_type", 
 
 
 class RequestMetrics:
-    """The counters of one process. Only the event loop changes them."""
+    """The counters of requests, plugin errors and events in one process. Only the event loop changes them."""
 
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, str, int]] = Counter()  # method, route template, status class

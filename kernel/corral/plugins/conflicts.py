@@ -17,7 +17,7 @@ NAMED = (
 
 
 def refuse_conflicts(plugins: Iterable[PluginRecord]) -> None:
-    """Mark plugins as `failed` if another plugin declares the same name. Built-in plugins keep the name."""
+    """Mark plugins as `failed` if they declare the same name as another plugin. A built-in plugin keeps the name."""
     plugins = list(plugins)
     claims: dict[str, dict[str, PluginRecord]] = defaultdict(dict)
     for record in plugins:

@@ -53,7 +53,7 @@ class Container:
         return service
 
     def get_optional(self, kind: type[T]) -> T | None:
-        """Return the service of a type without access checks, or None while its plugin is out of service."""
+        """Return the service of a type without access checks, or None if it is absent or out of service."""
         owner = self._owners.get(kind)
         return self._instances.get(kind) if owner is None or owner.serves else None
 

@@ -45,7 +45,7 @@ class Found(msgspec.Struct, kw_only=True):
         return self.module.partition(".")[0]
 
     def protection(self) -> Protection:
-        """Return the class attribute `protected`, read from the source file, because the plugin is not imported."""
+        """Return the plugin's class attribute `protected`, read from its source file without importing the plugin."""
         package, *rest = self.module.split(".")
         spec = importlib.util.find_spec(package) if package else None  # of a submodule, it would import the parents
         source = ""

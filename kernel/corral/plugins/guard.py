@@ -1,8 +1,9 @@
 """Guards: wrappers around all callables that plugins contribute. They measure calls and handle errors.
 
-Declared failures are raised to the caller. All other errors are counted against the plugin. After such an error, a
-guard either returns a default value, so that the caller continues without the plugin's result, or raises the error. An
-error that is not an `Exception` is raised as `ContributionFailed`. The watchdog limits the time of the calls.
+Expected failures (`corral.errors.Failure`) are raised to the caller. All other errors are counted against the plugin.
+After such an error, a guard either returns a default value, so that the caller continues without the plugin's result,
+or raises the error. An error that is not an `Exception` is raised as `ContributionFailed`. The watchdog limits the time
+of the calls.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Guard:
 
     @property
     def guarded(self) -> Callable[..., Any]:
-        """The guarded function. It is a coroutine function if `function` is one and `expected` allows this."""
+        """The guarded function. It is a coroutine function if `function` is one and may return an awaitable."""
         is_async = inspect.iscoroutinefunction(self.function) and self.expected.awaited is not False
         return self.call_async if is_async else self
 
@@ -100,7 +101,7 @@ class Guard:
             self.seconds += _now() - began
 
     def call_uncounted(self, *arguments: Any, **named: Any) -> Any:
-        """Call the function without counting its errors. For callers that retry a failed call in another way."""
+        """Call the function without counting its errors, for a caller that retries a failed call in another way."""
         began = _now()  # noqa: F841  (read by the watchdog)
         value = self.function(*arguments, **named)
         return self._checked(value)
@@ -186,7 +187,8 @@ guard_code.update(
 def is_declared(error: BaseException) -> bool:
     """Return whether an error must not be counted against the plugin.
 
-    This is true for declared failures, database failures, and errors that were already counted against a plugin.
+    This is true for expected failures (`corral.errors.Failure`), for failures of the database, and for errors that were
+    already counted against a plugin.
     """
     if isinstance(error, Failure) or hasattr(error, "_corral_plugin"):
         return True

@@ -74,7 +74,7 @@ def manager_of(record: PluginRecord, specs: Iterable[Any]) -> pluggy.PluginManag
 def offered_specs(records: Iterable[PluginRecord]) -> list[Any]:
     """Return the modules with hook specifications: the kernel's and those of active plugins.
 
-    A plugin is marked `failed` if its module is invalid or repeats the hook of another module.
+    A plugin is marked `failed` if its module is invalid, or specifies a hook that another module specifies already.
     """
     manager, modules = hookspecs.PluginManager("corral"), [hookspecs]
     manager.add_hookspecs(hookspecs)
@@ -105,7 +105,7 @@ def hooks_of(record: PluginRecord) -> dict[str, tuple[str, Any]]:
 def first_result(records: Sequence[PluginRecord], hook: str, url: str) -> Any:
     """Call the hook with a URL and return the first result. Built-in plugins are called after all others.
 
-    A plugin that raises is marked `failed`. Raises `Refused` if no active plugin supports the URL.
+    A plugin whose hook raises an error is marked `failed`. Raises `Refused` if no active plugin supports the URL.
     """
     made: list[Any] = []
 

@@ -1,6 +1,6 @@
 """Counts errors and abandoned calls of plugins, and quarantines plugins that fail too often.
 
-Errors and abandoned calls are reported from any thread. This process quarantines a plugin at once. The plugin
+Any thread may report errors and abandoned calls. This process quarantines a plugin at once. The plugin
 `plugin_admin` stores the quarantine, notifies the other processes, and later puts the quarantined plugin back into
 service (`corral_core.plugin_admin.service.quarantine`).
 """
@@ -51,7 +51,7 @@ class FailureTracker:
         self.on_probation = False
 
     def clear(self) -> None:
-        """Remove all failures."""
+        """Forget all failures of the plugin."""
         self.errors.clear()
         self.lost_calls.clear()
 
@@ -72,15 +72,15 @@ class PluginQuarantine:
         self._lock = threading.Lock()
         self.alarms: deque[Alarm] = deque()
         self.notify: Callable[[], None] = lambda: None
-        """Called from any thread when there is an alarm."""
+        """Called from any thread when an alarm was appended to `alarms`."""
 
     @property
     def time_limit(self) -> float:
-        """The time limit of a call in seconds."""
+        """The time limit in seconds that the settings define for calls of plugins."""
         return self._settings.get(CALL_BUDGET_SECONDS)
 
     def tracker(self, name: str) -> FailureTracker:
-        """Return the failures of one plugin."""
+        """Return the failure tracker of one plugin."""
         return self._trackers.setdefault(name, FailureTracker())
 
     def count_error(self, record: PluginRecord, where: str, error: BaseException) -> None:

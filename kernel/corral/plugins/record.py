@@ -30,7 +30,7 @@ Run = Callable[..., Any]
 class Contributed(msgspec.Struct, kw_only=True):
     """The contributions of a plugin, with one field per hook of the kernel.
 
-    `to_plugins` contains the contributions to hooks of plugins, by the full name of the hook.
+    `to_plugins` contains the contributions to hooks that plugins offer, by the full name of the hook.
     """
 
     services: list[Provide] = []
@@ -136,7 +136,7 @@ class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
         return self.contributed.of(hook)
 
     def migrations(self) -> PluginMigrations | None:
-        """Return the folder of the plugin's migrations, or None."""
+        """Return the plugin's migrations, or None if the plugin has no folder of migrations."""
         if self.kind is None:
             return None
         directory = Path(inspect.getfile(self.kind)).parent / "migrations"
@@ -159,7 +159,7 @@ class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
         self._become("blocked", reason)
 
     def fail(self, error: BaseException | str) -> None:
-        """Take the plugin out of service permanently. `reason` is set to one sentence; the traceback is logged."""
+        """Take the plugin out of service because of an error. Set `reason` to one sentence, and log the traceback."""
         sentence = error if isinstance(error, str) else " ".join(f"{type(error).__name__}: {error}".split())
         self._become("failed", sentence[:500])
         log.error(

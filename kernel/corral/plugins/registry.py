@@ -40,7 +40,7 @@ class PluginRegistry:
         """Callbacks that run on the event loop when the state of a loaded plugin changes."""
 
     def all(self) -> list[PluginRecord]:
-        """Return all records, sorted by name."""
+        """Return the records of all plugins, sorted by name."""
         return sorted(self._records, key=lambda record: record.name)
 
     def get(self, name: str) -> PluginRecord | None:
@@ -83,7 +83,7 @@ class PluginRegistry:
         return self._redactor.redact(text)[:500]
 
     def add_error(self, name: str, where: str, error: BaseException, request_id: str | None) -> None:
-        """Count an error of a plugin. The last 100 errors of each plugin are kept."""
+        """Store and count an error of a plugin. The last 100 errors of each plugin are kept."""
         message = self.redacted(str(error))
         entry = PluginError(clock.now(), where, type(error).__name__, message, request_id)
         self._errors.setdefault(name, deque(maxlen=100)).append(entry)
@@ -94,6 +94,9 @@ class PluginRegistry:
         return list(reversed(self._errors.get(name, ())))
 
     def totals(self, name: str) -> tuple[int, int]:
-        """Return the number of errors in the last 60 seconds (at most 100), and the number since the start."""
+        """Return the number of errors of a plugin in the last 60 seconds, and since the start of the process.
+
+        The first number is at most 100, because only the last 100 errors are kept.
+        """
         since = clock.now(-60)
         return sum(1 for error in self._errors.get(name, ()) if error.at >= since), self._metrics.plugin_errors[name]

@@ -34,16 +34,17 @@ class PluginTasks:
         self._guards, self._record, self._registry = guards, record, registry
 
     def task(self, name: str, run: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
-        """Return a guarded background task."""
+        """Return the function of a background task, wrapped in a guard."""
         guard = Guard(self._guards, self._record, HOOK, f"task {name}", run, counts=False, states=get_args(State))
         return guard.call_async
 
     def guarded_callback(
         self, name: str, run: Callable[..., Awaitable[None]], seconds: float
     ) -> Callable[..., Awaitable[None]]:
-        """Return a callback with a guard. It is awaited once, for at most `seconds`.
+        """Return a callback, wrapped in a guard that cancels a call after `seconds`.
 
-        The errors of the callback are counted against the plugin and not raised. Declared failures are only logged.
+        The errors of the callback are counted against the plugin and not raised. Expected failures
+        (`corral.errors.Failure`) are only logged.
         """
         guard = Guard(self._guards, self._record, HOOK, name, run, default=None, states=get_args(State))
 

@@ -29,8 +29,8 @@ class ThreadExceptions:
     def stop(self) -> None:
         """Stop counting errors, and restore the previous hook.
 
-        If other code has replaced the hook in the meantime, that code's hook stays installed. Exceptions that it passes
-        on to this object are given to the previous hook.
+        If other code has replaced the hook in the meantime, that code's hook stays installed. If that hook still
+        calls this object, the exceptions are given to the previous hook.
         """
         self._records.clear()
         if threading.excepthook == self._count:

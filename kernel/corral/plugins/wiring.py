@@ -21,7 +21,10 @@ MakeConsumer = Callable[[PluginRecord, Subscriber, Any], Consumer]
 
 
 class PluginWiring:
-    """Wires the plugins of one kernel. A plugin that fails is marked `failed`, and its registrations are removed."""
+    """Wires the plugins of one kernel.
+
+    A plugin that fails is marked `failed`, and its services and event types are removed.
+    """
 
     def __init__(
         self,
@@ -53,7 +56,8 @@ class PluginWiring:
     def refresh(self, changed: PluginRecord) -> None:
         """Inject the optional services again after the state of a plugin changed.
 
-        Each attribute is set to the service of the other plugin, or to None while that plugin is out of service.
+        Each attribute for an optional service is set to the service, or to None while the plugin that provides the
+        service is out of service.
         """
         for record in self._records:
             if record.serves:

@@ -71,8 +71,9 @@ def _html_form(data: bytes) -> str:
 def _base64(data: bytes) -> Iterator[str]:
     """Yield the base64 encodings of the data, for each of the three byte offsets at which longer data may contain it.
 
-    For each offset, the first text contains only the characters that the data alone determines. The other texts include
-    the last characters, with and without padding, and the lines of data that was encoded on its own.
+    For each offset, the first text contains only the characters that the data alone determines. Two more texts extend
+    to the end of the encoding, with and without padding. At offset 0, the lines of the wrapped encoding are yielded
+    too.
     """
     for before in range(3):
         padded = b"\0" * before + data
@@ -85,7 +86,7 @@ def _base64(data: bytes) -> Iterator[str]:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Yield the lines that result when the text is wrapped at each of the usual widths."""
+    """Yield the lines that result when base64 text is wrapped at each of the usual line widths."""
     parts = (text[at : at + width] for width in LINE_WIDTHS if len(text) > width for at in range(0, len(text), width))
     return filter(is_redactable, parts)
 

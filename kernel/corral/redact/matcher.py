@@ -43,7 +43,9 @@ class Span(NamedTuple):
 
 
 class Matcher:
-    """Finds values and patterns in text. A matcher is immutable, so threads can use it while another replaces it.
+    """Finds values and patterns of credentials in text.
+
+    A matcher is immutable, so threads can keep using it after the redactor has replaced it with a new one.
 
     The encodings are stored as plain strings. Hundreds of thousands of additional objects would slow down the garbage
     collector, which pauses the whole process.
@@ -70,7 +72,7 @@ class Matcher:
         self._detector = BytesAhoCorasick([anchor.encode("utf-8", "replace") for anchor in self._anchors])
 
     def may_hold(self, text: str) -> bool:
-        """Return whether a match may begin in the text. Unlike `scan`, this call does not let other threads run."""
+        """Return whether a match may begin in the text. Unlike `scan`, this method does not release the GIL."""
         return bool(self._detector.find_matches_as_indexes(text.encode("utf-8", "replace")))
 
     def scan(self, text: str, *, patterns: bool, final: bool = True) -> tuple[list[Span], int]:

@@ -1,8 +1,8 @@
-"""Patterns of credentials. They are redacted in machine-generated text even if their values are not known.
+"""Patterns that recognize credentials by their format, in order to redact unknown ones in machine-generated text.
 
-An expression is tried wherever one of its anchors occurs. It examines nothing before the anchor or after its own match,
-so its result does not depend on the surrounding text. Redacting twice therefore changes nothing, and a stream gives the
-same result as the whole text.
+The regular expression of a pattern is tried wherever one of its anchors, which are fixed strings, occurs. It examines
+nothing before the anchor or after its own match, so its result does not depend on the surrounding text. Redacting a
+text again therefore changes nothing, and a stream gives the same result as the whole text.
 """
 
 from __future__ import annotations

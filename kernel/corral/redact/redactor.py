@@ -67,7 +67,7 @@ class Redactor:
         return MARK.join(parts)
 
     def redact_json(self, value: Any, *, patterns: bool = True) -> Any:
-        """Return a copy with all strings and keys redacted. If keys become equal, the value of the last one is kept."""
+        """Return the value with all its strings and keys redacted. If keys become equal, the last item is kept."""
         texts: list[str] = []
         if _gather(value, texts, JOINED_CHARACTERS) >= 0 and not self._matcher.may_hold("\n".join(texts)):
             return value
@@ -90,7 +90,7 @@ class Redactor:
         return RedactorStream(self, patterns)
 
     def set_values(self, source: str, values: Mapping[str, str]) -> list[str]:
-        """Replace all credentials of a source, given by name. Return the names whose values are not redactable.
+        """Replace all credentials of a source with `values`. Return the names of the values that are not redactable.
 
         Values that are short, repetitive or a single word are not redactable, because replacing them would damage
         ordinary text. With thousands of values this takes up to a second, so call it in a thread.
@@ -109,13 +109,16 @@ class Redactor:
         return [name for name in values if Hit("value", source, name) not in now]
 
     def register(self, source: str, patterns: Iterable[Pattern]) -> None:
-        """Register patterns of credentials. A second call replaces the patterns of the source."""
+        """Register the patterns of a source, which replace the earlier patterns of this source."""
         with self._changing:
             self._patterns[source] = tuple(patterns)
             self._matcher = self._compiled()
 
     def on_hit(self, listener: OnHit) -> None:
-        """Call `listener` with the credentials found, in the same thread. It must return quickly and must not log."""
+        """Call `listener` whenever credentials are found in a text, in the thread that redacts the text.
+
+        The listener must return quickly and must not log.
+        """
         self._listeners.append(listener)
 
     def _compiled(self) -> Matcher:
@@ -142,7 +145,10 @@ class Redactor:
 
 
 def _gather(value: Any, texts: list[str], budget: int) -> int:
-    """Append all strings in the value to `texts`. Return what is left of `budget`, negative if it was exceeded."""
+    """Append the strings in the value to `texts`, and return `budget` minus their total length.
+
+    If the result becomes negative, the remaining strings are not appended.
+    """
     waiting = [value]
     while waiting and budget >= 0:
         value = waiting.pop()

@@ -231,10 +231,10 @@ def _code_and_words(keyword: str | None, wanted: Any) -> tuple[str, str]:
 
 
 def _alternative_faults(error: Any, here: str, prefix: str) -> Iterator[Fault]:
-    """Yield the faults of the alternative that the client most likely meant.
+    """Yield the faults of the alternative of `anyOf` or `oneOf` that the client most likely meant.
 
-    Only alternatives of the right type are considered. Those with the right tag come first, then those with the fewest
-    faults.
+    Only alternatives that allow the type of the value are considered. An alternative whose tag field has the right
+    value is preferred; among several, the one with the fewest faults is chosen.
     """
     value, branches = error.instance, _branches(error)
     tags = error.schema.get("discriminator", {}).get("mapping", {})

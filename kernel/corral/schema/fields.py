@@ -1,4 +1,4 @@
-"""Types for the fields of request and response bodies, with the limits of the HTTP contract."""
+"""Types for the fields of request and response bodies, such as names, texts and ids, with their limits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ UUID = r"^[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f
 
 
 def line(max_length: int, min_length: int = 1) -> Meta:
-    """Return the constraint for one line of text without control characters: `Annotated[str, line(80)]`."""
+    """Return the constraint for one line of text without control characters, as in `Annotated[str, line(80)]`."""
     return Meta(min_length=min_length or None, max_length=max_length, pattern=LINE)
 
 

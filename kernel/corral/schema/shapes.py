@@ -47,7 +47,10 @@ def convert(kind: type[T], value: Any, *, strings: bool = False, pointer_prefix:
 @overload
 def convert(kind: Any, value: Any, *, strings: bool = False, pointer_prefix: str = "") -> Any: ...
 def convert(kind: Any, value: Any, *, strings: bool = False, pointer_prefix: str = "") -> Any:
-    """Convert the value, or raise `Invalid` with every fault. Set `strings` for values from a query string or path."""
+    """Convert the value to the type `kind`, or raise `Invalid` with every fault.
+
+    Set `strings` for values from a query string or path, which are all strings.
+    """
     if strings:
         try:
             value = _shape(kind).read(map_strings(value, strict_nfc))

@@ -20,7 +20,7 @@ _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 
 class RefusedText(Exception):
-    """A value contains invalid text or numbers. After this error, a slower second pass finds every fault."""
+    """Raised if a value contains invalid text or numbers. A slower second pass then finds every fault."""
 
 
 def is_deeper(data: bytes, limit: int = MAX_DEPTH) -> bool:
@@ -68,7 +68,8 @@ _lenient = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant,
 def parse_json(data: bytes, *, lenient: bool = False) -> Any:
     """Parse JSON and normalize its strings to NFC. Raises `Malformed` or `Invalid` for anything but valid strict JSON.
 
-    `lenient` replaces characters that cannot be stored with U+FFFD. Routes that receive the output of agents use it.
+    With `lenient`, U+FFFD replaces each character that the databases cannot store. Routes that receive the output of
+    agents set `lenient`.
     """
     if is_deeper(data):
         raise Malformed(f"The JSON nests deeper than {MAX_DEPTH} levels.", code="malformed_json")

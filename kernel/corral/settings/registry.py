@@ -65,7 +65,7 @@ class SettingValues:
 
 
 class SettingsRegistry(SettingValues):
-    """All declared settings with their current values. `is_shown` returns whether a plugin is in service."""
+    """All declared settings with their current values. `is_shown` returns whether a plugin's settings are shown."""
 
     def __init__(
         self,
@@ -155,7 +155,7 @@ class SettingsRegistry(SettingValues):
         return {name: f"{name} {sentence}" for name, sentence in problems.items() if sentence is not None}
 
     def unknown_names(self) -> list[str]:
-        """Return warnings about pinned settings that no plugin declares, and about unused environment variables.
+        """Return warnings about pinned settings that no plugin declares, and about unknown environment variables.
 
         Each warning suggests the nearest known name, if there is one.
         """

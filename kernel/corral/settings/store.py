@@ -20,15 +20,15 @@ class SettingsChange(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SettingsStore(Protocol):
-    """Changes settings, with audit rows and events. Provided by the plugin `settings`.
+    """Changes settings, and writes the audit rows and events. The plugin `settings` provides this service.
 
     Every method except `check_urls` runs in the caller's unit of work.
     """
 
     async def check_urls(self, values: Mapping[str, Any], *, pointer: Callable[[str], str] = "/{}".format) -> None:
-        """Check the URLs among the values with the egress guard. Raises `url_blocked`.
+        """Raise `Invalid` (`url_blocked`) if the egress guard blocks one of the URLs among the values.
 
-        Call it before the unit of work that changes the settings.
+        Call this method before the unit of work that changes the settings.
         """
         ...
 
@@ -62,7 +62,7 @@ class SettingsStore(Protocol):
         ...
 
     def add_check(self, settings: Iterable[Setting[Any]], check: Callable[[Settings, Principal], None]) -> None:
-        """Call `check(values, caller)` in the unit of work of every change of these settings.
+        """Call `check(values, caller)` whenever one of these settings changes, in the same unit of work.
 
         `check` raises a `Problem` to refuse the change.
         """

@@ -26,7 +26,7 @@ WebUrl = Annotated[str, msgspec.Meta(max_length=2048, extra_json_schema={"format
 
 
 class SettingRefused(ValueError):
-    """Raised for an invalid value of a setting. `code` is a code of `errors[]` in problem documents."""
+    """Raised for an invalid value of a setting. `code` is the error code in `errors[]` of the problem document."""
 
     def __init__(self, detail: str, code: str) -> None:
         super().__init__(detail)

@@ -1,4 +1,4 @@
-"""A certificate authority for tests that use TLS. A process trusts it if `SSL_CERT_FILE` is its `file`."""
+"""A certificate authority for tests that use TLS. A process trusts it if `SSL_CERT_FILE` names its file."""
 
 from __future__ import annotations
 

@@ -25,7 +25,9 @@ from corral.testing.engine import Engine, EngineError, engines_folder, unprivile
 
 
 class PostgresServer(Engine):
-    """A PostgreSQL server. If the tests run as root, the server runs as `nobody`, because PostgreSQL refuses root.
+    """A PostgreSQL server.
+
+    If the tests run as root, the server runs as `nobody`, because PostgreSQL refuses to run as root.
 
     `settings` are keys of `postgresql.conf`. Unless `durable` is set, the server does not fsync, and stores its data in
     memory if there is enough space. Committed data then survives `kill()` but not a power failure.

@@ -32,7 +32,7 @@ def build() -> Iterator[Application]:
 
 
 def outdated(files: Mapping[Path, str]) -> list[Path]:
-    """Return the paths of the files that are missing or whose text differs."""
+    """Return the paths of the generated files that are missing or out of date."""
     return [path for path, text in files.items() if not path.is_file() or path.read_text("utf-8") != text]
 
 

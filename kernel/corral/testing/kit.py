@@ -94,8 +94,8 @@ class Client:
     ) -> Answer:
         """Send a request and return the response.
 
-        `body` is sent as JSON, `content` is sent unchanged. `root` sends the path unchanged. If `headers` are pairs, a
-        header may occur more than once.
+        `body` is sent as JSON, and `content` is sent unchanged. With `root`, the path is sent unchanged. A header may
+        occur more than once if `headers` is a list of pairs.
         """
         path = path if root or path.startswith("/api/") else f"/api/v1{path}"
         path, _, query = path.partition("?")

@@ -25,8 +25,8 @@ def answer(status: int, body: bytes = b"", **headers: str) -> bytes:
 class Receiver:
     """A server at `host`:`port` that sends the same response to every request. Use it with `async with`.
 
-    `heads` contains the heads of all received requests. The response consists of the byte sequences in `answers`. The
-    server waits `delay` seconds before it sends each of them.
+    `heads` contains the request line and the headers of each received request. The response consists of the byte
+    sequences in `answers`. The server waits `delay` seconds before it sends each of them.
     """
 
     def __init__(self, *answers: bytes, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None, delay: float = 0.0):

@@ -17,7 +17,7 @@ PACKAGE = "corral_plugins"
 
 
 def render() -> str:
-    """Return the current table as JSON, generated from a kernel with all built-in plugins."""
+    """Return the table of paths as JSON, generated from a kernel with all built-in plugins."""
     with build() as application:
         found: dict[str, list[str]] = {}
         for endpoint in application.endpoints:
@@ -29,7 +29,7 @@ def render() -> str:
 
 
 def files() -> dict[Path, str]:
-    """Return the generated files by path: the table only."""
+    """Return the generated file, which contains the table of paths, as `{path of the file: text}`."""
     return {Path(str(resources.files(PACKAGE).joinpath("paths.json"))): render()}
 
 

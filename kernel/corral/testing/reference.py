@@ -200,7 +200,7 @@ def errors_page(application: Application) -> str:
 
 
 def metrics_page(application: Application) -> str:
-    """Return the page of metrics: one table of the metrics of the process, of requests and of plugins."""
+    """Return the page of metrics: one table with all metrics of the process, the installation and the plugins."""
     from corral_core.health.service.scrape import MetricsRenderer
 
     kernel = application.kernel

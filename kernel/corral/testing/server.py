@@ -28,7 +28,7 @@ EMAIL, PASSWORD = "admin@example.org", "correct horse battery staple"
 
 @contextlib.asynccontextmanager
 async def serving_app(app: Any, config: Config, server: str) -> AsyncIterator[tuple[int, asyncio.Event]]:
-    """Serve an ASGI application in this process like `corral serve`. Yield the port and the event that stops it."""
+    """Serve an ASGI application in this process like `corral serve`. Yield the port and an event to stop it."""
     from corral.cli.asgi_servers import serve_with
     from corral.cli.serve import listen
 
@@ -204,7 +204,7 @@ class JobsProcess:
 
 
 def free_port() -> int:
-    """Return a port that nobody uses, outside the range from which outgoing connections take theirs.
+    """Return a free port outside the range from which the system takes ports for outgoing connections.
 
     Another connection could otherwise take the port while a server restarts.
     """

@@ -201,7 +201,7 @@ def private_kernel_imports(package: Package) -> Iterator[str]:
 
 
 def foreign_plugin_imports(package: Package, named: Collection[str], packages: Mapping[str, str]) -> Iterator[str]:
-    """Yield a message for each import from another plugin, except imports from the `api` of the plugins in `named`.
+    """Yield a message for each import from another plugin, except from the `api` module of a plugin in `named`.
 
     `packages` maps the packages of all plugins to their names.
     """

@@ -1,4 +1,4 @@
-"""Template databases that were migrated once, because copying a database is much faster than migrating a new one.
+"""Creates databases for tests as copies of migrated templates, because copying is much faster than migrating.
 
 `make_kernel` uses templates for the built-in plugins. The migrations of other plugins are applied to the copy.
 """
@@ -29,7 +29,7 @@ _loaded: dict[tuple[tuple[str, ...], str], list[PluginRecord]] = {}
 def fill(url: str, found: Sequence[Found], config: Config) -> None:
     """Create the database at `url` as a copy of a template, if the database is empty or does not exist.
 
-    The template contains the migrations of the built-in plugins among `found`.
+    The migrations of the built-in plugins among `found` are applied to the template.
     """
     own = [item for item in found if item.built_in]
     if url.startswith("sqlite:///"):
@@ -41,7 +41,7 @@ def fill(url: str, found: Sequence[Found], config: Config) -> None:
 
 
 def _load(own: Sequence[Found], config: Config) -> list[PluginRecord]:
-    """Load a set of plugins once per process, and return their records. Only the migrations in the records are used."""
+    """Load a set of plugins, once per process, and return their records. Callers use only the migrations in them."""
     key = (tuple(item.name for item in own), repr(config.plugins))
     if key not in _loaded:
         _loaded[key] = load(own, config)

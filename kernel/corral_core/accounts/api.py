@@ -51,7 +51,7 @@ REGISTRATION = Setting(
     title="Who can register",
     choices=("open", "invite", "closed"),
 )
-"""The setting that decides who may register. `health` warns if registration is open on a public address."""
+"""The setting that decides who may register. The plugin `health` warns if registration is open on a public address."""
 
 
 class UserView(msgspec.Struct, kw_only=True):
@@ -144,7 +144,7 @@ class Accounts(Protocol):
     def required_action(self, user: UserView) -> str | None:
         """Return the problem code of the action that this user must take first, or None.
 
-        The result is stored in `limited` of each principal that acts with the rights of this user.
+        The result is stored in the field `limited` of each principal that acts with the rights of this user.
         """
         ...
 
@@ -189,14 +189,14 @@ class Mail(Protocol):
 
     @property
     def is_configured(self) -> bool:
-        """Whether `mail.host` is set."""
+        """Whether a mail server is configured: whether the setting `mail.host` has a value."""
         ...
 
     def notify(self, to: str, kind: Notice, **facts: str | int) -> None:
         """Enqueue an email of this kind to an address. Runs in the caller's unit of work.
 
-        If no mail server is configured, this function does nothing. `facts` are the values for the template: `until`
-        for `locked`, `new` for `email_changed`, and `left` for `recovery_code_used`.
+        If no mail server is configured, this function does nothing. `facts` are the values that the template
+        needs: `until` for the kind `locked`, `new` for `email_changed`, and `left` for `recovery_code_used`.
         """
         ...
 
@@ -275,7 +275,7 @@ class Invitations(Protocol):
         ...
 
     def revoke(self, invitation_id: str) -> None:
-        """Revoke a pending invitation and end its links. Raise `NotFound` if no pending invitation has this id."""
+        """Revoke an invitation and invalidate its links. Raise `NotFound` if no pending invitation has this id."""
         ...
 
 
@@ -347,7 +347,7 @@ class Tickets(Protocol):
     """
 
     def issue(self, caller: Principal) -> str:
-        """Create a ticket for this caller, which is valid for 30 s. Return the token of the ticket."""
+        """Create a ticket for this caller and return its token. The ticket is valid for 30 s."""
         ...
 
     def reread(self, caller: Principal) -> Principal:

@@ -38,9 +38,9 @@ async def send_mail(
     links: SingleUseLinks,
     link_id: str | None = None,
 ) -> None:
-    """Send one email. If it contains a link, generate the token of the link now, and store only the token's hash.
+    """Send one email. If the email contains a link, generate the token of the link, and store the hash of the token.
 
-    The lifetime of the link therefore begins when the email is sent.
+    The lifetime of the link begins when the email is sent, because the token is generated only then.
     """
     from corral.egress.smtp import MailRefused
 
@@ -94,7 +94,7 @@ async def purge_sessions(work: Work, sessions: Sessions) -> None:
 
 
 def forget_successors(settings: Settings) -> None:
-    """After the grace period, erase the encrypted successors that are stored with used refresh tokens."""
+    """Erase the encrypted next tokens that are stored with used refresh tokens whose grace period is over."""
     over = RefreshRow.successor.is_null(False) & (RefreshRow.used_at <= clock.now(-settings.get(REFRESH_GRACE)))
     RefreshRow.update(successor=None).where(over).execute()
 

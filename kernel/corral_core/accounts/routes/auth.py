@@ -31,7 +31,7 @@ Code = Annotated[str, Meta(pattern="^[0-9]{6}$", min_length=6, max_length=6)]
 
 
 class LoginRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The credentials for a sign-in. `mfa_code`: a code of the second factor, to sign in with a single request.
+    """The credentials for a sign-in. `mfa_code`: a second-factor code, to sign in with a single request.
 
     `cookie`: whether to return the refresh token in a cookie instead of the body.
     """

@@ -1,4 +1,4 @@
-"""The refresh cookie, which sends the refresh token to `/auth/refresh`. Scripts in the browser cannot read it."""
+"""The refresh cookie, which contains the refresh token for `/auth/refresh`. Scripts in the browser cannot read it."""
 
 from __future__ import annotations
 

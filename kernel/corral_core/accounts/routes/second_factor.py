@@ -55,7 +55,7 @@ class ActivationResponse(msgspec.Struct, kw_only=True):
 
 
 class DisableMfaRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A request to disable the second factor: the password, and either a code or a recovery code."""
+    """A request to disable the second factor: the password, and either a second-factor code or a recovery code."""
 
     password: Password
     code: Code | UnsetType = UNSET
@@ -72,7 +72,7 @@ class ChallengeAnswer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class NewCodes(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A request for new recovery codes: the password and a code of the second factor."""
+    """A request for new recovery codes: the password and a second-factor code."""
 
     password: Password
     code: Code
@@ -85,7 +85,7 @@ class RecoveryCodes(msgspec.Struct, kw_only=True):
 
 
 class ReauthenticationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A request to re-authenticate with either the password or a code of the second factor."""
+    """A request to re-authenticate with either the password or a second-factor code."""
 
     password: Password | UnsetType = UNSET
     code: Code | UnsetType = UNSET
@@ -173,7 +173,7 @@ async def renew_recovery_codes(
 async def step_up(
     body: ReauthenticationRequest, caller: Principal, request: Request, protection: Reauthentication
 ) -> SteppedUp:
-    """Re-authenticate with the password or a code before a sensitive action."""
+    """Re-authenticate with the password or a second-factor code before a sensitive action."""
     _only_value({"password": body.password, "code": body.code})
     until = await protection.step_up(caller, _is_given(body.password), _is_given(body.code), request.entry(caller))
     return SteppedUp(reauth_until=until)

@@ -232,7 +232,10 @@ class AccountsService:
         self._forget_cached_rights(row.id)
 
     def drop_password(self, user_id: str) -> UserRow:
-        """Delete the password, and end all sessions and links. The user needs a new link to set a new password."""
+        """Delete the password, end all sessions and invalidate all links.
+
+        The user needs a new link to set a new password.
+        """
         row = self.get_row(user_id, hold=True)
         if row.purged_at is not None:
             raise NotFound()
@@ -272,7 +275,7 @@ class AccountsService:
         return self.get(row.id)
 
     def store_new_hash(self, row: UserRow, password_hash: str) -> None:
-        """Store a hash with the current parameters, unless somebody changed the password in the meantime."""
+        """Store a new hash of an unchanged password. Do nothing if the password was changed in the meantime."""
         same = (UserRow.id == row.id) & (UserRow.password_hash == row.password_hash)
         UserRow.update(password_hash=password_hash).where(same).execute()
 
@@ -372,7 +375,7 @@ def user_view(row: UserRow) -> UserView:
 
 
 def update_row(row: UserRow, changes: Mapping[str, Any]) -> None:
-    """Update a row. Raise `Conflict` if the row was changed concurrently, or if no active admin would remain."""
+    """Update an account's row. Raise `Conflict` if it was changed concurrently, or if no active admin would remain."""
     stays = changes.get("role", "admin") == "admin" and changes.get("is_active", True)
     loses_admin = row.role == "admin" and row.is_active and not stays
     where = (UserRow.id == row.id) & (UserRow.version == row.version)
@@ -419,6 +422,6 @@ RIGHTS = frozenset({"role", "is_active", "must_change_password", "email_verified
 def audited_values(row: UserRow, changes: Mapping[str, Any], name: str) -> tuple[Any, Any]:
     """Return the old and the new value of a column for the audit log.
 
-    For personal data, return `SECRET_CHANGE` instead, so that the audit log contains only ids of purged accounts.
+    For personal data, return `SECRET_CHANGE` instead, so that the audit log keeps only the ids of purged accounts.
     """
     return (getattr(row, name), changes[name]) if name in RIGHTS else SECRET_CHANGE

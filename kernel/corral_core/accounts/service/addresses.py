@@ -20,7 +20,7 @@ def normalize_address(address: str) -> str:
 
 
 def check_address(address: str, pointer: str = "/email") -> str:
-    """Return the normal form of an address before it is stored. Raise `Invalid` if the text is not an address."""
+    """Return the normal form of an address that is to be stored. Raise `Invalid` if the text is not an address."""
     key = normalize_address(address)
     if not _FORM.fullmatch(key) or len(key) > MAX_LENGTH or any(not letter.isprintable() for letter in key):
         raise Invalid.at(pointer, "bad_format", "Give an email address such as name@example.org.")

@@ -81,7 +81,7 @@ class AccessTokens:
 
     @property
     def is_fixed(self) -> bool:
-        """Whether `CORRAL_JWT_SECRET` is set. It is then the signing key, and the stored keys are not used."""
+        """Whether `CORRAL_JWT_SECRET` is set. Its value is then the signing key, and the stored keys are not used."""
         return self._fixed is not None
 
     def create_first_key(self) -> None:
@@ -91,7 +91,7 @@ class AccessTokens:
             self.rotate_key()  # processes that start together may create two keys: both verify, and the newer one signs
 
     def encoded_keys(self) -> dict[str, str]:
-        """Return the encoded values of the signing keys for the redactor."""
+        """Return the signing keys in their encoded forms, so that the redactor can recognize them in text."""
         found: dict[str, str] = {}
         for kid, key in self._read_keys(0.0).secrets.items():
             found |= encoded_key(kid, key)
@@ -290,7 +290,7 @@ class SessionPrincipals:
         )
 
     def _check_session(self, ended_at: str | None, expires_at: str, created_at: str, last_seen_at: str) -> bool:
-        """Return whether the session is live. Shortened lifetimes apply to existing sessions too."""
+        """Return whether the session is live. A shorter lifetime in the settings applies to existing sessions too."""
         get = self._settings.get
         in_time = created_at > clock.now(-get(REFRESH_ABSOLUTE)) and last_seen_at > clock.now(-get(REFRESH_IDLE))
         return ended_at is None and expires_at > clock.now() and in_time

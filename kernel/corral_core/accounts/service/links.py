@@ -49,7 +49,7 @@ class SingleUseLinks:
     def create_link(self, kind: str, subject_id: str, email: str | None = None) -> str | None:
         """Create a link whose token is generated later, when the link is emailed. Return the id of the link.
 
-        Return None if the subject already has `MOST_LIVE` live links of this kind.
+        Return None if the account or invitation already has `MOST_LIVE` live links of this kind.
         """
         # The update locks the row of the account, so that the count stays correct until the commit.
         UserRow.update(version=UserRow.version).where(UserRow.id == subject_id).execute()
@@ -90,7 +90,7 @@ class SingleUseLinks:
     def issue_url(self, kind: str, subject_id: str, email: str | None = None) -> str:
         """Create a link and return its URL, which is shown only once.
 
-        If the subject already has `MOST_LIVE` live links of this kind, invalidate the oldest one.
+        If the account or invitation already has `MOST_LIVE` live links of this kind, invalidate the oldest one.
         """
         link_id = self.create_link(kind, subject_id, email)
         if link_id is None:

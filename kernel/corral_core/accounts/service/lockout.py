@@ -1,4 +1,4 @@
-"""Account lockout: too many failed sign-ins to one address lock the address for some time.
+"""Account lockout: after too many failed sign-ins with one address, the address is locked for some time.
 
 Before a password or code is verified, a single conditional UPDATE reserves the attempt. The reservation succeeds if the
 failures within the window and the attempts in flight together stay below the threshold. Parallel guesses therefore get
@@ -122,7 +122,7 @@ class Lockout:
                 self.mail.notify(UserRow.get_by_id(user_id).email, "locked", until=until)
 
     def unlock(self, email: str, user_id: str) -> None:
-        """End a lockout immediately and reset the failures."""
+        """End the lockout of an address immediately and reset its failures."""
         key = digest(normalize_address(email))
         LockoutRow.update(failed="", locks=0, locked_until=None).where(LockoutRow.key == key).execute()
         if self._clear_locked_until(user_id):
@@ -179,7 +179,7 @@ class Lockout:
         return bool(insert.as_rowcount().execute()) or self._may_wait(row.get_by_id(key), now, threshold)
 
     def _may_wait(self, row: LockoutRow, now: str, threshold: int) -> bool:
-        """Return False if the attempt may wait for others to end. Raise `TooMany` if the address is locked."""
+        """Raise `TooMany` if the address is locked. Otherwise, return False: the attempt must wait until others end."""
         if row.locked_until is not None and row.locked_until > now:
             raise _locked(row.locked_until)
         failures = self._failures_within_window(row.failed)

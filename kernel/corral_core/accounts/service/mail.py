@@ -121,7 +121,7 @@ def render_mail(kind: str, *, sender: str, to: str, site: str, facts: Mapping[st
 
 
 def _sender_address(text: str) -> Address:
-    """Split an address at the last `@`, so that no part is parsed as another address or as a display name."""
+    """Return an address split at the last `@`, so that no part is parsed as another address or as a display name."""
     name, _, domain = text.rpartition("@")
     return Address(username=name, domain=domain)
 
@@ -152,7 +152,8 @@ class MailService:
     def send_link(self, to: str, kind: str, subject_id: str, **facts: str | int) -> bool:
         """Enqueue an email with a single-use link. Runs in the caller's unit of work.
 
-        Return False if no mail server is configured, or if the subject has too many live links of this kind.
+        Return False if no mail server is configured, or if the account or invitation has too many live links of this
+        kind.
         """
         if not self.is_configured:
             return False

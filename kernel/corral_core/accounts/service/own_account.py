@@ -98,7 +98,7 @@ class Reauthentication:
         )
 
     async def step_up(self, caller: Principal, password: str | None, code: str | None, entry: Entry) -> str:
-        """Re-authenticate with the password or a code. Return the time until which it is valid."""
+        """Re-authenticate with the password or a code. Return the time until which the re-authentication is valid."""
         user, session_id = await self._require_user(caller), caller.session_id or ""
 
         def with_password(row: UserRow, key: str) -> str:

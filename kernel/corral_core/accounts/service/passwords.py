@@ -69,7 +69,7 @@ class Passwords:
     def __init__(self) -> None:
         self._waiting = 0
         self.hashed, self.hash_seconds = 0, 0.0
-        """The number of hashes that this process computed, and the total time this took in seconds, without waiting."""
+        """The number of hashes that this process computed, and the total time in seconds, without time in the queue."""
 
     async def hash_password(self, password: str, *, pointer: str = "/password") -> str:
         """Check the length of a password and hash it. The caller must apply the password policy."""

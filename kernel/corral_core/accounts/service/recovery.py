@@ -36,7 +36,7 @@ class PasswordRecovery:
         self._lockout, self._links, self._mail = lockout, links, mail
 
     async def send_reset_link(self, email: str, entry: Entry) -> None:
-        """Enqueue a job that emails a link. The same code runs for every address, so timing reveals nothing."""
+        """Enqueue a job that emails a reset link. The same code runs for every address, so timing reveals nothing."""
         if self._mail.is_configured:
             await self._work(lambda: enqueue(FORGOT, email=email), entry=entry)
 

@@ -104,7 +104,10 @@ class AccountRegistration:
         send_verification(row, self._mail)
 
     async def _check_invitation(self, new: NewUser, password: str, token: str, entry: Entry) -> UserView:
-        """Register an invited user. The invitation determines the role, and the address counts as verified."""
+        """Check an invitation, and register the invited user.
+
+        The invitation determines the role, and the address counts as verified.
+        """
         invitation = await self._work(lambda: self._invitations.find_pending(token), read=True)
         if normalize_address(new.email) != invitation.email_key:
             raise Invalid.at("/email", "not_allowed", "The invitation is for another email address.")
@@ -137,5 +140,5 @@ class AccountRegistration:
 
 
 def send_verification(row: UserRow, mail: MailService) -> None:
-    """Email a link that verifies the address. If the account has no password, email a link that sets a password."""
+    """Email a link that verifies the address or, if the account has no password, a link that sets a password."""
     mail.send_link(row.email, VERIFY if row.password_hash is not None else RESET, row.id)

@@ -201,7 +201,7 @@ class Sessions:
 
     @staticmethod
     def list_of_user(refresh: str) -> str | None:
-        """Return the id of the session to which a used or unused refresh token belongs, or None if it is unknown."""
+        """Return the id of the session of a refresh token, even a used one. Return None if the token is unknown."""
         row = RefreshRow.get_or_none(RefreshRow.hash == digest(refresh))
         return None if row is None else str(row.session_id)
 
@@ -224,7 +224,7 @@ class Sessions:
         return bool(self._end_sessions((SessionRow.id == session_id) & (SessionRow.user_id == user_id), reason))
 
     def end_all(self, user_id: str, reason: str, *, keep: str | None = None) -> int:
-        """End the user's sessions except the one with the id `keep`, and sign-ins whose second factor is pending.
+        """End the user's pending sign-ins, and all sessions of the user except the one with the id `keep`.
 
         Return the number of ended sessions.
         """
@@ -272,7 +272,10 @@ class Sessions:
         return row
 
     def _is_expired(self) -> Any:
-        """Return the SQL condition for expired sessions. Shortened lifetimes apply to existing sessions too."""
+        """Return the SQL condition for expired sessions.
+
+        A shorter lifetime in the settings applies to existing sessions too.
+        """
         oldest, quiet = clock.now(-self._settings.get(REFRESH_ABSOLUTE)), clock.now(-self._idle_seconds())
         row = SessionRow
         return (row.expires_at <= clock.now()) | (row.last_seen_at <= quiet) | (row.created_at <= oldest)
@@ -281,7 +284,10 @@ class Sessions:
         return min(self._settings.get(REFRESH_IDLE), self._settings.get(REFRESH_ABSOLUTE))
 
     def _seconds_left(self, session: SessionRow) -> int:
-        """Return the seconds until an unused session expires. Shortened lifetimes apply to existing sessions too."""
+        """Return the seconds until an unused session expires.
+
+        A shorter lifetime in the settings applies to existing sessions too.
+        """
         until = clock.parse_instant(session.created_at) + self._settings.get(REFRESH_ABSOLUTE)
         return min(self._idle_seconds(), int(until - clock.time_s()))
 
