@@ -1,4 +1,4 @@
-"""Run-time settings of the gateway."""
+"""Runtime settings of the gateway."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class ImagePart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, tag="i
 
 
 class Function(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The function that a model calls. `arguments` is JSON text from the model; `parsed_arguments` is ignored."""
+    """The function that a model calls. `arguments` is JSON text written by the model; `parsed_arguments` is ignored."""
 
     name: Annotated[str, Meta(min_length=1, max_length=200)]
     arguments: str
@@ -43,7 +43,7 @@ class Function(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class RequestedToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A tool call in an assistant message. Clients may send back the `index` of a stream, which is ignored."""
+    """A tool call in an assistant message. Clients may send back the `index` of a streamed response; it is ignored."""
 
     id: Annotated[str, Meta(min_length=1, max_length=200)]
     function: Function
@@ -107,7 +107,11 @@ class FunctionToolSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
 
 
 class ChatRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A chat completion request. `model` is `provider/model`, a bare model name, `default`, or `agent`."""
+    """A chat completion request.
+
+    `model` is `provider/model`, a model name without a provider, `default`, or `agent` for the calling agent's own
+    models.
+    """
 
     model: RequestedModel
     messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=10_000)]
@@ -142,7 +146,7 @@ class ChatRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit
 
 
 class TokenUsage(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Token counts of a call. `prompt_tokens` includes cache tokens, which `prompt_tokens_details` lists."""
+    """Token counts of a call. `prompt_tokens` includes cached tokens, which `prompt_tokens_details` also lists."""
 
     prompt_tokens: int
     total_tokens: int
@@ -163,7 +167,7 @@ class Completion(msgspec.Struct, kw_only=True):
 
 
 class EmbeddingRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Texts to embed. The `encoding_format` `base64` encodes each vector as little-endian 32-bit floats."""
+    """A request to embed texts. The `encoding_format` `base64` encodes each vector as little-endian 32-bit floats."""
 
     model: RequestedModel
     input: str | Annotated[list[str], Meta(min_length=1, max_length=256)]
@@ -199,7 +203,7 @@ class ModelPrice(msgspec.Struct, kw_only=True):
 
 
 class ModelView(msgspec.Struct, kw_only=True):
-    """A model in OpenAI's format, with additional fields. `price` is null if the model is unpriced."""
+    """A model in OpenAI's format, with additional fields. `price` is null if no price is known."""
 
     id: str
     owned_by: str
@@ -220,7 +224,7 @@ class ModelList(msgspec.Struct, kw_only=True):
 
 
 class LlmCallQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters of calls. If a filter is repeated, a call may match any of its values."""
+    """Filters for the list of model calls. If a filter is repeated, a call may match any of its values."""
 
     task_id: Id | UnsetType = UNSET
     agent_id: Id | UnsetType = UNSET
@@ -307,7 +311,7 @@ def _all_models() -> list[ModelSpec | Literal["*"]]:
 
 
 class ProviderFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The configuration of a provider that is common to all kinds."""
+    """The part of a provider's configuration that is common to all kinds of providers."""
 
     kind: str | None = None
     base_url: Annotated[str, Meta(max_length=2048, pattern=r"^https?://")] | None = None
@@ -324,7 +328,7 @@ class ProviderFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class FileFields(ProviderFields, kw_only=True, forbid_unknown_fields=True):
-    """The configuration of a provider in `corral.toml`, which includes the API key."""
+    """The configuration of a provider in `corral.toml`, including the API key."""
 
     api_key: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
 
@@ -387,7 +391,8 @@ class ProviderItem(msgspec.Struct, kw_only=True, omit_defaults=True):
 class ProviderView(ProviderFields, kw_only=True):
     """A provider with all fields that admins see. API keys are never shown.
 
-    `models` are the configured entries. `listed_models` are the names of all models that result from them.
+    `models` contains the configured entries, one of which may stand for all models that the provider lists.
+    `listed_models` contains the names of all models that are available as a result.
     """
 
     name: str

@@ -21,7 +21,7 @@ BATCH_SIZE = 50  # each item writes an audit row or an event
 
 
 async def remind_of_expiry(work: Work, settings: Settings) -> None:
-    """Publish a reminder for each expiring secret: once for each of the configured days, and once at expiry."""
+    """Publish reminders of expiring secrets: one on each of the configured days before expiry, and one at expiry."""
     days = sorted({*settings.get(REMINDER_DAYS), 0})
     await _repeat_in_batches(work, "remind", lambda: _remind_batch(days))
 
@@ -29,7 +29,7 @@ async def remind_of_expiry(work: Work, settings: Settings) -> None:
 async def shred_deleted_secrets(work: Work, settings: Settings, audit: Audit | None) -> None:
     """Delete the values and keys of secrets whose retention period after deletion has ended.
 
-    This job also deletes the times of old alerts.
+    This job also deletes the records of old alerts.
     """
     before = clock.now(-settings.get(DELETED_DAYS) * DAY)
     await _repeat_in_batches(work, "shred", lambda: _shred_batch(before, audit))

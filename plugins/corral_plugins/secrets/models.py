@@ -98,7 +98,7 @@ class SecretReference(Model):
 
 
 class SecretAlert(Model):
-    """The time of the last alert about an object. It limits alerts about each object to one per hour."""
+    """The time of the last alert of one kind about an object. It limits such alerts to one per hour."""
 
     id = peewee.CharField(primary_key=True, max_length=300)
     raised_at = InstantField(index=True)

@@ -89,7 +89,7 @@ class RevealedSecret(msgspec.Struct, kw_only=True):
 class SecretQuery(PageQuery, kw_only=True, forbid_unknown_fields=True):
     """Filters of the list of secrets.
 
-    Deleted secrets are listed only if `status` includes them. `search` matches name and description.
+    Deleted secrets are listed only if `status` includes them. `search` is matched against the name and the description.
     """
 
     category: list[Slug] = msgspec.field(default_factory=list)

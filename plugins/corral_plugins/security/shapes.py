@@ -130,9 +130,9 @@ class AddressToCheck(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class AddressVerdict(msgspec.Struct, kw_only=True):
-    """Whether an address is allowed, and the rule that decides.
+    """Whether an address is allowed, and the rule that applies to it.
 
-    `rule` is null if no rule matches; the mode then decides.
+    `rule` is null if no rule matches the address; the mode then determines the result.
     """
 
     allowed: bool

@@ -1,4 +1,7 @@
-"""The public interface of the plugin: its event. Other plugins read values through `corral.plugin.Settings`."""
+"""The public interface of the plugin `settings`: its event.
+
+Other plugins read values through `corral.plugin.Settings`.
+"""
 
 from __future__ import annotations
 

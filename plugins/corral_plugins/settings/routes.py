@@ -39,7 +39,7 @@ class SettingsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class NewSettingValue(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The new value of a setting, as JSON of the setting's type."""
+    """The new value of a setting, as a JSON value of the setting's type."""
 
     value: Any
 
@@ -87,7 +87,7 @@ async def change_settings(
 
 @routes.post("/test-mail", needs="settings.write", rate=TEST_RATE, raises=("invalid_state",))
 async def send_test_mail(body: TestMailRequest, mail: Mail) -> MailTestResult:
-    """Send a test email with the current settings. Returns `invalid_state` while `mail.host` is not set."""
+    """Send a test email with the current settings. The request fails with `invalid_state` if `mail.host` is not set."""
     return await mail.send_test_mail(body.to)
 
 

@@ -49,7 +49,8 @@ FailureKind = Literal["error", "timeout", "lease_lost", "stalled"]
 class RetryPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Decides whether and when a failed attempt is retried.
 
-    The exponential delay before retry n is min(max, initial x factor^(n-1)), varied randomly by the share `jitter`.
+    The exponential delay before retry n is min(max, initial x factor^(n-1)). Each delay is then increased or
+    decreased at random by at most the fraction `jitter`.
     """
 
     max_attempts: Annotated[int, Meta(ge=1, le=100)] = 3
@@ -202,7 +203,8 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
 class ClaimResponse(msgspec.Struct, frozen=True, kw_only=True):
     """The response to a claim.
 
-    `reason` is `ok`, `none`, `at_capacity`, `draining`, `budget_exhausted` or `kill_switch`.
+    `reason` is `ok` if tasks were leased. Otherwise, it states why no task was leased: `none`, `at_capacity`,
+    `draining`, `budget_exhausted` or `kill_switch`.
     """
 
     tasks: list[Claim]
@@ -277,7 +279,7 @@ class Tasks(Protocol):
         ...
 
     def renew_leases(self, worker_id: str, leases: Sequence[LeaseRef]) -> list[LeaseState]:
-        """Renew these leases of the worker, and return the state of each."""
+        """Renew the given leases of a worker, and return the state of each."""
         ...
 
     def leases_of_worker(self, worker_id: str) -> list[LeaseView]:
@@ -302,7 +304,7 @@ class Tasks(Protocol):
     def cancel_all_leased(self, *, reason: str) -> int:
         """Request the cancellation of all leased tasks, for the mode `cancel` of the kill switch. Return their number.
 
-        This unit of work handles the first batch of tasks, and a background job handles the rest.
+        The caller's unit of work handles the first batch of tasks, and a background job handles the rest.
         """
         ...
 
@@ -331,7 +333,7 @@ class Tasks(Protocol):
         ...
 
     def taint_run(self, task_id: str, lease_id: str, sources: Sequence[str]) -> bool:
-        """Mark a task and its attempt as tainted by these sources.
+        """Mark a task and its attempt as tainted, because the run received untrusted content from `sources`.
 
         Return True if the attempt was not tainted before.
         """
@@ -352,7 +354,7 @@ class Tasks(Protocol):
         ...
 
     def lease_states(self, leases: Sequence[LeaseRef]) -> list[LeaseState]:
-        """Return the states of these leases without renewing them."""
+        """Return the states of the given leases without renewing them."""
         ...
 
     def renew_lease(self, task_id: str, lease_id: str) -> None:
@@ -364,7 +366,7 @@ class Tasks(Protocol):
     ) -> None:
         """Record the usage of one gateway call under this lease, even if the lease has ended.
 
-        `cost_usd` is null if no price is known. Call this method exactly once per gateway call. Does nothing if the
+        `cost_usd` is None if no price is known. Call this method exactly once per gateway call. Does nothing if the
         task or the lease no longer exists.
         """
         ...

@@ -102,14 +102,17 @@ class EventPrinter:
             self.line(event.removeprefix("task."), again or str(data.get("reason") or ""))
 
     def line(self, name: str, text: str, *, ends: bool = True) -> None:
-        """Print a line with the elapsed time. With `ends=False` the line stays open, and `_progress` appends to it."""
+        """Print a line with the elapsed time.
+
+        With `ends=False` no newline follows, so that `_progress` can append text.
+        """
         if not self._quiet:
             elapsed, before = time.monotonic() - self._began, "\n" if self._open else ""
             click.echo(f"{before}{elapsed:7.1f} s  {name:<10} {text}".rstrip(), nl=ends, err=True)
             self._open = not ends
 
     def _progress(self, message: str) -> None:
-        """Print text that the model writes as it arrives, or a progress message of the agent."""
+        """Print a progress message of the agent, or text of the model as it arrives."""
         goes_on, fresh = self._live.add(message)
         if goes_on and self._open:
             click.echo(fresh, nl=False, err=True)
@@ -150,7 +153,7 @@ def _run(
 
 
 def _print_obstacles(remote: ApiClient, task_id: str, printer: EventPrinter, ended: threading.Event) -> None:
-    """While no worker holds the task, print each condition that blocks the task, once."""
+    """While no worker holds the task, print the condition that blocks it, whenever this condition changes."""
     from corral.cli.api_client import ApiClientError
 
     printed = ""
@@ -234,7 +237,7 @@ def _title(instructions: str) -> str:
 
 
 def _input(path: Path | None) -> dict[str, Any]:
-    """Return the JSON object in the file, or any other content as `{"text": …}`."""
+    """Return the JSON object in the file. Return any other content as `{"text": …}`."""
     if path is None:
         return {}
     with path.open("rb") as file:

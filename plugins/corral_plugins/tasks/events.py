@@ -1,4 +1,4 @@
-"""The events of tasks: one event per transition, listed in the order of the states."""
+"""The events of tasks: one event for each transition, in the order in which a task can reach the states."""
 
 from __future__ import annotations
 

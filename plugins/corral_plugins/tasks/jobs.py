@@ -1,6 +1,7 @@
 """Background jobs of tasks.
 
-Units of work are short: a job finds tasks in one unit of work. It then checks and changes each task in another one.
+To keep units of work short, a job finds tasks in one unit of work, and then checks and changes each task in another
+one.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ ROUNDS = 20
 
 
 async def end_overdue_tasks(work: Work, timers: TaskTimers) -> None:
-    """End tasks whose lease, timeout, deadline or question has expired."""
+    """End every task, lease or question whose time limit has passed."""
     await _handle_each(work, "job tasks.reap", timers.find_overdue_tasks, timers.end_overdue_task)
 
 
 async def report_idle_runs(work: Work, timers: TaskTimers) -> None:
-    """Report stalled runs."""
+    """Report runs that have been inactive for longer than their stall policy allows."""
     await _handle_each(work, "job tasks.watchdog", timers.find_idle_runs, timers.report_idle_run)
 
 
@@ -48,7 +49,11 @@ async def _handle_each(work: Work, label: str, find: Callable[[], list[str]], ac
 
 
 async def queue_due_tasks(work: Work, timers: TaskTimers) -> None:
-    """Queue tasks that are due or whose requester is active again, raise ranks, and write page anchors."""
+    """Queue tasks that have become available, raise the ranks of waiting tasks, and add page anchors.
+
+    A task becomes available when it is due, or when its requester is active again. Page anchors are saved positions for
+    paging by offset.
+    """
     entry = Entry(label="job tasks.announce", actor=SYSTEM)
     for step in (timers.queue_available_tasks, timers.queue_held_tasks, timers.raise_ranks):
         for _ in range(ROUNDS):
@@ -68,7 +73,7 @@ async def index_new_tasks(work: Work) -> None:
 
 
 async def delete_expired_rows(work: Work, retention: TaskRetention) -> None:
-    """Delete tasks, signals and rollups whose retention period has ended."""
+    """Delete tasks, worker signals and hourly rollups whose retention period has ended."""
     entry = Entry(label="job tasks.sweep", actor=SYSTEM)
     while await work(retention.delete_expired_rows, entry=entry):
         continue
@@ -81,27 +86,27 @@ def purge_deleted_task(task_id: str) -> None:
 
 
 def unblock_dependents(task_id: str, after: str) -> None:
-    """Queue the remaining tasks that depended on a completed task."""
+    """Queue the next batch of tasks that depended on a completed task."""
     outcomes.unblock_dependents(task_id, after)
 
 
 def fail_dependents(task_id: str) -> None:
-    """Fail the remaining tasks that depend on a failed task."""
+    """Fail the next batch of tasks that depend on a failed task."""
     outcomes.fail_dependents(task_id)
 
 
 def reblock_dependents(task_id: str) -> None:
-    """Block the remaining tasks that depend on a reopened task."""
+    """Block the next batch of tasks that depend on a reopened task."""
     outcomes.reblock_dependents(task_id)
 
 
 def cancel_children(task_id: str, outcomes: TaskOutcomes) -> None:
-    """Cancel the remaining children of a cancelled task."""
+    """Cancel the next batch of children of a cancelled task."""
     outcomes.cancel_children(task_id)
 
 
 def cancel_all_leased(reason: str, before: str, leases: TaskLeases) -> None:
-    """Cancel the remaining runs that were leased when the kill switch was engaged."""
+    """Request the cancellation of the next batch of runs that were leased when the kill switch was engaged."""
     leases.cancel_all_leased(reason=reason, before=before)
 
 

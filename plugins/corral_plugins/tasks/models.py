@@ -34,8 +34,8 @@ class TaskRow(msgspec.Struct):
     `queue_key` names the queue of the task: `agent:<id>`, `role:<role>` or `any`, followed by `#<digest>` if the task
     requires tools. `queue` equals `queue_key` while the task can be claimed. It is null until the task is available,
     and `held` while the requester is not active. `rank` is the priority plus a bonus that grows with the waiting time.
-    `lease_id` is the live lease. Amounts of money are in micro-USD. `extra` is a JSON object with the rarely set fields
-    that `EXTRA_DEFAULTS` lists.
+    `lease_id` is the id of the live lease. Amounts of money are in micro-USD. `extra` is a JSON object with the rarely
+    set fields that `EXTRA_DEFAULTS` lists.
     """
 
     id: Annotated[str, ColumnDeclaration(IdField, primary_key=True)]

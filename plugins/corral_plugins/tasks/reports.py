@@ -70,7 +70,10 @@ class LeaseReport(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ProgressReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
-    """The progress of a run. Several equal `signature` values in a row count as a loop."""
+    """The progress of a run.
+
+    `signature` identifies the current step. Several equal signatures in a row count as a loop.
+    """
 
     percent: Annotated[float, Meta(ge=0, le=100)] | None = None
     message: Annotated[str, Meta(max_length=500)] | None = None
@@ -139,7 +142,7 @@ class AskedInput(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class WaitReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
-    """The reason why a run waits: one of `approval`, `approval_id` and `input`. A checkpoint is optional."""
+    """The reason why a run waits: exactly one of `approval`, `approval_id` and `input`. A checkpoint is optional."""
 
     approval: dict[str, Any] | None = None
     approval_id: Id | None = None

@@ -1,4 +1,4 @@
-"""Sends a call to its targets: waits for a slot, retries the same provider, and falls back to the next target."""
+"""Sends a model call to a provider: waits for a concurrency slot, retries, and falls back to the next model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ JITTER = 0.25
 
 
 class CallDispatcher:
-    """Sends calls to providers. Raises only `ProviderError` and problems."""
+    """Sends calls to providers. Raises only `ProviderError` and `Problem`."""
 
     switch: KillSwitch | None
 
@@ -46,10 +46,10 @@ class CallDispatcher:
         self._slots, self._states, self._metrics = slots, states, metrics
 
     async def send_call(self, call: CallRecord, outcome: CallOutcome, send: Callable[[ModelTarget], Awaitable[T]]) -> T:
-        """Return the result of `send` for the first target that succeeds.
+        """Call `send` for each target in turn until one succeeds, and return its result.
 
-        When this method returns or raises, `call.slot` is the slot that the call holds. Once `send` has returned a
-        result, no other target is tried.
+        No other target is tried after a success, or after an error that does not allow a fallback. When this method
+        returns or raises, `call.slot` is the concurrency slot that the call still holds.
         """
         last = call.targets[-1]
         for n, target in enumerate(call.targets):
@@ -109,7 +109,7 @@ class CallDispatcher:
             await self._check_kill_switch()
 
     async def _check_kill_switch(self) -> None:
-        """Raise a problem if the kill switch was engaged after the call was admitted."""
+        """Raise `Problem` if the kill switch was engaged after the call was admitted."""
         if self.switch is not None:
             await self._work(self.switch.refuse_if_engaged, read=True)
 

@@ -1,6 +1,6 @@
-"""Runs calls in three steps.
+"""Runs each model call in three steps.
 
-One unit of work admits the call, a provider responds, and another unit of work stores the outcome.
+One unit of work admits the call. Then a provider responds. Finally, another unit of work stores the outcome.
 """
 
 from __future__ import annotations
@@ -124,13 +124,13 @@ class Gateway:
                 yield chunk
 
     async def begin_stream(self, request: dict[str, Any], *, by: Principal) -> CallRecord:
-        """Admit a streaming call and insert its row. The caller must then consume and close `stream_chunks(call)`."""
+        """Admit a streaming call and store its record. The caller must then read and close `stream_chunks(call)`."""
         return await self._begin_call("chat", request, by)
 
     async def stream_chunks(self, call: CallRecord) -> AsyncGenerator[Chunk, None]:
-        """Yield the chunks of the response, with usage in the last one.
+        """Yield the chunks of the response, with the token usage in the last one.
 
-        Closing the iterator ends the upstream request.
+        Closing the iterator cancels the request to the provider.
         """
         queue: ChunkQueue = asyncio.Queue(QUEUED_CHUNKS)
         task = self._start_task(self._stream_into(queue, call))
@@ -199,7 +199,10 @@ class Gateway:
         return CallResult(response, call.id, target.name, call.ignored_fields(target), outcome.cost_header())
 
     async def _request_response(self, call: CallRecord, outcome: CallOutcome) -> dict[str, Any]:
-        """Return the whole response. Chat completions are redacted; embeddings contain no text."""
+        """Send a request to a provider, and return the whole response.
+
+        Chat completions are redacted. Embeddings are not redacted, because they contain no text.
+        """
         response = await self._dispatcher.send_call(call, outcome, functools.partial(self._send_to_target, call))
         outcome.status = "completed"
         outcome.add_chunk(response)
@@ -220,7 +223,11 @@ class Gateway:
                 return normalize_embeddings(await provider.kind.embed(request, connection))
 
     def _request_for(self, call: CallRecord, target: ModelTarget) -> dict[str, Any]:
-        """Return the request for a target, with the target's model name, its supported fields and a token limit."""
+        """Return the request to send to a target.
+
+        The request contains the fields that the provider supports and the target's model name. A chat request without a
+        token limit receives the default limit.
+        """
         fields = target.provider.supported_fields | {"messages", "input"}
         request = {key: value for key, value in call.request.items() if key in fields}
         if "messages" in request and requested_cap(request) is None:
@@ -231,7 +238,8 @@ class Gateway:
     async def _stream_into(self, queue: ChunkQueue, call: CallRecord) -> None:
         """Put the chunks of a response into the queue.
 
-        The last item is the chunk with the usage, or a problem. It follows after the outcome of the call is stored.
+        The last item is the chunk with the usage, or a problem. It is put into the queue after the outcome of the call
+        is stored.
         """
         outcome = call.outcome()
         redaction = StreamRedaction(self._redactor, lambda: response_context(call.by, outcome.target.provider.name))
@@ -250,9 +258,9 @@ class Gateway:
     async def _relay_into(
         self, queue: ChunkQueue, call: CallRecord, outcome: CallOutcome, redaction: StreamRedaction, unsent: list[Chunk]
     ) -> Chunk:
-        """Put all chunks into the queue except the last one, and return the last one.
+        """Put all chunks of a response into the queue except the last one, and return the last one.
 
-        If this method is cancelled, `unsent` contains the chunk that did not fit into the queue.
+        If this method is cancelled, the list `unsent` contains the chunk that was not yet put into the queue.
         """
 
         async def send(target: ModelTarget) -> tuple[ModelTarget, AsyncGenerator[Chunk, None], Chunk]:
@@ -277,7 +285,10 @@ class Gateway:
         return last
 
     async def _settle_and_return(self, call: CallRecord, outcome: CallOutcome, response: Coroutine[Any, Any, T]) -> T:
-        """Return the response. Store the outcome of the call, whether or not it succeeded. Raises only problems."""
+        """Wait for the response, store the outcome of the call, and return the response.
+
+        The outcome is stored even if the call fails. Raises only `Problem`.
+        """
         try:
             async with self._time_limit_of(call):
                 result = await response
@@ -298,10 +309,9 @@ class Gateway:
 
     @contextlib.asynccontextmanager
     async def _time_limit_of(self, call: CallRecord) -> AsyncGenerator[None, None]:
-        """Limit the duration of the `with` block.
+        """Cancel the `with` block when the caller's lease ends or the call takes too long.
 
-        The block is cancelled when the caller's lease ends, or after the maximum time of a call including retries and
-        fallbacks.
+        The time limit applies to the whole call, including retries and fallbacks.
         """
         seconds = self._settings.get(TOTAL_TIMEOUT_SECONDS)
         try:
@@ -315,7 +325,10 @@ class Gateway:
     # -- the unit of work that settles a call
 
     async def _settle_call(self, call: CallRecord, outcome: CallOutcome) -> bool:
-        """Store the outcome in a task that is never cancelled. Return whether the caller's lease is still live."""
+        """Store the outcome of a call in an asyncio task that is never cancelled.
+
+        Return whether the caller's lease is still live.
+        """
         outcome.duration_ms = _milliseconds_since(call.started)
         return await asyncio.shield(self._start_task(self._settle_with_retries(call, outcome), name=UNCANCELLED))
 

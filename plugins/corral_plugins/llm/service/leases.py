@@ -28,7 +28,7 @@ class CallLeases:
     # -- called inside a unit of work
 
     def is_live(self, by: Principal) -> bool:
-        """Return whether the caller's lease is live, and renew it. Callers without a lease may always continue."""
+        """Return whether the caller's lease is live, and renew it. Return True for callers without a lease."""
         if by.lease_id is None or by.task_id is None:
             return True
         if self.tasks is None or self.tasks.live_lease(by.task_id, by.lease_id) is None:

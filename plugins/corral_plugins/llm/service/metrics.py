@@ -14,7 +14,7 @@ DIRECTIONS = ("input", "output", "cache_read", "cache_write")
 
 
 class CallMetrics:
-    """Counts calls, costs, tokens, times to the first token, and fallbacks, by provider."""
+    """Collects metrics of model calls by provider: calls, cost, tokens, times to the first token, and fallbacks."""
 
     def __init__(self) -> None:
         self._calls: Counter[tuple[str, ...]] = Counter()
@@ -25,7 +25,7 @@ class CallMetrics:
         self._streams: Counter[tuple[str, ...]] = Counter()
 
     def add_call(self, outcome: CallOutcome) -> None:
-        """Add a call that has ended to the counters."""
+        """Count a call that has ended, and add its cost, tokens and time to the first token."""
         provider, tokens = outcome.target.provider.name, outcome.tokens
         self._calls[(provider, outcome.status)] += 1
         self._cost_micro_usd[(provider,)] += outcome.cost_micro_usd or 0
@@ -62,7 +62,7 @@ class CallMetrics:
             ),
             Metric(
                 name="corral_llm_tokens_total",
-                help="Number of tokens of calls, by provider and direction.",
+                help="Number of tokens in calls to models, by provider and direction.",
                 kind="counter",
                 labels={**labels, "direction": DIRECTIONS},
                 collect=lambda: self._tokens,
@@ -80,7 +80,7 @@ class CallMetrics:
         return [
             Metric(
                 name="corral_llm_first_token_seconds",
-                help="Time from the request to the first token of streams, in seconds.",
+                help="Average time from the request to the first token of streamed responses, in seconds.",
                 labels=labels,
                 collect=lambda: {
                     provider: self._first_token_ms[provider] / n / 1000 for provider, n in self._streams.items()

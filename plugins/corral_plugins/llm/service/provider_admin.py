@@ -58,7 +58,7 @@ FetchModels = Callable[[ProviderConnection], Awaitable[Sequence[ModelInfo]]]
 
 
 class ProviderAdmin:
-    """Manages providers. No other class writes to `llm_providers`. Runs in the caller's unit of work."""
+    """Manages providers. No other class writes to the table `llm_providers`. Runs in the caller's unit of work."""
 
     agents: Agents | None
     audit: Audit | None
@@ -69,7 +69,7 @@ class ProviderAdmin:
     # -- reading
 
     def list_providers(self, query: ProviderQuery, by: Principal) -> Page[ProviderItem]:
-        """Return a page of providers sorted by name. Admins see more fields."""
+        """Return a page of providers sorted by name. Admins see more fields than other callers."""
 
         def items(providers: Sequence[Provider]) -> list[ProviderItem]:
             states = _provider_states([provider.name for provider in providers]) if by.may("llm.manage") else None
@@ -115,8 +115,8 @@ class ProviderAdmin:
     def create(self, new: NewProvider, by: Principal, warnings: Sequence[str] = ()) -> ProviderView:
         """Create a provider and enqueue a job that fetches its models.
 
-        The returned view contains `warnings` and the warnings about the API key. Raises `duplicate` if the provider
-        exists, and `setting_locked` if `corral.toml` configures it.
+        The returned view contains the given `warnings`, followed by warnings about the API key. Raises `duplicate` if
+        the provider exists, and `setting_locked` if `corral.toml` configures it.
         """
         self._refuse_file_provider(new.name)
         preset = PRESETS.get(new.name)
@@ -144,8 +144,8 @@ class ProviderAdmin:
     ) -> ProviderView:
         """Change a provider. The first change of a preset or implicit provider inserts a row for it.
 
-        The returned view contains `warnings` and the warnings about the API key. Raises `setting_locked` and
-        `precondition_failed`.
+        The returned view contains the given `warnings`, followed by warnings about the API key. Raises `setting_locked`
+        if `corral.toml` configures the provider, and `precondition_failed` if the ETag is stale.
         """
         self._refuse_file_provider(name)
         provider = self.get(name)
@@ -168,12 +168,14 @@ class ProviderAdmin:
         else:
             row = {**_revision_columns(values), "version": provider.version + 1}
             if not Row.update(row).where((Row.name == name) & (Row.version == provider.version)).execute():
-                raise Unavailable("The provider was changed at the same time; repeat the request.", code="overloaded")
+                raise Unavailable(
+                    "Another request changed the provider at the same time; repeat the request.", code="overloaded"
+                )
         self._publish_change(name, "updated", changes, bool(key_columns))
         return self.view(name, [*warnings, *key_warnings])
 
     def delete(self, name: str, match: IfMatch) -> None:
-        """Delete a provider that was created over the API. Raises `in_use` if agents refer to it."""
+        """Delete a provider that was created through the API. Raises `in_use` if agents refer to it."""
         self._refuse_file_provider(name)
         provider = self.get(name)
         match.check(provider.version)
@@ -199,7 +201,7 @@ class ProviderAdmin:
 
     def _refuse_file_provider(self, name: str) -> None:
         if self._registry.is_in_file(name):
-            raise Conflict(f"{name} is configured in corral.toml; change it there.", code="setting_locked")
+            raise Conflict(f"The provider {name} is configured in corral.toml; change it there.", code="setting_locked")
 
     def _validate_kind(self, kind: str) -> None:
         kinds = self._registry.provider_kinds()
@@ -256,12 +258,12 @@ class ProviderChecks:
             raise
 
     async def refresh_models(self, provider: Provider) -> None:
-        """Fetch and store the models of a provider. Raises the problems that a call to the provider would raise."""
+        """Fetch and store the models of a provider. Raises the same problems as a call to the provider."""
         fetch: FetchModels | None = getattr(provider.kind, "fetch_models", None)
         if fetch is None:
             return
         if not provider.usable:
-            raise Conflict(f"{provider.name} is disabled or not configured.")
+            raise Conflict(f"The provider {provider.name} is disabled or not configured.")
         try:
             models = await self._fetch_models(provider, fetch)
         except ProviderError as error:
@@ -289,12 +291,12 @@ class ProviderChecks:
                 enqueue_refresh(provider.name)
 
     async def refresh_all(self) -> None:
-        """Refresh the model list of each provider whose list can be fetched. On failure, the stored list is kept."""
+        """Refresh the model list of each provider whose list can be fetched. If this fails, the stored list is kept."""
         for provider in await self._work(self._registry.all_providers, read=True):
             await self._try_refresh(provider)
 
     async def refresh_named(self, name: str) -> None:
-        """Refresh one provider if it still exists. If the refresh fails, the stored list is kept."""
+        """Refresh the model list of one provider if it still exists. If this fails, the stored list is kept."""
         provider = await self._work(lambda: self._registry.get_provider(name), read=True)
         if provider is not None:
             await self._try_refresh(provider)
@@ -347,7 +349,7 @@ def _fields_of(provider: Provider) -> dict[str, Any]:
 
 
 def _revision_columns(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields as the columns of a new revision. Structs are converted to JSON."""
+    """Convert the fields of a provider to database columns, and add a new `revision`. Structs become JSON values."""
     return {name: msgspec.to_builtins(value) for name, value in values.items()} | {"revision": new_id()}
 
 

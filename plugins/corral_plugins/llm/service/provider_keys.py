@@ -1,6 +1,6 @@
 """API keys of providers, which are stored in the vault and fetched for each call.
 
-API keys in `corral.toml` are part of the connection instead.
+An API key in `corral.toml` is not stored in the vault. It is read with the rest of the provider's configuration.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Body = NewProvider | ProviderPatch
 class ProviderKeys:
     """Manages API keys of providers.
 
-    `connection_with_key` opens its own unit of work; all other methods run in the caller's.
+    `connection_with_key` opens its own unit of work. All other methods run in the caller's unit of work.
     """
 
     secrets: Secrets | None
@@ -37,12 +37,15 @@ class ProviderKeys:
         self._work = work
 
     async def connection_with_key(self, provider: Provider) -> ProviderConnection:
-        """Return the connection with its API key. Raises `ProviderError` if the vault does not return the key."""
+        """Return the provider's connection, with the API key from the vault if one is stored there.
+
+        Raises `ProviderError` if the vault does not return the key.
+        """
         name, secrets = provider.api_key_secret, self.secrets
         if name is None:
             return provider.connection
         if secrets is None:
-            message = "The plugin secrets, which stores the API key, is not active."
+            message = "The plugin `secrets`, which stores the API key, is not active."
             raise ProviderError(503, message, code="dependency_unavailable")
         attached, host = _attached_provider(provider.name), urlsplit(provider.connection.base_url or "").hostname
         try:
@@ -64,7 +67,7 @@ class ProviderKeys:
             return
         if self.secrets is None:
             raise Unavailable(
-                "The plugin secrets, which stores API keys, is not active; put the key into corral.toml "
+                "The plugin `secrets`, which stores API keys, is not active; put the key into corral.toml "
                 "([plugins.llm.providers.<name>] api_key).",
                 code="plugin_disabled",
                 retry_after=60,
@@ -75,10 +78,10 @@ class ProviderKeys:
             raise Invalid.at("/api_key", "not_allowed", detail)
 
     def check_move(self, provider: Provider, patch: ProviderPatch, base_url: str | None, by: Principal) -> None:
-        """Check whether the stored key may be sent to a different address, whose operator could read the key.
+        """Raise `Forbidden` if the caller may not let the stored key be sent to a new address.
 
-        The caller needs the same permission as for revealing the key. A caller who submits the key again already knows
-        it.
+        The operator of the new address could read the key, so the caller needs the same permission as for revealing it.
+        A caller who submits the key again needs no permission, because such a caller already knows the key.
         """
         if base_url == provider.connection.base_url or not _keeps_key(provider.api_key_secret, patch):
             return

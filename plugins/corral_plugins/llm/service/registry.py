@@ -98,7 +98,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelTarget(msgspec.Struct, frozen=True):
-    """A model of a provider to which a call may be sent."""
+    """A model to which a call can be sent, together with its provider."""
 
     provider: Provider
     model: str
@@ -136,7 +136,7 @@ def _from_file(name: str, table: Mapping[str, Any], kinds: Kinds, listed: Models
 
 
 def _from_row(row: LlmProviderRow, kinds: Kinds, listed: Models) -> Provider | None:
-    """Build a provider that was created over the API, or return None if its kind is unavailable."""
+    """Build a provider that was created through the API, or return None if its kind is unavailable."""
     kind = kinds.get(row.kind)
     if kind is None:
         return None
@@ -234,7 +234,7 @@ class _TableSnapshot(msgspec.Struct, frozen=True):
 
 
 class _SynchronizedUnit(threading.local):
-    """The unit of work in which the current thread last compared the cached revisions with the database."""
+    """The last unit of work, for each thread, that compared the cached revisions with the database."""
 
     unit: Unit | None = None
 
@@ -260,7 +260,7 @@ class ProviderRegistry:
                 raise ValueError(f"llm.providers.{name}.kind: one of {', '.join(sorted(kinds))}")
 
     def invalidate_cache(self) -> None:
-        """Make the current unit of work compare the revisions again, because it has changed a row."""
+        """Invalidate the cache for the current unit of work, because it has changed a row of the provider tables."""
         self._synchronized.unit = None
 
     def provider_kinds(self) -> dict[str, LLMProvider]:
@@ -329,7 +329,7 @@ class ProviderRegistry:
         return {name: provider for name, provider in providers.items() if provider is not None}
 
     def _load_changes(self) -> None:
-        """Update the cache with changes by this or another process. The database is checked once per unit of work."""
+        """Reload the cache if any process has changed a provider. Checks the database once per unit of work."""
         if not in_unit() or self._synchronized.unit is current():
             return
         self._synchronized.unit = current()

@@ -75,7 +75,7 @@ def _numbers_of(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parse_amount(value: Any) -> float | None:
-    """Return a number, or None. Some servers send amounts of money as text."""
+    """Parse an amount of money, which some servers send as text. Return None if the amount is invalid."""
     with contextlib.suppress(ValueError):
         return float(value) if isinstance(value, str) else value if isinstance(value, (int, float)) else None
     return None
@@ -169,9 +169,9 @@ _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rat
 
 @contextlib.contextmanager
 def errors_of(provider: str) -> Iterator[None]:
-    """Convert every exception of a provider to `ProviderError`.
+    """Convert unexpected exceptions of a provider to `ProviderError`.
 
-    The errors are billable, because the provider may already have processed the request.
+    The error is billable, because the provider may already have processed the request.
     """
     try:
         yield
@@ -192,7 +192,7 @@ def timed_out(name: str, seconds: float, what: str) -> ProviderError:
 
 @contextlib.asynccontextmanager
 async def time_limit(name: str, seconds: float, what: str) -> AsyncIterator[None]:
-    """Raise the error of `timed_out` if the `with` block takes longer than `seconds`."""
+    """Raise the `timed_out` error if the `with` block takes longer than `seconds`."""
     try:
         async with asyncio.timeout(seconds) as scope:
             yield
@@ -203,7 +203,10 @@ async def time_limit(name: str, seconds: float, what: str) -> AsyncIterator[None
 
 
 def is_retryable(error: ProviderError) -> bool:
-    """Return whether a retry with the same provider may succeed and the failed request cannot be charged."""
+    """Return whether a call may be retried with the same provider.
+
+    A retry is allowed if it may succeed and the failed request cannot be charged.
+    """
     is_temporary = error.status in RETRYABLE or error.status >= 500
     return is_temporary and error.code is None and not error.billable
 

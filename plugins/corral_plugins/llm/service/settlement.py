@@ -1,4 +1,4 @@
-"""Settles calls: stores their outcome in their last unit of work.
+"""Settles calls: stores the outcome of a call in its last unit of work.
 
 The settlement writes the call's row, its cost event and the provider's state, and releases the concurrency slot.
 """
@@ -44,7 +44,7 @@ class ProviderStates:
             update_state(name, last_ok_at=clock.now(), last_error=None)
 
     def record_error(self, name: str, error: Mapping[str, Any], *, credentials_refused: bool) -> None:
-        """Record an error of a provider, whether or not another provider serves the call."""
+        """Record an error of a provider, even if the call then succeeds with another provider."""
         if self._is_due(name, "failed"):
             update_state(name, last_error={**error, "at": clock.now()})
         if credentials_refused:
@@ -84,7 +84,7 @@ def update_state(name: str, **values: Any) -> None:
 
 
 class CallSettlement:
-    """Stores the outcomes of calls. Runs in the caller's unit of work. An outcome that is already stored is kept."""
+    """Stores the outcomes of calls. Runs in the caller's unit of work. A stored outcome is never overwritten."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class CallSettlement:
         self._states, self._payloads, self._metrics = states, payloads, metrics
 
     def settle_call(self, call: CallRecord, outcome: CallOutcome) -> bool:
-        """Store the outcome and the cost of a call, and release its slot. Return whether the lease is live.
+        """Store the outcome and the cost of a call, and release its slot. Return whether the caller's lease is live.
 
         Locks are acquired in the order task, cost, queue.
         """
@@ -113,7 +113,7 @@ class CallSettlement:
         return is_live
 
     def settle_without_details(self, call: CallRecord, outcome: CallOutcome) -> None:
-        """Charge the call and release its slot. Called after `settle_call` has failed."""
+        """Charge a call, store its outcome without details, and release its slot. Called if `settle_call` fails."""
         reduced = outcome.without_details()
         self._record_cost(call, reduced)
         calls.settle_call(call.id, reduced)

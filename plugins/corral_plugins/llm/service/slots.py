@@ -170,7 +170,10 @@ class ConcurrencySlots:
         return counts
 
     async def renew_and_detect(self) -> None:
-        """Renew the slots of this process, and detect slots that other processes assigned to its calls."""
+        """Renew the slots of this process, and detect newly assigned slots.
+
+        Other processes may assign slots to calls of this process.
+        """
         renewed = 0.0
         loop = asyncio.get_running_loop()
         while True:
@@ -197,8 +200,8 @@ class ConcurrencySlots:
     def _assign_waiting(self) -> None:
         """Assign free slots of the providers for which calls of this process are waiting.
 
-        When a process dies, its slots expire. Its calls then no longer assign these slots to the next calls in the
-        queue, so other processes must do so.
+        A process that has died cannot assign its slots to the next calls in the queue. When its slots expire, other
+        processes must assign them.
         """
         providers = {slot.provider.name: slot.provider for slot, _ in list(self._waiting.values())}
         for name in sorted(providers):

@@ -1,6 +1,6 @@
 """Distributes events to the viewers of this process.
 
-To distribute an event, the hub looks its subscribers up in an index and appends the event to the queue of each. The hub
+To distribute an event, the hub looks up its subscribers in an index and appends the event to their queues. The hub
 never waits.
 """
 
@@ -56,7 +56,7 @@ class ViewerHub:
         return self._feed.position
 
     def start(self) -> None:
-        """Start following the feed."""
+        """Start following the event feed."""
         self.stopping = False
         self._unwatch = self._feed.watch(self.publish_events)
 
@@ -69,7 +69,7 @@ class ViewerHub:
                 await self._empty.wait()
 
     def stop(self) -> None:
-        """Stop following the feed and release all connections."""
+        """Stop following the event feed, and release all connections."""
         self.stopping = True
         self._unwatch()
         self._unwatch = lambda: None
@@ -210,6 +210,6 @@ class ViewerHub:
 
 @functools.lru_cache(maxsize=4096)
 def matching_patterns(name: str) -> tuple[str, ...]:
-    """Return the names and patterns that match an event, for example `a.b.c`, `a.b.*`, `a.*` and `*` for `a.b.c`."""
+    """Return the event name and every pattern that matches it, for example `a.b.*`, `a.*` and `*` for `a.b.c`."""
     parts = name.split(".")
     return (name, *(".".join(parts[:size]) + ".*" for size in range(len(parts) - 1, 0, -1)), "*")

@@ -173,7 +173,7 @@ class CloseFrame:
 
 
 def format_expiry(expires_at: float | None) -> str | None:
-    """Return the expiry of a credential in the text format of instants, or None if the credential does not expire."""
+    """Format the expiry time of a credential. Return None if the credential does not expire."""
     return None if expires_at is None else clock.format_instant(expires_at)
 
 

@@ -29,7 +29,7 @@ Names = tuple[str, ...] | None  # None means all names
 
 
 class ReplayFactory:
-    """Creates replays."""
+    """Creates replays of the event log for viewers."""
 
     def __init__(self, work: Work, types: EventTypes, settings: Settings) -> None:
         self.work, self._types, self._settings = work, types, settings
@@ -40,14 +40,14 @@ class ReplayFactory:
         return self._settings.get(REPLAY_LIMIT)
 
     def event_names_of(self, wanted: Sequence[Subscription]) -> Names:
-        """Return the event names that these subscriptions match, or None if they match all events."""
+        """Return the event names that the given subscriptions match, or None if they match all events."""
         events = [each.event for each in wanted]
         return None if "*" in events else tuple(self._types.expand(events))
 
     def create_replay(
         self, viewer: Viewer, cursor: str, wanted: Sequence[Subscription], *, confirm: bool = False
     ) -> LogReplay:
-        """Create a replay of the events after `cursor` for these subscriptions.
+        """Create a replay of the events after `cursor` for the given subscriptions.
 
         If `confirm` is set, the notice `resumed` follows the last event.
         """
@@ -86,11 +86,11 @@ class LogReplay:
         return [item for item in map(EventFrame, records) if self._is_due(item)]
 
     async def _find_start(self) -> Sequence[NoticeFrame]:
-        """Find the position at which the replay starts. Return a `gap` notice if events before it are skipped.
+        """Find the position at which the replay starts.
 
-        The subscriptions are marked as served from that position on, so that a later replay repeats no event. The
-        client may already have events that this process has not seen, if it was connected to a process that was further
-        ahead.
+        Return a `gap` notice if events between the cursor and this position are skipped. The subscriptions are marked
+        as served from this position on, so that a later replay repeats no event. If the client was previously connected
+        to a process that was further ahead, it may already have events that this process has not seen.
         """
         self._served = [(each, each.since) for each in self._viewer.subscriptions.values()]
         self._until = max((each.since for each in self._wanted), default=0)
@@ -109,7 +109,7 @@ class LogReplay:
     def _is_due(self, item: EventFrame) -> bool:
         """Return whether the replay must send the event.
 
-        It must if one of its subscriptions matches the event, and the event was not already sent for another
+        This is the case if the event matches one of the replay's subscriptions and was not already sent for another
         subscription.
         """
         if not any(each.live and each.matches(item) for each in self._wanted):
@@ -120,16 +120,16 @@ class LogReplay:
     # -- in a read unit
 
     def _retained_start(self) -> tuple[int | None, int]:
-        """Return the `seq` of the client's cursor, and the position at which the replay can start, at most 30 days ago.
+        """Return the `seq` of the client's cursor, and the position at which the replay can start.
 
-        The `seq` is None if its event is no longer stored.
+        The `seq` is None if the event of the cursor is no longer stored. Events older than 30 days are not replayed.
         """
         asked = event_log.seq_of(self._cursor)
         place = max(-1 if asked is None else min(asked, event_log.last_seq()), event_log.first_seq() - 1, 0)
         return asked, max(place, _last_seq_before(clock.now(-MAX_AGE_DAYS * 86_400), place, self._until))
 
     async def _within_limit(self, place: int) -> int:
-        """Return the first position at or after `place` that at most `max_events` matching events follow.
+        """Return the first position at or after `place` that is followed by at most `max_events` matching events.
 
         The log is scanned in windows to keep each query short.
         """
@@ -155,7 +155,7 @@ class LogReplay:
         return [seq for (seq,) in query.order_by(EventRow.seq.desc()).limit(count).tuples()]
 
     def _next_records(self) -> tuple[list[LoggedEvent], int]:
-        """Return the next records and the position after them."""
+        """Return the next records of the event log, and the position after them."""
         assert self._place is not None
         if self._names is None:
             records = event_log.read(self._place, BATCH_SIZE, until=self._until)

@@ -89,7 +89,10 @@ class ViewerRights:
         return viewer
 
     async def _wait_for_recheck(self) -> None:
-        """Wait for the running recheck, or start one. Concurrent callers share one recheck."""
+        """Wait for the running recheck of permissions, or start one and wait for it.
+
+        Concurrent callers share one recheck.
+        """
         if self._sweeping is None or self._sweeping.done():
             self._sweeping = asyncio.create_task(self._recheck_all())
         await asyncio.shield(self._sweeping)
@@ -132,7 +135,7 @@ def close_code(problem: Problem) -> int:
 
 
 def _check_may_follow(principal: Principal) -> None:
-    """Raise `Forbidden` or `Unauthorized` unless the caller may follow events."""
+    """Raise `Forbidden` or `Unauthorized` unless the caller may receive live events."""
     if principal.kind == "worker":
         raise Forbidden("Workers cannot follow events. They receive signals at GET /api/v1/workers/{id}/signals.")
     if principal.limited is not None:
@@ -144,7 +147,7 @@ def _check_may_follow(principal: Principal) -> None:
 
 
 def _read_principals(viewers: Sequence[Viewer]) -> list[Principal | Problem]:
-    """Return the current principal of each viewer, or the error that rereading the principal raised.
+    """Return the current principal of each viewer, or the error that occurred while reading the principal.
 
     Raises only errors that affect all viewers.
     """

@@ -1,4 +1,7 @@
-"""Serves `/ws` from the handshake to the close. One task reads messages, and the main task of the connection sends."""
+"""Serves `/ws` from the handshake to the close.
+
+For each connection, one task reads messages, and the main task sends frames.
+"""
 
 from __future__ import annotations
 

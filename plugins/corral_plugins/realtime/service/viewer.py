@@ -48,7 +48,7 @@ class Subscription:
 
 
 class Replay(Protocol):
-    """A part of the event log that is sent before later entries of the queue."""
+    """A replay of the event log in the send queue. All of its events are sent before the next entry of the queue."""
 
     async def next_part(self) -> Sequence[EventFrame | NoticeFrame] | None:
         """Return the next part of the replay, or None at the end."""
@@ -111,7 +111,8 @@ class Viewer:
     def queue_entry(self, entry: NoticeFrame | Replay) -> None:
         """Queue a notice or a replay.
 
-        A client that sends requests without reading the responses is also treated as too slow.
+        If the queue is full, this method ends the connection, because the client sends requests without reading the
+        responses.
         """
         if self.ended:
             return

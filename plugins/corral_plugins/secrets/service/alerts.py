@@ -102,7 +102,7 @@ def label_name(text: str) -> str:
 
 
 def delete_old_alerts(limit: int) -> int:
-    """Delete at most `limit` alert times that are older than an hour. Return the number of deleted rows."""
+    """Delete the records of at most `limit` alerts that are over an hour old. Return the number of deleted rows."""
     old = SecretAlert.select(SecretAlert.id).where(SecretAlert.raised_at < clock.now(-HOUR)).limit(limit)
     return int(SecretAlert.delete().where(SecretAlert.id.in_(old)).execute())
 

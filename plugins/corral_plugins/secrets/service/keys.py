@@ -36,7 +36,7 @@ Read = Callable[[Callable[[], list[SealedValue]]], list[SealedValue]]
 class MasterKeys:
     """Manages the rotation of master keys.
 
-    `rewrap_rows` opens its own units of work; all other methods run in the caller's.
+    `rewrap_rows` opens its own units of work. All other methods run in the caller's unit of work.
     """
 
     audit: Audit | None
@@ -146,7 +146,7 @@ class MasterKeys:
         return self._counted[1]
 
     def unreadable_values(self, read: Read) -> dict[str, int]:
-        """Return, for each column, the number of values that none of the loaded keys can decrypt.
+        """Return, for each encrypted column, the number of values that none of the loaded keys can decrypt.
 
         `read` is a function that runs a query in a unit of work.
         """

@@ -36,7 +36,8 @@ class _ListedVersion(NamedTuple):
 class RedactorValues:
     """Keeps the redactor's copy of all secret values up to date.
 
-    Decrypted values are cached, so that only new values are read. The redactor holds all values in memory anyway.
+    Decrypted values are cached, so that a refresh reads only new values. The cache exposes nothing more, because the
+    redactor holds all values in memory anyway.
     """
 
     def __init__(

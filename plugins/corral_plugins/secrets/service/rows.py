@@ -51,7 +51,7 @@ def lock_secret_row(id: str, match: IfMatch, *, deleted: bool = False) -> Secret
 
 
 def change_secret_row(row: SecretRow, values: Mapping[str, Any]) -> None:
-    """Update columns of a locked row."""
+    """Update columns of a locked row in the database and in `row`."""
     if values:
         SecretRow.update(dict(values)).where(SecretRow.id == row.id).execute()
         for name, value in values.items():
@@ -160,7 +160,7 @@ def require_audit(audit: Audit | None) -> None:
     """
     if audit is None:
         raise Unavailable(
-            "Values are not disclosed while the audit log is unavailable; enable the plugin audit.",
+            "Values are not disclosed while the audit log is unavailable; enable the plugin `audit`.",
             code="audit_unavailable",
         )
 

@@ -60,7 +60,7 @@ def generate_value(how: GenerationOptions) -> str:
 
 
 class SecretValues:
-    """Encrypts and decrypts values; no other class does. Methods run in the caller's unit of work."""
+    """Encrypts and decrypts secret values; no other class does this. Methods run in the caller's unit of work."""
 
     def __init__(self, sealer: Sealer, alerts: VaultAlerts) -> None:
         self._sealer, self._alerts = sealer, alerts
@@ -98,8 +98,8 @@ class SecretValues:
     def decrypt(self, row: SecretRow, n: int | None = None) -> str:
         """Decrypt and return the value of a version, by default the current one.
 
-        Raises `Problem` (`secrets.destroyed`). If the value is damaged, raises an alert and `Conflict`
-        (`secrets.damaged`).
+        Raises `Problem` (`secrets.destroyed`) if the version was destroyed. If the value is damaged, reports an alert
+        and raises `Conflict` (`secrets.damaged`).
         """
         version = self.get_version(row, row.version if n is None else n)
         if version.sealed is None:
@@ -112,7 +112,10 @@ class SecretValues:
             raise Conflict(detail, code="secrets.damaged") from None
 
     def decrypt_version(self, version: SecretVersion) -> str:
-        """Decrypt a version and return its value. Raises `SealedWrong` or `Unavailable`."""
+        """Decrypt a version and return its value.
+
+        Raises `SealedWrong` if the value is damaged, and `Unavailable` if its master key is not loaded.
+        """
         return self._sealer.decrypt(
             decode_hex(version.sealed), aad=_value_context(version.secret_id, version.n)
         ).decode()

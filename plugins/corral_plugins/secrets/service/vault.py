@@ -34,7 +34,10 @@ from corral_plugins.secrets.shapes import (
 
 FIELDS = ("name", "category", "description", "expires_at", "allowed_consumers", "allowed_hosts", "max_versions")
 BOUND = ("agent:", "workflow:", "trigger:", "tool:", "worker_group:")
-"""Prefixes of consumers that require `allowed_hosts`. Without it, their editors could send a secret to any host."""
+"""Prefixes of consumers that require `allowed_hosts`.
+
+Otherwise, users who can edit the consumer could send a secret to any host.
+"""
 
 
 class Vault:
@@ -46,7 +49,11 @@ class Vault:
         self._values, self._environment, self._settings = values, environment, settings
 
     def create(self, new: NewSecret, by: Principal) -> SecretRow:
-        """Store a secret. Raises `duplicate`, `setting_locked` or `masked_value_submitted`."""
+        """Store a secret.
+
+        Raises `duplicate` if the name is taken, `setting_locked` if an environment variable sets the secret, and
+        `masked_value_submitted` if the value is a masked value.
+        """
         self._environment.refuse_pinned(name=new.name)
         value = checked_value(new.value)
         fields = rows.to_columns(rows.given_fields(new, *FIELDS))
@@ -147,7 +154,7 @@ class Vault:
         return RevealedSecret(value=pinned.value, version=1)
 
     def restore_version(self, id: str, n: int, match: IfMatch, by: Principal) -> SecretRow:
-        """Store the value of version `n` as a new version. Raises `secrets.destroyed`."""
+        """Store the value of version `n` as a new version. Raises `secrets.destroyed` if version `n` was destroyed."""
         self._environment.refuse_pinned(id=id)
         row = rows.lock_secret_row(id, match)
         value = self._values.decrypt(row, n)
@@ -215,9 +222,9 @@ class Vault:
 
 
 def check_hosts(consumers: list[str], hosts: list[str]) -> None:
-    """Raise `Invalid` if `hosts` is empty but a consumer requires hosts.
+    """Raise `Invalid` if `hosts` is empty but a consumer requires allowed hosts.
 
-    Without hosts, users who can edit the consumer could send the value to any host.
+    Without allowed hosts, users who can edit the consumer could send the value to any host.
     """
     if not hosts and any(each.startswith(BOUND) for each in consumers):
         detail = "allowed_hosts is required for agents, workflows, triggers, tools and worker groups."

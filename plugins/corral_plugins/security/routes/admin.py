@@ -30,7 +30,7 @@ routes = Routes("/security", tag="Security", no_store=True)
 
 @routes.get("/", needs=READ, live=True)
 def read_security(policy: SecurityPolicies) -> PolicyView:
-    """Read the sign-in policy and the warnings about the configuration."""
+    """Read the sign-in policy, with warnings about the configuration."""
     return policy.get_policy()
 
 
@@ -64,15 +64,16 @@ def read_ip_rules(request: Request, rules: IpRules) -> RulesView:
 def replace_ip_rules(body: NewRules, request: Request, match: IfMatch, caller: Principal, rules: IpRules) -> RulesView:
     """Replace all IP rules.
 
-    The most specific matching network decides. For the same network, `block` takes precedence over `allow`. Mode
-    `allowlist` rejects every address that no rule allows; `blocklist` rejects addresses that a rule blocks.
+    If several rules match an address, the rule with the most specific network applies. For the same network, `block`
+    takes precedence over `allow`. The mode `allowlist` rejects every address that no rule allows; the mode `blocklist`
+    rejects only addresses that a rule blocks.
     """
     return rules.replace_rules(body, client_ip=request.client_ip, if_match=match, by=caller)
 
 
 @routes.post("/ip-rules/check", needs=READ)
 def check_address(body: AddressToCheck, rules: IpRules) -> AddressVerdict:
-    """Check whether an address is allowed, and return the rule that decides."""
+    """Check whether the IP rules allow an address, and return the rule that applies to it."""
     return rules.check_address(body.ip)
 
 

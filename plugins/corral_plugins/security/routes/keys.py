@@ -28,8 +28,8 @@ def list_api_keys(query: KeyQuery, caller: Principal, keys: ApiKeys) -> Page[Key
 def create_api_key(body: NewKey, caller: Principal, keys: ApiKeys) -> IssuedKey:
     """Create an API key. Only this response contains the token `key`.
 
-    A request with the key has the permissions that its scopes include and that the owner holds at that time. Scopes
-    such as `secrets.reveal` require re-authentication.
+    A request with the key has the permissions that its scopes include and that the owner holds at that time. To create
+    a key with scopes such as `secrets.reveal`, re-authenticate first.
     """
     return keys.create(body, by=caller)
 

@@ -58,7 +58,8 @@ class IpRule(NamedTuple):
 class IpRuleset:
     """A mode and its rules.
 
-    The most specific matching network decides. For the same network, `block` takes precedence over `allow`.
+    If several rules match an address, the rule with the most specific network applies. For the same network, `block`
+    takes precedence over `allow`.
     """
 
     def __init__(self, mode: str, rules: Iterable[IpRule]) -> None:
@@ -341,7 +342,7 @@ class IpGate:
 
 
 class IpGateUpdater:
-    """Keeps the rules in the gate of this process up to date: after each event, and by polling every second."""
+    """Keeps the rules in the gate of this process up to date: reloads changed rules after an event, or when polling."""
 
     def __init__(self, work: Work, rules: IpRules, gate: IpGate) -> None:
         self._work, self._rules, self._gate = work, rules, gate

@@ -1,4 +1,4 @@
-"""The sign-in policy and the password policy. Each policy is an object whose fields are one category of settings."""
+"""The sign-in policy and the password policy. The fields of each policy are the settings of one category."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class SecurityPolicies:
     def change_password_policy(
         self, patch: PasswordPolicyPatch, if_match: IfMatch, *, by: Principal
     ) -> PasswordPolicyView:
-        """Change the password policy, which applies from the next change of each password."""
+        """Change the password policy. It applies to each user from the next password change."""
         self._change_section("password", patch, if_match, by)
         return self.get_password_policy()
 
@@ -63,7 +63,7 @@ class SecurityPolicies:
     def _change_section(self, section: str, patch: Any, if_match: IfMatch, by: Principal) -> None:
         if self.store is None:
             raise Unavailable(
-                "The plugin settings is not active; enable it to change the policy.",
+                "The plugin `settings` is not active; enable it to change the policy.",
                 code="plugin_disabled",
                 retry_after=60,
             )
@@ -81,7 +81,10 @@ class SecurityPolicies:
             emit(SecurityChanged(section=section, changed=fields), object=("security", section))
 
     def register_checks(self) -> None:
-        """Register a check of policy changes, which also runs when the settings are changed with `/settings`."""
+        """Register the check that keeps authors of policy changes from locking themselves out.
+
+        The check also runs when the settings are changed with `/settings`.
+        """
         if self.store is not None:
             self.store.add_check([REQUIRE_MFA, REQUIRE_MFA_ROLES], self._check_author)
 

@@ -1,9 +1,10 @@
 """Rate limits and the concurrency limit.
 
-Requests are counted in memory, so that no request waits for another process. A bucket is stored as the time at which it
-will be empty again. A time in the past means that the bucket is empty, so empty buckets need not be deleted one by one.
-Buckets are stored in two generations, each limited to one window and to `MAX_KEYS`. The older generation is dropped as
-a whole.
+Requests are counted in memory, so that no request waits for another process. Each request adds to a bucket, which
+drains over time. A bucket is stored as the time at which it will be empty again. A time in the past means that the
+bucket is empty, so empty buckets need not be deleted one by one. Buckets are stored in two generations. A new
+generation begins after each window, or earlier if the current one contains `MAX_KEYS` buckets, and the oldest
+generation is then dropped as a whole.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class TokenBuckets:
             self._recent[key] = empty
 
     def seconds_of(self, calls: int) -> float:
-        """Return the number of seconds by which `calls` requests fill a bucket that is shared by all processes."""
+        """Return the fill level, in seconds, that `calls` requests add to a bucket that is shared by all processes."""
         return calls * self.rate.seconds / self.count
 
     def _rotate_generations(self, now: float) -> None:

@@ -20,7 +20,7 @@ UNREADABLE = "The stored value cannot be decrypted with the master keys of this 
 
 
 class SettingChange(msgspec.Struct, frozen=True, kw_only=True):
-    """A change of one setting from `before`, the value in effect, to `value`. `is_set` is false for a reset setting."""
+    """A change of one setting from `before`, the value in effect, to `value`. A reset sets `is_set` to false."""
 
     setting: Setting[Any]
     before: Any
@@ -118,5 +118,5 @@ def to_plain_json(value: Any) -> Any:
 
 
 def combined_version(names: Iterable[str], stored: Mapping[str, StoredSetting]) -> int:
-    """Return the combined version of these settings, which grows when any of them changes."""
+    """Return the combined version of the given settings, which grows when any of them changes."""
     return sum(stored[name].version for name in set(names) if name in stored)

@@ -95,20 +95,20 @@ class SettingsService:
         return self.read(name)
 
     def read(self, name: str) -> EffectiveSetting:
-        """Return a setting as this unit of work sees it. Raises `NotFound`."""
+        """Return a setting, including changes made in this unit of work. Raises `NotFound`."""
         self._find_declared(name)
         return self._registry.preview(name, self.rows.all_rows())
 
     def read_all(self) -> list[EffectiveSetting]:
-        """Return the settings of active plugins as this unit of work sees them, sorted by name."""
+        """Return the settings of active plugins sorted by name, including changes made in this unit of work."""
         stored = self.rows.all_rows()
         return [self._registry.preview(item.setting.name, stored) for item in self._registry.shown()]
 
     def refuse_locked(self, name: str) -> None:
         """Raise an error if the setting cannot be changed.
 
-        Raises `NotFound` for an unknown setting, and `Conflict` for a setting whose value is fixed by a variable or
-        file.
+        Raises `NotFound` for an unknown setting, and `Conflict` for a setting whose value is fixed by an environment
+        variable or a file.
         """
         self._find_declared(name)
         self._refuse_locked([name])
@@ -179,7 +179,7 @@ class SettingsService:
         pins = {name: item.pinned_by for name in names if (item := self._registry.find(name)) and item.pinned_by}
         if pins:
             pinned = ", ".join(f"{name} is set by {by}" for name, by in pins.items())
-            raise Conflict(f"{pinned}: change it there.", code="setting_locked", pinned_by=sorted(set(pins.values())))
+            raise Conflict(f"{pinned}; change it there.", code="setting_locked", pinned_by=sorted(set(pins.values())))
 
     def _store_changes(
         self, changes: Sequence[SettingChange], stored: Stored, by: Principal, pointer: Callable[[str], str]
@@ -237,7 +237,7 @@ def _next_version(stored: Stored, name: str) -> int:
 
 
 def _stored_after(changes: Iterable[SettingChange], stored: Stored) -> Stored:
-    """Return the stored settings as they will be after the changes."""
+    """Return the stored settings with the changes applied."""
     return dict(stored) | {
         change.setting.name: StoredSetting(
             value=to_plain_json(change.value),

@@ -54,8 +54,8 @@ class SettingDeclaration(msgspec.Struct, kw_only=True):
 class SettingView(SettingDeclaration, kw_only=True):
     """A setting with its value.
 
-    `pinned_by` names the variable or file that fixes the value and makes it `locked`. `invalid` says why the stored
-    value is ignored.
+    `pinned_by` names the environment variable or the file that fixes the value and makes it `locked`. `invalid` says
+    why the stored value is ignored.
     """
 
     value: Any
@@ -108,11 +108,11 @@ class SettingViews:
         self._service = service
 
     def values_by_category(self, category: str | None) -> dict[str, dict[str, Any]]:
-        """Return the values by category and key."""
+        """Return the values of the settings, grouped by category and key."""
         return self._group_by_category(category, lambda item, old: masked_value(item))
 
     def details_by_category(self, category: str | None) -> dict[str, dict[str, Any]]:
-        """Return the settings with declarations and metadata by category and key."""
+        """Return the settings with their declarations and metadata, grouped by category and key."""
         return self._group_by_category(category, setting_view)
 
     def get_setting(self, name: str) -> SettingView:

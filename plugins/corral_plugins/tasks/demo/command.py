@@ -47,7 +47,7 @@ class Screen:
         self._open = False
 
     def step(self, name: str, text: str, *, ends: bool = True) -> None:
-        """Record and print a step. With `ends=False` the line stays open, and `words` appends to it."""
+        """Record and print a step. With `ends=False` no newline follows, so that `words` can append text."""
         elapsed = time.monotonic() - self.began
         self.steps.append({"step": name, "detail": text, "elapsed_ms": round(elapsed * 1000)})
         if self.as_json:

@@ -47,7 +47,11 @@ routes = Routes("/tasks", tag="worker")
 
 
 def requested_lease(body: LeaseReport, request: Request, caller: Principal) -> str | None:
-    """Return the lease that a request names in its body, in the header `Corral-Lease`, or by its token."""
+    """Return the lease to which a request refers.
+
+    This is the lease that the request names in its body or in the header `Corral-Lease`, or else the lease of its
+    token.
+    """
     if isinstance(body.lease_id, str):
         return body.lease_id.lower()
     named = request.header("corral-lease")
@@ -57,7 +61,7 @@ def requested_lease(body: LeaseReport, request: Request, caller: Principal) -> s
 async def _run_keeping_usage(
     work: Work, entry: Entry, act: Callable[[], T], late: Callable[[UsageReport], None], usage: UsageReport | None
 ) -> T:
-    """Run a call in its own unit of work.
+    """Run `act` in a unit of work.
 
     If the lease is lost, the reported usage is still recorded, in another unit of work, because the money was spent.
     """
@@ -170,7 +174,7 @@ async def fail_task(
 def wait_for_person(
     id: str, body: WaitReport, runs: TaskRuns, caller: Principal, request: Request
 ) -> TaskView | Encoded:
-    """Wait for a person's answer.
+    """Pause a task until a person answers.
 
     The lease ends, and the timeout and the stall detection pause until the answer arrives.
     """
@@ -208,7 +212,7 @@ async def acknowledge_cancel(
 
 
 def _is_owner(caller: Principal, lease: str | None) -> bool:
-    """Return whether the caller is a person, who acts as the owner of the task and without a lease.
+    """Return whether the caller is a person, who acts as the owner of the task and needs no lease.
 
     Raises `Invalid` if a person names a lease.
     """

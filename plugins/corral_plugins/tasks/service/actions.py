@@ -128,7 +128,10 @@ class OwnerActions:
         return warnings
 
     def _queue_changes(self, row: TaskRow, changes: dict[str, Any]) -> list[str]:
-        """Add the new values of the queue columns to `changes`, and return warnings about the agent."""
+        """Compute the new queue columns of a changed task, and add them to `changes`.
+
+        Return warnings about the agent to which the task is assigned.
+        """
         warnings: list[str] = []
         if changes.keys() & {"agent_id", "agent_role", "required_tools"}:
             if changes.get("agent_id") is not None:
@@ -268,7 +271,7 @@ class OwnerActions:
         self.resume(row, given)
 
     def resume(self, row: TaskRow, given: str) -> None:
-        """Queue a waiting task again. `given` is the JSON object that the next claim includes."""
+        """Queue a waiting task again. `given` is a JSON object, such as an answer, that the next claim includes."""
         answer = msgspec.Raw(given.encode())
         transition(row, "pending", resume=answer, resuming=True, **NOT_WAITING, **requeue_columns(row))
 
@@ -340,7 +343,7 @@ class OwnerActions:
 
 
 def _pending_columns(row: TaskRow, changes: Mapping[str, Any], available_at: str) -> dict[str, Any]:
-    """Return the columns of a task that becomes pending with these changes."""
+    """Return the queue columns of a task that becomes pending, with the given changes applied."""
     return queue_columns(
         key=row.queue_key,
         priority=changes.get("priority", row.priority),
@@ -363,7 +366,7 @@ _CONVERTED: dict[str, Callable[[Any], Any]] = {
 
 
 def _check_changeable(row: TaskRow, given: Mapping[str, Any]) -> None:
-    """Raise `Conflict` if these fields must not change in the current status of the task."""
+    """Raise `Conflict` if the given fields must not change in the current status of the task."""
     if row.status in ("pending", "blocked"):
         return
     names = sorted(given.keys() - (ALWAYS if row.status in TERMINAL else WHILE_LEASED))

@@ -84,7 +84,10 @@ AGENTS_CONFIG: Json = {
 
 
 class AgentTools:
-    """Implements the tools. Each method runs in the unit of work that stores the result of the tool call."""
+    """Implements the task tools for agents.
+
+    Each method runs in the unit of work that stores the result of the tool call.
+    """
 
     def __init__(self, creation: TaskCreation, runs: TaskRuns, views: TaskViews) -> None:
         self._creation, self._runs, self._views = creation, runs, views
@@ -116,7 +119,7 @@ class AgentTools:
 
 
 class TaskTools:
-    """The tools that the plugin contributes.
+    """The tools that the plugin `tasks` contributes.
 
     The plugin creates them before the services exist. `bind` connects them to their implementation later.
     """
