@@ -43,7 +43,7 @@ def _whole_second(second: int) -> str:
 
 
 def now(after_seconds: float = 0.0) -> str:
-    """Return the current time as an instant, or the instant that follows `after_seconds` later."""
+    """Return the current time, shifted by `after_seconds`, as an instant."""
     return format_instant(time.time() + _shift + after_seconds)
 
 

@@ -87,7 +87,7 @@ class MasterKey(NamedTuple):
 
 
 def parse_master_keys(text: str, source: str) -> list[MasterKey]:
-    """Parse `v2:<base64>,v1:<base64>`; the first key is active.
+    """Parse master keys of the form `v2:<base64>,v1:<base64>`. The first key is the active key.
 
     Raises `Refused`, whose text names `source` but never contains a key.
     """

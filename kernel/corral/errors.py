@@ -74,8 +74,9 @@ def declare_codes(codes: Mapping[str, tuple[int, str]], *, limiting: bool = Fals
 
     Call this function at import time, in the plugin's module `api`.
 
-    With `limiting`, the codes may also be used in `Principal.limited`. Raises `ValueError` if a code is already
-    declared with another status or title.
+    With `limiting`, `Principal.limited` may be one of these codes: every route that is not marked `limited` then
+    refuses the principal with this code. Raises `ValueError` if a code is already declared with another status or
+    title.
     """
     for code, meaning in codes.items():
         if CODES.setdefault(code, meaning) != meaning:
@@ -171,7 +172,7 @@ class NotFound(Problem):
 
 
 class Conflict(Problem):
-    """409: the state of the object does not allow the operation. With `invalid_state`, pass `current_status=`."""
+    """409: the state of the object does not allow the operation. With code `invalid_state`, pass `current_status=`."""
 
     default = "invalid_state"
 

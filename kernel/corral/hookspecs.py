@@ -42,7 +42,10 @@ class PluginManager(pluggy.PluginManager):
 
 @hookspec
 def corral_services() -> Iterable[Provide]:  # type: ignore[empty-body]
-    """Return the services that other plugins and this plugin's routes, jobs and subscribers can request by type."""
+    """Return services for other plugins and for this plugin's routes, jobs and subscribers.
+
+    A function or constructor receives a service as the value of a parameter that is annotated with the service's type.
+    """
 
 
 @hookspec

@@ -95,7 +95,7 @@ class Application:
         self.sockets |= sockets
 
     def _add_unavailable(self) -> None:
-        """Add placeholders for operations of built-in plugins that do not run and that no other plugin serves."""
+        """Add placeholders for the operations of inactive built-in plugins, except those that another plugin serves."""
         for loaded, label in unavailable_operations(self.kernel.plugins):
             method, _, path = label.partition(" ")
             if method == "WS":
@@ -175,7 +175,7 @@ def quart_application(pipeline: Pipeline, endpoints: Iterable[Endpoint], server:
 
 
 async def _respond(pipeline: Pipeline, problem: Problem | None = None) -> QuartResponse:
-    """Run Quart's current request through the pipeline, or respond with the given problem."""
+    """Run Quart's current request through the pipeline. If `problem` is given, respond with it instead."""
     is_read = False
 
     async def receive() -> Any:

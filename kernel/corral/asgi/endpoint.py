@@ -35,8 +35,8 @@ INLINE_AFTER, INLINE_BELOW, INLINE_ABOVE, INLINE_PENALTY = 20, 0.005, 0.050, 100
 class Endpoint:
     """A route that can serve requests: the handler, its services and its access rules.
 
-    `handler` is the handler of the route, wrapped in a guard if the plugin is a third-party plugin. `unavailable` is
-    the record of the plugin while the plugin is out of service, and otherwise None.
+    `handler` is the route's handler; the handler of a third-party plugin is wrapped in a guard. While the plugin is
+    out of service, `unavailable` is the plugin's record; otherwise it is None.
     """
 
     def __init__(self, route: Route, container: Container, record: PluginRecord, handler: Callable[..., Any]) -> None:
@@ -67,8 +67,8 @@ class Endpoint:
     def refusal(self, principal: Principal) -> Forbidden | None:
         """Return the reason why the principal may not call this route, or None if the principal may call it.
 
-        The principal must hold one of the permissions in `needs` and meet the other requirements of the route, such as
-        a session of its own or a recent re-authentication.
+        The principal must hold one of the permissions in `needs`. Some routes also require a signed-in
+        session (API keys and tokens are refused) or a recent re-authentication.
         """
         by_permission = self._needs_permission_only and principal.limited is None
         if by_permission and not self._needs.isdisjoint(principal.permissions):
@@ -90,15 +90,15 @@ class Endpoint:
                 detail = "Send your password or a one-time code to POST /auth/reauth first."
                 return Forbidden(detail, code="reauth_required")
             if principal.named_scopes.isdisjoint(route.needs):
-                return Forbidden(f"The API key must name the scope {needed}.", code="insufficient_scope")
+                return Forbidden(f"The API key must list the scope {needed} explicitly.", code="insufficient_scope")
         return None
 
     def _serves_limited(self, principal: Principal) -> bool:
-        """Return whether a principal with restricted access may call this route, which must be marked `limited`.
+        """Return whether a principal with restricted access may call this route.
 
-        Users who must change a password or set up MFA may call only the `limited` routes for signed-in users, which
-        manage their own account. Other principals, such as workers awaiting approval, may call only the other `limited`
-        routes.
+        Such principals may call only routes that are marked `limited`. For users who must change a password or set up
+        MFA, these are the `limited` routes that need `SIGNED_IN` and manage the user's own account. For machines, such
+        as workers awaiting approval, these are all other `limited` routes.
         """
         return self.route.limited and (SIGNED_IN in self.route.needs) is (principal.kind in PEOPLE)
 
@@ -116,7 +116,7 @@ class Endpoint:
         if self.signature.query is None:
             if given:
                 faults = [Fault(f"/query/{name}", "unknown_field", "Unknown parameter.") for name in given]
-                raise Invalid(f"{len(faults)} query parameters are unknown.", errors=faults)
+                raise Invalid(f"This operation takes no query parameters; found {len(faults)}.", errors=faults)
             return None
         for name, values in given.items():
             if len(values) > 1 and name not in self._lists:
@@ -142,7 +142,11 @@ class Endpoint:
             return self._parse_json(body, by_machine)
 
     def _subject(self, request: IncomingRequest) -> tuple[str, str]:
-        """Return (type, id) of the object that a request concerns: a task for `/tasks/{id}/…`, otherwise the caller."""
+        """Return (type, id) of the object that a request concerns.
+
+        This is the object that the path names, such as the task of `/tasks/{id}/…`. For other paths, it is the caller,
+        or the route if there is no caller.
+        """
         kind, _, rest = self.route.path[1:].partition("/")
         if rest.startswith("{id}") and "id" in request.path_names:
             return kind.removesuffix("s"), request.path_names["id"]

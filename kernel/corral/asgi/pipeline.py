@@ -139,9 +139,10 @@ class Pipeline:
     # -- gates
 
     def check_gates(self, request: IncomingRequest) -> None:
-        """Check the size of the URL (414) and the headers (431), the `Host` header (400), and plugins' gates (403).
+        """Check the size of the URL (414) and of the headers (431), and the `Host` header (400); then call the gates.
 
-        Requests and WebSocket handshakes both pass this check.
+        Gates are checks that plugins contribute; they may refuse the client (403). These checks apply to HTTP requests
+        and WebSocket handshakes.
         """
         if len(request.query) + len(request.path) > MAX_URL:
             raise Problem("The URL is longer than 8 KiB.", code="uri_too_long")
@@ -241,7 +242,7 @@ class Pipeline:
         """
         credential = read_credential(request.header("authorization"), request.header("x-api-key"))
         if credential is None:
-            detail = "Send the header Authorization: Bearer <token>."
+            detail = "The request has no credential; send the header Authorization: Bearer <token>."
             raise Unauthorized(detail, headers={"WWW-Authenticate": "Bearer"})
         known = self.credentials.cached(given, REMEMBER_SECONDS) if endpoint.route.remembered else None
         entry = Entry("authentication" if request.principal is None else RECHECK_LABEL)
@@ -334,7 +335,7 @@ class Pipeline:
         return response
 
     async def _long_poll(self, request: IncomingRequest, endpoint: Endpoint, wait: Wait) -> Any:
-        """Run the handler again after each notification of its topics and when the wait expires, until it responds.
+        """Run the handler again whenever a topic that it waits for is notified or its wait expires, until it responds.
 
         No transaction is open while the request waits. The long poll also ends when the client disconnects, when the
         server shuts down, or when the caller loses the permission.
@@ -355,7 +356,10 @@ class Pipeline:
     async def _wait(
         self, request: IncomingRequest, endpoint: Endpoint, until: float, notified: asyncio.Event, leaving: Any
     ) -> None:
-        """Wait for a notification, at most until `until`. Check the caller again when a cached principal expires."""
+        """Wait until `notified` is set or the time `until` (in epoch seconds) has come.
+
+        At least once per `KEEP_SECONDS`, check again whether the caller may call the endpoint.
+        """
         notification = asyncio.ensure_future(notified.wait())
         try:
             while not notified.is_set() and time_s() < until:

@@ -72,7 +72,10 @@ class IncomingRequest(Request):
         return Entry(self.label, actor, (), self.request_id, self.client_ip, user_agent)
 
     def count_against(self, quota: Quota) -> None:
-        """Remember the rate limit that has the fewest remaining requests among those that apply to this request."""
+        """Note that the request counts against this rate limit.
+
+        If several limits apply, only the one with the fewest remaining requests is kept for the `RateLimit-*` headers.
+        """
         if self.quota is None or quota.remaining < self.quota.remaining:
             self.quota = quota
 
@@ -93,7 +96,7 @@ class IncomingRequest(Request):
         declared = None
         if header is not None:
             if not header.isdigit() or len(header) > 18:
-                raise Malformed("Content-Length is not a number of bytes.")
+                raise Malformed("The Content-Length header is not a valid number of bytes.")
             declared = int(header)
             if declared > limit:
                 raise TooLarge(f"The body has {declared} bytes; this operation accepts at most {limit}.")
@@ -137,7 +140,10 @@ class IncomingRequest(Request):
 
 
 async def run_until_client_leaves(coroutine: Coroutine[Any, Any, T], leaving: asyncio.Future[Any]) -> T:
-    """Return the result of the coroutine. If `leaving` is done first, cancel the coroutine and raise `ClientLeft`."""
+    """Run the coroutine and return its result.
+
+    If the client leaves first (`leaving` is done), cancel the coroutine and raise `ClientLeft`.
+    """
     running: asyncio.Future[Any] = asyncio.ensure_future(coroutine)
     try:
         await asyncio.wait({running, leaving}, return_when=asyncio.FIRST_COMPLETED)

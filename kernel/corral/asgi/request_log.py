@@ -1,4 +1,4 @@
-"""Records requests: writes one line of the access log per request, and audit entries."""
+"""Logs requests: writes one line per request to the access log, and entries about requests to the audit log."""
 
 from __future__ import annotations
 

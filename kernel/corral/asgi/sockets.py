@@ -30,9 +30,9 @@ _draining: set[asyncio.Task[None]] = set()
 
 
 class SocketEndpoint(NamedTuple):
-    """A WebSocket endpoint: its plugin and its `serve` function with the services bound.
+    """A WebSocket endpoint: the record of its plugin, and its `serve` function with all services bound.
 
-    If the plugin does not run, `serve` is not set, and the handshake is refused.
+    If the plugin does not run, the handshake is refused and `serve` is only a placeholder.
     """
 
     loaded: PluginRecord
@@ -93,7 +93,7 @@ class Connection:
             await self._send({"type": "websocket.close", "code": code, "reason": reason})
 
     def close_refused(self, problem: Problem) -> None:
-        """Close the connection because a gate refuses the client, without waiting for the endpoint."""
+        """Close the connection in a background task, because a gate now refuses the client."""
         _keep(asyncio.get_running_loop().create_task(self.close(REFUSED, problem.code)))
 
 

@@ -18,8 +18,8 @@ MAX_RECORDED = 4 * 1024 * 1024
 class LongLivedConnections:
     """The open WebSockets and streams of this process.
 
-    Gates check them repeatedly, because a client may be blocked while it is connected. One task checks all of them; it
-    runs only while there are open connections.
+    The gates (checks that plugins contribute) are called repeatedly for each connection, because a client may be
+    blocked while it is connected. One task does this for all connections; it runs only while connections are open.
     """
 
     def __init__(self, gates: Sequence[Gate]) -> None:
@@ -54,7 +54,7 @@ class LongLivedConnections:
 async def send_stream(
     chunks: Any, request: IncomingRequest, send: Callable[[Any], Awaitable[None]], connections: LongLivedConnections
 ) -> None:
-    """Send chunks as they are produced. Stops early if the client disconnects or a gate refuses the client."""
+    """Send chunks as they are produced. Stop early if the client disconnects or a gate refuses the client."""
     leaving = asyncio.ensure_future(request.disconnected())
     with connections.register(request.client_ip, request.path, lambda _: leaving.cancel()):
         await run_until_client_leaves(_send_chunks(chunks, send), leaving)

@@ -31,7 +31,7 @@ class UnavailableEndpoint:
 
 
 def plugin_unavailable(loaded: PluginRecord) -> Unavailable:
-    """Return a 503 problem that names the state of the plugin and its reason."""
+    """Return a 503 problem that names the state of the plugin and the reason for this state."""
     code = "plugin_failed" if loaded.state == "failed" else "plugin_disabled"
     detail = f"The plugin {loaded.name} is {loaded.state}: {loaded.reason or 'see the log'}."
     return Unavailable(detail, code=code, retry_after=RETRY_AFTER)

@@ -22,14 +22,17 @@ CHALLENGE = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
 
 
 def read_credential(authorization: str | None, api_key: str | None) -> str | None:
-    """Return the credential in a request's headers, or None. Raise `Malformed` if both headers are present."""
+    """Return the credential in the `Authorization` or `X-API-Key` header, or None if neither header is present.
+
+    Raises `Malformed` if both headers are present, and `Unauthorized` if `Authorization` contains no bearer token.
+    """
     if authorization is None:
         return api_key
     if api_key is not None:
         raise Malformed("The request has two credentials; send either Authorization or X-API-Key.")
     scheme, _, token = authorization.partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
-        raise Unauthorized("Use Authorization: Bearer <token>.", headers=CHALLENGE)
+        raise Unauthorized("The Authorization header must have the form Bearer <token>.", headers=CHALLENGE)
     return token.strip()
 
 
@@ -47,7 +50,7 @@ class Credentials:
         self._cache: dict[CredentialHeaders, tuple[Principal, float]] = {}
 
     def set_authenticators(self, authenticators: Sequence[Authenticator]) -> None:
-        """Set the authenticators. Their order does not matter, because their credential formats do not overlap."""
+        """Set the authenticators. Their order does not matter, because each accepts a different credential format."""
         self._authenticators = tuple(authenticators)
         self._rereading = tuple(each for each in authenticators if isinstance(each, Rereading))
         self._delegations = {each.delegation_header: each for each in authenticators if isinstance(each, Delegation)}
@@ -58,7 +61,10 @@ class Credentials:
         return self._delegations.keys()
 
     def act_as(self, caller: Principal, named: Mapping[str, str]) -> Principal:
-        """Return the principal that the delegation headers `named` identify. Call this method in a read-only unit."""
+        """Return the principal that `caller` acts as. Call this method in a read-only unit.
+
+        `named` maps each delegation header of the request to its value, which names this principal.
+        """
         for header, value in named.items():
             found: Principal | None = self._delegations[header].act_as(caller, value)
             if found is None:  # None: the plugin failed or is quarantined
@@ -114,7 +120,7 @@ class Credentials:
         self._cache[headers] = (principal, time.monotonic())
 
     def forget(self, ends: Callable[[Principal], bool]) -> None:
-        """Remove the cached principals for which `ends` returns true.
+        """Remove the principals for which `ends` returns true from the cache, so that they are read again.
 
         Call this method from `after_commit` when permissions change.
         """

@@ -27,7 +27,7 @@ class Permissions:
         self._held: dict[str, frozenset[str]] = {}
 
     def declare(self, permissions: Iterable[Permission]) -> None:
-        """Add permissions to the registry."""
+        """Add the permissions that a plugin declares."""
         self._declared.update((permission.name, permission) for permission in permissions)
         self._held.clear()
 

@@ -151,7 +151,7 @@ def is_in_networks(address: str, networks: tuple[str, ...]) -> bool:
 
 
 def require_owner(caller: Principal, owner_id: str | None, *, what: str, manage: str | None = None) -> None:
-    """Raise `Forbidden` (403) unless the caller is the owner, an admin, the system, or holds `manage`."""
+    """Raise `Forbidden` (403) unless the caller is the owner, an admin, the system, or has the permission `manage`."""
     if caller.is_admin or caller.kind == "system" or (manage is not None and caller.may(manage)):
         return
     if owner_id is None or caller.user_id != owner_id or caller.kind not in ("user", "api_key"):

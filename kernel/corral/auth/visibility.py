@@ -35,7 +35,8 @@ def can_read(caller: Principal, visibility: str, owner_id: str | None) -> bool:
 class EventRights(Protocol):
     """The visibility rule for events.
 
-    Machines, and API keys with restricted scopes, may read only events in the areas whose objects they may read.
+    Machines, and API keys with restricted scopes, may read an event only if they hold the permission `<area>.read`,
+    where `<area>` is the area that the event declares.
     """
 
     def can_read(self, caller: Principal, record: LoggedEvent) -> bool:

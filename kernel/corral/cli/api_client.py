@@ -17,7 +17,7 @@ MIN_OVERLAP = 20
 
 
 class ApiClientError(Exception):
-    """The server refused the request, or did not answer (`status` is None). The message is shown to users."""
+    """Raised when the server refused a request or did not answer (`status` is None). The message is shown to users."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         self.status = status

@@ -75,7 +75,11 @@ def group(context: click.Context) -> None:
 
 
 class CommandLine:
-    """The object in the click context. Implements `corral.plugin.OpenSession`, and calls hooks without a kernel."""
+    """The object that plugins' commands receive through the click context.
+
+    Commands call it to open a session (it implements `corral.plugin.OpenSession`), and use its methods to read the
+    configuration and to call hooks without starting a kernel.
+    """
 
     def __call__(self, config_path: Path | None, label: str) -> AbstractContextManager[Session]:
         """Open a session with a kernel on the installation's own database. `label` names the command."""
@@ -84,7 +88,7 @@ class CommandLine:
         return open_session(config_path, label)
 
     def installation(self) -> Installation:
-        """Return the configuration that applies in the current folder."""
+        """Return the part of the current folder's configuration that plugins may read."""
         config = _readable_config()
         return Installation(data_dir=config.data_dir, local_model=config.local_model, plugin_dir=config.plugins.dir)
 
@@ -121,7 +125,7 @@ def run() -> NoReturn:
 
 
 def _explained(error: Exception) -> tuple[int, list[str]]:
-    """Return the exit status and the lines of the error message. For an unexpected error, there are no lines."""
+    """Return the exit status and the lines of the error message for an exception, or no lines if it is unexpected."""
     import peewee
 
     from corral.database.migrations import MigrationFailed, SchemaTooNew
@@ -165,8 +169,8 @@ def contributed(config: Config, hook: str, what: str, call: Callable[[Any], T]) 
     """Yield `(plugin, call(hook))` for each plugin that implements the hook.
 
     If a plugin fails, a message on standard error says what is missing; `what` is a plural noun such as "commands".
-    Only built-in plugins, plugins that the configuration enables, and plugins that belong to an extra of Corral are
-    called. Plugins of extras do not have to be enabled.
+    Only hooks of built-in plugins, of plugins that the configuration enables, and of plugins that belong to an extra of
+    Corral are called. Plugins of extras do not have to be enabled.
     """
     ours = extra_distributions()
     for found in discovery.discover(config):

@@ -1,6 +1,6 @@
 """The command `corral doctor`, which checks an installation and suggests a remedy for each problem.
 
-The checks only read, and leave no files behind.
+The checks change nothing and leave no files behind.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def check_data_folder(config: Config) -> Iterator[Finding]:
     mode = stat.S_IMODE(folder.stat().st_mode)
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         yield Finding(
-            "data folder", "down", f"{folder} is not readable and writable", "make the user of the server its owner"
+            "data folder", "down", f"{folder} must be readable and writable", "make the user of the server its owner"
         )
     elif mode & (stat.S_IRWXG | stat.S_IRWXO):
         yield Finding(
@@ -219,7 +219,7 @@ def check_storage(config: Config) -> Iterator[Finding]:
         yield Finding("storage", "down", error, remedy) if error else Finding("storage", "ok", "the store answers")
     elif folder.exists() and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         yield Finding(
-            "storage", "down", f"{folder} is not readable and writable", "make the user of the server its owner"
+            "storage", "down", f"{folder} must be readable and writable", "make the user of the server its owner"
         )
     else:
         yield Finding("storage", "ok", f"not configured; files are stored in {folder}")
@@ -309,7 +309,7 @@ def check_plugins(config: Config) -> Iterator[Finding]:
 
 
 def _missing_plugins(config: Config, installed: set[str]) -> Iterator[Finding]:
-    """Yield a finding for each plugin or folder that the configuration names but that does not exist."""
+    """Yield a finding for each plugin and folder that is named in the configuration but does not exist."""
     folder = config.plugins.dir
     if folder is not None and not folder.is_dir():
         remedy = f"install plugins with pip install --target {folder}, or correct [plugins] dir"
@@ -427,7 +427,7 @@ def database_clock_skew(config: Config) -> float | None:
 
 
 def ping_redis(url: str) -> str | None:
-    """Ping Redis with the client library of the server. Return None if Redis answers, otherwise the error."""
+    """Ping Redis with the same client library as the server. Return None if Redis answers, otherwise the error."""
     from redis import Redis
 
     try:

@@ -42,10 +42,10 @@ MISSED_PINGS = 2.5  # ping intervals without data after which a peer is consider
 
 
 class IdleTimer:
-    """Closes a connection at its idle deadline, which each request extends. Replaces `AsyncioSingleTask`.
+    """Closes a connection that has been idle for too long. Replaces Hypercorn's timer `AsyncioSingleTask`.
 
-    Hypercorn's own timer cancels and creates a task for every request, which takes a sixth of the time of a short
-    request.
+    Each request extends the deadline. Hypercorn's own timer cancels and creates a task for every request, which takes a
+    sixth of the time of a short request.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class IdleTimer:
         self._server: Any = None
 
     async def restart(self, task_group: Any, action: Callable[[], Any]) -> None:
-        """Start the idle period of the connection, which is the object that owns the bound method `action`."""
+        """Start the idle period of a connection. `action` is a bound method of the object that serves it."""
         if self._watching is None or self._watching.done():
             self._server = action.__self__  # type: ignore[attr-defined]  # a bound method
             self._watching = task_group._task_group.create_task(self._watch())
@@ -240,7 +240,10 @@ class SocketStream(WSStream):
 
 
 def install() -> None:
-    """Replace classes of Hypercorn in this process. If this release has no `AsyncioSingleTask`, keep its idle timer."""
+    """Replace Hypercorn's protocol, WebSocket and idle timer classes with the classes of this module.
+
+    If the installed release of Hypercorn has no `AsyncioSingleTask`, its idle timer is not replaced.
+    """
     protocol.H2Protocol = Http2  # type: ignore[attr-defined]
     protocol.H11Protocol = Http1  # type: ignore[attr-defined]
     h11.WSStream = h2.WSStream = SocketStream  # type: ignore[assignment,attr-defined]
@@ -251,7 +254,10 @@ def install() -> None:
 
 
 class Settings(hypercorn.config.Config):
-    """The settings of Hypercorn. Hypercorn adds no response header but `Date`, which is formatted once per second."""
+    """The settings of Hypercorn.
+
+    With these settings, Hypercorn adds only the header `Date` to responses. Its value is formatted once per second.
+    """
 
     made = (0, [(b"date", b"")])
 

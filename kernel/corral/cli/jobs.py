@@ -45,8 +45,8 @@ def command(concurrency: int | None, config_path: Path | None) -> None:
     """Run background jobs, schedules and event consumers, without the API.
 
     Any number of processes share the work. On SIGTERM, the process lets running jobs finish for up to 25 s and returns
-    the others to the queue; a second SIGTERM ends it at once. On SIGHUP, it does the same and then starts again with
-    the current configuration and plugins.
+    unfinished jobs to the queue; a second SIGTERM ends it at once. On SIGHUP, it does the same and then starts again
+    with the current configuration and plugins.
     """
     from corral.kernel import boot
 
@@ -120,10 +120,10 @@ async def _end(kernel: Kernel) -> None:
 
 
 class JobsProcess:
-    """Runs the queue's worker in the main thread, and the kernel's event loop in another thread.
+    """Runs jobs that a shared queue announces. Runs the kernel's event loop in a second thread.
 
-    The worker needs the main thread, which receives the signals. It passes jobs from the queue to the kernel, and takes
-    no new job while the kernel is running as many jobs as it may.
+    The main thread, which receives the signals, reads job ids from the queue and passes them to the kernel. It reads no
+    further id while the kernel is running as many jobs as it may.
     """
 
     def __init__(self, kernel: Kernel, queue: JobQueue) -> None:

@@ -1,4 +1,4 @@
-"""The command `corral migrate`, which applies pending migrations, plugin by plugin in the order of `requires`."""
+"""The command `corral migrate`, which applies the pending migrations of plugins in the order of their dependencies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from corral.config.reader import load as load_config
 def command(plugin: str | None, plan: bool, as_json: bool, config_path: Path | None) -> None:
     """Apply the pending migrations of PLUGIN, or of all plugins.
 
-    Servers may be running. If several processes migrate at the same time, each migration is applied once.
+    The command may run while servers are running. If several processes migrate at the same time, each migration is
+    applied once.
     """
     from corral.database.connect import connect
     from corral.database.migrations import migrate, pending_migrations, schema_lock

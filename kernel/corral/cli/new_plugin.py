@@ -24,7 +24,7 @@ from corral.config.reader import load as load_config
 def command(name: str, parent: Path | None, as_json: bool) -> None:
     """Create the folder corral-NAME with the source tree of a new plugin.
 
-    The source tree passes linter, type checks, tests and `corral check` without changes.
+    The source tree passes the linter, the type checks, its tests and `corral check` without changes.
     """
     from corral.plugins.discovery import discover
 

@@ -13,7 +13,7 @@ from corral.config.reader import load as load_config
 
 
 @click.command("openapi")
-@click.option("--yaml", "as_yaml", is_flag=True, help="print YAML, which needs PyYAML")
+@click.option("--yaml", "as_yaml", is_flag=True, help="print YAML (requires PyYAML)")
 @click.option("--json", "as_json", is_flag=True, help="print JSON (default)")
 @click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="write to this file instead of standard output"

@@ -40,7 +40,7 @@ def plugins_of(config: Config) -> list[PluginRecord]:
 
 
 def stored_states(config: Config) -> dict[str, str]:
-    """Return the plugins that admins disabled through the API, with the reason.
+    """Return the plugins that admins disabled through the API, and the reason for each.
 
     The result is empty if the database does not exist or cannot be read.
     """
@@ -140,7 +140,8 @@ def _hint(item: PluginRecord) -> str:
 def _edited(config: Config, config_path: Path | None, name: str, lists: Mapping[str, bool]) -> tuple[Path, str, bool]:
     """Return the path of the configuration file, its new text, and whether the text changed.
 
-    `lists` maps the keys `enabled` and `disabled` of `[plugins]` to whether that list must contain the plugin.
+    `lists` maps keys of `[plugins]` (`enabled`, `disabled`) to True if the list under this key must contain the plugin,
+    and to False if it must not.
     """
     path = (config.path or config_path or Path(os.environ.get("CORRAL_CONFIG") or "corral.toml")).absolute()
     old = path.read_text("utf-8") if path.is_file() else ""

@@ -103,7 +103,7 @@ def purge(name: str, config_path: Path | None, as_json: bool) -> None:
         click.echo(f"This permanently drops the tables {', '.join(tables)} and all their rows.", err=True)
         typed = click.prompt("Type the name of the plugin to confirm", err=True)
         if typed.strip() != name:
-            raise click.ClickException("the typed name differs; no table was dropped")
+            raise click.ClickException("the text that you typed is not the plugin's name; no table was dropped")
         dropped = drop(database, name, known)
     finally:
         database.close()
@@ -172,7 +172,10 @@ def _contributed(item: PluginRecord, plugins: list[PluginRecord]) -> dict[str, A
 
 
 def _changed(name: str, state: str, path: Path, changed: bool, as_json: bool) -> None:
-    """Print the result. If the configuration file changed, ask the server processes on this machine to reload."""
+    """Print the result of a change.
+
+    If the configuration file changed, ask the server processes on this machine to reload.
+    """
     asked = request_reload(load_config(path=path).data_dir) if changed else 0
     when = RELOADING if asked else NEXT_START
     text = f"{name} is {state} in {path}. {when}" if changed else f"{name} is already {state}; {path} was not changed."

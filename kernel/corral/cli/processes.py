@@ -35,16 +35,16 @@ class ProcessEnvironment(NamedTuple):
 
     @classmethod
     def now(cls) -> Self:
-        """Return a snapshot of the current values."""
+        """Return a snapshot of the current working directory, environment variables and umask."""
         mask = os.umask(0o077)
         os.umask(mask)
         return cls(os.getcwd(), dict(os.environ), mask)
 
     def restore(self) -> None:
-        """Restore the values of the snapshot.
+        """Restore the working directory, the environment variables and the umask from the snapshot.
 
-        Plugins may have changed these values. With a different working directory or different environment variables, a
-        reload could use another configuration and another database.
+        Plugins may have changed them. With a different working directory or different environment variables, a reload
+        could use another configuration and another database.
         """
         os.chdir(self.folder)
         os.environ.clear()
@@ -116,7 +116,7 @@ DRAIN_MESSAGE = b"drain\n"
 
 
 class NotReady(Exception):
-    """A server process exited with `status` before it was ready."""
+    """Raised when a server process exited with `status` before it was ready."""
 
     def __init__(self, status: int, reason: str) -> None:
         self.status = status
@@ -187,7 +187,7 @@ class ChildProcess:
             self.process.kill()
 
     def close(self) -> None:
-        """Close the socket that connects to a process that has ended."""
+        """Close the parent's end of the socket pair, after the process has ended."""
         self._control.close()
 
 

@@ -108,8 +108,8 @@ def _parent(
 ) -> ParentProcess:
     """Create the parent of the server processes.
 
-    `recovering` is True in safe mode after crashes; a reload then leaves safe mode. `begins` is True if the parent
-    calls `plan` first for the start and not for a reload.
+    `recovering` is True in safe mode after crashes; a reload then leaves safe mode. `begins` is True if the first call
+    of `plan` belongs to the start of the server, and False if it belongs to a reload.
     """
     arguments = ["serve"]
     for name, value in options.items():
@@ -312,7 +312,7 @@ class Serving:
             self._drain()
 
     async def _stop_accepting(self) -> None:
-        """Refuse new connections unless other processes serve the socket, so that the exit interrupts no request."""
+        """Unless other processes serve the socket, refuse new connections, so that the exit interrupts no request."""
         if isinstance(self._parent, ParentProcess) and not self._is_replaced:
             self._listener.listen(0)  # accept only pending connections, which the shutdown would interrupt
             await asyncio.sleep(ACCEPTING_SECONDS)
@@ -320,7 +320,7 @@ class Serving:
             self._listener.shutdown(socket.SHUT_RDWR)
 
     def _drain(self) -> None:
-        """Stop accepting connections, answer the open requests and stop; other processes serve the address now."""
+        """Stop accepting connections and begin the shutdown, because other processes serve the address now."""
         asyncio.get_running_loop().remove_reader(self._accepting)
         self._stopping.set()
 

@@ -47,7 +47,7 @@ class Session:
         self.caller = Principal(kind="system", id=operator_name(), role="admin")
 
     def service(self, kind: Any) -> Any:
-        """Return the service of a type."""
+        """Return the service of the given type."""
         return self.kernel.container.get(kind)
 
     def run(self, fn: Callable[[], T], *, read: bool = False) -> T:

@@ -69,7 +69,7 @@ class StartHistory:
         self.remove_crashes()
 
     def remove_crashes(self, since: float = 0.0) -> None:
-        """Remove the records of interrupted starts that began after `since`, in epoch seconds.
+        """Remove the records of interrupted starts that began at or after the time `since` (in epoch seconds).
 
         These starts then no longer count as crashes.
         """

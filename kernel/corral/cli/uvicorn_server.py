@@ -69,12 +69,18 @@ class Http1(HttpToolsProtocol):
         super().on_message_complete()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Ignore the header `Upgrade`, and close after the response, because httptools drops all further bytes."""
+        """Ignore an unsupported `Upgrade` header, and close the connection after the response.
+
+        uvicorn's own method logs a warning and leaves the connection open, but httptools drops all further bytes.
+        """
         self.cycle.keep_alive = False
 
 
 class WebSocket(WSProtocol):
-    """A WebSocket connection that sends the close code after an invalid frame. uvicorn only closes the connection."""
+    """A WebSocket connection that sends a close code after an invalid frame.
+
+    uvicorn's own class closes the connection without a close code.
+    """
 
     def handle_close(self, event: CloseConnection) -> None:
         if self.conn.state is ConnectionState.OPEN:  # the peer has not closed: wsproto itself generated the event

@@ -1,8 +1,9 @@
 """The configuration: `corral.toml` and `CORRAL_*` variables, read at startup into one frozen `Config`.
 
 The annotated fields of `Config` and its sections define everything that can be configured. Loading, validation,
-`describe()` and `sample()` are derived from them. Run-time settings that the file or the command line pins are passed
-on unchecked in `Config.pinned`, and other variables in `Config.variables`; the settings registry validates both.
+`describe()` and `sample()` are derived from them. Run-time settings that the file or the command line pins
+(`Config.pinned`) and the remaining `CORRAL_*` variables (`Config.variables`) are not validated here; the settings
+registry validates both.
 """
 
 from __future__ import annotations
@@ -37,9 +38,10 @@ StoreUrl = Annotated[str, Meta(pattern=r"^(s3://|file:///)\S", description="s3:/
 
 
 class Key(NamedTuple):
-    """The annotation of a field.
+    """The annotation of a field of the configuration.
 
-    `doc` is its documentation, `variable` its environment variable, and `pins` the run-time setting that it pins.
+    `doc` documents the field, `variable` is the environment variable that sets it, and `pins` is the run-time setting
+    that the field pins.
     """
 
     doc: str

@@ -223,7 +223,10 @@ def _descriptions(kind: Any) -> Iterator[str]:
 
 
 def _leaves(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield each value of the document with its full name. Plugin tables and values of settings are not split."""
+    """Yield each value of the document with its full name.
+
+    A plugin's table, and a table that is the value of a run-time setting, are each yielded as one value.
+    """
     for section, table in document.items():
         if not isinstance(table, dict) or section not in {*SECTIONS, "settings"}:
             yield section, table
@@ -236,7 +239,7 @@ def _leaves(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _line_of(text: str, name: str) -> int:
-    """Return the number of the line that sets `name`, or else the number of the closest enclosing table's line.
+    """Return the number of the line that sets `name`, or else of the line that begins the closest enclosing table.
 
     Searches the text, because tomllib reports no line numbers.
     """
@@ -280,7 +283,7 @@ def ensure_data_dir(config: Config) -> None:
     except OSError as error:
         raise Refused(f"{folder}: the data folder cannot be created: {error.strerror}") from None
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-        raise Refused(f"{folder}: the data folder is not readable and writable")
+        raise Refused(f"{folder}: the data folder must be readable and writable; make the user of the server its owner")
     if exposed:
         raise Refused(*(f"{path}: other users can read this key; run chmod 600 {path}" for path in exposed))
 

@@ -41,5 +41,5 @@ def connect(url: str, *, synchronous: str = "full", pool_size: int = 16) -> Data
         try:
             return PostgresDatabase(url, pool_size=pool_size)
         except psycopg.ProgrammingError as error:  # the rest of the message quotes the URL and may contain a password
-            raise Refused(f"database.url: {str(error).partition(':')[0]}; in such a URL % is written %25") from None
+            raise Refused(f"database.url: {str(error).partition(':')[0]}; write % in the URL as %25") from None
     raise Refused("database.url: use sqlite:///path or postgresql://user@host/name")

@@ -1,6 +1,6 @@
-"""The places where SQLite and PostgreSQL need different SQL, so that plugins work on both engines unchanged.
+"""Helpers for cases in which SQLite and PostgreSQL need different SQL, so that plugins run on both unchanged.
 
-Peewee translates ordinary queries, including upserts (`on_conflict`). These helpers cover the rest. They run in the
+Peewee translates ordinary queries, including upserts (`on_conflict`). These helpers cover the rest, and run in the
 caller's unit of work, except those that take the peewee database of a migration. Row locks are in `unit`, and
 full-text search is in `full_text`.
 """
@@ -20,12 +20,12 @@ from corral.database.unit import current
 
 
 def on_sqlite(database: peewee.Database | None = None) -> bool:
-    """Return whether the current unit, or the given database, uses SQLite. For this package only."""
+    """Return whether the given database, or else the database of the current unit, is SQLite. For this package only."""
     return current().database.kind == "sqlite" if database is None else isinstance(database, peewee.SqliteDatabase)
 
 
 def _native(sql: str) -> str:
-    """Return the SQL with `?` replaced by the engine's parameter marker. `?` must not occur for any other purpose."""
+    """Return the SQL with each `?` replaced by the engine's parameter marker. The SQL must contain no other `?`."""
     return sql if on_sqlite() else sql.replace("%", "%%").replace("?", "%s")
 
 
@@ -138,8 +138,8 @@ def append_only(database: peewee.Database, table: str, *, unique: Sequence[str],
     """Add triggers that prevent rows of a table from being changed or replaced. For migrations.
 
     Rows may be deleted if the SQL condition `deletable` is true for `OLD`. `unique` names the columns with unique
-    values. On SQLite, inserting a row with an equal value is refused, because `INSERT OR REPLACE` deletes the existing
-    row without calling the trigger for deletions.
+    values. On SQLite, a trigger refuses to insert a row if one of these values already exists, because
+    `INSERT OR REPLACE` would delete the existing row without calling the trigger for deletions.
     """
     refused = f"rows of {table} cannot be changed"
     kept = f"this row of {table} cannot be deleted yet"

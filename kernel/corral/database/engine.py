@@ -24,7 +24,7 @@ CONNECTION_ERRORS = frozenset({"OperationalError", "InterfaceError"})
 
 
 class Work(Protocol):
-    """Runs a function as one unit of work: `await work(fn)`. Async handlers and jobs request the service by this type.
+    """A service for async handlers and jobs that runs a function as one unit of work: `await work(fn)`.
 
     With `read=True`, writes are refused. `fn` may run more than once, so it must have no effect outside the database.
     The call raises every exception that `fn` raises, `NestedUnit` inside a unit, and `Unavailable` if the database is

@@ -52,7 +52,9 @@ class FullTextIndex:
             execute(f"DELETE FROM {self._table} WHERE n = ?", [number])  # noqa: S608  (names of the schema)
 
     def query(self, words: Sequence[str], *, enough: int) -> str:
-        """Return a search for all of these words, which consist of letters and digits, in the engine's query language.
+        """Return a query, in the engine's query language, for the documents that contain all of these words.
+
+        The words must consist of letters and digits.
 
         SQLite collects every match of a prefix before it returns the first match, but reads the matches of a whole word
         one by one. Therefore a word that at least `enough` documents contain is searched for as a whole word on SQLite.
@@ -65,8 +67,8 @@ class FullTextIndex:
     def matches(self, *, up_to: bool = False) -> str:
         """Return SQL that selects the numbers of the matching documents as `n`, highest first.
 
-        The parameters of the SQL are the query, the highest number if `up_to` is set, and the limit. `OFFSET ?` may be
-        appended.
+        The parameters of the SQL are the query, the highest number to return (only if `up_to` is set), and the limit.
+        `OFFSET ?` may be appended.
         """
         number = "rowid" if on_sqlite() else "n"
         condition = f"{self._table} MATCH ?" if on_sqlite() else "words @@ to_tsquery('simple', ?)"

@@ -84,7 +84,7 @@ class _PostgresThread(DatabaseThread):
             if _sqlstate(error) in RETRYABLE and queued.tries < MAX_TRIES:
                 return self._after_failure(outcome, error)
             self._drop_connection()
-            outcome.error = Unavailable("The connection to the database was lost while saving.", retry_after=2)
+            outcome.error = Unavailable("The database connection was lost during the commit.", retry_after=2)
         else:
             if done == "ROLLBACK" and not queued.read:
                 outcome.error = RuntimeError(

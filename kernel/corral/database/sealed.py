@@ -45,7 +45,7 @@ class SealedColumn:
         return {str(key): int(count) for key, count in found.group_by(peewee.SQL("1")).tuples()}
 
     def key_in_use(self, key_ids: Collection[str]) -> str | None:
-        """Return one of the given key ids if a stored value is sealed by this key, or None if no value is."""
+        """Return one of the given key ids whose key has sealed a stored value, or None if there is no such key."""
         found = self.model.select(self._key_id).where(self._is_sealed & self._key_id.in_(list(key_ids)))
         row = found.limit(1).tuples().first() if key_ids else None
         return None if row is None else str(row[0])
@@ -81,7 +81,7 @@ class SealedColumns:
     def key_ids(self, known: Collection[str]) -> set[str]:
         """Return the ids of the keys that sealed the stored values.
 
-        If one of the `known` keys sealed a value, return only the id of this key.
+        If the search finds a value that one of the `known` keys sealed, it stops and returns only the id of this key.
         """
         found: set[str] = set()
         for column in self.columns:

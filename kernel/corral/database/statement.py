@@ -67,7 +67,10 @@ class Statement:
                 raise
 
     def _compile(self, kind: str) -> tuple[str, list[Any], dict[Any, Any]]:
-        """Return the SQL, the names of its parameters in order, and the constants, which are named by position."""
+        """Return the SQL, the names of its parameters in order, and the values of its constants by name.
+
+        The name of a constant is its position among the parameters.
+        """
         sql, values = self._build(_parameter).sql()
         constants = {n: value for n, value in enumerate(values) if not isinstance(value, _ParameterName)}
         names = [n if n in constants else value for n, value in enumerate(values)]

@@ -71,10 +71,10 @@ class Egress:
         """Return a pooled client with the profile `public` for a sink, the feature that opens the connections.
 
         The caller must close the client. A refused address raises `EgressBlocked`. `operator` lists `host:port` entries
-        from the configuration, which may be private. `child` is the address of a registered child process; the client
-        can then reach only this address. `total_seconds` limits a call from its start to the end of the response. A
-        response is read up to `max_bytes` after decompression; `corral.egress.transport.truncated` returns whether it
-        was longer.
+        from the configuration; their addresses may be private. `child` is the address of a registered child process;
+        the client can then reach only this address. `total_seconds` limits a call from its start to the end of the
+        response. A response is read up to `max_bytes` after decompression; `corral.egress.transport.truncated` returns
+        whether it was longer.
         """
         import httpx2
 

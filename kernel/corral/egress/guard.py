@@ -78,7 +78,11 @@ class Exempt(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """The destinations that a client may reach: those of a profile and of the operator, or one child process."""
+    """The destinations that a client may reach.
+
+    If `child` is set, the client may reach only this child process. Otherwise, it may reach the destinations that
+    `profile` allows and those that the operator configured (`operator`).
+    """
 
     profile: Profile = "public"
     operator: frozenset[HostPort] = frozenset()
@@ -191,7 +195,8 @@ def read_url(url: str | httpx2.URL) -> Destination:
 def read_host(text: str) -> str:
     """Return the canonical form of a host. Raises `EgressBlocked` if the host is not valid.
 
-    The form is lower case without a trailing dot. Names are in ASCII (IDNA), and addresses have no brackets.
+    The canonical form is in lower case without a trailing dot. Names are in ASCII (IDNA), and addresses have no
+    brackets.
     """
     host = text.lower().removesuffix(".")
     if ":" in host and _is_address(host) and "%" not in host:

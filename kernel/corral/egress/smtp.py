@@ -63,7 +63,7 @@ async def deliver(egress: Egress, server: MailServer, message: EmailMessage, *, 
 
 
 async def probe(egress: Egress, server: MailServer) -> None:
-    """Connect and sign in without sending mail. Raises `MailFailed`."""
+    """Test the mail server: connect and sign in, without sending mail. Raises `MailFailed`."""
     await _with_server(egress, server, lambda smtp: smtp.noop())
 
 

@@ -33,7 +33,7 @@ def truncated(response: httpx2.Response) -> bool:
 
 
 class GuardedNetwork(httpcore2.AsyncNetworkBackend):
-    """Resolves each name once, through the guard, and connects only to the allowed addresses."""
+    """Resolves each name once, checks its addresses with the egress guard, and connects only to allowed addresses."""
 
     def __init__(self, addresses: Addresses, proxy: EgressProxy | None) -> None:
         self._addresses, self._proxy = addresses, proxy

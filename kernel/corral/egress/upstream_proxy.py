@@ -32,7 +32,7 @@ class EgressProxy:
     async def tunnel(
         self, stream: httpcore2.AsyncNetworkStream, to: HostPort, seconds: float | None
     ) -> httpcore2.AsyncNetworkStream:
-        """Open a tunnel over a connection to the proxy. Raises `ProxyError` if the proxy refuses."""
+        """Open a tunnel to the host and port `to` through the proxy. Raises `ProxyError` if the proxy refuses."""
         import httpcore2
 
         try:
@@ -54,7 +54,7 @@ class EgressProxy:
         return stream
 
     def open_socket(self, to: HostPort, seconds: float) -> socket.socket:
-        """Return a blocking socket with an open tunnel. Raises `OSError`."""
+        """Connect to the host and port `to` through the proxy and return the blocking socket. Raises `OSError`."""
         if self.is_tls:  # sockets of `ssl` cannot run TLS inside TLS
             raise OSError("mail cannot be sent through an https:// proxy; set CORRAL_EGRESS_PROXY to an http:// URL")
         opened = socket.create_connection(self.place, seconds)

@@ -1,7 +1,7 @@
 """Durable consumers of the event log.
 
 Each consumer has a row that stores its cursor. The cursor advances in the transaction in which the consumer handles the
-events. A consumer handles events at least once, in order, and in one process at a time.
+events. A consumer handles each event at least once, in order, and in one process at a time.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Consumer:
         await self._database.work(self._ensure_cursor, entry=self._entry)
 
     async def run(self) -> None:
-        """Follow the event log until cancelled. The kernel supervises this task."""
+        """Handle events as they are logged, until cancelled. The kernel runs this method in a supervised task."""
         with self._feed.waiting(self._types) as notified:
             while True:
                 while await self._advance():
@@ -94,7 +94,7 @@ class Consumer:
         await self._database.work(lambda: release_lease(self._lease, self._holder), entry=self._entry)
 
     async def _advance(self) -> bool:
-        """Handle the next batch, or its events one by one if it fails. Return whether more events may follow."""
+        """Handle the next batch, or its events one by one if the batch fails. Return whether more events may follow."""
         work = functools.partial(self._database.work, entry=self._entry)
         if not self._is_open() or not await work(self._is_due, read=True):
             return False

@@ -22,7 +22,7 @@ DATA_LIMIT = 32 * 1024  # bytes of a payload
 class Event(msgspec.Struct, kw_only=True):
     """Base class of all events.
 
-    The fields are the payload (at most 32 KiB). The first line of the docstring is the title.
+    The fields of a subclass are the payload (at most 32 KiB). The first line of its docstring is the event's title.
     """
 
     event: ClassVar[str]

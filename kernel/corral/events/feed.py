@@ -38,7 +38,7 @@ class Bus(Protocol):
         ...
 
     async def start(self, wake: Callable[[], None]) -> None:
-        """Call `wake` on the event loop whenever any process sends a notification."""
+        """Start listening, and call `wake` on the event loop whenever any process sends a notification."""
         ...
 
     async def stop(self) -> None:
@@ -113,7 +113,7 @@ class Feed:
         await self.bus.start(self._wake_up.set)
 
     async def run(self) -> None:
-        """Follow the event log until cancelled. The kernel supervises this task."""
+        """Pass on new events as they are logged, until cancelled. The kernel runs this method in a supervised task."""
         while True:
             await wait_and_clear(self._wake_up, POLL_SECONDS)
             await self.poll()
@@ -145,7 +145,7 @@ class Feed:
     async def run_sequencer(self) -> None:
         """Assign sequence numbers to committed events, at most every 10 ms, until cancelled.
 
-        Used on PostgreSQL only; the kernel supervises this task.
+        Used on PostgreSQL only. The kernel runs this method in a supervised task.
         """
         while True:
             await wait_and_clear(self._unnumbered, IDLE_SEQUENCE_SECONDS)

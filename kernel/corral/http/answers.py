@@ -37,7 +37,7 @@ class Answer(msgspec.Struct, Generic[T], kw_only=True):
 class Encoded(msgspec.Struct, frozen=True):
     """A response body that is already encoded as JSON, for cached responses.
 
-    The return annotation also names the type of the body: `-> TaskView | Encoded`.
+    The handler's return annotation also names the type of the body: `-> TaskView | Encoded`.
     """
 
     body: bytes

@@ -50,7 +50,7 @@ class IdempotencyKey(msgspec.Struct, frozen=True):
 
     @classmethod
     def of_request(cls, key: str, caller: str, method: str, path: str, body: bytes) -> IdempotencyKey:
-        """Create the identity of a request from its key, scope and body. Raises `Invalid` if the key is malformed."""
+        """Create the identity of a request with an idempotency key. Raises `Invalid` if the key is malformed."""
         if not (1 <= len(key) <= 255 and key.isascii() and key.isprintable()):
             raise Invalid.at("/header/Idempotency-Key", "bad_format", "Use 1 to 255 printable ASCII characters.")
         scope = "\0".join((caller, method, path.rstrip("/"), key))
@@ -137,6 +137,6 @@ def _aad(key: IdempotencyKey) -> str:
 
 
 def prune(at_once: int = 500) -> int:
-    """Delete expired rows, at most `at_once`. Return the number of deleted rows."""
+    """Delete at most `at_once` expired rows, and return the number of deleted rows."""
     old = IdempotencyRow.select(IdempotencyRow.key).where(IdempotencyRow.until <= clock.now()).limit(at_once)
     return int(IdempotencyRow.delete().where(IdempotencyRow.key.in_(old)).execute())

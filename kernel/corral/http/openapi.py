@@ -258,7 +258,7 @@ def _item(kind: Any) -> Any:
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of a query parameter without the option null and a default of null.
+    """Return the schema of a query parameter, without `null` as a type or as the default.
 
     The parameters of a query string cannot be null.
     """
@@ -269,7 +269,7 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ids(routes: list[Route]) -> list[str]:
-    """Return one operation id per route: `<plugin>_<handler>`, with the method or path appended if ambiguous.
+    """Return one operation id per route: `<plugin>_<handler>`, with the method or path appended to make ids unique.
 
     Ids contain the plugin's name, so that installing a plugin does not change the ids of other plugins.
     """

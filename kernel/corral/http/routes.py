@@ -7,10 +7,10 @@
         \"\"\"Create a task and queue it.\"\"\"
         return tasks.create(body, by=caller)
 
-A handler may take `body` and `query` (msgspec structs), the path parameters (`str`), and, by type, `Principal`,
-`IfMatch`, `Request` and any service. `{id}` and `{…_id}` in a path match UUIDs; other names match any segment. A `def`
-handler runs as one unit of work (read-only for GET) and may be run again; an `async def` handler opens its own units of
-work.
+A handler may have the parameters `body` and `query` (msgspec structs), the path parameters (`str`), and parameters that
+are annotated with `Principal`, `IfMatch`, `Request` or the type of a service. In a path, `{id}` and `{…_id}` match
+UUIDs; other names match any segment. A `def` handler runs as one unit of work (read-only for GET) and may run more than
+once; an `async def` handler opens its own units of work.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Route(msgspec.Struct, kw_only=True):
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The full paths of the route, below `/api/v1` and possibly at the root, without trailing slashes."""
+        """The full paths of the route: the path below `/api/v1`, and also the path at the root if `root` is set."""
         path = API_PREFIX + self.path.rstrip("/")
         return (path, self.path) if self.root else (path,)
 
@@ -114,15 +114,15 @@ class Routes:
         return iter(self.routes)
 
     def get(self, path: str, *, needs: str | tuple[str, ...], **options: Any) -> Callable[[Handler], Handler]:
-        """Declare a read operation. A `def` handler must not write."""
+        """Declare a read operation. A `def` handler cannot write to the database."""
         return self._add("GET", path, needs, options)
 
     def post(self, path: str, *, needs: str | tuple[str, ...], **options: Any) -> Callable[[Handler], Handler]:
-        """Declare an operation that creates an object (`status=201`) or acts on one. Honours `Idempotency-Key`."""
+        """Declare an operation that creates an object (`status=201`) or acts on one. Supports `Idempotency-Key`."""
         return self._add("POST", path, needs, {"keyed": True, **options})
 
     def put(self, path: str, *, needs: str | tuple[str, ...], **options: Any) -> Callable[[Handler], Handler]:
-        """Declare an operation that replaces an object. Partial bodies are accepted."""
+        """Declare an operation that replaces an object or, if the body is partial, some of its fields."""
         return self._add("PUT", path, needs, options)
 
     def patch(self, path: str, *, needs: str | tuple[str, ...], **options: Any) -> Callable[[Handler], Handler]:
@@ -170,7 +170,10 @@ class SocketConnection(Protocol):
         """Refuse the handshake and respond with the problem document."""
 
     def count_anonymous(self) -> None:
-        """Count the connection as anonymous in the rate limits, after an invalid credential. Raises `TooMany`."""
+        """Count the connection against the rate limits for anonymous clients. Raises `TooMany`.
+
+        Call this method after the client has sent an invalid credential.
+        """
 
     async def receive(self) -> str | bytes | None:
         """Wait for the next message and return it, or None if the client has disconnected."""
@@ -183,9 +186,9 @@ class SocketConnection(Protocol):
 
 
 class Socket(msgspec.Struct, frozen=True):
-    """The declaration of a WebSocket endpoint `serve(connection, …services)`, below `/api/v1` and at the root.
+    """The declaration of a WebSocket endpoint, which is available at `path`, both below `/api/v1` and at the root.
 
-    `serve` itself accepts, refuses and closes the connection.
+    `serve(connection, …services)` handles one connection. It must accept or refuse the handshake itself.
     """
 
     path: Annotated[str, msgspec.Meta(pattern="^/")]

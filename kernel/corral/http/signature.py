@@ -22,9 +22,9 @@ NO_SHAPES = (Wait, Text, Stream, Encoded, types.NoneType)
 class Signature(msgspec.Struct, frozen=True, kw_only=True):
     """The signature of a handler.
 
-    `caller`, `if_match` and `request` are names of parameters, or None. `services` maps names of parameters to (type,
-    optional). `returned` contains the members of the union that the handler returns; `answers` contains the types of
-    response bodies among these members.
+    `caller`, `if_match` and `request` are names of parameters, or None. `services` maps names of parameters to the type
+    of the service and whether it is optional. `returned` contains the members of the union that the handler returns;
+    `answers` contains the types of response bodies among these members.
     """
 
     body: Any = None

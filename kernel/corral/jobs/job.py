@@ -20,9 +20,9 @@ PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 class Job(msgspec.Struct, frozen=True):
     """A background job named `<plugin>.<verb>`.
 
-    `run` takes the keyword arguments of `enqueue` (ids) and services by type. A `def` runs as one unit of work; an
-    `async def` opens its own units with `Work`. Either may run more than once. Another process may claim the job after
-    `lease_seconds`.
+    `run` receives the keyword arguments that were passed to `enqueue` (usually ids), and a service for each parameter
+    that is annotated with the service's type. A `def` runs as one unit of work; an `async def` opens its own units with
+    `Work`. Either may run more than once. Another process may claim the job after `lease_seconds`.
     """
 
     name: ItemName
@@ -34,7 +34,7 @@ class Job(msgspec.Struct, frozen=True):
 class Schedule(msgspec.Struct, frozen=True):
     """A periodic task: one of the processes calls `run` every `every_seconds` seconds.
 
-    Like a job, `run` takes services by type.
+    Like the function of a job, `run` receives a service for each parameter that is annotated with the service's type.
     """
 
     name: ItemName

@@ -92,7 +92,7 @@ class JobRunner:
         return True
 
     async def run(self) -> None:
-        """Run jobs and schedules until cancelled. The kernel supervises this task."""
+        """Run jobs and schedules until cancelled. The kernel runs this method in a supervised task."""
         try:
             while True:
                 try:
@@ -147,7 +147,10 @@ class JobRunner:
 
     @staticmethod
     def _claim_schedule(schedule: Schedule, lease: str) -> str:
-        """If the schedule is due, claim it until `lease` with a single conditional upsert. Return its next due time."""
+        """If the schedule is due, claim it until `lease` with a single conditional upsert.
+
+        Return its next due time, which is `lease` if this process claimed the schedule.
+        """
         latest = max(schedule.every_seconds, SCHEDULE_LEASE_SECONDS) + SKEW_SECONDS
         is_due = (ScheduleRow.next_at <= clock.now()) | (ScheduleRow.next_at > clock.now(latest))
         claim = {"next_at": lease, "last_at": clock.now()}
@@ -271,7 +274,8 @@ class JobRunner:
     ) -> None:
         """Call the function of a job or schedule.
 
-        For a `def`, `finish` runs in the same unit, so that either both commit or neither does.
+        `finish` is called afterwards to record the success. For a `def`, it runs in the same unit, so that either both
+        commit or neither does.
         """
         entry = Entry(f"job {label}")
         if inspect.iscoroutinefunction(run):
