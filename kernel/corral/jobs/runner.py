@@ -124,9 +124,8 @@ class JobRunner:
                 self._next_checks[name] = await self._start_if_due(schedule, run)
         while self._taken_slots < self._concurrency and await self.start_job():
             continue
-        checks = [at for name, at in self._next_checks.items() if self._is_open(name)]
-        due = min(checks, default=math.inf) - clock.time_s()
-        return min(max(0.02, due), POLL_SECONDS)  # also when the clock was set back during this tick
+        due = min((at for name, at in self._next_checks.items() if self._is_open(name)), default=math.inf)
+        return min(max(0.02, due - clock.time_s()), POLL_SECONDS)  # also when the clock was set back during this tick
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

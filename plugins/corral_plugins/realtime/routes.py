@@ -68,7 +68,7 @@ async def stream_events(
     hub.check_user(caller.user_id or caller.id)
     credential = read_credential(request.header("authorization"), request.header("x-api-key"))
     if credential is None:
-        raise Unauthorized("Send Authorization: Bearer <token>.")
+        raise Unauthorized("The request has no credential; send the header Authorization: Bearer <token>.")
     viewer = await rights.by_credential(credential, request.client_ip)
     stream = EventStream(hub, replays, viewer, patterns, cursor)
     return Stream(stream, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
