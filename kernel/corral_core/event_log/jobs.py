@@ -25,7 +25,7 @@ LAGGARD_DAYS = 7  # a consumer that is further behind no longer prevents the del
 async def prune_events(work: Work, settings: Settings, contributions: Contributions, types: EventTypes) -> None:
     """Delete events that are too old, and the oldest events if there are too many.
 
-    Events that a consumer still needs are kept, unless that consumer is more than `LAGGARD_DAYS` behind.
+    Events that a consumer still needs are kept, unless the consumer is more than `LAGGARD_DAYS` behind.
     """
     days, rows = settings.get(RETENTION_DAYS), settings.get(MAX_ROWS)
     followed = {each.name: types.expand(each.events) for _, each in contributions.for_hook("corral_subscribers")}
@@ -34,7 +34,7 @@ async def prune_events(work: Work, settings: Settings, contributions: Contributi
 
 
 async def prune_jobs(work: Work, settings: Settings) -> None:
-    """Delete old ended jobs, and expired responses that were stored for idempotent requests."""
+    """Delete old jobs that have ended, and expired responses that were stored for idempotent requests."""
     before = clock.now(-settings.get(JOBS_RETENTION_DAYS) * DAY)
     await _repeat_in_batches(work, lambda: _delete_jobs(before))
     await _repeat_in_batches(work, idempotency.prune)
@@ -47,7 +47,7 @@ SCHEDULES = (
 
 
 def consumer_lag() -> dict[tuple[str, ...], float]:
-    """Return the number of events that each consumer has not processed yet, by the consumer's name."""
+    """Return the number of events that each consumer has not processed yet, keyed by the consumer's name."""
     last = event_log.last_seq()
     rows: Any = ConsumerRow.select(ConsumerRow.name, ConsumerRow.cursor).tuples()
     return {(name,): float(max(0, last - cursor)) for name, cursor in rows}
@@ -61,8 +61,8 @@ async def _repeat_in_batches(work: Work, sweep: Callable[[], int]) -> None:
 def _first_unread_seq(followed: Mapping[str, Sequence[str]]) -> int:
     """Return the `seq` of the oldest event that a consumer still needs. Earlier events may be deleted.
 
-    Raise an alert for each consumer that is more than `LAGGARD_DAYS` behind, and ignore its cursor. `followed`: the
-    event names of each active consumer. An inactive consumer needs every event after its cursor.
+    A consumer that is more than `LAGGARD_DAYS` behind is ignored, and an alert is raised for it. `followed` maps each
+    active consumer to the names of its events. An inactive consumer needs every event after its cursor.
     """
     long_ago, oldest, passed = clock.now(-LAGGARD_DAYS * DAY), event_log.first_seq(), [2**62]
     rows: Any = ConsumerRow.select(ConsumerRow.name, ConsumerRow.cursor).tuples()

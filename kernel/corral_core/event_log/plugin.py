@@ -17,7 +17,7 @@ from corral_core.event_log.settings import SETTINGS
 
 
 class EventLogPlugin(Plugin):
-    """Event log: reading of events, access rights to events, and retention of events and jobs."""
+    """Event log: reads events, decides who may read them, and deletes old events and jobs."""
 
     name = "event_log"
     protected = True

@@ -26,9 +26,10 @@ WINDOW = 20_000  # positions of the log searched for one response, because event
 
 
 class EventQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
-    """Filters of the event log. `after`: a `seq` or an event id.
+    """Filters of the event log.
 
-    `wait`: the maximum number of seconds for which the server delays an empty response (long poll).
+    `after` is the `seq` or the id of an event: only later events are returned. If there are none yet, the server waits
+    for at most `wait` seconds before it sends an empty response (long polling).
     """
 
     after: Annotated[str, Meta(max_length=64)] | UnsetType = UNSET
@@ -40,9 +41,9 @@ class EventQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=
 
     @functools.cached_property
     def until(self) -> float:
-        """The deadline of the long poll in epoch seconds.
+        """The deadline of the long poll, in seconds since 1970.
 
-        The first run of the handler fixes the deadline, because the handler runs again at every notification.
+        It is computed only once, because the handler runs again at every notification.
         """
         return clock.time_s() + self.wait
 
@@ -58,7 +59,7 @@ class EventTypeView(msgspec.Struct, kw_only=True):
 
 
 class EventTypeList(msgspec.Struct, kw_only=True):
-    """All event types, by name."""
+    """All event types, sorted by name."""
 
     items: list[EventTypeView]
 
@@ -69,9 +70,9 @@ def list_events(
 ) -> Page[EventView] | Wait:
     """List events that the caller may read, oldest first. `next` is always the position to continue from.
 
-    One request searches at most 20,000 positions of the log, so a page before the end of the log may contain fewer
-    events than `limit`, or none. Continue from `next`. An API key or token can read events about objects that it may
-    read. An API key can also read events about its owner's account.
+    Without the filter `object_id`, one request searches at most 20,000 positions of the log, so a page before the end
+    of the log may contain fewer events than `limit`, or none. Continue from `next`. An API key or token can read events
+    about objects that it may read. An API key can also read events about its owner's account.
     """
     if caller.kind == "worker":
         raise Forbidden("Workers cannot read the event log; use GET /workers/{id}/signals.")

@@ -1,4 +1,7 @@
-"""Rights to read events, which depend on the visibility, the owner and the permission area of each event."""
+"""Decides which events a caller may read, by the visibility, the owner and the permission area of each event.
+
+For example, the permission `tasks.read` allows reading the objects in the permission area `tasks`.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,10 @@ CACHE_LIMIT = 1000
 
 
 class ReadableNames(NamedTuple):
-    """The names of the events that a caller may read.
+    """The names of the events that a caller may read, in one set for each reason to read an event.
 
-    `shared` applies to shared events, `admin` to events that the caller reads as an admin, and `own` to events about
-    objects that the caller owns.
+    `shared` applies to events that are visible to all users, `admin` to events that the caller reads as an admin, and
+    `own` to events about objects that the caller owns.
     """
 
     shared: frozenset[str]
@@ -31,9 +34,9 @@ class ReadableNames(NamedTuple):
 class EventRightsService:
     """Implements `corral.auth.visibility.EventRights`.
 
-    For users, only the visibility and the owner of the event matter. A machine, or an API key whose scopes omit a
-    permission of its owner, must also have the right to read objects in the permission area of the event. An API key
-    may read events about its owner's account regardless of its scopes, as it may read the account through `/auth`.
+    For users, only the visibility and the owner of the event matter. A machine, or an API key with fewer permissions
+    than its owner, must also have the read permission of the event's permission area. An API key may read events about
+    its owner's account regardless of its scopes, as it may read the account through `/auth`.
     """
 
     def __init__(self, types: EventTypes, permissions: Permissions) -> None:

@@ -8,7 +8,7 @@ from corral.database.model import InstantField, Model
 
 
 class PluginStateRow(Model):
-    """A plugin that an admin disabled. Without a row, the configuration decides whether the plugin is active."""
+    """A plugin that an admin disabled. For a plugin without a row, the configuration decides whether it is active."""
 
     name = peewee.CharField(primary_key=True, max_length=64)
     state = peewee.CharField(max_length=16)

@@ -22,7 +22,7 @@ class SharedBuckets(Protocol):
         ...
 
     async def add(self, seconds: Mapping[str, float]) -> Mapping[str, float] | None:
-        """Add each number of seconds to its bucket. Return the seconds until each bucket is empty.
+        """Add the given number of seconds to each bucket. Return, for each bucket, the seconds until it is empty.
 
         Return None if Redis cannot be reached.
 

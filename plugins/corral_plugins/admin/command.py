@@ -1,4 +1,4 @@
-"""`corral kill-switch`: the emergency stop for an operator on the server itself, without a token."""
+"""`corral kill-switch`: engages and releases the kill switch on the server itself. No access token is needed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
 
 @click.group("kill-switch")
 def kill_switch_command() -> None:
-    """Stop all agent activity at once, or resume it. Needs read access to the data folder."""
+    """Stop all agent activity at once, or resume it. This command needs read access to the data folder."""
 
 
 @kill_switch_command.command("on")

@@ -20,7 +20,7 @@ declare_codes(
 
 
 class AgentFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """An agent as claims and model calls see it: state, slots and configuration.
+    """The facts about an agent that claims and model calls need: its state, slots and configuration.
 
     `version` is the version of the configuration.
     """
@@ -58,7 +58,7 @@ class AgentFacts(msgspec.Struct, frozen=True, kw_only=True):
 class Agents(Protocol):
     """The service for agents. Every method runs in the caller's unit of work.
 
-    Units of work lock rows in the order task, agent, worker.
+    A unit of work must lock rows in this order: tasks, agents, workers.
     """
 
     def find(self, agent_id: str) -> AgentFacts | None:
@@ -66,16 +66,17 @@ class Agents(Protocol):
         ...
 
     def find_many(self, agent_ids: Sequence[str]) -> dict[str, AgentFacts]:
-        """Return the agents with these ids, keyed by id and without deleted agents. Sends one query."""
+        """Return the agents with these ids, keyed by id. Deleted agents are omitted. Sends a single query."""
         ...
 
     def eligible_agents(
         self, *, worker_id: str, group: str | None, labels: dict[str, str], agent_ids: Sequence[str] | None
     ) -> list[AgentFacts]:
-        """Return the agents that this worker may serve now: fewest leases first, then the longest idle.
+        """Return the agents that this worker may serve now.
 
-        These agents are `idle` or `busy`, have a free slot, are not bound to another worker, and their selector matches
-        the worker. `agent_ids` limits the result to these agents.
+        The agents are sorted by their number of leases, fewest first, and then by their idle time, longest first. They
+        are `idle` or `busy`, have a free slot, are not bound to another worker, and have a selector that matches the
+        worker. If `agent_ids` is given, only agents with these ids are returned.
         """
         ...
 
@@ -95,7 +96,7 @@ class Agents(Protocol):
         ...
 
     def take_slot(self, agent_id: str) -> bool:
-        """Take a slot of the agent with a single conditional UPDATE.
+        """Occupy one of the agent's slots for concurrent tasks, with a single conditional UPDATE.
 
         Return False if the agent may not claim tasks or has no free slot.
         """
@@ -147,7 +148,7 @@ class AgentStatistics(Protocol):
         ...
 
     def for_versions(self, agent_id: str, versions: Sequence[int]) -> dict[int, AttemptStatistics]:
-        """Return the statistics of the attempts of each of these configuration versions, with one query."""
+        """Return the statistics of the attempts with each of these configuration versions. Sends a single query."""
         ...
 
 

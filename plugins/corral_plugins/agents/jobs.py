@@ -1,4 +1,4 @@
-"""Background jobs of agents, which remove expired tokens and deleted agents."""
+"""Background jobs of the plugin `agents`, which remove expired tokens and deleted agents."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ PURGE_AFTER_SECONDS = 30 * 86_400
 
 
 def detach_deleted_agent(agent_id: str, management: AgentManagement) -> None:
-    """Detach a deleted agent from the remaining tasks that wait for it."""
+    """Detach a deleted agent from tasks that still wait for it."""
     management.detach_tasks(agent_id)
 
 
 def delete_expired_tokens() -> None:
-    """Delete expired tokens."""
+    """Delete a batch of expired agent tokens."""
     old = AgentToken.select(AgentToken.id).where(AgentToken.expires_at <= clock.now()).limit(BATCH_SIZE)
     AgentToken.delete().where(AgentToken.id.in_(old)).execute()
 

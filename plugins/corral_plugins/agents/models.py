@@ -10,9 +10,9 @@ from corral.database.model import SHARED, IdField, InstantField, JSONField, Mode
 class Agent(Model):
     """An agent. Amounts of money are in micro-USD.
 
-    Lists sort by `last_active_at`, which is therefore an empty string, and not null, before the first lease. Every
-    change of a column other than the state sets a new `stamp`. A stamp is never reused, so caches can use it as their
-    key.
+    `last_active_at` is an empty string, not null, before the first lease of the agent, because lists of agents are
+    sorted by this column. Every change of a column other than the state sets a new `stamp`. A stamp is never reused, so
+    caches can use it as their key.
     """
 
     visibility = SHARED
@@ -92,7 +92,7 @@ class AgentVersion(Model):
 
 
 class AgentToken(Model):
-    """A standing token, stored as its SHA-256 hash. It never has more permissions than the person `created_by`."""
+    """A standing token, stored as its SHA-256 hash. It never has more permissions than its creator (`created_by`)."""
 
     owner_field = "created_by"
 

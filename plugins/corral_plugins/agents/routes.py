@@ -193,8 +193,8 @@ def create_agent_token(
 ) -> Answer[IssuedAgentToken]:
     """Create a standing token for an agent that runs outside Corral's workers. Only this response contains the token.
 
-    The token allows a request only if its scopes include the required permission, agents have the permission, and the
-    creator of the token has it at the time of the request. An API key cannot create standing tokens.
+    The token allows a request only if the required permission is in the scopes of the token, is one that agents may
+    hold, and is held by the creator of the token at the time of the request. An API key cannot create standing tokens.
     """
     issued = tokens.create(id, body, by=caller)
     return Answer(body=issued, headers={"Location": f"/api/v1/agents/{id}/tokens/{issued.id}"})

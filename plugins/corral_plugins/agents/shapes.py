@@ -38,7 +38,7 @@ class WorkerSelector(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class AgentConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The configuration of runs. In a change, absent fields stay unchanged."""
+    """The settings of an agent that apply to each of its runs. In a change, absent fields stay unchanged."""
 
     temperature: Annotated[float, Meta(ge=0, le=2)] | UnsetType | None = UNSET
     max_tokens: Annotated[int, Meta(ge=1, le=200_000)] | UnsetType | None = UNSET
@@ -126,7 +126,7 @@ class AgentView(msgspec.Struct, kw_only=True):
 
 
 class AgentQuery(PageQuery, kw_only=True):
-    """The filters and the sort order for listing agents. `status` is the same filter as `status_filter`."""
+    """The filters and the sort order for listing agents. `status` is another name for the filter `status_filter`."""
 
     status_filter: list[Status] | UnsetType = UNSET
     status: list[Status] | UnsetType = UNSET
@@ -152,7 +152,8 @@ class StartAgent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class StopAgent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The options for stopping an agent.
 
-    The mode `immediate` revokes the agent's leases, and `drain` lets them end. `cancel_tasks` also cancels their tasks.
+    The mode `immediate` revokes the agent's leases, and `drain` waits until they end. With `immediate`, `cancel_tasks`
+    also cancels the tasks of the revoked leases.
     """
 
     mode: Literal["immediate", "drain"] = "immediate"
@@ -161,7 +162,7 @@ class StopAgent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class PauseRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The reason for pausing or resuming an agent. The event about the state change contains the reason."""
+    """A request to pause or resume an agent. The event about the state change contains `reason`."""
 
     reason: Annotated[str, line(500, 0)] | None = None
 
@@ -183,10 +184,10 @@ class VersionQuery(PageQuery, kw_only=True):
 
 
 class AgentVersionView(msgspec.Struct, kw_only=True):
-    """A version of the configuration, with statistics of the newest 10,000 attempts of the agent.
+    """A version of the configuration, with statistics of the attempts that used it.
 
-    The statistics are null if the plugin `tasks` is not active. They are also null if there are older attempts and none
-    of the newest 10,000 belongs to this version.
+    The statistics cover only the newest 10,000 attempts of the agent. They are null if the plugin `tasks` is not
+    active, or if there are older attempts and none of the newest 10,000 used this version.
     """
 
     n: int

@@ -31,8 +31,8 @@ def audit_command() -> None:
 @audit_command.command("verify")
 @click.argument("source", required=False)
 @click.option("--checkpoints", "checkpoints_path", type=readable, help="file with checkpoints that were saved earlier")
-@click.option("--public-key", help="public key of the checkpoints, in base64 (default: the key in that file)")
-@click.option("--filtered", is_flag=True, help="accept missing rows, because the export was filtered")
+@click.option("--public-key", help="base64 public key of the checkpoints (default: the key in the --checkpoints file)")
+@click.option("--filtered", is_flag=True, help="accept missing rows in SOURCE, which is a filtered export")
 @config_option
 @json_option
 @click.pass_obj

@@ -61,10 +61,10 @@ AuditRow.add_index(
 
 
 class ChainHead(Model):
-    """The state of the hash chain: the newest row and the anchor.
+    """The state of the hash chain: the head, which is the newest row, and the anchor.
 
-    This table has a single row, which each append locks. The anchor is the last row that retention removed; the
-    retained rows follow it.
+    This table has a single row, which is locked while a row is appended to the log. The anchor is the newest of the
+    rows that retention removed; the retained rows follow it.
     """
 
     id = peewee.IntegerField(primary_key=True)

@@ -1,4 +1,4 @@
-"""The plugin `audit`: its manifest, and everything that it adds to the kernel."""
+"""The plugin `audit`: its manifest and its hook implementations."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ AUDITOR = ("auditor",)
 class AuditPlugin(Plugin):
     """The audit log.
 
-    A complete, tamper-evident record of every security-relevant action: actor, object, address and outcome.
+    A complete, tamper-evident record of every security-relevant action: actor, object, IP address and outcome.
     """
 
     name = "audit"

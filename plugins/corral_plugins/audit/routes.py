@@ -1,4 +1,7 @@
-"""The routes under `/admin/audit`, which list, verify and export the log. Each use of them is recorded in the log."""
+"""The routes under `/admin/audit`, which list, verify and export the audit log.
+
+Each use of these routes is itself recorded in the log.
+"""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ FREE_PROVIDERS = frozenset({"local", "scripted", "builtin"})
 
 
 class TokenCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """Token counts of one call. `input_tokens` excludes cache tokens, whatever the provider's convention is."""
+    """Token counts of one call. `input_tokens` excludes cache tokens, even if the provider counts them as input."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -34,8 +34,8 @@ class CostReport(msgspec.Struct, frozen=True, kw_only=True):
     """One use of a model or tool that may cost money. `usage_key` identifies the use; a repeated key has no effect.
 
     `cost_usd` is the cost reported by the provider, or None. `estimated` means that the token counts are estimates.
-    `user_id` is the user on whose behalf the money was spent. If `by_gateway` is true, the key is the id of a call of
-    the LLM gateway. The same key in an event that was reported over HTTP identifies a different use.
+    `user_id` is the user on whose behalf the money was spent. If `by_gateway` is true, `usage_key` is the id of a call
+    of the LLM gateway. Such keys never collide with the keys of other uses.
     """
 
     usage_key: str
@@ -103,16 +103,16 @@ class Costs(Protocol):
     def quote(self, provider: str, model: str, tokens: TokenCounts, *, free: bool = False) -> PriceQuote:
         """Return the cost of a call at current prices.
 
-        May be called outside a unit of work. In that case, price overrides set in another process apply after at most 2
-        seconds.
+        This method may also be called outside a unit of work. Price overrides that another process set then apply after
+        at most 2 seconds.
         """
         ...
 
     def record_cost(self, spent: CostReport, *, free: bool = False) -> ChargedCost:
-        """Write the cost event and its rollups in the caller's unit of work. Emits no event.
+        """Store a cost event and update its rollups, in the caller's unit of work.
 
-        Raises `Invalid` for counts below 0 or above `MAX_TOKENS`. The caller must update the counters of the task
-        (`Tasks.record_usage`) with the returned `cost_usd`.
+        Nothing is published in the event log. Raises `Invalid` for token counts below 0 or above `MAX_TOKENS`. The
+        caller must update the counters of the task (`Tasks.record_usage`) with the returned `cost_usd`.
         """
         ...
 

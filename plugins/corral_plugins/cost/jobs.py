@@ -21,7 +21,7 @@ MAX_BATCHES = 200
 
 
 async def reconcile_rollups(work: Work) -> None:
-    """Compare the rollups of today and yesterday with their events. Correct differences and raise an alert."""
+    """Compare the rollups of today and yesterday with the cost events. Correct any differences and raise an alert."""
     entry = Entry(label="job cost.reconcile", actor=SYSTEM)
     today = day_of(clock.now())
     for day in range(today - RECONCILED_DAYS + 1, today + 1):
@@ -32,7 +32,7 @@ async def reconcile_rollups(work: Work) -> None:
 
 
 async def delete_expired_events(work: Work, settings: Settings) -> None:
-    """Delete events and detailed rollups whose retention period has ended."""
+    """Delete cost events and detailed rollups whose retention period has ended."""
     days = settings.get(EVENT_RETENTION_DAYS)
     if days is not None:
         await _repeat_in_batches(work, functools.partial(maintenance.delete_events, clock.now(-days * DAY)))

@@ -1,4 +1,4 @@
-"""The tables: cost events, price overrides, rollups updated together with the events, and names of deleted agents."""
+"""The tables of cost accounting: cost events, rollups, price overrides, and names of deleted agents."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class CostEvent(Model):
 
     `by_gateway` marks calls of the LLM gateway, whose `usage_key` is the id of the call. Keys are unique among the
     calls of the gateway and, separately, among all other events. `private_to` is the user whose private conversation or
-    direct call caused the cost. If `private_to` is null, every reader sees the event.
+    direct call caused the cost. If `private_to` is null, everybody who may read costs sees the event.
     """
 
     visibility = PRIVATE
@@ -97,11 +97,12 @@ class PriceRevision(Model):
 
 
 class Rollup(Model):
-    """The totals of one key in one period, spread over several shards. See `service/rollups.py`.
+    """The totals of one key, for example of an agent, in one period.
 
-    `period` is the number of the UTC day or quarter hour since 1970, or 0 in series without a period. `events` counts
-    all events, and `calls` counts the events that are not corrections. `tasks` counts each task once, when its first
-    cost is recorded. `completed` and `wasted_micro` are updated when tasks end.
+    Totals that change often are spread over several rows (shards), which are added up when they are read. `period` is
+    the number of the UTC day or quarter hour since 1970, or 0 for totals of all time. `events` counts all events, and
+    `calls` counts the events that are not corrections. `tasks` counts each task once, when its first cost is recorded.
+    `completed` and `wasted_micro` are updated when tasks end.
     """
 
     series = peewee.CharField(max_length=120)

@@ -99,7 +99,7 @@ class DaysQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class AgentCost(CostTotals, kw_only=True):
     """The costs of an agent. If `agent_id` is null, these are the costs that no agent caused.
 
-    `tasks` counts each task once, on the day of its first cost. `budget` is the agent's own limit.
+    `tasks` counts each task once, on the day of its first cost. `budget` is the budget of the agent itself.
     """
 
     agent_id: str | None
@@ -206,7 +206,7 @@ class NewCostEvent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A cost that arose outside the gateway. `usage_key` identifies the cost in the whole installation.
 
     If the body, the header `Corral-Lease` or the token identifies a lease, the event belongs to the attempt of this
-    lease. Without a lease, only admins may write the event. An admin corrects costs with an event whose `cost_usd` is
+    lease. Without a lease, only admins may record the cost. An admin corrects costs with an event whose `cost_usd` is
     negative.
     """
 
@@ -240,8 +240,8 @@ class NewPrice(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     `provider` and `model` are glob patterns (`*`, `?`) that ignore case. The most specific price applies: prices are
     compared first by the model, and then by the provider. An exact name is more specific than a pattern, and a pattern
-    with more literal characters is more specific than one with fewer. Among equally specific prices, the newest
-    applies. If a cache price is missing, the input price applies.
+    with more literal characters is more specific than one with fewer. Among equally specific prices, the one with the
+    latest `valid_from` applies. If a cache price is missing, the input price applies to cache tokens.
     """
 
     provider: ProviderGlob
@@ -292,7 +292,7 @@ class PriceQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defau
 
 
 class LookupQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Selects the price of a provider's model at an instant. The default is now."""
+    """Selects the price of a provider's model at the instant `at`, which is now by default."""
 
     provider: Provider
     model: Model

@@ -24,9 +24,10 @@ declare_codes(
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A model of a provider. `capabilities` is `{tools, json, images, stream, embeddings, reasoning}`.
+    """A model of a provider.
 
-    The capability `json` is `none`, `grammar` or `schema`; the others are booleans.
+    `capabilities` has the keys `tools`, `json`, `images`, `stream`, `embeddings` and `reasoning`. The value of `json`
+    is `none`, `grammar` or `schema`; the other values are booleans.
     """
 
     id: str
@@ -48,9 +49,9 @@ class ProviderTimeouts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class ProviderConnection(msgspec.Struct, frozen=True, kw_only=True):
-    """The configuration of a provider, passed to its kind with every call.
+    """The configuration of a provider, which the gateway passes to the provider's kind with every call.
 
-    `config` contains the fields that only this kind of provider has, validated by the kind's `config_schema`. If
+    `config` contains the fields that only this kind of provider has, validated against the kind's `config_schema`. If
     `operator` is true, the address comes from the operator's configuration file and may be private. `models` are the
     configured models and the models that the provider listed most recently. `version` changes whenever the
     configuration changes.
@@ -98,9 +99,9 @@ class ProviderError(Failure):
 class DemoModel(msgspec.Struct, frozen=True, kw_only=True):
     """A model for `corral demo` that needs no network and no API key. `name` is `provider/model`.
 
-    `file` becomes the configured `local_model`. `configuration` is the configuration section with which the plugin
-    loads the model while the server boots. `problem` is a sentence that explains why the model cannot be used here; the
-    other fields then have no meaning.
+    The demo writes `file`, the file of the model, to its corral.toml as `local_model`, and `configuration` as the
+    configuration section of the plugin. `problem` explains why the model cannot be used on this machine; if it is set,
+    the other fields have no meaning.
     """
 
     name: str
@@ -121,8 +122,8 @@ class LLMProvider(Protocol):
     A kind may also define these members:
 
     - `free: bool`: whether calls cost nothing (default False).
-    - `concurrency: int | None`: the maximum number of concurrent calls, unless the configuration of the provider sets
-      one (default 8); None means unlimited.
+    - `concurrency: int | None`: the maximum number of concurrent calls (default 8); None means unlimited. The
+      configuration of a provider can set another maximum.
     - `implicit: bool`: whether a provider with the name of the kind exists without configuration (default False).
     - `async fetch_models(connection) -> Sequence[ModelInfo]`: fetch the list of models from the provider.
     - `supported_fields_of(connection) -> frozenset[str]`: the supported fields of one provider, which replace

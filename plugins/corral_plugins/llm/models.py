@@ -1,4 +1,4 @@
-"""The tables of the gateway: calls, payloads, providers created over the API, provider states and concurrency slots."""
+"""The tables of the gateway: calls, payloads, providers, provider states and concurrency slots."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ LlmCall.add_index(LlmCall.index(LlmCall.created_at, name="llm_calls_in_flight", 
 
 
 class LlmProviderRow(Model):
-    """A provider created over the API.
+    """A provider that was created through the API.
 
     `revision` changes with every write, so that other processes detect the change.
     """

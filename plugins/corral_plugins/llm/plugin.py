@@ -1,4 +1,4 @@
-"""The plugin `llm`: its manifest, and everything that it adds to the kernel."""
+"""The plugin `llm`: its manifest and its hook implementations."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ SERVICES = (
 class LlmConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Configuration of the LLM gateway.
 
-    `scripts` maps a model name to a script or to the path of a script. `providers` maps the name of a provider to its
-    configuration, which includes its `kind`.
+    `scripts` maps the names of models of the provider `scripted` to scripts or to paths of scripts. `providers` maps
+    the name of a provider to its configuration, which includes its `kind`.
     """
 
     scripts: dict[str, Any] = {}

@@ -46,7 +46,7 @@ class PendingSignIn(msgspec.Struct, frozen=True):
 
 
 class FactorProof(msgspec.Struct, frozen=True):
-    """A second factor as the client sent it: a code of an authenticator app, or a recovery code."""
+    """A second factor as the client sent it: a code from an authenticator app, or a recovery code."""
 
     code: str | None = None
     recovery_code: str | None = None
@@ -58,8 +58,9 @@ SignedIn = tuple[SessionTokens, UserView]
 class SignIn:
     """Signs users in, refreshes tokens and changes passwords.
 
-    `entry` identifies the request in events and in the audit log. A failed attempt is committed before the client
-    receives the response, so units of work return the problem instead of raising it.
+    The argument `entry` identifies the HTTP request in events and in the audit log. A failed attempt must be committed
+    before the client receives the error. Units of work therefore return the error as a `Problem`, which is raised after
+    the commit.
     """
 
     audit: Audit | None = None
@@ -88,9 +89,10 @@ class SignIn:
 
     @contextlib.asynccontextmanager
     async def reserve_attempt(self, email: str, entry: Entry, *, action: str) -> AsyncIterator[str]:
-        """Reserve an attempt with `Lockout.reserve_attempt`.
+        """Reserve an attempt to verify a password or code for this address. Yield the key of the attempt.
 
-        Attempts that a lockout rejects, or that cannot be verified, are recorded in the audit log.
+        The attempt is recorded in the audit log as rejected if the address is locked, or as failed if the stored second
+        factor cannot be decrypted.
         """
         try:
             async with self._lockout.reserve_attempt(email, entry) as key:
@@ -114,11 +116,12 @@ class SignIn:
         user_id: str | None = None,
         action: str = ASK_AGAIN,
     ) -> T:
-        """Verify a password and run `then` with the row of the active account. Every password is verified here.
+        """Verify a password, and then run `then` with the row of the active account.
 
-        `then` runs in a unit of work. It must record the outcome for its second argument, the key of the attempt. If
-        `user_id` is given, the account must have this id. A wrong address, a wrong password and a deactivated account
-        take the same time and raise the same error, `Unauthorized` (`invalid_credentials`).
+        Every password is verified by this method. `then` runs in a unit of work. Its second argument is the key of the
+        attempt, for which it must record the outcome. If `user_id` is given, the account must have this id. A wrong
+        address, a wrong password and a deactivated account take the same time and cause the same error, `Unauthorized`
+        (`invalid_credentials`).
         """
         async with self.reserve_attempt(email, entry, action=action) as key:
             row = await self._work(lambda: self._accounts.row_of(email), read=True)
@@ -154,7 +157,7 @@ class SignIn:
     def settle_success(self, key: str, row: UserRow) -> None:
         """Record that the password of an attempt was correct.
 
-        If a second factor is enabled, the failures are kept, because they include wrong codes of the second factor.
+        If the user has a second factor, earlier failures are not reset, because they include wrong second-factor codes.
         """
         if row.mfa_enabled:
             self._lockout.release_attempt(key)
@@ -164,14 +167,20 @@ class SignIn:
     def settle_failure(
         self, key: str, email: str, user_id: str | None, *, action: str, detail: str = "The code is incorrect."
     ) -> Problem:
-        """Count a failed attempt and record it in the audit log. Return the problem that the unit must return."""
+        """Count a failed attempt and record it in the audit log.
+
+        Return the error, which the caller must return from its unit of work.
+        """
         self._lockout.settle_failure(key, user_id)
         self._record_audit(action, email, user_id, "failed", "invalid_credentials")
         self._count_result("failed")
         return Unauthorized(detail, code="invalid_credentials")
 
     def consume_factor(self, row: UserRow, proof: FactorProof) -> bool:
-        """Use up a code or recovery code, and return whether it was valid. Runs in the caller's unit of work."""
+        """Verify a second-factor code or a recovery code, which can be used only once. Return whether it was valid.
+
+        Runs in the caller's unit of work.
+        """
         if proof.recovery_code is None:
             return proof.code is not None and self._second.consume_code(row.id, proof.code)
         left = self._second.consume_recovery_code(row.id, proof.recovery_code)
@@ -184,7 +193,7 @@ class SignIn:
     async def login(
         self, email: str, password: str, device: Device, entry: Entry, *, code: str | None = None
     ) -> SignedIn | PendingSignIn:
-        """Sign in with a password, and in the same step with a second factor if `code` is given."""
+        """Sign in with a password, and also with a second-factor code if `code` is given."""
         proved: list[UserRow] = []
 
         def then(row: UserRow, key: str) -> SignedIn | PendingSignIn | Problem:
@@ -199,7 +208,8 @@ class SignIn:
             if self._settings.get(EMAIL_VERIFICATION) and not row.email_verified:
                 self._record_audit(SIGN_IN, row.email, row.id, "denied", "email_unverified")
                 return Forbidden(
-                    "Open the link in the mail that was sent to this email address.", code="email_unverified"
+                    "This email address is not verified; open the link in the mail that was sent to it.",
+                    code="email_unverified",
                 )
             return self._create_session(row, device, mfa=True) if given else self.create_session(row, device)
 
@@ -208,9 +218,10 @@ class SignIn:
         return entered
 
     def create_session(self, row: UserRow, device: Device) -> SignedIn | PendingSignIn:
-        """Sign in a user who was authenticated by a password or a link. Runs in the caller's unit of work.
+        """Sign in a user who has proved their identity with a password or an emailed link.
 
-        If a second factor is enabled, return the token of a challenge instead of access tokens.
+        If the user has a second factor, return a challenge token instead of access tokens. Runs in the caller's unit of
+        work.
         """
         if row.mfa_enabled:
             self._count_result("mfa_required")
@@ -218,7 +229,7 @@ class SignIn:
         return self._create_session(row, device, mfa=False)
 
     async def answer_challenge(self, token: str, proof: FactorProof, device: Device, entry: Entry) -> SignedIn:
-        """Complete a sign-in with its second factor.
+        """Verify the second factor of a sign-in, and create the session.
 
         Each wrong code counts as a failed attempt. Five wrong codes invalidate the `mfa_token`.
         """
@@ -242,7 +253,7 @@ class SignIn:
     async def refresh_tokens(self, token: str, device: Device, entry: Entry) -> SignedIn:
         """Exchange a refresh token for new tokens.
 
-        If the token was used before, the end of its session is committed before `token_reuse` is raised.
+        If the refresh token was already used, end its session, commit, and raise `Unauthorized` (`token_reuse`).
         """
 
         limits = self.limits
@@ -305,7 +316,10 @@ class SignIn:
         return self._accounts.get_row(user_id)
 
     async def _rehash(self, row: UserRow, password: str, entry: Entry) -> None:
-        """Hash the password again if the hash parameters changed. If the pool is busy, wait for the next sign-in."""
+        """Hash the password again if the hash parameters have changed.
+
+        If the thread pool for hashing is full, do nothing: the next sign-in tries again.
+        """
         if not self._passwords.needs_rehash(row.password_hash or ""):
             return
         with contextlib.suppress(Unavailable):
@@ -346,7 +360,7 @@ class SignIn:
 
 
 def raise_if_problem(settled: T | Problem) -> T:
-    """Return the result of a committed unit of work, or raise the result if it is a problem."""
+    """Return the result of a committed unit of work. If the result is a `Problem`, raise it instead."""
     if isinstance(settled, Problem):
         raise settled
     return settled

@@ -19,7 +19,11 @@ Text = Annotated[str, Meta(min_length=1, max_length=8192)]
 
 
 class ProfileView(msgspec.Struct, kw_only=True):
-    """An egress profile. `opens`: denied networks that the profile allows; `refuses`: networks that stay denied."""
+    """An egress profile, which determines the networks to which a connection may be opened.
+
+    `opens` lists networks that are denied by default, but allowed by this profile. `refuses` lists networks that this
+    profile denies even if they are part of a network in `opens`.
+    """
 
     opens: list[str]
     refuses: list[str]
@@ -48,8 +52,8 @@ class AddressCheck(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class VerdictView(msgspec.Struct, kw_only=True):
     """The result of an address check.
 
-    `reason`: null, `unresolved_host`, `egress.scheme`, `egress.userinfo`, `egress.port`, `egress.address` or
-    `egress.own_listener`.
+    `reason` is null if the address is allowed, and otherwise `unresolved_host`, `egress.scheme`, `egress.userinfo`,
+    `egress.port`, `egress.address` or `egress.own_listener`.
     """
 
     allowed: bool

@@ -31,7 +31,7 @@ OPEN_MEDIA_TYPE = f"{OPEN_METRICS}; version=1.0.0; charset=utf-8"
 
 
 class LivenessView(msgspec.Struct, kw_only=True):
-    """The response of a live process."""
+    """The response to a liveness check, which every running process returns until it shuts down."""
 
     status: str = "ok"
     service: str = "corral"

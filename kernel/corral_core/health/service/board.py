@@ -95,7 +95,7 @@ class HealthBoard:
         return await asyncio.shield(asked[1])
 
     def last_results(self) -> dict[str, CheckView]:
-        """Return the results of the last run, by check name."""
+        """Return the results of the last run, keyed by the name of the check."""
         return dict(self._views)
 
     def configuration_warnings(self) -> list[str]:
@@ -133,7 +133,7 @@ class HealthBoard:
         return self._contributions.for_hook("corral_health_checks")
 
     async def _run_check(self, key: str, check: Callable[[], Awaitable[Told]]) -> tuple[Status, str, int]:
-        """Run one check. A check that times out counts as `down` and is not started again before it returns."""
+        """Run one check. A check that times out counts as `down`, and is not started again until it has returned."""
         began = time.monotonic()
         task = self._waiting.get(key)
         if task is None:
@@ -185,7 +185,7 @@ PATIENCE_SECONDS = 60.0
 
 
 def raise_alerts(views: Mapping[str, CheckView]) -> None:
-    """Compare the results of the checks with the stored states, raise alerts, and store the new states.
+    """Raise an alert for each check that has been down for 60 s or has recovered, and store the states of all checks.
 
     Runs in the caller's unit of work, in one process at a time.
     """

@@ -34,7 +34,8 @@ LITTLE, NOTHING_LEFT = 0.10, 0.02
 class KernelChecks:
     """The health checks of the kernel.
 
-    Each check returns a status and a sentence. A check that raises an exception counts as `down`.
+    Each check returns a status and a sentence that explains the status. A check that raises an exception counts as
+    `down`.
     """
 
     mail: Mail | None = None
@@ -54,7 +55,7 @@ class KernelChecks:
         self._disk_is_full = False
 
     def all_checks(self) -> Mapping[str, Callable[[], Awaitable[Told]]]:
-        """Return all checks, by name."""
+        """Return all checks, keyed by name."""
         checks = {
             "database": self.check_database,
             "minio": self.check_storage,

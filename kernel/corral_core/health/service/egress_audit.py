@@ -20,7 +20,7 @@ AGAIN_SECONDS = 5.0
 class EgressAudit:
     """Records refused connections in the audit log.
 
-    The guard refuses connections outside a unit of work, so refusals are queued and written in batches.
+    The egress guard does not run in a unit of work, so refusals are queued and written to the database in batches.
     """
 
     audit: Audit | None = None

@@ -1,8 +1,8 @@
-"""Heap trimming: returns memory that requests no longer use to the operating system.
+"""Heap trimming: gives memory back to the operating system when requests no longer need it.
 
-glibc keeps free pages that lie below memory still in use. Closed connections form reference cycles, which keep the
-bytes received last until the garbage collector runs. Without trimming, the process would never release the memory of
-large requests.
+glibc keeps free pages that lie below memory still in use. Closed connections form reference cycles, which keep the last
+received bytes in memory until the garbage collector runs. Without trimming, the process would never release the memory
+of large requests.
 """
 
 from __future__ import annotations

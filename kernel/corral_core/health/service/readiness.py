@@ -1,4 +1,4 @@
-"""Readiness of this process for `/health/ready`. The checks have a timeout and are cached for a second."""
+"""Readiness of this process for `/health/ready`. The checks have a timeout. Their results are cached for a second."""
 
 from __future__ import annotations
 

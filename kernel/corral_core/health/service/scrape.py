@@ -73,8 +73,8 @@ class _ContributedMetrics:
 class MetricsRenderer:
     """Renders all metrics as Prometheus text.
 
-    Metrics of processes (requests, the process itself, counters) are summed over the processes that serve the same
-    address. Metrics of the installation are collected once.
+    Metrics of a process (its requests, its resources and its counters) are summed over all processes that serve the
+    same address. Metrics of the whole installation are collected only once.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""Exchange of metrics between sibling processes.
+"""Exchange of metrics between sibling processes, which are the processes that serve the same address.
 
-Sibling processes serve the same address. Each of them returns the metrics of all, so Prometheus can scrape any one.
+Each process returns the combined metrics of all siblings, so Prometheus can scrape any one of them.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Text = Callable[[], Awaitable[str]]
 class SiblingProcesses:
     """Serves the metrics of this process to the sibling processes, and reads the metrics of the siblings.
 
-    Each process listens on a Unix socket in a folder for the shared address. The folder is in the data folder unless
-    the path would be too long.
+    Each process listens on a Unix socket. All siblings have their sockets in the same folder, which is in the data
+    folder unless the path would be too long.
     """
 
     def __init__(self, installation: Installation) -> None:
@@ -39,7 +39,7 @@ class SiblingProcesses:
         self._server: asyncio.Server | None = None
 
     async def serve_metrics(self, address: str, text: Text) -> None:
-        """Start to serve the metrics of this process, which `text()` returns, to the sibling processes.
+        """Start to serve the metrics of this process to the sibling processes. `text()` returns the metrics.
 
         If the socket cannot be created, this process logs a warning and exchanges no metrics.
         """

@@ -34,7 +34,7 @@ class DisablePluginRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=T
 
 
 class NewPluginSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """New values of settings that the plugin declares, by `category.key`."""
+    """New values of settings that the plugin declares, keyed by `category.key`."""
 
     settings: Annotated[dict[str, Any], msgspec.Meta(max_length=100)]
 
@@ -47,7 +47,7 @@ class ErrorList(msgspec.Struct, kw_only=True):
 
 @routes.get("/", needs="plugins.read")
 def list_plugins(query: PluginQuery, caller: Principal, plugins: PluginAdministration) -> Page[PluginView]:
-    """List every installed plugin with its state, by name."""
+    """List every installed plugin with its state, sorted by name."""
     found = plugins.list_plugins(query.state)
     return paginate_names(found, query, caller, scope="plugins", name=lambda item: item.name, make=list)
 
@@ -108,5 +108,5 @@ async def change_plugin_config(
 
 @routes.get("/{name}/errors", needs="plugins.read")
 def list_plugin_errors(name: str, plugins: PluginAdministration) -> ErrorList:
-    """List the last 100 errors of a plugin in this process, newest first."""
+    """List the last 100 errors that this process recorded for a plugin, newest first."""
     return ErrorList(items=plugins.list_errors(name))

@@ -127,12 +127,12 @@ class PluginAdministration:
             raise Conflict("This plugin is protected and cannot be disabled.", code="plugin_required")
         if name in self._registry.configuration.enabled:
             raise Conflict(
-                "corral.toml lists this plugin in [plugins] enabled; change it there.", code="setting_locked"
+                "corral.toml enables this plugin; remove it from [plugins] enabled first.", code="setting_locked"
             )
         dependants = sorted(item.name for item in self._registry.required_by(name))
         if dependants:
             raise Conflict(
-                f"Disable the plugins that require it first: {', '.join(dependants)}.",
+                f"Other plugins require this plugin; disable them first: {', '.join(dependants)}.",
                 code="in_use",
                 references=dependants,
             )
@@ -150,12 +150,15 @@ class PluginAdministration:
         loaded = self._find_plugin(name)
         if name in self._registry.configuration.disabled:
             raise Conflict(
-                "corral.toml lists this plugin in [plugins] disabled; change it there.", code="setting_locked"
+                "corral.toml disables this plugin; remove it from [plugins] disabled first.", code="setting_locked"
             )
         if not loaded.found.built_in and name not in self._registry.configuration.enabled:
-            raise Conflict(f"Add the plugin to corral.toml first: corral plugins enable {name}", code="setting_locked")
+            raise Conflict(f"Add the plugin to corral.toml: run `corral plugins enable {name}`.", code="setting_locked")
         if loaded.state in ("blocked", "failed"):
-            raise Conflict(f"The plugin is {loaded.state}: {loaded.reason}", current_status=loaded.state)
+            raise Conflict(
+                f"The plugin cannot be enabled, because it is {loaded.state}: {loaded.reason}",
+                current_status=loaded.state,
+            )
         PluginStateRow.delete().where(PluginStateRow.name == name).execute()
         quarantine.release_plugin(loaded)
         if loaded.state == "active":
@@ -180,7 +183,7 @@ class PluginAdministration:
         return {row.name: row.reason or OFF for row in PluginStateRow.select()}
 
     def apply_decisions(self, stored: Mapping[str, str]) -> None:
-        """Enable and disable plugins of this process as admins decided. Runs on the event loop."""
+        """Enable and disable plugins of this process to match the stored decisions. Runs on the event loop."""
         for loaded in self._registry.all():
             reason = stored.get(loaded.name)
             stays = loaded.protected or loaded.name in self._registry.configuration.enabled
@@ -190,7 +193,10 @@ class PluginAdministration:
                 self._registry.enable(loaded.name)
 
     def on_events(self, records: Sequence[LoggedEvent]) -> None:
-        """Handle events of other processes: read the stored decisions again and apply them to this process."""
+        """Read the stored decisions again and apply them to this process if the state of a plugin changed.
+
+        Listens to the event feed, which also delivers the events of other processes.
+        """
         if any(record.type == PluginState.event for record in records):
             self._applying = asyncio.ensure_future(self._apply_stored(self._applying))
 

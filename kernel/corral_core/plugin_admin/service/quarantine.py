@@ -70,14 +70,17 @@ class QuarantineSync:
             bell.clear()
 
     def on_events(self, records: Sequence[LoggedEvent]) -> None:
-        """Read the rows again soon if another process changed the state of a plugin. Listens to the event feed."""
+        """Read the stored quarantines again soon if the state of a plugin changed in any process.
+
+        Listens to the event feed.
+        """
         if any(record.type == PluginState.event for record in records):
             self._stale = True
             if self._bell is not None:
                 self._bell.set()
 
     def stored_rows(self) -> dict[str, QuarantineRow]:
-        """Return the rows of all quarantines and trials, by plugin name."""
+        """Return the rows of all quarantines and trials, keyed by plugin name."""
         return {row.name: row for row in QuarantineRow.select()}
 
     def apply_rows(self, rows: dict[str, QuarantineRow]) -> None:

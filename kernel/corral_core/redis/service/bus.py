@@ -26,10 +26,10 @@ RECONNECTING_SECONDS, CONNECTING_SECONDS = 60.0, 2.0  # how long the health chec
 
 
 class RedisBus:
-    """Notifies this process directly, and other processes through Redis pub/sub.
+    """Notifies the event consumers of this process directly, and those of other processes through Redis pub/sub.
 
-    Notifications in quick succession are combined. `connected`: whether this process receives notifications.
-    `lost_at`: the monotonic time at which the connection was lost, or None.
+    Notifications in quick succession are combined. `connected`: whether this process receives notifications. `lost_at`:
+    the monotonic time at which the connection was lost, or None.
     """
 
     def __init__(self, url: str) -> None:
@@ -45,7 +45,7 @@ class RedisBus:
         self._began, self._was_connected = time.monotonic(), False
 
     def health(self) -> tuple[str, str]:
-        """Return the state of the connection for `/settings/health`: a status and a sentence."""
+        """Return the state of the connection for `/settings/health`: a status and a sentence that explains it."""
         if self.connected:
             return "ok", "Redis responds."
         since = time.monotonic() - (self.lost_at or self._began)

@@ -1,6 +1,7 @@
-"""Distribution of job ids to worker processes through RQ, serialized as JSON.
+"""Distribution of jobs to worker processes through RQ, a job queue on Redis.
 
-An RQ worker passes each id to the kernel of its process. The job's row in the database decides whether the job runs.
+Only the ids of the jobs are sent, as JSON. An RQ worker passes each id to the kernel of its process. The job's row in
+the database decides whether the job runs.
 """
 
 from __future__ import annotations
@@ -58,7 +59,10 @@ class RqQueue:
             await asyncio.gather(self._putting, return_exceptions=True)
 
     async def _put_all(self) -> None:
-        """Push job ids in batches, in a thread. While Redis is down, drop the ids; workers also poll for jobs."""
+        """Push job ids to Redis in batches, in a thread.
+
+        While Redis is down, the ids are dropped: workers also poll the database for jobs.
+        """
         pauses = ReconnectBackoff()
         queue: Queue | None = None  # created in the thread, because the import takes a third of a second
         while True:
@@ -155,7 +159,7 @@ def _start_rq_worker(url: str, stopping: threading.Event, connected: Callable[[]
 
 
 def _stop_signal_handler(stopping: threading.Event) -> Callable[[int, FrameType | None], None]:
-    """Return the signal handler for the time between two RQ workers. Each worker installs its own handler.
+    """Return the signal handler for times in which no RQ worker runs. Each RQ worker installs its own handler.
 
     The first signal sets `stopping`; the second one ends the process with status 130.
     """

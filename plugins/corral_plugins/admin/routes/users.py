@@ -108,7 +108,10 @@ def list_invitations(query: PageQuery, caller: Principal, invitations: Invitatio
 
 @routes.post("/invitations", **WRITE, status=201, raises=("duplicate",))
 def create_invitation(body: NewInvitation, caller: Principal, invitations: Invitations) -> IssuedInvitation:
-    """Invite a person. If a mail service is configured, the link is also sent by email."""
+    """Invite a person. The response contains a link for creating the account.
+
+    If a mail service is configured, the link is also sent by email.
+    """
     made, url = invitations.create(body.email, body.role, by=caller)
     return IssuedInvitation(**msgspec.structs.asdict(made), url=url)
 

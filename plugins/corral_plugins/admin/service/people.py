@@ -16,7 +16,10 @@ Views = list[AdminUserView]  # inside the class, `list` is a method
 
 
 class UserAdministration:
-    """Accounts with the details that only admins see. Every method runs in the caller's unit of work."""
+    """Lists and creates accounts. The results contain details that only admins see.
+
+    Every method runs in the caller's unit of work.
+    """
 
     keys: ApiKeyCounts | None
 
@@ -35,7 +38,10 @@ class UserAdministration:
         return self._admin_views([user])[0]
 
     def create(self, new: NewUser, password_hash: str | None, *, by: Principal) -> CreatedUser:
-        """Create an account. If no password is given, a link for choosing one is emailed or returned."""
+        """Create an account.
+
+        If no password is given, a link for choosing one is sent by email, or returned if no mail service is configured.
+        """
         made = self._accounts.create(new, password_hash=password_hash, by=by)
         url = self._links.send_welcome_link(made.id) if password_hash is None else None
         created = CreatedUser(**msgspec.structs.asdict(self.get_admin_view(made)))

@@ -1,4 +1,4 @@
-"""Converts between the fields that people set, the columns of agents, and the configuration of a version."""
+"""Converts between the fields that people set, the columns of the agents table, and the configuration of a version."""
 
 from __future__ import annotations
 
@@ -80,9 +80,10 @@ def default_config(max_steps: int) -> dict[str, Any]:
 
 
 def to_columns(fields: AgentFields, config: dict[str, Any]) -> dict[str, Any]:
-    """Convert the given `fields` to column values. Parts of the configuration that are absent are taken from `config`.
+    """Convert the fields that are set to column values.
 
-    Raises `Invalid` for values beyond limits that the type annotations cannot express.
+    If `fields.config` is set, its absent parts are taken from `config`. Raises `Invalid` if a value breaks a rule that
+    the type annotations cannot express, for example the maximum size of the metadata.
     """
     found: dict[str, Any] = {name: value for name in PLAIN if (value := getattr(fields, name)) is not UNSET}
     for name in STRUCTURED:
@@ -125,13 +126,16 @@ def _check_fields(found: dict[str, Any]) -> None:
 
 
 def refuse_loosening(before: dict[str, Any], after: dict[str, Any], *, manages: bool) -> None:
-    """Raise `Forbidden` if `after` lets more tools run without approval in tainted runs than `before`.
+    """Raise `Forbidden` if the tool policy `after` allows tools in tainted runs that the policy `before` does not.
 
-    Does nothing if the caller is an admin (`manages`).
+    A run is tainted after it has received content that strangers may have written. Does nothing if `manages` is true,
+    that is, if the caller is an admin.
     """
     loosened = sorted(_allowed_when_tainted(after) - _allowed_when_tainted(before))
     if loosened and not manages:
-        raise Forbidden(f"when_tainted: allow (for {', '.join(loosened[:5])}) requires the permission agents.manage.")
+        raise Forbidden(
+            f"Setting when_tainted to allow requires the permission agents.manage (tools: {', '.join(loosened[:5])})."
+        )
 
 
 def _allowed_when_tainted(policy: dict[str, Any]) -> set[str]:
@@ -139,19 +143,19 @@ def _allowed_when_tainted(policy: dict[str, Any]) -> set[str]:
 
 
 def to_micro_usd(dollars: float | None) -> int | None:
-    """Return the amount in micro-USD, rounded half up."""
+    """Convert dollars to micro-USD, rounded half up."""
     if dollars is None:
         return None
     return int((Decimal(str(dollars)) * 1_000_000).quantize(Decimal(1), ROUND_HALF_UP))
 
 
 def to_dollars(micro_usd: int | None) -> float | None:
-    """Return the amount in dollars."""
+    """Convert micro-USD to dollars."""
     return None if micro_usd is None else micro_usd / 1_000_000
 
 
 def worker_selector(row: Agent) -> dict[str, Any]:
-    """Return the worker selector as clients see it, with only the parts that are set."""
+    """Return the worker selector of an agent for the API, with only the parts that are set."""
     found: dict[str, Any] = {}
     if row.worker_group is not None:
         found["group"] = row.worker_group
@@ -161,7 +165,10 @@ def worker_selector(row: Agent) -> dict[str, Any]:
 
 
 def version_configuration(row: Agent) -> dict[str, Any]:
-    """Return the configuration that a version stores. It can be converted back into `AgentFields`."""
+    """Return the configuration of an agent in the form in which a version stores it.
+
+    The configuration can be converted back into `AgentFields`.
+    """
     special = {
         "worker_selector": worker_selector(row),
         "monthly_budget_usd": to_dollars(row.monthly_budget_micro),

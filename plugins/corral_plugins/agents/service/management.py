@@ -193,9 +193,9 @@ class AgentManagement:
         return changes
 
     def _write_changes(self, row: Agent, changes: dict[str, Any], by: Principal) -> bool:
-        """Write the changes, store the new version, emit the event, and update `row`.
+        """Save changes of an agent, emit the event `agent.updated`, and update `row` to match.
 
-        Return False if the stored row has changed since it was read.
+        If the configuration changed, store a new version. Return False if the stored row has changed since it was read.
         """
         fields = sorted({FIELD_OF.get(column, column) for column in changes} - {"name_key"})
         reconfigured = [field for field in fields if field in CONFIGURATION]
@@ -215,7 +215,7 @@ class AgentManagement:
         return True
 
     def _check_tools(self, row: Agent | None, values: dict[str, Any], by: Principal) -> None:
-        """Raise `Forbidden` if the change adds tools or tool rules that this person may not grant."""
+        """Raise `Forbidden` if the change adds tools or tool rules that the caller may not grant."""
         had: list[str] = row.enabled_tools if row is not None else []
         before: dict[str, Any] = row.tool_policy if row is not None else {}
         after: dict[str, Any] = values.get("tool_policy", before)

@@ -1,4 +1,4 @@
-"""The service `Agents` for claims and model calls: facts, eligibility and slots.
+"""The service `Agents`, through which claims and model calls look up agents and occupy their slots.
 
 All of this code is performance-critical.
 """
@@ -98,13 +98,14 @@ class AgentsService:
     def find(self, agent_id: str) -> AgentFacts | None:
         """Return an agent that is not deleted, or None.
 
-        The caller must not change the lists and dicts of the returned object, because the cache shares them.
+        The caller must not change the lists and dicts of the returned object, because other callers receive the same
+        objects from the cache.
         """
         row = _BY_ID.one({"id": agent_id})
         return next(iter(self._facts_of_rows([row])), None) if row is not None else None
 
     def find_many(self, agent_ids: Sequence[str]) -> dict[str, AgentFacts]:
-        """Return the agents with these ids, keyed by id and without deleted agents."""
+        """Return the agents with these ids, keyed by id. Deleted agents are omitted."""
         if not agent_ids:
             return {}
         query: Any = Agent.select(*_STATE).where(Agent.id.in_(list(set(agent_ids))) & LIVING).tuples()
@@ -113,7 +114,7 @@ class AgentsService:
     def eligible_agents(
         self, *, worker_id: str, group: str | None, labels: dict[str, str], agent_ids: Sequence[str] | None
     ) -> list[AgentFacts]:
-        """Return the agents that this worker may serve now: fewest leases first, then the longest idle."""
+        """Return the agents that this worker may serve now, sorted by number of leases and then by idle time."""
         rows: Iterable[tuple[Any, ...]] = _ELIGIBLE.rows({"worker_id": worker_id, "group": group})
         if agent_ids is not None:
             wanted = set(agent_ids)
@@ -136,7 +137,7 @@ class AgentsService:
         return _ROLE.one({"role": role}) is not None
 
     def take_slot(self, agent_id: str) -> bool:
-        """Take a slot of the agent. Return False if no slot is free."""
+        """Occupy one of the agent's slots for concurrent tasks. Return False if no slot is free."""
         rows = _TAKE_SLOT.rows({"id": agent_id, "now": clock.now()})
         for active, status, name, owner in rows:
             if active == 1:
@@ -154,9 +155,9 @@ class AgentsService:
                 self._changes.publish_change(agent_id, name, owner, before, status, None)
 
     def record_attempt_end(self, agent_id: str, *, configuration_failure: bool) -> None:
-        """Count consecutive configuration failures. After too many of them, the state becomes `error`.
+        """Count consecutive configuration failures. After too many of them, the state of the agent becomes `error`.
 
-        Any other end of an attempt resets the count.
+        An attempt that ends in any other way resets the count.
         """
         if not configuration_failure:
             _RESET_FAILURES.run({"id": agent_id})

@@ -1,7 +1,7 @@
 """Reads rows of agents for a caller, changes them, and builds their API representations.
 
-A row is updated only if nobody else has changed it since it was read. A warning describes a condition that would
-prevent the agent from working.
+A row is updated only if nobody else has changed it since it was read. The API representation of an agent contains
+warnings about conditions that would prevent the agent from working.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def find_writable_agent(agent_id: str, caller: Principal) -> Agent:
 
 
 def update_if_unchanged(row: Agent, values: dict[str, Any], *guards: Any) -> bool:
-    """Write `values` and increment the version, unless the row has changed since it was read or a guard does not hold.
+    """Write `values` and increment the version, if the row has not changed since it was read and all guards hold.
 
     Return whether the row was written. The `guards` are additional SQL conditions on the stored row.
     """

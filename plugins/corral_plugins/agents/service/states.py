@@ -67,7 +67,7 @@ class StateChanges:
         after_commit(lambda: self.counts.update((after,)))
 
     def count_by_state(self) -> dict[tuple[str, ...], float]:
-        """Return the number of committed changes by new state, for the metric."""
+        """Return the number of committed state changes by new state, as the values of a metric."""
         return {(state,): float(self.counts[state]) for state in STATUSES}
 
 
@@ -75,7 +75,8 @@ class StateChanges:
 def mark_ending_leases(agent_id: str) -> Iterator[None]:
     """Declare that the `with` block ends several leases of an agent.
 
-    Each ended lease then only frees its slot, and the caller sets the agent's state once afterwards.
+    Until the end of the block, each lease that ends only frees its slot. The caller sets the state of the agent once,
+    after the block.
     """
     token = _ending.set(agent_id)
     try:
@@ -95,7 +96,7 @@ _BY_STATUS = Statement(
 
 
 def count_by_status() -> dict[tuple[str, ...], float]:
-    """Return the number of agents by state, for the metric. Runs in the caller's unit of work."""
+    """Return the number of agents by state, as the values of a metric. Runs in the caller's unit of work."""
     counts = dict.fromkeys(STATUSES, 0.0)
     counts.update((status, float(count)) for status, count in _BY_STATUS.rows({}))
     return {(status,): count for status, count in counts.items()}
@@ -203,7 +204,7 @@ class AgentStates:
         return self._views.view_of(find_readable_agent(agent_id, by))
 
     def _revoke_leases(self, agent_id: str, how: StopAgent) -> None:
-        """Revoke all leases of the agent. Like all other code, this method locks tasks before the agent."""
+        """Revoke all leases of the agent. The tasks are locked before the agent, as everywhere, to avoid deadlocks."""
         if self.tasks is not None:
             with mark_ending_leases(agent_id):
                 self.tasks.release_agent(agent_id, cancel=how.cancel_tasks, reason="agent_stopped")
@@ -213,7 +214,7 @@ class AgentStates:
     ) -> bool:
         """Change the state of the agent, unless its row or its leases have changed since `row` was read.
 
-        Return whether the state was changed. The event contains `reason`.
+        Return whether the state was changed. The event `agent.status` contains `reason`.
         """
         if not update_if_unchanged(
             row, {"status": after, "status_reason": status_reason, **values}, is_state_unchanged(row)
@@ -228,7 +229,10 @@ def _state_for_claims(row: Agent) -> str:
 
 
 def _refuse_automatic_pause(row: Agent, *, override: bool) -> None:
-    """Raise `Conflict` while the cause of an automatic pause persists: a spent budget, or an open circuit breaker."""
+    """Raise `Conflict` if the agent is paused because its budget is used up or because a circuit breaker is open.
+
+    With `override`, a used-up budget is ignored.
+    """
     if row.status_reason == "budget" and not override:
         raise Conflict(
             "The agent's budget is used up; raise it, or ask an admin to start the agent with `override`.",

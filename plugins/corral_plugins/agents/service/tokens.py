@@ -52,7 +52,7 @@ class AgentTokens:
         )
 
     def create(self, agent_id: str, new: NewAgentToken, *, by: Principal) -> IssuedAgentToken:
-        """Create a token with the permissions that both the caller and agents have.
+        """Create a token, which grants permissions that the caller has and that agents may hold.
 
         Only the response contains the token. Raises a `Problem` with the code `quota_exceeded` if the agent has too
         many tokens.
@@ -129,7 +129,7 @@ class AgentTokens:
 class StandingTokenAuthenticator:
     """Authenticates standing tokens (`cra_s…`).
 
-    The caller receives the permissions that both the token's creator and agents currently have, limited by the token's
+    A token grants the permissions that its creator currently has and that agents may hold, limited by the token's
     scopes.
     """
 
@@ -149,7 +149,10 @@ class StandingTokenAuthenticator:
         return self._principal_where(AgentToken.token_hash == _hash_token(credential))
 
     def reread(self, caller: Principal) -> Principal | None:
-        """Authenticate a caller again by the id of the token. Return None if the caller used no standing token."""
+        """Authenticate the caller again by the id of its token, which may have been revoked in the meantime.
+
+        Return None if the caller did not use a standing token.
+        """
         if caller.kind != "agent" or caller.token_id is None:
             return None
         return self._principal_where(AgentToken.id == caller.token_id)

@@ -64,7 +64,10 @@ class AgentVersions:
         return AgentVersionDetail(**_view_fields(row, statistics), configuration=row.configuration)
 
     def compare(self, agent_id: str, before: int, after: int, *, by: Principal) -> Comparison:
-        """Return the fields that differ between two versions, sorted by name, and statistics. Raises `NotFound`."""
+        """Return the fields that differ between two versions, sorted by name, and statistics of both versions.
+
+        Raises `NotFound`.
+        """
         require_readable_agent(agent_id, by)
         one, other = _find_version(agent_id, before).configuration, _find_version(agent_id, after).configuration
         diff = [

@@ -67,7 +67,7 @@ class AuditObject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class UnhashedRow(msgspec.Struct, frozen=True, kw_only=True):
-    """The hashed fields of an audit row: all fields except `hash`."""
+    """An audit row before its hash is computed: all fields except `hash`."""
 
     action: str
     actor: RowActor
@@ -129,7 +129,10 @@ class HashedRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 def unhashed_row(values: Sequence[Any]) -> UnhashedRow:
-    """Build an audit row without its hash from stored column values, in the order of `COLUMNS` without `hash`."""
+    """Build an audit row without its hash. `values` are the stored column values in the order of `COLUMNS`.
+
+    The last column, `hash`, is not needed.
+    """
     column = dict(zip(COLUMNS, values, strict=False))
     return UnhashedRow(
         action=column["action"],
@@ -158,7 +161,7 @@ def unhashed_row(values: Sequence[Any]) -> UnhashedRow:
 
 
 def hashed_row(values: Sequence[Any]) -> HashedRow:
-    """Build a complete audit row from stored column values, in the order of `COLUMNS`."""
+    """Build a complete audit row. `values` are the stored column values in the order of `COLUMNS`."""
     found = unhashed_row(values[:-1])
     return HashedRow(
         action=found.action,
@@ -220,7 +223,7 @@ class ChainChecker:
         self._checkpoints, self._keys, self._sparse = checkpoints, keys, sparse
 
     def check_rows(self, rows: Iterable[HashedRow]) -> None:
-        """Check the next rows, which must be passed in order."""
+        """Check the next rows of the chain. The rows must be passed in order."""
         for row in rows:
             if self.bad is None:
                 self._check_row(row)

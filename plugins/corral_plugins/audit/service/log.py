@@ -1,7 +1,7 @@
-"""The audit log service for other plugins. `record` adds a row that commits together with the change it describes.
+"""The audit log service for other plugins. `record` adds a row that is committed together with the audited change.
 
-Entries are redacted, limited in length and encoded as canonical JSON. If the same denial is repeated within a minute,
-only the first becomes a row; a second row contains the number of repetitions.
+Entries are redacted, limited in length and encoded as canonical JSON. If the same denied action is repeated within a
+minute, only the first denial becomes a row of its own. Another row then contains the number of repetitions.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def _without_surrogates(value: Any) -> Any:
 def _truncate_text(text: str | None, length: int) -> str | None:
     """Truncate a text and replace characters that a database cannot store.
 
-    An empty text becomes None, because CSV cannot distinguish the two.
+    An empty text becomes None, because a CSV export cannot distinguish an empty text from None.
     """
     return text.encode("utf-8", "replace").decode().replace("\0", "�")[:length] if text else None
 
@@ -170,8 +170,8 @@ class Deduplicator:
     def is_counted(self, entry: AuditEntry, by: Entry) -> bool:
         """Return whether the entry is a repetition, and count it if so.
 
-        An entry is a repetition if an identical entry was written less than a minute ago, or if repetitions were
-        counted in a minute that has passed and their number has not been written yet.
+        An entry is a repetition if an identical entry was written less than a minute ago, or if the number of earlier
+        repetitions has not been written yet.
         """
         repeated = self._by_key.get(_deduplication_key(entry, by))
         if repeated is None or (repeated.is_over and not repeated.count):
@@ -190,7 +190,10 @@ class Deduplicator:
             self._by_key[key] = RepeatedEntry(entry=entry, by=by, since=clock.now(), until=until)
 
     def take_ended(self, *, all: bool = False) -> list[RepeatedEntry]:
-        """Remove and return the repetitions whose minute is over, or all if `all` is set. Runs on the event loop."""
+        """Remove and return the repetitions whose minute is over. If `all` is true, return all repetitions.
+
+        Runs on the event loop.
+        """
         ended = [key for key, repeated in self._by_key.items() if all or repeated.is_over]
         return [repeated for repeated in [self._by_key.pop(key) for key in ended] if repeated.count]
 
@@ -263,9 +266,10 @@ class AuditLog:
         return self._settings.get(VERBOSE)
 
     def record(self, entry: AuditEntry) -> None:
-        """Add a row to the current unit of work. Raises `audit_unavailable` if the row cannot be written.
+        """Add a row to the current unit of work.
 
-        If the same denial is repeated within a minute, only the first becomes a row; the others are counted.
+        If the row cannot be written, the unit of work fails with the code `audit_unavailable`. If the same denied
+        action is repeated within a minute, only the first denial becomes a row; the others are counted.
         """
         unit = current()
         repeats = entry.outcome == "denied" or entry.action in DEDUPLICATED

@@ -51,7 +51,10 @@ _NAMES = (
 
 
 class ChainEnds(msgspec.Struct, frozen=True):
-    """The head and the anchor of the log, read in one snapshot. `stored` is the `seq` of the newest stored row."""
+    """The head of the log, which is its newest row, and the anchor, which is the newest row that retention removed.
+
+    Both are read in one snapshot. `stored` is the `seq` of the newest row that is actually in the table.
+    """
 
     head: ChainLink
     anchor: ChainLink
@@ -72,7 +75,7 @@ def chain_ends() -> ChainEnds:
 
 
 def rows_between(after: int, until: int) -> list[tuple[Any, ...]]:
-    """Return the stored rows with `after < seq <= until` in order, at most `until - after` rows."""
+    """Return the stored rows with `after < seq <= until`, in ascending order."""
     return _ROWS_BETWEEN.rows({"after": after, "until": until})
 
 
@@ -83,7 +86,10 @@ def hash_at(seq: int) -> str | None:
 
 
 def recorded_anchor(until: int) -> int:
-    """Return the `seq` of the anchor that the last recorded removal names, or 0 if the log records no removal."""
+    """Return the `seq` of the anchor according to the log, or 0 if no removal of rows is recorded.
+
+    Each removal is recorded in a row whose object is the new anchor. Only rows up to `until` are considered.
+    """
     removals = (AuditRow.action == RETAINED) & (AuditRow.seq <= until)
     row = AuditRow.select(AuditRow.object_id).where(removals).order_by(AuditRow.seq.desc()).tuples().first()
     return int(row[0]) if row is not None and str(row[0]).isdigit() else 0
@@ -104,7 +110,7 @@ def public_keys() -> list[str]:
 def filter_condition(filters: AuditFilters | AuditQuery) -> Any:
     """Return the SQL condition for the filters.
 
-    A row must match all given filters; it matches a repeated filter if any of its values matches.
+    A row must match every given filter. If a filter has several values, the row must match one of them.
     """
     clause: Any = ALL_ROWS
     if filters.actor is not UNSET:
@@ -124,7 +130,7 @@ def filter_condition(filters: AuditFilters | AuditQuery) -> Any:
 
 
 def _action_condition(patterns: list[str]) -> Any:
-    """Return the condition for names and prefixes of actions.
+    """Return the SQL condition that selects rows by names and prefixes of actions.
 
     Prefixes are expanded to the existing names, because every database engine uses the index for a list of names.
     """

@@ -1,6 +1,7 @@
 """Removes the oldest audit rows up to a checkpoint.
 
-Retention first moves the anchor, as one audited action, and then deletes the rows up to the anchor in batches.
+The anchor marks the newest removed row. Retention first moves the anchor, as one audited action, and then deletes the
+rows up to the anchor in batches.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ ENTRY = Entry("job audit.retain")
 
 
 class AuditRetention:
-    """Removes expired rows. An interrupted run continues at the next scheduled time."""
+    """Removes expired rows. If a run is interrupted, the next scheduled run continues it."""
 
     def __init__(self, work: Work, settings: Settings, log: AuditLog) -> None:
         self._work, self._settings, self._log = work, settings, log
@@ -35,9 +36,9 @@ class AuditRetention:
             continue
 
     def _move_anchor(self, before: str, days: int) -> None:
-        """Move the anchor to the newest checkpoint created before `before`.
+        """Move the anchor to the newest checkpoint that was created before the instant `before`.
 
-        All rows up to that checkpoint are older than `before`.
+        The rows up to this checkpoint are even older, so all of them have expired.
         """
         found: CheckpointRow | None = (
             CheckpointRow.select().where(CheckpointRow.ts <= before).order_by(CheckpointRow.seq.desc()).first()
@@ -55,7 +56,7 @@ class AuditRetention:
 
 
 def _remove_batch() -> int:
-    """Delete one batch of rows and checkpoints, and return the number of deleted rows.
+    """Delete one batch of rows and checkpoints, and return the number of deleted rows and checkpoints.
 
     The checkpoint at the anchor stays, because verification starts there.
     """

@@ -52,7 +52,7 @@ class Verification:
         self._work = work
 
     async def run(self, from_seq: int | None = None, to_seq: int | None = None) -> VerificationResult:
-        """Verify a range, by default all retained rows. Alert admins if the log is not intact."""
+        """Verify a range of rows, by default all retained rows. Alert admins if the log is not intact."""
         verdict = await self.verify(from_seq, to_seq, ExternalCheckpoints(), seconds=SECONDS)
         if not verdict.ok:
             await self._alert(verdict)
@@ -61,7 +61,7 @@ class Verification:
     async def verify(
         self, from_seq: int | None, to_seq: int | None, external: ExternalCheckpoints, *, seconds: float
     ) -> VerificationResult:
-        """Verify a range for at most `seconds`, also against checkpoints that were saved outside the database.
+        """Verify a range of rows for at most `seconds`, also against checkpoints that were saved outside the database.
 
         This method sends no alert and writes nothing.
         """
@@ -150,7 +150,7 @@ def _range(from_seq: int | None, to_seq: int | None) -> _Range:
 
 
 def _anchor(kept: ChainLink, newest: int) -> ChainDefect | None:
-    """Verify that it was retention that moved the anchor.
+    """Verify that the anchor was moved by retention, and not by tampering. Return the defect, or None.
 
     The log must contain a row that records the removal, and a signed checkpoint must confirm the anchor.
     """

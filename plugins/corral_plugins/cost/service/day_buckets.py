@@ -26,9 +26,9 @@ _EPOCH = date(1970, 1, 1)
 
 
 class OffsetSpan(NamedTuple):
-    """The quarter hours from `first` (inclusive) to `end` (exclusive), during which the UTC offset does not change.
+    """A range of quarter hours during which the UTC offset of a time zone does not change.
 
-    `offset` is the UTC offset in quarter hours.
+    The range begins with `first` and ends before `end`. `offset` is the UTC offset in quarter hours.
     """
 
     first: int
@@ -72,7 +72,7 @@ def current_day(tz: ZoneInfo) -> date:
 def offset_spans(first: date, last: date, tz: ZoneInfo) -> list[OffsetSpan]:
     """Return the days from `first` to `last` as spans of quarter hours, split where the UTC offset changes.
 
-    The offset rarely changes more than twice a year.
+    The result has few spans, because the offset rarely changes more than twice a year.
     """
     return list(_split_span(_midnight_of(first, tz), _midnight_of(last + timedelta(days=1), tz), tz))
 
@@ -90,7 +90,7 @@ def _split_span(begin: int, end: int, tz: ZoneInfo) -> Iterator[OffsetSpan]:
 
 
 def _offset_change(low: int, high: int, offset: int, tz: ZoneInfo) -> int:
-    """Return the first quarter hour after `low` whose UTC offset is not `offset`. It is at most `high`.
+    """Find the first quarter hour after `low` whose UTC offset is not `offset`. It is at most `high`.
 
     The function uses a binary search.
     """

@@ -1,4 +1,7 @@
-"""The ledger of cost events, which are written once and never changed. Users can read only events that they may see."""
+"""The ledger of cost events, which are written once and never changed.
+
+The ledger also decides which events a user may read.
+"""
 
 from __future__ import annotations
 

@@ -77,8 +77,8 @@ FROM cost_events WHERE ts >= ? AND ts < ? AND {condition}
 def find_differences(series: str, day: int) -> Differences:
     """Return the amounts by which the rollups of a series differ from the events of a UTC day.
 
-    A positive difference is an amount that the rollup lacks, and a negative difference is an amount that it counts in
-    excess. At most `BATCH_ROWS` rollups are returned.
+    A difference is positive if the rollup is too low, and negative if the rollup is too high. At most `BATCH_ROWS`
+    rollups are returned.
     """
     counters = ", ".join(f"{expression} AS {name}" for name, expression in _COUNTERS.items())
     events = [
@@ -105,10 +105,10 @@ def find_differences(series: str, day: int) -> Differences:
 
 
 def _rollup_columns(series: str, day: int, quarter_hour: str) -> list[dict[str, str]]:
-    """Return the SQL equivalent of `rollups.keys_of`.
+    """Return SQL expressions for the keys of the rollups of a series, equivalent to `rollups.keys_of`.
 
-    For each kind of rollup, the result contains the key columns and a condition on the events that are added to the
-    rollup.
+    For each kind of rollup, the result contains the key columns and a condition that selects the events that are added
+    to the rollup.
     """
     if series != QUARTER_HOURLY:
         key, subkey, condition = {
@@ -134,9 +134,9 @@ def _rollup_columns(series: str, day: int, quarter_hour: str) -> list[dict[str, 
 
 
 def correct_rollups(found: Differences) -> None:
-    """Add the differences to these rollups and to the matching all-time rollups, and raise an alert.
+    """Add the found differences to the rollups and to the matching all-time rollups, and raise an alert.
 
-    Increments that were written in the meantime are preserved.
+    Increments that other units of work write in the meantime are preserved.
     """
     all_time: dict[RollupKey, Counter[str]] = {}
     for key, counters in found.items():

@@ -185,7 +185,7 @@ class PriceOverrides:
 def _index_after(prices: Sequence[PriceView], source: str, last: str) -> int:
     """Return the index at which the next page starts, after the price `last` of the previous page.
 
-    The price `last` may have been deleted, and newer prices may have been added before it.
+    In the meantime, the price `last` may have been deleted, and newer prices may have been added before it.
     """
     if source == "override":
         return next((n for n, view in enumerate(prices) if view.source != source or str(view.id) < last), len(prices))

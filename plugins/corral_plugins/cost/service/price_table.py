@@ -1,4 +1,4 @@
-"""The built-in price table from the package genai-prices, used offline.
+"""The built-in price table, which comes from the package genai-prices. No network access is needed.
 
 The package is imported at first use, because the import takes 0.3 seconds.
 """
@@ -22,9 +22,10 @@ _ID_NAMESPACE = uuid.UUID("7d0b6c0e-7f0c-5d4b-9b53-3b0a6c1f5d10")
 
 
 class TablePrice(NamedTuple):
-    """A built-in price in USD per 1,000,000 tokens.
+    """The built-in price of a model in USD per 1,000,000 tokens.
 
-    If a price has several tiers, this is the lowest tier. None means that the table contains no such price.
+    If the price depends on the length of the request, this is the price of the lowest tier. None means that the table
+    contains no such price.
     """
 
     provider: str
@@ -54,7 +55,7 @@ def _prices_snapshot() -> Any:
 
 
 def load_price_table() -> None:
-    """Import the library and build the list of prices. Blocks, so call this function in a thread."""
+    """Import the package genai-prices and build the list of prices. Blocks, so call this function in a thread."""
     all_prices()
 
 
@@ -89,7 +90,7 @@ def charge_by_table(provider: str, model: str, tokens: TokenCounts, at: str) -> 
 
 
 def look_up_price(provider: str, model: str, at: str) -> TablePrice | None:
-    """Return the price that `charge_by_table` would apply, or None."""
+    """Return the built-in price that `charge_by_table` would apply, or None."""
     entry = _find_model(provider, model)
     price = None if entry is None else _table_price(entry[0].id, entry[1], at)
     return None if price is None else price._replace(provider=provider, model=model)
@@ -107,9 +108,10 @@ def all_prices() -> tuple[TablePrice, ...]:
 
 @functools.lru_cache(maxsize=4096)
 def _find_model(provider: str, model: str) -> tuple[Any, Any] | None:
-    """Return the provider and the model objects of the library, or None. Failed lookups are cached too.
+    """Return the objects with which genai-prices describes the provider and the model, or None.
 
-    Only the named provider is searched, because other providers charge different prices for the same model.
+    Only the named provider is searched, because other providers charge different prices for the same model. Failed
+    lookups are cached too.
     """
     try:
         entry: tuple[Any, Any] = _prices_snapshot().find_provider_model(model, None, provider, None)
@@ -134,7 +136,7 @@ def _table_price(provider: str, model: Any, at: str) -> TablePrice | None:
 
 
 def _lowest_tier(price: Any) -> float | None:
-    """Return the price as a number.
+    """Return a price of the table as a number.
 
     If the price has several tiers, this is the price of the lowest tier, which applies to short requests.
     """

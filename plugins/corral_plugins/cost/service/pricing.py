@@ -1,8 +1,8 @@
 """Determines the price of a call.
 
 Calls to free providers cost nothing. For other calls, the sources are, in this order: the cost that the provider
-reported, price overrides, and the built-in table. If `cost.reported_prices` is off, the reported cost is the last
-source.
+reported, price overrides, and the built-in table. If `cost.reported_prices` is off, the reported cost is used only if
+the other sources have no price.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class PriceOverride(NamedTuple):
     call_micro: int
 
     def matches(self, provider: str, model: str) -> bool:
-        """Return whether both patterns match. Ignores case."""
+        """Return whether the patterns of the override match the provider and the model. Case is ignored."""
         return fnmatch.fnmatchcase(provider.lower(), self.provider.lower()) and fnmatch.fnmatchcase(
             model.lower(), self.model.lower()
         )
@@ -59,7 +59,7 @@ class PriceOverride(NamedTuple):
 
         Keys compare the model first, and then the provider. An exact name is more specific than a pattern, and a
         pattern with more literal characters is more specific than one with fewer. Among equally specific overrides, the
-        newest has the largest key.
+        one with the latest `valid_from` has the largest key.
         """
         return (*_specificity(self.model), *_specificity(self.provider), self.valid_from)
 
@@ -83,7 +83,7 @@ def _specificity(pattern: str) -> tuple[bool, int]:
 
 
 class PriceBook:
-    """The price overrides of one revision. Instances are immutable."""
+    """All price overrides at one revision of the table `cost_prices`. Instances are immutable."""
 
     def __init__(self, revision: int, overrides: Sequence[PriceOverride]) -> None:
         self.revision = revision
@@ -101,7 +101,7 @@ class PriceBook:
 class Pricing:
     """Determines the cost of calls.
 
-    Price overrides are cached in memory. Inside a unit of work, the cache is reloaded if the revision row has changed.
+    Price overrides are cached in memory. Inside a unit of work, the cache is reloaded if an override was changed.
     """
 
     def __init__(self, settings: Settings, work: Work) -> None:
@@ -131,7 +131,7 @@ class Pricing:
             self._book = book
 
     async def refresh_overrides(self) -> None:
-        """Load price overrides that another process changed."""
+        """Reload the cached price overrides if another process changed them."""
         self._replace_book(await self._work(self.price_book, read=True))
 
     def quote(
@@ -163,7 +163,7 @@ class Pricing:
 
 
 def increment_revision() -> None:
-    """Cause every process to reload the price overrides. Call this function in the unit of work that changes them."""
+    """Make every process reload the price overrides. Call this function in the unit of work that changes them."""
     PriceRevision.insert(id=REVISION_ID, revision=1).on_conflict(
         conflict_target=[PriceRevision.id], update={PriceRevision.revision: PriceRevision.revision + 1}
     ).execute()

@@ -1,4 +1,4 @@
-"""Cost events reported over HTTP: costs of an attempt outside the gateway, and corrections by admins."""
+"""Cost events reported through the API: costs of an attempt outside the gateway, and corrections by admins."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from corral_plugins.tasks.api import LeaseFacts, Tasks
 
 
 class RecordedCost(msgspec.Struct, frozen=True):
-    """A recorded event.
+    """The result of recording a reported cost. `is_new` is false if an event with the same usage key already existed.
 
     `lease_ended` means that the report arrived after the lease had ended. The event is recorded nevertheless, because
     the money was spent.
@@ -38,8 +38,8 @@ class ReportedCosts:
     def record_report(self, new: NewCostEvent, lease_id: str | None, by: Principal) -> RecordedCost:
         """Record a reported cost event.
 
-        With a lease, the event belongs to the attempt that the lease identifies. Without a lease, only admins may
-        record events.
+        If `lease_id` is given, the event belongs to the attempt that the lease identifies. Otherwise, only admins may
+        record the event.
         """
         if lease_id is None:
             return self._record_as_admin(new, by)
@@ -72,7 +72,7 @@ class ReportedCosts:
             raise Invalid.at("/task_id", "required", "task_id is required together with lease_id.")
         lease = None if self.tasks is None else self.tasks.lease_facts(task_id, lease_id)
         if lease is None:
-            raise Conflict("This task has no such lease.", code="lease_lost")
+            raise Conflict("The task has no lease with this id.", code="lease_lost")
         if by.worker_id != lease.worker_id and by.lease_id != lease.lease_id:
             raise Forbidden("This lease is held by another worker.")
         return lease

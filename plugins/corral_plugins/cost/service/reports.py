@@ -168,7 +168,7 @@ class CostReports:
 
 
 def _total_fields(totals: CostCounters) -> dict[str, Any]:
-    """Return the fields that all response bodies derived from `CostTotals` contain."""
+    """Return the fields of `CostTotals`, which the response bodies of all cost reports contain."""
     return {
         "cost_usd": to_usd(totals.cost_micro),
         "calls": totals.calls,

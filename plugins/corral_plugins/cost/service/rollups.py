@@ -80,7 +80,7 @@ Increments = Mapping[str, int]
 
 
 def quarter_hour_series(agent_id: str = "", provider: str = "") -> str:
-    """Return the name of the quarter-hour series of all events, or of one agent, one provider, or both."""
+    """Return the name of the series of quarter-hour totals for all events, or for one agent, one provider, or both."""
     return f"{QUARTER_HOURLY}{agent_id}:{provider}"
 
 
@@ -133,8 +133,8 @@ def add_event(event: Row) -> None:
 class _PendingIncrement:
     """The increments of one event, added at the end of the unit of work.
 
-    The last instance of a unit writes the increments of all instances. Rolling back a savepoint drops the instances
-    that were created after it.
+    The last instance of a unit of work writes the increments of all instances. Rolling back a savepoint drops the
+    instances that were created after it.
     """
 
     def __init__(self, keys: Iterable[RollupKey], increments: Increments) -> None:
@@ -187,7 +187,11 @@ OUTCOME_EVENTS = ("task.completed", "task.failed", "task.cancelled", "task.retri
 
 
 def add_outcome(event: LoggedEvent) -> None:
-    """Record an event of `OUTCOME_EVENTS`: a completed task, wasted costs, or the name of a deleted agent."""
+    """Process an event of `OUTCOME_EVENTS`.
+
+    Count a completed task, count the costs of a failed, cancelled or retried task as wasted, or store the name of a
+    deleted agent.
+    """
     payload = event.payload()
     if event.type == "agent.deleted":
         row = {"agent_id": payload["agent_id"], "name": payload["name"][:200]}
@@ -209,7 +213,10 @@ def _add_waste(event: LoggedEvent, payload: dict[str, Any]) -> None:
 
 
 def _increment_outcome(event: LoggedEvent, payload: dict[str, Any], increments: Increments, *more: RollupKey) -> None:
-    """Increment the outcome counters immediately, because the next event in the same unit of work reads the result."""
+    """Increment the counters of outcomes: completed tasks and wasted costs.
+
+    The rollups are updated immediately, because the next event in the same unit of work reads them.
+    """
     keys = (RollupKey(AGENT, day_of(event.ts), payload["agent_id"] or ""), RollupKey(TOTAL, ALL_TIME, ""), *more)
     increment_rollups(dict.fromkeys(keys, increments))
 
@@ -283,7 +290,7 @@ def _task_in_periods(p: Parameter) -> peewee.Expression:
 
 
 def _sum_columns(values: Iterable[Any]) -> CostCounters:
-    """Convert a row of `SUM_COLUMNS` to `CostCounters`.
+    """Convert a row with the columns `SUM_COLUMNS` to `CostCounters`.
 
     Sums over no rows are null, and some database engines return decimals.
     """
@@ -293,9 +300,9 @@ def _sum_columns(values: Iterable[Any]) -> CostCounters:
 def totals_by_local_day(
     spans: Iterable[OffsetSpan], *, agent_id: str = "", provider: str = ""
 ) -> dict[int, CostCounters]:
-    """Return the totals by local day number. They cover all events, or only one agent, one provider, or both.
+    """Return the totals of each local day in the spans, keyed by day number.
 
-    Days without rows are absent.
+    The totals cover all events, or only those of one agent, one provider, or both. Days without rows are absent.
     """
     days: dict[int, CostCounters] = {}
     for span in spans:
@@ -333,8 +340,9 @@ def grouped_totals(series: str, first: int = ALL_TIME, last: int = ALL_TIME) -> 
 def costliest_tasks(first: int, last: int, *, limit: int, offset: int) -> tuple[list[tuple[str, CostCounters]], int]:
     """Return a page of the tasks with costs on these days, most expensive first, and the number of all such tasks.
 
-    Reading all counters of all tasks could take too long. The order is therefore determined by cost alone, and the
-    other counters are read only for the tasks of the page.
+    `first` and `last` are the numbers of the first and the last day. Reading all counters of all tasks could take too
+    long. The order is therefore determined by cost alone, and the other counters are read only for the tasks of the
+    page.
     """
     bounds = {"first": first, "end": last + 1}
     task_ids = [key for key, _ in _COSTLIEST_TASKS.rows({**bounds, "limit": limit, "offset": offset})]

@@ -1,4 +1,4 @@
-"""The provider kind `anthropic`, which translates between OpenAI's format and Anthropic's Messages API (docs/adr)."""
+"""The provider kind `anthropic`, which translates between OpenAI's format and Anthropic's Messages API."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def _split_system_messages(
 def _to_turns(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Convert messages to Anthropic's turns by merging consecutive messages of the same role.
 
-    Turns must alternate between user and assistant, and tool results belong to the user.
+    Turns must alternate between user and assistant, and tool results are part of the user's turn.
     """
     turns: list[dict[str, Any]] = []
     for message in messages:
@@ -259,7 +259,10 @@ def _tool_call(block: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class AnthropicStreamReader:
-    """Converts the events of one stream to chunks. `is_complete` is true after the end of the message."""
+    """Converts the events of one Anthropic stream to chunks in OpenAI's format.
+
+    `is_complete` is true after the end of the message.
+    """
 
     def __init__(self, model: str) -> None:
         self._head: dict[str, Any] = {

@@ -148,7 +148,7 @@ class _SharedClient:
         self.users, self.is_retired = 0, False
 
     async def retire(self) -> None:
-        """Close the client when no call uses it: now, or when the last call finishes."""
+        """Close the client as soon as no call uses it: immediately, or when the last call finishes."""
         self.is_retired = True
         if not self.users:
             await self.client.aclose()

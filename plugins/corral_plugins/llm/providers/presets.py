@@ -1,6 +1,6 @@
 """Presets of well-known providers.
 
-They exist without configuration, so that agents can refer to them before an admin configures them.
+A preset exists without configuration, so that agents can refer to the provider before an admin configures it.
 """
 
 from __future__ import annotations

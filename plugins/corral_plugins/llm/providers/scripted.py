@@ -1,9 +1,9 @@
 """The provider kind `scripted`: deterministic responses for tests and demos, without network, API key or cost.
 
 The model `echo` repeats the last user message. The model `words` returns embeddings. Any other model plays a script:
-`{"turns": [...]}`. A turn with `match` is played whenever the last message contains that text. The other turns are
-played in order; the number of assistant messages in the conversation selects the turn, so that a resumed conversation
-continues with the right turn. After the last turn, the last turn is played again.
+`{"turns": [...]}`. If the last message contains the text `match` of a turn, this turn is played. Otherwise, the turns
+without `match` are played in order, and the last of them is repeated. The number of assistant messages in the
+conversation selects the turn, so that a resumed conversation continues with the right turn.
 """
 
 from __future__ import annotations
@@ -146,7 +146,10 @@ class ScriptedProvider:
         }
 
     def _play_turn(self, request: dict[str, Any]) -> tuple[ScriptedTurn, dict[str, Any]]:
-        """Return the turn to play and the whole response. Raises `ProviderError`."""
+        """Return the turn to play and its complete response.
+
+        Raises `ProviderError` if the script demands an error, or if there is no script or turn to play.
+        """
         messages: list[dict[str, Any]] = request["messages"]
         position = sum(1 for message in messages if message["role"] == "assistant")
         turn = self._matching_turn(request, messages, position)
@@ -180,7 +183,10 @@ class ScriptedProvider:
 
 
 def _script_of_request(script: Any) -> ModelScript:
-    """Return the script in a request: a JSON object, or JSON text, because OpenAI's metadata values are strings."""
+    """Return the script in `metadata.script` of a request.
+
+    The script is a JSON object, or JSON in a string, because OpenAI's metadata values are strings.
+    """
     try:
         return msgspec.convert(json.loads(script) if isinstance(script, str) else script, ModelScript)
     except (ValueError, RecursionError) as error:

@@ -93,7 +93,7 @@ def list_models(models: ModelListing) -> ModelList:
 
 @routes.get("/models/{model}", needs=("llm.read", "llm.use"), delegable=True, rest=True)
 def get_model(model: str, models: ModelListing) -> ModelView:
-    """Return the model `provider/model`."""
+    """Return a model by its name, `provider/model`."""
     found = models.get_model(model)
     if found is None:
         raise NotFound("No provider lists this model.")
@@ -126,8 +126,8 @@ def _call_headers(call_id: str, model: str, ignored: list[str]) -> dict[str, str
 async def _stream_response(request: dict[str, Any], llm: Gateway, caller: Principal) -> Stream:
     """Start a streaming response.
 
-    An error before the first chunk becomes an ordinary error response, unless the first chunk takes so long that a
-    comment is sent before it.
+    An error before the first chunk becomes an ordinary error response. If the first chunk takes too long, a comment is
+    sent first, and a later error is reported in the stream.
     """
     call = await llm.begin_stream(request, by=caller)
     chunks = llm.stream_chunks(call)
@@ -148,7 +148,7 @@ async def _stream_response(request: dict[str, Any], llm: Gateway, caller: Princi
 class _ServerSentEvents:
     """The server-sent events of a stream. A comment is sent whenever 15 seconds pass without a chunk.
 
-    An error is sent as one chunk, and `[DONE]` then does not follow. `is_whole` is true after the whole response was
+    An error is sent as the last chunk, without a `[DONE]` after it. `is_whole` is true after the whole response was
     sent.
     """
 
@@ -177,7 +177,7 @@ class _ServerSentEvents:
 
 
 def _problem_of(error: Exception) -> Problem:
-    """Return the problem to send in the stream.
+    """Return the problem that reports this error in the stream.
 
     After the response has begun, an error can be reported only in the stream.
     """

@@ -41,7 +41,7 @@ CHANGES = (
 
 @routes.get("/providers", needs=("llm.read", "llm.use"))
 def list_providers(query: ProviderQuery, providers: ProviderAdmin, caller: Principal) -> Page[ProviderItem]:
-    """List providers by name."""
+    """List providers, sorted by name."""
     return providers.list_providers(query, caller)
 
 
@@ -80,9 +80,10 @@ async def update_provider(
     caller: Principal,
     request: Request,
 ) -> ProviderView:
-    """Change a provider. Absent fields keep their values; providers in `corral.toml` cannot be changed here.
+    """Change a provider. Absent fields keep their values.
 
-    A new `base_url` without a new key requires re-authentication, or an API key with the scope `secrets.reveal`.
+    Providers in `corral.toml` cannot be changed through the API. A new `base_url` without a new key requires
+    re-authentication, or an API key with the scope `secrets.reveal`.
     """
     keys.validate_key(body)
     warnings = await checks.url_warnings(body.base_url)
@@ -93,7 +94,7 @@ async def update_provider(
     "/providers/{name}", needs=MANAGE, raises=("not_found", "in_use", "setting_locked", "precondition_failed")
 )
 def delete_provider(name: str, match: IfMatch, providers: ProviderAdmin) -> None:
-    """Delete a provider that was created over the API. Fails if an agent uses the provider."""
+    """Delete a provider that was created through the API. Fails if an agent uses the provider."""
     providers.delete(name, match)
 
 
@@ -121,7 +122,7 @@ async def refresh_provider(name: str, providers: ProviderAdmin, checks: Provider
 
 @routes.get("/calls", needs=("llm.read", "llm.use"))
 def list_calls(query: LlmCallQuery, caller: Principal) -> Page[LlmCallView]:
-    """List calls, newest first. Admins see all calls; others see the calls of all tasks and their own other calls."""
+    """List calls, newest first. Admins see all calls; other users see the calls of tasks and their own calls."""
     return calls.list_calls(query, caller)
 
 

@@ -1,4 +1,7 @@
-"""Admits calls in their first unit of work: resolves the model, checks caller and length, and queues the call."""
+"""Admits calls: checks the caller, resolves the model, checks the length of the request, and queues the call.
+
+All of this happens in the first unit of work of a call.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,8 @@ class ModelResolver:
     def resolve(self, kind: str, requested: str, agent: AgentFacts | None) -> list[ModelTarget]:
         """Return the targets to try for a model name, in order.
 
-        Raises `Invalid` at `/model` for an unknown model, and `Forbidden` for a model that the agent may not use.
+        Raises `Invalid` with the pointer `/model` for an unknown model, and `Forbidden` for a model that the agent may
+        not use.
         """
         if requested == "agent" and agent is None:
             raise Invalid.at(
@@ -72,7 +76,10 @@ class ModelResolver:
         return f"{provider_name}/{model}" if model else None
 
     def _resolve_for_agent(self, requested: str, agent: AgentFacts, defaults: _DefaultModels) -> list[str]:
-        """Return the requested model, followed by the models after it in the agent's list of model and fallbacks."""
+        """Return the requested model and the fallbacks that follow it in the agent's list of models.
+
+        Raises `Forbidden` if the agent may not use the requested model.
+        """
         allowed = self._models_of(agent, defaults)
         if requested == "agent":
             return allowed
@@ -120,7 +127,10 @@ class ModelResolver:
         return [name]
 
     def _full_name(self, requested: str) -> str:
-        """Return `provider/model` for a bare model name that exactly one provider lists."""
+        """Add the provider to a bare model name, if exactly one provider lists the model.
+
+        Other names are returned unchanged. Raises `Invalid` if several providers list the model.
+        """
         if self._registry.find_target(requested) is not None:
             return requested
         names = self._registry.providers_of(requested)
@@ -148,7 +158,7 @@ MIN_OUTPUT_TOKENS = 64
 
 
 class CallAdmission:
-    """Admits calls. Runs in the caller's unit of work."""
+    """Decides whether a call may be made, and queues it. Runs in the caller's unit of work."""
 
     agents: Agents | None
     switch: KillSwitch | None
@@ -169,7 +179,7 @@ class CallAdmission:
     ) -> CallRecord:
         """Check a call and insert its row with the status `in_flight`.
 
-        Raises the problems that the routes for calls return to the client.
+        If the call is rejected, raise the problem that the client receives.
         """
         if self.switch is not None:
             self.switch.refuse_if_engaged()
@@ -214,7 +224,7 @@ def _not_configured(targets: list[ModelTarget]) -> Unavailable:
     names = list(dict.fromkeys(target.provider.name for target in targets))
     verb = "is" if len(names) == 1 else "are"
     return Unavailable(
-        f"{', '.join(names)} {verb} disabled or not configured; an admin can set this up under /llm/providers.",
+        f"No usable provider: {', '.join(names)} {verb} disabled or not configured. Ask an admin to configure one.",
         retry_after=60,
         provider=names[0],
         kind="not_configured",
@@ -244,7 +254,10 @@ def default_cap(model: ModelInfo | None, input_tokens: int, default: int) -> int
 
 
 def _check_length(request: Mapping[str, Any], model: ModelInfo | None, input_tokens: int) -> None:
-    """Raise `Invalid` at `/messages` if the input and the requested output do not fit into the context window."""
+    """Raise `Invalid` if the input and the requested output do not fit into the context window of the model.
+
+    The error has the pointer `/messages`.
+    """
     cap = requested_cap(request)
     window = model.context_window if model is not None else None
     if cap is not None and window is not None and input_tokens > window - cap:

@@ -63,7 +63,7 @@ class CallOutcome(msgspec.Struct, kw_only=True):
     response: Any = None
 
     def begin_target(self, target: ModelTarget) -> None:
-        """Record that the call will be sent to another target."""
+        """Record that the call is sent to the next target, and forget the usage that the previous target reported."""
         self.target, self.billable, self.reported_usage = target, False, None
 
     def add_chunk(self, chunk: Mapping[str, Any]) -> None:
@@ -78,7 +78,7 @@ class CallOutcome(msgspec.Struct, kw_only=True):
             self.output_bytes += sum(len(text.encode(errors="replace")) for text in texts)
 
     def add_refusal(self, error: ProviderError) -> None:
-        """Record a provider's error.
+        """Record that the provider returned an error.
 
         A rejected request costs nothing, but if the provider had begun to respond, it may charge for the request.
         """
@@ -163,7 +163,7 @@ class CallRecord(msgspec.Struct, kw_only=True):
     started: float
 
     def outcome(self) -> CallOutcome:
-        """Return an outcome with the initial status `cancelled`. It is updated while the call runs."""
+        """Return a new outcome for this call. Its status is `cancelled` until the call completes or fails."""
         return CallOutcome(target=self.targets[0], input_estimate=self.input_tokens)
 
     def ignored_fields(self, target: ModelTarget) -> list[str]:
@@ -272,7 +272,10 @@ def settle_call(call_id: str, outcome: CallOutcome) -> bool:
 
 
 def fail_abandoned(older_than_seconds: float) -> int:
-    """Mark at most 500 calls as failed because the process that made them died. Return their number."""
+    """Mark at most 500 abandoned calls as failed, and return their number.
+
+    A call that has been in flight for longer than `older_than_seconds` is abandoned: the process that made it has died.
+    """
     in_flight, before = LlmCall.status == IN_FLIGHT, clock.now(-older_than_seconds)
     abandoned = LlmCall.select(LlmCall.id).where(in_flight & (LlmCall.created_at < before)).limit(BATCH_ROWS)
     error = {"code": "internal", "detail": "The process that made the call ended before the response arrived."}
@@ -293,7 +296,10 @@ class PayloadStore:
         self._settings = settings
 
     def stores_completed(self) -> bool:
-        """Return whether responses of completed calls are stored. If so, chunks of streams must be assembled."""
+        """Return whether responses of completed calls are stored.
+
+        If so, the chunks of each stream must be assembled into a whole response.
+        """
         return self._settings.get(STORE_PAYLOADS) == "all"
 
     def store_payload(self, call_id: str, request: dict[str, Any], outcome: CallOutcome) -> None:
@@ -323,7 +329,7 @@ class PayloadStore:
 def list_calls(query: LlmCallQuery, by: Principal) -> Page[LlmCallView]:
     """Return a page of calls, newest first.
 
-    Admins see all calls; others see the calls of all tasks and their own other calls.
+    Admins see all calls; other users see the calls of tasks and their own calls.
     """
     calls: Any = LlmCall.select().where(_visible_to(by))
     for field in ("task_id", "agent_id", "provider", "model"):
