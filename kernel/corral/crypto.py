@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 
 from corral.config.model import Config
 from corral.config.reader import readable_by_others
-from corral.errors import Invalid, Refused, Unavailable
+from corral.errors import Invalid, StartupError, Unavailable
 
 KEY_FILE = "master.key"
 _VERSION = b"\x01"
@@ -32,7 +32,7 @@ class SealedWrong(ValueError):
     """Raised when a sealed value was changed or truncated, or was copied from another row or column."""
 
 
-def place(table: str, row: str, version: int, field: str = "value") -> str:
+def associated_data(table: str, row: str, version: int, field: str = "value") -> str:
     """Return the associated data (`aad`) that identifies one column of one row.
 
     A ciphertext is bound to its associated data, so a copy of it in another row or column cannot be decrypted.
@@ -51,7 +51,7 @@ def refuse_mask(value: str | None, pointer: str) -> None:
         raise Invalid.at(pointer, "not_allowed", detail, problem="masked_value_submitted")
 
 
-def encoded_key(name: str, key: bytes) -> dict[str, str]:
+def key_encodings(name: str, key: bytes) -> dict[str, str]:
     """Return the text encodings of a binary key by name. The redactor removes them from texts."""
     return {name: base64.b64encode(key).decode(), f"{name}.hex": key.hex()}
 
@@ -89,7 +89,7 @@ class MasterKey(NamedTuple):
 def parse_master_keys(text: str, source: str) -> list[MasterKey]:
     """Parse master keys of the form `v2:<base64>,v1:<base64>`. The first key is the active key.
 
-    Raises `Refused`, whose text names `source` but never contains a key.
+    Raises `StartupError`, whose text names `source` but never contains a key.
     """
     keys: list[MasterKey] = []
     for number, part in enumerate(text.split(","), 1):
@@ -100,12 +100,12 @@ def parse_master_keys(text: str, source: str) -> list[MasterKey]:
         except (binascii.Error, ValueError):
             secret = b""
         if not label.isalnum() or len(secret) != 32:
-            raise Refused(f"{source}: entry {number} must be <label>:<base64 of 32 bytes>")
+            raise StartupError(f"{source}: entry {number} must be <label>:<base64 of 32 bytes>")
         if len(set(secret)) < 8:  # 1 in 10^44 for a random key
-            raise Refused(f"{source}: entry {number} is a well-known default; use a random key")
+            raise StartupError(f"{source}: entry {number} is a well-known default; use a random key")
         keys.append(MasterKey(label, derive(secret, "key-id")[:_ID].hex(), secret))
     if len({key.label for key in keys}) < len(keys) or len({key.id for key in keys}) < len(keys):
-        raise Refused(f"{source}: two entries have the same label or the same key")
+        raise StartupError(f"{source}: two entries have the same label or the same key")
     return keys
 
 
@@ -119,7 +119,7 @@ class Sealer(Protocol):
     sealed: bool
 
     def encrypt(self, plaintext: bytes, *, aad: str) -> bytes:
-        """Encrypt a value for the row and column that `aad` identifies (see `place`)."""
+        """Encrypt a value for the row and column that `aad` identifies (see `associated_data`)."""
         ...
 
     def decrypt(self, sealed: bytes, *, aad: str) -> bytes:
@@ -144,7 +144,7 @@ class KeyRotation(Protocol):
     sealed: bool
 
     @property
-    def labels(self) -> Mapping[str, str]:
+    def key_labels(self) -> Mapping[str, str]:
         """The labels of the loaded master keys by key id, the active key first."""
         ...
 
@@ -165,8 +165,8 @@ class KeyRotation(Protocol):
 class Keyring:
     """The master keys of this process. The first key encrypts values; every key can decrypt values.
 
-    The keyring is `sealed` if it contains no key, or if `note_stored` finds stored values, but none that a loaded key
-    has sealed. Encryption and decryption then raise `Unavailable` (`vault_sealed`). MACs still work; if no key is
+    The keyring is `sealed` if it contains no key, or if `update_seal_state` finds stored values, but none that a loaded
+    key has sealed. Encryption and decryption then raise `Unavailable` (`vault_sealed`). MACs still work; if no key is
     loaded, they use a random key of this process.
     """
 
@@ -183,7 +183,7 @@ class Keyring:
         """Load the master keys from the configuration, or else from the key file in the data folder.
 
         With `allow_create`, the key file is created if it is missing. Pass `allow_create` only if no sealed value
-        exists: otherwise the new key would hide the fact that the right key is lost. Raises `Refused` if a key is
+        exists: otherwise the new key would hide the fact that the right key is lost. Raises `StartupError` if a key is
         invalid, or if other users can read the key file.
         """
         if config.keys.master_key:
@@ -195,15 +195,17 @@ class Keyring:
             if not path.exists():
                 return cls(source=str(path))
             if readable_by_others(path):
-                raise Refused(f"{path}: other users can read this key; run chmod 600 {path}")
+                raise StartupError(f"{path}: other users can read this key; run chmod 600 {path}")
             text = path.read_text("ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise Refused(f"{path}: the master key cannot be read or created: {error}") from None
+            raise StartupError(f"{path}: the master key cannot be read or created: {error}") from None
         return cls(parse_master_keys(text, str(path)), source=str(path), created=created)
 
-    def credentials(self) -> dict[str, str]:
+    def encoded_keys(self) -> dict[str, str]:
         """Return the text encodings of all keys by name, so that the redactor can remove them from texts."""
-        return {name: text for key in self.keys for name, text in encoded_key(f"keys.{key.label}", key.secret).items()}
+        return {
+            name: text for key in self.keys for name, text in key_encodings(f"keys.{key.label}", key.secret).items()
+        }
 
     @property
     def active(self) -> MasterKey:
@@ -218,11 +220,11 @@ class Keyring:
         return self.active.id
 
     @property
-    def labels(self) -> dict[str, str]:
+    def key_labels(self) -> dict[str, str]:
         """The labels of all keys by key id, the active key first."""
         return {key.id: key.label for key in self.keys}
 
-    def note_stored(self, key_ids: Iterable[str]) -> None:
+    def update_seal_state(self, key_ids: Iterable[str]) -> None:
         """Seal or unseal the keyring according to the key ids of the stored values.
 
         The keyring is sealed if there are stored values but no loaded key sealed any of them. In that case, the loaded
@@ -232,7 +234,7 @@ class Keyring:
         self.sealed = not self.keys or (bool(stored) and stored.isdisjoint(self._by_id))
 
     def encrypt(self, plaintext: bytes, *, aad: str) -> bytes:
-        """Encrypt a value for the row and column that `aad` identifies (see `place`).
+        """Encrypt a value for the row and column that `aad` identifies (see `associated_data`).
 
         The result is 97 bytes longer than the plaintext.
         """
@@ -288,7 +290,7 @@ def key_id(sealed: bytes) -> str:
 
 def _bound(aad: str) -> bytes:
     if not aad:
-        raise ValueError("aad must name the place of the value; use place()")
+        raise ValueError("aad must name the place of the value; use associated_data()")
     return _VERSION + aad.encode()
 
 

@@ -85,7 +85,7 @@ def declare_codes(codes: Mapping[str, tuple[int, str]], *, limiting: bool = Fals
         LIMITING_CODES.update(codes)
 
 
-class Fault(msgspec.Struct, frozen=True, omit_defaults=True):
+class FieldError(msgspec.Struct, frozen=True, omit_defaults=True):
     """An item of `errors[]` in a problem document.
 
     `pointer` is a JSON pointer, `/query/<name>` or `/header/<name>`. `code` is stable, and `detail` describes the
@@ -119,7 +119,7 @@ class Problem(Failure):
         detail: str = "",
         *,
         code: str | None = None,
-        errors: Iterable[Fault] = (),
+        errors: Iterable[FieldError] = (),
         headers: Mapping[str, str] | None = None,
         **members: Any,
     ) -> None:
@@ -202,8 +202,11 @@ class Invalid(Problem):
 
     @classmethod
     def at(cls, pointer: str, code: str, detail: str, *, problem: str | None = None) -> Invalid:
-        """Return a problem with one fault, for example `Invalid.at("/name", "not_unique", "…")`."""
-        return cls(detail, code=problem, errors=(Fault(pointer, code, detail),))
+        """Return a problem with a single fault, at this JSON pointer.
+
+        For example: `Invalid.at("/name", "not_unique", "…")`.
+        """
+        return cls(detail, code=problem, errors=(FieldError(pointer, code, detail),))
 
 
 class _RetryLater(Problem):
@@ -233,7 +236,7 @@ class NestedUnit(RuntimeError):
     """Raised when `work()` is called inside a unit of work."""
 
 
-class Refused(Exception):
+class StartupError(Exception):
     """Raised when the process refuses to start, for example because of its configuration (exit status 3).
 
     `faults` contains one line for the operator per fault.

@@ -17,11 +17,11 @@ from corral.auth.principal import Authenticator
 from corral.database.model import Model
 from corral.events.consumers import Subscriber
 from corral.events.event import Event
-from corral.events.feed import Bus
+from corral.events.live_feed import Bus
 from corral.http.routes import Routes, Socket
 from corral.jobs.job import Job, Schedule
 from corral.jobs.queue import JobQueue
-from corral.plugin import Gate, HealthCheck, Meter, Metric, Provide, Setting
+from corral.plugin import Gate, HealthCheck, Metric, Provide, RateLimiter, Setting
 from corral.storage.blobs import BlobStore
 
 hookspec = pluggy.HookspecMarker("corral")
@@ -103,8 +103,8 @@ def corral_authenticators() -> Iterable[type[Authenticator]]:  # type: ignore[em
 
 
 @hookspec
-def corral_gates() -> Iterable[Gate | Meter]:  # type: ignore[empty-body]
-    """Return gates and meters. A gate checks every request before its route is looked up; a meter counts requests."""
+def corral_gates() -> Iterable[Gate | RateLimiter]:  # type: ignore[empty-body]
+    """Return gates and rate limiters. A gate checks every request before its route is looked up."""
 
 
 @hookspec

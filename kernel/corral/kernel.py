@@ -20,13 +20,13 @@ from corral.config.model import Config
 from corral.crypto import Keyring, KeyRotation, Sealer
 from corral.database.connect import connect
 from corral.database.engine import Database, Work
-from corral.database.sealed import SealedColumns
+from corral.database.sealed_columns import SealedColumns
 from corral.database.unit import Unit
 from corral.egress.client import Egress
-from corral.errors import Refused
+from corral.errors import StartupError
 from corral.events.consumers import Consumer, Subscriber
 from corral.events.event import EventTypes
-from corral.events.feed import Bus, Feed, MemoryBus
+from corral.events.live_feed import Bus, Feed, MemoryBus
 from corral.events.log import write_events
 from corral.http.openapi import ApiDocument
 from corral.jobs.job import write_jobs
@@ -53,7 +53,7 @@ from corral.settings.kernel import JOBS_CONCURRENCY, KERNEL, KERNEL_SETTINGS, jo
 from corral.settings.registry import SettingsRegistry
 from corral.storage.blobs import BlobStore, LocalBlobs
 from corral.supervisor import Supervisor
-from corral.watchdog import LoopWatch
+from corral.watchdog import EventLoopWatchdog
 
 log = logging.getLogger("corral.kernel")
 
@@ -70,8 +70,8 @@ def boot(
     """Create a kernel: load the plugins, apply migrations, and connect the components.
 
     Tests pass `plugins`; otherwise the installed plugins are discovered. With `migrations=None`, the configuration and
-    the database engine decide whether migrations are applied. Raises `Refused` if the installation cannot start (exit
-    status 3), or `Pending` if migrations must be applied first (exit status 4).
+    the database engine decide whether migrations are applied. Raises `StartupError` if the installation cannot start
+    (exit status 3), or `Pending` if migrations must be applied first (exit status 4).
     """
     keyring = Keyring.load(config)
     section = config.database
@@ -94,7 +94,7 @@ def boot(
 def _check_enabled(config: Config, records: list[PluginRecord]) -> None:
     absent = sorted({*config.plugins.enabled} - {record.name for record in records})
     if absent and config.plugins.strict:
-        raise Refused(*[f"{name}: corral.toml enables this plugin, but it is not installed" for name in absent])
+        raise StartupError(*[f"{name}: corral.toml enables this plugin, but it is not installed" for name in absent])
     for name in absent:
         log.warning("corral.toml enables a plugin that is not installed", extra={"plugin": name})
 
@@ -126,14 +126,14 @@ class Kernel:
         self.settings = SettingsRegistry(config.pinned, self._shows_settings, config.variables)
         self.credentials, self.egress, self.metrics = Credentials(), Egress(config), RequestMetrics()
         self.redactor = Redactor()
-        self.redactor.set_values("configuration", {**config.credentials(), **keyring.credentials()})
+        self.redactor.set_values("configuration", {**config.credentials(), **keyring.encoded_keys()})
         self.supervisor, self.lifecycle = Supervisor(), LifecycleCallbacks()
         self.registry = PluginRegistry(plugins, config.plugins, self.redactor, self.metrics)
-        self.threads, self.loop_watch = PluginThreads(database.watchdog), LoopWatch(database.watchdog)
+        self.threads, self.loop_watch = PluginThreads(database.watchdog), EventLoopWatchdog(database.watchdog)
         self.quarantine = PluginQuarantine(self.registry, self.settings)
         self.guards = Guards(self.quarantine)
         self.thread_exceptions = ThreadExceptions(self.quarantine, plugins)
-        self.metrics.plugins = lambda: metrics.lines(plugins, self.guards.all, database.watchdog)
+        self.metrics.plugins = lambda: metrics.plugin_metric_lines(plugins, self.guards.all, database.watchdog)
         self.container = Container()
         self.wiring = PluginWiring(plugins, self.container, self.settings, self.event_types, self.guards)
         self.registry.listeners.append(self.wiring.refresh)
@@ -234,9 +234,9 @@ class Kernel:
                 self.registry.publish(record)
 
     def refuse_without_essentials(self) -> None:
-        """Raise `Refused` if an essential plugin is out of service.
+        """Raise `StartupError` if an essential plugin is out of service.
 
-        In strict mode, also raise `Refused` if any plugin is `failed` or `blocked`.
+        In strict mode, also raise `StartupError` if any plugin is `failed` or `blocked`.
         """
         strict = self.config.plugins.strict
         broken = [
@@ -245,7 +245,7 @@ class Kernel:
             if (record.essential and not record.serves) or (strict and record.state in ("failed", "blocked"))
         ]
         if broken:
-            raise Refused(*broken)
+            raise StartupError(*broken)
 
     async def start(self, *, jobs: bool = True, share: bool = False) -> None:
         """Start the event feed and the plugins on the running event loop.
@@ -256,7 +256,7 @@ class Kernel:
         asyncio.get_running_loop().set_default_executor(self.threads)
         self.loop_watch.start()
         self.thread_exceptions.start()
-        self.database.attach(asyncio.get_running_loop())
+        self.database.set_event_loop(asyncio.get_running_loop())
         self.database.committed = self._committed
         if self.queue is not None and (share or not jobs):
             await self.queue.start()
@@ -295,7 +295,7 @@ class Kernel:
             await runtime.end_tasks()
             self.block_dependants(before)
 
-    async def serving(self, address: str) -> None:
+    async def announce_serving(self, address: str) -> None:
         """Record that the server accepts connections at `address`, and call the plugins' `when_serving` callbacks."""
         self.lifecycle.address = address
         self.egress.deny_own_server(self.config.server.bind, address)
@@ -324,7 +324,7 @@ class Kernel:
         if self.queue is not None:
             await self.queue.stop()
         self.loop_watch.stop()
-        self.database.detach()
+        self.database.close_loop_connection()
         await asyncio.to_thread(self.database.close)
         self.thread_exceptions.stop()
 

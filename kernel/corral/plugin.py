@@ -168,7 +168,7 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
     def load(cls, config_path: Path | None = None) -> Self:
         """Load the configuration as `corral serve` does, for commands that run without a kernel.
 
-        Raises `Refused` if the configuration is invalid.
+        Raises `StartupError` if the configuration is invalid.
         """
         from corral.config.reader import load as load_config
 
@@ -193,7 +193,7 @@ OpenSession = Callable[[Path | None, str], AbstractContextManager[CommandSession
 """The type of the object in the click context of every command (`@click.pass_obj`).
 
 Use it as `with open_session(path, label) as session`. It opens a kernel on the installation's own database, even while
-the server is running. It raises `Refused`, which commands must not catch.
+the server is running. It raises `StartupError`, which commands must not catch.
 """
 
 
@@ -262,7 +262,7 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
 SECRET_CHANGE = (None, "changed")
 
 
-def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def changes_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return the `changes` of an audit entry: the fields of `after` whose values differ from those in `before`."""
     return {name: (before.get(name), value) for name, value in after.items() if before.get(name) != value}
 
@@ -346,7 +346,7 @@ class Quota(NamedTuple):
 
 
 @runtime_checkable
-class Meter(Protocol):
+class RateLimiter(Protocol):
     """Counts requests and enforces rate limits by raising `TooMany`.
 
     The methods are called on the event loop, so they must not perform I/O.

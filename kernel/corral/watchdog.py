@@ -175,7 +175,7 @@ def _raise_in(thread: threading.Thread) -> None:
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(ThreadAbandoned))
 
 
-class LoopWatch:
+class EventLoopWatchdog:
     """Interrupts calls of plugins that block the event loop. The event loop must run in the main thread.
 
     A signal interrupts the main thread even while it sleeps. Its handler raises `CallAbandoned` only if the thread is

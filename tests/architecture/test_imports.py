@@ -18,7 +18,7 @@ from corral.testing.source_rules import (
     CORE_PACKAGE,
     Package,
     foreign_plugin_imports,
-    is_private,
+    is_private_kernel_module,
     private_kernel_imports,
 )
 from corral.testing.source_rules import is_under as _under
@@ -169,7 +169,7 @@ def test_the_marketplace_imports_no_plugin_and_of_the_kernel_what_is_public() ->
         f"{place} imports {name}"
         for module in MARKETPLACE
         for name, place in module.imported()
-        if is_private(name) or (name.startswith("corral_") and not _under(name, "corral_marketplace"))
+        if is_private_kernel_module(name) or (name.startswith("corral_") and not _under(name, "corral_marketplace"))
     ] == []
 
 

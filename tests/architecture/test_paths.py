@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from importlib import resources
 
-from corral.testing import generator_command, paths
+from corral.testing import generator_command, path_table
 
 
 def test_the_table_of_paths_is_up_to_date() -> None:
-    """After a change of routes: `python -m corral.testing.paths --write`."""
-    assert generator_command.outdated(paths.files()) == []
+    """After a change of routes: `python -m corral.testing.path_table --write`."""
+    assert generator_command.outdated(path_table.generated_files()) == []
 
 
 def test_the_table_names_the_built_in_plugins_that_can_be_missing() -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from corral.plugin import Setting
-from corral.testing import generator_command, reference
+from corral.testing import generator_command, reference_pages
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_settings_and_events_are_as_declared() -> None:
-    """After a change of either: `python -m corral.testing.reference --write`."""
-    pages = reference.files(ROOT / reference.FOLDER)
+    """After a change of either: `python -m corral.testing.reference_pages --write`."""
+    pages = reference_pages.generated_files(ROOT / reference_pages.FOLDER)
     assert (
         generator_command.outdated({path: text for path, text in pages.items() if path.stem in ("settings", "events")})
         == []
@@ -20,7 +20,7 @@ def test_settings_and_events_are_as_declared() -> None:
 
 
 def test_a_setting_is_told_with_type_bounds_and_default() -> None:
-    page = reference.settings_reference(
+    page = reference_pages.settings_reference(
         [
             Setting(name="a.choice", kind=str, default="x", title="A | B", choices=("x", "y")),
             Setting(name="a.key", kind=str | None, default=None, title="Key", secret=True, restart_required=True),

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from corral.testing import generator_command, reference
+from corral.testing import generator_command, reference_pages
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_generated_pages_are_up_to_date() -> None:
-    """After a change of what they show: `python -m corral.testing.reference --write`."""
-    assert generator_command.outdated(reference.files(ROOT / reference.FOLDER)) == []
+    """After a change of what they show: `python -m corral.testing.reference_pages --write`."""
+    assert generator_command.outdated(reference_pages.generated_files(ROOT / reference_pages.FOLDER)) == []
 
 
 def test_plugins_import_only_what_the_page_lists() -> None:
-    listed = (ROOT / reference.FOLDER / "api.md").read_text("utf-8")
-    for module, names in reference.plugin_imports(ROOT).items():
+    listed = (ROOT / reference_pages.FOLDER / "api.md").read_text("utf-8")
+    for module, names in reference_pages.kernel_names_used_by_plugins(ROOT).items():
         _, heading, section = listed.partition(f"\n## {module}\n")
         assert heading, f"{module} is not part of the API for plugins"
         section = section.partition("\n## ")[0]

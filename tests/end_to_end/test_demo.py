@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from corral.testing.installed import PluginFolder
+from corral.testing.plugin_folder import PluginFolder
 from corral_plugins.tasks.demo.model import estimate_tokens
 
 STEPS = ("server", "admin", "model", "worker", "agent", "task", "claim", "result")

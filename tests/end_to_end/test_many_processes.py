@@ -21,7 +21,7 @@ from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 
 from corral import clock
-from corral.testing.engines import PostgresServer, ValkeyServer
+from corral.testing.database_servers import PostgresServer, ValkeyServer
 from corral.testing.server import JobsProcess, ServerProcess
 
 Process = ServerProcess | JobsProcess | WorkerProcess

@@ -25,7 +25,7 @@ from tests.generated.resources import RESOURCES, Names, of
 from tests.generated.world import World
 
 from corral.testing.kit import PASSWORD, Answer, Client
-from corral.testing.outside import Names as Resolver
+from corral.testing.stub_servers import FakeResolver
 
 CHECKS = [
     checks.status_code_conformance,
@@ -63,7 +63,7 @@ class Fuzz:
     async def prepare(self) -> None:
         """Objects of every kind, and who asks for them."""
         world = self.world
-        world.kit.kernel.egress.resolve = Resolver({})
+        world.kit.kernel.egress.resolve = FakeResolver({})
         for kind in RESOURCES:
             self.pool[kind.path] = [await kind.make(world, owner) for owner in (world.owner, world.admin)]
         claim = await world.lease(world.owner, "fuzzed")

@@ -12,7 +12,7 @@ import pytest
 
 from corral.config.model import MASK, SECTIONS, TABLE, Config, Pinned
 from corral.config.reader import ensure_data_dir, load, sample
-from corral.errors import Refused
+from corral.errors import StartupError
 
 NO_FILE = Path(os.devnull)
 STRONG = "kV9#qX2$wL7!zR4%tN6^bM1&yH8*dF3("
@@ -30,7 +30,7 @@ def from_file(text: str, environ: dict[str, str] | None = None, **overrides: Any
 
 
 def faults(text: str = "", environ: dict[str, str] | None = None, **overrides: Any) -> list[str]:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(StartupError) as caught:
         from_file(text, environ, **overrides)
     return list(caught.value.faults)
 
@@ -174,7 +174,7 @@ def test_a_section_that_is_no_table_and_broken_toml() -> None:
     assert "server must be a table" in faults("server = 3")[0]
     assert "line 2" in faults("[server]\nbind = \n")[0]
     Path("corral.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(Refused, match=r"corral\.toml"):
+    with pytest.raises(StartupError, match=r"corral\.toml"):
         load({})
 
 
@@ -194,7 +194,7 @@ def test_urls_of_databases(url: str, valid: bool) -> None:
     if valid:
         assert load({"CORRAL_DATABASE_URL": url}).database.url == url
         return
-    with pytest.raises(Refused, match="@ is written %40") as refused:
+    with pytest.raises(StartupError, match="@ is written %40") as refused:
         load({"CORRAL_DATABASE_URL": url})
     assert "ss" not in str(refused.value).replace("password", "")
 
@@ -220,7 +220,7 @@ def test_which_file_is_read(tmp_path: Path) -> None:
     assert load({"CORRAL_CONFIG": str(other)}, path=Path("corral.toml")).log_format == "console"
     assert load({}, path=NO_FILE).log_format == "json"
     assert "does not exist" in load({"CORRAL_CONFIG": "absent.toml"}).warnings[0]
-    with pytest.raises(Refused, match="does not exist"):
+    with pytest.raises(StartupError, match="does not exist"):
         load({}, path=Path("absent.toml"))
 
 
@@ -260,18 +260,18 @@ def test_variables_from_files(tmp_path: Path) -> None:
     assert config.keys.jwt_secret == config.metrics_token == STRONG
     assert config.sources["keys.jwt_secret"] == "CORRAL_JWT_SECRET_FILE"
     for name in ("MASTER_KEY", "DATABASE_URL", "BOOTSTRAP_ADMIN_PASSWORD"):
-        with pytest.raises(Refused, match=f"CORRAL_{name}_FILE: .*absent"):
+        with pytest.raises(StartupError, match=f"CORRAL_{name}_FILE: .*absent"):
             load({f"CORRAL_{name}_FILE": "absent"})
-    with pytest.raises(Refused, match="unset one of them"):
+    with pytest.raises(StartupError, match="unset one of them"):
         load({"CORRAL_JWT_SECRET_FILE": str(secret), "CORRAL_JWT_SECRET": STRONG})
     secret.chmod(0o644)
-    with pytest.raises(Refused, match="other users can read this key"):
+    with pytest.raises(StartupError, match="other users can read this key"):
         load({"CORRAL_JWT_SECRET_FILE": str(secret)})
-    with pytest.raises(Refused, match="other users can read this key"):
+    with pytest.raises(StartupError, match="other users can read this key"):
         from_file(f'[keys]\nmaster_key = "file:{secret}"')
     assert load({"CORRAL_METRICS_TOKEN_FILE": str(secret), "CORRAL_CONFIG": os.devnull}).metrics_token == STRONG
     secret.write_text("\n")
-    with pytest.raises(Refused, match="is empty"):
+    with pytest.raises(StartupError, match="is empty"):
         load({"CORRAL_METRICS_TOKEN_FILE": str(secret), "CORRAL_CONFIG": os.devnull})
 
 
@@ -335,7 +335,7 @@ def test_plugin_tables_and_settings_among_the_overrides() -> None:
     assert config.plugins.tables == {"echo": {"a": 1}}
     assert config.pinned == {"tasks.lease_seconds": Pinned(10, "command line")}
     assert config.data_dir == Path("d").absolute()
-    with pytest.raises(Refused, match=r"command line: unknown key server\.bnd"):
+    with pytest.raises(StartupError, match=r"command line: unknown key server\.bnd"):
         load({}, path=NO_FILE, overrides={"server.bnd": 1})
 
 
@@ -406,12 +406,12 @@ def test_ensure_data_dir(tmp_path: Path) -> None:
     key = config.data_dir / "master.key"
     key.write_text("k")
     key.chmod(0o644)
-    with pytest.raises(Refused, match="other users can read this key"):
+    with pytest.raises(StartupError, match="other users can read this key"):
         ensure_data_dir(config)
     key.chmod(0o640)
     ensure_data_dir(config)
     file = tmp_path / "file"
     file.touch()
     for bad in (file, file / "below"):
-        with pytest.raises(Refused, match="cannot be created"):
+        with pytest.raises(StartupError, match="cannot be created"):
             ensure_data_dir(load({}, path=NO_FILE, overrides={"data_dir": bad}))

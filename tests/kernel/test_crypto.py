@@ -24,15 +24,15 @@ from corral.crypto import (
     KEY_FILE,
     Keyring,
     SealedWrong,
+    associated_data,
     derive,
     key_id,
     parse_master_keys,
-    place,
 )
-from corral.errors import Refused, Unavailable
+from corral.errors import StartupError, Unavailable
 
 K1, K2, K3 = (base64.b64encode(bytes(range(n, n + 32))).decode() for n in (1, 2, 3))
-AAD = place("secrets", "01900000-0000-7000-8000-000000000001", 1)
+AAD = associated_data("secrets", "01900000-0000-7000-8000-000000000001", 1)
 
 
 def ring(text: str = f"v1:{K1}") -> Keyring:
@@ -79,7 +79,12 @@ def test_every_changed_byte_is_noticed() -> None:
 def test_a_value_does_not_open_in_another_place() -> None:
     keyring = ring()
     sealed = keyring.encrypt(b"value", aad=AAD)
-    for other in (place("secrets", "other", 1), AAD.replace("|1|", "|2|"), AAD + "x", AAD.replace("secrets", "users")):
+    for other in (
+        associated_data("secrets", "other", 1),
+        AAD.replace("|1|", "|2|"),
+        AAD + "x",
+        AAD.replace("secrets", "users"),
+    ):
         with pytest.raises(SealedWrong):
             keyring.decrypt(sealed, aad=other)
     with pytest.raises(ValueError, match="aad"):
@@ -136,7 +141,7 @@ def test_renaming_a_label_loses_nothing() -> None:
     ],
 )
 def test_bad_master_keys_are_refused_without_being_shown(text: str, told: str) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(StartupError) as caught:
         parse_master_keys(text, "CORRAL_MASTER_KEY")
     (fault,) = caught.value.faults
     assert fault.startswith("CORRAL_MASTER_KEY: ")
@@ -156,7 +161,7 @@ def test_the_configured_key_comes_before_the_file(tmp_path: Path) -> None:
     keyring = Keyring.load(config, allow_create=True)
     assert (keyring.active.label, keyring.source, keyring.created) == ("v2", "CORRAL_MASTER_KEY", False)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(Refused, match="CORRAL_MASTER_KEY: entry 1"):
+    with pytest.raises(StartupError, match="CORRAL_MASTER_KEY: entry 1"):
         Keyring.load(config_in(tmp_path, CORRAL_MASTER_KEY="v1:nonsense"))
 
 
@@ -200,13 +205,13 @@ def test_no_key_is_made_over_old_rows_and_the_vault_is_sealed(tmp_path: Path) ->
 
 def test_a_wrong_key_is_noticed_by_the_stored_rows() -> None:
     keyring, right = ring(f"v1:{K1}"), ring(f"v1:{K2}")
-    keyring.note_stored([])
+    keyring.update_seal_state([])
     assert not keyring.sealed
-    keyring.note_stored([right.active.id])
+    keyring.update_seal_state([right.active.id])
     assert keyring.sealed
     with pytest.raises(Unavailable):
         keyring.encrypt(b"x", aad=AAD)
-    keyring.note_stored([right.active.id, keyring.keys[0].id])
+    keyring.update_seal_state([right.active.id, keyring.keys[0].id])
     assert not keyring.sealed
 
 
@@ -215,7 +220,7 @@ def test_an_exposed_key_file_stops_the_start(tmp_path: Path, mode: int) -> None:
     config = config_in(tmp_path)
     Keyring.load(config, allow_create=True)
     (tmp_path / KEY_FILE).chmod(mode)
-    with pytest.raises(Refused, match="chmod 600"):
+    with pytest.raises(StartupError, match="chmod 600"):
         Keyring.load(config)
 
 
@@ -223,13 +228,13 @@ def test_a_damaged_key_file_or_folder_stops_the_start_and_is_left_alone(tmp_path
     path = tmp_path / KEY_FILE
     path.write_bytes(b"\xff\xfe")
     path.chmod(0o600)
-    with pytest.raises(Refused, match="cannot be read"):
+    with pytest.raises(StartupError, match="cannot be read"):
         Keyring.load(config_in(tmp_path), allow_create=True)
     path.write_bytes(b"")
-    with pytest.raises(Refused, match="entry 1"):
+    with pytest.raises(StartupError, match="entry 1"):
         Keyring.load(config_in(tmp_path), allow_create=True)
     assert path.read_bytes() == b""
-    with pytest.raises(Refused, match="cannot be read or created"):
+    with pytest.raises(StartupError, match="cannot be read or created"):
         Keyring.load(config_in(tmp_path / "absent"), allow_create=True)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from corral.plugins.discovery import Found, discover
-from corral.testing.installed import PluginFolder
 from corral.testing.kit import Kit, make_kernel
+from corral.testing.plugin_folder import PluginFolder
 from corral_plugins.tasks.plugin import TasksPlugin
 
 SQUAT = '''
@@ -160,12 +160,12 @@ async def test_another_plugin_may_serve_the_paths_of_a_disabled_builtin(
 PROBE = """
 import sys
 from corral.config.model import Config, Plugins
-from corral.asgi.unavailable import built_in_paths
+from corral.asgi.unavailable import built_in_operations
 from corral.plugins.discovery import discover
 from corral.plugins.loading import load
 found = [item for item in discover(Config()) if item.name == "tasks"]
 loaded = load(found, Config(plugins=Plugins(disabled=("tasks",))))
-assert "GET /tasks" in built_in_paths(loaded)["tasks"]
+assert "GET /tasks" in built_in_operations(loaded)["tasks"]
 assert not [name for name in sys.modules if name.startswith("corral_plugins.")]
 """
 

@@ -15,14 +15,14 @@ import psycopg
 import pytest
 import valkey
 
-from corral.testing import engine
-from corral.testing.engine import EngineError, engines_folder, reap
-from corral.testing.engines import PostgresServer, ValkeyServer
+from corral.testing import database_server
+from corral.testing.database_server import DatabaseServerError, database_servers_folder, reap
+from corral.testing.database_servers import PostgresServer, ValkeyServer
 
 OWNER = """
 import sys, time
-from corral.testing import engines
-server = getattr(engines, sys.argv[1])().start()
+from corral.testing import database_servers
+server = getattr(database_servers, sys.argv[1])().start()
 print(server.folder, server.pid, flush=True)
 time.sleep(60)
 """
@@ -83,10 +83,10 @@ def test_postgres_killed_and_restarted_keeps_what_was_committed() -> None:
 
 @pytest.mark.postgres
 def test_a_server_that_cannot_start_raises_with_its_log() -> None:
-    left = set(engines_folder().iterdir())
-    with pytest.raises(EngineError, match="no_such_setting"):
+    left = set(database_servers_folder().iterdir())
+    with pytest.raises(DatabaseServerError, match="no_such_setting"):
         PostgresServer(settings={"no_such_setting": "1"}).start()
-    assert {path for path in engines_folder().iterdir() if path.name.startswith("postgres-")} <= left
+    assert {path for path in database_servers_folder().iterdir() if path.name.startswith("postgres-")} <= left
 
 
 @pytest.mark.redis
@@ -112,9 +112,9 @@ def test_valkey_killed_and_restarted_keeps_what_it_promised(persist: bool, kept:
 
 def test_nothing_is_known_of_a_server_before_it_starts() -> None:
     server = ValkeyServer()
-    with pytest.raises(EngineError):
+    with pytest.raises(DatabaseServerError):
         _ = server.folder
-    with pytest.raises(EngineError):
+    with pytest.raises(DatabaseServerError):
         _ = server.pid
     server.stop()
 
@@ -171,11 +171,11 @@ def test_servers_that_need_not_last_live_in_memory_where_there_is_room(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     tmp_path.chmod(0o755)
-    monkeypatch.setattr(engine, "_MEMORY", tmp_path)
-    monkeypatch.setattr(engine, "_open_to_all", lambda folder: True)
-    monkeypatch.setattr(engine, "_SOCKET_LIMIT", 200)
-    monkeypatch.setattr(engine, "_ROOM", 1)
-    assert engines_folder(in_memory=True).parent == tmp_path
-    assert engines_folder().parent != tmp_path
-    monkeypatch.setattr(engine, "_ROOM", 2**62)
-    assert engines_folder(in_memory=True) == engines_folder()
+    monkeypatch.setattr(database_server, "_MEMORY", tmp_path)
+    monkeypatch.setattr(database_server, "_open_to_all", lambda folder: True)
+    monkeypatch.setattr(database_server, "_SOCKET_LIMIT", 200)
+    monkeypatch.setattr(database_server, "_ROOM", 1)
+    assert database_servers_folder(in_memory=True).parent == tmp_path
+    assert database_servers_folder().parent != tmp_path
+    monkeypatch.setattr(database_server, "_ROOM", 2**62)
+    assert database_servers_folder(in_memory=True) == database_servers_folder()

@@ -21,10 +21,10 @@ from corral.auth.principal import PUBLIC, SIGNED_IN, Principal
 from corral.cli.commands import group
 from corral.database.model import Model
 from corral.database.unit import current
-from corral.errors import Forbidden, Refused, Unauthorized
+from corral.errors import Forbidden, StartupError, Unauthorized
 from corral.events.consumers import Subscriber
 from corral.events.event import Event, emit
-from corral.events.feed import Bus
+from corral.events.live_feed import Bus
 from corral.events.log import LoggedEvent
 from corral.http.routes import Routes, Socket, SocketConnection
 from corral.jobs.job import Job, Schedule, enqueue
@@ -343,7 +343,7 @@ async def test_corral_blob_store(tmp_path: Path) -> None:
         store: Any = kit.kernel.container.get(BlobStore)
         assert (asked, store.folder) == (["s3://bucket"], tmp_path / "bucket")
     refuses = plugin("bucket", corral_blob_store=lambda self, url: None)
-    with pytest.raises(Refused, match=r"\[storage\] url: no active plugin serves s3://"):
+    with pytest.raises(StartupError, match=r"\[storage\] url: no active plugin serves s3://"):
         async with make_kernel(tmp_path, plugins=[refuses], config=config):
             pass
     async with make_kernel(tmp_path, plugins=[]) as kit:

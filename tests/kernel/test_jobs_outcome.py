@@ -11,7 +11,7 @@ from tests.kernel.isolation.misbehaving import plugin, until
 
 from corral import clock
 from corral.jobs.job import Job, JobRow, Schedule, ScheduleRow, enqueue
-from corral.testing.engines import PostgresServer
+from corral.testing.database_servers import PostgresServer
 from corral.testing.kit import Kit, make_kernel
 
 MakeKit = Callable[..., Awaitable[Kit]]

@@ -9,7 +9,7 @@ import pytest
 
 from corral import clock
 from corral.database.leases import acquire_lease, lease_holder, release_lease
-from corral.errors import Refused
+from corral.errors import StartupError
 from corral.testing.kit import Kit, make_kernel
 from corral_core.health.service.single_machine_lock import LEASE, SingleMachineLock
 
@@ -17,11 +17,11 @@ from corral_core.health.service.single_machine_lock import LEASE, SingleMachineL
 async def test_a_second_machine_is_refused_with_the_name_of_the_first(tmp_path: Path) -> None:
     async with make_kernel(tmp_path, plugins=[]) as kit:
         work = kit.kernel.database.work
-        with pytest.raises(Refused, match=r"the machine .+ already serves this database file"):
+        with pytest.raises(StartupError, match=r"the machine .+ already serves this database file"):
             await SingleMachineLock(work, "elsewhere 0000-1111").acquire()
         clock.travel(31)
         await SingleMachineLock(work, "elsewhere 0000-1111").acquire()
-        with pytest.raises(Refused, match="health: Refused: the machine elsewhere already serves"):
+        with pytest.raises(StartupError, match="health: StartupError: the machine elsewhere already serves"):
             async with make_kernel(tmp_path, plugins=[]):
                 pass
 

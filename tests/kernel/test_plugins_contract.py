@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from corral.database.unit import current
-from corral.errors import Refused
+from corral.errors import StartupError
 from corral.events.consumers import ConsumerRow
 from corral.jobs.job import enqueue
 from corral.plugin import Contributions
 from corral.plugins.migrations import Pending
-from corral.testing.installed import PluginFolder
 from corral.testing.kit import Kit, make_kernel
+from corral.testing.plugin_folder import PluginFolder
 from corral_core.accounts.plugin import AccountsPlugin
 
 MakeKit = Callable[..., Awaitable[Kit]]
@@ -292,7 +292,7 @@ async def test_a_circle_of_requires_fails_its_members_and_blocks_who_needs_them(
 
 async def test_strict_stops_at_the_first_failure(folder: PluginFolder, tmp_path: Path) -> None:
     folder.add("faulty", BROKEN["import"][0])
-    with pytest.raises(Refused, match="faulty: ModuleNotFoundError"):
+    with pytest.raises(StartupError, match="faulty: ModuleNotFoundError"):
         async with make_kernel(tmp_path, **options(folder, "faulty", **{"plugins.strict": True})):
             pass
 
@@ -304,7 +304,7 @@ async def test_one_that_is_enabled_and_not_installed_is_told_of(
         assert (await kit.client.get("/health", root=True)).status == 200
     told = [each for each in caplog.records if "not installed" in each.message]
     assert [vars(each)["plugin"] for each in told] == ["not_there"]
-    with pytest.raises(Refused, match="not_there: corral"):
+    with pytest.raises(StartupError, match="not_there: corral"):
         async with make_kernel(tmp_path, plugins=["not_there"], config={"plugins.strict": True}):
             pass
 
@@ -314,7 +314,7 @@ async def test_without_core_nothing_is_served(tmp_path: Path, monkeypatch: pytes
         raise RuntimeError("no keys")
 
     monkeypatch.setattr(AccountsPlugin, "start", fail)
-    with pytest.raises(Refused, match="accounts: RuntimeError: no keys"):
+    with pytest.raises(StartupError, match="accounts: RuntimeError: no keys"):
         async with make_kernel(tmp_path, plugins=[]):
             pass
 

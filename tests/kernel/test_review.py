@@ -7,7 +7,7 @@ from datetime import datetime, timedelta, timezone
 
 from corral import clock
 from corral.http.idempotency import IdempotencyRow
-from corral.testing.kit import PASSWORD, Kit, drain
+from corral.testing.kit import PASSWORD, Kit, run_due_jobs
 
 
 async def test_a_stored_refresh_is_for_its_cookie_alone(make_kit: Callable[..., Awaitable[Kit]]) -> None:
@@ -71,7 +71,7 @@ async def test_a_job_whose_process_dies_each_time_ends(kit: Kit) -> None:
     row = {"id": "01890a5d-ac96-774b-bcce-b302099a8057", "name": "test.deadly", "state": "running", "attempts": 2}
     work = kit.kernel.database.work
     await work(lambda: JobRow.insert(**row, run_at=clock.now(-1), created_at=clock.now()).execute())
-    assert await drain(runner) == 0
+    assert await run_due_jobs(runner) == 0
     found = await work(lambda: JobRow.get_by_id(row["id"]), read=True)
     assert (found.state, ran) == ("failed", [])
     assert "each of 2 attempts" in (found.error or "")

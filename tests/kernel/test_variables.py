@@ -93,7 +93,7 @@ def test_a_variable_pins_the_setting_that_declares_it() -> None:
     for variable, value, name in PINNING_ROWS:
         assert (str(shown[name].value), shown[name].pinned_by) == (value, variable)
     assert {setting.env for setting in _declared() if setting.env} == set(environ)
-    assert registry.unknown_names() == [
+    assert registry.unknown_name_warnings() == [
         "CORRAL_TASK_MAX_ATTEMPT: unknown variable; did you mean CORRAL_TASK_MAX_ATTEMPTS?"
     ]
 

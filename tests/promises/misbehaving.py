@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from corral.testing.installed import PluginFolder
+from corral.testing.plugin_folder import PluginFolder
 
 HEAD = '''
 """A plugin of a test."""

@@ -15,7 +15,7 @@ import httpx2
 import pytest
 import redis
 
-from corral.testing.engines import ValkeyServer
+from corral.testing.database_servers import ValkeyServer
 from corral.testing.server import JobsProcess, ServerProcess
 from corral_core.redis.service.bus import CHANNEL
 

@@ -25,9 +25,9 @@ from typing import Any
 from corral import clock
 from corral.config.model import Config
 from corral.config.reader import ensure_data_dir, load
-from corral.crypto import Keyring, place
+from corral.crypto import Keyring, associated_data
 from corral.database.connect import connect
-from corral.database.sealed import SealedColumns
+from corral.database.sealed_columns import SealedColumns
 from corral.errors import Unavailable
 from corral.ids import new_id
 from corral.kernel import Kernel, boot
@@ -117,7 +117,7 @@ def store(kernel: Kernel, count: int) -> None:
                     "updated_at": now,
                 }
             )
-            sealed = keyring.encrypt(value(n).encode(), aad=place("secrets_versions", id, 1)).hex()
+            sealed = keyring.encrypt(value(n).encode(), aad=associated_data("secrets_versions", id, 1)).hex()
             versions.append({"id": new_id(), "secret_id": id, "n": 1, "sealed": sealed, "created_at": now})
         return secrets, versions
 

@@ -16,7 +16,7 @@ from corral.config.reader import load
 from corral.egress.client import Egress
 from corral.egress.guard import EgressBlocked, Policy
 from corral.errors import Invalid
-from corral.testing.outside import PUBLIC, Names, Receiver, answer
+from corral.testing.stub_servers import PUBLIC, FakeResolver, StubServer, http_response_bytes
 from corral_core.health.service.egress_audit import SINKS
 
 # `loopback`, `internal` and `names` are hosts, `shapes` and `confusing` have the place of one that listens.
@@ -53,17 +53,17 @@ def connections() -> list[Any]:
 
 
 @pytest.fixture
-async def canary() -> AsyncIterator[Receiver]:
-    async with Receiver() as receiver:
+async def canary() -> AsyncIterator[StubServer]:
+    async with StubServer() as receiver:
         yield receiver
 
 
 def make_egress(names: Any = None, allow: str = "") -> Egress:
     config = load({"CORRAL_EGRESS_ALLOW": allow}, path=Path(os.devnull))
-    return Egress(config, resolve=Names({**NAMES, "example.com": [[PUBLIC]], **(names or {})}))
+    return Egress(config, resolve=FakeResolver({**NAMES, "example.com": [[PUBLIC]], **(names or {})}))
 
 
-async def test_s3_hostile_addresses_through_every_sink(canary: Receiver, connections: list[Any]) -> None:
+async def test_s3_hostile_addresses_through_every_sink(canary: StubServer, connections: list[Any]) -> None:
     urls = corpus(canary.port)
     assert len({*urls}) >= 200
     egress, reached = make_egress(), []
@@ -80,7 +80,7 @@ async def test_s3_hostile_addresses_through_every_sink(canary: Receiver, connect
     assert connections == []
 
 
-async def test_s3_hostile_addresses_are_refused_when_they_are_saved(canary: Receiver, connections: list[Any]) -> None:
+async def test_s3_hostile_addresses_are_refused_when_they_are_saved(canary: StubServer, connections: list[Any]) -> None:
     egress, saved = make_egress(), []
     codes: set[tuple[str, str]] = set()
     for url in corpus(canary.port):
@@ -95,16 +95,16 @@ async def test_s3_hostile_addresses_are_refused_when_they_are_saved(canary: Rece
     assert connections == []
 
 
-async def test_s3_the_internal_profile_is_no_way_to_this_machine(canary: Receiver, connections: list[Any]) -> None:
+async def test_s3_the_internal_profile_is_no_way_to_this_machine(canary: StubServer, connections: list[Any]) -> None:
     egress = make_egress()
     for host in LOOPBACK:
         assert not (await egress.judge(f"http://{host}:{canary.port}/", profile="internal")).allowed, host
     assert connections == []
 
 
-async def test_s3_a_redirecting_server(canary: Receiver) -> None:
+async def test_s3_a_redirecting_server(canary: StubServer) -> None:
     for status in (301, 302, 303, 307, 308):
-        async with Receiver(answer(status, location=canary.url)) as receiver:
+        async with StubServer(http_response_bytes(status, location=canary.url)) as receiver:
             egress = make_egress(allow=f"127.0.0.1:{receiver.port}")
             async with egress.client("webhook") as client:
                 assert (await client.get(receiver.url)).status_code == status
@@ -113,7 +113,7 @@ async def test_s3_a_redirecting_server(canary: Receiver) -> None:
     assert canary.connections == 0
 
 
-async def test_s3_a_rebinding_name(canary: Receiver, connections: list[Any]) -> None:
+async def test_s3_a_rebinding_name(canary: StubServer, connections: list[Any]) -> None:
     for first in ([PUBLIC], [PUBLIC, "2606:4700::1111"]):
         names = {"rebind.example": [first, ["127.0.0.1"], ["::ffff:127.0.0.1"], [PUBLIC, "127.0.0.1"]]}
         egress = make_egress(names)
@@ -127,9 +127,9 @@ async def test_s3_a_rebinding_name(canary: Receiver, connections: list[Any]) -> 
     assert connections == []
 
 
-async def test_s3_the_address_that_was_judged_is_the_one_connected_to(canary: Receiver) -> None:
+async def test_s3_the_address_that_was_judged_is_the_one_connected_to(canary: StubServer) -> None:
     """The name answers well once and badly from then on: the connection asks nobody a second time."""
-    async with Receiver() as good:
+    async with StubServer() as good:
         names = {"once.example": [["127.0.0.1"], ["127.0.0.2"]]}
         egress = make_egress(names, allow=f"127.0.0.1:{good.port}")
         async with egress.client("webhook") as client:

@@ -19,7 +19,7 @@ import pytest
 from tests.promises import misbehaving
 
 from corral import clock
-from corral.testing.installed import PluginFolder
+from corral.testing.plugin_folder import PluginFolder
 from corral.testing.server import ServerProcess
 
 pytestmark = pytest.mark.one_engine

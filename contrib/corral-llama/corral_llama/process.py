@@ -182,7 +182,7 @@ class ModelProcesses:
     async def _drop_process(self) -> None:
         child, self._child = self._child, None
         if child is not None:
-            self._egress.forget_child(*child.address)
+            self._egress.unregister_child(*child.address)
             await child.stop()
             await child.client.aclose()
 

@@ -26,7 +26,7 @@ from corral.asgi.pipeline import Pipeline
 from corral.asgi.request import IncomingRequest
 from corral.asgi.response import problem_response
 from corral.asgi.router import RouteConflict, Router
-from corral.asgi.sockets import SocketEndpoint, socket_connections
+from corral.asgi.sockets import SocketEndpoint, websocket_handler
 from corral.asgi.unavailable import UnavailableEndpoint, unavailable_operations
 from corral.auth.permissions import Permissions
 from corral.config.model import Server
@@ -42,7 +42,7 @@ CODES = {400: "malformed_request", 408: "request_timeout", 413: "payload_too_lar
 class Application:
     """Contains the ASGI application (`app`, a Quart application) and the request pipeline (`pipeline`) of a kernel.
 
-    The constructor raises `Refused` if the routes of an essential plugin cannot be added.
+    The constructor raises `StartupError` if the routes of an essential plugin cannot be added.
     """
 
     def __init__(self, kernel: Kernel) -> None:
@@ -53,15 +53,15 @@ class Application:
         kernel.registry.listeners.append(self._plugin_changed)
         before = kernel.active
         for loaded in sorted(before, key=lambda item: not item.found.built_in):  # built-in plugins keep their paths
-            loaded.attempt(self._add_routes, loaded)
+            loaded.run_boot_step(self._add_routes, loaded)
         kernel.block_dependants(before)
         kernel.refuse_without_essentials()
         self._add_unavailable()
-        kernel.container.get(ApiDocument).describe(endpoint.route for endpoint in self.endpoints)
+        kernel.container.get(ApiDocument).set_routes(endpoint.route for endpoint in self.endpoints)
         self.pipeline = Pipeline(kernel, self._router, self.endpoints)
         self.app = quart_application(self.pipeline, self.endpoints, kernel.config.server)
         sockets = {prefix + path: each for path, each in self.sockets.items() for prefix in ("", API_PREFIX)}
-        connection: Any = socket_connections(self.pipeline, sockets)
+        connection: Any = websocket_handler(self.pipeline, sockets)
         self.app.asgi_websocket_class = connection
 
     def _add_routes(self, loaded: PluginRecord) -> None:
@@ -113,7 +113,7 @@ class Application:
             endpoint.rebind()
 
 
-class LazyMap(QuartMap):
+class LazyUrlMap(QuartMap):
     """A URL map that compiles the rules of declared routes only when Quart first looks up a rule.
 
     Quart never looks up a rule while the router serves all requests, and the compilation takes 0.1 s.
@@ -133,8 +133,8 @@ class LazyMap(QuartMap):
 class QuartApp(Quart):
     """A Quart application whose URL map contains the declared routes, so that `url_for` and blueprints work."""
 
-    url_map_class = LazyMap
-    url_map: LazyMap
+    url_map_class = LazyUrlMap
+    url_map: LazyUrlMap
 
 
 def quart_application(pipeline: Pipeline, endpoints: Iterable[Endpoint], server: Server) -> Quart:

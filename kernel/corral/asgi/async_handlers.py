@@ -11,9 +11,9 @@ import functools
 from corral.asgi.endpoint import Endpoint
 from corral.asgi.request import IncomingRequest, run_until_client_leaves
 from corral.asgi.response import render
-from corral.asgi.streams import record_stream
+from corral.asgi.streams import capture_stream
 from corral.database.engine import Database
-from corral.database.unit import Entry
+from corral.database.unit import UnitContext
 from corral.errors import Unavailable
 from corral.http.answers import Response
 from corral.http.idempotency import RENEW_SECONDS, Idempotency, IdempotencyKey
@@ -30,20 +30,20 @@ class AsyncHandlers:
         self._database, self._idempotency = database, idempotency
 
     async def run(self, request: IncomingRequest, endpoint: Endpoint) -> Response:
-        """Return the handler's response, or the response that is already stored under the request's idempotency key."""
+        """Run the handler and return its response, or return the response stored under the idempotency key."""
         key = request.idempotency_key
         if key is None:
             return await _handle(request, endpoint)
-        entry = request.entry(request.principal)
+        entry = request.unit_context(request.principal)
         stored = await self._database.work(lambda: self._idempotency.claim_key(key), entry=entry)
         return stored or await self._handle_keyed(request, endpoint, key, entry)
 
     async def _handle_keyed(
-        self, request: IncomingRequest, endpoint: Endpoint, key: IdempotencyKey, entry: Entry
+        self, request: IncomingRequest, endpoint: Endpoint, key: IdempotencyKey, entry: UnitContext
     ) -> Response:
         renewing = asyncio.ensure_future(self._renew(key, entry))
 
-        async def finish(response: Response | None, body: bytes | None) -> None:
+        async def store_or_release_key(response: Response | None, body: bytes | None) -> None:
             """Store the response under the idempotency key, or release the key if the response is incomplete."""
             renewing.cancel()
             if response is None or body is None or not response.is_whole():
@@ -56,15 +56,15 @@ class AsyncHandlers:
         try:
             response = await _handle(request, endpoint)
             if response.chunks is None:
-                await finish(response, response.body)
+                await store_or_release_key(response, response.body)
             else:
-                response.chunks = record_stream(response.chunks, functools.partial(finish, response))
+                response.chunks = capture_stream(response.chunks, functools.partial(store_or_release_key, response))
         except BaseException:
-            await finish(None, None)
+            await store_or_release_key(None, None)
             raise
         return response
 
-    async def _renew(self, key: IdempotencyKey, entry: Entry) -> None:
+    async def _renew(self, key: IdempotencyKey, entry: UnitContext) -> None:
         while True:
             await asyncio.sleep(RENEW_SECONDS)
             await self._database.work(lambda: self._idempotency.renew_key(key), entry=entry)

@@ -16,13 +16,13 @@ import msgspec
 from corral.asgi.request import IncomingRequest
 from corral.auth.permissions import Permissions
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
-from corral.errors import Fault, Forbidden, Invalid, Malformed, Problem
+from corral.errors import FieldError, Forbidden, Invalid, Malformed, Problem
 from corral.http.routes import Route
 from corral.http.signature import read_signature, union_parts
 from corral.plugins.container import Container
 from corral.plugins.record import PluginRecord
 from corral.redact.redactor import Redactor, made_by
-from corral.schema.shapes import convert
+from corral.schema.conversion import convert
 from corral.schema.strict_json import parse_json
 
 PEOPLE = ("user", "api_key")
@@ -45,7 +45,7 @@ class Endpoint:
         self.label = route.label
         self.is_async = route.is_async
         self.is_read = route.method == "GET"
-        self.versioned = self.signature.versioned
+        self.returns_version = self.signature.returns_version
         self.public = PUBLIC in route.needs
         self.privileged = container.get(Permissions).are_privileged(route.needs)
         self.client_rate = route.rate is not None and route.rate.per == "client"
@@ -62,7 +62,7 @@ class Endpoint:
 
     def rebind(self) -> None:
         """Look up the handler's services again, because services of other plugins can appear and disappear."""
-        self.services = self._container.services(self.signature.services, self._record, self.label)
+        self.services = self._container.resolve_services(self.signature.services, self._record, self.label)
 
     def refusal(self, principal: Principal) -> Forbidden | None:
         """Return the reason why the principal may not call this route, or None if the principal may call it.
@@ -115,7 +115,7 @@ class Endpoint:
             raise Malformed(f"The query string is not UTF-8 or has more than {MAX_PARAMETERS} parameters.") from None
         if self.signature.query is None:
             if given:
-                faults = [Fault(f"/query/{name}", "unknown_field", "Unknown parameter.") for name in given]
+                faults = [FieldError(f"/query/{name}", "unknown_field", "Unknown parameter.") for name in given]
                 raise Invalid(f"This operation takes no query parameters; found {len(faults)}.", errors=faults)
             return None
         for name, values in given.items():
@@ -166,7 +166,7 @@ class Endpoint:
             value = self._redactor.redact_json(value, patterns=by_machine)
         return convert(kind, value)
 
-    def measure(self, seconds: float) -> None:
+    def record_read_time(self, seconds: float) -> None:
         """Record the duration of a read, and decide whether the endpoint's next read runs in a thread (docs/adr/0004).
 
         Reads move to the event loop after enough short reads in a thread, and back to a thread after a long read.

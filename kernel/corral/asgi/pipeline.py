@@ -31,15 +31,15 @@ from corral.auth.credentials import (
 )
 from corral.auth.principal import Principal
 from corral.clock import time_s
-from corral.database.engine import SlowRead
-from corral.database.unit import Entry
+from corral.database.engine import InlineReadTimeout
+from corral.database.unit import UnitContext
 from corral.errors import Forbidden, Malformed, NotFound, Problem, Unauthorized, Unavailable
 from corral.http.answers import IfMatch, Response, Wait
 from corral.http.client_address import ClientAddress, Hosts
 from corral.http.idempotency import Idempotency, IdempotencyKey
 from corral.kernel import Kernel
 from corral.metrics.requests import BODY_CODES
-from corral.plugin import Gate, Meter
+from corral.plugin import Gate, RateLimiter
 
 log = logging.getLogger("corral.http")
 
@@ -66,7 +66,7 @@ class Pipeline:
         self.open_to_any_host = frozenset([*exempt, *(f"{path}/" for path in exempt)])
         contributed = [gate for loaded in kernel.active for gate in loaded.contributed.gates]
         self.gates = tuple(gate for gate in contributed if isinstance(gate, Gate))
-        self.meters = tuple(gate for gate in contributed if isinstance(gate, Meter))
+        self.rate_limiters = tuple(gate for gate in contributed if isinstance(gate, RateLimiter))
         self.connections = LongLivedConnections(self.gates)
         self.sender = ResponseSender(kernel, self.connections)
         self.access_log, self.audit = AccessLog(kernel), RequestAudit(kernel)
@@ -106,8 +106,8 @@ class Pipeline:
             code, response = "internal", self._internal_error(error, request)
         finally:
             self.metrics.in_flight -= 1
-            for meter, principal in request.metered:
-                meter.leave(principal)
+            for limiter, principal in request.metered:
+                limiter.leave(principal)
         if self.draining and request.scope["http_version"] < "2":  # the next request goes to another process
             response.headers["Connection"] = "close"
         endpoint, status = request.endpoint, response.status
@@ -184,9 +184,9 @@ class Pipeline:
     def count_arrival(self, request: IncomingRequest, endpoint: Endpoint | None, *, anonymous: bool) -> None:
         """Count a request or WebSocket handshake against the rate limits of its client. Raises `TooMany`."""
         route = None if endpoint is None else endpoint.route
-        for meter in self.meters:
-            if (quota := meter.arrive(request.client_ip, route, anonymous=anonymous)) is not None:
-                request.count_against(quota)
+        for limiter in self.rate_limiters:
+            if (quota := limiter.arrive(request.client_ip, route, anonymous=anonymous)) is not None:
+                request.keep_strictest_quota(quota)
 
     # -- principal, rate limits, permission
 
@@ -198,10 +198,10 @@ class Pipeline:
         """
         is_new = request.principal is None
         principal = await self._authenticate(request, endpoint)
-        for meter in self.meters if is_new else ():
-            if (quota := meter.enter(principal, endpoint.route, request.client_ip)) is not None:
-                request.count_against(quota)
-            request.metered.append((meter, principal))
+        for limiter in self.rate_limiters if is_new else ():
+            if (quota := limiter.enter(principal, endpoint.route, request.client_ip)) is not None:
+                request.keep_strictest_quota(quota)
+            request.metered.append((limiter, principal))
         if endpoint.route.delegable:
             principal = await self._delegate(request, principal)
         refusal = endpoint.refusal(principal)
@@ -245,7 +245,7 @@ class Pipeline:
             detail = "The request has no credential; send the header Authorization: Bearer <token>."
             raise Unauthorized(detail, headers={"WWW-Authenticate": "Bearer"})
         known = self.credentials.cached(given, REMEMBER_SECONDS) if endpoint.route.remembered else None
-        entry = Entry("authentication" if request.principal is None else RECHECK_LABEL)
+        entry = UnitContext("authentication" if request.principal is None else RECHECK_LABEL)
         try:
             async with asyncio.timeout(None if known is None else AUTHENTICATION_SECONDS):
                 principal = await self.database.read(lambda: self.credentials.authenticate(credential), entry)
@@ -265,7 +265,7 @@ class Pipeline:
         named = {header: value for header, value in headers if value is not None}
         if not named:
             return principal
-        return await self.database.read(lambda: self.credentials.act_as(principal, named), Entry("delegation"))
+        return await self.database.read(lambda: self.credentials.act_as(principal, named), UnitContext("delegation"))
 
     # -- body, query
 
@@ -308,7 +308,7 @@ class Pipeline:
         unit = functools.partial(endpoint.handler, **request.arguments)
         if request.idempotency_key is not None:
             unit = functools.partial(self._run_keyed, request, endpoint, request.idempotency_key)
-        entry = request.entry(request.principal)
+        entry = request.unit_context(request.principal)
         if not endpoint.is_read:
             return await self.database.work(unit, entry=entry)
         began = time.perf_counter()
@@ -316,11 +316,11 @@ class Pipeline:
             if endpoint.inline and self.database.inline_reads:
                 try:
                     return self.database.read_now(unit, entry)
-                except SlowRead:
+                except InlineReadTimeout:
                     endpoint.inline = False
             return await self.database.work(unit, entry=entry, read=True)
         finally:
-            endpoint.measure(time.perf_counter() - began)
+            endpoint.record_read_time(time.perf_counter() - began)
 
     def _run_keyed(self, request: IncomingRequest, endpoint: Endpoint, key: IdempotencyKey) -> Response | Wait:
         stored = self.idempotency.claim_key(key)
@@ -343,7 +343,7 @@ class Pipeline:
         leaving = asyncio.ensure_future(request.disconnected())
         try:
             while True:
-                with self.feed.waiting(wait.topics) as notified:
+                with self.feed.subscribe(wait.topics) as notified:
                     value = await self._run_unit(request, endpoint)  # from here on no notification can be missed
                     if not isinstance(value, Wait):
                         return value

@@ -8,11 +8,11 @@ import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from corral.database.unit import ANONYMOUS, Entry
+from corral.database.unit import ANONYMOUS, UnitContext
 from corral.errors import Malformed, Problem, TooLarge
 from corral.http.answers import Request
 from corral.ids import new_id
-from corral.plugin import Meter, Quota
+from corral.plugin import Quota, RateLimiter
 
 if TYPE_CHECKING:
     from corral.asgi.endpoint import Endpoint
@@ -52,7 +52,7 @@ class IncomingRequest(Request):
         self.quota: Quota | None = None  # the tightest rate limit that this request counts against
         self.arguments: dict[str, Any] = {}  # the handler's arguments, set by the input stage
         self.idempotency_key: IdempotencyKey | None = None
-        self.metered: list[tuple[Meter, Principal]] = []  # meters to notify when the request ends
+        self.metered: list[tuple[RateLimiter, Principal]] = []  # to be notified when the request ends
         self.has_credential = b"authorization" in self.headers or b"x-api-key" in self.headers  # valid or not
         given = self.headers.get(b"x-request-id", b"")
         self.request_id = given.decode() if _REQUEST_ID.fullmatch(given) else new_id()
@@ -65,13 +65,13 @@ class IncomingRequest(Request):
         value = self.headers.get(name.encode())
         return None if value is None else value.decode("latin1")
 
-    def entry(self, caller: Principal | None = None) -> Entry:
+    def unit_context(self, caller: Principal | None = None) -> UnitContext:
         actor = ANONYMOUS if caller is None else caller.actor
         agent = self.headers.get(b"user-agent")
         user_agent = None if agent is None else agent.decode("latin1")
-        return Entry(self.label, actor, (), self.request_id, self.client_ip, user_agent)
+        return UnitContext(self.label, actor, (), self.request_id, self.client_ip, user_agent)
 
-    def count_against(self, quota: Quota) -> None:
+    def keep_strictest_quota(self, quota: Quota) -> None:
         """Note that the request counts against this rate limit.
 
         If several limits apply, only the one with the fewest remaining requests is kept for the `RateLimit-*` headers.

@@ -73,6 +73,6 @@ class RequestAudit:
             code=code,
         )
         try:
-            await self._database.work(lambda: audit.record(row), entry=request.entry(request.principal))
+            await self._database.work(lambda: audit.record(row), entry=request.unit_context(request.principal))
         except Problem:
             log.warning("request not audited", extra={"route": endpoint.label, "code": code})

@@ -11,7 +11,7 @@ from corral.asgi.streams import LongLivedConnections, send_stream
 from corral.errors import Problem
 from corral.http.answers import Answer, Encoded, Response, Stream, Text
 from corral.kernel import Kernel
-from corral.schema.shapes import encode
+from corral.schema.conversion import encode
 from corral.settings.kernel import CORS_ORIGINS
 
 Send = Callable[[Any], Awaitable[None]]
@@ -56,7 +56,7 @@ def render(value: Any, endpoint: Endpoint, request: IncomingRequest) -> Response
         return Response(status, b"", dict(value.headers), value.media_type, value.chunks, value.is_whole)
     if value is None and status == 204:
         return Response(status, headers=headers)
-    if endpoint.versioned:
+    if endpoint.returns_version:
         tag = headers.setdefault("ETag", f'"{value.version}"')
         known = request.headers.get(b"if-none-match")
         if known is not None and endpoint.is_read and not endpoint.route.live and tag.encode() in known:

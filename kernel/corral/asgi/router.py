@@ -14,7 +14,7 @@ Match = tuple[dict[str, Any], dict[str, str]]
 """The result of a search: the endpoints of a path by method, and the values of the path parameters by name."""
 
 
-class Routed(Protocol):
+class RouteTarget(Protocol):
     """An object that the router returns: an endpoint, or a placeholder for an endpoint of an unavailable plugin."""
 
     route: Route
@@ -51,12 +51,12 @@ class Router:
         self._root = _Node()
         self._fixed: dict[str, _Node] = {}  # by path: nodes whose path has no parameter and that have a child
 
-    def add(self, endpoints: Iterable[Routed]) -> None:
+    def add(self, endpoints: Iterable[RouteTarget]) -> None:
         """Add all endpoints, each at every path of its route, or none of them.
 
         Raises `RouteConflict` if an operation is already declared.
         """
-        added: dict[tuple[_Node, str], Routed] = {}
+        added: dict[tuple[_Node, str], RouteTarget] = {}
         conflicts = []
         for endpoint in endpoints:
             for path in endpoint.route.paths:

@@ -1,4 +1,4 @@
-"""WebSockets on raw ASGI messages.
+"""WebSocket connections on raw ASGI messages: the handshake and the frames.
 
 A connection runs in the task of its endpoint and needs no further task, queue or context.
 """
@@ -77,7 +77,7 @@ class Connection:
             raise ConnectionError("the socket is closed")
         await self._send({"type": "websocket.send", "text": text})
 
-    async def drain(self, seconds: float) -> None:
+    async def discard_messages(self, seconds: float) -> None:
         """Read and discard messages for up to `seconds`, or until the client disconnects.
 
         Unread data would reset the connection, and the client would lose the close code.
@@ -97,7 +97,7 @@ class Connection:
         _keep(asyncio.get_running_loop().create_task(self.close(REFUSED, problem.code)))
 
 
-def socket_connections(pipeline: Pipeline, endpoints: Mapping[str, SocketEndpoint]) -> Callable[[Any, Any], Any]:
+def websocket_handler(pipeline: Pipeline, endpoints: Mapping[str, SocketEndpoint]) -> Callable[[Any, Any], Any]:
     """Return the function that Quart calls with the scope of each handshake. `endpoints` maps paths to endpoints."""
 
     async def handle(scope: Any, receive: Any, send: Any) -> None:
@@ -146,9 +146,9 @@ async def _serve(endpoint: SocketEndpoint, connection: Connection, record_error:
         log.exception("socket endpoint failed", extra={"plugin": plugin, "request_id": request.request_id})
         record_error(plugin, f"WS {request.path}", error, request.request_id)
         await connection.close(1011)
-    await connection.drain(LINGER_SECONDS)
+    await connection.discard_messages(LINGER_SECONDS)
     # Returning closes the connection. The background task lets a client that reads late still receive the close frame.
-    _keep(asyncio.get_running_loop().create_task(connection.drain(DRAIN_SECONDS)))
+    _keep(asyncio.get_running_loop().create_task(connection.discard_messages(DRAIN_SECONDS)))
 
 
 def _keep(task: asyncio.Task[None]) -> None:

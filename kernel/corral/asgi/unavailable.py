@@ -43,13 +43,13 @@ def unavailable_operations(plugins: Iterable[PluginRecord]) -> Iterator[tuple[Pl
     An operation has the form `GET /agents`, or `WS /ws` for a WebSocket.
     """
     down = [loaded for loaded in plugins if loaded.found.built_in and not loaded.active]
-    known = built_in_paths(down)
+    known = built_in_operations(down)
     for loaded in down:
         for operation in known.get(loaded.name, ()):
             yield loaded, operation
 
 
-def built_in_paths(plugins: Iterable[PluginRecord]) -> dict[str, list[str]]:
+def built_in_operations(plugins: Iterable[PluginRecord]) -> dict[str, list[str]]:
     """Return the operations of built-in plugins as `{plugin: ["GET /agents", …]}`.
 
     The operations are read from `paths.json` in the packages of the plugins; no plugin is imported.

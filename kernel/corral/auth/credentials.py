@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from corral.auth.principal import Authenticator, Delegation, Principal, Rereading
+from corral.auth.principal import Authenticator, Delegation, Principal, RecheckingAuthenticator
 from corral.errors import Malformed, Unauthorized, Unavailable
 
 KEEP_SECONDS = 1.0
@@ -45,14 +45,14 @@ class Credentials:
 
     def __init__(self) -> None:
         self._authenticators: Sequence[Authenticator] = ()
-        self._rereading: Sequence[Rereading] = ()
+        self._rereading: Sequence[RecheckingAuthenticator] = ()
         self._delegations: dict[str, Delegation] = {}
         self._cache: dict[CredentialHeaders, tuple[Principal, float]] = {}
 
     def set_authenticators(self, authenticators: Sequence[Authenticator]) -> None:
         """Set the authenticators. Their order does not matter, because each accepts a different credential format."""
         self._authenticators = tuple(authenticators)
-        self._rereading = tuple(each for each in authenticators if isinstance(each, Rereading))
+        self._rereading = tuple(each for each in authenticators if isinstance(each, RecheckingAuthenticator))
         self._delegations = {each.delegation_header: each for each in authenticators if isinstance(each, Delegation)}
 
     @property

@@ -119,7 +119,7 @@ class Authenticator(Protocol):
 
 
 @runtime_checkable
-class Rereading(Protocol):
+class RecheckingAuthenticator(Protocol):
     """An authenticator that can also re-check a caller when the original credential is no longer available."""
 
     def reread(self, caller: Principal) -> Principal | None:

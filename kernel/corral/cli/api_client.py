@@ -99,7 +99,7 @@ class ApiClient:
             raise ApiClientError(detail) from None
 
 
-class GrowingText:
+class TextDeltaTracker:
     """Finds the new part of a growing text, such as a model's reply, when the server sends only the end of the text."""
 
     def __init__(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from corral.config.model import Config
-from corral.errors import Refused
+from corral.errors import StartupError
 
 DRAIN_SECONDS = 25
 HEADER_LIMIT = 16 * 1024  # maximum size of a request head in bytes
@@ -20,7 +20,7 @@ PING_SECONDS = 20.0
 def chosen_server(config: Config) -> Literal["hypercorn", "uvicorn"]:
     """Return the server that `[server] server` selects.
 
-    `auto` selects uvicorn if the extra `fast` is installed, otherwise Hypercorn. Raises `Refused` if uvicorn is
+    `auto` selects uvicorn if the extra `fast` is installed, otherwise Hypercorn. Raises `StartupError` if uvicorn is
     configured but not installed.
     """
     if config.server.server == "hypercorn":
@@ -30,7 +30,7 @@ def chosen_server(config: Config) -> Literal["hypercorn", "uvicorn"]:
         return "uvicorn"
     if config.server.server == "auto":
         return "hypercorn"
-    raise Refused(
+    raise StartupError(
         f"server.server is uvicorn, which needs {' and '.join(missing)}: run pip install 'corral[fast]', or set "
         "server.server to auto"
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from corral.cli import logs, output
+from corral.cli import logging_setup, output
 from corral.cli.output import config_option, json_option
 from corral.config.reader import load as load_config
 
@@ -22,18 +22,18 @@ from corral.config.reader import load as load_config
 @click.option("--all", "show_all", is_flag=True, help="list all rules, not only the broken ones")
 @config_option
 @json_option
-def command(name: str, postgres_url: str | None, show_all: bool, config_path: Path | None, as_json: bool) -> None:
+def check_command(name: str, postgres_url: str | None, show_all: bool, config_path: Path | None, as_json: bool) -> None:
     """Check the installed plugin NAME against the plugin contract.
 
     The plugin runs in a temporary installation and does not have to be enabled. The exit status is 1 if the plugin
     breaks a rule.
     """
-    from corral.cli.plugin_set import find_plugin
+    from corral.cli.enabled_plugins import find_plugin
     from corral.plugins.discovery import discover
     from corral.plugins.record import PluginRecord
 
     config = load_config(path=config_path)
-    logs.configure("critical", "console")
+    logging_setup.configure("critical", "console")
     found = find_plugin([PluginRecord(found=item) for item in discover(config)], name).found
     try:
         kind = found.load()

@@ -17,13 +17,13 @@ import click
 from corral.cli import COMMANDS
 from corral.config.model import Config
 from corral.config.reader import load as load_config
-from corral.errors import Problem, Refused
+from corral.errors import Problem, StartupError
 from corral.plugin import Installation
 from corral.plugins import discovery
 from corral.plugins.discovery import Found
 
 if TYPE_CHECKING:
-    from corral.cli.sessions import Session
+    from corral.cli.command_sessions import Session
 
 T = TypeVar("T")
 
@@ -39,8 +39,7 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in COMMANDS:
-            command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
-            return command
+            return import_command(cmd_name)
         found = _plugin_commands().get(cmd_name)
         if found is None:
             load_config()  # raises if a fault in the configuration hides the command
@@ -66,15 +65,22 @@ class LazyGroup(click.Group):
             formatter.write_dl(rows)
 
 
+def import_command(name: str) -> click.Command:
+    """Return a built-in command: the function `<module>_command` of its module."""
+    module = importlib.import_module(COMMANDS[name][0])
+    command: click.Command = getattr(module, f"{module.__name__.rpartition('.')[2]}_command")
+    return command
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="corral", message="corral %(version)s")
 @click.pass_context
 def group(context: click.Context) -> None:
     """Corral is a self-hosted control plane for AI agents."""
-    context.obj = CommandLine()
+    context.obj = CommandContext()
 
 
-class CommandLine:
+class CommandContext:
     """The object that plugins' commands receive through the click context.
 
     Commands call it to open a session (it implements `corral.plugin.OpenSession`), and use its methods to read the
@@ -83,16 +89,16 @@ class CommandLine:
 
     def __call__(self, config_path: Path | None, label: str) -> AbstractContextManager[Session]:
         """Open a session with a kernel on the installation's own database. `label` names the command."""
-        from corral.cli.sessions import open_session
+        from corral.cli.command_sessions import open_session
 
         return open_session(config_path, label)
 
-    def installation(self) -> Installation:
+    def read_installation(self) -> Installation:
         """Return the part of the current folder's configuration that plugins may read."""
         config = _readable_config()
         return Installation(data_dir=config.data_dir, local_model=config.local_model, plugin_dir=config.plugins.dir)
 
-    def ask_plugins(self, hook: str, what: str, *arguments: Any) -> Iterator[tuple[str, list[Any]]]:
+    def call_plugin_hooks(self, hook: str, what: str, *arguments: Any) -> Iterator[tuple[str, list[Any]]]:
         """Call a hook of each plugin that implements it, and yield `(plugin, result)`. See `contributed`."""
         return contributed(_readable_config(), hook, what, lambda function: list(function(*arguments)))
 
@@ -100,7 +106,7 @@ class CommandLine:
 def _readable_config() -> Config:
     try:
         return load_config()
-    except Refused:
+    except StartupError:
         return Config()
 
 
@@ -131,7 +137,7 @@ def _explained(error: Exception) -> tuple[int, list[str]]:
     from corral.database.migrations import MigrationFailed, SchemaTooNew
     from corral.plugins.migrations import Pending
 
-    if isinstance(error, Refused):
+    if isinstance(error, StartupError):
         return REFUSED, [f"corral: {fault}" for fault in error.faults]
     if isinstance(error, (Pending, SchemaTooNew)):
         return PENDING, [f"corral: {error}"]
@@ -154,11 +160,13 @@ def _plugin_commands() -> dict[str, click.Command]:
     built-in plugins are returned; when called, they report what is wrong with the configuration.
     """
     from corral.hookspecs import corral_commands
-    from corral.plugins.hooks import answers
+    from corral.plugins.hooks import flatten_hook_results
 
     config = _readable_config()
     commands: dict[str, click.Command] = {}
-    for _, found in contributed(config, "corral_commands", "commands", lambda hook: answers(corral_commands, [hook()])):
+    for _, found in contributed(
+        config, "corral_commands", "commands", lambda hook: flatten_hook_results(corral_commands, [hook()])
+    ):
         for command in found:
             if command.name is not None:
                 commands.setdefault(command.name, command)

@@ -17,15 +17,15 @@ from corral.config.reader import sample
 
 
 @click.group("config")
-def command() -> None:
+def config_command() -> None:
     """Show, check or write the configuration."""
 
 
-@command.command("show")
+@config_command.command("show")
 @click.argument("prefix", required=False, default="")
 @config_option
 @json_option
-def show(prefix: str, config_path: Path | None, as_json: bool) -> None:
+def show_config(prefix: str, config_path: Path | None, as_json: bool) -> None:
     """Show the effective value of every key and its source. Secrets are masked.
 
     PREFIX limits the output to one section or key, such as server or database.url.
@@ -43,7 +43,7 @@ def show(prefix: str, config_path: Path | None, as_json: bool) -> None:
     output.print_table(rows, ("key", "value", "source"), as_json=as_json)  # about: only in JSON, and in `config init`
 
 
-@command.command("check")
+@config_command.command("check")
 @config_option
 @json_option
 def check(config_path: Path | None, as_json: bool) -> None:
@@ -52,13 +52,13 @@ def check(config_path: Path | None, as_json: bool) -> None:
     The command changes nothing. The exit status is 3 if the server would not start, and 1 if it would start without one
     of its plugins.
     """
-    from corral.cli.sessions import temporary_kernel
+    from corral.cli.command_sessions import temporary_kernel
 
     config = load_config(path=config_path)
     rows: list[dict[str, Any]] = [{"status": "warning", "detail": warning} for warning in config.warnings]
     with temporary_kernel(config) as kernel:
         kernel.refuse_without_essentials()
-        rows += [{"status": "warning", "detail": warning} for warning in kernel.settings.unknown_names()]
+        rows += [{"status": "warning", "detail": warning} for warning in kernel.settings.unknown_name_warnings()]
         for item in kernel.plugins:
             if item.state in ("failed", "blocked"):
                 rows.append({"status": "failed", "detail": f"plugin {item.name} is {item.state}: {item.reason}"})
@@ -80,7 +80,7 @@ def check(config_path: Path | None, as_json: bool) -> None:
         sys.exit(REFUSED if config.plugins.strict else FAILED)
 
 
-@command.command("init")
+@config_command.command("init")
 @click.argument("path", required=False, type=click.Path(dir_okay=False, path_type=Path))
 @json_option
 def init(path: Path | None, as_json: bool) -> None:

@@ -24,13 +24,13 @@ from urllib.parse import urlsplit
 import click
 
 from corral import clock
-from corral.cli import logs, output
+from corral.cli import logging_setup, output
 from corral.cli.output import config_option, json_option
 from corral.config.model import Config
 from corral.config.reader import load as load_config
 from corral.config.reader import readable_by_others
 from corral.crypto import KEY_FILE, Keyring
-from corral.errors import Refused
+from corral.errors import StartupError
 from corral.plugins.discovery import discover
 
 if TYPE_CHECKING:
@@ -41,16 +41,16 @@ if TYPE_CHECKING:
 @click.command("doctor")
 @config_option
 @json_option
-def command(config_path: Path | None, as_json: bool) -> None:
+def doctor_command(config_path: Path | None, as_json: bool) -> None:
     """Check the installation and print one line per check, with a remedy for each problem.
 
     The checks cover the configuration, data folder, keys, disk, database, Redis, storage, mail, clock and plugins. The
     command changes nothing. The exit status is 1 if a check reports the status down.
     """
-    logs.configure("critical", "console")
+    logging_setup.configure("critical", "console")
     try:
         config = load_config(path=config_path)
-    except Refused as refused:
+    except StartupError as refused:
         remedy = "correct it; corral config init PATH writes a sample file with every key"
         findings = [Finding("configuration", "down", fault, remedy) for fault in refused.faults]
     else:
@@ -160,7 +160,7 @@ def check_keys(config: Config) -> Iterator[Finding]:
         )
     try:
         keyring = Keyring.load(config)
-    except Refused as refused:
+    except StartupError as refused:
         if not exposed:
             remedy = "restore the right key from its backup; a new key cannot decrypt the stored values"
             yield from (Finding("keys", "down", fault, remedy) for fault in refused.faults)
@@ -284,14 +284,14 @@ def _synchronised() -> bool:
 
 def check_plugins(config: Config) -> Iterator[Finding]:
     from corral.asgi.application import Application
-    from corral.cli.sessions import temporary_kernel
+    from corral.cli.command_sessions import temporary_kernel
 
     began = time.monotonic()
     try:
         with temporary_kernel(config) as kernel:
             Application(kernel)
             states = [(item.name, item.state, item.reason) for item in kernel.plugins]
-    except Refused as refused:
+    except StartupError as refused:
         yield from (
             Finding("plugins", "down", fault, "repair it; the server does not start without it")
             for fault in refused.faults
@@ -343,7 +343,7 @@ def check_database(config: Config) -> Iterator[Finding]:
             found.ping()
             yield Finding("database", "ok", f"{found.kind} answers")
             yield from _migrations(config, found)
-    except Refused as refused:
+    except StartupError as refused:
         yield from (Finding("database", "down", fault) for fault in refused.faults)
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
@@ -446,7 +446,7 @@ def is_redis_supported(config: Config) -> bool:
 
     try:
         first_result(load(discover(config), config), "corral_bus", config.redis.url or "")
-    except Refused:
+    except StartupError:
         return False
     return True
 

@@ -239,7 +239,7 @@ class SocketStream(WSStream):
         await self._end()
 
 
-def install() -> None:
+def patch_hypercorn() -> None:
     """Replace Hypercorn's protocol, WebSocket and idle timer classes with the classes of this module.
 
     If the installed release of Hypercorn has no `AsyncioSingleTask`, its idle timer is not replaced.
@@ -253,7 +253,7 @@ def install() -> None:
         log.info("Hypercorn's idle timer was not replaced, because this release has another one")
 
 
-class Settings(hypercorn.config.Config):
+class HypercornConfig(hypercorn.config.Config):
     """The settings of Hypercorn.
 
     With these settings, Hypercorn adds only the header `Date` to responses. Its value is formatted once per second.
@@ -273,8 +273,8 @@ async def serve(config: Config, app: Any, accepting: int, stopping: asyncio.Even
 
     `accepting` is the file descriptor of the listening socket; Hypercorn closes it.
     """
-    install()
-    settings = Settings()
+    patch_hypercorn()
+    settings = HypercornConfig()
     settings.bind = [f"fd://{accepting}"]
     settings.accesslog = None
     settings.errorlog = logging.getLogger("hypercorn.error")

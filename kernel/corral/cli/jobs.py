@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from corral.cli import logs, processes
+from corral.cli import logging_setup, processes
 from corral.cli.output import config_option
 from corral.cli.processes import ProcessEnvironment
 from corral.config.reader import ensure_data_dir
 from corral.config.reader import load as load_config
-from corral.errors import Refused
+from corral.errors import StartupError
 
 if TYPE_CHECKING:
     from corral.jobs.queue import JobQueue
@@ -41,7 +41,7 @@ LOOK_SECONDS = 0.2
     help="number of jobs that run at a time (default: the setting jobs.concurrency)",
 )
 @config_option
-def command(concurrency: int | None, config_path: Path | None) -> None:
+def jobs_command(concurrency: int | None, config_path: Path | None) -> None:
     """Run background jobs, schedules and event consumers, without the API.
 
     Any number of processes share the work. On SIGTERM, the process lets running jobs finish for up to 25 s and returns
@@ -51,17 +51,17 @@ def command(concurrency: int | None, config_path: Path | None) -> None:
     from corral.kernel import boot
 
     config = load_config(path=config_path, overrides={"settings.jobs.concurrency": concurrency})
-    logs.configure(config.log_level, config.log_format)
+    logging_setup.configure(config.log_level, config.log_format)
     ensure_data_dir(config)
-    environment = ProcessEnvironment.now()
+    environment = ProcessEnvironment.capture()
     kernel = boot(config)
     environment.restore()  # as in `corral serve`
-    logs.configure(config.log_level, config.log_format)
-    logs.redact_with(kernel.redactor)
-    logs.limit_rate_of(kernel.plugins)
-    reload = Reload(config_path, environment)
+    logging_setup.configure(config.log_level, config.log_format)
+    logging_setup.redact_with(kernel.redactor)
+    logging_setup.limit_rate_of(kernel.plugins)
+    reload = RestartOnSighup(config_path, environment)
     signal.signal(signal.SIGHUP, reload)
-    processes.register(config.data_dir)
+    processes.register_for_reload(config.data_dir)
     if kernel.queue is None:
         asyncio.run(_run(kernel))
     else:
@@ -72,7 +72,7 @@ def command(concurrency: int | None, config_path: Path | None) -> None:
         os.execv(sys.executable, [sys.executable, "-m", "corral", *sys.argv[1:]])  # noqa: S606  (this program)
 
 
-class Reload:
+class RestartOnSighup:
     """Handles SIGHUP by stopping the process as SIGTERM does. The process then executes itself again with the same pid.
 
     If the configuration is invalid, the process continues unchanged.
@@ -86,7 +86,7 @@ class Reload:
         self._environment.restore()
         try:
             load_config(path=self._config_path)
-        except Refused as refused:
+        except StartupError as refused:
             log.error("reload failed; jobs continue with the old configuration", extra={"reason": str(refused)})
         else:
             log.info("reloading")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from corral.cli import logs, output
+from corral.cli import logging_setup, output
 from corral.cli.doctor import is_database_missing
 from corral.cli.output import config_option, json_option
 from corral.config.reader import ensure_data_dir
@@ -18,7 +18,7 @@ from corral.config.reader import load as load_config
 @click.option("--plan", is_flag=True, help="only list pending migrations")
 @config_option
 @json_option
-def command(plugin: str | None, plan: bool, as_json: bool, config_path: Path | None) -> None:
+def migrate_command(plugin: str | None, plan: bool, as_json: bool, config_path: Path | None) -> None:
     """Apply the pending migrations of PLUGIN, or of all plugins.
 
     The command may run while servers are running. If several processes migrate at the same time, each migration is
@@ -31,7 +31,7 @@ def command(plugin: str | None, plan: bool, as_json: bool, config_path: Path | N
     from corral.plugins.migrations import migrations_of
 
     config = load_config(path=config_path)
-    logs.configure("warning", "console")
+    logging_setup.configure("warning", "console")
     url = config.database.url
     if not plan:
         ensure_data_dir(config)

@@ -21,7 +21,7 @@ from corral.config.reader import load as load_config
     help="parent folder of the new folder (default: the current folder)",
 )
 @json_option
-def command(name: str, parent: Path | None, as_json: bool) -> None:
+def new_plugin_command(name: str, parent: Path | None, as_json: bool) -> None:
     """Create the folder corral-NAME with the source tree of a new plugin.
 
     The source tree passes the linter, the type checks, its tests and `corral check` without changes.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from corral.cli.command_sessions import temporary_kernel
 from corral.cli.output import config_option
-from corral.cli.sessions import temporary_kernel
 from corral.config.reader import load as load_config
 
 
@@ -19,7 +19,7 @@ from corral.config.reader import load as load_config
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="write to this file instead of standard output"
 )
 @config_option
-def command(as_yaml: bool, as_json: bool, out: Path | None, config_path: Path | None) -> None:
+def openapi_command(as_yaml: bool, as_json: bool, out: Path | None, config_path: Path | None) -> None:
     """Print the OpenAPI 3.1 document of the API.
 
     The same plugins always produce the same text. No server is started and nothing is changed.

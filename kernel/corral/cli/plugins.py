@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from corral.cli import logs, output
+from corral.cli import logging_setup, output
 from corral.cli.output import config_option, json_option
 from corral.cli.processes import request_reload
 from corral.config.reader import load as load_config
@@ -24,14 +24,14 @@ RELOADING = "The processes on this machine were told to reload; their logs show 
 @config_option
 @json_option
 @click.pass_context
-def command(ctx: click.Context, config_path: Path | None, as_json: bool) -> None:
+def plugins_command(ctx: click.Context, config_path: Path | None, as_json: bool) -> None:
     """List, show, enable, disable or purge plugins. Without a command, list them."""
-    logs.configure("critical", "console")  # the states of the plugins show failures
+    logging_setup.configure("critical", "console")  # the states of the plugins show failures
     if ctx.invoked_subcommand is None:
         _list(config_path, as_json)
 
 
-@command.command("list")
+@plugins_command.command("list")
 @config_option
 @json_option
 def list_(config_path: Path | None, as_json: bool) -> None:
@@ -39,15 +39,15 @@ def list_(config_path: Path | None, as_json: bool) -> None:
     _list(config_path, as_json)
 
 
-@command.command("show")
+@plugins_command.command("show")
 @click.argument("name")
 @config_option
 @json_option
-def show(name: str, config_path: Path | None, as_json: bool) -> None:
+def show_plugin(name: str, config_path: Path | None, as_json: bool) -> None:
     """Show the state of one plugin, the reason for it, and the contributions of the plugin."""
-    from corral.cli.plugin_set import find_plugin, plugins_of
+    from corral.cli.enabled_plugins import find_plugin, installed_plugins
 
-    plugins = plugins_of(load_config(path=config_path))
+    plugins = installed_plugins(load_config(path=config_path))
     facts = {**_facts(find_plugin(plugins, name)), **_contributed(find_plugin(plugins, name), plugins)}
     rows = [{"": key.replace("_", " "), "value": value} for key, value in facts.items() if value not in (None, "", [])]
     if as_json:
@@ -56,7 +56,7 @@ def show(name: str, config_path: Path | None, as_json: bool) -> None:
         output.print_table(rows, ("", "value"), as_json=False)
 
 
-@command.command("enable")
+@plugins_command.command("enable")
 @click.argument("name")
 @config_option
 @json_option
@@ -65,32 +65,32 @@ def enable(name: str, config_path: Path | None, as_json: bool) -> None:
 
     The file is not changed if the plugin would fail or be blocked.
     """
-    from corral.cli.plugin_set import enable as change
+    from corral.cli.enabled_plugins import enable as change
 
     path, changed = change(config_path, name)
     _changed(name, "enabled", path, changed, as_json)
 
 
-@command.command("disable")
+@plugins_command.command("disable")
 @click.argument("name")
 @config_option
 @json_option
 def disable(name: str, config_path: Path | None, as_json: bool) -> None:
     """Disable a plugin in corral.toml. Comments in the file and the data of the plugin are kept."""
-    from corral.cli.plugin_set import disable as change
+    from corral.cli.enabled_plugins import disable as change
 
     path, changed = change(config_path, name)
     _changed(name, "disabled", path, changed, as_json)
 
 
-@command.command("purge")
+@plugins_command.command("purge")
 @click.argument("name")
 @config_option
 @json_option
 def purge(name: str, config_path: Path | None, as_json: bool) -> None:
     """Permanently drop all tables of a disabled plugin, after you type its name to confirm."""
-    from corral.cli.plugin_set import purge as drop
-    from corral.cli.plugin_set import tables_of
+    from corral.cli.enabled_plugins import purge as drop
+    from corral.cli.enabled_plugins import tables_of
     from corral.database.connect import connect
 
     config = load_config(path=config_path)
@@ -117,9 +117,9 @@ def _purgeable(config: Config, name: str) -> list[str]:
 
     Raises `ClickException` if the plugin is protected or not disabled.
     """
-    from corral.cli.plugin_set import plugins_of
+    from corral.cli.enabled_plugins import installed_plugins
 
-    plugins = plugins_of(config)
+    plugins = installed_plugins(config)
     item = next((item for item in plugins if item.name == name), None)  # None: an uninstalled plugin may be purged too
     if item is not None and item.protected:
         raise click.ClickException(
@@ -131,9 +131,9 @@ def _purgeable(config: Config, name: str) -> list[str]:
 
 
 def _list(config_path: Path | None, as_json: bool) -> None:
-    from corral.cli.plugin_set import plugins_of
+    from corral.cli.enabled_plugins import installed_plugins
 
-    rows = [_facts(item) for item in plugins_of(load_config(path=config_path))]
+    rows = [_facts(item) for item in installed_plugins(load_config(path=config_path))]
     output.print_table(rows, ("name", "state", "version", "distribution", "reason"), as_json=as_json, colour_of="state")
 
 
@@ -161,12 +161,12 @@ def _contributed(item: PluginRecord, plugins: list[PluginRecord]) -> dict[str, A
         "description": item.kind.description() if item.kind else None,
         "required_by": [other.name for other in plugins if item.name in other.requires],
         "permissions": [each.name for each in item.kind.permissions] if item.kind else [],
-        "routes": [route.label for group in item.of("corral_routes") for route in group],
-        "tables": [model._meta.table_name for model in item.of("corral_models")],
-        "events": [each.event for each in item.of("corral_events")],
-        "jobs": [each.name for each in item.of("corral_jobs")],
-        "schedules": [each.name for each in item.of("corral_schedules")],
-        "settings": [each.name for each in item.of("corral_settings")],
+        "routes": [route.label for group in item.contributions_to("corral_routes") for route in group],
+        "tables": [model._meta.table_name for model in item.contributions_to("corral_models")],
+        "events": [each.event for each in item.contributions_to("corral_events")],
+        "jobs": [each.name for each in item.contributions_to("corral_jobs")],
+        "schedules": [each.name for each in item.contributions_to("corral_schedules")],
+        "settings": [each.name for each in item.contributions_to("corral_settings")],
         "migrations": sorted(path.stem for path in migrations.directory.glob("[0-9]*.py")) if migrations else [],
     }
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Self
 
 import click
 
-from corral.errors import Refused
+from corral.errors import StartupError
 
 
 class ProcessEnvironment(NamedTuple):
@@ -34,7 +34,7 @@ class ProcessEnvironment(NamedTuple):
     mask: int
 
     @classmethod
-    def now(cls) -> Self:
+    def capture(cls) -> Self:
         """Return a snapshot of the current working directory, environment variables and umask."""
         mask = os.umask(0o077)
         os.umask(mask)
@@ -56,7 +56,7 @@ EXIT_SECONDS = 5.0  # time for threads and exit handlers of plugins to end
 _lock_files: list[int] = []  # open while the process runs; the locks show that it does
 
 
-def register(data_dir: Path) -> None:
+def register_for_reload(data_dir: Path) -> None:
     """Register this process for reloads by SIGHUP. SIGHUP is ignored until its handler is installed."""
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -360,7 +360,7 @@ class ParentProcess:
         try:
             await self.start()
         except Exception as error:
-            surprise = None if isinstance(error, (Refused, NotReady)) else error
+            surprise = None if isinstance(error, (StartupError, NotReady)) else error
             log.error("reload failed; the old processes continue", extra={"reason": str(error)}, exc_info=surprise)
             return False
         log.info("reloaded")

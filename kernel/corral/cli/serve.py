@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from corral.cli import logs, processes
+from corral.cli import logging_setup, processes
 from corral.cli.asgi_servers import chosen_server, loop_factory, serve_with
 from corral.cli.output import config_option
 from corral.cli.processes import ParentConnection, ParentProcess, ProcessEnvironment
@@ -24,7 +24,7 @@ from corral.cli.start_history import StartHistory
 from corral.config.model import Config
 from corral.config.reader import ensure_data_dir
 from corral.config.reader import load as load_config
-from corral.errors import Refused
+from corral.errors import StartupError
 
 log = logging.getLogger("corral.serve")
 
@@ -47,7 +47,7 @@ CLOSING_SECONDS = 1.5  # busy connections close after their next response, befor
 @click.option("--no-embedded-worker", is_flag=True, help="do not start the embedded worker")
 @config_option
 @click.option("--inherit", hidden=True, help="file descriptors of the listener and of the parent's socket")
-def command(**options: Any) -> None:
+def serve_command(**options: Any) -> None:
     """Start the server with the API, `/ws`, background jobs, schedules and an embedded worker.
 
     On SIGTERM, the server answers the open requests and exits; a second SIGTERM ends it at once. On SIGHUP, it reads
@@ -55,29 +55,29 @@ def command(**options: Any) -> None:
     if the new processes fail, the old ones continue.
     """
     config = _configure(options)
-    logs.configure(config.log_level, config.log_format)
+    logging_setup.configure(config.log_level, config.log_format)
     ensure_data_dir(config)
     if options["inherit"] is not None:
         inherited = ParentConnection(options["inherit"])
         try:
-            serve(config, options, inherited, environment=ProcessEnvironment.now())
+            serve(config, options, inherited, environment=ProcessEnvironment.capture())
         except Exception as error:
             inherited.announce(str(error), ready=False)
             raise
         return
     for warning in config.warnings:
         log.warning(warning)
-    recovering = StartHistory(config.data_dir).crashed and not config.safe_mode
+    recovering = StartHistory(config.data_dir).is_crash_loop and not config.safe_mode
     if recovering:
         log.error("three starts crashed in a row; starting in safe mode with protected plugins only")
         os.environ[SAFE_MODE] = "1"
         config = _configure(options)
-    environment = ProcessEnvironment.now()
+    environment = ProcessEnvironment.capture()
     if config.server.processes == 1:
         serve(config, options, environment=environment, recovering=recovering)
     else:
         listener, began = listen(config.server.bind), time.time()
-        processes.register(config.data_dir)
+        processes.register_for_reload(config.data_dir)
         parent = _parent(config, options, listener, environment, recovering=recovering, begins=True)
         status = asyncio.run(parent.run())
         if status == 0:  # stopped by a signal, perhaps while processes were starting
@@ -140,7 +140,7 @@ def serve(
     environment: ProcessEnvironment,
     recovering: bool = False,
 ) -> None:
-    """Boot a kernel and serve until a signal. Raises `Refused` or `Pending` if the kernel does not start."""
+    """Boot a kernel and serve until a signal. Raises `StartupError` or `Pending` if the kernel does not start."""
     from corral.plugins.migrations import Pending
 
     starts = StartHistory(config.data_dir)
@@ -148,7 +148,7 @@ def serve(
     try:
         _serve(config, options, inherited, starts, environment, recovering=recovering)
         processes.force_exit_later()
-    except (Refused, Pending, KeyboardInterrupt):
+    except (StartupError, Pending, KeyboardInterrupt):
         starts.end()
         raise
 
@@ -167,11 +167,11 @@ def _serve(
 
     kernel = boot(config)
     environment.restore()  # plugins may have changed it while they were loaded
-    logs.configure(config.log_level, config.log_format)
-    logs.redact_with(kernel.redactor)
-    logs.limit_rate_of(kernel.plugins)
+    logging_setup.configure(config.log_level, config.log_format)
+    logging_setup.redact_with(kernel.redactor)
+    logging_setup.limit_rate_of(kernel.plugins)
     application = Application(kernel)
-    for warning in kernel.settings.unknown_names():
+    for warning in kernel.settings.unknown_name_warnings():
         log.warning(warning)
     listener = listen(config.server.bind) if inherited is None else inherited.listener
     gc.collect()
@@ -181,9 +181,9 @@ def _serve(
     def ready() -> None:
         starts.ready()
         if inherited is None:
-            processes.register(config.data_dir)
+            processes.register_for_reload(config.data_dir)
 
-    serving = Serving(kernel, application, listener, parent).run(jobs=not options["no_jobs"], ready=ready)
+    serving = ServingProcess(kernel, application, listener, parent).run(jobs=not options["no_jobs"], ready=ready)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(serving)
 
@@ -191,7 +191,7 @@ def _serve(
 def listen(bind: str) -> socket.socket:
     """Return a listening socket.
 
-    Raises `Refused` if the address is in use or does not belong to this machine.
+    Raises `StartupError` if the address is in use or does not belong to this machine.
     """
     split = urllib.parse.urlsplit(f"//{bind}")
     host, port = split.hostname or "127.0.0.1", split.port or 0
@@ -204,19 +204,19 @@ def listen(bind: str) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise Refused(f"server.bind: cannot listen on {bind}: {error.strerror}; choose another address") from None
+        raise StartupError(f"server.bind: cannot listen on {bind}: {error.strerror}; choose another address") from None
     listener.listen(1024)
     return listener
 
 
-def loopback_address(listener: socket.socket, *, tls: bool) -> str:
+def loopback_url(listener: socket.socket, *, tls: bool) -> str:
     """Return the URL at which this process can connect to itself."""
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
     return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-class Serving:
+class ServingProcess:
     """The server of one process.
 
     `parent` determines how the server reloads. With a `ParentProcess`, this process starts the new processes at SIGHUP
@@ -240,10 +240,10 @@ class Serving:
         """
         self._install_signal_handlers()
         kernel, loop = self._kernel, asyncio.get_running_loop()
-        address = loopback_address(self._listener, tls=kernel.config.server.certfile is not None)
+        address = loopback_url(self._listener, tls=kernel.config.server.certfile is not None)
         await kernel.start(jobs=jobs)
         server = loop.create_task(serve_with(kernel.config, self._application.app, self._accepting, self._closing))
-        await kernel.serving(address)
+        await kernel.announce_serving(address)
         ready()
         self._announce(announcement(kernel, address))
         waiting = loop.create_task(self._stopping.wait())

@@ -33,7 +33,7 @@ class StartHistory:
         self._began = 0.0
 
     @property
-    def crashed(self) -> bool:
+    def is_crash_loop(self) -> bool:
         """Whether enough recent starts crashed to enter safe mode."""
         since = time.time() - WITHIN_SECONDS
         return sum(path.stat().st_mtime >= since for path in self._interrupted_starts()) >= MAX_CRASHES

@@ -25,7 +25,7 @@ Bind = Annotated[str, Meta(pattern=rf"^(\[[0-9a-f:.]+\]|[^\s:/@\[\]]+):{_PORT}$"
 Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,63}$", description="a list of plugin names")]
 Host = Annotated[str, Meta(pattern=r"^\w[\w.-]*(:\d+)?$", description="a list of host names")]
 Network = Annotated[str, Meta(description="a list of addresses and networks")]
-Exempt = Annotated[
+Exemption = Annotated[
     str, Meta(pattern=r"^[\w.:\[\]*-]+(/\d+(:\d+)?)?$", description="a list of host[:port], cidr[:port]")
 ]
 WebUrl = Annotated[str, Meta(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$", description="http(s)://host[:port][/path]")]
@@ -38,7 +38,7 @@ StoreUrl = Annotated[str, Meta(pattern=r"^(s3://|file:///)\S", description="s3:/
 
 
 class Key(NamedTuple):
-    """The annotation of a field of the configuration.
+    """Describes one configuration key, as the annotation of its field.
 
     `doc` documents the field, `variable` is the environment variable that sets it, and `pins` is the run-time setting
     that the field pins.
@@ -51,7 +51,7 @@ class Key(NamedTuple):
     pins: str = ""
 
 
-class Pinned(NamedTuple):
+class PinnedSetting(NamedTuple):
     """A run-time setting that is pinned by a variable or the file: the unvalidated value and its source."""
 
     value: Any
@@ -155,7 +155,9 @@ class Keys(_Part, frozen=True):
 class Egress(_Part, frozen=True):
     """Section `[egress]`: exceptions to the egress guard, and the proxy for outgoing connections."""
 
-    allow: Annotated[tuple[Exempt, ...], Key("Addresses that the egress guard also allows", "CORRAL_EGRESS_ALLOW")] = ()
+    allow: Annotated[
+        tuple[Exemption, ...], Key("Addresses that the egress guard also allows", "CORRAL_EGRESS_ALLOW")
+    ] = ()
     proxy: Annotated[
         ProxyUrl | None,
         Key("Proxy for all outgoing connections", "CORRAL_EGRESS_PROXY", example="http://proxy.example.org:3128"),
@@ -214,7 +216,7 @@ class Config(_Part, frozen=True):
     keys: Keys = Keys()
     egress: Egress = Egress()
     plugins: Plugins = Plugins()
-    pinned: Mapping[str, Pinned] = msgspec.field(default_factory=dict)
+    pinned: Mapping[str, PinnedSetting] = msgspec.field(default_factory=dict)
     variables: Mapping[str, str] = msgspec.field(default_factory=dict)
     """The remaining `CORRAL_*` variables. Each may pin the run-time setting that declares this variable."""
     secrets: Mapping[str, str] = msgspec.field(default_factory=dict)  # values of CORRAL_SECRET_<NAME>, by name
@@ -243,9 +245,9 @@ class Config(_Part, frozen=True):
             value = getattr(getattr(self, section) if section else self, field)
             yield Row(name, value, self.sources.get(name, "default"), entry.key.doc, entry.key.secret)
         further = {f"settings.{name}": pin for name, pin in self.pinned.items()}
-        further |= {f"variables.{name}": Pinned(value, name) for name, value in self.variables.items()}
+        further |= {f"variables.{name}": PinnedSetting(value, name) for name, value in self.variables.items()}
         for name, table in self.plugins.tables.items():
-            further[f"plugins.{name}"] = Pinned(table, self.sources.get(f"plugins.{name}", "default"))
+            further[f"plugins.{name}"] = PinnedSetting(table, self.sources.get(f"plugins.{name}", "default"))
         for name, pin in sorted(further.items()):
             yield Row(name, pin.value, pin.source, "", bool(_SECRET_NAME.search(name.split(".", 1)[1])))
 

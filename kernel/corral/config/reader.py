@@ -15,8 +15,8 @@ from typing import Any, get_args
 
 import msgspec
 
-from corral.config.model import SECTIONS, TABLE, Config, ConfigField, Network, Pinned
-from corral.errors import Refused
+from corral.config.model import SECTIONS, TABLE, Config, ConfigField, Network, PinnedSetting
+from corral.errors import StartupError
 
 _BY_VARIABLE = {entry.key.variable: name for name, entry in TABLE.items() if entry.key.variable}
 _WITH_FILE = ("MASTER_KEY", "JWT_SECRET", "DATABASE_URL", "BOOTSTRAP_ADMIN_PASSWORD", "METRICS_TOKEN")
@@ -42,8 +42,8 @@ def load(
     `overrides` contains the values of the command line by "section.key", "plugins.<name>" (a table) or
     "settings.<category>.<key>". Overrides that are None and empty environment variables are ignored. The file is
     `path`. If `path` is None, it is the file that `CORRAL_CONFIG` names, and otherwise the first existing file of
-    `./corral.toml` and `/etc/corral/corral.toml`. With `path=Path(os.devnull)`, no file is read. Raises `Refused` with
-    all faults.
+    `./corral.toml` and `/etc/corral/corral.toml`. With `path=Path(os.devnull)`, no file is read. Raises
+    `StartupError` with all faults.
     """
     reader = _Reader(os.environ if environ is None else environ)
     reader.read_file(path)
@@ -64,7 +64,7 @@ class _Reader:
         self.raw: dict[str, tuple[Any, str]] = {}  # the value, and its source including the line in the file
         self.sources: dict[str, str] = {}
         self.tables: dict[str, dict[str, Any]] = {}
-        self.pinned: dict[str, Pinned] = {}
+        self.pinned: dict[str, PinnedSetting] = {}
         self.variables: dict[str, str] = {}
         self.secrets: dict[str, str] = {}
         self.path: Path | None = None
@@ -75,9 +75,9 @@ class _Reader:
         if name in TABLE:
             self.raw[name] = (value, place or source)
             if TABLE[name].key.pins:
-                self.pinned[TABLE[name].key.pins] = Pinned(value, source)
+                self.pinned[TABLE[name].key.pins] = PinnedSetting(value, source)
         elif section == "settings" and re.fullmatch(r"[a-z]\w*\.[a-z]\w*", rest):
-            self.pinned[rest] = Pinned(value, source)
+            self.pinned[rest] = PinnedSetting(value, source)
         elif section == "plugins" and rest and isinstance(value, Mapping):
             self.tables[rest] = dict(value)
         elif name in {*SECTIONS, "settings"}:
@@ -163,7 +163,7 @@ class _Reader:
         if not self.faults:
             self.check_together(values)
         if self.faults:
-            raise Refused(*self.faults)
+            raise StartupError(*self.faults)
         values["database.url"] = values["database.url"] or f"sqlite:///{values['data_dir']}/corral.db"
         parts: dict[str, dict[str, Any]] = {section: {} for section in ("", *SECTIONS)}
         for name, value in values.items():
@@ -274,18 +274,20 @@ def _secret_file(path: Path, name: str) -> str:
 def ensure_data_dir(config: Config) -> None:
     """Create the data folder with mode 0700.
 
-    Raises `Refused` if the folder is unusable or contains a key file that other users can read.
+    Raises `StartupError` if the folder is unusable or contains a key file that other users can read.
     """
     folder = config.data_dir
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         exposed = [path for path in sorted(folder.glob("*.key")) if readable_by_others(path)]
     except OSError as error:
-        raise Refused(f"{folder}: the data folder cannot be created: {error.strerror}") from None
+        raise StartupError(f"{folder}: the data folder cannot be created: {error.strerror}") from None
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-        raise Refused(f"{folder}: the data folder must be readable and writable; make the user of the server its owner")
+        raise StartupError(
+            f"{folder}: the data folder must be readable and writable; make the user of the server its owner"
+        )
     if exposed:
-        raise Refused(*(f"{path}: other users can read this key; run chmod 600 {path}" for path in exposed))
+        raise StartupError(*(f"{path}: other users can read this key; run chmod 600 {path}" for path in exposed))
 
 
 _SAMPLE_HEAD = """\

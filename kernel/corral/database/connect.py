@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from corral.database.engine import Database
-from corral.errors import Refused
+from corral.errors import StartupError
 
 SQLITE, POSTGRES = "sqlite:///", ("postgresql://", "postgres://")
 SQLITE_MAGIC = b"SQLite format 3\0"
@@ -25,7 +25,7 @@ def database_url(source: str) -> str | None:
 def connect(url: str, *, synchronous: str = "full", pool_size: int = 16) -> Database:
     """Open `sqlite:///path` or `postgresql://…`, without reading anything yet.
 
-    Raises `Refused` for any other URL.
+    Raises `StartupError` for any other URL.
     """
     if url.startswith(SQLITE):
         from corral.database.sqlite import SqliteDatabase
@@ -37,9 +37,11 @@ def connect(url: str, *, synchronous: str = "full", pool_size: int = 16) -> Data
 
             from corral.database.postgres import PostgresDatabase
         except ImportError:  # the driver is an optional extra, so report its absence before anything starts
-            raise Refused("database.url: the driver is not installed; run pip install 'corral[postgres]'") from None
+            raise StartupError(
+                "database.url: the driver is not installed; run pip install 'corral[postgres]'"
+            ) from None
         try:
             return PostgresDatabase(url, pool_size=pool_size)
         except psycopg.ProgrammingError as error:  # the rest of the message quotes the URL and may contain a password
-            raise Refused(f"database.url: {str(error).partition(':')[0]}; write % in the URL as %25") from None
-    raise Refused("database.url: use sqlite:///path or postgresql://user@host/name")
+            raise StartupError(f"database.url: {str(error).partition(':')[0]}; write % in the URL as %25") from None
+    raise StartupError("database.url: use sqlite:///path or postgresql://user@host/name")

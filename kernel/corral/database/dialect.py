@@ -102,7 +102,7 @@ def milliseconds_between(since: str, until: str) -> str:
     return f"CAST(ROUND(EXTRACT(EPOCH FROM ({elapsed})) * 1000) AS BIGINT)"
 
 
-def json_texts(alias: str) -> str:
+def json_array_strings(alias: str) -> str:
     """Return SQL for a table `alias` that has one row for each string of a JSON array.
 
     The array is the parameter `?`, and each string is in the column `value`.

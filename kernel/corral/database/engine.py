@@ -12,8 +12,8 @@ from typing import ClassVar, Protocol, TypeVar
 
 import peewee
 
-from corral.database.pool import DatabasePool, Outcome, QueuedUnit, Timings
-from corral.database.unit import SYSTEM_ENTRY, Entry, Unit, refuse_nesting
+from corral.database.pool import DatabasePool, QueuedUnit, Timings, UnitOutcome
+from corral.database.unit import SYSTEM_CONTEXT, Unit, UnitContext, refuse_nesting
 from corral.errors import Problem, Unavailable
 from corral.watchdog import Watchdog
 
@@ -31,10 +31,10 @@ class Work(Protocol):
     unavailable.
     """
 
-    async def __call__(self, fn: Callable[[], T], *, entry: Entry = SYSTEM_ENTRY, read: bool = False) -> T: ...
+    async def __call__(self, fn: Callable[[], T], *, entry: UnitContext = SYSTEM_CONTEXT, read: bool = False) -> T: ...
 
 
-class SlowRead(Exception):
+class InlineReadTimeout(Exception):
     """Raised when a read on the event loop exceeds its time limit. Run the read in the pool instead."""
 
 
@@ -60,40 +60,40 @@ class Database(abc.ABC):
         self.plugin_by_label: dict[str, str] = {}  # units of one plugin occupy at most half of the threads
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+    def set_event_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         """Deliver the results and notifications of all threads on this event loop."""
         self._loop = loop
 
-    async def work(self, fn: Callable[[], T], *, entry: Entry = SYSTEM_ENTRY, read: bool = False) -> T:
+    async def work(self, fn: Callable[[], T], *, entry: UnitContext = SYSTEM_CONTEXT, read: bool = False) -> T:
         """Run `fn` as one unit of work in a thread of the pool and wait for its COMMIT. See `Work`."""
         refuse_nesting()
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
-            self.attach(loop)
+            self.set_event_loop(loop)
         future: asyncio.Future[T] = loop.create_future()
         self._submit(QueuedUnit(fn, entry, future, read=read))
         return await future
 
-    def run(self, fn: Callable[[], T], *, entry: Entry = SYSTEM_ENTRY, read: bool = False) -> T:
+    def run(self, fn: Callable[[], T], *, entry: UnitContext = SYSTEM_CONTEXT, read: bool = False) -> T:
         """Run `fn` as one unit of work and block until its COMMIT. For threads without an event loop."""
         refuse_nesting()
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
         self._submit(QueuedUnit(fn, entry, future, read=read))
         return future.result()
 
-    def read_now(self, fn: Callable[[], T], entry: Entry) -> T:
+    def read_now(self, fn: Callable[[], T], entry: UnitContext) -> T:
         """Run a short read in the calling thread.
 
-        Raises `SlowRead` if the read takes too long or the engine does not support such reads.
+        Raises `InlineReadTimeout` if the read takes too long or the engine does not support such reads.
         """
-        raise SlowRead
+        raise InlineReadTimeout
 
-    async def read(self, fn: Callable[[], T], entry: Entry) -> T:
+    async def read(self, fn: Callable[[], T], entry: UnitContext) -> T:
         """Run a short read, on the event loop if the engine supports it, otherwise in the pool."""
         if self.inline_reads:
             try:
                 return self.read_now(fn, entry)
-            except SlowRead:
+            except InlineReadTimeout:
                 pass
         return await self.work(fn, entry=entry, read=True)
 
@@ -105,16 +105,16 @@ class Database(abc.ABC):
         """Return the number of units that are waiting for a connection."""
         return sum(pool.queue.qsize() for pool in self.pools)
 
-    def busy(self) -> tuple[int, int]:
+    def connection_usage(self) -> tuple[int, int]:
         """Return the number of connections in use, and the total number of connections."""
         return sum(pool.busy for pool in self.pools), sum(len(pool.threads) for pool in self.pools)
 
-    def load(self) -> float:
+    def utilization(self) -> float:
         """Return the fraction of the connections that are in use, from 0 to 1."""
-        used, size = self.busy()
+        used, size = self.connection_usage()
         return used / size
 
-    def detach(self) -> None:
+    def close_loop_connection(self) -> None:
         """Close the connection of the event loop's thread.
 
         Call this method in that thread, because `close` runs in another thread and cannot close this connection.
@@ -126,13 +126,13 @@ class Database(abc.ABC):
         """Finish queued units, and close the connections of the pools and of the calling thread."""
         for pool in self.pools:
             pool.close()
-        self.detach()
+        self.close_loop_connection()
         self.watchdog.stop()
 
     def _submit(self, queued: QueuedUnit) -> None:
         self.pools[-1 if queued.read else 0].submit(queued)
 
-    def deliver(self, outcomes: list[Outcome]) -> None:
+    def deliver(self, outcomes: list[UnitOutcome]) -> None:
         """Resolve the futures of a batch of units, run the units' callbacks, and announce new events.
 
         A thread of the pool calls this method after COMMIT.
@@ -153,7 +153,7 @@ class Database(abc.ABC):
             if isinstance(outcome.queued.future, concurrent.futures.Future):
                 outcome.resolve()
 
-    def _finish(self, units: list[Unit], outcomes: list[Outcome]) -> None:
+    def _finish(self, units: list[Unit], outcomes: list[UnitOutcome]) -> None:
         for unit in units:
             for call in unit.after:
                 try:

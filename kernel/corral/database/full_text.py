@@ -64,7 +64,7 @@ class FullTextIndex:
         whole = [f'"{word}"' for word in words]
         return " ".join(word if self.count(word, limit=enough) >= enough else f"{word}*" for word in whole)
 
-    def matches(self, *, up_to: bool = False) -> str:
+    def match_sql(self, *, up_to: bool = False) -> str:
         """Return SQL that selects the numbers of the matching documents as `n`, highest first.
 
         The parameters of the SQL are the query, the highest number to return (only if `up_to` is set), and the limit.
@@ -77,5 +77,5 @@ class FullTextIndex:
 
     def count(self, query: str, *, limit: int) -> int:
         """Return the number of matching documents, but at most `limit`."""
-        sql = f"SELECT COUNT(*) FROM ({self.matches()}) AS found"  # noqa: S608  (names of the schema)
+        sql = f"SELECT COUNT(*) FROM ({self.match_sql()}) AS found"  # noqa: S608  (names of the schema)
         return int(execute(sql, [query, limit]).fetchone()[0])

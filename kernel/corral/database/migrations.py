@@ -13,7 +13,7 @@ from playhouse.migrations import Migration, Runner
 
 from corral import clock
 from corral.database.engine import Database
-from corral.errors import Refused
+from corral.errors import StartupError
 
 COPIES = 3  # number of copies of an SQLite file that are kept from before the last migrations
 LOCK = 0x434F5252  # the key of the advisory lock: "CORR"
@@ -95,7 +95,7 @@ def pending_scripts(engine: peewee.Database, migrations: PluginMigrations, table
 def copy_before_migration(engine: peewee.SqliteDatabase) -> None:
     """Copy the SQLite file before migrations change it, and keep the newest three copies.
 
-    Raises `Refused` if the copy fails, for example on a full disk.
+    Raises `StartupError` if the copy fails, for example on a full disk.
     """
     copy = Path(f"{engine.database}.before-{clock.now().replace(':', '')}")
     try:
@@ -104,7 +104,7 @@ def copy_before_migration(engine: peewee.SqliteDatabase) -> None:
         for part in copy.parent.glob(f"{copy.name}*"):  # including its journal
             part.unlink()
         reason = f"{engine.database} could not be copied before its migration ({error}) and was not changed"
-        raise Refused(f"{reason}; make room for {copy} and start again") from None
+        raise StartupError(f"{reason}; make room for {copy} and start again") from None
     copy.chmod(0o600)
     for old in sorted(copy.parent.glob(f"{Path(engine.database).name}.before-*"))[:-COPIES]:
         old.unlink()

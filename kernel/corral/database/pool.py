@@ -1,4 +1,4 @@
-"""Runs units of work in a pool of threads. Each thread has its own connection and takes units from a bounded queue.
+"""The connection pool: threads that each own one connection and run units of work from a shared bounded queue.
 
 If a unit runs longer than `LOST_AFTER` seconds, its thread is abandoned: the connection is closed, and
 `corral.watchdog` raises an exception in the thread. A new thread replaces it, and the other units of the same
@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corral.database.unit import Entry, Unit, run_in
+from corral.database.unit import Unit, UnitContext, run_in_unit
 from corral.errors import Unavailable
 from corral.metrics.histogram import Histogram
 from corral.thread_shares import ThreadShares
@@ -50,13 +50,13 @@ class QueuedUnit:
 
     __slots__ = ("entry", "fn", "future", "queued_at", "read", "tries")
 
-    def __init__(self, fn: Callable[[], Any], entry: Entry, future: Future, *, read: bool) -> None:
+    def __init__(self, fn: Callable[[], Any], entry: UnitContext, future: Future, *, read: bool) -> None:
         self.fn, self.entry, self.future, self.read = fn, entry, future, read
         self.tries, self.queued_at = 0, time.monotonic()
 
 
 @dataclasses.dataclass(slots=True, eq=False)
-class Outcome:
+class UnitOutcome:
     """The result of a queued unit: a value or an exception."""
 
     queued: QueuedUnit
@@ -101,7 +101,7 @@ class DatabaseThread(threading.Thread, abc.ABC):
             except BaseException:
                 log.exception("a database thread failed")
                 if not self.lost:
-                    self.database.deliver([Outcome(queued, None, error=Unavailable("The database failed."))])
+                    self.database.deliver([UnitOutcome(queued, None, error=Unavailable("The database failed."))])
             if not self.lost:
                 self.pool.release(queued)
         try:
@@ -113,13 +113,13 @@ class DatabaseThread(threading.Thread, abc.ABC):
         self.database.watchdog.mark_returned(self)
         self.close()
 
-    def begin_unit(self, queued: QueuedUnit) -> None:
+    def record_unit_start(self, queued: QueuedUnit) -> None:
         """Record that the unit begins."""
         self.began, self.checks = time.monotonic(), 0
         self.running = queued
         self.database.timings.waits.observe(self.began - queued.queued_at)
 
-    def end_unit(self) -> None:
+    def record_unit_end(self) -> None:
         """Record that the unit ended. Raise `ThreadAbandoned` if the watchdog abandoned this thread."""
         with self.lock:
             queued, self.running = self.running, None
@@ -139,7 +139,7 @@ class DatabaseThread(threading.Thread, abc.ABC):
                 self.database.flush(unit)
             return value
 
-        return run_in(unit, run)
+        return run_in_unit(unit, run)
 
     def stack(self) -> str:
         """Return the current stack of the thread, innermost frame first, to log a unit that ran too long."""
@@ -151,7 +151,7 @@ class DatabaseThread(threading.Thread, abc.ABC):
     def run_units(self, queued: QueuedUnit) -> None:
         """Run the unit, and possibly further units from the queue, and deliver their outcomes."""
 
-    def other_units(self) -> list[QueuedUnit]:
+    def units_to_rerun(self) -> list[QueuedUnit]:
         """Return the other units of the abandoned transaction. They must run again."""
         return []
 
@@ -229,7 +229,7 @@ class DatabasePool:
         """Refuse the unit if its route is quarantined, and return whether it was refused."""
         if (problem := self.quarantine.problem(queued.entry.label)) is None:
             return False
-        self.database.deliver([Outcome(queued, None, error=problem)])
+        self.database.deliver([UnitOutcome(queued, None, error=problem)])
         self.release(queued)
         return True
 
@@ -263,7 +263,7 @@ class DatabasePool:
             if thread.running is not queued:  # it has ended meanwhile
                 return
             thread.lost = True
-            others = thread.other_units()
+            others = thread.units_to_rerun()
         label, began, lost = queued.entry.label, thread.began, time.monotonic()
         call, stack = running_call_of(thread.ident or 0), thread.stack()
         guard = None if call is None else call.guard
@@ -287,6 +287,6 @@ class DatabasePool:
                 with contextlib.suppress(Exception):  # if the database does not answer, the route is not to blame
                     self.database.ping()
                     self.quarantine.count(label, began, lost, plugin)
-            self.database.deliver([Outcome(queued, None, error=error)])
+            self.database.deliver([UnitOutcome(queued, None, error=error)])
 
         threading.Thread(target=answer, daemon=True).start()  # the check of the database may block

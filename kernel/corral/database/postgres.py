@@ -14,7 +14,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from corral.database.engine import Database, translate
-from corral.database.pool import LOST_AFTER, MAX_TRIES, DatabasePool, DatabaseThread, Outcome, QueuedUnit
+from corral.database.pool import LOST_AFTER, MAX_TRIES, DatabasePool, DatabaseThread, QueuedUnit, UnitOutcome
 from corral.database.unit import Unit
 from corral.errors import Unavailable
 
@@ -59,23 +59,23 @@ class _PostgresThread(DatabaseThread):
     def run_units(self, queued: QueuedUnit) -> None:
         if queued.future.cancelled():
             return
-        outcome: Outcome | None = None
+        outcome: UnitOutcome | None = None
         while outcome is None:
             queued.tries += 1
             outcome = self._attempt(queued)
         self.database.deliver([outcome])
 
-    def _attempt(self, queued: QueuedUnit) -> Outcome | None:
+    def _attempt(self, queued: QueuedUnit) -> UnitOutcome | None:
         """Run one transaction and return its outcome, or None if the transaction must run again."""
-        outcome = Outcome(queued, None)
-        self.begin_unit(queued)
+        outcome = UnitOutcome(queued, None)
+        self.record_unit_start(queued)
         try:
             self._begin_transaction(read=queued.read)
             outcome.unit = unit = Unit(self.database, self.connection, queued.entry, read_only=queued.read)
             outcome.value = self.run_unit(unit, queued)
         except BaseException as error:
             outcome.error = error
-        self.end_unit()
+        self.record_unit_end()
         if outcome.error is not None:
             return self._after_failure(outcome)
         try:
@@ -104,7 +104,7 @@ class _PostgresThread(DatabaseThread):
         self.connection = self.database.engine.connection()
         self.connection.execute(statement)
 
-    def _after_failure(self, outcome: Outcome, error: BaseException | None = None) -> Outcome | None:
+    def _after_failure(self, outcome: UnitOutcome, error: BaseException | None = None) -> UnitOutcome | None:
         """Roll back. Return the outcome, or None if the transaction must run again."""
         error = error or outcome.error
         state, queued = _sqlstate(error), outcome.queued

@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 
 import peewee
 
-from corral.database.engine import Database, SlowRead, translate
-from corral.database.pool import MAX_TRIES, DatabasePool, DatabaseThread, Outcome, QueuedUnit
-from corral.database.unit import Entry, Unit, refuse_nesting, run_in
+from corral.database.engine import Database, InlineReadTimeout, translate
+from corral.database.pool import MAX_TRIES, DatabasePool, DatabaseThread, QueuedUnit, UnitOutcome
+from corral.database.unit import Unit, UnitContext, refuse_nesting, run_in_unit
 from corral.watchdog import ThreadAbandoned
 
 T = TypeVar("T")
@@ -72,7 +72,7 @@ class SqliteDatabase(Database):
         connection: sqlite3.Connection = self.engine.connection()
         return connection
 
-    def read_now(self, fn: Callable[[], T], entry: Entry) -> T:
+    def read_now(self, fn: Callable[[], T], entry: UnitContext) -> T:
         refuse_nesting()
         connection = getattr(self._inline, "connection", None)
         if connection is None:
@@ -81,10 +81,10 @@ class SqliteDatabase(Database):
         self._inline.deadline = time.perf_counter() + STEP_BUDGET_SECONDS
         connection.execute("BEGIN")
         try:
-            value: T = run_in(Unit(self, connection, entry, read_only=True), fn)
+            value: T = run_in_unit(Unit(self, connection, entry, read_only=True), fn)
         except (peewee.OperationalError, sqlite3.OperationalError) as error:
             if "interrupted" in str(error):
-                raise SlowRead from None
+                raise InlineReadTimeout from None
             raise translate(error) from error
         finally:
             self._inline.deadline = math.inf  # the rollback of a slow read must not be interrupted too
@@ -101,8 +101,8 @@ class SqliteDatabase(Database):
         finally:
             connection.close()
 
-    def detach(self) -> None:
-        super().detach()
+    def close_loop_connection(self) -> None:
+        super().close_loop_connection()
         self._inline.connection = None
 
 
@@ -159,8 +159,8 @@ class _ReaderThread(_SqliteThread):
     def run_units(self, queued: QueuedUnit) -> None:
         if queued.future.cancelled():
             return
-        outcome = Outcome(queued, None)
-        self.begin_unit(queued)
+        outcome = UnitOutcome(queued, None)
+        self.record_unit_start(queued)
         try:
             connection = self.ensure_connection()
             connection.execute("BEGIN")
@@ -168,7 +168,7 @@ class _ReaderThread(_SqliteThread):
             outcome.value = self.run_unit(unit, queued)
         except BaseException as error:
             outcome.error = translate(self.release_cursors(error))
-        self.end_unit()
+        self.record_unit_end()
         if self.connection is not None and self.connection.in_transaction:
             self.connection.execute("ROLLBACK")
         self.database.deliver([outcome])
@@ -179,10 +179,10 @@ class _WriterThread(_SqliteThread):
 
     def __init__(self, pool: DatabasePool) -> None:
         super().__init__(pool)
-        self.batch: list[Outcome] = []
+        self.batch: list[UnitOutcome] = []
         self._expected = 0
 
-    def other_units(self) -> list[QueuedUnit]:
+    def units_to_rerun(self) -> list[QueuedUnit]:
         return [outcome.queued for outcome in self.batch]
 
     def run_units(self, queued: QueuedUnit, *, alone: bool = False) -> None:
@@ -190,7 +190,7 @@ class _WriterThread(_SqliteThread):
         try:
             self.ensure_connection().execute("BEGIN IMMEDIATE")
         except (peewee.DatabaseError, sqlite3.Error) as error:
-            self.database.deliver([Outcome(queued, None, error=translate(error))])
+            self.database.deliver([UnitOutcome(queued, None, error=translate(error))])
             return
         began = time.perf_counter()
         following: QueuedUnit | None = queued
@@ -225,15 +225,15 @@ class _WriterThread(_SqliteThread):
             return True
         queued.tries += 1
         unit = Unit(self.database, self.connection, queued.entry, read_only=False)
-        outcome = Outcome(queued, unit)
-        self.begin_unit(queued)
+        outcome = UnitOutcome(queued, unit)
+        self.record_unit_start(queued)
         try:
             self.connection.execute("SAVEPOINT unit")
             outcome.value = self.run_unit(unit, queued)
             self.connection.execute("RELEASE unit")
         except BaseException as error:
             outcome.error = self.release_cursors(error)
-        self.end_unit()
+        self.record_unit_end()
         if outcome.error is not None:
             if not self.connection.in_transaction:
                 self._recover_from_rollback(outcome)
@@ -258,7 +258,7 @@ class _WriterThread(_SqliteThread):
         batch, self.batch = self.batch, []
         self.database.deliver(batch)
 
-    def _recover_from_rollback(self, culprit: Outcome) -> None:
+    def _recover_from_rollback(self, culprit: UnitOutcome) -> None:
         """Handle a transaction that SQLite rolled back (disk full, I/O error).
 
         Queue the other units of the batch again and run the failed unit alone.

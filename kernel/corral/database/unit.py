@@ -34,7 +34,7 @@ SYSTEM = Actor("system")
 ANONYMOUS = Actor("anonymous")
 
 
-class Entry(msgspec.Struct, frozen=True):
+class UnitContext(msgspec.Struct, frozen=True):
     """The context in which a unit was started.
 
     `label` names the route, job or command in logs. `actor` is the caller, and `cause` lists the ids of the events that
@@ -49,7 +49,7 @@ class Entry(msgspec.Struct, frozen=True):
     user_agent: str | None = None
 
 
-SYSTEM_ENTRY = Entry()
+SYSTEM_CONTEXT = UnitContext()
 
 
 class Unit:
@@ -60,7 +60,7 @@ class Unit:
 
     __slots__ = ("after", "audit", "before", "connection", "database", "entry", "events", "jobs", "read_only")
 
-    def __init__(self, database: Database, connection: Any, entry: Entry, *, read_only: bool) -> None:
+    def __init__(self, database: Database, connection: Any, entry: UnitContext, *, read_only: bool) -> None:
         self.database = database
         self.connection = connection
         self.entry = entry
@@ -109,7 +109,7 @@ def refuse_nesting() -> None:
         raise NestedUnit("already inside a unit of work: call the function directly, so that it joins the unit")
 
 
-def run_in(unit: Unit, fn: Callable[[], Any]) -> Any:
+def run_in_unit(unit: Unit, fn: Callable[[], Any]) -> Any:
     """Run `fn` with `unit` as the current unit of this thread."""
     refuse_nesting()
     _local.unit = unit

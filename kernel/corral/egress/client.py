@@ -116,7 +116,7 @@ class Egress:
     def _check_url(self, url: str | httpx2.URL, policy: Policy) -> Destination:
         """Parse the URL and apply the checks that are possible before its host is resolved."""
         target = read_url(url)
-        self.guard.check_place(target.host, target.port, policy)
+        self.guard.check_destination(target.host, target.port, policy)
         return target
 
     async def addresses(self, host: str, port: int, policy: Policy) -> list[str]:
@@ -125,7 +125,7 @@ class Egress:
         Raises `EgressBlocked`, or `Unresolved` if there is no address.
         """
         host = read_host(host)
-        is_open = self.guard.check_place(host, port, policy)
+        is_open = self.guard.check_destination(host, port, policy)
         found = await self.resolve(host, port)
         if policy.child is None:
             self.guard.check_listeners(port, found, is_local)
@@ -174,7 +174,7 @@ class Egress:
         """Allow `client(child=…)` to reach the child process that listens on exactly this address."""
         self.guard.children.add((host, port))
 
-    def forget_child(self, host: str, port: int) -> None:
+    def unregister_child(self, host: str, port: int) -> None:
         """Remove the address of a child process that has exited."""
         self.guard.children.discard((host, port))
 

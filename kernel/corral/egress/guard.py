@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from corral.errors import Refused
+from corral.errors import StartupError
 
 if TYPE_CHECKING:
     import httpx2
@@ -58,7 +58,7 @@ class Destination(NamedTuple):
     port: int
 
 
-class Exempt(NamedTuple):
+class Exemption(NamedTuple):
     """An exception that the operator configured for a host name or a network.
 
     It applies to one port, or to all ports if `port` is None.
@@ -68,7 +68,7 @@ class Exempt(NamedTuple):
     network: Network | None
     port: int | None
 
-    def opens(self, host: str, port: int, address: Address | None) -> bool:
+    def covers(self, host: str, port: int, address: Address | None) -> bool:
         """Return whether the exception covers this port of the host, or of the address if one is given."""
         if self.port not in (None, port):
             return False
@@ -101,7 +101,7 @@ class EgressGuard:
         self.listeners: set[HostPort] = set()
         self.children: set[HostPort] = set()
 
-    def check_place(self, host: str, port: int, policy: Policy) -> bool:
+    def check_destination(self, host: str, port: int, policy: Policy) -> bool:
         """Check a host and port before the host is resolved. Raises `EgressBlocked` if they are refused.
 
         Return True if the host may be reached at every address, or False if its addresses must be checked.
@@ -110,7 +110,7 @@ class EgressGuard:
             if (host, port) != policy.child or policy.child not in self.children:
                 raise EgressBlocked("egress.address", "This client may connect to its own child process only.")
             return True
-        if (host, port) in policy.operator or any(each.opens(host, port, None) for each in self._exempt):
+        if (host, port) in policy.operator or any(each.covers(host, port, None) for each in self._exempt):
             return True
         if not any(each.port in (None, port) for each in self._exempt):
             _check_port(port, policy.profile)
@@ -120,7 +120,7 @@ class EgressGuard:
         """Raise `EgressBlocked` if any of the addresses is refused."""
         for text in addresses:
             address = canonical_address(text)
-            if any(each.opens(host, port, address) for each in self._exempt):
+            if any(each.covers(host, port, address) for each in self._exempt):
                 continue
             _check_port(port, policy.profile)
             if is_denied(address, policy.profile):
@@ -206,10 +206,10 @@ def read_host(text: str) -> str:
     return host
 
 
-def read_exempt(text: str) -> Exempt:
+def read_exempt(text: str) -> Exemption:
     """Parse an entry of `CORRAL_EGRESS_ALLOW`: host, host:port, cidr or cidr:port.
 
-    Raises `Refused` for anything else.
+    Raises `StartupError` for anything else.
     """
     match = re.fullmatch(r"(?:\[([\da-f:.]+)\]|([^\[\]/]+?))(/\d+)?(?::(\d+))?", text.strip().lower())
     bare = match is not None and match[1] is None and text.count(":") > 1 and "/" not in text  # IPv6 without brackets
@@ -219,10 +219,10 @@ def read_exempt(text: str) -> Exempt:
         if port is not None and not 1 <= port <= 65535:
             raise ValueError(port)
         if _is_address(name) or prefix or text.startswith("["):
-            return Exempt("", ipaddress.ip_network(name + prefix, strict=False), port)
-        return Exempt(read_host(name), None, port)
+            return Exemption("", ipaddress.ip_network(name + prefix, strict=False), port)
+        return Exemption(read_host(name), None, port)
     except (ValueError, EgressBlocked):
-        raise Refused(f"egress.allow: {text}: must be host, host:port, cidr or cidr:port") from None
+        raise StartupError(f"egress.allow: {text}: must be host, host:port, cidr or cidr:port") from None
 
 
 def _is_address(text: str) -> bool:
@@ -233,7 +233,7 @@ def _is_address(text: str) -> bool:
     return True
 
 
-def names_host(patterns: Sequence[str], host: str) -> bool:
+def matches_host(patterns: Sequence[str], host: str) -> bool:
     """Return whether a pattern equals the host, or is `*.domain` for a parent domain of the host."""
     host = host.lower().removesuffix(".")
     wanted = [pattern.lower().removesuffix(".") for pattern in patterns]

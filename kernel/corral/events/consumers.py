@@ -18,10 +18,10 @@ from corral import clock
 from corral.database.engine import Database
 from corral.database.leases import acquire_lease, release_lease
 from corral.database.model import InstantField, Model
-from corral.database.unit import SYSTEM, Entry
+from corral.database.unit import SYSTEM, UnitContext
 from corral.events import log as event_log
 from corral.events.event import SystemAlert, emit
-from corral.events.feed import Feed, wait_and_clear
+from corral.events.live_feed import Feed, wait_and_clear
 from corral.events.log import EventRow, LoggedEvent
 
 log = logging.getLogger("corral.events")
@@ -75,7 +75,7 @@ class Consumer:
         self._handle, self._handle_in_batch = handle, handle_in_batch  # failures in a batch are not counted
         self._lease, self._holder = f"consumer:{name}", holder
         self._is_open = is_open  # whether the plugin is in service; if not, the cursor does not advance
-        self._entry = Entry(label=f"consumer {name}", actor=SYSTEM)
+        self._entry = UnitContext(label=f"consumer {name}", actor=SYSTEM)
 
     async def begin(self) -> None:
         """Create the cursor before requests are served, so that no later event is missed."""
@@ -83,7 +83,7 @@ class Consumer:
 
     async def run(self) -> None:
         """Handle events as they are logged, until cancelled. The kernel runs this method in a supervised task."""
-        with self._feed.waiting(self._types) as notified:
+        with self._feed.subscribe(self._types) as notified:
             while True:
                 while await self._advance():
                     notified.clear()

@@ -8,7 +8,7 @@ from typing import Generic, Protocol, TypeVar
 import msgspec
 
 from corral.auth.principal import Principal
-from corral.database.unit import Entry
+from corral.database.unit import UnitContext
 from corral.errors import PreconditionFailed
 
 T = TypeVar("T")
@@ -122,5 +122,5 @@ class Request(Protocol):
     def header(self, name: str) -> str | None:
         """Return the value of a header, or None if it is missing. `name` is in lower case."""
 
-    def entry(self, caller: Principal | None = None) -> Entry:
-        """Return the entry (actor and origin) for units of work that an `async def` handler opens."""
+    def unit_context(self, caller: Principal | None = None) -> UnitContext:
+        """Return the context (actor and origin) for units of work that an `async def` handler opens."""

@@ -14,7 +14,7 @@ import peewee
 from corral import clock
 from corral.crypto import Keyring
 from corral.database.model import InstantField, JSONField, Model
-from corral.database.sealed import SealedField
+from corral.database.sealed_columns import SealedField
 from corral.errors import Conflict, Invalid
 from corral.http.answers import Response
 

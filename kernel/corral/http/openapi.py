@@ -19,12 +19,12 @@ from typing import Annotated, Any
 import msgspec
 
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN
-from corral.errors import CODES, LIMITING_CODES, Fault
+from corral.errors import CODES, LIMITING_CODES, FieldError
 from corral.http.answers import Answer, Stream, Text
 from corral.http.page import Page, PageQuery
 from corral.http.routes import API_PREFIX, Route
 from corral.http.signature import Signature, read_signature
-from corral.schema.shapes import components, encode
+from corral.schema.conversion import components, encode
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _SCHEMAS = "#/components/schemas/"
@@ -53,7 +53,7 @@ class Problem(msgspec.Struct, kw_only=True):
     instance: str
     code: str
     request_id: str
-    errors: Annotated[list[Fault], msgspec.Meta(max_length=100)] | msgspec.UnsetType = msgspec.UNSET
+    errors: Annotated[list[FieldError], msgspec.Meta(max_length=100)] | msgspec.UnsetType = msgspec.UNSET
 
 
 def document(routes: Iterable[Route], *, title: str, version: str, public_url: str | None) -> dict[str, Any]:
@@ -182,7 +182,7 @@ class _Writer:
             yield {**found, "schema": schema}
 
     def _successes(self, route: Route, signature: Signature) -> dict[str, dict[str, Any]]:
-        versioned = signature.versioned
+        versioned = signature.returns_version
         more = [*(["ETag"] if versioned else []), *(["Idempotency-Replayed"] if route.keyed else [])]
         adapts = any(typing.get_origin(part) is Answer for part in signature.returned)  # its status may differ
         found: dict[str, dict[str, Any]] = {}
@@ -287,7 +287,7 @@ def _headers_read(route: Route, signature: Signature) -> Iterator[str]:
         yield "Idempotency-Key"
     if signature.if_match is not None:
         yield "If-Match"
-    if signature.versioned and route.method == "GET":
+    if signature.returns_version and route.method == "GET":
         yield "If-None-Match"
     yield "X-Request-ID"
 
@@ -304,7 +304,7 @@ class ApiDocument:
         self._routes: list[Route] = []
         self._rendered: bytes | None = None
 
-    def describe(self, routes: Iterable[Route]) -> None:
+    def set_routes(self, routes: Iterable[Route]) -> None:
         """Set the routes that the document describes, and discard the cached document."""
         self._routes, self._rendered = list(routes), None
 

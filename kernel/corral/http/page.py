@@ -109,7 +109,7 @@ def paginate(
 
     `query` must already apply filters and visibility. Pass `total` if it is known, to avoid a count query.
     """
-    check_place(page)
+    refuse_cursor_with_offset(page)
     fingerprint = page.fingerprint()
     if total is None:
         total = query.count()
@@ -141,7 +141,7 @@ def paginate_names(
 
     `make` converts the items of the page.
     """
-    check_place(page)
+    refuse_cursor_with_offset(page)
     start, fingerprint = page.offset if isinstance(page.offset, int) else 0, page.fingerprint()
     if isinstance(page.cursor, str):
         (last,) = read_cursor(page.cursor, scope, caller, fingerprint)
@@ -153,7 +153,7 @@ def paginate_names(
     return Page(items=make(shown), total=len(found), limit=page.limit, offset=offset, next=following)
 
 
-def check_place(page: PageQuery) -> None:
+def refuse_cursor_with_offset(page: PageQuery) -> None:
     """Raise `Invalid` if both `cursor` and `offset` are given."""
     if isinstance(page.cursor, str) and isinstance(page.offset, int):
         raise Invalid.at("/query/offset", "not_allowed", "Send either cursor or offset, not both.")

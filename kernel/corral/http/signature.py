@@ -37,7 +37,7 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
     answers: tuple[Any, ...] = ()
 
     @property
-    def versioned(self) -> bool:
+    def returns_version(self) -> bool:
         """Whether the response body has a field `version`, from which the `ETag` is derived."""
         shape = self.answers[0] if len(self.answers) == 1 else None
         return "version" in getattr(shape, "__struct_fields__", ()) and _resolved(shape).get("version") is int

@@ -8,9 +8,10 @@ from typing import Protocol
 
 
 class JobQueue(Protocol):
-    """Announces new jobs. The database rows, which are also polled, decide which jobs run.
+    """A message queue that announces new jobs to the processes that run jobs.
 
-    A lost id therefore delays a job by seconds, and a duplicate id has no effect.
+    The database rows, which are also polled, decide which jobs run. A lost id therefore delays a job by seconds,
+    and a duplicate id has no effect.
     """
 
     def announce(self, ids: Sequence[str]) -> None:

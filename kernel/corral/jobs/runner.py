@@ -12,9 +12,9 @@ from typing import Any
 
 from corral import clock
 from corral.database.engine import Database
-from corral.database.unit import SYSTEM_ENTRY, Entry
+from corral.database.unit import SYSTEM_CONTEXT, UnitContext
 from corral.errors import Unavailable
-from corral.events.feed import wait_and_clear
+from corral.events.live_feed import wait_and_clear
 from corral.ids import new_id
 from corral.jobs.job import Job, JobRow, Schedule, ScheduleRow
 from corral.jobs.queue import JobQueue
@@ -276,7 +276,7 @@ class JobRunner:
         `finish` is called afterwards to record the success. For a `def`, it runs in the same unit, so that either both
         commit or neither does.
         """
-        entry = Entry(f"job {label}")
+        entry = UnitContext(f"job {label}")
         if inspect.iscoroutinefunction(run):
             await run(**arguments)
             await self._write(finish, entry)
@@ -288,7 +288,7 @@ class JobRunner:
 
             await self._database.work(both, entry=entry)
 
-    async def _write(self, end: Callable[[], None], entry: Entry = SYSTEM_ENTRY) -> None:
+    async def _write(self, end: Callable[[], None], entry: UnitContext = SYSTEM_CONTEXT) -> None:
         """Record a result, retrying while the database is unavailable.
 
         `end` checks that this process still owns the row.

@@ -33,12 +33,12 @@ def refuse_conflicts(plugins: Iterable[PluginRecord]) -> None:
 
 def _claimed_names(record: PluginRecord, plugins: list[PluginRecord]) -> Iterator[str]:
     for kind, hook in NAMED:
-        yield from (f"{kind} {item.name}" for item in record.of(hook))
-    yield from (f"socket {item.path}" for item in record.of("corral_sockets"))
-    yield from (f"event {event.event}" for event in record.of("corral_events"))
+        yield from (f"{kind} {item.name}" for item in record.contributions_to(hook))
+    yield from (f"socket {item.path}" for item in record.contributions_to("corral_sockets"))
+    yield from (f"event {event.event}" for event in record.contributions_to("corral_events"))
     for other in plugins:  # tables of the plugin `files_x` begin with the prefix of the plugin `files` too
         prefix = f"{record.name}_"
-        for model in other.of("corral_models"):
+        for model in other.contributions_to("corral_models"):
             table = model._meta.table_name
             if other is record or (table.startswith(prefix) and prefix.startswith(f"{other.name}_")):
                 yield f"table {table}"

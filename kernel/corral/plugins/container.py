@@ -106,7 +106,9 @@ class Container:
         arguments = self._arguments(function, record, skip={*skip, "return"}, partial=True)
         return functools.partial(function, **arguments) if arguments else function
 
-    def services(self, wanted: Mapping[str, tuple[Any, bool]], record: PluginRecord, where: str) -> dict[str, Any]:
+    def resolve_services(
+        self, wanted: Mapping[str, tuple[Any, bool]], record: PluginRecord, where: str
+    ) -> dict[str, Any]:
         """Return the services that a route or socket declares in its signature, by parameter name."""
         return {
             name: self.find(kind, record, optional=optional, where=f"{where}, parameter {name}")

@@ -21,10 +21,10 @@ from corral.auth.principal import Authenticator
 from corral.database.engine import translate
 from corral.errors import ContributionFailed, Failure, Unavailable
 from corral.http.signature import hints
-from corral.plugin import Gate, Meter
+from corral.plugin import Gate, RateLimiter
 from corral.plugins.quarantine import ENDLESS, PluginQuarantine
 from corral.plugins.record import PluginRecord, State
-from corral.plugins.return_types import ANYTHING, NOT_AWAITED, Expected, of_field, of_method
+from corral.plugins.return_types import ANYTHING, NOT_AWAITED, ExpectedReturn, expected_return, of_field
 from corral.plugins.thread_pool import acting_plugin
 from corral.watchdog import CallAbandoned, ThreadAbandoned, guard_code
 
@@ -57,7 +57,7 @@ class Guard:
         where: str,
         function: Callable[..., Any],
         *,
-        expected: Expected = ANYTHING,
+        expected: ExpectedReturn = ANYTHING,
         default: Any = RAISE,
         limit: float | None = 0.0,
         counts: bool = True,
@@ -66,7 +66,7 @@ class Guard:
         self.quarantine, self.record, self.plugin = guards.quarantine, record, record.name
         self.hook, self.where, self.function = hook, where, function
         self.expected, self.default, self.limit, self.counts, self.states = expected, default, limit, counts, states
-        self._accepted = expected.accepted
+        self._accepted = expected.accepted_classes
         self.calls, self.seconds = 0, 0.0
         guards.all.append(self)
 
@@ -152,7 +152,7 @@ class Guard:
         return self.default
 
     def _failed(self, error: BaseException) -> Any:
-        if isinstance(error, PASSED_ON) or is_declared(error):
+        if isinstance(error, PASSED_ON) or is_expected_error(error):
             raise error
         if self.counts and not isinstance(error, CallAbandoned):
             error._corral_plugin = self.plugin  # type: ignore[attr-defined]  # so that no other plugin is blamed
@@ -184,7 +184,7 @@ guard_code.update(
 )
 
 
-def is_declared(error: BaseException) -> bool:
+def is_expected_error(error: BaseException) -> bool:
     """Return whether an error must not be counted against the plugin.
 
     This is true for expected failures (`corral.errors.Failure`), for failures of the database, and for errors that were
@@ -252,7 +252,9 @@ class Guards:
         ]
         default = REFUSE if record.protected else None
         given.gates = [
-            self.wrap_item(record, "corral_gates", gate, Meter if isinstance(gate, Meter) else Gate, default=default)
+            self.wrap_item(
+                record, "corral_gates", gate, RateLimiter if isinstance(gate, RateLimiter) else Gate, default=default
+            )
             for gate in given.gates
         ]
         # Routes of a quarantined built-in plugin stay available, so the authentication of their callers must too.
@@ -265,7 +267,8 @@ class Guards:
         for hook, (owner, protocol) in hooks.items():
             if owner != record.name and hook in given.to_plugins:  # a plugin's own hook is not guarded
                 given.replace(
-                    hook, [self.wrap_item(record, hook, item, protocol, limit=None) for item in given.of(hook)]
+                    hook,
+                    [self.wrap_item(record, hook, item, protocol, limit=None) for item in given.contributions_to(hook)],
                 )
 
     def _wrap_job(self, record: PluginRecord, hook: str, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
@@ -289,7 +292,7 @@ class Guards:
             expected = {field: of_field(annotation) for field, annotation in hints(type(item)).items()}
         else:
             methods = inspect.getmembers(type(item), inspect.isroutine)
-            expected = {each: of_method(protocol, each) for each, _ in methods if not each.startswith("_")}
+            expected = {each: expected_return(protocol, each) for each, _ in methods if not each.startswith("_")}
         guarded = {
             each: Guard(self, record, hook, f"{hook} {name}.{each}", function, expected=returned, **options).guarded
             for each, returned in expected.items()

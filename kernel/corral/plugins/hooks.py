@@ -11,7 +11,7 @@ import msgspec
 import pluggy
 
 from corral import hookspecs
-from corral.errors import Refused
+from corral.errors import StartupError
 from corral.http.signature import hints
 from corral.plugins.record import PluginRecord, block_dependants
 
@@ -26,7 +26,7 @@ def item_type(spec: Callable[..., Any]) -> Any:
         return None
 
 
-def answers(spec: Callable[..., Any], returned: Iterable[Any]) -> list[Any]:
+def flatten_hook_results(spec: Callable[..., Any], returned: Iterable[Any]) -> list[Any]:
     """Return the items of all results of a hook. Raises `TypeError` for an item of an undeclared type."""
     items: list[Any] = []
     for answer in returned:
@@ -88,11 +88,11 @@ def offered_specs(records: Iterable[PluginRecord]) -> list[Any]:
 
     for record in sorted(records, key=lambda record: not record.found.built_in):
         if record.active:
-            record.attempt(offer, record)
+            record.run_boot_step(offer, record)
     return modules
 
 
-def hooks_of(record: PluginRecord) -> dict[str, tuple[str, Any]]:
+def offered_hooks(record: PluginRecord) -> dict[str, tuple[str, Any]]:
     """Return the hooks that a plugin offers to other plugins, as `{hook: (plugin, type of a contribution)}`."""
     return {
         name: (record.name, item_type(spec))
@@ -105,7 +105,7 @@ def hooks_of(record: PluginRecord) -> dict[str, tuple[str, Any]]:
 def first_result(records: Sequence[PluginRecord], hook: str, url: str) -> Any:
     """Call the hook with a URL and return the first result. Built-in plugins are called after all others.
 
-    A plugin whose hook raises an error is marked `failed`. Raises `Refused` if no active plugin supports the URL.
+    A plugin whose hook raises an error is marked `failed`. Raises `StartupError` if no active plugin supports the URL.
     """
     made: list[Any] = []
 
@@ -115,9 +115,9 @@ def first_result(records: Sequence[PluginRecord], hook: str, url: str) -> Any:
 
     for record in sorted(records, key=lambda record: record.found.built_in):
         if record.active and not made:
-            record.attempt(ask, record)
+            record.run_boot_step(ask, record)
     block_dependants(records)
     if not made:
         key, scheme = URL_KEYS.get(hook, "[redis] url"), url.partition(":")[0]
-        raise Refused(f"{key}: no active plugin serves {scheme}:// (hook {hook}); install one, or remove the key")
+        raise StartupError(f"{key}: no active plugin serves {scheme}:// (hook {hook}); install one, or remove the key")
     return made[0]

@@ -20,7 +20,7 @@ from corral.config.model import Config
 from corral.database.migrations import KERNEL
 from corral.plugin import KERNEL_API, Plugin
 from corral.plugins.discovery import Found
-from corral.plugins.hooks import answers, check_items, manager_of, offered_specs
+from corral.plugins.hooks import check_items, flatten_hook_results, manager_of, offered_specs
 from corral.plugins.record import PluginRecord, block_dependants
 
 log = logging.getLogger("corral.plugins")
@@ -38,13 +38,13 @@ def load(found: Iterable[Found], config: Config, *, off: Mapping[str, str] | Non
     records = [_begin(item, config, off or {}) for item in sorted(found, key=lambda item: item.name)]
     for record in records:
         if record.active:
-            record.attempt(_import, record, config)
+            record.run_boot_step(_import, record, config)
     ordered = order(records)
     specs = offered_specs(ordered)
     for record in ordered:
         if record.active:
             absent = not {*record.requires, *record.wants} <= {item.name for item in ordered if item.active}
-            record.attempt(_contribute, record, specs, absent)
+            record.run_boot_step(_contribute, record, specs, absent)
     block_dependants(ordered)
     return ordered
 
@@ -160,7 +160,7 @@ def _contribute(record: PluginRecord, specs: Iterable[Any], owner_absent: bool) 
     if unknown and not owner_absent:
         raise TypeError(f"no plugin has the hook {', '.join(unknown)}; check the spelling, and add its owner to wants")
     staged = {
-        caller.name: answers(caller.spec.function, caller())
+        caller.name: flatten_hook_results(caller.spec.function, caller())
         for caller in callers
         if caller.spec is not None and not caller.spec.argnames and caller.name not in CALLED_ELSEWHERE
     }

@@ -9,7 +9,7 @@ from corral.plugins.record import PluginRecord
 from corral.watchdog import Watchdog
 
 
-def lines(plugins: Iterable[PluginRecord], guards: Iterable[Guard], watchdog: Watchdog) -> Iterator[str]:
+def plugin_metric_lines(plugins: Iterable[PluginRecord], guards: Iterable[Guard], watchdog: Watchdog) -> Iterator[str]:
     """Yield the lines of all plugin metrics.
 
     The metrics are the state of each plugin, the time spent in contributed callables, and the number of abandoned

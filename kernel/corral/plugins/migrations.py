@@ -24,7 +24,7 @@ from corral.database.migrations import (
     schema_lock,
     tables_of,
 )
-from corral.database.sealed import SealedColumns
+from corral.database.sealed_columns import SealedColumns
 from corral.http.idempotency import IdempotencyRow
 from corral.plugins.record import PluginRecord, block_dependants
 
@@ -73,7 +73,7 @@ def apply_migrations(database: Database, plugins: list[PluginRecord], config: Co
             if record is None:
                 migrate(engine, migrations)
             elif record.active:
-                record.attempt(migrate, engine, migrations)
+                record.run_boot_step(migrate, engine, migrations)
                 block_dependants(plugins)
 
 
@@ -116,7 +116,7 @@ def unlock(
         made = Keyring.load(config, allow_create=True)
         log.warning("the master key is in %s; keep a copy of it, but not with the backups of the database", made.source)
         return made
-    keyring.note_stored(stored)
+    keyring.update_seal_state(stored)
     return keyring
 
 

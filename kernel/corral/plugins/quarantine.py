@@ -31,7 +31,7 @@ class LostCall(Exception):
     """An entry in a plugin's list of errors: a call that was abandoned because it did not return in time."""
 
 
-class Alarm(NamedTuple):
+class PluginAlert(NamedTuple):
     """An alert about a plugin, which the plugin `plugin_admin` stores.
 
     `quarantined` is False if the plugin is protected and the alert only reports the failures.
@@ -70,9 +70,9 @@ class PluginQuarantine:
         self._registry, self._settings = registry, settings
         self._trackers: dict[str, FailureTracker] = {}
         self._lock = threading.Lock()
-        self.alarms: deque[Alarm] = deque()
+        self.alerts: deque[PluginAlert] = deque()
         self.notify: Callable[[], None] = lambda: None
-        """Called from any thread when an alarm was appended to `alarms`."""
+        """Called from any thread when an alert was appended to `alerts`."""
 
     @property
     def time_limit(self) -> float:
@@ -110,8 +110,8 @@ class PluginQuarantine:
             log.error("plugin quarantined", extra=extra)
         else:
             return
-        if all(alarm.name != record.name for alarm in self.alarms):
-            self.alarms.append(Alarm(record.name, reason, not record.protected))
+        if all(alert.name != record.name for alert in self.alerts):
+            self.alerts.append(PluginAlert(record.name, reason, not record.protected))
             self.notify()
 
     def _count(self, record: PluginRecord, where: str, error: BaseException, *, lost: bool) -> None:

@@ -18,7 +18,7 @@ from corral.events.consumers import Consumer, Subscriber
 from corral.events.event import Event
 from corral.http.routes import Routes, Socket
 from corral.jobs.job import Job, Schedule
-from corral.plugin import Gate, HealthCheck, Meter, Metric, Plugin, Protection, Provide, Setting
+from corral.plugin import Gate, HealthCheck, Metric, Plugin, Protection, Provide, RateLimiter, Setting
 from corral.plugins.discovery import Found
 
 log = logging.getLogger("corral.plugins")
@@ -27,7 +27,7 @@ State = Literal["active", "disabled", "blocked", "failed", "quarantined"]
 Run = Callable[..., Any]
 
 
-class Contributed(msgspec.Struct, kw_only=True):
+class PluginContributions(msgspec.Struct, kw_only=True):
     """The contributions of a plugin, with one field per hook of the kernel.
 
     `to_plugins` contains the contributions to hooks that plugins offer, by the full name of the hook.
@@ -43,13 +43,13 @@ class Contributed(msgspec.Struct, kw_only=True):
     schedules: list[Schedule] = []
     settings: list[Setting[Any]] = []
     authenticators: list[type[Authenticator]] = []
-    gates: list[Gate | Meter] = []
+    gates: list[Gate | RateLimiter] = []
     health_checks: list[HealthCheck] = []
     metrics: list[Metric] = []
     hookspecs: list[Any] = []
     to_plugins: dict[str, list[Any]] = {}
 
-    def of(self, hook: str) -> list[Any]:
+    def contributions_to(self, hook: str) -> list[Any]:
         """Return the plugin's contributions to one hook."""
         field = hook.removeprefix("corral_")
         return getattr(self, field) if field in _HOOK_FIELDS else self.to_plugins.get(hook, [])
@@ -63,10 +63,10 @@ class Contributed(msgspec.Struct, kw_only=True):
             self.to_plugins[hook] = items
 
 
-_HOOK_FIELDS = frozenset(Contributed.__struct_fields__) - {"to_plugins"}
+_HOOK_FIELDS = frozenset(PluginContributions.__struct_fields__) - {"to_plugins"}
 
 
-class Bound(msgspec.Struct, kw_only=True):
+class BoundContributions(msgspec.Struct, kw_only=True):
     """Contributions bound to their services at boot. `Guards.wrap_contributions` then guards their functions."""
 
     services: list[Any] = []
@@ -86,8 +86,8 @@ class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
     since: str = ""
     kind: type[Plugin] | None = None
     plugin: Plugin | None = None
-    contributed: Contributed = msgspec.field(default_factory=Contributed)
-    bound: Bound = msgspec.field(default_factory=Bound)
+    contributed: PluginContributions = msgspec.field(default_factory=PluginContributions)
+    bound: BoundContributions = msgspec.field(default_factory=BoundContributions)
 
     @property
     def name(self) -> str:
@@ -131,9 +131,9 @@ class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
         """The names of the plugins whose services this plugin uses if they are active."""
         return self.kind.wants if self.kind else ()
 
-    def of(self, hook: str) -> list[Any]:
+    def contributions_to(self, hook: str) -> list[Any]:
         """Return the plugin's contributions to the hook with this full name."""
-        return self.contributed.of(hook)
+        return self.contributed.contributions_to(hook)
 
     def migrations(self) -> PluginMigrations | None:
         """Return the plugin's migrations, or None if the plugin has no folder of migrations."""
@@ -168,7 +168,7 @@ class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
             exc_info=error if isinstance(error, BaseException) else None,
         )
 
-    def attempt(self, step: Callable[..., Any], *arguments: Any) -> bool:
+    def run_boot_step(self, step: Callable[..., Any], *arguments: Any) -> bool:
         """Run a step of the plugin's boot and return whether it succeeded.
 
         Every exception except `KeyboardInterrupt`, even `SystemExit`, is caught and marks the plugin as `failed`.

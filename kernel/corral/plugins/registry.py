@@ -49,7 +49,9 @@ class PluginRegistry:
 
     def for_hook(self, hook: str) -> list[tuple[str, Any]]:
         """Return `(plugin, item)` for each item that an active plugin contributed to a hook."""
-        return [(record.name, item) for record in self._records if record.active for item in record.of(hook)]
+        return [
+            (record.name, item) for record in self._records if record.active for item in record.contributions_to(hook)
+        ]
 
     def required_by(self, name: str) -> list[PluginRecord]:
         """Return the plugins that require the named plugin and are not out of service."""
@@ -93,7 +95,7 @@ class PluginRegistry:
         """Return the last errors of a plugin, newest first."""
         return list(reversed(self._errors.get(name, ())))
 
-    def totals(self, name: str) -> tuple[int, int]:
+    def error_counts(self, name: str) -> tuple[int, int]:
         """Return the number of errors of a plugin in the last 60 seconds, and since the start of the process.
 
         The first number is at most 100, because only the last 100 errors are kept.

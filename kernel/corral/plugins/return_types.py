@@ -13,7 +13,7 @@ from corral.http.signature import hints
 AWAITABLES = (collections.abc.Awaitable, collections.abc.Coroutine)
 
 
-class Expected(typing.NamedTuple):
+class ExpectedReturn(typing.NamedTuple):
     """The result that a callable is expected to return.
 
     `kinds` are the allowed classes; None allows any value. `awaited` is True if the callable must return an awaitable
@@ -24,7 +24,7 @@ class Expected(typing.NamedTuple):
     awaited: bool | None = None
 
     @property
-    def accepted(self) -> tuple[type, ...]:
+    def accepted_classes(self) -> tuple[type, ...]:
         """The classes whose instances are accepted without further checks."""
         wrapped = ("__await__", "__anext__")  # a guard wraps instances of classes with these methods
         kinds = () if self.awaited else self.kinds or ()
@@ -39,21 +39,21 @@ class Expected(typing.NamedTuple):
         return " or ".join(kind.__name__ for kind in self.kinds or ())
 
 
-ANYTHING = Expected()
-NOT_AWAITED = Expected(None, False)
+ANYTHING = ExpectedReturn()
+NOT_AWAITED = ExpectedReturn(None, False)
 
 
-def of_method(protocol: Any, name: str) -> Expected:
+def expected_return(protocol: Any, name: str) -> ExpectedReturn:
     """Return the expected result of a method, from the annotations of the protocol that declares it."""
     method = getattr(protocol, name, None)
     try:
         returned = hints(method).get("return", Any) if inspect.isfunction(method) else Any
     except (NameError, TypeError):  # a name that is imported for type checkers only
         returned = Any
-    return Expected(_kinds(returned), True) if inspect.iscoroutinefunction(method) else _expected(returned)
+    return ExpectedReturn(_kinds(returned), True) if inspect.iscoroutinefunction(method) else _expected(returned)
 
 
-def of_field(annotation: Any) -> Expected | None:
+def of_field(annotation: Any) -> ExpectedReturn | None:
     """Return the expected result of a field annotated `Callable[..., X]` or `Callable[..., X] | None`.
 
     For any other annotation, return None.
@@ -64,11 +64,11 @@ def of_field(annotation: Any) -> Expected | None:
     return None
 
 
-def _expected(returned: Any) -> Expected:
+def _expected(returned: Any) -> ExpectedReturn:
     if typing.get_origin(returned) in AWAITABLES:
-        return Expected(_kinds(typing.get_args(returned)[-1]), True)
+        return ExpectedReturn(_kinds(typing.get_args(returned)[-1]), True)
     kinds = _kinds(returned)
-    return Expected(kinds, None if kinds is None else False)
+    return ExpectedReturn(kinds, None if kinds is None else False)
 
 
 def _options(annotation: Any) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""The thread pool of `asyncio.to_thread` and of the default executor.
+"""The thread pool in which blocking code of plugins runs: the pool of `asyncio.to_thread` and of the default executor.
 
 One plugin may use at most half of the threads. A thread whose call was abandoned is replaced. All threads are daemon
 threads, so an abandoned thread does not prevent the process from exiting.
@@ -25,7 +25,7 @@ acting_plugin: ContextVar[str | None] = ContextVar("acting_plugin", default=None
 """The plugin on whose behalf the current task runs."""
 
 
-class ThreadTask:
+class SubmittedCall:
     """A call that was submitted to the pool, and the plugin that submitted it."""
 
     def __init__(self, call: Callable[[], Any]) -> None:
@@ -51,10 +51,10 @@ class PluginThreads(ThreadPoolExecutor):
     def __init__(self, watchdog: Watchdog, size: int = SIZE) -> None:
         super().__init__(max_workers=size)  # `set_default_executor` accepts only subclasses of this class
         self._watchdog, self._unstarted = watchdog, size
-        self.shares: ThreadShares[ThreadTask] = ThreadShares(size)
-        self._tasks: queue.SimpleQueue[ThreadTask | None] = queue.SimpleQueue()
+        self.shares: ThreadShares[SubmittedCall] = ThreadShares(size)
+        self._tasks: queue.SimpleQueue[SubmittedCall | None] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)  # counts idle threads that no queued task has reserved
-        self._running: dict[threading.Thread, ThreadTask] = {}
+        self._running: dict[threading.Thread, SubmittedCall] = {}
         self._starting = threading.Lock()
         self._closed = False
         watchdog.checks.append(self._check)
@@ -63,7 +63,7 @@ class PluginThreads(ThreadPoolExecutor):
         """Schedule a call of `fn` in a thread of the pool and return its future."""
         if self._closed:
             raise RuntimeError("the thread pool is shut down")
-        task = ThreadTask(lambda: fn(*args, **kwargs))
+        task = SubmittedCall(lambda: fn(*args, **kwargs))
         if task.plugin is None or self.shares.acquire(task.plugin, task):
             self._queue(task)
         return task.future
@@ -73,7 +73,7 @@ class PluginThreads(ThreadPoolExecutor):
         self._closed = True
         self._tasks.put(None)
 
-    def _queue(self, task: ThreadTask) -> None:
+    def _queue(self, task: SubmittedCall) -> None:
         self._tasks.put(task)
         with self._starting:
             if not self._idle.acquire(blocking=False) and self._unstarted:
@@ -95,14 +95,14 @@ class PluginThreads(ThreadPoolExecutor):
                 del task  # so that an idle thread keeps no objects alive
             self._tasks.put(None)  # for the next thread
 
-    def _next_task(self) -> ThreadTask | None:
+    def _next_task(self) -> SubmittedCall | None:
         try:
             return self._tasks.get_nowait()
         except queue.Empty:
             self._idle.release()
             return self._tasks.get()
 
-    def _release(self, task: ThreadTask) -> None:
+    def _release(self, task: SubmittedCall) -> None:
         """Free the thread that the task occupied in its plugin's share, and queue the plugin's next waiting task."""
         if task.plugin is not None and (waiting := self.shares.release(task.plugin)) is not None:
             self._queue(waiting)

@@ -13,7 +13,7 @@ from corral.events.event import EventTypes
 from corral.plugins.conflicts import refuse_conflicts
 from corral.plugins.container import Container
 from corral.plugins.guard import Guards
-from corral.plugins.hooks import hooks_of
+from corral.plugins.hooks import offered_hooks
 from corral.plugins.record import PluginRecord, block_dependants
 from corral.settings.registry import SettingsRegistry
 
@@ -50,7 +50,7 @@ class PluginWiring:
         )
         self._each(self._bind)
         hooks: dict[str, tuple[str, Any]] = {}
-        self._each(lambda record: hooks.update(hooks_of(record)))
+        self._each(lambda record: hooks.update(offered_hooks(record)))
         self._each(lambda record: self._guard(record, hooks, make_consumer))
 
     def refresh(self, changed: PluginRecord) -> None:
@@ -70,7 +70,7 @@ class PluginWiring:
         for record in self._active():
             if not record.active:  # blocked by a failure in this round
                 continue
-            if not record.attempt(step, record):
+            if not record.run_boot_step(step, record):
                 self._container.drop(record)
                 self._event_types.drop(record.name)
                 block_dependants(self._records)

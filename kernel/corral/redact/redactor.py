@@ -108,7 +108,7 @@ class Redactor:
             self._matcher = self._compiled()
         return [name for name in values if Hit("value", source, name) not in now]
 
-    def register(self, source: str, patterns: Iterable[Pattern]) -> None:
+    def register_patterns(self, source: str, patterns: Iterable[Pattern]) -> None:
         """Register the patterns of a source, which replace the earlier patterns of this source."""
         with self._changing:
             self._patterns[source] = tuple(patterns)

@@ -11,7 +11,7 @@ from math import inf, isfinite
 from typing import Any, NoReturn
 from unicodedata import is_normalized, normalize
 
-from corral.errors import Fault, Invalid, Malformed
+from corral.errors import FieldError, Invalid, Malformed
 
 MAX_DEPTH, MAX_INTEGER, MAX_FAULTS = 64, 2**63 - 1, 100
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
@@ -128,17 +128,17 @@ def map_strings(value: Any, fix: Callable[[str], str]) -> Any:
     return result
 
 
-def unstorable_faults(value: Any, pointer: str) -> Iterator[Fault]:
+def unstorable_faults(value: Any, pointer: str) -> Iterator[FieldError]:
     """Yield a fault for each string and number that the databases cannot store."""
     if isinstance(value, str):
         if _UNSTORABLE.search(value):
-            yield Fault(pointer, "bad_format", "must not contain U+0000 or lone surrogates")
+            yield FieldError(pointer, "bad_format", "must not contain U+0000 or lone surrogates")
     elif isinstance(value, int | float) and (not -MAX_INTEGER <= value <= MAX_INTEGER):
         if isinstance(value, int) or abs(value) == inf:
             bound = f"{MAX_INTEGER}" if isinstance(value, int) else "1.7976931348623157e308"
             most = value > 0
             detail = f"at most {bound}" if most else f"at least -{bound}"
-            yield Fault(pointer, "too_large" if most else "too_small", detail)
+            yield FieldError(pointer, "too_large" if most else "too_small", detail)
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from unstorable_faults(item, f"{pointer}/{index}")
@@ -146,7 +146,7 @@ def unstorable_faults(value: Any, pointer: str) -> Iterator[Fault]:
         for key, item in value.items():
             there = pointer + pointer_of([key])
             if _UNSTORABLE.search(key):
-                yield Fault(there, "bad_format", "the key must not contain U+0000 or lone surrogates")
+                yield FieldError(there, "bad_format", "the key must not contain U+0000 or lone surrogates")
             yield from unstorable_faults(item, there)
 
 
@@ -158,7 +158,7 @@ def pointer_of(path: Iterable[Any]) -> str:
     return "".join("/" + shortened(str(token)).replace("~", "~0").replace("/", "~1") for token in path)
 
 
-def invalid_problem(faults: Iterable[Fault]) -> Invalid:
+def invalid_problem(faults: Iterable[FieldError]) -> Invalid:
     found = tuple(islice(dict.fromkeys(faults), MAX_FAULTS + 1))
     if len(found) > MAX_FAULTS:
         return Invalid(f"More than {MAX_FAULTS} fields are not valid", errors=found[:MAX_FAULTS])

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from corral.config.model import Pinned
+from corral.config.model import PinnedSetting
 from corral.config.reader import COMMAND_LINE, VARIABLES, nearest
 from corral.plugin import Setting, Settings
 from corral.settings.validation import SettingRefused, check_declaration, convert_value
@@ -69,7 +69,7 @@ class SettingsRegistry(SettingValues):
 
     def __init__(
         self,
-        pinned: Mapping[str, Pinned],
+        pinned: Mapping[str, PinnedSetting],
         is_shown: Callable[[str], bool] = lambda plugin: True,
         variables: Mapping[str, str] = {},
     ) -> None:
@@ -93,7 +93,7 @@ class SettingsRegistry(SettingValues):
                 raise ValueError(f"setting {setting.name} is declared twice")
             pinned = self._pinned.get(setting.name)
             if setting.env in self._variables and (pinned is None or pinned.source != COMMAND_LINE):
-                self._pinned[setting.name] = Pinned(_parsed(self._variables.pop(setting.env)), setting.env)
+                self._pinned[setting.name] = PinnedSetting(_parsed(self._variables.pop(setting.env)), setting.env)
             added[setting.name] = self._evaluate(setting, plugin, self._stored)
         self._effective |= added
         self._values |= {name: item.value for name, item in added.items()}
@@ -102,7 +102,7 @@ class SettingsRegistry(SettingValues):
         """Return every declared setting, sorted by name."""
         return [self._effective[name] for name in sorted(self._effective)]
 
-    def shown(self) -> list[EffectiveSetting]:
+    def in_service(self) -> list[EffectiveSetting]:
         """Return the settings of plugins that are in service, sorted by name."""
         return [item for item in self.all() if self._is_shown(item.plugin)]
 
@@ -150,11 +150,11 @@ class SettingsRegistry(SettingValues):
 
     def check_values(self, values: Settings) -> dict[str, str]:
         """Return the problems that the checks of settings find in these values, by setting name."""
-        checks = [(item.setting, item.setting.check) for item in self.shown()]
+        checks = [(item.setting, item.setting.check) for item in self.in_service()]
         problems = {each.name: check(values.get(each), values) for each, check in checks if check is not None}
         return {name: f"{name} {sentence}" for name, sentence in problems.items() if sentence is not None}
 
-    def unknown_names(self) -> list[str]:
+    def unknown_name_warnings(self) -> list[str]:
         """Return warnings about pinned settings that no plugin declares, and about unknown environment variables.
 
         Each warning suggests the nearest known name, if there is one.

@@ -61,13 +61,13 @@ def convert_value(setting: Setting[Any], value: Any, source: str = "") -> Any:
     return found
 
 
-def core_kind(setting: Setting[Any]) -> tuple[Any, bool]:
+def type_of_setting(setting: Setting[Any]) -> tuple[Any, bool]:
     """Return the setting's type without `Annotated` and `None`, and whether null is allowed."""
-    kind, nullable = core_type(setting.kind)
+    kind, nullable = unwrap_type(setting.kind)
     return kind, nullable or setting.default is None
 
 
-def core_type(kind: Any) -> tuple[Any, bool]:
+def unwrap_type(kind: Any) -> tuple[Any, bool]:
     """Return the type without `Annotated` and `None`, and whether the type allows null."""
     nullable = False
     while typing.get_origin(kind) is typing.Annotated:
@@ -101,7 +101,7 @@ def check_declaration(setting: Setting[Any]) -> None:
         raise ValueError(f"setting {setting.name}: the name is longer than {LONGEST_NAME} characters")
     if not _NAME.fullmatch(setting.name) or category in RESERVED:
         raise ValueError(f"setting {setting.name}: the name must be category.key, in lower-case letters, digits and _")
-    kind, _ = core_kind(setting)
+    kind, _ = type_of_setting(setting)
     if kind is str and not setting.secret and not setting.choices and _CREDENTIAL.search(key):
         raise ValueError(f"setting {setting.name} looks like a credential: declare it with secret=True")
     if setting.secret and (kind is not str or setting.default is not None):
@@ -113,7 +113,7 @@ def check_declaration(setting: Setting[Any]) -> None:
 
 
 def _refusal(setting: Setting[Any], source: str, code: str, error: Exception | None = None) -> SettingRefused:
-    kind, nullable = core_kind(setting)
+    kind, nullable = type_of_setting(setting)
     least, most = setting.minimum, setting.maximum
     if setting.choices:
         expected = ("" if kind is str else "of ") + "one of " + ", ".join(setting.choices)

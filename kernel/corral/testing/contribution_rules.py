@@ -16,7 +16,7 @@ from corral.http.signature import read_signature
 from corral.plugins.record import PluginRecord
 from corral.settings.validation import convert_value
 from corral.testing.findings import Finding, rule_findings
-from corral.testing.source_rules import Package, undeclared
+from corral.testing.source_rules import Package, undeclared_classes
 
 EVENT, MODEL = "corral.events.event.Event", "corral.database.model.Model"
 WIRE_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
@@ -27,23 +27,25 @@ def contribution_rules(loaded: PluginRecord, package: Package, permissions: Perm
 
     `permissions` contains the permissions of the plugin and of the plugins it requires.
     """
-    routes = [route for group in loaded.of("corral_routes") for route in group]
+    routes = [route for group in loaded.contributions_to("corral_routes") for route in group]
     prefixes = (loaded.name, *(loaded.kind.prefixes if loaded.kind else ()))
     yield from rule_findings("routes.guarded", _guarded(routes, permissions))
     yield from rule_findings("routes.documented", _documented(routes))
     yield from rule_findings("routes.raises", _raises(loaded.name, routes))
     yield from rule_findings("shapes.strict", _strict(routes))
-    events, models = loaded.of("corral_events"), loaded.of("corral_models")
-    yield from rule_findings("events.declared", undeclared(package, EVENT, events, lambda kind: hasattr(kind, "event")))
+    events, models = loaded.contributions_to("corral_events"), loaded.contributions_to("corral_models")
+    yield from rule_findings(
+        "events.declared", undeclared_classes(package, EVENT, events, lambda kind: hasattr(kind, "event"))
+    )
     yield from rule_findings("events.described", _events(events))
     yield from rule_findings(
-        "models.declared", undeclared(package, MODEL, models, lambda kind: not kind.__subclasses__())
+        "models.declared", undeclared_classes(package, MODEL, models, lambda kind: not kind.__subclasses__())
     )
     yield from rule_findings("models.tables", _tables(prefixes, models))
     yield from rule_findings("settings.names", _named(loaded, prefixes, "corral_settings"))
     hooks = ("corral_jobs", "corral_schedules", "corral_subscribers")
     yield from rule_findings("jobs.names", (line for hook in hooks for line in _named(loaded, prefixes, hook)))
-    yield from rule_findings("settings.defaults", _settings(loaded.of("corral_settings")))
+    yield from rule_findings("settings.defaults", _settings(loaded.contributions_to("corral_settings")))
 
 
 def _guarded(routes: list[Route], permissions: Permissions) -> Iterator[str]:
@@ -100,7 +102,7 @@ def _tables(prefixes: tuple[str, ...], models: list[Any]) -> Iterator[str]:
 
 
 def _named(loaded: PluginRecord, prefixes: tuple[str, ...], hook: str) -> Iterator[str]:
-    for item in loaded.of(hook):
+    for item in loaded.contributions_to(hook):
         if not item.name.startswith(tuple(f"{each}." for each in prefixes)):
             yield f"{hook}: {item.name} must begin with {loaded.name}."
 

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from corral.asgi.application import Application
-from corral.cli.sessions import temporary_kernel
+from corral.cli.command_sessions import temporary_kernel
 from corral.config.reader import load as load_config
 
 
 @contextlib.contextmanager
-def build() -> Iterator[Application]:
+def temporary_application() -> Iterator[Application]:
     """Yield an application with all built-in plugins in a temporary folder, independent of the environment.
 
     Raises `RuntimeError` if a plugin did not start, because the generated files would be incomplete.

@@ -31,7 +31,7 @@ from corral.plugins.discovery import Found
 from corral.plugins.discovery import discover as look_for
 from corral.plugins.loading import load
 from corral.plugins.record import PluginRecord
-from corral.schema.shapes import encode
+from corral.schema.conversion import encode
 from corral.testing import templates
 from corral_core.health.service import scrape
 
@@ -206,14 +206,14 @@ class Kit:
 
     async def run_jobs(self) -> int:
         """Run all jobs that are due, one after the other, and return their number."""
-        return await drain(self.kernel.runner)
+        return await run_due_jobs(self.kernel.runner)
 
     def loaded(self, name: str) -> PluginRecord:
-        """Return the record of a loaded plugin, which contains its state."""
+        """Return the record (state, reason, contributions) of the plugin with this name, which must be loaded."""
         return next(loaded for loaded in self.kernel.plugins if loaded.name == name)
 
 
-async def drain(runner: JobRunner) -> int:
+async def run_due_jobs(runner: JobRunner) -> int:
     """Run all jobs of this runner that are due, one after the other, and return their number."""
     done = 0
     while (claimed := await runner._claim_job()) is not None:
@@ -319,7 +319,7 @@ async def make_kernel(
     scrape.COLLECT_SECONDS = PATIENT_SECONDS
     found = _selected(discover(loaded_config), plugins)
     if loaded_config.database.migrate_on_start:
-        templates.fill(loaded_config.database.url, found, loaded_config)
+        templates.create_from_template(loaded_config.database.url, found, loaded_config)
     kernel = boot(loaded_config, plugins=load(found, loaded_config))
     try:
         application = Application(kernel)

@@ -11,7 +11,7 @@ from typing import Any
 from playhouse.schema_diff import diff_models
 
 from corral.auth.permissions import Permissions
-from corral.cli.plugin_set import purge, tables_of
+from corral.cli.enabled_plugins import purge, tables_of
 from corral.database.connect import connect
 from corral.database.unit import current
 from corral.ids import new_id
@@ -49,7 +49,7 @@ async def inspect_running(
                 findings += rule_findings(
                     f"disable.{engine}", [line async for line in _disabled_routes(kit, kind.name)]
                 )
-        models = list(loaded.of("corral_models"))
+        models = list(loaded.contributions_to("corral_models"))
         names = [item.name for item in kit.kernel.plugins]
         active = loaded.active
     if not active:
@@ -89,7 +89,7 @@ async def _disabled_routes(kit: Kit, name: str) -> Any:
     """
     routes = [
         (route.method, re.sub(r"\{\w+\}", lambda _: new_id(), route.path), route.label)
-        for group in kit.loaded(name).of("corral_routes")
+        for group in kit.loaded(name).contributions_to("corral_routes")
         for route in group
     ]
     kit.kernel.registry.disable(name, "conformance check")

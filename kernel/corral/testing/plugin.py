@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from corral.testing.engines import PostgresServer, ValkeyServer
+    from corral.testing.database_servers import PostgresServer, ValkeyServer
     from corral.testing.kit import Kit
 
 
@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def long_form(request: pytest.FixtureRequest) -> bool:
-    """Return whether `--long` was given."""
+    """Return whether the tests run in their long form (`--long`)."""
     return bool(request.config.getoption("--long"))
 
 
@@ -39,7 +39,7 @@ def _right_time() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     """Yield a PostgreSQL server, which all tests of the session share. Each test must create its own database."""
-    from corral.testing.engines import PostgresServer
+    from corral.testing.database_servers import PostgresServer
 
     with PostgresServer() as server:
         yield server
@@ -48,7 +48,7 @@ def postgres_server() -> Iterator[PostgresServer]:
 @pytest.fixture
 def valkey_server() -> Iterator[ValkeyServer]:
     """Yield a Valkey server for one test, which may empty, stop or kill it. Use `url()` as `[redis] url`."""
-    from corral.testing.engines import ValkeyServer
+    from corral.testing.database_servers import ValkeyServer
 
     with ValkeyServer() as server:
         yield server

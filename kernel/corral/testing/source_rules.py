@@ -184,7 +184,7 @@ def is_under(name: str, package: str) -> bool:
     return f"{name}.".startswith(f"{package}.")
 
 
-def is_private(name: str) -> bool:
+def is_private_kernel_module(name: str) -> bool:
     """Return whether an imported name belongs to the kernel but not to its public modules."""
     if not is_under(name, "corral"):
         return False
@@ -196,7 +196,7 @@ def private_kernel_imports(package: Package) -> Iterator[str]:
     """Yield a message for each import of a private module of the kernel."""
     for source in package.sources:
         for name, line in source.imports():
-            if is_private(name):
+            if is_private_kernel_module(name):
                 yield f"{source.path.name}:{line} imports {name}, which is not a public module of the kernel"
 
 
@@ -219,7 +219,7 @@ def foreign_plugin_imports(package: Package, named: Collection[str], packages: M
                 yield f"{source.path.name}:{line} imports {name}; name {packages[owner]} in requires or wants"
 
 
-def undeclared(
+def undeclared_classes(
     package: Package, base: str, declared: Iterable[type[Any]], is_concrete: Callable[[type[Any]], bool]
 ) -> Iterator[str]:
     """Yield a message for each concrete class of the package that derives from `base` and is not in `declared`."""

@@ -26,7 +26,7 @@ _folders: list[Path] = []
 _loaded: dict[tuple[tuple[str, ...], str], list[PluginRecord]] = {}
 
 
-def fill(url: str, found: Sequence[Found], config: Config) -> None:
+def create_from_template(url: str, found: Sequence[Found], config: Config) -> None:
     """Create the database at `url` as a copy of a template, if the database is empty or does not exist.
 
     The migrations of the built-in plugins among `found` are applied to the template.

@@ -18,8 +18,8 @@ import msgspec
 
 from corral.auth.principal import ROLES
 from corral.cli import output
+from corral.cli.command_sessions import Session, open_session
 from corral.cli.output import config_option, json_option
-from corral.cli.sessions import Session, open_session
 
 COLUMNS = ("email", "full_name", "role", "is_active", "last_login_at")
 password_option = click.option(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import peewee
 
 from corral.database.model import PRIVATE, IdField, InstantField, JSONField, Model
-from corral.database.sealed import SealedField
+from corral.database.sealed_columns import SealedField
 from corral.events.event import PRIVATE_AND_ADMIN
 
 
@@ -235,7 +235,7 @@ InvitationRow.add_index(
 )
 
 
-class InstallationRow(Model):
+class InstallationValueRow(Model):
     """A named value for the whole installation. The first process that inserts the row determines the value."""
 
     name = peewee.CharField(primary_key=True, max_length=40)
@@ -247,7 +247,7 @@ class InstallationRow(Model):
 
 def set_installation_value_once(name: str, value: str) -> bool:
     """Set a named value for the whole installation unless it is set already. Return whether this call set it."""
-    insert = InstallationRow.insert(name=name, value=value).on_conflict_ignore()
+    insert = InstallationValueRow.insert(name=name, value=value).on_conflict_ignore()
     return bool(insert.as_rowcount().execute())
 
 
@@ -264,5 +264,5 @@ TABLES = (
     FormerPasswordRow,
     LinkRow,
     InvitationRow,
-    InstallationRow,
+    InstallationValueRow,
 )

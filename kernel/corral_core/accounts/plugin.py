@@ -30,7 +30,7 @@ from corral_core.accounts.service.invitations import InvitationsService
 from corral_core.accounts.service.links import SingleUseLinks
 from corral_core.accounts.service.lockout import Lockout
 from corral_core.accounts.service.mail import MailService
-from corral_core.accounts.service.own_account import ProfileChanges, Reauthentication
+from corral_core.accounts.service.own_account import OwnSecondFactor, ProfileChanges
 from corral_core.accounts.service.passwords import PasswordHistory, PasswordPolicy, Passwords
 from corral_core.accounts.service.recovery import AccountRecoveryService, PasswordLinksService, PasswordRecovery
 from corral_core.accounts.service.registration import AccountRegistration
@@ -68,7 +68,7 @@ class AccountsPlugin(Plugin):
             Provide(Lockout, Lockout),
             Provide(SecondFactor, SecondFactor),
             Provide(SignIn, SignIn),
-            Provide(Reauthentication, Reauthentication),
+            Provide(OwnSecondFactor, OwnSecondFactor),
             Provide(AccountRecovery, AccountRecoveryService),
             Provide(SingleUseLinks, SingleUseLinks),
             Provide(MailService, MailService),

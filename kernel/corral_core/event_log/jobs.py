@@ -33,7 +33,7 @@ async def prune_events(work: Work, settings: Settings, contributions: Contributi
     await _repeat_in_batches(work, lambda: _delete_events(clock.now(-days * DAY), needed, rows))
 
 
-async def prune_jobs(work: Work, settings: Settings) -> None:
+async def delete_old_jobs(work: Work, settings: Settings) -> None:
     """Delete old jobs that have ended, and expired responses that were stored for idempotent requests."""
     before = clock.now(-settings.get(JOBS_RETENTION_DAYS) * DAY)
     await _repeat_in_batches(work, lambda: _delete_jobs(before))
@@ -42,7 +42,7 @@ async def prune_jobs(work: Work, settings: Settings) -> None:
 
 SCHEDULES = (
     Schedule("events.prune", HOUR, prune_events),
-    Schedule("jobs.prune", HOUR, prune_jobs),
+    Schedule("jobs.prune", HOUR, delete_old_jobs),
 )
 
 

@@ -1,6 +1,7 @@
-"""Decides which events a caller may read, by the visibility, the owner and the permission area of each event.
+"""The service of the event log: decides which events a caller may read.
 
-For example, the permission `tasks.read` allows reading the objects in the permission area `tasks`.
+The visibility, the owner and the permission area of each event decide. For example, the permission
+`tasks.read` allows reading the objects in the permission area `tasks`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import msgspec
 from corral.events.event import Event
 
 
-class PluginState(Event, kw_only=True):
+class PluginStateChanged(Event, kw_only=True):
     """The state of a plugin changed."""
 
     event = "plugin.state"

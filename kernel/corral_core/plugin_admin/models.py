@@ -8,7 +8,10 @@ from corral.database.model import InstantField, Model
 
 
 class PluginStateRow(Model):
-    """A plugin that an admin disabled. For a plugin without a row, the configuration decides whether it is active."""
+    """The stored state of a plugin that an admin disabled. The row is deleted when the plugin is enabled.
+
+    For a plugin without a row, the configuration decides whether it is active.
+    """
 
     name = peewee.CharField(primary_key=True, max_length=64)
     state = peewee.CharField(max_length=16)

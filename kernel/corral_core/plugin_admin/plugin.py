@@ -9,10 +9,10 @@ from corral.auth.principal import Permission
 from corral.database.engine import Work
 from corral.database.model import Model
 from corral.events.event import Event
-from corral.events.feed import Feed
+from corral.events.live_feed import Feed
 from corral.http.routes import Routes
 from corral.plugin import Installation, Plugin, Provide, Runtime, hookimpl
-from corral_core.plugin_admin.events import PluginState
+from corral_core.plugin_admin.events import PluginStateChanged
 from corral_core.plugin_admin.models import PluginStateRow, QuarantineRow
 from corral_core.plugin_admin.routes import docs, plugins
 from corral_core.plugin_admin.service.plugins import PluginAdministration, safe_mode_alert
@@ -48,7 +48,7 @@ class PluginAdminPlugin(Plugin):
 
     @hookimpl
     def corral_events(self) -> Iterable[type[Event]]:
-        return [PluginState]
+        return [PluginStateChanged]
 
     async def start(self, runtime: Runtime) -> None:
         """Apply the stored states of all plugins, and apply changes that other processes make later."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from corral.events.feed import Bus
+from corral.events.live_feed import Bus
 from corral.jobs.queue import JobQueue
 from corral.plugin import HealthCheck, Plugin, Provide, hookimpl
 from corral_core.redis.api import SharedBuckets

@@ -5,7 +5,7 @@ from __future__ import annotations
 import peewee
 
 from corral.database.model import IdField, InstantField, Model
-from corral.database.sealed import SealedField
+from corral.database.sealed_columns import SealedField
 
 HEAD = 1
 """The id of the only row of `audit_head`."""

@@ -44,7 +44,7 @@ async def list_audit_rows(
 ) -> Page[AuditView]:
     """List the rows of the audit log, newest first. `action` accepts a prefix such as `auth.*`."""
     page = await work(lambda: queries.list_rows(query, caller), read=True)
-    await access.record_access("read", request.entry(caller), filters=_filters_of(query))
+    await access.record_access("read", request.unit_context(caller), filters=_filters_of(query))
     return page
 
 
@@ -67,7 +67,7 @@ async def verify_audit_log(
     finally:
         await asyncio.shield(work(lambda: release_lease("audit.verify", holder)))
     found: dict[str, Any] = {"ok": verdict.ok, "checked": verdict.checked, "first_bad_seq": verdict.first_bad_seq}
-    await access.record_access("verify", request.entry(caller), **found)
+    await access.record_access("verify", request.unit_context(caller), **found)
     return verdict
 
 
@@ -77,7 +77,7 @@ async def export_audit_log(
 ) -> Stream:
     """Stream the log, oldest row first, as JSON lines that can be verified offline, or as CSV."""
     export = LogExport(work, query)
-    await access.record_access("export", request.entry(caller), format=query.format, filters=_filters_of(query))
+    await access.record_access("export", request.unit_context(caller), format=query.format, filters=_filters_of(query))
     stamp = clock.now()[:19].replace("-", "").replace(":", "").replace("T", "-")
     name = f"corral-audit-{stamp}.{query.format}"
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
@@ -90,7 +90,7 @@ async def list_audit_checkpoints(
 ) -> CheckpointPage:
     """List the checkpoints, newest first, with the public key that verifies them. Keep a copy on another system."""
     page = await work(lambda: queries.list_checkpoints(query, caller), read=True)
-    await access.record_access("read", request.entry(caller), what="checkpoints")
+    await access.record_access("read", request.unit_context(caller), what="checkpoints")
     return page
 
 
@@ -100,7 +100,7 @@ async def get_audit_row(
 ) -> AuditView:
     """Return a row of the audit log."""
     row = await work(lambda: queries.get_row(id), read=True)
-    await access.record_access("read", request.entry(caller), row=row.seq)
+    await access.record_access("read", request.unit_context(caller), row=row.seq)
     return row
 
 

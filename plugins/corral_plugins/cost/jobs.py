@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from corral import clock
 from corral.database.engine import Work
-from corral.database.unit import SYSTEM, Entry
+from corral.database.unit import SYSTEM, UnitContext
 from corral.events.consumers import Subscriber
 from corral.jobs.job import Schedule
 from corral.plugin import Settings
@@ -22,7 +22,7 @@ MAX_BATCHES = 200
 
 async def reconcile_rollups(work: Work) -> None:
     """Compare the rollups of today and yesterday with the cost events. Correct any differences and raise an alert."""
-    entry = Entry(label="job cost.reconcile", actor=SYSTEM)
+    entry = UnitContext(label="job cost.reconcile", actor=SYSTEM)
     today = day_of(clock.now())
     for day in range(today - RECONCILED_DAYS + 1, today + 1):
         for series in maintenance.RECONCILED_SERIES:
@@ -41,7 +41,7 @@ async def delete_expired_events(work: Work, settings: Settings) -> None:
 
 
 async def _repeat_in_batches(work: Work, delete_batch: Callable[[], int]) -> None:
-    entry = Entry(label="job cost.prune", actor=SYSTEM)
+    entry = UnitContext(label="job cost.prune", actor=SYSTEM)
     for _ in range(MAX_BATCHES):
         if await work(delete_batch, entry=entry) < maintenance.BATCH_ROWS:
             return

@@ -108,7 +108,7 @@ async def create_cost_event(
     """
     requested = body.lease_id or request.header("corral-lease")
     lease_id = requested.lower() if requested is not None else caller.lease_id
-    recorded = await work(lambda: reported.record_report(body, lease_id, caller), entry=request.entry(caller))
+    recorded = await work(lambda: reported.record_report(body, lease_id, caller), entry=request.unit_context(caller))
     if recorded.lease_ended:
         raise Conflict("The lease has ended; stop the run. The reported cost was recorded.", code="lease_lost")
     return Answer(body=recorded.event, status=201 if recorded.is_new else 200)

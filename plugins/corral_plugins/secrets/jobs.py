@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from corral import clock
 from corral.database.engine import Work
-from corral.database.unit import SYSTEM, Entry, locked
+from corral.database.unit import SYSTEM, UnitContext, locked
 from corral.jobs.job import Job, Schedule, enqueue
 from corral.plugin import Audit, Settings
 from corral_plugins.secrets.api import SecretExpiring
@@ -47,7 +47,7 @@ SCHEDULES = (Schedule("secrets.remind", HOUR, remind_of_expiry), Schedule("secre
 
 
 async def _repeat_in_batches(work: Work, what: str, some: Callable[[], int]) -> None:
-    entry = Entry(label=f"job secrets.{what}", actor=SYSTEM)
+    entry = UnitContext(label=f"job secrets.{what}", actor=SYSTEM)
     while await work(some, entry=entry) >= BATCH_SIZE:
         continue
 

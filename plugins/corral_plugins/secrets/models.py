@@ -10,7 +10,7 @@ from typing import Any
 import peewee
 
 from corral.database.model import IdField, InstantField, JSONField, Model
-from corral.database.sealed import SealedField
+from corral.database.sealed_columns import SealedField
 
 
 class SecretRow(Model):

@@ -11,10 +11,10 @@ from corral.auth.principal import Permission
 from corral.crypto import Sealer
 from corral.database.engine import Work
 from corral.database.model import Model
-from corral.database.unit import SYSTEM, Entry
+from corral.database.unit import SYSTEM, UnitContext
 from corral.errors import Problem
 from corral.events.event import Event
-from corral.events.feed import Feed
+from corral.events.live_feed import Feed
 from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
 from corral.plugin import HealthCheck, Metric, Plugin, Provide, Runtime, Setting, hookimpl
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 WRITE_SECONDS = 5.0
 COUNT_SECONDS = 1.0
-ENTRY = Entry(label="secrets.last_used", actor=SYSTEM)
+ENTRY = UnitContext(label="secrets.last_used", actor=SYSTEM)
 
 
 class SecretsPlugin(Plugin):

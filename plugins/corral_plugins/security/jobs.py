@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from corral import clock
 from corral.database.engine import Work
-from corral.database.unit import SYSTEM, Entry
+from corral.database.unit import SYSTEM, UnitContext
 from corral.events.consumers import Subscriber
 from corral.events.event import emit
 from corral.events.log import LoggedEvent
@@ -25,7 +25,7 @@ async def expire_rules_and_keys(work: Work, rules: IpRules) -> None:
 
     A key is deleted 30 days after it expired or was revoked.
     """
-    entry = Entry(label="job security.expire", actor=SYSTEM)
+    entry = UnitContext(label="job security.expire", actor=SYSTEM)
     await work(rules.delete_expired, entry=entry)
     for days in NOTICE_DAYS:
         while await work(lambda days=days: remind_of_expiring_keys(days), entry=entry) >= BATCH_SIZE:  # type: ignore[misc]  # bound per round

@@ -9,10 +9,21 @@ from corral.auth.principal import Authenticator, Permission
 from corral.database.model import Model
 from corral.events.consumers import Subscriber
 from corral.events.event import Event
-from corral.events.feed import Feed
+from corral.events.live_feed import Feed
 from corral.http.routes import Routes
 from corral.jobs.job import Schedule
-from corral.plugin import Gate, Installation, Meter, Metric, Plugin, Provide, RateLimits, Runtime, Settings, hookimpl
+from corral.plugin import (
+    Gate,
+    Installation,
+    Metric,
+    Plugin,
+    Provide,
+    RateLimiter,
+    RateLimits,
+    Runtime,
+    Settings,
+    hookimpl,
+)
 from corral_core.accounts.api import UserApiKeys
 from corral_core.redis.api import SharedBuckets
 from corral_plugins.security import jobs, models
@@ -93,7 +104,7 @@ class SecurityPlugin(Plugin):
         ]
 
     @hookimpl
-    def corral_gates(self) -> Iterable[Gate | Meter]:
+    def corral_gates(self) -> Iterable[Gate | RateLimiter]:
         return [self._gate, self._limits]
 
     @hookimpl

@@ -5,7 +5,7 @@ from __future__ import annotations
 import peewee
 
 from corral.database.model import IdField, InstantField, JSONField, Model
-from corral.database.sealed import SealedField
+from corral.database.sealed_columns import SealedField
 
 STATE = 1
 

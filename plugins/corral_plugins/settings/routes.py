@@ -82,7 +82,9 @@ async def change_settings(
     """Change several settings in one transaction."""
     place = "/settings/{}".format
     await service.check_urls(body.settings, pointer=place)
-    return await work(lambda: service.change(body.settings, by=caller, pointer=place), entry=request.entry(caller))
+    return await work(
+        lambda: service.change(body.settings, by=caller, pointer=place), entry=request.unit_context(caller)
+    )
 
 
 @routes.post("/test-mail", needs="settings.write", rate=TEST_RATE, raises=("invalid_state",))
@@ -112,7 +114,7 @@ async def change_setting(
         return views.get_setting(name)
 
     await service.check_urls({name: body.value}, pointer=_value_pointer)
-    return await work(change, entry=request.entry(caller))
+    return await work(change, entry=request.unit_context(caller))
 
 
 @routes.post("/{category}/{key}/reset", needs="settings.write", raises=("setting_locked",))

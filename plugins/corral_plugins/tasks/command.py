@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 if TYPE_CHECKING:
-    from corral.cli.api_client import ApiClient, GrowingText
+    from corral.cli.api_client import ApiClient, TextDeltaTracker
 
 INPUT_BYTES, TITLE_LENGTH = 256 * 1024, 200
 OBSTACLES_SECONDS = 2.0
@@ -82,10 +82,10 @@ class EventPrinter:
     """Prints the events of the task to standard error. Standard output is reserved for the result."""
 
     def __init__(self, *, quiet: bool) -> None:
-        from corral.cli.api_client import GrowingText
+        from corral.cli.api_client import TextDeltaTracker
 
         self._quiet, self._began = quiet, time.monotonic()
-        self._live: GrowingText = GrowingText()
+        self._live: TextDeltaTracker = TextDeltaTracker()
         self._open = False
         self.taken = False  # whether a worker holds the task now
 

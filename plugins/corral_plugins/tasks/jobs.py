@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 
 from corral.database.engine import Work
-from corral.database.unit import SYSTEM, Entry
+from corral.database.unit import SYSTEM, UnitContext
 from corral.errors import Problem
 from corral.events.log import LoggedEvent
 from corral.jobs.job import Job, Schedule, enqueue
@@ -36,7 +36,7 @@ async def report_idle_runs(work: Work, timers: TaskTimers) -> None:
 
 
 async def _handle_each(work: Work, label: str, find: Callable[[], list[str]], act: Callable[[str], None]) -> None:
-    entry = Entry(label=label, actor=SYSTEM)
+    entry = UnitContext(label=label, actor=SYSTEM)
     for _ in range(ROUNDS):
         found = await work(find, entry=entry, read=True)
         for task_id in found:
@@ -54,7 +54,7 @@ async def queue_due_tasks(work: Work, timers: TaskTimers) -> None:
     A task becomes available when it is due, or when its requester is active again. Page anchors are saved positions for
     paging by offset.
     """
-    entry = Entry(label="job tasks.announce", actor=SYSTEM)
+    entry = UnitContext(label="job tasks.announce", actor=SYSTEM)
     for step in (timers.queue_available_tasks, timers.queue_held_tasks, timers.raise_ranks):
         for _ in range(ROUNDS):
             if await work(step, entry=entry) < BATCH_SIZE:
@@ -66,7 +66,7 @@ async def queue_due_tasks(work: Work, timers: TaskTimers) -> None:
 
 async def index_new_tasks(work: Work) -> None:
     """Add new tasks to the full-text index."""
-    entry = Entry(label="job tasks.index", actor=SYSTEM)
+    entry = UnitContext(label="job tasks.index", actor=SYSTEM)
     for _ in range(ROUNDS * 10):
         if not await work(queries.index_settled_tasks, entry=entry):
             break
@@ -74,7 +74,7 @@ async def index_new_tasks(work: Work) -> None:
 
 async def delete_expired_rows(work: Work, retention: TaskRetention) -> None:
     """Delete tasks, worker signals and hourly rollups whose retention period has ended."""
-    entry = Entry(label="job tasks.sweep", actor=SYSTEM)
+    entry = UnitContext(label="job tasks.sweep", actor=SYSTEM)
     while await work(retention.delete_expired_rows, entry=entry):
         continue
 

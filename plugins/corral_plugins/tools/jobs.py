@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from corral.database.engine import Work
-from corral.database.unit import SYSTEM, Entry
+from corral.database.unit import SYSTEM, UnitContext
 from corral.events.log import LoggedEvent
 from corral.jobs.job import Schedule, enqueue
 from corral.plugin import Settings
@@ -19,7 +19,7 @@ async def end_abandoned_calls(work: Work, history: CallHistory) -> None:
     """End running tool calls whose process has stopped, and permitted calls whose outcome was never reported."""
     for _ in range(MAX_CHUNKS):
         if (
-            await work(history.end_abandoned_calls, entry=Entry(label="job tools.reap", actor=SYSTEM))
+            await work(history.end_abandoned_calls, entry=UnitContext(label="job tools.reap", actor=SYSTEM))
             < call_store.ABANDONED_LIMIT
         ):
             return
@@ -29,7 +29,8 @@ async def delete_old_calls(work: Work, settings: Settings) -> None:
     """Delete the tool calls that are older than `tools.call_retention_days`."""
     days = settings.get(CALL_RETENTION_DAYS)
     while await work(
-        lambda: call_store.delete_older_calls(days, DELETE_CHUNK), entry=Entry(label="job tools.prune", actor=SYSTEM)
+        lambda: call_store.delete_older_calls(days, DELETE_CHUNK),
+        entry=UnitContext(label="job tools.prune", actor=SYSTEM),
     ):
         pass
 

@@ -94,7 +94,7 @@ async def call_tool(
         body.arguments,
         lease_id=_requested_lease(body.lease_id, request, caller),
         by=caller,
-        entry=request.entry(caller),
+        entry=request.unit_context(caller),
     )
 
 
@@ -124,7 +124,7 @@ async def report_tool_result(
         body,
         lease_id=_requested_lease(body.lease_id, request, caller),
         by=caller,
-        entry=request.entry(caller),
+        entry=request.unit_context(caller),
     )
 
 

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral import clock
-from corral.errors import Fault
+from corral.errors import FieldError
 from corral.events.event import Event
 from corral.http.page import PageQuery
 from corral.schema.fields import Id, Instant, MomentIn
@@ -179,7 +179,7 @@ class CallCheckResult(msgspec.Struct, kw_only=True):
 
     decision: Decision
     reasons: list[str]
-    errors: list[Fault]
+    errors: list[FieldError]
 
 
 class ToolCalled(Event, kw_only=True):

@@ -159,7 +159,7 @@ async def test_an_admin_sets_a_password(kit: Kit) -> None:
 
 
 async def test_the_migration_equals_the_models(kit: Kit) -> None:
-    models = kit.loaded("accounts").of("corral_models")
+    models = kit.loaded("accounts").contributions_to("corral_models")
 
     def differences() -> str:
         return str(diff_models(kit.kernel.database.engine, models))

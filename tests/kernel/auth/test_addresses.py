@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from corral.errors import Invalid
-from corral_core.accounts.service.addresses import check_address, normalize_address
+from corral_core.accounts.service.email_addresses import normalize_address, validate_email
 
 SPELLINGS = ["Ann@Example.ORG", " ann@example.org ", "ａｎｎ@example.org", "ANN@EXAMPLE.ORG\u00a0"]
 WRONG = ["", "ann", "@example.org", "ann@", "a b@example.org", "a@b@c", "a\x00@b", "\ufdfa" * 20 + "@b"]
@@ -19,7 +19,7 @@ def test_spellings_have_one_normal_form(spelling: str) -> None:
 @pytest.mark.parametrize("text", WRONG)
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(Invalid):
-        check_address(text)
+        validate_email(text)
 
 
 def test_normalising_twice_changes_nothing() -> None:

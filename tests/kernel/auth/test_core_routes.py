@@ -23,7 +23,7 @@ from corral_core.accounts.api import Tickets
 from corral_core.accounts.events import UserUpdated
 from corral_core.event_log.service import EventRightsService
 from corral_core.health.service.readiness import Readiness
-from corral_core.plugin_admin.events import PluginState
+from corral_core.plugin_admin.events import PluginStateChanged
 from corral_core.plugin_admin.service.plugins import PluginAdministration
 
 pytestmark = pytest.mark.one_engine
@@ -197,7 +197,7 @@ async def test_a_rare_name_is_looked_for_in_pieces(kit: Kit, monkeypatch: pytest
     def write() -> None:
         for number in range(25):
             common: Event = UserUpdated(user_id="x", changed=[])
-            rare = PluginState(name="x", from_="a", to="b", reason=None)
+            rare = PluginStateChanged(name="x", from_="a", to="b", reason=None)
             emit(rare if number == 22 else common, object=("probe", str(number)), visibility="shared")
 
     await kit.kernel.database.work(write)
@@ -226,7 +226,7 @@ async def test_conventions_6_the_log_shows_what_a_read_would(kit: Kit) -> None:
         for number, (visibility, owner) in enumerate(itertools.product(classes, owners)):
             told: list[Event] = [
                 UserUpdated(user_id="x", changed=[]),
-                PluginState(name="x", from_="a", to="b", reason=None),
+                PluginStateChanged(name="x", from_="a", to="b", reason=None),
                 SystemAlert(kind="k", severity="info", title="t", detail="d"),
             ]
             for event in told:

@@ -104,7 +104,12 @@ async def test_auth_7_tokens_of_sign_in_open_no_operation(make_kit: MakeKit) -> 
     expired = user.token
     clock.travel(905 + 1)
     tokens = {"refresh": refresh, "mfa": pending, "ticket": ticket, "expired": expired}
-    operations = [route for loaded in kit.kernel.plugins for routes in loaded.of("corral_routes") for route in routes]
+    operations = [
+        route
+        for loaded in kit.kernel.plugins
+        for routes in loaded.contributions_to("corral_routes")
+        for route in routes
+    ]
     closed = [route for route in operations if PUBLIC not in route.needs]
     assert len(closed) > 100
     before = await _counts(kit)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tests.kernel.cli.warm import warm
 
-from corral.testing.installed import PluginFolder
+from corral.testing.plugin_folder import PluginFolder
 
 
 class Done:

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corral.cli.api_client import ApiClient, ApiClientError, GrowingText
+from corral.cli.api_client import ApiClient, ApiClientError, TextDeltaTracker
 
 
 def test_a_growing_text_is_told_once() -> None:
-    live = GrowingText()
+    live = TextDeltaTracker()
     assert live.add("Once upon") == (False, "Once upon")
     assert live.add("Once upon a time") == (True, " a time")
     assert live.add("Once upon a time") == (True, "")
@@ -23,7 +23,7 @@ def test_a_growing_text_is_told_once() -> None:
 
 def test_of_a_long_text_only_the_end_is_told() -> None:
     text = " ".join(str(number) for number in range(1000))
-    live, heard = GrowingText(), ""
+    live, heard = TextDeltaTracker(), ""
     for at in range(0, len(text) + 300, 300):
         goes_on, fresh = live.add(text[:at][-500:])
         assert goes_on or at < 600
@@ -33,7 +33,7 @@ def test_of_a_long_text_only_the_end_is_told() -> None:
 
 @given(st.lists(st.text(min_size=1, max_size=60), max_size=20))
 def test_whatever_is_told_by_growing_is_complete(parts: list[str]) -> None:
-    live, told, heard = GrowingText(), "", ""
+    live, told, heard = TextDeltaTracker(), "", ""
     for part in parts:
         told += part
         heard += live.add(told)[1]

@@ -19,7 +19,7 @@ import pytest
 
 from corral.cli import doctor
 from corral.config.reader import load
-from corral.testing.engines import PostgresServer, ValkeyServer
+from corral.testing.database_servers import PostgresServer, ValkeyServer
 
 PLUGIN = 'from corral.plugin import Plugin\n\n\nclass SteadyPlugin(Plugin):\n    """Steady."""\n\n    name = "steady"\n'
 

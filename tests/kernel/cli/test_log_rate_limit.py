@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from corral.cli.logs import LINES_PER_SECOND, LogRateLimit
+from corral.cli.logging_setup import LINES_PER_SECOND, LogRateLimit
 from corral.plugin import Plugin
 from corral.plugins.discovery import Found
 from corral.plugins.record import PluginRecord

@@ -17,7 +17,7 @@ import pytest
 
 from corral.scaffold.distribution import InvalidPluginName, placeholder_values, write_distribution
 from corral.testing.conformance import check_plugin
-from corral.testing.installed import PluginFolder
+from corral.testing.plugin_folder import PluginFolder
 from corral.testing.server import ServerProcess
 
 ROOT = Path(__file__).parents[3]

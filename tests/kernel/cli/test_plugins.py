@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from corral.cli.plugin_set import purge, tables_of
+from corral.cli.enabled_plugins import purge, tables_of
 from corral.database.connect import connect
 from corral.database.migrations import own_connection
 

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 from tests.kernel.auth.authenticator import AuthenticatorApp
 
-from corral.cli.sessions import operator_name
+from corral.cli.command_sessions import operator_name
 from corral.testing.server import ServerProcess
 
 PASSWORD = "a rather long phrase"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import psutil
 
-from corral.testing.engines import PostgresServer
+from corral.testing.database_servers import PostgresServer
 
 
 @contextlib.contextmanager

@@ -102,7 +102,9 @@ def test_times_in_sql(database: Database) -> None:
 
 def test_texts_of_a_json_array(database: Database) -> None:
     sql = "SELECT value FROM {} ORDER BY value"
-    found = database.run(lambda: dialect.execute(sql.format(dialect.json_texts("q")), ['["b", "a"]']).fetchall())
+    found = database.run(
+        lambda: dialect.execute(sql.format(dialect.json_array_strings("q")), ['["b", "a"]']).fetchall()
+    )
     assert [row[0] for row in found] == ["a", "b"]
 
 
@@ -141,7 +143,7 @@ def test_full_text_search(database: Database) -> None:
     def found(*words: str, **options: Any) -> list[int]:
         query = index.query(words, enough=options.pop("enough", 100))
         parameters = [query, *options.values(), 10]
-        return [row[0] for row in dialect.execute(index.matches(up_to="up_to" in options), parameters).fetchall()]
+        return [row[0] for row in dialect.execute(index.match_sql(up_to="up_to" in options), parameters).fetchall()]
 
     def run() -> None:
         index.create(current().database.engine)

@@ -12,7 +12,7 @@ import pytest
 from tests.kernel.database.conftest import keys, note
 
 from corral.database.engine import Database
-from corral.database.unit import Entry, current
+from corral.database.unit import UnitContext, current
 from corral.errors import Unavailable
 
 
@@ -20,7 +20,7 @@ async def test_rule_7_a_unit_that_hangs_is_lost_and_the_others_run(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     began = time.monotonic()
-    slow = asyncio.ensure_future(database.work(lambda: (note("slow"), time.sleep(4)), entry=Entry("GET /slow")))
+    slow = asyncio.ensure_future(database.work(lambda: (note("slow"), time.sleep(4)), entry=UnitContext("GET /slow")))
     await asyncio.sleep(0.1)
     others = await asyncio.gather(*[database.work(lambda i=i: note(f"n{i}")) for i in range(5)])
     with pytest.raises(Unavailable):
@@ -51,7 +51,7 @@ async def test_rule_7_a_unit_lost_between_its_rows_leaves_no_lock(
     try:
         for number in range(4):
             with pytest.raises(Unavailable):
-                await database.work(read_on, entry=Entry(f"GET /rows/{number}"))
+                await database.work(read_on, entry=UnitContext(f"GET /rows/{number}"))
             await database.work(lambda number=number: note(f"n{number}"))
     finally:
         gc.enable()
@@ -64,7 +64,7 @@ async def test_rule_7_a_process_that_stood_still_loses_no_unit(database: Databas
     assert keys(database) == {"paused"}
 
 
-SLOW = Entry("GET /slow", request_id="r-1")
+SLOW = UnitContext("GET /slow", request_id="r-1")
 
 
 def counted(database: Database, label: str) -> float | None:
@@ -93,7 +93,7 @@ async def test_rule_7_two_losses_hold_the_route_for_a_while(
         with pytest.raises(Unavailable) as refused:
             await database.work(lambda: 1, entry=SLOW)
         assert (refused.value.code, int(refused.value.headers["Retry-After"]) in (3, 4, 5)) == ("plugin_failed", True)
-    assert await database.work(lambda: 1, entry=Entry("GET /other", request_id="r-2")) == 1
+    assert await database.work(lambda: 1, entry=UnitContext("GET /other", request_id="r-2")) == 1
     await asyncio.sleep(5.2)
     await lose(database)  # it may try again, and its losses count anew
     assert await database.work(lambda: 1, entry=SLOW) == 1
@@ -107,9 +107,9 @@ async def test_rule_7_only_routes_are_held(database: Database, monkeypatch: pyte
     monkeypatch.setattr("corral.database.pool.LOST_AFTER", 0.3)
     for _ in range(3):
         with pytest.raises(Unavailable):
-            await database.work(lambda: time.sleep(1), entry=Entry("authentication"))
+            await database.work(lambda: time.sleep(1), entry=UnitContext("authentication"))
         await asyncio.sleep(0.3)
-    assert await database.work(lambda: 1, entry=Entry("authentication")) == 1
+    assert await database.work(lambda: 1, entry=UnitContext("authentication")) == 1
 
 
 async def test_rule_7_losses_at_the_same_time_are_one(
@@ -131,10 +131,10 @@ async def test_rule_7_what_waits_when_its_route_comes_to_be_held_is_refused(
 ) -> None:
     monkeypatch.setattr("corral.database.pool.LOST_AFTER", 0.3)
     work = [database.work(lambda: time.sleep(0.8), entry=SLOW) for _ in range(60)]
-    other = database.work(lambda: 1, entry=Entry("GET /other", request_id="r-2"))
+    other = database.work(lambda: 1, entry=UnitContext("GET /other", request_id="r-2"))
     *answers, one = await asyncio.gather(*work, other, return_exceptions=True)
     codes = [each.code for each in answers if isinstance(each, Unavailable)]
     assert (len(codes), one) == (60, 1)
-    connections = database.busy()[1] if database.kind == "postgresql" else 1
+    connections = database.connection_usage()[1] if database.kind == "postgresql" else 1
     assert 2 <= codes.count("dependency_unavailable") <= 7 * connections
     assert codes.count("plugin_failed") == 60 - codes.count("dependency_unavailable")

@@ -17,11 +17,11 @@ from tests.engines import POSTGRES
 from corral.config.reader import load as load_config
 from corral.database.connect import connect
 from corral.database.unit import current
-from corral.errors import Refused
+from corral.errors import StartupError
 from corral.plugins.discovery import discover
 from corral.plugins.loading import load
 from corral.plugins.migrations import Pending, apply_migrations
-from corral.testing.installed import PluginFolder
+from corral.testing.plugin_folder import PluginFolder
 
 PLUGIN = 'from corral.plugin import Plugin\n\n\nclass SlowPlugin(Plugin):\n    """Slow."""\n\n    name = "slow"\n'
 SLOW = """
@@ -58,7 +58,7 @@ class Start(threading.Thread):
         self._wait()
         try:
             apply_migrations(database, plugins, self._config, None)
-        except (Pending, Refused) as refused:
+        except (Pending, StartupError) as refused:
             self.refused = str(refused)
         finally:
             database.close()

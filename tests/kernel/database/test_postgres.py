@@ -15,7 +15,7 @@ from tests.kernel.database.conftest import Note, keys, note
 from corral.database.connect import connect
 from corral.database.engine import Database
 from corral.database.unit import current
-from corral.errors import Refused, Unavailable
+from corral.errors import StartupError, Unavailable
 
 
 @POSTGRES
@@ -112,6 +112,6 @@ def test_options_of_the_url_hold_beside_those_of_the_product(database: Database)
     "url", ["postgresql://u:hunter%zz@h/db", "postgresql://u:hunter@[::1/db", "postgresql://h?hunter=1"]
 )
 def test_a_url_that_the_driver_cannot_read_is_refused_without_what_is_in_it(url: str) -> None:
-    with pytest.raises(Refused, match=r"database\.url") as refused:
+    with pytest.raises(StartupError, match=r"database\.url") as refused:
         connect(url)
     assert "hunter" not in str(refused.value)

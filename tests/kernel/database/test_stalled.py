@@ -10,9 +10,9 @@ from tests.kernel.database.stalls import standing_still
 
 from corral.database.connect import connect
 from corral.database.engine import Database
-from corral.database.unit import Entry, current
+from corral.database.unit import UnitContext, current
 from corral.errors import Unavailable
-from corral.testing.engines import PostgresServer
+from corral.testing.database_servers import PostgresServer
 
 pytestmark = pytest.mark.postgres
 LABELS = ("GET /things", "authentication")
@@ -28,7 +28,7 @@ async def ask(database: Database, label: str) -> int:
     def unit() -> int:
         return int(current().connection.execute("SELECT 1").fetchone()[0])
 
-    return await database.work(unit, entry=Entry(label, request_id="r-1"), read=True)
+    return await database.work(unit, entry=UnitContext(label, request_id="r-1"), read=True)
 
 
 async def test_its_units_are_no_fault_of_their_routes(server: PostgresServer) -> None:

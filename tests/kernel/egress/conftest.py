@@ -11,7 +11,7 @@ import pytest
 
 from corral.config.reader import load
 from corral.egress.client import Egress
-from corral.testing.outside import Names
+from corral.testing.stub_servers import FakeResolver
 
 
 @pytest.fixture
@@ -20,6 +20,6 @@ def make_egress() -> Callable[..., Egress]:
 
     def make(names: Any = None, **options: Any) -> Egress:
         overrides = {f"egress.{name}": value for name, value in options.items()}
-        return Egress(load({}, path=Path(os.devnull), overrides=overrides), resolve=Names(names or {}))
+        return Egress(load({}, path=Path(os.devnull), overrides=overrides), resolve=FakeResolver(names or {}))
 
     return make

@@ -16,7 +16,7 @@ import pytest
 from corral.egress.client import Egress
 from corral.egress.guard import EgressBlocked
 from corral.errors import Invalid
-from corral.testing.outside import PUBLIC, Receiver, answer
+from corral.testing.stub_servers import PUBLIC, StubServer, http_response_bytes
 from corral_core.health.service.egress_audit import SINKS
 
 MakeEgress = Callable[..., Egress]
@@ -25,7 +25,7 @@ MakeEgress = Callable[..., Egress]
 @pytest.mark.parametrize("sink", SINKS)
 async def test_egress_1_internal_addresses_in_any_spelling(make_egress: MakeEgress, sink: str) -> None:
     egress = make_egress()
-    async with Receiver() as here, egress.client(sink) as client:
+    async with StubServer() as here, egress.client(sink) as client:
         for host in ("169.254.169.254", f"[::ffff:127.0.0.1]:{here.port}", f"0x7f.1:{here.port}"):
             with pytest.raises(EgressBlocked):
                 await client.get(f"http://{host}/")
@@ -35,7 +35,7 @@ async def test_egress_1_internal_addresses_in_any_spelling(make_egress: MakeEgre
 
 
 async def test_egress_2_a_name_that_changes_its_mind(make_egress: MakeEgress) -> None:
-    async with Receiver() as here:
+    async with StubServer() as here:
         egress = make_egress({"rebind.example": [[PUBLIC], ["127.0.0.1"]]})
         url = f"http://rebind.example:{here.port}/"
         assert (await egress.judge(url)).allowed
@@ -47,7 +47,7 @@ async def test_egress_2_a_name_that_changes_its_mind(make_egress: MakeEgress) ->
 
 
 async def test_egress_3_a_redirect_is_an_answer_and_no_order(make_egress: MakeEgress) -> None:
-    async with Receiver() as inside, Receiver(answer(302, location=inside.url)) as outside:
+    async with StubServer() as inside, StubServer(http_response_bytes(302, location=inside.url)) as outside:
         egress = make_egress(allow=[f"127.0.0.1:{outside.port}", f"127.0.0.1:{inside.port}"])
         async with egress.client("webhook") as client:
             assert (await client.get(outside.url)).status_code == 302
@@ -55,7 +55,7 @@ async def test_egress_3_a_redirect_is_an_answer_and_no_order(make_egress: MakeEg
 
 
 async def test_egress_4_an_exception_opens_one_port(make_egress: MakeEgress) -> None:
-    async with Receiver() as opened, Receiver() as closed:
+    async with StubServer() as opened, StubServer() as closed:
         egress = make_egress(allow=[f"127.0.0.1:{opened.port}"])
         async with egress.client("webhook") as client:
             assert (await client.get(opened.url)).text == "ok"

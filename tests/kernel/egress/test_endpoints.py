@@ -11,7 +11,7 @@ import pytest
 from corral.egress.client import Egress
 from corral.egress.guard import EgressBlocked
 from corral.testing.kit import Kit
-from corral.testing.outside import PUBLIC, Names
+from corral.testing.stub_servers import PUBLIC, FakeResolver
 
 pytestmark = pytest.mark.one_engine
 
@@ -43,7 +43,7 @@ async def test_the_port_that_the_server_found_is_refused_from_then_on(make_kit: 
     kit: Kit = await make_kit(plugins=[], config={"server.bind": "0.0.0.0:0", "egress.allow": "127.0.0.0/8"})
     admin, asked = await kit.as_user("admin"), {"host": "127.0.0.1", "port": 43210}
     assert (await admin.post("/egress/check", asked)).json()["allowed"] is True
-    await kit.kernel.serving("http://127.0.0.1:43210")
+    await kit.kernel.announce_serving("http://127.0.0.1:43210")
     for host in ("127.0.0.1", "127.9.9.9", "localhost", "0.0.0.0"):
         assert (await admin.post("/egress/check", {**asked, "host": host})).json()["reason"] == "egress.own_listener"
     assert (await admin.get("/egress/policy")).json()["own_listeners"] == ["0.0.0.0:43210"]
@@ -74,7 +74,9 @@ async def test_refused_connections_are_in_the_audit_log_once_a_minute(make_kit: 
 
 async def test_an_address_is_judged_and_not_called(make_kit: MakeKit) -> None:
     kit: Kit = await make_kit(plugins=[])
-    kit.kernel.container.get(Egress).resolve = Names({"hook.example": [[PUBLIC]], "intern.example": [["10.0.0.1"]]})
+    kit.kernel.container.get(Egress).resolve = FakeResolver(
+        {"hook.example": [[PUBLIC]], "intern.example": [["10.0.0.1"]]}
+    )
     admin = await kit.as_user("admin")
 
     async def check(**body: Any) -> Any:

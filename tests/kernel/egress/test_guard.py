@@ -16,7 +16,7 @@ from corral.egress.guard import (
     DENIED,
     EgressBlocked,
     EgressGuard,
-    Exempt,
+    Exemption,
     Policy,
     canonical_address,
     is_denied,
@@ -25,7 +25,7 @@ from corral.egress.guard import (
     read_url,
 )
 from corral.egress.resolver import is_local, resolve
-from corral.errors import Refused
+from corral.errors import StartupError
 
 
 def _bytes(number: int) -> tuple[int, ...]:
@@ -48,7 +48,7 @@ def judge(guard: EgressGuard, host: str, port: int, *addresses: str, **policy: A
     """The code of the refusal, None when it is allowed."""
     rules = Policy(**policy)
     try:
-        if not guard.check_place(host, port, rules):
+        if not guard.check_destination(host, port, rules):
             guard.check_addresses(host, port, addresses or [host], rules)
     except EgressBlocked as blocked:
         return blocked.code
@@ -168,20 +168,20 @@ V4, V6 = ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8")
 @pytest.mark.parametrize(
     ("text", "exempt"),
     [
-        ("Intern.Example.", Exempt("intern.example", None, None)),
-        ("intern.example:8443", Exempt("intern.example", None, 8443)),
-        ("127.0.0.1", Exempt("", ipaddress.ip_network("127.0.0.1/32"), None)),
-        ("127.0.0.1:11434", Exempt("", ipaddress.ip_network("127.0.0.1/32"), 11434)),
-        ("10.0.0.0/8", Exempt("", V4, None)),
-        ("10.1.2.3/8:443", Exempt("", V4, 443)),
-        ("::1", Exempt("", ipaddress.ip_network("::1/128"), None)),
-        ("[::1]:9000", Exempt("", ipaddress.ip_network("::1/128"), 9000)),
-        ("fd00::/8", Exempt("", V6, None)),
-        ("fd00::/8:443", Exempt("", V6, 443)),
-        ("[fd00::]/8:443", Exempt("", V6, 443)),
+        ("Intern.Example.", Exemption("intern.example", None, None)),
+        ("intern.example:8443", Exemption("intern.example", None, 8443)),
+        ("127.0.0.1", Exemption("", ipaddress.ip_network("127.0.0.1/32"), None)),
+        ("127.0.0.1:11434", Exemption("", ipaddress.ip_network("127.0.0.1/32"), 11434)),
+        ("10.0.0.0/8", Exemption("", V4, None)),
+        ("10.1.2.3/8:443", Exemption("", V4, 443)),
+        ("::1", Exemption("", ipaddress.ip_network("::1/128"), None)),
+        ("[::1]:9000", Exemption("", ipaddress.ip_network("::1/128"), 9000)),
+        ("fd00::/8", Exemption("", V6, None)),
+        ("fd00::/8:443", Exemption("", V6, 443)),
+        ("[fd00::]/8:443", Exemption("", V6, 443)),
     ],
 )
-def test_exceptions_are_read(text: str, exempt: Exempt) -> None:
+def test_exceptions_are_read(text: str, exempt: Exemption) -> None:
     assert read_exempt(text) == exempt
 
 
@@ -189,7 +189,7 @@ def test_exceptions_are_read(text: str, exempt: Exempt) -> None:
     "text", ["*", "*.example", "a:0", "a:70000", "a:b", "10.0.0.0/33", "a.example/8", "[a]:80", "-"]
 )
 def test_other_exceptions_stop_the_start_with_one_line(text: str) -> None:
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(StartupError) as refusal:
         EgressGuard([text])
     assert len(refusal.value.faults) == 1
     assert text in refusal.value.faults[0]
@@ -198,7 +198,7 @@ def test_other_exceptions_stop_the_start_with_one_line(text: str) -> None:
 @pytest.mark.parametrize("variable", ["CORRAL_EGRESS_ALLOW", "CORRAL_EGRESS_PROXY"])
 @pytest.mark.parametrize("value", ["http://x/y?z", "socks5://proxy", "a b"])
 def test_a_bad_configuration_stops_the_start_with_one_line(variable: str, value: str, tmp_path: Any) -> None:
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(StartupError) as refusal:
         Egress(load({variable: value}, path=tmp_path.joinpath("none")))
     assert [line for line in refusal.value.faults if "egress." in line or variable in line]
 

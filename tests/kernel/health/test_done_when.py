@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from corral.testing.engines import PostgresServer
+from corral.testing.database_servers import PostgresServer
 from corral.testing.server import EMAIL, PASSWORD, ServerProcess
 
 MARK = "hunter2-in-a-url"

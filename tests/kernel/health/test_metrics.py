@@ -22,7 +22,7 @@ from corral.metrics.histogram import Histogram
 from corral.plugin import Metric, Plugin, hookimpl
 from corral.testing.kit import Kit
 from corral_core.health.routes import health
-from corral_core.health.service.scrape import open_metrics
+from corral_core.health.service.scrape import to_openmetrics
 
 pytestmark = pytest.mark.one_engine
 
@@ -92,9 +92,9 @@ async def test_open_metrics_are_written_beside_the_event_loop(kit: Kit, monkeypa
 
     def written(text: str) -> str:
         threads.append(threading.current_thread())
-        return open_metrics(text)
+        return to_openmetrics(text)
 
-    monkeypatch.setattr(health, "open_metrics", written)
+    monkeypatch.setattr(health, "to_openmetrics", written)
     answer = await kit.client.get("/metrics", root=True, headers={"Accept": "application/openmetrics-text"})
     assert answer.status == 200
     assert len(threads) == 1

@@ -127,7 +127,7 @@ async def test_an_answer_that_breaks_off_ends_its_stream_alone() -> None:
         if scope["path"] == "/whole":
             await send({"type": "http.response.body", "body": b"2"})
 
-    hypercorn_server.install()
+    hypercorn_server.patch_hypercorn()
     listener, ending, config = listen("127.0.0.1:0"), asyncio.Event(), Config()
     config.bind, config.errorlog = [f"fd://{os.dup(listener.fileno())}"], None
     running = asyncio.create_task(serve(breaks_off, config, shutdown_trigger=ending.wait))  # type: ignore[arg-type]  # wait() returns True

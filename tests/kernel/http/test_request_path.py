@@ -314,7 +314,7 @@ async def test_a_bug_is_500_with_the_plugin_and_no_detail(probe: Kit) -> None:
     answer = await probe.client.get("/probe/raises")
     assert (answer.status, answer.code, answer.json()["plugin"]) == (500, "internal", "probe")
     assert "secret" not in answer.body.decode()
-    assert probe.kernel.registry.totals("probe")[1] == 1
+    assert probe.kernel.registry.error_counts("probe")[1] == 1
 
 
 async def test_t7_host(probe: Kit) -> None:

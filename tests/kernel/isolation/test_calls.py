@@ -80,7 +80,7 @@ async def test_many_short_calls_that_block_the_loop_together_are_nobodys_fault(t
         for _ in range(40):  # without a step of the event loop in between
             guarded.check("127.0.0.1", "GET", "/")
         assert gate.calls == 40
-        assert kit.kernel.registry.totals("brief") == (0, 0)
+        assert kit.kernel.registry.error_counts("brief") == (0, 0)
 
 
 async def test_an_async_route_that_does_not_come_back_fails_alone(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from corral.plugin import Metric, Plugin, Setting
 from corral.plugins.discovery import Found, discover
 from corral.plugins.loading import load
 from corral.testing.conformance import check_plugin
-from corral.testing.installed import PluginFolder
 from corral.testing.kit import make_kernel
+from corral.testing.plugin_folder import PluginFolder
 from corral_core.accounts.plugin import AccountsPlugin
 from corral_plugins.tasks.api import Tasks
 

@@ -16,7 +16,7 @@ from tests.kernel.isolation.misbehaving import payloads, plugin, until
 from corral.database.unit import current
 from corral.events import log as event_log
 from corral.events.consumers import Subscriber
-from corral.testing.engines import PostgresServer
+from corral.testing.database_servers import PostgresServer
 from corral.testing.kit import Kit, make_kernel
 
 pytestmark = pytest.mark.postgres
@@ -30,7 +30,7 @@ def server() -> Iterator[PostgresServer]:
 
 
 def unharmed(kit: Kit, name: str) -> bool:
-    return kit.loaded(name).active and kit.kernel.registry.totals(name) == (0, 0)
+    return kit.loaded(name).active and kit.kernel.registry.error_counts(name) == (0, 0)
 
 
 async def test_background_tasks_wait_for_it_and_go_on_at_once(

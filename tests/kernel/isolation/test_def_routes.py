@@ -30,10 +30,10 @@ async def test_a_def_route_that_does_not_come_back_names_its_plugin(tmp_path: Pa
             assert (answer.status, answer.code, answer.json()["plugin"]) == (503, "dependency_unavailable", "faulty")
             assert [each.message for each in kit.kernel.registry.errors("faulty")] == [ABANDONED] * number
         assert kit.kernel.registry.errors("faulty")[0].where == "GET /faulty/hangs"
-        assert kit.kernel.registry.totals("faulty") == (2, 2)
+        assert kit.kernel.registry.error_counts("faulty") == (2, 2)
         lost = 2 if pause == "sleeps" else 0
         await until(lambda: kit.kernel.database.watchdog.lost_threads()["faulty"] == lost)
-        await until(lambda: kit.kernel.database.busy()[0] == 0)
+        await until(lambda: kit.kernel.database.connection_usage()[0] == 0)
         assert kit.loaded("faulty").active  # errors of routes never quarantine
         answer = await kit.client.get("/faulty/hangs")
         assert (answer.code, answer.json()["plugin"]) == ("plugin_failed", "faulty")

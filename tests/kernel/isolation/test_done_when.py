@@ -18,7 +18,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from corral.testing.installed import PluginFolder
+from corral.testing.plugin_folder import PluginFolder
 from corral.testing.server import ServerProcess
 
 COUNTING = '''

@@ -66,7 +66,7 @@ async def test_declared_failures_are_answers(make_kit: MakeKit) -> None:
     kit = await make_kit(plugins=[strict])
     for _ in range(7):
         assert (await kit.client.get("/auth/me")).code == "ip_blocked"
-    assert (gate.calls, kit.loaded("strict").state, kit.kernel.registry.totals("strict")) == (7, "active", (0, 0))
+    assert (gate.calls, kit.loaded("strict").state, kit.kernel.registry.error_counts("strict")) == (7, "active", (0, 0))
 
 
 async def test_errors_of_routes_never_hold_a_plugin(make_kit: MakeKit) -> None:
@@ -86,7 +86,7 @@ async def test_errors_of_routes_never_hold_a_plugin(make_kit: MakeKit) -> None:
     for path in ("/faulty/broken", "/faulty/async") * 5:
         answer = await kit.client.get(path)
         assert (answer.status, answer.code, answer.json()["plugin"]) == (500, "internal", "faulty")
-    assert (kit.loaded("faulty").state, kit.kernel.registry.totals("faulty")) == ("active", (10, 10))
+    assert (kit.loaded("faulty").state, kit.kernel.registry.error_counts("faulty")) == ("active", (10, 10))
 
 
 async def test_what_is_held_is_held_and_nothing_of_it_is_lost(make_kit: MakeKit) -> None:
@@ -199,7 +199,7 @@ async def test_a_protected_plugin_alerts_and_goes_on(make_kit: MakeKit) -> None:
         for _ in range(count):
             kit.kernel.quarantine.count_error(core, "a test", ValueError("it is broken"))
         assert core.active
-        await until(lambda: not kit.kernel.quarantine.alarms)
+        await until(lambda: not kit.kernel.quarantine.alerts)
         await asyncio.sleep(0.2)
 
     await told_of(17)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from corral.cli.start_history import StartHistory
-from corral.testing.installed import PluginFolder
+from corral.testing.plugin_folder import PluginFolder
 from corral.testing.server import EMAIL, ServerProcess
 
 CRASHING = '''
@@ -95,13 +95,13 @@ def test_only_crashes_count(tmp_path: Path) -> None:
     going_on = [StartHistory(tmp_path) for _ in range(4)]
     for each in going_on:
         each.begin()
-    assert not StartHistory(tmp_path).crashed
+    assert not StartHistory(tmp_path).is_crash_loop
     for each in going_on[:3]:  # as when their processes end
         assert each._record is not None
         os.close(each._record[1])
-    assert StartHistory(tmp_path).crashed
+    assert StartHistory(tmp_path).is_crash_loop
     old = sorted((tmp_path / "run" / "starts").iterdir())
     os.utime(old[0], (1.0, 1.0))
-    assert not StartHistory(tmp_path).crashed
+    assert not StartHistory(tmp_path).is_crash_loop
     going_on[3].ready()
     assert list((tmp_path / "run" / "starts").iterdir()) == []

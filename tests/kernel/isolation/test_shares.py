@@ -13,7 +13,7 @@ from tests.kernel.isolation.misbehaving import plugin, routes, until
 from corral.auth.principal import PUBLIC
 from corral.database.unit import current
 from corral.events.consumers import Subscriber
-from corral.plugins.guard import is_declared
+from corral.plugins.guard import is_expected_error
 from corral.testing.kit import Kit
 
 MakeKit = Callable[..., Awaitable[Kit]]
@@ -56,12 +56,12 @@ async def test_a_database_that_is_away_is_nobodys_error(make_kit: MakeKit) -> No
     kit = await make_kit(plugins=[])
     with pytest.raises(Exception) as missing:  # noqa: PT011  (the engine's own)
         await kit.kernel.database.work(lambda: current().connection.execute("SELECT * FROM nothing"), read=True)
-    assert not is_declared(missing.value)
+    assert not is_expected_error(missing.value)
     if kit.kernel.database.kind == "sqlite":
         import sqlite3
 
-        assert is_declared(sqlite3.OperationalError("database is locked"))
+        assert is_expected_error(sqlite3.OperationalError("database is locked"))
     else:
         import psycopg
 
-        assert is_declared(psycopg.OperationalError("the connection is lost"))
+        assert is_expected_error(psycopg.OperationalError("the connection is lost"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from corral.testing.installed import PluginFolder
+from corral.testing.plugin_folder import PluginFolder
 from corral.testing.server import ServerProcess
 
 PLUGIN = '''

@@ -15,7 +15,7 @@ from corral import clock
 from corral.jobs.job import JobRow
 from corral.testing.certificates import CertificateAuthority
 from corral.testing.kit import Kit
-from corral.testing.outside import Names
+from corral.testing.stub_servers import FakeResolver
 from corral_core.accounts.service.mail import MailService
 
 pytestmark = pytest.mark.one_engine
@@ -185,7 +185,7 @@ async def test_the_proxy_is_told_the_judged_address(make_kit: Callable[..., Any]
     url = f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
     config = mail_server.config(**{"mail.host": "mail.example", "mail.port": 587}) | {"egress.proxy": url}
     kit: Kit = await make_kit(plugins=("admin",), config=config)
-    kit.kernel.egress.resolve = Names({"mail.example": [["10.0.0.25"]]})
+    kit.kernel.egress.resolve = FakeResolver({"mail.example": [["10.0.0.25"]]})
     told = await service(kit).send_test_mail("ada@example.org")
     assert told.delivered, told
     assert heads[0].startswith(b"CONNECT 10.0.0.25:587 HTTP/1.1\r\n")

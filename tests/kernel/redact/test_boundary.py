@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from corral.auth.principal import SIGNED_IN
-from corral.cli import logs
+from corral.cli import logging_setup
 from corral.errors import Problem
 from corral.http.routes import Routes
 from corral.jobs.job import Job, JobRow, enqueue
@@ -88,7 +88,7 @@ async def kit(make_kit: Callable[..., Any]) -> Kit:
 async def test_credentials_of_the_configuration_are_known_from_the_start(kit: Kit) -> None:
     redactor = kit.kernel.container.get(Redactor)
     assert redactor.redact(f"token {SECRET}") == f"token {MARK}"
-    master = kit.kernel.keyring.credentials()
+    master = kit.kernel.keyring.encoded_keys()
     assert redactor.redact(" ".join(master.values()), patterns=False) == f"{MARK} {MARK}"
     signing = await kit.kernel.database.work(kit.kernel.container.get(AccessTokens).encoded_keys, read=True)
     assert redactor.redact(" ".join(signing.values()), patterns=False) == f"{MARK} {MARK}"
@@ -137,17 +137,17 @@ def root_logger() -> Iterator[logging.Logger]:
     yield root
     root.handlers[:] = handlers
     root.setLevel(level)
-    logs.redact_with(Redactor())
+    logging_setup.redact_with(Redactor())
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_logs_are_redacted(form: str, root_logger: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
-    logs.configure("info", form)
+    logging_setup.configure("info", form)
     log = logging.getLogger("corral.test")
     log.info("early %s", TOKEN)
     redactor = Redactor()
     redactor.set_values("configuration", {"token": SECRET})
-    logs.redact_with(redactor)
+    logging_setup.redact_with(redactor)
     log.info(
         "said %s", SECRET, extra={"header": f"Authorization: Bearer {TOKEN}", "deep": {SECRET: [Said(text=SECRET)]}}
     )

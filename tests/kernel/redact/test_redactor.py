@@ -191,10 +191,10 @@ def test_a_listener_that_fails_disturbs_nobody(caplog: pytest.LogCaptureFixture)
 
 def test_patterns_of_plugins() -> None:
     redactor = Redactor()
-    redactor.register("acme", [Pattern("token", ("acme_",), r"acme_[0-9]{6}", r"[0-9]*")])
+    redactor.register_patterns("acme", [Pattern("token", ("acme_",), r"acme_[0-9]{6}", r"[0-9]*")])
     assert redactor.redact("acme_123456 acme_12") == f"{MARK} acme_12"
     assert redactor.redact("acme_123456", patterns=False) == "acme_123456"
-    redactor.register("acme", [])
+    redactor.register_patterns("acme", [])
     assert redactor.redact("acme_123456") == "acme_123456"
 
 

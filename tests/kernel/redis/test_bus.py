@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import redis
 
-from corral.errors import Refused
-from corral.events import feed
+from corral.errors import StartupError
+from corral.events import live_feed
 from corral.events.event import SystemAlert, emit
-from corral.testing.engines import ValkeyServer
+from corral.testing.database_servers import ValkeyServer
 from corral.testing.kit import Kit
 from corral_core.redis.service.bus import CHANNEL, RedisBus
 
@@ -66,7 +66,7 @@ async def pair(make_kit: Any, valkey_server: ValkeyServer) -> Pair:
 
 
 async def test_a_ring_is_heard_by_the_other_process(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed, "POLL_SECONDS", 60.0)  # only notifications are left
+    monkeypatch.setattr(live_feed, "POLL_SECONDS", 60.0)  # only notifications are left
     await pair.tell("the last one that the look at the log may have found")
     took = sorted([await pair.tell(f"disk {number}") for number in range(20)])
     assert took[10] < 0.25, took
@@ -87,7 +87,7 @@ async def test_without_its_server_nobody_waits_and_nothing_is_missed(
         assert await pair.tell(f"disk {number}") < 2.0
     valkey_server.restart()
     assert await pair.connected() < 10.0
-    monkeypatch.setattr(feed, "POLL_SECONDS", 60.0)
+    monkeypatch.setattr(live_feed, "POLL_SECONDS", 60.0)
     await pair.tell("the last one that the look at the log may have found")
     await pair.tell("by notification again")
     assert len(pair.heard) == len(set(pair.heard)) == 5
@@ -112,7 +112,7 @@ async def test_a_subscription_that_is_cut_comes_back(pair: Pair, valkey_server: 
 
 
 async def test_a_url_that_is_none_is_refused(make_kit: Any) -> None:
-    with pytest.raises(Refused, match=r"redis\.url: "):
+    with pytest.raises(StartupError, match=r"redis\.url: "):
         await make_kit(plugins=[], config={"redis.url": "redis://localhost:port/0"})
 
 

@@ -25,9 +25,9 @@ from corral.config.model import Config
 from corral.errors import Unavailable
 from corral.jobs.job import JobRow, enqueue
 from corral.plugins.discovery import discover
-from corral.testing.engines import ValkeyServer
-from corral.testing.installed import PluginFolder
+from corral.testing.database_servers import ValkeyServer
 from corral.testing.kit import Kit
+from corral.testing.plugin_folder import PluginFolder
 from corral.testing.server import JobsProcess
 from corral_core.redis.service.queue import QUEUE
 

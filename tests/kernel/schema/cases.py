@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from msgspec import UNSET, Meta, UnsetType
 
 from corral.errors import Invalid
+from corral.schema.conversion import convert
 from corral.schema.fields import MomentIn, Tags, Title
-from corral.schema.shapes import convert
 
 ID = "01890a5d-ac96-774b-bcce-b302099a8057"
 

@@ -8,9 +8,9 @@ import msgspec
 import pytest
 from tests.kernel.schema.cases import ID, faults
 
-from corral.schema.data import json_schema_problems
+from corral.schema.conversion import convert
 from corral.schema.fields import Id, MomentIn, Name, ShortText, Slug, Tags, Text, Title, line, trimmed
-from corral.schema.shapes import convert
+from corral.schema.json_schema import json_schema_problems
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.kernel.schema.cases import TREES
 
 from corral.errors import Invalid, Malformed, Problem
-from corral.schema.shapes import encode
+from corral.schema.conversion import encode
 from corral.schema.strict_json import parse_json, replace_bad_characters
 
 

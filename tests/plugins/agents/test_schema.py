@@ -9,7 +9,7 @@ from corral_plugins.agents.service.states import count_by_status
 
 
 async def test_models_and_migration_agree(kit: Kit) -> None:
-    models = kit.loaded("agents").of("corral_models")
+    models = kit.loaded("agents").contributions_to("corral_models")
 
     def differences() -> str:
         return str(diff_models(kit.kernel.database.engine, models))

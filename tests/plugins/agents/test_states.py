@@ -249,7 +249,9 @@ async def test_leases_make_busy_and_are_capped(
     assert (await alice.get(f"/agents/{agent}")).json()["active_tasks"] == 0
     changes = await payloads(kit, "agent.status")
     assert [(item["from"], item["to"]) for item in changes] == [("offline", "idle"), ("idle", "busy"), ("busy", "idle")]
-    figures = next(item for item in kit.loaded("agents").of("corral_metrics") if item.name.endswith("_total"))
+    figures = next(
+        item for item in kit.loaded("agents").contributions_to("corral_metrics") if item.name.endswith("_total")
+    )
     assert figures.collect()[("idle",)] == 2
 
 

@@ -185,14 +185,14 @@ async def test_a_removal_that_was_cut_short_goes_on(books: Books, monkeypatch: p
 
 
 async def test_a_process_without_the_plugin_does_not_serve(make_kit: Callable[..., Any], monkeypatch: Any) -> None:
-    from corral.errors import Refused
+    from corral.errors import StartupError
     from corral_plugins.audit.plugin import AuditPlugin
 
     async def fails(self: Any, runtime: Any) -> None:
         raise RuntimeError("no")
 
     monkeypatch.setattr(AuditPlugin, "start", fails)
-    with pytest.raises(Refused, match="audit"):
+    with pytest.raises(StartupError, match="audit"):
         await make_kit(plugins=["audit", "admin"])
 
 

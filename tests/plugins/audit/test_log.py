@@ -14,9 +14,9 @@ import pytest
 from tests.plugins.audit.conftest import Books
 
 from corral import clock
-from corral.database.unit import ANONYMOUS, Actor, Entry
+from corral.database.unit import ANONYMOUS, Actor, UnitContext
 from corral.errors import Conflict, Unavailable
-from corral.plugin import SECRET_CHANGE, AuditEntry, changed
+from corral.plugin import SECRET_CHANGE, AuditEntry, changes_between
 from corral.redact.redactor import Redactor
 from corral_plugins.audit.service import chain, queries
 from corral_plugins.audit.service.chain import GENESIS, PREFIX
@@ -79,7 +79,7 @@ async def test_no_secret_reaches_a_row(books: Books) -> None:
     books.service(Redactor).set_values("vault", {"one": SECRET})
     fields = {"changes": {"a": (f"x {SECRET}", 1), "password": SECRET_CHANGE}, "details": {"deep": [{"b": SECRET}]}}
     await books.write(1, object_name=f"name {SECRET}", **fields)
-    entry = Entry("test", Actor("user", "u"), (), None, "192.0.2.7", f"agent {SECRET}")
+    entry = UnitContext("test", Actor("user", "u"), (), None, "192.0.2.7", f"agent {SECRET}")
     told = AuditEntry(action="test.thing.change", object_type="thing", object_id=SECRET)
     await books.work(lambda: books.log.record(told), entry=entry)
     rows = await books.rows("&action=test.*")
@@ -114,13 +114,16 @@ async def test_whatever_is_given_can_be_kept(books: Books) -> None:
 
 
 def test_changed_names_what_differs() -> None:
-    assert changed({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": None, "d": 4}) == {"b": (2, 3), "d": (None, 4)}
+    assert changes_between({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": None, "d": 4}) == {"b": (2, 3), "d": (None, 4)}
 
 
 async def test_filters_of_the_list(books: Books) -> None:
-    first, second = Entry("test", Actor("user", "anna", session_id="s")), Entry("test", Actor("agent", "bot", "anna"))
+    first, second = (
+        UnitContext("test", Actor("user", "anna", session_id="s")),
+        UnitContext("test", Actor("agent", "bot", "anna")),
+    )
 
-    async def write(by: Entry, action: str, **given: Any) -> None:
+    async def write(by: UnitContext, action: str, **given: Any) -> None:
         fields = {"object_type": "thing", "object_id": "t1", **given}
         await books.work(lambda: books.log.record(AuditEntry(action=action, **fields)), entry=by)
 
@@ -213,7 +216,7 @@ async def test_of_callers_whom_nobody_knows_addresses_are_told_apart(books: Book
         action="test.gate.refuse", object_type="gate", object_id="1", outcome="denied", code="ip_blocked"
     )
     for address in ("192.0.2.1", "192.0.2.2", "192.0.2.1"):
-        entry = Entry("gate", ANONYMOUS, client_ip=address)
+        entry = UnitContext("gate", ANONYMOUS, client_ip=address)
         await books.work(lambda: books.log.record(denied), entry=entry)
     assert [row["actor"]["ip"] for row in await books.rows("&outcome=denied")] == ["192.0.2.1", "192.0.2.2"]
 

@@ -259,7 +259,7 @@ async def test_realtime_8_every_event_is_in_the_catalogue_with_its_schema(make_k
     kit: Kit = await make_kit()
     member = await kit.as_user()
     items = (await member.get("/events/types")).json()["items"]
-    kinds = {kind.event: kind for loaded in kit.kernel.active for kind in loaded.of("corral_events")}
+    kinds = {kind.event: kind for loaded in kit.kernel.active for kind in loaded.contributions_to("corral_events")}
     assert {item["event"] for item in items} == set(kinds)
     for item in items:
         sample = msgspec.to_builtins(build(kinds[item["event"]]))

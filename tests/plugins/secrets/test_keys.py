@@ -89,7 +89,9 @@ async def test_rows_whose_keys_are_not_listed_stay_and_are_counted(make_kit: Cal
     await safe.step_up()
     assert await safe.value(made["id"]) == VALUE
     assert (await safe.reveal(stray["id"])).code == "vault_sealed"
-    health = next(loaded for loaded in safe.kit.kernel.plugins if loaded.name == "secrets").of("corral_health_checks")
+    health = next(loaded for loaded in safe.kit.kernel.plugins if loaded.name == "secrets").contributions_to(
+        "corral_health_checks"
+    )
     assert health[0].check()[0] == "degraded"
 
 

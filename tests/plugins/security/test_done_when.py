@@ -24,7 +24,7 @@ from tests.plugins.security.conftest import AWAY, HOME, PLUGINS, TRUSTING, From,
 
 from corral.auth.principal import ANY_CALLER, PUBLIC
 from corral.plugin import RateLimits
-from corral.testing.engines import ValkeyServer
+from corral.testing.database_servers import ValkeyServer
 from corral.testing.kit import PASSWORD, Client, Kit
 from corral.testing.server import ServerProcess
 from corral_plugins.security.service.api_keys import LastUseRecorder

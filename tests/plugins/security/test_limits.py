@@ -14,7 +14,7 @@ from tests.plugins.security.conftest import AWAY, HOME, PLUGINS, TRUSTING, From,
 
 from corral.auth.principal import Principal
 from corral.http.routes import Rate, Route
-from corral.plugin import Meter, RateLimits, Settings
+from corral.plugin import RateLimiter, RateLimits, Settings
 from corral.testing.kit import Answer, Kit
 from corral.testing.server import ServerProcess
 from corral_core.redis.api import SharedBuckets
@@ -275,8 +275,8 @@ def test_gates_and_limits_together_cost_less_than_ten_microseconds(long_form: bo
     shared: SharedBuckets = Nowhere()
     limits, gate = RequestLimits(), IpGate()
     limits.start(settings, shared, Any, on=True, processes=1)  # type: ignore[arg-type]  # uses: of keys only
-    assert isinstance(limits, Meter)
-    assert not isinstance(gate, Meter)
+    assert isinstance(limits, RateLimiter)
+    assert not isinstance(gate, RateLimiter)
     route = Route(method="GET", path="/tasks", handler=lambda: None, tag="", needs=("tasks.read",))
     callers = [Principal(kind="worker", id=f"01a216b4-06ab-770c-a9ce-{n:012x}") for n in range(100)]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from corral.testing.engines import PostgresServer, ValkeyServer
+from corral.testing.database_servers import PostgresServer, ValkeyServer
 from corral.testing.server import ServerProcess
 
 FIGURE = 2.0

@@ -13,7 +13,7 @@ import pytest
 from tests.plugins.settings import conftest as it
 from tests.plugins.settings.conftest import Shelf
 
-from corral.database.sealed import SealedColumns
+from corral.database.sealed_columns import SealedColumns
 from corral.testing.kit import make_kernel
 from corral_plugins.settings.models import ValueRow
 

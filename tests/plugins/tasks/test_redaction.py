@@ -26,7 +26,7 @@ def printed(world: Any) -> str:
 
 async def stored(world: Any) -> str:
     """Every row of every table, as text."""
-    models = [model for loaded in world.kit.kernel.active for model in loaded.of("corral_models")]
+    models = [model for loaded in world.kit.kernel.active for model in loaded.contributions_to("corral_models")]
 
     def dump() -> str:
         return "\n".join(json.dumps(list(model.select().dicts()), default=str) for model in models)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corral.errors import Fault
+from corral.errors import FieldError
 from corral_plugins.tools.api import POLICIES, RISKS
 from corral_plugins.tools.service.decision import (
     DecisionContext,
@@ -27,7 +27,7 @@ GOOD: dict[str, Any] = {
     "permissions": frozenset({"tools.use_external", "a.write"}),
     "permission": "a.write",
 }
-FAULT = (Fault("/arguments/x", "required", "this field is required"),)
+FAULT = (FieldError("/arguments/x", "required", "this field is required"),)
 ORDER: list[tuple[str, dict[str, Any]]] = [
     ("disabled", {"enabled": False}),
     ("not_enabled", {"enabled_tools": ["another.tool"]}),

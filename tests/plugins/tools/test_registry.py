@@ -143,7 +143,7 @@ async def test_taint_that_is_switched_off_is_told_and_asks_nothing(make_kit: Cal
     run = await world.run("test.*")
     assert (await run.say("test.page")).json()["tainted"] is True
     assert (await run.say("test.page")).status == 200
-    (check,) = world.kit.loaded("tools").of("corral_health_checks")
+    (check,) = world.kit.loaded("tools").contributions_to("corral_health_checks")
     assert check.check()[0] == "degraded"
 
 

@@ -8,7 +8,7 @@ from corral.testing.kit import Kit
 
 
 async def test_models_and_migration_agree(kit: Kit) -> None:
-    models = kit.loaded("tools").of("corral_models")
+    models = kit.loaded("tools").contributions_to("corral_models")
 
     def differences() -> str:
         return str(diff_models(kit.kernel.database.engine, models))

@@ -264,7 +264,7 @@ async def test_health_and_metrics(fleet: Any) -> None:
     worker = await fleet.worker(max_agents=3)
     await worker.post(f"/workers/{worker.user['id']}/claim")
     assert (await fleet.work(health))[0] == "ok"
-    metrics = {item.name: item for item in fleet.kit.loaded("workers").of("corral_metrics")}
+    metrics = {item.name: item for item in fleet.kit.loaded("workers").contributions_to("corral_metrics")}
     read = {name: await fleet.work(item.collect) for name, item in metrics.items()}
     assert read["corral_workers"][("online",)] == 1
     assert read["corral_worker_capacity"] == {(): 3.0}

@@ -121,7 +121,7 @@ async def test_it_starts_when_the_server_serves_unless_it_is_off(
     section = {"embedded": on, "embedded_max_agents": 3, "embedded_allow": ["workspace.read"]}
     fleet = await make_fleet(config={"plugins.workers": section})
     kernel = fleet.kit.kernel
-    await kernel.serving("http://127.0.0.1:9")
+    await kernel.announce_serving("http://127.0.0.1:9")
     if not on:
         await asyncio.sleep(0.3)
         assert made == []

@@ -123,7 +123,7 @@ async def login(
     If a second factor is required and no code is sent, the response contains an `mfa_token` for `/auth/mfa/challenge`.
     """
     code = None if isinstance(body.mfa_code, UnsetType) else body.mfa_code
-    found = await sign_in.login(body.email, body.password, device_of(request), request.entry(), code=code)
+    found = await sign_in.login(body.email, body.password, device_of(request), request.unit_context(), code=code)
     return login_response(found, request, installation, cookie=body.cookie)
 
 
@@ -146,7 +146,7 @@ async def refresh(
             )
         check_origin(request, installation, origins)
         token = found
-    tokens, user = await sign_in.refresh_tokens(token, device_of(request), request.entry())
+    tokens, user = await sign_in.refresh_tokens(token, device_of(request), request.unit_context())
     return sign_in_response(tokens, user, request, installation, cookie=cookie)
 
 
@@ -177,7 +177,7 @@ async def update_me(
     body: ProfilePatch, caller: Principal, request: Request, if_match: IfMatch, profile: ProfileChanges
 ) -> UserView:
     """Change the user's own profile. A new address requires the password."""
-    return await profile.update_profile(require_user_id(caller), body, if_match, request.entry(caller))
+    return await profile.update_profile(require_user_id(caller), body, if_match, request.unit_context(caller))
 
 
 @routes.post(
@@ -206,7 +206,7 @@ async def change_password(
         body.current_password,
         body.new_password,
         revoke_api_keys=body.revoke_api_keys,
-        entry=request.entry(caller),
+        entry=request.unit_context(caller),
     )
     return sign_in_response(tokens, user, request, installation, cookie=cookie_token(request) is not None)
 

@@ -43,7 +43,7 @@ def cookie_headers(tokens: SessionTokens, request: Request, installation: Instal
     return {"Set-Cookie": _set_cookie_header(tokens.refresh, tokens.refresh_seconds, request, installation)}
 
 
-def delete_cookie_headers(request: Request, installation: Installation) -> dict[str, str]:
+def cookie_deletion_headers(request: Request, installation: Installation) -> dict[str, str]:
     """Return the response headers that delete the cookie if the client sent one."""
     return {} if cookie_token(request) is None else {"Set-Cookie": _set_cookie_header("", 0, request, installation)}
 

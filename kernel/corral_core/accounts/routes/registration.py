@@ -78,7 +78,7 @@ async def register_account(
     If addresses must be verified, the response has status 202, and an email with a link is sent.
     """
     new = NewUser(email=body.email, full_name=body.full_name)
-    made = await registrations.register(new, body.password, body.invitation_token, request.entry())
+    made = await registrations.register(new, body.password, body.invitation_token, request.unit_context())
     if made is None:
         return Answer(body=VerificationSent(), status=202)
     return Answer(body=made, headers={"Location": "/api/v1/auth/me"})
@@ -87,7 +87,7 @@ async def register_account(
 @routes.post("/forgot-password", needs=PUBLIC, status=202, rate=BY_MAIL)
 async def forgot_password(body: AddressOnly, request: Request, recovery: PasswordRecovery) -> MailRequested:
     """Request an email with a link that resets the password. The response is the same for every address."""
-    await recovery.send_reset_link(body.email, request.entry())
+    await recovery.send_reset_link(body.email, request.unit_context())
     return MailRequested()
 
 
@@ -104,7 +104,7 @@ async def reset_password(
 
     All other links and sessions of the user become invalid, and a lockout ends. The second factor is still required.
     """
-    found = await recovery.reset_password(body.token, body.new_password, device_of(request), request.entry())
+    found = await recovery.reset_password(body.token, body.new_password, device_of(request), request.unit_context())
     return login_response(found, request, installation, cookie=body.cookie)
 
 
@@ -117,5 +117,5 @@ def verify_email(body: TokenOnly, registrations: AccountRegistration) -> UserVie
 @routes.post("/verify-email/resend", needs=PUBLIC, status=202, rate=BY_MAIL)
 async def resend_verification(body: AddressOnly, request: Request, registrations: AccountRegistration) -> MailRequested:
     """Request another verification email. The response is the same for every address."""
-    await registrations.resend_verification(body.email, request.entry())
+    await registrations.resend_verification(body.email, request.unit_context())
     return MailRequested()

@@ -16,7 +16,7 @@ from corral.plugin import Installation
 from corral.schema.fields import Instant
 from corral_core.accounts.api import Password, UserView
 from corral_core.accounts.routes.auth import SIGN_IN_RATE, Code, SignInResponse, device_of, sign_in_response
-from corral_core.accounts.service.own_account import Reauthentication
+from corral_core.accounts.service.own_account import OwnSecondFactor
 from corral_core.accounts.service.sign_in import FactorProof, SignIn
 
 routes = Routes("/auth", tag="Authentication", no_store=True)
@@ -71,7 +71,7 @@ class ChallengeAnswer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     cookie: bool = False
 
 
-class NewCodes(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class NewRecoveryCodes(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A request for new recovery codes: the password and a second-factor code."""
 
     password: Password
@@ -104,9 +104,9 @@ class SteppedUp(msgspec.Struct, kw_only=True):
     limited=True,
     raises=("reauth_required", "invalid_state", "vault_sealed", *WRONG),
 )
-async def set_up_mfa(body: SetupRequest, caller: Principal, request: Request, protection: Reauthentication) -> SeedView:
+async def set_up_mfa(body: SetupRequest, caller: Principal, request: Request, protection: OwnSecondFactor) -> SeedView:
     """Begin the setup of a second factor. To enable it, send a code to `/auth/mfa/verify` within 15 minutes."""
-    seed = await protection.set_up(caller, _is_given(body.password), request.entry(caller))
+    seed = await protection.set_up(caller, _is_given(body.password), request.unit_context(caller))
     return SeedView(secret=seed.secret, otpauth_uri=seed.uri, qr_code=await asyncio.to_thread(_qr_code, seed.uri))
 
 
@@ -118,11 +118,11 @@ async def set_up_mfa(body: SetupRequest, caller: Principal, request: Request, pr
     raises=("invalid_state", *WRONG_CODE),
 )
 async def activate_mfa(
-    body: ActivationRequest, caller: Principal, request: Request, protection: Reauthentication
+    body: ActivationRequest, caller: Principal, request: Request, protection: OwnSecondFactor
 ) -> ActivationResponse:
     """Enable the second factor with its first code."""
     code = _only_value({"code": body.code, "token": body.token})
-    codes = await protection.activate(caller, code, request.entry(caller))
+    codes = await protection.activate(caller, code, request.unit_context(caller))
     return ActivationResponse(mfa_enabled=True, recovery_codes=codes)
 
 
@@ -134,10 +134,10 @@ async def activate_mfa(
     raises=("forbidden", "invalid_state", *WRONG_CODE),
 )
 async def disable_mfa(
-    body: DisableMfaRequest, caller: Principal, request: Request, protection: Reauthentication
+    body: DisableMfaRequest, caller: Principal, request: Request, protection: OwnSecondFactor
 ) -> UserView:
     """Disable the second factor, unless the policy requires it."""
-    return await protection.disable(caller, body.password, _proof_of(body), request.entry(caller))
+    return await protection.disable(caller, body.password, _proof_of(body), request.unit_context(caller))
 
 
 @routes.post("/mfa/challenge", needs=PUBLIC, rate=SIGN_IN_RATE, raises=("token_expired", *WRONG_CODE))
@@ -145,7 +145,9 @@ async def answer_challenge(
     body: ChallengeAnswer, request: Request, sign_in: SignIn, installation: Installation
 ) -> Answer[SignInResponse]:
     """Complete a sign-in with its second factor. Five wrong codes invalidate the `mfa_token`."""
-    tokens, user = await sign_in.answer_challenge(body.mfa_token, _proof_of(body), device_of(request), request.entry())
+    tokens, user = await sign_in.answer_challenge(
+        body.mfa_token, _proof_of(body), device_of(request), request.unit_context()
+    )
     return sign_in_response(tokens, user, request, installation, cookie=body.cookie)
 
 
@@ -157,10 +159,10 @@ async def answer_challenge(
     raises=("invalid_state", *WRONG_CODE),
 )
 async def renew_recovery_codes(
-    body: NewCodes, caller: Principal, request: Request, protection: Reauthentication
+    body: NewRecoveryCodes, caller: Principal, request: Request, protection: OwnSecondFactor
 ) -> RecoveryCodes:
     """Replace all recovery codes with new ones."""
-    codes = await protection.renew_recovery_codes(caller, body.password, body.code, request.entry(caller))
+    codes = await protection.renew_recovery_codes(caller, body.password, body.code, request.unit_context(caller))
     return RecoveryCodes(recovery_codes=codes)
 
 
@@ -171,11 +173,13 @@ async def renew_recovery_codes(
     raises=("session_revoked", *WRONG_CODE),
 )
 async def step_up(
-    body: ReauthenticationRequest, caller: Principal, request: Request, protection: Reauthentication
+    body: ReauthenticationRequest, caller: Principal, request: Request, protection: OwnSecondFactor
 ) -> SteppedUp:
     """Re-authenticate with the password or a second-factor code before a sensitive action."""
     _only_value({"password": body.password, "code": body.code})
-    until = await protection.step_up(caller, _is_given(body.password), _is_given(body.code), request.entry(caller))
+    until = await protection.step_up(
+        caller, _is_given(body.password), _is_given(body.code), request.unit_context(caller)
+    )
     return SteppedUp(reauth_until=until)
 
 

@@ -10,7 +10,7 @@ from corral.http.answers import Answer, Request
 from corral.http.routes import Routes
 from corral.plugin import Installation
 from corral_core.accounts.routes.auth import require_user_id
-from corral_core.accounts.routes.cookie import delete_cookie_headers
+from corral_core.accounts.routes.cookie import cookie_deletion_headers
 from corral_core.accounts.service.sessions import Sessions, SessionView
 
 routes = Routes("/auth", tag="Authentication", no_store=True)
@@ -33,7 +33,7 @@ class SessionList(msgspec.Struct, kw_only=True):
 def logout(caller: Principal, request: Request, sessions: Sessions, installation: Installation) -> Answer[None]:
     """Sign out: end the current session, revoke its tokens and close its WebSockets."""
     sessions.end_session(caller.session_id or "", require_user_id(caller), "logout")
-    return Answer(body=None, headers=delete_cookie_headers(request, installation))
+    return Answer(body=None, headers=cookie_deletion_headers(request, installation))
 
 
 @routes.post("/logout-all", needs=SIGNED_IN, status=204, own_session=True, raises=AUDITED)

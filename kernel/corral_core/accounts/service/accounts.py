@@ -32,7 +32,7 @@ from corral_core.accounts.events import (
     is_own_change,
 )
 from corral_core.accounts.models import UserRow, set_installation_value_once
-from corral_core.accounts.service.addresses import check_address, normalize_address
+from corral_core.accounts.service.email_addresses import normalize_address, validate_email
 from corral_core.accounts.service.invitations import InvitationsService
 from corral_core.accounts.service.links import EMAIL_LINKS, PASSWORD_LINKS, SingleUseLinks
 from corral_core.accounts.service.mail import MailService
@@ -77,7 +77,7 @@ class AccountsService:
     def create(
         self, new: NewUser, *, password_hash: str | None, by: Principal, how: str = "admin", verified: bool = True
     ) -> UserView:
-        key = check_address(new.email)
+        key = validate_email(new.email)
         now = clock.now()
         row = UserRow(
             id=new_id(),
@@ -261,13 +261,13 @@ class AccountsService:
 
     def prove_email(self, row: UserRow, email: str) -> UserView:
         """Mark `email` as verified. If `email` differs from the address of the account, it becomes the new address."""
-        key = check_address(email)
+        key = validate_email(email)
         if UserRow.select().where((UserRow.email_key == key) & (UserRow.id != row.id)).exists():
             raise address_taken_error()
         changes = {"email": email.strip(), "email_key": key, "email_verified": True}
         changes = {name: value for name, value in changes.items() if getattr(row, name) != value}
         update = UserRow.update(**changes, updated_at=clock.now(), version=UserRow.version + 1)
-        with unique_address():
+        with translate_duplicate_address():
             proved = update.where((UserRow.id == row.id) & (UserRow.email_key == row.email_key)).execute()
         if not proved:
             raise Conflict("The account was changed in the meantime; request another link.", current_status="changed")
@@ -308,7 +308,7 @@ class AccountsService:
         self._sessions.delete_addresses(row.id)
         for subject_id in (row.id, *InvitationsService.delete_of_user(row.id, row.email_key)):
             self._links.delete_links_of(subject_id)
-        self._mail.drop_mail(row.email_key)
+        self._mail.delete_mail_jobs(row.email_key)
         self._life.delete_of_user(row.id)
         forget_second_factor(row.id)
         emit(UserPurged(user_id=row.id), object=("user", row.id), owner=row.id)
@@ -322,7 +322,7 @@ class AccountsService:
         wanted = {name: value for name, value in msgspec.structs.asdict(patch).items() if value is not msgspec.UNSET}
         if "email" in wanted:
             wanted["email"] = wanted["email"].strip()
-            wanted["email_key"] = check_address(wanted["email"])
+            wanted["email_key"] = validate_email(wanted["email"])
             if wanted["email_key"] != row.email_key:
                 wanted["email_verified"] = verified
             if UserRow.select().where((UserRow.email_key == wanted["email_key"]) & (UserRow.id != row.id)).exists():
@@ -387,7 +387,7 @@ def update_row(row: UserRow, changes: Mapping[str, Any]) -> None:
         )
         where &= rest > 0
     update = UserRow.update(**changes, updated_at=clock.now(), version=UserRow.version + 1)
-    with unique_address():
+    with translate_duplicate_address():
         if update.where(where).execute():
             return
     if loses_admin and UserRow.get_by_id(row.id).version == row.version:
@@ -403,7 +403,7 @@ def address_taken_error() -> Conflict:
 
 
 @contextlib.contextmanager
-def unique_address() -> Iterator[None]:
+def translate_duplicate_address() -> Iterator[None]:
     """Convert a violation of the unique index on addresses to the problem that `address_taken_error` returns."""
     try:
         yield

@@ -22,7 +22,7 @@ from corral import clock
 from corral.auth.credentials import Credentials
 from corral.auth.permissions import Permissions
 from corral.auth.principal import Principal
-from corral.crypto import Sealer, digest, encoded_key, new_secret, place
+from corral.crypto import Sealer, associated_data, digest, key_encodings, new_secret
 from corral.database.engine import Work
 from corral.database.statement import Statement
 from corral.errors import Conflict, Unauthorized, Unavailable
@@ -30,7 +30,7 @@ from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry, Installation, Settings
 from corral.redact.redactor import Redactor
 from corral_core.accounts.models import (
-    InstallationRow,
+    InstallationValueRow,
     SessionRow,
     SigningKeyRow,
     TicketRow,
@@ -94,14 +94,16 @@ class AccessTokens:
         """Return the signing keys in their encoded forms, so that the redactor can recognize them in text."""
         found: dict[str, str] = {}
         for kid, key in self._read_keys(0.0).secrets.items():
-            found |= encoded_key(kid, key)
+            found |= key_encodings(kid, key)
         return found
 
     def rotate_key(self) -> str:
         """Create a new signing key and return its id. The old key verifies tokens until its last token expires."""
         kid = new_id()
         SigningKeyRow.update(retired_at=clock.now()).where(SigningKeyRow.retired_at.is_null()).execute()
-        sealed = self._sealer.encrypt(secrets.token_bytes(KEY_BYTES), aad=place("accounts_signing_keys", kid, 1))
+        sealed = self._sealer.encrypt(
+            secrets.token_bytes(KEY_BYTES), aad=associated_data("accounts_signing_keys", kid, 1)
+        )
         SigningKeyRow.create(id=kid, sealed=sealed.hex(), created_at=clock.now())
         return kid
 
@@ -157,7 +159,7 @@ class AccessTokens:
         return kept
 
     def _read_keys(self, now: float) -> _CachedKeys:
-        row = InstallationRow.get_or_none(InstallationRow.name == "installation_id")
+        row = InstallationValueRow.get_or_none(InstallationValueRow.name == "installation_id")
         if row is None:
             raise Unavailable("The server is still starting.")
         issuer = f"corral:{row.value}"
@@ -171,7 +173,7 @@ class AccessTokens:
         for key in SigningKeyRow.select().where(usable).order_by(SigningKeyRow.id):
             with contextlib.suppress(ValueError):  # the row was altered, so tokens signed with this key are rejected
                 found[key.id] = self._sealer.decrypt(
-                    bytes.fromhex(key.sealed), aad=place("accounts_signing_keys", key.id, 1)
+                    bytes.fromhex(key.sealed), aad=associated_data("accounts_signing_keys", key.id, 1)
                 )
                 active = key.id if key.retired_at is None else active
         return _CachedKeys(issuer, found, active, now)
@@ -297,7 +299,7 @@ class SessionPrincipals:
 
 
 class AccessTokenAuthenticator:
-    """Implements `corral.auth.principal.Authenticator` and `Rereading` for the access tokens of users."""
+    """Implements `corral.auth.principal.Authenticator` and `RecheckingAuthenticator` for the access tokens of users."""
 
     def __init__(self, tokens: AccessTokens, principals: SessionPrincipals, settings: Settings) -> None:
         self._tokens, self._principals, self._settings = tokens, principals, settings

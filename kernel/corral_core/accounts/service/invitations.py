@@ -14,7 +14,7 @@ from corral.plugin import Audit, AuditEntry
 from corral_core.accounts.api import InvitationView, Role
 from corral_core.accounts.events import InvitationAccepted, InvitationCreated
 from corral_core.accounts.models import InvitationRow, UserRow
-from corral_core.accounts.service.addresses import check_address
+from corral_core.accounts.service.email_addresses import validate_email
 from corral_core.accounts.service.links import INVITATION, LIFE_SECONDS, SingleUseLinks
 from corral_core.accounts.service.mail import MailService
 
@@ -30,7 +30,7 @@ class InvitationsService:
         self._links, self._mail = links, mail
 
     def create(self, email: str, role: Role, *, by: Principal) -> tuple[InvitationView, str]:
-        key, email = check_address(email), email.strip()
+        key, email = validate_email(email), email.strip()
         account = UserRow.get_or_none(UserRow.email_key == key)
         if account is not None:
             raise Conflict(

@@ -21,14 +21,14 @@ import peewee
 from corral import clock
 from corral.crypto import digest
 from corral.database.engine import Work
-from corral.database.unit import Entry, after_commit
+from corral.database.unit import UnitContext, after_commit
 from corral.errors import TooMany, Unavailable
 from corral.events.event import emit
 from corral.plugin import Audit, AuditEntry, Settings
 from corral_core.accounts.api import Mail
 from corral_core.accounts.events import UserLocked, audit_action
 from corral_core.accounts.models import LockoutRow, UserRow
-from corral_core.accounts.service.addresses import normalize_address
+from corral_core.accounts.service.email_addresses import normalize_address
 from corral_core.accounts.settings import DAY, HOUR, LOCKOUT_SECONDS, LOCKOUT_THRESHOLD, LOCKOUT_WINDOW
 
 WAIT_SECONDS, POLL_SECONDS = 5.0, 0.05
@@ -63,7 +63,7 @@ class Lockout:
         """The number of lockouts that this process has started."""
 
     @contextlib.asynccontextmanager
-    async def reserve_attempt(self, email: str, entry: Entry) -> AsyncIterator[str]:
+    async def reserve_attempt(self, email: str, entry: UnitContext) -> AsyncIterator[str]:
         """Reserve an attempt to sign in with this address. Yield the key that identifies the attempt.
 
         Inside the context, the caller must report the outcome in a unit of work, with `release_attempt`,

@@ -23,7 +23,7 @@ from corral.errors import Conflict
 from corral.jobs.job import JobRow, enqueue
 from corral.plugin import Installation, Settings
 from corral_core.accounts.api import MailTestResult
-from corral_core.accounts.service.addresses import normalize_address
+from corral_core.accounts.service.email_addresses import normalize_address
 from corral_core.accounts.service.links import SingleUseLinks
 from corral_core.accounts.settings import MAIL_FROM, MAIL_HOST, MAIL_PASSWORD, MAIL_PORT, MAIL_SECURITY, MAIL_USERNAME
 
@@ -214,7 +214,7 @@ class MailService:
         return True
 
     @staticmethod
-    def drop_mail(email_key: str) -> None:
+    def delete_mail_jobs(email_key: str) -> None:
         """Delete jobs that would send emails to the address of a purged account. Runs in the caller's unit of work."""
         jobs = JobRow.select(JobRow.id, JobRow.arguments).where(JobRow.name.startswith("accounts.")).limit(AT_ONCE)
         after = ""

@@ -12,14 +12,14 @@ from msgspec import UNSET, Meta, UnsetType
 from corral import clock
 from corral.auth.principal import Principal
 from corral.database.engine import Work
-from corral.database.unit import Entry
+from corral.database.unit import UnitContext
 from corral.errors import Conflict, Forbidden, Invalid, Problem
 from corral.http.answers import IfMatch
 from corral.plugin import Settings
 from corral_core.accounts.api import Address, FullName, Password, UserPatch, UserView
 from corral_core.accounts.models import SessionRow, UserRow
 from corral_core.accounts.service.accounts import AccountsService
-from corral_core.accounts.service.addresses import check_address, normalize_address
+from corral_core.accounts.service.email_addresses import normalize_address, validate_email
 from corral_core.accounts.service.links import CHANGE_EMAIL, SingleUseLinks
 from corral_core.accounts.service.lockout import Lockout
 from corral_core.accounts.service.mail import MailService
@@ -31,7 +31,7 @@ from corral_core.accounts.settings import EMAIL_VERIFICATION, STEP_UP_SECONDS
 T = TypeVar("T")
 
 
-class Reauthentication:
+class OwnSecondFactor:
     """Manages the second factor of the signed-in user, and re-authenticates the user (step-up)."""
 
     def __init__(
@@ -47,7 +47,7 @@ class Reauthentication:
         self._work, self._accounts, self._sessions = work, accounts, sessions
         self._sign_in, self._lockout, self._second, self._settings = sign_in, lockout, second, settings
 
-    async def set_up(self, caller: Principal, password: str | None, entry: Entry) -> NewSeed:
+    async def set_up(self, caller: Principal, password: str | None, entry: UnitContext) -> NewSeed:
         """Begin the setup of a second factor. Return its seed.
 
         Raise `Forbidden` (`reauth_required`) if the password is missing and the user has not re-authenticated or signed
@@ -62,7 +62,7 @@ class Reauthentication:
             raise Forbidden("Send your password to set up a second factor.", code="reauth_required")
         return await self._work(lambda: self._second.start_setup(self._accounts.get_row(user.id)), entry=entry)
 
-    async def activate(self, caller: Principal, code: str, entry: Entry) -> list[str]:
+    async def activate(self, caller: Principal, code: str, entry: UnitContext) -> list[str]:
         """Enable the second factor with its first code. Return the recovery codes."""
         user, session_id = await self._require_user(caller), caller.session_id or ""
 
@@ -79,7 +79,7 @@ class Reauthentication:
             settled = await self._work(lambda: unit(key), entry=entry)
         return raise_if_problem(settled)
 
-    async def disable(self, caller: Principal, password: str, proof: FactorProof, entry: Entry) -> UserView:
+    async def disable(self, caller: Principal, password: str, proof: FactorProof, entry: UnitContext) -> UserView:
         """Disable the second factor. Raise `Forbidden` if the policy requires it."""
 
         def switch_off(row: UserRow) -> UserView:
@@ -90,14 +90,14 @@ class Reauthentication:
         self._second.refuse_if_required(user.role)
         return await self._check_both_factors(user, password, proof, entry, switch_off)
 
-    async def renew_recovery_codes(self, caller: Principal, password: str, code: str, entry: Entry) -> list[str]:
+    async def renew_recovery_codes(self, caller: Principal, password: str, code: str, entry: UnitContext) -> list[str]:
         """Replace the recovery codes and return the new ones."""
         user = await self._require_user(caller)
         return await self._check_both_factors(
             user, password, FactorProof(code), entry, lambda row: self._second.new_codes(row.id)
         )
 
-    async def step_up(self, caller: Principal, password: str | None, code: str | None, entry: Entry) -> str:
+    async def step_up(self, caller: Principal, password: str | None, code: str | None, entry: UnitContext) -> str:
         """Re-authenticate with the password or a code. Return the time until which the re-authentication is valid."""
         user, session_id = await self._require_user(caller), caller.session_id or ""
 
@@ -121,7 +121,7 @@ class Reauthentication:
     # -- helpers
 
     async def _check_both_factors(
-        self, user: UserRow, password: str, proof: FactorProof, entry: Entry, then: Callable[[UserRow], T]
+        self, user: UserRow, password: str, proof: FactorProof, entry: UnitContext, then: Callable[[UserRow], T]
     ) -> T:
         """Verify the password, then verify the second factor and run `then` in one unit of work."""
         if not user.mfa_enabled:
@@ -179,7 +179,9 @@ class ProfileChanges:
         self._work, self._accounts, self._sign_in = work, accounts, sign_in
         self._links, self._mail, self._settings = links, mail, settings
 
-    async def update_profile(self, user_id: str, patch: ProfilePatch, if_match: IfMatch, entry: Entry) -> UserView:
+    async def update_profile(
+        self, user_id: str, patch: ProfilePatch, if_match: IfMatch, entry: UnitContext
+    ) -> UserView:
         """Apply a patch to the user's own profile. A new address requires the password.
 
         If addresses must be verified, a new address takes effect when the user opens the link that is sent to it.
@@ -214,7 +216,7 @@ class ProfileChanges:
 
     def _request_address_change(self, user_id: str, email: str) -> None:
         """Email a verification link to the new address, which takes effect when the user opens the link."""
-        check_address(email)
+        validate_email(email)
         if self._accounts.row_of(email) is not None:
             raise Conflict("Another account already has this email address.", code="duplicate")
         self._links.end_links(user_id, (CHANGE_EMAIL,))

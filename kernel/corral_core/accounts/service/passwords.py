@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from corral import clock
 from corral.database.engine import Work
-from corral.errors import Fault, Invalid, Unavailable
+from corral.errors import FieldError, Invalid, Unavailable
 from corral.ids import new_id
 from corral.plugin import Settings
 from corral_core.accounts.models import FormerPasswordRow, UserRow
@@ -147,7 +147,7 @@ class PasswordPolicy:
 
     def check_password(self, password: str, *, email: str, full_name: str, pointer: str) -> None:
         """Raise `Invalid` (`weak_password`) with one fault for each rule that the password breaks."""
-        faults = [Fault(pointer, code, detail) for code, detail in self._broken_rules(password, email, full_name)]
+        faults = [FieldError(pointer, code, detail) for code, detail in self._broken_rules(password, email, full_name)]
         if faults:
             raise Invalid(
                 "Choose another password: " + " ".join(each.detail for each in faults),

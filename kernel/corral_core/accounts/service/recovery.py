@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from corral.database.engine import Work
-from corral.database.unit import Entry
+from corral.database.unit import UnitContext
 from corral.jobs.job import enqueue
 from corral_core.accounts.api import Mail, UserView
 from corral_core.accounts.models import UserRow
@@ -35,12 +35,14 @@ class PasswordRecovery:
         self._work, self._accounts, self._sign_in = work, accounts, sign_in
         self._lockout, self._links, self._mail = lockout, links, mail
 
-    async def send_reset_link(self, email: str, entry: Entry) -> None:
+    async def send_reset_link(self, email: str, entry: UnitContext) -> None:
         """Enqueue a job that emails a reset link. The same code runs for every address, so timing reveals nothing."""
         if self._mail.is_configured:
             await self._work(lambda: enqueue(FORGOT, email=email), entry=entry)
 
-    async def reset_password(self, token: str, password: str, device: Device, entry: Entry) -> SignedIn | PendingSignIn:
+    async def reset_password(
+        self, token: str, password: str, device: Device, entry: UnitContext
+    ) -> SignedIn | PendingSignIn:
         """Set a new password with the token of a link, and sign in.
 
         All other links and sessions of the user become invalid, and a lockout ends. A second factor is still required.

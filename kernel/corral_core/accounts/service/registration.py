@@ -7,14 +7,14 @@ import logging
 import msgspec
 
 from corral.database.engine import Work
-from corral.database.unit import Entry
+from corral.database.unit import UnitContext
 from corral.errors import Conflict, Forbidden, Invalid
 from corral.jobs.job import enqueue
 from corral.plugin import Settings
 from corral_core.accounts.api import REGISTRATION, NewUser, UserView
 from corral_core.accounts.models import UserRow
 from corral_core.accounts.service.accounts import AccountsService
-from corral_core.accounts.service.addresses import normalize_address
+from corral_core.accounts.service.email_addresses import normalize_address
 from corral_core.accounts.service.invitations import InvitationsService
 from corral_core.accounts.service.links import EMAIL_LINKS, RESET, VERIFY, SingleUseLinks
 from corral_core.accounts.service.mail import MailService
@@ -56,7 +56,9 @@ class AccountRegistration:
                 "account was not changed"
             )
 
-    async def register(self, new: NewUser, password: str, invitation: str | None, entry: Entry) -> UserView | None:
+    async def register(
+        self, new: NewUser, password: str, invitation: str | None, entry: UnitContext
+    ) -> UserView | None:
         """Create an account and return it. If the address must be verified, send an email and return None.
 
         In this case, the result is None even if the address is already taken. Raise `Forbidden` (`registration_closed`)
@@ -66,7 +68,7 @@ class AccountRegistration:
         if mode == "closed" or (mode == "invite" and invitation is None):
             raise Forbidden("Registration is closed; ask an admin for an account.", code="registration_closed")
         if invitation is not None:
-            return await self._check_invitation(new, password, invitation, entry)
+            return await self._register_invited_user(new, password, invitation, entry)
         role = self._settings.get(DEFAULT_ROLE)
         new = msgspec.structs.replace(new, role="viewer" if role == "viewer" else "member")
         hashed = await self._accounts.hash_password(password, email=new.email, full_name=new.full_name)
@@ -103,7 +105,7 @@ class AccountRegistration:
             row = self._accounts.drop_password(row.id)
         send_verification(row, self._mail)
 
-    async def _check_invitation(self, new: NewUser, password: str, token: str, entry: Entry) -> UserView:
+    async def _register_invited_user(self, new: NewUser, password: str, token: str, entry: UnitContext) -> UserView:
         """Check an invitation, and register the invited user.
 
         The invitation determines the role, and the address counts as verified.
@@ -133,7 +135,7 @@ class AccountRegistration:
             raise self._links.link_expired_error()
         return self._accounts.prove_email(row, email)
 
-    async def resend_verification(self, email: str, entry: Entry) -> None:
+    async def resend_verification(self, email: str, entry: UnitContext) -> None:
         """Enqueue another verification email. The same code runs for every address, so timing reveals nothing."""
         if self._mail.is_configured:
             await self._work(lambda: enqueue(RESEND, email=email), entry=entry)

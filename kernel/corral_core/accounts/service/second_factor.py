@@ -16,7 +16,7 @@ import pyotp
 
 from corral import clock
 from corral.auth.credentials import Credentials
-from corral.crypto import Sealer, digest, new_secret, place
+from corral.crypto import Sealer, associated_data, digest, new_secret
 from corral.database.unit import after_commit
 from corral.errors import Conflict, Forbidden
 from corral.events.event import emit
@@ -236,7 +236,7 @@ def _damaged_error(row: SecondFactorRow) -> Conflict:
 
 
 def _seed_context(user_id: str) -> str:
-    return place("accounts_second_factors", user_id, 1, "seed")
+    return associated_data("accounts_second_factors", user_id, 1, "seed")
 
 
 def _new_recovery_code() -> str:

@@ -14,7 +14,7 @@ import peewee
 from corral import clock
 from corral.auth.credentials import Credentials
 from corral.auth.principal import Principal
-from corral.crypto import SealedWrong, Sealer, digest, new_secret, place
+from corral.crypto import SealedWrong, Sealer, associated_data, digest, new_secret
 from corral.database.unit import after_commit
 from corral.errors import NotFound, Unauthorized
 from corral.events.event import emit
@@ -140,7 +140,7 @@ class Sessions:
                 "The refresh token belongs to no session of this installation; sign in again.", code="session_revoked"
             )
         sealed = self._sealer.encrypt(
-            successor.encode(), aad=place("accounts_refresh_tokens", used, 1, "successor")
+            successor.encode(), aad=associated_data("accounts_refresh_tokens", used, 1, "successor")
         ).hex()
         won = (
             RefreshRow.update(used_at=clock.now(), successor=sealed)
@@ -164,7 +164,7 @@ class Sessions:
         grace = self._settings.get(REFRESH_GRACE)
         if row.successor is not None and row.used_at is not None and row.used_at > clock.now(-grace):
             try:
-                aad = place("accounts_refresh_tokens", used, 1, "successor")
+                aad = associated_data("accounts_refresh_tokens", used, 1, "successor")
                 again = self._sealer.decrypt(bytes.fromhex(row.successor), aad=aad).decode()
             except SealedWrong:
                 raise Unauthorized("The session has ended; sign in again.", code="session_revoked") from None
@@ -200,7 +200,7 @@ class Sessions:
         return [session_view(row, current_id) for row in rows]
 
     @staticmethod
-    def list_of_user(refresh: str) -> str | None:
+    def session_id_of_token(refresh: str) -> str | None:
         """Return the id of the session of a refresh token, even a used one. Return None if the token is unknown."""
         row = RefreshRow.get_or_none(RefreshRow.hash == digest(refresh))
         return None if row is None else str(row.session_id)

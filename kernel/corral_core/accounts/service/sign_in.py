@@ -15,14 +15,14 @@ import msgspec
 
 from corral.crypto import Sealer
 from corral.database.engine import Work
-from corral.database.unit import Entry, after_commit
+from corral.database.unit import UnitContext, after_commit
 from corral.errors import Forbidden, Invalid, Problem, Unauthorized, Unavailable
 from corral.http.routes import Rate
 from corral.plugin import Audit, AuditEntry, RateLimits, Settings
 from corral_core.accounts.api import Mail, UserView
 from corral_core.accounts.models import UserRow
 from corral_core.accounts.service.accounts import AccountsService
-from corral_core.accounts.service.addresses import normalize_address
+from corral_core.accounts.service.email_addresses import normalize_address
 from corral_core.accounts.service.lockout import Lockout
 from corral_core.accounts.service.passwords import PasswordHistory, Passwords
 from corral_core.accounts.service.second_factor import DAMAGED, SecondFactor
@@ -88,7 +88,7 @@ class SignIn:
     # -- authentication
 
     @contextlib.asynccontextmanager
-    async def reserve_attempt(self, email: str, entry: Entry, *, action: str) -> AsyncIterator[str]:
+    async def reserve_attempt(self, email: str, entry: UnitContext, *, action: str) -> AsyncIterator[str]:
         """Reserve an attempt to verify a password or code for this address. Yield the key of the attempt.
 
         The attempt is recorded in the audit log as rejected if the address is locked, or as failed if the stored second
@@ -109,7 +109,7 @@ class SignIn:
         self,
         email: str,
         password: str,
-        entry: Entry,
+        entry: UnitContext,
         then: Callable[[UserRow, str], T | Problem],
         *,
         pointer: str = "/password",
@@ -141,7 +141,7 @@ class SignIn:
         return raise_if_problem(settled)
 
     async def check_password(
-        self, email: str, password: str, entry: Entry, *, pointer: str = "/password", user_id: str | None = None
+        self, email: str, password: str, entry: UnitContext, *, pointer: str = "/password", user_id: str | None = None
     ) -> UserRow:
         """Return the active account with this address and password.
 
@@ -191,7 +191,7 @@ class SignIn:
     # -- signing in
 
     async def login(
-        self, email: str, password: str, device: Device, entry: Entry, *, code: str | None = None
+        self, email: str, password: str, device: Device, entry: UnitContext, *, code: str | None = None
     ) -> SignedIn | PendingSignIn:
         """Sign in with a password, and also with a second-factor code if `code` is given."""
         proved: list[UserRow] = []
@@ -228,7 +228,7 @@ class SignIn:
             return PendingSignIn(self._second.create_challenge(row.id))
         return self._create_session(row, device, mfa=False)
 
-    async def answer_challenge(self, token: str, proof: FactorProof, device: Device, entry: Entry) -> SignedIn:
+    async def answer_challenge(self, token: str, proof: FactorProof, device: Device, entry: UnitContext) -> SignedIn:
         """Verify the second factor of a sign-in, and create the session.
 
         Each wrong code counts as a failed attempt. Five wrong codes invalidate the `mfa_token`.
@@ -250,7 +250,7 @@ class SignIn:
             settled = await self._work(lambda: unit(key), entry=entry)
         return raise_if_problem(settled)
 
-    async def refresh_tokens(self, token: str, device: Device, entry: Entry) -> SignedIn:
+    async def refresh_tokens(self, token: str, device: Device, entry: UnitContext) -> SignedIn:
         """Exchange a refresh token for new tokens.
 
         If the refresh token was already used, end its session, commit, and raise `Unauthorized` (`token_reuse`).
@@ -258,7 +258,7 @@ class SignIn:
 
         limits = self.limits
         if limits is not None and (
-            session_id := await self._work(lambda: self._sessions.list_of_user(token), read=True)
+            session_id := await self._work(lambda: self._sessions.session_id_of_token(token), read=True)
         ):
             limits.take(REFRESH_RATE, session_id)
 
@@ -278,7 +278,7 @@ class SignIn:
         return rotated
 
     async def change_password(
-        self, user_id: str, session_id: str, current: str, new: str, *, revoke_api_keys: bool, entry: Entry
+        self, user_id: str, session_id: str, current: str, new: str, *, revoke_api_keys: bool, entry: UnitContext
     ) -> SignedIn:
         """Change the user's own password. All other sessions end, and the current session gets new tokens."""
         user = await self._work(lambda: self._accounts.get(user_id), read=True)
@@ -315,7 +315,7 @@ class SignIn:
             raise _challenge_expired_error()
         return self._accounts.get_row(user_id)
 
-    async def _rehash(self, row: UserRow, password: str, entry: Entry) -> None:
+    async def _rehash(self, row: UserRow, password: str, entry: UnitContext) -> None:
         """Hash the password again if the hash parameters have changed.
 
         If the thread pool for hashing is full, do nothing: the next sign-in tries again.

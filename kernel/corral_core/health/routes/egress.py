@@ -18,7 +18,7 @@ READ = "settings.read"
 Text = Annotated[str, Meta(min_length=1, max_length=8192)]
 
 
-class ProfileView(msgspec.Struct, kw_only=True):
+class EgressProfileView(msgspec.Struct, kw_only=True):
     """An egress profile, which determines the networks to which a connection may be opened.
 
     `opens` lists networks that are denied by default, but allowed by this profile. `refuses` lists networks that this
@@ -32,7 +32,7 @@ class ProfileView(msgspec.Struct, kw_only=True):
 class EgressPolicyView(msgspec.Struct, kw_only=True):
     """The rules of the egress guard. Only the environment or corral.toml can set `allowed` and `proxy`."""
 
-    profiles: dict[str, ProfileView]
+    profiles: dict[str, EgressProfileView]
     denied_networks: list[str]
     allowed: list[str]
     ports: str
@@ -49,7 +49,7 @@ class AddressCheck(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     profile: Literal["public", "internal"] = "public"
 
 
-class VerdictView(msgspec.Struct, kw_only=True):
+class EgressVerdictView(msgspec.Struct, kw_only=True):
     """The result of an address check.
 
     `reason` is null if the address is allowed, and otherwise `unresolved_host`, `egress.scheme`, `egress.userinfo`,
@@ -64,9 +64,9 @@ class VerdictView(msgspec.Struct, kw_only=True):
 @routes.get("/policy", needs=READ)
 async def read_policy(egress: Egress) -> EgressPolicyView:
     """Read the rules for outgoing connections."""
-    internal = ProfileView(opens=[str(each) for each in PRIVATE], refuses=[str(each) for each in METADATA])
+    internal = EgressProfileView(opens=[str(each) for each in PRIVATE], refuses=[str(each) for each in METADATA])
     return EgressPolicyView(
-        profiles={"public": ProfileView(opens=[], refuses=[]), "internal": internal},
+        profiles={"public": EgressProfileView(opens=[], refuses=[]), "internal": internal},
         denied_networks=[str(network) for network in DENIED],
         allowed=list(egress.guard.allowed),
         ports=PORTS,
@@ -78,7 +78,7 @@ async def read_policy(egress: Egress) -> EgressPolicyView:
 
 
 @routes.post("/check", needs=READ)
-async def check_address(body: AddressCheck, egress: Egress) -> VerdictView:
+async def check_address(body: AddressCheck, egress: Egress) -> EgressVerdictView:
     """Check whether Corral may connect to an address. The address is resolved and checked, but never contacted."""
     if isinstance(body.url, str):
         if body.host is not UNSET or body.port is not UNSET:
@@ -88,4 +88,4 @@ async def check_address(body: AddressCheck, egress: Egress) -> VerdictView:
         verdict = await egress.judge(host=body.host, port=body.port, profile=body.profile)
     else:
         raise Invalid.at("/url", "required", "Give a url, or a host and a port.")
-    return VerdictView(allowed=verdict.allowed, reason=verdict.reason, addresses=list(verdict.addresses))
+    return EgressVerdictView(allowed=verdict.allowed, reason=verdict.reason, addresses=list(verdict.addresses))

@@ -19,7 +19,7 @@ from corral.http.routes import Routes
 from corral.plugin import Installation
 from corral_core.health.service.board import HealthBoard, HealthReport
 from corral_core.health.service.readiness import Readiness, ReadinessChecks
-from corral_core.health.service.scrape import MetricsRenderer, open_metrics
+from corral_core.health.service.scrape import MetricsRenderer, to_openmetrics
 
 routes = Routes("", tag="Health")
 settings_routes = Routes("/settings", tag="Settings")
@@ -80,7 +80,7 @@ async def read_metrics(request: Request, installation: Installation, scrape: Met
     text = await scrape.render_all()
     if OPEN_METRICS in (request.header("accept") or ""):
         # in a thread, because the conversion is slow
-        return Text(await asyncio.to_thread(open_metrics, text), media_type=OPEN_MEDIA_TYPE)
+        return Text(await asyncio.to_thread(to_openmetrics, text), media_type=OPEN_MEDIA_TYPE)
     return Text(text, media_type=MEDIA_TYPE)
 
 

@@ -101,7 +101,7 @@ class HealthBoard:
     def configuration_warnings(self) -> list[str]:
         """Return warnings about configuration that is unsuitable for production."""
         here = self._installation
-        ignored = [item.setting.name for item in self._settings.shown() if item.problem is not None]
+        ignored = [item.setting.name for item in self._settings.in_service() if item.problem is not None]
         found = {
             "rate_limits_off": not here.rate_limits,
             "synchronous_normal": here.is_synchronous_normal,

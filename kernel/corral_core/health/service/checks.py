@@ -75,7 +75,7 @@ class KernelChecks:
             self._disk_is_full = problem.code == "storage_full"
             raise
         self._disk_is_full = False
-        took, load = time.monotonic() - began, self._database.load()
+        took, load = time.monotonic() - began, self._database.utilization()
         if took > SLOW_WRITE:
             return "degraded", f"A write took {took * 1000:.0f} ms."
         if load > POOL_FULL:

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 
 from corral.database.engine import Work
-from corral.database.unit import Entry
+from corral.database.unit import UnitContext
 from corral.egress.client import Egress
 from corral.errors import Unavailable
 from corral.plugin import Audit, AuditEntry, Metric
@@ -39,7 +39,7 @@ class EgressAudit:
             some = [*self._waiting]
             self._waiting.clear()
             try:
-                await self._work(lambda some=some: self._write_refusals(some), entry=Entry("refused connections"))  # type: ignore[misc]  # `some` is bound now
+                await self._work(lambda some=some: self._write_refusals(some), entry=UnitContext("refused connections"))  # type: ignore[misc]  # `some` is bound now
             except Unavailable:
                 self._waiting.extendleft(reversed(some))
                 await asyncio.sleep(AGAIN_SECONDS)

@@ -59,7 +59,7 @@ class ProcessMetrics:
         yield GaugeMetricFamily(
             "corral_executor_queue", "Number of units of work that are waiting for a thread.", value=database.waiting()
         )
-        used, _ = database.busy()
+        used, _ = database.connection_usage()
         yield GaugeMetricFamily("corral_db_pool_in_use", "Number of database connections in use.", value=used)
         units = database.timings.units.read()
         yield histogram_family("corral_db_transaction_seconds", "Duration of a unit of work, in seconds.", (), units)

@@ -139,7 +139,7 @@ class _ParsedText:
         yield from text_string_to_metric_families(self._text)
 
 
-def open_metrics(text: str) -> str:
+def to_openmetrics(text: str) -> str:
     """Convert Prometheus text to OpenMetrics text."""
     from prometheus_client.openmetrics.exposition import generate_latest as generate
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from corral.database.engine import Work
 from corral.database.leases import acquire_lease, lease_holder, release_lease
-from corral.database.unit import Entry
-from corral.errors import Refused
+from corral.database.unit import UnitContext
+from corral.errors import StartupError
 
 log = logging.getLogger("corral.health")
 
 LEASE, LEASE_SECONDS, RENEW_SECONDS = "health.single_machine", 30.0, 10.0
-ENTRY = Entry("health.single_machine")
+ENTRY = UnitContext("health.single_machine")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -30,11 +30,11 @@ class SingleMachineLock:
         self._work, self._holder = work, holder or _this_machine()
 
     async def acquire(self) -> None:
-        """Acquire the lease. Raise `Refused` while another machine holds it."""
+        """Acquire the lease. Raise `StartupError` while another machine holds it."""
         other = await self._work(self._acquire_or_renew, entry=ENTRY)
         if other is not None:
             name = other.partition(" ")[0]
-            raise Refused(
+            raise StartupError(
                 f"the machine {name} already serves this database file; stop its server, or use a database server"
             )
 

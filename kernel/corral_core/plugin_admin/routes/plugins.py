@@ -102,7 +102,7 @@ async def change_plugin_config(
     if store is None:
         raise Unavailable("The plugin `settings` is not active.", code="plugin_disabled", retry_after=60)
     await store.check_urls(body.settings, pointer="/settings/{}".format)
-    entry = request.entry(caller)
+    entry = request.unit_context(caller)
     return await work(lambda: plugins.change_settings(name, body.settings, store, by=caller), entry=entry)
 
 

@@ -14,7 +14,7 @@ from corral.auth.principal import Principal
 from corral.config.model import MASK
 from corral.database.engine import Work
 from corral.database.unit import after_commit, current
-from corral.errors import Conflict, Fault, Invalid, NotFound
+from corral.errors import Conflict, FieldError, Invalid, NotFound
 from corral.events.event import SystemAlert, emit
 from corral.events.log import LoggedEvent
 from corral.plugin import Audit, AuditEntry
@@ -23,7 +23,7 @@ from corral.plugins.record import PluginRecord
 from corral.plugins.registry import PluginError, PluginRegistry
 from corral.schema.fields import Instant
 from corral.settings.store import SettingsChange, SettingsStore
-from corral_core.plugin_admin.events import PluginState
+from corral_core.plugin_admin.events import PluginStateChanged
 from corral_core.plugin_admin.models import PluginStateRow
 from corral_core.plugin_admin.service import quarantine
 
@@ -103,9 +103,9 @@ class PluginAdministration:
         self, name: str, values: Mapping[str, Any], store: SettingsStore, *, by: Principal
     ) -> SettingsChange:
         """Change run-time settings of a plugin. Raise `Invalid` (`unknown_setting`) for settings of another plugin."""
-        own = {setting.name for setting in self._find_plugin(name).of("corral_settings")}
+        own = {setting.name for setting in self._find_plugin(name).contributions_to("corral_settings")}
         foreign = [
-            Fault(f"/settings/{each}", "unknown_setting", f"{name} has no setting {each}.")
+            FieldError(f"/settings/{each}", "unknown_setting", f"{name} has no setting {each}.")
             for each in values
             if each not in own
         ]
@@ -197,7 +197,7 @@ class PluginAdministration:
 
         Listens to the event feed, which also delivers the events of other processes.
         """
-        if any(record.type == PluginState.event for record in records):
+        if any(record.type == PluginStateChanged.event for record in records):
             self._applying = asyncio.ensure_future(self._apply_stored(self._applying))
 
     async def _apply_stored(self, previous: asyncio.Future[None] | None) -> None:
@@ -215,7 +215,7 @@ class PluginAdministration:
         return loaded
 
     def _publish_state(self, loaded: PluginRecord, state: str, reason: str | None) -> None:
-        event = PluginState(name=loaded.name, from_=loaded.state, to=state, reason=reason)
+        event = PluginStateChanged(name=loaded.name, from_=loaded.state, to=state, reason=reason)
         emit(event, object=("plugin", loaded.name))
         if self.audit is not None:
             verb = "enable" if state == "active" else "disable"
@@ -230,7 +230,7 @@ class PluginAdministration:
 
     def _plugin_view(self, item: PluginRecord, tables: frozenset[str]) -> PluginView:
         kind, found = item.kind, item.found
-        recent, total = self._registry.totals(item.name)
+        recent, total = self._registry.error_counts(item.name)
         errors = self._registry.errors(item.name)
         return PluginView(
             name=item.name,
@@ -248,11 +248,11 @@ class PluginAdministration:
             wants=sorted(kind.wants) if kind else [],
             required_by=sorted(other.name for other in self._registry.required_by(item.name)),
             permissions=sorted(each.name for each in kind.permissions) if kind else [],
-            routes=[route.label for group in item.of("corral_routes") for route in group],
-            events=sorted(each.event for each in item.of("corral_events")),
-            jobs=sorted(each.name for each in item.of("corral_jobs")),
-            schedules=sorted(each.name for each in item.of("corral_schedules")),
-            settings=sorted(each.name for each in item.of("corral_settings")),
+            routes=[route.label for group in item.contributions_to("corral_routes") for route in group],
+            events=sorted(each.event for each in item.contributions_to("corral_events")),
+            jobs=sorted(each.name for each in item.contributions_to("corral_jobs")),
+            schedules=sorted(each.name for each in item.contributions_to("corral_schedules")),
+            settings=sorted(each.name for each in item.contributions_to("corral_settings")),
             migrations=_migrations_of(item, tables),
             errors_60s=recent,
             errors_total=total,

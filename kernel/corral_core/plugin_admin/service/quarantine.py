@@ -19,11 +19,11 @@ from corral.events.alerts import raise_alert
 from corral.events.event import SystemAlert, emit
 from corral.events.log import LoggedEvent
 from corral.plugin import Audit, AuditEntry, Settings
-from corral.plugins.quarantine import Alarm, PluginQuarantine
+from corral.plugins.quarantine import PluginAlert, PluginQuarantine
 from corral.plugins.record import PluginRecord
 from corral.plugins.registry import PluginRegistry
 from corral.settings.kernel import QUARANTINE_WINDOW_SECONDS
-from corral_core.plugin_admin.events import PluginState
+from corral_core.plugin_admin.events import PluginStateChanged
 from corral_core.plugin_admin.models import QuarantineRow
 
 FIRST_PROBE, LAST_PROBE, LOOK_SECONDS = 60, 3600, 1.0
@@ -54,11 +54,11 @@ class QuarantineSync:
 
         self._quarantines.notify = notify
         while True:
-            while self._quarantines.alarms:
-                alarm = self._quarantines.alarms[0]
-                await self._work(lambda alarm=alarm: self._store_alarm(alarm))  # type: ignore[misc]  # bound in each iteration
-                self._quarantines.alarms.popleft()
-                if (record := self._registry.get(alarm.name)) is not None:
+            while self._quarantines.alerts:
+                alert = self._quarantines.alerts[0]
+                await self._work(lambda alert=alert: self._store_alert(alert))  # type: ignore[misc]  # bound in each iteration
+                self._quarantines.alerts.popleft()
+                if (record := self._registry.get(alert.name)) is not None:
                     self._registry.publish(record)
             if self._stale:
                 self._stale = False
@@ -74,7 +74,7 @@ class QuarantineSync:
 
         Listens to the event feed.
         """
-        if any(record.type == PluginState.event for record in records):
+        if any(record.type == PluginStateChanged.event for record in records):
             self._stale = True
             if self._bell is not None:
                 self._bell.set()
@@ -87,7 +87,7 @@ class QuarantineSync:
         """Quarantine and release plugins of this process to match the stored rows. Runs on the event loop."""
         self._rows = rows
         for loaded in self._registry.all():
-            if not loaded.serves or any(alarm.name == loaded.name for alarm in self._quarantines.alarms):
+            if not loaded.serves or any(alert.name == loaded.name for alert in self._quarantines.alerts):
                 continue
             row = rows.get(loaded.name)
             held = row is not None and row.state == HELD
@@ -98,30 +98,30 @@ class QuarantineSync:
                 self._registry.enable(loaded.name)
             self._quarantines.tracker(loaded.name).on_probation = row is not None and not held
 
-    def _store_alarm(self, alarm: Alarm) -> None:
-        if alarm.quarantined:
-            row = {"state": HELD, "reason": alarm.reason, "since": clock.now()}
-            new = QuarantineRow.insert(name=alarm.name, **row).on_conflict_ignore().as_rowcount().execute()
-            mine = (QuarantineRow.name == alarm.name) & (QuarantineRow.state == PROBATION)
+    def _store_alert(self, alert: PluginAlert) -> None:
+        if alert.quarantined:
+            row = {"state": HELD, "reason": alert.reason, "since": clock.now()}
+            new = QuarantineRow.insert(name=alert.name, **row).on_conflict_ignore().as_rowcount().execute()
+            mine = (QuarantineRow.name == alert.name) & (QuarantineRow.state == PROBATION)
             if not new and not QuarantineRow.update(**row).where(mine).execute():
                 return  # another process stored this quarantine first
-            self._publish_state(alarm.name, "active", "quarantined", alarm.reason)
+            self._publish_state(alert.name, "active", "quarantined", alert.reason)
             if self.audit is not None:
                 entry = AuditEntry(
                     action="plugins.plugin.quarantine",
                     object_type="plugin",
-                    object_id=alarm.name,
-                    details={"reason": alarm.reason},
+                    object_id=alert.name,
+                    details={"reason": alert.reason},
                 )
                 self.audit.record(entry)
-        alert = SystemAlert(
-            kind="plugin_quarantined" if alarm.quarantined else "plugin_errors",
-            severity="warning" if alarm.quarantined else "critical",
-            title=f"The plugin {alarm.name} {'is in quarantine' if alarm.quarantined else 'fails but is protected'}",
-            detail=alarm.reason,
-            object={"type": "plugin", "id": alarm.name},
+        system_alert = SystemAlert(
+            kind="plugin_quarantined" if alert.quarantined else "plugin_errors",
+            severity="warning" if alert.quarantined else "critical",
+            title=f"The plugin {alert.name} {'is in quarantine' if alert.quarantined else 'fails but is protected'}",
+            detail=alert.reason,
+            object={"type": "plugin", "id": alert.name},
         )
-        raise_alert(alert, ("plugin", alarm.name))
+        raise_alert(system_alert, ("plugin", alert.name))
 
     async def _start_and_end_trials(self) -> None:
         """Start the trials that are due, and end the trials that completed without an error."""
@@ -149,7 +149,7 @@ class QuarantineSync:
 
     @staticmethod
     def _publish_state(name: str, before: str, after: str, reason: str) -> None:
-        emit(PluginState(name=name, from_=before, to=after, reason=reason), object=("plugin", name))
+        emit(PluginStateChanged(name=name, from_=before, to=after, reason=reason), object=("plugin", name))
 
 
 def release_plugin(loaded: PluginRecord) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from corral.errors import Refused
+from corral.errors import StartupError
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -26,7 +26,7 @@ def connect_sync(url: str, *, seconds: float = ANSWER_SECONDS) -> Redis:
 
 
 def connect_async(url: str) -> AsyncRedis:
-    """Return an asynchronous client. Raise `Refused` for an invalid URL."""
+    """Return an asynchronous client. Raise `StartupError` for an invalid URL."""
     from redis.asyncio import Redis
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
@@ -35,7 +35,7 @@ def connect_async(url: str) -> AsyncRedis:
     try:
         client: AsyncRedis = Redis.from_url(url, retry=Retry(NoBackoff(), 0), **options)
     except ValueError as error:
-        raise Refused(f"redis.url: {error}") from None
+        raise StartupError(f"redis.url: {error}") from None
     return client
 
 

@@ -58,7 +58,7 @@ async def create_user(
     new = NewUser(
         email=body.email, full_name=body.full_name, role=body.role, must_change_password=body.must_change_password
     )
-    return await work(lambda: people.create(new, hashed, by=caller), entry=request.entry(caller))
+    return await work(lambda: people.create(new, hashed, by=caller), entry=request.unit_context(caller))
 
 
 @routes.get("/users/{id}", **READ)

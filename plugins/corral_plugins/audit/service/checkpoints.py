@@ -9,9 +9,9 @@ import base64
 import logging
 
 from corral import clock
-from corral.crypto import Sealer, place
+from corral.crypto import Sealer, associated_data
 from corral.database.engine import Work
-from corral.database.unit import Entry, after_commit
+from corral.database.unit import UnitContext, after_commit
 from corral.events.event import emit
 from corral_plugins.audit.api import AuditCheckpoint
 from corral_plugins.audit.models import AuditSigningKey, CheckpointRow
@@ -23,7 +23,7 @@ from corral_plugins.audit.service.signing import SignedCheckpoint, SignedFields
 log = logging.getLogger("corral.audit")
 
 EVERY_SECONDS = 3600
-ENTRY = Entry("job audit.checkpoint")
+ENTRY = UnitContext("job audit.checkpoint")
 
 
 class CheckpointSigner:
@@ -104,4 +104,4 @@ def _store_checkpoint(made: SignedCheckpoint) -> None:
 
 
 def _key_context(key_id: str) -> str:
-    return place("audit_keys", key_id, 1, "sealed")
+    return associated_data("audit_keys", key_id, 1, "sealed")

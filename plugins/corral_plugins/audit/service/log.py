@@ -22,7 +22,7 @@ from corral.database.dialect import transaction_is_open
 from corral.database.engine import Work, translate
 from corral.database.leases import acquire_lease
 from corral.database.statement import Statement
-from corral.database.unit import Entry, Unit, after_commit, current, locked
+from corral.database.unit import Unit, UnitContext, after_commit, current, locked
 from corral.errors import Problem, Unavailable
 from corral.events.event import SystemAlert, emit
 from corral.ids import new_id
@@ -58,7 +58,7 @@ USER_SUPPLIED = ("user_agent", "object_id", "object_name")
 """Columns with user-supplied text, which may contain a credential."""
 
 
-def entry_columns(entry: AuditEntry, by: Entry, redactor: Redactor, *, record_ip: bool) -> dict[str, Any]:
+def entry_columns(entry: AuditEntry, by: UnitContext, redactor: Redactor, *, record_ip: bool) -> dict[str, Any]:
     """Return the columns of an audit row, except those that depend on its position in the hash chain."""
     actor = by.actor
     texts: dict[str, Any] = {
@@ -145,7 +145,7 @@ class RepeatedEntry(msgspec.Struct):
     """A repeated audit entry, with the number of its repetitions since it was first written."""
 
     entry: AuditEntry
-    by: Entry
+    by: UnitContext
     since: str
     until: float
     count: int = 0
@@ -167,7 +167,7 @@ class Deduplicator:
     def __init__(self) -> None:
         self._by_key: dict[Hashable, RepeatedEntry] = {}
 
-    def is_counted(self, entry: AuditEntry, by: Entry) -> bool:
+    def is_counted(self, entry: AuditEntry, by: UnitContext) -> bool:
         """Return whether the entry is a repetition, and count it if so.
 
         An entry is a repetition if an identical entry was written less than a minute ago, or if the number of earlier
@@ -179,7 +179,7 @@ class Deduplicator:
         repeated.count += 1
         return True
 
-    def start_counting(self, entry: AuditEntry, by: Entry) -> None:
+    def start_counting(self, entry: AuditEntry, by: UnitContext) -> None:
         """Start counting repetitions of an entry that was committed. Runs on the event loop."""
         key = _deduplication_key(entry, by)
         repeated = self._by_key.get(key)
@@ -204,7 +204,7 @@ class Deduplicator:
             newer.count, newer.since = newer.count + repeated.count, repeated.since
 
 
-def _deduplication_key(entry: AuditEntry, by: Entry) -> Hashable:
+def _deduplication_key(entry: AuditEntry, by: UnitContext) -> Hashable:
     who = (by.actor.type, by.actor.id or by.client_ip)  # anonymous callers are distinguished by address
     return (*who, entry.action, entry.object_type, entry.object_id, entry.code)
 
@@ -302,7 +302,7 @@ class AuditLog:
         alert = SystemAlert(
             kind="audit_write_failed", severity="critical", title="The audit log cannot be written", detail=detail
         )
-        if await self._work(lambda: raise_alert(alert), entry=Entry("audit.alert")):
+        if await self._work(lambda: raise_alert(alert), entry=UnitContext("audit.alert")):
             self._reported_failures = failures
 
     def _buffer_entry(self, unit: Unit, entry: AuditEntry) -> None:
@@ -371,7 +371,7 @@ class AccessRecorder:
     def __init__(self, work: Work, audit: AuditLog) -> None:
         self._work, self._audit = work, audit
 
-    async def record_access(self, verb: str, by: Entry, **details: Any) -> None:
+    async def record_access(self, verb: str, by: UnitContext, **details: Any) -> None:
         """Append a row with the action `audit.log.<verb>`."""
         given = {name: value for name, value in details.items() if value not in (None, {})}
         entry = AuditEntry(action=f"audit.log.{verb}", object_type="audit_log", object_id=None, details=given)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from corral import clock
 from corral.database.engine import Work
-from corral.database.unit import Entry
+from corral.database.unit import UnitContext
 from corral.plugin import AuditEntry, Settings
 from corral_plugins.audit.models import HEAD, AuditRow, ChainHead, CheckpointRow
 from corral_plugins.audit.service import queries
@@ -17,7 +17,7 @@ from corral_plugins.audit.settings import RETENTION_DAYS
 
 DAY = 86_400
 BATCH_SIZE = 500
-ENTRY = Entry("job audit.retain")
+ENTRY = UnitContext("job audit.retain")
 
 
 class AuditRetention:

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from corral.database.engine import Work
-from corral.database.unit import Entry
+from corral.database.unit import UnitContext
 from corral.events.event import SystemAlert
 from corral_plugins.audit.service import chain, queries
 from corral_plugins.audit.service.chain import BEGINNING, ChainChecker, ChainDefect, ChainLink, HashedRow
@@ -119,7 +119,7 @@ class Verification:
             detail=f"Row {verdict.first_bad_seq} failed verification: {verdict.reason}.",
         )
         about = f".{verdict.reason}.{verdict.first_bad_seq}"
-        await self._work(lambda: raise_alert(alert, about), entry=Entry("audit.alert"))
+        await self._work(lambda: raise_alert(alert, about), entry=UnitContext("audit.alert"))
 
 
 def _check_batch(checker: ChainChecker, rows: list[tuple[object, ...]]) -> None:

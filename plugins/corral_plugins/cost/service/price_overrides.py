@@ -13,7 +13,7 @@ from corral import clock
 from corral.auth.principal import Principal
 from corral.errors import Conflict, NotFound, TooMany
 from corral.http.answers import IfMatch
-from corral.http.page import Page, check_place, read_cursor, write_cursor
+from corral.http.page import Page, read_cursor, refuse_cursor_with_offset, write_cursor
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry
 from corral_plugins.cost.api import FREE_PROVIDERS
@@ -50,7 +50,7 @@ class PriceOverrides:
 
     def list_prices(self, query: PriceQuery, by: Principal) -> Page[PriceView]:
         """Return a page of overrides, newest first, followed by the built-in prices sorted by name."""
-        check_place(query)
+        refuse_cursor_with_offset(query)
         start = query.offset if isinstance(query.offset, int) else 0
         prices = [view for view in self._all_prices(query) if _matches_query(view, query)]
         if isinstance(query.cursor, str):

@@ -16,7 +16,7 @@ from corral.auth.principal import Principal
 from corral.errors import NotFound, Problem
 from corral.http.answers import Answer, Stream
 from corral.http.routes import MIB, Routes
-from corral.schema.shapes import encode
+from corral.schema.conversion import encode
 from corral_plugins.llm.service.calls import CallResult
 from corral_plugins.llm.service.gateway import Gateway
 from corral_plugins.llm.service.registry import ModelListing

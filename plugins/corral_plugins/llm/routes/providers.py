@@ -58,7 +58,7 @@ async def create_provider(
     """Create a provider. Its models are fetched soon afterwards, unless the request lists them."""
     keys.validate_key(body)
     warnings = await checks.url_warnings(body.base_url)
-    view = await work(lambda: providers.create(body, caller, warnings), entry=request.entry(caller))
+    view = await work(lambda: providers.create(body, caller, warnings), entry=request.unit_context(caller))
     return Answer(body=view, headers={"Location": f"/api/v1/llm/providers/{view.name}"})
 
 
@@ -87,7 +87,7 @@ async def update_provider(
     """
     keys.validate_key(body)
     warnings = await checks.url_warnings(body.base_url)
-    return await work(lambda: providers.update(name, body, match, caller, warnings), entry=request.entry(caller))
+    return await work(lambda: providers.update(name, body, match, caller, warnings), entry=request.unit_context(caller))
 
 
 @routes.delete(

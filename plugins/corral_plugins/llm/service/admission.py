@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from corral.auth.principal import Principal
-from corral.database.unit import Entry
+from corral.database.unit import UnitContext
 from corral.errors import Forbidden, Invalid, Unavailable
 from corral.plugin import Settings
 from corral_plugins.admin.api import KillSwitch
@@ -175,7 +175,7 @@ class CallAdmission:
         self._leases, self._slots = leases, slots
 
     def admit(
-        self, kind: str, request: dict[str, Any], input_tokens: int, by: Principal, entry: Entry, started: float
+        self, kind: str, request: dict[str, Any], input_tokens: int, by: Principal, entry: UnitContext, started: float
     ) -> CallRecord:
         """Check a call and insert its row with the status `in_flight`.
 

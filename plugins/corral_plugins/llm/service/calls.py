@@ -13,7 +13,7 @@ import peewee
 from corral import clock
 from corral.auth.principal import Principal
 from corral.database.statement import Statement
-from corral.database.unit import Entry
+from corral.database.unit import UnitContext
 from corral.errors import NotFound, Problem
 from corral.http.page import Page, newest_first, paginate
 from corral.ids import new_id
@@ -159,7 +159,7 @@ class CallRecord(msgspec.Struct, kw_only=True):
     request: dict[str, Any]
     input_tokens: int
     by: Principal
-    entry: Entry
+    entry: UnitContext
     started: float
 
     def outcome(self) -> CallOutcome:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from corral.auth.principal import Principal
 from corral.database.engine import Work
-from corral.database.unit import Entry
+from corral.database.unit import UnitContext
 from corral.errors import Problem, Unavailable
 from corral.plugin import Settings
 from corral.redact.redactor import Redactor
@@ -157,7 +157,7 @@ class Gateway:
         tokens = estimate_input(request)
         with request_context(by):
             request = await redact_value(self._redactor, request, tokens)
-        entry = Entry(label=f"llm {kind}", actor=by.actor)
+        entry = UnitContext(label=f"llm {kind}", actor=by.actor)
 
         async def admit() -> CallRecord:
             return await self._work(

@@ -24,7 +24,7 @@ from corral.ids import new_id
 from corral.jobs.job import enqueue
 from corral.plugin import SECRET_CHANGE, Audit, AuditEntry
 from corral.redact.redactor import Redactor
-from corral.schema.data import json_schema_problems
+from corral.schema.json_schema import json_schema_problems
 from corral_plugins.agents.api import Agents
 from corral_plugins.llm.api import ModelInfo, ProviderChanged, ProviderConnection, ProviderError
 from corral_plugins.llm.models import LlmProviderRow, LlmProviderState

@@ -12,7 +12,7 @@ import msgspec
 from corral.database.statement import Statement
 from corral.database.unit import Unit, current, in_unit
 from corral.plugin import Contributions
-from corral.schema.data import json_schema_problems
+from corral.schema.json_schema import json_schema_problems
 from corral_plugins.cost.api import Costs, TokenCounts
 from corral_plugins.llm.api import LLMProvider, ModelInfo, ProviderConnection
 from corral_plugins.llm.models import LlmProviderRow, LlmProviderState

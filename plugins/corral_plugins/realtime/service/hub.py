@@ -16,7 +16,7 @@ from corral.auth.principal import Principal
 from corral.database.model import ADMIN
 from corral.errors import Problem, TooMany, Unavailable
 from corral.events.event import EventTypes
-from corral.events.feed import Feed
+from corral.events.live_feed import Feed
 from corral.events.log import LoggedEvent
 from corral.plugin import Settings
 from corral_plugins.realtime.service.messages import RESTARTING, EventFrame, NoticeFrame, Refusal

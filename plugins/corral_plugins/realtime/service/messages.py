@@ -11,7 +11,7 @@ from corral import clock
 from corral.errors import Problem
 from corral.events.log import LoggedEvent
 from corral.ids import ID_PATTERN
-from corral.schema.shapes import encode
+from corral.schema.conversion import encode
 from corral.schema.strict_json import parse_json
 
 MESSAGE_LIMIT = 64 * 1024

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from corral import clock
 from corral.auth.principal import Principal
-from corral.egress.guard import names_host
+from corral.egress.guard import matches_host
 from corral.errors import Forbidden, Gone, Invalid, NotFound, Problem
 from corral.http.answers import ANY_VERSION
 from corral.ids import new_id
@@ -114,7 +114,7 @@ class SecretsService:
             raise Forbidden(
                 f"{consumers[0]} may not use the secret {row.name}; an admin can add it to allowed_consumers."
             )
-        if sent and row.allowed_hosts and (host is None or not names_host(row.allowed_hosts, host)):
+        if sent and row.allowed_hosts and (host is None or not matches_host(row.allowed_hosts, host)):
             raise Forbidden(
                 f"The secret {row.name} must not be sent to {host or 'an unknown host'}, which is not in allowed_hosts."
             )

@@ -12,7 +12,7 @@ import msgspec
 
 from corral import clock
 from corral.database.engine import Work
-from corral.database.unit import SYSTEM, Entry
+from corral.database.unit import SYSTEM, UnitContext
 from corral.events.event import SystemAlert, emit
 from corral.redact.matcher import Hit
 from corral.redact.redactor import maker
@@ -22,7 +22,7 @@ SOURCE = "secrets"
 """The source under which the vault registers its values in the redactor."""
 HOUR = 3600
 MAX_REMEMBERED, MAX_PENDING = 10_000, 1000
-ENTRY = Entry(label="secrets.alerts", actor=SYSTEM)
+ENTRY = UnitContext(label="secrets.alerts", actor=SYSTEM)
 
 
 class _PendingAlert(msgspec.Struct, frozen=True):

@@ -16,8 +16,8 @@ from typing import Any
 from corral.crypto import KeyRotation, SealedWrong
 from corral.database.engine import Work
 from corral.database.leases import acquire_lease, lease_holder, release_lease
-from corral.database.sealed import SealedColumn, SealedColumns, SealedValue
-from corral.database.unit import SYSTEM, Entry
+from corral.database.sealed_columns import SealedColumn, SealedColumns, SealedValue
+from corral.database.unit import SYSTEM, UnitContext
 from corral.errors import Conflict, Unavailable
 from corral.ids import new_id
 from corral.jobs.job import enqueue
@@ -29,7 +29,7 @@ JOB, LEASE = "secrets.rewrap", "secrets.rewrap"
 BATCH_SIZE = 200
 QUEUED_SECONDS, LEASE_SECONDS, RUN_SECONDS = 60, 5, 20.0
 CACHE_SECONDS = 30.0
-ENTRY = Entry(label="secrets.rewrap", actor=SYSTEM)
+ENTRY = UnitContext(label="secrets.rewrap", actor=SYSTEM)
 Read = Callable[[Callable[[], list[SealedValue]]], list[SealedValue]]
 
 
@@ -47,8 +47,8 @@ class MasterKeys:
 
     def key_status(self) -> KeyStatus:
         """Return the master keys and the number of rows encrypted under each."""
-        counts = self._columns.counts()
-        labels = self._rotation.labels
+        counts = self._columns.counts_by_key()
+        labels = self._rotation.key_labels
         listed = [*labels, *sorted(counts.keys() - labels.keys())]
         active = next(iter(labels), None)
         return KeyStatus(
@@ -66,7 +66,7 @@ class MasterKeys:
         `Unavailable` (`vault_sealed`) if the vault is sealed.
         """
         active = self._rotation.active_id
-        remaining = _rows_not_active(self._columns.counts(), active)
+        remaining = _rows_not_active(self._columns.counts_by_key(), active)
         if not remaining:
             detail = (
                 "Every row is already encrypted under the active key. To rotate the key, insert a new key at the "
@@ -141,8 +141,8 @@ class MasterKeys:
         """Return the number of rows not encrypted under the active key. The number is cached for 30 seconds."""
         now = time.monotonic()
         if self._counted is None or now - self._counted[0] > CACHE_SECONDS:
-            active = next(iter(self._rotation.labels), None)
-            self._counted = (now, float(_rows_not_active(self._columns.counts(), active)))
+            active = next(iter(self._rotation.key_labels), None)
+            self._counted = (now, float(_rows_not_active(self._columns.counts_by_key(), active)))
         return self._counted[1]
 
     def unreadable_values(self, read: Read) -> dict[str, int]:

@@ -13,7 +13,7 @@ from msgspec import UNSET
 
 from corral.auth.principal import Principal
 from corral.database.dialect import by_code_point
-from corral.http.page import Order, Page, PageQuery, check_place, paginate, read_cursor, write_cursor
+from corral.http.page import Order, Page, PageQuery, paginate, read_cursor, refuse_cursor_with_offset, write_cursor
 from corral.plugin import Settings
 from corral_plugins.secrets.models import SecretRow, SecretVersion
 from corral_plugins.secrets.service import rows
@@ -43,7 +43,7 @@ class SecretListing:
 
     def list_secrets(self, query: SecretQuery, by: Principal) -> Page[SecretView]:
         """Return a page of secrets sorted by name. Pinned secrets hide stored secrets of the same name."""
-        check_place(query)
+        refuse_cursor_with_offset(query)
         pinned = [item for item in self._environment.all_secrets() if _pinned_matches(item, query)]
         stored = self._filter_rows(query)
         total = stored.count() + len(pinned)

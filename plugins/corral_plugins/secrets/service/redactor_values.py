@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from corral.crypto import SealedWrong
 from corral.database.engine import Work
-from corral.database.unit import SYSTEM, Entry
+from corral.database.unit import SYSTEM, UnitContext
 from corral.errors import Unavailable
 from corral.events.log import LoggedEvent
 from corral.redact.redactor import Redactor
@@ -23,7 +23,7 @@ BATCH_SIZE = 500
 RETRY_SECONDS = 0.5
 CHANGES = frozenset({"secret.created", "secret.updated", "secret.rotated", "secret.deleted"})
 GROUP, MAX_GROUP_SECRETS = "worker_group:", 1000
-ENTRY = Entry(label="secrets.redactor_values", actor=SYSTEM)
+ENTRY = UnitContext(label="secrets.redactor_values", actor=SYSTEM)
 
 
 class _ListedVersion(NamedTuple):

@@ -7,7 +7,7 @@ import string
 from typing import Any
 
 from corral import clock
-from corral.crypto import SealedWrong, Sealer, place, refuse_mask
+from corral.crypto import SealedWrong, Sealer, associated_data, refuse_mask
 from corral.errors import Conflict, Invalid, NotFound, Problem, Unavailable
 from corral.ids import new_id
 from corral.redact.encodings import is_redactable
@@ -51,7 +51,7 @@ def _value_context(secret_id: str, n: int) -> str:
 
     A version row that is moved to another secret cannot be decrypted.
     """
-    return place("secrets_versions", secret_id, n)
+    return associated_data("secrets_versions", secret_id, n)
 
 
 def generate_value(how: GenerationOptions) -> str:

@@ -29,8 +29,8 @@ from corral.crypto import digest
 from corral.database.dialect import advisory_lock
 from corral.database.engine import Work
 from corral.database.statement import Statement
-from corral.database.unit import Entry, after_commit
-from corral.errors import Conflict, Fault, Forbidden, Invalid, NotFound, Problem, Unauthorized
+from corral.database.unit import UnitContext, after_commit
+from corral.errors import Conflict, FieldError, Forbidden, Invalid, NotFound, Problem, Unauthorized
 from corral.events.event import Event, emit
 from corral.http.page import Page, newest_first, paginate
 from corral.ids import new_id
@@ -83,7 +83,7 @@ class LastUseRecorder:
         self._recorded = {key_id: at for key_id, at in self._recorded.items() if at > long_ago}
         for start in range(0, len(new), BATCH_SIZE):
             part = dict(new[start : start + BATCH_SIZE])
-            await self._work(lambda part=part: _write_uses(part), entry=Entry("security.last_used"))  # type: ignore[misc]  # bound in each iteration
+            await self._work(lambda part=part: _write_uses(part), entry=UnitContext("security.last_used"))  # type: ignore[misc]  # bound in each iteration
 
 
 def _write_uses(uses: dict[str, tuple[str, str]]) -> None:
@@ -261,7 +261,7 @@ class ApiKeys:
     def _check_scopes(self, scopes: Iterable[str], role: str) -> None:
         held = self._permissions.held_by(role)
         faults = [
-            Fault(
+            FieldError(
                 f"/scopes/{index}",
                 "not_allowed",
                 f"{scope} matches no permission of your role; GET /security/scopes lists the scopes.",
@@ -333,7 +333,7 @@ def _parse_networks(given: Iterable[str]) -> list[str]:
         try:
             found.append(parse_network(text))
         except ValueError as error:
-            faults.append(Fault(f"/allowed_cidrs/{index}", "bad_format", f"{error}."))
+            faults.append(FieldError(f"/allowed_cidrs/{index}", "bad_format", f"{error}."))
     if faults:
         raise Invalid("Some networks are not valid.", errors=faults)
     return list(dict.fromkeys(found))
@@ -399,7 +399,7 @@ class KeyMetrics:
 
 
 class ApiKeyAuthenticator:
-    """Implements the protocols `Authenticator` and `Rereading` for API keys."""
+    """Implements the protocols `Authenticator` and `RecheckingAuthenticator` for API keys."""
 
     def __init__(self, accounts: Accounts, permissions: Permissions, settings: Settings, metrics: KeyMetrics) -> None:
         self._accounts, self._permissions, self._settings = accounts, permissions, settings

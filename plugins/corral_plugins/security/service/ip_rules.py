@@ -14,8 +14,8 @@ import msgspec
 from corral import clock
 from corral.auth.principal import Principal
 from corral.database.engine import Work
-from corral.database.unit import ANONYMOUS, Entry
-from corral.errors import Conflict, Fault, Forbidden, Invalid, PreconditionFailed, Problem
+from corral.database.unit import ANONYMOUS, UnitContext
+from corral.errors import Conflict, FieldError, Forbidden, Invalid, PreconditionFailed, Problem
 from corral.events.event import emit
 from corral.events.log import LoggedEvent
 from corral.http.answers import IfMatch
@@ -227,10 +227,10 @@ def _to_rows(rules: list[NewRule], by: Principal | None) -> list[IpRuleRow]:
         try:
             cidr = parse_network(rule.cidr)
         except ValueError as error:
-            faults.append(Fault(f"/rules/{index}/cidr", "bad_format", f"{error}."))
+            faults.append(FieldError(f"/rules/{index}/cidr", "bad_format", f"{error}."))
             continue
         if (cidr, rule.action) in seen:
-            faults.append(Fault(f"/rules/{index}/cidr", "not_unique", f"{rule.action} {cidr} is listed twice."))
+            faults.append(FieldError(f"/rules/{index}/cidr", "not_unique", f"{rule.action} {cidr} is listed twice."))
         seen.add((cidr, rule.action))
         expires_at = None if rule.expires_at is None else clock.from_datetime(rule.expires_at)
         rows.append(
@@ -374,6 +374,6 @@ class IpGateUpdater:
     async def _record_refusals(self) -> None:
         """Record each rejection in its own unit of work, because a unit of work has only one client address."""
         for client_ip in self._gate.take_pending():
-            entry = Entry("ip rules", ANONYMOUS, client_ip=client_ip)
+            entry = UnitContext("ip rules", ANONYMOUS, client_ip=client_ip)
             with contextlib.suppress(Problem):  # the request was rejected anyway; the audit plugin reports failures
                 await self._work(self._rules.record_refusal, entry=entry)

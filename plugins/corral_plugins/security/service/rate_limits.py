@@ -123,7 +123,7 @@ GENERAL = {
 
 
 class RequestLimits:
-    """Implements `Meter` and `RateLimits` on the event loop. Before `start` is called, every request passes."""
+    """Implements `RateLimiter` and `RateLimits` on the event loop. Before `start` is called, every request passes."""
 
     def __init__(self) -> None:
         self.limited: Counter[str] = Counter()

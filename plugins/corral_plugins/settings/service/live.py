@@ -9,7 +9,7 @@ import time
 
 from corral import clock
 from corral.database.engine import Work
-from corral.events.feed import Feed
+from corral.events.live_feed import Feed
 from corral.ids import new_id
 from corral.settings.registry import SettingsRegistry, StoredSetting
 from corral_plugins.settings.api import SettingChanged
@@ -46,7 +46,7 @@ class LiveSettings:
 
         While the database does not respond, the values that were read last stay in effect.
         """
-        with self._feed.waiting([SettingChanged.event]) as rung:
+        with self._feed.subscribe([SettingChanged.event]) as rung:
             while True:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(POLL_SECONDS):

@@ -9,7 +9,7 @@ import msgspec
 
 from corral import clock
 from corral.auth.principal import Principal
-from corral.crypto import Sealer, place
+from corral.crypto import Sealer, associated_data
 from corral.errors import Unavailable
 from corral.ids import new_id
 from corral.plugin import SECRET_CHANGE, Setting
@@ -91,14 +91,14 @@ class SettingRows:
     def _seal_value(self, change: SettingChange) -> str | None:
         if not change.is_set or change.value is None:
             return None
-        where = place("settings_values", change.setting.name, change.version)
+        where = associated_data("settings_values", change.setting.name, change.version)
         return self._sealer.encrypt(change.value.encode(), aad=where).hex()
 
     def _stored_value(self, row: ValueRow) -> StoredSetting:
         value, problem = row.value, None
         if row.sealed is not None:
             try:
-                where = place("settings_values", row.name, row.version)
+                where = associated_data("settings_values", row.name, row.version)
                 value = self._sealer.decrypt(bytes.fromhex(row.sealed), aad=where).decode()
             except (ValueError, Unavailable):  # the value was altered, or its master key is missing here
                 problem = UNREADABLE

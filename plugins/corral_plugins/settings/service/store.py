@@ -15,7 +15,7 @@ from corral.auth.principal import Principal
 from corral.crypto import Sealer, refuse_mask
 from corral.database.unit import after_commit
 from corral.egress.client import Egress
-from corral.errors import Conflict, Fault, Forbidden, Invalid, NotFound
+from corral.errors import Conflict, FieldError, Forbidden, Invalid, NotFound
 from corral.events.event import emit
 from corral.http.answers import ANY_VERSION, IfMatch
 from corral.plugin import SECRET_CHANGE, Audit, AuditEntry, Setting, Settings
@@ -102,7 +102,7 @@ class SettingsService:
     def read_all(self) -> list[EffectiveSetting]:
         """Return the settings of active plugins sorted by name, including changes made in this unit of work."""
         stored = self.rows.all_rows()
-        return [self._registry.preview(item.setting.name, stored) for item in self._registry.shown()]
+        return [self._registry.preview(item.setting.name, stored) for item in self._registry.in_service()]
 
     def refuse_locked(self, name: str) -> None:
         """Raise an error if the setting cannot be changed.
@@ -151,13 +151,13 @@ class SettingsService:
 
     def _convert_values(self, values: Mapping[str, Any], pointer: Callable[[str], str]) -> dict[str, Any]:
         """Convert the values to their types. Raises one `Invalid` that lists every invalid value."""
-        faults: list[Fault] = []
+        faults: list[FieldError] = []
         found: dict[str, Any] = {}
         code: str | None = None
         for name, value in values.items():
             item = self._registry.find(name)
             if item is None:
-                faults.append(Fault(pointer(name), "unknown_setting", f"There is no setting {name}."))
+                faults.append(FieldError(pointer(name), "unknown_setting", f"There is no setting {name}."))
                 continue
             try:
                 if item.setting.secret and isinstance(value, str):
@@ -168,7 +168,7 @@ class SettingsService:
             except Invalid as masked:
                 code, faults = masked.code, [*faults, *masked.errors]
             except SettingRefused as refusal:
-                faults.append(Fault(pointer(name), refusal.code, f"{refusal}."))
+                faults.append(FieldError(pointer(name), refusal.code, f"{refusal}."))
         if faults:
             if all(fault.code == "unknown_setting" for fault in faults):
                 code = "unknown_setting"
@@ -209,7 +209,7 @@ class SettingsService:
         broken = self._registry.check_values(self._registry.preview_values(after))
         known = self._registry.check_values(self._registry.preview_values(before)) if broken else {}
         faults = [
-            Fault(pointer(name), "not_allowed", f"{sentence}.")
+            FieldError(pointer(name), "not_allowed", f"{sentence}.")
             for name, sentence in broken.items()
             if name in touched or name not in known
         ]

@@ -16,7 +16,7 @@ from corral.http.page import Order, Page, PageQuery, paginate
 from corral.plugin import Setting
 from corral.schema.fields import Instant
 from corral.settings.registry import EffectiveSetting
-from corral.settings.validation import core_kind
+from corral.settings.validation import type_of_setting
 from corral_plugins.settings.models import ChangeRow
 from corral_plugins.settings.service.live import PROPAGATION_SECONDS, outdated_names
 from corral_plugins.settings.service.rows import to_plain_json
@@ -196,7 +196,7 @@ def setting_view(item: EffectiveSetting, outdated: frozenset[str]) -> SettingVie
 
 def json_schema(setting: Setting[Any]) -> dict[str, Any]:
     """Return the JSON Schema of a setting's value."""
-    kind, nullable = core_kind(setting)
+    kind, nullable = type_of_setting(setting)
     schema: dict[str, Any] = dict(msgspec.json.schema(kind))
     bounds = {int: ("minimum", "maximum"), float: ("minimum", "maximum"), str: ("minLength", "maxLength")}
     least, most = bounds.get(kind, ("minItems", "maxItems"))
@@ -218,7 +218,7 @@ def json_schema(setting: Setting[Any]) -> dict[str, Any]:
 def _declared_default(item: EffectiveSetting) -> dict[str, Any]:
     setting = item.setting
     category, _, key = setting.name.partition(".")
-    _, nullable = core_kind(setting)
+    _, nullable = type_of_setting(setting)
     bounds = {"min": setting.minimum, "max": setting.maximum, "pattern": setting.pattern}
     return {
         "category": category,
@@ -239,7 +239,7 @@ def _declared_default(item: EffectiveSetting) -> dict[str, Any]:
 
 def kind_of(setting: Setting[Any]) -> Kind:
     """Return the name that the API uses for the type of a setting."""
-    kind, _ = core_kind(setting)
+    kind, _ = type_of_setting(setting)
     if setting.secret:
         return "secret"
     if typing.get_origin(kind) in (list, tuple):

@@ -7,7 +7,7 @@ import subprocess
 import time
 from typing import Any, Protocol
 
-from corral.cli.api_client import ApiClient, ApiClientError, GrowingText
+from corral.cli.api_client import ApiClient, ApiClientError, TextDeltaTracker
 from corral_plugins.tasks.demo.model import NEW_TOKENS, WITHOUT_MODEL, ModelChoice
 
 TERMINAL = ("task.completed", "task.failed", "task.cancelled")
@@ -37,7 +37,7 @@ class DemoClient:
 
     def __init__(self, address: str, teller: ProgressPrinter) -> None:
         self._remote, self._teller = ApiClient(address), teller
-        self._live = GrowingText()
+        self._live = TextDeltaTracker()
 
     def wait_until_ready(self, server: subprocess.Popen[bytes], seconds: float) -> None:
         """Wait until the server is ready.

@@ -17,7 +17,7 @@ from corral.cli.api_client import ApiClientError
 from corral_plugins.tasks.demo.client import DemoClient, DemoFailed
 from corral_plugins.tasks.demo.model import (
     WITHOUT_MODEL,
-    CommandLine,
+    CommandContext,
     ModelChoice,
     check_input_length,
     choose_model,
@@ -97,7 +97,7 @@ class Screen:
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 @click.pass_obj
 def command(
-    command_line: CommandLine,
+    command_context: CommandContext,
     once: bool,
     input_path: Path | None,
     require_model: bool,
@@ -113,7 +113,7 @@ def command(
     if keep is not None and keep.exists():
         raise click.UsageError(f"--keep {keep}: the folder already exists; name a new one")
     screen, signals = Screen(as_json=as_json), InterruptHandler()
-    text, choice = _input(input_path), choose_model(command_line)
+    text, choice = _input(input_path), choose_model(command_context)
     if require_model and choice.model is None:
         raise click.ClickException(choice.problem)
     check_input_length(text, choice)

@@ -20,14 +20,14 @@ FRAME_TOKENS = 100  # the agent's prompt, the instructions, and the tokens that 
 _DEAR = re.compile(r"\d|[^\x00-\x7f]")
 
 
-class CommandLine(Protocol):
+class CommandContext(Protocol):
     """The part of the click context object that the demo uses."""
 
-    def installation(self) -> Installation:
+    def read_installation(self) -> Installation:
         """Return the configuration of the current folder, or the defaults if that configuration is invalid."""
         ...
 
-    def ask_plugins(self, hook: str, what: str, *arguments: Any) -> Iterator[tuple[str, list[Any]]]:
+    def call_plugin_hooks(self, hook: str, what: str, *arguments: Any) -> Iterator[tuple[str, list[Any]]]:
         """Call a hook of all installed plugins without a kernel, and yield `(plugin, result)` for each implementation.
 
         If a plugin fails, a message on standard error says that the plugin's `what` (for example "models") are missing.
@@ -49,14 +49,14 @@ class ModelChoice(NamedTuple):
     plugin_dir: Path | None = None
 
 
-def choose_model(command_line: CommandLine) -> ModelChoice:
+def choose_model(command_context: CommandContext) -> ModelChoice:
     """Return the first model that an installed plugin offers and that works on this machine.
 
     Return the scripted model, with the reasons in `problem`, if no model works.
     """
-    here = command_line.installation()
+    here = command_context.read_installation()
     problems = []
-    for plugin, models in command_line.ask_plugins("corral_demo_models", "models", here):
+    for plugin, models in command_context.call_plugin_hooks("corral_demo_models", "models", here):
         for model in models:
             if model.problem is None:
                 return ModelChoice(model.name, model, plugin, "", here.plugin_dir)

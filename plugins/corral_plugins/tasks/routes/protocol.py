@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from corral.auth.principal import Principal
 from corral.database.engine import Work
-from corral.database.unit import Entry
+from corral.database.unit import UnitContext
 from corral.errors import Conflict, Invalid
 from corral.http.answers import Encoded, Request
 from corral.http.routes import Routes
@@ -59,7 +59,7 @@ def requested_lease(body: LeaseReport, request: Request, caller: Principal) -> s
 
 
 async def _run_keeping_usage(
-    work: Work, entry: Entry, act: Callable[[], T], late: Callable[[UsageReport], None], usage: UsageReport | None
+    work: Work, entry: UnitContext, act: Callable[[], T], late: Callable[[UsageReport], None], usage: UsageReport | None
 ) -> T:
     """Run `act` in a unit of work.
 
@@ -87,7 +87,7 @@ async def report_progress(
     lease = requested_lease(body, request, caller)
     return await _run_keeping_usage(
         work,
-        request.entry(caller),
+        request.unit_context(caller),
         lambda: runs.progress(id, lease, body, caller),
         lambda usage: runs.record_stale_usage(id, lease, usage, caller),
         body.usage,
@@ -136,7 +136,7 @@ async def complete_task(
 
     To complete a task without a run, the owner of the task sends the same request without a lease.
     """
-    lease, entry = requested_lease(body, request, caller), request.entry(caller)
+    lease, entry = requested_lease(body, request, caller), request.unit_context(caller)
     if _is_owner(caller, lease):
         return await work(lambda: actions.complete(id, body.result, by=caller), entry=entry)
     return await _run_keeping_usage(
@@ -156,7 +156,7 @@ async def fail_task(
 
     To fail a task permanently, the owner of the task sends the same request without a lease.
     """
-    lease, entry = requested_lease(body, request, caller), request.entry(caller)
+    lease, entry = requested_lease(body, request, caller), request.unit_context(caller)
     if _is_owner(caller, lease):
         return await work(lambda: actions.fail(id, body.error, by=caller), entry=entry)
     return await _run_keeping_usage(
@@ -189,7 +189,7 @@ async def release_task(
     lease = requested_lease(body, request, caller)
     return await _run_keeping_usage(
         work,
-        request.entry(caller),
+        request.unit_context(caller),
         lambda: runs.release(id, lease, body, caller),
         lambda usage: runs.record_stale_usage(id, lease, usage, caller),
         body.usage,
@@ -204,7 +204,7 @@ async def acknowledge_cancel(
     lease = requested_lease(body, request, caller)
     return await _run_keeping_usage(
         work,
-        request.entry(caller),
+        request.unit_context(caller),
         lambda: runs.cancelled(id, lease, body, caller),
         lambda usage: runs.record_stale_usage(id, lease, usage, caller),
         body.usage,

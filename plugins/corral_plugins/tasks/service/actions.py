@@ -10,11 +10,11 @@ from msgspec import UNSET
 
 from corral import clock
 from corral.auth.principal import Principal, require_owner
-from corral.errors import Conflict, Fault, Forbidden, Invalid, NotFound
+from corral.errors import Conflict, FieldError, Forbidden, Invalid, NotFound
 from corral.http.answers import ANY_VERSION, Encoded, IfMatch
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry
-from corral.schema.data import json_schema_problems
+from corral.schema.json_schema import json_schema_problems
 from corral_plugins.tasks.events import TaskRetried, TaskUpdated
 from corral_plugins.tasks.models import (
     NO_DEADLINE,
@@ -326,7 +326,7 @@ class OwnerActions:
         if not new.body.strip():
             raise Invalid(
                 "A comment must have at least 1 character.",
-                errors=[Fault("/body", "too_short", "at least 1 character")],
+                errors=[FieldError("/body", "too_short", "at least 1 character")],
             )
         comment_id, now = new_id(), clock.now()
         Comment.insert(

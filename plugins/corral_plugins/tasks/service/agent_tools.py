@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from corral.errors import NotFound
-from corral.schema.shapes import convert
+from corral.schema.conversion import convert
 from corral_plugins.tasks.api import NewTask, Origin
 from corral_plugins.tasks.models import PRIORITIES
 from corral_plugins.tasks.reports import AskedInput

@@ -17,7 +17,7 @@ import msgspec
 import peewee
 
 from corral import clock
-from corral.database.dialect import execute, json_texts, savepoint
+from corral.database.dialect import execute, json_array_strings, savepoint
 from corral.database.statement import Statement
 from corral.database.unit import locked
 from corral.errors import NotFound
@@ -132,8 +132,11 @@ def first_tasks(queues: Iterable[str], *, limit: int, without: Sequence[str] = (
     """
     others, parameters = "", [rows.to_json_text(list(queues)), limit]
     if without:
-        others, parameters = _OTHERS.format(users=json_texts("u")), [rows.to_json_text(list(without)), *parameters]
-    found = execute(_HEADS.format(queues=json_texts("q"), others=others), parameters).fetchall()
+        others, parameters = (
+            _OTHERS.format(users=json_array_strings("u")),
+            [rows.to_json_text(list(without)), *parameters],
+        )
+    found = execute(_HEADS.format(queues=json_array_strings("q"), others=others), parameters).fetchall()
     return [(head[-ID_LENGTH:], queue) for queue, head in found if head != "none"]
 
 

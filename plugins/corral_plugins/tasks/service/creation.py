@@ -17,11 +17,11 @@ from corral.auth.principal import Principal
 from corral.database.model import JSONField
 from corral.database.statement import Parameter, Statement
 from corral.database.unit import locked
-from corral.errors import Fault, Invalid, TooMany
+from corral.errors import FieldError, Invalid, TooMany
 from corral.http.answers import Encoded
 from corral.ids import new_id
-from corral.schema.data import check_user_schema
 from corral.schema.fields import trimmed
+from corral.schema.json_schema import check_user_schema
 from corral_plugins.agents.api import AgentFacts, Agents
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import NewTask, Origin, ReviewPolicy
@@ -133,10 +133,10 @@ def has_open_dependency(ids: Sequence[str]) -> bool:
     for index, needed in sorted(enumerate(ids), key=lambda pair: pair[1]):
         found = _STATUS_OF_DEPENDENCY.one({"id": needed.lower()})
         if found is None:
-            faults.append(Fault(f"/depends_on/{index}", "unknown_reference", "There is no task with this id."))
+            faults.append(FieldError(f"/depends_on/{index}", "unknown_reference", "There is no task with this id."))
         elif found[0] in ("failed", "cancelled"):
             faults.append(
-                Fault(f"/depends_on/{index}", "not_allowed", f"This task is {found[0]} and will not be completed.")
+                FieldError(f"/depends_on/{index}", "not_allowed", f"This task is {found[0]} and will not be completed.")
             )
         else:
             is_open = is_open or found[0] != "completed"

@@ -285,7 +285,7 @@ class AttemptPrincipals:
 class AttemptTokenAuthenticator:
     """Authenticates attempt tokens (`cra_a…`), and workers that name their lease in `Corral-Lease`.
 
-    Implements the interfaces `Authenticator`, `Rereading` and `Delegation`.
+    Implements the interfaces `Authenticator`, `RecheckingAuthenticator` and `Delegation`.
     """
 
     delegation_header = "Corral-Lease"

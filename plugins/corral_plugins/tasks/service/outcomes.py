@@ -12,7 +12,7 @@ from corral import clock
 from corral.database.statement import Statement
 from corral.database.unit import locked
 from corral.jobs.job import enqueue
-from corral.schema.data import json_schema_problems
+from corral.schema.json_schema import json_schema_problems
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.events import TaskCancelled, TaskCompleted, TaskEvent, TaskFailed, TaskRetried, TaskUpdated
 from corral_plugins.tasks.models import STATUSES, TERMINAL, AttemptRow, Dependency, Task, TaskRow

@@ -27,7 +27,7 @@ from corral.database.unit import locked
 from corral.errors import NotFound
 from corral.events.log import COLUMNS as EVENT_COLUMNS
 from corral.events.log import EventRow, EventView, LoggedEvent
-from corral.http.page import Order, Page, PageQuery, check_place, paginate, read_cursor, write_cursor
+from corral.http.page import Order, Page, PageQuery, paginate, read_cursor, refuse_cursor_with_offset, write_cursor
 from corral_plugins.tasks.models import (
     PRIORITIES,
     STATUSES,
@@ -100,7 +100,7 @@ def indexed_matches(query: str, *, limit: int, offset: int = 0, before: tuple[st
 
     `before` limits the result to tasks older than this `(created_at, id)`.
     """
-    matches = INDEX.matches(up_to=before is not None)
+    matches = INDEX.match_sql(up_to=before is not None)
     highest = [] if before is None else [_number_before(before)]
     sql = f"""SELECT t.id, t.version, t.created_at FROM ({matches} OFFSET ?) AS q
 JOIN tasks_documents d ON d.n = q.n JOIN tasks_tasks t ON t.id = d.task_id ORDER BY d.n DESC"""  # noqa: S608  (literals)
@@ -109,7 +109,7 @@ JOIN tasks_documents d ON d.n = q.n JOIN tasks_tasks t ON t.id = d.task_id ORDER
 
 def matches_subselect(query: str) -> peewee.SQL:
     """Return a subselect of the ids of the newest `MAX_MATCHES` indexed tasks that match the search."""
-    sql = f"(SELECT d.task_id FROM ({INDEX.matches()}) AS q JOIN tasks_documents d ON d.n = q.n)"  # noqa: S608  (literals)
+    sql = f"(SELECT d.task_id FROM ({INDEX.match_sql()}) AS q JOIN tasks_documents d ON d.n = q.n)"  # noqa: S608  (literals)
     return sql_fragment(sql, [query, MAX_MATCHES])
 
 
@@ -331,7 +331,7 @@ class TaskQueries:
 
     def list_tasks(self, query: TaskQuery, caller: Principal) -> Page[Any]:
         """Return a page of the list of tasks."""
-        check_place(query)
+        refuse_cursor_with_offset(query)
         if query.__class__ is TaskQuery and _is_plain(query):
             return self._plain_page(query, caller)
         if isinstance(query.search, str) and _is_plain(query, but="search") and can_read(caller, SHARED, None):

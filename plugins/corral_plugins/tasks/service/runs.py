@@ -13,10 +13,10 @@ import msgspec
 from corral import clock
 from corral.auth.principal import Principal
 from corral.database.statement import Statement
-from corral.errors import Conflict, Fault, Forbidden, Invalid, NotFound, Unavailable
+from corral.errors import Conflict, FieldError, Forbidden, Invalid, NotFound, Unavailable
 from corral.http.answers import Encoded
 from corral.ids import new_id
-from corral.schema.data import check_user_schema
+from corral.schema.json_schema import check_user_schema
 from corral_plugins.secrets.api import SecretDelivery, Secrets
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import Run
@@ -430,7 +430,7 @@ def to_limited_json(value: Any, limit: int, pointer: str) -> str:
     data = msgspec.json.encode(value)
     if len(data) > limit:
         detail = f"at most {limit // 1024} KiB of JSON"
-        raise Invalid(f"{pointer} is too large: {detail}.", errors=[Fault(pointer, "too_long", detail)])
+        raise Invalid(f"{pointer} is too large: {detail}.", errors=[FieldError(pointer, "too_long", detail)])
     return data.decode()
 
 

@@ -11,7 +11,7 @@ from peewee import SQL
 from corral import clock
 from corral.database.engine import Work
 from corral.database.statement import Statement
-from corral.database.unit import SYSTEM, Entry
+from corral.database.unit import SYSTEM, UnitContext
 from corral.errors import NotFound
 from corral_core.accounts.api import Accounts
 from corral_plugins.tasks import settings as declared
@@ -237,7 +237,7 @@ class TaskTimers:
 
 
 POLL_SECONDS = 0.5
-ENTRY = Entry(label="tasks: due tasks", actor=SYSTEM)
+ENTRY = UnitContext(label="tasks: due tasks", actor=SYSTEM)
 
 
 class DueTaskNotifier:

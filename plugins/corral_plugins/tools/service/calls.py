@@ -18,9 +18,9 @@ from corral import clock
 from corral.auth.principal import Principal, require_owner
 from corral.auth.visibility import visible
 from corral.database.engine import Work
-from corral.database.unit import Entry
-from corral.errors import Conflict, Fault, Forbidden, Invalid, NotFound, Problem
-from corral.events.feed import Feed
+from corral.database.unit import UnitContext
+from corral.errors import Conflict, FieldError, Forbidden, Invalid, NotFound, Problem
+from corral.events.live_feed import Feed
 from corral.http.page import Order, Page, PageQuery, newest_first, paginate
 from corral.plugin import Audit, AuditEntry
 from corral.redact.redactor import Redactor
@@ -60,7 +60,7 @@ class CallRequest(msgspec.Struct, frozen=True, kw_only=True):
     redacted: Any
     sha256: str
     by: Principal
-    entry: Entry
+    entry: UnitContext
     until: float  # when the call stops waiting for other calls, in epoch seconds
 
 
@@ -107,7 +107,7 @@ class ToolCalls:
         *,
         lease_id: str | None,
         by: Principal,
-        entry: Entry,
+        entry: UnitContext,
     ) -> ToolCallView:
         """Call a tool and return the call.
 
@@ -144,7 +144,7 @@ class ToolCalls:
         Raise `Conflict` after 25 s.
         """
         while True:
-            with self._feed.waiting((request.task_id,)) as notified:
+            with self._feed.subscribe((request.task_id,)) as notified:
                 found = await self._work(lambda: self._begin_call(request), entry=request.entry)
                 if not isinstance(found, CallInProgress):
                     return found
@@ -377,7 +377,7 @@ def denial_error(call: ToolCallView) -> Problem:
     if reason == "unknown_tool":
         return NotFound(f"There is no tool named {call.tool}.")
     if reason == "invalid_arguments":
-        faults = [Fault(**each) for each in error.get("errors", ())]
+        faults = [FieldError(**each) for each in error.get("errors", ())]
         return Invalid(f"The arguments do not match the tool's schema in {len(faults)} places.", errors=faults)
     return Forbidden(SENTENCES[reason], code="tools.denied", reason=reason)
 

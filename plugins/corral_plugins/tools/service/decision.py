@@ -18,9 +18,9 @@ import msgspec
 from corral.auth.permissions import Permissions
 from corral.auth.principal import Principal
 from corral.database.engine import Work
-from corral.errors import Fault, Invalid, NotFound
+from corral.errors import FieldError, Invalid, NotFound
 from corral.plugin import Settings
-from corral.schema.data import check_user_schema, json_schema_problems
+from corral.schema.json_schema import check_user_schema, json_schema_problems
 from corral_core.accounts.api import Accounts
 from corral_plugins.agents.api import AgentFacts
 from corral_plugins.tools.api import POLICIES, CallTarget, Tool, ToolContext, ToolPolicy, ToolRisk, has_tools
@@ -78,7 +78,7 @@ class DecisionContext(msgspec.Struct, frozen=True, kw_only=True):
     permission: str | None = None  # required by the tool, in addition to the permission for its risk
     sees: bool = True
     offered: bool = True
-    faults: tuple[Fault, ...] = ()
+    faults: tuple[FieldError, ...] = ()
     admitted: bool = True
     rule: ToolPolicyRule = ToolPolicyRule()
     default_policy: ToolPolicy = "allow"
@@ -100,7 +100,7 @@ class ToolDecision(msgspec.Struct, frozen=True, kw_only=True):
 
     decision: Literal["allowed", "denied"]
     reasons: tuple[str, ...] = ()
-    faults: tuple[Fault, ...] = ()
+    faults: tuple[FieldError, ...] = ()
     is_temporary: bool = False
 
     @property
@@ -310,7 +310,7 @@ class _ToolChecks(msgspec.Struct, frozen=True, kw_only=True):
     Arguments that do not match the schema are not checked further.
     """
 
-    faults: tuple[Fault, ...] = ()
+    faults: tuple[FieldError, ...] = ()
     sees: bool = True
     admitted: bool = True
     is_trusted: bool = False
@@ -344,21 +344,21 @@ def _call_guarded(tool: Tool, function: Callable[..., Any], *arguments: Any) -> 
         return FAILED
 
 
-def _schema_faults(tool: RegisteredTool, arguments: Any) -> list[Fault]:
+def _schema_faults(tool: RegisteredTool, arguments: Any) -> list[FieldError]:
     """Return the parts of the arguments that do not match the schema of the tool."""
     if not isinstance(arguments, dict):
-        return [Fault("/arguments", "wrong_type", "must be an object")]
+        return [FieldError("/arguments", "wrong_type", "must be an object")]
     schema = tool.definition.schema
     if tool.source == "worker" and not _is_safe(msgspec.json.encode(schema)):
         return []  # the worker must check the arguments itself
     found = _call_guarded(tool.definition, lambda: json_schema_problems(schema, arguments, pointer_prefix="/arguments"))
     if found is FAILED:
         return [
-            Fault(
+            FieldError(
                 "/arguments", "not_allowed", "the tool's schema is not valid; report this to the author of its plugin"
             )
         ]
-    faults: list[Fault] = found
+    faults: list[FieldError] = found
     return faults
 
 

@@ -18,9 +18,9 @@ from typing import Any
 import msgspec
 
 from corral.database.engine import Work
-from corral.database.unit import Entry
+from corral.database.unit import UnitContext
 from corral.errors import Conflict, Problem, Unavailable
-from corral.events.feed import Feed
+from corral.events.live_feed import Feed
 from corral.redact.redactor import Redactor, made_by
 from corral_plugins.tasks.api import Tasks
 from corral_plugins.tools.api import ResultLater, ToolContext, ToolFailure, ToolOutput
@@ -55,7 +55,7 @@ class ToolExecution(msgspec.Struct, frozen=True, kw_only=True):
     tool: RegisteredTool
     context: ToolContext
     arguments: dict[str, Any]
-    entry: Entry
+    entry: UnitContext
 
 
 class ToolOutcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,7 +163,7 @@ class ToolExecutions:
             return self.tasks.live_lease(context.task_id, context.lease_id) is not None
 
         while True:
-            with self._feed.waiting((context.task_id,)) as notified, contextlib.suppress(TimeoutError):
+            with self._feed.subscribe((context.task_id,)) as notified, contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WATCH_SECONDS):
                     await notified.wait()
             record = time.monotonic() - recorded_at >= WATCH_SECONDS / 2

@@ -19,7 +19,7 @@ import msgspec
 
 from corral.database.engine import Work
 from corral.egress.client import Egress
-from corral.egress.guard import EgressBlocked, names_host
+from corral.egress.guard import EgressBlocked, matches_host
 from corral_plugins.secrets.api import Secrets
 from corral_plugins.tools.api import CallTarget, Json, Tool, ToolContext, ToolFailure
 
@@ -413,8 +413,8 @@ def _allows_host(config: Mapping[str, Any], arguments: Json) -> bool:
     If the configuration does not list any hosts, every host is allowed.
     """
     hosts = config.get("hosts")
-    return hosts is None or names_host(hosts, _host_of(arguments["url"]))
+    return hosts is None or matches_host(hosts, _host_of(arguments["url"]))
 
 
 def _trusts_host(config: Mapping[str, Any], arguments: Json) -> bool:
-    return names_host(config.get("trusted_hosts") or [], _host_of(arguments["url"]))
+    return matches_host(config.get("trusted_hosts") or [], _host_of(arguments["url"]))

@@ -12,7 +12,7 @@ from corral.errors import Conflict, Invalid, NotFound
 from corral.http.answers import IfMatch
 from corral.http.page import Page, paginate_names
 from corral.plugin import Audit, AuditEntry
-from corral.schema.data import json_schema_problems
+from corral.schema.json_schema import json_schema_problems
 from corral_plugins.agents.api import AgentFacts, Agents
 from corral_plugins.tools.api import RISKS, has_tools
 from corral_plugins.tools.models import ToolRow

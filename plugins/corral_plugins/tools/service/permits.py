@@ -15,7 +15,7 @@ from corral import clock
 from corral.auth.principal import Principal
 from corral.crypto import Sealer
 from corral.database.engine import Work
-from corral.database.unit import Entry
+from corral.database.unit import UnitContext
 from corral.errors import Conflict, Forbidden, NotFound
 from corral.redact.redactor import Redactor
 from corral_plugins.tasks.api import Run, Tasks
@@ -67,7 +67,14 @@ class ToolPermits:
         return shown
 
     async def store_report(
-        self, task_id: str, call_id: str, report: ToolCallReport, *, lease_id: str | None, by: Principal, entry: Entry
+        self,
+        task_id: str,
+        call_id: str,
+        report: ToolCallReport,
+        *,
+        lease_id: str | None,
+        by: Principal,
+        entry: UnitContext,
     ) -> ToolCallView:
         """Store the outcome of a permitted call and return the call. Repeating the same report has no effect.
 

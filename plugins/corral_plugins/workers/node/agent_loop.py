@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Literal
 
-from corral.schema.data import json_schema_problems
+from corral.schema.json_schema import json_schema_problems
 from corral_plugins.workers.node.client import (
     RELEASE_CODES,
     ApiError,

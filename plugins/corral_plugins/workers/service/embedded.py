@@ -25,7 +25,7 @@ from typing import Protocol
 
 from corral.database.engine import Database, Work
 from corral.database.leases import acquire_lease, lease_holder, release_lease
-from corral.database.unit import Entry
+from corral.database.unit import UnitContext
 from corral.errors import Unavailable
 from corral.ids import new_id
 from corral.plugin import Runtime
@@ -34,7 +34,7 @@ from corral_plugins.workers.service.registration import RegistrationKeys
 log = logging.getLogger("corral.workers")
 
 LEASE, LEASE_SECONDS, RENEW_SECONDS = "workers.embedded", 15.0, 5.0
-ENTRY = Entry("workers.embedded")
+ENTRY = UnitContext("workers.embedded")
 FIRST_PAUSE, MAX_PAUSE, STABLE_SECONDS = 1.0, 60.0, 60.0
 STOP_SECONDS, DRAIN_SECONDS = 10.0, 8.0
 LAST_OUTPUT_SECONDS = 1.0

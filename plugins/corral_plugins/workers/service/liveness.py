@@ -16,7 +16,7 @@ from corral import clock
 from corral.auth.credentials import Credentials
 from corral.database.engine import Work
 from corral.database.statement import Statement
-from corral.database.unit import Entry, before_commit, current
+from corral.database.unit import UnitContext, before_commit, current
 from corral.events.event import SystemAlert, emit
 from corral.plugin import Settings
 from corral_plugins.tasks.api import Tasks
@@ -32,7 +32,7 @@ LISTENING_GRACE = 5.0
 WRITE_CHUNK, PRUNE_CHUNK = 500, 200
 NO_WORKER, NO_WORKER_AFTER_MS = "no_worker", 60_000
 DAY = 86_400
-ENTRY = Entry("workers.liveness")
+ENTRY = UnitContext("workers.liveness")
 
 _LAST_SEEN = Statement(
     lambda p: (
@@ -135,7 +135,7 @@ class WorkerSweeps:
 
     async def sweep_silent_workers(self) -> None:
         """Set silent workers to `offline`, and alert admins when tasks wait while no worker is online."""
-        entry = Entry("job workers.sweep")
+        entry = UnitContext("job workers.sweep")
         if await self._work(self._has_work, entry=entry, read=True):
             await self._work(self.sweep_in_unit, entry=entry)
 

@@ -1,4 +1,4 @@
-"""`corral.schema.data`: schemas that are data."""
+"""`corral.schema.json_schema`: schemas that are data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from tests.kernel.schema.cases import TREES
 
 from corral.errors import Invalid
-from corral.schema.data import check_user_schema, json_schema_problems
+from corral.schema.json_schema import check_user_schema, json_schema_problems
 
 
 def codes(document: dict[str, Any], value: Any) -> list[tuple[str, str]]:

@@ -12,8 +12,8 @@ from typing import Any, Literal, TypeVar, overload
 
 import msgspec
 
-from corral.errors import Fault
-from corral.schema.data import all_faults, validator_of
+from corral.errors import FieldError
+from corral.schema.json_schema import all_faults, validator_of
 from corral.schema.strict_json import (
     MAX_FAULTS,
     RefusedText,
@@ -65,7 +65,7 @@ def convert(kind: Any, value: Any, *, strings: bool = False, pointer_prefix: str
     raise invalid_problem(list(islice(faults, MAX_FAULTS + 1)) or [_fault_of(message, pointer_prefix)])
 
 
-def _fault_of(message: str, prefix: str) -> Fault:
+def _fault_of(message: str, prefix: str) -> FieldError:
     """Return the fault for an msgspec error that JSON Schema cannot express, such as an error in `__post_init__`."""
     message, _, place = message.partition(" - at `")
     path = re.findall(r"\.([^.\[\]`]+)|\[(\d+)\]", place)
@@ -73,7 +73,7 @@ def _fault_of(message: str, prefix: str) -> Fault:
         code = "bad_format" if "matching" in message or "timezone" in message else "wrong_type"
     else:
         code = "bad_format" if message.startswith("Invalid") else "not_allowed"
-    return Fault(prefix + pointer_of(name or index for name, index in path), code, message)
+    return FieldError(prefix + pointer_of(name or index for name, index in path), code, message)
 
 
 class _Shape:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from corral.database.engine import Database
-from corral.database.unit import Entry
+from corral.database.unit import UnitContext
 from corral.events import log as event_log
 from corral.events.log import LoggedEvent
 
@@ -22,7 +22,7 @@ log = logging.getLogger("corral.events")
 POLL_SECONDS, PAUSE_SECONDS = 0.5, 0.010
 SEQUENCE_SECONDS, IDLE_SEQUENCE_SECONDS = 0.010, 0.25
 BATCH = 500
-FEED, SEQUENCER = Entry("events.feed"), Entry("events.sequencer")
+FEED, SEQUENCER = UnitContext("events.feed"), UnitContext("events.sequencer")
 
 Viewer = Callable[[Sequence[LoggedEvent]], None]
 
@@ -93,7 +93,7 @@ class Feed:
         return lambda: self._viewers.remove(viewer)
 
     @contextlib.contextmanager
-    def waiting(self, topics: Sequence[str]) -> Iterator[asyncio.Event]:
+    def subscribe(self, topics: Sequence[str]) -> Iterator[asyncio.Event]:
         """Yield an `asyncio.Event` that is set by every new event with one of the topics."""
         event = asyncio.Event()
         for topic in topics:

@@ -1,4 +1,4 @@
-"""`corral.schema.shapes`: conversion with every fault, and encoding."""
+"""`corral.schema.conversion`: conversion with every fault, and encoding."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.kernel.schema.cases import ID, TREES, Order, Priority, Query, Square, faults
 
-from corral.errors import Fault, Invalid
+from corral.errors import FieldError, Invalid
 from corral.schema import fields as schema_fields
+from corral.schema.conversion import components, convert, encode
 from corral.schema.fields import Id, Instant, Tags
-from corral.schema.shapes import components, convert, encode
 
 
 def test_every_fault_is_told_at_once() -> None:
@@ -33,14 +33,14 @@ def test_every_fault_is_told_at_once() -> None:
     with pytest.raises(Invalid) as caught:
         convert(Order, value)
     assert set(caught.value.errors) == {
-        Fault("/title", "required", "this field is required"),
-        Fault("/priority", "not_in_enum", "one of low, medium, high, critical"),
-        Fault("/level", "not_in_enum", "one of low, high, critical"),
-        Fault("/count", "too_small", "at least 1"),
-        Fault("/due", "bad_format", "a date and time with a zone, such as 2026-01-31T12:00:00Z"),
-        Fault("/tags/0", "too_short", "at least 1 character"),
-        Fault("/tags/1", "bad_format", "one line of text without control characters"),
-        Fault(
+        FieldError("/title", "required", "this field is required"),
+        FieldError("/priority", "not_in_enum", "one of low, medium, high, critical"),
+        FieldError("/level", "not_in_enum", "one of low, high, critical"),
+        FieldError("/count", "too_small", "at least 1"),
+        FieldError("/due", "bad_format", "a date and time with a zone, such as 2026-01-31T12:00:00Z"),
+        FieldError("/tags/0", "too_short", "at least 1 character"),
+        FieldError("/tags/1", "bad_format", "one line of text without control characters"),
+        FieldError(
             "/z",
             "unknown_field",
             "unknown field; known fields: title, priority, level, count, due, tags, shape, numbers, parts",
@@ -122,7 +122,7 @@ def test_what_a_schema_cannot_say_comes_from_msgspec() -> None:
     assert caught.value.errors[0].detail == "a must not be over b"
     with pytest.raises(Invalid) as caught:
         convert(list[Paired], [{"a": 1, "b": 1}, {"a": 2, "b": 1}], pointer_prefix="/items")
-    assert caught.value.errors == (Fault("/items/1", "not_allowed", "a must not be over b"),)
+    assert caught.value.errors == (FieldError("/items/1", "not_allowed", "a must not be over b"),)
     assert faults(Opaque, {}) == [("", "wrong_type")]
 
 
@@ -190,7 +190,7 @@ def test_components() -> None:
 
 def test_jsonschema_is_not_imported_until_it_is_needed() -> None:
     code = (
-        "import sys; from corral.schema.shapes import convert; from corral.schema.strict_json import parse_json\n"
+        "import sys; from corral.schema.conversion import convert; from corral.schema.strict_json import parse_json\n"
         "convert(list[int], parse_json(b'[1]'))\n"
         "convert(int, '1', strings=True); sys.exit('jsonschema' in sys.modules or 'referencing' in sys.modules)"
     )

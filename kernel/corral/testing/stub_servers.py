@@ -15,14 +15,14 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
 _LITERAL = re.compile(r"localhost|(?=.*\d)[0-9a-fx.:]+")
 
 
-def answer(status: int, body: bytes = b"", **headers: str) -> bytes:
+def http_response_bytes(status: int, body: bytes = b"", **headers: str) -> bytes:
     """Return an HTTP response as bytes. Keyword arguments are headers: `content_type=` becomes `Content-Type:`."""
     lines = [f"HTTP/1.1 {status} As-Told", f"Content-Length: {len(body)}", "Connection: close"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-class Receiver:
+class StubServer:
     """A server at `host`:`port` that sends the same response to every request. Use it with `async with`.
 
     `heads` contains the request line and the headers of each received request. The response consists of the byte
@@ -69,7 +69,7 @@ class Receiver:
             writer.close()
 
 
-class Names:
+class FakeResolver:
     """A fake resolver for `Egress.resolve`. Each name has a list of results; the last result is repeated.
 
     The system resolves `localhost` and IP addresses in any notation. All other names do not resolve. `asked` contains

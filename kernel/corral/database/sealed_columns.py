@@ -39,12 +39,12 @@ class SealedColumn:
         self._is_sealed = peewee.fn.SUBSTR(field, 1, len(VERSION)) == VERSION
         self._key_id = peewee.fn.SUBSTR(field, len(VERSION) + 1, ID)
 
-    def counts(self) -> dict[str, int]:
+    def counts_by_key(self) -> dict[str, int]:
         """Return how many values of the column each master key has sealed, by key id."""
         found: Any = self.model.select(self._key_id, peewee.fn.COUNT(self._key)).where(self._is_sealed)
         return {str(key): int(count) for key, count in found.group_by(peewee.SQL("1")).tuples()}
 
-    def key_in_use(self, key_ids: Collection[str]) -> str | None:
+    def find_key_in_use(self, key_ids: Collection[str]) -> str | None:
         """Return one of the given key ids whose key has sealed a stored value, or None if there is no such key."""
         found = self.model.select(self._key_id).where(self._is_sealed & self._key_id.in_(list(key_ids)))
         row = found.limit(1).tuples().first() if key_ids else None
@@ -85,14 +85,14 @@ class SealedColumns:
         """
         found: set[str] = set()
         for column in self.columns:
-            if (one := column.key_in_use(known)) is not None:
+            if (one := column.find_key_in_use(known)) is not None:
                 return {one}
-            found |= set(column.counts())
+            found |= set(column.counts_by_key())
         return found
 
-    def counts(self) -> dict[str, int]:
+    def counts_by_key(self) -> dict[str, int]:
         """Return how many values of all columns each master key has sealed, by key id."""
         found: Counter[str] = Counter()
         for column in self.columns:
-            found.update(column.counts())
+            found.update(column.counts_by_key())
         return found

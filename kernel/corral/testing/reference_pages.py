@@ -1,6 +1,6 @@
 """Generates reference pages from the declarations of the kernel and the built-in plugins.
 
-Run `python -m corral.testing.reference --write` at the root of the source tree to update the pages.
+Run `python -m corral.testing.reference_pages --write` at the root of the source tree to update the pages.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from corral.events.event import EventType
 from corral.http.openapi import EVERY_ROUTE
 from corral.metrics.requests import RequestMetrics
 from corral.plugin import Metric, Plugin, Setting
-from corral.settings.validation import core_kind, core_type
-from corral.testing.generator_command import build, main
+from corral.settings.validation import type_of_setting, unwrap_type
+from corral.testing.generator_command import main, temporary_application
 
 FOLDER = Path("docs", "reference")
 SOURCES = ("plugins/corral_plugins", "marketplace/corral_marketplace", "contrib")
@@ -86,10 +86,10 @@ their meaning within a major release. A test checks that the plugins of this rep
 """
 
 
-def files(folder: Path = FOLDER) -> dict[Path, str]:
+def generated_files(folder: Path = FOLDER) -> dict[Path, str]:
     """Return the texts of all generated pages by path."""
     root = folder.resolve().parents[1]
-    with build() as application:
+    with temporary_application() as application:
         kernel = application.kernel
         plugins = [item.plugin for item in kernel.plugins if item.found.built_in and item.plugin is not None]
         pages = {
@@ -99,7 +99,7 @@ def files(folder: Path = FOLDER) -> dict[Path, str]:
             "configuration": configuration_page(plugins, (item.setting for item in kernel.settings.all())),
             "errors": errors_page(application),
             "metrics": metrics_page(application),
-            "api": api_page(plugin_imports(root)),
+            "api": api_page(kernel_names_used_by_plugins(root)),
         }
     return {folder / f"{name}.md": text for name, text in pages.items()}
 
@@ -108,7 +108,9 @@ def settings_reference(settings: Iterable[Setting[Any]]) -> str:
     """Return the page of run-time settings: one table per category."""
     parts = [SETTINGS]
     for category, members in itertools.groupby(settings, lambda setting: setting.name.partition(".")[0]):
-        rows = [(f"`{item.name}`", kind_of(item), _bounds(item), _default(item), _title(item)) for item in members]
+        rows = [
+            (f"`{item.name}`", type_in_words(item), _bounds(item), _default(item), _title(item)) for item in members
+        ]
         parts += [f"\n## {category}\n\n", _table(("Name", "Type", "Bounds", "Default", "Title"), rows)]
     return "".join(parts)
 
@@ -122,8 +124,9 @@ def events_page(kinds: Iterable[EventType]) -> str:
 def commands_page(plugins: Iterable[Plugin]) -> str:
     """Return the page of commands: one section per command, in the order of `corral --help`."""
     from corral.cli import COMMANDS as BUILT_IN
+    from corral.cli.commands import import_command
 
-    found = [importlib.import_module(module).command for module, _ in BUILT_IN.values()]
+    found = [import_command(name) for name in BUILT_IN]
     contributed = [each for plugin in plugins for each in getattr(plugin, "corral_commands", tuple)()]
     found += sorted(contributed, key=lambda each: str(each.name))
     return COMMANDS + "".join(text for each in found for text in _command(each, "corral"))
@@ -210,7 +213,7 @@ def metrics_page(application: Application) -> str:
     text = "\n".join([*kernel.metrics.plugins(), *(generate_latest(each).decode() for each in registries)])
     found = {_full_name(family): _family(family) for family in text_string_to_metric_families(text)}
     for item in kernel.active:
-        for metric in item.of("corral_metrics"):
+        for metric in item.contributions_to("corral_metrics"):
             found[metric.name] = _metric(metric)
     rows = [(f"`{name}`", kind, labels, text) for name, (kind, labels, text) in sorted(found.items())]
     return METRICS + "\n" + _table(("Metric", "Type", "Labels", "Meaning"), rows)
@@ -236,7 +239,7 @@ def _metric(metric: Metric) -> tuple[str, str, str]:
     return metric.kind, ", ".join(f"`{label}`" for label in metric.labels), metric.help
 
 
-def plugin_imports(root: Path) -> dict[str, set[str]]:
+def kernel_names_used_by_plugins(root: Path) -> dict[str, set[str]]:
     """Return the names that the plugins of the source tree import from the kernel, by module.
 
     The name `""` means that a plugin imports the module itself.
@@ -285,11 +288,11 @@ def _first_sentence(item: Any) -> str:
     return re.split(r"(?<=\.) ", " ".join(paragraph.split()), maxsplit=1)[0]
 
 
-def kind_of(setting: Setting[Any]) -> str:
+def type_in_words(setting: Setting[Any]) -> str:
     """Return the type of a setting in words, such as `list of texts or null`."""
-    kind, nullable = core_kind(setting)
+    kind, nullable = type_of_setting(setting)
     if typing.get_origin(kind) is list:
-        item, _ = core_type(typing.get_args(kind)[0])
+        item, _ = unwrap_type(typing.get_args(kind)[0])
         text = f"list of {_NAMES.get(item, 'text')}s"
     else:
         text = _NAMES.get(kind, "object")
@@ -323,4 +326,4 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    main(files)
+    main(generated_files)

@@ -13,7 +13,7 @@ import click
 import peewee
 import tomlkit
 
-from corral.cli.sessions import temporary_kernel
+from corral.cli.command_sessions import temporary_kernel
 from corral.config.model import Config
 from corral.config.reader import load as load_config
 from corral.database.engine import Database
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from tomlkit import TOMLDocument
 
 
-def plugins_of(config: Config) -> list[PluginRecord]:
+def installed_plugins(config: Config) -> list[PluginRecord]:
     """Return the records of all installed plugins, sorted by name.
 
     The configuration file and the database determine the states of the plugins.
     """
-    stored = stored_states(config)
+    stored = read_disabled_plugins(config)
     loaded = load(discover(config), config)
     for item in loaded:
         if item.name in stored and item.active and not item.protected and item.name not in config.plugins.enabled:
@@ -39,7 +39,7 @@ def plugins_of(config: Config) -> list[PluginRecord]:
     return sorted(loaded, key=lambda item: item.name)
 
 
-def stored_states(config: Config) -> dict[str, str]:
+def read_disabled_plugins(config: Config) -> dict[str, str]:
     """Return the plugins that admins disabled through the API, and the reason for each.
 
     The result is empty if the database does not exist or cannot be read.
@@ -80,9 +80,9 @@ def enable(config_path: Path | None, name: str) -> tuple[Path, bool]:
     Raises `ClickException`, without changing the file, if the plugin would not be active afterwards.
     """
     config = load_config(path=config_path)
-    item = find_plugin(plugins_of(config), name)
+    item = find_plugin(installed_plugins(config), name)
     # A plugin that an admin disabled through the API stays disabled unless the file names it.
-    names_it = not item.found.built_in or name in stored_states(config)
+    names_it = not item.found.built_in or name in read_disabled_plugins(config)
     lists = {"enabled": name in config.plugins.enabled or names_it, "disabled": False}
     path, text, changed = _edited(config, config_path, name, lists)
     after = _tried(_checked(path, text), name)
@@ -111,7 +111,7 @@ def disable(config_path: Path | None, name: str) -> tuple[Path, bool]:
         )
     lists = {"enabled": False, "disabled": item is not None and item.found.built_in}
     path, text, changed = _edited(config, config_path, name, lists)
-    after = [] if item is None else plugins_of(_checked(path, text))
+    after = [] if item is None else installed_plugins(_checked(path, text))
     dependants = [other.name for other in after if other.state == "blocked" and name in other.requires]
     if dependants:
         raise click.ClickException(f"{name} is required by {', '.join(dependants)}; disable these plugins first")
@@ -169,7 +169,7 @@ def _put(document: TOMLDocument, key: str, name: str, wanted: bool) -> None:
 
 
 def _checked(path: Path, text: str) -> Config:
-    """Return the configuration that the text defines. Raises `Refused` if the configuration is invalid."""
+    """Return the configuration that the text defines. Raises `StartupError` if the configuration is invalid."""
     with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -1,10 +1,10 @@
-"""The base of all servers in `corral.testing.engines`: a server process with its own folder and a reliable shutdown.
+"""The base of the servers in `corral.testing.database_servers`: a process with its own folder and a reliable shutdown.
 
 Each server uses its own folder under one private folder per user, and listens on a Unix socket only. The server is
 stopped by `stop()`, at the end of a `with` block, or when the process exits. A killed test run cannot stop its servers,
 so each server has a pid file that the test process keeps locked while it runs. Every start of a server first reaps the
-servers whose pid files are not locked. A server that cannot start raises `EngineError`, so a test that needs an engine
-never passes without it.
+servers whose pid files are not locked. A server that cannot start raises `DatabaseServerError`, so a test that
+needs a server never passes without it.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _SOCKET_LIMIT = 103  # maximum length of a socket path in bytes on macOS; 107 on
 _MEMORY, _ROOM = Path("/dev/shm"), 4 * 2**30  # noqa: S108 - the folder's owner is checked
 
 
-class EngineError(RuntimeError):
+class DatabaseServerError(RuntimeError):
     """A server did not start. The message ends with the last lines of the server's log."""
 
 
-class Engine(abc.ABC):
+class DatabaseServer(abc.ABC):
     """One server process and its folder. `start()` returns when the server answers."""
 
     kind: ClassVar[str]
@@ -56,14 +56,14 @@ class Engine(abc.ABC):
     def folder(self) -> Path:
         """The folder of the server's data, log and socket, available from `start()` to `stop()`."""
         if self._folder is None:
-            raise EngineError(f"{self.kind} has not been started")
+            raise DatabaseServerError(f"{self.kind} has not been started")
         return self._folder
 
     @property
     def pid(self) -> int:
         """The server's process id."""
         if self._process is None:
-            raise EngineError(f"{self.kind} is not running")
+            raise DatabaseServerError(f"{self.kind} is not running")
         return self._process.pid
 
     def start(self) -> Self:
@@ -81,7 +81,7 @@ class Engine(abc.ABC):
             log = self._log_tail()
             self.stop()
             if isinstance(problem, Exception):
-                raise EngineError(f"{self.kind} did not start: {problem}\n{log}") from problem
+                raise DatabaseServerError(f"{self.kind} did not start: {problem}\n{log}") from problem
             raise
         return self
 
@@ -132,7 +132,7 @@ class Engine(abc.ABC):
         return {}
 
     def _claim_folder(self) -> None:
-        folder = engines_folder(in_memory=self._in_memory) / f"{self.kind}-{secrets.token_hex(4)}"
+        folder = database_servers_folder(in_memory=self._in_memory) / f"{self.kind}-{secrets.token_hex(4)}"
         draft = folder.with_suffix(".new")
         self._pid_file = draft.open("w", encoding="ascii")
         # Locked before it is renamed, so that a reaper never finds the pid file of a running owner unlocked.
@@ -163,9 +163,9 @@ class Engine(abc.ABC):
         deadline = time.monotonic() + START_TIMEOUT
         while not self._ready():
             if self._process is not None and self._process.poll() is not None:
-                raise EngineError(f"exit code {self._process.returncode}")
+                raise DatabaseServerError(f"exit code {self._process.returncode}")
             if time.monotonic() > deadline:
-                raise EngineError(f"no answer within {START_TIMEOUT:.0f} s")
+                raise DatabaseServerError(f"no answer within {START_TIMEOUT:.0f} s")
             time.sleep(0.01)
 
     def _end(self, by: signal.Signals) -> None:
@@ -193,7 +193,7 @@ def reap() -> list[str]:
     `start()` calls this function.
     """
     reaped = []
-    folders = {engines_folder(), engines_folder(in_memory=True)}
+    folders = {database_servers_folder(), database_servers_folder(in_memory=True)}
     for pid_path in (path for folder in folders for path in folder.glob("*.pid")):
         with contextlib.suppress(FileNotFoundError, BlockingIOError), pid_path.open("r+b") as pid_file:
             fcntl.flock(pid_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -205,7 +205,7 @@ def reap() -> list[str]:
     return reaped
 
 
-def engines_folder(*, in_memory: bool = False) -> Path:
+def database_servers_folder(*, in_memory: bool = False) -> Path:
     """Return the private folder of this user's servers, in the first suitable folder for temporary files.
 
     A folder is not suitable if its path is too long for Unix sockets. `in_memory` prefers a file system in memory that
@@ -220,9 +220,11 @@ def engines_folder(*, in_memory: bool = False) -> Path:
         folder.mkdir(mode=0o711 if unprivileged() else 0o700, exist_ok=True)
         found = folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-            raise EngineError(f"{folder} belongs to someone else")
+            raise DatabaseServerError(f"{folder} belongs to someone else")
         return folder
-    raise EngineError("no folder for temporary files is accessible and has a path short enough for Unix sockets")
+    raise DatabaseServerError(
+        "no folder for temporary files is accessible and has a path short enough for Unix sockets"
+    )
 
 
 def _has_room(base: Path) -> bool:

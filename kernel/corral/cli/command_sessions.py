@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from corral.auth.principal import Principal
-from corral.cli import logs
+from corral.cli import logging_setup
 from corral.config.model import Config, Database, Keys, Redis, Storage
 from corral.config.reader import ensure_data_dir
 from corral.config.reader import load as load_config
-from corral.database.unit import Actor, Entry
-from corral.errors import Refused
+from corral.database.unit import Actor, UnitContext
+from corral.errors import StartupError
 from corral.plugins.container import WiringError
 from corral.settings.store import SettingsStore
 
@@ -43,7 +43,7 @@ class Session:
 
     def __init__(self, kernel: Kernel, label: str) -> None:
         self.kernel = kernel
-        self.entry = Entry(label=f"command {label}", actor=Actor("system", operator_name()))
+        self.entry = UnitContext(label=f"command {label}", actor=Actor("system", operator_name()))
         self.caller = Principal(kind="system", id=operator_name(), role="admin")
 
     def service(self, kind: Any) -> Any:
@@ -59,17 +59,17 @@ class Session:
 def open_session(config_path: Path | None, label: str, *, create: bool = False) -> Iterator[Session]:
     """Open a session with a kernel on the installation's own database. A server may run at the same time.
 
-    Raises `Pending` if migrations are pending. If the folder contains no installation, raises `Refused` unless `create`
-    is set, because the command would otherwise create a new installation and act on it.
+    Raises `Pending` if migrations are pending. If the folder contains no installation, raises `StartupError` unless
+    `create` is set, because the command would otherwise create a new installation and act on it.
     """
     config = load_config(path=config_path)
     file = config.database.url.removeprefix("sqlite:///")
     if not create and file != config.database.url and not Path(file).exists():
-        raise Refused(
+        raise StartupError(
             f"there is no installation in {config.data_dir}; change to its working directory, or set --config or "
             "CORRAL_DATA_DIR"
         )
-    logs.configure("critical", "console")  # `corral doctor` reports failures of plugins
+    logging_setup.configure("critical", "console")  # `corral doctor` reports failures of plugins
     ensure_data_dir(config)
     with _closing(config) as kernel:
         found = Session(kernel, label)

@@ -19,7 +19,7 @@ def normalize_address(address: str) -> str:
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", address).strip().casefold())
 
 
-def check_address(address: str, pointer: str = "/email") -> str:
+def validate_email(address: str, pointer: str = "/email") -> str:
     """Return the normal form of an address that is to be stored. Raise `Invalid` if the text is not an address."""
     key = normalize_address(address)
     if not _FORM.fullmatch(key) or len(key) > MAX_LENGTH or any(not letter.isprintable() for letter in key):
