@@ -17,9 +17,9 @@ from corral_plugins.cost.api import CostReport, Costs
 from corral_plugins.llm.models import LlmProviderState
 from corral_plugins.llm.service import calls
 from corral_plugins.llm.service.calls import CallOutcome, CallRecord, PayloadStore
-from corral_plugins.llm.service.leases import CallLeases
 from corral_plugins.llm.service.metrics import CallMetrics
 from corral_plugins.llm.service.slots import ConcurrencySlots
+from corral_plugins.llm.service.task_leases import CallLeases
 
 WRITE_SECONDS = 30.0
 ALERT_SECONDS = 3600.0
