@@ -17,7 +17,7 @@ from corral.database.statement import Statement
 from corral.errors import NotFound
 from corral_plugins.cost.api import BillableUsage, ChargedCost, Costs
 from corral_plugins.tasks.models import Attempt, AttemptRow, LogLine, TaskRow
-from corral_plugins.tasks.reports import LogEntry, LogReport, LogsAccepted, UsageItem, UsageReport, UsageTotals
+from corral_plugins.tasks.report_shapes import LogEntry, LogReport, LogsAccepted, UsageItem, UsageReport, UsageTotals
 from corral_plugins.tasks.service import rows
 from corral_plugins.tasks.service.rows import lease_lost
 from corral_plugins.tasks.service.transitions import TaskTransitions
