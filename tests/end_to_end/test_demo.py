@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from corral.testing.plugin_folder import PluginFolder
-from corral_plugins.tasks.demo.model import estimate_tokens
+from corral_plugins.tasks.demo.model_choice import estimate_tokens
 
 STEPS = ("server", "admin", "model", "worker", "agent", "task", "claim", "result")
 

@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import signal
+import socket
 import threading
 import time
 from collections import Counter
@@ -46,6 +47,17 @@ def until(condition: Callable[[], Any], seconds: float = 60.0) -> float:
         assert time.monotonic() - began < seconds
         time.sleep(0.05)
     return time.monotonic() - began
+
+
+def may_listen(port: int) -> bool:
+    """Whether nobody listens on the port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 class Load:
@@ -237,6 +249,7 @@ def test_processes_end_with_their_parent(two: ServerProcess) -> None:
     os.kill(two.process.pid, signal.SIGKILL)
     two.process.wait()
     until(lambda: not any(process.is_running() and process.status() != "zombie" for process in old), 5)
+    until(lambda: may_listen(two.port), 5)  # a process is a zombie a moment before its last thread closes the socket
     two.start()
     until(lambda: len(children(two)) == 2)
 

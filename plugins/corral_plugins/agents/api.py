@@ -50,7 +50,7 @@ class AgentFacts(msgspec.Struct, frozen=True, kw_only=True):
     last_active_at: str | None
 
     @property
-    def claims(self) -> bool:
+    def can_claim(self) -> bool:
         """Whether the current state of the agent allows it to claim tasks. This is true for `idle` and `busy`."""
         return self.status in ("idle", "busy")
 
@@ -152,7 +152,7 @@ class AgentStatistics(Protocol):
         ...
 
 
-class AgentStatus(Event, kw_only=True):
+class AgentStatusChanged(Event, kw_only=True):
     """An agent's state changed."""
 
     event = "agent.status"

@@ -13,7 +13,7 @@ from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
 from corral.plugin import Metric, Plugin, Provide, Setting, hookimpl
 from corral_plugins.agents import jobs
-from corral_plugins.agents.api import AgentCreated, AgentDeleted, Agents, AgentStatus, AgentUpdated
+from corral_plugins.agents.api import AgentCreated, AgentDeleted, Agents, AgentStatusChanged, AgentUpdated
 from corral_plugins.agents.models import Agent, AgentToken, AgentVersion
 from corral_plugins.agents.routes import routes
 from corral_plugins.agents.service.configuration import MAX_STEPS
@@ -24,7 +24,7 @@ from corral_plugins.agents.service.states import (
     ERROR_AFTER_FAILURES,
     STATUSES,
     AgentStates,
-    StateChanges,
+    StateChangePublisher,
     count_by_status,
 )
 from corral_plugins.agents.service.tokens import TOKEN_TTL_DAYS, AgentTokens, StandingTokenAuthenticator
@@ -49,12 +49,12 @@ class AgentsPlugin(Plugin):
 
     def __init__(self, settings: Any = None) -> None:
         super().__init__(settings)
-        self._changes = StateChanges()
+        self._changes = StateChangePublisher()
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
         return [
-            Provide(StateChanges, lambda: self._changes),
+            Provide(StateChangePublisher, lambda: self._changes),
             Provide(Agents, AgentsService),
             Provide(AgentViews, AgentViews),
             Provide(AgentManagement, AgentManagement),
@@ -73,7 +73,7 @@ class AgentsPlugin(Plugin):
 
     @hookimpl
     def corral_events(self) -> Iterable[type[Event]]:
-        return [AgentStatus, AgentCreated, AgentUpdated, AgentDeleted]
+        return [AgentStatusChanged, AgentCreated, AgentUpdated, AgentDeleted]
 
     @hookimpl
     def corral_subscribers(self) -> Iterable[Subscriber]:

@@ -16,7 +16,7 @@ declare_codes(
 )
 
 
-class AuditCheckpoint(Event, kw_only=True):
+class AuditCheckpointSigned(Event, kw_only=True):
     """A checkpoint that covers the audit log up to row `seq` was signed.
 
     To detect whether the newest rows were removed, keep copies of this event outside Corral and compare the log with
@@ -34,4 +34,4 @@ class AuditCheckpoint(Event, kw_only=True):
     key_id: str
 
 
-EVENTS: tuple[type[Event], ...] = (AuditCheckpoint,)
+EVENTS: tuple[type[Event], ...] = (AuditCheckpointSigned,)

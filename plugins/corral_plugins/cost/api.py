@@ -30,7 +30,7 @@ class TokenCounts(msgspec.Struct, frozen=True, kw_only=True):
         return self.input_tokens + self.output_tokens + self.cache_read_tokens + self.cache_write_tokens
 
 
-class CostReport(msgspec.Struct, frozen=True, kw_only=True):
+class BillableUsage(msgspec.Struct, frozen=True, kw_only=True):
     """One use of a model or tool that may cost money. `usage_key` identifies the use; a repeated key has no effect.
 
     `cost_usd` is the cost reported by the provider, or None. `estimated` means that the token counts are estimates.
@@ -87,7 +87,7 @@ class PriceQuote(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChargedCost(PriceQuote, frozen=True, kw_only=True):
-    """A recorded cost event.
+    """The result of recording a cost: the price that was charged, and the id of the cost event.
 
     If `repeated` is true, an event with the same usage key already existed. Nothing was added, and this object
     describes the existing event.
@@ -108,7 +108,7 @@ class Costs(Protocol):
         """
         ...
 
-    def record_cost(self, spent: CostReport, *, free: bool = False) -> ChargedCost:
+    def record_cost(self, spent: BillableUsage, *, free: bool = False) -> ChargedCost:
         """Store a cost event and update its rollups, in the caller's unit of work.
 
         Nothing is published in the event log. Raises `Invalid` for token counts below 0 or above `MAX_TOKENS`. The

@@ -48,4 +48,4 @@ async def _repeat_in_batches(work: Work, delete_batch: Callable[[], int]) -> Non
 
 
 SCHEDULES = (Schedule("cost.reconcile", 3600, reconcile_rollups), Schedule("cost.prune", 3600, delete_expired_events))
-SUBSCRIBERS = (Subscriber("cost.outcomes", rollups.OUTCOME_EVENTS, rollups.add_outcome),)
+SUBSCRIBERS = (Subscriber("cost.outcomes", rollups.OUTCOME_EVENTS, rollups.record_outcome_event),)

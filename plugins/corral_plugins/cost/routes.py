@@ -49,7 +49,7 @@ def get_cost_summary(query: ZoneQuery, reports: CostReports) -> CostSummary:
 @routes.get("/daily", needs=READ)
 def get_daily_cost(query: DailyQuery, reports: CostReports) -> DailyCosts:
     """Return the cost of each of the last `days` days, oldest first."""
-    return reports.list_days(query)
+    return reports.list_by_day(query)
 
 
 @routes.get("/by-agent", needs=READ)

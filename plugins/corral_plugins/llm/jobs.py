@@ -29,12 +29,12 @@ def delete_expired_payloads(payloads: PayloadStore) -> None:
 
 async def refresh_models(checks: ProviderChecks) -> None:
     """Fetch the model lists of all providers."""
-    await checks.refresh_all()
+    await checks.refresh_all_models()
 
 
 async def refresh_provider(provider: str, checks: ProviderChecks) -> None:
     """Fetch the model list of one provider."""
-    await checks.refresh_named(provider)
+    await checks.refresh_models_by_name(provider)
 
 
 def on_user_purged(event: LoggedEvent) -> None:

@@ -85,11 +85,11 @@ class LlmProviderRow(Model):
 
 
 class LlmProviderState(Model):
-    """The observed state of a provider from any source: `corral.toml`, the API, a preset or an implicit kind.
+    """The row with the observed state of a provider.
 
-    `listed_models` are the models that the provider listed most recently; `revision` changes with them.
-    `calls_in_minute` is the number of calls in `minute`, for the limit `requests_per_minute`. Slots are assigned under
-    a lock on this row.
+    The provider may come from any source: `corral.toml`, the API, a preset or an implicit kind. `listed_models` are the
+    models that the provider listed most recently; `revision` changes with them. `calls_in_minute` is the number of
+    calls in `minute`, for the limit `requests_per_minute`. Slots are assigned under a lock on this row.
     """
 
     name = peewee.CharField(primary_key=True, max_length=64)

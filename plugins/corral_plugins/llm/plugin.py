@@ -33,13 +33,13 @@ from corral_plugins.llm.service.admission import CallAdmission, ModelResolver
 from corral_plugins.llm.service.calls import PayloadStore
 from corral_plugins.llm.service.dispatch import CallDispatcher
 from corral_plugins.llm.service.gateway import Gateway
-from corral_plugins.llm.service.leases import CallLeases
 from corral_plugins.llm.service.metrics import CallMetrics
 from corral_plugins.llm.service.provider_admin import ProviderAdmin, ProviderChecks
 from corral_plugins.llm.service.provider_keys import ProviderKeys
 from corral_plugins.llm.service.registry import ModelListing, ProviderRegistry
 from corral_plugins.llm.service.settlement import CallSettlement, ProviderStates
 from corral_plugins.llm.service.slots import ConcurrencySlots
+from corral_plugins.llm.service.task_leases import CallLeases
 
 SERVICES = (
     CallAdmission,

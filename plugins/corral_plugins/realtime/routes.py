@@ -65,11 +65,11 @@ async def stream_events(
     refusal = hub.connection_refusal()
     if refusal is not None:
         raise refusal
-    hub.check_user(caller.user_id or caller.id)
+    hub.check_connection_limit(caller.user_id or caller.id)
     credential = read_credential(request.header("authorization"), request.header("x-api-key"))
     if credential is None:
         raise Unauthorized("The request has no credential; send the header Authorization: Bearer <token>.")
-    viewer = await rights.by_credential(credential, request.client_ip)
+    viewer = await rights.viewer_for_credential(credential, request.client_ip)
     stream = EventStream(hub, replays, viewer, patterns, cursor)
     return Stream(stream, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 

@@ -33,7 +33,7 @@ class AttachedObject(msgspec.Struct, frozen=True, kw_only=True):
     id: str
 
     @property
-    def consumer(self) -> str:
+    def consumer_name(self) -> str:
         """The name of the plugin in the notation of `allowed_consumers`, such as `plugin:llm`."""
         return f"plugin:{self.plugin}"
 
@@ -65,7 +65,7 @@ class Secrets(Protocol):
         ...
 
     def valid_values(self, name: str, *, attached: AttachedObject) -> list[str]:
-        """Return the values with which to verify incoming signatures.
+        """Return all values that are valid now, for verifying incoming signatures.
 
         These are the current value, and replaced values in their grace period.
         """

@@ -32,10 +32,10 @@ def secrets_command() -> None:
 @click.pass_obj
 def key_status(open_session: OpenSession, config_path: Path | None, as_json: bool) -> None:
     """Show the master keys and the number of rows encrypted under each. Exits with 1 if the vault is sealed."""
-    from corral_plugins.secrets.service.keys import MasterKeys
+    from corral_plugins.secrets.service.master_key_rotation import MasterKeyRotation
 
     with open_session(config_path, "secrets key-status") as session:
-        status = session.run(session.service(MasterKeys).key_status, read=True)
+        status = session.run(session.service(MasterKeyRotation).key_status, read=True)
     lines = ["The vault is sealed: no loaded key decrypts the stored values."] if status.sealed else []
     for key in status.keys:
         active = ", active" if key.key_id == status.active_key else ""
@@ -55,10 +55,10 @@ def rotate_master_key(open_session: OpenSession, config_path: Path | None, as_js
 
     An interrupted run can be repeated; it continues with the remaining rows.
     """
-    from corral_plugins.secrets.service.keys import MasterKeys
+    from corral_plugins.secrets.service.master_key_rotation import MasterKeyRotation
 
     with open_session(config_path, "secrets rotate-master-key") as session:
-        keys = session.service(MasterKeys)
+        keys = session.service(MasterKeyRotation)
         rows, holder = session.run(keys.begin_rotation)
         asyncio.run(keys.rewrap_rows(holder, seconds=math.inf))
         left = session.run(keys.key_status, read=True).remaining
@@ -75,11 +75,11 @@ def rotate_master_key(open_session: OpenSession, config_path: Path | None, as_js
 @click.pass_obj
 def verify_values(open_session: OpenSession, config_path: Path | None, as_json: bool) -> None:
     """Verify that a loaded master key opens every encrypted row, and that all secret values can be decrypted."""
-    from corral_plugins.secrets.service.keys import MasterKeys
+    from corral_plugins.secrets.service.master_key_rotation import MasterKeyRotation
     from corral_plugins.secrets.service.values import SecretValues
 
     with open_session(config_path, "secrets verify") as session:
-        found = session.service(MasterKeys).unreadable_values(lambda fn: session.run(fn, read=True))
+        found = session.service(MasterKeyRotation).unreadable_values(lambda fn: session.run(fn, read=True))
         damaged = _damaged_secrets(session.service(SecretValues), session)
     wrong = {name: count for name, count in found.items() if count}
     lines = [f"{name}: {count} rows cannot be decrypted" for name, count in wrong.items()]

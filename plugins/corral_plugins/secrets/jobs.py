@@ -13,7 +13,7 @@ from corral.plugin import Audit, Settings
 from corral_plugins.secrets.api import SecretExpiring
 from corral_plugins.secrets.models import SecretRow, SecretVersion
 from corral_plugins.secrets.service import alerts, rows
-from corral_plugins.secrets.service.keys import JOB, MasterKeys
+from corral_plugins.secrets.service.master_key_rotation import JOB, MasterKeyRotation
 from corral_plugins.secrets.settings import DELETED_DAYS, REMINDER_DAYS
 
 DAY, HOUR = 86_400, 3600
@@ -36,7 +36,7 @@ async def shred_deleted_secrets(work: Work, settings: Settings, audit: Audit | N
     await _repeat_in_batches(work, "shred", lambda: alerts.delete_old_alerts(BATCH_SIZE))
 
 
-async def rewrap_rows(holder: str, keys: MasterKeys, work: Work) -> None:
+async def rewrap_rows(holder: str, keys: MasterKeyRotation, work: Work) -> None:
     """Rewrap encrypted rows under the active master key for a limited time. Enqueue another job if rows remain."""
     if not await keys.rewrap_rows(holder):
         await work(lambda: enqueue(JOB, holder=holder))

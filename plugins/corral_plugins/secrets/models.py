@@ -97,7 +97,7 @@ class SecretReference(Model):
         indexes = ((("plugin", "kind", "object_id"), True),)
 
 
-class SecretAlert(Model):
+class LastSecretAlert(Model):
     """The time of the last alert of one kind about an object. It limits such alerts to one per hour."""
 
     id = peewee.CharField(primary_key=True, max_length=300)
@@ -107,4 +107,4 @@ class SecretAlert(Model):
         table_name = "secrets_alerts"
 
 
-TABLES: tuple[type[Model], ...] = (SecretRow, SecretVersion, SecretReference, SecretAlert)
+TABLES: tuple[type[Model], ...] = (SecretRow, SecretVersion, SecretReference, LastSecretAlert)

@@ -24,9 +24,9 @@ from corral_plugins.secrets.api import EVENTS, Secrets
 from corral_plugins.secrets.routes import routes
 from corral_plugins.secrets.service.access import CONSUMERS, OUTCOMES, SecretsService, UsageTracker, write_last_used
 from corral_plugins.secrets.service.alerts import VaultAlerts
-from corral_plugins.secrets.service.environment import PinnedSecrets
-from corral_plugins.secrets.service.keys import MasterKeys
 from corral_plugins.secrets.service.listing import STATUSES, SecretListing, secrets_by_status
+from corral_plugins.secrets.service.master_key_rotation import MasterKeyRotation
+from corral_plugins.secrets.service.pinned_secrets import PinnedSecrets
 from corral_plugins.secrets.service.redactor_values import RedactorValues
 from corral_plugins.secrets.service.values import SecretValues
 from corral_plugins.secrets.service.vault import Vault
@@ -66,9 +66,9 @@ class SecretsPlugin(Plugin):
         """Load the values of all secrets into the redactor before the first request is served."""
         work, alerts, values = runtime.service(Work), runtime.service(VaultAlerts), runtime.service(RedactorValues)
         redactor, self._sealer, self._redactor_values = runtime.service(Redactor), runtime.service(Sealer), values
-        keys, loop = runtime.service(MasterKeys), asyncio.get_running_loop()
+        keys, loop = runtime.service(MasterKeyRotation), asyncio.get_running_loop()
 
-        def remaining() -> int:
+        def count_rows_to_rewrap() -> int:
             """Count the rows to rewrap. Runs outside the event loop.
 
             Returns 0 if the database is unreachable, because another health check reports this.
@@ -79,7 +79,7 @@ class SecretsPlugin(Plugin):
             counted.cancel()
             return 0
 
-        self._remaining_rows = remaining
+        self._remaining_rows = count_rows_to_rewrap
         redactor.on_hit(alerts.report_leaks)
         self._unwatch = runtime.service(Feed).watch(values.on_events)
         await values.refresh_redactor()
@@ -101,7 +101,7 @@ class SecretsPlugin(Plugin):
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
-        parts = (PinnedSecrets, VaultAlerts, SecretValues, Vault, SecretListing, RedactorValues, MasterKeys)
+        parts = (PinnedSecrets, VaultAlerts, SecretValues, Vault, SecretListing, RedactorValues, MasterKeyRotation)
         return [
             Provide(UsageTracker, lambda: self._usage),
             *(Provide(part, part) for part in parts),
@@ -197,5 +197,5 @@ def _is_sealed(sealer: Sealer) -> dict[tuple[str, ...], float]:
     return {(): float(sealer.sealed)}
 
 
-def _remaining_rows(keys: MasterKeys) -> dict[tuple[str, ...], float]:
+def _remaining_rows(keys: MasterKeyRotation) -> dict[tuple[str, ...], float]:
     return {(): keys.remaining_rows()}

@@ -7,8 +7,8 @@ from corral.http.answers import Answer, IfMatch
 from corral.http.page import Page, PageQuery
 from corral.http.routes import Rate, Routes
 from corral_plugins.secrets.models import SecretRow
-from corral_plugins.secrets.service.keys import MasterKeys
 from corral_plugins.secrets.service.listing import SecretListing
+from corral_plugins.secrets.service.master_key_rotation import MasterKeyRotation
 from corral_plugins.secrets.service.values import value_warnings
 from corral_plugins.secrets.service.vault import Vault
 from corral_plugins.secrets.shapes import (
@@ -72,13 +72,13 @@ def list_expiring_secrets(query: ExpiringQuery, listing: SecretListing, caller: 
 
 
 @routes.get("/key-status", needs=READ)
-def get_key_status(keys: MasterKeys) -> KeyStatus:
+def get_key_status(keys: MasterKeyRotation) -> KeyStatus:
     """Show the master keys and the number of rows encrypted under each. Old keys can be removed if `remaining` is 0."""
     return keys.key_status()
 
 
 @routes.post("/rotate-master-key", needs=WRITE, status=202, raises=("invalid_state", "vault_sealed"))
-def rotate_master_key(keys: MasterKeys) -> RemainingRows:
+def rotate_master_key(keys: MasterKeyRotation) -> RemainingRows:
     """Rewrap every encrypted row under the active master key, in the background."""
     return RemainingRows(remaining=keys.enqueue_rotation())
 

@@ -39,7 +39,7 @@ from corral_plugins.security.service.api_keys import (
     LastUseRecorder,
 )
 from corral_plugins.security.service.ip_rules import IpGate, IpGateUpdater, IpRules
-from corral_plugins.security.service.policy import SecurityPolicies
+from corral_plugins.security.service.policies import SecurityPolicies
 from corral_plugins.security.service.rate_limits import RequestLimits
 
 if TYPE_CHECKING:

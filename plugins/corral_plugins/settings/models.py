@@ -55,7 +55,7 @@ class StateRow(Model):
         table_name = "settings_state"
 
 
-class OutdatedRow(Model):
+class OutdatedProcessRow(Model):
     """A process that still uses old values of settings that need a restart. The process renews its row regularly."""
 
     process = IdField(primary_key=True)
@@ -66,4 +66,4 @@ class OutdatedRow(Model):
         table_name = "settings_outdated"
 
 
-TABLES = (ValueRow, ChangeRow, StateRow, OutdatedRow)
+TABLES = (ValueRow, ChangeRow, StateRow, OutdatedProcessRow)

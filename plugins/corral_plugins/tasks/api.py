@@ -290,11 +290,11 @@ class Tasks(Protocol):
         """Return the signals for a worker that have a sequence number above `after`: at most 200, oldest first."""
         ...
 
-    def release_worker(self, worker_id: str, *, reason: str) -> int:
+    def release_leases_of_worker(self, worker_id: str, *, reason: str) -> int:
         """End all live leases of a worker without consuming an attempt. Return the number of ended leases."""
         ...
 
-    def release_agent(self, agent_id: str, *, cancel: bool, reason: str) -> list[str]:
+    def release_leases_of_agent(self, agent_id: str, *, cancel: bool, reason: str) -> list[str]:
         """End all live leases of an agent, and return the ids of the tasks.
 
         The tasks are cancelled if `cancel` is set. Otherwise they are queued again without consuming an attempt.
@@ -312,7 +312,7 @@ class Tasks(Protocol):
         """Clear the `agent_id` of the waiting tasks of a deleted agent. Return the number of changed tasks."""
         ...
 
-    def live_tasks(self, agent_ids: Sequence[str]) -> dict[str, list[str]]:
+    def leased_task_ids(self, agent_ids: Sequence[str]) -> dict[str, list[str]]:
         """Return the ids of the tasks under a live lease, grouped by agent."""
         ...
 

@@ -46,7 +46,7 @@ TAKEN, RELEASED = ("task.assigned", "task.started"), "task.retried"
 )
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 @click.argument("instructions")
-def command(
+def run_task_command(
     agent: str,
     input_path: Path | None,
     url: str,

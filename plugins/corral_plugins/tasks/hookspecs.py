@@ -14,7 +14,7 @@ hookspec = pluggy.HookspecMarker("corral")
 
 
 class TaskExecutor(Protocol):
-    """Prepares the claims of the tasks that the executor handles.
+    """Decides, for the tasks that it handles, what the worker runs instead of the agent loop.
 
     Both methods run in the claim's unit of work. They may read and write rows, but must not do any other I/O.
     """

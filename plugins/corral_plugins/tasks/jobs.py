@@ -68,7 +68,7 @@ async def index_new_tasks(work: Work) -> None:
     """Add new tasks to the full-text index."""
     entry = UnitContext(label="job tasks.index", actor=SYSTEM)
     for _ in range(ROUNDS * 10):
-        if not await work(queries.index_settled_tasks, entry=entry):
+        if not await work(queries.index_next_tasks, entry=entry):
             break
 
 

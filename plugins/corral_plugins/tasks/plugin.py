@@ -62,7 +62,7 @@ class TasksPlugin(Plugin):
         self._tools = TaskTools()
 
     async def start(self, runtime: Runtime) -> None:
-        self._tools.bind(runtime.service(AgentTools))
+        self._tools.set_implementation(runtime.service(AgentTools))
         runtime.supervise("due tasks", runtime.service(DueTaskNotifier).run)
 
     @hookimpl
@@ -116,10 +116,10 @@ class TasksPlugin(Plugin):
 
     @hookimpl
     def corral_commands(self) -> Iterable[click.Command]:
-        from corral_plugins.tasks.command import command
-        from corral_plugins.tasks.demo.command import command as demo
+        from corral_plugins.tasks.command import run_task_command
+        from corral_plugins.tasks.demo.command import demo_command
 
-        return [command, demo]
+        return [run_task_command, demo_command]
 
     @hookimpl
     def corral_subscribers(self) -> Iterable[Subscriber]:

@@ -64,7 +64,7 @@ class ToolOutput(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ResultLater(msgspec.Struct, frozen=True):
-    """The return value of a tool whose actual result is delivered later with `Tools.store_answer`."""
+    """The return value of a tool whose actual result is delivered later with `Tools.deliver_result`."""
 
 
 class ToolFailure(Failure):
@@ -146,7 +146,7 @@ class Tools(Protocol):
         """
         ...
 
-    def store_answer(self, task_id: str, call_id: str, *, result: Any = None, error: Json | None = None) -> None:
+    def deliver_result(self, task_id: str, call_id: str, *, result: Any = None, error: Json | None = None) -> None:
         """Store the result or error of a call that returned `ResultLater`. Do nothing if the call has already ended."""
         ...
 

@@ -66,7 +66,7 @@ class ToolsPlugin(Plugin):
     async def start(self, runtime: Runtime) -> None:
         declared: Settings = runtime.service(Settings)
         self._asks_when_tainted = lambda: declared.get(settings.TAINT_ENABLED)
-        self._http_tools.bind(runtime.service(Egress), runtime.service(HeaderSecrets))
+        self._http_tools.set_services(runtime.service(Egress), runtime.service(HeaderSecrets))
         self._executions = runtime.service(ToolExecutions)
         registry = runtime.service(ToolRegistry)
         registry.log_ignored()

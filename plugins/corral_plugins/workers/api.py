@@ -28,7 +28,7 @@ class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
     embedded: bool
 
     @property
-    def claims(self) -> bool:
+    def can_claim(self) -> bool:
         """Whether the worker may claim tasks now. The free capacity of the worker is not checked."""
         return self.is_approved and self.status in ("online", "offline")  # a claim sets an offline worker to `online`
 

@@ -27,4 +27,4 @@ SCHEDULES = (
     Schedule(name="workers.sweep", every_seconds=SWEEP_SECONDS, run=sweep_silent_workers),
     Schedule(name="workers.prune", every_seconds=DAY, run=delete_old_workers),
 )
-SUBSCRIBERS = (Subscriber(name="workers.failures", events=repository.EVENTS, handle=repository.store_failure),)
+SUBSCRIBERS = (Subscriber(name="workers.failures", events=repository.EVENTS, handle=repository.record_task_failure),)

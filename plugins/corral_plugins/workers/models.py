@@ -87,7 +87,7 @@ class RegistrationKey(Model):
         indexes = ((("created_at", "id"), False),)
 
 
-class WorkerAlert(Model):
+class ActiveWorkerAlert(Model):
     """An active alert. The same alert is not raised again until it has been cleared."""
 
     kind = peewee.CharField(primary_key=True, max_length=40)
@@ -97,4 +97,4 @@ class WorkerAlert(Model):
         table_name = "workers_alerts"
 
 
-MODELS: tuple[type[Model], ...] = (Worker, RegistrationKey, WorkerAlert)
+MODELS: tuple[type[Model], ...] = (Worker, RegistrationKey, ActiveWorkerAlert)

@@ -23,12 +23,12 @@ from corral_plugins.workers.routes import ROUTES
 from corral_plugins.workers.service import embedded, fleet
 from corral_plugins.workers.service.administration import WorkerAdministration
 from corral_plugins.workers.service.authentication import RegistrationKeyAuthenticator, WorkerTokenAuthenticator
-from corral_plugins.workers.service.contributed_tools import contributed_tools
 from corral_plugins.workers.service.fleet import Fleet
 from corral_plugins.workers.service.liveness import WorkerLiveness, WorkerSweeps
 from corral_plugins.workers.service.protocol import CLAIM_REASONS, ClaimMetrics, WorkerProtocol
 from corral_plugins.workers.service.registration import RegistrationKeys, WorkerRegistration
 from corral_plugins.workers.service.registry import WorkersService
+from corral_plugins.workers.service.worker_tools import worker_tools
 
 if TYPE_CHECKING:
     import click
@@ -169,7 +169,7 @@ class WorkersPlugin(Plugin):
 
     @hookimpl(optionalhook=True)
     def corral_tools(self) -> Iterable[Tool]:
-        return contributed_tools()
+        return worker_tools()
 
     @hookimpl
     def corral_commands(self) -> Iterable[click.Command]:

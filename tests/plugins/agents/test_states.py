@@ -44,10 +44,10 @@ class Leases:
         self.live[agent_id].remove(task_id)
         self.agents.release_slot(agent_id)
 
-    def live_tasks(self, agent_ids: Sequence[str]) -> dict[str, list[str]]:
+    def leased_task_ids(self, agent_ids: Sequence[str]) -> dict[str, list[str]]:
         return {agent: list(tasks) for agent, tasks in self.live.items() if agent in agent_ids and tasks}
 
-    def release_agent(self, agent_id: str, *, cancel: bool, reason: str) -> list[str]:
+    def release_leases_of_agent(self, agent_id: str, *, cancel: bool, reason: str) -> list[str]:
         tasks = list(self.live.get(agent_id, []))
         for task in tasks:
             self.released.append((task, cancel, reason))
@@ -413,7 +413,7 @@ async def test_eligible_and_facts(alice: Client, tasks: Any, agents: Agents, uni
     assert await eligible() == ["plain"]
     facts = await unit(agents.find, plain)
     assert (facts.system_prompt, facts.version, facts.status, facts.active_tasks) == ("one", 1, "busy", 1)
-    assert (facts.claims, facts.worker_group, facts.config["max_steps"]) == (True, None, 25)
+    assert (facts.can_claim, facts.worker_group, facts.config["max_steps"]) == (True, None, 25)
     await alice.patch(f"/agents/{plain}", {"system_prompt": "two"})
     found = await unit(agents.find_many, [plain, stopped, WORKER])
     assert {facts.name: facts.version for facts in found.values()} == {"plain": 2, "stopped": 1}

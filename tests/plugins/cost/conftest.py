@@ -11,7 +11,7 @@ import pytest
 
 from corral import clock
 from corral.testing.kit import Client, Kit
-from corral_plugins.cost.api import ChargedCost, CostReport, Costs
+from corral_plugins.cost.api import BillableUsage, ChargedCost, Costs
 from corral_plugins.cost.service import price_table
 
 
@@ -42,7 +42,7 @@ class Books:
         """Record an event with a reported cost or none, by default of a model that the price table lacks."""
         self._n += 1
         named = {"usage_key": f"key-{self._n}", "provider": "acme", "model": "one", **given}
-        spent = CostReport(cost_usd=None if usd is None else Decimal(usd), **named)
+        spent = BillableUsage(cost_usd=None if usd is None else Decimal(usd), **named)
         charged: ChargedCost = await self.work(lambda: self.cost.record_cost(spent, free=free))
         return charged
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from corral import clock
 from corral.ids import new_id
-from corral_plugins.cost.api import CostReport
+from corral_plugins.cost.api import BillableUsage
 from corral_plugins.cost.models import CostEvent
 from corral_plugins.cost.service import rollups
 from corral_plugins.cost.service.day_buckets import day_of
@@ -53,7 +53,7 @@ async def test_cost_3_no_event_is_lost_and_none_double(books: Any) -> None:
     """Covers the part of 3 about events: settling again after a crash returns the same event."""
 
     def crash() -> None:
-        books.cost.record_cost(CostReport(usage_key="call", provider="local", model="m", input_tokens=5))
+        books.cost.record_cost(BillableUsage(usage_key="call", provider="local", model="m", input_tokens=5))
         raise RuntimeError("the process dies before the commit")
 
     for _ in range(3):

@@ -12,7 +12,7 @@ from corral.errors import Invalid
 from corral.ids import new_id
 from corral.plugin import Settings
 from corral_plugins.cost import jobs
-from corral_plugins.cost.api import MAX_TOKENS, CostReport
+from corral_plugins.cost.api import MAX_TOKENS, BillableUsage
 from corral_plugins.cost.models import CostEvent
 from corral_plugins.cost.settings import EVENT_RETENTION_DAYS
 
@@ -30,7 +30,9 @@ async def test_the_first_event_of_a_key_stays(books: Any) -> None:
 async def test_many_events_of_one_unit_are_summed(books: Any) -> None:
     def unit() -> None:
         for n in range(3):
-            books.cost.record_cost(CostReport(usage_key=f"in-one-{n % 2}", provider="local", model="m", input_tokens=5))
+            books.cost.record_cost(
+                BillableUsage(usage_key=f"in-one-{n % 2}", provider="local", model="m", input_tokens=5)
+            )
 
     await books.work(unit)
     summary = await books.read("summary")
@@ -41,10 +43,10 @@ async def test_many_events_of_one_unit_are_summed(books: Any) -> None:
 async def test_what_a_part_of_a_unit_undoes_is_not_summed(books: Any) -> None:
     def unit() -> None:
         running = current()
-        books.cost.record_cost(CostReport(usage_key="kept", provider="local", model="m", input_tokens=5))
+        books.cost.record_cost(BillableUsage(usage_key="kept", provider="local", model="m", input_tokens=5))
         length = len(running.before)
         running.connection.execute("SAVEPOINT part")
-        books.cost.record_cost(CostReport(usage_key="undone", provider="local", model="m", input_tokens=50))
+        books.cost.record_cost(BillableUsage(usage_key="undone", provider="local", model="m", input_tokens=50))
         running.connection.execute("ROLLBACK TO SAVEPOINT part")
         del running.before[length:]
 

@@ -133,7 +133,7 @@ async def test_wasted_cost_includes_deleted_events(books: Any) -> None:
             msgspec.json.encode(told).decode(),
             "[]",
         )
-        await books.work(lambda: rollups.add_outcome(event))
+        await books.work(lambda: rollups.record_outcome_event(event))
         wasted: float = (await books.read("summary"))["wasted_usd"]
         return wasted
 

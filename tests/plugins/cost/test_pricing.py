@@ -13,7 +13,7 @@ from tests.plugins.cost.conftest import Books
 from corral import clock
 from corral_plugins.cost.api import TokenCounts
 from corral_plugins.cost.service import price_overrides, price_table
-from corral_plugins.cost.service.money import to_micro_usd, to_usd, to_usd_per_million
+from corral_plugins.cost.service.money import cost_of_tokens, to_micro_usd, to_usd
 from corral_plugins.cost.service.pricing import Pricing
 
 ONE = {"provider": "acme", "model": "one", "input_usd": 1, "output_usd": 4}
@@ -29,9 +29,9 @@ def test_money_is_integer_micro_dollars_rounded_half_up(amount: Any, expected: i
 
 
 def test_a_call_is_rounded_once() -> None:
-    assert to_usd_per_million([(1, 250_000), (1, 250_000)]) == 1  # two quarters make a half
-    assert to_usd_per_million([(1, 499_999)]) == 0
-    assert to_usd_per_million([(100_000_000, 10**12)]) == 10**14
+    assert cost_of_tokens([(1, 250_000), (1, 250_000)]) == 1  # two quarters make a half
+    assert cost_of_tokens([(1, 499_999)]) == 0
+    assert cost_of_tokens([(100_000_000, 10**12)]) == 10**14
 
 
 def test_the_table_never_counts_cache_tokens_twice() -> None:

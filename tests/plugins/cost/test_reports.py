@@ -171,7 +171,7 @@ async def told(world: World, after: int = 0) -> int:
     events: list[LoggedEvent] = await world.kit.events(after=after)
     for event in events:
         if event.type in rollups.OUTCOME_EVENTS:
-            await world.kit.kernel.database.work(lambda event=event: rollups.add_outcome(event))  # type: ignore[misc]  # bound now
+            await world.kit.kernel.database.work(lambda event=event: rollups.record_outcome_event(event))  # type: ignore[misc]  # bound now
     return events[-1].seq if events else after
 
 

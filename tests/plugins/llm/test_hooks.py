@@ -12,7 +12,7 @@ from corral.cli.commands import CommandContext
 from corral.plugin import Installation, Plugin, hookimpl
 from corral.plugins.discovery import Found
 from corral_plugins.llm.api import DemoModel, LLMProvider, ModelInfo, ProviderConnection
-from corral_plugins.tasks.demo import model
+from corral_plugins.tasks.demo import model_choice
 
 SCHEMA = {
     "type": "object",
@@ -97,6 +97,6 @@ def test_corral_demo_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     kinds = (PlainPlugin, SmallModelPlugin)
     found = [Found(name=kind.name, load=lambda kind=kind: kind) for kind in kinds]  # type: ignore[misc]  # bound
     monkeypatch.setattr("corral.plugins.discovery.discover", lambda config: found)
-    choice = model.choose_model(CommandContext())
+    choice = model_choice.choose_model(CommandContext())
     assert choice.model == DemoModel(name="small/b", context_tokens=512, file=tmp_path / "given.gguf")
     assert (choice.name, choice.plugin, choice.problem) == ("small/b", "small", "")

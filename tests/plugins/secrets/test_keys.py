@@ -12,7 +12,7 @@ import peewee
 from tests.plugins.secrets.conftest import PLUGINS, VALUE, Safe
 
 from corral_plugins.secrets.models import SecretVersion
-from corral_plugins.secrets.service.keys import MasterKeys
+from corral_plugins.secrets.service.master_key_rotation import MasterKeyRotation
 
 
 def key(label: str) -> str:
@@ -45,7 +45,7 @@ async def test_a_new_key_takes_over_every_row_of_the_product(make_kit: Callable[
     safe = await world(make_kit, "v2", "v1")
     before = (await safe.admin.get("/secrets/key-status")).json()
     assert [item["label"] for item in before["keys"]] == ["v2", "v1"]
-    tables = {column.name for column in safe.kit.kernel.container.get(MasterKeys)._columns.columns}
+    tables = {column.name for column in safe.kit.kernel.container.get(MasterKeyRotation)._columns.columns}
     assert {"accounts_signing_keys.sealed", "accounts_refresh_tokens.successor", "kernel_idempotency.body"} < tables
     assert before["remaining"] == before["keys"][1]["rows"] >= 6 + 2
     vault = (await safe.admin.get("/settings/health")).json()["checks"]["vault"]
@@ -113,7 +113,7 @@ async def test_a_value_that_was_cut_stands_in_nobodys_way(make_kit: Callable[...
     await safe.step_up()
     assert await safe.value(whole["id"]) == "another value altogether"
     assert (await safe.reveal(cut["id"])).code == "secrets.damaged"
-    keys = safe.kit.kernel.container.get(MasterKeys)
+    keys = safe.kit.kernel.container.get(MasterKeyRotation)
     wrong = await safe.work(lambda: keys.unreadable_values(lambda fn: fn()), read=True)
     assert {name: count for name, count in wrong.items() if count} == {"secrets_versions.sealed": 1}
 
@@ -123,7 +123,7 @@ async def test_secrets_6_values_change_while_they_are_rewrapped(make_kit: Callab
     old = await world(make_kit, "v1", again=False)
     made = await old.create("the first value of it")
     safe = await world(make_kit, "v2", "v1")
-    keys = safe.kit.kernel.container.get(MasterKeys)
+    keys = safe.kit.kernel.container.get(MasterKeyRotation)
     column = next(each for each in keys._columns.columns if each.model is SecretVersion)
     before = await safe.work(lambda: column.values_after(None, 10), read=True)
     await asyncio.gather(*(safe.admin.put(f"/secrets/{made['id']}", {"value": f"value number {n}"}) for n in range(4)))

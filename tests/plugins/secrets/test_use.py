@@ -61,7 +61,7 @@ async def _last_used(safe: Safe, id: str) -> Any:
 
 async def test_an_attached_object_counts_as_listed_until_it_is_detached(safe: Any) -> None:
     await safe.create(name="key")
-    asked = {"name": "key", "consumer": SHOP.consumer, "host": "acme.org", "attached": SHOP}
+    asked = {"name": "key", "consumer": SHOP.consumer_name, "host": "acme.org", "attached": SHOP}
     assert await refused(safe, **asked) == "forbidden"
     await safe.work(lambda: safe.service.attach("key", SHOP, title="Acme", pointer="/x", by=None))
     assert await safe.work(lambda: safe.service.use_value(**asked), read=True) == VALUE
@@ -78,7 +78,7 @@ async def test_an_expired_secret_is_used_by_nobody(safe: Any) -> None:
     await safe.create(name="key", expires_at=clock.now(60))
     await safe.work(lambda: safe.service.attach("key", SHOP, title="Acme", pointer="/x", by=None))
     clock.travel(61)
-    asked = {"name": "key", "consumer": SHOP.consumer, "host": None, "attached": SHOP}
+    asked = {"name": "key", "consumer": SHOP.consumer_name, "host": None, "attached": SHOP}
     assert await refused(safe, **asked) == "secret_expired"
 
 
@@ -92,7 +92,7 @@ async def test_a_rotated_value_is_valid_for_corrals_own_checks_while_its_grace_l
         return found
 
     assert await valid() == ["the second value", VALUE]
-    used = await safe.work(lambda: safe.service.use_value("hook", SHOP.consumer, None, attached=SHOP), read=True)
+    used = await safe.work(lambda: safe.service.use_value("hook", SHOP.consumer_name, None, attached=SHOP), read=True)
     assert used == "the second value"
     clock.travel(61)
     assert await valid() == ["the second value"]
@@ -101,7 +101,7 @@ async def test_a_rotated_value_is_valid_for_corrals_own_checks_while_its_grace_l
 async def test_a_value_that_stays_here_needs_no_host(safe: Any) -> None:
     await safe.create(name="hook", allowed_hosts=["api.example.org"])
     await safe.work(lambda: safe.service.attach("hook", SHOP, title="Acme", pointer="/x", by=None))
-    assert await refused(safe, name="hook", consumer=SHOP.consumer, host=None, attached=SHOP) == "forbidden"
+    assert await refused(safe, name="hook", consumer=SHOP.consumer_name, host=None, attached=SHOP) == "forbidden"
     assert await safe.work(lambda: safe.service.valid_values("hook", attached=SHOP), read=True) == [VALUE]
 
 

@@ -191,14 +191,14 @@ async def test_a_refusal_is_recorded_once_a_minute_for_each_address(kit: Kit) ->
         for address in (AWAY, "203.0.113.10"):
             with pytest.raises(Forbidden):
                 gate.check(address, "GET", "/api/v1/tasks")
-    assert sorted(gate.take_pending()) == ["203.0.113.10", AWAY]
+    assert sorted(gate.take_rejected_addresses()) == ["203.0.113.10", AWAY]
     with pytest.raises(Forbidden):
         gate.check(AWAY, "GET", "/api/v1/tasks")
-    assert gate.take_pending() == []
+    assert gate.take_rejected_addresses() == []
     clock.travel(61)
     with pytest.raises(Forbidden):
         gate.check(AWAY, "GET", "/api/v1/tasks")
-    assert gate.take_pending() == [AWAY]
+    assert gate.take_rejected_addresses() == [AWAY]
 
 
 async def test_changes_and_refusals_are_in_the_audit_log(kit: Kit) -> None:

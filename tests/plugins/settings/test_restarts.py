@@ -10,7 +10,7 @@ from tests.plugins.settings import conftest as it
 from tests.plugins.settings.conftest import Shelf
 
 from corral import clock
-from corral_plugins.settings.models import OutdatedRow
+from corral_plugins.settings.models import OutdatedProcessRow
 from corral_plugins.settings.service.live import FORGET_SECONDS, PROPAGATION_SECONDS, LiveSettings
 
 
@@ -39,14 +39,14 @@ async def test_the_old_value_rules_until_the_next_start(make_shelf: Callable[...
 async def test_a_process_that_was_killed_is_forgotten(shelf: Shelf) -> None:
     await shelf.put("shelf.slots", 8)
     await refreshed(shelf)
-    rows = await shelf.kit.kernel.database.work(lambda: [row.names for row in OutdatedRow.select()], read=True)
+    rows = await shelf.kit.kernel.database.work(lambda: [row.names for row in OutdatedProcessRow.select()], read=True)
     assert rows == [["shelf.slots"]]
     await shelf.put("shelf.slots", 4)
     await refreshed(shelf)
-    assert not await shelf.kit.kernel.database.work(lambda: OutdatedRow.select().count(), read=True)
+    assert not await shelf.kit.kernel.database.work(lambda: OutdatedProcessRow.select().count(), read=True)
 
     def of_a_killed_process() -> None:
-        OutdatedRow.insert(process="gone", names=["shelf.slots"], seen_at=clock.now()).execute()
+        OutdatedProcessRow.insert(process="gone", names=["shelf.slots"], seen_at=clock.now()).execute()
 
     await shelf.kit.kernel.database.work(of_a_killed_process)
     assert (await shelf.shown("shelf.slots"))["pending_restart"] is True
@@ -58,7 +58,7 @@ async def test_looks_of_one_process_that_meet_write_one_row(shelf: Shelf) -> Non
     live, work = shelf.kit.kernel.container.get(LiveSettings), shelf.kit.kernel.database.work
     for _ in range(10):
         await asyncio.gather(*[work(lambda: live._write_outdated(["shelf.slots"])) for _ in range(4)])
-    assert await work(lambda: [row.names for row in OutdatedRow.select()], read=True) == [["shelf.slots"]]
+    assert await work(lambda: [row.names for row in OutdatedProcessRow.select()], read=True) == [["shelf.slots"]]
 
 
 async def test_while_the_database_does_not_answer_what_is_known_rules(shelf: Shelf) -> None:

@@ -113,7 +113,7 @@ class StandIn:
     def read_signals(self, worker_id: str, *, after: int) -> list[LeaseSignal]:
         return [signal for owner, signal in self.told if owner == worker_id and signal.seq > after]
 
-    def release_worker(self, worker_id: str, *, reason: str) -> int:
+    def release_leases_of_worker(self, worker_id: str, *, reason: str) -> int:
         mine = [lease_id for lease_id, (owner, _) in self.leases.items() if owner == worker_id]
         for lease_id in mine:
             self.end(lease_id)

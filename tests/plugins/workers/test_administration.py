@@ -247,7 +247,7 @@ async def test_the_service_counts_places_exactly(fleet: Any) -> None:
     assert sorted(taken) == [False, False, False, True, True]
     facts = await fleet.work(lambda: workers.find(worker_id))
     assert (facts.active_leases, facts.tools, facts.labels, facts.embedded) == (2, ["b.tool"], {"k": "v"}, False)
-    assert facts.claims
+    assert facts.can_claim
     for _ in range(3):
         await fleet.work(lambda: workers.release_slot(worker_id))
     assert [(item.id, item.active_leases) for item in await fleet.work(workers.online_workers)] == [(worker_id, 0)]

@@ -42,7 +42,7 @@ class KillSwitchChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
 
 
 class KillSwitchAlert(SystemAlert, kw_only=True):
-    """The kill switch was engaged or released."""
+    """Alerts admins that the kill switch was engaged or released."""
 
     engaged: bool
     mode: Mode

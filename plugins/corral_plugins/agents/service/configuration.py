@@ -125,7 +125,7 @@ def _check_fields(found: dict[str, Any]) -> None:
         review["reviewer_agent_id"] = review["reviewer_agent_id"].lower()
 
 
-def refuse_loosening(before: dict[str, Any], after: dict[str, Any], *, manages: bool) -> None:
+def refuse_loosened_tool_policy(before: dict[str, Any], after: dict[str, Any], *, manages: bool) -> None:
     """Raise `Forbidden` if the tool policy `after` allows tools in tainted runs that the policy `before` does not.
 
     A run is tainted after it has received content that strangers may have written. Does nothing if `manages` is true,
@@ -154,7 +154,7 @@ def to_dollars(micro_usd: int | None) -> float | None:
     return None if micro_usd is None else micro_usd / 1_000_000
 
 
-def worker_selector(row: Agent) -> dict[str, Any]:
+def worker_selector_view(row: Agent) -> dict[str, Any]:
     """Return the worker selector of an agent for the API, with only the parts that are set."""
     found: dict[str, Any] = {}
     if row.worker_group is not None:
@@ -170,7 +170,7 @@ def version_configuration(row: Agent) -> dict[str, Any]:
     The configuration can be converted back into `AgentFields`.
     """
     special = {
-        "worker_selector": worker_selector(row),
+        "worker_selector": worker_selector_view(row),
         "monthly_budget_usd": to_dollars(row.monthly_budget_micro),
         "max_cost_per_task_usd": to_dollars(row.max_cost_per_task_micro),
     }

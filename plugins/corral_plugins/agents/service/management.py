@@ -31,7 +31,7 @@ from corral_plugins.agents.service.configuration import (
     FIELD_OF,
     MAX_STEPS,
     default_config,
-    refuse_loosening,
+    refuse_loosened_tool_policy,
     to_columns,
 )
 from corral_plugins.agents.service.rows import (
@@ -45,7 +45,7 @@ from corral_plugins.agents.service.rows import (
     is_state_unchanged,
     update_if_unchanged,
 )
-from corral_plugins.agents.service.states import StateChanges, mark_ending_leases
+from corral_plugins.agents.service.states import StateChangePublisher, mark_ending_leases
 from corral_plugins.agents.shapes import AgentPatch, AgentQuery, AgentView, NewAgent
 from corral_plugins.llm.api import LLM
 from corral_plugins.tasks.api import Tasks
@@ -65,7 +65,9 @@ class AgentManagement:
     tools: Tools | None
     workers: Workers | None
 
-    def __init__(self, settings: Settings, views: AgentViews, changes: StateChanges, credentials: Credentials) -> None:
+    def __init__(
+        self, settings: Settings, views: AgentViews, changes: StateChangePublisher, credentials: Credentials
+    ) -> None:
         self._settings, self._views, self._changes, self._credentials = settings, views, changes, credentials
 
     # -- reading
@@ -219,7 +221,7 @@ class AgentManagement:
         had: list[str] = row.enabled_tools if row is not None else []
         before: dict[str, Any] = row.tool_policy if row is not None else {}
         after: dict[str, Any] = values.get("tool_policy", before)
-        refuse_loosening(before, after, manages=_may_manage(by))
+        refuse_loosened_tool_policy(before, after, manages=_may_manage(by))
         added = [tool for tool in values.get("enabled_tools", []) if tool not in had]
         if self.tools is not None and (added or after != before):
             self.tools.refuse_missing_permissions(by, enabled=added, policy=after, before=before)
@@ -247,7 +249,7 @@ class AgentManagement:
         """
         if self.tasks is None:
             return 0
-        live = self.tasks.live_tasks([agent_id]).get(agent_id, [])
+        live = self.tasks.leased_task_ids([agent_id]).get(agent_id, [])
         if live and not force:
             raise Conflict(
                 "The agent holds active leases; stop it first, or delete it with force=true.",
@@ -255,7 +257,9 @@ class AgentManagement:
                 task_ids=live,
             )
         with mark_ending_leases(agent_id):
-            cancelled = self.tasks.release_agent(agent_id, cancel=True, reason="agent_deleted") if live else []
+            cancelled = (
+                self.tasks.release_leases_of_agent(agent_id, cancel=True, reason="agent_deleted") if live else []
+            )
         return len(cancelled) + self.detach_tasks(agent_id)
 
     def _end_tokens(self, agent_id: str) -> None:

@@ -1,6 +1,6 @@
-"""The service `Agents`, through which claims and model calls look up agents and occupy their slots.
+"""The service `Agents`: looks up agents for other plugins, selects those that may claim tasks, and assigns slots.
 
-All of this code is performance-critical.
+Claims and model calls use it, so all of this code is performance-critical.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from corral.plugin import Settings
 from corral_plugins.agents.api import AgentFacts
 from corral_plugins.agents.models import LIVING, Agent
 from corral_plugins.agents.service.configuration import to_dollars
-from corral_plugins.agents.service.states import ERROR_AFTER_FAILURES, StateChanges, is_ending_leases
+from corral_plugins.agents.service.states import ERROR_AFTER_FAILURES, StateChangePublisher, is_ending_leases
 
 CLAIMING = ("idle", "busy")
 CACHE_BYTES, TYPICAL_BYTES = 64_000_000, 2_000
@@ -90,7 +90,7 @@ _ROLE = Statement(lambda p: Agent.select(Agent.id).where((Agent.role == p("role"
 class AgentsService:
     """Implements `corral_plugins.agents.api.Agents`."""
 
-    def __init__(self, settings: Settings, changes: StateChanges) -> None:
+    def __init__(self, settings: Settings, changes: StateChangePublisher) -> None:
         self._settings, self._changes = settings, changes
         self._cache: dict[str, AgentFacts] = {}  # by stamp; never stale, because a stamp is never reused
         self._bytes = 0

@@ -15,7 +15,7 @@ from corral.auth.visibility import visible
 from corral.errors import NotFound, Unavailable
 from corral.ids import new_id
 from corral_plugins.agents.models import LIVING, Agent, AgentVersion
-from corral_plugins.agents.service.configuration import to_dollars, version_configuration, worker_selector
+from corral_plugins.agents.service.configuration import to_dollars, version_configuration, worker_selector_view
 from corral_plugins.agents.shapes import AgentView, Status
 from corral_plugins.llm.api import LLM
 from corral_plugins.tasks.api import Tasks
@@ -73,7 +73,7 @@ def has_leases(tasks: Tasks | None, agent_id: str) -> bool:
 
     Call this function after reading the row, because `is_state_unchanged` then detects leases that begin later.
     """
-    return tasks is not None and bool(tasks.live_tasks([agent_id]).get(agent_id))
+    return tasks is not None and bool(tasks.leased_task_ids([agent_id]).get(agent_id))
 
 
 def contention_error() -> Unavailable:
@@ -114,7 +114,7 @@ class AgentViews:
     def views_of(self, rows: Sequence[Agent]) -> list[AgentView]:
         """Return the API representations of a page of agents."""
         working = [row.id for row in rows if row.active_tasks > 0]
-        live = self.tasks.live_tasks(working) if self.tasks is not None and working else {}
+        live = self.tasks.leased_task_ids(working) if self.tasks is not None and working else {}
         bound = {row.worker_id for row in rows if row.worker_id is not None}
         warnings = _AgentWarnings(self.llm, self.tools, self.workers, bound)
         return [_agent_view(row, live.get(row.id, []), warnings.warnings_of(row)) for row in rows]
@@ -200,7 +200,7 @@ def _agent_view(row: Agent, task_ids: list[str], warnings: list[str]) -> AgentVi
         enabled_tools=row.enabled_tools,
         tool_policy=row.tool_policy,
         worker_id=row.worker_id,
-        worker_selector=worker_selector(row),
+        worker_selector=worker_selector_view(row),
         config=row.config,
         max_concurrent_tasks=row.max_concurrent_tasks,
         monthly_budget_usd=to_dollars(row.monthly_budget_micro),

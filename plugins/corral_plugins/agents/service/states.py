@@ -21,7 +21,7 @@ from corral.events.event import emit
 from corral.http.answers import ANY_VERSION, IfMatch
 from corral.plugin import Audit, AuditEntry, Setting
 from corral_plugins.admin.api import KillSwitch
-from corral_plugins.agents.api import AgentStatus
+from corral_plugins.agents.api import AgentStatusChanged
 from corral_plugins.agents.models import LIVING, Agent
 from corral_plugins.agents.service.rows import (
     TRIES,
@@ -50,7 +50,7 @@ STATUSES = ("offline", "idle", "busy", "draining", "paused", "error")
 _ending: ContextVar[str | None] = ContextVar("agents_ending", default=None)
 
 
-class StateChanges:
+class StateChangePublisher:
     """Publishes the state changes of agents and counts them. There is one instance per kernel."""
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class StateChanges:
         """Emit `agent.status`, and count the change after the commit. Does nothing if the state stays the same."""
         if before == after:
             return
-        event = AgentStatus(agent_id=agent_id, name=name, before=before, after=after, reason=reason)
+        event = AgentStatusChanged(agent_id=agent_id, name=name, before=before, after=after, reason=reason)
         emit(event, object=("agent", agent_id), owner=owner)
         after_commit(lambda: self.counts.update((after,)))
 
@@ -73,7 +73,7 @@ class StateChanges:
 
 @contextlib.contextmanager
 def mark_ending_leases(agent_id: str) -> Iterator[None]:
-    """Declare that the `with` block ends several leases of an agent.
+    """Suppress state changes of an agent while the `with` block ends several of its leases.
 
     Until the end of the block, each lease that ends only frees its slot. The caller sets the state of the agent once,
     after the block.
@@ -86,7 +86,10 @@ def mark_ending_leases(agent_id: str) -> Iterator[None]:
 
 
 def is_ending_leases(agent_id: str) -> bool:
-    """Return whether the caller is inside a block of `mark_ending_leases` for this agent."""
+    """Return whether several leases of this agent are being ended, so that a single lease must not change its state.
+
+    This is true inside a block of `mark_ending_leases`.
+    """
     return _ending.get() == agent_id
 
 
@@ -112,7 +115,7 @@ class AgentStates:
     kill_switch: KillSwitch | None
     audit: Audit | None
 
-    def __init__(self, views: AgentViews, changes: StateChanges) -> None:
+    def __init__(self, views: AgentViews, changes: StateChangePublisher) -> None:
         self._views, self._changes = views, changes
 
     def start(self, agent_id: str, match: IfMatch = ANY_VERSION, *, override: bool, by: Principal) -> AgentView:
@@ -207,7 +210,7 @@ class AgentStates:
         """Revoke all leases of the agent. The tasks are locked before the agent, as everywhere, to avoid deadlocks."""
         if self.tasks is not None:
             with mark_ending_leases(agent_id):
-                self.tasks.release_agent(agent_id, cancel=how.cancel_tasks, reason="agent_stopped")
+                self.tasks.release_leases_of_agent(agent_id, cancel=how.cancel_tasks, reason="agent_stopped")
 
     def _transition(
         self, row: Agent, after: str, *, status_reason: str | None = None, reason: str | None = None, **values: Any

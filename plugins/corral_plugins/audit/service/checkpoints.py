@@ -13,11 +13,11 @@ from corral.crypto import Sealer, associated_data
 from corral.database.engine import Work
 from corral.database.unit import UnitContext, after_commit
 from corral.events.event import emit
-from corral_plugins.audit.api import AuditCheckpoint
+from corral_plugins.audit.api import AuditCheckpointSigned
 from corral_plugins.audit.models import AuditSigningKey, CheckpointRow
 from corral_plugins.audit.service import queries, signing
 from corral_plugins.audit.service.chain import ChainLink
-from corral_plugins.audit.service.log import end_of_chain
+from corral_plugins.audit.service.log import lock_chain_head
 from corral_plugins.audit.service.signing import SignedCheckpoint, SignedFields
 
 log = logging.getLogger("corral.audit")
@@ -91,7 +91,7 @@ def _newest_key() -> AuditSigningKey | None:
 
 def _store_key(fresh: AuditSigningKey) -> None:
     """Store the key unless another process stored one first. The lock on the head row prevents a race."""
-    end_of_chain()
+    lock_chain_head()
     if not AuditSigningKey.select().exists():
         AuditSigningKey.insert(fresh.__data__).on_conflict_ignore().execute()
 
@@ -99,7 +99,7 @@ def _store_key(fresh: AuditSigningKey) -> None:
 def _store_checkpoint(made: SignedCheckpoint) -> None:
     values = {name: getattr(made, name) for name in made.__struct_fields__}
     if CheckpointRow.insert(values).on_conflict_ignore().as_rowcount().execute():
-        emit(AuditCheckpoint(**values), object=("audit_log", str(made.seq)))
+        emit(AuditCheckpointSigned(**values), object=("audit_log", str(made.seq)))
         after_commit(lambda: log.warning("audit checkpoint", extra=values))
 
 

@@ -167,8 +167,8 @@ class Deduplicator:
     def __init__(self) -> None:
         self._by_key: dict[Hashable, RepeatedEntry] = {}
 
-    def is_counted(self, entry: AuditEntry, by: UnitContext) -> bool:
-        """Return whether the entry is a repetition, and count it if so.
+    def count_if_repeated(self, entry: AuditEntry, by: UnitContext) -> bool:
+        """Count the entry if it is a repetition. Return whether it is one.
 
         An entry is a repetition if an identical entry was written less than a minute ago, or if the number of earlier
         repetitions has not been written yet.
@@ -234,8 +234,8 @@ _ADVANCE = Statement(
 )
 
 
-def end_of_chain() -> tuple[int, str]:
-    """Return `seq` and `hash` of the newest row, and lock the chain until the unit of work ends."""
+def lock_chain_head() -> tuple[int, str]:
+    """Lock the head of the chain until the unit of work ends. Return `seq` and `hash` of the newest row."""
     head = _HEAD.one({"id": HEAD})
     if head is None:
         raise RuntimeError("audit_head has no row")
@@ -273,7 +273,7 @@ class AuditLog:
         """
         unit = current()
         repeats = entry.outcome == "denied" or entry.action in DEDUPLICATED
-        if repeats and self._deduplicator.is_counted(entry, unit.entry):
+        if repeats and self._deduplicator.count_if_repeated(entry, unit.entry):
             return
         self._buffer_entry(unit, entry)
         if repeats:
@@ -333,7 +333,7 @@ class AuditLog:
 
     @staticmethod
     def _link_row(columns: dict[str, Any]) -> None:
-        seq, prev_hash = end_of_chain()
+        seq, prev_hash = lock_chain_head()
         values = {**columns, "seq": seq + 1, "id": new_id(), "ts": clock.now(), "prev_hash": prev_hash}
         values["hash"] = chain.unhashed_row([values[name] for name in chain.COLUMNS[:-1]]).digest()
         _INSERT.run(values)

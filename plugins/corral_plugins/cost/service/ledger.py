@@ -15,7 +15,7 @@ from corral.database.statement import Statement
 from corral.errors import Invalid, NotFound
 from corral.http.page import Order, Page, paginate
 from corral.ids import new_id
-from corral_plugins.cost.api import MAX_TOKENS, ChargedCost, CostReport, PriceQuote, TokenCounts
+from corral_plugins.cost.api import MAX_TOKENS, BillableUsage, ChargedCost, PriceQuote, TokenCounts
 from corral_plugins.cost.models import CostEvent
 from corral_plugins.cost.service import rollups
 from corral_plugins.cost.service.money import to_usd
@@ -49,8 +49,8 @@ class CostLedger:
     def quote(self, provider: str, model: str, tokens: TokenCounts, *, free: bool = False) -> PriceQuote:
         return self._pricing.quote(provider, model, tokens, free=free)
 
-    def record_cost(self, spent: CostReport, *, free: bool = False) -> ChargedCost:
-        _validate_report(spent)
+    def record_cost(self, spent: BillableUsage, *, free: bool = False) -> ChargedCost:
+        _validate_usage(spent)
         quote = self._pricing.quote(spent.provider, spent.model, spent.tokens, free=free, reported=spent.cost_usd)
         event = _event_row(spent, quote)
         if _INSERT.one(event) is None:
@@ -59,10 +59,10 @@ class CostLedger:
         return ChargedCost(event_id=event["id"], **msgspec.structs.asdict(quote))
 
     def spent_on_task(self, task_id: str) -> int:
-        return rollups.total_in_range(rollups.TASK_TOTAL, task_id).cost_micro
+        return rollups.all_time_total(rollups.TASK_TOTAL, task_id).cost_micro
 
     @staticmethod
-    def _stored_charge(spent: CostReport) -> ChargedCost:
+    def _stored_charge(spent: BillableUsage) -> ChargedCost:
         row = _BY_USAGE_KEY.one({"key": spent.usage_key, "by_gateway": spent.by_gateway})
         assert row is not None, "the insert is ignored only if the key exists"
         event_id, cost, source, version = row
@@ -108,7 +108,7 @@ class CostLedger:
         return _event_view(row)
 
 
-def _validate_report(spent: CostReport) -> None:
+def _validate_usage(spent: BillableUsage) -> None:
     for name in ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens"):
         if not 0 <= getattr(spent, name) <= MAX_TOKENS:
             raise Invalid.at(f"/{name}", "too_large", f"{name} must be between 0 and {MAX_TOKENS}.")
@@ -134,7 +134,7 @@ def _count_visible(by: Principal) -> int:
     return total - sum(totals.events for user_id, _, totals in private if user_id != by.user_id)
 
 
-def _event_row(spent: CostReport, quote: PriceQuote) -> dict[str, Any]:
+def _event_row(spent: BillableUsage, quote: PriceQuote) -> dict[str, Any]:
     row: dict[str, Any] = msgspec.structs.asdict(spent)
     del row["cost_usd"]
     return {
@@ -151,7 +151,7 @@ def _event_row(spent: CostReport, quote: PriceQuote) -> dict[str, Any]:
     }
 
 
-def _visible_only_to(spent: CostReport) -> str | None:
+def _visible_only_to(spent: BillableUsage) -> str | None:
     """Return the only user besides admins who may see the event, or None if all readers of costs may see it.
 
     Costs of tasks, runs and agents are visible to all readers. Costs of conversations and direct calls are private to

@@ -47,7 +47,7 @@ class ProviderTotals:
     def _unpriced_tokens(self) -> Values:
         return {(provider,): totals.unpriced_tokens for provider, totals in self._read_totals()}
 
-    def _read_totals(self) -> list[tuple[str, rollups.CostCounters]]:
+    def _read_totals(self) -> list[tuple[str, rollups.RollupCounters]]:
         rows = [(provider, totals) for provider, _, totals in rollups.grouped_totals(rollups.TOTAL) if provider]
         rows.sort(key=lambda row: -row[1].calls)
         self._providers[:] = [provider for provider, _ in rows[:MAX_PROVIDERS]]

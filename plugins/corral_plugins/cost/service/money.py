@@ -22,7 +22,7 @@ def to_usd(micro_usd: int) -> float:
     return micro_usd / MICRO
 
 
-def to_usd_per_million(items: Iterable[tuple[int, int]]) -> int:
+def cost_of_tokens(items: Iterable[tuple[int, int]]) -> int:
     """Return the total cost of items of the form `(tokens, price per million tokens)`. Only the total is rounded."""
     millionths = sum(tokens * price for tokens, price in items)
     return (2 * millionths + MICRO) // (2 * MICRO)

@@ -147,7 +147,7 @@ class PriceOverrides:
         at = clock.now() if query.at is msgspec.UNSET else clock.from_datetime(query.at)
         if query.provider in FREE_PROVIDERS:
             return FoundPrice(priced=True, price_source="zero", input_usd=0, output_usd=0, per_call_usd=0)
-        override = self._pricing.price_book().find_override(query.provider, query.model, at)
+        override = self._pricing.current_overrides().find_override(query.provider, query.model, at)
         if override is not None:
             view = _price_view(PriceOverrideRow(**override._asdict()))
             return _found_price(view, "override", f"{override.id}@{override.version}", override.id)

@@ -21,7 +21,7 @@ from corral.plugin import Settings
 from corral_plugins.cost.api import FREE_PROVIDERS, PriceQuote, TokenCounts
 from corral_plugins.cost.models import PriceOverrideRow, PriceRevision
 from corral_plugins.cost.service import price_table
-from corral_plugins.cost.service.money import to_micro_usd, to_usd_per_million
+from corral_plugins.cost.service.money import cost_of_tokens, to_micro_usd
 from corral_plugins.cost.settings import REPORTED_PRICES
 
 REVISION_ID = 1
@@ -67,7 +67,7 @@ class PriceOverride(NamedTuple):
         """Return the cost of one call in micro-USD."""
         cache_read = self.input_micro if self.cache_read_micro is None else self.cache_read_micro
         cache_write = self.input_micro if self.cache_write_micro is None else self.cache_write_micro
-        return self.call_micro + to_usd_per_million(
+        return self.call_micro + cost_of_tokens(
             (
                 (tokens.input_tokens, self.input_micro),
                 (tokens.output_tokens, self.output_micro),
@@ -82,7 +82,7 @@ def _specificity(pattern: str) -> tuple[bool, int]:
     return literals == len(pattern), literals
 
 
-class PriceBook:
+class PriceOverrideSet:
     """All price overrides at one revision of the table `cost_prices`. Instances are immutable."""
 
     def __init__(self, revision: int, overrides: Sequence[PriceOverride]) -> None:
@@ -106,33 +106,33 @@ class Pricing:
 
     def __init__(self, settings: Settings, work: Work) -> None:
         self._settings, self._work = settings, work
-        self._book = PriceBook(-1, ())
+        self._overrides = PriceOverrideSet(-1, ())
 
-    def price_book(self) -> PriceBook:
+    def current_overrides(self) -> PriceOverrideSet:
         """Return the price overrides.
 
         Inside a unit of work, the overrides are current. Outside a unit of work, they are at most 2 seconds old.
         """
         if not in_unit():
-            return self._book
+            return self._overrides
         row = _REVISION.one({})
         revision = 0 if row is None else int(row[0])
-        if revision == self._book.revision:
-            return self._book
+        if revision == self._overrides.revision:
+            return self._overrides
         rows: Any = PriceOverrideRow.select(
             *[getattr(PriceOverrideRow, name) for name in PriceOverride._fields]
         ).tuples()
-        book = PriceBook(revision, [PriceOverride(*row) for row in rows])
-        after_commit(lambda: self._replace_book(book))
-        return book
+        overrides = PriceOverrideSet(revision, [PriceOverride(*row) for row in rows])
+        after_commit(lambda: self._replace_overrides(overrides))
+        return overrides
 
-    def _replace_book(self, book: PriceBook) -> None:
-        if book.revision > self._book.revision:
-            self._book = book
+    def _replace_overrides(self, overrides: PriceOverrideSet) -> None:
+        if overrides.revision > self._overrides.revision:
+            self._overrides = overrides
 
     async def refresh_overrides(self) -> None:
         """Reload the cached price overrides if another process changed them."""
-        self._replace_book(await self._work(self.price_book, read=True))
+        self._replace_overrides(await self._work(self.current_overrides, read=True))
 
     def quote(
         self, provider: str, model: str, tokens: TokenCounts, *, free: bool = False, reported: Decimal | None = None
@@ -150,7 +150,7 @@ class Pricing:
 
     def _quote_by_price(self, provider: str, model: str, tokens: TokenCounts) -> PriceQuote | None:
         at = clock.now()
-        override = self.price_book().find_override(provider, model, at)
+        override = self.current_overrides().find_override(provider, model, at)
         if override is not None:
             version = f"{override.id}@{override.version}"
             return PriceQuote(

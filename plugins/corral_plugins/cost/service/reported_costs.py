@@ -9,13 +9,13 @@ import msgspec
 
 from corral.auth.principal import Principal
 from corral.errors import Conflict, Forbidden, Invalid
-from corral_plugins.cost.api import ChargedCost, CostReport
+from corral_plugins.cost.api import BillableUsage, ChargedCost
 from corral_plugins.cost.service.ledger import CostLedger
 from corral_plugins.cost.shapes import CostEventView, NewCostEvent
 from corral_plugins.tasks.api import LeaseFacts, Tasks
 
 
-class RecordedCost(msgspec.Struct, frozen=True):
+class ReportedCostResult(msgspec.Struct, frozen=True):
     """The result of recording a reported cost. `is_new` is false if an event with the same usage key already existed.
 
     `lease_ended` means that the report arrived after the lease had ended. The event is recorded nevertheless, because
@@ -35,7 +35,7 @@ class ReportedCosts:
     def __init__(self, ledger: CostLedger) -> None:
         self._ledger = ledger
 
-    def record_report(self, new: NewCostEvent, lease_id: str | None, by: Principal) -> RecordedCost:
+    def record_report(self, new: NewCostEvent, lease_id: str | None, by: Principal) -> ReportedCostResult:
         """Record a reported cost event.
 
         If `lease_id` is given, the event belongs to the attempt that the lease identifies. Otherwise, only admins may
@@ -47,7 +47,7 @@ class ReportedCosts:
         if new.cost_usd is not None and new.cost_usd < 0:
             detail = "cost_usd must not be negative; only admins may correct costs, without a lease."
             raise Invalid.at("/cost_usd", "too_small", detail)
-        spent = _cost_report(
+        spent = _billable_usage(
             new,
             agent_id=lease.agent_id,
             task_id=lease.task_id,
@@ -57,14 +57,16 @@ class ReportedCosts:
         charged = self._ledger.record_cost(spent)
         if not charged.repeated:
             self._add_to_task(new, lease, charged)
-        return RecordedCost(self._ledger.get_event(charged.event_id), not charged.repeated, not lease.is_live)
+        return ReportedCostResult(self._ledger.get_event(charged.event_id), not charged.repeated, not lease.is_live)
 
-    def _record_as_admin(self, new: NewCostEvent, by: Principal) -> RecordedCost:
+    def _record_as_admin(self, new: NewCostEvent, by: Principal) -> ReportedCostResult:
         if not by.may("cost.write"):
             raise Forbidden("Only admins may write cost events without a lease.")
         ids = {name: getattr(new, name) for name in ("agent_id", "task_id", "user_id", "conversation_id", "run_id")}
-        charged = self._ledger.record_cost(_cost_report(new, **{name: id and id.lower() for name, id in ids.items()}))
-        return RecordedCost(self._ledger.get_event(charged.event_id), not charged.repeated)
+        charged = self._ledger.record_cost(
+            _billable_usage(new, **{name: id and id.lower() for name, id in ids.items()})
+        )
+        return ReportedCostResult(self._ledger.get_event(charged.event_id), not charged.repeated)
 
     def _lease_of_report(self, new: NewCostEvent, lease_id: str, by: Principal) -> LeaseFacts:
         task_id = (new.task_id or by.task_id or "").lower()
@@ -89,8 +91,8 @@ class ReportedCosts:
         )
 
 
-def _cost_report(new: NewCostEvent, **attribution: Any) -> CostReport:
-    return CostReport(
+def _billable_usage(new: NewCostEvent, **attribution: Any) -> BillableUsage:
+    return BillableUsage(
         usage_key=new.usage_key,
         provider=new.provider,
         model=new.model,

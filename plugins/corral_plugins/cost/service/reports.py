@@ -15,7 +15,7 @@ from corral_plugins.cost.models import DeletedAgent
 from corral_plugins.cost.service import rollups
 from corral_plugins.cost.service.day_buckets import current_day, date_of, day_number, day_of, offset_spans, parse_zone
 from corral_plugins.cost.service.money import to_usd
-from corral_plugins.cost.service.rollups import ZERO, CostCounters
+from corral_plugins.cost.service.rollups import ZERO, RollupCounters
 from corral_plugins.cost.shapes import (
     AgentCost,
     CostsByAgent,
@@ -77,7 +77,7 @@ class CostReports:
             as_of=clock.now(),
         )
 
-    def list_days(self, query: DailyQuery) -> DailyCosts:
+    def list_by_day(self, query: DailyQuery) -> DailyCosts:
         """Return the costs of each of the last `days` days in a time zone, oldest first.
 
         Days without costs are included as 0.
@@ -125,7 +125,7 @@ class CostReports:
     def list_by_provider(self, query: DaysQuery) -> CostsByProvider:
         """Return the costs of the last `days` days by provider, each with its models, most expensive first."""
         rows = self._grouped_totals(rollups.MODEL, query)
-        models: dict[str, list[tuple[str, CostCounters]]] = {}
+        models: dict[str, list[tuple[str, RollupCounters]]] = {}
         for provider, model, totals in rows:
             models.setdefault(provider, []).append((model, totals))
         items = [
@@ -162,12 +162,12 @@ class CostReports:
         return Page(items=items, total=total, limit=query.limit, offset=query.offset, next=None)
 
     @staticmethod
-    def _grouped_totals(series: str, query: DaysQuery) -> list[tuple[str, str, CostCounters]]:
+    def _grouped_totals(series: str, query: DaysQuery) -> list[tuple[str, str, RollupCounters]]:
         rows = [row for row in rollups.grouped_totals(series, *_day_range(query)) if row[2].events]
         return sorted(rows, key=lambda row: (-row[2].cost_micro, -row[2].calls, row[0], row[1]))
 
 
-def _total_fields(totals: CostCounters) -> dict[str, Any]:
+def _total_fields(totals: RollupCounters) -> dict[str, Any]:
     """Return the fields of `CostTotals`, which the response bodies of all cost reports contain."""
     return {
         "cost_usd": to_usd(totals.cost_micro),
@@ -177,7 +177,7 @@ def _total_fields(totals: CostCounters) -> dict[str, Any]:
     }
 
 
-def _token_sums(totals: CostCounters) -> TokenSums:
+def _token_sums(totals: RollupCounters) -> TokenSums:
     return TokenSums(
         input=totals.input_tokens,
         output=totals.output_tokens,
@@ -191,20 +191,22 @@ def _day_range(query: DaysQuery) -> tuple[int, int]:
     return last - query.days + 1, last
 
 
-def _sum_of_totals(groups: Iterable[CostCounters]) -> CostCounters:
-    return functools.reduce(CostCounters.add, groups, ZERO)
+def _sum_of_totals(groups: Iterable[RollupCounters]) -> RollupCounters:
+    return functools.reduce(RollupCounters.add, groups, ZERO)
 
 
-def _per_completed_task(totals: CostCounters) -> float | None:
+def _per_completed_task(totals: RollupCounters) -> float | None:
     return to_usd(round(totals.cost_micro / totals.completed)) if totals.completed else None
 
 
-def _total_usd(rows: Iterable[tuple[str, str, CostCounters]]) -> float:
+def _total_usd(rows: Iterable[tuple[str, str, RollupCounters]]) -> float:
     return to_usd(sum(totals.cost_micro for _, _, totals in rows))
 
 
 def _page_of(
-    rows: list[tuple[str, str, CostCounters]], query: RankedQuery, view: Callable[[tuple[str, str, CostCounters]], T]
+    rows: list[tuple[str, str, RollupCounters]],
+    query: RankedQuery,
+    view: Callable[[tuple[str, str, RollupCounters]], T],
 ) -> Page[T]:
     items = [view(row) for row in rows[query.offset : query.offset + query.limit]]
     return Page(items=items, total=len(rows), limit=query.limit, offset=query.offset, next=None)

@@ -28,7 +28,7 @@ SHARDS = 4
 BATCH_ROWS = 100
 
 
-class CostCounters(NamedTuple):
+class RollupCounters(NamedTuple):
     """The counters of a rollup, or their sums over several rollups."""
 
     events: int = 0
@@ -44,13 +44,13 @@ class CostCounters(NamedTuple):
     completed: int = 0
     wasted_micro: int = 0
 
-    def add(self, other: CostCounters) -> CostCounters:
+    def add(self, other: RollupCounters) -> RollupCounters:
         """Return the sums of the counters of both objects."""
-        return CostCounters(*map(operator.add, self, other))
+        return RollupCounters(*map(operator.add, self, other))
 
 
-ZERO = CostCounters()
-COUNTERS = CostCounters._fields
+ZERO = RollupCounters()
+COUNTERS = RollupCounters._fields
 
 # Series by UTC day. The key of MODEL is the provider and its subkey the model; the subkey of TASK is the agent.
 AGENT, MODEL, USER, TASK = "agent", "model", "user", "task"
@@ -79,7 +79,7 @@ Increments = Mapping[str, int]
 # -- writing
 
 
-def quarter_hour_series(agent_id: str = "", provider: str = "") -> str:
+def quarter_hour_series_name(agent_id: str = "", provider: str = "") -> str:
     """Return the name of the series of quarter-hour totals for all events, or for one agent, one provider, or both."""
     return f"{QUARTER_HOURLY}{agent_id}:{provider}"
 
@@ -98,7 +98,7 @@ def keys_of(event: Row) -> list[RollupKey]:
     """Return the keys of the rollups to which an event is added."""
     day, quarter_hour = day_of(event["ts"]), quarter_hour_of(event["ts"])
     agent, task, provider = event["agent_id"] or "", event["task_id"], event["provider"]
-    quarter_hourly = {quarter_hour_series(*names) for names in itertools.product({"", agent}, ("", provider))}
+    quarter_hourly = {quarter_hour_series_name(*names) for names in itertools.product({"", agent}, ("", provider))}
     keys = [
         *(RollupKey(series, quarter_hour, "") for series in quarter_hourly),
         RollupKey(AGENT, day, agent),
@@ -186,7 +186,7 @@ def _upsert_statement(size: int) -> Statement:
 OUTCOME_EVENTS = ("task.completed", "task.failed", "task.cancelled", "task.retried", "agent.deleted")
 
 
-def add_outcome(event: LoggedEvent) -> None:
+def record_outcome_event(event: LoggedEvent) -> None:
     """Process an event of `OUTCOME_EVENTS`.
 
     Count a completed task, count the costs of a failed, cancelled or retried task as wasted, or store the name of a
@@ -205,7 +205,7 @@ def add_outcome(event: LoggedEvent) -> None:
 def _add_waste(event: LoggedEvent, payload: dict[str, Any]) -> None:
     """Count the costs that the task had caused up to the event as wasted, unless they were counted before."""
     task_id = payload["task_id"]
-    total = total_in_range(TASK_TOTAL, task_id)  # old events may already be deleted
+    total = all_time_total(TASK_TOTAL, task_id)  # old events may already be deleted
     later = CostEvent.select(fn.SUM(CostEvent.cost_micro)).where(CostEvent.task_id == task_id, CostEvent.ts > event.ts)
     wasted = total.cost_micro - int(later.scalar() or 0) - total.wasted_micro
     if wasted:
@@ -289,22 +289,22 @@ def _task_in_periods(p: Parameter) -> peewee.Expression:
     return (Rollup.series == TASK) & (Rollup.period >= p("first")) & (Rollup.period < p("end"))
 
 
-def _sum_columns(values: Iterable[Any]) -> CostCounters:
-    """Convert a row with the columns `SUM_COLUMNS` to `CostCounters`.
+def _sum_columns(values: Iterable[Any]) -> RollupCounters:
+    """Convert a row with the columns `SUM_COLUMNS` to `RollupCounters`.
 
     Sums over no rows are null, and some database engines return decimals.
     """
-    return CostCounters(*(int(value or 0) for value in values))
+    return RollupCounters(*(int(value or 0) for value in values))
 
 
 def totals_by_local_day(
     spans: Iterable[OffsetSpan], *, agent_id: str = "", provider: str = ""
-) -> dict[int, CostCounters]:
+) -> dict[int, RollupCounters]:
     """Return the totals of each local day in the spans, keyed by day number.
 
     The totals cover all events, or only those of one agent, one provider, or both. Days without rows are absent.
     """
-    days: dict[int, CostCounters] = {}
+    days: dict[int, RollupCounters] = {}
     for span in spans:
         for day, *values in _local_days(span, agent_id, provider):
             days[int(day)] = days.get(int(day), ZERO).add(_sum_columns(values))
@@ -320,24 +320,24 @@ def _local_days(span: OffsetSpan, agent_id: str, provider: str) -> list[tuple[An
     end, end_rest = divmod(span.end, QUARTER_HOURS_PER_DAY)
     if span.offset or first_rest or end_rest or (agent_id and provider):
         bounds = {"first": span.first, "end": span.end, "offset": span.offset}
-        return _LOCAL_DAYS.rows({**bounds, "series": quarter_hour_series(agent_id, provider)})
+        return _LOCAL_DAYS.rows({**bounds, "series": quarter_hour_series_name(agent_id, provider)})
     days = {"first": first, "end": end, "series": AGENT if agent_id else MODEL}
     key = agent_id or provider
     return _UTC_DAYS_OF_KEY.rows({**days, "key": key}) if key else _UTC_DAYS.rows(days)
 
 
-def total_in_range(series: str, key: str) -> CostCounters:
+def all_time_total(series: str, key: str) -> RollupCounters:
     """Return the all-time totals of one key in a series that is not divided into periods."""
     return _sum_columns(_TOTAL_OF_KEY.one({"series": series, "key": key}) or ())
 
 
-def grouped_totals(series: str, first: int = ALL_TIME, last: int = ALL_TIME) -> list[tuple[str, str, CostCounters]]:
+def grouped_totals(series: str, first: int = ALL_TIME, last: int = ALL_TIME) -> list[tuple[str, str, RollupCounters]]:
     """Return `(key, subkey, totals)` for every key of a series, summed over the periods from `first` to `last`."""
     rows = _GROUPS.rows({"series": series, "first": first, "end": last + 1})
     return [(key, subkey, _sum_columns(values)) for key, subkey, *values in rows]
 
 
-def costliest_tasks(first: int, last: int, *, limit: int, offset: int) -> tuple[list[tuple[str, CostCounters]], int]:
+def costliest_tasks(first: int, last: int, *, limit: int, offset: int) -> tuple[list[tuple[str, RollupCounters]], int]:
     """Return a page of the tasks with costs on these days, most expensive first, and the number of all such tasks.
 
     `first` and `last` are the numbers of the first and the last day. Reading all counters of all tasks could take too

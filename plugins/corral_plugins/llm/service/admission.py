@@ -1,4 +1,4 @@
-"""Admits calls: checks the caller, resolves the model, checks the length of the request, and queues the call.
+"""Decides whether a call may run: checks the caller, the model and the length, and queues the call for a slot.
 
 All of this happens in the first unit of work of a call.
 """
@@ -18,9 +18,9 @@ from corral_plugins.llm.api import ModelInfo
 from corral_plugins.llm.providers.scripted import ECHO
 from corral_plugins.llm.service import calls
 from corral_plugins.llm.service.calls import CallRecord
-from corral_plugins.llm.service.leases import CallLeases, lease_lost
 from corral_plugins.llm.service.registry import SCRIPTED, ModelTarget, ProviderRegistry
 from corral_plugins.llm.service.slots import ConcurrencySlots
+from corral_plugins.llm.service.task_leases import CallLeases, lease_lost
 from corral_plugins.llm.settings import ALLOW_DIRECT_USE, DEFAULT_FALLBACK_MODELS, DEFAULT_MODEL, EMBEDDING_MODEL
 
 MAX_FALLBACKS = 5
@@ -133,7 +133,7 @@ class ModelResolver:
         """
         if self._registry.find_target(requested) is not None:
             return requested
-        names = self._registry.providers_of(requested)
+        names = self._registry.target_names_for(requested)
         if len(names) > 1:
             detail = f"Several providers offer this model: {', '.join(names)}. Name the model as provider/model."
             raise Invalid.at("/model", "unknown_reference", detail)
@@ -241,9 +241,9 @@ def requested_cap(request: Mapping[str, Any]) -> int | None:
 
 
 def default_cap(model: ModelInfo | None, input_tokens: int, default: int) -> int:
-    """Return the maximum number of output tokens for a request that sets none.
+    """Return the default limit of output tokens, for a request that sets none.
 
-    This is the minimum of `default` and the limits of the model, but at least 64.
+    The limit is the minimum of `default` and the limits of the model, but at least 64.
     """
     cap = default
     if model is not None and model.max_output_tokens is not None:

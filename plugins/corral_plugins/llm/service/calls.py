@@ -77,7 +77,7 @@ class CallOutcome(msgspec.Struct, kw_only=True):
             texts += [call["function"]["arguments"] for call in message.get("tool_calls", ())]
             self.output_bytes += sum(len(text.encode(errors="replace")) for text in texts)
 
-    def add_refusal(self, error: ProviderError) -> None:
+    def add_provider_error(self, error: ProviderError) -> None:
         """Record that the provider returned an error.
 
         A rejected request costs nothing, but if the provider had begun to respond, it may charge for the request.
@@ -162,7 +162,7 @@ class CallRecord(msgspec.Struct, kw_only=True):
     entry: UnitContext
     started: float
 
-    def outcome(self) -> CallOutcome:
+    def new_outcome(self) -> CallOutcome:
         """Return a new outcome for this call. Its status is `cancelled` until the call completes or fails."""
         return CallOutcome(target=self.targets[0], input_estimate=self.input_tokens)
 

@@ -95,7 +95,7 @@ class CallDispatcher:
                 outcome.billable = True
                 return await send(target)
             except ProviderError as error:
-                outcome.add_refusal(error)
+                outcome.add_provider_error(error)
                 seconds = retry_delay(retries, error)
                 if retries >= fields.max_retries or not is_retryable(error) or seconds is None:
                     raise

@@ -23,11 +23,10 @@ from corral_plugins.llm.api import ProviderError
 from corral_plugins.llm.service.admission import CallAdmission, ModelResolver, default_cap, requested_cap
 from corral_plugins.llm.service.calls import CallOutcome, CallRecord, CallResult, PayloadStore, estimate_input
 from corral_plugins.llm.service.dispatch import CallDispatcher
-from corral_plugins.llm.service.leases import CallLeases, lease_lost
 from corral_plugins.llm.service.provider_keys import ProviderKeys
 from corral_plugins.llm.service.registry import ModelTarget, ProviderRegistry
 from corral_plugins.llm.service.responses import (
-    errors_of,
+    convert_provider_errors,
     is_about_credentials,
     normalize_completion,
     normalize_embeddings,
@@ -39,12 +38,13 @@ from corral_plugins.llm.service.streams import (
     AssembledMessage,
     Chunk,
     StreamRedaction,
+    mark_request_text,
+    mark_response_text,
     open_stream,
     redact_value,
     relay_stream,
-    request_context,
-    response_context,
 )
+from corral_plugins.llm.service.task_leases import CallLeases, lease_lost
 from corral_plugins.llm.settings import DEFAULT_MAX_TOKENS, TOTAL_TIMEOUT_SECONDS
 
 log = logging.getLogger("corral.llm")
@@ -155,7 +155,7 @@ class Gateway:
     async def _begin_call(self, kind: str, request: dict[str, Any], by: Principal) -> CallRecord:
         started = time.monotonic()
         tokens = estimate_input(request)
-        with request_context(by):
+        with mark_request_text(by):
             request = await redact_value(self._redactor, request, tokens)
         entry = UnitContext(label=f"llm {kind}", actor=by.actor)
 
@@ -175,7 +175,7 @@ class Gateway:
         """Store the outcome of a call whose caller disconnected during admission."""
         with contextlib.suppress(Problem):
             call = await admitting
-            await self._settle_call(call, call.outcome())
+            await self._settle_call(call, call.new_outcome())
 
     # -- the provider call, between both units of work
 
@@ -192,7 +192,7 @@ class Gateway:
             raise
 
     async def _complete_call(self, call: CallRecord) -> CallResult:
-        outcome = call.outcome()
+        outcome = call.new_outcome()
         response = await self._settle_and_return(call, outcome, self._request_response(call, outcome))
         target = outcome.target
         response |= {"model": target.name, "usage": outcome.usage()}
@@ -207,7 +207,7 @@ class Gateway:
         outcome.status = "completed"
         outcome.add_chunk(response)
         if call.kind == "chat":
-            with response_context(call.by, outcome.target.provider.name):
+            with mark_response_text(call.by, outcome.target.provider.name):
                 response = await redact_value(self._redactor, response, outcome.output_bytes // 4)
             outcome.response = response
         return response
@@ -217,7 +217,7 @@ class Gateway:
         seconds = provider.connection.timeouts.total_seconds
         async with time_limit(target.name, seconds, "no response"):
             request, connection = self._request_for(call, target), await self._keys.connection_with_key(provider)
-            with errors_of(provider.name):
+            with convert_provider_errors(provider.name):
                 if call.kind == "chat":
                     return normalize_completion(await provider.kind.complete(request, connection))
                 return normalize_embeddings(await provider.kind.embed(request, connection))
@@ -241,8 +241,8 @@ class Gateway:
         The last item is the chunk with the usage, or a problem. It is put into the queue after the outcome of the call
         is stored.
         """
-        outcome = call.outcome()
-        redaction = StreamRedaction(self._redactor, lambda: response_context(call.by, outcome.target.provider.name))
+        outcome = call.new_outcome()
+        redaction = StreamRedaction(self._redactor, lambda: mark_response_text(call.by, outcome.target.provider.name))
         unsent: list[Chunk] = []
         try:
             last = await self._settle_and_return(

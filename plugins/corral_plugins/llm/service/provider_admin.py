@@ -33,7 +33,7 @@ from corral_plugins.llm.providers.presets import PRESETS
 from corral_plugins.llm.service.gateway import Gateway
 from corral_plugins.llm.service.provider_keys import ProviderKeys
 from corral_plugins.llm.service.registry import Provider, ProviderRegistry
-from corral_plugins.llm.service.responses import errors_of, problem_of, time_limit
+from corral_plugins.llm.service.responses import convert_provider_errors, problem_of, time_limit
 from corral_plugins.llm.service.settlement import update_state
 from corral_plugins.llm.shapes import (
     NewProvider,
@@ -281,7 +281,7 @@ class ProviderChecks:
         seconds = provider.connection.timeouts.total_seconds
         connection = await self._keys.connection_with_key(provider)
         async with time_limit(provider.name, seconds, "no list of models"):
-            with errors_of(provider.name):
+            with convert_provider_errors(provider.name):
                 return msgspec.convert(msgspec.to_builtins(await fetch(connection)), list[ModelInfo])
 
     def enqueue_missing(self) -> None:
@@ -290,12 +290,12 @@ class ProviderChecks:
             if provider.is_refreshable and not provider.connection.models:
                 enqueue_refresh(provider.name)
 
-    async def refresh_all(self) -> None:
+    async def refresh_all_models(self) -> None:
         """Refresh the model list of each provider whose list can be fetched. If this fails, the stored list is kept."""
         for provider in await self._work(self._registry.all_providers, read=True):
             await self._try_refresh(provider)
 
-    async def refresh_named(self, name: str) -> None:
+    async def refresh_models_by_name(self, name: str) -> None:
         """Refresh the model list of one provider if it still exists. If this fails, the stored list is kept."""
         provider = await self._work(lambda: self._registry.get_provider(name), read=True)
         if provider is not None:

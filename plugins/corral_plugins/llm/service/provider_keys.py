@@ -50,7 +50,7 @@ class ProviderKeys:
         attached, host = _attached_provider(provider.name), urlsplit(provider.connection.base_url or "").hostname
         try:
             key = await self._work(
-                lambda: secrets.use_value(name, attached.consumer, host, attached=attached), read=True
+                lambda: secrets.use_value(name, attached.consumer_name, host, attached=attached), read=True
             )
         except Problem as problem:
             code = problem.code if problem.code in VAULT_CODES else "dependency_unavailable"

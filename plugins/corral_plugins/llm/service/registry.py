@@ -293,7 +293,7 @@ class ProviderRegistry:
             return None
         return next((model for model in target.provider.models() if model.id == target.model), None)
 
-    def providers_of(self, model: str) -> list[str]:
+    def target_names_for(self, model: str) -> list[str]:
         """Return `provider/model` for every usable provider that lists this model."""
         return [
             f"{provider.name}/{model}"

@@ -168,7 +168,7 @@ _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rat
 
 
 @contextlib.contextmanager
-def errors_of(provider: str) -> Iterator[None]:
+def convert_provider_errors(provider: str) -> Iterator[None]:
     """Convert unexpected exceptions of a provider to `ProviderError`.
 
     The error is billable, because the provider may already have processed the request.

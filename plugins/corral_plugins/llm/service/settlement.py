@@ -13,13 +13,13 @@ from typing import Any
 from corral import clock
 from corral.database.unit import after_commit
 from corral.events.event import SystemAlert, emit
-from corral_plugins.cost.api import CostReport, Costs
+from corral_plugins.cost.api import BillableUsage, Costs
 from corral_plugins.llm.models import LlmProviderState
 from corral_plugins.llm.service import calls
 from corral_plugins.llm.service.calls import CallOutcome, CallRecord, PayloadStore
-from corral_plugins.llm.service.leases import CallLeases
 from corral_plugins.llm.service.metrics import CallMetrics
 from corral_plugins.llm.service.slots import ConcurrencySlots
+from corral_plugins.llm.service.task_leases import CallLeases
 
 WRITE_SECONDS = 30.0
 ALERT_SECONDS = 3600.0
@@ -128,7 +128,7 @@ class CallSettlement:
             return
         by, target, tokens = call.by, outcome.target, outcome.tokens
         charged = self._cost.record_cost(
-            CostReport(
+            BillableUsage(
                 usage_key=call.id,
                 by_gateway=True,
                 provider=target.provider.name,

@@ -93,11 +93,11 @@ class ViewerHub:
             )
         return None
 
-    def signing_in(self, change: int) -> None:
+    def change_pending_sign_ins(self, change: int) -> None:
         """Add `change`, which is 1 or -1, to the number of connections that have not signed in yet."""
         self._pending += change
 
-    def check_user(self, user: str) -> None:
+    def check_connection_limit(self, user: str) -> None:
         """Raise `TooMany` if the user has reached the limit of connections."""
         allowed = self._settings.get(MAX_SOCKETS)
         if self._users[user] >= allowed:
@@ -111,7 +111,7 @@ class ViewerHub:
 
         Raises `TooMany` if the user has reached the limit of connections.
         """
-        self.check_user(viewer.user_key)
+        self.check_connection_limit(viewer.user_key)
         viewer.on_end = self._remove_viewer
         viewer.seen = self.position
         self._users[viewer.user_key] += 1

@@ -1,4 +1,7 @@
-"""Rechecks the permissions of all viewers about once a second. One unit of work reloads up to 200 principals."""
+"""The rights of viewers: authenticates connections, and rechecks all permissions about once a second.
+
+One unit of work reloads up to 200 principals.
+"""
 
 from __future__ import annotations
 
@@ -45,11 +48,11 @@ class ViewerRights:
         self._credentials, self._tickets = credentials, tickets
         self._sweeping: asyncio.Task[None] | None = None
 
-    async def by_credential(self, credential: str, client_ip: str) -> Viewer:
+    async def viewer_for_credential(self, credential: str, client_ip: str) -> Viewer:
         """Create a viewer for a token or API key. Raises `Unauthorized` and `Forbidden`."""
         return await self._create_viewer(lambda: self._credentials.authenticate(credential), client_ip)
 
-    async def by_ticket(self, ticket: str, client_ip: str) -> Viewer:
+    async def viewer_for_ticket(self, ticket: str, client_ip: str) -> Viewer:
         """Create a viewer for a ticket and invalidate the ticket. Raises `Unauthorized` and `Forbidden`."""
         principal = await self._work(lambda: self._tickets.redeem(ticket))
         return await self._create_viewer(lambda: self._tickets.reread(principal), client_ip)
@@ -59,7 +62,7 @@ class ViewerRights:
 
         Raises `Unauthorized` and `Forbidden`.
         """
-        fresh = await self.by_credential(credential, viewer.client_ip)
+        fresh = await self.viewer_for_credential(credential, viewer.client_ip)
         if fresh.user_key != viewer.user_key or fresh.principal.kind != viewer.principal.kind:
             return False
         viewer.principal, viewer.reread, viewer.checked = fresh.principal, fresh.reread, fresh.checked

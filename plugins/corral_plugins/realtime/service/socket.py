@@ -70,7 +70,7 @@ class WebSocketServer:
         if refusal is not None:
             await connection.refuse(refusal)
             return
-        self._hub.signing_in(1)
+        self._hub.change_pending_sign_ins(1)
         try:
             await connection.accept()
             viewer = await self._sign_in(connection)
@@ -82,7 +82,7 @@ class WebSocketServer:
             await connection.close(TOO_MANY, problem.detail)
             return
         finally:
-            self._hub.signing_in(-1)
+            self._hub.change_pending_sign_ins(-1)
         try:
             await self._run_connection(connection, viewer)
         finally:
@@ -114,9 +114,9 @@ class WebSocketServer:
         if sum(given is not None for given in (header, token, ticket)) > 1:
             raise Malformed("The request contains two credentials; send only one.")
         if ticket is not None:
-            return await self._rights.by_ticket(ticket, request.client_ip)
+            return await self._rights.viewer_for_ticket(ticket, request.client_ip)
         credential = header or token
-        return None if credential is None else await self._rights.by_credential(credential, request.client_ip)
+        return None if credential is None else await self._rights.viewer_for_credential(credential, request.client_ip)
 
     async def _by_message(self, connection: SocketConnection) -> Viewer:
         message = await connection.receive()
@@ -128,7 +128,7 @@ class WebSocketServer:
             raise _SignInRefused(UNAUTHENTICATED, refusal.code) from None
         if not isinstance(said, AuthMessage):
             raise _SignInRefused(UNAUTHENTICATED, "the first message must be auth")
-        viewer = await self._rights.by_credential(said.token, connection.request.client_ip)
+        viewer = await self._rights.viewer_for_credential(said.token, connection.request.client_ip)
         viewer.queue_entry(_auth_ok(viewer))
         return viewer
 
@@ -168,7 +168,7 @@ class WebSocketServer:
         While the queue is long, this coroutine regularly yields to other tasks.
         """
         sent = 0
-        while (entry := viewer.poll_entry() or await viewer.wait_for_entry()) is not None:
+        while (entry := viewer.pop_sendable_entry() or await viewer.wait_for_entry()) is not None:
             if isinstance(entry, CloseFrame):
                 await connection.close(entry.code, entry.reason)
                 return

@@ -47,7 +47,7 @@ class EventStream:
                 self._over = True
                 break
             parts.append(entry.sse_block)
-            entry = self._viewer.poll_entry() if len(parts) < BATCH_SIZE else None
+            entry = self._viewer.pop_sendable_entry() if len(parts) < BATCH_SIZE else None
         if not parts:
             raise StopAsyncIteration
         return b"".join(parts)

@@ -58,7 +58,7 @@ class Replay(Protocol):
 class Viewer:
     """A connected client. Every method runs on the event loop.
 
-    `queue_entry` and `offer_event` never block. Only the sending task calls `poll_entry` and `wait_for_entry`.
+    `queue_entry` and `offer_event` never block. Only the sending task calls `pop_sendable_entry` and `wait_for_entry`.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class Viewer:
 
     # -- sending
 
-    def poll_entry(self) -> Entry | None:
+    def pop_sendable_entry(self) -> Entry | None:
         """Return the next entry that the current permissions allow, or None if no entry can be sent without waiting."""
         while not self.left:
             source: deque[Any] = self._backlog or self.queue
@@ -214,7 +214,7 @@ class Viewer:
         Return None after `idle_seconds` without an entry, or when the client has left.
         """
         while not self.left:
-            entry = self.poll_entry()
+            entry = self.pop_sendable_entry()
             if entry is not None:
                 return entry
             if self._backlog:

@@ -16,7 +16,7 @@ from corral.plugin import Audit
 from corral_plugins.secrets.api import AttachedObject, SecretDelivery
 from corral_plugins.secrets.models import SecretReference, SecretRow
 from corral_plugins.secrets.service import rows
-from corral_plugins.secrets.service.environment import PinnedSecrets
+from corral_plugins.secrets.service.pinned_secrets import PinnedSecrets
 from corral_plugins.secrets.service.redactor_values import RedactorValues
 from corral_plugins.secrets.service.values import SecretValues, checked_value, value_warnings
 from corral_plugins.secrets.service.vault import Vault
@@ -69,11 +69,11 @@ class SecretsService:
         self,
         values: SecretValues,
         vault: Vault,
-        environment: PinnedSecrets,
+        pinned_secrets: PinnedSecrets,
         usage: UsageTracker,
         redactor_values: RedactorValues,
     ) -> None:
-        self._values, self._vault, self._environment = values, vault, environment
+        self._values, self._vault, self._pinned_secrets = values, vault, pinned_secrets
         self._usage, self._redactor_values = usage, redactor_values
 
     def use_value(
@@ -104,7 +104,7 @@ class SecretsService:
     def _check_and_use(
         self, name: str, consumers: tuple[str, ...], host: str | None, attached: AttachedObject | None, *, sent: bool
     ) -> str:
-        pinned = self._environment.find_by_name(name)
+        pinned = self._pinned_secrets.find_by_name(name)
         if pinned is not None:
             if attached is None or not _is_attached(pinned.key, attached):
                 raise Forbidden(f"The secret {pinned.name} can be used only by objects to which an admin attached it.")
@@ -123,15 +123,15 @@ class SecretsService:
         return value
 
     def valid_values(self, name: str, *, attached: AttachedObject) -> list[str]:
-        current_one = self._use_and_count(name, (attached.consumer,), None, attached, sent=False)
-        row = None if self._environment.find_by_name(name) else rows.find_by_name(name)
+        current_one = self._use_and_count(name, (attached.consumer_name,), None, attached, sent=False)
+        row = None if self._pinned_secrets.find_by_name(name) else rows.find_by_name(name)
         return [current_one] if row is None else [current_one, *self._values.values_in_grace(row)]
 
     def deliver_to_worker(
         self, name: str, worker_group: str, *, worker_id: str, task_id: str, purpose: str | None
     ) -> SecretDelivery:
         consumer = f"worker_group:{worker_group}"
-        row = None if self._environment.find_by_name(name) else rows.find_by_name(name)
+        row = None if self._pinned_secrets.find_by_name(name) else rows.find_by_name(name)
         if row is None or consumer not in row.allowed_consumers:
             self._usage.counts["worker_group", "refused"] += 1
             raise NotFound("No secret of this name is available to this worker.")
@@ -151,7 +151,7 @@ class SecretsService:
     def attach(self, name: str, to: AttachedObject, *, title: str, pointer: str, by: Principal | None) -> None:
         if by is not None and "secrets.write" not in by.permissions and not _is_attached(name.lower(), to):
             raise Forbidden("Attaching a secret requires the permission secrets.write.", code="insufficient_scope")
-        pinned = self._environment.find_by_name(name)
+        pinned = self._pinned_secrets.find_by_name(name)
         row = rows.find_by_name(name) if pinned is None else None
         if pinned is None and row is None:
             raise Invalid.at(

@@ -16,7 +16,7 @@ from corral.database.unit import SYSTEM, UnitContext
 from corral.events.event import SystemAlert, emit
 from corral.redact.matcher import Hit
 from corral.redact.redactor import maker
-from corral_plugins.secrets.models import SecretAlert
+from corral_plugins.secrets.models import LastSecretAlert
 
 SOURCE = "secrets"
 """The source under which the vault registers its values in the redactor."""
@@ -53,7 +53,7 @@ class VaultAlerts:
         """
         made_by = maker()
         if made_by is not None:
-            names = tuple(sorted({label_name(hit.name) for hit in hits if hit.source == SOURCE}))
+            names = tuple(sorted({secret_name_of_label(hit.name) for hit in hits if hit.source == SOURCE}))
             if names:
                 self._queue_alert(_PendingAlert("secret_detected", *made_by, names))
 
@@ -96,25 +96,25 @@ def redactor_label(name: str, n: int) -> str:
     return f"{name}@{n}"
 
 
-def label_name(text: str) -> str:
+def secret_name_of_label(text: str) -> str:
     """Return the name of the secret in a redactor label such as `name@3`."""
     return text.rpartition("@")[0]
 
 
 def delete_old_alerts(limit: int) -> int:
     """Delete the records of at most `limit` alerts that are over an hour old. Return the number of deleted rows."""
-    old = SecretAlert.select(SecretAlert.id).where(SecretAlert.raised_at < clock.now(-HOUR)).limit(limit)
-    return int(SecretAlert.delete().where(SecretAlert.id.in_(old)).execute())
+    old = LastSecretAlert.select(LastSecretAlert.id).where(LastSecretAlert.raised_at < clock.now(-HOUR)).limit(limit)
+    return int(LastSecretAlert.delete().where(LastSecretAlert.id.in_(old)).execute())
 
 
 def _publish_alert(alert: _PendingAlert) -> None:
     """Publish the alert, unless this or another process published the same alert within the last hour."""
     key = f"{alert.kind}:{alert.type}:{alert.id}"[:300]
-    insert = SecretAlert.insert(id=key, raised_at=clock.now())
+    insert = LastSecretAlert.insert(id=key, raised_at=clock.now())
     written = insert.on_conflict(
-        conflict_target=[SecretAlert.id],
-        update={SecretAlert.raised_at: clock.now()},
-        where=SecretAlert.raised_at <= clock.now(-HOUR),
+        conflict_target=[LastSecretAlert.id],
+        update={LastSecretAlert.raised_at: clock.now()},
+        where=LastSecretAlert.raised_at <= clock.now(-HOUR),
     )
     if not written.as_rowcount().execute():
         return

@@ -17,7 +17,7 @@ from corral.http.page import Order, Page, PageQuery, paginate, read_cursor, refu
 from corral.plugin import Settings
 from corral_plugins.secrets.models import SecretRow, SecretVersion
 from corral_plugins.secrets.service import rows
-from corral_plugins.secrets.service.environment import PinnedSecret, PinnedSecrets
+from corral_plugins.secrets.service.pinned_secrets import PinnedSecret, PinnedSecrets
 from corral_plugins.secrets.settings import MAX_VERSIONS, REMINDER_DAYS
 from corral_plugins.secrets.shapes import ExpiringQuery, SecretQuery, SecretView, Status, VersionView
 
@@ -27,12 +27,12 @@ SCOPE = "secrets"
 class SecretListing:
     """The read operations of the vault. All methods run in the caller's unit of work."""
 
-    def __init__(self, environment: PinnedSecrets, settings: Settings) -> None:
-        self._environment, self._settings = environment, settings
+    def __init__(self, pinned_secrets: PinnedSecrets, settings: Settings) -> None:
+        self._pinned_secrets, self._settings = pinned_secrets, settings
 
     def get_secret(self, id: str) -> tuple[SecretView, int]:
         """Return a secret, even a deleted one, with the revision for its ETag. Raises `NotFound`."""
-        pinned = self._environment.find_by_id(id)
+        pinned = self._pinned_secrets.find_by_id(id)
         if pinned is not None:
             return self._views_of([pinned])[0], 1
         return self.view_of_row(rows.get_secret_row(id, deleted=True))
@@ -44,7 +44,7 @@ class SecretListing:
     def list_secrets(self, query: SecretQuery, by: Principal) -> Page[SecretView]:
         """Return a page of secrets sorted by name. Pinned secrets hide stored secrets of the same name."""
         refuse_cursor_with_offset(query)
-        pinned = [item for item in self._environment.all_secrets() if _pinned_matches(item, query)]
+        pinned = [item for item in self._pinned_secrets.all_secrets() if _pinned_matches(item, query)]
         stored = self._filter_rows(query)
         total = stored.count() + len(pinned)
         name = by_code_point(SecretRow.name_key)
@@ -73,7 +73,7 @@ class SecretListing:
 
     def list_expiring(self, query: ExpiringQuery, by: Principal) -> Page[SecretView]:
         """Return a page of expired secrets and secrets that expire within `days`, earliest expiry first."""
-        soon = SecretRow.deleted_at.is_null() & (SecretRow.expires_at <= rows.expiring_until([query.days]))
+        soon = SecretRow.deleted_at.is_null() & (SecretRow.expires_at <= rows.reminder_period_end([query.days]))
         found: Page[Any] = paginate(
             SecretRow.select().where(SecretRow.expires_at.is_null(False) & soon),
             query,
@@ -92,7 +92,7 @@ class SecretListing:
 
     def list_versions(self, id: str, query: PageQuery, by: Principal) -> Page[VersionView]:
         """Return a page of versions, newest first. A pinned secret has no stored versions."""
-        if self._environment.find_by_id(id) is not None:
+        if self._pinned_secrets.find_by_id(id) is not None:
             return Page(items=[], total=0, limit=query.limit, offset=0, next=None)
         row = rows.get_secret_row(id, deleted=True)
         of_it = SecretVersion.select().where(SecretVersion.secret_id == row.id)
@@ -107,17 +107,17 @@ class SecretListing:
 
     # -- internals
 
-    def _expiring_until(self) -> str:
-        return rows.expiring_until(self._settings.get(REMINDER_DAYS))
+    def _reminder_period_end(self) -> str:
+        return rows.reminder_period_end(self._settings.get(REMINDER_DAYS))
 
     def _filter_rows(self, query: SecretQuery) -> Any:
-        until = self._expiring_until()
+        until = self._reminder_period_end()
         wanted = query.status or ["active", "expiring", "expired"]
         is_wanted = rows.status_is(wanted[0], until)
         for status in wanted[1:]:
             is_wanted |= rows.status_is(status, until)
         found = SecretRow.select().where(is_wanted)
-        hidden = [item.key for item in self._environment.all_secrets()]
+        hidden = [item.key for item in self._pinned_secrets.all_secrets()]
         if hidden:
             found = found.where(SecretRow.name_key.not_in(hidden) | SecretRow.deleted_at.is_null(False))
         if query.category:
@@ -129,7 +129,7 @@ class SecretListing:
 
     def _views_of(self, items: Sequence[Any]) -> list[SecretView]:
         used = rows.references_by_name([_sort_key(item)[0] for item in items])
-        until, kept = self._expiring_until(), self._settings.get(MAX_VERSIONS)
+        until, kept = self._reminder_period_end(), self._settings.get(MAX_VERSIONS)
         return [
             rows.pinned_view(item, used.get(item.key, []), kept)
             if isinstance(item, PinnedSecret)
@@ -158,13 +158,13 @@ def _pinned_matches(item: PinnedSecret, query: SecretQuery) -> bool:
 STATUSES: tuple[Status, ...] = get_args(Status)
 
 
-def secrets_by_status(settings: Settings, environment: PinnedSecrets) -> dict[tuple[str, ...], float]:
+def secrets_by_status(settings: Settings, pinned_secrets: PinnedSecrets) -> dict[tuple[str, ...], float]:
     """Count the secrets by status in one query. Pinned secrets count as active."""
-    until = rows.expiring_until(settings.get(REMINDER_DAYS))
+    until = rows.reminder_period_end(settings.get(REMINDER_DAYS))
     counters = [peewee.fn.SUM(peewee.Case(None, [(rows.status_is(status, until), 1)], 0)) for status in STATUSES]
     found = SecretRow.select(*counters).tuples().first()
     counts: dict[tuple[str, ...], float] = {
         (str(status),): float(count or 0) for status, count in zip(STATUSES, found, strict=True)
     }
-    counts[("active",)] += len(environment.all_secrets())
+    counts[("active",)] += len(pinned_secrets.all_secrets())
     return counts

@@ -16,7 +16,7 @@ from corral.events.log import LoggedEvent
 from corral.redact.redactor import Redactor
 from corral_plugins.secrets.models import SecretRow, SecretVersion
 from corral_plugins.secrets.service.alerts import SOURCE, VaultAlerts, redactor_label
-from corral_plugins.secrets.service.environment import PinnedSecrets
+from corral_plugins.secrets.service.pinned_secrets import PinnedSecrets
 from corral_plugins.secrets.service.values import SecretValues
 
 BATCH_SIZE = 500
@@ -41,10 +41,10 @@ class RedactorValues:
     """
 
     def __init__(
-        self, work: Work, redactor: Redactor, values: SecretValues, environment: PinnedSecrets, alerts: VaultAlerts
+        self, work: Work, redactor: Redactor, values: SecretValues, pinned_secrets: PinnedSecrets, alerts: VaultAlerts
     ) -> None:
         self._work, self._redactor, self._values = work, redactor, values
-        self._environment, self._alerts = environment, alerts
+        self._pinned_secrets, self._alerts = pinned_secrets, alerts
         self._opened: dict[str, str | None] = {}  # by version id; None if the value cannot be decrypted
         self._changed = asyncio.Event()
         self.unreadable = 0
@@ -81,7 +81,7 @@ class RedactorValues:
         now = {item.id for item in listed}
         self._opened = {id: value for id, value in self._opened.items() if id in now}
         self.unreadable = sum(value is None for value in self._opened.values())
-        values = {redactor_label(item.name, 1): item.value for item in self._environment.all_secrets()}
+        values = {redactor_label(item.name, 1): item.value for item in self._pinned_secrets.all_secrets()}
         for item in listed:
             if (value := self._opened[item.id]) is not None:
                 values[redactor_label(item.name, item.n)] = value

@@ -16,7 +16,7 @@ from corral.http.answers import IfMatch
 from corral.plugin import Audit, AuditEntry
 from corral_plugins.secrets.api import EVENTS
 from corral_plugins.secrets.models import SecretReference, SecretRow, SecretVersion
-from corral_plugins.secrets.service.environment import PinnedSecret
+from corral_plugins.secrets.service.pinned_secrets import PinnedSecret
 from corral_plugins.secrets.shapes import SecretUser, SecretView, Status, VersionView
 
 DAY = 86_400
@@ -58,7 +58,7 @@ def change_secret_row(row: SecretRow, values: Mapping[str, Any]) -> None:
             setattr(row, name, value)
 
 
-def expiring_until(days: list[int]) -> str:
+def reminder_period_end(days: list[int]) -> str:
     """Return the end of the reminder period. A secret that expires before this time has the status `expiring`."""
     return clock.now(max(days, default=0) * DAY)
 
@@ -69,7 +69,7 @@ def is_expired(expires_at: str | None) -> bool:
 
 
 def status_of(row: SecretRow, until: str) -> Status:
-    """Return the status of a secret. `until` is the result of `expiring_until`."""
+    """Return the status of a secret. `until` is the result of `reminder_period_end`."""
     if row.deleted_at is not None:
         return "deleted"
     if is_expired(row.expires_at):
@@ -78,7 +78,7 @@ def status_of(row: SecretRow, until: str) -> Status:
 
 
 def status_is(status: Status, until: str) -> Any:
-    """Return the SQL condition for secrets with a status. `until` is the result of `expiring_until`."""
+    """Return the SQL condition for secrets with a status. `until` is the result of `reminder_period_end`."""
     live, expires = SecretRow.deleted_at.is_null(), SecretRow.expires_at
     return {
         "deleted": ~live,

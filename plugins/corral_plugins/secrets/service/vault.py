@@ -1,4 +1,4 @@
-"""Changes secrets on behalf of admins.
+"""Actions of admins on secrets: create, update, rotate, reveal, restore and delete.
 
 Other code changes the rows of secrets only to record last uses and reminders, to rewrap values and to shred deleted
 secrets.
@@ -20,7 +20,7 @@ from corral.plugin import SECRET_CHANGE, Audit, Settings
 from corral_plugins.secrets import api
 from corral_plugins.secrets.models import SecretRow
 from corral_plugins.secrets.service import rows
-from corral_plugins.secrets.service.environment import PinnedSecret, PinnedSecrets
+from corral_plugins.secrets.service.pinned_secrets import PinnedSecret, PinnedSecrets
 from corral_plugins.secrets.service.values import SecretValues, checked_value, generate_value
 from corral_plugins.secrets.settings import MAX_VERSIONS
 from corral_plugins.secrets.shapes import (
@@ -45,8 +45,8 @@ class Vault:
 
     audit: Audit | None
 
-    def __init__(self, values: SecretValues, environment: PinnedSecrets, settings: Settings) -> None:
-        self._values, self._environment, self._settings = values, environment, settings
+    def __init__(self, values: SecretValues, pinned_secrets: PinnedSecrets, settings: Settings) -> None:
+        self._values, self._pinned_secrets, self._settings = values, pinned_secrets, settings
 
     def create(self, new: NewSecret, by: Principal) -> SecretRow:
         """Store a secret.
@@ -54,12 +54,12 @@ class Vault:
         Raises `duplicate` if the name is taken, `setting_locked` if an environment variable sets the secret, and
         `masked_value_submitted` if the value is a masked value.
         """
-        self._environment.refuse_pinned(name=new.name)
+        self._pinned_secrets.refuse_pinned(name=new.name)
         value = checked_value(new.value)
         fields = rows.to_columns(rows.given_fields(new, *FIELDS))
         fields["max_versions"] = new.max_versions or self._settings.get(MAX_VERSIONS)
         _check_expiry(fields["expires_at"])
-        check_hosts(fields["allowed_consumers"], fields["allowed_hosts"])
+        require_allowed_hosts(fields["allowed_consumers"], fields["allowed_hosts"])
         now = clock.now()
         row = {
             **fields,
@@ -83,7 +83,7 @@ class Vault:
 
         Raises `precondition_failed` if the ETag or `cas` is stale.
         """
-        self._environment.refuse_pinned(id=id)
+        self._pinned_secrets.refuse_pinned(id=id)
         fields = rows.to_columns(rows.given_fields(patch, *FIELDS))
         value = None if patch.value is UNSET else checked_value(patch.value)
         if not fields and value is None:
@@ -111,7 +111,7 @@ class Vault:
 
     def rotate(self, id: str, rotation: SecretRotation, match: IfMatch, by: Principal) -> tuple[SecretRow, str]:
         """Replace the value of a secret with a given or generated value. Return the row and the new value."""
-        self._environment.refuse_pinned(id=id)
+        self._pinned_secrets.refuse_pinned(id=id)
         if rotation.value is not None and rotation.generate is not None:
             raise Invalid.at("/generate", "not_allowed", "Send either value or generate, not both.")
         value = (
@@ -130,7 +130,7 @@ class Vault:
     def reveal(self, id: str, asked: RevealRequest, by: Principal) -> RevealedSecret:
         """Return the value of a secret. The audit row commits with the unit of work, before the response is sent."""
         rows.require_audit(self.audit)
-        pinned = self._environment.find_by_id(id)
+        pinned = self._pinned_secrets.find_by_id(id)
         if pinned is not None:
             return self._reveal_pinned(pinned, asked, by)
         row = rows.get_secret_row(id)
@@ -155,7 +155,7 @@ class Vault:
 
     def restore_version(self, id: str, n: int, match: IfMatch, by: Principal) -> SecretRow:
         """Store the value of version `n` as a new version. Raises `secrets.destroyed` if version `n` was destroyed."""
-        self._environment.refuse_pinned(id=id)
+        self._pinned_secrets.refuse_pinned(id=id)
         row = rows.lock_secret_row(id, match)
         value = self._values.decrypt(row, n)
         newest = self._values.replace_value(row, value, by=by.user_id)
@@ -166,7 +166,7 @@ class Vault:
 
     def destroy_version(self, id: str, n: int, match: IfMatch, by: Principal) -> None:
         """Destroy version `n` permanently. Raises `invalid_state` if it is the current version."""
-        self._environment.refuse_pinned(id=id)
+        self._pinned_secrets.refuse_pinned(id=id)
         row = rows.lock_secret_row(id, match)
         self._values.destroy_version(row, n)
         rows.publish_event(api.SecretUpdated, row, by)
@@ -177,7 +177,7 @@ class Vault:
 
         Raises `in_use` if objects use the secret, unless `force` is set.
         """
-        self._environment.refuse_pinned(id=id)
+        self._pinned_secrets.refuse_pinned(id=id)
         row = rows.lock_secret_row(id, match)
         used = rows.references_by_name([row.name_key]).get(row.name_key, [])
         if used and not force:
@@ -191,7 +191,7 @@ class Vault:
     def restore(self, id: str, match: IfMatch, by: Principal) -> SecretRow:
         """Restore a deleted secret. Raises `NotFound` if it is not deleted, and `duplicate` if the name is taken."""
         row = rows.lock_secret_row(id, match, deleted=True)
-        self._environment.refuse_pinned(name=row.name)
+        self._pinned_secrets.refuse_pinned(name=row.name)
         self._write_fields(row, {"deleted_at": None})
         rows.publish_event(api.SecretUpdated, row, by)
         rows.record_audit(self.audit, "restore", row)
@@ -202,9 +202,9 @@ class Vault:
             _check_expiry(fields["expires_at"])
         if fields.keys() & {"allowed_consumers", "allowed_hosts"}:
             consumers = fields.get("allowed_consumers", row.allowed_consumers)
-            check_hosts(consumers, fields.get("allowed_hosts", row.allowed_hosts))
+            require_allowed_hosts(consumers, fields.get("allowed_hosts", row.allowed_hosts))
         if fields.get("name_key", row.name_key) != row.name_key:
-            self._environment.refuse_pinned(name=fields["name"])
+            self._pinned_secrets.refuse_pinned(name=fields["name"])
             if used := rows.references_by_name([row.name_key]).get(row.name_key):
                 detail = f"{len(used)} consumers use {row.name} by its name; replace it there first."
                 raise Conflict(
@@ -221,7 +221,7 @@ class Vault:
         self._values.forget_old(row)
 
 
-def check_hosts(consumers: list[str], hosts: list[str]) -> None:
+def require_allowed_hosts(consumers: list[str], hosts: list[str]) -> None:
     """Raise `Invalid` if `hosts` is empty but a consumer requires allowed hosts.
 
     Without allowed hosts, users who can edit the consumer could send the value to any host.

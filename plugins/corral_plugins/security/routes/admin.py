@@ -9,7 +9,7 @@ from corral.http.routes import Routes
 from corral_core.accounts.api import Accounts, AllSessions, UserSessionQuery, UserSessionView
 from corral_plugins.security.service.api_keys import ApiKeys
 from corral_plugins.security.service.ip_rules import IpRules
-from corral_plugins.security.service.policy import SecurityPolicies
+from corral_plugins.security.service.policies import SecurityPolicies
 from corral_plugins.security.shapes import (
     AddressToCheck,
     AddressVerdict,

@@ -315,7 +315,7 @@ class IpGate:
         until = None if self._in_force is None else self._in_force.until
         return until is not None and until <= clock.now()
 
-    def take_pending(self) -> list[str]:
+    def take_rejected_addresses(self) -> list[str]:
         """Return and forget the addresses whose rejected requests must be audited, each at most once a minute."""
         now = clock.time_s()
         self._recorded = {client_ip: at for client_ip, at in self._recorded.items() if now - at < AUDIT_SECONDS}
@@ -373,7 +373,7 @@ class IpGateUpdater:
 
     async def _record_refusals(self) -> None:
         """Record each rejection in its own unit of work, because a unit of work has only one client address."""
-        for client_ip in self._gate.take_pending():
+        for client_ip in self._gate.take_rejected_addresses():
             entry = UnitContext("ip rules", ANONYMOUS, client_ip=client_ip)
             with contextlib.suppress(Problem):  # the request was rejected anyway; the audit plugin reports failures
                 await self._work(self._rules.record_refusal, entry=entry)

@@ -92,7 +92,7 @@ class TokenBuckets:
         if known is None or known < empty:
             self._recent[key] = empty
 
-    def seconds_of(self, calls: int) -> float:
+    def fill_seconds(self, calls: int) -> float:
         """Return the fill level, in seconds, that `calls` requests add to a bucket that is shared by all processes."""
         return calls * self.rate.seconds / self.count
 
@@ -241,7 +241,7 @@ class RequestLimits:
         """
         assert self._shared is not None
         for part in self._count_batches():
-            amounts = {f"{name}:{key}": self._buckets[name].seconds_of(calls) for (name, key), calls in part.items()}
+            amounts = {f"{name}:{key}": self._buckets[name].fill_seconds(calls) for (name, key), calls in part.items()}
             was = self._shared.connected
             answer = await self._shared.add(amounts)
             if was != self._shared.connected:

@@ -13,7 +13,7 @@ from corral.events.live_feed import Feed
 from corral.ids import new_id
 from corral.settings.registry import SettingsRegistry, StoredSetting
 from corral_plugins.settings.api import SettingChanged
-from corral_plugins.settings.models import OutdatedRow
+from corral_plugins.settings.models import OutdatedProcessRow
 from corral_plugins.settings.service.store import SettingsService
 
 log = logging.getLogger("corral.settings")
@@ -64,7 +64,9 @@ class LiveSettings:
         """Delete the row that lists the outdated settings of this process, because the process is stopping."""
         self._leaving = True
         if self._published[0]:
-            await self._work(lambda: OutdatedRow.delete().where(OutdatedRow.process == self._process).execute())
+            await self._work(
+                lambda: OutdatedProcessRow.delete().where(OutdatedProcessRow.process == self._process).execute()
+            )
 
     def _newer_values(self) -> tuple[int, dict[str, StoredSetting]] | None:
         version = self._service.rows.stored_version()
@@ -84,11 +86,13 @@ class LiveSettings:
             self._published = (names, time.monotonic())
 
     def _write_outdated(self, names: list[str]) -> None:
-        mine = OutdatedRow.process == self._process
-        OutdatedRow.delete().where(mine | (OutdatedRow.seen_at < clock.now(-FORGET_SECONDS))).execute()
+        mine = OutdatedProcessRow.process == self._process
+        OutdatedProcessRow.delete().where(mine | (OutdatedProcessRow.seen_at < clock.now(-FORGET_SECONDS))).execute()
         if names:  # two polls of this process may overlap, hence the upsert
             row = {"process": self._process, "names": names, "seen_at": clock.now()}
-            OutdatedRow.insert(row).on_conflict(conflict_target=[OutdatedRow.process], update=row).execute()
+            OutdatedProcessRow.insert(row).on_conflict(
+                conflict_target=[OutdatedProcessRow.process], update=row
+            ).execute()
 
 
 def outdated_names() -> frozenset[str]:
@@ -96,5 +100,9 @@ def outdated_names() -> frozenset[str]:
 
     Runs in the caller's unit of work.
     """
-    rows = OutdatedRow.select(OutdatedRow.names).where(OutdatedRow.seen_at >= clock.now(-FORGET_SECONDS)).limit(1000)
+    rows = (
+        OutdatedProcessRow.select(OutdatedProcessRow.names)
+        .where(OutdatedProcessRow.seen_at >= clock.now(-FORGET_SECONDS))
+        .limit(1000)
+    )
     return frozenset(name for row in rows for name in row.names)

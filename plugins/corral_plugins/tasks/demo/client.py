@@ -8,7 +8,7 @@ import time
 from typing import Any, Protocol
 
 from corral.cli.api_client import ApiClient, ApiClientError, TextDeltaTracker
-from corral_plugins.tasks.demo.model import NEW_TOKENS, WITHOUT_MODEL, ModelChoice
+from corral_plugins.tasks.demo.model_choice import NEW_TOKENS, WITHOUT_MODEL, ModelChoice
 
 TERMINAL = ("task.completed", "task.failed", "task.cancelled")
 
@@ -24,7 +24,7 @@ class ProgressPrinter(Protocol):
         """Report one step of the demo, for example `("task", "Summarise the notes")`."""
         ...
 
-    def words(self, text: str, *, goes_on: bool) -> None:
+    def print_model_text(self, text: str, *, goes_on: bool) -> None:
         """Report text that the model writes, as it arrives.
 
         `goes_on` is true if the text continues the previous text.
@@ -112,7 +112,7 @@ class DemoClient:
         elif event == "task.progress":
             goes_on, fresh = self._live.add(str((data.get("progress") or {}).get("message") or ""))
             if fresh:
-                self._teller.words(fresh, goes_on=goes_on)
+                self._teller.print_model_text(fresh, goes_on=goes_on)
         elif event in TERMINAL:
             self._teller.step("result", event.removeprefix("task."))
 

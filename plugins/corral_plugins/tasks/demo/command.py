@@ -15,7 +15,7 @@ import click
 
 from corral.cli.api_client import ApiClientError
 from corral_plugins.tasks.demo.client import DemoClient, DemoFailed
-from corral_plugins.tasks.demo.model import (
+from corral_plugins.tasks.demo.model_choice import (
     WITHOUT_MODEL,
     CommandContext,
     ModelChoice,
@@ -47,7 +47,7 @@ class Screen:
         self._open = False
 
     def step(self, name: str, text: str, *, ends: bool = True) -> None:
-        """Record and print a step. With `ends=False` no newline follows, so that `words` can append text."""
+        """Record and print a step. With `ends=False` no newline follows, so that `print_model_text` can append text."""
         elapsed = time.monotonic() - self.began
         self.steps.append({"step": name, "detail": text, "elapsed_ms": round(elapsed * 1000)})
         if self.as_json:
@@ -57,7 +57,7 @@ class Screen:
         click.echo(f"{when}  {what} {text}", nl=ends)
         self._open = not ends
 
-    def words(self, text: str, *, goes_on: bool) -> None:
+    def print_model_text(self, text: str, *, goes_on: bool) -> None:
         """Print text that the model writes, as it arrives."""
         if not (goes_on and self._open):
             self.step("progress", text, ends=False)
@@ -96,7 +96,7 @@ class Screen:
 )
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 @click.pass_obj
-def command(
+def demo_command(
     command_context: CommandContext,
     once: bool,
     input_path: Path | None,

@@ -15,7 +15,7 @@ from corral.errors import Conflict, Invalid
 from corral.http.answers import Encoded, Request
 from corral.http.routes import Routes
 from corral_plugins.secrets.api import SecretDelivery
-from corral_plugins.tasks.reports import (
+from corral_plugins.tasks.report_shapes import (
     CancellationReport,
     CheckpointAccepted,
     CheckpointReport,
@@ -27,7 +27,7 @@ from corral_plugins.tasks.reports import (
     LogsAccepted,
     ProgressReport,
     ReleaseReport,
-    SecretUse,
+    SecretAccessReport,
     StartedResponse,
     UsageReport,
     WaitReport,
@@ -116,7 +116,7 @@ def store_checkpoint(
     raises=("lease_lost", "secret_expired", "audit_unavailable", "vault_sealed", "secrets.damaged"),
 )
 def get_secret_value(
-    id: str, name: str, body: SecretUse, runs: TaskRuns, caller: Principal, request: Request
+    id: str, name: str, body: SecretAccessReport, runs: TaskRuns, caller: Principal, request: Request
 ) -> SecretDelivery:
     """Read a secret that is available to the worker's group. The value may be sent to `allowed_hosts` only."""
     return runs.deliver_secret(id, requested_lease(body, request, caller), name, body.purpose, caller)

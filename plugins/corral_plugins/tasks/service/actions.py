@@ -26,7 +26,7 @@ from corral_plugins.tasks.models import (
     Task,
     TaskRow,
 )
-from corral_plugins.tasks.reports import ReportedError
+from corral_plugins.tasks.report_shapes import ReportedError
 from corral_plugins.tasks.service import outcomes, queries, retention, rows, statistics
 from corral_plugins.tasks.service.creation import (
     add_dependencies,
@@ -264,7 +264,7 @@ class OwnerActions:
         """
         if call_id is not None:
             if self.tools is not None:
-                self.tools.store_answer(row.id, call_id, result=value, error=error)
+                self.tools.deliver_result(row.id, call_id, result=value, error=error)
             status = "succeeded" if error is None else "failed"
             result = {"call_id": call_id, "status": status, "result": value, "error": error}
             given = to_limited_json({"tool_results": [result]}, RESULT_LIMIT + 1024, "/input")

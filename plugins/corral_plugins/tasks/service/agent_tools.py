@@ -11,7 +11,7 @@ from corral.errors import NotFound
 from corral.schema.conversion import convert
 from corral_plugins.tasks.api import NewTask, Origin
 from corral_plugins.tasks.models import PRIORITIES
-from corral_plugins.tasks.reports import AskedInput
+from corral_plugins.tasks.report_shapes import AskedInput
 from corral_plugins.tasks.service.creation import TaskCreation
 from corral_plugins.tasks.service.rows import TaskViews, find_readable_task
 from corral_plugins.tasks.service.runs import TaskRuns
@@ -108,7 +108,7 @@ class AgentTools:
         warnings = task.warnings if isinstance(task.warnings, list) else []
         return {"task_id": task.id, "status": task.status, "warnings": warnings}
 
-    def ask(self, context: ToolContext, arguments: Json) -> ResultLater:
+    def ask_person(self, context: ToolContext, arguments: Json) -> ResultLater:
         """Ask a person a question.
 
         The run ends, and the task waits for the answer. The answer becomes the result of this tool call.
@@ -121,13 +121,13 @@ class AgentTools:
 class TaskTools:
     """The tools that the plugin `tasks` contributes.
 
-    The plugin creates them before the services exist. `bind` connects them to their implementation later.
+    The plugin creates them before the services exist, and calls `set_implementation` later.
     """
 
     def __init__(self) -> None:
         self._implementation: AgentTools | None = None
 
-    def bind(self, implementation: AgentTools) -> None:
+    def set_implementation(self, implementation: AgentTools) -> None:
         """Connect the tools to their implementation."""
         self._implementation = implementation
 
@@ -170,7 +170,7 @@ class TaskTools:
                 risk="write",
                 schema=ASK_SCHEMA,
                 permission="tasks.write",
-                run=lambda context, arguments: self.implementation.ask(context, arguments),
+                run=lambda context, arguments: self.implementation.ask_person(context, arguments),
             ),
         ]
 

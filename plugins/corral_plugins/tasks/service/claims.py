@@ -125,7 +125,9 @@ def queues_for_agents(
     return found
 
 
-def first_tasks(queues: Iterable[str], *, limit: int, without: Sequence[str] = ()) -> list[tuple[str, str]]:
+def first_task_of_each_queue(
+    queues: Iterable[str], *, limit: int, without: Sequence[str] = ()
+) -> list[tuple[str, str]]:
     """Return the first task of each queue as `(task id, queue)`, in claim order, and at most `limit` tasks in total.
 
     Tasks of the requesters in `without` are skipped.
@@ -152,7 +154,7 @@ def lock_queued_task(task_id: str, queue: str, *, exactly: bool) -> TaskRow | No
 
 def first_task_ids(names: Iterable[str], *, limit: int) -> list[str]:
     """Return the ids of the first `limit` tasks of these queues, which are merged in claim order."""
-    filled = [queue for _, queue in first_tasks(names, limit=limit)]
+    filled = [queue for _, queue in first_task_of_each_queue(names, limit=limit)]
     if not filled:
         return []
     one = (
@@ -401,8 +403,8 @@ class TaskClaims:
         if worker.status == "draining":
             return ClaimResponse(tasks=[], reason="draining")
         free = worker.max_agents - worker.active_leases
-        if not worker.claims or free <= 0:
-            return ClaimResponse(tasks=[], reason="at_capacity" if worker.claims else "none")
+        if not worker.can_claim or free <= 0:
+            return ClaimResponse(tasks=[], reason="at_capacity" if worker.can_claim else "none")
         agents = self._agents.eligible_agents(
             worker_id=worker.id, group=worker.group, labels=worker.labels, agent_ids=agent_ids
         )
@@ -427,7 +429,7 @@ class TaskClaims:
         worker = self._workers.find(worker_id)
         if worker is None:
             raise NotFound()
-        if not worker.claims or self._is_kill_switch_engaged():
+        if not worker.can_claim or self._is_kill_switch_engaged():
             return []
         agents = self._agents.eligible_agents(
             worker_id=worker.id, group=worker.group, labels=worker.labels, agent_ids=None
@@ -467,7 +469,7 @@ class TaskClaims:
     def _lock_first_task(self, names: list[str], heavy: list[str]) -> tuple[TaskRow, str] | None:
         """Lock the first task in claim order that no concurrent claim has locked. Return the task with its queue."""
         for without in [heavy, []] if heavy else [[]]:
-            for task_id, queue in first_tasks(names, limit=8, without=without):
+            for task_id, queue in first_task_of_each_queue(names, limit=8, without=without):
                 row = lock_queued_task(task_id, queue, exactly=bool(without))
                 if row is not None:
                     return row, queue

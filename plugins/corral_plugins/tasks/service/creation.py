@@ -53,7 +53,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def future_instant(moment: datetime | None, pointer: str) -> str | None:
-    """Return the instant in the text format that the database stores.
+    """Return a future instant in the text format that the database stores.
 
     Raises `Invalid` with the code `in_the_past` if the instant has passed.
     """

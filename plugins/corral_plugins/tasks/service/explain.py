@@ -160,7 +160,7 @@ class TaskExplanations:
             found.append(_unmet("agent_paused", f"The agent is paused ({why}).", "Resume it.", f"{href}/resume"))
         else:
             found.append(_met("agent_paused", "The agent is not paused."))
-        if agent.claims and agent.active_tasks >= agent.max_concurrent_tasks:
+        if agent.can_claim and agent.active_tasks >= agent.max_concurrent_tasks:
             message = f"The agent runs {agent.active_tasks} of at most {agent.max_concurrent_tasks} tasks."
             found.append(_unmet("agent_capacity", message, "Wait, or raise max_concurrent_tasks.", href))
         else:
@@ -217,7 +217,7 @@ class TaskExplanations:
             message = f"No online worker offers {', '.join(tools)}."
             return [*found, _unmet("worker_tools", message, "Start a worker that offers them.", href)]
         found.append(_met("worker_tools", "A worker offers the required tools."))
-        if any(worker.active_leases < worker.max_agents and worker.claims for worker in able):
+        if any(worker.active_leases < worker.max_agents and worker.can_claim for worker in able):
             return [*found, _met("worker_capacity", "A worker has a free slot.")]
         message = "Every worker that could run the task is full."
         return [*found, _unmet("worker_capacity", message, "Wait, or add a worker.", href)]

@@ -130,7 +130,7 @@ class TaskLeases:
         found = _SIGNALS.rows({"worker": worker_id, "after": after})
         return [LeaseSignal(seq=row[0], task_id=row[1], lease_id=row[2], state=row[3]) for row in found]
 
-    def live_tasks(self, agent_ids: Sequence[str]) -> dict[str, list[str]]:
+    def leased_task_ids(self, agent_ids: Sequence[str]) -> dict[str, list[str]]:
         """Return the ids of the tasks under a live lease, grouped by agent."""
         tasks: dict[str, list[str]] = {agent_id: [] for agent_id in agent_ids}
         found = (
@@ -148,11 +148,11 @@ class TaskLeases:
 
     # -- revocation
 
-    def release_worker(self, worker_id: str, *, reason: str) -> int:
+    def release_leases_of_worker(self, worker_id: str, *, reason: str) -> int:
         """End all leases of a worker without consuming an attempt."""
         return len(self._end_leases(Attempt.worker_id == worker_id, reason, lambda row, attempt: None))
 
-    def release_agent(self, agent_id: str, *, cancel: bool, reason: str) -> list[str]:
+    def release_leases_of_agent(self, agent_id: str, *, cancel: bool, reason: str) -> list[str]:
         """End all leases of an agent. The tasks are queued again, or cancelled if `cancel` is set."""
 
         def end(row: TaskRow, attempt: AttemptRow) -> None:

@@ -419,7 +419,7 @@ class TaskOutcomes:
         call_id = (row.get("waiting_for") or {}).get("call_id")
         if call_id is not None and self.tools is not None:
             error = {"type": "expired", "message": "The task ended before anyone answered."}
-            self.tools.store_answer(row.id, call_id, error=error)
+            self.tools.deliver_result(row.id, call_id, error=error)
 
     def _end_attempt(
         self,

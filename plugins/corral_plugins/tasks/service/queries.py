@@ -137,7 +137,7 @@ def _last_indexed() -> tuple[str, str]:
 # -- writing
 
 
-def index_settled_tasks() -> bool:
+def index_next_tasks() -> bool:
     """Add the next batch of tasks that were created more than 30 s ago to the search index.
 
     Return whether there may be further tasks to index.

@@ -15,9 +15,9 @@ from corral import clock
 from corral.auth.principal import Principal
 from corral.database.statement import Statement
 from corral.errors import NotFound
-from corral_plugins.cost.api import ChargedCost, CostReport, Costs
+from corral_plugins.cost.api import BillableUsage, ChargedCost, Costs
 from corral_plugins.tasks.models import Attempt, AttemptRow, LogLine, TaskRow
-from corral_plugins.tasks.reports import LogEntry, LogReport, LogsAccepted, UsageItem, UsageReport, UsageTotals
+from corral_plugins.tasks.report_shapes import LogEntry, LogReport, LogsAccepted, UsageItem, UsageReport, UsageTotals
 from corral_plugins.tasks.service import rows
 from corral_plugins.tasks.service.rows import lease_lost
 from corral_plugins.tasks.service.transitions import TaskTransitions
@@ -161,7 +161,7 @@ class UsageReports:
         cost = Decimal(more["cost_micro"]) / 1_000_000 if "cost_micro" in more else None
         key = ":".join((attempt.id, *(f"{name}={total}" for name, total in sorted(totals.items()))))
         charged = self.cost.record_cost(
-            CostReport(
+            BillableUsage(
                 usage_key=key,
                 provider=OUTSIDE,
                 model="",
@@ -179,7 +179,7 @@ class UsageReports:
     def _add_items(self, attempt: AttemptRow, used: list[UsageItem]) -> dict[str, int]:
         more: Counter[str] = Counter()
         for item in used if self.cost is not None else _new_items(attempt, used):
-            charged = None if self.cost is None else self.cost.record_cost(_cost_event(item, attempt))
+            charged = None if self.cost is None else self.cost.record_cost(_billable_usage(item, attempt))
             if charged is not None and charged.repeated:
                 continue
             read = (
@@ -217,10 +217,10 @@ def _new_items(attempt: AttemptRow, used: list[UsageItem]) -> list[UsageItem]:
     return new
 
 
-def _cost_event(item: UsageItem, attempt: AttemptRow) -> CostReport:
+def _billable_usage(item: UsageItem, attempt: AttemptRow) -> BillableUsage:
     given = msgspec.structs.asdict(item)
     cost = None if item.cost_usd is None else Decimal(repr(item.cost_usd))
-    return CostReport(**{**given, "cost_usd": cost}, **_attribution(attempt))
+    return BillableUsage(**{**given, "cost_usd": cost}, **_attribution(attempt))
 
 
 def _attribution(attempt: AttemptRow) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import Run
 from corral_plugins.tasks.events import TaskProgressed, TaskStalled, TaskStarted, TaskWaiting
 from corral_plugins.tasks.models import Attempt, AttemptRow, TaskRow
-from corral_plugins.tasks.reports import (
+from corral_plugins.tasks.report_shapes import (
     AskedInput,
     CancellationReport,
     CheckpointAccepted,

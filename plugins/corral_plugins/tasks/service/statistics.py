@@ -158,7 +158,7 @@ def count_started_attempt(queue_ms: int) -> None:
 
 
 def copy_deltas() -> CounterDeltas:
-    """Return a copy of the changes that the unit of work has counted so far."""
+    """Save the counter changes of the unit of work, so that `restore_deltas` can return to them."""
     deltas, copy = _current_deltas(), CounterDeltas()
     copy.counters, copy.hour = deltas.counters.copy(), deltas.hour.copy()
     return copy

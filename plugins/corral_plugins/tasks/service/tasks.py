@@ -24,7 +24,7 @@ from corral_plugins.tasks.api import (
 )
 from corral_plugins.tasks.events import TaskUpdated
 from corral_plugins.tasks.models import Task
-from corral_plugins.tasks.reports import UsageTotals
+from corral_plugins.tasks.report_shapes import UsageTotals
 from corral_plugins.tasks.service import rows, run_reports
 from corral_plugins.tasks.service.actions import OwnerActions
 from corral_plugins.tasks.service.claims import TaskClaims
@@ -44,11 +44,17 @@ class TasksService:
         creation: TaskCreation,
         actions: OwnerActions,
         claims: TaskClaims,
-        fleet: TaskLeases,
+        leases: TaskLeases,
         runs: TaskRuns,
         views: TaskViews,
     ) -> None:
-        self._creation, self._actions, self._claims, self._fleet, self._views = creation, actions, claims, fleet, views
+        self._creation, self._actions, self._claims, self._leases, self._views = (
+            creation,
+            actions,
+            claims,
+            leases,
+            views,
+        )
         self._runs = runs
 
     def create(
@@ -83,22 +89,22 @@ class TasksService:
         return self._views.encoded_items([(task_id, 0) for task_id in ids])
 
     def renew_leases(self, worker_id: str, leases: Sequence[LeaseRef]) -> list[LeaseState]:
-        return self._fleet.renew_leases(worker_id, leases)
+        return self._leases.renew_leases(worker_id, leases)
 
     def leases_of_worker(self, worker_id: str) -> list[LeaseView]:
-        return self._fleet.leases_of_worker(worker_id)
+        return self._leases.leases_of_worker(worker_id)
 
     def read_signals(self, worker_id: str, *, after: int) -> list[LeaseSignal]:
-        return self._fleet.read_signals(worker_id, after=after)
+        return self._leases.read_signals(worker_id, after=after)
 
-    def release_worker(self, worker_id: str, *, reason: str) -> int:
-        return self._fleet.release_worker(worker_id, reason=reason)
+    def release_leases_of_worker(self, worker_id: str, *, reason: str) -> int:
+        return self._leases.release_leases_of_worker(worker_id, reason=reason)
 
-    def release_agent(self, agent_id: str, *, cancel: bool, reason: str) -> list[str]:
-        return self._fleet.release_agent(agent_id, cancel=cancel, reason=reason)
+    def release_leases_of_agent(self, agent_id: str, *, cancel: bool, reason: str) -> list[str]:
+        return self._leases.release_leases_of_agent(agent_id, cancel=cancel, reason=reason)
 
     def cancel_all_leased(self, *, reason: str) -> int:
-        return self._fleet.cancel_all_leased(reason=reason)
+        return self._leases.cancel_all_leased(reason=reason)
 
     def detach_agent(self, agent_id: str) -> int:
         """Let other agents claim the tasks that waited for a deleted agent.
@@ -114,11 +120,11 @@ class TasksService:
             publish_task_event(TaskUpdated, row, row.status)
         return len(found)
 
-    def live_tasks(self, agent_ids: Sequence[str]) -> dict[str, list[str]]:
-        return self._fleet.live_tasks(agent_ids)
+    def leased_task_ids(self, agent_ids: Sequence[str]) -> dict[str, list[str]]:
+        return self._leases.leased_task_ids(agent_ids)
 
     def live_lease(self, task_id: str, lease_id: str) -> LeaseView | None:
-        return self._fleet.live_lease(task_id, lease_id)
+        return self._leases.live_lease(task_id, lease_id)
 
     def lock_run(self, task_id: str, lease_id: str | None, *, by: Principal) -> Run:
         return self._runs.lock_run(task_id, lease_id, by=by)
@@ -147,10 +153,10 @@ class TasksService:
         )
 
     def lease_states(self, leases: Sequence[LeaseRef]) -> list[LeaseState]:
-        return self._fleet.lease_states(leases)
+        return self._leases.lease_states(leases)
 
     def renew_lease(self, task_id: str, lease_id: str) -> None:
-        self._fleet.renew_lease(task_id, lease_id)
+        self._leases.renew_lease(task_id, lease_id)
 
     def record_usage(
         self, task_id: str, lease_id: str, *, input_tokens: int, output_tokens: int, cost_usd: float | None = None
@@ -161,7 +167,7 @@ class TasksService:
         run_reports.add_gateway_usage(task_id, lease_id, used)
 
     def queue_statistics(self) -> QueueStatistics:
-        return self._fleet.queue_statistics()
+        return self._leases.queue_statistics()
 
 
 def _decode_view(body: bytes) -> TaskView:

@@ -178,7 +178,7 @@ _SECRET = re.compile(r"\{\{\s*secrets\.([A-Za-z][A-Za-z0-9_.-]{0,127})\s*\}\}")
 _ANY_SECRET = re.compile(r"\{\{[^{}]*\bsecrets\b[^{}]*\}\}")
 
 
-def refuse_secrets(*texts: Any) -> None:
+def refuse_secret_placeholders(*texts: Any) -> None:
     """Raise `ToolFailure` if a text outside the values of headers contains a placeholder for a secret.
 
     URLs and bodies are logged and echoed, which would reveal the secret.
@@ -202,7 +202,7 @@ class HeaderSecrets:
 
         Raise `ToolFailure` for malformed placeholders, and if the plugin `secrets` is not active.
         """
-        refuse_secrets(*headers)
+        refuse_secret_placeholders(*headers)
         names = {name for value in headers.values() for name in _SECRET.findall(value)}
         for value in headers.values():
             if _ANY_SECRET.search(_SECRET.sub("", value)):
@@ -226,7 +226,7 @@ class HeaderSecrets:
 class HttpTools:
     """The tools `http.fetch` and `http.request`, which share an HTTP client.
 
-    `bind` must be called before the first call of a tool, and `close` after the last.
+    `set_services` must be called before the first call of a tool, and `close` after the last.
     """
 
     def __init__(self) -> None:
@@ -234,7 +234,7 @@ class HttpTools:
         self._secrets: HeaderSecrets | None = None
         self._client: httpx2.AsyncClient | None = None
 
-    def bind(self, egress: Egress, secrets: HeaderSecrets) -> None:
+    def set_services(self, egress: Egress, secrets: HeaderSecrets) -> None:
         """Set the egress guard and the secrets that the tools use."""
         self._egress, self._secrets = egress, secrets
 
@@ -282,7 +282,7 @@ class HttpTools:
         Redirects to the same host are followed. A redirect to another host is returned as the result.
         """
         url, method = str(arguments["url"]), str(arguments.get("method", "GET"))
-        refuse_secrets(url)
+        refuse_secret_placeholders(url)
         for _ in range(MAX_REDIRECTS + 1):
             headers = await self._request_headers("http.fetch", url, arguments.get("headers") or {}, context)
             response = await self._send_request(method, url, headers, None)
@@ -295,7 +295,7 @@ class HttpTools:
     async def request(self, context: ToolContext, arguments: Json) -> Json:
         """Run `http.request`: send a POST, PUT, PATCH or DELETE request. Redirects are returned and not followed."""
         url = str(arguments["url"])
-        refuse_secrets(url, arguments.get("body"))
+        refuse_secret_placeholders(url, arguments.get("body"))
         headers = dict(arguments.get("headers") or {})
         content: bytes | None = None
         if "json" in arguments:

@@ -1,6 +1,6 @@
-"""Permits for tools that run on workers, and the results that workers report.
+"""One-time permits with which workers run allowed tool calls, and the results that workers report.
 
-A permit is valid for 60 s and for one use.
+A permit is valid for 60 s.
 """
 
 from __future__ import annotations

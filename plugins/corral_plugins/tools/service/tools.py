@@ -70,7 +70,7 @@ class ToolsService:
             ):
                 raise Forbidden(f"Setting allow for the dangerous tool {name} requires the permission agents.manage.")
 
-    def store_answer(self, task_id: str, call_id: str, *, result: Any = None, error: Json | None = None) -> None:
+    def deliver_result(self, task_id: str, call_id: str, *, result: Any = None, error: Json | None = None) -> None:
         row = call_store.find_call(task_id, call_id)
         if row is not None and row.status == "running" and row.alive_until is None:
             status = "succeeded" if error is None else "failed"

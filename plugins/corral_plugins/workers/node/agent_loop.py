@@ -18,7 +18,7 @@ from corral_plugins.workers.node.client import (
     RELEASE_CODES,
     ApiError,
     CancelRequested,
-    ResponseCut,
+    IncompleteResponse,
     ServerUnreachable,
     WorkerApiClient,
     WorkerLeaseLost,
@@ -39,7 +39,7 @@ from corral_plugins.workers.node.conversation import (
 )
 from corral_plugins.workers.node.model import GatewayModel, ModelCall, ModelReply
 from corral_plugins.workers.node.task_process import CANCELLED, LOST, REPORTED
-from corral_plugins.workers.node.tool_client import TaskWaits, ToolClient
+from corral_plugins.workers.node.tool_client import TaskWaitsForPerson, ToolClient
 from corral_plugins.workers.node.tools.workspace import Workspaces
 
 MAX_STEPS, MAX_REPAIRS = 25, 2
@@ -94,7 +94,7 @@ class AgentLoop:
         """Run the attempt and return the exit status of the process. Any exception is treated as a crash."""
         try:
             await self._run_steps()
-        except (_AttemptEnded, TaskWaits):
+        except (_AttemptEnded, TaskWaitsForPerson):
             return REPORTED
         except WorkerLeaseLost:
             return LOST
@@ -189,7 +189,7 @@ class AgentLoop:
             async with LiveOutput(self._client, self._id) as live:
                 try:
                     return await self._model.send_request(request, key, live.add_text)
-                except ResponseCut as cut:
+                except IncompleteResponse as cut:
                     cuts += 1
                     if cuts < MAX_CUTS:
                         raise

@@ -40,7 +40,7 @@ class ServerUnreachable(Exception):
     """Raised if a request received no response, because the server is not running or the connection broke."""
 
 
-class ResponseCut(ServerUnreachable):
+class IncompleteResponse(ServerUnreachable):
     """Raised if a response is incomplete. The server may have processed and billed the request."""
 
 

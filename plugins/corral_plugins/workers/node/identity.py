@@ -35,7 +35,7 @@ class FolderUnusable(Exception):
     """Raised if the folder of the worker cannot be created or written."""
 
 
-class TokenLosses:
+class DuplicateWorkerDetector:
     """Detects another worker with the same fingerprint.
 
     Two such workers revoke each other's token whenever they register.
@@ -46,10 +46,10 @@ class TokenLosses:
     def __init__(self) -> None:
         self._times: deque[float] = deque(maxlen=self.TIMES)
 
-    def record_loss(self) -> bool:
+    def record_revoked_token(self) -> bool:
         """Record a revoked token. Return whether three tokens were revoked within 300 s.
 
-        Three losses in this time indicate that another worker has the same fingerprint.
+        Three revoked tokens in this time indicate that another worker has the same fingerprint.
         """
         self._times.append(time.monotonic())
         return len(self._times) == self.TIMES and self._times[-1] - self._times[0] < self.SECONDS

@@ -45,7 +45,7 @@ class TaskLease:
 
     # -- requests from the server and the operator
 
-    def renew_until(self, sent: float, seconds: float | None = None) -> None:
+    def record_renewal(self, sent: float, seconds: float | None = None) -> None:
         """Set the new deadline of the lease after a request that renewed the lease.
 
         `sent` is the monotonic time at which the request was sent. `seconds` is the new duration of the lease, or None
@@ -84,7 +84,7 @@ class TaskLease:
         try:
             sent = time.monotonic()
             started = await self._client.start_task(self.task_id, self.lease_id)
-            self.renew_until(sent)
+            self.record_renewal(sent)
         except (ApiError, ServerUnreachable) as error:
             log.warning("task %s could not be started: %s", self.task_id, error)
             return

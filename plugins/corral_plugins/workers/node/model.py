@@ -41,7 +41,7 @@ from pydantic_ai.tools import ToolDefinition
 
 from corral_plugins.workers.node.client import (
     ApiError,
-    ResponseCut,
+    IncompleteResponse,
     ServerUnreachable,
     WorkerApiClient,
     error_of_response,
@@ -109,7 +109,7 @@ class GatewayModel:
 
         `on_text` is a function that receives the text in parts as they arrive. The function may raise an exception to
         stop the request. Raise `ApiError` and `ServerUnreachable` in the same cases as `WorkerApiClient`, and
-        `ResponseCut` for an incomplete response.
+        `IncompleteResponse` for an incomplete response.
         """
         settings = ModelSettings(
             extra_headers={"Idempotency-Key": key}, timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
@@ -128,10 +128,10 @@ class GatewayModel:
                 502, {"code": "provider_error", "detail": f"The gateway's response is not valid: {error}"}
             ) from None
         except httpx2.HTTPError as error:
-            raise ResponseCut(f"{type(error).__name__}: {error}") from None
+            raise IncompleteResponse(f"{type(error).__name__}: {error}") from None
         usage = response.usage
         return ModelReply(
-            message=from_model(response),
+            message=to_assistant_message(response),
             model=response.model_name or "model",
             input_tokens=usage.input_tokens,
             output_tokens=usage.output_tokens,
@@ -166,7 +166,7 @@ def _convert_error(error: ModelAPIError) -> ApiError | ServerUnreachable:
         code = str(body.get("code") or "provider_error")
         return ApiError(STREAM_STATUS.get(code, 502), {"code": code, "detail": str(body.get("message") or error)})
     not_sent = isinstance(cause, APIConnectionError) and isinstance(cause.__cause__, NOT_SENT)
-    return ServerUnreachable(str(error)) if not_sent else ResponseCut(str(error))
+    return ServerUnreachable(str(error)) if not_sent else IncompleteResponse(str(error))
 
 
 def to_model(messages: Iterable[Message]) -> list[ModelMessage]:
@@ -197,7 +197,7 @@ def _to_model_response(message: Message) -> ModelResponse:
     return ModelResponse(parts=[*text, *calls])
 
 
-def from_model(response: ModelResponse) -> Message:
+def to_assistant_message(response: ModelResponse) -> Message:
     """Convert a reply into an assistant message. The reasoning parts of the reply are dropped."""
     text = "".join(part.content for part in response.parts if isinstance(part, TextPart))
     calls = [

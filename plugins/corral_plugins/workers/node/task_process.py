@@ -33,7 +33,7 @@ MAX_FOLDER_LENGTH, SHORT_FOLDER = 60, "/tmp"  # noqa: S108  (multiprocessing cre
 REPORTED, LOST, CANCELLED = 0, 10, 11
 
 
-class TaskContext(msgspec.Struct, frozen=True, kw_only=True):
+class TaskProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The settings that all task processes share.
 
     `url` is the URL of the server. `allowed` lists the tools that agents may use on this machine. `workspaces` is the
@@ -52,7 +52,7 @@ class ProcessNotStarted(Exception):
 # -- inside the task process
 
 
-def run_task_process(context: TaskContext, claim: Mapping[str, Any], inbox: Any) -> None:
+def run_task_process(settings: TaskProcessSettings, claim: Mapping[str, Any], inbox: Any) -> None:
     """Run the task of a claim. This is the main function of a task process.
 
     `inbox` is the pipe that delivers controls (`agent_loop.Control`) from the worker. The pipe closes when the worker
@@ -64,7 +64,7 @@ def run_task_process(context: TaskContext, claim: Mapping[str, Any], inbox: Any)
     controls: set[str] = set()
     threading.Thread(target=_receive_controls, args=(inbox, controls), daemon=True).start()
     try:
-        status = asyncio.run(_run_agent_loop(context, claim, controls))
+        status = asyncio.run(_run_agent_loop(settings, claim, controls))
     except asyncio.CancelledError:  # after the cleanup, exit by the signal as if SIGTERM had no handler
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -85,17 +85,17 @@ def _receive_controls(inbox: Any, controls: set[str]) -> None:
             os.killpg(0, signal.SIGKILL)
 
 
-async def _run_agent_loop(context: TaskContext, claim: Mapping[str, Any], controls: set[str]) -> int:
+async def _run_agent_loop(settings: TaskProcessSettings, claim: Mapping[str, Any], controls: set[str]) -> int:
     from corral_plugins.workers.node.agent_loop import AgentLoop
     from corral_plugins.workers.node.tools.workspace import Workspaces
 
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    workspaces = Workspaces(Path(context.workspaces)) if context.allowed else None
-    client = WorkerApiClient(context.url, claim["agent_token"])
+    workspaces = Workspaces(Path(settings.workspaces)) if settings.allowed else None
+    client = WorkerApiClient(settings.url, claim["agent_token"])
     try:
-        return await AgentLoop(client, claim, controls, allowed=context.allowed, workspaces=workspaces).run()
+        return await AgentLoop(client, claim, controls, allowed=settings.allowed, workspaces=workspaces).run()
     finally:
         await client.close()
 
@@ -160,8 +160,8 @@ class TaskProcesses:
     `folder` is the folder of the worker. No other worker uses the folder at the same time.
     """
 
-    def __init__(self, context: TaskContext, folder: Path) -> None:
-        self._context = context
+    def __init__(self, settings: TaskProcessSettings, folder: Path) -> None:
+        self._settings = settings
         self._multiprocessing = multiprocessing.get_context("forkserver")
         self._multiprocessing.set_forkserver_preload(PRELOAD)
         _place_socket(folder)
@@ -185,7 +185,7 @@ class TaskProcesses:
             with _no_process():
                 inbox, outbox = self._multiprocessing.Pipe(duplex=False)
                 process = self._multiprocessing.Process(
-                    target=run_task_process, args=(self._context, claim, inbox), daemon=True
+                    target=run_task_process, args=(self._settings, claim, inbox), daemon=True
                 )
                 await asyncio.to_thread(process.start)
             inbox.close()

@@ -25,7 +25,7 @@ UNKNOWN = {
 }
 
 
-class TaskWaits(Exception):
+class TaskWaitsForPerson(Exception):
     """The exception that ends the attempt because the task waits for a person. The lease has been released."""
 
 
@@ -53,7 +53,8 @@ class ToolClient:
     async def call_tool(self, call: Mapping[str, Any]) -> Message:
         """Make a tool call and return the message with the result or error for the model.
 
-        Raise `WorkerLeaseLost` or `TaskWaits` if the attempt ends, and `ApiError` if the task should be released.
+        Raise `WorkerLeaseLost` or `TaskWaitsForPerson` if the attempt ends. Raise `ApiError` if the task should be
+        released.
         """
         name = self._names.get(call["function"]["name"], call["function"]["name"])
         try:
@@ -85,13 +86,13 @@ class ToolClient:
 
     async def _handle_reply(self, name: str, call_id: str, arguments: Any, reply: Mapping[str, Any]) -> Message:
         if reply.get("status") == "running":  # the tool waits for a person; the next claim contains the result
-            raise TaskWaits
+            raise TaskWaitsForPerson
         if reply.get("status") == "pending_approval":
             checkpoint = {"step": self._state.step, "state": self._state.to_checkpoint()}
             await self._client.wait_for_person(
                 self._task_id, {"approval_id": reply["approval_id"], "checkpoint": checkpoint}
             )
-            raise TaskWaits
+            raise TaskWaitsForPerson
         if reply.get("permit"):
             approved = reply.get("arguments")  # the person who approved the call may have changed the arguments
             return await self._run_permitted(

@@ -18,9 +18,9 @@ import msgspec
 
 from corral_plugins.workers.node import host_info
 from corral_plugins.workers.node.client import ApiError, ServerUnreachable, WorkerApiClient, retry_delay
-from corral_plugins.workers.node.identity import TokenLosses, WorkerFolder, WorkerIdentity
+from corral_plugins.workers.node.identity import DuplicateWorkerDetector, WorkerFolder, WorkerIdentity
 from corral_plugins.workers.node.lease import TaskLease
-from corral_plugins.workers.node.task_process import ProcessNotStarted, TaskContext, TaskProcesses
+from corral_plugins.workers.node.task_process import ProcessNotStarted, TaskProcesses, TaskProcessSettings
 from corral_plugins.workers.node.tools.builtin import tool_offers
 
 log = logging.getLogger("corral.worker")
@@ -56,8 +56,10 @@ class ReferenceWorker:
 
     def __init__(self, options: WorkerOptions, folder: WorkerFolder) -> None:
         self._options, self._folder = options, folder
-        context = TaskContext(url=options.url, allowed=options.allow, workspaces=str(folder.path / "workspaces"))
-        self._processes = TaskProcesses(context, folder.path)
+        settings = TaskProcessSettings(
+            url=options.url, allowed=options.allow, workspaces=str(folder.path / "workspaces")
+        )
+        self._processes = TaskProcesses(settings, folder.path)
         self._no_process: ProcessNotStarted | None = None
         self._offer: Mapping[str, Any] = {"tools": tool_offers(options.allow)}
         self._unsent_offer = self._offer  # sent with the first heartbeat: the options may have changed
@@ -70,7 +72,7 @@ class ReferenceWorker:
         self._paused = False  # the server is draining this worker
         self._awaits_approval = False
         self._last_signal = 0
-        self._registering, self._losses = asyncio.Lock(), TokenLosses()
+        self._registering, self._duplicates = asyncio.Lock(), DuplicateWorkerDetector()
 
     # -- running
 
@@ -199,7 +201,7 @@ class ReferenceWorker:
         """Register again after the server refused the token. Concurrent callers share one registration."""
         async with self._registering:
             if self._identity is refused:
-                if self._losses.record_loss():
+                if self._duplicates.record_revoked_token():
                     raise WorkerRefused(
                         "Another worker registers with the same name and fingerprint. Its --dir may be a copy of "
                         "the folder of this worker."
@@ -308,7 +310,7 @@ class ReferenceWorker:
             lease = self._leases.get(state["lease_id"])
             if lease is not None:
                 if sent is not None and state["state"] != "lost":
-                    lease.renew_until(sent, _lease_seconds(reply.get("server_time"), state.get("expires_at")))
+                    lease.record_renewal(sent, _lease_seconds(reply.get("server_time"), state.get("expires_at")))
                 lease.apply_state(state["state"])
         for command in reply.get("commands") or ():
             if command in ("drain", "resume"):

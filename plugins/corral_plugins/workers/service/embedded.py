@@ -79,7 +79,7 @@ class EmbeddedLease:
         """
         try:
             while True:
-                held = not self._closed and await self._is_held()
+                held = not self._closed and await self._acquire_or_renew()
                 if held and self._running is None:
                     self._running = asyncio.get_running_loop().create_task(self._start().run())
                 elif not held or (self._running is not None and self._running.done()):
@@ -94,7 +94,7 @@ class EmbeddedLease:
         await self._stop_worker()
         await self._work(lambda: release_lease(LEASE, self._holder), entry=ENTRY)
 
-    async def _is_held(self) -> bool:
+    async def _acquire_or_renew(self) -> bool:
         """Acquire or renew the lease. Return whether this process holds the lease.
 
         While the database is unavailable, a lease that this process held is considered held until it expires.

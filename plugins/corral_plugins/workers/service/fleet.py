@@ -1,4 +1,4 @@
-"""Queries on the fleet: the list of workers, a single worker, the overview, metrics and health checks."""
+"""Read-only queries about all workers: the list, a single worker, the overview, metrics and health checks."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from corral.plugin import Settings
 from corral_plugins.tasks.api import Tasks
 from corral_plugins.workers import settings as declared
 from corral_plugins.workers.api import WorkerDeleted, WorkerOffline, WorkerOnline
-from corral_plugins.workers.models import Worker, WorkerAlert
+from corral_plugins.workers.models import ActiveWorkerAlert, Worker
 from corral_plugins.workers.service import repository
 
 log = logging.getLogger("corral.workers")
@@ -182,8 +182,8 @@ class WorkerSweeps:
     def _raise_or_clear_alert(self) -> None:
         """Raise the alert `no_worker` once, and clear it when a worker is online again or no task waits."""
         if not self._lacks_worker():
-            WorkerAlert.delete().where(WorkerAlert.kind == NO_WORKER).execute()
-        elif WorkerAlert.insert(kind=NO_WORKER, since=clock.now()).on_conflict_ignore().as_rowcount().execute():
+            ActiveWorkerAlert.delete().where(ActiveWorkerAlert.kind == NO_WORKER).execute()
+        elif ActiveWorkerAlert.insert(kind=NO_WORKER, since=clock.now()).on_conflict_ignore().as_rowcount().execute():
             alert = SystemAlert(
                 kind=NO_WORKER,
                 severity="warning",
@@ -204,4 +204,4 @@ class WorkerSweeps:
 
 
 def _is_alerted() -> bool:
-    return bool(WorkerAlert.select().where(WorkerAlert.kind == NO_WORKER).exists())
+    return bool(ActiveWorkerAlert.select().where(ActiveWorkerAlert.kind == NO_WORKER).exists())

@@ -66,7 +66,7 @@ class WorkerProtocol:
         Raise `Conflict(invalid_state)` if the worker was rejected.
         """
         row = repository.get_worker(worker_id)
-        repository.require_registrant(row, caller)
+        repository.require_worker_or_owner(row, caller)
         if row.status == "rejected":
             raise repository.wrong_status_error(row, "kept alive, because an admin rejected it")
         leases = self.tasks.renew_leases(worker_id, body.leases) if self.tasks is not None and body.leases else []
@@ -103,7 +103,7 @@ class WorkerProtocol:
     def claimable(self, worker_id: str, limit: int, *, caller: Principal) -> list[Any]:
         """List the tasks that the worker could claim now, in claim order, without claiming a task."""
         row = repository.get_worker(worker_id)
-        repository.require_registrant(row, caller)
+        repository.require_worker_or_owner(row, caller)
         if not row.is_approved:
             raise Forbidden("An admin has not approved this worker.", code=repository.NOT_APPROVED)
         if self.tasks is None or row.status not in repository.CAN_CLAIM:

@@ -1,4 +1,4 @@
-"""The implementation of the service `Workers`: data about workers, and the lease count of each worker."""
+"""The service `Workers`: looks up workers for other plugins, and maintains the number of leases of each worker."""
 
 from __future__ import annotations
 

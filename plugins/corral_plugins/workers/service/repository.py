@@ -74,7 +74,7 @@ def require_own_token(worker_id: str, caller: Principal) -> None:
         raise Forbidden("Only the worker itself, with its own token, may make this call.")
 
 
-def require_registrant(row: Worker, caller: Principal) -> None:
+def require_worker_or_owner(row: Worker, caller: Principal) -> None:
     """Raise `Forbidden` unless the caller is the worker, the person who registered it, or an admin."""
     if caller.kind == "worker":
         require_own_token(row.id, caller)
@@ -104,7 +104,7 @@ def release_leases_of(tasks: Tasks | None, worker_id: str, reason: str) -> int:
     call releases leases that were claimed between the first call and the change. After the change, the worker cannot
     claim tasks.
     """
-    return tasks.release_worker(worker_id, reason=reason) if tasks is not None else 0
+    return tasks.release_leases_of_worker(worker_id, reason=reason) if tasks is not None else 0
 
 
 def forget_credentials(credentials: Credentials, worker_id: str) -> None:
@@ -120,7 +120,7 @@ KEEP = 10
 MESSAGE_LENGTH = 500
 
 
-def store_failure(event: LoggedEvent) -> None:
+def record_task_failure(event: LoggedEvent) -> None:
     """Store the failure of a task with the worker on which the failure happened.
 
     A retry that a person requested does not count as a failure.

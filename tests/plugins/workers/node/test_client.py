@@ -80,9 +80,9 @@ def test_a_lease_that_became_shorter_ends_sooner() -> None:
     async def run() -> None:
         client, sent = WorkerApiClient("http://127.0.0.1:1", "token"), time.monotonic()
         lease = TaskLease(client, {"task": {"id": "t"}, "lease_id": "l"}, sent=sent, seconds=60)
-        lease.renew_until(sent)
+        lease.record_renewal(sent)
         assert lease.deadline == sent + 60
-        lease.renew_until(sent + 1, 10)
+        lease.record_renewal(sent + 1, 10)
         assert lease.deadline == sent + 11
         await client.close()
 

@@ -33,7 +33,7 @@ ENTRY = UnitContext(label="secrets.rewrap", actor=SYSTEM)
 Read = Callable[[Callable[[], list[SealedValue]]], list[SealedValue]]
 
 
-class MasterKeys:
+class MasterKeyRotation:
     """Manages the rotation of master keys.
 
     `rewrap_rows` opens its own units of work. All other methods run in the caller's unit of work.

@@ -103,7 +103,7 @@ class CheckpointReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
     state: Any
 
 
-class SecretUse(LeaseReport, kw_only=True, forbid_unknown_fields=True):
+class SecretAccessReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
     """The purpose of reading a secret, for the audit log."""
 
     purpose: Annotated[str, line(500, 0)] | None = None
