@@ -256,7 +256,7 @@ class Kernel:
         asyncio.get_running_loop().set_default_executor(self.threads)
         self.loop_watch.start()
         self.thread_exceptions.start()
-        self.database.set_event_loop(asyncio.get_running_loop())
+        self.database.deliver_on(asyncio.get_running_loop())
         self.database.committed = self._committed
         if self.queue is not None and (share or not jobs):
             await self.queue.start()

@@ -102,9 +102,10 @@ class CallTimer:
         self._checks = 0
 
     def check(self, thread: int, *, on_loop: bool = False) -> int:
-        """Count a check. Return the number of checks since the thread's call exceeded its time limit.
+        """Record that the thread was checked once more.
 
-        The number is negative if the call has not exceeded its limit.
+        Return the number of checks since the thread's call exceeded its time limit. The number is
+        negative if the call has not exceeded its limit.
         """
         call = running_call_of(thread)
         if call != self.call:

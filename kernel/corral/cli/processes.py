@@ -386,7 +386,7 @@ class ParentConnection:
     async def drain_on_request(self, drain: Callable[[], None]) -> None:
         """Call `drain` when the parent requests it.
 
-        If the parent ends, this process exits at once, because the next start needs the address.
+        If the parent ends, this process exits at once, so that the next server can listen on the same address.
         """
         while True:
             try:

@@ -60,7 +60,7 @@ class Database(abc.ABC):
         self.plugin_by_label: dict[str, str] = {}  # units of one plugin occupy at most half of the threads
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def set_event_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+    def deliver_on(self, loop: asyncio.AbstractEventLoop) -> None:
         """Deliver the results and notifications of all threads on this event loop."""
         self._loop = loop
 
@@ -69,7 +69,7 @@ class Database(abc.ABC):
         refuse_nesting()
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
-            self.set_event_loop(loop)
+            self.deliver_on(loop)
         future: asyncio.Future[T] = loop.create_future()
         self._submit(QueuedUnit(fn, entry, future, read=read))
         return await future

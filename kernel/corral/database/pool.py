@@ -92,7 +92,7 @@ class DatabaseThread(threading.Thread, abc.ABC):
             queued = self.pool.queue.get()
             if queued is None:
                 break
-            if self.pool.refuse(queued):
+            if self.pool.refuse_quarantined(queued):
                 continue
             try:
                 self.run_units(queued)
@@ -225,7 +225,7 @@ class DatabasePool:
         if plugin is None or self._shares.acquire(plugin, queued):
             self.queue.put(queued)
 
-    def refuse(self, queued: QueuedUnit) -> bool:
+    def refuse_quarantined(self, queued: QueuedUnit) -> bool:
         """Refuse the unit if its route is quarantined, and return whether it was refused."""
         if (problem := self.quarantine.problem(queued.entry.label)) is None:
             return False

@@ -217,7 +217,7 @@ class _WriterThread(_SqliteThread):
             return None
         if queued is None:  # the pool is closing: the thread must see this after the batch
             self.pool.queue.put(None)
-        return None if queued is not None and self.pool.refuse(queued) else queued
+        return None if queued is not None and self.pool.refuse_quarantined(queued) else queued
 
     def _run_in_batch(self, queued: QueuedUnit) -> bool:
         """Run one unit in its savepoint. Return False if SQLite ended the whole transaction."""

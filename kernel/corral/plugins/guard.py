@@ -144,7 +144,7 @@ class Guard:
         return value if self.expected.fits(value) else self._misfit(value)
 
     def _misfit(self, value: Any) -> Any:
-        return self._failed(TypeError(f"it returned {type(value).__name__}, not {self.expected.names()}"))
+        return self._failed(TypeError(f"it returned {type(value).__name__}, not {self.expected.class_names()}"))
 
     def _out_of_service(self) -> Any:
         if self.default is RAISE or self.default is REFUSE:

@@ -34,7 +34,7 @@ class ExpectedReturn(typing.NamedTuple):
         """Return whether a value has one of the expected classes. An int is accepted where a float is expected."""
         return self.kinds is None or isinstance(value, self.kinds) or (float in self.kinds and type(value) is int)
 
-    def names(self) -> str:
+    def class_names(self) -> str:
         """Return the names of the expected classes, for error messages."""
         return " or ".join(kind.__name__ for kind in self.kinds or ())
 

@@ -77,7 +77,7 @@ def _fault_of(message: str, prefix: str) -> FieldError:
 
 
 class _Shape:
-    """The JSON Schema of a type, its validator, and the conversion of strings."""
+    """The JSON Schema of a type, its validator, and the function that converts strings to the type."""
 
     def __init__(self, kind: Any) -> None:
         try:

@@ -259,7 +259,7 @@ CORE_PACKAGE = "corral_core"
 
 
 def is_core(kind: type[Plugin]) -> bool:
-    """Return whether the plugin is a core plugin. Every kernel of the kit contains the core plugins."""
+    """Return whether the plugin is a core plugin. Every kernel that the test kit creates contains the core plugins."""
     return kind.__module__.partition(".")[0] == CORE_PACKAGE
 
 

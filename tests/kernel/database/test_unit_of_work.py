@@ -215,7 +215,7 @@ async def test_rule_10_a_later_number_never_appears_before_an_earlier_one(
 
 
 async def test_rule_11_after_commit_runs_once_on_the_loop_and_not_after_a_failure(database: Database) -> None:
-    database.set_event_loop(asyncio.get_running_loop())
+    database.deliver_on(asyncio.get_running_loop())
     ran: list[str] = []
 
     def good() -> None:

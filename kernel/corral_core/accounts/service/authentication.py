@@ -198,7 +198,7 @@ def _jwt_codec() -> Any:
 
 
 class SigningKeys:
-    """Rotates the signing keys, and registers all keys with the redactor, even keys that another process created."""
+    """Rotates the signing keys, and registers all keys with the redactor, including those of other processes."""
 
     audit: Audit | None = None
 

@@ -291,12 +291,12 @@ class ProviderChecks:
                 enqueue_refresh(provider.name)
 
     async def refresh_all_models(self) -> None:
-        """Refresh the model list of each provider whose list can be fetched. If this fails, the stored list is kept."""
+        """Refresh the model lists of all providers. If a list cannot be fetched, the stored list is kept."""
         for provider in await self._work(self._registry.all_providers, read=True):
             await self._try_refresh(provider)
 
     async def refresh_models_by_name(self, name: str) -> None:
-        """Refresh the model list of one provider if it still exists. If this fails, the stored list is kept."""
+        """Refresh the model list of a provider if it still exists. Keep the stored list if none can be fetched."""
         provider = await self._work(lambda: self._registry.get_provider(name), read=True)
         if provider is not None:
             await self._try_refresh(provider)

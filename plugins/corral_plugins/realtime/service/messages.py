@@ -90,7 +90,7 @@ def parse_message(message: str | bytes) -> ClientMessage:
 
 
 def read_cursor(cursor: str | int) -> str:
-    """Return a cursor as text. A cursor is a `seq` or the id of an event. Raises `Refusal` for any other value."""
+    """Validate a cursor, a `seq` or the id of an event, and return it as text. Raises `Refusal` for any other value."""
     text = str(cursor)
     if (text.isascii() and text.isdigit() and len(text) < 19) or ID_PATTERN.fullmatch(text):
         return text

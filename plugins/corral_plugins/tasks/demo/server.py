@@ -81,7 +81,7 @@ def run_server(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run the server in its own session inside the `with` block, then stop its whole process tree.
 
-    The server writes its output to `log_path(folder)`.
+    The server writes its output to `server_log_path(folder)`.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CORRAL_")}
     environment.update(
@@ -92,7 +92,7 @@ def run_server(
         PYTHONUNBUFFERED="1",
     )
     command = [sys.executable, "-m", "corral", "serve", "--bind", f"127.0.0.1:{port}"]
-    with log_path(folder).open("wb") as log_file:
+    with server_log_path(folder).open("wb") as log_file:
         signals.defer_signals()
         process = subprocess.Popen(  # noqa: S603  (our own program)
             command,
@@ -123,7 +123,7 @@ def _stop_process(process: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def demo_folder(signals: InterruptHandler, keep: Path | None) -> Iterator[Path]:
-    """Create the folder `keep`, or a temporary folder that is deleted at the end of the `with` block."""
+    """Create the folder `keep` if it is given, otherwise a temporary folder that is deleted at the end of the block."""
     signals.defer_signals()
     folder = keep if keep is not None else Path(tempfile.mkdtemp(prefix="corral-demo-"))
     try:
@@ -157,14 +157,14 @@ def wait_for_address(process: subprocess.Popen[bytes], folder: Path, seconds: fl
     until = time.monotonic() + seconds
     while time.monotonic() < until and process.poll() is None:
         with contextlib.suppress(OSError):
-            found = _READY.search(log_path(folder).read_text("utf-8", "replace"))
+            found = _READY.search(server_log_path(folder).read_text("utf-8", "replace"))
             if found is not None:
                 return found.group(1)
         time.sleep(0.05)
     return None
 
 
-def log_path(folder: Path) -> Path:
+def server_log_path(folder: Path) -> Path:
     """Return the path of the server's log file."""
     return folder / "server.log"
 
@@ -172,5 +172,5 @@ def log_path(folder: Path) -> Path:
 def log_tail(folder: Path) -> str:
     """Return the last 15 lines of the server's log."""
     with contextlib.suppress(OSError):
-        return "\n".join(log_path(folder).read_text("utf-8", "replace").splitlines()[-LOG_TAIL:])
+        return "\n".join(server_log_path(folder).read_text("utf-8", "replace").splitlines()[-LOG_TAIL:])
     return ""

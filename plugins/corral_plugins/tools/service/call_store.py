@@ -103,7 +103,7 @@ def insert_call(**values: Any) -> ToolCallRow:
     return row
 
 
-def change_call(row: ToolCallRow, **values: Any) -> bool:
+def update_call_row(row: ToolCallRow, **values: Any) -> bool:
     """Update a call in the database and in `row`. Return whether the call was updated.
 
     Nothing is updated if the status or `executions` of the call has changed since `row` was read.
@@ -133,7 +133,7 @@ def end_call(
     """
     now = clock.now()
     duration = duration_ms if duration_ms is not None else clock.elapsed_ms(row.created_at, now)
-    ended = change_call(
+    ended = update_call_row(
         row,
         status=status,
         result=result,

@@ -197,7 +197,7 @@ class ToolCalls:
         if row is None:
             row = call_store.insert_call(**self._call_columns(request, run), decision="allowed", executions=1, **state)
         else:
-            call_store.change_call(
+            call_store.update_call_row(
                 row,
                 fence=run.fence,
                 lease_id=run.lease_id,

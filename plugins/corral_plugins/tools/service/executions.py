@@ -108,7 +108,7 @@ class ToolExecutions:
         assert execution.tool.definition.run is not None
         value = execution.tool.definition.run(execution.context, execution.arguments)
         if isinstance(value, ResultLater):
-            call_store.change_call(row, alive_until=None)
+            call_store.update_call_row(row, alive_until=None)
             return call_store.call_view(row)
         return self._write_outcome(execution, row, self._outcome_of(execution, value))
 
