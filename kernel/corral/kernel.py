@@ -34,17 +34,17 @@ from corral.jobs.queue import JobQueue
 from corral.jobs.runner import JobRunner
 from corral.metrics.requests import RequestMetrics
 from corral.plugin import Contributions, Installation, Settings
-from corral.plugins import metrics
+from corral.plugins import plugin_metrics
 from corral.plugins.container import Container
 from corral.plugins.discovery import discover
 from corral.plugins.guard import Guards
 from corral.plugins.hooks import first_result
 from corral.plugins.loading import load
 from corral.plugins.migrations import apply_migrations, sealed_columns, taken_out, unlock
+from corral.plugins.plugin_runtime import LifecycleCallbacks, PluginRuntime, PluginTasks
 from corral.plugins.quarantine import PluginQuarantine
 from corral.plugins.record import PluginRecord, block_dependants
 from corral.plugins.registry import PluginRegistry
-from corral.plugins.runtime import LifecycleCallbacks, PluginRuntime, PluginTasks
 from corral.plugins.thread_exceptions import ThreadExceptions
 from corral.plugins.thread_pool import PluginThreads
 from corral.plugins.wiring import PluginWiring
@@ -133,7 +133,7 @@ class Kernel:
         self.quarantine = PluginQuarantine(self.registry, self.settings)
         self.guards = Guards(self.quarantine)
         self.thread_exceptions = ThreadExceptions(self.quarantine, plugins)
-        self.metrics.plugins = lambda: metrics.plugin_metric_lines(plugins, self.guards.all, database.watchdog)
+        self.metrics.plugins = lambda: plugin_metrics.plugin_metric_lines(plugins, self.guards.all, database.watchdog)
         self.container = Container()
         self.wiring = PluginWiring(plugins, self.container, self.settings, self.event_types, self.guards)
         self.registry.listeners.append(self.wiring.refresh)

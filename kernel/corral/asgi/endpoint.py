@@ -166,7 +166,7 @@ class Endpoint:
             value = self._redactor.redact_json(value, patterns=by_machine)
         return convert(kind, value)
 
-    def record_read_time(self, seconds: float) -> None:
+    def choose_thread_of_next_read(self, seconds: float) -> None:
         """Record the duration of a read, and decide whether the endpoint's next read runs in a thread (docs/adr/0004).
 
         Reads move to the event loop after enough short reads in a thread, and back to a thread after a long read.

@@ -320,7 +320,7 @@ class Pipeline:
                     endpoint.inline = False
             return await self.database.work(unit, entry=entry, read=True)
         finally:
-            endpoint.record_read_time(time.perf_counter() - began)
+            endpoint.choose_thread_of_next_read(time.perf_counter() - began)
 
     def _run_keyed(self, request: IncomingRequest, endpoint: Endpoint, key: IdempotencyKey) -> Response | Wait:
         stored = self.idempotency.claim_key(key)

@@ -297,11 +297,11 @@ def _print_user(user: Any, text: str, as_json: bool) -> None:
 
 
 @click.group("keys")
-def key_command_group() -> None:
+def crypto_key_command_group() -> None:
     """Manage the cryptographic keys of this installation."""
 
 
-@key_command_group.command("generate")
+@crypto_key_command_group.command("generate")
 @click.option(
     "--label", default="v1", show_default=True, help="name of the key: letters and digits, unique for each key"
 )
@@ -317,7 +317,7 @@ def generate_master_key(label: str, as_json: bool) -> None:
     output.print_value({"master_key": text}, as_json=as_json, text=text)
 
 
-@key_command_group.command("rotate-jwt")
+@crypto_key_command_group.command("rotate-jwt")
 @config_option
 @json_option
 def rotate_jwt(config_path: Path | None, as_json: bool) -> None:

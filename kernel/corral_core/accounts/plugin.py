@@ -105,7 +105,7 @@ class AccountsPlugin(Plugin):
     def corral_commands(self) -> Iterable[click.Command]:
         from corral_core.accounts import commands
 
-        return [commands.user_command_group, commands.key_command_group]
+        return [commands.user_command_group, commands.crypto_key_command_group]
 
     @hookimpl
     def corral_jobs(self) -> Iterable[Job]:

@@ -37,7 +37,7 @@ async def delete_old_jobs(work: Work, settings: Settings) -> None:
     """Delete old jobs that have ended, and expired responses that were stored for idempotent requests."""
     before = clock.now(-settings.get(JOBS_RETENTION_DAYS) * DAY)
     await _repeat_in_batches(work, lambda: _delete_jobs(before))
-    await _repeat_in_batches(work, idempotency.prune)
+    await _repeat_in_batches(work, idempotency.delete_expired_keys)
 
 
 SCHEDULES = (

@@ -18,7 +18,7 @@ from corral_core.health.service.checks import KernelChecks
 from corral_core.health.service.egress_audit import METRICS, EgressAudit
 from corral_core.health.service.heap_trimming import HeapTrimming
 from corral_core.health.service.process_metrics import LoopLag, ProcessMetrics
-from corral_core.health.service.readiness import Readiness
+from corral_core.health.service.readiness import ReadinessProbe
 from corral_core.health.service.scrape import MetricsRenderer
 from corral_core.health.service.sibling_processes import SiblingProcesses
 from corral_core.health.service.single_machine_lock import SingleMachineLock
@@ -37,7 +37,7 @@ class HealthPlugin(Plugin):
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
         return [
-            Provide(Readiness, Readiness),
+            Provide(ReadinessProbe, ReadinessProbe),
             Provide(SiblingProcesses, SiblingProcesses),
             Provide(LoopLag, LoopLag),
             Provide(ProcessMetrics, ProcessMetrics),
@@ -72,7 +72,7 @@ class HealthPlugin(Plugin):
         runtime.supervise("egress_audit", runtime.service(EgressAudit).write_refusals)
         runtime.supervise("loop_lag", runtime.service(LoopLag).measure_lag)
         runtime.supervise("heap_trimming", HeapTrimming().trim_regularly)
-        runtime.when_draining(runtime.service(Readiness).begin_shutdown)
+        runtime.when_draining(runtime.service(ReadinessProbe).begin_shutdown)
         scrape = runtime.service(MetricsRenderer)
         self._siblings = runtime.service(SiblingProcesses)
         runtime.when_serving(lambda address: self._siblings.serve_metrics(address, scrape.render_own))

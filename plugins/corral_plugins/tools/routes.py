@@ -12,7 +12,6 @@ from corral_plugins.tools.service.listing import ToolListing
 from corral_plugins.tools.service.permits import ToolPermits
 from corral_plugins.tools.shapes import (
     ENDED,
-    CallCheck,
     CallCheckResult,
     NewToolCall,
     ToolAgentQuery,
@@ -22,6 +21,7 @@ from corral_plugins.tools.shapes import (
     ToolPatch,
     ToolQuery,
     ToolView,
+    UncheckedToolCall,
     WaitQuery,
 )
 
@@ -53,7 +53,7 @@ def change_tool(name: str, body: ToolPatch, listing: ToolListing, caller: Princi
 
 
 @registry.post("/{name}/check", needs=READ, raises=("unknown_reference", "kill_switch"))
-def check_tool(name: str, body: CallCheck, calls: ToolCalls, caller: Principal) -> CallCheckResult:
+def check_tool(name: str, body: UncheckedToolCall, calls: ToolCalls, caller: Principal) -> CallCheckResult:
     """Check whether a tool call would be allowed, without running the tool."""
     return calls.check_call(name, body, by=caller)
 

@@ -158,7 +158,7 @@ class WaitQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=T
         return clock.time_s() + self.wait
 
 
-class CallCheck(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class UncheckedToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A tool call to check without running the tool.
 
     `tainted` specifies whether the run received untrusted content. The default is the state of the task.

@@ -22,7 +22,7 @@ from corral.testing.kit import Kit
 from corral_core.accounts.api import Tickets
 from corral_core.accounts.events import UserUpdated
 from corral_core.event_log.service import EventRightsService
-from corral_core.health.service.readiness import Readiness
+from corral_core.health.service.readiness import ReadinessProbe
 from corral_core.plugin_admin.events import PluginStateChanged
 from corral_core.plugin_admin.service.plugins import PluginAdministration
 
@@ -55,7 +55,7 @@ async def test_health_answers_at_the_root_and_below_it(kit: Kit) -> None:
     ready = await kit.client.get("/health/ready")
     checks = {"database": True, "migrations": True, "plugins": True, "accepting": True}
     assert (ready.status, ready.json()) == (200, {"status": "ready", "checks": checks})
-    kit.kernel.container.get(Readiness).accepting = False
+    kit.kernel.container.get(ReadinessProbe).accepting = False
     assert (await kit.client.get("/health/ready")).status == 503
     assert (await kit.client.get("/health")).code == "shutting_down"
 

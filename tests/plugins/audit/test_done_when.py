@@ -209,7 +209,7 @@ async def _forge(books: Books, seq: int) -> None:
         values = dict(zip(COLUMNS, row, strict=True))
         values |= {"object_id": "another"} if values["seq"] == seq else {}
         values["prev_hash"] = before
-        values["hash"] = before = chain.unhashed_row([values[name] for name in COLUMNS[:-1]]).digest()
+        values["hash"] = before = chain.build_row_without_hash([values[name] for name in COLUMNS[:-1]]).digest()
         insert = f"INSERT INTO audit_rows ({', '.join(COLUMNS)}) VALUES ({marks})"
         books.behind(insert, parameters=[values[name] for name in COLUMNS])
     books.behind("UPDATE audit_head SET hash = ?", parameters=(before,))

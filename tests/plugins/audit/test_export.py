@@ -155,7 +155,7 @@ async def _fill(books: Books, total: int) -> int:
             None,
             before,
         ]
-        before = chain.unhashed_row(values).digest()
+        before = chain.build_row_without_hash(values).digest()
         made.append((*values, before))
         if len(made) == 5000 or seq == head.seq + total:
             cursor.executemany(insert, made)

@@ -18,7 +18,7 @@ from corral.http.answers import Answer, Request, Text
 from corral.http.routes import Routes
 from corral.plugin import Installation
 from corral_core.health.service.board import HealthBoard, HealthReport
-from corral_core.health.service.readiness import Readiness, ReadinessChecks
+from corral_core.health.service.readiness import ReadinessChecks, ReadinessProbe
 from corral_core.health.service.scrape import MetricsRenderer, to_openmetrics
 
 routes = Routes("", tag="Health")
@@ -46,7 +46,7 @@ class ReadinessView(msgspec.Struct, kw_only=True):
 
 
 @routes.get("/health", needs=PUBLIC, root=True, exempt_host=True, raises=("shutting_down",))
-async def read_health(readiness: Readiness, installation: Installation) -> Answer[LivenessView]:
+async def read_health(readiness: ReadinessProbe, installation: Installation) -> Answer[LivenessView]:
     """Check whether the process is alive. Dependencies are not checked."""
     if not readiness.accepting:
         raise Unavailable("The server is shutting down.", code="shutting_down")
@@ -54,7 +54,7 @@ async def read_health(readiness: Readiness, installation: Installation) -> Answe
 
 
 @routes.get("/health/ready", needs=PUBLIC, root=True, exempt_host=True)
-async def read_readiness(readiness: Readiness) -> Answer[ReadinessView]:
+async def read_readiness(readiness: ReadinessProbe) -> Answer[ReadinessView]:
     """Check whether the process can serve requests. The status is 200, or 503 if a check failed."""
     checks = await readiness.run_checks()
     ready = all(msgspec.structs.astuple(checks))

@@ -25,7 +25,7 @@ class ReadinessChecks(msgspec.Struct, kw_only=True):
     accepting: bool
 
 
-class Readiness:
+class ReadinessProbe:
     """Checks the readiness of this process. `accepting` is False once the shutdown has begun."""
 
     def __init__(self, database: Database, registry: PluginRegistry) -> None:

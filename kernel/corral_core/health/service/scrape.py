@@ -18,7 +18,7 @@ from corral.plugin import Contributions, Metric
 from corral.plugins.quarantine import PluginQuarantine
 from corral.plugins.registry import PluginRegistry
 from corral_core.health.service.process_metrics import ProcessMetrics, histogram_family
-from corral_core.health.service.readiness import Readiness
+from corral_core.health.service.readiness import ReadinessProbe
 from corral_core.health.service.sibling_processes import SiblingProcesses, sum_metrics
 
 KEEP_SECONDS = 1.0
@@ -35,7 +35,7 @@ class _ContributedMetrics:
     """
 
     def __init__(
-        self, work: Work, metrics: Callable[[], list[tuple[str, Metric]]], readiness: Readiness, wrong: Wrong
+        self, work: Work, metrics: Callable[[], list[tuple[str, Metric]]], readiness: ReadinessProbe, wrong: Wrong
     ) -> None:
         self._work, self._metrics, self._readiness, self._wrong = work, metrics, readiness, wrong
         self._asked: tuple[float, asyncio.Task[list[Family]]] | None = None
@@ -82,7 +82,7 @@ class MetricsRenderer:
         work: Work,
         requests: RequestMetrics,
         contributions: Contributions,
-        readiness: Readiness,
+        readiness: ReadinessProbe,
         siblings: SiblingProcesses,
         figures: ProcessMetrics,
         registry: PluginRegistry,

@@ -27,7 +27,7 @@ async def read_openapi(document: ApiDocument) -> Any:
 
 
 @routes.get("/docs", needs=PUBLIC)
-async def read_docs() -> Text:
+async def read_api_docs_page() -> Text:
     """Return the documentation page."""
     return _static_file("index.html", "text/html; charset=utf-8")
 

@@ -128,7 +128,7 @@ class HashedRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         ).digest()
 
 
-def unhashed_row(values: Sequence[Any]) -> UnhashedRow:
+def build_row_without_hash(values: Sequence[Any]) -> UnhashedRow:
     """Build an audit row without its hash. `values` are the stored column values in the order of `COLUMNS`.
 
     The last column, `hash`, is not needed.
@@ -162,7 +162,7 @@ def unhashed_row(values: Sequence[Any]) -> UnhashedRow:
 
 def hashed_row(values: Sequence[Any]) -> HashedRow:
     """Build a complete audit row. `values` are the stored column values in the order of `COLUMNS`."""
-    found = unhashed_row(values[:-1])
+    found = build_row_without_hash(values[:-1])
     return HashedRow(
         action=found.action,
         actor=found.actor,

@@ -335,7 +335,7 @@ class AuditLog:
     def _link_row(columns: dict[str, Any]) -> None:
         seq, prev_hash = lock_chain_head()
         values = {**columns, "seq": seq + 1, "id": new_id(), "ts": clock.now(), "prev_hash": prev_hash}
-        values["hash"] = chain.unhashed_row([values[name] for name in chain.COLUMNS[:-1]]).digest()
+        values["hash"] = chain.build_row_without_hash([values[name] for name in chain.COLUMNS[:-1]]).digest()
         _INSERT.run(values)
         if not _ADVANCE.run({"seq": values["seq"], "hash": values["hash"], "was": seq}):
             raise RuntimeError("another writer advanced the head of the audit log")

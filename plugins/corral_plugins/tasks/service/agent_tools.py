@@ -92,7 +92,7 @@ class AgentTools:
     def __init__(self, creation: TaskCreation, runs: TaskRuns, views: TaskViews) -> None:
         self._creation, self._runs, self._views = creation, runs, views
 
-    def get(self, context: ToolContext, arguments: Json) -> ToolOutput:
+    def read_task(self, context: ToolContext, arguments: Json) -> ToolOutput:
         """Read a task. The content of a tainted task is marked as untrusted, unless it is the caller's own task."""
         body = self._views.encoded_task(arguments["task_id"].lower()).body
         task: Json = msgspec.json.decode(body)
@@ -100,7 +100,7 @@ class AgentTools:
         is_foreign = task["tainted"] and task["id"] != context.task_id
         return ToolOutput(value=shown, untrusted=(f"task:{task['id']}",) if is_foreign else ())
 
-    def create(self, context: ToolContext, arguments: Json) -> Json:
+    def create_subtask(self, context: ToolContext, arguments: Json) -> Json:
         """Create a task that the calling agent delegates."""
         new, origin = convert(NewTask, arguments), Origin(parent_task_id=context.task_id)
         made = self._creation.create(new, by=context.caller, source=None, origin=origin)
@@ -150,7 +150,7 @@ class TaskTools:
                 permission="tasks.read",
                 idempotent=True,
                 sees=_can_see_task,
-                run=lambda context, arguments: self.implementation.get(context, arguments),
+                run=lambda context, arguments: self.implementation.read_task(context, arguments),
             ),
             Tool(
                 name="tasks.create",
@@ -161,7 +161,7 @@ class TaskTools:
                 permission="tasks.write",
                 config_schema=AGENTS_CONFIG,
                 admits=_allows_agent,
-                run=lambda context, arguments: self.implementation.create(context, arguments),
+                run=lambda context, arguments: self.implementation.create_subtask(context, arguments),
             ),
             Tool(
                 name="human.ask",

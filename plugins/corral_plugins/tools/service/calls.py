@@ -42,7 +42,7 @@ from corral_plugins.tools.service.executions import (
 from corral_plugins.tools.service.metrics import ToolMetrics
 from corral_plugins.tools.service.permits import ToolPermits
 from corral_plugins.tools.service.registry import RegisteredTool, ToolRegistry
-from corral_plugins.tools.shapes import CallCheck, CallCheckResult, ToolCallQuery, ToolCallView
+from corral_plugins.tools.shapes import CallCheckResult, ToolCallQuery, ToolCallView, UncheckedToolCall
 
 MAX_DENIALS = 20
 WAIT_SECONDS = 25.0
@@ -319,7 +319,7 @@ class ToolCalls:
 
     # -- checks of calls, without running the tool
 
-    def check_call(self, name: str, check: CallCheck, *, by: Principal) -> CallCheckResult:
+    def check_call(self, name: str, check: UncheckedToolCall, *, by: Principal) -> CallCheckResult:
         """Check whether a call would be allowed, without running the tool.
 
         Raise `Forbidden` unless the caller is the owner of the agent or an admin.
