@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -157,6 +158,7 @@ def add_dependencies(task_id: str, needed: Sequence[str]) -> None:
 # -- creation
 
 _JSON = rows.json_columns(Task)
+_row_values = operator.itemgetter(*TaskRow.__struct_fields__)
 _INITIAL: dict[str, Any] = {
     field.name: _encode(field.default).decode() if isinstance(field, JSONField) and not field.null else field.default
     for field in Task._meta.sorted_fields
@@ -204,7 +206,7 @@ class TaskCreation:
         Raises `Invalid` for unacceptable values, and `TooMany` if the caller has too many open tasks.
         """
         self._check_quota(by)
-        fields = {name: getattr(new, name) for name in new.__struct_fields__}
+        fields = msgspec.structs.asdict(new)
         fields["title"], fields["deadline"] = checked_title(new.title), future_instant(new.deadline, "/deadline")
         agent = find_named_agent(self._agents, new.agent_id, new.agent_role)
         check_limits(fields)
@@ -231,7 +233,7 @@ class TaskCreation:
                 now=values["created_at"],
             )
         columns = _insert_task(values)
-        row = TaskRow(*[columns[name] for name in TaskRow.__struct_fields__])
+        row = TaskRow(*_row_values(columns))
         if new.depends_on:
             add_dependencies(row.id, list(dict.fromkeys(each.lower() for each in new.depends_on)))
         statistics.count_transition(None, row.status, row.priority, row.created_by)

@@ -7,6 +7,7 @@ the text unparsed. The encoding of a task is cached by version, because a versio
 from __future__ import annotations
 
 import functools
+import operator
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -291,6 +292,7 @@ _COMPOSED = {
 """The fields of a task in responses that are computed from other columns, each with these columns."""
 _STORED = frozenset(Task._meta.fields)
 _SAME = [name for name in TaskItem.__struct_fields__ if name in _STORED and name not in _COMPOSED]
+_same_values = operator.itemgetter(*_SAME)
 _JSON = [name for name in _SAME if name in json_columns(Task)]
 _NAMES = (*_SAME, *(column for columns in _COMPOSED.values() for column in columns), "extra")
 _TEMPLATE = {name: EXTRA_DEFAULTS.get(name) for name in TaskItem.__struct_fields__}
@@ -315,9 +317,7 @@ def encode_task(columns: Mapping[str, Any], *, full: bool, warnings: Sequence[st
 
     The text of JSON columns is copied unchanged.
     """
-    view = _TEMPLATE.copy()
-    for name in _SAME:
-        view[name] = columns[name]
+    view = _TEMPLATE | dict(zip(_SAME, _same_values(columns), strict=True))
     for name in _JSON:
         if view[name] is not None:
             view[name] = Raw(columns[name])
