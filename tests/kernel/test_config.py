@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from corral.config.model import MASK, SECTIONS, TABLE, Config, Pinned
+from corral.config.model import MASK, SECTIONS, TABLE, Config, PinnedSetting
 from corral.config.reader import ensure_data_dir, load, sample
 from corral.errors import StartupError
 
@@ -317,8 +317,8 @@ def test_pinned_settings() -> None:
     text = '[settings]\n"tasks.lease_seconds" = 30\ntasks.ack_seconds = 7\n"files.blocked_types" = ["a/b"]\n'
     text += "[storage]\nmax_upload_bytes = 4096\n"
     config = from_file(text)
-    assert config.pinned["tasks.lease_seconds"] == Pinned(30, str(config.path))
-    assert config.pinned["tasks.ack_seconds"] == Pinned(7, str(config.path))
+    assert config.pinned["tasks.lease_seconds"] == PinnedSetting(30, str(config.path))
+    assert config.pinned["tasks.ack_seconds"] == PinnedSetting(7, str(config.path))
     assert config.pinned["files.blocked_types"].value == ["a/b"]
     assert config.pinned["files.max_upload_bytes"].value == 4096
     assert "files.max_upload_bytes" not in load({}, path=NO_FILE).pinned
@@ -333,7 +333,7 @@ def test_plugin_tables_and_settings_among_the_overrides() -> None:
     }
     config = load({}, path=NO_FILE, overrides=overrides)
     assert config.plugins.tables == {"echo": {"a": 1}}
-    assert config.pinned == {"tasks.lease_seconds": Pinned(10, "command line")}
+    assert config.pinned == {"tasks.lease_seconds": PinnedSetting(10, "command line")}
     assert config.data_dir == Path("d").absolute()
     with pytest.raises(StartupError, match=r"command line: unknown key server\.bnd"):
         load({}, path=NO_FILE, overrides={"server.bnd": 1})
