@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -48,13 +49,17 @@ def _imports(tree: ast.Module) -> Iterator[Import]:
 
 @dataclass(frozen=True)
 class Module:
-    """`imports`: every one, also inside functions and under TYPE_CHECKING. Its tree is parsed anew each time: kept
-    through a whole run, a million nodes are gone through by every collection of garbage.
+    """Its tree is parsed anew each time: kept through a whole run, a million nodes are gone through by every collection
+    of garbage.
     """
 
     path: Path
     name: str
-    imports: tuple[Import, ...]
+
+    @cached_property
+    def imports(self) -> tuple[Import, ...]:
+        """Every one, also inside functions and under TYPE_CHECKING. Read when a test asks: all processes collect."""
+        return tuple(_imports(self.tree))
 
     @property
     def tree(self) -> ast.Module:
@@ -112,7 +117,7 @@ def _modules(source_root: Path, package: str) -> tuple[Module, ...]:
     for path in sorted((source_root / package).rglob("*.py")):
         parts = path.relative_to(source_root).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        found.append(Module(path.relative_to(ROOT), name, tuple(_imports(_parse(path)))))
+        found.append(Module(path.relative_to(ROOT), name))
     return tuple(found)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+from tests.kernel.cli.warm import warm
 
 from corral.testing.plugin_folder import PluginFolder
 from corral_plugins.tasks.demo.model_choice import estimate_tokens
@@ -63,12 +64,9 @@ class Demo:
         )
 
     def run(self, *arguments: str) -> tuple[int, str, str]:
-        process = self.start(*arguments)
-        try:
-            out, err = process.communicate(timeout=120)
-        finally:
-            process.kill()
-        return process.returncode, out, err
+        """Until it ends. It is a fork of a process that has done the imports."""
+        done = warm().run(("demo", *arguments), cwd=self.home, environ=self.environ, stdin="")
+        return done.returncode, done.stdout, done.stderr
 
     def left(self) -> list[Any]:
         """Folders and processes that are still there."""

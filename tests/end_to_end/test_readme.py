@@ -16,7 +16,7 @@ from corral.testing.server import ServerProcess
 README = Path(__file__).parents[2] / "README.md"
 
 # The README uses jq for legibility; this is the part of jq that it uses, so that the test needs nothing installed.
-JQ = """#!{python}
+JQ = """#!{python} -IS
 import json, re, sys
 text = sys.stdin.read()
 value, raw, program = json.loads(text), "-r" in sys.argv, sys.argv[-1]
@@ -66,8 +66,8 @@ def test_with_curl_alone_a_task_is_done(tmp_path: Path, shell: dict[str, str]) -
         assert (last["status"], last["attempt"]) == ("completed", 1)
         assert "Hello, world" in last["result"]["text"]
         login = first[: first.index("AGENT=")].replace("curl -s $API/auth/register", "true")
-        stream = stream.strip().replace("curl -sN", "timeout 5 curl -sN").replace("completed", "completed&after=0")
-        heard = run(f"{login}\n{stream} || true", server, shell)
+        stream = stream.strip().replace("completed", "completed&after=0")
+        heard = run(f"{login}\ngrep -m 1 ^event: < <(timeout 5 {stream} 2>/dev/null)", server, shell)
         assert "event: task.completed" in heard
 
 

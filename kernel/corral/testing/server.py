@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import secrets
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -48,6 +50,12 @@ async def serving(kit: Kit, server: str = "uvicorn") -> AsyncIterator[int]:
     """Serve the kit's kernel on a free port with `uvicorn` or `hypercorn`, and yield the port."""
     async with serving_app(kit.application.app, kit.kernel.config, server) as (port, _):
         yield port
+
+
+@functools.cache
+def _tls_context() -> ssl.SSLContext:
+    """Return the TLS settings of all HTTP clients. Each client would otherwise read the certificates of the system."""
+    return ssl.create_default_context()
 
 
 def start_process(arguments: Sequence[str], *, environ: Mapping[str, str], folder: Path, log: Path) -> Any:
@@ -110,7 +118,7 @@ class ServerProcess:
         command = ["serve", "--bind", f"127.0.0.1:{self.port}", *self.arguments]
         self.process = start_process(command, environ=self.environ, folder=self.folder, log=self.folder / "server.log")
         assert self.process is not None
-        with httpx2.Client(base_url=self.address, timeout=2, trust_env=False) as client:
+        with httpx2.Client(base_url=self.address, timeout=2, trust_env=False, verify=_tls_context()) as client:
             while time.monotonic() - began < seconds:
                 if self.process.poll() is not None:
                     raise RuntimeError(f"the server ended with {self.process.returncode}\n{self.log[-4000:]}")
@@ -140,7 +148,8 @@ class ServerProcess:
     def client(self, token: str | None = None) -> httpx2.Client:
         """Return an HTTP client whose base URL is `/api/v1` on this server."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        return httpx2.Client(base_url=f"{self.address}/api/v1", timeout=30, trust_env=False, headers=headers)
+        address = f"{self.address}/api/v1"
+        return httpx2.Client(base_url=address, timeout=30, trust_env=False, headers=headers, verify=_tls_context())
 
     def sign_in(self, email: str = EMAIL, password: str = PASSWORD) -> httpx2.Client:
         """Sign in with email and password, and return a client with the new access token."""

@@ -65,28 +65,30 @@ def test_operations_8_every_command_has_help(corral: Any) -> None:
     assert done.stdout.count("Usage:") == len(COMMANDS) + len(OF_PLUGINS) + sum(map(len, GROUPS.values()))
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("config", "show"),
-        ("config", "check"),
-        ("config", "init"),
-        ("user", "list"),
-        ("plugins",),
-        ("plugins", "list"),
-        ("plugins", "show", "accounts"),
-        ("migrate", "--plan"),
-        ("doctor",),
-        ("openapi",),
-        ("check", "accounts"),
-        ("new-plugin", "echo"),
-    ],
-    ids=" ".join,
+TELL_JSON = (
+    ("config", "show"),
+    ("config", "check"),
+    ("config", "init"),
+    ("user", "list"),
+    ("plugins",),
+    ("plugins", "list"),
+    ("plugins", "show", "accounts"),
+    ("migrate", "--plan"),
+    ("doctor",),
+    ("openapi",),
+    ("check", "accounts"),
+    ("new-plugin", "echo"),
 )
+FIRST = {arguments[0]: arguments for arguments in reversed(TELL_JSON)}
+
+
+@pytest.mark.parametrize("arguments", TELL_JSON, ids=" ".join)
 def test_operations_8_json_output_parses(corral: Any, arguments: tuple[str, ...]) -> None:
+    """The first of each group has to import what the group needs."""
     if arguments[0] == "user":
         assert corral("migrate").status == 0
-    done = corral.anew(*arguments, "--json")
+    run = corral.anew if FIRST[arguments[0]] == arguments else corral
+    done = run(*arguments, "--json")
     assert isinstance(done.json(), dict), done
 
 

@@ -1,5 +1,7 @@
 """`corral` without its imports, which are two thirds of the time of a command: forks of a process that has done them.
 
+That process has also booted a kernel once, as the processes of the tests do, and has closed it.
+
 A fork has its own folder, environment, streams and status, as any process has. Run as a script this file is the process
 that forks: it reads one job a line, and answers each with a line: the exit status of a command that has ended, or the
 process id of a server that runs.
@@ -26,14 +28,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-TYPICAL = ("migrate", "--json")  # imports what most commands do
 SERVERS = (
     "corral.asgi.application",
+    "corral.cli.commands",
+    "corral.cli.doctor",
     "corral.cli.hypercorn_server",
     "corral.cli.jobs",
+    "corral.cli.migrate",
     "corral.cli.serve",
     "corral.cli.uvicorn_server",
+    "cryptography.hazmat.primitives.ciphers.aead",
+    "genai_prices.data",
     "genai_prices.data_snapshot",
+    "rq",
+    "uvloop",
 )
 
 
@@ -116,9 +124,10 @@ class Warm:
             job = {"arguments": arguments, "cwd": str(cwd), "environ": dict(environ), "streams": [*map(str, streams)]}
             patience = threading.Timer(seconds, self.close)
             patience.start()
-            self._process.stdin.write(json.dumps(job) + "\n")
-            self._process.stdin.flush()
-            told = self._process.stdout.readline()
+            with self._lock:
+                self._process.stdin.write(json.dumps(job) + "\n")
+                self._process.stdin.flush()
+                told = self._process.stdout.readline()
             patience.cancel()
             if not told:
                 raise subprocess.TimeoutExpired([*arguments], seconds)
@@ -131,9 +140,13 @@ class Warm:
             os.killpg(self._process.pid, signal.SIGKILL)
 
 
-@functools.cache
 def warm(*modules: str) -> Warm:
-    """That of this test process which has imported these modules too."""
+    """That of this test process which has imported these modules too; commands come from the one of the servers."""
+    return _warm(modules or SERVERS)
+
+
+@functools.cache
+def _warm(modules: tuple[str, ...]) -> Warm:
     made = Warm(*modules)
     atexit.register(made.close)
     return made
@@ -142,10 +155,10 @@ def warm(*modules: str) -> Warm:
 def _serve() -> None:
     """In the process that forks."""
     del sys.path[0]  # the folder of this file, which `python -m corral` does not have
-    with tempfile.TemporaryDirectory() as name:
-        for module in [*_imported(Path(name)), *sys.argv[1:]]:
-            with contextlib.suppress(Exception):
-                importlib.import_module(module)
+    for module in sys.argv[1:]:
+        with contextlib.suppress(ImportError):  # of an extra that is not installed
+            importlib.import_module(module)
+    _boot()
     gc.collect()
     gc.freeze()
     signal.signal(signal.SIGCHLD, _reap)
@@ -159,6 +172,19 @@ def _serve() -> None:
             _leave_siblings()
             _become(job)
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+def _boot() -> None:
+    """Boot a kernel and close it: that imports the plugins, and reads the signatures and shapes of all routes.
+
+    A fork has only the thread that forks, so no other one may be left.
+    """
+    from corral.testing.generator_command import build
+
+    with build():
+        pass
+    if threading.active_count() > 1:
+        raise RuntimeError(f"a closed kernel left threads: {threading.enumerate()}")
 
 
 _running: dict[int, str] = {}
@@ -198,34 +224,12 @@ def _reap(*_: Any) -> None:
                 draft.rename(path)
 
 
-def _imported(folder: Path) -> list[str]:
-    """What a command has imported at its end."""
-    read, write = os.pipe()
-    pid = os.fork()
-    if not pid:
-        job = {
-            "arguments": TYPICAL,
-            "cwd": str(folder),
-            "streams": [os.devnull] * 3,
-            "environ": {name: text for name, text in os.environ.items() if not name.startswith("CORRAL_")},
-        }
-        try:
-            _become(job)
-        finally:
-            os.write(write, "\n".join(sys.modules).encode())
-            os._exit(0)
-    os.close(write)
-    with open(read) as told:
-        found = told.read().splitlines()
-    os.waitpid(pid, 0)
-    return [name for name in found if name != "__main__"]
-
-
 def _become(job: dict[str, Any]) -> None:
     """Be `python -m corral …`; ends with SystemExit. What Python's own streams hold is nothing: a job is a line."""
     os.chdir(job["cwd"])
     os.environ.clear()
     os.environ.update(job["environ"])
+    tempfile.tempdir = None  # that of the process which forks
     sys.path.insert(0, job["cwd"])
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     for number, (name, how) in enumerate(zip(job["streams"], (os.O_RDONLY, flags, flags), strict=True)):

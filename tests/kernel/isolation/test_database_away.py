@@ -23,10 +23,16 @@ pytestmark = pytest.mark.postgres
 MARK = "INSERT INTO kernel_leases(name, holder, until) VALUES ('mark', 'x', '') ON CONFLICT DO NOTHING"
 
 
+@pytest.fixture(scope="module")
+def started() -> Iterator[PostgresServer]:
+    with PostgresServer() as made:
+        yield made
+
+
 @pytest.fixture
-def server() -> Iterator[PostgresServer]:
-    with PostgresServer() as started:
-        yield started
+def server(started: PostgresServer) -> PostgresServer:
+    """Running, whatever the test before has done to it. Each test has a database of its own."""
+    return started.start()
 
 
 def unharmed(kit: Kit, name: str) -> bool:

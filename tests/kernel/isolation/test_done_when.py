@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from tests.kernel.cli.warm import warm
 
 from corral.testing.plugin_folder import PluginFolder
 from corral.testing.server import ServerProcess
@@ -146,11 +146,17 @@ class Fleet:
         self.config.write_text(f"[database]\nmigrate_on_start = true\n[plugins]\n{lines}\n", "utf-8")
 
     def restart(self) -> list[httpx2.Client]:
-        """End both, start both; their admins."""
-        for server in self.servers:
-            if server.process is not None and server.process.poll() is None:
-                server.stop()
-        return [server.start().sign_in() for server in self.servers]
+        """End both, start both; their admins. The first start makes the installation, so it comes alone."""
+        running = [server for server in self.servers if server.process is not None and server.process.poll() is None]
+        with ThreadPoolExecutor() as pool:
+            if running:
+                assert [*pool.map(lambda server: server.stop(), running)] == [0] * len(running)
+            else:
+                self.servers[0].start()
+            down = self.servers if running else self.servers[1:]
+            for _ in pool.map(lambda server: server.start(), down):
+                continue
+        return [server.sign_in() for server in self.servers]
 
 
 @pytest.fixture
@@ -209,8 +215,8 @@ def test_plugins_4_the_command_has_a_running_server_reload(fleet: Fleet) -> None
     with server.start().sign_in() as admin:
         assert admin.get("/counting").status_code == 404
         for verb, status in (("enable", 200), ("disable", 404)):
-            command = [sys.executable, "-m", "corral", "plugins", verb, "counting", "--json"]
-            done = subprocess.run(command, env=server.environ, text=True, capture_output=True, check=False)
+            command = ("plugins", verb, "counting", "--json")
+            done = warm().run(command, cwd=server.folder, environ=server.environ, stdin="")
             assert (done.returncode, json.loads(done.stdout)["reloading"]) == (0, 1), done
 
             def reloaded(status: int = status) -> bool:

@@ -10,16 +10,20 @@ import pytest
 
 pytestmark = pytest.mark.one_engine
 
-openai = pytest.importorskip("openai")
-
 CALL = {"name": "weather", "arguments": {"city": "Bern"}}
 SCRIPTS = {"tools": {"turns": [{"tool_calls": [CALL]}, {"text": "It rains."}]}, "broken": {"turns": [{"error": {}}]}}
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 ASK: list[Any] = [{"role": "user", "content": "How is the weather?"}]
 
 
+@pytest.fixture(scope="module")
+def openai() -> Any:
+    """Imported by the process that runs these tests, not by all that collect them: it takes more than a second."""
+    return pytest.importorskip("openai")
+
+
 @pytest.fixture
-async def client(make_kit: Callable[..., Any], serve: Any) -> AsyncIterator[Any]:
+async def client(openai: Any, make_kit: Callable[..., Any], serve: Any) -> AsyncIterator[Any]:
     kit = await make_kit(plugins=["cost", "llm"], config={"plugins.llm": {"scripts": SCRIPTS}})
     alice = await kit.as_user("member")
     async with httpx2.AsyncClient(trust_env=False) as http:
@@ -70,7 +74,7 @@ async def test_llm_1_embeddings(client: Any) -> None:
     assert [len(item.embedding) for item in found.data] == [256, 256]
 
 
-async def test_llm_1_errors_are_shown(client: Any) -> None:
+async def test_llm_1_errors_are_shown(client: Any, openai: Any) -> None:
     with pytest.raises(openai.UnprocessableEntityError, match="best_of"):
         await client.chat.completions.create(model="scripted/echo", messages=ASK, extra_body={"best_of": 2})
     with pytest.raises(openai.InternalServerError, match="The script demands this error"):

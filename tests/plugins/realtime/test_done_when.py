@@ -87,9 +87,11 @@ async def test_realtime_3_nobody_gets_what_a_read_would_refuse(kit: Kit, port: i
         async with ear(port, who) as one:
             await one.ask("subscribe", event="emitter.*")
             ready.release()
-            with contextlib.suppress(TimeoutError):
-                while True:
-                    seqs.append((await one.hear(3))["seq"])
+            frame: dict[str, Any] = {}
+            while frame.get("data", {}).get("number") != events:  # the last one, which everybody may read
+                frame = await one.hear(30)
+                seqs.append(frame["seq"])
+            await one.silence()
 
     async with asyncio.TaskGroup() as group:
         ready = asyncio.Semaphore(0)
@@ -101,6 +103,7 @@ async def test_realtime_3_nobody_gets_what_a_read_would_refuse(kit: Kit, port: i
         for first in range(0, events, 30):
             who, kind = people[first // 30 % 4], ("happened", "whispered", "guarded")[first // 30 % 3]
             await who.post("/emitter", {"count": 30, "first": first, "kind": kind})
+        await people[0].post("/emitter", {"first": events})
     for who in people:
         allowed = await readable(who, start)
         for listener, seqs in heard:
@@ -152,8 +155,12 @@ async def test_realtime_4_a_reader_that_stops_is_closed_and_disturbs_nobody(kit:
             if hub.dropped:
                 break
         assert hub.dropped
-        windows = [p99(await delays(one, writer, 100)) for _ in range(3)]  # other processes disturb some of them
-        assert min(windows) < p99(calm) * 1.1 + 0.02  # timers of a busy machine are not exact
+        bound = p99(calm) * 1.1 + 0.02  # timers of a busy machine are not exact
+        found = p99(await delays(one, writer, 100))
+        for _ in range(2):  # other processes disturb some
+            if found >= bound:
+                found = p99(await delays(one, writer, 100))
+        assert found < bound
         stopped.socket.transport.resume_reading()
         kinds = [frame["type"] async for frame in stopped.rest()]
         assert kinds[-1] == "lagged"
