@@ -41,10 +41,10 @@ from corral.plugins.guard import Guards
 from corral.plugins.hooks import first_result
 from corral.plugins.loading import load
 from corral.plugins.migrations import apply_migrations, sealed_columns, taken_out, unlock
-from corral.plugins.runtime import LifecycleCallbacks, PluginRuntime, PluginTasks
 from corral.plugins.quarantine import PluginQuarantine
 from corral.plugins.record import PluginRecord, block_dependants
 from corral.plugins.registry import PluginRegistry
+from corral.plugins.runtime import LifecycleCallbacks, PluginRuntime, PluginTasks
 from corral.plugins.thread_exceptions import ThreadExceptions
 from corral.plugins.thread_pool import PluginThreads
 from corral.plugins.wiring import PluginWiring
