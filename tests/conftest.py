@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
-from tests.kernel.cli.warm import SERVERS, warm
+from tests.kernel.cli.warm import SERVERS, WORKERS, warm
 
 MEMORY, MEMORY_NEEDED = Path("/dev/shm"), 8 * 2**30
 
@@ -84,7 +84,9 @@ def _hashes_are_cheap() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _servers_are_forked(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Start servers as forks of a process that has imported Corral, which saves most of the processor time of a start.
+    """Start servers and workers as forks of a process that has imported Corral.
+
+    This saves most of the processor time of a start.
 
     In the long forms of the promises, which report how long a start takes, servers start like any program.
     """
@@ -98,7 +100,8 @@ def _servers_are_forked(request: pytest.FixtureRequest) -> Iterator[None]:
     def fork(arguments: Sequence[str], *, environ: Mapping[str, str], folder: Path, log: Path) -> Any:
         if any(name.startswith("PYTHON") and os.environ.get(name) != value for name, value in environ.items()):
             return plain(arguments, environ=environ, folder=folder, log=log)  # for another interpreter than this one
-        return warm(*SERVERS).start(arguments, cwd=folder, environ=environ, log=log)
+        modules = WORKERS if arguments[0] == "worker" else SERVERS
+        return warm(*modules).start(arguments, cwd=folder, environ=environ, log=log)
 
     server.start_process = fork
     yield

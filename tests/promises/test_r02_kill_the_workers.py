@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import httpx2
 from tests.promises.test_r01_kill_the_server import read_log
 
+from corral.testing import server
 from corral.testing.server import ServerProcess
 
 LEASE_SECONDS = 10
@@ -27,19 +26,17 @@ TERMINAL = {"task.completed", "task.failed", "task.cancelled"}
 class WorkerProcess:
     """`corral worker` with a folder of its own, so that a restart is the same worker."""
 
-    def __init__(self, server: ServerProcess, folder: Path, name: str, key: str) -> None:
-        self.server, self.folder, self.name = server, folder / name, name
+    def __init__(self, site: ServerProcess, folder: Path, name: str, key: str) -> None:
+        self.site, self.folder, self.name = site, folder / name, name
         self.folder.mkdir()
         self.environ = {**os.environ, "CORRAL_WORKER_TOKEN": key}
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Any = None
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "corral", "worker", "--url", self.server.address, "--name", self.name]
+        command = ["worker", "--url", self.site.address, "--name", self.name]
         command += ["--max-agents", "2", "--dir", str(self.folder)]
-        with (self.folder / "worker.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                command, env=self.environ, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
-            )
+        log = self.folder / "worker.log"
+        self.process = server.start_process(command, environ=self.environ, folder=self.folder, log=log)
 
     def kill(self) -> None:
         assert self.process is not None
@@ -47,7 +44,7 @@ class WorkerProcess:
         self.process.wait()
 
 
-def prepare(server: ServerProcess, admin: httpx2.Client, tasks: int) -> str:
+def prepare(site: ServerProcess, admin: httpx2.Client, tasks: int) -> str:
     """Four agents, so many tasks, and a registration key; returns the key."""
     agents = []
     for index in range(4):
@@ -93,13 +90,13 @@ def test_r02_every_task_ends_whatever_dies(database_url: str, tmp_path: Path, lo
     random.seed(7)
     tasks, workers, kills = (1000, 8, 20) if long_form else (60, 3, 3)
     environ = {"CORRAL_TASK_LEASE_SECONDS": str(LEASE_SECONDS), "CORRAL_ACCESS_TTL": "3600"}
-    server = ServerProcess(tmp_path, database_url=database_url, environ=environ)
+    site = ServerProcess(tmp_path, database_url=database_url, environ=environ)
     fleet: list[WorkerProcess] = []
-    with server:
+    with site:
         try:
-            admin = server.sign_in()
-            key = prepare(server, admin, tasks)
-            fleet = [WorkerProcess(server, tmp_path, f"w{index}", key) for index in range(workers)]
+            admin = site.sign_in()
+            key = prepare(site, admin, tasks)
+            fleet = [WorkerProcess(site, tmp_path, f"w{index}", key) for index in range(workers)]
             for worker in fleet:
                 worker.start()
             for _ in range(kills):
@@ -110,7 +107,7 @@ def test_r02_every_task_ends_whatever_dies(database_url: str, tmp_path: Path, lo
             until = time.monotonic() + (600 if long_form else 120)
             while (left := open_tasks(admin)) and time.monotonic() < until:
                 time.sleep(0.5)
-            assert left == 0, f"{left} tasks have not ended\n{server.log[-3000:]}"
+            assert left == 0, f"{left} tasks have not ended\n{site.log[-3000:]}"
             figures = judge(admin, tasks)
         finally:
             for worker in fleet:

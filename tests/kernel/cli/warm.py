@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import functools
 import gc
 import importlib
@@ -19,6 +20,7 @@ import os
 import runpy
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -43,6 +45,8 @@ SERVERS = (
     "rq",
     "uvloop",
 )
+PRELOAD = "corral_plugins.workers.node.preload"  # what the fork servers of workers import, for two seconds
+WORKERS = ("corral_plugins.workers.node.worker", "corral_plugins.workers.node.task_process", PRELOAD, "jsonschema")
 
 
 class Fork:
@@ -95,8 +99,16 @@ class Warm:
         self._lock = threading.Lock()
         self._statuses = tempfile.TemporaryDirectory(prefix="corral-statuses-")
 
-    def start(self, arguments: Sequence[str], *, cwd: Path, environ: Mapping[str, str], log: Path) -> Fork:
-        """Start a server in a session of its own. Its output is appended to the log."""
+    def start(
+        self,
+        arguments: Sequence[str],
+        *,
+        cwd: Path,
+        environ: Mapping[str, str],
+        log: Path,
+        errors: Path | None = None,
+    ) -> Fork:
+        """Start a server in a session of its own. Its output is appended to the log, that of errors to `errors`."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         status = Path(self._statuses.name, secrets.token_hex(8))
@@ -104,7 +116,7 @@ class Warm:
             "arguments": [*arguments],
             "cwd": str(cwd),
             "environ": dict(environ),
-            "streams": [os.devnull, str(log), str(log)],
+            "streams": [os.devnull, str(log), str(errors or log)],
             "status": str(status),
         }
         with self._lock:
@@ -113,15 +125,28 @@ class Warm:
             return Fork(int(self._process.stdout.readline()), status)
 
     def run(
-        self, arguments: Sequence[str], *, cwd: Path, environ: Mapping[str, str], stdin: str, seconds: float = 120.0
+        self,
+        arguments: Sequence[str],
+        *,
+        cwd: Path,
+        environ: Mapping[str, str],
+        stdin: str,
+        code: str | None = None,
+        seconds: float = 120.0,
     ) -> subprocess.CompletedProcess[str]:
-        """The process that has ended, with what it wrote."""
+        """The process that has ended, with what it wrote. With `code` it is `python -c`, not a command."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with tempfile.TemporaryDirectory(prefix="corral-command-") as name:
             streams = [Path(name, stream) for stream in ("in", "out", "err")]
             streams[0].write_text(stdin, "utf-8")
-            job = {"arguments": arguments, "cwd": str(cwd), "environ": dict(environ), "streams": [*map(str, streams)]}
+            job = {
+                "arguments": arguments,
+                "cwd": str(cwd),
+                "environ": dict(environ),
+                "streams": [*map(str, streams)],
+                "code": code,
+            }
             patience = threading.Timer(seconds, self.close)
             patience.start()
             with self._lock:
@@ -209,7 +234,8 @@ def _begin(job: dict[str, Any]) -> int:
 
 
 def _leave_siblings() -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number in (signal.SIGCHLD, signal.SIGHUP):  # HUP is ignored where the tests run under nohup
+        signal.signal(number, signal.SIG_DFL)
     _running.clear()
 
 
@@ -236,9 +262,66 @@ def _become(job: dict[str, Any]) -> None:
         opened = os.open(name, how, 0o600)
         os.dup2(opened, number)
         os.close(opened)
+    if PRELOAD in sys.modules:
+        _prepare_fork_server()
+    if job.get("code") is not None:
+        sys.argv = ["-c", *job["arguments"]]
+        exec(job["code"], {"__name__": "__main__"})
+        sys.exit(0)
     sys.argv = ["corral", *job["arguments"]]
     runpy.run_module("corral", run_name="__main__", alter_sys=True)
     sys.exit(0)
+
+
+def _prepare_fork_server() -> None:
+    """Have a child ready that becomes the fork server of this worker once `multiprocessing` starts one.
+
+    It is forked before the worker has threads. If the worker ends without a fork server, so does the child.
+    """
+    from multiprocessing import util
+
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if not pid:
+        ours.close()
+        _become_program(theirs)
+    theirs.close()
+    plain = util.spawnv_passfds  # type: ignore[attr-defined]
+
+    def spawn(path: Any, arguments: Sequence[Any], numbers: Sequence[int]) -> int:
+        code = os.fsdecode(arguments[-1])
+        if "multiprocessing.forkserver" not in code:
+            return int(plain(path, arguments, numbers))
+        util.spawnv_passfds = plain  # type: ignore[attr-defined]  # for the next, should this one die
+        with ours:
+            socket.send_fds(ours, [json.dumps({"code": code, "numbers": [*numbers]}).encode()], numbers)
+        return pid
+
+    util.spawnv_passfds = spawn  # type: ignore[attr-defined]
+
+
+def _become_program(theirs: socket.socket) -> None:
+    """Be `python -c …` with the given open files under their numbers. Does not return."""
+    status = 1
+    try:
+        with theirs:
+            told, given, _, _ = socket.recv_fds(theirs, 2**16, 16)
+        if not told:
+            os._exit(0)
+        job = json.loads(told)
+        apart = [fcntl.fcntl(number, fcntl.F_DUPFD, 500) for number in given]  # free the numbers that are wanted
+        for number in given:
+            os.close(number)
+        for number, wanted in zip(apart, job["numbers"], strict=True):
+            os.dup2(number, wanted)
+            os.close(number)
+        sys.argv = ["-c"]
+        exec(job["code"], {"__name__": "__main__"})  # what multiprocessing would have run
+        status = 0
+    except SystemExit as end:
+        status = int(end.code or 0)
+    finally:
+        os._exit(status)
 
 
 if __name__ == "__main__":

@@ -123,13 +123,8 @@ async def _fill(books: Books, total: int) -> int:
 
     head = (await books.work(queries.chain_ends, read=True)).head
     made, before = [], head.hash
-    marks = ", ".join(["?" if books.url.startswith("sqlite") else "%s"] * len(chain.COLUMNS))
-    insert = f"INSERT INTO audit_rows ({', '.join(chain.COLUMNS)}) VALUES ({marks})"
-    engine: Any = (
-        sqlite3.connect(books.url.removeprefix("sqlite:///"))
-        if books.url.startswith("sqlite")
-        else psycopg.connect(books.url)
-    )
+    sqlite = books.url.startswith("sqlite")
+    engine: Any = sqlite3.connect(books.url.removeprefix("sqlite:///")) if sqlite else psycopg.connect(books.url)
     cursor = engine.cursor()
     for seq in range(head.seq + 1, head.seq + total + 1):
         values = [
@@ -158,13 +153,25 @@ async def _fill(books: Books, total: int) -> int:
         before = chain.build_row_without_hash(values).digest()
         made.append((*values, before))
         if len(made) == 5000 or seq == head.seq + total:
-            cursor.executemany(insert, made)
+            _insert(cursor, made, sqlite=sqlite)
             made.clear()
     place = (head.seq + total, before)
-    cursor.execute("UPDATE audit_head SET seq = {0}, hash = {0}".format(marks[:2].rstrip(",")), place)
+    mark = "?" if sqlite else "%s"
+    cursor.execute(f"UPDATE audit_head SET seq = {mark}, hash = {mark}", place)
     engine.commit()
     engine.close()
     return place[0]
+
+
+def _insert(cursor: Any, rows: list[tuple[Any, ...]], *, sqlite: bool) -> None:
+    columns = ", ".join(chain.COLUMNS)
+    if sqlite:
+        marks = ", ".join("?" * len(chain.COLUMNS))
+        cursor.executemany(f"INSERT INTO audit_rows ({columns}) VALUES ({marks})", rows)
+        return
+    with cursor.copy(f"COPY audit_rows ({columns}) FROM STDIN") as copy:
+        for row in rows:
+            copy.write_row(row)
 
 
 def _memory_mib() -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import pytest
@@ -37,6 +39,15 @@ async def make_key(owner: Client, **facts: Any) -> tuple[From, dict[str, Any]]:
     assert answer.status == 201, answer
     shown = answer.json()
     return From(owner, key=shown["key"]), shown
+
+
+async def within_two_seconds(ask: Callable[[], Awaitable[Answer]], status: int) -> Answer:
+    """Ask until the answer has this status, as it must after a change elsewhere, and return the answer."""
+    began = time.monotonic()
+    while (answer := await ask()).status != status:
+        assert time.monotonic() - began < 2, answer
+        await asyncio.sleep(0.05)
+    return answer
 
 
 @pytest.fixture

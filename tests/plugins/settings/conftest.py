@@ -73,11 +73,14 @@ def make_shelf(make_kit: Callable[..., Any]) -> Callable[..., Any]:
     """`shelf = await make_shelf(**options of make_kernel)`; several are processes of one installation."""
 
     async def make(plugins: tuple[Any, ...] = ("settings", ShelfPlugin), **options: Any) -> Shelf:
-        kit: Kit = await make_kit(plugins=list(plugins), **options)
-        email = f"admin{id(kit):x}@example.org"
-        return Shelf(kit, await kit.as_user("admin", email))
+        return await shelf_of(await make_kit(plugins=list(plugins), **options))
 
     return make
+
+
+async def shelf_of(kit: Kit) -> Shelf:
+    """The shelf of a kernel, with an admin of its own."""
+    return Shelf(kit, await kit.as_user("admin", f"admin{id(kit):x}@example.org"))
 
 
 @pytest.fixture

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tests.plugins.settings import conftest as it
-from tests.plugins.settings.conftest import Shelf
+from tests.plugins.settings.conftest import Shelf, ShelfPlugin, shelf_of
 
 from corral import clock
+from corral.testing.kit import make_kernel
 from corral_plugins.settings.models import OutdatedProcessRow
 from corral_plugins.settings.service.live import FORGET_SECONDS, PROPAGATION_SECONDS, LiveSettings
 
@@ -19,20 +21,22 @@ async def refreshed(shelf: Shelf) -> None:
     await shelf.kit.kernel.container.get(LiveSettings).apply_newer_values()
 
 
-async def test_the_old_value_rules_until_the_next_start(make_shelf: Callable[..., Any]) -> None:
+async def test_the_old_value_rules_until_the_next_start(
+    make_shelf: Callable[..., Any], tmp_path: Path, unmade_database_url: str
+) -> None:
     shelf = await make_shelf()
     changed = (await shelf.put("shelf.slots", 8)).json()
     assert (changed["value"], changed["pending_restart"], changed["restart_required"]) == (8, True, True)
     assert shelf.get(it.SLOTS) == 4
-    again = await make_shelf()
-    assert again.get(it.SLOTS) == 8
-    assert (await again.shown("shelf.slots"))["pending_restart"] is True  # the first process still has the old one
-    await shelf.put("shelf.slots", 4)
-    clock.travel(PROPAGATION_SECONDS + 1)
-    for each in (shelf, again):
-        await refreshed(each)
-    assert (await shelf.shown("shelf.slots"))["pending_restart"] is True  # now the second one has another
-    await again.kit.kernel.stop()
+    async with make_kernel(tmp_path, plugins=["settings", ShelfPlugin], database_url=unmade_database_url) as kit:
+        again = await shelf_of(kit)
+        assert again.get(it.SLOTS) == 8
+        assert (await again.shown("shelf.slots"))["pending_restart"] is True  # the first process still has the old one
+        await shelf.put("shelf.slots", 4)
+        clock.travel(PROPAGATION_SECONDS + 1)
+        for each in (shelf, again):
+            await refreshed(each)
+        assert (await shelf.shown("shelf.slots"))["pending_restart"] is True  # now the second one has another
     assert (await shelf.shown("shelf.slots"))["pending_restart"] is False
 
 

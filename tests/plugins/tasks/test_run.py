@@ -8,7 +8,6 @@ import os
 import socket
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from tests.kernel.cli.warm import warm
+from tests.kernel.cli.warm import Fork, warm
 
 from corral.cli.api_client import ApiClient, ApiClientError
 from corral.testing.server import ServerProcess
@@ -37,6 +36,7 @@ class Run:
         self.folder, self.client = folder, client
         token = client.headers["Authorization"].removeprefix("Bearer ")
         self.environ = {**os.environ, "CORRAL_URL": address, "CORRAL_TOKEN": token}
+        self.beside: dict[str, Fork] = {}
 
     def __call__(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         return warm().run(("run", *arguments), cwd=self.folder, environ={**self.environ, **environ}, stdin="")
@@ -48,6 +48,30 @@ class Run:
         return str(agent["id"])
 
 
+class Beside:
+    """The command beside the test; `out` and `err` are what it has written so far."""
+
+    def __init__(self, run: Run, name: str, *arguments: str, **environ: str) -> None:
+        self.out, self.err = run.folder / f"{name}.out", run.folder / f"{name}.err"
+        given = {**run.environ, **environ}
+        self._process = run.beside[name] = warm().start(
+            ("run", *arguments), cwd=run.folder, environ=given, log=self.out, errors=self.err
+        )
+
+    def lines(self, count: int) -> list[str]:
+        """The first lines on standard error, once they are there."""
+        until = time.monotonic() + 60
+        while not self.err.exists() or (told := self.err.read_text("utf-8")).count("\n") < count:
+            assert self._process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        return told.splitlines(keepends=True)[:count]
+
+    def wait(self) -> int:
+        """Its exit status."""
+        return self._process.wait(60)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     folder = tmp_path_factory.mktemp("run")
@@ -57,7 +81,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         ServerProcess(folder, arguments=(), environ={"CORRAL_CONFIG": str(config)}) as server,
         server.sign_in() as client,
     ):
-        yield Run(folder, server.address, client)
+        made = Run(folder, server.address, client)
+        yield made
+        for process in made.beside.values():
+            process.kill()
 
 
 def task_of(run: Run, done: subprocess.CompletedProcess[str]) -> Any:
@@ -97,22 +124,14 @@ def test_why_nobody_takes_it_is_told(run: Run) -> None:
     """The agent is started once the command has said that it is not; it says so once."""
     fields = {"name": "Sleeper", "llm_provider": "scripted", "llm_model": "echo"}
     agent = run.client.post("/agents", json=fields).raise_for_status().json()["id"]
-    words = [sys.executable, "-m", "corral", "run", "--agent", "Sleeper", "Wake up"]
-    with subprocess.Popen(
-        words,
-        cwd=run.folder,
-        env={**run.environ, "PYTHONUNBUFFERED": "1"},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
-        assert process.stderr is not None
-        assert "created" in process.stderr.readline()
-        reason = process.stderr.readline()
-        run.client.post(f"/agents/{agent}/start", json={}).raise_for_status()
-        out, err = process.communicate(timeout=60)
+    process = Beside(run, "sleeper", "--agent", "Sleeper", "Wake up")
+    created, reason = process.lines(2)
+    assert "created" in created
+    run.client.post(f"/agents/{agent}/start", json={}).raise_for_status()
+    status = process.wait()
+    out, err = process.out.read_text("utf-8"), process.err.read_text("utf-8").removeprefix(created + reason)
     assert f"  waiting    The agent is offline. Start it. /api/v1/agents/{agent}/start" in reason
-    assert (process.returncode, out) == (0, "Wake up\n"), err
+    assert (status, out) == (0, "Wake up\n"), err
     assert reason.partition("waiting")[2] not in err
 
 
@@ -220,17 +239,8 @@ def test_a_token_that_ends_leaves_the_task_and_says_which(run: Run) -> None:
     run.client.post("/agents", json=fields).raise_for_status()
     made = run.client.post("/security/api-keys", json={"name": "short", "scopes": ["*"]})
     key = made.raise_for_status().json()
-    following = subprocess.Popen(
-        [sys.executable, "-m", "corral", "run", "--agent", "Never started", "Do it"],
-        cwd=run.folder,
-        text=True,
-        env={**run.environ, "CORRAL_TOKEN": key["key"]},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert following.stderr is not None
-    task_id = following.stderr.readline().split()[-1]
+    following = Beside(run, "following", "--agent", "Never started", "Do it", CORRAL_TOKEN=key["key"])
+    (created,) = following.lines(1)
     run.client.delete(f"/security/api-keys/{key['id']}").raise_for_status()
-    _, told = following.communicate(timeout=60)
-    assert following.returncode == 1
-    assert f"the task {task_id} continues" in told
+    assert following.wait() == 1
+    assert f"the task {created.split()[-1]} continues" in following.err.read_text("utf-8")

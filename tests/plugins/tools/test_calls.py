@@ -120,6 +120,7 @@ async def test_five_run_at_a_time(world: World) -> None:
 
 async def test_who_waits_in_vain_is_denied(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("corral_plugins.tools.service.calls.WAIT_SECONDS", 0.2)
+    monkeypatch.setattr("corral_plugins.tools.service.calls.POLL_SECONDS", 0.05)
     run = await world.run("test.*")
     slow = [asyncio.ensure_future(run.say("test.slow", f"{n}")) for n in range(5)]
     await world.until_running(5)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -15,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import psycopg
 import pytest
 
+from corral import clock
 from corral.testing.server import ServerProcess
+from corral_plugins.tools.service.call_store import ALIVE_SECONDS
 
 CALLS = 30
 
@@ -118,6 +122,7 @@ def test_tools_6_a_killed_server_runs_nothing_twice(
         ]
         _until(lambda: sum(make.done() for make in makes) >= 5)
         server.kill()
+        assert _let_time_pass(database_url) >= 2
         server.start()
         assert [each.result() for each in began] == [None, None]
         made = [make.result()["result"]["task_id"] for make in makes]
@@ -130,6 +135,18 @@ def test_tools_6_a_killed_server_runs_nothing_twice(
             page = admin.get("/tasks", params={"parent_task_id": attempt.task_id, "limit": 200}).json()
         assert sorted(task["id"] for task in page["items"]) == sorted(set(made))
         assert len(made) == CALLS
+
+
+def _let_time_pass(url: str) -> int:
+    """Let the calls of the dead process count as interrupted at once, not after 15 s, and return their number."""
+    sqlite = url.startswith("sqlite")
+    engine: Any = sqlite3.connect(url.removeprefix("sqlite:///")) if sqlite else psycopg.connect(url)
+    with contextlib.closing(engine), engine:
+        running = "tools_calls WHERE status = 'running' AND alive_until IS NOT NULL"
+        times = [row[0] for row in engine.execute(f"SELECT alive_until FROM {running}").fetchall()]
+        assert max(times) <= clock.now(ALIVE_SECONDS), times
+        engine.execute(f"UPDATE tools_calls SET alive_until = '{clock.now(-1)}' {running.removeprefix('tools_calls ')}")
+    return len(times)
 
 
 def _call(calls: dict[str, tuple[str, dict[str, Any]]], call_id: str) -> tuple[str, str, dict[str, Any]]:

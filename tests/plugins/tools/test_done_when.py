@@ -135,8 +135,12 @@ async def test_tools_8_the_kill_switch_starts_no_call(world: World) -> None:
     assert statuses == {200, 503}
 
 
-async def test_tools_9_check_and_call_agree(world: World) -> None:
-    """For 500 combinations of the decision's inputs, `check` and the call have the same verdict."""
+async def test_tools_9_check_and_call_agree(world: World, long_form: bool) -> None:
+    """For 500 combinations of the decision's inputs, `check` and the call have the same verdict.
+
+    On PostgreSQL the short form has a fifth of them: the decision is the same, only its inputs are stored elsewhere.
+    """
+    whole = long_form or world.kit.kernel.config.database.url.startswith("sqlite")
     names = ["test.write", "test.read", "test.page", "test.danger", "no.such"]
     cases: list[dict[str, Any]] = []
 
@@ -161,7 +165,7 @@ async def test_tools_9_check_and_call_agree(world: World) -> None:
     generate()
     agents: dict[str, tuple[str, dict[bool, Run]]] = {}
     seen = set()
-    for number, case in enumerate(cases[:500]):
+    for number, case in enumerate(cases[: 500 if whole else 100]):
         verdict, called = await both(world, agents, case, f"c{number}")
         assert verdict == called, case
         seen.add(verdict)

@@ -222,7 +222,6 @@ async def test_last_failures_are_kept(make_fleet: Any) -> None:
     fleet = await make_fleet(jobs=True)
     worker = await fleet.worker()
     worker_id = worker.user["id"]
-    await asyncio.sleep(1.5)  # the consumer begins with what comes after it
 
     def fail(number: int) -> None:
         event = TaskFailed(worker_id=worker_id, error={"type": "boom", "message": f"n{number}"})

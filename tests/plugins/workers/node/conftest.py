@@ -6,10 +6,9 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
-import subprocess
-import sys
-import threading
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +18,8 @@ import httpx2
 import psutil
 import pytest
 
+from corral.testing import server
+
 EMAIL, PASSWORD = "root@example.org", "correct horse battery staple"
 READY_SECONDS, TASK_SECONDS = 30, 60
 
@@ -26,29 +27,19 @@ READY_SECONDS, TASK_SECONDS = 30, 60
 class Process:
     """A process with its output; killed with its group at the end."""
 
-    def __init__(self, arguments: list[str], env: dict[str, str]) -> None:
-        self.popen = subprocess.Popen(
-            [sys.executable, "-m", "corral", *arguments],
-            env=env,
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where the tests run under nohup
-        )
-        self.lines: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.popen.stdout is not None
-        for line in self.popen.stdout:
-            self.lines.append(line)
+    def __init__(self, arguments: list[str], env: dict[str, str], folder: Path) -> None:
+        descriptor, name = tempfile.mkstemp(prefix="output-", dir=folder)
+        os.close(descriptor)
+        self._log = Path(name)
+        usual = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
+        try:
+            self.popen = server.start_process(arguments, environ=env, folder=folder, log=self._log)
+        finally:
+            signal.signal(signal.SIGHUP, usual)
 
     @property
     def output(self) -> str:
-        return "".join(self.lines)
+        return self._log.read_text("utf-8", "replace")
 
     def wait_for(self, pattern: str, seconds: float = READY_SECONDS) -> re.Match[str]:
         """Wait until the output matches the pattern."""
@@ -58,7 +49,7 @@ class Process:
                 return found
             if self.popen.poll() is not None:
                 break
-            time.sleep(0.05)
+            time.sleep(0.02)
         raise AssertionError(f"no {pattern!r} in the output (status {self.popen.poll()}):\n{self.output}")
 
     def tree(self) -> list[psutil.Process]:
@@ -115,13 +106,24 @@ class Site:
         return path
 
     def start(self, *arguments: str, **env: str) -> Process:
-        process = Process(list(arguments), {**self.env, **env})
+        process = Process(list(arguments), {**self.env, **env}, self.folder)
         self._started.append(process)
         return process
 
     def stop(self) -> None:
         for process in reversed(self._started):
             process.kill()
+
+    def clear(self) -> None:
+        """Leave the server alone: end all other processes, and delete workers, and agents with their tasks."""
+        while len(self._started) > 1:
+            self._started.pop().kill()
+        shutil.rmtree(self.folder / "state", ignore_errors=True)
+        for agent in self.call("GET", "/agents?limit=200")["items"]:
+            self.call("POST", f"/agents/{agent['id']}/stop", {"mode": "immediate", "cancel_tasks": True})
+            self.call("DELETE", f"/agents/{agent['id']}")
+        for worker in self.call("GET", "/admin/workers?limit=200")["items"]:
+            self.call("DELETE", f"/admin/workers/{worker['id']}?force=true")
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         answer = self.http.request(method, path, json=body)
@@ -164,7 +166,7 @@ class Site:
             if time.monotonic() > stop:
                 told = "\n".join(process.output for process in self._started)
                 raise AssertionError(f"the task is {task['status']} after {seconds} s: {task}\n{told}")
-            time.sleep(0.1)
+            time.sleep(0.05)
 
     def calls(self, task_id: str) -> list[dict[str, Any]]:
         """The model calls of a task, oldest first."""
@@ -187,6 +189,22 @@ def make_site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
         site.stop()
 
 
+@pytest.fixture(scope="module")
+def shared_site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """One server for tests of a module that neither configure nor stop it, with the scripts of the module."""
+    folder = tmp_path_factory.mktemp("site")
+    site = Site(folder, request.module.scripts(folder), "--no-embedded-worker")
+    yield site
+    site.stop()
+
+
+@pytest.fixture
+def site(shared_site: Site) -> Iterator[Site]:
+    """The server of the module, for one test: the workers and agents that it makes end with it."""
+    yield shared_site
+    shared_site.clear()
+
+
 @pytest.fixture
 def gone() -> Callable[..., bool]:
     """Whether all of these processes end within `seconds`."""
@@ -205,7 +223,8 @@ def run_corral(tmp_path: Path) -> Iterator[Callable[..., Process]]:
 
     def run(*arguments: str, **env: str) -> Process:
         clean = {key: value for key, value in os.environ.items() if not key.startswith("CORRAL_")}
-        started.append(Process(list(arguments), {**clean, "CORRAL_DATA_DIR": str(tmp_path / "data"), **env}))
+        folders = {"CORRAL_DATA_DIR": str(tmp_path / "data"), "XDG_STATE_HOME": str(tmp_path / "state")}
+        started.append(Process(list(arguments), {**clean, **folders, **env}, tmp_path))
         return started[-1]
 
     yield run

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,14 +14,17 @@ from corral_plugins.workers.node.model import GatewayModel, ModelCall
 
 Site = Any  # of conftest.py
 HELLO = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say hello."}]
-SCRIPTS = {
-    "mixed": [
-        {"text": "some text", "chunk": 3, "usage": {"prompt_tokens": 11, "completion_tokens": 5}},
-        {"text": "and a call", "tool_calls": [{"name": "a__b", "arguments": {"x": [1, "ü"]}}]},
-        {"error": {"status": 401, "message": "no such key"}},
-        {"text": "slow", "delay_seconds": 2},
-    ]
-}
+MIXED = [
+    {"text": "some text", "chunk": 3, "usage": {"prompt_tokens": 11, "completion_tokens": 5}},
+    {"text": "and a call", "tool_calls": [{"name": "a__b", "arguments": {"x": [1, "ü"]}}]},
+    {"error": {"status": 401, "message": "no such key"}},
+    {"text": "slow", "delay_seconds": 2},
+]
+
+
+def scripts(folder: Path) -> dict[str, Any]:
+    """The scripts of the server that the tests of this module share."""
+    return {"mixed": MIXED}
 
 
 class Attempt:
@@ -45,8 +49,8 @@ class Attempt:
 
 
 @pytest.fixture
-def attempt(make_site: Callable[..., Site]) -> Attempt:
-    return Attempt(make_site(SCRIPTS), "mixed")
+def attempt(site: Site) -> Attempt:
+    return Attempt(site, "mixed")
 
 
 @pytest.fixture

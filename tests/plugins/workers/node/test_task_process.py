@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
+
+from tests.kernel.cli.warm import WORKERS, warm
 
 SCRIPT = """
 import asyncio, os, sys
@@ -22,15 +22,10 @@ if sys.argv[2:]:
 """
 
 
-def warm(folder: Path, *more: str, **env: str) -> str:
+def contents(folder: Path, *more: str, **env: str) -> str:
     """Run the script and return its output: the contents of the folder while the fork server runs."""
-    told = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(folder), *more],
-        env={**os.environ, **env},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+    told = warm(*WORKERS).run(
+        (str(folder), *more), code=SCRIPT, cwd=folder, environ={**os.environ, **env}, stdin="", seconds=60
     )
     assert told.stdout, told.stderr
     return told.stdout.strip()
@@ -39,13 +34,13 @@ def warm(folder: Path, *more: str, **env: str) -> str:
 def test_folders_with_long_paths_will_do(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 100)
     deep.mkdir()
-    assert warm(deep, TMPDIR=str(deep)) == "[]"
+    assert contents(deep, TMPDIR=str(deep)) == "[]"
 
 
 def test_what_a_killed_worker_left_is_removed_by_the_next() -> None:
     with tempfile.TemporaryDirectory(prefix="w-", dir="/tmp") as short:
         folder = Path(short)
-        assert warm(folder, "die") == "['pymp-']"
+        assert contents(folder, "die") == "['pymp-']"
         (left,) = folder.iterdir()
-        assert warm(folder) == "['pymp-']"
+        assert contents(folder) == "['pymp-']"
         assert list(folder.iterdir()) == [], left

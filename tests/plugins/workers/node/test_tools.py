@@ -14,6 +14,25 @@ Site = Any  # of conftest.py
 SOON = '"tasks.lease_seconds" = 10\n"tasks.ack_seconds" = 5\n"tasks.cancel_grace_seconds" = 10'
 
 
+def scripts(folder: Path) -> dict[str, Any]:
+    """The scripts of the server that tests of this module share."""
+    work = [
+        calls("workspace__write", path="in.txt", content="6*7"),
+        calls("shell__run", command="echo $(($(cat in.txt))) > out.txt; pwd"),
+        calls("workspace__read", path="out.txt"),
+        calls("workspace__list"),
+        {"text": "end"},
+    ]
+    return {
+        "work": work,
+        "code": [calls("python__run", code="print(6 * 7)"), {"text": "end"}],
+        "touch": [calls("shell__run", command=f"touch {folder}/touched"), {"text": "end"}],
+        "wait": [calls("shell__run", command=f"echo $$ > {folder}/waits; sleep 60"), {"text": "end"}],
+        "note": [calls("shell__run", command=f"echo $$ >> {folder}/notes; sleep 60"), {"text": "end"}],
+        "ask": [calls("human__ask", prompt="Which colour?"), {"match": "blue", "text": "so blue"}],
+    }
+
+
 def calls(name: str, *, seconds: float = 0, **arguments: Any) -> dict[str, Any]:
     """A scripted turn that calls one tool."""
     return {"tool_calls": [{"name": name, "arguments": arguments}], "delay_seconds": seconds}
@@ -42,15 +61,7 @@ def offered(site: Site) -> list[str]:
     return sorted(tool["name"] for tool in worker["tools"])
 
 
-def test_allowed_tools_are_offered_and_run(make_site: Callable[..., Site]) -> None:
-    turns = [
-        calls("workspace__write", path="in.txt", content="6*7"),
-        calls("shell__run", command="echo $(($(cat in.txt))) > out.txt; pwd"),
-        calls("workspace__read", path="out.txt"),
-        calls("workspace__list"),
-        {"text": "end"},
-    ]
-    site = make_site({"work": turns, "code": [calls("python__run", code="print(6 * 7)"), {"text": "end"}]})
+def test_allowed_tools_are_offered_and_run(site: Site) -> None:
     names = ["workspace.write", "workspace.read", "workspace.list", "shell.run", "python.run"]
     site.worker("w1", *[part for name in names for part in ("--allow", name)])
     assert offered(site) == sorted(names)
@@ -70,17 +81,14 @@ def test_allowed_tools_are_offered_and_run(make_site: Callable[..., Site]) -> No
     assert call["result"] == {"exit_code": 0, "output": "42\n", "timed_out": False}
 
 
-def test_without_allow_nothing_runs_on_the_worker(make_site: Callable[..., Site], tmp_path: Path) -> None:
-    mark = tmp_path / "mark"
-    site = make_site({"work": [calls("shell__run", command=f"touch {mark}"), {"text": "end"}]})
+def test_without_allow_nothing_runs_on_the_worker(site: Site) -> None:
     site.worker("w1", "--allow", "workspace.read")
-    task = site.ended(site.task(agent(site, "work", "shell.run")))
+    task = site.ended(site.task(agent(site, "touch", "shell.run")))
     assert task["result"] == {"text": "end"}, task
-    assert not mark.exists()
+    assert not (site.folder / "touched").exists()
 
 
-def test_a_worker_started_with_other_tools_says_so(make_site: Callable[..., Site]) -> None:
-    site = make_site()
+def test_a_worker_started_with_other_tools_says_so(site: Site) -> None:
     first = site.worker("w1", "--allow", "shell.run")
     assert offered(site) == ["shell.run"]
     assert first.stop() == 0
@@ -146,19 +154,17 @@ def test_workers_8_no_server_tool_runs_twice(make_site: Callable[..., Site], gon
     assert len(site.calls(task_id)) <= 11
 
 
-def test_cancel_ends_a_running_command(make_site: Callable[..., Site], tmp_path: Path) -> None:
-    mark = tmp_path / "mark"
-    site = make_site({"work": [calls("shell__run", command=f"echo $$ > {mark}; sleep 60"), {"text": "end"}]})
+def test_cancel_ends_a_running_command(site: Site) -> None:
+    mark = site.folder / "waits"
     site.worker("w1", "--allow", "shell.run")
-    task_id = site.task(agent(site, "work", "shell.run"))
+    task_id = site.task(agent(site, "wait", "shell.run"))
     until(lambda: mark.exists() and mark.read_text())
     site.call("POST", f"/tasks/{task_id}/cancel", {})
     assert site.until(task_id, "cancelled", seconds=20)["status"] == "cancelled"
     assert not Path(f"/proc/{mark.read_text().strip()}").exists()
 
 
-def test_a_question_to_a_person_is_answered_in_the_next_claim(make_site: Callable[..., Site]) -> None:
-    site = make_site({"ask": [calls("human__ask", prompt="Which colour?"), {"match": "blue", "text": "so blue"}]})
+def test_a_question_to_a_person_is_answered_in_the_next_claim(site: Site) -> None:
     worker = site.worker()
     task_id = site.task(agent(site, "ask", "human.ask"))
     waiting = site.until(task_id, "waiting")
@@ -170,13 +176,10 @@ def test_a_question_to_a_person_is_answered_in_the_next_claim(make_site: Callabl
     assert worker.stop() == 0
 
 
-def test_a_worker_that_stops_ends_commands_and_gives_the_task_back(
-    make_site: Callable[..., Site], tmp_path: Path
-) -> None:
-    mark = tmp_path / "mark"
-    site = make_site({"work": [calls("shell__run", command=f"echo $$ >> {mark}; sleep 60"), {"text": "end"}]})
+def test_a_worker_that_stops_ends_commands_and_gives_the_task_back(site: Site) -> None:
+    mark = site.folder / "notes"
     worker = site.worker("w1", "--allow", "shell.run", "--drain-seconds", "1")
-    task_id = site.task(agent(site, "work", "shell.run"))
+    task_id = site.task(agent(site, "note", "shell.run"))
     until(lambda: mark.exists() and mark.read_text())
     assert worker.stop() == 0
     assert site.call("GET", f"/tasks/{task_id}")["status"] == "pending"

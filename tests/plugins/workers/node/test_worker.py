@@ -19,12 +19,25 @@ SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required"
 SOON = '"tasks.lease_seconds" = 10\n"tasks.ack_seconds" = 5\n"tasks.cancel_grace_seconds" = 10'
 
 
+LONG_TEXT = " ".join(f"word{n}" for n in range(500))
+
+
 def step(seconds: float) -> dict[str, Any]:
     return {**TOOL, "delay_seconds": seconds}
 
 
-def test_a_task_is_completed_by_a_worker(make_site: Callable[..., Site]) -> None:
-    site = make_site()
+def scripts(folder: Path) -> dict[str, Any]:
+    """The scripts of the server that tests of this module share."""
+    return {
+        "slow": [step(60)],
+        "steps": [step(0.1), step(2), step(0.1), {"text": "end"}],
+        "talk": [{"text": LONG_TEXT, "chunk": 10, "delay_seconds": 60}],
+        "json": [{"text": "no json"}, {"text": '{"n": "x"}'}, {"text": '{"n": 7}'}],
+        "nap": [{"text": "slept", "delay_seconds": 1}],
+    }
+
+
+def test_a_task_is_completed_by_a_worker(site: Site) -> None:
     worker = site.worker()
     task = site.ended(site.task(site.agent("echo"), instructions="Say hello."))
     assert (task["status"], task["result"], task["attempt"]) == ("completed", {"text": "Say hello."}, 1)
@@ -34,9 +47,8 @@ def test_a_task_is_completed_by_a_worker(make_site: Callable[..., Site]) -> None
     assert worker.stop() == 0
 
 
-def test_workers_6_the_identity_is_kept_and_private(make_site: Callable[..., Site]) -> None:
-    site = make_site()
-    folder = site.folder / "identity"
+def test_workers_6_the_identity_is_kept_and_private(site: Site, tmp_path: Path) -> None:
+    folder = tmp_path / "identity"
     first = site.worker("w1", "--dir", str(folder))
     (known,) = site.call("GET", "/admin/workers")["items"]
     for path in (folder / "identity.json", folder / "fingerprint"):
@@ -52,9 +64,8 @@ def test_workers_6_the_identity_is_kept_and_private(make_site: Callable[..., Sit
     assert task["status"] == "completed"
 
 
-def test_of_two_workers_with_one_fingerprint_one_is_told_and_ends(make_site: Callable[..., Site]) -> None:
-    site = make_site()
-    key, folders = site.key(), [site.folder / "identity", site.folder / "copy"]
+def test_of_two_workers_with_one_fingerprint_one_is_told_and_ends(site: Site, tmp_path: Path) -> None:
+    key, folders = site.key(), [tmp_path / "identity", tmp_path / "copy"]
     folders[1].mkdir(mode=0o700)
     both = [site.worker("w1", "--dir", str(folders[0]), key=key)]
     shutil.copy(folders[0] / "fingerprint", folders[1])
@@ -72,8 +83,7 @@ def test_of_two_workers_with_one_fingerprint_one_is_told_and_ends(make_site: Cal
     assert left.stop() == 0
 
 
-def test_an_unapproved_worker_waits_and_then_works(make_site: Callable[..., Site]) -> None:
-    site = make_site()
+def test_an_unapproved_worker_waits_and_then_works(site: Site) -> None:
     worker = site.worker(key=site.key(auto_approve=False))
     worker.wait_for("waiting for an admin to approve")
     task_id = site.task(site.agent("echo"))
@@ -83,8 +93,7 @@ def test_an_unapproved_worker_waits_and_then_works(make_site: Callable[..., Site
     assert site.ended(task_id)["status"] == "completed"
 
 
-def test_a_worker_without_a_key_says_what_to_do(make_site: Callable[..., Site]) -> None:
-    site = make_site()
+def test_a_worker_without_a_key_says_what_to_do(site: Site) -> None:
     process = site.start("worker", "--url", site.url, "--name", "nobody")
     assert process.popen.wait(20) == 1
     assert "CORRAL_WORKER_TOKEN" in process.output
@@ -135,8 +144,7 @@ def wait_for_calls(site: Site, task_id: str, count: int) -> None:
         time.sleep(0.05)
 
 
-def test_cancel_ends_a_running_task_at_once(make_site: Callable[..., Site]) -> None:
-    site = make_site({"slow": [step(60)]})
+def test_cancel_ends_a_running_task_at_once(site: Site) -> None:
     worker = site.worker()
     task_id = site.task(site.agent("slow"))
     wait_for_calls(site, task_id, 1)
@@ -149,9 +157,7 @@ def test_cancel_ends_a_running_task_at_once(make_site: Callable[..., Site]) -> N
     assert worker.stop() == 0
 
 
-def test_a_long_answer_is_seen_as_it_comes_and_cancelled_in_the_middle(make_site: Callable[..., Site]) -> None:
-    text = " ".join(f"word{n}" for n in range(500))
-    site = make_site({"talk": [{"text": text, "chunk": 10, "delay_seconds": 60}]})
+def test_a_long_answer_is_seen_as_it_comes_and_cancelled_in_the_middle(site: Site) -> None:
     worker = site.worker()
     task_id = site.task(site.agent("talk"))
     seen: set[str] = set()
@@ -161,7 +167,7 @@ def test_a_long_answer_is_seen_as_it_comes_and_cancelled_in_the_middle(make_site
         if progress := site.call("GET", f"/tasks/{task_id}")["progress"]:
             seen.add(progress["message"])
         time.sleep(0.1)
-    assert all(message in text for message in seen)
+    assert all(message in LONG_TEXT for message in seen)
     began = time.monotonic()
     site.call("POST", f"/tasks/{task_id}/cancel", {})
     site.until(task_id, "cancelled", seconds=20)
@@ -171,8 +177,7 @@ def test_a_long_answer_is_seen_as_it_comes_and_cancelled_in_the_middle(make_site
     assert worker.stop() == 0
 
 
-def test_an_answer_that_breaks_the_schema_is_repaired(make_site: Callable[..., Site]) -> None:
-    site = make_site({"json": [{"text": "no json"}, {"text": '{"n": "x"}'}, {"text": '{"n": 7}'}]})
+def test_an_answer_that_breaks_the_schema_is_repaired(site: Site) -> None:
     site.worker()
     task = site.ended(site.task(site.agent("json"), output_schema=SCHEMA))
     assert (task["status"], task["result"]) == ("completed", {"n": 7})
@@ -194,10 +199,9 @@ def test_a_crash_of_the_process_is_a_retryable_failure(make_site: Callable[..., 
     assert "SIGKILL" in attempts[0]["error"]["message"]
 
 
-def test_sigterm_gives_the_task_back_with_its_checkpoint(make_site: Callable[..., Site]) -> None:
-    site = make_site({"slow": [step(0.1), step(2), step(0.1), {"text": "end"}]})
+def test_sigterm_gives_the_task_back_with_its_checkpoint(site: Site) -> None:
     worker = site.worker("w1")
-    task_id = site.task(site.agent("slow"))
+    task_id = site.task(site.agent("steps"))
     wait_for_calls(site, task_id, 2)
     assert worker.stop() == 0
     task = site.call("GET", f"/tasks/{task_id}")
@@ -207,8 +211,7 @@ def test_sigterm_gives_the_task_back_with_its_checkpoint(make_site: Callable[...
     assert len(site.calls(task_id)) == 4
 
 
-def test_a_second_signal_ends_at_once_and_leaves_nothing(make_site: Callable[..., Site], gone: Any) -> None:
-    site = make_site({"slow": [step(60)]})
+def test_a_second_signal_ends_at_once_and_leaves_nothing(site: Site, gone: Any) -> None:
     worker = site.worker()
     wait_for_calls(site, site.task(site.agent("slow")), 1)
     family = worker.tree()
@@ -220,8 +223,7 @@ def test_a_second_signal_ends_at_once_and_leaves_nothing(make_site: Callable[...
     assert gone(family)
 
 
-def test_many_tasks_run_side_by_side(make_site: Callable[..., Site]) -> None:
-    site = make_site({"nap": [{"text": "slept", "delay_seconds": 1}]})
+def test_many_tasks_run_side_by_side(site: Site) -> None:
     site.worker("w1", "--max-agents", "4")
     agent = site.agent("nap", max_concurrent_tasks=4)
     tasks = [site.ended(task_id) for task_id in [site.task(agent) for _ in range(8)]]
