@@ -204,9 +204,9 @@ def _boot() -> None:
 
     A fork has only the thread that forks, so no other one may be left.
     """
-    from corral.testing.generator_command import build
+    from corral.testing.generator_command import temporary_application
 
-    with build():
+    with temporary_application():
         pass
     if threading.active_count() > 1:
         raise RuntimeError(f"a closed kernel left threads: {threading.enumerate()}")
