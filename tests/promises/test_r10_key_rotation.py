@@ -183,7 +183,7 @@ class Rest:
         columns = SealedColumns([SecretVersion])
         while True:
             with contextlib.suppress(Unavailable):  # a busy machine: the look is not what is tested
-                counts = self._database.run(columns.counts, read=True)
+                counts = self._database.run(columns.counts_by_key, read=True)
                 return sum(count for id, count in counts.items() if id != self._active)
 
 
