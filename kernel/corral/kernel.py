@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import socket
-from importlib.metadata import version
 from typing import Any
 
 from corral.auth.credentials import Credentials
@@ -28,7 +27,7 @@ from corral.events.consumers import Consumer, Subscriber
 from corral.events.event import EventTypes
 from corral.events.live_feed import Bus, Feed, MemoryBus
 from corral.events.log import write_events
-from corral.http.openapi import ApiDocument
+from corral.http.routes import ServedRoutes
 from corral.jobs.job import write_jobs
 from corral.jobs.queue import JobQueue
 from corral.jobs.runner import JobRunner
@@ -188,7 +187,7 @@ class Kernel:
             Contributions: self.registry,
             PluginRegistry: self.registry,
             PluginQuarantine: self.quarantine,
-            ApiDocument: ApiDocument(title="Corral", version=version("corral"), public_url=config.server.public_url),
+            ServedRoutes: ServedRoutes(),
         }
 
     def _shows_settings(self, plugin: str) -> bool:

@@ -283,6 +283,14 @@ class Audit(Protocol):
         ...
 
 
+class ApiDocument(Protocol):
+    """The OpenAPI document of the application. The plugin `plugin_admin` provides this service."""
+
+    def render(self) -> bytes:
+        """Return the document as JSON."""
+        ...
+
+
 class Contributions(Protocol):
     """Lets a plugin read the contributions of active plugins to the hooks that it offers.
 

@@ -1,4 +1,4 @@
-"""`corral.http.openapi`: the document of made-up routes, and the problems each may answer."""
+"""`plugin_admin.service.openapi`: the document of made-up routes, and the problems each may answer."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from corral import errors
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
 from corral.http.answers import Answer, IfMatch, Stream, Text, Wait
-from corral.http.openapi import document, problems
 from corral.http.page import Page, PageQuery
+from corral.http.problems import problems
 from corral.http.routes import Route, Routes
 from corral.http.signature import read_signature
 from corral.schema.fields import Id, Name
+from corral_core.plugin_admin.service.openapi import document
 
 
 class Priority(Enum):
@@ -329,7 +330,7 @@ def test_problems_are_narrowed_by_status() -> None:
 
 def test_what_a_permission_adds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(errors.CODES, "lab.limited", (403, "Limited"))
-    monkeypatch.setattr("corral.http.openapi.LIMITING_CODES", {"lab.limited"})
+    monkeypatch.setattr("corral.http.problems.LIMITING_CODES", {"lab.limited"})
     everything = {"forbidden", "insufficient_scope", "ip_blocked", "lab.limited"}
     assert set(codes("GET /api/v1/tools", 403)) == everything
     assert codes("POST /api/v1/tools/{tool_id}/runs/{key}", 403) == ["forbidden", "ip_blocked"]  # who only registers
@@ -398,7 +399,7 @@ def test_what_cannot_be_described_is_an_error_that_names_the_route() -> None:
 
 
 def test_the_documentation_page_asks_nobody_else_and_has_nothing_inline() -> None:
-    folder = files("corral.http.docs")
+    folder = files("corral_core.plugin_admin.api_docs")
     page, script, style = (folder.joinpath(name).read_text() for name in ("index.html", "docs.js", "docs.css"))
     for text in (page, script, style):
         assert not re.search(r"https?://|@import|\burl\(|innerHTML|\beval\b", text)

@@ -31,8 +31,8 @@ from corral.asgi.unavailable import UnavailableEndpoint, unavailable_operations
 from corral.auth.permissions import Permissions
 from corral.config.model import Server
 from corral.errors import Problem
-from corral.http.openapi import ApiDocument, document
-from corral.http.routes import API_PREFIX, Route
+from corral.http.routes import API_PREFIX, Route, ServedRoutes
+from corral.http.signature import describe_shapes
 from corral.kernel import Kernel
 from corral.plugins.record import PluginRecord
 
@@ -57,7 +57,7 @@ class Application:
         kernel.block_dependants(before)
         kernel.refuse_without_essentials()
         self._add_unavailable()
-        kernel.container.get(ApiDocument).set_routes(endpoint.route for endpoint in self.endpoints)
+        kernel.container.get(ServedRoutes).routes = [endpoint.route for endpoint in self.endpoints]
         self.pipeline = Pipeline(kernel, self._router, self.endpoints)
         self.app = quart_application(self.pipeline, self.endpoints, kernel.config.server)
         sockets = {prefix + path: each for path, each in self.sockets.items() for prefix in ("", API_PREFIX)}
@@ -80,7 +80,7 @@ class Application:
             serve = container.bind(item.serve, loaded, skip=("connection",))
             sockets[item.path] = SocketEndpoint(loaded, kernel.guards.wrap_route(loaded, f"WS {item.path}", serve))
         if not loaded.found.built_in:  # a shape without a schema would break the document of the whole API
-            document(routes, title="", version="", public_url=None)
+            describe_shapes([(route, route.signature) for route in routes])
         try:
             self._router.add(endpoints)
         except RouteConflict as conflict:

@@ -25,7 +25,7 @@ def openapi_command(as_yaml: bool, as_json: bool, out: Path | None, config_path:
     The same plugins always produce the same text. No server is started and nothing is changed.
     """
     from corral.asgi.application import Application
-    from corral.http.openapi import ApiDocument
+    from corral.plugin import ApiDocument
 
     if as_yaml and as_json:
         raise click.UsageError("--yaml and --json cannot be used together")

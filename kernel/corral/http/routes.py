@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import msgspec
@@ -155,6 +155,12 @@ class Routes:
             return handler
 
         return declare
+
+
+class ServedRoutes:
+    """The routes that the application serves, for plugins that describe the API. The application sets `routes`."""
+
+    routes: Sequence[Route] = ()
 
 
 class SocketConnection(Protocol):

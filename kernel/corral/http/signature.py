@@ -6,14 +6,16 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from corral.auth.principal import Principal
 from corral.http.answers import Answer, Encoded, IfMatch, Request, Stream, Text, Wait
+from corral.http.page import Page
 from corral.http.routes import Route
+from corral.schema.conversion import components
 
 PARTS: dict[Any, str] = {Principal: "caller", IfMatch: "if_match", Request: "request"}
 NO_SHAPES = (Wait, Text, Stream, Encoded, types.NoneType)
@@ -103,3 +105,32 @@ def read_signature(route: Route) -> Signature:
     bare = (typing.get_args(part)[0] if typing.get_origin(part) is Answer else part for part in shapes)
     answers = (each for part in bare for each in union_parts(part))
     return Signature(**parts, returned=returned, answers=tuple(dict.fromkeys(answers)))
+
+
+def without_page(kind: Any) -> Any:
+    """Return the type of the items of a `Page`, or any other type unchanged.
+
+    Pages are not given to msgspec, because it confuses `Page[X]` when two types are named X.
+    """
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is Page else kind
+
+
+def describe_shapes(
+    operations: Sequence[tuple[Route, Signature]], *more: Any
+) -> tuple[dict[Any, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Return the schemas of all request and response types, and of `more`, by type, and the components they refer to.
+
+    Raises `TypeError` naming the route if a type of its requests or responses cannot be described.
+    """
+    kinds = dict.fromkeys(more)
+    for _, signature in operations:
+        kinds |= dict.fromkeys([signature.body, signature.query, *map(without_page, signature.answers)])
+    try:
+        schemas, named = components(kinds)
+    except (TypeError, KeyError) as error:
+        for operation in operations if len(operations) > 1 else ():
+            describe_shapes([operation], *more)  # raises the error with the route's name
+        is_one = len(operations) == 1
+        where = operations[0][0].label if is_one else "generic shapes contain two shapes with the same name"
+        raise TypeError(f"{where}: {error}") from None
+    return dict(zip(kinds, schemas, strict=True)), named

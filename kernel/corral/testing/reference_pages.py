@@ -27,7 +27,7 @@ from corral.asgi.application import Application
 from corral.config.model import TABLE, ConfigField
 from corral.errors import CODES
 from corral.events.event import EventType
-from corral.http.openapi import EVERY_ROUTE
+from corral.http.problems import EVERY_ROUTE
 from corral.metrics.requests import RequestMetrics
 from corral.plugin import Metric, Plugin, Setting
 from corral.settings.validation import type_of_setting, unwrap_type

@@ -11,10 +11,11 @@ from corral.database.model import Model
 from corral.events.event import Event
 from corral.events.live_feed import Feed
 from corral.http.routes import Routes
-from corral.plugin import Installation, Plugin, Provide, Runtime, hookimpl
+from corral.plugin import ApiDocument, Installation, Plugin, Provide, Runtime, hookimpl
 from corral_core.plugin_admin.events import PluginStateChanged
 from corral_core.plugin_admin.models import PluginStateRow, QuarantineRow
 from corral_core.plugin_admin.routes import docs, plugins
+from corral_core.plugin_admin.service.openapi import OpenApiDocument
 from corral_core.plugin_admin.service.plugins import PluginAdministration, safe_mode_alert
 from corral_core.plugin_admin.service.quarantine import QuarantineSync
 
@@ -36,7 +37,11 @@ class PluginAdminPlugin(Plugin):
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
-        return [Provide(PluginAdministration, PluginAdministration), Provide(QuarantineSync, QuarantineSync)]
+        return [
+            Provide(PluginAdministration, PluginAdministration),
+            Provide(QuarantineSync, QuarantineSync),
+            Provide(ApiDocument, OpenApiDocument),
+        ]
 
     @hookimpl
     def corral_routes(self) -> Iterable[Routes]:

@@ -10,8 +10,8 @@ import msgspec
 from corral.auth.principal import PUBLIC
 from corral.errors import CODES, NotFound
 from corral.http.answers import Text
-from corral.http.openapi import ApiDocument
 from corral.http.routes import Routes
+from corral.plugin import ApiDocument
 
 routes = Routes("", tag="Documentation")
 
@@ -54,5 +54,5 @@ async def read_problem(code: str) -> Text:
 
 
 def _static_file(name: str, media_type: str) -> Text:
-    body = resources.files("corral.http.docs").joinpath(name).read_text("utf-8")
+    body = resources.files("corral_core.plugin_admin.api_docs").joinpath(name).read_text("utf-8")
     return Text(body, media_type, {"Content-Security-Policy": PAGE_POLICY})

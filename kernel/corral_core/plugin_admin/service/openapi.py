@@ -6,36 +6,31 @@ their own problem codes in `raises`.
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 import types
 import typing
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import version
 from importlib.resources import files
 from typing import Annotated, Any
 
 import msgspec
 
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN
-from corral.errors import CODES, LIMITING_CODES, FieldError
+from corral.errors import CODES, FieldError
 from corral.http.answers import Answer, Stream, Text
-from corral.http.page import Page, PageQuery
-from corral.http.routes import API_PREFIX, Route
-from corral.http.signature import Signature, read_signature
-from corral.schema.conversion import components, encode
+from corral.http.page import Page
+from corral.http.problems import EVERY_ROUTE, problems
+from corral.http.routes import API_PREFIX, Route, ServedRoutes
+from corral.http.signature import Signature, describe_shapes, read_signature, without_page
+from corral.plugin import Installation
+from corral.schema.conversion import encode
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _SCHEMAS = "#/components/schemas/"
 
-# Problem codes that every route may return. Every route reads an announced body, even if its handler takes none, and
-# refuses unknown query parameters.
-EVERYWHERE = """
-malformed_request malformed_json ip_blocked method_not_allowed request_timeout payload_too_large uri_too_long
-unsupported_media_type validation_error concurrency_limit rate_limited headers_too_large internal overloaded
-dependency_unavailable shutting_down storage_full plugin_disabled plugin_failed audit_unavailable"""
-EVERY_ROUTE = frozenset(EVERYWHERE.split())
 ALWAYS = ("X-Request-ID", "Cache-Control", "RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
 _NEEDS = {PUBLIC: "no credential", SIGNED_IN: "a signed-in user", ANY_CALLER: "any valid credential"}
 WITH_STATUS = {401: "WWW-Authenticate", 405: "Allow", 409: "Retry-After", 429: "Retry-After", 503: "Retry-After"}
@@ -62,39 +57,13 @@ def document(routes: Iterable[Route], *, title: str, version: str, public_url: s
     Raises `TypeError` naming the route if its handler, or a type of its requests or responses, cannot be described.
     """
     writer = _Writer(sorted(routes, key=lambda route: (route.path, METHODS.index(route.method))))
-    found: dict[str, Any] = json.loads(files("corral.http.docs").joinpath("frame.json").read_bytes())
+    found: dict[str, Any] = json.loads(files("corral_core.plugin_admin.api_docs").joinpath("frame.json").read_bytes())
     found["info"] |= {"title": title, "version": version}
     found["servers"] = [{"url": public_url.rstrip("/") if public_url else "/"}]
     found["tags"] = [{"name": tag} for tag in sorted({route.tag for route, _ in writer.operations})]
     found["paths"] = writer.paths()
     found["components"]["schemas"] = writer.schemas(found["paths"])
     found["components"]["responses"] = dict(sorted(writer.responses.items()))
-    return found
-
-
-def problems(route: Route, signature: Signature) -> dict[int, set[str]]:
-    """Return the problem codes that the route may return, by status. Codes that no plugin declares are left out."""
-    codes = {*EVERY_ROUTE, *route.raises}
-    if not route.exempt_host:
-        codes.add("invalid_host")
-    if PUBLIC not in route.needs:
-        codes |= {"unauthenticated", "token_expired", "session_revoked"}
-        open_to_all = ANY_CALLER in route.needs and not route.own_session
-        codes |= {"forbidden"} if open_to_all else {"forbidden", "insufficient_scope"}
-        codes |= {"reauth_required"} if route.step_up else set()
-        codes |= set() if route.limited else LIMITING_CODES
-    if route.names:
-        codes.add("not_found")
-    if route.keyed:
-        codes |= {"idempotency_in_progress", "idempotency_key_reused"}
-    if signature.if_match is not None:
-        codes.add("precondition_failed")
-    query = typing.get_origin(signature.query) or signature.query
-    if inspect.isclass(query) and issubclass(query, PageQuery):
-        codes.add("invalid_cursor")
-    found: dict[int, set[str]] = {}
-    for code in codes & CODES.keys():
-        found.setdefault(CODES[code][0], set()).add(code)
     return found
 
 
@@ -107,17 +76,7 @@ class _Writer:
     def __init__(self, routes: list[Route]) -> None:
         self.responses: dict[str, dict[str, Any]] = {}
         self.operations = [(route, route.signature or read_signature(route)) for route in routes]
-        kinds = dict.fromkeys([Problem, Page])
-        for _, signature in self.operations:
-            kinds |= dict.fromkeys([signature.body, signature.query, *map(_item, signature.answers)])
-        try:
-            schemas, self.named = components(kinds)
-        except (TypeError, KeyError) as error:
-            for route in routes if len(routes) > 1 else ():
-                _Writer([route])  # raises the error with the route's name
-            where = routes[0].label if len(routes) == 1 else "generic shapes contain two shapes with the same name"
-            raise TypeError(f"{where}: {error}") from None
-        self.described = dict(zip(kinds, schemas, strict=True))
+        self.described, self.named = describe_shapes(self.operations, Problem, Page)
 
     def paths(self) -> dict[str, dict[str, Any]]:
         """Return all operations by path and method. A route with two paths appears at both."""
@@ -217,8 +176,8 @@ class _Writer:
 
         The schema of a page is the component `Page_<name>`, if the schema of its items has a name.
         """
-        item = self.described[_item(kind)]
-        if _item(kind) is kind:
+        item = self.described[without_page(kind)]
+        if without_page(kind) is kind:
             return item
         page = dict(self._resolved(self.described[Page]))
         page["properties"] = {**page["properties"], "items": {"type": "array", "items": item}}
@@ -247,14 +206,6 @@ class _Writer:
         if "anyOf" in schema:
             return all(self._is_required(option) for option in schema["anyOf"])
         return bool(schema.get("required")) if schema.get("type", "object") == "object" else True
-
-
-def _item(kind: Any) -> Any:
-    """Return the type of the items of a `Page`, or any other type unchanged.
-
-    Pages are not given to msgspec, because it confuses `Page[X]` when two types are named X.
-    """
-    return typing.get_args(kind)[0] if typing.get_origin(kind) is Page else kind
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
@@ -296,20 +247,17 @@ def _headers(*names: str) -> dict[str, dict[str, str]]:
     return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
 
 
-class ApiDocument:
-    """The OpenAPI document of a running application. The document is generated at first use and cached."""
+class OpenApiDocument:
+    """Implements `corral.plugin.ApiDocument`. The document is generated at first use and cached."""
 
-    def __init__(self, *, title: str, version: str, public_url: str | None) -> None:
-        self._facts: dict[str, Any] = {"title": title, "version": version, "public_url": public_url}
-        self._routes: list[Route] = []
-        self._rendered: bytes | None = None
-
-    def set_routes(self, routes: Iterable[Route]) -> None:
-        """Set the routes that the document describes, and discard the cached document."""
-        self._routes, self._rendered = list(routes), None
+    def __init__(self, served: ServedRoutes, installation: Installation) -> None:
+        self._served, self._public_url = served, installation.public_url
+        self._described: Sequence[Route] = ()
+        self._rendered = b""
 
     def render(self) -> bytes:
-        """Return the document as JSON."""
-        if self._rendered is None:
-            self._rendered = msgspec.json.encode(document(self._routes, **self._facts))
+        routes = self._served.routes
+        if not self._rendered or routes is not self._described:
+            found = document(routes, title="Corral", version=version("corral"), public_url=self._public_url)
+            self._described, self._rendered = routes, msgspec.json.encode(found)
         return self._rendered
