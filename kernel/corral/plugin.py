@@ -291,6 +291,14 @@ class ApiDocument(Protocol):
         ...
 
 
+class MailProbe(Protocol):
+    """Tests the mail server, for `corral doctor`. The plugin `accounts` provides this service."""
+
+    async def probe(self) -> str | None:
+        """Connect to the mail server and sign in, without sending mail. Return the error, or None."""
+        ...
+
+
 class Contributions(Protocol):
     """Lets a plugin read the contributions of active plugins to the hooks that it offers.
 

@@ -82,6 +82,7 @@ ALLOWED = {
     "kernel/corral/cli/uvicorn_server.py": "the listening socket",
     "kernel/corral/cli/serve.py": "the listening socket",
     "kernel/corral/cli/processes.py": "the listening socket, handed on to further processes",
+    "kernel/corral_core/accounts/service/smtp.py": "the SMTP dialogue, on sockets that the guard opened",
     "kernel/corral_core/health/service/sibling_processes.py": "processes of one server, over a socket",
     "kernel/corral_core/redis/": "the operator's Redis",
     "plugins/corral_plugins/workers/node/": "the worker is a program of its own, which speaks to its server",

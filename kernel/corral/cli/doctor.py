@@ -230,31 +230,24 @@ def check_mail(config: Config) -> Iterator[Finding]:
 
     To test the mail settings that admins stored, use `POST /settings/test-mail`.
     """
-    from corral.egress.client import Egress
-    from corral.egress.smtp import MailFailed, MailServer, probe
+    from corral.cli.command_sessions import temporary_kernel
+    from corral.plugin import MailProbe
 
-    given = {name.partition(".")[2]: pin.value for name, pin in config.pinned.items() if name.startswith("mail.")}
-    if not given.get("host"):
+    host = config.pinned.get("mail.host")
+    if host is None or not host.value:
         yield Finding("mail", "ok", "not configured")
         return
-    server = MailServer(
-        str(given["host"]),
-        int(given.get("port", 587)),
-        given.get("security", "starttls"),
-        given.get("username"),
-        given.get("password"),
-    )
     try:
-        asyncio.run(probe(Egress(config), server))
-    except MailFailed as failure:
-        yield Finding(
-            "mail",
-            "warning",
-            str(failure),
-            "correct the settings mail.* or repair the mail server; mails are sent afterwards",
-        )
+        with temporary_kernel(config) as kernel:
+            service = kernel.container.get_optional(MailProbe)
+            failure = asyncio.run(service.probe()) if service is not None else "the plugin that sends mail is inactive"
+    except StartupError:  # another check reports plugins that cannot be loaded
+        return
+    if failure is not None:
+        remedy = "correct the settings mail.* or repair the mail server; mails are sent afterwards"
+        yield Finding("mail", "warning", failure, remedy)
     else:
-        yield Finding("mail", "ok", f"{server.host}:{server.port} answers")
+        yield Finding("mail", "ok", f"{host.value} answers")
 
 
 def check_clock(config: Config) -> Iterator[Finding]:

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from corral.config.model import Config
-from corral.egress.guard import Destination, EgressBlocked, EgressGuard, HostPort, Policy, Profile, read_host, read_url
+from corral.egress.guard import (
+    Destination,
+    EgressBlocked,
+    EgressGuard,
+    HostPort,
+    Policy,
+    Profile,
+    canonical_address,
+    check_peer,
+    read_host,
+    read_url,
+)
 from corral.egress.resolver import Resolver, Unresolved, is_local, resolve
 from corral.errors import Invalid
 
@@ -159,6 +171,29 @@ class Egress:
         except Unresolved:
             return [UNRESOLVED]
         return []
+
+    def open_socket(self, addresses: Sequence[str], port: int, seconds: float) -> socket.socket:
+        """Connect to the first of the allowed `addresses` that answers, and return the blocking socket.
+
+        For libraries that need a socket, such as those of SMTP. `addresses` is the result of the method `addresses`.
+        Raises `OSError`, or `EgressBlocked`.
+        """
+        proxy, failure = self.proxy(), OSError("the host has no address")
+        for address in addresses:
+            try:
+                if proxy is not None and not canonical_address(address).is_loopback:
+                    return proxy.open_socket((address, port), seconds)
+                opened = socket.create_connection((address, port), seconds)
+            except OSError as error:
+                failure = error
+                continue
+            try:
+                check_peer(opened.getpeername(), address)
+            except BaseException:
+                opened.close()
+                raise
+            return opened
+        raise failure
 
     def deny_own_server(self, bind: str, address: str = "") -> None:
         """Deny connections to Corral's own server, which listens on `bind`.

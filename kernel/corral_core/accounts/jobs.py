@@ -42,7 +42,7 @@ async def send_mail(
 
     The lifetime of the link begins when the email is sent, because the token is generated only then.
     """
-    from corral.egress.smtp import MailRefused
+    from corral_core.accounts.service.smtp import MailRefused
 
     if not mail.is_configured:
         log.warning("mail dropped because mail.host is no longer set", extra={"kind": kind})

@@ -11,7 +11,7 @@ from corral.database.model import Model
 from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
-from corral.plugin import Installation, Metric, Plugin, Provide, Runtime, Setting, hookimpl
+from corral.plugin import Installation, MailProbe, Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral_core.accounts.api import AccountRecovery, Accounts, AllSessions, Invitations, Mail, PasswordLinks, Tickets
 from corral_core.accounts.events import EVENTS
 from corral_core.accounts.jobs import JOBS, SCHEDULES
@@ -73,6 +73,7 @@ class AccountsPlugin(Plugin):
             Provide(SingleUseLinks, SingleUseLinks),
             Provide(MailService, MailService),
             Provide(Mail, _provide_mail),
+            Provide(MailProbe, _provide_mail_probe),
             Provide(InvitationsService, InvitationsService),
             Provide(Invitations, _provide_invitations),
             Provide(AccountRegistration, AccountRegistration),
@@ -135,6 +136,10 @@ def _provide_accounts(accounts: AccountsService) -> Accounts:
 
 
 def _provide_mail(mail: MailService) -> Mail:
+    return mail
+
+
+def _provide_mail_probe(mail: MailService) -> MailProbe:
     return mail
 
 

@@ -199,7 +199,7 @@ async def test_the_proxy_is_told_the_judged_address(make_kit: Callable[..., Any]
 async def test_a_server_that_says_nothing_is_given_up(
     make_kit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, mail_server: MailServer
 ) -> None:
-    from corral.egress import smtp
+    from corral_core.accounts.service import smtp
 
     monkeypatch.setattr(smtp, "SECONDS", 0.3)
     kept: list[asyncio.StreamWriter] = []

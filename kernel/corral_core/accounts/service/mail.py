@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.utils import format_datetime, make_msgid
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import peewee
 
@@ -26,6 +26,9 @@ from corral_core.accounts.api import MailTestResult
 from corral_core.accounts.service.email_addresses import normalize_address
 from corral_core.accounts.service.links import SingleUseLinks
 from corral_core.accounts.settings import MAIL_FROM, MAIL_HOST, MAIL_PASSWORD, MAIL_PORT, MAIL_SECURITY, MAIL_USERNAME
+
+if TYPE_CHECKING:
+    from corral_core.accounts.service.smtp import MailServer
 
 SIGN_OFF = "\n\n-- \nCorral at {site}"
 _RESET = "reset it immediately and tell an admin"
@@ -133,7 +136,7 @@ AT_ONCE = 500
 
 
 class MailService:
-    """Implements `corral_core.accounts.api.Mail`."""
+    """Implements `corral_core.accounts.api.Mail` and `corral.plugin.MailProbe`."""
 
     def __init__(
         self, work: Work, settings: Settings, egress: Egress, links: SingleUseLinks, installation: Installation
@@ -164,7 +167,7 @@ class MailService:
         return True
 
     async def send_test_mail(self, to: str) -> MailTestResult:
-        from corral.egress.smtp import MailFailed
+        from corral_core.accounts.service.smtp import MailFailed
 
         if not self.is_configured:
             raise Conflict("No mail server is configured; set mail.host first.", current_status="not_configured")
@@ -180,38 +183,38 @@ class MailService:
 
     async def send_now(self, kind: str, to: str, facts: dict[str, Any]) -> None:
         """Send an email now. Raise `MailFailed` on failure, or `ValueError` for an invalid address."""
-        from corral.egress.smtp import MailServer, deliver
+        from corral_core.accounts.service.smtp import deliver
 
-        get = self._settings.get
-        security: Any = get(MAIL_SECURITY)
-        host = get(MAIL_HOST) or ""
-        server = MailServer(host, get(MAIL_PORT), security, get(MAIL_USERNAME), get(MAIL_PASSWORD))
-        sender = get(MAIL_FROM) or f"corral@{host}"
+        server = self._server()
+        sender = self._settings.get(MAIL_FROM) or f"corral@{server.host}"
         message = render_mail(kind, sender=sender, to=to, site=self._site, facts=facts)
         await deliver(self._egress, server, message, sender=sender, to=message["To"].addresses[0].addr_spec)
 
     async def check_connection(self) -> tuple[str, str]:
         if not self.is_configured:
             return "disabled", "mail.host is not set."
-        if not await self._accepts_connections():
+        if await self.probe() is not None:
             return "down", "The mail server does not accept connections with the configured settings."
         waiting = await self._work(self.count_waiting, read=True)
         if waiting:
             return "degraded", f"{waiting} mails are waiting because the mail server did not accept them."
         return "ok", "The mail server accepts connections."
 
-    async def _accepts_connections(self) -> bool:
-        """Return whether the mail server accepts the connection and the credentials."""
-        from corral.egress.smtp import MailFailed, MailServer, probe
+    async def probe(self) -> str | None:
+        from corral_core.accounts.service.smtp import MailFailed, probe
+
+        try:
+            await probe(self._egress, self._server())
+        except MailFailed as failure:
+            return str(failure)
+        return None
+
+    def _server(self) -> MailServer:
+        from corral_core.accounts.service.smtp import MailServer
 
         get = self._settings.get
         security: Any = get(MAIL_SECURITY)
-        server = MailServer(get(MAIL_HOST) or "", get(MAIL_PORT), security, get(MAIL_USERNAME), get(MAIL_PASSWORD))
-        try:
-            await probe(self._egress, server)
-        except MailFailed:
-            return False
-        return True
+        return MailServer(get(MAIL_HOST) or "", get(MAIL_PORT), security, get(MAIL_USERNAME), get(MAIL_PASSWORD))
 
     @staticmethod
     def delete_mail_jobs(email_key: str) -> None:

@@ -6,19 +6,17 @@ import asyncio
 import functools
 import smtplib
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from email.message import EmailMessage
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from corral.egress.client import Egress
-from corral.egress.guard import EgressBlocked, Policy, canonical_address, check_peer
+from corral.egress.guard import EgressBlocked, Policy
 from corral.egress.resolver import Unresolved
 
 if TYPE_CHECKING:
     import ssl
-
-    from corral.egress.upstream_proxy import EgressProxy
 
 Security = Literal["starttls", "tls", "none"]
 
@@ -70,8 +68,8 @@ async def probe(egress: Egress, server: MailServer) -> None:
 async def _with_server(egress: Egress, server: MailServer, act: Callable[[smtplib.SMTP], Any]) -> None:
     try:
         addresses = await egress.addresses(server.host, server.port, Policy("internal"))
-        context = egress.tls_context()
-        run = functools.partial(_talk, server, addresses, context, egress.proxy(), act)
+        connect = functools.partial(egress.open_socket, addresses, server.port, SECONDS)
+        run = functools.partial(_talk, server, connect, egress.tls_context(), act)
         await asyncio.get_running_loop().run_in_executor(_threads, run)
     except EgressBlocked as blocked:
         egress.count(SINK, "blocked", server.host)
@@ -87,12 +85,11 @@ async def _with_server(egress: Egress, server: MailServer, act: Callable[[smtpli
 
 def _talk(
     server: MailServer,
-    addresses: Sequence[str],
+    connect: Callable[[], socket.socket],
     context: ssl.SSLContext,
-    proxy: EgressProxy | None,
     act: Callable[[smtplib.SMTP], Any],
 ) -> None:
-    smtp = _GuardedSmtp(server, addresses, context, proxy)
+    smtp = _GuardedSmtp(server, connect, context)
     try:
         if server.security == "starttls":
             smtp.starttls(context=context)  # raises if not offered, so nothing is sent in the clear
@@ -105,36 +102,15 @@ def _talk(
 
 
 class _GuardedSmtp(smtplib.SMTP):
-    """An SMTP client that connects only to allowed addresses. TLS verifies the certificate for the requested name."""
+    """An SMTP client on a socket that the egress guard opened. TLS verifies the certificate for the requested name."""
 
-    def __init__(
-        self, server: MailServer, addresses: Sequence[str], context: ssl.SSLContext, proxy: EgressProxy | None
-    ) -> None:
-        self._addresses, self._proxy = addresses, proxy
-        self._implicit = context if server.security == "tls" else None
+    def __init__(self, server: MailServer, connect: Callable[[], socket.socket], context: ssl.SSLContext) -> None:
+        self._open_socket, self._implicit = connect, context if server.security == "tls" else None
         super().__init__(server.host, server.port, local_hostname=socket.gethostname(), timeout=SECONDS)
 
     def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
-        failure: OSError = OSError(f"{host} has no address")
-        for address in self._addresses:
-            try:
-                opened = self._connect(address, port, timeout)
-            except OSError as error:
-                failure = error
-                continue
-            return opened if self._implicit is None else self._implicit.wrap_socket(opened, server_hostname=host)
-        raise failure
-
-    def _connect(self, address: str, port: int, timeout: float) -> socket.socket:
-        if self._proxy is not None and not canonical_address(address).is_loopback:
-            return self._proxy.open_socket((address, port), timeout)
-        opened = socket.create_connection((address, port), timeout)
-        try:
-            check_peer(opened.getpeername(), address)
-        except EgressBlocked:
-            opened.close()
-            raise
-        return opened
+        opened = self._open_socket()
+        return opened if self._implicit is None else self._implicit.wrap_socket(opened, server_hostname=host)
 
 
 def _words(text: bytes | str) -> str:
