@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from corral.cli.unknown_settings import unknown_setting_warnings
 from corral.config.model import TABLE
 from corral.config.reader import load
 from corral.plugin import Setting
@@ -93,7 +94,7 @@ def test_a_variable_pins_the_setting_that_declares_it() -> None:
     for variable, value, name in PINNING_ROWS:
         assert (str(shown[name].value), shown[name].pinned_by) == (value, variable)
     assert {setting.env for setting in _declared() if setting.env} == set(environ)
-    assert registry.unknown_name_warnings() == [
+    assert unknown_setting_warnings(config, registry) == [
         "CORRAL_TASK_MAX_ATTEMPT: unknown variable; did you mean CORRAL_TASK_MAX_ATTEMPTS?"
     ]
 

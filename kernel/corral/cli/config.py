@@ -12,6 +12,7 @@ import click
 from corral.cli import output
 from corral.cli.commands import FAILED, REFUSED
 from corral.cli.output import config_option, json_option
+from corral.cli.unknown_settings import unknown_setting_warnings
 from corral.config.reader import load as load_config
 from corral.config.reader import sample
 
@@ -58,7 +59,9 @@ def check(config_path: Path | None, as_json: bool) -> None:
     rows: list[dict[str, Any]] = [{"status": "warning", "detail": warning} for warning in config.warnings]
     with temporary_kernel(config) as kernel:
         kernel.refuse_without_essentials()
-        rows += [{"status": "warning", "detail": warning} for warning in kernel.settings.unknown_name_warnings()]
+        rows += [
+            {"status": "warning", "detail": warning} for warning in unknown_setting_warnings(config, kernel.settings)
+        ]
         for item in kernel.plugins:
             if item.state in ("failed", "blocked"):
                 rows.append({"status": "failed", "detail": f"plugin {item.name} is {item.state}: {item.reason}"})

@@ -21,6 +21,7 @@ from corral.cli.asgi_servers import chosen_server, loop_factory, serve_with
 from corral.cli.output import config_option
 from corral.cli.processes import ParentConnection, ParentProcess, ProcessEnvironment
 from corral.cli.start_history import StartHistory
+from corral.cli.unknown_settings import unknown_setting_warnings
 from corral.config.model import Config
 from corral.config.reader import ensure_data_dir
 from corral.config.reader import load as load_config
@@ -171,7 +172,7 @@ def _serve(
     logging_setup.redact_with(kernel.redactor)
     logging_setup.limit_rate_of(kernel.plugins)
     application = Application(kernel)
-    for warning in kernel.settings.unknown_name_warnings():
+    for warning in unknown_setting_warnings(config, kernel.settings):
         log.warning(warning)
     listener = listen(config.server.bind) if inherited is None else inherited.listener
     gc.collect()

@@ -1,49 +1,21 @@
-"""Run-time settings that the kernel itself declares, in the categories general, http, jobs and plugins."""
+"""Run-time settings that the kernel itself declares, in the categories http, jobs and plugins."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from corral.plugin import Setting, Settings
 
 KERNEL = "kernel"  # the owner of the kernel's settings; other settings name their plugin
 JOBS_PER_CORE = 4
 _ORIGIN = r"https?://[A-Za-z0-9.\-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?"
-_LINE = r"[^\x00-\x1f\x7f]*"
-
-
-def _is_zone(value: str, settings: Settings) -> str | None:
-    try:
-        ZoneInfo(value)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        return "must be the name of a time zone, such as Europe/Berlin"
-    return None
 
 
 def _integer(name: str, title: str, *, default: int, minimum: int, maximum: int) -> Setting[int]:
     return Setting(name=name, kind=int, title=title, default=default, minimum=minimum, maximum=maximum)
 
 
-SITE_NAME = Setting(
-    name="general.site_name",
-    kind=str,
-    default="Corral",
-    title="Name of this installation",
-    minimum=1,
-    maximum=100,
-    pattern=_LINE,
-)
-TIMEZONE = Setting(
-    name="general.timezone",
-    kind=str,
-    default="UTC",
-    title="Time zone in which times are displayed",
-    check=_is_zone,
-    minimum=1,
-    maximum=64,
-)
 CORS_ORIGINS = Setting[list[str]](
     name="http.cors_origins",
     kind=list[str],
@@ -52,36 +24,12 @@ CORS_ORIGINS = Setting[list[str]](
     maximum=100,
     pattern=_ORIGIN,
 )
-IN_FLIGHT = _integer(
-    "http.in_flight", "Maximum number of concurrent requests per caller", default=60, minimum=1, maximum=1000
-)
 ACCESS_LOG = Setting(
     name="http.access_log",
     kind=str,
     default="errors",
     choices=("off", "errors", "all"),
     title="Requests written to the access log",
-)
-RATE = _integer(
-    "http.rate_per_minute",
-    "Maximum requests per minute of a user or API key",
-    default=1200,
-    minimum=10,
-    maximum=100_000,
-)
-MACHINE_RATE = _integer(
-    "http.machine_rate_per_minute",
-    "Maximum requests per minute of a worker or agent",
-    default=12_000,
-    minimum=100,
-    maximum=1_000_000,
-)
-ANONYMOUS_RATE = _integer(
-    "http.anonymous_rate_per_minute",
-    "Maximum requests per minute from a client address without a credential",
-    default=120,
-    minimum=10,
-    maximum=100_000,
 )
 JOBS_CONCURRENCY: Setting[int | None] = Setting(
     name="jobs.concurrency",

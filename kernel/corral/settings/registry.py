@@ -6,7 +6,6 @@ The environment and the configuration file override stored values, and stored va
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -14,8 +13,8 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from corral.config.model import PinnedSetting
-from corral.config.reader import COMMAND_LINE, VARIABLES, nearest
-from corral.plugin import Setting, Settings
+from corral.config.reader import COMMAND_LINE
+from corral.plugin import Setting
 from corral.settings.validation import SettingRefused, check_declaration, convert_value
 
 T = TypeVar("T")
@@ -143,30 +142,6 @@ class SettingsRegistry(SettingValues):
         found = self._evaluate(item.setting, item.plugin, stored)
         pending = item.setting.restart_required and found.value != self._values[name]
         return msgspec.structs.replace(found, pending=pending)
-
-    def preview_values(self, stored: Mapping[str, StoredSetting]) -> SettingValues:
-        """Return all effective values as they would be with these stored values."""
-        return SettingValues({name: self.preview(name, stored).value for name in self._effective})
-
-    def check_values(self, values: Settings) -> dict[str, str]:
-        """Return the problems that the checks of settings find in these values, by setting name."""
-        checks = [(item.setting, item.setting.check) for item in self.in_service()]
-        problems = {each.name: check(values.get(each), values) for each, check in checks if check is not None}
-        return {name: f"{name} {sentence}" for name, sentence in problems.items() if sentence is not None}
-
-    def unknown_name_warnings(self) -> list[str]:
-        """Return warnings about pinned settings that no plugin declares, and about unknown environment variables.
-
-        Each warning suggests the nearest known name, if there is one.
-        """
-        names = [*VARIABLES, *(item.setting.env for item in self._effective.values() if item.setting.env)]
-        found = [f"{name}: unknown variable; did you mean {nearest(name, names)}?" for name in self._variables]
-        for name, pinned in self._pinned.items():
-            if name not in self._effective:
-                near = difflib.get_close_matches(name, list(self._effective), 1)
-                hint = f" (did you mean {near[0]}?)" if near else ""
-                found.append(f"{pinned.source}: no active plugin has a setting {name}{hint}")
-        return found
 
     def _evaluate(
         self, setting: Setting[Any], plugin: str, all_stored: Mapping[str, StoredSetting]

@@ -21,6 +21,7 @@ from corral.plugin import (
     RateLimiter,
     RateLimits,
     Runtime,
+    Setting,
     Settings,
     hookimpl,
 )
@@ -41,6 +42,7 @@ from corral_plugins.security.service.api_keys import (
 from corral_plugins.security.service.ip_rules import IpGate, IpGateUpdater, IpRules
 from corral_plugins.security.service.policies import SecurityPolicies
 from corral_plugins.security.service.rate_limits import RequestLimits
+from corral_plugins.security.settings import SETTINGS
 
 if TYPE_CHECKING:
     import click
@@ -56,6 +58,7 @@ class SecurityPlugin(Plugin):
     name = "security"
     requires = ("accounts", "redis")
     protected = "essential"
+    prefixes = ("http",)
     permissions = (
         Permission("security.read", "View the sign-in policy, the IP rules and the sessions of all users"),
         Permission("security.write", "Change the sign-in policy and the IP rules, and end sessions"),
@@ -122,6 +125,10 @@ class SecurityPlugin(Plugin):
     @hookimpl
     def corral_events(self) -> Iterable[type[Event]]:
         return EVENTS
+
+    @hookimpl
+    def corral_settings(self) -> Iterable[Setting[Any]]:
+        return SETTINGS
 
     @hookimpl
     def corral_schedules(self) -> Iterable[Schedule]:

@@ -1,4 +1,4 @@
-"""The settings that the plugin `security` reads. The kernel declares them with their bounds and defaults."""
+"""The settings of rate limits, which the plugin `security` declares, and the settings of `accounts` that it reads."""
 
 from __future__ import annotations
 
@@ -8,16 +8,40 @@ from corral.plugin import Setting
 
 
 def setting_handle(name: str, default: Any = None) -> Setting[Any]:
-    """Return a handle for reading the setting `name`, which the kernel declares."""
+    """Return a handle for reading the setting `name`, which the plugin `accounts` declares."""
     return Setting(name=name, kind=Any, default=default, title=name)
 
 
-RATE, MACHINE_RATE, ANONYMOUS_RATE = (
-    setting_handle("http.rate_per_minute"),
-    setting_handle("http.machine_rate_per_minute"),
-    setting_handle("http.anonymous_rate_per_minute"),
+def _limit(name: str, title: str, *, default: int, minimum: int, maximum: int) -> Setting[int]:
+    return Setting(name=name, kind=int, title=title, default=default, minimum=minimum, maximum=maximum)
+
+
+IN_FLIGHT = _limit(
+    "http.in_flight", "Maximum number of concurrent requests per caller", default=60, minimum=1, maximum=1000
 )
-IN_FLIGHT = setting_handle("http.in_flight")
+RATE = _limit(
+    "http.rate_per_minute",
+    "Maximum requests per minute of a user or API key",
+    default=1200,
+    minimum=10,
+    maximum=100_000,
+)
+MACHINE_RATE = _limit(
+    "http.machine_rate_per_minute",
+    "Maximum requests per minute of a worker or agent",
+    default=12_000,
+    minimum=100,
+    maximum=1_000_000,
+)
+ANONYMOUS_RATE = _limit(
+    "http.anonymous_rate_per_minute",
+    "Maximum requests per minute from a client address without a credential",
+    default=120,
+    minimum=10,
+    maximum=100_000,
+)
+SETTINGS = (RATE, MACHINE_RATE, ANONYMOUS_RATE, IN_FLIGHT)
+
 KEYS_ENABLED, KEY_DAYS, KEY_MAX_DAYS, KEYS_PER_USER = (
     setting_handle("security.api_keys_enabled"),
     setting_handle("security.api_key_default_days"),

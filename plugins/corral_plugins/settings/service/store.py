@@ -20,7 +20,7 @@ from corral.events.event import emit
 from corral.http.answers import ANY_VERSION, IfMatch
 from corral.plugin import SECRET_CHANGE, Audit, AuditEntry, Setting, Settings
 from corral.redact.redactor import Redactor
-from corral.settings.registry import EffectiveSetting, SettingsRegistry, StoredSetting
+from corral.settings.registry import EffectiveSetting, SettingsRegistry, SettingValues, StoredSetting
 from corral.settings.store import SettingsChange
 from corral.settings.validation import SettingRefused, convert_value, is_url
 from corral_plugins.settings.api import SettingChanged
@@ -117,7 +117,7 @@ class SettingsService:
         return combined_version(names, self.rows.all_rows())
 
     def values(self) -> Settings:
-        return self._registry.preview_values(self.rows.all_rows())
+        return self._preview_values(self.rows.all_rows())
 
     def apply_stored(self) -> None:
         self.apply(self.rows.stored_version(), self.rows.all_rows())
@@ -196,7 +196,7 @@ class SettingsService:
         fresh = self.rows.all_rows()
         for names, check in self._checks:
             if names & touched:
-                check(self._registry.preview_values(fresh), by)
+                check(self._preview_values(fresh), by)
         for change in changes:
             self._publish_change(change)
         after_commit(lambda: self.apply(version, fresh))
@@ -206,8 +206,8 @@ class SettingsService:
 
         A rule that was broken before the change does not block changes of other settings.
         """
-        broken = self._registry.check_values(self._registry.preview_values(after))
-        known = self._registry.check_values(self._registry.preview_values(before)) if broken else {}
+        broken = self._check_values(self._preview_values(after))
+        known = self._check_values(self._preview_values(before)) if broken else {}
         faults = [
             FieldError(pointer(name), "not_allowed", f"{sentence}.")
             for name, sentence in broken.items()
@@ -215,6 +215,17 @@ class SettingsService:
         ]
         if faults:
             raise Invalid(" ".join(fault.detail for fault in faults[:3]), errors=faults)
+
+    def _preview_values(self, stored: Stored) -> SettingValues:
+        """Return all effective values as they would be with these stored values."""
+        names = [item.setting.name for item in self._registry.all()]
+        return SettingValues({name: self._registry.preview(name, stored).value for name in names})
+
+    def _check_values(self, values: Settings) -> dict[str, str]:
+        """Return the problems that the checks of settings find in these values, by setting name."""
+        checks = [(item.setting, item.setting.check) for item in self._registry.in_service()]
+        problems = {each.name: check(values.get(each), values) for each, check in checks if check is not None}
+        return {name: f"{name} {sentence}" for name, sentence in problems.items() if sentence is not None}
 
     def _publish_change(self, change: SettingChange) -> None:
         name = change.setting.name

@@ -1,0 +1,26 @@
+"""Warnings about configured settings that no plugin declares, and about unknown environment variables."""
+
+from __future__ import annotations
+
+import difflib
+
+from corral.config.model import Config
+from corral.config.reader import VARIABLES, nearest
+from corral.settings.registry import SettingsRegistry
+
+
+def unknown_setting_warnings(config: Config, settings: SettingsRegistry) -> list[str]:
+    """Return a warning for each pinned setting and each variable that no declared setting has.
+
+    Each warning suggests the nearest known name, if there is one.
+    """
+    declared = {item.setting.name: item.setting.env for item in settings.all()}
+    names = [*VARIABLES, *filter(None, declared.values())]
+    unknown = [name for name in config.variables if name not in names]
+    found = [f"{name}: unknown variable; did you mean {nearest(name, names)}?" for name in unknown]
+    for name, pinned in config.pinned.items():
+        if name not in declared:
+            near = difflib.get_close_matches(name, list(declared), 1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            found.append(f"{pinned.source}: no active plugin has a setting {name}{hint}")
+    return found
