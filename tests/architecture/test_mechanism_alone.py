@@ -17,7 +17,8 @@ from pathlib import Path
 import msgspec
 
 from corral.asgi.application import Application
-from corral.config.reader import ensure_data_dir, load as load_config
+from corral.cli.data_folder import ensure_data_dir
+from corral.config.reader import load as load_config
 from corral.events.consumers import Subscriber
 from corral.events.event import Event, emit
 from corral.events.log import EventRow, LoggedEvent

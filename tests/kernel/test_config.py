@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from corral.cli.config import sample
+from corral.cli.data_folder import ensure_data_dir
 from corral.config.model import MASK, SECTIONS, TABLE, Config, PinnedSetting
-from corral.config.reader import ensure_data_dir, load, sample
+from corral.config.reader import load
 from corral.errors import StartupError
 
 NO_FILE = Path(os.devnull)

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from corral import clock
+from corral.cli.data_folder import ensure_data_dir
 from corral.config.model import Config
-from corral.config.reader import ensure_data_dir, load
+from corral.config.reader import load
 from corral.crypto import Keyring, associated_data
 from corral.database.connect import connect
 from corral.database.sealed_columns import SealedColumns

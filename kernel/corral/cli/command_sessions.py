@@ -16,8 +16,8 @@ import msgspec
 
 from corral.auth.principal import Principal
 from corral.cli import logging_setup
+from corral.cli.data_folder import ensure_data_dir
 from corral.config.model import Config, Database, Keys, Redis, Storage
-from corral.config.reader import ensure_data_dir
 from corral.config.reader import load as load_config
 from corral.database.unit import Actor, UnitContext
 from corral.errors import StartupError

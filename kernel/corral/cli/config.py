@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -13,8 +14,8 @@ from corral.cli import output
 from corral.cli.commands import FAILED, REFUSED
 from corral.cli.output import config_option, json_option
 from corral.cli.unknown_settings import unknown_setting_warnings
+from corral.config.model import TABLE
 from corral.config.reader import load as load_config
-from corral.config.reader import sample
 
 
 @click.group("config")
@@ -107,3 +108,24 @@ def init(path: Path | None, as_json: bool) -> None:
     output.print_value(
         {"path": str(target)}, as_json=as_json, text=f"Wrote {target}. Every key in it is commented out."
     )
+
+
+_SAMPLE_HEAD = """\
+# The command line and environment variables take precedence over this file.
+# A value can contain a variable, ${NAME}, or be read from a file, file:/path."""
+
+
+def sample() -> str:
+    """Return a sample `corral.toml` in which every key is explained and commented out."""
+    lines = [_SAMPLE_HEAD]
+    here = ""
+    for name, entry in TABLE.items():
+        section, _, field = name.rpartition(".")
+        if section != here:
+            lines += ["", f"[{section}]"]
+            here = section
+        value = f"file:/run/secrets/{field}" if entry.key.secret else entry.key.example or entry.default
+        variable = f" ({entry.key.variable})" if entry.key.variable else ""
+        shown = json.dumps(value, default=str)
+        lines += [f"# {entry.key.doc}{variable}", f"# {field} = {shown}"]
+    return "\n".join([*lines, "", "[settings]", "# Pins a run-time setting", '# "events.retention_days" = 30', ""])

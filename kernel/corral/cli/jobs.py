@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from corral.cli import logging_setup, processes
+from corral.cli.data_folder import ensure_data_dir
 from corral.cli.output import config_option
 from corral.cli.processes import ProcessEnvironment
-from corral.config.reader import ensure_data_dir
 from corral.config.reader import load as load_config
 from corral.errors import StartupError
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from corral.cli import logging_setup, output
+from corral.cli.data_folder import ensure_data_dir
 from corral.cli.doctor import is_database_missing
 from corral.cli.output import config_option, json_option
-from corral.config.reader import ensure_data_dir
 from corral.config.reader import load as load_config
 
 

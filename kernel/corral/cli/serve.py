@@ -18,12 +18,12 @@ import click
 
 from corral.cli import logging_setup, processes
 from corral.cli.asgi_servers import chosen_server, loop_factory, serve_with
+from corral.cli.data_folder import ensure_data_dir
 from corral.cli.output import config_option
 from corral.cli.processes import ParentConnection, ParentProcess, ProcessEnvironment
 from corral.cli.start_history import StartHistory
 from corral.cli.unknown_settings import unknown_setting_warnings
 from corral.config.model import Config
-from corral.config.reader import ensure_data_dir
 from corral.config.reader import load as load_config
 from corral.errors import StartupError
 

@@ -1,7 +1,7 @@
 """The configuration: `corral.toml` and `CORRAL_*` variables, read at startup into one frozen `Config`.
 
 The annotated fields of `Config` and its sections define everything that can be configured. Loading, validation,
-`describe()` and `sample()` are derived from them. Run-time settings that the file or the command line pins
+`describe()` and `corral config init` are derived from them. Run-time settings that the file or the command line pins
 (`Config.pinned`) and the remaining `CORRAL_*` variables (`Config.variables`) are not validated here; the settings
 registry validates both.
 """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
-import json
 import os
 import re
 import stat
@@ -269,43 +268,3 @@ def _secret_file(path: Path, name: str) -> str:
     if not (text := path.read_text("utf-8").strip()):
         raise ValueError(f"{path} is empty")
     return text
-
-
-def ensure_data_dir(config: Config) -> None:
-    """Create the data folder with mode 0700.
-
-    Raises `StartupError` if the folder is unusable or contains a key file that other users can read.
-    """
-    folder = config.data_dir
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        exposed = [path for path in sorted(folder.glob("*.key")) if readable_by_others(path)]
-    except OSError as error:
-        raise StartupError(f"{folder}: the data folder cannot be created: {error.strerror}") from None
-    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-        raise StartupError(
-            f"{folder}: the data folder must be readable and writable; make the user of the server its owner"
-        )
-    if exposed:
-        raise StartupError(*(f"{path}: other users can read this key; run chmod 600 {path}" for path in exposed))
-
-
-_SAMPLE_HEAD = """\
-# The command line and environment variables take precedence over this file.
-# A value can contain a variable, ${NAME}, or be read from a file, file:/path."""
-
-
-def sample() -> str:
-    """Return a sample `corral.toml` in which every key is explained and commented out."""
-    lines = [_SAMPLE_HEAD]
-    here = ""
-    for name, entry in TABLE.items():
-        section, _, field = name.rpartition(".")
-        if section != here:
-            lines += ["", f"[{section}]"]
-            here = section
-        value = f"file:/run/secrets/{field}" if entry.key.secret else entry.key.example or entry.default
-        variable = f" ({entry.key.variable})" if entry.key.variable else ""
-        shown = json.dumps(value, default=str)
-        lines += [f"# {entry.key.doc}{variable}", f"# {field} = {shown}"]
-    return "\n".join([*lines, "", "[settings]", "# Pins a run-time setting", '# "events.retention_days" = 30', ""])

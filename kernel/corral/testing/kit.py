@@ -21,8 +21,8 @@ from urllib.parse import unquote
 
 from corral.asgi.application import Application
 from corral.auth.principal import SYSTEM_PRINCIPAL
+from corral.cli.data_folder import ensure_data_dir
 from corral.config.model import Config
-from corral.config.reader import ensure_data_dir
 from corral.config.reader import load as load_config
 from corral.jobs.runner import JobRunner
 from corral.kernel import Kernel, boot
