@@ -33,7 +33,6 @@ from corral.jobs.queue import JobQueue
 from corral.jobs.runner import JobRunner
 from corral.metrics.requests import RequestMetrics
 from corral.plugin import Contributions, Installation, Settings
-from corral.plugins import plugin_metrics
 from corral.plugins.container import Container
 from corral.plugins.discovery import discover
 from corral.plugins.guard import Guards
@@ -132,7 +131,6 @@ class Kernel:
         self.quarantine = PluginQuarantine(self.registry, self.settings)
         self.guards = Guards(self.quarantine)
         self.thread_exceptions = ThreadExceptions(self.quarantine, plugins)
-        self.metrics.plugins = lambda: plugin_metrics.plugin_metric_lines(plugins, self.guards.all, database.watchdog)
         self.container = Container()
         self.wiring = PluginWiring(plugins, self.container, self.settings, self.event_types, self.guards)
         self.registry.listeners.append(self.wiring.refresh)
@@ -187,6 +185,7 @@ class Kernel:
             Contributions: self.registry,
             PluginRegistry: self.registry,
             PluginQuarantine: self.quarantine,
+            Guards: self.guards,
             ServedRoutes: ServedRoutes(),
         }
 

@@ -18,6 +18,7 @@ from corral.egress.guard import EgressBlocked, Policy
 from corral.errors import Invalid
 from corral.testing.stub_servers import PUBLIC, FakeResolver, StubServer, http_response_bytes
 from corral_core.health.service.egress_audit import SINKS
+from corral_core.health.service.egress_check import judge
 
 # `loopback`, `internal` and `names` are hosts, `shapes` and `confusing` have the place of one that listens.
 CORPUS: dict[str, Any] = json.loads((Path(__file__).parent / "hostile_urls.json").read_text("utf-8"))
@@ -98,7 +99,7 @@ async def test_s3_hostile_addresses_are_refused_when_they_are_saved(canary: Stub
 async def test_s3_the_internal_profile_is_no_way_to_this_machine(canary: StubServer, connections: list[Any]) -> None:
     egress = make_egress()
     for host in LOOPBACK:
-        assert not (await egress.judge(f"http://{host}:{canary.port}/", profile="internal")).allowed, host
+        assert not (await judge(egress, f"http://{host}:{canary.port}/", profile="internal")).allowed, host
     assert connections == []
 
 
@@ -144,6 +145,6 @@ async def test_s3_good_addresses_are_allowed() -> None:
     names = {host: [[PUBLIC, "2606:4700::1111"]] for host in hosts if not host.replace(".", "").isdigit()}
     egress = make_egress({name: found for name, found in names.items() if ":" not in name and "0x" not in name})
     assert len(GOOD) >= 30
-    refused = [(url, verdict) for url in GOOD if not (verdict := await egress.judge(url)).allowed]
+    refused = [(url, verdict) for url in GOOD if not (verdict := await judge(egress, url)).allowed]
     assert refused == []
     assert await egress.addresses("example.com", 443, Policy()) == [PUBLIC, "2606:4700::1111"]

@@ -8,7 +8,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from corral.config.model import Config
@@ -40,17 +40,6 @@ log = logging.getLogger("corral.egress")
 MIB = 1024 * 1024
 UNRESOLVED = "unresolved_host"
 REPORT_SECONDS, MAX_REPORTED = 60.0, 1000
-
-
-class Verdict(NamedTuple):
-    """The result of checking a destination. `reason` is an `egress.*` code or `unresolved_host`.
-
-    Show `addresses` to admins only.
-    """
-
-    allowed: bool
-    reason: str | None
-    addresses: tuple[str, ...]
 
 
 class Egress:
@@ -145,19 +134,6 @@ class Egress:
             self.guard.check_addresses(host, port, found, policy)
         return found
 
-    async def judge(
-        self, url: str | None = None, *, host: str = "", port: int = 0, profile: Profile = "public"
-    ) -> Verdict:
-        """Check whether a URL, or a host and port, is allowed. Resolves the name, but does not connect."""
-        try:
-            if url is not None:
-                _, host, port = read_url(url)
-            return Verdict(True, None, tuple(await self.addresses(host, port, Policy(profile))))
-        except EgressBlocked as blocked:
-            return Verdict(False, blocked.code, await self._addresses_of(host, port))
-        except Unresolved:
-            return Verdict(False, UNRESOLVED, ())
-
     async def at_save(self, url: str, profile: Profile = "public", pointer: str = "/base_url") -> list[str]:
         """Check a URL before it is stored.
 
@@ -212,12 +188,6 @@ class Egress:
     def unregister_child(self, host: str, port: int) -> None:
         """Remove the address of a child process that has exited."""
         self.guard.children.discard((host, port))
-
-    async def _addresses_of(self, host: str, port: int) -> tuple[str, ...]:
-        try:
-            return tuple(await self.resolve(read_host(host), port)) if host else ()
-        except (Unresolved, EgressBlocked):
-            return ()
 
     def count(self, sink: str, outcome: str, host: str) -> None:
         """Count a request. Refused requests are logged and reported at most once per sink, host and minute."""

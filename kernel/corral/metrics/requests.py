@@ -6,7 +6,6 @@ All labels have a bounded set of values.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
 
 from corral.metrics.histogram import OTHER, Histogram
 
@@ -27,7 +26,6 @@ class RequestMetrics:
         self.body_rejected: Counter[str] = Counter()
         self.plugin_errors: Counter[str] = Counter()
         self.events: Counter[str] = Counter()
-        self.plugins: Callable[[], Iterable[str]] = tuple  # returns the rendered lines of the plugin metrics
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one request. `route` is the route template or `unmatched`."""

@@ -210,7 +210,7 @@ def metrics_page(application: Application) -> str:
     scrape = kernel.container.get(MetricsRenderer)
     _count_once(kernel.metrics)
     registries = (scrape._process, scrape._installation)
-    text = "\n".join([*kernel.metrics.plugins(), *(generate_latest(each).decode() for each in registries)])
+    text = "\n".join([*scrape.plugin_lines(), *(generate_latest(each).decode() for each in registries)])
     found = {_full_name(family): _family(family) for family in text_string_to_metric_families(text)}
     for item in kernel.active:
         for metric in item.contributions_to("corral_metrics"):

@@ -11,6 +11,7 @@ from corral.egress.client import Egress
 from corral.egress.guard import DENIED, METADATA, PORTS, PRIVATE
 from corral.errors import Invalid
 from corral.http.routes import Routes
+from corral_core.health.service.egress_check import judge
 
 routes = Routes("/egress", tag="Egress")
 
@@ -83,9 +84,9 @@ async def check_address(body: AddressCheck, egress: Egress) -> EgressVerdictView
     if isinstance(body.url, str):
         if body.host is not UNSET or body.port is not UNSET:
             raise Invalid.at("/url", "not_allowed", "Give a url, or a host and a port.")
-        verdict = await egress.judge(body.url, profile=body.profile)
+        verdict = await judge(egress, body.url, profile=body.profile)
     elif isinstance(body.host, str) and isinstance(body.port, int):
-        verdict = await egress.judge(host=body.host, port=body.port, profile=body.profile)
+        verdict = await judge(egress, host=body.host, port=body.port, profile=body.profile)
     else:
         raise Invalid.at("/url", "required", "Give a url, or a host and a port.")
     return EgressVerdictView(allowed=verdict.allowed, reason=verdict.reason, addresses=list(verdict.addresses))

@@ -12,11 +12,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.core import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
-from corral.database.engine import Work
-from corral.metrics.requests import RequestMetrics
+from corral.database.engine import Database, Work
 from corral.plugin import Contributions, Metric
+from corral.plugins.guard import Guards
 from corral.plugins.quarantine import PluginQuarantine
 from corral.plugins.registry import PluginRegistry
+from corral_core.health.service.plugin_metrics import plugin_metric_lines
 from corral_core.health.service.process_metrics import ProcessMetrics, histogram_family
 from corral_core.health.service.readiness import ReadinessProbe
 from corral_core.health.service.sibling_processes import SiblingProcesses, sum_metrics
@@ -80,13 +81,14 @@ class MetricsRenderer:
     def __init__(
         self,
         work: Work,
-        requests: RequestMetrics,
         contributions: Contributions,
         readiness: ReadinessProbe,
         siblings: SiblingProcesses,
         figures: ProcessMetrics,
         registry: PluginRegistry,
         quarantine: PluginQuarantine,
+        guards: Guards,
+        database: Database,
     ) -> None:
         def contributed(*, of_process: bool) -> list[tuple[str, Metric]]:
             found = contributions.for_hook("corral_metrics")
@@ -96,7 +98,8 @@ class MetricsRenderer:
             if (loaded := registry.get(plugin)) is not None:
                 quarantine.count_error(loaded, f"corral_metrics {metric.name}", error)
 
-        self._requests, self._readiness, self._siblings = requests, readiness, siblings
+        self._readiness, self._siblings = readiness, siblings
+        self._registry, self._guards, self._database = registry, guards, database
         self._counted = _ContributedMetrics(work, lambda: contributed(of_process=True), readiness, wrong)
         self._measured = _ContributedMetrics(work, lambda: contributed(of_process=False), readiness, wrong)
         self._process, self._installation = (CollectorRegistry(auto_describe=False) for _ in range(2))
@@ -116,7 +119,11 @@ class MetricsRenderer:
     async def render_own(self) -> str:
         """Return the metrics of this process as Prometheus text."""
         await self._counted.refresh()
-        return "\n".join([*self._requests.plugins(), generate_latest(self._process).decode()])
+        return "\n".join([*self.plugin_lines(), generate_latest(self._process).decode()])
+
+    def plugin_lines(self) -> Iterator[str]:
+        """Yield the metrics about plugins in this process as lines of Prometheus text."""
+        return plugin_metric_lines(self._registry.all(), self._guards.all, self._database.watchdog)
 
     def collect(self) -> Iterator[Family]:
         """Yield the metric families. The Prometheus registry calls this function, which must not do I/O."""

@@ -1,0 +1,42 @@
+"""Checks whether the egress guard allows connections to an address, without connecting to it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from corral.egress.client import UNRESOLVED, Egress
+from corral.egress.guard import EgressBlocked, Policy, Profile, read_host, read_url
+from corral.egress.resolver import Unresolved
+
+
+class Verdict(NamedTuple):
+    """The result of checking a destination. `reason` is an `egress.*` code or `unresolved_host`.
+
+    Show `addresses` to admins only.
+    """
+
+    allowed: bool
+    reason: str | None
+    addresses: tuple[str, ...]
+
+
+async def judge(
+    egress: Egress, url: str | None = None, *, host: str = "", port: int = 0, profile: Profile = "public"
+) -> Verdict:
+    """Check whether a URL, or a host and port, is allowed. Resolves the name, but does not connect."""
+    try:
+        if url is not None:
+            _, host, port = read_url(url)
+        return Verdict(True, None, tuple(await egress.addresses(host, port, Policy(profile))))
+    except EgressBlocked as blocked:
+        return Verdict(False, blocked.code, await _resolved(egress, host, port))
+    except Unresolved:
+        return Verdict(False, UNRESOLVED, ())
+
+
+async def _resolved(egress: Egress, host: str, port: int) -> tuple[str, ...]:
+    """Return all addresses of a host, including those that the guard refuses."""
+    try:
+        return tuple(await egress.resolve(read_host(host), port)) if host else ()
+    except (Unresolved, EgressBlocked):
+        return ()
