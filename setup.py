@@ -109,6 +109,7 @@ setup(
             "event_log = corral_core.event_log.plugin:EventLogPlugin",
             "health = corral_core.health.plugin:HealthPlugin",
             "llm = corral_plugins.llm.plugin:LlmPlugin",
+            "local_storage = corral_core.local_storage.plugin:LocalStoragePlugin",
             "plugin_admin = corral_core.plugin_admin.plugin:PluginAdminPlugin",
             "realtime = corral_plugins.realtime.plugin:RealtimePlugin",
             "redis = corral_core.redis.plugin:RedisPlugin",

@@ -49,7 +49,7 @@ from corral.plugins.wiring import PluginWiring
 from corral.redact.redactor import Redactor
 from corral.settings.kernel import JOBS_CONCURRENCY, KERNEL, KERNEL_SETTINGS, job_concurrency
 from corral.settings.registry import SettingsRegistry
-from corral.storage.blobs import BlobStore, LocalBlobs
+from corral.storage.blobs import BlobStore
 from corral.supervisor import Supervisor
 from corral.watchdog import EventLoopWatchdog
 
@@ -162,15 +162,17 @@ class Kernel:
 
     def _services(self) -> dict[Any, Any]:
         """Return the services of the kernel, which every plugin can request, as `{type: service}`."""
-        config, folder, url = self.config, self.config.files_dir, self.config.storage.url or ""
+        config = self.config
+        url = f"file://{config.files_dir}" if config.files_dir else config.storage.url or ""
+        store = first_result(self.plugins, "corral_blob_store", url, required=config.storage.url is not None)
         return {
+            **({} if store is None else {BlobStore: store}),
             Installation: Installation.from_config(config),
             Sealer: self.keyring,
             KeyRotation: self.keyring,
             SealedColumns: sealed_columns(self.plugins),
             Database: self.database,
             Work: self.database.work,
-            BlobStore: LocalBlobs(folder) if folder else first_result(self.plugins, "corral_blob_store", url),
             Settings: self.settings,
             SettingsRegistry: self.settings,
             Feed: self.feed,

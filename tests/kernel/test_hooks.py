@@ -39,8 +39,9 @@ from corral.plugin import (
     hookimpl,
 )
 from corral.plugins.discovery import Found
-from corral.storage.blobs import BlobStore, LocalBlobs
+from corral.storage.blobs import BlobStore
 from corral.testing.kit import Kit, make_kernel
+from corral_core.local_storage.service import LocalBlobs
 from corral_core.redis.service.bus import RedisBus
 
 

@@ -1,4 +1,4 @@
-"""LocalBlobs: whole or absent, never on the loop, never outside its folder."""
+"""`local_storage`: whole or absent, never on the loop, never outside its folder."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from corral.errors import TooLarge, Unavailable
-from corral.storage import blobs
-from corral.storage.blobs import CHUNK, Blob, BlobMissing, BlobStore, LocalBlobs
+from corral.storage.blobs import Blob, BlobMissing, BlobStore
+from corral_core.local_storage import service as blobs
+from corral_core.local_storage.service import CHUNK, LocalBlobs
 
 KEY = "2026/11/24/01900000-0000-7000-8000-000000000001"
 
@@ -270,7 +271,7 @@ async def test_sweep_takes_old_leftovers_only(store: LocalBlobs) -> None:
 KILLED = """
 import asyncio, sys
 from pathlib import Path
-from corral.storage.blobs import LocalBlobs
+from corral_core.local_storage.service import LocalBlobs
 async def chunks():
     for _ in range(20):
         yield b"x" * 100_000

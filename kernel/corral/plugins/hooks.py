@@ -102,10 +102,11 @@ def offered_hooks(record: PluginRecord) -> dict[str, tuple[str, Any]]:
     }
 
 
-def first_result(records: Sequence[PluginRecord], hook: str, url: str) -> Any:
+def first_result(records: Sequence[PluginRecord], hook: str, url: str, *, required: bool = True) -> Any:
     """Call the hook with a URL and return the first result. Built-in plugins are called after all others.
 
-    A plugin whose hook raises an error is marked `failed`. Raises `StartupError` if no active plugin supports the URL.
+    A plugin whose hook raises an error is marked `failed`. If no active plugin supports the URL, raises `StartupError`,
+    or returns None if no result is required.
     """
     made: list[Any] = []
 
@@ -117,7 +118,7 @@ def first_result(records: Sequence[PluginRecord], hook: str, url: str) -> Any:
         if record.active and not made:
             record.run_boot_step(ask, record)
     block_dependants(records)
-    if not made:
+    if not made and required:
         key, scheme = URL_KEYS.get(hook, "[redis] url"), url.partition(":")[0]
         raise StartupError(f"{key}: no active plugin serves {scheme}:// (hook {hook}); install one, or remove the key")
-    return made[0]
+    return made[0] if made else None

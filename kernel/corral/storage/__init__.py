@@ -1,1 +1,1 @@
-"""Files outside the database: the `BlobStore` protocol, and the store in a local folder."""
+"""Files outside the database: the `BlobStore` protocol."""

@@ -18,7 +18,7 @@ from corral.ids import new_id
 from corral.jobs.job import ScheduleRow
 from corral.plugin import Contributions, Installation
 from corral.plugins.registry import PluginRegistry
-from corral.storage.blobs import BlobStore, LocalBlobs
+from corral.storage.blobs import BlobStore
 from corral_core.accounts.api import Mail
 
 Told = tuple[str, str]
@@ -84,13 +84,12 @@ class KernelChecks:
 
     async def check_storage(self) -> Told:
         """Check the file storage: store, read and delete a probe file."""
-        kind = "The local folder" if isinstance(self._blobs, LocalBlobs) else "The object store"
         began = time.monotonic()
         await self._blobs.probe()
         took = time.monotonic() - began
         if took > SLOW_PROBE:
-            return "degraded", f"{kind} took {took * 1000:.0f} ms to store a test file."
-        return "ok", f"{kind} accepts files."
+            return "degraded", f"The file store took {took * 1000:.0f} ms to store a test file."
+        return "ok", "The file store accepts files."
 
     async def check_schedules(self) -> Told:
         """Check whether any process runs the schedules."""
