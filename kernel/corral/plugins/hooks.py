@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ import pluggy
 
 from corral import hookspecs
 from corral.errors import StartupError
-from corral.http.signature import hints
+from corral.http.signature import hints, union_parts
 from corral.plugins.record import PluginRecord, block_dependants
 
 URL_KEYS = {"corral_blob_store": "[storage] url"}  # the configuration key that holds the URL of a first-result hook
@@ -39,9 +38,8 @@ def flatten_hook_results(spec: Callable[..., Any], returned: Iterable[Any]) -> l
 
 def check_items(where: str, items: Iterable[Any], asked: Any) -> None:
     """Raise `TypeError` unless all items have the type `asked` and all structs among them are valid."""
-    union = typing.get_origin(asked) in (typing.Union, types.UnionType)
     for item in items:
-        if not any(_is_of(item, option) for option in (typing.get_args(asked) if union else (asked,))):
+        if not any(_is_of(item, option) for option in union_parts(asked)):
             raise TypeError(f"{where} has {item!r}, which is not of the type {getattr(asked, '__name__', asked)}")
         if isinstance(item, msgspec.Struct):
             try:

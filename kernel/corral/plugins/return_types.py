@@ -8,7 +8,7 @@ import types
 import typing
 from typing import Any
 
-from corral.http.signature import hints
+from corral.http.signature import hints, union_parts
 
 AWAITABLES = (collections.abc.Awaitable, collections.abc.Coroutine)
 
@@ -58,7 +58,7 @@ def of_field(annotation: Any) -> ExpectedReturn | None:
 
     For any other annotation, return None.
     """
-    for option in _options(annotation):
+    for option in union_parts(annotation):
         if collections.abc.Callable in (option, typing.get_origin(option)):
             return _expected((typing.get_args(option) or (Any,))[-1])
     return None
@@ -71,15 +71,10 @@ def _expected(returned: Any) -> ExpectedReturn:
     return ExpectedReturn(kinds, None if kinds is None else False)
 
 
-def _options(annotation: Any) -> tuple[Any, ...]:
-    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    return typing.get_args(annotation) if is_union else (annotation,)
-
-
 def _kinds(annotation: Any) -> tuple[type, ...] | None:
     """Return the classes that an annotation allows, or None if it allows any value."""
     kinds: list[type] = []
-    for option in _options(annotation):
+    for option in union_parts(annotation):
         kind = types.NoneType if option is None else typing.get_origin(option) or option
         if kind is typing.Literal:
             kinds += [type(value) for value in typing.get_args(option)]

@@ -10,6 +10,7 @@ import msgspec
 
 from corral.config.model import TABLE
 from corral.config.reader import VARIABLES
+from corral.http.signature import without_none
 from corral.plugin import Setting
 
 LONGEST_NAME = 80
@@ -69,13 +70,9 @@ def type_of_setting(setting: Setting[Any]) -> tuple[Any, bool]:
 
 def unwrap_type(kind: Any) -> tuple[Any, bool]:
     """Return the type without `Annotated` and `None`, and whether the type allows null."""
-    nullable = False
     while typing.get_origin(kind) is typing.Annotated:
         kind = typing.get_args(kind)[0]
-    members = [member for member in typing.get_args(kind) if member is not type(None)]
-    if type(None) in typing.get_args(kind) and len(members) == 1:
-        kind, nullable = members[0], True
-    return kind, nullable
+    return without_none(kind)
 
 
 def is_url(setting: Setting[Any]) -> bool:
