@@ -58,18 +58,11 @@ log = logging.getLogger("corral.kernel")
 START_SECONDS, STOP_SECONDS = 15.0, 10.0
 
 
-def boot(
-    config: Config,
-    *,
-    plugins: list[PluginRecord] | None = None,
-    migrations: bool | None = None,
-    create_keys: bool = True,
-) -> Kernel:
+def boot(config: Config, *, plugins: list[PluginRecord] | None = None) -> Kernel:
     """Create a kernel: load the plugins, apply migrations, and connect the components.
 
-    Tests pass `plugins`; otherwise the installed plugins are discovered. With `migrations=None`, the configuration and
-    the database engine decide whether migrations are applied. Raises `StartupError` if the installation cannot start
-    (exit status 3), or `Pending` if migrations must be applied first (exit status 4).
+    Tests pass `plugins`; otherwise the installed plugins are discovered. Raises `StartupError` if the installation
+    cannot start (exit status 3), or `Pending` if migrations must be applied first (exit status 4).
     """
     keyring = Keyring.load(config)
     section = config.database
@@ -77,8 +70,8 @@ def boot(
     try:
         records = plugins if plugins is not None else load(discover(config), config, off=taken_out(database))
         _check_enabled(config, records)
-        apply_migrations(database, records, config, migrations)
-        keyring = unlock(keyring, database, records, config, create=create_keys)
+        apply_migrations(database, records, config)
+        keyring = unlock(keyring, database, records, config)
         database.cursor_key = keyring.mac("list-cursor", b"v1")
         database.flush = _flush
         kernel = Kernel(config, records, database, keyring)

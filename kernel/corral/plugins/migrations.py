@@ -46,13 +46,12 @@ def migrations_of(records: Iterable[PluginRecord]) -> list[PluginMigrations]:
     return [KERNEL, *(found for record in records if record.active and (found := record.migrations()) is not None)]
 
 
-def apply_migrations(database: Database, plugins: list[PluginRecord], config: Config, allowed: bool | None) -> None:
+def apply_migrations(database: Database, plugins: list[PluginRecord], config: Config) -> None:
     """Apply the pending migrations of the kernel and then of each active plugin, in order.
 
-    A failing script marks its plugin as `failed`. Raises `Pending` if migrations are pending and `allowed` is False,
-    unless the database is empty. If `allowed` is None, the configuration decides.
+    A failing script marks its plugin as `failed`. Raises `Pending` if migrations are pending and the configuration does
+    not let this process apply them, unless the database is empty.
     """
-    allowed = migrates_on_start(config, database.kind) if allowed is None else allowed
     records = {record.name: record for record in plugins}
     with schema_lock(database) as engine:
         tables = tables_of(engine)
@@ -63,7 +62,7 @@ def apply_migrations(database: Database, plugins: list[PluginRecord], config: Co
         ]
         block_dependants(plugins)
         if waiting and tables:
-            if not allowed:
+            if not migrates_on_start(config, database.kind):
                 lines = "; ".join(f"{migrations.plugin}: {', '.join(scripts)}" for migrations, scripts in waiting)
                 raise Pending(f"migrations are pending: {lines}; run corral migrate")
             if isinstance(engine, peewee.SqliteDatabase):
@@ -101,18 +100,16 @@ def sealed_columns(plugins: Iterable[PluginRecord]) -> SealedColumns:
     )
 
 
-def unlock(
-    keyring: Keyring, database: Database, plugins: Iterable[PluginRecord], config: Config, *, create: bool
-) -> Keyring:
+def unlock(keyring: Keyring, database: Database, plugins: Iterable[PluginRecord], config: Config) -> Keyring:
     """Return the keyring to use with the stored rows.
 
-    The keyring is sealed if the stored rows are encrypted with other keys. If `create` is set, a new key is created
-    when there is neither a key nor an encrypted row. If there are encrypted rows, no key is created, because a new key
-    would hide the fact that the right key is lost.
+    The keyring is sealed if the stored rows are encrypted with other keys. A new key is created when there is neither a
+    key nor an encrypted row. If there are encrypted rows, no key is created, because a new key would hide the fact that
+    the right key is lost.
     """
     columns = sealed_columns(plugins)
     stored = database.run(lambda: columns.key_ids([key.id for key in keyring.keys]), read=True)
-    if create and not keyring.keys and not stored:
+    if not keyring.keys and not stored:
         made = Keyring.load(config, allow_create=True)
         log.warning("the master key is in %s; keep a copy of it, but not with the backups of the database", made.source)
         return made

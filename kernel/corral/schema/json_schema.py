@@ -29,6 +29,7 @@ from corral.schema.strict_json import (
     unstorable_faults,
 )
 
+MAX_SCHEMA_BYTES, MAX_SCHEMA_DEPTH = 32 * 1024, 16
 _refs_left: ContextVar[list[int]] = ContextVar("refs_left")
 _ACCEPTED = {LINE: "one line of text without control characters", UUID: "a UUID"}
 _ACCEPTED[SLUG] = "1 to 64 characters of a-z, 0-9, - and _, beginning with a letter or digit"
@@ -63,17 +64,15 @@ def json_schema_problems(schema: dict[str, Any], value: Any, *, pointer_prefix: 
         return [FieldError(pointer_prefix, "not_allowed", "the schema follows too many references for this value")]
 
 
-def check_user_schema(
-    schema: dict[str, Any], *, max_bytes: int = 32768, max_depth: int = 16, pointer_prefix: str = ""
-) -> None:
+def check_user_schema(schema: dict[str, Any], *, pointer_prefix: str = "") -> None:
     """Raise `Invalid` unless the JSON Schema is valid, small, and free of patterns and external references."""
     if faults := list(islice(unstorable_faults(schema, pointer_prefix), MAX_FAULTS)):
         raise invalid_problem(faults)
     data = msgspec.json.encode(schema)
-    if len(data) > max_bytes:
-        raise Invalid.at(pointer_prefix, "too_long", f"at most {max_bytes} bytes of JSON")
-    if is_deeper(data, max_depth):
-        raise Invalid.at(pointer_prefix, "too_long", f"at most {max_depth} levels of nesting")
+    if len(data) > MAX_SCHEMA_BYTES:
+        raise Invalid.at(pointer_prefix, "too_long", f"at most {MAX_SCHEMA_BYTES} bytes of JSON")
+    if is_deeper(data, MAX_SCHEMA_DEPTH):
+        raise Invalid.at(pointer_prefix, "too_long", f"at most {MAX_SCHEMA_DEPTH} levels of nesting")
     if faults := list(all_faults(_meta_validator(), schema, pointer_prefix)) or _forbidden(schema, pointer_prefix):
         raise invalid_problem(faults)
 

@@ -82,7 +82,7 @@ def _copy_postgres(url: str, plugins: list[PluginRecord], config: Config) -> Non
 def _migrate(url: str, plugins: list[PluginRecord], config: Config) -> None:
     database = connect(url, pool_size=1)
     try:
-        apply_migrations(database, plugins, config, True)
+        apply_migrations(database, plugins, config)
     finally:
         database.close()
 

@@ -57,7 +57,7 @@ class Start(threading.Thread):
         plugins = [item for item in load(discover(self._config), self._config) if item.name in ("accounts", "slow")]
         self._wait()
         try:
-            apply_migrations(database, plugins, self._config, None)
+            apply_migrations(database, plugins, self._config)
         except (Pending, StartupError) as refused:
             self.refused = str(refused)
         finally:
