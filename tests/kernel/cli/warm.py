@@ -208,6 +208,9 @@ def _boot() -> None:
 
     with temporary_application():
         pass
+    until = time.monotonic() + 10
+    while threading.active_count() > 1 and time.monotonic() < until:  # the watchdog ends a moment after the kernel
+        time.sleep(0.01)
     if threading.active_count() > 1:
         raise RuntimeError(f"a closed kernel left threads: {threading.enumerate()}")
 
