@@ -12,30 +12,34 @@ def setting_handle(name: str, default: Any = None) -> Setting[Any]:
     return Setting(name=name, kind=Any, default=default, title=name)
 
 
-def _limit(name: str, title: str, *, default: int, minimum: int, maximum: int) -> Setting[int]:
-    return Setting(name=name, kind=int, title=title, default=default, minimum=minimum, maximum=maximum)
-
-
-IN_FLIGHT = _limit(
-    "http.in_flight", "Maximum number of concurrent requests per caller", default=60, minimum=1, maximum=1000
+IN_FLIGHT = Setting(
+    name="http.in_flight",
+    kind=int,
+    title="Maximum number of concurrent requests per caller",
+    default=60,
+    minimum=1,
+    maximum=1000,
 )
-RATE = _limit(
-    "http.rate_per_minute",
-    "Maximum requests per minute of a user or API key",
+RATE = Setting(
+    name="http.rate_per_minute",
+    kind=int,
+    title="Maximum requests per minute of a user or API key",
     default=1200,
     minimum=10,
     maximum=100_000,
 )
-MACHINE_RATE = _limit(
-    "http.machine_rate_per_minute",
-    "Maximum requests per minute of a worker or agent",
+MACHINE_RATE = Setting(
+    name="http.machine_rate_per_minute",
+    kind=int,
+    title="Maximum requests per minute of a worker or agent",
     default=12_000,
     minimum=100,
     maximum=1_000_000,
 )
-ANONYMOUS_RATE = _limit(
-    "http.anonymous_rate_per_minute",
-    "Maximum requests per minute from a client address without a credential",
+ANONYMOUS_RATE = Setting(
+    name="http.anonymous_rate_per_minute",
+    kind=int,
+    title="Maximum requests per minute from a client address without a credential",
     default=120,
     minimum=10,
     maximum=100_000,

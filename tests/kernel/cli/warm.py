@@ -109,8 +109,6 @@ class Warm:
         errors: Path | None = None,
     ) -> Fork:
         """Start a server in a session of its own. Its output is appended to the log, that of errors to `errors`."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         status = Path(self._statuses.name, secrets.token_hex(8))
         job = {
             "arguments": [*arguments],
@@ -119,10 +117,10 @@ class Warm:
             "streams": [os.devnull, str(log), str(errors or log)],
             "status": str(status),
         }
-        with self._lock:
-            self._process.stdin.write(json.dumps(job) + "\n")
-            self._process.stdin.flush()
-            return Fork(int(self._process.stdout.readline()), status)
+        told = self._ask(job)
+        if not told:
+            raise RuntimeError("the process that forks has ended; its error is on standard error")
+        return Fork(int(told), status)
 
     def run(
         self,
@@ -135,8 +133,6 @@ class Warm:
         seconds: float = 120.0,
     ) -> subprocess.CompletedProcess[str]:
         """The process that has ended, with what it wrote. With `code` it is `python -c`, not a command."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         with tempfile.TemporaryDirectory(prefix="corral-command-") as name:
             streams = [Path(name, stream) for stream in ("in", "out", "err")]
             streams[0].write_text(stdin, "utf-8")
@@ -149,15 +145,21 @@ class Warm:
             }
             patience = threading.Timer(seconds, self.close)
             patience.start()
-            with self._lock:
-                self._process.stdin.write(json.dumps(job) + "\n")
-                self._process.stdin.flush()
-                told = self._process.stdout.readline()
+            told = self._ask(job)
             patience.cancel()
             if not told:
                 raise subprocess.TimeoutExpired([*arguments], seconds)
             out, err = (path.read_text("utf-8") for path in streams[1:])
         return subprocess.CompletedProcess([*arguments], int(told), out, err)
+
+    def _ask(self, job: Mapping[str, Any]) -> str:
+        """The line that the process answers to a job; empty if it has ended."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with self._lock:
+            self._process.stdin.write(json.dumps(job) + "\n")
+            self._process.stdin.flush()
+            return self._process.stdout.readline()
 
     def close(self) -> None:
         """End it, and the command that runs."""
