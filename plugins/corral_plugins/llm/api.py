@@ -17,8 +17,13 @@ from corral.schema.strict_json import replace_bad_characters
 
 declare_codes(
     {
-        "provider_error": (502, "The provider failed"),
-        "budget_exceeded": (402, "The budget forbids this call"),
+        "provider_error": (
+            502,
+            "The provider failed",
+            "The model provider refused or failed. The detail contains its message; check the "
+            "provider's configuration and key.",
+        ),
+        "budget_exceeded": (402, "The budget forbids this call", "Raise the budget, or wait until the period ends."),
     }
 )
 
