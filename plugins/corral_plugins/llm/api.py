@@ -17,10 +17,19 @@ from corral.schema.strict_json import replace_bad_characters
 
 declare_codes(
     {
-        "provider_error": (502, "The provider failed"),
-        "budget_exceeded": (402, "The budget forbids this call"),
-        "model_not_found": (404, "No provider offers the model"),
-        "llm.provider_not_configured": (422, "The provider of the model is not configured"),
+        "provider_error": (
+            502,
+            "The provider failed",
+            "The model provider refused or failed. The detail contains its message; check the "
+            "provider's configuration and key.",
+        ),
+        "budget_exceeded": (402, "The budget forbids this call", "Raise the budget, or wait until the period ends."),
+        "model_not_found": (404, "No provider offers the model", "GET /llm/models lists the models."),
+        "llm.provider_not_configured": (
+            422,
+            "The provider of the model is not configured",
+            "Configure the provider's key with PUT /llm/providers/{name}, or name a model of another provider.",
+        ),
     }
 )
 

@@ -67,7 +67,7 @@ async def test_limits_have_an_error_object(make_kit: Callable[..., Any]) -> None
 def test_only_errors_that_may_pass_are_repeated() -> None:
     """Of the errors that OpenAI's clients repeat: 408, 409, 429 and 5xx."""
     repeated = set()
-    for code, (status, _) in CODES.items():
+    for code, (status, *_) in CODES.items():
         problem = Problem(code=code)
         explain(problem)
         if status in (408, 409, 429) or status >= 500:

@@ -122,7 +122,9 @@ class _Writer:
         for status, codes in problems(route, signature).items():
             responses[str(status)] = self._refusal(status, sorted(codes))
         written["responses"] = dict(sorted(responses.items()))
-        written["security"] = [] if PUBLIC in route.needs else CREDENTIALS
+        is_public = PUBLIC in route.needs
+        is_open = is_public and "unauthenticated" not in route.raises  # the others read a credential if there is one
+        written["security"] = [] if is_open else [*([{}] if is_public else []), *CREDENTIALS]
         return written
 
     def _parameters(self, route: Route, signature: Signature) -> Iterator[dict[str, Any]]:
