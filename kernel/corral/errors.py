@@ -93,15 +93,8 @@ class Problem(Failure):
 
     def document(self, instance: str, request_id: str) -> dict[str, Any]:
         """Return the RFC 9457 document, with at most 100 items in `errors`."""
-        body: dict[str, Any] = {
-            "type": f"/problems/{self.code}",
-            "title": self.title,
-            "status": self.status,
-            "detail": self.detail,
-            "instance": instance,
-            "code": self.code,
-            "request_id": request_id,
-        }
+        body: dict[str, Any] = {"type": f"/problems/{self.code}", "title": self.title, "status": self.status}
+        body |= {"detail": self.detail, "instance": instance, "code": self.code, "request_id": request_id}
         if self.errors:
             body["errors"] = self.errors[:100]
         body.update(self.members)

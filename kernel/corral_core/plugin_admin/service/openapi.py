@@ -191,7 +191,8 @@ class _Writer:
         return {"$ref": f"{_SCHEMAS}Page_{name}"}
 
     def _refusal(self, status: int, codes: list[str]) -> dict[str, str]:
-        name = ".".join((str(status), *(code for code in codes if code not in EVERY_ROUTE)))
+        own = (code for code in codes if code not in EVERY_ROUTE or CODES[code][0] != status)
+        name = ".".join((str(status), *own))
         narrowed = {"properties": {"status": {"const": status}, "code": {"enum": codes}}}
         self.responses[name] = {
             "description": "; ".join(dict.fromkeys(CODES[code][1] for code in codes)) + ".",
