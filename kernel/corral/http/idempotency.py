@@ -134,9 +134,3 @@ def _in_flight(key: IdempotencyKey) -> Any:
 
 def _aad(key: IdempotencyKey) -> str:
     return f"kernel_idempotency|{key.scope_hash}|body"
-
-
-def delete_expired_keys(at_once: int = 500) -> int:
-    """Delete at most `at_once` expired rows, and return the number of deleted rows."""
-    old = IdempotencyRow.select(IdempotencyRow.key).where(IdempotencyRow.until <= clock.now()).limit(at_once)
-    return int(IdempotencyRow.delete().where(IdempotencyRow.key.in_(old)).execute())

@@ -18,7 +18,9 @@ def line(max_length: int, min_length: int = 1) -> Meta:
     return Meta(min_length=min_length or None, max_length=max_length, pattern=LINE)
 
 
-Name = Annotated[str, line(100)]
+IDENTIFIER = Meta(extra={"identifier": True})
+"""Marks a field that is refused if it contains a credential: after redaction, it would no longer identify anything."""
+Name = Annotated[str, line(100), IDENTIFIER]
 Title = Annotated[str, line(200)]
 ShortText = Annotated[str, line(500, 0)]
 Text = Annotated[str, Meta(max_length=65536)]
@@ -27,8 +29,3 @@ Id = Annotated[str, Meta(pattern=UUID, extra_json_schema={"format": "uuid"})]
 Instant = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]  # output only
 MomentIn = Annotated[datetime, Meta(tz=True)]  # input only
 Tags = Annotated[list[Annotated[str, line(64)]], Meta(max_length=20)]
-
-
-def trimmed(text: str) -> str:
-    """Return the text without leading and trailing white space."""
-    return text.strip()
