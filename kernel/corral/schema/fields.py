@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
+import msgspec
 from msgspec import Meta
 
 # Valid in Python and ECMAScript. `$` would accept a trailing newline in Python, so a lookahead marks the end.
@@ -29,3 +30,9 @@ Id = Annotated[str, Meta(pattern=UUID, extra_json_schema={"format": "uuid"})]
 Instant = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]  # output only
 MomentIn = Annotated[datetime, Meta(tz=True)]  # input only
 Tags = Annotated[list[Annotated[str, line(64)]], Meta(max_length=20)]
+
+
+class OpenShape(msgspec.Struct, dict=True):
+    """Base class of request bodies that may have undeclared fields. The handler reads them from `undeclared`."""
+
+    undeclared: ClassVar[dict[str, Any]] = {}

@@ -10,7 +10,16 @@ import msgspec
 from corral.errors import declare_codes
 from corral.events.event import Event
 
-declare_codes({"worker_not_approved": (403, "The worker is not approved")}, limiting=True)
+declare_codes(
+    {
+        "worker_not_approved": (
+            403,
+            "The worker is not approved",
+            "An admin approves the worker with `corral workers approve NAME`.",
+        )
+    },
+    limiting=True,
+)
 
 
 class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
