@@ -23,6 +23,7 @@ from corral.plugins.container import Container
 from corral.plugins.record import PluginRecord
 from corral.redact.redactor import Redactor, made_by
 from corral.schema.conversion import convert
+from corral.schema.fields import OpenShape
 from corral.schema.strict_json import parse_json
 
 PEOPLE = ("user", "api_key")
@@ -164,7 +165,10 @@ class Endpoint:
             if len(body) > INLINE_BODY:
                 convert(kind, value)  # reject an invalid large body before the expensive search for credentials
             value = self._redactor.redact_json(value, patterns=by_machine)
-        return convert(kind, value)
+        converted = convert(kind, value)
+        if isinstance(converted, OpenShape):
+            converted.__dict__["undeclared"] = {key: value[key] for key in value.keys() - kind.__struct_fields__}
+        return converted
 
     def choose_thread_of_next_read(self, seconds: float) -> None:
         """Record the duration of a read, and decide whether the endpoint's next read runs in a thread (docs/adr/0004).

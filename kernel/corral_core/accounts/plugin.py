@@ -11,7 +11,7 @@ from corral.database.model import Model
 from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
-from corral.plugin import Installation, MailProbe, Metric, Plugin, Provide, Runtime, Setting, hookimpl
+from corral.plugin import FirstAccount, Installation, MailProbe, Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral_core.accounts.api import AccountRecovery, Accounts, AllSessions, Invitations, Mail, PasswordLinks, Tickets
 from corral_core.accounts.events import EVENTS
 from corral_core.accounts.jobs import JOBS, SCHEDULES
@@ -26,6 +26,7 @@ from corral_core.accounts.service.authentication import (
     SigningKeys,
     TicketsService,
 )
+from corral_core.accounts.service.first_account import FirstAccountSetup
 from corral_core.accounts.service.invitations import InvitationsService
 from corral_core.accounts.service.links import SingleUseLinks
 from corral_core.accounts.service.lockout import Lockout
@@ -37,6 +38,7 @@ from corral_core.accounts.service.registration import AccountRegistration
 from corral_core.accounts.service.second_factor import SecondFactor
 from corral_core.accounts.service.sessions import AllSessionsService, Sessions
 from corral_core.accounts.service.sign_in import SignIn
+from corral_core.accounts.service.sign_out import SignOut
 from corral_core.accounts.settings import SETTINGS
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ class AccountsPlugin(Plugin):
             Provide(Lockout, Lockout),
             Provide(SecondFactor, SecondFactor),
             Provide(SignIn, SignIn),
+            Provide(SignOut, SignOut),
             Provide(OwnSecondFactor, OwnSecondFactor),
             Provide(AccountRecovery, AccountRecoveryService),
             Provide(SingleUseLinks, SingleUseLinks),
@@ -76,6 +79,8 @@ class AccountsPlugin(Plugin):
             Provide(MailProbe, _provide_mail_probe),
             Provide(InvitationsService, InvitationsService),
             Provide(Invitations, _provide_invitations),
+            Provide(FirstAccountSetup, FirstAccountSetup),
+            Provide(FirstAccount, _provide_first_account),
             Provide(AccountRegistration, AccountRegistration),
             Provide(PasswordRecovery, PasswordRecovery),
             Provide(PasswordLinks, PasswordLinksService),
@@ -147,6 +152,10 @@ def _provide_mail(mail: MailService) -> Mail:
 
 def _provide_mail_probe(mail: MailService) -> MailProbe:
     return mail
+
+
+def _provide_first_account(first: FirstAccountSetup) -> FirstAccount:
+    return first
 
 
 def _provide_invitations(invitations: InvitationsService) -> Invitations:

@@ -12,9 +12,21 @@ from corral.events.event import Event
 
 declare_codes(
     {
-        "agent_busy": (409, "The agent holds active leases"),
-        "budget_exhausted": (409, "The budget is used up"),
-        "circuit_open": (503, "The circuit breaker is open"),
+        "agent_busy": (
+            409,
+            "The agent holds active leases",
+            "Wait until the agent's running tasks have ended, cancel them, or pause the agent.",
+        ),
+        "budget_exhausted": (
+            409,
+            "The budget is used up",
+            "Raise the budget of the agent or of the task, or wait for the next month.",
+        ),
+        "circuit_open": (
+            503,
+            "The circuit breaker is open",
+            "The remote side failed repeatedly. Wait as long as Retry-After says.",
+        ),
     }
 )
 

@@ -14,10 +14,22 @@ from corral.schema.fields import Id, MomentIn, Slug, Tags, line
 
 declare_codes(
     {
-        "lease_lost": (409, "The lease is no longer valid"),
-        "task_terminal": (409, "The task has ended"),
-        "cycle": (422, "The dependencies form a cycle"),
-        "use_action": (422, "Only actions can change the status"),
+        "lease_lost": (
+            409,
+            "The lease is no longer valid",
+            "Another worker may hold the task now. Stop working on it, and claim the next task.",
+        ),
+        "task_terminal": (
+            409,
+            "The task has ended",
+            "A task that has ended cannot be changed. Retry it, or create a new one.",
+        ),
+        "cycle": (422, "The dependencies form a cycle", "Remove the dependency that leads back to the object itself."),
+        "use_action": (
+            422,
+            "Only actions can change the status",
+            "Use the operation for this change, such as POST /tasks/{id}/cancel, instead of writing the status.",
+        ),
     }
 )
 

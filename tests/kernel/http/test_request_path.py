@@ -359,4 +359,5 @@ async def test_the_document_lists_what_is_served(probe: Kit) -> None:
     assert "script-src 'self'" in page.headers["content-security-policy"]
     for name in ("docs.js", "docs.css"):
         assert (await probe.client.get(f"/docs/{name}")).status == 200
-    assert (await probe.client.get("/problems/link_expired", root=True)).status == 200
+    page = await probe.client.get("/problems/link_expired", root=True)
+    assert (page.status, "Request a new link" in page.body.decode()) == (200, True)

@@ -381,11 +381,13 @@ async def test_warnings(kit: Kit, alice: Client) -> None:
     fleet: Any = kit.kernel.container.get(Workers)
     fleet.all[WORKER] = worker(WORKER, "offline")
     assert await warnings("h", worker_id=WORKER) == ["worker_offline"]
-    fleet.all[WORKER] = worker(WORKER, tools=[], group="gpu", labels={"zone": "a", "os": "linux"})
+    fleet.all[WORKER] = worker(WORKER, tools=None, group="gpu", labels={"zone": "a", "os": "linux"})
     selected = {"group": "gpu", "labels": {"zone": "a"}}
     assert await warnings("i", enabled_tools=["http.fetch"], worker_selector=selected) == []
+    fleet.all[WORKER] = worker(WORKER, tools=[])
+    assert await warnings("none", enabled_tools=["http.fetch"]) == ["tool_unavailable:http.fetch"]
     fleet.asked.clear()
-    assert len((await alice.get("/agents")).json()["items"]) == 10
+    assert len((await alice.get("/agents")).json()["items"]) == 11
     assert fleet.asked == [[WORKER, UNAPPROVED]]
     answer = await alice.post("/agents", {"name": "j", "llm_provider": "unheard"})
     assert (answer.status, answer.code) == (422, "unknown_reference")

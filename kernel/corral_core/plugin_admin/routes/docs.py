@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from importlib import resources
 from typing import Any
 
@@ -15,6 +16,7 @@ from corral.plugin import ApiDocument
 
 routes = Routes("", tag="Documentation")
 
+PAGE_WIDTH = 100
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; frame-ancestors 'none'"
 )
@@ -46,11 +48,12 @@ async def read_docs_style() -> Text:
 
 @routes.get("/problems/{code}", needs=PUBLIC, root=True)
 async def read_problem(code: str) -> Text:
-    """Explain a problem code in plain text."""
+    """Explain a problem code in plain text, with what to do about it."""
     if code not in CODES:
         raise NotFound(f"There is no problem with the code {code}.")
-    status, title = CODES[code]
-    return Text(f"{code}\n\n{title}. Sent with HTTP status {status}.\n")
+    status, title, remedy = CODES[code]
+    what_to_do = f"\n{textwrap.fill(remedy, PAGE_WIDTH)}\n" if remedy else ""
+    return Text(f"{code}\n\n{title}. Sent with HTTP status {status}.\n{what_to_do}")
 
 
 def _static_file(name: str, media_type: str) -> Text:

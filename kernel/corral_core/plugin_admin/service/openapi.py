@@ -122,7 +122,9 @@ class _Writer:
         for status, codes in problems(route, signature).items():
             responses[str(status)] = self._refusal(status, sorted(codes))
         written["responses"] = dict(sorted(responses.items()))
-        written["security"] = [] if PUBLIC in route.needs else CREDENTIALS
+        is_public = PUBLIC in route.needs
+        is_open = is_public and "unauthenticated" not in route.raises  # the others read a credential if there is one
+        written["security"] = [] if is_open else [*([{}] if is_public else []), *CREDENTIALS]
         return written
 
     def _parameters(self, route: Route, signature: Signature) -> Iterator[dict[str, Any]]:
@@ -188,7 +190,8 @@ class _Writer:
         return {"$ref": f"{_SCHEMAS}Page_{name}"}
 
     def _refusal(self, status: int, codes: list[str]) -> dict[str, str]:
-        name = ".".join((str(status), *(code for code in codes if code not in EVERY_ROUTE)))
+        own = (code for code in codes if code not in EVERY_ROUTE or CODES[code][0] != status)
+        name = ".".join((str(status), *own))
         narrowed = {"properties": {"status": {"const": status}, "code": {"enum": codes}}}
         self.responses[name] = {
             "description": "; ".join(dict.fromkeys(CODES[code][1] for code in codes)) + ".",

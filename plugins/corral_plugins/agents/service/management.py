@@ -22,7 +22,6 @@ from corral.http.page import Order, Page, newest_first, paginate
 from corral.ids import new_id
 from corral.jobs.job import enqueue
 from corral.plugin import Setting, Settings
-from corral.schema.fields import trimmed
 from corral_plugins.agents.api import AgentCreated, AgentDeleted, AgentUpdated
 from corral_plugins.agents.models import LIVING, Agent, AgentToken
 from corral_plugins.agents.service.configuration import (
@@ -276,7 +275,7 @@ def _may_manage(by: Principal) -> bool:
 
 
 def _name_columns(name: str) -> dict[str, str]:
-    clean = trimmed(name)
+    clean = name.strip()
     if not clean:
         raise Invalid.at("/name", "too_short", "must contain a character other than white space")
     return {"name": clean, "name_key": clean.casefold()}

@@ -169,9 +169,10 @@ class _AgentWarnings:
 
     def _missing_tools(self, tools: Iterable[str]) -> list[str]:
         wanted = list(tools)
-        if not wanted or any(not worker.tools for worker in self._online_workers()):
-            return []  # a worker that lists no tools provides all tools
-        offered = {tool for worker in self._online_workers() for tool in worker.tools}
+        workers = self._online_workers() if wanted else []
+        if any(worker.tools is None for worker in workers):
+            return []  # a worker that did not report its tools is assumed to offer every tool
+        offered = {tool for worker in workers for tool in worker.tools or ()}
         if self._tools is not None:
             offered |= self._tools.server_tools()
         return [tool for tool in wanted if not _is_offered(tool, offered)]

@@ -10,18 +10,24 @@ from typing import Any, NamedTuple
 
 from corral.auth.principal import Principal
 from corral.database.unit import UnitContext
-from corral.errors import Forbidden, Invalid, Unavailable
+from corral.errors import FieldError, Forbidden, Invalid, Problem
 from corral.plugin import Settings
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.agents.api import AgentFacts, Agents
 from corral_plugins.llm.api import ModelInfo
 from corral_plugins.llm.providers.scripted import ECHO
 from corral_plugins.llm.service import calls
-from corral_plugins.llm.service.calls import CallRecord
+from corral_plugins.llm.service.calls import CallRecord, vendor_fields
 from corral_plugins.llm.service.registry import SCRIPTED, ModelTarget, ProviderRegistry
 from corral_plugins.llm.service.slots import ConcurrencySlots
 from corral_plugins.llm.service.task_leases import CallLeases, lease_lost
-from corral_plugins.llm.settings import ALLOW_DIRECT_USE, DEFAULT_FALLBACK_MODELS, DEFAULT_MODEL, EMBEDDING_MODEL
+from corral_plugins.llm.settings import (
+    ALLOW_DIRECT_USE,
+    DEFAULT_FALLBACK_MODELS,
+    DEFAULT_MAX_TOKENS,
+    DEFAULT_MODEL,
+    EMBEDDING_MODEL,
+)
 
 MAX_FALLBACKS = 5
 MAX_SUGGESTIONS = 20
@@ -48,8 +54,8 @@ class ModelResolver:
     def resolve(self, kind: str, requested: str, agent: AgentFacts | None) -> list[ModelTarget]:
         """Return the targets to try for a model name, in order.
 
-        Raises `Invalid` with the pointer `/model` for an unknown model, and `Forbidden` for a model that the agent may
-        not use.
+        Raises `model_not_found` for an unknown model, `Invalid` with the pointer `/model` for an ambiguous one, and
+        `Forbidden` for a model that the agent may not use.
         """
         if requested == "agent" and agent is None:
             raise Invalid.at(
@@ -139,7 +145,7 @@ class ModelResolver:
             raise Invalid.at("/model", "unknown_reference", detail)
         return names[0] if names else requested
 
-    def _unknown_model_error(self, requested: str) -> Invalid:
+    def _unknown_model_error(self, requested: str) -> Problem:
         known = [
             f"{provider.name}/{model.id}"
             for provider in self._registry.all_providers()
@@ -148,7 +154,9 @@ class ModelResolver:
         ]
         suggestions = f"Known: {', '.join(known[:MAX_SUGGESTIONS])}{' …' if len(known) > MAX_SUGGESTIONS else ''}."
         detail = f"There is no model {requested[:100]}. {suggestions}"
-        return Invalid.at("/model", "unknown_reference", detail, problem="unknown_reference")
+        return Problem(
+            detail, code="model_not_found", errors=[FieldError("/model", "unknown_reference", "No such model.")]
+        )
 
 
 # -- admission
@@ -184,14 +192,18 @@ class CallAdmission:
         if self.switch is not None:
             self.switch.refuse_if_engaged()
         self._check_caller(by)
-        requested_model = str(request["model"])
-        targets = self._resolver.resolve(kind, requested_model, self._agent_of_caller(by))
+        requested_model, agent = str(request["model"]), self._agent_of_caller(by)
+        targets = self._resolver.resolve(kind, requested_model, agent)
         usable = [target for target in targets if target.provider.usable]
         if not usable:
             raise _not_configured(targets)
         first = usable[0]
+        _check_vendor_fields(request, first)
         if kind == "chat":
             _check_length(request, self._registry.model_info(first.name), input_tokens)
+        else:
+            _check_input(request["input"], first)
+        configured = agent.config.get("max_tokens") if agent is not None else None
         call_id = calls.insert_call(kind, first, requested_model, by)
         return CallRecord(
             id=call_id,
@@ -200,6 +212,7 @@ class CallAdmission:
             slot=self._slots.enter_queue(call_id, first.provider),
             request=request,
             input_tokens=input_tokens,
+            max_tokens=configured or self._settings.get(DEFAULT_MAX_TOKENS),
             by=by,
             entry=entry,
             started=started,
@@ -220,15 +233,38 @@ class CallAdmission:
         return facts
 
 
-def _not_configured(targets: list[ModelTarget]) -> Unavailable:
+def _not_configured(targets: list[ModelTarget]) -> Invalid:
+    """Return the problem for a call without a usable provider.
+
+    The problem is not a 503, because clients would repeat the call, some of them for minutes.
+    """
     names = list(dict.fromkeys(target.provider.name for target in targets))
     verb = "is" if len(names) == 1 else "are"
-    return Unavailable(
-        f"No usable provider: {', '.join(names)} {verb} disabled or not configured. Ask an admin to configure one.",
-        retry_after=60,
+    detail = f"No usable provider: {', '.join(names)} {verb} disabled or not configured. Ask an admin to configure one."
+    return Invalid(
+        detail,
+        code="llm.provider_not_configured",
+        errors=[FieldError("/model", "llm.provider_not_configured", f"Configure {names[0]} or name another model.")],
         provider=names[0],
-        kind="not_configured",
     )
+
+
+def _check_vendor_fields(request: Mapping[str, Any], target: ModelTarget) -> None:
+    """Raise `Invalid` for fields that OpenAI does not define, unless the provider is configured to receive them."""
+    vendor = sorted(vendor_fields(request))
+    if vendor and not target.provider.fields.passthrough:
+        detail = f"Unknown field; the provider {target.provider.name} receives such fields with passthrough: true."
+        faults = [
+            FieldError(f"/{name.replace('~', '~0').replace('/', '~1')}", "unknown_field", detail) for name in vendor
+        ]
+        raise Invalid(f"The request has fields that are not part of OpenAI's API: {', '.join(vendor)}.", errors=faults)
+
+
+def _check_input(inputs: list[Any], target: ModelTarget) -> None:
+    """Raise `Invalid` for token ids if the provider embeds only texts."""
+    if not isinstance(inputs[0], str) and not getattr(target.provider.kind, "token_input", False):
+        detail = f"The provider {target.provider.name} embeds texts, not token ids."
+        raise Invalid.at("/input", "not_allowed", detail)
 
 
 # -- length limits of requests and responses
@@ -243,14 +279,14 @@ def requested_cap(request: Mapping[str, Any]) -> int | None:
 def default_cap(model: ModelInfo | None, input_tokens: int, default: int) -> int:
     """Return the default limit of output tokens, for a request that sets none.
 
-    The limit is the minimum of `default` and the limits of the model, but at least 64.
+    The limit is the minimum of `default` and the limits of the model, but at least 64 unless `default` is less.
     """
     cap = default
     if model is not None and model.max_output_tokens is not None:
         cap = min(cap, model.max_output_tokens)
     if model is not None and model.context_window is not None:
         cap = min(cap, model.context_window - input_tokens)
-    return max(cap, MIN_OUTPUT_TOKENS)
+    return max(cap, min(MIN_OUTPUT_TOKENS, default))
 
 
 def _check_length(request: Mapping[str, Any], model: ModelInfo | None, input_tokens: int) -> None:

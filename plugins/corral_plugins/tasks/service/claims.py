@@ -91,11 +91,8 @@ def _queues_with_tools() -> list[tuple[str, str]]:
 
 
 def worker_has_tools(worker: WorkerFacts, tools: Sequence[str], service: Tools | None) -> bool:
-    """Return whether the worker and the server together provide these tools.
-
-    A worker that lists no tools provides all tools.
-    """
-    if not worker.tools:
+    """Return whether the worker and the server together provide these tools."""
+    if worker.tools is None:
         return True
     of_server = service.server_tools() if service is not None else ()
     return has_tools([*worker.tools, *of_server], tools)

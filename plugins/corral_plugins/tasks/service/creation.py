@@ -21,7 +21,6 @@ from corral.database.unit import locked
 from corral.errors import FieldError, Invalid, TooMany
 from corral.http.answers import Encoded
 from corral.ids import new_id
-from corral.schema.fields import trimmed
 from corral.schema.json_schema import check_user_schema
 from corral_plugins.agents.api import AgentFacts, Agents
 from corral_plugins.tasks import settings as declared
@@ -76,7 +75,7 @@ def round_to_micro_usd(usd: float | None) -> float | None:
 
 def checked_title(text: str) -> str:
     """Return the title without surrounding white space. Raises `Invalid` if nothing remains."""
-    title = trimmed(text)
+    title = text.strip()
     if not title:
         raise Invalid.at("/title", "too_short", "The title must contain a character other than white space.")
     return title

@@ -46,7 +46,7 @@ MAX_STEPS, MAX_REPAIRS = 25, 2
 MODEL_TRIES, MAX_CUTS = 3, 6
 LIVE_SECONDS = 0.5
 LIVE_LENGTH = 500  # in characters: the maximum length of a progress message
-NEEDS_PEOPLE = ("credentials", "model", "not_configured")  # kinds of errors that only a person can resolve
+NEEDS_PEOPLE = ("credentials", "model")  # kinds of errors that only a person can resolve
 UNREADABLE = (
     "This worker cannot read the task's checkpoint, which another worker wrote: {}. Let that worker run the task, or "
     "retry the task with from_checkpoint=false to start it from the beginning."
@@ -180,7 +180,6 @@ class AgentLoop:
             messages=self._state.messages,
             tools=self._tools.definitions,
             temperature=config.get("temperature"),
-            max_tokens=config.get("max_tokens"),
         )
         cuts = 0
 
@@ -204,7 +203,7 @@ class AgentLoop:
         if error.code in RELEASE_CODES or (error.status == 402 and not own_cap):
             await self._release_task(error.code)
         kind = "budget_exceeded" if error.status == 402 else "provider_error"
-        needs_people = error.members.get("kind") in NEEDS_PEOPLE or error.status in (402, 403, 422)
+        needs_people = error.members.get("kind") in NEEDS_PEOPLE or error.status in (400, 402, 403, 404, 422)
         await self._fail_attempt(kind, error.detail, retryable=not needs_people)
 
     # -- tools
