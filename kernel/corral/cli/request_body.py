@@ -15,7 +15,8 @@ field_option = click.option(
     "fields",
     multiple=True,
     metavar="KEY=VALUE",
-    help='field with a text value, or KEY:=VALUE with a JSON value such as true, 3 or ["a"]; repeatable',
+    help="field with a text value, KEY=@FILE with the text of a file (@- for standard input), or KEY:=VALUE with a "
+    'JSON value such as true, 3 or ["a"]; repeatable',
 )
 body_option = click.option(
     "--input",
@@ -26,7 +27,7 @@ body_option = click.option(
 
 
 def parse_fields(fields: tuple[str, ...]) -> dict[str, Any]:
-    """Convert `KEY=VALUE` and `KEY:=JSON` to a dictionary. A repeated key becomes a list."""
+    """Convert `KEY=VALUE`, `KEY=@FILE` and `KEY:=JSON` to a dictionary. A repeated key becomes a list."""
     values: dict[str, Any] = {}
     for item in fields:
         key, mark, text = item.partition("=")
@@ -39,6 +40,8 @@ def parse_fields(fields: tuple[str, ...]) -> dict[str, Any]:
                 value = json.loads(text)
             except ValueError as error:
                 raise click.BadParameter(f"{item!r}: the value is not JSON: {error}", param_hint="--field") from None
+        elif text.startswith("@"):
+            value = _read(Path(text[1:])).decode("utf-8", "replace").rstrip("\r\n")
         if key in values:
             before = values[key]
             value = [*before, value] if isinstance(before, list) else [before, value]
@@ -50,11 +53,14 @@ def read_body(input_path: Path | None, fields: tuple[str, ...]) -> dict[str, Any
     """Return the JSON object in the file, with the fields added to it."""
     value: Any = {}
     if input_path is not None:
-        data = sys.stdin.buffer.read() if str(input_path) == "-" else input_path.read_bytes()
         try:
-            value = json.loads(data)
+            value = json.loads(_read(input_path))
         except ValueError as error:
             raise click.UsageError(f"--input {input_path}: not JSON: {error}") from None
         if not isinstance(value, dict):
             raise click.UsageError(f"--input {input_path}: not a JSON object")
     return {**value, **parse_fields(fields)}
+
+
+def _read(path: Path) -> bytes:
+    return sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()

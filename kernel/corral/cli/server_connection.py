@@ -18,11 +18,6 @@ from corral.cli.saved_sessions import SavedSession, SavedSessions, user_sessions
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 EARLY_SECONDS = 10.0  # a token that expires that soon is renewed before it is sent
-LIMITED = {  # sessions that must do this first
-    "password_change_required": "change it with corral login",
-    "mfa_required": "set up a second factor: corral api POST /auth/mfa/setup",
-}
-
 server_option = click.option(
     "--server",
     metavar="NAME",
@@ -145,8 +140,6 @@ def _client_of_session(sessions: SavedSessions, name: str, session: SavedSession
             return renew_session(sessions, name, client)
         if error.code == "reauth_required":
             return _confirm_identity(client, session)
-        if error.code in LIMITED:
-            raise ApiClientError(f"{error}; {LIMITED[error.code]}", error.status, error.problem)
         return False
 
     client.on_refusal = refused

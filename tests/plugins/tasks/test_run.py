@@ -130,7 +130,7 @@ def test_why_nobody_takes_it_is_told(run: Run) -> None:
     run.client.post(f"/agents/{agent}/start", json={}).raise_for_status()
     status = process.wait()
     out, err = process.out.read_text("utf-8"), process.err.read_text("utf-8").removeprefix(created + reason)
-    assert f"  waiting    The agent is offline. Start it: corral agents start Sleeper\n" in reason
+    assert "  waiting    The agent is offline. Start it: corral agents start Sleeper\n" in reason
     assert (status, out) == (0, "Wake up\n"), err
     assert reason.partition("waiting")[2] not in err
 

@@ -59,8 +59,8 @@ class EventPrinter:
         if not self._quiet:
             elapsed, before = time.monotonic() - self._began, "\n" if self._open else ""
             when = click.style(f"{elapsed:7.1f} s", dim=True)
-            what = click.style(f"{name:<10}", bold=True, fg=EVENT_COLOURS.get(name))
-            click.echo(f"{before}{when}  {what} {text}".rstrip(), nl=ends, err=True)
+            what = click.style(f"{name:<10}" if text else name, bold=True, fg=EVENT_COLOURS.get(name))
+            click.echo(f"{before}{when}  {what}{' ' if text else ''}{text}", nl=ends, err=True)
             self._open = not ends
 
     def _progress(self, message: str) -> None:
