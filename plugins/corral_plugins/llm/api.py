@@ -178,23 +178,30 @@ class LLMProvider(Protocol):
         ...
 
 
+class AgentModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that an agent uses. `name` is `provider/model`.
+
+    `problem` is a sentence that says why the gateway cannot call the model, or None if it can. `listed` is false if the
+    provider's list of models is known and does not contain the model.
+    """
+
+    name: str
+    problem: str | None
+    listed: bool
+
+
 class LLM(Protocol):
     """Calls language models. Requests, responses and chunks are JSON in OpenAI's format."""
 
-    def default_model(self) -> str:
-        """Return the `provider/model` that is used for requests without a model."""
-        ...
+    def models_for_agent(self, provider: str | None, model: str | None, fallbacks: Sequence[str]) -> list[AgentModel]:
+        """Return the models that the gateway tries, in order, for an agent with this configuration.
 
-    def default_model_of(self, provider: str) -> str | None:
-        """Return the name of a provider's default model, without `provider/`, or None if the provider is unknown."""
+        The list contains at least one model. The first one is the agent's own model, or the default model.
+        """
         ...
 
     def is_known(self, provider: str) -> bool:
         """Return whether a provider with this name exists."""
-        ...
-
-    def is_configured(self, provider: str) -> bool:
-        """Return whether the provider is enabled and configured, so that it can be called."""
         ...
 
     def capabilities(self, model: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ All of this happens in the first unit of work of a call.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from corral.auth.principal import Principal
@@ -14,7 +14,7 @@ from corral.errors import FieldError, Forbidden, Invalid, Problem
 from corral.plugin import Settings
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.agents.api import AgentFacts, Agents
-from corral_plugins.llm.api import ModelInfo
+from corral_plugins.llm.api import AgentModel, ModelInfo
 from corral_plugins.llm.providers.scripted import ECHO
 from corral_plugins.llm.service import calls
 from corral_plugins.llm.service.calls import CallRecord, vendor_fields
@@ -38,7 +38,19 @@ class _DefaultModels(NamedTuple):
     """The default model as `provider/model`, and its fallbacks."""
 
     model: str | None
-    fallbacks: list[str]
+    fallbacks: Sequence[str]
+
+
+class ConfiguredModels(NamedTuple):
+    """The part of an agent's configuration that determines its models."""
+
+    provider: str | None
+    model: str | None
+    fallbacks: Sequence[str]
+
+
+def _models_set_by(agent: AgentFacts) -> ConfiguredModels:
+    return ConfiguredModels(agent.llm_provider, agent.llm_model, agent.config.get("fallback_models") or [])
 
 
 class ModelResolver:
@@ -63,7 +75,7 @@ class ModelResolver:
             )
         defaults = self._default_models(kind)
         if agent is not None:
-            names = self._resolve_for_agent(requested, agent, defaults)
+            names = self._resolve_for_agent(requested, _models_set_by(agent), defaults)
         else:
             names = self._resolve_for_user(requested, defaults)
         targets = [target for name in names if (target := self._registry.find_target(name)) is not None]
@@ -81,12 +93,27 @@ class ModelResolver:
         model = provider.default_model() if provider is not None and provider.usable else None
         return f"{provider_name}/{model}" if model else None
 
-    def _resolve_for_agent(self, requested: str, agent: AgentFacts, defaults: _DefaultModels) -> list[str]:
+    def models_for_agent(self, configured: ConfiguredModels) -> list[AgentModel]:
+        """Return the models of an agent. Implements `LLM.models_for_agent`."""
+        defaults = self._default_models("chat")
+        try:
+            names = self._models_of(configured, defaults)
+        except Invalid as error:  # the name of a fallback model is ambiguous, so every call fails
+            return [AgentModel(name=self._model_of(configured, defaults), problem=error.detail, listed=True)]
+        return [self._agent_model(name) for name in names]
+
+    def _agent_model(self, name: str) -> AgentModel:
+        target = self._registry.find_target(name)
+        if target is None:
+            return AgentModel(name=name, problem=f"There is no model {name}.", listed=False)
+        return AgentModel(name=name, problem=target.problem, listed=target.provider.lists(target.model))
+
+    def _resolve_for_agent(self, requested: str, configured: ConfiguredModels, defaults: _DefaultModels) -> list[str]:
         """Return the requested model and the fallbacks that follow it in the agent's list of models.
 
         Raises `Forbidden` if the agent may not use the requested model.
         """
-        allowed = self._models_of(agent, defaults)
+        allowed = self._models_of(configured, defaults)
         if requested == "agent":
             return allowed
         name = (defaults.model or "") if requested == "default" else self._full_name(requested)
@@ -94,27 +121,27 @@ class ModelResolver:
             raise Forbidden(f"This agent may use only {', '.join(allowed)}, not {name}.")
         return allowed[allowed.index(name) :]
 
-    def _models_of(self, agent: AgentFacts, defaults: _DefaultModels) -> list[str]:
+    def _models_of(self, configured: ConfiguredModels, defaults: _DefaultModels) -> list[str]:
         """Return the agent's model and its fallbacks.
 
         An agent without a model uses the default model and the default fallbacks.
         """
-        fallbacks = agent.config.get("fallback_models") or []
-        if not fallbacks and agent.llm_provider is None and agent.llm_model is None:
+        fallbacks = configured.fallbacks
+        if not fallbacks and configured.provider is None and configured.model is None:
             fallbacks = defaults.fallbacks
         names = [self._full_name(str(name)) for name in fallbacks[:MAX_FALLBACKS]]
-        return list(dict.fromkeys([self._model_of(agent, defaults), *names]))
+        return list(dict.fromkeys([self._model_of(configured, defaults), *names]))
 
-    def _model_of(self, agent: AgentFacts, defaults: _DefaultModels) -> str:
+    def _model_of(self, configured: ConfiguredModels, defaults: _DefaultModels) -> str:
         default_provider, _, default_model = (defaults.model or "").partition("/")
-        provider_name = agent.llm_provider or default_provider
-        if agent.llm_model is None:
-            provider = self._registry.get_provider(provider_name) if agent.llm_provider else None
+        provider_name = configured.provider or default_provider
+        if configured.model is None:
+            provider = self._registry.get_provider(provider_name) if configured.provider else None
             model = provider.default_model() if provider is not None else default_model
             return f"{provider_name}/{model or ''}"
-        if agent.llm_provider is None and self._registry.find_target(agent.llm_model) is not None:
-            return agent.llm_model
-        return f"{provider_name}/{agent.llm_model}"
+        if configured.provider is None and self._registry.find_target(configured.model) is not None:
+            return configured.model
+        return f"{provider_name}/{configured.model}"
 
     def _resolve_for_user(self, requested: str, defaults: _DefaultModels) -> list[str]:
         if requested == "default":

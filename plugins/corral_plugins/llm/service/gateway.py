@@ -10,7 +10,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from corral.auth.principal import Principal
@@ -19,8 +19,14 @@ from corral.database.unit import UnitContext
 from corral.errors import Problem, Unavailable
 from corral.plugin import Settings
 from corral.redact.redactor import Redactor
-from corral_plugins.llm.api import ProviderError
-from corral_plugins.llm.service.admission import CallAdmission, ModelResolver, default_cap, requested_cap
+from corral_plugins.llm.api import AgentModel, ProviderError
+from corral_plugins.llm.service.admission import (
+    CallAdmission,
+    ConfiguredModels,
+    ModelResolver,
+    default_cap,
+    requested_cap,
+)
 from corral_plugins.llm.service.calls import (
     CallOutcome,
     CallRecord,
@@ -88,19 +94,11 @@ class Gateway:
 
     # -- queries
 
-    def default_model(self) -> str:
-        return self._resolver.default_model()
-
-    def default_model_of(self, provider: str) -> str | None:
-        found = self.registry.get_provider(provider)
-        return found.default_model() if found is not None else None
+    def models_for_agent(self, provider: str | None, model: str | None, fallbacks: Sequence[str]) -> list[AgentModel]:
+        return self._resolver.models_for_agent(ConfiguredModels(provider, model, fallbacks))
 
     def is_known(self, provider: str) -> bool:
         return self.registry.get_provider(provider) is not None
-
-    def is_configured(self, provider: str) -> bool:
-        found = self.registry.get_provider(provider)
-        return found is not None and found.usable
 
     def capabilities(self, model: str) -> dict[str, Any]:
         info = self.registry.model_info(model)

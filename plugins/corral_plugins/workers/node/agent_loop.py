@@ -34,6 +34,7 @@ from corral_plugins.workers.node.conversation import (
     assign_call_ids,
     calls_signature,
     open_calls,
+    output_schema,
     parse_json,
     repair_message,
 )
@@ -223,7 +224,7 @@ class AgentLoop:
 
         If the answer does not match the output schema, request the answer again, at most `MAX_REPAIRS` (2) times.
         """
-        schema = self._task.get("output_schema")
+        schema = output_schema(self._claim)
         if not schema:
             await self._complete_task({"text": text})
         try:
