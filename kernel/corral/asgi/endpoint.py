@@ -17,7 +17,7 @@ import msgspec
 from corral.asgi.request import IncomingRequest
 from corral.auth.permissions import Permissions
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
-from corral.errors import FieldError, Forbidden, Invalid, Malformed, Problem
+from corral.errors import CODES, FieldError, Forbidden, Invalid, Malformed, Problem
 from corral.http.routes import Route
 from corral.http.signature import read_signature, union_parts
 from corral.plugins.container import Container
@@ -79,7 +79,7 @@ class Endpoint:
             return None
         route, needed = self.route, " or ".join(self.route.needs)
         if principal.limited is not None and not self._serves_limited(principal):
-            return Forbidden(code=principal.limited)
+            return Forbidden(CODES[principal.limited].remedy, code=principal.limited)
         if not any(_holds(principal, need) for need in route.needs):
             if self._needs.isdisjoint(principal.out_of_scope):
                 return Forbidden(f"This operation needs the permission {needed}.")
@@ -91,7 +91,7 @@ class Endpoint:
             return Forbidden("Sign in for this operation; API keys and tokens are not accepted.", code=code)
         if route.step_up and not principal.has_stepped_up:
             if principal.kind != "api_key":
-                detail = "Send your password or a one-time code to POST /auth/reauth first."
+                detail = "Confirm your password or a one-time code with corral api POST /auth/reauth first."
                 return Forbidden(detail, code="reauth_required")
             if principal.named_scopes.isdisjoint(route.needs):
                 return Forbidden(f"The API key must list the scope {needed} explicitly.", code="insufficient_scope")
