@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import json
 import typing
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, parse_qsl
 
 import msgspec
 
 from corral.asgi.request import IncomingRequest
 from corral.auth.permissions import Permissions
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
-from corral.errors import FieldError, Forbidden, Invalid, Malformed, Problem
+from corral.errors import CODES, FieldError, Forbidden, Invalid, Malformed, Problem
 from corral.http.routes import Route
 from corral.http.signature import read_signature, union_parts
 from corral.plugins.container import Container
@@ -26,6 +27,7 @@ from corral.schema.conversion import convert
 from corral.schema.fields import OpenShape
 from corral.schema.strict_json import parse_json
 
+JSON, FORM = b"application/json", b"application/x-www-form-urlencoded"
 PEOPLE = ("user", "api_key")
 MAX_PARAMETERS = 100
 LARGE_BODIES = ThreadPoolExecutor(1, "corral-bodies")  # one at a time: parsing needs many times a body's memory
@@ -76,7 +78,7 @@ class Endpoint:
             return None
         route, needed = self.route, " or ".join(self.route.needs)
         if principal.limited is not None and not self._serves_limited(principal):
-            return Forbidden(code=principal.limited)
+            return Forbidden(CODES[principal.limited].remedy, code=principal.limited)
         if not any(_holds(principal, need) for need in route.needs):
             if self._needs.isdisjoint(principal.out_of_scope):
                 return Forbidden(f"This operation needs the permission {needed}.")
@@ -88,7 +90,7 @@ class Endpoint:
             return Forbidden("Sign in for this operation; API keys and tokens are not accepted.", code=code)
         if route.step_up and not principal.has_stepped_up:
             if principal.kind != "api_key":
-                detail = "Send your password or a one-time code to POST /auth/reauth first."
+                detail = "Confirm your password or a one-time code with corral api POST /auth/reauth first."
                 return Forbidden(detail, code="reauth_required")
             if principal.named_scopes.isdisjoint(route.needs):
                 return Forbidden(f"The API key must list the scope {needed} explicitly.", code="insufficient_scope")
@@ -132,7 +134,9 @@ class Endpoint:
         From bodies that people send, only the values of stored secrets are removed.
         """
         if body:
-            check_media_type(request.headers.get(b"content-type", b""), request.headers.get(b"content-encoding"))
+            media = FORM if self.route.form else JSON
+            check_media_type(request.headers.get(b"content-type", b""), request.headers.get(b"content-encoding"), media)
+            body = form_as_json(body) if self.route.form else body
         by_machine = request.principal is None or request.principal.kind not in PEOPLE
         context = made_by(*self._subject(request)) if self.route.redacted and by_machine else contextlib.nullcontext()
         with context:
@@ -189,14 +193,29 @@ def _holds(principal: Principal, need: str) -> bool:
     return (need == SIGNED_IN and principal.kind in PEOPLE) or need in principal.permissions
 
 
-def check_media_type(content_type: bytes, encoding: bytes | None) -> None:
-    """Raise `unsupported_media_type` unless the body is uncompressed `application/json` in UTF-8."""
+def form_as_json(body: bytes) -> bytes:
+    """Return the fields of a submitted HTML form as JSON, so that the one strict parser reads them.
+
+    Raises `Malformed` if a field occurs twice, or if the form has too many fields or is not UTF-8.
+    """
+    try:
+        pairs = parse_qsl(body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS)
+    except ValueError:
+        raise Malformed(f"The form is not UTF-8 or has more than {MAX_PARAMETERS} fields.") from None
+    if len(fields := dict(pairs)) < len(pairs):
+        raise Malformed("A field of the form occurs twice.")
+    return json.dumps(fields).encode()
+
+
+def check_media_type(content_type: bytes, encoding: bytes | None, wanted: bytes) -> None:
+    """Raise `unsupported_media_type` unless the body is uncompressed, in UTF-8 and of the media type `wanted`."""
     if encoding not in (None, b"identity"):
         raise Problem("Send the body without Content-Encoding.", code="unsupported_media_type")
     media, _, parameters = content_type.lower().partition(b";")
     charset = parameters.partition(b"charset=")[2].strip(b' "')
-    if media.strip() != b"application/json" or charset not in (b"", b"utf-8"):
-        raise Problem("Send JSON with Content-Type: application/json.", code="unsupported_media_type")
+    if media.strip() != wanted or charset not in (b"", b"utf-8"):
+        detail = f"Send the body in UTF-8 with Content-Type: {wanted.decode()}."
+        raise Problem(detail, code="unsupported_media_type")
 
 
 def _default_of(query: Any) -> Any:

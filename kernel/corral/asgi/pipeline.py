@@ -296,12 +296,13 @@ class Pipeline:
         if signature.request is not None:
             arguments[signature.request] = request
         if endpoint.route.keyed and (given := request.headers.get(b"idempotency-key")) is not None:
+            task_id = None if principal is None else principal.task_id
             if principal is not None:
-                scope = f"{principal.kind}:{principal.task_id or principal.id}"
+                scope = f"{principal.kind}:{task_id or principal.id}"
             else:  # cookies distinguish anonymous clients that share an address
                 scope = f"ip:{request.client_ip}\0{request.header('cookie') or ''}"
             request.idempotency_key = IdempotencyKey.of_request(
-                given.decode("latin1"), scope, request.method, request.path, body
+                given.decode("latin1"), scope, request.method, request.path, body, task_id
             )
 
     # -- unit of work: preconditions, handler

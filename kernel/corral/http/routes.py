@@ -59,6 +59,7 @@ class Route(msgspec.Struct, kw_only=True):
     seconds: float = 30.0  # the time limit of an `async def` handler
     lenient: bool = False  # invalid characters in text from machines are replaced instead of refused
     redacted: bool = False  # credentials are removed from the body before the handler sees it
+    form: bool = False  # the body is a submitted HTML form, not JSON
     root: bool = False  # also served without /api/v1 (/health)
     keyed: bool = False  # honours `Idempotency-Key`; every POST does unless it reveals a stored value
     no_store: bool = False  # responses contain secrets: never cached, and encrypted when stored for replay

@@ -17,7 +17,7 @@ from corral_core.accounts.events import EVENTS
 from corral_core.accounts.jobs import JOBS, SCHEDULES
 from corral_core.accounts.metrics import METRICS
 from corral_core.accounts.models import TABLES
-from corral_core.accounts.routes import auth, registration, second_factor, sessions
+from corral_core.accounts.routes import auth, pages, registration, second_factor, sessions
 from corral_core.accounts.service.accounts import AccountsService
 from corral_core.accounts.service.authentication import (
     AccessTokenAuthenticator,
@@ -89,7 +89,7 @@ class AccountsPlugin(Plugin):
 
     @hookimpl
     def corral_routes(self) -> Iterable[Routes]:
-        return [auth.routes, second_factor.routes, sessions.routes, registration.routes]
+        return [auth.routes, second_factor.routes, sessions.routes, registration.routes, pages.routes]
 
     @hookimpl
     def corral_models(self) -> Iterable[type[Model]]:
@@ -109,9 +109,15 @@ class AccountsPlugin(Plugin):
 
     @hookimpl
     def corral_commands(self) -> Iterable[click.Command]:
-        from corral_core.accounts import commands
+        from corral_core.accounts import commands, session_commands
 
-        return [commands.user_command_group, commands.crypto_key_command_group]
+        return [
+            commands.user_command_group,
+            commands.crypto_key_command_group,
+            session_commands.login_command,
+            session_commands.logout_command,
+            session_commands.whoami_command,
+        ]
 
     @hookimpl
     def corral_jobs(self) -> Iterable[Job]:
@@ -131,9 +137,15 @@ class AccountsPlugin(Plugin):
         await work(runtime.service(AccessTokens).create_first_key)
         await signing_keys.register_with_redactor()
         runtime.supervise("signing_keys", signing_keys.register_new_keys)
+        links = runtime.service(SingleUseLinks)
+        runtime.when_serving(lambda address: _set_address(links, address))
         admin = runtime.service(Installation).bootstrap_admin
         if admin is not None:
             await runtime.service(AccountRegistration).create_bootstrap_admin(*admin)
+
+
+async def _set_address(links: SingleUseLinks, address: str) -> None:
+    links.serve_at(address)
 
 
 def _provide_accounts(accounts: AccountsService) -> Accounts:

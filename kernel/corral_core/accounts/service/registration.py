@@ -67,7 +67,7 @@ class AccountRegistration:
         if neither the settings nor the set-up token nor the invitation allow this registration.
         """
         if invitation is not None:
-            return await self._register_invited_user(new, password, invitation, entry)
+            return await self.accept_invitation(invitation, new.full_name, password, entry, email=new.email)
         await self._work(lambda: self._check_allowed(setup_token), read=True)
         hashed = await self._accounts.hash_password(password, email=new.email, full_name=new.full_name)
         return await self._work(lambda: self._create_account(new, hashed, setup_token), entry=entry)
@@ -122,16 +122,19 @@ class AccountRegistration:
             row = self._accounts.drop_password(row.id)
         send_verification(row, self._mail)
 
-    async def _register_invited_user(self, new: NewUser, password: str, token: str, entry: UnitContext) -> UserView:
-        """Check an invitation, and register the invited user.
+    async def accept_invitation(
+        self, token: str, full_name: str, password: str, entry: UnitContext, *, email: str | None = None
+    ) -> UserView:
+        """Create the account of an invited user. If `email` is given, the invitation must be for this address.
 
         The invitation determines the role, and the address counts as verified.
         """
         if self._settings.get(REGISTRATION) == "closed":
             raise Forbidden("Registration is closed; ask an admin for an account.", code="registration_closed")
         invitation = await self._work(lambda: self._invitations.find_pending(token), read=True)
-        if normalize_address(new.email) != invitation.email_key:
+        if email is not None and normalize_address(email) != invitation.email_key:
             raise Invalid.at("/email", "not_allowed", "The invitation is for another email address.")
+        new = NewUser(email=email or invitation.email, full_name=full_name)
         new = msgspec.structs.replace(new, role=invitation.role)
         hashed = await self._accounts.hash_password(password, email=new.email, full_name=new.full_name)
 

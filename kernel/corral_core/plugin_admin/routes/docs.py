@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import textwrap
 from importlib import resources
+from importlib.metadata import version
 from typing import Any
 
 import msgspec
 
 from corral.auth.principal import PUBLIC
 from corral.errors import CODES, NotFound
-from corral.http.answers import Text
-from corral.http.routes import Routes
+from corral.http.answers import Request, Text
+from corral.http.routes import API_PREFIX, Routes
 from corral.plugin import ApiDocument
 
 routes = Routes("", tag="Documentation")
@@ -20,6 +21,22 @@ PAGE_WIDTH = 100
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; frame-ancestors 'none'"
 )
+
+
+class ServiceInfo(msgspec.Struct, kw_only=True):
+    """The name and the version of the service, and the path of its documentation."""
+
+    service: str
+    version: str
+    docs: str
+
+
+@routes.get("/", needs=PUBLIC, root=True)
+async def read_root(request: Request) -> ServiceInfo | Text:
+    """Return the name and the version of the service. Browsers get a page with a link to the documentation."""
+    if "text/html" in (request.header("accept") or ""):
+        return _static_file("root.html", "text/html; charset=utf-8")
+    return ServiceInfo(service="corral", version=version("corral"), docs=f"{API_PREFIX}/docs")
 
 
 @routes.get("/openapi.json", needs=PUBLIC)

@@ -30,6 +30,7 @@ from corral.schema.conversion import encode
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _SCHEMAS = "#/components/schemas/"
+FORM = "application/x-www-form-urlencoded"
 
 ALWAYS = ("X-Request-ID", "Cache-Control", "RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
 _NEEDS = {PUBLIC: "no credential", SIGNED_IN: "a signed-in user", ANY_CALLER: "any valid credential"}
@@ -116,7 +117,7 @@ class _Writer:
             written["requestBody"] = {
                 "description": f"At most {route.body_limit // 1024} KiB.",
                 "required": self._is_required(body),
-                "content": {"application/json": {"schema": body}},
+                "content": {FORM if route.form else "application/json": {"schema": body}},
             }
         responses = self._successes(route, signature)
         for status, codes in problems(route, signature).items():
