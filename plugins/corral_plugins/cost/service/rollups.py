@@ -344,8 +344,8 @@ def grouped_totals(series: str, first: int = ALL_TIME, last: int = ALL_TIME) -> 
 def costs_in_month(month: int, agent_ids: Sequence[str]) -> dict[str, int]:
     """Return the cost of each of these agents in a month in micro-USD. Agents without costs are absent."""
     in_month = (Rollup.series == AGENT_MONTH) & (Rollup.period == month) & Rollup.key.in_(list(agent_ids))
-    query = Rollup.select(Rollup.key, fn.SUM(Rollup.cost_micro)).where(in_month).group_by(Rollup.key)
-    return {agent_id: int(cost) for agent_id, cost in query.tuples()} if agent_ids else {}
+    found: Any = Rollup.select(Rollup.key, fn.SUM(Rollup.cost_micro)).where(in_month).group_by(Rollup.key).tuples()
+    return {agent_id: int(cost) for agent_id, cost in found} if agent_ids else {}
 
 
 def costliest_tasks(first: int, last: int, *, limit: int, offset: int) -> tuple[list[tuple[str, RollupCounters]], int]:
