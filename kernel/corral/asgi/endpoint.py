@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import typing
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -206,6 +207,7 @@ def _default_of(query: Any) -> Any:
         return None
 
 
+@functools.cache
 def _list_fields(query: Any) -> frozenset[str]:
     """Return the names of the query parameters that may be repeated."""
     kinds = {} if query is None else typing.get_type_hints(query)

@@ -160,12 +160,12 @@ def _plugin_commands() -> dict[str, click.Command]:
     built-in plugins are returned; when called, they report what is wrong with the configuration.
     """
     from corral.hookspecs import corral_commands
-    from corral.plugins.hooks import flatten_hook_results
+    from corral.plugins.hooks import checked_contributions
 
     config = _readable_config()
     commands: dict[str, click.Command] = {}
     for _, found in contributed(
-        config, "corral_commands", "commands", lambda hook: flatten_hook_results(corral_commands, [hook()])
+        config, "corral_commands", "commands", lambda hook: checked_contributions(corral_commands, hook())
     ):
         for command in found:
             if command.name is not None:
