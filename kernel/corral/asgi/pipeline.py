@@ -99,7 +99,7 @@ class Pipeline:
             code = problem.code
             if code in BODY_CODES:
                 self.metrics.body_rejected[code] += 1
-            response = self._refusal(problem, request)
+            response = self._problem_response(problem, request)
         except ClientLeft:
             raise
         except Exception as error:
@@ -173,7 +173,7 @@ class Pipeline:
         if found is None:
             raise NotFound()
         if endpoint is None:
-            return _other_method(request.method, methods)
+            return _options_response(request.method, methods)
         if endpoint.unavailable is not None:
             raise plugin_unavailable(endpoint.unavailable)
         if self.metrics.in_flight > MAX_IN_FLIGHT and not endpoint.route.exempt_host:
@@ -204,10 +204,10 @@ class Pipeline:
             request.metered.append((limiter, principal))
         if endpoint.route.delegable:
             principal = await self._delegate(request, principal)
-        refusal = endpoint.refusal(principal)
+        refusal = endpoint.authorization_error(principal)
         if refusal is not None and not endpoint.route.delegable:  # another process may have just granted the permission
             principal = await self._authenticate(request, endpoint, use_cache=False)
-            refusal = endpoint.refusal(principal)
+            refusal = endpoint.authorization_error(principal)
         request.principal = principal
         if refusal is not None:
             if endpoint.privileged:
@@ -378,7 +378,7 @@ class Pipeline:
 
     # -- failures
 
-    def _refusal(self, problem: Problem, request: IncomingRequest) -> Response:
+    def _problem_response(self, problem: Problem, request: IncomingRequest) -> Response:
         """Return the problem document of a failure.
 
         Details of server errors are redacted, because error texts of dependencies may contain credentials.
@@ -398,10 +398,10 @@ class Pipeline:
         self.record_error(plugin, request.label, error, request.request_id)
         members: dict[str, Any] = {"plugin": plugin} if plugin else {}
         detail = "This is a bug in Corral or a plugin; look up the request id in the log."
-        return self._refusal(Problem(detail, **members), request)
+        return self._problem_response(Problem(detail, **members), request)
 
 
-def _other_method(method: str, methods: Collection[str]) -> Response:
+def _options_response(method: str, methods: Collection[str]) -> Response:
     """Return the response to `OPTIONS`. Raise 405 for any other method that the path does not support."""
     allowed = {*methods, "OPTIONS", *(["HEAD"] if "GET" in methods else ())}
     allow = {"Allow": ", ".join(sorted(allowed))}

@@ -37,9 +37,9 @@ class ApiClient:
         self._http = httpx2.Client(base_url=base, timeout=REQUEST_SECONDS, trust_env=trust_env, follow_redirects=False)
         self._errors = httpx2.HTTPError
         if token is not None:
-            self.use(token)
+            self.set_token(token)
 
-    def use(self, token: str) -> None:
+    def set_token(self, token: str) -> None:
         """Send this token with all further requests."""
         self._http.headers["Authorization"] = f"Bearer {token}"
 

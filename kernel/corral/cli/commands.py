@@ -18,7 +18,7 @@ from corral.cli import COMMANDS
 from corral.config.model import Config
 from corral.config.reader import load as load_config
 from corral.errors import Problem, StartupError
-from corral.plugin import Installation
+from corral.plugin import InstallationConfig
 from corral.plugins import discovery
 from corral.plugins.discovery import Found
 
@@ -93,14 +93,16 @@ class CommandContext:
 
         return open_session(config_path, label)
 
-    def read_installation(self) -> Installation:
+    def read_installation(self) -> InstallationConfig:
         """Return the part of the current folder's configuration that plugins may read."""
         config = _readable_config()
-        return Installation(data_dir=config.data_dir, local_model=config.local_model, plugin_dir=config.plugins.dir)
+        return InstallationConfig(
+            data_dir=config.data_dir, local_model=config.local_model, plugin_dir=config.plugins.dir
+        )
 
     def call_plugin_hooks(self, hook: str, what: str, *arguments: Any) -> Iterator[tuple[str, list[Any]]]:
         """Call a hook of each plugin that implements it, and yield `(plugin, result)`. See `contributed`."""
-        return contributed(_readable_config(), hook, what, lambda function: list(function(*arguments)))
+        return call_plugin_hook(_readable_config(), hook, what, lambda function: list(function(*arguments)))
 
 
 def _readable_config() -> Config:
@@ -135,11 +137,11 @@ def _explained(error: Exception) -> tuple[int, list[str]]:
     import peewee
 
     from corral.database.migrations import MigrationFailed, SchemaTooNew
-    from corral.plugins.migrations import Pending
+    from corral.plugins.migrations import MigrationsPending
 
     if isinstance(error, StartupError):
         return REFUSED, [f"corral: {fault}" for fault in error.faults]
-    if isinstance(error, (Pending, SchemaTooNew)):
+    if isinstance(error, (MigrationsPending, SchemaTooNew)):
         return PENDING, [f"corral: {error}"]
     if isinstance(error, MigrationFailed):
         return FAILED, [f"corral: {error}"]
@@ -164,7 +166,7 @@ def _plugin_commands() -> dict[str, click.Command]:
 
     config = _readable_config()
     commands: dict[str, click.Command] = {}
-    for _, found in contributed(
+    for _, found in call_plugin_hook(
         config, "corral_commands", "commands", lambda hook: checked_contributions(corral_commands, hook())
     ):
         for command in found:
@@ -173,21 +175,21 @@ def _plugin_commands() -> dict[str, click.Command]:
     return commands
 
 
-def contributed(config: Config, hook: str, what: str, call: Callable[[Any], T]) -> Iterator[tuple[str, T]]:
+def call_plugin_hook(config: Config, hook: str, what: str, call: Callable[[Any], T]) -> Iterator[tuple[str, T]]:
     """Yield `(plugin, call(hook))` for each plugin that implements the hook.
 
     If a plugin fails, a message on standard error says what is missing; `what` is a plural noun such as "commands".
     Only hooks of built-in plugins, of plugins that the configuration enables, and of plugins that belong to an extra of
     Corral are called. Plugins of extras do not have to be enabled.
     """
-    ours = extra_distributions()
+    ours = distributions_of_extras()
     for found in discovery.discover(config):
         known = found.built_in or found.name in config.plugins.enabled or found.distribution in ours
         if known and found.name not in config.plugins.disabled:
             yield from ((found.name, item) for item in _call_hook(found, hook, what, call))
 
 
-def extra_distributions() -> frozenset[str]:
+def distributions_of_extras() -> frozenset[str]:
     """Return the names of the distributions that Corral's extras, such as `corral[local]`, install.
 
     These distributions are released separately, but are trusted.

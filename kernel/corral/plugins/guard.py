@@ -1,9 +1,9 @@
 """Guards: wrappers around all callables that plugins contribute. They measure calls and handle errors.
 
-Expected failures (`corral.errors.Failure`) are raised to the caller. All other errors are counted against the plugin.
-After such an error, a guard either returns a default value, so that the caller continues without the plugin's result,
-or raises the error. An error that is not an `Exception` is raised as `ContributionFailed`. The watchdog limits the time
-of the calls.
+Expected failures (`corral.errors.ExpectedFailure`) are raised to the caller. All other errors are counted against the
+plugin. After such an error, a guard either returns a default value, so that the caller continues without the plugin's
+result, or raises the error. An error that is not an `Exception` is raised as `ContributionFailed`. The watchdog limits
+the time of the calls.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import msgspec
 
 from corral.auth.principal import Authenticator
 from corral.database.engine import translate
-from corral.errors import ContributionFailed, Failure, Unavailable
+from corral.errors import ContributionFailed, ExpectedFailure, Unavailable
 from corral.http.signature import hints
 from corral.plugin import Gate, RateLimiter
 from corral.plugins.quarantine import ENDLESS, PluginQuarantine
@@ -187,12 +187,12 @@ guard_code.update(
 def is_expected_error(error: BaseException) -> bool:
     """Return whether an error must not be counted against the plugin.
 
-    This is true for expected failures (`corral.errors.Failure`), for failures of the database, and for errors that were
-    already counted against a plugin.
+    This is true for expected failures (`corral.errors.ExpectedFailure`), for failures of the database, and for errors
+    that were already counted against a plugin.
     """
-    if isinstance(error, Failure) or hasattr(error, "_corral_plugin"):
+    if isinstance(error, ExpectedFailure) or hasattr(error, "_corral_plugin"):
         return True
-    return isinstance(translate(error), Failure)
+    return isinstance(translate(error), ExpectedFailure)
 
 
 class GuardedObject:

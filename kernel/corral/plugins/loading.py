@@ -36,7 +36,7 @@ def load(found: Iterable[Found], config: Config, *, off: Mapping[str, str] | Non
 
     `off` contains the plugins that an admin disabled: it maps their names to the reasons.
     """
-    records = [_begin(item, config, off or {}) for item in sorted(found, key=lambda item: item.name)]
+    records = [_create_record(item, config, off or {}) for item in sorted(found, key=lambda item: item.name)]
     for record in records:
         if record.active:
             record.run_boot_step(_import, record, config)
@@ -60,7 +60,7 @@ def order(records: Iterable[PluginRecord]) -> list[PluginRecord]:
     ordered: list[PluginRecord] = []
     while waiting:
         ready = [record for record in waiting.values() if waiting.keys().isdisjoint(record.requires)]
-        circle = [] if ready else [record for record in waiting.values() if record.name in _needed(record, waiting)]
+        circle = [] if ready else [record for record in waiting.values() if record.name in _required(record, waiting)]
         for record in circle:
             if record.active:
                 record.fail(f"the plugins require each other in a circle: {', '.join(item.name for item in circle)}")
@@ -75,7 +75,7 @@ def _rank(record: PluginRecord) -> tuple[bool, int, str]:
     return not kind.starts_first, _RANKS[kind.protected], record.name
 
 
-def _needed(record: PluginRecord, among: Mapping[str, PluginRecord]) -> set[str]:
+def _required(record: PluginRecord, among: Mapping[str, PluginRecord]) -> set[str]:
     """Return the names of all plugins in `among` that a plugin requires, directly or indirectly."""
     found, new = set[str](), set(record.requires) & set(among)
     while new:
@@ -84,7 +84,7 @@ def _needed(record: PluginRecord, among: Mapping[str, PluginRecord]) -> set[str]
     return found
 
 
-def _begin(item: Found, config: Config, off: Mapping[str, str]) -> PluginRecord:
+def _create_record(item: Found, config: Config, off: Mapping[str, str]) -> PluginRecord:
     """Create the record of a plugin. The record is `disabled` if the plugin must not be loaded."""
     record = PluginRecord(found=item, since=clock.now())
     named = not {item.name, item.claims}.isdisjoint(config.plugins.enabled)

@@ -11,7 +11,7 @@ from corral.database.model import Model
 from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
-from corral.plugin import Installation, MailProbe, Metric, Plugin, Provide, Runtime, Setting, hookimpl
+from corral.plugin import InstallationConfig, MailProbe, Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral_core.accounts.api import AccountRecovery, Accounts, AllSessions, Invitations, Mail, PasswordLinks, Tickets
 from corral_core.accounts.events import EVENTS
 from corral_core.accounts.jobs import JOBS, SCHEDULES
@@ -126,7 +126,7 @@ class AccountsPlugin(Plugin):
         await work(runtime.service(AccessTokens).create_first_key)
         await signing_keys.register_with_redactor()
         runtime.supervise("signing_keys", signing_keys.register_new_keys)
-        admin = runtime.service(Installation).bootstrap_admin
+        admin = runtime.service(InstallationConfig).bootstrap_admin
         if admin is not None:
             await runtime.service(AccountRegistration).create_bootstrap_admin(*admin)
 

@@ -13,6 +13,6 @@ declare_codes({"would_lock_out": (409, "You would lock yourself out")})
 class ApiKeyCounts(Protocol):
     """Counts API keys. Runs in the caller's unit of work."""
 
-    def active_keys(self, user_ids: Iterable[str]) -> dict[str, int]:
+    def count_active_keys(self, user_ids: Iterable[str]) -> dict[str, int]:
         """Return the number of active keys of each user. Users without active keys are omitted."""
         ...

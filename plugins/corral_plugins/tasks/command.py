@@ -67,10 +67,10 @@ def run_task_command(
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise click.UsageError(f"{name} is not UTF-8 text")
     new = {"title": _title(instructions), "instructions": instructions, "input": _input(input_path)}
-    remote = ApiClient(_url(url), _token(token_file))
+    remote = ApiClient(_checked_url(url), _token(token_file))
     try:
         until = None if timeout is None else time.monotonic() + timeout
-        sys.exit(_run(remote, agent, new, EventPrinter(quiet=as_json), until, as_json=as_json))
+        sys.exit(_create_and_follow_task(remote, agent, new, EventPrinter(quiet=as_json), until, as_json=as_json))
     except ApiClientError as error:
         cure = "; sign in again for a new token, or use an API key" if error.status == 401 else ""
         raise click.ClickException(f"{str(error).rstrip('.')}{cure}") from None
@@ -120,7 +120,7 @@ class EventPrinter:
             self.line("progress", fresh, ends=False)
 
 
-def _run(
+def _create_and_follow_task(
     remote: ApiClient, agent: str, new: dict[str, Any], printer: EventPrinter, until: float | None, *, as_json: bool
 ) -> int:
     from corral.cli.api_client import ApiClientError
@@ -141,14 +141,14 @@ def _run(
                 break
         done = remote.get(f"/tasks/{task['id']}")
     except KeyboardInterrupt:
-        _leave(task["id"])
+        _exit_after_interrupt(task["id"])
     except ApiClientError as error:
         raise ApiClientError(f"{error}; the task {task['id']} continues", error.status) from None
     finally:
         ended.set()
     if not as_json:
         obstacles.join(1)  # the thread may still use the connection, which is about to be closed
-    _show(outcome_of(done, time.monotonic() - began), as_json=as_json)
+    _print_outcome(task_summary(done, time.monotonic() - began), as_json=as_json)
     return 0 if done["status"] == "completed" else 1
 
 
@@ -168,7 +168,7 @@ def _print_obstacles(remote: ApiClient, task_id: str, printer: EventPrinter, end
                 printer.line("waiting", " ".join(filter(None, (printed, wrong["unblock"], wrong["href"]))))
 
 
-def outcome_of(task: dict[str, Any], seconds: float) -> dict[str, Any]:
+def task_summary(task: dict[str, Any], seconds: float) -> dict[str, Any]:
     """Return the summary of an ended task. `result` is the agent's result, unchanged."""
     cost = task["cost"]
     return {
@@ -186,7 +186,7 @@ def outcome_of(task: dict[str, Any], seconds: float) -> dict[str, Any]:
     }
 
 
-def _show(outcome: dict[str, Any], *, as_json: bool) -> None:
+def _print_outcome(outcome: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(outcome, indent=2))
         return
@@ -226,7 +226,7 @@ def _agent_id(remote: ApiClient, name: str) -> str:
     raise click.ClickException(f"there is no agent named {name}{near}")
 
 
-def _leave(task_id: str) -> NoReturn:
+def _exit_after_interrupt(task_id: str) -> NoReturn:
     click.echo(f"\nThe task {task_id} continues.", err=True)
     sys.exit(130)
 
@@ -285,7 +285,7 @@ def _token(file: Path | None) -> str:
     return text
 
 
-def _url(text: str) -> str:
+def _checked_url(text: str) -> str:
     import httpx2
 
     if not text.startswith(("http://", "https://")):

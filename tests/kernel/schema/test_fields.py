@@ -10,7 +10,7 @@ from tests.kernel.schema.cases import ID, faults
 
 from corral.schema.conversion import convert
 from corral.schema.fields import Id, MomentIn, Name, ShortText, Slug, Tags, Text, Title, line, trimmed
-from corral.schema.json_schema import json_schema_problems
+from corral.schema.json_schema_validation import json_schema_errors
 
 
 @pytest.mark.parametrize(
@@ -31,10 +31,10 @@ def test_field_types(kind: Any, good: list[Any], bad: list[Any]) -> None:
     document = msgspec.json.schema(kind)
     for value in good:
         convert(kind, value)
-        assert json_schema_problems(document, value) == []
+        assert json_schema_errors(document, value) == []
     for value in bad:
         assert len(faults(kind, value)) == 1
-        assert json_schema_problems(document, value)
+        assert json_schema_errors(document, value)
 
 
 def test_trimmed() -> None:

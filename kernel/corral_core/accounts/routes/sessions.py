@@ -8,7 +8,7 @@ from corral.auth.principal import SIGNED_IN, Principal
 from corral.errors import NotFound
 from corral.http.answers import Answer, Request
 from corral.http.routes import Routes
-from corral.plugin import Installation
+from corral.plugin import InstallationConfig
 from corral_core.accounts.routes.auth import require_user_id
 from corral_core.accounts.routes.cookie import cookie_deletion_headers
 from corral_core.accounts.service.sessions import Sessions, SessionView
@@ -30,7 +30,7 @@ class SessionList(msgspec.Struct, kw_only=True):
 
 
 @routes.post("/logout", needs=SIGNED_IN, status=204, own_session=True, limited=True, raises=AUDITED)
-def logout(caller: Principal, request: Request, sessions: Sessions, installation: Installation) -> Answer[None]:
+def logout(caller: Principal, request: Request, sessions: Sessions, installation: InstallationConfig) -> Answer[None]:
     """Sign out: end the current session, revoke its tokens and close its WebSockets."""
     sessions.end_session(caller.session_id or "", require_user_id(caller), "logout")
     return Answer(body=None, headers=cookie_deletion_headers(request, installation))

@@ -133,7 +133,7 @@ class _AgentWarnings:
         """Return the warning codes for an agent. The most general warning comes first."""
         found = [] if self._provider_ready(row) else ["provider_not_configured"]
         found += self._worker_warnings(row)
-        found += [f"tool_unavailable:{tool}" for tool in self._missing_tools(row.enabled_tools)]
+        found += [f"tool_unavailable:{tool}" for tool in self._unserved_tools(row.enabled_tools)]
         return found
 
     def _provider_ready(self, row: Agent) -> bool:
@@ -143,7 +143,7 @@ class _AgentWarnings:
         if not row.llm_provider and not self._llm.is_known(name):
             name = self._llm.default_model().partition("/")[0]
         if name not in self._configured:
-            self._configured[name] = self._llm.is_configured(name)
+            self._configured[name] = self._llm.is_provider_configured(name)
         return self._configured[name]
 
     def _worker_warnings(self, row: Agent) -> list[str]:
@@ -167,17 +167,17 @@ class _AgentWarnings:
             self._fleet = self._workers.online_workers() if self._workers is not None else []
         return self._fleet
 
-    def _missing_tools(self, tools: Iterable[str]) -> list[str]:
+    def _unserved_tools(self, tools: Iterable[str]) -> list[str]:
         wanted = list(tools)
         if not wanted or any(not worker.tools for worker in self._online_workers()):
             return []  # a worker that lists no tools provides all tools
         offered = {tool for worker in self._online_workers() for tool in worker.tools}
         if self._tools is not None:
             offered |= self._tools.server_tools()
-        return [tool for tool in wanted if not _is_offered(tool, offered)]
+        return [tool for tool in wanted if not _is_tool_offered(tool, offered)]
 
 
-def _is_offered(tool: str, offered: set[str]) -> bool:
+def _is_tool_offered(tool: str, offered: set[str]) -> bool:
     if tool.endswith(".*"):
         return any(name.startswith(tool[:-1]) for name in offered)
     return tool in offered

@@ -126,7 +126,7 @@ class TaskExplanations:
                 ]
             return [agent], [
                 _met("agent_exists", f"The agent of the task is {agent.name}."),
-                *self._conditions_of_agent(row, agent),
+                *self._assigned_agent_conditions(row, agent),
             ]
         if row.agent_role is not None and not self._agents.has_role(row.agent_role):
             return [], [
@@ -147,7 +147,7 @@ class TaskExplanations:
             return fitting, [_unmet("agent_capacity", message, "Wait, or raise max_concurrent_tasks.", "/agents")]
         return free, []
 
-    def _conditions_of_agent(self, row: TaskRow, agent: AgentFacts) -> list[Condition]:
+    def _assigned_agent_conditions(self, row: TaskRow, agent: AgentFacts) -> list[Condition]:
         href = f"/agents/{agent.id}"
         tools = missing_tools(agent.enabled_tools, rows.parse_json_text(row.required_tools))
         found = []
@@ -177,7 +177,7 @@ class TaskExplanations:
         if self.llm is None:
             return _met("provider_configured", "No gateway is active; the worker uses its own model.")
         provider = agent.llm_provider or self.llm.default_model().partition("/")[0]
-        if self.llm.is_configured(provider):
+        if self.llm.is_provider_configured(provider):
             return _met("provider_configured", f"{provider} is configured.")
         return _unmet("provider_configured", f"{provider} is not configured.", "Configure it.", "/llm/providers")
 
@@ -227,7 +227,7 @@ class TaskExplanations:
 
         Either no worker is online at all, or a registered worker awaits approval.
         """
-        if self._workers.has_pending_worker():
+        if self._workers.awaits_first_approval():
             return [
                 _unmet(
                     "worker_approved", "A worker has registered, but none is approved.", "Approve it.", "/admin/workers"
