@@ -157,7 +157,7 @@ class KeyRotation(Protocol):
         """Return the same value with its data key wrapped by the active key."""
         ...
 
-    def unwraps(self, sealed: bytes) -> bool:
+    def can_unwrap(self, sealed: bytes) -> bool:
         """Return whether one of the loaded keys can unwrap the data key of the value."""
         ...
 

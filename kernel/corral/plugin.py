@@ -145,7 +145,7 @@ class InstallationConfig(msgspec.Struct, frozen=True, kw_only=True):
     key_in_data_dir: bool = False
 
     def __repr__(self) -> str:  # the fields include secrets, and a repr may be logged
-        return f"<Installation {self.data_dir}>"
+        return f"<InstallationConfig {self.data_dir}>"
 
     @classmethod
     def from_config(cls, config: Config) -> Self:

@@ -223,12 +223,12 @@ import asyncio, sys
 from pathlib import Path
 from corral.config.model import Config
 from corral.egress.client import Egress
-from corral.plugin import Installation
+from corral.plugin import InstallationConfig
 from corral_llama.files import find_model
 from corral_llama.process import ModelProcesses
 
 async def main():
-    model = find_model(Installation(data_dir=Path("."), local_model=Path(sys.argv[1])))
+    model = find_model(InstallationConfig(data_dir=Path("."), local_model=Path(sys.argv[1])))
     async with ModelProcesses(Egress(Config())).use_model(model, 512) as child:
         print(child.pid, flush=True)
         await asyncio.sleep(60)

@@ -171,10 +171,10 @@ class Guard:
             return self.quarantine.time_limit if self.record.found.built_in else LOOP_SECONDS
         return self.quarantine.time_limit if self.limit == 0 else self.limit
 
-    def abandoned(self) -> None:
+    def count_abandoned_call(self) -> None:
         self.quarantine.count_lost_call(self.record, self.where, counts=self.counts)
 
-    def never_returned(self) -> None:
+    def count_endless_call(self) -> None:
         # The lost thread of a route counts only now: a route that ends when it is interrupted harms nobody.
         self.quarantine.count_lost_call(self.record, self.where, counts=not self.counts, message=ENDLESS)
 

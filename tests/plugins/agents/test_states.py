@@ -109,7 +109,7 @@ class Models:
     def is_known(self, provider: str) -> bool:
         return provider in ("bare", "ready")
 
-    def is_configured(self, provider: str) -> bool:
+    def is_provider_configured(self, provider: str) -> bool:
         return provider == "ready"
 
 

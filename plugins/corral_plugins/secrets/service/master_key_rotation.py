@@ -161,7 +161,7 @@ class MasterKeyRotation:
 
     def _can_unwrap(self, text: str) -> bool:
         try:
-            return self._rotation.unwraps(decode_hex(text))
+            return self._rotation.can_unwrap(decode_hex(text))
         except SealedWrong:
             return False
 
