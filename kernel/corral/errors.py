@@ -6,80 +6,41 @@ rely on the stable `code`. `detail` is a sentence for people.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import msgspec
 
-# Maps each code to (HTTP status, title). A code has exactly one status. Plugins add codes with `declare_codes`.
-CODES: dict[str, tuple[int, str]] = {
-    "malformed_json": (400, "The body is not valid JSON"),
-    "malformed_multipart": (400, "The multipart body is malformed"),
-    "malformed_request": (400, "The request is malformed"),
-    "invalid_host": (400, "The Host header is not accepted by this installation"),
-    "unauthenticated": (401, "A credential is required"),
-    "token_expired": (401, "The token has expired"),
-    "session_revoked": (401, "The session has ended"),
-    "forbidden": (403, "Not allowed"),
-    "insufficient_scope": (403, "The credential lacks a required scope"),
-    "ip_blocked": (403, "The IP address is blocked"),
-    "reauth_required": (403, "Confirm your identity first"),
-    "not_found": (404, "Not found"),
-    "method_not_allowed": (405, "Method not allowed"),
-    "not_acceptable": (406, "No acceptable representation"),
-    "request_timeout": (408, "The request took too long to arrive"),
-    "invalid_state": (409, "The state of the object does not allow this"),
-    "idempotency_in_progress": (409, "The first request with this key is still running"),
-    "duplicate": (409, "The object already exists"),
-    "in_use": (409, "The object is in use"),
-    "setting_locked": (409, "The value is pinned by the configuration"),
-    "cursor_expired": (410, "The cursor has expired"),
-    "precondition_failed": (412, "The version is outdated"),
-    "payload_too_large": (413, "The body is too large"),
-    "uri_too_long": (414, "The URL is too long"),
-    "unsupported_media_type": (415, "The media type is not supported"),
-    "range_not_satisfiable": (416, "The range is not satisfiable"),
-    "validation_error": (422, "Validation failed"),
-    "unknown_reference": (422, "A referenced object does not exist"),
-    "unknown_event": (422, "The event type does not exist"),
-    "unknown_setting": (422, "The setting does not exist"),
-    "idempotency_key_reused": (422, "The idempotency key was used with another body"),
-    "url_blocked": (422, "Connections to the address are not allowed"),
-    "masked_value_submitted": (422, "The mask was submitted instead of a value"),
-    "invalid_cursor": (422, "The cursor is not valid for this list"),
-    "schema_mismatch": (422, "The value does not match the schema"),
-    "precondition_required": (428, "If-Match is required"),
-    "rate_limited": (429, "Too many requests"),
-    "quota_exceeded": (429, "The quota is used up"),
-    "concurrency_limit": (429, "Too many concurrent requests"),
-    "headers_too_large": (431, "The headers are too large"),
-    "internal": (500, "Internal error"),
-    "upstream_error": (502, "The remote server failed"),
-    "upstream_timeout": (504, "The remote server did not answer in time"),
-    "dependency_unavailable": (503, "A dependency is unavailable"),
-    "vault_sealed": (503, "The vault is sealed"),
-    "plugin_disabled": (503, "The plugin is disabled"),
-    "plugin_failed": (503, "The plugin has failed"),
-    "storage_full": (503, "The storage is full"),
-    "audit_unavailable": (503, "The audit log cannot be written"),
-    "overloaded": (503, "The server is overloaded"),
-    "shutting_down": (503, "The server is shutting down"),
-}
+
+class Code(NamedTuple):
+    """A problem code: its HTTP status, a title, and what the reader of the problem can do."""
+
+    status: int
+    title: str
+    remedy: str = ""
+
+
+_TABLE = json.loads(Path(__file__).with_name("problem_codes.json").read_bytes())
+CODES: dict[str, Code] = {code: Code(**entry) for code, entry in _TABLE.items()}
+"""The problem codes. Plugins add codes with `declare_codes`."""
 LIMITING_CODES: set[str] = set()
 """The problem codes that `Principal.limited` may have. Every route that is not marked `limited` may return them."""
 
 
-def declare_codes(codes: Mapping[str, tuple[int, str]], *, limiting: bool = False) -> None:
-    """Declare the problem codes of a plugin, `{code: (HTTP status, title)}`.
+def declare_codes(codes: Mapping[str, tuple[int, str] | tuple[int, str, str]], *, limiting: bool = False) -> None:
+    """Declare the problem codes of a plugin, `{code: (HTTP status, title, remedy)}`.
 
-    Call this function at import time, in the plugin's module `api`.
+    Call this function at import time, in the plugin's module `api`. The remedy is a sentence that says what to do; the
+    page `/problems/<code>` shows it.
 
     With `limiting`, `Principal.limited` may be one of these codes: every route that is not marked `limited` then
     refuses the principal with this code. Raises `ValueError` if a code is already declared with another status or
     title.
     """
     for code, meaning in codes.items():
-        if CODES.setdefault(code, meaning) != meaning:
+        if CODES.setdefault(code, Code(*meaning)) != meaning:
             raise ValueError(f"the problem code {code} is already declared as {CODES[code]}; choose another name")
     if limiting:
         LIMITING_CODES.update(codes)
@@ -124,7 +85,7 @@ class Problem(ExpectedFailure):
         **members: Any,
     ) -> None:
         self.code = code or self.default
-        self.status, self.title = CODES[self.code]
+        self.status, self.title, _ = CODES[self.code]
         self.detail = detail or self.title + "."
         self.errors, self.headers = tuple(errors), dict(headers or {})
         self.members = members
@@ -132,15 +93,8 @@ class Problem(ExpectedFailure):
 
     def document(self, instance: str, request_id: str) -> dict[str, Any]:
         """Return the RFC 9457 document, with at most 100 items in `errors`."""
-        body: dict[str, Any] = {
-            "type": f"/problems/{self.code}",
-            "title": self.title,
-            "status": self.status,
-            "detail": self.detail,
-            "instance": instance,
-            "code": self.code,
-            "request_id": request_id,
-        }
+        body: dict[str, Any] = {"type": f"/problems/{self.code}", "title": self.title, "status": self.status}
+        body |= {"detail": self.detail, "instance": instance, "code": self.code, "request_id": request_id}
         if self.errors:
             body["errors"] = self.errors[:100]
         body.update(self.members)

@@ -299,6 +299,14 @@ class MailProbe(Protocol):
         ...
 
 
+class FirstAccount(Protocol):
+    """Tells the operator how the first account is created. The plugin `accounts` provides this service."""
+
+    async def instructions(self) -> str | None:
+        """Return what the start of the server prints about the first account, or None if an account exists."""
+        ...
+
+
 class Contributions(Protocol):
     """Lets a plugin read the contributions of active plugins to the hooks that it offers.
 

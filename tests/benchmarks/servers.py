@@ -219,6 +219,7 @@ def start_corral(folder: Path, *options: str, environ: Mapping[str, str] | None 
         "CORRAL_LOG_LEVEL": "warning",
         "CORRAL_BOOTSTRAP_ADMIN_EMAIL": EMAIL,
         "CORRAL_BOOTSTRAP_ADMIN_PASSWORD": PASSWORD,
+        "CORRAL_REGISTRATION": "open",
         **(environ or {}),
     }
     return Server(command, port, environ=settings, log=folder / "serve.log")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -10,8 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.engines import POSTGRES
 
-from corral.testing.server import ServerProcess
+from corral.testing.server import PASSWORD, ServerProcess
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -69,6 +71,54 @@ def test_with_curl_alone_a_task_is_done(tmp_path: Path, shell: dict[str, str]) -
         stream = stream.strip().replace("completed", "completed&after=0")
         heard = run(f"{login}\ngrep -m 1 ^event: < <(timeout 5 {stream} 2>/dev/null)", server, shell)
         assert "event: task.completed" in heard
+
+
+@POSTGRES
+def test_many_machines_share_one_database(database_url: str, tmp_path: Path, shell: dict[str, str]) -> None:
+    """Two machines have a data folder each. A third one lacks the master key."""
+    first, every = blocks("Many machines")
+    first = "\n".join(line for line in first.splitlines() if "pip install" not in line)
+    first = first.replace("postgresql://corral@db.example.org/corral", database_url)
+    first = first.replace("ada@example.org", "ada@example.org --password-file -") + "\necho $CORRAL_MASTER_KEY"
+    (tmp_path / "corral").symlink_to(Path(sys.executable).with_name("corral"))
+    environ = {**shell, "CORRAL_DATA_DIR": str(tmp_path / "first" / "data"), "PATH": f"{tmp_path}:{shell['PATH']}"}
+    made = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", first],
+        input=PASSWORD,
+        capture_output=True,
+        text=True,
+        env=environ,
+        cwd=tmp_path,
+        timeout=60,
+    )
+    assert made.returncode == 0, made
+    assert "Created ada@example.org (admin)." in made.stdout
+    serve = re.search(r"^corral serve (.*?) *#", every, re.MULTILINE)
+    assert serve is not None
+    shared = {"CORRAL_MASTER_KEY": made.stdout.splitlines()[-1]}
+    nobody = {"CORRAL_BOOTSTRAP_ADMIN_EMAIL": "", "CORRAL_BOOTSTRAP_ADMIN_PASSWORD": ""}
+    with contextlib.ExitStack() as running:
+        machines = []
+        for name, variables in (("first", shared), ("second", shared), ("third", {})):
+            (tmp_path / name).mkdir(exist_ok=True)
+            server = ServerProcess(tmp_path / name, database_url=database_url, environ={**nobody, **variables})
+            server.arguments = tuple(serve[1].replace("0.0.0.0:8000", f"0.0.0.0:{server.port}").split())
+            machines.append(running.enter_context(server))
+        one, two, three = machines
+        with one.sign_in("ada@example.org") as here, two.client(here.headers["Authorization"][7:]) as there:
+            assert here.post("/secrets", json={"name": "shared", "value": "of both machines"}).status_code == 201
+            assert [item["name"] for item in there.get("/secrets").json()["items"]] == ["shared"]
+            there.post("/auth/reauth", json={"password": PASSWORD}).raise_for_status()
+            secret = there.get("/secrets").json()["items"][0]["id"]
+            shown = there.post(f"/secrets/{secret}/reveal", json={"reason": "to compare"})
+            assert shown.json()["value"] == "of both machines"
+        assert "SEALED: no master key" in three.log
+        assert "the vault is sealed" in three.log
+        assert f"master key    {tmp_path}" not in "".join(each.log for each in machines)
+        with three.sign_in("ada@example.org") as sealed:
+            sealed.post("/auth/reauth", json={"password": PASSWORD}).raise_for_status()
+            refused = sealed.post(f"/secrets/{secret}/reveal", json={"reason": "to compare"})
+            assert (refused.status_code, refused.json()["code"]) == (503, "vault_sealed")
 
 
 def test_a_worker_by_hand_does_a_task(tmp_path: Path, shell: dict[str, str]) -> None:

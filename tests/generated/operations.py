@@ -40,6 +40,11 @@ class Operation(msgspec.Struct, frozen=True):
         return self.route.path
 
     @property
+    def invalid_status(self) -> int:
+        """The status for a request that is not valid: 422, but 400 where OpenAI's clients ask."""
+        return 400 if self.path.startswith("/llm/") else 422
+
+    @property
     def is_public(self) -> bool:
         return PUBLIC in self.route.needs
 

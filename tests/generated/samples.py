@@ -45,6 +45,8 @@ class Samples:
             if key in schema:
                 options = [self.resolved(each) for each in schema[key]]
                 return self.of(next((each for each in options if each.get("type") != "null"), options[0]))
+        if "examples" in schema:
+            return schema["examples"][0]
         if "const" in schema:
             return schema["const"]
         if "enum" in schema:

@@ -75,6 +75,7 @@ async def test_conventions_1_both_slash_forms_answer_the_same(make_world: Any, f
         for client in (world.kit.client, *((world.admin,) if operation.method == "GET" else ())):
             path, body = asked(operation, names)
             path, _, query = path.partition("?")
+            path = path.rstrip("/")  # GET / is /api/v1
             forms = (path, path + "/") if not query else (f"{path}?{query}", f"{path}/?{query}")
             plain, slashed, alike = await same(client, operation.method, forms, body)
             if not alike:

@@ -348,8 +348,12 @@ def test_the_document_has_exactly_the_problems_of_the_route(route: Route) -> Non
 
 def test_a_plugins_own_code_counts_once_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "tools.denied" not in codes("POST /api/v1/tools", 409)
-    monkeypatch.setitem(errors.CODES, "tools.denied", (409, "Denied"))
+    monkeypatch.setitem(errors.CODES, "tools.denied", errors.Code(409, "Denied"))
     assert "tools.denied" in codes("POST /api/v1/tools", 409)
+
+
+def test_every_code_of_the_product_has_a_remedy() -> None:
+    assert [code for code, found in errors.CODES.items() if len(found.remedy) < 20 or found.remedy[-1] != "."] == []
 
 
 def test_a_code_has_one_meaning() -> None:

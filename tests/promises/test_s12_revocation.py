@@ -30,7 +30,8 @@ PAUSE = 0.04  # seconds between two requests with a dead credential
 @pytest.fixture
 def server(database_url: str, tmp_path: Path) -> Iterator[ServerProcess]:
     arguments = ("--processes", "2", "--no-embedded-worker")
-    with ServerProcess(tmp_path, database_url=database_url, arguments=arguments) as server:
+    environ = {"CORRAL_REGISTRATION": "open"}
+    with ServerProcess(tmp_path, database_url=database_url, arguments=arguments, environ=environ) as server:
         yield server
 
 

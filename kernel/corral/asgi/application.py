@@ -24,7 +24,6 @@ from werkzeug.routing import RuleFactory
 from corral.asgi.endpoint import Endpoint
 from corral.asgi.pipeline import Pipeline
 from corral.asgi.request import IncomingRequest
-from corral.asgi.response import problem_response
 from corral.asgi.router import RouteConflict, Router
 from corral.asgi.sockets import SocketEndpoint, websocket_handler
 from corral.asgi.unavailable import UnavailableEndpoint, unavailable_operations
@@ -187,7 +186,7 @@ async def _respond(pipeline: Pipeline, problem: Problem | None = None) -> QuartR
         return {"type": "http.request", "body": data, "more_body": False}
 
     request = IncomingRequest(quart_request.scope, receive, pipeline.body_timeout)
-    response = await pipeline.respond(request) if problem is None else problem_response(problem, request)
+    response = await pipeline.respond(request) if problem is None else pipeline.refusal(problem, request)
     body: Any = response.chunks if response.chunks is not None else response.body
     answer = QuartResponse(b"" if request.method == "HEAD" else body, status=response.status)
     answer.headers.clear()

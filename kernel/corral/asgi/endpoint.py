@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import json
 import typing
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, parse_qsl
 
 import msgspec
 
@@ -24,8 +25,10 @@ from corral.plugins.container import Container
 from corral.plugins.record import PluginRecord
 from corral.redact.redactor import Redactor, machine_text
 from corral.schema.conversion import convert
+from corral.schema.fields import OpenShape
 from corral.schema.strict_json import parse_json
 
+JSON, FORM = b"application/json", b"application/x-www-form-urlencoded"
 PEOPLE = ("user", "api_key")
 MAX_PARAMETERS = 100
 LARGE_BODIES = ThreadPoolExecutor(1, "corral-bodies")  # one at a time: parsing needs many times a body's memory
@@ -132,7 +135,9 @@ class Endpoint:
         From bodies that people send, only the values of stored secrets are removed.
         """
         if body:
-            check_media_type(request.headers.get(b"content-type", b""), request.headers.get(b"content-encoding"))
+            media = FORM if self.route.form else JSON
+            check_media_type(request.headers.get(b"content-type", b""), request.headers.get(b"content-encoding"), media)
+            body = form_as_json(body) if self.route.form else body
         machine = request.principal is None or request.principal.kind not in PEOPLE
         context = machine_text(*self._subject(request)) if self.route.redacted and machine else contextlib.nullcontext()
         with context:
@@ -165,7 +170,10 @@ class Endpoint:
             if len(body) > INLINE_BODY:
                 convert(kind, value)  # reject an invalid large body before the expensive search for credentials
             value = self._redactor.redact_json(value, patterns=machine)
-        return convert(kind, value)
+        converted = convert(kind, value)
+        if isinstance(converted, OpenShape):
+            converted.__dict__["undeclared"] = {key: value[key] for key in value.keys() - kind.__struct_fields__}
+        return converted
 
     def choose_thread_of_next_read(self, seconds: float) -> None:
         """Record the duration of a read, and decide whether the endpoint's next read runs in a thread (docs/adr/0004).
@@ -186,14 +194,29 @@ def _holds(principal: Principal, need: str) -> bool:
     return (need == SIGNED_IN and principal.kind in PEOPLE) or need in principal.permissions
 
 
-def check_media_type(content_type: bytes, encoding: bytes | None) -> None:
-    """Raise `unsupported_media_type` unless the body is uncompressed `application/json` in UTF-8."""
+def form_as_json(body: bytes) -> bytes:
+    """Return the fields of a submitted HTML form as JSON, so that the one strict parser reads them.
+
+    Raises `Malformed` if a field occurs twice, or if the form has too many fields or is not UTF-8.
+    """
+    try:
+        pairs = parse_qsl(body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS)
+    except ValueError:
+        raise Malformed(f"The form is not UTF-8 or has more than {MAX_PARAMETERS} fields.") from None
+    if len(fields := dict(pairs)) < len(pairs):
+        raise Malformed("A field of the form occurs twice.")
+    return json.dumps(fields).encode()
+
+
+def check_media_type(content_type: bytes, encoding: bytes | None, wanted: bytes) -> None:
+    """Raise `unsupported_media_type` unless the body is uncompressed, in UTF-8 and of the media type `wanted`."""
     if encoding not in (None, b"identity"):
         raise Problem("Send the body without Content-Encoding.", code="unsupported_media_type")
     media, _, parameters = content_type.lower().partition(b";")
     charset = parameters.partition(b"charset=")[2].strip(b' "')
-    if media.strip() != b"application/json" or charset not in (b"", b"utf-8"):
-        raise Problem("Send JSON with Content-Type: application/json.", code="unsupported_media_type")
+    if media.strip() != wanted or charset not in (b"", b"utf-8"):
+        detail = f"Send the body in UTF-8 with Content-Type: {wanted.decode()}."
+        raise Problem(detail, code="unsupported_media_type")
 
 
 def _default_of(query: Any) -> Any:

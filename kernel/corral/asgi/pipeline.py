@@ -37,6 +37,7 @@ from corral.errors import Forbidden, Malformed, NotFound, Problem, Unauthorized,
 from corral.http.answers import IfMatch, Response, Wait
 from corral.http.client_address import ClientAddress, Hosts
 from corral.http.idempotency import Idempotency, IdempotencyKey
+from corral.http.routes import API_PREFIX
 from corral.kernel import Kernel
 from corral.metrics.requests import BODY_CODES
 from corral.plugin import Gate, RateLimiter
@@ -67,6 +68,8 @@ class Pipeline:
         contributed = [gate for loaded in kernel.active for gate in loaded.contributed.gates]
         self.gates = tuple(gate for gate in contributed if isinstance(gate, Gate))
         self.rate_limiters = tuple(gate for gate in contributed if isinstance(gate, RateLimiter))
+        newest_first = reversed(tuple(endpoints))  # the routes of built-in plugins decide about their paths
+        self.explain_by_area = {each.route.path.split("/")[1]: each.route.explain for each in newest_first}
         self.connections = LongLivedConnections(self.gates)
         self.sender = ResponseSender(kernel, self.connections)
         self.access_log, self.audit = AccessLog(kernel), RequestAudit(kernel)
@@ -99,7 +102,7 @@ class Pipeline:
             code = problem.code
             if code in BODY_CODES:
                 self.metrics.body_rejected[code] += 1
-            response = self._problem_response(problem, request)
+            response = self.refusal(problem, request)
         except ClientLeft:
             raise
         except Exception as error:
@@ -378,7 +381,7 @@ class Pipeline:
 
     # -- failures
 
-    def _problem_response(self, problem: Problem, request: IncomingRequest) -> Response:
+    def refusal(self, problem: Problem, request: IncomingRequest) -> Response:
         """Return the problem document of a failure.
 
         Details of server errors are redacted, because error texts of dependencies may contain credentials.
@@ -386,19 +389,18 @@ class Pipeline:
         if problem.status >= 500:
             problem.detail = self.redactor.redact(problem.detail)
             problem.members = self.redactor.redact_json(problem.members)
-        if request.endpoint is not None and request.endpoint.route.explain is not None:
-            problem.members.update(request.endpoint.route.explain(problem))
+        if explain := self.explain_by_area.get(request.path.removeprefix(f"{API_PREFIX}/").partition("/")[0]):
+            explain(problem)
         return problem_response(problem, request)
 
     def _internal_error(self, error: Exception, request: IncomingRequest) -> Response:
-        endpoint = request.endpoint
-        plugin = endpoint.route.plugin if endpoint else ""
+        plugin = request.endpoint.route.plugin if request.endpoint else ""
         told = {"route": request.label, "plugin": plugin, "request_id": request.request_id}
         log.exception("request failed", extra=told)
         self.record_error(plugin, request.label, error, request.request_id)
         members: dict[str, Any] = {"plugin": plugin} if plugin else {}
         detail = "This is a bug in Corral or a plugin; look up the request id in the log."
-        return self._problem_response(Problem(detail, **members), request)
+        return self.refusal(Problem(detail, **members), request)
 
 
 def _options_response(method: str, methods: Collection[str]) -> Response:

@@ -44,12 +44,11 @@ def render(value: Any, endpoint: Endpoint, request: IncomingRequest) -> Response
     """
     status = endpoint.route.status
     headers: dict[str, str] = {}
-    if isinstance(value, Answer):
+    if isinstance(value, Answer | Encoded):
         status = value.status or status
+    if isinstance(value, Answer):
         headers.update(value.headers)
         value = value.body
-    elif isinstance(value, Encoded):
-        status = value.status or status
     elif isinstance(value, Text):
         return Response(status, value.body.encode(), dict(value.headers), value.media_type)
     elif isinstance(value, Stream):

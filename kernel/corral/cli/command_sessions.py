@@ -16,7 +16,7 @@ import msgspec
 
 from corral.auth.principal import Principal
 from corral.cli import logging_setup
-from corral.cli.data_folder import ensure_data_dir
+from corral.cli.data_folder import ensure_data_dir, restrict_new_files
 from corral.config.model import Config, Database, Keys, Redis, Storage
 from corral.config.reader import load as load_config
 from corral.database.unit import Actor, UnitContext
@@ -70,12 +70,16 @@ def open_session(config_path: Path | None, label: str, *, create: bool = False) 
             "CORRAL_DATA_DIR"
         )
     logging_setup.configure("critical", "console")  # `corral doctor` reports failures of plugins
-    ensure_data_dir(config)
-    with _closing(config) as kernel:
-        found = Session(kernel, label)
-        with contextlib.suppress(WiringError):  # the plugin `settings` failed: defaults apply, as in a server
-            found.run(found.service(SettingsStore).apply_stored, read=True)
-        yield found
+    umask = restrict_new_files()
+    try:
+        ensure_data_dir(config)
+        with _closing(config) as kernel:
+            found = Session(kernel, label)
+            with contextlib.suppress(WiringError):  # the plugin `settings` failed: defaults apply, as in a server
+                found.run(found.service(SettingsStore).apply_stored, read=True)
+            yield found
+    finally:
+        os.umask(umask)
 
 
 @contextlib.contextmanager

@@ -1,22 +1,29 @@
-"""Creates the data folder of an installation."""
+"""Creates the data folder of an installation and keeps its files private."""
 
 from __future__ import annotations
 
+import logging
 import os
+import stat
+from pathlib import Path
 
 from corral.config.model import Config
 from corral.config.reader import readable_by_others
 from corral.errors import StartupError
 
+log = logging.getLogger("corral.serve")
+
+PRIVATE_FOLDER, OTHERS = 0o700, 0o077
+
 
 def ensure_data_dir(config: Config) -> None:
-    """Create the data folder with mode 0700.
+    """Create the data folder with mode 0700, or remove the permissions of other users from an existing folder.
 
     Raises `StartupError` if the folder is unusable or contains a key file that other users can read.
     """
     folder = config.data_dir
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
         exposed = [path for path in sorted(folder.glob("*.key")) if readable_by_others(path)]
     except OSError as error:
         raise StartupError(f"{folder}: the data folder cannot be created: {error.strerror}") from None
@@ -26,3 +33,24 @@ def ensure_data_dir(config: Config) -> None:
         )
     if exposed:
         raise StartupError(*(f"{path}: other users can read this key; run chmod 600 {path}" for path in exposed))
+    _close_to_others(folder)
+
+
+def restrict_new_files() -> int:
+    """Make new files of this process accessible to its user only, whatever the umask. Return the former umask."""
+    return os.umask(OTHERS)
+
+
+def _close_to_others(folder: Path) -> None:
+    """Remove the permissions of other users from the data folder and from the databases in it."""
+    if not stat.S_IMODE(folder.stat().st_mode) & OTHERS:
+        return
+    try:
+        for path in (folder, *folder.glob("*.db*")):
+            path.chmod(stat.S_IMODE(path.stat().st_mode) & ~OTHERS)
+    except PermissionError:
+        raise StartupError(
+            f"{folder}: other users can open the data folder; run chmod 700 {folder} as its owner, or set "
+            "CORRAL_DATA_DIR to a new folder inside it"
+        ) from None
+    log.warning("other users could open the data folder; it is now private", extra={"folder": str(folder)})

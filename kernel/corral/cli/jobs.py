@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from corral.cli import logging_setup, processes
-from corral.cli.data_folder import ensure_data_dir
+from corral.cli.data_folder import ensure_data_dir, restrict_new_files
 from corral.cli.output import config_option
 from corral.cli.processes import ProcessEnvironment
+from corral.cli.sealed_start import log_sealed_start
 from corral.config.reader import load as load_config
 from corral.errors import StartupError
 
@@ -52,9 +53,11 @@ def jobs_command(concurrency: int | None, config_path: Path | None) -> None:
 
     config = load_config(path=config_path, overrides={"settings.jobs.concurrency": concurrency})
     logging_setup.configure(config.log_level, config.log_format)
+    restrict_new_files()
     ensure_data_dir(config)
     environment = ProcessEnvironment.capture()
     kernel = boot(config)
+    log_sealed_start(kernel.keyring)
     environment.restore()  # as in `corral serve`
     logging_setup.configure(config.log_level, config.log_format)
     logging_setup.redact_with(kernel.redactor)

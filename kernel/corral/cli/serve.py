@@ -18,14 +18,16 @@ import click
 
 from corral.cli import logging_setup, processes
 from corral.cli.asgi_servers import chosen_server, loop_factory, serve_with
-from corral.cli.data_folder import ensure_data_dir
+from corral.cli.data_folder import ensure_data_dir, restrict_new_files
 from corral.cli.output import config_option
 from corral.cli.processes import ParentConnection, ParentProcess, ProcessEnvironment
+from corral.cli.sealed_start import log_sealed_start, sealed_reason
 from corral.cli.start_history import StartHistory
 from corral.cli.unknown_settings import unknown_setting_warnings
 from corral.config.model import Config
 from corral.config.reader import load as load_config
 from corral.errors import StartupError
+from corral.plugin import FirstAccount
 
 log = logging.getLogger("corral.serve")
 
@@ -57,6 +59,7 @@ def serve_command(**options: Any) -> None:
     """
     config = _configure(options)
     logging_setup.configure(config.log_level, config.log_format)
+    restrict_new_files()
     ensure_data_dir(config)
     if options["inherit"] is not None:
         inherited = ParentConnection(options["inherit"])
@@ -167,6 +170,7 @@ def _serve(
     from corral.kernel import boot
 
     kernel = boot(config)
+    log_sealed_start(kernel.keyring)
     environment.restore()  # plugins may have changed it while they were loaded
     logging_setup.configure(config.log_level, config.log_format)
     logging_setup.redact_with(kernel.redactor)
@@ -246,7 +250,7 @@ class ServingProcess:
         server = loop.create_task(serve_with(kernel.config, self._application.app, self._accepting, self._closing))
         await kernel.announce_serving(address)
         ready()
-        self._announce(announcement(kernel, address))
+        self._announce(announcement(kernel, address, await kernel.container.get(FirstAccount).instructions()))
         waiting = loop.create_task(self._stopping.wait())
         await asyncio.wait({server, waiting}, return_when=asyncio.FIRST_COMPLETED)
         log.info("draining")
@@ -326,12 +330,20 @@ class ServingProcess:
         self._stopping.set()
 
 
-def announcement(kernel: Any, address: str) -> str:
-    """Return the text that is printed at the start: the address, the data folder, and the plugins that failed."""
+def announcement(kernel: Any, address: str, first_account: str | None) -> str:
+    """Return the text that is printed at the start.
+
+    It contains the address, the data folder, the state of the vault, the plugins that failed, and, as long as no
+    account exists, how the first one is created.
+    """
     config: Config = kernel.config
     lines = [f"Corral is ready on {chosen_server(config)}: {address}/api/v1/docs", f"  data folder   {config.data_dir}"]
-    if config.keys.master_key is None:
-        lines.append(f"  master key    {config.data_dir / 'master.key'}  (back it up separately from the data)")
+    if kernel.keyring.sealed:
+        lines.append(f"  vault         {sealed_reason(kernel.keyring)}")
+    elif config.keys.master_key is None:
+        lines.append(f"  master key    {kernel.keyring.source}  (back it up separately from the data)")
+    if first_account is not None:
+        lines.append(f"  first admin   {first_account}")
     for loaded in kernel.plugins:
         if loaded.state in ("failed", "blocked"):
             lines.append(f"  plugin {loaded.name} is {loaded.state}: {loaded.reason}")

@@ -6,7 +6,7 @@ import inspect
 import typing
 
 from corral.auth.principal import ANY_CALLER, PUBLIC
-from corral.errors import CODES, LIMITING_CODES
+from corral.errors import CODES, LIMITING_CODES, Problem
 from corral.http.page import PageQuery
 from corral.http.routes import Route
 from corral.http.signature import Signature
@@ -41,6 +41,8 @@ def problem_codes(route: Route, signature: Signature) -> dict[int, set[str]]:
     if inspect.isclass(query) and issubclass(query, PageQuery):
         codes.add("invalid_cursor")
     found: dict[int, set[str]] = {}
-    for code in codes & CODES.keys():
-        found.setdefault(CODES[code][0], set()).add(code)
+    for problem in (Problem(code=code) for code in codes & CODES.keys()):
+        if route.explain is not None:
+            route.explain(problem)
+        found.setdefault(problem.status, set()).add(problem.code)
     return found

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import msgspec
@@ -59,6 +59,7 @@ class Route(msgspec.Struct, kw_only=True):
     seconds: float = 30.0  # the time limit of an `async def` handler
     lenient: bool = False  # invalid characters in text from machines are replaced instead of refused
     redacted: bool = False  # credentials are removed from the body before the handler sees it
+    form: bool = False  # the body is a submitted HTML form, not JSON
     root: bool = False  # also served without /api/v1 (/health)
     keyed: bool = False  # honours `Idempotency-Key`; every POST does unless it reveals a stored value
     no_store: bool = False  # responses contain secrets: never cached, and encrypted when stored for replay
@@ -72,7 +73,7 @@ class Route(msgspec.Struct, kw_only=True):
     rest: bool = False  # the last name in the path matches the rest of the path, including slashes
     abandoned: bool = False  # the `async def` handler is cancelled when the client disconnects
     delegable: bool = False  # callers may act as the principal that a delegation header names
-    explain: Callable[[Problem], Mapping[str, Any]] | None = None  # additional members of every problem document
+    explain: Callable[[Problem], None] | None = None  # completes every problem below the first segment of the path
     plugin: str = ""
     summary: str = ""
     description: str = ""

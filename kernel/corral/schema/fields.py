@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
+import msgspec
 from msgspec import Meta
 
 # Valid in Python and ECMAScript. `$` would accept a trailing newline in Python, so a lookahead marks the end.
@@ -29,6 +30,7 @@ MomentIn = Annotated[datetime, Meta(tz=True)]  # input only
 Tags = Annotated[list[Annotated[str, line(64)]], Meta(max_length=20)]
 
 
-def trimmed(text: str) -> str:
-    """Return the text without leading and trailing white space."""
-    return text.strip()
+class OpenShape(msgspec.Struct, dict=True):
+    """Base class of request bodies that may have undeclared fields. The handler reads them from `undeclared`."""
+
+    undeclared: ClassVar[dict[str, Any]] = {}

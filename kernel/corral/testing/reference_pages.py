@@ -69,9 +69,9 @@ environment over the file, and the file over the default. `corral config init PA
 ERRORS = """\
 # Error codes
 
-Every error response is a problem document (RFC 9457) with a stable `code`. The last column names the
-plugins whose routes may answer with the code, or says that every route may. The kernel raises the remaining codes on
-behalf of any route or plugin.
+Every error response is a problem document (RFC 9457) with a stable `code`. A server explains each code at
+`/problems/<code>`. The last column names the plugins whose routes may answer with the code, or says that every route
+may. The kernel raises the remaining codes on behalf of any route or plugin.
 """
 METRICS = """\
 # Metrics
@@ -196,10 +196,10 @@ def errors_page(application: Application) -> str:
         for code in endpoint.route.raises:
             owners[code].add(endpoint.route.plugin)
     rows = []
-    for code, (status, title) in sorted(CODES.items(), key=lambda item: (item[1][0], item[0])):
+    for code, (status, title, remedy) in sorted(CODES.items(), key=lambda item: (item[1][0], item[0])):
         raised = "every route" if code in EVERY_ROUTE else ", ".join(sorted(owners[code])) or "the kernel"
-        rows.append((f"`{code}`", str(status), title, raised))
-    return ERRORS + "\n" + _table(("Code", "Status", "Meaning", "Raised by"), rows)
+        rows.append((f"`{code}`", str(status), title, remedy, raised))
+    return ERRORS + "\n" + _table(("Code", "Status", "Meaning", "What to do", "Raised by"), rows)
 
 
 def metrics_page(application: Application) -> str:

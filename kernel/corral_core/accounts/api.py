@@ -17,22 +17,77 @@ from corral.schema.fields import Instant, line
 
 declare_codes(
     {
-        "token_reuse": (401, "The token has already been used"),
-        "invalid_credentials": (401, "The credentials are incorrect"),
-        "registration_closed": (403, "Registration is closed"),
-        "email_unverified": (403, "The email address is not verified"),
-        "last_admin": (409, "At least one active admin is required"),
-        "plugin_required": (409, "The plugin is required"),
-        "link_expired": (410, "The link has expired"),
-        "weak_password": (422, "The password does not meet the policy"),
-        "account_locked": (429, "The account is temporarily locked"),
-        "core.second_factor_damaged": (409, "The stored second factor cannot be decrypted"),
+        "token_reuse": (
+            401,
+            "The token has already been used",
+            "The refresh token was sent twice, which happens when it is copied, and the session has "
+            "ended. Sign in again, and change the password if you see this more than once.",
+        ),
+        "invalid_credentials": (
+            401,
+            "The credentials are incorrect",
+            "Check the address, the password and the code. After several failures the address is "
+            "locked for some minutes.",
+        ),
+        "registration_closed": (
+            403,
+            "Registration is closed",
+            "Ask an admin for an invitation (`corral user invite EMAIL`). The first account of a new "
+            "installation needs the set-up token that the start of the server prints.",
+        ),
+        "email_unverified": (
+            403,
+            "The email address is not verified",
+            "Open the link in the mail that was sent to the address, or request another one with "
+            "POST /auth/verify-email/resend.",
+        ),
+        "last_admin": (
+            409,
+            "At least one active admin is required",
+            "Give another active account the role admin first.",
+        ),
+        "plugin_required": (
+            409,
+            "The plugin is required",
+            "The plugin cannot be taken out of service, because the installation or other plugins need it.",
+        ),
+        "link_expired": (
+            410,
+            "The link has expired",
+            "Request a new link: links work once, end after a while, and end when a newer one is used.",
+        ),
+        "weak_password": (
+            422,
+            "The password does not meet the policy",
+            "Choose a password that satisfies the rules that errors[] lists.",
+        ),
+        "account_locked": (
+            429,
+            "The account is temporarily locked",
+            "Wait as long as Retry-After says. An admin can unlock the account at once with `corral "
+            "user unlock EMAIL`.",
+        ),
+        "core.second_factor_damaged": (
+            409,
+            "The stored second factor cannot be decrypted",
+            "Sign in with a recovery code, or ask an admin to remove the second factor with `corral "
+            "user reset-mfa EMAIL`.",
+        ),
     }
 )
 declare_codes(
     {
-        "mfa_required": (403, "A second factor is required"),
-        "password_change_required": (403, "The password must be changed first"),
+        "mfa_required": (
+            403,
+            "A second factor is required",
+            "Set up a second factor with POST /auth/mfa/setup and POST /auth/mfa/verify; the policy "
+            "of this installation requires one.",
+        ),
+        "password_change_required": (
+            403,
+            "The password must be changed first",
+            "Choose a new password with POST /auth/change-password.",
+        ),
     },
     limiting=True,
 )
@@ -47,9 +102,11 @@ REGISTRATION = Setting(
     name="security.registration",
     env="CORRAL_REGISTRATION",
     kind=str,
-    default="open",
+    default="invite",
     title="Who can register",
     choices=("open", "invite", "closed"),
+    description="The first account of an installation can always be registered. If the server listens on more than "
+    "the loopback interface, its registration needs the set-up token that the start prints.",
 )
 """The setting that decides who may register. The plugin `health` warns if registration is open on a public address."""
 

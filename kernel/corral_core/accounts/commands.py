@@ -11,7 +11,7 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -20,6 +20,9 @@ from corral.auth.principal import ROLES
 from corral.cli import output
 from corral.cli.command_sessions import Session, open_session
 from corral.cli.output import config_option, json_option
+
+if TYPE_CHECKING:
+    from corral_core.accounts.api import Role
 
 COLUMNS = ("email", "full_name", "role", "is_active", "last_login_at")
 password_option = click.option(
@@ -71,6 +74,27 @@ def create_user(
         hashed = asyncio.run(accounts.hash_password(password, email=email, full_name=new.full_name))
         made = found.run(lambda: accounts.create(new, password_hash=hashed, by=found.caller))
     _print_user(made, f"Created {made.email} ({made.role}).", as_json)
+
+
+@user_command_group.command("invite")
+@click.argument("email")
+@click.option("--role", type=click.Choice(ROLES), default="member", show_default=True, help="role of the account")
+@config_option
+@json_option
+def invite_user(email: str, role: Role, config_path: Path | None, as_json: bool) -> None:
+    """Invite a person to create an account, and print the link to send to them.
+
+    If a mail server is configured, the server also mails the link.
+    """
+    from corral_core.accounts.api import Invitations, Mail
+
+    with open_session(config_path, "user invite") as found:
+        invitations = found.service(Invitations)
+        made, url = found.run(lambda: invitations.create(email, role, by=found.caller))
+        is_mailed = found.service(Mail).is_configured
+    mailed = f"\nA link is also mailed to {made.email}." if is_mailed else ""
+    text = f"Invited {made.email} ({made.role}). The link works once, until {made.expires_at}:\n{url}{mailed}"
+    output.print_value({**msgspec.to_builtins(made), "url": url}, as_json=as_json, text=text)
 
 
 @user_command_group.command("list")
@@ -195,9 +219,10 @@ def reset_mfa(email: str, config_path: Path | None, as_json: bool) -> None:
 
 @user_command_group.command("purge")
 @click.argument("email")
+@click.option("--yes", is_flag=True, help="do not ask for the address again")
 @config_option
 @json_option
-def purge_user(email: str, config_path: Path | None, as_json: bool) -> None:
+def purge_user(email: str, yes: bool, config_path: Path | None, as_json: bool) -> None:
     """Permanently erase the personal data of a deactivated account, and free its address.
 
     Shared objects stay and belong to "deleted user". A running server deletes private objects within a minute.
@@ -210,9 +235,10 @@ def purge_user(email: str, config_path: Path | None, as_json: bool) -> None:
             raise click.ClickException(
                 f"{user.email} is active; deactivate it first: corral user deactivate {user.email}"
             )
-        typed = click.prompt(f"This cannot be undone. Type {user.email} to purge the account", err=True)
-        if str(typed).strip().casefold() != user.email.casefold():
-            raise click.ClickException("the address does not match; nothing was changed")
+        if not yes:
+            typed = click.prompt(f"This cannot be undone. Type {user.email} to purge the account", err=True)
+            if str(typed).strip().casefold() != user.email.casefold():
+                raise click.ClickException("the address does not match; nothing was changed")
         accounts = found.service(Accounts)
         found.run(lambda: accounts.purge(user.id))
         gone = found.run(lambda: accounts.get(user.id), read=True)

@@ -51,7 +51,7 @@ async def send_mail(
         token = await work(lambda: links.generate_token(link_id))
         if token is None:  # the link was used or invalidated meanwhile
             return
-        facts = {**facts, "url": links.link_url(kind, token, absolute=True)}
+        facts = {**facts, "url": links.link_url(kind, token)}
     try:
         await mail.send_now(kind, to, facts)
     except (MailRefused, ValueError) as refusal:

@@ -11,13 +11,23 @@ from corral.database.model import Model
 from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
-from corral.plugin import InstallationConfig, MailProbe, Metric, Plugin, Provide, Runtime, Setting, hookimpl
+from corral.plugin import (
+    FirstAccount,
+    InstallationConfig,
+    MailProbe,
+    Metric,
+    Plugin,
+    Provide,
+    Runtime,
+    Setting,
+    hookimpl,
+)
 from corral_core.accounts.api import AccountRecovery, Accounts, AllSessions, Invitations, Mail, PasswordLinks, Tickets
 from corral_core.accounts.events import EVENTS
 from corral_core.accounts.jobs import JOBS, SCHEDULES
 from corral_core.accounts.metrics import METRICS
 from corral_core.accounts.models import TABLES
-from corral_core.accounts.routes import auth, registration, second_factor, sessions
+from corral_core.accounts.routes import auth, pages, registration, second_factor, sessions
 from corral_core.accounts.service.accounts import AccountsService
 from corral_core.accounts.service.authentication import (
     AccessTokenAuthenticator,
@@ -26,6 +36,7 @@ from corral_core.accounts.service.authentication import (
     SigningKeys,
     TicketsService,
 )
+from corral_core.accounts.service.first_account import FirstAccountSetup
 from corral_core.accounts.service.invitations import InvitationsService
 from corral_core.accounts.service.links import SingleUseLinks
 from corral_core.accounts.service.lockout import Lockout
@@ -37,6 +48,7 @@ from corral_core.accounts.service.registration import AccountRegistration
 from corral_core.accounts.service.second_factor import SecondFactor
 from corral_core.accounts.service.sessions import AllSessionsService, Sessions
 from corral_core.accounts.service.sign_in import SignIn
+from corral_core.accounts.service.sign_out import SignOut
 from corral_core.accounts.settings import SETTINGS
 
 if TYPE_CHECKING:
@@ -68,6 +80,7 @@ class AccountsPlugin(Plugin):
             Provide(Lockout, Lockout),
             Provide(SecondFactor, SecondFactor),
             Provide(SignIn, SignIn),
+            Provide(SignOut, SignOut),
             Provide(OwnSecondFactor, OwnSecondFactor),
             Provide(AccountRecovery, AccountRecoveryService),
             Provide(SingleUseLinks, SingleUseLinks),
@@ -76,6 +89,8 @@ class AccountsPlugin(Plugin):
             Provide(MailProbe, _provide_mail_probe),
             Provide(InvitationsService, InvitationsService),
             Provide(Invitations, _provide_invitations),
+            Provide(FirstAccountSetup, FirstAccountSetup),
+            Provide(FirstAccount, _provide_first_account),
             Provide(AccountRegistration, AccountRegistration),
             Provide(PasswordRecovery, PasswordRecovery),
             Provide(PasswordLinks, PasswordLinksService),
@@ -84,7 +99,7 @@ class AccountsPlugin(Plugin):
 
     @hookimpl
     def corral_routes(self) -> Iterable[Routes]:
-        return [auth.routes, second_factor.routes, sessions.routes, registration.routes]
+        return [auth.routes, second_factor.routes, sessions.routes, registration.routes, pages.routes]
 
     @hookimpl
     def corral_models(self) -> Iterable[type[Model]]:
@@ -126,9 +141,15 @@ class AccountsPlugin(Plugin):
         await work(runtime.service(AccessTokens).create_first_key)
         await signing_keys.register_with_redactor()
         runtime.supervise("signing_keys", signing_keys.register_new_keys)
+        links = runtime.service(SingleUseLinks)
+        runtime.when_serving(lambda address: _set_address(links, address))
         admin = runtime.service(InstallationConfig).bootstrap_admin
         if admin is not None:
             await runtime.service(AccountRegistration).create_bootstrap_admin(*admin)
+
+
+async def _set_address(links: SingleUseLinks, address: str) -> None:
+    links.serve_at(address)
 
 
 def _provide_accounts(accounts: AccountsService) -> Accounts:
@@ -141,6 +162,10 @@ def _provide_mail(mail: MailService) -> Mail:
 
 def _provide_mail_probe(mail: MailService) -> MailProbe:
     return mail
+
+
+def _provide_first_account(first: FirstAccountSetup) -> FirstAccount:
+    return first
 
 
 def _provide_invitations(invitations: InvitationsService) -> Invitations:

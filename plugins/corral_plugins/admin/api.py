@@ -11,7 +11,15 @@ import msgspec
 
 from corral.errors import declare_codes
 
-declare_codes({"kill_switch": (503, "The kill switch is engaged")})
+declare_codes(
+    {
+        "kill_switch": (
+            503,
+            "The kill switch is engaged",
+            "An admin stopped all agent activity. `corral kill-switch off` resumes it.",
+        )
+    }
+)
 
 Mode = Literal["pause", "cancel"]
 

@@ -12,9 +12,21 @@ from corral.events.event import Event
 
 declare_codes(
     {
-        "agent_busy": (409, "The agent holds active leases"),
-        "budget_exhausted": (409, "The budget is used up"),
-        "circuit_open": (503, "The circuit breaker is open"),
+        "agent_busy": (
+            409,
+            "The agent holds active leases",
+            "Wait until the agent's running tasks have ended, cancel them, or pause the agent.",
+        ),
+        "budget_exhausted": (
+            409,
+            "The budget is used up",
+            "Raise the budget of the agent or of the task, or wait for the next month.",
+        ),
+        "circuit_open": (
+            503,
+            "The circuit breaker is open",
+            "The remote side failed repeatedly. Wait as long as Retry-After says.",
+        ),
     }
 )
 
@@ -43,10 +55,8 @@ class AgentFacts(msgspec.Struct, frozen=True, kw_only=True):
     config: dict[str, Any]  # temperature, max_tokens, max_steps, fallback_models, output_schema, memory, knowledge
     max_concurrent_tasks: int
     active_tasks: int
-    max_cost_per_task_usd: float | None
     retry_policy: dict[str, Any] | None
     stall_policy: dict[str, Any] | None
-    review_policy: dict[str, Any]
     last_active_at: str | None
 
     @property
@@ -109,12 +119,20 @@ class Agents(Protocol):
         """
         ...
 
-    def record_attempt_end(self, agent_id: str, *, configuration_failure: bool) -> None:
-        """Record how an attempt ended, so that repeated configuration failures of the agent are detected.
+    def record_attempt_end(self, agent_id: str, *, configuration_failure: bool, stalled: bool) -> None:
+        """Record how an attempt ended, so that repeated configuration failures and stalls of the agent are detected.
 
         A configuration failure is a `provider_error` that a retry cannot fix, for example because of an invalid key or
         an unknown model. After `agents.error_after_failures` consecutive failures, the state of the agent becomes
-        `error`.
+        `error`. `stalled` tells whether `record_stall` was called for the attempt; if not, the row of stalls ends.
+        """
+        ...
+
+    def record_stall(self, agent_id: str) -> None:
+        """Record that an attempt stalled. Call this method only when the attempt stalls for the first time.
+
+        After `agents.pause_after_stalls` consecutive stalled attempts, the state of the agent becomes `paused`, with
+        the reason `stalled`.
         """
         ...
 

@@ -8,7 +8,7 @@ from corral.database.model import SHARED, IdField, InstantField, JSONField, Mode
 
 
 class Agent(Model):
-    """An agent. Amounts of money are in micro-USD.
+    """An agent.
 
     `last_active_at` is an empty string, not null, before the first lease of the agent, because lists of agents are
     sorted by this column. Every change of a column other than the state sets a new `stamp`. A stamp is never reused, so
@@ -33,6 +33,7 @@ class Agent(Model):
     status_reason = peewee.CharField(max_length=20, null=True)
     active_tasks = peewee.IntegerField(default=0)
     failures_in_a_row = peewee.IntegerField(default=0)
+    stalls_in_a_row = peewee.IntegerField(default=0)
     last_active_at = InstantField(default="")
     llm_provider = peewee.CharField(max_length=64, null=True)
     llm_model = peewee.CharField(max_length=200, null=True)
@@ -44,11 +45,8 @@ class Agent(Model):
     worker_labels = JSONField(default=dict)
     config = JSONField()
     max_concurrent_tasks = peewee.IntegerField(default=1)
-    monthly_budget_micro = peewee.BigIntegerField(null=True)
-    max_cost_per_task_micro = peewee.BigIntegerField(null=True)
     retry_policy = JSONField(null=True)
     stall_policy = JSONField(null=True)
-    review_policy = JSONField()
     tags = JSONField(default=list)
     metadata = JSONField(default=dict)
     deleted_at = InstantField(null=True)

@@ -22,6 +22,7 @@ from corral_plugins.agents.service.registry import AgentsService
 from corral_plugins.agents.service.rows import AgentViews
 from corral_plugins.agents.service.states import (
     ERROR_AFTER_FAILURES,
+    PAUSE_AFTER_STALLS,
     STATUSES,
     AgentStates,
     StateChangePublisher,
@@ -92,7 +93,7 @@ class AgentsPlugin(Plugin):
 
     @hookimpl
     def corral_settings(self) -> Iterable[Setting[Any]]:
-        return [MAX_STEPS, MAX_AGENTS, ERROR_AFTER_FAILURES, TOKEN_TTL_DAYS]
+        return [MAX_STEPS, MAX_AGENTS, ERROR_AFTER_FAILURES, PAUSE_AFTER_STALLS, TOKEN_TTL_DAYS]
 
     @hookimpl
     def corral_authenticators(self) -> Iterable[type[Authenticator]]:

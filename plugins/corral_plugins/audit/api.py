@@ -10,8 +10,8 @@ from corral.events.event import Event
 
 declare_codes(
     {
-        "batch_in_progress": (409, "Another run is in progress"),
-        "unsupported_format": (422, "The format is not supported"),
+        "batch_in_progress": (409, "Another run is in progress", "Wait until the running operation has ended."),
+        "unsupported_format": (422, "The format is not supported", "Use one of the formats that the detail names."),
     }
 )
 

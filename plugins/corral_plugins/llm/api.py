@@ -17,8 +17,19 @@ from corral.schema.strict_json import replace_bad_characters
 
 declare_codes(
     {
-        "provider_error": (502, "The provider failed"),
-        "budget_exceeded": (402, "The budget forbids this call"),
+        "provider_error": (
+            502,
+            "The provider failed",
+            "The model provider refused or failed. The detail contains its message; check the "
+            "provider's configuration and key.",
+        ),
+        "budget_exceeded": (402, "The budget forbids this call", "Raise the budget, or wait until the period ends."),
+        "model_not_found": (404, "No provider offers the model", "GET /llm/models lists the models."),
+        "llm.provider_not_configured": (
+            422,
+            "The provider of the model is not configured",
+            "Configure the provider's key with PUT /llm/providers/{name}, or name a model of another provider.",
+        ),
     }
 )
 
@@ -77,7 +88,8 @@ class ProviderError(ExpectedFailure):
     `code` replaces the problem code that Corral would derive from the status; for example, it is
     `dependency_unavailable` if the provider cannot be reached. An error with a `code` is not retried with the same
     provider. `billable` means that the provider had begun to respond and may charge for the request, so the request is
-    not repeated. `usage` is the usage that the provider reported.
+    not repeated. `usage` is the usage that the provider reported. `reported_code` and `param` are the code of the error
+    and the name of the rejected field in the provider's response; clients receive both.
     """
 
     def __init__(
@@ -89,10 +101,13 @@ class ProviderError(ExpectedFailure):
         code: str | None = None,
         billable: bool = False,
         usage: Mapping[str, Any] | None = None,
+        reported_code: str | None = None,
+        param: str | None = None,
     ) -> None:
         message = replace_bad_characters(message)
         self.status, self.message, self.retry_after, self.code = status, message, retry_after, code
         self.billable, self.usage = billable, usage
+        self.reported_code, self.param = reported_code, param
         super().__init__(f"{status}: {message}")
 
 
@@ -128,6 +143,9 @@ class LLMProvider(Protocol):
     - `async fetch_models(connection) -> Sequence[ModelInfo]`: fetch the list of models from the provider.
     - `supported_fields_of(connection) -> frozenset[str]`: the supported fields of one provider, which replace
       `supported_fields`.
+    - `cap_field_of(connection) -> str`: the field that limits the number of output tokens (default `max_tokens`), for
+      requests that set no limit.
+    - `token_input: bool`: whether `embed` also accepts token ids, a list of integers per input (default False).
     - `async close()`: called when the gateway stops.
     """
 
@@ -156,27 +174,34 @@ class LLMProvider(Protocol):
         ...
 
     async def embed(self, request: dict[str, Any], connection: ProviderConnection) -> dict[str, Any]:
-        """Return embeddings. `input` is a list of texts; the vectors are lists of floats."""
+        """Return embeddings. `input` is a list of texts, or of lists of token ids; the vectors are lists of floats."""
         ...
+
+
+class AgentModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that an agent uses. `name` is `provider/model`.
+
+    `problem` is a sentence that says why the gateway cannot call the model, or None if it can. `listed` is false if the
+    provider's list of models is known and does not contain the model.
+    """
+
+    name: str
+    problem: str | None
+    listed: bool
 
 
 class LLM(Protocol):
     """Calls language models. Requests, responses and chunks are JSON in OpenAI's format."""
 
-    def default_model(self) -> str:
-        """Return the `provider/model` that is used for requests without a model."""
-        ...
+    def models_for_agent(self, provider: str | None, model: str | None, fallbacks: Sequence[str]) -> list[AgentModel]:
+        """Return the models that the gateway tries, in order, for an agent with this configuration.
 
-    def default_model_of(self, provider: str) -> str | None:
-        """Return the name of a provider's default model, without `provider/`, or None if the provider is unknown."""
+        The list contains at least one model. The first one is the agent's own model, or the default model.
+        """
         ...
 
     def is_known(self, provider: str) -> bool:
         """Return whether a provider with this name exists."""
-        ...
-
-    def is_provider_configured(self, provider: str) -> bool:
-        """Return whether the provider is enabled and configured, so that it can be called."""
         ...
 
     def capabilities(self, model: str) -> dict[str, Any]:
@@ -195,7 +220,10 @@ class LLM(Protocol):
         ...
 
     async def embed(self, request: dict[str, Any], *, by: Principal) -> dict[str, Any]:
-        """Return the embeddings of `input` (a text, or a list of up to 256 texts) as OpenAI's list of float vectors."""
+        """Return the embeddings of `input` as OpenAI's list of float vectors.
+
+        `input` is a text, or a list of up to 256 texts; each text may also be a list of token ids.
+        """
         ...
 
 

@@ -75,6 +75,7 @@ class LlmProviderRow(Model):
     max_concurrency = peewee.IntegerField(null=True)
     requests_per_minute = peewee.IntegerField(null=True)
     max_retries = peewee.IntegerField()
+    passthrough = peewee.BooleanField()
     enabled = peewee.BooleanField()
     api_key_secret = peewee.CharField(max_length=128, null=True)
     version = peewee.IntegerField(default=1)

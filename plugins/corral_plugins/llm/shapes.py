@@ -8,10 +8,13 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral.http.page import PageQuery
-from corral.schema.fields import Id, MomentIn, line
+from corral.schema.fields import Id, MomentIn, OpenShape, line
 from corral_plugins.llm.api import ModelInfo, ProviderTimeouts
 
-RequestedModel = Annotated[str, line(265)]
+RequestedModel = Annotated[str, line(265), Meta(examples=["scripted/echo"])]
+MAX_TOKEN_IDS = 100_000
+INPUTS = Meta(min_length=1, max_length=MAX_TOKEN_IDS)
+Token = Annotated[int, Meta(ge=0)]
 DATA_URL = r"^data:image/(png|jpeg|gif|webp);base64,"
 
 
@@ -84,7 +87,7 @@ IGNORED_FIELDS = (
 
 
 class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Stream options, accepted for compatibility only. The usage is always sent."""
+    """Options of a stream. With `include_usage`, the last chunk contains the usage and the cost of the call."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
@@ -106,11 +109,11 @@ class FunctionToolSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     type: Literal["function"] = "function"
 
 
-class ChatRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class ChatRequest(OpenShape, kw_only=True, omit_defaults=True):
     """A chat completion request.
 
     `model` is `provider/model`, a model name without a provider, `default`, or `agent` for the calling agent's own
-    models.
+    models. Other fields are sent on to providers with `passthrough`.
     """
 
     model: RequestedModel
@@ -167,10 +170,13 @@ class Completion(msgspec.Struct, kw_only=True):
 
 
 class EmbeddingRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A request to embed texts. The `encoding_format` `base64` encodes each vector as little-endian 32-bit floats."""
+    """A request to embed texts. The `encoding_format` `base64` encodes each vector as little-endian 32-bit floats.
+
+    `input` is a text or up to 256 texts. Each text may be given as a list of token ids.
+    """
 
     model: RequestedModel
-    input: str | Annotated[list[str], Meta(min_length=1, max_length=256)]
+    input: str | Annotated[list[str | Token | Annotated[list[Token], Meta(max_length=MAX_TOKEN_IDS)]], INPUTS]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Meta(ge=1, le=8192)] | None = None
     user: Annotated[str, Meta(max_length=500)] | None = None
@@ -311,7 +317,10 @@ def _all_models() -> list[ModelSpec | Literal["*"]]:
 
 
 class ProviderFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The part of a provider's configuration that is common to all kinds of providers."""
+    """The part of a provider's configuration that is common to all kinds of providers.
+
+    With `passthrough`, the provider receives request fields that are not part of OpenAI's API.
+    """
 
     kind: str | None = None
     base_url: Annotated[str, Meta(max_length=2048, pattern=r"^https?://")] | None = None
@@ -324,6 +333,7 @@ class ProviderFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     max_concurrency: Annotated[int, Meta(ge=1, le=1000)] | None = None
     requests_per_minute: Annotated[int, Meta(ge=1, le=100_000)] | None = None
     max_retries: Annotated[int, Meta(ge=0, le=5)] = 2
+    passthrough: bool = False
     enabled: bool = True
 
 
@@ -366,6 +376,7 @@ class ProviderPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, om
     max_concurrency: Annotated[int, Meta(ge=1, le=1000)] | UnsetType | None = UNSET
     requests_per_minute: Annotated[int, Meta(ge=1, le=100000)] | UnsetType | None = UNSET
     max_retries: Annotated[int, Meta(ge=0, le=5)] | UnsetType = UNSET
+    passthrough: bool | UnsetType = UNSET
     enabled: bool | UnsetType = UNSET
 
 

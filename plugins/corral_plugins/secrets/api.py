@@ -15,9 +15,21 @@ from corral.events.event import Event
 
 declare_codes(
     {
-        "secret_expired": (410, "The secret has expired"),
-        "secrets.destroyed": (410, "The value was destroyed"),
-        "secrets.damaged": (409, "The stored value cannot be decrypted"),
+        "secret_expired": (
+            410,
+            "The secret has expired",
+            "Give the secret a new value and a new expiry date with PUT /secrets/{id} or POST /secrets/{id}/rotate.",
+        ),
+        "secrets.destroyed": (
+            410,
+            "The value was destroyed",
+            "This version no longer exists. Store the value again as a new version.",
+        ),
+        "secrets.damaged": (
+            409,
+            "The stored value cannot be decrypted",
+            "The stored value was modified outside Corral. Store the value again, and look for the cause.",
+        ),
     }
 )
 

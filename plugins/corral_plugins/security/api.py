@@ -7,7 +7,16 @@ from typing import Protocol
 
 from corral.errors import declare_codes
 
-declare_codes({"would_lock_out": (409, "You would lock yourself out")})
+declare_codes(
+    {
+        "would_lock_out": (
+            409,
+            "You would lock yourself out",
+            "The change would lock out its author. Include your own address or second factor, or use "
+            "force if the operation offers it.",
+        )
+    }
+)
 
 
 class ApiKeyCounts(Protocol):

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from corral.auth.principal import Principal
-from corral.errors import declare_codes
+from corral.errors import FieldError, Invalid, declare_codes
 from corral.schema.fields import Id, MomentIn, Slug, Tags, line
 
 declare_codes(
     {
-        "lease_lost": (409, "The lease is no longer valid"),
-        "task_terminal": (409, "The task has ended"),
-        "cycle": (422, "The dependencies form a cycle"),
-        "use_action": (422, "Only actions can change the status"),
+        "lease_lost": (
+            409,
+            "The lease is no longer valid",
+            "Another worker may hold the task now. Stop working on it, and claim the next task.",
+        ),
+        "task_terminal": (
+            409,
+            "The task has ended",
+            "A task that has ended cannot be changed. Retry it, or create a new one.",
+        ),
+        "cycle": (422, "The dependencies form a cycle", "Remove the dependency that leads back to the object itself."),
+        "use_action": (
+            422,
+            "Only actions can change the status",
+            "Use the operation for this change, such as POST /tasks/{id}/cancel, instead of writing the status.",
+        ),
     }
 )
 
@@ -32,6 +44,8 @@ CLAIM_TOPICS = (
     "agent.status",
     "agent.updated",
     "worker.updated",
+    "llm.provider_changed",
+    "setting.changed",
     "system.alert",
 )
 """The events that wake a pending claim. At least one of them is emitted whenever a task may have become claimable.
@@ -46,34 +60,34 @@ ToolName = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[A-Za-z0
 FailureKind = Literal["error", "timeout", "lease_lost", "stalled"]
 
 
-class RetryPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class RetryPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Decides whether and when a failed attempt is retried.
 
     The exponential delay before retry n is min(max, initial x factor^(n-1)). Each delay is then increased or
-    decreased at random by at most the fraction `jitter`.
+    decreased at random by at most the fraction `jitter`. Members that a task leaves out come from its agent, and
+    members that the agent leaves out come from the settings.
     """
 
-    max_attempts: Annotated[int, Meta(ge=1, le=100)] = 3
-    backoff: Literal["exponential", "linear", "fixed"] = "exponential"
-    initial_seconds: Annotated[float, Meta(ge=0, le=3600)] = 10
-    factor: Annotated[float, Meta(ge=1, le=10)] = 2
-    max_seconds: Annotated[float, Meta(ge=0, le=86400)] = 600
-    jitter: Annotated[float, Meta(ge=0, le=1)] = 0.1
-    retry_on: Annotated[list[FailureKind], Meta(max_length=4)] = msgspec.field(
-        default_factory=lambda: ["error", "timeout", "lease_lost", "stalled"]
-    )
-    non_retryable_types: Annotated[list[Annotated[str, line(100)]], Meta(max_length=50)] = []
+    max_attempts: Annotated[int, Meta(ge=1, le=100)] | UnsetType = UNSET
+    backoff: Literal["exponential", "linear", "fixed"] | UnsetType = UNSET
+    initial_seconds: Annotated[float, Meta(ge=0, le=3600)] | UnsetType = UNSET
+    factor: Annotated[float, Meta(ge=1, le=10)] | UnsetType = UNSET
+    max_seconds: Annotated[float, Meta(ge=0, le=86400)] | UnsetType = UNSET
+    jitter: Annotated[float, Meta(ge=0, le=1)] | UnsetType = UNSET
+    retry_on: Annotated[list[FailureKind], Meta(max_length=4)] | UnsetType = UNSET
+    non_retryable_types: Annotated[list[Annotated[str, line(100)]], Meta(max_length=50)] | UnsetType = UNSET
 
 
-class StallPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class StallPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Defines when a running attempt counts as stalled, and the action that is then taken.
 
-    A `stall_seconds` of 0 disables the detection of idle runs.
+    A `stall_seconds` of 0 disables the detection of idle runs. Members that a task leaves out come from its agent, and
+    members that the agent leaves out come from the settings.
     """
 
-    stall_seconds: Annotated[int, Meta(ge=0, le=86400)] = 900
-    loop_repeats: Annotated[int, Meta(ge=2, le=50)] = 6
-    action: Literal["notify", "cancel", "retry"] = "notify"
+    stall_seconds: Annotated[int, Meta(ge=0, le=86400)] | UnsetType = UNSET
+    loop_repeats: Annotated[int, Meta(ge=2, le=50)] | UnsetType = UNSET
+    action: Literal["notify", "cancel", "retry"] | UnsetType = UNSET
 
 
 class ReviewPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -81,6 +95,28 @@ class ReviewPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     mode: Literal["none", "human", "agent"] = "none"
     reviewer_agent_id: Id | None = None
+
+
+BUDGETS = ("max_cost_usd", "monthly_budget_usd", "max_cost_per_task_usd")
+
+
+def refuse_unenforced(fields: Mapping[str, Any]) -> None:
+    """Raise `Invalid` if the fields of a task or an agent set a budget or require reviews.
+
+    No plugin enforces budgets or performs reviews, so such a value would have no effect.
+    """
+    faults = [
+        FieldError(f"/{name}", "not_allowed", "Budgets are not enforced yet; leave the field out or set it to null.")
+        for name in BUDGETS
+        if fields.get(name) not in (None, UNSET)
+    ]
+    review = fields.get("review_policy")
+    if isinstance(review, ReviewPolicy) and review != ReviewPolicy():
+        member = "reviewer_agent_id" if review.mode == "none" else "mode"
+        detail = "No plugin performs reviews yet; set the mode to none, without a reviewer."
+        faults.append(FieldError(f"/review_policy/{member}", "not_allowed", detail))
+    if faults:
+        raise Invalid(faults[0].detail, errors=faults)
 
 
 class TaskFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -145,8 +145,9 @@ class AttemptRow(msgspec.Struct):
 
     An attempt is one claim of a task. It is live until it finishes. `n` is the attempt number for the retry policy; a
     resumed run keeps its number. `ended_by` names the call that ended the attempt, so that a repeated call is
-    recognised. `reported_usage` contains the totals that the worker reported last. The counts of tokens and calls
-    include these totals and the calls through the gateway.
+    recognised. `output_schema` is the schema of the agent's configuration, if the task has none of its own.
+    `reported_usage` contains the totals that the worker reported last. The counts of tokens and calls include these
+    totals and the calls through the gateway.
     """
 
     id: Annotated[str, ColumnDeclaration(IdField, primary_key=True)]
@@ -167,6 +168,7 @@ class AttemptRow(msgspec.Struct):
     cancel_until: Annotated[str | None, ColumnDeclaration(InstantField, null=True)]
     last_activity_at: Annotated[str, ColumnDeclaration(InstantField)]
     progress_event_at: Annotated[str | None, ColumnDeclaration(InstantField, null=True)]
+    output_schema: Annotated[str | None, ColumnDeclaration(JSONField, null=True)]
     stall_seconds: Annotated[int, ColumnDeclaration(peewee.IntegerField, default=0)]
     loop_repeats: Annotated[int, ColumnDeclaration(peewee.IntegerField, default=0)]
     stall_action: Annotated[str, ColumnDeclaration(peewee.CharField, max_length=8, default="notify")]

@@ -19,8 +19,10 @@ from corral_plugins.tasks.api import Tasks
 from corral_plugins.tasks.routes import protocol
 from corral_plugins.tasks.routes import tasks as task_routes
 from corral_plugins.tasks.service.actions import OwnerActions
+from corral_plugins.tasks.service.agent_models import AgentModels
 from corral_plugins.tasks.service.agent_tools import AgentTools, TaskTools
-from corral_plugins.tasks.service.claims import ClaimPayloads, TaskClaims
+from corral_plugins.tasks.service.claim_payloads import ClaimPayloads
+from corral_plugins.tasks.service.claims import TaskClaims
 from corral_plugins.tasks.service.creation import TaskCreation
 from corral_plugins.tasks.service.explain import TaskExplanations
 from corral_plugins.tasks.service.leases import AttemptPrincipals, AttemptTokenAuthenticator, TaskLeases
@@ -70,6 +72,7 @@ class TasksPlugin(Plugin):
         parts = (
             TaskTransitions,
             TaskOutcomes,
+            AgentModels,
             ClaimPayloads,
             TaskClaims,
             TaskRuns,

@@ -1,6 +1,7 @@
-"""Run-time settings of the plugin `tasks`, and the retry and stall policies.
+"""Run-time settings of the plugin `tasks`, and the retry and stall policies that result from them.
 
-A policy of the task takes precedence over the policy of its agent, and both take precedence over the settings.
+Each member of a policy that the task sets takes precedence over the policy of its agent, and both take precedence over
+the settings.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 import msgspec
 
 from corral.plugin import Setting, Settings
-from corral_plugins.tasks.api import RetryPolicy, StallPolicy
+from corral_plugins.agents.api import AgentFacts
 
 MAX_ATTEMPTS = Setting(
     name="tasks.max_attempts",
@@ -157,29 +158,55 @@ ACCEPT_LATE_RESULTS = Setting(
 )
 
 
-def retry_policy(settings: Settings, *given: dict[str, Any] | None) -> RetryPolicy:
-    """Return the first of the given policies that is not None, or else the policy from the settings."""
-    for policy in given:
-        if policy is not None:
-            return msgspec.convert(policy, RetryPolicy)
-    return RetryPolicy(
-        max_attempts=settings.get(MAX_ATTEMPTS),
-        initial_seconds=settings.get(BACKOFF_INITIAL),
-        factor=settings.get(BACKOFF_FACTOR),
-        max_seconds=settings.get(BACKOFF_MAX),
-        jitter=settings.get(BACKOFF_JITTER),
-    )
+class AppliedRetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """The retry policy of an attempt, with every member set (see `RetryPolicy`)."""
+
+    max_attempts: int
+    backoff: str = "exponential"
+    initial_seconds: float
+    factor: float
+    max_seconds: float
+    jitter: float
+    retry_on: tuple[str, ...] = ("error", "timeout", "lease_lost", "stalled")
+    non_retryable_types: tuple[str, ...] = ()
 
 
-def stall_policy(settings: Settings, *given: dict[str, Any] | None) -> StallPolicy:
-    """Return the first of the given policies that is not None, or else the policy from the settings."""
-    for policy in given:
-        if policy is not None:
-            return msgspec.convert(policy, StallPolicy)
-    return StallPolicy(stall_seconds=settings.get(STALL_SECONDS), loop_repeats=settings.get(LOOP_REPEATS))
+class AppliedStallPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """The stall policy of an attempt, with every member set (see `StallPolicy`)."""
+
+    stall_seconds: int
+    loop_repeats: int
+    action: str = "notify"
 
 
-def delay_seconds(policy: RetryPolicy, attempt: int) -> float:
+def retry_policy(settings: Settings, agent: AgentFacts | None, own: dict[str, Any] | None) -> AppliedRetryPolicy:
+    """Merge a task's own policy with those of its agent and the settings. The task takes precedence, then the agent."""
+    of_settings = {
+        "max_attempts": settings.get(MAX_ATTEMPTS),
+        "initial_seconds": settings.get(BACKOFF_INITIAL),
+        "factor": settings.get(BACKOFF_FACTOR),
+        "max_seconds": settings.get(BACKOFF_MAX),
+        "jitter": settings.get(BACKOFF_JITTER),
+    }
+    of_agent = agent.retry_policy if agent is not None else None
+    return msgspec.convert({**of_settings, **(of_agent or {}), **(own or {})}, AppliedRetryPolicy)
+
+
+def stall_policy(settings: Settings, agent: AgentFacts | None, own: dict[str, Any] | None) -> AppliedStallPolicy:
+    """Merge the stall policies, with the same precedence as `retry_policy`."""
+    of_settings = {"stall_seconds": settings.get(STALL_SECONDS), "loop_repeats": settings.get(LOOP_REPEATS)}
+    of_agent = agent.stall_policy if agent is not None else None
+    return msgspec.convert({**of_settings, **(of_agent or {}), **(own or {})}, AppliedStallPolicy)
+
+
+def max_attempts(settings: Settings, agent: AgentFacts | None, own: dict[str, Any] | None) -> int:
+    """Return the maximum number of attempts of the merged retry policy."""
+    of_agent = agent.retry_policy if agent is not None else None
+    found: int = {"max_attempts": settings.get(MAX_ATTEMPTS), **(of_agent or {}), **(own or {})}["max_attempts"]
+    return found
+
+
+def delay_seconds(policy: AppliedRetryPolicy, attempt: int) -> float:
     """Return the delay in seconds before the retry that follows attempt number `attempt`."""
     if policy.backoff == "fixed":
         delay = policy.initial_seconds

@@ -166,7 +166,8 @@ class CommentView(msgspec.Struct, kw_only=True):
 class AttemptView(msgspec.Struct, kw_only=True):
     """An attempt, which is one claim of a task.
 
-    `counted` is true if the attempt counts towards the limit of the retry policy. A `tainted` attempt has received
+    `counted` is true if the attempt counts towards the limit of the retry policy. `result` is a result that arrived
+    while the task was being cancelled; any other result is that of the task. A `tainted` attempt has received
     untrusted content from `taint_sources`.
     """
 
@@ -182,6 +183,7 @@ class AttemptView(msgspec.Struct, kw_only=True):
     started_at: Instant | None
     finished_at: Instant | None
     error: dict[str, Any] | None
+    result: Any
     usage: dict[str, int]
     cost_usd: float
     tainted: bool

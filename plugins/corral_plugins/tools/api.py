@@ -13,8 +13,16 @@ from corral.errors import ExpectedFailure, declare_codes
 
 declare_codes(
     {
-        "already_decided": (409, "The approval has already been decided"),
-        "tools.denied": (403, "The tool call was denied"),
+        "already_decided": (
+            409,
+            "The approval has already been decided",
+            "Read the object again; the decision that was made first counts.",
+        ),
+        "tools.denied": (
+            403,
+            "The tool call was denied",
+            "The agent may not call this tool. An admin can permit it in the agent's tools or in the tool's policy.",
+        ),
     }
 )
 

@@ -10,7 +10,16 @@ import msgspec
 from corral.errors import declare_codes
 from corral.events.event import Event
 
-declare_codes({"worker_not_approved": (403, "The worker is not approved")}, limiting=True)
+declare_codes(
+    {
+        "worker_not_approved": (
+            403,
+            "The worker is not approved",
+            "An admin approves the worker with `corral workers approve NAME`.",
+        )
+    },
+    limiting=True,
+)
 
 
 class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,7 +31,7 @@ class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
     is_approved: bool
     group: str | None
     labels: dict[str, str]
-    tools: list[str]  # empty: the worker lists no tools and is assumed to offer every tool
+    tools: list[str] | None  # None: the worker did not report its tools and is assumed to offer every tool
     max_agents: int
     active_leases: int
     embedded: bool
@@ -31,6 +40,10 @@ class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
     def can_claim(self) -> bool:
         """Whether the worker may claim tasks now. The free capacity of the worker is not checked."""
         return self.is_approved and self.status in ("online", "offline")  # a claim sets an offline worker to `online`
+
+    def offers(self, tool: str) -> bool:
+        """Return whether the worker offers the tool."""
+        return self.tools is None or tool in self.tools
 
 
 class WorkerTool(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +77,7 @@ class Workers(Protocol):
     def tools_of_workers(self, worker_id: str | None = None) -> list[WorkerTool]:
         """List the tools of an approved worker, or, without `worker_id`, the tools of at most 200 online workers.
 
-        Workers that list no tools are omitted, although they are assumed to offer every tool.
+        Workers that did not report their tools are omitted, although they are assumed to offer every tool.
         """
         ...
 

@@ -13,7 +13,8 @@ NEVER = "0000-01-01T00:00:00.000Z"
 class Worker(Model):
     """A worker. Tokens and the fingerprint are stored as SHA-256 hashes.
 
-    `tool_names` contains the names of the tools in `tools`. Updates of the usage, of the lease count and of the last
+    `tools` is null if the worker did not report its tools, and empty if it offers none. `tool_names` contains the names
+    of the tools. Updates of the usage, of the lease count and of the last
     contact do not change `version`.
     """
 
@@ -34,8 +35,8 @@ class Worker(Model):
     memory_total_mb = peewee.IntegerField(null=True)
     os_info = JSONField(null=True)
     labels = JSONField(default=dict)
-    tools = JSONField(default=list)
-    tool_names = JSONField(default=list)
+    tools = JSONField(null=True)
+    tool_names = JSONField(null=True)
     agent_version = peewee.CharField(max_length=100, null=True)
     fingerprint_hash = peewee.CharField(max_length=64, null=True)
     group = peewee.CharField(max_length=64, null=True, column_name="worker_group")

@@ -35,7 +35,8 @@ Tools = Annotated[list[ToolName | ToolOffer], Meta(max_length=500)]
 class NewWorker(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A worker to register. If the worker registers again, absent fields keep their values.
 
-    `os_info` may contain at most 4 KiB of JSON.
+    `os_info` may contain at most 4 KiB of JSON. An empty list of `tools` means that the worker offers none; null means
+    that the tools are unknown, and the worker is assumed to offer every tool.
     """
 
     name: Name
@@ -46,19 +47,22 @@ class NewWorker(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     memory_total_mb: Annotated[int, Meta(ge=1, le=100000000)] | UnsetType | None = UNSET
     os_info: str | dict[str, Any] | UnsetType | None = UNSET
     labels: Labels | UnsetType = UNSET
-    tools: Tools | UnsetType = UNSET
+    tools: Tools | UnsetType | None = UNSET
     agent_version: Annotated[str, line(100)] | UnsetType | None = UNSET
     fingerprint: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
 
 
 class Heartbeat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The usage of a worker, and the leases that the worker holds. The server renews these leases."""
+    """The usage of a worker, and the leases that the worker holds. The server renews these leases.
+
+    Absent `tools` keep their value; an empty list means none, null means unknown.
+    """
 
     cpu_usage_percent: Percent | UnsetType | None = UNSET
     memory_usage_percent: Percent | UnsetType | None = UNSET
     disk_usage_percent: Percent | UnsetType | None = UNSET
     leases: Annotated[list[LeaseRef], Meta(max_length=1000)] = []
-    tools: Tools | UnsetType = UNSET
+    tools: Tools | UnsetType | None = UNSET
     labels: Labels | UnsetType = UNSET
 
 
@@ -145,7 +149,7 @@ class WorkerView(msgspec.Struct, kw_only=True):
     memory_total_mb: int | None
     os_info: Any
     labels: dict[str, str]
-    tools: list[Any]
+    tools: list[Any] | None
     agent_version: str | None
     group: str | None
     is_approved: bool

@@ -119,6 +119,7 @@ async def test_a_right_password_of_an_address_that_is_not_verified_is_written_do
     make_kit: MakeKit, open_door: Any
 ) -> None:
     verifying = {"settings.mail.host": "mail.example.org", "settings.security.email_verification": True}
+    verifying |= {"settings.security.registration": "open"}
     kit = await make_kit(plugins=["audit"], config=verifying)
     auditor = await kit.as_user("auditor")
     new = {"email": "ann@example.org", "password": PASSWORD, "full_name": "Ann"}

@@ -62,15 +62,22 @@ async def test_auth_1_register_login_me_refresh_logout(kit: Kit) -> None:
 
 
 async def test_exactly_one_first_registration_becomes_admin(kit: Kit) -> None:
-    answers = await asyncio.gather(
-        *[kit.client.post("/auth/register", _registration(f"p{n}@example.org")) for n in range(8)]
-    )
+    bodies = [_registration(f"p{n}@example.org") for n in range(8)]
+    answers = await asyncio.gather(*[kit.client.post("/auth/register", body) for body in bodies])
+    made = [each.json()["role"] for each in answers if each.status == 201]
+    assert (made, {each.code for each in answers if each.status != 201}) == (["admin"], {"registration_closed"})
+
+
+async def test_with_open_registration_all_others_become_members(make_kit: MakeKit) -> None:
+    kit = await make_kit(plugins=[], environ={"CORRAL_REGISTRATION": "open"})
+    bodies = [_registration(f"p{n}@example.org") for n in range(8)]
+    answers = await asyncio.gather(*[kit.client.post("/auth/register", body) for body in bodies])
     assert sorted(each.json()["role"] for each in answers) == ["admin"] + ["member"] * 7
 
 
 async def test_the_bootstrap_admin_comes_first_and_once(make_kit: MakeKit) -> None:
     environ = {"CORRAL_BOOTSTRAP_ADMIN_EMAIL": "root@example.org", "CORRAL_BOOTSTRAP_ADMIN_PASSWORD": OTHER}
-    kit = await make_kit(plugins=[], environ=environ)
+    kit = await make_kit(plugins=[], environ={**environ, "CORRAL_REGISTRATION": "open"})
     assert (await _login(kit, "root@example.org", OTHER)).json()["user"]["role"] == "admin"
     later = await kit.client.post("/auth/register", _registration("late@example.org"))
     assert later.json()["role"] == "member"
@@ -86,18 +93,21 @@ async def test_admin_3_nobody_chooses_their_own_rights(kit: Kit, field: str) -> 
     assert (await member.put("/auth/me", {field: "admin"})).status == 422
 
 
-async def test_one_address_is_one_account_in_any_spelling(kit: Kit) -> None:
+async def test_one_address_is_one_account_in_any_spelling(make_kit: MakeKit) -> None:
+    kit = await make_kit(plugins=[], environ={"CORRAL_REGISTRATION": "open"})
     assert (await kit.client.post("/auth/register", _registration("ann@example.org"))).status == 201
     answer = await kit.client.post("/auth/register", _registration("ＡＮＮ@Example.org"))
     assert (answer.status, answer.code) == (409, "duplicate")
     assert "existing_id" not in answer.json()
 
 
-async def test_closed_registration(make_kit: MakeKit) -> None:
-    kit = await make_kit(plugins=[], environ={"CORRAL_REGISTRATION": "closed"})
+@pytest.mark.parametrize("mode", ["closed", "invite"])
+async def test_closed_registration(make_kit: MakeKit, mode: str) -> None:
+    kit = await make_kit(plugins=[], environ={} if mode == "invite" else {"CORRAL_REGISTRATION": mode})
+    await kit.as_user("admin")
     answer = await kit.client.post("/auth/register", _registration("ann@example.org"))
     assert (answer.status, answer.code) == (403, "registration_closed")
-    assert (await kit.client.get("/auth/config")).json()["registration"] == "closed"
+    assert (await kit.client.get("/auth/config")).json()["registration"] == mode
 
 
 async def test_weak_passwords_are_told_every_broken_rule(make_kit: MakeKit) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -79,6 +80,21 @@ def test_ways_back_in_and_the_end_of_an_account(corral: Any) -> None:
     assert {"email": "", "full_name": "deleted user", "is_active": False}.items() <= purged.json().items()
     assert [user["email"] for user in corral("user", "list", "--json").json()["items"]] == ["ada@example.org"]
     assert create(corral, "bob@example.org").status == 0  # the address is free
+    corral("user", "deactivate", "bob@example.org")
+    assert corral("user", "purge", "bob@example.org", "--yes").status == 0
+    assert create(corral, "bob@example.org").status == 0
+
+
+def test_an_invitation_is_a_link_for_a_browser(corral: Any) -> None:
+    assert create(corral, "ada@example.org", "--admin").status == 0
+    invited = corral("user", "invite", "bob@example.org", "--role", "viewer")
+    assert invited.status == 0, invited
+    assert re.search(r"^http://127.0.0.1:8000/account/accept-invitation#token=[\w-]{43}$", invited.out, re.MULTILINE)
+    again = corral("user", "invite", "bob@example.org")
+    assert (again.status, "already an invitation" in again.err) == (1, True)
+    named = corral("user", "invite", "eve@example.org", "--json", environ={"CORRAL_PUBLIC_URL": "https://c.example"})
+    assert named.json()["url"].startswith("https://c.example/account/accept-invitation#token=")
+    assert (named.json()["role"], named.json()["status"]) == ("member", "pending")
 
 
 def test_the_kill_switch_is_at_hand_on_the_machine(corral: Any) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from corral import clock
 from corral.auth.principal import PUBLIC
+from corral.errors import Problem
 from corral.http import idempotency
 from corral.http.answers import Stream
 from corral.http.routes import Routes
@@ -19,7 +20,13 @@ from corral.testing.kit import Kit
 
 pytestmark = pytest.mark.one_engine
 
-routes = Routes("/lab", tag="Lab", explain=lambda problem: {"error": {"code": problem.code}})
+
+def explain(problem: Problem) -> None:
+    problem.status = 400 if problem.status == 422 else problem.status
+    problem.members["error"] = {"code": problem.code}
+
+
+routes = Routes("/lab", tag="Lab", explain=explain)
 
 
 class Seen:
@@ -182,7 +189,22 @@ async def test_a_rest_is_not_crooked(kit: Kit, path: str) -> None:
     assert (await kit.client.get(path)).status == 404
 
 
-async def test_problems_of_a_group_may_have_more_members(kit: Kit) -> None:
-    answer = await kit.client.post("/lab/sleep", {"surprise": 1})
-    assert answer.json()["error"] == {"code": "validation_error"}
-    assert "error" not in (await kit.client.get("/lab/nowhere")).json()
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("POST", "/lab/sleep", 400, "validation_error"),
+        ("GET", "/lab/nowhere", 404, "not_found"),
+        ("GET", "/lab", 404, "not_found"),
+        ("DELETE", "/lab/sleep", 405, "method_not_allowed"),
+    ],
+)
+async def test_problems_below_the_prefix_of_a_group_are_completed(
+    kit: Kit, method: str, path: str, status: int, code: str
+) -> None:
+    answer = await kit.client.request(method, path, {"surprise": 1})
+    assert (answer.status, answer.json()["status"], answer.json()["error"]) == (status, status, {"code": code})
+
+
+@pytest.mark.parametrize("path", ["/labs", "/nowhere", "/"])
+async def test_problems_of_other_paths_are_not_completed(kit: Kit, path: str) -> None:
+    assert "error" not in (await kit.client.get(path)).json()

@@ -359,4 +359,9 @@ async def test_the_document_lists_what_is_served(probe: Kit) -> None:
     assert "script-src 'self'" in page.headers["content-security-policy"]
     for name in ("docs.js", "docs.css"):
         assert (await probe.client.get(f"/docs/{name}")).status == 200
-    assert (await probe.client.get("/problems/link_expired", root=True)).status == 200
+    root = await probe.client.get("/", root=True)
+    assert (root.status, root.json()["service"], root.json()["docs"]) == (200, "corral", "/api/v1/docs")
+    browser = await probe.client.get("/", headers={"accept": "text/html,*/*;q=0.8"}, root=True)
+    assert (browser.headers["content-type"], b"/api/v1/docs" in browser.body) == ("text/html; charset=utf-8", True)
+    page = await probe.client.get("/problems/link_expired", root=True)
+    assert (page.status, "Request a new link" in page.body.decode()) == (200, True)

@@ -53,7 +53,7 @@ class Mailbox:
 
 def token_of(text: str) -> str:
     """The token of the one link in a text."""
-    found = re.findall(r"/console#/[a-z-]+\?token=([\w-]{43})", text)
+    found = re.findall(r"https?://\S+/account/[a-z-]+#token=([\w-]{43})", text)
     assert len(found) == 1, text
     return str(found[0])
 

@@ -14,7 +14,7 @@ NEW = {"email": "new@example.org", "password": "a rather long phrase", "full_nam
 
 
 async def test_of_accounts_admins_and_holders_are_told_apart(make_kit: MakeKit) -> None:
-    kit = await make_kit(plugins=["admin", "audit"])
+    kit = await make_kit(plugins=["admin", "audit"], environ={"CORRAL_REGISTRATION": "open"})
     admin, member = await kit.as_user("admin"), await kit.as_user("member")
     before = len((await admin.get("/admin/audit?limit=200")).json()["items"])
     path = f"/admin/users/{member.user['id']}"

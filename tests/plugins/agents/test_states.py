@@ -14,7 +14,7 @@ from corral.testing.kit import Client, Kit
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.agents.api import Agents, AgentStatistics, AttemptStatistics
 from corral_plugins.agents.models import Agent
-from corral_plugins.llm.api import LLM
+from corral_plugins.llm.api import LLM, AgentModel
 from corral_plugins.tasks.api import Tasks
 from corral_plugins.workers.api import WorkerFacts, Workers
 
@@ -103,14 +103,13 @@ class FakeAdmin(Plugin):
 class Models:
     """A double of `LLM`."""
 
-    def default_model(self) -> str:
-        return "bare/model"
-
     def is_known(self, provider: str) -> bool:
         return provider in ("bare", "ready")
 
-    def is_provider_configured(self, provider: str) -> bool:
-        return provider == "ready"
+    def models_for_agent(self, provider: str | None, model: str | None, fallbacks: Sequence[str]) -> list[AgentModel]:
+        name = f"{provider}/{model}" if provider else model or "bare/model"
+        problem = None if name.startswith("ready/") else "not configured"
+        return [AgentModel(name=name, problem=problem, listed=not name.endswith("/unlisted"))]
 
 
 class FakeModels(Plugin):
@@ -309,15 +308,25 @@ async def test_configuration_failures_in_a_row_are_an_error(
     agent = await create(alice)
     await act(alice, agent, "start")
     for failed in (True, True, False, True, True):
-        await unit(agents.record_attempt_end, agent, configuration_failure=failed)
+        await unit(agents.record_attempt_end, agent, configuration_failure=failed, stalled=False)
     assert (await alice.get(f"/agents/{agent}")).json()["status"] == "idle"
-    await unit(agents.record_attempt_end, agent, configuration_failure=True)
+    await unit(agents.record_attempt_end, agent, configuration_failure=True, stalled=False)
     view = (await alice.get(f"/agents/{agent}")).json()
     assert (view["status"], view["status_reason"]) == ("error", "config_error")
     assert (await payloads(kit, "agent.status"))[-1]["reason"] == "config_error"
     assert (await alice.post(f"/agents/{agent}/resume")).code == "invalid_state"
     assert await act(alice, agent, "start") == ("idle", None)
-    await unit(agents.record_attempt_end, agent, configuration_failure=True)
+    await unit(agents.record_attempt_end, agent, configuration_failure=True, stalled=False)
+    assert (await alice.get(f"/agents/{agent}")).json()["status"] == "idle"
+
+
+async def test_stalls_in_a_row_do_not_pause_where_the_setting_is_off(make_kit: Callable[..., Awaitable[Kit]]) -> None:
+    kit = await make_kit(plugins=["agents"], config={"settings.agents.pause_after_stalls": 0})
+    alice = await kit.as_user("member")
+    agent = (await alice.post("/agents", {"name": "Ada"})).json()["id"]
+    await alice.post(f"/agents/{agent}/start")
+    agents = kit.kernel.container.get(Agents)
+    await kit.kernel.database.work(lambda: [agents.record_stall(agent) for _ in range(5)])
     assert (await alice.get(f"/agents/{agent}")).json()["status"] == "idle"
 
 
@@ -373,6 +382,7 @@ async def test_warnings(kit: Kit, alice: Client) -> None:
     assert await warnings("b", llm_provider=None) == ["provider_not_configured"]
     assert await warnings("c", llm_provider="bare") == ["provider_not_configured"]
     assert await warnings("named", llm_provider=None, llm_model="ready/m") == []
+    assert await warnings("unlisted", llm_model="unlisted") == ["provider_not_configured"]
     assert await warnings("d", worker_id=WORKER) == []
     assert await warnings("e", worker_id=UNAPPROVED) == ["worker_not_approved"]
     assert await warnings("f", worker_selector={"group": "gpu"}) == ["worker_offline"]
@@ -381,11 +391,13 @@ async def test_warnings(kit: Kit, alice: Client) -> None:
     fleet: Any = kit.kernel.container.get(Workers)
     fleet.all[WORKER] = worker(WORKER, "offline")
     assert await warnings("h", worker_id=WORKER) == ["worker_offline"]
-    fleet.all[WORKER] = worker(WORKER, tools=[], group="gpu", labels={"zone": "a", "os": "linux"})
+    fleet.all[WORKER] = worker(WORKER, tools=None, group="gpu", labels={"zone": "a", "os": "linux"})
     selected = {"group": "gpu", "labels": {"zone": "a"}}
     assert await warnings("i", enabled_tools=["http.fetch"], worker_selector=selected) == []
+    fleet.all[WORKER] = worker(WORKER, tools=[])
+    assert await warnings("none", enabled_tools=["http.fetch"]) == ["tool_unavailable:http.fetch"]
     fleet.asked.clear()
-    assert len((await alice.get("/agents")).json()["items"]) == 10
+    assert len((await alice.get("/agents")).json()["items"]) == 11
     assert fleet.asked == [[WORKER, UNAPPROVED]]
     answer = await alice.post("/agents", {"name": "j", "llm_provider": "unheard"})
     assert (answer.status, answer.code) == (422, "unknown_reference")

@@ -159,7 +159,7 @@ async def test_a_stream_is_mapped(kit: Any, upstream: Any) -> None:
 
     upstream.otherwise = streams
     alice = await kit.as_user("member")
-    answer = await alice.post("/llm/chat/completions", {**REQUEST, "stream": True})
+    answer = await alice.post("/llm/chat/completions", {**REQUEST, **up.WITH_USAGE})
     lines = [line.removeprefix("data: ") for line in answer.body.decode().split("\n\n") if line]
     assert lines[-1] == "[DONE]"
     chunks = [json.loads(line) for line in lines[:-1]]

@@ -70,19 +70,19 @@ async def test_names_of_models(kit: Any, model: str) -> None:
 async def test_unknown_models_and_fields_are_refused_with_pointers(kit: Any) -> None:
     alice = await kit.as_user("member")
     answer = await chat(alice, model="nobody/nothing")
-    assert (answer.status, answer.code) == (422, "unknown_reference")
+    assert (answer.status, answer.code) == (404, "model_not_found")
     assert answer.json()["errors"][0]["pointer"] == "/model"
     assert "scripted/echo" in answer.json()["detail"]
     assert answer.json()["error"]["type"] == "invalid_request_error"
-    assert (await chat(alice, model="agent")).status == 422
-    assert (await chat(alice, model="scripted/echo\r\nX-Evil: 1")).status == 422  # it would be in a header
+    assert (await chat(alice, model="agent")).status == 400
+    assert (await chat(alice, model="scripted/echo\r\nX-Evil: 1")).status == 400  # it would be in a header
     answer = await chat(alice, best_of=3)
     assert [(fault["pointer"], fault["code"]) for fault in answer.json()["errors"]] == [("/best_of", "unknown_field")]
     remote = [{"type": "image_url", "image_url": {"url": "https://example.org/x.png"}}]
     answer = await alice.post(
         "/llm/chat/completions", {"model": "echo", "messages": [{"role": "user", "content": remote}]}
     )
-    assert answer.status == 422
+    assert answer.status == 400
     assert await calls(alice) == []
 
 
@@ -92,7 +92,7 @@ async def test_unknown_models_and_fields_are_refused_with_pointers(kit: Any) -> 
         ("broken", 502, "provider_error"),
         ("keyless", 502, "provider_error"),
         ("busy", 429, "rate_limited"),
-        ("picky", 422, "validation_error"),
+        ("picky", 400, "validation_error"),
     ],
 )
 async def test_failures_of_the_provider(kit: Any, model: str, status: int, code: str) -> None:
@@ -110,7 +110,8 @@ async def test_failures_of_the_provider(kit: Any, model: str, status: int, code:
 
 async def test_a_stream_is_server_sent_events(kit: Any) -> None:
     alice = await kit.as_user("member")
-    answer = await chat(alice, "hello streaming world", stream=True)
+    usage = {"stream": True, "stream_options": {"include_usage": True}}
+    answer = await chat(alice, "hello streaming world", **usage)
     assert answer.status == 200
     assert answer.headers["content-type"] == "text/event-stream"
     lines = [line.removeprefix("data: ") for line in answer.body.decode().split("\n\n") if line]
@@ -119,12 +120,44 @@ async def test_a_stream_is_server_sent_events(kit: Any) -> None:
     text = "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
     assert text == "hello streaming world"
     assert chunks[-1]["usage"]["completion_tokens"] > 0
+    assert (chunks[-1]["choices"], chunks[-1]["corral"]) == ([], {"cost_usd": 0.0})
+    assert all(chunk["choices"] for chunk in chunks[:-1])
     assert {chunk["model"] for chunk in chunks} == {"scripted/echo"}
     (row,) = await calls(alice)
     assert (row["status"], row["finish_reason"]) == ("completed", "stop")
     assert row["first_token_ms"] is not None
     failed = await chat(alice, model="scripted/broken", stream=True)
     assert (failed.status, failed.code) == (502, "provider_error")
+
+
+@pytest.mark.parametrize("options", [{}, {"stream_options": {}}, {"stream_options": {"include_usage": False}}])
+async def test_no_chunk_is_without_choices_unless_usage_is_requested(kit: Any, options: dict[str, Any]) -> None:
+    alice = await kit.as_user("member")
+    answer = await chat(alice, "hello", stream=True, **options)
+    lines = [line.removeprefix("data: ") for line in answer.body.decode().split("\n\n") if line]
+    assert all(json.loads(line)["choices"] for line in lines[:-1])
+    assert lines[-1] == "[DONE]"
+    (row,) = await calls(alice)
+    assert row["output_tokens"] > 0
+
+
+async def test_stream_options_are_refused_without_a_stream(kit: Any) -> None:
+    answer = await chat(await kit.as_user("member"), stream_options={"include_usage": True})
+    assert (answer.status, answer.json()["error"]["param"]) == (400, "stream_options")
+
+
+@pytest.mark.parametrize("given", ["red", ["red", "blue"], [17, 4], [[17, 4], [17]]])
+async def test_inputs_of_embeddings_are_texts_or_token_ids(kit: Any, given: Any) -> None:
+    answer = await (await kit.as_user("member")).post("/llm/embeddings", {"model": "scripted/words", "input": given})
+    assert answer.status == 200, answer
+    assert len(answer.json()["data"]) == (2 if isinstance(given[0], list) or given == ["red", "blue"] else 1)
+    assert answer.json()["usage"]["prompt_tokens"] > 0
+
+
+@pytest.mark.parametrize("given", [[], [[]], ["red", 4], [4, "red"], ["red", [4]], [[4], 4], [-1], ["x"] * 257])
+async def test_other_inputs_are_refused(kit: Any, given: Any) -> None:
+    answer = await (await kit.as_user("member")).post("/llm/embeddings", {"model": "scripted/words", "input": given})
+    assert (answer.status, answer.json()["error"]["param"].split(".")[0]) == (400, "input")
 
 
 async def test_idempotency_asks_the_model_once(kit: Any) -> None:

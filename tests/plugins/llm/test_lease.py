@@ -24,6 +24,7 @@ SCRIPTS = {
     "hangs": {"turns": [{"text": "never", "delay_seconds": 60}]},
     "slow": {"turns": [{"text": "late", "delay_seconds": 0.3}]},
     "broken": {"turns": [{"error": {"status": 500, "message": "down"}}]},
+    "long": {"turns": [{"text": "x" * 100}]},
     "picky": {"turns": [{"error": {"status": 400, "message": "bad"}}]},
 }
 TASK, LEASE, AGENT, USER, ATTEMPT = (f"0190aaaa-0000-7000-8000-00000000000{n}" for n in range(5))
@@ -39,6 +40,7 @@ class World:
     provider: str | None = "scripted"
     model: str | None = "mine"
     fallbacks: ClassVar[list[str]] = []
+    max_tokens: int | None = None
 
 
 class FakeTasks:
@@ -77,7 +79,7 @@ class FakeTasks:
 class FakeAgents:
     def find(self, agent_id: str) -> AgentFacts | None:
         empty: dict[str, Any] = dict.fromkeys(AgentFacts.__struct_fields__)
-        known = {"id": AGENT, "config": {"fallback_models": World.fallbacks}}
+        known = {"id": AGENT, "config": {"fallback_models": World.fallbacks, "max_tokens": World.max_tokens}}
         return AgentFacts(**{**empty, **known, "llm_provider": World.provider, "llm_model": World.model})
 
 
@@ -132,6 +134,7 @@ async def kit(make_kit: Callable[..., Any]) -> Any:
         [],
     )
     World.spent.clear()
+    World.max_tokens = None
     return await make_kit(
         plugins=["cost", "llm", TasksPlugin, AgentsPlugin, AttemptsPlugin], config={"plugins.llm": {"scripts": SCRIPTS}}
     )
@@ -149,8 +152,8 @@ BY = Principal(
 )
 
 
-async def ask(kit: Any, model: str = "agent", by: Principal = BY) -> dict[str, Any]:
-    request = {"model": model, "messages": [{"role": "user", "content": "hi"}]}
+async def ask(kit: Any, model: str = "agent", by: Principal = BY, **more: Any) -> dict[str, Any]:
+    request = {"model": model, "messages": [{"role": "user", "content": "hi"}], **more}
     answer: dict[str, Any] = await kit.kernel.container.get(Gateway).complete(request, by=by)
     return answer
 
@@ -167,6 +170,12 @@ async def test_agent_means_the_agents_model_and_the_lease_is_renewed(kit: Any) -
     assert World.renewed == 2
     (row,) = await rows(kit)
     assert (row.task_id, row.agent_id, row.user_id, row.requested_model) == (TASK, AGENT, USER, "agent")
+
+
+async def test_the_agents_token_limit_holds_unless_the_request_has_one(kit: Any) -> None:
+    World.model, World.max_tokens = "long", 2
+    assert (await ask(kit))["choices"][0]["message"]["content"] == "x" * 8
+    assert (await ask(kit, max_tokens=3))["choices"][0]["message"]["content"] == "x" * 12
 
 
 @pytest.mark.parametrize(

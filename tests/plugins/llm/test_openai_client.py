@@ -42,7 +42,10 @@ async def test_llm_1_a_completion_and_a_stream(client: Any) -> None:
     whole = await client.chat.completions.create(model="scripted/echo", messages=ASK)
     assert (whole.choices[0].message.content, whole.model) == ("How is the weather?", "scripted/echo")
     assert whole.usage.total_tokens > 0
-    stream = await client.chat.completions.create(model="scripted/echo", messages=ASK, stream=True)
+    asked = {"model": "scripted/echo", "messages": ASK, "stream": True}
+    bare = [chunk async for chunk in await client.chat.completions.create(**asked)]
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in bare) == "How is the weather?"
+    stream = await client.chat.completions.create(**asked, stream_options={"include_usage": True})
     chunks = [chunk async for chunk in stream]
     text = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
     assert text == "How is the weather?"
@@ -75,8 +78,14 @@ async def test_llm_1_embeddings(client: Any) -> None:
 
 
 async def test_llm_1_errors_are_shown(client: Any, openai: Any) -> None:
-    with pytest.raises(openai.UnprocessableEntityError, match="best_of"):
+    with pytest.raises(openai.BadRequestError, match="best_of"):
         await client.chat.completions.create(model="scripted/echo", messages=ASK, extra_body={"best_of": 2})
+    with pytest.raises(openai.NotFoundError, match="There is no model") as missing:
+        await client.chat.completions.create(model="nobody/nothing", messages=ASK)
+    assert (missing.value.code, missing.value.type) == ("model_not_found", "invalid_request_error")
+    patient = client.with_options(max_retries=5)  # each repetition would take a minute
+    with pytest.raises(openai.UnprocessableEntityError, match="not configured"):
+        await patient.chat.completions.create(model="openai/gpt-5", messages=ASK)
     with pytest.raises(openai.InternalServerError, match="The script demands this error"):
         await client.chat.completions.create(model="scripted/broken", messages=ASK)
     with pytest.raises(openai.AuthenticationError):

@@ -12,6 +12,7 @@ from tests.plugins.llm import conftest as up
 
 from corral.testing.kit import Answer, Client
 from corral_plugins.llm.models import LlmProviderRow
+from corral_plugins.llm.shapes import ChatRequest
 
 pytestmark = pytest.mark.one_engine
 
@@ -35,22 +36,91 @@ def chunks_of(answer: Answer) -> list[Any]:
 async def test_a_completion_is_relayed_with_allowed_fields(kit: Any, upstream: Any) -> None:
     alice = await kit.as_user("member")
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
-    answer = await chat(alice, temperature=0.5, tools=[tool], store=True, verbosity="low", stop=["x"])
+    fields = {
+        "frequency_penalty": 0.1,
+        "logit_bias": {"5": 1.0},
+        "logprobs": True,
+        "metadata": {"a": "b"},
+        "modalities": ["text"],
+        "n": 1,
+        "parallel_tool_calls": False,
+        "prediction": {"type": "content", "content": "x"},
+        "presence_penalty": 0.2,
+        "prompt_cache_key": "key",
+        "reasoning_effort": "low",
+        "response_format": {"type": "text"},
+        "safety_identifier": "someone",
+        "seed": 7,
+        "service_tier": "flex",
+        "stop": ["x"],
+        "temperature": 0.5,
+        "tool_choice": "auto",
+        "tools": [tool],
+        "top_logprobs": 2,
+        "top_p": 0.9,
+        "user": "u",
+        "verbosity": "low",
+    }
+    answer = await chat(alice, store=True, **fields)
     assert answer.status == 200, answer
     assert answer.json()["choices"][0]["message"]["content"] == "hello from upstream"
     assert answer.json()["model"] == answer.headers["corral-model"] == "up/m1"
-    assert answer.headers["corral-ignored"] == "verbosity"
+    assert answer.headers["corral-ignored"] == "store"
     (request,) = upstream.requests
     assert (request.method, request.path) == ("POST", "/v1/chat/completions")
     assert request.headers["authorization"] == f"Bearer {up.KEY}"
     assert request.body == {
         "model": "m1",
         "messages": [{"role": "user", "content": "hi"}],
-        "temperature": 0.5,
-        "tools": [tool],
-        "stop": ["x"],
         "max_tokens": 500,
+        "store": False,
+        **fields,
     }
+    known = {*ChatRequest.__struct_fields__} - {"stream", "stream_options", "max_completion_tokens"}
+    assert request.body.keys() == known  # a new field must be sent on as well
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+async def test_the_cap_keeps_its_name(kit: Any, upstream: Any, field: str) -> None:
+    assert (await chat(await kit.as_user("member"), **{field: 33})).status == 200
+    sent = upstream.requests[0].body
+    assert {name: sent[name] for name in sent if name.startswith("max_")} == {field: 33}
+
+
+async def test_options_of_streams_are_relayed(kit: Any, upstream: Any) -> None:
+    options = {"include_usage": False, "include_obfuscation": False}
+    assert (await chat(await kit.as_user("member"), stream=True, stream_options=options)).status == 200
+    assert upstream.requests[0].body["stream_options"] == {"include_usage": True, "include_obfuscation": False}
+
+
+async def test_fields_of_other_vendors_need_passthrough(
+    make_kit: Callable[..., Any], upstream: Any, providers: dict[str, Any]
+) -> None:
+    providers["open"] = {**providers["up"], "passthrough": True}
+    settings = {"settings.llm.default_model": "open/m1", "settings.llm.default_fallback_models": ["up/m1"]}
+    kit = await make_kit(plugins=["cost", "llm"], config={"plugins.llm": {"providers": providers}, **settings})
+    alice, vendor = await kit.as_user("member"), {"top_k": 5, "extra_body": {"a": [1]}, "undeclared": 1}
+    refused = await chat(alice, "up/m1", **vendor)
+    assert (refused.status, refused.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert [each["pointer"] for each in refused.json()["errors"]] == ["/extra_body", "/top_k", "/undeclared"]
+    assert upstream.requests == []
+    sent_on = await chat(alice, "open/m1", **vendor)
+    assert (sent_on.status, "corral-ignored" in sent_on.headers) == (200, False)
+    assert vendor.items() <= upstream.requests[0].body.items()
+    upstream.behaviours = [up.refuses(503)]
+    fallback = await chat(alice, "default", **vendor)
+    assert (fallback.headers["corral-model"], fallback.status) == ("up/m1", 200)
+    assert fallback.headers["corral-ignored"] == "extra_body, top_k, undeclared"
+    assert not vendor.keys() & upstream.requests[2].body.keys()
+    assert (await alice.get("/llm/providers/open")).status == 403
+
+
+async def test_passthrough_is_a_field_of_providers(kit: Any) -> None:
+    admin = await kit.as_user("admin")
+    new = {"name": "mine", "kind": "openai", "base_url": "http://nowhere.invalid/v1", "passthrough": True}
+    assert (await admin.post("/llm/providers", new)).json()["passthrough"] is True
+    assert (await admin.put("/llm/providers/mine", {"passthrough": False})).json()["passthrough"] is False
+    assert (await admin.get("/llm/providers/up")).json()["passthrough"] is False
 
 
 async def test_reasoning_may_be_sent_back_and_is_dropped(kit: Any, upstream: Any) -> None:
@@ -67,7 +137,7 @@ async def test_reasoning_may_be_sent_back_and_is_dropped(kit: Any, upstream: Any
     sent = upstream.requests[1].body["messages"]
     assert sent[1] == {"role": "assistant", "content": None, "tool_calls": [call]}
     refused = await alice.post("/llm/chat/completions", {"model": "up/m1", "messages": [{**talk[0], "surprise": 1}]})
-    assert (refused.status, refused.json()["errors"][0]["pointer"]) == (422, "/messages/0/surprise")
+    assert (refused.status, refused.json()["errors"][0]["pointer"]) == (400, "/messages/0/surprise")
 
 
 async def test_usage_becomes_one_cost_event(kit: Any, upstream: Any) -> None:
@@ -98,7 +168,7 @@ async def test_an_unpriced_model_is_not_free(kit: Any) -> None:
 async def test_a_stream_is_relayed_and_its_usage_is_requested(kit: Any, upstream: Any) -> None:
     alice = await kit.as_user("member")
     upstream.otherwise = up.streams("one ", "two ", "three")
-    answer = await chat(alice, stream=True)
+    answer = await chat(alice, **up.WITH_USAGE)
     found = chunks_of(answer)
     assert found[-1] == "[DONE]"
     assert found[-2]["usage"]["completion_tokens"] == 3
@@ -140,7 +210,7 @@ async def test_missing_usage_is_estimated(kit: Any, upstream: Any) -> None:
 
     upstream.otherwise = silent
     alice = await kit.as_user("member")
-    found = chunks_of(await chat(alice, stream=True))
+    found = chunks_of(await chat(alice, **up.WITH_USAGE))
     assert found[-2]["usage"]["completion_tokens"] == 10
     (row,) = (await alice.get("/llm/calls")).json()["items"]
     assert (row["output_tokens"], row["estimated"]) == (10, True)
@@ -149,8 +219,8 @@ async def test_missing_usage_is_estimated(kit: Any, upstream: Any) -> None:
 @pytest.mark.parametrize(
     ("status", "expected", "code", "kind"),
     [
-        (400, 422, "validation_error", None),
-        (413, 422, "validation_error", None),
+        (400, 400, "validation_error", None),
+        (413, 400, "validation_error", None),
         (401, 502, "provider_error", "credentials"),
         (404, 502, "provider_error", "model"),
         (429, 429, "rate_limited", None),
@@ -170,11 +240,40 @@ async def test_refusals(kit: Any, upstream: Any, status: int, expected: int, cod
         assert "no, and [redacted] is the key" in answer.json()["detail"]
         assert answer.json()["error"]["message"] == answer.json()["detail"]
         assert up.KEY not in answer.body.decode()
+        is_final = status in (400, 413, 401, 404)
+        assert answer.headers.get("x-should-retry") == ("false" if is_final else None)
     if status == 429:
         assert answer.headers["retry-after"] == "7"
     assert (await alice.get("/cost/events")).json()["items"] == []
     alerts = [json.loads(event.data) for event in await kit.events() if event.type == "system.alert"]
     assert [alert["kind"] for alert in alerts] == (["llm_credentials"] if status == 401 else [])
+
+
+async def test_the_code_and_field_of_a_refusal_are_kept(kit: Any, upstream: Any) -> None:
+    reported = {
+        "message": f"Too long for {up.KEY}.",
+        "type": "invalid_request_error",
+        "code": "context_length_exceeded",
+        "param": "messages.0.content",
+    }
+
+    async def refuses(exchange: up.Exchange) -> None:
+        await exchange.json({"error": reported}, 400)
+
+    async def breaks(exchange: up.Exchange) -> None:
+        await exchange.begin()
+        await exchange.event(up.chunk("half "))
+        await exchange.event({"error": {**reported, "code": "content_filter"}})
+
+    upstream.behaviours = [refuses, refuses, breaks]
+    alice = await kit.as_user("member")
+    told = {**reported, "message": "up: Too long for [redacted]."}
+    for stream in (False, True):
+        answer = await chat(alice, stream=stream)
+        assert (answer.status, answer.code, answer.json()["error"]) == (400, "validation_error", told)
+        assert answer.json()["errors"][0]["pointer"] == "/messages/0/content"
+        assert answer.headers["x-should-retry"] == "false"
+    assert chunks_of(await chat(alice, stream=True))[-1]["error"]["code"] == "provider_error"
 
 
 async def test_an_unreachable_provider(make_kit: Callable[..., Any]) -> None:
@@ -259,7 +358,7 @@ async def test_the_cap_and_the_context_window(kit: Any, upstream: Any) -> None:
     assert answer.status == 200
     assert upstream.requests[0].body["max_tokens"] == 96  # what is left, not the model's 500
     answer = await alice.post("/llm/chat/completions", {"model": "up/m1", "messages": long, "max_tokens": 200})
-    assert (answer.status, answer.json()["errors"][0]["pointer"]) == (422, "/messages")
+    assert (answer.status, answer.json()["errors"][0]["pointer"]) == (400, "/messages")
     assert len(upstream.requests) == 1
 
 

@@ -50,7 +50,7 @@ async def test_the_same_provider_is_retried_before_fallback(
     assert answer.status == 200
     assert len(upstream.requests) == 3
     upstream.behaviours = [up.refuses(400)]
-    assert (await chat(alice, "up/m1")).status == 422
+    assert (await chat(alice, "up/m1")).status == 400
     assert len(upstream.requests) == 4  # what is the caller's is not repeated
     upstream.behaviours = [up.refuses(529)] * 3
     assert (await chat(alice, "up/m1")).status == 502
@@ -75,7 +75,7 @@ async def test_llm_4_errors_independent_of_the_request_fall_back(kit: Any, upstr
         assert (answer.status, answer.headers["corral-model"]) == (200, "spare/m1")
     assert upstream.requests[-1].headers["authorization"] == "Bearer sk-spare-0123456789abcdef"
     upstream.behaviours = [up.refuses(422)]
-    assert (await chat(alice, stream=stream)).status == 422
+    assert (await chat(alice, stream=stream)).status == 400
     upstream.behaviours = [up.refuses(500, "first"), up.refuses(500, "last")]
     assert "last" in (await chat(alice, stream=stream)).json()["detail"]
     (first, *_) = (await alice.get("/llm/calls?status=completed")).json()["items"]
@@ -126,7 +126,8 @@ async def test_an_unconfigured_provider_is_skipped(make_kit: Callable[..., Any],
     alice = await kit.as_user("member")
     assert (await chat(alice)).headers["corral-model"] == "scripted/echo"
     answer = await chat(alice, "openai/gpt")
-    assert (answer.status, answer.code) == (503, "dependency_unavailable")
+    assert (answer.status, answer.code) == (422, "llm.provider_not_configured")
+    assert (answer.headers["x-should-retry"], "retry-after" in answer.headers) == ("false", False)
 
 
 @pytest.mark.parametrize("stream", [False, True])

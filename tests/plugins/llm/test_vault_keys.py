@@ -110,7 +110,7 @@ async def test_moving_a_stored_key_requires_the_rights_to_reveal_it(
 async def test_a_provider_names_a_secret(kit: Any, upstream: Any, new: dict[str, Any]) -> None:
     admin, alice = await kit.as_user("admin"), await kit.as_user("member")
     missing = await admin.post("/llm/providers", {**new, "api_key_secret": "shared"})
-    assert (missing.status, missing.code) == (422, "unknown_reference")
+    assert (missing.status, missing.code) == (400, "unknown_reference")
     assert missing.json()["errors"][0]["pointer"] == "/api_key_secret"
     made = await admin.post("/secrets", {"name": "shared", "value": SECRET, "allowed_hosts": ["127.0.0.1"]})
     assert (await admin.post("/llm/providers", {**new, "api_key_secret": "shared"})).status == 201
@@ -140,9 +140,9 @@ async def test_a_preset_is_configured_by_a_key(kit: Any) -> None:
 async def test_masks_and_two_keys_are_refused(kit: Any, new: dict[str, Any]) -> None:
     admin = await kit.as_user("admin")
     masked = await admin.post("/llm/providers", {**new, "api_key": "********"})
-    assert (masked.status, masked.code) == (422, "masked_value_submitted")
+    assert (masked.status, masked.code) == (400, "masked_value_submitted")
     both = await admin.post("/llm/providers", {**new, "api_key": SECRET, "api_key_secret": "x"})
-    assert (both.status, both.json()["errors"][0]["pointer"]) == (422, "/api_key")
+    assert (both.status, both.json()["errors"][0]["pointer"]) == (400, "/api_key")
     assert (await admin.get("/secrets")).json()["total"] == 0
 
 

@@ -215,7 +215,8 @@ async def test_secrets_5_no_key_is_made_over_encrypted_rows(make_kit: Callable[.
     assert (sealed.kernel.keyring.sealed, key.exists()) == (True, False)
     assert (await sealed.client.get("/health")).status == 200
     login = {"email": "admin1@example.org", "password": PASSWORD}
-    answer = await sealed.client.post("/auth/login", login)  # tokens are signed with a stored key
+    admin = await sealed.sign_in("admin1@example.org")
+    answer = await admin.post("/secrets", {"name": "new", "value": "some new value"})
     assert (answer.status, answer.code) == (503, "vault_sealed")
     key.write_text(text)
     key.chmod(0o600)

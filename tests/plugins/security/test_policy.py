@@ -122,6 +122,8 @@ async def test_warnings_tell_what_deserves_a_look(make_kit: Callable[..., Any]) 
     open_to_all = {"server.bind": "0.0.0.0:8000", "rate_limits": True}
     kit: Kit = await make_kit(plugins=PLUGINS, config=open_to_all)
     admin = await kit.as_user("admin")
+    assert "registration_open_on_public_bind" not in (await admin.get("/security")).json()["warnings"]
+    await admin.put("/security", {"registration": "open"})
     found = (await admin.get("/security")).json()["warnings"]
     assert found == ["registration_open_on_public_bind", "metrics_open", "key_in_data_dir"]
     await admin.put("/security", {"registration": "closed"})

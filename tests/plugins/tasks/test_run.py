@@ -143,15 +143,16 @@ def test_only_a_completed_task_is_a_success(run: Run) -> None:
     assert json.loads(run("--agent", "Refuser", "--json", "Do it").stdout)["status"] == "failed"
 
 
-def test_a_model_that_nobody_set_up_is_asked_for_once(run: Run) -> None:
+def test_a_model_that_nobody_set_up_is_told_and_asked_for_never(run: Run) -> None:
     fields = {"name": "Keyless", "llm_model": "openai/gpt-4o-mini"}
     agent = run.client.post("/agents", json=fields).raise_for_status().json()
     assert agent["warnings"] == ["provider_not_configured"]
     run.client.post(f"/agents/{agent['id']}/start", json={}).raise_for_status()
-    done = run("--agent", "Keyless", "--json", "Say it")
-    outcome = json.loads(done.stdout)
-    assert (done.returncode, outcome["status"], outcome["attempts"]) == (1, "failed", 1), done
-    assert "openai is disabled or not configured" in outcome["error"]["message"]
+    process = Beside(run, "keyless", "--agent", "Keyless", "Say it")
+    _, reason = process.lines(2)
+    assert "  waiting    The provider openai is not configured." in reason
+    run.client.patch(f"/agents/{agent['id']}", json={"llm_model": "scripted/echo"}).raise_for_status()
+    assert (process.wait(), process.out.read_text("utf-8")) == (0, "Say it\n")
 
 
 def test_following_ends_after_a_while_and_the_task_goes_on(run: Run) -> None:

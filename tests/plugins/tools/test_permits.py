@@ -126,6 +126,26 @@ async def test_a_worker_says_what_it_offers(world: World) -> None:
     assert [each["name"] for each in found] == ["my.tool"]
 
 
+async def test_a_worker_without_tools_offers_none(world: World) -> None:
+    client, worker_id = await world.machine("bare", tools=[])
+    agent_id = await world.agent("workspace.*", "test.read", worker_id=worker_id)
+    task = {"title": "t", "agent_id": agent_id}
+    waits = (await world.member.post("/tasks", {**task, "required_tools": ["workspace.read"]})).json()["id"]
+    claimed = (await client.post(f"/workers/{worker_id}/claim", {})).json()
+    assert (claimed["tasks"], claimed["reason"]) == ([], "none")
+    explained = (await world.member.get(f"/tasks/{waits}/explain")).json()
+    assert [each["code"] for each in explained["conditions"] if not each["ok"]] == ["worker_tools"]
+    await world.member.post("/tasks", task)
+    (claim,) = (await client.post(f"/workers/{worker_id}/claim", {})).json()["tasks"]
+    assert [tool["name"] for tool in claim["agent"]["tools"]] == ["test.read"]
+    run = Run(world, claim)
+    await client.post(f"/tasks/{run.task_id}/start", {"lease_id": run.lease_id})
+    refused = await run.tool("workspace.read", {"path": "a"})
+    assert (refused.status, refused.json()["reason"]) == (403, "not_offered")
+    await client.post(f"/workers/{worker_id}/heartbeat", {"tools": None})
+    assert (await run.tool("workspace.read", {"path": "a"})).json()["status"] == "permitted"
+
+
 async def test_what_a_worker_does_not_describe_is_dangerous(world: World) -> None:
     await world.machine("other", tools=["plain.name", {"name": "read.only", "risk": "read"}, "nodot"])
     tools = {tool["name"]: tool["risk"] for tool in (await world.member.get("/tools?source=worker")).json()["items"]}

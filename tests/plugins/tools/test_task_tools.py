@@ -44,13 +44,12 @@ async def test_what_a_tainted_task_says_taints(world: World) -> None:
 
 async def test_tasks_create_delegates_within_the_parent(world: World) -> None:
     helper = await world.agent("test.*")
-    limits = {"allowed_tools": ["tasks.create", "test.read"], "max_cost_usd": 2}
+    limits = {"allowed_tools": ["tasks.create", "test.read"]}
     run = await world.run("tasks.*", task=limits)
     wanted = {
         "title": "part",
         "agent_id": helper,
         "allowed_tools": ["test.read", "test.write"],
-        "max_cost_usd": 5,
         "input": {"n": 1},
         "priority": "high",
     }
@@ -62,24 +61,20 @@ async def test_tasks_create_delegates_within_the_parent(world: World) -> None:
         1,
         world.member.user["id"],
     )
-    assert (child["allowed_tools"], child["max_cost_usd"], child["input"]) == (["test.read"], 2, {"n": 1})
+    assert (child["allowed_tools"], child["input"]) == (["test.read"], {"n": 1})
     assert child["source"] == {"type": "agent", "id": run.claim["agent"]["id"]}
     heir = (await run.tool("tasks.create", {"title": "another"})).json()["result"]["task_id"]
     assert (await read(world, heir))["allowed_tools"] == ["tasks.create", "test.read"]
 
 
 async def test_an_attempt_token_delegates_within_the_parent_too(world: World) -> None:
-    run = await world.run("tasks.*", task={"allowed_tools": ["tasks.get"], "max_cost_usd": 0.5})
+    run = await world.run("tasks.*", task={"allowed_tools": ["tasks.get"]})
     agent = Client(world.kit.application.app, run.claim["agent_token"])
-    for wanted in ({}, {"max_cost_usd": 1000, "allowed_tools": ["tasks.get", "test.write"]}):
+    for wanted in ({}, {"allowed_tools": ["tasks.get", "test.write"]}):
         answer = await agent.post("/tasks", {"title": "part", **wanted})
         assert answer.status == 201, answer
         child = answer.json()
-        assert (child["parent_task_id"], child["allowed_tools"], child["max_cost_usd"]) == (
-            run.task_id,
-            ["tasks.get"],
-            0.5,
-        )
+        assert (child["parent_task_id"], child["allowed_tools"]) == (run.task_id, ["tasks.get"])
 
 
 async def test_tasks_create_is_refused_where_the_api_would(world: World) -> None:

@@ -119,6 +119,23 @@ async def test_other_tools_and_labels_are_told(fleet: Any) -> None:
     assert [event["changed_fields"] for event in await fleet.told("worker.updated")] == [["labels", "tools"]]
 
 
+async def test_no_tools_and_unknown_tools_are_told_apart(fleet: Any) -> None:
+    worker, bare = await fleet.worker(), await fleet.worker("bare", tools=[], fingerprint="f")
+
+    async def tools(client: Any) -> Any:
+        return (await client.get(path(client))).json()["tools"]
+
+    assert (await tools(worker), await tools(bare)) == (None, [])
+    for given, expected in (([], []), (None, None), (["shell.run"], ["shell.run"])):
+        assert (await worker.post(path(worker, "/heartbeat"), {"tools": given})).status == 200
+        assert await tools(worker) == expected
+        await worker.post(path(worker, "/heartbeat"), {})
+        assert await tools(worker) == expected
+    body = {"name": "bare", "fingerprint": "f"}
+    assert (await fleet.admin.post("/workers/register", body)).json()["tools"] == []
+    assert (await fleet.admin.post("/workers/register", {**body, "tools": None})).json()["tools"] is None
+
+
 async def test_silence_takes_offline_and_any_call_brings_back(fleet: Any) -> None:
     worker = await fleet.worker()
     await go_offline(fleet)

@@ -27,6 +27,7 @@ from corral_core.accounts.settings import EMAIL_VERIFICATION, REQUIRE_MFA
 routes = Routes("/auth", tag="Authentication", no_store=True)
 
 SIGN_IN_RATE = Rate("sign_in", 10, 60, per="client")
+RefreshToken = Annotated[str, Meta(min_length=1, max_length=200)]
 Code = Annotated[str, Meta(pattern="^[0-9]{6}$", min_length=6, max_length=6)]
 
 
@@ -45,7 +46,7 @@ class LoginRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class RefreshRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The refresh token to exchange. Omit the token if the refresh cookie contains it."""
 
-    refresh_token: Annotated[str, Meta(min_length=1, max_length=200)] | UnsetType = UNSET
+    refresh_token: RefreshToken | UnsetType = UNSET
 
 
 class PasswordChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -57,7 +58,10 @@ class PasswordChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class SignInResponse(msgspec.Struct, kw_only=True):
-    """The tokens and the account of a signed-in user. `refresh_token` is absent if it is returned in the cookie."""
+    """The tokens and the account of a signed-in user.
+
+    `refresh_token` is absent if it is returned in the cookie. While the vault is sealed, there is no refresh token.
+    """
 
     access_token: str
     refresh_token: str | UnsetType = UNSET
@@ -245,8 +249,11 @@ def sign_in_response(
 ) -> Answer[SignInResponse]:
     """Return the response with the tokens. `cookie`: whether the refresh token is in the cookie, not in the body."""
     view = SignInResponse(access_token=tokens.access, expires_in=tokens.expires_in, user=user)
+    if tokens.refresh is None:
+        return Answer(body=view)
     if cookie:
-        return Answer(body=view, headers=cookie_headers(tokens, request, installation))
+        headers = cookie_headers(tokens.refresh, tokens.refresh_seconds, request, installation)
+        return Answer(body=view, headers=headers)
     view.refresh_token = tokens.refresh
     return Answer(body=view)
 

@@ -10,7 +10,6 @@ from corral.errors import Forbidden
 from corral.http.answers import Request
 from corral.http.client_address import LOOPBACK, canonical_ip
 from corral.plugin import InstallationConfig
-from corral_core.accounts.service.sessions import SessionTokens
 
 NAME, PATH = "corral_refresh", "/api/v1/auth"
 
@@ -38,9 +37,9 @@ def _origin_of_url(url: str) -> str:
     return f"{scheme}://{place.lower().removesuffix({'http': ':80', 'https': ':443'}.get(scheme, ''))}"
 
 
-def cookie_headers(tokens: SessionTokens, request: Request, installation: InstallationConfig) -> dict[str, str]:
+def cookie_headers(refresh: str, seconds: int, request: Request, installation: InstallationConfig) -> dict[str, str]:
     """Return the response headers that set the cookie for the lifetime of the refresh token."""
-    return {"Set-Cookie": _set_cookie_header(tokens.refresh, tokens.refresh_seconds, request, installation)}
+    return {"Set-Cookie": _set_cookie_header(refresh, seconds, request, installation)}
 
 
 def cookie_deletion_headers(request: Request, installation: InstallationConfig) -> dict[str, str]:

@@ -23,12 +23,17 @@ BY_MAIL = Rate("mail", 5, 3600, per="client")
 
 
 class NewRegistration(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A new account. The settings or the invitation determine its role."""
+    """A new account. The settings or the invitation determine its role.
+
+    `setup_token`: the token that the start of the server printed. The first account of an installation needs it if the
+    server listens on more than the loopback interface.
+    """
 
     email: Address
     password: Password
     full_name: FullName
     invitation_token: Token | None = None
+    setup_token: Token | None = None
 
 
 class VerificationSent(msgspec.Struct, kw_only=True):
@@ -73,12 +78,18 @@ class NewPassword(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 async def register_account(
     body: NewRegistration, request: Request, registrations: AccountRegistration
 ) -> Answer[UserView] | Answer[VerificationSent]:
-    """Create an account. The first account becomes the admin.
+    """Create an account. The first account becomes the admin, whatever the settings say about registration.
 
     If addresses must be verified, the response has status 202, and an email with a link is sent.
     """
     new = NewUser(email=body.email, full_name=body.full_name)
-    made = await registrations.register(new, body.password, body.invitation_token, request.unit_context())
+    made = await registrations.register(
+        new,
+        body.password,
+        request.unit_context(),
+        invitation=body.invitation_token,
+        setup_token=body.setup_token,
+    )
     if made is None:
         return Answer(body=VerificationSent(), status=202)
     return Answer(body=made, headers={"Location": "/api/v1/auth/me"})

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-import msgspec
+import functools
 
-from corral.auth.principal import SIGNED_IN, Principal
-from corral.errors import NotFound
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from corral.auth.credentials import CHALLENGE, read_credential
+from corral.auth.principal import PUBLIC, SIGNED_IN, Principal
+from corral.database.engine import Work
+from corral.errors import NotFound, Unauthorized
 from corral.http.answers import Answer, Request
 from corral.http.routes import Routes
-from corral.plugin import InstallationConfig
-from corral_core.accounts.routes.auth import require_user_id
-from corral_core.accounts.routes.cookie import cookie_deletion_headers
+from corral.plugin import InstallationConfig, Settings
+from corral.settings.kernel import CORS_ORIGINS
+from corral_core.accounts.routes.auth import RefreshToken, require_user_id
+from corral_core.accounts.routes.cookie import check_origin, cookie_deletion_headers, cookie_token
 from corral_core.accounts.service.sessions import Sessions, SessionView
+from corral_core.accounts.service.sign_out import SignOut
 
 routes = Routes("/auth", tag="Authentication", no_store=True)
 AUDITED = ("audit_unavailable",)
+
+
+class LogoutRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The refresh token of the session to end. Without it, the access token or the refresh cookie names the session."""
+
+    refresh_token: RefreshToken | UnsetType = UNSET
 
 
 class LogoutAll(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -29,10 +42,42 @@ class SessionList(msgspec.Struct, kw_only=True):
     items: list[SessionView]
 
 
-@routes.post("/logout", needs=SIGNED_IN, status=204, own_session=True, limited=True, raises=AUDITED)
-def logout(caller: Principal, request: Request, sessions: Sessions, installation: InstallationConfig) -> Answer[None]:
-    """Sign out: end the current session, revoke its tokens and close its WebSockets."""
-    sessions.end_session(caller.session_id or "", require_user_id(caller), "logout")
+@routes.post(
+    "/logout",
+    needs=PUBLIC,
+    status=204,
+    raises=(*AUDITED, "unauthenticated", "session_revoked", "insufficient_scope", "forbidden"),
+)
+async def logout(
+    body: LogoutRequest,
+    request: Request,
+    work: Work,
+    sign_out: SignOut,
+    sessions: Sessions,
+    installation: InstallationConfig,
+    settings: Settings,
+) -> Answer[None]:
+    """Sign out: end the session, revoke its tokens and close its WebSockets.
+
+    The refresh token in the body, the access token or the refresh cookie names the session. The token may have expired,
+    and the session may have ended before.
+    """
+    access = read_credential(request.header("authorization"), request.header("x-api-key"))
+    refresh = None if isinstance(body.refresh_token, UnsetType) else body.refresh_token
+    if access is None and refresh is None and (refresh := cookie_token(request)) is not None:
+        origins = settings.get(CORS_ORIGINS)
+        check_origin(request, installation, origins)
+    if access is None and refresh is None:
+        raise Unauthorized("Send the access token or the refresh token of the session.", headers=CHALLENGE)
+
+    def find_holders() -> list[Principal]:
+        holders = [] if access is None else [sign_out.holder_of_access_token(access)]
+        return holders if refresh is None else [*holders, sign_out.holder_of_refresh_token(refresh)]
+
+    for holder in await work(find_holders, read=True):
+        session_id, user_id = holder.session_id or "", require_user_id(holder)
+        end = functools.partial(sessions.end_session, session_id, user_id, "logout")
+        await work(end, entry=request.unit_context(holder))
     return Answer(body=None, headers=cookie_deletion_headers(request, installation))
 
 

@@ -33,6 +33,7 @@ from corral_core.accounts.events import (
 )
 from corral_core.accounts.models import UserRow, set_installation_value_once
 from corral_core.accounts.service.email_addresses import normalize_address, validate_email
+from corral_core.accounts.service.first_account import FirstAccountSetup
 from corral_core.accounts.service.invitations import InvitationsService
 from corral_core.accounts.service.links import EMAIL_LINKS, PASSWORD_LINKS, SingleUseLinks
 from corral_core.accounts.service.mail import MailService
@@ -61,10 +62,11 @@ class AccountsService:
         mail: MailService,
         life: PasswordHistory,
         second: SecondFactor,
+        first: FirstAccountSetup,
     ) -> None:
         self._passwords, self._policy, self._permissions = passwords, policy, permissions
         self._sessions, self._credentials = sessions, credentials
-        self._links, self._mail, self._life, self._second = links, mail, life, second
+        self._links, self._mail, self._life, self._second, self._first = links, mail, life, second, first
 
     async def hash_password(
         self, password: str, *, email: str, full_name: str, pointer: str = "/password", user_id: str | None = None
@@ -100,20 +102,16 @@ class AccountsService:
             known = UserRow.get_or_none(UserRow.email_key == key)
             existing = {"existing_id": known.id} if known is not None and by.is_admin else {}
             raise Conflict("An account with this email address already exists.", code="duplicate", **existing)
+        after_commit(self._first.discard_token)
         created = UserCreated(user_id=row.id, role=new.role, how=how)
         emit(created, object=("user", row.id), owner=row.id)
         self._record_audit(audit_action("create", row.id), row.id, {"how": how}, {"role": (None, new.role)})
         return user_view(row)
 
-    def register(self, new: NewUser, password_hash: str, *, how: str = "registration") -> UserView:
-        """Create an account by registration. The first account of an installation becomes its admin.
-
-        The address of the first account needs no verification, nor does the address of an invited user.
-        """
-        is_first = not UserRow.select().exists() and set_installation_value_once("first_admin", "registration")
-        if is_first:
-            new = msgspec.structs.replace(new, role="admin")
-        verified = is_first or how == "invitation"
+    def register(
+        self, new: NewUser, password_hash: str, *, how: str = "registration", verified: bool = False
+    ) -> UserView:
+        """Create an account by registration. `verified`: whether the address needs no verification."""
         return self.create(new, password_hash=password_hash, by=SYSTEM_PRINCIPAL, how=how, verified=verified)
 
     def create_bootstrap_admin(self, new: NewUser, password_hash: str) -> UserView | None:

@@ -84,6 +84,13 @@ class AccessTokens:
         """Whether `CORRAL_JWT_SECRET` is set. Its value is then the signing key, and the stored keys are not used."""
         return self._fixed is not None
 
+    def _temporary_key(self) -> bytes | None:
+        """Return the signing key to use while the stored keys cannot be decrypted, or None if they can.
+
+        With it, admins can sign in to a sealed installation. It is never stored.
+        """
+        return self._sealer.mac("accounts.temporary_signing_key", b"v1") if self._sealer.sealed else None
+
     def create_first_key(self) -> None:
         """Create the id of the installation and the first signing key if they do not exist."""
         set_installation_value_once("installation_id", new_id())
@@ -130,7 +137,7 @@ class AccessTokens:
             _jwt_codec().encode(msgspec.to_builtins(claims), key, algorithm=ALGORITHM, headers={"kid": keys.active})
         )
 
-    def verify(self, token: str) -> TokenClaims:
+    def verify(self, token: str, *, may_have_expired: bool = False) -> TokenClaims:
         """Verify a token and return its claims. Raise `Unauthorized` if the token is invalid or expired."""
         import jwt
 
@@ -146,7 +153,7 @@ class AccessTokens:
         now = clock.time_s()
         if claims.typ != TYPE or claims.nbf > now + LEEWAY_SECONDS:
             raise Unauthorized("The access token is not valid for this installation; sign in again.")
-        if claims.exp <= now - LEEWAY_SECONDS:
+        if claims.exp <= now - LEEWAY_SECONDS and not may_have_expired:
             raise Unauthorized("The access token has expired; refresh it.", code="token_expired")
         return claims
 
@@ -163,9 +170,9 @@ class AccessTokens:
         if row is None:
             raise Unavailable("The server is still starting.")
         issuer = f"corral:{row.value}"
-        if self._fixed is not None:
-            kid = "env-" + hashlib.sha256(self._fixed).hexdigest()[:16]
-            return _CachedKeys(issuer, {kid: self._fixed}, kid, now)
+        if (only := self._fixed or self._temporary_key()) is not None:
+            kid = "env-" + hashlib.sha256(only).hexdigest()[:16]
+            return _CachedKeys(issuer, {kid: only}, kid, now)
         usable_from = clock.now(-(MAX_LIFE_SECONDS + CACHE_SECONDS + LEEWAY_SECONDS))
         usable = SigningKeyRow.retired_at.is_null() | (SigningKeyRow.retired_at > usable_from)
         found: dict[str, bytes] = {}
@@ -298,6 +305,11 @@ class SessionPrincipals:
         return ended_at is None and expires_at > clock.now() and in_time
 
 
+def is_access_token(credential: str) -> bool:
+    """Return whether a credential has the form of an access token."""
+    return credential.startswith("ey") and credential.count(".") == 2
+
+
 class AccessTokenAuthenticator:
     """Implements `corral.auth.principal.Authenticator` and `RecheckingAuthenticator` for the access tokens of users."""
 
@@ -305,7 +317,7 @@ class AccessTokenAuthenticator:
         self._tokens, self._principals, self._settings = tokens, principals, settings
 
     def recognises(self, credential: str) -> bool:
-        return credential.startswith("ey") and credential.count(".") == 2
+        return is_access_token(credential)
 
     def authenticate(self, credential: str) -> Principal:
         claims = self._tokens.verify(credential)

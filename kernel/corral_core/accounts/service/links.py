@@ -28,7 +28,7 @@ RESET, SET_PASSWORD, VERIFY, CHANGE_EMAIL, INVITATION = (
 LIFE_SECONDS = {RESET: 30 * MINUTE, SET_PASSWORD: 7 * DAY, VERIFY: DAY, CHANGE_EMAIL: DAY, INVITATION: 7 * DAY}
 PAGES = {
     RESET: "reset-password",
-    SET_PASSWORD: "set-password",
+    SET_PASSWORD: "reset-password",
     VERIFY: "verify-email",
     CHANGE_EMAIL: "verify-email",
     INVITATION: "accept-invitation",
@@ -45,6 +45,12 @@ class SingleUseLinks:
 
     def __init__(self, installation: InstallationConfig) -> None:
         self._public, self._bind = installation.public_url, installation.bind
+        self._scheme = "https" if installation.has_tls else "http"
+        self._port: int | None = None
+
+    def serve_at(self, address: str) -> None:
+        """Set the address at which the server accepts connections, because `server.bind` may leave the port open."""
+        self._port = urlsplit(address).port
 
     def create_link(self, kind: str, subject_id: str, email: str | None = None) -> str | None:
         """Create a link whose token is generated later, when the link is emailed. Return the id of the link.
@@ -130,13 +136,13 @@ class SingleUseLinks:
         """Delete every link of a purged account or a deleted invitation."""
         LinkRow.delete().where(LinkRow.subject_id == subject_id).execute()
 
-    def link_url(self, kind: str, token: str, *, absolute: bool = False) -> str:
-        """Return the URL of a link. If `CORRAL_PUBLIC_URL` is not set, the URL is relative unless `absolute` is True.
+    def link_url(self, kind: str, token: str) -> str:
+        """Return the absolute URL of a link. Its fragment contains the token.
 
-        Emails need an absolute URL.
+        The URL begins with `CORRAL_PUBLIC_URL` or, if that is not set, with the address of this server.
         """
-        base = self._public or (self._own_address() if absolute else "")
-        return f"{base.rstrip('/')}/console#/{PAGES[kind]}?token={quote(token)}"
+        base = self._public or self._own_address()
+        return f"{base.rstrip('/')}/account/{PAGES[kind]}#token={quote(token)}"
 
     @staticmethod
     def link_expired_error() -> Gone:
@@ -146,7 +152,8 @@ class SingleUseLinks:
     def _own_address(self) -> str:
         place = urlsplit(f"//{self._bind}")
         everywhere = place.hostname in ("0.0.0.0", "::")  # noqa: S104  (compared, not bound)
-        return f"http://{f'{socket.gethostname()}:{place.port}' if everywhere else place.netloc}"
+        host = socket.gethostname() if everywhere else place.netloc.rpartition(":")[0]
+        return f"{self._scheme}://{host}:{self._port or place.port}"
 
 
 def delete_expired_links(at_once: int = 500) -> int:

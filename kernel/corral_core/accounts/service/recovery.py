@@ -47,21 +47,28 @@ class PasswordRecovery:
 
         All other links and sessions of the user become invalid, and a lockout ends. A second factor is still required.
         """
+        hashed = await self._hash_password(token, password)
+        return await self._work(lambda: self._sign_in.create_session(self._redeem(token, hashed), device), entry=entry)
+
+    async def set_password(self, token: str, password: str, entry: UnitContext) -> None:
+        """Set a new password with the token of a link, as `reset_password` does, without signing in."""
+        hashed = await self._hash_password(token, password)
+        await self._work(lambda: self._redeem(token, hashed), entry=entry)
+
+    async def _hash_password(self, token: str, password: str) -> str:
         row = await self._work(lambda: self._user_of_link(token), read=True)
-        hashed = await self._accounts.hash_password(
+        return await self._accounts.hash_password(
             password, email=row.email, full_name=row.full_name, pointer="/new_password", user_id=row.id
         )
 
-        def unit() -> SignedIn | PendingSignIn:
-            link = self._links.redeem_link(PASSWORD_LINKS, token)
-            row = self._accounts.get_row(link.subject_id)
-            if not row.is_active:
-                raise self._links.link_expired_error()
-            self._accounts.set_password_by_link(row, hashed, proves=link.email)
-            self._lockout.unlock(row.email, row.id)
-            return self._sign_in.create_session(self._accounts.get_row(row.id), device)
-
-        return await self._work(unit, entry=entry)
+    def _redeem(self, token: str, hashed: str) -> UserRow:
+        link = self._links.redeem_link(PASSWORD_LINKS, token)
+        row = self._accounts.get_row(link.subject_id)
+        if not row.is_active:
+            raise self._links.link_expired_error()
+        self._accounts.set_password_by_link(row, hashed, proves=link.email)
+        self._lockout.unlock(row.email, row.id)
+        return self._accounts.get_row(row.id)
 
     def _user_of_link(self, token: str) -> UserRow:
         return self._accounts.get_row(self._links.find_link(PASSWORD_LINKS, token).subject_id)

@@ -15,6 +15,7 @@ from corral_core.accounts.api import REGISTRATION, NewUser, UserView
 from corral_core.accounts.models import UserRow
 from corral_core.accounts.service.accounts import AccountsService
 from corral_core.accounts.service.email_addresses import normalize_address
+from corral_core.accounts.service.first_account import FirstAccountSetup
 from corral_core.accounts.service.invitations import InvitationsService
 from corral_core.accounts.service.links import EMAIL_LINKS, RESET, VERIFY, SingleUseLinks
 from corral_core.accounts.service.mail import MailService
@@ -38,8 +39,9 @@ class AccountRegistration:
         mail: MailService,
         settings: Settings,
         passwords: Passwords,
+        first: FirstAccountSetup,
     ) -> None:
-        self._work, self._accounts, self._invitations = work, accounts, invitations
+        self._work, self._accounts, self._invitations, self._first = work, accounts, invitations, first
         self._links, self._mail, self._settings, self._passwords = links, mail, settings, passwords
 
     async def create_bootstrap_admin(self, email: str, password: str) -> None:
@@ -57,24 +59,41 @@ class AccountRegistration:
             )
 
     async def register(
-        self, new: NewUser, password: str, invitation: str | None, entry: UnitContext
+        self, new: NewUser, password: str, entry: UnitContext, *, invitation: str | None, setup_token: str | None
     ) -> UserView | None:
         """Create an account and return it. If the address must be verified, send an email and return None.
 
         In this case, the result is None even if the address is already taken. Raise `Forbidden` (`registration_closed`)
-        if the settings do not allow this registration.
+        if neither the settings nor the set-up token nor the invitation allow this registration.
         """
-        mode = self._settings.get(REGISTRATION)
-        if mode == "closed" or (mode == "invite" and invitation is None):
-            raise Forbidden("Registration is closed; ask an admin for an account.", code="registration_closed")
         if invitation is not None:
-            return await self._register_invited_user(new, password, invitation, entry)
+            return await self.accept_invitation(invitation, new.full_name, password, entry, email=new.email)
+        await self._work(lambda: self._check_allowed(setup_token), read=True)
+        hashed = await self._accounts.hash_password(password, email=new.email, full_name=new.full_name)
+        return await self._work(lambda: self._create_account(new, hashed, setup_token), entry=entry)
+
+    def _check_allowed(self, setup_token: str | None) -> None:
+        if not self._first.exists():
+            self._first.check_token(setup_token)
+        else:
+            self._refuse_unless_open(setup_token)
+
+    def _refuse_unless_open(self, setup_token: str | None) -> None:
+        if setup_token is not None:
+            raise Forbidden("The set-up token is for the first account, which exists.", code="registration_closed")
+        if self._settings.get(REGISTRATION) != "open":
+            raise Forbidden(
+                "Registration needs an invitation; ask an admin for one.",
+                code="registration_closed",
+            )
+
+    def _create_account(self, new: NewUser, hashed: str, setup_token: str | None) -> UserView | None:
+        if self._first.claim():
+            self._first.check_token(setup_token)
+            return self._accounts.register(msgspec.structs.replace(new, role="admin"), hashed, verified=True)
+        self._refuse_unless_open(setup_token)  # another registration may have been the first in the meantime
         role = self._settings.get(DEFAULT_ROLE)
         new = msgspec.structs.replace(new, role="viewer" if role == "viewer" else "member")
-        hashed = await self._accounts.hash_password(password, email=new.email, full_name=new.full_name)
-        return await self._work(lambda: self._create_account(new, hashed), entry=entry)
-
-    def _create_account(self, new: NewUser, hashed: str) -> UserView | None:
         if not self._settings.get(EMAIL_VERIFICATION):
             return self._accounts.register(new, hashed)
         try:
@@ -84,8 +103,6 @@ class AccountRegistration:
                 raise
             self._notify_owner(new.email)
             return None
-        if made.email_verified:
-            return made
         self._mail.send_link(made.email, VERIFY, made.id)
         return None
 
@@ -105,19 +122,24 @@ class AccountRegistration:
             row = self._accounts.drop_password(row.id)
         send_verification(row, self._mail)
 
-    async def _register_invited_user(self, new: NewUser, password: str, token: str, entry: UnitContext) -> UserView:
-        """Check an invitation, and register the invited user.
+    async def accept_invitation(
+        self, token: str, full_name: str, password: str, entry: UnitContext, *, email: str | None = None
+    ) -> UserView:
+        """Create the account of an invited user. If `email` is given, the invitation must be for this address.
 
         The invitation determines the role, and the address counts as verified.
         """
+        if self._settings.get(REGISTRATION) == "closed":
+            raise Forbidden("Registration is closed; ask an admin for an account.", code="registration_closed")
         invitation = await self._work(lambda: self._invitations.find_pending(token), read=True)
-        if normalize_address(new.email) != invitation.email_key:
+        if email is not None and normalize_address(email) != invitation.email_key:
             raise Invalid.at("/email", "not_allowed", "The invitation is for another email address.")
+        new = NewUser(email=email or invitation.email, full_name=full_name)
         new = msgspec.structs.replace(new, role=invitation.role)
         hashed = await self._accounts.hash_password(password, email=new.email, full_name=new.full_name)
 
         def unit() -> UserView:
-            made = self._accounts.register(new, hashed, how="invitation")
+            made = self._accounts.register(new, hashed, how="invitation", verified=True)
             self._invitations.accept(token, made.id)
             return made
 

@@ -63,11 +63,13 @@ class SessionTokens(msgspec.Struct, frozen=True, kw_only=True):
     """The tokens that a sign-in or a refresh returns.
 
     `expires_in` and `refresh_seconds` are the lifetimes of the access token and of the refresh token in seconds.
+    While the vault is sealed, `refresh` is None: refresh tokens cannot be rotated, and the session ends with its access
+    token.
     """
 
     user_id: str
     access: str
-    refresh: str
+    refresh: str | None
     expires_in: int
     refresh_seconds: int
 
@@ -116,11 +118,14 @@ class Sessions:
 
     def issue_tokens(self, session: SessionRow, refresh: str | None = None) -> SessionTokens:
         """Issue new tokens for a live session. `refresh`: the refresh token to store; if None, one is generated."""
-        refresh = refresh or new_secret()
         seconds = self._seconds_left(session)
-        RefreshRow.create(
-            hash=digest(refresh), session_id=session.id, created_at=clock.now(), expires_at=clock.now(seconds)
-        )
+        if self._sealer.sealed:
+            refresh, seconds = None, min(seconds, self._settings.get(ACCESS_TTL))
+        else:
+            refresh = refresh or new_secret()
+            RefreshRow.create(
+                hash=digest(refresh), session_id=session.id, created_at=clock.now(), expires_at=clock.now(seconds)
+            )
         seen = SessionRow.update(last_seen_at=clock.now(), expires_at=clock.now(seconds))
         seen.where(SessionRow.id == session.id).execute()
         return self._token_response(session, refresh, seconds)
@@ -291,7 +296,7 @@ class Sessions:
         until = clock.parse_instant(session.created_at) + self._settings.get(REFRESH_ABSOLUTE)
         return min(self._idle_seconds(), int(until - clock.time_s()))
 
-    def _token_response(self, session: SessionRow, refresh: str, refresh_seconds: int) -> SessionTokens:
+    def _token_response(self, session: SessionRow, refresh: str | None, refresh_seconds: int) -> SessionTokens:
         seconds = self._settings.get(ACCESS_TTL)
         access = self._tokens.issue(session.user_id, session.id, seconds)
         return SessionTokens(

@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import textwrap
 from importlib import resources
+from importlib.metadata import version
 from typing import Any
 
 import msgspec
 
 from corral.auth.principal import PUBLIC
 from corral.errors import CODES, NotFound
-from corral.http.answers import Text
-from corral.http.routes import Routes
+from corral.http.answers import Request, Text
+from corral.http.routes import API_PREFIX, Routes
 from corral.plugin import ApiDocument
 
 routes = Routes("", tag="Documentation")
 
+PAGE_WIDTH = 100
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; frame-ancestors 'none'"
 )
+
+
+class ServiceInfo(msgspec.Struct, kw_only=True):
+    """The name and the version of the service, and the path of its documentation."""
+
+    service: str
+    version: str
+    docs: str
+
+
+@routes.get("/", needs=PUBLIC, root=True)
+async def read_root(request: Request) -> ServiceInfo | Text:
+    """Return the name and the version of the service. Browsers get a page with a link to the documentation."""
+    if "text/html" in (request.header("accept") or ""):
+        return _static_file("root.html", "text/html; charset=utf-8")
+    return ServiceInfo(service="corral", version=version("corral"), docs=f"{API_PREFIX}/docs")
 
 
 @routes.get("/openapi.json", needs=PUBLIC)
@@ -46,11 +65,12 @@ async def read_docs_style() -> Text:
 
 @routes.get("/problems/{code}", needs=PUBLIC, root=True)
 async def read_problem(code: str) -> Text:
-    """Explain a problem code in plain text."""
+    """Explain a problem code in plain text, with what to do about it."""
     if code not in CODES:
         raise NotFound(f"There is no problem with the code {code}.")
-    status, title = CODES[code]
-    return Text(f"{code}\n\n{title}. Sent with HTTP status {status}.\n")
+    status, title, remedy = CODES[code]
+    what_to_do = f"\n{textwrap.fill(remedy, PAGE_WIDTH)}\n" if remedy else ""
+    return Text(f"{code}\n\n{title}. Sent with HTTP status {status}.\n{what_to_do}")
 
 
 def _static_file(name: str, media_type: str) -> Text:

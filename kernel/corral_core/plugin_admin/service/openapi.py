@@ -30,6 +30,7 @@ from corral.schema.conversion import encode
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _SCHEMAS = "#/components/schemas/"
+FORM = "application/x-www-form-urlencoded"
 
 ALWAYS = ("X-Request-ID", "Cache-Control", "RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
 _NEEDS = {PUBLIC: "no credential", SIGNED_IN: "a signed-in user", ANY_CALLER: "any valid credential"}
@@ -116,13 +117,15 @@ class _Writer:
             written["requestBody"] = {
                 "description": f"At most {route.body_limit // 1024} KiB.",
                 "required": self._is_body_required(body),
-                "content": {"application/json": {"schema": body}},
+                "content": {FORM if route.form else "application/json": {"schema": body}},
             }
         responses = self._successes(route, signature)
         for status, codes in problem_codes(route, signature).items():
             responses[str(status)] = self._refusal(status, sorted(codes))
         written["responses"] = dict(sorted(responses.items()))
-        written["security"] = [] if PUBLIC in route.needs else CREDENTIALS
+        is_public = PUBLIC in route.needs
+        is_open = is_public and "unauthenticated" not in route.raises  # the others read a credential if there is one
+        written["security"] = [] if is_open else [*([{}] if is_public else []), *CREDENTIALS]
         return written
 
     def _parameters(self, route: Route, signature: Signature) -> Iterator[dict[str, Any]]:
@@ -188,7 +191,8 @@ class _Writer:
         return {"$ref": f"{_SCHEMAS}Page_{name}"}
 
     def _refusal(self, status: int, codes: list[str]) -> dict[str, str]:
-        name = ".".join((str(status), *(code for code in codes if code not in EVERY_ROUTE)))
+        own = (code for code in codes if code not in EVERY_ROUTE or CODES[code][0] != status)
+        name = ".".join((str(status), *own))
         narrowed = {"properties": {"status": {"const": status}, "code": {"enum": codes}}}
         self.responses[name] = {
             "description": "; ".join(dict.fromkeys(CODES[code][1] for code in codes)) + ".",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from peewee import BigIntegerField, CharField, IntegerField, Model, ModelIndex, TextField
+from peewee import CharField, IntegerField, Model, ModelIndex, TextField
 
 
 def up(migrator: Any, db: Any) -> None:
@@ -24,6 +24,7 @@ def up(migrator: Any, db: Any) -> None:
         status_reason = CharField(max_length=20, null=True)
         active_tasks = IntegerField()
         failures_in_a_row = IntegerField()
+        stalls_in_a_row = IntegerField()
         last_active_at = CharField(max_length=24)
         llm_provider = CharField(max_length=64, null=True)
         llm_model = CharField(max_length=200, null=True)
@@ -35,11 +36,8 @@ def up(migrator: Any, db: Any) -> None:
         worker_labels = TextField()
         config = TextField()
         max_concurrent_tasks = IntegerField()
-        monthly_budget_micro = BigIntegerField(null=True)
-        max_cost_per_task_micro = BigIntegerField(null=True)
         retry_policy = TextField(null=True)
         stall_policy = TextField(null=True)
-        review_policy = TextField()
         tags = TextField()
         metadata = TextField()
         deleted_at = CharField(max_length=24, null=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 import msgspec
@@ -13,6 +12,7 @@ from corral.plugin import Setting
 from corral.schema.json_schema_validation import check_user_schema
 from corral_plugins.agents.models import Agent
 from corral_plugins.agents.shapes import AgentConfig, AgentFields
+from corral_plugins.tasks.api import refuse_unenforced
 
 MAX_STEPS: Setting[int] = Setting(
     name="agents.max_steps",
@@ -36,10 +36,8 @@ PLAIN = (
     "tags",
     "metadata",
 )
-STRUCTURED = ("tool_policy", "retry_policy", "stall_policy", "review_policy")
-MONEY = {"monthly_budget_usd": "monthly_budget_micro", "max_cost_per_task_usd": "max_cost_per_task_micro"}
+STRUCTURED = ("tool_policy", "retry_policy", "stall_policy")
 FIELD_OF = {
-    **{column: field for field, column in MONEY.items()},
     "worker_group": "worker_selector",
     "worker_labels": "worker_selector",
 }
@@ -54,15 +52,12 @@ CONFIGURATION = frozenset(
         "worker_selector",
         "config",
         "max_concurrent_tasks",
-        "monthly_budget_usd",
-        "max_cost_per_task_usd",
         "retry_policy",
         "stall_policy",
-        "review_policy",
     }
 )
 """The fields of the configuration. Changing one of these fields creates a new version."""
-COPIED = (*PLAIN, *STRUCTURED, *MONEY.values(), "worker_group", "worker_labels", "config")
+COPIED = (*PLAIN, *STRUCTURED, "worker_group", "worker_labels", "config")
 """The columns that a copy of an agent takes from the original: everything that people set, except the name."""
 
 
@@ -85,13 +80,11 @@ def to_columns(fields: AgentFields, config: dict[str, Any]) -> dict[str, Any]:
     If `fields.config` is set, its absent parts are taken from `config`. Raises `Invalid` if a value breaks a rule that
     the type annotations cannot express, for example the maximum size of the metadata.
     """
+    refuse_unenforced({name: getattr(fields, name) for name in fields.__struct_fields__})
     found: dict[str, Any] = {name: value for name in PLAIN if (value := getattr(fields, name)) is not UNSET}
     for name in STRUCTURED:
         if (value := getattr(fields, name)) is not UNSET:
             found[name] = msgspec.to_builtins(value)
-    for name, column in MONEY.items():
-        if (value := getattr(fields, name)) is not UNSET:
-            found[column] = to_micro_usd(value)
     if fields.worker_selector is not UNSET:
         found["worker_group"] = fields.worker_selector.group
         found["worker_labels"] = fields.worker_selector.labels
@@ -99,7 +92,8 @@ def to_columns(fields: AgentFields, config: dict[str, Any]) -> dict[str, Any]:
         found["config"] = _merge_config(config, fields.config)
     if isinstance(found.get("worker_id"), str):
         found["worker_id"] = found["worker_id"].lower()
-    _check_fields(found)
+    if len(msgspec.json.encode(found.get("metadata", {}))) > METADATA_BYTES:
+        raise Invalid.at("/metadata", "too_long", f"at most {METADATA_BYTES} bytes of JSON")
     return found
 
 
@@ -107,22 +101,6 @@ def _merge_config(config: dict[str, Any], change: AgentConfig) -> dict[str, Any]
     if isinstance(change.output_schema, dict):
         check_user_schema(change.output_schema, pointer_prefix="/config/output_schema")
     return {**config, **msgspec.to_builtins(change)}
-
-
-def _check_fields(found: dict[str, Any]) -> None:
-    if len(msgspec.json.encode(found.get("metadata", {}))) > METADATA_BYTES:
-        raise Invalid.at("/metadata", "too_long", f"at most {METADATA_BYTES} bytes of JSON")
-    review = found.get("review_policy")
-    if review is None:
-        return
-    if review["mode"] == "agent" and review["reviewer_agent_id"] is None:
-        raise Invalid.at("/review_policy/reviewer_agent_id", "required", "The mode `agent` requires reviewer_agent_id.")
-    if review["mode"] != "agent" and review["reviewer_agent_id"] is not None:
-        raise Invalid.at(
-            "/review_policy/reviewer_agent_id", "not_allowed", "Only the mode `agent` accepts reviewer_agent_id."
-        )
-    if review["reviewer_agent_id"] is not None:
-        review["reviewer_agent_id"] = review["reviewer_agent_id"].lower()
 
 
 def refuse_loosened_tool_policy(before: dict[str, Any], after: dict[str, Any], *, manages: bool) -> None:
@@ -142,18 +120,6 @@ def _allowed_when_tainted(policy: dict[str, Any]) -> set[str]:
     return {tool for tool, rule in policy.items() if isinstance(rule, dict) and rule.get("when_tainted") == "allow"}
 
 
-def to_micro_usd(dollars: float | None) -> int | None:
-    """Convert dollars to micro-USD, rounded half up."""
-    if dollars is None:
-        return None
-    return int((Decimal(str(dollars)) * 1_000_000).quantize(Decimal(1), ROUND_HALF_UP))
-
-
-def to_dollars(micro_usd: int | None) -> float | None:
-    """Convert micro-USD to dollars."""
-    return None if micro_usd is None else micro_usd / 1_000_000
-
-
 def worker_selector_view(row: Agent) -> dict[str, Any]:
     """Return the worker selector of an agent for the API, with only the parts that are set."""
     found: dict[str, Any] = {}
@@ -169,9 +135,5 @@ def version_configuration(row: Agent) -> dict[str, Any]:
 
     The configuration can be converted back into `AgentFields`.
     """
-    special = {
-        "worker_selector": worker_selector_view(row),
-        "monthly_budget_usd": to_dollars(row.monthly_budget_micro),
-        "max_cost_per_task_usd": to_dollars(row.max_cost_per_task_micro),
-    }
+    special = {"worker_selector": worker_selector_view(row)}
     return {name: special[name] if name in special else getattr(row, name) for name in sorted(CONFIGURATION)}

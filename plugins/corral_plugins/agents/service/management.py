@@ -22,7 +22,6 @@ from corral.http.page import Order, Page, newest_first, paginate
 from corral.ids import new_id
 from corral.jobs.job import enqueue
 from corral.plugin import Setting, Settings
-from corral.schema.fields import trimmed
 from corral_plugins.agents.api import AgentCreated, AgentDeleted, AgentUpdated
 from corral_plugins.agents.models import LIVING, Agent, AgentToken
 from corral_plugins.agents.service.configuration import (
@@ -98,12 +97,12 @@ class AgentManagement:
     def create(self, new: NewAgent, *, by: Principal) -> AgentView:
         """Create an agent in the state `offline`.
 
-        Raises a `Problem` with the code `duplicate` if the name is taken, `unknown_reference` if a provider, worker or
-        reviewer does not exist, or `quota_exceeded` if there are too many agents.
+        Raises a `Problem` with the code `duplicate` if the name is taken, `unknown_reference` if a provider or worker
+        does not exist, or `quota_exceeded` if there are too many agents.
         """
         config = default_config(self._settings.get(MAX_STEPS))
         values = {"config": config, **to_columns(new, config)}
-        self._check_references(values, "")
+        self._check_references(values)
         return self._insert_agent(new.name, values, by)
 
     def clone(self, agent_id: str, name: str, *, by: Principal) -> AgentView:
@@ -114,8 +113,8 @@ class AgentManagement:
     def update(self, agent_id: str, patch: AgentPatch, match: IfMatch = ANY_VERSION, *, by: Principal) -> AgentView:
         """Change an agent. A change of the configuration creates a new version.
 
-        Raises a `Problem` with the code `duplicate` if the new name is taken, or `unknown_reference` if a provider,
-        worker or reviewer does not exist.
+        Raises a `Problem` with the code `duplicate` if the new name is taken, or `unknown_reference` if a provider or
+        worker does not exist.
         """
         for _ in range(TRIES):
             row = find_writable_agent(agent_id, by)
@@ -166,7 +165,8 @@ class AgentManagement:
             raise Problem(f"The limit of {limit} agents (agents.max_agents) is reached.", code="quota_exceeded")
         now = clock.now()
         row = Agent(
-            **{"review_policy": {"mode": "none", "reviewer_agent_id": None}, **values, **_name_columns(name)},
+            **values,
+            **_name_columns(name),
             id=new_id(),
             stamp=new_id(),
             created_by=by.user_id,
@@ -188,7 +188,7 @@ class AgentManagement:
         if patch.name is not UNSET:
             wanted.update(_name_columns(patch.name))
         changes = {column: value for column, value in wanted.items() if getattr(row, column) != value}
-        self._check_references(changes, row.id)
+        self._check_references(changes)
         self._check_tools(row, changes, by)
         if "name_key" in changes and _agent_with_name(changes["name_key"]) is not None:
             raise _name_taken_error(changes["name"], changes["name_key"])
@@ -226,20 +226,13 @@ class AgentManagement:
         if self.tools is not None and (added or after != before):
             self.tools.refuse_missing_permissions(by, enabled=added, policy=after, before=before)
 
-    def _check_references(self, values: dict[str, Any], agent_id: str) -> None:
-        """Raise `Invalid` with the code `unknown_reference` for a provider, worker or reviewer that does not exist."""
+    def _check_references(self, values: dict[str, Any]) -> None:
+        """Raise `Invalid` with the code `unknown_reference` for a provider or worker that does not exist."""
         worker, provider = values.get("worker_id"), values.get("llm_provider")
         if worker is not None and (self.workers is None or self.workers.find(worker) is None):
             raise _unknown_reference("/worker_id", "No worker has this id.")
         if provider is not None and self.llm is not None and not self.llm.is_known(provider):
             raise _unknown_reference("/llm_provider", "No provider has this name; GET /llm/providers lists them.")
-        reviewer = values.get("review_policy", {}).get("reviewer_agent_id")
-        if reviewer is None:
-            return
-        if reviewer == agent_id:
-            raise Invalid.at("/review_policy/reviewer_agent_id", "not_allowed", "An agent cannot review itself.")
-        if not Agent.select(Agent.id).where((Agent.id == reviewer) & LIVING).exists():
-            raise _unknown_reference("/review_policy/reviewer_agent_id", "No agent has this id.")
 
     def _release_tasks(self, agent_id: str, *, force: bool) -> int:
         """End the leases of the agent, and detach it from the tasks that wait for it.
@@ -276,7 +269,7 @@ def _may_manage(by: Principal) -> bool:
 
 
 def _name_columns(name: str) -> dict[str, str]:
-    clean = trimmed(name)
+    clean = name.strip()
     if not clean:
         raise Invalid.at("/name", "too_short", "must contain a character other than white space")
     return {"name": clean, "name_key": clean.casefold()}

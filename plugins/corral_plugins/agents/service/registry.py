@@ -13,12 +13,12 @@ import peewee
 
 from corral import clock
 from corral.database.statement import Statement
-from corral.plugin import Settings
+from corral.plugin import Setting, Settings
 from corral_plugins.agents.api import AgentFacts
 from corral_plugins.agents.models import LIVING, Agent
-from corral_plugins.agents.service.configuration import to_dollars
 from corral_plugins.agents.service.states import (
     ERROR_AFTER_FAILURES,
+    PAUSE_AFTER_STALLS,
     StateChangePublisher,
     are_state_changes_suppressed,
 )
@@ -78,16 +78,24 @@ _FREE_SLOT = Statement(
         (Agent.id == p("id")) & (Agent.active_tasks > 0) & LIVING
     )
 )
-_RESET_FAILURES = Statement(
-    lambda p: Agent.update({Agent.failures_in_a_row: 0}).where((Agent.id == p("id")) & (Agent.failures_in_a_row > 0))
-)
-_COUNT_FAILURE = Statement(
-    lambda p: (
-        Agent.update({Agent.failures_in_a_row: Agent.failures_in_a_row + 1})
-        .where((Agent.id == p("id")) & LIVING)
-        .returning(Agent.failures_in_a_row, *_EVENT_FIELDS)
+
+
+def _count(counter: Any) -> Statement:
+    return Statement(
+        lambda p: (
+            Agent.update({counter: counter + 1})
+            .where((Agent.id == p("id")) & LIVING)
+            .returning(counter, *_EVENT_FIELDS)
+        )
     )
-)
+
+
+def _reset(counter: Any) -> Statement:
+    return Statement(lambda p: Agent.update({counter: 0}).where((Agent.id == p("id")) & (counter > 0)))
+
+
+_COUNT_FAILURE, _RESET_FAILURES = _count(Agent.failures_in_a_row), _reset(Agent.failures_in_a_row)
+_COUNT_STALL, _RESET_STALLS = _count(Agent.stalls_in_a_row), _reset(Agent.stalls_in_a_row)
 _ROLE = Statement(lambda p: Agent.select(Agent.id).where((Agent.role == p("role")) & LIVING).limit(1).tuples())
 
 
@@ -158,20 +166,32 @@ class AgentsService:
             if before is not None:
                 self._changes.publish_change(agent_id, name, owner, before, status, None)
 
-    def record_attempt_end(self, agent_id: str, *, configuration_failure: bool) -> None:
+    def record_attempt_end(self, agent_id: str, *, configuration_failure: bool, stalled: bool) -> None:
         """Record how an attempt ended. Too many consecutive configuration failures set the state `error`.
 
-        An attempt that ends in any other way resets the count.
+        An attempt that ends in any other way resets the count. An attempt that did not stall resets the count of
+        stalls.
         """
-        if not configuration_failure:
+        if not stalled:
+            _RESET_STALLS.run({"id": agent_id})
+        if configuration_failure:
+            self._suspend_after(ERROR_AFTER_FAILURES, _COUNT_FAILURE, agent_id, "error", "config_error")
+        else:
             _RESET_FAILURES.run({"id": agent_id})
-            return
-        for failures, _, before, name, owner in _COUNT_FAILURE.rows({"id": agent_id}):
-            if failures >= self._settings.get(ERROR_AFTER_FAILURES) and before in CLAIMING:
-                Agent.update(status="error", status_reason="config_error").where(
+
+    def record_stall(self, agent_id: str) -> None:
+        """Count consecutive stalled attempts. After too many of them, the state of the agent becomes `paused`."""
+        self._suspend_after(PAUSE_AFTER_STALLS, _COUNT_STALL, agent_id, "paused", "stalled")
+
+    def _suspend_after(self, limit: Setting[int], count: Statement, agent_id: str, after: str, reason: str) -> None:
+        """Count an incident of an agent that may claim tasks. At the limit (0: never), change its state to `after`."""
+        most = self._settings.get(limit)
+        for incidents, _, before, name, owner in count.rows({"id": agent_id}):
+            if most and incidents >= most and before in CLAIMING:
+                Agent.update(status=after, status_reason=reason).where(
                     (Agent.id == agent_id) & (Agent.status == before)
                 ).execute()
-                self._changes.publish_change(agent_id, name, owner, before, "error", "config_error")
+                self._changes.publish_change(agent_id, name, owner, before, after, reason)
 
     def _facts_of_rows(self, rows: list[tuple[Any, ...]]) -> list[AgentFacts]:
         """Return the facts about agents, given rows with the columns `_STATE`.
@@ -224,9 +244,7 @@ def _facts_of_row(row: Agent) -> AgentFacts:
         config=row.config,
         max_concurrent_tasks=row.max_concurrent_tasks,
         active_tasks=row.active_tasks,
-        max_cost_per_task_usd=to_dollars(row.max_cost_per_task_micro),
         retry_policy=row.retry_policy,
         stall_policy=row.stall_policy,
-        review_policy=row.review_policy,
         last_active_at=row.last_active_at or None,
     )

@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, cast
 
+import msgspec
+
 from corral import clock
 from corral.auth.principal import Principal, require_owner
 from corral.auth.visibility import visible
 from corral.errors import NotFound, Unavailable
 from corral.ids import new_id
 from corral_plugins.agents.models import LIVING, Agent, AgentVersion
-from corral_plugins.agents.service.configuration import to_dollars, version_configuration, worker_selector_view
+from corral_plugins.agents.service.configuration import version_configuration, worker_selector_view
 from corral_plugins.agents.shapes import AgentView, Status
 from corral_plugins.llm.api import LLM
-from corral_plugins.tasks.api import Tasks
+from corral_plugins.tasks.api import ReviewPolicy, Tasks
 from corral_plugins.tools.api import Tools
 from corral_plugins.workers.api import WorkerFacts, Workers
 
@@ -125,26 +127,26 @@ class _AgentWarnings:
 
     def __init__(self, llm: LLM | None, tools: Tools | None, workers: Workers | None, bound: Collection[str]) -> None:
         self._llm, self._tools, self._workers = llm, tools, workers
-        self._configured: dict[str, bool] = {}
+        self._ready: dict[tuple[str | None, str | None, tuple[str, ...]], bool] = {}
         self._fleet: list[WorkerFacts] | None = None
         self._bound = workers.find_many(sorted(bound)) if workers is not None and bound else {}
 
     def warnings_of(self, row: Agent) -> list[str]:
         """Return the warning codes for an agent. The most general warning comes first."""
-        found = [] if self._provider_ready(row) else ["provider_not_configured"]
+        found = [] if self._model_ready(row) else ["provider_not_configured"]
         found += self._worker_warnings(row)
         found += [f"tool_unavailable:{tool}" for tool in self._unserved_tools(row.enabled_tools)]
         return found
 
-    def _provider_ready(self, row: Agent) -> bool:
+    def _model_ready(self, row: Agent) -> bool:
+        """Return whether the gateway can call the agent's own model, and the provider lists the model."""
         if self._llm is None:
             return True
-        name = row.llm_provider or (row.llm_model or "").partition("/")[0]
-        if not row.llm_provider and not self._llm.is_known(name):
-            name = self._llm.default_model().partition("/")[0]
-        if name not in self._configured:
-            self._configured[name] = self._llm.is_provider_configured(name)
-        return self._configured[name]
+        key = (row.llm_provider, row.llm_model, tuple(row.config.get("fallback_models") or ()))
+        if key not in self._ready:
+            model = self._llm.models_for_agent(*key)[0]
+            self._ready[key] = model.problem is None and model.listed
+        return self._ready[key]
 
     def _worker_warnings(self, row: Agent) -> list[str]:
         if self._workers is None:
@@ -169,9 +171,10 @@ class _AgentWarnings:
 
     def _unserved_tools(self, tools: Iterable[str]) -> list[str]:
         wanted = list(tools)
-        if not wanted or any(not worker.tools for worker in self._online_workers()):
-            return []  # a worker that lists no tools provides all tools
-        offered = {tool for worker in self._online_workers() for tool in worker.tools}
+        workers = self._online_workers() if wanted else []
+        if any(worker.tools is None for worker in workers):
+            return []  # a worker that did not report its tools is assumed to offer every tool
+        offered = {tool for worker in workers for tool in worker.tools or ()}
         if self._tools is not None:
             offered |= self._tools.server_tools()
         return [tool for tool in wanted if not _is_tool_offered(tool, offered)]
@@ -203,11 +206,11 @@ def _agent_view(row: Agent, task_ids: list[str], warnings: list[str]) -> AgentVi
         worker_selector=worker_selector_view(row),
         config=row.config,
         max_concurrent_tasks=row.max_concurrent_tasks,
-        monthly_budget_usd=to_dollars(row.monthly_budget_micro),
-        max_cost_per_task_usd=to_dollars(row.max_cost_per_task_micro),
+        monthly_budget_usd=None,
+        max_cost_per_task_usd=None,
         retry_policy=row.retry_policy,
         stall_policy=row.stall_policy,
-        review_policy=row.review_policy,
+        review_policy=msgspec.to_builtins(ReviewPolicy()),
         tags=row.tags,
         metadata=row.metadata,
         status=cast(Status, row.status),

@@ -44,6 +44,14 @@ ERROR_AFTER_FAILURES: Setting[int] = Setting(
     maximum=20,
     title="Number of consecutive configuration failures after which an agent enters the state `error`",
 )
+PAUSE_AFTER_STALLS: Setting[int] = Setting(
+    name="agents.pause_after_stalls",
+    kind=int,
+    default=3,
+    minimum=0,
+    maximum=20,
+    title="Number of consecutive stalled tasks after which an agent is paused (0: never)",
+)
 
 STATUSES = ("offline", "idle", "busy", "draining", "paused", "error")
 
@@ -135,7 +143,7 @@ class AgentStates:
             overridden = row.status == "paused" and row.status_reason == "budget"
             if row.status == "paused":
                 _refuse_automatic_pause(row, override=override)
-            if self._transition(row, _state_for_claims(row), failures_in_a_row=0):
+            if self._transition(row, _state_for_claims(row), failures_in_a_row=0, stalls_in_a_row=0):
                 if overridden and self.audit is not None:
                     entry = AuditEntry(action="agents.agent.override", object_type="agent", object_id=agent_id)
                     self.audit.record(entry)
@@ -190,7 +198,7 @@ class AgentStates:
                 raise _wrong_state(row, "resumed; start it instead")
             self._refuse_while_killed()
             _refuse_automatic_pause(row, override=False)
-            if self._transition(row, _state_for_claims(row), reason=reason):
+            if self._transition(row, _state_for_claims(row), reason=reason, stalls_in_a_row=0):
                 return self._current_view(agent_id, by)
         raise contention_error()
 

@@ -57,6 +57,7 @@ def up(migrator: Any, db: peewee.Database) -> None:
         max_concurrency = peewee.IntegerField(null=True)
         requests_per_minute = peewee.IntegerField(null=True)
         max_retries = peewee.IntegerField()
+        passthrough = peewee.BooleanField()
         enabled = peewee.BooleanField()
         api_key_secret = peewee.CharField(max_length=128, null=True)
         version = peewee.IntegerField()

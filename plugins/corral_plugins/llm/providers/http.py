@@ -197,20 +197,27 @@ async def _raise_for_status(response: httpx2.Response) -> None:
         body += chunk
         if len(body) > MAX_ERROR_BYTES:
             break
-    status = response.status_code
-    raise ProviderError(status, _error_message(body, status), retry_after=_retry_after(response))
+    raise _error_of(body, response.status_code, _retry_after(response))
 
 
-def _error_message(body: bytes, status: int) -> str:
-    """Return the message of an error response in OpenAI's or Anthropic's format, or else the text of the response."""
+def _error_of(body: bytes, status: int, retry_after: int | None) -> ProviderError:
+    """Read an error response in OpenAI's or Anthropic's format. The message of any other response is its text."""
     try:
         response = json.loads(body)
     except (ValueError, RecursionError):
-        return body.decode(errors="replace").strip() or f"HTTP {status}"
+        text = body.decode(errors="replace").strip() or f"HTTP {status}"
+        return ProviderError(status, text, retry_after=retry_after)
     error = response.get("error", response) if isinstance(response, dict) else response
-    if isinstance(error, dict):
-        return str(error.get("message") or error.get("detail") or error)
-    return str(error)
+    if not isinstance(error, dict):
+        return ProviderError(status, str(error), retry_after=retry_after)
+    return error_from_object(status, error, retry_after=retry_after)
+
+
+def error_from_object(status: int, error: Mapping[str, Any], *, retry_after: int | None = None) -> ProviderError:
+    """Return the error that an error object in OpenAI's format describes."""
+    message = str(error.get("message") or error.get("detail") or error)
+    code, param = (value if isinstance(value := error.get(name), str) else None for name in ("code", "param"))
+    return ProviderError(status, message, retry_after=retry_after, reported_code=code, param=param)
 
 
 def _retry_after(response: httpx2.Response) -> int | None:

@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 
 from corral import clock
 from corral_plugins.llm.api import ModelInfo, ProviderConnection, ProviderError
-from corral_plugins.llm.providers.http import DONE, ProviderHttp, positive_or_none
+from corral_plugins.llm.providers.http import DONE, ProviderHttp, error_from_object, positive_or_none
 
 OPENAI_HOST = "api.openai.com"
-COMMON_FIELDS = frozenset(
+SUPPORTED_FIELDS = frozenset(
     {
         "dimensions",
         "frequency_penalty",
@@ -22,22 +22,29 @@ COMMON_FIELDS = frozenset(
         "logprobs",
         "max_completion_tokens",
         "max_tokens",
+        "metadata",
+        "modalities",
+        "n",
         "parallel_tool_calls",
+        "prediction",
         "presence_penalty",
+        "prompt_cache_key",
         "reasoning_effort",
         "response_format",
+        "safety_identifier",
         "seed",
+        "service_tier",
         "stop",
+        "store",
+        "stream_options",
         "temperature",
         "tool_choice",
         "tools",
         "top_logprobs",
         "top_p",
         "user",
+        "verbosity",
     }
-)
-OPENAI_FIELDS = frozenset(
-    {"modalities", "prediction", "prompt_cache_key", "safety_identifier", "service_tier", "verbosity"}
 )
 MESSAGE_FIELDS = ("role", "content", "name", "tool_calls", "tool_call_id", "refusal")
 CONTEXT_FIELDS = ("context_length", "context_window", "max_model_len")  # used by OpenRouter, others, and vLLM
@@ -49,14 +56,15 @@ class OpenAIProvider:
 
     kind = "openai"
     config_schema: Mapping[str, Any] = {"type": "object", "additionalProperties": False}
-    supported_fields = COMMON_FIELDS
+    supported_fields = SUPPORTED_FIELDS
+    token_input = True
 
     def __init__(self, http: ProviderHttp) -> None:
         self._http = http
 
-    def supported_fields_of(self, connection: ProviderConnection) -> frozenset[str]:
-        """Return the supported request fields. OpenAI's own servers accept fields that other servers reject."""
-        return COMMON_FIELDS | OPENAI_FIELDS if _is_openai(connection) else COMMON_FIELDS
+    def cap_field_of(self, connection: ProviderConnection) -> str:
+        """Return the field that limits output tokens. Newer models of OpenAI refuse `max_tokens`."""
+        return "max_completion_tokens" if _is_openai(connection) else "max_tokens"
 
     def list_models(self, connection: ProviderConnection) -> Sequence[ModelInfo]:
         return connection.models
@@ -90,7 +98,8 @@ class OpenAIProvider:
     async def stream(
         self, request: dict[str, Any], connection: ProviderConnection
     ) -> AsyncGenerator[dict[str, Any], None]:
-        body = {**_request_body(request, connection), "stream": True, "stream_options": {"include_usage": True}}
+        options = {**request.get("stream_options", {}), "include_usage": True}
+        body = {**_request_body(request, connection), "stream": True, "stream_options": options}
         url = _endpoint_url(connection, "chat/completions")
         is_finished = False
         async for chunk in self._http.post_for_events(connection, url, _request_headers(connection), body):
@@ -133,15 +142,14 @@ def _request_headers(connection: ProviderConnection) -> dict[str, str]:
 
 
 def _request_body(request: dict[str, Any], connection: ProviderConnection) -> dict[str, Any]:
-    """Return the request body with the field names that the server supports."""
+    """Return the request body.
+
+    Nothing is stored by the provider. OpenAI may store by default, so the field is always sent to its own server; other
+    servers may reject the field, so they receive it only if the request contains it.
+    """
     is_openai = _is_openai(connection)
     body = {**request, "messages": [_supported_message(message, is_openai) for message in request["messages"]]}
-    if is_openai and "max_tokens" in body:  # newer models reject `max_tokens`
-        cap = body.pop("max_tokens")
-        body.setdefault("max_completion_tokens", cap)
-    elif not is_openai and "max_completion_tokens" in body:
-        body["max_tokens"] = body.pop("max_completion_tokens")
-    return body
+    return {**body, "store": False} if is_openai or "store" in body else body
 
 
 def _supported_message(message: dict[str, Any], is_openai: bool) -> dict[str, Any]:
@@ -161,7 +169,7 @@ def _raise_for_error(response: Mapping[str, Any]) -> None:
     fields = error if isinstance(error, dict) else {}
     code = fields.get("code")
     status = code if isinstance(code, int) and 400 <= code <= 599 else 502
-    raise ProviderError(status, str(fields.get("message") or error))
+    raise error_from_object(status, fields or {"message": str(error)})
 
 
 def _model_info(item: dict[str, Any]) -> ModelInfo:

@@ -98,6 +98,7 @@ class ScriptedProvider:
     kind = "scripted"
     free = implicit = True
     concurrency: int | None = None
+    token_input = True
     config_schema: Mapping[str, Any] = {"type": "object", "additionalProperties": False}
     supported_fields = frozenset({"max_tokens", "max_completion_tokens", "metadata", "tools", "dimensions"})
 
@@ -132,7 +133,7 @@ class ScriptedProvider:
 
     async def embed(self, request: dict[str, Any], connection: ProviderConnection) -> dict[str, Any]:
         size = request.get("dimensions") or DEFAULT_DIMENSIONS
-        texts: list[str] = request["input"]
+        texts = [text if isinstance(text, str) else " ".join(map(str, text)) for text in request["input"]]
         tokens = sum(estimate_tokens(text) for text in texts)
         if tokens > INLINE_TOKENS:
             vectors = await asyncio.to_thread(_embed_all, texts, size)

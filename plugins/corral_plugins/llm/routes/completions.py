@@ -13,14 +13,14 @@ from typing import Any
 import msgspec
 
 from corral.auth.principal import Principal
-from corral.errors import NotFound, Problem
+from corral.errors import Invalid, Problem
 from corral.http.answers import Answer, Stream
 from corral.http.routes import MIB, Routes
 from corral.schema.conversion import encode
 from corral_plugins.llm.service.calls import CallResult
 from corral_plugins.llm.service.gateway import Gateway
 from corral_plugins.llm.service.registry import ModelListing
-from corral_plugins.llm.service.responses import openai_error
+from corral_plugins.llm.service.responses import explain, openai_error
 from corral_plugins.llm.shapes import (
     IGNORED_FIELDS,
     ChatRequest,
@@ -36,7 +36,8 @@ log = logging.getLogger("corral.llm")
 MAX_SECONDS = 3600.0 + 60  # more than the maximum of `llm.total_timeout_seconds`
 COMMENT_SECONDS = 15.0
 CALL_PROBLEMS = (
-    "unknown_reference",
+    "model_not_found",
+    "llm.provider_not_configured",
     "lease_lost",
     "provider_error",
     "upstream_timeout",
@@ -52,7 +53,7 @@ CALL: dict[str, Any] = {
     "abandoned": True,
 }
 
-routes = Routes("/llm", tag="LLM", explain=lambda problem: {"error": openai_error(problem)})
+routes = Routes("/llm", tag="LLM", explain=explain)
 
 
 @routes.post("/chat/completions", **CALL)
@@ -60,14 +61,19 @@ async def create_chat_completion(body: ChatRequest, llm: Gateway, caller: Princi
     """Create a chat completion (OpenAI's API).
 
     `model` is `provider/model`, a bare name that one provider lists, `default`, or, for agents, `agent`. With `stream:
-    true` the response is a stream of server-sent events, with usage in the last chunk before `[DONE]`. Response
-    headers: `Corral-Call-Id`, `Corral-Model`, `Corral-Cost-Usd` (not for streams), and `Corral-Ignored` with the fields
-    that the provider does not support.
+    true` the response is a stream of server-sent events; `stream_options.include_usage` adds the usage and the cost as
+    the last chunk before `[DONE]`. Response headers: `Corral-Call-Id`, `Corral-Model`, `Corral-Cost-Usd` (not for
+    streams), and `Corral-Ignored` with the fields that the provider does not support.
     """
-    request = _without_nulls(body)
+    request = {**_without_nulls(body), **body.undeclared}
     request["messages"] = [_supported_message(message) for message in request["messages"]]
+    options = request.pop("stream_options", {})
     if request.pop("stream", False):
-        return await _stream_response(request, llm, caller)
+        include_usage = options.pop("include_usage", False)
+        request |= {"stream_options": options} if options else {}
+        return await _stream_response(request, llm, caller, include_usage=include_usage)
+    if options:
+        raise Invalid.at("/stream_options", "not_allowed", "stream_options are allowed only with stream: true.")
     result = await llm.complete_chat(request, by=caller)
     return Answer(body=msgspec.convert(result.response, Completion), headers=_result_headers(result))
 
@@ -91,12 +97,12 @@ def list_models(models: ModelListing) -> ModelList:
     return ModelList(data=models.list_models())
 
 
-@routes.get("/models/{model}", needs=("llm.read", "llm.use"), delegable=True, rest=True)
+@routes.get("/models/{model}", needs=("llm.read", "llm.use"), delegable=True, rest=True, raises=("model_not_found",))
 def get_model(model: str, models: ModelListing) -> ModelView:
     """Return a model by its name, `provider/model`."""
     found = models.get_model(model)
     if found is None:
-        raise NotFound("No provider lists this model.")
+        raise Problem("No provider lists this model; GET /llm/models lists all.", code="model_not_found")
     return found
 
 
@@ -123,7 +129,7 @@ def _call_headers(call_id: str, model: str, ignored: list[str]) -> dict[str, str
     return {**headers, "Corral-Ignored": ", ".join(ignored)} if ignored else headers
 
 
-async def _stream_response(request: dict[str, Any], llm: Gateway, caller: Principal) -> Stream:
+async def _stream_response(request: dict[str, Any], llm: Gateway, caller: Principal, *, include_usage: bool) -> Stream:
     """Start a streaming response.
 
     An error before the first chunk becomes an ordinary error response. If the first chunk takes too long, a comment is
@@ -138,7 +144,7 @@ async def _stream_response(request: dict[str, Any], llm: Gateway, caller: Princi
     except BaseException:
         await _close_generator(first, chunks)
         raise
-    events = _ServerSentEvents(first, chunks)
+    events = _ServerSentEvents(first, chunks, include_usage=include_usage)
     model = None if chunk is None else chunk["model"]
     target = next((target for target in call.targets if target.name == model), call.targets[0])
     headers = _call_headers(call.id, target.name, call.ignored_fields(target))
@@ -148,14 +154,18 @@ async def _stream_response(request: dict[str, Any], llm: Gateway, caller: Princi
 class _ServerSentEvents:
     """The server-sent events of a stream. A comment is sent whenever 15 seconds pass without a chunk.
 
-    An error is sent as the last chunk, without a `[DONE]` after it. `is_whole` is true after the whole response was
-    sent.
+    The chunk with the usage has no choices, which many clients do not expect; it is sent only with `include_usage`. An
+    error is sent as the last chunk, without a `[DONE]` after it. `is_whole` is true after the whole response was sent.
     """
 
     def __init__(
-        self, first: asyncio.Future[dict[str, Any] | None], chunks: AsyncGenerator[dict[str, Any], None]
+        self,
+        first: asyncio.Future[dict[str, Any] | None],
+        chunks: AsyncGenerator[dict[str, Any], None],
+        *,
+        include_usage: bool,
     ) -> None:
-        self._next, self._chunks = first, chunks
+        self._next, self._chunks, self._include_usage = first, chunks, include_usage
         self.is_whole = False
 
     async def encoded_events(self) -> AsyncGenerator[bytes, None]:
@@ -166,7 +176,8 @@ class _ServerSentEvents:
                 chunk = self._next.result()
                 if chunk is None:
                     break
-                yield b"data: " + encode(chunk) + b"\n\n"
+                if chunk["choices"] or self._include_usage:
+                    yield b"data: " + encode(chunk) + b"\n\n"
                 self._next = asyncio.ensure_future(_next_chunk(self._chunks))
             self.is_whole = True
             yield b"data: [DONE]\n\n"

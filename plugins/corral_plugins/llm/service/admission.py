@@ -5,23 +5,29 @@ All of this happens in the first unit of work of a call.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from corral.auth.principal import Principal
 from corral.database.unit import UnitContext
-from corral.errors import Forbidden, Invalid, Unavailable
+from corral.errors import FieldError, Forbidden, Invalid, Problem
 from corral.plugin import Settings
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.agents.api import AgentFacts, Agents
-from corral_plugins.llm.api import ModelInfo
+from corral_plugins.llm.api import AgentModel, ModelInfo
 from corral_plugins.llm.providers.scripted import ECHO
 from corral_plugins.llm.service import calls
-from corral_plugins.llm.service.calls import CallRecord
+from corral_plugins.llm.service.calls import CallRecord, vendor_fields
 from corral_plugins.llm.service.registry import SCRIPTED, ModelTarget, ProviderRegistry
 from corral_plugins.llm.service.slots import ConcurrencySlots
 from corral_plugins.llm.service.task_leases import CallLeases, lease_lost
-from corral_plugins.llm.settings import ALLOW_DIRECT_USE, DEFAULT_FALLBACK_MODELS, DEFAULT_MODEL, EMBEDDING_MODEL
+from corral_plugins.llm.settings import (
+    ALLOW_DIRECT_USE,
+    DEFAULT_FALLBACK_MODELS,
+    DEFAULT_MAX_TOKENS,
+    DEFAULT_MODEL,
+    EMBEDDING_MODEL,
+)
 
 MAX_FALLBACKS = 5
 MAX_SUGGESTIONS = 20
@@ -32,7 +38,19 @@ class _DefaultModels(NamedTuple):
     """The default model as `provider/model`, and its fallbacks."""
 
     model: str | None
-    fallbacks: list[str]
+    fallbacks: Sequence[str]
+
+
+class ConfiguredModels(NamedTuple):
+    """The part of an agent's configuration that determines its models."""
+
+    provider: str | None
+    model: str | None
+    fallbacks: Sequence[str]
+
+
+def _models_set_by(agent: AgentFacts) -> ConfiguredModels:
+    return ConfiguredModels(agent.llm_provider, agent.llm_model, agent.config.get("fallback_models") or [])
 
 
 class ModelResolver:
@@ -48,8 +66,8 @@ class ModelResolver:
     def resolve(self, kind: str, requested: str, agent: AgentFacts | None) -> list[ModelTarget]:
         """Return the targets to try for a model name, in order.
 
-        Raises `Invalid` with the pointer `/model` for an unknown model, and `Forbidden` for a model that the agent may
-        not use.
+        Raises `model_not_found` for an unknown model, `Invalid` with the pointer `/model` for an ambiguous one, and
+        `Forbidden` for a model that the agent may not use.
         """
         if requested == "agent" and agent is None:
             raise Invalid.at(
@@ -57,7 +75,7 @@ class ModelResolver:
             )
         defaults = self._default_models(kind)
         if agent is not None:
-            names = self._resolve_for_agent(requested, agent, defaults)
+            names = self._resolve_for_agent(requested, _models_set_by(agent), defaults)
         else:
             names = self._resolve_for_user(requested, defaults)
         targets = [target for name in names if (target := self._registry.find_target(name)) is not None]
@@ -75,12 +93,27 @@ class ModelResolver:
         model = provider.default_model() if provider is not None and provider.usable else None
         return f"{provider_name}/{model}" if model else None
 
-    def _resolve_for_agent(self, requested: str, agent: AgentFacts, defaults: _DefaultModels) -> list[str]:
+    def models_for_agent(self, configured: ConfiguredModels) -> list[AgentModel]:
+        """Return the models of an agent. Implements `LLM.models_for_agent`."""
+        defaults = self._default_models("chat")
+        try:
+            names = self._models_of(configured, defaults)
+        except Invalid as error:  # the name of a fallback model is ambiguous, so every call fails
+            return [AgentModel(name=self._model_of(configured, defaults), problem=error.detail, listed=True)]
+        return [self._agent_model(name) for name in names]
+
+    def _agent_model(self, name: str) -> AgentModel:
+        target = self._registry.find_target(name)
+        if target is None:
+            return AgentModel(name=name, problem=f"There is no model {name}.", listed=False)
+        return AgentModel(name=name, problem=target.problem, listed=target.provider.lists(target.model))
+
+    def _resolve_for_agent(self, requested: str, configured: ConfiguredModels, defaults: _DefaultModels) -> list[str]:
         """Return the requested model and the fallbacks that follow it in the agent's list of models.
 
         Raises `Forbidden` if the agent may not use the requested model.
         """
-        allowed = self._models_of(agent, defaults)
+        allowed = self._models_of(configured, defaults)
         if requested == "agent":
             return allowed
         name = (defaults.model or "") if requested == "default" else self._full_name(requested)
@@ -88,27 +121,27 @@ class ModelResolver:
             raise Forbidden(f"This agent may use only {', '.join(allowed)}, not {name}.")
         return allowed[allowed.index(name) :]
 
-    def _models_of(self, agent: AgentFacts, defaults: _DefaultModels) -> list[str]:
+    def _models_of(self, configured: ConfiguredModels, defaults: _DefaultModels) -> list[str]:
         """Return the agent's model and its fallbacks.
 
         An agent without a model uses the default model and the default fallbacks.
         """
-        fallbacks = agent.config.get("fallback_models") or []
-        if not fallbacks and agent.llm_provider is None and agent.llm_model is None:
+        fallbacks = configured.fallbacks
+        if not fallbacks and configured.provider is None and configured.model is None:
             fallbacks = defaults.fallbacks
         names = [self._full_name(str(name)) for name in fallbacks[:MAX_FALLBACKS]]
-        return list(dict.fromkeys([self._model_of(agent, defaults), *names]))
+        return list(dict.fromkeys([self._model_of(configured, defaults), *names]))
 
-    def _model_of(self, agent: AgentFacts, defaults: _DefaultModels) -> str:
+    def _model_of(self, configured: ConfiguredModels, defaults: _DefaultModels) -> str:
         default_provider, _, default_model = (defaults.model or "").partition("/")
-        provider_name = agent.llm_provider or default_provider
-        if agent.llm_model is None:
-            provider = self._registry.get_provider(provider_name) if agent.llm_provider else None
+        provider_name = configured.provider or default_provider
+        if configured.model is None:
+            provider = self._registry.get_provider(provider_name) if configured.provider else None
             model = provider.default_model() if provider is not None else default_model
             return f"{provider_name}/{model or ''}"
-        if agent.llm_provider is None and self._registry.find_target(agent.llm_model) is not None:
-            return agent.llm_model
-        return f"{provider_name}/{agent.llm_model}"
+        if configured.provider is None and self._registry.find_target(configured.model) is not None:
+            return configured.model
+        return f"{provider_name}/{configured.model}"
 
     def _resolve_for_user(self, requested: str, defaults: _DefaultModels) -> list[str]:
         if requested == "default":
@@ -139,7 +172,7 @@ class ModelResolver:
             raise Invalid.at("/model", "unknown_reference", detail)
         return names[0] if names else requested
 
-    def _unknown_model_error(self, requested: str) -> Invalid:
+    def _unknown_model_error(self, requested: str) -> Problem:
         known = [
             f"{provider.name}/{model.id}"
             for provider in self._registry.all_providers()
@@ -148,7 +181,9 @@ class ModelResolver:
         ]
         suggestions = f"Known: {', '.join(known[:MAX_SUGGESTIONS])}{' …' if len(known) > MAX_SUGGESTIONS else ''}."
         detail = f"There is no model {requested[:100]}. {suggestions}"
-        return Invalid.at("/model", "unknown_reference", detail, problem="unknown_reference")
+        return Problem(
+            detail, code="model_not_found", errors=[FieldError("/model", "unknown_reference", "No such model.")]
+        )
 
 
 # -- admission
@@ -184,14 +219,18 @@ class CallAdmission:
         if self.switch is not None:
             self.switch.refuse_if_engaged()
         self._check_caller(by)
-        requested_model = str(request["model"])
-        targets = self._resolver.resolve(kind, requested_model, self._agent_of_caller(by))
+        requested_model, agent = str(request["model"]), self._agent_of_caller(by)
+        targets = self._resolver.resolve(kind, requested_model, agent)
         usable = [target for target in targets if target.provider.usable]
         if not usable:
             raise _not_configured(targets)
         first = usable[0]
+        _check_vendor_fields(request, first)
         if kind == "chat":
             _check_length(request, self._registry.model_info(first.name), input_tokens)
+        else:
+            _check_input(request["input"], first)
+        configured = agent.config.get("max_tokens") if agent is not None else None
         call_id = calls.insert_call(kind, first, requested_model, by)
         return CallRecord(
             id=call_id,
@@ -200,6 +239,7 @@ class CallAdmission:
             slot=self._slots.enter_queue(call_id, first.provider),
             request=request,
             input_tokens=input_tokens,
+            max_tokens=configured or self._settings.get(DEFAULT_MAX_TOKENS),
             by=by,
             entry=entry,
             started=started,
@@ -220,15 +260,38 @@ class CallAdmission:
         return facts
 
 
-def _not_configured(targets: list[ModelTarget]) -> Unavailable:
+def _not_configured(targets: list[ModelTarget]) -> Invalid:
+    """Return the problem for a call without a usable provider.
+
+    The problem is not a 503, because clients would repeat the call, some of them for minutes.
+    """
     names = list(dict.fromkeys(target.provider.name for target in targets))
     verb = "is" if len(names) == 1 else "are"
-    return Unavailable(
-        f"No usable provider: {', '.join(names)} {verb} disabled or not configured. Ask an admin to configure one.",
-        retry_after=60,
+    detail = f"No usable provider: {', '.join(names)} {verb} disabled or not configured. Ask an admin to configure one."
+    return Invalid(
+        detail,
+        code="llm.provider_not_configured",
+        errors=[FieldError("/model", "llm.provider_not_configured", f"Configure {names[0]} or name another model.")],
         provider=names[0],
-        kind="not_configured",
     )
+
+
+def _check_vendor_fields(request: Mapping[str, Any], target: ModelTarget) -> None:
+    """Raise `Invalid` for fields that OpenAI does not define, unless the provider is configured to receive them."""
+    vendor = sorted(vendor_fields(request))
+    if vendor and not target.provider.fields.passthrough:
+        detail = f"Unknown field; the provider {target.provider.name} receives such fields with passthrough: true."
+        faults = [
+            FieldError(f"/{name.replace('~', '~0').replace('/', '~1')}", "unknown_field", detail) for name in vendor
+        ]
+        raise Invalid(f"The request has fields that are not part of OpenAI's API: {', '.join(vendor)}.", errors=faults)
+
+
+def _check_input(inputs: list[Any], target: ModelTarget) -> None:
+    """Raise `Invalid` for token ids if the provider embeds only texts."""
+    if not isinstance(inputs[0], str) and not getattr(target.provider.kind, "token_input", False):
+        detail = f"The provider {target.provider.name} embeds texts, not token ids."
+        raise Invalid.at("/input", "not_allowed", detail)
 
 
 # -- length limits of requests and responses
@@ -243,14 +306,14 @@ def requested_cap(request: Mapping[str, Any]) -> int | None:
 def default_cap(model: ModelInfo | None, input_tokens: int, default: int) -> int:
     """Return the default limit of output tokens, for a request that sets none.
 
-    The limit is the minimum of `default` and the limits of the model, but at least 64.
+    The limit is the minimum of `default` and the limits of the model, but at least 64 unless `default` is less.
     """
     cap = default
     if model is not None and model.max_output_tokens is not None:
         cap = min(cap, model.max_output_tokens)
     if model is not None and model.context_window is not None:
         cap = min(cap, model.context_window - input_tokens)
-    return max(cap, MIN_OUTPUT_TOKENS)
+    return max(cap, min(MIN_OUTPUT_TOKENS, default))
 
 
 def _check_length(request: Mapping[str, Any], model: ModelInfo | None, input_tokens: int) -> None:

@@ -14,7 +14,7 @@ from corral import clock
 from corral.auth.principal import Principal
 from corral.database.statement import Statement
 from corral.database.unit import UnitContext
-from corral.errors import NotFound, Problem
+from corral.errors import Invalid, NotFound, Problem
 from corral.http.page import Page, newest_first, paginate
 from corral.ids import new_id
 from corral.plugin import Settings
@@ -26,18 +26,18 @@ from corral_plugins.llm.service.registry import ModelTarget
 from corral_plugins.llm.service.responses import TEXT_FIELDS, normalize_usage
 from corral_plugins.llm.service.slots import ConcurrencySlot
 from corral_plugins.llm.settings import PAYLOAD_DAYS, STORE_PAYLOADS
-from corral_plugins.llm.shapes import CallDetail, LlmCallQuery, LlmCallView
+from corral_plugins.llm.shapes import CallDetail, ChatRequest, EmbeddingRequest, LlmCallQuery, LlmCallView
 
 log = logging.getLogger("corral.llm")
 
 BATCH_ROWS = 500
 DAY_SECONDS = 86_400
 IMAGE_TOKENS = 1500
+MAX_INPUTS = 256
 MAX_REPORTED_USD = 1_000_000
 # Fields that the gateway handles itself, so that they do not count as unsupported by the provider.
-GATEWAY_FIELDS = frozenset(
-    {"model", "messages", "input", "stream", "stream_options", "n", "store", "user", "encoding_format"}
-)
+GATEWAY_FIELDS = frozenset({"model", "messages", "input", "n"})
+OPENAI_FIELDS = frozenset({*ChatRequest.__struct_fields__, *EmbeddingRequest.__struct_fields__})
 
 
 class CallOutcome(msgspec.Struct, kw_only=True):
@@ -150,7 +150,10 @@ class CallOutcome(msgspec.Struct, kw_only=True):
 
 
 class CallRecord(msgspec.Struct, kw_only=True):
-    """A call in progress: the id of its row, the targets to try in order, and its slot with the current provider."""
+    """A call in progress: the id of its row, the targets to try in order, and its slot with the current provider.
+
+    `max_tokens` limits the response if the request sets no limit.
+    """
 
     id: str
     kind: str
@@ -158,6 +161,7 @@ class CallRecord(msgspec.Struct, kw_only=True):
     slot: ConcurrencySlot | None
     request: dict[str, Any]
     input_tokens: int
+    max_tokens: int
     by: Principal
     entry: UnitContext
     started: float
@@ -166,9 +170,19 @@ class CallRecord(msgspec.Struct, kw_only=True):
         """Return a new outcome for this call. Its status is `cancelled` until the call completes or fails."""
         return CallOutcome(target=self.targets[0], input_estimate=self.input_tokens)
 
+    def fields_for(self, target: ModelTarget) -> dict[str, Any]:
+        """Return the request fields that the target supports. Vendor fields are sent to providers with passthrough."""
+        supported = target.provider.supported_fields | {"messages", "input"}
+        if target.provider.fields.passthrough:
+            supported |= vendor_fields(self.request)
+        return {name: value for name, value in self.request.items() if name in supported}
+
     def ignored_fields(self, target: ModelTarget) -> list[str]:
-        """Return the request fields that the target does not support."""
-        return sorted(self.request.keys() - GATEWAY_FIELDS - target.provider.supported_fields)
+        """Return the request fields that the target does not honour."""
+        ignored = self.request.keys() - GATEWAY_FIELDS - self.fields_for(target).keys()
+        if self.request.get("store"):  # no provider may store requests, so the field is sent as false
+            ignored.add("store")
+        return sorted(ignored)
 
 
 class CallResult(msgspec.Struct, frozen=True):
@@ -181,14 +195,33 @@ class CallResult(msgspec.Struct, frozen=True):
     cost: str
 
 
+def vendor_fields(request: Mapping[str, Any]) -> frozenset[str]:
+    """Return the names of the request fields that OpenAI does not define."""
+    return frozenset(request.keys() - OPENAI_FIELDS)
+
+
+def inputs_of(given: Any) -> list[Any]:
+    """Return the inputs of an embedding request as a list of texts or of lists of token ids."""
+    is_one = isinstance(given, str) or (bool(given) and isinstance(given[0], int))
+    inputs = [given] if is_one else list(given)
+    kinds = {type(each) for each in inputs}
+    if len(inputs) > MAX_INPUTS or len(kinds) != 1 or [] in inputs or not all(map(_is_input, inputs)):
+        detail = f"Send a text, a list of token ids, or a list of 1 to {MAX_INPUTS} texts or of lists of token ids."
+        raise Invalid.at("/input", "wrong_type", detail)
+    return inputs
+
+
+def _is_input(value: Any) -> bool:
+    return isinstance(value, str) or all(isinstance(token, int) for token in value)
+
+
 def estimate_input(request: Mapping[str, Any]) -> int:
-    """Estimate the number of input tokens: one per 4 bytes of text, 1,500 per image.
+    """Estimate the number of input tokens: one per 4 bytes of text, 1,500 per image. Token ids are counted.
 
     The estimate tends to be too high.
     """
     if "input" in request:
-        given = request["input"]
-        return sum(estimate_tokens(text) for text in ([given] if isinstance(given, str) else given))
+        return sum(estimate_tokens(each) if isinstance(each, str) else len(each) for each in request["input"])
     tokens = sum(_estimate_message(message) for message in request["messages"])
     tools = request.get("tools")
     return tokens + (len(msgspec.json.encode(tools)) // 4 if tools else 0)

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from corral.auth.principal import Principal
@@ -19,9 +19,22 @@ from corral.database.unit import UnitContext
 from corral.errors import Problem, Unavailable
 from corral.plugin import Settings
 from corral.redact.redactor import Redactor
-from corral_plugins.llm.api import ProviderError
-from corral_plugins.llm.service.admission import CallAdmission, ModelResolver, default_cap, requested_cap
-from corral_plugins.llm.service.calls import CallOutcome, CallRecord, CallResult, PayloadStore, estimate_input
+from corral_plugins.llm.api import AgentModel, ProviderError
+from corral_plugins.llm.service.admission import (
+    CallAdmission,
+    ConfiguredModels,
+    ModelResolver,
+    default_cap,
+    requested_cap,
+)
+from corral_plugins.llm.service.calls import (
+    CallOutcome,
+    CallRecord,
+    CallResult,
+    PayloadStore,
+    estimate_input,
+    inputs_of,
+)
 from corral_plugins.llm.service.dispatch import CallDispatcher
 from corral_plugins.llm.service.provider_keys import ProviderKeys
 from corral_plugins.llm.service.registry import ModelTarget, ProviderRegistry
@@ -45,7 +58,7 @@ from corral_plugins.llm.service.streams import (
     relay_stream,
 )
 from corral_plugins.llm.service.task_leases import CallLeases, lease_lost
-from corral_plugins.llm.settings import DEFAULT_MAX_TOKENS, TOTAL_TIMEOUT_SECONDS
+from corral_plugins.llm.settings import TOTAL_TIMEOUT_SECONDS
 
 log = logging.getLogger("corral.llm")
 T = TypeVar("T")
@@ -81,19 +94,11 @@ class Gateway:
 
     # -- queries
 
-    def default_model(self) -> str:
-        return self._resolver.default_model()
-
-    def default_model_of(self, provider: str) -> str | None:
-        found = self.registry.get_provider(provider)
-        return found.default_model() if found is not None else None
+    def models_for_agent(self, provider: str | None, model: str | None, fallbacks: Sequence[str]) -> list[AgentModel]:
+        return self._resolver.models_for_agent(ConfiguredModels(provider, model, fallbacks))
 
     def is_known(self, provider: str) -> bool:
         return self.registry.get_provider(provider) is not None
-
-    def is_provider_configured(self, provider: str) -> bool:
-        found = self.registry.get_provider(provider)
-        return found is not None and found.usable
 
     def capabilities(self, model: str) -> dict[str, Any]:
         info = self.registry.model_info(model)
@@ -113,8 +118,7 @@ class Gateway:
 
     async def create_embeddings(self, request: dict[str, Any], *, by: Principal) -> CallResult:
         """Return embeddings together with the metadata of the call."""
-        texts = request["input"]
-        request = {**request, "input": [texts] if isinstance(texts, str) else list(texts)}
+        request = {**request, "input": inputs_of(request["input"])}
         return await self._run_call(await self._begin_call("embedding", request, by))
 
     async def stream(self, request: dict[str, Any], *, by: Principal) -> AsyncGenerator[Chunk, None]:
@@ -226,13 +230,14 @@ class Gateway:
         """Return the request to send to a target.
 
         The request contains the fields that the provider supports and the target's model name. A chat request without a
-        token limit receives the default limit.
+        token limit receives the default limit, in the field that the provider's kind chooses.
         """
-        fields = target.provider.supported_fields | {"messages", "input"}
-        request = {key: value for key, value in call.request.items() if key in fields}
-        if "messages" in request and requested_cap(request) is None:
+        request, provider = call.fields_for(target), target.provider
+        if call.kind == "chat" and requested_cap(request) is None:
+            choose = getattr(provider.kind, "cap_field_of", None)
             info = self.registry.model_info(target.name)
-            request["max_tokens"] = default_cap(info, call.input_tokens, self._settings.get(DEFAULT_MAX_TOKENS))
+            cap_field = "max_tokens" if choose is None else choose(provider.connection)
+            request[cap_field] = default_cap(info, call.input_tokens, call.max_tokens)
         return {**request, "model": target.model}
 
     async def _stream_into(self, queue: ChunkQueue, call: CallRecord) -> None:
@@ -253,7 +258,8 @@ class Gateway:
         except Exception as problem:
             rest: list[Chunk | Exception | None] = [*unsent, *redaction.flush_held_back(), problem]
         else:
-            rest = [last, None]
+            cost = None if outcome.cost_micro_usd is None else outcome.cost_micro_usd / 1_000_000
+            rest = [{**last, "corral": {"cost_usd": cost}}, None]
         for item in rest:
             await queue.put(item)
 

@@ -72,6 +72,15 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
         """
         return self.name == SCRIPTED or self._fetches_models
 
+    def lists(self, model: str) -> bool:
+        """Return whether the provider lists the model, or its list is unknown."""
+        models = self.models()
+        return not models or any(each.id == model for each in models)
+
+    def offers(self, model: str) -> bool:
+        """Return whether the provider may offer the model: it lists the model, or its list may be incomplete."""
+        return self._fetches_models or self.lists(model)
+
     @property
     def concurrency(self) -> int | None:
         """The maximum number of concurrent calls. None means unlimited."""
@@ -107,6 +116,17 @@ class ModelTarget(msgspec.Struct, frozen=True):
     def name(self) -> str:
         """The name of the target in the form `provider/model`."""
         return f"{self.provider.name}/{self.model}"
+
+    @property
+    def problem(self) -> str | None:
+        """A sentence that says why the target cannot be called, or None."""
+        if not self.provider.fields.enabled:
+            return f"The provider {self.provider.name} is disabled."
+        if not self.provider.configured:
+            return f"The provider {self.provider.name} is not configured."
+        if not self.provider.offers(self.model):
+            return f"The provider {self.provider.name} does not offer the model {self.model}."
+        return None
 
 
 # -- building providers

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from corral.errors import CODES, Invalid, Problem, TooMany
+from corral.errors import CODES, FieldError, Invalid, Problem, TooMany
 from corral.redact.redactor import Redactor
 from corral.schema.strict_json import replace_bad_characters
 from corral_plugins.cost.api import MAX_TOKENS
@@ -162,8 +162,12 @@ RETRYABLE = (408, 409, 429)
 INVALID_REQUEST = (400, 413, 422)
 MAX_MESSAGE_BYTES = 1024
 MAX_SHOWN_ERRORS = 5
-CREDENTIALS = "credentials"
-_PROVIDER_ERROR_KINDS = {401: CREDENTIALS, 402: CREDENTIALS, 403: CREDENTIALS, 404: "model"}
+MAX_NAME = 200  # characters of a provider's error code or field name
+CREDENTIALS, MODEL = "credentials", "model"
+_PROVIDER_ERROR_KINDS = {401: CREDENTIALS, 402: CREDENTIALS, 403: CREDENTIALS, 404: MODEL}
+CONFIGURATION_CODES = ("llm.provider_not_configured", "url_blocked")
+TEMPORARY = (408, 429)
+NEEDS_PEOPLE = ("kill_switch", "plugin_disabled", "plugin_failed", "quota_exceeded", "vault_sealed")
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -227,7 +231,7 @@ def problem_of(error: ProviderError, provider: str, redactor: Redactor) -> Probl
         headers = {"Retry-After": str(error.retry_after or 1)} if CODES[error.code][0] == 503 else None
         return Problem(detail, code=error.code, headers=headers, provider=provider)
     if error.status in INVALID_REQUEST:
-        return Invalid.at("/messages", "not_allowed", detail)
+        return _invalid_request(error, detail, provider, redactor)
     if error.status == 429:
         return TooMany(detail, retry_after=error.retry_after or 1, provider=provider)
     if error.status in TIMEOUTS:
@@ -236,22 +240,51 @@ def problem_of(error: ProviderError, provider: str, redactor: Redactor) -> Probl
     return Problem(detail, code="provider_error", kind=kind, provider=provider)
 
 
+def _invalid_request(error: ProviderError, detail: str, provider: str, redactor: Redactor) -> Invalid:
+    """Return the problem for a request that the provider rejected, with the provider's own code and field name."""
+    reported = {"provider_code": error.reported_code, "provider_param": error.param}
+    kept = {name: redactor.redact(value[:MAX_NAME]) for name, value in reported.items() if value}
+    pointer = f"/{kept['provider_param'].replace('.', '/')}" if "provider_param" in kept else ""
+    members: dict[str, Any] = {"provider": provider, **kept}
+    return Invalid(detail, errors=[FieldError(pointer, "not_allowed", detail)], **members)
+
+
 def is_about_credentials(problem: Problem) -> bool:
     """Return whether the provider rejected its API key."""
     return problem.members.get("kind") == CREDENTIALS
 
 
+def explain(problem: Problem) -> None:
+    """Complete a problem for OpenAI's clients: the error object, and 400 for an invalid request, as OpenAI answers.
+
+    422 remains for valid requests that the configuration of this installation does not allow. These clients repeat
+    requests that failed with 408, 409, 429 or 5xx; the header `x-should-retry` stops them where that is useless.
+    """
+    if problem.status == 422 and problem.code not in CONFIGURATION_CODES:
+        problem.status = 400
+    problem.members["error"] = openai_error(problem)
+    if not _may_succeed_later(problem):
+        problem.headers["x-should-retry"] = "false"
+
+
+def _may_succeed_later(problem: Problem) -> bool:
+    """Return whether the same request may succeed within a short time."""
+    is_temporary = problem.status in TEMPORARY or problem.status >= 500 or problem.code == "idempotency_in_progress"
+    return is_temporary and problem.code not in NEEDS_PEOPLE and problem.members.get("kind") not in (CREDENTIALS, MODEL)
+
+
 def openai_error(problem: Problem) -> dict[str, Any]:
     """Convert a problem to OpenAI's error object.
 
-    OpenAI's clients show only the message, so the message includes the list of errors.
+    OpenAI's clients show only the message, so the message includes the list of errors. If a provider rejected the
+    request, its own code and field name are kept.
     """
     shown = [error for error in problem.errors[:MAX_SHOWN_ERRORS] if error.detail != problem.detail]
     errors = "; ".join(f"{error.pointer}: {error.detail}" for error in shown)
     param = problem.errors[0].pointer if problem.errors else None
     return {
-        "message": f"{problem.detail}: {errors}" if errors else problem.detail,
+        "message": f"{problem.detail.removesuffix('.')}: {errors}" if errors else problem.detail,
         "type": _OPENAI_TYPES.get(problem.status, "server_error" if problem.status >= 500 else "invalid_request_error"),
-        "code": problem.code,
-        "param": param.lstrip("/").replace("/", ".") if param else None,
+        "code": problem.members.get("provider_code", problem.code),
+        "param": problem.members.get("provider_param") or (param.lstrip("/").replace("/", ".") if param else None),
     }

@@ -95,6 +95,7 @@ def up(migrator: Any, db: Any) -> None:
         cancel_until = peewee.CharField(max_length=24, null=True)
         last_activity_at = peewee.CharField(max_length=24)
         progress_event_at = peewee.CharField(max_length=24, null=True)
+        output_schema = peewee.TextField(null=True)
         stall_seconds = peewee.IntegerField()
         loop_repeats = peewee.IntegerField()
         stall_action = peewee.CharField(max_length=8)

@@ -15,6 +15,7 @@ from corral.http.answers import ANY_VERSION, Encoded, IfMatch
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry
 from corral.schema.json_schema_validation import json_schema_errors
+from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.events import TaskRetried, TaskUpdated
 from corral_plugins.tasks.models import (
     NO_DEADLINE,
@@ -35,9 +36,9 @@ from corral_plugins.tasks.service.creation import (
     checked_title,
     find_named_agent,
     future_instant,
+    given_members,
     has_open_dependency,
     instant_to_text,
-    round_to_micro_usd,
 )
 from corral_plugins.tasks.service.outcomes import TaskOutcomes
 from corral_plugins.tasks.service.runs import RESULT_LIMIT, to_limited_json
@@ -110,9 +111,9 @@ class OwnerActions:
         changes = {name: _CONVERTED[name](value) if name in _CONVERTED else value for name, value in given.items()}
         if "deadline" in changes:
             changes["deadline_key"] = changes.pop("deadline") or NO_DEADLINE
-        if given.get("retry_policy") is not None:
-            changes["max_attempts"] = given["retry_policy"].max_attempts
         warnings = self._queue_changes(row, changes)
+        if changes.keys() & {"retry_policy", "agent_id"}:
+            changes["max_attempts"] = self._max_attempts(row, changes)
         to = self._set_dependencies(row, changes) if "depends_on" in given else row.status
         before = row.priority
         row.priority = changes.get("priority", before)
@@ -126,6 +127,13 @@ class OwnerActions:
             publish_task_event(TaskUpdated, row, row.status)
         queries.reindex(indexed, row)
         return warnings
+
+    def _max_attempts(self, row: TaskRow, changes: Mapping[str, Any]) -> int:
+        """Return the maximum number of attempts of a task after a change."""
+        agent_id = changes.get("agent_id", row.agent_id)
+        agent = None if agent_id is None else self._agents.find(agent_id)
+        own = given_members(changes["retry_policy"]) if "retry_policy" in changes else row.get("retry_policy")
+        return declared.max_attempts(self._settings, agent, own)
 
     def _queue_changes(self, row: TaskRow, changes: dict[str, Any]) -> list[str]:
         """Compute the new queue columns of a changed task, and add them to `changes`.
@@ -281,8 +289,8 @@ class OwnerActions:
         Raises `Invalid` if the result does not match `output_schema`.
         """
         row = self._lock_unfinished_task(task_id, by)
-        _check_schema(row.get("output_schema"), result, "/result", "output_schema")
         attempt = rows.find_live_attempt(row.id)
+        _check_schema(rows.output_schema(row, attempt), result, "/result", "output_schema")
         text = to_limited_json(result, RESULT_LIMIT, "/result")
         self._outcomes.complete(row, attempt, result=text, artifacts=None, by="owner")
         return self._signal_and_audit_end(row, attempt, "tasks.task.complete")
@@ -359,7 +367,6 @@ _CONVERTED: dict[str, Callable[[Any], Any]] = {
     "agent_id": lambda agent_id: agent_id and agent_id.lower(),
     "deadline": lambda moment: future_instant(moment, "/deadline"),
     "available_at": instant_to_text,
-    "max_cost_usd": round_to_micro_usd,
     "depends_on": lambda ids: list(dict.fromkeys(each.lower() for each in ids)),
 }
 """The fields of a patch that are converted before they are stored, each with its conversion function."""

@@ -6,7 +6,6 @@ A claim chooses and leases its tasks in one unit of work. The cost of a claim do
 from __future__ import annotations
 
 import hashlib
-import logging
 import secrets
 import time
 from collections import Counter
@@ -22,21 +21,19 @@ from corral.database.statement import Statement
 from corral.database.unit import locked
 from corral.errors import NotFound
 from corral.ids import new_id
-from corral.plugin import Contributions
 from corral_core.accounts.api import Accounts
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.agents.api import AgentFacts
-from corral_plugins.llm.api import LLM
-from corral_plugins.secrets.api import Secrets
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import Claim, ClaimResponse
 from corral_plugins.tasks.events import TaskAssigned
-from corral_plugins.tasks.hookspecs import TaskExecutor
-from corral_plugins.tasks.models import Attempt, Comment, Task, TaskRow
+from corral_plugins.tasks.models import Attempt, Task, TaskRow
 from corral_plugins.tasks.service import rows, statistics
+from corral_plugins.tasks.service.agent_models import AgentModels
+from corral_plugins.tasks.service.claim_payloads import ClaimPayloads
 from corral_plugins.tasks.service.rows import TASK_COLUMNS
 from corral_plugins.tasks.service.transitions import NOT_QUEUED, TaskTransitions, transition
-from corral_plugins.tools.api import ClaimTool, Tools, has_tools
+from corral_plugins.tools.api import Tools, has_tools
 from corral_plugins.workers.api import WorkerFacts
 
 # The non-empty queues that require tools. Each costs one lookup in a partial index, however many tasks there are.
@@ -91,11 +88,8 @@ def _queues_with_tools() -> list[tuple[str, str]]:
 
 
 def worker_has_tools(worker: WorkerFacts, tools: Sequence[str], service: Tools | None) -> bool:
-    """Return whether the worker and the server together provide these tools.
-
-    A worker that lists no tools provides all tools.
-    """
-    if not worker.tools:
+    """Return whether the worker and the server together provide these tools."""
+    if worker.tools is None:
         return True
     of_server = service.server_tools() if service is not None else ()
     return has_tools([*worker.tools, *of_server], tools)
@@ -169,167 +163,6 @@ def first_task_ids(names: Iterable[str], *, limit: int) -> list[str]:
 # -- claims
 
 
-log = logging.getLogger("corral.tasks")
-
-GATEWAY = "/api/v1/llm"
-"""The path of the gateway.
-
-Claims contain no host, because only the worker knows the address at which it reaches the server.
-"""
-COMMENTS = 50
-
-_CHECKPOINT = Statement(
-    lambda p: (
-        Attempt.select(Attempt.checkpoint)
-        .where((Attempt.task_id == p("id")) & (Attempt.fence > p("floor")) & Attempt.checkpoint_step.is_null(False))
-        .order_by(Attempt.fence.desc())
-        .limit(1)
-        .tuples()
-    )
-)
-_COMMENTS = Statement(
-    lambda p: (
-        Comment.select(Comment.author_type, Comment.author_id, Comment.body, Comment.created_at)
-        .where(Comment.task_id == p("id"))
-        .order_by(Comment.created_at.desc(), Comment.id.desc())
-        .limit(COMMENTS)
-        .tuples()
-    )
-)
-
-
-class ClaimPayloads:
-    """Builds the payload of a claim: the data that the worker needs to run the task.
-
-    Every method runs in the unit of work of the claim.
-    """
-
-    llm: LLM | None
-    secrets: Secrets | None
-    tools: Tools | None
-
-    def __init__(self, contributions: Contributions) -> None:
-        self._contributions = contributions
-
-    def model_name(self, agent: AgentFacts) -> str:
-        """Return the model of the agent as `provider/model`.
-
-        If the agent sets no provider or no model, the default of the LLM gateway is used.
-        """
-        provider, model = agent.llm_provider, agent.llm_model
-        if self.llm is not None:
-            if provider is None:
-                default = self.llm.default_model()
-                return default if model is None else f"{default.partition('/')[0]}/{model}"
-            if model is None:
-                model = self.llm.default_model_of(provider)
-        return f"{provider or 'default'}/{model or 'default'}"
-
-    def build_claim(
-        self,
-        row: TaskRow,
-        agent: AgentFacts,
-        *,
-        model: str,
-        token: str,
-        expires_at: str,
-        attempt: int,
-        group: str | None,
-    ) -> Claim:
-        """Return the claim payload of a task that was just leased to a worker.
-
-        `group` is the group of the worker, which determines the available secrets.
-        """
-        assert row.lease_id is not None
-        return Claim(
-            task=msgspec.Raw(rows.read_encoded_task(row.id)),
-            agent={
-                "id": agent.id,
-                "name": agent.name,
-                "version": agent.version,
-                "system_prompt": agent.system_prompt,
-                "model": model,
-                "fallback_models": agent.config.get("fallback_models") or [],
-                "tools": self._offered_tools(row, agent, model),
-                "config": self._agent_config(row, agent),
-            },
-            lease_id=row.lease_id,
-            fence=row.fence,
-            expires_at=expires_at,
-            attempt=attempt,
-            agent_token=token,
-            gateway_url=GATEWAY,
-            resume=self._resume_data(row),
-            context={"memories": [], "knowledge": [], "messages": [], "comments": _latest_comments(row.id)},
-            secrets=[] if self.secrets is None or group is None else self.secrets.names_for_group(group),
-        )
-
-    def _agent_config(self, row: TaskRow, agent: AgentFacts) -> dict[str, Any]:
-        """Return the configuration of the agent.
-
-        If a task executor handles the task, `executor` contains the configuration that this executor prepares.
-        """
-        config = {key: value for key, value in agent.config.items() if key != "fallback_models"}
-        about = {
-            "id": row.id,
-            "source": {"type": row.source_type, "id": row.source_id},
-            "workflow_run_id": row.workflow_run_id,
-            "step_run_id": row.get("step_run_id"),
-        }
-        for _, executor in self._contributions.for_hook("corral_task_executors"):
-            if _is_handled_by(executor, about):
-                return {**config, "executor": executor.prepare(about)}
-        return config
-
-    def _offered_tools(self, row: TaskRow, agent: AgentFacts, model: str) -> list[ClaimTool]:
-        """Return the tools of the run.
-
-        These are the agent's tools, limited to those that the task allows. A model without tool calls gets no tools.
-        """
-        if self.tools is None or not agent.enabled_tools or row.worker_id is None:
-            return []
-        if self.llm is not None and self.llm.capabilities(model).get("tools") is False:
-            return []
-        return self.tools.tools_for_run(
-            enabled=agent.enabled_tools,
-            policy=agent.tool_policy,
-            allowed=row.get("allowed_tools"),
-            worker_id=row.worker_id,
-        )
-
-    def _resume_data(self, row: TaskRow) -> dict[str, Any] | None:
-        """Return the last checkpoint and the answers received since then, or None if there are neither."""
-        found = _CHECKPOINT.one({"id": row.id, "floor": row.get("checkpoint_floor")}) if row.fence > 1 else None
-        given = row.get("resume")
-        if found is None and given is None:
-            return None
-        checkpoint = None if found is None else msgspec.Raw(found[0])
-        return {"checkpoint": checkpoint, "tool_results": [], **(given or {})}
-
-
-def _is_handled_by(executor: TaskExecutor, task: dict[str, Any]) -> bool:
-    """Return whether the executor handles the task.
-
-    If the executor raises an exception, log the exception and return False.
-    """
-    try:
-        return executor.handles(task)
-    except Exception:
-        log.exception("a task executor raised an exception", extra={"task": task["id"]})
-        return False
-
-
-def _latest_comments(task_id: str) -> list[dict[str, Any]]:
-    """Return the latest comments, oldest first.
-
-    The comments are marked as untrusted, because the model must treat them as data and not as instructions.
-    """
-    return [
-        {"source": {"type": author_type, "id": author_id}, "trust": "untrusted", "body": body, "created_at": created_at}
-        for author_type, author_id, body, created_at in reversed(_COMMENTS.rows({"id": task_id}))
-    ]
-
-
 TRIES = 3
 CACHED_PEOPLE = 10_000
 TOKEN_PREFIX = "cra_a"  # noqa: S105  (a prefix, not a secret)
@@ -382,8 +215,10 @@ class TaskClaims:
     switch: KillSwitch | None
     tools: Tools | None
 
-    def __init__(self, transitions: TaskTransitions, payloads: ClaimPayloads, accounts: Accounts) -> None:
-        self._transitions, self._payloads, self._accounts = transitions, payloads, accounts
+    def __init__(
+        self, transitions: TaskTransitions, payloads: ClaimPayloads, models: AgentModels, accounts: Accounts
+    ) -> None:
+        self._transitions, self._payloads, self._models, self._accounts = transitions, payloads, models, accounts
         self._settings, self._agents, self._workers = transitions.settings, transitions.agents, transitions.workers
         self._active: dict[str, tuple[bool, float]] = {}
 
@@ -405,9 +240,7 @@ class TaskClaims:
         free = worker.max_agents - worker.active_leases
         if not worker.can_claim or free <= 0:
             return ClaimResponse(tasks=[], reason="at_capacity" if worker.can_claim else "none")
-        agents = self._agents.eligible_agents(
-            worker_id=worker.id, group=worker.group, labels=worker.labels, agent_ids=agent_ids
-        )
+        agents = self._agents_for(worker, agent_ids)
         if not agents:
             return ClaimResponse(tasks=[], reason="none")
         claims: list[Claim] = []
@@ -431,10 +264,15 @@ class TaskClaims:
             raise NotFound()
         if not worker.can_claim or self._is_kill_switch_engaged():
             return []
-        agents = self._agents.eligible_agents(
-            worker_id=worker.id, group=worker.group, labels=worker.labels, agent_ids=None
-        )
+        agents = self._agents_for(worker, None)
         return first_task_ids(queues_for_agents(agents, worker, self.tools), limit=limit) if agents else []
+
+    def _agents_for(self, worker: WorkerFacts, agent_ids: Sequence[str] | None) -> list[AgentFacts]:
+        """Return the agents that this worker may serve now and whose model the gateway can call."""
+        eligible = self._agents.eligible_agents(
+            worker_id=worker.id, group=worker.group, labels=worker.labels, agent_ids=agent_ids
+        )
+        return self._models.served(eligible)
 
     def _is_kill_switch_engaged(self) -> bool:
         return self.switch is not None and self.switch.state().engaged
@@ -527,12 +365,12 @@ class TaskClaims:
         return [self._start_attempt(worker, row, agent) for row, agent in chosen]
 
     def _start_attempt(self, worker: WorkerFacts, row: TaskRow, agent: AgentFacts) -> Claim:
-        token, model = TOKEN_PREFIX + secrets.token_urlsafe(32), self._payloads.model_name(agent)
-        retry = declared.retry_policy(self._settings, row.get("retry_policy"), agent.retry_policy)
+        token, model = TOKEN_PREFIX + secrets.token_urlsafe(32), self._models.model_name(agent)
+        max_attempts = declared.max_attempts(self._settings, agent, row.get("retry_policy"))
         values = self._attempt_columns(worker, row, agent) | {"token_hash": hash_token(token), "model": model}
         _INSERT.run({**_NEW_ATTEMPT, **values})
-        if retry.max_attempts != row.max_attempts:
-            Task.update(max_attempts=retry.max_attempts).where(Task.id == row.id).execute()
+        if max_attempts != row.max_attempts:
+            Task.update(max_attempts=max_attempts).where(Task.id == row.id).execute()
         return self._payloads.build_claim(
             row,
             agent,
@@ -545,7 +383,7 @@ class TaskClaims:
 
     def _attempt_columns(self, worker: WorkerFacts, row: TaskRow, agent: AgentFacts) -> dict[str, Any]:
         now, sources = clock.now(), row.get("taint_sources")
-        policy = declared.stall_policy(self._settings, row.get("stall_policy"), agent.stall_policy)
+        policy = declared.stall_policy(self._settings, agent, row.get("stall_policy"))
         return {
             "id": new_id(),
             "task_id": row.id,
@@ -560,6 +398,7 @@ class TaskClaims:
             "lease_until": self._transitions.new_lease_expiry(),
             "ack_until": clock.now(self._settings.get(declared.ACK_SECONDS)),
             "last_activity_at": now,
+            "output_schema": _schema_of_agent(row, agent),
             "stall_seconds": policy.stall_seconds,
             "loop_repeats": policy.loop_repeats,
             "stall_action": policy.action,
@@ -567,6 +406,12 @@ class TaskClaims:
             "tainted": row.get("tainted"),
             "taint_sources": None if sources is None else rows.to_json_text(sources),
         }
+
+
+def _schema_of_agent(row: TaskRow, agent: AgentFacts) -> str | None:
+    """Return the output schema of the agent as JSON text, or None if it has none or the task has one of its own."""
+    schema = agent.config.get("output_schema")
+    return None if schema is None or row.get("output_schema") is not None else rows.to_json_text(schema)
 
 
 _NEW_ATTEMPT: dict[str, Any] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import operator
 import time
 from collections.abc import Mapping, Sequence
@@ -21,11 +20,10 @@ from corral.database.unit import locked
 from corral.errors import FieldError, Invalid, TooMany
 from corral.http.answers import Encoded
 from corral.ids import new_id
-from corral.schema.fields import trimmed
 from corral.schema.json_schema_validation import check_user_schema
 from corral_plugins.agents.api import AgentFacts, Agents
 from corral_plugins.tasks import settings as declared
-from corral_plugins.tasks.api import NewTask, Origin, ReviewPolicy
+from corral_plugins.tasks.api import NewTask, Origin, RetryPolicy, refuse_unenforced
 from corral_plugins.tasks.events import TaskCreated
 from corral_plugins.tasks.models import EXTRA_DEFAULTS, NO_DEADLINE, PRIORITIES, Dependency, Task, TaskRow
 from corral_plugins.tasks.service import rows, statistics
@@ -69,17 +67,17 @@ def instant_to_text(moment: datetime | None) -> str | None:
     return None if moment is None else clock.from_datetime(moment)
 
 
-def round_to_micro_usd(usd: float | None) -> float | None:
-    """Return the amount, rounded to micro-USD."""
-    return None if usd is None else math.floor(usd * 1_000_000 + 0.5) / 1e6
-
-
 def checked_title(text: str) -> str:
     """Return the title without surrounding white space. Raises `Invalid` if nothing remains."""
-    title = trimmed(text)
+    title = text.strip()
     if not title:
         raise Invalid.at("/title", "too_short", "The title must contain a character other than white space.")
     return title
+
+
+def given_members(policy: RetryPolicy | None) -> dict[str, Any] | None:
+    """Return the members that a retry policy sets."""
+    return None if policy is None else msgspec.to_builtins(policy)
 
 
 def check_limits(given: Mapping[str, Any]) -> None:
@@ -87,11 +85,7 @@ def check_limits(given: Mapping[str, Any]) -> None:
     for name, limit in (("input", INPUT_LIMIT), ("metadata", METADATA_LIMIT)):
         if given.get(name) and len(_encode(given[name])) > limit:
             raise Invalid.at(f"/{name}", "too_long", f"at most {limit // 1024} KiB of JSON")
-    review = given.get("review_policy")
-    if isinstance(review, ReviewPolicy) and review.mode != "none":
-        raise Invalid.at(
-            "/review_policy/mode", "not_allowed", "Reviews require the plugin `code_reviews`, which is not active."
-        )
+    refuse_unenforced(given)
     if given.get("output_schema") is not None:
         check_user_schema(given["output_schema"], pointer_prefix="/output_schema")
 
@@ -210,13 +204,14 @@ class TaskCreation:
         fields["title"], fields["deadline"] = checked_title(new.title), future_instant(new.deadline, "/deadline")
         agent = find_named_agent(self._agents, new.agent_id, new.agent_role)
         check_limits(fields)
-        # Locked, because its children are counted and a child may spend the rest of the parent's budget.
+        # Locked, because its children are counted.
         parent_id = origin.parent_task_id or by.task_id
         parent = rows.lock_task(parent_id) if parent_id is not None else None
         extra = _inherited_fields(origin, parent)
         if parent is not None:
-            _limit_to_parent(fields, parent)
+            _limit_tools_to_parent(fields, parent)
         values = self._columns(new, fields, source or _default_source(by)) | {
+            "max_attempts": declared.max_attempts(self._settings, agent, given_members(new.retry_policy)),
             "created_by": by.user_id,
             "parent_task_id": parent and parent.id,
             "workflow_run_id": origin.workflow_run_id,
@@ -248,7 +243,6 @@ class TaskCreation:
         task.
         """
         now = clock.now()
-        retry, settings = new.retry_policy, self._settings
         return {
             "id": new_id(),
             "status": "pending",
@@ -264,8 +258,7 @@ class TaskCreation:
             "agent_id": new.agent_id and new.agent_id.lower(),
             "agent_role": new.agent_role,
             "available_at": instant_to_text(new.available_at) or now,
-            "timeout_seconds": new.timeout_seconds or settings.get(declared.TIMEOUT_SECONDS),
-            "max_attempts": settings.get(declared.MAX_ATTEMPTS) if retry is None else retry.max_attempts,
+            "timeout_seconds": new.timeout_seconds or self._settings.get(declared.TIMEOUT_SECONDS),
             "source_type": source["type"],
             "source_id": source.get("id"),
             "input": rows.to_json_text(new.input),
@@ -305,8 +298,6 @@ def _extra_json(fields: Mapping[str, Any], inherited: Mapping[str, Any]) -> str:
         return "{}"
     if "depends_on" in given:
         given["depends_on"] = [each.lower() for each in given["depends_on"]]
-    if "max_cost_usd" in given:
-        given["max_cost_usd"] = round_to_micro_usd(given["max_cost_usd"])
     return rows.to_json_text({**given, **inherited})
 
 
@@ -332,15 +323,11 @@ def _inherited_fields(origin: Origin, parent: TaskRow | None) -> dict[str, Any]:
     return extra
 
 
-def _limit_to_parent(fields: dict[str, Any], parent: TaskRow) -> None:
-    """Limit a delegated task to the allowed tools and the remaining budget of its parent."""
+def _limit_tools_to_parent(fields: dict[str, Any], parent: TaskRow) -> None:
+    """Limit a delegated task to the allowed tools of its parent."""
     allowed, tools = parent.get("allowed_tools"), fields["allowed_tools"]
     if allowed is not None:
         fields["allowed_tools"] = allowed if tools is None else [tool for tool in tools if has_tools(allowed, [tool])]
-    budget, cost = parent.get("max_cost_usd"), fields["max_cost_usd"]
-    if budget is not None:
-        left = max(0.0, budget - parent.cost_micro / 1e6)
-        fields["max_cost_usd"] = left if cost is None else min(cost, left)
 
 
 def _default_source(by: Principal) -> dict[str, Any]:

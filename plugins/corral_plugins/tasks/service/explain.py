@@ -10,9 +10,9 @@ from corral.errors import NotFound
 from corral_core.accounts.api import Accounts
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.agents.api import AgentFacts, Agents
-from corral_plugins.llm.api import LLM
 from corral_plugins.tasks.models import TERMINAL, Attempt, Dependency, Task, TaskRow
 from corral_plugins.tasks.service import claims, rows
+from corral_plugins.tasks.service.agent_models import AgentModels
 from corral_plugins.tasks.service.queries import ATTEMPT_VIEW_COLUMNS, attempt_view
 from corral_plugins.tasks.service.rows import find_readable_task
 from corral_plugins.tasks.shapes import AttemptView, Condition, Explanation
@@ -25,12 +25,11 @@ ATTEMPTS = 100
 class TaskExplanations:
     """Explains why tasks run or do not run. Every method runs in the caller's unit of work."""
 
-    llm: LLM | None
     switch: KillSwitch | None
     tools: Tools | None
 
-    def __init__(self, agents: Agents, workers: Workers, accounts: Accounts) -> None:
-        self._agents, self._workers, self._accounts = agents, workers, accounts
+    def __init__(self, agents: Agents, models: AgentModels, workers: Workers, accounts: Accounts) -> None:
+        self._agents, self._models, self._workers, self._accounts = agents, models, workers, accounts
 
     def explain(self, task_id: str, caller: Principal) -> Explanation:
         """Return the conditions for claiming the task. `claimable` is true if a claim would lease the task now."""
@@ -140,7 +139,10 @@ class TaskExplanations:
         able = [each for each in started if has_tools(each.enabled_tools, tools)]
         if not able:
             return [], [_tools_unmet(tools, "None of the started agents may use", "/agents")]
-        fitting = [each for each in able if any(_matches_selector(each, worker) for worker in fleet)] or able
+        served = self._models.served(able)
+        if not served:
+            return [], [_provider_unmet(self._models.problem_of(able[0]) or "")]
+        fitting = [each for each in served if any(_matches_selector(each, worker) for worker in fleet)] or served
         free = [each for each in fitting if each.active_tasks < each.max_concurrent_tasks]
         if not free:
             message = "Every agent that could run the task has reached its maximum number of tasks."
@@ -174,12 +176,10 @@ class TaskExplanations:
         return found
 
     def _provider_condition(self, agent: AgentFacts) -> Condition:
-        if self.llm is None:
-            return _met("provider_configured", "No gateway is active; the worker uses its own model.")
-        provider = agent.llm_provider or self.llm.default_model().partition("/")[0]
-        if self.llm.is_provider_configured(provider):
-            return _met("provider_configured", f"{provider} is configured.")
-        return _unmet("provider_configured", f"{provider} is not configured.", "Configure it.", "/llm/providers")
+        problem = self._models.problem_of(agent)
+        if problem is None:
+            return _met("provider_configured", f"The model {self._models.model_name(agent)} can be called.")
+        return _provider_unmet(problem)
 
     # -- workers
 
@@ -276,6 +276,11 @@ def _availability_condition(row: TaskRow) -> Condition:
 
 def _tools_unmet(tools: Sequence[str], who: str, href: str) -> Condition:
     return _unmet("tools_enabled", f"{who} {', '.join(tools)}.", "Enable the tools.", href)
+
+
+def _provider_unmet(problem: str) -> Condition:
+    unblock = "Configure the provider, or change the model of the agent."
+    return _unmet("provider_configured", problem, unblock, "/llm/providers")
 
 
 def _met(code: str, detail: str) -> Condition:

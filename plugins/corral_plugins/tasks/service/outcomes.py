@@ -199,7 +199,7 @@ class TaskOutcomes:
 
         If the result of a run does not match `output_schema`, the attempt fails and may be retried.
         """
-        schema = row.get("output_schema")
+        schema = rows.output_schema(row, attempt)
         if schema is not None and attempt is not None:
             faults = json_schema_errors(schema, rows.parse_json_text(result))
             if faults and row.status == "cancelling":  # the result came too late; the cancellation prevails
@@ -228,7 +228,7 @@ class TaskOutcomes:
             row, attempt, "completed", by=by, event=TaskCompleted, fields=fields, lost_in_row=0, **changes
         )
         if attempt is not None:
-            self._agents.record_attempt_end(attempt.agent_id, configuration_failure=False)
+            self._agents.record_attempt_end(attempt.agent_id, configuration_failure=False, stalled=attempt.stalls > 0)
         statistics.count_ended_task(completed=True, duration_ms=duration)
         self._transitions.metrics.observe_duration(duration)
         unblock_dependents(row.id)
@@ -257,18 +257,17 @@ class TaskOutcomes:
         A provider error that a retry cannot fix counts as a configuration failure of the agent.
         """
         is_configuration = type_.startswith("provider_error") and not retryable
-        self._agents.record_attempt_end(attempt.agent_id, configuration_failure=is_configuration)
+        self._agents.record_attempt_end(
+            attempt.agent_id, configuration_failure=is_configuration, stalled=attempt.stalls > 0
+        )
 
     def _retry_delay(self, row: TaskRow, kind: str, type_: str) -> float | None:
         """Return the delay until the next attempt in seconds, or None if there is no further attempt.
 
         After a lost lease, the task is retried immediately.
         """
-        agent = None
-        own = row.get("retry_policy")
-        if own is None and row.assigned_agent_id is not None:
-            agent = self._agents.find(row.assigned_agent_id)
-        policy = declared.retry_policy(self._settings, own, agent.retry_policy if agent else None)
+        agent = None if row.assigned_agent_id is None else self._agents.find(row.assigned_agent_id)
+        policy = declared.retry_policy(self._settings, agent, row.get("retry_policy"))
         if kind not in RETRYABLE or kind not in policy.retry_on or type_ in policy.non_retryable_types:
             return None
         if row.attempt >= policy.max_attempts:

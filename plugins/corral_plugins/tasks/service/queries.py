@@ -319,7 +319,7 @@ NEAR_OFFSET = 2000
 ATTEMPT_VIEW_COLUMNS = [
     column
     for column in Attempt._meta.sorted_fields
-    if column.name not in ("checkpoint", "result", "token_hash", "lease_id")
+    if column.name not in ("checkpoint", "output_schema", "token_hash", "lease_id")
 ]
 
 
@@ -609,6 +609,7 @@ def attempt_view(row: Any) -> AttemptView:
         started_at=row.started_at,
         finished_at=row.finished_at,
         error=row.error,
+        result=row.result,
         usage={
             "input_tokens": row.input_tokens,
             "output_tokens": row.output_tokens,

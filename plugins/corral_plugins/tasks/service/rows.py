@@ -134,6 +134,12 @@ def find_live_attempt(task_id: str) -> AttemptRow | None:
     return None if found is None else AttemptRow(*found)
 
 
+def output_schema(row: TaskRow, attempt: AttemptRow | None) -> Any:
+    """Return the JSON Schema of the result: the task's own, or else that of the agent of the attempt, or None."""
+    own = row.get("output_schema")
+    return own if own is not None or attempt is None else parse_json_text(attempt.output_schema)
+
+
 def close_attempt(
     attempt: AttemptRow, status: str, *, by: str, error: str | None = None, result: str | None = None
 ) -> bool:

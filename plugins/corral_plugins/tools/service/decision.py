@@ -295,13 +295,13 @@ class ContextBuilder:
         )
 
     def _is_offered(self, name: str, worker_id: str | None) -> bool:
-        """Return whether a worker offers the tool. A worker that lists no tools is assumed to offer every tool."""
+        """Return whether the worker, or any online worker if `worker_id` is None, offers the tool."""
         if self.workers is None:
             return False
         if worker_id is None:
-            return any(not each.tools or name in each.tools for each in self.workers.online_workers())
+            return any(each.offers(name) for each in self.workers.online_workers())
         worker = self.workers.find(worker_id)
-        return worker is not None and (not worker.tools or name in worker.tools)
+        return worker is not None and worker.offers(name)
 
 
 class _ToolChecks(msgspec.Struct, frozen=True, kw_only=True):

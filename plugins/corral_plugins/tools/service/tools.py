@@ -30,14 +30,13 @@ class ToolsService:
         self, *, enabled: Sequence[str], policy: Mapping[str, Any], allowed: Sequence[str] | None, worker_id: str
     ) -> list[ClaimTool]:
         worker = self.workers.find(worker_id) if self.workers is not None else None
-        offers_all = worker is not None and not worker.tools
         found: list[ClaimTool] = []
         for tool in self._registry.list_tools(worker_id=worker_id):
             if not tool.overrides.enabled or not has_tools(enabled, [tool.name]):
                 continue
             if allowed is not None and not has_tools(allowed, [tool.name]):
                 continue
-            if tool.definition.runs == "worker" and not offers_all and not tool.workers:
+            if tool.definition.runs == "worker" and (worker is None or not worker.offers(tool.name)):
                 continue
             effective = rule_of(policy, tool.name).policy or tool.default_policy
             if effective != "deny":

@@ -34,6 +34,7 @@ from corral_plugins.workers.node.conversation import (
     assign_call_ids,
     calls_signature,
     open_calls,
+    output_schema,
     parse_json,
     repair_message,
 )
@@ -46,7 +47,7 @@ MAX_STEPS, MAX_REPAIRS = 25, 2
 MODEL_TRIES, MAX_CUTS = 3, 6
 LIVE_SECONDS = 0.5
 LIVE_LENGTH = 500  # in characters: the maximum length of a progress message
-NEEDS_PEOPLE = ("credentials", "model", "not_configured")  # kinds of errors that only a person can resolve
+NEEDS_PEOPLE = ("credentials", "model")  # kinds of errors that only a person can resolve
 UNREADABLE = (
     "This worker cannot read the task's checkpoint, which another worker wrote: {}. Let that worker run the task, or "
     "retry the task with from_checkpoint=false to start it from the beginning."
@@ -180,7 +181,6 @@ class AgentLoop:
             messages=self._state.messages,
             tools=self._tools.definitions,
             temperature=config.get("temperature"),
-            max_tokens=config.get("max_tokens"),
         )
         cuts = 0
 
@@ -204,7 +204,7 @@ class AgentLoop:
         if error.code in RELEASE_CODES or (error.status == 402 and not own_cap):
             await self._release_task(error.code)
         kind = "budget_exceeded" if error.status == 402 else "provider_error"
-        needs_people = error.members.get("kind") in NEEDS_PEOPLE or error.status in (402, 403, 422)
+        needs_people = error.members.get("kind") in NEEDS_PEOPLE or error.status in (400, 402, 403, 404, 422)
         await self._fail_attempt(kind, error.detail, retryable=not needs_people)
 
     # -- tools
@@ -224,7 +224,7 @@ class AgentLoop:
 
         If the answer does not match the output schema, request the answer again, at most `MAX_REPAIRS` (2) times.
         """
-        schema = self._task.get("output_schema")
+        schema = output_schema(self._claim)
         if not schema:
             await self._complete_task({"text": text})
         try:

@@ -31,8 +31,8 @@ def initial_messages(claim: Mapping[str, Any]) -> list[Message]:
     """Return the first messages: the system prompt, the context and input as data, and the instructions."""
     task, agent = claim["task"], claim["agent"]
     system = [agent.get("system_prompt") or "You are an agent that carries out tasks."]
-    if task.get("output_schema"):
-        system.append(SCHEMA + json.dumps(task["output_schema"], sort_keys=True))
+    if schema := output_schema(claim):
+        system.append(SCHEMA + json.dumps(schema, sort_keys=True))
     messages: list[Message] = [{"role": "system", "content": "\n\n".join(system)}]
     context = claim.get("context") or {}
     quoted = [quote_data(f"context-{kind}", items) for kind, items in sorted(context.items()) if items]
@@ -42,6 +42,12 @@ def initial_messages(claim: Mapping[str, Any]) -> list[Message]:
         messages.append({"role": "user", "content": "\n\n".join([DATA, *quoted])})
     messages.append({"role": "user", "content": _task_instructions(task)})
     return messages
+
+
+def output_schema(claim: Mapping[str, Any]) -> Any:
+    """Return the JSON Schema of the result: the task's own, or else that of the agent, or None."""
+    own = claim["task"].get("output_schema")
+    return own if own is not None else (claim["agent"].get("config") or {}).get("output_schema")
 
 
 def _task_instructions(task: Mapping[str, Any]) -> str:

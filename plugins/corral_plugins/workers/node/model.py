@@ -63,13 +63,11 @@ STREAM_STATUS = {
     "shutting_down": 503,
     "upstream_timeout": 504,
 }
-# The gateway is not OpenAI. Therefore schemas are sent unchanged, and the token limit is sent in the field that every
-# server knows. The other values of the provider's profile apply: control tokens of chat templates inside data are not
-# sent as control tokens.
+# The gateway is not OpenAI, so schemas are sent unchanged. The other values of the provider's profile apply: control
+# tokens of chat templates inside data are not sent as control tokens. The gateway applies the agent's token limit.
 PROFILE = OpenAIModelProfile(
     json_schema_transformer=None,
     openai_supports_strict_tool_definition=False,
-    openai_chat_supports_max_completion_tokens=False,
     openai_chat_streaming_requires_finish_reason=True,
 )
 
@@ -80,7 +78,6 @@ class ModelCall(msgspec.Struct, frozen=True, kw_only=True):
     messages: Sequence[Message]
     tools: Sequence[Mapping[str, Any]] = ()
     temperature: float | None = None
-    max_tokens: int | None = None
 
 
 class ModelReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,8 +113,6 @@ class GatewayModel:
         )
         if request.temperature is not None:
             settings["temperature"] = request.temperature
-        if request.max_tokens is not None:
-            settings["max_tokens"] = request.max_tokens
         parameters = ModelRequestParameters(function_tools=tool_definitions(request.tools))
         try:
             response = await self._stream_request(to_model_messages(request.messages), settings, parameters, on_text)

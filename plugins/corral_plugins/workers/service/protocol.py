@@ -140,7 +140,7 @@ class WorkerProtocol:
         now = clock.now()
         usage = {name: value for name in USAGE if (value := getattr(body, name)) is not UNSET}
         offered: dict[str, Any] = {} if body.labels is UNSET else {"labels": body.labels}
-        if isinstance(body.tools, list):
+        if body.tools is not UNSET:
             offered |= tool_columns(body.tools)
         changed = {name: value for name, value in offered.items() if getattr(row, name) != value}
         beat = {**usage, "last_heartbeat_at": now, "last_seen_at": now}

@@ -269,8 +269,10 @@ def check_not_reserved(name: str) -> None:
         raise Invalid.at("/name", "not_allowed", "The name `embedded` is reserved for the server's embedded worker.")
 
 
-def tool_columns(tools: list[str | ToolOffer]) -> dict[str, Any]:
+def tool_columns(tools: list[str | ToolOffer] | None) -> dict[str, Any]:
     """Return the columns that store the offered tools. If several tools have the same name, the last one is stored."""
+    if tools is None:
+        return {"tools": None, "tool_names": None}
     by_name = {tool if isinstance(tool, str) else tool.name: tool for tool in tools}
     return {"tools": [msgspec.to_builtins(tool) for tool in by_name.values()], "tool_names": list(by_name)}
 
@@ -297,7 +299,7 @@ def _reported_columns(new: NewWorker, client_ip: str) -> dict[str, Any]:
     columns: dict[str, Any] = {name: value for name in REPORTED if (value := getattr(new, name)) is not UNSET}
     if len(msgspec.json.encode(columns.get("os_info"))) > OS_INFO_LIMIT:
         raise Invalid.at("/os_info", "too_long", "os_info must not exceed 4 KiB of JSON.")
-    if isinstance(new.tools, list):
+    if new.tools is not UNSET:
         columns |= tool_columns(new.tools)
     columns["ip_address"] = client_ip
     if isinstance(new.ip_address, str):

@@ -116,6 +116,6 @@ def _facts_of_row(row: tuple[object, ...]) -> WorkerFacts:
     """
     values: dict[str, Any] = dict(zip(_FIELDS, row, strict=True))
     values["labels"] = msgspec.json.decode(values["labels"])
-    values["tools"] = msgspec.json.decode(values["tools"])
+    values["tools"] = None if values["tools"] is None else msgspec.json.decode(values["tools"])
     values["is_approved"], values["embedded"] = bool(values["is_approved"]), bool(values["embedded"])
     return WorkerFacts(**values)

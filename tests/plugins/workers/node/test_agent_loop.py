@@ -146,6 +146,16 @@ async def test_an_answer_is_repaired_at_most_twice() -> None:
     assert (failure["type"], failure["retryable"]) == ("schema_mismatch", True)
 
 
+async def test_the_schema_of_the_agent_holds_where_the_task_has_none() -> None:
+    server, agent = Server("no json", '{"n": 3}'), {"config": {"max_steps": 5, "output_schema": SCHEMA}}
+    assert await run(server, agent=agent) == REPORTED
+    assert server.of("complete") == [{"n": 3}]
+    assert "JSON Schema" in server.of("chat")[0]["body"]["messages"][0]["content"]
+    server = Server("[]")
+    assert await run(server, agent=agent, output_schema={"type": "array"}) == REPORTED
+    assert server.of("complete") == [[]]
+
+
 async def test_max_steps_is_a_failure_that_repeating_does_not_cure() -> None:
     server = Server(*[calls_tool("x")] * 5)
     assert await run(server) == REPORTED

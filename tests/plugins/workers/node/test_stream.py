@@ -145,7 +145,9 @@ async def test_the_request_is_what_the_gateway_takes() -> None:
     server = Server("ok")
     await server.run(claim(agent={"tools": [tool], "config": {"temperature": 0, "max_tokens": 50}}))
     body = server.of("chat")[0]["body"]
-    assert (body["model"], body["stream"], body["temperature"], body["max_tokens"]) == ("agent", True, 0, 50)
+    assert (body["model"], body["stream"], body["temperature"]) == ("agent", True, 0)
+    assert body["stream_options"] == {"include_usage": True}
+    assert not {"max_tokens", "max_completion_tokens"} & body.keys()  # the gateway applies the agent's limit
     assert body["tools"] == [
         {
             "type": "function",

@@ -1,0 +1,197 @@
+"""Pages for people who open a link: they choose a password, verify an address or accept an invitation in a browser.
+
+The token of a link stands in its fragment, which browsers do not send, so that it appears in no log and no referrer. A
+script copies it into the form; without scripts, the person pastes the link. The forms use the services of the JSON
+endpoints and share their rate limits. A form that cannot be accepted is shown again with the reason.
+"""
+
+from __future__ import annotations
+
+import functools
+import html
+from collections.abc import Awaitable, Callable, Sequence
+from importlib import resources
+from string import Template
+from typing import Annotated, NamedTuple
+
+import msgspec
+from msgspec import Meta
+
+from corral.auth.principal import PUBLIC
+from corral.database.engine import Work
+from corral.errors import Problem
+from corral.http.answers import Request, Text
+from corral.http.routes import Routes
+from corral_core.accounts.api import FullName, Password
+from corral_core.accounts.routes.auth import SIGN_IN_RATE
+from corral_core.accounts.routes.registration import BY_MAIL
+from corral_core.accounts.service.recovery import PasswordRecovery
+from corral_core.accounts.service.registration import AccountRegistration
+
+routes = Routes("/account", tag="Pages", no_store=True, root=True)
+
+BODY_LIMIT = 16 * 1024
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; form-action 'self'; "
+    "frame-ancestors 'none'; base-uri 'none'"
+)
+PastedLink = Annotated[str, Meta(min_length=1, max_length=2000)]
+
+
+class PasswordForm(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A new password, and the token of the link or the whole link."""
+
+    token: PastedLink
+    new_password: Password
+
+
+class TokenForm(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The token of the link, or the whole link."""
+
+    token: PastedLink
+
+
+class InvitationForm(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The name and the password of a new account, and the token of the link or the whole link."""
+
+    token: PastedLink
+    full_name: FullName
+    password: Password
+
+
+class Input(NamedTuple):
+    """An input of a form."""
+
+    name: str
+    label: str
+    attributes: str
+    hint: str = ""
+
+
+class Page(NamedTuple):
+    """A page with one form. `done` is the text that the page shows after the form was accepted."""
+
+    title: str
+    inputs: Sequence[Input]
+    button: str
+    done: str
+
+
+TOKEN = Input(
+    "token",
+    "Link",
+    'autocomplete="off" spellcheck="false"',
+    "Paste the link that you opened. With scripts, the browser fills it in.",
+)
+NEW_PASSWORD = Input("new_password", "New password", 'type="password" autocomplete="new-password" maxlength="128"')
+SET_PASSWORD = Page(
+    "Choose a password", (TOKEN, NEW_PASSWORD), "Save", "Your password was saved. You can sign in with it now."
+)
+VERIFY = Page("Verify your address", (TOKEN,), "Verify", "Your address is verified. You can sign in now.")
+ACCEPT = Page(
+    "Create your account",
+    (
+        TOKEN,
+        Input("full_name", "Your name", 'autocomplete="name" maxlength="200"'),
+        Input("password", "Password", 'type="password" autocomplete="new-password" maxlength="128"'),
+    ),
+    "Create account",
+    "Your account was created. You can sign in now.",
+)
+
+
+@routes.get("/reset-password", needs=PUBLIC)
+async def show_password_reset() -> Text:
+    """Show the form that sets a new password with a link."""
+    return _form(SET_PASSWORD)
+
+
+@routes.post("/reset-password", needs=PUBLIC, rate=SIGN_IN_RATE, form=True, keyed=False, body_limit=BODY_LIMIT)
+async def submit_password_reset(body: PasswordForm, request: Request, recovery: PasswordRecovery) -> Text:
+    """Set a new password with a link, and show the result as a page."""
+    token = _token_of(body.token)
+    return await _result(SET_PASSWORD, lambda: recovery.set_password(token, body.new_password, request.unit_context()))
+
+
+@routes.get("/verify-email", needs=PUBLIC)
+async def show_verification() -> Text:
+    """Show the form that verifies an address with a link."""
+    return _form(VERIFY)
+
+
+@routes.post("/verify-email", needs=PUBLIC, rate=SIGN_IN_RATE, form=True, keyed=False, body_limit=BODY_LIMIT)
+async def submit_verification(
+    body: TokenForm, request: Request, registrations: AccountRegistration, work: Work
+) -> Text:
+    """Verify an address with a link, and show the result as a page."""
+    token = _token_of(body.token)
+    entry = request.unit_context()
+    return await _result(VERIFY, lambda: work(lambda: registrations.verify_address(token), entry=entry))
+
+
+@routes.get("/accept-invitation", needs=PUBLIC)
+async def show_invitation() -> Text:
+    """Show the form that creates an account with an invitation."""
+    return _form(ACCEPT)
+
+
+@routes.post("/accept-invitation", needs=PUBLIC, rate=BY_MAIL, form=True, keyed=False, body_limit=BODY_LIMIT)
+async def submit_invitation(body: InvitationForm, request: Request, registrations: AccountRegistration) -> Text:
+    """Create an account with an invitation, and show the result as a page."""
+    token, entry = _token_of(body.token), request.unit_context()
+    return await _result(ACCEPT, lambda: registrations.accept_invitation(token, body.full_name, body.password, entry))
+
+
+@routes.get("/page.css", needs=PUBLIC)
+async def read_page_style() -> Text:
+    """Return the style sheet of the pages."""
+    return Text(_file("page.css"), "text/css; charset=utf-8")
+
+
+@routes.get("/page.js", needs=PUBLIC)
+async def read_page_script() -> Text:
+    """Return the script of the pages."""
+    return Text(_file("page.js"), "text/javascript; charset=utf-8")
+
+
+async def _result(page: Page, submit: Callable[[], Awaitable[object]]) -> Text:
+    """Return the page after its form was submitted: with the result, or with the form again and the reason."""
+    try:
+        await submit()
+    except Problem as problem:
+        if problem.status >= 500:
+            raise
+        return _form(page, [*dict.fromkeys(each.detail for each in problem.errors)] or [problem.detail])
+    return _page(page.title, f'<p role="status">{html.escape(page.done)}</p>')
+
+
+def _form(page: Page, faults: Sequence[str] = ()) -> Text:
+    told = "".join(f'<p role="alert">{html.escape(fault)}</p>\n' for fault in faults)
+    inputs = "".join(_input(each) for each in page.inputs)
+    return _page(
+        page.title, f'{told}<form method="post">\n{inputs}<button>{html.escape(page.button)}</button>\n</form>'
+    )
+
+
+def _input(each: Input) -> str:
+    hint = f'<p class="soft" id="{each.name}-hint">{html.escape(each.hint)}</p>' if each.hint else ""
+    described = f' aria-describedby="{each.name}-hint"' if each.hint else ""
+    return (
+        f'<div class="{each.name}"><label for="{each.name}">{html.escape(each.label)}</label>'
+        f'<input id="{each.name}" name="{each.name}" required {each.attributes}{described}>{hint}</div>\n'
+    )
+
+
+def _page(title: str, content: str) -> Text:
+    text = Template(_file("page.html")).substitute(title=html.escape(title), content=content)
+    return Text(text, "text/html; charset=utf-8", {"Content-Security-Policy": PAGE_POLICY})
+
+
+def _token_of(pasted: str) -> str:
+    """Return the token of a link, which people may paste as a whole."""
+    return pasted.strip().rpartition("token=")[2]
+
+
+@functools.cache
+def _file(name: str) -> str:
+    return resources.files("corral_core.accounts").joinpath("pages", name).read_text("utf-8")

@@ -1,0 +1,47 @@
+"""Sign-out with any token of the session, even an expired one."""
+
+from __future__ import annotations
+
+from corral.auth.credentials import CHALLENGE, Credentials
+from corral.auth.principal import Principal
+from corral.crypto import digest
+from corral.errors import Forbidden, Unauthorized
+from corral_core.accounts.models import RefreshRow, SessionRow
+from corral_core.accounts.service.authentication import AccessTokens, is_access_token
+
+
+class SignOut:
+    """Finds out whose session a sign-out ends. Every function runs in the caller's unit of work."""
+
+    def __init__(self, tokens: AccessTokens, credentials: Credentials) -> None:
+        self._tokens, self._credentials = tokens, credentials
+
+    def holder_of_access_token(self, credential: str) -> Principal:
+        """Return the user and the session of an access token, which may have expired.
+
+        Raise `Unauthorized` for an invalid credential, and `Forbidden` for an API key or the token of a machine.
+        """
+        if is_access_token(credential):
+            claims = self._tokens.verify(credential, may_have_expired=True)
+            return _holder(claims.sub, claims.sid)
+        caller = self._credentials.authenticate(credential)
+        code = "insufficient_scope" if caller.kind == "api_key" else "forbidden"
+        raise Forbidden("Only the sessions of users can be signed out; API keys and tokens are revoked.", code=code)
+
+    @staticmethod
+    def holder_of_refresh_token(refresh: str) -> Principal:
+        """Return the user and the session of a refresh token, which may have expired or been used.
+
+        Raise `Unauthorized` for an unknown token.
+        """
+        found = SessionRow.select(SessionRow.id, SessionRow.user_id).join(
+            RefreshRow, on=(RefreshRow.session_id == SessionRow.id)
+        )
+        row = found.where(RefreshRow.hash == digest(refresh)).first()
+        if row is None:
+            raise Unauthorized("The refresh token belongs to no session of this installation.", headers=CHALLENGE)
+        return _holder(row.user_id, row.id)
+
+
+def _holder(user_id: str, session_id: str) -> Principal:
+    return Principal(kind="user", id=user_id, user_id=user_id, session_id=session_id)

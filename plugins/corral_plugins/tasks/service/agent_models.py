@@ -1,0 +1,53 @@
+"""Determines which model an agent uses, and whether the LLM gateway can call it.
+
+A task waits while the gateway can call none of the models of its agent. Claims and explanations apply the same rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from corral_plugins.agents.api import AgentFacts
+from corral_plugins.llm.api import LLM, AgentModel
+
+ModelKey = tuple[str | None, str | None, tuple[str, ...]]
+
+
+class AgentModels:
+    """The models of agents. Every method runs in the caller's unit of work.
+
+    If the plugin `llm` is not active, workers use models of their own, so every agent counts as served.
+    """
+
+    llm: LLM | None
+
+    def model_name(self, agent: AgentFacts) -> str:
+        """Return the model of the agent as `provider/model`."""
+        if self.llm is None:
+            return f"{agent.llm_provider or 'default'}/{agent.llm_model or 'default'}"
+        return _models_of(self.llm, _key_of(agent))[0].name
+
+    def served(self, agents: Sequence[AgentFacts]) -> list[AgentFacts]:
+        """Return those of the agents that have a model which the gateway can call.
+
+        The gateway is asked once for each different configuration, because many agents use the same model.
+        """
+        if self.llm is None:
+            return list(agents)
+        known: dict[ModelKey, bool] = {}
+        for key in {_key_of(agent) for agent in agents}:
+            known[key] = any(model.problem is None for model in _models_of(self.llm, key))
+        return [agent for agent in agents if known[_key_of(agent)]]
+
+    def problem_of(self, agent: AgentFacts) -> str | None:
+        """Return why the gateway can call none of the models of the agent, or None if it can call one of them."""
+        models = [] if self.llm is None else _models_of(self.llm, _key_of(agent))
+        return None if any(model.problem is None for model in models) or not models else models[0].problem
+
+
+def _key_of(agent: AgentFacts) -> ModelKey:
+    return agent.llm_provider, agent.llm_model, tuple(agent.config.get("fallback_models") or ())
+
+
+def _models_of(llm: LLM, key: ModelKey) -> list[AgentModel]:
+    return llm.models_for_agent(*key)
