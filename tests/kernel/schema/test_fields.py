@@ -9,7 +9,7 @@ import pytest
 from tests.kernel.schema.cases import ID, faults
 
 from corral.schema.conversion import convert
-from corral.schema.fields import Id, MomentIn, Name, ShortText, Slug, Tags, Text, Title, line, trimmed
+from corral.schema.fields import Id, MomentIn, Name, ShortText, Slug, Tags, Text, Title, line
 from corral.schema.json_schema_validation import json_schema_errors
 
 
@@ -35,7 +35,3 @@ def test_field_types(kind: Any, good: list[Any], bad: list[Any]) -> None:
     for value in bad:
         assert len(faults(kind, value)) == 1
         assert json_schema_errors(document, value)
-
-
-def test_trimmed() -> None:
-    assert trimmed(" \ta b\n") == "a b"
