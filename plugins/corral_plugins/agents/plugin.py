@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from corral.auth.principal import READERS, WRITERS, Authenticator, Permission
 from corral.database.model import Model
@@ -30,6 +30,9 @@ from corral_plugins.agents.service.states import (
 )
 from corral_plugins.agents.service.tokens import TOKEN_TTL_DAYS, AgentTokens, StandingTokenAuthenticator
 from corral_plugins.agents.service.versions import AgentVersions
+
+if TYPE_CHECKING:
+    import click
 
 
 class AgentsPlugin(Plugin):
@@ -71,6 +74,12 @@ class AgentsPlugin(Plugin):
     @hookimpl
     def corral_models(self) -> Iterable[type[Model]]:
         return [Agent, AgentVersion, AgentToken]
+
+    @hookimpl
+    def corral_commands(self) -> Iterable[click.Command]:
+        from corral_plugins.agents.commands import agents_command_group
+
+        return [agents_command_group]
 
     @hookimpl
     def corral_events(self) -> Iterable[type[Event]]:

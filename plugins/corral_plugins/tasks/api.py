@@ -28,7 +28,7 @@ declare_codes(
         "use_action": (
             422,
             "Only actions can change the status",
-            "Use the operation for this change, such as POST /tasks/{id}/cancel, instead of writing the status.",
+            "Use the operation for this change, such as corral tasks cancel, instead of writing the status.",
         ),
     }
 )
