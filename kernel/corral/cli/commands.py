@@ -187,7 +187,7 @@ def _plugin_commands(wanted: str | None = None) -> dict[str, click.Command]:
 
     for found in with_hook:
         for contribution in _call_hook(
-            found, "corral_commands", "commands", lambda hook: checked_contributions(corral_commands, [hook()])
+            found, "corral_commands", "commands", lambda hook: checked_contributions(corral_commands, hook())
         ):
             for command in contribution:
                 if command.name is not None:
