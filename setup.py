@@ -120,6 +120,27 @@ setup(
             "tools = corral_plugins.tools.plugin:ToolsPlugin",
             "workers = corral_plugins.workers.plugin:WorkersPlugin",
         ],
+        # The commands of these plugins, which are imported without the plugins. A test compares them with the hook.
+        "corral.commands": [
+            "agents = corral_plugins.agents.commands:agents_command_group",
+            "audit = corral_plugins.audit.command:audit_command",
+            "cost = corral_plugins.cost.command:cost_command",
+            "demo = corral_plugins.tasks.demo.command:demo_command",
+            "events = corral_core.event_log.command:events_command",
+            "keys = corral_core.accounts.commands:crypto_key_command_group",
+            "kill-switch = corral_plugins.admin.command:kill_switch_command",
+            "login = corral_core.accounts.session_commands:login_command",
+            "logout = corral_core.accounts.session_commands:logout_command",
+            "run = corral_plugins.tasks.commands.run:run_task_command",
+            "secrets = corral_plugins.secrets.command:secrets_command",
+            "security = corral_plugins.security.command:security_command",
+            "status = corral_plugins.tasks.commands.status:status_command",
+            "tasks = corral_plugins.tasks.commands.tasks:tasks_command_group",
+            "user = corral_core.accounts.commands:user_command_group",
+            "whoami = corral_core.accounts.session_commands:whoami_command",
+            "worker = corral_plugins.workers.node.command:worker_command",
+            "workers = corral_plugins.workers.commands:workers_command_group",
+        ],
         # The name equals the module, or pytest registers it twice.
         "pytest11": [
             "corral.testing.plugin = corral.testing.plugin",

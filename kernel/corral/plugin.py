@@ -264,11 +264,6 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
 SECRET_CHANGE = (None, "changed")
 
 
-def changes_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the `changes` of an audit entry: the fields of `after` whose values differ from those in `before`."""
-    return {name: (before.get(name), value) for name, value in after.items() if before.get(name) != value}
-
-
 class Audit(Protocol):
     """Records privileged changes in the audit log. The plugin `audit` provides this service."""
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+BUILT_IN = ("corral_core.", "corral_plugins.")
 
 
 def _entry_points() -> dict[str, list[str]]:
@@ -31,6 +33,16 @@ def _expected() -> list[str]:
 
 def test_plugins_are_the_folders_alphabetically() -> None:
     assert _entry_points()["corral.plugins"] == _expected()
+
+
+def test_commands_are_those_of_the_hook() -> None:
+    """A command is found by its entry point, without its plugin. The hook stays what plugins are asked by."""
+    points = [point for point in metadata.entry_points(group="corral.plugins") if point.module.startswith(BUILT_IN)]
+    loaded = [point.load()() for point in points]
+    contributed = [command for plugin in loaded for command in getattr(plugin, "corral_commands", tuple)()]
+    indexed = {point.name: point.load() for point in metadata.entry_points(group="corral.commands")}
+    assert {command.name: command for command in contributed} == indexed
+    assert _entry_points()["corral.commands"] == sorted(_entry_points()["corral.commands"])
 
 
 def test_pytest_plugin_is_named_as_its_module() -> None:

@@ -329,7 +329,7 @@ def test_problems_are_narrowed_by_status() -> None:
 
 
 def test_what_a_permission_adds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(errors.CODES, "lab.limited", (403, "Limited"))
+    monkeypatch.setitem(errors.CODES, "lab.limited", errors.Code(403, "Limited"))
     monkeypatch.setattr("corral.http.problems.LIMITING_CODES", {"lab.limited"})
     everything = {"forbidden", "insufficient_scope", "ip_blocked", "lab.limited"}
     assert set(codes("GET /api/v1/tools", 403)) == everything

@@ -16,6 +16,8 @@ COMMANDS = {
     "check": ("corral.cli.check", "Check a plugin against the plugin contract"),
     "new-plugin": ("corral.cli.new_plugin", "Create the source tree of a new plugin"),
     "openapi": ("corral.cli.openapi", "Print the OpenAPI document"),
+    "api": ("corral.cli.api", "Call any operation of the API"),
+    "completion": ("corral.cli.completion", "Print the tab completion for a shell"),
 }
 
 
@@ -31,6 +33,9 @@ def main() -> None:
         print(f"corral {version('corral')}")
         return
     gc.set_threshold(20_000, 20, 20)  # the objects of a start are kept; collecting garbage would take 10% of its time
-    from corral.cli.commands import run
+    try:
+        from corral.cli.commands import run
 
-    run()
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -2,74 +2,153 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
-from urllib.parse import urlsplit
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote, urlsplit
 
 import msgspec
 
 from corral.http.routes import API_PREFIX
+from corral.ids import parse_id
+
+if TYPE_CHECKING:
+    import httpx2
 
 REQUEST_SECONDS, POLL_SECONDS = 30.0, 10
 MAX_OUTAGE_SECONDS, RETRY_SECONDS = 30.0, 0.5
 MIN_OVERLAP = 20
+PAGE = 200  # items
 
 
 class ApiClientError(Exception):
     """Raised when the server refused a request or did not answer (`status` is None). The message is shown to users."""
 
-    def __init__(self, message: str, status: int | None = None) -> None:
-        self.status = status
+    def __init__(self, message: str, status: int | None = None, problem: Mapping[str, Any] | None = None) -> None:
+        self.status, self.problem = status, problem or {}
+        self.code = str(self.problem.get("code", ""))
         super().__init__(message)
 
 
 class ApiClient:
-    """An API client for one server. `token` is a bearer credential. Failed requests raise `ApiClientError`."""
+    """An API client for one server. `token` is a bearer credential. Failed requests raise `ApiClientError`.
+
+    After the status 401 or 403, `on_refusal` is called with the error. If it returns true, for example because it
+    renewed the token, the request is sent once more.
+    """
 
     def __init__(self, url: str, token: str | None = None) -> None:
         import httpx2
 
-        self.url = url.rstrip("/")
+        self.url, self.token = url.rstrip("/"), token
+        self.on_refusal: Callable[[ApiClientError], bool] = lambda error: False
         host = urlsplit(self.url).hostname or ""
         loopback = host in ("localhost", "::1") or host.startswith("127.")
-        base, trust_env = self.url + API_PREFIX, not loopback  # servers on this machine are reached without a proxy
-        self._http = httpx2.Client(base_url=base, timeout=REQUEST_SECONDS, trust_env=trust_env, follow_redirects=False)
-        self._errors = httpx2.HTTPError
-        if token is not None:
-            self.use(token)
+        trust_env = not loopback  # servers on this machine are reached without a proxy
+        self._http = httpx2.Client(base_url=self.url, timeout=REQUEST_SECONDS, trust_env=trust_env)
+        self._errors = (httpx2.HTTPError, httpx2.InvalidURL)
 
     def use(self, token: str) -> None:
         """Send this token with all further requests."""
-        self._http.headers["Authorization"] = f"Bearer {token}"
+        self.token = token
 
     def close(self) -> None:
         """Close all connections to the server."""
         self._http.close()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def get(self, path: str, **query: Any) -> Any:
         """Send a GET request and return the decoded JSON of the response."""
-        return self._request("GET", path, params=query)
+        return self.send("GET", path, query=query)
 
     def post(self, path: str, body: Any) -> Any:
         """Send a POST request with `body` as JSON and return the decoded JSON of the response."""
-        content, headers = msgspec.json.encode(body), {"Content-Type": "application/json"}
-        return self._request("POST", path, content=content, headers=headers)
+        return self.send("POST", path, body=body)
+
+    def send(self, method: str, path: str, *, body: Any = None, query: Mapping[str, Any] | None = None) -> Any:
+        """Send a request and return the decoded JSON of the response, or its text if it is not JSON.
+
+        `path` is relative to the API, for example `/agents`.
+        """
+        content = None if body is None else msgspec.json.encode(body)
+        headers = {} if content is None else {"Content-Type": "application/json"}
+        try:
+            answer = self._answer(method, path, query or {}, content, headers)
+        except ApiClientError as error:
+            if error.status not in (401, 403) or not self.on_refusal(error):
+                raise
+            answer = self._answer(method, path, query or {}, content, headers)
+        if not answer.content:
+            return None
+        if answer.headers.get("content-type", "").partition(";")[0] == "application/json":
+            with contextlib.suppress(msgspec.DecodeError):
+                return msgspec.json.decode(answer.content)
+        elif "x-request-id" in answer.headers:
+            return answer.text
+        raise ApiClientError(f"{self.url} is not a Corral server; check the address")
+
+    def pages(self, path: str, **query: Any) -> Iterator[Any]:
+        """Yield all items of a list. Further pages are requested as needed."""
+        query.setdefault("limit", PAGE)
+        position = "after" if path.strip("/") == "events" else "cursor"
+        while True:
+            page = self.get(path, **query)
+            yield from page["items"]
+            if not page.get("next") or not page["items"]:
+                return
+            query[position] = page["next"]
+
+    def find(self, path: str, name: str, *, kind: str, field: str = "name") -> Any:
+        """Return the object with this id or, ignoring case, this name from the list at `path`.
+
+        `kind` is the noun for the error messages, such as "agent". `field` is the field that contains the name.
+        """
+        if parse_id(name) is not None:
+            try:
+                return self.get(f"{path}/{name}")
+            except ApiClientError as error:
+                if error.status != 404:
+                    raise
+        found = self.get(path, search=name, limit=PAGE)["items"] if name.strip() and len(name) <= PAGE else []
+        same = [item for item in found if item[field].casefold() == name.strip().casefold()]
+        if len(same) == 1:
+            return same[0]
+        if same:
+            ids = ", ".join(item["id"] for item in same)
+            raise ApiClientError(f"{len(same)} {kind}s are named {name}; give the id instead: {ids}")
+        near = f"; did you mean {found[0][field]}?" if found else f"; corral {kind}s list shows all {kind}s"
+        raise ApiClientError(f"there is no {kind} named {name}{near}", 404)
 
     def events(
         self, kind: str, identifier: str, *, until: float | None = None, away: Callable[[str], None] | None = None
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield `(event, data)` for each past event of one object, and then for each new event as it happens.
 
+        `until` and `away` are described at `follow_events`.
+        """
+        for item in self.follow_events(until=until, away=away, object_type=kind, object_id=identifier):
+            yield item["event"], item["data"]
+
+    def follow_events(
+        self, *, until: float | None = None, away: Callable[[str], None] | None = None, **query: Any
+    ) -> Iterator[dict[str, Any]]:
+        """Yield each event that matches the query of `GET /events`, and then each new event as it happens.
+
         The iterator never ends by itself. At the time `until` (in `time.monotonic` seconds), it raises
         `ApiClientError`. During an outage of up to `MAX_OUTAGE_SECONDS`, requests are retried. When an outage begins,
         `away` is called with the reason.
         """
-        place, heard, waits = dict[str, Any](), time.monotonic(), False  # without a place: from the start of the log
+        heard, waits = time.monotonic(), False
         while until is None or time.monotonic() < until:
             wait = POLL_SECONDS if until is None else min(POLL_SECONDS, max(1, round(until - time.monotonic())))
             try:
-                page = self.get("/events", object_type=kind, object_id=identifier, wait=wait, **place)
+                page = self.get("/events", **query, wait=wait)
             except ApiClientError as error:
                 is_away = error.status in (None, 502, 503, 504)
                 if not is_away or time.monotonic() - heard > MAX_OUTAGE_SECONDS:
@@ -80,23 +159,45 @@ class ApiClient:
                 time.sleep(RETRY_SECONDS)
                 continue
             heard, waits = time.monotonic(), False
-            for item in page["items"]:
-                yield item["event"], item["data"]
-            place["after"] = page["next"]
+            yield from page["items"]
+            query["after"] = page["next"]
         raise ApiClientError("waiting for the events took too long")
 
-    def _request(self, method: str, path: str, **options: Any) -> Any:
+    def _answer(
+        self, method: str, path: str, query: Mapping[str, Any], content: bytes | None, headers: dict[str, str]
+    ) -> httpx2.Response:
+        """Send a request once and return the response. Raises `ApiClientError` for all others than successes."""
+        if self.token is not None:
+            headers = {**headers, "Authorization": f"Bearer {self.token}"}
+        address = API_PREFIX + quote(path, safe="/%:@!$&'()*+,;=~")
         try:
-            answer = self._http.request(method, path, **options)
+            answer = self._http.request(method, address, params=dict(query), content=content, headers=headers)
         except self._errors as error:
-            raise ApiClientError(f"{self.url} does not answer: {type(error).__name__} {error}") from None
-        if answer.status_code >= 400:
-            raise ApiClientError(_refusal(answer.status_code, answer.content, f"{method} {path}"), answer.status_code)
-        try:
-            return msgspec.json.decode(answer.content) if answer.content else None
-        except msgspec.DecodeError:
-            detail = f"the response of {self.url} is not JSON; check that this is the address of a Corral server"
-            raise ApiClientError(detail) from None
+            raise ApiClientError(f"{self.url} does not answer: {_reason(error)}") from None
+        if answer.is_success:
+            return answer
+        if "x-request-id" in answer.headers:
+            raise _refusal(answer.status_code, answer.content)
+        if answer.status_code in (502, 503, 504):
+            told = f"the proxy at {self.url} answered {answer.status_code}; check that the server behind it runs"
+        else:
+            told = f"{self.url} is not a Corral server (it answered {answer.status_code}); check the address"
+        raise ApiClientError(told, answer.status_code)
+
+
+def _reason(error: Exception) -> str:
+    """Describe why a server did not answer, with the remedy."""
+    text = str(error)
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        told = text.partition("certificate verify failed: ")[2].partition(" (_ssl")[0] or "it is not trusted"
+        return f"its TLS certificate was refused: {told}; set SSL_CERT_FILE to the certificate of its authority"
+    if "SSL" in text:
+        return "it does not speak TLS on this port; try http:// instead of https://"
+    if "Connection refused" in text:
+        return "connection refused; check the address, or start the server with corral serve"
+    if type(error).__name__.endswith("Timeout"):
+        return f"no answer within {REQUEST_SECONDS:g} s; check the address and the network"
+    return f"{text.rstrip('.') or type(error).__name__}; check the address and the network"
 
 
 class TextDeltaTracker:
@@ -117,11 +218,13 @@ class TextDeltaTracker:
         return overlap > 0, fresh
 
 
-def _refusal(status: int, content: bytes, request: str) -> str:
-    """Format a problem document as one line."""
+def _refusal(status: int, content: bytes) -> ApiClientError:
+    """Return the error for a problem document, with a message of one line."""
     try:
         problem = msgspec.json.decode(content)
-        said = [problem["detail"], *(f"{entry['pointer']}: {entry['detail']}" for entry in problem.get("errors") or ())]
+        faults = {each["pointer"]: each["detail"] for each in problem.get("errors") or ()}
+        parts = [problem["detail"], *(f"{at}: {text}" for at, text in faults.items() if text != problem["detail"])]
     except (msgspec.DecodeError, KeyError, TypeError):
-        said = [content[:300].decode("utf-8", "replace")]
-    return f"{request}: {status} {'; '.join(said)}"
+        return ApiClientError(content[:300].decode("utf-8", "replace") or f"the server answered {status}", status)
+    where = f" (status {status}, request {problem.get('request_id')})" if status >= 500 else ""
+    return ApiClientError("; ".join(part.rstrip(".") for part in parts) + where, status, problem)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ T = TypeVar("T")
 
 MAX_HELP_CHARACTERS = 200  # characters; click truncates longer help texts, so the limit is high enough to wrap them
 FAILED, USAGE, REFUSED, PENDING = 1, 2, 3, 4
+COMMAND_GROUP = "corral.commands"  # entry points
 
 
 class LazyGroup(click.Group):
@@ -40,7 +42,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in COMMANDS:
             return import_command(cmd_name)
-        found = _plugin_commands().get(cmd_name)
+        found = _plugin_commands(cmd_name).get(cmd_name)
         if found is None:
             load_config()  # raises if a fault in the configuration hides the command
         return found
@@ -78,6 +80,8 @@ def import_command(name: str) -> click.Command:
 def group(context: click.Context) -> None:
     """Corral is a self-hosted control plane for AI agents."""
     context.obj = CommandContext()
+    if os.environ.get("NO_COLOR"):
+        context.color = False
 
 
 class CommandContext:
@@ -113,7 +117,7 @@ def _readable_config() -> Config:
 def run() -> NoReturn:
     """Run the command and exit. Errors are printed to standard error."""
     try:
-        group.main(standalone_mode=False)
+        group.main(prog_name="corral", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -132,6 +136,10 @@ def run() -> NoReturn:
 
 def _explained(error: Exception) -> tuple[int, list[str]]:
     """Return the exit status and the lines of the error message for an exception, or no lines if it is unexpected."""
+    from corral.cli.api_client import ApiClientError
+
+    if isinstance(error, ApiClientError):
+        return FAILED, [f"corral: {str(error).rstrip('.')}"]
     import peewee
 
     from corral.database.migrations import MigrationFailed, SchemaTooNew
@@ -153,23 +161,35 @@ def _explained(error: Exception) -> tuple[int, list[str]]:
     return FAILED, []
 
 
-def _plugin_commands() -> dict[str, click.Command]:
+def _plugin_commands(wanted: str | None = None) -> dict[str, click.Command]:
     """Return the commands of the plugins that the configuration loads, by name.
 
-    A plugin that fails to import contributes no commands. If the configuration is invalid, only the commands of
-    built-in plugins are returned; when called, they report what is wrong with the configuration.
+    A plugin whose commands are entry points of the group `corral.commands` is not imported, only its commands are: all
+    of them, or only `wanted`. Other plugins contribute commands by the hook. A plugin that fails to import contributes
+    no commands. If the configuration is invalid, only the commands of built-in plugins are returned; when called, they
+    report what is wrong with the configuration.
     """
+    commands: dict[str, click.Command] = {}
+    points, with_hook = tuple(metadata.entry_points(group=COMMAND_GROUP)), []
+    for found in _callable_plugins(_readable_config()):
+        own = [point for point in points if point.module.startswith(f"{found.module.rpartition('.')[0]}.")]
+        if not own:
+            with_hook.append(found)
+        for point in own:
+            if wanted in (None, point.name):
+                commands.update((point.name, command) for command in _guarded_call(found, "commands", point.load))
+    if wanted in commands or not with_hook:
+        return commands
     from corral.hookspecs import corral_commands
     from corral.plugins.hooks import flatten_hook_results
 
-    config = _readable_config()
-    commands: dict[str, click.Command] = {}
-    for _, found in contributed(
-        config, "corral_commands", "commands", lambda hook: flatten_hook_results(corral_commands, [hook()])
-    ):
-        for command in found:
-            if command.name is not None:
-                commands.setdefault(command.name, command)
+    for found in with_hook:
+        for contribution in _call_hook(
+            found, "corral_commands", "commands", lambda hook: flatten_hook_results(corral_commands, [hook()])
+        ):
+            for command in contribution:
+                if command.name is not None:
+                    commands.setdefault(command.name, command)
     return commands
 
 
@@ -180,11 +200,16 @@ def contributed(config: Config, hook: str, what: str, call: Callable[[Any], T]) 
     Only hooks of built-in plugins, of plugins that the configuration enables, and of plugins that belong to an extra of
     Corral are called. Plugins of extras do not have to be enabled.
     """
+    for found in _callable_plugins(config):
+        yield from ((found.name, item) for item in _call_hook(found, hook, what, call))
+
+
+def _callable_plugins(config: Config) -> Iterator[Found]:
     ours = extra_distributions()
     for found in discovery.discover(config):
         known = found.built_in or found.name in config.plugins.enabled or found.distribution in ours
         if known and found.name not in config.plugins.disabled:
-            yield from ((found.name, item) for item in _call_hook(found, hook, what, call))
+            yield found
 
 
 def extra_distributions() -> frozenset[str]:
@@ -201,9 +226,17 @@ def extra_distributions() -> frozenset[str]:
 
 
 def _call_hook(found: Found, hook: str, what: str, call: Callable[[Any], T]) -> list[T]:
-    try:
+    def call_plugin() -> list[T]:
         function = getattr(found.load()(), hook, None)
         return [call(function)] if function is not None else []
+
+    return [item for items in _guarded_call(found, what, call_plugin) for item in items]
+
+
+def _guarded_call(found: Found, what: str, function: Callable[[], T]) -> list[T]:
+    """Return the result in a list, or an empty list and a message if the plugin fails."""
+    try:
+        return [function()]
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit too: a plugin must not end the command

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,12 @@ json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
 
 
 COLOURS = {
-    "ok": "green",
-    "active": "green",
-    "online": "green",
-    "completed": "green",
-    "warning": "yellow",
-    "degraded": "yellow",
-    "disabled": "yellow",
-    "blocked": "yellow",
-    "pending": "yellow",
-    "failed": "red",
-    "down": "red",
-    "error": "red",
+    **dict.fromkeys(("ok", "active", "online", "idle", "completed", "approved"), "green"),
+    **dict.fromkeys(("running", "assigned", "busy", "started"), "cyan"),
+    **dict.fromkeys(("warning", "degraded", "disabled", "blocked", "pending"), "yellow"),
+    **dict.fromkeys(("paused", "draining", "waiting", "cancelling"), "yellow"),
+    **dict.fromkeys(("failed", "down", "error", "rejected", "exceeded"), "red"),
+    **dict.fromkeys(("offline", "cancelled"), "bright_black"),
 }
 
 GAP = 2  # characters between columns
@@ -45,10 +39,12 @@ def print_table(
     empty: str = "Nothing to show.",
     title: str | None = None,
     colour_of: str | None = None,
+    computed: Mapping[str, Callable[[Mapping[str, Any]], Any]] | None = None,
 ) -> None:
     """Print rows as a table, or all their fields as JSON. Text is printed literally, without markup.
 
-    `colour_of` is the column whose value selects the colour of the row from `COLOURS`.
+    `colour_of` is the column whose value selects the colour of the row from `COLOURS`. `computed` contains functions
+    for the cells of columns that are not fields of the rows, or are shown in another form.
     """
     if as_json:
         click.echo(json.dumps({"items": [dict(row) for row in rows]}, indent=2, default=str))
@@ -60,7 +56,8 @@ def print_table(
     from rich.table import Table
 
     titles = [column.replace("_", " ") for column in columns]
-    cells = [[_text(row.get(column)) for column in columns] for row in rows]
+    shown = computed or {}
+    cells = [[_text(shown[column](row) if column in shown else row.get(column)) for column in columns] for row in rows]
     needs = [max(map(len, texts)) for texts in zip(titles, *cells, strict=True)]
     terminal = sys.stdout.isatty() or "COLUMNS" in os.environ
     console = Console(width=None if terminal else sum(needs) + GAP * len(needs), markup=False, emoji=False)
@@ -89,6 +86,45 @@ def _widths(needs: Sequence[int], width: int) -> list[int]:
 def print_value(found: Any, *, as_json: bool, text: str) -> None:
     """Print `text` for people, or `found` as JSON if `as_json` is set."""
     click.echo(json.dumps(found, indent=2, default=str) if as_json else text)
+
+
+def print_fields(found: Any, shown: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print the fields `shown` one per line, without those that are empty, or `found` as JSON.
+
+    The values of `COLOURS` are coloured. The lines of a longer text are indented like its first line.
+    """
+    if as_json:
+        click.echo(json.dumps(found, indent=2, default=str, ensure_ascii=False))
+        return
+    width = max(map(len, shown), default=0) + GAP
+    for name, item in shown.items():
+        if item not in (None, "", [], {}):
+            text = _text(item)
+            padding = "\n" + " " * width
+            name = click.style(f"{name}:".ljust(width), bold=True)
+            click.echo(name + click.style(padding.join(text.splitlines()), fg=COLOURS.get(text)))
+
+
+def format_usd(amount: float | None) -> str:
+    """Format an amount of money: whole cents from $1 on, and as many digits as it needs below."""
+    if amount is None:
+        return "unknown"
+    digits = 2 if abs(amount) >= 1 or amount == 0 else 4 if abs(amount) >= 0.01 else 6
+    text = f"{abs(amount):.{digits}f}"
+    whole, _, fraction = text.partition(".")
+    return f"{'-' if amount < 0 else ''}${whole}.{fraction.rstrip('0').ljust(2, '0')}"
+
+
+def format_ms(milliseconds: float | None) -> str:
+    """Format a duration, for example `250 ms`, `2.9 s`, `3 min` or `2 h`."""
+    if milliseconds is None:
+        return "-"
+    seconds = milliseconds / 1000
+    if seconds < 1:
+        return f"{milliseconds:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
 
 
 def _text(item: Any) -> str:

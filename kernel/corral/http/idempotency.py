@@ -13,12 +13,14 @@ import peewee
 
 from corral import clock
 from corral.crypto import Keyring
-from corral.database.model import InstantField, JSONField, Model
+from corral.database.model import IdField, InstantField, JSONField, Model
 from corral.database.sealed_columns import SealedField
+from corral.database.statement import Statement
 from corral.errors import Conflict, Invalid
 from corral.http.answers import Response
 
 KEEP_SECONDS = 24 * 3600
+TASK_KEEP_SECONDS = 400 * 24 * 3600  # until the task ends, and at most this long
 IN_FLIGHT_SECONDS = 30  # extended regularly while an `async def` handler runs
 RENEW_SECONDS = 10
 BODY = "idempotency"
@@ -26,7 +28,10 @@ Whole = tuple[int, dict[str, str], bytes, bytes]  # a response, and the hash of 
 
 
 class IdempotencyRow(Model):
-    """A request that was sent with an idempotency key. `state` is in_flight or done. The row expires at `until`."""
+    """A request that was sent with an idempotency key. `state` is in_flight or done. The row expires at `until`.
+
+    The response to a request of a task is kept until `KEEP_SECONDS` after the end of the task.
+    """
 
     key = peewee.CharField(primary_key=True, max_length=64)
     body_hash = peewee.CharField(max_length=64)  # a MAC: from a plain hash, readers of the table could guess passwords
@@ -37,6 +42,7 @@ class IdempotencyRow(Model):
     state = peewee.CharField(max_length=12)
     until = InstantField(index=True)
     created_at = InstantField()
+    task_id = IdField(null=True, index=True)
 
     class Meta:
         table_name = "kernel_idempotency"
@@ -47,14 +53,17 @@ class IdempotencyKey(msgspec.Struct, frozen=True):
 
     scope_hash: str
     body_digest: bytes  # SHA-256 of the request body
+    task_id: str | None = None
 
     @classmethod
-    def of_request(cls, key: str, caller: str, method: str, path: str, body: bytes) -> IdempotencyKey:
+    def of_request(
+        cls, key: str, caller: str, method: str, path: str, body: bytes, task_id: str | None = None
+    ) -> IdempotencyKey:
         """Create the identity of a request with an idempotency key. Raises `Invalid` if the key is malformed."""
         if not (1 <= len(key) <= 255 and key.isascii() and key.isprintable()):
             raise Invalid.at("/header/Idempotency-Key", "bad_format", "Use 1 to 255 printable ASCII characters.")
         scope = "\0".join((caller, method, path.rstrip("/"), key))
-        return cls(hashlib.sha256(scope.encode()).hexdigest(), hashlib.sha256(body).digest())
+        return cls(hashlib.sha256(scope.encode()).hexdigest(), hashlib.sha256(body).digest(), task_id)
 
 
 class Idempotency:
@@ -69,7 +78,8 @@ class Idempotency:
         A concurrent request with the same key waits until this unit of work ends. Raises `idempotency_key_reused` if
         the key was used with another body, and `idempotency_in_progress` while the first request is running.
         """
-        if self._insert(key, IdempotencyRow.until <= clock.now(), "in_flight", IN_FLIGHT_SECONDS):
+        is_expired = IdempotencyRow.until <= clock.now()
+        if self._insert(key, is_expired, "in_flight", IN_FLIGHT_SECONDS, task_id=key.task_id):
             return None
         row = IdempotencyRow.get_or_none(IdempotencyRow.key == key.scope_hash)
         if row is not None:  # otherwise the first request has just failed and released the key
@@ -109,7 +119,10 @@ class Idempotency:
             done: dict[str, Any] = {"status": None, "headers": None, "body": sealed.hex(), "sealed": True}
         else:
             done = {"status": response.status, "headers": headers, "body": body.decode(), "sealed": False}
-        self._insert(key, IdempotencyRow.state == "in_flight", "done", KEEP_SECONDS, **done)
+        has_task = IdempotencyRow.task_id.is_null(False)  # false after the end of the task
+        is_open = key.task_id is not None and IdempotencyRow.select().where(_in_flight(key) & has_task).exists()
+        seconds = TASK_KEEP_SECONDS if is_open else KEEP_SECONDS
+        self._insert(key, IdempotencyRow.state == "in_flight", "done", seconds, **done)
 
     def renew_key(self, key: IdempotencyKey) -> None:
         """Extend the expiry of a key while its handler is running."""
@@ -136,7 +149,13 @@ def _aad(key: IdempotencyKey) -> str:
     return f"kernel_idempotency|{key.scope_hash}|body"
 
 
-def delete_expired_keys(at_once: int = 500) -> int:
-    """Delete at most `at_once` expired rows, and return the number of deleted rows."""
-    old = IdempotencyRow.select(IdempotencyRow.key).where(IdempotencyRow.until <= clock.now()).limit(at_once)
-    return int(IdempotencyRow.delete().where(IdempotencyRow.key.in_(old)).execute())
+_EXPIRE = Statement(
+    lambda p: IdempotencyRow.update({IdempotencyRow.until: p("until"), IdempotencyRow.task_id: None}).where(
+        IdempotencyRow.task_id == p("task_id")
+    )
+)
+
+
+def expire_with_task(task_id: str) -> None:
+    """Keep the responses to the requests of a task that has ended for another `KEEP_SECONDS`."""
+    _EXPIRE.run({"task_id": task_id, "until": clock.now(KEEP_SECONDS)})

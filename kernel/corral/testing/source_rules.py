@@ -20,6 +20,9 @@ PUBLIC = frozenset(
     {
         "auth",
         "cli.api_client",
+        "cli.output",
+        "cli.request_body",
+        "cli.server_connection",
         "clock",
         "crypto",
         "database",

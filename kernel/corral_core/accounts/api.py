@@ -39,7 +39,7 @@ declare_codes(
             403,
             "The email address is not verified",
             "Open the link in the mail that was sent to the address, or request another one with "
-            "POST /auth/verify-email/resend.",
+            "corral api POST /auth/verify-email/resend.",
         ),
         "last_admin": (
             409,
@@ -80,13 +80,13 @@ declare_codes(
         "mfa_required": (
             403,
             "A second factor is required",
-            "Set up a second factor with POST /auth/mfa/setup and POST /auth/mfa/verify; the policy "
-            "of this installation requires one.",
+            "Set up a second factor with corral api POST /auth/mfa/setup and POST /auth/mfa/verify; the policy of "
+            "this installation requires one.",
         ),
         "password_change_required": (
             403,
             "The password must be changed first",
-            "Choose a new password with POST /auth/change-password.",
+            "Choose a new password with corral login.",
         ),
     },
     limiting=True,

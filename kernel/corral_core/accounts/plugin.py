@@ -109,9 +109,15 @@ class AccountsPlugin(Plugin):
 
     @hookimpl
     def corral_commands(self) -> Iterable[click.Command]:
-        from corral_core.accounts import commands
+        from corral_core.accounts import commands, session_commands
 
-        return [commands.user_command_group, commands.crypto_key_command_group]
+        return [
+            commands.user_command_group,
+            commands.crypto_key_command_group,
+            session_commands.login_command,
+            session_commands.logout_command,
+            session_commands.whoami_command,
+        ]
 
     @hookimpl
     def corral_jobs(self) -> Iterable[Job]:

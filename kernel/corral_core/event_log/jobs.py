@@ -12,7 +12,7 @@ from corral.events.alerts import raise_alert
 from corral.events.consumers import ConsumerRow
 from corral.events.event import EventTypes, SystemAlert
 from corral.events.log import EventRow
-from corral.http import idempotency
+from corral.http.idempotency import IdempotencyRow
 from corral.jobs.job import JobRow, Schedule
 from corral.plugin import Contributions, Settings
 from corral_core.event_log.settings import JOBS_RETENTION_DAYS, MAX_ROWS, RETENTION_DAYS
@@ -37,7 +37,7 @@ async def delete_old_jobs(work: Work, settings: Settings) -> None:
     """Delete old jobs that have ended, and expired responses that were stored for idempotent requests."""
     before = clock.now(-settings.get(JOBS_RETENTION_DAYS) * DAY)
     await _repeat_in_batches(work, lambda: _delete_jobs(before))
-    await _repeat_in_batches(work, idempotency.delete_expired_keys)
+    await _repeat_in_batches(work, _delete_expired_keys)
 
 
 SCHEDULES = (
@@ -51,6 +51,12 @@ def consumer_lag() -> dict[tuple[str, ...], float]:
     last = event_log.last_seq()
     rows: Any = ConsumerRow.select(ConsumerRow.name, ConsumerRow.cursor).tuples()
     return {(name,): float(max(0, last - cursor)) for name, cursor in rows}
+
+
+def _delete_expired_keys() -> int:
+    """Delete one batch of expired idempotency keys, and return the number of deleted rows."""
+    old = IdempotencyRow.select(IdempotencyRow.key).where(IdempotencyRow.until <= clock.now()).limit(AT_ONCE)
+    return int(IdempotencyRow.delete().where(IdempotencyRow.key.in_(old)).execute())
 
 
 async def _repeat_in_batches(work: Work, sweep: Callable[[], int]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from corral.auth.visibility import EventRights
 from corral.events.event import Event, SystemAlert
@@ -14,6 +14,9 @@ from corral_core.event_log.jobs import SCHEDULES, consumer_lag
 from corral_core.event_log.routes import routes
 from corral_core.event_log.service import EventRightsService
 from corral_core.event_log.settings import SETTINGS
+
+if TYPE_CHECKING:
+    import click
 
 
 class EventLogPlugin(Plugin):
@@ -34,6 +37,12 @@ class EventLogPlugin(Plugin):
     @hookimpl
     def corral_routes(self) -> Iterable[Routes]:
         return [routes]
+
+    @hookimpl
+    def corral_commands(self) -> Iterable[click.Command]:
+        from corral_core.event_log.command import events_command
+
+        return [events_command]
 
     @hookimpl
     def corral_events(self) -> Iterable[type[Event]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from corral.auth.principal import READERS, WRITERS, Authenticator, Permission
 from corral.database.model import Model
@@ -31,6 +31,9 @@ from corral_plugins.agents.service.states import (
 from corral_plugins.agents.service.tokens import TOKEN_TTL_DAYS, AgentTokens, StandingTokenAuthenticator
 from corral_plugins.agents.service.versions import AgentVersions
 
+if TYPE_CHECKING:
+    import click
+
 
 class AgentsPlugin(Plugin):
     """Agents: named configurations under which workers run tasks.
@@ -41,7 +44,7 @@ class AgentsPlugin(Plugin):
 
     name = "agents"
     requires = ("accounts",)
-    wants = ("admin", "llm", "tasks", "tools", "workers")
+    wants = ("admin", "cost", "llm", "tasks", "tools", "workers")
     permissions = (
         Permission("agents.read", "Read agents, their versions and statistics", holders=(*READERS, "agent")),
         Permission("agents.write", "Create agents; change, start and stop one's own agents", holders=WRITERS),
@@ -71,6 +74,12 @@ class AgentsPlugin(Plugin):
     @hookimpl
     def corral_models(self) -> Iterable[type[Model]]:
         return [Agent, AgentVersion, AgentToken]
+
+    @hookimpl
+    def corral_commands(self) -> Iterable[click.Command]:
+        from corral_plugins.agents.commands import agents_command_group
+
+        return [agents_command_group]
 
     @hookimpl
     def corral_events(self) -> Iterable[type[Event]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from corral.auth.principal import READERS, Permission
 from corral.database.model import Model
@@ -24,6 +24,9 @@ from corral_plugins.cost.service.reported_costs import ReportedCosts
 from corral_plugins.cost.service.reports import CostReports
 
 REFRESH_SECONDS = 2
+
+if TYPE_CHECKING:
+    import click
 
 
 class CostPlugin(Plugin):
@@ -67,6 +70,12 @@ class CostPlugin(Plugin):
     @hookimpl
     def corral_routes(self) -> Iterable[Routes]:
         return [routes]
+
+    @hookimpl
+    def corral_commands(self) -> Iterable[click.Command]:
+        from corral_plugins.cost.command import cost_command
+
+        return [cost_command]
 
     @hookimpl
     def corral_models(self) -> Iterable[type[Model]]:

@@ -24,11 +24,11 @@ declare_codes(
             "provider's configuration and key.",
         ),
         "budget_exceeded": (402, "The budget forbids this call", "Raise the budget, or wait until the period ends."),
-        "model_not_found": (404, "No provider offers the model", "GET /llm/models lists the models."),
+        "model_not_found": (404, "No provider offers the model", "corral api GET /llm/models lists the models."),
         "llm.provider_not_configured": (
             422,
             "The provider of the model is not configured",
-            "Configure the provider's key with PUT /llm/providers/{name}, or name a model of another provider.",
+            "Configure the provider's key with corral api PUT /llm/providers/NAME, or name another model.",
         ),
     }
 )

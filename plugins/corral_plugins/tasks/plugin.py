@@ -119,10 +119,12 @@ class TasksPlugin(Plugin):
 
     @hookimpl
     def corral_commands(self) -> Iterable[click.Command]:
-        from corral_plugins.tasks.command import run_task_command
+        from corral_plugins.tasks.commands.run import run_task_command
+        from corral_plugins.tasks.commands.status import status_command
+        from corral_plugins.tasks.commands.tasks import tasks_command_group
         from corral_plugins.tasks.demo.command import demo_command
 
-        return [run_task_command, demo_command]
+        return [demo_command, run_task_command, status_command, tasks_command_group]
 
     @hookimpl
     def corral_subscribers(self) -> Iterable[Subscriber]:

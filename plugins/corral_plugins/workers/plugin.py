@@ -173,6 +173,7 @@ class WorkersPlugin(Plugin):
 
     @hookimpl
     def corral_commands(self) -> Iterable[click.Command]:
+        from corral_plugins.workers.commands import workers_command_group
         from corral_plugins.workers.node.command import worker_command
 
-        return [worker_command]
+        return [worker_command, workers_command_group]

@@ -19,8 +19,14 @@ from openapi_spec_validator import validate
 
 from corral.cli import COMMANDS
 
-OF_PLUGINS = ("run", "user", "worker")
+OF_PLUGINS = (
+    *("agents", "audit", "cost", "demo", "events", "keys", "kill-switch", "login", "logout", "run", "secrets"),
+    *("security", "status", "tasks", "user", "whoami", "worker", "workers"),
+)
 GROUPS = {
+    "agents": ("list", "show", "create", "edit", "start", "stop", "pause", "resume", "versions", "rollback"),
+    "tasks": ("list", "show", "create", "watch", "logs", "explain", "cancel", "retry", "answer"),
+    "workers": ("list", "show", "approve", "drain"),
     "config": ("show", "check", "init"),
     "user": ("create", "list", "deactivate", "activate", "role", "reset-password"),
     "plugins": ("list", "show", "enable", "disable", "purge"),

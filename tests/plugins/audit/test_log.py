@@ -16,7 +16,7 @@ from tests.plugins.audit.conftest import Books
 from corral import clock
 from corral.database.unit import ANONYMOUS, Actor, UnitContext
 from corral.errors import Conflict, Unavailable
-from corral.plugin import SECRET_CHANGE, AuditEntry, changes_between
+from corral.plugin import SECRET_CHANGE, AuditEntry
 from corral.redact.redactor import Redactor
 from corral_plugins.audit.service import chain, queries
 from corral_plugins.audit.service.chain import GENESIS, PREFIX
@@ -111,10 +111,6 @@ async def test_whatever_is_given_can_be_kept(books: Books) -> None:
     assert row["details"]["keys"] == {"1": 2}
     assert len(row["object"]["name"]) == 300
     assert (await books.verify()).ok
-
-
-def test_changed_names_what_differs() -> None:
-    assert changes_between({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": None, "d": 4}) == {"b": (2, 3), "d": (None, 4)}
 
 
 async def test_filters_of_the_list(books: Books) -> None:

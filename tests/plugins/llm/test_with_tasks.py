@@ -10,6 +10,8 @@ import pytest
 from tests.plugins.llm import conftest as up
 from tests.plugins.tasks.conftest import Lease, World
 
+from corral import clock
+from corral.http import idempotency
 from corral.testing.kit import Answer, Client
 from corral_plugins.llm.models import LlmCall
 
@@ -55,6 +57,27 @@ async def test_a_worker_that_names_its_lease_acts_as_the_attempt(world: World, u
     (row,) = await rows(world)
     assert (row.task_id, row.lease_id, row.agent_id) == (lease.task_id, lease.lease_id, world.agent_id)
     assert len(upstream.requests) == 1
+
+
+async def test_llm_7_answers_of_steps_are_kept_until_a_day_after_their_task(world: World) -> None:
+    async def kept() -> int:
+        await world.kit.kernel.database.work(idempotency.delete_expired_keys)
+        found = await world.kit.kernel.database.work(lambda: list(idempotency.IdempotencyRow.select()), read=True)
+        return len(found)
+
+    ended = await run(world)
+    assert (await ask(attempt(ended), idempotency_key="task:1")).status == 200
+    report = {"lease_id": ended.lease_id, "result": {}}
+    path, key = f"/tasks/{ended.task_id}/complete", {"Idempotency-Key": "end"}
+    assert (await attempt(ended).post(path, report, headers=key)).status == 200
+    lease = await run(world)
+    assert (await ask(attempt(lease), idempotency_key="task:1")).status == 200
+    clock.travel(23 * 3600)
+    assert await kept() == 3
+    clock.travel(2 * 3600)
+    assert await kept() == 1
+    again = await ask(world.worker.client, corral_lease=lease.lease_id, idempotency_key="task:1")
+    assert again.headers["idempotency-replayed"] == "true"
 
 
 async def test_leases_of_others_and_leases_that_ended(world: World) -> None:

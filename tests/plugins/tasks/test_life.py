@@ -108,7 +108,12 @@ async def test_a_task_that_is_not_started_in_time_goes_back(world: Any) -> None:
     await world.pass_time(31)
     assert (await world.read(task_id))["status"] == "pending"
     assert (await lease.call("start")).code == "lease_lost"
-    assert (await world.heartbeat(lease))["leases"][0]["state"] == "lost"
+    told = (await world.heartbeat(lease))["leases"][0]
+    assert (told["state"], told["reason"]) == ("lost", None)
+    again = await world.worker.run()
+    await again.ok("complete", {"result": None})
+    told = (await world.heartbeat(again))["leases"][0]
+    assert (told["state"], told["reason"]) == ("lost", "complete")
 
 
 async def test_retry_policy_and_backoff(world: Any) -> None:

@@ -19,7 +19,7 @@ from tests.kernel.cli.warm import Fork, warm
 
 from corral.cli.api_client import ApiClient, ApiClientError
 from corral.testing.server import ServerProcess
-from corral_plugins.tasks.command import EventPrinter
+from corral_plugins.tasks.commands.following import EventPrinter
 
 SCRIPTS = """
 [plugins.llm.scripts.refuses]
@@ -35,7 +35,7 @@ class Run:
     def __init__(self, folder: Path, address: str, client: httpx2.Client) -> None:
         self.folder, self.client = folder, client
         token = client.headers["Authorization"].removeprefix("Bearer ")
-        self.environ = {**os.environ, "CORRAL_URL": address, "CORRAL_TOKEN": token}
+        self.environ = {**os.environ, "CORRAL_URL": address, "CORRAL_TOKEN": token, "XDG_CONFIG_HOME": str(folder)}
         self.beside: dict[str, Fork] = {}
 
     def __call__(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -130,7 +130,7 @@ def test_why_nobody_takes_it_is_told(run: Run) -> None:
     run.client.post(f"/agents/{agent}/start", json={}).raise_for_status()
     status = process.wait()
     out, err = process.out.read_text("utf-8"), process.err.read_text("utf-8").removeprefix(created + reason)
-    assert f"  waiting    The agent is offline. Start it. /api/v1/agents/{agent}/start" in reason
+    assert "  waiting    The agent is offline. Start it: corral agents start Sleeper\n" in reason
     assert (status, out) == (0, "Wake up\n"), err
     assert reason.partition("waiting")[2] not in err
 
@@ -214,19 +214,14 @@ def test_what_is_wrong_is_one_line(run: Run) -> None:
         (("--agent", "Echo Three", "--input", "/dev/zero", "Do it"), {}, 2, "more than 262144 bytes"),
         (("--agent", "Echo Thre", "Do it"), {}, 1, "did you mean Echo Three?"),
         (("--agent", "Echo Three", " "), {}, 2, "INSTRUCTIONS is empty"),
-        (("--agent", "Echo Three", "Do it"), {"CORRAL_TOKEN": ""}, 2, "--token-file"),
-        (("--agent", "Echo Three", "Do it"), {"CORRAL_TOKEN": "wrong"}, 1, "sign in again"),
-        (("--agent", "Echo Three", "--url", "ftp://x", "Do it"), {}, 2, "must begin with http"),
-        (("--agent", "Echo Three", "--url", "http://127.0.0.1:9", "Do it"), {}, 1, "does not answer"),
-        (("--agent", "Echo Three", "--url", "http://[::1", "Do it"), {}, 2, "http://[::1 is not a valid URL"),
-        (("--agent", "Echo Three", "--url", "http://", "Do it"), {}, 2, "is not a valid URL"),
-        (
-            ("--agent", "Echo Three", "--url", "http://127.0.0.1:x", "Do it"),
-            {},
-            2,
-            "http://127.0.0.1:x is not a valid URL",
-        ),
-        (("--agent", "Echo Three", "--token-file", "image", "Do it"), {}, 2, "the token is not ASCII text"),
+        (("--agent", "Echo Three", "Do it"), {"CORRAL_TOKEN": ""}, 1, "run corral login"),
+        (("--agent", "Echo Three", "Do it"), {"CORRAL_TOKEN": "wrong"}, 1, "a valid API key or access token into"),
+        (("--agent", "Echo Three", "Do it"), {"CORRAL_TOKEN": "\u00fc"}, 2, "CORRAL_TOKEN: not a token"),
+        (("--agent", "Echo Three", "--server", "ftp://x", "Do it"), {}, 2, "must begin with http"),
+        (("--agent", "Echo Three", "--server", "http://127.0.0.1:9", "Do it"), {}, 1, "does not answer"),
+        (("--agent", "Echo Three", "--server", "http://[::1", "Do it"), {}, 2, "http://[::1 is not a valid URL"),
+        (("--agent", "Echo Three", "Do it"), {"CORRAL_URL": "http://"}, 2, "is not a valid URL"),
+        (("--agent", "Echo Three", "Do it"), {"CORRAL_URL": "http://127.0.0.1:x"}, 2, "http://127.0.0.1:x is not"),
     ]
     for arguments, environ, status, words in cases:
         done = run(*arguments, **environ)

@@ -87,6 +87,7 @@ def up(migrator, db):
         state = CharField(max_length=12)
         until = CharField(max_length=24, index=True)
         created_at = CharField(max_length=24)
+        task_id = CharField(max_length=36, null=True, index=True)
 
         class Meta:
             database = db

@@ -232,7 +232,9 @@ class AgentManagement:
         if worker is not None and (self.workers is None or self.workers.find(worker) is None):
             raise _unknown_reference("/worker_id", "No worker has this id.")
         if provider is not None and self.llm is not None and not self.llm.is_known(provider):
-            raise _unknown_reference("/llm_provider", "No provider has this name; GET /llm/providers lists them.")
+            raise _unknown_reference(
+                "/llm_provider", "No provider has this name; corral api GET /llm/providers lists them."
+            )
 
     def _release_tasks(self, agent_id: str, *, force: bool) -> int:
         """End the leases of the agent, and detach it from the tasks that wait for it.

@@ -48,6 +48,7 @@ CALL: dict[str, Any] = {
     "body_limit": 8 * MIB,
     "seconds": MAX_SECONDS,
     "lenient": True,
+    "redacted": False,  # the gateway redacts the texts of messages, but not images
     "raises": CALL_PROBLEMS,
     "delegable": True,
     "abandoned": True,
@@ -102,7 +103,7 @@ def get_model(model: str, models: ModelListing) -> ModelView:
     """Return a model by its name, `provider/model`."""
     found = models.get_model(model)
     if found is None:
-        raise Problem("No provider lists this model; GET /llm/models lists all.", code="model_not_found")
+        raise Problem("No provider lists this model; corral api GET /llm/models lists all.", code="model_not_found")
     return found
 
 

@@ -6,6 +6,7 @@ A change of several settings takes effect as a whole or not at all.
 from __future__ import annotations
 
 import asyncio
+import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from corral.plugin import SECRET_CHANGE, Audit, AuditEntry, Setting, Settings
 from corral.redact.redactor import Redactor
 from corral.settings.registry import EffectiveSetting, SettingsRegistry, SettingValues, StoredSetting
 from corral.settings.store import SettingsChange
-from corral.settings.validation import SettingRefused, convert_value, is_url
+from corral.settings.validation import SettingRefused, WebUrl, convert_value
 from corral_plugins.settings.api import SettingChanged
 from corral_plugins.settings.service.rows import SettingChange, SettingRows, combined_version, to_plain_json
 
@@ -45,7 +46,7 @@ class SettingsService:
     async def check_urls(self, values: Mapping[str, Any], *, pointer: Callable[[str], str] = "/{}".format) -> None:
         for name, value in values.items():
             item = self._registry.find(name)
-            if item is not None and isinstance(value, str) and is_url(item.setting):
+            if item is not None and isinstance(value, str) and _is_url(item.setting):
                 await self._egress.at_save(value, pointer=pointer(name))
 
     def change(
@@ -262,3 +263,8 @@ def _stored_after(changes: Iterable[SettingChange], stored: Stored) -> Stored:
         )
         for change in changes
     }
+
+
+def _is_url(setting: Setting[Any]) -> bool:
+    """Return whether the setting's type is `WebUrl` or `WebUrl | None`."""
+    return any(WebUrl == kind for kind in (setting.kind, *typing.get_args(setting.kind)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from corral import clock
@@ -80,7 +81,8 @@ class TaskExplanations:
         ]
         if row.waiting_kind is not None:
             message = f"The task is waiting for {row.waiting_kind}."
-            found.append(_unmet("waiting_for", message, "Give the answer.", f"/tasks/{row.id}/{row.waiting_kind}"))
+            how = f"Answer it: corral tasks answer {row.id} ANSWER" if row.waiting_kind == "input" else "Decide it."
+            found.append(_unmet("waiting_for", message, how, f"/tasks/{row.id}/{row.waiting_kind}"))
         candidates, about = self._agent_conditions(row, agent, fleet)
         found += about
         found += self._worker_conditions(row, agent, candidates, fleet)
@@ -96,7 +98,7 @@ class TaskExplanations:
         return _unmet(
             "requester_active",
             "The requester of the task is deactivated.",
-            "Activate the account.",
+            "Ask an admin to activate the account: corral user activate EMAIL",
             f"/admin/users/{row.created_by}",
         )
 
@@ -105,7 +107,9 @@ class TaskExplanations:
         if state is None or not state.engaged:
             return _met("kill_switch", "The kill switch is released.")
         message = f"The kill switch is engaged: {state.reason}"
-        return _unmet("kill_switch", message, "Ask an admin to release it.", "/admin/kill-switch")
+        return _unmet(
+            "kill_switch", message, "Ask an admin to release it: corral kill-switch off", "/admin/kill-switch"
+        )
 
     # -- agents
 
@@ -119,7 +123,7 @@ class TaskExplanations:
                     _unmet(
                         "agent_exists",
                         "The agent of the task no longer exists.",
-                        "Name another agent.",
+                        f"Name another agent: corral api PATCH /tasks/{row.id} -f agent_id=ID",
                         f"/tasks/{row.id}",
                     )
                 ]
@@ -128,17 +132,18 @@ class TaskExplanations:
                 *self._conditions_of_agent(row, agent),
             ]
         if row.agent_role is not None and not self._agents.has_role(row.agent_role):
-            return [], [
-                _unmet("agent_exists", f"No agent has the role {row.agent_role}.", "Create an agent.", "/agents")
-            ]
+            how = f"Create one: corral agents create NAME -f role={row.agent_role} --start"
+            return [], [_unmet("agent_exists", f"No agent has the role {row.agent_role}.", how, "/agents")]
         started = self._agents.started_agents(row.agent_role)
         if not started:
             who = f"agent of role {row.agent_role}" if row.agent_role is not None else "agent"
-            return [], [_unmet("agent_started", f"No {who} is started.", "Start an agent.", "/agents")]
+            return [], [
+                _unmet("agent_started", f"No {who} is started.", "Start one: corral agents start NAME", "/agents")
+            ]
         tools = rows.parse_json_text(row.required_tools)
         able = [each for each in started if has_tools(each.enabled_tools, tools)]
         if not able:
-            return [], [_tools_unmet(tools, "None of the started agents may use", "/agents")]
+            return [], [_tools_unmet(tools, "None of the started agents may use", "NAME", tools, "/agents")]
         served = self._models.served(able)
         if not served:
             return [], [_provider_unmet(self._models.problem_of(able[0]) or "")]
@@ -146,29 +151,31 @@ class TaskExplanations:
         free = [each for each in fitting if each.active_tasks < each.max_concurrent_tasks]
         if not free:
             message = "Every agent that could run the task has reached its maximum number of tasks."
-            return fitting, [_unmet("agent_capacity", message, "Wait, or raise max_concurrent_tasks.", "/agents")]
+            return fitting, [_unmet("agent_capacity", message, _more_tasks("NAME"), "/agents")]
         return free, []
 
     def _conditions_of_agent(self, row: TaskRow, agent: AgentFacts) -> list[Condition]:
-        href = f"/agents/{agent.id}"
+        href, name = f"/agents/{agent.id}", shlex.quote(agent.name)
         tools = missing_tools(agent.enabled_tools, rows.parse_json_text(row.required_tools))
         found = []
         if agent.status in ("offline", "error", "draining"):
-            found.append(_unmet("agent_started", f"The agent is {agent.status}.", "Start it.", f"{href}/start"))
+            how = f"Start it: corral agents start {name}"
+            found.append(_unmet("agent_started", f"The agent is {agent.status}.", how, f"{href}/start"))
         else:
             found.append(_met("agent_started", "The agent is started."))
         if agent.status == "paused":
             why = agent.status_reason or "paused"
-            found.append(_unmet("agent_paused", f"The agent is paused ({why}).", "Resume it.", f"{href}/resume"))
+            how = f"Resume it: corral agents resume {name}"
+            found.append(_unmet("agent_paused", f"The agent is paused ({why}).", how, f"{href}/resume"))
         else:
             found.append(_met("agent_paused", "The agent is not paused."))
         if agent.can_claim and agent.active_tasks >= agent.max_concurrent_tasks:
             message = f"The agent runs {agent.active_tasks} of at most {agent.max_concurrent_tasks} tasks."
-            found.append(_unmet("agent_capacity", message, "Wait, or raise max_concurrent_tasks.", href))
+            found.append(_unmet("agent_capacity", message, _more_tasks(name), href))
         else:
             found.append(_met("agent_capacity", "The agent has a free slot."))
         found.append(
-            _tools_unmet(tools, "The agent may not use", href)
+            _tools_unmet(tools, "The agent may not use", name, [*agent.enabled_tools, *tools], href)
             if tools
             else _met("tools_enabled", "The agent may use the required tools.")
         )
@@ -194,7 +201,14 @@ class TaskExplanations:
             bound = self._workers.find(agent.worker_id)
             if bound is None or not bound.is_approved:
                 message = f"The worker of the agent {'is not approved' if bound else 'does not exist'}."
-                return [_unmet("worker_approved", message, "Approve it.", f"/admin/workers/{agent.worker_id}/approve")]
+                return [
+                    _unmet(
+                        "worker_approved",
+                        message,
+                        f"Approve it: corral workers approve {agent.worker_id}",
+                        f"/admin/workers/{agent.worker_id}/approve",
+                    )
+                ]
             fleet = [worker for worker in fleet if worker.id == bound.id]
         if not fleet:
             return self._no_worker_conditions()
@@ -210,17 +224,22 @@ class TaskExplanations:
         ]
         if not chosen:
             message = "No online worker matches the agent's selector."
-            return [_unmet("worker_selector", message, "Change the selector.", href)]
+            return [
+                _unmet("worker_selector", message, "Change it: corral agents edit NAME -f worker_selector:=JSON", href)
+            ]
         found = [_met("worker_selector", "A worker matches the agent's selector.")]
         able = [worker for worker in chosen if claims.worker_has_tools(worker, tools, self.tools)]
         if not able:
             message = f"No online worker offers {', '.join(tools)}."
-            return [*found, _unmet("worker_tools", message, "Start a worker that offers them.", href)]
+            return [
+                *found,
+                _unmet("worker_tools", message, f"Start one: corral worker --allow {' --allow '.join(tools)}", href),
+            ]
         found.append(_met("worker_tools", "A worker offers the required tools."))
         if any(worker.active_leases < worker.max_agents and worker.can_claim for worker in able):
             return [*found, _met("worker_capacity", "A worker has a free slot.")]
         message = "Every worker that could run the task is full."
-        return [*found, _unmet("worker_capacity", message, "Wait, or add a worker.", href)]
+        return [*found, _unmet("worker_capacity", message, "Wait, or add a worker: corral worker --url URL", href)]
 
     def _no_worker_conditions(self) -> list[Condition]:
         """Return the unmet condition for the case that no approved worker is online.
@@ -228,12 +247,10 @@ class TaskExplanations:
         Either no worker is online at all, or a registered worker awaits approval.
         """
         if self._workers.has_pending_worker():
-            return [
-                _unmet(
-                    "worker_approved", "A worker has registered, but none is approved.", "Approve it.", "/admin/workers"
-                )
-            ]
-        return [_unmet("worker_online", "No worker is online.", "Start a worker: corral worker", "/admin/workers")]
+            message, how = "A worker has registered, but none is approved.", "Approve it: corral workers approve NAME"
+            return [_unmet("worker_approved", message, how, "/admin/workers")]
+        how = "Start one: corral worker --url URL"
+        return [_unmet("worker_online", "No worker is online.", how, "/admin/workers")]
 
 
 def _matches_selector(agent: AgentFacts, worker: WorkerFacts) -> bool:
@@ -261,7 +278,7 @@ def _dependency_condition(row: TaskRow) -> Condition:
     return _unmet(
         "dependencies",
         f"The task waits for {names}.",
-        "Complete these tasks, or change depends_on.",
+        "See why they wait: corral tasks explain ID",
         f"/tasks/{row.id}",
     )
 
@@ -274,12 +291,17 @@ def _availability_condition(row: TaskRow) -> Condition:
     return _unmet("available_at", f"The task is not available before {row.available_at}{why}.", "Wait.", None)
 
 
-def _tools_unmet(tools: Sequence[str], who: str, href: str) -> Condition:
-    return _unmet("tools_enabled", f"{who} {', '.join(tools)}.", "Enable the tools.", href)
+def _tools_unmet(tools: Sequence[str], who: str, agent: str, enabled: Sequence[str], href: str) -> Condition:
+    how = f"Enable them: corral agents edit {agent} --tool {' --tool '.join(enabled)}"
+    return _unmet("tools_enabled", f"{who} {', '.join(tools)}.", how, href)
+
+
+def _more_tasks(agent: str) -> str:
+    return f"Wait, or allow more tasks at a time: corral agents edit {agent} -f max_concurrent_tasks:=N"
 
 
 def _provider_unmet(problem: str) -> Condition:
-    unblock = "Configure the provider, or change the model of the agent."
+    unblock = "Configure it: corral api POST /llm/providers -f name=NAME -f api_key=@FILE"
     return _unmet("provider_configured", problem, unblock, "/llm/providers")
 
 

@@ -42,7 +42,6 @@ from corral_plugins.tasks.service.rows import lease_lost
 from corral_plugins.tasks.service.run_reports import UsageReports
 from corral_plugins.tasks.service.transitions import NOT_CANCELLED, TaskTransitions, publish_task_event, transition
 
-REPORTS = ("complete", "fail", "wait", "release", "cancelled")
 STATE_LIMIT, RESULT_LIMIT = 1024 * 1024, 256 * 1024
 
 MAX_SOURCES = 50
@@ -105,7 +104,7 @@ class TaskRuns:
             return row, attempt, False
         if attempt.ended_by == call:
             return row, attempt, True
-        if attempt.ended_by in REPORTS:
+        if attempt.ended_by in rows.END_REPORTS:
             raise Conflict(
                 f"The call {attempt.ended_by} already ended this lease.",
                 code="task_terminal",
@@ -392,8 +391,7 @@ class TaskRuns:
         if found is None or found[0].status != "running":
             raise Conflict("Only a running task can wait for an answer.", code="lease_lost")
         row, attempt = found
-        wait_for_input(self._transitions, row, attempt, asked, by="human.ask", call_id=call_id)
-        self._transitions.send_signal(attempt, "lost")
+        wait_for_input(self._transitions, row, attempt, asked, by=rows.ASK_TOOL, call_id=call_id)
 
     @staticmethod
     def _lock_live_lease(task_id: str, lease_id: str) -> tuple[TaskRow, AttemptRow] | None:

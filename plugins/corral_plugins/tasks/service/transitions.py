@@ -15,11 +15,12 @@ from corral import clock
 from corral.auth.credentials import Credentials
 from corral.database.unit import after_commit
 from corral.events.event import emit
+from corral.http.idempotency import expire_with_task
 from corral.plugin import Settings
 from corral_plugins.agents.api import Agents
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.events import TaskEvent, TaskUpdated
-from corral_plugins.tasks.models import PRIORITIES, AttemptRow, TaskRow, WorkerSignal
+from corral_plugins.tasks.models import PRIORITIES, TERMINAL, AttemptRow, TaskRow, WorkerSignal
 from corral_plugins.tasks.service import rows, statistics
 from corral_plugins.tasks.service.statistics import TaskMetrics
 from corral_plugins.workers.api import Workers
@@ -78,6 +79,8 @@ def transition(
     rows.change_task(row, {"status": to, **changes})
     statistics.count_transition(previous, to, row.priority, row.created_by)
     publish_task_event(event, row, previous, **(fields or {}))
+    if to in TERMINAL:
+        expire_with_task(row.id)
 
 
 class TaskTransitions:

@@ -1,0 +1,60 @@
+"""`corral api`: calls any operation of the API with the saved session."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import click
+
+from corral.cli.request_body import body_option, field_option, parse_fields, read_body
+from corral.cli.server_connection import open_client, server_option
+from corral.http.routes import API_PREFIX
+
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+WITHOUT_BODY = ("GET", "DELETE")
+
+
+@click.command("api")
+@click.argument("method", type=click.Choice(METHODS, case_sensitive=False))
+@click.argument("path")
+@field_option
+@body_option
+@click.option("--all", "all_pages", is_flag=True, help="follow the pages of a list, and print all items")
+@server_option
+def api_command(
+    method: str, path: str, fields: tuple[str, ...], input_path: Path | None, all_pages: bool, server: str | None
+) -> None:
+    """Call an operation of the API, for example corral api GET /tasks -f limit=5, and print the response as JSON.
+
+    Fields are parameters of the query for GET and DELETE, and members of the body otherwise.
+    """
+    path, query = _split_path(path)
+    body = None
+    if method in WITHOUT_BODY:
+        query.update(parse_fields(fields))
+        if input_path is not None:
+            raise click.UsageError(f"--input cannot be used with {method}")
+    else:
+        body = read_body(input_path, fields)
+    if all_pages and method != "GET":
+        raise click.UsageError("--all can be used with GET only")
+    with open_client(server) as client:
+        found: Any
+        if all_pages:
+            found = {"items": list(client.pages(path, **query))}
+        else:
+            found = client.send(method, path, body=body, query=query)
+    if found is not None:
+        click.echo(found if isinstance(found, str) else json.dumps(found, indent=2, ensure_ascii=False))
+
+
+def _split_path(text: str) -> tuple[str, dict[str, Any]]:
+    """Return the path below the API and the query of a path, which may begin with `/api/v1`."""
+    split = urlsplit(text)
+    path = "/" + split.path.lstrip("/")
+    if path == API_PREFIX or path.startswith(f"{API_PREFIX}/"):
+        path = path.removeprefix(API_PREFIX)
+    return path, parse_qs(split.query, keep_blank_values=True)

@@ -1,0 +1,66 @@
+"""Options with which commands take the body of a request: `--field` and `--input`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+field_option = click.option(
+    "-f",
+    "--field",
+    "fields",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="field with a text value, KEY=@FILE with the text of a file (@- for standard input), or KEY:=VALUE with a "
+    'JSON value such as true, 3 or ["a"]; repeatable',
+)
+body_option = click.option(
+    "--input",
+    "input_path",
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
+    help="file with a JSON object that contains further fields, or - for standard input",
+)
+
+
+def parse_fields(fields: tuple[str, ...]) -> dict[str, Any]:
+    """Convert `KEY=VALUE`, `KEY=@FILE` and `KEY:=JSON` to a dictionary. A repeated key becomes a list."""
+    values: dict[str, Any] = {}
+    for item in fields:
+        key, mark, text = item.partition("=")
+        if not mark or not key.rstrip(":"):
+            raise click.BadParameter(f"{item!r} is not KEY=VALUE or KEY:=VALUE", param_hint="--field")
+        value: Any = text
+        if key.endswith(":"):
+            key = key[:-1]
+            try:
+                value = json.loads(text)
+            except ValueError as error:
+                raise click.BadParameter(f"{item!r}: the value is not JSON: {error}", param_hint="--field") from None
+        elif text.startswith("@"):
+            value = _read(Path(text[1:])).decode("utf-8", "replace").rstrip("\r\n")
+        if key in values:
+            before = values[key]
+            value = [*before, value] if isinstance(before, list) else [before, value]
+        values[key] = value
+    return values
+
+
+def read_body(input_path: Path | None, fields: tuple[str, ...]) -> dict[str, Any]:
+    """Return the JSON object in the file, with the fields added to it."""
+    value: Any = {}
+    if input_path is not None:
+        try:
+            value = json.loads(_read(input_path))
+        except ValueError as error:
+            raise click.UsageError(f"--input {input_path}: not JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise click.UsageError(f"--input {input_path}: not a JSON object")
+    return {**value, **parse_fields(fields)}
+
+
+def _read(path: Path) -> bytes:
+    return sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()

@@ -1,0 +1,120 @@
+"""The servers that the user has signed in to, kept in the user's configuration folder."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import click
+import msgspec
+
+
+class SavedSession(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A session with a server, or a token for it.
+
+    Without `refresh_token`, the token cannot be renewed: it is an API key or another token that the user supplied.
+    `expires_at` is in epoch seconds of this machine.
+    """
+
+    url: str
+    token: str
+    email: str | None = None
+    refresh_token: str | None = None
+    expires_at: float | None = None
+
+
+class _Sessions(msgspec.Struct, kw_only=True):
+    current: str | None = None
+    servers: dict[str, SavedSession] = {}
+
+
+class SavedSessions:
+    """The file `sessions.json` (mode 0600). Each method reads it anew, because other commands change it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._path = folder, folder / "sessions.json"
+
+    def find(self, server: str | None = None) -> tuple[str, SavedSession] | None:
+        """Return the name and the session of a server, given its name or URL. The default is the current server."""
+        saved = self._read()
+        wanted = saved.current if server is None else server
+        for name, session in saved.servers.items():
+            if wanted is not None and (name == wanted or session.url == wanted.rstrip("/")):
+                return name, session
+        return None
+
+    def names(self) -> list[str]:
+        """Return the names of all servers."""
+        return list(self._read().servers)
+
+    def store(self, name: str, session: SavedSession, *, make_current: bool = False) -> None:
+        """Store a session, replacing an older one of the same name."""
+        saved = self._read()
+        saved.servers[name] = session
+        if make_current:
+            saved.current = name
+        self._write(saved)
+
+    def remove(self, name: str) -> None:
+        """Remove a session. If it was the current one, the last of the others becomes current."""
+        saved = self._read()
+        saved.servers.pop(name, None)
+        if saved.current not in saved.servers:
+            saved.current = next(reversed(saved.servers), None)
+        self._write(saved)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the lock of the file. Commands that run at the same time renew a session one after the other."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        number = os.open(self._folder / "sessions.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(number)
+
+    def _read(self) -> _Sessions:
+        try:
+            content = self._path.read_bytes()
+        except FileNotFoundError:
+            return _Sessions()
+        try:
+            return msgspec.json.decode(content, type=_Sessions)
+        except msgspec.MsgspecError as error:
+            detail = f"{self._path} is damaged ({error}); delete the file and sign in again with corral login"
+            raise click.ClickException(detail) from None
+
+    def _write(self, saved: _Sessions) -> None:
+        """Replace the file in one step, so that a command that is killed leaves either the old or the new one."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        number, draft = tempfile.mkstemp(dir=self._folder, prefix=".sessions-")  # mode 0600
+        try:
+            with os.fdopen(number, "wb") as file:
+                file.write(msgspec.json.format(msgspec.json.encode(saved), indent=2))
+                file.flush()
+                os.fsync(file.fileno())
+            Path(draft).rename(self._path)
+        except BaseException:
+            Path(draft).unlink(missing_ok=True)
+            raise
+
+
+def user_sessions() -> SavedSessions:
+    """Return the sessions of the user, which are in `$XDG_CONFIG_HOME/corral` or `~/.config/corral`."""
+    base = os.environ.get("XDG_CONFIG_HOME")
+    try:
+        folder = Path(base) if base else Path.home() / ".config"
+    except RuntimeError:
+        raise click.ClickException("the home folder is unknown; set HOME or XDG_CONFIG_HOME") from None
+    return SavedSessions(folder / "corral")
+
+
+def server_name(url: str) -> str:
+    """Return the name under which a server is stored by default: the host, and the port if the URL has one."""
+    return urlsplit(url).netloc.rpartition("@")[2]

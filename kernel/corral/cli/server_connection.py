@@ -1,0 +1,196 @@
+"""Connects a command to the server that the user has signed in to: the option `--server`, tokens and their renewal."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from corral.cli.api_client import ApiClient, ApiClientError
+from corral.cli.output import json_option
+from corral.cli.saved_sessions import SavedSession, SavedSessions, user_sessions
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+EARLY_SECONDS = 10.0  # a token that expires that soon is renewed before it is sent
+server_option = click.option(
+    "--server",
+    metavar="NAME",
+    help="name or URL of the server (default: CORRAL_URL, else the server of the last corral login)",
+    shell_complete=lambda context, parameter, start: [
+        CompletionItem(name) for name in user_sessions().names() if name.startswith(start)
+    ],
+)
+
+
+def client_command(function: Callable[..., None]) -> Callable[..., None]:
+    """Add `--server` and `--json` (`as_json`) to a command, and call it with a client of the selected server."""
+
+    @server_option
+    @json_option
+    @functools.wraps(function)
+    def call(*, server: str | None, **options: Any) -> None:
+        with open_client(server) as client:
+            function(client, **options)
+
+    return call
+
+
+def open_client(server: str | None = None) -> ApiClient:
+    """Return a client for the server that the command line, the environment or the last sign-in selects.
+
+    `server` is a name or a URL. Without it, `CORRAL_URL` selects the server, and `CORRAL_TOKEN` replaces the token of a
+    saved session.
+    """
+    sessions = user_sessions()
+    url, token = os.environ.get("CORRAL_URL") or None, _token_of_environment()
+    found = sessions.find(server or url)
+    if server is not None and found is None:
+        if "://" not in server:
+            known = ", ".join(sessions.names()) or "none"
+            raise click.UsageError(f"there is no server named {server} (known: {known}); sign in with corral login URL")
+        url = server
+    if token is not None and (server is None or found is None):
+        return _client_with_token(url or (found[1].url if found else DEFAULT_URL), token)
+    if found is None:
+        return _client_without_token(url or DEFAULT_URL)
+    return _client_of_session(sessions, *found)
+
+
+def valid_url(text: str, option: str) -> str:
+    """Return the URL without a slash at its end. Raise `BadParameter` if it is not the URL of a server."""
+    import httpx2
+
+    if not text.startswith(("http://", "https://")):
+        raise click.BadParameter(f"{text} must begin with http:// or https://", param_hint=option)
+    try:
+        if httpx2.URL(text).host:
+            return text.rstrip("/")
+    except httpx2.InvalidURL:
+        pass
+    raise click.BadParameter(f"{text} is not a valid URL", param_hint=option)
+
+
+def valid_token(text: str, where: str) -> str:
+    """Return the token without white space around it. Raise `UsageError` if it cannot be a token."""
+    token = text.strip()
+    if not token or not (token.isascii() and token.isprintable()):
+        raise click.UsageError(f"{where}: not a token, which consists of printable ASCII characters")
+    return token
+
+
+def complete_names(
+    path: str, field: str = "name"
+) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
+    """Return the tab completion for the names of the objects at `path`, such as `/agents`.
+
+    If the server does not answer, nothing is completed.
+    """
+
+    def complete(context: click.Context, parameter: click.Parameter, start: str) -> list[CompletionItem]:
+        try:
+            with open_client(context.params.get("server")) as client:
+                items = client.get(path, limit=200, **({"search": start} if start else {}))["items"]
+        except (ApiClientError, click.ClickException):
+            return []
+        return [CompletionItem(item[field]) for item in items if item[field].casefold().startswith(start.casefold())]
+
+    return complete
+
+
+def _token_of_environment() -> str | None:
+    text = os.environ.get("CORRAL_TOKEN")
+    return valid_token(text, "CORRAL_TOKEN") if text else None
+
+
+def _client_with_token(url: str, token: str) -> ApiClient:
+    client = ApiClient(valid_url(url, "CORRAL_URL"), token)
+
+    def refused(error: ApiClientError) -> bool:
+        if error.status == 401:
+            raise ApiClientError(f"{error}; put a valid API key or access token into CORRAL_TOKEN", 401, error.problem)
+        return False
+
+    client.on_refusal = refused
+    return client
+
+
+def _client_without_token(url: str) -> ApiClient:
+    client = ApiClient(valid_url(url, "--server"))
+
+    def refused(error: ApiClientError) -> bool:
+        if error.status == 401:
+            raise ApiClientError(f"you are not signed in to {client.url}; run corral login {client.url}", 401)
+        return False
+
+    client.on_refusal = refused
+    return client
+
+
+def _client_of_session(sessions: SavedSessions, name: str, session: SavedSession) -> ApiClient:
+    client = ApiClient(session.url, session.token)
+
+    def refused(error: ApiClientError) -> bool:
+        if error.status == 401:
+            return renew_session(sessions, name, client)
+        if error.code == "reauth_required":
+            return _confirm_identity(client, session)
+        return False
+
+    client.on_refusal = refused
+    if session.expires_at is not None and session.expires_at < time.time() + EARLY_SECONDS:
+        renew_session(sessions, name, client)
+    return client
+
+
+def renew_session(sessions: SavedSessions, name: str, client: ApiClient) -> bool:
+    """Give the client a new token for its session, and store it. Always returns true.
+
+    The refresh token works once, so commands that run at the same time do this one after the other, and the later ones
+    find the new token. Raises `ApiClientError` if the session has ended.
+    """
+    with sessions.locked():
+        found = sessions.find(name)
+        if found is not None and found[1].token != client.token:
+            client.use(found[1].token)
+            return True
+        if found is None or found[1].refresh_token is None:
+            raise _session_ended(client)
+        with ApiClient(client.url) as plain:
+            try:
+                answer = plain.post("/auth/refresh", {"refresh_token": found[1].refresh_token})
+            except ApiClientError as error:
+                raise (_session_ended(client) if error.status == 401 else error) from None
+        sessions.store(name, session_of(client.url, answer))
+    client.use(answer["access_token"])
+    return True
+
+
+def session_of(url: str, answer: Mapping[str, Any]) -> SavedSession:
+    """Return the session to save for the response to a sign-in."""
+    return SavedSession(
+        url=url,
+        token=answer["access_token"],
+        email=answer["user"]["email"],
+        refresh_token=answer["refresh_token"],
+        expires_at=time.time() + answer["expires_in"],
+    )
+
+
+def _session_ended(client: ApiClient) -> ApiClientError:
+    return ApiClientError(f"your session at {client.url} has ended; sign in again: corral login {client.url}", 401)
+
+
+def _confirm_identity(client: ApiClient, session: SavedSession) -> bool:
+    """Ask for the password or a one-time code, because the server demands a fresh proof for this action."""
+    if session.email is None or not sys.stdin.isatty():
+        return False
+    proof = click.prompt(f"Password or one-time code of {session.email}", hide_input=True, err=True)
+    kind = "code" if len(proof) == 6 and proof.isascii() and proof.isdigit() else "password"
+    client.post("/auth/reauth", {kind: proof})
+    return True

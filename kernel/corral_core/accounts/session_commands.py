@@ -1,0 +1,152 @@
+"""The commands `corral login`, `corral logout` and `corral whoami`, which sign in to a server from any machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from corral.cli.api_client import ApiClient, ApiClientError
+from corral.cli.output import print_fields
+from corral.cli.saved_sessions import SavedSession, server_name, user_sessions
+from corral.cli.server_connection import (
+    DEFAULT_URL,
+    client_command,
+    open_client,
+    server_option,
+    session_of,
+    valid_token,
+    valid_url,
+)
+
+CODE = re.compile(r"[0-9]{6}")
+LOOPBACK = re.compile(r"(localhost|127\.[0-9.]+|\[::1\])(:[0-9]+)?(/|$)")
+
+
+@click.command("login")
+@click.argument("url", required=False)
+@click.option("--email", help="address of the account (default: prompt for it)")
+@click.option(
+    "--password-file",
+    type=click.Path(exists=True, allow_dash=True, dir_okay=False, path_type=Path),
+    help="file with the password, or - for standard input (default: prompt for it)",
+)
+@click.option("--with-token", is_flag=True, help="read an API key from standard input instead of a password")
+@click.option("--server", metavar="NAME", help="name under which the server is saved (default: its host and port)")
+def login_command(
+    url: str | None, email: str | None, password_file: Path | None, with_token: bool, server: str | None
+) -> None:
+    """Sign in to a server, and keep the session for the commands that follow.
+
+    The session is renewed automatically. It is kept in the user's configuration folder, readable by this user only.
+    """
+    if with_token and (email or password_file):
+        raise click.UsageError("--with-token cannot be used with --email or --password-file")
+    name, url = _server(url, server)
+    with ApiClient(url) as client:
+        if with_token:
+            session = _session_of_token(client, valid_token(sys.stdin.read(), "--with-token"))
+        else:
+            session = _sign_in(client, email, password_file)
+    sessions = user_sessions()
+    with sessions.locked():
+        sessions.store(name, session, make_current=True)
+    who = session.email or "the owner of the API key"
+    click.echo(f"Signed in to {url} as {who}.")
+
+
+@click.command("logout")
+@server_option
+def logout_command(server: str | None) -> None:
+    """Sign out of a server: end the session there and forget it here. API keys are forgotten, but stay valid."""
+    sessions = user_sessions()
+    found = sessions.find(server or os.environ.get("CORRAL_URL") or None)
+    if found is None:
+        click.echo("You are not signed in.")
+        return
+    name, session = found
+    try:
+        if session.refresh_token is not None:
+            _end_session(session)
+    finally:
+        with sessions.locked():
+            sessions.remove(name)
+    click.echo(f"Signed out of {session.url}.")
+
+
+@click.command("whoami")
+@client_command
+def whoami_command(client: ApiClient, *, as_json: bool) -> None:
+    """Show who is signed in to which server."""
+    me = client.get("/auth/me")
+    shown = {
+        "server": client.url,
+        "email": me["email"],
+        "name": me["full_name"],
+        "role": me["role"],
+        "second factor": "on" if me["mfa_enabled"] else "off",
+        "must do first": me["limited"],
+    }
+    print_fields({"server": client.url, **me}, shown, as_json=as_json)
+
+
+def _server(url: str | None, server: str | None) -> tuple[str, str]:
+    """Return the name and the URL of the server to sign in to."""
+    if url is None:
+        found = user_sessions().find(server)
+        url = os.environ.get("CORRAL_URL") or (found[1].url if found else DEFAULT_URL)
+        if found is not None and found[1].url == url.rstrip("/"):
+            return found[0], found[1].url
+    if "://" not in url:
+        url = f"{'http' if LOOPBACK.match(url) else 'https'}://{url}"
+    url = valid_url(url, "URL")
+    known = user_sessions().find(url)
+    return server or (known[0] if known else server_name(url)), url
+
+
+def _session_of_token(client: ApiClient, token: str) -> SavedSession:
+    client.use(token)
+    me = client.get("/auth/me")
+    return SavedSession(url=client.url, token=token, email=me["email"])
+
+
+def _sign_in(client: ApiClient, email: str | None, password_file: Path | None) -> SavedSession:
+    client.get("/auth/config")  # nobody types a password for a server that is not there
+    email = email or click.prompt("Email", err=True)
+    if password_file is None:
+        password = click.prompt("Password", hide_input=True, err=True)
+    else:
+        text = sys.stdin.readline() if str(password_file) == "-" else password_file.read_text("utf-8", "replace")
+        password = text.rstrip("\r\n")
+    answer = client.post("/auth/login", {"email": email, "password": password})
+    if answer.get("mfa_required"):
+        proof = click.prompt("One-time code or recovery code", err=True).strip()
+        kind = "code" if CODE.fullmatch(proof) else "recovery_code"
+        answer = client.post("/auth/mfa/challenge", {"mfa_token": answer["mfa_token"], kind: proof})
+    if answer["user"]["must_change_password"]:
+        answer = _change_password(client, answer, password)
+    return session_of(client.url, answer)
+
+
+def _change_password(client: ApiClient, answer: Any, password: str) -> Any:
+    """Replace a password that the server accepts only for this purpose."""
+    client.use(answer["access_token"])
+    new = click.prompt(
+        "The password must be changed. New password", hide_input=True, confirmation_prompt=True, err=True
+    )
+    return client.post("/auth/change-password", {"current_password": password, "new_password": new})
+
+
+def _end_session(session: SavedSession) -> None:
+    """End the session on the server. A session that has ended already is no failure."""
+    try:
+        with open_client(session.url) as client:
+            client.send("POST", "/auth/logout")
+    except ApiClientError as error:
+        if error.status != 401:
+            told = f"{error}; the session is forgotten here, but lasts on the server until it expires"
+            raise ApiClientError(told, error.status, error.problem) from None

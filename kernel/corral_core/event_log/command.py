@@ -1,0 +1,84 @@
+"""`corral events`: prints the events of a server, and follows them."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from corral.cli.api_client import ApiClient, ApiClientError
+from corral.cli.server_connection import client_command
+
+BEHIND_THE_END = 10**17  # a position that no log reaches: the response is empty and names the end of the log
+SPAN = 20_000  # positions that are searched for the last events
+FAMILY_COLOURS = {"failed": "red", "completed": "green", "waiting": "yellow", "alert": "red", "error": "red"}
+
+
+@click.command("events")
+@click.option("--follow", is_flag=True, help="print new events as they happen, until Ctrl-C is pressed")
+@click.option(
+    "--type",
+    "types",
+    multiple=True,
+    metavar="TYPE",
+    help="only events of this type, such as task.completed or task.*; repeatable",
+)
+@click.option("--limit", type=click.IntRange(0, 1000), default=20, show_default=True, help="number of past events")
+@client_command
+def events_command(client: ApiClient, *, follow: bool, types: tuple[str, ...], limit: int, as_json: bool) -> None:
+    """Print the last events, oldest first. With --json, each event is one line."""
+    query: dict[str, Any] = {"types": list(types)} if types else {}
+    end = client.get("/events", **query, after=BEHIND_THE_END)["next"]
+    for event in _last_events(client, query, int(end), limit):
+        _print_event(event, as_json=as_json)
+    if follow:
+        try:
+            for event in client.follow_events(
+                **query, after=end, away=lambda why: click.echo(f"corral: {why}", err=True)
+            ):
+                _print_event(event, as_json=as_json)
+        except KeyboardInterrupt:
+            click.echo()
+
+
+def _last_events(client: ApiClient, query: Mapping[str, Any], end: int, limit: int) -> deque[Any]:
+    """Return the last events that match, from the last positions of the log up to `end`."""
+    found: deque[Any] = deque(maxlen=limit)
+    after = max(0, end - (SPAN if query else limit))
+    while limit and after < end:
+        try:
+            page = client.get("/events", **query, after=after, limit=200)
+        except ApiClientError as error:
+            if error.code != "cursor_expired":
+                raise
+            after = int(error.problem["oldest_seq"]) - 1
+            continue
+        found.extend(item for item in page["items"] if item["seq"] <= end)
+        after = int(page["next"])
+    return found
+
+
+def _report_outage(reason: str) -> None:
+    click.echo(f"corral: {reason}; waiting for the server", err=True)
+
+
+def _print_event(event: Mapping[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(event, ensure_ascii=False))
+        return
+    when = click.style(event["ts"], dim=True)
+    colour = FAMILY_COLOURS.get(event["event"].rpartition(".")[2])
+    facts = " ".join(
+        f"{name}={_short(value)}" for name, value in event["data"].items() if value not in (None, "", [], {})
+    )
+    click.echo(f"{when}  {click.style(event['event'], fg=colour, bold=True)}  {facts}")
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = " ".join(text.split())
+    text = text if len(text) <= 80 else text[:79] + "…"
+    return json.dumps(text, ensure_ascii=False) if " " in text else text

@@ -1,0 +1,256 @@
+"""`corral agents`: manages the agents of a server from a terminal."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from corral.cli.api_client import ApiClient
+from corral.cli.output import format_usd, print_fields, print_table
+from corral.cli.request_body import body_option, field_option, read_body
+from corral.cli.server_connection import client_command, complete_names
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+STATUSES = ("offline", "idle", "busy", "draining", "paused", "error")
+COLUMNS = ("name", "status", "model", "tools", "tasks", "last_active_at", "id")
+WARNINGS = {
+    "worker_offline": "its worker is offline; start corral worker there",
+    "worker_not_approved": "its worker is not approved; run corral workers approve NAME",
+    "provider_not_configured": "the provider of its model is not configured; see corral api GET /llm/providers",
+    "tool_unavailable": "no active plugin and no online worker offers the tool",
+}
+
+agent_argument = click.argument("agent", shell_complete=complete_names("/agents"))
+
+
+@click.group("agents")
+def agents_command_group() -> None:
+    """Manage agents: named configurations that work on tasks."""
+
+
+@agents_command_group.command("list")
+@click.option("--status", type=click.Choice(STATUSES), multiple=True, help="list only agents in this state; repeatable")
+@click.option("--search", help="list only agents whose name contains this text")
+@client_command
+def list_agents(client: ApiClient, *, status: tuple[str, ...], search: str | None, as_json: bool) -> None:
+    """List all agents by name."""
+    query = {"sort": "name", "status": list(status), **({"search": search} if search else {})}
+    print_table(
+        list(client.pages("/agents", **query)),
+        COLUMNS,
+        as_json=as_json,
+        empty="There are no agents. Create one: corral agents create NAME --start",
+        colour_of="status",
+        computed={
+            "status": _status,
+            "model": _model,
+            "tools": lambda agent: len(agent["enabled_tools"]),
+            "tasks": lambda agent: f"{agent['active_tasks']}/{agent['max_concurrent_tasks']}",
+        },
+    )
+
+
+@agents_command_group.command("show")
+@agent_argument
+@client_command
+def show_agent(client: ApiClient, *, agent: str, as_json: bool) -> None:
+    """Show an agent with its configuration and what it works on."""
+    found = _find(client, agent)
+    shown = {
+        "name": found["name"],
+        "id": found["id"],
+        "status": found["status"],
+        "reason": found["status_reason"],
+        "model": _model(found),
+        "system prompt": found["system_prompt"],
+        "tools": found["enabled_tools"],
+        "role": found["role"],
+        "description": found["description"],
+        "tasks": found["current_task_ids"],
+        "slots": f"{found['active_tasks']} of {found['max_concurrent_tasks']} in use",
+        "spent this month": format_usd(found["spent_month_usd"]) if found["spent_month_usd"] is not None else None,
+        "configuration": f"version {found['config_version']}",
+        "last active": found["last_active_at"],
+        "warnings": [_warning(each) for each in found["warnings"]],
+    }
+    print_fields(found, shown, as_json=as_json)
+
+
+def _configuration_options(function: F) -> F:
+    """Add the options that set fields of an agent."""
+    for option in (
+        body_option,
+        field_option,
+        click.option("--tool", "tools", multiple=True, help="tool that the agent may use; repeatable"),
+        click.option(
+            "--prompt-file",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="file with the system prompt",
+        ),
+        click.option("--prompt", help="system prompt"),
+        click.option("--model", help="model, such as openai/gpt-4o-mini"),
+    ):
+        function = option(function)
+    return function
+
+
+@agents_command_group.command("create")
+@click.argument("name")
+@_configuration_options
+@click.option("--start", is_flag=True, help="start the agent too")
+@client_command
+def create_agent(client: ApiClient, *, name: str, start: bool, as_json: bool, **options: Any) -> None:
+    """Create an agent. It works on tasks once it is started."""
+    made = client.post("/agents", {**_fields(**options), "name": name})
+    hint = f"Start it: corral agents start {shlex.quote(made['name'])}"
+    if start:
+        made, hint = client.post(f"/agents/{made['id']}/start", {}), "It is started."
+    _print_change(made, f"Created {made['name']} ({made['id']}). {hint}", as_json=as_json)
+
+
+@agents_command_group.command("edit")
+@agent_argument
+@_configuration_options
+@click.option("--name", help="new name")
+@client_command
+def edit_agent(client: ApiClient, *, agent: str, name: str | None, as_json: bool, **options: Any) -> None:
+    """Change fields of an agent. Running tasks keep the configuration with which they started."""
+    changes = {**_fields(**options), **({"name": name} if name is not None else {})}
+    if not changes:
+        raise click.UsageError("nothing to change; give an option such as --model, --prompt or --field")
+    found = _find(client, agent)
+    changed = client.send("PATCH", f"/agents/{found['id']}", body=changes)
+    _print_change(
+        changed, f"Changed {changed['name']}, configuration version {changed['config_version']}.", as_json=as_json
+    )
+
+
+@agents_command_group.command("start")
+@agent_argument
+@click.option("--override", is_flag=True, help="start the agent although its budget is used up (admins only)")
+@client_command
+def start_agent(client: ApiClient, *, agent: str, override: bool, as_json: bool) -> None:
+    """Start an agent, so that it takes tasks."""
+    _act(client, agent, "start", {"override": override}, as_json=as_json)
+
+
+@agents_command_group.command("stop")
+@agent_argument
+@click.option("--drain", is_flag=True, help="let running tasks finish first")
+@click.option("--cancel-tasks", is_flag=True, help="cancel running tasks instead of returning them to the queue")
+@click.option("--reason", help="reason, which is kept with the event")
+@client_command
+def stop_agent(
+    client: ApiClient, *, agent: str, drain: bool, cancel_tasks: bool, reason: str | None, as_json: bool
+) -> None:
+    """Stop an agent at once. Its tasks return to the queue and wait for the next start."""
+    if drain and cancel_tasks:
+        raise click.UsageError("--drain and --cancel-tasks cannot be used together")
+    body = {"mode": "drain" if drain else "immediate", "cancel_tasks": cancel_tasks, "reason": reason}
+    _act(client, agent, "stop", body, as_json=as_json)
+
+
+@agents_command_group.command("pause")
+@agent_argument
+@click.option("--reason", help="reason, which is kept with the event")
+@client_command
+def pause_agent(client: ApiClient, *, agent: str, reason: str | None, as_json: bool) -> None:
+    """Pause an agent: it takes no more tasks, and its running tasks continue."""
+    _act(client, agent, "pause", {"reason": reason}, as_json=as_json)
+
+
+@agents_command_group.command("resume")
+@agent_argument
+@client_command
+def resume_agent(client: ApiClient, *, agent: str, as_json: bool) -> None:
+    """Resume a paused agent."""
+    _act(client, agent, "resume", {}, as_json=as_json)
+
+
+@agents_command_group.command("versions")
+@agent_argument
+@client_command
+def list_versions(client: ApiClient, *, agent: str, as_json: bool) -> None:
+    """List the versions of an agent's configuration, newest first."""
+    found = _find(client, agent)
+    print_table(
+        list(client.pages(f"/agents/{found['id']}/versions")),
+        ("n", "at", "changed_fields", "attempts", "success_rate", "cost"),
+        as_json=as_json,
+        computed={
+            "changed_fields": lambda row: row["changed_fields"] if row["n"] > 1 else "created",
+            "success_rate": lambda row: "-" if row["success_rate"] is None else f"{row['success_rate']:.0%}",
+            "cost": lambda row: format_usd(row["cost_usd"]),
+        },
+    )
+
+
+@agents_command_group.command("rollback")
+@agent_argument
+@click.argument("version", type=click.IntRange(1))
+@client_command
+def roll_back_agent(client: ApiClient, *, agent: str, version: int, as_json: bool) -> None:
+    """Restore an earlier configuration as a new version."""
+    found = _find(client, agent)
+    changed = client.post(f"/agents/{found['id']}/rollback", {"version": version})
+    told = (
+        f"{changed['name']} has the configuration of version {version} again, as version {changed['config_version']}."
+    )
+    _print_change(changed, told, as_json=as_json)
+
+
+def _find(client: ApiClient, name: str) -> dict[str, Any]:
+    return dict(client.find("/agents", name, kind="agent"))
+
+
+def _act(client: ApiClient, agent: str, action: str, body: dict[str, Any], *, as_json: bool) -> None:
+    found = _find(client, agent)
+    changed = client.post(f"/agents/{found['id']}/{action}", body)
+    _print_change(changed, f"{changed['name']} is {_status(changed)}.", as_json=as_json)
+
+
+def _print_change(agent: dict[str, Any], text: str, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(agent, indent=2, ensure_ascii=False))
+        return
+    click.echo(text)
+    for each in agent["warnings"]:
+        click.echo(click.style("warning", fg="yellow") + f": {_warning(each)}", err=True)
+
+
+def _fields(
+    model: str | None,
+    prompt: str | None,
+    prompt_file: Path | None,
+    tools: tuple[str, ...],
+    fields: tuple[str, ...],
+    input_path: Path | None,
+) -> dict[str, Any]:
+    if prompt is not None and prompt_file is not None:
+        raise click.UsageError("--prompt and --prompt-file cannot be used together")
+    if prompt_file is not None:
+        prompt = prompt_file.read_text("utf-8")
+    named = {"llm_model": model, "system_prompt": prompt, "enabled_tools": list(tools) or None}
+    return {**read_body(input_path, fields), **{name: value for name, value in named.items() if value is not None}}
+
+
+def _status(agent: Any) -> str:
+    reason = agent["status_reason"]
+    return f"{agent['status']} ({reason})" if reason else str(agent["status"])
+
+
+def _model(agent: Any) -> str:
+    parts = [part for part in (agent["llm_provider"], agent["llm_model"]) if part]
+    return "/".join(parts) or "default"
+
+
+def _warning(code: str) -> str:
+    kind, _, name = code.partition(":")
+    told = WARNINGS.get(kind, code)
+    return f"{name}: {told}" if name else told

@@ -1,0 +1,1 @@
+"""The commands `corral run`, `corral tasks` and `corral status`."""

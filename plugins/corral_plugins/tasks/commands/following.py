@@ -1,0 +1,189 @@
+"""Follows a task in the terminal, from its first event to its result."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import threading
+import time
+from typing import Any, NoReturn
+
+import click
+
+from corral.cli.api_client import ApiClient, ApiClientError, TextDeltaTracker
+from corral.cli.output import COLOURS, format_ms, format_usd
+
+OBSTACLES_SECONDS = 2.0
+VALUE_LENGTH = 160  # in characters: arguments and results of tools are shown up to here
+ENDED = ("completed", "failed", "cancelled")
+END_EVENTS = tuple(f"task.{status}" for status in ENDED)
+TAKEN, RELEASED = ("task.assigned", "task.started"), "task.retried"
+EVENT_COLOURS = {**COLOURS, "tool": "magenta", "retried": "yellow", "stalled": "yellow"}
+
+
+class EventPrinter:
+    """Prints the events of a task to standard error. Standard output is reserved for the result."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet, self._began = quiet, time.monotonic()
+        self._live = TextDeltaTracker()
+        self._open = False
+        self.taken = False  # whether a worker holds the task now
+
+    def print_event(self, event: str, data: dict[str, Any]) -> None:
+        """Print an event of the task."""
+        self.taken = event in TAKEN or (self.taken and event != RELEASED)
+        if event == "task.progress":
+            self._progress(str((data.get("progress") or {}).get("message") or ""))
+        elif event == "task.waiting":
+            self._waiting(str(data.get("task_id")), data.get("waiting_for") or {})
+        elif event.startswith("task.") and event not in ("task.created", "task.updated"):
+            again = f"attempt {data.get('attempt')}" if event == "task.started" and data.get("attempt", 1) > 1 else ""
+            self.line(event.removeprefix("task."), again or str(data.get("reason") or ""))
+
+    def print_tool_call(self, call: dict[str, Any]) -> None:
+        """Print a tool call with its arguments and its result."""
+        outcome = call["error"] if call["error"] is not None else call["result"]
+        status = click.style(str(call["status"]), fg="green" if call["status"] == "succeeded" else "red")
+        took = f" in {format_ms(call['duration_ms'])}" if call["duration_ms"] is not None else ""
+        reason = f": {call['reason']}" if call["reason"] else ""
+        self.line("tool", f"{call['tool']} {_shortened(call['arguments'])}")
+        self.line("", f"  {status}{took}{reason}{'' if outcome is None else f' {_shortened(outcome)}'}")
+
+    def line(self, name: str, text: str, *, ends: bool = True) -> None:
+        """Print a line with the elapsed time.
+
+        With `ends=False` no newline follows, so that `_progress` can append text.
+        """
+        if not self._quiet:
+            elapsed, before = time.monotonic() - self._began, "\n" if self._open else ""
+            when = click.style(f"{elapsed:7.1f} s", dim=True)
+            what = click.style(f"{name:<10}" if text else name, bold=True, fg=EVENT_COLOURS.get(name))
+            click.echo(f"{before}{when}  {what}{' ' if text else ''}{text}", nl=ends, err=True)
+            self._open = not ends
+
+    def _progress(self, message: str) -> None:
+        """Print a progress message of the agent, or text of the model as it arrives."""
+        goes_on, fresh = self._live.add(message)
+        if goes_on and self._open:
+            click.echo(fresh, nl=False, err=True)
+        elif fresh:
+            self.line("progress", fresh, ends=False)
+
+    def _waiting(self, task_id: str, waiting: dict[str, Any]) -> None:
+        if waiting.get("kind") == "input":
+            self.line("waiting", f"for an answer: {waiting.get('prompt') or ''}")
+            self.line("", f"Answer it: corral tasks answer {task_id} ANSWER")
+        else:
+            self.line("waiting", f"for {waiting.get('kind', 'a person')}")
+
+
+def follow_task(
+    client: ApiClient, task_id: str, printer: EventPrinter, *, until: float | None = None, as_json: bool
+) -> NoReturn:
+    """Follow a task to its end, print its result, and exit with 0 only if the task is completed.
+
+    Ctrl-C stops following. At the time `until` (in `time.monotonic` seconds), `ApiClientError` is raised. In both cases
+    the task continues.
+    """
+    began, ended = time.monotonic(), threading.Event()
+    obstacles = threading.Thread(target=_print_obstacles, args=(client, task_id, printer, ended), daemon=True)
+    if not as_json:
+        obstacles.start()
+    try:
+        _print_events(client, task_id, printer, until)
+        done = client.get(f"/tasks/{task_id}")
+    except KeyboardInterrupt:
+        click.echo(f"\nThe task continues. Follow it again: corral tasks watch {task_id}", err=True)
+        sys.exit(130)
+    except ApiClientError as error:
+        told = f"{str(error).rstrip('.')}; the task {task_id} continues: corral tasks watch {task_id}"
+        raise ApiClientError(told, error.status, error.problem) from None
+    finally:
+        ended.set()
+    if not as_json:
+        obstacles.join(1)  # the thread may still use the connection, which is about to be closed
+    print_outcome(outcome_of(done, time.monotonic() - began), as_json=as_json)
+    sys.exit(0 if done["status"] == "completed" else 1)
+
+
+def _print_events(client: ApiClient, task_id: str, printer: EventPrinter, until: float | None) -> None:
+    for event, data in client.events("task", task_id, until=until, away=lambda reason: printer.line("waiting", reason)):
+        if event == "tool.called":
+            calls = client.pages(f"/tasks/{task_id}/tool-calls")
+            printer.print_tool_call([call for call in calls if call["call_id"] == data["call_id"]][-1])
+        printer.print_event(event, data)
+        if event in END_EVENTS:
+            return
+
+
+def _print_obstacles(client: ApiClient, task_id: str, printer: EventPrinter, ended: threading.Event) -> None:
+    """While no worker holds the task, print the condition that blocks it, whenever this condition changes."""
+    printed = ""
+    while not ended.wait(OBSTACLES_SECONDS):
+        if printer.taken:
+            continue
+        with contextlib.suppress(ApiClientError):  # the main thread reports the error
+            found = client.get(f"/tasks/{task_id}/explain")
+            wrong = next((each for each in found["conditions"] if not each["ok"]), None)
+            if found["status"] in ("pending", "blocked") and wrong is not None and wrong["detail"] != printed:
+                printed = wrong["detail"]
+                printer.line("waiting", " ".join(filter(None, (printed, wrong["unblock"]))))
+
+
+def outcome_of(task: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """Return the summary of an ended task. `result` is the agent's result, unchanged."""
+    cost = task["cost"]
+    return {
+        "status": task["status"],
+        "task_id": task["id"],
+        "result": task["result"],
+        "error": task["error"],
+        "input_tokens": cost["input_tokens"],
+        "output_tokens": cost["output_tokens"],
+        "calls": cost["calls"],
+        "cost_usd": cost["cost_usd"],
+        "unpriced_tokens": cost["unpriced_tokens"],
+        "attempts": task["attempt"],
+        "duration_ms": round(seconds * 1000),
+    }
+
+
+def print_outcome(outcome: dict[str, Any], *, as_json: bool) -> None:
+    """Print the result to standard output, and the status with the cost to standard error."""
+    if as_json:
+        click.echo(json.dumps(outcome, indent=2))
+        return
+    if outcome["result"] is not None:
+        click.echo(result_text(outcome["result"]))
+    error, status = outcome["error"], outcome["status"]
+    coloured = click.style(status, fg=COLOURS.get(status), bold=True)
+    told = f"\n{coloured}: "
+    if error is not None:
+        click.echo(f"{told}{error.get('message') or error.get('type')}", err=True)
+        told = ""
+    click.echo(
+        f"{told}{outcome['input_tokens']} tokens in, {outcome['output_tokens']} out, "
+        f"{cost_text(outcome)}, {format_ms(outcome['duration_ms'])}",
+        err=True,
+    )
+
+
+def cost_text(cost: dict[str, Any]) -> str:
+    """Return the cost of a task in words."""
+    unpriced = f" + {cost['unpriced_tokens']} tokens without a price" if cost["unpriced_tokens"] else ""
+    return format_usd(cost["cost_usd"]) + unpriced
+
+
+def result_text(result: Any) -> str:
+    """Return the text of a result, or its JSON if it is not a text."""
+    if isinstance(result, dict) and isinstance(result.get("text"), str):
+        return str(result["text"])
+    return json.dumps(result, indent=2, ensure_ascii=False)
+
+
+def _shortened(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = " ".join(text.split())
+    return text if len(text) <= VALUE_LENGTH else text[: VALUE_LENGTH - 1] + "…"

@@ -1,0 +1,82 @@
+"""Options and arguments from which commands create a task."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from corral.cli.api_client import ApiClient
+from corral.cli.server_connection import complete_names
+
+INPUT_BYTES, TITLE_LENGTH = 256 * 1024, 200
+
+agent_option = click.option(
+    "--agent",
+    required=True,
+    metavar="NAME",
+    help="name or id of the agent",
+    shell_complete=complete_names("/agents"),
+)
+input_option = click.option(
+    "--input",
+    "input_path",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="file with the input of the task, which is a JSON object or text",
+)
+
+
+def create_task(
+    client: ApiClient, agent: str, instructions: str, task_input: dict[str, Any], **fields: Any
+) -> dict[str, Any]:
+    """Create a task for the agent with this name or id. Without `title`, the title is the first line."""
+    for name, text in (("--agent", agent), ("INSTRUCTIONS", instructions)):
+        if not text.strip():
+            raise click.UsageError(f"{name} is empty")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise click.UsageError(f"{name} is not UTF-8 text")
+    found = client.find("/agents", agent, kind="agent")
+    new = {"title": _title(instructions), "instructions": instructions, "input": task_input, "agent_id": found["id"]}
+    return dict(client.post("/tasks", {**new, **fields}))
+
+
+def _title(instructions: str) -> str:
+    first = instructions.strip().splitlines()[0].strip()
+    return first if len(first) <= TITLE_LENGTH else first[: TITLE_LENGTH - 1] + "…"
+
+
+def read_input(path: Path | None) -> dict[str, Any]:
+    """Return the JSON object in the file. Return any other content as `{"text": …}`."""
+    if path is None:
+        return {}
+    with path.open("rb") as file:
+        data = file.read(INPUT_BYTES + 1)
+    if len(data) > INPUT_BYTES:
+        raise click.UsageError(f"--input {path}: the file has more than {INPUT_BYTES} bytes")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise click.UsageError(f"--input {path}: the file is not UTF-8 text") from None
+    value = _parsed(path, data)
+    return value if isinstance(value, dict) else {"text": text}
+
+
+def _parsed(path: Path, data: bytes) -> Any:
+    """Return the JSON value in the file, or None if the file contains other text.
+
+    Raises `UsageError` for an ambiguous JSON object, for example one with duplicate keys.
+    """
+    from corral.errors import Problem
+    from corral.schema.strict_json import parse_json
+
+    try:
+        return parse_json(data)
+    except Problem as problem:
+        with contextlib.suppress(ValueError, RecursionError):
+            if isinstance(json.loads(data), dict):
+                faults = [f"{fault.pointer}: {fault.detail}" for fault in problem.errors]
+                raise click.UsageError(f"--input {path}: {'; '.join([problem.detail, *faults])}") from None
+    return None

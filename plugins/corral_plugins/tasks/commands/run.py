@@ -1,0 +1,38 @@
+"""`corral run`: creates a task for an agent and follows its progress."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from corral.cli.api_client import ApiClient
+from corral.cli.server_connection import client_command
+from corral_plugins.tasks.commands.following import EventPrinter, follow_task
+from corral_plugins.tasks.commands.new_task import agent_option, create_task, input_option, read_input
+
+
+@click.command("run")
+@agent_option
+@input_option
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="stop following the task after this time (default: follow the task to its end)",
+)
+@click.argument("instructions")
+@client_command
+def run_task_command(
+    client: ApiClient, *, agent: str, input_path: Path | None, timeout: float | None, as_json: bool, instructions: str
+) -> None:
+    """Create a task for an agent, follow it, and print its result.
+
+    Exits with 0 only when the task is completed. Ctrl-C and --timeout stop following the task; they do not cancel it.
+    """
+    until = None if timeout is None else time.monotonic() + timeout
+    printer = EventPrinter(quiet=as_json)
+    task = create_task(client, agent, instructions, read_input(input_path))
+    printer.line("created", task["id"])
+    follow_task(client, task["id"], printer, until=until, as_json=as_json)

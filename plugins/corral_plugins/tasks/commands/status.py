@@ -1,0 +1,70 @@
+"""`corral status`: shows the server, the user, what runs, and what waits for the user."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from corral.cli.api_client import ApiClient, ApiClientError
+from corral.cli.output import COLOURS, print_fields
+from corral.cli.server_connection import client_command
+from corral_plugins.tasks.commands.tasks import print_tasks
+
+RUNNING = ("assigned", "running", "cancelling")
+
+
+@click.command("status")
+@client_command
+def status_command(client: ApiClient, *, as_json: bool) -> None:
+    """Show the server and its health, the signed-in user, the running tasks, and what waits for the user."""
+    me = client.get("/auth/me")
+    running = client.get("/tasks", status=list(RUNNING))
+    waiting = client.get("/tasks", status="waiting", **({} if me["role"] == "admin" else {"created_by": me["id"]}))
+    fleet, health = client.get("/workers/overview"), client.get("/health")
+    report = {
+        "server": client.url,
+        "version": health["version"],
+        "user": {"email": me["email"], "role": me["role"]},
+        "health": _health_report(client),
+        "workers": fleet,
+        "running": running,
+        "waiting": waiting,
+    }
+    if as_json:
+        click.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        return
+    checked: dict[str, Any] = report["health"] or health
+    shown = {
+        "server": f"{client.url} (version {health['version']})",
+        "user": f"{me['email']} ({me['role']})",
+        "health": checked["status"],
+        "workers": f"{fleet['online']} online, {fleet['active_leases']} of {fleet['capacity']} slots in use",
+        "queue": f"{fleet['queue_depth']} tasks",
+    }
+    print_fields(report, shown, as_json=False)
+    for name, check in checked.get("checks", {}).items():
+        if check["status"] in ("degraded", "down"):
+            click.echo(f"  {click.style(check['status'], fg=COLOURS[check['status']])}  {name}: {check['detail']}")
+    _print_section(client, "Running", running)
+    _print_section(client, "Waiting for you", waiting)
+    if fleet["pending_approval"] and me["role"] == "admin":
+        told = f"{fleet['pending_approval']} registered, but not approved: corral workers list --status pending"
+        click.echo(f"\n{click.style('Workers', bold=True)}\n{told}")
+
+
+def _print_section(client: ApiClient, title: str, found: Any) -> None:
+    if found["items"]:
+        click.echo(f"\n{click.style(title, bold=True)} ({found['total']})")
+        print_tasks(client, found["items"])
+
+
+def _health_report(client: ApiClient) -> Any:
+    """Return the report on all health checks, or None if the user may not read it."""
+    try:
+        return client.get("/settings/health")
+    except ApiClientError as error:
+        if error.status != 403:
+            raise
+        return None

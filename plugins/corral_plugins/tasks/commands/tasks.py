@@ -1,0 +1,282 @@
+"""`corral tasks`: manages the tasks of a server from a terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from corral.cli.api_client import ApiClient
+from corral.cli.output import COLOURS, format_usd, print_fields, print_table
+from corral.cli.request_body import field_option, parse_fields, read_body
+from corral.cli.server_connection import client_command, complete_names
+from corral_plugins.tasks.commands.following import EventPrinter, cost_text, follow_task, result_text
+from corral_plugins.tasks.commands.new_task import agent_option, create_task, input_option, read_input
+
+STATUSES = (
+    "blocked",
+    "pending",
+    "assigned",
+    "running",
+    "waiting",
+    "cancelling",
+    "completed",
+    "failed",
+    "cancelled",
+)
+LEVELS = ("debug", "info", "warning", "error")
+PRIORITIES = ("low", "medium", "high", "critical")
+LOG_COLOURS = {"warning": "yellow", "error": "red"}
+
+task_argument = click.argument("task")
+
+
+@click.group("tasks")
+def tasks_command_group() -> None:
+    """Manage tasks: pieces of work for agents. TASK is an id or the title of a task."""
+
+
+@tasks_command_group.command("list")
+@click.option("--status", type=click.Choice(STATUSES), multiple=True, help="list only tasks in this state; repeatable")
+@click.option("--agent", metavar="NAME", help="list only tasks of this agent", shell_complete=complete_names("/agents"))
+@click.option("--search", help="list only tasks with these words in title or description")
+@click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of tasks")
+@client_command
+def list_tasks(
+    client: ApiClient, *, status: tuple[str, ...], agent: str | None, search: str | None, limit: int, as_json: bool
+) -> None:
+    """List tasks, newest first."""
+    query: dict[str, Any] = {"status": list(status), "limit": limit}
+    if agent is not None:
+        query["agent_id"] = client.find("/agents", agent, kind="agent")["id"]
+    if search is not None:
+        query["search"] = search
+    found = client.get("/tasks", **query)
+    print_tasks(client, found["items"], as_json=as_json)
+    if found["next"] and not as_json:
+        click.echo(
+            f"{found['total']} tasks in all; --limit shows more, --status and --search narrow them down.", err=True
+        )
+
+
+def print_tasks(client: ApiClient, tasks: list[Any], *, as_json: bool = False) -> None:
+    """Print tasks as a table with the names of their agents."""
+    names = {agent["id"]: agent["name"] for agent in client.pages("/agents")} if tasks and not as_json else {}
+    print_table(
+        tasks,
+        ("title", "status", "agent", "attempt", "cost", "created_at", "id"),
+        as_json=as_json,
+        empty='There are no such tasks. Create one: corral run --agent NAME "INSTRUCTIONS"',
+        colour_of="status",
+        computed={
+            "status": _status,
+            "agent": lambda task: _agent_name(task, names),
+            "attempt": lambda task: f"{task['attempt']}/{task['max_attempts']}",
+            "cost": lambda task: format_usd(task["cost"]["cost_usd"]),
+        },
+    )
+
+
+@tasks_command_group.command("show")
+@task_argument
+@client_command
+def show_task(client: ApiClient, *, task: str, as_json: bool) -> None:
+    """Show a task with its result, its error and its cost."""
+    found = client.get(f"/tasks/{_find(client, task)['id']}")
+    agent_id = found["assigned_agent_id"] or found["agent_id"]
+    agent = client.get(f"/agents/{agent_id}")["name"] if agent_id and not as_json else agent_id
+    error, progress = found["error"] or {}, found["progress"] or {}
+    shown = {
+        "title": found["title"],
+        "id": found["id"],
+        "status": found["status"],
+        "waiting for": _waiting_for(found),
+        "agent": agent or (f"any of role {found['agent_role']}" if found["agent_role"] else "any"),
+        "priority": found["priority"],
+        "attempt": f"{found['attempt']} of at most {found['max_attempts']}",
+        "instructions": found["instructions"],
+        "input": json.dumps(found["input"], ensure_ascii=False) if found["input"] else None,
+        "progress": progress.get("message") if found["finished_at"] is None else None,
+        "result": result_text(found["result"]) if found["result"] is not None else None,
+        "error": ": ".join(filter(None, (error.get("type"), error.get("message")))),
+        "cost": cost_text(found["cost"]),
+        "tokens": f"{found['cost']['input_tokens']} in, {found['cost']['output_tokens']} out",
+        "created": found["created_at"],
+        "started": found["started_at"],
+        "finished": found["finished_at"],
+    }
+    print_fields(found, shown, as_json=as_json)
+
+
+@tasks_command_group.command("create")
+@agent_option
+@click.option("--title", help="title (default: the first line of the instructions)")
+@click.option("--priority", type=click.Choice(PRIORITIES), help="priority (default: medium)")
+@input_option
+@field_option
+@click.argument("instructions")
+@client_command
+def create_task_command(
+    client: ApiClient,
+    *,
+    agent: str,
+    title: str | None,
+    priority: str | None,
+    input_path: Path | None,
+    fields: tuple[str, ...],
+    instructions: str,
+    as_json: bool,
+) -> None:
+    """Create a task for an agent, and return at once. corral run follows it too."""
+    named = {name: value for name, value in (("title", title), ("priority", priority)) if value is not None}
+    made = create_task(client, agent, instructions, read_input(input_path), **parse_fields(fields), **named)
+    if as_json:
+        click.echo(json.dumps(made, indent=2, ensure_ascii=False))
+        return
+    click.echo(f"Created {made['id']}. Follow it: corral tasks watch {made['id']}")
+    for warning in made["warnings"]:
+        click.echo(
+            click.style("warning", fg="yellow") + f": {warning}; see corral tasks explain {made['id']}", err=True
+        )
+
+
+@tasks_command_group.command("watch")
+@task_argument
+@client_command
+def watch_task(client: ApiClient, *, task: str, as_json: bool) -> None:
+    """Follow a task from its first event to its end, and print its result.
+
+    Exits with 0 only when the task is completed. Ctrl-C stops following the task; it does not cancel it.
+    """
+    follow_task(client, _find(client, task)["id"], EventPrinter(quiet=as_json), as_json=as_json)
+
+
+@tasks_command_group.command("logs")
+@task_argument
+@click.option("--follow", is_flag=True, help="wait for further lines until the attempt ends or Ctrl-C is pressed")
+@click.option("--claim", type=click.IntRange(1), help="number of the claim (default: the latest)")
+@click.option(
+    "--level",
+    type=click.Choice(LEVELS),
+    multiple=True,
+    help="show only lines of this level; repeatable",
+)
+@client_command
+def show_logs(
+    client: ApiClient, *, task: str, follow: bool, claim: int | None, level: tuple[str, ...], as_json: bool
+) -> None:
+    """Print the log of a task's latest attempt."""
+    task_id = _find(client, task)["id"]
+    query: dict[str, Any] = {"level": list(level), **({"fence": claim} if claim else {})}
+    while True:
+        ended = not follow or client.get(f"/tasks/{task_id}")["finished_at"] is not None
+        while items := client.get(f"/tasks/{task_id}/logs", **query, wait=0 if ended else 10)["items"]:
+            for line in items:
+                _print_log_line(line, as_json=as_json)
+            query["after"] = items[-1]["seq"]
+        if ended:
+            return
+
+
+@tasks_command_group.command("explain")
+@task_argument
+@client_command
+def explain_task(client: ApiClient, *, task: str, as_json: bool) -> None:
+    """Explain why a task runs or does not run, and what to do."""
+    found = client.get(f"/tasks/{_find(client, task)['id']}/explain")
+    if as_json:
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    click.echo(f"{click.style(found['status'], fg=COLOURS.get(found['status']))}: {found['summary']}")
+    for each in found["conditions"]:
+        mark = click.style("ok", fg="green") if each["ok"] else click.style("no", fg="red")
+        click.echo(f"  {mark}  {' '.join(filter(None, (each['detail'], each['unblock'])))}")
+    for attempt in found["attempts"]:
+        click.echo(f"  attempt {attempt['n']}: {_attempt_text(attempt)}")
+
+
+@tasks_command_group.command("cancel")
+@task_argument
+@click.option("--reason", help="reason, which is kept with the task")
+@client_command
+def cancel_task(client: ApiClient, *, task: str, reason: str | None, as_json: bool) -> None:
+    """Cancel a task. A running task ends as soon as its worker confirms it."""
+    _act(client, task, "cancel", {"reason": reason}, as_json=as_json)
+
+
+@tasks_command_group.command("retry")
+@task_argument
+@click.option("--from-start", is_flag=True, help="start from the beginning instead of the last checkpoint")
+@click.option("--reason", help="reason, which is kept with the task")
+@client_command
+def retry_task(client: ApiClient, *, task: str, from_start: bool, reason: str | None, as_json: bool) -> None:
+    """Run a failed or cancelled task again."""
+    _act(client, task, "retry", {"from_checkpoint": not from_start, "reason": reason}, as_json=as_json)
+
+
+@tasks_command_group.command("answer")
+@task_argument
+@click.argument("answer", required=False)
+@field_option
+@client_command
+def answer_task(client: ApiClient, *, task: str, answer: str | None, fields: tuple[str, ...], as_json: bool) -> None:
+    """Answer the question that a task waits for, with a text or with fields."""
+    if (answer is None) != bool(fields):
+        raise click.UsageError("give either an ANSWER or --field")
+    found = _find(client, task)
+    value: Any = read_body(None, fields) if answer is None else answer
+    schema = (found["waiting_for"] or {}).get("schema") or {}
+    if answer is not None and schema.get("type") not in (None, "string"):
+        try:
+            value = json.loads(answer)
+        except ValueError:
+            raise click.UsageError(f"the answer must be JSON of the type {schema['type']}") from None
+    _act(client, found["id"], "input", {"input": value}, as_json=as_json)
+
+
+def _find(client: ApiClient, task: str) -> dict[str, Any]:
+    return dict(client.find("/tasks", task, kind="task", field="title"))
+
+
+def _act(client: ApiClient, task: str, action: str, body: dict[str, Any], *, as_json: bool) -> None:
+    changed = client.post(f"/tasks/{_find(client, task)['id']}/{action}", body)
+    if as_json:
+        click.echo(json.dumps(changed, indent=2, ensure_ascii=False))
+    else:
+        click.echo(f"{changed['title']} ({changed['id']}) is {changed['status']}.")
+
+
+def _status(task: Any) -> str:
+    waiting = task["waiting_for"]
+    return f"waiting ({waiting['kind']})" if waiting else str(task["status"])
+
+
+def _agent_name(task: Any, names: dict[str, str]) -> str:
+    agent_id = task["assigned_agent_id"] or task["agent_id"]
+    return str(names.get(agent_id, agent_id) if agent_id else task["agent_role"] or "-")
+
+
+def _waiting_for(task: Any) -> str | None:
+    waiting = task["waiting_for"]
+    if not waiting:
+        return None
+    if waiting["kind"] != "input":
+        return str(waiting["kind"])
+    return f"{waiting.get('prompt')}\nAnswer it: corral tasks answer {task['id']} ANSWER"
+
+
+def _attempt_text(attempt: Any) -> str:
+    error = attempt["error"] or {}
+    why = ": ".join(filter(None, (error.get("type"), error.get("message"))))
+    return f"{attempt['status']}{f', {why}' if why else ''} ({format_usd(attempt['cost_usd'])})"
+
+
+def _print_log_line(line: Any, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(line, ensure_ascii=False))
+        return
+    when = click.style(line["ts"], dim=True)
+    level = click.style(f"{line['level']:<7}", fg=LOG_COLOURS.get(line["level"]))
+    click.echo(f"{when}  {level}  {line['message']}")

@@ -1,0 +1,328 @@
+"""The commands that use a running server, in the order in which a person would type them.
+
+Done when, of the page on operations: 8 for the commands of the client.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyotp
+import pytest
+from tests.kernel.cli.warm import warm
+
+from corral.cli.saved_sessions import SavedSessions
+from corral.testing.server import EMAIL, PASSWORD, ServerProcess
+
+SCRIPTS = """
+[plugins.llm.scripts.asks]
+turns = [
+    { tool_calls = [{ name = "human__ask", arguments = { prompt = "Which colour?" } }] },
+    { match = "blue", text = "so blue" },
+]
+[plugins.llm.scripts.refuses]
+turns = [{ error = { status = 400, message = "No such thing." } }]
+"""
+HEAVY = ("peewee", "quart", "jsonschema", "cryptography", "pydantic_ai", "structlog", "hypercorn", "corral.kernel")
+
+
+class Terminal:
+    """`terminal("agents", "list")`: the command of a person who has signed in to the server."""
+
+    def __init__(self, folder: Path, server: ServerProcess) -> None:
+        self.folder, self.server, self.address = folder, server, server.address
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("CORRAL_")}
+        self.environ = {**kept, "XDG_CONFIG_HOME": str(folder / "config"), "COLUMNS": "200"}
+        self.sessions = SavedSessions(folder / "config" / "corral")
+
+    def run(
+        self, *arguments: str, stdin: str = "", environ: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        done = warm().run(arguments, cwd=self.folder, environ={**self.environ, **(environ or {})}, stdin=stdin)
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    def __call__(self, *arguments: str, stdin: str = "", **environ: str) -> str:
+        """What the command, which succeeds, prints."""
+        done = self.run(*arguments, stdin=stdin, environ=environ)
+        assert done.returncode == 0, done
+        return done.stdout
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self(*arguments, "--json"))
+
+    def on_a_terminal(self, *arguments: str, **environ: str) -> str:
+        """What a person sees, colours included."""
+        ours, theirs = pty.openpty()
+        command = [sys.executable, "-m", "corral", *arguments]
+        subprocess.run(
+            command, cwd=self.folder, env={**self.environ, "TERM": "xterm", **environ}, stdout=theirs, check=True
+        )
+        os.close(theirs)
+        with os.fdopen(ours, "rb", buffering=0) as screen:
+            return screen.read(65536).decode()
+
+
+@pytest.fixture(scope="module")
+def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
+    folder = tmp_path_factory.mktemp("terminal")
+    config = folder / "corral.toml"
+    config.write_text(SCRIPTS)
+    with ServerProcess(folder, arguments=(), environ={"CORRAL_CONFIG": str(config)}) as server:
+        made = Terminal(folder, server)
+        (folder / "password").write_text(f"{PASSWORD}\n")
+        made("login", server.address, "--email", EMAIL, "--password-file", "password")
+        for name, model in (("Echo", "echo"), ("Asker", "asks"), ("Refuser", "refuses")):
+            once = ("-f", 'retry_policy:={"max_attempts": 1}')
+            made("agents", "create", name, "--model", f"scripted/{model}", "--tool", "human.ask", *once, "--start")
+        yield made
+
+
+def test_the_session_is_kept_for_this_user_only(terminal: Terminal) -> None:
+    folder = terminal.folder / "config" / "corral"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE((folder / "sessions.json").stat().st_mode) == 0o600
+    assert PASSWORD not in (folder / "sessions.json").read_text()
+    assert terminal.json("whoami")["email"] == EMAIL
+
+
+def test_a_session_renews_itself(terminal: Terminal) -> None:
+    """By the clock, and because the server refuses its token; commands that run at the same time share one renewal."""
+    name, session = terminal.sessions.find() or pytest.fail("not signed in")
+    session.expires_at = time.time() - 1
+    terminal.sessions.store(name, session)
+    assert EMAIL in terminal("whoami")
+    _, renewed = terminal.sessions.find() or pytest.fail("not signed in")
+    assert renewed.refresh_token != session.refresh_token
+    renewed.token = "crl_expired"
+    terminal.sessions.store(name, renewed)
+    log = terminal.folder / "whoami.log"
+    each = [warm().start(("whoami",), cwd=terminal.folder, environ=terminal.environ, log=log) for _ in range(4)]
+    assert [process.wait(30) for process in each] == [0] * 4, log.read_text()
+    assert terminal.json("whoami")["email"] == EMAIL
+
+
+def test_who_wins(terminal: Terminal) -> None:
+    """A token of the environment before the saved session; a server that is named before both."""
+    made = terminal.json("whoami")
+    key = json.loads(
+        terminal("api", "POST", "/security/api-keys", "-f", "name=reads", "-f", 'scopes:=["agents.read"]')
+    )["key"]
+    refused = terminal.run("cost", environ={"CORRAL_TOKEN": key})
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert terminal("cost", "--server", terminal.address, CORRAL_TOKEN=key)
+    elsewhere = terminal.run("whoami", environ={"CORRAL_URL": "http://127.0.0.1:9"})
+    assert "http://127.0.0.1:9 does not answer: connection refused; check the address" in elsewhere.stderr
+    unknown = terminal.run("whoami", "--server", "prod")
+    assert (unknown.returncode, "there is no server named prod" in unknown.stderr) == (2, True)
+    terminal("login", "--with-token", terminal.address, "--server", "scripts", stdin=key)
+    assert terminal("agents", "list", "--server", "scripts")
+    terminal("logout", "--server", "scripts")
+    assert terminal.json("whoami")["id"] == made["id"]
+
+
+def test_signing_in_with_a_second_factor(terminal: Terminal, tmp_path: Path) -> None:
+    with terminal.server.sign_in() as admin:
+        fields = {"email": "mia@example.org", "full_name": "Mia", "role": "member", "password": PASSWORD}
+        admin.post("/admin/users", json=fields).raise_for_status()
+    elsewhere = {"XDG_CONFIG_HOME": str(tmp_path)}
+    arguments = ("login", terminal.address, "--email", "mia@example.org", "--password-file", "password")
+    assert "Signed in" in terminal(*arguments, **elsewhere)
+    seed = json.loads(terminal("api", "POST", "/auth/mfa/setup", "-f", f"password={PASSWORD}", **elsewhere))["secret"]
+    codes = json.loads(
+        terminal("api", "POST", "/auth/mfa/verify", "-f", f"code={pyotp.TOTP(seed).now()}", **elsewhere)
+    )["recovery_codes"]
+    assert "Signed out" in terminal("logout", **elsewhere)
+    signed_out = terminal.run("whoami", environ={**elsewhere, "CORRAL_URL": terminal.address})
+    assert (
+        signed_out.stderr
+        == f"corral: you are not signed in to {terminal.address}; run corral login {terminal.address}\n"
+    )
+    wrong = terminal.run(*arguments, stdin="000000\n", environ=elsewhere)
+    assert (wrong.returncode, "code" in wrong.stderr) == (1, True), wrong
+    assert "Signed in" in terminal(*arguments, stdin=f"{codes[0]}\n", **elsewhere)
+    assert terminal("whoami", **elsewhere).count("second factor: on") == 1
+
+
+def test_agents(terminal: Terminal) -> None:
+    told = terminal("agents", "create", "Second one", "--prompt", "Be brief.", "--tool", "http.fetch")
+    assert "Start it: corral agents start 'Second one'" in told
+    terminal("agents", "edit", "second ONE", "--model", "scripted/echo", "-f", "description=Helps")
+    assert terminal.json("agents", "show", "Second one")["llm_model"] == "scripted/echo"
+    assert [row["n"] for row in terminal.json("agents", "versions", "Second one")["items"]] == [2, 1]
+    terminal("agents", "rollback", "Second one", "1")
+    assert terminal.json("agents", "show", "Second one")["llm_model"] is None
+    for action, status in (("start", "idle"), ("pause", "paused"), ("resume", "idle"), ("stop", "offline")):
+        assert terminal.json("agents", action, "Second one")["status"] == status
+    assert "Second one" in terminal("agents", "list", "--status", "offline")
+    near = terminal.run("agents", "show", "Second")
+    assert near.stderr == "corral: there is no agent named Second; did you mean Second one?\n"
+    assert terminal.run("agents", "edit", "Echo").returncode == 2
+
+
+def test_a_task_is_created_watched_answered_and_shown(terminal: Terminal) -> None:
+    made = terminal.json("tasks", "create", "--agent", "Asker", "Paint it", "--priority", "high", "-f", 'tags:=["a"]')
+    log, err = terminal.folder / "watch.out", terminal.folder / "watch.err"
+    watching = warm().start(
+        ("tasks", "watch", made["id"]), cwd=terminal.folder, environ=terminal.environ, log=log, errors=err
+    )
+    _until(lambda: err.exists() and "corral tasks answer" in err.read_text())
+    assert terminal.json("status")["waiting"]["items"][0]["id"] == made["id"]
+    assert "Which colour?" in terminal("tasks", "show", "paint it")
+    terminal("tasks", "answer", "Paint it", "blue")
+    assert watching.wait(30) == 0
+    told = err.read_text()
+    assert 'tool       human.ask {"prompt": "Which colour?"}' in told
+    assert "succeeded" in told
+    assert '"blue"' in told or "blue" in told.partition("succeeded")[2]
+    assert log.read_text() == "so blue\n"
+    shown = terminal.json("tasks", "show", made["id"])
+    assert (shown["priority"], shown["tags"], shown["result"]) == ("high", ["a"], {"text": "so blue"})
+    assert "Step 2: scripted/asks" in terminal("tasks", "logs", made["id"])
+
+
+def test_ctrl_c_leaves_the_task_and_names_the_command_that_finds_it(terminal: Terminal) -> None:
+    out, err = terminal.folder / "left.out", terminal.folder / "left.err"
+    running = warm().start(
+        ("run", "--agent", "Asker", "Leave it"), cwd=terminal.folder, environ=terminal.environ, log=out, errors=err
+    )
+    _until(lambda: err.exists() and "waiting" in err.read_text())
+    running.send_signal(signal.SIGINT)
+    assert running.wait(30) == 130
+    told = err.read_text()
+    assert "Traceback" not in told
+    command = told.rpartition("The task continues. Follow it again: corral ")[2].split()
+    assert command[:2] == ["tasks", "watch"]
+    task_id = command[2]
+    assert terminal.json("tasks", "show", task_id)["status"] == "waiting"
+    assert terminal.json("tasks", "cancel", task_id, "--reason", "enough")["status"] == "cancelled"
+    assert "enough" in terminal("tasks", "explain", task_id)
+
+
+def test_tasks_that_fail_are_listed_explained_and_retried(terminal: Terminal) -> None:
+    failed = terminal.run("run", "--agent", "Refuser", "Do it")
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert "failed: scripted: No such thing.\n" in failed.stderr
+    (row,) = terminal.json("tasks", "list", "--status", "failed", "--agent", "Refuser", "--limit", "5")["items"]
+    assert "No such thing." in terminal("tasks", "explain", row["id"])
+    assert terminal.json("tasks", "retry", row["id"], "--from-start")["status"] == "pending"
+    assert terminal.run("tasks", "watch", row["id"]).returncode == 1
+    terminal("run", "--agent", "Echo", "Twice")
+    terminal("run", "--agent", "Echo", "Twice")
+    ambiguous = terminal.run("tasks", "show", "Twice")
+    assert ambiguous.stderr.startswith("corral: 2 tasks are named Twice; give the id instead: ")
+
+
+def test_workers_cost_events_and_status(terminal: Terminal) -> None:
+    with terminal.server.sign_in() as admin:
+        admin.post("/workers/register", json={"name": "laptop"}).raise_for_status()
+    assert "corral workers approve" in terminal("workers", "show", "laptop")
+    assert "corral workers list --status pending" in terminal("status")
+    assert terminal.json("workers", "approve", "Laptop", "--group", "desk")["group"] == "desk"
+    assert terminal.json("workers", "drain", "embedded")["status"] == "draining"
+    assert terminal.json("workers", "drain", "--resume", "embedded")["status"] == "online"
+    assert "desk" in terminal("workers", "list")
+    cost = terminal("cost")
+    assert "$0.00" in cost
+    assert "0.000000" not in cost
+    for by in ("agent", "model", "day", "task"):
+        assert terminal.json("cost", "--by", by, "--days", "2")[f"by_{by}"]
+    events = [json.loads(line) for line in terminal("events", "--type", "worker.*", "--json").splitlines()]
+    assert {"worker.approved", "worker.draining"} <= {event["event"] for event in events}
+    assert len(terminal("events", "--limit", "3").splitlines()) == 3
+    status = terminal.json("status")
+    assert (status["server"], status["user"]["email"], status["version"]) == (terminal.address, EMAIL, "0.1.0")
+
+
+def test_events_are_followed(terminal: Terminal) -> None:
+    out = terminal.folder / "events.out"
+    arguments = ("events", "--follow", "--limit", "0", "--type", "agent.created")
+    following = warm().start(arguments, cwd=terminal.folder, environ=terminal.environ, log=out)
+    number = iter(range(100))
+    _until(lambda: terminal("agents", "create", f"Event {next(number)}") and "agent.created" in out.read_text())
+    following.send_signal(signal.SIGINT)
+    assert following.wait(30) == 0
+    assert "Traceback" not in out.read_text()
+
+
+def test_any_operation_can_be_called(terminal: Terminal) -> None:
+    assert len(json.loads(terminal("api", "get", "/agents", "-f", "limit=2"))["items"]) == 2
+    assert len(json.loads(terminal("api", "GET", "/api/v1/agents?limit=1"))["items"]) == 1
+    whole = json.loads(terminal("api", "GET", "/events", "--all", "-f", "limit=200", "-f", "types=task.created"))
+    assert len(whole["items"]) >= 3
+    body = json.dumps({"name": "From a file"})
+    assert json.loads(terminal("api", "POST", "agents", "--input", "-", stdin=body))["name"] == "From a file"
+    assert terminal("api", "GET", "/problems/not_found")
+    wrong = terminal.run("api", "POST", "/agents", "-f", "name=x", "-f", "max_concurrent_tasks=two")
+    assert (wrong.returncode, wrong.stdout) == (1, "")
+    assert "/max_concurrent_tasks: " in wrong.stderr
+    for arguments in (("-f", "x"), ("-f", "x:=["), ("--all",), ("--input", "password")):
+        assert terminal.run("api", "POST", "/agents", *arguments).returncode == 2
+
+
+def test_names_are_completed(terminal: Terminal, tmp_path: Path) -> None:
+    """The script that is printed completes in a real shell, where names with spaces are quoted."""
+    terminal("agents", "create", "Two words")
+    script = tmp_path / "corral.bash"
+    script.write_text(terminal("completion", "bash"))
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "corral").write_text(f'#!/bin/sh\nexec {sys.executable} -m corral "$@"\n')
+    (folder / "corral").chmod(0o755)
+    words = "COMP_WORDS=(corral agents show Two); COMP_CWORD=3"
+    ask = f'source {script}; {words}; _corral_completion corral; echo "$COMPREPLY"'
+    path = {**terminal.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", ask], env=path, cwd=terminal.folder, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "Two\\ words\n", done
+    for shell in ("zsh", "fish"):
+        assert "_CORRAL_COMPLETE" in terminal("completion", shell)
+
+
+def test_colours_are_for_people(terminal: Terminal) -> None:
+    assert "\x1b[" in terminal.on_a_terminal("agents", "list")
+    assert "\x1b[" not in terminal.on_a_terminal("agents", "show", "Echo", NO_COLOR="1")
+    assert "\x1b[" not in terminal("agents", "list")
+
+
+def test_what_is_wrong_is_one_line_with_the_remedy(terminal: Terminal) -> None:
+    cases = (
+        ("ftp://example.org", "ftp://example.org must begin with http:// or https://"),
+        ("http://[::1", "is not a valid URL"),
+        (terminal.address.replace("http:", "https:"), "it does not speak TLS on this port; try http://"),
+        ("http://127.0.0.1:1", "connection refused"),
+        ("http://no-such-host.invalid", "check the address and the network"),
+    )
+    for url, words in cases:
+        done = terminal.run("login", url, "--email", EMAIL, "--password-file", "password")
+        assert done.returncode in (1, 2)
+        assert words in done.stderr.splitlines()[-1], done
+
+
+def test_client_commands_import_little(terminal: Terminal) -> None:
+    """A command is there in 0.7 s only if it does not import the server. Its own imports are most of its time."""
+    for arguments in (("agents", "list"), ("tasks", "list"), ("worker", "--help")):
+        call = "from corral.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+        code = f"import sys; sys.argv[1:] = {arguments!r}\n{call}print([*{{*sys.modules}} & {{*{HEAVY!r}}}])"
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=terminal.environ, cwd=terminal.folder, capture_output=True, text=True
+        )
+        assert done.stdout.splitlines()[-1] == "[]", done
+
+
+def _until(condition: Any) -> None:
+    until = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
