@@ -28,8 +28,6 @@ from corral_plugins.settings.api import SettingChanged
 from corral_plugins.settings.service.rows import SettingChange, SettingRows, combined_version, to_plain_json
 
 MAX_VALUE_BYTES = 64 * 1024
-# These categories determine who can sign in, also through mailed links. Only a person who signed in may change them.
-OWN_SESSION_CATEGORIES = ("security", "password", "mail")
 Stored = Mapping[str, StoredSetting]
 Check = Callable[[Settings, Principal], None]
 
@@ -114,6 +112,10 @@ class SettingsService:
         self._find_declared(name)
         self._refuse_locked([name])
 
+    def all_names(self) -> list[str]:
+        """Return the names of all declared settings, also of plugins that are out of service."""
+        return [item.setting.name for item in self._registry.all()]
+
     def version(self, names: Iterable[str]) -> int:
         return combined_version(names, self.rows.all_rows())
 
@@ -188,9 +190,10 @@ class SettingsService:
         if not changes:
             return
         touched = {change.setting.name for change in changes}
-        if by.kind == "api_key" and any(name.partition(".")[0] in OWN_SESSION_CATEGORIES for name in touched):
+        guards = sorted(change.setting.name for change in changes if change.setting.own_session)
+        if guards and by.session_id is None and by.kind != "system":
             raise Forbidden(
-                "Sign in to change settings of this category; an API key is not sufficient.", code="insufficient_scope"
+                f"Sign in to change {', '.join(guards)}; an API key is not sufficient.", code="insufficient_scope"
             )
         self._check_related_settings(touched, stored, _stored_after(changes, stored), pointer)
         version = self.rows.write_changes(changes, by)
