@@ -10,7 +10,7 @@ from msgspec import UNSET
 
 from corral import clock
 from corral.auth.principal import Principal, require_owner
-from corral.errors import Conflict, FieldError, Forbidden, Invalid, NotFound
+from corral.errors import Conflict, FieldError, Forbidden, Invalid
 from corral.http.answers import ANY_VERSION, Encoded, IfMatch
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry
@@ -326,9 +326,7 @@ class OwnerActions:
 
     def add_comment(self, task_id: str, new: NewComment, *, by: Principal) -> CommentView:
         """Add a comment to a task."""
-        row = rows.find_task(task_id)
-        if row is None:
-            raise NotFound()
+        row = rows.lock_task(task_id)  # locked, because the event must not tell an older state than the one before it
         if by.kind == "worker" and not rows.is_held_by(row, by.worker_id):
             raise Forbidden("Only the worker that holds the task may comment on it.")
         if not new.body.strip():

@@ -108,8 +108,9 @@ class WorkerLiveness:
         ids, now = sorted(ids), clock.now()
         mine = Worker.id.in_(ids)
         Worker.update(last_seen_at=now).where(mine & (Worker.last_seen_at < clock.now(-self.write_interval))).execute()
-        for row in Worker.select().where(mine & (Worker.status == "offline")):
-            if repository.bring_online(row, last_seen_at=now):
+        offline: Any = Worker.select(Worker.id).where(mine & (Worker.status == "offline")).tuples()
+        for (worker_id,) in list(offline):
+            if (row := repository.bring_online(worker_id, last_seen_at=now)) is not None:
                 repository.publish_worker_event(WorkerOnline, row)
 
 
