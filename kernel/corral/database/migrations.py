@@ -58,7 +58,7 @@ def migrate(engine: peewee.Database, migrations: PluginMigrations) -> list[str]:
     for name in scripts:
         try:
             runner.up(name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise MigrationFailed(f"{plugin}: migration {name} failed: {error}") from error
     if scripts and isinstance(engine, peewee.SqliteDatabase):
         broken = engine.execute_sql("PRAGMA foreign_key_check").fetchall()

@@ -18,6 +18,7 @@ import msgspec
 
 from corral import clock
 from corral.errors import Problem
+from corral.events.alerts import raise_alert
 from corral.events.event import SystemAlert, emit
 from corral.plugin import Contributions, HealthCheck, InstallationConfig
 from corral.redact.redactor import Redactor
@@ -187,6 +188,8 @@ PATIENCE_SECONDS = 60.0
 def raise_alerts(views: Mapping[str, CheckView]) -> None:
     """Raise an alert for each check that has been down for 60 s or has recovered, and store the states of all checks.
 
+    A disk with little free space raises the alert `disk_low` at once, before writes fail.
+
     Runs in the caller's unit of work, in one process at a time.
     """
     before = {row.name: row for row in HealthRow.select()}
@@ -206,6 +209,12 @@ def raise_alerts(views: Mapping[str, CheckView]) -> None:
     kept = [HealthRow.status, HealthRow.since, HealthRow.alerted]
     HealthRow.insert_many(rows).on_conflict(conflict_target=[HealthRow.name], preserve=kept).execute()
     HealthRow.delete().where(HealthRow.name.not_in(list(views))).execute()
+    if (disk := views.get("disk")) is not None and disk.status in ("degraded", "down"):
+        severity = "warning" if disk.status == "degraded" else "critical"
+        alert = SystemAlert(
+            kind="disk_low", severity=severity, title="The disk has little free space", detail=disk.detail
+        )
+        raise_alert(alert, ("disk", "data"))
 
 
 def _emit_alert(name: str, view: CheckView, severity: str, title: str) -> None:
