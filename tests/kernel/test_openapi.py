@@ -16,7 +16,7 @@ from corral import errors
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
 from corral.http.answers import Answer, IfMatch, Stream, Text, Wait
 from corral.http.page import Page, PageQuery
-from corral.http.problems import problems
+from corral.http.problem_codes import problem_codes
 from corral.http.routes import Route, Routes
 from corral.http.signature import read_signature
 from corral.schema.fields import Id, Name
@@ -331,7 +331,7 @@ def test_problems_are_narrowed_by_status() -> None:
 
 def test_what_a_permission_adds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(errors.CODES, "lab.limited", errors.Code(403, "Limited"))
-    monkeypatch.setattr("corral.http.problems.LIMITING_CODES", {"lab.limited"})
+    monkeypatch.setattr("corral.http.problem_codes.LIMITING_CODES", {"lab.limited"})
     everything = {"forbidden", "insufficient_scope", "ip_blocked", "lab.limited"}
     assert set(codes("GET /api/v1/tools", 403)) == everything
     assert codes("POST /api/v1/tools/{tool_id}/runs/{key}", 403) == ["forbidden", "ip_blocked"]  # who only registers
@@ -340,7 +340,7 @@ def test_what_a_permission_adds(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("route", [*routes, *health], ids=lambda route: route.label)
 def test_the_document_has_exactly_the_problems_of_the_route(route: Route) -> None:
     label = f"{route.method} /api/v1{route.path}"
-    wanted = problems(route, read_signature(route))
+    wanted = problem_codes(route, read_signature(route))
     assert {status: set(codes(label, status)) for status in wanted} == wanted
     refused = {int(status) for status in operation(label)["responses"] if int(status) >= 400}
     assert refused == wanted.keys()

@@ -22,10 +22,10 @@ from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN
 from corral.errors import CODES, FieldError
 from corral.http.answers import Answer, Stream, Text
 from corral.http.page import Page
-from corral.http.problems import EVERY_ROUTE, problems
+from corral.http.problem_codes import EVERY_ROUTE, problem_codes
 from corral.http.routes import API_PREFIX, Route, ServedRoutes
 from corral.http.signature import Signature, describe_shapes, read_signature, without_page
-from corral.plugin import Installation
+from corral.plugin import InstallationConfig
 from corral.schema.conversion import encode
 from corral_core.plugin_admin.service.field_descriptions import FieldDescriptions, describe_field, describe_name
 
@@ -129,11 +129,11 @@ class _Writer:
             body = self.described[signature.body]
             written["requestBody"] = {
                 "description": f"At most {route.body_limit // 1024} KiB.",
-                "required": self._is_required(body),
+                "required": self._is_body_required(body),
                 "content": {FORM if route.form else "application/json": {"schema": body}},
             }
         responses = self._successes(route, signature)
-        for status, codes in problems(route, signature).items():
+        for status, codes in problem_codes(route, signature).items():
             responses[str(status)] = self._refusal(status, sorted(codes))
         written["responses"] = dict(sorted(responses.items()))
         is_public = PUBLIC in route.needs
@@ -221,11 +221,11 @@ class _Writer:
     def _resolved(self, schema: dict[str, Any]) -> dict[str, Any]:
         return self._resolved(self.named[schema["$ref"].removeprefix(_SCHEMAS)]) if "$ref" in schema else schema
 
-    def _is_required(self, schema: dict[str, Any]) -> bool:
+    def _is_body_required(self, schema: dict[str, Any]) -> bool:
         """Return whether a body is required. A missing body is read as `{}`, which some schemas do not accept."""
         schema = self._resolved(schema)
         if "anyOf" in schema:
-            return all(self._is_required(option) for option in schema["anyOf"])
+            return all(self._is_body_required(option) for option in schema["anyOf"])
         return bool(schema.get("required")) if schema.get("type", "object") == "object" else True
 
 
@@ -291,7 +291,7 @@ def _headers(*names: str) -> dict[str, dict[str, str]]:
 class OpenApiDocument:
     """Implements `corral.plugin.ApiDocument`. The document is generated at first use and cached."""
 
-    def __init__(self, served: ServedRoutes, installation: Installation) -> None:
+    def __init__(self, served: ServedRoutes, installation: InstallationConfig) -> None:
         self._served, self._public_url = served, installation.public_url
         self._described: Sequence[Route] = ()
         self._rendered = b""
