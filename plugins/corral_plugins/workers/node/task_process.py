@@ -87,11 +87,13 @@ def _receive_controls(inbox: Any, controls: set[str]) -> None:
 
 async def _run_agent_loop(settings: TaskProcessSettings, claim: Mapping[str, Any], controls: set[str]) -> int:
     from corral_plugins.workers.node.agent_loop import AgentLoop
+    from corral_plugins.workers.node.tools import sandbox
     from corral_plugins.workers.node.tools.workspace import Workspaces
 
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    sandbox.adopt_orphans()
     workspaces = Workspaces(Path(settings.workspaces)) if settings.allowed else None
     client = WorkerApiClient(settings.url, claim["agent_token"])
     try:
