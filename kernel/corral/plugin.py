@@ -117,7 +117,7 @@ class Runtime(Protocol):
         ...
 
 
-class Installation(msgspec.Struct, frozen=True, kw_only=True):
+class InstallationConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The part of the operator's configuration that plugins may read. The kernel provides it as a service.
 
     `secrets` maps `<NAME>` to the value of the variable `CORRAL_SECRET_<NAME>`. `processes` is the number of server
@@ -145,7 +145,7 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
     key_in_data_dir: bool = False
 
     def __repr__(self) -> str:  # the fields include secrets, and a repr may be logged
-        return f"<Installation {self.data_dir}>"
+        return f"<InstallationConfig {self.data_dir}>"
 
     @classmethod
     def from_config(cls, config: Config) -> Self:
@@ -223,7 +223,8 @@ class Setting(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
 
     `minimum` and `maximum` limit a number, or the length of a text or list. `check(value, settings)` validates more
     than the type of a value, for example its relation to other settings. It returns None for a valid value. Otherwise
-    it describes the problem as the end of a sentence that begins with `category.key`.
+    it describes the problem as the end of a sentence that begins with `category.key`. `own_session`: only a person who
+    signed in may change the setting, not an API key, because it can weaken a guard.
     """
 
     name: str
@@ -239,6 +240,7 @@ class Setting(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     env: str = ""  # the environment variable `CORRAL_…` that pins the setting
     restart_required: bool = False
     secret: bool = False
+    own_session: bool = False
 
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -353,7 +355,7 @@ class Gate(Protocol):
         ...
 
 
-class Quota(NamedTuple):
+class RateLimitQuota(NamedTuple):
     """The remaining allowance of a rate limit after a request.
 
     If several limits apply, the `RateLimit-*` headers report the one closest to exhaustion.
@@ -371,7 +373,7 @@ class RateLimiter(Protocol):
     The methods are called on the event loop, so they must not perform I/O.
     """
 
-    def arrive(self, client_ip: str, route: Route | None, *, anonymous: bool) -> Quota | None:
+    def arrive(self, client_ip: str, route: Route | None, *, anonymous: bool) -> RateLimitQuota | None:
         """Count a request before its caller is known. `route` is None if no route matches.
 
         `anonymous` is true if the request has no credential or its route needs none. Other requests are counted here
@@ -379,7 +381,7 @@ class RateLimiter(Protocol):
         """
         ...
 
-    def enter(self, caller: Principal, route: Route, client_ip: str) -> Quota | None:
+    def enter(self, caller: Principal, route: Route, client_ip: str) -> RateLimitQuota | None:
         """Count a request of a known caller.
 
         If this method returns without an error, `leave` is called when the response is ready.
@@ -387,7 +389,7 @@ class RateLimiter(Protocol):
         ...
 
     def leave(self, caller: Principal) -> None:
-        """Record that the response is ready. For a stream, this is when the stream begins."""
+        """Record that a request of the caller is no longer in flight: its response is ready, or its stream begins."""
         ...
 
 

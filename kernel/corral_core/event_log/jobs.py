@@ -19,6 +19,7 @@ from corral_core.event_log.settings import JOBS_RETENTION_DAYS, MAX_ROWS, RETENT
 
 DAY, HOUR = 86_400.0, 3600.0
 AT_ONCE = 500
+MAX_COUNTED = 2000  # events that a scrape reads per consumer; cursors pass over events of other types after 500
 LAGGARD_DAYS = 7  # a consumer that is further behind no longer prevents the deletion of events
 
 
@@ -46,11 +47,22 @@ SCHEDULES = (
 )
 
 
-def consumer_lag() -> dict[tuple[str, ...], float]:
-    """Return the number of events that each consumer has not processed yet, keyed by the consumer's name."""
+def consumer_lag(contributions: Contributions, types: EventTypes) -> dict[tuple[str, ...], float]:
+    """Return the number of events that each consumer has not processed yet, keyed by the consumer's name.
+
+    Events that the consumer does not subscribe to are not counted, because its cursor passes over many of them at once.
+    """
+    followed = {each.name: types.expand(each.events) for _, each in contributions.for_hook("corral_subscribers")}
     last = event_log.last_seq()
     rows: Any = ConsumerRow.select(ConsumerRow.name, ConsumerRow.cursor).tuples()
-    return {(name,): float(max(0, last - cursor)) for name, cursor in rows}
+    return {(name,): float(_count_unread(cursor, last, followed.get(name))) for name, cursor in list(rows)}
+
+
+def _count_unread(cursor: int, last: int, types: Sequence[str] | None) -> int:
+    """Return the number of events after the cursor. Far behind the log, events of other types are counted as well."""
+    if types is None or not 0 < last - cursor <= MAX_COUNTED:
+        return max(0, last - cursor)
+    return int(EventRow.select().where((EventRow.seq > cursor) & EventRow.type.in_(types)).count())
 
 
 def _delete_expired_keys() -> int:

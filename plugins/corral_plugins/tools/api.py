@@ -9,7 +9,7 @@ import msgspec
 
 from corral.auth.principal import Principal
 from corral.database.engine import Work
-from corral.errors import Failure, declare_codes
+from corral.errors import ExpectedFailure, declare_codes
 
 declare_codes(
     {
@@ -75,7 +75,7 @@ class ResultLater(msgspec.Struct, frozen=True):
     """The return value of a tool whose actual result is delivered later with `Tools.deliver_result`."""
 
 
-class ToolFailure(Failure):
+class ToolFailure(ExpectedFailure):
     """The failure of a tool. `type` is a stable identifier; `message` is text for the model and for people.
 
     The message must not contain untrusted text. Untrusted text belongs in a result, which taints the run.

@@ -310,7 +310,7 @@ async def test_metrics(books: Books) -> None:
     assert float(told['corral_audit_rows_total{outcome="failed"}']) == 1
     assert float(told['corral_audit_rows_total{outcome="success"}']) >= 3
     assert float(told["corral_audit_write_failures_total"]) == 0
-    assert 0 < float(told["corral_audit_append_seconds_total"]) < 10
+    assert 0 < float(told["corral_audit_append_seconds_sum"]) < 10
     assert 0 <= float(told["corral_audit_last_checkpoint_age_seconds"]) < 60
 
 

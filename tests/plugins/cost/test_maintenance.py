@@ -152,5 +152,5 @@ async def test_metrics_show_totals_by_provider(books: Any) -> None:
     await books.settle("0.25", provider="acme")
     await books.settle(provider="acme", input_tokens=7)
     text = (await books.kit.client.get("/metrics")).body.decode()
-    assert 'corral_cost_usd_total{provider="acme"} 0.25' in text
-    assert 'corral_cost_unpriced_tokens_total{provider="acme"} 7.0' in text
+    assert 'corral_cost_usd{provider="acme"} 0.25' in text
+    assert 'corral_cost_unpriced_tokens{provider="acme"} 7.0' in text

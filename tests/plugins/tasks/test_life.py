@@ -10,6 +10,7 @@ import pytest
 from corral.errors import Unauthorized
 from corral.testing.kit import Client
 from corral_core.accounts.api import Tickets
+from corral_plugins.tasks.service.statistics import TaskMetrics
 
 
 async def test_created_claimed_started_and_completed(world: Any) -> None:
@@ -300,6 +301,9 @@ async def test_stale_calls_count_their_usage_only(world: Any) -> None:
     assert (stale.status, stale.code) == (409, "lease_lost")
     task = await world.read(task_id)
     assert (task["status"], task["cost"]["cost_usd"]) == ("pending", 1.5)
+    assert (await lease.call("logs", {"entries": []})).code == "lease_lost"
+    metrics = world.kit.kernel.container.get(TaskMetrics).stale_calls()
+    assert metrics == {("complete",): 1, ("logs",): 1}
 
 
 async def test_stalls(world: Any) -> None:

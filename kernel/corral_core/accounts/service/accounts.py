@@ -46,7 +46,7 @@ NO_CHANGES: Mapping[str, tuple[Any, Any]] = {}
 
 
 class AccountsService:
-    """Implements `corral_core.accounts.api.Accounts`."""
+    """Creates, finds, changes and purges user accounts. Implements `corral_core.accounts.api.Accounts`."""
 
     audit: Audit | None = None
     keys: UserApiKeys | None = None
@@ -71,6 +71,7 @@ class AccountsService:
     async def hash_password(
         self, password: str, *, email: str, full_name: str, pointer: str = "/password", user_id: str | None = None
     ) -> str:
+        """Check a new password against the policy and hash it. Raises `Invalid` (`weak_password`)."""
         self._policy.check_password(password, email=email, full_name=full_name, pointer=pointer)
         if user_id is not None:
             await self._life.refuse_former(user_id, password, pointer=pointer)
@@ -229,7 +230,7 @@ class AccountsService:
         self._record_audit("auth.password.change", row.id, {}, {"password": SECRET_CHANGE})
         self._forget_cached_rights(row.id)
 
-    def drop_password(self, user_id: str) -> UserRow:
+    def drop_password(self, user_id: str, *, if_match: IfMatch = ANY_VERSION) -> UserRow:
         """Delete the password, end all sessions and invalidate all links.
 
         The user needs a new link to set a new password.
@@ -237,6 +238,7 @@ class AccountsService:
         row = self.get_row(user_id, hold=True)
         if row.purged_at is not None:
             raise NotFound()
+        if_match.check(row.version)
         dropped = UserRow.update(password_hash=None, updated_at=clock.now(), version=UserRow.version + 1)
         dropped.where(UserRow.id == user_id).execute()
         self._life.add_password(user_id, row.password_hash)

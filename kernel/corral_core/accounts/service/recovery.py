@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from corral.database.engine import Work
 from corral.database.unit import UnitContext
+from corral.http.answers import ANY_VERSION, IfMatch
 from corral.jobs.job import enqueue
 from corral_core.accounts.api import Mail, UserView
 from corral_core.accounts.models import UserRow
@@ -75,7 +76,7 @@ class PasswordRecovery:
 
 
 class PasswordLinksService:
-    """Implements `corral_core.accounts.api.PasswordLinks`."""
+    """Issues and emails links with which users set a password. Implements `corral_core.accounts.api.PasswordLinks`."""
 
     def __init__(self, accounts: AccountsService, links: SingleUseLinks, mail: MailService) -> None:
         self._accounts, self._links, self._mail = accounts, links, mail
@@ -85,28 +86,31 @@ class PasswordLinksService:
         mailed = self._mail.send_link(row.email, SET_PASSWORD, row.id)
         return None if mailed else self._links.issue_url(SET_PASSWORD, row.id)
 
-    def create_reset_link(self, user_id: str) -> str:
-        row = self._accounts.drop_password(user_id)
+    def create_reset_link(self, user_id: str, *, if_match: IfMatch = ANY_VERSION) -> str:
+        """Delete the password of a user and end all their sessions. Return the URL of a reset link."""
+        row = self._accounts.drop_password(user_id, if_match=if_match)
         url = self._links.issue_url(RESET, row.id)
         self._mail.send_link(row.email, RESET, row.id)
         return url
 
 
 class AccountRecoveryService:
-    """Implements `corral_core.accounts.api.AccountRecovery`."""
+    """Lets admins unlock accounts and remove second factors. Implements `corral_core.accounts.api.AccountRecovery`."""
 
     mail: Mail | None = None
 
     def __init__(self, accounts: AccountsService, lockout: Lockout, second: SecondFactor) -> None:
         self._accounts, self._lockout, self._second = accounts, lockout, second
 
-    def unlock(self, user_id: str) -> UserView:
-        user = self._accounts.get_row(user_id)
+    def unlock(self, user_id: str, *, if_match: IfMatch = ANY_VERSION) -> UserView:
+        user = self._accounts.get_row(user_id, hold=True)
+        if_match.check(user.version)
         self._lockout.unlock(user.email, user.id)
         return self._accounts.get(user_id)
 
-    def reset_mfa(self, user_id: str) -> UserView:
-        user = self._accounts.get_row(user_id)
+    def reset_mfa(self, user_id: str, *, if_match: IfMatch = ANY_VERSION) -> UserView:
+        user = self._accounts.get_row(user_id, hold=True)
+        if_match.check(user.version)
         if self._second.disable(user.id):
             self._accounts.end_sessions(user.id, "revoked")
             if self.mail is not None:

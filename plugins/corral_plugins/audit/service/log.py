@@ -27,6 +27,7 @@ from corral.errors import Problem, Unavailable
 from corral.events.event import SystemAlert, emit
 from corral.ids import new_id
 from corral.jobs.job import enqueue
+from corral.metrics.histogram import Histogram
 from corral.plugin import AuditEntry, Settings
 from corral.redact.redactor import Redactor
 from corral_plugins.audit.models import HEAD, AuditRow, ChainHead
@@ -251,14 +252,17 @@ def raise_alert(alert: SystemAlert, about: str = "") -> bool:
 
 
 class AuditLog:
-    """Implements the protocol `corral.plugin.Audit`. Its counters cover this process only."""
+    """Records audit entries in the unit of work of the audited change. Implements `corral.plugin.Audit`.
+
+    The counters cover this process only.
+    """
 
     def __init__(self, work: Work, settings: Settings, redactor: Redactor) -> None:
         self._work, self._settings, self._redactor = work, settings, redactor
         self._deduplicator = Deduplicator()
         self.rows: Counter[str] = Counter()
         self.failures, self._reported_failures = 0, 0
-        self.append_seconds = 0.0
+        self.append_seconds = Histogram()
 
     @property
     def verbose(self) -> bool:
@@ -317,7 +321,7 @@ class AuditLog:
         """
         began = time.perf_counter()
         try:
-            self._link_row(columns)
+            self._insert_chained_row(columns)
         except Problem:
             raise
         except Exception as error:
@@ -327,12 +331,12 @@ class AuditLog:
 
         def count() -> None:
             self.rows[columns["outcome"]] += 1
-            self.append_seconds += took
+            self.append_seconds.observe(took)
 
         unit.after.append(count)
 
     @staticmethod
-    def _link_row(columns: dict[str, Any]) -> None:
+    def _insert_chained_row(columns: dict[str, Any]) -> None:
         seq, prev_hash = lock_chain_head()
         values = {**columns, "seq": seq + 1, "id": new_id(), "ts": clock.now(), "prev_hash": prev_hash}
         values["hash"] = chain.build_row_without_hash([values[name] for name in chain.COLUMNS[:-1]]).digest()

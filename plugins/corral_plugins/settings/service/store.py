@@ -28,8 +28,6 @@ from corral_plugins.settings.api import SettingChanged
 from corral_plugins.settings.service.rows import SettingChange, SettingRows, combined_version, to_plain_json
 
 MAX_VALUE_BYTES = 64 * 1024
-# These categories determine who can sign in, also through mailed links. Only a person who signed in may change them.
-OWN_SESSION_CATEGORIES = ("security", "password", "mail")
 Stored = Mapping[str, StoredSetting]
 Check = Callable[[Settings, Principal], None]
 
@@ -49,7 +47,7 @@ class SettingsService:
         for name, value in values.items():
             item = self._registry.find(name)
             if item is not None and isinstance(value, str) and _is_url(item.setting):
-                await self._egress.at_save(value, pointer=pointer(name))
+                await self._egress.check_saved_url(value, pointer=pointer(name))
 
     def change(
         self,
@@ -114,6 +112,10 @@ class SettingsService:
         self._find_declared(name)
         self._refuse_locked([name])
 
+    def all_names(self) -> list[str]:
+        """Return the names of all declared settings, also of plugins that are out of service."""
+        return [item.setting.name for item in self._registry.all()]
+
     def version(self, names: Iterable[str]) -> int:
         return combined_version(names, self.rows.all_rows())
 
@@ -121,12 +123,12 @@ class SettingsService:
         return self._preview_values(self.rows.all_rows())
 
     def apply_stored(self) -> None:
-        self.apply(self.rows.stored_version(), self.rows.all_rows())
+        self.apply_values(self.rows.stored_version(), self.rows.all_rows())
 
     def add_check(self, settings: Iterable[Setting[Any]], check: Check) -> None:
         self._checks.append((frozenset(setting.name for setting in settings), check))
 
-    def apply(self, version: int, stored: Stored) -> None:
+    def apply_values(self, version: int, stored: Stored) -> None:
         """Apply stored values in this process. Runs on the event loop."""
         self._registry.apply(version, stored)
 
@@ -188,11 +190,12 @@ class SettingsService:
         if not changes:
             return
         touched = {change.setting.name for change in changes}
-        if by.kind == "api_key" and any(name.partition(".")[0] in OWN_SESSION_CATEGORIES for name in touched):
+        guards = sorted(change.setting.name for change in changes if change.setting.own_session)
+        if guards and by.session_id is None and by.kind != "system":
             raise Forbidden(
-                "Sign in to change settings of this category; an API key is not sufficient.", code="insufficient_scope"
+                f"Sign in to change {', '.join(guards)}; an API key is not sufficient.", code="insufficient_scope"
             )
-        self._run_guards(touched, stored, _stored_after(changes, stored), pointer)
+        self._check_related_settings(touched, stored, _stored_after(changes, stored), pointer)
         version = self.rows.write_changes(changes, by)
         fresh = self.rows.all_rows()
         for names, check in self._checks:
@@ -200,9 +203,11 @@ class SettingsService:
                 check(self._preview_values(fresh), by)
         for change in changes:
             self._publish_change(change)
-        after_commit(lambda: self.apply(version, fresh))
+        after_commit(lambda: self.apply_values(version, fresh))
 
-    def _run_guards(self, touched: set[str], before: Stored, after: Stored, pointer: Callable[[str], str]) -> None:
+    def _check_related_settings(
+        self, touched: set[str], before: Stored, after: Stored, pointer: Callable[[str], str]
+    ) -> None:
         """Check the rules that involve several settings.
 
         A rule that was broken before the change does not block changes of other settings.

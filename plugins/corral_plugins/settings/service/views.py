@@ -32,6 +32,7 @@ class SettingDeclaration(msgspec.Struct, kw_only=True):
     """The declaration of a setting.
 
     `min` and `max` bound a number, or the length of a text or list. `schema` is the JSON Schema of the value.
+    `own_session`: whether only a person who signed in may change the setting, not an API key.
     """
 
     category: str
@@ -47,6 +48,7 @@ class SettingDeclaration(msgspec.Struct, kw_only=True):
     title: str
     description: str
     restart_required: bool
+    own_session: bool
     plugin: str
     env: str | None
 
@@ -169,7 +171,7 @@ def masked_value(item: EffectiveSetting) -> Any:
 
 def setting_declaration(item: EffectiveSetting) -> SettingDeclaration:
     """Return the declaration of a setting."""
-    return SettingDeclaration(**_declared_default(item))
+    return SettingDeclaration(**_declaration_fields(item))
 
 
 def setting_view(item: EffectiveSetting, outdated: frozenset[str]) -> SettingView:
@@ -181,7 +183,7 @@ def setting_view(item: EffectiveSetting, outdated: frozenset[str]) -> SettingVie
     fresh = stored is not None and stored.updated_at > clock.now(-PROPAGATION_SECONDS)
     pending = setting.restart_required and (item.pending or fresh or setting.name in outdated)
     return SettingView(
-        **_declared_default(item),
+        **_declaration_fields(item),
         value=masked_value(item),
         source=item.source,
         locked=item.pinned_by is not None,
@@ -215,7 +217,7 @@ def json_schema(setting: Setting[Any]) -> dict[str, Any]:
     return {"anyOf": [schema, {"type": "null"}], "title": setting.title} if nullable else schema
 
 
-def _declared_default(item: EffectiveSetting) -> dict[str, Any]:
+def _declaration_fields(item: EffectiveSetting) -> dict[str, Any]:
     setting = item.setting
     category, _, key = setting.name.partition(".")
     _, nullable = type_of_setting(setting)
@@ -230,6 +232,7 @@ def _declared_default(item: EffectiveSetting) -> dict[str, Any]:
         "title": setting.title,
         "description": setting.description,
         "restart_required": setting.restart_required,
+        "own_session": setting.own_session,
         "plugin": item.plugin,
         "env": setting.env or None,
         **{name: bound for name, bound in bounds.items() if bound is not None},

@@ -16,7 +16,7 @@ from corral.database.statement import Statement
 from corral.errors import Conflict, FieldError, Forbidden, Invalid, NotFound, Unavailable
 from corral.http.answers import Encoded
 from corral.ids import new_id
-from corral.schema.json_schema import check_user_schema
+from corral.schema.json_schema_validation import check_user_schema
 from corral_plugins.secrets.api import SecretDelivery, Secrets
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import Run
@@ -38,7 +38,6 @@ from corral_plugins.tasks.report_shapes import (
 )
 from corral_plugins.tasks.service import rows, statistics
 from corral_plugins.tasks.service.outcomes import TaskOutcomes
-from corral_plugins.tasks.service.rows import lease_lost
 from corral_plugins.tasks.service.run_reports import UsageReports
 from corral_plugins.tasks.service.transitions import NOT_CANCELLED, TaskTransitions, publish_task_event, transition
 
@@ -74,7 +73,7 @@ class TaskRuns:
         """
         row, attempt = self._lock_attempt(task_id, lease_id, by)
         if attempt.finished_at is not None or row.lease_id != attempt.lease_id:
-            raise lease_lost()
+            raise self._transitions.stale_call()
         return row, attempt
 
     def _lock_attempt(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[TaskRow, AttemptRow]:
@@ -85,7 +84,7 @@ class TaskRuns:
         row = rows.lock_task(task_id)
         attempt = rows.find_attempt(lease_id) if lease_id is not None else None
         if attempt is None or attempt.task_id != task_id:
-            raise lease_lost()
+            raise self._transitions.stale_call()
         if by.worker_id != attempt.worker_id and by.lease_id != attempt.lease_id:
             raise Forbidden("This lease is held by another worker.")
         return row, attempt
@@ -110,7 +109,7 @@ class TaskRuns:
                 code="task_terminal",
                 current_status=row.status,
             )
-        raise lease_lost()
+        raise self._transitions.stale_call()
 
     # -- during a run
 

@@ -13,7 +13,8 @@ import msgspec
 
 from corral import clock
 from corral.auth.credentials import Credentials
-from corral.database.unit import after_commit
+from corral.database.unit import after_commit, current
+from corral.errors import Conflict
 from corral.events.event import emit
 from corral.http.idempotency import expire_with_task
 from corral.plugin import Settings
@@ -115,17 +116,22 @@ class TaskTransitions:
         transition(row, to, event=event, fields=fields, lease_id=None, **changes)
         text = None if cause is None else rows.to_json_text(cause)
         rows.close_attempt(attempt, attempt_status, by=by[:40], error=text, result=late_result)
-        self._forget_token(attempt.lease_id)
+        self._evict_cached_token(attempt.lease_id)
         self.metrics.count_ended_attempt(attempt_status, by=by)
         self.agents.release_slot(attempt.agent_id)
         self.workers.release_slot(attempt.worker_id)
 
-    def _forget_token(self, lease_id: str) -> None:
+    def _evict_cached_token(self, lease_id: str) -> None:
         """Remove the attempt's token from the credential cache after the commit.
 
         From then on, the token is refused.
         """
         after_commit(lambda: self._credentials.forget(lambda principal: principal.lease_id == lease_id))
+
+    def stale_call(self) -> Conflict:
+        """Count a call under a lease that is not the live lease of its task, and return the error of the call."""
+        self.metrics.count_stale_call(current().entry.label)
+        return rows.lease_lost()
 
     @staticmethod
     def send_signal(attempt: AttemptRow, state: str) -> None:

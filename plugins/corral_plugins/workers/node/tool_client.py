@@ -1,4 +1,4 @@
-"""The tool calls of the model.
+"""The client with which the agent loop calls tools on the server or, with a permit, on this machine.
 
 Each call is sent to the server. The server runs the tool, permits this worker to run the tool, or denies the call.
 Before this worker runs a tool that is not idempotent, it stores a checkpoint that records the call. An attempt that

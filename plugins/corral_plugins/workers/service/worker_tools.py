@@ -14,7 +14,7 @@ PROGRAMS = ("shell.run", "python.run")
 """Tools that run arbitrary programs. Their output may come from any source, and is therefore untrusted."""
 
 
-def worker_tools() -> Iterable[Tool]:
+def reference_worker_tools() -> Iterable[Tool]:
     """Yield the definitions of the tools. All of these tools run on workers."""
     for tool in TOOLS.values():
         is_program = tool.name in PROGRAMS
