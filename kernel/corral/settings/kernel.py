@@ -46,11 +46,7 @@ CALL_BUDGET_SECONDS = _isolation_limit(
     "plugins.call_budget_seconds", "Time limit for calls to plugins, in seconds", default=5, minimum=1, maximum=60
 )
 QUARANTINE_ERRORS = _isolation_limit(
-    "plugins.quarantine_errors",
-    "Number of errors after which a plugin is quarantined",
-    default=5,
-    minimum=1,
-    maximum=100,
+    "plugins.quarantine_errors", "Errors after which a plugin is quarantined", default=5, minimum=1, maximum=100
 )
 QUARANTINE_WINDOW_SECONDS = _isolation_limit(
     "plugins.quarantine_window_seconds",
