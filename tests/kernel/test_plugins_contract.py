@@ -18,7 +18,7 @@ from corral.errors import StartupError
 from corral.events.consumers import ConsumerRow
 from corral.jobs.job import enqueue
 from corral.plugin import Contributions
-from corral.plugins.migrations import Pending
+from corral.plugins.migrations import MigrationsPending
 from corral.testing.kit import Kit, make_kernel
 from corral.testing.plugin_folder import PluginFolder
 from corral_core.accounts.plugin import AccountsPlugin
@@ -224,7 +224,7 @@ async def test_a_schema_newer_than_a_third_party_plugin_is_its_failure_alone(
     monkeypatch.setattr(
         "corral.plugins.discovery.BUILT_IN", "corral-faulty"
     )  # a built-in one keeps the process from starting
-    with pytest.raises(Pending, match="does not know"):
+    with pytest.raises(MigrationsPending, match="does not know"):
         await make_kit(plugins=["faulty"], config={"plugins.dir": str(folder.path)})
 
 

@@ -341,7 +341,7 @@ _OWN = tuple(name for name in UserSessionView.__struct_fields__ if name not in (
 
 
 class AllSessionsService:
-    """Implements `corral_core.accounts.api.AllSessions`."""
+    """Lists and ends the live sessions of all users. Implements `corral_core.accounts.api.AllSessions`."""
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions

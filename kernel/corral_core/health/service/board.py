@@ -20,7 +20,7 @@ from corral import clock
 from corral.errors import Problem
 from corral.events.alerts import raise_alert
 from corral.events.event import SystemAlert, emit
-from corral.plugin import Contributions, HealthCheck, Installation
+from corral.plugin import Contributions, HealthCheck, InstallationConfig
 from corral.redact.redactor import Redactor
 from corral.schema.fields import Instant
 from corral.settings.registry import SettingsRegistry
@@ -65,7 +65,7 @@ class HealthBoard:
         checks: KernelChecks,
         contributions: Contributions,
         redactor: Redactor,
-        installation: Installation,
+        installation: InstallationConfig,
         settings: SettingsRegistry,
     ) -> None:
         self._own, self._contributions, self._redactor = checks, contributions, redactor
@@ -124,7 +124,7 @@ class HealthBoard:
         now = clock.now()
         for name in {*ALWAYS, *(name for name, _, _ in checks)}:
             found = [answer for (other, _, _), answer in zip(checks, told, strict=True) if other == name]
-            status, detail, latency = _combine_results(found)
+            status, detail, latency = _merge_same_name(found)
             before = self._views.get(name)
             since = before.since if before is not None and before.status == status else now
             self._views[name] = CheckView(status=status, latency_ms=latency, detail=detail, since=since)
@@ -168,7 +168,7 @@ def _check_in_thread(item: HealthCheck) -> Callable[[], Awaitable[Told]]:
     return lambda: asyncio.to_thread(item.check)
 
 
-def _combine_results(found: list[tuple[Status, str, int]]) -> tuple[Status, str, int]:
+def _merge_same_name(found: list[tuple[Status, str, int]]) -> tuple[Status, str, int]:
     """Combine the results of checks with the same name.
 
     Return the worst status, the details of the checks with this status, and the longest latency.
