@@ -30,11 +30,11 @@ def format_instant(seconds: float) -> str:
     micros = round((seconds - second) * 1_000_000)
     if micros == 1_000_000:
         second, micros = second + 1, 0
-    return f"{_whole_second(second)}.{micros // 1000:03d}Z"
+    return f"{_format_whole_second(second)}.{micros // 1000:03d}Z"
 
 
 @functools.lru_cache(maxsize=64)
-def _whole_second(second: int) -> str:
+def _format_whole_second(second: int) -> str:
     """Format whole epoch seconds as an instant without the milliseconds and the `Z`.
 
     The results are cached, because a process formats many instants of the same second.

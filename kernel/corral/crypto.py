@@ -157,7 +157,7 @@ class KeyRotation(Protocol):
         """Return the same value with its data key wrapped by the active key."""
         ...
 
-    def unwraps(self, sealed: bytes) -> bool:
+    def can_unwrap(self, sealed: bytes) -> bool:
         """Return whether one of the loaded keys can unwrap the data key of the value."""
         ...
 
@@ -241,7 +241,7 @@ class Keyring:
         head = _VERSION + bytes.fromhex(self.active.id)
         data_key = secrets.token_bytes(_DATA_KEY)
         wrapped = _encrypt(derive(self.active.secret, "wrap"), data_key, head)
-        return head + wrapped + _encrypt(data_key, plaintext, _bound(aad))
+        return head + wrapped + _encrypt(data_key, plaintext, _versioned_aad(aad))
 
     def decrypt(self, sealed: bytes, *, aad: str) -> bytes:
         """Decrypt a value.
@@ -249,7 +249,7 @@ class Keyring:
         Raises `SealedWrong` if the value was changed or belongs to another row or column, and `Unavailable` if its
         master key is not loaded.
         """
-        return _decrypt(self._data_key(sealed), sealed[_BODY:], _bound(aad))
+        return _decrypt(self._data_key(sealed), sealed[_BODY:], _versioned_aad(aad))
 
     def rewrap(self, sealed: bytes) -> bytes:
         """Return the same value with its data key wrapped by the active master key."""
@@ -258,7 +258,7 @@ class Keyring:
             return sealed
         return head + _encrypt(derive(self.active.secret, "wrap"), self._data_key(sealed), head) + sealed[_BODY:]
 
-    def unwraps(self, sealed: bytes) -> bool:
+    def can_unwrap(self, sealed: bytes) -> bool:
         """Return whether a loaded master key can unwrap the value's data key. This needs no `aad`."""
         try:
             return bool(self._data_key(sealed))
@@ -288,7 +288,7 @@ def key_id(sealed: bytes) -> str:
     return sealed[1:_HEAD].hex()
 
 
-def _bound(aad: str) -> bytes:
+def _versioned_aad(aad: str) -> bytes:
     if not aad:
         raise ValueError("aad must name the place of the value; use associated_data()")
     return _VERSION + aad.encode()

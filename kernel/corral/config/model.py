@@ -260,7 +260,7 @@ class ConfigField(NamedTuple):
     default: Any
 
 
-def _table() -> dict[str, ConfigField]:
+def _fields_by_name() -> dict[str, ConfigField]:
     found = {}
     parts: dict[str, type[_Part]] = {"": Config, **SECTIONS}
     for section, part in parts.items():
@@ -273,7 +273,7 @@ def _table() -> dict[str, ConfigField]:
 SECTIONS: Mapping[str, type[_Part]] = {
     name: kind for name, kind in get_type_hints(Config).items() if isinstance(kind, type) and issubclass(kind, _Part)
 }
-TABLE: Mapping[str, ConfigField] = _table()
+TABLE: Mapping[str, ConfigField] = _fields_by_name()
 _IN_URL = re.compile(
     r"://[^:@/\s]*:([^\s]*)@|[?&][^=&\s]*(?:key|secret|token|password)[^=&\s]*=([^&\s]+)", re.IGNORECASE
 )

@@ -24,7 +24,7 @@ def on_sqlite(database: peewee.Database | None = None) -> bool:
     return current().database.kind == "sqlite" if database is None else isinstance(database, peewee.SqliteDatabase)
 
 
-def _native(sql: str) -> str:
+def _with_native_placeholders(sql: str) -> str:
     """Return the SQL with each `?` replaced by the engine's parameter marker. The SQL must contain no other `?`."""
     return sql if on_sqlite() else sql.replace("%", "%%").replace("?", "%s")
 
@@ -35,7 +35,7 @@ def execute(sql: str, parameters: Sequence[Any] = ()) -> Any:
     Raises peewee's exceptions.
     """
     try:
-        return current().connection.execute(_native(sql), parameters)
+        return current().connection.execute(_with_native_placeholders(sql), parameters)
     except Exception:
         with PEEWEE_ERRORS:
             raise
@@ -43,7 +43,7 @@ def execute(sql: str, parameters: Sequence[Any] = ()) -> Any:
 
 def sql_fragment(sql: str, parameters: Sequence[Any] = ()) -> peewee.SQL:
     """Return raw SQL with `?` markers as a part of a peewee query."""
-    return peewee.SQL(_native(sql), parameters)
+    return peewee.SQL(_with_native_placeholders(sql), parameters)
 
 
 @contextlib.contextmanager

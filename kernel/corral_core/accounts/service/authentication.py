@@ -27,7 +27,7 @@ from corral.database.engine import Work
 from corral.database.statement import Statement
 from corral.errors import Conflict, Unauthorized, Unavailable
 from corral.ids import new_id
-from corral.plugin import Audit, AuditEntry, Installation, Settings
+from corral.plugin import Audit, AuditEntry, InstallationConfig, Settings
 from corral.redact.redactor import Redactor
 from corral_core.accounts.models import (
     InstallationValueRow,
@@ -74,7 +74,7 @@ class AccessTokens:
     Every function runs in the caller's unit of work, because the keys are stored in the database.
     """
 
-    def __init__(self, sealer: Sealer, installation: Installation) -> None:
+    def __init__(self, sealer: Sealer, installation: InstallationConfig) -> None:
         self._sealer = sealer
         self._fixed = installation.jwt_secret.encode() if installation.jwt_secret else None
         self._kept: _CachedKeys | None = None
@@ -338,7 +338,7 @@ LIFE_SECONDS = 30
 
 
 class TicketsService:
-    """Implements `corral_core.accounts.api.Tickets`."""
+    """Issues and redeems single-use tickets for WebSockets. Implements `corral_core.accounts.api.Tickets`."""
 
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
@@ -357,7 +357,7 @@ class TicketsService:
         return self.reread(msgspec.convert(found[0].caller, Principal))
 
     def reread(self, caller: Principal) -> Principal:
-        found = self._credentials.reread(caller)
+        found = self._credentials.reload_principal(caller)
         # the two times differ if an API key was rotated: the old secret expires before the key
         ends = [at for at in (found.expires_at, caller.expires_at) if at is not None]
         return msgspec.structs.replace(found, expires_at=min(ends, default=None))

@@ -16,7 +16,7 @@ from pathlib import Path
 from corral.crypto import Sealer
 from corral.database.engine import Work
 from corral.errors import Forbidden
-from corral.plugin import Installation
+from corral.plugin import InstallationConfig
 from corral_core.accounts.models import InstallationValueRow, UserRow, set_installation_value_once
 
 PURPOSE = "accounts.setup_token"
@@ -26,7 +26,7 @@ CREATE = "corral user create --admin EMAIL"
 class FirstAccountSetup:
     """Implements `corral.plugin.FirstAccount`, and decides who may register the first account."""
 
-    def __init__(self, work: Work, sealer: Sealer, installation: Installation) -> None:
+    def __init__(self, work: Work, sealer: Sealer, installation: InstallationConfig) -> None:
         self._work, self._sealer = work, sealer
         self._is_public, self.token_file = installation.is_public, installation.data_dir / "setup.token"
 

@@ -16,7 +16,7 @@ from corral.database.leases import acquire_lease
 from corral.errors import Problem
 from corral.ids import new_id
 from corral.jobs.job import ScheduleRow
-from corral.plugin import Contributions, Installation
+from corral.plugin import Contributions, InstallationConfig
 from corral.plugins.registry import PluginRegistry
 from corral.storage.blobs import BlobStore
 from corral_core.accounts.api import Mail
@@ -42,7 +42,7 @@ class KernelChecks:
 
     def __init__(
         self,
-        installation: Installation,
+        installation: InstallationConfig,
         database: Database,
         blobs: BlobStore,
         registry: PluginRegistry,
@@ -94,7 +94,7 @@ class KernelChecks:
     async def check_schedules(self) -> Told:
         """Check whether any process runs the schedules."""
         names = [item.name for _, item in self._contributions.for_hook("corral_schedules")]
-        due = await self._database.work(lambda: _first_overdue_schedule(names), read=True)
+        due = await self._database.work(lambda: _earliest_due_time(names), read=True)
         if due is None:
             if time.monotonic() - self._began < OVERDUE:
                 return "ok", "The first schedules have not run yet."
@@ -133,6 +133,6 @@ class KernelChecks:
         return status, f"{free:.0%} of the disk with the data folder is free."
 
 
-def _first_overdue_schedule(names: list[str]) -> str | None:
+def _earliest_due_time(names: list[str]) -> str | None:
     found = ScheduleRow.select(peewee.fn.MIN(ScheduleRow.next_at)).where(ScheduleRow.name.in_(names)).tuples().first()
     return None if found is None else found[0]

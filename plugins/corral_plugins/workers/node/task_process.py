@@ -72,7 +72,7 @@ def run_task_process(settings: TaskProcessSettings, claim: Mapping[str, Any], in
     sys.exit(status)
 
 
-def do_nothing() -> None:
+def exit_after_preload() -> None:
     """Do nothing. A process with this main function exits as soon as the fork server has loaded its modules."""
 
 
@@ -87,11 +87,13 @@ def _receive_controls(inbox: Any, controls: set[str]) -> None:
 
 async def _run_agent_loop(settings: TaskProcessSettings, claim: Mapping[str, Any], controls: set[str]) -> int:
     from corral_plugins.workers.node.agent_loop import AgentLoop
+    from corral_plugins.workers.node.tools import sandbox
     from corral_plugins.workers.node.tools.workspace import Workspaces
 
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    sandbox.adopt_orphans()
     workspaces = Workspaces(Path(settings.workspaces)) if settings.allowed else None
     client = WorkerApiClient(settings.url, claim["agent_token"])
     try:
@@ -174,15 +176,15 @@ class TaskProcesses:
         Raise `ProcessNotStarted` if the start fails.
         """
         async with self._starting:
-            with _no_process():
-                first = self._multiprocessing.Process(target=do_nothing, daemon=True)
+            with _convert_start_errors():
+                first = self._multiprocessing.Process(target=exit_after_preload, daemon=True)
                 await asyncio.to_thread(first.start)
             await asyncio.to_thread(first.join)
 
     async def start_process(self, claim: Mapping[str, Any]) -> TaskProcess:
         """Start a process for a claim. Raise `ProcessNotStarted` if the start fails."""
         async with self._starting:
-            with _no_process():
+            with _convert_start_errors():
                 inbox, outbox = self._multiprocessing.Pipe(duplex=False)
                 process = self._multiprocessing.Process(
                     target=run_task_process, args=(self._settings, claim, inbox), daemon=True
@@ -200,7 +202,7 @@ class TaskProcesses:
 
 
 @contextlib.contextmanager
-def _no_process() -> Iterator[None]:
+def _convert_start_errors() -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError) as error:

@@ -75,7 +75,7 @@ class WorkerProtocol:
             server_time=clock.now(),
             status=row.status,
             next_heartbeat_seconds=self._next_heartbeat(row),
-            pending_tasks=self._pending_tasks() if row.is_approved else 0,
+            pending_tasks=self._count_pending_tasks() if row.is_approved else 0,
             leases=leases,
             commands=self._commands_for(row, caller),
         )
@@ -183,7 +183,7 @@ class WorkerProtocol:
         }
         return [command for command, is_due in due.items() if is_due]
 
-    def _pending_tasks(self) -> int:
+    def _count_pending_tasks(self) -> int:
         """Return the number of tasks in the queue. It is read from the database at most once a second."""
         if self.tasks is None:
             return 0

@@ -140,14 +140,14 @@ def record_task_failure(event: LoggedEvent) -> None:
     """
     payload = event.payload()
     worker_id = payload.get("worker_id")
-    failure = _failure_of(event, payload)
+    failure = _failure_from_event(event, payload)
     row = find_worker(worker_id) if isinstance(worker_id, str) and failure is not None else None
     if row is not None:
         errors = [failure, *row.last_errors][:KEEP]
         Worker.update(last_errors=errors).where(Worker.id == row.id).execute()
 
 
-def _failure_of(event: LoggedEvent, payload: dict[str, Any]) -> dict[str, Any] | None:
+def _failure_from_event(event: LoggedEvent, payload: dict[str, Any]) -> dict[str, Any] | None:
     error = payload.get("error")
     if event.type == "task.retried":
         if payload.get("source") != "policy" or not payload.get("reason"):

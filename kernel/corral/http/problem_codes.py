@@ -20,7 +20,7 @@ dependency_unavailable shutting_down storage_full plugin_disabled plugin_failed 
 EVERY_ROUTE = frozenset(EVERYWHERE.split())
 
 
-def problems(route: Route, signature: Signature) -> dict[int, set[str]]:
+def problem_codes(route: Route, signature: Signature) -> dict[int, set[str]]:
     """Return the problem codes that the route may return, by status. Codes that no plugin declares are left out."""
     codes = {*EVERY_ROUTE, *route.raises}
     if not route.exempt_host:
