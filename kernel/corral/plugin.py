@@ -223,7 +223,8 @@ class Setting(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
 
     `minimum` and `maximum` limit a number, or the length of a text or list. `check(value, settings)` validates more
     than the type of a value, for example its relation to other settings. It returns None for a valid value. Otherwise
-    it describes the problem as the end of a sentence that begins with `category.key`.
+    it describes the problem as the end of a sentence that begins with `category.key`. `own_session`: only a person who
+    signed in may change the setting, not an API key, because it can weaken a guard.
     """
 
     name: str
@@ -239,6 +240,7 @@ class Setting(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     env: str = ""  # the environment variable `CORRAL_…` that pins the setting
     restart_required: bool = False
     secret: bool = False
+    own_session: bool = False
 
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -260,11 +262,6 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 SECRET_CHANGE = (None, "changed")
-
-
-def changes_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the `changes` of an audit entry: the fields of `after` whose values differ from those in `before`."""
-    return {name: (before.get(name), value) for name, value in after.items() if before.get(name) != value}
 
 
 class Audit(Protocol):

@@ -373,7 +373,7 @@ def test_what_is_read_from_the_database_is_told_once(same_two: ServerProcess) ->
 
         def scraped() -> bool:
             with same_two.client() as fresh:
-                told.update(re.findall(r"^corral_cost_usd_total\{.*\} (.*)$", fresh.get("/metrics").text, re.MULTILINE))
+                told.update(re.findall(r"^corral_cost_usd\{.*\} (.*)$", fresh.get("/metrics").text, re.MULTILINE))
             return bool(told)
 
         until(scraped)

@@ -70,13 +70,15 @@ class World:
         await self.ok(owner, "POST", f"/agents/{made['id']}/start", {})
         return str(made["id"])
 
-    async def lease(self, owner: Client, name: str, **fields: Any) -> dict[str, Any]:
+    async def lease(self, owner: Client, name: str, **fields: Any) -> Any:
         """A task that an agent of the owner runs on the worker: the claim."""
         agent = await self.agent(owner, name, **fields)
-        task = await self.ok(owner, "POST", "/tasks", {"title": name, "agent_id": agent})
-        answer = await self.ok(self.worker, "POST", f"/workers/{self.worker.user['id']}/claim", {"max_tasks": 10})
-        claim: dict[str, Any] = next(each for each in answer["tasks"] if each["task"]["id"] == task["id"])
-        await self.ok(self.client(claim["agent_token"]), "POST", f"/tasks/{task['id']}/start", {})
+        task = {"title": name, "agent_id": agent, "priority": "critical"}
+        await self.ok(owner, "POST", "/tasks", task)
+        wanted = {"agent_ids": [agent]}
+        answer = await self.ok(self.worker, "POST", f"/workers/{self.worker.user['id']}/claim", wanted)
+        (claim,) = answer["tasks"]
+        await self.ok(self.client(claim["agent_token"]), "POST", f"/tasks/{claim['task']['id']}/start", {})
         return claim
 
     async def user_like(self, role: str, email: str) -> Client:

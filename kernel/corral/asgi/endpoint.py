@@ -24,7 +24,7 @@ from corral.plugins.container import Container
 from corral.plugins.record import PluginRecord
 from corral.redact.redactor import Redactor, made_by
 from corral.schema.conversion import convert
-from corral.schema.fields import OpenShape
+from corral.schema.fields import IDENTIFIER, OpenShape
 from corral.schema.strict_json import parse_json
 
 JSON, FORM = b"application/json", b"application/x-www-form-urlencoded"
@@ -58,7 +58,8 @@ class Endpoint:
         self._container, self._record = container, record
         self._redactor = container.get(Redactor)
         self.rebind()
-        self._lists = _list_fields(self.signature.query)
+        self._lists = _fields(self.signature.query, lambda kind: list in _origins(kind))
+        self._identifiers = _fields(self.signature.body, lambda kind: IDENTIFIER in getattr(kind, "__metadata__", ()))
         self.default_query = _default_of(self.signature.query)
         self._short_reads = 0
         self.inline = False  # whether the next read runs on the event loop
@@ -130,15 +131,16 @@ class Endpoint:
     async def parse_body(self, request: IncomingRequest, body: bytes) -> Any:
         """Parse the body and convert it to the type that the handler declares. A missing body is read as `{}`.
 
-        If the route is `redacted`, everything that looks like a credential is removed from bodies that machines send.
-        From bodies that people send, only the values of stored secrets are removed.
+        Everything that looks like a credential is removed from bodies that machines send, unless `redacted` is False.
+        From bodies that people send, the values of stored secrets are removed if `redacted` is True. Identifiers are
+        refused instead, whoever sends them.
         """
         if body:
             media = FORM if self.route.form else JSON
             check_media_type(request.headers.get(b"content-type", b""), request.headers.get(b"content-encoding"), media)
             body = form_as_json(body) if self.route.form else body
-        by_machine = request.principal is None or request.principal.kind not in PEOPLE
-        context = made_by(*self._subject(request)) if self.route.redacted and by_machine else contextlib.nullcontext()
+        by_machine = request.principal is not None and request.principal.kind not in PEOPLE
+        context = made_by(*self._subject(request)) if by_machine else contextlib.nullcontext()
         with context:
             if len(body) > INLINE_BODY:
                 run = contextvars.copy_context().run
@@ -165,7 +167,10 @@ class Endpoint:
                 raise Invalid.at("", "unknown_field", "This operation takes no fields.")
             return None
         value = parse_json(body, lenient=self.route.lenient) if body else {}
-        if self.route.redacted:
+        for name in self._identifiers & (value.keys() if isinstance(value, dict) else set()):
+            if self._redactor.redact_json(value[name], patterns=by_machine) != value[name]:
+                raise Invalid.at(f"/{name}", "not_allowed", "must not contain a credential")
+        if by_machine if self.route.redacted is None else self.route.redacted:
             if len(body) > INLINE_BODY:
                 convert(kind, value)  # reject an invalid large body before the expensive search for credentials
             value = self._redactor.redact_json(value, patterns=by_machine)
@@ -229,8 +234,12 @@ def _default_of(query: Any) -> Any:
         return None
 
 
-def _list_fields(query: Any) -> frozenset[str]:
-    """Return the names of the query parameters that may be repeated."""
-    kinds = {} if query is None else typing.get_type_hints(query)
-    is_list = {name: any(typing.get_origin(part) is list for part in union_parts(kind)) for name, kind in kinds.items()}
-    return frozenset(name for name, found in is_list.items() if found)
+def _origins(kind: Any) -> tuple[Any, Any]:
+    """Return the unsubscripted form of a type, and of the type that it annotates."""
+    return typing.get_origin(kind), typing.get_origin(getattr(kind, "__origin__", None))
+
+
+def _fields(shape: Any, has: Callable[[Any], bool]) -> frozenset[str]:
+    """Return the names of the fields for whose type, or for a member of whose union type, `has` is true."""
+    kinds = typing.get_type_hints(shape, include_extras=True) if isinstance(shape, type) else {}
+    return frozenset(name for name, kind in kinds.items() if any(map(has, union_parts(kind))))

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from corral.asgi.async_handlers import AsyncHandlers
-from corral.asgi.endpoint import Endpoint
+from corral.asgi.endpoint import PEOPLE, Endpoint
 from corral.asgi.request import ClientLeft, IncomingRequest, Receive
 from corral.asgi.request_log import AccessLog, RequestAudit
 from corral.asgi.response import ResponseSender, Send, problem_response, render
@@ -278,6 +278,9 @@ class Pipeline:
         Raises problems with the status 400, 408, 413, 415 or 422.
         """
         signature, principal = endpoint.signature, request.principal
+        is_machine, names = principal is not None and principal.kind not in PEOPLE, request.path_names
+        if is_machine and self.redactor.redact_json(names) != names:
+            raise NotFound("The path contains a credential.")
         arguments = request.arguments = {**endpoint.services, **request.path_names}
         body = await request.read(endpoint.route.body_limit) if request.may_have_body else b""
         if signature.body is not None:

@@ -53,7 +53,7 @@ class IncomingRequest(Request):
         self.arguments: dict[str, Any] = {}  # the handler's arguments, set by the input stage
         self.idempotency_key: IdempotencyKey | None = None
         self.metered: list[tuple[RateLimiter, Principal]] = []  # to be notified when the request ends
-        self.has_credential = b"authorization" in self.headers or b"x-api-key" in self.headers  # valid or not
+        self.has_credential = bool(self.headers.get(b"authorization") or self.headers.get(b"x-api-key"))  # valid or not
         given = self.headers.get(b"x-request-id", b"")
         self.request_id = given.decode() if _REQUEST_ID.fullmatch(given) else new_id()
         self._body_timeout = body_timeout

@@ -125,6 +125,7 @@ def _admit(pipeline: Pipeline, endpoints: Mapping[str, SocketEndpoint], connecti
     if pipeline.draining:
         raise Unavailable("The server is shutting down.", code="shutting_down")
     pipeline.check_gates(request)
+    request.refuse_repeated(b"authorization", b"x-api-key", b"origin")
     try:
         connection.query |= parse_qsl(request.query.decode("latin1"), max_num_fields=MAX_PARAMETERS)
     except ValueError:

@@ -104,15 +104,14 @@ class ApiClient:
                 return
             query[position] = page["next"]
 
-    def find(self, path: str, name: str, *, kind: str, field: str = "name", item_path: str | None = None) -> Any:
+    def find(self, path: str, name: str, *, kind: str, field: str = "name") -> Any:
         """Return the object with this id or, ignoring case, this name from the list at `path`.
 
         `kind` is the noun for the error messages, such as "agent". `field` is the field that contains the name.
-        `item_path` is the path of single objects if it differs from `path`.
         """
         if parse_id(name) is not None:
             try:
-                return self.get(f"{item_path or path}/{name}")
+                return self.get(f"{path}/{name}")
             except ApiClientError as error:
                 if error.status != 404:
                     raise

@@ -30,9 +30,8 @@ def _networks(text: str) -> tuple[Network, ...]:
 DENIED = _networks(
     "0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24 "
     "192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4 "
-    "168.63.129.16/32 ::/96 ::1/128 64:ff9b::/96 64:ff9b:1::/48 100::/64 2001::/23 2001:db8::/32 2002::/16 "
-    "3fff::/20 5f00::/16 fc00::/7 fe80::/10 fec0::/10 ff00::/8"
-)
+    "168.63.129.16/32 ::/3 2001::/23 2001:db8::/32 2002::/16 3fff::/20 4000::/2 8000::/1"
+)  # the public addresses of IPv6 are in 2000::/3
 PRIVATE = _networks("10.0.0.0/8 100.64.0.0/10 172.16.0.0/12 192.168.0.0/16 fc00::/7")
 METADATA = _networks("100.100.100.200 fd00:ec2::254 fd20:ce::254")  # metadata services in private ranges
 _AUTHORITY = re.compile(r"(?:\[[^\[\]]*\]|[^:\[\]\s]*)(?::[0-9]*)?")
@@ -189,7 +188,10 @@ def read_url(url: str | httpx2.URL) -> Destination:
         raise EgressBlocked("egress.address", "The host or port of the URL is not valid.")
     host = read_host(parsed.raw_host.decode("ascii"))
     port = parsed.port if parsed.port is not None else {"http": 80, "https": 443}[parsed.scheme]
-    return Destination(parsed.copy_with(host=host, fragment=None), host, port)
+    try:
+        return Destination(parsed.copy_with(host=host, fragment=None), host, port)
+    except httpx2.InvalidURL:  # such as 0127.0.0.1 with a trailing dot
+        raise EgressBlocked("egress.address", "The host is not valid.") from None
 
 
 def read_host(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import socket
 from collections.abc import Iterable
@@ -51,6 +52,14 @@ def canonical_ip(text: str) -> str:
         return str(canonical_address(text))
     except ValueError:
         return ""
+
+
+@functools.lru_cache(maxsize=8192)
+def address_key(client_ip: str) -> str:
+    """Return the key under which a client is counted: the IPv4 address, or the /64 network of an IPv6 address."""
+    if ":" not in client_ip:
+        return client_ip
+    return str(ipaddress.ip_network(f"{client_ip}/64", strict=False).network_address)
 
 
 def is_loopback(host: str) -> bool:

@@ -159,9 +159,3 @@ _EXPIRE = Statement(
 def expire_with_task(task_id: str) -> None:
     """Keep the responses to the requests of a task that has ended for another `KEEP_SECONDS`."""
     _EXPIRE.run({"task_id": task_id, "until": clock.now(KEEP_SECONDS)})
-
-
-def delete_expired_keys(at_once: int = 500) -> int:
-    """Delete at most `at_once` expired rows, and return the number of deleted rows."""
-    old = IdempotencyRow.select(IdempotencyRow.key).where(IdempotencyRow.until <= clock.now()).limit(at_once)
-    return int(IdempotencyRow.delete().where(IdempotencyRow.key.in_(old)).execute())

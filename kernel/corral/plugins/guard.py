@@ -102,9 +102,12 @@ class Guard:
 
     def call_uncounted(self, *arguments: Any, **named: Any) -> Any:
         """Call the function without counting its errors, for a caller that retries a failed call in another way."""
-        began = _now()  # noqa: F841  (read by the watchdog)
-        value = self.function(*arguments, **named)
-        return self._checked(value)
+        began = _now()
+        try:
+            return self._checked(self.function(*arguments, **named))
+        finally:
+            self.calls += 1
+            self.seconds += _now() - began
 
     async def await_result(self, result: Awaitable[Any]) -> Any:
         """Await the awaitable that the function returned. The state of the plugin is not checked."""

@@ -19,7 +19,9 @@ def line(max_length: int, min_length: int = 1) -> Meta:
     return Meta(min_length=min_length or None, max_length=max_length, pattern=LINE)
 
 
-Name = Annotated[str, line(100)]
+IDENTIFIER = Meta(extra={"identifier": True})
+"""Marks a field that is refused if it contains a credential: after redaction, it would no longer identify anything."""
+Name = Annotated[str, line(100), IDENTIFIER]
 Title = Annotated[str, line(200)]
 ShortText = Annotated[str, line(500, 0)]
 Text = Annotated[str, Meta(max_length=65536)]

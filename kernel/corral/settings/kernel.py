@@ -12,8 +12,10 @@ JOBS_PER_CORE = 4
 _ORIGIN = r"https?://[A-Za-z0-9.\-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?"
 
 
-def _integer(name: str, title: str, *, default: int, minimum: int, maximum: int) -> Setting[int]:
-    return Setting(name=name, kind=int, title=title, default=default, minimum=minimum, maximum=maximum)
+def _isolation_limit(name: str, title: str, *, default: int, minimum: int, maximum: int) -> Setting[int]:
+    return Setting(
+        name=name, kind=int, title=title, default=default, minimum=minimum, maximum=maximum, own_session=True
+    )
 
 
 CORS_ORIGINS = Setting[list[str]](
@@ -23,6 +25,7 @@ CORS_ORIGINS = Setting[list[str]](
     title="Origins whose pages may call the API (CORS)",
     maximum=100,
     pattern=_ORIGIN,
+    own_session=True,
 )
 ACCESS_LOG = Setting(
     name="http.access_log",
@@ -39,17 +42,17 @@ JOBS_CONCURRENCY: Setting[int | None] = Setting(
     maximum=256,
     title=f"Maximum number of concurrent jobs per process (unset: {JOBS_PER_CORE} per core)",
 )
-CALL_BUDGET_SECONDS = _integer(
+CALL_BUDGET_SECONDS = _isolation_limit(
     "plugins.call_budget_seconds", "Time limit for calls to plugins, in seconds", default=5, minimum=1, maximum=60
 )
-QUARANTINE_ERRORS = _integer(
+QUARANTINE_ERRORS = _isolation_limit(
     "plugins.quarantine_errors",
     "Number of errors after which a plugin is quarantined",
     default=5,
     minimum=1,
     maximum=100,
 )
-QUARANTINE_WINDOW_SECONDS = _integer(
+QUARANTINE_WINDOW_SECONDS = _isolation_limit(
     "plugins.quarantine_window_seconds",
     "Period in which the errors of a plugin are counted, in seconds",
     default=60,

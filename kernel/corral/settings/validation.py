@@ -75,11 +75,6 @@ def unwrap_type(kind: Any) -> tuple[Any, bool]:
     return without_none(kind)
 
 
-def is_url(setting: Setting[Any]) -> bool:
-    """Return whether the setting's type is `WebUrl` or `WebUrl | None`."""
-    return any(WebUrl == kind for kind in (setting.kind, *typing.get_args(setting.kind)))
-
-
 def _from_text(kind: Any, value: Any) -> Any:
     if not isinstance(value, str):
         return value

@@ -290,7 +290,7 @@ class PasswordLinks(Protocol):
         """
         ...
 
-    def create_reset_link(self, user_id: str) -> str:
+    def create_reset_link(self, user_id: str, *, if_match: IfMatch = ANY_VERSION) -> str:
         """Delete the password of a user and end all their sessions. Return the URL of a link that sets a new password.
 
         A second link is sent to the user by email.
@@ -384,11 +384,11 @@ class AccountRecovery(Protocol):
     `unlock` and `reset_mfa` raise `NotFound` for an unknown user.
     """
 
-    def unlock(self, user_id: str) -> UserView:
+    def unlock(self, user_id: str, *, if_match: IfMatch = ANY_VERSION) -> UserView:
         """Immediately end a lockout that failed sign-ins caused."""
         ...
 
-    def reset_mfa(self, user_id: str) -> UserView:
+    def reset_mfa(self, user_id: str, *, if_match: IfMatch = ANY_VERSION) -> UserView:
         """Disable the second factor of a user who lost it, and end all sessions of the user."""
         ...
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from corral.metrics.histogram import Observed
 from corral.plugin import Metric
 from corral_core.accounts.models import SessionRow
 from corral_core.accounts.service.lockout import Lockout
@@ -28,12 +31,8 @@ def _count_sessions() -> Series:
     return {(): float(SessionRow.select().where(SessionRow.ended_at.is_null()).count())}
 
 
-def _total_hash_seconds(passwords: Passwords) -> Series:
-    return {(): passwords.hash_seconds}
-
-
-def _count_hashes(passwords: Passwords) -> Series:
-    return {(): float(passwords.hashed)}
+def _hash_seconds(passwords: Passwords) -> Mapping[tuple[str, ...], Observed]:
+    return passwords.hash_seconds.read()
 
 
 METRICS = (
@@ -56,15 +55,9 @@ METRICS = (
     ),
     Metric(name="corral_sessions_active", help="Number of active sessions.", collect=_count_sessions),
     Metric(
-        name="corral_password_hash_seconds_sum",
-        help="Total time spent on hashing passwords, in seconds.",
-        of_process=True,
-        collect=_total_hash_seconds,
-    ),
-    Metric(
-        name="corral_password_hash_seconds_count",
-        help="Number of password hashes computed.",
-        of_process=True,
-        collect=_count_hashes,
+        name="corral_password_hash_seconds",
+        help="Time to compute a password hash, in seconds.",
+        kind="histogram",
+        collect=_hash_seconds,
     ),
 )

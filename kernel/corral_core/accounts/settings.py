@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, get_args
 
+import msgspec
 from msgspec import Meta
 
 from corral.plugin import Setting, Settings
@@ -228,7 +229,7 @@ MAIL_SECURITY = Setting(
 )
 MAIL = (MAIL_HOST, MAIL_PORT, MAIL_USERNAME, MAIL_PASSWORD, MAIL_FROM, MAIL_SECURITY)
 
-SETTINGS: tuple[Setting[Any], ...] = (
+_ALL: tuple[Setting[Any], ...] = (
     REGISTRATION,
     DEFAULT_ROLE,
     EMAIL_VERIFICATION,
@@ -258,3 +259,5 @@ SETTINGS: tuple[Setting[Any], ...] = (
     REQUIRE_SYMBOL,
     *MAIL,
 )
+SETTINGS = tuple(msgspec.structs.replace(setting, own_session=True) for setting in _ALL)
+"""The settings that determine who can sign in, also through mailed links."""

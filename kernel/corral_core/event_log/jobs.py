@@ -12,13 +12,14 @@ from corral.events.alerts import raise_alert
 from corral.events.consumers import ConsumerRow
 from corral.events.event import EventTypes, SystemAlert
 from corral.events.log import EventRow
-from corral.http import idempotency
+from corral.http.idempotency import IdempotencyRow
 from corral.jobs.job import JobRow, Schedule
 from corral.plugin import Contributions, Settings
 from corral_core.event_log.settings import JOBS_RETENTION_DAYS, MAX_ROWS, RETENTION_DAYS
 
 DAY, HOUR = 86_400.0, 3600.0
 AT_ONCE = 500
+MAX_COUNTED = 2000  # events that a scrape reads per consumer; cursors pass over events of other types after 500
 LAGGARD_DAYS = 7  # a consumer that is further behind no longer prevents the deletion of events
 
 
@@ -37,7 +38,7 @@ async def delete_old_jobs(work: Work, settings: Settings) -> None:
     """Delete old jobs that have ended, and expired responses that were stored for idempotent requests."""
     before = clock.now(-settings.get(JOBS_RETENTION_DAYS) * DAY)
     await _repeat_in_batches(work, lambda: _delete_jobs(before))
-    await _repeat_in_batches(work, idempotency.delete_expired_keys)
+    await _repeat_in_batches(work, _delete_expired_keys)
 
 
 SCHEDULES = (
@@ -46,11 +47,28 @@ SCHEDULES = (
 )
 
 
-def consumer_lag() -> dict[tuple[str, ...], float]:
-    """Return the number of events that each consumer has not processed yet, keyed by the consumer's name."""
+def consumer_lag(contributions: Contributions, types: EventTypes) -> dict[tuple[str, ...], float]:
+    """Return the number of events that each consumer has not processed yet, keyed by the consumer's name.
+
+    Events that the consumer does not subscribe to are not counted, because its cursor passes over many of them at once.
+    """
+    followed = {each.name: types.expand(each.events) for _, each in contributions.for_hook("corral_subscribers")}
     last = event_log.last_seq()
     rows: Any = ConsumerRow.select(ConsumerRow.name, ConsumerRow.cursor).tuples()
-    return {(name,): float(max(0, last - cursor)) for name, cursor in rows}
+    return {(name,): float(_count_unread(cursor, last, followed.get(name))) for name, cursor in list(rows)}
+
+
+def _count_unread(cursor: int, last: int, types: Sequence[str] | None) -> int:
+    """Return the number of events after the cursor. Far behind the log, events of other types are counted as well."""
+    if types is None or not 0 < last - cursor <= MAX_COUNTED:
+        return max(0, last - cursor)
+    return int(EventRow.select().where((EventRow.seq > cursor) & EventRow.type.in_(types)).count())
+
+
+def _delete_expired_keys() -> int:
+    """Delete one batch of expired idempotency keys, and return the number of deleted rows."""
+    old = IdempotencyRow.select(IdempotencyRow.key).where(IdempotencyRow.until <= clock.now()).limit(AT_ONCE)
+    return int(IdempotencyRow.delete().where(IdempotencyRow.key.in_(old)).execute())
 
 
 async def _repeat_in_batches(work: Work, sweep: Callable[[], int]) -> None:

@@ -44,7 +44,7 @@ class AgentsPlugin(Plugin):
 
     name = "agents"
     requires = ("accounts",)
-    wants = ("admin", "llm", "tasks", "tools", "workers")
+    wants = ("admin", "cost", "llm", "tasks", "tools", "workers")
     permissions = (
         Permission("agents.read", "Read agents, their versions and statistics", holders=(*READERS, "agent")),
         Permission("agents.write", "Create agents; change, start and stop one's own agents", holders=WRITERS),

@@ -88,7 +88,7 @@ class AgentView(msgspec.Struct, kw_only=True):
     """An agent.
 
     `version` increases with every change of the agent. `config_version` is the number of the newest version of its
-    configuration. `spent_month_usd` is null if no plugin tracks monthly spending.
+    configuration. `spent_month_usd` is the cost of the current month (UTC), or null if the plugin `cost` is not active.
     """
 
     id: str

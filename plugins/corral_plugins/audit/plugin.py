@@ -16,6 +16,7 @@ from corral.errors import Problem
 from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
+from corral.metrics.histogram import Observed
 from corral.plugin import Audit, Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral_plugins.audit import api, command, jobs, models, settings
 from corral_plugins.audit.routes import routes
@@ -118,9 +119,8 @@ class AuditPlugin(Plugin):
             ),
             Metric(
                 name="corral_audit_append_seconds",
-                help="Total time spent on appending rows, in seconds. Divide it by corral_audit_rows_total for "
-                "the mean.",
-                kind="counter",
+                help="Time to append a row to the audit log, in seconds.",
+                kind="histogram",
                 collect=_append_seconds,
             ),
             Metric(
@@ -142,8 +142,8 @@ def _failed_rows(log: AuditLog) -> Samples:
     return {(): float(log.failures)}
 
 
-def _append_seconds(log: AuditLog) -> Samples:
-    return {(): log.append_seconds}
+def _append_seconds(log: AuditLog) -> Mapping[tuple[str, ...], Observed]:
+    return log.append_seconds.read()
 
 
 def _checkpoint_age() -> Samples:

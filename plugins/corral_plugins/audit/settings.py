@@ -6,6 +6,7 @@ from corral.plugin import Setting
 
 RETENTION_DAYS: Setting[int | None] = Setting(
     name="audit.retention_days",
+    own_session=True,
     kind=int,
     default=None,
     minimum=30,
@@ -15,6 +16,7 @@ RETENTION_DAYS: Setting[int | None] = Setting(
 )
 VERBOSE = Setting(
     name="audit.verbose",
+    own_session=True,
     kind=bool,
     default=False,
     title="Record every request",
@@ -22,6 +24,7 @@ VERBOSE = Setting(
 )
 RECORD_IP = Setting(
     name="audit.record_ip",
+    own_session=True,
     kind=bool,
     default=True,
     title="Record client addresses",

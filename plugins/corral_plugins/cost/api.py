@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Literal, Protocol
 
@@ -113,6 +114,13 @@ class Costs(Protocol):
 
         Nothing is published in the event log. Raises `Invalid` for token counts below 0 or above `MAX_TOKENS`. The
         caller must update the counters of the task (`Tasks.record_usage`) with the returned `cost_usd`.
+        """
+        ...
+
+    def spent_by_agents(self, agent_ids: Sequence[str]) -> dict[str, int]:
+        """Return the costs of each of these agents in the current month (UTC), in micro-USD.
+
+        Agents without costs are included as 0. Runs in the caller's unit of work.
         """
         ...
 

@@ -100,9 +100,9 @@ class Rollup(Model):
     """The totals of one key, for example of an agent, in one period.
 
     Totals that change often are spread over several rows (shards), which are added up when they are read. `period` is
-    the number of the UTC day or quarter hour since 1970, or 0 for totals of all time. `events` counts all events, and
-    `calls` counts the events that are not corrections. `tasks` counts each task once, when its first cost is recorded.
-    `completed` and `wasted_micro` are updated when tasks end.
+    the number of the UTC day or quarter hour since 1970, or of the UTC month, or 0 for totals of all time. `events`
+    counts all events, and `calls` counts the events that are not corrections. `tasks` counts each task once, when its
+    first cost is recorded. `completed` and `wasted_micro` are updated when tasks end.
     """
 
     series = peewee.CharField(max_length=120)

@@ -96,7 +96,6 @@ class LlmPlugin(Plugin):
         keys = {name: table["api_key"] for name, table in self.section.providers.items() if "api_key" in table}
         await asyncio.to_thread(runtime.service(Redactor).set_values, "llm.providers", keys)
         self._gateway = runtime.service(Gateway)
-        self._gateway.registry.validate_file_providers()
         await runtime.service(Database).work(runtime.service(ProviderChecks).enqueue_missing)
         runtime.supervise("slots", runtime.service(ConcurrencySlots).renew_and_detect)
         runtime.supervise("leases", runtime.service(CallLeases).watch_and_renew)
@@ -113,7 +112,9 @@ class LlmPlugin(Plugin):
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
         def registry(contributions: Contributions) -> ProviderRegistry:
-            return ProviderRegistry(contributions, self.section.providers)
+            made = ProviderRegistry(contributions, self.section.providers)
+            made.validate_file_providers()  # here, because `corral config check` does not start plugins
+            return made
 
         def llm(gateway: Gateway) -> LLM:
             return gateway

@@ -59,6 +59,7 @@ PAYLOAD_DAYS = Setting(
 )
 ALLOW_DIRECT_USE = Setting(
     name="llm.allow_direct_use",
+    own_session=True,
     kind=bool,
     default=True,
     title="Allow people and API keys to call models without a task",

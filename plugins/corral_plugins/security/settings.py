@@ -14,6 +14,7 @@ def setting_handle(name: str, default: Any = None) -> Setting[Any]:
 
 IN_FLIGHT = Setting(
     name="http.in_flight",
+    own_session=True,
     kind=int,
     title="Maximum number of concurrent requests per caller",
     default=60,
@@ -22,6 +23,7 @@ IN_FLIGHT = Setting(
 )
 RATE = Setting(
     name="http.rate_per_minute",
+    own_session=True,
     kind=int,
     title="Maximum requests per minute of a user or API key",
     default=1200,
@@ -30,6 +32,7 @@ RATE = Setting(
 )
 MACHINE_RATE = Setting(
     name="http.machine_rate_per_minute",
+    own_session=True,
     kind=int,
     title="Maximum requests per minute of a worker or agent",
     default=12_000,
@@ -38,6 +41,7 @@ MACHINE_RATE = Setting(
 )
 ANONYMOUS_RATE = Setting(
     name="http.anonymous_rate_per_minute",
+    own_session=True,
     kind=int,
     title="Maximum requests per minute from a client address without a credential",
     default=120,

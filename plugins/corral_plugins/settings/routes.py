@@ -8,7 +8,7 @@ import msgspec
 
 from corral.auth.principal import Principal
 from corral.database.engine import Work
-from corral.http.answers import IfMatch, Request
+from corral.http.answers import Answer, IfMatch, Request
 from corral.http.page import Page
 from corral.http.routes import Rate, Routes
 from corral.settings.store import SettingsChange
@@ -57,10 +57,16 @@ class NewSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 @routes.get("/", needs="settings.read")
-def list_settings(query: SettingsQuery, views: SettingViews) -> dict[str, dict[str, Any]]:
-    """List all settings by category and key. Secret values are masked."""
+def list_settings(
+    query: SettingsQuery, views: SettingViews, service: SettingsService
+) -> Answer[dict[str, dict[str, Any]]]:
+    """List all settings by category and key. Secret values are masked.
+
+    The `ETag` is the version of all settings together, which `PUT /settings/bulk` compares with `If-Match`.
+    """
     category = query.category if isinstance(query.category, str) else None
-    return views.details_by_category(category) if query.details else views.values_by_category(category)
+    found = views.details_by_category(category) if query.details else views.values_by_category(category)
+    return Answer(body=found, headers={"ETag": f'"{service.version(service.all_names())}"'})
 
 
 @routes.get("/schema", needs="settings.read")
@@ -77,14 +83,17 @@ def list_history(query: HistoryQuery, caller: Principal, views: SettingViews) ->
 
 @routes.put("/bulk", needs="settings.write", raises=(*REFUSALS, "unknown_setting"))
 async def change_settings(
-    body: NewSettings, caller: Principal, request: Request, service: SettingsService, work: Work
+    body: NewSettings, match: IfMatch, caller: Principal, request: Request, service: SettingsService, work: Work
 ) -> SettingsChange:
-    """Change several settings in one transaction."""
+    """Change several settings in one transaction. `If-Match` is compared with the `ETag` of `GET /settings`."""
     place = "/settings/{}".format
+
+    def change() -> SettingsChange:
+        names = service.all_names()
+        return service.change(body.settings, by=caller, if_match=match, version_of=names, pointer=place)
+
     await service.check_urls(body.settings, pointer=place)
-    return await work(
-        lambda: service.change(body.settings, by=caller, pointer=place), entry=request.unit_context(caller)
-    )
+    return await work(change, entry=request.unit_context(caller))
 
 
 @routes.post("/test-mail", needs="settings.write", rate=TEST_RATE, raises=("invalid_state",))

@@ -176,7 +176,8 @@ class LeaseRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class LeaseState(msgspec.Struct, frozen=True, kw_only=True):
     """The state of a lease as reported to its worker.
 
-    `state` is `ok`, `lost`, `cancel_requested` or `budget_warning`.
+    `state` is `ok`, `lost`, `cancel_requested` or `budget_warning`. `reason` is the kind of the requested cancellation.
+    For a lost lease, it names the report of the run that ended the lease, or is null if anything else ended it.
     """
 
     task_id: str

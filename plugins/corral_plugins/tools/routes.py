@@ -75,6 +75,7 @@ def list_task_tool_calls(id: str, query: PageQuery, history: CallHistory, caller
     needs=ACT,
     seconds=CALL_SECONDS,
     lenient=True,
+    redacted=False,  # the tool is called with the arguments as they are
     raises=(*LEASE, "tools.denied", "kill_switch"),
 )
 async def call_tool(
@@ -111,6 +112,7 @@ def get_tool_call(id: str, call: str, query: WaitQuery, history: CallHistory, ca
     "/{id}/tools/calls/{call}/result",
     needs=ACT,
     lenient=True,
+    redacted=False,  # the permit is a signed text
     raises=(*LEASE, "already_decided"),
     body_limit=4 * 1024 * 1024,
 )

@@ -22,6 +22,7 @@ TIMEOUT_SECONDS = Setting(
 )
 TAINT_ENABLED = Setting(
     name="tools.taint_enabled",
+    own_session=True,
     kind=bool,
     default=True,
     title="Require approval for external tools in runs that received untrusted content",

@@ -12,13 +12,13 @@ from corral import clock
 from corral.errors import FieldError
 from corral.events.event import Event
 from corral.http.page import PageQuery
-from corral.schema.fields import Id, Instant, MomentIn
+from corral.schema.fields import IDENTIFIER, Id, Instant, MomentIn
 from corral_plugins.tools.api import RunLocation, ToolPolicy, ToolRisk
 
 Decision = Literal["allowed", "denied"]
 Status = Literal["running", "permitted", "succeeded", "failed", "denied", "expired"]
 ENDED = ("succeeded", "failed", "denied", "expired")
-CallId = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[\x21-\x7e]+(?![\s\S])")]
+CallId = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[\x21-\x7e]+(?![\s\S])"), IDENTIFIER]
 ToolName = Annotated[str, Meta(min_length=1, max_length=200)]
 
 

@@ -11,7 +11,7 @@ from corral.cli.api_client import ApiClient
 from corral.cli.output import print_fields, print_table
 from corral.cli.server_connection import client_command, complete_names
 
-LIST = "/admin/workers"
+LIST, ADMIN = "/workers", "/admin/workers"
 STATUSES = ("pending", "online", "offline", "draining", "rejected")
 COLUMNS = ("name", "status", "group", "leases", "cpu", "memory", "last_heartbeat_at", "id")
 
@@ -76,7 +76,7 @@ def show_worker(client: ApiClient, *, worker: str, as_json: bool) -> None:
 def approve_worker(client: ApiClient, *, worker: str, group: str | None, as_json: bool) -> None:
     """Approve a worker, so that it may take tasks."""
     body = {"is_approved": True, **({"group": group} if group is not None else {})}
-    changed = client.send("PATCH", f"{LIST}/{_find(client, worker)['id']}/approve", body=body)
+    changed = client.send("PATCH", f"{ADMIN}/{_find(client, worker)['id']}/approve", body=body)
     _print_change(changed, f"{changed['name']} is approved and {changed['status']}.", as_json=as_json)
 
 
@@ -87,7 +87,7 @@ def approve_worker(client: ApiClient, *, worker: str, group: str | None, as_json
 def drain_worker(client: ApiClient, *, worker: str, resume: bool, as_json: bool) -> None:
     """Drain a worker: it takes no more tasks, and its running tasks continue."""
     found = _find(client, worker)
-    changed = client.post(f"{LIST}/{found['id']}/{'resume' if resume else 'drain'}", {})
+    changed = client.post(f"{ADMIN}/{found['id']}/{'resume' if resume else 'drain'}", {})
     told = f"{changed['name']} is {changed['status']}."
     if not resume:
         told += f" Undo it: corral workers drain --resume {changed['id']}"
@@ -95,7 +95,7 @@ def drain_worker(client: ApiClient, *, worker: str, resume: bool, as_json: bool)
 
 
 def _find(client: ApiClient, name: str) -> dict[str, Any]:
-    return dict(client.find(LIST, name, kind="worker", item_path="/workers"))
+    return dict(client.find(LIST, name, kind="worker"))
 
 
 def _print_change(worker: dict[str, Any], text: str, *, as_json: bool) -> None:

@@ -61,6 +61,12 @@ def register_worker(
     return Answer(body=worker, status=201 if is_new else 200, headers={"Location": f"{BASE}/{worker.id}"})
 
 
+@fleet_routes.get("/", needs=READ)
+def list_fleet(query: WorkerListQuery, fleet: Fleet, caller: Principal) -> Page[WorkerView]:
+    """List the workers, newest first."""
+    return fleet.list_fleet(query, caller=caller)
+
+
 @fleet_routes.get("/overview", needs=READ)
 def get_fleet_overview(fleet: Fleet) -> FleetOverview:
     """Summarize the fleet: the number of workers, their capacity and utilization, and the queue."""

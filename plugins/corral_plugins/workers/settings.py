@@ -26,7 +26,11 @@ OFFLINE_AFTER_SECONDS = Setting(
     title="Seconds without a heartbeat after which a worker is offline (at least three heartbeats)",
 )
 AUTO_APPROVE = Setting(
-    name="workers.auto_approve", kind=bool, default=False, title="Approve every worker that registers (unsafe)"
+    name="workers.auto_approve",
+    own_session=True,
+    kind=bool,
+    default=False,
+    title="Approve every worker that registers (unsafe)",
 )
 MAX_WORKERS = Setting(
     name="workers.max_workers",

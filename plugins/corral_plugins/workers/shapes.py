@@ -10,7 +10,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from corral import clock
 from corral.http.page import PageQuery
-from corral.schema.fields import Id, Instant, MomentIn, Name, Slug, line
+from corral.schema.fields import IDENTIFIER, Id, Instant, MomentIn, Name, Slug, line
 from corral_plugins.tasks.api import LeaseRef, LeaseSignal, LeaseState, LeaseView
 
 Status = Literal["pending", "online", "offline", "draining", "rejected"]
@@ -49,7 +49,7 @@ class NewWorker(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     labels: Labels | UnsetType = UNSET
     tools: Tools | UnsetType | None = UNSET
     agent_version: Annotated[str, line(100)] | UnsetType | None = UNSET
-    fingerprint: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+    fingerprint: Annotated[str, Meta(min_length=1, max_length=200), IDENTIFIER] | None = None
 
 
 class Heartbeat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

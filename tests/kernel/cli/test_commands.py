@@ -256,6 +256,10 @@ def test_config_check_tells_what_is_wrong(corral: Any) -> None:
     assert "plugin agents is failed: ValueError: [plugins.agents]" in told
     assert "no plugin echo is installed" in told
     assert "no active plugin has a setting no.such" in told
+    corral.configure('[plugins.llm.providers.mine]\nkind = "opnai"\nbase_url = "http://127.0.0.1:9/v1"\n')
+    done = corral("config", "check")
+    assert done.status == 1
+    assert "plugin llm is failed: ValueError: llm.providers.mine.kind: one of anthropic, openai, scripted" in done.out
 
 
 def test_config_init_writes_a_file_that_is_valid_and_never_overwrites(corral: Any) -> None:

@@ -90,6 +90,8 @@ async def test_an_address_is_judged_and_not_called(make_kit: MakeKit) -> None:
     assert await check(host="hook.example", port=443) == good
     assert await check(url="https://intern.example/") == {"allowed": False, **private}
     assert (await check(url="https://intern.example/", profile="internal"))["allowed"] is True
+    for odd in ("http://0127.0.0.1.:80/", "http://256.1.1.1./", "http://[::ffff:0:127.0.0.1]/"):
+        assert (await check(url=odd))["reason"] == "egress.address", odd
     assert await check(url="https://no.example/") == {"allowed": False, "reason": "unresolved_host", "addresses": []}
     assert (await check(url="ftp://hook.example/"))["reason"] == "egress.scheme"
     assert (await check(url="http://127.0.0.1:8000/"))["reason"] == "egress.own_listener"

@@ -92,6 +92,14 @@ def test_the_internal_profile_opens_private_ranges(text: str) -> None:
         "::ffff:127.0.0.1",
         "64:ff9b::a00:1",
         "2002:7f00:1::",
+        "::ffff:0:127.0.0.1",
+        "::ffff:0:a00:1",
+        "1fff::1",
+        "4000::1",
+        "5f00::1",
+        "7fff::1",
+        "8000::1",
+        "fec0::1",
     ],
 )
 def test_the_internal_profile_refuses_what_is_no_neighbour(text: str) -> None:

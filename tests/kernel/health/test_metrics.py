@@ -8,8 +8,11 @@ plugins that own them).
 from __future__ import annotations
 
 import asyncio
+import re
+import shutil
 import threading
 import time
+from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +20,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open_metrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from corral.events.consumers import Subscriber
 from corral.ids import new_id
 from corral.metrics.histogram import Histogram
 from corral.plugin import Metric, Plugin, hookimpl
@@ -37,6 +41,8 @@ corral_audit_rows_total corral_audit_write_failures_total corral_plugin_errors_t
 corral_llm_calls_total corral_llm_cost_usd_total corral_up
 corral_task_duration_seconds corral_task_queue_seconds corral_task_cancel_seconds corral_claim_seconds
 corral_tool_seconds corral_settings_version corral_settings_invalid
+corral_stale_calls_total corral_migrations_pending corral_password_hash_seconds corral_audit_append_seconds
+corral_cost_usd corral_cost_unpriced_tokens corral_llm_first_token_seconds
 """
 MOST_SERIES = 2000
 
@@ -72,6 +78,64 @@ async def test_health_metrics_6_the_text_is_prometheus_and_every_name_is_there(m
     known = samples | set(families) | {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
     assert set(NAMES.split()) - known == set()
     assert all(family.documentation for family in families.values())
+
+
+COUNTED = ("_bucket", "_count", "_sum")
+ABBREVIATIONS = {"s", "ms", "us", "ns", "sec", "b", "kb", "mb", "gb", "tb", "pb", "m", "h", "d"}
+OTHER_UNITS = {"milliseconds", "microseconds", "minutes", "hours", "days", "kilobytes", "megabytes", "gigabytes"}
+
+
+def lint(text: str) -> list[str]:
+    """The rules of `promtool check metrics`, for machines that do not have it."""
+    faults, seen = [], set()
+    for family in text_string_to_metric_families(text):
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        parts = set(name.split("_"))
+        labels = {label for sample in family.samples for label in sample.labels}
+        rules = {
+            "has no help": bool(family.documentation),
+            "comes twice": name not in seen,
+            "is declared as another type": f"# TYPE {name} {family.type}" in text,
+            "ends in _total but is no counter": family.type == "counter" or not name.endswith("_total"),
+            "ends as series of histograms do": not name.endswith(COUNTED),
+            "has a type in its name": parts.isdisjoint({"counter", "gauge", "histogram", "summary"}),
+            "has an abbreviated or another unit": parts.isdisjoint(ABBREVIATIONS | OTHER_UNITS),
+            "is not in snake_case": re.fullmatch(r"[a-z][a-z0-9_]*", name) is not None,
+            "has the label le but no buckets": family.type == "histogram" or "le" not in labels,
+            "has the label quantile but is no summary": family.type == "summary" or "quantile" not in labels,
+            "has a label that is not in snake_case": all(re.fullmatch("[a-z][a-z0-9_]*", label) for label in labels),
+        }
+        seen.add(name)
+        faults += [f"{name} {fault}" for fault, kept in rules.items() if not kept]
+    return faults
+
+
+async def test_the_text_passes_promtool(make_kit: Callable[..., Any]) -> None:
+    kit = await make_kit(jobs=True)
+    member = await kit.as_user("member")
+    asked = {"model": "scripted/echo", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+    assert (await member.post("/llm/chat/completions", asked)).status == 200
+    text = await settled(kit)
+    assert lint(text) == []
+    assert 'corral_llm_first_token_seconds_bucket{le="+Inf",provider="scripted"} 1.0' in text
+    if promtool := shutil.which("promtool"):
+        run = await asyncio.create_subprocess_exec(promtool, "check", "metrics", stdin=PIPE, stdout=PIPE, stderr=STDOUT)
+        told, _ = await run.communicate(text.encode())
+        assert (run.returncode, told) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "fault"),
+    [
+        ("a_seconds_sum", "gauge", "ends as series of histograms do"),
+        ("a_total", "gauge", "ends in _total but is no counter"),
+        ("a_ms", "gauge", "has an abbreviated or another unit"),
+        ("a", "counter", "is declared as another type"),
+    ],
+)
+def test_the_rules_of_promtool_are_kept(name: str, kind: str, fault: str) -> None:
+    [found] = lint(f"# HELP {name} Words.\n# TYPE {name} {kind}\n{name} 1\n")
+    assert found.endswith(fault)
 
 
 async def test_open_metrics_by_accept(kit: Kit) -> None:
@@ -130,10 +194,32 @@ async def test_units_and_their_waits_are_counted(kit: Kit) -> None:
 
 
 async def test_consumers_tell_how_far_behind_they_are(make_kit: Callable[..., Any]) -> None:
+    """Events to which a consumer does not subscribe are nothing to do, although its cursor does not pass them."""
     kit = await make_kit(jobs=True)
+    await kit.as_user("admin")
+    assert len(await kit.events()) > 0
     found = {name: value for name, value in series(await settled(kit)).items() if "consumer_lag" in name}
     assert found
     assert not [name for name in found if 'consumer="other"' in name]
+    assert set(found.values()) == {0}
+
+
+async def test_calls_of_subscribers_are_counted(make_kit: Callable[..., Any]) -> None:
+    class ListenerPlugin(Plugin):
+        """Listens."""
+
+        name = "listener"
+
+        @hookimpl
+        def corral_subscribers(self) -> list[Subscriber]:
+            return [Subscriber("listener.users", ("user.*",), lambda event: None)]
+
+    kit = await make_kit(plugins=["admin", ListenerPlugin], jobs=True)
+    await kit.as_user("member")
+    label = 'corral_plugin_call_seconds_count{plugin="listener",hook="corral_subscribers"}'
+    async with asyncio.timeout(10):
+        while not series(await scrape(kit)).get(label):  # noqa: ASYNC110  (nothing tells)
+            await asyncio.sleep(0.05)
 
 
 async def test_a_plugin_may_count_in_buckets(make_kit: Callable[..., Any]) -> None:

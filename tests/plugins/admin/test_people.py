@@ -147,3 +147,18 @@ async def test_registering_sets_neither_role_nor_state(kit: Kit) -> None:
     body = {"email": "eve@example.org", "full_name": "Eve", "password": CHOSEN}
     for more in ({"role": "admin"}, {"is_active": True}, {"email_verified": True}):
         assert (await kit.client.post("/auth/register", {**body, **more})).status == 422
+
+
+async def test_actions_on_a_user_honour_if_match(kit: Kit) -> None:
+    admin, member = await kit.as_user("admin"), await kit.as_user("member")
+    await admin.post("/auth/reauth", {"password": PASSWORD})
+    path = f"/admin/users/{member.user['id']}"
+    for action in ("unlock", "reset-mfa", "reset-password"):
+        version = (await admin.get(path)).json()["version"]
+        stale = await admin.post(f"{path}/{action}", headers={"if-match": f'"{version + 1}"'})
+        assert (stale.status, stale.code, stale.json()["current_version"]) == (412, "precondition_failed", version)
+        assert (await admin.get(path)).json()["version"] == version
+        assert (await member.get("/auth/me")).status == 200
+        done = await admin.post(f"{path}/{action}", headers={"if-match": f'"{version}"'})
+        assert done.status == 200, done
+    assert (await member.get("/auth/me")).status == 401

@@ -65,9 +65,13 @@ async def test_wrong_rollups_are_corrected_with_an_alert(books: Any, series: str
         wrong = Rollup.update(cost_micro=Rollup.cost_micro + 7, calls=Rollup.calls - 1)
         is_prefix = series == rollups.QUARTER_HOURLY
         wrong.where(Rollup.series.startswith(series) if is_prefix else Rollup.series == series).execute()
-        all_time = {rollups.MODEL: rollups.TOTAL, rollups.TASK: rollups.TASK_TOTAL}.get(series)
-        if all_time is not None:
-            wrong.where(Rollup.series == all_time).execute()
+        longer = {
+            rollups.AGENT: rollups.AGENT_MONTH,
+            rollups.MODEL: rollups.TOTAL,
+            rollups.TASK: rollups.TASK_TOTAL,
+        }.get(series)
+        if longer is not None:
+            wrong.where(Rollup.series == longer).execute()
 
     await books.work(spoil)
     assert await snapshot(books) != right
@@ -82,7 +86,8 @@ async def test_lost_rollups_are_restored(books: Any) -> None:
     right = await snapshot(books)
     by_day = Rollup.series.in_(rollups.DAILY_SERIES) | Rollup.series.startswith(rollups.QUARTER_HOURLY)
     await books.work(lambda: Rollup.delete().where(by_day).execute())
-    await books.work(lambda: Rollup.delete().where(Rollup.series.in_((rollups.TOTAL, rollups.TASK_TOTAL))).execute())
+    longer = (rollups.AGENT_MONTH, rollups.TOTAL, rollups.TASK_TOTAL)
+    await books.work(lambda: Rollup.delete().where(Rollup.series.in_(longer)).execute())
     await jobs.reconcile_rollups(books.kit.kernel.database.work)
     tasks = 4 + rollups.COUNTERS.index(
         "tasks"
@@ -147,5 +152,5 @@ async def test_metrics_show_totals_by_provider(books: Any) -> None:
     await books.settle("0.25", provider="acme")
     await books.settle(provider="acme", input_tokens=7)
     text = (await books.kit.client.get("/metrics")).body.decode()
-    assert 'corral_cost_usd_total{provider="acme"} 0.25' in text
-    assert 'corral_cost_unpriced_tokens_total{provider="acme"} 7.0' in text
+    assert 'corral_cost_usd{provider="acme"} 0.25' in text
+    assert 'corral_cost_unpriced_tokens{provider="acme"} 7.0' in text

@@ -199,9 +199,14 @@ async def test_what_became_of_the_money(make_kit: Callable[..., Any]) -> None:
     assert (agent["agent_id"], agent["name"], agent["deleted"]) == (world.agent_id, "runner", False)
     assert (agent["cost_usd"], agent["tasks"], agent["budget"]) == (2.25, 3, None)
     assert agent["cost_per_completed_task_usd"] == 1.125
+    for path in (f"/agents/{world.agent_id}", "/agents"):
+        view = (await books.member.get(path)).json()
+        assert view.get("items", [view])[0]["spent_month_usd"] == 2.25
     of_task = await books.read(f"events?task_id={twice}")
     assert [event["cost_usd"] for event in of_task["items"]] == [0.5, 0.5]
     assert len({event["attempt_id"] for event in of_task["items"]}) == 2
+    await books.pass_days(32)
+    assert (await books.member.get(f"/agents/{world.agent_id}")).json()["spent_month_usd"] == 0
 
 
 async def test_a_deleted_agent_keeps_its_name_and_costs(make_kit: Callable[..., Any]) -> None:

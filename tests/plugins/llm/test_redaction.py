@@ -117,7 +117,7 @@ def test_the_last_text_keeps_its_position() -> None:
 def test_whole_fields_are_redacted_as_well() -> None:
     redactor = Redactor()
     redactor.set_values("test", {"one": up.KEY})
-    call = {"index": 0, "function": {"name": up.KEY, "arguments": ""}}
+    call = {"index": 0, "id": up.KEY, "function": {"name": up.KEY, "arguments": ""}}
     delta = {"annotations": [{"url_citation": {"url": f"https://x.test/{up.KEY}"}}], "tool_calls": [call]}
     (chunk,) = StreamRedaction(redactor).redact_chunk(
         {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}

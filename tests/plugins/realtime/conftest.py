@@ -175,11 +175,11 @@ class Sse:
 
     def __init__(self, answer: httpx2.Response) -> None:
         self._lines = answer.aiter_lines().__aiter__()
-        self.comments = 0
+        self.comments, self.retry = 0, ""
 
     async def begin(self) -> None:
         async with asyncio.timeout(5):
-            assert await anext(self._lines) == "retry: 2000"
+            assert await anext(self._lines) == ": connected"
             assert await anext(self._lines) == ""
 
     async def event(self, seconds: float = 5.0) -> tuple[str | None, str, Any]:
@@ -197,7 +197,8 @@ class Sse:
             elif line:
                 name, _, text = line.partition(": ")
                 found[name] = text
-            elif "event" in found:
+            elif found:  # many parsers deliver every block with a field, also one without data
+                self.retry = found.pop("retry", self.retry)
                 return found.get("id"), found["event"], json.loads(found["data"])
         raise StopAsyncIteration
 

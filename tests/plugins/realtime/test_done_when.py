@@ -315,6 +315,7 @@ async def test_streams_follow_the_same_rules(kit: Kit, port: int, monkeypatch: A
         await member.post("/emitter", {"first": 4, "kind": "whispered"})
         assert (await stream.event())[2]["data"]["number"] == 4
         assert stream.comments >= 1
+        assert stream.retry == "2000"
         assert len(hub_of(kit).viewers) == 1
         await member.post("/auth/logout")
         assert [event async for event in stream] == []  # it ends

@@ -13,13 +13,14 @@ import pytest
 from tests.plugins.security.conftest import AWAY, HOME, PLUGINS, TRUSTING, From, make_key
 
 from corral.auth.principal import Principal
+from corral.http.client_address import address_key
 from corral.http.routes import Rate, Route
 from corral.plugin import RateLimiter, RateLimits, Settings
 from corral.testing.kit import Answer, Kit
 from corral.testing.server import ServerProcess
 from corral_core.redis.api import SharedBuckets
 from corral_plugins.security.service.ip_rules import IpGate
-from corral_plugins.security.service.rate_limits import BucketFull, RequestLimits, TokenBuckets, address_key
+from corral_plugins.security.service.rate_limits import BucketFull, RequestLimits, TokenBuckets
 
 pytestmark = pytest.mark.one_engine
 

@@ -204,3 +204,18 @@ def test_what_may_not_be_declared(name: str, options: dict[str, Any], told: str)
     setting = Setting(**{"name": name, "kind": int, "default": 1, "title": "x", **options})
     with pytest.raises(ValueError, match=told):
         SettingsRegistry({}).declare([setting], "shelf")
+
+
+async def test_a_bulk_change_honours_if_match(shelf: it.Shelf) -> None:
+    read = await shelf.admin.get("/settings")
+    body = {"settings": {"shelf.width": 2}}
+    tag = read.headers["etag"]
+    assert (await shelf.admin.get("/settings?category=shelf&details=true")).headers["etag"] == tag
+    assert (await shelf.put("shelf.high", 50)).status == 200  # another setting: the group was read before
+    stale = await shelf.admin.put("/settings/bulk", body, headers={"if-match": tag})
+    assert (stale.status, stale.code) == (412, "precondition_failed")
+    assert shelf.get(it.WIDTH) != 2.0
+    fresh = (await shelf.admin.get("/settings")).headers["etag"]
+    assert fresh != tag
+    assert (await shelf.admin.put("/settings/bulk", body, headers={"if-match": fresh})).status == 200
+    assert (await shelf.admin.put("/settings/bulk", body, headers={"if-match": "*"})).status == 200

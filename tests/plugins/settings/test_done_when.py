@@ -118,6 +118,7 @@ async def test_the_object_of_a_setting_tells_everything(shelf: Shelf) -> None:
         "title": "Upper end",
         "description": "",
         "restart_required": False,
+        "own_session": False,
         "plugin": "shelf",
         "env": None,
         "value": 10,

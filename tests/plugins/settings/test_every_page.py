@@ -37,7 +37,7 @@ jobs.retention_days | int | 1-90 | 7
 plugins.call_budget_seconds | int | 1-60 | 5
 plugins.quarantine_errors | int | 1-100 | 5
 plugins.quarantine_window_seconds | int | 10-3600 | 60
-security.registration | enum | open,invite,closed | "open"
+security.registration | enum | open,invite,closed | "invite"
 security.default_role | enum | member,viewer | "member"
 security.email_verification | bool | | false
 security.require_mfa | bool | | false

@@ -10,6 +10,7 @@ import pytest
 from corral.errors import Unauthorized
 from corral.testing.kit import Client
 from corral_core.accounts.api import Tickets
+from corral_plugins.tasks.service.statistics import TaskMetrics
 
 
 async def test_created_claimed_started_and_completed(world: Any) -> None:
@@ -108,7 +109,12 @@ async def test_a_task_that_is_not_started_in_time_goes_back(world: Any) -> None:
     await world.pass_time(31)
     assert (await world.read(task_id))["status"] == "pending"
     assert (await lease.call("start")).code == "lease_lost"
-    assert (await world.heartbeat(lease))["leases"][0]["state"] == "lost"
+    told = (await world.heartbeat(lease))["leases"][0]
+    assert (told["state"], told["reason"]) == ("lost", None)
+    again = await world.worker.run()
+    await again.ok("complete", {"result": None})
+    told = (await world.heartbeat(again))["leases"][0]
+    assert (told["state"], told["reason"]) == ("lost", "complete")
 
 
 async def test_retry_policy_and_backoff(world: Any) -> None:
@@ -295,6 +301,9 @@ async def test_stale_calls_count_their_usage_only(world: Any) -> None:
     assert (stale.status, stale.code) == (409, "lease_lost")
     task = await world.read(task_id)
     assert (task["status"], task["cost"]["cost_usd"]) == ("pending", 1.5)
+    assert (await lease.call("logs", {"entries": []})).code == "lease_lost"
+    metrics = world.kit.kernel.container.get(TaskMetrics).stale_calls()
+    assert metrics == {("complete",): 1, ("logs",): 1}
 
 
 async def test_stalls(world: Any) -> None:

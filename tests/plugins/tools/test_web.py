@@ -74,6 +74,13 @@ async def test_encodings_of_texts_are_known(run: Run, server: Receiver, name: st
     assert (await result(run, "http.fetch", {"url": server.url("/text")}))["text"] == text
 
 
+@pytest.mark.parametrize("name", ["utf-16", "UTF16", "utf_16", "utf-32"])
+async def test_text_without_a_byte_order_mark_is_little_endian(run: Run, server: Receiver, name: str) -> None:
+    body = "Grüße".encode("utf-32-le" if "32" in name else "utf-16-le")
+    server.pages["/text"] = (200, {"Content-Type": f"text/plain; charset={name}"}, body)
+    assert (await result(run, "http.fetch", {"url": server.url("/text")}))["text"] == "Grüße"
+
+
 async def test_a_redirect_to_no_address_is_told(run: Run, server: Receiver) -> None:
     server.pages["/lost"] = (302, {"Location": "http://[::1"}, b"")
     told = await result(run, "http.fetch", {"url": server.url("/lost")})

@@ -36,7 +36,7 @@ async def test_everything_is_for_admins_only(fleet: Any) -> None:
 async def test_viewers_read_and_auditors_do_not(fleet: Any) -> None:
     worker = await fleet.worker()
     viewer, auditor = await fleet.kit.as_user("viewer"), await fleet.kit.as_user("auditor")
-    for path in ("/workers/overview", f"/workers/{worker.user['id']}"):
+    for path in ("/workers", "/workers/overview", f"/workers/{worker.user['id']}"):
         assert (await viewer.get(path)).status == 200
         assert (await auditor.get(path)).status == 403
 
@@ -136,10 +136,14 @@ async def test_the_list_filters(fleet: Any) -> None:
     await fleet.approve(gamma.user["id"], group="gpu")
     await fleet.worker("delta", approve=False)
 
+    viewer = await fleet.kit.as_user("viewer")
+
     async def names(query: str) -> list[str]:
-        answer = await fleet.admin.get(f"/admin/workers?{query}")
-        assert answer.status == 200, answer
-        return [item["name"] for item in answer.json()["items"]]
+        answer, shared = await fleet.admin.get(f"/admin/workers?{query}"), await viewer.get(f"/workers?{query}")
+        assert (answer.status, shared.status) == (200, 200), (answer, shared)
+        items = answer.json()["items"]
+        assert shared.json()["items"] == [{key: item[key] for key in item if key != "last_errors"} for item in items]
+        return [item["name"] for item in items]
 
     assert await names("") == ["delta", "gamma", "beta", "alpha"]
     assert await names("status=pending&status=offline") == ["delta"]

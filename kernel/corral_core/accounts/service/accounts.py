@@ -229,7 +229,7 @@ class AccountsService:
         self._record_audit("auth.password.change", row.id, {}, {"password": SECRET_CHANGE})
         self._forget_cached_rights(row.id)
 
-    def drop_password(self, user_id: str) -> UserRow:
+    def drop_password(self, user_id: str, *, if_match: IfMatch = ANY_VERSION) -> UserRow:
         """Delete the password, end all sessions and invalidate all links.
 
         The user needs a new link to set a new password.
@@ -237,6 +237,7 @@ class AccountsService:
         row = self.get_row(user_id, hold=True)
         if row.purged_at is not None:
             raise NotFound()
+        if_match.check(row.version)
         dropped = UserRow.update(password_hash=None, updated_at=clock.now(), version=UserRow.version + 1)
         dropped.where(UserRow.id == user_id).execute()
         self._life.add_password(user_id, row.password_hash)

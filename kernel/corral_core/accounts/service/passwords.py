@@ -21,6 +21,7 @@ from corral import clock
 from corral.database.engine import Work
 from corral.errors import FieldError, Invalid, Unavailable
 from corral.ids import new_id
+from corral.metrics.histogram import Histogram
 from corral.plugin import Settings
 from corral_core.accounts.models import FormerPasswordRow, UserRow
 from corral_core.accounts.settings import (
@@ -68,8 +69,8 @@ class Passwords:
 
     def __init__(self) -> None:
         self._waiting = 0
-        self.hashed, self.hash_seconds = 0, 0.0
-        """The number of hashes that this process computed, and the total time in seconds, without time in the queue."""
+        self.hash_seconds = Histogram()
+        """The times in which this process computed hashes, without the time in the queue."""
 
     async def hash_password(self, password: str, *, pointer: str = "/password") -> str:
         """Check the length of a password and hash it. The caller must apply the password policy."""
@@ -94,8 +95,7 @@ class Passwords:
             value, seconds = await asyncio.get_running_loop().run_in_executor(_threads, _count_seconds, work)
         finally:
             self._waiting -= 1
-        self.hashed += 1
-        self.hash_seconds += seconds
+        self.hash_seconds.observe(seconds)
         return value
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from corral.database.engine import Work
 from corral.database.unit import UnitContext
+from corral.http.answers import ANY_VERSION, IfMatch
 from corral.jobs.job import enqueue
 from corral_core.accounts.api import Mail, UserView
 from corral_core.accounts.models import UserRow
@@ -85,8 +86,8 @@ class PasswordLinksService:
         mailed = self._mail.send_link(row.email, SET_PASSWORD, row.id)
         return None if mailed else self._links.issue_url(SET_PASSWORD, row.id)
 
-    def create_reset_link(self, user_id: str) -> str:
-        row = self._accounts.drop_password(user_id)
+    def create_reset_link(self, user_id: str, *, if_match: IfMatch = ANY_VERSION) -> str:
+        row = self._accounts.drop_password(user_id, if_match=if_match)
         url = self._links.issue_url(RESET, row.id)
         self._mail.send_link(row.email, RESET, row.id)
         return url
@@ -100,13 +101,15 @@ class AccountRecoveryService:
     def __init__(self, accounts: AccountsService, lockout: Lockout, second: SecondFactor) -> None:
         self._accounts, self._lockout, self._second = accounts, lockout, second
 
-    def unlock(self, user_id: str) -> UserView:
-        user = self._accounts.get_row(user_id)
+    def unlock(self, user_id: str, *, if_match: IfMatch = ANY_VERSION) -> UserView:
+        user = self._accounts.get_row(user_id, hold=True)
+        if_match.check(user.version)
         self._lockout.unlock(user.email, user.id)
         return self._accounts.get(user_id)
 
-    def reset_mfa(self, user_id: str) -> UserView:
-        user = self._accounts.get_row(user_id)
+    def reset_mfa(self, user_id: str, *, if_match: IfMatch = ANY_VERSION) -> UserView:
+        user = self._accounts.get_row(user_id, hold=True)
+        if_match.check(user.version)
         if self._second.disable(user.id):
             self._accounts.end_sessions(user.id, "revoked")
             if self.mail is not None:

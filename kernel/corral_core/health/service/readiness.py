@@ -31,7 +31,8 @@ class ReadinessProbe:
     def __init__(self, database: Database, registry: PluginRegistry) -> None:
         self._database, self._registry = database, registry
         self._asked: tuple[float, asyncio.Task[bool]] | None = None
-        self._migrated = False
+        self.pending_migrations: int | None = None
+        """The number of migration scripts that are not yet applied, or None before the first check."""
         self.served = False  # whether the database answered at the last check
         self.accepting = True
 
@@ -44,7 +45,7 @@ class ReadinessProbe:
         protected = [item for item in self._registry.all() if item.protected]
         return ReadinessChecks(
             database=await self.database_serves(),
-            migrations=self._migrated,
+            migrations=self.pending_migrations == 0,
             plugins=all(item.state != "failed" for item in protected),
             accepting=self.accepting,
         )
@@ -61,8 +62,9 @@ class ReadinessProbe:
     def _run_database_check(self) -> bool:
         try:
             self._database.ping()
-            if not self._migrated:  # migration scripts do not change while a process runs
-                self._migrated = not pending_migrations(self._database, migrations_of(self._registry.all()))
+            if self.pending_migrations != 0:  # migration scripts do not change while a process runs
+                pending = pending_migrations(self._database, migrations_of(self._registry.all()))
+                self.pending_migrations = sum(map(len, pending.values()))
         except Exception:
             return False
         return True

@@ -133,6 +133,10 @@ class MetricsRenderer:
         up = GaugeMetricFamily("corral_up", "Whether a dependency responds (1) or not (0).", labels=["dependency"])
         up.add_metric(["database"], self._readiness.served)
         yield up
+        if (pending := self._readiness.pending_migrations) is not None:
+            yield GaugeMetricFamily(
+                "corral_migrations_pending", "Number of migration scripts that are not applied.", value=pending
+            )
 
 
 class _ParsedText:

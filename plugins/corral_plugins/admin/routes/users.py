@@ -80,24 +80,24 @@ def update_user(
 
 
 @routes.post("/users/{id}/unlock", **WRITE)
-def unlock_user(id: str, rescue: AccountRecovery, people: UserAdministration) -> AdminUserView:
+def unlock_user(id: str, match: IfMatch, rescue: AccountRecovery, people: UserAdministration) -> AdminUserView:
     """Unlock an account that is locked after failed sign-ins."""
-    return people.get_admin_view(rescue.unlock(id))
+    return people.get_admin_view(rescue.unlock(id, if_match=match))
 
 
 @routes.post("/users/{id}/reset-password", **WRITE)
-def reset_password(id: str, links: PasswordLinks) -> ResetLink:
+def reset_password(id: str, match: IfMatch, links: PasswordLinks) -> ResetLink:
     """Create a link for choosing a new password.
 
     The old password stops working, and all sessions of the user end.
     """
-    return ResetLink(reset_url=links.create_reset_link(id))
+    return ResetLink(reset_url=links.create_reset_link(id, if_match=match))
 
 
 @routes.post("/users/{id}/reset-mfa", **WRITE, step_up=True)
-def reset_mfa(id: str, rescue: AccountRecovery, people: UserAdministration) -> AdminUserView:
+def reset_mfa(id: str, match: IfMatch, rescue: AccountRecovery, people: UserAdministration) -> AdminUserView:
     """Remove the second factor of a user who lost it, and end all sessions of the user."""
-    return people.get_admin_view(rescue.reset_mfa(id))
+    return people.get_admin_view(rescue.reset_mfa(id, if_match=match))
 
 
 @routes.get("/invitations", **READ)

@@ -11,7 +11,7 @@ from corral.auth.principal import Principal
 from corral.database.statement import Statement
 from corral.errors import Invalid, Unavailable
 from corral.events.event import SystemAlert, emit
-from corral.plugin import Audit, AuditEntry, changes_between
+from corral.plugin import Audit, AuditEntry
 from corral_plugins.admin.api import KillSwitchView, Mode
 from corral_plugins.admin.models import ROW, KillSwitchRow
 from corral_plugins.tasks.api import Tasks
@@ -92,7 +92,8 @@ class KillSwitchService:
         self._alert(change)
         after = self.state()
         if self.audit is not None:
-            changes = changes_between(msgspec.structs.asdict(before), msgspec.structs.asdict(after))
+            values = {name: (getattr(before, name), getattr(after, name)) for name in after.__struct_fields__}
+            changes = {name: (old, new) for name, (old, new) in values.items() if old != new}
             entry = AuditEntry(
                 action="admin.kill_switch", object_type="kill_switch", object_id=str(ROW), changes=changes
             )

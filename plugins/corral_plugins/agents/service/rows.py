@@ -19,6 +19,7 @@ from corral.ids import new_id
 from corral_plugins.agents.models import LIVING, Agent, AgentVersion
 from corral_plugins.agents.service.configuration import version_configuration, worker_selector_view
 from corral_plugins.agents.shapes import AgentView, Status
+from corral_plugins.cost.api import Costs
 from corral_plugins.llm.api import LLM
 from corral_plugins.tasks.api import ReviewPolicy, Tasks
 from corral_plugins.tools.api import Tools
@@ -104,6 +105,7 @@ def add_version(row: Agent, changed: list[str], by: Principal) -> None:
 class AgentViews:
     """Builds API representations of agents. Other plugins are queried once for all agents of a list."""
 
+    cost: Costs | None
     llm: LLM | None
     tasks: Tasks | None
     tools: Tools | None
@@ -119,7 +121,8 @@ class AgentViews:
         live = self.tasks.leased_task_ids(working) if self.tasks is not None and working else {}
         bound = {row.worker_id for row in rows if row.worker_id is not None}
         warnings = _AgentWarnings(self.llm, self.tools, self.workers, bound)
-        return [_agent_view(row, live.get(row.id, []), warnings.warnings_of(row)) for row in rows]
+        spent = self.cost.spent_by_agents([row.id for row in rows]) if self.cost is not None else {}
+        return [_agent_view(row, live.get(row.id, []), warnings.warnings_of(row), spent.get(row.id)) for row in rows]
 
 
 class _AgentWarnings:
@@ -186,7 +189,7 @@ def _is_offered(tool: str, offered: set[str]) -> bool:
     return tool in offered
 
 
-def _agent_view(row: Agent, task_ids: list[str], warnings: list[str]) -> AgentView:
+def _agent_view(row: Agent, task_ids: list[str], warnings: list[str], spent_micro: int | None) -> AgentView:
     return AgentView(
         id=row.id,
         version=row.version,
@@ -218,6 +221,6 @@ def _agent_view(row: Agent, task_ids: list[str], warnings: list[str]) -> AgentVi
         current_task_ids=task_ids,
         active_tasks=row.active_tasks,
         last_active_at=row.last_active_at or None,
-        spent_month_usd=None,
+        spent_month_usd=None if spent_micro is None else spent_micro / 1e6,
         warnings=warnings,
     )

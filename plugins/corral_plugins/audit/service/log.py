@@ -27,6 +27,7 @@ from corral.errors import Problem, Unavailable
 from corral.events.event import SystemAlert, emit
 from corral.ids import new_id
 from corral.jobs.job import enqueue
+from corral.metrics.histogram import Histogram
 from corral.plugin import AuditEntry, Settings
 from corral.redact.redactor import Redactor
 from corral_plugins.audit.models import HEAD, AuditRow, ChainHead
@@ -258,7 +259,7 @@ class AuditLog:
         self._deduplicator = Deduplicator()
         self.rows: Counter[str] = Counter()
         self.failures, self._reported_failures = 0, 0
-        self.append_seconds = 0.0
+        self.append_seconds = Histogram()
 
     @property
     def verbose(self) -> bool:
@@ -327,7 +328,7 @@ class AuditLog:
 
         def count() -> None:
             self.rows[columns["outcome"]] += 1
-            self.append_seconds += took
+            self.append_seconds.observe(took)
 
         unit.after.append(count)
 

@@ -46,6 +46,11 @@ def day_of(instant: str) -> int:
     return int(clock.parse_instant(instant)) // DAY
 
 
+def month_of(instant: str) -> int:
+    """Return the number of the UTC month since the year 0 that contains an instant."""
+    return int(instant[:4]) * 12 + int(instant[5:7]) - 1
+
+
 def day_number(day: date) -> int:
     """Return the number of days from 1970-01-01 to a date."""
     return (day - _EPOCH).days

@@ -5,6 +5,7 @@ The ledger also decides which events a user may read.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ from corral.ids import new_id
 from corral_plugins.cost.api import MAX_TOKENS, BillableUsage, ChargedCost, PriceQuote, TokenCounts
 from corral_plugins.cost.models import CostEvent
 from corral_plugins.cost.service import rollups
+from corral_plugins.cost.service.day_buckets import month_of
 from corral_plugins.cost.service.money import to_usd
 from corral_plugins.cost.service.pricing import Pricing
 from corral_plugins.cost.shapes import MAX_USD, CostEventQuery, CostEventView
@@ -57,6 +59,9 @@ class CostLedger:
             return self._stored_charge(spent)
         rollups.add_event(event)
         return ChargedCost(event_id=event["id"], **msgspec.structs.asdict(quote))
+
+    def spent_by_agents(self, agent_ids: Sequence[str]) -> dict[str, int]:
+        return {**dict.fromkeys(agent_ids, 0), **rollups.costs_in_month(month_of(clock.now()), agent_ids)}
 
     def spent_on_task(self, task_id: str) -> int:
         return rollups.all_time_total(rollups.TASK_TOTAL, task_id).cost_micro

@@ -20,9 +20,11 @@ from corral_plugins.cost.service.day_buckets import (
     QUARTER_HOUR,
     QUARTER_HOURS_PER_DAY,
     day_of,
+    month_of,
 )
 from corral_plugins.cost.service.rollups import (
     AGENT,
+    AGENT_MONTH,
     ALL_TIME,
     MODEL,
     PRIVATE,
@@ -134,17 +136,15 @@ def _rollup_columns(series: str, day: int, quarter_hour: str) -> list[dict[str, 
 
 
 def correct_rollups(found: Differences) -> None:
-    """Add the found differences to the rollups and to the matching all-time rollups, and raise an alert.
+    """Add the found differences to the rollups and to the matching monthly and all-time rollups, and raise an alert.
 
     Increments that other units of work write in the meantime are preserved.
     """
-    all_time: dict[RollupKey, Counter[str]] = {}
+    longer: dict[RollupKey, Counter[str]] = {}
     for key, counters in found.items():
-        series = {MODEL: TOTAL, TASK: TASK_TOTAL}.get(key.series)
-        if series is not None:
-            subkey = key.subkey if series == TASK_TOTAL else ""
-            all_time.setdefault(RollupKey(series, ALL_TIME, key.key, subkey), Counter()).update(counters)
-    rollups.increment_rollups({**found, **all_time})
+        if (matching := _longer_rollup(key)) is not None:
+            longer.setdefault(matching, Counter()).update(counters)
+    rollups.increment_rollups({**found, **longer})
     key, counters = next(iter(found.items()))
     detail = f"{len(found)} rollups differed from their events and were corrected; the first: {tuple(key)}: {counters}."
     log.error("cost rollups corrected", extra={"rollups": len(found), "detail": detail})
@@ -152,6 +152,15 @@ def correct_rollups(found: Differences) -> None:
         kind="cost_mismatch", severity="warning", title="Cost totals were corrected", detail=detail[:2000]
     )
     emit(alert, object=("cost", key.series))
+
+
+def _longer_rollup(key: RollupKey) -> RollupKey | None:
+    """Return the monthly or all-time rollup that contains the same events as a daily one, or None."""
+    if key.series == AGENT and key.key:
+        return RollupKey(AGENT_MONTH, month_of(clock.format_instant(key.period * DAY)), key.key)
+    if key.series == MODEL:
+        return RollupKey(TOTAL, ALL_TIME, key.key)
+    return RollupKey(TASK_TOTAL, ALL_TIME, key.key, key.subkey) if key.series == TASK else None
 
 
 # -- retention

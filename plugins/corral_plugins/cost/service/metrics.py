@@ -28,13 +28,13 @@ class ProviderTotals:
         labels = {"provider": self._providers}
         return [
             Metric(
-                name="corral_cost_usd_total",
+                name="corral_cost_usd",
                 help="Cost by provider in USD. Corrections can lower it.",
                 labels=labels,
                 collect=self._cost_by_provider,
             ),
             Metric(
-                name="corral_cost_unpriced_tokens_total",
+                name="corral_cost_unpriced_tokens",
                 help="Tokens without a known price, by provider.",
                 labels=labels,
                 collect=self._unpriced_tokens,

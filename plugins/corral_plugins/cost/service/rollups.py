@@ -11,7 +11,7 @@ import functools
 import itertools
 import operator
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import peewee
@@ -22,7 +22,7 @@ from corral.database.statement import Parameter, Statement
 from corral.database.unit import before_commit, current
 from corral.events.log import LoggedEvent
 from corral_plugins.cost.models import CostEvent, DeletedAgent, Rollup
-from corral_plugins.cost.service.day_buckets import QUARTER_HOURS_PER_DAY, OffsetSpan, day_of, quarter_hour_of
+from corral_plugins.cost.service.day_buckets import QUARTER_HOURS_PER_DAY, OffsetSpan, day_of, month_of, quarter_hour_of
 
 SHARDS = 4
 BATCH_ROWS = 100
@@ -55,11 +55,13 @@ COUNTERS = RollupCounters._fields
 # Series by UTC day. The key of MODEL is the provider and its subkey the model; the subkey of TASK is the agent.
 AGENT, MODEL, USER, TASK = "agent", "model", "user", "task"
 DAILY_SERIES = (AGENT, MODEL, USER, TASK)
+# The costs of each agent by UTC month.
+AGENT_MONTH = "agent_month"
 # Series without a period: by provider, by task (subkey: agent), and events that only one user may see.
 TOTAL, TASK_TOTAL, PRIVATE = "total", "task_total", "private"
 ALL_TIME = 0
 QUARTER_HOURLY = "quarter_hour:"
-_SHARDED = frozenset({AGENT, MODEL, TOTAL})
+_SHARDED = frozenset({AGENT, AGENT_MONTH, MODEL, TOTAL})
 """The series, besides the quarter-hour series, whose rows are sharded because concurrent units of work update them."""
 
 
@@ -106,6 +108,8 @@ def keys_of(event: Row) -> list[RollupKey]:
         RollupKey(USER, day, event["user_id"] or ""),
         RollupKey(TOTAL, ALL_TIME, provider),
     ]
+    if agent:
+        keys.append(RollupKey(AGENT_MONTH, month_of(event["ts"]), agent))
     if task is not None:
         keys += [RollupKey(TASK, day, task, agent), RollupKey(TASK_TOTAL, ALL_TIME, task, agent)]
     if event["private_to"] is not None:
@@ -335,6 +339,13 @@ def grouped_totals(series: str, first: int = ALL_TIME, last: int = ALL_TIME) -> 
     """Return `(key, subkey, totals)` for every key of a series, summed over the periods from `first` to `last`."""
     rows = _GROUPS.rows({"series": series, "first": first, "end": last + 1})
     return [(key, subkey, _sum_columns(values)) for key, subkey, *values in rows]
+
+
+def costs_in_month(month: int, agent_ids: Sequence[str]) -> dict[str, int]:
+    """Return the cost of each of these agents in a month in micro-USD. Agents without costs are absent."""
+    in_month = (Rollup.series == AGENT_MONTH) & (Rollup.period == month) & Rollup.key.in_(list(agent_ids))
+    found: Any = Rollup.select(Rollup.key, fn.SUM(Rollup.cost_micro)).where(in_month).group_by(Rollup.key).tuples()
+    return {agent_id: int(cost) for agent_id, cost in found} if agent_ids else {}
 
 
 def costliest_tasks(first: int, last: int, *, limit: int, offset: int) -> tuple[list[tuple[str, RollupCounters]], int]:

@@ -48,6 +48,7 @@ CALL: dict[str, Any] = {
     "body_limit": 8 * MIB,
     "seconds": MAX_SECONDS,
     "lenient": True,
+    "redacted": False,  # the gateway redacts the texts of messages, but not images
     "raises": CALL_PROBLEMS,
     "delegable": True,
     "abandoned": True,

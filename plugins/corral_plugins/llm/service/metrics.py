@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from corral.metrics.histogram import Histogram
 from corral.plugin import Metric
 from corral_plugins.llm.service.calls import CallOutcome
 from corral_plugins.llm.service.slots import ConcurrencySlots
 
 STATUSES = ("completed", "failed", "cancelled")
+FIRST_TOKEN_BOUNDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 DIRECTIONS = ("input", "output", "cache_read", "cache_write")
 
 
@@ -21,8 +23,7 @@ class CallMetrics:
         self._cost_micro_usd: Counter[tuple[str, ...]] = Counter()
         self._tokens: Counter[tuple[str, ...]] = Counter()
         self._fallbacks: Counter[tuple[str, ...]] = Counter()
-        self._first_token_ms: Counter[tuple[str, ...]] = Counter()
-        self._streams: Counter[tuple[str, ...]] = Counter()
+        self._first_token_seconds = Histogram(FIRST_TOKEN_BOUNDS)
 
     def add_call(self, outcome: CallOutcome) -> None:
         """Count a call that has ended, and add its cost, tokens and time to the first token."""
@@ -32,8 +33,7 @@ class CallMetrics:
         for direction in DIRECTIONS:
             self._tokens[(provider, direction)] += getattr(tokens, f"{direction}_tokens")
         if outcome.first_token_ms is not None:
-            self._first_token_ms[(provider,)] += outcome.first_token_ms
-            self._streams[(provider,)] += 1
+            self._first_token_seconds.observe(outcome.first_token_ms / 1000, (provider,))
 
     def add_fallback(self, provider: str) -> None:
         """Count a fallback from a model of this provider to another model."""
@@ -42,7 +42,22 @@ class CallMetrics:
     def definitions(self, providers: Sequence[str]) -> list[Metric]:
         """Return the metric definitions. `providers` are the possible values of the label `provider`."""
         labels = {"provider": providers}
-        return [*self._counters(labels), *self._gauges(labels)]
+        return [
+            *self._counters(labels),
+            Metric(
+                name="corral_llm_first_token_seconds",
+                help="Time from the request to the first token of streamed responses, in seconds.",
+                kind="histogram",
+                labels=labels,
+                collect=self._first_token_seconds.read,
+            ),
+            Metric(
+                name="corral_llm_queue",
+                help="Number of calls that are waiting for a concurrency slot.",
+                labels=labels,
+                collect=_waiting_calls,
+            ),
+        ]
 
     def _counters(self, labels: Mapping[str, Sequence[str]]) -> list[Metric]:
         return [
@@ -73,24 +88,6 @@ class CallMetrics:
                 kind="counter",
                 labels=labels,
                 collect=lambda: self._fallbacks,
-            ),
-        ]
-
-    def _gauges(self, labels: Mapping[str, Sequence[str]]) -> list[Metric]:
-        return [
-            Metric(
-                name="corral_llm_first_token_seconds",
-                help="Average time from the request to the first token of streamed responses, in seconds.",
-                labels=labels,
-                collect=lambda: {
-                    provider: self._first_token_ms[provider] / n / 1000 for provider, n in self._streams.items()
-                },
-            ),
-            Metric(
-                name="corral_llm_queue",
-                help="Number of calls that are waiting for a concurrency slot.",
-                labels=labels,
-                collect=_waiting_calls,
             ),
         ]
 

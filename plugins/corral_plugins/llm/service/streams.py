@@ -110,8 +110,9 @@ class StreamRedaction:
                 delta[name] = self._redactor.redact_json(value, patterns=False)
         for call in delta.get("tool_calls") or ():
             function = call.get("function") or {}
-            if isinstance(function.get("name"), str):
-                function["name"] = self._redactor.redact(function["name"], patterns=False)
+            for part, field in ((call, "id"), (function, "name")):
+                if isinstance(part.get(field), str):
+                    part[field] = self._redactor.redact(part[field], patterns=False)
             if isinstance(function.get("arguments"), str):
                 stream = self._stream_of_part(index, call.get("index", 0))
                 function["arguments"] = stream.feed(function["arguments"])

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from corral.auth.principal import Principal
 from corral.database.model import ADMIN
@@ -18,12 +18,14 @@ from corral.errors import Problem, TooMany, Unavailable
 from corral.events.event import EventTypes
 from corral.events.live_feed import Feed
 from corral.events.log import LoggedEvent
+from corral.http.client_address import address_key
 from corral.plugin import Settings
 from corral_plugins.realtime.service.messages import RESTARTING, EventFrame, NoticeFrame, Refusal
 from corral_plugins.realtime.service.viewer import Key, Subscription, Viewer
 from corral_plugins.realtime.settings import MAX_SOCKETS
 
 MAX_CLIENTS = 2000
+MAX_PENDING, MAX_PENDING_OF_ADDRESS = 200, 20  # sockets whose first message must sign in
 MAX_SUBSCRIPTIONS = 50
 DRAIN_SECONDS = 2.0
 RIGHTS_EVENTS = frozenset(
@@ -43,7 +45,7 @@ class ViewerHub:
         self._users: Counter[str] = Counter()
         self._index: dict[str, dict[Viewer, list[Subscription]]] = {}
         self._unwatch: Callable[[], None] = lambda: None
-        self._pending = 0  # accepted connections that have not signed in yet
+        self._pending: Counter[str] = Counter()  # accepted connections that have not signed in yet, by address
         self.dropped = 0
         self.stopping = False
         self.occupied, self._empty = asyncio.Event(), asyncio.Event()
@@ -87,15 +89,31 @@ class ViewerHub:
         """Return the error if this process accepts no further connection, else None."""
         if self.stopping:
             return Unavailable("The server is shutting down.", code="shutting_down")
-        if len(self.viewers) + self._pending >= MAX_CLIENTS:
+        if len(self.viewers) >= MAX_CLIENTS:
             return Unavailable(
                 "This process has reached its limit of live connections; try again later.", code="overloaded"
             )
         return None
 
-    def change_pending_sign_ins(self, change: int) -> None:
-        """Add `change`, which is 1 or -1, to the number of connections that have not signed in yet."""
-        self._pending += change
+    @contextlib.contextmanager
+    def pending_sign_in(self, client_ip: str) -> Iterator[None]:
+        """Count a connection that has not signed in yet. These connections take no place of those that have.
+
+        Raises `TooMany` or `Unavailable` if the address, or all addresses together, have too many of them.
+        """
+        key = address_key(client_ip)
+        if self._pending[key] >= MAX_PENDING_OF_ADDRESS:
+            raise TooMany("Too many connections of this address have not signed in yet.", code="concurrency_limit")
+        if self._pending.total() >= MAX_PENDING:
+            raise Unavailable(
+                "Too many connections have not signed in yet; send the credential in the handshake.", code="overloaded"
+            )
+        self._pending[key] += 1
+        try:
+            yield
+        finally:
+            self._pending[key] -= 1
+            self._pending += Counter()  # drop addresses without connections
 
     def check_connection_limit(self, user: str) -> None:
         """Raise `TooMany` if the user has reached the limit of connections."""

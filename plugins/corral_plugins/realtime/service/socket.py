@@ -66,23 +66,25 @@ class WebSocketServer:
             detail = "Pages of this origin may not open WebSockets. An admin can add the origin to http.cors_origins."
             await connection.refuse(Forbidden(detail))
             return
-        refusal = self._hub.connection_refusal()
-        if refusal is not None:
-            await connection.refuse(refusal)
-            return
-        self._hub.change_pending_sign_ins(1)
-        try:
-            await connection.accept()
-            viewer = await self._sign_in(connection)
-            self._hub.add_viewer(viewer)
-        except _SignInRefused as refused:
-            await connection.close(refused.code, refused.reason)
-            return
-        except TooMany as problem:
-            await connection.close(TOO_MANY, problem.detail)
-            return
-        finally:
-            self._hub.change_pending_sign_ins(-1)
+        with contextlib.ExitStack() as waiting:
+            try:
+                if (refusal := self._hub.connection_refusal()) is not None:
+                    raise refusal
+                if not _names_credential(connection):
+                    waiting.enter_context(self._hub.pending_sign_in(connection.request.client_ip))
+            except Problem as problem:
+                await connection.refuse(problem)
+                return
+            try:
+                await connection.accept()
+                viewer = await self._sign_in(connection)
+                self._hub.add_viewer(viewer)
+            except _SignInRefused as refused:
+                await connection.close(refused.code, refused.reason)
+                return
+            except TooMany as problem:
+                await connection.close(TOO_MANY, problem.detail)
+                return
         try:
             await self._run_connection(connection, viewer)
         finally:
@@ -115,7 +117,7 @@ class WebSocketServer:
             raise Malformed("The request contains two credentials; send only one.")
         if ticket is not None:
             return await self._rights.viewer_for_ticket(ticket, request.client_ip)
-        credential = header or token
+        credential = token if header is None else header
         return None if credential is None else await self._rights.viewer_for_credential(credential, request.client_ip)
 
     async def _by_message(self, connection: SocketConnection) -> Viewer:
@@ -268,6 +270,13 @@ class MessageRateLimit:
             return False
         self._left -= 1
         return True
+
+
+def _names_credential(connection: SocketConnection) -> bool:
+    """Return whether the handshake contains a credential, valid or not."""
+    request, query = connection.request, connection.query
+    headers = (request.header("authorization"), request.header("x-api-key"))
+    return any(given is not None for given in (*headers, query.get("token"), query.get("ticket")))
 
 
 def _auth_ok(viewer: Viewer) -> NoticeFrame:

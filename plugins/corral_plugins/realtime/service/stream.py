@@ -11,6 +11,7 @@ from corral_plugins.realtime.service.replay import ReplayFactory
 from corral_plugins.realtime.service.viewer import Viewer
 
 COMMENT_SECONDS = 15.0
+RETRY = b"retry: 2000\n"  # part of the first event: many parsers deliver a block without data as an empty message
 BATCH_SIZE = 64
 
 
@@ -27,6 +28,7 @@ class EventStream:
         self._hub, self._replays, self._viewer = hub, replays, viewer
         self._patterns, self._cursor = patterns, cursor
         self._begun = self._over = False
+        self._prefix = RETRY
 
     def __aiter__(self) -> EventStream:
         return self
@@ -46,7 +48,8 @@ class EventStream:
             if isinstance(entry, CloseFrame):
                 self._over = True
                 break
-            parts.append(entry.sse_block)
+            parts.append(self._prefix + entry.sse_block)
+            self._prefix = b""
             entry = self._viewer.pop_sendable_entry() if len(parts) < BATCH_SIZE else None
         if not parts:
             raise StopAsyncIteration
@@ -70,4 +73,4 @@ class EventStream:
         else:
             if self._cursor is not None:
                 self._viewer.queue_entry(self._replays.create_replay(self._viewer, self._cursor, made))
-        return b"retry: 2000\n\n"
+        return b": connected\n\n"

@@ -10,8 +10,6 @@ generation is then dropped as a whole.
 from __future__ import annotations
 
 import asyncio
-import functools
-import ipaddress
 import math
 import time
 from collections import Counter
@@ -19,6 +17,7 @@ from collections.abc import Callable
 
 from corral.auth.principal import Principal
 from corral.errors import TooMany
+from corral.http.client_address import address_key
 from corral.http.routes import Rate, Route
 from corral.plugin import Quota, Settings
 from corral_core.redis.api import SharedBuckets
@@ -296,11 +295,3 @@ class RequestLimits:
 def tighter_quota(one: Quota, other: Quota | None) -> Quota:
     """Return the quota with fewer remaining requests."""
     return one if other is None or one.remaining <= other.remaining else other
-
-
-@functools.lru_cache(maxsize=8192)
-def address_key(client_ip: str) -> str:
-    """Return the key under which a client is counted: the IPv4 address, or the /64 network of an IPv6 address."""
-    if ":" not in client_ip:
-        return client_ip
-    return str(ipaddress.ip_network(f"{client_ip}/64", strict=False).network_address)

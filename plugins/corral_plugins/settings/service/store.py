@@ -6,6 +6,7 @@ A change of several settings takes effect as a whole or not at all.
 from __future__ import annotations
 
 import asyncio
+import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,13 +23,11 @@ from corral.plugin import SECRET_CHANGE, Audit, AuditEntry, Setting, Settings
 from corral.redact.redactor import Redactor
 from corral.settings.registry import EffectiveSetting, SettingsRegistry, SettingValues, StoredSetting
 from corral.settings.store import SettingsChange
-from corral.settings.validation import SettingRefused, convert_value, is_url
+from corral.settings.validation import SettingRefused, WebUrl, convert_value
 from corral_plugins.settings.api import SettingChanged
 from corral_plugins.settings.service.rows import SettingChange, SettingRows, combined_version, to_plain_json
 
 MAX_VALUE_BYTES = 64 * 1024
-# These categories determine who can sign in, also through mailed links. Only a person who signed in may change them.
-OWN_SESSION_CATEGORIES = ("security", "password", "mail")
 Stored = Mapping[str, StoredSetting]
 Check = Callable[[Settings, Principal], None]
 
@@ -47,7 +46,7 @@ class SettingsService:
     async def check_urls(self, values: Mapping[str, Any], *, pointer: Callable[[str], str] = "/{}".format) -> None:
         for name, value in values.items():
             item = self._registry.find(name)
-            if item is not None and isinstance(value, str) and is_url(item.setting):
+            if item is not None and isinstance(value, str) and _is_url(item.setting):
                 await self._egress.at_save(value, pointer=pointer(name))
 
     def change(
@@ -112,6 +111,10 @@ class SettingsService:
         """
         self._find_declared(name)
         self._refuse_locked([name])
+
+    def all_names(self) -> list[str]:
+        """Return the names of all declared settings, also of plugins that are out of service."""
+        return [item.setting.name for item in self._registry.all()]
 
     def version(self, names: Iterable[str]) -> int:
         return combined_version(names, self.rows.all_rows())
@@ -187,9 +190,10 @@ class SettingsService:
         if not changes:
             return
         touched = {change.setting.name for change in changes}
-        if by.kind == "api_key" and any(name.partition(".")[0] in OWN_SESSION_CATEGORIES for name in touched):
+        guards = sorted(change.setting.name for change in changes if change.setting.own_session)
+        if guards and by.session_id is None and by.kind != "system":
             raise Forbidden(
-                "Sign in to change settings of this category; an API key is not sufficient.", code="insufficient_scope"
+                f"Sign in to change {', '.join(guards)}; an API key is not sufficient.", code="insufficient_scope"
             )
         self._run_guards(touched, stored, _stored_after(changes, stored), pointer)
         version = self.rows.write_changes(changes, by)
@@ -259,3 +263,8 @@ def _stored_after(changes: Iterable[SettingChange], stored: Stored) -> Stored:
         )
         for change in changes
     }
+
+
+def _is_url(setting: Setting[Any]) -> bool:
+    """Return whether the setting's type is `WebUrl` or `WebUrl | None`."""
+    return any(WebUrl == kind for kind in (setting.kind, *typing.get_args(setting.kind)))

@@ -32,6 +32,7 @@ class SettingDeclaration(msgspec.Struct, kw_only=True):
     """The declaration of a setting.
 
     `min` and `max` bound a number, or the length of a text or list. `schema` is the JSON Schema of the value.
+    `own_session`: whether only a person who signed in may change the setting, not an API key.
     """
 
     category: str
@@ -47,6 +48,7 @@ class SettingDeclaration(msgspec.Struct, kw_only=True):
     title: str
     description: str
     restart_required: bool
+    own_session: bool
     plugin: str
     env: str | None
 
@@ -230,6 +232,7 @@ def _declared_default(item: EffectiveSetting) -> dict[str, Any]:
         "title": setting.title,
         "description": setting.description,
         "restart_required": setting.restart_required,
+        "own_session": setting.own_session,
         "plugin": item.plugin,
         "env": setting.env or None,
         **{name: bound for name, bound in bounds.items() if bound is not None},

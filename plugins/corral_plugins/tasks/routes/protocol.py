@@ -79,7 +79,7 @@ def start_task(id: str, body: LeaseReport, runs: TaskRuns, caller: Principal, re
     return runs.start(id, requested_lease(body, request, caller), caller)
 
 
-@routes.post("/{id}/progress", needs=ACT, raises=LOST, lenient=True, redacted=True)
+@routes.post("/{id}/progress", needs=ACT, raises=LOST, lenient=True)
 async def report_progress(
     id: str, body: ProgressReport, runs: TaskRuns, caller: Principal, request: Request, work: Work
 ) -> LeaseRenewal:
@@ -94,13 +94,13 @@ async def report_progress(
     )
 
 
-@routes.post("/{id}/logs", needs=ACT, raises=("lease_lost",), lenient=True, redacted=True, body_limit=9 * 1024 * 1024)
+@routes.post("/{id}/logs", needs=ACT, raises=("lease_lost",), lenient=True, body_limit=9 * 1024 * 1024)
 def append_logs(id: str, body: LogReport, logs: TaskLogs, caller: Principal, request: Request) -> LogsAccepted:
     """Append lines to the log of the run, and renew its lease. Lines whose `seq` is already stored are ignored."""
     return logs.append(id, requested_lease(body, request, caller), body, caller)
 
 
-@routes.post("/{id}/checkpoint", needs=ACT, raises=LOST, lenient=True, redacted=True, body_limit=CHECKPOINT_LIMIT)
+@routes.post("/{id}/checkpoint", needs=ACT, raises=LOST, lenient=True, body_limit=CHECKPOINT_LIMIT)
 def store_checkpoint(
     id: str, body: CheckpointReport, runs: TaskRuns, caller: Principal, request: Request
 ) -> CheckpointAccepted:
@@ -168,9 +168,7 @@ async def fail_task(
     )
 
 
-@routes.post(
-    "/{id}/wait", needs=ACT, raises=(*ENDS, "plugin_disabled"), lenient=True, redacted=True, body_limit=CHECKPOINT_LIMIT
-)
+@routes.post("/{id}/wait", needs=ACT, raises=(*ENDS, "plugin_disabled"), lenient=True, body_limit=CHECKPOINT_LIMIT)
 def wait_for_person(
     id: str, body: WaitReport, runs: TaskRuns, caller: Principal, request: Request
 ) -> TaskView | Encoded:
@@ -181,7 +179,7 @@ def wait_for_person(
     return runs.wait(id, requested_lease(body, request, caller), body, caller)
 
 
-@routes.post("/{id}/release", needs=ACT, raises=ENDS, lenient=True, redacted=True)
+@routes.post("/{id}/release", needs=ACT, raises=ENDS, lenient=True)
 async def release_task(
     id: str, body: ReleaseReport, runs: TaskRuns, caller: Principal, request: Request, work: Work
 ) -> TaskView | Encoded:

@@ -62,14 +62,14 @@ class TaskLeases:
     def renew_leases(self, worker_id: str, leases: Sequence[LeaseRef]) -> list[LeaseState]:
         """Renew those of the given leases that are live, and return the state of every given lease.
 
-        Leases that are not live have the state `lost`.
+        Leases that are not live have the state `lost`, with a `reason` if a report of the run itself ended the lease.
         """
         until = self._transitions.new_lease_expiry()
         states = []
         for lease in sorted(leases, key=lambda each: each.lease_id):
             found = _RENEW.rows({"until": until, "lease": lease.lease_id.lower(), "worker": worker_id})
             if not found or found[0][0] != lease.task_id.lower():
-                states.append(LeaseState(task_id=lease.task_id, lease_id=lease.lease_id, state="lost", expires_at=None))
+                states.append(_lost_lease(lease, worker_id))
                 continue
             row = rows.find_task(found[0][0]) if found[0][1] is not None else None
             states.append(
@@ -208,6 +208,13 @@ class TaskLeases:
             self._transitions.send_signal(attempt, "lost")
             released.append(row.id)
         return released
+
+
+def _lost_lease(lease: LeaseRef, worker_id: str) -> LeaseState:
+    attempt = rows.find_attempt(lease.lease_id.lower())
+    by = attempt.ended_by if attempt is not None and attempt.worker_id == worker_id else None
+    reason = by if by in (*rows.END_REPORTS, rows.ASK_TOOL) else None
+    return LeaseState(task_id=lease.task_id, lease_id=lease.lease_id, state="lost", expires_at=None, reason=reason)
 
 
 _LIVE = Statement(

@@ -40,6 +40,10 @@ TASK_COLUMNS = [getattr(Task, name) for name in TaskRow.__struct_fields__]
 ATTEMPT_COLUMNS = [getattr(Attempt, name) for name in AttemptRow.__struct_fields__]
 
 
+END_REPORTS = ("complete", "fail", "wait", "release", "cancelled")
+"""The calls with which a worker ends a lease."""
+ASK_TOOL = "human.ask"
+"""The tool with which a run ends its own lease, because the task then waits for a person."""
 FINAL_CANCELLATIONS = ("user", "parent")
 """The kinds of cancellation that end a task permanently. After any other kind, the task may be queued again."""
 CAN_CONTINUE = Task.finished_at.is_null() & (Task.cancel_kind.is_null() | Task.cancel_kind.not_in(FINAL_CANCELLATIONS))

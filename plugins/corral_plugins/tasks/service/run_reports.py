@@ -19,7 +19,6 @@ from corral_plugins.cost.api import BillableUsage, ChargedCost, Costs
 from corral_plugins.tasks.models import Attempt, AttemptRow, LogLine, TaskRow
 from corral_plugins.tasks.report_shapes import LogEntry, LogReport, LogsAccepted, UsageItem, UsageReport, UsageTotals
 from corral_plugins.tasks.service import rows
-from corral_plugins.tasks.service.rows import lease_lost
 from corral_plugins.tasks.service.transitions import TaskTransitions
 from corral_plugins.tasks.shapes import LogQuery, LogView
 
@@ -53,9 +52,9 @@ class TaskLogs:
         """
         attempt = rows.find_attempt(lease_id) if lease_id is not None else None
         if attempt is None or attempt.task_id != task_id or attempt.finished_at is not None:
-            raise lease_lost()
+            raise self._transitions.stale_call()
         if by.worker_id != attempt.worker_id and by.lease_id != attempt.lease_id:
-            raise lease_lost()
+            raise self._transitions.stale_call()
         entries = self._new_entries(attempt, logs.entries)
         size, kept = attempt.log_bytes, []
         for entry in entries:
@@ -73,7 +72,7 @@ class TaskLogs:
             log_next=following,
         )
         if not renewed:
-            raise lease_lost()
+            raise self._transitions.stale_call()
         if kept:
             LogLine.insert_many(kept).on_conflict_ignore().execute()
         self._transitions.workers.record_contact(attempt.worker_id)

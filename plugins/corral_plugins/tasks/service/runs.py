@@ -38,11 +38,9 @@ from corral_plugins.tasks.report_shapes import (
 )
 from corral_plugins.tasks.service import rows, statistics
 from corral_plugins.tasks.service.outcomes import TaskOutcomes
-from corral_plugins.tasks.service.rows import lease_lost
 from corral_plugins.tasks.service.run_reports import UsageReports
 from corral_plugins.tasks.service.transitions import NOT_CANCELLED, TaskTransitions, publish_task_event, transition
 
-REPORTS = ("complete", "fail", "wait", "release", "cancelled")
 STATE_LIMIT, RESULT_LIMIT = 1024 * 1024, 256 * 1024
 
 MAX_SOURCES = 50
@@ -75,7 +73,7 @@ class TaskRuns:
         """
         row, attempt = self._lock_attempt(task_id, lease_id, by)
         if attempt.finished_at is not None or row.lease_id != attempt.lease_id:
-            raise lease_lost()
+            raise self._transitions.stale_call()
         return row, attempt
 
     def _lock_attempt(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[TaskRow, AttemptRow]:
@@ -86,7 +84,7 @@ class TaskRuns:
         row = rows.lock_task(task_id)
         attempt = rows.find_attempt(lease_id) if lease_id is not None else None
         if attempt is None or attempt.task_id != task_id:
-            raise lease_lost()
+            raise self._transitions.stale_call()
         if by.worker_id != attempt.worker_id and by.lease_id != attempt.lease_id:
             raise Forbidden("This lease is held by another worker.")
         return row, attempt
@@ -105,13 +103,13 @@ class TaskRuns:
             return row, attempt, False
         if attempt.ended_by == call:
             return row, attempt, True
-        if attempt.ended_by in REPORTS:
+        if attempt.ended_by in rows.END_REPORTS:
             raise Conflict(
                 f"The call {attempt.ended_by} already ended this lease.",
                 code="task_terminal",
                 current_status=row.status,
             )
-        raise lease_lost()
+        raise self._transitions.stale_call()
 
     # -- during a run
 
@@ -392,8 +390,7 @@ class TaskRuns:
         if found is None or found[0].status != "running":
             raise Conflict("Only a running task can wait for an answer.", code="lease_lost")
         row, attempt = found
-        wait_for_input(self._transitions, row, attempt, asked, by="human.ask", call_id=call_id)
-        self._transitions.send_signal(attempt, "lost")
+        wait_for_input(self._transitions, row, attempt, asked, by=rows.ASK_TOOL, call_id=call_id)
 
     @staticmethod
     def _lock_live_lease(task_id: str, lease_id: str) -> tuple[TaskRow, AttemptRow] | None:

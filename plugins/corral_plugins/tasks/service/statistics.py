@@ -221,6 +221,18 @@ def oldest_pending_ms() -> int | None:
 
 RESULTS = ("completed", "failed", "cancelled", "released", "lost", "waiting")
 STALLS = ("idle", "loop")
+LEASED_CALLS = (
+    "start",
+    "progress",
+    "logs",
+    "checkpoint",
+    "secrets",
+    "complete",
+    "fail",
+    "wait",
+    "release",
+    "cancelled",
+)
 
 Values = Mapping[tuple[str, ...], float]
 
@@ -235,6 +247,7 @@ class TaskMetrics:
         self._attempts: Counter[tuple[str, ...]] = Counter()
         self._reclaims = 0
         self._stalls: Counter[tuple[str, ...]] = Counter()
+        self._stale_calls: Counter[tuple[str, ...]] = Counter()
         self.duration_histogram, self.queue_time_histogram = Histogram(LONG_SECONDS), Histogram(LONG_SECONDS)
         self.cancel_time_histogram = Histogram(LONG_SECONDS)
 
@@ -254,6 +267,11 @@ class TaskMetrics:
     def observe_cancel_time(self, cancel_ms: int) -> None:
         """Record the time in milliseconds from a cancellation request to the end of the run."""
         after_commit(lambda: self.cancel_time_histogram.observe(cancel_ms / 1000))
+
+    def count_stale_call(self, route: str) -> None:
+        """Count a call under a lease that has ended. `route` is the route of the call, POST /tasks/{id}/<call>."""
+        call = [*route.split("/"), "", "", ""][3]
+        self._stale_calls[(call if call in LEASED_CALLS else "other",)] += 1
 
     def count_stall(self, kind: str) -> None:
         """Count a stalled run. `kind` is `idle` or `loop`."""
@@ -277,6 +295,13 @@ class TaskMetrics:
                 help="Number of leases that expired because their worker did not renew them.",
                 kind="counter",
                 collect=self.lease_reclaims,
+            ),
+            Metric(
+                name="corral_stale_calls_total",
+                help="Number of calls under a lease that had ended, by call.",
+                kind="counter",
+                labels={"call": LEASED_CALLS},
+                collect=self.stale_calls,
             ),
             Metric(
                 name="corral_task_stalls_total",
@@ -320,6 +345,10 @@ class TaskMetrics:
     def lease_reclaims(self) -> Values:
         """Return the number of leases that expired because their worker sent no renewal."""
         return {(): self._reclaims}
+
+    def stale_calls(self) -> Values:
+        """Return the number of calls under a lease that had ended, by call."""
+        return self._stale_calls
 
     def stalls_by_kind(self) -> Values:
         """Return the number of stalled runs by kind."""

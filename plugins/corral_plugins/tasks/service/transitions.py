@@ -13,7 +13,8 @@ import msgspec
 
 from corral import clock
 from corral.auth.credentials import Credentials
-from corral.database.unit import after_commit
+from corral.database.unit import after_commit, current
+from corral.errors import Conflict
 from corral.events.event import emit
 from corral.http.idempotency import expire_with_task
 from corral.plugin import Settings
@@ -126,6 +127,11 @@ class TaskTransitions:
         From then on, the token is refused.
         """
         after_commit(lambda: self._credentials.forget(lambda principal: principal.lease_id == lease_id))
+
+    def stale_call(self) -> Conflict:
+        """Count a call under a lease that is not the live lease of its task, and return the error of the call."""
+        self.metrics.count_stale_call(current().entry.label)
+        return rows.lease_lost()
 
     @staticmethod
     def send_signal(attempt: AttemptRow, state: str) -> None:

@@ -245,7 +245,8 @@ class ToolCalls:
         reason = verdict.reason or "policy"
         error: dict[str, Any] = {"type": reason, "message": SENTENCES[reason]}
         if reason == "invalid_arguments":
-            error["errors"] = [msgspec.structs.asdict(fault) for fault in verdict.faults]
+            faults = [msgspec.structs.asdict(fault) for fault in verdict.faults]
+            error["errors"] = self._redactor.redact_json(faults)  # pointers contain names of arguments
         row = call_store.insert_call(
             **self._call_columns(request, run),
             decision="denied",

@@ -9,6 +9,7 @@ refused.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import re
 from collections.abc import Mapping
 from html.parser import HTMLParser
@@ -377,7 +378,11 @@ def _decode_text(response: httpx2.Response) -> str:
     """Decode the response with the declared encoding if that is a text encoding, or else as UTF-8."""
     if not ENCODINGS.fullmatch(response.charset_encoding or ""):
         response.encoding = "utf-8"
-    return response.text
+    try:
+        return response.text
+    except UnicodeError:  # UTF-16 or UTF-32 without a byte order mark, which browsers read as little-endian
+        name = codecs.lookup(response.encoding or "").name
+        return response.content.decode(f"{name}-le", errors="replace")
 
 
 def _config_schema(properties: Json) -> Json:

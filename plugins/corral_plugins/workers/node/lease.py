@@ -58,8 +58,13 @@ class TaskLease:
         else:  # the duration may be shorter than before
             self.seconds, self.deadline = seconds, sent + seconds
 
-    def apply_state(self, state: str) -> None:
-        """Apply a lease state of the protocol: ok | lost | cancel_requested | budget_warning."""
+    def apply_state(self, state: str, reason: str | None = None) -> None:
+        """Apply a lease state of the protocol: ok | lost | cancel_requested | budget_warning.
+
+        A lost lease with a `reason` was ended by a report of its own process, which is about to exit.
+        """
+        if state == "lost" and reason is not None:
+            return
         if state == "budget_warning" and self._process is not None:
             self._process.send_control("budget")
         elif state in ("lost", "cancel_requested"):
@@ -144,8 +149,8 @@ class TaskLease:
             took = f"{time.monotonic() - self._began:.1f} s"
             told = f"{verb or 'ended'} after {took}{f': {why}' if why else ''}"
             log.info("task %s: attempt %s %s", self.task_id, self._attempt, told)
-        elif status == LOST or self._lost:
-            log.warning("task %s: the lease was lost; the work is discarded", self.task_id)
+        elif status == LOST or self._lost:  # the answer to a report that was accepted may have been lost as well
+            log.warning("task %s: the lease has ended; results that were not reported are discarded", self.task_id)
         elif status == CANCELLED or self._cancelled:
             await self._acknowledge_cancel()
         elif self._drain_until is not None:  # the signal that stops the worker may also reach its processes

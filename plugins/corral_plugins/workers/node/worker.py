@@ -311,7 +311,7 @@ class ReferenceWorker:
             if lease is not None:
                 if sent is not None and state["state"] != "lost":
                     lease.record_renewal(sent, _lease_seconds(reply.get("server_time"), state.get("expires_at")))
-                lease.apply_state(state["state"])
+                lease.apply_state(state["state"], state.get("reason"))
         for command in reply.get("commands") or ():
             if command in ("drain", "resume"):
                 self._set_paused(command == "drain")

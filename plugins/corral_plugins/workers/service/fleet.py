@@ -28,6 +28,7 @@ from corral_plugins.workers.shapes import (
     WorkerDetail,
     WorkerError,
     WorkerListQuery,
+    WorkerView,
 )
 
 STATUSES = ("pending", "online", "offline", "draining", "rejected")
@@ -87,8 +88,19 @@ class Fleet:
         leases = self.tasks.leases_of_worker(worker_id) if self.tasks is not None else []
         return repository.worker_view(row, WorkerDetail, leases=leases)
 
-    def list_workers(self, query: WorkerListQuery, *, caller: Principal) -> Page[AdminWorker]:
+    def list_fleet(self, query: WorkerListQuery, *, caller: Principal) -> Page[WorkerView]:
         """List the workers that match the filters, newest first."""
+        found, order = self._matching(query, caller), newest_first(Worker)
+        return paginate(found, query, caller, scope="fleet", order=order, make=_worker_view)
+
+    def list_workers(self, query: WorkerListQuery, *, caller: Principal) -> Page[AdminWorker]:
+        """List the workers that match the filters, with their last failures, newest first."""
+        found, order = self._matching(query, caller), newest_first(Worker)
+        return paginate(found, query, caller, scope="workers", order=order, make=_admin_view)
+
+    @staticmethod
+    def _matching(query: WorkerListQuery, caller: Principal) -> Any:
+        """Return the query of the workers that match the filters."""
         found = Worker.select().where(visible(Worker, caller))
         if query.status:
             found = found.where(Worker.status.in_(query.status))
@@ -98,7 +110,7 @@ class Fleet:
             found = found.where(functools.reduce(operator.or_, map(_has_label, query.label)))
         if query.search:
             found = found.where(Worker.name.contains(query.search) | Worker.hostname.contains(query.search))
-        return paginate(found, query, caller, scope="workers", order=newest_first(Worker), make=_admin_view)
+        return found
 
     def get_overview(self) -> FleetOverview:
         """Return the totals of the whole fleet."""
@@ -200,6 +212,10 @@ def _has_label(label: str) -> Any:
     if has_value:
         needle += msgspec.json.encode(value).decode()
     return fn.REPLACE(Worker.labels, needle, "") != Worker.labels
+
+
+def _worker_view(row: Worker) -> WorkerView:
+    return repository.worker_view(row, WorkerView)
 
 
 def _admin_view(row: Worker) -> AdminWorker:

@@ -39,6 +39,7 @@ class FakeServer:
         self.state, self.chat_seconds, self.claims = "ok", 60.0, 0
         self.next_heartbeat = 1
         self.registered = 0
+        self.complete_seconds = 0.0
         self.stranger: tuple[int, bytes] | None = None
         self.status, self.commands = "online", list[str]()
         fake = self
@@ -111,7 +112,8 @@ class FakeServer:
             }
             return 200, {"tasks": [claim], "reason": "ok"}
         if name == "heartbeat":
-            told = [{**lease, "state": self.state} for lease in body["leases"]]
+            ended = {"state": "lost", "reason": "complete"} if self.of("complete") else {"state": self.state}
+            told = [{**lease, **ended} for lease in body["leases"]]
             more = {"status": self.status, "commands": self.commands, "next_heartbeat_seconds": self.next_heartbeat}
             return 200, {"leases": told, **more}
         if name == "signals":
@@ -120,6 +122,8 @@ class FakeServer:
         if name == "completions":
             time.sleep(self.chat_seconds)
             return 200, SAID
+        if name == "complete":
+            time.sleep(self.complete_seconds)
         return 200, {"state": "ok", "status": "running"}
 
 
@@ -266,6 +270,17 @@ def test_lost_means_stop_at_once(fake: FakeServer, start: Callable[..., Any], go
     assert gone([child], 3)
     time.sleep(0.5)
     assert fake.of("fail") == fake.of("cancelled") == fake.of("release") == []
+
+
+def test_a_lease_that_its_own_report_ended_is_not_lost(fake: FakeServer, start: Callable[..., Any]) -> None:
+    fake.chat_seconds, fake.complete_seconds = 0, 1.5  # heartbeats hear of the end before the process does
+    worker = start()
+    until(lambda: fake.of("complete"))
+    beats = len(fake.of("heartbeat"))
+    until(lambda: "the attempt has ended" in worker.output)
+    assert len(fake.of("heartbeat")) > beats
+    assert "lost" not in worker.output
+    assert len(fake.of("complete")) == 1
 
 
 def test_a_cancel_is_acknowledged(fake: FakeServer, start: Callable[..., Any], gone: Callable[..., bool]) -> None:
