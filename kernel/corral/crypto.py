@@ -157,7 +157,7 @@ class KeyRotation(Protocol):
         """Return the same value with its data key wrapped by the active key."""
         ...
 
-    def unwraps(self, sealed: bytes) -> bool:
+    def can_unwrap(self, sealed: bytes) -> bool:
         """Return whether one of the loaded keys can unwrap the data key of the value."""
         ...
 
@@ -167,19 +167,21 @@ class Keyring:
 
     The keyring is `sealed` if it contains no key, or if `update_seal_state` finds stored values, but none that a loaded
     key has sealed. Encryption and decryption then raise `Unavailable` (`vault_sealed`). MACs still work; if no key is
-    loaded, they use a random key of this process.
+    loaded, they use `start_secret`, or a random key of this process.
     """
 
-    def __init__(self, keys: Sequence[MasterKey] = (), *, source: str = "", created: bool = False) -> None:
+    def __init__(
+        self, keys: Sequence[MasterKey] = (), *, source: str = "", created: bool = False, start_secret: bytes = b""
+    ) -> None:
         self.keys = tuple(keys)
         self.source = source
         self.created = created
         self.sealed = not self.keys
         self._by_id = {key.id: key for key in self.keys}
-        self._signing = [key.secret for key in self.keys] or [secrets.token_bytes(32)]
+        self._signing = [key.secret for key in self.keys] or [start_secret or secrets.token_bytes(32)]
 
     @classmethod
-    def load(cls, config: Config, *, allow_create: bool = False) -> Keyring:
+    def load(cls, config: Config, *, allow_create: bool = False, start_secret: bytes = b"") -> Keyring:
         """Load the master keys from the configuration, or else from the key file in the data folder.
 
         With `allow_create`, the key file is created if it is missing. Pass `allow_create` only if no sealed value
@@ -193,7 +195,7 @@ class Keyring:
         try:
             created = allow_create and not path.exists() and _create(path)
             if not path.exists():
-                return cls(source=str(path))
+                return cls(source=str(path), start_secret=start_secret)
             if readable_by_others(path):
                 raise StartupError(f"{path}: other users can read this key; run chmod 600 {path}")
             text = path.read_text("ascii").strip()
@@ -241,7 +243,7 @@ class Keyring:
         head = _VERSION + bytes.fromhex(self.active.id)
         data_key = secrets.token_bytes(_DATA_KEY)
         wrapped = _encrypt(derive(self.active.secret, "wrap"), data_key, head)
-        return head + wrapped + _encrypt(data_key, plaintext, _bound(aad))
+        return head + wrapped + _encrypt(data_key, plaintext, _versioned_aad(aad))
 
     def decrypt(self, sealed: bytes, *, aad: str) -> bytes:
         """Decrypt a value.
@@ -249,7 +251,7 @@ class Keyring:
         Raises `SealedWrong` if the value was changed or belongs to another row or column, and `Unavailable` if its
         master key is not loaded.
         """
-        return _decrypt(self._data_key(sealed), sealed[_BODY:], _bound(aad))
+        return _decrypt(self._data_key(sealed), sealed[_BODY:], _versioned_aad(aad))
 
     def rewrap(self, sealed: bytes) -> bytes:
         """Return the same value with its data key wrapped by the active master key."""
@@ -258,7 +260,7 @@ class Keyring:
             return sealed
         return head + _encrypt(derive(self.active.secret, "wrap"), self._data_key(sealed), head) + sealed[_BODY:]
 
-    def unwraps(self, sealed: bytes) -> bool:
+    def can_unwrap(self, sealed: bytes) -> bool:
         """Return whether a loaded master key can unwrap the value's data key. This needs no `aad`."""
         try:
             return bool(self._data_key(sealed))
@@ -288,7 +290,7 @@ def key_id(sealed: bytes) -> str:
     return sealed[1:_HEAD].hex()
 
 
-def _bound(aad: str) -> bytes:
+def _versioned_aad(aad: str) -> bytes:
     if not aad:
         raise ValueError("aad must name the place of the value; use associated_data()")
     return _VERSION + aad.encode()

@@ -22,7 +22,7 @@ class Code(NamedTuple):
     remedy: str = ""
 
 
-_TABLE = json.loads(Path(__file__).with_name("problem_codes.json").read_bytes())
+_TABLE = json.loads(Path(__file__).with_name("errors.json").read_bytes())
 CODES: dict[str, Code] = {code: Code(**entry) for code, entry in _TABLE.items()}
 """The problem codes. Plugins add codes with `declare_codes`."""
 LIMITING_CODES: set[str] = set()
@@ -58,11 +58,11 @@ class FieldError(msgspec.Struct, frozen=True, omit_defaults=True):
     detail: str
 
 
-class Failure(Exception):
+class ExpectedFailure(Exception):
     """Base class of expected failures, such as a tool's error response. They do not count as errors of a plugin."""
 
 
-class ContributionFailed(Failure):
+class ContributionFailed(ExpectedFailure):
     """Raised when a callable that a plugin contributed failed, or when the plugin is out of service.
 
     A failure has already been counted against the plugin. The caller continues as if the plugin had not contributed the
@@ -70,7 +70,7 @@ class ContributionFailed(Failure):
     """
 
 
-class Problem(Failure):
+class Problem(ExpectedFailure):
     """A failure with a stable code. `members` such as `current_status` are added to the problem document."""
 
     default: ClassVar[str] = "internal"

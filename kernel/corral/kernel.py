@@ -32,13 +32,13 @@ from corral.jobs.job import write_jobs
 from corral.jobs.queue import JobQueue
 from corral.jobs.runner import JobRunner
 from corral.metrics.requests import RequestMetrics
-from corral.plugin import Contributions, Installation, Settings
+from corral.plugin import Contributions, InstallationConfig, Settings
 from corral.plugins.container import Container
 from corral.plugins.discovery import discover
 from corral.plugins.guard import Guards
 from corral.plugins.hooks import first_result
 from corral.plugins.loading import load
-from corral.plugins.migrations import apply_migrations, sealed_columns, taken_out, unlock
+from corral.plugins.migrations import apply_migrations, disabled_by_admins, sealed_columns, select_keyring
 from corral.plugins.quarantine import PluginQuarantine
 from corral.plugins.record import PluginRecord, block_dependants
 from corral.plugins.registry import PluginRegistry
@@ -58,22 +58,23 @@ log = logging.getLogger("corral.kernel")
 START_SECONDS, STOP_SECONDS = 15.0, 10.0
 
 
-def boot(config: Config, *, plugins: list[PluginRecord] | None = None) -> Kernel:
+def boot(config: Config, *, plugins: list[PluginRecord] | None = None, start_secret: bytes = b"") -> Kernel:
     """Create a kernel: load the plugins, apply migrations, and connect the components.
 
-    Tests pass `plugins`; otherwise the installed plugins are discovered. Raises `StartupError` if the installation
-    cannot start (exit status 3), or `Pending` if migrations must be applied first (exit status 4).
+    Tests pass `plugins`; otherwise the installed plugins are discovered. The processes of one start share
+    `start_secret`, with which they sign if there is no master key. Raises `StartupError` if the installation cannot
+    start (exit status 3), or `MigrationsPending` if migrations must be applied first (exit status 4).
     """
-    keyring = Keyring.load(config)
+    keyring = Keyring.load(config, start_secret=start_secret)
     section = config.database
     database = connect(section.url, synchronous=section.synchronous, pool_size=section.pool_size)
     try:
-        records = plugins if plugins is not None else load(discover(config), config, off=taken_out(database))
+        records = plugins if plugins is not None else load(discover(config), config, off=disabled_by_admins(database))
         _check_enabled(config, records)
         apply_migrations(database, records, config)
-        keyring = unlock(keyring, database, records, config)
+        keyring = select_keyring(keyring, database, records, config)
         database.cursor_key = keyring.mac("list-cursor", b"v1")
-        database.flush = _flush
+        database.flush = _flush_unit
         kernel = Kernel(config, records, database, keyring)
         kernel.wire()
     except BaseException:
@@ -90,7 +91,7 @@ def _check_enabled(config: Config, records: list[PluginRecord]) -> None:
         log.warning("corral.toml enables a plugin that is not installed", extra={"plugin": name})
 
 
-def _flush(unit: Unit) -> None:
+def _flush_unit(unit: Unit) -> None:
     """Prepare a unit of work for its COMMIT.
 
     Run its `before` callbacks, then write its audit rows, jobs and events, in this order.
@@ -114,7 +115,7 @@ class Kernel:
         self.bus: Bus = first_result(plugins, "corral_bus", redis) if redis else MemoryBus()
         self.queue: JobQueue | None = first_result(plugins, "corral_job_queue", redis) if redis else None
         self.feed, self.event_types = Feed(database, self.bus), EventTypes()
-        self.settings = SettingsRegistry(config.pinned, self._shows_settings, config.variables)
+        self.settings = SettingsRegistry(config.pinned, self._are_settings_shown, config.variables)
         self.credentials, self.egress, self.metrics = Credentials(), Egress(config), RequestMetrics()
         self.redactor = Redactor()
         self.redactor.set_values("configuration", {**config.credentials(), **keyring.encoded_keys()})
@@ -146,7 +147,7 @@ class Kernel:
         active = self.active
         self.credentials.set_authenticators([made for record in active for made in record.bound.authenticators])
         self.consumers = [consumer for record in active for consumer in record.bound.consumers]
-        self.runner = self._runner(active)
+        self.runner = self._create_job_runner(active)
         for record in active:
             if not record.found.built_in:  # third-party plugins share half of the database connections
                 labels = [f"consumer {item.name}" for item, _ in record.bound.subscribers]
@@ -160,7 +161,7 @@ class Kernel:
         store = first_result(self.plugins, "corral_blob_store", url, required=config.storage.url is not None)
         return {
             **({} if store is None else {BlobStore: store}),
-            Installation: Installation.from_config(config),
+            InstallationConfig: InstallationConfig.from_config(config),
             Sealer: self.keyring,
             KeyRotation: self.keyring,
             SealedColumns: sealed_columns(self.plugins),
@@ -184,7 +185,7 @@ class Kernel:
             ServedRoutes: ServedRoutes(),
         }
 
-    def _shows_settings(self, plugin: str) -> bool:
+    def _are_settings_shown(self, plugin: str) -> bool:
         """Return whether a plugin's settings are shown.
 
         Settings of a plugin that is out of service are kept but hidden.
@@ -204,7 +205,7 @@ class Kernel:
             lambda: record.active,
         )
 
-    def _runner(self, active: list[PluginRecord]) -> JobRunner:
+    def _create_job_runner(self, active: list[PluginRecord]) -> JobRunner:
         jobs = {job.name: (job, run) for record in active for job, run in record.bound.jobs}
         schedules = {item.name: (item, run) for record in active for item, run in record.bound.schedules}
         owners = {job.name: record for record in active for job, _ in record.bound.jobs}
@@ -265,7 +266,7 @@ class Kernel:
         if jobs:
             self.supervisor.start("jobs", self.runner.run)
             for consumer in self.consumers:
-                await consumer.begin()
+                await consumer.create_cursor()
                 self._following.append(consumer)
                 self.supervisor.start(f"consumer {consumer.name}", consumer.run)
 
@@ -276,7 +277,7 @@ class Kernel:
         """
         before, me = self.active, asyncio.current_task()
         limit = None if record.found.built_in else START_SECONDS
-        runtime = PluginRuntime(self.container, record, self.supervisor, self._tasks(record), self.lifecycle)
+        runtime = PluginRuntime(self.container, record, self.supervisor, self._plugin_tasks(record), self.lifecycle)
         try:
             assert record.plugin is not None
             async with asyncio.timeout(limit) as patience:
@@ -308,7 +309,7 @@ class Kernel:
         """Stop plugins, background tasks and connections, in this order."""
         for record in reversed(self.plugins):
             if record.serves and record.plugin is not None:
-                await self._tasks(record).guarded_callback("stop", record.plugin.stop, STOP_SECONDS)()
+                await self._plugin_tasks(record).guarded_callback("stop", record.plugin.stop, STOP_SECONDS)()
         await self.supervisor.stop()
         # Releasing the leases lets other processes take over at once. If the database is unreachable, the leases
         # expire.
@@ -321,7 +322,7 @@ class Kernel:
         await asyncio.to_thread(self.database.close)
         self.thread_exceptions.stop()
 
-    def _tasks(self, record: PluginRecord) -> PluginTasks:
+    def _plugin_tasks(self, record: PluginRecord) -> PluginTasks:
         return PluginTasks(self.guards, record, self.registry)
 
     def _committed(self, units: list[Unit]) -> None:

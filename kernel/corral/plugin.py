@@ -117,7 +117,7 @@ class Runtime(Protocol):
         ...
 
 
-class Installation(msgspec.Struct, frozen=True, kw_only=True):
+class InstallationConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The part of the operator's configuration that plugins may read. The kernel provides it as a service.
 
     `secrets` maps `<NAME>` to the value of the variable `CORRAL_SECRET_<NAME>`. `processes` is the number of server
@@ -145,7 +145,7 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
     key_in_data_dir: bool = False
 
     def __repr__(self) -> str:  # the fields include secrets, and a repr may be logged
-        return f"<Installation {self.data_dir}>"
+        return f"<InstallationConfig {self.data_dir}>"
 
     @classmethod
     def from_config(cls, config: Config) -> Self:
@@ -300,7 +300,7 @@ class FirstAccount(Protocol):
     """Tells the operator how the first account is created. The plugin `accounts` provides this service."""
 
     async def instructions(self) -> str | None:
-        """Return what the start of the server prints about the first account, or None if an account exists."""
+        """Return what the start of the server prints about the first account, or None if an admin exists."""
         ...
 
 
@@ -355,7 +355,7 @@ class Gate(Protocol):
         ...
 
 
-class Quota(NamedTuple):
+class RateLimitQuota(NamedTuple):
     """The remaining allowance of a rate limit after a request.
 
     If several limits apply, the `RateLimit-*` headers report the one closest to exhaustion.
@@ -373,7 +373,7 @@ class RateLimiter(Protocol):
     The methods are called on the event loop, so they must not perform I/O.
     """
 
-    def arrive(self, client_ip: str, route: Route | None, *, anonymous: bool) -> Quota | None:
+    def arrive(self, client_ip: str, route: Route | None, *, anonymous: bool) -> RateLimitQuota | None:
         """Count a request before its caller is known. `route` is None if no route matches.
 
         `anonymous` is true if the request has no credential or its route needs none. Other requests are counted here
@@ -381,7 +381,7 @@ class RateLimiter(Protocol):
         """
         ...
 
-    def enter(self, caller: Principal, route: Route, client_ip: str) -> Quota | None:
+    def enter(self, caller: Principal, route: Route, client_ip: str) -> RateLimitQuota | None:
         """Count a request of a known caller.
 
         If this method returns without an error, `leave` is called when the response is ready.
@@ -389,7 +389,7 @@ class RateLimiter(Protocol):
         ...
 
     def leave(self, caller: Principal) -> None:
-        """Record that the response is ready. For a stream, this is when the stream begins."""
+        """Record that a request of the caller is no longer in flight: its response is ready, or its stream begins."""
         ...
 
 

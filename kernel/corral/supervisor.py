@@ -43,7 +43,7 @@ class Supervisor:
         """
         self._tasks[name] = asyncio.get_running_loop().create_task(self._keep(name, run, owner), name=name)
 
-    async def end(self, name: str) -> None:
+    async def stop_task(self, name: str) -> None:
         """Stop one task and wait until it has stopped."""
         if (task := self._tasks.pop(name, None)) is not None:
             task.cancel()
@@ -51,7 +51,7 @@ class Supervisor:
 
     async def stop(self) -> None:
         """Stop all tasks and wait until they have stopped."""
-        await asyncio.gather(*map(self.end, tuple(self._tasks)))
+        await asyncio.gather(*map(self.stop_task, tuple(self._tasks)))
 
     async def _keep(self, name: str, run: Callable[[], Awaitable[None]], owner: Owner | None) -> None:
         loop = asyncio.get_running_loop()

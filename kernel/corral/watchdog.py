@@ -58,10 +58,10 @@ class GuardedFunction(Protocol):
     def time_limit(self, *, on_loop: bool) -> float | None:
         """Return the time limit of a call in seconds, or None if the caller of the guard limits the time."""
 
-    def abandoned(self) -> None:
+    def count_abandoned_call(self) -> None:
         """Count a call that was abandoned."""
 
-    def never_returned(self) -> None:
+    def count_endless_call(self) -> None:
         """Count a call that has not ended `ENDLESS_SECONDS` after it was abandoned."""
 
 
@@ -169,7 +169,7 @@ class Watchdog:
             if not lost.checks % CHECKS_PER_SECOND:  # its code may have swallowed the exception
                 _raise_in(thread)
             if lost.guard is not None and lost.checks == ENDLESS_SECONDS * CHECKS_PER_SECOND:
-                lost.guard.never_returned()
+                lost.guard.count_endless_call()
 
 
 def _raise_in(thread: threading.Thread) -> None:
@@ -214,9 +214,9 @@ class EventLoopWatchdog:
             return
         guard = self._timer.call.guard
         if over == 0:
-            guard.abandoned()
+            guard.count_abandoned_call()
         elif over == ENDLESS_SECONDS * CHECKS_PER_SECOND:
-            guard.never_returned()
+            guard.count_endless_call()
         elif over >= EXIT_SECONDS * CHECKS_PER_SECOND:
             log.critical("event loop blocked; process exits", extra={"plugin": guard.plugin, "where": guard.where})
             os._exit(EXIT_STATUS)

@@ -172,7 +172,7 @@ def test_servers_that_need_not_last_live_in_memory_where_there_is_room(
 ) -> None:
     tmp_path.chmod(0o755)
     monkeypatch.setattr(database_server, "_MEMORY", tmp_path)
-    monkeypatch.setattr(database_server, "_open_to_all", lambda folder: True)
+    monkeypatch.setattr(database_server, "_is_open_to_all", lambda folder: True)
     monkeypatch.setattr(database_server, "_SOCKET_LIMIT", 200)
     monkeypatch.setattr(database_server, "_ROOM", 1)
     assert database_servers_folder(in_memory=True).parent == tmp_path

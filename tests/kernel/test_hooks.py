@@ -263,7 +263,7 @@ async def test_corral_authenticators(tmp_path: Path) -> None:
         assert answer.json() == {"id": "7"}
         assert (await kit.client.get("/plain/me", headers={"Authorization": "Bearer other_7"})).status == 401
         with pytest.raises(Unauthorized):  # it cannot tell what has become of a caller
-            kit.kernel.credentials.reread(Badges().authenticate("badge_7"))
+            kit.kernel.credentials.reload_principal(Badges().authenticate("badge_7"))
 
 
 class Wall:

@@ -97,7 +97,7 @@ async def test_a_job_whose_process_ends_is_given_back(make_kit: MakeKit) -> None
     kit = await make_kit(plugins=[plugin("waiter", corral_jobs=lambda self: [Job("waiter.go", go)])], jobs=True)
     await kit.kernel.database.work(lambda: enqueue("waiter.go"))
     await until(lambda: bool(runs))
-    await kit.kernel.supervisor.end("jobs")
+    await kit.kernel.supervisor.stop_task("jobs")
     row = await row_of(kit, "waiter.go")
     assert (row.state, row.attempts, row.lease) == ("queued", 0, None)
 

@@ -8,17 +8,21 @@ from enum import Enum
 from importlib.resources import files
 from typing import Annotated, Any, Literal
 
+import click
 import msgspec
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from corral import errors
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
+from corral.cli.commands import group
+from corral.config.model import Config
 from corral.http.answers import Answer, IfMatch, Stream, Text, Wait
 from corral.http.page import Page, PageQuery
-from corral.http.problems import problems
+from corral.http.problem_codes import problem_codes
 from corral.http.routes import Route, Routes
 from corral.http.signature import read_signature
+from corral.plugins.discovery import discover
 from corral.schema.fields import Id, Name
 from corral_core.plugin_admin.service.openapi import document
 
@@ -167,7 +171,7 @@ def codes(label: str, status: int) -> list[str]:
     name = operation(label)["responses"][str(status)]["$ref"].removeprefix("#/components/responses/")
     problem, narrowed = components[name]["content"]["application/problem+json"]["schema"]["allOf"]
     assert problem == {"$ref": "#/components/schemas/Problem"}
-    assert narrowed["properties"]["status"] == {"const": status}
+    assert {"const": status, "type": "integer"}.items() <= narrowed["properties"]["status"].items()
     found: list[str] = narrowed["properties"]["code"]["enum"]
     return found
 
@@ -236,7 +240,7 @@ def test_query_parameters_are_the_fields_of_the_shape() -> None:
     found = parameters("GET /api/v1/tools")
     assert set(found) == {"limit", "offset", "cursor", "kind", "name"}
     assert found["limit"]["schema"] == {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}
-    assert found["kind"]["schema"] == {"type": "array", "items": {"enum": ["web", "shell"]}}
+    assert found["kind"]["schema"] == {"type": "array", "items": {"enum": ["web", "shell"], "type": "string"}}
     assert (found["kind"]["style"], found["kind"]["explode"]) == ("form", True)
     assert found["name"]["description"] == "Part of the name."
     assert found["name"]["schema"] == {"type": "string", "maxLength": 5}
@@ -270,7 +274,8 @@ def test_a_page_has_a_component_of_its_own() -> None:
     assert answer("GET /api/v1/tools") == {"$ref": "#/components/schemas/Page_ToolView"}
     page = made()["components"]["schemas"]["Page_ToolView"]
     assert page["required"] == ["items", "total", "limit", "offset", "next"]
-    assert page["properties"]["items"] == {"type": "array", "items": {"$ref": "#/components/schemas/ToolView"}}
+    items = {"type": "array", "items": {"$ref": "#/components/schemas/ToolView"}, "description": "The items."}
+    assert page["properties"]["items"] == items
 
 
 def test_unknown_json_has_an_empty_schema() -> None:
@@ -330,7 +335,7 @@ def test_problems_are_narrowed_by_status() -> None:
 
 def test_what_a_permission_adds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(errors.CODES, "lab.limited", errors.Code(403, "Limited"))
-    monkeypatch.setattr("corral.http.problems.LIMITING_CODES", {"lab.limited"})
+    monkeypatch.setattr("corral.http.problem_codes.LIMITING_CODES", {"lab.limited"})
     everything = {"forbidden", "insufficient_scope", "ip_blocked", "lab.limited"}
     assert set(codes("GET /api/v1/tools", 403)) == everything
     assert codes("POST /api/v1/tools/{tool_id}/runs/{key}", 403) == ["forbidden", "ip_blocked"]  # who only registers
@@ -339,7 +344,7 @@ def test_what_a_permission_adds(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("route", [*routes, *health], ids=lambda route: route.label)
 def test_the_document_has_exactly_the_problems_of_the_route(route: Route) -> None:
     label = f"{route.method} /api/v1{route.path}"
-    wanted = problems(route, read_signature(route))
+    wanted = problem_codes(route, read_signature(route))
     assert {status: set(codes(label, status)) for status in wanted} == wanted
     refused = {int(status) for status in operation(label)["responses"] if int(status) >= 400}
     assert refused == wanted.keys()
@@ -352,8 +357,33 @@ def test_a_plugins_own_code_counts_once_it_is_known(monkeypatch: pytest.MonkeyPa
     assert "tools.denied" in codes("POST /api/v1/tools", 409)
 
 
+def codes_of_the_product() -> dict[str, errors.Code]:
+    """The codes of the kernel and of all plugins that belong to the distribution."""
+    for plugin in discover(Config()):
+        if plugin.built_in:
+            plugin.load()
+    return errors.CODES
+
+
 def test_every_code_of_the_product_has_a_remedy() -> None:
-    assert [code for code, found in errors.CODES.items() if len(found.remedy) < 20 or found.remedy[-1] != "."] == []
+    found = codes_of_the_product()
+    assert len(found) > 80
+    assert [code for code, each in found.items() if len(each.remedy) < 20 or each.remedy[-1] != "."] == []
+
+
+def test_the_commands_in_remedies_exist() -> None:
+    named = {
+        command
+        for found in codes_of_the_product().values()
+        for command in re.findall(r"`corral ([^`]*)`", found.remedy)
+    }
+    assert len(named) > 5
+    for command in named:
+        found: Any = group
+        for word in command.split():
+            if word.islower():  # the others stand for arguments
+                found = found.get_command(click.Context(found), word)
+                assert found is not None, command
 
 
 def test_a_code_has_one_meaning() -> None:

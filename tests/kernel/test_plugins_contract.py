@@ -18,7 +18,7 @@ from corral.errors import StartupError
 from corral.events.consumers import ConsumerRow
 from corral.jobs.job import enqueue
 from corral.plugin import Contributions
-from corral.plugins.migrations import Pending
+from corral.plugins.migrations import MigrationsPending
 from corral.testing.kit import Kit, make_kernel
 from corral.testing.plugin_folder import PluginFolder
 from corral_core.accounts.plugin import AccountsPlugin
@@ -206,6 +206,7 @@ async def test_plugins_2_a_failing_migration_leaves_the_older_schema(
     tables = await kit.kernel.database.work(lambda: current().database.engine.get_tables(), read=True)
     assert "faulty_things" not in tables
     await check_others(kit)
+    assert await alerts(kit) == [("migration_failed", "critical", "faulty")]
 
 
 async def test_a_schema_newer_than_a_third_party_plugin_is_its_failure_alone(
@@ -223,7 +224,7 @@ async def test_a_schema_newer_than_a_third_party_plugin_is_its_failure_alone(
     monkeypatch.setattr(
         "corral.plugins.discovery.BUILT_IN", "corral-faulty"
     )  # a built-in one keeps the process from starting
-    with pytest.raises(Pending, match="does not know"):
+    with pytest.raises(MigrationsPending, match="does not know"):
         await make_kit(plugins=["faulty"], config={"plugins.dir": str(folder.path)})
 
 
@@ -270,6 +271,22 @@ async def test_two_distributions_with_one_name_fail(folder: PluginFolder, tmp_pa
         assert "acme-faulty and corral-faulty both have a plugin faulty" in (kit.loaded("faulty").reason or "")
         assert kit.loaded("tasks").found.built_in  # it keeps its name
         await check_others(kit)
+
+
+async def alerts(kit: Kit) -> list[tuple[str, str, str]]:
+    """The first alerts: kind, severity and plugin."""
+    async with asyncio.timeout(5):
+        while not (found := [each.payload() for each in await kit.events() if each.type == "system.alert"]):  # noqa: ASYNC110  (no event tells)
+            await asyncio.sleep(0.02)
+    return [(each["kind"], each["severity"], each["object"]["id"]) for each in found]
+
+
+async def test_a_plugin_that_does_not_start_raises_one_alert_an_hour(folder: PluginFolder, make_kit: MakeKit) -> None:
+    folder.add("faulty", body("async def start(self, runtime):\n    raise RuntimeError('will not')"))
+    folder.add("leaning", PLUGIN + LEANING)
+    for _ in range(2):
+        kit = await make_kit(**options(folder, "faulty", "leaning"))
+        assert await alerts(kit) == [("plugin_failed", "critical", "faulty")]
 
 
 def named(name: str, *requires: str) -> str:

@@ -86,7 +86,7 @@ async def test_s3_hostile_addresses_are_refused_when_they_are_saved(canary: Stub
     codes: set[tuple[str, str]] = set()
     for url in corpus(canary.port):
         try:
-            warnings = await egress.at_save(url)
+            warnings = await egress.check_saved_url(url)
         except Invalid as refusal:
             codes.update((refusal.code, fault.code) for fault in refusal.errors)
         else:
@@ -119,7 +119,7 @@ async def test_s3_a_rebinding_name(canary: StubServer, connections: list[Any]) -
         names = {"rebind.example": [first, ["127.0.0.1"], ["::ffff:127.0.0.1"], [PUBLIC, "127.0.0.1"]]}
         egress = make_egress(names)
         url = f"http://rebind.example:{canary.port}/"
-        assert await egress.at_save(url) == []
+        assert await egress.check_saved_url(url) == []
         async with egress.client("webhook") as client:
             for _ in range(4):
                 with pytest.raises(EgressBlocked):

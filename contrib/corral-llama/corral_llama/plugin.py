@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from corral.plugin import Installation, Plugin, Runtime, Setting, Settings, hookimpl
+from corral.plugin import InstallationConfig, Plugin, Runtime, Setting, Settings, hookimpl
 from corral_llama import settings
 from corral_llama.files import NoModel, find_model
 
@@ -61,7 +61,7 @@ class LlamaPlugin(Plugin):
 
         self._settings = runtime.service(Settings)  # type: ignore[type-abstract]  # the container is keyed by protocols
         self._children = ModelProcesses(runtime.service(Egress))
-        self._provider.start(self._children, self._settings, runtime.service(Installation))
+        self._provider.start(self._children, self._settings, runtime.service(InstallationConfig))
         await self._provider.find_model()
         runtime.supervise("idle", self._stop_when_idle)
         if self.section.warm_up:
@@ -97,7 +97,7 @@ class LlamaPlugin(Plugin):
         return [local_model_command]
 
     @hookimpl(optionalhook=True)
-    def corral_demo_models(self, installation: Installation) -> Iterable[DemoModel]:
+    def corral_demo_models(self, installation: InstallationConfig) -> Iterable[DemoModel]:
         from corral_plugins.llm.api import DemoModel
 
         try:

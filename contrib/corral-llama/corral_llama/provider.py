@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import msgspec
 
-from corral.plugin import Installation, Settings
+from corral.plugin import InstallationConfig, Settings
 from corral_llama.files import LocalModel, NoModel, find_model
 from corral_llama.process import ModelProcess, ModelProcesses, ModelProcessFailed
 from corral_llama.settings import CONTEXT_TOKENS
@@ -53,9 +53,9 @@ class LocalProvider:
         self.problem = "the plugin llama has not started"
         self._children: ModelProcesses | None = None
         self._settings: Settings
-        self._installation: Installation
+        self._installation: InstallationConfig
 
-    def start(self, children: ModelProcesses, settings: Settings, installation: Installation) -> None:
+    def start(self, children: ModelProcesses, settings: Settings, installation: InstallationConfig) -> None:
         """Set the services that the provider uses. Called once, when the plugin starts."""
         self._children, self._settings, self._installation = children, settings, installation
 

@@ -15,7 +15,7 @@ from corral_llama.settings import ALL
 
 from corral.config.model import Config
 from corral.egress.client import Egress
-from corral.plugin import Installation
+from corral.plugin import InstallationConfig
 from corral.settings.registry import SettingsRegistry
 
 
@@ -36,7 +36,7 @@ async def provider(demo_model: Path, children: ModelProcesses, tmp_path: Path) -
     settings = SettingsRegistry({})
     settings.declare(ALL)
     made = LocalProvider()
-    made.start(children, settings, Installation(data_dir=tmp_path, local_model=demo_model))
+    made.start(children, settings, InstallationConfig(data_dir=tmp_path, local_model=demo_model))
     await made.find_model()
     yield made
     await made.close()

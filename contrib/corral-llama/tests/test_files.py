@@ -10,7 +10,7 @@ from corral_llama import files
 from corral_llama.files import DEMO_FILE, NoModel, find_model
 from corral_llama.gguf import read_header
 
-from corral.plugin import Installation
+from corral.plugin import InstallationConfig
 
 
 def test_the_header_of_the_demo_model(demo_model: Path) -> None:
@@ -31,12 +31,12 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
     other = tmp_path / "other.gguf"
     other.write_bytes(b"PK\x03\x04" + bytes(100))
     with pytest.raises(NoModel, match="not a GGUF file"):
-        find_model(Installation(data_dir=tmp_path, local_model=other))
+        find_model(InstallationConfig(data_dir=tmp_path, local_model=other))
 
 
 def test_the_order_in_which_files_are_looked_for(tmp_path: Path, no_models: Path, copy_model: Any) -> None:
     data = tmp_path / "data"
-    here = Installation(data_dir=data)
+    here = InstallationConfig(data_dir=data)
     with pytest.raises(NoModel, match="corral local-model install"):
         find_model(here)
     cached = copy_model(no_models / DEMO_FILE)
@@ -46,7 +46,7 @@ def test_the_order_in_which_files_are_looked_for(tmp_path: Path, no_models: Path
     found = find_model(here)  # a user's own model takes precedence over the demo model
     assert (found.path, found.source, found.id, found.is_demo) == (own, "data folder", "zebra", False)
     given = copy_model(tmp_path / "elsewhere" / DEMO_FILE)
-    found = find_model(Installation(data_dir=data, local_model=given))
+    found = find_model(InstallationConfig(data_dir=data, local_model=given))
     assert (found.path, found.source, found.is_demo) == (given, "configured", True)
 
 
@@ -55,17 +55,17 @@ def test_a_configured_file_that_is_missing_is_no_reason_to_take_another(
 ) -> None:
     copy_model(no_models / DEMO_FILE)
     with pytest.raises(NoModel, match="CORRAL_LOCAL_MODEL: the file"):
-        find_model(Installation(data_dir=tmp_path, local_model=tmp_path / "missing.gguf"))
+        find_model(InstallationConfig(data_dir=tmp_path, local_model=tmp_path / "missing.gguf"))
 
 
 def test_an_old_cpu_is_told(demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setattr(files, "_cpu_flags", lambda: frozenset({"sse4_2"}))
     with pytest.raises(NoModel, match="AVX2"):
-        find_model(Installation(data_dir=tmp_path, local_model=demo_model))
+        find_model(InstallationConfig(data_dir=tmp_path, local_model=demo_model))
 
 
 def test_what_the_demo_model_can(demo_model: Path, tmp_path: Path) -> None:
-    model = find_model(Installation(data_dir=tmp_path, local_model=demo_model))
+    model = find_model(InstallationConfig(data_dir=tmp_path, local_model=demo_model))
     assert not model.supports_tools
     assert (model.context_size(4096), model.context_size(100_000)) == (4096, 8192)

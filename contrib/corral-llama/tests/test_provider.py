@@ -25,7 +25,7 @@ from corral_llama.provider import LocalProvider, remove_extensions, stream_lines
 from corral.config.model import Config
 from corral.egress.client import Egress
 from corral.egress.guard import EgressBlocked
-from corral.plugin import Installation
+from corral.plugin import InstallationConfig
 from corral_plugins.llm.api import ProviderConnection, ProviderError
 
 LOCAL = ProviderConnection(name="local")
@@ -140,7 +140,7 @@ async def test_a_child_that_dies_while_it_loads_fails_the_call(
     assert provider.model is not None
     broken = tmp_path / DEMO_FILE
     broken.write_bytes(provider.model.path.read_bytes()[:5_000_000])  # the header is whole, the weights are not
-    provider._installation = Installation(data_dir=tmp_path, local_model=broken)
+    provider._installation = InstallationConfig(data_dir=tmp_path, local_model=broken)
     with pytest.raises(ProviderError, match=r"cannot be loaded|process of the local model") as caught:
         await provider.complete(ask("Say hello."), LOCAL)
     assert caught.value.code == "dependency_unavailable"
@@ -223,12 +223,12 @@ import asyncio, sys
 from pathlib import Path
 from corral.config.model import Config
 from corral.egress.client import Egress
-from corral.plugin import Installation
+from corral.plugin import InstallationConfig
 from corral_llama.files import find_model
 from corral_llama.process import ModelProcesses
 
 async def main():
-    model = find_model(Installation(data_dir=Path("."), local_model=Path(sys.argv[1])))
+    model = find_model(InstallationConfig(data_dir=Path("."), local_model=Path(sys.argv[1])))
     async with ModelProcesses(Egress(Config())).use_model(model, 512) as child:
         print(child.pid, flush=True)
         await asyncio.sleep(60)

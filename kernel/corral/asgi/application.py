@@ -70,7 +70,7 @@ class Application:
         endpoints: list[Endpoint] = []
         for route in routes:
             route.plugin = loaded.name
-            _check(route, permissions)
+            _check_route(route, permissions)
             endpoints.append(
                 Endpoint(route, container, loaded, kernel.guards.wrap_route(loaded, route.label, route.handler))
             )
@@ -195,7 +195,7 @@ async def _respond(pipeline: Pipeline, problem: Problem | None = None) -> QuartR
     return answer
 
 
-def _check(route: Route, permissions: Permissions) -> None:
+def _check_route(route: Route, permissions: Permissions) -> None:
     """Raise `ValueError` if a declared route is incomplete or names a permission that no plugin declares."""
     if not route.summary:
         raise ValueError(f"{route.label}: the handler has no docstring")

@@ -11,7 +11,7 @@ import functools
 from corral.asgi.endpoint import Endpoint
 from corral.asgi.request import IncomingRequest, run_until_client_leaves
 from corral.asgi.response import render
-from corral.asgi.streams import capture_stream
+from corral.asgi.streams import record_stream
 from corral.database.engine import Database
 from corral.database.unit import UnitContext
 from corral.errors import Unavailable
@@ -58,7 +58,7 @@ class AsyncHandlers:
             if response.chunks is None:
                 await store_or_release_key(response, response.body)
             else:
-                response.chunks = capture_stream(response.chunks, functools.partial(store_or_release_key, response))
+                response.chunks = record_stream(response.chunks, functools.partial(store_or_release_key, response))
         except BaseException:
             await store_or_release_key(None, None)
             raise

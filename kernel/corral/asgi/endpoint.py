@@ -19,10 +19,10 @@ from corral.auth.permissions import Permissions
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
 from corral.errors import CODES, FieldError, Forbidden, Invalid, Malformed, Problem
 from corral.http.routes import Route
-from corral.http.signature import read_signature, union_parts
+from corral.http.signature import hints, read_signature, union_parts
 from corral.plugins.container import Container
 from corral.plugins.record import PluginRecord
-from corral.redact.redactor import Redactor, made_by
+from corral.redact.redactor import Redactor, machine_text
 from corral.schema.conversion import convert
 from corral.schema.fields import IDENTIFIER, OpenShape
 from corral.schema.strict_json import parse_json
@@ -68,7 +68,7 @@ class Endpoint:
         """Look up the handler's services again, because services of other plugins can appear and disappear."""
         self.services = self._container.resolve_services(self.signature.services, self._record, self.label)
 
-    def refusal(self, principal: Principal) -> Forbidden | None:
+    def authorization_error(self, principal: Principal) -> Forbidden | None:
         """Return the reason why the principal may not call this route, or None if the principal may call it.
 
         The principal must hold one of the permissions in `needs`. Some routes also require a signed-in
@@ -78,7 +78,7 @@ class Endpoint:
         if by_permission and not self._needs.isdisjoint(principal.permissions):
             return None
         route, needed = self.route, " or ".join(self.route.needs)
-        if principal.limited is not None and not self._serves_limited(principal):
+        if principal.limited is not None and not self._is_open_to_restricted(principal):
             return Forbidden(CODES[principal.limited].remedy, code=principal.limited)
         if not any(_holds(principal, need) for need in route.needs):
             if self._needs.isdisjoint(principal.out_of_scope):
@@ -97,7 +97,7 @@ class Endpoint:
                 return Forbidden(f"The API key must list the scope {needed} explicitly.", code="insufficient_scope")
         return None
 
-    def _serves_limited(self, principal: Principal) -> bool:
+    def _is_open_to_restricted(self, principal: Principal) -> bool:
         """Return whether a principal with restricted access may call this route.
 
         Such principals may call only routes that are marked `limited`. For users who must change a password or set up
@@ -139,14 +139,14 @@ class Endpoint:
             media = FORM if self.route.form else JSON
             check_media_type(request.headers.get(b"content-type", b""), request.headers.get(b"content-encoding"), media)
             body = form_as_json(body) if self.route.form else body
-        by_machine = request.principal is not None and request.principal.kind not in PEOPLE
-        context = made_by(*self._subject(request)) if by_machine else contextlib.nullcontext()
+        machine = request.principal is not None and request.principal.kind not in PEOPLE
+        context = machine_text(*self._subject(request)) if machine else contextlib.nullcontext()
         with context:
             if len(body) > INLINE_BODY:
                 run = contextvars.copy_context().run
                 loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(LARGE_BODIES, run, self._parse_json, body, by_machine)
-            return self._parse_json(body, by_machine)
+                return await loop.run_in_executor(LARGE_BODIES, run, self._parse_json, body, machine)
+            return self._parse_json(body, machine)
 
     def _subject(self, request: IncomingRequest) -> tuple[str, str]:
         """Return (type, id) of the object that a request concerns.
@@ -160,7 +160,7 @@ class Endpoint:
         principal = request.principal
         return (principal.kind, principal.id) if principal is not None else ("route", self.label)
 
-    def _parse_json(self, body: bytes, by_machine: bool) -> Any:
+    def _parse_json(self, body: bytes, machine: bool) -> Any:
         kind = self.signature.body
         if kind is None:
             if body and parse_json(body) != {}:
@@ -168,12 +168,12 @@ class Endpoint:
             return None
         value = parse_json(body, lenient=self.route.lenient) if body else {}
         for name in self._identifiers & (value.keys() if isinstance(value, dict) else set()):
-            if self._redactor.redact_json(value[name], patterns=by_machine) != value[name]:
+            if self._redactor.redact_json(value[name], patterns=machine) != value[name]:
                 raise Invalid.at(f"/{name}", "not_allowed", "must not contain a credential")
-        if by_machine if self.route.redacted is None else self.route.redacted:
+        if machine if self.route.redacted is None else self.route.redacted:
             if len(body) > INLINE_BODY:
                 convert(kind, value)  # reject an invalid large body before the expensive search for credentials
-            value = self._redactor.redact_json(value, patterns=by_machine)
+            value = self._redactor.redact_json(value, patterns=machine)
         converted = convert(kind, value)
         if isinstance(converted, OpenShape):
             converted.__dict__["undeclared"] = {key: value[key] for key in value.keys() - kind.__struct_fields__}
@@ -241,5 +241,5 @@ def _origins(kind: Any) -> tuple[Any, Any]:
 
 def _fields(shape: Any, has: Callable[[Any], bool]) -> frozenset[str]:
     """Return the names of the fields for whose type, or for a member of whose union type, `has` is true."""
-    kinds = typing.get_type_hints(shape, include_extras=True) if isinstance(shape, type) else {}
+    kinds = hints(shape) if isinstance(shape, type) else {}
     return frozenset(name for name, kind in kinds.items() if any(map(has, union_parts(kind))))

@@ -176,7 +176,7 @@ class Pipeline:
         if found is None:
             raise NotFound()
         if endpoint is None:
-            return _other_method(request.method, methods)
+            return _options_response(request.method, methods)
         if endpoint.unavailable is not None:
             raise plugin_unavailable(endpoint.unavailable)
         if self.metrics.in_flight > MAX_IN_FLIGHT and not endpoint.route.exempt_host:
@@ -207,10 +207,10 @@ class Pipeline:
             request.metered.append((limiter, principal))
         if endpoint.route.delegable:
             principal = await self._delegate(request, principal)
-        refusal = endpoint.refusal(principal)
+        refusal = endpoint.authorization_error(principal)
         if refusal is not None and not endpoint.route.delegable:  # another process may have just granted the permission
             principal = await self._authenticate(request, endpoint, use_cache=False)
-            refusal = endpoint.refusal(principal)
+            refusal = endpoint.authorization_error(principal)
         request.principal = principal
         if refusal is not None:
             if endpoint.privileged:
@@ -407,7 +407,7 @@ class Pipeline:
         return self.refusal(Problem(detail, **members), request)
 
 
-def _other_method(method: str, methods: Collection[str]) -> Response:
+def _options_response(method: str, methods: Collection[str]) -> Response:
     """Return the response to `OPTIONS`. Raise 405 for any other method that the path does not support."""
     allowed = {*methods, "OPTIONS", *(["HEAD"] if "GET" in methods else ())}
     allow = {"Allow": ", ".join(sorted(allowed))}

@@ -12,7 +12,7 @@ from corral.database.unit import ANONYMOUS, UnitContext
 from corral.errors import Malformed, Problem, TooLarge
 from corral.http.answers import Request
 from corral.ids import new_id
-from corral.plugin import Quota, RateLimiter
+from corral.plugin import RateLimiter, RateLimitQuota
 
 if TYPE_CHECKING:
     from corral.asgi.endpoint import Endpoint
@@ -49,7 +49,7 @@ class IncomingRequest(Request):
         self.endpoint: Endpoint | None = None  # set by the route stage
         self.path_names: dict[str, str] = {}
         self.principal: Principal | None = None  # set by the principal stage
-        self.quota: Quota | None = None  # the tightest rate limit that this request counts against
+        self.quota: RateLimitQuota | None = None  # the tightest rate limit that this request counts against
         self.arguments: dict[str, Any] = {}  # the handler's arguments, set by the input stage
         self.idempotency_key: IdempotencyKey | None = None
         self.metered: list[tuple[RateLimiter, Principal]] = []  # to be notified when the request ends
@@ -71,7 +71,7 @@ class IncomingRequest(Request):
         user_agent = None if agent is None else agent.decode("latin1")
         return UnitContext(self.label, actor, (), self.request_id, self.client_ip, user_agent)
 
-    def keep_strictest_quota(self, quota: Quota) -> None:
+    def keep_strictest_quota(self, quota: RateLimitQuota) -> None:
         """Note that the request counts against this rate limit.
 
         If several limits apply, only the one with the fewest remaining requests is kept for the `RateLimit-*` headers.

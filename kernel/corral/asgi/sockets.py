@@ -92,7 +92,7 @@ class Connection:
             self._open = False
             await self._send({"type": "websocket.close", "code": code, "reason": reason})
 
-    def close_refused(self, problem: Problem) -> None:
+    def close_with_problem(self, problem: Problem) -> None:
         """Close the connection in a background task, because a gate now refuses the client."""
         _keep(asyncio.get_running_loop().create_task(self.close(REFUSED, problem.code)))
 
@@ -110,7 +110,7 @@ def websocket_handler(pipeline: Pipeline, endpoints: Mapping[str, SocketEndpoint
             problem.detail = pipeline.redactor.redact(problem.detail)
             await connection.refuse(problem)
         else:
-            with pipeline.connections.register(request.client_ip, request.path, connection.close_refused):
+            with pipeline.connections.register(request.client_ip, request.path, connection.close_with_problem):
                 await _serve(endpoint, connection, pipeline.record_error)
 
     return lambda app, scope: functools.partial(handle, scope)

@@ -69,7 +69,7 @@ async def _send_chunks(chunks: Any, send: Callable[[Any], Awaitable[None]]) -> N
         await chunks.aclose()  # runs the handler's clean-up at once, however the stream ended
 
 
-async def capture_stream(chunks: Any, ended: Callable[[bytes | None], Awaitable[None]]) -> AsyncIterator[bytes]:
+async def record_stream(chunks: Any, ended: Callable[[bytes | None], Awaitable[None]]) -> AsyncIterator[bytes]:
     """Yield the chunks unchanged and record them.
 
     At the end, `ended` is awaited with all bytes, or with None if the stream was interrupted or exceeds

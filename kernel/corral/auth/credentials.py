@@ -102,7 +102,7 @@ class Credentials:
             "The credential is not an access token, an API key, or a token of a worker or agent.", headers=CHALLENGE
         )
 
-    def reread(self, caller: Principal) -> Principal:
+    def reload_principal(self, caller: Principal) -> Principal:
         """Return the current principal of the caller of a long-lived connection. Call this method in a read-only unit.
 
         Raises `Unauthorized` if the caller lost access, or if no authenticator recognises the caller.

@@ -49,7 +49,7 @@ class ApiClient:
         self._http = httpx2.Client(base_url=self.url, timeout=REQUEST_SECONDS, trust_env=trust_env)
         self._errors = (httpx2.HTTPError, httpx2.InvalidURL)
 
-    def use(self, token: str) -> None:
+    def set_token(self, token: str) -> None:
         """Send this token with all further requests."""
         self.token = token
 

@@ -59,8 +59,8 @@ class Session:
 def open_session(config_path: Path | None, label: str, *, create: bool = False) -> Iterator[Session]:
     """Open a session with a kernel on the installation's own database. A server may run at the same time.
 
-    Raises `Pending` if migrations are pending. If the folder contains no installation, raises `StartupError` unless
-    `create` is set, because the command would otherwise create a new installation and act on it.
+    Raises `MigrationsPending` if migrations are pending. If the folder contains no installation, raises `StartupError`
+    unless `create` is set, because the command would otherwise create a new installation and act on it.
     """
     config = load_config(path=config_path)
     file = config.database.url.removeprefix("sqlite:///")

@@ -19,7 +19,7 @@ from corral.cli import COMMANDS
 from corral.config.model import Config
 from corral.config.reader import load as load_config
 from corral.errors import Problem, StartupError
-from corral.plugin import Installation
+from corral.plugin import InstallationConfig
 from corral.plugins import discovery
 from corral.plugins.discovery import Found
 
@@ -97,14 +97,16 @@ class CommandContext:
 
         return open_session(config_path, label)
 
-    def read_installation(self) -> Installation:
+    def read_installation(self) -> InstallationConfig:
         """Return the part of the current folder's configuration that plugins may read."""
         config = _readable_config()
-        return Installation(data_dir=config.data_dir, local_model=config.local_model, plugin_dir=config.plugins.dir)
+        return InstallationConfig(
+            data_dir=config.data_dir, local_model=config.local_model, plugin_dir=config.plugins.dir
+        )
 
     def call_plugin_hooks(self, hook: str, what: str, *arguments: Any) -> Iterator[tuple[str, list[Any]]]:
         """Call a hook of each plugin that implements it, and yield `(plugin, result)`. See `contributed`."""
-        return contributed(_readable_config(), hook, what, lambda function: list(function(*arguments)))
+        return call_plugin_hook(_readable_config(), hook, what, lambda function: list(function(*arguments)))
 
 
 def _readable_config() -> Config:
@@ -143,11 +145,11 @@ def _explained(error: Exception) -> tuple[int, list[str]]:
     import peewee
 
     from corral.database.migrations import MigrationFailed, SchemaTooNew
-    from corral.plugins.migrations import Pending
+    from corral.plugins.migrations import MigrationsPending
 
     if isinstance(error, StartupError):
         return REFUSED, [f"corral: {fault}" for fault in error.faults]
-    if isinstance(error, (Pending, SchemaTooNew)):
+    if isinstance(error, (MigrationsPending, SchemaTooNew)):
         return PENDING, [f"corral: {error}"]
     if isinstance(error, MigrationFailed):
         return FAILED, [f"corral: {error}"]
@@ -181,11 +183,11 @@ def _plugin_commands(wanted: str | None = None) -> dict[str, click.Command]:
     if wanted in commands or not with_hook:
         return commands
     from corral.hookspecs import corral_commands
-    from corral.plugins.hooks import flatten_hook_results
+    from corral.plugins.hooks import checked_contributions
 
     for found in with_hook:
         for contribution in _call_hook(
-            found, "corral_commands", "commands", lambda hook: flatten_hook_results(corral_commands, [hook()])
+            found, "corral_commands", "commands", lambda hook: checked_contributions(corral_commands, hook())
         ):
             for command in contribution:
                 if command.name is not None:
@@ -193,7 +195,7 @@ def _plugin_commands(wanted: str | None = None) -> dict[str, click.Command]:
     return commands
 
 
-def contributed(config: Config, hook: str, what: str, call: Callable[[Any], T]) -> Iterator[tuple[str, T]]:
+def call_plugin_hook(config: Config, hook: str, what: str, call: Callable[[Any], T]) -> Iterator[tuple[str, T]]:
     """Yield `(plugin, call(hook))` for each plugin that implements the hook.
 
     If a plugin fails, a message on standard error says what is missing; `what` is a plural noun such as "commands".
@@ -205,14 +207,14 @@ def contributed(config: Config, hook: str, what: str, call: Callable[[Any], T]) 
 
 
 def _callable_plugins(config: Config) -> Iterator[Found]:
-    ours = extra_distributions()
+    ours = distributions_of_extras()
     for found in discovery.discover(config):
         known = found.built_in or found.name in config.plugins.enabled or found.distribution in ours
         if known and found.name not in config.plugins.disabled:
             yield found
 
 
-def extra_distributions() -> frozenset[str]:
+def distributions_of_extras() -> frozenset[str]:
     """Return the names of the distributions that Corral's extras, such as `corral[local]`, install.
 
     These distributions are released separately, but are trusted.

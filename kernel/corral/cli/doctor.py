@@ -200,7 +200,7 @@ def check_redis(config: Config) -> Iterator[Finding]:
         yield Finding(
             "redis", "down", error, "start Redis or correct [redis] url; until then, processes poll the database"
         )
-    elif not is_redis_supported(config):
+    elif not has_redis_plugin(config):
         yield Finding(
             "redis",
             "down",
@@ -431,7 +431,7 @@ def ping_redis(url: str) -> str | None:
     return None
 
 
-def is_redis_supported(config: Config) -> bool:
+def has_redis_plugin(config: Config) -> bool:
     """Return whether an active plugin supports the Redis URL. Without such a plugin the server does not start."""
     from corral.plugins.discovery import discover
     from corral.plugins.hooks import first_result

@@ -85,7 +85,7 @@ def enable(config_path: Path | None, name: str) -> tuple[Path, bool]:
     names_it = not item.found.built_in or name in read_disabled_plugins(config)
     lists = {"enabled": name in config.plugins.enabled or names_it, "disabled": False}
     path, text, changed = _edited(config, config_path, name, lists)
-    after = _tried(_checked(path, text), name)
+    after = _start_on_empty_database(_parse_config(path, text), name)
     if not after.active:
         raise click.ClickException(
             f"{name} was not enabled, because it would be {after.state}: {after.reason}{_hint(after)}"
@@ -111,7 +111,7 @@ def disable(config_path: Path | None, name: str) -> tuple[Path, bool]:
         )
     lists = {"enabled": False, "disabled": item is not None and item.found.built_in}
     path, text, changed = _edited(config, config_path, name, lists)
-    after = [] if item is None else installed_plugins(_checked(path, text))
+    after = [] if item is None else installed_plugins(_parse_config(path, text))
     dependants = [other.name for other in after if other.state == "blocked" and name in other.requires]
     if dependants:
         raise click.ClickException(f"{name} is required by {', '.join(dependants)}; disable these plugins first")
@@ -120,7 +120,7 @@ def disable(config_path: Path | None, name: str) -> tuple[Path, bool]:
     return path, changed
 
 
-def _tried(config: Config, name: str) -> PluginRecord:
+def _start_on_empty_database(config: Config, name: str) -> PluginRecord:
     """Start all plugins on an empty database and return the record of the plugin with this name.
 
     This checks the plugin's imports, hooks, migrations and routes.
@@ -147,12 +147,12 @@ def _edited(config: Config, config_path: Path | None, name: str, lists: Mapping[
     old = path.read_text("utf-8") if path.is_file() else ""
     document = tomlkit.parse(old)
     for key, wanted in lists.items():
-        _put(document, key, name, wanted)
+        _set_listed(document, key, name, wanted)
     text = tomlkit.dumps(document)
     return path, text, text != old
 
 
-def _put(document: TOMLDocument, key: str, name: str, wanted: bool) -> None:
+def _set_listed(document: TOMLDocument, key: str, name: str, wanted: bool) -> None:
     table: Any = document.get("plugins")
     names: Any = None if table is None else table.get(key)
     present = names is not None and name in names
@@ -168,7 +168,7 @@ def _put(document: TOMLDocument, key: str, name: str, wanted: bool) -> None:
     names.append(name)
 
 
-def _checked(path: Path, text: str) -> Config:
+def _parse_config(path: Path, text: str) -> Config:
     """Return the configuration that the text defines. Raises `StartupError` if the configuration is invalid."""
     with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as file:
         file.write(text)

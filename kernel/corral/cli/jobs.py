@@ -61,7 +61,7 @@ def jobs_command(concurrency: int | None, config_path: Path | None) -> None:
     environment.restore()  # as in `corral serve`
     logging_setup.configure(config.log_level, config.log_format)
     logging_setup.redact_with(kernel.redactor)
-    logging_setup.limit_rate_of(kernel.plugins)
+    logging_setup.limit_log_rate(kernel.plugins)
     reload = RestartOnSighup(config_path, environment)
     signal.signal(signal.SIGHUP, reload)
     processes.register_for_reload(config.data_dir)
@@ -103,7 +103,7 @@ async def _run(kernel: Kernel) -> None:
         asyncio.get_running_loop().add_signal_handler(number, _on_signal, stopping)
     await _start(kernel)
     await stopping.wait()
-    await _end(kernel)
+    await _drain_and_stop(kernel)
 
 
 def _on_signal(stopping: asyncio.Event) -> None:
@@ -117,7 +117,7 @@ async def _start(kernel: Kernel) -> None:
     click.echo(f"Jobs are running ({len(kernel.active)} plugins).")
 
 
-async def _end(kernel: Kernel) -> None:
+async def _drain_and_stop(kernel: Kernel) -> None:
     await kernel.drain(DRAIN_SECONDS)
     await kernel.stop()
 
@@ -139,7 +139,7 @@ class JobsProcess:
         threading.Thread(target=self._loop.run_forever, name="kernel", daemon=True).start()
         self._call(_start(self._kernel)).result()
         self._queue.receive(self._take, self._stopping)
-        self._call(_end(self._kernel)).result()
+        self._call(_drain_and_stop(self._kernel)).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
 
     def _call(self, coroutine: Coroutine[Any, Any, object]) -> concurrent.futures.Future[object]:

@@ -115,7 +115,7 @@ def redact_with(redactor: Redactor) -> None:
     _redactor = redactor
 
 
-def limit_rate_of(plugins: Iterable[PluginRecord]) -> LogRateLimit:
+def limit_log_rate(plugins: Iterable[PluginRecord]) -> LogRateLimit:
     """Limit the rate of each plugin's log lines in all log handlers of this process. Return the added filter."""
     share = LogRateLimit(plugins)
     for handler in logging.getLogger().handlers:

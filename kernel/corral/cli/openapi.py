@@ -33,7 +33,9 @@ def openapi_command(as_yaml: bool, as_json: bool, out: Path | None, config_path:
     with temporary_kernel(config) as kernel:
         Application(kernel)
         document = json.loads(kernel.container.get(ApiDocument).render())
-        missing = [f"{item.name} is {item.state}: {item.reason}" for item in kernel.plugins if _broken(item.state)]
+        missing = [
+            f"{item.name} is {item.state}: {item.reason}" for item in kernel.plugins if _is_out_of_service(item.state)
+        ]
     for line in missing:
         click.echo(f"corral: {line}", err=True)
     text = _yaml(document) if as_yaml else json.dumps(document, indent=2, ensure_ascii=False) + "\n"
@@ -46,7 +48,7 @@ def openapi_command(as_yaml: bool, as_json: bool, out: Path | None, config_path:
             raise click.ClickException(f"{out}: {error.strerror}") from None
 
 
-def _broken(state: str) -> bool:
+def _is_out_of_service(state: str) -> bool:
     return state in ("failed", "blocked")
 
 

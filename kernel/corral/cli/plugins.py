@@ -68,7 +68,7 @@ def enable(name: str, config_path: Path | None, as_json: bool) -> None:
     from corral.cli.enabled_plugins import enable as change
 
     path, changed = change(config_path, name)
-    _changed(name, "enabled", path, changed, as_json)
+    _print_change(name, "enabled", path, changed, as_json)
 
 
 @plugins_command.command("disable")
@@ -80,7 +80,7 @@ def disable(name: str, config_path: Path | None, as_json: bool) -> None:
     from corral.cli.enabled_plugins import disable as change
 
     path, changed = change(config_path, name)
-    _changed(name, "disabled", path, changed, as_json)
+    _print_change(name, "disabled", path, changed, as_json)
 
 
 @plugins_command.command("purge")
@@ -171,7 +171,7 @@ def _contributed(item: PluginRecord, plugins: list[PluginRecord]) -> dict[str, A
     }
 
 
-def _changed(name: str, state: str, path: Path, changed: bool, as_json: bool) -> None:
+def _print_change(name: str, state: str, path: Path, changed: bool, as_json: bool) -> None:
     """Print the result of a change.
 
     If the configuration file changed, ask the server processes on this machine to reload.

@@ -144,16 +144,16 @@ def serve(
     environment: ProcessEnvironment,
     recovering: bool = False,
 ) -> None:
-    """Boot a kernel and serve until a signal. Raises `StartupError` or `Pending` if the kernel does not start."""
-    from corral.plugins.migrations import Pending
+    """Boot a kernel and serve until a signal. Raises `StartupError` or `MigrationsPending` if the boot fails."""
+    from corral.plugins.migrations import MigrationsPending
 
     starts = StartHistory(config.data_dir)
     starts.begin()
     try:
         _serve(config, options, inherited, starts, environment, recovering=recovering)
         processes.force_exit_later()
-    except (StartupError, Pending, KeyboardInterrupt):
-        starts.end()
+    except (StartupError, MigrationsPending, KeyboardInterrupt):
+        starts.record_clean_exit()
         raise
 
 
@@ -169,12 +169,12 @@ def _serve(
     from corral.asgi.application import Application
     from corral.kernel import boot
 
-    kernel = boot(config)
+    kernel = boot(config, start_secret=b"" if inherited is None else inherited.start_secret)
     log_sealed_start(kernel.keyring)
     environment.restore()  # plugins may have changed it while they were loaded
     logging_setup.configure(config.log_level, config.log_format)
     logging_setup.redact_with(kernel.redactor)
-    logging_setup.limit_rate_of(kernel.plugins)
+    logging_setup.limit_log_rate(kernel.plugins)
     application = Application(kernel)
     for warning in unknown_setting_warnings(config, kernel.settings):
         log.warning(warning)

@@ -157,7 +157,7 @@ def renew_session(sessions: SavedSessions, name: str, client: ApiClient) -> bool
     with sessions.locked():
         found = sessions.find(name)
         if found is not None and found[1].token != client.token:
-            client.use(found[1].token)
+            client.set_token(found[1].token)
             return True
         if found is None or found[1].refresh_token is None:
             raise _session_ended(client)
@@ -167,7 +167,7 @@ def renew_session(sessions: SavedSessions, name: str, client: ApiClient) -> bool
             except ApiClientError as error:
                 raise (_session_ended(client) if error.status == 401 else error) from None
         sessions.store(name, session_of(client.url, answer))
-    client.use(answer["access_token"])
+    client.set_token(answer["access_token"])
     return True
 
 

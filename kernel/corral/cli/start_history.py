@@ -46,16 +46,16 @@ class StartHistory:
         fcntl.flock(handle, fcntl.LOCK_EX)
         self._record = (path, handle)
         self._began = time.monotonic()
-        signal.signal(signal.SIGTERM, self._terminated)  # until the event loop handles signals
+        signal.signal(signal.SIGTERM, self._on_sigterm)  # until the event loop handles signals
 
-    def _terminated(self, number: int, frame: FrameType | None) -> None:
+    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
         """Handle SIGTERM during a start. The start does not count as crashed unless it has run for `HANGS_SECONDS`."""
         if time.monotonic() - self._began < HANGS_SECONDS:
-            self.end()
+            self.record_clean_exit()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    def end(self) -> None:
+    def record_clean_exit(self) -> None:
         """Remove the record of this start, because it ended in an orderly way."""
         if self._record is not None:
             path, handle = self._record
@@ -65,7 +65,7 @@ class StartHistory:
 
     def ready(self) -> None:
         """Record that this process is ready: remove its record and the records of earlier crashes."""
-        self.end()
+        self.record_clean_exit()
         self.remove_crashes()
 
     def remove_crashes(self, since: float = 0.0) -> None:

@@ -49,7 +49,7 @@ def load(
     reader.read_environment()
     for name, value in (overrides or {}).items():
         if value is not None:
-            reader.take(name, value, COMMAND_LINE)
+            reader.set_value(name, value, COMMAND_LINE)
     return reader.result()
 
 
@@ -68,7 +68,7 @@ class _Reader:
         self.secrets: dict[str, str] = {}
         self.path: Path | None = None
 
-    def take(self, name: str, value: Any, source: str, place: str = "") -> None:
+    def set_value(self, name: str, value: Any, source: str, place: str = "") -> None:
         section, _, rest = name.partition(".")
         self.sources[name] = source
         if name in TABLE:
@@ -105,7 +105,7 @@ class _Reader:
         for name, value in _leaves(document):
             place = f"{found}:{_line_of(text, name)}"
             try:
-                self.take(name, self.expand(value, name), str(found), place)
+                self.set_value(name, self.expand(value, name), str(found), place)
             except (OSError, ValueError) as error:
                 self.faults.append(f"{place}: {name}: {error}")
 
@@ -144,7 +144,7 @@ class _Reader:
             else:
                 name = _BY_VARIABLE[target]
                 try:
-                    self.take(name, value if target == variable else _secret_file(Path(value), name), variable)
+                    self.set_value(name, value if target == variable else _secret_file(Path(value), name), variable)
                 except (OSError, ValueError) as error:
                     self.faults.append(f"{variable}: {error}")
 
@@ -216,6 +216,7 @@ def _checked(value: Any, entry: ConfigField) -> Any:
 
 
 def _descriptions(kind: Any) -> Iterator[str]:
+    """Yield the descriptions in the annotations of a type, for error messages."""
     yield from (note.description for note in getattr(kind, "__metadata__", ()) if getattr(note, "description", None))
     for inner in get_args(kind):
         yield from _descriptions(inner)

@@ -11,7 +11,7 @@ SQLITE, POSTGRES = "sqlite:///", ("postgresql://", "postgres://")
 SQLITE_MAGIC = b"SQLite format 3\0"
 
 
-def database_url(source: str) -> str | None:
+def to_database_url(source: str) -> str | None:
     """Return the URL of a database, given its URL or the path of an SQLite file, or None for any other text."""
     if source.startswith((SQLITE, *POSTGRES)):
         return source

@@ -14,7 +14,6 @@ from typing import Any
 
 import peewee
 
-from corral import clock
 from corral.database.statement import PEEWEE_ERRORS
 from corral.database.unit import current
 
@@ -24,7 +23,7 @@ def on_sqlite(database: peewee.Database | None = None) -> bool:
     return current().database.kind == "sqlite" if database is None else isinstance(database, peewee.SqliteDatabase)
 
 
-def _native(sql: str) -> str:
+def _with_native_placeholders(sql: str) -> str:
     """Return the SQL with each `?` replaced by the engine's parameter marker. The SQL must contain no other `?`."""
     return sql if on_sqlite() else sql.replace("%", "%%").replace("?", "%s")
 
@@ -35,7 +34,7 @@ def execute(sql: str, parameters: Sequence[Any] = ()) -> Any:
     Raises peewee's exceptions.
     """
     try:
-        return current().connection.execute(_native(sql), parameters)
+        return current().connection.execute(_with_native_placeholders(sql), parameters)
     except Exception:
         with PEEWEE_ERRORS:
             raise
@@ -43,7 +42,7 @@ def execute(sql: str, parameters: Sequence[Any] = ()) -> Any:
 
 def sql_fragment(sql: str, parameters: Sequence[Any] = ()) -> peewee.SQL:
     """Return raw SQL with `?` markers as a part of a peewee query."""
-    return peewee.SQL(_native(sql), parameters)
+    return peewee.SQL(_with_native_placeholders(sql), parameters)
 
 
 @contextlib.contextmanager
@@ -122,16 +121,6 @@ def transaction_is_open() -> bool:
     """Return whether the unit's transaction is still open. A lost connection or a full disk ends the transaction."""
     connection = current().connection
     return bool(connection.in_transaction if on_sqlite() else not (connection.closed or connection.broken))
-
-
-def server_seconds() -> float:
-    """Return the seconds since the epoch according to the database server's clock.
-
-    For SQLite, this is the clock of this machine.
-    """
-    if on_sqlite():
-        return clock.time_s()
-    return float(execute("SELECT EXTRACT(EPOCH FROM clock_timestamp())").fetchone()[0])
 
 
 def append_only(database: peewee.Database, table: str, *, unique: Sequence[str], deletable: str) -> None:

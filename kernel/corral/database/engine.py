@@ -175,7 +175,7 @@ def translate(error: BaseException) -> BaseException:
     ):
         return error
     ours = (peewee.IntegrityError, peewee.ProgrammingError, peewee.DataError, sqlite3.IntegrityError)
-    if isinstance(error, ours) or _is_wrong(error):
+    if isinstance(error, ours) or _is_invalid_statement(error):
         return error
     text = str(error).lower()
     if "readonly" in text or "read-only" in text:
@@ -201,7 +201,7 @@ def _is_lost_connection(error: BaseException) -> bool:
     )
 
 
-def _is_wrong(error: BaseException) -> bool:
+def _is_invalid_statement(error: BaseException) -> bool:
     """Return whether the statement itself is invalid, for example because a table is missing.
 
     SQLite reports this as an operational error.

@@ -44,7 +44,7 @@ class SchemaTooNew(Exception):
 def pending_migrations(database: Database, all_migrations: Iterable[PluginMigrations]) -> dict[str, list[str]]:
     """Return the names of the scripts that are not yet applied, by plugin. Raises `SchemaTooNew`."""
     with own_connection(database) as engine:
-        tables = tables_of(engine)
+        tables = existing_tables(engine)
         return {each.plugin: names for each in all_migrations if (names := pending_scripts(engine, each, tables))}
 
 
@@ -53,12 +53,12 @@ def migrate(engine: peewee.Database, migrations: PluginMigrations) -> list[str]:
 
     `engine` is the connection that `schema_lock` opened.
     """
-    plugin, scripts = migrations.plugin, pending_scripts(engine, migrations, tables_of(engine))
+    plugin, scripts = migrations.plugin, pending_scripts(engine, migrations, existing_tables(engine))
     runner = Runner(engine, str(migrations.directory), table_name=f"{plugin}_migrations")
     for name in scripts:
         try:
             runner.up(name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise MigrationFailed(f"{plugin}: migration {name} failed: {error}") from error
     if scripts and isinstance(engine, peewee.SqliteDatabase):
         broken = engine.execute_sql("PRAGMA foreign_key_check").fetchall()
@@ -70,10 +70,10 @@ def migrate(engine: peewee.Database, migrations: PluginMigrations) -> list[str]:
 def is_empty(database: Database) -> bool:
     """Return whether the database has no tables."""
     with own_connection(database) as engine:
-        return not tables_of(engine)
+        return not existing_tables(engine)
 
 
-def tables_of(engine: peewee.Database) -> list[str]:
+def existing_tables(engine: peewee.Database) -> list[str]:
     """Return the tables of the current schema, which the `search_path` of the URL may select."""
     is_sqlite = isinstance(engine, peewee.SqliteDatabase)
     return list(engine.get_tables(None if is_sqlite else engine.execute_sql("SELECT current_schema()").fetchone()[0]))

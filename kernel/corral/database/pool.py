@@ -105,11 +105,11 @@ class DatabaseThread(threading.Thread, abc.ABC):
             if not self.lost:
                 self.pool.release(queued)
         try:
-            self._end()
+            self._end_thread()
         except ThreadAbandoned:  # the exception was delivered only now
-            self._end()
+            self._end_thread()
 
-    def _end(self) -> None:
+    def _end_thread(self) -> None:
         self.database.watchdog.mark_returned(self)
         self.close()
 
@@ -213,7 +213,7 @@ class DatabasePool:
         self.threads = [make(self) for _ in range(size)]
         for thread in self.threads:
             thread.start()
-        self.database.watchdog.checks.append(self._check)
+        self.database.watchdog.checks.append(self._abandon_overdue_units)
 
     def submit(self, queued: QueuedUnit) -> None:
         """Queue the unit. Raise `Unavailable` (`overloaded`) when the queue is full."""
@@ -251,7 +251,7 @@ class DatabasePool:
         for thread in self.threads:
             thread.join(timeout=LOST_AFTER + 3)
 
-    def _check(self) -> None:
+    def _abandon_overdue_units(self) -> None:
         for index, thread in enumerate(self.threads):
             thread.checks += 1
             queued = thread.running
@@ -271,7 +271,7 @@ class DatabasePool:
         took = round((lost - began) * 1000)
         log.error("unit lost", extra={"unit": label, "duration_ms": took, "stack": stack, **plugin})
         if guard is not None:
-            guard.abandoned()
+            guard.count_abandoned_call()
         self.database.watchdog.abandon(thread, guard)
         thread.sever_connection()
         self.threads[index] = replacement = self.make(self)

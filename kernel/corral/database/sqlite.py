@@ -129,7 +129,7 @@ class _SqliteThread(DatabaseThread):
                 self.database.engine.close()
 
     def release_cursors(self, error: BaseException) -> BaseException:
-        """Return the error that a unit raised. If the unit was abandoned, release its cursors first.
+        """Release the cursors of an abandoned unit, and return the error that the unit raised.
 
         The traceback keeps the cursors alive, and open cursors would keep the database locked.
         """

@@ -81,7 +81,7 @@ class Egress:
 
         from corral.egress.transport import GuardedNetwork, GuardedTransport
 
-        policy = Policy("public", frozenset(map(_place, operator)), child)
+        policy = Policy("public", frozenset(map(_parse_host_port, operator)), child)
         proxy = self.proxy() if child is None else None
         network = GuardedNetwork(lambda host, port: self.addresses(host, port, policy), proxy)
         transport = GuardedTransport(
@@ -134,7 +134,7 @@ class Egress:
             self.guard.check_addresses(host, port, found, policy)
         return found
 
-    async def at_save(self, url: str, profile: Profile = "public", pointer: str = "/base_url") -> list[str]:
+    async def check_saved_url(self, url: str, profile: Profile = "public", pointer: str = "/base_url") -> list[str]:
         """Check a URL before it is stored.
 
         Returns warnings (`unresolved_host`), or raises `Invalid` (`url_blocked`).
@@ -202,7 +202,7 @@ class Egress:
         self.on_refusal(sink, host[:253])
 
 
-def _place(text: str) -> HostPort:
+def _parse_host_port(text: str) -> HostPort:
     """Parse `host:port`. Raises `ValueError`."""
     parts = urlsplit(f"//{text}")
     if not parts.hostname or parts.port is None:

@@ -77,7 +77,7 @@ class Consumer:
         self._is_open = is_open  # whether the plugin is in service; if not, the cursor does not advance
         self._entry = UnitContext(label=f"consumer {name}", actor=SYSTEM)
 
-    async def begin(self) -> None:
+    async def create_cursor(self) -> None:
         """Create the cursor before requests are served, so that no later event is missed."""
         await self._database.work(self._ensure_cursor, entry=self._entry)
 
@@ -85,18 +85,18 @@ class Consumer:
         """Handle events as they are logged, until cancelled. The kernel runs this method in a supervised task."""
         with self._feed.subscribe(self._types) as notified:
             while True:
-                while await self._advance():
+                while await self._handle_next_batch():
                     notified.clear()
                 await wait_and_clear(notified, POLL_SECONDS)
 
     async def stop(self) -> None:
-        """Release the lease, so that another process can take over immediately."""
+        """Stop consuming: release the lease, so that another process can take over immediately."""
         await self._database.work(lambda: release_lease(self._lease, self._holder), entry=self._entry)
 
-    async def _advance(self) -> bool:
+    async def _handle_next_batch(self) -> bool:
         """Handle the next batch, or its events one by one if the batch fails. Return whether more events may follow."""
         work = functools.partial(self._database.work, entry=self._entry)
-        if not self._is_open() or not await work(self._is_due, read=True):
+        if not self._is_open() or not await work(self._has_pending_work, read=True):
             return False
         try:
             return await work(lambda: self._handle_next(BATCH, self._handle_in_batch))
@@ -111,7 +111,7 @@ class Consumer:
                     return False
         return True
 
-    def _is_due(self) -> bool:
+    def _has_pending_work(self) -> bool:
         """Return whether there is something to write.
 
         This is the case if the cursor must be created, if there are events to handle, or if the cursor lags behind the

@@ -1,4 +1,4 @@
-"""A shared queue that announces new job rows to job processes. It transports only ids, and may lose them."""
+"""The protocol of shared job queues, which pass the ids of new jobs to job processes, and may lose them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class JobQueue(Protocol):
-    """A message queue that announces new jobs to the processes that run jobs.
+    """A shared job queue, which passes the ids of new jobs to the processes that run jobs.
 
     The database rows, which are also polled, decide which jobs run. A lost id therefore delays a job by seconds,
     and a duplicate id has no effect.

@@ -85,7 +85,7 @@ class JobRunner:
             claimed = None if self._draining else await self._claim_job(only)
         finally:
             if claimed is None:
-                self._free_slot()
+                self._release_slot()
         if claimed is None:
             return False
         self._start(self._run_job(*claimed)).add_done_callback(self._job_ended)
@@ -176,10 +176,10 @@ class JobRunner:
     # Jobs
 
     def _job_ended(self, task: asyncio.Task[None]) -> None:
-        self._free_slot()
+        self._release_slot()
         self._wake_up.set()
 
-    def _free_slot(self) -> None:
+    def _release_slot(self) -> None:
         self._taken_slots -= 1
         self._slot_freed.set()
 

@@ -1,9 +1,9 @@
 """Guards: wrappers around all callables that plugins contribute. They measure calls and handle errors.
 
-Expected failures (`corral.errors.Failure`) are raised to the caller. All other errors are counted against the plugin.
-After such an error, a guard either returns a default value, so that the caller continues without the plugin's result,
-or raises the error. An error that is not an `Exception` is raised as `ContributionFailed`. The watchdog limits the time
-of the calls.
+Expected failures (`corral.errors.ExpectedFailure`) are raised to the caller. All other errors are counted against the
+plugin. After such an error, a guard either returns a default value, so that the caller continues without the plugin's
+result, or raises the error. An error that is not an `Exception` is raised as `ContributionFailed`. The watchdog limits
+the time of the calls.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import msgspec
 
 from corral.auth.principal import Authenticator
 from corral.database.engine import translate
-from corral.errors import ContributionFailed, Failure, Unavailable
+from corral.errors import ContributionFailed, ExpectedFailure, Unavailable
 from corral.http.signature import hints
 from corral.plugin import Gate, RateLimiter
 from corral.plugins.quarantine import ENDLESS, PluginQuarantine
@@ -174,10 +174,10 @@ class Guard:
             return self.quarantine.time_limit if self.record.found.built_in else LOOP_SECONDS
         return self.quarantine.time_limit if self.limit == 0 else self.limit
 
-    def abandoned(self) -> None:
+    def count_abandoned_call(self) -> None:
         self.quarantine.count_lost_call(self.record, self.where, counts=self.counts)
 
-    def never_returned(self) -> None:
+    def count_endless_call(self) -> None:
         # The lost thread of a route counts only now: a route that ends when it is interrupted harms nobody.
         self.quarantine.count_lost_call(self.record, self.where, counts=not self.counts, message=ENDLESS)
 
@@ -190,12 +190,12 @@ guard_code.update(
 def is_expected_error(error: BaseException) -> bool:
     """Return whether an error must not be counted against the plugin.
 
-    This is true for expected failures (`corral.errors.Failure`), for failures of the database, and for errors that were
-    already counted against a plugin.
+    This is true for expected failures (`corral.errors.ExpectedFailure`), for failures of the database, and for errors
+    that were already counted against a plugin.
     """
-    if isinstance(error, Failure) or hasattr(error, "_corral_plugin"):
+    if isinstance(error, ExpectedFailure) or hasattr(error, "_corral_plugin"):
         return True
-    return isinstance(translate(error), Failure)
+    return isinstance(translate(error), ExpectedFailure)
 
 
 class GuardedObject:

@@ -25,13 +25,11 @@ def item_type(spec: Callable[..., Any]) -> Any:
         return None
 
 
-def flatten_hook_results(spec: Callable[..., Any], returned: Iterable[Any]) -> list[Any]:
-    """Return the items of all results of a hook. Raises `TypeError` for an item of an undeclared type."""
-    items: list[Any] = []
-    for answer in returned:
-        if isinstance(answer, (str, bytes)) or not isinstance(answer, Iterable):
-            raise TypeError(f"{spec.__name__} returned {type(answer).__name__}, not a list")
-        items.extend(answer)
+def checked_contributions(spec: Callable[..., Any], returned: Any) -> list[Any]:
+    """Return the items that a hook returned. Raises `TypeError` for anything but a list of the declared type."""
+    if isinstance(returned, (str, bytes)) or not isinstance(returned, Iterable):
+        raise TypeError(f"{spec.__name__} returned {type(returned).__name__}, not a list")
+    items = list(returned)
     check_items(spec.__name__, items, item_type(spec))
     return items
 
@@ -60,34 +58,36 @@ def _is_of(item: Any, asked: Any) -> bool:
     return isinstance(item, kind) and not isinstance(item, type)
 
 
-def manager_of(record: PluginRecord, specs: Iterable[Any]) -> pluggy.PluginManager:
-    """Return a plugin manager that calls the hooks of one plugin only, so that each failure belongs to this plugin."""
-    manager = hookspecs.PluginManager("corral")
-    for module in specs:
-        manager.add_hookspecs(module)
+def implementations(manager: pluggy.PluginManager, record: PluginRecord) -> dict[str, tuple[Any, pluggy.HookImpl]]:
+    """Return the hooks that a plugin implements as `{hook: (specification or None, implementation)}`.
+
+    Raises `PluginValidationError` for an implementation that does not fit its specification. Other plugins never see
+    the implementation, so that each failure belongs to this plugin.
+    """
     manager.register(record.plugin, record.name)
-    return manager
+    callers = manager.get_hookcallers(record.plugin) or []
+    found = {caller.name: (caller.spec, caller.get_hookimpls()[0]) for caller in callers}
+    manager.unregister(record.plugin)
+    return found
 
 
-def offered_specs(records: Iterable[PluginRecord]) -> list[Any]:
-    """Return the modules with hook specifications: the kernel's and those of active plugins.
+def manager_with_offered_specs(records: Iterable[PluginRecord]) -> pluggy.PluginManager:
+    """Return a plugin manager that knows all hooks: the kernel's and those that active plugins specify.
 
     A plugin is marked `failed` if its module is invalid, or specifies a hook that another module specifies already.
     """
-    manager, modules = hookspecs.PluginManager("corral"), [hookspecs]
-    manager.add_hookspecs(hookspecs)
+    manager = hookspecs.PluginManager()
 
     def offer(record: PluginRecord) -> None:
         offered = list(getattr(record.plugin, "corral_hookspecs", list)())
         for module in offered:
             manager.add_hookspecs(module)
         record.contributed.hookspecs = offered
-        modules.extend(offered)
 
     for record in sorted(records, key=lambda record: not record.found.built_in):
         if record.active:
             record.run_boot_step(offer, record)
-    return modules
+    return manager
 
 
 def offered_hooks(record: PluginRecord) -> dict[str, tuple[str, Any]]:
@@ -107,9 +107,11 @@ def first_result(records: Sequence[PluginRecord], hook: str, url: str, *, requir
     or returns None if no result is required.
     """
     made: list[Any] = []
+    manager = hookspecs.PluginManager()
 
     def ask(record: PluginRecord) -> None:
-        answer = getattr(manager_of(record, [hookspecs]).hook, hook)(url=url)
+        found = implementations(manager, record)
+        answer = found[hook][1].function(url) if hook in found else None
         made.extend([] if answer is None else [answer])
 
     for record in sorted(records, key=lambda record: record.found.built_in):

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
+import pluggy
 
 from corral import clock
 from corral.auth.principal import Permission
@@ -20,7 +21,7 @@ from corral.config.model import Config
 from corral.database.migrations import KERNEL
 from corral.plugin import KERNEL_API, Plugin
 from corral.plugins.discovery import Found
-from corral.plugins.hooks import check_items, flatten_hook_results, manager_of, offered_specs
+from corral.plugins.hooks import check_items, checked_contributions, implementations, manager_with_offered_specs
 from corral.plugins.record import PluginRecord, block_dependants
 
 log = logging.getLogger("corral.plugins")
@@ -35,16 +36,16 @@ def load(found: Iterable[Found], config: Config, *, off: Mapping[str, str] | Non
 
     `off` contains the plugins that an admin disabled: it maps their names to the reasons.
     """
-    records = [_begin(item, config, off or {}) for item in sorted(found, key=lambda item: item.name)]
+    records = [_create_record(item, config, off or {}) for item in sorted(found, key=lambda item: item.name)]
     for record in records:
         if record.active:
             record.run_boot_step(_import, record, config)
     ordered = order(records)
-    specs = offered_specs(ordered)
+    manager = manager_with_offered_specs(ordered)
     for record in ordered:
         if record.active:
             absent = not {*record.requires, *record.wants} <= {item.name for item in ordered if item.active}
-            record.run_boot_step(_contribute, record, specs, absent)
+            record.run_boot_step(_contribute, record, manager, absent)
     block_dependants(ordered)
     return ordered
 
@@ -59,7 +60,7 @@ def order(records: Iterable[PluginRecord]) -> list[PluginRecord]:
     ordered: list[PluginRecord] = []
     while waiting:
         ready = [record for record in waiting.values() if waiting.keys().isdisjoint(record.requires)]
-        circle = [] if ready else [record for record in waiting.values() if record.name in _needed(record, waiting)]
+        circle = [] if ready else [record for record in waiting.values() if record.name in _required(record, waiting)]
         for record in circle:
             if record.active:
                 record.fail(f"the plugins require each other in a circle: {', '.join(item.name for item in circle)}")
@@ -74,7 +75,7 @@ def _rank(record: PluginRecord) -> tuple[bool, int, str]:
     return not kind.starts_first, _RANKS[kind.protected], record.name
 
 
-def _needed(record: PluginRecord, among: Mapping[str, PluginRecord]) -> set[str]:
+def _required(record: PluginRecord, among: Mapping[str, PluginRecord]) -> set[str]:
     """Return the names of all plugins in `among` that a plugin requires, directly or indirectly."""
     found, new = set[str](), set(record.requires) & set(among)
     while new:
@@ -83,7 +84,7 @@ def _needed(record: PluginRecord, among: Mapping[str, PluginRecord]) -> set[str]
     return found
 
 
-def _begin(item: Found, config: Config, off: Mapping[str, str]) -> PluginRecord:
+def _create_record(item: Found, config: Config, off: Mapping[str, str]) -> PluginRecord:
     """Create the record of a plugin. The record is `disabled` if the plugin must not be loaded."""
     record = PluginRecord(found=item, since=clock.now())
     named = not {item.name, item.claims}.isdisjoint(config.plugins.enabled)
@@ -147,22 +148,20 @@ def _section(record: PluginRecord, kind: type[Plugin], config: Config) -> Any:
         raise ValueError(f"[plugins.{record.name}]: {error}") from None
 
 
-def _contribute(record: PluginRecord, specs: Iterable[Any], owner_absent: bool) -> None:
+def _contribute(record: PluginRecord, manager: pluggy.PluginManager, absent: bool) -> None:
     """Call all hooks of one plugin that take no arguments, and store the contributions in the plugin's record.
 
-    An unknown hook raises `TypeError`, unless the hook is optional and the plugin that offers it may be absent. Hooks
-    that take arguments are called later, when their results are needed.
+    An unknown hook raises `TypeError`, unless the implementation is optional and its owner may be `absent`. Hooks that
+    take arguments are called later, when their results are needed.
     """
-    manager = manager_of(record, specs)
-    manager.check_pending()
-    callers = manager.get_hookcallers(record.plugin) or []
-    unknown = [caller.name for caller in callers if caller.spec is None]
-    if unknown and not owner_absent:
+    found = implementations(manager, record)
+    unknown = [name for name, (spec, each) in found.items() if spec is None and not (each.optionalhook and absent)]
+    if unknown:
         raise TypeError(f"no plugin has the hook {', '.join(unknown)}; check the spelling, and add its owner to wants")
     staged = {
-        caller.name: flatten_hook_results(caller.spec.function, caller())
-        for caller in callers
-        if caller.spec is not None and not caller.spec.argnames and caller.name not in CALLED_ELSEWHERE
+        name: checked_contributions(spec.function, each.function())
+        for name, (spec, each) in found.items()
+        if spec is not None and not spec.argnames and name not in CALLED_ELSEWHERE
     }
     for kind in staged.get("corral_events", ()):
         if not isinstance(getattr(kind, "event", None), str):

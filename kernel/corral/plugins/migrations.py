@@ -19,10 +19,10 @@ from corral.database.migrations import (
     PluginMigrations,
     SchemaTooNew,
     copy_before_migration,
+    existing_tables,
     migrate,
     pending_scripts,
     schema_lock,
-    tables_of,
 )
 from corral.database.sealed_columns import SealedColumns
 from corral.http.idempotency import IdempotencyRow
@@ -31,7 +31,7 @@ from corral.plugins.record import PluginRecord, block_dependants
 log = logging.getLogger("corral.kernel")
 
 
-class Pending(Exception):
+class MigrationsPending(Exception):
     """Raised when migrations are pending that this process is not allowed to apply (exit status 4)."""
 
 
@@ -49,12 +49,12 @@ def migrations_of(records: Iterable[PluginRecord]) -> list[PluginMigrations]:
 def apply_migrations(database: Database, plugins: list[PluginRecord], config: Config) -> None:
     """Apply the pending migrations of the kernel and then of each active plugin, in order.
 
-    A failing script marks its plugin as `failed`. Raises `Pending` if migrations are pending and the configuration does
-    not let this process apply them, unless the database is empty.
+    A failing script marks its plugin as `failed`. Raises `MigrationsPending` if migrations are pending and the
+    configuration does not let this process apply them, unless the database is empty.
     """
     records = {record.name: record for record in plugins}
     with schema_lock(database) as engine:
-        tables = tables_of(engine)
+        tables = existing_tables(engine)
         waiting = [
             (migrations, scripts)
             for migrations in migrations_of(plugins)
@@ -64,7 +64,7 @@ def apply_migrations(database: Database, plugins: list[PluginRecord], config: Co
         if waiting and tables:
             if not migrates_on_start(config, database.kind):
                 lines = "; ".join(f"{migrations.plugin}: {', '.join(scripts)}" for migrations, scripts in waiting)
-                raise Pending(f"migrations are pending: {lines}; run corral migrate")
+                raise MigrationsPending(f"migrations are pending: {lines}; run corral migrate")
             if isinstance(engine, peewee.SqliteDatabase):
                 copy_before_migration(engine)
         for migrations, _ in waiting:
@@ -82,13 +82,13 @@ def _pending(
     """Return the pending scripts.
 
     If the schema is newer than the code, a third-party plugin is marked `failed`. For the kernel or a built-in plugin,
-    `Pending` is raised.
+    `MigrationsPending` is raised.
     """
     try:
         return pending_scripts(engine, migrations, tables)
     except SchemaTooNew as error:
         if record is None or record.found.built_in:
-            raise Pending(f"{error}; install the release that applied it") from None
+            raise MigrationsPending(f"{error}; install the release that applied it") from None
         record.fail(error)
         return []
 
@@ -100,7 +100,7 @@ def sealed_columns(plugins: Iterable[PluginRecord]) -> SealedColumns:
     )
 
 
-def unlock(keyring: Keyring, database: Database, plugins: Iterable[PluginRecord], config: Config) -> Keyring:
+def select_keyring(keyring: Keyring, database: Database, plugins: Iterable[PluginRecord], config: Config) -> Keyring:
     """Return the keyring to use with the stored rows.
 
     The keyring is sealed if the stored rows are encrypted with other keys. A new key is created when there is neither a
@@ -117,11 +117,11 @@ def unlock(keyring: Keyring, database: Database, plugins: Iterable[PluginRecord]
     return keyring
 
 
-def taken_out(database: Database) -> dict[str, str]:
+def disabled_by_admins(database: Database) -> dict[str, str]:
     """Return the plugins that admins have disabled, with the reasons, by name. These plugins are not loaded."""
 
     def stored() -> dict[str, str]:
-        if "plugin_admin_states" not in tables_of(database.engine):
+        if "plugin_admin_states" not in existing_tables(database.engine):
             return {}
         rows = database.engine.execute_sql("SELECT name, reason FROM plugin_admin_states WHERE state = 'disabled'")
         return {name: reason or "admin" for name, reason in rows.fetchall()}

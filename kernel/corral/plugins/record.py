@@ -83,6 +83,8 @@ class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
     found: Found
     state: State = "active"
     reason: str | None = None
+    error: BaseException | None = None
+    """The exception that made the plugin fail, if there was one."""
     since: str = ""
     kind: type[Plugin] | None = None
     plugin: Plugin | None = None
@@ -162,11 +164,8 @@ class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
         """Take the plugin out of service because of an error. Set `reason` to one sentence, and log the traceback."""
         sentence = error if isinstance(error, str) else " ".join(f"{type(error).__name__}: {error}".split())
         self._become("failed", sentence[:500])
-        log.error(
-            "plugin failed",
-            extra={"plugin": self.name, "reason": self.reason},
-            exc_info=error if isinstance(error, BaseException) else None,
-        )
+        self.error = error if isinstance(error, BaseException) else None
+        log.error("plugin failed", extra={"plugin": self.name, "reason": self.reason}, exc_info=self.error)
 
     def run_boot_step(self, step: Callable[..., Any], *arguments: Any) -> bool:
         """Run a step of the plugin's boot and return whether it succeeded.

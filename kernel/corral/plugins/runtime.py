@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar, get_args
 
-from corral.errors import Failure
+from corral.errors import ExpectedFailure
 from corral.plugins.container import Container
 from corral.plugins.guard import Guard, Guards
 from corral.plugins.quarantine import LostCall
@@ -33,7 +33,7 @@ class PluginTasks:
     def __init__(self, guards: Guards, record: PluginRecord, registry: PluginRegistry) -> None:
         self._guards, self._record, self._registry = guards, record, registry
 
-    def task(self, name: str, run: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+    def guarded_task(self, name: str, run: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
         """Return the function of a background task, wrapped in a guard."""
         guard = Guard(self._guards, self._record, HOOK, f"task {name}", run, counts=False, states=get_args(State))
         return guard.call_async
@@ -44,7 +44,7 @@ class PluginTasks:
         """Return a callback, wrapped in a guard that cancels a call after `seconds`.
 
         The errors of the callback are counted against the plugin and not raised. Expected failures
-        (`corral.errors.Failure`) are only logged.
+        (`corral.errors.ExpectedFailure`) are only logged.
         """
         guard = Guard(self._guards, self._record, HOOK, name, run, default=None, states=get_args(State))
 
@@ -54,7 +54,7 @@ class PluginTasks:
                     await guard.call_async(*arguments)
             except TimeoutError:
                 self._guards.quarantine.count_error(self._record, name, LostCall(f"it took longer than {seconds:g} s"))
-            except Failure as failure:
+            except ExpectedFailure as failure:
                 log.warning("a callback failed", extra={"plugin": self._record.name, "reason": str(failure)})
 
         return guarded
@@ -63,6 +63,7 @@ class PluginTasks:
         self._registry.add_error(self._record.name, f"task {task}", error or TaskEnded("it ended"), None)
 
     async def restarts_exhausted(self, task: str) -> None:
+        """Quarantine the plugin, and wait until it is active again."""
         self._guards.quarantine.suspend(self._record, f"the background task {task} keeps failing")
         while not self._record.active:  # noqa: ASYNC110  (states change in several places, and rarely)
             await asyncio.sleep(LOOK_SECONDS)
@@ -106,7 +107,7 @@ class PluginRuntime:
     def supervise(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
         full = f"{self._record.name}.{name}"
         self._supervised.append(full)
-        self._supervisor.start(full, self._tasks.task(name, run), self._tasks)
+        self._supervisor.start(full, self._tasks.guarded_task(name, run), self._tasks)
 
     def when_serving(self, run: Callable[[str], Awaitable[None]]) -> None:
         self._lifecycle.serving.append(self._tasks.guarded_callback("when_serving", run, SERVING_SECONDS))
@@ -116,4 +117,4 @@ class PluginRuntime:
 
     async def end_tasks(self) -> None:
         """Stop the background tasks of a plugin whose start failed."""
-        await asyncio.gather(*map(self._supervisor.end, self._supervised))
+        await asyncio.gather(*map(self._supervisor.stop_task, self._supervised))

@@ -117,7 +117,7 @@ class PluginThreads(ThreadPoolExecutor):
         """Abandon the call that a thread is running: its future fails, and a new thread replaces the old one."""
         if (task := self._running.pop(thread, None)) is None:  # it has ended meanwhile
             return
-        guard.abandoned()
+        guard.count_abandoned_call()
         with contextlib.suppress(InvalidStateError):
             task.future.set_exception(ContributionFailed(f"{guard.where} did not return in time"))
         self._watchdog.abandon(thread, guard)

@@ -81,7 +81,7 @@ class Matcher:
         The spans are in order and do not overlap. Text that arrives later cannot change the result for the final part.
         If `final` is set, no text follows, and the whole text is final. The text must not contain `MARK`.
         """
-        settled = len(text) if final else self._cut_anchor(text)
+        settled = len(text) if final else self._partial_anchor_start(text)
         begins = self._automaton.find_matches_as_indexes(_encodable(text), overlapping=True)
         if not begins:
             return [], settled
@@ -106,7 +106,7 @@ class Matcher:
                     settled = start
         return _disjoint(found), settled
 
-    def _cut_anchor(self, text: str) -> int:
+    def _partial_anchor_start(self, text: str) -> int:
         """Return the first position from which the rest of the text may be the beginning of an anchor."""
         for size in range(min(self._longest - 1, len(text)), 0, -1):
             tail = text[-size:]

@@ -23,7 +23,7 @@ _MAKER: contextvars.ContextVar[tuple[str, str] | None] = contextvars.ContextVar(
 
 
 @contextlib.contextmanager
-def made_by(type: str, id: str) -> Iterator[None]:
+def machine_text(type: str, id: str) -> Iterator[None]:
     """Mark text redacted in this context as machine-generated for the object. A credential in it raises an alert."""
     token = _MAKER.set((type, id))
     try:
@@ -32,7 +32,7 @@ def made_by(type: str, id: str) -> Iterator[None]:
         _MAKER.reset(token)
 
 
-def maker() -> tuple[str, str] | None:
+def machine_text_object() -> tuple[str, str] | None:
     """Return the type and id of the object whose machine-generated text is being redacted, or None."""
     return _MAKER.get()
 
@@ -69,7 +69,7 @@ class Redactor:
     def redact_json(self, value: Any, *, patterns: bool = True) -> Any:
         """Return the value with all its strings and keys redacted. If keys become equal, the last item is kept."""
         texts: list[str] = []
-        if _gather(value, texts, JOINED_CHARACTERS) >= 0 and not self._matcher.may_hold("\n".join(texts)):
+        if _collect_strings(value, texts, JOINED_CHARACTERS) >= 0 and not self._matcher.may_hold("\n".join(texts)):
             return value
         return self._redacted(value, patterns=patterns)
 
@@ -144,7 +144,7 @@ class Redactor:
                 log.exception("a listener of the redactor failed")
 
 
-def _gather(value: Any, texts: list[str], budget: int) -> int:
+def _collect_strings(value: Any, texts: list[str], budget: int) -> int:
     """Append the strings in the value to `texts`, and return `budget` minus their total length.
 
     If the result becomes negative, the remaining strings are not appended.

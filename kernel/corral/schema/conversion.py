@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, overload
 import msgspec
 
 from corral.errors import FieldError
-from corral.schema.json_schema import all_faults, validator_of
+from corral.schema.json_schema_validation import all_faults, validator_of
 from corral.schema.strict_json import (
     MAX_FAULTS,
     RefusedText,
@@ -38,8 +38,8 @@ def components(kinds: Iterable[Any]) -> tuple[list[dict[str, Any]], dict[str, di
     """Return the schema of each type, and the components that the schemas refer to, for OpenAPI 3.1."""
     kinds = tuple(kinds)
     schemas, named = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
-    orders = dict(_orders(kinds, set()))
-    return [_ordered(each, orders) for each in schemas], {name: _ordered(each, orders) for name, each in named.items()}
+    orders = dict(_enum_orders(kinds, set()))
+    return [_reorder(each, orders) for each in schemas], {name: _reorder(each, orders) for name, each in named.items()}
 
 
 @overload
@@ -81,7 +81,7 @@ class _Shape:
 
     def __init__(self, kind: Any) -> None:
         try:
-            self.schema: Any = _ordered(msgspec.json.schema(kind), dict(_orders((kind,), set())))
+            self.schema: Any = _reorder(msgspec.json.schema(kind), dict(_enum_orders((kind,), set())))
         except TypeError:  # a type without a JSON Schema
             self.schema = None
 
@@ -89,32 +89,33 @@ class _Shape:
     def validator(self) -> Any:
         return self.schema and validator_of(self.schema, strict_integers=True)
 
-    def options(self, schema: Any) -> list[Any]:
+    def choices(self, schema: Any) -> list[Any]:
         """Return the alternatives of the schema, with references resolved."""
         while "$ref" in schema:
             schema = self.schema["$defs"][schema["$ref"].rpartition("/")[2]]
-        return [each for one in schema["anyOf"] for each in self.options(one)] if "anyOf" in schema else [schema]
+        return [each for one in schema["anyOf"] for each in self.choices(one)] if "anyOf" in schema else [schema]
 
     def types(self, schema: Any) -> frozenset[str]:
-        options = self.options(schema)
+        options = self.choices(schema)
         named = {one["type"] for one in options if isinstance(one.get("type"), str)}
         return frozenset(named | {_JSON_TYPES[type(value)] for one in options for value in one.get("enum", ())})
 
     @cached_property
     def fields(self) -> dict[str | None, tuple[frozenset[str], frozenset[str]]]:
         """The JSON types of each field, and of the items of arrays. The key `None` stands for the whole value."""
-        options = self.options(self.schema or {})
+        options = self.choices(self.schema or {})
         wanted: dict[str | None, Any] = {None: self.schema or {}}
         wanted.update((name, schema) for one in options for name, schema in one.get("properties", {}).items())
-        items = {key: [one["items"] for one in self.options(each) if "items" in one] for key, each in wanted.items()}
+        items = {key: [one["items"] for one in self.choices(each) if "items" in one] for key, each in wanted.items()}
         return {key: (self.types(each), self.types({"anyOf": items[key]})) for key, each in wanted.items()}
 
     def read(self, value: Any) -> Any:
+        """Convert the strings of a value, such as a parsed query, to the types that the schema names."""
         if isinstance(value, dict):
-            return {name: self.read_one(item, self.fields.get(name)) for name, item in value.items()}
-        return self.read_one(value, self.fields[None])
+            return {name: self.convert_text(item, self.fields.get(name)) for name, item in value.items()}
+        return self.convert_text(value, self.fields[None])
 
-    def read_one(self, value: Any, wanted: tuple[frozenset[str], frozenset[str]] | None) -> Any:
+    def convert_text(self, value: Any, wanted: tuple[frozenset[str], frozenset[str]] | None) -> Any:
         if wanted and isinstance(value, str) and "array" in wanted[0] and "string" not in wanted[0]:
             value = [value]
         if wanted and isinstance(value, list):
@@ -136,7 +137,7 @@ def _from_text(text: Any, types: frozenset[str]) -> Any:
     return {"true": True, "1": True, "false": False, "0": False}.get(text, text) if "boolean" in types else text
 
 
-def _orders(kinds: Iterable[Any], seen: set[Any]) -> Iterator[tuple[frozenset[Any], list[Any]]]:
+def _enum_orders(kinds: Iterable[Any], seen: set[Any]) -> Iterator[tuple[frozenset[Any], list[Any]]]:
     """Yield the values of each enumeration in the order of their declaration, because msgspec sorts them."""
     for kind in kinds:
         if isinstance(kind, EnumMeta):
@@ -145,18 +146,18 @@ def _orders(kinds: Iterable[Any], seen: set[Any]) -> Iterator[tuple[frozenset[An
         elif typing.get_origin(kind) is Literal:
             yield frozenset(typing.get_args(kind)), list(typing.get_args(kind))
         elif args := typing.get_args(kind):
-            yield from _orders((typing.get_origin(kind), *args), seen)
+            yield from _enum_orders((typing.get_origin(kind), *args), seen)
         elif isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind not in seen:
             seen.add(kind)
-            yield from _orders((each.type for each in msgspec.structs.fields(kind)), seen)
+            yield from _enum_orders((each.type for each in msgspec.structs.fields(kind)), seen)
 
 
-def _ordered(schema: Any, orders: dict[frozenset[Any], list[Any]]) -> Any:
+def _reorder(schema: Any, orders: dict[frozenset[Any], list[Any]]) -> Any:
     if isinstance(schema, list):
-        return [_ordered(each, orders) for each in schema]
+        return [_reorder(each, orders) for each in schema]
     if not isinstance(schema, dict):
         return schema
-    result = {key: _ordered(each, orders) for key, each in schema.items()}
+    result = {key: _reorder(each, orders) for key, each in schema.items()}
     if isinstance(values := schema.get("enum"), list):
         result["enum"] = orders.get(frozenset(values), values)
     return result

@@ -159,6 +159,7 @@ def pointer_of(path: Iterable[Any]) -> str:
 
 
 def invalid_problem(faults: Iterable[FieldError]) -> Invalid:
+    """Return the 422 problem that lists the faults, at most `MAX_FAULTS` of them."""
     found = tuple(islice(dict.fromkeys(faults), MAX_FAULTS + 1))
     if len(found) > MAX_FAULTS:
         return Invalid(f"More than {MAX_FAULTS} fields are not valid", errors=found[:MAX_FAULTS])

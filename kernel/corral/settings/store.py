@@ -13,7 +13,11 @@ from corral.plugin import Setting, Settings
 
 
 class SettingsChange(msgspec.Struct, frozen=True, kw_only=True):
-    """The names of the settings that were changed, and of the settings that already had the requested value."""
+    """The result of a change of settings.
+
+    `updated` contains the names of the changed settings. `unchanged` contains the names of the settings that already
+    had the requested value.
+    """
 
     updated: list[str]
     unchanged: list[str]

@@ -97,7 +97,7 @@ def _in_loop(make: Callable[[], Any]) -> list[Finding]:
 async def _live(
     kind: type[Plugin], required: Iterable[type[Plugin]], engine: str, url: str | None, **options: Any
 ) -> list[Finding]:
-    if url is not None and not _is_unused(url):
+    if url is not None and not _is_empty_database(url):
         detail = "the database is not empty; give an empty one, because the checks create and drop tables in it"
         return [Finding(f"start.{engine}", False, detail)]
     with tempfile.TemporaryDirectory(prefix="corral-check-") as folder:
@@ -107,6 +107,6 @@ async def _live(
             return [Finding(f"start.{engine}", False, f"{type(error).__name__}: {error}")]
 
 
-def _is_unused(url: str) -> bool:
+def _is_empty_database(url: str) -> bool:
     with contextlib.closing(connect(url)) as database:
         return is_empty(database)

@@ -215,9 +215,11 @@ def database_servers_folder(*, in_memory: bool = False) -> Path:
     bases = [_MEMORY] if in_memory and _has_room(_MEMORY) else []
     for base in (*bases, Path(tempfile.gettempdir()).resolve(), Path("/tmp")):  # noqa: S108 - as above
         folder = base / name
-        if len(os.fsencode(f"{folder}{_SOCKET}")) > _SOCKET_LIMIT or (unprivileged() and not _open_to_all(base)):
+        if len(os.fsencode(f"{folder}{_SOCKET}")) > _SOCKET_LIMIT or (
+            unprivileged_options() and not _is_open_to_all(base)
+        ):
             continue
-        folder.mkdir(mode=0o711 if unprivileged() else 0o700, exist_ok=True)
+        folder.mkdir(mode=0o711 if unprivileged_options() else 0o700, exist_ok=True)
         found = folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
             raise DatabaseServerError(f"{folder} belongs to someone else")
@@ -287,7 +289,7 @@ def _alive(process: psutil.Process) -> bool:
 
 
 @functools.cache
-def unprivileged() -> Mapping[str, Any]:
+def unprivileged_options() -> Mapping[str, Any]:
     """Return the `Popen` arguments that run PostgreSQL as `nobody`, or none if this process is not root."""
     if os.geteuid() != 0:
         return {}
@@ -297,5 +299,5 @@ def unprivileged() -> Mapping[str, Any]:
     return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
 
 
-def _open_to_all(folder: Path) -> bool:
+def _is_open_to_all(folder: Path) -> bool:
     return all(path.stat().st_mode & stat.S_IXOTH for path in (folder, *folder.parents))

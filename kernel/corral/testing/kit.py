@@ -240,15 +240,15 @@ def discover(config: Config) -> list[Found]:
     """
     if config.plugins.dir is not None:
         return look_for(config)
-    return list(_discover(tuple((path, _changed(path)) for path in sys.path)))
+    return list(_discover_cached(tuple((path, _modification_time(path)) for path in sys.path)))
 
 
 @functools.lru_cache(maxsize=8)
-def _discover(import_path: tuple[tuple[str, int], ...]) -> list[Found]:
+def _discover_cached(import_path: tuple[tuple[str, int], ...]) -> list[Found]:
     return look_for(Config())
 
 
-def _changed(path: str) -> int:
+def _modification_time(path: str) -> int:
     try:
         return os.stat(path or ".").st_mtime_ns
     except OSError:

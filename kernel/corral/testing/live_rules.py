@@ -108,19 +108,19 @@ def _differences(address: str, models: list[Any], folder: Path) -> Iterator[str]
     """Yield the differences between a migrated database and the models."""
     with contextlib.closing(connect(address)) as migrated:
         yield from migrated.run(lambda: str(diff_models(current().database.engine, models)), read=True).splitlines()
-        found = migrated.run(lambda: _columns(models), read=True)
+        found = migrated.run(lambda: _column_definitions(models), read=True)
         if migrated.kind != "sqlite":
             return
     # The comparison above ignores types and nullability, so compare with tables that are created from the models.
     with contextlib.closing(connect(f"sqlite:///{folder}/models.db")) as made:
         made.run(lambda: current().database.engine.create_tables(models))
-        wanted = made.run(lambda: _columns(models), read=True)
+        wanted = made.run(lambda: _column_definitions(models), read=True)
     for name in sorted(found.keys() & wanted.keys()):
         if found[name] != wanted[name]:
             yield f"{name} is {found[name]} in the database and {wanted[name]} in the model"
 
 
-def _columns(models: list[Any]) -> dict[str, str]:
+def _column_definitions(models: list[Any]) -> dict[str, str]:
     engine: Any = current().database.engine
     return {
         f"{model._meta.table_name}.{column.name}": f"{column.data_type.upper()}{'' if column.null else ' NOT NULL'}"

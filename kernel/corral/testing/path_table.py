@@ -25,7 +25,7 @@ def render_path_table() -> str:
         for loaded in application.kernel.active:
             for item in loaded.contributions_to("corral_sockets"):
                 found.setdefault(loaded.name, []).append(f"WS {item.path}")
-    return json.dumps({name: sorted(found[name], key=_by_path) for name in sorted(found)}, indent=2) + "\n"
+    return json.dumps({name: sorted(found[name], key=_path_and_method) for name in sorted(found)}, indent=2) + "\n"
 
 
 def generated_files() -> dict[Path, str]:
@@ -33,7 +33,7 @@ def generated_files() -> dict[Path, str]:
     return {Path(str(resources.files(PACKAGE).joinpath("paths.json"))): render_path_table()}
 
 
-def _by_path(label: str) -> tuple[str, str]:
+def _path_and_method(label: str) -> tuple[str, str]:
     method, _, path = label.partition(" ")
     return path, method
 

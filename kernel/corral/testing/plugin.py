@@ -29,7 +29,7 @@ def long_form(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def _right_time() -> Iterator[None]:
+def _reset_clock() -> Iterator[None]:
     yield
     from corral import clock
 
@@ -66,7 +66,7 @@ def unmade_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Itera
         yield f"sqlite:///{tmp_path}/corral.db"
         return
     server: PostgresServer = request.getfixturevalue("postgres_server")
-    url = server.new_database_url()
+    url = server.unused_database_url()
     yield url
     server.drop_database(url)
 

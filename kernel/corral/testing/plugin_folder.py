@@ -60,12 +60,12 @@ class PluginFolder:
         facts = f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\nLicense: MIT\nAuthor: A. U. Thor\n"
         (metadata / "entry_points.txt").write_text(entry, "utf-8")
         (metadata / "METADATA").write_text(facts, "utf-8")
-        lines = [self._line(path) for path in sorted(folder.rglob("*")) if path.is_file()]
+        lines = [self._record_line(path) for path in sorted(folder.rglob("*")) if path.is_file()]
         lines.append(f"{(metadata / 'RECORD').relative_to(self.path)},,")
         (metadata / "RECORD").write_text("\n".join(lines) + "\n", "utf-8")
         return folder
 
-    def _line(self, path: Path) -> str:
+    def _record_line(self, path: Path) -> str:
         content = path.read_bytes()
         digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
         return f"{path.relative_to(self.path)},sha256={digest},{len(content)}"

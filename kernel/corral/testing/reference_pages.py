@@ -27,7 +27,7 @@ from corral.asgi.application import Application
 from corral.config.model import TABLE, ConfigField
 from corral.errors import CODES
 from corral.events.event import EventType
-from corral.http.problems import EVERY_ROUTE
+from corral.http.problem_codes import EVERY_ROUTE
 from corral.metrics.requests import RequestMetrics
 from corral.plugin import Metric, Plugin, Setting
 from corral.settings.validation import type_of_setting, unwrap_type
@@ -251,11 +251,11 @@ def kernel_names_used_by_plugins(root: Path) -> dict[str, set[str]]:
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "corral":
                 for alias in node.names:
-                    _note(found, str(node.module), alias.name)
+                    _record_import(found, str(node.module), alias.name)
     return found
 
 
-def _note(found: dict[str, set[str]], module: str, name: str) -> None:
+def _record_import(found: dict[str, set[str]], module: str, name: str) -> None:
     try:
         importlib.import_module(f"{module}.{name}")
     except ModuleNotFoundError:
@@ -269,13 +269,13 @@ def api_page(imports: Mapping[str, Iterable[str]]) -> str:
     parts = [API]
     for module, names in sorted(imports.items()):
         loaded = importlib.import_module(module)
-        named = sorted(names) if set(names) != {""} else _public(loaded)
+        named = sorted(names) if set(names) != {""} else _public_names(loaded)
         rows = [(f"`{name}`", _first_sentence(getattr(loaded, name))) for name in named if name]
         parts += [f"\n## {module}\n\n{_first_sentence(loaded)}\n\n", _table(("Name", "Meaning"), rows)]
     return "".join(parts)
 
 
-def _public(module: Any) -> list[str]:
+def _public_names(module: Any) -> list[str]:
     """Return the names of the public functions and classes that a module itself defines."""
     own = (name for name, item in vars(module).items() if getattr(item, "__module__", "") == module.__name__)
     return sorted(name for name in own if not name.startswith("_"))

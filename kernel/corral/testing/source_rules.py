@@ -73,7 +73,7 @@ class Package(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, kind: type[Plugin]) -> Package:
         """Return the package that defines the plugin class."""
-        name, path = _home(kind)
+        name, path = _package_location(kind)
         if path.is_dir():
             return cls.read(name, path)
         return cls(name, [Source(name, path, ast.parse(path.read_text("utf-8")))])
@@ -112,14 +112,14 @@ def source_rules(
     """
     yield from rule_findings("hooks.names", _hooks(kind, neighbours))
     if package.name.partition(".")[0] != CORE_PACKAGE:
-        packages = {_home(other)[0]: name for name, other in installed.items()}
+        packages = {_package_location(other)[0]: name for name, other in installed.items()}
         yield from rule_findings("imports.kernel", private_kernel_imports(package))
         yield from rule_findings(
             "imports.plugins", foreign_plugin_imports(package, (*kind.requires, *kind.wants), packages)
         )
 
 
-def _home(kind: type[Plugin]) -> tuple[str, Path]:
+def _package_location(kind: type[Plugin]) -> tuple[str, Path]:
     """Return the name and folder of the plugin's package, or the name and path of its single module."""
     module = inspect.getmodule(kind)
     path = Path(inspect.getfile(kind))
@@ -157,10 +157,10 @@ def _full(node: ast.expr, known: Mapping[str, str], module: str) -> str:
 
 
 def _hooks(kind: type[Plugin], neighbours: Sequence[type[Plugin]]) -> Iterator[str]:
-    specs = _specs(hookspecs)
+    specs = _hook_names(hookspecs)
     for owner in (kind, *neighbours):
-        for module in _offered(owner):
-            specs |= _specs(module)
+        for module in _hookspec_modules(owner):
+            specs |= _hook_names(module)
     for name, function in inspect.getmembers(kind, callable):
         if not name.startswith("corral_") or name == "corral_impl":
             continue
@@ -170,7 +170,7 @@ def _hooks(kind: type[Plugin], neighbours: Sequence[type[Plugin]]) -> Iterator[s
             yield f"{name}: there is no such hook; check the spelling, and name its owner in requires or wants"
 
 
-def _offered(owner: type[Plugin]) -> Iterable[Any]:
+def _hookspec_modules(owner: type[Plugin]) -> Iterable[Any]:
     """Return the modules in which a plugin specifies its own hooks."""
     try:
         plugin = owner.__new__(owner)
@@ -179,7 +179,7 @@ def _offered(owner: type[Plugin]) -> Iterable[Any]:
         return []
 
 
-def _specs(module: Any) -> set[str]:
+def _hook_names(module: Any) -> set[str]:
     return {name for name in vars(module) if name.startswith("corral_")}
 
 

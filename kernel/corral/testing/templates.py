@@ -35,12 +35,12 @@ def create_from_template(url: str, found: Sequence[Found], config: Config) -> No
     if url.startswith("sqlite:///"):
         path = Path(url.removeprefix("sqlite:///"))
         if not path.exists():
-            shutil.copyfile(_sqlite(_load(own, config), config), path)
+            shutil.copyfile(_sqlite_template(_load_plugins(own, config), config), path)
     else:
-        _copy_postgres(url, _load(own, config), config)
+        _copy_postgres(url, _load_plugins(own, config), config)
 
 
-def _load(own: Sequence[Found], config: Config) -> list[PluginRecord]:
+def _load_plugins(own: Sequence[Found], config: Config) -> list[PluginRecord]:
     """Load a set of plugins, once per process, and return their records. Callers use only the migrations in them."""
     key = (tuple(item.name for item in own), repr(config.plugins))
     if key not in _loaded:
@@ -48,7 +48,7 @@ def _load(own: Sequence[Found], config: Config) -> list[PluginRecord]:
     return _loaded[key]
 
 
-def _sqlite(plugins: list[PluginRecord], config: Config) -> str:
+def _sqlite_template(plugins: list[PluginRecord], config: Config) -> str:
     key = ("sqlite", _fingerprint(plugins))
     if key not in _made:
         if not _folders:
@@ -64,19 +64,19 @@ def _copy_postgres(url: str, plugins: list[PluginRecord], config: Config) -> Non
     """Create a PostgreSQL database from a template. An empty database with the same name is replaced."""
     from psycopg.errors import DuplicateDatabase
 
-    server = url.replace(_name(url), "postgres", 1)
+    server = url.replace(_database_name(url), "postgres", 1)
     key = (server, _fingerprint(plugins))
     if key not in _made:
         name = f"corral_template_{key[1]}"
         _run(server, f'CREATE DATABASE "{name}"')
-        _migrate(url.replace(_name(url), name, 1), plugins, config)
+        _migrate(url.replace(_database_name(url), name, 1), plugins, config)
         _made[key] = name
-    copy = f'CREATE DATABASE "{_name(url)}" TEMPLATE "{_made[key]}" STRATEGY FILE_COPY'
+    copy = f'CREATE DATABASE "{_database_name(url)}" TEMPLATE "{_made[key]}" STRATEGY FILE_COPY'
     try:
         _run(server, copy)
     except DuplicateDatabase:
         if _is_empty(url):
-            _run(server, f'DROP DATABASE "{_name(url)}" WITH (FORCE)', copy)
+            _run(server, f'DROP DATABASE "{_database_name(url)}" WITH (FORCE)', copy)
 
 
 def _migrate(url: str, plugins: list[PluginRecord], config: Config) -> None:
@@ -104,7 +104,7 @@ def _is_empty(url: str) -> bool:
         database.close()
 
 
-def _name(url: str) -> str:
+def _database_name(url: str) -> str:
     return urlsplit(url).path.lstrip("/")
 
 

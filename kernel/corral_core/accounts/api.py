@@ -273,7 +273,7 @@ class Mail(Protocol):
 
 
 class UserApiKeys(Protocol):
-    """Revokes API keys when an account changes. The plugin `security` provides this service."""
+    """The API keys of users, which are revoked when an account changes. The plugin `security` provides this service."""
 
     def revoke_keys_of(self, user_id: str) -> int:
         """Revoke all API keys of a user and return their number. Runs in the caller's unit of work."""

@@ -67,7 +67,7 @@ def create_user(
         "role": "admin" if admin else role or "member",
         "must_change_password": must_change,
     }
-    new = _converted_facts(facts, NewUser)
+    new = _convert_options(facts, NewUser)
     password = _read_password(password_file)
     with open_session(config_path, "user create", create=True) as found:
         accounts = found.service(Accounts)
@@ -108,7 +108,7 @@ def list_users(role: tuple[str, ...], active: bool | None, config_path: Path | N
 
     facts: dict[str, Any] = {"role": list(role), "limit": 200, **({} if active is None else {"is_active": active})}
     with open_session(config_path, "user list") as found:
-        rows = [msgspec.to_builtins(user) for user in _all_users(found, _converted_facts(facts, UserQuery))]
+        rows = [msgspec.to_builtins(user) for user in _all_users(found, _convert_options(facts, UserQuery))]
     output.print_table(
         rows,
         COLUMNS,
@@ -311,7 +311,7 @@ def _read_password(path: Path | None) -> str:
     return password
 
 
-def _converted_facts(facts: dict[str, Any], kind: Any) -> Any:
+def _convert_options(facts: dict[str, Any], kind: Any) -> Any:
     try:
         return msgspec.convert(facts, kind)
     except msgspec.ValidationError as error:

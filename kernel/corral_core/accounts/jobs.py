@@ -94,7 +94,7 @@ async def purge_sessions(work: Work, sessions: Sessions) -> None:
 
 
 def forget_successors(settings: Settings) -> None:
-    """Erase the encrypted next tokens that are stored with used refresh tokens whose grace period is over."""
+    """Forget the successors of used refresh tokens: erase the encrypted next tokens whose grace period is over."""
     over = RefreshRow.successor.is_null(False) & (RefreshRow.used_at <= clock.now(-settings.get(REFRESH_GRACE)))
     RefreshRow.update(successor=None).where(over).execute()
 

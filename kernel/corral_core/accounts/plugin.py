@@ -11,7 +11,17 @@ from corral.database.model import Model
 from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
-from corral.plugin import FirstAccount, Installation, MailProbe, Metric, Plugin, Provide, Runtime, Setting, hookimpl
+from corral.plugin import (
+    FirstAccount,
+    InstallationConfig,
+    MailProbe,
+    Metric,
+    Plugin,
+    Provide,
+    Runtime,
+    Setting,
+    hookimpl,
+)
 from corral_core.accounts.api import AccountRecovery, Accounts, AllSessions, Invitations, Mail, PasswordLinks, Tickets
 from corral_core.accounts.events import EVENTS
 from corral_core.accounts.jobs import JOBS, SCHEDULES
@@ -139,7 +149,7 @@ class AccountsPlugin(Plugin):
         runtime.supervise("signing_keys", signing_keys.register_new_keys)
         links = runtime.service(SingleUseLinks)
         runtime.when_serving(lambda address: _set_address(links, address))
-        admin = runtime.service(Installation).bootstrap_admin
+        admin = runtime.service(InstallationConfig).bootstrap_admin
         if admin is not None:
             await runtime.service(AccountRegistration).create_bootstrap_admin(*admin)
 

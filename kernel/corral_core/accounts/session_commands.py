@@ -109,7 +109,7 @@ def _server(url: str | None, server: str | None) -> tuple[str, str]:
 
 
 def _session_of_token(client: ApiClient, token: str) -> SavedSession:
-    client.use(token)
+    client.set_token(token)
     me = client.get("/auth/me")
     return SavedSession(url=client.url, token=token, email=me["email"])
 
@@ -134,7 +134,7 @@ def _sign_in(client: ApiClient, email: str | None, password_file: Path | None) -
 
 def _change_password(client: ApiClient, answer: Any, password: str) -> Any:
     """Replace a password that the server accepts only for this purpose."""
-    client.use(answer["access_token"])
+    client.set_token(answer["access_token"])
     new = click.prompt(
         "The password must be changed. New password", hide_input=True, confirmation_prompt=True, err=True
     )

@@ -40,7 +40,7 @@ class EventQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=
     wait: Annotated[int, Meta(ge=0, le=30)] = 0
 
     @functools.cached_property
-    def until(self) -> float:
+    def poll_deadline(self) -> float:
         """The deadline of the long poll, in seconds since 1970.
 
         It is computed only once, because the handler runs again at every notification.
@@ -92,8 +92,8 @@ def list_events(
     where.append(EventRow.seq <= until)
     records = event_log.select(where, query.limit)
     is_ahead = after > newest  # a backup was restored meanwhile: the client continues from the end of this log
-    if not records and query.wait and until == newest and not is_ahead and clock.time_s() < query.until:
-        return Wait(names if names is not None else types.expand(["*"]), query.until)
+    if not records and query.wait and until == newest and not is_ahead and clock.time_s() < query.poll_deadline:
+        return Wait(names if names is not None else types.expand(["*"]), query.poll_deadline)
     place = records[-1].seq if len(records) == query.limit else until
     return Page(
         items=[record.view() for record in records], total=None, limit=query.limit, offset=None, next=str(place)
@@ -103,10 +103,10 @@ def list_events(
 @routes.get("/types", needs=ANY_CALLER)
 async def list_event_types(types: EventTypes) -> EventTypeList:
     """List all event types with their visibility and the schema of their data."""
-    return EventTypeList(items=_event_type_list(types))
+    return EventTypeList(items=_event_type_views(types))
 
 
-def _event_type_list(types: EventTypes) -> list[EventTypeView]:
+def _event_type_views(types: EventTypes) -> list[EventTypeView]:
     return [
         EventTypeView(
             event=each.event,

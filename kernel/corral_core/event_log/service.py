@@ -33,7 +33,7 @@ class ReadableNames(NamedTuple):
 
 
 class EventRightsService:
-    """Implements `corral.auth.visibility.EventRights`.
+    """Decides which events a caller may read. Implements `corral.auth.visibility.EventRights`.
 
     For users, only the visibility and the owner of the event matter. A machine, or an API key with fewer permissions
     than its owner, must also have the read permission of the event's permission area. An API key may read events about

@@ -11,10 +11,11 @@ from corral.database.model import Model
 from corral.events.event import Event
 from corral.events.live_feed import Feed
 from corral.http.routes import Routes
-from corral.plugin import ApiDocument, Installation, Plugin, Provide, Runtime, hookimpl
+from corral.plugin import ApiDocument, InstallationConfig, Plugin, Provide, Runtime, hookimpl
 from corral_core.plugin_admin.events import PluginStateChanged
 from corral_core.plugin_admin.models import PluginStateRow, QuarantineRow
 from corral_core.plugin_admin.routes import docs, plugins
+from corral_core.plugin_admin.service.failure_alerts import FailureAlerts
 from corral_core.plugin_admin.service.openapi import OpenApiDocument
 from corral_core.plugin_admin.service.plugins import PluginAdministration, safe_mode_alert
 from corral_core.plugin_admin.service.quarantine import QuarantineSync
@@ -40,6 +41,7 @@ class PluginAdminPlugin(Plugin):
         return [
             Provide(PluginAdministration, PluginAdministration),
             Provide(QuarantineSync, QuarantineSync),
+            Provide(FailureAlerts, FailureAlerts),
             Provide(ApiDocument, OpenApiDocument),
         ]
 
@@ -59,11 +61,12 @@ class PluginAdminPlugin(Plugin):
         """Apply the stored states of all plugins, and apply changes that other processes make later."""
         work, feed = runtime.service(Work), runtime.service(Feed)
         plugins, quarantine = runtime.service(PluginAdministration), runtime.service(QuarantineSync)
-        if runtime.service(Installation).safe_mode:
+        if runtime.service(InstallationConfig).safe_mode:
             await work(safe_mode_alert)
         plugins.apply_decisions(await work(plugins.stored_decisions, read=True))
         quarantine.apply_rows(await work(quarantine.stored_rows, read=True))
         runtime.supervise("quarantine", quarantine.synchronize_regularly)
+        runtime.supervise("failure_alerts", runtime.service(FailureAlerts).raise_regularly)
         self._unwatch = [feed.watch(plugins.on_events), feed.watch(quarantine.on_events)]
 
     async def stop(self) -> None:

@@ -22,7 +22,7 @@ class SharedBuckets(Protocol):
         ...
 
     async def add(self, seconds: Mapping[str, float]) -> Mapping[str, float] | None:
-        """Add the given number of seconds to each bucket. Return, for each bucket, the seconds until it is empty.
+        """Charge requests, in seconds, to rate-limit buckets. Return the seconds until each is empty.
 
         Return None if Redis cannot be reached.
 

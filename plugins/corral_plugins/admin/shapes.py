@@ -50,7 +50,8 @@ class UserChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     full_name: FullName | UnsetType = UNSET
     role: Role | UnsetType = UNSET
     is_active: (
-        Annotated[bool, msgspec.Meta(description="false deactivates the account and ends all its sessions")] | UnsetType
+        Annotated[bool, msgspec.Meta(description="False deactivates the account and ends all its sessions.")]
+        | UnsetType
     ) = UNSET
     must_change_password: bool | UnsetType = UNSET
 

@@ -112,10 +112,10 @@ def _verify_installation(session: CommandSession, external: ExternalCheckpoints)
 
 
 def _verify_source(source: str, external: ExternalCheckpoints, *, filtered: bool) -> VerificationResult:
-    from corral.database.connect import database_url
+    from corral.database.connect import to_database_url
     from corral_plugins.audit.service.verify import Unreadable, verify_export
 
-    if (url := database_url(source)) is not None:
+    if (url := to_database_url(source)) is not None:
         return _verify_copy(url, external)
     path = Path(source)
     if not path.is_file():

@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from corral.auth.principal import Principal
 from corral.database.model import ADMIN
-from corral.errors import Failure, declare_codes
+from corral.errors import ExpectedFailure, declare_codes
 from corral.events.event import Event
 from corral.schema.strict_json import replace_bad_characters
 
@@ -82,7 +82,7 @@ class ProviderConnection(msgspec.Struct, frozen=True, kw_only=True):
         return f"<Connection {self.name}>"
 
 
-class ProviderError(Failure):
+class ProviderError(ExpectedFailure):
     """A provider's error response. `status` is its HTTP status, or 504 if the provider did not respond.
 
     `code` replaces the problem code that Corral would derive from the status; for example, it is

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pluggy
 
-from corral.plugin import Installation
+from corral.plugin import InstallationConfig
 from corral_plugins.llm.api import DemoModel, LLMProvider
 
 hookspec = pluggy.HookspecMarker("corral")
@@ -18,5 +18,5 @@ def corral_llm_providers() -> Iterable[LLMProvider]:  # type: ignore[empty-body]
 
 
 @hookspec
-def corral_demo_models(installation: Installation) -> Iterable[DemoModel]:  # type: ignore[empty-body]  # a specification has no body
+def corral_demo_models(installation: InstallationConfig) -> Iterable[DemoModel]:  # type: ignore[empty-body]  # a specification has no body
     """Contribute models that `corral demo` may use, the best one first. Called without a running kernel."""

@@ -12,7 +12,7 @@ from corral_plugins.llm.service.provider_admin import REFRESH_JOB, ProviderCheck
 from corral_plugins.llm.settings import TOTAL_TIMEOUT_SECONDS
 
 GRACE_SECONDS = 60
-DELETE_PAYLOADS_JOB = "llm.delete_payloads"
+DELETE_PAYLOADS_JOB = "llm.delete_payloads_of_purged_user"
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 
 
@@ -45,13 +45,13 @@ def on_user_purged(event: LoggedEvent) -> None:
     enqueue(DELETE_PAYLOADS_JOB, user_id=event.object_id)
 
 
-def delete_payloads(user_id: str, payloads: PayloadStore) -> None:
+def delete_payloads_of_purged_user(user_id: str, payloads: PayloadStore) -> None:
     """Delete one batch of a purged user's payloads, and enqueue another job if more may remain."""
     if payloads.delete_of_user(user_id):
         enqueue(DELETE_PAYLOADS_JOB, user_id=user_id)
 
 
-JOBS = (Job(REFRESH_JOB, refresh_provider, max_attempts=1), Job(DELETE_PAYLOADS_JOB, delete_payloads))
+JOBS = (Job(REFRESH_JOB, refresh_provider, max_attempts=1), Job(DELETE_PAYLOADS_JOB, delete_payloads_of_purged_user))
 SUBSCRIBERS = (Subscriber("llm.users", ("user.purged",), on_user_purged),)
 SCHEDULES = (
     Schedule("llm.sweep", MINUTE, fail_abandoned_calls),

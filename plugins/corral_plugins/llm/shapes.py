@@ -337,7 +337,7 @@ class ProviderFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     enabled: bool = True
 
 
-class FileFields(ProviderFields, kw_only=True, forbid_unknown_fields=True):
+class FileProviderFields(ProviderFields, kw_only=True, forbid_unknown_fields=True):
     """The configuration of a provider in `corral.toml`, including the API key."""
 
     api_key: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None

@@ -46,7 +46,7 @@ class AttachedObject(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def consumer_name(self) -> str:
-        """The name of the plugin in the notation of `allowed_consumers`, such as `plugin:llm`."""
+        """The consumer of the secret as `allowed_consumers` names it: the plugin, such as `plugin:llm`."""
         return f"plugin:{self.plugin}"
 
 

@@ -79,7 +79,7 @@ def verify_values(open_session: OpenSession, config_path: Path | None, as_json: 
     from corral_plugins.secrets.service.values import SecretValues
 
     with open_session(config_path, "secrets verify") as session:
-        found = session.service(MasterKeyRotation).unreadable_values(lambda fn: session.run(fn, read=True))
+        found = session.service(MasterKeyRotation).count_unreadable_values(lambda fn: session.run(fn, read=True))
         damaged = _damaged_secrets(session.service(SecretValues), session)
     wrong = {name: count for name, count in found.items() if count}
     lines = [f"{name}: {count} rows cannot be decrypted" for name, count in wrong.items()]

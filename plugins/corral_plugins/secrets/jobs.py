@@ -57,7 +57,7 @@ def _remind_batch(days: list[int]) -> int:
 
     Each reminder is recorded with a conditional UPDATE, so concurrent runs publish it only once.
     """
-    due = _nothing_to_do()
+    due = _no_rows()
     for day in days:
         reached = SecretRow.expires_at <= clock.now(day * DAY)
         due |= reached & (SecretRow.reminded_days.is_null() | (SecretRow.reminded_days > day))
@@ -74,7 +74,7 @@ def _remind_batch(days: list[int]) -> int:
     return len(found)
 
 
-def _nothing_to_do() -> object:
+def _no_rows() -> object:
     return SecretRow.id.is_null()
 
 

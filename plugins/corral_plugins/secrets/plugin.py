@@ -167,7 +167,7 @@ class SecretsPlugin(Plugin):
                 help="Number of uses of secrets by kind of consumer and outcome.",
                 kind="counter",
                 labels={"consumer": CONSUMERS, "outcome": OUTCOMES},
-                collect=self._count_uses,
+                collect=self._collect_access_counts,
             ),
             Metric(
                 name="corral_vault_sealed", help="1 if no usable master key is loaded, otherwise 0.", collect=_is_sealed
@@ -175,11 +175,11 @@ class SecretsPlugin(Plugin):
             Metric(
                 name="corral_vault_rewrap_remaining",
                 help="Number of rows that are not encrypted under the active master key.",
-                collect=_remaining_rows,
+                collect=_collect_remaining_rows,
             ),
         ]
 
-    def _count_uses(self) -> Mapping[tuple[str, ...], float]:
+    def _collect_access_counts(self) -> Mapping[tuple[str, ...], float]:
         return {labels: float(count) for labels, count in self._usage.counts.items()}
 
     @hookimpl
@@ -197,5 +197,5 @@ def _is_sealed(sealer: Sealer) -> dict[tuple[str, ...], float]:
     return {(): float(sealer.sealed)}
 
 
-def _remaining_rows(keys: MasterKeyRotation) -> dict[tuple[str, ...], float]:
+def _collect_remaining_rows(keys: MasterKeyRotation) -> dict[tuple[str, ...], float]:
     return {(): keys.remaining_rows()}

@@ -44,7 +44,7 @@ def _secret_response(listing: SecretListing, row: SecretRow, value: str | None =
     return Answer(body=view, headers={"ETag": f'"{revision}"'})
 
 
-def _json_text(value: object) -> str | None:
+def _text_or_none(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
@@ -99,7 +99,7 @@ def update_secret(
     id: str, body: SecretPatch, match: IfMatch, vault: Vault, listing: SecretListing, caller: Principal
 ) -> Answer[SecretView]:
     """Change a secret. Absent fields stay unchanged; a new value creates a new version."""
-    return _secret_response(listing, vault.update(id, body, match, caller), _json_text(body.value))
+    return _secret_response(listing, vault.update(id, body, match, caller), _text_or_none(body.value))
 
 
 @routes.delete("/{id}", needs=WRITE, raises=(*CHANGES, "in_use"))

@@ -22,6 +22,6 @@ declare_codes(
 class ApiKeyCounts(Protocol):
     """Counts API keys. Runs in the caller's unit of work."""
 
-    def active_keys(self, user_ids: Iterable[str]) -> dict[str, int]:
+    def count_active_keys(self, user_ids: Iterable[str]) -> dict[str, int]:
         """Return the number of active keys of each user. Users without active keys are omitted."""
         ...

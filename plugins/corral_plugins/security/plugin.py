@@ -14,7 +14,7 @@ from corral.http.routes import Routes
 from corral.jobs.job import Schedule
 from corral.plugin import (
     Gate,
-    Installation,
+    InstallationConfig,
     Metric,
     Plugin,
     Provide,
@@ -72,7 +72,7 @@ class SecurityPlugin(Plugin):
         self._shared: SharedBuckets | None = None
 
     async def start(self, runtime: Runtime) -> None:
-        here = runtime.service(Installation)
+        here = runtime.service(InstallationConfig)
         runtime.service(SecurityPolicies).register_checks()
         self._last_used, self._shared = runtime.service(LastUseRecorder), runtime.service(SharedBuckets)
         settings: Settings = runtime.service(Settings)

@@ -68,12 +68,12 @@ class SettingsPlugin(Plugin):
             Metric(
                 name="corral_settings_version",
                 help="Version of the stored settings, which grows with every change.",
-                collect=_settings_version,
+                collect=_collect_settings_version,
             ),
             Metric(
                 name="corral_settings_invalid",
                 help="Number of stored values that are ignored because they are invalid.",
-                collect=_invalid_values,
+                collect=_collect_invalid_values,
             ),
         ]
 
@@ -92,9 +92,9 @@ def _provide_same(service: SettingsService) -> SettingsStore:
     return service
 
 
-def _settings_version(registry: SettingsRegistry) -> Mapping[tuple[str, ...], float]:
+def _collect_settings_version(registry: SettingsRegistry) -> Mapping[tuple[str, ...], float]:
     return {(): float(max(0, registry.version))}
 
 
-def _invalid_values(registry: SettingsRegistry) -> Mapping[tuple[str, ...], float]:
+def _collect_invalid_values(registry: SettingsRegistry) -> Mapping[tuple[str, ...], float]:
     return {(): float(sum(item.problem is not None for item in registry.all()))}

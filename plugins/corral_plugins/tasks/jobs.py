@@ -55,7 +55,7 @@ async def queue_due_tasks(work: Work, timers: TaskTimers) -> None:
     paging by offset.
     """
     entry = UnitContext(label="job tasks.announce", actor=SYSTEM)
-    for step in (timers.queue_available_tasks, timers.queue_held_tasks, timers.raise_ranks):
+    for step in (timers.queue_available_tasks, timers.queue_tasks_of_active_requesters, timers.raise_ranks):
         for _ in range(ROUNDS):
             if await work(step, entry=entry) < BATCH_SIZE:
                 break

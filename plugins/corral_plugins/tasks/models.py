@@ -1,8 +1,8 @@
 """The tables of tasks. Only this plugin's service modules write to them.
 
-`TaskRow` and `AttemptRow` declare the columns that the business rules read. `TaskContent` and `AttemptContent` declare
-the columns that only views, claims and authentication read. The models, the compiled statements and the views are
-generated from these declarations.
+`TaskRow` and `AttemptRow` declare the columns that the business rules read. `TaskViewColumns` and `AttemptViewColumns`
+declare the columns that only views, claims and authentication read. The models, the compiled statements and the views
+are generated from these declarations.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class TaskRow(msgspec.Struct):
         return msgspec.json.decode(self.extra).get(name, EXTRA_DEFAULTS[name])
 
 
-class TaskContent(msgspec.Struct):
+class TaskViewColumns(msgspec.Struct):
     """The columns of a task that only views and claims read."""
 
     updated_at: Annotated[str, ColumnDeclaration(InstantField)]
@@ -190,7 +190,7 @@ class AttemptRow(msgspec.Struct):
     checkpoint_step: Annotated[int | None, ColumnDeclaration(peewee.IntegerField, null=True)]
 
 
-class AttemptContent(msgspec.Struct):
+class AttemptViewColumns(msgspec.Struct):
     """The columns of an attempt that only views, claims and authentication read."""
 
     model: Annotated[str, ColumnDeclaration(peewee.CharField, max_length=250)]
@@ -221,7 +221,7 @@ def _model_class(name: str, *declarations: type, table: str, indexes: Any, owner
 Task = _model_class(
     "Task",
     TaskRow,
-    TaskContent,
+    TaskViewColumns,
     table="tasks_tasks",
     owner_field="created_by",
     indexes=(
@@ -234,7 +234,7 @@ Task = _model_class(
 Attempt = _model_class(
     "Attempt",
     AttemptRow,
-    AttemptContent,
+    AttemptViewColumns,
     table="tasks_attempts",
     indexes=((("task_id", "fence"), True), (("agent_id", "created_at"), False)),
 )

@@ -22,7 +22,7 @@ ReportedText = Annotated[str, Meta(max_length=16384)]
 Reason = Annotated[str, Meta(max_length=500)]
 
 
-def _patch_of(shape: type[msgspec.Struct], *, required: tuple[str, ...]) -> Any:
+def _patch_class_of(shape: type[msgspec.Struct], *, required: tuple[str, ...]) -> Any:
     """Return a copy of a request body class in which every field may be absent.
 
     The fields in `required` cannot be null.
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
         status: Any
 
 else:
-    TaskPatch = _patch_of(NewTask, required=("available_at", "timeout_seconds"))
+    TaskPatch = _patch_class_of(NewTask, required=("available_at", "timeout_seconds"))
 
 
 class TaskQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

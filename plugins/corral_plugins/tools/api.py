@@ -9,7 +9,7 @@ import msgspec
 
 from corral.auth.principal import Principal
 from corral.database.engine import Work
-from corral.errors import Failure, declare_codes
+from corral.errors import ExpectedFailure, declare_codes
 
 declare_codes(
     {
@@ -75,7 +75,7 @@ class ResultLater(msgspec.Struct, frozen=True):
     """The return value of a tool whose actual result is delivered later with `Tools.deliver_result`."""
 
 
-class ToolFailure(Failure):
+class ToolFailure(ExpectedFailure):
     """The failure of a tool. `type` is a stable identifier; `message` is text for the model and for people.
 
     The message must not contain untrusted text. Untrusted text belongs in a result, which taints the run.
@@ -150,7 +150,8 @@ class Tools(Protocol):
         """Raise `Forbidden` unless the person `by` may give an agent these tools and policies.
 
         People can give an agent only the tools that they may use themselves. Only admins may set the policy of a
-        dangerous tool to `allow`. `before` is the current `tool_policy` of the agent.
+        dangerous tool to `allow`, change a rule that has this policy, or make the policy less strict than the default
+        of the tool. `before` is the current `tool_policy` of the agent.
         """
         ...
 

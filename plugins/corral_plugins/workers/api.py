@@ -81,7 +81,7 @@ class Workers(Protocol):
         """
         ...
 
-    def has_pending_worker(self) -> bool:
+    def awaits_first_approval(self) -> bool:
         """Return whether a worker waits for approval and no worker is approved."""
         ...
 

@@ -28,7 +28,7 @@ from corral_plugins.workers.service.liveness import WorkerLiveness, WorkerSweeps
 from corral_plugins.workers.service.protocol import CLAIM_REASONS, ClaimMetrics, WorkerProtocol
 from corral_plugins.workers.service.registration import RegistrationKeys, WorkerRegistration
 from corral_plugins.workers.service.registry import WorkersService
-from corral_plugins.workers.service.worker_tools import worker_tools
+from corral_plugins.workers.service.worker_tools import reference_worker_tools
 
 if TYPE_CHECKING:
     import click
@@ -169,7 +169,7 @@ class WorkersPlugin(Plugin):
 
     @hookimpl(optionalhook=True)
     def corral_tools(self) -> Iterable[Tool]:
-        return worker_tools()
+        return reference_worker_tools()
 
     @hookimpl
     def corral_commands(self) -> Iterable[click.Command]:

@@ -76,6 +76,12 @@ async def test_a_token_that_comes_back_is_written_down(kit: Kit, door: Any) -> N
     assert (await kit.client.post("/auth/refresh", first)).code == "token_reuse"
     found = [row for row in await _rows(auditor) if row["action"] == "auth.refresh_reuse"]
     assert [(row["outcome"], row["code"]) for row in found] == [("failed", "token_reuse")]
+    alerts = [event.payload() for event in await kit.events() if event.type == "system.alert"]
+    assert [(each["kind"], each["severity"], each["object"]["type"]) for each in alerts] == [
+        ("refresh_reuse", "warning", "session")
+    ]
+    assert (await kit.client.post("/auth/refresh", first)).status == 401  # the session has ended: no alert again
+    assert [event.type for event in await kit.events()].count("system.alert") == 1
 
 
 async def test_an_unknown_address_is_told_apart_from_others_and_not_written_down(kit: Kit, door: Any) -> None:

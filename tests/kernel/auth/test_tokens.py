@@ -13,7 +13,7 @@ import pytest
 
 from corral import clock
 from corral.crypto import Sealer
-from corral.plugin import Installation
+from corral.plugin import InstallationConfig
 from corral.redact.redactor import Redactor
 from corral.testing.kit import PASSWORD, Client, Kit
 from corral_core.accounts.service.authentication import AccessTokens, SigningKeys
@@ -83,7 +83,7 @@ async def test_an_old_token_is_expired(kit: Kit) -> None:
 
 
 async def test_a_short_secret_signs_nothing(kit: Kit) -> None:
-    tokens = AccessTokens(kit.kernel.keyring, Installation.from_config(kit.kernel.config))
+    tokens = AccessTokens(kit.kernel.keyring, InstallationConfig.from_config(kit.kernel.config))
     tokens._fixed = b"short"
 
     def unit() -> None:
@@ -97,7 +97,7 @@ async def test_a_rotated_key_verifies_until_its_last_token_is_over(make_kit: Mak
     kit = await make_kit(plugins=[])
     old = await kit.as_user()
     tokens, database = kit.kernel.container.get(AccessTokens), kit.kernel.database
-    elsewhere = AccessTokens(kit.kernel.container.get(Sealer), Installation.from_config(kit.kernel.config))
+    elsewhere = AccessTokens(kit.kernel.container.get(Sealer), InstallationConfig.from_config(kit.kernel.config))
     await database.work(lambda: elsewhere.verify(str(old.token)))
     fresh_id = await database.work(tokens.rotate_key)
     tokens._kept = None

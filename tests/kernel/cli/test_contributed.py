@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from corral.cli.commands import contributed, extra_distributions
+from corral.cli.commands import call_plugin_hook, distributions_of_extras
 from corral.config.model import Config, Plugins
 from corral.plugin import Plugin
 from corral.plugins.discovery import Found
@@ -19,12 +19,12 @@ def found(name: str, distribution: str) -> Found:
 
 def asked(monkeypatch: pytest.MonkeyPatch, *plugins: Found, **lists: Any) -> list[tuple[str, Any]]:
     monkeypatch.setattr("corral.plugins.discovery.discover", lambda config: plugins)
-    return list(contributed(Config(plugins=Plugins(**lists)), "corral_commands", "commands", lambda hook: hook()))
+    return list(call_plugin_hook(Config(plugins=Plugins(**lists)), "corral_commands", "commands", lambda hook: hook()))
 
 
 def test_companions_are_what_the_extras_name() -> None:
-    assert "corral-llama" in extra_distributions()
-    assert "click" not in extra_distributions()  # required, but no extra
+    assert "corral-llama" in distributions_of_extras()
+    assert "click" not in distributions_of_extras()  # required, but no extra
 
 
 def test_ours_those_that_the_file_names_and_companions_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:

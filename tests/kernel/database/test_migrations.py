@@ -20,7 +20,7 @@ from corral.database.unit import current
 from corral.errors import StartupError
 from corral.plugins.discovery import discover
 from corral.plugins.loading import load
-from corral.plugins.migrations import Pending, apply_migrations
+from corral.plugins.migrations import MigrationsPending, apply_migrations
 from corral.testing.plugin_folder import PluginFolder
 
 PLUGIN = 'from corral.plugin import Plugin\n\n\nclass SlowPlugin(Plugin):\n    """Slow."""\n\n    name = "slow"\n'
@@ -58,7 +58,7 @@ class Start(threading.Thread):
         self._wait()
         try:
             apply_migrations(database, plugins, self._config)
-        except (Pending, StartupError) as refused:
+        except (MigrationsPending, StartupError) as refused:
             self.refused = str(refused)
         finally:
             database.close()

@@ -290,13 +290,13 @@ async def test_at_save_says_why(make_egress: MakeEgress) -> None:
 
     egress = make_egress({"intern.example": [["10.0.0.1"]], "hook.example": [[PUBLIC]]})
     with pytest.raises(Invalid) as refusal:
-        await egress.at_save("https://intern.example/hook", pointer="/url")
+        await egress.check_saved_url("https://intern.example/hook", pointer="/url")
     fault = refusal.value.errors[0]
     assert (refusal.value.code, fault.pointer, fault.code) == ("url_blocked", "/url", "egress.address")
     assert "10.0.0.1" not in str(refusal.value.document("/", "r"))
-    assert await egress.at_save("https://intern.example/hook", "internal") == []
-    assert await egress.at_save("https://hook.example/") == []
-    assert await egress.at_save("https://later.example/") == ["unresolved_host"]
+    assert await egress.check_saved_url("https://intern.example/hook", "internal") == []
+    assert await egress.check_saved_url("https://hook.example/") == []
+    assert await egress.check_saved_url("https://later.example/") == ["unresolved_host"]
 
 
 async def test_refusals_are_logged_once_a_minute_for_each_sink_and_host(

@@ -31,7 +31,7 @@ async def test_egress_1_internal_addresses_in_any_spelling(make_egress: MakeEgre
             with pytest.raises(EgressBlocked):
                 await client.get(f"http://{host}/")
             with pytest.raises(Invalid):
-                await egress.at_save(f"http://{host}/")
+                await egress.check_saved_url(f"http://{host}/")
         assert here.connections == 0
 
 
@@ -72,4 +72,4 @@ async def test_egress_5_thirty_ordinary_addresses(make_egress: MakeEgress) -> No
     egress = make_egress(names)
     for host in (*hosts, "1.1.1.1", "[2606:4700:4700::1111]"):
         for port in ports:
-            assert await egress.at_save(f"https://{host}{port}/hook?x=1") == []
+            assert await egress.check_saved_url(f"https://{host}{port}/hook?x=1") == []

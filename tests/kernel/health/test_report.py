@@ -154,6 +154,24 @@ async def test_admins_are_told_once_when_it_stays_down_and_once_when_it_recovers
     assert told == [("health", "minio", "down", "critical"), ("health", "minio", "degraded", "info")]
 
 
+async def test_a_disk_with_little_free_space_raises_an_alert_an_hour(make_kit: Callable[..., Any]) -> None:
+    kit = await make_kit(plugins=[])
+    work = kit.kernel.database.work
+
+    async def look(status: Any) -> None:
+        views = {"disk": CheckView(status=status, latency_ms=1, detail="8% is free.", since=clock.now())}
+        await work(lambda: raise_alerts(views))
+
+    for status in ("ok", "degraded", "degraded", "down"):
+        await look(status)
+    clock.travel(3601)
+    await look("degraded")
+    alerts = [event.payload() for event in await kit.events() if event.type == "system.alert"]
+    assert [(each["kind"], each["severity"], each["detail"]) for each in alerts] == [
+        ("disk_low", "warning", "8% is free.")
+    ] * 2
+
+
 async def test_the_schedule_looks_at_all_checks(make_kit: Callable[..., Any]) -> None:
     kit = await make_kit(plugins=["settings"])
     work = kit.kernel.database.work

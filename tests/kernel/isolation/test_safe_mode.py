@@ -91,7 +91,7 @@ def test_only_crashes_count(tmp_path: Path) -> None:
     for _ in range(3):
         told = StartHistory(tmp_path)
         told.begin()
-        told.end()
+        told.record_clean_exit()
     going_on = [StartHistory(tmp_path) for _ in range(4)]
     for each in going_on:
         each.begin()

@@ -321,6 +321,6 @@ async def test_a_job_that_is_cut_is_given_back_without_an_attempt(installation: 
     kernel.supervisor.start("jobs", kernel.runner.run)
     await installation.wait_for(-1, seconds=10)
     await kernel.runner.drain(0.1)
-    await kernel.supervisor.end("jobs")
+    await kernel.supervisor.stop_task("jobs")
     row = await kernel.database.work(lambda: JobRow.select().get(), read=True)
     assert (row.state, row.attempts, row.lease) == ("queued", 0, None)

@@ -1,4 +1,4 @@
-"""`corral.schema.json_schema`: schemas that are data."""
+"""`corral.schema.json_schema_validation`: schemas that are data."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from hypothesis import given
 from tests.kernel.schema.cases import TREES
 
 from corral.errors import Invalid
-from corral.schema.json_schema import check_user_schema, json_schema_problems
+from corral.schema.json_schema_validation import check_user_schema, json_schema_errors
 
 
 def codes(document: dict[str, Any], value: Any) -> list[tuple[str, str]]:
-    return [(each.pointer, each.code) for each in json_schema_problems(document, value)]
+    return [(each.pointer, each.code) for each in json_schema_errors(document, value)]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_values_are_never_repeated_in_the_words() -> None:
         {"const": 1},
     ]
     for document in documents:
-        assert "s3cret" not in json_schema_problems(document, "s3cret")[0].detail
+        assert "s3cret" not in json_schema_errors(document, "s3cret")[0].detail
 
 
 def test_references_never_leave_the_schema() -> None:
@@ -156,4 +156,4 @@ def test_a_user_schema_is_taken_or_invalid(tree: Any) -> None:
             check_user_schema(document)
         except Invalid:
             continue
-        json_schema_problems(document, tree)
+        json_schema_errors(document, tree)

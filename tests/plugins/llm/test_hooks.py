@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from corral.cli.commands import CommandContext
-from corral.plugin import Installation, Plugin, hookimpl
+from corral.plugin import InstallationConfig, Plugin, hookimpl
 from corral.plugins.discovery import Found
 from corral_plugins.llm.api import DemoModel, LLMProvider, ModelInfo, ProviderConnection
 from corral_plugins.tasks.demo import model_choice
@@ -80,7 +80,7 @@ class SmallModelPlugin(Plugin):
     name = "small"
 
     @hookimpl(optionalhook=True)
-    def corral_demo_models(self, installation: Installation) -> Iterable[DemoModel]:
+    def corral_demo_models(self, installation: InstallationConfig) -> Iterable[DemoModel]:
         broken = DemoModel(name="small/a", problem="it is broken")
         return [broken, DemoModel(name="small/b", context_tokens=512, file=installation.local_model)]
 

@@ -114,7 +114,7 @@ async def test_a_value_that_was_cut_stands_in_nobodys_way(make_kit: Callable[...
     assert await safe.value(whole["id"]) == "another value altogether"
     assert (await safe.reveal(cut["id"])).code == "secrets.damaged"
     keys = safe.kit.kernel.container.get(MasterKeyRotation)
-    wrong = await safe.work(lambda: keys.unreadable_values(lambda fn: fn()), read=True)
+    wrong = await safe.work(lambda: keys.count_unreadable_values(lambda fn: fn()), read=True)
     assert {name: count for name, count in wrong.items() if count} == {"secrets_versions.sealed": 1}
 
 

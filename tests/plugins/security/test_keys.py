@@ -14,19 +14,19 @@ from tests.plugins.security.conftest import AWAY, HOME, PLUGINS, From, make_key,
 from corral import clock
 from corral.testing.kit import Client, Kit
 from corral_plugins.security import jobs
-from corral_plugins.security.service.api_keys import ALPHABET, LastUseRecorder, has_key_prefix, new_key
+from corral_plugins.security.service.api_keys import ALPHABET, LastUseRecorder, is_well_formed_key, new_key
 
 
 def test_the_checksum_tells_every_single_slip() -> None:
     key = new_key()
-    assert (len(key), key[:4], key[12], has_key_prefix(key)) == (62, "crl_", "_", True)
+    assert (len(key), key[:4], key[12], is_well_formed_key(key)) == (62, "crl_", "_", True)
     for place in range(len(key)):
         for letter in (ALPHABET[0], ALPHABET[-1], "_"):
             if letter != key[place]:
-                assert not has_key_prefix(key[:place] + letter + key[place + 1 :])
-    assert not has_key_prefix(key[:-1])
-    assert not has_key_prefix(key + "0")
-    assert not has_key_prefix(key[:4] + "é" + key[5:])
+                assert not is_well_formed_key(key[:place] + letter + key[place + 1 :])
+    assert not is_well_formed_key(key[:-1])
+    assert not is_well_formed_key(key + "0")
+    assert not is_well_formed_key(key[:4] + "é" + key[5:])
     assert set(key[13:]) <= set(string.ascii_letters + string.digits)
 
 

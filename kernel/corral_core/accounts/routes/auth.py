@@ -11,7 +11,7 @@ from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
 from corral.errors import Forbidden, Invalid
 from corral.http.answers import Answer, IfMatch, Request
 from corral.http.routes import Rate, Routes
-from corral.plugin import Installation, Settings
+from corral.plugin import InstallationConfig, Settings
 from corral.settings.kernel import CORS_ORIGINS
 from corral_core.accounts.api import REGISTRATION, Address, Password, Tickets, UserView
 from corral_core.accounts.routes.cookie import check_origin, cookie_headers, cookie_token
@@ -120,7 +120,7 @@ class AuthConfig(msgspec.Struct, kw_only=True):
     ),
 )
 async def login(
-    body: LoginRequest, request: Request, sign_in: SignIn, installation: Installation
+    body: LoginRequest, request: Request, sign_in: SignIn, installation: InstallationConfig
 ) -> Answer[SignInResponse] | Answer[MfaRequired]:
     """Sign in with address and password.
 
@@ -137,7 +137,7 @@ async def login(
     raises=("token_expired", "session_revoked", "token_reuse", "forbidden", "audit_unavailable", "vault_sealed"),
 )
 async def refresh(
-    body: RefreshRequest, request: Request, sign_in: SignIn, installation: Installation, settings: Settings
+    body: RefreshRequest, request: Request, sign_in: SignIn, installation: InstallationConfig, settings: Settings
 ) -> Answer[SignInResponse]:
     """Exchange a refresh token, from the body or from the cookie, for new tokens."""
     token = body.refresh_token
@@ -201,7 +201,7 @@ async def update_me(
     ),
 )
 async def change_password(
-    body: PasswordChange, caller: Principal, request: Request, sign_in: SignIn, installation: Installation
+    body: PasswordChange, caller: Principal, request: Request, sign_in: SignIn, installation: InstallationConfig
 ) -> Answer[SignInResponse]:
     """Change the user's own password. Every other session ends, and the current session gets new tokens."""
     tokens, user = await sign_in.change_password(
@@ -245,7 +245,7 @@ def require_user_id(caller: Principal) -> str:
 
 
 def sign_in_response(
-    tokens: SessionTokens, user: UserView, request: Request, installation: Installation, *, cookie: bool
+    tokens: SessionTokens, user: UserView, request: Request, installation: InstallationConfig, *, cookie: bool
 ) -> Answer[SignInResponse]:
     """Return the response with the tokens. `cookie`: whether the refresh token is in the cookie, not in the body."""
     view = SignInResponse(access_token=tokens.access, expires_in=tokens.expires_in, user=user)
@@ -259,7 +259,11 @@ def sign_in_response(
 
 
 def login_response(
-    found: tuple[SessionTokens, UserView] | PendingSignIn, request: Request, installation: Installation, *, cookie: bool
+    found: tuple[SessionTokens, UserView] | PendingSignIn,
+    request: Request,
+    installation: InstallationConfig,
+    *,
+    cookie: bool,
 ) -> Answer[SignInResponse] | Answer[MfaRequired]:
     """Return the response to a sign-in: the tokens, or the `mfa_token` if a second factor is required."""
     if isinstance(found, PendingSignIn):

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from corral.errors import Forbidden
 from corral.http.answers import Request
 from corral.http.client_address import LOOPBACK, canonical_ip
-from corral.plugin import Installation
+from corral.plugin import InstallationConfig
 
 NAME, PATH = "corral_refresh", "/api/v1/auth"
 
@@ -23,7 +23,7 @@ def cookie_token(request: Request) -> str | None:
     return found.value if found is not None and found.value else None
 
 
-def check_origin(request: Request, installation: Installation, allowed: Iterable[str]) -> None:
+def check_origin(request: Request, installation: InstallationConfig, allowed: Iterable[str]) -> None:
     """Raise `Forbidden` unless the `Origin` header names this host, the public URL or an allowed origin."""
     origin = request.header("origin") or ""
     own = {f"{scheme}://{request.header('host')}" for scheme in ("http", "https")}
@@ -37,22 +37,22 @@ def _origin_of_url(url: str) -> str:
     return f"{scheme}://{place.lower().removesuffix({'http': ':80', 'https': ':443'}.get(scheme, ''))}"
 
 
-def cookie_headers(refresh: str, seconds: int, request: Request, installation: Installation) -> dict[str, str]:
+def cookie_headers(refresh: str, seconds: int, request: Request, installation: InstallationConfig) -> dict[str, str]:
     """Return the response headers that set the cookie for the lifetime of the refresh token."""
     return {"Set-Cookie": _set_cookie_header(refresh, seconds, request, installation)}
 
 
-def cookie_deletion_headers(request: Request, installation: Installation) -> dict[str, str]:
+def cookie_deletion_headers(request: Request, installation: InstallationConfig) -> dict[str, str]:
     """Return the response headers that delete the cookie if the client sent one."""
     return {} if cookie_token(request) is None else {"Set-Cookie": _set_cookie_header("", 0, request, installation)}
 
 
-def _set_cookie_header(value: str, seconds: int, request: Request, installation: Installation) -> str:
+def _set_cookie_header(value: str, seconds: int, request: Request, installation: InstallationConfig) -> str:
     secure = "" if _is_plain_loopback(request, installation) else "; Secure"
     return f"{NAME}={value}; Max-Age={seconds}; Path={PATH}; HttpOnly; SameSite=Strict{secure}"
 
 
-def _is_plain_loopback(request: Request, installation: Installation) -> bool:
+def _is_plain_loopback(request: Request, installation: InstallationConfig) -> bool:
     """Return whether the request uses plain HTTP on the loopback interface.
 
     Browsers may reject `Secure` cookies there.

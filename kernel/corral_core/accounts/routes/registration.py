@@ -10,7 +10,7 @@ from msgspec import Meta
 from corral.auth.principal import PUBLIC
 from corral.http.answers import Answer, Request
 from corral.http.routes import Rate, Routes
-from corral.plugin import Installation
+from corral.plugin import InstallationConfig
 from corral_core.accounts.api import Address, FullName, NewUser, Password, UserView
 from corral_core.accounts.routes.auth import SIGN_IN_RATE, MfaRequired, SignInResponse, device_of, login_response
 from corral_core.accounts.service.recovery import PasswordRecovery
@@ -109,7 +109,7 @@ async def forgot_password(body: AddressOnly, request: Request, recovery: Passwor
     raises=("link_expired", "weak_password", "invalid_state", "overloaded"),
 )
 async def reset_password(
-    body: NewPassword, request: Request, recovery: PasswordRecovery, installation: Installation
+    body: NewPassword, request: Request, recovery: PasswordRecovery, installation: InstallationConfig
 ) -> Answer[SignInResponse] | Answer[MfaRequired]:
     """Set a new password with the token of a link, and sign in.
 

@@ -12,7 +12,7 @@ from corral.auth.principal import PUBLIC, SIGNED_IN, Principal
 from corral.errors import Invalid
 from corral.http.answers import Answer, Request
 from corral.http.routes import Routes
-from corral.plugin import Installation
+from corral.plugin import InstallationConfig
 from corral.schema.fields import Instant
 from corral_core.accounts.api import Password, UserView
 from corral_core.accounts.routes.auth import SIGN_IN_RATE, Code, SignInResponse, device_of, sign_in_response
@@ -106,7 +106,7 @@ class SteppedUp(msgspec.Struct, kw_only=True):
 )
 async def set_up_mfa(body: SetupRequest, caller: Principal, request: Request, protection: OwnSecondFactor) -> SeedView:
     """Begin the setup of a second factor. To enable it, send a code to `/auth/mfa/verify` within 15 minutes."""
-    seed = await protection.set_up(caller, _is_given(body.password), request.unit_context(caller))
+    seed = await protection.start_setup(caller, _is_given(body.password), request.unit_context(caller))
     return SeedView(secret=seed.secret, otpauth_uri=seed.uri, qr_code=await asyncio.to_thread(_qr_code, seed.uri))
 
 
@@ -142,7 +142,7 @@ async def disable_mfa(
 
 @routes.post("/mfa/challenge", needs=PUBLIC, rate=SIGN_IN_RATE, raises=("token_expired", *WRONG_CODE))
 async def answer_challenge(
-    body: ChallengeAnswer, request: Request, sign_in: SignIn, installation: Installation
+    body: ChallengeAnswer, request: Request, sign_in: SignIn, installation: InstallationConfig
 ) -> Answer[SignInResponse]:
     """Complete a sign-in with its second factor. Five wrong codes invalidate the `mfa_token`."""
     tokens, user = await sign_in.answer_challenge(

@@ -13,7 +13,7 @@ from corral.database.engine import Work
 from corral.errors import NotFound, Unauthorized
 from corral.http.answers import Answer, Request
 from corral.http.routes import Routes
-from corral.plugin import Installation, Settings
+from corral.plugin import InstallationConfig, Settings
 from corral.settings.kernel import CORS_ORIGINS
 from corral_core.accounts.routes.auth import RefreshToken, require_user_id
 from corral_core.accounts.routes.cookie import check_origin, cookie_deletion_headers, cookie_token
@@ -54,7 +54,7 @@ async def logout(
     work: Work,
     sign_out: SignOut,
     sessions: Sessions,
-    installation: Installation,
+    installation: InstallationConfig,
     settings: Settings,
 ) -> Answer[None]:
     """Sign out: end the session, revoke its tokens and close its WebSockets.

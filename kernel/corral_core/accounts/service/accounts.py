@@ -46,7 +46,7 @@ NO_CHANGES: Mapping[str, tuple[Any, Any]] = {}
 
 
 class AccountsService:
-    """Implements `corral_core.accounts.api.Accounts`."""
+    """Creates, finds, changes and purges user accounts. Implements `corral_core.accounts.api.Accounts`."""
 
     audit: Audit | None = None
     keys: UserApiKeys | None = None
@@ -71,6 +71,7 @@ class AccountsService:
     async def hash_password(
         self, password: str, *, email: str, full_name: str, pointer: str = "/password", user_id: str | None = None
     ) -> str:
+        """Check a new password against the policy and hash it. Raises `Invalid` (`weak_password`)."""
         self._policy.check_password(password, email=email, full_name=full_name, pointer=pointer)
         if user_id is not None:
             await self._life.refuse_former(user_id, password, pointer=pointer)

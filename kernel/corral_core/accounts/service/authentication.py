@@ -27,7 +27,7 @@ from corral.database.engine import Work
 from corral.database.statement import Statement
 from corral.errors import Conflict, Unauthorized, Unavailable
 from corral.ids import new_id
-from corral.plugin import Audit, AuditEntry, Installation, Settings
+from corral.plugin import Audit, AuditEntry, InstallationConfig, Settings
 from corral.redact.redactor import Redactor
 from corral_core.accounts.models import (
     InstallationValueRow,
@@ -74,7 +74,7 @@ class AccessTokens:
     Every function runs in the caller's unit of work, because the keys are stored in the database.
     """
 
-    def __init__(self, sealer: Sealer, installation: Installation) -> None:
+    def __init__(self, sealer: Sealer, installation: InstallationConfig) -> None:
         self._sealer = sealer
         self._fixed = installation.jwt_secret.encode() if installation.jwt_secret else None
         self._kept: _CachedKeys | None = None
@@ -90,6 +90,14 @@ class AccessTokens:
         With it, admins can sign in to a sealed installation. It is never stored.
         """
         return self._sealer.mac("accounts.temporary_signing_key", b"v1") if self._sealer.sealed else None
+
+    def _is_sealed_key(self, kid: str) -> bool:
+        """Return whether a stored key has this id but cannot be decrypted, because the vault of this process is sealed.
+
+        Other machines of the installation accept the tokens of this key, so they are not invalid.
+        """
+        sealed = self._fixed is None and self._sealer.sealed
+        return sealed and bool(SigningKeyRow.select().where(SigningKeyRow.id == kid).exists())
 
     def create_first_key(self) -> None:
         """Create the id of the installation and the first signing key if they do not exist."""
@@ -144,6 +152,8 @@ class AccessTokens:
         try:
             kid = jwt.get_unverified_header(token).get("kid")
             keys = self._current_keys(str(kid))
+            if self._is_sealed_key(str(kid)):
+                raise Unavailable("The key of this access token cannot be decrypted here.", code="vault_sealed")
             payload = _jwt_codec().decode(
                 token, keys.secrets.get(str(kid), b""), algorithms=[ALGORITHM], audience=AUDIENCE, issuer=keys.issuer
             )
@@ -338,7 +348,7 @@ LIFE_SECONDS = 30
 
 
 class TicketsService:
-    """Implements `corral_core.accounts.api.Tickets`."""
+    """Issues and redeems single-use tickets for WebSockets. Implements `corral_core.accounts.api.Tickets`."""
 
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
@@ -357,7 +367,7 @@ class TicketsService:
         return self.reread(msgspec.convert(found[0].caller, Principal))
 
     def reread(self, caller: Principal) -> Principal:
-        found = self._credentials.reread(caller)
+        found = self._credentials.reload_principal(caller)
         # the two times differ if an API key was rotated: the old secret expires before the key
         ends = [at for at in (found.expires_at, caller.expires_at) if at is not None]
         return msgspec.structs.replace(found, expires_at=min(ends, default=None))

@@ -22,7 +22,10 @@ PENDING = InvitationRow.status == "pending"
 
 
 class InvitationsService:
-    """Implements `corral_core.accounts.api.Invitations`. Only this class writes invitations."""
+    """Creates, lists, accepts and revokes invitations. Implements `corral_core.accounts.api.Invitations`.
+
+    Only this class writes invitations.
+    """
 
     audit: Audit | None = None
 

@@ -14,7 +14,7 @@ from corral import clock
 from corral.crypto import digest, new_secret
 from corral.errors import Gone
 from corral.ids import new_id
-from corral.plugin import Installation
+from corral.plugin import InstallationConfig
 from corral_core.accounts.models import LinkRow, UserRow
 
 MINUTE, HOUR, DAY = 60, 3600, 86_400
@@ -43,7 +43,7 @@ KEEP_DAYS = 7
 class SingleUseLinks:
     """Creates, redeems and invalidates single-use links. Only this class writes links."""
 
-    def __init__(self, installation: Installation) -> None:
+    def __init__(self, installation: InstallationConfig) -> None:
         self._public, self._bind = installation.public_url, installation.bind
         self._scheme = "https" if installation.has_tls else "http"
         self._port: int | None = None

@@ -73,7 +73,7 @@ class Lockout:
         """
         key = digest(normalize_address(email))
         until = time.monotonic() + WAIT_SECONDS
-        async with self._gate_of(key, until):
+        async with self._limit_concurrency(key, until):
             while not await self._work(lambda: self._reserve(key), entry=entry):
                 if time.monotonic() > until:
                     raise TooMany(
@@ -138,7 +138,7 @@ class Lockout:
     # -- helpers
 
     @contextlib.asynccontextmanager
-    async def _gate_of(self, key: str, until: float) -> AsyncIterator[None]:
+    async def _limit_concurrency(self, key: str, until: float) -> AsyncIterator[None]:
         gate = self._gates.get(key)
         if gate is None:
             gate = self._gates[key] = _AddressGate(asyncio.Semaphore(self._settings.get(LOCKOUT_THRESHOLD)))
@@ -176,9 +176,9 @@ class Lockout:
         insert = row.insert(key=key, in_flight=1, reserved_until=held).on_conflict(
             conflict_target=[row.key], update={row.in_flight: in_flight + 1, row.reserved_until: held}, where=allowed
         )
-        return bool(insert.as_rowcount().execute()) or self._may_wait(row.get_by_id(key), now, threshold)
+        return bool(insert.as_rowcount().execute()) or self._raise_if_locked(row.get_by_id(key), now, threshold)
 
-    def _may_wait(self, row: LockoutRow, now: str, threshold: int) -> bool:
+    def _raise_if_locked(self, row: LockoutRow, now: str, threshold: int) -> bool:
         """Raise `TooMany` if the address is locked. Otherwise, return False: the attempt must wait until others end."""
         if row.locked_until is not None and row.locked_until > now:
             raise _locked(row.locked_until)

@@ -21,7 +21,7 @@ from corral.database.engine import Work
 from corral.egress.client import Egress
 from corral.errors import Conflict
 from corral.jobs.job import JobRow, enqueue
-from corral.plugin import Installation, Settings
+from corral.plugin import InstallationConfig, Settings
 from corral_core.accounts.api import MailTestResult
 from corral_core.accounts.service.email_addresses import normalize_address
 from corral_core.accounts.service.links import SingleUseLinks
@@ -136,10 +136,10 @@ AT_ONCE = 500
 
 
 class MailService:
-    """Implements `corral_core.accounts.api.Mail` and `corral.plugin.MailProbe`."""
+    """Queues and sends emails to users. Implements `corral_core.accounts.api.Mail` and `corral.plugin.MailProbe`."""
 
     def __init__(
-        self, work: Work, settings: Settings, egress: Egress, links: SingleUseLinks, installation: Installation
+        self, work: Work, settings: Settings, egress: Egress, links: SingleUseLinks, installation: InstallationConfig
     ) -> None:
         self._work, self._settings, self._egress, self._links = work, settings, egress, links
         self._site = installation.public_url or installation.bind

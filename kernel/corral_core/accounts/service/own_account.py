@@ -47,7 +47,7 @@ class OwnSecondFactor:
         self._work, self._accounts, self._sessions = work, accounts, sessions
         self._sign_in, self._lockout, self._second, self._settings = sign_in, lockout, second, settings
 
-    async def set_up(self, caller: Principal, password: str | None, entry: UnitContext) -> NewSeed:
+    async def start_setup(self, caller: Principal, password: str | None, entry: UnitContext) -> NewSeed:
         """Begin the setup of a second factor. Return its seed.
 
         Raise `Forbidden` (`reauth_required`) if the password is missing and the user has not re-authenticated or signed
@@ -58,7 +58,7 @@ class OwnSecondFactor:
             raise Conflict("A second factor is already set up; remove it first.", current_status="enabled")
         if password is not None:
             await self._sign_in.check_password(user.email, password, entry, user_id=user.id)
-        elif not caller.has_stepped_up and not await self._work(lambda: self._is_recent(caller), read=True):
+        elif not caller.has_stepped_up and not await self._work(lambda: self._is_session_recent(caller), read=True):
             raise Forbidden("Send your password to set up a second factor.", code="reauth_required")
         return await self._work(lambda: self._second.start_setup(self._accounts.get_row(user.id)), entry=entry)
 
@@ -138,7 +138,7 @@ class OwnSecondFactor:
     async def _require_user(self, caller: Principal) -> UserRow:
         return await self._work(lambda: self._accounts.get_row(_require_person(caller)), read=True)
 
-    def _is_recent(self, caller: Principal) -> bool:
+    def _is_session_recent(self, caller: Principal) -> bool:
         """Return whether the session began within the last `STEP_UP_SECONDS`."""
         begun = SessionRow.created_at > clock.now(-self._settings.get(STEP_UP_SECONDS))
         return bool(SessionRow.select().where((SessionRow.id == caller.session_id) & begun).exists())

@@ -192,13 +192,13 @@ def is_breached(password: str) -> bool:
     password. Sequences along the keyboard, and repetitions of one or two characters, count as breached too.
     """
     folded = password.casefold()
-    if len(_collapse_repeats(folded)) <= SHORTEST or any(folded in run for run in _RUNS):
+    if len(_repeating_unit(folded)) <= SHORTEST or any(folded in run for run in _RUNS):
         return True
     return any(_is_in_list(form) for form in _spellings(folded))
 
 
 def _spellings(folded: str) -> set[str]:
-    said = _collapse_repeats(folded)
+    said = _repeating_unit(folded)
     found = set()
     for form in (folded, said):
         stem = form.strip("".join({letter for letter in form if not letter.isalpha()}))
@@ -206,18 +206,18 @@ def _spellings(folded: str) -> set[str]:
     return found
 
 
-def _collapse_repeats(text: str) -> str:
+def _repeating_unit(text: str) -> str:
     """Return the shortest text that yields the whole text when repeated, such as `ab` for `ababab`."""
     again = (text + text).find(text, 1)
     return text[:again]
 
 
 def _is_in_list(form: str) -> bool:
-    return bool(form) and "\n" not in form and f"\n{form}\n".encode() in _breached_hashes()
+    return bool(form) and "\n" not in form and f"\n{form}\n".encode() in _breached_passwords()
 
 
 @functools.cache
-def _breached_hashes() -> bytes:
+def _breached_passwords() -> bytes:
     """Return the list of breached passwords, one lower-case password per line.
 
     The list is searched without being parsed, so it needs no more memory than the file.

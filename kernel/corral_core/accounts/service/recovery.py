@@ -76,7 +76,7 @@ class PasswordRecovery:
 
 
 class PasswordLinksService:
-    """Implements `corral_core.accounts.api.PasswordLinks`."""
+    """Issues and emails links with which users set a password. Implements `corral_core.accounts.api.PasswordLinks`."""
 
     def __init__(self, accounts: AccountsService, links: SingleUseLinks, mail: MailService) -> None:
         self._accounts, self._links, self._mail = accounts, links, mail
@@ -87,6 +87,7 @@ class PasswordLinksService:
         return None if mailed else self._links.issue_url(SET_PASSWORD, row.id)
 
     def create_reset_link(self, user_id: str, *, if_match: IfMatch = ANY_VERSION) -> str:
+        """Delete the password of a user and end all their sessions. Return the URL of a reset link."""
         row = self._accounts.drop_password(user_id, if_match=if_match)
         url = self._links.issue_url(RESET, row.id)
         self._mail.send_link(row.email, RESET, row.id)
@@ -94,7 +95,7 @@ class PasswordLinksService:
 
 
 class AccountRecoveryService:
-    """Implements `corral_core.accounts.api.AccountRecovery`."""
+    """Lets admins unlock accounts and remove second factors. Implements `corral_core.accounts.api.AccountRecovery`."""
 
     mail: Mail | None = None
 

@@ -156,13 +156,13 @@ class SecondFactor:
     @staticmethod
     def find_challenge(token: str) -> str | None:
         """Return the user id of an `mfa_token`, or None if the token is invalid or no attempts are left."""
-        row = ChallengeRow.get_or_none(_decrypt_seed(token))
+        row = ChallengeRow.get_or_none(_usable_challenge(token))
         return None if row is None else str(row.user_id)
 
     @staticmethod
     def count_try(token: str) -> bool:
         """Consume one attempt of an `mfa_token`. Return False if no attempt is left."""
-        return bool(ChallengeRow.update(tries=ChallengeRow.tries + 1).where(_decrypt_seed(token)).execute())
+        return bool(ChallengeRow.update(tries=ChallengeRow.tries + 1).where(_usable_challenge(token)).execute())
 
     @staticmethod
     def end_challenge(token: str) -> bool:
@@ -180,7 +180,7 @@ class SecondFactor:
             totp = pyotp.TOTP(self._sealer.decrypt(bytes.fromhex(row.seed), aad=_seed_context(row.user_id)).decode())
         except ValueError:  # the stored seed is no longer hexadecimal, or `SealedWrong`
             raise _damaged_error(row) from None
-        now = int(clock.time_s()) // STEP_SECONDS
+        now = int(clock.system_time_s()) // STEP_SECONDS
         steps = range(now - WINDOW, now + WINDOW + 1)
         found = [step for step in steps if hmac.compare_digest(totp.generate_otp(step), code)]
         return max(found, default=None)
@@ -218,7 +218,7 @@ def delete_expired_challenges(at_once: int = 500) -> int:
     return int(ChallengeRow.delete().where(ChallengeRow.hash.in_(old)).execute())
 
 
-def _decrypt_seed(token: str) -> Any:
+def _usable_challenge(token: str) -> Any:
     usable = (ChallengeRow.tries < CHALLENGE_TRIES) & (ChallengeRow.expires_at > clock.now())
     return (ChallengeRow.hash == digest(token)) & usable
 

@@ -17,7 +17,8 @@ from corral.auth.principal import Principal
 from corral.crypto import SealedWrong, Sealer, associated_data, digest, new_secret
 from corral.database.unit import after_commit
 from corral.errors import NotFound, Unauthorized
-from corral.events.event import emit
+from corral.events.alerts import raise_alert
+from corral.events.event import SystemAlert, emit
 from corral.http.page import Page, newest_first, paginate
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry, Settings
@@ -174,8 +175,11 @@ class Sessions:
             except SealedWrong:
                 raise Unauthorized("The session has ended; sign in again.", code="session_revoked") from None
             return self._token_response(session, again, self._seconds_left(session))
-        if self._end_sessions(SessionRow.id == session.id, "reuse") and self.mail is not None:
-            self.mail.notify(UserRow.get_by_id(session.user_id).email, "refresh_reuse")
+        if self._end_sessions(SessionRow.id == session.id, "reuse"):
+            email = UserRow.get_by_id(session.user_id).email
+            _alert_reuse(session, email)
+            if self.mail is not None:
+                self.mail.notify(email, "refresh_reuse")
         self._record_audit("auth.refresh_reuse", session.id, {"user_id": session.user_id}, code="token_reuse")
         return ReusedToken()
 
@@ -316,6 +320,17 @@ class Sessions:
             self.audit.record(entry)
 
 
+def _alert_reuse(session: SessionRow, email: str) -> None:
+    alert = SystemAlert(
+        kind="refresh_reuse",
+        severity="warning",
+        title="A refresh token was used twice",
+        detail=f"A refresh token of {email} was used twice, which happens when it is copied. The session has ended.",
+        object={"type": "session", "id": session.id},
+    )
+    raise_alert(alert, ("user", session.user_id))
+
+
 def session_view(row: SessionRow, current_id: str | None) -> SessionView:
     """Convert a row to the session as its owner sees it."""
     fields = {name: getattr(row, name) for name in SessionView.__struct_fields__ if name != "current"}
@@ -326,7 +341,7 @@ _OWN = tuple(name for name in UserSessionView.__struct_fields__ if name not in (
 
 
 class AllSessionsService:
-    """Implements `corral_core.accounts.api.AllSessions`."""
+    """Lists and ends the live sessions of all users. Implements `corral_core.accounts.api.AllSessions`."""
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions

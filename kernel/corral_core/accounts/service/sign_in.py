@@ -102,7 +102,7 @@ class SignIn:
             if code in UNCHECKED:
                 self.attempts[("failed" if code == DAMAGED else "locked",)] += action == SIGN_IN
                 with contextlib.suppress(Unavailable):  # the attempt is rejected anyway
-                    await self._work(lambda: self._record_unverified(email, action, code), entry=entry)
+                    await self._work(lambda: self._record_unchecked_attempt(email, action, code), entry=entry)
             raise
 
     async def verify_and_run(
@@ -326,7 +326,7 @@ class SignIn:
             fresh = await self._passwords.hash_password(password)
             await self._work(lambda: self._accounts.store_new_hash(row, fresh), entry=entry)
 
-    def _record_unverified(self, email: str, action: str, code: str) -> None:
+    def _record_unchecked_attempt(self, email: str, action: str, code: str) -> None:
         row = self._accounts.row_of(email)
         user_id = None if row is None else row.id
         if code == DAMAGED:

@@ -16,7 +16,7 @@ from corral.auth.principal import PUBLIC
 from corral.errors import Unauthorized, Unavailable
 from corral.http.answers import Answer, Request, Text
 from corral.http.routes import Routes
-from corral.plugin import Installation
+from corral.plugin import InstallationConfig
 from corral_core.health.service.board import HealthBoard, HealthReport
 from corral_core.health.service.readiness import ReadinessChecks, ReadinessProbe
 from corral_core.health.service.scrape import MetricsRenderer, to_openmetrics
@@ -46,7 +46,7 @@ class ReadinessView(msgspec.Struct, kw_only=True):
 
 
 @routes.get("/health", needs=PUBLIC, root=True, exempt_host=True, raises=("shutting_down",))
-async def read_health(readiness: ReadinessProbe, installation: Installation) -> Answer[LivenessView]:
+async def read_health(readiness: ReadinessProbe, installation: InstallationConfig) -> Answer[LivenessView]:
     """Check whether the process is alive. Dependencies are not checked."""
     if not readiness.accepting:
         raise Unavailable("The server is shutting down.", code="shutting_down")
@@ -64,7 +64,7 @@ async def read_readiness(readiness: ReadinessProbe) -> Answer[ReadinessView]:
 
 
 @routes.get("/metrics", needs=PUBLIC, root=True, exempt_host=True, raises=("unauthenticated",))
-async def read_metrics(request: Request, installation: Installation, scrape: MetricsRenderer) -> Text:
+async def read_metrics(request: Request, installation: InstallationConfig, scrape: MetricsRenderer) -> Text:
     """Read the metrics as Prometheus text, or as OpenMetrics if `Accept` requests it.
 
     If `CORRAL_METRICS_TOKEN` is set, the request must send the token as a bearer token.

@@ -18,8 +18,9 @@ import msgspec
 
 from corral import clock
 from corral.errors import Problem
+from corral.events.alerts import raise_alert
 from corral.events.event import SystemAlert, emit
-from corral.plugin import Contributions, HealthCheck, Installation
+from corral.plugin import Contributions, HealthCheck, InstallationConfig
 from corral.redact.redactor import Redactor
 from corral.schema.fields import Instant
 from corral.settings.registry import SettingsRegistry
@@ -64,7 +65,7 @@ class HealthBoard:
         checks: KernelChecks,
         contributions: Contributions,
         redactor: Redactor,
-        installation: Installation,
+        installation: InstallationConfig,
         settings: SettingsRegistry,
     ) -> None:
         self._own, self._contributions, self._redactor = checks, contributions, redactor
@@ -123,7 +124,7 @@ class HealthBoard:
         now = clock.now()
         for name in {*ALWAYS, *(name for name, _, _ in checks)}:
             found = [answer for (other, _, _), answer in zip(checks, told, strict=True) if other == name]
-            status, detail, latency = _combine_results(found)
+            status, detail, latency = _merge_same_name(found)
             before = self._views.get(name)
             since = before.since if before is not None and before.status == status else now
             self._views[name] = CheckView(status=status, latency_ms=latency, detail=detail, since=since)
@@ -167,7 +168,7 @@ def _check_in_thread(item: HealthCheck) -> Callable[[], Awaitable[Told]]:
     return lambda: asyncio.to_thread(item.check)
 
 
-def _combine_results(found: list[tuple[Status, str, int]]) -> tuple[Status, str, int]:
+def _merge_same_name(found: list[tuple[Status, str, int]]) -> tuple[Status, str, int]:
     """Combine the results of checks with the same name.
 
     Return the worst status, the details of the checks with this status, and the longest latency.
@@ -186,6 +187,8 @@ PATIENCE_SECONDS = 60.0
 
 def raise_alerts(views: Mapping[str, CheckView]) -> None:
     """Raise an alert for each check that has been down for 60 s or has recovered, and store the states of all checks.
+
+    A disk with little free space raises the alert `disk_low` at once, before writes fail.
 
     Runs in the caller's unit of work, in one process at a time.
     """
@@ -206,6 +209,12 @@ def raise_alerts(views: Mapping[str, CheckView]) -> None:
     kept = [HealthRow.status, HealthRow.since, HealthRow.alerted]
     HealthRow.insert_many(rows).on_conflict(conflict_target=[HealthRow.name], preserve=kept).execute()
     HealthRow.delete().where(HealthRow.name.not_in(list(views))).execute()
+    if (disk := views.get("disk")) is not None and disk.status in ("degraded", "down"):
+        severity = "warning" if disk.status == "degraded" else "critical"
+        alert = SystemAlert(
+            kind="disk_low", severity=severity, title="The disk has little free space", detail=disk.detail
+        )
+        raise_alert(alert, ("disk", "data"))
 
 
 def _emit_alert(name: str, view: CheckView, severity: str, title: str) -> None:

@@ -85,7 +85,7 @@ OUTCOMES = ("answered", "blocked", "failed", "timed_out")
 Series = dict[tuple[str, ...], float]
 
 
-def _count_requests(egress: Egress) -> Series:
+def _requests_by_outcome(egress: Egress) -> Series:
     return {labels: float(count) for labels, count in egress.requests.copy().items()}
 
 
@@ -107,7 +107,7 @@ METRICS = (
         help="Number of outgoing requests.",
         kind="counter",
         labels={"sink": SINKS, "outcome": OUTCOMES},
-        collect=_count_requests,
+        collect=_requests_by_outcome,
     ),
     Metric(
         name="corral_egress_blocked_total",

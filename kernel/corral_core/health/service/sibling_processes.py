@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from corral.plugin import Installation
+from corral.plugin import InstallationConfig
 
 log = logging.getLogger("corral.health")
 
@@ -33,7 +33,7 @@ class SiblingProcesses:
     folder unless the path would be too long.
     """
 
-    def __init__(self, installation: Installation) -> None:
+    def __init__(self, installation: InstallationConfig) -> None:
         self._data_dir = installation.data_dir
         self._own: Path | None = None
         self._server: asyncio.Server | None = None

@@ -22,11 +22,12 @@ from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN
 from corral.errors import CODES, FieldError
 from corral.http.answers import Answer, Stream, Text
 from corral.http.page import Page
-from corral.http.problems import EVERY_ROUTE, problems
+from corral.http.problem_codes import EVERY_ROUTE, problem_codes
 from corral.http.routes import API_PREFIX, Route, ServedRoutes
 from corral.http.signature import Signature, describe_shapes, read_signature, without_page
-from corral.plugin import Installation
+from corral.plugin import InstallationConfig
 from corral.schema.conversion import encode
+from corral_core.plugin_admin.service.field_descriptions import FieldDescriptions, describe_field, describe_name
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _SCHEMAS = "#/components/schemas/"
@@ -36,6 +37,13 @@ ALWAYS = ("X-Request-ID", "Cache-Control", "RateLimit-Limit", "RateLimit-Remaini
 _NEEDS = {PUBLIC: "no credential", SIGNED_IN: "a signed-in user", ANY_CALLER: "any valid credential"}
 WITH_STATUS = {401: "WWW-Authenticate", 405: "Allow", 409: "Retry-After", 429: "Retry-After", 503: "Retry-After"}
 SUCCESSES = {200: "Done.", 201: "Created.", 202: "Accepted; the resource shows the progress.", 204: "Done; no body."}
+JSON_TYPES: dict[type, str] = {
+    str: "string",
+    int: "integer",
+    float: "number",
+    bool: "boolean",
+    types.NoneType: "null",
+}
 CREDENTIALS: list[dict[str, list[str]]] = [{"bearer": []}, {"apiKey": []}]
 
 
@@ -77,7 +85,12 @@ class _Writer:
     def __init__(self, routes: list[Route]) -> None:
         self.responses: dict[str, dict[str, Any]] = {}
         self.operations = [(route, route.signature or read_signature(route)) for route in routes]
-        self.described, self.named = describe_shapes(self.operations, Problem, Page)
+        described, named = describe_shapes(self.operations, Problem, Page)
+        self.described: dict[Any, dict[str, Any]] = {kind: completed(schema) for kind, schema in described.items()}
+        self.named: dict[str, dict[str, Any]] = {name: completed(schema) for name, schema in named.items()}
+        descriptions = FieldDescriptions(described)
+        for name, schema in self.named.items():
+            descriptions.add_to(name, schema)
 
     def paths(self) -> dict[str, dict[str, Any]]:
         """Return all operations by path and method. A route with two paths appears at both."""
@@ -116,11 +129,11 @@ class _Writer:
             body = self.described[signature.body]
             written["requestBody"] = {
                 "description": f"At most {route.body_limit // 1024} KiB.",
-                "required": self._is_required(body),
+                "required": self._is_body_required(body),
                 "content": {FORM if route.form else "application/json": {"schema": body}},
             }
         responses = self._successes(route, signature)
-        for status, codes in problems(route, signature).items():
+        for status, codes in problem_codes(route, signature).items():
             responses[str(status)] = self._refusal(status, sorted(codes))
         written["responses"] = dict(sorted(responses.items()))
         is_public = PUBLIC in route.needs
@@ -132,7 +145,9 @@ class _Writer:
         for name in route.names:
             is_id = name == "id" or name.endswith("_id")
             schema = {"type": "string", **({"format": "uuid"} if is_id else {"minLength": 1, "maxLength": 200})}
-            yield {"name": name, "in": "path", "required": True, "schema": schema}
+            text = describe_name(name, route.handler.__module__)
+            described = {} if text is None else {"description": text}
+            yield {"name": name, "in": "path", "required": True, **described, "schema": schema}
         shape = self._resolved(self.described[signature.query])
         for name, schema in shape.get("properties", {}).items():
             schema = _without_null(schema)
@@ -183,7 +198,7 @@ class _Writer:
         if without_page(kind) is kind:
             return item
         page = dict(self._resolved(self.described[Page]))
-        page["properties"] = {**page["properties"], "items": {"type": "array", "items": item}}
+        page["properties"] = {**page["properties"], "items": {**page["properties"]["items"], "items": item}}
         if "$ref" not in item:
             return page
         name = item["$ref"].removeprefix(_SCHEMAS)
@@ -193,7 +208,9 @@ class _Writer:
     def _refusal(self, status: int, codes: list[str]) -> dict[str, str]:
         own = (code for code in codes if code not in EVERY_ROUTE or CODES[code][0] != status)
         name = ".".join((str(status), *own))
-        narrowed = {"properties": {"status": {"const": status}, "code": {"enum": codes}}}
+        values: dict[str, Any] = {"status": {"const": status}, "code": {"enum": codes}}
+        described = {name: {**value, "description": describe_field(Problem, name)} for name, value in values.items()}
+        narrowed = completed({"properties": described})
         self.responses[name] = {
             "description": "; ".join(dict.fromkeys(CODES[code][1] for code in codes)) + ".",
             "headers": _headers(*ALWAYS, *([WITH_STATUS[status]] if status in WITH_STATUS else ())),
@@ -204,12 +221,32 @@ class _Writer:
     def _resolved(self, schema: dict[str, Any]) -> dict[str, Any]:
         return self._resolved(self.named[schema["$ref"].removeprefix(_SCHEMAS)]) if "$ref" in schema else schema
 
-    def _is_required(self, schema: dict[str, Any]) -> bool:
+    def _is_body_required(self, schema: dict[str, Any]) -> bool:
         """Return whether a body is required. A missing body is read as `{}`, which some schemas do not accept."""
         schema = self._resolved(schema)
         if "anyOf" in schema:
-            return all(self._is_required(option) for option in schema["anyOf"])
+            return all(self._is_body_required(option) for option in schema["anyOf"])
         return bool(schema.get("required")) if schema.get("type", "object") == "object" else True
+
+
+def completed(schema: Any) -> Any:
+    """Return the schema with what JSON Schema does not need but generators of clients do.
+
+    Arrays have `items`, and constants and enumerations have a `type`.
+    """
+    if isinstance(schema, list):
+        return [completed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    done = {key: completed(each) for key, each in schema.items() if key != "properties"}
+    if "properties" in schema:  # a map whose keys are names of fields, not keywords
+        done["properties"] = {name: completed(each) for name, each in schema["properties"].items()}
+    if done.get("type") == "array":
+        done.setdefault("items", {})
+    if values := [schema["const"]] if "const" in schema else schema.get("enum") if "type" not in schema else None:
+        types = list(dict.fromkeys(JSON_TYPES[type(value)] for value in values if type(value) in JSON_TYPES))
+        done.setdefault("type", types[0] if len(types) == 1 else types)
+    return done
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
@@ -254,7 +291,7 @@ def _headers(*names: str) -> dict[str, dict[str, str]]:
 class OpenApiDocument:
     """Implements `corral.plugin.ApiDocument`. The document is generated at first use and cached."""
 
-    def __init__(self, served: ServedRoutes, installation: Installation) -> None:
+    def __init__(self, served: ServedRoutes, installation: InstallationConfig) -> None:
         self._served, self._public_url = served, installation.public_url
         self._described: Sequence[Route] = ()
         self._rendered = b""

@@ -142,7 +142,7 @@ class PluginAdministration:
                 conflict_target=[PluginStateRow.name], update=row
             ).execute()
             self._publish_state(loaded, "disabled", reason or OFF)
-            after_commit(lambda: self._close_plugin(name, reason or OFF))
+            after_commit(lambda: self._disable_in_process(name, reason or OFF))
         return msgspec.structs.replace(self.get_plugin(name), state="disabled", reason=loaded.reason or reason or OFF)
 
     def enable(self, name: str) -> PluginView:
@@ -166,14 +166,14 @@ class PluginAdministration:
         if loaded.plugin is None:
             return msgspec.structs.replace(self.get_plugin(name), pending_reload=True)
         self._publish_state(loaded, "active", None)
-        after_commit(lambda: self._open_plugin(name))
+        after_commit(lambda: self._enable_in_process(name))
         return msgspec.structs.replace(self.get_plugin(name), state="active", reason=None)
 
-    def _close_plugin(self, name: str, reason: str) -> None:
+    def _disable_in_process(self, name: str, reason: str) -> None:
         self._decisions += 1
         self._registry.disable(name, reason)
 
-    def _open_plugin(self, name: str) -> None:
+    def _enable_in_process(self, name: str) -> None:
         self._decisions += 1
         self._quarantines.tracker(name).clear()
         self._registry.enable(name)

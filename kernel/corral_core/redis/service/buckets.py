@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from corral.ids import new_id
-from corral.plugin import Installation
+from corral.plugin import InstallationConfig
 from corral_core.redis.service.connection import ReconnectBackoff, connect_async
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ return answer
 
 
 class RedisBuckets:
-    """Implements `corral_core.redis.api.SharedBuckets`."""
+    """Rate-limit buckets in Redis that all processes share. Implements `corral_core.redis.api.SharedBuckets`."""
 
-    def __init__(self, installation: Installation) -> None:
+    def __init__(self, installation: InstallationConfig) -> None:
         self._url = installation.redis_url
         self._name, self._counts = new_id(), False
         self._client: Redis | None = None

@@ -96,7 +96,7 @@ class RqQueue:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, _stop_signal_handler(stopping))
             try:
-                worker = _start_rq_worker(self._url, stopping, connected)
+                worker = _create_rq_worker(self._url, stopping, connected)
                 worker.work(logging_level="WARNING")
             except StopRequested:
                 stopping.set()
@@ -135,7 +135,7 @@ def _push_jobs(queue: Queue, ids: Sequence[str]) -> None:
         )
 
 
-def _start_rq_worker(url: str, stopping: threading.Event, connected: Callable[[], None]) -> SimpleWorker:
+def _create_rq_worker(url: str, stopping: threading.Event, connected: Callable[[], None]) -> SimpleWorker:
     from rq import SimpleWorker
     from rq.exceptions import StopRequested
 

@@ -50,7 +50,7 @@ class UserAdministration:
     def _admin_views(self, users: Sequence[UserView]) -> Views:
         details = self._accounts.get_details([user.id for user in users])
         failed = self._rescue.failed_attempts([user.email for user in users])
-        keys = {} if self.keys is None else self.keys.active_keys([user.id for user in users])
+        keys = {} if self.keys is None else self.keys.count_active_keys([user.id for user in users])
         return [
             AdminUserView(
                 **msgspec.structs.asdict(user),

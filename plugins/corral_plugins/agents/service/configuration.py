@@ -9,7 +9,7 @@ from msgspec import UNSET
 
 from corral.errors import Forbidden, Invalid
 from corral.plugin import Setting
-from corral.schema.json_schema import check_user_schema
+from corral.schema.json_schema_validation import check_user_schema
 from corral_plugins.agents.models import Agent
 from corral_plugins.agents.shapes import AgentConfig, AgentFields
 from corral_plugins.tasks.api import refuse_unenforced

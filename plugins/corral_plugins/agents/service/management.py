@@ -44,7 +44,7 @@ from corral_plugins.agents.service.rows import (
     is_state_unchanged,
     update_if_unchanged,
 )
-from corral_plugins.agents.service.states import StateChangePublisher, mark_ending_leases
+from corral_plugins.agents.service.states import StateChangePublisher, suppress_state_changes
 from corral_plugins.agents.shapes import AgentPatch, AgentQuery, AgentView, NewAgent
 from corral_plugins.llm.api import LLM
 from corral_plugins.tasks.api import Tasks
@@ -83,7 +83,7 @@ class AgentManagement:
             "name": (Order(Agent.name_key, descending=False), Order(Agent.id, descending=False)),
             "last_active": (Order(Agent.last_active_at), Order(Agent.id)),
         }
-        page = paginate(where, query, by, scope="agents", order=orders[query.sort], make=_is_unchanged)
+        page = paginate(where, query, by, scope="agents", order=orders[query.sort], make=_same_agent)
         return Page(
             items=self._views.views_of(page.items),
             total=page.total,
@@ -251,7 +251,7 @@ class AgentManagement:
                 code="agent_busy",
                 task_ids=live,
             )
-        with mark_ending_leases(agent_id):
+        with suppress_state_changes(agent_id):
             cancelled = (
                 self.tasks.release_leases_of_agent(agent_id, cancel=True, reason="agent_deleted") if live else []
             )
@@ -262,7 +262,7 @@ class AgentManagement:
         after_commit(lambda: self._credentials.forget(lambda caller: caller.agent_id == agent_id))
 
 
-def _is_unchanged(row: Agent) -> Agent:
+def _same_agent(row: Agent) -> Agent:
     return row
 
 

@@ -20,7 +20,7 @@ from corral_plugins.agents.service.states import (
     ERROR_AFTER_FAILURES,
     PAUSE_AFTER_STALLS,
     StateChangePublisher,
-    is_ending_leases,
+    are_state_changes_suppressed,
 )
 
 CLAIMING = ("idle", "busy")
@@ -100,7 +100,7 @@ _ROLE = Statement(lambda p: Agent.select(Agent.id).where((Agent.role == p("role"
 
 
 class AgentsService:
-    """Implements `corral_plugins.agents.api.Agents`."""
+    """Finds agents that may claim tasks, and assigns slots. Implements `corral_plugins.agents.api.Agents`."""
 
     def __init__(self, settings: Settings, changes: StateChangePublisher) -> None:
         self._settings, self._changes = settings, changes
@@ -158,7 +158,7 @@ class AgentsService:
 
     def release_slot(self, agent_id: str) -> None:
         """Release a slot of the agent. Releasing the last slot ends the states `busy` and `draining`."""
-        if is_ending_leases(agent_id):
+        if are_state_changes_suppressed(agent_id):
             _FREE_SLOT.run({"id": agent_id, "now": clock.now()})
             return
         for active, status, name, owner in _RELEASE.rows({"id": agent_id, "now": clock.now()}):
@@ -167,7 +167,7 @@ class AgentsService:
                 self._changes.publish_change(agent_id, name, owner, before, status, None)
 
     def record_attempt_end(self, agent_id: str, *, configuration_failure: bool, stalled: bool) -> None:
-        """Count consecutive configuration failures. After too many of them, the state of the agent becomes `error`.
+        """Record how an attempt ended. Too many consecutive configuration failures set the state `error`.
 
         An attempt that ends in any other way resets the count. An attempt that did not stall resets the count of
         stalls.

@@ -138,7 +138,7 @@ class _AgentWarnings:
         """Return the warning codes for an agent. The most general warning comes first."""
         found = [] if self._model_ready(row) else ["provider_not_configured"]
         found += self._worker_warnings(row)
-        found += [f"tool_unavailable:{tool}" for tool in self._missing_tools(row.enabled_tools)]
+        found += [f"tool_unavailable:{tool}" for tool in self._unserved_tools(row.enabled_tools)]
         return found
 
     def _model_ready(self, row: Agent) -> bool:
@@ -172,7 +172,7 @@ class _AgentWarnings:
             self._fleet = self._workers.online_workers() if self._workers is not None else []
         return self._fleet
 
-    def _missing_tools(self, tools: Iterable[str]) -> list[str]:
+    def _unserved_tools(self, tools: Iterable[str]) -> list[str]:
         wanted = list(tools)
         workers = self._online_workers() if wanted else []
         if any(worker.tools is None for worker in workers):
@@ -180,10 +180,10 @@ class _AgentWarnings:
         offered = {tool for worker in workers for tool in worker.tools or ()}
         if self._tools is not None:
             offered |= self._tools.server_tools()
-        return [tool for tool in wanted if not _is_offered(tool, offered)]
+        return [tool for tool in wanted if not _is_tool_offered(tool, offered)]
 
 
-def _is_offered(tool: str, offered: set[str]) -> bool:
+def _is_tool_offered(tool: str, offered: set[str]) -> bool:
     if tool.endswith(".*"):
         return any(name.startswith(tool[:-1]) for name in offered)
     return tool in offered

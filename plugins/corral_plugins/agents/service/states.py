@@ -80,7 +80,7 @@ class StateChangePublisher:
 
 
 @contextlib.contextmanager
-def mark_ending_leases(agent_id: str) -> Iterator[None]:
+def suppress_state_changes(agent_id: str) -> Iterator[None]:
     """Suppress state changes of an agent while the `with` block ends several of its leases.
 
     Until the end of the block, each lease that ends only frees its slot. The caller sets the state of the agent once,
@@ -93,10 +93,10 @@ def mark_ending_leases(agent_id: str) -> Iterator[None]:
         _ending.reset(token)
 
 
-def is_ending_leases(agent_id: str) -> bool:
+def are_state_changes_suppressed(agent_id: str) -> bool:
     """Return whether several leases of this agent are being ended, so that a single lease must not change its state.
 
-    This is true inside a block of `mark_ending_leases`.
+    This is true inside a block of `suppress_state_changes`.
     """
     return _ending.get() == agent_id
 
@@ -217,7 +217,7 @@ class AgentStates:
     def _revoke_leases(self, agent_id: str, how: StopAgent) -> None:
         """Revoke all leases of the agent. The tasks are locked before the agent, as everywhere, to avoid deadlocks."""
         if self.tasks is not None:
-            with mark_ending_leases(agent_id):
+            with suppress_state_changes(agent_id):
                 self.tasks.release_leases_of_agent(agent_id, cancel=how.cancel_tasks, reason="agent_stopped")
 
     def _transition(

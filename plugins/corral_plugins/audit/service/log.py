@@ -252,7 +252,10 @@ def raise_alert(alert: SystemAlert, about: str = "") -> bool:
 
 
 class AuditLog:
-    """Implements the protocol `corral.plugin.Audit`. Its counters cover this process only."""
+    """Records audit entries in the unit of work of the audited change. Implements `corral.plugin.Audit`.
+
+    The counters cover this process only.
+    """
 
     def __init__(self, work: Work, settings: Settings, redactor: Redactor) -> None:
         self._work, self._settings, self._redactor = work, settings, redactor
@@ -318,7 +321,7 @@ class AuditLog:
         """
         began = time.perf_counter()
         try:
-            self._link_row(columns)
+            self._insert_chained_row(columns)
         except Problem:
             raise
         except Exception as error:
@@ -333,7 +336,7 @@ class AuditLog:
         unit.after.append(count)
 
     @staticmethod
-    def _link_row(columns: dict[str, Any]) -> None:
+    def _insert_chained_row(columns: dict[str, Any]) -> None:
         seq, prev_hash = lock_chain_head()
         values = {**columns, "seq": seq + 1, "id": new_id(), "ts": clock.now(), "prev_hash": prev_hash}
         values["hash"] = chain.build_row_without_hash([values[name] for name in chain.COLUMNS[:-1]]).digest()

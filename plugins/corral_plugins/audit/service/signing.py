@@ -63,7 +63,7 @@ def key_id_of(public_key: bytes) -> str:
     return hashlib.sha256(public_key).hexdigest()[:16]
 
 
-def public_key_of(text: str) -> bytes | None:
+def decode_public_key(text: str) -> bytes | None:
     """Decode a base64 public key. Return None if the text is not a public key of 32 bytes."""
     try:
         key = base64.b64decode(text, validate=True)
@@ -91,7 +91,7 @@ class PublicKeys:
     """A set of trusted public keys."""
 
     def __init__(self, encoded: Sequence[str]) -> None:
-        keys = [key for text in encoded if (key := public_key_of(text)) is not None]
+        keys = [key for text in encoded if (key := decode_public_key(text)) is not None]
         self._keys = {key_id_of(key): key for key in keys}
 
     def verify_signature(self, checkpoint: SignedCheckpoint) -> bool:

@@ -25,7 +25,7 @@ from corral_plugins.audit.service.chain import BEGINNING, ChainChecker, ChainDef
 from corral_plugins.audit.service.export import NUMBERS, unescape_cell
 from corral_plugins.audit.service.log import raise_alert
 from corral_plugins.audit.service.queries import ChainEnds
-from corral_plugins.audit.service.signing import ExternalCheckpoints, PublicKeys, SignedCheckpoint, public_key_of
+from corral_plugins.audit.service.signing import ExternalCheckpoints, PublicKeys, SignedCheckpoint, decode_public_key
 from corral_plugins.audit.shapes import LinkView, VerificationResult
 
 log = logging.getLogger("corral.audit")
@@ -137,7 +137,7 @@ def _range(from_seq: int | None, to_seq: int | None) -> _Range:
     newest = max(ends.head.seq, ends.stored)
     until = newest if to_seq is None else min(to_seq, newest)
     kept = ends.anchor
-    if (bad := _anchor(kept, newest)) is not None:
+    if (bad := _anchor_defect(kept, newest)) is not None:
         return _Range(ends, kept, until, bad)
     if from_seq is None or from_seq <= kept.seq + 1:
         return _Range(ends, kept, until)
@@ -149,7 +149,7 @@ def _range(from_seq: int | None, to_seq: int | None) -> _Range:
     )
 
 
-def _anchor(kept: ChainLink, newest: int) -> ChainDefect | None:
+def _anchor_defect(kept: ChainLink, newest: int) -> ChainDefect | None:
     """Verify that the anchor was moved by retention, and not by tampering. Return the defect, or None.
 
     The log must contain a row that records the removal, and a signed checkpoint must confirm the anchor.
@@ -202,7 +202,7 @@ def verify_export(path: Path, external: ExternalCheckpoints, *, sparse: bool) ->
     If `sparse` is true, missing rows are accepted, as in a filtered export. The `prev_hash` of the first row is
     trusted, unless that row is the first of the log or follows a saved checkpoint.
     """
-    rows = _cells(path) if path.suffix.lower() == ".csv" else _lines(path)
+    rows = _read_csv_rows(path) if path.suffix.lower() == ".csv" else _lines(path)
     first = next(rows, None)
     signed = {each.seq: each for each in external.checkpoints}
     checker = ChainChecker(
@@ -243,7 +243,7 @@ def read_checkpoints(path: Path, public_key: str | None) -> ExternalCheckpoints:
     key = public_key or listed.public_key
     if key is None:
         raise Unreadable(f"{path} contains no public key; pass it with --public-key")
-    if public_key_of(key) is None:
+    if decode_public_key(key) is None:
         source = "--public-key" if public_key else f"{path}: public_key"
         raise Unreadable(f"{source} must be 32 bytes in base64")
     return ExternalCheckpoints(listed.items, [key])
@@ -266,7 +266,7 @@ def _lines(path: Path) -> Iterator[HashedRow]:
                 raise Unreadable(f"{path}: line {number} is not a row of an audit log: {error}") from None
 
 
-def _cells(path: Path) -> Iterator[HashedRow]:
+def _read_csv_rows(path: Path) -> Iterator[HashedRow]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file)

@@ -146,7 +146,7 @@ def _event_row(spent: BillableUsage, quote: PriceQuote) -> dict[str, Any]:
         **row,
         "id": new_id(),
         "ts": clock.now(),
-        "private_to": _visible_only_to(spent),
+        "private_to": _private_to(spent),
         "provider": spent.provider[:64],
         "model": spent.model[:200],
         "note": spent.note[:500],
@@ -156,7 +156,7 @@ def _event_row(spent: BillableUsage, quote: PriceQuote) -> dict[str, Any]:
     }
 
 
-def _visible_only_to(spent: BillableUsage) -> str | None:
+def _private_to(spent: BillableUsage) -> str | None:
     """Return the only user besides admins who may see the event, or None if all readers of costs may see it.
 
     Costs of tasks, runs and agents are visible to all readers. Costs of conversations and direct calls are private to

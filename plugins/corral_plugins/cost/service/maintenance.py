@@ -85,7 +85,7 @@ def find_differences(series: str, day: int) -> Differences:
     counters = ", ".join(f"{expression} AS {name}" for name, expression in _COUNTERS.items())
     events = [
         _EVENTS.format(**columns, counters=counters)
-        for columns in _rollup_columns(series, day, f"{epoch_seconds('ts')} / {QUARTER_HOUR}")
+        for columns in _rollup_key_columns(series, day, f"{epoch_seconds('ts')} / {QUARTER_HOUR}")
     ]
     first = day * QUARTER_HOURS_PER_DAY
     sql = _DIFFERENCES.format(
@@ -106,7 +106,7 @@ def find_differences(series: str, day: int) -> Differences:
     }
 
 
-def _rollup_columns(series: str, day: int, quarter_hour: str) -> list[dict[str, str]]:
+def _rollup_key_columns(series: str, day: int, quarter_hour: str) -> list[dict[str, str]]:
     """Return SQL expressions for the keys of the rollups of a series, equivalent to `rollups.keys_of`.
 
     For each kind of rollup, the result contains the key columns and a condition that selects the events that are added

@@ -163,7 +163,10 @@ class Pricing:
 
 
 def increment_revision() -> None:
-    """Make every process reload the price overrides. Call this function in the unit of work that changes them."""
+    """Increment the revision of the price overrides, so that every process reloads them.
+
+    Call this function in the unit of work that changes the overrides.
+    """
     PriceRevision.insert(id=REVISION_ID, revision=1).on_conflict(
         conflict_target=[PriceRevision.id], update={PriceRevision.revision: PriceRevision.revision + 1}
     ).execute()

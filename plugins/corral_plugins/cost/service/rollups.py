@@ -191,7 +191,7 @@ OUTCOME_EVENTS = ("task.completed", "task.failed", "task.cancelled", "task.retri
 
 
 def record_outcome_event(event: LoggedEvent) -> None:
-    """Process an event of `OUTCOME_EVENTS`.
+    """Update the outcome counters from the end of a task, or store the name of a deleted agent.
 
     Count a completed task, count the costs of a failed, cancelled or retried task as wasted, or store the name of a
     deleted agent.
@@ -293,7 +293,7 @@ def _task_in_periods(p: Parameter) -> peewee.Expression:
     return (Rollup.series == TASK) & (Rollup.period >= p("first")) & (Rollup.period < p("end"))
 
 
-def _sum_columns(values: Iterable[Any]) -> RollupCounters:
+def _counters_of_row(values: Iterable[Any]) -> RollupCounters:
     """Convert a row with the columns `SUM_COLUMNS` to `RollupCounters`.
 
     Sums over no rows are null, and some database engines return decimals.
@@ -310,12 +310,12 @@ def totals_by_local_day(
     """
     days: dict[int, RollupCounters] = {}
     for span in spans:
-        for day, *values in _local_days(span, agent_id, provider):
-            days[int(day)] = days.get(int(day), ZERO).add(_sum_columns(values))
+        for day, *values in _totals_of_days(span, agent_id, provider):
+            days[int(day)] = days.get(int(day), ZERO).add(_counters_of_row(values))
     return days
 
 
-def _local_days(span: OffsetSpan, agent_id: str, provider: str) -> list[tuple[Any, ...]]:
+def _totals_of_days(span: OffsetSpan, agent_id: str, provider: str) -> list[tuple[Any, ...]]:
     """Return the totals of each day in a span.
 
     UTC days have their own rollups. The totals of days in other zones are summed up from the rollups of quarter hours.
@@ -332,13 +332,13 @@ def _local_days(span: OffsetSpan, agent_id: str, provider: str) -> list[tuple[An
 
 def all_time_total(series: str, key: str) -> RollupCounters:
     """Return the all-time totals of one key in a series that is not divided into periods."""
-    return _sum_columns(_TOTAL_OF_KEY.one({"series": series, "key": key}) or ())
+    return _counters_of_row(_TOTAL_OF_KEY.one({"series": series, "key": key}) or ())
 
 
 def grouped_totals(series: str, first: int = ALL_TIME, last: int = ALL_TIME) -> list[tuple[str, str, RollupCounters]]:
     """Return `(key, subkey, totals)` for every key of a series, summed over the periods from `first` to `last`."""
     rows = _GROUPS.rows({"series": series, "first": first, "end": last + 1})
-    return [(key, subkey, _sum_columns(values)) for key, subkey, *values in rows]
+    return [(key, subkey, _counters_of_row(values)) for key, subkey, *values in rows]
 
 
 def costs_in_month(month: int, agent_ids: Sequence[str]) -> dict[str, int]:
@@ -360,6 +360,6 @@ def costliest_tasks(first: int, last: int, *, limit: int, offset: int) -> tuple[
     # The series is a literal because the planner uses the partial index only for conditions known at planning time.
     in_page = Rollup.key.in_(task_ids) & peewee.SQL(f"series = '{TASK}'") & Rollup.period.between(first, last)
     rows: Any = Rollup.select(Rollup.key, *SUM_COLUMNS).where(in_page).group_by(Rollup.key).tuples() if task_ids else ()
-    totals = {task_id: _sum_columns(values) for task_id, *values in rows}
+    totals = {task_id: _counters_of_row(values) for task_id, *values in rows}
     count = _COUNT_TASKS.one(bounds)
     return [(task_id, totals[task_id]) for task_id in task_ids], int(count[0]) if count is not None else 0

@@ -90,7 +90,7 @@ def load_scripts(table: Mapping[str, Any]) -> dict[str, ModelScript]:
 
 
 class ScriptedProvider:
-    """Implements `LLMProvider`. `scripts` maps model names to scripts.
+    """Returns scripted responses instead of calling a model, for tests and demos. Implements `LLMProvider`.
 
     Calls share no resources, so the number of concurrent calls is unlimited.
     """

@@ -1,4 +1,4 @@
-"""Runs each model call in three steps.
+"""The gateway to model providers: admits each call, sends it, and stores its outcome.
 
 One unit of work admits the call. Then a provider responds. Finally, another unit of work stores the outcome.
 """
@@ -51,8 +51,8 @@ from corral_plugins.llm.service.streams import (
     AssembledMessage,
     Chunk,
     StreamRedaction,
-    mark_request_text,
-    mark_response_text,
+    attribute_request_text,
+    attribute_response_text,
     open_stream,
     redact_value,
     relay_stream,
@@ -159,7 +159,7 @@ class Gateway:
     async def _begin_call(self, kind: str, request: dict[str, Any], by: Principal) -> CallRecord:
         started = time.monotonic()
         tokens = estimate_input(request)
-        with mark_request_text(by):
+        with attribute_request_text(by):
             request = await redact_value(self._redactor, request, tokens)
         entry = UnitContext(label=f"llm {kind}", actor=by.actor)
 
@@ -211,7 +211,7 @@ class Gateway:
         outcome.status = "completed"
         outcome.add_chunk(response)
         if call.kind == "chat":
-            with mark_response_text(call.by, outcome.target.provider.name):
+            with attribute_response_text(call.by, outcome.target.provider.name):
                 response = await redact_value(self._redactor, response, outcome.output_bytes // 4)
             outcome.response = response
         return response
@@ -247,7 +247,9 @@ class Gateway:
         is stored.
         """
         outcome = call.new_outcome()
-        redaction = StreamRedaction(self._redactor, lambda: mark_response_text(call.by, outcome.target.provider.name))
+        redaction = StreamRedaction(
+            self._redactor, lambda: attribute_response_text(call.by, outcome.target.provider.name)
+        )
         unsent: list[Chunk] = []
         try:
             last = await self._settle_and_return(
@@ -296,7 +298,7 @@ class Gateway:
         The outcome is stored even if the call fails. Raises only `Problem`.
         """
         try:
-            async with self._time_limit_of(call):
+            async with self._cancel_on_timeout_or_lost_lease(call):
                 result = await response
             outcome.status = "completed"
         except ProviderError as error:
@@ -314,7 +316,7 @@ class Gateway:
         return result
 
     @contextlib.asynccontextmanager
-    async def _time_limit_of(self, call: CallRecord) -> AsyncGenerator[None, None]:
+    async def _cancel_on_timeout_or_lost_lease(self, call: CallRecord) -> AsyncGenerator[None, None]:
         """Cancel the `with` block when the caller's lease ends or the call takes too long.
 
         The time limit applies to the whole call, including retries and fallbacks.

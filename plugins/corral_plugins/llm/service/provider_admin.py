@@ -24,7 +24,7 @@ from corral.ids import new_id
 from corral.jobs.job import enqueue
 from corral.plugin import SECRET_CHANGE, Audit, AuditEntry
 from corral.redact.redactor import Redactor
-from corral.schema.json_schema import json_schema_problems
+from corral.schema.json_schema_validation import json_schema_errors
 from corral_plugins.agents.api import Agents
 from corral_plugins.llm.api import ModelInfo, ProviderChanged, ProviderConnection, ProviderError
 from corral_plugins.llm.models import LlmProviderRow, LlmProviderState
@@ -207,7 +207,7 @@ class ProviderAdmin:
         kinds = self._registry.provider_kinds()
         if kind not in kinds:
             raise Invalid.at("/kind", "not_in_enum", f"one of {', '.join(sorted(kinds))}")
-        if json_schema_problems(dict(kinds[kind].config_schema), {}):
+        if json_schema_errors(dict(kinds[kind].config_schema), {}):
             detail = f"Providers of kind {kind} can only be configured in corral.toml."
             raise Invalid.at("/kind", "not_allowed", detail)
 
@@ -250,7 +250,7 @@ class ProviderChecks:
         if not isinstance(url, str):
             return []
         try:
-            return await self._egress.at_save(url)
+            return await self._egress.check_saved_url(url)
         except Invalid as problem:
             if problem.code == "url_blocked" and problem.errors[0].code == "egress.address":
                 with contextlib.suppress(ValueError):  # not a URL, which no setting could allow

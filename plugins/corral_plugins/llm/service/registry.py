@@ -12,12 +12,12 @@ import msgspec
 from corral.database.statement import Statement
 from corral.database.unit import Unit, current, in_unit
 from corral.plugin import Contributions
-from corral.schema.json_schema import json_schema_problems
+from corral.schema.json_schema_validation import json_schema_errors
 from corral_plugins.cost.api import Costs, TokenCounts
 from corral_plugins.llm.api import LLMProvider, ModelInfo, ProviderConnection
 from corral_plugins.llm.models import LlmProviderRow, LlmProviderState
 from corral_plugins.llm.providers.presets import PRESETS
-from corral_plugins.llm.shapes import ALL_MODELS, FileFields, ModelPrice, ModelSpec, ModelView, ProviderFields
+from corral_plugins.llm.shapes import ALL_MODELS, FileProviderFields, ModelPrice, ModelSpec, ModelView, ProviderFields
 
 log = logging.getLogger("corral.llm")
 
@@ -137,9 +137,9 @@ def _from_file(name: str, table: Mapping[str, Any], kinds: Kinds, listed: Models
 
     Raises `ValueError` with the name of an invalid field.
     """
-    common = {key: value for key, value in table.items() if key in FileFields.__struct_fields__}
+    common = {key: value for key, value in table.items() if key in FileProviderFields.__struct_fields__}
     try:
-        fields = msgspec.convert(common, FileFields)
+        fields = msgspec.convert(common, FileProviderFields)
     except msgspec.ValidationError as error:
         raise ValueError(f"llm.providers.{name}: {error}") from None
     preset = PRESETS.get(name)
@@ -147,7 +147,7 @@ def _from_file(name: str, table: Mapping[str, Any], kinds: Kinds, listed: Models
     if kind is None:
         return None
     config = {key: value for key, value in table.items() if key not in common}
-    problems = json_schema_problems(dict(kind.config_schema), config)
+    problems = json_schema_errors(dict(kind.config_schema), config)
     if problems:
         raise ValueError(f"llm.providers.{name}{problems[0].pointer.replace('/', '.')}: {problems[0].detail}")
     return _build_provider(
@@ -253,7 +253,7 @@ class _TableSnapshot(msgspec.Struct, frozen=True):
     listed: Mapping[str, Models] = {}
 
 
-class _SynchronizedUnit(threading.local):
+class _LastComparedUnit(threading.local):
     """The last unit of work, for each thread, that compared the cached revisions with the database."""
 
     unit: Unit | None = None
@@ -270,7 +270,7 @@ class ProviderRegistry:
         self._contributions, self._tables = contributions, tables
         self._snapshot = _TableSnapshot()
         self._built: tuple[_TableSnapshot | None, list[str], dict[str, Provider]] = (None, [], {})
-        self._synchronized = _SynchronizedUnit()
+        self._synchronized = _LastComparedUnit()
 
     def validate_file_providers(self) -> None:
         """Raise `ValueError` for a provider in `corral.toml` with an unknown kind or invalid fields."""

@@ -61,12 +61,12 @@ def normalize_usage(usage: Any) -> dict[str, Any] | None:
     """Return the numbers in a usage object, or None if it contains no usable number."""
     if not isinstance(usage, dict):
         return None
-    numbers = _numbers_of(usage)
-    details = {name: _numbers_of(value) for name, value in usage.items() if isinstance(value, dict)}
+    numbers = _parse_usage_numbers(usage)
+    details = {name: _parse_usage_numbers(value) for name, value in usage.items() if isinstance(value, dict)}
     return {**numbers, **details} if any(name in numbers for name in REQUIRED_USAGE) else None
 
 
-def _numbers_of(values: dict[str, Any]) -> dict[str, Any]:
+def _parse_usage_numbers(values: dict[str, Any]) -> dict[str, Any]:
     numbers = {
         name: _parse_count(value) if name.endswith("_tokens") else _parse_amount(value)
         for name, value in values.items()

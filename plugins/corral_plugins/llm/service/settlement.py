@@ -48,20 +48,20 @@ class ProviderStates:
         if self._is_due(name, "failed"):
             update_state(name, last_error={**error, "at": clock.now()})
         if credentials_refused:
-            self._raise_alert(name, error)
+            self._alert_rejected_key(name, error)
 
     def _is_due(self, name: str, status: str) -> bool:
         if time.monotonic() - self._written.get((name, status), -WRITE_SECONDS) < WRITE_SECONDS:
             return False
-        after_commit(functools.partial(self._store_status, name, status))
+        after_commit(functools.partial(self._record_write_time, name, status))
         return True
 
-    def _store_status(self, name: str, status: str) -> None:
+    def _record_write_time(self, name: str, status: str) -> None:
         self._written[(name, status)] = time.monotonic()
         self._written.pop((name, "failed" if status == "completed" else "completed"), None)
 
     @staticmethod
-    def _raise_alert(name: str, error: Mapping[str, Any]) -> None:
+    def _alert_rejected_key(name: str, error: Mapping[str, Any]) -> None:
         """Alert admins about a rejected API key, at most once an hour per provider across all processes."""
         state = LlmProviderState
         is_due = state.alerted_at.is_null() | (state.alerted_at < clock.now(-ALERT_SECONDS))

@@ -130,7 +130,7 @@ class ConcurrencySlots:
             _ASSIGN.run({"id": slot_id, "until": clock.now(HELD_SECONDS)})
         if slot_ids:
             if per_minute is not None:
-                _count_calls(provider.name, len(slot_ids))
+                _increment_calls_this_minute(provider.name, len(slot_ids))
             after_commit(functools.partial(self._wake_calls, slot_ids))
         return slot_ids
 
@@ -228,7 +228,7 @@ def _calls_this_minute(name: str) -> int:
     return int(row.calls_in_minute) if row.minute == _current_minute() else 0
 
 
-def _count_calls(name: str, n: int) -> None:
+def _increment_calls_this_minute(name: str, n: int) -> None:
     state, minute = LlmProviderState, _current_minute()
     own = state.name == name
     if not state.update(calls_in_minute=state.calls_in_minute + n).where(own & (state.minute == minute)).execute():

@@ -65,7 +65,7 @@ class ViewerHub:
     async def disconnect_all(self) -> None:
         """Tell all viewers to reconnect because the server restarts, and wait briefly until they have disconnected."""
         self.stopping = True
-        self.restart_all()
+        self.reconnect_all()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS):
                 await self._empty.wait()
@@ -78,7 +78,7 @@ class ViewerHub:
         for viewer in tuple(self.viewers):
             viewer.stop_sending()
 
-    def restart_all(self) -> None:
+    def reconnect_all(self) -> None:
         """Send `reload` to all viewers and close their connections with the code 1012."""
         for viewer in tuple(self.viewers):
             viewer.end_connection(RESTARTING, "reconnect with your cursor", NoticeFrame("reload"), keep=True)
@@ -223,7 +223,7 @@ class ViewerHub:
     def _on_plugin_state(self, record: LoggedEvent) -> None:
         payload = record.payload()
         if payload.get("name") == "realtime" and payload.get("to") != "active":
-            self.restart_all()
+            self.reconnect_all()
 
 
 @functools.lru_cache(maxsize=4096)

@@ -95,7 +95,7 @@ class LogReplay:
         self._served = [(each, each.since) for each in self._viewer.subscriptions.values()]
         self._until = max((each.since for each in self._wanted), default=0)
         self._names = self._replays.event_names_of(self._wanted)
-        asked, place = await self._replays.work(self._retained_start, read=True)
+        asked, place = await self._replays.work(self._cursor_and_start, read=True)
         place = await self._within_limit(place)
         self._place = place
         for each in self._wanted:
@@ -119,7 +119,7 @@ class LogReplay:
 
     # -- in a read unit
 
-    def _retained_start(self) -> tuple[int | None, int]:
+    def _cursor_and_start(self) -> tuple[int | None, int]:
         """Return the `seq` of the client's cursor, and the position at which the replay can start.
 
         The `seq` is None if the event of the cursor is no longer stored. Events older than 30 days are not replayed.

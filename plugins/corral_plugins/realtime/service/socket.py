@@ -192,14 +192,14 @@ class WebSocketServer:
                 if len(message.encode() if isinstance(message, str) else message) > MESSAGE_LIMIT:
                     viewer.end_connection(TOO_BIG, "messages are limited to 64 KiB", keep=True)
                 elif not allowance.take_token():
-                    self._slow_down(viewer, allowance)
+                    self._enforce_rate_limit(viewer, allowance)
                 else:
                     await self._handle_message(viewer, message)
         finally:
             viewer.stop_sending()
 
     @staticmethod
-    def _slow_down(viewer: Viewer, allowance: MessageRateLimit) -> None:
+    def _enforce_rate_limit(viewer: Viewer, allowance: MessageRateLimit) -> None:
         if allowance.warned:
             viewer.end_connection(TOO_MANY, f"more than {MESSAGES_PER_SECOND} messages a second", keep=True)
         else:

@@ -72,7 +72,7 @@ class Viewer:
     ) -> None:
         self.principal, self.reread, self.checked, self.client_ip = principal, reread, checked, client_ip
         self._can_read = can_read
-        self.fresh: Callable[[], Awaitable[None]] = _no_part  # reloads the principal; set by `ViewerRights`
+        self.fresh: Callable[[], Awaitable[None]] = _do_nothing  # reloads the principal; set by `ViewerRights`
         self.limit = limit
         self._now = asyncio.get_running_loop().time
         self.subscriptions: dict[Key, Subscription] = {}
@@ -254,5 +254,5 @@ class Viewer:
         return True
 
 
-async def _no_part() -> None:
+async def _do_nothing() -> None:
     await asyncio.sleep(0)

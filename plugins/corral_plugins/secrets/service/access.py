@@ -80,9 +80,9 @@ class SecretsService:
         self, name: str, consumer: str | Sequence[str], host: str | None, *, attached: AttachedObject | None = None
     ) -> str:
         consumers = (consumer,) if isinstance(consumer, str) else tuple(consumer)
-        return self._use_and_count(name, consumers, host, attached)
+        return self._access_and_count(name, consumers, host, attached)
 
-    def _use_and_count(
+    def _access_and_count(
         self,
         name: str,
         consumers: tuple[str, ...],
@@ -123,7 +123,7 @@ class SecretsService:
         return value
 
     def valid_values(self, name: str, *, attached: AttachedObject) -> list[str]:
-        current_one = self._use_and_count(name, (attached.consumer_name,), None, attached, sent=False)
+        current_one = self._access_and_count(name, (attached.consumer_name,), None, attached, sent=False)
         row = None if self._pinned_secrets.find_by_name(name) else rows.find_by_name(name)
         return [current_one] if row is None else [current_one, *self._values.values_in_grace(row)]
 
@@ -138,7 +138,7 @@ class SecretsService:
         if rows.is_expired(row.expires_at):
             self._usage.counts["worker_group", "expired"] += 1
             raise _expired_error(row)
-        rows.require_audit(self.audit)
+        rows.require_audit_log(self.audit)
         value = self._values.decrypt(row)
         rows.record_audit(self.audit, "deliver", row, worker_id=worker_id, task_id=task_id, purpose=purpose)
         self._usage.record_use(row.id)
@@ -167,7 +167,7 @@ class SecretsService:
             rows.record_audit(self.audit, "attach", row, plugin=to.plugin, kind=to.kind, object_id=to.id)
 
     def detach(self, attached: AttachedObject) -> None:
-        SecretReference.delete().where(_reference_of(attached)).execute()
+        SecretReference.delete().where(_is_reference_of(attached)).execute()
 
     def store_value(self, name: str, value: str, *, category: str, description: str, by: Principal) -> list[str]:
         checked_value(value)
@@ -195,7 +195,7 @@ def _expired_error(row: SecretRow) -> Gone:
     )
 
 
-def _reference_of(attached: AttachedObject) -> object:
+def _is_reference_of(attached: AttachedObject) -> object:
     return (
         (SecretReference.plugin == attached.plugin)
         & (SecretReference.kind == attached.kind)
@@ -205,5 +205,5 @@ def _reference_of(attached: AttachedObject) -> object:
 
 def _is_attached(name_key: str, attached: AttachedObject) -> bool:
     return bool(
-        SecretReference.select().where((SecretReference.name_key == name_key) & _reference_of(attached)).exists()
+        SecretReference.select().where((SecretReference.name_key == name_key) & _is_reference_of(attached)).exists()
     )

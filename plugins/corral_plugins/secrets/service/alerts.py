@@ -15,7 +15,7 @@ from corral.database.engine import Work
 from corral.database.unit import SYSTEM, UnitContext
 from corral.events.event import SystemAlert, emit
 from corral.redact.matcher import Hit
-from corral.redact.redactor import maker
+from corral.redact.redactor import machine_text_object
 from corral_plugins.secrets.models import LastSecretAlert
 
 SOURCE = "secrets"
@@ -33,7 +33,9 @@ class _PendingAlert(msgspec.Struct, frozen=True):
 
 
 class VaultAlerts:
-    """Collects alerts from any thread.
+    """Reports leaked values, damaged values and a sealed vault to admins:
+
+    collects the alerts of all threads for publication.
 
     `publish_regularly` publishes them, at most once an hour for each kind of alert and object.
     """
@@ -51,7 +53,7 @@ class VaultAlerts:
 
         Text written by users or by Corral itself raises no alert.
         """
-        made_by = maker()
+        made_by = machine_text_object()
         if made_by is not None:
             names = tuple(sorted({secret_name_of_label(hit.name) for hit in hits if hit.source == SOURCE}))
             if names:

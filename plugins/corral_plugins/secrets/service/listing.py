@@ -128,7 +128,7 @@ class SecretListing:
         return found
 
     def _views_of(self, items: Sequence[Any]) -> list[SecretView]:
-        used = rows.references_by_name([_sort_key(item)[0] for item in items])
+        used = rows.secret_users_by_name([_sort_key(item)[0] for item in items])
         until, kept = self._reminder_period_end(), self._settings.get(MAX_VERSIONS)
         return [
             rows.pinned_view(item, used.get(item.key, []), kept)

@@ -54,7 +54,7 @@ class MasterKeyRotation:
         return KeyStatus(
             sealed=self._rotation.sealed,
             active_key=active,
-            remaining=_rows_not_active(counts, active),
+            remaining=_count_rows_to_rewrap(counts, active),
             rotating=lease_holder(LEASE) is not None,
             keys=[KeyCount(key_id=id, label=labels.get(id), rows=counts.get(id, 0)) for id in listed],
         )
@@ -66,7 +66,7 @@ class MasterKeyRotation:
         `Unavailable` (`vault_sealed`) if the vault is sealed.
         """
         active = self._rotation.active_id
-        remaining = _rows_not_active(self._columns.counts_by_key(), active)
+        remaining = _count_rows_to_rewrap(self._columns.counts_by_key(), active)
         if not remaining:
             detail = (
                 "Every row is already encrypted under the active key. To rotate the key, insert a new key at the "
@@ -142,10 +142,10 @@ class MasterKeyRotation:
         now = time.monotonic()
         if self._counted is None or now - self._counted[0] > CACHE_SECONDS:
             active = next(iter(self._rotation.key_labels), None)
-            self._counted = (now, float(_rows_not_active(self._columns.counts_by_key(), active)))
+            self._counted = (now, float(_count_rows_to_rewrap(self._columns.counts_by_key(), active)))
         return self._counted[1]
 
-    def unreadable_values(self, read: Read) -> dict[str, int]:
+    def count_unreadable_values(self, read: Read) -> dict[str, int]:
         """Return, for each encrypted column, the number of values that none of the loaded keys can decrypt.
 
         `read` is a function that runs a query in a unit of work.
@@ -161,10 +161,10 @@ class MasterKeyRotation:
 
     def _can_unwrap(self, text: str) -> bool:
         try:
-            return self._rotation.unwraps(decode_hex(text))
+            return self._rotation.can_unwrap(decode_hex(text))
         except SealedWrong:
             return False
 
 
-def _rows_not_active(counts: dict[str, int], active: str | None) -> int:
+def _count_rows_to_rewrap(counts: dict[str, int], active: str | None) -> int:
     return sum(count for key, count in counts.items() if key != active)

@@ -10,7 +10,7 @@ import uuid
 import msgspec
 
 from corral.errors import Conflict
-from corral.plugin import Installation
+from corral.plugin import InstallationConfig
 
 SPACE = uuid.UUID("5b0a3c1e-7a0e-5f5e-9d0b-0c0f3a1d2e4b")
 """The namespace of the ids of pinned secrets. The id derives from the name, so it is the same in every process."""
@@ -31,7 +31,7 @@ class PinnedSecret(msgspec.Struct, frozen=True, kw_only=True):
 class PinnedSecrets:
     """The pinned secrets of this process, read once at its start."""
 
-    def __init__(self, installation: Installation) -> None:
+    def __init__(self, installation: InstallationConfig) -> None:
         made = {
             name.lower(): PinnedSecret(
                 id=str(uuid.uuid5(SPACE, name.lower())), name=name, key=name.lower(), value=value

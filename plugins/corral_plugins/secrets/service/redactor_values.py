@@ -69,7 +69,7 @@ class RedactorValues:
 
     async def refresh_redactor(self) -> None:
         """Read new values from the database and pass all values to the redactor."""
-        self.groups = await self._work(_worker_groups, entry=ENTRY, read=True)
+        self.groups = await self._work(_secret_names_by_worker_group, entry=ENTRY, read=True)
         listed = await self._list_versions()
         missing = [item for item in listed if item.id not in self._opened]
         for start in range(0, len(missing), BATCH_SIZE):
@@ -118,7 +118,7 @@ def _list_batch(after: str) -> list[_ListedVersion]:
     return [_ListedVersion(*each) for each in found]
 
 
-def _worker_groups() -> dict[str, list[str]]:
+def _secret_names_by_worker_group() -> dict[str, list[str]]:
     live = SecretRow.deleted_at.is_null() & SecretRow.allowed_consumers.contains(f'"{GROUP}')
     listed = SecretRow.select(SecretRow.name, SecretRow.allowed_consumers).where(live)
     found: dict[str, list[str]] = {}

@@ -91,7 +91,7 @@ def status_is(status: Status, until: str) -> Any:
 # -- views
 
 
-def references_by_name(keys: Iterable[str]) -> dict[str, list[SecretUser]]:
+def secret_users_by_name(keys: Iterable[str]) -> dict[str, list[SecretUser]]:
     """Return the objects that use each secret, by the name of the secret in lower case."""
     found: dict[str, list[SecretUser]] = {}
     rows = SecretReference.select().where(SecretReference.name_key.in_(list(keys)))
@@ -153,7 +153,7 @@ def publish_event(kind: Any, row: SecretRow, by: Principal | None, **more: Any) 
     emit(kind(secret_id=row.id, name=row.name, version=row.version, by=who, **more), object=("secret", row.id))
 
 
-def require_audit(audit: Audit | None) -> None:
+def require_audit_log(audit: Audit | None) -> None:
     """Raise `Unavailable` (`audit_unavailable`) if the audit log is missing.
 
     Every disclosure of a value must be recorded.

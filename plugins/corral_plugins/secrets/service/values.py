@@ -70,7 +70,7 @@ class SecretValues:
         sealed = self._sealer.encrypt(value.encode(), aad=_value_context(row.id, n)).hex()
         SecretVersion.create(id=new_id(), secret_id=row.id, n=n, sealed=sealed, created_by=by, created_at=clock.now())
 
-    def replace_value(self, row: SecretRow, value: str, *, by: str | None, grace_seconds: int = 0) -> int:
+    def add_next_version(self, row: SecretRow, value: str, *, by: str | None, grace_seconds: int = 0) -> int:
         """Add the next version of a locked secret and return its number.
 
         The previous value stays valid for `grace_seconds`.

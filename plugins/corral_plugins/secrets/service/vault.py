@@ -95,10 +95,10 @@ class Vault:
         _check_cas(patch, row)
         changes = {name: (getattr(row, name), fields[name]) for name in FIELDS if name in fields}
         changes = {name: change for name, change in changes.items() if change[0] != change[1]}
-        self._check_fields(row, fields, changes)
+        self._check_update(row, fields, changes)
         if value is not None:
             changes["value"] = SECRET_CHANGE
-            fields |= {"version": self._values.replace_value(row, value, by=by.user_id), "rotated_at": clock.now()}
+            fields |= {"version": self._values.add_next_version(row, value, by=by.user_id), "rotated_at": clock.now()}
         if value is not None or "expires_at" in changes:
             fields["reminded_days"] = None
         self._write_fields(row, fields)
@@ -120,7 +120,7 @@ class Vault:
             else checked_value(rotation.value)
         )
         row = rows.lock_secret_row(id, match)
-        n = self._values.replace_value(row, value, by=by.user_id, grace_seconds=rotation.grace_seconds)
+        n = self._values.add_next_version(row, value, by=by.user_id, grace_seconds=rotation.grace_seconds)
         self._write_fields(row, {"version": n, "rotated_at": clock.now(), "reminded_days": None})
         rows.publish_event(api.SecretRotated, row, by)
         given = "generated" if rotation.value is None else "given"
@@ -129,7 +129,7 @@ class Vault:
 
     def reveal(self, id: str, asked: RevealRequest, by: Principal) -> RevealedSecret:
         """Return the value of a secret. The audit row commits with the unit of work, before the response is sent."""
-        rows.require_audit(self.audit)
+        rows.require_audit_log(self.audit)
         pinned = self._pinned_secrets.find_by_id(id)
         if pinned is not None:
             return self._reveal_pinned(pinned, asked, by)
@@ -158,7 +158,7 @@ class Vault:
         self._pinned_secrets.refuse_pinned(id=id)
         row = rows.lock_secret_row(id, match)
         value = self._values.decrypt(row, n)
-        newest = self._values.replace_value(row, value, by=by.user_id)
+        newest = self._values.add_next_version(row, value, by=by.user_id)
         self._write_fields(row, {"version": newest, "rotated_at": clock.now(), "reminded_days": None})
         rows.publish_event(api.SecretRotated, row, by)
         rows.record_audit(self.audit, "version.restore", row, changes={"value": SECRET_CHANGE}, restored_version=n)
@@ -179,7 +179,7 @@ class Vault:
         """
         self._pinned_secrets.refuse_pinned(id=id)
         row = rows.lock_secret_row(id, match)
-        used = rows.references_by_name([row.name_key]).get(row.name_key, [])
+        used = rows.secret_users_by_name([row.name_key]).get(row.name_key, [])
         if used and not force:
             detail = f"{row.name} is in use; replace it at its consumers first."
             listed = [{"kind": each.kind, "id": each.id, "name": each.name} for each in used[:100]]
@@ -197,7 +197,7 @@ class Vault:
         rows.record_audit(self.audit, "restore", row)
         return row
 
-    def _check_fields(self, row: SecretRow, fields: dict[str, Any], changes: dict[str, Any]) -> None:
+    def _check_update(self, row: SecretRow, fields: dict[str, Any], changes: dict[str, Any]) -> None:
         if "expires_at" in changes:
             _check_expiry(fields["expires_at"])
         if fields.keys() & {"allowed_consumers", "allowed_hosts"}:
@@ -205,7 +205,7 @@ class Vault:
             require_allowed_hosts(consumers, fields.get("allowed_hosts", row.allowed_hosts))
         if fields.get("name_key", row.name_key) != row.name_key:
             self._pinned_secrets.refuse_pinned(name=fields["name"])
-            if used := rows.references_by_name([row.name_key]).get(row.name_key):
+            if used := rows.secret_users_by_name([row.name_key]).get(row.name_key):
                 detail = f"{len(used)} consumers use {row.name} by its name; replace it there first."
                 raise Conflict(
                     detail, code="in_use", references=[{"kind": each.kind, "id": each.id} for each in used[:100]]

@@ -141,7 +141,7 @@ class ApiKeys:
         return self._key_views([_find_key(key_id, ApiKeyRow.user_id == by.user_id)])[0]
 
     @staticmethod
-    def active_keys(user_ids: Iterable[str]) -> dict[str, int]:
+    def count_active_keys(user_ids: Iterable[str]) -> dict[str, int]:
         """Return the number of active keys of each user. Implements `corral_plugins.security.api.ApiKeyCounts`."""
         mine = ApiKeyRow.user_id.in_([*user_ids]) & _has_status("active")
         rows: Any = ApiKeyRow.select(ApiKeyRow.user_id, peewee.fn.COUNT(ApiKeyRow.id)).where(mine)
@@ -152,7 +152,7 @@ class ApiKeys:
         if not self._settings.get(KEYS_ENABLED):
             raise Forbidden("API keys are disabled on this installation.")
         assert by.user_id is not None
-        expires_at = self._end_keys(new)
+        expires_at = self._key_expiry(new)
         self._check_scopes(new.scopes, self._accounts.get(by.user_id).role)
         self._check_step_up(new.scopes, by)
         networks = _parse_networks(new.allowed_cidrs)
@@ -247,7 +247,7 @@ class ApiKeys:
             self._forget_cached_key(row.id)
         return len(ended)
 
-    def _end_keys(self, new: NewKey) -> str:
+    def _key_expiry(self, new: NewKey) -> str:
         max_days = self._settings.get(KEY_MAX_DAYS)
         if new.expires_at is None:
             return clock.now(min(self._settings.get(KEY_DAYS), max_days) * DAY)
@@ -343,17 +343,17 @@ def new_key(public: str | None = None) -> str:
     """Generate a token with 256 random bits. If `public` is given, the token starts with this visible prefix."""
     shown = public or PREFIX + _random_text(ID)
     body = f"{shown}_{_random_text(SECRET)}"
-    return body + _check_key_request(body)
+    return body + _checksum(body)
 
 
-def has_key_prefix(text: str) -> bool:
+def is_well_formed_key(text: str) -> bool:
     """Return whether the text has the format of an API key token and a correct checksum."""
     return (
         len(text) == LENGTH
         and text.startswith(PREFIX)
         and text.isascii()
         and text[SHOWN] == "_"
-        and text[-CHECK:] == _check_key_request(text[:-CHECK])
+        and text[-CHECK:] == _checksum(text[:-CHECK])
     )
 
 
@@ -361,7 +361,7 @@ def _random_text(length: int) -> str:
     return "".join(secrets.choice(ALPHABET) for _ in range(length))
 
 
-def _check_key_request(body: str) -> str:
+def _checksum(body: str) -> str:
     number, digits = zlib.crc32(body.encode()), ""
     for _ in range(CHECK):
         number, digit = divmod(number, len(ALPHABET))
@@ -409,7 +409,7 @@ class ApiKeyAuthenticator:
         return credential.startswith(PREFIX)
 
     def authenticate(self, credential: str) -> Principal:
-        if not has_key_prefix(credential):
+        if not is_well_formed_key(credential):
             raise self._refusal(
                 "malformed", "The checksum of the API key is incorrect; check that you copied the whole key."
             )
@@ -417,7 +417,7 @@ class ApiKeyAuthenticator:
         found = _BY_HASH.one({"hash": hashed}) or _BY_OLD_HASH.one({"hash": hashed})
         if found is None:
             raise self._refusal("unknown", "This API key does not exist.")
-        return self._find_by_text(hashed, *found)
+        return self._principal_of_token_hash(hashed, *found)
 
     def reread(self, caller: Principal) -> Principal | None:
         if caller.kind != "api_key":
@@ -425,9 +425,9 @@ class ApiKeyAuthenticator:
         found = _BY_ID.one({"id": caller.id})
         if found is None:
             raise self._refusal("unknown", "This API key no longer exists.")
-        return self._find_by_text(caller.token_id, *found)
+        return self._principal_of_token_hash(caller.token_id, *found)
 
-    def _find_by_text(self, hashed: str | None, *row: Any) -> Principal:
+    def _principal_of_token_hash(self, hashed: str | None, *row: Any) -> Principal:
         """Return the caller for the current token of a key, or for the old token during the overlap of a rotation."""
         *fields, present, former, until = row
         caller = self._principal_of_key(*fields)

@@ -11,7 +11,7 @@ from corral.auth.principal import Principal
 from corral.errors import Conflict, Unavailable
 from corral.events.event import emit
 from corral.http.answers import IfMatch
-from corral.plugin import Installation, Settings
+from corral.plugin import InstallationConfig, Settings
 from corral.settings.store import SettingsStore
 from corral_core.accounts.api import Accounts
 from corral_plugins.security.events import SecurityChanged
@@ -31,7 +31,7 @@ class SecurityPolicies:
 
     store: SettingsStore | None = None
 
-    def __init__(self, settings: Settings, accounts: Accounts, installation: Installation) -> None:
+    def __init__(self, settings: Settings, accounts: Accounts, installation: InstallationConfig) -> None:
         self._settings, self._accounts, self._installation = settings, accounts, installation
 
     def get_policy(self) -> PolicyView:
@@ -86,9 +86,9 @@ class SecurityPolicies:
         The check also runs when the settings are changed with `/settings`.
         """
         if self.store is not None:
-            self.store.add_check([REQUIRE_MFA, REQUIRE_MFA_ROLES], self._check_author)
+            self.store.add_check([REQUIRE_MFA, REQUIRE_MFA_ROLES], self._check_author_has_mfa)
 
-    def _check_author(self, values: Settings, by: Principal) -> None:
+    def _check_author_has_mfa(self, values: Settings, by: Principal) -> None:
         """Reject a change that requires a second factor if the author of the change has no second factor."""
         if not values.get(REQUIRE_MFA) or by.role not in values.get(REQUIRE_MFA_ROLES) or by.user_id is None:
             return

@@ -19,7 +19,7 @@ from corral.auth.principal import Principal
 from corral.errors import TooMany
 from corral.http.client_address import address_key
 from corral.http.routes import Rate, Route
-from corral.plugin import Quota, Settings
+from corral.plugin import RateLimitQuota, Settings
 from corral_core.redis.api import SharedBuckets
 from corral_plugins.security.service.api_keys import LastUseRecorder
 from corral_plugins.security.settings import ANONYMOUS_RATE, IN_FLIGHT, MACHINE_RATE, RATE
@@ -63,7 +63,7 @@ class TokenBuckets:
         self._window = max(float(self.rate.seconds), self._interval)
         self._limit = max(1, count // share)
 
-    def take_token(self, key: str) -> Quota:
+    def take_token(self, key: str) -> RateLimitQuota:
         """Count one request and return the remaining quota. Raises `BucketFull`."""
         now = self._now()
         if now >= self._rotates_at or len(self._recent) >= MAX_KEYS:
@@ -78,7 +78,7 @@ class TokenBuckets:
         self._recent[key] = now + ahead
         if self.unshared is not None:
             self.unshared[key] = self.unshared.get(key, 0) + 1
-        return Quota(self._limit, int(left / self._interval), math.ceil(ahead - ROUNDING))
+        return RateLimitQuota(self._limit, int(left / self._interval), math.ceil(ahead - ROUNDING))
 
     def apply_shared_level(self, key: str, ahead: float) -> None:
         """Apply the fill level of a bucket, in seconds, that was received from the other processes.
@@ -91,7 +91,7 @@ class TokenBuckets:
         if known is None or known < empty:
             self._recent[key] = empty
 
-    def fill_seconds(self, calls: int) -> float:
+    def request_cost_seconds(self, calls: int) -> float:
         """Return the fill level, in seconds, that `calls` requests add to a bucket that is shared by all processes."""
         return calls * self.rate.seconds / self.count
 
@@ -153,7 +153,7 @@ class RequestLimits:
 
     # -- called by the request pipeline
 
-    def arrive(self, client_ip: str, route: Route | None, *, anonymous: bool) -> Quota | None:
+    def arrive(self, client_ip: str, route: Route | None, *, anonymous: bool) -> RateLimitQuota | None:
         if not self._on or (route is not None and route.exempt_host):
             return None
         own = route.rate if route is not None and route.rate is not None and route.rate.per == "client" else None
@@ -165,7 +165,7 @@ class RequestLimits:
             return found
         return tighter_quota(self._take_token(self._buckets_of(own), key), found)
 
-    def enter(self, caller: Principal, route: Route, client_ip: str) -> Quota | None:
+    def enter(self, caller: Principal, route: Route, client_ip: str) -> RateLimitQuota | None:
         if caller.kind == "api_key":
             self.keys["ok"] += 1
             if self._last_used is not None:
@@ -240,7 +240,9 @@ class RequestLimits:
         """
         assert self._shared is not None
         for part in self._count_batches():
-            amounts = {f"{name}:{key}": self._buckets[name].fill_seconds(calls) for (name, key), calls in part.items()}
+            amounts = {
+                f"{name}:{key}": self._buckets[name].request_cost_seconds(calls) for (name, key), calls in part.items()
+            }
             was = self._shared.connected
             answer = await self._shared.add(amounts)
             if was != self._shared.connected:
@@ -266,7 +268,7 @@ class RequestLimits:
                 self.apply_settings()
         return found
 
-    def _take_token(self, buckets: TokenBuckets, key: str) -> Quota:
+    def _take_token(self, buckets: TokenBuckets, key: str) -> RateLimitQuota:
         try:
             quota = buckets.take_token(key)
         except BucketFull as full:
@@ -292,6 +294,6 @@ class RequestLimits:
         return problem
 
 
-def tighter_quota(one: Quota, other: Quota | None) -> Quota:
+def tighter_quota(one: RateLimitQuota, other: RateLimitQuota | None) -> RateLimitQuota:
     """Return the quota with fewer remaining requests."""
     return one if other is None or one.remaining <= other.remaining else other

@@ -37,7 +37,7 @@ class LiveSettings:
         """Apply the stored values if they are newer than the values in effect in this process."""
         found = await self._work(self._newer_values, read=True)
         if found is not None:
-            self._service.apply(*found)
+            self._service.apply_values(*found)
         await self._service.update_redactor()
         await self._publish_outdated()
 

@@ -47,7 +47,7 @@ class SettingsService:
         for name, value in values.items():
             item = self._registry.find(name)
             if item is not None and isinstance(value, str) and _is_url(item.setting):
-                await self._egress.at_save(value, pointer=pointer(name))
+                await self._egress.check_saved_url(value, pointer=pointer(name))
 
     def change(
         self,
@@ -123,12 +123,12 @@ class SettingsService:
         return self._preview_values(self.rows.all_rows())
 
     def apply_stored(self) -> None:
-        self.apply(self.rows.stored_version(), self.rows.all_rows())
+        self.apply_values(self.rows.stored_version(), self.rows.all_rows())
 
     def add_check(self, settings: Iterable[Setting[Any]], check: Check) -> None:
         self._checks.append((frozenset(setting.name for setting in settings), check))
 
-    def apply(self, version: int, stored: Stored) -> None:
+    def apply_values(self, version: int, stored: Stored) -> None:
         """Apply stored values in this process. Runs on the event loop."""
         self._registry.apply(version, stored)
 
@@ -195,7 +195,7 @@ class SettingsService:
             raise Forbidden(
                 f"Sign in to change {', '.join(guards)}; an API key is not sufficient.", code="insufficient_scope"
             )
-        self._run_guards(touched, stored, _stored_after(changes, stored), pointer)
+        self._check_related_settings(touched, stored, _stored_after(changes, stored), pointer)
         version = self.rows.write_changes(changes, by)
         fresh = self.rows.all_rows()
         for names, check in self._checks:
@@ -203,9 +203,11 @@ class SettingsService:
                 check(self._preview_values(fresh), by)
         for change in changes:
             self._publish_change(change)
-        after_commit(lambda: self.apply(version, fresh))
+        after_commit(lambda: self.apply_values(version, fresh))
 
-    def _run_guards(self, touched: set[str], before: Stored, after: Stored, pointer: Callable[[str], str]) -> None:
+    def _check_related_settings(
+        self, touched: set[str], before: Stored, after: Stored, pointer: Callable[[str], str]
+    ) -> None:
         """Check the rules that involve several settings.
 
         A rule that was broken before the change does not block changes of other settings.

@@ -171,7 +171,7 @@ def masked_value(item: EffectiveSetting) -> Any:
 
 def setting_declaration(item: EffectiveSetting) -> SettingDeclaration:
     """Return the declaration of a setting."""
-    return SettingDeclaration(**_declared_default(item))
+    return SettingDeclaration(**_declaration_fields(item))
 
 
 def setting_view(item: EffectiveSetting, outdated: frozenset[str]) -> SettingView:
@@ -183,7 +183,7 @@ def setting_view(item: EffectiveSetting, outdated: frozenset[str]) -> SettingVie
     fresh = stored is not None and stored.updated_at > clock.now(-PROPAGATION_SECONDS)
     pending = setting.restart_required and (item.pending or fresh or setting.name in outdated)
     return SettingView(
-        **_declared_default(item),
+        **_declaration_fields(item),
         value=masked_value(item),
         source=item.source,
         locked=item.pinned_by is not None,
@@ -217,7 +217,7 @@ def json_schema(setting: Setting[Any]) -> dict[str, Any]:
     return {"anyOf": [schema, {"type": "null"}], "title": setting.title} if nullable else schema
 
 
-def _declared_default(item: EffectiveSetting) -> dict[str, Any]:
+def _declaration_fields(item: EffectiveSetting) -> dict[str, Any]:
     setting = item.setting
     category, _, key = setting.name.partition(".")
     _, nullable = type_of_setting(setting)

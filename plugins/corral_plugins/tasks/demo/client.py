@@ -58,7 +58,7 @@ class DemoClient:
     def sign_in(self, email: str, password: str) -> None:
         """Sign in with a password. Later requests send the access token."""
         tokens = self._remote.post("/auth/login", {"email": email, "password": password})
-        self._remote.use(tokens["access_token"])
+        self._remote.set_token(tokens["access_token"])
 
     def run_task(self, text: str, choice: ModelChoice, seconds: float, *, strict: bool) -> dict[str, Any]:
         """Create an agent and a task for the agent, report each step, and return a summary of the ended task.
@@ -79,7 +79,7 @@ class DemoClient:
         self._teller.step("task", f"{task['title']}  {task['id']}")
         began = time.monotonic()
         for event, data in self._remote.events("task", task["id"], until=until):
-            self._tell(event, data)
+            self._report_event(event, data)
             if event in TERMINAL:
                 break
         return self._outcome(task["id"], began)
@@ -104,7 +104,7 @@ class DemoClient:
         self._teller.step("agent", f"{agent['name']} with {choice.name}")
         return dict(agent)
 
-    def _tell(self, event: str, data: dict[str, Any]) -> None:
+    def _report_event(self, event: str, data: dict[str, Any]) -> None:
         if event == "task.assigned":
             self._teller.step("claim", f"a worker has leased it, attempt {data.get('attempt') or 1}")
         elif event == "task.started":

@@ -149,11 +149,11 @@ class Demo:
             with run_server(signals, folder, config, number, password) as process:
                 address = wait_for_address(process, folder, READY_SECONDS)
                 if address is not None:
-                    return self._show(process, folder, address, password)
+                    return self._run_demo_task(process, folder, address, password)
         click.echo(f"corral demo: the server did not start\n{log_tail(folder)}", err=True)
         return False
 
-    def _show(self, process: Any, folder: Path, address: str, password: str) -> bool:
+    def _run_demo_task(self, process: Any, folder: Path, address: str, password: str) -> bool:
         screen, client = self._screen, DemoClient(address, self._screen)
         try:
             client.wait_until_ready(process, READY_SECONDS)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import click
 import tomlkit
 
-from corral.plugin import Installation
+from corral.plugin import InstallationConfig
 from corral_plugins.llm.api import DemoModel
 
 WITHOUT_MODEL = "scripted/echo"
@@ -23,7 +23,7 @@ _DEAR = re.compile(r"\d|[^\x00-\x7f]")
 class CommandContext(Protocol):
     """The part of the click context object that the demo uses."""
 
-    def read_installation(self) -> Installation:
+    def read_installation(self) -> InstallationConfig:
         """Return the configuration of the current folder, or the defaults if that configuration is invalid."""
         ...
 

@@ -43,7 +43,7 @@ ENDS = (*LOST, "task_terminal")
 CHECKPOINT_LIMIT = 2 * 1024 * 1024
 T = TypeVar("T")
 
-routes = Routes("/tasks", tag="worker")
+routes = Routes("/tasks", tag="Worker Protocol")
 
 
 def requested_lease(body: LeaseReport, request: Request, caller: Principal) -> str | None:
@@ -61,7 +61,7 @@ def requested_lease(body: LeaseReport, request: Request, caller: Principal) -> s
 async def _run_keeping_usage(
     work: Work, entry: UnitContext, act: Callable[[], T], late: Callable[[UsageReport], None], usage: UsageReport | None
 ) -> T:
-    """Run `act` in a unit of work.
+    """Run `act` in a unit of work, and record the reported usage even if the lease has been lost.
 
     If the lease is lost, the reported usage is still recorded, in another unit of work, because the money was spent.
     """

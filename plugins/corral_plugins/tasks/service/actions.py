@@ -10,11 +10,11 @@ from msgspec import UNSET
 
 from corral import clock
 from corral.auth.principal import Principal, require_owner
-from corral.errors import Conflict, FieldError, Forbidden, Invalid, NotFound
+from corral.errors import Conflict, FieldError, Forbidden, Invalid
 from corral.http.answers import ANY_VERSION, Encoded, IfMatch
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry
-from corral.schema.json_schema import json_schema_problems
+from corral.schema.json_schema_validation import json_schema_errors
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.events import TaskRetried, TaskUpdated
 from corral_plugins.tasks.models import (
@@ -38,7 +38,7 @@ from corral_plugins.tasks.service.creation import (
     future_instant,
     given_members,
     has_open_dependency,
-    stored_instant,
+    instant_to_text,
 )
 from corral_plugins.tasks.service.outcomes import TaskOutcomes
 from corral_plugins.tasks.service.runs import RESULT_LIMIT, to_limited_json
@@ -152,10 +152,10 @@ class OwnerActions:
             changes["queue_key"] = row.queue_key = queue_key(agent_id, role, tools)
             warnings = agent_warnings(agent, tools)
         if row.status == "pending" and changes.keys() & QUEUEING:
-            changes.update(self._queue_position(row, changes))
+            changes.update(self._changed_queue_columns(row, changes))
         return warnings
 
-    def _queue_position(self, row: TaskRow, changes: dict[str, Any]) -> dict[str, Any]:
+    def _changed_queue_columns(self, row: TaskRow, changes: dict[str, Any]) -> dict[str, Any]:
         """Return the queue columns of a pending task after a change.
 
         The task keeps the waiting time that it has accumulated, unless the change postpones the task.
@@ -293,14 +293,14 @@ class OwnerActions:
         _check_schema(rows.output_schema(row, attempt), result, "/result", "output_schema")
         text = to_limited_json(result, RESULT_LIMIT, "/result")
         self._outcomes.complete(row, attempt, result=text, artifacts=None, by="owner")
-        return self._audit_end(row, attempt, "tasks.task.complete")
+        return self._signal_and_audit_end(row, attempt, "tasks.task.complete")
 
     def fail(self, task_id: str, error: ReportedError, *, by: Principal) -> Encoded:
         """Fail a task at the request of its owner."""
         row = self._lock_unfinished_task(task_id, by)
         attempt = rows.find_live_attempt(row.id)
         self._outcomes.fail_permanently(row, attempt, "error", error.type, error.message, by="owner")
-        return self._audit_end(row, attempt, "tasks.task.fail")
+        return self._signal_and_audit_end(row, attempt, "tasks.task.fail")
 
     def _lock_unfinished_task(self, task_id: str, by: Principal) -> TaskRow:
         row = self._lock_owned_task(task_id, ANY_VERSION, by)
@@ -308,7 +308,7 @@ class OwnerActions:
             raise task_ended_error(row)
         return row
 
-    def _audit_end(self, row: TaskRow, attempt: AttemptRow | None, action: str) -> Encoded:
+    def _signal_and_audit_end(self, row: TaskRow, attempt: AttemptRow | None, action: str) -> Encoded:
         if attempt is not None:
             self._transitions.send_signal(attempt, "lost")
         if self.audit is not None:
@@ -326,9 +326,7 @@ class OwnerActions:
 
     def add_comment(self, task_id: str, new: NewComment, *, by: Principal) -> CommentView:
         """Add a comment to a task."""
-        row = rows.find_task(task_id)
-        if row is None:
-            raise NotFound()
+        row = rows.lock_task(task_id)  # locked, because the event must not tell an older state than the one before it
         if by.kind == "worker" and not rows.is_held_by(row, by.worker_id):
             raise Forbidden("Only the worker that holds the task may comment on it.")
         if not new.body.strip():
@@ -366,7 +364,7 @@ _CONVERTED: dict[str, Callable[[Any], Any]] = {
     "priority": PRIORITIES.index,
     "agent_id": lambda agent_id: agent_id and agent_id.lower(),
     "deadline": lambda moment: future_instant(moment, "/deadline"),
-    "available_at": stored_instant,
+    "available_at": instant_to_text,
     "depends_on": lambda ids: list(dict.fromkeys(each.lower() for each in ids)),
 }
 """The fields of a patch that are converted before they are stored, each with its conversion function."""
@@ -400,7 +398,7 @@ def _depends_on(starts: Sequence[str], target: str) -> bool:
     return every.select_from(every.c.id).where(every.c.id == target).limit(1).tuples().first() is not None
 
 
-def _dependency_state(row: TaskRow) -> str:
+def _status_by_dependencies(row: TaskRow) -> str:
     """Return `dead`, `blocked` or `pending`, depending on the dependencies of the task.
 
     The result is `dead` if a dependency failed, was cancelled, or was deleted before it completed. Otherwise, the
@@ -426,7 +424,7 @@ def _state_after_retry(row: TaskRow) -> str:
         raise Conflict(
             f"The task is {row.status}; only failed and cancelled tasks can be retried.", current_status=row.status
         )
-    state = _dependency_state(row)
+    state = _status_by_dependencies(row)
     if state == "dead":
         raise Conflict(
             "A task that this task depends on did not complete; retry that task first, or create this task again.",
@@ -437,7 +435,7 @@ def _state_after_retry(row: TaskRow) -> str:
 
 def _check_schema(schema: Any, value: Any, pointer: str, what: str) -> None:
     """Raise `Invalid` with the code `schema_mismatch` if there is a schema and the value does not match it."""
-    faults = json_schema_problems(schema, value, pointer_prefix=pointer) if schema is not None else ()
+    faults = json_schema_errors(schema, value, pointer_prefix=pointer) if schema is not None else ()
     if faults:
         raise Invalid(
             f"The value does not match {what} in {len(faults)} places.", code="schema_mismatch", errors=faults

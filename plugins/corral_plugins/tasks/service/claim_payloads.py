@@ -112,7 +112,7 @@ class ClaimPayloads:
             "step_run_id": row.get("step_run_id"),
         }
         for _, executor in self._contributions.for_hook("corral_task_executors"):
-            if _executor_handles(executor, about):
+            if _is_handled_by(executor, about):
                 return {**config, "executor": executor.prepare(about)}
         return config
 
@@ -142,7 +142,7 @@ class ClaimPayloads:
         return {"checkpoint": checkpoint, "tool_results": [], **(given or {})}
 
 
-def _executor_handles(executor: TaskExecutor, task: dict[str, Any]) -> bool:
+def _is_handled_by(executor: TaskExecutor, task: dict[str, Any]) -> bool:
     """Return whether the executor handles the task.
 
     If the executor raises an exception, log the exception and return False.

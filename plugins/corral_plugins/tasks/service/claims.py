@@ -244,7 +244,7 @@ class TaskClaims:
         if not agents:
             return ClaimResponse(tasks=[], reason="none")
         claims: list[Claim] = []
-        counted = statistics.copy_deltas()
+        counted = statistics.save_deltas()
         try:
             with savepoint():
                 claims = self._lease_tasks(worker, self._choose_tasks(worker, agents, min(max_tasks, free)))

@@ -20,7 +20,7 @@ from corral.database.unit import locked
 from corral.errors import FieldError, Invalid, TooMany
 from corral.http.answers import Encoded
 from corral.ids import new_id
-from corral.schema.json_schema import check_user_schema
+from corral.schema.json_schema_validation import check_user_schema
 from corral_plugins.agents.api import AgentFacts, Agents
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import NewTask, Origin, RetryPolicy, refuse_unenforced
@@ -56,13 +56,13 @@ def future_instant(moment: datetime | None, pointer: str) -> str | None:
 
     Raises `Invalid` with the code `in_the_past` if the instant has passed.
     """
-    found = stored_instant(moment)
+    found = instant_to_text(moment)
     if found is not None and found <= clock.now():
         raise Invalid.at(pointer, "in_the_past", "must be in the future")
     return found
 
 
-def stored_instant(moment: datetime | None) -> str | None:
+def instant_to_text(moment: datetime | None) -> str | None:
     """Return the instant in the text format that the database stores."""
     return None if moment is None else clock.from_datetime(moment)
 
@@ -151,7 +151,7 @@ def add_dependencies(task_id: str, needed: Sequence[str]) -> None:
 
 # -- creation
 
-_JSON = rows.json_columns(Task)
+_JSON = rows.json_column_names(Task)
 _row_values = operator.itemgetter(*TaskRow.__struct_fields__)
 _INITIAL: dict[str, Any] = {
     field.name: _encode(field.default).decode() if isinstance(field, JSONField) and not field.null else field.default
@@ -257,7 +257,7 @@ class TaskCreation:
             "instructions": new.instructions,
             "agent_id": new.agent_id and new.agent_id.lower(),
             "agent_role": new.agent_role,
-            "available_at": stored_instant(new.available_at) or now,
+            "available_at": instant_to_text(new.available_at) or now,
             "timeout_seconds": new.timeout_seconds or self._settings.get(declared.TIMEOUT_SECONDS),
             "source_type": source["type"],
             "source_id": source.get("id"),

@@ -129,7 +129,7 @@ class TaskExplanations:
                 ]
             return [agent], [
                 _met("agent_exists", f"The agent of the task is {agent.name}."),
-                *self._conditions_of_agent(row, agent),
+                *self._assigned_agent_conditions(row, agent),
             ]
         if row.agent_role is not None and not self._agents.has_role(row.agent_role):
             how = f"Create one: corral agents create NAME -f role={row.agent_role} --start"
@@ -154,7 +154,7 @@ class TaskExplanations:
             return fitting, [_unmet("agent_capacity", message, _more_tasks("NAME"), "/agents")]
         return free, []
 
-    def _conditions_of_agent(self, row: TaskRow, agent: AgentFacts) -> list[Condition]:
+    def _assigned_agent_conditions(self, row: TaskRow, agent: AgentFacts) -> list[Condition]:
         href, name = f"/agents/{agent.id}", shlex.quote(agent.name)
         tools = missing_tools(agent.enabled_tools, rows.parse_json_text(row.required_tools))
         found = []
@@ -246,7 +246,7 @@ class TaskExplanations:
 
         Either no worker is online at all, or a registered worker awaits approval.
         """
-        if self._workers.has_pending_worker():
+        if self._workers.awaits_first_approval():
             message, how = "A worker has registered, but none is approved.", "Approve it: corral workers approve NAME"
             return [_unmet("worker_approved", message, how, "/admin/workers")]
         how = "Start one: corral worker --url URL"

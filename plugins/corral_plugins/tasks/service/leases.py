@@ -156,7 +156,7 @@ class TaskLeases:
         """End all leases of an agent. The tasks are queued again, or cancelled if `cancel` is set."""
 
         def end(row: TaskRow, attempt: AttemptRow) -> None:
-            if cancel and rows.can_continue(row):
+            if cancel and rows.is_cancellable(row):
                 self._outcomes.end_cancelled(row, attempt, kind="user", reason=reason, by="agent_stopped")
 
         return self._end_leases(Attempt.agent_id == agent_id, reason, end)
@@ -183,7 +183,7 @@ class TaskLeases:
         found = [row.id for row in rows.lock_tasks((Task.created_by == user_id) & rows.CAN_CONTINUE, CANCEL_BATCH_SIZE)]
         for task_id in found:
             row = rows.lock_task(task_id)  # ending another task may have ended this one
-            if rows.can_continue(row):
+            if rows.is_cancellable(row):
                 self._outcomes.cancel(row, kind="user", reason="The account of the requester was purged.")
         return len(found) == CANCEL_BATCH_SIZE
 

@@ -12,7 +12,7 @@ from corral import clock
 from corral.database.statement import Statement
 from corral.database.unit import locked
 from corral.jobs.job import enqueue
-from corral.schema.json_schema import json_schema_problems
+from corral.schema.json_schema_validation import json_schema_errors
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.events import TaskCancelled, TaskCompleted, TaskEvent, TaskFailed, TaskRetried, TaskUpdated
 from corral_plugins.tasks.models import STATUSES, TERMINAL, AttemptRow, Dependency, Task, TaskRow
@@ -201,7 +201,7 @@ class TaskOutcomes:
         """
         schema = rows.output_schema(row, attempt)
         if schema is not None and attempt is not None:
-            faults = json_schema_problems(schema, rows.parse_json_text(result))
+            faults = json_schema_errors(schema, rows.parse_json_text(result))
             if faults and row.status == "cancelling":  # the result came too late; the cancellation prevails
                 self.end_cancelling(row, attempt, by=by, late_result=result)
                 return
@@ -337,7 +337,7 @@ class TaskOutcomes:
         found = [TaskRow(*row).id for row in _CHILDREN.rows({"id": task_id})]
         for child_id in found:
             child = rows.lock_task(child_id)  # ending another child may have ended this one
-            if rows.can_continue(child):
+            if rows.is_cancellable(child):
                 self.cancel(child, kind="parent", reason="parent cancelled")
         if len(found) == BATCH_SIZE:
             enqueue("tasks.cancel_children", task_id=task_id)

@@ -101,7 +101,7 @@ def indexed_matches(query: str, *, limit: int, offset: int = 0, before: tuple[st
     `before` limits the result to tasks older than this `(created_at, id)`.
     """
     matches = INDEX.match_sql(up_to=before is not None)
-    highest = [] if before is None else [_number_before(before)]
+    highest = [] if before is None else [_index_number_before(before)]
     sql = f"""SELECT t.id, t.version, t.created_at FROM ({matches} OFFSET ?) AS q
 JOIN tasks_documents d ON d.n = q.n JOIN tasks_tasks t ON t.id = d.task_id ORDER BY d.n DESC"""  # noqa: S608  (literals)
     return [tuple(row) for row in execute(sql, [query, *highest, limit, offset]).fetchall()]
@@ -113,7 +113,7 @@ def matches_subselect(query: str) -> peewee.SQL:
     return sql_fragment(sql, [query, MAX_MATCHES])
 
 
-def _number_before(before: tuple[str, str]) -> int:
+def _index_number_before(before: tuple[str, str]) -> int:
     """Return the index number of the newest indexed task that is older than the sort key `before`.
 
     Return 0 if there is no such task.
@@ -274,7 +274,7 @@ def extend_anchors() -> bool:
     return True
 
 
-def subtract_from_anchor(created_at: str, task_id: str) -> None:
+def decrement_anchor(created_at: str, task_id: str) -> None:
     """Subtract a deleted task from the count of the page anchor that covers its position."""
     anchor = _COVERING.one({"created_at": created_at, "id": task_id})
     if anchor is not None:

@@ -28,7 +28,7 @@ def delete_task(row: TaskRow) -> None:
     # Rows for the dependents of this task stay until the dependents are deleted: a job may still have to update them.
     Dependency.delete().where(Dependency.task_id == row.id).execute()
     statistics.count_transition(row.status, None, row.priority, row.created_by)
-    queries.subtract_from_anchor(row.created_at, row.id)
+    queries.decrement_anchor(row.created_at, row.id)
     enqueue("tasks.purge", task_id=row.id)
     publish_task_event(TaskDeleted, row, row.status)
 

@@ -105,7 +105,7 @@ def find_task(task_id: str) -> TaskRow | None:
     return None if found is None else TaskRow(*found)
 
 
-def can_continue(row: TaskRow) -> bool:
+def is_cancellable(row: TaskRow) -> bool:
     """Return whether the task has not ended and was not permanently cancelled.
 
     `CAN_CONTINUE` is the same condition in SQL.
@@ -165,7 +165,7 @@ def close_attempt(
 
 
 @functools.cache
-def json_columns(model: type[Model]) -> frozenset[str]:
+def json_column_names(model: type[Model]) -> frozenset[str]:
     """Return the names of the model's JSON columns."""
     return frozenset(field.name for field in model._meta.sorted_fields if isinstance(field, JSONField))
 
@@ -200,7 +200,7 @@ def _as_columns(model: type[Model], changes: Mapping[str, Any]) -> dict[str, Any
 
     A string in a JSON column must already be JSON text.
     """
-    names = json_columns(model)
+    names = json_column_names(model)
     return {
         name: to_json_text(value) if name in names and value is not None and not isinstance(value, str) else value
         for name, value in changes.items()
@@ -303,7 +303,7 @@ _COMPOSED = {
 _STORED = frozenset(Task._meta.fields)
 _SAME = [name for name in TaskItem.__struct_fields__ if name in _STORED and name not in _COMPOSED]
 _same_values = operator.itemgetter(*_SAME)
-_JSON = [name for name in _SAME if name in json_columns(Task)]
+_JSON = [name for name in _SAME if name in json_column_names(Task)]
 _NAMES = (*_SAME, *(column for columns in _COMPOSED.values() for column in columns), "extra")
 _TEMPLATE = {name: EXTRA_DEFAULTS.get(name) for name in TaskItem.__struct_fields__}
 _COLUMNS = [getattr(Task, name) for name in _NAMES]

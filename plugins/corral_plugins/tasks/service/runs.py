@@ -16,7 +16,7 @@ from corral.database.statement import Statement
 from corral.errors import Conflict, FieldError, Forbidden, Invalid, NotFound, Unavailable
 from corral.http.answers import Encoded
 from corral.ids import new_id
-from corral.schema.json_schema import check_user_schema
+from corral.schema.json_schema_validation import check_user_schema
 from corral_plugins.secrets.api import SecretDelivery, Secrets
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import Run

@@ -157,7 +157,7 @@ def count_started_attempt(queue_ms: int) -> None:
     hour["queue_ms"] += queue_ms
 
 
-def copy_deltas() -> CounterDeltas:
+def save_deltas() -> CounterDeltas:
     """Save the counter changes of the unit of work, so that `restore_deltas` can return to them."""
     deltas, copy = _current_deltas(), CounterDeltas()
     copy.counters, copy.hour = deltas.counters.copy(), deltas.hour.copy()
@@ -165,7 +165,7 @@ def copy_deltas() -> CounterDeltas:
 
 
 def restore_deltas(copy: CounterDeltas) -> None:
-    """Reset the counted changes to a copy that `copy_deltas` returned."""
+    """Reset the counted changes to a copy that `save_deltas` returned."""
     deltas = _current_deltas()
     deltas.counters, deltas.hour = copy.counters, copy.hour
 
@@ -253,7 +253,7 @@ class TaskMetrics:
 
     def count_ended_attempt(self, result: str, *, by: str) -> None:
         """Count an ended attempt. `by` names the call or timer that ended the attempt."""
-        after_commit(lambda: self._count(result, by))
+        after_commit(lambda: self._count_attempt(result, by))
 
     def observe_queue_time(self, queue_ms: int) -> None:
         """Record the time in milliseconds that an attempt waited in the queue until it started."""
@@ -334,7 +334,7 @@ class TaskMetrics:
             ),
         ]
 
-    def _count(self, result: str, by: str) -> None:
+    def _count_attempt(self, result: str, by: str) -> None:
         self._attempts[(result,)] += 1
         self._reclaims += by == "reaper"
 

@@ -182,7 +182,7 @@ class TaskTimers:
                 publish_task_event(TaskUpdated, row, row.status)
         return len(found)
 
-    def queue_held_tasks(self) -> int:
+    def queue_tasks_of_active_requesters(self) -> int:
         """Queue at most 500 held tasks whose requester is active again. Return the number of queued tasks.
 
         A task is held while its requester is not active.

@@ -116,12 +116,12 @@ class TaskTransitions:
         transition(row, to, event=event, fields=fields, lease_id=None, **changes)
         text = None if cause is None else rows.to_json_text(cause)
         rows.close_attempt(attempt, attempt_status, by=by[:40], error=text, result=late_result)
-        self._forget_token(attempt.lease_id)
+        self._evict_cached_token(attempt.lease_id)
         self.metrics.count_ended_attempt(attempt_status, by=by)
         self.agents.release_slot(attempt.agent_id)
         self.workers.release_slot(attempt.worker_id)
 
-    def _forget_token(self, lease_id: str) -> None:
+    def _evict_cached_token(self, lease_id: str) -> None:
         """Remove the attempt's token from the credential cache after the commit.
 
         From then on, the token is refused.

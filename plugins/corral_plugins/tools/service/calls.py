@@ -127,7 +127,7 @@ class ToolCalls:
             entry=entry,
             until=clock.time_s() + WAIT_SECONDS,
         )
-        call = await self._begin_or_wait(request)
+        call = await self._wait_to_begin(request)
         if isinstance(call, ToolExecution):
             call = await self._executions.run_tool(call)
             if call.error is not None and call.error["type"] in (INTERRUPTED, UNKNOWN):
@@ -138,7 +138,7 @@ class ToolCalls:
             raise denial_error(call)
         return call
 
-    async def _begin_or_wait(self, request: CallRequest) -> ToolExecution | ToolCallView:
+    async def _wait_to_begin(self, request: CallRequest) -> ToolExecution | ToolCallView:
         """Start the call. Wait while too many calls are running, or while the same call is already running.
 
         Raise `Conflict` after 25 s.
@@ -210,7 +210,7 @@ class ToolCalls:
                 **state,
             )
         if is_permit:
-            return self._permits.call_with_permit(row)
+            return self._permits.view_with_permit(row, tool)
         return ToolExecution(
             row_id=row.id,
             executions=row.executions,
@@ -292,8 +292,8 @@ class ToolCalls:
             if row.alive_until > clock.now():
                 return CallInProgress()
         elif row.status == "permitted":
-            if self._permits.is_valid(row, run):
-                return self._permits.call_with_permit(row)
+            if tool is not None and self._permits.is_valid(row, run):
+                return self._permits.view_with_permit(row, tool)
         elif row.status != "failed" or row.error is None or row.error["type"] != INTERRUPTED:
             return call_store.call_view(row)
         if tool is None or not can_repeat(tool):

@@ -20,7 +20,7 @@ from corral.auth.principal import Principal
 from corral.database.engine import Work
 from corral.errors import FieldError, Invalid, NotFound
 from corral.plugin import Settings
-from corral.schema.json_schema import check_user_schema, json_schema_problems
+from corral.schema.json_schema_validation import check_user_schema, json_schema_errors
 from corral_core.accounts.api import Accounts
 from corral_plugins.agents.api import AgentFacts
 from corral_plugins.tools.api import POLICIES, CallTarget, Tool, ToolContext, ToolPolicy, ToolRisk, has_tools
@@ -328,7 +328,7 @@ def _run_tool_checks(tool: RegisteredTool, rule: ToolPolicyRule, arguments: Any,
     target = None if definition.target is None else _call_guarded(definition, definition.target, arguments)
     return _ToolChecks(
         sees=definition.sees is None or _call_guarded(definition, definition.sees, context, arguments) is True,
-        admitted=_is_admitted(tool, rule, arguments),
+        admitted=_allows_arguments(tool, rule, arguments),
         is_trusted=definition.trusts is not None
         and _call_guarded(definition, definition.trusts, tool.config, arguments) is True,
         target_asks=target is FAILED or (isinstance(target, CallTarget) and target.ask),
@@ -349,9 +349,9 @@ def _schema_faults(tool: RegisteredTool, arguments: Any) -> list[FieldError]:
     if not isinstance(arguments, dict):
         return [FieldError("/arguments", "wrong_type", "must be an object")]
     schema = tool.definition.schema
-    if tool.source == "worker" and not _is_safe(msgspec.json.encode(schema)):
+    if tool.source == "worker" and not _is_safe_schema(msgspec.json.encode(schema)):
         return []  # the worker must check the arguments itself
-    found = _call_guarded(tool.definition, lambda: json_schema_problems(schema, arguments, pointer_prefix="/arguments"))
+    found = _call_guarded(tool.definition, lambda: json_schema_errors(schema, arguments, pointer_prefix="/arguments"))
     if found is FAILED:
         return [
             FieldError(
@@ -362,13 +362,13 @@ def _schema_faults(tool: RegisteredTool, arguments: Any) -> list[FieldError]:
     return faults
 
 
-def _is_admitted(tool: RegisteredTool, rule: ToolPolicyRule, arguments: Any) -> bool:
+def _allows_arguments(tool: RegisteredTool, rule: ToolPolicyRule, arguments: Any) -> bool:
     """Return whether the configuration of the tool and the configuration of the agent both allow the arguments.
 
     The configuration of the agent can only restrict the configuration of the tool.
     """
     definition = tool.definition
-    if rule.config and json_schema_problems(definition.config_schema or NO_CONFIG, dict(rule.config)):
+    if rule.config and json_schema_errors(definition.config_schema or NO_CONFIG, dict(rule.config)):
         return False  # the tool cannot enforce a configuration that does not match its schema
     if definition.admits is None:
         return True
@@ -377,7 +377,7 @@ def _is_admitted(tool: RegisteredTool, rule: ToolPolicyRule, arguments: Any) -> 
 
 
 @functools.lru_cache(maxsize=512)
-def _is_safe(schema: bytes) -> bool:
+def _is_safe_schema(schema: bytes) -> bool:
     """Return whether it is safe for the server to validate arguments with a schema that a worker supplied.
 
     The schema must be valid and small, and must not contain regular expressions.

@@ -21,7 +21,7 @@ from corral.database.engine import Work
 from corral.database.unit import UnitContext
 from corral.errors import Conflict, Problem, Unavailable
 from corral.events.live_feed import Feed
-from corral.redact.redactor import Redactor, made_by
+from corral.redact.redactor import Redactor, machine_text
 from corral_plugins.tasks.api import Tasks
 from corral_plugins.tools.api import ResultLater, ToolContext, ToolFailure, ToolOutput
 from corral_plugins.tools.models import ToolCallRow
@@ -136,7 +136,7 @@ class ToolExecutions:
             async with asyncio.timeout(execution.tool.timeout_seconds):
                 await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
                 if not work.done():
-                    return ToolOutcome(error=_interrupted_text(execution.tool))
+                    return ToolOutcome(error=_interrupted_error(execution.tool))
                 value = work.result()
             return await asyncio.to_thread(self._outcome_of, execution, value)
         except TimeoutError:
@@ -189,7 +189,7 @@ class ToolExecutions:
             row = call_store.find_call_by_id(execution.row_id)
             if row.status != "running" or row.executions != execution.executions:
                 return call_store.call_view(row)
-            outcome = ToolOutcome(error=_interrupted_text(execution.tool))
+            outcome = ToolOutcome(error=_interrupted_error(execution.tool))
         return self._write_outcome(execution, row, outcome)
 
     def _write_outcome(self, execution: ToolExecution, row: ToolCallRow, outcome: ToolOutcome) -> ToolCallView:
@@ -212,7 +212,7 @@ class ToolExecutions:
         if definition.untrusted_output:
             untrusted = (*untrusted, source_of(definition.name, execution.arguments))
         found = to_json(value.value if isinstance(value, ToolOutput) else value)
-        with made_by("task", execution.context.task_id):
+        with machine_text("task", execution.context.task_id):
             return ToolOutcome(result=truncate_output(self._redactor.redact_json(found)), untrusted=untrusted)
 
     def _error_outcome(self, execution: ToolExecution, error: Exception) -> ToolOutcome:
@@ -249,7 +249,7 @@ def can_repeat(tool: RegisteredTool | None) -> bool:
     return definition.idempotent or (definition.run is not None and not inspect.iscoroutinefunction(definition.run))
 
 
-def _interrupted_text(tool: RegisteredTool) -> dict[str, Any]:
+def _interrupted_error(tool: RegisteredTool) -> dict[str, Any]:
     return interrupted_error(can_repeat(tool))
 
 

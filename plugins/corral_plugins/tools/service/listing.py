@@ -12,7 +12,7 @@ from corral.errors import Conflict, Invalid, NotFound
 from corral.http.answers import IfMatch
 from corral.http.page import Page, paginate_names
 from corral.plugin import Audit, AuditEntry
-from corral.schema.json_schema import json_schema_problems
+from corral.schema.json_schema_validation import json_schema_errors
 from corral_plugins.agents.api import AgentFacts, Agents
 from corral_plugins.tools.api import RISKS, has_tools
 from corral_plugins.tools.models import ToolRow
@@ -97,7 +97,7 @@ class ToolListing:
             raise Invalid.at("/risk", "not_allowed", detail)
         if isinstance(patch.config, dict):
             schema = tool.definition.config_schema or NO_CONFIG
-            faults = json_schema_problems(schema, patch.config, pointer_prefix="/config")
+            faults = json_schema_errors(schema, patch.config, pointer_prefix="/config")
             if faults:
                 raise Invalid(f"The configuration has {len(faults)} problems.", errors=faults)
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Literal
 
-from corral.schema.json_schema import json_schema_problems
+from corral.schema.json_schema_validation import json_schema_errors
 from corral_plugins.workers.node.client import (
     RELEASE_CODES,
     ApiError,
@@ -130,9 +130,9 @@ class AgentLoop:
                 await self._fail_attempt(
                     "max_steps", f"The task was not finished after {max_steps} model steps.", retryable=False
                 )
-            await self._run_step(max_steps)
+            await self._run_model_step(max_steps)
 
-    async def _run_step(self, max_steps: int) -> None:
+    async def _run_model_step(self, max_steps: int) -> None:
         """Call the model, store a checkpoint and report progress."""
         state = self._state
         if "budget" in self._controls and not state.warned:
@@ -236,8 +236,7 @@ class AgentLoop:
         try:
             value = parse_json(text)
             problems = [
-                f"{fault.pointer or '(the whole value)'}: {fault.detail}"
-                for fault in json_schema_problems(schema, value)
+                f"{fault.pointer or '(the whole value)'}: {fault.detail}" for fault in json_schema_errors(schema, value)
             ]
         except ValueError as error:
             value, problems = None, [str(error)]

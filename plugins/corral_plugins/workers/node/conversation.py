@@ -56,7 +56,7 @@ def _task_instructions(task: Mapping[str, Any]) -> str:
     return "\n\n".join(str(task[name]) for name in ("title", "description") if task.get(name))
 
 
-def resume_messages(resume: Mapping[str, Any]) -> list[Message]:
+def human_response_messages(resume: Mapping[str, Any]) -> list[Message]:
     """Return the message with the decision, input or review that the task waited for.
 
     Return an empty list if the task waited for none of these.
@@ -203,7 +203,7 @@ class AttemptState:
                 else:
                     self.messages.append(tool_message(result["call_id"], tool_content(result)))
         if not open_calls(self.messages):
-            self.messages += resume_messages(resume)
+            self.messages += human_response_messages(resume)
 
     def to_checkpoint(self) -> dict[str, Any]:
         """Return the state to store in a checkpoint."""

@@ -115,7 +115,7 @@ class GatewayModel:
             settings["temperature"] = request.temperature
         parameters = ModelRequestParameters(function_tools=tool_definitions(request.tools))
         try:
-            response = await self._stream_request(to_model(request.messages), settings, parameters, on_text)
+            response = await self._stream_request(to_model_messages(request.messages), settings, parameters, on_text)
         except ModelAPIError as error:
             raise _convert_error(error) from None
         except UnexpectedModelBehavior as error:
@@ -164,7 +164,7 @@ def _convert_error(error: ModelAPIError) -> ApiError | ServerUnreachable:
     return ServerUnreachable(str(error)) if not_sent else IncompleteResponse(str(error))
 
 
-def to_model(messages: Iterable[Message]) -> list[ModelMessage]:
+def to_model_messages(messages: Iterable[Message]) -> list[ModelMessage]:
     """Convert messages from the format of OpenAI into the format of pydantic-ai."""
     return [
         _to_model_response(message) if message["role"] == "assistant" else _to_model_request(message)

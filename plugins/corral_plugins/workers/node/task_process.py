@@ -76,7 +76,7 @@ def run_task_process(settings: TaskProcessSettings, claim: Mapping[str, Any], in
     sys.exit(status)
 
 
-def do_nothing() -> None:
+def exit_after_preload() -> None:
     """Do nothing. A process with this main function exits as soon as the fork server has loaded its modules."""
 
 
@@ -93,11 +93,13 @@ async def _run_agent_loop(
     settings: TaskProcessSettings, claim: Mapping[str, Any], controls: set[str]
 ) -> tuple[int, str]:
     from corral_plugins.workers.node.agent_loop import AgentLoop
+    from corral_plugins.workers.node.tools import sandbox
     from corral_plugins.workers.node.tools.workspace import Workspaces
 
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    sandbox.adopt_orphans()
     workspaces = Workspaces(Path(settings.workspaces)) if settings.allowed else None
     client = WorkerApiClient(settings.url, claim["agent_token"])
     try:
@@ -186,15 +188,15 @@ class TaskProcesses:
         Raise `ProcessNotStarted` if the start fails.
         """
         async with self._starting:
-            with _no_process():
-                first = self._multiprocessing.Process(target=do_nothing, daemon=True)
+            with _convert_start_errors():
+                first = self._multiprocessing.Process(target=exit_after_preload, daemon=True)
                 await asyncio.to_thread(_start_uninterrupted, first)
             await asyncio.to_thread(first.join)
 
     async def start_process(self, claim: Mapping[str, Any]) -> TaskProcess:
         """Start a process for a claim. Raise `ProcessNotStarted` if the start fails."""
         async with self._starting:
-            with _no_process():
+            with _convert_start_errors():
                 inbox, outbox = self._multiprocessing.Pipe()
                 process = self._multiprocessing.Process(
                     target=run_task_process, args=(self._settings, claim, inbox), daemon=True
@@ -225,7 +227,7 @@ def _start_uninterrupted(process: Any) -> None:
 
 
 @contextlib.contextmanager
-def _no_process() -> Iterator[None]:
+def _convert_start_errors() -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError) as error:

@@ -159,6 +159,7 @@ class WorkerAdministration:
             )
         released = repository.release_leases_of(self.tasks, row.id, "deleted") if force else 0
         where = Worker.id == row.id if force else (Worker.id == row.id) & (Worker.active_leases == 0)
+        row = repository.lock_worker(row.id) or row
         if force:  # a rejected worker cannot claim, so the second release is complete
             repository.change_worker(where, status="rejected", is_approved=False)
             released += repository.release_leases_of(self.tasks, row.id, "deleted")

@@ -44,7 +44,7 @@ def new_token() -> tuple[str, str]:
     return token, digest(token)
 
 
-def new_key() -> tuple[str, str]:
+def new_registration_key() -> tuple[str, str]:
     """Return a new registration key and its hash."""
     key = KEY_PREFIX + new_secret()
     return key, digest(key)

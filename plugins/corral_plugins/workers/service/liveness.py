@@ -108,8 +108,9 @@ class WorkerLiveness:
         ids, now = sorted(ids), clock.now()
         mine = Worker.id.in_(ids)
         Worker.update(last_seen_at=now).where(mine & (Worker.last_seen_at < clock.now(-self.write_interval))).execute()
-        for row in Worker.select().where(mine & (Worker.status == "offline")):
-            if repository.bring_online(row, last_seen_at=now):
+        offline: Any = Worker.select(Worker.id).where(mine & (Worker.status == "offline")).tuples()
+        for (worker_id,) in list(offline):
+            if (row := repository.bring_online(worker_id, last_seen_at=now)) is not None:
                 repository.publish_worker_event(WorkerOnline, row)
 
 
@@ -136,11 +137,11 @@ class WorkerSweeps:
     async def sweep_silent_workers(self) -> None:
         """Set silent workers to `offline`, and alert admins when tasks wait while no worker is online."""
         entry = UnitContext("job workers.sweep")
-        if await self._work(self._has_work, entry=entry, read=True):
+        if await self._work(self._is_sweep_needed, entry=entry, read=True):
             await self._work(self.sweep_in_unit, entry=entry)
 
     def sweep_in_unit(self) -> None:
-        """Do the work of `sweep_silent_workers` in the caller's unit of work."""
+        """Set silent workers to `offline`, and raise or clear the alert `no_worker`, in the caller's unit of work."""
         self._take_offline()
         self._raise_or_clear_alert()
 
@@ -153,7 +154,7 @@ class WorkerSweeps:
         while await self._work(lambda: self._delete_batch(before)) == PRUNE_CHUNK:
             pass
 
-    def _has_work(self) -> bool:
+    def _is_sweep_needed(self) -> bool:
         """Return whether a sweep would write anything. Runs in a read-only unit of work, because that is cheaper."""
         return bool(Worker.select().where(self._silent_workers()).exists()) or self._lacks_worker() != _is_alerted()
 

@@ -70,12 +70,12 @@ class WorkerProtocol:
         if row.status == "rejected":
             raise repository.wrong_status_error(row, "kept alive, because an admin rejected it")
         leases = self.tasks.renew_leases(worker_id, body.leases) if self.tasks is not None and body.leases else []
-        self._store_heartbeat(row, body)
+        row = self._store_heartbeat(row, body)
         return HeartbeatReply(
             server_time=clock.now(),
             status=row.status,
             next_heartbeat_seconds=self._next_heartbeat(row),
-            pending_tasks=self._pending_tasks() if row.is_approved else 0,
+            pending_tasks=self._count_pending_tasks() if row.is_approved else 0,
             leases=leases,
             commands=self._commands_for(row, caller),
         )
@@ -135,8 +135,11 @@ class WorkerProtocol:
         held = sorted(lease.task_id for lease in self.tasks.leases_of_worker(worker_id))
         return (worker_id, *held)
 
-    def _store_heartbeat(self, row: Worker, body: Heartbeat) -> None:
-        """Store the contents of a heartbeat, set an offline worker to `online`, and update `row.status`."""
+    def _store_heartbeat(self, row: Worker, body: Heartbeat) -> Worker:
+        """Store the contents of a heartbeat, and set an offline worker to `online`.
+
+        Return the row, which is as it was given unless an event was published.
+        """
         now = clock.now()
         usage = {name: value for name in USAGE if (value := getattr(body, name)) is not UNSET}
         offered: dict[str, Any] = {} if body.labels is UNSET else {"labels": body.labels}
@@ -144,13 +147,15 @@ class WorkerProtocol:
             offered |= tool_columns(body.tools)
         changed = {name: value for name, value in offered.items() if getattr(row, name) != value}
         beat = {**usage, "last_heartbeat_at": now, "last_seen_at": now}
-        if changed:
-            repository.change_worker(Worker.id == row.id, **beat, **changed)
-            repository.publish_worker_event(WorkerUpdated, row, changed_fields=sorted(changed.keys() - {"tool_names"}))
-        else:
+        if not changed:
             Worker.update(**beat).where(Worker.id == row.id).execute()
-        if row.status == "offline" and repository.bring_online(row):
+        elif (updated := repository.change_and_read_worker(Worker.id == row.id, **beat, **changed)) is not None:
+            row, fields = updated, sorted(changed.keys() - {"tool_names"})
+            repository.publish_worker_event(WorkerUpdated, row, changed_fields=fields)
+        if row.status == "offline" and (online := repository.bring_online(row.id)) is not None:
+            row = online
             repository.publish_worker_event(WorkerOnline, row)
+        return row
 
     def _next_heartbeat(self, row: Worker) -> int:
         """Return the seconds until the next heartbeat.
@@ -178,7 +183,7 @@ class WorkerProtocol:
         }
         return [command for command, is_due in due.items() if is_due]
 
-    def _pending_tasks(self) -> int:
+    def _count_pending_tasks(self) -> int:
         """Return the number of tasks in the queue. It is read from the database at most once a second."""
         if self.tasks is None:
             return 0

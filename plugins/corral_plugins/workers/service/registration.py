@@ -22,7 +22,7 @@ from corral_plugins.workers import settings as declared
 from corral_plugins.workers.api import WorkerApproved, WorkerOnline, WorkerRegistered
 from corral_plugins.workers.models import RegistrationKey, Worker
 from corral_plugins.workers.service import repository
-from corral_plugins.workers.service.authentication import new_key, new_token
+from corral_plugins.workers.service.authentication import new_registration_key, new_token
 from corral_plugins.workers.service.repository import EMBEDDED
 from corral_plugins.workers.shapes import (
     NewKeyView,
@@ -52,7 +52,7 @@ class RegistrationKeys:
 
     def create(self, new: NewRegistrationKey, *, by: Principal) -> NewKeyView:
         """Create a key. Only this method returns the secret of the key; only its SHA-256 hash is stored."""
-        key, key_hash = new_key()
+        key, key_hash = new_registration_key()
         row = RegistrationKey(
             id=new_id(),
             name=new.name,
@@ -73,7 +73,7 @@ class RegistrationKeys:
 
         A worker that registers with the key is approved automatically. The key can be used once, within ten minutes.
         """
-        key, key_hash = new_key()
+        key, key_hash = new_registration_key()
         now = clock.now()
         RegistrationKey.delete().where(RegistrationKey.embedded & (RegistrationKey.expires_at < now)).execute()
         RegistrationKey.insert(
@@ -223,7 +223,7 @@ class WorkerRegistration:
     ) -> tuple[Worker, str]:
         """Issue a new token to a known worker and release its leases. The worker keeps its id and approval."""
         takes_over = key is not None and key.embedded and row.embedded
-        if not takes_over and not _is_same(row, new, reported, key, caller):
+        if not takes_over and not _is_same_registrant(row, new, reported, key, caller):
             raise Conflict(
                 f"Another worker already has the name {row.name}; choose another name.",
                 code="duplicate",
@@ -313,7 +313,7 @@ def _fingerprint_hash(new: NewWorker) -> str | None:
     return None if new.fingerprint is None else digest(new.fingerprint)
 
 
-def _is_same(
+def _is_same_registrant(
     row: Worker, new: NewWorker, reported: dict[str, Any], key: RegistrationKey | None, caller: Principal
 ) -> bool:
     """Return whether a registration comes from the same registrant and machine as the row.

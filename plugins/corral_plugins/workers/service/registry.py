@@ -91,7 +91,7 @@ class WorkersService:
             for tool in msgspec.json.decode(tools)
         ]
 
-    def has_pending_worker(self) -> bool:
+    def awaits_first_approval(self) -> bool:
         pending, approved = [
             Worker.select(Worker.id).where(condition).limit(1).tuples().first() is not None
             for condition in (Worker.status == "pending", Worker.is_approved == True)  # noqa: E712  (a column)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from corral import clock
 from corral.auth.credentials import Credentials
 from corral.auth.principal import Principal
-from corral.database.unit import after_commit
+from corral.database.unit import after_commit, locked
 from corral.errors import Conflict, Forbidden, NotFound
 from corral.events.event import emit
 from corral.events.log import LoggedEvent
@@ -39,25 +39,38 @@ def get_worker(worker_id: str) -> Worker:
     return row
 
 
+def lock_worker(worker_id: str) -> Worker | None:
+    """Lock the row of a worker until the unit of work ends, and return it, or None if there is no such worker."""
+    row: Worker | None = locked(Worker.select().where(Worker.id == worker_id)).first()
+    return row
+
+
 def change_worker(where: Any, **values: Any) -> int:
     """Update the workers that match the condition `where`, increment their versions, and return their number."""
     update = Worker.update(**values, version=Worker.version + 1, updated_at=clock.now())
     return int(update.where(where).execute())
 
 
-def bring_online(row: Worker, **values: Any) -> bool:
-    """Set an offline worker to `online` in the database and in `row.status`.
+def change_and_read_worker(where: Any, **values: Any) -> Worker | None:
+    """Update the worker that matches `where` like `change_worker`, and return its row as it is now.
 
-    Return False if the worker is no longer `offline`, for example because another process was faster.
+    The events of a worker are published with this row: a row that was read without a lock may be out of date.
     """
-    if not change_worker((Worker.id == row.id) & (Worker.status == "offline"), status="online", **values):
-        return False
-    row.status = "online"
-    return True
+    update = Worker.update(**values, version=Worker.version + 1, updated_at=clock.now()).where(where)
+    return next(iter(list(update.returning(Worker).execute())), None)
+
+
+def bring_online(worker_id: str, **values: Any) -> Worker | None:
+    """Set an offline worker to `online`, and return its row.
+
+    Return None if the worker is no longer `offline`, for example because another process was faster.
+    """
+    where = (Worker.id == worker_id) & (Worker.status == "offline")
+    return change_and_read_worker(where, status="online", **values)
 
 
 def publish_worker_event(kind: type[WorkerEvent], row: Worker, **fields: Any) -> None:
-    """Emit a worker event of class `kind` with the current state of `row`."""
+    """Emit a worker event of class `kind` with the state of `row`, which must be locked."""
     event = kind(worker_id=row.id, name=row.name, group=row.group, status=row.status, **fields)
     emit(event, object=("worker", row.id), owner=row.created_by)
 
@@ -127,14 +140,14 @@ def record_task_failure(event: LoggedEvent) -> None:
     """
     payload = event.payload()
     worker_id = payload.get("worker_id")
-    failure = _failure_of(event, payload)
+    failure = _failure_from_event(event, payload)
     row = find_worker(worker_id) if isinstance(worker_id, str) and failure is not None else None
     if row is not None:
         errors = [failure, *row.last_errors][:KEEP]
         Worker.update(last_errors=errors).where(Worker.id == row.id).execute()
 
 
-def _failure_of(event: LoggedEvent, payload: dict[str, Any]) -> dict[str, Any] | None:
+def _failure_from_event(event: LoggedEvent, payload: dict[str, Any]) -> dict[str, Any] | None:
     error = payload.get("error")
     if event.type == "task.retried":
         if payload.get("source") != "policy" or not payload.get("reason"):

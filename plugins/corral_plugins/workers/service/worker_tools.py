@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from corral_plugins.tools.api import Tool
-from corral_plugins.workers.node.tools.builtin import TOOLS
+from corral_plugins.workers.node.tools.builtin import MAX_SECONDS, TOOLS
 
-MAX_SECONDS = 600
 PROGRAMS = ("shell.run", "python.run")
 """Tools that run arbitrary programs. Their output may come from any source, and is therefore untrusted."""
 
 
-def worker_tools() -> Iterable[Tool]:
+def reference_worker_tools() -> Iterable[Tool]:
     """Yield the definitions of the tools. All of these tools run on workers."""
     for tool in TOOLS.values():
         is_program = tool.name in PROGRAMS

@@ -50,7 +50,7 @@ _BOUNDS = {  # keyword -> code, words, unit
 }
 
 
-def json_schema_problems(schema: dict[str, Any], value: Any, *, pointer_prefix: str = "") -> list[FieldError]:
+def json_schema_errors(schema: dict[str, Any], value: Any, *, pointer_prefix: str = "") -> list[FieldError]:
     """Validate a value against a stored schema. Return at most 100 faults."""
     from referencing.exceptions import Unresolvable
 
@@ -212,7 +212,7 @@ def _code_and_words(keyword: str | None, wanted: Any) -> tuple[str, str]:
         code, words, unit = _BOUNDS[keyword]
         return code, f"{words} {count_of(wanted, unit) if unit else wanted}"
     if keyword == "type":
-        return "wrong_type", _typed([wanted] if isinstance(wanted, str) else wanted)
+        return "wrong_type", _type_message([wanted] if isinstance(wanted, str) else wanted)
     if keyword in ("enum", "const"):
         return "not_in_enum", f"one of {_listed(wanted if keyword == 'enum' else [wanted])}"
     if keyword == "pattern":
@@ -251,7 +251,7 @@ def _alternative_faults(error: Any, here: str, prefix: str) -> Iterator[FieldErr
         for inner in best:
             yield from _faults(inner, prefix)
     else:
-        yield FieldError(here, "wrong_type", _typed(list(dict.fromkeys(_wanted_types(error)))))
+        yield FieldError(here, "wrong_type", _type_message(list(dict.fromkeys(_wanted_types(error)))))
 
 
 def _branches(error: Any) -> list[list[Any]]:
@@ -276,7 +276,7 @@ def _distance(errors: list[Any]) -> tuple[bool, int]:
     return tagged, len(errors)
 
 
-def _typed(names: Sequence[str]) -> str:
+def _type_message(names: Sequence[str]) -> str:
     articles = {"null": "null", "integer": "an integer", "array": "an array", "object": "an object"}
     return "must be " + " or ".join(articles.get(name, f"a {name}") for name in names)
 

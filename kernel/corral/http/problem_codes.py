@@ -20,13 +20,13 @@ dependency_unavailable shutting_down storage_full plugin_disabled plugin_failed 
 EVERY_ROUTE = frozenset(EVERYWHERE.split())
 
 
-def problems(route: Route, signature: Signature) -> dict[int, set[str]]:
+def problem_codes(route: Route, signature: Signature) -> dict[int, set[str]]:
     """Return the problem codes that the route may return, by status. Codes that no plugin declares are left out."""
     codes = {*EVERY_ROUTE, *route.raises}
     if not route.exempt_host:
         codes.add("invalid_host")
     if PUBLIC not in route.needs:
-        codes |= {"unauthenticated", "token_expired", "session_revoked"}
+        codes |= {"unauthenticated", "token_expired", "session_revoked", "vault_sealed"}
         open_to_all = ANY_CALLER in route.needs and not route.own_session
         codes |= {"forbidden"} if open_to_all else {"forbidden", "insufficient_scope"}
         codes |= {"reauth_required"} if route.step_up else set()

@@ -1,0 +1,43 @@
+"""Raises an alert for each plugin that failed in this process, at its boot, its start or later."""
+
+from __future__ import annotations
+
+import asyncio
+
+from corral.database.engine import Work
+from corral.database.migrations import MigrationFailed
+from corral.events.alerts import raise_alert
+from corral.events.event import SystemAlert
+from corral.plugins.record import PluginRecord
+from corral.plugins.registry import PluginRegistry
+
+LOOK_SECONDS = 1.0
+
+
+class FailureAlerts:
+    """Looks for failed plugins. Several processes raise one alert for the same plugin within an hour."""
+
+    def __init__(self, registry: PluginRegistry, work: Work) -> None:
+        self._registry, self._work = registry, work
+        self._reported: dict[str, str] = {}
+
+    async def raise_regularly(self) -> None:
+        """Raise an alert for each new failure, until cancelled. The kernel supervises this task in every process."""
+        while True:
+            for record in self._registry.all():
+                if record.state == "failed" and self._reported.get(record.name) != record.since:
+                    await self._work(lambda record=record: _raise(record))  # type: ignore[misc]  # bound in each iteration
+                    self._reported[record.name] = record.since
+            await asyncio.sleep(LOOK_SECONDS)
+
+
+def _raise(record: PluginRecord) -> None:
+    is_migration = isinstance(record.error, MigrationFailed)
+    alert = SystemAlert(
+        kind="migration_failed" if is_migration else "plugin_failed",
+        severity="critical",
+        title=f"{'A migration of the' if is_migration else 'The'} plugin {record.name} failed",
+        detail=record.reason or "",
+        object={"type": "plugin", "id": record.name},
+    )
+    raise_alert(alert, ("plugin", record.name))

@@ -1,0 +1,90 @@
+"""Descriptions of fields for the OpenAPI document.
+
+A field is described by the first of these sources:
+
+- `Meta(description=…)`;
+- the sentence of its class's docstring that names the field in backticks; classes that inherit the field inherit it;
+- the glossary of its package, which describes fields by name: the file `field_descriptions.json` of the plugin, then
+  that of this plugin. An entry may also have the form `Shape.field`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any, get_args, get_origin
+
+import msgspec
+
+GLOSSARY = "field_descriptions.json"
+_SENTENCE_ENDS = re.compile(r"(?<=[.])\s+(?=[A-Z`])")
+
+
+class FieldDescriptions:
+    """The descriptions of the fields of all types that are reachable from `kinds`."""
+
+    def __init__(self, kinds: Iterable[Any]) -> None:
+        self._shapes: dict[str, type] = {}
+        for shape in _reachable_shapes(kinds, set()):
+            self._shapes[shape.__name__] = self._shapes[f"{shape.__module__}.{shape.__qualname__}"] = shape
+
+    def add_to(self, name: str, schema: dict[str, Any]) -> None:
+        """Add the missing descriptions to the properties of the component `name`."""
+        shape = self._shapes.get(name)
+        for field, each in schema.get("properties", {}).items():
+            if "description" not in each and (text := describe_field(shape, field)) is not None:
+                each["description"] = text
+
+
+@cache
+def describe_field(shape: type | None, field: str) -> str | None:
+    """Return the description of a field of the shape, or None if no source describes it."""
+    for kind in shape.__mro__ if shape is not None else ():
+        if (text := _sentence_about(kind, field)) is not None:
+            return text
+        glossary = _glossary_of(kind.__module__)
+        if (text := glossary.get(f"{kind.__name__}.{field}")) is not None:
+            return text
+    return describe_name(field, __name__ if shape is None else shape.__module__)
+
+
+def describe_name(name: str, module: str) -> str | None:
+    """Return the description of a name in the package of the module, or else in general."""
+    return _glossary_of(module).get(name) or _glossary_of(__name__).get(name)
+
+
+def _sentence_about(shape: type, field: str) -> str | None:
+    """Return the sentence of the docstring about the field, preferably one that begins with its name.
+
+    The first sentence is about the shape itself, unless it begins with the name.
+    """
+    name, text = f"`{field}`", " ".join((inspect.cleandoc(shape.__doc__) if shape.__doc__ else "").split())
+    first, *others = _SENTENCE_ENDS.split(text)
+    about = [sentence for sentence in others if name in sentence] + ([first] if first.startswith(name) else [])
+    return min(about, key=lambda sentence: sentence.find(name), default=None)
+
+
+@cache
+def _glossary_of(module: str) -> Mapping[str, str]:
+    """Return the glossary in the package of a plugin that contains the module."""
+    package = ".".join(module.split(".")[:2])
+    try:
+        file = files(package).joinpath(GLOSSARY)
+    except (ImportError, TypeError):  # a module outside any package, such as a test
+        return {}
+    found: dict[str, str] = json.loads(file.read_bytes()) if file.is_file() else {}
+    return found
+
+
+def _reachable_shapes(kinds: Iterable[Any], seen: set[Any]) -> Iterator[type]:
+    for kind in kinds:
+        if args := get_args(kind):
+            yield from _reachable_shapes((get_origin(kind), *args), seen)
+        elif isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind not in seen:
+            seen.add(kind)
+            yield kind
+            yield from _reachable_shapes((each.type for each in msgspec.structs.fields(kind)), seen)

@@ -1,0 +1,65 @@
+"""The OpenAPI document of all active plugins: what generators of clients and their users need."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from tests.generated.world import World
+
+pytestmark = pytest.mark.one_engine
+
+
+@pytest.fixture
+async def document(world: World) -> Any:
+    return (await world.kit.client.get("/openapi.json")).json()
+
+
+def schemas(node: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every schema and every other object of the document, with its place. Maps of fields are no schemas."""
+    if isinstance(node, list):
+        for index, each in enumerate(node):
+            yield from schemas(each, f"{place}/{index}")
+    elif isinstance(node, dict):
+        if not place.endswith("/properties"):
+            yield place, node
+        for key, each in node.items():
+            yield from schemas(each, f"{place}/{key}")
+
+
+async def test_arrays_have_items_and_constants_a_type(document: Any) -> None:
+    bare = [place for place, schema in schemas(document) if schema.get("type") == "array" and "items" not in schema]
+    untyped = [
+        place for place, schema in schemas(document) if ("const" in schema or "enum" in schema) and "type" not in schema
+    ]
+    assert (bare, untyped) == ([], [])
+
+
+async def test_every_field_and_parameter_has_a_description(document: Any) -> None:
+    """Name the field in the docstring of its shape, or describe it in `field_descriptions.json` of the plugin."""
+    fields = [
+        f"{place}: {name}"
+        for place, schema in schemas(document)
+        for name, each in schema.get("properties", {}).items()
+        if not re.fullmatch(r"[A-Z`].+\.", each.get("description", ""))
+    ]
+    parameters = [
+        f"{path}: {each['name']}"
+        for path, methods in document["paths"].items()
+        for operation in methods.values()
+        for each in operation["parameters"]
+        if "$ref" not in each and "description" not in each
+    ]
+    assert (fields, parameters) == ([], [])
+
+
+async def test_ids_of_operations_and_tags_have_one_style(document: Any) -> None:
+    operations = [operation for methods in document["paths"].values() for operation in methods.values()]
+    ids = [operation["operationId"] for operation in operations]
+    assert [each for each in ids if not re.fullmatch(r"[a-z]+(_[a-z]+)+", each)] == []
+    assert len(ids) == len(set(ids))
+    tags = {tag for operation in operations for tag in operation["tags"]}
+    assert [tag for tag in tags if not re.fullmatch(r"[A-Z][A-Za-z]+( [A-Z][a-z]+)*", tag)] == []
+    assert sorted(tags) == [each["name"] for each in document["tags"]]
