@@ -167,19 +167,21 @@ class Keyring:
 
     The keyring is `sealed` if it contains no key, or if `update_seal_state` finds stored values, but none that a loaded
     key has sealed. Encryption and decryption then raise `Unavailable` (`vault_sealed`). MACs still work; if no key is
-    loaded, they use a random key of this process.
+    loaded, they use `start_secret`, or a random key of this process.
     """
 
-    def __init__(self, keys: Sequence[MasterKey] = (), *, source: str = "", created: bool = False) -> None:
+    def __init__(
+        self, keys: Sequence[MasterKey] = (), *, source: str = "", created: bool = False, start_secret: bytes = b""
+    ) -> None:
         self.keys = tuple(keys)
         self.source = source
         self.created = created
         self.sealed = not self.keys
         self._by_id = {key.id: key for key in self.keys}
-        self._signing = [key.secret for key in self.keys] or [secrets.token_bytes(32)]
+        self._signing = [key.secret for key in self.keys] or [start_secret or secrets.token_bytes(32)]
 
     @classmethod
-    def load(cls, config: Config, *, allow_create: bool = False) -> Keyring:
+    def load(cls, config: Config, *, allow_create: bool = False, start_secret: bytes = b"") -> Keyring:
         """Load the master keys from the configuration, or else from the key file in the data folder.
 
         With `allow_create`, the key file is created if it is missing. Pass `allow_create` only if no sealed value
@@ -193,7 +195,7 @@ class Keyring:
         try:
             created = allow_create and not path.exists() and _create(path)
             if not path.exists():
-                return cls(source=str(path))
+                return cls(source=str(path), start_secret=start_secret)
             if readable_by_others(path):
                 raise StartupError(f"{path}: other users can read this key; run chmod 600 {path}")
             text = path.read_text("ascii").strip()

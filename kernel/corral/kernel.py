@@ -58,13 +58,14 @@ log = logging.getLogger("corral.kernel")
 START_SECONDS, STOP_SECONDS = 15.0, 10.0
 
 
-def boot(config: Config, *, plugins: list[PluginRecord] | None = None) -> Kernel:
+def boot(config: Config, *, plugins: list[PluginRecord] | None = None, start_secret: bytes = b"") -> Kernel:
     """Create a kernel: load the plugins, apply migrations, and connect the components.
 
-    Tests pass `plugins`; otherwise the installed plugins are discovered. Raises `StartupError` if the installation
-    cannot start (exit status 3), or `MigrationsPending` if migrations must be applied first (exit status 4).
+    Tests pass `plugins`; otherwise the installed plugins are discovered. The processes of one start share
+    `start_secret`, with which they sign if there is no master key. Raises `StartupError` if the installation cannot
+    start (exit status 3), or `MigrationsPending` if migrations must be applied first (exit status 4).
     """
-    keyring = Keyring.load(config)
+    keyring = Keyring.load(config, start_secret=start_secret)
     section = config.database
     database = connect(section.url, synchronous=section.synchronous, pool_size=section.pool_size)
     try:

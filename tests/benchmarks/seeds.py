@@ -47,11 +47,12 @@ class Seeds:
         self._made += 1
         target = Path(shutil.copytree(empty, self._folder / f"{self._made}-{size}"))
         if size:
-            _fill(target / "data" / "corral.db", size)
+            fill(target / "data" / "corral.db", size)
         return target
 
 
-def _fill(path: Path, size: int) -> None:
+def fill(path: Path, size: int) -> None:
+    """Add `size` tasks to a database that has one, from which they are copied. No server may have it open."""
     connection = sqlite3.connect(path, isolation_level=None)
     connection.executescript("PRAGMA journal_mode=off; PRAGMA synchronous=off; PRAGMA cache_size=-400000;")
     cursor = connection.execute("SELECT * FROM tasks_tasks")

@@ -34,7 +34,21 @@ def test_on_a_public_address_the_start_prints_the_set_up_token(tmp_path: Path) -
         assert not (data / "setup.token").exists()
 
 
-def test_on_loopback_the_start_says_who_becomes_admin(tmp_path: Path) -> None:
-    with ServerProcess(tmp_path, environ=NOBODY) as server:
+def test_on_loopback_the_first_to_register_is_admin_and_signs_in_without_the_key(tmp_path: Path) -> None:
+    """Also to several processes, which share a key for as long as they run."""
+    server = ServerProcess(tmp_path, environ=NOBODY)
+    with server, server.client() as client:
         assert "the first to register becomes the admin" in server.log
-        assert f"  master key    {tmp_path}/data/master.key" in server.log
+        key = tmp_path / "data" / "master.key"
+        assert f"  master key    {key}" in server.log
+        assert client.post("/auth/register", json=ADMIN).json()["role"] == "admin"
+        assert server.stop() == 0
+        key.unlink()
+        (tmp_path / "server.log").write_bytes(b"")
+        server.arguments = ("--no-embedded-worker", "--processes", "2")
+        server.start()
+        assert f"SEALED: no master key: {key} does not exist" in server.log
+        assert "  master key  " not in server.log
+        with server.sign_in() as admin:
+            headers = {"Authorization": admin.headers["Authorization"], "Connection": "close"}
+            assert {client.get("/auth/me", headers=headers).status_code for _ in range(20)} == {200}

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from corral.cli import logging_setup, output
-from corral.cli.data_folder import ensure_data_dir
+from corral.cli.data_folder import ensure_data_dir, restrict_new_files
 from corral.cli.doctor import is_database_missing
 from corral.cli.output import config_option, json_option
 from corral.config.reader import load as load_config
@@ -34,6 +34,7 @@ def migrate_command(plugin: str | None, plan: bool, as_json: bool, config_path: 
     logging_setup.configure("warning", "console")
     url = config.database.url
     if not plan:
+        restrict_new_files()
         ensure_data_dir(config)
     elif is_database_missing(config):
         url = "sqlite:///:memory:"  # everything is pending, and no file is created

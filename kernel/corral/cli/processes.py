@@ -11,6 +11,7 @@ import fcntl
 import json
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -113,6 +114,8 @@ END_SECONDS = 35.0
 FAILED_EXIT_SECONDS = 5.0  # time a failed process gets to exit after its announcement
 INITIAL_DELAY, MAX_DELAY, STABLE_SECONDS = 0.5, 30.0, 60.0
 DRAIN_MESSAGE = b"drain\n"
+SECRET_BYTES = 32
+_start_secret = secrets.token_bytes(SECRET_BYTES)  # the processes of one start share it, and it is never stored
 
 
 class NotReady(Exception):
@@ -138,6 +141,7 @@ class ChildProcess:
     async def spawn(cls, arguments: Sequence[str], listener: socket.socket) -> ChildProcess:
         """Start a server process. The process is not ready yet when this method returns."""
         ours, theirs = socket.socketpair()
+        ours.send(_start_secret)
         with theirs:
             handles = (listener.fileno(), theirs.fileno())
             process = await asyncio.create_subprocess_exec(
@@ -376,6 +380,8 @@ class ParentConnection:
         self._control = socket.socket(fileno=control)
         for inherited in (self.listener, self._control):
             inherited.set_inheritable(False)
+        self.start_secret = self._control.recv(SECRET_BYTES)
+        """A secret that all processes of the parent share. Without a master key, they sign with it."""
         self._control.setblocking(False)
 
     def announce(self, text: str, *, ready: bool = True) -> None:

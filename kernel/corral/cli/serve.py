@@ -169,7 +169,7 @@ def _serve(
     from corral.asgi.application import Application
     from corral.kernel import boot
 
-    kernel = boot(config)
+    kernel = boot(config, start_secret=b"" if inherited is None else inherited.start_secret)
     log_sealed_start(kernel.keyring)
     environment.restore()  # plugins may have changed it while they were loaded
     logging_setup.configure(config.log_level, config.log_format)

@@ -26,7 +26,7 @@ def problem_codes(route: Route, signature: Signature) -> dict[int, set[str]]:
     if not route.exempt_host:
         codes.add("invalid_host")
     if PUBLIC not in route.needs:
-        codes |= {"unauthenticated", "token_expired", "session_revoked"}
+        codes |= {"unauthenticated", "token_expired", "session_revoked", "vault_sealed"}
         open_to_all = ANY_CALLER in route.needs and not route.own_session
         codes |= {"forbidden"} if open_to_all else {"forbidden", "insufficient_scope"}
         codes |= {"reauth_required"} if route.step_up else set()

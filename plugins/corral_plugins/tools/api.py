@@ -150,7 +150,8 @@ class Tools(Protocol):
         """Raise `Forbidden` unless the person `by` may give an agent these tools and policies.
 
         People can give an agent only the tools that they may use themselves. Only admins may set the policy of a
-        dangerous tool to `allow`. `before` is the current `tool_policy` of the agent.
+        dangerous tool to `allow`, change a rule that has this policy, or make the policy less strict than the default
+        of the tool. `before` is the current `tool_policy` of the agent.
         """
         ...
 

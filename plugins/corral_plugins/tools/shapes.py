@@ -106,8 +106,8 @@ class ToolCallView(msgspec.Struct, kw_only=True):
     """A tool call.
 
     `attempt` is the fencing number of the attempt, which each claim of the task increases. `permit` allows the worker
-    to run the tool; only the worker receives the permit. If the task waits for a person while a call is `running`, the
-    result is stored when the task continues.
+    to run the tool for at most `timeout_seconds`; only the worker receives these fields. If the task waits for a person
+    while a call is `running`, the result is stored when the task continues.
     """
 
     id: str
@@ -129,6 +129,7 @@ class ToolCallView(msgspec.Struct, kw_only=True):
     duration_ms: int | None
     permit: str | UnsetType = UNSET
     permit_expires_at: Instant | UnsetType = UNSET
+    timeout_seconds: int | UnsetType = UNSET
 
 
 class ToolCallQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

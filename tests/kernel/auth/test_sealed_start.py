@@ -32,6 +32,10 @@ async def test_people_sign_in_to_a_sealed_installation(make_kit: MakeKit, open_d
         me = (await ann.get("/auth/me")).json()
         assert me["session"]["expires_at"] <= _minutes_after(me["session"]["created_at"], 16)
         assert (await ann.post("/auth/reauth", {"password": PASSWORD})).status == 200
+        held = await sealed.client.get(
+            "/auth/me", headers={"Authorization": f"Bearer {earlier.json()['access_token']}"}
+        )
+        assert (held.status, held.code) == (503, "vault_sealed")  # other machines may know its key
         refreshed = await sealed.client.post("/auth/refresh", {"refresh_token": earlier.json()["refresh_token"]})
         assert (refreshed.status, refreshed.code) == (503, "vault_sealed")
         assert (await ann.post("/auth/mfa/setup")).code == "vault_sealed"

@@ -126,6 +126,13 @@ async def test_a_worker_says_what_it_offers(world: World) -> None:
     assert [each["name"] for each in found] == ["my.tool"]
 
 
+async def test_a_permit_tells_the_time_limit(world: World, run: Run) -> None:
+    assert (await permitted(run, "shell.run", "one"))["timeout_seconds"] == 600
+    await world.admin.patch("/tools/shell.run", {"timeout_seconds": 5})
+    assert (await permitted(run, "shell.run", "two"))["timeout_seconds"] == 5
+    assert (await permitted(run, "shell.run", "two"))["timeout_seconds"] == 5
+
+
 async def test_a_worker_without_tools_offers_none(world: World) -> None:
     client, worker_id = await world.machine("bare", tools=[])
     agent_id = await world.agent("workspace.*", "test.read", worker_id=worker_id)

@@ -3,6 +3,6 @@ const field = document.querySelector('input[name="token"]');
 const token = new URLSearchParams(location.hash.slice(1)).get("token");
 if (field && token) {
   field.value = token;
-  field.closest(".token").hidden = true;
   history.replaceState(null, "", location.pathname);
 }
+if (field && field.value) field.closest(".token").hidden = true;

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import html
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib import resources
 from string import Template
 from typing import Annotated, NamedTuple
@@ -110,7 +110,9 @@ async def show_password_reset() -> Text:
 async def submit_password_reset(body: PasswordForm, request: Request, recovery: PasswordRecovery) -> Text:
     """Set a new password with a link, and show the result as a page."""
     token = _token_of(body.token)
-    return await _result(SET_PASSWORD, lambda: recovery.set_password(token, body.new_password, request.unit_context()))
+    return await _result(
+        SET_PASSWORD, body, lambda: recovery.set_password(token, body.new_password, request.unit_context())
+    )
 
 
 @routes.get("/verify-email", needs=PUBLIC)
@@ -126,7 +128,7 @@ async def submit_verification(
     """Verify an address with a link, and show the result as a page."""
     token = _token_of(body.token)
     entry = request.unit_context()
-    return await _result(VERIFY, lambda: work(lambda: registrations.verify_address(token), entry=entry))
+    return await _result(VERIFY, body, lambda: work(lambda: registrations.verify_address(token), entry=entry))
 
 
 @routes.get("/accept-invitation", needs=PUBLIC)
@@ -139,7 +141,9 @@ async def show_invitation() -> Text:
 async def submit_invitation(body: InvitationForm, request: Request, registrations: AccountRegistration) -> Text:
     """Create an account with an invitation, and show the result as a page."""
     token, entry = _token_of(body.token), request.unit_context()
-    return await _result(ACCEPT, lambda: registrations.accept_invitation(token, body.full_name, body.password, entry))
+    return await _result(
+        ACCEPT, body, lambda: registrations.accept_invitation(token, body.full_name, body.password, entry)
+    )
 
 
 @routes.get("/page.css", needs=PUBLIC)
@@ -154,31 +158,37 @@ async def read_page_script() -> Text:
     return Text(_file("page.js"), "text/javascript; charset=utf-8")
 
 
-async def _result(page: Page, submit: Callable[[], Awaitable[object]]) -> Text:
-    """Return the page after its form was submitted: with the result, or with the form again and the reason."""
+async def _result(page: Page, body: msgspec.Struct, submit: Callable[[], Awaitable[object]]) -> Text:
+    """Return the page after its form was submitted: with the result, or with the form again and the reason.
+
+    The form then still contains what the person entered, except the password.
+    """
     try:
         await submit()
     except Problem as problem:
         if problem.status >= 500:
             raise
-        return _form(page, [*dict.fromkeys(each.detail for each in problem.errors)] or [problem.detail])
+        faults = [*dict.fromkeys(each.detail for each in problem.errors)] or [problem.detail]
+        entered = {name: value for name, value in msgspec.structs.asdict(body).items() if "password" not in name}
+        return _form(page, faults, entered)
     return _page(page.title, f'<p role="status">{html.escape(page.done)}</p>')
 
 
-def _form(page: Page, faults: Sequence[str] = ()) -> Text:
+def _form(page: Page, faults: Sequence[str] = (), entered: Mapping[str, str] = {}) -> Text:
     told = "".join(f'<p role="alert">{html.escape(fault)}</p>\n' for fault in faults)
-    inputs = "".join(_input(each) for each in page.inputs)
+    inputs = "".join(_input(each, entered.get(each.name, "")) for each in page.inputs)
     return _page(
         page.title, f'{told}<form method="post">\n{inputs}<button>{html.escape(page.button)}</button>\n</form>'
     )
 
 
-def _input(each: Input) -> str:
+def _input(each: Input, value: str) -> str:
     hint = f'<p class="soft" id="{each.name}-hint">{html.escape(each.hint)}</p>' if each.hint else ""
     described = f' aria-describedby="{each.name}-hint"' if each.hint else ""
+    filled = f' value="{html.escape(value)}"' if value else ""
     return (
         f'<div class="{each.name}"><label for="{each.name}">{html.escape(each.label)}</label>'
-        f'<input id="{each.name}" name="{each.name}" required {each.attributes}{described}>{hint}</div>\n'
+        f'<input id="{each.name}" name="{each.name}" required {each.attributes}{filled}{described}>{hint}</div>\n'
     )
 
 

@@ -91,6 +91,14 @@ class AccessTokens:
         """
         return self._sealer.mac("accounts.temporary_signing_key", b"v1") if self._sealer.sealed else None
 
+    def _is_sealed_key(self, kid: str) -> bool:
+        """Return whether a stored key has this id but cannot be decrypted, because the vault of this process is sealed.
+
+        Other machines of the installation accept the tokens of this key, so they are not invalid.
+        """
+        sealed = self._fixed is None and self._sealer.sealed
+        return sealed and bool(SigningKeyRow.select().where(SigningKeyRow.id == kid).exists())
+
     def create_first_key(self) -> None:
         """Create the id of the installation and the first signing key if they do not exist."""
         set_installation_value_once("installation_id", new_id())
@@ -144,6 +152,8 @@ class AccessTokens:
         try:
             kid = jwt.get_unverified_header(token).get("kid")
             keys = self._current_keys(str(kid))
+            if self._is_sealed_key(str(kid)):
+                raise Unavailable("The key of this access token cannot be decrypted here.", code="vault_sealed")
             payload = _jwt_codec().decode(
                 token, keys.secrets.get(str(kid), b""), algorithms=[ALGORITHM], audience=AUDIENCE, issuer=keys.issuer
             )

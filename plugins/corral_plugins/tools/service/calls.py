@@ -210,7 +210,7 @@ class ToolCalls:
                 **state,
             )
         if is_permit:
-            return self._permits.view_with_permit(row)
+            return self._permits.view_with_permit(row, tool)
         return ToolExecution(
             row_id=row.id,
             executions=row.executions,
@@ -292,8 +292,8 @@ class ToolCalls:
             if row.alive_until > clock.now():
                 return CallInProgress()
         elif row.status == "permitted":
-            if self._permits.is_valid(row, run):
-                return self._permits.view_with_permit(row)
+            if tool is not None and self._permits.is_valid(row, run):
+                return self._permits.view_with_permit(row, tool)
         elif row.status != "failed" or row.error is None or row.error["type"] != INTERRUPTED:
             return call_store.call_view(row)
         if tool is None or not can_repeat(tool):

@@ -59,9 +59,10 @@ class ToolPermits:
         """Return whether the lease may still use the permit: the permit belongs to the lease and has not expired."""
         return bool(row.lease_id == run.lease_id and (row.permit_until or "") > clock.now())
 
-    def view_with_permit(self, row: ToolCallRow) -> ToolCallView:
+    def view_with_permit(self, row: ToolCallRow, tool: RegisteredTool) -> ToolCallView:
         """Build the response body of a call with its permit. Only the worker of the call may receive the permit."""
         shown = call_store.call_view(row)
+        shown.timeout_seconds = tool.timeout_seconds
         shown.permit = base64.urlsafe_b64encode(self._sealer.mac(PURPOSE, _signed_data(row))).rstrip(b"=").decode()
         shown.permit_expires_at = row.permit_until or clock.now()
         return shown

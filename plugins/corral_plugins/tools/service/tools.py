@@ -8,7 +8,7 @@ from typing import Any
 from corral.auth.principal import Principal
 from corral.errors import Forbidden
 from corral.redact.redactor import Redactor
-from corral_plugins.tools.api import ClaimTool, Json, ToolPolicy, has_tools
+from corral_plugins.tools.api import POLICIES, ClaimTool, Json, ToolPolicy, has_tools
 from corral_plugins.tools.service import call_store
 from corral_plugins.tools.service.call_store import truncate_output
 from corral_plugins.tools.service.decision import RISK_PERMISSION, rule_of
@@ -68,6 +68,14 @@ class ToolsService:
                 and _is_dangerous(tools, name)
             ):
                 raise Forbidden(f"Setting allow for the dangerous tool {name} requires the permission agents.manage.")
+        for tool in tools:
+            was, now = [rule_of(rules, tool.name).policy or tool.default_policy for rules in (before, policy)]
+            bound = min(was, tool.default_policy, key=POLICIES.index)
+            if tool.risk == "dangerous" and POLICIES.index(now) < POLICIES.index(bound):
+                raise Forbidden(
+                    f"Setting {now} for the dangerous tool {tool.name}, whose default is {tool.default_policy}, "
+                    "requires the permission agents.manage."
+                )
 
     def deliver_result(self, task_id: str, call_id: str, *, result: Any = None, error: Json | None = None) -> None:
         row = call_store.find_call(task_id, call_id)

@@ -14,7 +14,7 @@ from typing import Any
 
 from corral_plugins.workers.node.client import RELEASE_CODES, ApiError, WorkerApiClient, WorkerLeaseLost
 from corral_plugins.workers.node.conversation import AttemptState, Message, parse_json, tool_content, tool_message
-from corral_plugins.workers.node.tools.builtin import TOOLS, BuiltinTool
+from corral_plugins.workers.node.tools.builtin import MAX_SECONDS, TOOLS, BuiltinTool
 from corral_plugins.workers.node.tools.workspace import ToolFailed, Workspaces
 
 NAME_LIMIT = 64
@@ -62,7 +62,10 @@ class ToolClient:
         except ValueError as error:
             return tool_message(call["id"], {"error": f"The arguments are not valid: {error}"})
         try:
-            reply = self._state.permits.pop(call["id"], None) or await self._send_call(name, call["id"], arguments)
+            approved = self._state.permits.pop(call["id"], None)
+            if approved is not None and approved.get("arguments") is not None:
+                arguments = approved["arguments"]  # the person who approved the call may have changed them
+            reply = approved or await self._send_call(name, call["id"], arguments)
             return await self._handle_reply(name, call["id"], arguments, reply)
         except ApiError as error:
             if error.is_lease_lost:
@@ -94,33 +97,32 @@ class ToolClient:
             )
             raise TaskWaitsForPerson
         if reply.get("permit"):
-            approved = reply.get("arguments")  # the person who approved the call may have changed the arguments
-            return await self._run_permitted(
-                name, call_id, arguments if approved is None else approved, reply["permit"]
-            )
+            return await self._run_permitted(name, call_id, arguments, reply)
         return tool_message(call_id, tool_content(reply))
 
-    async def _run_permitted(self, name: str, call_id: str, arguments: Any, permit: str) -> Message:
+    async def _run_permitted(self, name: str, call_id: str, arguments: Any, reply: Mapping[str, Any]) -> Message:
         """Run a permitted tool on this machine and report the outcome to the server."""
         began = time.monotonic()
-        outcome = await self._run_local_tool(name, call_id, arguments)
+        limit = float(reply.get("timeout_seconds") or MAX_SECONDS)
+        outcome = await self._run_local_tool(name, call_id, arguments, limit)
         outcome["duration_ms"] = round((time.monotonic() - began) * 1000)
         try:
-            await self._client.report_tool_result(self._task_id, call_id, {"permit": permit, **outcome})
+            await self._client.report_tool_result(self._task_id, call_id, {"permit": reply["permit"], **outcome})
         except ApiError as error:  # the server stores no result, but the tool has run
             if error.is_lease_lost:
                 raise
         self._state.running = None
         return tool_message(call_id, tool_content(outcome))
 
-    async def _run_local_tool(self, name: str, call_id: str, arguments: Any) -> dict[str, Any]:
+    async def _run_local_tool(self, name: str, call_id: str, arguments: Any, limit: float) -> dict[str, Any]:
         tool = self._local.get(name)
         if tool is None or self._workspaces is None:
             return {"error": {"type": "not_offered", "message": f"This worker does not offer {name}."}}
         if not await self._record_start(tool, call_id):
             return {"error": UNKNOWN}
         try:
-            return {"result": await tool.parse_arguments(arguments).run(self._workspaces.open_workspace(self._task_id))}
+            workspace = self._workspaces.open_workspace(self._task_id)
+            return {"result": await tool.parse_arguments(arguments).run(workspace, limit)}
         except (ToolFailed, OSError, ValueError) as error:
             return {"error": {"type": "failed", "message": str(error)}}
 

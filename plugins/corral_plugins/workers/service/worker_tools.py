@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from corral_plugins.tools.api import Tool
-from corral_plugins.workers.node.tools.builtin import TOOLS
+from corral_plugins.workers.node.tools.builtin import MAX_SECONDS, TOOLS
 
-MAX_SECONDS = 600
 PROGRAMS = ("shell.run", "python.run")
 """Tools that run arbitrary programs. Their output may come from any source, and is therefore untrusted."""
 

@@ -123,6 +123,30 @@ async def test_a_cancelled_call_ends_everything(space: Workspace) -> None:
     assert alive(pids(space)) == []
 
 
+async def test_a_command_that_kills_its_parent_leaves_no_processes(space: Workspace) -> None:
+    """Its processes, also those of other sessions, fall to the process of the task, which ends them."""
+    code = (
+        "import asyncio, pathlib, sys\n"
+        "from corral_plugins.workers.node.tools import sandbox\n"
+        "from corral_plugins.workers.node.tools.workspace import Workspace\n"
+        "sandbox.adopt_orphans()\n"
+        "script = 'echo $$ > pids; setsid sleep 60 & echo $! >> pids; sleep 60 & echo $! >> pids; '\n"
+        "script += 'kill -9 $PPID; sleep 60'\n"
+        "argv = ['/bin/sh', '-c', script]\n"
+        "for turn in range(2):\n"
+        "    print(asyncio.run(sandbox.run_command(argv, Workspace(pathlib.Path(sys.argv[1])), 20)))\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(["kernel", "plugins"])}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, str(space.path), env=env, stdout=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(15):
+        output, _ = await process.communicate()
+    assert output.decode().count("'exit_code': -9") == 2
+    assert len(pids(space)) == 3
+    assert alive(pids(space)) == []
+
+
 async def test_a_killed_worker_leaves_no_command(space: Workspace, tmp_path: Path) -> None:
     """The worker is killed and cannot clean up; the sandbox runner sees its input close."""
     code = (

@@ -102,7 +102,26 @@ async def test_files_may_be_read_and_written_twice(workspaces: Workspaces) -> No
     assert {checkpoint["state"]["running"] for checkpoint in server.of("checkpoint")} == {None}
 
 
-async def test_an_approved_call_runs_with_the_arguments_of_the_approval(workspaces: Workspaces) -> None:
+async def test_a_permitted_call_runs_with_the_arguments_of_the_model(workspaces: Workspaces) -> None:
+    """What the server shows of a call is redacted and cut; it is not what runs."""
+    shown = {**PERMITTED, "arguments": {"path": "a.txt", "content": "hel[redacted]"}}
+    server = Server(calls_tool("workspace__write", path="a.txt", content="hello"), "end")
+    server.tools = {"workspace.write": shown}
+    allowed = ("workspace.write",)
+    assert await server.run(claim(agent=tools(*allowed)), allowed=allowed, workspaces=workspaces) == REPORTED
+    assert server.of("tool_result")[0]["result"] == {"size_bytes": 5}
+
+
+async def test_the_server_limits_the_time_of_a_command(workspaces: Workspaces) -> None:
+    permitted = {**PERMITTED, "timeout_seconds": 1}
+    server = Server(calls_tool("shell__run", command="sleep 60", timeout_seconds=50), "end")
+    server.tools = {"shell.run": permitted}
+    given = claim(agent=tools("shell.run"))
+    assert await server.run(given, allowed=["shell.run"], workspaces=workspaces) == REPORTED
+    assert server.of("tool_result")[0]["result"]["timed_out"] is True
+
+
+async def test_tools_3_an_approved_call_runs_with_the_arguments_of_the_approval(workspaces: Workspaces) -> None:
     held = {"status": "pending_approval", "approval_id": "a1"}
     first = Server(calls_tool("shell__run", command="rm -rf /"), tools={"shell.run": held})
     given = claim(agent=tools("shell.run"))

@@ -14,10 +14,10 @@ from corral_plugins.workers.node.tools import sandbox
 from corral_plugins.workers.node.tools.workspace import ToolFailed, Workspace
 
 SHELL = "/bin/sh"
-DEFAULT_SECONDS = 60
+DEFAULT_SECONDS, MAX_SECONDS = 60, 600
 ToolName = Literal["workspace.read", "workspace.list", "workspace.write", "shell.run", "python.run"]
 Path = Annotated[str, Meta(max_length=1024, description="relative to the workspace, separated by /")]
-Seconds = Annotated[int, Meta(ge=1, le=600, description="the command is stopped after this many seconds")]
+Seconds = Annotated[int, Meta(ge=1, le=MAX_SECONDS, description="the command is stopped after this many seconds")]
 
 
 class BuiltinTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -32,8 +32,8 @@ class BuiltinTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     risk: ClassVar[Literal["read", "write", "dangerous"]]
     idempotent: ClassVar[bool] = True
 
-    async def run(self, workspace: Workspace) -> Any:
-        """Run the tool and return the result. Raise `ToolFailed` if the tool fails."""
+    async def run(self, workspace: Workspace, limit: float = MAX_SECONDS) -> Any:
+        """Run the tool for at most `limit` seconds and return the result. Raise `ToolFailed` if the tool fails."""
         # `abc` does not work here, because structs have a metaclass of their own.
         raise NotImplementedError(f"the tool {self.name} must define run()")
 
@@ -60,7 +60,7 @@ class ReadFile(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
     path: Path
     offset: Annotated[int, Meta(ge=0, le=2**53, description="in bytes")] = 0
 
-    async def run(self, workspace: Workspace) -> Any:
+    async def run(self, workspace: Workspace, limit: float = MAX_SECONDS) -> Any:
         return await asyncio.to_thread(workspace.read_text, self.path, self.offset)
 
 
@@ -71,7 +71,7 @@ class ListFolder(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
 
     path: Path = "."
 
-    async def run(self, workspace: Workspace) -> Any:
+    async def run(self, workspace: Workspace, limit: float = MAX_SECONDS) -> Any:
         return await asyncio.to_thread(workspace.list_folder, self.path)
 
 
@@ -83,7 +83,7 @@ class WriteFile(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
     path: Path
     content: Annotated[str, Meta(max_length=1024 * 1024)]
 
-    async def run(self, workspace: Workspace) -> Any:
+    async def run(self, workspace: Workspace, limit: float = MAX_SECONDS) -> Any:
         return await asyncio.to_thread(workspace.write_text, self.path, self.content)
 
 
@@ -96,8 +96,9 @@ class RunShell(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
     command: Annotated[str, Meta(min_length=1, max_length=32_000)]
     timeout_seconds: Seconds = DEFAULT_SECONDS
 
-    async def run(self, workspace: Workspace) -> Any:
-        return await sandbox.run_command([SHELL, "-c", self.command], workspace, self.timeout_seconds)
+    async def run(self, workspace: Workspace, limit: float = MAX_SECONDS) -> Any:
+        seconds = min(self.timeout_seconds, limit)
+        return await sandbox.run_command([SHELL, "-c", self.command], workspace, seconds)
 
 
 class RunPython(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
@@ -109,8 +110,9 @@ class RunPython(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
     code: Annotated[str, Meta(min_length=1, max_length=32_000)]
     timeout_seconds: Seconds = DEFAULT_SECONDS
 
-    async def run(self, workspace: Workspace) -> Any:
-        return await sandbox.run_command([sys.executable, "-I", "-c", self.code], workspace, self.timeout_seconds)
+    async def run(self, workspace: Workspace, limit: float = MAX_SECONDS) -> Any:
+        seconds = min(self.timeout_seconds, limit)
+        return await sandbox.run_command([sys.executable, "-I", "-c", self.code], workspace, seconds)
 
 
 TOOLS: dict[str, type[BuiltinTool]] = {

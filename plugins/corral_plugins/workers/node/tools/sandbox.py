@@ -16,11 +16,13 @@ from typing import Any
 
 import msgspec
 
+from corral_plugins.workers.node.tools import sandbox_runner
 from corral_plugins.workers.node.tools.workspace import Workspace
 
 RUNNER = Path(__file__).with_name("sandbox_runner.py")
 OUTPUT_LIMIT = 60 * 1024  # in bytes of JSON; the server stores at most 64 KiB of a result
 HEAD_BYTES, TAIL_BYTES = 16 * 1024, 44 * 1024
+POLL_SECONDS = 0.05
 STOP_SECONDS = 8.0  # time for the runner to stop every process
 MEBIBYTE = 1024 * 1024
 LIMITS = {
@@ -35,7 +37,8 @@ async def run_command(argv: Sequence[str], workspace: Workspace, seconds: float)
     """Run a command and return `{exit_code, output, timed_out}`.
 
     `output` contains stdout and stderr. If the output is too long, its middle part is omitted. Every process that the
-    command started is stopped when this function returns or is cancelled, or when this process is killed.
+    command started is stopped when this function returns or is cancelled, or when this process is killed. A command
+    that kills the runner leaves its processes to this process, which stops them if it has called `adopt_orphans`.
     """
     home = str(workspace.path)
     process = await asyncio.create_subprocess_exec(
@@ -53,16 +56,35 @@ async def run_command(argv: Sequence[str], workspace: Workspace, seconds: float)
     assert process.stdin is not None
     assert process.stdout is not None
     output = _CappedOutput()
-    reading = asyncio.ensure_future(output.read_stream(process.stdout))
+    reading, exited = (
+        asyncio.ensure_future(output.read_stream(process.stdout)),
+        asyncio.ensure_future(_runner_exit(process)),
+    )
     try:
         with contextlib.suppress(ConnectionError):
             process.stdin.write(msgspec.json.encode({"argv": list(argv), "limits": LIMITS}) + b"\n")
             await process.stdin.drain()
-        await asyncio.wait({reading}, timeout=seconds)
-        timed_out = not reading.done()
+        ends = {reading, exited}
+        await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        timed_out = not any(end.done() for end in ends)
     finally:
+        exited.cancel()
         await _stop_runner(process, reading)
     return {"exit_code": None if timed_out else process.returncode, "output": output.text(), "timed_out": timed_out}
+
+
+_adopts_orphans = False
+
+
+def adopt_orphans() -> None:
+    """Let `run_command` stop the processes of commands that kill the runner.
+
+    Call this function only in a process that runs one command at a time and has no other child processes, because
+    every child process is then taken for such an orphan.
+    """
+    global _adopts_orphans
+    sandbox_runner.adopt_orphans()
+    _adopts_orphans = True
 
 
 async def _stop_runner(process: asyncio.subprocess.Process, reading: asyncio.Future[None]) -> None:
@@ -74,14 +96,28 @@ async def _stop_runner(process: asyncio.subprocess.Process, reading: asyncio.Fut
     process.stdin.close()
     try:
         async with asyncio.timeout(STOP_SECONDS):
-            await process.wait()
+            await _runner_exit(process)
+            await _stop_orphans()
             await reading
     except TimeoutError:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-        await process.wait()
+        await _runner_exit(process)
+        await _stop_orphans()
     finally:
         reading.cancel()
+    await process.wait()
+
+
+async def _runner_exit(process: asyncio.subprocess.Process) -> None:
+    """Wait until the runner has exited. `Process.wait` would also wait until orphans close the output."""
+    while process.returncode is None:  # noqa: ASYNC110
+        await asyncio.sleep(POLL_SECONDS)
+
+
+async def _stop_orphans() -> None:
+    if _adopts_orphans:
+        await asyncio.to_thread(sandbox_runner.kill_descendants)
 
 
 class _CappedOutput:

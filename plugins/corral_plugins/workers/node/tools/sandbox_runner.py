@@ -27,7 +27,7 @@ PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
 def main() -> int:
     """Run the command and return the exit status."""
     request = json.loads(_read_line())
-    _prctl(PR_SET_CHILD_SUBREAPER)  # orphaned processes of the command become children of this process
+    adopt_orphans()
     _prctl(PR_SET_NO_NEW_PRIVS)
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
@@ -43,7 +43,7 @@ def main() -> int:
         _kill_group(pid, signal.SIGTERM)
         status = _wait_for_exit(pid, child_exited, GRACE_SECONDS)
     _kill_group(pid, signal.SIGKILL)
-    _kill_descendants(pid)
+    kill_descendants()
     if status is None:
         return 128 + signal.SIGKILL
     code = os.waitstatus_to_exitcode(status)
@@ -105,7 +105,12 @@ def _kill_group(pid: int, number: int) -> None:
         os.killpg(pid, number)
 
 
-def _kill_descendants(pid: int) -> None:
+def adopt_orphans() -> None:
+    """Let orphaned descendants of this process become its children, so that `kill_descendants` finds them."""
+    _prctl(PR_SET_CHILD_SUBREAPER)
+
+
+def kill_descendants() -> None:
     """Kill all descendants of this process, repeatedly until none are left or 5 s have passed."""
     until = time.monotonic() + REAP_SECONDS
     while time.monotonic() < until:
