@@ -14,12 +14,37 @@ from datetime import UTC, datetime
 FIRST, LAST = "0001-01-01T00:00:00.000Z", "9999-12-31T23:59:59.999Z"
 _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
 
+STEP_SECONDS, MAX_STEP_SECONDS = 1.0, 86_400.0  # the system clock was set back by a time within this range
+CATCH_UP = 0.05  # by which this clock then runs slower, until the system clock has caught up with it
 _shift = 0.0
+_anchor = (0.0, 0.0)  # a monotonic time, and the difference between this clock and the monotonic time at that moment
 
 
 def time_s() -> float:
-    """Return the seconds since the epoch, shifted by `travel`."""
+    """Return the seconds since the epoch, shifted by `travel`.
+
+    If the system clock is set back, this clock goes on, so that leases, delays and tokens end when they should. It runs
+    5 % slower until the system clock has caught up. If the system clock is set back by more than a day, this clock
+    follows it.
+    """
+    global _anchor
+    monotonic = time.monotonic()
+    offset, system = _anchor[1] - (monotonic - _anchor[0]) * CATCH_UP, time.time() - monotonic
+    if not STEP_SECONDS < offset - system < MAX_STEP_SECONDS:
+        _anchor, offset = (monotonic, system), system
+    return monotonic + offset + _shift
+
+
+def system_time_s() -> float:
+    """Return the time of the system clock, for protocols that other devices with a clock take part in, such as TOTP."""
     return time.time() + _shift
+
+
+def continue_from(instant: str) -> None:
+    """Start at this instant of the database if it lies ahead, as if the system clock had been set back just now."""
+    global _anchor
+    if (seconds := parse_instant(instant) - _shift) > time_s() - _shift:
+        _anchor = (time.monotonic(), seconds - time.monotonic())
 
 
 def format_instant(seconds: float) -> str:
@@ -44,7 +69,7 @@ def _format_whole_second(second: int) -> str:
 
 def now(after_seconds: float = 0.0) -> str:
     """Return the current time, shifted by `after_seconds`, as an instant."""
-    return format_instant(time.time() + _shift + after_seconds)
+    return format_instant(time_s() + after_seconds)
 
 
 def parse_instant(instant: str) -> float:
@@ -73,6 +98,6 @@ def travel(seconds: float) -> None:
 
 
 def reset() -> None:
-    """Undo all calls of `travel`."""
-    global _shift
-    _shift = 0.0
+    """Undo all calls of `travel`, and set this clock to the system clock."""
+    global _shift, _anchor
+    _shift, _anchor = 0.0, (0.0, 0.0)

@@ -300,7 +300,7 @@ class FirstAccount(Protocol):
     """Tells the operator how the first account is created. The plugin `accounts` provides this service."""
 
     async def instructions(self) -> str | None:
-        """Return what the start of the server prints about the first account, or None if an account exists."""
+        """Return what the start of the server prints about the first account, or None if an admin exists."""
         ...
 
 

@@ -8,17 +8,21 @@ from enum import Enum
 from importlib.resources import files
 from typing import Annotated, Any, Literal
 
+import click
 import msgspec
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from corral import errors
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
+from corral.cli.commands import group
+from corral.config.model import Config
 from corral.http.answers import Answer, IfMatch, Stream, Text, Wait
 from corral.http.page import Page, PageQuery
 from corral.http.problem_codes import problem_codes
 from corral.http.routes import Route, Routes
 from corral.http.signature import read_signature
+from corral.plugins.discovery import discover
 from corral.schema.fields import Id, Name
 from corral_core.plugin_admin.service.openapi import document
 
@@ -353,8 +357,33 @@ def test_a_plugins_own_code_counts_once_it_is_known(monkeypatch: pytest.MonkeyPa
     assert "tools.denied" in codes("POST /api/v1/tools", 409)
 
 
+def codes_of_the_product() -> dict[str, errors.Code]:
+    """The codes of the kernel and of all plugins that belong to the distribution."""
+    for plugin in discover(Config()):
+        if plugin.built_in:
+            plugin.load()
+    return errors.CODES
+
+
 def test_every_code_of_the_product_has_a_remedy() -> None:
-    assert [code for code, found in errors.CODES.items() if len(found.remedy) < 20 or found.remedy[-1] != "."] == []
+    found = codes_of_the_product()
+    assert len(found) > 80
+    assert [code for code, each in found.items() if len(each.remedy) < 20 or each.remedy[-1] != "."] == []
+
+
+def test_the_commands_in_remedies_exist() -> None:
+    named = {
+        command
+        for found in codes_of_the_product().values()
+        for command in re.findall(r"`corral ([^`]*)`", found.remedy)
+    }
+    assert len(named) > 5
+    for command in named:
+        found: Any = group
+        for word in command.split():
+            if word.islower():  # the others stand for arguments
+                found = found.get_command(click.Context(found), word)
+                assert found is not None, command
 
 
 def test_a_code_has_one_meaning() -> None:

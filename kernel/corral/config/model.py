@@ -91,9 +91,7 @@ class Server(_Part, frozen=True):
     ] = "auto"
     fast_dispatch: Annotated[bool, Key("Dispatch requests with the kernel's own route table")] = True
     body_timeout_seconds: Annotated[
-        int,
-        Meta(ge=1, le=3600),
-        Key("Longest pause within a request body, in seconds", "CORRAL_BODY_TIMEOUT"),
+        int, Meta(ge=1, le=3600), Key("Longest pause within a request body, in seconds", "CORRAL_BODY_TIMEOUT")
     ] = 30
     certfile: Annotated[Path | None, Key("TLS certificate chain", example="/etc/corral/tls.crt")] = None
     keyfile: Annotated[Path | None, Key("TLS private key", example="/etc/corral/tls.key")] = None
@@ -109,8 +107,7 @@ class Database(_Part, frozen=True):
     migrate_on_start: Annotated[bool | None, Key("Migrate at start; default: only on SQLite", example=True)] = None
     pool_size: Annotated[int, Meta(ge=1, le=512), Key("PostgreSQL connections per process")] = 16
     synchronous: Annotated[
-        Literal["full", "normal"],
-        Key("Durability of SQLite; normal may lose commits", "CORRAL_SQLITE_SYNCHRONOUS"),
+        Literal["full", "normal"], Key("Durability of SQLite; normal may lose commits", "CORRAL_SQLITE_SYNCHRONOUS")
     ] = "full"
 
     @property

@@ -14,7 +14,6 @@ from typing import Any
 
 import peewee
 
-from corral import clock
 from corral.database.statement import PEEWEE_ERRORS
 from corral.database.unit import current
 
@@ -122,16 +121,6 @@ def transaction_is_open() -> bool:
     """Return whether the unit's transaction is still open. A lost connection or a full disk ends the transaction."""
     connection = current().connection
     return bool(connection.in_transaction if on_sqlite() else not (connection.closed or connection.broken))
-
-
-def server_seconds() -> float:
-    """Return the seconds since the epoch according to the database server's clock.
-
-    For SQLite, this is the clock of this machine.
-    """
-    if on_sqlite():
-        return clock.time_s()
-    return float(execute("SELECT EXTRACT(EPOCH FROM clock_timestamp())").fetchone()[0])
 
 
 def append_only(database: peewee.Database, table: str, *, unique: Sequence[str], deletable: str) -> None:

@@ -46,18 +46,10 @@ CALL_BUDGET_SECONDS = _isolation_limit(
     "plugins.call_budget_seconds", "Time limit for calls to plugins, in seconds", default=5, minimum=1, maximum=60
 )
 QUARANTINE_ERRORS = _isolation_limit(
-    "plugins.quarantine_errors",
-    "Number of errors after which a plugin is quarantined",
-    default=5,
-    minimum=1,
-    maximum=100,
+    "plugins.quarantine_errors", "Errors after which a plugin is quarantined", default=5, minimum=1, maximum=100
 )
 QUARANTINE_WINDOW_SECONDS = _isolation_limit(
-    "plugins.quarantine_window_seconds",
-    "Period in which the errors of a plugin are counted, in seconds",
-    default=60,
-    minimum=10,
-    maximum=3600,
+    "plugins.quarantine_window_seconds", "Period for counting errors, in seconds", default=60, minimum=10, maximum=3600
 )
 
 KERNEL_SETTINGS: tuple[Setting[Any], ...] = tuple(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from corral import clock
 from corral.auth.principal import Permission
 from corral.database.engine import Database, Work
 from corral.database.model import Model
@@ -14,7 +15,7 @@ from corral_core.health.jobs import SCHEDULES
 from corral_core.health.models import HealthRow
 from corral_core.health.routes import egress, health
 from corral_core.health.service.board import HealthBoard
-from corral_core.health.service.checks import KernelChecks
+from corral_core.health.service.checks import KernelChecks, last_recorded_time
 from corral_core.health.service.egress_audit import METRICS, EgressAudit
 from corral_core.health.service.heap_trimming import HeapTrimming
 from corral_core.health.service.process_metrics import LoopLag, ProcessMetrics
@@ -64,7 +65,11 @@ class HealthPlugin(Plugin):
         return METRICS
 
     async def start(self, runtime: Runtime) -> None:
-        """Acquire the single-machine lock if the database is a file, and start the background tasks of this process."""
+        """Acquire the single-machine lock if the database is a file, and start the background tasks of this process.
+
+        The clock must not start before the last time that a process of this installation has recorded.
+        """
+        clock.continue_from(await runtime.service(Work)(last_recorded_time, read=True))
         if runtime.service(Database).is_file:
             lock = SingleMachineLock(runtime.service(Work))
             await lock.acquire()

@@ -82,3 +82,4 @@ async def test_an_invitation_gives_its_role_to_the_first_account_too(make_kit: M
     )
     made = await register(kit, invitation_token=url.rpartition("=")[2])
     assert (made.status, made.json()["role"]) == (201, "viewer")
+    assert str(await instructions(kit)).startswith("no account is an admin; create one")

@@ -31,10 +31,10 @@ class FirstAccountSetup:
         self._is_public, self.token_file = installation.is_public, installation.data_dir / "setup.token"
 
     async def instructions(self) -> str | None:
-        token = await self._work(self._read_token, read=True)
+        token, has_admin = await self._work(lambda: (self._read_token(), _has_admin()), read=True)
         if token is None:
             self.discard_token()
-            return None
+            return None if has_admin else f"no account is an admin; create one on this machine: {CREATE}"
         if not self._is_public:
             return f"there is no account yet: the first to register becomes the admin; on this machine: {CREATE}"
         if self._sealer.sealed:
@@ -77,6 +77,10 @@ class FirstAccountSetup:
         if self.exists():
             return None
         return base64.urlsafe_b64encode(self._sealer.mac(PURPOSE, _installation_id())).decode().rstrip("=")
+
+
+def _has_admin() -> bool:
+    return bool(UserRow.select().where(UserRow.role == "admin").exists())
 
 
 def _installation_id() -> bytes:

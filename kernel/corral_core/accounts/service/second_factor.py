@@ -180,7 +180,7 @@ class SecondFactor:
             totp = pyotp.TOTP(self._sealer.decrypt(bytes.fromhex(row.seed), aad=_seed_context(row.user_id)).decode())
         except ValueError:  # the stored seed is no longer hexadecimal, or `SealedWrong`
             raise _damaged_error(row) from None
-        now = int(clock.time_s()) // STEP_SECONDS
+        now = int(clock.system_time_s()) // STEP_SECONDS
         steps = range(now - WINDOW, now + WINDOW + 1)
         found = [step for step in steps if hmac.compare_digest(totp.generate_otp(step), code)]
         return max(found, default=None)

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import peewee
 
 from corral import clock
-from corral.database.dialect import server_seconds
+from corral.database.dialect import execute
 from corral.database.engine import Database
 from corral.database.leases import acquire_lease
 from corral.errors import Problem
@@ -114,11 +114,15 @@ class KernelChecks:
         return "down" if protected else "degraded", f"{told}."
 
     async def check_clock_skew(self) -> Told:
-        """Compare the clock of this machine with the clock of the database server."""
+        """Compare the clock with the clock of the database server, or of this machine if the database is a file."""
         if self._database.is_file:
-            return "ok", "The database is a file on this machine, so the clocks cannot differ."
+            ahead = clock.time_s() - clock.system_time_s()
+            if ahead <= SKEW:
+                return "ok", "The database is a file on this machine, so the clocks cannot differ."
+            sentence = f"The clock of this machine was set back. Corral is {ahead:.0f} s ahead of it, and slows down."
+            return "degraded", sentence
         before = clock.time_s()
-        there = await self._database.work(server_seconds, read=True)
+        there = await self._database.work(_server_seconds, read=True)
         skew = max(0.0, before - there, there - clock.time_s())
         status = "down" if skew > WRONG_CLOCK else "degraded" if skew > SKEW else "ok"
         return status, f"The clock of this machine differs from the clock of the database by {skew:.1f} s."
@@ -136,3 +140,13 @@ class KernelChecks:
 def _earliest_due_time(names: list[str]) -> str | None:
     found = ScheduleRow.select(peewee.fn.MIN(ScheduleRow.next_at)).where(ScheduleRow.name.in_(names)).tuples().first()
     return None if found is None else found[0]
+
+
+def last_recorded_time() -> str:
+    """Return the last time at which a schedule of this installation ran. Runs in the caller's unit of work."""
+    return str(ScheduleRow.select(peewee.fn.MAX(ScheduleRow.last_at)).scalar() or clock.FIRST)
+
+
+def _server_seconds() -> float:
+    """Return the seconds since the epoch by the clock of the PostgreSQL server."""
+    return float(execute("SELECT EXTRACT(EPOCH FROM clock_timestamp())").fetchone()[0])
