@@ -54,12 +54,15 @@ async def test_a_mail_is_sent_with_the_unit_that_asks_for_it(mailing: Kit, mail_
     assert "https://corral.example" in mail.get_content()
 
 
-async def test_mails_bear_the_name_of_the_installation_and_local_times(mailing: Kit, mail_server: MailServer) -> None:
-    admin = await mailing.as_user("admin")
+async def test_mails_bear_the_name_of_the_installation_and_local_times(
+    make_kit: Callable[..., Any], mail_server: MailServer
+) -> None:
+    kit: Kit = await make_kit(plugins=("settings",), config=mail_server.config())
+    admin = await kit.as_user("admin")
     for name, value in (("site_name", "Ranch"), ("timezone", "Europe/Berlin")):
         assert (await admin.put(f"/settings/general/{name}", {"value": value})).status == 200
-    await notify(mailing, kind="locked", until="2026-07-01T10:30:00.000000Z")
-    await mailing.run_jobs()
+    await notify(kit, kind="locked", until="2026-07-01T10:30:00.000000Z")
+    await kit.run_jobs()
     [mail] = mail_server.box.mails
     assert mail["Subject"].startswith("Ranch: ")
     assert "until 2026-07-01 12:30 (Europe/Berlin)" in mail.get_content()
