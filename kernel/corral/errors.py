@@ -22,7 +22,7 @@ class Code(NamedTuple):
     remedy: str = ""
 
 
-_TABLE = json.loads(Path(__file__).with_name("problem_codes.json").read_bytes())
+_TABLE = json.loads(Path(__file__).with_name("errors.json").read_bytes())
 CODES: dict[str, Code] = {code: Code(**entry) for code, entry in _TABLE.items()}
 """The problem codes. Plugins add codes with `declare_codes`."""
 LIMITING_CODES: set[str] = set()

@@ -215,9 +215,9 @@ def test_which_file_is_read(tmp_path: Path) -> None:
     Path("corral.toml").write_text('log_format = "console"')
     assert load({}).log_format == "console"
     config = load({"CORRAL_CONFIG": str(other)})
-    assert (config.safe_mode, config.log_format, config.path) == (True, "json", other)
+    assert (config.safe_mode, config.log_format, config.path) == (True, "auto", other)
     assert load({"CORRAL_CONFIG": str(other)}, path=Path("corral.toml")).log_format == "console"
-    assert load({}, path=NO_FILE).log_format == "json"
+    assert load({}, path=NO_FILE).log_format == "auto"
     assert "does not exist" in load({"CORRAL_CONFIG": "absent.toml"}).warnings[0]
     with pytest.raises(StartupError, match="does not exist"):
         load({}, path=Path("absent.toml"))

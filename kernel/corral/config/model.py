@@ -183,7 +183,7 @@ class Config(_Part, frozen=True):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Key("Minimum level of log lines", "CORRAL_LOG_LEVEL")
     ] = "info"
-    log_format: Annotated[Literal["json", "console"], Key("Format of log lines", "CORRAL_LOG_FORMAT")] = "json"
+    log_format: Annotated[Literal["auto", "json", "console"], Key("Format of log lines", "CORRAL_LOG_FORMAT")] = "auto"
     rate_limits: Annotated[bool, Key("Apply rate limits; off is for tests only", "CORRAL_RATE_LIMITS")] = True
     ip_rules_disabled: Annotated[bool, Key("Ignore the IP rules, to regain access", "CORRAL_IP_RULES_DISABLED")] = False
     metrics_token: Annotated[Text | None, Key("Bearer token required by /metrics", "CORRAL_METRICS_TOKEN", True)] = None

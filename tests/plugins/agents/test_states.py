@@ -397,7 +397,7 @@ async def test_warnings(kit: Kit, alice: Client) -> None:
     fleet.all[WORKER] = worker(WORKER, tools=[])
     assert await warnings("none", enabled_tools=["http.fetch"]) == ["tool_unavailable:http.fetch"]
     fleet.asked.clear()
-    assert len((await alice.get("/agents")).json()["items"]) == 11
+    assert len((await alice.get("/agents")).json()["items"]) == 12
     assert fleet.asked == [[WORKER, UNAPPROVED]]
     answer = await alice.post("/agents", {"name": "j", "llm_provider": "unheard"})
     assert (answer.status, answer.code) == (422, "unknown_reference")

@@ -123,7 +123,7 @@ class Scene(World):
 
 @pytest.fixture
 async def scene(tmp_path: Path, postgres_server: Any) -> AsyncIterator[Scene]:
-    url = postgres_server.new_database_url()
+    url = postgres_server.unused_database_url()
     made = Scene()
     async with make_kernel(tmp_path, database_url=url, plugins=("admin", "agents", "workers", "tasks")) as kit:
         await made.build(kit)

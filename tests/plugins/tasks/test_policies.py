@@ -56,7 +56,7 @@ async def test_a_change_of_agent_or_policy_changes_the_number_of_attempts(world:
 async def test_each_member_of_a_stall_policy_comes_from_the_nearest_that_sets_it(world: World) -> None:
     agent = await world.agent("quiet", stall_policy={"action": "cancel"}, max_concurrent_tasks=5)
     cases: list[tuple[dict[str, Any], tuple[Any, ...]]] = [
-        ({}, (100, 4, "notify")),
+        ({"agent_id": world.agent_id}, (100, 4, "notify")),
         ({"agent_id": agent}, (100, 4, "cancel")),
         ({"agent_id": agent, "stall_policy": {"loop_repeats": 3}}, (100, 3, "cancel")),
         ({"agent_id": agent, "stall_policy": {"stall_seconds": 0, "action": "retry"}}, (0, 4, "retry")),

@@ -34,10 +34,9 @@ class AgentModels:
         """
         if self.llm is None:
             return list(agents)
-        known: dict[ModelKey, bool] = {}
-        for key in {_key_of(agent) for agent in agents}:
-            known[key] = any(model.problem is None for model in _models_of(self.llm, key))
-        return [agent for agent in agents if known[_key_of(agent)]]
+        llm, keys = self.llm, [_key_of(agent) for agent in agents]
+        served = {key: any(model.problem is None for model in _models_of(llm, key)) for key in set(keys)}
+        return [agent for agent, key in zip(agents, keys, strict=True) if served[key]]
 
     def problem_of(self, agent: AgentFacts) -> str | None:
         """Return why the gateway can call none of the models of the agent, or None if it can call one of them."""
