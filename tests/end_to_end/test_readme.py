@@ -138,7 +138,7 @@ def test_the_allow_list_of_the_tutorial_contains_its_author(tmp_path: Path, shel
         assert admin.get("/security/ip-rules").json()["mode"] == "allowlist"
 
 
-def test_a_worker_by_hand_does_a_task(tmp_path: Path, shell: dict[str, str]) -> None:
+def test_workers_1_a_worker_by_hand_does_a_task(tmp_path: Path, shell: dict[str, str]) -> None:
     server = ServerProcess(
         tmp_path, environ={"CORRAL_BOOTSTRAP_ADMIN_EMAIL": "", "CORRAL_BOOTSTRAP_ADMIN_PASSWORD": ""}
     )
