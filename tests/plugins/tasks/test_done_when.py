@@ -353,6 +353,7 @@ LISTS = (
     "&sort=priority",
     "&sort=updated",
     "&search=needle",
+    "&source_type=agent&sort=updated",
     "&since=2026-01-01T00:00:00Z",
     "&agent_id={agent}",
     "&created_by={agent}",
