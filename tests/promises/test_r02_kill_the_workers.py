@@ -181,7 +181,9 @@ def interrupt(fleet: list[WorkerProcess], *, freeze: bool) -> None:
             worker.thaw()
 
 
-def test_r02_every_task_ends_whatever_dies(database_url: str, tmp_path: Path, long_form: bool, figure: Any) -> None:
+def test_r02_workers_2_every_task_ends_whatever_dies(
+    database_url: str, tmp_path: Path, long_form: bool, figure: Any
+) -> None:
     random.seed(7)
     tasks, workers, interruptions, silent_tasks = (10_000, 8, 200, 40) if long_form else (60, 3, 4, 3)
     environ = {"CORRAL_TASK_LEASE_SECONDS": str(LEASE_SECONDS), "CORRAL_ACCESS_TTL": "3600"}
