@@ -17,6 +17,7 @@ from wsgiref.handlers import format_date_time
 
 import hypercorn.config
 from h2.errors import ErrorCodes
+from h2.events import StreamReset
 from h2.exceptions import ProtocolError
 from h11 import Request
 from hypercorn import protocol
@@ -41,6 +42,7 @@ from corral.config.model import Config
 log = logging.getLogger("corral.http")
 
 CLOSING_SECONDS = 2.0  # time to drain: unread bytes would reset the connection, and the close code would be lost
+MAX_RESETS, RESETS_PER_SECOND = 100, 20  # streams that a client may reset on a connection: at once, and then
 MISSED_PINGS = 2.5  # ping intervals without data after which a peer is considered gone
 
 
@@ -94,10 +96,30 @@ class IdleTimer:
 
 
 class Http2(H2Protocol):
-    """An HTTP/2 connection that resets single streams and stays open.
+    """An HTTP/2 connection that resets single streams and stays open, and bounds the streams that the client resets.
 
     A stream is reset if its response is interrupted, or if its response ends before the request has been received.
     """
+
+    _resets = 0.0  # of the client, less what the time since has made up for
+    _last_reset = 0.0
+
+    async def _handle_events(self, events: list[Any]) -> None:
+        """Serve the requests of a piece of data, or close the connection if it contains too many resets.
+
+        The work for a request that is reset at once is done nevertheless, so a client could otherwise cause any amount
+        of it beyond the number of concurrent streams.
+        """
+        if resets := sum(isinstance(event, StreamReset) for event in events):
+            now = time.monotonic()
+            self._resets = max(0.0, self._resets - (now - self._last_reset) * RESETS_PER_SECOND) + resets
+            self._last_reset = now
+            if self._resets > MAX_RESETS:
+                self.connection.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
+                await self._flush()
+                await self.send(Closed())
+                return
+        await super()._handle_events(events)
 
     async def handle(self, event: ConnectionEvent) -> None:
         await super().handle(event)

@@ -8,6 +8,7 @@ import os
 from collections.abc import AsyncIterator
 from typing import Any
 
+import h2.errors
 import h2.events
 import pytest
 from hypercorn.asyncio import serve
@@ -55,6 +56,25 @@ async def test_t1_a_body_over_the_cap_is_413_and_the_connection_serves_on(probe:
         await client.pour(stream, 3_000_000)
         assert (await client.answer(stream))[1]["code"] == "payload_too_large"
         assert (await client.answer(client.ask("GET", "/health", None)))[0] == 200
+
+
+async def test_a_client_that_resets_many_streams_is_disconnected(probe: Kit, port: int) -> None:
+    async with peer(port) as client:
+        for _ in range(100):  # a page that is left cancels its requests
+            client.connection.reset_stream(client.ask("GET", "/health", None))
+        client.flush()
+        assert (await client.answer(client.ask("GET", "/health", None)))[0] == 200
+    served = probe.kernel.metrics.requests.total()
+    async with peer(port) as client:
+        for _ in range(2000):
+            client.connection.reset_stream(client.ask("GET", "/health", None))
+        client.flush()
+        goaway = await client.hear(0, h2.events.ConnectionTerminated)
+        assert goaway.error_code == h2.errors.ErrorCodes.ENHANCE_YOUR_CALM
+        async with asyncio.timeout(5):
+            while not client.reader.at_eof():  # noqa: ASYNC110  # no event tells
+                await asyncio.sleep(0.01)
+    assert probe.kernel.metrics.requests.total() <= served + 200
 
 
 @pytest.mark.parametrize("path", ["/api/v1/nothing", "/health"])
