@@ -87,3 +87,12 @@ class Supervisor:
             return error
         log.warning("background task ended", extra={"task": name})
         return None
+
+
+def is_cancelled() -> bool:
+    """Return whether the current task itself is being cancelled. Outside the event loop there is no such task."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        return False
+    return task is not None and task.cancelling() > 0

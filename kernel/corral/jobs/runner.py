@@ -18,6 +18,7 @@ from corral.events.live_feed import wait_and_clear
 from corral.ids import new_id
 from corral.jobs.job import Job, JobRow, Schedule, ScheduleRow
 from corral.jobs.queue import JobQueue
+from corral.supervisor import is_cancelled
 
 log = logging.getLogger("corral.jobs")
 
@@ -245,7 +246,7 @@ class JobRunner:
         except LeaseLost:
             log.warning("job lost its lease", extra={"job": job.name})
         except (Exception, asyncio.CancelledError) as failure:
-            interrupted = isinstance(failure, asyncio.CancelledError) and _is_cancelled()
+            interrupted = isinstance(failure, asyncio.CancelledError) and is_cancelled()
             again = {"state": "queued", "run_at": clock.now(), "attempts": row.attempts}
             changes = again if interrupted else self._after_failure(job, row, failure)
             with contextlib.suppress(LeaseLost):
@@ -297,12 +298,6 @@ class JobRunner:
             try:
                 return await self._database.work(end, entry=entry)
             except Unavailable:
-                if _is_cancelled():
+                if is_cancelled():
                     raise
             await asyncio.sleep(POLL_SECONDS)
-
-
-def _is_cancelled() -> bool:
-    """Return whether the current task itself is being cancelled."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

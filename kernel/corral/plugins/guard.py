@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
@@ -26,14 +27,13 @@ from corral.plugins.quarantine import ENDLESS, PluginQuarantine
 from corral.plugins.record import PluginRecord, State
 from corral.plugins.return_types import ANYTHING, NOT_AWAITED, ExpectedReturn, expected_return, of_field
 from corral.plugins.thread_pool import acting_plugin
+from corral.supervisor import is_cancelled
 from corral.watchdog import CallAbandoned, ThreadAbandoned, guard_code
 
 RAISE: Any = object()
 """A value for `Guard.default`: the guard raises the error to the caller."""
 REFUSE: Any = object()
 """A value for `Guard.default`: the guard raises `Unavailable`."""
-PASSED_ON = (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit, ThreadAbandoned)
-
 HEALTH_SECONDS = 2.0
 LOOP_SECONDS = 1.0  # third-party plugins get less time on the event loop, which all share
 
@@ -155,7 +155,7 @@ class Guard:
         return self.default
 
     def _failed(self, error: BaseException) -> Any:
-        if isinstance(error, PASSED_ON) or is_expected_error(error):
+        if _is_interruption(error) or is_expected_error(error):
             raise error
         if self.counts and not isinstance(error, CallAbandoned):
             error._corral_plugin = self.plugin  # type: ignore[attr-defined]  # so that no other plugin is blamed
@@ -196,6 +196,15 @@ def is_expected_error(error: BaseException) -> bool:
     if isinstance(error, ExpectedFailure) or hasattr(error, "_corral_plugin"):
         return True
     return isinstance(translate(error), ExpectedFailure)
+
+
+def _is_interruption(error: BaseException) -> bool:
+    """Return whether the caller of the plugin ends the call, so that the error is not one of the plugin."""
+    if isinstance(error, asyncio.CancelledError):
+        return is_cancelled()
+    if isinstance(error, KeyboardInterrupt):  # a server has a handler of its own, so there the plugin raised it
+        return signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    return isinstance(error, (GeneratorExit, ThreadAbandoned))
 
 
 class GuardedObject:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from pathlib import Path
@@ -43,6 +44,29 @@ async def test_a_def_route_that_does_not_come_back_names_its_plugin(tmp_path: Pa
         ended.set()
         await until(lambda: kit.kernel.database.watchdog.lost_threads()["faulty"] == 0)
         assert (await kit.client.get("/faulty")).status == 200
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, asyncio.CancelledError])
+async def test_an_interruption_that_a_route_raises_is_an_error_of_the_plugin(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    group = routes("faulty")
+
+    @group.get("/in-a-thread", needs="public")
+    def interrupt_thread() -> None:
+        """Raise."""
+        raise error
+
+    @group.get("/on-the-loop", needs="public")
+    async def interrupt_loop() -> None:
+        """Raise."""
+        raise error
+
+    async with make_kernel(tmp_path, plugins=[plugin("faulty", corral_routes=lambda self: [group])]) as kit:
+        for path in ("in-a-thread", "on-the-loop"):
+            answer = await kit.client.get(f"/faulty/{path}")
+            assert (answer.status, answer.code, answer.json()["plugin"]) == (500, "internal", "faulty")
+            assert kit.kernel.registry.errors("faulty")[0].message == f"GET /faulty/{path}: {error.__name__}"
 
 
 async def test_what_swallows_is_raised_into_again(tmp_path: Path) -> None:
