@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 
+from corral.cli.data_folder import ensure_data_dir
 from corral.cli.unknown_settings import unknown_setting_warnings
 from corral.config.model import TABLE
 from corral.config.reader import load
+from corral.errors import StartupError
+from corral.kernel import boot
 from corral.plugin import Setting
 from corral.settings.registry import SettingsRegistry
 
@@ -95,6 +98,18 @@ def test_a_variable_pins_the_setting_that_declares_it() -> None:
     assert unknown_setting_warnings(config, registry) == [
         "CORRAL_TASK_MAX_ATTEMPT: unknown variable; did you mean CORRAL_TASK_MAX_ATTEMPTS?"
     ]
+
+
+def test_bad_variables_of_settings_stop_the_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    environ = {"CORRAL_TASK_LEASE_SECONDS": "abc", "CORRAL_ACCESS_TTL": "abc", "CORRAL_DATA_DIR": str(tmp_path)}
+    config = load(environ, path=Path(os.devnull))
+    ensure_data_dir(config)
+    with pytest.raises(StartupError) as refused:
+        boot(config)
+    access, lease = sorted(refused.value.faults)
+    assert access.startswith("CORRAL_ACCESS_TTL: security.access_ttl_seconds")
+    assert lease.startswith("CORRAL_TASK_LEASE_SECONDS: tasks.lease_seconds")
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_a_variable_of_a_setting_may_be_a_list_and_gives_way_to_the_command_line() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from corral.auth.permissions import Permissions
+from corral.errors import StartupError
 from corral.events.consumers import Consumer, Subscriber
 from corral.events.event import EventTypes
 from corral.plugins.conflicts import refuse_conflicts
@@ -41,10 +42,13 @@ class PluginWiring:
         """Wire all active plugins.
 
         The services, settings and events of all plugins are created first, then the contributions that use services.
+        Raises `StartupError` if the environment or the configuration file gives invalid values to settings.
         """
         refuse_conflicts(self._active())
         block_dependants(self._records)
         self._each(self._make_services)
+        if self._settings.faults:
+            raise StartupError(*self._settings.faults)
         self._container.get(Permissions).declare(
             permission for record in self._active() if record.kind for permission in record.kind.permissions
         )

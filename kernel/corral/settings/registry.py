@@ -77,13 +77,15 @@ class SettingsRegistry(SettingValues):
         self._effective: dict[str, EffectiveSetting] = {}
         self._stored: Mapping[str, StoredSetting] = {}
         self._watchers: list[tuple[frozenset[str], Callable[[], None]]] = []
+        self.faults: list[str] = []
+        """The invalid values of variables and of the configuration file. With any, the installation cannot start."""
         self.version = -1
         """The version of the stored values in effect; -1 until stored values are first applied."""
 
     def declare(self, settings: Iterable[Setting[Any]], plugin: str = "") -> None:
         """Declare the given settings. If one of them is invalid, declare none.
 
-        Raises `ValueError` for an invalid or duplicate name, or an invalid pinned value.
+        Raises `ValueError` for an invalid or duplicate name. Invalid pinned values are added to `faults`.
         """
         added: dict[str, EffectiveSetting] = {}
         for setting in settings:
@@ -93,7 +95,10 @@ class SettingsRegistry(SettingValues):
             pinned = self._pinned.get(setting.name)
             if setting.env in self._variables and (pinned is None or pinned.source != COMMAND_LINE):
                 self._pinned[setting.name] = PinnedSetting(_parsed(self._variables.pop(setting.env)), setting.env)
-            added[setting.name] = self._evaluate(setting, plugin, self._stored)
+            try:
+                added[setting.name] = self._evaluate(setting, plugin, self._stored)
+            except SettingRefused as refusal:
+                self.faults.append(str(refusal))
         self._effective |= added
         self._values |= {name: item.value for name, item in added.items()}
 

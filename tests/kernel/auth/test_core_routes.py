@@ -60,6 +60,15 @@ async def test_health_answers_at_the_root_and_below_it(kit: Kit) -> None:
     assert (await kit.client.get("/health")).code == "shutting_down"
 
 
+async def test_readiness_tells_of_a_built_in_plugin_that_failed(make_kit: MakeKit) -> None:
+    kit = await make_kit(plugins=["realtime"])
+    failed = kit.loaded("realtime")
+    assert not failed.protected
+    failed.fail("it does not start")
+    answer = await kit.client.get("/health/ready")
+    assert (answer.status, answer.json()["checks"]["plugins"]) == (503, False)
+
+
 async def test_readiness_tells_of_a_dead_database(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     def ping() -> None:
         raise OSError("gone")

@@ -42,11 +42,11 @@ class ReadinessProbe:
 
     async def run_checks(self) -> ReadinessChecks:
         """Run the readiness checks. This takes at most a second."""
-        protected = [item for item in self._registry.all() if item.protected]
+        built_in = [item for item in self._registry.all() if item.found.built_in]
         return ReadinessChecks(
             database=await self.database_serves(),
             migrations=self.pending_migrations == 0,
-            plugins=all(item.state != "failed" for item in protected),
+            plugins=all(item.state != "failed" for item in built_in),
             accepting=self.accepting,
         )
 
