@@ -69,9 +69,13 @@ class IdleTimer:
     async def stop(self) -> None:
         """End the idle period, because a request arrived or the connection is closed."""
         self._deadline = None
-        watching = self._watching
-        if watching is not None and self._server.writer.is_closing():
-            self._watching = None
+        if self._watching is not None and self._server.writer.is_closing():
+            await self.end()
+
+    async def end(self) -> None:
+        """End the timer, because the client sends no more requests."""
+        watching, self._watching = self._watching, None
+        if watching is not None:
             watching.cancel()
             await asyncio.wait({watching})
 
@@ -93,6 +97,24 @@ class IdleTimer:
             break
         if self._deadline is not None:
             await asyncio.shield(server._initiate_server_close())
+
+
+class TcpConnection(tcp_server.TCPServer):
+    """A connection that is let go as soon as the client has closed it.
+
+    In Hypercorn, the idle timer keeps it for the rest of the idle time, and then reference cycles keep its objects
+    until a full garbage collection.
+    """
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        await self.idle_task.end()  # type: ignore[attr-defined]  # an `IdleTimer`
+
+    async def run(self) -> None:
+        try:
+            await super().run()
+        finally:
+            vars(self).clear()
 
 
 class Http2(H2Protocol):
@@ -309,7 +331,7 @@ async def serve(config: Config, app: Any, accepting: int, shutdown: asgi_servers
         assert task is not None
         connections.add(task)
         task.add_done_callback(connections.discard)
-        await tcp_server.TCPServer(wrapped, loop, settings, context, LifespanState(), reader, writer)
+        await TcpConnection(wrapped, loop, settings, context, LifespanState(), reader, writer)
 
     ssl = settings.create_ssl_context() if settings.ssl_enabled else None
     listening = await asyncio.start_server(

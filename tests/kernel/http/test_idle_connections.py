@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import psutil
 import pytest
+from hypercorn.protocol.h11 import H11Protocol
 
 from corral.cli import asgi_servers
 from corral.config.model import Config
@@ -93,6 +96,28 @@ async def test_nothing_is_left_of_those_that_are_closed(served: Served) -> None:
     async with asyncio.timeout(10 * PATIENCE):
         while watching():  # noqa: ASYNC110  # no event tells
             await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("server_name", ["hypercorn"])
+async def test_a_connection_is_let_go_when_its_client_closes_it(served: Served) -> None:
+    def connections() -> int:
+        return sum(isinstance(item, H11Protocol) for item in gc.get_objects())
+
+    descriptors = psutil.Process().num_fds()
+    gc.collect()
+    gc.disable()
+    try:
+        before = connections()
+        for _ in range(10):
+            reader, writer = await served.connect()
+            await ask(reader, writer)
+            writer.close()
+            await writer.wait_closed()
+        await asyncio.sleep(PATIENCE / 4)
+        assert psutil.Process().num_fds() <= descriptors
+        assert connections() == before
+    finally:
+        gc.enable()
 
 
 async def test_the_end_of_the_server_waits_for_requests_and_not_for_silence(served: Served) -> None:

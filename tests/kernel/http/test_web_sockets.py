@@ -20,7 +20,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection, TextMessage
 
-from corral.cli import asgi_servers, serve
+from corral.cli import asgi_servers, listener
 from corral.cli.asgi_servers import MESSAGE_LIMIT
 from corral.config.model import Config
 from corral.testing.server import serving_app
@@ -64,7 +64,7 @@ async def has_left(receive: Any) -> None:
 
 @pytest.fixture
 async def served(server_name: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
-    monkeypatch.setattr(serve, "UNREAD_SECONDS", 2)
+    monkeypatch.setattr(listener, "UNREAD_SECONDS", 2)
     monkeypatch.setattr(asgi_servers, "PING_SECONDS", PING)
     app = Served()
     async with serving_app(app, Config(), server_name) as (app.port, _):
