@@ -61,7 +61,7 @@ class AccountsPlugin(Plugin):
     name = "accounts"
     wants = ("security",)
     protected = "essential"
-    prefixes = ("mail", "password", "security")
+    prefixes = ("general", "mail", "password", "security")
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
