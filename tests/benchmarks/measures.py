@@ -207,7 +207,7 @@ _READS: dict[str, Callable[[Product], list[bytes]]] = {
 
 
 def _large(bench: Bench) -> int:
-    return 20_000 if bench.short else LARGE
+    return 8_000 if bench.short else LARGE
 
 
 def _small(bench: Bench) -> Product:

@@ -19,7 +19,7 @@ def test_on_a_public_address_the_start_prints_the_set_up_token(tmp_path: Path) -
     server = ServerProcess(tmp_path, environ=NOBODY)
     server.arguments = ("--no-embedded-worker", "--bind", f"0.0.0.0:{server.port}")
     with server, server.client() as client:
-        found = re.search(r"set-up token  (\S+)", server.log)
+        found = re.search(r"set-up token  (\S+)", server.wait_for_log("setup.token"))
         assert found is not None, server.log
         assert "corral user create --admin EMAIL" in server.log
         refused = client.post("/auth/register", json=ADMIN)
@@ -38,7 +38,7 @@ def test_on_loopback_the_first_to_register_is_admin_and_signs_in_without_the_key
     """Also to several processes, which share a key for as long as they run."""
     server = ServerProcess(tmp_path, environ=NOBODY)
     with server, server.client() as client:
-        assert "the first to register becomes the admin" in server.log
+        server.wait_for_log("the first to register becomes the admin")
         key = tmp_path / "data" / "master.key"
         assert f"  master key    {key}" in server.log
         assert client.post("/auth/register", json=ADMIN).json()["role"] == "admin"
@@ -47,7 +47,7 @@ def test_on_loopback_the_first_to_register_is_admin_and_signs_in_without_the_key
         (tmp_path / "server.log").write_bytes(b"")
         server.arguments = ("--no-embedded-worker", "--processes", "2")
         server.start()
-        assert f"SEALED: no master key: {key} does not exist" in server.log
+        server.wait_for_log(f"  vault         SEALED: no master key: {key} does not exist")
         assert "  master key  " not in server.log
         with server.sign_in() as admin:
             headers = {"Authorization": admin.headers["Authorization"], "Connection": "close"}

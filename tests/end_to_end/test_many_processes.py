@@ -15,6 +15,7 @@ from typing import Any
 import httpx2
 import pytest
 import redis
+from tests.end_to_end.waiting_claims import check_new_tasks_reach_waiting_claims
 from tests.promises.test_r01_kill_the_server import read_log
 from tests.promises.test_r02_kill_the_workers import LEASE_SECONDS, WorkerProcess, judge, open_tasks, prepare
 from websockets.exceptions import WebSocketException
@@ -144,6 +145,24 @@ def test_every_task_completes_whoever_is_killed_and_every_viewer_sees_it(fleet: 
         viewer.join(10)
         assert viewer.seen == expected
     assert viewers[1].cuts > 1
+
+
+def test_workers_7_a_new_task_reaches_a_claim_at_another_server(
+    tmp_path: Path, postgres_server: PostgresServer, valkey_server: ValkeyServer
+) -> None:
+    """Two servers on one PostgreSQL: without Redis, and then with it."""
+    url = postgres_server.create_database()
+    for name, environ in (("alone", {}), ("redis", {"CORRAL_REDIS_URL": valkey_server.url()})):
+        with contextlib.ExitStack() as stack:
+            servers = []
+            for number in range(2):
+                (folder := tmp_path / f"{name}{number}").mkdir()
+                common = {"CORRAL_DATA_DIR": str(tmp_path / "data"), **environ}
+                server = ServerProcess(folder, database_url=url, environ=common)
+                servers.append(stack.enter_context(server))
+            with servers[0].sign_in() as admin:
+                check_new_tasks_reach_waiting_claims(servers[0], servers[1], admin, name=name)
+    postgres_server.drop_database(url)
 
 
 def test_tasks_8_redis_flushed_under_load(fleet: Fleet, valkey_server: ValkeyServer) -> None:

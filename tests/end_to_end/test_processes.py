@@ -19,6 +19,7 @@ from typing import Any
 import httpx2
 import psutil
 import pytest
+from tests.end_to_end.waiting_claims import check_new_tasks_reach_waiting_claims
 
 from corral.testing.server import ServerProcess
 
@@ -314,6 +315,11 @@ def test_one_worker_is_embedded_whatever_the_number_of_processes(tmp_path: Path)
             assert len(workers()) <= 1
         until(lambda: len(workers()) == 1)
         assert server.stop() == 0
+
+
+def test_workers_7_a_new_task_reaches_a_claim_at_another_process(same_two: ServerProcess) -> None:
+    with same_two.sign_in() as admin:
+        check_new_tasks_reach_waiting_claims(same_two, same_two, admin, name="shared")
 
 
 def test_metrics_are_the_sum_over_the_processes(same_two: ServerProcess) -> None:

@@ -32,8 +32,9 @@ print(value if raw and isinstance(value, str) else json.dumps(value))
 
 
 def blocks(section: str) -> list[str]:
-    """The shell blocks under a heading."""
-    text = README.read_text("utf-8").partition(f"## {section}\n")[2].partition("\n## ")[0]
+    """The shell blocks under a heading of the README, or of the tutorial on the API."""
+    pages = (README, README.with_name("docs") / "tutorial" / "http-api.md")
+    text = "".join(page.read_text("utf-8") for page in pages).partition(f"## {section}\n")[2].partition("\n## ")[0]
     return re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
 
 
@@ -54,6 +55,28 @@ def run(script: str, server: ServerProcess, environ: dict[str, str]) -> str:
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def test_a_first_task_without_curl(tmp_path: Path, shell: dict[str, str]) -> None:
+    """The passwords, for which the commands ask, come from a file."""
+    first, look, api = blocks("A first task")[:3]
+    (tmp_path / "corral").symlink_to(Path(sys.executable).with_name("corral"))
+    (tmp_path / "pw").write_text(PASSWORD)
+    nobody = {"CORRAL_BOOTSTRAP_ADMIN_EMAIL": "", "CORRAL_BOOTSTRAP_ADMIN_PASSWORD": ""}
+    with ServerProcess(tmp_path, arguments=(), environ=nobody) as server:
+        given = {
+            **{name: value for name, value in shell.items() if not name.startswith("CORRAL_")},
+            "PATH": f"{tmp_path}:{shell['PATH']}",
+            "CORRAL_DATA_DIR": str(tmp_path / "data"),
+            "XDG_CONFIG_HOME": str(tmp_path / "config"),
+        }
+        password = f"--password-file {tmp_path / 'pw'}"
+        first = first.replace("--admin ada@example.org", f"--admin ada@example.org {password}")
+        first = first.replace("corral login", f"corral login {server.address} --email ada@example.org {password}")
+        assert run(first, server, given).splitlines()[-1] == "Hello, world"
+        seen = run(look + api, server, given)
+        assert "ada@example.org (admin)" in seen
+        assert '"title": "Hello, world"' in seen
 
 
 def test_with_curl_alone_a_task_is_done(tmp_path: Path, shell: dict[str, str]) -> None:
@@ -112,9 +135,9 @@ def test_many_machines_share_one_database(database_url: str, tmp_path: Path, she
             secret = there.get("/secrets").json()["items"][0]["id"]
             shown = there.post(f"/secrets/{secret}/reveal", json={"reason": "to compare"})
             assert shown.json()["value"] == "of both machines"
-        assert "SEALED: no master key" in three.log
+        three.wait_for_log("  vault         SEALED: no master key")
         assert "the vault is sealed" in three.log
-        assert f"master key    {tmp_path}" not in "".join(each.log for each in machines)
+        assert f"master key    {tmp_path}" not in "".join(each.wait_for_log("Corral is ready") for each in machines)
         with three.sign_in("ada@example.org") as sealed:
             sealed.post("/auth/reauth", json={"password": PASSWORD}).raise_for_status()
             refused = sealed.post(f"/secrets/{secret}/reveal", json={"reason": "to compare"})
@@ -138,7 +161,7 @@ def test_the_allow_list_of_the_tutorial_contains_its_author(tmp_path: Path, shel
         assert admin.get("/security/ip-rules").json()["mode"] == "allowlist"
 
 
-def test_a_worker_by_hand_does_a_task(tmp_path: Path, shell: dict[str, str]) -> None:
+def test_workers_1_a_worker_by_hand_does_a_task(tmp_path: Path, shell: dict[str, str]) -> None:
     server = ServerProcess(
         tmp_path, environ={"CORRAL_BOOTSTRAP_ADMIN_EMAIL": "", "CORRAL_BOOTSTRAP_ADMIN_PASSWORD": ""}
     )

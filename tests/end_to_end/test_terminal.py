@@ -244,6 +244,15 @@ def test_workers_cost_events_and_status(terminal: Terminal) -> None:
     assert (status["server"], status["user"]["email"], status["version"]) == (terminal.address, EMAIL, "0.1.0")
 
 
+def test_an_invitation_is_made_by_who_is_signed_in(terminal: Terminal, tmp_path: Path) -> None:
+    """In a folder without an installation, as on a laptop."""
+    elsewhere = {"CORRAL_DATA_DIR": str(tmp_path)}
+    invited = terminal("user", "invite", "new@example.org", "--role", "viewer", **elsewhere)
+    assert "Invited new@example.org (viewer)" in invited
+    assert invited.splitlines()[-1].startswith("http")
+    assert terminal.run("user", "invite", "new@example", "--server", terminal.address).returncode == 1
+
+
 def test_events_are_followed(terminal: Terminal) -> None:
     out = terminal.folder / "events.out"
     arguments = ("events", "--follow", "--limit", "0", "--type", "agent.created")

@@ -55,6 +55,13 @@ async def test_every_field_and_parameter_has_a_description(document: Any) -> Non
     assert (fields, parameters) == ([], [])
 
 
+async def test_no_field_has_the_name_of_its_shape(document: Any) -> None:
+    """Generated clients have a variable of each name in one function."""
+    shapes = document["components"]["schemas"].items()
+    fields = [(re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower(), shape.get("properties", {})) for name, shape in shapes]
+    assert [name for name, properties in fields if name in properties] == []
+
+
 async def test_ids_of_operations_and_tags_have_one_style(document: Any) -> None:
     operations = [operation for methods in document["paths"].values() for operation in methods.values()]
     ids = [operation["operationId"] for operation in operations]

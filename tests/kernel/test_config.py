@@ -91,7 +91,6 @@ def test_an_override_of_none_and_an_empty_variable_are_not_given() -> None:
             "storage.url",
             "s3://bucket?endpoint=http://m:9000",
         ),
-        ("CORRAL_MAX_UPLOAD_BYTES", "2048", "storage.max_upload_bytes", 2048),
         (
             "CORRAL_EGRESS_ALLOW",
             "127.0.0.1:11434,10.0.0.0/8,10.0.0.0/8:443,[::1]:80,h.example",
@@ -106,7 +105,6 @@ def test_an_override_of_none_and_an_empty_variable_are_not_given() -> None:
         ("CORRAL_LOG_LEVEL", "INFO", "log_level", "info"),
         ("CORRAL_LOG_FORMAT", "console", "log_format", "console"),
         ("CORRAL_LOCAL_MODEL", "m.gguf", "local_model", Path("m.gguf")),
-        ("CORRAL_WORKER_TOKEN", "crw_x", "worker_token", "crw_x"),
         ("CORRAL_METRICS_TOKEN", STRONG, "metrics_token", STRONG),
         ("CORRAL_JWT_SECRET", STRONG, "keys.jwt_secret", STRONG),
     ],
@@ -135,7 +133,6 @@ def test_each_variable_sets_its_field(variable: str, text: str, field: str, valu
         ("CORRAL_SAFE_MODE", "maybe", "bool"),
         ("CORRAL_BODY_TIMEOUT", "0", ">= 1"),
         ("CORRAL_BODY_TIMEOUT", "1.5", "int"),
-        ("CORRAL_MAX_UPLOAD_BYTES", "99999999999999", "<= 10737418240"),
     ],
 )
 def test_a_bad_variable_is_one_line_without_the_value(variable: str, text: str, hint: str) -> None:
@@ -218,9 +215,9 @@ def test_which_file_is_read(tmp_path: Path) -> None:
     Path("corral.toml").write_text('log_format = "console"')
     assert load({}).log_format == "console"
     config = load({"CORRAL_CONFIG": str(other)})
-    assert (config.safe_mode, config.log_format, config.path) == (True, "json", other)
+    assert (config.safe_mode, config.log_format, config.path) == (True, "auto", other)
     assert load({"CORRAL_CONFIG": str(other)}, path=Path("corral.toml")).log_format == "console"
-    assert load({}, path=NO_FILE).log_format == "json"
+    assert load({}, path=NO_FILE).log_format == "auto"
     assert "does not exist" in load({"CORRAL_CONFIG": "absent.toml"}).warnings[0]
     with pytest.raises(StartupError, match="does not exist"):
         load({}, path=Path("absent.toml"))
@@ -317,13 +314,10 @@ def test_other_variables_are_kept_for_the_settings_that_declare_them() -> None:
 
 def test_pinned_settings() -> None:
     text = '[settings]\n"tasks.lease_seconds" = 30\ntasks.ack_seconds = 7\n"files.blocked_types" = ["a/b"]\n'
-    text += "[storage]\nmax_upload_bytes = 4096\n"
     config = from_file(text)
     assert config.pinned["tasks.lease_seconds"] == PinnedSetting(30, str(config.path))
     assert config.pinned["tasks.ack_seconds"] == PinnedSetting(7, str(config.path))
     assert config.pinned["files.blocked_types"].value == ["a/b"]
-    assert config.pinned["files.max_upload_bytes"].value == 4096
-    assert "files.max_upload_bytes" not in load({}, path=NO_FILE).pinned
 
 
 def test_plugin_tables_and_settings_among_the_overrides() -> None:
@@ -349,7 +343,6 @@ def test_describe_has_every_key_and_no_secret() -> None:
         "CORRAL_STORAGE_URL": "s3://b?endpoint=http://m&secret_key=hunter2",
         "CORRAL_EGRESS_PROXY": "http://u:hunter2@p:1",
         "CORRAL_REDIS_URL": "redis://:hunter2@h",
-        "CORRAL_WORKER_TOKEN": "hunter2",
         "CORRAL_JWT_SECRET": STRONG,
         "CORRAL_ACCESS_TTL": "60",
         "CORRAL_PROXY_PASSWORD": "hunter2",
@@ -361,7 +354,6 @@ def test_describe_has_every_key_and_no_secret() -> None:
     shown = repr(rows) + repr(config) + repr(config.keys) + str(config.database)
     assert "hunter2" not in shown
     assert STRONG not in shown
-    assert rows["worker_token"].value == MASK
     assert rows["metrics_token"].value is None
     assert rows["database.url"].value == f"postgresql://u:{MASK}@h/d"
     assert rows["plugins.mail"].value == {"password": MASK, "port": 25}

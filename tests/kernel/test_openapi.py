@@ -171,7 +171,7 @@ def codes(label: str, status: int) -> list[str]:
     name = operation(label)["responses"][str(status)]["$ref"].removeprefix("#/components/responses/")
     problem, narrowed = components[name]["content"]["application/problem+json"]["schema"]["allOf"]
     assert problem == {"$ref": "#/components/schemas/Problem"}
-    assert {"const": status, "type": "integer"}.items() <= narrowed["properties"]["status"].items()
+    assert {"enum": [status], "type": "integer"}.items() <= narrowed["properties"]["status"].items()
     found: list[str] = narrowed["properties"]["code"]["enum"]
     return found
 

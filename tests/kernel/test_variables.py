@@ -36,7 +36,6 @@ CORRAL_BOOTSTRAP_ADMIN_EMAIL | me@example.org | bootstrap_admin_email
 CORRAL_BOOTSTRAP_ADMIN_PASSWORD | {SECRET} | bootstrap_admin_password
 CORRAL_EGRESS_ALLOW | 10.1.2.3/32 | egress.allow
 CORRAL_EGRESS_PROXY | http://proxy.example:3128 | egress.proxy
-CORRAL_MAX_UPLOAD_BYTES | 4096 | storage.max_upload_bytes
 CORRAL_BODY_TIMEOUT | 10 | server.body_timeout_seconds
 CORRAL_PLUGIN_DIR | /srv/plugins | plugins.dir
 CORRAL_SAFE_MODE | 1 | safe_mode
@@ -44,7 +43,6 @@ CORRAL_METRICS_TOKEN | {SECRET} | metrics_token
 CORRAL_LOG_LEVEL | debug | log_level
 CORRAL_LOG_FORMAT | console | log_format
 CORRAL_LOCAL_MODEL | /srv/model.gguf | local_model
-CORRAL_WORKER_TOKEN | {SECRET} | worker_token
 CORRAL_IP_RULES_DISABLED | 1 | ip_rules_disabled
 CORRAL_RATE_LIMITS | off | rate_limits
 CORRAL_SQLITE_SYNCHRONOUS | normal | database.synchronous

@@ -7,17 +7,17 @@ import sys
 
 # name -> (module, one line of help); plugins add commands with the hook `corral_commands`
 COMMANDS = {
-    "serve": ("corral.cli.serve", "Start the server: API, background jobs and embedded worker"),
-    "jobs": ("corral.cli.jobs", "Run background jobs and schedules without the API"),
-    "migrate": ("corral.cli.migrate", "Apply pending database migrations"),
-    "doctor": ("corral.cli.doctor", "Check the installation and suggest remedies"),
-    "config": ("corral.cli.config", "Show, check or write the configuration"),
-    "plugins": ("corral.cli.plugins", "List, show, enable, disable or purge plugins"),
-    "check": ("corral.cli.check", "Check a plugin against the plugin contract"),
-    "new-plugin": ("corral.cli.new_plugin", "Create the source tree of a new plugin"),
-    "openapi": ("corral.cli.openapi", "Print the OpenAPI document"),
-    "api": ("corral.cli.api", "Call any operation of the API"),
-    "completion": ("corral.cli.completion", "Print the tab completion for a shell"),
+    "serve": ("corral.cli.serve", "Start the server: API, background jobs and embedded worker."),
+    "jobs": ("corral.cli.jobs", "Run background jobs and schedules without the API."),
+    "migrate": ("corral.cli.migrate", "Apply pending database migrations."),
+    "doctor": ("corral.cli.doctor", "Check the installation and suggest remedies."),
+    "config": ("corral.cli.config", "Show, check or write the configuration."),
+    "plugins": ("corral.cli.plugins", "List, show, enable, disable or purge plugins."),
+    "check": ("corral.cli.check", "Check a plugin against the plugin contract."),
+    "new-plugin": ("corral.cli.new_plugin", "Create the source tree of a new plugin."),
+    "openapi": ("corral.cli.openapi", "Print the OpenAPI document."),
+    "api": ("corral.cli.api", "Call any operation of the API."),
+    "completion": ("corral.cli.completion", "Print the tab completion for a shell."),
 }
 
 

@@ -55,6 +55,12 @@ class Session:
         return self.kernel.database.run(fn, entry=self.entry, read=read)
 
 
+def has_installation(config: Config) -> bool:
+    """Return whether the configured database exists. A database on a server is assumed to exist."""
+    file = config.database.url.removeprefix("sqlite:///")
+    return file == config.database.url or Path(file).exists()
+
+
 @contextlib.contextmanager
 def open_session(config_path: Path | None, label: str, *, create: bool = False) -> Iterator[Session]:
     """Open a session with a kernel on the installation's own database. A server may run at the same time.
@@ -63,8 +69,7 @@ def open_session(config_path: Path | None, label: str, *, create: bool = False) 
     unless `create` is set, because the command would otherwise create a new installation and act on it.
     """
     config = load_config(path=config_path)
-    file = config.database.url.removeprefix("sqlite:///")
-    if not create and file != config.database.url and not Path(file).exists():
+    if not create and not has_installation(config):
         raise StartupError(
             f"there is no installation in {config.data_dir}; change to its working directory, or set --config or "
             "CORRAL_DATA_DIR"

@@ -75,7 +75,7 @@ def import_command(name: str) -> click.Command:
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="corral", message="corral %(version)s")
+@click.version_option(package_name="corral", message="corral %(version)s", help="show the version and exit")
 @click.pass_context
 def group(context: click.Context) -> None:
     """Corral is a self-hosted control plane for AI agents."""

@@ -6,6 +6,7 @@ import difflib
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import peewee
 import tomlkit
 
 from corral.cli.command_sessions import temporary_kernel
+from corral.cli.commands import COMMAND_GROUP
 from corral.config.model import Config
 from corral.config.reader import load as load_config
 from corral.database.engine import Database
@@ -95,8 +97,10 @@ def enable(config_path: Path | None, name: str) -> tuple[Path, bool]:
     return path, changed
 
 
-def disable(config_path: Path | None, name: str) -> tuple[Path, bool]:
-    """Disable a plugin in the configuration file. Return the path of the file, and whether the file changed.
+def disable(config_path: Path | None, name: str) -> tuple[Path, bool, str]:
+    """Disable a plugin in the configuration file.
+
+    Return the path of the file, whether the file changed, and a sentence that says what stops.
 
     Raises `ClickException` if the plugin is protected, or if a loaded plugin requires it. The plugin itself is not
     imported, because its import might end the process.
@@ -117,7 +121,20 @@ def disable(config_path: Path | None, name: str) -> tuple[Path, bool]:
         raise click.ClickException(f"{name} is required by {', '.join(dependants)}; disable these plugins first")
     if changed:
         _write(path, text)
-    return path, changed
+    return path, changed, _what_stops(name, item, after)
+
+
+def _what_stops(name: str, item: PluginRecord | None, others: Iterable[PluginRecord]) -> str:
+    module = "" if item is None else item.found.module.rpartition(".")[0]
+    points = metadata.entry_points(group=COMMAND_GROUP)
+    commands = sorted(point.name for point in points if module and point.module.startswith(f"{module}."))
+    without = [other.name for other in others if other.kind is not None and name in other.kind.wants]
+    parts = [f"the API operations and background jobs of {name} stop"]
+    if commands:
+        parts.append(f"its commands are gone ({', '.join(commands)})")
+    if without:
+        parts.append(f"these plugins go on without it: {', '.join(without)}")
+    return "; ".join(parts) + "."
 
 
 def _start_on_empty_database(config: Config, name: str) -> PluginRecord:

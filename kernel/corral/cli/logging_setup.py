@@ -1,24 +1,30 @@
-"""Logging to standard error, as JSON objects or as human-readable lines, with a rate limit for each plugin."""
+"""Logging to standard error, as JSON objects or as human-readable lines.
+
+Each plugin has a rate limit, and a warning that repeats is logged once a minute.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import structlog
 
 from corral import clock
-from corral.plugins.code_owners import CodeOwners
-from corral.plugins.record import PluginRecord
 from corral.redact.redactor import Redactor
 
+if TYPE_CHECKING:
+    from corral.plugins.record import PluginRecord
+
 LINES_PER_SECOND = 100
+REPEAT_SECONDS, MAX_KNOWN_LINES = 60.0, 1000
 RATE_LIMIT_LOGGER = "corral.plugins"
 
 
@@ -30,6 +36,8 @@ class LogRateLimit(logging.Filter):
     """
 
     def __init__(self, plugins: Iterable[PluginRecord], now: Callable[[], float] = time.monotonic) -> None:
+        from corral.plugins.code_owners import CodeOwners
+
         super().__init__()
         self._now = now
         self._lock = threading.Lock()
@@ -62,6 +70,42 @@ class LogRateLimit(logging.Filter):
         return str(about) if about in self._folders.names else self._folders.owner(record.pathname)
 
 
+_STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({})))
+
+
+class RepeatedLines(logging.Filter):
+    """A filter for log handlers that logs a repeating warning or error at most once a minute.
+
+    Lines are equal if they have the same logger, message and texts in their fields; measured numbers may differ. The
+    next line after the minute has the field `repeated`, the number of lines that were left out before it.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._now = now
+        self._lock = threading.Lock()
+        self._known: dict[tuple[Any, ...], tuple[float, int]] = {}  # when the line was logged, and how many were not
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return True
+        fields = [(name, item) for name, item in vars(record).items() if name not in _STANDARD_FIELDS]
+        texts = sorted(item for item in fields if isinstance(item[1], str))
+        key = (record.name, record.getMessage(), *texts)
+        with self._lock:
+            now = self._now()
+            logged_at, left_out = self._known.get(key, (now - REPEAT_SECONDS, 0))
+            if now - logged_at < REPEAT_SECONDS:
+                self._known[key] = (logged_at, left_out + 1)
+                return False
+            if len(self._known) >= MAX_KNOWN_LINES:
+                self._known = {key: known for key, known in self._known.items() if now - known[0] < REPEAT_SECONDS}
+            self._known[key] = (now, 0)
+        if left_out:
+            record.repeated = left_out
+        return True
+
+
 _redactor = Redactor()  # detects only patterns of credentials; `redact_with` sets one that knows secrets
 
 
@@ -90,10 +134,13 @@ QUIET = (
 
 
 def configure(level: str, form: str, *, quiet: Iterable[str] = QUIET) -> None:
-    """Configure logging with one handler and one formatter. `form` is `json` or `console`.
+    """Configure logging with one handler and one formatter.
 
+    `form` is `json`, `console`, or `auto`, which is `console` on a terminal and `json` elsewhere. Times are in UTC.
     Loggers of Corral that a plugin disabled are enabled again.
     """
+    if form == "auto":
+        form = "console" if sys.stderr.isatty() else "json"
     shared: list[Any] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.ExtraAdder(),
@@ -102,7 +149,11 @@ def configure(level: str, form: str, *, quiet: Iterable[str] = QUIET) -> None:
     ]
     # The plain traceback is used because the rich one shows local variables, which may contain secrets.
     console = structlog.dev.ConsoleRenderer(
-        colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        colors=sys.stderr.isatty() and not os.environ.get("NO_COLOR"),
+        exception_formatter=structlog.dev.plain_traceback,
+        timestamp_key="ts",
+        pad_event_to=0,
+        pad_level=False,
     )
 
     def to_console(logger: Any, name: str, event: Any) -> str:
@@ -117,6 +168,7 @@ def configure(level: str, form: str, *, quiet: Iterable[str] = QUIET) -> None:
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
+    handler.addFilter(RepeatedLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

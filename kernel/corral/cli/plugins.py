@@ -79,7 +79,9 @@ def disable(name: str, config_path: Path | None, as_json: bool) -> None:
     """Disable a plugin in corral.toml. Comments in the file and the data of the plugin are kept."""
     from corral.cli.enabled_plugins import disable as change
 
-    path, changed = change(config_path, name)
+    path, changed, stops = change(config_path, name)
+    if changed:
+        click.echo(f"{click.style('warning', fg='yellow')}: {stops}", err=True)
     _print_change(name, "disabled", path, changed, as_json)
 
 
@@ -134,7 +136,22 @@ def _list(config_path: Path | None, as_json: bool) -> None:
     from corral.cli.enabled_plugins import installed_plugins
 
     rows = [_facts(item) for item in installed_plugins(load_config(path=config_path))]
-    output.print_table(rows, ("name", "state", "version", "distribution", "reason"), as_json=as_json, colour_of="state")
+    output.print_table(
+        rows,
+        ("name", "state", "version", "distribution", "reason"),
+        as_json=as_json,
+        colour_of="state",
+        computed={"reason": lambda row: _reason(row["name"], row["reason"])},
+    )
+
+
+def _reason(name: str, reason: str | None) -> str | None:
+    words = {
+        "config": f"not enabled in corral.toml; enable it: corral plugins enable {name}",
+        "admin": f"disabled by an admin; enable it: corral plugins enable {name}",
+        "safe mode": "not loaded in safe mode",
+    }
+    return words.get(reason or "", reason)
 
 
 def _facts(item: PluginRecord) -> dict[str, Any]:

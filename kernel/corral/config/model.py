@@ -40,15 +40,13 @@ StoreUrl = Annotated[str, Meta(pattern=r"^(s3://|file:///)\S", description="s3:/
 class Key(NamedTuple):
     """Describes one configuration key, as the annotation of its field.
 
-    `doc` documents the field, `variable` is the environment variable that sets it, and `pins` is the run-time setting
-    that the field pins.
+    `doc` documents the field, and `variable` is the environment variable that sets it.
     """
 
     doc: str
     variable: str = ""
     secret: bool = False
     example: Any = None
-    pins: str = ""
 
 
 class PinnedSetting(NamedTuple):
@@ -131,11 +129,6 @@ class Storage(_Part, frozen=True):
     url: Annotated[
         StoreUrl | None, Key("File store; default: a folder in data_dir", "CORRAL_STORAGE_URL", example="s3://bucket")
     ] = None
-    max_upload_bytes: Annotated[
-        int,
-        Meta(ge=1024, le=10 * 2**30),
-        Key("Size limit of uploads in bytes", "CORRAL_MAX_UPLOAD_BYTES", pins="files.max_upload_bytes"),
-    ] = 104_857_600
 
 
 class Keys(_Part, frozen=True):
@@ -190,7 +183,7 @@ class Config(_Part, frozen=True):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Key("Minimum level of log lines", "CORRAL_LOG_LEVEL")
     ] = "info"
-    log_format: Annotated[Literal["json", "console"], Key("Format of log lines", "CORRAL_LOG_FORMAT")] = "json"
+    log_format: Annotated[Literal["auto", "json", "console"], Key("Format of log lines", "CORRAL_LOG_FORMAT")] = "auto"
     rate_limits: Annotated[bool, Key("Apply rate limits; off is for tests only", "CORRAL_RATE_LIMITS")] = True
     ip_rules_disabled: Annotated[bool, Key("Ignore the IP rules, to regain access", "CORRAL_IP_RULES_DISABLED")] = False
     metrics_token: Annotated[Text | None, Key("Bearer token required by /metrics", "CORRAL_METRICS_TOKEN", True)] = None
@@ -203,9 +196,6 @@ class Config(_Part, frozen=True):
     local_model: Annotated[
         Path | None, Key("Model file for corral-llama", "CORRAL_LOCAL_MODEL", example="/srv/model.gguf")
     ] = None
-    worker_token: Annotated[Text | None, Key("Registration token of `corral worker`", "CORRAL_WORKER_TOKEN", True)] = (
-        None
-    )
     server: Server = Server()
     database: Database = Database()
     redis: Redis = Redis()

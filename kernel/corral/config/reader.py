@@ -20,7 +20,8 @@ from corral.errors import StartupError
 _BY_VARIABLE = {entry.key.variable: name for name, entry in TABLE.items() if entry.key.variable}
 _WITH_FILE = ("MASTER_KEY", "JWT_SECRET", "DATABASE_URL", "BOOTSTRAP_ADMIN_PASSWORD", "METRICS_TOKEN")
 _FROM_FILE = {f"CORRAL_{name}_FILE": f"CORRAL_{name}" for name in _WITH_FILE}
-_OF_COMMANDS = ("CORRAL_CONFIG", "CORRAL_TOKEN", "CORRAL_URL")  # used by commands only, not configurable in the file
+# These are used by commands only, and not configurable in the file.
+_OF_COMMANDS = ("CORRAL_CONFIG", "CORRAL_TOKEN", "CORRAL_URL", "CORRAL_WORKER_TOKEN")
 VARIABLES = frozenset({*_OF_COMMANDS, *_BY_VARIABLE, *_FROM_FILE})
 COMMAND_LINE = "command line"
 _WORDS = {"on": True, "yes": True, "off": False, "no": False}
@@ -73,8 +74,6 @@ class _Reader:
         self.sources[name] = source
         if name in TABLE:
             self.raw[name] = (value, place or source)
-            if TABLE[name].key.pins:
-                self.pinned[TABLE[name].key.pins] = PinnedSetting(value, source)
         elif section == "settings" and re.fullmatch(r"[a-z]\w*\.[a-z]\w*", rest):
             self.pinned[rest] = PinnedSetting(value, source)
         elif section == "plugins" and rest and isinstance(value, Mapping):

@@ -110,9 +110,7 @@ def select_keyring(keyring: Keyring, database: Database, plugins: Iterable[Plugi
     columns = sealed_columns(plugins)
     stored = database.run(lambda: columns.key_ids([key.id for key in keyring.keys]), read=True)
     if not keyring.keys and not stored:
-        made = Keyring.load(config, allow_create=True)
-        log.warning("the master key is in %s; keep a copy of it, but not with the backups of the database", made.source)
-        return made
+        return Keyring.load(config, allow_create=True)
     keyring.update_seal_state(stored)
     return keyring
 

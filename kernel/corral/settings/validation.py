@@ -8,14 +8,12 @@ from typing import Annotated, Any
 
 import msgspec
 
-from corral.config.model import TABLE
 from corral.config.reader import VARIABLES
 from corral.http.signature import without_none
 from corral.plugin import Setting
 
 LONGEST_NAME = 80
 RESERVED = frozenset({"bulk", "health", "schema", "history", "test-mail"})  # paths below /settings
-_PINNED_BY_KEYS = {entry.key.variable: entry.key.pins for entry in TABLE.values() if entry.key.pins}
 _VARIABLE = re.compile("CORRAL_[A-Z0-9_]+")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}\.[a-z][a-z0-9_]{0,63}")
 _CREDENTIAL = re.compile(r"(^|_)(password|passphrase|secret|token|credentials?|api_?key|private_key|key)$")
@@ -98,7 +96,7 @@ def check_declaration(setting: Setting[Any]) -> None:
         raise ValueError(f"setting {setting.name} looks like a credential: declare it with secret=True")
     if setting.secret and (kind is not str or setting.default is not None):
         raise ValueError(f"setting {setting.name}: a secret must be a string, and its default must be None")
-    if setting.env in VARIABLES and _PINNED_BY_KEYS.get(setting.env) != setting.name:
+    if setting.env in VARIABLES:
         raise ValueError(f"setting {setting.name}: {setting.env} configures something else; choose another variable")
     if setting.env and not _VARIABLE.fullmatch(setting.env):
         raise ValueError(f"setting {setting.name}: {setting.env} must be CORRAL_ followed by upper-case letters")

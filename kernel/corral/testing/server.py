@@ -109,6 +109,18 @@ class ServerProcess:
         """The output that the server wrote to standard output and standard error."""
         return (self.folder / "server.log").read_text("utf-8", "replace")
 
+    def wait_for_log(self, text: str, *, seconds: float = 10.0) -> str:
+        """Wait until the log contains a text, and return the log.
+
+        A server may answer requests before it has printed that it is ready.
+        """
+        until = time.monotonic() + seconds
+        while text not in (log := self.log):
+            if time.monotonic() > until:
+                raise RuntimeError(f"the log does not contain {text!r}\n{log[-4000:]}")
+            time.sleep(0.02)
+        return log
+
     def start(self, *, seconds: float = 20.0) -> Self:
         """Start the server and wait until it is ready. The startup time is appended to `ready_ms`, in milliseconds.
 

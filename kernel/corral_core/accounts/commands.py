@@ -12,14 +12,17 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin
 
 import click
 import msgspec
 
 from corral.auth.principal import ROLES
 from corral.cli import output
-from corral.cli.command_sessions import Session, open_session
+from corral.cli.command_sessions import Session, has_installation, open_session
 from corral.cli.output import config_option, json_option
+from corral.cli.server_connection import open_client, server_option
+from corral.config.reader import load as load_config
 
 if TYPE_CHECKING:
     from corral_core.accounts.api import Role
@@ -79,15 +82,24 @@ def create_user(
 @user_command_group.command("invite")
 @click.argument("email")
 @click.option("--role", type=click.Choice(ROLES), default="member", show_default=True, help="role of the account")
+@server_option
 @config_option
 @json_option
-def invite_user(email: str, role: Role, config_path: Path | None, as_json: bool) -> None:
+def invite_user(email: str, role: Role, server: str | None, config_path: Path | None, as_json: bool) -> None:
     """Invite a person to create an account, and print the link to send to them.
 
-    If a mail server is configured, the server also mails the link.
+    If a mail server is configured, the server also mails the link. The invitation is made in the installation of this
+    folder. If there is none, or with --server, the signed-in user makes it on the server.
     """
     from corral_core.accounts.api import Invitations, Mail
 
+    if server is not None or not (config_path or has_installation(load_config())):
+        with open_client(server) as client:
+            answer = client.post("/admin/invitations", {"email": email, "role": role})
+        answer["url"] = urljoin(f"{client.url}/", answer["url"])
+        text = f"Invited {answer['email']} ({answer['role']}). The link works once, until {answer['expires_at']}:"
+        output.print_value(answer, as_json=as_json, text=f"{text}\n{answer['url']}")
+        return
     with open_session(config_path, "user invite") as found:
         invitations = found.service(Invitations)
         made, url = found.run(lambda: invitations.create(email, role, by=found.caller))

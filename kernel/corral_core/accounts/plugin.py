@@ -63,7 +63,7 @@ class AccountsPlugin(Plugin):
     name = "accounts"
     wants = ("backup", "security")
     protected = "essential"
-    prefixes = ("mail", "password", "security")
+    prefixes = ("general", "mail", "password", "security")
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:

@@ -1,9 +1,10 @@
-"""Run-time settings of the plugin `accounts`: sign-in, API keys, passwords and mail."""
+"""Run-time settings of the plugin `accounts`: sign-in, API keys, passwords, mail, and the name of the installation."""
 
 from __future__ import annotations
 
 import re
 from typing import Annotated, Any, Literal, get_args
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 from msgspec import Meta
@@ -22,6 +23,14 @@ def _requires_mail_server(value: bool, settings: Settings) -> str | None:
 def _is_address(value: str | None, settings: Settings) -> str | None:
     is_one = value is None or re.fullmatch(r"[^\s@]+@[^\s@]+", value)
     return None if is_one else "must be an address, such as corral@example.org"
+
+
+def _is_zone(value: str, settings: Settings) -> str | None:
+    try:
+        ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return "must be the name of a time zone, such as Europe/Berlin"
+    return None
 
 
 def _within_absolute_lifetime(value: int, settings: Settings) -> str | None:
@@ -229,7 +238,26 @@ MAIL_SECURITY = Setting(
 )
 MAIL = (MAIL_HOST, MAIL_PORT, MAIL_USERNAME, MAIL_PASSWORD, MAIL_FROM, MAIL_SECURITY)
 
-_ALL: tuple[Setting[Any], ...] = (
+SITE_NAME = Setting(
+    name="general.site_name",
+    kind=str,
+    default="Corral",
+    title="Name of this installation in emails and authenticator apps",
+    minimum=1,
+    maximum=100,
+    pattern=r"[^\x00-\x1f\x7f]*",
+)
+TIMEZONE = Setting(
+    name="general.timezone",
+    kind=str,
+    default="UTC",
+    title="Time zone of the times in emails",
+    check=_is_zone,
+    minimum=1,
+    maximum=64,
+)
+
+_SIGN_IN: tuple[Setting[Any], ...] = (
     REGISTRATION,
     DEFAULT_ROLE,
     EMAIL_VERIFICATION,
@@ -259,5 +287,9 @@ _ALL: tuple[Setting[Any], ...] = (
     REQUIRE_SYMBOL,
     *MAIL,
 )
-SETTINGS = tuple(msgspec.structs.replace(setting, own_session=True) for setting in _ALL)
-"""The settings that determine who can sign in, also through mailed links."""
+SETTINGS = (
+    SITE_NAME,
+    TIMEZONE,
+    # These settings determine who can sign in, also through mailed links.
+    *(msgspec.structs.replace(setting, own_session=True) for setting in _SIGN_IN),
+)

@@ -24,9 +24,9 @@ def kill_switch_command() -> None:
 
 
 @kill_switch_command.command("on")
-@click.option("--reason", required=True, help="Reason, which is shown to everyone whose work stops.")
-@click.option("--cancel", is_flag=True, help="Cancel running tasks instead of letting them pause.")
-@click.option("--hold-deliveries", is_flag=True, help="Hold back webhooks and notifications as well.")
+@click.option("--reason", required=True, help="reason, which is shown to everyone whose work stops")
+@click.option("--cancel", is_flag=True, help="cancel running tasks instead of letting them pause")
+@click.option("--hold-deliveries", is_flag=True, help="hold back webhooks and notifications as well")
 @config_option
 @json_option
 @click.pass_obj

@@ -161,7 +161,7 @@ def stop_agent(
 @click.option("--reason", help="reason, which is kept with the event")
 @client_command
 def pause_agent(client: ApiClient, *, agent: str, reason: str | None, as_json: bool) -> None:
-    """Pause an agent: it takes no more tasks, and its running tasks continue."""
+    """Pause an agent. It takes no more tasks, and its running tasks continue."""
     _act(client, agent, "pause", {"reason": reason}, as_json=as_json)
 
 

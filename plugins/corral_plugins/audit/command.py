@@ -71,7 +71,14 @@ def verify_log(
 
 
 @audit_command.command("export")
-@click.option("--format", "format_", type=click.Choice(["jsonl", "csv"]), default="jsonl", show_default=True)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["jsonl", "csv"]),
+    default="jsonl",
+    show_default=True,
+    help="format of the rows",
+)
 @click.option("--output", type=click.File("wb"), default="-", help="file to write (default: standard output)")
 @config_option
 @click.pass_obj

@@ -182,7 +182,7 @@ class EmbeddingRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True,
     user: Annotated[str, Meta(max_length=500)] | None = None
 
 
-class Embedding(msgspec.Struct, kw_only=True):
+class EmbeddingView(msgspec.Struct, kw_only=True):
     """One embedding vector."""
 
     index: int
@@ -193,7 +193,7 @@ class Embedding(msgspec.Struct, kw_only=True):
 class EmbeddingList(msgspec.Struct, kw_only=True):
     """OpenAI's list of embeddings."""
 
-    data: list[Embedding]
+    data: list[EmbeddingView]
     model: str
     usage: TokenUsage
     object: str = "list"

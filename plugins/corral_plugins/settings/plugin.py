@@ -9,10 +9,10 @@ from corral.auth.principal import Permission
 from corral.database.model import Model
 from corral.events.event import Event
 from corral.http.routes import Routes
-from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
+from corral.plugin import Metric, Plugin, Provide, Runtime, hookimpl
 from corral.settings.registry import SettingsRegistry
 from corral.settings.store import SettingsStore
-from corral_plugins.settings.api import SITE_NAME, TIMEZONE, SettingChanged
+from corral_plugins.settings.api import SettingChanged
 from corral_plugins.settings.models import TABLES
 from corral_plugins.settings.routes import routes
 from corral_plugins.settings.service.live import LiveSettings
@@ -29,7 +29,6 @@ class SettingsPlugin(Plugin):
     name = "settings"
     requires = ("accounts",)
     protected = True
-    prefixes = ("general",)
     starts_first = True  # so that stored settings are in effect before other plugins read them
     permissions = (Permission("settings.write", "Change settings"),)
 
@@ -57,10 +56,6 @@ class SettingsPlugin(Plugin):
     @hookimpl
     def corral_events(self) -> Iterable[type[Event]]:
         return [SettingChanged]
-
-    @hookimpl
-    def corral_settings(self) -> Iterable[Setting[Any]]:
-        return [SITE_NAME, TIMEZONE]
 
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:

@@ -131,7 +131,7 @@ JOBS = (
     Job("tasks.cancel_children", cancel_children),
 )
 SCHEDULES = (
-    Schedule("tasks.reap", 5, end_overdue_tasks),
+    Schedule("tasks.reap", 4, end_overdue_tasks),  # a lost lease is reclaimed within 5 s, also on a busy machine
     Schedule("tasks.watchdog", 15, report_idle_runs),
     Schedule("tasks.announce", 5, queue_due_tasks),
     Schedule("tasks.index", 5, index_new_tasks),

@@ -31,7 +31,7 @@ LEASE = ("lease_lost", "invalid_state")
 
 registry = Routes("/tools", tag="Tools")
 all_calls = Routes("", tag="Tools")
-lease = Routes("/tasks", tag="Worker Protocol")
+lease = Routes("/tasks", tag="Worker")
 
 
 @registry.get("/", needs=READ, raises=("unknown_reference",))

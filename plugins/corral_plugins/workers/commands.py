@@ -85,7 +85,7 @@ def approve_worker(client: ApiClient, *, worker: str, group: str | None, as_json
 @click.option("--resume", is_flag=True, help="let a drained worker take tasks again")
 @client_command
 def drain_worker(client: ApiClient, *, worker: str, resume: bool, as_json: bool) -> None:
-    """Drain a worker: it takes no more tasks, and its running tasks continue."""
+    """Drain a worker. It takes no more tasks, and its running tasks continue."""
     found = _find(client, worker)
     changed = client.post(f"{ADMIN}/{found['id']}/{'resume' if resume else 'drain'}", {})
     told = f"{changed['name']} is {changed['status']}."

@@ -41,7 +41,7 @@ BASE = "/api/v1/workers"
 CLAIM_RATE = Rate("claims", 20, 1)
 
 fleet_routes = Routes("/workers", tag="Workers")
-protocol_routes = Routes("/workers", tag="Worker Protocol")
+protocol_routes = Routes("/workers", tag="Worker")
 admin_routes = Routes("/admin/workers", tag="Workers")
 key_routes = Routes("/admin/registration-keys", tag="Workers")
 

@@ -12,12 +12,15 @@ import resource
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
+import click
 import pytest
 from openapi_spec_validator import validate
 
 from corral.cli import COMMANDS
+from corral.cli.commands import group
 
 OF_PLUGINS = (
     *("agents", "audit", "cost", "demo", "events", "keys", "kill-switch", "login", "logout", "run", "secrets"),
@@ -69,6 +72,30 @@ def test_operations_8_every_command_has_help(corral: Any) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Usage:") == len(COMMANDS) + len(OF_PLUGINS) + sum(map(len, GROUPS.values()))
+
+
+def test_help_texts_are_in_one_style() -> None:
+    """Commands have sentences with a full stop, options have phrases without."""
+    for line in (text for _, text in COMMANDS.values()):
+        assert line.endswith("."), line
+    for path, command in _tree(group, ()):
+        assert command.get_short_help_str(200).endswith("."), path
+        for option in command.params:
+            if isinstance(option, click.Option) and not option.hidden:
+                assert option.help, (path, option.name)
+                first = option.help.split()[0]
+                assert not option.help.endswith("."), (path, option.help)
+                assert first[0].islower() or first.isupper(), (path, option.help)
+
+
+def _tree(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    yield path, command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None
+            yield from _tree(found, (*path, name))
 
 
 TELL_JSON = (

@@ -37,7 +37,7 @@ def test_health_metrics_2_nothing_but_the_package(tmp_path: Path) -> None:
     with ServerProcess(tmp_path) as server, server.sign_in() as admin:
         found = admin.get("/settings/health").json()
     checks = {name: check["status"] for name, check in found["checks"].items()}
-    assert checks["database"] == checks["minio"] == checks["queue"] == checks["plugins"] == checks["vault"] == "ok"
+    assert checks["database"] == checks["storage"] == checks["queue"] == checks["plugins"] == checks["vault"] == "ok"
     assert checks["redis"] == checks["mail"] == "disabled"
     usage = shutil.disk_usage(tmp_path)
     is_roomy = usage.free / usage.total >= 0.10

@@ -19,7 +19,7 @@ from corral_core.health.service.board import CHECK_SECONDS, CheckView, HealthBoa
 
 pytestmark = pytest.mark.one_engine
 
-NAMES = {"database", "redis", "minio", "mail", "vault", "queue", "plugins", "workers", "clock", "disk"}
+NAMES = {"database", "redis", "storage", "mail", "vault", "queue", "plugins", "workers", "clock", "disk"}
 
 
 def checking(**checks: Callable[[], tuple[str, str]]) -> type[Plugin]:
@@ -51,7 +51,7 @@ async def test_all_checks_are_named_and_what_is_not_configured_is_disabled(make_
     found = await report(kit)
     checks = {name: check["status"] for name, check in found["checks"].items()}
     assert checks.keys() == NAMES
-    assert (checks["database"], checks["minio"], checks["plugins"], checks["clock"]) == ("ok", "ok", "ok", "ok")
+    assert (checks["database"], checks["storage"], checks["plugins"], checks["clock"]) == ("ok", "ok", "ok", "ok")
     assert (checks["redis"], checks["mail"], checks["workers"]) == ("disabled", "disabled", "disabled")
     counting = [status for name, status in checks.items() if status != "disabled"]
     assert found["status"] == max(counting, key=["ok", "degraded", "down"].index)
@@ -133,7 +133,7 @@ async def test_a_stored_setting_that_is_ignored_is_warned_of(make_kit: Callable[
 
 async def test_admins_are_told_once_when_it_stays_down_and_once_when_it_recovers(kit: Kit) -> None:
     def view(status: Any) -> dict[str, CheckView]:
-        return {"minio": CheckView(status=status, latency_ms=1, detail="Told.", since=clock.now())}
+        return {"storage": CheckView(status=status, latency_ms=1, detail="Told.", since=clock.now())}
 
     work = kit.kernel.database.work
     for seconds, status in (
@@ -151,7 +151,7 @@ async def test_admins_are_told_once_when_it_stays_down_and_once_when_it_recovers
         await work(lambda status=status: raise_alerts(view(status)))
     alerts = [event.payload() for event in await kit.events() if event.type == "system.alert"]
     told = [(alert["kind"], alert["check"], alert["status"], alert["severity"]) for alert in alerts]
-    assert told == [("health", "minio", "down", "critical"), ("health", "minio", "degraded", "info")]
+    assert told == [("health", "storage", "down", "critical"), ("health", "storage", "degraded", "info")]
 
 
 async def test_a_disk_with_little_free_space_raises_an_alert_an_hour(make_kit: Callable[..., Any]) -> None:

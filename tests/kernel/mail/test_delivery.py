@@ -54,6 +54,21 @@ async def test_a_mail_is_sent_with_the_unit_that_asks_for_it(mailing: Kit, mail_
     assert "https://corral.example" in mail.get_content()
 
 
+async def test_mails_bear_the_name_of_the_installation_and_local_times(
+    make_kit: Callable[..., Any], mail_server: MailServer
+) -> None:
+    kit: Kit = await make_kit(plugins=("settings",), config=mail_server.config())
+    admin = await kit.as_user("admin")
+    for name, value in (("site_name", "Ranch"), ("timezone", "Europe/Berlin")):
+        assert (await admin.put(f"/settings/general/{name}", {"value": value})).status == 200
+    await notify(kit, kind="locked", until="2026-07-01T10:30:00.000000Z")
+    await kit.run_jobs()
+    [mail] = mail_server.box.mails
+    assert mail["Subject"].startswith("Ranch: ")
+    assert "until 2026-07-01 12:30 (Europe/Berlin)" in mail.get_content()
+    assert "Ranch at https://corral.example" in mail.get_content()
+
+
 async def test_without_a_mail_service_nothing_is_written(make_kit: Callable[..., Any]) -> None:
     kit: Kit = await make_kit(plugins=("admin",))
     assert not service(kit).is_configured
@@ -233,7 +248,7 @@ def test_mail_templates_are_plain_and_complete() -> None:
 
     facts = {"url": "https://x/#t", "until": "noon", "new": "b@x", "left": 3, "role": "member"}
     for kind in TEMPLATES:
-        mail = render_mail(kind, sender="c@x.example", to="a@x.example", site="here", facts=facts)
+        mail = render_mail(kind, sender="c@x.example", to="a@x.example", name="Ranch", address="here", facts=facts)
         text = mail.get_content()
         assert "{" not in text, kind
         assert len(text) < 700, kind

@@ -71,7 +71,7 @@ def text_of(chunks: list[Any], name: str = "content") -> str:
 @pytest.mark.parametrize(
     ("finish", "shown"),
     [
-        ("function_call_filter: MALFORMED_FUNCTION_CALL", "function_call_filter: MALFORMED_FUNCTION"),
+        ("function_call_filter: MALFORMED_FUNCTION_CALL",) * 2,
         ("st\0p", "st\ufffdp"),
         ({"type": "stop"}, "stop"),
         (None, None),
@@ -83,7 +83,7 @@ async def test_any_finish_reason_is_settled(kit: Any, upstream: Any, finish: Any
     upstream.otherwise = answers(answer)
     assert (await chat(alice)).json()["choices"][0]["finish_reason"] == shown
     row, events = await ended(kit, alice)
-    assert (row["status"], row["finish_reason"], len(events)) == ("completed", shown, 1)
+    assert (row["status"], row["finish_reason"], len(events)) == ("completed", shown and shown[:40], 1)
 
 
 async def test_odd_token_counts_are_normalized(kit: Any, upstream: Any) -> None:

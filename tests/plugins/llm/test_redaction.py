@@ -21,6 +21,17 @@ async def kit(make_kit: Callable[..., Any], providers: dict[str, Any]) -> Any:
     return await make_kit(plugins=["cost", "llm"], config=config)
 
 
+@pytest.mark.parametrize("reason", [up.KEY, "correct_horse_battery"])
+async def test_a_finish_reason_is_a_word_and_no_credential(kit: Any, upstream: Any, reason: str) -> None:
+    kit.kernel.redactor.set_values("test", {"reason": "correct_horse_battery"})
+    choice = {"index": 0, "message": {"role": "assistant", "content": "yes"}, "finish_reason": reason}
+    upstream.behaviours = [up.says("yes", choices=[choice])]
+    alice = await kit.as_user("member")
+    body = {"model": "up/m1", "messages": [{"role": "user", "content": "is it?"}]}
+    assert (await alice.post("/llm/chat/completions", body)).status == 200
+    assert reason not in await kit.kernel.database.work(_stored, read=True)
+
+
 async def test_llm_6_a_known_value_appears_nowhere(kit: Any, upstream: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     alice = await kit.as_user("member")

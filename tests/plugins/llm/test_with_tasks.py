@@ -13,6 +13,7 @@ from tests.plugins.tasks.conftest import Lease, World
 from corral import clock
 from corral.http import idempotency
 from corral.testing.kit import Answer, Client
+from corral_core.event_log.jobs import delete_old_jobs
 from corral_plugins.llm.models import LlmCall
 
 
@@ -61,7 +62,7 @@ async def test_a_worker_that_names_its_lease_acts_as_the_attempt(world: World, u
 
 async def test_llm_7_answers_of_steps_are_kept_until_a_day_after_their_task(world: World) -> None:
     async def kept() -> int:
-        await world.kit.kernel.database.work(idempotency.delete_expired_keys)
+        await delete_old_jobs(world.kit.kernel.database.work, world.kit.kernel.settings)
         found = await world.kit.kernel.database.work(lambda: list(idempotency.IdempotencyRow.select()), read=True)
         return len(found)
 

@@ -208,6 +208,7 @@ async def situation(make_kit: Any) -> Situation:
     return Situation(world, agent, await world.machine("only", max_agents=2))
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("wanted", ["agent_id", "agent_role", "anybody"])
 async def test_tasks_7_explain_names_exactly_the_false_condition(situation: Situation, wanted: str) -> None:
     world, worker = situation.world, situation.worker
@@ -353,6 +354,7 @@ LISTS = (
     "&sort=priority",
     "&sort=updated",
     "&search=needle",
+    "&source_type=agent&sort=updated",
     "&since=2026-01-01T00:00:00Z",
     "&agent_id={agent}",
     "&created_by={agent}",

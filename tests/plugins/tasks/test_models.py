@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from tests.plugins.tasks.conftest import World
 
+pytestmark = pytest.mark.one_engine
+
 MINE = {"kind": "openai", "base_url": "http://127.0.0.1:9/v1", "models": [{"id": "m1"}]}
 UNSERVED = [
     {"llm_model": "openai/gpt-4o-mini"},  # a preset without a key

@@ -11,6 +11,8 @@ from tests.plugins.tasks.conftest import World
 from corral import clock
 from corral_plugins.tasks.models import Attempt
 
+pytestmark = pytest.mark.one_engine
+
 SETTINGS = {
     "settings.tasks.max_attempts": 5,
     "settings.tasks.backoff_initial_seconds": 40,

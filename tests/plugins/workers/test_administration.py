@@ -277,6 +277,19 @@ async def test_health_and_metrics(fleet: Any) -> None:
     assert read["corral_claim_seconds"][()].total > 0
 
 
+@pytest.mark.parametrize(("holds", "wanted"), [(False, "ok"), (True, "degraded")])
+async def test_a_worker_is_missed_only_if_it_held_tasks(fleet: Any, holds: bool, wanted: str) -> None:
+    """One that is stopped on purpose has released its leases."""
+    worker = await fleet.worker(max_agents=3)
+    if holds:
+        await fleet.work(fleet.tasks.add)
+        await worker.post(f"/workers/{worker.user['id']}/claim")
+    clock.travel(61)
+    await fleet.kit.kernel.container.get(WorkerSweeps).sweep_silent_workers()
+    status, told = await fleet.work(fleet.kit.kernel.container.get(Fleet).workers_health)
+    assert (status, "0 online, 1 offline" in told) == (wanted, True), told
+
+
 async def test_a_long_wait_beside_a_worker_with_room_is_told(fleet: Any) -> None:
     health = fleet.kit.kernel.container.get(Fleet).queue_health
     await fleet.work(fleet.tasks.add)

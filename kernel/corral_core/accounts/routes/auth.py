@@ -70,7 +70,7 @@ class SignInResponse(msgspec.Struct, kw_only=True):
     user: UserView
 
 
-class MfaRequired(msgspec.Struct, kw_only=True):
+class MfaChallenge(msgspec.Struct, kw_only=True):
     """The response to a correct password if a second factor is required. Continue at `/auth/mfa/challenge`."""
 
     mfa_required: bool = True
@@ -121,7 +121,7 @@ class AuthConfig(msgspec.Struct, kw_only=True):
 )
 async def login(
     body: LoginRequest, request: Request, sign_in: SignIn, installation: InstallationConfig
-) -> Answer[SignInResponse] | Answer[MfaRequired]:
+) -> Answer[SignInResponse] | Answer[MfaChallenge]:
     """Sign in with address and password.
 
     If a second factor is required and no code is sent, the response contains an `mfa_token` for `/auth/mfa/challenge`.
@@ -264,8 +264,8 @@ def login_response(
     installation: InstallationConfig,
     *,
     cookie: bool,
-) -> Answer[SignInResponse] | Answer[MfaRequired]:
+) -> Answer[SignInResponse] | Answer[MfaChallenge]:
     """Return the response to a sign-in: the tokens, or the `mfa_token` if a second factor is required."""
     if isinstance(found, PendingSignIn):
-        return Answer(body=MfaRequired(mfa_token=found.mfa_token))
+        return Answer(body=MfaChallenge(mfa_token=found.mfa_token))
     return sign_in_response(*found, request, installation, cookie=cookie)

@@ -121,7 +121,7 @@ async def show_verification() -> Text:
     return _form(VERIFY)
 
 
-@routes.post("/verify-email", needs=PUBLIC, rate=SIGN_IN_RATE, form=True, keyed=False, body_limit=BODY_LIMIT)
+@routes.post("/verify-email", needs=PUBLIC, form=True, keyed=False, body_limit=BODY_LIMIT)
 async def submit_verification(
     body: TokenForm, request: Request, registrations: AccountRegistration, work: Work
 ) -> Text:

@@ -12,7 +12,7 @@ from corral.http.answers import Answer, Request
 from corral.http.routes import Rate, Routes
 from corral.plugin import InstallationConfig
 from corral_core.accounts.api import Address, FullName, NewUser, Password, UserView
-from corral_core.accounts.routes.auth import SIGN_IN_RATE, MfaRequired, SignInResponse, device_of, login_response
+from corral_core.accounts.routes.auth import SIGN_IN_RATE, MfaChallenge, SignInResponse, device_of, login_response
 from corral_core.accounts.service.recovery import PasswordRecovery
 from corral_core.accounts.service.registration import AccountRegistration
 
@@ -60,7 +60,7 @@ class TokenOnly(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     token: Token
 
 
-class NewPassword(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class PasswordReset(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The token of a link, and the new password. `cookie`: see `/auth/login`."""
 
     token: Token
@@ -109,8 +109,8 @@ async def forgot_password(body: AddressOnly, request: Request, recovery: Passwor
     raises=("link_expired", "weak_password", "invalid_state", "overloaded"),
 )
 async def reset_password(
-    body: NewPassword, request: Request, recovery: PasswordRecovery, installation: InstallationConfig
-) -> Answer[SignInResponse] | Answer[MfaRequired]:
+    body: PasswordReset, request: Request, recovery: PasswordRecovery, installation: InstallationConfig
+) -> Answer[SignInResponse] | Answer[MfaChallenge]:
     """Set a new password with the token of a link, and sign in.
 
     All other links and sessions of the user become invalid, and a lockout ends. The second factor is still required.

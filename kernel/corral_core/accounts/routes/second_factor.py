@@ -78,7 +78,7 @@ class NewRecoveryCodes(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     code: Code
 
 
-class RecoveryCodes(msgspec.Struct, kw_only=True):
+class RecoveryCodesView(msgspec.Struct, kw_only=True):
     """New recovery codes, which are shown only once. Each code works once."""
 
     recovery_codes: list[str]
@@ -160,10 +160,10 @@ async def answer_challenge(
 )
 async def renew_recovery_codes(
     body: NewRecoveryCodes, caller: Principal, request: Request, protection: OwnSecondFactor
-) -> RecoveryCodes:
+) -> RecoveryCodesView:
     """Replace all recovery codes with new ones."""
     codes = await protection.renew_recovery_codes(caller, body.password, body.code, request.unit_context(caller))
-    return RecoveryCodes(recovery_codes=codes)
+    return RecoveryCodesView(recovery_codes=codes)
 
 
 @routes.post(

@@ -13,6 +13,7 @@ from email.headerregistry import Address
 from email.message import EmailMessage
 from email.utils import format_datetime, make_msgid
 from typing import TYPE_CHECKING, Any, NamedTuple
+from zoneinfo import ZoneInfo
 
 import peewee
 
@@ -25,12 +26,21 @@ from corral.plugin import InstallationConfig, Settings
 from corral_core.accounts.api import MailTestResult
 from corral_core.accounts.service.email_addresses import normalize_address
 from corral_core.accounts.service.links import SingleUseLinks
-from corral_core.accounts.settings import MAIL_FROM, MAIL_HOST, MAIL_PASSWORD, MAIL_PORT, MAIL_SECURITY, MAIL_USERNAME
+from corral_core.accounts.settings import (
+    MAIL_FROM,
+    MAIL_HOST,
+    MAIL_PASSWORD,
+    MAIL_PORT,
+    MAIL_SECURITY,
+    MAIL_USERNAME,
+    SITE_NAME,
+    TIMEZONE,
+)
 
 if TYPE_CHECKING:
     from corral_core.accounts.service.smtp import MailServer
 
-SIGN_OFF = "\n\n-- \nCorral at {site}"
+SIGN_OFF = "\n\n-- \n{name} at {address}"
 _RESET = "reset it immediately and tell an admin"
 _CHANGE = "change your password immediately and tell an admin"
 
@@ -109,17 +119,22 @@ TEMPLATES: Mapping[str, MailTemplate] = {
 }
 
 
-def render_mail(kind: str, *, sender: str, to: str, site: str, facts: Mapping[str, Any]) -> EmailMessage:
-    """Return the message for a kind of email. `facts`: values of placeholders. Raise `ValueError` for a bad address."""
+def render_mail(kind: str, *, sender: str, to: str, name: str, address: str, facts: Mapping[str, Any]) -> EmailMessage:
+    """Return the message for a kind of email from the installation with this name and address.
+
+    `facts` are the values of placeholders. Raise `ValueError` for an invalid email address.
+    """
     template = TEMPLATES[kind]
     message = EmailMessage()
     message["From"] = _sender_address(sender)
     message["To"] = _sender_address(to)
-    message["Subject"] = f"Corral: {template.subject}"
+    message["Subject"] = f"{name}: {template.subject}"
     message["Date"] = format_datetime(datetime.fromtimestamp(clock.time_s(), UTC))
     message["Message-ID"] = make_msgid(domain=sender.rpartition("@")[2])
     message["Auto-Submitted"] = "auto-generated"
-    message.set_content((template.text + SIGN_OFF).format(**{**facts, "to": to, "site": site}) + "\n")
+    message.set_content(
+        (template.text + SIGN_OFF).format(**{**facts, "to": to, "name": name, "address": address}) + "\n"
+    )
     return message
 
 
@@ -187,8 +202,15 @@ class MailService:
 
         server = self._server()
         sender = self._settings.get(MAIL_FROM) or f"corral@{server.host}"
-        message = render_mail(kind, sender=sender, to=to, site=self._site, facts=facts)
+        if "until" in facts:
+            facts = {**facts, "until": self._local_time(facts["until"])}
+        name = self._settings.get(SITE_NAME)
+        message = render_mail(kind, sender=sender, to=to, name=name, address=self._site, facts=facts)
         await deliver(self._egress, server, message, sender=sender, to=message["To"].addresses[0].addr_spec)
+
+    def _local_time(self, instant: str) -> str:
+        zone = self._settings.get(TIMEZONE)
+        return f"{datetime.fromisoformat(instant).astimezone(ZoneInfo(zone)):%Y-%m-%d %H:%M} ({zone})"
 
     async def check_connection(self) -> tuple[str, str]:
         if not self.is_configured:

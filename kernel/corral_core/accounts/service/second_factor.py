@@ -23,13 +23,12 @@ from corral.events.event import emit
 from corral.plugin import Audit, AuditEntry, Settings
 from corral_core.accounts.events import MfaDisabled, MfaEnabled, is_own_change
 from corral_core.accounts.models import ChallengeRow, RecoveryCodeRow, SecondFactorRow, SessionRow, UserRow
-from corral_core.accounts.settings import REQUIRE_MFA, REQUIRE_MFA_ROLES
+from corral_core.accounts.settings import REQUIRE_MFA, REQUIRE_MFA_ROLES, SITE_NAME
 
 STEP_SECONDS, WINDOW = 30, 1
 SETUP_SECONDS = 900
 CHALLENGE_SECONDS, CHALLENGE_TRIES = 300, 5
 RECOVERY_CODES, RECOVERY_BYTES = 10, 15  # 15 bytes are 120 bits, or 24 letters in base 32
-ISSUER = "Corral"
 DAMAGED = "core.second_factor_damaged"
 
 
@@ -64,7 +63,9 @@ class SecondFactor:
         if not insert.as_rowcount().execute():
             raise Conflict("A second factor is already set up; remove it first.", current_status="enabled")
         self._record_audit("auth.mfa.setup", user.id)
-        return NewSeed(secret, pyotp.TOTP(secret).provisioning_uri(name=user.email, issuer_name=ISSUER))
+        return NewSeed(
+            secret, pyotp.TOTP(secret).provisioning_uri(name=user.email, issuer_name=self._settings.get(SITE_NAME))
+        )
 
     def activate(self, user: UserRow, session_id: str, code: str) -> list[str] | None:
         """Enable the second factor with its first code. Return the recovery codes, or None if the code is wrong.

@@ -32,7 +32,7 @@ log = logging.getLogger("corral.health")
 
 Status = Literal["ok", "degraded", "down", "disabled"]
 WORST_LAST: tuple[Status, ...] = ("disabled", "ok", "degraded", "down")
-ALWAYS = ("database", "redis", "minio", "mail", "vault", "queue", "plugins", "workers", "clock", "disk")
+ALWAYS = ("database", "redis", "storage", "mail", "vault", "queue", "plugins", "workers", "clock", "disk")
 CHECK_SECONDS, KEEP_SECONDS = 2.0, 5.0
 ABSENT: Told = ("disabled", "No active plugin uses it.")
 

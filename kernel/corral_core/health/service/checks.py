@@ -58,7 +58,7 @@ class KernelChecks:
         """Return all checks, keyed by name."""
         checks = {
             "database": self.check_database,
-            "minio": self.check_storage,
+            "storage": self.check_storage,
             "queue": self.check_schedules,
             "plugins": self.check_plugins,
             "clock": self.check_clock_skew,

@@ -208,7 +208,7 @@ class _Writer:
     def _refusal(self, status: int, codes: list[str]) -> dict[str, str]:
         own = (code for code in codes if code not in EVERY_ROUTE or CODES[code][0] != status)
         name = ".".join((str(status), *own))
-        values: dict[str, Any] = {"status": {"const": status}, "code": {"enum": codes}}
+        values: dict[str, Any] = {"status": {"enum": [status]}, "code": {"enum": codes}}
         described = {name: {**value, "description": describe_field(Problem, name)} for name, value in values.items()}
         narrowed = completed({"properties": described})
         self.responses[name] = {
@@ -232,7 +232,7 @@ class _Writer:
 def completed(schema: Any) -> Any:
     """Return the schema with what JSON Schema does not need but generators of clients do.
 
-    Arrays have `items`, and constants and enumerations have a `type`.
+    Arrays have `items`, free objects `additionalProperties`, and constants and enumerations a `type`.
     """
     if isinstance(schema, list):
         return [completed(each) for each in schema]
@@ -243,6 +243,8 @@ def completed(schema: Any) -> Any:
         done["properties"] = {name: completed(each) for name, each in schema["properties"].items()}
     if done.get("type") == "array":
         done.setdefault("items", {})
+    if done.get("type") == "object" and "properties" not in done:
+        done.setdefault("additionalProperties", True)
     if values := [schema["const"]] if "const" in schema else schema.get("enum") if "type" not in schema else None:
         types = list(dict.fromkeys(JSON_TYPES[type(value)] for value in values if type(value) in JSON_TYPES))
         done.setdefault("type", types[0] if len(types) == 1 else types)

@@ -28,5 +28,7 @@ PRESETS: Mapping[str, ProviderPreset] = {
     "ollama": ProviderPreset("openai", "http://127.0.0.1:11434/v1", needs_key=False),
     "openai": ProviderPreset("openai", "https://api.openai.com/v1"),
     "openrouter": ProviderPreset("openai", "https://openrouter.ai/api/v1"),
-    "vllm": ProviderPreset("openai", "http://127.0.0.1:8000/v1", needs_key=False),
+    "vllm": ProviderPreset(
+        "openai", "http://127.0.0.1:8001/v1", needs_key=False
+    ),  # its usual port 8000 is Corral's own
 }

@@ -65,6 +65,7 @@ T = TypeVar("T")
 ChunkQueue = asyncio.Queue[Chunk | Exception | None]
 
 QUEUED_CHUNKS = 64
+MAX_FINISH_REASON = 40  # characters
 SETTLE_RETRY_SECONDS = (0.2, 1.0, 3.0)
 UNCANCELLED = "settle"  # the name of tasks that `stop` waits for instead of cancelling them
 
@@ -338,6 +339,8 @@ class Gateway:
         Return whether the caller's lease is still live.
         """
         outcome.duration_ms = _milliseconds_since(call.started)
+        if outcome.finish_reason is not None:
+            outcome.finish_reason = self._redactor.redact(outcome.finish_reason)[:MAX_FINISH_REASON]
         return await asyncio.shield(self._start_task(self._settle_with_retries(call, outcome), name=UNCANCELLED))
 
     async def _settle_with_retries(self, call: CallRecord, outcome: CallOutcome) -> bool:

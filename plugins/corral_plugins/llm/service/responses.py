@@ -26,7 +26,6 @@ log = logging.getLogger("corral.llm")
 HEAD_FIELDS = ("id", "object", "created", "model")
 TEXT_FIELDS = ("content", "refusal", "reasoning_content", "reasoning")
 OTHER_MESSAGE_FIELDS = ("role", "annotations", "audio")
-MAX_FINISH_REASON = 40
 REQUIRED_USAGE = ("prompt_tokens", "completion_tokens", "cost")  # usage without any of these fields is ignored
 
 
@@ -98,7 +97,7 @@ def _normalize_choice(choice: dict[str, Any], position: int, usage: Any) -> dict
         normalized["logprobs"] = choice["logprobs"]
     finish = choice.get("finish_reason")
     if finish:
-        finish = replace_bad_characters(finish)[:MAX_FINISH_REASON] if isinstance(finish, str) else "stop"
+        finish = replace_bad_characters(finish) if isinstance(finish, str) else "stop"
     return {**normalized, "finish_reason": finish or None}
 
 

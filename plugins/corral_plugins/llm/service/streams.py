@@ -85,6 +85,8 @@ class StreamRedaction:
                 is_changed = self._redact_delta(index, delta)
             if is_changed:
                 choice.pop("logprobs", None)  # log probabilities spell out redacted and held-back text
+            if choice.get("finish_reason") is not None:
+                choice["finish_reason"] = self._redactor.redact(choice["finish_reason"], patterns=False)
             if choice.get("finish_reason") is not None and (rest := self._held_back(index)):
                 if delta:
                     yield {**chunk, "choices": [{**choice, "finish_reason": None}], "usage": None}

@@ -129,7 +129,7 @@ def create_task_command(
     instructions: str,
     as_json: bool,
 ) -> None:
-    """Create a task for an agent, and return at once. corral run follows it too."""
+    """Create a task without following it. corral run creates and follows one."""
     named = {name: value for name, value in (("title", title), ("priority", priority)) if value is not None}
     made = create_task(client, agent, instructions, read_input(input_path), **parse_fields(fields), **named)
     if as_json:
@@ -146,7 +146,7 @@ def create_task_command(
 @task_argument
 @client_command
 def watch_task(client: ApiClient, *, task: str, as_json: bool) -> None:
-    """Follow a task from its first event to its end, and print its result.
+    """Follow a task from its first event to its result.
 
     Exits with 0 only when the task is completed. Ctrl-C stops following the task; it does not cancel it.
     """
@@ -222,7 +222,7 @@ def retry_task(client: ApiClient, *, task: str, from_start: bool, reason: str | 
 @field_option
 @client_command
 def answer_task(client: ApiClient, *, task: str, answer: str | None, fields: tuple[str, ...], as_json: bool) -> None:
-    """Answer the question that a task waits for, with a text or with fields."""
+    """Answer the question that a task waits for. Give a text or fields."""
     if (answer is None) != bool(fields):
         raise click.UsageError("give either an ANSWER or --field")
     found = _find(client, task)

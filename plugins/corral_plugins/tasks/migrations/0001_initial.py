@@ -257,6 +257,7 @@ def up(migrator: Any, db: Any) -> None:
     partial(Task, "worker", Task.worker_id, Task.created_at, Task.id, where="worker_id IS NOT NULL")
     partial(Task, "parent", Task.parent_task_id, Task.created_at, where="parent_task_id IS NOT NULL")
     partial(Task, "run", Task.workflow_run_id, Task.created_at, where="workflow_run_id IS NOT NULL")
+    partial(Task, "source", Task.source_type, Task.created_at, Task.id, where="source_type NOT IN ('user', 'api')")
     partial(Task, "ended", Task.finished_at, where="finished_at IS NOT NULL")
     partial(Attempt, "live", Attempt.task_id, where="finished_at IS NULL", unique=True)
     partial(Attempt, "live_worker", Attempt.worker_id, where="finished_at IS NULL")

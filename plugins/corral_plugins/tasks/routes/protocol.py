@@ -43,7 +43,7 @@ ENDS = (*LOST, "task_terminal")
 CHECKPOINT_LIMIT = 2 * 1024 * 1024
 T = TypeVar("T")
 
-routes = Routes("/tasks", tag="Worker Protocol")
+routes = Routes("/tasks", tag="Worker")
 
 
 def requested_lease(body: LeaseReport, request: Request, caller: Principal) -> str | None:

@@ -29,6 +29,7 @@ from corral.events.log import COLUMNS as EVENT_COLUMNS
 from corral.events.log import EventRow, EventView, LoggedEvent
 from corral.http.page import Order, Page, PageQuery, paginate, read_cursor, refuse_cursor_with_offset, write_cursor
 from corral_plugins.tasks.models import (
+    NOT_FROM_PEOPLE,
     PRIORITIES,
     STATUSES,
     Attempt,
@@ -572,6 +573,8 @@ def _conditions(query: TaskQuery) -> tuple[list[Any], Any]:
             where.append(getattr(Task, name) == value.lower())
     if isinstance(query.source_type, str):
         where.append(Task.source_type == query.source_type)
+        if query.source_type not in ("user", "api"):
+            where.append(peewee.SQL(NOT_FROM_PEOPLE))  # the planner then uses the partial index
     if not isinstance(query.since, msgspec.UnsetType):
         where.append(Task.created_at >= clock.from_datetime(query.since))
     if not isinstance(query.until, msgspec.UnsetType):

@@ -62,7 +62,7 @@ most of the budget is used.
 
 
 class _AttemptEnded(Exception):
-    """The exception that ends the loop after the outcome of the attempt was reported."""
+    """The exception that ends the loop after the outcome of the attempt was reported. Its argument is the outcome."""
 
 
 class AgentLoop:
@@ -90,12 +90,18 @@ class AgentLoop:
         )
         self._workspaces = workspaces
         self._lines = 0
+        self.outcome = ""
+        """The reported outcome in words, such as `completed` or `failed: provider_error`, for the log of the worker."""
 
     async def run(self) -> int:
         """Run the attempt and return the exit status of the process. Any exception is treated as a crash."""
         try:
             await self._run_steps()
-        except (_AttemptEnded, TaskWaitsForPerson):
+        except _AttemptEnded as ended:
+            self.outcome = str(ended)
+            return REPORTED
+        except TaskWaitsForPerson:
+            self.outcome = "waits for a person"
             return REPORTED
         except WorkerLeaseLost:
             return LOST
@@ -250,15 +256,15 @@ class AgentLoop:
             await self._fail_attempt("result_refused", error.detail, retryable=False)
         if self._workspaces is not None:
             self._workspaces.remove_workspace(self._id)
-        raise _AttemptEnded
+        raise _AttemptEnded("completed")
 
     async def _fail_attempt(self, kind: str, message: str, *, retryable: bool) -> None:
         await self._client.fail_task(self._id, kind, message, retryable=retryable)
-        raise _AttemptEnded
+        raise _AttemptEnded(f"failed: {kind}")
 
     async def _release_task(self, reason: str) -> None:
         await self._client.release_task(self._id, reason)
-        raise _AttemptEnded
+        raise _AttemptEnded(f"was released: {reason}")
 
     async def _release_for_drain(self) -> None:
         if "drain" in self._controls:

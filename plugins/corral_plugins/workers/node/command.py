@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from corral_plugins.workers.node.identity import WorkerFolder
     from corral_plugins.workers.node.worker import ReferenceWorker, WorkerOptions
 
-LOG_FORMAT = "%(levelname)s %(name)s: %(message)s"  # parsed by the server for its embedded worker
+LOG_FORMAT = "%(levelname)s %(name)s: %(message)s"  # of the embedded worker; the server parses and formats its lines
 EXIT_REFUSED, EXIT_IN_USE = 1, 3
 
 
@@ -52,6 +52,22 @@ EXIT_REFUSED, EXIT_IN_USE = 1, 3
     callback=lambda context, option, given: _allowed_tools(given),
     help=f"let agents use a tool on this machine, with this user's rights: {', '.join(TOOLS)}; repeatable",
 )
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    envvar="CORRAL_LOG_LEVEL",
+    help="minimum level of log lines",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["auto", "json", "console"]),
+    default="auto",
+    show_default=True,
+    envvar="CORRAL_LOG_FORMAT",
+    help="format of log lines; auto is console on a terminal and json elsewhere",
+)
 @click.option("--drain-seconds", type=click.FloatRange(0, 600), default=30.0, hidden=True)
 @click.option("--until-stdin-closes", is_flag=True, hidden=True)
 def worker_command(
@@ -62,6 +78,8 @@ def worker_command(
     token_file: Path | None,
     folder: Path | None,
     allow: tuple[str, ...],
+    log_level: str,
+    log_format: str,
     drain_seconds: float,
     until_stdin_closes: bool,
 ) -> None:
@@ -89,6 +107,7 @@ def worker_command(
         key=_registration_key(token_file),
         allow=allow,
     )
+    _configure_logging(log_level, log_format, relayed=until_stdin_closes)
     _run_worker(options, WorkerFolder(folder or _default_folder(name)), until_stdin_closes=until_stdin_closes)
 
 
@@ -137,18 +156,26 @@ def _default_folder(name: str) -> Path:
     return state / "corral" / "workers" / name.replace("/", "_")
 
 
+def _configure_logging(level: str, form: str, *, relayed: bool) -> None:
+    if relayed:
+        import logging
+
+        logging.basicConfig(level=level.upper(), format=LOG_FORMAT, stream=sys.stderr)
+        logging.getLogger("httpx2").setLevel(logging.WARNING)
+    else:
+        from corral.cli import logging_setup
+
+        logging_setup.configure(level, form)
+
+
 def _run_worker(options: WorkerOptions, folder: WorkerFolder, *, until_stdin_closes: bool) -> None:
     """Run the worker until it is drained. Exit with status 1 or 3 if the worker cannot run."""
     import asyncio
-    import logging
 
     from corral_plugins.workers.node.identity import FolderInUse, FolderUnusable
     from corral_plugins.workers.node.task_process import ProcessNotStarted
     from corral_plugins.workers.node.worker import ReferenceWorker, WorkerRefused
 
-    log_format = LOG_FORMAT if until_stdin_closes else f"%(asctime)s {LOG_FORMAT}"
-    logging.basicConfig(level=logging.INFO, format=log_format, stream=sys.stderr)
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
     try:
         with folder.lock_folder():
             asyncio.run(_serve_until_drained(ReferenceWorker(options, folder), until_stdin_closes=until_stdin_closes))

@@ -42,6 +42,8 @@ class TaskLease:
         self._lost = self._cancelled = False
         self._drain_until: float | None = None
         self._process: TaskProcess | None = None
+        self._attempt: int | None = None
+        self._began = 0.0
 
     # -- requests from the server and the operator
 
@@ -101,7 +103,8 @@ class TaskLease:
         except ProcessNotStarted as error:
             await self._release_task(str(error))
             raise
-        log.info("task %s: attempt %s started", self.task_id, self._claim.get("attempt"))
+        self._attempt, self._began = started.get("attempt"), time.monotonic()
+        log.info("task %s: attempt %s started", self.task_id, self._attempt)
         if self._drain_until is not None:
             process.send_control("drain")
         try:
@@ -142,7 +145,10 @@ class TaskLease:
     async def _report_exit(self, status: int) -> None:
         """Report the exit of the process, unless the process itself has reported the outcome."""
         if status == REPORTED:
-            log.info("task %s: the attempt has ended", self.task_id)
+            verb, _, why = (self._process.outcome if self._process else "").partition(": ")
+            took = f"{time.monotonic() - self._began:.1f} s"
+            told = f"{verb or 'ended'} after {took}{f': {why}' if why else ''}"
+            log.info("task %s: attempt %s %s", self.task_id, self._attempt, told)
         elif status == LOST or self._lost:  # the answer to a report that was accepted may have been lost as well
             log.warning("task %s: the lease has ended; results that were not reported are discarded", self.task_id)
         elif status == CANCELLED or self._cancelled:

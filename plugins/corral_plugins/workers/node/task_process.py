@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -55,20 +56,23 @@ class ProcessNotStarted(Exception):
 def run_task_process(settings: TaskProcessSettings, claim: Mapping[str, Any], inbox: Any) -> None:
     """Run the task of a claim. This is the main function of a task process.
 
-    `inbox` is the pipe that delivers controls (`agent_loop.Control`) from the worker. The pipe closes when the worker
-    exits.
+    `inbox` is the pipe that delivers controls (`agent_loop.Control`) from the worker, and the outcome in words to it.
+    The pipe closes when the worker exits.
     """
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     controls: set[str] = set()
     threading.Thread(target=_receive_controls, args=(inbox, controls), daemon=True).start()
     try:
-        status = asyncio.run(_run_agent_loop(settings, claim, controls))
+        status, outcome = asyncio.run(_run_agent_loop(settings, claim, controls))
     except asyncio.CancelledError:  # after the cleanup, exit by the signal as if SIGTERM had no handler
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)
         raise
+    with contextlib.suppress(OSError):
+        inbox.send(outcome)
     sys.exit(status)
 
 
@@ -85,7 +89,9 @@ def _receive_controls(inbox: Any, controls: set[str]) -> None:
             os.killpg(0, signal.SIGKILL)
 
 
-async def _run_agent_loop(settings: TaskProcessSettings, claim: Mapping[str, Any], controls: set[str]) -> int:
+async def _run_agent_loop(
+    settings: TaskProcessSettings, claim: Mapping[str, Any], controls: set[str]
+) -> tuple[int, str]:
     from corral_plugins.workers.node.agent_loop import AgentLoop
     from corral_plugins.workers.node.tools import sandbox
     from corral_plugins.workers.node.tools.workspace import Workspaces
@@ -97,7 +103,8 @@ async def _run_agent_loop(settings: TaskProcessSettings, claim: Mapping[str, Any
     workspaces = Workspaces(Path(settings.workspaces)) if settings.allowed else None
     client = WorkerApiClient(settings.url, claim["agent_token"])
     try:
-        return await AgentLoop(client, claim, controls, allowed=settings.allowed, workspaces=workspaces).run()
+        loop = AgentLoop(client, claim, controls, allowed=settings.allowed, workspaces=workspaces)
+        return await loop.run(), loop.outcome
     finally:
         await client.close()
 
@@ -108,13 +115,15 @@ async def _run_agent_loop(settings: TaskProcessSettings, claim: Mapping[str, Any
 class TaskProcess:
     """The process of a task, with its process group.
 
-    Once `exited` is set, `status` contains the exit status. A negative status is the number of a signal.
+    Once `exited` is set, `status` contains the exit status. A negative status is the number of a signal. `outcome` is
+    the outcome that the process reported to the server, in words, or empty.
     """
 
     def __init__(self, process: Any, outbox: Any) -> None:
         self._process, self._outbox = process, outbox
         self.exited = asyncio.Event()
         self.status: int | None = None
+        self.outcome = ""
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(process.sentinel, self._on_exit)
 
@@ -152,6 +161,9 @@ class TaskProcess:
         self._process.join()
         self.status = int(self._process.exitcode)
         self._process.close()
+        with contextlib.suppress(EOFError, OSError):
+            if self._outbox.poll():
+                self.outcome = str(self._outbox.recv())
         self._outbox.close()
         self.exited.set()
 
@@ -178,18 +190,18 @@ class TaskProcesses:
         async with self._starting:
             with _convert_start_errors():
                 first = self._multiprocessing.Process(target=exit_after_preload, daemon=True)
-                await asyncio.to_thread(first.start)
+                await asyncio.to_thread(_start_uninterrupted, first)
             await asyncio.to_thread(first.join)
 
     async def start_process(self, claim: Mapping[str, Any]) -> TaskProcess:
         """Start a process for a claim. Raise `ProcessNotStarted` if the start fails."""
         async with self._starting:
             with _convert_start_errors():
-                inbox, outbox = self._multiprocessing.Pipe(duplex=False)
+                inbox, outbox = self._multiprocessing.Pipe()
                 process = self._multiprocessing.Process(
                     target=run_task_process, args=(self._settings, claim, inbox), daemon=True
                 )
-                await asyncio.to_thread(process.start)
+                await asyncio.to_thread(_start_uninterrupted, process)
             inbox.close()
         started = TaskProcess(process, outbox)
         self._processes = {known for known in self._processes if known.status is None} | {started}
@@ -199,6 +211,19 @@ class TaskProcesses:
         """Kill all task processes immediately."""
         for process in self._processes:
             process.kill_group()
+
+
+def _start_uninterrupted(process: Any) -> None:
+    """Start a process. If this starts the fork server, SIGINT stays blocked in it.
+
+    Ctrl-C in a terminal reaches all processes of the worker, and Python would print a traceback while it loads modules.
+    """
+    resource_tracker.ensure_running()  # its own start would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

@@ -169,7 +169,7 @@ class ReferenceWorker:
                     if isinstance(error, ApiError) and (
                         not error.is_temporary or (error.is_foreign and error.status < 500)
                     ):
-                        raise WorkerRefused(f"The server refused to register this worker: {error.detail}") from None
+                        raise WorkerRefused(_registration_refusal(error)) from None
                     tries += 1
                     if tries == 1:
                         log.warning("waiting for the server: %s", error)
@@ -324,6 +324,15 @@ class ReferenceWorker:
         if is_paused != self._paused:
             self._paused = is_paused
             self._slot_freed.set()
+
+
+def _registration_refusal(error: ApiError) -> str:
+    if error.status == 401 and not error.is_foreign:
+        return (
+            "The server does not accept the registration key: it is wrong, expired or used up. An admin creates "
+            "another one with corral api POST /admin/registration-keys -f name=NAME."
+        )
+    return f"The server refused to register this worker: {error.detail}"
 
 
 def _lease_seconds(server_time: str | None, expires_at: str | None) -> float | None:

@@ -143,15 +143,21 @@ class Fleet:
         )
 
     def workers_health(self) -> tuple[str, str]:
-        """Return the result of the health check `workers`: a status and a sentence that explains it."""
-        count = _count_by_status(fleet_totals())
+        """Return the result of the health check `workers`: a status and a sentence that explains it.
+
+        A worker that was stopped is offline as well, but has released its leases, so only leases tell a failure.
+        """
+        totals = list(fleet_totals())
+        count, lost = _count_by_status(totals), sum(part.leases for part in totals if part.status == "offline")
         waiting = self.tasks.queue_statistics().depth if self.tasks is not None else 0
         if waiting and not count["online"]:
             return "down", f"{waiting} tasks are waiting, but no worker is online."
         sentence = f"{count['online']} online, {count['offline']} offline, {count['pending']} waiting for approval."
         if self._settings.get(AUTO_APPROVE):
             sentence += " Every worker that registers is approved automatically (workers.auto_approve)."
-        return ("degraded" if count["offline"] else "ok"), sentence
+        if lost:
+            return "degraded", f"{sentence} {lost} tasks were running on a worker that is offline now."
+        return "ok", sentence
 
     def queue_health(self) -> tuple[str, str]:
         """Return the result of the health check `queue`: a status and a sentence that explains it.

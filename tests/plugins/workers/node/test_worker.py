@@ -6,10 +6,14 @@ import os
 import shutil
 import signal
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 Site = Any  # of conftest.py
 
@@ -44,6 +48,7 @@ def test_a_task_is_completed_by_a_worker(site: Site) -> None:
     (call,) = site.calls(task["id"])
     assert (call["status"], call["model"]) == ("completed", "echo")
     assert site.call("GET", f"/tasks/{task['id']}/logs")["items"]
+    worker.wait_for(r"attempt 1 completed after \d+\.\d s")
     assert worker.stop() == 0
 
 
@@ -97,6 +102,32 @@ def test_a_worker_without_a_key_says_what_to_do(site: Site) -> None:
     process = site.start("worker", "--url", site.url, "--name", "nobody")
     assert process.popen.wait(20) == 1
     assert "CORRAL_WORKER_TOKEN" in process.output
+
+
+def test_a_wrong_registration_key_is_named_at_once(site: Site) -> None:
+    process = site.start("worker", "--url", site.url, "--name", "nobody", CORRAL_WORKER_TOKEN="crg_wrong")
+    assert process.popen.wait(20) == 1
+    assert "The server does not accept the registration key: it is wrong, expired or used up." in process.output
+    assert "corral api POST /admin/registration-keys" in process.output
+
+
+@pytest.mark.parametrize("moment", ["imports", "fork server"])
+def test_ctrl_c_at_the_start_prints_no_traceback(moment: str, tmp_path: Path) -> None:
+    """The terminal sends it to the whole group: also to the fork server, which loads its modules for a second."""
+    command = [sys.executable, "-m", "corral", "worker", "--url", "http://127.0.0.1:9", "--dir", str(tmp_path / "dir")]
+    environ = {**os.environ, "CORRAL_WORKER_TOKEN": "crg_x"}
+    process = subprocess.Popen(
+        command, env=environ, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=tmp_path
+    )
+    assert process.stderr is not None
+    begins = process.stderr.readline() if moment == "fork server" else ""
+    if moment == "imports":
+        time.sleep(0.15)
+    os.killpg(process.pid, signal.SIGINT)
+    told = begins + process.stderr.read()  # until the last process of the group has ended
+    assert process.wait(20) in (0, 130, -signal.SIGINT)
+    assert "Traceback" not in told
+    assert "waiting for the server" in begins or moment == "imports"
 
 
 def test_what_is_wrong_with_the_call_of_a_worker_is_one_line(run_corral: Callable[..., Any], tmp_path: Path) -> None:
