@@ -21,6 +21,9 @@ import psutil
 import pytest
 from tests.end_to_end.waiting_claims import check_new_tasks_reach_waiting_claims
 
+from corral.cli import processes
+from corral.cli.listener import listen
+from corral.cli.processes import ProcessGroup
 from corral.testing.server import ServerProcess
 
 WITHOUT_WORKER = "--no-embedded-worker"
@@ -280,6 +283,21 @@ def test_processes_end_with_their_parent(two: ServerProcess) -> None:
     until(lambda: may_listen(two.port), 5)  # a process is a zombie a moment before its last thread closes the socket
     two.start()
     until(lambda: len(children(two)) == 2)
+
+
+@pytest.mark.parametrize("end", ["stop", "replace"])
+async def test_a_process_that_hangs_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    monkeypatch.setattr(processes, "END_SECONDS", 2.0)
+    monkeypatch.setattr(processes, "DRAIN_SECONDS", 0.5)
+    for name, value in ServerProcess(tmp_path).environ.items():
+        monkeypatch.setenv(name, value)
+    with listen("127.0.0.1:0") as listener:
+        group = ProcessGroup(["serve", WITHOUT_WORKER], listener, 1)
+        await group.start()
+        hung = next(child for child in psutil.Process().children() if "--inherit" in child.cmdline())
+        hung.suspend()
+        await getattr(group, end)()
+        assert not hung.is_running()
 
 
 def test_what_no_process_can_start_with_ends_the_start(tmp_path: Path) -> None:

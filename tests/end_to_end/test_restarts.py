@@ -62,52 +62,9 @@ def test_tasks_5_a_cancel_is_heard_across_a_sigkill_of_the_server(database_url: 
                 worker.kill()
 
 
-def test_operations_6_sigterm_under_load_cuts_no_request(database_url: str, tmp_path: Path) -> None:
-    server = ServerProcess(tmp_path, database_url=database_url)
-    created: list[str] = []
-    faults: list[str] = []
-    stop = threading.Event()
-
-    def write(token: str, name: str) -> None:
-        number = 0
-        with server.client(token) as client:
-            while not stop.is_set():
-                number += 1
-                try:
-                    answer = client.post("/tasks", json={"title": f"{name}-{number}"})
-                except httpx2.ConnectError:
-                    return  # the server is gone: no request of ours was begun
-                except httpx2.HTTPError as error:
-                    faults.append(f"{type(error).__name__}: {error}")
-                    return
-                if answer.status_code == 201:
-                    created.append(answer.json()["id"])
-                elif answer.status_code != 503:
-                    faults.append(answer.text[:200])
-
-    with server:
-        token = server.sign_in().headers["Authorization"].removeprefix("Bearer ")
-        threads = [threading.Thread(target=write, args=(token, f"t{index}")) for index in range(6)]
-        for thread in threads:
-            thread.start()
-        time.sleep(1.5)
-        began = time.monotonic()
-        assert server.stop() == 0
-        assert time.monotonic() - began < 30
-        stop.set()
-        for thread in threads:
-            thread.join()
-        server.start()
-        with server.sign_in() as admin:
-            kept = admin.get("/tasks", params={"limit": 1}).json()["total"]
-            assert len(created) == kept
-    assert faults == []  # no request was cut
-    assert len(created) > 20
-
-
 @pytest.mark.parametrize("server_name", ["hypercorn", "uvicorn"])
 def test_sigterm_answers_or_refuses_new_connections(tmp_path: Path, server_name: str) -> None:
-    """A request on a connection of its own is not taken in and then cut, but for what comes in the very instant."""
+    """A request on a connection of its own is not accepted and then cut."""
     answers: Counter[str] = Counter()
     request = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
     stop = threading.Event()
@@ -138,5 +95,4 @@ def test_sigterm_answers_or_refuses_new_connections(tmp_path: Path, server_name:
         for thread in threads:
             thread.join()
     assert answers["200"] > 100
-    assert set(answers) <= {"200", "503", "refused", "cut"}
-    assert answers["cut"] <= 2, answers  # one for each thread, when the server closed what it had just taken in
+    assert set(answers) <= {"200", "503", "refused"}

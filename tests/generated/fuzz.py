@@ -84,7 +84,7 @@ class Fuzz:
         schema, made = schemathesis.openapi.from_dict(document), Cases(document, derandomize=derandomize)
         operations = [each for each in self.world.operations if not each.path.endswith("/stream")]
         for operation in sorted(operations, key=lambda each: each.path.startswith(LAST)):
-            described = schema[BASE + operation.path][operation.method]
+            described = schema[(BASE + operation.path).removesuffix("/")][operation.method]
             await asyncio.to_thread(self._operation, operation, described, made, cases)
 
     # -- in a thread beside the loop of the kernel

@@ -10,7 +10,6 @@ from typing import Any, Literal
 from corral.config.model import Config
 from corral.errors import StartupError
 
-DRAIN_SECONDS = 25
 HEADER_LIMIT = 16 * 1024  # maximum size of a request head in bytes
 KEEP_ALIVE_SECONDS = 5  # idle time without a complete request head
 MESSAGE_LIMIT = 64 * 1024  # maximum size of a WebSocket message in bytes
@@ -45,16 +44,34 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-async def serve_with(config: Config, app: Any, accepting: int, stopping: asyncio.Event) -> None:
-    """Serve `app` until `stopping` is set.
+class Shutdown:
+    """The two steps in which an ASGI server shuts down.
+
+    When `refusing` is set, the server accepts no more connections. When `closing` is set, it closes idle connections,
+    and returns as soon as the open requests are answered, after `seconds` at the latest.
+    """
+
+    def __init__(self) -> None:
+        self.refusing, self.closing = asyncio.Event(), asyncio.Event()
+        self.seconds = 25.0
+
+    def close(self, seconds: float) -> None:
+        """Begin both steps. Open requests have this many seconds to end."""
+        self.seconds = seconds
+        self.refusing.set()
+        self.closing.set()
+
+
+async def serve_with(config: Config, app: Any, accepting: int, shutdown: Shutdown) -> None:
+    """Serve `app` until `shutdown` closes the server.
 
     `accepting` is the file descriptor of the listening socket; the server closes it.
     """
     if chosen_server(config) == "uvicorn":
         from corral.cli import uvicorn_server
 
-        await uvicorn_server.serve(config, app, accepting, stopping)
+        await uvicorn_server.serve(config, app, accepting, shutdown)
     else:
         from corral.cli import hypercorn_server
 
-        await hypercorn_server.serve(config, app, accepting, stopping)
+        await hypercorn_server.serve(config, app, accepting, shutdown)

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,8 +20,8 @@ from h2.errors import ErrorCodes
 from h2.exceptions import ProtocolError
 from h11 import Request
 from hypercorn import protocol
-from hypercorn.asyncio import serve as hypercorn_serve
 from hypercorn.asyncio import tcp_server
+from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.events import Closed
 from hypercorn.events import Event as ConnectionEvent
 from hypercorn.protocol import h2, h11
@@ -28,11 +29,13 @@ from hypercorn.protocol.events import Body, Data, EndData, Event, StreamClosed
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.protocol.ws_stream import FrameTooLargeError, WebsocketBuffer, WSStream
-from hypercorn.typing import WebsocketAcceptEvent
+from hypercorn.typing import LifespanState, WebsocketAcceptEvent
+from hypercorn.utils import wrap_app
 from wsproto.events import CloseConnection, Message, Ping, TextMessage
 from wsproto.frame_protocol import CloseReason
 
 from corral.cli import asgi_servers
+from corral.cli.listener import BACKLOG
 from corral.config.model import Config
 
 log = logging.getLogger("corral.http")
@@ -268,22 +271,50 @@ class HypercornConfig(hypercorn.config.Config):
         return self.made[1]
 
 
-async def serve(config: Config, app: Any, accepting: int, stopping: asyncio.Event) -> None:
-    """Serve `app` until `stopping` is set.
+async def serve(config: Config, app: Any, accepting: int, shutdown: asgi_servers.Shutdown) -> None:
+    """Serve `app` until `shutdown` closes the server.
 
-    `accepting` is the file descriptor of the listening socket; Hypercorn closes it.
+    Hypercorn's own function cannot stop accepting connections before it closes the idle ones. `accepting` is the file
+    descriptor of the listening socket; it is closed here.
     """
     patch_hypercorn()
+    settings, loop, context = _settings(config), asyncio.get_running_loop(), WorkerContext(None)
+    wrapped = wrap_app(app, settings.wsgi_max_body_size, "asgi")
+    connections: set[asyncio.Task[None]] = set()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        connections.add(task)
+        task.add_done_callback(connections.discard)
+        await tcp_server.TCPServer(wrapped, loop, settings, context, LifespanState(), reader, writer)
+
+    ssl = settings.create_ssl_context() if settings.ssl_enabled else None
+    listening = await asyncio.start_server(
+        connected,
+        sock=socket.socket(fileno=accepting),
+        backlog=BACKLOG,
+        ssl=ssl,
+        ssl_handshake_timeout=settings.ssl_handshake_timeout if ssl else None,
+    )
+    await shutdown.refusing.wait()
+    listening.close()
+    await shutdown.closing.wait()
+    await context.terminated.set()
+    if connections:
+        _, late = await asyncio.wait(connections, timeout=shutdown.seconds)
+        for connection in late:
+            connection.cancel()
+
+
+def _settings(config: Config) -> HypercornConfig:
     settings = HypercornConfig()
-    settings.bind = [f"fd://{accepting}"]
     settings.accesslog = None
     settings.errorlog = logging.getLogger("hypercorn.error")
     settings.h11_max_incomplete_size = asgi_servers.HEADER_LIMIT
     settings.keep_alive_timeout = asgi_servers.KEEP_ALIVE_SECONDS
     settings.websocket_max_message_size = asgi_servers.MESSAGE_LIMIT
     settings.websocket_ping_interval = asgi_servers.PING_SECONDS
-    settings.graceful_timeout = asgi_servers.DRAIN_SECONDS
-    settings.shutdown_timeout = asgi_servers.DRAIN_SECONDS
     if config.server.certfile is not None and config.server.keyfile is not None:
         settings.certfile, settings.keyfile = str(config.server.certfile), str(config.server.keyfile)
-    await hypercorn_serve(app, settings, shutdown_trigger=stopping.wait)
+    return settings

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, Self
 
 import click
 
+from corral.cli.listener import refuse_connections
 from corral.errors import StartupError
 
 
@@ -68,16 +69,16 @@ def register_for_reload(data_dir: Path) -> None:
     _lock_files.append(handle)
 
 
-def force_exit_later() -> None:
-    """Exit within `EXIT_SECONDS`, even if threads or exit handlers of plugins do not end."""
-    timer = threading.Timer(EXIT_SECONDS, _force_exit)
+def force_exit_later(seconds: float = EXIT_SECONDS) -> None:
+    """Exit after this time, even if tasks, threads or exit handlers of plugins do not end."""
+    timer = threading.Timer(seconds, _force_exit)
     timer.daemon = True
     timer.start()
 
 
 def _force_exit() -> None:
     left = [thread.name for thread in threading.enumerate() if not thread.daemon]
-    log.warning("exiting although threads of plugins are still running", extra={"threads": left})
+    log.warning("exiting although plugins are still running", extra={"threads": left})
     os._exit(0)
 
 
@@ -110,10 +111,11 @@ def _registration_folder(data_dir: Path) -> Path:
 log = logging.getLogger("corral.serve")
 
 READY_SECONDS = 60.0
-END_SECONDS = 35.0
+END_SECONDS = 28.0  # a process that has not ended this long after it was told to is killed
+DRAIN_SECONDS = 12.0  # time for jobs and the embedded worker, in which new connections are still accepted
 FAILED_EXIT_SECONDS = 5.0  # time a failed process gets to exit after its announcement
 INITIAL_DELAY, MAX_DELAY, STABLE_SECONDS = 0.5, 30.0, 60.0
-DRAIN_MESSAGE = b"drain\n"
+DRAIN_MESSAGE, DRAINED_MESSAGE = b"drain\n", b"drained\n"
 SECRET_BYTES = 32
 _start_secret = secrets.token_bytes(SECRET_BYTES)  # the processes of one start share it, and it is never stored
 
@@ -175,15 +177,33 @@ class ChildProcess:
         self.kill()
         raise NotReady(await self.process.wait(), text)
 
+    async def wait_until_drained(self) -> None:
+        """Wait until the process needs no more connections in order to drain, or has ended."""
+        self._control.setblocking(False)
+        received = b""
+        with contextlib.suppress(OSError):
+            while piece := await asyncio.get_running_loop().sock_recv(self._control, 65536):
+                received += piece
+                if received.endswith(DRAINED_MESSAGE):
+                    break
+
     def drain(self) -> None:
-        """Tell the process to stop accepting connections and to drain. Other processes already serve the socket."""
+        """Tell the process to stop accepting connections and to drain. Other processes serve the socket, or none."""
         with contextlib.suppress(OSError):
             self._control.send(DRAIN_MESSAGE)
 
     def terminate(self) -> None:
-        """Send SIGTERM, which tells the process to drain and exit."""
+        """Send SIGTERM, which tells the process to drain and exit. It still accepts connections meanwhile."""
         with contextlib.suppress(ProcessLookupError):
             self.process.terminate()
+
+    def replace(self) -> None:
+        """Tell the process to drain and exit, because other processes serve the socket.
+
+        A process that is still starting ends at once.
+        """
+        self.drain()
+        self.terminate()
 
     def kill(self) -> None:
         """Kill the process if it is running."""
@@ -206,18 +226,14 @@ class ProcessGroup:
     async def start(self) -> str:
         """Start all processes and return the text that the first process announces.
 
-        The first process starts alone, because it may have to set up an empty installation. If a process fails, all
-        processes are killed and `NotReady` is raised.
+        The first process starts alone, because it may have to set up an empty installation. If a process fails,
+        `NotReady` is raised, and the caller must stop the others.
         """
-        try:
-            first = await self._spawn()
-            announced = await first.wait_until_ready()
-            others = [await self._spawn() for _ in range(self.count - 1)]
-            for child in others:
-                await child.wait_until_ready()
-        except BaseException:
-            await self.stop(lambda child: child.kill())
-            raise
+        first = await self._spawn()
+        announced = await first.wait_until_ready()
+        others = [await self._spawn() for _ in range(self.count - 1)]
+        for child in others:
+            await child.wait_until_ready()
         self._restarters = [asyncio.create_task(self._restart_when_exited(child)) for child in (first, *others)]
         return announced
 
@@ -251,11 +267,34 @@ class ProcessGroup:
                 details = {"reason": str(error), "seconds": delay}
                 log.error("server process could not be started; retrying", extra=details)
 
-    async def stop(self, signal_process: Callable[[ChildProcess], Any]) -> None:
-        """Call `signal_process` for each process, and kill the processes that have not ended after `END_SECONDS`."""
+    async def stop(self) -> None:
+        """Stop all processes, and let no more connections in as soon as none of the processes needs them."""
+        await self._stop_restarting()
+        ending = asyncio.create_task(self._end(ChildProcess.terminate))
+        draining = [asyncio.create_task(child.wait_until_drained()) for child in self._children]
+        if draining:
+            await asyncio.wait(draining, timeout=DRAIN_SECONDS)
+        await refuse_connections(self._listener, self._drain)
+        for waiting in draining:
+            waiting.cancel()
+        await ending
+
+    async def replace(self) -> None:
+        """Stop all processes, because other processes serve the address."""
+        await self._stop_restarting()
+        await self._end(ChildProcess.replace)
+
+    async def _stop_restarting(self) -> None:
         for restarter in self._restarters:
             restarter.cancel()
         await asyncio.gather(*self._restarters, return_exceptions=True)
+
+    def _drain(self) -> None:
+        for child in self._children:
+            child.drain()
+
+    async def _end(self, signal_process: Callable[[ChildProcess], Any]) -> None:
+        """Call `signal_process` for each process, and kill the processes that have not ended after `END_SECONDS`."""
         children = [(child, asyncio.create_task(child.process.wait())) for child in self._children]
         for child, _ in children:
             signal_process(child)
@@ -263,7 +302,7 @@ class ProcessGroup:
             _, late = await asyncio.wait([ended for _, ended in children], timeout=END_SECONDS)
             for child, ended in children:
                 if ended in late:
-                    log.warning("server process did not exit in time; killing it", extra={"process": child.process.pid})
+                    log.warning("server process did not exit in time; killing it", extra={"pid": child.process.pid})
                     child.kill()
                 await ended
                 child.close()
@@ -280,11 +319,14 @@ class ParentProcess:
 
     SIGTERM and SIGINT drain all processes; a second signal kills them. SIGHUP replaces them with new processes. `plan`
     reads the configuration again and returns the number of processes to start. It raises an error if the configuration
-    is invalid.
+    is invalid. `is_serving` says whether this process itself serves the address.
     """
 
-    def __init__(self, arguments: Sequence[str], listener: socket.socket, plan: Callable[[], int]) -> None:
+    def __init__(
+        self, arguments: Sequence[str], listener: socket.socket, plan: Callable[[], int], *, is_serving: bool = False
+    ) -> None:
         self._arguments, self._listener, self._plan = arguments, listener, plan
+        self._is_serving = is_serving
         self._group: ProcessGroup | None = None
         self._draining: set[asyncio.Task[None]] = set()
         self._stopping, self._reload_requested = asyncio.Event(), asyncio.Event()
@@ -294,14 +336,24 @@ class ParentProcess:
 
         When the new processes are ready, the old ones drain. Raises `NotReady` and the errors that `plan` raises.
         """
-        group = ProcessGroup(self._arguments, self._listener, self._plan())
-        announced = await group.start()
-        before, self._group = self._group, group
+        before, group = self._group, ProcessGroup(self._arguments, self._listener, self._plan())
+        try:
+            announced = await group.start()
+        except BaseException:
+            if self._is_serving:
+                self._replace(group)
+            else:
+                await group.stop()
+            raise
+        self._group, self._is_serving = group, True
         if before is not None:
-            draining = asyncio.create_task(before.stop(ChildProcess.drain))
-            self._draining.add(draining)
-            draining.add_done_callback(self._draining.discard)
+            self._replace(before)
         return announced
+
+    def _replace(self, group: ProcessGroup) -> None:
+        replacing = asyncio.create_task(group.replace())
+        self._draining.add(replacing)
+        replacing.add_done_callback(self._draining.discard)
 
     async def run(self) -> int:
         """Start the processes, print their announcement, and keep them running until a signal.
@@ -347,7 +399,7 @@ class ParentProcess:
             await asyncio.gather(reloading, return_exceptions=True)
         log.info("draining")
         if self._group is not None:
-            await self._group.stop(ChildProcess.terminate)
+            await self._group.stop()
         await asyncio.gather(*self._draining, return_exceptions=True)
 
     async def _reload_on_request(self) -> None:
@@ -388,6 +440,11 @@ class ParentConnection:
         """Report to the parent that this process is ready, or the reason why it cannot start."""
         with contextlib.suppress(OSError):
             self._control.send(json.dumps([ready, text]).encode() + b"\n")
+
+    def report_drained(self) -> None:
+        """Report to the parent that this process needs no more connections in order to drain."""
+        with contextlib.suppress(OSError):
+            self._control.send(DRAINED_MESSAGE)
 
     async def drain_on_request(self, drain: Callable[[], None]) -> None:
         """Call `drain` when the parent requests it.

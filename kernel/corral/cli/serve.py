@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -10,15 +11,15 @@ import signal
 import socket
 import sys
 import time
-import urllib.parse
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
 
 from corral.cli import logging_setup, processes
-from corral.cli.asgi_servers import chosen_server, loop_factory, serve_with
+from corral.cli.asgi_servers import Shutdown, chosen_server, loop_factory, serve_with
 from corral.cli.data_folder import ensure_data_dir, restrict_new_files
+from corral.cli.listener import listen, loopback_url, refuse_connections
 from corral.cli.output import config_option
 from corral.cli.processes import ParentConnection, ParentProcess, ProcessEnvironment
 from corral.cli.sealed_start import log_sealed_start, sealed_reason
@@ -32,9 +33,7 @@ from corral.plugin import FirstAccount
 log = logging.getLogger("corral.serve")
 
 SAFE_MODE = "CORRAL_SAFE_MODE"
-WORKER_SECONDS = 12.0
-UNREAD_SECONDS = 60  # a peer that reads nothing for this long is considered gone
-ACCEPTING_SECONDS = 0.1
+STOP_SECONDS = 2.0  # of `END_SECONDS`, for the plugins and the database, when the requests have ended
 CLOSING_SECONDS = 1.5  # busy connections close after their next response, before idle connections are closed
 
 
@@ -133,7 +132,7 @@ def _parent(
             )
         return new.server.processes
 
-    return ParentProcess(arguments, listener, plan)
+    return ParentProcess(arguments, listener, plan, is_serving=not begins)
 
 
 def serve(
@@ -193,34 +192,6 @@ def _serve(
         runner.run(serving)
 
 
-def listen(bind: str) -> socket.socket:
-    """Return a listening socket.
-
-    Raises `StartupError` if the address is in use or does not belong to this machine.
-    """
-    split = urllib.parse.urlsplit(f"//{bind}")
-    host, port = split.hostname or "127.0.0.1", split.port or 0
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):  # accepted connections inherit this option
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_SECONDS * 1000)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise StartupError(f"server.bind: cannot listen on {bind}: {error.strerror}; choose another address") from None
-    listener.listen(1024)
-    return listener
-
-
-def loopback_url(listener: socket.socket, *, tls: bool) -> str:
-    """Return the URL at which this process can connect to itself."""
-    host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
-
-
 class ServingProcess:
     """The server of one process.
 
@@ -234,7 +205,7 @@ class ServingProcess:
         self._kernel, self._application, self._listener = kernel, application, listener
         self._parent = parent
         self._accepting = os.dup(listener.fileno())
-        self._stopping, self._closing = asyncio.Event(), asyncio.Event()
+        self._stopping, self._shutdown = asyncio.Event(), Shutdown()
         self._is_replaced, self._is_signalled = False, False
         self._background_task: asyncio.Task[None] | None = None
 
@@ -247,25 +218,31 @@ class ServingProcess:
         kernel, loop = self._kernel, asyncio.get_running_loop()
         address = loopback_url(self._listener, tls=kernel.config.server.certfile is not None)
         await kernel.start(jobs=jobs)
-        server = loop.create_task(serve_with(kernel.config, self._application.app, self._accepting, self._closing))
+        server = loop.create_task(serve_with(kernel.config, self._application.app, self._accepting, self._shutdown))
         await kernel.announce_serving(address)
         ready()
         self._announce(announcement(kernel, address, await kernel.container.get(FirstAccount).instructions()))
         waiting = loop.create_task(self._stopping.wait())
         await asyncio.wait({server, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        await self._drain_and_stop(server)
+        if self._is_replaced and self._background_task is not None:
+            await self._background_task
+
+    async def _drain_and_stop(self, server: asyncio.Task[None]) -> None:
         log.info("draining")
+        end = time.monotonic() + processes.END_SECONDS - STOP_SECONDS
+        if not self._is_replaced:
+            processes.force_exit_later(processes.END_SECONDS)
         self._application.pipeline.drain()
-        await kernel.drain(WORKER_SECONDS)
+        await self._kernel.drain(processes.DRAIN_SECONDS)
         await self._stop_accepting()
         await asyncio.sleep(CLOSING_SECONDS)
-        self._closing.set()
+        self._shutdown.close(end - time.monotonic())
         try:
             await server
         finally:
-            await kernel.stop()
+            await self._kernel.stop()
         log.info("stopped")
-        if self._is_replaced and isinstance(self._parent, ParentProcess):
-            await self._parent.run_until_stopped()
 
     def _install_signal_handlers(self) -> None:
         loop = asyncio.get_running_loop()
@@ -315,18 +292,23 @@ class ServingProcess:
             if self._stopping.is_set():  # stopped in the meantime, so stop the new processes too
                 parent.stop()
             self._drain()
+            await parent.run_until_stopped()
 
     async def _stop_accepting(self) -> None:
-        """Unless other processes serve the socket, refuse new connections, so that the exit interrupts no request."""
-        if isinstance(self._parent, ParentProcess) and not self._is_replaced:
-            self._listener.listen(0)  # accept only pending connections, which the shutdown would interrupt
-            await asyncio.sleep(ACCEPTING_SECONDS)
-            asyncio.get_running_loop().remove_reader(self._accepting)
-            self._listener.shutdown(socket.SHUT_RDWR)
+        """Stop accepting connections as soon as no request needs this process any more."""
+        refusing = self._shutdown.refusing
+        if isinstance(self._parent, ParentConnection):
+            self._parent.report_drained()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(processes.DRAIN_SECONDS):
+                    await refusing.wait()  # until the parent lets no more connections in
+            refusing.set()
+        elif not self._is_replaced:
+            await refuse_connections(self._listener, refusing.set)
 
     def _drain(self) -> None:
         """Stop accepting connections and begin the shutdown, because other processes serve the address now."""
-        asyncio.get_running_loop().remove_reader(self._accepting)
+        self._shutdown.refusing.set()
         self._stopping.set()
 
 

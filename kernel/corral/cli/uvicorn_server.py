@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 from typing import Any
 
@@ -88,8 +89,8 @@ class WebSocket(WSProtocol):
         super().handle_close(event)
 
 
-async def serve(config: Config, app: Any, accepting: int, stopping: asyncio.Event) -> None:
-    """Serve `app` until `stopping` is set.
+async def serve(config: Config, app: Any, accepting: int, shutdown: asgi_servers.Shutdown) -> None:
+    """Serve `app` until `shutdown` closes the server.
 
     `accepting` is the file descriptor of the listening socket; uvicorn closes it.
     """
@@ -104,7 +105,6 @@ async def serve(config: Config, app: Any, accepting: int, stopping: asyncio.Even
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=asgi_servers.KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=asgi_servers.DRAIN_SECONDS,
         ws_max_size=asgi_servers.MESSAGE_LIMIT,
         ws_per_message_deflate=False,
         ws_ping_interval=asgi_servers.PING_SECONDS,
@@ -115,7 +115,11 @@ async def serve(config: Config, app: Any, accepting: int, stopping: asyncio.Even
     server = uvicorn.Server(settings)
 
     async def end() -> None:
-        await stopping.wait()
+        await shutdown.refusing.wait()
+        for listening in server.servers:
+            listening.close()
+        await shutdown.closing.wait()
+        settings.timeout_graceful_shutdown = math.ceil(shutdown.seconds)
         server.should_exit = True
 
     ending = asyncio.create_task(end())

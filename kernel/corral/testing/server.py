@@ -23,24 +23,25 @@ import msgspec
 from corral.config.model import Config
 
 if TYPE_CHECKING:
+    from corral.cli.asgi_servers import Shutdown
     from corral.testing.kit import Kit
 
 EMAIL, PASSWORD = "admin@example.org", "correct horse battery staple"
 
 
 @contextlib.asynccontextmanager
-async def serving_app(app: Any, config: Config, server: str) -> AsyncIterator[tuple[int, asyncio.Event]]:
-    """Serve an ASGI application in this process like `corral serve`. Yield the port and an event to stop it."""
-    from corral.cli.asgi_servers import serve_with
-    from corral.cli.serve import listen
+async def serving_app(app: Any, config: Config, server: str) -> AsyncIterator[tuple[int, Shutdown]]:
+    """Serve an ASGI application in this process like `corral serve`. Yield the port and its shutdown."""
+    from corral.cli.asgi_servers import Shutdown, serve_with
+    from corral.cli.listener import listen
 
     config = msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, server=server))
-    listener, ending = listen("127.0.0.1:0"), asyncio.Event()
+    listener, ending = listen("127.0.0.1:0"), Shutdown()
     running = asyncio.create_task(serve_with(config, app, os.dup(listener.fileno()), ending))
     try:
         yield listener.getsockname()[1], ending
     finally:
-        ending.set()
+        ending.close(ending.seconds)
         await running
         listener.close()
 

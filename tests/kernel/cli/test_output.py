@@ -46,3 +46,30 @@ def test_what_goes_to_a_file_is_a_line_a_row(
 def test_names_are_text_whatever_they_look_like(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     output.print_table([{"full_name": name}], ("full_name",), as_json=False)
     assert name in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("amount", "shown"),
+    [
+        (None, "unknown"),
+        (0.0, "$0.00"),
+        (0.000312, "$0.000312"),
+        (0.05, "$0.05"),
+        (0.0149, "$0.0149"),
+        (1.5, "$1.50"),
+        (1234.567, "$1234.57"),
+        (-0.05, "-$0.05"),
+    ],
+)
+def test_amounts_are_readable(amount: float | None, shown: str) -> None:
+    assert output.format_usd(amount) == shown
+
+
+def test_durations_are_readable() -> None:
+    shown = [output.format_ms(each) for each in (None, 250, 2_900, 180_000, 7_200_000)]
+    assert shown == ["-", "250 ms", "2.9 s", "3 min", "2 h"]
+
+
+def test_fields_are_aligned_and_empty_ones_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    output.print_fields({}, {"name": "Echo", "prompt": "One\ntwo", "reason": None, "tools": []}, as_json=False)
+    assert capsys.readouterr().out == "name:   Echo\nprompt: One\n        two\n"

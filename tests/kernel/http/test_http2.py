@@ -15,7 +15,7 @@ from hypercorn.config import Config
 from tests.kernel.http.http2_peer import peer
 
 from corral.cli import asgi_servers, hypercorn_server
-from corral.cli.serve import listen
+from corral.cli.listener import listen
 from corral.testing.kit import Kit
 from corral.testing.server import serving
 

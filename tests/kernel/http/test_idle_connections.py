@@ -28,7 +28,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 
 
 class Served:
-    def __init__(self, port: int, ending: asyncio.Event) -> None:
+    def __init__(self, port: int, ending: asgi_servers.Shutdown) -> None:
         self.port, self.ending = port, ending
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -101,7 +101,7 @@ async def test_the_end_of_the_server_waits_for_requests_and_not_for_silence(serv
     busy, other = await served.connect()
     other.write(REQUEST.replace(b"/ ", b"/slow "))
     await asyncio.sleep(0.1)
-    served.ending.set()
+    served.ending.close(served.ending.seconds)
     assert await ends(idle) < 0.8 * PATIENCE
     assert b"200" in await busy.readuntil(b"\r\n\r\n")
     with contextlib.suppress(asyncio.IncompleteReadError):

@@ -28,7 +28,8 @@ async def test_no_page_takes_the_mask_for_a_credential(make_kit: Callable[..., A
         for mask in ("********", "*", "*" * 20):
             sent = {name: mask if value == "MASK" else value for name, value in body.items()}
             answer = await safe.admin.request(method, path, sent)
-            assert (answer.status, answer.code) == (422, "masked_value_submitted"), (path, answer)
+            status = 400 if path.startswith("/llm/") else 422  # as OpenAI answers
+            assert (answer.status, answer.code) == (status, "masked_value_submitted"), (path, answer)
             assert [fault["pointer"] for fault in answer.json()["errors"]] == [pointer]
 
 

@@ -89,6 +89,7 @@ workers.prune_days | int? | 1-3650 | 30
 agents.max_steps | int | 1-200 | 25
 agents.max_agents | int | 1-10000 | 1000
 agents.error_after_failures | int | 1-20 | 3
+agents.pause_after_stalls | int | 0-20 | 3
 agents.token_ttl_days | int | 1-365 | 90
 llm.default_model | string? | | null
 llm.default_fallback_models | list | 0-5 | []

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from corral.database.leases import lease_holder
 from corral.errors import Unavailable
 from corral_plugins.workers.service import embedded
 from corral_plugins.workers.service.embedded import EmbeddedLease, relay_output, remove_orphaned_folders
@@ -92,6 +93,31 @@ async def test_a_database_that_is_away_for_a_moment_ends_no_work(fleet: Any, mon
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_none_starts_once_the_lease_is_released(fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(Program, "begun", 0)
+    acquiring, going_on = asyncio.Event(), asyncio.Event()
+
+    async def work(function: Any, **options: Any) -> Any:
+        if not acquiring.is_set():
+            acquiring.set()
+            await going_on.wait()
+        return await fleet.kit.kernel.database.work(function, **options)
+
+    lease = EmbeddedLease(work, Program)
+    task = asyncio.create_task(lease.hold_lease())
+    await acquiring.wait()
+    releasing = asyncio.create_task(lease.release_lease())
+    await asyncio.sleep(0.2)
+    going_on.set()
+    await releasing
+    await asyncio.sleep(0.2)
+    assert Program.running == 0
+    assert await fleet.work(lambda: lease_holder(embedded.LEASE)) is None
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_a_failing_program_is_told_to_the_supervisor(fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from corral.cli.api_client import ApiClientError
+from corral.cli.output import format_ms, format_usd
 from corral_plugins.tasks.demo.client import DemoClient, DemoFailed
 from corral_plugins.tasks.demo.model_choice import (
     WITHOUT_MODEL,
@@ -73,8 +74,14 @@ class Screen:
             click.echo(f"\n{outcome['model']} only repeats its input; install a model for real answers.")
         colour = "green" if outcome["status"] == "completed" else "red"
         click.echo(f"\n{click.style(outcome['status'], fg=colour, bold=True)}\n\n{outcome['result']}\n")
-        for name in ("input_tokens", "output_tokens", "cost_usd", "duration_ms"):
-            click.echo(f"  {name.replace('_', ' '):<15} {outcome[name]}")
+        figures = {
+            "input tokens": outcome["input_tokens"],
+            "output tokens": outcome["output_tokens"],
+            "cost": format_usd(outcome["cost_usd"]),
+            "time": format_ms(outcome["duration_ms"]),
+        }
+        for name, figure in figures.items():
+            click.echo(f"  {name:<15} {figure}")
 
 
 @click.command("demo")

@@ -70,6 +70,7 @@ class EmbeddedLease:
         self._holder = f"{socket.gethostname()[:30]}|{os.getpid()}|{new_id()}"
         self._running: asyncio.Task[None] | None = None
         self._closed = False
+        self._changing = asyncio.Lock()
         self._held_until = 0.0  # monotonic time before which no other process can hold the lease
 
     async def hold_lease(self) -> None:
@@ -79,11 +80,12 @@ class EmbeddedLease:
         """
         try:
             while True:
-                held = not self._closed and await self._acquire_or_renew()
-                if held and self._running is None:
-                    self._running = asyncio.get_running_loop().create_task(self._start().run())
-                elif not held or (self._running is not None and self._running.done()):
-                    await self._stop_worker()
+                async with self._changing:  # `release_lease` must not run between the lease and the start of a worker
+                    held = not self._closed and await self._acquire_or_renew()
+                    if held and self._running is None:
+                        self._running = asyncio.get_running_loop().create_task(self._start().run())
+                    elif not held or (self._running is not None and self._running.done()):
+                        await self._stop_worker()
                 await asyncio.sleep(RENEW_SECONDS)
         finally:
             await self._stop_worker()
@@ -91,8 +93,9 @@ class EmbeddedLease:
     async def release_lease(self) -> None:
         """Stop the worker and release the lease, so that another process can start a worker immediately."""
         self._closed = True
-        await self._stop_worker()
-        await self._work(lambda: release_lease(LEASE, self._holder), entry=ENTRY)
+        async with self._changing:
+            await self._stop_worker()
+            await self._work(lambda: release_lease(LEASE, self._holder), entry=ENTRY)
 
     async def _acquire_or_renew(self) -> bool:
         """Acquire or renew the lease. Return whether this process holds the lease.
