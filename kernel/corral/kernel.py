@@ -19,7 +19,6 @@ from corral.config.model import Config
 from corral.crypto import Keyring, KeyRotation, Sealer
 from corral.database.connect import connect
 from corral.database.engine import Database, Work
-from corral.database.sealed_columns import SealedColumns
 from corral.database.unit import Unit
 from corral.egress.client import Egress
 from corral.errors import StartupError
@@ -159,30 +158,21 @@ class Kernel:
         config = self.config
         url = f"file://{config.files_dir}" if config.files_dir else config.storage.url or ""
         store = first_result(self.plugins, "corral_blob_store", url, required=config.storage.url is not None)
+        under_their_class = (
+            *(self.credentials, self.egress, self.event_types, self.feed, self.guards, self.metrics, self.quarantine),
+            *(self.redactor, self.registry, self.settings, self.supervisor, sealed_columns(self.plugins)),
+            *(InstallationConfig.from_config(config), Permissions(), ServedRoutes()),
+        )
         return {
+            **{type(service): service for service in under_their_class},
             **({} if store is None else {BlobStore: store}),
-            InstallationConfig: InstallationConfig.from_config(config),
             Sealer: self.keyring,
             KeyRotation: self.keyring,
-            SealedColumns: sealed_columns(self.plugins),
             Database: self.database,
             Work: self.database.work,
             Settings: self.settings,
-            SettingsRegistry: self.settings,
-            Feed: self.feed,
             Bus: self.bus,
-            EventTypes: self.event_types,
-            Credentials: self.credentials,
-            Permissions: Permissions(),
-            Egress: self.egress,
-            Redactor: self.redactor,
-            RequestMetrics: self.metrics,
-            Supervisor: self.supervisor,
             Contributions: self.registry,
-            PluginRegistry: self.registry,
-            PluginQuarantine: self.quarantine,
-            Guards: self.guards,
-            ServedRoutes: ServedRoutes(),
         }
 
     def _are_settings_shown(self, plugin: str) -> bool:
@@ -194,25 +184,18 @@ class Kernel:
         return plugin == KERNEL or (record is not None and record.serves)
 
     def _consumer(self, record: PluginRecord, subscriber: Subscriber, handle: Any) -> Consumer:
-        return Consumer(
-            self.database,
-            self.feed,
-            subscriber.name,
-            self.event_types.expand(subscriber.events),
-            handle,
-            handle.call_uncounted,
-            self._holder,
-            lambda: record.active,
-        )
+        types = self.event_types.expand(subscriber.events)
+        rest = (types, handle, handle.call_uncounted, self._holder, lambda: record.active)
+        return Consumer(self.database, self.feed, subscriber.name, *rest)
 
     def _create_job_runner(self, active: list[PluginRecord]) -> JobRunner:
         jobs = {job.name: (job, run) for record in active for job, run in record.bound.jobs}
+        self.database.jobs = frozenset(jobs)
         schedules = {item.name: (item, run) for record in active for item, run in record.bound.schedules}
         owners = {job.name: record for record in active for job, _ in record.bound.jobs}
         owners |= {item.name: record for record in active for item, _ in record.bound.schedules}
-        runner = JobRunner(
-            self.database, jobs, schedules, is_open=lambda name: owners[name].active, redact=self.redactor.redact
-        )
+        is_open, redact = (lambda name: owners[name].active), self.redactor.redact
+        runner = JobRunner(self.database, jobs, schedules, is_open=is_open, redact=redact)
         self.settings.watch([JOBS_CONCURRENCY], lambda: runner.set_concurrency(job_concurrency(self.settings)))
         return runner
 

@@ -267,7 +267,7 @@ def test_events_are_followed(terminal: Terminal) -> None:
 def test_any_operation_can_be_called(terminal: Terminal) -> None:
     assert len(json.loads(terminal("api", "get", "/agents", "-f", "limit=2"))["items"]) == 2
     assert len(json.loads(terminal("api", "GET", "/api/v1/agents?limit=1"))["items"]) == 1
-    whole = json.loads(terminal("api", "GET", "/events", "--all", "-f", "limit=200", "-f", "types=task.created"))
+    whole = json.loads(terminal("api", "GET", "/events", "--all", "-f", "limit=2", "-f", "types=agent.created"))
     assert len(whole["items"]) >= 3
     body = json.dumps({"name": "From a file"})
     assert json.loads(terminal("api", "POST", "agents", "--input", "-", stdin=body))["name"] == "From a file"

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from corral import clock
+from corral.database.leases import acquire_lease
 from corral.events import log as event_log
-from corral.events.consumers import LAG, ConsumerRow, Subscriber
+from corral.events.consumers import LAG, LEASE_SECONDS, POLL_SECONDS, ConsumerRow, Subscriber
 from corral.events.event import Event, EventTypes, emit
 from corral.events.log import EventRow, LoggedEvent
 from corral.plugin import Contributions, Plugin, hookimpl
 from corral.testing.kit import Kit, make_kernel
 from corral_core.event_log.jobs import prune_events
+
+TAKE_OVER_SECONDS = 10
 
 seen: list[int] = []
 
@@ -164,3 +167,20 @@ async def test_a_consumer_for_which_nothing_came_is_not_behind(tmp_path: Path, d
         assert await _alerts(kit) == []
         assert await _prune(kit, 5) <= 5
         assert await _alerts(kit) == [("consumer_behind", "patient.follow")]
+
+
+async def test_another_process_takes_over_soon_after_a_kill(tmp_path: Path) -> None:
+    """A killed process does not release its lease, so the lease must end by itself."""
+    assert LEASE_SECONDS + POLL_SECONDS <= TAKE_OVER_SECONDS
+    async with make_kernel(tmp_path, plugins=[PatientPlugin]) as kit:
+        lease = f"consumer:{kit.kernel.consumers[0].name}"
+        await kit.kernel.database.work(lambda: acquire_lease(lease, "killed", LEASE_SECONDS))
+        seen.clear()
+        await kit.kernel.consumers[0].create_cursor()
+        await _emit(kit, RareHeard(number=7))
+        await kit.events()
+        await kit.kernel.consumers[0]._handle_next_batch()
+        assert seen == []
+        clock.travel(TAKE_OVER_SECONDS - POLL_SECONDS)
+        await kit.kernel.consumers[0]._handle_next_batch()
+        assert seen == [7]

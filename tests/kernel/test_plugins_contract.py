@@ -100,6 +100,41 @@ BROKEN = {
         ),
         "table tasks_x must begin with faulty_",
     ),
+    "unknown visibility": (
+        body(
+            "class T(Model):\n    visibility = 'sharde'\n    class Meta:\n        table_name = 'faulty_x'\n"
+            "@hookimpl\ndef corral_models(self):\n    return [self.T]"
+        ),
+        "T: visibility 'sharde' is none of private, shared, admin, private_and_admin",
+    ),
+    "no owner": (
+        body(
+            "class T(Model):\n    visibility = 'private'\n    class Meta:\n        table_name = 'faulty_x'\n"
+            "@hookimpl\ndef corral_models(self):\n    return [self.T]"
+        ),
+        "T is private; set owner_field to the column of the owner",
+    ),
+    "unknown visibility of an event": (
+        body(
+            "class E(Event):\n    event = 'faulty.seen'\n    visibility = 'everyone'\n"
+            "@hookimpl\ndef corral_events(self):\n    return [self.E]"
+        ),
+        "E: visibility 'everyone' is none of",
+    ),
+    "unknown event": (
+        body(
+            "@hookimpl\ndef corral_subscribers(self):\n"
+            "    return [Subscriber('faulty.f', ('user.purgde',), lambda event: None)]"
+        ),
+        "faulty.f: no plugin has the event user.purgde; add its plugin to wants",
+    ),
+    "async subscriber": (
+        body(
+            "@hookimpl\ndef corral_subscribers(self):\n    async def follow(event) -> None: ...\n"
+            "    return [Subscriber('faulty.f', ('user.purged',), follow)]"
+        ),
+        "faulty.f: handle must be a def",
+    ),
     "setting twice": (
         body(
             "@hookimpl\ndef corral_settings(self):\n"
@@ -226,6 +261,23 @@ async def test_a_schema_newer_than_a_third_party_plugin_is_its_failure_alone(
     )  # a built-in one keeps the process from starting
     with pytest.raises(MigrationsPending, match="does not know"):
         await make_kit(plugins=["faulty"], config={"plugins.dir": str(folder.path)})
+
+
+async def test_a_subscriber_of_an_absent_plugin_waits_for_it(folder: PluginFolder, tmp_path: Path) -> None:
+    """An event cannot be known while a plugin that the subscriber names in `wants` is absent."""
+    text = body(
+        "wants = ('absent',)\n@hookimpl\ndef corral_subscribers(self):\n"
+        "    return [Subscriber('faulty.f', ('absent.seen',), lambda event: None)]"
+    )
+    folder.add("faulty", text)
+    async with make_kernel(tmp_path, **options(folder, "faulty")) as kit:
+        assert kit.loaded("faulty").active
+
+
+async def test_an_unknown_job_is_an_error_of_the_unit(tmp_path: Path) -> None:
+    async with make_kernel(tmp_path, plugins=[]) as kit:
+        with pytest.raises(LookupError, match="no active plugin declares the job tasks\\.raep"):
+            await kit.kernel.database.work(lambda: enqueue("tasks.raep"))
 
 
 async def test_plugins_6_what_nobody_named_contributes_nothing(folder: PluginFolder, tmp_path: Path) -> None:

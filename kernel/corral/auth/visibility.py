@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import peewee
 
 from corral.auth.principal import Principal
-from corral.database.model import ADMIN, PRIVATE, SHARED, Model
+from corral.database.model import ADMIN, PRIVATE, PRIVATE_AND_ADMIN, SHARED, Model
 from corral.events.log import LoggedEvent
 
 ALL_ROWS = peewee.SQL("1 = 1")
@@ -25,11 +25,9 @@ def can_read(caller: Principal, visibility: str, owner_id: str | None) -> bool:
         return True
     if visibility == SHARED:
         return caller.role != "auditor"
-    if visibility == PRIVATE:
-        return owner_id is not None and caller.user_id == owner_id
-    if visibility == ADMIN:
-        return caller.is_admin
-    return caller.is_admin or (owner_id is not None and caller.user_id == owner_id)
+    if visibility in (ADMIN, PRIVATE_AND_ADMIN) and caller.is_admin:
+        return True
+    return visibility in (PRIVATE, PRIVATE_AND_ADMIN) and owner_id is not None and caller.user_id == owner_id
 
 
 class EventRights(Protocol):
@@ -53,8 +51,8 @@ def visible(model: type[Model], caller: Principal) -> Any:
         return ALL_ROWS
     if model.visibility == SHARED:
         return NO_ROWS if caller.role == "auditor" else ALL_ROWS
-    if model.visibility == PRIVATE:
-        if model.owner_field is None or caller.user_id is None:
-            return NO_ROWS
-        return getattr(model, model.owner_field) == caller.user_id
-    return ALL_ROWS if caller.is_admin else NO_ROWS
+    if model.visibility in (ADMIN, PRIVATE_AND_ADMIN) and caller.is_admin:
+        return ALL_ROWS
+    if model.visibility not in (PRIVATE, PRIVATE_AND_ADMIN) or model.owner_field is None or caller.user_id is None:
+        return NO_ROWS
+    return getattr(model, model.owner_field) == caller.user_id

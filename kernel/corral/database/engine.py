@@ -56,6 +56,7 @@ class Database(abc.ABC):
         """A pool for units that write and a pool for units that only read, or one pool for both."""
         self.flush: Callable[[Unit], None] = lambda unit: None
         self.committed: Callable[[list[Unit]], None] = lambda units: None
+        self.jobs: frozenset[str] | None = None  # the declared jobs; None without a kernel
         self.cursor_key = b""  # the key that signs list cursors; set at boot
         self.plugin_by_label: dict[str, str] = {}  # units of one plugin occupy at most half of the threads
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -29,7 +29,7 @@ class _UnitProxy(peewee.DatabaseProxy):
 
 UNIT = _UnitProxy()
 
-PRIVATE, SHARED, ADMIN = "private", "shared", "admin"
+PRIVATE, SHARED, ADMIN, PRIVATE_AND_ADMIN = VISIBILITIES = ("private", "shared", "admin", "private_and_admin")
 
 
 class Model(peewee.Model):

@@ -26,7 +26,7 @@ from corral.events.log import EventRow, LoggedEvent
 
 log = logging.getLogger("corral.events")
 
-LEASE_SECONDS = 30
+LEASE_SECONDS = 8  # longer than any unit; after a kill, another process takes over within 10 s
 BATCH = 50
 LAG = 500  # events; a cursor further behind is advanced past events of other types
 POISON_TRIES = 5

@@ -15,7 +15,6 @@ from corral.database.model import SHARED
 from corral.database.unit import current
 from corral.ids import new_id
 
-PRIVATE_AND_ADMIN = "private_and_admin"
 DATA_LIMIT = 32 * 1024  # bytes of a payload
 
 

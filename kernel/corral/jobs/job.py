@@ -77,9 +77,13 @@ class ScheduleRow(Model):
 
 
 def enqueue(name: str, *, delay_seconds: float = 0.0, **arguments: Any) -> str:
-    """Queue a job with JSON arguments when the current unit commits. Return the job's id."""
-    unit = current()
-    identifier = new_id()
+    """Queue a job with JSON arguments when the current unit commits. Return the job's id.
+
+    Raises `LookupError` if no active plugin declares the job.
+    """
+    unit, identifier = current(), new_id()
+    if unit.database.jobs is not None and name not in unit.database.jobs:
+        raise LookupError(f"no active plugin declares the job {name}; return it from corral_jobs")
     unit.jobs.append(
         {
             "id": identifier,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from corral.auth.permissions import Permissions
+from corral.database.model import PRIVATE, PRIVATE_AND_ADMIN, VISIBILITIES
 from corral.events.consumers import Consumer, Subscriber
 from corral.events.event import EventTypes
 from corral.plugins.conflicts import refuse_conflicts
@@ -81,6 +83,14 @@ class PluginWiring:
             table = model._meta.table_name
             if not table.startswith(tuple(f"{each}_" for each in prefixes)) and table != record.name:
                 raise ValueError(f"table {table} must begin with {record.name}_")
+            if model.visibility in (PRIVATE, PRIVATE_AND_ADMIN) and model.owner_field is None:
+                raise ValueError(f"{model.__name__} is {model.visibility}; set owner_field to the column of the owner")
+        kinds: list[Any] = [*record.contributed.models, *record.contributed.events]
+        for kind in kinds:
+            if kind.visibility not in VISIBILITIES:
+                raise ValueError(
+                    f"{kind.__name__}: visibility {kind.visibility!r} is none of {', '.join(VISIBILITIES)}"
+                )
         record.bound.services = self._container.build(record, record.contributed.services)
         self._event_types.declare(record.name, record.contributed.events)
         self._settings.declare(record.contributed.settings, record.name)
@@ -95,11 +105,22 @@ class PluginWiring:
         bind, given, bound = self._container.bind, record.contributed, record.bound
         bound.jobs = [(job, bind(job.run, record)) for job in given.jobs]
         bound.schedules = [(schedule, bind(schedule.run, record)) for schedule in given.schedules]
+        self._check_subscribers(record)
         bound.subscribers = [(item, bind(item.handle, record, skip=("event",))) for item in given.subscribers]
         bound.authenticators = [self._container.call(kind, record) for kind in given.authenticators]
         given.metrics = [
             msgspec.structs.replace(metric, collect=bind(metric.collect, record)) for metric in given.metrics
         ]
+
+    def _check_subscribers(self, record: PluginRecord) -> None:
+        """Raise an error for a subscriber that could never run. A plugin in `wants` may be absent with its events."""
+        absent = not {*record.requires, *record.wants} <= {item.name for item in self._active()}
+        for item in record.contributed.subscribers:
+            if inspect.iscoroutinefunction(item.handle):
+                raise TypeError(f"{item.name}: handle must be a def, because it runs in a unit; enqueue a job from it")
+            unknown = [] if absent else [each for each in item.events if not self._event_types.is_known(each)]
+            if unknown:
+                raise ValueError(f"{item.name}: no plugin has the event {unknown[0]}; add its plugin to wants")
 
     def _guard(self, record: PluginRecord, hooks: Mapping[str, tuple[str, Any]], make_consumer: MakeConsumer) -> None:
         """Guard all contributions of the plugin, and create its consumers."""

@@ -20,7 +20,7 @@ from corral.database.connect import connect
 from corral.database.migrations import is_empty
 from corral.plugin import Plugin
 from corral.plugins.discovery import discover
-from corral.testing.findings import Finding, Report
+from corral.testing.findings import Finding, Report, rule_findings
 from corral.testing.live_rules import inspect_running
 from corral.testing.manifest_rules import manifest_rules
 from corral.testing.source_rules import Package, source_rules
@@ -46,6 +46,11 @@ def check_plugin(
     installed = _installed(plugin_dir)
     required, missing = _closure(kind, installed)
     findings += [Finding("manifest.requires", False, f"{name} is not installed") for name in missing]
+    unknown = [name for name in kind.wants if name not in installed]
+    detail = (
+        "wants contains {}, but no installed plugin has this name; correct it, or install the plugin to check with it"
+    )
+    findings += rule_findings("manifest.wants.known", (detail.format(name) for name in unknown))
     wanted = [installed[name] for name in kind.wants if name in installed]
     findings += source_rules(kind, Package.of(kind), [*required, *wanted], installed)
     if not missing:

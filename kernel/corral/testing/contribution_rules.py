@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import inspect
 import re
+import typing
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from corral.auth.permissions import Permissions
+from corral.database.model import ADMIN
 from corral.errors import CODES
+from corral.http.page import Page
 from corral.http.routes import Route
-from corral.http.signature import read_signature
+from corral.http.signature import hints, read_signature
 from corral.plugins.record import PluginRecord
 from corral.settings.validation import convert_value
 from corral.testing.findings import Finding, rule_findings
 from corral.testing.source_rules import Package, undeclared_classes
 
 EVENT, MODEL = "corral.events.event.Event", "corral.database.model.Model"
+VISIBILITY_RULES = {f"corral.auth.visibility.{name}" for name in ("visible", "can_read")}
 WIRE_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
 
 
@@ -32,6 +36,7 @@ def contribution_rules(loaded: PluginRecord, package: Package, permissions: Perm
     yield from rule_findings("routes.guarded", _guarded(routes, permissions))
     yield from rule_findings("routes.documented", _documented(routes))
     yield from rule_findings("routes.raises", _raises(loaded.name, routes))
+    yield from rule_findings("routes.status", _statuses(routes))
     yield from rule_findings("shapes.strict", _strict(routes))
     events, models = loaded.contributions_to("corral_events"), loaded.contributions_to("corral_models")
     yield from rule_findings(
@@ -42,6 +47,7 @@ def contribution_rules(loaded: PluginRecord, package: Package, permissions: Perm
         "models.declared", undeclared_classes(package, MODEL, models, lambda kind: not kind.__subclasses__())
     )
     yield from rule_findings("models.tables", _tables(prefixes, models))
+    yield from rule_findings("lists.visible", _unfiltered_lists(package, routes, models))
     yield from rule_findings("settings.names", _named(loaded, prefixes, "corral_settings"))
     hooks = ("corral_jobs", "corral_schedules", "corral_subscribers")
     yield from rule_findings("jobs.names", (line for hook in hooks for line in _named(loaded, prefixes, hook)))
@@ -72,6 +78,24 @@ def _raises(name: str, routes: list[Route]) -> Iterator[str]:
                 own = code.startswith(f"{name}.")
                 where = "declare it with corral.errors.declare_codes in api.py" if own else "see corral.errors.CODES"
                 yield f"{route.label}: raises contains {code}, which is not a problem code; {where}"
+
+
+def _statuses(routes: list[Route]) -> Iterator[str]:
+    for route in routes:
+        for status in (route.status, *route.also):
+            if not 200 <= status <= 299:
+                yield f"{route.label}: {status} is not a status of success; raise a problem for any other status"
+
+
+def _unfiltered_lists(package: Package, routes: list[Route], models: list[Any]) -> Iterator[str]:
+    """Yield an error for each list of a plugin whose code never uses the visibility rules."""
+    used = {name for source in package.sources for name, _ in source.imports()}
+    if used & VISIBILITY_RULES or all(model.visibility == ADMIN for model in models):
+        return
+    for route in routes:
+        returned = hints(route.handler).get("return")
+        if route.method == "GET" and typing.get_origin(returned) is Page:
+            yield f"{route.label} lists objects, but no query uses corral.auth.visibility.visible"
 
 
 def _strict(routes: list[Route]) -> Iterator[str]:

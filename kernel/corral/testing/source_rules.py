@@ -45,6 +45,7 @@ PUBLIC = frozenset(
 )
 PRIVATE = ("corral.metrics.requests", "corral.settings.kernel")
 BUILT_IN = "corral_plugins"
+NETWORK = ("aiohttp", "ftplib", "http.client", "httpx", "requests", "smtplib", "socket", "urllib.request", "urllib3")
 CORE_PACKAGE = "corral_core"  # core plugins may import private modules of the kernel
 
 
@@ -114,6 +115,8 @@ def source_rules(
     if package.name.partition(".")[0] != CORE_PACKAGE:
         packages = {_package_location(other)[0]: name for name, other in installed.items()}
         yield from rule_findings("imports.kernel", private_kernel_imports(package))
+        if package.name.partition(".")[0] != BUILT_IN:
+            yield from rule_findings("imports.network", network_imports(package))
         yield from rule_findings(
             "imports.plugins", foreign_plugin_imports(package, (*kind.requires, *kind.wants), packages)
         )
@@ -202,6 +205,14 @@ def private_kernel_imports(package: Package) -> Iterator[str]:
         for name, line in source.imports():
             if is_private_kernel_module(name):
                 yield f"{source.path.name}:{line} imports {name}, which is not a public module of the kernel"
+
+
+def network_imports(package: Package) -> Iterator[str]:
+    """Yield a message for each import of a module that opens connections past the egress guard, perhaps in a unit."""
+    for source in package.sources:
+        for name, line in source.imports():
+            if any(is_under(name, each) for each in NETWORK):
+                yield f"{source.path.name}:{line} imports {name}; use the service corral.egress.client.Egress"
 
 
 def foreign_plugin_imports(package: Package, named: Collection[str], packages: Mapping[str, str]) -> Iterator[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from corral.database.model import PRIVATE_AND_ADMIN
 from corral.database.unit import current
-from corral.events.event import PRIVATE_AND_ADMIN, Event
+from corral.events.event import Event
 from corral.schema.fields import Instant
 
 

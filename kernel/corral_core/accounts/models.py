@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import peewee
 
-from corral.database.model import PRIVATE, IdField, InstantField, JSONField, Model
+from corral.database.model import PRIVATE, PRIVATE_AND_ADMIN, IdField, InstantField, JSONField, Model
 from corral.database.sealed_columns import SealedField
-from corral.events.event import PRIVATE_AND_ADMIN
 
 
 class UserRow(Model):

@@ -218,6 +218,28 @@ CHANGES = {
         "manifest.requires",
         "absent is not installed",
     ),
+    "unknown want": (
+        "plugin.py",
+        '    name = "echo"\n',
+        '    name = "echo"\n    wants = ("taks",)\n',
+        "manifest.wants.known",
+        "wants contains taks",
+    ),
+    "list of all rows": (
+        "service.py",
+        "Note.select().where(visible(Note, by))",
+        "Note.select()",
+        "lists.visible",
+        "GET /echo lists objects",
+    ),
+    "status": ("routes.py", "status=201", "status=799", "routes.status", "799 is not a status of success"),
+    "network": (
+        "service.py",
+        "from corral import clock",
+        "import urllib.request  # noqa\nfrom corral import clock",
+        "imports.network",
+        "service.py:5 imports urllib.request",
+    ),
     "requires": (
         "plugin.py",
         '    name = "echo"\n',
@@ -235,7 +257,10 @@ def test_check_finds(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     path = tmp_path / "corral-echo" / "corral_echo" / file
     text = path.read_text()
     assert old in text
-    path.write_text(text.replace(old, new))
+    changed = text.replace(old, new)
+    if what == "list of all rows":
+        changed = changed.replace("from corral.auth.visibility import visible\n", "")
+    path.write_text(changed)
     monkeypatch.setattr(sys, "path", [*sys.path])
     before = set(sys.modules)
     folder = PluginFolder(tmp_path / "plugins")
