@@ -105,6 +105,7 @@ setup(
             "admin = corral_plugins.admin.plugin:AdminPlugin",
             "agents = corral_plugins.agents.plugin:AgentsPlugin",
             "audit = corral_plugins.audit.plugin:AuditPlugin",
+            "backup = corral_core.backup.plugin:BackupPlugin",
             "cost = corral_plugins.cost.plugin:CostPlugin",
             "event_log = corral_core.event_log.plugin:EventLogPlugin",
             "health = corral_core.health.plugin:HealthPlugin",
@@ -124,6 +125,7 @@ setup(
         "corral.commands": [
             "agents = corral_plugins.agents.commands:agents_command_group",
             "audit = corral_plugins.audit.command:audit_command",
+            "backup = corral_core.backup.command:backup_command",
             "cost = corral_plugins.cost.command:cost_command",
             "demo = corral_plugins.tasks.demo.command:demo_command",
             "events = corral_core.event_log.command:events_command",
@@ -131,6 +133,7 @@ setup(
             "kill-switch = corral_plugins.admin.command:kill_switch_command",
             "login = corral_core.accounts.session_commands:login_command",
             "logout = corral_core.accounts.session_commands:logout_command",
+            "restore = corral_core.backup.command:restore_command",
             "run = corral_plugins.tasks.commands.run:run_task_command",
             "secrets = corral_plugins.secrets.command:secrets_command",
             "security = corral_plugins.security.command:security_command",

@@ -73,7 +73,7 @@ def boot(config: Config, *, plugins: list[PluginRecord] | None = None, start_sec
         apply_migrations(database, records, config)
         keyring = select_keyring(keyring, database, records, config)
         database.cursor_key = keyring.mac("list-cursor", b"v1")
-        database.flush = _flush_unit
+        database.flush = flush_unit
         kernel = Kernel(config, records, database, keyring)
         kernel.wire()
     except BaseException:
@@ -90,7 +90,7 @@ def _check_enabled(config: Config, records: list[PluginRecord]) -> None:
         log.warning("corral.toml enables a plugin that is not installed", extra={"plugin": name})
 
 
-def _flush_unit(unit: Unit) -> None:
+def flush_unit(unit: Unit) -> None:
     """Prepare a unit of work for its COMMIT.
 
     Run its `before` callbacks, then write its audit rows, jobs and events, in this order.

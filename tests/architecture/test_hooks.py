@@ -32,7 +32,10 @@ def _hooks(path: Path) -> list[Hook]:
 
 KERNEL = _hooks(ROOT / "kernel" / "corral" / "hookspecs.py")
 OFFERED = [
-    hook for root in ("plugins", "contrib") for path in (ROOT / root).rglob("hookspecs.py") for hook in _hooks(path)
+    hook
+    for root in ("kernel/corral_core", "plugins", "contrib")
+    for path in (ROOT / root).rglob("hookspecs.py")
+    for hook in _hooks(path)
 ]
 HOOKS = [*KERNEL, *OFFERED]
 TESTED = {

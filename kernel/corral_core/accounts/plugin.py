@@ -29,6 +29,7 @@ from corral_core.accounts.metrics import METRICS
 from corral_core.accounts.models import TABLES
 from corral_core.accounts.routes import auth, pages, registration, second_factor, sessions
 from corral_core.accounts.service.accounts import AccountsService
+from corral_core.accounts.service.after_restore import AccountsAfterRestore
 from corral_core.accounts.service.authentication import (
     AccessTokenAuthenticator,
     AccessTokens,
@@ -50,6 +51,7 @@ from corral_core.accounts.service.sessions import AllSessionsService, Sessions
 from corral_core.accounts.service.sign_in import SignIn
 from corral_core.accounts.service.sign_out import SignOut
 from corral_core.accounts.settings import SETTINGS
+from corral_core.backup.api import RestoreStep
 
 if TYPE_CHECKING:
     import click
@@ -59,13 +61,14 @@ class AccountsPlugin(Plugin):
     """Accounts: user accounts, sign-in, sessions, second factors, invitations and mail."""
 
     name = "accounts"
-    wants = ("security",)
+    wants = ("backup", "security")
     protected = "essential"
     prefixes = ("general", "mail", "password", "security")
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
         return [
+            Provide(AccountsAfterRestore, AccountsAfterRestore),
             Provide(Passwords, Passwords),
             Provide(PasswordPolicy, PasswordPolicy),
             Provide(PasswordHistory, PasswordHistory),
@@ -136,6 +139,10 @@ class AccountsPlugin(Plugin):
     @hookimpl
     def corral_schedules(self) -> Iterable[Schedule]:
         return SCHEDULES
+
+    @hookimpl(optionalhook=True)
+    def corral_restore_steps(self) -> Iterable[type[RestoreStep]]:
+        return [AccountsAfterRestore]
 
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:

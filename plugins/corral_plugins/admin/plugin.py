@@ -10,6 +10,7 @@ from corral.database.model import Model
 from corral.http.routes import Routes
 from corral.plugin import Metric, Plugin, Provide, hookimpl
 from corral_core.accounts.api import Accounts
+from corral_core.backup.api import RestoreStep
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.admin.models import KillSwitchRow
 from corral_plugins.admin.routes import kill_switch, users
@@ -25,7 +26,7 @@ class AdminPlugin(Plugin):
 
     name = "admin"
     requires = ("accounts",)
-    wants = ("security", "tasks")
+    wants = ("backup", "security", "tasks")
     protected = True
     permissions = (
         Permission("admin.read", "View all accounts"),
@@ -54,6 +55,10 @@ class AdminPlugin(Plugin):
         from corral_plugins.admin.command import kill_switch_command
 
         return [kill_switch_command]
+
+    @hookimpl(optionalhook=True)
+    def corral_restore_steps(self) -> Iterable[type[RestoreStep]]:
+        return [KillSwitchService]
 
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:

@@ -18,6 +18,7 @@ from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
 from corral.metrics.histogram import Observed
 from corral.plugin import Audit, Metric, Plugin, Provide, Runtime, Setting, hookimpl
+from corral_core.backup.api import RestoreStep
 from corral_plugins.audit import api, command, jobs, models, settings
 from corral_plugins.audit.routes import routes
 from corral_plugins.audit.service import checkpoints
@@ -39,6 +40,7 @@ class AuditPlugin(Plugin):
     """
 
     name = "audit"
+    wants = ("backup",)
     protected = "essential"
     permissions = (
         Permission("audit.read", "Read and verify the audit log", holders=AUDITOR),
@@ -100,6 +102,10 @@ class AuditPlugin(Plugin):
     @hookimpl
     def corral_commands(self) -> Iterable[click.Command]:
         return [command.audit_command]
+
+    @hookimpl(optionalhook=True)
+    def corral_restore_steps(self) -> Iterable[type[RestoreStep]]:
+        return [Verification]
 
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:

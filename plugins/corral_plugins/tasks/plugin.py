@@ -13,6 +13,7 @@ from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
 from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
+from corral_core.backup.api import RestoreStep
 from corral_plugins.agents.api import AgentStatistics
 from corral_plugins.tasks import events, hookspecs, jobs, models, settings
 from corral_plugins.tasks.api import Tasks
@@ -50,7 +51,7 @@ class TasksPlugin(Plugin):
 
     name = "tasks"
     requires = ("accounts", "agents", "workers")
-    wants = ("admin", "cost", "llm", "secrets", "tools")
+    wants = ("admin", "backup", "cost", "llm", "secrets", "tools")
     permissions = (
         Permission("tasks.read", "Read tasks, their logs and statistics", holders=(*READERS, "agent")),
         Permission("tasks.write", "Create tasks; change, cancel and end one's own tasks", holders=(*WRITERS, "agent")),
@@ -125,6 +126,10 @@ class TasksPlugin(Plugin):
         from corral_plugins.tasks.demo.command import demo_command
 
         return [demo_command, run_task_command, status_command, tasks_command_group]
+
+    @hookimpl(optionalhook=True)
+    def corral_restore_steps(self) -> Iterable[type[RestoreStep]]:
+        return [TaskLeases]
 
     @hookimpl
     def corral_subscribers(self) -> Iterable[Subscriber]:

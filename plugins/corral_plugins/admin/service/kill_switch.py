@@ -22,6 +22,8 @@ RELEASED = KillSwitchView(
     engaged=False, mode="pause", hold_deliveries=False, reason=None, engaged_by=None, engaged_at=None
 )
 
+RESTORED = "This installation was restored from a backup; corral kill-switch off starts it."
+
 # Compiled, because every claim and every model call runs this query.
 _STATE = Statement(
     lambda p: (
@@ -99,6 +101,10 @@ class KillSwitchService:
             )
             self.audit.record(entry)
         return after
+
+    def after_restore(self, by: Principal) -> None:
+        """Engage the switch, so that a copy of a living installation runs nothing and sends nothing."""
+        self.change(KillSwitchChange(engaged=True, hold_deliveries=True, reason=RESTORED), by=by)
 
     @staticmethod
     def _alert(change: KillSwitchChange) -> None:

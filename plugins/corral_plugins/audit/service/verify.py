@@ -10,13 +10,16 @@ import asyncio
 import csv
 import functools
 import logging
+import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 
+from corral.auth.principal import Principal
 from corral.database.engine import Work
 from corral.database.unit import UnitContext
 from corral.events.event import SystemAlert
@@ -29,6 +32,7 @@ from corral_plugins.audit.service.signing import ExternalCheckpoints, PublicKeys
 from corral_plugins.audit.shapes import LinkView, VerificationResult
 
 log = logging.getLogger("corral.audit")
+T = TypeVar("T")
 
 BATCH_SIZE = 2000
 SECONDS = 25.0
@@ -88,6 +92,18 @@ class Verification:
         elif is_over and checker.last is not None and checker.last.seq < span.until:
             checker.report_defect(checker.last.seq + 1, "tail_truncated" if span.ends.stored < span.until else "gap")
         return span, _verdict(checker, span, is_over=is_over)
+
+    def after_restore(self, by: Principal) -> str | None:
+        """Verify the whole restored log, in the transaction of the restore."""
+
+        async def within_transaction(fn: Callable[[], T], **_: Any) -> T:
+            return fn()
+
+        restored = Verification(within_transaction)
+        verdict = asyncio.run(restored.verify(None, None, ExternalCheckpoints(), seconds=math.inf))
+        if verdict.ok:
+            return None
+        return f"The audit log is NOT intact: row {verdict.first_bad_seq}: {verdict.reason}."
 
     async def recent(self) -> VerificationResult:
         """Verify the newest 10,000 rows up to the head, and alert admins if they are not intact."""

@@ -14,7 +14,7 @@ from corral.jobs.job import enqueue
 from corral_core.accounts.api import Accounts
 from corral_plugins.tasks.api import LeaseRef, LeaseSignal, LeaseState, LeaseView, QueueStatistics
 from corral_plugins.tasks.models import Attempt, AttemptRow, Task, TaskRow, WorkerSignal
-from corral_plugins.tasks.service import rows, statistics
+from corral_plugins.tasks.service import queries, rows, statistics
 from corral_plugins.tasks.service.claims import TOKEN_PREFIX, hash_token
 from corral_plugins.tasks.service.outcomes import TaskOutcomes
 from corral_plugins.tasks.service.rows import lease_lost
@@ -160,6 +160,15 @@ class TaskLeases:
                 self._outcomes.end_cancelled(row, attempt, kind="user", reason=reason, by="agent_stopped")
 
         return self._end_leases(Attempt.agent_id == agent_id, reason, end)
+
+    def after_restore(self, by: Principal) -> None:
+        """End all leases without consuming an attempt, because the original goes on with them.
+
+        The search index is not a part of backups, so it is built anew.
+        """
+        while self._end_leases(Attempt.finished_at.is_null(), "restored", lambda row, attempt: None):
+            pass
+        queries.rebuild_search_index()
 
     def cancel_all_leased(self, *, reason: str, before: str | None = None) -> int:
         """Request the cancellation of every run that was claimed at or before `before` (default: now).

@@ -161,6 +161,13 @@ def index_next_tasks() -> bool:
     return len(found) == INDEX_CHUNK
 
 
+def rebuild_search_index() -> None:
+    """Index the tasks again. The index table must be empty."""
+    SearchDocument.delete().execute()
+    while index_next_tasks():
+        pass
+
+
 IndexedText = tuple[int, str, str]
 
 

@@ -1,0 +1,1 @@
+"""Backups: one archive with all data of an installation, for either database engine."""

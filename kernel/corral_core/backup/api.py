@@ -1,0 +1,19 @@
+"""What other plugins use of `backup`: the protocol of the steps that complete a restore."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from corral.auth.principal import Principal
+
+
+class RestoreStep(Protocol):
+    """Completes a restore for one plugin. The plugin provides the class as a service."""
+
+    def after_restore(self, by: Principal) -> str | None:
+        """Adapt the restored rows to their new place, for example end what only the original may continue.
+
+        Runs in the transaction of the restore, so either all steps take effect or nothing is restored. Return a message
+        if the operator must know about a defect of the restored data.
+        """
+        ...

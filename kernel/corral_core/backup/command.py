@@ -1,0 +1,187 @@
+"""The commands `corral backup` and `corral restore`, which run on the server's machine."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from corral.cli.output import config_option, json_option, print_value
+
+if TYPE_CHECKING:
+    from corral.plugin import CommandSession, OpenSession
+    from corral.plugins.record import PluginRecord
+    from corral.storage.blobs import BlobStore
+    from corral_core.backup.service.archive import ArchiveWriter, Manifest
+
+
+@click.command("backup")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--with-files/--no-files", default=None, help="include stored files (default: if they are in a local folder)"
+)
+@config_option
+@json_option
+@click.pass_obj
+def backup_command(
+    open_session: OpenSession, file: Path, with_files: bool | None, config_path: Path | None, as_json: bool
+) -> None:
+    """Write all data of this installation to FILE, while the server may be running.
+
+    FILE must not exist. The backup has no keys, and secrets only in encrypted form: back up the master key apart, in
+    another place. Only the user of the server can read FILE.
+    """
+    from corral.config.reader import load as load_config
+
+    if file.exists():
+        raise click.UsageError(f"{file} exists; choose another name or move it away")
+    if not file.parent.is_dir():
+        raise click.UsageError(f"{file.parent} is not a folder; create it first")
+    url = load_config(path=config_path).storage.url
+    with_files = (url is None or url.startswith("file://")) if with_files is None else with_files
+    with open_session(config_path, "backup") as session:
+        manifest = _write(session, file, with_files=with_files, config_path=config_path)
+        _record(session, manifest, with_files=with_files)
+    found = {
+        "file": str(file),
+        "bytes": file.stat().st_size,
+        "created_at": manifest.created_at,
+        "tables": len(manifest.tables),
+        "rows": manifest.rows,
+        "files": len(manifest.files) if with_files else None,
+    }
+    files = f"{len(manifest.files)} files" if with_files else "no files"
+    text = f"Wrote {manifest.rows} rows of {len(manifest.tables)} tables and {files} to {file}. It contains no keys."
+    print_value(found, as_json=as_json, text=text)
+
+
+def _write(session: CommandSession, file: Path, *, with_files: bool, config_path: Path | None) -> Manifest:
+    from corral import clock
+    from corral.cli.snapshot import models_of, open_snapshot
+    from corral.database.engine import Database
+    from corral.storage.blobs import BlobStore
+    from corral_core.backup.service.archive import FORMAT, ArchiveWriter, Manifest
+
+    database = session.service(Database)
+    with ArchiveWriter(file) as writer:
+        created_at = clock.now()
+        with open_snapshot(database) as snapshot:
+            schemas = snapshot.schemas()
+            for table in snapshot.tables(models_of(_plugins_of(schemas, config_path))):
+                columns, rows = snapshot.read(table)
+                writer.write_table(table, columns, rows)
+                if count := writer.tables[table].rows:
+                    _tell(f"{table}: {count} rows")
+        if with_files:  # after the snapshot: a file is stored before the row that refers to it
+            asyncio.run(_write_files(writer, session.service(BlobStore)))
+            _tell(f"{len(writer.files)} files")
+        manifest = Manifest(
+            format=FORMAT,
+            release=version("corral"),
+            created_at=created_at,
+            engine=database.kind,
+            schemas=schemas,
+            tables=writer.tables,
+            files=writer.files,
+        )
+        writer.finish(manifest)
+    return manifest
+
+
+def _plugins_of(schemas: dict[str, list[str]], config_path: Path | None) -> list[PluginRecord]:
+    """Return the installed plugins, disabled ones too. Data of a plugin that is missing is left out, with a warning."""
+    from corral.config.reader import load as load_config
+    from corral.plugins.discovery import discover
+    from corral.plugins.loading import load
+    from corral.plugins.migrations import migrations_of
+    from corral_core.backup.service.restore import with_all_plugins
+
+    config = with_all_plugins(load_config(path=config_path))
+    records = load(discover(config), config)
+    for name in {*schemas} - {each.plugin for each in migrations_of(records)}:
+        del schemas[name]
+        _tell(f"warning: the data of the plugin {name} is not in the backup, because the plugin is not installed")
+    return records
+
+
+async def _write_files(writer: ArchiveWriter, store: BlobStore) -> None:
+    from corral.storage.blobs import BlobMissing
+
+    async for blob in store.scan():
+        try:
+            chunks = await store.read(blob.key)
+        except BlobMissing:  # deleted since the scan
+            continue
+        await writer.write_file(blob.key, chunks)
+
+
+def _record(session: CommandSession, manifest: Manifest, *, with_files: bool) -> None:
+    """Record the time of the backup for the metric, and the access to all data in the audit log."""
+    from corral import clock
+    from corral.plugin import Audit, AuditEntry
+    from corral_core.backup.models import ROW, LastBackupRow
+
+    audit: Audit = session.service(Audit)
+    details = {"rows": manifest.rows, "files": len(manifest.files) if with_files else None}
+
+    def record() -> None:
+        row = {"finished_at": clock.now()}
+        insert = LastBackupRow.insert(id=ROW, **row)
+        insert.on_conflict(conflict_target=[LastBackupRow.id], update=row).execute()
+        audit.record(
+            AuditEntry(action="backup.created", object_type="backup", object_id=manifest.created_at, details=details)
+        )
+
+    session.run(record)
+
+
+@click.command("restore")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@config_option
+@json_option
+def restore_command(file: Path, config_path: Path | None, as_json: bool) -> None:
+    """Restore a backup into the empty database and data folder of the configuration.
+
+    Every sum of FILE is checked first. A failed restore leaves the database empty. All sessions are ended, and the kill
+    switch is engaged, so that a copy beside the original runs nothing and sends nothing: `corral kill-switch off`
+    starts it. Put the master key in place before or afterwards. The exit status is 1 if the restored audit log is not
+    intact.
+    """
+    from corral.auth.principal import Principal
+    from corral.cli import logging_setup
+    from corral.cli.command_sessions import operator_name
+    from corral.cli.data_folder import ensure_data_dir, restrict_new_files
+    from corral.config.reader import load as load_config
+    from corral.database.unit import Actor, UnitContext
+    from corral_core.backup.service.archive import Archive, ArchiveError
+    from corral_core.backup.service.restore import restore
+
+    config, name = load_config(path=config_path), operator_name()
+    logging_setup.configure("critical", "console")
+    restrict_new_files()
+    try:
+        with Archive(file) as archive:
+            archive.verify()
+            _tell("all sums are right")
+            ensure_data_dir(config)
+            entry = UnitContext(label="command restore", actor=Actor("system", name))
+            by = Principal(kind="system", id=name, role="admin")
+            defects, manifest = restore(archive, config, entry, by, _tell), archive.manifest
+    except ArchiveError as error:
+        raise click.ClickException(str(error)) from None
+    found = {"created_at": manifest.created_at, "rows": manifest.rows, "files": len(manifest.files), "defects": defects}
+    lines = [
+        f"Restored {manifest.rows} rows and {len(manifest.files)} files of the backup of {manifest.created_at}.",
+        *defects,
+        "The kill switch is engaged. Put the master key in place, and run corral kill-switch off to start the work.",
+    ]
+    print_value(found, as_json=as_json, text="\n".join(lines))
+    sys.exit(1 if defects else 0)
+
+
+def _tell(line: str) -> None:
+    click.echo(line, err=True)

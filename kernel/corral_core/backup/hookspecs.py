@@ -1,0 +1,16 @@
+"""The hook specification of the plugin `backup`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pluggy
+
+from corral_core.backup.api import RestoreStep
+
+hookspec = pluggy.HookspecMarker("corral")
+
+
+@hookspec
+def corral_restore_steps() -> Iterable[type[RestoreStep]]:  # type: ignore[empty-body]
+    """Return services that adapt restored rows. The plugin must also provide each of them with `corral_services`."""

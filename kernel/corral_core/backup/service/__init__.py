@@ -1,0 +1,1 @@
+"""Writes archives, reads them, and restores installations from them."""
