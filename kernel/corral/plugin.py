@@ -94,7 +94,7 @@ class Runtime(Protocol):
         """
         ...
 
-    def service(self, kind: type[T]) -> T:
+    def service(self, kind: Callable[..., T]) -> T:
         """Return a service of this plugin or of a plugin that it requires."""
         ...
 
@@ -180,7 +180,7 @@ class CommandSession(Protocol):
 
     caller: Principal
 
-    def service(self, kind: type[T]) -> T:
+    def service(self, kind: Callable[..., T]) -> T:
         """Return a service by its type."""
         ...
 

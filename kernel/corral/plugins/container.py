@@ -44,7 +44,7 @@ class Container:
         self._instances[kind] = instance
         self._owners[kind] = owner
 
-    def get(self, kind: type[T]) -> T:
+    def get(self, kind: Callable[..., T]) -> T:  # not type[T], which mypy refuses for protocols
         """Return the service of a type without access checks, for the composition root and tests."""
         try:
             service: T = self._instances[kind]
@@ -52,7 +52,7 @@ class Container:
             raise WiringError(f"no plugin provides {_name(kind)}") from None
         return service
 
-    def get_optional(self, kind: type[T]) -> T | None:
+    def get_optional(self, kind: Callable[..., T]) -> T | None:
         """Return the service of a type without access checks, or None if it is absent or out of service."""
         owner = self._owners.get(kind)
         return self._instances.get(kind) if owner is None or owner.serves else None

@@ -100,7 +100,7 @@ class PluginRuntime:
     def address(self) -> str | None:
         return self._lifecycle.address
 
-    def service(self, kind: type[T]) -> T:
+    def service(self, kind: Callable[..., T]) -> T:
         service: T = self._container.find(kind, self._record, optional=False, where="start()")
         return service
 

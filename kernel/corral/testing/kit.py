@@ -14,16 +14,18 @@ import functools
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
+from corral import clock
 from corral.asgi.application import Application
 from corral.auth.principal import SYSTEM_PRINCIPAL
 from corral.cli.data_folder import ensure_data_dir
 from corral.config.model import Config
 from corral.config.reader import load as load_config
+from corral.events.consumers import ConsumerRow
 from corral.jobs.runner import JobRunner
 from corral.kernel import Kernel, boot
 from corral.plugin import Plugin
@@ -35,6 +37,7 @@ from corral.schema.conversion import encode
 from corral.testing import templates
 from corral_core.health.service import scrape
 
+T = TypeVar("T")
 PASSWORD = "correct horse battery staple"  # noqa: S105  (of accounts that live as long as a test)
 
 
@@ -207,6 +210,39 @@ class Kit:
     async def run_jobs(self) -> int:
         """Run all jobs that are due, one after the other, and return their number."""
         return await run_due_jobs(self.kernel.runner)
+
+    def service(self, kind: Callable[..., T]) -> T:
+        """Return the service of this type, such as `kit.service(Notes)`."""
+        return self.kernel.container.get(kind)
+
+    async def work(self, fn: Callable[[], T], *, read: bool = False) -> T:
+        """Run `fn` as one unit of work, in which services can be called, and return its result."""
+        return await self.kernel.database.work(fn, read=read)
+
+    async def run_schedule(self, name: str) -> None:
+        """Run a schedule now, whether or not it is due. An error that it raises is raised here."""
+        runner = self.kernel.runner
+        if name not in runner._schedules:
+            raise LookupError(f"no active plugin has the schedule {name}; there are {', '.join(runner._schedules)}")
+        await runner._call(name, runner._schedules[name][1], {}, lambda: None)
+
+    async def run_consumers(self) -> None:
+        """Let every subscriber handle all logged events that it has not handled yet.
+
+        Only for kernels without `jobs`, which run no consumers themselves. A subscriber that raises is retried at the
+        next call, as after a failure in the server.
+        """
+        await self.events()  # on PostgreSQL, until all events are numbered
+
+        def create_cursors() -> None:
+            for consumer in self.kernel.consumers:
+                row = {"name": consumer.name, "cursor": 0, "updated_at": clock.now()}
+                ConsumerRow.insert(row).on_conflict_ignore().execute()
+
+        await self.work(create_cursors)
+        for consumer in self.kernel.consumers:
+            while await consumer._handle_next_batch():
+                continue
 
     def loaded(self, name: str) -> PluginRecord:
         """Return the record (state, reason, contributions) of the plugin with this name, which must be loaded."""

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,15 @@ def test_names_are_checked_and_nothing_is_overwritten(corral: Any, tmp_path: Pat
     (tmp_path / "corral-echo").mkdir()
     done = corral("new-plugin", "echo")
     assert (done.status, "exists" in done.err, list((tmp_path / "corral-echo").iterdir())) == (1, True, [])
+
+
+def test_the_build_of_a_new_plugin_gives_no_warning(tmp_path: Path) -> None:
+    """Setuptools warns of a folder with code that is not listed as a package."""
+    root = tmp_path / "corral-echo"
+    write_distribution("echo", root)
+    project = tomllib.loads((root / "pyproject.toml").read_text())
+    folders = {path.parent.relative_to(root) for path in root.rglob("*.py")} - {Path("tests")}
+    assert set(project["tool"]["setuptools"]["packages"]) == {".".join(folder.parts) for folder in folders}
 
 
 # what is changed in which file of the written plugin -> (old, new, the rule that is broken, a part of what it says)
