@@ -11,13 +11,15 @@ import pytest
 
 from corral.auth.principal import Authenticator, Principal
 from corral.errors import Conflict, Forbidden, Problem
+from corral.events.event import Event
 from corral.plugin import Plugin, Provide, hookimpl
 from corral.testing.kit import Client
-from corral_plugins.agents.api import AgentFacts, Agents
+from corral_plugins.agents.api import AgentDeleted, AgentFacts, Agents
 from corral_plugins.cost.models import CostEvent
 from corral_plugins.llm.models import LlmCall
 from corral_plugins.llm.service.gateway import Gateway
 from corral_plugins.tasks.api import LeaseFacts, LeaseRef, LeaseState, LeaseView, Tasks
+from corral_plugins.tasks.events import TaskCancelled, TaskCompleted, TaskFailed, TaskRetried
 
 SCRIPTS = {
     "mine": {"turns": [{"text": "served"}]},
@@ -92,6 +94,10 @@ class TasksPlugin(Plugin):
     def corral_services(self) -> Iterable[Provide]:
         return [Provide(Tasks, FakeTasks)]
 
+    @hookimpl
+    def corral_events(self) -> Iterable[type[Event]]:
+        return [TaskCompleted, TaskFailed, TaskCancelled, TaskRetried]
+
 
 class AgentsPlugin(Plugin):
     """A fake service."""
@@ -101,6 +107,10 @@ class AgentsPlugin(Plugin):
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
         return [Provide(Agents, FakeAgents)]
+
+    @hookimpl
+    def corral_events(self) -> Iterable[type[Event]]:
+        return [AgentDeleted]
 
 
 class Attempts:
