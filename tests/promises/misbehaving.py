@@ -8,6 +8,7 @@ HEAD = '''
 """A plugin of a test."""
 import asyncio
 import logging
+import os
 import threading
 import time
 
@@ -104,7 +105,7 @@ DIES = """
 FLOODS = """
 def flood():
     for number in range(3_000):
-        log.warning("a line that nobody needs", extra={"number": number})
+        log.warning("a line that nobody needs", extra={"text": os.urandom(8).hex()})  # none repeats another
 """
 FLOODS_HOOKS = """
     @hookimpl

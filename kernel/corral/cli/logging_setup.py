@@ -99,7 +99,7 @@ class RepeatedLines(logging.Filter):
                 self._known[key] = (logged_at, left_out + 1)
                 return False
             if len(self._known) >= MAX_KNOWN_LINES:
-                self._known = {key: known for key, known in self._known.items() if now - known[0] < REPEAT_SECONDS}
+                self._known.clear()
             self._known[key] = (now, 0)
         if left_out:
             record.repeated = left_out

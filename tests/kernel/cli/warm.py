@@ -241,6 +241,7 @@ def _begin(job: dict[str, Any]) -> int:
 def _leave_siblings() -> None:
     for number in (signal.SIGCHLD, signal.SIGHUP):  # HUP is ignored where the tests run under nohup
         signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore INT for what they run in the background
     _running.clear()
 
 
