@@ -277,7 +277,7 @@ def test_a_lease_that_its_own_report_ended_is_not_lost(fake: FakeServer, start: 
     worker = start()
     until(lambda: fake.of("complete"))
     beats = len(fake.of("heartbeat"))
-    until(lambda: "the attempt has ended" in worker.output)
+    until(lambda: "completed after" in worker.output)
     assert len(fake.of("heartbeat")) > beats
     assert "lost" not in worker.output
     assert len(fake.of("complete")) == 1
