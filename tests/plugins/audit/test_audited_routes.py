@@ -150,7 +150,7 @@ CALLS: dict[str, tuple[Make, Any]] = {
     "POST /secrets/{id}/versions/{n}/restore": (Site.secret, {}),
     "DELETE /secrets/{id}/versions/{n}": (Site.secret, None),
     "POST /secrets/{id}/restore": (Site.gone_secret, {}),
-    "PUT /security": (NONE, {"registration": "invite"}),
+    "PUT /security": (NONE, {"registration": "closed"}),
     "PUT /security/password-policy": (NONE, {"min_length": 13}),
     "PUT /security/ip-rules": (NONE, {"mode": "blocklist", "rules": [{"cidr": "198.51.100.0/24", "action": "block"}]}),
     "DELETE /security/sessions/{id}": (Site.session, None),
