@@ -117,7 +117,13 @@ def test_ctrl_c_at_the_start_prints_no_traceback(moment: str, tmp_path: Path) ->
     command = [sys.executable, "-m", "corral", "worker", "--url", "http://127.0.0.1:9", "--dir", str(tmp_path / "dir")]
     environ = {**os.environ, "CORRAL_WORKER_TOKEN": "crg_x"}
     process = subprocess.Popen(
-        command, env=environ, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=tmp_path
+        command,
+        env=environ,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # also where the shell ignores it
     )
     assert process.stderr is not None
     begins = process.stderr.readline() if moment == "fork server" else ""
