@@ -188,7 +188,7 @@ async def test_a_call_takes_no_longer_than_the_setting(make_kit: Callable[..., A
     assert row["error"]["code"] == "upstream_timeout"
 
 
-async def test_a_call_is_settled_when_its_caller_leaves(kit: Any) -> None:
+async def test_unit_of_work_12_a_call_is_settled_when_its_caller_leaves(kit: Any) -> None:
     alice = await kit.as_user("member")
     task = asyncio.create_task(chat(alice, model="scripted/hangs"))
     for _ in range(100):
@@ -206,7 +206,7 @@ async def test_a_call_is_settled_when_its_caller_leaves(kit: Any) -> None:
     assert row["status"] == "cancelled"
 
 
-async def test_abandoned_calls_are_marked_as_failed(kit: Any) -> None:
+async def test_unit_of_work_12_a_sweep_settles_orphans(kit: Any) -> None:
     from corral import clock
     from corral_plugins.llm.models import LlmCall
     from corral_plugins.llm.service import calls as rows
