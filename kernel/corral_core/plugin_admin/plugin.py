@@ -12,7 +12,7 @@ from corral.events.event import Event
 from corral.events.live_feed import Feed
 from corral.http.routes import Routes
 from corral.plugin import ApiDocument, InstallationConfig, Plugin, Provide, Runtime, hookimpl
-from corral_core.plugin_admin.events import PluginStateChanged
+from corral_core.plugin_admin.api import PluginStateChanged
 from corral_core.plugin_admin.models import PluginStateRow, QuarantineRow
 from corral_core.plugin_admin.routes import docs, plugins
 from corral_core.plugin_admin.service.failure_alerts import FailureAlerts

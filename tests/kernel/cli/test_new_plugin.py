@@ -39,6 +39,22 @@ FILES = {
 }
 
 
+OPTIONAL_SETTING = """\
+\"\"\"A setting whose value may be absent.\"\"\"
+
+from __future__ import annotations
+
+from corral.plugin import Setting, Settings
+
+URL = Setting(name="echo.url", kind=str, default=None, title="Address of the service")
+
+
+def host(settings: Settings) -> str:
+    url = settings.get(URL)
+    return "nowhere" if url is None else url.partition("//")[2]
+"""
+
+
 @pytest.fixture
 def echo(corral: Any) -> Any:
     """A written plugin `echo`, installed in the folder of plugins but not enabled."""
@@ -70,6 +86,7 @@ def test_it_passes_lint_format_types_and_its_own_tests(corral: Any) -> None:
     folder = corral.home / "corral-echo"
     write_distribution("echo", folder)
     assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == FILES
+    (folder / "corral_echo" / "optional.py").write_text(OPTIONAL_SETTING)
     environ = {**corral.environ, "PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     commands = [["-m", "pytest", "-q", "-p", "no:cacheprovider"]]
     if _has("ruff"):

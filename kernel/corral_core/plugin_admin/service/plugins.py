@@ -23,7 +23,7 @@ from corral.plugins.record import PluginRecord
 from corral.plugins.registry import PluginError, PluginRegistry
 from corral.schema.fields import Instant
 from corral.settings.store import SettingsChange, SettingsStore
-from corral_core.plugin_admin.events import PluginStateChanged
+from corral_core.plugin_admin.api import PluginStateChanged
 from corral_core.plugin_admin.models import PluginStateRow
 from corral_core.plugin_admin.service import quarantine
 
