@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import socket
@@ -127,7 +128,7 @@ class Kernel:
         self.container = Container()
         self.wiring = PluginWiring(plugins, self.container, self.settings, self.event_types, self.guards)
         self.registry.listeners.append(self.wiring.refresh)
-        self.runner: JobRunner
+        self.runner = JobRunner(database, self.redactor.redact)
         self.consumers: list[Consumer] = []
         self._holder = f"{socket.gethostname()}:{os.getpid()}:{id(self):x}"
         self._following: list[Consumer] = []
@@ -142,15 +143,19 @@ class Kernel:
         for kind, service in self._services().items():
             self.container.add(kind, service)
         self.settings.declare(KERNEL_SETTINGS, KERNEL)
-        self.wiring.wire(self._consumer)
+        self.wiring.wire()
         active = self.active
         self.credentials.set_authenticators([made for record in active for made in record.bound.authenticators])
-        self.consumers = [consumer for record in active for consumer in record.bound.consumers]
-        self.runner = self._create_job_runner(active)
+        self.consumers = [self._consumer(record, item) for record in active for item in record.contributed.subscribers]
+        self.database.jobs = frozenset(job.name for record in active for job in record.contributed.jobs)
+        self.settings.watch([JOBS_CONCURRENCY], lambda: self.runner.set_concurrency(job_concurrency(self.settings)))
         for record in active:
+            given = record.contributed
+            self.runner.add(given.jobs, given.schedules, functools.partial(getattr, record, "active"))
             if not record.found.built_in:  # third-party plugins share half of the database connections
-                labels = [f"consumer {item.name}" for item, _ in record.bound.subscribers]
-                labels += [f"job {item.name}" for item, _ in record.bound.jobs]
+                labels = [f"consumer {item.name}" for item in given.subscribers]
+                labels += [f"job {item.name}" for item in given.jobs]
+                labels += [f"job {item.name}" for item in given.schedules]
                 self.database.plugin_by_label |= dict.fromkeys(labels, record.name)
 
     def _services(self) -> dict[Any, Any]:
@@ -161,7 +166,7 @@ class Kernel:
         under_their_class = (
             *(self.credentials, self.egress, self.event_types, self.feed, self.guards, self.metrics, self.quarantine),
             *(self.redactor, self.registry, self.settings, self.supervisor, sealed_columns(self.plugins)),
-            *(InstallationConfig.from_config(config), Permissions(), ServedRoutes()),
+            *(InstallationConfig.from_config(config), Permissions(), ServedRoutes(), self.runner),
         )
         return {
             **{type(service): service for service in under_their_class},
@@ -183,21 +188,9 @@ class Kernel:
         record = self.registry.get(plugin)
         return plugin == KERNEL or (record is not None and record.serves)
 
-    def _consumer(self, record: PluginRecord, subscriber: Subscriber, handle: Any) -> Consumer:
+    def _consumer(self, record: PluginRecord, subscriber: Subscriber) -> Consumer:
         types = self.event_types.expand(subscriber.events)
-        rest = (types, handle, handle.call_uncounted, self._holder, lambda: record.active)
-        return Consumer(self.database, self.feed, subscriber.name, *rest)
-
-    def _create_job_runner(self, active: list[PluginRecord]) -> JobRunner:
-        jobs = {job.name: (job, run) for record in active for job, run in record.bound.jobs}
-        self.database.jobs = frozenset(jobs)
-        schedules = {item.name: (item, run) for record in active for item, run in record.bound.schedules}
-        owners = {job.name: record for record in active for job, _ in record.bound.jobs}
-        owners |= {item.name: record for record in active for item, _ in record.bound.schedules}
-        is_open, redact = (lambda name: owners[name].active), self.redactor.redact
-        runner = JobRunner(self.database, jobs, schedules, is_open=is_open, redact=redact)
-        self.settings.watch([JOBS_CONCURRENCY], lambda: runner.set_concurrency(job_concurrency(self.settings)))
-        return runner
+        return Consumer(self.feed, subscriber, types, self._holder, lambda: record.active)
 
     def block_dependants(self, before: list[PluginRecord]) -> None:
         """Block the dependants of plugins that failed.

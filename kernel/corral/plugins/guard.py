@@ -17,10 +17,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from corral.auth.principal import Authenticator
 from corral.database.engine import translate
 from corral.errors import ContributionFailed, ExpectedFailure, Unavailable
+from corral.events.consumers import Subscriber
 from corral.http.signature import hints
 from corral.plugin import Gate, RateLimiter
 from corral.plugins.quarantine import ENDLESS, PluginQuarantine
@@ -235,11 +237,8 @@ class Guards:
         """Return the handler of a route or socket, guarded if the plugin is a third-party plugin."""
         if record.found.built_in:
             return handler
-        states: tuple[State, ...] = (
-            "active",
-            "quarantined",
-            "disabled",
-        )  # disabled: for requests that were admitted before
+        # A request that was admitted before its plugin was disabled is still served.
+        states: tuple[State, ...] = ("active", "quarantined", "disabled")
         return Guard(self, record, "corral_routes", label, handler, limit=None, counts=False, states=states).guarded
 
     def wrap_contributions(self, record: PluginRecord, hooks: Mapping[str, tuple[str, Any]]) -> None:
@@ -249,14 +248,9 @@ class Guards:
         to the type of a contribution.
         """
         given, bound = record.contributed, record.bound
-        bound.jobs = [(job, self._wrap_job(record, "corral_jobs", job.name, run)) for job, run in bound.jobs]
-        bound.schedules = [
-            (item, self._wrap_job(record, "corral_schedules", item.name, run)) for item, run in bound.schedules
-        ]
-        bound.subscribers = [
-            (item, Guard(self, record, "corral_subscribers", item.name, handle, expected=NOT_AWAITED))
-            for item, handle in bound.subscribers
-        ]
+        given.jobs = [self._wrap_job(record, "corral_jobs", job) for job in given.jobs]
+        given.schedules = [self._wrap_job(record, "corral_schedules", schedule) for schedule in given.schedules]
+        given.subscribers = [self._wrap_subscriber(record, item) for item in given.subscribers]
         down = ("down", f"The check of the plugin {record.name} failed.")
         given.health_checks = [
             self.wrap_item(record, "corral_health_checks", item, default=down, limit=HEALTH_SECONDS)
@@ -283,10 +277,15 @@ class Guards:
                     [self.wrap_item(record, hook, item, protocol, limit=None) for item in given.contributions_to(hook)],
                 )
 
-    def _wrap_job(self, record: PluginRecord, hook: str, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
-        expected = ANYTHING if inspect.iscoroutinefunction(run) else NOT_AWAITED
-        # Jobs have their own time limit.
-        return Guard(self, record, hook, name, run, limit=None, expected=expected).guarded
+    def _wrap_subscriber(self, record: PluginRecord, item: Subscriber) -> Subscriber:
+        guard = Guard(self, record, "corral_subscribers", item.name, item.handle, expected=NOT_AWAITED)
+        return replace(item, handle=guard)
+
+    def _wrap_job(self, record: PluginRecord, hook: str, job: Any) -> Any:
+        """Return the job or schedule with a guarded function. The function has no time limit here."""
+        expected = ANYTHING if inspect.iscoroutinefunction(job.run) else NOT_AWAITED
+        guard = Guard(self, record, hook, job.name, job.run, limit=None, expected=expected)
+        return replace(job, run=guard.guarded)
 
     def wrap_item(self, record: PluginRecord, hook: str, item: Any, protocol: Any = None, **options: Any) -> Any:
         """Return a contributed object with guards around its callables.
@@ -311,5 +310,5 @@ class Guards:
             if returned is not None and callable(function := getattr(item, each, None))
         }
         if isinstance(item, msgspec.Struct):
-            return msgspec.structs.replace(item, **guarded) if guarded else item
+            return replace(item, **guarded) if guarded else item
         return GuardedObject(item, guarded)

@@ -115,15 +115,10 @@ class PluginQuarantine:
             self.notify()
 
     def _count(self, record: PluginRecord, where: str, error: BaseException, *, lost: bool) -> None:
-        last = (
-            f"the last one in {where}: {error}" if lost else f"the last one in {where}: {type(error).__name__}: {error}"
-        )
+        last = f"the last one in {where}: {error if lost else f'{type(error).__name__}: {error}'}"
+        now, window = time.monotonic(), self._settings.get(QUARANTINE_WINDOW_SECONDS)
         with self._lock:
-            tracker, now, window = (
-                self.tracker(record.name),
-                time.monotonic(),
-                self._settings.get(QUARANTINE_WINDOW_SECONDS),
-            )
+            tracker = self.tracker(record.name)
             tracker.errors.append(now)
             if lost:
                 tracker.lost_calls.append(now)

@@ -14,7 +14,7 @@ from corral import clock
 from corral.auth.principal import Authenticator
 from corral.database.migrations import PluginMigrations
 from corral.database.model import Model
-from corral.events.consumers import Consumer, Subscriber
+from corral.events.consumers import Subscriber
 from corral.events.event import Event
 from corral.http.routes import Routes, Socket
 from corral.jobs.job import Job, Schedule
@@ -24,12 +24,12 @@ from corral.plugins.discovery import Found
 log = logging.getLogger("corral.plugins")
 
 State = Literal["active", "disabled", "blocked", "failed", "quarantined"]
-Run = Callable[..., Any]
 
 
 class PluginContributions(msgspec.Struct, kw_only=True):
     """The contributions of a plugin, with one field per hook of the kernel.
 
+    At boot, the functions of contributions are bound to their services, and `Guards.wrap_contributions` guards them.
     `to_plugins` contains the contributions to hooks that plugins offer, by the full name of the hook.
     """
 
@@ -67,14 +67,10 @@ _HOOK_FIELDS = frozenset(PluginContributions.__struct_fields__) - {"to_plugins"}
 
 
 class BoundContributions(msgspec.Struct, kw_only=True):
-    """Contributions bound to their services at boot. `Guards.wrap_contributions` then guards their functions."""
+    """The objects that are created at boot from contributed classes and factories."""
 
     services: list[Any] = []
-    jobs: list[tuple[Job, Run]] = []
-    schedules: list[tuple[Schedule, Run]] = []
-    subscribers: list[tuple[Subscriber, Run]] = []
     authenticators: list[Authenticator] = []
-    consumers: list[Consumer] = []
 
 
 class PluginRecord(msgspec.Struct, kw_only=True, eq=False):

@@ -222,9 +222,13 @@ class Kit:
     async def run_schedule(self, name: str) -> None:
         """Run a schedule now, whether or not it is due. An error that it raises is raised here."""
         runner = self.kernel.runner
-        if name not in runner._schedules:
-            raise LookupError(f"no active plugin has the schedule {name}; there are {', '.join(runner._schedules)}")
-        await runner._call(name, runner._schedules[name][1], {}, lambda: None)
+        if name not in runner.schedules:
+            raise LookupError(f"no active plugin has the schedule {name}; there are {', '.join(runner.schedules)}")
+        row, is_claimed = await self.work(lambda: runner.claim_schedule(name, due=True))
+        if not is_claimed:
+            raise RuntimeError(f"the schedule {name} is already running")
+        if failure := await runner.start_schedule(row):
+            raise failure
 
     async def run_consumers(self) -> None:
         """Let every subscriber handle all logged events that it has not handled yet.
@@ -253,7 +257,7 @@ async def run_due_jobs(runner: JobRunner) -> int:
     """Run all jobs of this runner that are due, one after the other, and return their number."""
     done = 0
     while (claimed := await runner._claim_job()) is not None:
-        await runner._run_job(*claimed)
+        await runner._run_job(claimed)
         done += 1
     return done
 

@@ -19,6 +19,7 @@ from corral_core.plugin_admin.service.failure_alerts import FailureAlerts
 from corral_core.plugin_admin.service.openapi import OpenApiDocument
 from corral_core.plugin_admin.service.plugins import PluginAdministration, safe_mode_alert
 from corral_core.plugin_admin.service.quarantine import QuarantineSync
+from corral_core.plugin_admin.service.schedules import ScheduleAdministration
 
 
 class PluginAdminPlugin(Plugin):
@@ -29,7 +30,7 @@ class PluginAdminPlugin(Plugin):
     prefixes = ("plugins",)
     permissions = (
         Permission("plugins.read", "View plugins, their states and errors"),
-        Permission("plugins.write", "Enable and disable plugins"),
+        Permission("plugins.write", "Enable and disable plugins, and run their schedules"),
     )
 
     def __init__(self, settings: Any = None) -> None:
@@ -40,6 +41,7 @@ class PluginAdminPlugin(Plugin):
     def corral_services(self) -> Iterable[Provide]:
         return [
             Provide(PluginAdministration, PluginAdministration),
+            Provide(ScheduleAdministration, ScheduleAdministration),
             Provide(QuarantineSync, QuarantineSync),
             Provide(FailureAlerts, FailureAlerts),
             Provide(ApiDocument, OpenApiDocument),
