@@ -35,7 +35,7 @@ WHOLE_MODULES = (
     "http.page",
     "http.routes",
     "ids",
-    "jobs.queue",
+    "jobs.shared_queue",
     "metrics.histogram",
     "plugin",
     "storage.blobs",
