@@ -28,8 +28,8 @@ from corral.events.live_feed import Bus, Feed, MemoryBus
 from corral.events.log import write_events
 from corral.http.routes import ServedRoutes
 from corral.jobs.job import write_jobs
-from corral.jobs.queue import JobQueue
 from corral.jobs.runner import JobRunner
+from corral.jobs.shared_queue import SharedJobQueue
 from corral.metrics.requests import RequestMetrics
 from corral.plugin import Contributions, InstallationConfig, Settings
 from corral.plugins.container import Container
@@ -112,7 +112,7 @@ class Kernel:
         self.config, self.plugins, self.database, self.keyring = config, plugins, database, keyring
         redis = config.redis.url
         self.bus: Bus = first_result(plugins, "corral_bus", redis) if redis else MemoryBus()
-        self.queue: JobQueue | None = first_result(plugins, "corral_job_queue", redis) if redis else None
+        self.queue: SharedJobQueue | None = first_result(plugins, "corral_job_queue", redis) if redis else None
         self.feed, self.event_types = Feed(database, self.bus), EventTypes()
         self.settings = SettingsRegistry(config.pinned, self._are_settings_shown, config.variables)
         self.credentials, self.egress, self.metrics = Credentials(), Egress(config), RequestMetrics()

@@ -26,7 +26,7 @@ from corral.config.reader import load as load_config
 from corral.errors import StartupError
 
 if TYPE_CHECKING:
-    from corral.jobs.queue import JobQueue
+    from corral.jobs.shared_queue import SharedJobQueue
     from corral.kernel import Kernel
 
 log = logging.getLogger("corral.jobs")
@@ -129,7 +129,7 @@ class JobsProcess:
     further id while the kernel is running as many jobs as it may.
     """
 
-    def __init__(self, kernel: Kernel, queue: JobQueue) -> None:
+    def __init__(self, kernel: Kernel, queue: SharedJobQueue) -> None:
         self._kernel, self._queue = kernel, queue
         self._loop = asyncio.new_event_loop()
         self._stopping = threading.Event()

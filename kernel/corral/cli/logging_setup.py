@@ -137,7 +137,7 @@ def configure(level: str, form: str, *, quiet: Iterable[str] = QUIET) -> None:
     """Configure logging with one handler and one formatter.
 
     `form` is `json`, `console`, or `auto`, which is `console` on a terminal and `json` elsewhere. Times are in UTC.
-    Loggers of Corral that a plugin disabled are enabled again.
+    Corral's loggers that a plugin disabled are enabled again.
     """
     if form == "auto":
         form = "console" if sys.stderr.isatty() else "json"

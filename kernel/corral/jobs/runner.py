@@ -17,7 +17,7 @@ from corral.errors import Unavailable
 from corral.events.live_feed import wait_and_clear
 from corral.ids import new_id
 from corral.jobs.job import Job, JobRow, Schedule, ScheduleRow
-from corral.jobs.queue import JobQueue
+from corral.jobs.shared_queue import SharedJobQueue
 from corral.supervisor import is_cancelled
 
 log = logging.getLogger("corral.jobs")
@@ -52,7 +52,7 @@ class JobRunner:
     ) -> None:
         self._database, self._jobs, self._schedules, self._is_open = database, jobs, schedules, is_open
         self._redact = redact  # error messages are stored, so they are redacted first
-        self.queue: JobQueue | None = None
+        self.queue: SharedJobQueue | None = None
         self._concurrency, self._taken_slots, self._slot_freed = 0, 0, asyncio.Event()
         self._wake_up = asyncio.Event()
         self._draining = False

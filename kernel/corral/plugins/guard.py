@@ -41,7 +41,9 @@ _now = time.perf_counter
 
 
 class Guard:
-    """A guarded callable. `calls` and `seconds` are the number and the total duration of its calls.
+    """A plugin's callable with a time limit, whose failures are counted.
+
+    `calls` and `seconds` are the number and the total duration of its calls.
 
     `expected` describes the return value. If a call fails, the guard returns `default`, or raises an error if `default`
     is `RAISE` or `REFUSE`. `limit` is the time limit in seconds of a call in a thread: 0 means the time limit that the
