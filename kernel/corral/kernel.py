@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import socket
-from typing import Any
+from typing import Any, cast
 
 from corral.auth.credentials import Credentials
 from corral.auth.permissions import Permissions
@@ -34,7 +34,7 @@ from corral.metrics.requests import RequestMetrics
 from corral.plugin import Contributions, InstallationConfig, Settings
 from corral.plugins.container import Container
 from corral.plugins.discovery import discover
-from corral.plugins.guard import Guards
+from corral.plugins.guard import Guard, Guards
 from corral.plugins.hooks import first_result
 from corral.plugins.loading import load
 from corral.plugins.migrations import apply_migrations, disabled_by_admins, sealed_columns, select_keyring
@@ -142,15 +142,17 @@ class Kernel:
         for kind, service in self._services().items():
             self.container.add(kind, service)
         self.settings.declare(KERNEL_SETTINGS, KERNEL)
-        self.wiring.wire(self._consumer)
+        self.wiring.wire()
         active = self.active
-        self.credentials.set_authenticators([made for record in active for made in record.bound.authenticators])
-        self.consumers = [consumer for record in active for consumer in record.bound.consumers]
+        self.credentials.set_authenticators([made for record in active for made in record.authenticators])
+        self.consumers = [
+            self._create_consumer(record, item) for record in active for item in record.contributed.subscribers
+        ]
         self.runner = self._create_job_runner(active)
         for record in active:
             if not record.found.built_in:  # third-party plugins share half of the database connections
-                labels = [f"consumer {item.name}" for item, _ in record.bound.subscribers]
-                labels += [f"job {item.name}" for item, _ in record.bound.jobs]
+                labels = [f"consumer {item.name}" for item in record.contributed.subscribers]
+                labels += [f"job {item.name}" for item in record.contributed.jobs]
                 self.database.plugin_by_label |= dict.fromkeys(labels, record.name)
 
     def _services(self) -> dict[Any, Any]:
@@ -183,17 +185,17 @@ class Kernel:
         record = self.registry.get(plugin)
         return plugin == KERNEL or (record is not None and record.serves)
 
-    def _consumer(self, record: PluginRecord, subscriber: Subscriber, handle: Any) -> Consumer:
-        types = self.event_types.expand(subscriber.events)
-        rest = (types, handle, handle.call_uncounted, self._holder, lambda: record.active)
+    def _create_consumer(self, record: PluginRecord, subscriber: Subscriber) -> Consumer:
+        types, guard = self.event_types.expand(subscriber.events), cast(Guard, subscriber.handle)
+        rest = (types, guard, guard.call_uncounted, self._holder, lambda: record.active)
         return Consumer(self.database, self.feed, subscriber.name, *rest)
 
     def _create_job_runner(self, active: list[PluginRecord]) -> JobRunner:
-        jobs = {job.name: (job, run) for record in active for job, run in record.bound.jobs}
+        jobs = {job.name: job for record in active for job in record.contributed.jobs}
         self.database.jobs = frozenset(jobs)
-        schedules = {item.name: (item, run) for record in active for item, run in record.bound.schedules}
-        owners = {job.name: record for record in active for job, _ in record.bound.jobs}
-        owners |= {item.name: record for record in active for item, _ in record.bound.schedules}
+        schedules = {item.name: item for record in active for item in record.contributed.schedules}
+        owners = {job.name: record for record in active for job in record.contributed.jobs}
+        owners |= {item.name: record for record in active for item in record.contributed.schedules}
         is_open, redact = (lambda name: owners[name].active), self.redactor.redact
         runner = JobRunner(self.database, jobs, schedules, is_open=is_open, redact=redact)
         self.settings.watch([JOBS_CONCURRENCY], lambda: runner.set_concurrency(job_concurrency(self.settings)))

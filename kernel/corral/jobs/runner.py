@@ -44,8 +44,8 @@ class JobRunner:
     def __init__(
         self,
         database: Database,
-        jobs: Mapping[str, tuple[Job, Callable[..., Any]]],
-        schedules: Mapping[str, tuple[Schedule, Callable[..., Any]]],
+        jobs: Mapping[str, Job],
+        schedules: Mapping[str, Schedule],
         *,
         is_open: Callable[[str], bool],
         redact: Callable[[str], str],
@@ -119,10 +119,10 @@ class JobRunner:
         now = clock.time_s()
         if self._draining:
             return POLL_SECONDS
-        for name, (schedule, run) in self._schedules.items():
+        for name, schedule in self._schedules.items():
             left = self._next_checks.get(name, 0.0) - now
             if not 0.0 < left <= schedule.every_seconds and self._is_open(name):
-                self._next_checks[name] = await self._start_if_due(schedule, run)
+                self._next_checks[name] = await self._start_if_due(schedule)
         while self._taken_slots < self._concurrency and await self.start_job():
             continue
         due = min((at for name, at in self._next_checks.items() if self._is_open(name)), default=math.inf)
@@ -136,13 +136,13 @@ class JobRunner:
 
     # Schedules
 
-    async def _start_if_due(self, schedule: Schedule, run: Callable[..., Any]) -> float:
+    async def _start_if_due(self, schedule: Schedule) -> float:
         """Start the schedule if it is due and not claimed. Return the time of the next check in epoch seconds."""
         now = clock.time_s()
         lease = clock.now(max(schedule.every_seconds, SCHEDULE_LEASE_SECONDS))
         next_at = await self._database.work(lambda: self._claim_schedule(schedule, lease))
         if next_at == lease:
-            self._start(self._run_schedule(schedule, run, lease, now))
+            self._start(self._run_schedule(schedule, lease, now))
         return min(clock.parse_instant(next_at), now + schedule.every_seconds)
 
     @staticmethod
@@ -161,14 +161,14 @@ class JobRunner:
             return lease
         return str(ScheduleRow.get_by_id(schedule.name).next_at)
 
-    async def _run_schedule(self, schedule: Schedule, run: Callable[..., Any], lease: str, began: float) -> None:
+    async def _run_schedule(self, schedule: Schedule, lease: str, began: float) -> None:
         def finish(error: str | None = None) -> None:
             following = clock.format_instant(max(began + schedule.every_seconds, clock.time_s()))
             mine = (ScheduleRow.name == schedule.name) & (ScheduleRow.next_at == lease)
             ScheduleRow.update(next_at=following, error=error).where(mine).execute()
 
         try:
-            await self._call(schedule.name, run, {}, finish)
+            await self._call(schedule, {}, finish)
         except Exception as failure:
             error = self._error(failure)
             log.exception("schedule failed", extra={"schedule": schedule.name})
@@ -215,7 +215,7 @@ class JobRunner:
         the job may be claimed again. A job whose process died in every attempt is marked as failed instead, so that it
         cannot terminate more processes.
         """
-        job = self._jobs[row.name][0]
+        job = self._jobs[row.name]
         changes: dict[str, Any]
         if is_given_up := row.state == "running" and row.attempts >= job.max_attempts:
             error = f"The process that ran the job ended during each of {row.attempts} attempts."
@@ -232,7 +232,7 @@ class JobRunner:
         A job that is interrupted because its process stops is queued again, and the attempt is not counted. If a
         `CancelledError` ends the job for any other reason, the job has failed.
         """
-        job, run = self._jobs[row.name]
+        job = self._jobs[row.name]
 
         def end(**changes: Any) -> None:
             mine = (JobRow.id == row.id) & (JobRow.lease == lease)
@@ -240,9 +240,7 @@ class JobRunner:
                 raise LeaseLost
 
         try:
-            await self._call(
-                job.name, run, row.arguments, lambda: end(state="done", finished_at=clock.now(), error=None)
-            )
+            await self._call(job, row.arguments, lambda: end(state="done", finished_at=clock.now(), error=None))
         except LeaseLost:
             log.warning("job lost its lease", extra={"job": job.name})
         except (Exception, asyncio.CancelledError) as failure:
@@ -269,22 +267,20 @@ class JobRunner:
     def _error(self, failure: BaseException) -> str:
         return self._redact(f"{type(failure).__name__}: {failure}")[:1000]
 
-    async def _call(
-        self, label: str, run: Callable[..., Any], arguments: Mapping[str, Any], finish: Callable[[], None]
-    ) -> None:
+    async def _call(self, item: Job | Schedule, arguments: Mapping[str, Any], finish: Callable[[], None]) -> None:
         """Call the function of a job or schedule.
 
         `finish` is called afterwards to record the success. For a `def`, it runs in the same unit, so that either both
         commit or neither does.
         """
-        entry = UnitContext(f"job {label}")
-        if inspect.iscoroutinefunction(run):
-            await run(**arguments)
+        entry = UnitContext(f"job {item.name}")
+        if inspect.iscoroutinefunction(item.run):
+            await item.run(**arguments)
             await self._write(finish, entry)
         else:
 
             def both() -> None:
-                run(**arguments)
+                item.run(**arguments)
                 finish()
 
             await self._database.work(both, entry=entry)

@@ -224,7 +224,7 @@ class Kit:
         runner = self.kernel.runner
         if name not in runner._schedules:
             raise LookupError(f"no active plugin has the schedule {name}; there are {', '.join(runner._schedules)}")
-        await runner._call(name, runner._schedules[name][1], {}, lambda: None)
+        await runner._call(runner._schedules[name], {}, lambda: None)
 
     async def run_consumers(self) -> None:
         """Let every subscriber handle all logged events that it has not handled yet.
