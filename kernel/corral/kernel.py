@@ -29,8 +29,8 @@ from corral.events.live_feed import Bus, Feed, MemoryBus
 from corral.events.log import write_events
 from corral.http.routes import ServedRoutes
 from corral.jobs.job import write_jobs
-from corral.jobs.queue import JobQueue
 from corral.jobs.runner import JobRunner
+from corral.jobs.shared_queue import SharedJobQueue
 from corral.metrics.requests import RequestMetrics
 from corral.plugin import Contributions, InstallationConfig, Settings
 from corral.plugins.container import Container
@@ -113,7 +113,7 @@ class Kernel:
         self.config, self.plugins, self.database, self.keyring = config, plugins, database, keyring
         redis = config.redis.url
         self.bus: Bus = first_result(plugins, "corral_bus", redis) if redis else MemoryBus()
-        self.queue: JobQueue | None = first_result(plugins, "corral_job_queue", redis) if redis else None
+        self.queue: SharedJobQueue | None = first_result(plugins, "corral_job_queue", redis) if redis else None
         self.feed, self.event_types = Feed(database, self.bus), EventTypes()
         self.settings = SettingsRegistry(config.pinned, self._are_settings_shown, config.variables)
         self.credentials, self.egress, self.metrics = Credentials(), Egress(config), RequestMetrics()
@@ -145,8 +145,10 @@ class Kernel:
         self.settings.declare(KERNEL_SETTINGS, KERNEL)
         self.wiring.wire()
         active = self.active
-        self.credentials.set_authenticators([made for record in active for made in record.bound.authenticators])
-        self.consumers = [self._consumer(record, item) for record in active for item in record.contributed.subscribers]
+        self.credentials.set_authenticators([made for record in active for made in record.authenticators])
+        self.consumers = [
+            self._create_consumer(record, item) for record in active for item in record.contributed.subscribers
+        ]
         self.database.jobs = frozenset(job.name for record in active for job in record.contributed.jobs)
         self.settings.watch([JOBS_CONCURRENCY], lambda: self.runner.set_concurrency(job_concurrency(self.settings)))
         for record in active:
@@ -188,7 +190,7 @@ class Kernel:
         record = self.registry.get(plugin)
         return plugin == KERNEL or (record is not None and record.serves)
 
-    def _consumer(self, record: PluginRecord, subscriber: Subscriber) -> Consumer:
+    def _create_consumer(self, record: PluginRecord, subscriber: Subscriber) -> Consumer:
         types = self.event_types.expand(subscriber.events)
         return Consumer(self.feed, subscriber, types, self._holder, lambda: record.active)
 

@@ -45,7 +45,8 @@ SeriesName = Annotated[str, msgspec.Meta(pattern="^[a-z_][a-z0-9_]*$")]
 class Plugin:
     """Base class of all plugins.
 
-    The first line of a plugin's class docstring is the title of the plugin; the rest is the description.
+    The first line of a plugin's class docstring is the title of the plugin; the rest is the description. The attribute
+    `section` of an instance is the validated configuration section `[plugins.<name>]`, an instance of `config`.
     """
 
     name: ClassVar[str]

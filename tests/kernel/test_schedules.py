@@ -270,7 +270,7 @@ async def test_who_and_what_is_refused(make_kit: MakeKit) -> None:
     assert (await admin.post("/plugins/nothing/schedules/news.report/run")).status == 404
     foreign = await admin.post("/plugins/plugin_admin/schedules/news.report/run")
     assert (foreign.status, foreign.json()["detail"].endswith("; it has no schedules.")) == (404, True)
-    kit.kernel.registry.disable("news", "admin")
+    kit.kernel.registry.change_state("news", "disabled", "admin")
     refused = await admin.post("/plugins/news/schedules/news.report/run")
     assert (refused.code, refused.json()["current_status"]) == ("invalid_state", "disabled")
 

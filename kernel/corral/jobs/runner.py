@@ -19,7 +19,7 @@ from corral.errors import Unavailable
 from corral.events.live_feed import wait_and_clear
 from corral.ids import new_id
 from corral.jobs.job import Job, JobRow, Schedule, ScheduleRow, TimeOfDay
-from corral.jobs.queue import JobQueue
+from corral.jobs.shared_queue import SharedJobQueue
 from corral.supervisor import is_cancelled
 
 log = logging.getLogger("corral.jobs")
@@ -50,7 +50,7 @@ class JobRunner:
         self._jobs: dict[str, Job] = {}
         self.schedules: dict[str, Schedule] = {}
         self._is_open: dict[str, Callable[[], bool]] = {}
-        self.queue: JobQueue | None = None
+        self.queue: SharedJobQueue | None = None
         self._concurrency, self._taken_slots, self._slot_freed = 0, 0, asyncio.Event()
         self._wake_up = asyncio.Event()
         self._draining = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 from corral.http.signature import hints, without_none
@@ -97,11 +97,11 @@ class Container:
                 )
 
     def bind(
-        self, function: Callable[..., Any], record: PluginRecord, *, skip: Iterable[str] = ()
+        self, function: Callable[..., Any], record: PluginRecord, *, skip: Collection[str] = ()
     ) -> Callable[..., Any]:
         """Return `function` with its services bound.
 
-        Parameters that are listed in `skip` or have plain types stay unbound.
+        Parameters that are listed in `skip` or have other types stay unbound.
         """
         parameters = _parameters(function).items()
         wanted = {name: each for name, each in parameters if name not in skip and self._is_injectable(each[0])}

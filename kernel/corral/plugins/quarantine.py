@@ -106,7 +106,7 @@ class PluginQuarantine:
         if record.protected:
             log.error("a protected plugin failed", extra=extra)
         elif record.active:
-            record.quarantine(reason)
+            record.become("quarantined", reason)
             log.error("plugin quarantined", extra=extra)
         else:
             return

@@ -24,12 +24,17 @@ from corral.plugins.discovery import Found
 log = logging.getLogger("corral.plugins")
 
 State = Literal["active", "disabled", "blocked", "failed", "quarantined"]
+"""The state of a plugin in this process.
+
+A plugin is out of service if an admin or the configuration has `disabled` it, if a plugin that it requires is out of
+service (`blocked`), or if it could not be loaded or started (`failed`). In quarantine, after too many failures, its
+hooks, subscriptions, jobs and schedules are suspended, but its routes stay available.
+"""
 
 
 class PluginContributions(msgspec.Struct, kw_only=True):
     """The contributions of a plugin, with one field per hook of the kernel.
 
-    At boot, the functions of contributions are bound to their services, and `Guards.wrap_contributions` guards them.
     `to_plugins` contains the contributions to hooks that plugins offer, by the full name of the hook.
     """
 
@@ -66,15 +71,12 @@ class PluginContributions(msgspec.Struct, kw_only=True):
 _HOOK_FIELDS = frozenset(PluginContributions.__struct_fields__) - {"to_plugins"}
 
 
-class BoundContributions(msgspec.Struct, kw_only=True):
-    """The objects that are created at boot from contributed classes and factories."""
-
-    services: list[Any] = []
-    authenticators: list[Authenticator] = []
-
-
 class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
-    """The record of one plugin in this process. Only methods of this class change `state`, `reason` and `since`."""
+    """The record of one plugin in this process. Only methods of this class change `state`, `reason` and `since`.
+
+    At boot, each function in `contributed` is replaced by the function with its services bound, and then by its guard.
+    `services` and `authenticators` contain the instances of the contributed classes.
+    """
 
     found: Found
     state: State = "active"
@@ -85,7 +87,8 @@ class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
     kind: type[Plugin] | None = None
     plugin: Plugin | None = None
     contributed: PluginContributions = msgspec.field(default_factory=PluginContributions)
-    bound: BoundContributions = msgspec.field(default_factory=BoundContributions)
+    services: list[Any] = []
+    authenticators: list[Authenticator] = []
 
     @property
     def name(self) -> str:
@@ -140,26 +143,14 @@ class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
         directory = Path(inspect.getfile(self.kind)).parent / "migrations"
         return PluginMigrations(self.name, directory) if directory.is_dir() else None
 
-    def enable(self) -> None:
-        """Put the plugin into service, and end its quarantine."""
-        self._become("active", None)
-
-    def disable(self, reason: str) -> None:
-        """Take the plugin out of service."""
-        self._become("disabled", reason)
-
-    def quarantine(self, reason: str) -> None:
-        """Suspend the plugin's hooks, subscriptions, jobs and schedules. Its routes stay available."""
-        self._become("quarantined", reason)
-
-    def block(self, reason: str) -> None:
-        """Take the plugin out of service because a plugin that it requires is out of service."""
-        self._become("blocked", reason)
+    def become(self, state: State, reason: str | None = None) -> None:
+        """Change the state of the plugin. `reason` says why the plugin is not active."""
+        self.state, self.reason, self.since = state, reason, clock.now()
 
     def fail(self, error: BaseException | str) -> None:
         """Take the plugin out of service because of an error. Set `reason` to one sentence, and log the traceback."""
         sentence = error if isinstance(error, str) else " ".join(f"{type(error).__name__}: {error}".split())
-        self._become("failed", sentence[:500])
+        self.become("failed", sentence[:500])
         self.error = error if isinstance(error, BaseException) else None
         log.error("plugin failed", extra={"plugin": self.name, "reason": self.reason}, exc_info=self.error)
 
@@ -177,9 +168,6 @@ class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
             return False
         return True
 
-    def _become(self, state: State, reason: str | None) -> None:
-        self.state, self.reason, self.since = state, reason, clock.now()
-
 
 def block_dependants(records: Iterable[PluginRecord]) -> None:
     """Block every active plugin that requires a plugin which is out of service.
@@ -191,5 +179,5 @@ def block_dependants(records: Iterable[PluginRecord]) -> None:
         for name in record.requires if record.active else ():
             needed = by_name.get(name)
             if needed is None or not needed.serves:
-                record.block(f"requires {name}, which is {needed.state if needed else 'not installed'}")
+                record.become("blocked", f"requires {name}, which is {needed.state if needed else 'not installed'}")
                 break

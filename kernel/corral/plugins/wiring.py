@@ -19,6 +19,14 @@ from corral.plugins.hooks import offered_hooks
 from corral.plugins.record import PluginRecord, block_dependants
 from corral.settings.registry import SettingsRegistry
 
+INJECTED = {
+    "corral_jobs": "run",
+    "corral_schedules": "run",
+    "corral_subscribers": "handle",
+    "corral_metrics": "collect",
+}
+"""The fields of contributions that hold functions with services as parameters."""
+
 
 class PluginWiring:
     """Wires the plugins of one kernel.
@@ -93,26 +101,23 @@ class PluginWiring:
                 raise ValueError(
                     f"{kind.__name__}: visibility {kind.visibility!r} is none of {', '.join(VISIBILITIES)}"
                 )
-        record.bound.services = self._container.build(record, record.contributed.services)
+        record.services = self._container.build(record, record.contributed.services)
         self._event_types.declare(record.name, record.contributed.events)
         self._settings.declare(record.contributed.settings, record.name)
 
     def _inject(self, record: PluginRecord) -> None:
-        for service in record.bound.services:
+        for service in record.services:
             self._container.inject(service, record)
 
     def _bind(self, record: PluginRecord) -> None:
         """Inject optional services, and bind jobs, schedules, subscribers, authenticators and metrics to services."""
         self._inject(record)
-        bind, given, replace = self._container.bind, record.contributed, msgspec.structs.replace
-        given.jobs = [replace(job, run=bind(job.run, record)) for job in given.jobs]
-        given.schedules = [replace(schedule, run=bind(schedule.run, record)) for schedule in given.schedules]
         self._check_subscribers(record)
-        given.subscribers = [
-            replace(item, handle=bind(item.handle, record, skip=("event",))) for item in given.subscribers
-        ]
-        record.bound.authenticators = [self._container.call(kind, record) for kind in given.authenticators]
-        given.metrics = [replace(metric, collect=bind(metric.collect, record)) for metric in given.metrics]
+        bind, given = self._container.bind, record.contributed
+        for hook, field in INJECTED.items():
+            for index, item in enumerate(items := given.contributions_to(hook)):
+                items[index] = msgspec.structs.replace(item, **{field: bind(getattr(item, field), record)})
+        record.authenticators = [self._container.call(kind, record) for kind in given.authenticators]
 
     def _check_subscribers(self, record: PluginRecord) -> None:
         """Raise an error for a subscriber that could never run. A plugin in `wants` may be absent with its events."""

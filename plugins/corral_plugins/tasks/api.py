@@ -83,10 +83,10 @@ class RetryPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit
 
 
 class StallPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Defines when a running attempt counts as stalled, and the action that is then taken.
+    """Defines when a running attempt counts as stalled, and what happens then.
 
-    A `stall_seconds` of 0 disables the detection of idle runs. Members that a task leaves out come from its agent, and
-    members that the agent leaves out come from the settings.
+    A `stall_seconds` of 0 disables the detection of stalled runs. Fields that a task omits come from its agent, and
+    fields that the agent omits come from the settings.
     """
 
     stall_seconds: Annotated[int, Meta(ge=0, le=86400)] | UnsetType = UNSET

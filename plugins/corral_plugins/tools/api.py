@@ -161,7 +161,7 @@ class Tools(Protocol):
         ...
 
 
-def has_tools(offered: Iterable[str], wanted: Iterable[str]) -> bool:
+def includes_tools(offered: Iterable[str], wanted: Iterable[str]) -> bool:
     """Return whether the offered tools include all wanted tools.
 
     `prefix.*` offers every name that starts with `prefix.`.
@@ -173,7 +173,7 @@ def has_tools(offered: Iterable[str], wanted: Iterable[str]) -> bool:
 
 def missing_tools(offered: Sequence[str], wanted: Iterable[str]) -> list[str]:
     """Return the wanted tools that are not offered."""
-    return [tool for tool in wanted if not has_tools(offered, [tool])]
+    return [tool for tool in wanted if not includes_tools(offered, [tool])]
 
 
 RISK_POLICY: Mapping[ToolRisk, ToolPolicy] = {

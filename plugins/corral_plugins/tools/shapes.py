@@ -92,7 +92,10 @@ class ReportedToolError(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 
 
 class ToolCallReport(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The outcome of a tool that ran on the worker. `error` is an object, or a text that contains only the message."""
+    """The outcome of a tool that ran on the worker.
+
+    `error` is an object, or a string that contains only the message.
+    """
 
     permit: Annotated[str, Meta(min_length=1, max_length=100)]
     result: Any = None

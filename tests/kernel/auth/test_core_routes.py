@@ -152,10 +152,10 @@ async def test_what_one_process_decides_the_others_do(lamps: Kit) -> None:
                 await asyncio.sleep(0.01)
 
     await work(lambda: catalogue.disable("shade", None))
-    registry.enable("shade")  # as a process that has not heard of it yet
+    registry.change_state("shade", "active")  # as a process that has not heard of it yet
     await becomes("disabled")
     await work(lambda: catalogue.enable("shade"))
-    registry.disable("shade", "not heard of it")
+    registry.change_state("shade", "disabled", "not heard of it")
     await becomes("active")
 
 

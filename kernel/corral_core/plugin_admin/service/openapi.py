@@ -27,7 +27,7 @@ from corral.http.routes import API_PREFIX, Route, ServedRoutes
 from corral.http.signature import Signature, describe_shapes, read_signature, without_page
 from corral.plugin import InstallationConfig
 from corral.schema.conversion import encode
-from corral_core.plugin_admin.service.field_descriptions import FieldDescriptions, describe_field, describe_name
+from corral_core.plugin_admin.service.openapi_descriptions import FieldDescriptions, describe_field, describe_name
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _SCHEMAS = "#/components/schemas/"

@@ -172,12 +172,12 @@ class PluginAdministration:
 
     def _disable_in_process(self, name: str, reason: str) -> None:
         self._decisions += 1
-        self._registry.disable(name, reason)
+        self._registry.change_state(name, "disabled", reason)
 
     def _enable_in_process(self, name: str) -> None:
         self._decisions += 1
         self._quarantines.tracker(name).clear()
-        self._registry.enable(name)
+        self._registry.change_state(name, "active")
 
     def stored_decisions(self) -> dict[str, str]:
         """Return the names of the plugins that an admin disabled, each with the reason."""
@@ -189,9 +189,9 @@ class PluginAdministration:
             reason = stored.get(loaded.name)
             stays = loaded.protected or loaded.name in self._registry.configuration.enabled
             if reason is not None and loaded.serves and not stays:  # corral.toml takes precedence over stored decisions
-                self._registry.disable(loaded.name, reason)
+                self._registry.change_state(loaded.name, "disabled", reason)
             elif reason is None and loaded.state == "disabled" and loaded.plugin is not None:
-                self._registry.enable(loaded.name)
+                self._registry.change_state(loaded.name, "active")
 
     def on_events(self, records: Sequence[LoggedEvent]) -> None:
         """Read the stored decisions again and apply them to this process if the state of a plugin changed.

@@ -92,10 +92,10 @@ class QuarantineSync:
             row = rows.get(loaded.name)
             held = row is not None and row.state == HELD
             if row is not None and held and loaded.active and not loaded.protected:
-                self._registry.quarantine(loaded.name, row.reason)
+                self._registry.change_state(loaded.name, "quarantined", row.reason)
             elif not held and loaded.state == "quarantined":
                 self._quarantines.tracker(loaded.name).clear()
-                self._registry.enable(loaded.name)
+                self._registry.change_state(loaded.name, "active")
             self._quarantines.tracker(loaded.name).on_probation = row is not None and not held
 
     def _store_alert(self, alert: PluginAlert) -> None:

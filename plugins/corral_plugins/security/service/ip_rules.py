@@ -187,7 +187,7 @@ class IpRules:
 
     @staticmethod
     def delete_expired() -> int:
-        """Delete expired rules and return their number. This does not change which rules apply."""
+        """Delete expired rules and return how many were deleted. Expired rules already have no effect."""
         return int(IpRuleRow.delete().where(IpRuleRow.expires_at <= clock.now()).execute())
 
     def record_refusal(self) -> None:
