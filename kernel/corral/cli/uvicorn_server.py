@@ -113,7 +113,7 @@ class Http1(HttpToolsProtocol):
             self._refuse_head()
 
     def _refuse_head(self) -> None:
-        if self.cycle is None or self.cycle.response_complete:
+        if getattr(self.cycle, "response_complete", True):  # uvicorn sets the cycle to None until the first request
             self.transport.write(STATUS_LINE[431] + b"content-length: 0\r\nconnection: close\r\n\r\n")
         self.transport.close()
 
