@@ -329,7 +329,7 @@ def _selected(found: list[Found], plugins: Sequence[type[Plugin] | str] | None) 
     classes = [item for item in plugins if not isinstance(item, str)]
     selected = [item for item in found if item.name in plugins or item.package == CORE_PACKAGE]
     return selected + [
-        Found(name=item.name, load=lambda item=item: item, distribution="test")  # type: ignore[misc]  # bound now
+        Found(name=item.name, load=lambda item=item: item, module=item.__module__, distribution="test")  # type: ignore[misc]  # bound now
         for item in classes
     ]
 
