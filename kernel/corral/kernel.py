@@ -42,7 +42,7 @@ from corral.plugins.migrations import apply_migrations, disabled_by_admins, seal
 from corral.plugins.quarantine import PluginQuarantine
 from corral.plugins.record import PluginRecord, block_dependants
 from corral.plugins.registry import PluginRegistry
-from corral.plugins.runtime import LifecycleCallbacks, PluginRuntime, PluginTasks
+from corral.plugins.runtime import LifecycleCallbacks, PluginRuntime
 from corral.plugins.thread_exceptions import ThreadExceptions
 from corral.plugins.thread_pool import PluginThreads
 from corral.plugins.wiring import PluginWiring
@@ -255,7 +255,7 @@ class Kernel:
         """
         before, me = self.active, asyncio.current_task()
         limit = None if record.found.built_in else START_SECONDS
-        runtime = PluginRuntime(self.container, record, self.supervisor, self._plugin_tasks(record), self.lifecycle)
+        runtime = self._runtime(record)
         try:
             assert record.plugin is not None
             async with asyncio.timeout(limit) as patience:
@@ -287,7 +287,7 @@ class Kernel:
         """Stop plugins, background tasks and connections, in this order."""
         for record in reversed(self.plugins):
             if record.serves and record.plugin is not None:
-                await self._plugin_tasks(record).guarded_callback("stop", record.plugin.stop, STOP_SECONDS)()
+                await self._runtime(record).guarded_callback("stop", record.plugin.stop, STOP_SECONDS)()
         await self.supervisor.stop()
         # Releasing the leases lets other processes take over at once. If the database is unreachable, the leases
         # expire.
@@ -300,8 +300,9 @@ class Kernel:
         await asyncio.to_thread(self.database.close)
         self.thread_exceptions.stop()
 
-    def _plugin_tasks(self, record: PluginRecord) -> PluginTasks:
-        return PluginTasks(self.guards, record, self.registry)
+    def _runtime(self, record: PluginRecord) -> PluginRuntime:
+        rest = (self.container, self.guards, self.registry, self.supervisor, self.lifecycle)
+        return PluginRuntime(record, *rest)
 
     def _committed(self, units: list[Unit]) -> None:
         emitted = [row["type"] for unit in units for row in unit.events]

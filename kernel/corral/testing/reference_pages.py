@@ -24,7 +24,6 @@ from corral.asgi.application import Application
 from corral.config.model import TABLE, ConfigField
 from corral.errors import CODES
 from corral.events.event import EventType
-from corral.http.problem_codes import EVERY_ROUTE
 from corral.metrics.requests import RequestMetrics
 from corral.plugin import Metric, Plugin, Setting
 from corral.settings.validation import type_of_setting, unwrap_type
@@ -202,6 +201,8 @@ def errors_page(application: Application) -> str:
     for endpoint in application.endpoints:
         for code in endpoint.route.raises:
             owners[code].add(endpoint.route.plugin)
+    from corral_core.plugin_admin.service.problem_codes import EVERY_ROUTE
+
     rows = []
     for code, (status, title, remedy) in sorted(CODES.items(), key=lambda item: (item[1][0], item[0])):
         raised = "every route" if code in EVERY_ROUTE else ", ".join(sorted(owners[code])) or "the kernel"

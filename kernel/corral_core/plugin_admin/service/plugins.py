@@ -176,7 +176,7 @@ class PluginAdministration:
 
     def _enable_in_process(self, name: str) -> None:
         self._decisions += 1
-        self._quarantines.tracker(name).clear()
+        self._quarantines.tracker(name).failures.clear()
         self._registry.change_state(name, "active")
 
     def stored_decisions(self) -> dict[str, str]:

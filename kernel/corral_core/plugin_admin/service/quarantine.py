@@ -94,7 +94,7 @@ class QuarantineSync:
             if row is not None and held and loaded.active and not loaded.protected:
                 self._registry.change_state(loaded.name, "quarantined", row.reason)
             elif not held and loaded.state == "quarantined":
-                self._quarantines.tracker(loaded.name).clear()
+                self._quarantines.tracker(loaded.name).failures.clear()
                 self._registry.change_state(loaded.name, "active")
             self._quarantines.tracker(loaded.name).on_probation = row is not None and not held
 
