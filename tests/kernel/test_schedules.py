@@ -191,17 +191,18 @@ async def test_a_run_that_lost_its_lease_undoes_what_it_did(make_kit: MakeKit) -
     assert type(await runner.start_schedule(row)).__name__ == "LeaseLost"
 
 
-async def test_a_time_that_is_moved_forward_takes_effect_at_once(make_kit: MakeKit) -> None:
+@pytest.mark.parametrize("changed", ["06:00", "09:00"])
+async def test_another_time_of_day_takes_effect_at_once(changed: str, make_kit: MakeKit) -> None:
     runs: list[float] = []
     kit = await make_kit(plugins=[daily(runs, "07:30", "UTC")])
-    clock.travel(instant("2031-05-05 08:00:00") - clock.time_s())
+    clock.travel(instant("2031-05-05 10:00:00") - clock.time_s())
     (runner,) = await processes(kit, "daily.tick", 1)
     await check(runner)
-    earlier = JobRunner(kit.kernel.database, redact=str)
-    earlier.add([], [Schedule("daily.tick", TimeOfDay("06:00", "UTC"), print)], lambda: True)
-    await check(earlier)
+    updated = JobRunner(kit.kernel.database, redact=str)
+    updated.add([], [Schedule("daily.tick", TimeOfDay(changed, "UTC"), print)], lambda: True)
+    await check(updated)
     row = await kit.work(lambda: ScheduleRow.get_by_id("daily.tick"), read=True)
-    assert (runs, row.next_at) == ([], "2031-05-06T06:00:00.000Z")
+    assert (runs, row.next_at) == ([], f"2031-05-06T{changed}:00.000Z")
 
 
 # On request

@@ -161,7 +161,10 @@ class JobRunner:
         ScheduleRow.insert(name=name, next_at=clock.format_instant(first)).on_conflict_ignore().execute()
         row: ScheduleRow = ScheduleRow.get_by_id(name)
         is_due = row.next_at <= clock.format_instant(now) or (due and row.lease is None)
-        if not is_due and clock.parse_instant(row.next_at) < following + SKEW_SECONDS:
+        ahead = clock.parse_instant(row.next_at) - following
+        # The clock was set back or the interval became shorter, or the plugin names another time of day.
+        is_stale = ahead > SKEW_SECONDS or (ahead < 0 and row.lease is None and isinstance(schedule.every, TimeOfDay))
+        if not is_due and not is_stale:
             return row, False
         changes = {**lease, "last_at": clock.now()} if is_due else {"next_at": clock.format_instant(following)}
         unchanged = (ScheduleRow.name == name) & (ScheduleRow.next_at == row.next_at) & (ScheduleRow.lease == row.lease)

@@ -50,8 +50,11 @@ URL = Setting(name="echo.url", kind=str, default=None, title="Address of the ser
 
 
 def host(settings: Settings) -> str:
-    url = settings.get(URL)
-    return "nowhere" if url is None else url.partition("//")[2]
+    return (settings.get(URL) or "http://localhost").partition("//")[2]
+
+
+def declared() -> Setting[str | None]:
+    return URL
 """
 
 
