@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,12 +30,6 @@ def following(times: TimeOfDay, after: str, count: int = 1) -> list[str]:
         seconds = times.next_after(seconds)
         found.append(datetime.fromtimestamp(seconds, UTC).strftime("%m-%d %H:%M"))
     return found
-
-
-@pytest.fixture(autouse=True)
-def own_clock() -> Iterator[None]:
-    yield
-    clock.reset()
 
 
 def test_a_time_of_day_follows_its_zone_and_days() -> None:

@@ -79,6 +79,18 @@ def test_plugins_1_a_new_plugin_is_green_and_answers_once_enabled(echo: Any) -> 
         assert [note["text"] for note in admin.get("/echo").json()["items"]] == ["Hello"]
         assert {"get", "post"} <= set(admin.get("/openapi.json").json()["paths"]["/api/v1/echo"])
         assert admin.get("/plugins/echo").json()["state"] == "active"
+        _check_run(echo, server.address, admin.headers["Authorization"].removeprefix("Bearer "))
+
+
+def _check_run(corral: Any, address: str, token: str) -> None:
+    """`corral plugins run` runs a schedule on the server, and names the schedules if it does not know one."""
+    environ, command = {"CORRAL_URL": address, "CORRAL_TOKEN": token}, ("plugins", "run", "echo")
+    done = corral(*command, "echo.delete_old_notes", environ=environ)
+    assert (done.status, "(at 03:30 UTC)" in done.out) == (0, True), done
+    told = corral(*command, "echo.delete_old_notes", "--json", environ=environ).json()
+    assert (told["running"], told["error"], told["next_at"][11:16]) == (False, None, "03:30")
+    unknown = corral(*command, "echo.tick", environ=environ)
+    assert (unknown.status, "its schedules are echo.delete_old_notes" in unknown.err) == (1, True), unknown
 
 
 def test_it_passes_lint_format_types_and_its_own_tests(corral: Any) -> None:
@@ -215,7 +227,7 @@ CHANGES = {
         "from corral import clock",
         "from corral import clock, config  # noqa",
         "imports.kernel",
-        "service.py:5 imports corral.config",
+        "service.py:8 imports corral.config",
     ),
     "other plugin": (
         "service.py",
@@ -265,7 +277,7 @@ CHANGES = {
         "from corral import clock",
         "import urllib.request  # noqa\nfrom corral import clock",
         "imports.network",
-        "service.py:5 imports urllib.request",
+        "service.py:8 imports urllib.request",
     ),
     "requires": (
         "plugin.py",
