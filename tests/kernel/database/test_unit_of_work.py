@@ -22,7 +22,7 @@ from tests.kernel.database.conftest import Note, Noted, events, keys, note
 from corral.database import sqlite
 from corral.database.engine import Database
 from corral.database.sqlite import SqliteDatabase
-from corral.database.unit import after_commit, current
+from corral.database.unit import UnitContext, after_commit, current
 from corral.errors import Conflict, NestedUnit, NoUnit, Unavailable
 from corral.events import log as event_log
 from corral.events.event import emit
@@ -163,8 +163,11 @@ async def test_unit_of_work_5_a_full_queue_is_overloaded(database: SqliteDatabas
 
 
 @SQLITE
-async def test_unit_of_work_6_when_sqlite_ends_the_transaction_the_innocent_run_again(database: SqliteDatabase) -> None:
+async def test_unit_of_work_6_when_sqlite_ends_the_transaction_the_innocent_run_again(
+    database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What disk full and I/O errors do: SQLite rolls back by itself, in the middle of a batch."""
+    monkeypatch.setattr(sqlite, "BATCH_SECONDS", 60.0)  # a busy machine may not run all of them in 10 ms
     gate, broken = threading.Event(), []
 
     def breaks() -> str:
@@ -214,6 +217,17 @@ async def test_unit_of_work_6_a_statement_that_a_unit_leaves_open_is_the_fault_o
             await culprit
         await database.work(lambda: note("later"))
     assert keys(database) == {f"{name}{i}" for name in "nm" for i in range(5)} | {"later"}
+
+
+@SQLITE
+async def test_a_read_that_is_interrupted_as_it_begins_leaves_no_transaction_open(
+    database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "STEPS", 1)
+    with monkeypatch.context() as late:
+        late.setattr(sqlite, "STEP_BUDGET_SECONDS", -1.0)  # as if the process had been suspended before BEGIN
+        assert await database.read(lambda: Note.select().count(), UnitContext()) == 0
+    assert database.read_now(lambda: Note.select().count(), UnitContext()) == 0
 
 
 @SQLITE
