@@ -104,6 +104,7 @@ async def test_credentials(probe: Kit) -> None:
     assert (await probe.client.post(path, content=b"{")).status == 401
 
 
+@pytest.mark.one_engine
 @BOTH_WAYS
 @pytest.mark.parametrize(
     ("content", "status", "code", "pointer"),

@@ -154,6 +154,7 @@ async def test_inputs_of_embeddings_are_texts_or_token_ids(kit: Any, given: Any)
     assert answer.json()["usage"]["prompt_tokens"] > 0
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("given", [[], [[]], ["red", 4], [4, "red"], ["red", [4]], [[4], 4], [-1], ["x"] * 257])
 async def test_other_inputs_are_refused(kit: Any, given: Any) -> None:
     answer = await (await kit.as_user("member")).post("/llm/embeddings", {"model": "scripted/words", "input": given})
