@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from corral.cli import logging_setup, processes
+from corral.cli.damaged_database import damage_named
 from corral.cli.data_folder import ensure_data_dir, restrict_new_files
 from corral.cli.output import config_option
 from corral.cli.processes import ProcessEnvironment
@@ -56,7 +57,8 @@ def jobs_command(concurrency: int | None, config_path: Path | None) -> None:
     restrict_new_files()
     ensure_data_dir(config)
     environment = ProcessEnvironment.capture()
-    kernel = boot(config)
+    with damage_named(config):
+        kernel = boot(config)
     log_sealed_start(kernel.keyring)
     environment.restore()  # as in `corral serve`
     logging_setup.configure(config.log_level, config.log_format)

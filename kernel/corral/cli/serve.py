@@ -18,7 +18,9 @@ import click
 
 from corral.cli import logging_setup, processes
 from corral.cli.asgi_servers import Shutdown, chosen_server, loop_factory, serve_with
+from corral.cli.damaged_database import damage_named
 from corral.cli.data_folder import ensure_data_dir, restrict_new_files
+from corral.cli.disk_reserve import DiskReserve
 from corral.cli.listener import listen, loopback_url, refuse_connections
 from corral.cli.output import config_option
 from corral.cli.processes import ParentConnection, ParentProcess, ProcessEnvironment
@@ -70,6 +72,12 @@ def serve_command(**options: Any) -> None:
         return
     for warning in config.warnings:
         log.warning(warning)
+    reserve = DiskReserve(config.data_dir)
+    if reserve.prepare_start():
+        log.warning(
+            "the disk is full; the server answers reads and refuses writes until there is room",
+            extra={"folder": str(config.data_dir)},
+        )
     recovering = StartHistory(config.data_dir).is_crash_loop and not config.safe_mode
     if recovering:
         log.error("three starts crashed in a row; starting in safe mode with protected plugins only")
@@ -78,6 +86,7 @@ def serve_command(**options: Any) -> None:
     environment = ProcessEnvironment.capture()
     if config.server.processes == 1:
         serve(config, options, environment=environment, recovering=recovering)
+        reserve.refill()
     else:
         listener, began = listen(config.server.bind), time.time()
         processes.register_for_reload(config.data_dir)
@@ -85,6 +94,7 @@ def serve_command(**options: Any) -> None:
         status = asyncio.run(parent.run())
         if status == 0:  # stopped by a signal, perhaps while processes were starting
             StartHistory(config.data_dir).remove_crashes(began)
+            reserve.refill()
         sys.exit(status)
 
 
@@ -168,7 +178,8 @@ def _serve(
     from corral.asgi.application import Application
     from corral.kernel import boot
 
-    kernel = boot(config, start_secret=b"" if inherited is None else inherited.start_secret)
+    with damage_named(config):
+        kernel = boot(config, start_secret=b"" if inherited is None else inherited.start_secret)
     log_sealed_start(kernel.keyring)
     environment.restore()  # plugins may have changed it while they were loaded
     logging_setup.configure(config.log_level, config.log_format)
