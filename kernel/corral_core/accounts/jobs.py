@@ -38,7 +38,7 @@ async def send_mail(
     links: SingleUseLinks,
     link_id: str | None = None,
 ) -> None:
-    """Send one email. If the email contains a link, generate the token of the link, and store the hash of the token.
+    """Send one email. If the email contains a link, generate its token and store the token's hash.
 
     The lifetime of the link begins when the email is sent, because the token is generated only then.
     """
