@@ -348,7 +348,7 @@ async def test_a_plugin_that_fails_later_raises_an_alert(folder: PluginFolder, t
         for count, name in enumerate(("early", "late"), 1):
             kit.kernel.registry.change_state(name, "failed", "it lost its table")
             async with asyncio.timeout(5):
-                while len(found := await alerts(kit)) < count:
+                while len(found := await alerts(kit)) < count:  # noqa: ASYNC110  (no event tells)
                     await asyncio.sleep(0.02)
             assert found[-1] == ("plugin_failed", "critical", name)
 
