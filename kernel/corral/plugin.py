@@ -11,7 +11,21 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
+from types import UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    NamedTuple,
+    Protocol,
+    Self,
+    TypeVar,
+    _SpecialForm,
+    runtime_checkable,
+)
 
 import msgspec
 import pluggy
@@ -229,7 +243,10 @@ class Setting(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     """
 
     name: str
-    kind: Any
+    if TYPE_CHECKING:  # type checkers infer `Setting[str | None]` from `kind=str, default=None`
+        kind: type[T] | UnionType | _SpecialForm
+    else:
+        kind: Any
     default: T
     title: str
     description: str = ""

@@ -79,8 +79,8 @@ class SqliteDatabase(Database):
             connection = self._inline.connection = self.connect(query_only=True)
             connection.set_progress_handler(self._over_budget, STEPS)
         self._inline.deadline = time.perf_counter() + STEP_BUDGET_SECONDS
-        connection.execute("BEGIN")
         try:
+            connection.execute("BEGIN")  # may be interrupted too, if the process was suspended
             value: T = run_in_unit(Unit(self, connection, entry, read_only=True), fn)
         except (peewee.OperationalError, sqlite3.OperationalError) as error:
             if "interrupted" in str(error):

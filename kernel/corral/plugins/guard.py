@@ -237,11 +237,7 @@ class Guards:
         """Return the handler of a route or socket, guarded if the plugin is a third-party plugin."""
         if record.found.built_in:
             return handler
-        states: tuple[State, ...] = (
-            "active",
-            "quarantined",
-            "disabled",
-        )  # disabled: for requests that were admitted before
+        states: tuple[State, ...] = ("active", "quarantined", "disabled")  # the last for requests admitted before
         return Guard(self, record, "corral_routes", label, handler, limit=None, counts=False, states=states).guarded
 
     def wrap_contributions(self, record: PluginRecord, hooks: Mapping[str, tuple[str, Any]]) -> None:

@@ -59,7 +59,7 @@ FURTHER_NAMES = {
     "egress.resolver": ("Resolver", "Unresolved"),
     "errors": ("LIMITING_CODES",),
     "events.live_feed": ("Bus", "Viewer"),
-    "jobs.job": ("ItemName", "PositiveInt"),
+    "jobs.job": ("ItemName", "PositiveInt", "TimeOfDay", "WEEKDAYS"),
     "plugin": ("Protection", "SeriesName"),
     "cli.output": ("config_option", "json_option", "print_value"),
     "schema.fields": ("ShortText", "Title"),

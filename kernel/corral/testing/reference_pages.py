@@ -24,7 +24,6 @@ from corral.asgi.application import Application
 from corral.config.model import TABLE, ConfigField
 from corral.errors import CODES
 from corral.events.event import EventType
-from corral.http.problem_codes import EVERY_ROUTE
 from corral.metrics.requests import RequestMetrics
 from corral.plugin import Metric, Plugin, Setting
 from corral.settings.validation import type_of_setting, unwrap_type
@@ -50,6 +49,19 @@ EVENTS = """\
 
 Every event that a built-in plugin emits. Visibility: `shared` events are seen by everyone but auditors, `private` ones
 by the owner of the object, `private_and_admin` ones by the owner and admins, `admin` ones by admins.
+
+The last column names the class of the payload, which other plugins import from the `api` module of the plugin, or from
+the public module of the kernel. A subscriber reads the payload of a logged event with it:
+
+```python
+import msgspec
+from corral.events.log import LoggedEvent
+from corral_plugins.tasks.api import TaskCompleted
+
+
+def remember(event: LoggedEvent) -> None:
+    completed = msgspec.json.decode(event.data, type=TaskCompleted)
+```
 """
 COMMANDS = """\
 # Commands
@@ -113,8 +125,11 @@ def settings_reference(settings: Iterable[Setting[Any]]) -> str:
 
 def events_page(kinds: Iterable[EventType]) -> str:
     """Return the page of events: one table."""
-    rows = [(f"`{kind.event}`", kind.title, kind.plugin, f"`{kind.visibility}`", _payload(kind)) for kind in kinds]
-    return EVENTS + "\n" + table(("Event", "Title", "Plugin", "Visibility", "Payload"), rows)
+    rows = [
+        (f"`{kind.event}`", kind.title, kind.plugin, f"`{kind.visibility}`", _payload(kind), _payload_class(kind))
+        for kind in kinds
+    ]
+    return EVENTS + "\n" + table(("Event", "Title", "Plugin", "Visibility", "Payload", "Class"), rows)
 
 
 def commands_page(plugins: Iterable[Plugin]) -> str:
@@ -191,6 +206,8 @@ def errors_page(application: Application) -> str:
     for endpoint in application.endpoints:
         for code in endpoint.route.raises:
             owners[code].add(endpoint.route.plugin)
+    from corral_core.plugin_admin.service.problem_codes import EVERY_ROUTE
+
     rows = []
     for code, (status, title, remedy) in sorted(CODES.items(), key=lambda item: (item[1][0], item[0])):
         raised = "every route" if code in EVERY_ROUTE else ", ".join(sorted(owners[code])) or "the kernel"
@@ -265,6 +282,10 @@ def _title(setting: Setting[Any]) -> str:
 
 def _payload(kind: EventType) -> str:
     return ", ".join(f"`{field.encode_name}`" for field in msgspec.structs.fields(kind.payload))
+
+
+def _payload_class(kind: EventType) -> str:
+    return f"`{kind.payload.__module__}.{kind.payload.__name__}`"
 
 
 if __name__ == "__main__":

@@ -19,11 +19,10 @@ from corral.events.event import Event, SystemAlert, emit
 from corral.events.log import EventRow, LoggedEvent
 from corral.plugin import Plugin
 from corral.testing.kit import Kit
-from corral_core.accounts.api import Tickets
-from corral_core.accounts.events import UserUpdated
+from corral_core.accounts.api import Tickets, UserUpdated
 from corral_core.event_log.service import EventRightsService
 from corral_core.health.service.readiness import ReadinessProbe
-from corral_core.plugin_admin.events import PluginStateChanged
+from corral_core.plugin_admin.api import PluginStateChanged
 from corral_core.plugin_admin.service.plugins import PluginAdministration
 
 pytestmark = pytest.mark.one_engine

@@ -16,7 +16,7 @@ from tests.kernel.database.conftest import Note, Noted, events, keys, note
 from corral.database import sqlite
 from corral.database.engine import Database
 from corral.database.sqlite import SqliteDatabase
-from corral.database.unit import after_commit, current
+from corral.database.unit import UnitContext, after_commit, current
 from corral.errors import Conflict, NestedUnit, NoUnit, Unavailable
 from corral.events import log as event_log
 from corral.events.event import emit
@@ -106,8 +106,11 @@ async def test_rule_5_a_full_queue_is_overloaded(database: SqliteDatabase) -> No
 
 
 @SQLITE
-async def test_rule_6_when_sqlite_ends_the_transaction_the_innocent_run_again(database: SqliteDatabase) -> None:
+async def test_rule_6_when_sqlite_ends_the_transaction_the_innocent_run_again(
+    database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What disk full and I/O errors do: SQLite rolls back by itself, in the middle of a batch."""
+    monkeypatch.setattr(sqlite, "BATCH_SECONDS", 60.0)  # a busy machine may not run all of them in 10 ms
     gate, broken = threading.Event(), []
 
     def breaks() -> str:
@@ -129,6 +132,17 @@ async def test_rule_6_when_sqlite_ends_the_transaction_the_innocent_run_again(da
     assert await culprit == "second try"
     assert keys(database) == {f"n{i}" for i in range(5)} | {f"m{i}" for i in range(5)} | {"culprit"}
     assert len(events(database)) == 10
+
+
+@SQLITE
+async def test_a_read_that_is_interrupted_as_it_begins_leaves_no_transaction_open(
+    database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "STEPS", 1)
+    with monkeypatch.context() as late:
+        late.setattr(sqlite, "STEP_BUDGET_SECONDS", -1.0)  # as if the process had been suspended before BEGIN
+        assert await database.read(lambda: Note.select().count(), UnitContext()) == 0
+    assert database.read_now(lambda: Note.select().count(), UnitContext()) == 0
 
 
 @SQLITE

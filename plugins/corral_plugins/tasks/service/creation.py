@@ -23,8 +23,7 @@ from corral.ids import new_id
 from corral.schema.json_schema_validation import check_user_schema
 from corral_plugins.agents.api import AgentFacts, Agents
 from corral_plugins.tasks import settings as declared
-from corral_plugins.tasks.api import NewTask, Origin, RetryPolicy, refuse_unenforced
-from corral_plugins.tasks.events import TaskCreated
+from corral_plugins.tasks.api import NewTask, Origin, RetryPolicy, TaskCreated, refuse_unenforced
 from corral_plugins.tasks.models import EXTRA_DEFAULTS, NO_DEADLINE, PRIORITIES, Dependency, Task, TaskRow
 from corral_plugins.tasks.service import rows, statistics
 from corral_plugins.tasks.service.transitions import TaskTransitions, publish_task_event, queue_columns, queue_key
