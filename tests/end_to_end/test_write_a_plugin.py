@@ -37,7 +37,13 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("CORRAL_", "PYTEST_"))}
     environ |= {"PYTHONPATH": str(folder / "plugins"), "CORRAL_CONFIG": str(folder / "corral.toml")}
     return subprocess.run(
-        [sys.executable, "-m", *command], cwd=folder, env=environ, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 

@@ -77,9 +77,9 @@ Every key of `corral.toml` with the variable that overrides it. The command line
 environment over the file, and the file over the default. `corral config init PATH` writes a commented file, and
 `corral config show` prints the effective values. Run-time settings: [settings.md](settings.md).
 
-A plugin declares its section `[plugins.<name>]` as the type `config` of its class. The fields of this type are the keys, an unknown
-key makes the plugin `failed`, and no variable overrides them. What may change while Corral runs, or needs a variable, is a
-[setting](../how-to/write-a-plugin.md#put-it-together-configuration-settings-metrics-health-tools).
+A plugin declares its section `[plugins.<name>]` as the type `config` of its class. The fields of this type are the
+keys, an unknown key makes the plugin `failed`, and no variable overrides them. What may change while Corral runs, or
+needs a variable, is a setting, as [Write a plugin](../how-to/write-a-plugin.md) shows.
 """
 ERRORS = """\
 # Error codes
