@@ -197,6 +197,7 @@ async def test_the_agents_token_limit_holds_unless_the_request_has_one(kit: Any)
     assert (await ask(kit, max_tokens=3))["choices"][0]["message"]["content"] == "x" * 12
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("provider", "model", "expected"),
     [

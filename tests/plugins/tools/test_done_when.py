@@ -263,5 +263,5 @@ async def taint(world: World, run: Run) -> None:
     """Taint the run."""
     from corral_plugins.tasks.api import Tasks
 
-    tasks: Tasks = world.kit.kernel.container.get(Tasks)  # type: ignore[type-abstract]  # the key of the container
+    tasks: Tasks = world.kit.kernel.container.get(Tasks)
     await world.kit.kernel.database.work(lambda: tasks.taint_run(run.task_id, run.lease_id, ("a test",)))
