@@ -56,7 +56,11 @@ class Plugin:
     wants: ClassVar[tuple[str, ...]] = ()
     """Optional plugins. Their services are passed as `X | None`, and are None while the plugin is not active."""
     config: ClassVar[type[msgspec.Struct] | None] = None
-    """The type of the config section `[plugins.<name>]`."""
+    """The type of the config section `[plugins.<name>]`.
+
+    The plugin's handlers, jobs, schedules, subscribers and services receive the section as the value of a parameter
+    that is annotated with this type.
+    """
     permissions: ClassVar[Sequence[Permission]] = ()
     prefixes: ClassVar[tuple[str, ...]] = ()
     """Further prefixes of permissions, settings, jobs and tables that a built-in plugin owns besides its name."""

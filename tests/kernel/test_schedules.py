@@ -288,3 +288,17 @@ async def test_two_requests_at_once_run_it_once(make_kit: MakeKit) -> None:
     go_on.set()
     answers = await asyncio.gather(*both)
     assert (sorted(answer.status for answer in answers), runs) == ([200, 409], ["report"])
+
+
+async def test_a_long_run_continues_after_the_response(make_kit: MakeKit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("corral_core.plugin_admin.service.schedules.WAIT_SECONDS", 0.1)
+    runs: list[str] = []
+    go_on = asyncio.Event()
+    kit = await make_kit(plugins=[reporting(runs, go_on)])
+    admin = await kit.as_user("admin")
+    answer = await admin.post("/plugins/news/schedules/news.report/run")
+    assert (answer.status, answer.json()["running"]) == (202, True)
+    go_on.set()
+    await asyncio.gather(*kit.kernel.runner._running)
+    (shown, _) = (await admin.get("/plugins/news")).json()["schedules"]
+    assert (shown["running"], shown["error"], runs) == (False, None, ["report"])

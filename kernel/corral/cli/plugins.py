@@ -99,14 +99,14 @@ def run_schedule(client: ApiClient, name: str, schedule: str, as_json: bool) -> 
     """
     path = f"/plugins/{quote(name, safe='')}/schedules/{quote(schedule, safe='')}/run"
     found = client.send("POST", path)
-    output.print_value(found, as_json=as_json, text=_run_result(found))
+    output.print_value(found, as_json=as_json, text=_run_result(name, found))
     if found["error"] and not found["running"]:
         raise SystemExit(1)
 
 
-def _run_result(found: dict[str, Any]) -> str:
+def _run_result(plugin: str, found: dict[str, Any]) -> str:
     if found["running"]:
-        return f"{found['name']} is still running; corral api GET /plugins shows its result."
+        return f"{found['name']} is still running; corral api GET /plugins/{plugin} shows its result."
     if found["error"]:
         return f"{found['name']} failed: {found['error']}"
     return f"{found['name']} ran. It runs again at {found['next_at']} ({found['timing']})."
