@@ -43,8 +43,8 @@ async def parts_of_response(server: str, path: str) -> list[bytes]:
         return parts
 
 
-async def test_head_and_body_of_known_length_are_one_write() -> None:
-    (whole,) = await parts_of_response("uvicorn", "/whole/late")
+async def test_head_and_body_of_known_length_are_one_write(server_name: str) -> None:
+    (whole,) = await parts_of_response(server_name, "/whole/late")
     head, _, body = whole.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 ")
     assert (head.count(b"content-length: 2"), head.count(b"\r\ndate: "), body) == (1, 1, b"ok")
