@@ -68,7 +68,7 @@ class Http1(HttpToolsProtocol):
     head, a chunk extension or a trailer, so only these are limited.
 
     A connection is idle until a complete head has arrived. It has one timer, which looks at `_idle_since`: the timer
-    that uvicorn creates after each response takes 3 % of the time of a short request.
+    that uvicorn creates after each response takes more than 2 % of the time of a short request.
     """
 
     _unparsed = 0
