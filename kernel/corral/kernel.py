@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import socket
-from typing import Any, cast
+from typing import Any
 
 from corral.auth.credentials import Credentials
 from corral.auth.permissions import Permissions
@@ -34,7 +35,7 @@ from corral.metrics.requests import RequestMetrics
 from corral.plugin import Contributions, InstallationConfig, Settings
 from corral.plugins.container import Container
 from corral.plugins.discovery import discover
-from corral.plugins.guard import Guard, Guards
+from corral.plugins.guard import Guards
 from corral.plugins.hooks import first_result
 from corral.plugins.loading import load
 from corral.plugins.migrations import apply_migrations, disabled_by_admins, sealed_columns, select_keyring
@@ -127,7 +128,7 @@ class Kernel:
         self.container = Container()
         self.wiring = PluginWiring(plugins, self.container, self.settings, self.event_types, self.guards)
         self.registry.listeners.append(self.wiring.refresh)
-        self.runner: JobRunner
+        self.runner = JobRunner(database, self.redactor.redact)
         self.consumers: list[Consumer] = []
         self._holder = f"{socket.gethostname()}:{os.getpid()}:{id(self):x}"
         self._following: list[Consumer] = []
@@ -148,11 +149,15 @@ class Kernel:
         self.consumers = [
             self._create_consumer(record, item) for record in active for item in record.contributed.subscribers
         ]
-        self.runner = self._create_job_runner(active)
+        self.database.jobs = frozenset(job.name for record in active for job in record.contributed.jobs)
+        self.settings.watch([JOBS_CONCURRENCY], lambda: self.runner.set_concurrency(job_concurrency(self.settings)))
         for record in active:
+            given = record.contributed
+            self.runner.add(given.jobs, given.schedules, functools.partial(getattr, record, "active"))
             if not record.found.built_in:  # third-party plugins share half of the database connections
-                labels = [f"consumer {item.name}" for item in record.contributed.subscribers]
-                labels += [f"job {item.name}" for item in record.contributed.jobs]
+                labels = [f"consumer {item.name}" for item in given.subscribers]
+                labels += [f"job {item.name}" for item in given.jobs]
+                labels += [f"job {item.name}" for item in given.schedules]
                 self.database.plugin_by_label |= dict.fromkeys(labels, record.name)
 
     def _services(self) -> dict[Any, Any]:
@@ -163,7 +168,7 @@ class Kernel:
         under_their_class = (
             *(self.credentials, self.egress, self.event_types, self.feed, self.guards, self.metrics, self.quarantine),
             *(self.redactor, self.registry, self.settings, self.supervisor, sealed_columns(self.plugins)),
-            *(InstallationConfig.from_config(config), Permissions(), ServedRoutes()),
+            *(InstallationConfig.from_config(config), Permissions(), ServedRoutes(), self.runner),
         )
         return {
             **{type(service): service for service in under_their_class},
@@ -186,20 +191,8 @@ class Kernel:
         return plugin == KERNEL or (record is not None and record.serves)
 
     def _create_consumer(self, record: PluginRecord, subscriber: Subscriber) -> Consumer:
-        types, guard = self.event_types.expand(subscriber.events), cast(Guard, subscriber.handle)
-        rest = (types, guard, guard.call_uncounted, self._holder, lambda: record.active)
-        return Consumer(self.database, self.feed, subscriber.name, *rest)
-
-    def _create_job_runner(self, active: list[PluginRecord]) -> JobRunner:
-        jobs = {job.name: job for record in active for job in record.contributed.jobs}
-        self.database.jobs = frozenset(jobs)
-        schedules = {item.name: item for record in active for item in record.contributed.schedules}
-        owners = {job.name: record for record in active for job in record.contributed.jobs}
-        owners |= {item.name: record for record in active for item in record.contributed.schedules}
-        is_open, redact = (lambda name: owners[name].active), self.redactor.redact
-        runner = JobRunner(self.database, jobs, schedules, is_open=is_open, redact=redact)
-        self.settings.watch([JOBS_CONCURRENCY], lambda: runner.set_concurrency(job_concurrency(self.settings)))
-        return runner
+        types = self.event_types.expand(subscriber.events)
+        return Consumer(self.feed, subscriber, types, self._holder, lambda: record.active)
 
     def block_dependants(self, before: list[PluginRecord]) -> None:
         """Block the dependants of plugins that failed.

@@ -53,6 +53,7 @@ class PluginWiring:
         """
         refuse_conflicts(self._active())
         block_dependants(self._records)
+        self._container.sections |= {record.kind.config for record in self._active() if record.kind} - {None}
         self._each(self._make_services)
         if self._settings.faults:
             raise StartupError(*self._settings.faults)

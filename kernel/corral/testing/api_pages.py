@@ -59,7 +59,7 @@ FURTHER_NAMES = {
     "egress.resolver": ("Resolver", "Unresolved"),
     "errors": ("LIMITING_CODES",),
     "events.live_feed": ("Bus", "Viewer"),
-    "jobs.job": ("ItemName", "PositiveInt"),
+    "jobs.job": ("ItemName", "PositiveInt", "TimeOfDay", "WEEKDAYS"),
     "plugin": ("Protection", "SeriesName"),
     "cli.output": ("config_option", "json_option", "print_value"),
     "schema.fields": ("ShortText", "Title"),
@@ -76,7 +76,8 @@ module, and may change at any time. Import a name from the module under which it
 
 - Services, which a plugin asks for by their type, are on a [page of their own](services.md).
 - The hooks by which a plugin contributes are on the page [Hooks](hooks.md).
-- [Testing a plugin](testing.md) describes the test kit.
+- [Write a plugin](../how-to/write-a-plugin.md) shows how to do the usual things with these names, and
+  [Testing a plugin](testing.md) describes the test kit.
 """
 SERVICES = """\
 # Services
@@ -93,6 +94,8 @@ services: `Work`, `Settings`, `Egress`, `BlobStore`, `Sealer` and `Audit`.
   class attribute, `audit: Audit | None`, which Corral sets after all services have been created.
 - A protocol of the kernel that a plugin provides, such as `Audit`, needs no entry in `requires` or `wants`. Annotate it
   as `Type | None`, or name the plugin in `requires`.
+- The configuration of your own plugin is passed like a service: annotate a parameter with the class that is `config` of
+  your plugin class. A plugin that asks for the class of another plugin is `failed`.
 
 Call the methods of a service within a unit of work unless the text says otherwise. `async` methods open units of their
 own, so call them outside of one. To offer a service, define a protocol in your `api.py` and return

@@ -49,12 +49,26 @@ EVENTS = """\
 
 Every event that a built-in plugin emits. Visibility: `shared` events are seen by everyone but auditors, `private` ones
 by the owner of the object, `private_and_admin` ones by the owner and admins, `admin` ones by admins.
+
+The last column names the class of the payload, which other plugins import from the `api` module of the plugin, or from
+the public module of the kernel. A subscriber reads the payload of a logged event with it:
+
+```python
+import msgspec
+from corral.events.log import LoggedEvent
+from corral_plugins.tasks.api import TaskCompleted
+
+
+def remember(event: LoggedEvent) -> None:
+    completed = msgspec.json.decode(event.data, type=TaskCompleted)
+```
 """
 COMMANDS = """\
 # Commands
 
 Every command of `corral`, including those of plugins, with its options. Each command also takes `--help`.
 Exit statuses: 0 done, 1 failed, 2 wrong usage, 3 refused to start, 4 migrations are pending or newer than the code.
+A plugin [adds commands](../how-to/write-a-plugin.md#add-a-command) with the hook `corral_commands`.
 """
 CONFIGURATION = """\
 # Configuration
@@ -62,6 +76,10 @@ CONFIGURATION = """\
 Every key of `corral.toml` with the variable that overrides it. The command line wins over the environment, the
 environment over the file, and the file over the default. `corral config init PATH` writes a commented file, and
 `corral config show` prints the effective values. Run-time settings: [settings.md](settings.md).
+
+A plugin declares its section `[plugins.<name>]` as the type `config` of its class. The fields of this type are the
+keys, an unknown key makes the plugin `failed`, and no variable overrides them. What may change while Corral runs, or
+needs a variable, is a setting, as [Write a plugin](../how-to/write-a-plugin.md) shows.
 """
 ERRORS = """\
 # Error codes
@@ -107,8 +125,11 @@ def settings_reference(settings: Iterable[Setting[Any]]) -> str:
 
 def events_page(kinds: Iterable[EventType]) -> str:
     """Return the page of events: one table."""
-    rows = [(f"`{kind.event}`", kind.title, kind.plugin, f"`{kind.visibility}`", _payload(kind)) for kind in kinds]
-    return EVENTS + "\n" + table(("Event", "Title", "Plugin", "Visibility", "Payload"), rows)
+    rows = [
+        (f"`{kind.event}`", kind.title, kind.plugin, f"`{kind.visibility}`", _payload(kind), _payload_class(kind))
+        for kind in kinds
+    ]
+    return EVENTS + "\n" + table(("Event", "Title", "Plugin", "Visibility", "Payload", "Class"), rows)
 
 
 def commands_page(plugins: Iterable[Plugin]) -> str:
@@ -261,6 +282,10 @@ def _title(setting: Setting[Any]) -> str:
 
 def _payload(kind: EventType) -> str:
     return ", ".join(f"`{field.encode_name}`" for field in msgspec.structs.fields(kind.payload))
+
+
+def _payload_class(kind: EventType) -> str:
+    return f"`{kind.payload.__module__}.{kind.payload.__name__}`"
 
 
 if __name__ == "__main__":

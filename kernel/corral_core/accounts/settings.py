@@ -50,7 +50,7 @@ EMAIL_VERIFICATION = Setting(
     check=_requires_mail_server,
 )
 REQUIRE_MFA = Setting(name="security.require_mfa", kind=bool, default=False, title="Require a second factor")
-REQUIRE_MFA_ROLES = Setting[list[str]](
+REQUIRE_MFA_ROLES = Setting[list[Covered]](
     name="security.require_mfa_roles",
     kind=list[Covered],
     default=list(get_args(Covered)),
@@ -170,7 +170,8 @@ CONTEXT_WORDS = Setting[list[str]](
     name="password.context_words",
     default=[],
     title="Words that a password must not contain",
-    kind=Annotated[list[Annotated[str, Meta(min_length=1, max_length=100)]], Meta(max_length=100)],
+    kind=list[Annotated[str, Meta(min_length=1, max_length=100)]],
+    maximum=100,
 )
 HISTORY = Setting(
     name="password.history",

@@ -10,6 +10,7 @@ import msgspec
 from corral.auth.principal import Principal
 from corral.database.engine import Work
 from corral.errors import ExpectedFailure, declare_codes
+from corral.events.event import Event
 
 declare_codes(
     {
@@ -181,3 +182,16 @@ RISK_POLICY: Mapping[ToolRisk, ToolPolicy] = {
     "external": "allow",
     "dangerous": "ask",
 }
+
+
+class ToolCalled(Event, kw_only=True):
+    """A tool call ended."""
+
+    event = "tool.called"
+
+    task_id: str
+    call_id: str
+    tool: str
+    decision: str
+    status: str
+    duration_ms: int | None

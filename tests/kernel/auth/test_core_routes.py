@@ -19,11 +19,10 @@ from corral.events.event import Event, SystemAlert, emit
 from corral.events.log import EventRow, LoggedEvent
 from corral.plugin import Plugin
 from corral.testing.kit import Kit
-from corral_core.accounts.api import Tickets
-from corral_core.accounts.events import UserUpdated
+from corral_core.accounts.api import Tickets, UserUpdated
 from corral_core.event_log.service import EventRightsService
 from corral_core.health.service.readiness import ReadinessProbe
-from corral_core.plugin_admin.events import PluginStateChanged
+from corral_core.plugin_admin.api import PluginStateChanged
 from corral_core.plugin_admin.service.plugins import PluginAdministration
 
 pytestmark = pytest.mark.one_engine
@@ -270,7 +269,7 @@ async def test_conventions_6_the_log_shows_what_a_read_would(kit: Kit) -> None:
 
 async def test_a_ticket_opens_once_and_soon(kit: Kit) -> None:
     client = await kit.as_user()
-    tickets, work = kit.kernel.container.get(Tickets), kit.kernel.database.work  # type: ignore[type-abstract]
+    tickets, work = kit.kernel.container.get(Tickets), kit.kernel.database.work
 
     async def issue() -> str:
         answer = await client.post("/auth/ws-ticket")

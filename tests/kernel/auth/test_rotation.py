@@ -80,7 +80,7 @@ async def test_a_grace_of_nothing_forgives_nothing(make_kit: MakeKit) -> None:
 async def test_successors_are_sealed_and_forgotten_after_the_grace(kit: Kit) -> None:
     first = (await _login(kit))["refresh_token"]
     second = (await _refresh(kit, first)).json()["refresh_token"]
-    work, settings = kit.kernel.database.work, kit.kernel.container.get(Settings)  # type: ignore[type-abstract]
+    work, settings = kit.kernel.database.work, kit.kernel.container.get(Settings)
 
     def kept() -> list[str | None]:
         return [row.successor for row in RefreshRow.select().where(RefreshRow.successor.is_null(False))]
@@ -89,10 +89,10 @@ async def test_successors_are_sealed_and_forgotten_after_the_grace(kit: Kit) -> 
     rows = await work(lambda: str(list(RefreshRow.select().dicts())), read=True)
     assert first not in rows
     assert second not in rows
-    await work(lambda: forget_successors(settings))
+    await forget_successors(work, settings)
     assert len(await work(kept, read=True)) == 1
     clock.travel(11)
-    await work(lambda: forget_successors(settings))
+    await forget_successors(work, settings)
     assert await work(kept, read=True) == []
 
 

@@ -23,7 +23,7 @@ from corral.plugins.quarantine import PluginAlert, PluginQuarantine
 from corral.plugins.record import PluginRecord
 from corral.plugins.registry import PluginRegistry
 from corral.settings.kernel import QUARANTINE_WINDOW_SECONDS
-from corral_core.plugin_admin.events import PluginStateChanged
+from corral_core.plugin_admin.api import PluginStateChanged
 from corral_core.plugin_admin.models import QuarantineRow
 
 FIRST_PROBE, LAST_PROBE, LOOK_SECONDS = 60, 3600, 1.0

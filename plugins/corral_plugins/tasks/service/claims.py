@@ -25,8 +25,7 @@ from corral_core.accounts.api import Accounts
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.agents.api import AgentFacts
 from corral_plugins.tasks import settings as declared
-from corral_plugins.tasks.api import Claim, ClaimResponse
-from corral_plugins.tasks.events import TaskAssigned
+from corral_plugins.tasks.api import Claim, ClaimResponse, TaskAssigned
 from corral_plugins.tasks.models import Attempt, Task, TaskRow
 from corral_plugins.tasks.service import rows, statistics
 from corral_plugins.tasks.service.agent_models import AgentModels
