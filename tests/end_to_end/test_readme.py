@@ -11,24 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.end_to_end.small_jq import install_jq
 from tests.engines import POSTGRES
 
 from corral.testing.server import PASSWORD, ServerProcess
 
 README = Path(__file__).parents[2] / "README.md"
-
-# The README uses jq for legibility; this is the part of jq that it uses, so that the test needs nothing installed.
-JQ = """#!{python} -IS
-import json, re, sys
-text = sys.stdin.read()
-value, raw, program = json.loads(text), "-r" in sys.argv, sys.argv[-1]
-if program.startswith("{{"):
-    value = {{name: value[name] for name in re.findall(r"\\w+", program)}}
-else:
-    for name, index in re.findall(r"\\.(\\w+)|\\[(\\d+)\\]", program):
-        value = value[name] if name else value[int(index)]
-print(value if raw and isinstance(value, str) else json.dumps(value))
-"""
 
 
 def blocks(section: str) -> list[str]:
@@ -42,9 +30,7 @@ def blocks(section: str) -> list[str]:
 def shell(tmp_path: Path) -> dict[str, str]:
     folder = tmp_path / "bin"
     folder.mkdir()
-    jq = folder / "jq"
-    jq.write_text(JQ.format(python=sys.executable))
-    jq.chmod(0o755)
+    install_jq(folder)
     return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
 
 
