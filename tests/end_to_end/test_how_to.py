@@ -125,6 +125,23 @@ def test_every_block_of_a_guide_is_run_or_checked() -> None:
         assert page.read_text("utf-8").count("```") == 2 * len(blocks_of(page)), name
 
 
+def test_every_command_that_a_guide_mentions_exists() -> None:
+    """Those in sentences and behind prompts too. The operations of `corral api` are in the table of paths."""
+    named = re.findall(r"^## corral (.*)$", (DOCS / "reference" / "commands.md").read_text("utf-8"), re.MULTILINE)
+    commands = {re.split(r" [\[{A-Z]", name)[0] for name in named}
+    groups = {command.split()[0] for command in commands if " " in command}
+    table = json.loads((DOCS.parent / "plugins" / "corral_plugins" / "paths.json").read_text("utf-8"))
+    operations = [re.compile(re.sub(r"{\w+}", "[^/]+", one)) for found in table.values() for one in found]
+    for page in [*GUIDES.values(), DOCS / "tutorial" / "administer.md"]:
+        text = page.read_text("utf-8").replace("/opt/corral/bin/", "")
+        for first, second in re.findall(r"(?:^|[`$(| ]|\) )corral ([a-z-]+)(?: ([a-z-]+|[A-Z]+ \"?/[^ `\"]*))?", text):
+            if first == "api":
+                called = second.replace('"', "")
+                assert any(one.fullmatch(called) for one in operations), f"{page.name}: corral api {called}"
+            elif first in groups:
+                assert f"{first} {second}" in commands or not second, f"{page.name}: corral {first} {second}"
+
+
 @pytest.mark.parametrize("page", [DOCS / "README.md", *GUIDES.values()], ids=lambda page: page.stem)
 def test_the_links_of_a_guide_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8"))

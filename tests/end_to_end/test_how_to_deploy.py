@@ -127,12 +127,10 @@ def _use_through_proxy(shell: GuideShell, url: str, tls: ssl.SSLContext | None, 
         token = answer.raise_for_status().json()["access_token"]
         client.headers["Authorization"] = f"Bearer {token}"
         assert client.get("/security/ip-rules").json()["your_ip"] == "127.0.0.2"
-        began = time.monotonic()
         with client.stream("GET", "/events/stream", params={"after": 0}) as stream:
             assert any(line.startswith("event: user.") for line in stream.iter_lines())
-        assert time.monotonic() - began < 10
     address = f"{url.replace('http', 'ws', 1)}/ws?token={token}"
-    with connect(address, ssl=tls, additional_headers=None) as socket:
+    with connect(address, ssl=tls) as socket:
         socket.send('{"type": "ping"}')
         assert any(json.loads(socket.recv(10))["type"] == "pong" for _ in range(5))
 
@@ -190,7 +188,7 @@ def _caddy(folder: Path, files: dict[str, str], address: str) -> Iterator[tuple[
             _wait_for(port)
             yield f"http://localhost:{port}", None
         finally:
-            running.terminate()
+            running.kill()  # it would wait for connections that are open
 
 
 def _wait_for(port: int) -> None:

@@ -130,23 +130,6 @@ def test_many_machines_share_one_database(database_url: str, tmp_path: Path, she
             assert (refused.status_code, refused.json()["code"]) == (503, "vault_sealed")
 
 
-def test_the_allow_list_of_the_tutorial_contains_its_author(tmp_path: Path, shell: dict[str, str]) -> None:
-    """Also where the author comes by IPv6."""
-    text = README.with_name("docs").joinpath("tutorial", "administer.md").read_text("utf-8")
-    script = re.search(r"^MINE=.*?^```", text, re.DOTALL | re.MULTILINE)
-    assert script is not None
-    server = ServerProcess(tmp_path)
-    server.arguments = ("--no-embedded-worker", "--bind", f"[::1]:{server.port}")
-    server.address = f"http://[::1]:{server.port}"
-    with server, server.sign_in() as admin:
-        head = f'API={server.address}/api/v1; JSON="Content-Type: application/json"; AUTH="{{}}"\n'
-        out = run(
-            head.format(f"Authorization: {admin.headers['Authorization']}") + script[0].rstrip("`"), server, shell
-        )
-        assert json.loads(out).get("your_ip") == "::1", out
-        assert admin.get("/security/ip-rules").json()["mode"] == "allowlist"
-
-
 def test_workers_1_a_worker_by_hand_does_a_task(tmp_path: Path, shell: dict[str, str]) -> None:
     server = ServerProcess(
         tmp_path, environ={"CORRAL_BOOTSTRAP_ADMIN_EMAIL": "", "CORRAL_BOOTSTRAP_ADMIN_PASSWORD": ""}

@@ -1,21 +1,17 @@
 """`corral` for the shell of a test: commands are forks of a process that has imported Corral, and prompts are answered.
 
 The `corral` in `folder` is a small program that sends its arguments, folder, environment and input to this process.
-Commands that ask for something run as programs of their own on a terminal, where the answer is typed. Commands that
-run until they are stopped (`serve`, `jobs`, `worker`) are started in the background, and end with `close`.
+Commands that ask for something run on a terminal, where the answer is typed. Commands that run until they are stopped
+(`serve`, `jobs`, `worker`) are started in the background.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import select
 import socketserver
-import subprocess
 import sys
-import termios
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -124,29 +120,24 @@ class TypedCommands:
     def _type(self, arguments: Sequence[str], cwd: Path, environ: Mapping[str, str]) -> tuple[int, str, str]:
         """Run a command on a terminal, and answer its prompts."""
         ours, theirs = os.openpty()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "corral", *arguments],
-            cwd=cwd,
-            env=dict(environ),
-            stdin=theirs,
-            stdout=subprocess.PIPE,
-            stderr=theirs,
-            start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY),
-        )
-        os.close(theirs)
-        shown, prompt = "", ""
+        terminal, out = os.ttyname(theirs), self.folder / "typed.out"
+        out.write_bytes(b"")
+        process = warm().start(arguments, cwd=cwd, environ=environ, log=out, errors=Path(terminal), stdin=terminal)
         if any(argument.endswith("@-") for argument in arguments):
             os.write(ours, f"{self.person.type('', arguments)}\n{END_OF_INPUT}".encode())
-        with contextlib.suppress(OSError):  # the program has closed the terminal
-            while select.select([ours], [], [], 30)[0]:
+        shown, prompt, until = "", "", time.monotonic() + 60
+        while True:
+            if select.select([ours], [], [], 0.02)[0]:
                 prompt += os.read(ours, 4096).decode()
-                if prompt.endswith(": "):
-                    os.write(ours, f"{self.person.type(prompt, arguments)}\n".encode())
-                    shown, prompt = shown + prompt, ""
+            elif process.poll() is not None:
+                break
+            assert time.monotonic() < until, f"{arguments} still runs: {shown}{prompt}"
+            if prompt.endswith(": "):
+                os.write(ours, f"{self.person.type(prompt, arguments)}\n".encode())
+                shown, prompt = shown + prompt, ""
+        os.close(theirs)
         os.close(ours)
-        out, _ = process.communicate(timeout=30)
-        return process.returncode, out.decode(), shown + prompt
+        return process.wait(), out.read_text("utf-8"), shown + prompt
 
 
 def _asks(arguments: Sequence[str]) -> bool:
