@@ -36,7 +36,7 @@ def time_s() -> float:
 
 
 def system_time_s() -> float:
-    """Return the time of the system clock, for protocols that other devices with a clock take part in, such as TOTP."""
+    """Return the time of the system clock, for protocols such as TOTP that compare it with another device's clock."""
     return time.time() + _shift
 
 

@@ -21,7 +21,7 @@ from corral.events.event import Event
 from corral.events.live_feed import Bus
 from corral.http.routes import Routes, Socket
 from corral.jobs.job import Job, Schedule
-from corral.jobs.queue import JobQueue
+from corral.jobs.shared_queue import SharedJobQueue
 from corral.plugin import Gate, HealthCheck, Metric, Provide, RateLimiter, Setting
 from corral.storage.blobs import BlobStore
 
@@ -143,5 +143,5 @@ def corral_bus(url: str) -> Bus | None:
 
 
 @hookspec(firstresult=True)
-def corral_job_queue(url: str) -> JobQueue | None:
+def corral_job_queue(url: str) -> SharedJobQueue | None:
     """Return the shared job queue for a Redis URL, or None if the plugin does not support this URL."""

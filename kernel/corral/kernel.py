@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import socket
@@ -28,8 +29,8 @@ from corral.events.live_feed import Bus, Feed, MemoryBus
 from corral.events.log import write_events
 from corral.http.routes import ServedRoutes
 from corral.jobs.job import write_jobs
-from corral.jobs.queue import JobQueue
 from corral.jobs.runner import JobRunner
+from corral.jobs.shared_queue import SharedJobQueue
 from corral.metrics.requests import RequestMetrics
 from corral.plugin import Contributions, InstallationConfig, Settings
 from corral.plugins.container import Container
@@ -41,7 +42,7 @@ from corral.plugins.migrations import apply_migrations, disabled_by_admins, seal
 from corral.plugins.quarantine import PluginQuarantine
 from corral.plugins.record import PluginRecord, block_dependants
 from corral.plugins.registry import PluginRegistry
-from corral.plugins.runtime import LifecycleCallbacks, PluginRuntime, PluginTasks
+from corral.plugins.runtime import LifecycleCallbacks, PluginRuntime
 from corral.plugins.thread_exceptions import ThreadExceptions
 from corral.plugins.thread_pool import PluginThreads
 from corral.plugins.wiring import PluginWiring
@@ -112,7 +113,7 @@ class Kernel:
         self.config, self.plugins, self.database, self.keyring = config, plugins, database, keyring
         redis = config.redis.url
         self.bus: Bus = first_result(plugins, "corral_bus", redis) if redis else MemoryBus()
-        self.queue: JobQueue | None = first_result(plugins, "corral_job_queue", redis) if redis else None
+        self.queue: SharedJobQueue | None = first_result(plugins, "corral_job_queue", redis) if redis else None
         self.feed, self.event_types = Feed(database, self.bus), EventTypes()
         self.settings = SettingsRegistry(config.pinned, self._are_settings_shown, config.variables)
         self.credentials, self.egress, self.metrics = Credentials(), Egress(config), RequestMetrics()
@@ -127,7 +128,7 @@ class Kernel:
         self.container = Container()
         self.wiring = PluginWiring(plugins, self.container, self.settings, self.event_types, self.guards)
         self.registry.listeners.append(self.wiring.refresh)
-        self.runner: JobRunner
+        self.runner = JobRunner(database, self.redactor.redact)
         self.consumers: list[Consumer] = []
         self._holder = f"{socket.gethostname()}:{os.getpid()}:{id(self):x}"
         self._following: list[Consumer] = []
@@ -142,15 +143,21 @@ class Kernel:
         for kind, service in self._services().items():
             self.container.add(kind, service)
         self.settings.declare(KERNEL_SETTINGS, KERNEL)
-        self.wiring.wire(self._consumer)
+        self.wiring.wire()
         active = self.active
-        self.credentials.set_authenticators([made for record in active for made in record.bound.authenticators])
-        self.consumers = [consumer for record in active for consumer in record.bound.consumers]
-        self.runner = self._create_job_runner(active)
+        self.credentials.set_authenticators([made for record in active for made in record.authenticators])
+        self.consumers = [
+            self._create_consumer(record, item) for record in active for item in record.contributed.subscribers
+        ]
+        self.database.jobs = frozenset(job.name for record in active for job in record.contributed.jobs)
+        self.settings.watch([JOBS_CONCURRENCY], lambda: self.runner.set_concurrency(job_concurrency(self.settings)))
         for record in active:
+            given = record.contributed
+            self.runner.add(given.jobs, given.schedules, functools.partial(getattr, record, "active"))
             if not record.found.built_in:  # third-party plugins share half of the database connections
-                labels = [f"consumer {item.name}" for item, _ in record.bound.subscribers]
-                labels += [f"job {item.name}" for item, _ in record.bound.jobs]
+                labels = [f"consumer {item.name}" for item in given.subscribers]
+                labels += [f"job {item.name}" for item in given.jobs]
+                labels += [f"job {item.name}" for item in given.schedules]
                 self.database.plugin_by_label |= dict.fromkeys(labels, record.name)
 
     def _services(self) -> dict[Any, Any]:
@@ -161,7 +168,7 @@ class Kernel:
         under_their_class = (
             *(self.credentials, self.egress, self.event_types, self.feed, self.guards, self.metrics, self.quarantine),
             *(self.redactor, self.registry, self.settings, self.supervisor, sealed_columns(self.plugins)),
-            *(InstallationConfig.from_config(config), Permissions(), ServedRoutes()),
+            *(InstallationConfig.from_config(config), Permissions(), ServedRoutes(), self.runner),
         )
         return {
             **{type(service): service for service in under_their_class},
@@ -183,21 +190,9 @@ class Kernel:
         record = self.registry.get(plugin)
         return plugin == KERNEL or (record is not None and record.serves)
 
-    def _consumer(self, record: PluginRecord, subscriber: Subscriber, handle: Any) -> Consumer:
+    def _create_consumer(self, record: PluginRecord, subscriber: Subscriber) -> Consumer:
         types = self.event_types.expand(subscriber.events)
-        rest = (types, handle, handle.call_uncounted, self._holder, lambda: record.active)
-        return Consumer(self.database, self.feed, subscriber.name, *rest)
-
-    def _create_job_runner(self, active: list[PluginRecord]) -> JobRunner:
-        jobs = {job.name: (job, run) for record in active for job, run in record.bound.jobs}
-        self.database.jobs = frozenset(jobs)
-        schedules = {item.name: (item, run) for record in active for item, run in record.bound.schedules}
-        owners = {job.name: record for record in active for job, _ in record.bound.jobs}
-        owners |= {item.name: record for record in active for item, _ in record.bound.schedules}
-        is_open, redact = (lambda name: owners[name].active), self.redactor.redact
-        runner = JobRunner(self.database, jobs, schedules, is_open=is_open, redact=redact)
-        self.settings.watch([JOBS_CONCURRENCY], lambda: runner.set_concurrency(job_concurrency(self.settings)))
-        return runner
+        return Consumer(self.feed, subscriber, types, self._holder, lambda: record.active)
 
     def block_dependants(self, before: list[PluginRecord]) -> None:
         """Block the dependants of plugins that failed.
@@ -260,7 +255,7 @@ class Kernel:
         """
         before, me = self.active, asyncio.current_task()
         limit = None if record.found.built_in else START_SECONDS
-        runtime = PluginRuntime(self.container, record, self.supervisor, self._plugin_tasks(record), self.lifecycle)
+        runtime = self._runtime(record)
         try:
             assert record.plugin is not None
             async with asyncio.timeout(limit) as patience:
@@ -292,7 +287,7 @@ class Kernel:
         """Stop plugins, background tasks and connections, in this order."""
         for record in reversed(self.plugins):
             if record.serves and record.plugin is not None:
-                await self._plugin_tasks(record).guarded_callback("stop", record.plugin.stop, STOP_SECONDS)()
+                await self._runtime(record).guarded_callback("stop", record.plugin.stop, STOP_SECONDS)()
         await self.supervisor.stop()
         # Releasing the leases lets other processes take over at once. If the database is unreachable, the leases
         # expire.
@@ -305,8 +300,9 @@ class Kernel:
         await asyncio.to_thread(self.database.close)
         self.thread_exceptions.stop()
 
-    def _plugin_tasks(self, record: PluginRecord) -> PluginTasks:
-        return PluginTasks(self.guards, record, self.registry)
+    def _runtime(self, record: PluginRecord) -> PluginRuntime:
+        rest = (self.container, self.guards, self.registry, self.supervisor, self.lifecycle)
+        return PluginRuntime(record, *rest)
 
     def _committed(self, units: list[Unit]) -> None:
         emitted = [row["type"] for unit in units for row in unit.events]

@@ -11,7 +11,21 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
+from types import UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    NamedTuple,
+    Protocol,
+    Self,
+    TypeVar,
+    _SpecialForm,
+    runtime_checkable,
+)
 
 import msgspec
 import pluggy
@@ -31,7 +45,8 @@ SeriesName = Annotated[str, msgspec.Meta(pattern="^[a-z_][a-z0-9_]*$")]
 class Plugin:
     """Base class of all plugins.
 
-    The first line of a plugin's class docstring is the title of the plugin; the rest is the description.
+    The first line of a plugin's class docstring is the title of the plugin; the rest is the description. The attribute
+    `section` of an instance is the validated configuration section `[plugins.<name>]`, an instance of `config`.
     """
 
     name: ClassVar[str]
@@ -41,7 +56,11 @@ class Plugin:
     wants: ClassVar[tuple[str, ...]] = ()
     """Optional plugins. Their services are passed as `X | None`, and are None while the plugin is not active."""
     config: ClassVar[type[msgspec.Struct] | None] = None
-    """The type of the config section `[plugins.<name>]`."""
+    """The type of the config section `[plugins.<name>]`.
+
+    The plugin's handlers, jobs, schedules, subscribers and services receive the section as the value of a parameter
+    that is annotated with this type.
+    """
     permissions: ClassVar[Sequence[Permission]] = ()
     prefixes: ClassVar[tuple[str, ...]] = ()
     """Further prefixes of permissions, settings, jobs and tables that a built-in plugin owns besides its name."""
@@ -228,7 +247,10 @@ class Setting(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     """
 
     name: str
-    kind: Any
+    if TYPE_CHECKING:  # type checkers infer `Setting[str | None]` from `kind=str, default=None`
+        kind: type[T] | UnionType | _SpecialForm
+    else:
+        kind: Any
     default: T
     title: str
     description: str = ""

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import ctypes
 import dataclasses
+import gc
 import logging
 import os
 import signal
@@ -72,6 +73,18 @@ class RunningCall(NamedTuple):
     began: float
 
 
+def frame_of(thread: int) -> FrameType | None:
+    """Return the frame that a thread is executing, or None.
+
+    No garbage is collected meanwhile: before Python 3.11.9, the process hangs forever if `sys._current_frames`, which
+    holds a lock of the interpreter, collects a `threading.local`, which waits for the same lock.
+    """
+    gc.disable()
+    frame = sys._current_frames().get(thread)
+    gc.enable()
+    return frame
+
+
 def running_call(frame: FrameType | None) -> RunningCall | None:
     """Return the innermost guarded call in a stack, or None."""
     while frame is not None:
@@ -88,7 +101,7 @@ def running_call_of(thread: int) -> RunningCall | None:
 
     Also returns None while the call waits for a database server, because the server limits the time of its statements.
     """
-    frame = sys._current_frames().get(thread)
+    frame = frame_of(thread)
     if frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "psycopg":
         return None
     return running_call(frame)
@@ -108,11 +121,10 @@ class CallTimer:
         negative if the call has not exceeded its limit.
         """
         call = running_call_of(thread)
-        if call != self.call:
-            self.call, self._checks = call, 0
-        self._checks += 1
+        self._checks = self._checks + 1 if call == self.call else 0
+        self.call = call
         limit = None if call is None else call.guard.time_limit(on_loop=on_loop)
-        return -1 if limit is None else self._checks - 1 - int(limit / CHECK_SECONDS)
+        return -1 if limit is None else self._checks - int(limit / CHECK_SECONDS)
 
 
 @dataclasses.dataclass(slots=True)
@@ -185,7 +197,6 @@ class EventLoopWatchdog:
 
     def __init__(self, watchdog: Watchdog) -> None:
         self._watchdog = watchdog
-        self._loop: asyncio.AbstractEventLoop
         self._loop_ran = True  # since the last check
         self._timer = CallTimer()
 
@@ -224,6 +235,5 @@ class EventLoopWatchdog:
             signal.pthread_kill(thread, INTERRUPT)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        call = running_call(frame)
-        if call is not None and call == self._timer.call:
+        if (call := running_call(frame)) is not None and call == self._timer.call:
             raise CallAbandoned

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 from pathlib import Path
 
+import msgspec
+
+from corral.events.event import Event, SystemAlert
 from corral.plugin import Setting
 from corral.testing import generator_command, reference_pages
 
@@ -17,6 +22,32 @@ def test_settings_and_events_are_as_declared() -> None:
         generator_command.outdated({path: text for path, text in pages.items() if path.stem in ("settings", "events")})
         == []
     )
+
+
+def test_the_payload_of_each_event_is_importable_from_the_api_of_its_plugin() -> None:
+    """The page lists every event with its class; the test above holds that it is up to date."""
+    page = (ROOT / reference_pages.FOLDER / "events.md").read_text("utf-8")
+    rows = re.findall(r"^\| `([\w.]+)` .* \| (\w+) \| `\w+` \| .* \| `([\w.]+)\.(\w+)` \|$", page, re.MULTILINE)
+    assert len(rows) == page.count("\n| `") > 50
+    for name, plugin, module, shape in rows:
+        kind = getattr(importlib.import_module(module), shape)
+        assert issubclass(kind, Event)
+        assert (kind.event, kind.__module__) == (name, module)
+        if kind is not SystemAlert:  # an event of the kernel, which the plugin event_log declares
+            assert re.fullmatch(rf"corral(_core|_plugins)\.{plugin}\.api", module), f"{module}.{shape}"
+
+
+def test_a_subscriber_reads_a_payload_as_the_page_shows() -> None:
+    from corral.events.log import LoggedEvent
+    from corral_plugins.security.api import IpRulesChanged
+
+    page = (ROOT / reference_pages.FOLDER / "events.md").read_text("utf-8")
+    example = page.partition("```python\n")[2].partition("```")[0]
+    assert "msgspec.json.decode(event.data, type=" in example
+    compile(example, "events.md", "exec")
+    logged = dict.fromkeys(LoggedEvent.__struct_fields__, "") | {"data": '{"mode": "allow", "count": 2, "later": 1}'}
+    event = LoggedEvent(**logged)
+    assert msgspec.json.decode(event.data, type=IpRulesChanged).count == 2
 
 
 def test_a_setting_is_told_with_type_bounds_and_default() -> None:

@@ -16,6 +16,7 @@ from tests.benchmarks.servers import Load, Server, load, request_bytes, sign_in
 
 HELLO = [request_bytes("GET", "/hello")]
 TASKS = "/api/v1/tasks"
+SOCKETS_A_USER = 100
 
 
 class Figure(msgspec.Struct, kw_only=True):
@@ -89,6 +90,15 @@ class Bench:
         if server not in self._products:
             self._products[server] = self.start(self.seeds.make(10_000), "--server", server)
         return self._products[server]
+
+    @property
+    def flows(self) -> Product:
+        """The product without tasks, for what goes through several requests; a person may have many sockets."""
+        if "flows" not in self._products:
+            folder = self.seeds.make(0)
+            (folder / "corral.toml").write_text(f'[settings]\n"realtime.max_sockets_per_user" = {SOCKETS_A_USER}\n')
+            self._products["flows"] = self.start(folder)
+        return self._products["flows"]
 
     def product(self, name: str, size: int) -> Product:
         """The product with this many tasks."""

@@ -8,16 +8,14 @@ import os
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import msgspec
-from tests.benchmarks.bench import HELLO, TASKS, Bench, Figure, Product, claimer
+from tests.benchmarks.bench import HELLO, SOCKETS_A_USER, TASKS, Bench, Figure, Product, claimer
 from tests.benchmarks.seeds import PATTERN
 from tests.benchmarks.servers import HERE, LOAD_CORE, PASSWORD, Broken, load, request_bytes, sockets_reference
 
 WORKERS = 8
-SOCKETS_A_USER = 100
 
 
 def run_load(script: str, job: dict[str, Any]) -> dict[str, Any]:
@@ -35,7 +33,7 @@ def run_load(script: str, job: dict[str, Any]) -> dict[str, Any]:
 
 def p9(bench: Bench) -> Figure:
     """Tasks from created to completed by workers that do nothing."""
-    product = bench.start(bench.seeds.make(0))
+    product = bench.flows
     workers = [msgspec.to_builtins(claimer(product, agents=1, slots=4)) for _ in range(WORKERS)]
     count, rounds = (40, 1) if bench.short else (600, 5)
     ratios, rates = [], []
@@ -62,7 +60,7 @@ def p9(bench: Bench) -> Figure:
 def p11(bench: Bench) -> Figure:
     """Events to many sockets, to those of a stock handler a socket."""
     clients, burst = (100, 5) if bench.short else (1000, 20)
-    product = bench.start(_with_many_sockets(bench.seeds.make(0)))
+    product = bench.flows
     paths = [f"/ws?token={token}" for token in _members(product, -(-clients // SOCKETS_A_USER))]
     job = {
         "port": product.server.port,
@@ -95,11 +93,6 @@ def p11(bench: Bench) -> Figure:
             "other_last_client_ms": theirs["last_ms"],
         },
     )
-
-
-def _with_many_sockets(folder: Path) -> Path:
-    (folder / "corral.toml").write_text(f'[settings]\n"realtime.max_sockets_per_user" = {SOCKETS_A_USER}\n')
-    return folder
 
 
 def _members(product: Product, count: int) -> list[str]:

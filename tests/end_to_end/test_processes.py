@@ -20,6 +20,7 @@ import httpx2
 import psutil
 import pytest
 from tests.end_to_end.waiting_claims import check_new_tasks_reach_waiting_claims
+from tests.kernel.cli import warm
 
 from corral.cli import processes
 from corral.cli.listener import listen
@@ -35,7 +36,7 @@ def children(server: ServerProcess) -> set[int]:
     found = set()
     for child in psutil.Process(server.process.pid).children():
         with contextlib.suppress(psutil.Error):  # it has just ended
-            if "--inherit" in child.cmdline():
+            if {"--inherit", warm.__file__} & {*child.cmdline()}:  # started, or forked by the tests
                 found.add(child.pid)
     return found
 

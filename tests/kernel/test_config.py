@@ -12,6 +12,7 @@ import pytest
 
 from corral.cli.config import sample
 from corral.cli.data_folder import ensure_data_dir
+from corral.cli.masked_config import masked_rows
 from corral.config.model import MASK, SECTIONS, TABLE, Config, PinnedSetting
 from corral.config.reader import load
 from corral.errors import StartupError
@@ -348,7 +349,7 @@ def test_describe_has_every_key_and_no_secret() -> None:
         "CORRAL_PROXY_PASSWORD": "hunter2",
     }
     config = from_file(text, environ)
-    rows = {row.key: row for row in config.describe()}
+    rows = {row.key: row for row in masked_rows(config)}
     assert set(TABLE) <= set(rows)
     assert rows["variables.CORRAL_PROXY_PASSWORD"].value == MASK
     shown = repr(rows) + repr(config) + repr(config.keys) + str(config.database)

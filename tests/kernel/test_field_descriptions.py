@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from corral_core.plugin_admin.service.field_descriptions import describe_field, describe_name
+from corral_core.plugin_admin.service.openapi_descriptions import describe_field, describe_name
 
 
 class Base(msgspec.Struct):

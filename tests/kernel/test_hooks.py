@@ -28,7 +28,7 @@ from corral.events.live_feed import Bus
 from corral.events.log import LoggedEvent
 from corral.http.routes import Routes, Socket, SocketConnection
 from corral.jobs.job import Job, Schedule, enqueue
-from corral.jobs.queue import JobQueue
+from corral.jobs.shared_queue import SharedJobQueue
 from corral.plugin import (
     Contributions,
     HealthCheck,
@@ -392,7 +392,7 @@ async def test_corral_bus(tmp_path: Path) -> None:
 
 
 class ListQueue:
-    """Implements `JobQueue`; tells what was put."""
+    """Implements `SharedJobQueue`; tells what was put."""
 
     def __init__(self) -> None:
         self.ids: list[str] = []
@@ -415,7 +415,7 @@ class ListQueue:
 async def test_corral_job_queue(tmp_path: Path) -> None:
     queue, done = ListQueue(), list[str]()
 
-    def serve(self: Any, url: str) -> JobQueue | None:
+    def serve(self: Any, url: str) -> SharedJobQueue | None:
         return queue if url.startswith("redis://") else None
 
     def jobs(self: Any) -> Iterable[Job]:

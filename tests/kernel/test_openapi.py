@@ -19,12 +19,12 @@ from corral.cli.commands import group
 from corral.config.model import Config
 from corral.http.answers import Answer, IfMatch, Stream, Text, Wait
 from corral.http.page import Page, PageQuery
-from corral.http.problem_codes import problem_codes
 from corral.http.routes import Route, Routes
 from corral.http.signature import read_signature
 from corral.plugins.discovery import discover
 from corral.schema.fields import Id, Name
 from corral_core.plugin_admin.service.openapi import document
+from corral_core.plugin_admin.service.problem_codes import problem_codes
 
 
 class Priority(Enum):
@@ -335,7 +335,7 @@ def test_problems_are_narrowed_by_status() -> None:
 
 def test_what_a_permission_adds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(errors.CODES, "lab.limited", errors.Code(403, "Limited"))
-    monkeypatch.setattr("corral.http.problem_codes.LIMITING_CODES", {"lab.limited"})
+    monkeypatch.setattr("corral_core.plugin_admin.service.problem_codes.LIMITING_CODES", {"lab.limited"})
     everything = {"forbidden", "insufficient_scope", "ip_blocked", "lab.limited"}
     assert set(codes("GET /api/v1/tools", 403)) == everything
     assert codes("POST /api/v1/tools/{tool_id}/runs/{key}", 403) == ["forbidden", "ip_blocked"]  # who only registers

@@ -513,7 +513,7 @@ async def test_out_of_service_nothing_of_it_runs_and_nothing_is_lost(counting: K
     assert (await kit.client.post("/counting")).json() == {"route": 1}
     await kit.as_user("viewer")
     await until(kit, {"route": 1, "event": 1})
-    kit.kernel.registry.disable("counting", "test")
+    kit.kernel.registry.change_state("counting", "disabled", "test")
     answer = await kit.client.post("/counting")
     assert (answer.status, answer.code) == (503, "plugin_disabled")
     assert int(answer.headers["retry-after"]) > 0
@@ -521,7 +521,7 @@ async def test_out_of_service_nothing_of_it_runs_and_nothing_is_lost(counting: K
     await kit.kernel.database.work(lambda: enqueue("counting.once"))
     await asyncio.sleep(1.5)  # longer than the longest wait of runner and consumers
     await until(kit, {"route": 1, "event": 1})
-    kit.kernel.registry.enable("counting")
+    kit.kernel.registry.change_state("counting", "active")
     await until(kit, {"route": 1, "event": 2, "job": 1})
     assert (await kit.client.post("/counting")).json() == {"route": 2, "event": 2, "job": 1}
 

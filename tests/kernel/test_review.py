@@ -67,7 +67,8 @@ async def test_a_job_whose_process_dies_each_time_ends(kit: Kit) -> None:
 
     ran: list[int] = []
     job = Job("test.deadly", lambda: ran.append(1), max_attempts=2, lease_seconds=5)
-    runner = JobRunner(kit.kernel.database, {"test.deadly": (job, job.run)}, {}, is_open=lambda name: True, redact=str)
+    runner = JobRunner(kit.kernel.database, redact=str)
+    runner.add([job], [], lambda: True)
     row = {"id": "01890a5d-ac96-774b-bcce-b302099a8057", "name": "test.deadly", "state": "running", "attempts": 2}
     work = kit.kernel.database.work
     await work(lambda: JobRow.insert(**row, run_at=clock.now(-1), created_at=clock.now()).execute())

@@ -119,7 +119,7 @@ async def test_over_the_limit_nothing_is_kept(store: LocalBlobs) -> None:
     assert files(store.folder) == [KEY]
 
 
-async def test_a_stream_that_breaks_leaves_nothing_and_the_old_bytes_stay(store: LocalBlobs) -> None:
+async def test_unit_of_work_13_an_upload_that_breaks_leaves_nothing_and_the_old_bytes_stay(store: LocalBlobs) -> None:
     async def broken() -> AsyncIterator[bytes]:
         yield bytes(2 * CHUNK)
         raise ConnectionResetError
@@ -257,7 +257,7 @@ async def test_scan_goes_through_all_batches(store: LocalBlobs) -> None:
     assert len({found.key async for found in store.scan()}) == 1203
 
 
-async def test_sweep_takes_old_leftovers_only(store: LocalBlobs) -> None:
+async def test_unit_of_work_13_a_sweep_takes_old_leftovers_only(store: LocalBlobs) -> None:
     await store.put(KEY, stream(b"x"))
     old, new = store.folder / ".incoming" / "old", store.folder / ".incoming" / "new"
     old.touch()

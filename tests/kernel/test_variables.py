@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from corral.cli.data_folder import ensure_data_dir
+from corral.cli.masked_config import masked_rows
 from corral.cli.unknown_settings import unknown_setting_warnings
 from corral.config.model import TABLE
 from corral.config.reader import load
@@ -57,9 +58,9 @@ ROWS = [[cell.strip() for cell in line.split("|")] for line in VARIABLES.strip()
 def test_a_variable_has_its_place_and_is_shown_with_its_source(variable: str, value: str, key: str) -> None:
     config = load({variable: value}, path=Path(os.devnull))
     assert not [warning for warning in config.warnings if warning.startswith(f"{variable}: unknown")]
-    shown = {row.key: row for row in config.describe()}
+    shown = {row.key: row for row in masked_rows(config)}
     assert shown[key].source == variable
-    default = {row.key: row for row in load({}, path=Path(os.devnull)).describe()}
+    default = {row.key: row for row in masked_rows(load({}, path=Path(os.devnull)))}
     assert default[key].source != variable
     assert shown[key].value != default[key].value
 
@@ -129,7 +130,7 @@ def test_no_variable_is_left_out() -> None:
 def test_a_vault_secret_by_variable_is_known_and_not_shown() -> None:
     config = load({"CORRAL_SECRET_API_KEY": SECRET}, path=Path(os.devnull))
     assert config.warnings == ()
-    assert SECRET not in repr(config.describe())
+    assert SECRET not in repr(masked_rows(config))
 
 
 @pytest.mark.parametrize(
@@ -141,6 +142,8 @@ def test_some_may_be_read_from_a_file(tmp_path: Path, name: str) -> None:
     file = tmp_path / "value"
     file.write_text(f"{value}\n")
     file.chmod(0o600)
-    direct = {row.key: row.value for row in load({f"CORRAL_{name}": value}, path=Path(os.devnull)).describe()}
-    by_file = {row.key: row.value for row in load({f"CORRAL_{name}_FILE": str(file)}, path=Path(os.devnull)).describe()}
+    direct = {row.key: row.value for row in masked_rows(load({f"CORRAL_{name}": value}, path=Path(os.devnull)))}
+    by_file = {
+        row.key: row.value for row in masked_rows(load({f"CORRAL_{name}_FILE": str(file)}, path=Path(os.devnull)))
+    }
     assert by_file[key] == direct[key]

@@ -1,4 +1,7 @@
-"""Keeps the figures of a full run (`--long`) in `last-run.json`, with engine, cores and date."""
+"""Keeps the figures of a full run (`--long`) in `last-run.json`, with engine, cores and date.
+
+With `--break`, breaks the product for each promise instead, and checks that its test fails (`breaks.py`).
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,23 @@ from typing import Any
 
 import pytest
 from tests.generated.fixtures import make_world
+from tests.promises import breaks
 
 __all__ = ["figure", "make_world"]
 
 LAST_RUN = Path(__file__).parent / "last-run.json"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option `--break`."""
+    told = "break the product for each promise, or for those named (R1,S3), and check that its test fails"
+    parser.addoption("--break", nargs="?", const=",".join(breaks.BREAKS), metavar="ROWS", help=told)
+
+
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    """Run no test in this process if `--break` is given."""
+    rows = config.getoption("--break", default=None)
+    return None if rows is None else breaks.run(rows.split(","))
 
 
 @pytest.fixture

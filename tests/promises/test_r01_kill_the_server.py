@@ -2,13 +2,15 @@
 by half.
 
 Short form: 3 kills on SQLite, 2 on PostgreSQL with 8 clients; long form (`--long`): 100 and 50 with 50 clients. The
-history of
-every client is on disk before the next request leaves; in-flight requests may have gone either way.
+history of every client is on disk before the next request leaves; in-flight requests may have gone either way. The time
+until the server is ready is judged without the time that it waited for a core, which the clients and other tests use.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import random
 import sqlite3
@@ -22,6 +24,8 @@ import pytest
 
 from corral.testing.server import ServerProcess
 
+READY_MS = 3000
+
 
 class Writer(threading.Thread):
     """Creates tasks with its own names, patches some, and writes down what was acknowledged."""
@@ -33,6 +37,8 @@ class Writer(threading.Thread):
         self.created: dict[str, str] = {}
         self.patched: dict[str, str] = {}
         self.unexpected: list[str] = []
+        self.disconnected, self.refused = 0, 0
+        self.wrote = 0.0  # when the last write was acknowledged, by the monotonic clock
 
     def run(self) -> None:
         number = 0
@@ -43,7 +49,8 @@ class Writer(threading.Thread):
                         number += 1
                         self._once(client, f"{self.label}-{number}")
             except httpx2.HTTPError:
-                time.sleep(0.05)
+                self.disconnected += 1
+                time.sleep(0.2)
 
     def _once(self, client: httpx2.Client, title: str) -> None:
         answer = client.post("/tasks", json={"title": title})
@@ -56,13 +63,30 @@ class Writer(threading.Thread):
                 if changed.status_code == 200:
                     self._acknowledged("patched", identifier, f"{title}!")
                     self.patched[identifier] = f"{title}!"
-        elif answer.status_code != 503:
-            self.unexpected.append(f"{answer.status_code} {answer.text[:200]}")
+        elif answer.status_code == 503 and int(answer.headers.get("retry-after", 0)) > 0:
+            self.refused += 1
+            time.sleep(0.05)
+        else:
+            self.unexpected.append(f"{answer.status_code} {answer.headers} {answer.text[:200]}")
 
     def _acknowledged(self, what: str, identifier: str, title: str) -> None:
         self.history.write(json.dumps([what, identifier, title]) + "\n")
         self.history.flush()
         os.fsync(self.history.fileno())
+        self.wrote = time.monotonic()
+
+
+def waited_for_a_core(server: ServerProcess) -> float:
+    """How long the main thread of the server was able to run, and had no core to run on, in milliseconds."""
+    assert server.process is not None
+    with contextlib.suppress(FileNotFoundError):  # only Linux tells
+        return int(Path(f"/proc/{server.process.pid}/schedstat").read_text("ascii").split()[1]) / 1e6
+    return 0.0
+
+
+def p95(values: list[float]) -> int:
+    """The 95th percentile, by the nearest rank."""
+    return round(sorted(values)[math.ceil(0.95 * len(values)) - 1])
 
 
 def read_log(client: httpx2.Client) -> list[dict[str, Any]]:
@@ -114,6 +138,7 @@ def test_r01_an_acknowledged_write_survives_sigkill(
     if not sqlite:
         server.environ["CORRAL_DATABASE_URL"] = database_url
     server.start()
+    own_ms: list[float] = []
     try:
         token = server.sign_in().headers["Authorization"].removeprefix("Bearer ")
         writers = [Writer(server, token, f"w{index}", tmp_path, stop) for index in range(clients)]
@@ -127,6 +152,7 @@ def test_r01_an_acknowledged_write_survives_sigkill(
                 with sqlite3.connect(path) as connection:
                     assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
             server.start()
+            own_ms.append(server.ready_ms[-1] - waited_for_a_core(server))
         time.sleep(0.5)
         stop.set()
         for writer in writers:
@@ -136,10 +162,15 @@ def test_r01_an_acknowledged_write_survives_sigkill(
     finally:
         stop.set()
         server.kill()
-    ready = sorted(server.ready_ms)
-    figures |= {"kills": kills, "clients": clients, "ready_p95_ms": ready[int(len(ready) * 0.95) - 1]}
+    figures |= {
+        "kills": kills,
+        "clients": clients,
+        "ready_p95_ms": p95(own_ms),
+        "busy_p95_ms": p95([*server.ready_ms[1:]]),
+    }
     figure("R1", figures)
     assert figures["acknowledged"] > 20 * kills
+    assert figures["ready_p95_ms"] <= READY_MS
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ import click
 
 from corral.cli import output
 from corral.cli.commands import FAILED, REFUSED
+from corral.cli.masked_config import masked_rows
 from corral.cli.output import config_option, json_option
 from corral.cli.unknown_settings import unknown_setting_warnings
 from corral.config.model import TABLE
@@ -35,7 +36,7 @@ def show_config(prefix: str, config_path: Path | None, as_json: bool) -> None:
     config = load_config(path=config_path)
     rows = [
         {"key": row.key, "value": row.value, "source": row.source, "about": row.doc, "secret": row.secret}
-        for row in config.describe()
+        for row in masked_rows(config)
         if row.key == prefix or row.key.startswith(f"{prefix}." if prefix else "")
     ]
     if prefix and not rows:

@@ -37,7 +37,7 @@ def installed_plugins(config: Config) -> list[PluginRecord]:
     loaded = load(discover(config), config)
     for item in loaded:
         if item.name in stored and item.active and not item.protected and item.name not in config.plugins.enabled:
-            item.disable(stored[item.name])
+            item.become("disabled", stored[item.name])
     return sorted(loaded, key=lambda item: item.name)
 
 

@@ -67,7 +67,7 @@ class IdleTimer:
         self._deadline = server.loop.time() + server.config.keep_alive_timeout
 
     async def stop(self) -> None:
-        """End the idle period, because a request arrived or the connection is closed."""
+        """End the idle period, because a request arrived or the connection was closed."""
         self._deadline = None
         if self._watching is not None and self._server.writer.is_closing():
             await self.end()

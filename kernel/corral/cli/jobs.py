@@ -19,14 +19,14 @@ import click
 
 from corral.cli import logging_setup, processes
 from corral.cli.data_folder import ensure_data_dir, restrict_new_files
+from corral.cli.kernel_start import boot_with_log
 from corral.cli.output import config_option
 from corral.cli.processes import ProcessEnvironment
-from corral.cli.sealed_start import log_sealed_start
 from corral.config.reader import load as load_config
 from corral.errors import StartupError
 
 if TYPE_CHECKING:
-    from corral.jobs.queue import JobQueue
+    from corral.jobs.shared_queue import SharedJobQueue
     from corral.kernel import Kernel
 
 log = logging.getLogger("corral.jobs")
@@ -49,19 +49,12 @@ def jobs_command(concurrency: int | None, config_path: Path | None) -> None:
     unfinished jobs to the queue; a second SIGTERM ends it at once. On SIGHUP, it does the same and then starts again
     with the current configuration and plugins.
     """
-    from corral.kernel import boot
-
     config = load_config(path=config_path, overrides={"settings.jobs.concurrency": concurrency})
     logging_setup.configure(config.log_level, config.log_format)
     restrict_new_files()
     ensure_data_dir(config)
     environment = ProcessEnvironment.capture()
-    kernel = boot(config)
-    log_sealed_start(kernel.keyring)
-    environment.restore()  # as in `corral serve`
-    logging_setup.configure(config.log_level, config.log_format)
-    logging_setup.redact_with(kernel.redactor)
-    logging_setup.limit_log_rate(kernel.plugins)
+    kernel = boot_with_log(config, environment)
     reload = RestartOnSighup(config_path, environment)
     signal.signal(signal.SIGHUP, reload)
     processes.register_for_reload(config.data_dir)
@@ -129,7 +122,7 @@ class JobsProcess:
     further id while the kernel is running as many jobs as it may.
     """
 
-    def __init__(self, kernel: Kernel, queue: JobQueue) -> None:
+    def __init__(self, kernel: Kernel, queue: SharedJobQueue) -> None:
         self._kernel, self._queue = kernel, queue
         self._loop = asyncio.new_event_loop()
         self._stopping = threading.Event()

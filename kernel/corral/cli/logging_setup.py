@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,7 +22,8 @@ from corral import clock
 from corral.redact.redactor import Redactor
 
 if TYPE_CHECKING:
-    from corral.plugins.record import PluginRecord
+    from corral.plugins.code_owners import CodeOwners
+    from corral.plugins.discovery import Found
 
 LINES_PER_SECOND = 100
 REPEAT_SECONDS, MAX_KNOWN_LINES = 60.0, 1000
@@ -31,43 +33,67 @@ RATE_LIMIT_LOGGER = "corral.plugins"
 class LogRateLimit(logging.Filter):
     """A filter for log handlers that limits each plugin to `LINES_PER_SECOND` lines per second.
 
-    A line counts towards the limit of a plugin if the plugin's code wrote the line, or if the line's field `plugin`
-    names the plugin.
+    A line counts towards the limit of a plugin if the plugin's code wrote the line or called the code that wrote it, or
+    if the line's field `plugin` names the plugin. `find_plugins` is called when the filter first needs the plugins,
+    which may be while they are being imported. The number of dropped lines is logged after `report_seconds`.
     """
 
-    def __init__(self, plugins: Iterable[PluginRecord], now: Callable[[], float] = time.monotonic) -> None:
-        from corral.plugins.code_owners import CodeOwners
-
+    def __init__(
+        self,
+        find_plugins: Callable[[], Iterable[Found]],
+        now: Callable[[], float] = time.monotonic,
+        report_seconds: float = 1.0,
+    ) -> None:
         super().__init__()
-        self._now = now
+        self._find_plugins, self._now, self._report_seconds = find_plugins, now, report_seconds
         self._lock = threading.Lock()
-        self._folders = CodeOwners(plugins)
         self._second = 0
         self._lines: Counter[str] = Counter()
+        self._unreported: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
         """The number of lines dropped since the start, by plugin."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        plugin = self._plugin(record)
-        if plugin is None or record.name == RATE_LIMIT_LOGGER:
+        plugin = None if record.name == RATE_LIMIT_LOGGER else self._plugin(record)
+        if plugin is None:
             return True
-        over = None
         with self._lock:
             if int(self._now()) != self._second:
-                self._second, over, self._lines = int(self._now()), self._lines, Counter()
+                self._second, self._lines = int(self._now()), Counter()
             self._lines[plugin] += 1
-            allowed = self._lines[plugin] <= LINES_PER_SECOND
-            if not allowed:
-                self.dropped[plugin] += 1
-        for name, lines in (over or {}).items():
-            if lines > LINES_PER_SECOND:
-                extra = {"plugin": name, "dropped": lines - LINES_PER_SECOND}
-                logging.getLogger(RATE_LIMIT_LOGGER).warning("log lines of a plugin dropped", extra=extra)
-        return allowed
+            if self._lines[plugin] <= LINES_PER_SECOND:
+                return True
+            if not self._unreported:
+                report = threading.Timer(self._report_seconds, self._report)
+                report.daemon = True
+                report.start()
+            self._unreported[plugin] += 1
+            self.dropped[plugin] += 1
+        return False
+
+    def _report(self) -> None:
+        with self._lock:
+            unreported, self._unreported = self._unreported, Counter()
+        for plugin, lines in unreported.items():
+            extra = {"plugin": plugin, "dropped": lines}
+            logging.getLogger(RATE_LIMIT_LOGGER).warning("log lines of a plugin dropped", extra=extra)
 
     def _plugin(self, record: logging.LogRecord) -> str | None:
         about = getattr(record, "plugin", None)
-        return str(about) if about in self._folders.names else self._folders.owner(record.pathname)
+        if about in self._owners.names:
+            return str(about)
+        found = self._owners.owner(record.pathname)
+        frame = sys._getframe()
+        while found is None and (caller := frame.f_back) is not None:
+            frame = caller
+            found = self._owners.owner(frame.f_code.co_filename)
+        return found
+
+    @cached_property
+    def _owners(self) -> CodeOwners:
+        from corral.plugins.code_owners import CodeOwners
+
+        return CodeOwners(self._find_plugins())
 
 
 _STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({})))
@@ -115,12 +141,10 @@ def redact_with(redactor: Redactor) -> None:
     _redactor = redactor
 
 
-def limit_log_rate(plugins: Iterable[PluginRecord]) -> LogRateLimit:
-    """Limit the rate of each plugin's log lines in all log handlers of this process. Return the added filter."""
-    share = LogRateLimit(plugins)
+def limit_log_rate(limit: LogRateLimit) -> None:
+    """Limit the rate of each plugin's log lines in all log handlers of this process."""
     for handler in logging.getLogger().handlers:
-        handler.addFilter(share)
-    return share
+        handler.addFilter(limit)
 
 
 QUIET = (
@@ -137,7 +161,7 @@ def configure(level: str, form: str, *, quiet: Iterable[str] = QUIET) -> None:
     """Configure logging with one handler and one formatter.
 
     `form` is `json`, `console`, or `auto`, which is `console` on a terminal and `json` elsewhere. Times are in UTC.
-    Loggers of Corral that a plugin disabled are enabled again.
+    Corral's loggers that a plugin disabled are enabled again.
     """
     if form == "auto":
         form = "console" if sys.stderr.isatty() else "json"

@@ -1,18 +1,21 @@
-"""The command `corral plugins`, which lists, enables, disables and purges installed plugins."""
+"""The command `corral plugins`, which lists, enables, disables and purges installed plugins, and runs schedules."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import click
 
 from corral.cli import logging_setup, output
 from corral.cli.output import config_option, json_option
 from corral.cli.processes import request_reload
+from corral.cli.server_connection import client_command
 from corral.config.reader import load as load_config
 
 if TYPE_CHECKING:
+    from corral.cli.api_client import ApiClient
     from corral.config.model import Config
     from corral.plugins.record import PluginRecord
 
@@ -25,7 +28,7 @@ RELOADING = "The processes on this machine were told to reload; their logs show 
 @json_option
 @click.pass_context
 def plugins_command(ctx: click.Context, config_path: Path | None, as_json: bool) -> None:
-    """List, show, enable, disable or purge plugins. Without a command, list them."""
+    """List, show, enable, disable or purge plugins, or run their schedules. Without a command, list them."""
     logging_setup.configure("critical", "console")  # the states of the plugins show failures
     if ctx.invoked_subcommand is None:
         _list(config_path, as_json)
@@ -83,6 +86,30 @@ def disable(name: str, config_path: Path | None, as_json: bool) -> None:
     if changed:
         click.echo(f"{click.style('warning', fg='yellow')}: {stops}", err=True)
     _print_change(name, "disabled", path, changed, as_json)
+
+
+@plugins_command.command("run")
+@click.argument("name")
+@click.argument("schedule")
+@client_command
+def run_schedule(client: ApiClient, name: str, schedule: str, as_json: bool) -> None:
+    """Run a schedule of a plugin now, for example corral plugins run echo echo.report.
+
+    The server runs the schedule. This command needs the session of an admin, from corral login.
+    """
+    path = f"/plugins/{quote(name, safe='')}/schedules/{quote(schedule, safe='')}/run"
+    found = client.send("POST", path)
+    output.print_value(found, as_json=as_json, text=_run_result(name, found))
+    if found["error"] and not found["running"]:
+        raise SystemExit(1)
+
+
+def _run_result(plugin: str, found: dict[str, Any]) -> str:
+    if found["running"]:
+        return f"{found['name']} is still running; corral api GET /plugins/{plugin} shows its result."
+    if found["error"]:
+        return f"{found['name']} failed: {found['error']}"
+    return f"{found['name']} ran. It runs again at {found['next_at']} ({found['timing']})."
 
 
 @plugins_command.command("purge")

@@ -19,10 +19,11 @@ import click
 from corral.cli import logging_setup, processes
 from corral.cli.asgi_servers import Shutdown, chosen_server, loop_factory, serve_with
 from corral.cli.data_folder import ensure_data_dir, restrict_new_files
+from corral.cli.kernel_start import boot_with_log
 from corral.cli.listener import listen, loopback_url, refuse_connections
 from corral.cli.output import config_option
 from corral.cli.processes import ParentConnection, ParentProcess, ProcessEnvironment
-from corral.cli.sealed_start import log_sealed_start, sealed_reason
+from corral.cli.sealed_start import sealed_reason
 from corral.cli.start_history import StartHistory
 from corral.cli.unknown_settings import unknown_setting_warnings
 from corral.config.model import Config
@@ -166,14 +167,8 @@ def _serve(
     recovering: bool,
 ) -> None:
     from corral.asgi.application import Application
-    from corral.kernel import boot
 
-    kernel = boot(config, start_secret=b"" if inherited is None else inherited.start_secret)
-    log_sealed_start(kernel.keyring)
-    environment.restore()  # plugins may have changed it while they were loaded
-    logging_setup.configure(config.log_level, config.log_format)
-    logging_setup.redact_with(kernel.redactor)
-    logging_setup.limit_log_rate(kernel.plugins)
+    kernel = boot_with_log(config, environment, start_secret=b"" if inherited is None else inherited.start_secret)
     application = Application(kernel)
     for warning in unknown_setting_warnings(config, kernel.settings):
         log.warning(warning)

@@ -10,7 +10,7 @@ from corral.settings.registry import SettingsRegistry
 
 
 def unknown_setting_warnings(config: Config, settings: SettingsRegistry) -> list[str]:
-    """Return a warning for each pinned setting and each variable that no declared setting has.
+    """Return a warning for each pinned setting and environment variable that belongs to no declared setting.
 
     Each warning suggests the nearest known name, if there is one.
     """

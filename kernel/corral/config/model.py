@@ -1,7 +1,7 @@
 """The configuration: `corral.toml` and `CORRAL_*` variables, read at startup into one frozen `Config`.
 
 The annotated fields of `Config` and its sections define everything that can be configured. Loading, validation,
-`describe()` and `corral config init` are derived from them. Run-time settings that the file or the command line pins
+`rows()` and `corral config init` are derived from them. Run-time settings that the file or the command line pins
 (`Config.pinned`) and the remaining `CORRAL_*` variables (`Config.variables`) are not validated here; the settings
 registry validates both.
 """
@@ -57,7 +57,7 @@ class PinnedSetting(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of the output of `corral config show`. `value` is JSON with secrets masked."""
+    """A configured value. `secret` means that the whole value is a credential."""
 
     key: str
     value: Any
@@ -218,15 +218,12 @@ class Config(_Part, frozen=True):
             return self.data_dir / "files"
         return Path(self.storage.url[7:]) if self.storage.url.startswith("file://") else None
 
-    def describe(self) -> list[Row]:
-        """Return every key, pinned setting, variable and plugin table with its value and source. Secrets are masked."""
-        return [row._replace(value=_masked(row.value, row.secret)) for row in self._rows()]
-
     def credentials(self) -> dict[str, str]:
         """Return every configured credential, by the name of its key, for the redactor. Includes passwords in URLs."""
-        return {name: text for row in self._rows() for name, text in _secrets(row.key, row.value, row.secret)}
+        return {name: text for row in self.rows() for name, text in _secrets(row.key, row.value, row.secret)}
 
-    def _rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Row]:
+        """Yield every key, pinned setting, variable and plugin table with its value and source."""
         for name, entry in TABLE.items():
             section, _, field = name.rpartition(".")
             value = getattr(getattr(self, section) if section else self, field)
@@ -236,7 +233,7 @@ class Config(_Part, frozen=True):
         for name, table in self.plugins.tables.items():
             further[f"plugins.{name}"] = PinnedSetting(table, self.sources.get(f"plugins.{name}", "default"))
         for name, pin in sorted(further.items()):
-            yield Row(name, pin.value, pin.source, "", bool(_SECRET_NAME.search(name.split(".", 1)[1])))
+            yield Row(name, pin.value, pin.source, "", bool(SECRET_NAME.search(name.split(".", 1)[1])))
 
 
 class ConfigField(NamedTuple):
@@ -261,43 +258,25 @@ SECTIONS: Mapping[str, type[_Part]] = {
     name: kind for name, kind in get_type_hints(Config).items() if isinstance(kind, type) and issubclass(kind, _Part)
 }
 TABLE: Mapping[str, ConfigField] = _fields_by_name()
-_IN_URL = re.compile(
+CREDENTIAL_IN_URL = re.compile(
     r"://[^:@/\s]*:([^\s]*)@|[?&][^=&\s]*(?:key|secret|token|password)[^=&\s]*=([^&\s]+)", re.IGNORECASE
 )
-_SECRET_NAME = re.compile(r"(password|secret|token|(^|[._]|api)key)$", re.IGNORECASE)
+SECRET_NAME = re.compile(r"(password|secret|token|(^|[._]|api)key)$", re.IGNORECASE)
 
 
 def _secrets(name: str, value: Any, secret: bool) -> Iterator[tuple[str, str]]:
     """Yield the name and the text of each credential that a configuration value contains."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _secrets(f"{name}.{key}", item, secret or bool(_SECRET_NAME.search(key)))
+            yield from _secrets(f"{name}.{key}", item, secret or bool(SECRET_NAME.search(key)))
     elif isinstance(value, (list, tuple)):
         for number, item in enumerate(value):
             yield from _secrets(f"{name}.{number}", item, secret)
-    elif isinstance(value, str) and (secret or _SECRET_NAME.search(name)):
+    elif isinstance(value, str) and (secret or SECRET_NAME.search(name)):
         yield name, value
     elif isinstance(value, str):
-        for number, match in enumerate(_IN_URL.finditer(value)):
+        for number, match in enumerate(CREDENTIAL_IN_URL.finditer(value)):
             text = match[match.lastindex or 0]
             yield f"{name}.{number}", text
             if (plain := unquote(text)) != text:
                 yield f"{name}.{number}.plain", plain
-
-
-def _masked(value: Any, secret: bool) -> Any:
-    """Return the value as JSON, with every credential in it replaced by the mask."""
-    if isinstance(value, Mapping):
-        return {name: _masked(item, secret or bool(_SECRET_NAME.search(name))) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_masked(item, secret) for item in value]
-    if secret and value is not None:
-        return MASK
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
-    return _IN_URL.sub(_masked_match, str(value))
-
-
-def _masked_match(match: re.Match[str]) -> str:
-    start, end = (place - match.start() for place in match.span(match.lastindex or 0))
-    return match[0][:start] + MASK + match[0][end:]

@@ -1,4 +1,4 @@
-"""Leases: rows that ensure that only one process of an installation at a time performs a certain task."""
+"""Leases: rows that ensure that only one process of an installation performs a given task at a time."""
 
 from __future__ import annotations
 

@@ -16,7 +16,6 @@ import dataclasses
 import logging
 import math
 import queue
-import sys
 import threading
 import time
 import traceback
@@ -29,7 +28,7 @@ from corral.database.unit import Unit, UnitContext, run_in_unit
 from corral.errors import Unavailable
 from corral.metrics.histogram import Histogram
 from corral.thread_shares import ThreadShares
-from corral.watchdog import CHECK_SECONDS, ThreadAbandoned, running_call_of
+from corral.watchdog import CHECK_SECONDS, ThreadAbandoned, frame_of, running_call_of
 
 if TYPE_CHECKING:
     from corral.database.engine import Database
@@ -67,12 +66,11 @@ class UnitOutcome:
     def resolve(self) -> None:
         """Resolve the future, unless it is already done because its caller stopped waiting."""
         future = self.queued.future
-        if future.done():
-            return
-        if self.error is None:
-            future.set_result(self.value)
-        else:
-            future.set_exception(self.error)
+        if not future.done():
+            if self.error is None:
+                future.set_result(self.value)
+            else:
+                future.set_exception(self.error)
 
 
 class DatabaseThread(threading.Thread, abc.ABC):
@@ -143,7 +141,7 @@ class DatabaseThread(threading.Thread, abc.ABC):
 
     def stack(self) -> str:
         """Return the current stack of the thread, innermost frame first, to log a unit that ran too long."""
-        walk = traceback.walk_stack(sys._current_frames().get(self.ident or 0))
+        walk = traceback.walk_stack(frame_of(self.ident or 0))
         frames = traceback.StackSummary.extract(walk, limit=STACK_FRAMES, lookup_lines=False)
         return " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)
 

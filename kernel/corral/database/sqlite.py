@@ -79,8 +79,8 @@ class SqliteDatabase(Database):
             connection = self._inline.connection = self.connect(query_only=True)
             connection.set_progress_handler(self._over_budget, STEPS)
         self._inline.deadline = time.perf_counter() + STEP_BUDGET_SECONDS
-        connection.execute("BEGIN")
         try:
+            connection.execute("BEGIN")  # may be interrupted too, if the process was suspended
             value: T = run_in_unit(Unit(self, connection, entry, read_only=True), fn)
         except (peewee.OperationalError, sqlite3.OperationalError) as error:
             if "interrupted" in str(error):
@@ -220,7 +220,7 @@ class _WriterThread(_SqliteThread):
         return None if queued is not None and self.pool.refuse_quarantined(queued) else queued
 
     def _run_in_batch(self, queued: QueuedUnit) -> bool:
-        """Run one unit in its savepoint. Return False if SQLite ended the whole transaction."""
+        """Run one unit in its savepoint. Return False if the whole transaction had to end."""
         if queued.future.cancelled():
             return True
         queued.tries += 1
@@ -232,15 +232,15 @@ class _WriterThread(_SqliteThread):
             outcome.value = self.run_unit(unit, queued)
             self.connection.execute("RELEASE unit")
         except BaseException as error:
-            outcome.error = self.release_cursors(error)
+            outcome.value, outcome.error = None, translate(self.release_cursors(error))  # the value may be a cursor
         self.record_unit_end()
         if outcome.error is not None:
-            if not self.connection.in_transaction:
+            try:
+                self.connection.execute("ROLLBACK TO unit")
+                self.connection.execute("RELEASE unit")
+            except sqlite3.Error:  # SQLite ended the transaction, or a statement of the unit is still open
                 self._recover_from_rollback(outcome)
                 return False
-            self.connection.execute("ROLLBACK TO unit")
-            self.connection.execute("RELEASE unit")
-            outcome.error = translate(outcome.error)
         self.batch.append(outcome)
         return True
 
@@ -251,23 +251,23 @@ class _WriterThread(_SqliteThread):
         try:
             self.connection.execute("COMMIT")
         except (peewee.DatabaseError, sqlite3.Error) as error:
-            if self.connection.in_transaction:
-                self.connection.execute("ROLLBACK")
+            self.connection.rollback()
             for outcome in self.batch:
                 outcome.error = translate(error)
         batch, self.batch = self.batch, []
         self.database.deliver(batch)
 
     def _recover_from_rollback(self, culprit: UnitOutcome) -> None:
-        """Handle a transaction that SQLite rolled back (disk full, I/O error).
+        """Handle a transaction that SQLite rolled back (disk full, I/O error), or that cannot go on without the unit.
 
         Queue the other units of the batch again and run the failed unit alone.
         """
+        self.connection.rollback()
+        self.close()  # a statement that is still open would prevent further savepoints
         innocent, self.batch = self.batch, []
         for outcome in innocent:
             self.pool.queue.put(outcome.queued)
         if innocent and culprit.queued.tries < MAX_TRIES:
             self.run_units(culprit.queued, alone=True)
         else:
-            culprit.error = translate(culprit.error) if culprit.error else None
             self.database.deliver([culprit])

@@ -32,7 +32,7 @@ class EgressProxy:
     async def tunnel(
         self, stream: httpcore2.AsyncNetworkStream, to: HostPort, seconds: float | None
     ) -> httpcore2.AsyncNetworkStream:
-        """Open a tunnel to the host and port `to` through the proxy. Raises `ProxyError` if the proxy refuses."""
+        """Open a tunnel through the proxy to `to`, a host and a port. Raise `ProxyError` if the proxy refuses."""
         import httpcore2
 
         try:

@@ -15,7 +15,6 @@ import msgspec
 import peewee
 
 from corral import clock
-from corral.database.engine import Database
 from corral.database.leases import acquire_lease, release_lease
 from corral.database.model import InstantField, Model
 from corral.database.unit import SYSTEM, UnitContext
@@ -58,24 +57,18 @@ class Subscriber(msgspec.Struct, frozen=True):
 
 
 class Consumer:
-    """Runs one subscriber. `handle` is bound to its services and is called for the event names in `types`."""
+    """Runs one subscriber, whose guarded `handle` is bound to its services, for the event names in `types`.
+
+    While `is_open` returns false, because the plugin is out of service, the cursor does not advance.
+    """
 
     def __init__(
-        self,
-        database: Database,
-        feed: Feed,
-        name: str,
-        types: Sequence[str],
-        handle: Callable[[LoggedEvent], Any],
-        handle_in_batch: Callable[[LoggedEvent], Any],
-        holder: str,
-        is_open: Callable[[], bool],
+        self, feed: Feed, subscriber: Subscriber, types: Sequence[str], holder: str, is_open: Callable[[], bool]
     ) -> None:
-        self._database, self._feed, self.name, self._types = database, feed, name, types
-        self._handle, self._handle_in_batch = handle, handle_in_batch  # failures in a batch are not counted
-        self._lease, self._holder = f"consumer:{name}", holder
-        self._is_open = is_open  # whether the plugin is in service; if not, the cursor does not advance
-        self._entry = UnitContext(label=f"consumer {name}", actor=SYSTEM)
+        self._database, self._feed, self.name, self._types = feed.database, feed, subscriber.name, types
+        self._handle: Any = subscriber.handle
+        self._lease, self._holder, self._is_open = f"consumer:{self.name}", holder, is_open
+        self._entry = UnitContext(label=f"consumer {self.name}", actor=SYSTEM)
 
     async def create_cursor(self) -> None:
         """Create the cursor before requests are served, so that no later event is missed."""
@@ -99,7 +92,7 @@ class Consumer:
         if not self._is_open() or not await work(self._has_pending_work, read=True):
             return False
         try:
-            return await work(lambda: self._handle_next(BATCH, self._handle_in_batch))
+            return await work(lambda: self._handle_next(BATCH, self._handle.call_uncounted))
         except Exception:
             log.warning("consumer batch failed, retrying event by event", extra={"consumer": self.name}, exc_info=True)
         for _ in range(BATCH):
@@ -172,10 +165,7 @@ class Consumer:
         return True
 
     def _move_cursor(self, before: int, cursor: int) -> None:
-        moved = (
-            ConsumerRow.update(cursor=cursor, failures=0, updated_at=clock.now())
-            .where((ConsumerRow.name == self.name) & (ConsumerRow.cursor == before))
-            .execute()
-        )
-        if not moved:
+        unchanged = (ConsumerRow.name == self.name) & (ConsumerRow.cursor == before)
+        moved = ConsumerRow.update(cursor=cursor, failures=0, updated_at=clock.now()).where(unchanged)
+        if not moved.execute():
             raise RuntimeError(f"consumer {self.name}: another process moved the cursor")

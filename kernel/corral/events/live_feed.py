@@ -69,7 +69,7 @@ class Feed:
     """
 
     def __init__(self, database: Database, bus: Bus) -> None:
-        self._database, self.bus = database, bus
+        self.database, self.bus = database, bus
         self._wake_up = asyncio.Event()
         self._unnumbered = asyncio.Event()
         self._viewers: list[Viewer] = []
@@ -79,7 +79,7 @@ class Feed:
     def on_commit(self, emitted: bool) -> None:
         """Announce committed units of this process. `emitted` is true if they wrote events."""
         if emitted:
-            if self._database.kind == "postgresql":
+            if self.database.kind == "postgresql":
                 self._unnumbered.set()
             else:
                 self.bus.notify()
@@ -109,7 +109,7 @@ class Feed:
 
     async def start(self) -> None:
         """Set the position to the current end of the log, and start listening for notifications."""
-        self.position = await self._database.work(event_log.last_seq, read=True)
+        self.position = await self.database.work(event_log.last_seq, read=True)
         await self.bus.start(self._wake_up.set)
 
     async def run(self) -> None:
@@ -124,7 +124,7 @@ class Feed:
         more = True
         while more:
             after = functools.partial(event_log.read, self.position, BATCH)
-            records = await self._database.read(after, FEED)
+            records = await self.database.read(after, FEED)
             more = len(records) == BATCH
             if records:
                 self.position = records[-1].seq
@@ -149,7 +149,7 @@ class Feed:
         """
         while True:
             await wait_and_clear(self._unnumbered, IDLE_SEQUENCE_SECONDS)
-            numbered = await self._database.work(event_log.number_committed, entry=SEQUENCER)
+            numbered = await self.database.work(event_log.number_committed, entry=SEQUENCER)
             if numbered:
                 self.bus.notify()
             if numbered == event_log.NUMBER_BATCH:

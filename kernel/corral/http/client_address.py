@@ -29,9 +29,8 @@ class ClientAddress:
         if not self._is_trusted(address):
             return address
         for hop in reversed(forwarded_for.decode("latin1").split(",")):
-            given = canonical_ip(hop.strip(" []")) or canonical_ip(
-                hop.rpartition(":")[0].strip(" []")
-            )  # some proxies add the port
+            without_port = hop.rpartition(":")[0]  # some proxies add the port
+            given = canonical_ip(hop.strip(" []")) or canonical_ip(without_port.strip(" []"))
             if not given:
                 return address
             address = given

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from datetime import UTC, datetime, time, timedelta
 from typing import Annotated, Any
+from zoneinfo import ZoneInfo
 
 import msgspec
 import peewee
@@ -15,6 +18,7 @@ from corral.ids import new_id
 
 ItemName = Annotated[str, msgspec.Meta(max_length=100)]
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
+WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -31,15 +35,60 @@ class Job(msgspec.Struct, frozen=True):
     lease_seconds: PositiveInt = 300
 
 
-class Schedule(msgspec.Struct, frozen=True):
-    """A periodic task: one of the processes calls `run` every `every_seconds` seconds.
+class TimeOfDay(msgspec.Struct, frozen=True):
+    """A time of day such as `TimeOfDay("07:30", "Europe/Berlin")`, on every day or on some `days` of the week.
 
-    Like the function of a job, `run` receives a service for each parameter that is annotated with the service's type.
+    `zone` is a name of the IANA time zone database. When clocks are set forward, a time that the zone skips is replaced
+    by the next instant that exists. When clocks are set back, only the first of two equal times counts. Raises
+    `ValueError` if the time, the zone or a day is unknown.
+    """
+
+    time: str
+    zone: str
+    days: tuple[str, ...] = WEEKDAYS
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch("([01][0-9]|2[0-3]):[0-5][0-9]", str(self.time)):
+            raise ValueError(f"{self.time!r} is not a time of day; write it as HH:MM, such as 07:30")
+        if not self.days or not {*self.days} <= {*WEEKDAYS}:
+            raise ValueError(f"{self.days!r} are not days of the week; choose from {', '.join(WEEKDAYS)}")
+        try:
+            ZoneInfo(self.zone)
+        except (LookupError, ValueError, OSError):
+            remedy = "write it like Europe/Berlin, or install the package tzdata if this machine has no time zones"
+            raise ValueError(f"{self.zone!r} is not an IANA time zone; {remedy}") from None
+
+    def next_after(self, seconds: float) -> float:
+        """Return the first of these times after an instant. Both are in epoch seconds."""
+        zone = ZoneInfo(self.zone)
+        local = datetime.combine(datetime.fromtimestamp(seconds, zone), time.fromisoformat(self.time))
+        while (found := _to_epoch(local, zone)) <= seconds or WEEKDAYS[local.weekday()] not in self.days:
+            local += timedelta(days=1)
+        return found
+
+
+def _to_epoch(local: datetime, zone: ZoneInfo) -> float:
+    """Convert a local time to epoch seconds. A time that the zone skips counts as the next one that exists."""
+    while (found := local.replace(tzinfo=zone).astimezone(UTC)).astimezone(zone).replace(tzinfo=None) != local:
+        local += timedelta(minutes=1)
+    return found.timestamp()
+
+
+class Schedule(msgspec.Struct, frozen=True):
+    """A periodic task: one of the processes calls `run` every so many seconds, or at a time of day.
+
+    Each run belongs to one due time. A run whose process is killed is repeated, and due times that passed while no
+    process ran schedules are made up for by one run. Like the function of a job, `run` receives a service for each
+    parameter that is annotated with the service's type.
     """
 
     name: ItemName
-    every_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=366 * 86_400)]
+    every: Annotated[float, msgspec.Meta(ge=0.1, le=366 * 86_400)] | TimeOfDay
     run: Callable[..., Any]
+
+    def next_after(self, seconds: float) -> float:
+        """Return the due time that follows a run at an instant. Both are in epoch seconds."""
+        return self.every.next_after(seconds) if isinstance(self.every, TimeOfDay) else seconds + self.every
 
 
 class JobRow(Model):
@@ -64,12 +113,13 @@ class JobRow(Model):
 class ScheduleRow(Model):
     """The state of a schedule.
 
-    `next_at` is the next due time. While the schedule runs, `next_at` is the end of its lease.
+    `next_at` is the next due time. While the schedule runs, it has a `lease`, and `next_at` is the end of this lease.
     """
 
     name = peewee.CharField(primary_key=True, max_length=100)
     next_at = InstantField()
     last_at = InstantField(null=True)
+    lease = IdField(null=True)
     error = peewee.TextField(null=True)
 
     class Meta:

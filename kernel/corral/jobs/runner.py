@@ -8,7 +8,9 @@ import inspect
 import logging
 import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
+
+import peewee
 
 from corral import clock
 from corral.database.engine import Database
@@ -16,15 +18,16 @@ from corral.database.unit import SYSTEM_CONTEXT, UnitContext
 from corral.errors import Unavailable
 from corral.events.live_feed import wait_and_clear
 from corral.ids import new_id
-from corral.jobs.job import Job, JobRow, Schedule, ScheduleRow
-from corral.jobs.queue import JobQueue
+from corral.jobs.job import Job, JobRow, Schedule, ScheduleRow, TimeOfDay
+from corral.jobs.shared_queue import SharedJobQueue
 from corral.supervisor import is_cancelled
 
 log = logging.getLogger("corral.jobs")
+T = TypeVar("T")
 
 POLL_SECONDS = 1.0
 BACKOFF_SECONDS, BACKOFF_CAP_SECONDS = 2.0, 600.0
-SCHEDULE_LEASE_SECONDS = 15.0  # a schedule whose process was killed is due again after this time
+SCHEDULE_LEASE_SECONDS = 15.0  # renewed while the schedule runs; a schedule whose process was killed is due after it
 SKEW_SECONDS = 60.0  # largest clock difference; a due time further ahead was written before a clock was set back
 QUEUE_GRACE_SECONDS = 2.0  # a job that the shared queue has not delivered by then is claimed from the table
 
@@ -36,28 +39,33 @@ class LeaseLost(Exception):
 class JobRunner:
     """Runs the jobs and schedules of this process. Their functions are already bound to services.
 
-    Jobs and schedules for which `is_open` is false wait until their plugin is in service again. With a `queue`, new
-    jobs are announced there, and the process that receives an id calls `start_job`. Without a queue, this process runs
-    new jobs itself.
+    Jobs and schedules of a plugin that is out of service wait until it is in service again. With a `queue`, new jobs
+    are announced there, and the process that receives an id calls `start_job`. Without a queue, this process runs new
+    jobs itself.
     """
 
-    def __init__(
-        self,
-        database: Database,
-        jobs: Mapping[str, tuple[Job, Callable[..., Any]]],
-        schedules: Mapping[str, tuple[Schedule, Callable[..., Any]]],
-        *,
-        is_open: Callable[[str], bool],
-        redact: Callable[[str], str],
-    ) -> None:
-        self._database, self._jobs, self._schedules, self._is_open = database, jobs, schedules, is_open
+    def __init__(self, database: Database, redact: Callable[[str], str]) -> None:
+        self._database = database
         self._redact = redact  # error messages are stored, so they are redacted first
-        self.queue: JobQueue | None = None
+        self._jobs: dict[str, Job] = {}
+        self.schedules: dict[str, Schedule] = {}
+        self._is_open: dict[str, Callable[[], bool]] = {}
+        self.queue: SharedJobQueue | None = None
         self._concurrency, self._taken_slots, self._slot_freed = 0, 0, asyncio.Event()
         self._wake_up = asyncio.Event()
         self._draining = False
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: set[asyncio.Task[Any]] = set()
         self._next_checks: dict[str, float] = {}  # of the schedules, in epoch seconds
+
+    def add(self, jobs: Sequence[Job], schedules: Sequence[Schedule], is_open: Callable[[], bool]) -> None:
+        """Add jobs and schedules. They wait while `is_open` returns false."""
+        self._jobs |= {job.name: job for job in jobs}
+        self.schedules |= {schedule.name: schedule for schedule in schedules}
+        self._is_open |= dict.fromkeys([*(job.name for job in jobs), *(each.name for each in schedules)], is_open)
+
+    def is_open(self, name: str) -> bool:
+        """Return whether the plugin of a job or schedule is in service."""
+        return self._is_open[name]()
 
     def set_concurrency(self, jobs: int) -> None:
         """Change the number of jobs that run at a time. Running jobs above the new limit finish normally."""
@@ -89,7 +97,7 @@ class JobRunner:
                 self._release_slot()
         if claimed is None:
             return False
-        self._start(self._run_job(*claimed)).add_done_callback(self._job_ended)
+        self._start(self._run_job(claimed)).add_done_callback(self._job_ended)
         return True
 
     async def run(self) -> None:
@@ -119,16 +127,15 @@ class JobRunner:
         now = clock.time_s()
         if self._draining:
             return POLL_SECONDS
-        for name, (schedule, run) in self._schedules.items():
-            left = self._next_checks.get(name, 0.0) - now
-            if not 0.0 < left <= schedule.every_seconds and self._is_open(name):
-                self._next_checks[name] = await self._start_if_due(schedule, run)
+        for name, schedule in self.schedules.items():
+            if not now < self._next_checks.get(name, now) <= schedule.next_after(now) and self.is_open(name):
+                self._next_checks[name] = await self._start_if_due(schedule)
         while self._taken_slots < self._concurrency and await self.start_job():
             continue
-        due = min((at for name, at in self._next_checks.items() if self._is_open(name)), default=math.inf)
+        due = min((at for name, at in self._next_checks.items() if self.is_open(name)), default=math.inf)
         return min(max(0.02, due - clock.time_s()), POLL_SECONDS)  # also when the clock was set back during this tick
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
@@ -136,43 +143,66 @@ class JobRunner:
 
     # Schedules
 
-    async def _start_if_due(self, schedule: Schedule, run: Callable[..., Any]) -> float:
-        """Start the schedule if it is due and not claimed. Return the time of the next check in epoch seconds."""
-        now = clock.time_s()
-        lease = clock.now(max(schedule.every_seconds, SCHEDULE_LEASE_SECONDS))
-        next_at = await self._database.work(lambda: self._claim_schedule(schedule, lease))
-        if next_at == lease:
-            self._start(self._run_schedule(schedule, run, lease, now))
-        return min(clock.parse_instant(next_at), now + schedule.every_seconds)
+    async def _start_if_due(self, schedule: Schedule) -> float:
+        """Start the schedule if it is due and not running. Return the time of the next check in epoch seconds."""
+        row, is_claimed = await self._database.work(lambda: self.claim_schedule(schedule.name))
+        if is_claimed:
+            self.start_schedule(row)
+        return min(clock.parse_instant(row.next_at), schedule.next_after(clock.time_s()))
 
-    @staticmethod
-    def _claim_schedule(schedule: Schedule, lease: str) -> str:
-        """If the schedule is due, claim it until `lease` with a single conditional upsert.
+    def claim_schedule(self, name: str, *, due: bool = False) -> tuple[ScheduleRow, bool]:
+        """Claim the schedule if it is due and not running. With `due`, claim it before its time, too.
 
-        Return its next due time, which is `lease` if this process claimed the schedule.
+        Return its row, and whether this call claimed it. Runs in the caller's unit of work.
         """
-        latest = max(schedule.every_seconds, SCHEDULE_LEASE_SECONDS) + SKEW_SECONDS
-        is_due = (ScheduleRow.next_at <= clock.now()) | (ScheduleRow.next_at > clock.now(latest))
-        claim = {"next_at": lease, "last_at": clock.now()}
-        upsert = ScheduleRow.insert(name=schedule.name, **claim).on_conflict(
-            conflict_target=[ScheduleRow.name], update=claim, where=is_due
-        )
-        if upsert.as_rowcount().execute():
-            return lease
-        return str(ScheduleRow.get_by_id(schedule.name).next_at)
+        schedule, now = self.schedules[name], clock.time_s()
+        following, lease = schedule.next_after(now), {"next_at": clock.now(SCHEDULE_LEASE_SECONDS), "lease": new_id()}
+        first = following if isinstance(schedule.every, TimeOfDay) else now
+        ScheduleRow.insert(name=name, next_at=clock.format_instant(first)).on_conflict_ignore().execute()
+        row: ScheduleRow = ScheduleRow.get_by_id(name)
+        is_due = row.next_at <= clock.format_instant(now) or (due and row.lease is None)
+        ahead = clock.parse_instant(row.next_at) - following
+        # The clock was set back or the interval became shorter, or the plugin names another time of day.
+        is_stale = ahead > SKEW_SECONDS or (ahead < 0 and row.lease is None and isinstance(schedule.every, TimeOfDay))
+        if not is_due and not is_stale:
+            return row, False
+        changes = {**lease, "last_at": clock.now()} if is_due else {"next_at": clock.format_instant(following)}
+        unchanged = (ScheduleRow.name == name) & (ScheduleRow.next_at == row.next_at) & (ScheduleRow.lease == row.lease)
+        is_changed = ScheduleRow.update(changes).where(unchanged).execute()
+        return ScheduleRow.get_by_id(name), bool(is_due and is_changed)
 
-    async def _run_schedule(self, schedule: Schedule, run: Callable[..., Any], lease: str, began: float) -> None:
+    def start_schedule(self, row: ScheduleRow) -> asyncio.Task[Exception | None]:
+        """Start a claimed schedule. The task returns the error of the run, or None."""
+        return self._start(self._run_schedule(row))
+
+    async def _run_schedule(self, row: ScheduleRow) -> Exception | None:
+        schedule = self.schedules[row.name]
+        began, mine = clock.parse_instant(row.last_at), ScheduleRow.lease == row.lease
+
         def finish(error: str | None = None) -> None:
-            following = clock.format_instant(max(began + schedule.every_seconds, clock.time_s()))
-            mine = (ScheduleRow.name == schedule.name) & (ScheduleRow.next_at == lease)
-            ScheduleRow.update(next_at=following, error=error).where(mine).execute()
+            following = clock.format_instant(max(schedule.next_after(began), clock.time_s()))
+            if not ScheduleRow.update(next_at=following, lease=None, error=error).where(mine).execute():
+                raise LeaseLost(f"schedule {row.name}")
 
+        renewal = asyncio.create_task(self._renew_lease(mine))
         try:
-            await self._call(schedule.name, run, {}, finish)
+            await self._call(schedule, {}, finish)
         except Exception as failure:
             error = self._error(failure)
-            log.exception("schedule failed", extra={"schedule": schedule.name})
-            await self._write(lambda: finish(error))
+            log.exception("schedule failed", extra={"schedule": row.name})
+            with contextlib.suppress(LeaseLost):
+                await self._write(lambda: finish(error))
+            return failure
+        finally:
+            renewal.cancel()
+        return None
+
+    async def _renew_lease(self, mine: peewee.Expression) -> None:
+        """Renew the lease of a running schedule until cancelled."""
+        while True:
+            await asyncio.sleep(SCHEDULE_LEASE_SECONDS / 3)
+            until = {"next_at": clock.now(SCHEDULE_LEASE_SECONDS)}
+            await self._write(ScheduleRow.update(until).where(mine).execute)
 
     # Jobs
 
@@ -184,13 +214,10 @@ class JobRunner:
         self._taken_slots -= 1
         self._slot_freed.set()
 
-    async def _claim_job(self, only: str | None = None) -> tuple[JobRow, str] | None:
-        """Return a due job and the lease under which this process may run it, or None."""
+    async def _claim_job(self, only: str | None = None) -> JobRow | None:
+        """Return a due job with the lease under which this process may run it, or None."""
         row = await self._database.work(lambda: self._due_job(only), read=True)
-        lease = new_id()
-        if row is None or not await self._database.work(lambda: self._lease_job(row, lease)):
-            return None
-        return row, lease
+        return row if row is not None and await self._database.work(lambda: self._lease_job(row)) else None
 
     def _due_job(self, only: str | None) -> JobRow | None:
         """Return the first due job, or None. With `only`, return the job with this id if it is due.
@@ -198,7 +225,7 @@ class JobRunner:
         A job that was announced to the shared queue is skipped for a grace period, because a process that receives the
         announcement should run it.
         """
-        names = [name for name in self._jobs if self._is_open(name)]
+        names = [name for name in self._jobs if self.is_open(name)]
         where = JobRow.state.in_(("queued", "running")) & (JobRow.run_at <= clock.now()) & JobRow.name.in_(names)
         if only is not None:
             where &= JobRow.id == only
@@ -208,41 +235,39 @@ class JobRunner:
         row: JobRow | None = JobRow.select().where(where).order_by(JobRow.run_at).first()
         return row
 
-    def _lease_job(self, row: JobRow, lease: str) -> bool:
-        """Claim the job and return whether this process may run it.
+    def _lease_job(self, row: JobRow) -> bool:
+        """Claim the job, set the lease of its row, and return whether this process may run it.
 
         The claim fails if another process was faster. For a running job, `run_at` is the end of its lease; after that,
         the job may be claimed again. A job whose process died in every attempt is marked as failed instead, so that it
         cannot terminate more processes.
         """
-        job = self._jobs[row.name][0]
+        job, row.lease = self._jobs[row.name], new_id()
         changes: dict[str, Any]
         if is_given_up := row.state == "running" and row.attempts >= job.max_attempts:
             error = f"The process that ran the job ended during each of {row.attempts} attempts."
             changes = {"state": "failed", "lease": None, "finished_at": clock.now(), "error": error}
         else:
             run_until, attempts = clock.now(job.lease_seconds), row.attempts + 1
-            changes = {"state": "running", "lease": lease, "attempts": attempts, "run_at": run_until}
+            changes = {"state": "running", "lease": row.lease, "attempts": attempts, "run_at": run_until}
         unchanged = (JobRow.id == row.id) & (JobRow.attempts == row.attempts) & (JobRow.state == row.state)
         return bool(JobRow.update(changes).where(unchanged).execute()) and not is_given_up
 
-    async def _run_job(self, row: JobRow, lease: str) -> None:
+    async def _run_job(self, row: JobRow) -> None:
         """Run a claimed job and record its result.
 
         A job that is interrupted because its process stops is queued again, and the attempt is not counted. If a
         `CancelledError` ends the job for any other reason, the job has failed.
         """
-        job, run = self._jobs[row.name]
+        job = self._jobs[row.name]
 
         def end(**changes: Any) -> None:
-            mine = (JobRow.id == row.id) & (JobRow.lease == lease)
+            mine = (JobRow.id == row.id) & (JobRow.lease == row.lease)
             if not JobRow.update(**changes, lease=None).where(mine).execute():
                 raise LeaseLost
 
         try:
-            await self._call(
-                job.name, run, row.arguments, lambda: end(state="done", finished_at=clock.now(), error=None)
-            )
+            await self._call(job, row.arguments, lambda: end(state="done", finished_at=clock.now(), error=None))
         except LeaseLost:
             log.warning("job lost its lease", extra={"job": job.name})
         except (Exception, asyncio.CancelledError) as failure:
@@ -269,22 +294,20 @@ class JobRunner:
     def _error(self, failure: BaseException) -> str:
         return self._redact(f"{type(failure).__name__}: {failure}")[:1000]
 
-    async def _call(
-        self, label: str, run: Callable[..., Any], arguments: Mapping[str, Any], finish: Callable[[], None]
-    ) -> None:
+    async def _call(self, item: Job | Schedule, arguments: Mapping[str, Any], finish: Callable[[], None]) -> None:
         """Call the function of a job or schedule.
 
         `finish` is called afterwards to record the success. For a `def`, it runs in the same unit, so that either both
         commit or neither does.
         """
-        entry = UnitContext(f"job {label}")
-        if inspect.iscoroutinefunction(run):
-            await run(**arguments)
+        entry = UnitContext(f"job {item.name}")
+        if inspect.iscoroutinefunction(item.run):
+            await item.run(**arguments)
             await self._write(finish, entry)
         else:
 
             def both() -> None:
-                run(**arguments)
+                item.run(**arguments)
                 finish()
 
             await self._database.work(both, entry=entry)

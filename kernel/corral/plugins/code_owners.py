@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from corral.plugins.record import PluginRecord
+from corral.plugins.discovery import Found
 
 
 class CodeOwners:
-    """Maps source files to the plugins of a kernel."""
+    """Maps source files to plugins: those in the folder of the plugin class, or only its file if that is a module."""
 
-    def __init__(self, plugins: Iterable[PluginRecord]) -> None:
-        modules = ((item.name, sys.modules.get(item.kind.__module__)) for item in plugins if item.kind is not None)
-        self._folders = {
-            str(Path(file).parent) + os.sep: name
-            for name, module in modules
-            if (file := getattr(module, "__file__", None))
-        }
-        self.names = frozenset(self._folders.values())
+    def __init__(self, plugins: Iterable[Found]) -> None:
+        self._places = {place: item.name for item in plugins if (place := _place(item.module))}
+        self.names = frozenset(self._places.values())
         self._known: dict[str, str | None] = {}
 
     def owner(self, path: str) -> str | None:
-        """Return the name of the plugin whose folder contains the file, or None."""
+        """Return the name of the plugin to which the file belongs, or None."""
         if path not in self._known:
-            self._known[path] = next((name for folder, name in self._folders.items() if path.startswith(folder)), None)
+            self._known[path] = next((name for place, name in self._places.items() if path.startswith(place)), None)
         return self._known[path]
+
+
+def _place(module: str) -> str | None:
+    """Return the folder or file of a module, without importing it: it may be about to be imported."""
+    package, *rest = module.split(".")
+    spec = importlib.util.find_spec(package) if package else None
+    folders = spec.submodule_search_locations if spec is not None else None
+    return str(Path(folders[0], *rest[:-1])) + os.sep if folders else getattr(spec, "origin", None)

@@ -2,14 +2,14 @@
 
 A plugin may use the services of the kernel, its own services, and the services of plugins in its `requires`. With the
 annotation `X | None`, it may also use the services of plugins in its `wants`, and every protocol of the kernel that a
-plugin provides.
+plugin provides. Its own configuration shape is injected like a service; no other plugin may use it.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 from corral.http.signature import hints, without_none
@@ -34,6 +34,8 @@ class Container:
     def __init__(self) -> None:
         self._instances: dict[Any, Any] = {}
         self._owners: dict[Any, PluginRecord | None] = {}
+        self.sections: set[Any] = set()
+        """The configuration shapes of all plugins."""
 
     def add(self, kind: Any, instance: Any, owner: PluginRecord | None = None) -> None:
         """Register a service instance. Raises `WiringError` if another owner already provides the type."""
@@ -71,7 +73,7 @@ class Container:
         made: list[Any] = []
         while waiting:
             own = {item.kind for item in waiting}
-            ready = [item for item in waiting if not own & self._needs(item)]
+            ready = [item for item in waiting if own.isdisjoint(kind for kind, _ in _parameters(item.factory).values())]
             if not ready:
                 raise WiringError(f"the services {sorted(_name(item.kind) for item in waiting)} need each other")
             for item in ready:
@@ -83,33 +85,33 @@ class Container:
 
     def call(self, factory: Callable[..., T], record: PluginRecord) -> T:
         """Call a class or factory function with the services that its parameters request, and return the new object."""
-        function: Any = factory.__init__ if inspect.isclass(factory) else factory
-        arguments = self._arguments(function, record, skip=("self", "return"))
-        return factory(**arguments)
+        return factory(**self.resolve_services(_parameters(factory), record, _name(factory)))
 
     def inject(self, instance: Any, record: PluginRecord) -> None:
         """Set the class attributes annotated `X | None` to services of the plugins in `wants`, or to None."""
         for name, kind in hints(type(instance)).items():
             kind, optional = without_none(kind)
-            if optional and (kind in self._owners or getattr(kind, "_is_protocol", False)):
+            if optional and self._is_injectable(kind):
                 setattr(
                     instance, name, self.find(kind, record, optional=True, where=f"{type(instance).__name__}.{name}")
                 )
 
     def bind(
-        self, function: Callable[..., Any], record: PluginRecord, *, skip: Iterable[str] = ()
+        self, function: Callable[..., Any], record: PluginRecord, *, skip: Collection[str] = ()
     ) -> Callable[..., Any]:
         """Return `function` with its services bound.
 
-        Parameters that are listed in `skip` or have plain types stay unbound.
+        Parameters that are listed in `skip` or have other types stay unbound.
         """
-        arguments = self._arguments(function, record, skip={*skip, "return"}, partial=True)
+        parameters = _parameters(function).items()
+        wanted = {name: each for name, each in parameters if name not in skip and self._is_injectable(each[0])}
+        arguments = self.resolve_services(wanted, record, _name(function))
         return functools.partial(function, **arguments) if arguments else function
 
     def resolve_services(
         self, wanted: Mapping[str, tuple[Any, bool]], record: PluginRecord, where: str
     ) -> dict[str, Any]:
-        """Return the services that a route or socket declares in its signature, by parameter name."""
+        """Return the services that a signature requests, by parameter name."""
         return {
             name: self.find(kind, record, optional=optional, where=f"{where}, parameter {name}")
             for name, (kind, optional) in wanted.items()
@@ -120,6 +122,10 @@ class Container:
 
         Raises `WiringError` if the service is missing or the plugin may not use it.
         """
+        if kind in self.sections:
+            if record.plugin is None or kind is not record.plugin.config:
+                raise WiringError(f"{record.name}: {where}: {_name(kind)} is the configuration of another plugin")
+            return record.plugin.section
         if kind not in self._owners:
             if optional:
                 return None
@@ -133,25 +139,14 @@ class Container:
             raise WiringError(f"{record.name}: {where}: {owner.name} is optional; declare {_name(kind)} | None")
         return self.get_optional(kind)
 
-    def _needs(self, item: Provide) -> set[Any]:
-        function: Any = item.factory.__init__ if inspect.isclass(item.factory) else item.factory
-        return {without_none(kind)[0] for name, kind in hints(function).items() if name != "return"}
+    def _is_injectable(self, kind: Any) -> bool:
+        return kind in self._owners or kind in self.sections or getattr(kind, "_is_protocol", False)
 
-    def _arguments(
-        self, function: Any, record: PluginRecord, *, skip: Iterable[str], partial: bool = False
-    ) -> dict[str, Any]:
-        if function is object.__init__:
-            return {}
-        arguments: dict[str, Any] = {}
-        where = getattr(function, "__qualname__", repr(function))
-        for name, annotated in hints(function).items():
-            if name in skip:
-                continue
-            kind, optional = without_none(annotated)
-            if partial and kind not in self._owners and not getattr(kind, "_is_protocol", False):
-                continue
-            arguments[name] = self.find(kind, record, optional=optional, where=f"{where}, parameter {name}")
-        return arguments
+
+def _parameters(function: Any) -> dict[str, tuple[Any, bool]]:
+    """Return the types of the parameters of a function or class, and whether each is optional (`X | None`)."""
+    found = hints(function.__init__ if inspect.isclass(function) else function)
+    return {name: without_none(kind) for name, kind in found.items() if name != "return"}
 
 
 def _name(kind: Any) -> str:

@@ -41,7 +41,9 @@ _now = time.perf_counter
 
 
 class Guard:
-    """A guarded callable. `calls` and `seconds` are the number and the total duration of its calls.
+    """A plugin's callable with a time limit, whose failures are counted.
+
+    `calls` and `seconds` are the number and the total duration of its calls.
 
     `expected` describes the return value. If a call fails, the guard returns `default`, or raises an error if `default`
     is `RAISE` or `REFUSE`. `limit` is the time limit in seconds of a call in a thread: 0 means the time limit that the
@@ -235,11 +237,7 @@ class Guards:
         """Return the handler of a route or socket, guarded if the plugin is a third-party plugin."""
         if record.found.built_in:
             return handler
-        states: tuple[State, ...] = (
-            "active",
-            "quarantined",
-            "disabled",
-        )  # disabled: for requests that were admitted before
+        states: tuple[State, ...] = ("active", "quarantined", "disabled")  # the last for requests admitted before
         return Guard(self, record, "corral_routes", label, handler, limit=None, counts=False, states=states).guarded
 
     def wrap_contributions(self, record: PluginRecord, hooks: Mapping[str, tuple[str, Any]]) -> None:
@@ -248,14 +246,11 @@ class Guards:
         `hooks` describes the hooks that plugins offer: it maps the name of each hook to the plugin that offers it and
         to the type of a contribution.
         """
-        given, bound = record.contributed, record.bound
-        bound.jobs = [(job, self._wrap_job(record, "corral_jobs", job.name, run)) for job, run in bound.jobs]
-        bound.schedules = [
-            (item, self._wrap_job(record, "corral_schedules", item.name, run)) for item, run in bound.schedules
-        ]
-        bound.subscribers = [
-            (item, Guard(self, record, "corral_subscribers", item.name, handle, expected=NOT_AWAITED))
-            for item, handle in bound.subscribers
+        given = record.contributed
+        given.jobs = [self._wrap_work(record, "corral_jobs", job, "run") for job in given.jobs]
+        given.schedules = [self._wrap_work(record, "corral_schedules", item, "run") for item in given.schedules]
+        given.subscribers = [
+            self._wrap_work(record, "corral_subscribers", item, "handle", limit=0.0) for item in given.subscribers
         ]
         down = ("down", f"The check of the plugin {record.name} failed.")
         given.health_checks = [
@@ -271,9 +266,9 @@ class Guards:
         ]
         # Routes of a quarantined built-in plugin stay available, so the authentication of their callers must too.
         states = ("active", "quarantined") if record.found.built_in else ("active",)
-        bound.authenticators = [
+        record.authenticators = [
             self.wrap_item(record, "corral_authenticators", item, Authenticator, default=default, states=states)
-            for item in bound.authenticators
+            for item in record.authenticators
         ]
         given.metrics = [self.wrap_item(record, "corral_metrics", item) for item in given.metrics]
         for hook, (owner, protocol) in hooks.items():
@@ -283,10 +278,12 @@ class Guards:
                     [self.wrap_item(record, hook, item, protocol, limit=None) for item in given.contributions_to(hook)],
                 )
 
-    def _wrap_job(self, record: PluginRecord, hook: str, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
-        expected = ANYTHING if inspect.iscoroutinefunction(run) else NOT_AWAITED
-        # Jobs have their own time limit.
-        return Guard(self, record, hook, name, run, limit=None, expected=expected).guarded
+    def _wrap_work(self, record: PluginRecord, hook: str, item: Any, field: str, limit: float | None = None) -> Any:
+        """Return a job, schedule or subscriber with a guarded function. Jobs have their own time limit."""
+        function = getattr(item, field)
+        expected = ANYTHING if inspect.iscoroutinefunction(function) else NOT_AWAITED
+        guard = Guard(self, record, hook, item.name, function, limit=limit, expected=expected)
+        return msgspec.structs.replace(item, **{field: guard.guarded})
 
     def wrap_item(self, record: PluginRecord, hook: str, item: Any, protocol: Any = None, **options: Any) -> Any:
         """Return a contributed object with guards around its callables.

@@ -99,7 +99,7 @@ def _create_record(item: Found, config: Config, off: Mapping[str, str]) -> Plugi
         if item.name in config.plugins.disabled:
             log.warning("corral.toml cannot disable a protected plugin", extra={"plugin": item.name})
     elif reason is not None:
-        record.disable(reason)
+        record.become("disabled", reason)
     return record
 
 

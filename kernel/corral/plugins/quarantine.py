@@ -43,24 +43,17 @@ class PluginAlert(NamedTuple):
 
 
 class FailureTracker:
-    """The recent failures of one plugin, as monotonic timestamps."""
+    """The recent failures of one plugin: monotonic timestamps, and whether a call was abandoned."""
 
     def __init__(self) -> None:
-        self.errors: deque[float] = deque()
-        self.lost_calls: deque[float] = deque()
+        self.failures: deque[tuple[float, bool]] = deque()
         self.on_probation = False
 
-    def clear(self) -> None:
-        """Forget all failures of the plugin."""
-        self.errors.clear()
-        self.lost_calls.clear()
-
     def count_since(self, moment: float) -> tuple[int, int]:
-        """Return the number of errors and the number of abandoned calls since `moment`, and forget earlier ones."""
-        for times in (self.errors, self.lost_calls):
-            while times and times[0] < moment:
-                times.popleft()
-        return len(self.errors), len(self.lost_calls)
+        """Return the number of failures and of abandoned calls among them since `moment`, and forget earlier ones."""
+        while self.failures and self.failures[0][0] < moment:
+            self.failures.popleft()
+        return len(self.failures), sum(lost for _, lost in self.failures)
 
 
 class PluginQuarantine:
@@ -100,13 +93,13 @@ class PluginQuarantine:
     def suspend(self, record: PluginRecord, reason: str) -> None:
         """Quarantine a plugin that failed too often. If the plugin is protected, only raise an alert."""
         tracker = self.tracker(record.name)
-        tracker.clear()
+        tracker.failures.clear()
         tracker.on_probation = False
         reason, extra = self._registry.redacted(reason), {"plugin": record.name}
         if record.protected:
             log.error("a protected plugin failed", extra=extra)
         elif record.active:
-            record.quarantine(reason)
+            record.become("quarantined", reason)
             log.error("plugin quarantined", extra=extra)
         else:
             return
@@ -115,18 +108,11 @@ class PluginQuarantine:
             self.notify()
 
     def _count(self, record: PluginRecord, where: str, error: BaseException, *, lost: bool) -> None:
-        last = (
-            f"the last one in {where}: {error}" if lost else f"the last one in {where}: {type(error).__name__}: {error}"
-        )
+        last = f"the last one in {where}: {'' if lost else f'{type(error).__name__}: '}{error}"
+        window = self._settings.get(QUARANTINE_WINDOW_SECONDS)
         with self._lock:
-            tracker, now, window = (
-                self.tracker(record.name),
-                time.monotonic(),
-                self._settings.get(QUARANTINE_WINDOW_SECONDS),
-            )
-            tracker.errors.append(now)
-            if lost:
-                tracker.lost_calls.append(now)
+            tracker, now = self.tracker(record.name), time.monotonic()
+            tracker.failures.append((now, lost))
             errors, lost_calls = tracker.count_since(now - window)
             if lost_calls >= LOST_CALLS:
                 self.suspend(record, f"{lost_calls} calls did not return; {last}")

@@ -14,7 +14,7 @@ from corral import clock
 from corral.auth.principal import Authenticator
 from corral.database.migrations import PluginMigrations
 from corral.database.model import Model
-from corral.events.consumers import Consumer, Subscriber
+from corral.events.consumers import Subscriber
 from corral.events.event import Event
 from corral.http.routes import Routes, Socket
 from corral.jobs.job import Job, Schedule
@@ -24,7 +24,12 @@ from corral.plugins.discovery import Found
 log = logging.getLogger("corral.plugins")
 
 State = Literal["active", "disabled", "blocked", "failed", "quarantined"]
-Run = Callable[..., Any]
+"""The state of a plugin in this process.
+
+A plugin is out of service if an admin or the configuration has `disabled` it, if a plugin that it requires is out of
+service (`blocked`), or if it could not be loaded or started (`failed`). In quarantine, after too many failures, its
+hooks, subscriptions, jobs and schedules are suspended, but its routes stay available.
+"""
 
 
 class PluginContributions(msgspec.Struct, kw_only=True):
@@ -66,19 +71,12 @@ class PluginContributions(msgspec.Struct, kw_only=True):
 _HOOK_FIELDS = frozenset(PluginContributions.__struct_fields__) - {"to_plugins"}
 
 
-class BoundContributions(msgspec.Struct, kw_only=True):
-    """Contributions bound to their services at boot. `Guards.wrap_contributions` then guards their functions."""
-
-    services: list[Any] = []
-    jobs: list[tuple[Job, Run]] = []
-    schedules: list[tuple[Schedule, Run]] = []
-    subscribers: list[tuple[Subscriber, Run]] = []
-    authenticators: list[Authenticator] = []
-    consumers: list[Consumer] = []
-
-
 class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
-    """The record of one plugin in this process. Only methods of this class change `state`, `reason` and `since`."""
+    """The record of one plugin in this process. Only methods of this class change `state`, `reason` and `since`.
+
+    At boot, each function in `contributed` is replaced by the function with its services bound, and then by its guard.
+    `services` and `authenticators` contain the instances of the contributed classes.
+    """
 
     found: Found
     state: State = "active"
@@ -89,7 +87,8 @@ class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
     kind: type[Plugin] | None = None
     plugin: Plugin | None = None
     contributed: PluginContributions = msgspec.field(default_factory=PluginContributions)
-    bound: BoundContributions = msgspec.field(default_factory=BoundContributions)
+    services: list[Any] = []
+    authenticators: list[Authenticator] = []
 
     @property
     def name(self) -> str:
@@ -144,26 +143,14 @@ class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
         directory = Path(inspect.getfile(self.kind)).parent / "migrations"
         return PluginMigrations(self.name, directory) if directory.is_dir() else None
 
-    def enable(self) -> None:
-        """Put the plugin into service, and end its quarantine."""
-        self._become("active", None)
-
-    def disable(self, reason: str) -> None:
-        """Take the plugin out of service."""
-        self._become("disabled", reason)
-
-    def quarantine(self, reason: str) -> None:
-        """Suspend the plugin's hooks, subscriptions, jobs and schedules. Its routes stay available."""
-        self._become("quarantined", reason)
-
-    def block(self, reason: str) -> None:
-        """Take the plugin out of service because a plugin that it requires is out of service."""
-        self._become("blocked", reason)
+    def become(self, state: State, reason: str | None = None) -> None:
+        """Change the state of the plugin. `reason` says why the plugin is not active."""
+        self.state, self.reason, self.since = state, reason, clock.now()
 
     def fail(self, error: BaseException | str) -> None:
         """Take the plugin out of service because of an error. Set `reason` to one sentence, and log the traceback."""
         sentence = error if isinstance(error, str) else " ".join(f"{type(error).__name__}: {error}".split())
-        self._become("failed", sentence[:500])
+        self.become("failed", sentence[:500])
         self.error = error if isinstance(error, BaseException) else None
         log.error("plugin failed", extra={"plugin": self.name, "reason": self.reason}, exc_info=self.error)
 
@@ -181,9 +168,6 @@ class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
             return False
         return True
 
-    def _become(self, state: State, reason: str | None) -> None:
-        self.state, self.reason, self.since = state, reason, clock.now()
-
 
 def block_dependants(records: Iterable[PluginRecord]) -> None:
     """Block every active plugin that requires a plugin which is out of service.
@@ -195,5 +179,5 @@ def block_dependants(records: Iterable[PluginRecord]) -> None:
         for name in record.requires if record.active else ():
             needed = by_name.get(name)
             if needed is None or not needed.serves:
-                record.block(f"requires {name}, which is {needed.state if needed else 'not installed'}")
+                record.become("blocked", f"requires {name}, which is {needed.state if needed else 'not installed'}")
                 break

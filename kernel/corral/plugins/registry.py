@@ -14,7 +14,7 @@ import msgspec
 from corral import clock
 from corral.config.model import Plugins
 from corral.metrics.requests import RequestMetrics
-from corral.plugins.record import PluginRecord
+from corral.plugins.record import PluginRecord, State
 from corral.redact.redactor import Redactor
 
 
@@ -57,28 +57,17 @@ class PluginRegistry:
         """Return the plugins that require the named plugin and are not out of service."""
         return [record for record in self._records if record.serves and name in record.requires]
 
-    def disable(self, name: str, reason: str) -> None:
-        """Take a loaded plugin out of service in this process."""
-        self._change(name, lambda record: record.disable(reason))
-
-    def enable(self, name: str) -> None:
-        """Put a loaded plugin back into service in this process, and end its quarantine."""
-        self._change(name, PluginRecord.enable)
-
-    def quarantine(self, name: str, reason: str) -> None:
-        """Quarantine a loaded plugin in this process."""
-        self._change(name, lambda record: record.quarantine(reason))
+    def change_state(self, name: str, state: State, reason: str | None = None) -> None:
+        """Change the state of a loaded plugin in this process, and notify listeners."""
+        record = self.get(name)
+        if record is not None and record.plugin is not None:
+            record.become(state, reason)
+            self.publish(record)
 
     def publish(self, record: PluginRecord) -> None:
         """Notify listeners that a plugin's state changed. Runs on the event loop."""
         for listener in self.listeners:
             listener(record)
-
-    def _change(self, name: str, change: Callable[[PluginRecord], None]) -> None:
-        record = self.get(name)
-        if record is not None and record.plugin is not None:
-            change(record)
-            self.publish(record)
 
     def redacted(self, text: str) -> str:
         """Return a text as admins may see it: redacted, and cut to 500 characters."""

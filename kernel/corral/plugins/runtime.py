@@ -27,16 +27,53 @@ class TaskEnded(Exception):
     """An entry in a plugin's list of errors: a background task returned, although it must run until shutdown."""
 
 
-class PluginTasks:
-    """The guarded background tasks and callbacks of one plugin. Implements `corral.supervisor.Owner`."""
+class LifecycleCallbacks:
+    """The server's address and the plugins' callbacks for the start and the shutdown of the server.
 
-    def __init__(self, guards: Guards, record: PluginRecord, registry: PluginRegistry) -> None:
-        self._guards, self._record, self._registry = guards, record, registry
+    `address` is None until the server listens.
+    """
 
-    def guarded_task(self, name: str, run: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
-        """Return the function of a background task, wrapped in a guard."""
+    def __init__(self) -> None:
+        self.address: str | None = None
+        self.serving: list[Callable[[str], Awaitable[None]]] = []
+        self.draining: list[Callable[[], Awaitable[None]]] = []
+
+
+class PluginRuntime:
+    """The runtime interface of one plugin. Implements `corral.plugin.Runtime` and `corral.supervisor.Owner`."""
+
+    def __init__(
+        self,
+        record: PluginRecord,
+        container: Container,
+        guards: Guards,
+        registry: PluginRegistry,
+        supervisor: Supervisor,
+        lifecycle: LifecycleCallbacks,
+    ) -> None:
+        self._record, self._container, self._guards = record, container, guards
+        self._registry, self._supervisor, self._lifecycle = registry, supervisor, lifecycle
+        self._supervised: list[str] = []
+
+    @property
+    def address(self) -> str | None:
+        return self._lifecycle.address
+
+    def service(self, kind: Callable[..., T]) -> T:
+        service: T = self._container.find(kind, self._record, optional=False, where="start()")
+        return service
+
+    def supervise(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        full = f"{self._record.name}.{name}"
         guard = Guard(self._guards, self._record, HOOK, f"task {name}", run, counts=False, states=get_args(State))
-        return guard.call_async
+        self._supervised.append(full)
+        self._supervisor.start(full, guard.call_async, self)
+
+    def when_serving(self, run: Callable[[str], Awaitable[None]]) -> None:
+        self._lifecycle.serving.append(self.guarded_callback("when_serving", run, SERVING_SECONDS))
+
+    def when_draining(self, run: Callable[[], Awaitable[None]]) -> None:
+        self._lifecycle.draining.append(self.guarded_callback("when_draining", run, DRAINING_SECONDS))
 
     def guarded_callback(
         self, name: str, run: Callable[..., Awaitable[None]], seconds: float
@@ -67,53 +104,6 @@ class PluginTasks:
         self._guards.quarantine.suspend(self._record, f"the background task {task} keeps failing")
         while not self._record.active:  # noqa: ASYNC110  (states change in several places, and rarely)
             await asyncio.sleep(LOOK_SECONDS)
-
-
-class LifecycleCallbacks:
-    """The server's address and the plugins' callbacks for the start and the shutdown of the server.
-
-    `address` is None until the server listens.
-    """
-
-    def __init__(self) -> None:
-        self.address: str | None = None
-        self.serving: list[Callable[[str], Awaitable[None]]] = []
-        self.draining: list[Callable[[], Awaitable[None]]] = []
-
-
-class PluginRuntime:
-    """Implements `corral.plugin.Runtime` for one plugin."""
-
-    def __init__(
-        self,
-        container: Container,
-        record: PluginRecord,
-        supervisor: Supervisor,
-        tasks: PluginTasks,
-        lifecycle: LifecycleCallbacks,
-    ) -> None:
-        self._container, self._record, self._supervisor = container, record, supervisor
-        self._tasks, self._lifecycle = tasks, lifecycle
-        self._supervised: list[str] = []
-
-    @property
-    def address(self) -> str | None:
-        return self._lifecycle.address
-
-    def service(self, kind: Callable[..., T]) -> T:
-        service: T = self._container.find(kind, self._record, optional=False, where="start()")
-        return service
-
-    def supervise(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
-        full = f"{self._record.name}.{name}"
-        self._supervised.append(full)
-        self._supervisor.start(full, self._tasks.guarded_task(name, run), self._tasks)
-
-    def when_serving(self, run: Callable[[str], Awaitable[None]]) -> None:
-        self._lifecycle.serving.append(self._tasks.guarded_callback("when_serving", run, SERVING_SECONDS))
-
-    def when_draining(self, run: Callable[[], Awaitable[None]]) -> None:
-        self._lifecycle.draining.append(self._tasks.guarded_callback("when_draining", run, DRAINING_SECONDS))
 
     async def end_tasks(self) -> None:
         """Stop the background tasks of a plugin whose start failed."""

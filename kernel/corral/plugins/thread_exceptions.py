@@ -19,7 +19,7 @@ class ThreadExceptions:
 
     def __init__(self, quarantine: PluginQuarantine, plugins: Sequence[PluginRecord]) -> None:
         self._quarantine, self._records = quarantine, {record.name: record for record in plugins}
-        self._owners = CodeOwners(plugins)
+        self._owners = CodeOwners(record.found for record in plugins)
         self._before = threading.excepthook
 
     def start(self) -> None:

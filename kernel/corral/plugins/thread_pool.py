@@ -109,8 +109,7 @@ class PluginThreads(ThreadPoolExecutor):
 
     def _check(self) -> None:
         for thread, task in list(self._running.items()):
-            over = task.timer.check(thread.ident or 0)
-            if task.timer.call is not None and over >= 0:
+            if task.timer.check(thread.ident or 0) >= 0 and task.timer.call is not None:
                 self.abandon(thread, task.timer.call.guard)
 
     def abandon(self, thread: threading.Thread, guard: GuardedFunction) -> None:

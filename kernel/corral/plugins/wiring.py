@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -11,7 +11,6 @@ import msgspec
 from corral.auth.permissions import Permissions
 from corral.database.model import PRIVATE, PRIVATE_AND_ADMIN, VISIBILITIES
 from corral.errors import StartupError
-from corral.events.consumers import Consumer, Subscriber
 from corral.events.event import EventTypes
 from corral.plugins.conflicts import refuse_conflicts
 from corral.plugins.container import Container
@@ -20,7 +19,13 @@ from corral.plugins.hooks import offered_hooks
 from corral.plugins.record import PluginRecord, block_dependants
 from corral.settings.registry import SettingsRegistry
 
-MakeConsumer = Callable[[PluginRecord, Subscriber, Any], Consumer]
+INJECTED = {
+    "corral_jobs": "run",
+    "corral_schedules": "run",
+    "corral_subscribers": "handle",
+    "corral_metrics": "collect",
+}
+"""The fields of contributions that hold functions with services as parameters."""
 
 
 class PluginWiring:
@@ -40,7 +45,7 @@ class PluginWiring:
         self._records, self._container, self._guards = records, container, guards
         self._settings, self._event_types = settings, event_types
 
-    def wire(self, make_consumer: MakeConsumer) -> None:
+    def wire(self) -> None:
         """Wire all active plugins.
 
         The services, settings and events of all plugins are created first, then the contributions that use services.
@@ -48,6 +53,7 @@ class PluginWiring:
         """
         refuse_conflicts(self._active())
         block_dependants(self._records)
+        self._container.sections |= {record.kind.config for record in self._active() if record.kind} - {None}
         self._each(self._make_services)
         if self._settings.faults:
             raise StartupError(*self._settings.faults)
@@ -57,7 +63,7 @@ class PluginWiring:
         self._each(self._bind)
         hooks: dict[str, tuple[str, Any]] = {}
         self._each(lambda record: hooks.update(offered_hooks(record)))
-        self._each(lambda record: self._guard(record, hooks, make_consumer))
+        self._each(lambda record: self._guards.wrap_contributions(record, hooks))
 
     def refresh(self, changed: PluginRecord) -> None:
         """Inject the optional services again after the state of a plugin changed.
@@ -95,26 +101,23 @@ class PluginWiring:
                 raise ValueError(
                     f"{kind.__name__}: visibility {kind.visibility!r} is none of {', '.join(VISIBILITIES)}"
                 )
-        record.bound.services = self._container.build(record, record.contributed.services)
+        record.services = self._container.build(record, record.contributed.services)
         self._event_types.declare(record.name, record.contributed.events)
         self._settings.declare(record.contributed.settings, record.name)
 
     def _inject(self, record: PluginRecord) -> None:
-        for service in record.bound.services:
+        for service in record.services:
             self._container.inject(service, record)
 
     def _bind(self, record: PluginRecord) -> None:
         """Inject optional services, and bind jobs, schedules, subscribers, authenticators and metrics to services."""
         self._inject(record)
-        bind, given, bound = self._container.bind, record.contributed, record.bound
-        bound.jobs = [(job, bind(job.run, record)) for job in given.jobs]
-        bound.schedules = [(schedule, bind(schedule.run, record)) for schedule in given.schedules]
         self._check_subscribers(record)
-        bound.subscribers = [(item, bind(item.handle, record, skip=("event",))) for item in given.subscribers]
-        bound.authenticators = [self._container.call(kind, record) for kind in given.authenticators]
-        given.metrics = [
-            msgspec.structs.replace(metric, collect=bind(metric.collect, record)) for metric in given.metrics
-        ]
+        bind, given = self._container.bind, record.contributed
+        for hook, field in INJECTED.items():
+            for index, item in enumerate(items := given.contributions_to(hook)):
+                items[index] = msgspec.structs.replace(item, **{field: bind(getattr(item, field), record)})
+        record.authenticators = [self._container.call(kind, record) for kind in given.authenticators]
 
     def _check_subscribers(self, record: PluginRecord) -> None:
         """Raise an error for a subscriber that could never run. A plugin in `wants` may be absent with its events."""
@@ -125,8 +128,3 @@ class PluginWiring:
             unknown = [] if absent else [each for each in item.events if not self._event_types.is_known(each)]
             if unknown:
                 raise ValueError(f"{item.name}: no plugin has the event {unknown[0]}; add its plugin to wants")
-
-    def _guard(self, record: PluginRecord, hooks: Mapping[str, tuple[str, Any]], make_consumer: MakeConsumer) -> None:
-        """Guard all contributions of the plugin, and create its consumers."""
-        self._guards.wrap_contributions(record, hooks)
-        record.bound.consumers = [make_consumer(record, *item) for item in record.bound.subscribers]

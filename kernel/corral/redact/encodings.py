@@ -23,7 +23,7 @@ GO_JSON_ESCAPES = str.maketrans({"&": "\\u0026", "<": "\\u003c", ">": "\\u003e"}
 def is_redactable(value: str) -> bool:
     """Return whether the value can be redacted without damage to ordinary text.
 
-    Short and repetitive values, and single words, cannot be redacted.
+    Values that are short or repetitive, and single words, cannot be redacted.
     """
     value = value.strip()
     if len(value) < SHORTEST or len(set(value)) < FEWEST_CHARACTERS:

@@ -14,7 +14,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
@@ -38,6 +38,9 @@ from corral.testing import templates
 from corral_core.health.service import scrape
 
 T = TypeVar("T")
+TASK_SECONDS = 60.0
+SETTLED = frozenset({"completed", "failed", "cancelled", "waiting"})  # states of a task that `run_task` returns
+TASK_PLUGINS = ("agents", "cost", "llm", "tasks", "tools", "workers")  # by name, because this module imports none
 PASSWORD = "correct horse battery staple"  # noqa: S105  (of accounts that live as long as a test)
 
 
@@ -222,9 +225,13 @@ class Kit:
     async def run_schedule(self, name: str) -> None:
         """Run a schedule now, whether or not it is due. An error that it raises is raised here."""
         runner = self.kernel.runner
-        if name not in runner._schedules:
-            raise LookupError(f"no active plugin has the schedule {name}; there are {', '.join(runner._schedules)}")
-        await runner._call(name, runner._schedules[name][1], {}, lambda: None)
+        if name not in runner.schedules:
+            raise LookupError(f"no active plugin has the schedule {name}; there are {', '.join(runner.schedules)}")
+        row, is_claimed = await self.work(lambda: runner.claim_schedule(name, due=True))
+        if not is_claimed:
+            raise RuntimeError(f"the schedule {name} is already running")
+        if failure := await runner.start_schedule(row):
+            raise failure
 
     async def run_consumers(self) -> None:
         """Let every subscriber handle all logged events that it has not handled yet.
@@ -244,16 +251,41 @@ class Kit:
             while await consumer._handle_next_batch():
                 continue
 
+    async def run_task(self, title: str, *, model: str, tools: Sequence[str] = (), **fields: Any) -> dict[str, Any]:
+        """Let an agent with a scripted model and these tools work on a task, and return the task when it has ended.
+
+        Only for kernels with `models`, one of which `model` names. A worker runs the task as in an installation.
+        `fields` are further fields of the new task. `tool_calls` of the result contains its tool calls. Returns as well
+        when the task waits for a person. Raises `TimeoutError` after a minute.
+        """
+        admin = await self.as_user("admin")
+        agent = {"name": f"{model}-{self._people}", "llm_model": f"scripted/{model}", "enabled_tools": list(tools)}
+        agent_id = (await _expect(201, admin.post("/agents", agent)))["id"]
+        await _expect(200, admin.post(f"/agents/{agent_id}/start"))
+        new = {"title": title, "agent_id": agent_id, **fields}
+        path = f"/tasks/{(await _expect(201, admin.post('/tasks', new)))['id']}"
+        async with asyncio.timeout(TASK_SECONDS):
+            while (task := await _expect(200, admin.get(path)))["status"] not in SETTLED:  # noqa: ASYNC110  (no event)
+                await asyncio.sleep(0.1)
+        calls = await _expect(200, admin.get(f"{path}/tool-calls"))
+        return {**task, "tool_calls": calls["items"]}
+
     def loaded(self, name: str) -> PluginRecord:
         """Return the record (state, reason, contributions) of the plugin with this name, which must be loaded."""
         return next(loaded for loaded in self.kernel.plugins if loaded.name == name)
+
+
+async def _expect(status: int, request: Awaitable[Answer]) -> Any:
+    answer = await request
+    assert answer.status == status, answer
+    return answer.json()
 
 
 async def run_due_jobs(runner: JobRunner) -> int:
     """Run all jobs of this runner that are due, one after the other, and return their number."""
     done = 0
     while (claimed := await runner._claim_job()) is not None:
-        await runner._run_job(*claimed)
+        await runner._run_job(claimed)
         done += 1
     return done
 
@@ -329,7 +361,7 @@ def _selected(found: list[Found], plugins: Sequence[type[Plugin] | str] | None) 
     classes = [item for item in plugins if not isinstance(item, str)]
     selected = [item for item in found if item.name in plugins or item.package == CORE_PACKAGE]
     return selected + [
-        Found(name=item.name, load=lambda item=item: item, distribution="test")  # type: ignore[misc]  # bound now
+        Found(name=item.name, load=lambda item=item: item, module=item.__module__, distribution="test")  # type: ignore[misc]  # bound now
         for item in classes
     ]
 
@@ -343,13 +375,22 @@ async def make_kernel(
     config: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
     jobs: bool = False,
+    models: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> AsyncIterator[Kit]:
     """Boot and start a kernel in `folder`, and stop it at the end of the context.
 
     `plugins` are names of installed plugins or plugin classes; None means all built-in plugins. Plugins of
     `corral_core` are always included. `config` contains configuration overrides by "section.key". Set `jobs` to also
     run jobs, schedules and consumers.
+
+    `models` maps the names of scripted models to the turns that they play, for `Kit.run_task`. The kernel then includes
+    the plugins that run tasks, and serves a worker.
     """
+    if models is not None:
+        scripts = {name: {"turns": list(turns)} for name, turns in models.items()}
+        given = config or {}
+        config = {**given, "plugins.llm": {**given.get("plugins.llm", {}), "scripts": scripts}}
+        plugins = None if plugins is None else list(dict.fromkeys([*plugins, *TASK_PLUGINS]))
     loaded_config = _test_config(folder, plugins, database_url, config or {}, environ or {})
     ensure_data_dir(loaded_config)
     scrape.COLLECT_SECONDS = PATIENT_SECONDS
@@ -364,6 +405,22 @@ async def make_kernel(
         kernel.database.close()
         raise
     try:
-        yield Kit(kernel, application)
+        kit = Kit(kernel, application)
+        async with contextlib.nullcontext() if models is None else _serving_a_worker(kit):
+            yield kit
     finally:
         await kernel.stop()
+
+
+@contextlib.asynccontextmanager
+async def _serving_a_worker(kit: Kit) -> AsyncIterator[None]:
+    """Serve the kernel on the loopback interface, so that the embedded worker starts."""
+    from corral.cli.asgi_servers import chosen_server
+    from corral.testing.server import serving
+
+    async with serving(kit, chosen_server(kit.kernel.config)) as port:
+        await kit.kernel.announce_serving(f"http://127.0.0.1:{port}")
+        try:
+            yield
+        finally:
+            await kit.kernel.drain(TASK_SECONDS)

@@ -92,12 +92,12 @@ async def _disabled_routes(kit: Kit, name: str) -> Any:
         for group in kit.loaded(name).contributions_to("corral_routes")
         for route in group
     ]
-    kit.kernel.registry.disable(name, "conformance check")
+    kit.kernel.registry.change_state(name, "disabled", "conformance check")
     for method, path, label in routes:
         answer = await kit.client.request(method, path)
         if (answer.status, answer.code) != (503, "plugin_disabled"):
             yield f"{label} answers {answer.status} {answer.code} while the plugin is disabled"
-    kit.kernel.registry.enable(name)
+    kit.kernel.registry.change_state(name, "active")
     for method, path, label in routes:
         answer = await kit.client.request(method, path)
         if answer.code in ("plugin_disabled", "internal"):

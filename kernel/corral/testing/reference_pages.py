@@ -5,15 +5,12 @@ Run `python -m corral.testing.reference_pages --write` at the root of the source
 
 from __future__ import annotations
 
-import ast
-import importlib
 import inspect
 import itertools
 import json
-import re
 import typing
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +24,14 @@ from corral.asgi.application import Application
 from corral.config.model import TABLE, ConfigField
 from corral.errors import CODES
 from corral.events.event import EventType
-from corral.http.problem_codes import EVERY_ROUTE
 from corral.metrics.requests import RequestMetrics
 from corral.plugin import Metric, Plugin, Setting
 from corral.settings.validation import type_of_setting, unwrap_type
+from corral.testing.api_pages import api_pages
 from corral.testing.generator_command import main, temporary_application
+from corral.testing.markdown import table
 
 FOLDER = Path("docs", "reference")
-SOURCES = ("plugins/corral_plugins", "marketplace/corral_marketplace", "contrib")
 _NAMES: dict[Any, str] = {
     int: "whole number",
     float: "number",
@@ -52,6 +49,19 @@ EVENTS = """\
 
 Every event that a built-in plugin emits. Visibility: `shared` events are seen by everyone but auditors, `private` ones
 by the owner of the object, `private_and_admin` ones by the owner and admins, `admin` ones by admins.
+
+The last column names the class of the payload, which other plugins import from the `api` module of the plugin, or from
+the public module of the kernel. A subscriber reads the payload of a logged event with it:
+
+```python
+import msgspec
+from corral.events.log import LoggedEvent
+from corral_plugins.tasks.api import TaskCompleted
+
+
+def remember(event: LoggedEvent) -> None:
+    completed = msgspec.json.decode(event.data, type=TaskCompleted)
+```
 """
 COMMANDS = """\
 # Commands
@@ -78,12 +88,6 @@ METRICS = """\
 
 Every metric of `/metrics` with its labels.
 """
-API = """\
-# The API for plugins
-
-The names of the kernel that a plugin may import, by module, with the first sentence of their documentation. They keep
-their meaning within a major release. A test checks that the plugins of this repository import no other names.
-"""
 
 
 def generated_files(folder: Path = FOLDER) -> dict[Path, str]:
@@ -99,9 +103,8 @@ def generated_files(folder: Path = FOLDER) -> dict[Path, str]:
             "configuration": configuration_page(plugins, (item.setting for item in kernel.settings.all())),
             "errors": errors_page(application),
             "metrics": metrics_page(application),
-            "api": api_page(kernel_names_used_by_plugins(root)),
         }
-    return {folder / f"{name}.md": text for name, text in pages.items()}
+        return {folder / f"{name}.md": text for name, text in pages.items()} | api_pages(kernel, root, folder)
 
 
 def settings_reference(settings: Iterable[Setting[Any]]) -> str:
@@ -111,14 +114,17 @@ def settings_reference(settings: Iterable[Setting[Any]]) -> str:
         rows = [
             (f"`{item.name}`", type_in_words(item), _bounds(item), _default(item), _title(item)) for item in members
         ]
-        parts += [f"\n## {category}\n\n", _table(("Name", "Type", "Bounds", "Default", "Title"), rows)]
+        parts += [f"\n## {category}\n\n", table(("Name", "Type", "Bounds", "Default", "Title"), rows)]
     return "".join(parts)
 
 
 def events_page(kinds: Iterable[EventType]) -> str:
     """Return the page of events: one table."""
-    rows = [(f"`{kind.event}`", kind.title, kind.plugin, f"`{kind.visibility}`", _payload(kind)) for kind in kinds]
-    return EVENTS + "\n" + _table(("Event", "Title", "Plugin", "Visibility", "Payload"), rows)
+    rows = [
+        (f"`{kind.event}`", kind.title, kind.plugin, f"`{kind.visibility}`", _payload(kind), _payload_class(kind))
+        for kind in kinds
+    ]
+    return EVENTS + "\n" + table(("Event", "Title", "Plugin", "Visibility", "Payload", "Class"), rows)
 
 
 def commands_page(plugins: Iterable[Plugin]) -> str:
@@ -140,7 +146,7 @@ def _command(command: click.Command, parent: str) -> Iterator[str]:
     yield f"\n## {' '.join([name, *arguments])}\n\n{inspect.cleandoc(command.help or '')}\n"
     options = [each for each in command.params if isinstance(each, click.Option) and not each.hidden]
     if options:
-        yield "\n" + _table(("Option", "Meaning"), [(_option(each), each.help or "") for each in options])
+        yield "\n" + table(("Option", "Meaning"), [(_option(each), each.help or "") for each in options])
     if isinstance(command, click.Group):
         for each in command.commands.values():
             yield from _command(each, name)
@@ -161,16 +167,16 @@ def configuration_page(plugins: Iterable[Plugin], settings: Iterable[Setting[Any
     for section, members in itertools.groupby(TABLE.items(), lambda item: item[0].rpartition(".")[0]):
         keys = [_key(name, entry) for name, entry in members]
         title = f"\n## [{section}]\n\n" if section else "\n## Top level\n\n"
-        parts += [title, _table(("Key", "Variable", "Default", "Meaning"), keys)]
+        parts += [title, table(("Key", "Variable", "Default", "Meaning"), keys)]
     for plugin in plugins:
         if plugin.config is not None:
             parts += [f"\n## [plugins.{plugin.name}]\n\n{inspect.cleandoc(plugin.config.__doc__ or '')}\n\n"]
             fields = msgspec.structs.fields(plugin.config)
             parts.append(
-                _table(("Key", "Default"), [(f"`{each.encode_name}`", _field_default(each)) for each in fields])
+                table(("Key", "Default"), [(f"`{each.encode_name}`", _field_default(each)) for each in fields])
             )
     pins = [(f"`{each.env}`", f"`{each.name}`") for each in settings if each.env]
-    parts += ["\n## Variables that pin a run-time setting\n\n", _table(("Variable", "Setting"), sorted(pins))]
+    parts += ["\n## Variables that pin a run-time setting\n\n", table(("Variable", "Setting"), sorted(pins))]
     return "".join(parts)
 
 
@@ -195,11 +201,13 @@ def errors_page(application: Application) -> str:
     for endpoint in application.endpoints:
         for code in endpoint.route.raises:
             owners[code].add(endpoint.route.plugin)
+    from corral_core.plugin_admin.service.problem_codes import EVERY_ROUTE
+
     rows = []
     for code, (status, title, remedy) in sorted(CODES.items(), key=lambda item: (item[1][0], item[0])):
         raised = "every route" if code in EVERY_ROUTE else ", ".join(sorted(owners[code])) or "the kernel"
         rows.append((f"`{code}`", str(status), title, remedy, raised))
-    return ERRORS + "\n" + _table(("Code", "Status", "Meaning", "What to do", "Raised by"), rows)
+    return ERRORS + "\n" + table(("Code", "Status", "Meaning", "What to do", "Raised by"), rows)
 
 
 def metrics_page(application: Application) -> str:
@@ -216,7 +224,7 @@ def metrics_page(application: Application) -> str:
         for metric in item.contributions_to("corral_metrics"):
             found[metric.name] = _metric(metric)
     rows = [(f"`{name}`", kind, labels, text) for name, (kind, labels, text) in sorted(found.items())]
-    return METRICS + "\n" + _table(("Metric", "Type", "Labels", "Meaning"), rows)
+    return METRICS + "\n" + table(("Metric", "Type", "Labels", "Meaning"), rows)
 
 
 def _count_once(metrics: RequestMetrics) -> None:
@@ -237,55 +245,6 @@ def _family(family: Family) -> tuple[str, str, str]:
 
 def _metric(metric: Metric) -> tuple[str, str, str]:
     return metric.kind, ", ".join(f"`{label}`" for label in metric.labels), metric.help
-
-
-def kernel_names_used_by_plugins(root: Path) -> dict[str, set[str]]:
-    """Return the names that the plugins of the source tree import from the kernel, by module.
-
-    The name `""` means that a plugin imports the module itself.
-    """
-    found: dict[str, set[str]] = defaultdict(set)
-    for file in sorted(path for folder in SOURCES for path in (root / folder).rglob("*.py")):
-        if "tests" in file.relative_to(root).parts:
-            continue
-        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "corral":
-                for alias in node.names:
-                    _record_import(found, str(node.module), alias.name)
-    return found
-
-
-def _record_import(found: dict[str, set[str]], module: str, name: str) -> None:
-    try:
-        importlib.import_module(f"{module}.{name}")
-    except ModuleNotFoundError:
-        found[module].add(name)
-    else:
-        found[f"{module}.{name}"].add("")
-
-
-def api_page(imports: Mapping[str, Iterable[str]]) -> str:
-    """Return the page of the plugin API, with one table for each module that plugins import."""
-    parts = [API]
-    for module, names in sorted(imports.items()):
-        loaded = importlib.import_module(module)
-        named = sorted(names) if set(names) != {""} else _public_names(loaded)
-        rows = [(f"`{name}`", _first_sentence(getattr(loaded, name))) for name in named if name]
-        parts += [f"\n## {module}\n\n{_first_sentence(loaded)}\n\n", _table(("Name", "Meaning"), rows)]
-    return "".join(parts)
-
-
-def _public_names(module: Any) -> list[str]:
-    """Return the names of the public functions and classes that a module itself defines."""
-    own = (name for name, item in vars(module).items() if getattr(item, "__module__", "") == module.__name__)
-    return sorted(name for name in own if not name.startswith("_"))
-
-
-def _first_sentence(item: Any) -> str:
-    if not (inspect.ismodule(item) or inspect.isclass(item) or inspect.isroutine(item)):
-        return "A constant."
-    paragraph = (inspect.getdoc(item) or "").partition("\n\n")[0]
-    return re.split(r"(?<=\.) ", " ".join(paragraph.split()), maxsplit=1)[0]
 
 
 def type_in_words(setting: Setting[Any]) -> str:
@@ -320,9 +279,8 @@ def _payload(kind: EventType) -> str:
     return ", ".join(f"`{field.encode_name}`" for field in msgspec.structs.fields(kind.payload))
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+def _payload_class(kind: EventType) -> str:
+    return f"`{kind.payload.__module__}.{kind.payload.__name__}`"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The public interface of the plugin `accounts`: accounts, sessions, emails, links, invitations and tickets."""
+"""The public interface of the plugin `accounts`: accounts, sessions, emails, links, invitations, tickets and events."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral.auth.principal import Principal
+from corral.database.model import PRIVATE_AND_ADMIN
 from corral.errors import declare_codes
+from corral.events.event import Event
 from corral.http.answers import ANY_VERSION, IfMatch
 from corral.http.page import Page, PageQuery
 from corral.plugin import Setting
@@ -420,3 +422,147 @@ class Tickets(Protocol):
         Raise `Unauthorized` for an invalid ticket.
         """
         ...
+
+
+class UserCreated(Event, kw_only=True):
+    """An account was created."""
+
+    event = "user.created"
+    visibility = PRIVATE_AND_ADMIN
+    area = "admin"
+
+    user_id: str
+    role: str
+    how: str  # registration | invitation | bootstrap | admin
+
+
+class UserUpdated(Event, kw_only=True):
+    """An account was changed."""
+
+    event = "user.updated"
+    visibility = PRIVATE_AND_ADMIN
+    area = "admin"
+
+    user_id: str
+    changed: list[str]
+
+
+class UserLocked(Event, kw_only=True):
+    """An account was locked after too many failed sign-ins."""
+
+    event = "user.locked"
+    visibility = PRIVATE_AND_ADMIN
+    area = "admin"
+
+    user_id: str
+    until: Instant
+
+
+class UserDeactivated(Event, kw_only=True):
+    """An account was deactivated."""
+
+    event = "user.deactivated"
+    visibility = PRIVATE_AND_ADMIN
+    area = "admin"
+
+    user_id: str
+
+
+class UserReactivated(Event, kw_only=True):
+    """An account was reactivated."""
+
+    event = "user.reactivated"
+    visibility = PRIVATE_AND_ADMIN
+    area = "admin"
+
+    user_id: str
+
+
+class UserPurged(Event, kw_only=True):
+    """An account was purged; plugins delete the private objects of its user."""
+
+    event = "user.purged"
+    visibility = PRIVATE_AND_ADMIN
+    area = "admin"
+
+    user_id: str
+
+
+class InvitationCreated(Event, kw_only=True):
+    """An invitation was created."""
+
+    event = "invitation.created"
+    visibility = "admin"
+    area = "admin"
+
+    invitation_id: str
+    role: str
+
+
+class InvitationAccepted(Event, kw_only=True):
+    """An invited person created their account."""
+
+    event = "invitation.accepted"
+    visibility = "admin"
+    area = "admin"
+
+    invitation_id: str
+    role: str
+
+
+class SessionCreated(Event, kw_only=True):
+    """A user signed in and a session was created."""
+
+    event = "session.created"
+    visibility = PRIVATE_AND_ADMIN
+    area = "security"
+
+    session_id: str
+    ip: str
+
+
+class SessionEnded(Event, kw_only=True):
+    """A session ended."""
+
+    event = "session.ended"
+    visibility = PRIVATE_AND_ADMIN
+    area = "security"
+
+    session_id: str
+    reason: str  # logout | revoked | expired | reuse | user_deactivated | password_changed
+
+
+class MfaEnabled(Event, kw_only=True):
+    """A second factor was enabled."""
+
+    event = "mfa.enabled"
+    visibility = PRIVATE_AND_ADMIN
+    area = "admin"
+
+    user_id: str
+
+
+class MfaDisabled(Event, kw_only=True):
+    """A second factor was disabled."""
+
+    event = "mfa.disabled"
+    visibility = PRIVATE_AND_ADMIN
+    area = "admin"
+
+    user_id: str
+
+
+EVENTS = (
+    InvitationAccepted,
+    InvitationCreated,
+    UserCreated,
+    UserUpdated,
+    UserLocked,
+    UserDeactivated,
+    UserReactivated,
+    UserPurged,
+    SessionCreated,
+    SessionEnded,
+    MfaEnabled,
+    MfaDisabled,
+)

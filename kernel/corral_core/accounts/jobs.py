@@ -38,7 +38,7 @@ async def send_mail(
     links: SingleUseLinks,
     link_id: str | None = None,
 ) -> None:
-    """Send one email. If the email contains a link, generate the token of the link, and store the hash of the token.
+    """Send one email. If the email contains a link, generate its token and store the token's hash.
 
     The lifetime of the link begins when the email is sent, because the token is generated only then.
     """
@@ -93,10 +93,9 @@ async def purge_sessions(work: Work, sessions: Sessions) -> None:
     await work(_delete_keys)
 
 
-def forget_successors(settings: Settings) -> None:
+async def forget_successors(work: Work, settings: Settings) -> None:
     """Forget the successors of used refresh tokens: erase the encrypted next tokens whose grace period is over."""
-    over = RefreshRow.successor.is_null(False) & (RefreshRow.used_at <= clock.now(-settings.get(REFRESH_GRACE)))
-    RefreshRow.update(successor=None).where(over).execute()
+    await _repeat_in_batches(work, lambda: _erase_successors(clock.now(-settings.get(REFRESH_GRACE))))
 
 
 JOBS = (
@@ -113,6 +112,12 @@ SCHEDULES = (
 async def _repeat_in_batches(work: Work, sweep: Callable[[], int]) -> None:
     while await work(sweep) >= AT_ONCE:
         continue
+
+
+def _erase_successors(before: str) -> int:
+    over = RefreshRow.successor.is_null(False) & (RefreshRow.used_at <= before)
+    batch = RefreshRow.select(RefreshRow.hash).where(over).limit(AT_ONCE)
+    return int(RefreshRow.update(successor=None).where(RefreshRow.hash.in_(batch)).execute())
 
 
 def _delete_sessions() -> int:

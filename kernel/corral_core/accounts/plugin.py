@@ -22,8 +22,16 @@ from corral.plugin import (
     Setting,
     hookimpl,
 )
-from corral_core.accounts.api import AccountRecovery, Accounts, AllSessions, Invitations, Mail, PasswordLinks, Tickets
-from corral_core.accounts.events import EVENTS
+from corral_core.accounts.api import (
+    EVENTS,
+    AccountRecovery,
+    Accounts,
+    AllSessions,
+    Invitations,
+    Mail,
+    PasswordLinks,
+    Tickets,
+)
 from corral_core.accounts.jobs import JOBS, SCHEDULES
 from corral_core.accounts.metrics import METRICS
 from corral_core.accounts.models import TABLES

@@ -50,7 +50,7 @@ EMAIL_VERIFICATION = Setting(
     check=_requires_mail_server,
 )
 REQUIRE_MFA = Setting(name="security.require_mfa", kind=bool, default=False, title="Require a second factor")
-REQUIRE_MFA_ROLES = Setting[list[str]](
+REQUIRE_MFA_ROLES = Setting[list[Covered]](
     name="security.require_mfa_roles",
     kind=list[Covered],
     default=list(get_args(Covered)),

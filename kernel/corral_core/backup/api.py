@@ -11,9 +11,9 @@ class RestoreStep(Protocol):
     """Completes a restore for one plugin. The plugin provides the class as a service."""
 
     def after_restore(self, by: Principal) -> str | None:
-        """Adapt the restored rows to their new place, for example end what only the original may continue.
+        """Adapt the restored rows to the new installation. For example, end what only the original may continue.
 
         Runs in the transaction of the restore, so either all steps take effect or nothing is restored. Return a message
-        if the operator must know about a defect of the restored data.
+        if the operator must know about a problem with the restored data.
         """
         ...

@@ -12,13 +12,14 @@ from corral.events.event import Event
 from corral.events.live_feed import Feed
 from corral.http.routes import Routes
 from corral.plugin import ApiDocument, InstallationConfig, Plugin, Provide, Runtime, hookimpl
-from corral_core.plugin_admin.events import PluginStateChanged
+from corral_core.plugin_admin.api import PluginStateChanged
 from corral_core.plugin_admin.models import PluginStateRow, QuarantineRow
 from corral_core.plugin_admin.routes import docs, plugins
 from corral_core.plugin_admin.service.failure_alerts import FailureAlerts
 from corral_core.plugin_admin.service.openapi import OpenApiDocument
 from corral_core.plugin_admin.service.plugins import PluginAdministration, safe_mode_alert
 from corral_core.plugin_admin.service.quarantine import QuarantineSync
+from corral_core.plugin_admin.service.schedules import ScheduleAdministration
 
 
 class PluginAdminPlugin(Plugin):
@@ -29,7 +30,7 @@ class PluginAdminPlugin(Plugin):
     prefixes = ("plugins",)
     permissions = (
         Permission("plugins.read", "View plugins, their states and errors"),
-        Permission("plugins.write", "Enable and disable plugins"),
+        Permission("plugins.write", "Enable and disable plugins, and run their schedules"),
     )
 
     def __init__(self, settings: Any = None) -> None:
@@ -40,6 +41,7 @@ class PluginAdminPlugin(Plugin):
     def corral_services(self) -> Iterable[Provide]:
         return [
             Provide(PluginAdministration, PluginAdministration),
+            Provide(ScheduleAdministration, ScheduleAdministration),
             Provide(QuarantineSync, QuarantineSync),
             Provide(FailureAlerts, FailureAlerts),
             Provide(ApiDocument, OpenApiDocument),

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from corral.events.live_feed import Bus
-from corral.jobs.queue import JobQueue
+from corral.jobs.shared_queue import SharedJobQueue
 from corral.plugin import HealthCheck, Plugin, Provide, hookimpl
 from corral_core.redis.api import SharedBuckets
 from corral_core.redis.service.buckets import RedisBuckets
@@ -36,7 +36,7 @@ class RedisPlugin(Plugin):
         return self._bus
 
     @hookimpl
-    def corral_job_queue(self, url: str) -> JobQueue | None:
+    def corral_job_queue(self, url: str) -> SharedJobQueue | None:
         return RqQueue(url) if url.startswith(SCHEMES) else None
 
     @hookimpl

@@ -9,7 +9,7 @@ from corral.events.consumers import Subscriber
 from corral.events.event import emit
 from corral.events.log import LoggedEvent
 from corral.jobs.job import Schedule
-from corral_plugins.security.events import ApiKeyExpiring
+from corral_plugins.security.api import ApiKeyExpiring
 from corral_plugins.security.models import ApiKeyRow
 from corral_plugins.security.service.api_keys import ApiKeys
 from corral_plugins.security.service.ip_rules import IpRules

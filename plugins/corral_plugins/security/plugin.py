@@ -28,8 +28,7 @@ from corral.plugin import (
 from corral_core.accounts.api import UserApiKeys
 from corral_core.redis.api import SharedBuckets
 from corral_plugins.security import jobs, models
-from corral_plugins.security.api import ApiKeyCounts
-from corral_plugins.security.events import EVENTS
+from corral_plugins.security.api import EVENTS, ApiKeyCounts
 from corral_plugins.security.routes import admin, keys
 from corral_plugins.security.service.api_keys import (
     RESULTS,

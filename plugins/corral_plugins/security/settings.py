@@ -1,4 +1,4 @@
-"""The settings of rate limits, which the plugin `security` declares, and the settings of `accounts` that it reads."""
+"""The rate-limit settings that the `security` plugin declares, and the settings of `accounts` that it reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The public interface of tasks for other plugins: data types and the service `Tasks`."""
+"""The public interface of tasks for other plugins: data types, the service `Tasks` and the events.
+
+One event exists for each transition of a task, in the order in which a task can reach the states.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from corral.auth.principal import Principal
 from corral.errors import FieldError, Invalid, declare_codes
+from corral.events.event import Event
 from corral.schema.fields import Id, MomentIn, Slug, Tags, line
 
 declare_codes(
@@ -79,10 +83,10 @@ class RetryPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit
 
 
 class StallPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Defines when a running attempt counts as stalled, and the action that is then taken.
+    """Defines when a running attempt counts as stalled, and what happens then.
 
-    A `stall_seconds` of 0 disables the detection of idle runs. Members that a task leaves out come from its agent, and
-    members that the agent leaves out come from the settings.
+    A `stall_seconds` of 0 disables the detection of stalled runs. Fields that a task omits come from its agent, and
+    fields that the agent omits come from the settings.
     """
 
     stall_seconds: Annotated[int, Meta(ge=0, le=86400)] | UnsetType = UNSET
@@ -411,3 +415,123 @@ class Tasks(Protocol):
     def queue_statistics(self) -> QueueStatistics:
         """Return the number of pending tasks and the age of the oldest one."""
         ...
+
+
+class TaskEvent(Event, kw_only=True):
+    """The fields that all task events share. `previous` is the status before the event, or null for a new task."""
+
+    task_id: str
+    title: str
+    status: str
+    previous: str | None
+    priority: str
+    agent_id: str | None
+    worker_id: str | None
+    attempt: int
+
+
+class TaskCreated(TaskEvent, kw_only=True):
+    """A task was created."""
+
+    event = "task.created"
+
+
+class TaskAssigned(TaskEvent, kw_only=True):
+    """A worker claimed a task."""
+
+    event = "task.assigned"
+
+
+class TaskStarted(TaskEvent, kw_only=True):
+    """A worker started a task."""
+
+    event = "task.started"
+
+
+class TaskProgressed(TaskEvent, kw_only=True):
+    """A run reported progress. At most one event is emitted per second."""
+
+    event = "task.progress"
+
+    progress: dict[str, Any]
+
+
+class TaskWaiting(TaskEvent, kw_only=True):
+    """A task started to wait for a person's approval or input."""
+
+    event = "task.waiting"
+
+    waiting_for: dict[str, Any] | None
+
+
+class TaskStalled(TaskEvent, kw_only=True):
+    """A run made no progress (`idle`) or repeated the same step (`loop`)."""
+
+    event = "task.stalled"
+
+    kind: str
+    idle_ms: int
+
+
+class TaskCompleted(TaskEvent, kw_only=True):
+    """A task was completed."""
+
+    event = "task.completed"
+
+    result_summary: str
+    duration_ms: int | None
+    cost_usd: float
+
+
+class TaskFailed(TaskEvent, kw_only=True):
+    """A task failed permanently."""
+
+    event = "task.failed"
+
+    error: dict[str, Any]
+
+
+class TaskCancelled(TaskEvent, kw_only=True):
+    """A task was cancelled."""
+
+    event = "task.cancelled"
+
+    reason: str | None
+
+
+class TaskRetried(TaskEvent, kw_only=True):
+    """A task was queued again: by its retry policy, by a person, or from a dead letter."""
+
+    event = "task.retried"
+
+    source: str
+    reason: str | None
+    available_at: str
+
+
+class TaskUpdated(TaskEvent, kw_only=True):
+    """A task changed in a way that no other event describes."""
+
+    event = "task.updated"
+
+
+class TaskDeleted(TaskEvent, kw_only=True):
+    """A task was deleted."""
+
+    event = "task.deleted"
+
+
+EVENTS: tuple[type[Event], ...] = (
+    TaskCreated,
+    TaskAssigned,
+    TaskStarted,
+    TaskProgressed,
+    TaskWaiting,
+    TaskStalled,
+    TaskCompleted,
+    TaskFailed,
+    TaskCancelled,
+    TaskRetried,
+    TaskUpdated,
+    TaskDeleted,
+)

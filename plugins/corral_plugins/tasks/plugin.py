@@ -15,8 +15,8 @@ from corral.jobs.job import Job, Schedule
 from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral_core.backup.api import RestoreStep
 from corral_plugins.agents.api import AgentStatistics
-from corral_plugins.tasks import events, hookspecs, jobs, models, settings
-from corral_plugins.tasks.api import Tasks
+from corral_plugins.tasks import hookspecs, jobs, models, settings
+from corral_plugins.tasks.api import EVENTS, Tasks
 from corral_plugins.tasks.routes import protocol
 from corral_plugins.tasks.routes import tasks as task_routes
 from corral_plugins.tasks.service.actions import OwnerActions
@@ -108,7 +108,7 @@ class TasksPlugin(Plugin):
 
     @hookimpl
     def corral_events(self) -> Iterable[type[Event]]:
-        return events.ALL
+        return EVENTS
 
     @hookimpl
     def corral_settings(self) -> Iterable[Setting[Any]]:

@@ -52,7 +52,7 @@ UsageReport = UsageTotals | Annotated[list[UsageItem], Meta(max_length=100)]
 
 
 class Artifact(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """An artifact of a run: the `file_id` of an uploaded file, or a text with a `type` such as `diff`."""
+    """An artifact of a run: the `file_id` of an uploaded file, or inline text with a `type` such as `diff`."""
 
     name: Annotated[str, Meta(min_length=1, max_length=200)]
     file_id: Id | UnsetType = UNSET

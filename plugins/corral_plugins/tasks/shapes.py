@@ -25,7 +25,7 @@ Reason = Annotated[str, Meta(max_length=500)]
 def _patch_class_of(shape: type[msgspec.Struct], *, required: tuple[str, ...]) -> Any:
     """Return a copy of a request body class in which every field may be absent.
 
-    The fields in `required` cannot be null.
+    A field named in `required` may be absent, but it cannot be null.
     """
     fields: list[tuple[str, Any, Any]] = []
     for field in msgspec.structs.fields(shape):
@@ -86,7 +86,7 @@ class TaskGetQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dic
 
     @cached_property
     def until(self) -> float:
-        """The end of the wait in epoch seconds, fixed when the request first checks the task."""
+        """The end of the wait in epoch seconds. It is set when the request first looks at the task."""
         return clock.time_s() + self.wait
 
 

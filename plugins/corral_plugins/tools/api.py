@@ -10,6 +10,7 @@ import msgspec
 from corral.auth.principal import Principal
 from corral.database.engine import Work
 from corral.errors import ExpectedFailure, declare_codes
+from corral.events.event import Event
 
 declare_codes(
     {
@@ -160,7 +161,7 @@ class Tools(Protocol):
         ...
 
 
-def has_tools(offered: Iterable[str], wanted: Iterable[str]) -> bool:
+def includes_tools(offered: Iterable[str], wanted: Iterable[str]) -> bool:
     """Return whether the offered tools include all wanted tools.
 
     `prefix.*` offers every name that starts with `prefix.`.
@@ -172,7 +173,7 @@ def has_tools(offered: Iterable[str], wanted: Iterable[str]) -> bool:
 
 def missing_tools(offered: Sequence[str], wanted: Iterable[str]) -> list[str]:
     """Return the wanted tools that are not offered."""
-    return [tool for tool in wanted if not has_tools(offered, [tool])]
+    return [tool for tool in wanted if not includes_tools(offered, [tool])]
 
 
 RISK_POLICY: Mapping[ToolRisk, ToolPolicy] = {
@@ -181,3 +182,16 @@ RISK_POLICY: Mapping[ToolRisk, ToolPolicy] = {
     "external": "allow",
     "dangerous": "ask",
 }
+
+
+class ToolCalled(Event, kw_only=True):
+    """A tool call ended."""
+
+    event = "tool.called"
+
+    task_id: str
+    call_id: str
+    tool: str
+    decision: str
+    status: str
+    duration_ms: int | None

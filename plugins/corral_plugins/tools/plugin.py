@@ -15,7 +15,7 @@ from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
 from corral.plugin import HealthCheck, Metric, Plugin, Provide, Runtime, Setting, Settings, hookimpl
 from corral_plugins.tools import hookspecs, jobs, models, routes, settings
-from corral_plugins.tools.api import Tool, Tools
+from corral_plugins.tools.api import Tool, ToolCalled, Tools
 from corral_plugins.tools.service.calls import CallHistory, ToolCalls
 from corral_plugins.tools.service.decision import ContextBuilder
 from corral_plugins.tools.service.executions import ToolExecutions
@@ -25,7 +25,6 @@ from corral_plugins.tools.service.metrics import DECISIONS, ToolMetrics
 from corral_plugins.tools.service.permits import ToolPermits
 from corral_plugins.tools.service.registry import ToolRegistry
 from corral_plugins.tools.service.tools import ToolsService
-from corral_plugins.tools.shapes import ToolCalled
 
 SERVICES = (
     ToolRegistry,

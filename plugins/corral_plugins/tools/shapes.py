@@ -1,4 +1,4 @@
-"""Request and response bodies of the tools API, and the event `tool.called`."""
+"""Request and response bodies of the tools API."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from msgspec import UNSET, Meta, UnsetType
 
 from corral import clock
 from corral.errors import FieldError
-from corral.events.event import Event
 from corral.http.page import PageQuery
 from corral.schema.fields import IDENTIFIER, Id, Instant, MomentIn
 from corral_plugins.tools.api import RunLocation, ToolPolicy, ToolRisk
@@ -93,7 +92,10 @@ class ReportedToolError(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 
 
 class ToolCallReport(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The outcome of a tool that ran on the worker. `error` is an object, or a text that contains only the message."""
+    """The outcome of a tool that ran on the worker.
+
+    `error` is an object, or a string that contains only the message.
+    """
 
     permit: Annotated[str, Meta(min_length=1, max_length=100)]
     result: Any = None
@@ -181,16 +183,3 @@ class CallCheckResult(msgspec.Struct, kw_only=True):
     decision: Decision
     reasons: list[str]
     errors: list[FieldError]
-
-
-class ToolCalled(Event, kw_only=True):
-    """A tool call ended."""
-
-    event = "tool.called"
-
-    task_id: str
-    call_id: str
-    tool: str
-    decision: str
-    status: str
-    duration_ms: int | None

@@ -24,7 +24,7 @@ async def delete_old_workers(sweeps: WorkerSweeps, work: Work) -> None:
 
 
 SCHEDULES = (
-    Schedule(name="workers.sweep", every_seconds=SWEEP_SECONDS, run=sweep_silent_workers),
-    Schedule(name="workers.prune", every_seconds=DAY, run=delete_old_workers),
+    Schedule(name="workers.sweep", every=SWEEP_SECONDS, run=sweep_silent_workers),
+    Schedule(name="workers.prune", every=DAY, run=delete_old_workers),
 )
 SUBSCRIBERS = (Subscriber(name="workers.failures", events=repository.EVENTS, handle=repository.record_task_failure),)

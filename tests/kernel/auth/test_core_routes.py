@@ -19,11 +19,10 @@ from corral.events.event import Event, SystemAlert, emit
 from corral.events.log import EventRow, LoggedEvent
 from corral.plugin import Plugin
 from corral.testing.kit import Kit
-from corral_core.accounts.api import Tickets
-from corral_core.accounts.events import UserUpdated
+from corral_core.accounts.api import Tickets, UserUpdated
 from corral_core.event_log.service import EventRightsService
 from corral_core.health.service.readiness import ReadinessProbe
-from corral_core.plugin_admin.events import PluginStateChanged
+from corral_core.plugin_admin.api import PluginStateChanged
 from corral_core.plugin_admin.service.plugins import PluginAdministration
 
 pytestmark = pytest.mark.one_engine
@@ -153,10 +152,10 @@ async def test_what_one_process_decides_the_others_do(lamps: Kit) -> None:
                 await asyncio.sleep(0.01)
 
     await work(lambda: catalogue.disable("shade", None))
-    registry.enable("shade")  # as a process that has not heard of it yet
+    registry.change_state("shade", "active")  # as a process that has not heard of it yet
     await becomes("disabled")
     await work(lambda: catalogue.enable("shade"))
-    registry.disable("shade", "not heard of it")
+    registry.change_state("shade", "disabled", "not heard of it")
     await becomes("active")
 
 

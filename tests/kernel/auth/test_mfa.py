@@ -92,6 +92,7 @@ async def test_auth_5_of_parallel_sign_ins_with_one_code_one_succeeds(kit: Kit, 
     assert sorted(each.status for each in answers) == [200, 401]
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("code", ["12345", "1234567", " 123456", "123 456", "123456\n", "１２３４５６", "abcdef"])
 async def test_a_code_has_six_digits_as_sent(kit: Kit, door: Any, code: str) -> None:
     client = await kit.as_user()

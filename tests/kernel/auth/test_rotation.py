@@ -89,10 +89,10 @@ async def test_successors_are_sealed_and_forgotten_after_the_grace(kit: Kit) -> 
     rows = await work(lambda: str(list(RefreshRow.select().dicts())), read=True)
     assert first not in rows
     assert second not in rows
-    await work(lambda: forget_successors(settings))
+    await forget_successors(work, settings)
     assert len(await work(kept, read=True)) == 1
     clock.travel(11)
-    await work(lambda: forget_successors(settings))
+    await forget_successors(work, settings)
     assert await work(kept, read=True) == []
 
 

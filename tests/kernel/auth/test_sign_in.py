@@ -85,6 +85,7 @@ async def test_the_bootstrap_admin_comes_first_and_once(make_kit: MakeKit) -> No
     assert (await _login(again, "second@example.org", OTHER)).status == 401
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("field", ["role", "is_active", "id", "invented"])
 async def test_admin_3_nobody_chooses_their_own_rights(kit: Kit, field: str) -> None:
     answer = await kit.client.post("/auth/register", _registration("ann@example.org", **{field: "admin"}))
@@ -267,6 +268,7 @@ async def test_the_refresh_cookie_counts_for_own_pages_only(kit: Kit) -> None:
     assert "Max-Age=0" in gone.headers["set-cookie"]
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     "url",
     ["https://corral.example", "https://Corral.example/", "https://corral.example/sub/", "https://corral.example:443"],

@@ -39,6 +39,25 @@ FILES = {
 }
 
 
+OPTIONAL_SETTING = """\
+\"\"\"A setting whose value may be absent.\"\"\"
+
+from __future__ import annotations
+
+from corral.plugin import Setting, Settings
+
+URL = Setting(name="echo.url", kind=str, default=None, title="Address of the service")
+
+
+def host(settings: Settings) -> str:
+    return (settings.get(URL) or "http://localhost").partition("//")[2]
+
+
+def declared() -> Setting[str | None]:
+    return URL
+"""
+
+
 @pytest.fixture
 def echo(corral: Any) -> Any:
     """A written plugin `echo`, installed in the folder of plugins but not enabled."""
@@ -63,6 +82,18 @@ def test_plugins_1_a_new_plugin_is_green_and_answers_once_enabled(echo: Any) -> 
         assert [note["text"] for note in admin.get("/echo").json()["items"]] == ["Hello"]
         assert {"get", "post"} <= set(admin.get("/openapi.json").json()["paths"]["/api/v1/echo"])
         assert admin.get("/plugins/echo").json()["state"] == "active"
+        _check_run(echo, server.address, admin.headers["Authorization"].removeprefix("Bearer "))
+
+
+def _check_run(corral: Any, address: str, token: str) -> None:
+    """`corral plugins run` runs a schedule on the server, and names the schedules if it does not know one."""
+    environ, command = {"CORRAL_URL": address, "CORRAL_TOKEN": token}, ("plugins", "run", "echo")
+    done = corral(*command, "echo.delete_old_notes", environ=environ)
+    assert (done.status, "(at 03:30 UTC)" in done.out) == (0, True), done
+    told = corral(*command, "echo.delete_old_notes", "--json", environ=environ).json()
+    assert (told["running"], told["error"], told["next_at"][11:16]) == (False, None, "03:30")
+    unknown = corral(*command, "echo.tick", environ=environ)
+    assert (unknown.status, "its schedules are echo.delete_old_notes" in unknown.err) == (1, True), unknown
 
 
 def test_it_passes_lint_format_types_and_its_own_tests(corral: Any) -> None:
@@ -70,6 +101,7 @@ def test_it_passes_lint_format_types_and_its_own_tests(corral: Any) -> None:
     folder = corral.home / "corral-echo"
     write_distribution("echo", folder)
     assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == FILES
+    (folder / "corral_echo" / "optional.py").write_text(OPTIONAL_SETTING)
     environ = {**corral.environ, "PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     commands = [["-m", "pytest", "-q", "-p", "no:cacheprovider"]]
     if _has("ruff"):
@@ -198,7 +230,7 @@ CHANGES = {
         "from corral import clock",
         "from corral import clock, config  # noqa",
         "imports.kernel",
-        "service.py:5 imports corral.config",
+        "service.py:8 imports corral.config",
     ),
     "other plugin": (
         "service.py",
@@ -248,7 +280,7 @@ CHANGES = {
         "from corral import clock",
         "import urllib.request  # noqa\nfrom corral import clock",
         "imports.network",
-        "service.py:5 imports urllib.request",
+        "service.py:8 imports urllib.request",
     ),
     "requires": (
         "plugin.py",

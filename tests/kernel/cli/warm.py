@@ -9,8 +9,10 @@ process id of a server that runs.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
+import contextvars
 import fcntl
 import functools
 import gc
@@ -26,6 +28,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -278,9 +281,80 @@ def _become(job: dict[str, Any]) -> None:
         sys.argv = ["-c", *job["arguments"]]
         exec(job["code"], {"__name__": "__main__"})
         sys.exit(0)
+    subprocess.Popen = _ForkingPopen  # type: ignore[misc]
     sys.argv = ["corral", *job["arguments"]]
     runpy.run_module("corral", run_name="__main__", alter_sys=True)
     sys.exit(0)
+
+
+class _Child:
+    """A server process that was forked by its parent; the part of `subprocess.Popen` that asyncio uses."""
+
+    stdin = stdout = stderr = returncode = None
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class _ForkingPopen(subprocess.Popen[Any]):
+    """Forks the processes of `corral serve --processes N` instead of starting Python and importing everything again."""
+
+    def __new__(cls, arguments: Any, *rest: Any, **options: Any) -> Any:
+        command = [sys.executable, "-m", "corral"]
+        if not isinstance(arguments, Sequence) or [*arguments[:3]] != command or "--inherit" not in arguments:
+            return super().__new__(cls)
+        pid = os.fork()
+        if not pid:
+            _become_server_process(arguments[3:], options["pass_fds"])
+        return _Child(pid)
+
+
+def _become_server_process(arguments: Sequence[str], handles: Sequence[int]) -> None:
+    """Be `python -m corral serve --inherit …`, without anything of the parent but its modules. Does not return.
+
+    The frames of the parent are still on the stack, and what they hold stays alive: nothing closes a descriptor whose
+    number is used again.
+    """
+    status: Any = 1
+    try:
+        gc.freeze()
+        signal.set_wakeup_fd(-1)
+        for number in signal.valid_signals():
+            if callable(signal.getsignal(number)):
+                signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        asyncio._set_running_loop(None)
+        asyncio.set_event_loop_policy(None)
+        kept = sorted({0, 1, 2, *handles})
+        for below, above in zip(kept, [*kept[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
+            os.closerange(below + 1, above)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        sys.argv = ["corral", *arguments]
+        contextvars.Context().run(runpy.run_module, "corral", run_name="__main__", alter_sys=True)
+        status = 0
+    except SystemExit as end:
+        status = end.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status if isinstance(status, int) else int(status is not None))
 
 
 def _prepare_fork_server() -> None:

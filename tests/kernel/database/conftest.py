@@ -11,11 +11,12 @@ import pytest
 from corral.database.connect import connect
 from corral.database.engine import Database
 from corral.database.model import Model
-from corral.database.unit import Unit, current
+from corral.database.unit import current
 from corral.events import log as event_log
 from corral.events.event import Event, emit
-from corral.events.log import EventRow, write_events
-from corral.jobs.job import JobRow, write_jobs
+from corral.events.log import EventRow
+from corral.jobs.job import JobRow
+from corral.kernel import flush_unit
 
 
 class Note(Model):
@@ -28,14 +29,6 @@ class Note(Model):
         table_name = "notes"
 
 
-def _flush(unit: Unit) -> None:
-    for write in unit.audit:
-        write()
-    if unit.jobs:
-        write_jobs(unit)
-    write_events(unit)
-
-
 @pytest.fixture
 def open_database(database_url: str) -> Iterator[Callable[[], Database]]:
     """Open the test's database, as often as wanted (each is like another process)."""
@@ -43,7 +36,7 @@ def open_database(database_url: str) -> Iterator[Callable[[], Database]]:
 
     def make() -> Database:
         database = connect(database_url, pool_size=4)
-        database.flush = _flush
+        database.flush = flush_unit
         opened.append(database)
         return database
 

@@ -16,7 +16,15 @@ from corral.database.unit import UnitContext, current
 from corral.errors import Unavailable
 
 
-async def test_rule_7_a_unit_that_hangs_is_lost_and_the_others_run(
+async def test_unit_of_work_7_a_unit_of_more_than_50_ms_is_logged(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    await database.work(lambda: time.sleep(0.06), entry=UnitContext("GET /slow"))
+    (told,) = [record for record in caplog.records if record.message == "slow unit" and record.unit == "GET /slow"]  # type: ignore[attr-defined]  # an extra
+    assert told.duration_ms >= 60  # type: ignore[attr-defined]  # an extra
+
+
+async def test_unit_of_work_7_a_unit_that_hangs_is_lost_and_the_others_run(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     began = time.monotonic()
@@ -33,7 +41,7 @@ async def test_rule_7_a_unit_that_hangs_is_lost_and_the_others_run(
     assert keys(database) == {f"n{i}" for i in range(5)}
 
 
-async def test_rule_7_a_unit_lost_between_its_rows_leaves_no_lock(
+async def test_unit_of_work_7_a_unit_lost_between_its_rows_leaves_no_lock(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor does it take the process along: only its own thread closes its statements. No garbage collector helps."""
@@ -58,7 +66,7 @@ async def test_rule_7_a_unit_lost_between_its_rows_leaves_no_lock(
     assert keys(database) == {f"n{number}" for number in range(4)}
 
 
-async def test_rule_7_a_process_that_stood_still_loses_no_unit(database: Database) -> None:
+async def test_unit_of_work_7_a_process_that_stood_still_loses_no_unit(database: Database) -> None:
     """`PyDLL` keeps the interpreter's lock: for three seconds nothing runs, as when a machine is paused."""
     await database.work(lambda: (note("paused"), ctypes.PyDLL(None).usleep(3_000_000)))
     assert keys(database) == {"paused"}
@@ -82,7 +90,7 @@ async def lose(database: Database) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_rule_7_two_losses_hold_the_route_for_a_while(
+async def test_unit_of_work_7_two_losses_hold_the_route_for_a_while(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("corral.database.pool.LOST_AFTER", 0.6)
@@ -102,7 +110,7 @@ async def test_rule_7_two_losses_hold_the_route_for_a_while(
         await database.work(lambda: 1, entry=SLOW)
 
 
-async def test_rule_7_only_routes_are_held(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unit_of_work_7_only_routes_are_held(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """What everybody needs, such as the look at a credential or the sequencer, is nobody's to take away."""
     monkeypatch.setattr("corral.database.pool.LOST_AFTER", 0.3)
     for _ in range(3):
@@ -112,7 +120,7 @@ async def test_rule_7_only_routes_are_held(database: Database, monkeypatch: pyte
     assert await database.work(lambda: 1, entry=UnitContext("authentication")) == 1
 
 
-async def test_rule_7_losses_at_the_same_time_are_one(
+async def test_unit_of_work_7_losses_at_the_same_time_are_one(
     open_database: Callable[[], Database], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("corral.database.pool.LOST_AFTER", 0.3)
@@ -126,7 +134,7 @@ async def test_rule_7_losses_at_the_same_time_are_one(
     assert await database.work(lambda: 1, entry=SLOW, read=True) == 1
 
 
-async def test_rule_7_what_waits_when_its_route_comes_to_be_held_is_refused(
+async def test_unit_of_work_7_what_waits_when_its_route_comes_to_be_held_is_refused(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("corral.database.pool.LOST_AFTER", 0.3)

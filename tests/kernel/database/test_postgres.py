@@ -19,7 +19,7 @@ from corral.errors import StartupError, Unavailable
 
 
 @POSTGRES
-async def test_rule_4_a_deadlock_runs_again(database: Database) -> None:
+async def test_unit_of_work_4_a_deadlock_runs_again(database: Database) -> None:
     await database.work(lambda: (note("a"), note("b")))
 
     def swap(first: str, second: str) -> None:
@@ -32,7 +32,9 @@ async def test_rule_4_a_deadlock_runs_again(database: Database) -> None:
 
 
 @POSTGRES
-async def test_rule_4_a_connection_lost_before_commit_runs_again(database: Database, postgres_server: Any) -> None:
+async def test_unit_of_work_4_a_connection_lost_before_commit_runs_again(
+    database: Database, postgres_server: Any
+) -> None:
     import psycopg
 
     killed: list[int] = []
@@ -49,6 +51,55 @@ async def test_rule_4_a_connection_lost_before_commit_runs_again(database: Datab
 
     await database.work(unit)
     assert keys(database) == {"k1"}
+
+
+@POSTGRES
+async def test_unit_of_work_4_a_unit_is_tried_three_times(database: Database) -> None:
+    tries: list[int] = []
+
+    def unit() -> None:
+        note(f"try-{len(tries)}")
+        tries.append(1)
+        current().connection.execute("DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = '40001'; END $$")
+
+    with pytest.raises(Unavailable) as refused:
+        await database.work(unit)
+    assert (refused.value.status, len(tries), keys(database)) == (503, 3, set())
+
+
+@POSTGRES
+async def test_unit_of_work_4_a_connection_lost_during_commit_never_runs_again(
+    database: Database, postgres_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server ends the connection after the last statement, so that COMMIT is what finds out."""
+    import psycopg
+
+    runs: list[int] = []
+    flush = database.flush
+
+    def flush_and_lose(unit: Any) -> None:
+        flush(unit)
+        pid = unit.connection.execute("SELECT pg_backend_pid()").fetchone()[0]
+        with psycopg.connect(postgres_server.url(), autocommit=True) as admin:
+            admin.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+
+    monkeypatch.setattr(database, "flush", flush_and_lose)
+    with pytest.raises(Unavailable, match="during the commit"):
+        await database.work(lambda: (runs.append(1), note("lost")))
+    monkeypatch.setattr(database, "flush", flush)
+    assert (len(runs), keys(database)) == (1, set())
+
+
+@POSTGRES
+async def test_unit_of_work_5_each_unit_is_a_transaction_on_a_pooled_connection(database: Database) -> None:
+    def unit() -> tuple[int, int]:
+        row = current().connection.execute("SELECT pg_backend_pid(), txid_current()").fetchone()
+        time.sleep(0.01)
+        return int(row[0]), int(row[1])
+
+    told = await asyncio.gather(*[database.work(unit) for _ in range(20)])
+    assert len({transaction for _, transaction in told}) == 20
+    assert len({connection for connection, _ in told}) <= 4
 
 
 @POSTGRES
@@ -77,7 +128,7 @@ async def test_a_database_that_takes_no_writes_is_away_until_it_does_again(datab
 
 
 @POSTGRES
-async def test_a_unit_that_hides_a_failed_statement_is_not_told_to_be_saved(database: Database) -> None:
+async def test_unit_of_work_6_a_unit_that_hides_a_failed_statement_is_not_told_to_be_saved(database: Database) -> None:
     """PostgreSQL answers such a COMMIT by rolling back, without an error."""
 
     def twice() -> None:

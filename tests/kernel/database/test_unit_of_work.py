@@ -1,10 +1,16 @@
-"""The rules of the unit of work, each with its number in docs/concepts/unit-of-work.md; 4 and 7 have own files."""
+"""The rules of the unit of work, each with its number in docs/concepts/unit-of-work.md.
+
+Rule 7 has a file of its own, and what only PostgreSQL does is in `test_postgres.py`. The rules of handlers (1, 13, 14)
+are tested in `tests/kernel/http`, those of everything that is active (2, 8) in `tests/generated/test_units.py`, calls
+outward (12) in `tests/plugins/llm/test_gateway.py`, and uploads (13) in `tests/kernel/test_storage.py`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,20 +22,20 @@ from tests.kernel.database.conftest import Note, Noted, events, keys, note
 from corral.database import sqlite
 from corral.database.engine import Database
 from corral.database.sqlite import SqliteDatabase
-from corral.database.unit import after_commit, current
+from corral.database.unit import UnitContext, after_commit, current
 from corral.errors import Conflict, NestedUnit, NoUnit, Unavailable
 from corral.events import log as event_log
 from corral.events.event import emit
 from corral.jobs.job import JobRow, enqueue
 
 
-async def test_rule_1_a_read_unit_refuses_writes(database: Database) -> None:
+async def test_unit_of_work_1_a_read_unit_refuses_writes(database: Database) -> None:
     with pytest.raises(peewee.DatabaseError):
         await database.work(lambda: Note.create(key="a"), read=True)
     assert keys(database) == set()
 
 
-def test_rule_3_outside_a_unit_is_no_unit(database: Database) -> None:
+def test_unit_of_work_3_outside_a_unit_is_no_unit(database: Database) -> None:
     with pytest.raises(NoUnit):
         Note.create(key="a")
     with pytest.raises(NoUnit):
@@ -38,7 +44,7 @@ def test_rule_3_outside_a_unit_is_no_unit(database: Database) -> None:
         enqueue("some.job")
 
 
-async def test_rule_3_a_unit_in_a_unit_is_nested(database: Database) -> None:
+async def test_unit_of_work_3_a_unit_in_a_unit_is_nested(database: Database) -> None:
     def outer() -> None:
         database.run(lambda: None)
 
@@ -46,7 +52,7 @@ async def test_rule_3_a_unit_in_a_unit_is_nested(database: Database) -> None:
         await database.work(outer)
 
 
-async def test_rule_5_a_failing_unit_is_rolled_back_alone(database: Database) -> None:
+async def test_unit_of_work_5_a_failing_unit_is_rolled_back_alone(database: Database) -> None:
     def bad(index: int) -> None:
         note(f"bad{index}")
         raise Conflict("no")
@@ -61,7 +67,9 @@ async def test_rule_5_a_failing_unit_is_rolled_back_alone(database: Database) ->
     assert {record.object_id for record in events(database)} == {f"good{i}" for i in range(20)}
 
 
-async def test_rule_5_an_answer_comes_after_commit(database: Database, open_database: Callable[[], Database]) -> None:
+async def test_unit_of_work_5_an_answer_comes_after_commit(
+    database: Database, open_database: Callable[[], Database]
+) -> None:
     other = open_database()
     for index in range(30):
         await database.work(lambda i=index: note(f"n{i}"))
@@ -69,7 +77,9 @@ async def test_rule_5_an_answer_comes_after_commit(database: Database, open_data
 
 
 @SQLITE
-async def test_rule_5_waiting_units_share_a_commit(database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unit_of_work_5_waiting_units_share_a_commit(
+    database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
     commits = 0
     gate = threading.Event()
     deliver = database.deliver
@@ -92,7 +102,54 @@ async def test_rule_5_waiting_units_share_a_commit(database: SqliteDatabase, mon
 
 
 @SQLITE
-async def test_rule_5_a_full_queue_is_overloaded(database: SqliteDatabase) -> None:
+async def test_unit_of_work_5_every_write_begins_immediate_in_a_savepoint(database: SqliteDatabase) -> None:
+    await database.work(lambda: note("before"))
+    statements: list[str] = []
+    writer: Any = database.pools[0].threads[0]
+    assert len(database.pools[0].threads) == 1
+    writer.connection.set_trace_callback(statements.append)
+    await database.work(lambda: note("after"))
+    kept = [each for each in statements if not each.startswith(("INSERT", "SELECT", "--"))]
+    assert kept == ["BEGIN IMMEDIATE", "SAVEPOINT unit", "RELEASE unit", "COMMIT"]
+
+
+@SQLITE
+@pytest.mark.parametrize(
+    ("units", "seconds", "batch_seconds", "largest"), [(150, 0.0, 60.0, 64), (40, 0.004, 0.010, 3)]
+)
+async def test_unit_of_work_5_a_batch_is_at_most_64_units_or_10_ms(
+    database: SqliteDatabase,
+    monkeypatch: pytest.MonkeyPatch,
+    units: int,
+    seconds: float,
+    batch_seconds: float,
+    largest: int,
+) -> None:
+    assert (sqlite.BATCH_UNITS, sqlite.BATCH_SECONDS) == (64, 0.010)
+    sizes: list[int] = []
+    deliver = database.deliver
+
+    def counting(outcomes: list[Any]) -> None:
+        sizes.append(len(outcomes))
+        deliver(outcomes)
+
+    monkeypatch.setattr(database, "deliver", counting)
+    monkeypatch.setattr(sqlite, "BATCH_SECONDS", batch_seconds)
+    gate = threading.Event()
+    first = asyncio.ensure_future(database.work(lambda: gate.wait(1)))
+    await asyncio.sleep(0.05)
+    others = [
+        asyncio.ensure_future(database.work(lambda i=i: (time.sleep(seconds), note(f"n{i}")))) for i in range(units)
+    ]
+    await asyncio.sleep(0.05)
+    gate.set()
+    await asyncio.gather(first, *others)
+    assert sum(sizes) == units + 1
+    assert max(sizes) <= largest
+
+
+@SQLITE
+async def test_unit_of_work_5_a_full_queue_is_overloaded(database: SqliteDatabase) -> None:
     gate = threading.Event()
     held = asyncio.ensure_future(database.work(lambda: gate.wait(1.5)))
     await asyncio.sleep(0.05)
@@ -106,8 +163,11 @@ async def test_rule_5_a_full_queue_is_overloaded(database: SqliteDatabase) -> No
 
 
 @SQLITE
-async def test_rule_6_when_sqlite_ends_the_transaction_the_innocent_run_again(database: SqliteDatabase) -> None:
+async def test_unit_of_work_6_when_sqlite_ends_the_transaction_the_innocent_run_again(
+    database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What disk full and I/O errors do: SQLite rolls back by itself, in the middle of a batch."""
+    monkeypatch.setattr(sqlite, "BATCH_SECONDS", 60.0)  # a busy machine may not run all of them in 10 ms
     gate, broken = threading.Event(), []
 
     def breaks() -> str:
@@ -132,7 +192,46 @@ async def test_rule_6_when_sqlite_ends_the_transaction_the_innocent_run_again(da
 
 
 @SQLITE
-async def test_rule_6_a_failed_commit_answers_every_member(database: SqliteDatabase) -> None:
+@pytest.mark.parametrize("kept", [False, True])
+async def test_unit_of_work_6_a_statement_that_a_unit_leaves_open_is_the_fault_of_this_unit(
+    database: SqliteDatabase, kept: bool
+) -> None:
+    """The rows of an INSERT with RETURNING that nobody has read; a plugin may even keep them after the unit."""
+    gate, open_ones = threading.Event(), []
+
+    def leaves_open() -> Any:
+        cursor = Note.insert_many([{"key": f"open{i}"} for i in range(300)]).execute()
+        open_ones.append(cursor if kept else None)
+        return cursor
+
+    held = asyncio.ensure_future(database.work(lambda: gate.wait(1)))
+    await asyncio.sleep(0.05)
+    before = [asyncio.ensure_future(database.work(lambda i=i: note(f"n{i}"))) for i in range(5)]
+    culprit = asyncio.ensure_future(database.work(leaves_open))
+    after = [asyncio.ensure_future(database.work(lambda i=i: note(f"m{i}"))) for i in range(5)]
+    await asyncio.sleep(0.05)
+    gate.set()
+    async with asyncio.timeout(10):
+        await asyncio.gather(held, *before, *after)
+        with pytest.raises(Unavailable):
+            await culprit
+        await database.work(lambda: note("later"))
+    assert keys(database) == {f"{name}{i}" for name in "nm" for i in range(5)} | {"later"}
+
+
+@SQLITE
+async def test_a_read_that_is_interrupted_as_it_begins_leaves_no_transaction_open(
+    database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "STEPS", 1)
+    with monkeypatch.context() as late:
+        late.setattr(sqlite, "STEP_BUDGET_SECONDS", -1.0)  # as if the process had been suspended before BEGIN
+        assert await database.read(lambda: Note.select().count(), UnitContext()) == 0
+    assert database.read_now(lambda: Note.select().count(), UnitContext()) == 0
+
+
+@SQLITE
+async def test_unit_of_work_6_a_failed_commit_answers_every_member(database: SqliteDatabase) -> None:
     class Full:
         """The writer's connection, on a disk that is full at COMMIT."""
 
@@ -159,7 +258,7 @@ async def test_rule_6_a_failed_commit_answers_every_member(database: SqliteDatab
     assert keys(database) == {"before", "later"}
 
 
-async def test_rule_9_audit_jobs_and_events_are_written_last_in_this_order(database: Database) -> None:
+async def test_unit_of_work_9_audit_jobs_and_events_are_written_last_in_this_order(database: Database) -> None:
     seen: list[str] = []
 
     def unit() -> None:
@@ -176,7 +275,7 @@ async def test_rule_9_audit_jobs_and_events_are_written_last_in_this_order(datab
     assert len(events(database)) == 1
 
 
-async def test_rule_10_a_later_number_never_appears_before_an_earlier_one(
+async def test_unit_of_work_10_a_later_number_never_appears_before_an_earlier_one(
     database: Database, open_database: Callable[[], Database]
 ) -> None:
     """Two processes write while a reader follows the log by cursor: it must meet every event exactly once."""
@@ -214,7 +313,7 @@ async def test_rule_10_a_later_number_never_appears_before_an_earlier_one(
         assert [key for key in seen if key.startswith(f"{name}-")] == [f"{name}-{i}" for i in range(100)]
 
 
-async def test_rule_11_after_commit_runs_once_on_the_loop_and_not_after_a_failure(database: Database) -> None:
+async def test_unit_of_work_11_after_commit_runs_once_on_the_loop_and_not_after_a_failure(database: Database) -> None:
     database.deliver_on(asyncio.get_running_loop())
     ran: list[str] = []
 
@@ -232,7 +331,7 @@ async def test_rule_11_after_commit_runs_once_on_the_loop_and_not_after_a_failur
     assert ran == [threading.main_thread().name]
 
 
-async def test_rule_11_stop_iteration_is_an_answer_too(database: Database) -> None:
+async def test_unit_of_work_11_stop_iteration_is_an_answer_too(database: Database) -> None:
     """No future can be given it: those that share the COMMIT with such a unit would wait for ever."""
 
     def ends() -> None:
@@ -248,7 +347,7 @@ async def test_rule_11_stop_iteration_is_an_answer_too(database: Database) -> No
         await asyncio.to_thread(database.run, ends, read=True)
 
 
-async def test_rule_15_what_an_answer_told_is_visible_to_the_next_read(
+async def test_unit_of_work_15_what_an_answer_told_is_visible_to_the_next_read(
     database: Database, open_database: Callable[[], Database]
 ) -> None:
     other = open_database()

@@ -104,6 +104,7 @@ async def test_credentials(probe: Kit) -> None:
     assert (await probe.client.post(path, content=b"{")).status == 401
 
 
+@pytest.mark.one_engine
 @BOTH_WAYS
 @pytest.mark.parametrize(
     ("content", "status", "code", "pointer"),
@@ -269,26 +270,27 @@ async def test_cursors_are_bound(probe: Kit) -> None:
     assert (await member.get(f"/probe/things?offset=1&cursor={cursor}")).status == 422
 
 
-async def test_a_long_poll_wakes_by_the_bell_and_holds_no_unit(probe: Kit) -> None:
+async def test_unit_of_work_14_a_long_poll_wakes_by_the_bell_and_holds_no_unit(probe: Kit) -> None:
     member = await probe.as_user()
     until = time.time() + 10
     began = time.monotonic()
     waiting = asyncio.ensure_future(member.get(f"/probe/wait?count=1&until={until}"))
     await asyncio.sleep(0.3)
     assert not waiting.done()
+    assert probe.kernel.database.connection_usage()[0] == 0
     await member.post("/probe/things", {"title": "a"})
     answer = await waiting
     assert answer.json() == {"count": 1}
     assert time.monotonic() - began < 2
 
 
-async def test_a_long_poll_ends_with_its_time(probe: Kit) -> None:
+async def test_unit_of_work_14_a_long_poll_ends_with_its_time(probe: Kit) -> None:
     member = await probe.as_user()
     answer = await member.get(f"/probe/wait?count=5&until={time.time() + 0.4}")
     assert answer.json() == {"count": 0}
 
 
-async def test_a_long_poll_ends_with_its_session(probe: Kit) -> None:
+async def test_unit_of_work_14_a_long_poll_ends_with_its_session(probe: Kit) -> None:
     member = await probe.as_user()
     waiting = asyncio.ensure_future(member.get(f"/probe/wait?count=1&until={time.time() + 20}"))
     await asyncio.sleep(0.3)
@@ -298,7 +300,7 @@ async def test_a_long_poll_ends_with_its_session(probe: Kit) -> None:
     assert (answer.status, answer.code) == (401, "session_revoked")
 
 
-async def test_a_long_poll_ends_with_its_callers_rights_whichever_process_took_them(probe: Kit) -> None:
+async def test_unit_of_work_14_a_long_poll_ends_with_its_callers_rights_whichever_process_took_them(probe: Kit) -> None:
     viewer = await probe.as_user("viewer")
     waiting = asyncio.ensure_future(viewer.get(f"/probe/wait?count=1&until={time.time() + 20}"))
     await asyncio.sleep(0.3)

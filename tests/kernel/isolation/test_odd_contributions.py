@@ -66,9 +66,9 @@ ODD: dict[str, tuple[str, list[Any], str]] = {
     "job_without_name": ("jobs", [Job(5, nothing)], "Expected `str`, got `int` - at `$.name`"),  # type: ignore[arg-type]  # so below
     "job_with_a_long_name": ("jobs", [Job("x" * 101, nothing)], "length <= 100 - at `$.name`"),
     "job_without_function": ("jobs", [Job("x", None)], "at `$.run`"),  # type: ignore[arg-type]
-    "schedule_in_words": ("schedules", [Schedule("x", "5", nothing)], "at `$.every_seconds`"),  # type: ignore[arg-type]
-    "schedule_never": ("schedules", [Schedule("x", float("inf"), nothing)], "at `$.every_seconds`"),
-    "schedule_always": ("schedules", [Schedule("x", 0, nothing)], "at `$.every_seconds`"),
+    "schedule_in_words": ("schedules", [Schedule("x", "5", nothing)], "at `$.every`"),  # type: ignore[arg-type]
+    "schedule_never": ("schedules", [Schedule("x", float("inf"), nothing)], "at `$.every`"),
+    "schedule_always": ("schedules", [Schedule("x", 0, nothing)], "at `$.every`"),
     "letters": ("subscribers", [Subscriber("x", "task.completed", nothing)], "at `$.events`"),  # type: ignore[arg-type]
     "hook_of_the_kernel": ("hookspecs", [specs(corral_routes=nothing)], "Hook 'corral_routes' is already registered"),
     "hook_of_tools": ("hookspecs", [specs(corral_tools=nothing)], "Hook 'corral_tools' is already registered"),

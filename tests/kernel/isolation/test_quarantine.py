@@ -236,7 +236,7 @@ async def test_a_background_task_is_restarted_then_its_plugin_is_held(
     assert kit.kernel.registry.errors("faulty")[0].where == "task faulty.die"
     await asyncio.sleep(0.3)
     assert starts.count("faulty") == 6
-    kit.kernel.registry.enable("faulty")
+    kit.kernel.registry.change_state("faulty", "active")
     await until(lambda: starts.count("faulty") > 6, 5)
 
 
@@ -253,7 +253,7 @@ async def test_its_callers_keep_their_credentials(make_kit: MakeKit) -> None:
     assert kit.loaded("agents").state == "quarantined"
     assert (await bot.get("/agents?limit=1")).status == 200
     assert (await Client(kit.application.app, "cra_" + "0" * 40).get("/agents?limit=1")).status == 401
-    kit.kernel.registry.disable("agents", "admin")
+    kit.kernel.registry.change_state("agents", "disabled", "admin")
     kit.kernel.credentials.forget(lambda principal: True)
     answer = await bot.get("/events?limit=1")
     assert (answer.status, answer.code) == (503, "plugin_failed")

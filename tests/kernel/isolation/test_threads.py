@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -117,3 +119,26 @@ def test_the_end_waits_for_nobody() -> None:
     assert time.monotonic() - began < 5
     with pytest.raises(RuntimeError):
         threads.submit(print)
+
+
+GARBAGE_WHILE_LOOKING = """
+import gc, threading
+from corral.watchdog import running_call_of
+
+thread = threading.get_ident()
+for number in range(200):
+    gc.disable()
+    cycle = [threading.local()]
+    cycle[0].back = cycle
+    del cycle
+    gc.set_threshold(1 + number % 7)  # collect at one of the next allocations
+    gc.enable()
+    running_call_of(thread)
+    gc.set_threshold(1000)
+"""
+
+
+@pytest.mark.one_engine
+def test_the_watchdog_looks_at_threads_while_garbage_is_collected() -> None:
+    """Before Python 3.11.9 the whole process would hang in `sys._current_frames`, so this is a process of its own."""
+    subprocess.run([sys.executable, "-c", GARBAGE_WHILE_LOOKING], check=True, timeout=60)

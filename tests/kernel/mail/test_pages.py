@@ -111,6 +111,7 @@ async def test_forms_share_the_limits_of_the_endpoints(make_kit: Callable[..., A
     assert found == [200, 410] * 5 + [429, 429]
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("content", "media", "status"),
     [

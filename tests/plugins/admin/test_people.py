@@ -110,6 +110,7 @@ async def test_a_second_factor_is_removed_after_a_step_up(kit: Kit) -> None:
     assert (answer.status, answer.json()["mfa_enabled"]) == (200, False)
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("method", "path", "body"),
     [

@@ -125,6 +125,7 @@ CALLS: dict[str, tuple[Make, Any]] = {
     "POST /plugins/{name}/disable": (named(name="realtime"), {}),
     "POST /plugins/{name}/enable": (Site.closed_plugin, {}),
     "PUT /plugins/{name}/config": (named(name="cost"), {"settings": {"cost.event_retention_days": 400}}),
+    "POST /plugins/{name}/schedules/{schedule}/run": (named(name="cost", schedule="cost.prune"), None),
     "PUT /settings/bulk": (NONE, {"settings": {"audit.retention_days": 45}}),
     "PUT /settings/{category}/{key}": (named(category="audit", key="retention_days"), {"value": 46}),
     "POST /settings/{category}/{key}/reset": (Site.changed_setting, {}),

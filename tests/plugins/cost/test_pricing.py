@@ -170,6 +170,7 @@ async def test_the_number_of_prices_is_limited(books: Any, monkeypatch: pytest.M
     assert (refused.status, refused.code) == (429, "quota_exceeded")
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("change", "pointer"),
     [

@@ -114,6 +114,7 @@ async def test_what_a_lost_lease_spent_is_recorded(place: Place, call: str) -> N
     assert await place.tally(lease.task_id) == (0.25, 0, 13, 5, 1)
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     "change", [{"input_tokens": -1}, {"output_tokens": 100_000_001}, {"cost_usd": -0.1}, {"usage_key": ""}]
 )

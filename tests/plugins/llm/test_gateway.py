@@ -154,6 +154,7 @@ async def test_inputs_of_embeddings_are_texts_or_token_ids(kit: Any, given: Any)
     assert answer.json()["usage"]["prompt_tokens"] > 0
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("given", [[], [[]], ["red", 4], [4, "red"], ["red", [4]], [[4], 4], [-1], ["x"] * 257])
 async def test_other_inputs_are_refused(kit: Any, given: Any) -> None:
     answer = await (await kit.as_user("member")).post("/llm/embeddings", {"model": "scripted/words", "input": given})
@@ -188,7 +189,7 @@ async def test_a_call_takes_no_longer_than_the_setting(make_kit: Callable[..., A
     assert row["error"]["code"] == "upstream_timeout"
 
 
-async def test_a_call_is_settled_when_its_caller_leaves(kit: Any) -> None:
+async def test_unit_of_work_12_a_call_is_settled_when_its_caller_leaves(kit: Any) -> None:
     alice = await kit.as_user("member")
     task = asyncio.create_task(chat(alice, model="scripted/hangs"))
     for _ in range(100):
@@ -206,7 +207,7 @@ async def test_a_call_is_settled_when_its_caller_leaves(kit: Any) -> None:
     assert row["status"] == "cancelled"
 
 
-async def test_abandoned_calls_are_marked_as_failed(kit: Any) -> None:
+async def test_unit_of_work_12_a_sweep_settles_orphans(kit: Any) -> None:
     from corral import clock
     from corral_plugins.llm.models import LlmCall
     from corral_plugins.llm.service import calls as rows

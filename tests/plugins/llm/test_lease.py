@@ -18,8 +18,17 @@ from corral_plugins.agents.api import AgentDeleted, AgentFacts, Agents
 from corral_plugins.cost.models import CostEvent
 from corral_plugins.llm.models import LlmCall
 from corral_plugins.llm.service.gateway import Gateway
-from corral_plugins.tasks.api import LeaseFacts, LeaseRef, LeaseState, LeaseView, Tasks
-from corral_plugins.tasks.events import TaskCancelled, TaskCompleted, TaskFailed, TaskRetried
+from corral_plugins.tasks.api import (
+    LeaseFacts,
+    LeaseRef,
+    LeaseState,
+    LeaseView,
+    TaskCancelled,
+    TaskCompleted,
+    TaskFailed,
+    TaskRetried,
+    Tasks,
+)
 
 SCRIPTS = {
     "mine": {"turns": [{"text": "served"}]},
@@ -188,6 +197,7 @@ async def test_the_agents_token_limit_holds_unless_the_request_has_one(kit: Any)
     assert (await ask(kit, max_tokens=3))["choices"][0]["message"]["content"] == "x" * 12
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("provider", "model", "expected"),
     [

@@ -45,6 +45,7 @@ async def test_names_are_unique_in_any_case(safe: Any) -> None:
     assert (renamed.status, renamed.code) == (409, "duplicate")
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("fields", "pointer", "code"),
     [

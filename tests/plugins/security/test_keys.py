@@ -260,6 +260,7 @@ async def test_switching_keys_off_ends_those_in_being(kit: Kit) -> None:
     assert (await admin.post("/security/api-keys", {"name": "x"})).code == "forbidden"
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("body", [{}, {"name": ""}, {"name": "x", "scopes": []}, {"name": "x", "key": "mine"}])
 async def test_bodies_that_are_none(kit: Kit, body: dict[str, Any]) -> None:
     alice = await kit.as_user("member")

@@ -172,14 +172,14 @@ async def test_others_than_admins_are_kept_out(shelf: Shelf) -> None:
 
 async def test_settings_of_a_plugin_out_of_service_are_kept_and_hidden(shelf: Shelf) -> None:
     await shelf.put("shelf.high", 20)
-    shelf.kit.kernel.registry.disable("shelf", "a test")
+    shelf.kit.kernel.registry.change_state("shelf", "disabled", "a test")
     assert "shelf" not in (await shelf.admin.get("/settings")).json()
     assert "shelf" not in {each["name"] for each in (await shelf.admin.get("/settings/schema")).json()["categories"]}
     assert (await shelf.put("shelf.high", 30)).status == 404
     assert (await shelf.admin.post("/settings/shelf/high/reset")).status == 404
     bulk = {"settings": {"shelf.high": 30}}
     assert (await shelf.admin.put("/settings/bulk", bulk)).code == "unknown_setting"
-    shelf.kit.kernel.registry.enable("shelf")
+    shelf.kit.kernel.registry.change_state("shelf", "active")
     assert (await shelf.shown("shelf.high"))["value"] == 20
 
 

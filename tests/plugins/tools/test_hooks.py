@@ -37,5 +37,5 @@ async def test_a_plugin_out_of_service_takes_its_tools_along(make_kit: Callable[
     kit = await make_kit(plugins=["tools", ShoutPlugin])
     reader = await kit.as_user("viewer")
     assert (await reader.get("/tools/shout.text")).status == 200
-    kit.kernel.registry.disable("shout", "for a test")
+    kit.kernel.registry.change_state("shout", "disabled", "for a test")
     assert (await reader.get("/tools/shout.text")).status == 404

@@ -60,6 +60,7 @@ async def test_an_admin_changes_a_tool_and_takes_it_back(world: World) -> None:
     assert (await world.member.patch("/tools/test.write", change)).status == 403
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("name", "change", "pointer"),
     [

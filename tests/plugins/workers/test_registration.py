@@ -60,6 +60,7 @@ async def test_who_may_register(fleet: Any) -> None:
     assert (await worker.post("/workers/register", {"name": "w2"})).code == "forbidden"
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("fields", "pointer"),
     [

@@ -61,7 +61,7 @@ class TokenOnly(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class PasswordReset(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The token of a link, and the new password. `cookie`: see `/auth/login`."""
+    """The token from the emailed link, and the new password. `cookie`: see `/auth/login`."""
 
     token: Token
     new_password: Password

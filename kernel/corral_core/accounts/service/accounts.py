@@ -21,15 +21,18 @@ from corral.http.answers import ANY_VERSION, IfMatch
 from corral.http.page import Page, newest_first, paginate
 from corral.ids import new_id
 from corral.plugin import SECRET_CHANGE, Audit, AuditEntry
-from corral_core.accounts.api import AccountDetails, NewUser, UserApiKeys, UserPatch, UserQuery, UserView
-from corral_core.accounts.events import (
+from corral_core.accounts.api import (
+    AccountDetails,
+    NewUser,
+    UserApiKeys,
     UserCreated,
     UserDeactivated,
+    UserPatch,
     UserPurged,
+    UserQuery,
     UserReactivated,
     UserUpdated,
-    audit_action,
-    is_own_change,
+    UserView,
 )
 from corral_core.accounts.models import UserRow, set_installation_value_once
 from corral_core.accounts.service.email_addresses import normalize_address, validate_email
@@ -37,6 +40,7 @@ from corral_core.accounts.service.first_account import FirstAccountSetup
 from corral_core.accounts.service.invitations import InvitationsService
 from corral_core.accounts.service.links import EMAIL_LINKS, PASSWORD_LINKS, SingleUseLinks
 from corral_core.accounts.service.mail import MailService
+from corral_core.accounts.service.own_changes import audit_action, is_own_change
 from corral_core.accounts.service.passwords import PasswordHistory, PasswordPolicy, Passwords
 from corral_core.accounts.service.second_factor import SecondFactor, forget_second_factor
 from corral_core.accounts.service.sessions import Sessions

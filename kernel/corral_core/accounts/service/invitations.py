@@ -11,8 +11,7 @@ from corral.events.event import emit
 from corral.http.page import Page, PageQuery, newest_first, paginate
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry
-from corral_core.accounts.api import InvitationView, Role
-from corral_core.accounts.events import InvitationAccepted, InvitationCreated
+from corral_core.accounts.api import InvitationAccepted, InvitationCreated, InvitationView, Role
 from corral_core.accounts.models import InvitationRow, UserRow
 from corral_core.accounts.service.email_addresses import validate_email
 from corral_core.accounts.service.links import INVITATION, LIFE_SECONDS, SingleUseLinks

@@ -63,7 +63,7 @@ class OwnSecondFactor:
         return await self._work(lambda: self._second.start_setup(self._accounts.get_row(user.id)), entry=entry)
 
     async def activate(self, caller: Principal, code: str, entry: UnitContext) -> list[str]:
-        """Enable the second factor with its first code. Return the recovery codes."""
+        """Enable the second factor after verifying its first code. Return the recovery codes."""
         user, session_id = await self._require_user(caller), caller.session_id or ""
 
         def unit(key: str) -> list[str] | Problem:

@@ -21,8 +21,9 @@ from corral.database.unit import after_commit
 from corral.errors import Conflict, Forbidden
 from corral.events.event import emit
 from corral.plugin import Audit, AuditEntry, Settings
-from corral_core.accounts.events import MfaDisabled, MfaEnabled, is_own_change
+from corral_core.accounts.api import MfaDisabled, MfaEnabled
 from corral_core.accounts.models import ChallengeRow, RecoveryCodeRow, SecondFactorRow, SessionRow, UserRow
+from corral_core.accounts.service.own_changes import is_own_change
 from corral_core.accounts.settings import REQUIRE_MFA, REQUIRE_MFA_ROLES, SITE_NAME
 
 STEP_SECONDS, WINDOW = 30, 1

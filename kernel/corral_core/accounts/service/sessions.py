@@ -23,8 +23,7 @@ from corral.http.page import Page, newest_first, paginate
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry, Settings
 from corral.schema.fields import Instant
-from corral_core.accounts.api import Mail, OwnerView, UserSessionQuery, UserSessionView
-from corral_core.accounts.events import SessionCreated, SessionEnded
+from corral_core.accounts.api import Mail, OwnerView, SessionCreated, SessionEnded, UserSessionQuery, UserSessionView
 from corral_core.accounts.models import RefreshRow, SessionRow, UserRow
 from corral_core.accounts.service.authentication import AccessTokens
 from corral_core.accounts.service.second_factor import end_challenges

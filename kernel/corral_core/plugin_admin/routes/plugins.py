@@ -17,6 +17,7 @@ from corral.plugins.registry import PluginError
 from corral.schema.fields import ShortText
 from corral.settings.store import SettingsChange, SettingsStore
 from corral_core.plugin_admin.service.plugins import PluginAdministration, PluginView
+from corral_core.plugin_admin.service.schedules import ScheduleAdministration, ScheduleView
 
 routes = Routes("/plugins", tag="Plugins")
 
@@ -71,6 +72,25 @@ def enable_plugin(name: str, plugins: PluginAdministration) -> Answer[PluginView
     """Enable a plugin. The response has status 202 if the change takes effect at the next start."""
     view = plugins.enable(name)
     return Answer(body=view, status=202 if view.pending_reload else 200)
+
+
+@routes.post(
+    "/{name}/schedules/{schedule}/run",
+    needs="plugins.write",
+    own_session=True,
+    also=(202,),
+    raises=("invalid_state",),
+    status=200,
+)
+async def run_schedule(
+    name: str, schedule: str, caller: Principal, request: Request, schedules: ScheduleAdministration
+) -> Answer[ScheduleView]:
+    """Run a schedule of a plugin now. The response has status 202 if the schedule still runs after 20 seconds.
+
+    The schedule runs as it does at its time, so it does not run twice at once.
+    """
+    view = await schedules.run(name, schedule, entry=request.unit_context(caller))
+    return Answer(body=view, status=202 if view.running else 200)
 
 
 @routes.get("/{name}/config", needs="plugins.read", no_store=True)

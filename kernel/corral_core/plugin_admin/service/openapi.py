@@ -22,12 +22,12 @@ from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN
 from corral.errors import CODES, FieldError
 from corral.http.answers import Answer, Stream, Text
 from corral.http.page import Page
-from corral.http.problem_codes import EVERY_ROUTE, problem_codes
 from corral.http.routes import API_PREFIX, Route, ServedRoutes
 from corral.http.signature import Signature, describe_shapes, read_signature, without_page
 from corral.plugin import InstallationConfig
 from corral.schema.conversion import encode
-from corral_core.plugin_admin.service.field_descriptions import FieldDescriptions, describe_field, describe_name
+from corral_core.plugin_admin.service.openapi_descriptions import FieldDescriptions, describe_field, describe_name
+from corral_core.plugin_admin.service.problem_codes import EVERY_ROUTE, problem_codes
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _SCHEMAS = "#/components/schemas/"

@@ -23,9 +23,10 @@ from corral.plugins.record import PluginRecord
 from corral.plugins.registry import PluginError, PluginRegistry
 from corral.schema.fields import Instant
 from corral.settings.store import SettingsChange, SettingsStore
-from corral_core.plugin_admin.events import PluginStateChanged
+from corral_core.plugin_admin.api import PluginStateChanged
 from corral_core.plugin_admin.models import PluginStateRow
 from corral_core.plugin_admin.service import quarantine
+from corral_core.plugin_admin.service.schedules import ScheduleView, schedule_views, stored_schedules
 
 OFF = "admin"
 _SECRET = re.compile(r"password|secret|token|(^|_)key$|private")
@@ -59,7 +60,7 @@ class PluginView(msgspec.Struct, kw_only=True):
     routes: list[str]
     events: list[str]
     jobs: list[str]
-    schedules: list[str]
+    schedules: list[ScheduleView]
     settings: list[str]
     migrations: MigrationNames
     errors_60s: int
@@ -80,12 +81,12 @@ class PluginAdministration:
 
     def list_plugins(self, states: Sequence[str] = ()) -> list[PluginView]:
         """Return the plugins in these states, sorted by name. If `states` is empty, return every plugin."""
-        tables = _migration_tables()
-        return [self._plugin_view(item, tables) for item in self._registry.all() if not states or item.state in states]
+        stored = _StoredFacts()
+        return [self._plugin_view(item, stored) for item in self._registry.all() if not states or item.state in states]
 
     def get_plugin(self, name: str) -> PluginView:
         """Return a plugin by name. Raise `NotFound` for an unknown name."""
-        return self._plugin_view(self._find_plugin(name), _migration_tables())
+        return self._plugin_view(self._find_plugin(name), _StoredFacts())
 
     def list_errors(self, name: str) -> list[PluginError]:
         """Return the last 100 errors of a plugin, newest first. Raise `NotFound` for an unknown name."""
@@ -171,12 +172,12 @@ class PluginAdministration:
 
     def _disable_in_process(self, name: str, reason: str) -> None:
         self._decisions += 1
-        self._registry.disable(name, reason)
+        self._registry.change_state(name, "disabled", reason)
 
     def _enable_in_process(self, name: str) -> None:
         self._decisions += 1
-        self._quarantines.tracker(name).clear()
-        self._registry.enable(name)
+        self._quarantines.tracker(name).failures.clear()
+        self._registry.change_state(name, "active")
 
     def stored_decisions(self) -> dict[str, str]:
         """Return the names of the plugins that an admin disabled, each with the reason."""
@@ -188,9 +189,9 @@ class PluginAdministration:
             reason = stored.get(loaded.name)
             stays = loaded.protected or loaded.name in self._registry.configuration.enabled
             if reason is not None and loaded.serves and not stays:  # corral.toml takes precedence over stored decisions
-                self._registry.disable(loaded.name, reason)
+                self._registry.change_state(loaded.name, "disabled", reason)
             elif reason is None and loaded.state == "disabled" and loaded.plugin is not None:
-                self._registry.enable(loaded.name)
+                self._registry.change_state(loaded.name, "active")
 
     def on_events(self, records: Sequence[LoggedEvent]) -> None:
         """Read the stored decisions again and apply them to this process if the state of a plugin changed.
@@ -228,7 +229,7 @@ class PluginAdministration:
             )
             self.audit.record(entry)
 
-    def _plugin_view(self, item: PluginRecord, tables: frozenset[str]) -> PluginView:
+    def _plugin_view(self, item: PluginRecord, stored: _StoredFacts) -> PluginView:
         kind, found = item.kind, item.found
         recent, total = self._registry.error_counts(item.name)
         errors = self._registry.errors(item.name)
@@ -251,9 +252,9 @@ class PluginAdministration:
             routes=[route.label for group in item.contributions_to("corral_routes") for route in group],
             events=sorted(each.event for each in item.contributions_to("corral_events")),
             jobs=sorted(each.name for each in item.contributions_to("corral_jobs")),
-            schedules=sorted(each.name for each in item.contributions_to("corral_schedules")),
+            schedules=schedule_views(item.contributions_to("corral_schedules"), stored.schedules),
             settings=sorted(each.name for each in item.contributions_to("corral_settings")),
-            migrations=_migrations_of(item, tables),
+            migrations=_migrations_of(item, stored.tables),
             errors_60s=recent,
             errors_total=total,
             last_error=errors[0] if errors else None,
@@ -272,8 +273,12 @@ def safe_mode_alert() -> None:
     emit(alert, object=("plugin", "plugin_admin"))
 
 
-def _migration_tables() -> frozenset[str]:
-    return frozenset(current().database.engine.get_tables())
+class _StoredFacts:
+    """What the database knows about all plugins, read once in the current unit of work."""
+
+    def __init__(self) -> None:
+        self.tables = frozenset(current().database.engine.get_tables())
+        self.schedules = stored_schedules()
 
 
 def _migrations_of(item: PluginRecord, tables: frozenset[str]) -> MigrationNames:

@@ -23,7 +23,7 @@ from corral.plugins.quarantine import PluginAlert, PluginQuarantine
 from corral.plugins.record import PluginRecord
 from corral.plugins.registry import PluginRegistry
 from corral.settings.kernel import QUARANTINE_WINDOW_SECONDS
-from corral_core.plugin_admin.events import PluginStateChanged
+from corral_core.plugin_admin.api import PluginStateChanged
 from corral_core.plugin_admin.models import QuarantineRow
 
 FIRST_PROBE, LAST_PROBE, LOOK_SECONDS = 60, 3600, 1.0
@@ -92,10 +92,10 @@ class QuarantineSync:
             row = rows.get(loaded.name)
             held = row is not None and row.state == HELD
             if row is not None and held and loaded.active and not loaded.protected:
-                self._registry.quarantine(loaded.name, row.reason)
+                self._registry.change_state(loaded.name, "quarantined", row.reason)
             elif not held and loaded.state == "quarantined":
-                self._quarantines.tracker(loaded.name).clear()
-                self._registry.enable(loaded.name)
+                self._quarantines.tracker(loaded.name).failures.clear()
+                self._registry.change_state(loaded.name, "active")
             self._quarantines.tracker(loaded.name).on_probation = row is not None and not held
 
     def _store_alert(self, alert: PluginAlert) -> None:

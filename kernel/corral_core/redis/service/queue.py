@@ -38,7 +38,7 @@ def run_job(identifier: str) -> None:
 
 
 class RqQueue:
-    """Implements `corral.jobs.queue.JobQueue`."""
+    """Implements `corral.jobs.shared_queue.SharedJobQueue`."""
 
     def __init__(self, url: str) -> None:
         self._url = url

@@ -288,7 +288,7 @@ def _check_vendor_fields(request: Mapping[str, Any], target: ModelTarget) -> Non
 
 
 def _check_input(inputs: list[Any], target: ModelTarget) -> None:
-    """Raise `Invalid` for token ids if the provider embeds only texts."""
+    """Raise `Invalid` if the input consists of token ids and the provider can embed only text."""
     if not isinstance(inputs[0], str) and not getattr(target.provider.kind, "token_input", False):
         detail = f"The provider {target.provider.name} embeds texts, not token ids."
         raise Invalid.at("/input", "not_allowed", detail)

@@ -44,7 +44,7 @@ class CallOutcome(msgspec.Struct, kw_only=True):
     """The outcome of a call, updated while the call runs. `status` is completed, failed or cancelled.
 
     `billable` means that a provider may charge for the call. `reported_usage` is the usage that the provider reported;
-    if it is missing, tokens are estimated from the texts.
+    if it is missing, tokens are estimated from the text of the messages and the answer.
     """
 
     target: ModelTarget

@@ -46,7 +46,7 @@ class MasterKeyRotation:
         self._counted: tuple[float, float] | None = None
 
     def key_status(self) -> KeyStatus:
-        """Return the master keys and the number of rows encrypted under each."""
+        """Return the id of each master key and the number of rows that are encrypted under it."""
         counts = self._columns.counts_by_key()
         labels = self._rotation.key_labels
         listed = [*labels, *sorted(counts.keys() - labels.keys())]

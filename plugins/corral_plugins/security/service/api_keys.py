@@ -36,7 +36,7 @@ from corral.http.page import Page, newest_first, paginate
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry, Settings
 from corral_core.accounts.api import Accounts, OwnerView
-from corral_plugins.security.events import ApiKeyCreated, ApiKeyRevoked, ApiKeyRotated
+from corral_plugins.security.api import ApiKeyCreated, ApiKeyRevoked, ApiKeyRotated
 from corral_plugins.security.models import ApiKeyRow
 from corral_plugins.security.service.ip_rules import parse_network
 from corral_plugins.security.settings import KEY_DAYS, KEY_MAX_DAYS, KEYS_ENABLED, KEYS_PER_USER

@@ -22,7 +22,7 @@ from corral.http.answers import IfMatch
 from corral.http.client_address import canonical_ip
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry
-from corral_plugins.security.events import IpRulesChanged
+from corral_plugins.security.api import IpRulesChanged
 from corral_plugins.security.models import ROW, IpModeRow, IpRuleRow
 from corral_plugins.security.shapes import AddressVerdict, NewRule, NewRules, RulesView, RuleView
 
@@ -187,7 +187,7 @@ class IpRules:
 
     @staticmethod
     def delete_expired() -> int:
-        """Delete expired rules and return their number. This does not change which rules apply."""
+        """Delete expired rules and return how many were deleted. Expired rules already have no effect."""
         return int(IpRuleRow.delete().where(IpRuleRow.expires_at <= clock.now()).execute())
 
     def record_refusal(self) -> None:

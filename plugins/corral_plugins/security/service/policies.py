@@ -14,7 +14,7 @@ from corral.http.answers import IfMatch
 from corral.plugin import InstallationConfig, Settings
 from corral.settings.store import SettingsStore
 from corral_core.accounts.api import Accounts
-from corral_plugins.security.events import SecurityChanged
+from corral_plugins.security.api import SecurityChanged
 from corral_plugins.security.models import ROW, IpModeRow
 from corral_plugins.security.settings import REQUIRE_MFA, REQUIRE_MFA_ROLES, setting_handle
 from corral_plugins.security.shapes import PasswordPolicyPatch, PasswordPolicyView, PolicyPatch, PolicyView

@@ -40,7 +40,7 @@ class TokenBuckets:
     """The buckets of one rate limit. Used on the event loop only.
 
     If the processes count separately, `share` is the number of processes among which the limit is divided. If
-    `unshared` is a dict, it collects the number of requests by key until `RequestLimits` sends them to the other
+    `unshared` is a dict, it counts the requests of each key that `RequestLimits` has not yet sent to the other
     processes.
     """
 

@@ -10,7 +10,7 @@ import click
 from corral.cli.api_client import ApiClient
 from corral.cli.server_connection import client_command
 from corral_plugins.tasks.commands.following import EventPrinter, follow_task
-from corral_plugins.tasks.commands.new_task import agent_option, create_task, input_option, read_input
+from corral_plugins.tasks.commands.task_options import agent_option, create_task, input_option, read_input
 
 
 @click.command("run")

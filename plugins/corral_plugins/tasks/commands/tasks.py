@@ -13,7 +13,7 @@ from corral.cli.output import COLOURS, format_usd, print_fields, print_table
 from corral.cli.request_body import field_option, parse_fields, read_body
 from corral.cli.server_connection import client_command, complete_names
 from corral_plugins.tasks.commands.following import EventPrinter, cost_text, follow_task, result_text
-from corral_plugins.tasks.commands.new_task import agent_option, create_task, input_option, read_input
+from corral_plugins.tasks.commands.task_options import agent_option, create_task, input_option, read_input
 
 STATUSES = (
     "blocked",

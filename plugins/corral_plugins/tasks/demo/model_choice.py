@@ -24,7 +24,7 @@ class CommandContext(Protocol):
     """The part of the click context object that the demo uses."""
 
     def read_installation(self) -> InstallationConfig:
-        """Return the configuration of the current folder, or the defaults if that configuration is invalid."""
+        """Return the configuration found in the current folder, or the defaults if it is invalid."""
         ...
 
     def call_plugin_hooks(self, hook: str, what: str, *arguments: Any) -> Iterator[tuple[str, list[Any]]]:

@@ -16,7 +16,7 @@ from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry
 from corral.schema.json_schema_validation import json_schema_errors
 from corral_plugins.tasks import settings as declared
-from corral_plugins.tasks.events import TaskRetried, TaskUpdated
+from corral_plugins.tasks.api import TaskRetried, TaskUpdated
 from corral_plugins.tasks.models import (
     NO_DEADLINE,
     PRIORITIES,

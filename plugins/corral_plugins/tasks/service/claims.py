@@ -25,15 +25,14 @@ from corral_core.accounts.api import Accounts
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.agents.api import AgentFacts
 from corral_plugins.tasks import settings as declared
-from corral_plugins.tasks.api import Claim, ClaimResponse
-from corral_plugins.tasks.events import TaskAssigned
+from corral_plugins.tasks.api import Claim, ClaimResponse, TaskAssigned
 from corral_plugins.tasks.models import Attempt, Task, TaskRow
 from corral_plugins.tasks.service import rows, statistics
 from corral_plugins.tasks.service.agent_models import AgentModels
 from corral_plugins.tasks.service.claim_payloads import ClaimPayloads
 from corral_plugins.tasks.service.rows import TASK_COLUMNS
 from corral_plugins.tasks.service.transitions import NOT_QUEUED, TaskTransitions, transition
-from corral_plugins.tools.api import Tools, has_tools
+from corral_plugins.tools.api import Tools, includes_tools
 from corral_plugins.workers.api import WorkerFacts
 
 # The non-empty queues that require tools. Each costs one lookup in a partial index, however many tasks there are.
@@ -92,7 +91,7 @@ def worker_has_tools(worker: WorkerFacts, tools: Sequence[str], service: Tools |
     if worker.tools is None:
         return True
     of_server = service.server_tools() if service is not None else ()
-    return has_tools([*worker.tools, *of_server], tools)
+    return includes_tools([*worker.tools, *of_server], tools)
 
 
 def queues_for_agents(
@@ -112,7 +111,7 @@ def queues_for_agents(
         of_base = found.get(queue.partition("#")[0])
         tools = msgspec.json.decode(text) if of_base else []
         if of_base and worker_has_tools(worker, tools, service):
-            kinds_able = {kind for enabled, kind in kinds.items() if has_tools(enabled, tools)}
+            kinds_able = {kind for enabled, kind in kinds.items() if includes_tools(enabled, tools)}
             able = [agent for agent in of_base if kind_of[agent.id] in kinds_able]
             if able:
                 found[queue] = able

@@ -23,12 +23,11 @@ from corral.ids import new_id
 from corral.schema.json_schema_validation import check_user_schema
 from corral_plugins.agents.api import AgentFacts, Agents
 from corral_plugins.tasks import settings as declared
-from corral_plugins.tasks.api import NewTask, Origin, RetryPolicy, refuse_unenforced
-from corral_plugins.tasks.events import TaskCreated
+from corral_plugins.tasks.api import NewTask, Origin, RetryPolicy, TaskCreated, refuse_unenforced
 from corral_plugins.tasks.models import EXTRA_DEFAULTS, NO_DEADLINE, PRIORITIES, Dependency, Task, TaskRow
 from corral_plugins.tasks.service import rows, statistics
 from corral_plugins.tasks.service.transitions import TaskTransitions, publish_task_event, queue_columns, queue_key
-from corral_plugins.tools.api import has_tools, missing_tools
+from corral_plugins.tools.api import includes_tools, missing_tools
 
 INPUT_LIMIT, METADATA_LIMIT = 256 * 1024, 16 * 1024
 MAX_DEPTH, MAX_CHILDREN = 5, 50
@@ -327,7 +326,9 @@ def _limit_tools_to_parent(fields: dict[str, Any], parent: TaskRow) -> None:
     """Limit a delegated task to the allowed tools of its parent."""
     allowed, tools = parent.get("allowed_tools"), fields["allowed_tools"]
     if allowed is not None:
-        fields["allowed_tools"] = allowed if tools is None else [tool for tool in tools if has_tools(allowed, [tool])]
+        fields["allowed_tools"] = (
+            allowed if tools is None else [tool for tool in tools if includes_tools(allowed, [tool])]
+        )
 
 
 def _default_source(by: Principal) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from corral_plugins.tasks.service.agent_models import AgentModels
 from corral_plugins.tasks.service.queries import ATTEMPT_VIEW_COLUMNS, attempt_view
 from corral_plugins.tasks.service.rows import find_readable_task
 from corral_plugins.tasks.shapes import AttemptView, Condition, Explanation
-from corral_plugins.tools.api import Tools, has_tools, missing_tools
+from corral_plugins.tools.api import Tools, includes_tools, missing_tools
 from corral_plugins.workers.api import WorkerFacts, Workers
 
 ATTEMPTS = 100
@@ -141,7 +141,7 @@ class TaskExplanations:
                 _unmet("agent_started", f"No {who} is started.", "Start one: corral agents start NAME", "/agents")
             ]
         tools = rows.parse_json_text(row.required_tools)
-        able = [each for each in started if has_tools(each.enabled_tools, tools)]
+        able = [each for each in started if includes_tools(each.enabled_tools, tools)]
         if not able:
             return [], [_tools_unmet(tools, "None of the started agents may use", "NAME", tools, "/agents")]
         served = self._models.served(able)

@@ -14,7 +14,7 @@ from corral.database.unit import locked
 from corral.jobs.job import enqueue
 from corral.schema.json_schema_validation import json_schema_errors
 from corral_plugins.tasks import settings as declared
-from corral_plugins.tasks.events import TaskCancelled, TaskCompleted, TaskEvent, TaskFailed, TaskRetried, TaskUpdated
+from corral_plugins.tasks.api import TaskCancelled, TaskCompleted, TaskEvent, TaskFailed, TaskRetried, TaskUpdated
 from corral_plugins.tasks.models import STATUSES, TERMINAL, AttemptRow, Dependency, Task, TaskRow
 from corral_plugins.tasks.service import rows, statistics
 from corral_plugins.tasks.service.rows import TASK_COLUMNS

@@ -8,7 +8,7 @@ from corral import clock
 from corral.jobs.job import enqueue
 from corral.plugin import Settings
 from corral_plugins.tasks import settings as declared
-from corral_plugins.tasks.events import TaskDeleted
+from corral_plugins.tasks.api import TaskDeleted
 from corral_plugins.tasks.models import Attempt, Comment, Dependency, HourlyRollup, LogLine, Task, TaskRow, WorkerSignal
 from corral_plugins.tasks.service import queries, rows, statistics
 from corral_plugins.tasks.service.transitions import publish_task_event

@@ -1,7 +1,8 @@
 """Rows of tasks and attempts: the statements that read, lock and change them, and the encoding of tasks for clients.
 
 JSON columns are kept as text. The business rules parse a column only when they need its value, and responses contain
-the text unparsed. The encoding of a task is cached by version, because a version never changes.
+the text unparsed. The encoding of a task is cached by its version, because the content
+of a version never changes.
 """
 
 from __future__ import annotations

@@ -252,7 +252,7 @@ def add_gateway_usage(task_id: str, lease_id: str, used: UsageTotals) -> None:
 
 
 def _usage_columns(used: UsageTotals) -> dict[str, int]:
-    """Return the usage by column name. Tokens without a price are counted as unpriced."""
+    """Return the usage as a dictionary keyed by column name. Tokens without a price are counted as unpriced."""
     found = {"input_tokens": used.input_tokens, "output_tokens": used.output_tokens, "calls": used.calls}
     if isinstance(used.cost_usd, msgspec.UnsetType):
         return {**found, "unpriced_tokens": used.input_tokens + used.output_tokens}

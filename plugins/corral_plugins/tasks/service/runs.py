@@ -19,8 +19,7 @@ from corral.ids import new_id
 from corral.schema.json_schema_validation import check_user_schema
 from corral_plugins.secrets.api import SecretDelivery, Secrets
 from corral_plugins.tasks import settings as declared
-from corral_plugins.tasks.api import Run
-from corral_plugins.tasks.events import TaskProgressed, TaskStalled, TaskStarted, TaskWaiting
+from corral_plugins.tasks.api import Run, TaskProgressed, TaskStalled, TaskStarted, TaskWaiting
 from corral_plugins.tasks.models import Attempt, AttemptRow, TaskRow
 from corral_plugins.tasks.report_shapes import (
     AskedInput,

@@ -21,8 +21,8 @@ from corral_plugins.tasks.api import (
     Origin,
     QueueStatistics,
     Run,
+    TaskUpdated,
 )
-from corral_plugins.tasks.events import TaskUpdated
 from corral_plugins.tasks.models import Task
 from corral_plugins.tasks.report_shapes import UsageTotals
 from corral_plugins.tasks.service import rows, run_reports

@@ -15,7 +15,7 @@ from corral.database.unit import SYSTEM, UnitContext
 from corral.errors import NotFound
 from corral_core.accounts.api import Accounts
 from corral_plugins.tasks import settings as declared
-from corral_plugins.tasks.events import TaskUpdated
+from corral_plugins.tasks.api import TaskUpdated
 from corral_plugins.tasks.models import PRIORITIES, Attempt, Task, TaskRow
 from corral_plugins.tasks.service import rows
 from corral_plugins.tasks.service.actions import OwnerActions

@@ -20,7 +20,7 @@ from corral.http.idempotency import expire_with_task
 from corral.plugin import Settings
 from corral_plugins.agents.api import Agents
 from corral_plugins.tasks import settings as declared
-from corral_plugins.tasks.events import TaskEvent, TaskUpdated
+from corral_plugins.tasks.api import TaskEvent, TaskUpdated
 from corral_plugins.tasks.models import PRIORITIES, TERMINAL, AttemptRow, TaskRow, WorkerSignal
 from corral_plugins.tasks.service import rows, statistics
 from corral_plugins.tasks.service.statistics import TaskMetrics

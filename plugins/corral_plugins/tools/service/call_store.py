@@ -15,8 +15,9 @@ from corral import clock
 from corral.errors import NotFound
 from corral.events.event import emit
 from corral.ids import new_id
+from corral_plugins.tools.api import ToolCalled
 from corral_plugins.tools.models import ToolCallRow
-from corral_plugins.tools.shapes import ToolCalled, ToolCallView
+from corral_plugins.tools.shapes import ToolCallView
 
 LIMIT = 64 * 1024
 NOTE = " [truncated: {omitted} of {size} bytes are omitted]"

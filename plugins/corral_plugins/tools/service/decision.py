@@ -23,7 +23,7 @@ from corral.plugin import Settings
 from corral.schema.json_schema_validation import check_user_schema, json_schema_errors
 from corral_core.accounts.api import Accounts
 from corral_plugins.agents.api import AgentFacts
-from corral_plugins.tools.api import POLICIES, CallTarget, Tool, ToolContext, ToolPolicy, ToolRisk, has_tools
+from corral_plugins.tools.api import POLICIES, CallTarget, Tool, ToolContext, ToolPolicy, ToolRisk, includes_tools
 from corral_plugins.tools.service.registry import RegisteredTool
 from corral_plugins.tools.settings import MAX_CALLS, TAINT_ENABLED
 from corral_plugins.workers.api import Workers
@@ -160,11 +160,11 @@ def rule_of(policy: Mapping[str, Any], tool: str) -> ToolPolicyRule:
 
 _RULES: tuple[tuple[str, Callable[[DecisionContext, ToolPolicy], bool]], ...] = (
     ("disabled", lambda context, policy: not context.enabled),
-    ("not_enabled", lambda context, policy: not has_tools(context.enabled_tools, [context.tool])),
+    ("not_enabled", lambda context, policy: not includes_tools(context.enabled_tools, [context.tool])),
     (
         "not_allowed_for_task",
         lambda context, policy: (
-            context.allowed_tools is not None and not has_tools(context.allowed_tools, [context.tool])
+            context.allowed_tools is not None and not includes_tools(context.allowed_tools, [context.tool])
         ),
     ),
     (

@@ -14,7 +14,7 @@ from corral.http.page import Page, paginate_names
 from corral.plugin import Audit, AuditEntry
 from corral.schema.json_schema_validation import json_schema_errors
 from corral_plugins.agents.api import AgentFacts, Agents
-from corral_plugins.tools.api import RISKS, has_tools
+from corral_plugins.tools.api import RISKS, includes_tools
 from corral_plugins.tools.models import ToolRow
 from corral_plugins.tools.service.decision import NO_CONFIG, rule_of
 from corral_plugins.tools.service.registry import RegisteredTool, ToolRegistry
@@ -124,7 +124,7 @@ def tool_view(tool: RegisteredTool, agent: AgentFacts | None) -> ToolView:
     """
     policy = None
     if agent is not None:
-        is_usable = tool.overrides.enabled and has_tools(agent.enabled_tools, [tool.name])
+        is_usable = tool.overrides.enabled and includes_tools(agent.enabled_tools, [tool.name])
         policy = (rule_of(agent.tool_policy, tool.name).policy or tool.default_policy) if is_usable else "deny"
     defined: dict[str, Any] = {name: getattr(tool.definition, name) for name in DEFINED}
     return ToolView(

@@ -8,7 +8,7 @@ from typing import Any
 from corral.auth.principal import Principal
 from corral.errors import Forbidden
 from corral.redact.redactor import Redactor
-from corral_plugins.tools.api import POLICIES, ClaimTool, Json, ToolPolicy, has_tools
+from corral_plugins.tools.api import POLICIES, ClaimTool, Json, ToolPolicy, includes_tools
 from corral_plugins.tools.service import call_store
 from corral_plugins.tools.service.call_store import truncate_output
 from corral_plugins.tools.service.decision import RISK_PERMISSION, rule_of
@@ -32,9 +32,9 @@ class ToolsService:
         worker = self.workers.find(worker_id) if self.workers is not None else None
         found: list[ClaimTool] = []
         for tool in self._registry.list_tools(worker_id=worker_id):
-            if not tool.overrides.enabled or not has_tools(enabled, [tool.name]):
+            if not tool.overrides.enabled or not includes_tools(enabled, [tool.name]):
                 continue
-            if allowed is not None and not has_tools(allowed, [tool.name]):
+            if allowed is not None and not includes_tools(allowed, [tool.name]):
                 continue
             if tool.definition.runs == "worker" and (worker is None or not worker.offers(tool.name)):
                 continue
@@ -54,7 +54,7 @@ class ToolsService:
         tools = self._registry.list_tools()
         for name in enabled:
             for tool in tools:
-                if has_tools([name], [tool.name]) and not _required_permissions(tool) <= by.permissions:
+                if includes_tools([name], [tool.name]) and not _required_permissions(tool) <= by.permissions:
                     missing = ", ".join(sorted(_required_permissions(tool) - by.permissions))
                     raise Forbidden(
                         f"You cannot enable {tool.name} for an agent, because you do not have the permission {missing}."
@@ -97,7 +97,7 @@ def _is_dangerous(tools: Sequence[RegisteredTool], name: str) -> bool:
 
     A name that matches no tool counts as dangerous, because a matching tool may be added later.
     """
-    included = [tool for tool in tools if has_tools([name], [tool.name])]
+    included = [tool for tool in tools if includes_tools([name], [tool.name])]
     return not included or any(tool.risk == "dangerous" for tool in included)
 
 

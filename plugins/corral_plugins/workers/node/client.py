@@ -105,7 +105,7 @@ def error_of_response(response: httpx2.Response) -> ApiError:
 
 
 def is_final_response(error: ApiError) -> bool:
-    """Return whether repeating the call is useless, because the API itself, and not a proxy, refused this call."""
+    """Return whether a retry is pointless because the API itself, rather than a proxy, refused the call."""
     return error.code not in TEMPORARY and not error.is_foreign
 
 

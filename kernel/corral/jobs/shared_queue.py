@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 
-class JobQueue(Protocol):
+class SharedJobQueue(Protocol):
     """A shared job queue, which passes the ids of new jobs to the processes that run jobs.
 
     The database rows, which are also polled, decide which jobs run. A lost id therefore delays a job by seconds,

@@ -1,0 +1,31 @@
+"""The configuration as `corral config show` displays it: every value with its source, and credentials masked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from corral.config.model import CREDENTIAL_IN_URL, MASK, SECRET_NAME, Config, Row
+
+
+def masked_rows(config: Config) -> list[Row]:
+    """Return every key, pinned setting, variable and plugin table with its value as JSON. Credentials are masked."""
+    return [row._replace(value=_masked(row.value, row.secret)) for row in config.rows()]
+
+
+def _masked(value: Any, secret: bool) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _masked(item, secret or bool(SECRET_NAME.search(name))) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_masked(item, secret) for item in value]
+    if secret and value is not None:
+        return MASK
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    return CREDENTIAL_IN_URL.sub(_masked_match, str(value))
+
+
+def _masked_match(match: re.Match[str]) -> str:
+    start, end = (place - match.start() for place in match.span(match.lastindex or 0))
+    return match[0][:start] + MASK + match[0][end:]

@@ -1,0 +1,72 @@
+"""How the servers write responses: at once if their length is known, and otherwise as soon as a part is there."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from corral.config.model import Config
+from corral.testing.server import serving_app
+
+pytestmark = pytest.mark.one_engine
+
+LENGTH = (b"content-length", b"2")
+PAUSE = 0.2
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] != "http":
+        return
+    _, path, kind = scope["path"].split("/")
+    headers = [LENGTH] if path == "whole" else []
+    if kind == "injected":
+        headers.append((b"x-name", b"a\r\nset-cookie: b"))
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    if kind == "failing":
+        raise RuntimeError("the handler failed before the body")
+    await asyncio.sleep(PAUSE if kind == "late" else 0.0)
+    for body in (b"o", b"k") if kind == "parts" else (b"ok",):
+        await send({"type": "http.response.body", "body": body, "more_body": body == b"o"})
+
+
+async def parts_of_response(server: str, path: str) -> list[bytes]:
+    """The response, as it arrives piece by piece."""
+    async with serving_app(app, Config(), server) as (port, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        parts: list[bytes] = []
+        while not b"".join(parts).endswith((b"ok", b"0\r\n\r\n", b"Error")) and (part := await reader.read(65536)):
+            parts.append(part)
+        writer.close()
+        return parts
+
+
+async def test_head_and_body_of_known_length_are_one_write() -> None:
+    (whole,) = await parts_of_response("uvicorn", "/whole/late")
+    head, _, body = whole.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert (head.count(b"content-length: 2"), head.count(b"\r\ndate: "), body) == (1, 1, b"ok")
+
+
+async def test_the_head_of_a_stream_does_not_wait(server_name: str) -> None:
+    first, *_ = await parts_of_response(server_name, "/stream/late")
+    assert first.endswith(b"\r\n\r\n")
+    assert b"ok" not in first
+
+
+async def test_a_body_in_parts_of_known_length(server_name: str) -> None:
+    whole = b"".join(await parts_of_response(server_name, "/whole/parts"))
+    assert whole.startswith(b"HTTP/1.1 200 ")
+    assert whole.endswith(b"\r\n\r\nok")
+
+
+async def test_a_header_with_a_line_break_is_never_sent() -> None:
+    whole = b"".join(await parts_of_response("uvicorn", "/whole/injected"))
+    assert b"set-cookie" not in whole
+
+
+async def test_a_failure_before_the_body_is_an_error() -> None:
+    whole = b"".join(await parts_of_response("uvicorn", "/whole/failing"))
+    assert whole.startswith(b"HTTP/1.1 500 ")

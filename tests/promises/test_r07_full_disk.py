@@ -1,0 +1,92 @@
+"""R7: the disk of the database is full while clients write, then has space again: writes get 503 `storage_full`, reads
+are answered, nothing that was acknowledged is lost, the file is intact, and the server goes on with the same processes.
+
+Short form: once, with 4 clients; long form (`--long`): 10 times with 20 clients.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+from tests.engines import SQLITE
+from tests.promises.small_disk import SmallDisk
+from tests.promises.test_r01_kill_the_server import Writer, judge
+
+from corral.testing.server import ServerProcess
+
+RECOVERY_SECONDS = 10.0
+READS = ("/tasks", "/agents", "/events", "/tasks/stats")
+
+
+def processes(server: ServerProcess) -> list[psutil.Process]:
+    """The server's processes, in the order of their ids."""
+    assert server.process is not None
+    root = psutil.Process(server.process.pid)
+    return sorted([root, *root.children(recursive=True)], key=lambda each: each.pid)
+
+
+def while_full(admin: httpx2.Client, writers: list[Writer]) -> Counter[str]:
+    """Write until no write fits any more, then read everything and write some more; how often each answer came."""
+    answers: Counter[str] = Counter()
+    until = time.monotonic() + 30
+    before = [writer.refused for writer in writers]
+    while any(writer.refused < known + 3 for writer, known in zip(writers, before, strict=True)):
+        assert time.monotonic() < until, "a full disk takes every write"
+        time.sleep(0.05)
+    for number in range(20):
+        refused = admin.post("/tasks", json={"title": f"finds no space {number}", "instructions": "x" * 5000})
+        answers[f"write {refused.status_code} {refused.json().get('code')}"] += 1
+        assert int(refused.headers.get("retry-after", 0)) > 0, refused.text
+        for path in READS:
+            answers[f"read {admin.get(path).status_code}"] += 1
+    return answers
+
+
+@SQLITE
+def test_r07_a_full_disk_refuses_writes_and_nothing_else(
+    database_url: str, tmp_path: Path, long_form: bool, figure: Any
+) -> None:
+    rounds, clients = (10, 20) if long_form else (1, 4)
+    stop, answers, recovered = threading.Event(), Counter[str](), []
+    with SmallDisk(tmp_path / "disk") as disk:
+        file = disk.path / "corral.db"
+        environ = {"CORRAL_DATA_DIR": str(disk.path / "data"), "CORRAL_ACCESS_TTL": "3600"}
+        with ServerProcess(tmp_path, database_url=f"sqlite:///{file}", environ=environ) as server:
+            admin = server.sign_in()
+            token = admin.headers["Authorization"].removeprefix("Bearer ")
+            writers = [Writer(server, token, f"w{index}", tmp_path, stop) for index in range(clients)]
+            started = processes(server)
+            for writer in writers:
+                writer.start()
+            for _ in range(rounds):
+                time.sleep(1)
+                disk.fill(started)
+                answers += while_full(admin, writers)
+                disk.free(started)
+                freed = time.monotonic()
+                while not all(writer.wrote > freed for writer in writers):
+                    assert time.monotonic() - freed < RECOVERY_SECONDS, "clients cannot write again"
+                    time.sleep(0.02)
+                recovered.append(time.monotonic() - freed)
+            stop.set()
+            for writer in writers:
+                writer.join(10)
+            assert processes(server) == started
+            figures = judge(server, writers)
+            with sqlite3.connect(file) as connection:
+                assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            assert server.stop() == 0
+    kind = "ENOSPC" if disk.is_mounted else "RLIMIT_FSIZE"
+    figures |= {"rounds": rounds, "full_by": kind, **answers, "recovered_s": round(max(recovered), 2)}
+    figure("R7", figures)
+    assert {*answers} == {"write 503 storage_full", "read 200"}
+    assert [fault for writer in writers for fault in writer.unexpected] == []
+    assert sum(writer.disconnected for writer in writers) == 0
+    assert figures["acknowledged"] > 20 * rounds
