@@ -218,7 +218,7 @@ async def test_plugins_2_a_broken_plugin_fails_alone(folder: PluginFolder, tmp_p
         admin = await kit.as_user("admin")
         told = (await admin.get("/plugins/faulty")).json()
         assert (told["state"], reason in told["reason"]) == ("failed", True)
-        contributed = kit.kernel.container.get(Contributions).for_hook("corral_routes")  # type: ignore[type-abstract]
+        contributed = kit.kernel.container.get(Contributions).for_hook("corral_routes")
         assert "faulty" not in [name for name, _ in contributed]
 
 
@@ -339,6 +339,18 @@ async def test_a_plugin_that_does_not_start_raises_one_alert_an_hour(folder: Plu
     for _ in range(2):
         kit = await make_kit(**options(folder, "faulty", "leaning"))
         assert await alerts(kit) == [("plugin_failed", "critical", "faulty")]
+
+
+async def test_a_plugin_that_fails_later_raises_an_alert(folder: PluginFolder, tmp_path: Path) -> None:
+    folder.add("early", named("early"))
+    folder.add("late", named("late"))
+    async with make_kernel(tmp_path, **options(folder, "early", "late")) as kit:
+        for count, name in enumerate(("early", "late"), 1):
+            kit.kernel.registry.change_state(name, "failed", "it lost its table")
+            async with asyncio.timeout(5):
+                while len(found := await alerts(kit)) < count:  # noqa: ASYNC110  (no event tells)
+                    await asyncio.sleep(0.02)
+            assert found[-1] == ("plugin_failed", "critical", name)
 
 
 def named(name: str, *requires: str) -> str:

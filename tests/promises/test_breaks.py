@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -53,6 +54,13 @@ def test_a_broken_promise_turns_red(row: str) -> None:
 )
 def test_what_is_not_the_failure_that_was_meant_does_not_count(status: int, output: str, told: str) -> None:
     assert judge(status, output, "no database") == Verdict(False, told)
+
+
+def test_a_process_that_cannot_be_broken_does_not_start() -> None:
+    environ = {**os.environ, "PYTHONPATH": str(HERE / "broken"), breaks.VARIABLE: "R0"}
+    done = subprocess.run([sys.executable, "-c", "print('whole')"], env=environ, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stdout == ""
 
 
 def test_a_break_that_fits_nothing_is_named() -> None:

@@ -59,7 +59,7 @@ class LlamaPlugin(Plugin):
         from corral.egress.client import Egress
         from corral_llama.process import ModelProcesses
 
-        self._settings = runtime.service(Settings)  # type: ignore[type-abstract]  # the container is keyed by protocols
+        self._settings = runtime.service(Settings)
         self._children = ModelProcesses(runtime.service(Egress))
         self._provider.start(self._children, self._settings, runtime.service(InstallationConfig))
         await self._provider.find_model()

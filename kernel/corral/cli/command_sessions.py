@@ -16,6 +16,7 @@ import msgspec
 
 from corral.auth.principal import Principal
 from corral.cli import logging_setup
+from corral.cli.damaged_database import damage_named
 from corral.cli.data_folder import ensure_data_dir, restrict_new_files
 from corral.config.model import Config, Database, Keys, Redis, Storage
 from corral.config.reader import load as load_config
@@ -115,7 +116,8 @@ def temporary_kernel(config: Config) -> Iterator[Kernel]:
 def _closing(config: Config) -> Iterator[Kernel]:
     from corral.kernel import boot
 
-    kernel = boot(config)
+    with damage_named(config):
+        kernel = boot(config)
     try:
         yield kernel
     finally:

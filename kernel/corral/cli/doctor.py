@@ -25,6 +25,7 @@ import click
 
 from corral import clock
 from corral.cli import logging_setup, output
+from corral.cli.damaged_database import REMEDY, damage_of, sqlite_path
 from corral.cli.output import config_option, json_option
 from corral.config.model import Config
 from corral.config.reader import load as load_config
@@ -325,7 +326,7 @@ SECONDS = 3.0
 
 def check_database(config: Config) -> Iterator[Finding]:
     """Check whether the database answers and which migrations are pending."""
-    path = _sqlite_path(config)
+    path = sqlite_path(config)
     if is_database_missing(config):
         yield Finding(
             "database", "warning", f"{path} does not exist", "run corral serve or corral migrate, which create it"
@@ -341,9 +342,11 @@ def check_database(config: Config) -> Iterator[Finding]:
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         remedy = "start the database or correct [database] url"
+        damage = damage_of(error)
         if path is not None:
-            remedy = f"restore a backup if {path} is damaged"
-        yield Finding("database", "down", f"the database does not answer: {reason}", remedy)
+            remedy = REMEDY if damage else f"see whether {path} can be read"
+        detail = f"the database does not answer: {reason}" if damage is None else f"{path} is damaged: {damage}"
+        yield Finding("database", "down", detail, remedy)
 
 
 def _migrations(config: Config, found: Database) -> Iterator[Finding]:
@@ -487,13 +490,8 @@ def is_database_missing(config: Config) -> bool:
 
     Raises `PermissionError` if the folder of the file cannot be accessed.
     """
-    path = _sqlite_path(config)
+    path = sqlite_path(config)
     return path is not None and not path.exists()
-
-
-def _sqlite_path(config: Config) -> Path | None:
-    url = config.database.url
-    return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
 
 
 def modified_files(config: Config) -> Iterator[tuple[str, list[str]]]:

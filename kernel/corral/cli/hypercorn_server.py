@@ -104,11 +104,24 @@ class TcpConnection(tcp_server.TCPServer):
 
     In Hypercorn, the idle timer keeps it for the rest of the idle time, and then reference cycles keep its objects
     until a full garbage collection.
+
+    A client that has read nothing for so long that the operating system gave the connection up has closed it as well.
+    In Hypercorn, that is an error of the application.
     """
 
     async def _read_data(self) -> None:
         await super()._read_data()
         await self.idle_task.end()  # type: ignore[attr-defined]  # an `IdleTimer`
+
+    async def protocol_send(self, event: ConnectionEvent) -> None:
+        try:
+            await super().protocol_send(event)
+        except OSError:
+            await self.protocol.handle(Closed())
+
+    async def _close(self) -> None:
+        with contextlib.suppress(OSError):
+            await super()._close()
 
     async def run(self) -> None:
         try:

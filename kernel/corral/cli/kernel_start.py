@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from corral.cli import logging_setup
+from corral.cli.damaged_database import damage_named
 from corral.cli.processes import ProcessEnvironment
 from corral.cli.sealed_start import log_sealed_start
 from corral.config.model import Config
@@ -25,7 +26,8 @@ def boot_with_log(config: Config, environment: ProcessEnvironment, *, start_secr
     loaded: list[Found] = []
     limit = logging_setup.LogRateLimit(lambda: loaded or discover(config))
     logging_setup.limit_log_rate(limit)
-    kernel = boot(config, start_secret=start_secret)
+    with damage_named(config):
+        kernel = boot(config, start_secret=start_secret)
     loaded += [record.found for record in kernel.plugins]
     log_sealed_start(kernel.keyring)
     environment.restore()

@@ -5,7 +5,9 @@ Each plugin has a rate limit, and a warning that repeats is logged once a minute
 
 from __future__ import annotations
 
+import atexit
 import logging
+import math
 import os
 import sys
 import threading
@@ -13,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import structlog
@@ -99,37 +101,68 @@ class LogRateLimit(logging.Filter):
 _STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({})))
 
 
-class RepeatedLines(logging.Filter):
-    """A filter for log handlers that logs a repeating warning or error at most once a minute.
+class KnownLine(NamedTuple):
+    """A line that was logged: when, how many equal lines were left out since, and the last of those."""
 
-    Lines are equal if they have the same logger, message and texts in their fields; measured numbers may differ. The
-    next line after the minute has the field `repeated`, the number of lines that were left out before it.
+    logged_at: float
+    left_out: int = 0
+    last: logging.LogRecord | None = None
+
+
+class RepeatedLines(logging.Filter):
+    """A filter for a log handler that logs a repeating warning or error at most once a minute.
+
+    Lines are equal if they have the same logger, message and texts in their fields; measured numbers may differ. When
+    the minute is over, the last of the lines that were left out is logged with the field `repeated`, their number. This
+    happens at the next line of any kind, or at the end of the process. `log` logs a record.
     """
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, log: Callable[[logging.LogRecord], Any], now: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
-        self._now = now
+        self._log, self._now = log, now
         self._lock = threading.Lock()
-        self._known: dict[tuple[Any, ...], tuple[float, int]] = {}  # when the line was logged, and how many were not
+        self._known: dict[tuple[Any, ...], KnownLine] = {}
+        self._due = math.inf  # when the first minute is over in which lines were left out
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno < logging.WARNING:
+        if hasattr(record, "repeated"):
             return True
+        now = self._now()
+        if now >= self._due:
+            self.report_left_out(before=now - REPEAT_SECONDS)
+        return record.levelno < logging.WARNING or self._is_new(record, now)
+
+    def _is_new(self, record: logging.LogRecord, now: float) -> bool:
         fields = [(name, item) for name, item in vars(record).items() if name not in _STANDARD_FIELDS]
         texts = sorted(item for item in fields if isinstance(item[1], str))
         key = (record.name, record.getMessage(), *texts)
         with self._lock:
-            now = self._now()
-            logged_at, left_out = self._known.get(key, (now - REPEAT_SECONDS, 0))
-            if now - logged_at < REPEAT_SECONDS:
-                self._known[key] = (logged_at, left_out + 1)
+            known = self._known.get(key)
+            if known is not None and now - known.logged_at < REPEAT_SECONDS:
+                self._known[key] = KnownLine(known.logged_at, known.left_out + 1, record)
+                self._due = min(self._due, known.logged_at + REPEAT_SECONDS)
                 return False
-            if len(self._known) >= MAX_KNOWN_LINES:
-                self._known.clear()
-            self._known[key] = (now, 0)
-        if left_out:
-            record.repeated = left_out
+            is_full = len(self._known) >= MAX_KNOWN_LINES
+            if not is_full:
+                self._known[key] = KnownLine(now)
+        if is_full:
+            self.report_left_out()
+            with self._lock:
+                self._known = {key: KnownLine(now)}
         return True
+
+    def report_left_out(self, *, before: float = math.inf) -> None:
+        """Log the number of lines that were left out since a line that was logged at or before this time."""
+        with self._lock:
+            over = {key: known for key, known in self._known.items() if known.left_out and known.logged_at <= before}
+            now = self._now()
+            self._known |= dict.fromkeys(over, KnownLine(now))
+            waiting = [known.logged_at for known in self._known.values() if known.left_out]
+            self._due = min(waiting, default=math.inf) + REPEAT_SECONDS
+        for known in over.values():
+            assert known.last is not None
+            known.last.repeated = known.left_out
+            self._log(known.last)
 
 
 _redactor = Redactor()  # detects only patterns of credentials; `redact_with` sets one that knows secrets
@@ -192,7 +225,9 @@ def configure(level: str, form: str, *, quiet: Iterable[str] = QUIET) -> None:
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
-    handler.addFilter(RepeatedLines())
+    repeated = RepeatedLines(handler.handle)
+    handler.addFilter(repeated)
+    atexit.register(repeated.report_left_out)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

@@ -19,6 +19,7 @@ import click
 from corral.cli import logging_setup, processes
 from corral.cli.asgi_servers import Shutdown, chosen_server, loop_factory, serve_with
 from corral.cli.data_folder import ensure_data_dir, restrict_new_files
+from corral.cli.disk_reserve import DiskReserve
 from corral.cli.kernel_start import boot_with_log
 from corral.cli.listener import listen, loopback_url, refuse_connections
 from corral.cli.output import config_option
@@ -71,6 +72,12 @@ def serve_command(**options: Any) -> None:
         return
     for warning in config.warnings:
         log.warning(warning)
+    reserve = DiskReserve(config.data_dir)
+    if reserve.prepare_start():
+        log.warning(
+            "the disk is full; the server answers reads and refuses writes until there is room",
+            extra={"folder": str(config.data_dir)},
+        )
     recovering = StartHistory(config.data_dir).is_crash_loop and not config.safe_mode
     if recovering:
         log.error("three starts crashed in a row; starting in safe mode with protected plugins only")
@@ -79,6 +86,7 @@ def serve_command(**options: Any) -> None:
     environment = ProcessEnvironment.capture()
     if config.server.processes == 1:
         serve(config, options, environment=environment, recovering=recovering)
+        reserve.refill()
     else:
         listener, began = listen(config.server.bind), time.time()
         processes.register_for_reload(config.data_dir)
@@ -86,6 +94,7 @@ def serve_command(**options: Any) -> None:
         status = asyncio.run(parent.run())
         if status == 0:  # stopped by a signal, perhaps while processes were starting
             StartHistory(config.data_dir).remove_crashes(began)
+            reserve.refill()
         sys.exit(status)
 
 

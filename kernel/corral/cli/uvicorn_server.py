@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import (
     HttpToolsProtocol,
     RequestResponseCycle,
 )
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.wsproto_impl import WSProtocol
 from wsproto.connection import ConnectionState
 from wsproto.events import CloseConnection
@@ -155,8 +156,15 @@ class Http1(HttpToolsProtocol):
 class WebSocket(WSProtocol):
     """A WebSocket connection that sends a close code after an invalid frame.
 
-    uvicorn's own class closes the connection without a close code.
+    uvicorn's own class closes the connection without a close code. If the client is gone, it also raises an error that
+    is not a `ConnectionError`.
     """
+
+    async def send(self, message: Any) -> None:
+        try:
+            await super().send(message)
+        except ClientDisconnected as gone:
+            raise ConnectionResetError("the client is gone") from gone
 
     def handle_close(self, event: CloseConnection) -> None:
         if self.conn.state is ConnectionState.OPEN:  # the peer has not closed: wsproto itself generated the event

@@ -76,7 +76,8 @@ module, and may change at any time. Import a name from the module under which it
 
 - Services, which a plugin asks for by their type, are on a [page of their own](services.md).
 - The hooks by which a plugin contributes are on the page [Hooks](hooks.md).
-- [Testing a plugin](testing.md) describes the test kit.
+- [Write a plugin](../how-to/write-a-plugin.md) shows how to do the usual things with these names, and
+  [Testing a plugin](testing.md) describes the test kit.
 """
 SERVICES = """\
 # Services

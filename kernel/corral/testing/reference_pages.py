@@ -68,6 +68,7 @@ COMMANDS = """\
 
 Every command of `corral`, including those of plugins, with its options. Each command also takes `--help`.
 Exit statuses: 0 done, 1 failed, 2 wrong usage, 3 refused to start, 4 migrations are pending or newer than the code.
+A plugin [adds commands](../how-to/write-a-plugin.md#add-a-command) with the hook `corral_commands`.
 """
 CONFIGURATION = """\
 # Configuration
@@ -75,6 +76,10 @@ CONFIGURATION = """\
 Every key of `corral.toml` with the variable that overrides it. The command line wins over the environment, the
 environment over the file, and the file over the default. `corral config init PATH` writes a commented file, and
 `corral config show` prints the effective values. Run-time settings: [settings.md](settings.md).
+
+A plugin declares its section `[plugins.<name>]` as the type `config` of its class. The fields of this type are the
+keys, an unknown key makes the plugin `failed`, and no variable overrides them. What may change while Corral runs, or
+needs a variable, is a setting, as [Write a plugin](../how-to/write-a-plugin.md) shows.
 """
 ERRORS = """\
 # Error codes

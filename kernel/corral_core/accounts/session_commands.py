@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from corral.cli.api_client import ApiClient, ApiClientError
-from corral.cli.output import print_fields
+from corral.cli.output import json_option, print_fields, print_value
 from corral.cli.saved_sessions import SavedSession, server_name, user_sessions
 from corral.cli.server_connection import (
     DEFAULT_URL,
@@ -37,8 +37,9 @@ LOOPBACK = re.compile(r"(localhost|127\.[0-9.]+|\[::1\])(:[0-9]+)?(/|$)")
 )
 @click.option("--with-token", is_flag=True, help="read an API key from standard input instead of a password")
 @click.option("--server", metavar="NAME", help="name under which the server is saved (default: its host and port)")
+@json_option
 def login_command(
-    url: str | None, email: str | None, password_file: Path | None, with_token: bool, server: str | None
+    url: str | None, email: str | None, password_file: Path | None, with_token: bool, server: str | None, as_json: bool
 ) -> None:
     """Sign in to a server, and keep the session for the commands that follow.
 
@@ -56,17 +57,19 @@ def login_command(
     with sessions.locked():
         sessions.store(name, session, make_current=True)
     who = session.email or "the owner of the API key"
-    click.echo(f"Signed in to {url} as {who}.")
+    found = {"server": name, "url": url, "email": session.email}
+    print_value(found, as_json=as_json, text=f"Signed in to {url} as {who}.")
 
 
 @click.command("logout")
 @server_option
-def logout_command(server: str | None) -> None:
+@json_option
+def logout_command(server: str | None, as_json: bool) -> None:
     """Sign out of a server: end the session there and forget it here. API keys are forgotten, but stay valid."""
     sessions = user_sessions()
     found = sessions.find(server or os.environ.get("CORRAL_URL") or None)
     if found is None:
-        click.echo("You are not signed in.")
+        print_value({"signed_out_of": None}, as_json=as_json, text="You are not signed in.")
         return
     name, session = found
     try:
@@ -75,7 +78,7 @@ def logout_command(server: str | None) -> None:
     finally:
         with sessions.locked():
             sessions.remove(name)
-    click.echo(f"Signed out of {session.url}.")
+    print_value({"signed_out_of": session.url}, as_json=as_json, text=f"Signed out of {session.url}.")
 
 
 @click.command("whoami")

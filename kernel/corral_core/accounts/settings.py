@@ -170,7 +170,8 @@ CONTEXT_WORDS = Setting[list[str]](
     name="password.context_words",
     default=[],
     title="Words that a password must not contain",
-    kind=Annotated[list[Annotated[str, Meta(min_length=1, max_length=100)]], Meta(max_length=100)],
+    kind=list[Annotated[str, Meta(min_length=1, max_length=100)]],
+    maximum=100,
 )
 HISTORY = Setting(
     name="password.history",

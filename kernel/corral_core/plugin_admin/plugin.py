@@ -68,7 +68,7 @@ class PluginAdminPlugin(Plugin):
         plugins.apply_decisions(await work(plugins.stored_decisions, read=True))
         quarantine.apply_rows(await work(quarantine.stored_rows, read=True))
         runtime.supervise("quarantine", quarantine.synchronize_regularly)
-        runtime.supervise("failure_alerts", runtime.service(FailureAlerts).raise_regularly)
+        runtime.supervise("failure_alerts", runtime.service(FailureAlerts).raise_for_failures)
         self._unwatch = [feed.watch(plugins.on_events), feed.watch(quarantine.on_events)]
 
     async def stop(self) -> None:

@@ -27,8 +27,9 @@ Mode = Literal["pause", "cancel"]
 class KillSwitchView(msgspec.Struct, frozen=True, kw_only=True):
     """The state of the kill switch.
 
-    While the switch is `engaged`, no task is claimed and no model is called. If `hold_deliveries` is set, webhooks and
-    emails are held back as well.
+    While the switch is `engaged`, no task is claimed and no model is called. While `hold_deliveries` is set, whoever
+    delivers by itself, such as webhooks and notifications, keeps its deliveries pending. No such deliverer exists yet.
+    Emails about an account, such as a link for a new password, are sent nevertheless.
     """
 
     engaged: bool
@@ -40,7 +41,12 @@ class KillSwitchView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KillSwitch(Protocol):
-    """Reads the stored state of the kill switch in the caller's unit of work, so that the answer is never stale."""
+    """Reads the stored state of the kill switch in the caller's unit of work, so that the answer is never stale.
+
+    This is the one place to ask before anything is sent: a plugin that delivers calls `state()` in the unit that takes
+    a delivery from its queue, and takes none while `hold_deliveries` is set. `corral restore` sets it, so that a copy
+    sends nothing beside its original.
+    """
 
     def state(self) -> KillSwitchView:
         """Return the current state of the kill switch."""

@@ -20,8 +20,9 @@ MAX_VERSIONS = Setting(
 )
 REMINDER_DAYS = Setting[list[int]](
     name="secrets.reminder_days",
-    kind=Annotated[list[Days], Meta(max_length=5)],
+    kind=list[Days],
     default=[30, 7, 1],
+    maximum=5,
     title="Days before the expiry of a secret at which admins receive a reminder",
 )
 DELETED_DAYS = Setting(

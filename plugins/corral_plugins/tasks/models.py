@@ -229,6 +229,7 @@ Task = _model_class(
         (("status", "created_at", "id"), False),
         (("updated_at", "id"), False),
         (("priority", "created_at", "id"), False),
+        (("source_type", "created_at", "id"), False),
     ),
 )
 Attempt = _model_class(
@@ -361,8 +362,16 @@ class SearchDocument(Model):
         indexes = ((("created_at", "task_id"), True),)
 
 
-NOT_FROM_PEOPLE = "source_type NOT IN ('user', 'api')"
-"""The SQL condition that a task was not created by a person or an API key."""
+class TaskTag(Model):
+    """A tag of a task. The column `tags` of the task has the same tags, in the order in which its owner wrote them."""
+
+    tag = peewee.CharField(max_length=64)
+    created_at = InstantField()
+    task_id = IdField()
+
+    class Meta:
+        table_name = "tasks_tags"
+        primary_key = peewee.CompositeKey("tag", "created_at", "task_id")
 
 
 # The partial indexes start with `status`. Otherwise SQLite prefers the index of the list by status, and has to sort.
@@ -408,8 +417,6 @@ _add_partial_index(Task, "requester", Task.created_by, Task.created_at, Task.id,
 _add_partial_index(Task, "worker", Task.worker_id, Task.created_at, Task.id, where="worker_id IS NOT NULL")
 _add_partial_index(Task, "parent", Task.parent_task_id, Task.created_at, where="parent_task_id IS NOT NULL")
 _add_partial_index(Task, "run", Task.workflow_run_id, Task.created_at, where="workflow_run_id IS NOT NULL")
-# Most tasks come from people, whose index would be as long as the table and make their pages in another order slow.
-_add_partial_index(Task, "source", Task.source_type, Task.created_at, Task.id, where=NOT_FROM_PEOPLE)
 _add_partial_index(Task, "ended", Task.finished_at, where="finished_at IS NOT NULL")
 _add_partial_index(Attempt, "live", Attempt.task_id, where="finished_at IS NULL", unique=True)
 _add_partial_index(Attempt, "live_worker", Attempt.worker_id, where="finished_at IS NULL")
@@ -426,4 +433,5 @@ TABLES: tuple[type[Model], ...] = (
     HourlyRollup,
     PageAnchor,
     SearchDocument,
+    TaskTag,
 )

@@ -25,7 +25,7 @@ async def kit(make_kit: MakeKit) -> Kit:
 
 
 def _accounts(kit: Kit) -> Accounts:
-    return kit.kernel.container.get(Accounts)  # type: ignore[type-abstract]
+    return kit.kernel.container.get(Accounts)
 
 
 async def _patch(kit: Kit, user_id: str, **patch: Any) -> UserView:

@@ -269,7 +269,7 @@ async def test_conventions_6_the_log_shows_what_a_read_would(kit: Kit) -> None:
 
 async def test_a_ticket_opens_once_and_soon(kit: Kit) -> None:
     client = await kit.as_user()
-    tickets, work = kit.kernel.container.get(Tickets), kit.kernel.database.work  # type: ignore[type-abstract]
+    tickets, work = kit.kernel.container.get(Tickets), kit.kernel.database.work
 
     async def issue() -> str:
         answer = await client.post("/auth/ws-ticket")

@@ -24,7 +24,7 @@ async def register(kit: Kit, name: str = "ann", **more: Any) -> Answer:
 
 
 async def instructions(kit: Kit) -> str | None:
-    return await kit.kernel.container.get(FirstAccount).instructions()  # type: ignore[type-abstract]
+    return await kit.kernel.container.get(FirstAccount).instructions()
 
 
 def token_file(kit: Kit) -> Path:
@@ -67,7 +67,7 @@ async def test_an_account_made_on_the_machine_ends_the_token(make_kit: MakeKit) 
     kit = await make_kit(plugins=[], config=PUBLIC)
     assert "corral user create --admin EMAIL" in str(await instructions(kit))
     token = token_file(kit).read_text().strip()
-    accounts: Any = kit.kernel.container.get(Accounts)  # type: ignore[type-abstract]
+    accounts: Any = kit.kernel.container.get(Accounts)
     new = NewUser(email="root@example.org", full_name="Root", role="admin")
     await kit.kernel.database.work(lambda: accounts.create(new, password_hash=None, by=SYSTEM_PRINCIPAL))
     assert not token_file(kit).exists()
@@ -76,7 +76,7 @@ async def test_an_account_made_on_the_machine_ends_the_token(make_kit: MakeKit) 
 
 async def test_an_invitation_gives_its_role_to_the_first_account_too(make_kit: MakeKit) -> None:
     kit = await make_kit(plugins=[], config=PUBLIC)
-    invitations: Any = kit.kernel.container.get(Invitations)  # type: ignore[type-abstract]
+    invitations: Any = kit.kernel.container.get(Invitations)
     _, url = await kit.kernel.database.work(
         lambda: invitations.create("ann@example.org", "viewer", by=SYSTEM_PRINCIPAL)
     )

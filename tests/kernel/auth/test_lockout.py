@@ -154,7 +154,7 @@ async def test_attempts_hold_across_kernels_and_restarts(make_kit: MakeKit, open
     assert Counter(each.code for each in answers) == {"invalid_credentials": 5, "account_locked": 11}
     third = open_door(await make_kit(plugins=[]))
     assert (await third.login("ann@example.org")).code == "account_locked"
-    rescue = second.kernel.container.get(AccountRecovery)  # type: ignore[type-abstract]
+    rescue = second.kernel.container.get(AccountRecovery)
     user = (await second.as_user("admin")).user
     await second.kernel.database.work(lambda: rescue.unlock(_id_of(second, "ann@example.org")))
     assert user
@@ -164,7 +164,7 @@ async def test_attempts_hold_across_kernels_and_restarts(make_kit: MakeKit, open
 def _id_of(kit: Kit, email: str) -> str:
     from corral_core.accounts.api import Accounts
 
-    found = kit.kernel.container.get(Accounts).find(email)  # type: ignore[type-abstract]
+    found = kit.kernel.container.get(Accounts).find(email)
     assert found is not None
     return found.id
 
@@ -208,7 +208,7 @@ async def test_every_check_of_a_password_counts(kit: Kit, door: Any) -> None:
     ):
         assert (await client.post(f"/auth/{path}", body)).code == "invalid_credentials"
     assert (await client.put("/auth/me", {"email": "x@example.org", "current_password": WRONG})).status == 401
-    rescue = kit.kernel.container.get(AccountRecovery)  # type: ignore[type-abstract]
+    rescue = kit.kernel.container.get(AccountRecovery)
     attempts = await kit.kernel.database.work(lambda: rescue.failed_attempts(["ann@example.org", "b@c"]), read=True)
     assert attempts == {"ann@example.org": 4}
     assert (await client.post("/auth/reauth", {"password": WRONG})).status == 401

@@ -200,7 +200,7 @@ async def test_a_new_password_ends_sign_ins_that_wait_for_a_code(kit: Kit, door:
 
 async def test_an_admin_takes_a_lost_second_factor_away(kit: Kit, door: Any) -> None:
     client, _, _ = await door.with_mfa(email="ann@example.org")
-    rescue = kit.kernel.container.get(AccountRecovery)  # type: ignore[type-abstract]
+    rescue = kit.kernel.container.get(AccountRecovery)
     user = await kit.kernel.database.work(lambda: rescue.reset_mfa(client.user["id"]))
     assert not user.mfa_enabled
     assert (await client.get("/auth/me")).code == "session_revoked"
@@ -211,7 +211,7 @@ async def test_a_purged_account_leaves_no_second_factor(kit: Kit, door: Any) -> 
     await kit.as_user("admin")
     client, _, _ = await door.with_mfa(email="ann@example.org")
     await door.login("ann@example.org")
-    accounts, work = kit.kernel.container.get(Accounts), kit.kernel.database.work  # type: ignore[type-abstract]
+    accounts, work = kit.kernel.container.get(Accounts), kit.kernel.database.work
     await work(lambda: UserRow.update(is_active=False).where(UserRow.id == client.user["id"]).execute())
     await work(lambda: accounts.purge(client.user["id"]))
     left = await work(lambda: [table.select().count() for table in (SecondFactorRow, RecoveryCodeRow, ChallengeRow)])

@@ -80,7 +80,7 @@ async def test_a_grace_of_nothing_forgives_nothing(make_kit: MakeKit) -> None:
 async def test_successors_are_sealed_and_forgotten_after_the_grace(kit: Kit) -> None:
     first = (await _login(kit))["refresh_token"]
     second = (await _refresh(kit, first)).json()["refresh_token"]
-    work, settings = kit.kernel.database.work, kit.kernel.container.get(Settings)  # type: ignore[type-abstract]
+    work, settings = kit.kernel.database.work, kit.kernel.container.get(Settings)
 
     def kept() -> list[str | None]:
         return [row.successor for row in RefreshRow.select().where(RefreshRow.successor.is_null(False))]

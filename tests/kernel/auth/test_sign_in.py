@@ -36,7 +36,7 @@ def _signed_in(kit: Kit, answer: Answer) -> Client:
 
 
 async def _change(kit: Kit, user_id: str, **patch: Any) -> None:
-    accounts = kit.kernel.container.get(Accounts)  # type: ignore[type-abstract]
+    accounts = kit.kernel.container.get(Accounts)
     await kit.kernel.database.work(lambda: accounts.update(user_id, UserPatch(**patch)))
 
 

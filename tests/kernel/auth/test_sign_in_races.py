@@ -44,7 +44,7 @@ class Meeting:
 
 
 def _changes(kit: Kit, user_id: str) -> dict[str, Callable[[], Any]]:
-    accounts, links = kit.kernel.container.get(Accounts), kit.kernel.container.get(PasswordLinks)  # type: ignore[type-abstract]
+    accounts, links = kit.kernel.container.get(Accounts), kit.kernel.container.get(PasswordLinks)
     return {
         "set_password": lambda: accounts.set_password(user_id, "another hash"),
         "reset": lambda: links.create_reset_link(user_id),
@@ -54,7 +54,7 @@ def _changes(kit: Kit, user_id: str) -> dict[str, Callable[[], Any]]:
 
 async def _let_in_again(kit: Kit, user_id: str) -> None:
     """Whoever was switched off is switched on: what is refused from here on was ended."""
-    accounts = kit.kernel.container.get(Accounts)  # type: ignore[type-abstract]
+    accounts = kit.kernel.container.get(Accounts)
     await kit.kernel.database.work(lambda: accounts.update(user_id, UserPatch(is_active=True)))
 
 

@@ -70,3 +70,13 @@ class Command:
 @pytest.fixture
 def corral(tmp_path: Path) -> Command:
     return Command(tmp_path)
+
+
+@pytest.fixture
+def served(corral: Any) -> Any:
+    """An installation whose data folder, key and database exist."""
+    corral.environ["CORRAL_DATA_DIR"] = str(corral.home / "data")
+    assert corral("migrate").status == 0
+    made = corral("user", "list")
+    assert made.status == 0, made
+    return corral

@@ -115,7 +115,7 @@ def test_operations_5_a_backup_under_load_restores_into_either_engine(
         everything = b"".join(archive.read(name) for name in archive.namelist())
     assert b"not in the backup" not in everything
     assert (corral.home / "old" / "master.key").read_bytes().strip() not in everything
-    assert manifest["schemas"]["tasks"] == ["0001_initial"]
+    assert manifest["schemas"]["tasks"][0] == "0001_initial"
 
     done = corral("restore", str(file), "--json", environ=place(corral, "new", new))
     assert (done.status, done.json()["defects"]) == (0, []), done
@@ -175,7 +175,7 @@ def test_a_restore_refuses_what_it_cannot_restore_and_changes_nothing(
     assert (used.status, "not empty" in used.err) == (3, True), used
     damaged, newer, other = (corral.home / name for name in ("damaged", "newer", "other"))
     rewrite(backed_up, damaged, "tables/security_ip_mode.jsonl", lambda data: data.replace(b'"off"', b'"all"'))
-    script = b'"tasks": [\n      "0001_initial"'
+    script = b'"accounts": [\n      "0001_initial"'
     rewrite(backed_up, newer, "manifest.json", lambda data: data.replace(script, script + b', "0002_of_tomorrow"'))
     other.write_text("no archive")
     environ = place(corral, "new", new_url("sqlite", "new"))

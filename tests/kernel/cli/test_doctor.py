@@ -24,16 +24,6 @@ from corral.testing.database_servers import PostgresServer, ValkeyServer
 PLUGIN = 'from corral.plugin import Plugin\n\n\nclass SteadyPlugin(Plugin):\n    """Steady."""\n\n    name = "steady"\n'
 
 
-@pytest.fixture
-def served(corral: Any) -> Any:
-    """An installation whose data folder, key and database exist."""
-    corral.environ["CORRAL_DATA_DIR"] = str(corral.home / "data")
-    assert corral("migrate").status == 0
-    made = corral("user", "list")
-    assert made.status == 0, made
-    return corral
-
-
 def told(corral: Any, check: str, environ: dict[str, str] | None = None) -> list[tuple[str, str, str]]:
     """(status, detail, remedy) of a check."""
     done = corral("doctor", "--json", environ=environ)

@@ -24,7 +24,7 @@ class Lines(logging.Handler):
     def __init__(self, now: list[float]) -> None:
         super().__init__()
         self.told: list[tuple[str, int]] = []
-        self.addFilter(RepeatedLines(now=lambda: now[0]))
+        self.addFilter(RepeatedLines(self.handle, now=lambda: now[0]))
 
     def emit(self, record: logging.LogRecord) -> None:
         self.told.append(
@@ -54,7 +54,34 @@ def test_what_repeats_is_one_line_a_minute_with_a_count() -> None:
     now[0] += 60
     lines.log("slow unit", unit="GET /tasks", duration_ms=3)
     lines.log("slow unit", unit="GET /tasks", duration_ms=4)
-    assert lines.told[4:] == [("slow unit GET /tasks", 199)]
+    assert lines.told[4:] == [("slow unit GET /tasks", 199), ("slow unit POST /tasks", 199)]
+
+
+def test_the_count_is_told_when_no_equal_line_follows() -> None:
+    """By the next line of any kind, and at the end of the process."""
+    now = [1000.0]
+    lines = Lines(now)
+    for _ in range(5):
+        lines.log("lost")
+    now[0] += 59
+    lines.log("request", level=logging.INFO)
+    assert lines.told[1:] == [("request", 0)]
+    now[0] += 1
+    lines.log("request", level=logging.INFO)
+    assert lines.told[2:] == [("lost", 4), ("request", 0)]
+    script = SCRIPT + 'for _ in range(6):\n    logging.getLogger("corral.x").warning("again")\n'
+    told = subprocess.run([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, check=True).stderr
+    again = [line for line in map(json.loads, told.splitlines()) if line["event"] == "again"]
+    assert [line.get("repeated") for line in again] == [None, 5]
+
+
+def test_the_counts_are_told_when_too_many_lines_are_known() -> None:
+    lines = Lines([1000.0])
+    for _ in range(3):
+        lines.log("lost")
+    for number in range(MAX_KNOWN_LINES):
+        lines.log("number %s", number)
+    assert ("lost", 2) in lines.told
 
 
 def test_what_is_not_a_warning_is_always_logged_and_memory_is_bounded() -> None:

@@ -93,9 +93,12 @@ async def test_unit_of_work_4_a_connection_lost_during_commit_never_runs_again(
 @POSTGRES
 async def test_unit_of_work_5_each_unit_is_a_transaction_on_a_pooled_connection(database: Database) -> None:
     def unit() -> tuple[int, int]:
-        row = current().connection.execute("SELECT pg_backend_pid(), txid_current()").fetchone()
+        connection = current().connection
+        (transaction,) = connection.execute("SELECT txid_current()").fetchone()
         time.sleep(0.01)
-        return int(row[0]), int(row[1])
+        pid, same = connection.execute("SELECT pg_backend_pid(), txid_current()").fetchone()
+        assert transaction == same
+        return int(pid), int(transaction)
 
     told = await asyncio.gather(*[database.work(unit) for _ in range(20)])
     assert len({transaction for _, transaction in told}) == 20

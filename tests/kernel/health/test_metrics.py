@@ -14,6 +14,7 @@ import threading
 import time
 from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,20 +31,25 @@ from corral_core.health.service.scrape import to_openmetrics
 
 pytestmark = pytest.mark.one_engine
 
-NAMES = """
-corral_http_requests_total corral_http_request_seconds corral_http_in_flight corral_http_body_rejected_total
-corral_loop_lag_seconds corral_executor_queue corral_build_info process_resident_memory_bytes
-corral_db_pool_in_use corral_db_transaction_seconds corral_db_lock_wait_seconds corral_db_errors_total
-corral_tasks corral_queue_depth corral_queue_oldest_seconds corral_task_attempts_total corral_lease_reclaims_total
-corral_events_total corral_event_consumer_lag corral_ws_clients corral_ws_dropped_total
-corral_egress_blocked_total corral_rate_limited_total corral_auth_attempts_total corral_auth_lockouts_total
-corral_audit_rows_total corral_audit_write_failures_total corral_plugin_errors_total corral_plugin_state
-corral_llm_calls_total corral_llm_cost_usd_total corral_up
-corral_task_duration_seconds corral_task_queue_seconds corral_task_cancel_seconds corral_claim_seconds
-corral_tool_seconds corral_settings_version corral_settings_invalid
-corral_stale_calls_total corral_migrations_pending corral_password_hash_seconds corral_audit_append_seconds
-corral_cost_usd corral_cost_unpriced_tokens corral_llm_first_token_seconds
-"""
+REPOSITORY = Path(__file__).parents[3]
+PAGES = REPOSITORY / "docs" / "contract"
+OWNED_BY_NO_PAGE = {"corral_up"}  # the page names it in a sentence, with a value of its label
+
+
+def named_on_pages() -> dict[str, set[frozenset[str]]]:
+    """The metrics that the pages name as available, with the labels that they write at the name."""
+    sources = [path for part in ("kernel", "plugins") for path in (REPOSITORY / part).rglob("*.py")]
+    hooks = {name for path in sources for name in re.findall(r"def (corral_\w+)\(", path.read_text("utf-8"))}
+    found: dict[str, set[frozenset[str]]] = {}
+    for page in sorted(PAGES.glob("*.md")):
+        for section in page.read_text("utf-8").partition("\n## Not available yet")[0].split("\n## "):
+            if page.stem in ("health-metrics", "operations") or "metrics" in section.partition("\n")[0].lower():
+                for name, labels in re.findall(r"`(corral_\w+)(?:\{([\w,]+)\})?`", section):
+                    if name not in hooks:
+                        found.setdefault(name, set()).add(frozenset(labels.split(",")) - {""})
+    return found
+
+
 MOST_SERIES = 2000
 
 
@@ -74,9 +80,15 @@ async def test_health_metrics_6_the_text_is_prometheus_and_every_name_is_there(m
     await kit.as_user("admin")
     text = await settled(kit)
     families = {family.name: family for family in text_string_to_metric_families(text)}
-    samples = {sample.name for family in families.values() for sample in family.samples}
-    known = samples | set(families) | {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
-    assert set(NAMES.split()) - known == set()
+    typed = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE corral_")}
+    named = named_on_pages()
+    assert named.keys() ^ (typed - OWNED_BY_NO_PAGE) == set()
+    labels: dict[str, set[str]] = {name: set() for name in typed}
+    for name, family in families.items():
+        own = {label for sample in family.samples for label in sample.labels} - {"le"}
+        labels[name if name in typed else f"{name}_total"] = own
+    observed = {name: own for name, own in labels.items() if own and name in named}
+    assert {name: own for name, own in observed.items() if frozenset(own) not in named[name]} == {}
     assert all(family.documentation for family in families.values())
 
 

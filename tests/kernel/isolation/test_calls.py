@@ -119,7 +119,7 @@ async def test_health_checks_in_threads(tmp_path: Path) -> None:
         "faulty", corral_health_checks=lambda self: [HealthCheck(name, check) for name, check in checks.items()]
     )
     async with make_kernel(tmp_path, plugins=[faulty]) as kit:
-        made = kit.kernel.container.get(Contributions).for_hook("corral_health_checks")  # type: ignore[type-abstract]
+        made = kit.kernel.container.get(Contributions).for_hook("corral_health_checks")
         by_name = {item.name: item.check for name, item in made if name == "faulty"}
         down = ("down", "The check of the plugin faulty failed.")
         assert await asyncio.to_thread(by_name["fine"]) == ("ok", "fine")
@@ -272,7 +272,7 @@ async def test_hooks_of_plugins_are_guarded_by_what_their_protocol_says(tmp_path
 
     art = plugin("art", corral_hookspecs=lambda self: [ART])
     async with make_kernel(tmp_path, plugins=[art, Painting]) as kit:
-        found = [item for _, item in kit.kernel.container.get(Contributions).for_hook("corral_painters")]  # type: ignore[type-abstract]
+        found = [item for _, item in kit.kernel.container.get(Contributions).for_hook("corral_painters")]
         assert (found[0].name, isinstance(found[0], Careless), found[0].answers) == ("careless", True, True)
         assert (found[0].ready(), await found[0].paint("a cow")) == (True, {"what": "a cow"})
         with pytest.raises(TypeError, match="it returned str, not bool"):
@@ -288,9 +288,9 @@ async def test_hooks_of_plugins_are_guarded_by_what_their_protocol_says(tmp_path
         with pytest.raises(ContributionFailed):
             await anext(strokes)
         assert len(errors(kit, "painting")) == 4
-        assert kit.kernel.container.get(Contributions).for_hook("corral_painters") != []  # type: ignore[type-abstract]
+        assert kit.kernel.container.get(Contributions).for_hook("corral_painters") != []
         with pytest.raises(TypeError):
             found[1].ready()  # the fifth error
-        assert kit.kernel.container.get(Contributions).for_hook("corral_painters") == []  # type: ignore[type-abstract]
+        assert kit.kernel.container.get(Contributions).for_hook("corral_painters") == []
         with pytest.raises(ContributionFailed, match="painting is quarantined"):
             await found[0].paint("a cow")

@@ -60,7 +60,7 @@ async def test_admin_2_parallel_demotions_leave_an_admin(kit: Kit) -> None:
     )
     from corral_core.accounts.api import Accounts
 
-    accounts: Any = kit.kernel.container.get(Accounts)  # type: ignore[type-abstract]  # the key of the container
+    accounts: Any = kit.kernel.container.get(Accounts)
     counts = await kit.kernel.database.work(accounts.count_by_role, read=True)
     assert counts.get(("admin", True), 0) >= 1
 

@@ -38,7 +38,7 @@ async def test_of_accounts_admins_and_holders_are_told_apart(make_kit: MakeKit) 
         admin.patch(path, {"is_active": False}),
     ):
         assert (await request).status == 200
-    accounts = kit.kernel.container.get(Accounts)  # type: ignore[type-abstract]  # the key of the container
+    accounts = kit.kernel.container.get(Accounts)
     await kit.kernel.database.work(lambda: accounts.purge(member.user["id"]))
     rows = (await admin.get("/admin/audit?limit=200")).json()["items"][::-1][before:]
     told = [(row["action"], row["actor"]["type"]) for row in rows if row["object"]["type"] == "user"]

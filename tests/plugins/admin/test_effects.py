@@ -138,7 +138,7 @@ async def purge(world: World, client: Client) -> None:
 
     user_id = client.user["id"]
     await world.admin.patch(f"/admin/users/{user_id}", {"is_active": False})
-    accounts: Any = world.kit.kernel.container.get(Accounts)  # type: ignore[type-abstract]  # the key of the container
+    accounts: Any = world.kit.kernel.container.get(Accounts)
     await world.kit.kernel.database.work(lambda: accounts.purge(user_id))
 
 

@@ -34,7 +34,7 @@ async def test_no_lease_survives_the_end_of_its_agent(
     kit = await make_kit(plugins=["admin", "agents", "workers", "tasks"])
     database = kit.kernel.database
     member, agent, worker = await _world(kit)
-    tasks: Any = kit.kernel.container.get(Tasks)  # type: ignore[type-abstract]  # the key of the container
+    tasks: Any = kit.kernel.container.get(Tasks)
     method = "release_leases_of_agent" if how == "stop" else "detach_agent"
     before = getattr(type(tasks), method)
     claimed: list[Any] = []

@@ -62,7 +62,7 @@ async def test_a_token_is_shown_once_and_acts_as_the_agent(kit: Kit, alice: Clie
 async def test_a_ticket_ends_with_the_token_that_asked_for_it(kit: Kit, alice: Client) -> None:
     agent, token = await made(alice)
     other = (await alice.post(f"/agents/{agent}/tokens", {"name": "desk"})).json()
-    tickets, work = kit.kernel.container.get(Tickets), kit.kernel.database.work  # type: ignore[type-abstract]
+    tickets, work = kit.kernel.container.get(Tickets), kit.kernel.database.work
 
     async def issue(credential: str) -> str:
         return str((await acting(kit, credential).post("/auth/ws-ticket")).json()["ticket"])

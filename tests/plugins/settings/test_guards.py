@@ -12,7 +12,7 @@ from corral.settings.store import SettingsStore
 
 
 async def test_a_guard_sees_the_result_and_refuses_it(shelf: it.Shelf) -> None:
-    store: SettingsStore = shelf.kit.kernel.container.get(SettingsStore)  # type: ignore[type-abstract]
+    store: SettingsStore = shelf.kit.kernel.container.get(SettingsStore)
     seen = []
 
     def judge(result: Any, by: Any) -> None:

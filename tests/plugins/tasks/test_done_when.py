@@ -1,4 +1,4 @@
-"""The promises of tasks.
+"""The promises of tasks. The 11th is in `test_large_table.py`.
 
 Waiting for parts that come later: 4 (approvals; waiting for input is tested in `test_life.py`), the dead letter of 6
 (dead_letter), the codes `circuit` and `budget_*` of 7 (circuit_breakers, budgets), 8 (redis).
@@ -7,18 +7,14 @@ Waiting for parts that come later: 4 (approvals; waiting for input is tested in 
 from __future__ import annotations
 
 import asyncio
-import statistics
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.benchmarks import seeds
 from tests.plugins.tasks.conftest import Lease, Machine, World
 
 from corral import clock
-from corral.testing.kit import Client, make_kernel
 from corral_plugins.workers.service.liveness import WorkerSweeps
 
 
@@ -341,57 +337,3 @@ async def test_tasks_10_one_transition_wins(world: Any) -> None:
     stats = (await world.member.get("/tasks/stats")).json()
     assert stats["total"] == 6
     assert sum(stats["by_status"].values()) == 6
-
-
-LISTS = (
-    "",
-    "&offset={half}",
-    "&offset={last}",
-    "&status_filter=pending",
-    "&status_filter=completed&offset=1000",
-    "&priority=high&priority=critical",
-    "&status=completed&priority=low",
-    "&sort=priority",
-    "&sort=updated",
-    "&search=needle",
-    "&source_type=agent&sort=updated",
-    "&since=2026-01-01T00:00:00Z",
-    "&agent_id={agent}",
-    "&created_by={agent}",
-)
-
-
-@pytest.mark.sqlite
-async def test_tasks_11_a_large_table_stays_fast(tmp_path: Path, long_form: bool) -> None:
-    size = 100_000 if long_form else 20_000
-    slack = 1 if long_form else 5  # beside other tests only an order of magnitude can be told
-    plugins = ("agents", "cost", "llm", "tasks", "workers")
-    async with make_kernel(tmp_path, plugins=plugins) as kit:
-        world = await World().build(kit)
-        await world.task()  # the others are copies of it
-        token, member = world.worker.client.token, world.member
-    await asyncio.to_thread(lambda: seeds.fill(next(tmp_path.rglob("corral.db")), size))
-    async with make_kernel(tmp_path, plugins=plugins) as kit:
-        worker, member = Client(kit.application.app, token), Client(kit.application.app, member.token)
-        names = {"half": str(size // 2), "last": str(size - 60), "agent": world.agent_id}
-        lists, stats, claims = [], [], []
-        for n in range(60):
-            path = LISTS[n % len(LISTS)].format(**names)
-            lists.append(await _timed(member.get(f"/tasks?limit=50{path}")))
-            stats.append(await _timed(member.get("/tasks/stats")))
-            claims.append(await _timed(worker.post(f"/workers/{world.worker.id}/claim", {})))
-        assert (await member.get("/tasks/stats")).json()["by_status"]["assigned"] == 60
-        assert (await member.get("/tasks")).json()["total"] == size + 1
-    assert _p95(lists) <= 0.050 * slack
-    assert _p95(stats) <= 0.050 * slack
-    assert _p95(claims) <= 0.020 * slack
-
-
-async def _timed(call: Any) -> float:
-    began = time.perf_counter()
-    assert (await call).status == 200
-    return time.perf_counter() - began
-
-
-def _p95(seconds: list[float]) -> float:
-    return statistics.quantiles(seconds, n=20)[-1]

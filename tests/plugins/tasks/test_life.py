@@ -78,7 +78,7 @@ async def test_an_attempt_token_carries_its_lease_and_dies_with_it(world: Any) -
 
 
 async def test_a_ticket_of_an_attempt_dies_with_its_lease_too(world: Any) -> None:
-    tickets, work = world.kit.kernel.container.get(Tickets), world.kit.kernel.database.work  # type: ignore[type-abstract]
+    tickets, work = world.kit.kernel.container.get(Tickets), world.kit.kernel.database.work
     task_id = await world.task()
     agent = Client(world.kit.application.app, (await world.worker.run()).claim["agent_token"])
     opened, late = [(await agent.post("/auth/ws-ticket")).json()["ticket"] for _ in range(2)]

@@ -1,20 +1,26 @@
 """The promises of tools, one test each.
 
-Promises that need approvals, SSH or MCP servers are not tested: 3, 7, a part of 6, and `ssh.execute` in 2. In 5,
-`messages.send` stands for any tool that needs a permission of members.
+Promises that need approvals, SSH or MCP servers are not tested: a part of 3 and of 6, 7, and `ssh.execute` in 2. Of 3
+the server's part is tested that exists: what would need an approval does not run, and what runs is what was decided. In
+5, `messages.send` stands for any tool that needs a permission of members.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.plugins.tools.conftest import Run, World
 from tests.plugins.tools.receiver import receiver
+
+from corral_plugins.tools.api import RISKS
 
 POLICIES = st.sampled_from(["allow", "ask", "deny"])
 
@@ -73,6 +79,48 @@ async def test_tools_2_taint_outlives_the_attempt_and_is_inherited(world: World)
     assert (await again.say("test.page", call_id="again")).json()["reason"] == "policy"
     attempts = (await world.member.get(f"/tasks/{run.task_id}/attempts")).json()["items"]
     assert [(each["tainted"], each["taint_sources"]) for each in attempts] == [(True, ["test.page"])] * 2
+
+
+# The last one taints the run.
+OF_RISK = {"read": "test.read", "write": "test.write", "dangerous": "test.danger", "external": "test.page"}
+PAGE = Path(__file__).parents[3] / "docs" / "contract" / "tools.md"
+POLICY_OF_RISK = {
+    risk: {False: default, True: tainted}
+    for risk, default, tainted in re.findall(
+        r"^\| `(\w+)` \| .* \| `(\w+)` \| `(\w+)`.* \|$", PAGE.read_text("utf-8"), re.M
+    )
+}
+
+
+@pytest.mark.parametrize("tainted", [False, True])
+@pytest.mark.parametrize("own", [None, "allow", "ask"])
+async def test_tools_3_what_needs_an_approval_does_not_run(world: World, own: str | None, tainted: bool) -> None:
+    """The policies are those of the page, and of the agent where it has its own: the stricter one counts."""
+    assert POLICY_OF_RISK.keys() == OF_RISK.keys() == set(RISKS)
+    policy = {} if own is None else dict.fromkeys(OF_RISK.values(), own)
+    agent_id = await world.agent("test.*", tool_policy=policy, by=world.admin)
+    await world.member.post("/tasks", {"title": "t", "agent_id": agent_id})
+    run = await world.claim(agent_id)
+    if tainted:
+        path = f"/agents/{agent_id}"
+        assert (await world.admin.patch(path, {"tool_policy": {**policy, "test.page": "allow"}})).status == 200
+        assert (await run.say("test.page", "tainting")).status == 200
+        assert (await world.admin.patch(path, {"tool_policy": policy})).status == 200
+    for risk, name in OF_RISK.items():
+        told = POLICY_OF_RISK[risk]
+        assert (await world.admin.get(f"/tools/{name}")).json()["default_policy"] == told[False]
+        expected = max(own or told[False], told[True] if tainted else "allow", key=("allow", "ask").index)
+        ran, call_id = len(world.bench.runs), name
+        answers = [await run.say(name, f"to {name}", call_id=call_id) for _ in range(2)]
+        if expected == "ask":
+            assert [(each.status, each.code, each.json()["reason"]) for each in answers] == [
+                (403, "tools.denied", "policy")
+            ] * 2, name
+            assert world.bench.runs[ran:] == []
+        else:
+            assert world.bench.runs[ran:] == [{"text": f"to {name}"}]
+            said = f"to {name}" if risk == "external" else {"said": f"to {name}"}
+            assert [each.json()["result"] for each in answers] == [said] * 2
 
 
 async def test_tools_4_fifty_repeats_are_one_execution(world: World) -> None:
@@ -215,5 +263,5 @@ async def taint(world: World, run: Run) -> None:
     """Taint the run."""
     from corral_plugins.tasks.api import Tasks
 
-    tasks: Tasks = world.kit.kernel.container.get(Tasks)  # type: ignore[type-abstract]  # the key of the container
+    tasks: Tasks = world.kit.kernel.container.get(Tasks)
     await world.kit.kernel.database.work(lambda: tasks.taint_run(run.task_id, run.lease_id, ("a test",)))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import traceback
 from pathlib import Path
 
 specification = importlib.util.spec_from_file_location("promise_breaks", Path(__file__).parents[1] / "breaks.py")
@@ -9,4 +10,8 @@ assert specification is not None
 assert specification.loader is not None
 breaks = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(breaks)
-breaks.apply(breaks.BREAKS[os.environ[breaks.VARIABLE]].edits)
+try:
+    breaks.apply(breaks.BREAKS[os.environ[breaks.VARIABLE]].edits)
+except Exception as error:  # Python would go on after any other error, with a product that is whole
+    traceback.print_exc()
+    raise SystemExit from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 
 from corral.database.engine import Work
 from corral.database.migrations import MigrationFailed
@@ -10,8 +11,6 @@ from corral.events.alerts import raise_alert
 from corral.events.event import SystemAlert
 from corral.plugins.record import PluginRecord
 from corral.plugins.registry import PluginRegistry
-
-LOOK_SECONDS = 1.0
 
 
 class FailureAlerts:
@@ -21,14 +20,24 @@ class FailureAlerts:
         self._registry, self._work = registry, work
         self._reported: dict[str, str] = {}
 
-    async def raise_regularly(self) -> None:
+    async def raise_for_failures(self) -> None:
         """Raise an alert for each new failure, until cancelled. The kernel supervises this task in every process."""
-        while True:
-            for record in self._registry.all():
-                if record.state == "failed" and self._reported.get(record.name) != record.since:
-                    await self._work(lambda record=record: _raise(record))  # type: ignore[misc]  # bound in each iteration
-                    self._reported[record.name] = record.since
-            await asyncio.sleep(LOOK_SECONDS)
+        changed = asyncio.Event()
+
+        def notify(record: PluginRecord) -> None:
+            changed.set()
+
+        self._registry.listeners.append(notify)
+        try:
+            while True:
+                changed.clear()
+                for record in self._registry.all():
+                    if record.state == "failed" and self._reported.get(record.name) != record.since:
+                        await self._work(functools.partial(_raise, record))
+                        self._reported[record.name] = record.since
+                await changed.wait()
+        finally:
+            self._registry.listeners.remove(notify)
 
 
 def _raise(record: PluginRecord) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
@@ -23,6 +24,8 @@ from corral.plugin import Settings
 from corral_plugins.realtime.service.messages import RESTARTING, EventFrame, NoticeFrame, Refusal
 from corral_plugins.realtime.service.viewer import Key, Subscription, Viewer
 from corral_plugins.realtime.settings import MAX_SOCKETS
+
+log = logging.getLogger("corral.realtime")
 
 MAX_CLIENTS = 2000
 MAX_PENDING, MAX_PENDING_OF_ADDRESS = 200, 20  # sockets whose first message must sign in
@@ -188,6 +191,10 @@ class ViewerHub:
                 del self._index[event]
 
     def _remove_viewer(self, viewer: Viewer) -> None:
+        if viewer.dropped:
+            self.dropped += viewer.dropped
+            facts = {"user": viewer.user_key, "dropped": viewer.dropped}
+            log.warning("a live connection is closed because its client does not read", extra=facts)
         for event, _ in viewer.subscriptions:
             self._remove_subscription(viewer, event)
 
@@ -218,7 +225,7 @@ class ViewerHub:
                 if not viewer.offer_event(item):
                     slow.append(viewer)
         for viewer in slow:
-            self.dropped += 1 + viewer.end_lagging()
+            viewer.end_lagging()
 
     def _on_plugin_state(self, record: LoggedEvent) -> None:
         payload = record.payload()

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
+from corral import clock
 from corral.auth.principal import Principal
 from corral.events.log import LoggedEvent
 from corral_plugins.realtime.service.messages import INVALID, TOO_SLOW, CloseFrame, EventFrame, NoticeFrame, Refusal
@@ -14,6 +15,7 @@ from corral_plugins.realtime.service.messages import INVALID, TOO_SLOW, CloseFra
 MAX_RIGHTS_AGE_SECONDS = 1.0
 CLOSE_SECONDS, REVOKED_CLOSE_SECONDS = 10.0, 1.0
 MAX_ERRORS = 10
+UNREAD_MS = 1_000
 
 Key = tuple[str, frozenset[tuple[str, str]]]
 Entry = EventFrame | NoticeFrame | CloseFrame
@@ -80,6 +82,7 @@ class Viewer:
         self.ahead = 0  # the greatest `known` of the subscriptions
         self.queue: deque[Entry | Replay] = deque()
         self.ended = self.left = self.revoked = False
+        self.dropped = 0  # events that the connection ended without sending, because the client did not read them
         self.warned_of: float | None = None
         self.on_end: Callable[[Viewer], None] = lambda viewer: None
         self.abort: Callable[[], object] = lambda: None  # cancels a send that waits for the client to read
@@ -102,6 +105,7 @@ class Viewer:
         Return False if the queue is full; the caller must then call `end_lagging`.
         """
         if len(self.queue) >= self.limit:
+            self.dropped += 1
             return False
         self.queue.append(item)
         if self._waiter is not None:
@@ -129,17 +133,17 @@ class Viewer:
         if self._errors >= MAX_ERRORS:
             self.end_connection(INVALID, "ten errors in one connection", keep=True)
 
-    def end_lagging(self) -> int:
-        """End a connection that is too slow: drop its queue, and report the `seq` from which the client must resume.
-
-        Return the number of dropped events.
-        """
+    def end_lagging(self) -> None:
+        """End a connection that is too slow: drop its queue, and report the `seq` from which the client must resume."""
         if self.ended:
-            return 0
-        lost = [entry for entry in (*self._backlog, *self.queue) if isinstance(entry, EventFrame)]
+            return
+        lost = self._undelivered()
+        self.dropped += len(lost)
         missed_from = lost[0].record.seq if lost else self.seen + 1
         self.end_connection(TOO_SLOW, "too slow", NoticeFrame("lagged", missed_from=missed_from))
-        return len(lost)
+
+    def _undelivered(self) -> list[EventFrame]:
+        return [entry for entry in (*self._backlog, *self.queue) if isinstance(entry, EventFrame)]
 
     def end_connection(self, code: int, reason: str, last: NoticeFrame | None = None, *, keep: bool = False) -> None:
         """End the connection. Later calls do nothing.
@@ -168,10 +172,17 @@ class Viewer:
         self.end_connection(code, reason)
 
     def stop_sending(self) -> None:
-        """Stop sending, because the client disconnected or the connection ended."""
+        """Stop sending, because the client disconnected or the connection ended.
+
+        What a client leaves unread for longer than a moment counts as dropped: it had stopped reading, and the server
+        disconnected it because it answered no ping.
+        """
         self.left = True
         if not self.ended:
             self.ended = True
+            lost = self._undelivered()
+            if lost and clock.elapsed_ms(lost[0].record.ts, clock.now()) > UNREAD_MS:
+                self.dropped = len(lost)
             self.on_end(self)
         if self._timer is not None:
             self._timer.cancel()

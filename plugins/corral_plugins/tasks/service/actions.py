@@ -28,7 +28,7 @@ from corral_plugins.tasks.models import (
     TaskRow,
 )
 from corral_plugins.tasks.report_shapes import ReportedError
-from corral_plugins.tasks.service import outcomes, queries, retention, rows, statistics
+from corral_plugins.tasks.service import outcomes, queries, retention, rows, statistics, tags
 from corral_plugins.tasks.service.creation import (
     add_dependencies,
     agent_warnings,
@@ -119,6 +119,9 @@ class OwnerActions:
         row.priority = changes.get("priority", before)
         if row.priority != before:
             statistics.count_priority_change(row.status, before, row.priority)
+        if "tags" in given:
+            tags.remove_tags(row.id)
+            tags.add_tags(row.id, row.created_at, given["tags"])
         indexed = queries.indexed_text(row) if given.keys() & {"title", "description"} else None
         if to != row.status:
             transition(row, to, **changes)

@@ -26,6 +26,7 @@ from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import NewTask, Origin, RetryPolicy, TaskCreated, refuse_unenforced
 from corral_plugins.tasks.models import EXTRA_DEFAULTS, NO_DEADLINE, PRIORITIES, Dependency, Task, TaskRow
 from corral_plugins.tasks.service import rows, statistics
+from corral_plugins.tasks.service.tags import add_tags
 from corral_plugins.tasks.service.transitions import TaskTransitions, publish_task_event, queue_columns, queue_key
 from corral_plugins.tools.api import includes_tools, missing_tools
 
@@ -230,6 +231,7 @@ class TaskCreation:
         row = TaskRow(*_row_values(columns))
         if new.depends_on:
             add_dependencies(row.id, list(dict.fromkeys(each.lower() for each in new.depends_on)))
+        add_tags(row.id, row.created_at, new.tags)
         statistics.count_transition(None, row.status, row.priority, row.created_by)
         publish_task_event(TaskCreated, row, None)
         body = rows.encode_task(columns, full=True, warnings=agent_warnings(agent, new.required_tools))

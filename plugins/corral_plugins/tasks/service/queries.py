@@ -5,16 +5,12 @@ Indexes and counters answer the frequent queries, so that their cost does not de
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import operator
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 import peewee
-from msgspec import UNSET
 
 from corral import clock
 from corral.auth.principal import Principal
@@ -29,9 +25,6 @@ from corral.events.log import COLUMNS as EVENT_COLUMNS
 from corral.events.log import EventRow, EventView, LoggedEvent
 from corral.http.page import Order, Page, PageQuery, paginate, read_cursor, refuse_cursor_with_offset, write_cursor
 from corral_plugins.tasks.models import (
-    NOT_FROM_PEOPLE,
-    PRIORITIES,
-    STATUSES,
     Attempt,
     Comment,
     PageAnchor,
@@ -40,8 +33,9 @@ from corral_plugins.tasks.models import (
     TaskRow,
 )
 from corral_plugins.tasks.service import statistics
+from corral_plugins.tasks.service.figures import read_stats, task_stats
+from corral_plugins.tasks.service.filters import PLAIN, conditions, counted_total, is_plain
 from corral_plugins.tasks.service.rows import TaskViews, find_readable_task
-from corral_plugins.tasks.service.statistics import _WAITING, _filtered_counts
 from corral_plugins.tasks.shapes import AttemptView, CommentView, TaskQuery, TaskStats, TaskStatsQuery
 
 MAX_MATCHES = 10_000
@@ -340,9 +334,9 @@ class TaskQueries:
     def list_tasks(self, query: TaskQuery, caller: Principal) -> Page[Any]:
         """Return a page of the list of tasks."""
         refuse_cursor_with_offset(query)
-        if query.__class__ is TaskQuery and _is_plain(query):
+        if query.__class__ is TaskQuery and is_plain(query):
             return self._plain_page(query, caller)
-        if isinstance(query.search, str) and _is_plain(query, but="search") and can_read(caller, SHARED, None):
+        if isinstance(query.search, str) and is_plain(query, but="search") and can_read(caller, SHARED, None):
             return self._search_page(query, search_words(query.search), caller)
         return self._filtered_page(query, caller)
 
@@ -413,22 +407,19 @@ class TaskQueries:
     # -- with filters
 
     def _filtered_page(self, query: TaskQuery, caller: Principal) -> Page[Any]:
-        where, counted = _conditions(query)
-        allowed = visible(Task, caller)
+        allowed, search = visible(Task, caller), []
+        if isinstance(query.search, str):
+            search = [_matches_search(search_words(query.search))]
+        total = 0 if allowed is NO_ROWS else counted_total(query)
+        if total is None:
+            total = Task.select(Task.id).where(allowed, *conditions(query), *search).count()
         columns = (Task.id, Task.version, Task.created_at, Task.updated_at, Task.priority)
-        select = Task.select(*columns).where(allowed, *where).namedtuples()
+        select = Task.select(*columns).where(allowed, *conditions(query, matches=total), *search).namedtuples()
         order = {
             "created": (Order(Task.created_at), Order(Task.id)),
             "updated": (Order(Task.updated_at), Order(Task.id)),
             "priority": (Order(Task.priority), Order(Task.created_at), Order(Task.id)),
         }[query.sort]
-        total = (
-            sum(n for key, n in statistics.status_counts().items() if counted(*key))
-            if _has_counted_total(query)
-            else None
-        )
-        if allowed is NO_ROWS:
-            total = 0
         page = paginate(
             select, query, caller, scope=SCOPE, order=order, make=lambda row: (row.id, row.version), total=total
         )
@@ -511,84 +502,7 @@ class TaskQueries:
 
         The query can limit the statistics to the tasks of one agent, or to tasks created since an instant.
         """
-        if query == TaskStatsQuery():
-            counts, day, oldest, waits = (
-                statistics.status_counts(),
-                statistics.sums_of_last_day(),
-                statistics.oldest_pending_ms(),
-                _WAITING.rows({}),
-            )
-        else:
-            counts, day, oldest, waits = _filtered_counts(query)
-        if not can_read(caller, SHARED, None):
-            counts.clear()
-        ended = day["completed"] + day["failed"]
-        waiting = dict.fromkeys(("approval", "input", "review"), 0)
-        waiting.update((kind, n) for kind, n in waits if kind in waiting)
-        return TaskStats(
-            total=sum(counts.values()),
-            by_status={status: sum(n for key, n in counts.items() if key[0] == status) for status in STATUSES},
-            by_priority={
-                name: sum(n for key, n in counts.items() if key[1] == rank) for rank, name in enumerate(PRIORITIES)
-            },
-            oldest_pending_ms=oldest,
-            success_rate_24h=day["completed"] / ended if ended else None,
-            avg_duration_ms=round(day["duration_ms"] / day["completed"]) if day["completed"] else None,
-            avg_queue_ms=round(day["queue_ms"] / day["queued"]) if day["queued"] else None,
-            waiting_for=waiting,
-        )
-
-
-PLAIN = hashlib.sha256(b"{}").hexdigest()[:16]
-_FREE = frozenset({"limit", "offset", "cursor"})
-
-
-def _is_plain(query: TaskQuery, *, but: str = "sort") -> bool:
-    """Return whether the query uses the default order and no filters.
-
-    The field that `but` names is not checked.
-    """
-    return query.sort == "created" and all(
-        getattr(query, name) is UNSET for name in query.__struct_fields__ if name not in (*_FREE, "sort", but)
-    )
-
-
-def _has_counted_total(query: TaskQuery) -> bool:
-    """Return whether the total can be read from counters, because the query filters only by status and priority."""
-    known = {*_FREE, "sort", "status", "status_filter", "priority"}
-    return all(getattr(query, name) is UNSET for name in query.__struct_fields__ if name not in known)
-
-
-def _conditions(query: TaskQuery) -> tuple[list[Any], Any]:
-    """Return the filters as SQL conditions, and a function that checks only the filters by status and priority."""
-    where: list[Any] = []
-    statuses = [set(each) for each in (query.status_filter, query.status) if isinstance(each, list)]
-    ranks = [PRIORITIES.index(name) for name in query.priority] if isinstance(query.priority, list) else None
-    where += [_equals_any(Task.status, sorted(each)) for each in statuses]
-    if ranks is not None:
-        where.append(_equals_any(Task.priority, ranks))
-    for name in ("agent_id", "worker_id", "parent_task_id", "workflow_run_id", "created_by"):
-        value = getattr(query, name)
-        if isinstance(value, str):
-            where.append(getattr(Task, name) == value.lower())
-    if isinstance(query.source_type, str):
-        where.append(Task.source_type == query.source_type)
-        if query.source_type not in ("user", "api"):
-            where.append(peewee.SQL(NOT_FROM_PEOPLE))  # the planner then uses the partial index
-    if not isinstance(query.since, msgspec.UnsetType):
-        where.append(Task.created_at >= clock.from_datetime(query.since))
-    if not isinstance(query.until, msgspec.UnsetType):
-        where.append(Task.created_at < clock.from_datetime(query.until))
-    if isinstance(query.tag, list):
-        tags = [peewee.fn.REPLACE(Task.tags, msgspec.json.encode(tag).decode(), "") != Task.tags for tag in query.tag]
-        where.append(functools.reduce(operator.or_, tags))
-    if isinstance(query.search, str):
-        where.append(_matches_search(search_words(query.search)))
-
-    def counted(status: str, rank: int) -> bool:
-        return all(status in each for each in statuses) and (ranks is None or rank in ranks)
-
-    return where, counted
+        return read_stats(query) if can_read(caller, SHARED, None) else task_stats(Counter(), Counter(), {})
 
 
 def _matches_search(words: list[str]) -> Any:
@@ -598,10 +512,6 @@ def _matches_search(words: list[str]) -> Any:
     found = Task.id.in_(matches_subselect(search_query(words)))
     unindexed = [row[0] for row in unindexed_matches(words)]
     return found | Task.id.in_(unindexed) if unindexed else found
-
-
-def _equals_any(field: Any, values: Sequence[Any]) -> Any:
-    return field == values[0] if len(values) == 1 else field.in_(list(values))
 
 
 def attempt_view(row: Any) -> AttemptView:

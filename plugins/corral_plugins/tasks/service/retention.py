@@ -11,6 +11,7 @@ from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import TaskDeleted
 from corral_plugins.tasks.models import Attempt, Comment, Dependency, HourlyRollup, LogLine, Task, TaskRow, WorkerSignal
 from corral_plugins.tasks.service import queries, rows, statistics
+from corral_plugins.tasks.service.tags import remove_tags
 from corral_plugins.tasks.service.transitions import publish_task_event
 
 TASKS_AT_ONCE, ROWS_AT_ONCE = 100, 500
@@ -20,6 +21,7 @@ DAY = 86_400
 def delete_task(row: TaskRow) -> None:
     """Delete an ended task, which must be locked. A background job deletes its attempts, logs and comments."""
     queries.remove_from_index(row)
+    remove_tags(row.id)
     if row.status != "completed":  # the tasks that depend on this one can no longer be retried
         dependents = Dependency.select(Dependency.task_id).where(Dependency.needs_id == row.id)
         ended = Task.finished_at.is_null(False) & Task.failed_dependency_id.is_null()

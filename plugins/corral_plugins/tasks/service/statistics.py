@@ -12,7 +12,6 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
 import peewee
 
 from corral import clock
@@ -24,7 +23,6 @@ from corral.plugin import Metric
 from corral_plugins.agents.api import AttemptStatistics
 from corral_plugins.tasks.models import PRIORITIES, STATUSES, TERMINAL, HourlyRollup, Task, TaskCounter
 from corral_plugins.tasks.service import rows
-from corral_plugins.tasks.shapes import TaskStatsQuery
 
 SHARDS = 16
 HOURS = 24
@@ -452,55 +450,3 @@ def _attempt_statistics(row: Sequence[Any]) -> AttemptStatistics:
         output_tokens=int(tokens_out),
         stalls=int(stalls),
     )
-
-
-_WAITING = Statement(
-    lambda p: (
-        Task.select(Task.waiting_kind, peewee.fn.COUNT(Task.id))
-        .where(peewee.SQL("status = 'waiting'"))
-        .group_by(Task.waiting_kind)
-        .tuples()
-    )
-)
-
-
-def _filtered_counts(
-    query: TaskStatsQuery,
-) -> tuple[Counter[tuple[str, int]], Counter[str], int | None, list[tuple[Any, ...]]]:
-    """Compute the statistics of the tasks that match the query. Counters cover only all tasks together.
-
-    Return the counts by status and priority, the sums of the last day, the age of the oldest pending task in
-    milliseconds, and the counts of waiting tasks by kind.
-    """
-    where: list[Any] = []
-    if isinstance(query.agent_id, str):
-        where.append(Task.agent_id == query.agent_id.lower())
-    if not isinstance(query.since, msgspec.UnsetType):
-        where.append(Task.created_at >= clock.from_datetime(query.since))
-    n = peewee.fn.COUNT(Task.id)
-    by = Task.select(Task.status, Task.priority, n).where(*where).group_by(Task.status, Task.priority)
-    counts = Counter({(status, rank): count for status, rank, count in rows.fetch_tuples(by)})
-    first = rows.fetch_tuples(Task.select(peewee.fn.MIN(Task.queued_at)).where(rows.PENDING, *where))[0][0]
-    waits = Task.select(Task.waiting_kind, n).where(peewee.SQL("status = 'waiting'"), *where)
-    oldest = None if first is None else clock.elapsed_ms(first, clock.now())
-    return counts, _filtered_sums(where), oldest, rows.fetch_tuples(waits.group_by(Task.waiting_kind))
-
-
-def _filtered_sums(where: list[Any]) -> Counter[str]:
-    """Return the sums that `sums_of_last_day` returns, but only for tasks that match the conditions `where`.
-
-    The sums are computed from the last start and end of each task.
-    """
-    began = start_of_last_day()
-    done, failed = [(Task.status == status) & (Task.finished_at >= began) for status in ("completed", "failed")]
-    started = (Task.started_at >= began) & (Task.queued_at <= Task.started_at)  # not queued again since
-    ran, queued = [
-        peewee.SQL(milliseconds_between(since, until))
-        for since, until in (("started_at", "finished_at"), ("queued_at", "started_at"))
-    ]
-    sums = [
-        peewee.fn.COALESCE(peewee.fn.SUM(peewee.Case(None, ((condition, value),), 0)), 0)
-        for condition, value in ((done, 1), (failed, 1), (done, ran), (started, 1), (started, queued))
-    ]
-    found = rows.fetch_tuples(Task.select(*sums).where(*where))[0]
-    return Counter({name: int(total) for name, total in zip(HOUR_FIELDS, found, strict=True)})

@@ -1,0 +1,41 @@
+"""Recognises a damaged SQLite file, which is neither unreachable nor busy and needs a remedy of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from corral.config.model import Config
+from corral.errors import StartupError
+
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+REMEDY = "move it away with its -wal and -shm files, then run corral restore FILE with your last backup"
+
+
+@contextlib.contextmanager
+def damage_named(config: Config) -> Iterator[None]:
+    """Raise `StartupError`, with the remedy, for an error that a damaged database caused."""
+    try:
+        yield
+    except Exception as error:
+        path, reason = sqlite_path(config), damage_of(error)
+        if path is None or reason is None:
+            raise
+        raise StartupError(f"{path} is damaged ({reason}); {REMEDY}") from error
+
+
+def damage_of(error: BaseException | None) -> str | None:
+    """Return what SQLite says of the damage if the error, or a cause of it, is that the file is damaged."""
+    while error is not None:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in DAMAGED:  # the other bits tell what was read
+            return str(error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def sqlite_path(config: Config) -> Path | None:
+    """Return the path of the database, or None if it is on a server."""
+    url = config.database.url
+    return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None

@@ -1,0 +1,136 @@
+"""The figures of `GET /tasks/stats`: of all tasks from counters and rollups, of some tasks from indexes and samples."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+import peewee
+from msgspec import UNSET
+
+from corral import clock
+from corral.database.dialect import milliseconds_between
+from corral.database.statement import Statement
+from corral_plugins.tasks.models import PRIORITIES, STATUSES, Task
+from corral_plugins.tasks.service import rows, statistics
+from corral_plugins.tasks.service.filters import FEW, without_index
+from corral_plugins.tasks.service.statistics import HOUR_FIELDS
+from corral_plugins.tasks.shapes import TaskStats, TaskStatsQuery
+
+SAMPLE = 1_000
+"""The rates and averages of some tasks are those of their newest runs, at most this many."""
+
+_WAITING = Statement(
+    lambda p: (
+        Task.select(Task.waiting_kind, peewee.fn.COUNT(Task.id))
+        .where(peewee.SQL("status = 'waiting'"))
+        .group_by(Task.waiting_kind)
+        .tuples()
+    )
+)
+
+
+def _count_since(column: peewee.Field) -> Statement:
+    """Return the statement that counts the tasks with a value since an instant, in the index of the column alone."""
+    count = Task.select(peewee.fn.COUNT(peewee.SQL("*")))
+    return Statement(lambda p: count.where((column == p("value")) & (Task.created_at >= p("since"))).tuples())
+
+
+_STATUS_SINCE, _PRIORITY_SINCE = _count_since(Task.status), _count_since(Task.priority)
+
+
+def read_stats(query: TaskStatsQuery) -> TaskStats:
+    """Return the statistics of the tasks that match the query."""
+    if query.since is UNSET and query.agent_id is UNSET:
+        by_status, by_priority = _margins(statistics.status_counts())
+        waiting, day, oldest = _WAITING.rows({}), statistics.sums_of_last_day(), statistics.oldest_pending_ms()
+        return task_stats(by_status, by_priority, dict(waiting), day=day, oldest=oldest)
+    since = None if isinstance(query.since, msgspec.UnsetType) else clock.from_datetime(query.since)
+    where = [] if since is None else [Task.created_at >= since]
+    if isinstance(query.agent_id, str):
+        agent_id = query.agent_id.lower()
+        by_status, by_priority = _counts_of_agent([Task.agent_id == agent_id, *where])
+        column = without_index(Task.agent_id) if by_status.total() > FEW else Task.agent_id
+        where = [column == agent_id, *where]
+    else:
+        by_status, by_priority = _counts_since(since or "")
+    waits = Task.select(Task.waiting_kind, peewee.fn.COUNT(Task.id)).where(peewee.SQL("status = 'waiting'"), *where)
+    waiting = rows.fetch_tuples(waits.group_by(Task.waiting_kind))
+    first = rows.fetch_tuples(Task.select(peewee.fn.MIN(Task.queued_at)).where(rows.PENDING, *where))[0][0]
+    oldest = None if first is None else clock.elapsed_ms(first, clock.now())
+    return task_stats(by_status, by_priority, dict(waiting), day=_sampled_sums(where), oldest=oldest)
+
+
+def task_stats(
+    by_status: Counter[str],
+    by_priority: Counter[int],
+    waiting: Mapping[str, int],
+    *,
+    day: Mapping[str, int] = MappingProxyType({}),
+    oldest: int | None = None,
+) -> TaskStats:
+    """Return the statistics with every key. `day` has the sums of `HOUR_FIELDS` of the last day."""
+    completed, failed, queued = [day.get(name, 0) for name in ("completed", "failed", "queued")]
+    ended = completed + failed
+    return TaskStats(
+        total=by_status.total(),
+        by_status={status: by_status[status] for status in STATUSES},
+        by_priority={name: by_priority[rank] for rank, name in enumerate(PRIORITIES)},
+        oldest_pending_ms=oldest,
+        success_rate_24h=completed / ended if ended else None,
+        avg_duration_ms=round(day["duration_ms"] / completed) if completed else None,
+        avg_queue_ms=round(day["queue_ms"] / queued) if queued else None,
+        waiting_for={kind: waiting.get(kind, 0) for kind in ("approval", "input", "review")},
+    )
+
+
+def _counts_of_agent(where: list[Any]) -> tuple[Counter[str], Counter[int]]:
+    by = Task.select(Task.status, Task.priority, peewee.fn.COUNT(Task.id)).where(*where)
+    found = rows.fetch_tuples(by.group_by(Task.status, Task.priority))
+    return _margins(Counter({(status, rank): n for status, rank, n in found}))
+
+
+def _counts_since(since: str) -> tuple[Counter[str], Counter[int]]:
+    return _count_each(_STATUS_SINCE, STATUSES, since), _count_each(_PRIORITY_SINCE, range(len(PRIORITIES)), since)
+
+
+def _margins(counts: Counter[tuple[str, int]]) -> tuple[Counter[str], Counter[int]]:
+    by_status: Counter[str] = Counter()
+    by_priority: Counter[int] = Counter()
+    for (status, rank), n in counts.items():
+        by_status[status] += n
+        by_priority[rank] += n
+    return by_status, by_priority
+
+
+def _count_each(statement: Statement, values: Iterable[Any], since: str) -> Counter[Any]:
+    return Counter({value: (statement.one({"value": value, "since": since}) or (0,))[0] for value in values})
+
+
+def _sampled_sums(where: list[Any]) -> Counter[str]:
+    """Return the sums that `sums_of_last_day` returns, but only for tasks that match the conditions `where`.
+
+    The sums are computed from the last start and end of each task: of the tasks that ended last, and of those that have
+    started and not ended.
+    """
+    began = statistics.start_of_last_day()
+    columns = (Task.status, Task.queued_at, Task.started_at, Task.finished_at)
+    ended = peewee.SQL("finished_at IS NOT NULL") & (Task.finished_at >= began)
+    newest = Task.select(*columns).where(ended, *where).order_by(Task.finished_at.desc()).limit(SAMPLE)
+    open_ones = Task.status.in_(("running", "waiting", "cancelling")) & (Task.started_at >= began)
+    running = Task.select(*columns).where(open_ones, *where).limit(SAMPLE)
+    done, failed = [f"status = '{status}'" for status in ("completed", "failed")]
+    started = f"started_at >= '{began}' AND queued_at <= started_at"  # not queued again since
+    ran, queued = milliseconds_between("started_at", "finished_at"), milliseconds_between("queued_at", "started_at")
+    sums = [
+        peewee.SQL(f"COALESCE(SUM(CASE WHEN {condition} THEN {value} ELSE 0 END), 0)")
+        for condition, value in ((done, 1), (failed, 1), (done, ran), (started, 1), (started, queued))
+    ]
+    total: Counter[str] = Counter()
+    for some in (newest, running):
+        found = rows.fetch_tuples(peewee.Select([some], sums).bind(Task._meta.database))[0]
+        total.update({name: int(n) for name, n in zip(HOUR_FIELDS, found, strict=True)})
+    return total

@@ -1,0 +1,200 @@
+"""Criterion 8 of operations, for every command that the program has and for every command that the page names.
+
+The commands come from the program and from `docs/contract/operations.md`. A new command fails here until its call is
+written below.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from tests.end_to_end.test_restarts import wait_for
+from tests.kernel.cli.warm import warm
+
+from corral.cli.commands import group
+from corral.testing.server import EMAIL, PASSWORD, ServerProcess
+
+pytestmark = [pytest.mark.sqlite, pytest.mark.one_engine]
+
+PAGE = Path(__file__).parents[2] / "docs" / "contract" / "operations.md"
+SERVERS = {"serve", "jobs", "worker"}
+OWN_FORMAT = {"api", "audit checkpoints", "audit export", "completion"}
+"""The commands that always print JSON or a file format."""
+OF_CONTRIB = {"local-model install", "local-model status"}
+"""The commands of a plugin that has its own tests, and is not installed everywhere."""
+ELSEWHERE = {"demo"} | OF_CONTRIB
+"""`test_demo.py` runs the demo."""
+TYPED = {"plugins purge": "tools\n"}
+ON_A_COPY = {"restore", "secrets rotate-master-key"}
+MAY_FAIL = {"doctor": (0, 1), "audit verify": (0, 1)}
+"""What these find is not their failure."""
+OTHER = "other@example.org"
+CALLS = f"""
+login {{url}} --email {EMAIL} --password-file password
+whoami
+status
+agents create Echo --model scripted/echo --start
+agents create Asker --model scripted/asks --tool human.ask --start
+agents edit Echo --prompt brief
+agents list
+agents show Echo
+agents versions Echo
+agents rollback Echo 1
+agents stop Echo
+agents start Echo
+agents pause Echo
+agents resume Echo
+tasks create --agent Asker "ask me"
+tasks list
+tasks answer {{task}} blue
+tasks watch {{task}}
+tasks show {{task}}
+tasks logs {{task}}
+tasks explain {{task}}
+tasks cancel {{blocked}}
+tasks retry {{blocked}}
+run --agent Echo "say it"
+workers list
+workers show embedded
+workers drain embedded
+workers approve embedded
+cost
+events
+user create {OTHER} --password-file password
+user invite new@example.org
+user list
+user show {OTHER}
+user role {OTHER} viewer
+user deactivate {OTHER}
+user activate {OTHER}
+user unlock {OTHER}
+user reset-mfa {OTHER}
+user reset-password {OTHER} --password-file password
+user deactivate {OTHER}
+user purge {OTHER} --yes
+keys generate --label v2
+keys rotate-jwt
+secrets key-status
+secrets verify
+security ip-rules off
+audit verify
+config show
+config check
+config init made.toml
+plugins list
+plugins show accounts
+plugins run health health.watch
+check accounts
+new-plugin echo
+openapi
+migrate --plan
+doctor
+backup backup.zip
+restore backup.zip
+secrets rotate-master-key
+kill-switch on --reason drill
+kill-switch off
+logout
+plugins disable tools
+plugins purge tools
+plugins enable tools
+"""
+
+
+def leaves(command: click.Command = group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
+    """Every command that does something, with the words of its call."""
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None
+            yield from leaves(found, (*path, name))
+    elif not command.hidden:
+        yield " ".join(path), command
+
+
+def of_page() -> set[str]:
+    """The commands of the page's table, with every subcommand that the table writes out."""
+    table = PAGE.read_text("utf-8").partition("| Command | Purpose |")[2].partition("\n\n")[0]
+    cells = re.findall(r"^\| (.*?`) \| ", table, re.MULTILINE)
+    calls = [call for cell in cells for call in re.findall(r"`([^`]+)`", cell)]
+    found = set()
+    for call in calls:
+        first, *others = [part.split() for part in re.sub(r"\[[^]]*\]", "", call).split("\\|")]
+        words = [word for word in first if re.fullmatch(r"[a-z][a-z-]*", word)]
+        if not words:  # the commands of third-party plugins
+            continue
+        found |= {" ".join([*words[:-1], each[0]]) if others else " ".join(words) for each in ([words[-1]], *others)}
+    return found
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    folder = tmp_path_factory.mktemp("commands")
+    (folder / "password").write_text(f"{PASSWORD}\n")
+    config = folder / "corral.toml"
+    asks = '{ tool_calls = [{ name = "human__ask", arguments = { prompt = "Which colour?" } }] }'
+    config.write_text(f"[plugins.llm.scripts.asks]\nturns = [{asks}, {{ text = 'so it is' }}]\n")
+    with ServerProcess(folder, arguments=(), environ={"CORRAL_CONFIG": str(config)}) as found:
+        found.environ |= {"XDG_CONFIG_HOME": str(folder / "config"), "COLUMNS": "200"}
+        yield found
+
+
+def test_operations_8_the_page_names_the_commands_that_exist() -> None:
+    assert of_page() - OF_CONTRIB ^ {name for name, _ in leaves()} - OF_CONTRIB == set()
+
+
+def test_operations_8_every_command_has_help() -> None:
+    for name, command in leaves():
+        assert (command.help or "").strip(), name
+        assert command.get_short_help_str(200).endswith("."), name
+
+
+def test_operations_8_everything_that_prints_has_json() -> None:
+    without = {name for name, command in leaves() if not any("--json" in option.opts for option in command.params)}
+    assert without - OF_CONTRIB == SERVERS | OWN_FORMAT
+
+
+def test_operations_8_the_json_output_of_every_command_parses(server: ServerProcess) -> None:
+    known = {name for name, _ in leaves()}
+    admin = server.sign_in()
+    called, printed = set(), {}
+    names = {"url": server.address}
+    for line in CALLS.strip().splitlines():
+        if "{blocked}" in line and "blocked" not in names:
+            needed = admin.post("/tasks", json={"title": "needed", "available_at": "2090-01-01T00:00:00Z"}).json()["id"]
+            names["blocked"] = admin.post("/tasks", json={"title": "blocked", "depends_on": [needed]}).json()["id"]
+        arguments = shlex.split(line.format(**names))
+        (name,) = [each for each in known if f"{line} ".startswith(f"{each} ")]
+        environ = server.environ | (of_copy(server, printed) if name in ON_A_COPY else {})
+        if name == "tasks answer":
+            wait_for(admin, f"/tasks/{names['task']}", {"waiting"}, 20)
+        done = warm().run([*arguments, "--json"], cwd=server.folder, environ=environ, stdin=TYPED.get(name, ""))
+        assert done.returncode in MAY_FAIL.get(name, (0,)), (line, done)
+        printed[name] = parsed(done.stdout)
+        if name == "tasks create":
+            names["task"] = printed[name]["id"]
+        called.add(name)
+    assert called == known - SERVERS - OWN_FORMAT - ELSEWHERE
+
+
+def of_copy(server: ServerProcess, printed: dict[str, Any]) -> dict[str, str]:
+    """The environment of a second installation, which has the key of the first below a new one."""
+    old = (server.folder / "data" / "master.key").read_text("utf-8").strip()
+    keys = ",".join([printed["keys generate"]["master_key"], old])
+    return {"CORRAL_DATA_DIR": f"{server.folder}/restored", "CORRAL_MASTER_KEY": keys}
+
+
+def parsed(text: str) -> Any:
+    """The JSON of a command. Those that follow something print one object a line."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return [json.loads(line) for line in text.splitlines()]
