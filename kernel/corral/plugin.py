@@ -340,7 +340,8 @@ class Contributions(Protocol):
 class HealthCheck(msgspec.Struct, frozen=True):
     """A health check of a dependency. Its result is shown at `/settings/health`.
 
-    `check` runs in a thread for at most 2 s and returns `(status, sentence)`.
+    `check` takes no arguments, runs in a thread for at most 2 s and returns `(status, sentence)`. The status is `ok`,
+    `warning` or `down`.
     """
 
     name: str

@@ -1,55 +1,155 @@
-"""The how-to guides: their shell blocks run as they stand, in order, in the folder of one installation."""
+"""The how-to guides: their commands run as they stand, in order, against one real server in its own folder.
+
+A person is signed in as an admin, and answers the prompts of the commands. Only the addresses of servers are replaced
+by those of the test, and what a guide asks systemd, a container engine or an administrator of other programs to do is
+not run: `NOT_RUN` lists it.
+"""
 
 from __future__ import annotations
 
-import os
+import json
 import re
-import subprocess
-import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.end_to_end.guide_pages import FILES, blocks_of, files_of
+from tests.end_to_end.guide_shell import ADMIN, SERVER, GuideShell, guide_shell
+
+from corral.testing.database_servers import PostgresServer, ValkeyServer
+from corral.testing.server import free_port
 
 DOCS = Path(__file__).parents[2] / "docs"
-GUIDES = sorted((DOCS / "how-to").glob("*.md"))
+GUIDES = {page.stem: page for page in sorted((DOCS / "how-to").glob("*.md"))}
+OLLAMA = "127.0.0.1:11434"
+POSTGRES, REDIS = "postgresql://corral@db.example.org/corral", "redis://cache.example.org:6379/0"
+COMMAND = re.compile(r"(?:^ *|`|\$ |[$][(]|[|] )corral ([a-z-]+)(?: ([a-z-]+|[A-Z]+ \"?/[^ `\"]*))?", re.MULTILINE)
+BY_ITSELF = "write-a-plugin"  # shows the files of a plugin, which a test of its own uses
+NOT_RUN = {
+    "container": "needs a container engine",
+    "logging": "the server of the test was started so",
+    "postgresql-and-redis": "needs the administrator of PostgreSQL",
+    "reverse-proxy": "needs a name, a certificate and a proxy",
+    "secrets": "needs the server to be restarted in between",
+    "systemd": "needs systemd as the first process, and root",
+}
+SCRIPTS = """
+[plugins.llm.scripts.helper]
+turns = [
+    { match = "Ask for", tool_calls = [{ name = "human__ask", arguments = { prompt = "Which colour?" } }] },
+    { match = "impossible", error = { status = 400, message = "Nobody can do this." } },
+    { text = "Done." },
+]
+"""
 
 
-def script_of(page: Path) -> str:
-    """The shell blocks of a page, those in lists too."""
-    return "\n".join(re.findall(r"^ *```sh\n(.*?)^ *```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE))
+class Model(BaseHTTPRequestHandler):
+    """A model server on loopback that speaks the API of OpenAI, as Ollama does."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._send("application/json", json.dumps({"object": "list", "data": [{"id": "llama3.2", "object": "model"}]}))
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        text, head = f"Hello from {asked['model']}.", {"id": "1", "created": 1, "model": asked["model"]}
+        usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+        if asked.get("stream"):
+            choice = {"index": 0, "delta": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+            chunk = {**head, "object": "chat.completion.chunk", "choices": [choice], "usage": usage}
+            self._send("text/event-stream", f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n")
+        else:
+            choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+            self._send(
+                "application/json",
+                json.dumps({**head, "object": "chat.completion", "choices": [choice], "usage": usage}),
+            )
+
+    def _send(self, kind: str, text: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: Any) -> None:
+        pass
 
 
 @pytest.fixture(scope="module")
-def installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an installation that has a master key."""
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuideShell]:
     folder = tmp_path_factory.mktemp("how-to")
-    (folder / "bin").mkdir()
-    (folder / "bin" / "corral").symlink_to(Path(sys.executable).with_name("corral"))
-    done = run("corral migrate && corral user list", folder)
-    assert done.returncode == 0, done
-    return folder
+    with ThreadingHTTPServer(("127.0.0.1", 0), Model) as models, guide_shell(folder) as shell:
+        threading.Thread(target=models.serve_forever, args=(0.05,), daemon=True).start()
+        providers = files_of(GUIDES["models"])["corral.toml"].replace(OLLAMA, f"127.0.0.1:{models.server_port}")
+        (folder / "corral.toml").write_text(providers + SCRIPTS)
+        shell.corral("user", "create", "--admin", ADMIN)
+        shell.serve(log=folder / "corral.log")
+        yield shell
+        models.shutdown()
 
 
-def run(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("CORRAL_")}
-    return subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        cwd=folder,
-        env={**environ, "PATH": f"{folder / 'bin'}:{environ['PATH']}"},
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
+@pytest.fixture
+def signed_in(installation: GuideShell) -> GuideShell:
+    """The installation, where an admin is signed in, and agents without a model of their own use a script."""
+    installation.sign_in()
+    installation.corral("api", "PUT", "/settings/llm/default_model", "-f", "value=scripted/helper")
+    return installation
 
 
-@pytest.mark.parametrize("page", GUIDES, ids=[page.stem for page in GUIDES])
-def test_the_commands_of_a_guide_run(page: Path, installation: Path) -> None:
-    done = run(script_of(page), installation)
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+RUN_AT_ONE_SERVER = [name for name in GUIDES if name not in ("postgresql-and-redis", "reverse-proxy", BY_ITSELF)]
 
 
-@pytest.mark.parametrize("page", [DOCS / "README.md", *GUIDES], ids=lambda page: page.stem)
+@pytest.mark.parametrize("name", RUN_AT_ONE_SERVER)
+def test_the_commands_of_a_guide_run(name: str, signed_in: GuideShell) -> None:
+    signed_in.run(GUIDES[name])
+
+
+@pytest.mark.postgres
+@pytest.mark.redis
+def test_an_installation_moves_to_postgresql_and_redis(
+    signed_in: GuideShell, postgres_server: PostgresServer, valkey_server: ValkeyServer
+) -> None:
+    database = postgres_server.create_database()
+    elsewhere = f"127.0.0.1:{free_port()}"
+    signed_in.run(GUIDES["postgresql-and-redis"], {SERVER: elsewhere, POSTGRES: database, REDIS: valkey_server.url()})
+    postgres_server.drop_database(database)
+
+
+def test_every_block_of_a_guide_is_run_or_checked() -> None:
+    """Of the guides in `NOT_RUN` those blocks that begin with a prompt are not run."""
+    languages = {name: {block.language for block in blocks_of(page)} for name, page in GUIDES.items()}
+    assert {name for name, found in languages.items() if "console" in found} == {*NOT_RUN}
+    assert set().union(*languages.values()) <= {"sh", "text", "console", *FILES}
+    assert [name for name, found in languages.items() if "sh" not in found] == [BY_ITSELF]
+    for name, page in GUIDES.items():
+        assert page.read_text("utf-8").count("```") == 2 * len(blocks_of(page)), name
+
+
+def test_every_command_that_a_guide_mentions_exists() -> None:
+    """Those in sentences and behind prompts too. The operations of `corral api` are in the table of paths."""
+    named = re.findall(r"^## corral (.*)$", (DOCS / "reference" / "commands.md").read_text("utf-8"), re.MULTILINE)
+    commands = {re.split(r" [\[{A-Z]", name)[0] for name in named}
+    groups = {command.split()[0] for command in commands if " " in command}
+    table = json.loads((DOCS.parent / "plugins" / "corral_plugins" / "paths.json").read_text("utf-8"))
+    operations = [re.compile(re.sub(r"{\w+}", "[^/]+", one)) for found in table.values() for one in found]
+    for page in [*(GUIDES[name] for name in GUIDES if name != BY_ITSELF), DOCS / "tutorial" / "administer.md"]:
+        text = page.read_text("utf-8").replace("/opt/corral/bin/", "")
+        for first, second in COMMAND.findall(text):
+            if first == "api":
+                called = second.replace('"', "")
+                assert any(one.fullmatch(called) for one in operations), f"{page.name}: corral api {called}"
+            elif first in groups and second:
+                assert f"{first} {second}" in commands, f"{page.name}: corral {first} {second}"
+            else:
+                assert first in commands, f"{page.name}: corral {first}"
+
+
+@pytest.mark.parametrize("page", [DOCS / "README.md", *GUIDES.values()], ids=lambda page: page.stem)
 def test_the_links_of_a_guide_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8"))
     assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
@@ -57,4 +157,4 @@ def test_the_links_of_a_guide_lead_somewhere(page: Path) -> None:
 
 def test_the_index_names_every_guide() -> None:
     index = (DOCS / "README.md").read_text("utf-8")
-    assert [page.name for page in GUIDES if f"(how-to/{page.name})" not in index] == []
+    assert [page.name for page in GUIDES.values() if f"(how-to/{page.name})" not in index] == []

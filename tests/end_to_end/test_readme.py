@@ -11,24 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.end_to_end.small_jq import install_jq
 from tests.engines import POSTGRES
 
 from corral.testing.server import PASSWORD, ServerProcess
 
 README = Path(__file__).parents[2] / "README.md"
-
-# The README uses jq for legibility; this is the part of jq that it uses, so that the test needs nothing installed.
-JQ = """#!{python} -IS
-import json, re, sys
-text = sys.stdin.read()
-value, raw, program = json.loads(text), "-r" in sys.argv, sys.argv[-1]
-if program.startswith("{{"):
-    value = {{name: value[name] for name in re.findall(r"\\w+", program)}}
-else:
-    for name, index in re.findall(r"\\.(\\w+)|\\[(\\d+)\\]", program):
-        value = value[name] if name else value[int(index)]
-print(value if raw and isinstance(value, str) else json.dumps(value))
-"""
 
 
 def blocks(section: str) -> list[str]:
@@ -42,9 +30,7 @@ def blocks(section: str) -> list[str]:
 def shell(tmp_path: Path) -> dict[str, str]:
     folder = tmp_path / "bin"
     folder.mkdir()
-    jq = folder / "jq"
-    jq.write_text(JQ.format(python=sys.executable))
-    jq.chmod(0o755)
+    install_jq(folder)
     return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
 
 
@@ -142,23 +128,6 @@ def test_many_machines_share_one_database(database_url: str, tmp_path: Path, she
             sealed.post("/auth/reauth", json={"password": PASSWORD}).raise_for_status()
             refused = sealed.post(f"/secrets/{secret}/reveal", json={"reason": "to compare"})
             assert (refused.status_code, refused.json()["code"]) == (503, "vault_sealed")
-
-
-def test_the_allow_list_of_the_tutorial_contains_its_author(tmp_path: Path, shell: dict[str, str]) -> None:
-    """Also where the author comes by IPv6."""
-    text = README.with_name("docs").joinpath("tutorial", "administer.md").read_text("utf-8")
-    script = re.search(r"^MINE=.*?^```", text, re.DOTALL | re.MULTILINE)
-    assert script is not None
-    server = ServerProcess(tmp_path)
-    server.arguments = ("--no-embedded-worker", "--bind", f"[::1]:{server.port}")
-    server.address = f"http://[::1]:{server.port}"
-    with server, server.sign_in() as admin:
-        head = f'API={server.address}/api/v1; JSON="Content-Type: application/json"; AUTH="{{}}"\n'
-        out = run(
-            head.format(f"Authorization: {admin.headers['Authorization']}") + script[0].rstrip("`"), server, shell
-        )
-        assert json.loads(out).get("your_ip") == "::1", out
-        assert admin.get("/security/ip-rules").json()["mode"] == "allowlist"
 
 
 def test_workers_1_a_worker_by_hand_does_a_task(tmp_path: Path, shell: dict[str, str]) -> None:

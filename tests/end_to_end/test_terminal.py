@@ -226,7 +226,7 @@ def test_tasks_that_fail_are_listed_explained_and_retried(terminal: Terminal) ->
 def test_workers_cost_events_and_status(terminal: Terminal) -> None:
     with terminal.server.sign_in() as admin:
         admin.post("/workers/register", json={"name": "laptop"}).raise_for_status()
-    assert "corral workers approve" in terminal("workers", "show", "laptop")
+    assert "corral workers approve laptop" in terminal("workers", "show", "laptop")
     assert "corral workers list --status pending" in terminal("status")
     assert terminal.json("workers", "approve", "Laptop", "--group", "desk")["group"] == "desk"
     assert terminal.json("workers", "drain", "embedded")["status"] == "draining"

@@ -246,6 +246,11 @@ async def plugin(world: World, owner: Client) -> Names:
     return {"name": "realtime"}
 
 
+@resource("/plugins/{name}/schedules/{schedule}", "admin")
+async def schedule(world: World, owner: Client) -> Names:
+    return {"name": "workers", "schedule": "workers.prune"}
+
+
 @resource("/settings/{category}/{key}", "admin", bodies={"PUT /settings/{category}/{key}": {"value": 60}})
 async def setting(world: World, owner: Client) -> Names:
     return {"category": "tasks", "key": "lease_seconds"}

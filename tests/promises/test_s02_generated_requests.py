@@ -39,5 +39,5 @@ async def test_s2_generated_requests(make_world: Any, long_form: bool, figure: A
         },
     )
     assert not fuzz.faults, report(fuzz.faults)
-    assert fuzz.count.total() > (100_000 if long_form else 10 * len(world.operations))
+    assert fuzz.count.total() > (100_000 if long_form else 10 * len(world.operations) * short // SHORT)
     assert sum(count for status, count in fuzz.count.items() if status < 300) > fuzz.count.total() / 20

@@ -45,7 +45,8 @@ class EventRights(Protocol):
 def visible(model: type[Model], caller: Principal) -> Any:
     """Return the `where` condition that selects the rows the caller may read.
 
-    Every query whose rows are returned to a caller must use this condition.
+    Every query whose rows are returned to a caller must use this condition:
+    `Book.select().where(visible(Book, caller))`. The rule is the one of `can_read`.
     """
     if caller.kind == "system":
         return ALL_ROWS

@@ -27,6 +27,7 @@ class Event(msgspec.Struct, kw_only=True):
     event: ClassVar[str]
     """The public name of the event, in the form `noun.past_participle`."""
     visibility: ClassVar[str] = SHARED
+    """Who may read the event: `shared`, `private`, `private_and_admin` or `admin`, as `corral.auth.visibility` says."""
     area: ClassVar[str] = ""
     """The permission area: `<area>.read` allows reading the objects of the event.
 
@@ -43,6 +44,8 @@ def emit(
     cause: tuple[str, ...] | None = None,
 ) -> str:
     """Emit the event in the current unit and return its id. `object` is `(type, id)`, and `owner` is a user id.
+
+    Subscribers, `/ws` and the event log see the event after the unit has committed. A private event needs an `owner`.
 
     `visibility` overrides the visibility of the class, for objects that may be private or shared.
     """

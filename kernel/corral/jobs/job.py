@@ -129,6 +129,8 @@ class ScheduleRow(Model):
 def enqueue(name: str, *, delay_seconds: float = 0.0, **arguments: Any) -> str:
     """Queue a job with JSON arguments when the current unit commits. Return the job's id.
 
+    The job runs as soon as a process is free, at the earliest `delay_seconds` after now.
+
     Raises `LookupError` if no active plugin declares the job.
     """
     unit, identifier = current(), new_id()

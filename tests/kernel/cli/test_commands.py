@@ -287,6 +287,11 @@ def test_config_check_tells_what_is_wrong(corral: Any) -> None:
     done = corral("config", "check")
     assert done.status == 1
     assert "plugin llm is failed: ValueError: llm.providers.mine.kind: one of anthropic, openai, scripted" in done.out
+    corral.configure('[plugins.llm.providers.mine]\nkind = "openai"\nmodels = ["llama3.2"]\n')
+    assert (
+        "llm.providers.mine: Invalid enum value 'llama3.2' - at `$.models[0]` (a model is {id ="
+        in corral("config", "check").out
+    )
 
 
 def test_config_init_writes_a_file_that_is_valid_and_never_overwrites(corral: Any) -> None:

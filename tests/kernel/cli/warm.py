@@ -110,14 +110,18 @@ class Warm:
         environ: Mapping[str, str],
         log: Path,
         errors: Path | None = None,
+        stdin: str = os.devnull,
     ) -> Fork:
-        """Start a server in a session of its own. Its output is appended to the log, that of errors to `errors`."""
+        """Start a command in a session of its own. Its output is appended to the log, that of errors to `errors`.
+
+        If `stdin` is a terminal, it becomes that of the session.
+        """
         status = Path(self._statuses.name, secrets.token_hex(8))
         job = {
             "arguments": [*arguments],
             "cwd": str(cwd),
             "environ": dict(environ),
-            "streams": [os.devnull, str(log), str(errors or log)],
+            "streams": [stdin, str(log), str(errors or log)],
             "status": str(status),
         }
         told = self._ask(job)

@@ -141,7 +141,8 @@ def _from_file(name: str, table: Mapping[str, Any], kinds: Kinds, listed: Models
     try:
         fields = msgspec.convert(common, FileProviderFields)
     except msgspec.ValidationError as error:
-        raise ValueError(f"llm.providers.{name}: {error}") from None
+        hint = ' (a model is {id = "NAME"}, and "*" stands for all)' if "$.models[" in str(error) else ""
+        raise ValueError(f"llm.providers.{name}: {error}{hint}") from None
     preset = PRESETS.get(name)
     kind = kinds.get(fields.kind or (preset.kind if preset else name))
     if kind is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import shlex
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
@@ -290,7 +291,8 @@ class ReferenceWorker:
         code = error.code if isinstance(error, ApiError) else ""
         if code == "worker_not_approved":
             if not self._awaits_approval:
-                log.warning("waiting for an admin to approve this worker")
+                name = shlex.quote(self._options.name)
+                log.warning("waiting for an admin to approve this worker: corral workers approve %s", name)
             self._awaits_approval = True
             await asyncio.sleep(NOT_APPROVED_SECONDS)
             return

@@ -90,7 +90,7 @@ def test_of_two_workers_with_one_fingerprint_one_is_told_and_ends(site: Site, tm
 
 def test_an_unapproved_worker_waits_and_then_works(site: Site) -> None:
     worker = site.worker(key=site.key(auto_approve=False))
-    worker.wait_for("waiting for an admin to approve")
+    worker.wait_for("waiting for an admin to approve this worker: corral workers approve ")
     task_id = site.task(site.agent("echo"))
     (item,) = site.call("GET", "/admin/workers")["items"]
     assert item["status"] == "pending"
