@@ -1,13 +1,14 @@
 """What P3 would be without the product: the statements of one new task, in its own tables, answered by plain ASGI.
 
 `python reference_write.py PORT DATABASE` serves until it is terminated, on stock Hypercorn. `DATABASE` is a file of the
-product with a pending task, which every POST repeats: the task, its counters and its event in a savepoint, by one
+product with a pending task, which every POST repeats: the task, its tags, counters and event in a savepoint, by one
 writer thread that commits what waits together, with `synchronous=FULL`. Nothing is checked, parsed or encoded.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import queue
 import signal
 import sqlite3
@@ -42,7 +43,9 @@ class Writer(threading.Thread):
         self._event = self._pattern("SELECT * FROM kernel_events WHERE type = 'task.created' LIMIT 1")
         del self._event["ins"]
         self._event.pop("seq", None)
+        self._tags = sorted({*json.loads(self._task["tags"])})
         self._insert_task = self._insert("tasks_tasks", self._task)
+        self._insert_tags = f"INSERT INTO tasks_tags VALUES {', '.join(['(?, ?, ?)'] * len(self._tags))}"
         self._insert_event = self._insert("kernel_events", self._event, seq=NEXT)
 
     def _pattern(self, select: str) -> dict[str, Any]:
@@ -80,6 +83,8 @@ class Writer(threading.Thread):
         event["id"] = new_id()
         execute("SAVEPOINT unit")
         execute(self._insert_task, list(task.values()))
+        if self._tags:
+            execute(self._insert_tags, [part for tag in self._tags for part in (tag, task["created_at"], task["id"])])
         execute(COUNT, (f"open:{task['created_by']}", f"status:{task['status']}:{task['priority']}"))
         execute(self._insert_event, list(event.values()))
         execute("RELEASE unit")

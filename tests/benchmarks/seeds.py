@@ -85,7 +85,7 @@ def fill(path: Path, size: int) -> None:
 
 
 def _index(connection: sqlite3.Connection) -> None:
-    """Have the search know all tasks, as it does soon after they were created one by one."""
+    """Have the lists by tag and the search know all tasks, as they do soon after the tasks were created one by one."""
     connection.execute("BEGIN")
     connection.execute(
         "INSERT INTO tasks_documents (created_at, task_id) SELECT created_at, id FROM tasks_tasks "
@@ -94,6 +94,10 @@ def _index(connection: sqlite3.Connection) -> None:
     connection.execute(
         "INSERT INTO tasks_search (rowid, title, description) SELECT d.n, t.title, t.description "
         "FROM tasks_documents d JOIN tasks_tasks t ON t.id = d.task_id"
+    )
+    connection.execute(
+        "INSERT OR IGNORE INTO tasks_tags (tag, created_at, task_id) "
+        "SELECT each.value, t.created_at, t.id FROM tasks_tasks t, json_each(t.tags) each"
     )
     connection.execute("COMMIT")
 

@@ -49,7 +49,6 @@ class Router:
 
     def __init__(self) -> None:
         self._root = _Node()
-        self._fixed: dict[str, _Node] = {}  # by path: nodes whose path has no parameter and that have a child
 
     def add(self, endpoints: Iterable[RouteTarget]) -> None:
         """Add all endpoints, each at every path of its route, or none of them.
@@ -61,9 +60,6 @@ class Router:
         for endpoint in endpoints:
             for path in endpoint.route.paths:
                 node, method = self._node(path), endpoint.route.method
-                parent = path.rpartition("/")[0]
-                if parent and "{" not in parent:
-                    self._fixed[parent] = self._node(parent)
                 if other := node.methods.get(method) or added.get((node, method)):
                     conflicts.append((endpoint.route, other.route))
                 added[node, method] = endpoint
@@ -89,17 +85,13 @@ class Router:
         return None if b"%2f" in raw_path and not any(item.route.rest for item in found[0].values()) else found
 
     def _walk(self, path: str) -> Match | None:
-        """Follow the segments of a path. If a fixed segment and a parameter both match, try the fixed segment first.
-
-        In most paths, only the last segment can be a parameter. The search therefore starts at the last segment if the
-        segments before it are a fixed path.
-        """
+        """Follow the segments of a path. If a fixed segment and a parameter both match, try the fixed segment first."""
         segments = path[1:].split("/")
         count = len(segments)
-        node, index = self._fixed.get(path.rpartition("/")[0]), count - 1
+        node: _Node | None = self._root
+        index, fallback = 0, None
         values: dict[str, str] = {}
-        alternatives = [(self._root, 0, values)]
-        fallback = None
+        alternatives: list[tuple[_Node, int, dict[str, str]]] = []
         while True:
             while node is not None and index < count:
                 segment, parameter = segments[index], node.parameter

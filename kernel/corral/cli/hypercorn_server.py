@@ -19,11 +19,11 @@ import hypercorn.config
 from h2.errors import ErrorCodes
 from h2.events import StreamReset
 from h2.exceptions import ProtocolError
-from h11 import Request
+from h11 import ERROR, LocalProtocolError, Request, Response
 from hypercorn import protocol
 from hypercorn.asyncio import tcp_server
 from hypercorn.asyncio.worker_context import WorkerContext
-from hypercorn.events import Closed
+from hypercorn.events import Closed, RawData
 from hypercorn.events import Event as ConnectionEvent
 from hypercorn.protocol import h2, h11
 from hypercorn.protocol.events import Body, Data, EndData, Event, StreamClosed
@@ -198,10 +198,27 @@ class Http2(H2Protocol):
 class Http1(H11Protocol):
     """An HTTP/1 connection that ignores `Upgrade: h2c` and refuses `Content-Length` with `Transfer-Encoding`.
 
+    The head and the body of a response are written together if the length of the body is known: Hypercorn's own class
+    writes three times, and each write is a system call and a packet.
+
     After an upgrade to `h2c`, a proxy that supports WebSockets forwards all further bytes unread, so it does not add
     `X-Forwarded-For` to the requests in them. If a request contains both `Content-Length` and `Transfer-Encoding`, a
     proxy and Hypercorn may disagree about where its body ends.
     """
+
+    _unsent = b""
+
+    async def _send_h11_event(self, event: Any) -> None:
+        try:
+            self._unsent += self.connection.send(event) or b""
+        except LocalProtocolError:
+            if self.connection.their_state is not ERROR:
+                raise
+            return
+        waits_for_body = isinstance(event, Response) and any(name == b"content-length" for name, _ in event.headers)
+        if self._unsent and not waits_for_body:
+            data, self._unsent = self._unsent, b""
+            await self.send(RawData(data=data))
 
     async def _check_protocol(self, event: Request) -> None:
         if event.http_version == b"2.0":

@@ -12,13 +12,7 @@ import socket
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import (
-    HEADER_RE,
-    HEADER_VALUE_RE,
-    STATUS_LINE,
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.wsproto_impl import WSProtocol
 from wsproto.connection import ConnectionState
@@ -26,6 +20,8 @@ from wsproto.events import CloseConnection
 
 from corral.cli import asgi_servers
 from corral.config.model import Config
+
+PRINTABLE = bytes(byte for byte in range(256) if byte in b"\t" or (byte >= 0x20 and byte != 0x7F))
 
 
 class Response(RequestResponseCycle):
@@ -39,7 +35,7 @@ class Response(RequestResponseCycle):
 
     async def send(self, message: Any) -> None:
         head, self._head = self._head, None
-        if not self.response_started and _has_length(message):
+        if message["type"] == "http.response.start" and b"content-length" in dict(message["headers"]):
             self._head = message
         elif head is None or message["type"] != "http.response.body":
             await super().send(message)
@@ -50,23 +46,20 @@ class Response(RequestResponseCycle):
     def _write_at_once(self, head: Any, message: Any) -> bool:
         """Write the whole response. Return False if uvicorn's own method must write, or refuse, the two messages."""
         headers, body = [*self.default_headers, *head["headers"]], message.get("body", b"")
-        names, values = zip(*headers, strict=True)
         if message.get("more_body") or self.scope["method"] == "HEAD" or self.disconnected or self.flow.write_paused:
             return False
-        if not self.keep_alive or b"connection" in names or int(values[names.index(b"content-length")]) != len(body):
+        by_name = dict(headers)
+        if self.response_started or not self.keep_alive or b"connection" in by_name:
             return False
-        if HEADER_RE.search(b"".join(names)) or HEADER_VALUE_RE.search(b"".join(values)):
+        lines = b"\r\n".join(map(b": ".join, headers))
+        has_control_characters = lines.translate(None, PRINTABLE) != b"\r\n" * (len(headers) - 1)
+        if has_control_characters or int(by_name[b"content-length"]) != len(body):
             return False
-        lines = b"\r\n".join([b"%b: %b" % header for header in headers])
         self.transport.write(b"%b%b\r\n\r\n%b" % (STATUS_LINE[head["status"]], lines, body))
         self.response_started = self.response_complete = True
         self.message_event.set()
         self.on_response()
         return True
-
-
-def _has_length(message: Any) -> bool:
-    return message["type"] == "http.response.start" and any(name == b"content-length" for name, _ in message["headers"])
 
 
 class Http1(HttpToolsProtocol):
@@ -76,7 +69,7 @@ class Http1(HttpToolsProtocol):
     head, a chunk extension or a trailer, so only these are limited.
 
     A connection is idle until a complete head has arrived. It has one timer, which looks at `_idle_since`: the timer
-    that uvicorn creates after each response takes 3 % of the time of a short request.
+    that uvicorn creates after each response takes more than 2 % of the time of a short request.
     """
 
     _unparsed = 0

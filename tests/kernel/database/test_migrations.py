@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import sqlite3
+import subprocess
 import sys
 import threading
 import time
@@ -16,6 +17,7 @@ from tests.engines import POSTGRES
 
 from corral.config.reader import load as load_config
 from corral.database.connect import connect
+from corral.database.migrations import PluginMigrations, migrate, pending_migrations, schema_lock
 from corral.database.unit import current
 from corral.errors import StartupError
 from corral.plugins.discovery import discover
@@ -171,3 +173,41 @@ def test_what_is_pending_is_looked_for_in_the_schema_of_the_search_path(database
     url = f"{database_url}{'&' if '?' in database_url else '?'}options=-c%20search_path%3Down"
     for process in (*start(url, folder, [int]), *start(url, folder, [int])):
         assert (process.refused, process.states) == ("", {"accounts": "active", "slow": "active"})
+
+
+def test_scripts_are_listed_in_the_order_of_their_numbers(database_url: str, tmp_path: Path) -> None:
+    for name in ("10_third", "2_second", "1_first"):
+        (tmp_path / f"{name}.py").write_text("def up(migrator, db):\n    pass\n")
+    (tmp_path / "notes.py").touch()
+    database = connect(database_url, pool_size=1)
+    scripts = ["1_first", "2_second", "10_third"]
+    migrations = PluginMigrations("probe", tmp_path)
+    assert pending_migrations(database, [migrations]) == {"probe": scripts}
+    with schema_lock(database) as engine:
+        assert migrate(engine, migrations) == scripts
+    assert pending_migrations(database, [migrations]) == {}
+    database.close()
+
+
+SCRIPT = """
+import sys
+from corral.database.connect import connect
+from corral.database.migrations import PluginMigrations, migrate, pending_migrations, schema_lock
+from corral.database.migrations import KERNEL, migrate, pending_migrations, schema_lock
+
+database = connect(sys.argv[1])
+if pending_migrations(database, [KERNEL]):
+    with schema_lock(database) as engine:
+        migrate(engine, KERNEL)
+print("playhouse.migrations" in sys.modules)
+database.close()
+"""
+
+
+@pytest.mark.one_engine
+def test_the_migrator_is_imported_only_to_apply_a_script(tmp_path: Path) -> None:
+    def starts() -> str:
+        command = [sys.executable, "-c", SCRIPT, f"sqlite:///{tmp_path}/corral.db"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert [starts(), starts()] == ["True", "False"]

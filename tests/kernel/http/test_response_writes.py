@@ -14,6 +14,7 @@ pytestmark = pytest.mark.one_engine
 
 LENGTH = (b"content-length", b"2")
 PAUSE = 0.2
+LAST = {"GET": (b"ok", b"0\r\n\r\n", b"Error"), "HEAD": (b"\r\n\r\n",)}  # the ends of responses
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -31,20 +32,20 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.body", "body": body, "more_body": body == b"o"})
 
 
-async def parts_of_response(server: str, path: str) -> list[bytes]:
+async def parts_of_response(server: str, path: str, method: str = "GET") -> list[bytes]:
     """The response, as it arrives piece by piece."""
     async with serving_app(app, Config(), server) as (port, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        writer.write(f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         parts: list[bytes] = []
-        while not b"".join(parts).endswith((b"ok", b"0\r\n\r\n", b"Error")) and (part := await reader.read(65536)):
+        while not b"".join(parts).endswith(LAST[method]) and (part := await reader.read(65536)):
             parts.append(part)
         writer.close()
         return parts
 
 
-async def test_head_and_body_of_known_length_are_one_write() -> None:
-    (whole,) = await parts_of_response("uvicorn", "/whole/late")
+async def test_head_and_body_of_known_length_are_one_write(server_name: str) -> None:
+    (whole,) = await parts_of_response(server_name, "/whole/late")
     head, _, body = whole.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 ")
     assert (head.count(b"content-length: 2"), head.count(b"\r\ndate: "), body) == (1, 1, b"ok")
@@ -60,6 +61,12 @@ async def test_a_body_in_parts_of_known_length(server_name: str) -> None:
     whole = b"".join(await parts_of_response(server_name, "/whole/parts"))
     assert whole.startswith(b"HTTP/1.1 200 ")
     assert whole.endswith(b"\r\n\r\nok")
+
+
+async def test_the_response_to_head_has_no_body(server_name: str) -> None:
+    whole = b"".join(await parts_of_response(server_name, "/whole/now", "HEAD"))
+    assert whole.count(b"content-length: 2") == 1
+    assert whole.endswith(b"\r\n\r\n")
 
 
 async def test_a_header_with_a_line_break_is_never_sent() -> None:
