@@ -1,4 +1,4 @@
-"""Runs the command `corral` for `python -m corral`."""
+"""Runs the `corral` command for `python -m corral`."""
 
 from __future__ import annotations
 

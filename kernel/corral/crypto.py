@@ -89,7 +89,7 @@ class MasterKey(NamedTuple):
 def parse_master_keys(text: str, source: str) -> list[MasterKey]:
     """Parse master keys of the form `v2:<base64>,v1:<base64>`. The first key is the active key.
 
-    Raises `StartupError`, whose text names `source` but never contains a key.
+    Raise `StartupError`, whose text names `source` but never contains a key.
     """
     keys: list[MasterKey] = []
     for number, part in enumerate(text.split(","), 1):
@@ -123,7 +123,7 @@ class Sealer(Protocol):
         ...
 
     def decrypt(self, sealed: bytes, *, aad: str) -> bytes:
-        """Decrypt a value. Raises `SealedWrong` if the value was changed or belongs to another row or column."""
+        """Decrypt a value. Raise `SealedWrong` if the value was changed or belongs to another row or column."""
         ...
 
     def mac(self, purpose: str, data: bytes) -> bytes:
@@ -150,7 +150,7 @@ class KeyRotation(Protocol):
 
     @property
     def active_id(self) -> str:
-        """The id of the active key. Raises `Unavailable` (`vault_sealed`) if no usable key is loaded."""
+        """The id of the active key. Raise `Unavailable` (`vault_sealed`) if no usable key is loaded."""
         ...
 
     def rewrap(self, sealed: bytes) -> bytes:
@@ -185,7 +185,7 @@ class Keyring:
         """Load the master keys from the configuration, or else from the key file in the data folder.
 
         With `allow_create`, the key file is created if it is missing. Pass `allow_create` only if no sealed value
-        exists: otherwise the new key would hide the fact that the right key is lost. Raises `StartupError` if a key is
+        exists: otherwise the new key would hide the fact that the right key is lost. Raise `StartupError` if a key is
         invalid, or if other users can read the key file.
         """
         if config.keys.master_key:
@@ -211,7 +211,7 @@ class Keyring:
 
     @property
     def active(self) -> MasterKey:
-        """The master key that seals new values. Raises `Unavailable` if the keyring is sealed."""
+        """The master key that seals new values. Raise `Unavailable` if the keyring is sealed."""
         if self.sealed:
             raise Unavailable("No usable master key is loaded.", code="vault_sealed")
         return self.keys[0]
@@ -248,7 +248,7 @@ class Keyring:
     def decrypt(self, sealed: bytes, *, aad: str) -> bytes:
         """Decrypt a value.
 
-        Raises `SealedWrong` if the value was changed or belongs to another row or column, and `Unavailable` if its
+        Raise `SealedWrong` if the value was changed or belongs to another row or column, and `Unavailable` if its
         master key is not loaded.
         """
         return _decrypt(self._data_key(sealed), sealed[_BODY:], _versioned_aad(aad))
@@ -284,7 +284,7 @@ class Keyring:
 
 
 def key_id(sealed: bytes) -> str:
-    """Return the id of the master key that a sealed value needs. Raises `SealedWrong` if the value is malformed."""
+    """Return the id of the master key that a sealed value needs. Raise `SealedWrong` if the value is malformed."""
     if sealed[:1] != _VERSION or len(sealed) < _BODY + _NONCE + _TAG:
         raise SealedWrong("not a sealed value")
     return sealed[1:_HEAD].hex()

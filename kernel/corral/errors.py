@@ -36,7 +36,7 @@ def declare_codes(codes: Mapping[str, tuple[int, str] | tuple[int, str, str]], *
     page `/problems/<code>` shows it.
 
     With `limiting`, `Principal.limited` may be one of these codes: every route that is not marked `limited` then
-    refuses the principal with this code. Raises `ValueError` if a code is already declared with another status or
+    refuses the principal with this code. Raise `ValueError` if a code is already declared with another status or
     title.
     """
     for code, meaning in codes.items():

@@ -62,7 +62,7 @@ def boot(config: Config, *, plugins: list[PluginRecord] | None = None, start_sec
     """Create a kernel: load the plugins, apply migrations, and connect the components.
 
     Tests pass `plugins`; otherwise the installed plugins are discovered. The processes of one start share
-    `start_secret`, with which they sign if there is no master key. Raises `StartupError` if the installation cannot
+    `start_secret`, with which they sign if there is no master key. Raise `StartupError` if the installation cannot
     start (exit status 3), or `MigrationsPending` if migrations must be applied first (exit status 4).
     """
     keyring = Keyring.load(config, start_secret=start_secret)

@@ -139,7 +139,7 @@ class Runtime(Protocol):
 class InstallationConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The part of the operator's configuration that plugins may read. The kernel provides it as a service.
 
-    `secrets` maps `<NAME>` to the value of the variable `CORRAL_SECRET_<NAME>`. `processes` is the number of server
+    `secrets` maps `<NAME>` to the value of the `CORRAL_SECRET_<NAME>` variable. `processes` is the number of server
     processes. `is_public` is true if the server listens on more than the loopback interface. `bootstrap_admin` contains
     the email address and the password of the admin who is created if there is none.
     """
@@ -187,7 +187,7 @@ class InstallationConfig(msgspec.Struct, frozen=True, kw_only=True):
     def load(cls, config_path: Path | None = None) -> Self:
         """Load the configuration as `corral serve` does, for commands that run without a kernel.
 
-        Raises `StartupError` if the configuration is invalid.
+        Raise `StartupError` if the configuration is invalid.
         """
         from corral.config.reader import load as load_config
 
@@ -287,7 +287,7 @@ SECRET_CHANGE = (None, "changed")
 
 
 class Audit(Protocol):
-    """Records privileged changes in the audit log. The plugin `audit` provides this service."""
+    """Records privileged changes in the audit log. The `audit` plugin provides this service."""
 
     @property
     def verbose(self) -> bool:
@@ -297,13 +297,13 @@ class Audit(Protocol):
     def record(self, entry: AuditEntry) -> None:
         """Add an audit row to the current unit of work.
 
-        Raises `Unavailable(audit_unavailable)` if the row cannot be written.
+        Raise `Unavailable(audit_unavailable)` if the row cannot be written.
         """
         ...
 
 
 class ApiDocument(Protocol):
-    """The OpenAPI document of the application. The plugin `plugin_admin` provides this service."""
+    """The OpenAPI document of the application. The `plugin_admin` plugin provides this service."""
 
     def render(self) -> bytes:
         """Return the document as JSON."""
@@ -311,7 +311,7 @@ class ApiDocument(Protocol):
 
 
 class MailProbe(Protocol):
-    """Tests the mail server, for `corral doctor`. The plugin `accounts` provides this service."""
+    """Tests the mail server, for `corral doctor`. The `accounts` plugin provides this service."""
 
     async def probe(self) -> str | None:
         """Connect to the mail server and sign in, without sending mail. Return the error, or None."""
@@ -319,7 +319,7 @@ class MailProbe(Protocol):
 
 
 class FirstAccount(Protocol):
-    """Tells the operator how the first account is created. The plugin `accounts` provides this service."""
+    """Tells the operator how the first account is created. The `accounts` plugin provides this service."""
 
     async def instructions(self) -> str | None:
         """Return what the start of the server prints about the first account, or None if an admin exists."""
@@ -419,11 +419,11 @@ class RateLimiter(Protocol):
 class RateLimits(Protocol):
     """Rate limits that a handler applies itself, because only the handler knows the key under which to count.
 
-    The plugin `security` provides this service.
+    The `security` plugin provides this service.
     """
 
     def take(self, rate: Rate, key: str) -> None:
-        """Count one request towards the limit for `key`. Raises `TooMany` if the limit is exceeded.
+        """Count one request towards the limit for `key`. Raise `TooMany` if the limit is exceeded.
 
         Call this method on the event loop, before the unit of work.
         """

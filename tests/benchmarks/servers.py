@@ -151,7 +151,7 @@ def load(
 ) -> Load:
     """Send the requests in turn for `seconds`, or until `count` are answered, and at least until one is answered.
 
-    Raises `Broken` for an answer that is not in `accept`; unless `strict`, such an answer does not count.
+    Raise `Broken` for an answer that is not in `accept`; unless `strict`, such an answer does not count.
     """
     job = {
         "port": server.port,

@@ -16,6 +16,7 @@ from tests.end_to_end.guide_pages import missing_lines, run_page
 from tests.end_to_end.small_jq import install_jq
 from tests.end_to_end.typed_commands import TypedCommands
 
+from corral.cli.saved_sessions import SavedSessions
 from corral.testing.server import PASSWORD, free_port
 
 ADMIN = "ada@example.org"
@@ -67,9 +68,11 @@ class GuideShell:
         commands.environ = {"CORRAL_RATE_LIMITS": "off", "CORRAL_BIND": self.address}
 
     def sign_in(self) -> None:
-        """Sign in as the admin."""
-        (self.folder / "password").write_text(PASSWORD)
-        self.corral("login", f"http://{self.address}", "--email", ADMIN, "--password-file", "password")
+        """Sign in as the admin, unless that is so."""
+        saved = SavedSessions(self.folder / "config" / "corral").find()
+        if saved is None or (saved[1].url, saved[1].email) != (f"http://{self.address}", ADMIN):
+            (self.folder / "password").write_text(PASSWORD)
+            self.corral("login", f"http://{self.address}", "--email", ADMIN, "--password-file", "password")
 
     def corral(self, *arguments: str) -> str:
         """Return what a command, which succeeds, prints."""

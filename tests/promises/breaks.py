@@ -273,7 +273,7 @@ BREAKS: dict[str, Break] = {
 
 
 def apply(edits: Iterable[Edit]) -> None:
-    """Change the functions. Raises `LookupError` if a piece of source does not occur exactly once in its function."""
+    """Change the functions. Raise `LookupError` if a piece of source does not occur exactly once in its function."""
     sources: dict[Any, str] = {}
     for target, old, new in edits:
         function = _function(target)

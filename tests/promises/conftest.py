@@ -24,7 +24,7 @@ LAST_RUN = Path(__file__).parent / "last-run.json"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option `--break`."""
+    """Add the `--break` option."""
     told = "break the product for each promise, or for those named (R1,S3), and check that its test fails"
     parser.addoption("--break", nargs="?", const=",".join(breaks.BREAKS), metavar="ROWS", help=told)
 

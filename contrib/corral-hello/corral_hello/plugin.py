@@ -65,7 +65,7 @@ def greet(body: Greet, caller: Principal) -> Hello:
 
 
 def count_names() -> dict[tuple[str, ...], float]:
-    """Return the value of the metric `corral_hello_names`: the number of greeted names."""
+    """Return the value of the `corral_hello_names` metric: the number of greeted names."""
     return {(): float(Greeting.select().count())}
 
 

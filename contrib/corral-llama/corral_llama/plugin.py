@@ -1,4 +1,4 @@
-"""The plugin `llama`: its manifest, and everything that it adds to the kernel."""
+"""The `llama` plugin: its manifest, and everything that it adds to the kernel."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ IDLE_CHECK_SECONDS = 30.0
 
 
 class LlamaConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Configuration of the plugin `llama`.
+    """Configuration of the `llama` plugin.
 
     `warm_up` loads the model when the server starts instead of at its first use.
     """

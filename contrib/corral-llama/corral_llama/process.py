@@ -66,7 +66,7 @@ class ModelProcess:
         return f"exited with {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
 
     async def load(self, options: dict[str, Any]) -> None:
-        """Send the options to the process and wait until the model is loaded. Raises `ModelProcessFailed`."""
+        """Send the options to the process and wait until the model is loaded. Raise `ModelProcessFailed`."""
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
@@ -119,7 +119,7 @@ class ModelProcesses:
 
     @contextlib.asynccontextmanager
     async def use_model(self, model: LocalModel, context_tokens: int) -> AsyncIterator[ModelProcess]:
-        """Yield a child process that has this model loaded. Raises `ModelProcessFailed`.
+        """Yield a child process that has this model loaded. Raise `ModelProcessFailed`.
 
         The child process is not considered idle while it is in use.
         """

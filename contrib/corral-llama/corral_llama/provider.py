@@ -147,7 +147,7 @@ class LocalProvider:
 
     @contextlib.asynccontextmanager
     async def _model_process(self, request: Mapping[str, Any] | None = None) -> AsyncIterator[ModelProcess]:
-        """Yield the running child process. Raises `ProviderError` if it cannot be started."""
+        """Yield the running child process. Raise `ProviderError` if it cannot be started."""
         if self._children is None:
             raise _unavailable_error(self.problem)
         if self._children.child is None:

@@ -109,7 +109,7 @@ class Endpoint:
     def parse_query(self, raw: bytes) -> Any:
         """Parse the query string and convert it to the type that the handler declares.
 
-        Raises `Malformed` or `Invalid`; the pointers of `Invalid` have the form `/query/<name>`.
+        Raise `Malformed` or `Invalid`; the pointers of `Invalid` have the form `/query/<name>`.
         """
         try:
             given = parse_qs(
@@ -201,7 +201,7 @@ def _holds(principal: Principal, need: str) -> bool:
 def form_as_json(body: bytes) -> bytes:
     """Return the fields of a submitted HTML form as JSON, so that the one strict parser reads them.
 
-    Raises `Malformed` if a field occurs twice, or if the form has too many fields or is not UTF-8.
+    Raise `Malformed` if a field occurs twice, or if the form has too many fields or is not UTF-8.
     """
     try:
         pairs = parse_qsl(body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS)

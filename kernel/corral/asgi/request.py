@@ -89,7 +89,7 @@ class IncomingRequest(Request):
     async def read(self, limit: int) -> bytes:
         """Return the whole body.
 
-        Raises `payload_too_large` if the body exceeds `limit` bytes, `request_timeout` if no bytes arrive in time, and
+        Raise `payload_too_large` if the body exceeds `limit` bytes, `request_timeout` if no bytes arrive in time, and
         `ClientLeft` if the client disconnects before the end of the body.
         """
         header = self.headers.get(b"content-length")

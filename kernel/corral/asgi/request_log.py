@@ -19,7 +19,7 @@ MIN_STATUS = {"off": 1000, "errors": 500, "all": 0}
 class AccessLog:
     """Writes the access log. Query strings are never logged.
 
-    Only responses with a status of at least `min_status` are logged. The setting `http.access_log` determines this
+    Only responses with a status of at least `min_status` are logged. The `http.access_log` setting determines this
     minimum.
     """
 

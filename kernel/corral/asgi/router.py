@@ -53,7 +53,7 @@ class Router:
     def add(self, endpoints: Iterable[RouteTarget]) -> None:
         """Add all endpoints, each at every path of its route, or none of them.
 
-        Raises `RouteConflict` if an operation is already declared.
+        Raise `RouteConflict` if an operation is already declared.
         """
         added: dict[tuple[_Node, str], RouteTarget] = {}
         conflicts = []

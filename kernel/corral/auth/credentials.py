@@ -24,7 +24,7 @@ CHALLENGE = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
 def read_credential(authorization: str | None, api_key: str | None) -> str | None:
     """Return the credential in the `Authorization` or `X-API-Key` header, or None if neither header is present.
 
-    Raises `Malformed` if both headers are present, and `Unauthorized` if `Authorization` contains no bearer token.
+    Raise `Malformed` if both headers are present, and `Unauthorized` if `Authorization` contains no bearer token.
     """
     if authorization is None:
         return api_key
@@ -80,7 +80,7 @@ class Credentials:
     def authenticate(self, credential: str) -> Principal:
         """Authenticate a credential and return its principal. Call this method in a read-only unit.
 
-        Raises `Unauthorized` if no authenticator accepts the credential, and `Unavailable` if a plugin that might
+        Raise `Unauthorized` if no authenticator accepts the credential, and `Unavailable` if a plugin that might
         accept it is out of service.
         """
         unsure = False
@@ -105,7 +105,7 @@ class Credentials:
     def reload_principal(self, caller: Principal) -> Principal:
         """Return the current principal of the caller of a long-lived connection. Call this method in a read-only unit.
 
-        Raises `Unauthorized` if the caller lost access, or if no authenticator recognises the caller.
+        Raise `Unauthorized` if the caller lost access, or if no authenticator recognises the caller.
         """
         for authenticator in self._rereading:
             found = authenticator.reread(caller)

@@ -23,7 +23,7 @@ ANY_CALLER = "any_caller"
 
 
 class Permission(msgspec.Struct, frozen=True):
-    """A permission `<plugin>.<verb>`, with the roles and kinds of caller (`worker`, `agent`) that hold it.
+    """A `<plugin>.<verb>` permission, with the roles and kinds of caller (`worker`, `agent`) that hold it.
 
     Admins hold every permission that at least one role holds, and every permission without `holders`. They do not hold
     a permission whose holders are all machines.
@@ -125,7 +125,7 @@ class RecheckingAuthenticator(Protocol):
     def reread(self, caller: Principal) -> Principal | None:
         """Return the caller's current principal, or None if the caller signed in through another authenticator.
 
-        Runs in a read-only unit. Raises `Unauthorized` if the caller lost access.
+        Runs in a read-only unit. Raise `Unauthorized` if the caller lost access.
         """
         ...
 
@@ -151,7 +151,7 @@ def is_in_networks(address: str, networks: tuple[str, ...]) -> bool:
 
 
 def require_owner(caller: Principal, owner_id: str | None, *, what: str, manage: str | None = None) -> None:
-    """Raise `Forbidden` (403) unless the caller is the owner, an admin, the system, or has the permission `manage`."""
+    """Raise `Forbidden` (403) unless the caller is the owner, an admin, the system, or has the `manage` permission."""
     if caller.is_admin or caller.kind == "system" or (manage is not None and caller.may(manage)):
         return
     if owner_id is None or caller.user_id != owner_id or caller.kind not in ("user", "api_key"):

@@ -33,7 +33,7 @@ def can_read(caller: Principal, visibility: str, owner_id: str | None) -> bool:
 class EventRights(Protocol):
     """The visibility rule for events.
 
-    Machines, and API keys with restricted scopes, may read an event only if they hold the permission `<area>.read`,
+    Machines, and API keys with restricted scopes, may read an event only if they hold the `<area>.read` permission,
     where `<area>` is the area that the event declares.
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 
-# name -> (module, one line of help); plugins add commands with the hook `corral_commands`
+# name -> (module, one line of help); plugins add commands with the `corral_commands` hook
 COMMANDS = {
     "serve": ("corral.cli.serve", "Start the server: API, background jobs and embedded worker."),
     "jobs": ("corral.cli.jobs", "Run background jobs and schedules without the API."),

@@ -166,7 +166,7 @@ class ApiClient:
     def _answer(
         self, method: str, path: str, query: Mapping[str, Any], content: bytes | None, headers: dict[str, str]
     ) -> httpx2.Response:
-        """Send a request once and return the response. Raises `ApiClientError` for all others than successes."""
+        """Send a request once and return the response. Raise `ApiClientError` for all others than successes."""
         if self.token is not None:
             headers = {**headers, "Authorization": f"Bearer {self.token}"}
         address = API_PREFIX + quote(path, safe="/%:@!$&'()*+,;=~")

@@ -19,7 +19,7 @@ PING_SECONDS = 20.0
 def chosen_server(config: Config) -> Literal["hypercorn", "uvicorn"]:
     """Return the server that `[server] server` selects.
 
-    `auto` selects uvicorn if the extra `fast` is installed, otherwise Hypercorn. Raises `StartupError` if uvicorn is
+    `auto` selects uvicorn if the `fast` extra is installed, otherwise Hypercorn. Raise `StartupError` if uvicorn is
     configured but not installed.
     """
     if config.server.server == "hypercorn":

@@ -1,4 +1,4 @@
-"""The command `corral check`, which checks a plugin against the plugin contract."""
+"""The `corral check` command, which checks a plugin against the plugin contract."""
 
 from __future__ import annotations
 

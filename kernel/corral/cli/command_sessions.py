@@ -66,7 +66,7 @@ def has_installation(config: Config) -> bool:
 def open_session(config_path: Path | None, label: str, *, create: bool = False) -> Iterator[Session]:
     """Open a session with a kernel on the installation's own database. A server may run at the same time.
 
-    Raises `MigrationsPending` if migrations are pending. If the folder contains no installation, raises `StartupError`
+    Raise `MigrationsPending` if migrations are pending. If the folder contains no installation, raises `StartupError`
     unless `create` is set, because the command would otherwise create a new installation and act on it.
     """
     config = load_config(path=config_path)
@@ -81,7 +81,7 @@ def open_session(config_path: Path | None, label: str, *, create: bool = False) 
         ensure_data_dir(config)
         with _closing(config) as kernel:
             found = Session(kernel, label)
-            with contextlib.suppress(WiringError):  # the plugin `settings` failed: defaults apply, as in a server
+            with contextlib.suppress(WiringError):  # the `settings` plugin failed: defaults apply, as in a server
                 found.run(found.service(SettingsStore).apply_stored, read=True)
             yield found
     finally:

@@ -1,4 +1,4 @@
-"""The command `corral config`, which shows or checks the configuration, or writes a commented configuration file."""
+"""The `corral config` command, which shows or checks the configuration, or writes a commented configuration file."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ PRIVATE_FOLDER, OTHERS = 0o700, 0o077
 def ensure_data_dir(config: Config) -> None:
     """Create the data folder with mode 0700, or remove the permissions of other users from an existing folder.
 
-    Raises `StartupError` if the folder is unusable or contains a key file that other users can read.
+    Raise `StartupError` if the folder is unusable or contains a key file that other users can read.
     """
     folder = config.data_dir
     try:

@@ -1,4 +1,4 @@
-"""The command `corral doctor`, which checks an installation and suggests a remedy for each problem.
+"""The `corral doctor` command, which checks an installation and suggests a remedy for each problem.
 
 The checks change nothing and leave no files behind.
 """
@@ -488,7 +488,7 @@ def _connected(config: Config) -> Iterator[Database]:
 def is_database_missing(config: Config) -> bool:
     """Return whether the database is an SQLite file that does not exist.
 
-    Raises `PermissionError` if the folder of the file cannot be accessed.
+    Raise `PermissionError` if the folder of the file cannot be accessed.
     """
     path = sqlite_path(config)
     return path is not None and not path.exists()

@@ -79,7 +79,7 @@ def find_plugin(plugins: list[PluginRecord], name: str) -> PluginRecord:
 def enable(config_path: Path | None, name: str) -> tuple[Path, bool]:
     """Enable a plugin in the configuration file. Return the path of the file, and whether the file changed.
 
-    Raises `ClickException`, without changing the file, if the plugin would not be active afterwards.
+    Raise `ClickException`, without changing the file, if the plugin would not be active afterwards.
     """
     config = load_config(path=config_path)
     item = find_plugin(installed_plugins(config), name)
@@ -102,7 +102,7 @@ def disable(config_path: Path | None, name: str) -> tuple[Path, bool, str]:
 
     Return the path of the file, whether the file changed, and a sentence that says what stops.
 
-    Raises `ClickException` if the plugin is protected, or if a loaded plugin requires it. The plugin itself is not
+    Raise `ClickException` if the plugin is protected, or if a loaded plugin requires it. The plugin itself is not
     imported, because its import might end the process.
     """
     config = load_config(path=config_path)
@@ -186,7 +186,7 @@ def _set_listed(document: TOMLDocument, key: str, name: str, wanted: bool) -> No
 
 
 def _parse_config(path: Path, text: str) -> Config:
-    """Return the configuration that the text defines. Raises `StartupError` if the configuration is invalid."""
+    """Return the configuration that the text defines. Raise `StartupError` if the configuration is invalid."""
     with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -216,7 +216,7 @@ STATES = "plugin_admin_states"
 def tables_of(database: Database, plugin: str, plugins: Iterable[str]) -> list[str]:
     """Return the tables of a plugin, including its migration history.
 
-    `plugins` contains all known plugin names, because a table `agent_x` may belong to a plugin `agent_x` or `agent`.
+    `plugins` contains all known plugin names, because an `agent_x` table may belong to an `agent_x` plugin or `agent`.
     """
     with own_connection(database) as engine:
         return _tables(engine, plugin, plugins)

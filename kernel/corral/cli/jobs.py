@@ -1,4 +1,4 @@
-"""The command `corral jobs`, which runs background jobs, schedules and durable consumers without serving the API."""
+"""The `corral jobs` command, which runs background jobs, schedules and durable consumers without serving the API."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ DROP_ALL = struct.pack("HBBI", 6, 0, 0, 0)  # a packet filter of one instruction
 def listen(bind: str) -> socket.socket:
     """Return a listening socket.
 
-    Raises `StartupError` if the address is in use or does not belong to this machine.
+    Raise `StartupError` if the address is in use or does not belong to this machine.
     """
     split = urllib.parse.urlsplit(f"//{bind}")
     host, port = split.hostname or "127.0.0.1", split.port or 0

@@ -113,7 +113,7 @@ class RepeatedLines(logging.Filter):
     """A filter for a log handler that logs a repeating warning or error at most once a minute.
 
     Lines are equal if they have the same logger, message and texts in their fields; measured numbers may differ. When
-    the minute is over, the last of the lines that were left out is logged with the field `repeated`, their number. This
+    the minute is over, the last of the lines that were left out is logged with the `repeated` field, their number. This
     happens at the next line of any kind, or at the end of the process. `log` logs a record.
     """
 

@@ -1,4 +1,4 @@
-"""The command `corral migrate`, which applies the pending migrations of plugins in the order of their dependencies."""
+"""The `corral migrate` command, which applies the pending migrations of plugins in the order of their dependencies."""
 
 from __future__ import annotations
 

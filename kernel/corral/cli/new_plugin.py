@@ -1,4 +1,4 @@
-"""The command `corral new-plugin`, which creates the source tree of a new plugin's distribution."""
+"""The `corral new-plugin` command, which creates the source tree of a new plugin's distribution."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `corral openapi`, which prints the OpenAPI document of the configured plugins."""
+"""The `corral openapi` command, which prints the OpenAPI document of the configured plugins."""
 
 from __future__ import annotations
 

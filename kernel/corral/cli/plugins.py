@@ -1,4 +1,4 @@
-"""The command `corral plugins`, which lists, enables, disables and purges installed plugins, and runs schedules."""
+"""The `corral plugins` command, which lists, enables, disables and purges installed plugins, and runs schedules."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def purge(name: str, config_path: Path | None, as_json: bool) -> None:
 def _purgeable(config: Config, name: str) -> list[str]:
     """Check that the plugin can be purged, and return the names of all known plugins.
 
-    Raises `ClickException` if the plugin is protected or not disabled.
+    Raise `ClickException` if the plugin is protected or not disabled.
     """
     from corral.cli.enabled_plugins import installed_plugins
 

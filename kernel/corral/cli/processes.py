@@ -159,7 +159,7 @@ class ChildProcess:
         return cls(process, ours)
 
     async def wait_until_ready(self) -> str:
-        """Wait until the process is ready and return the text that it announces. Raises `NotReady`."""
+        """Wait until the process is ready and return the text that it announces. Raise `NotReady`."""
         self._control.setblocking(False)
         received = b""
         with contextlib.suppress(TimeoutError, OSError):
@@ -334,7 +334,7 @@ class ParentProcess:
     async def start(self) -> str:
         """Start new processes and return the text that the first one announces.
 
-        When the new processes are ready, the old ones drain. Raises `NotReady` and the errors that `plan` raises.
+        When the new processes are ready, the old ones drain. Raise `NotReady` and the errors that `plan` raises.
         """
         before, group = self._group, ProcessGroup(self._arguments, self._listener, self._plan())
         try:

@@ -1,4 +1,4 @@
-"""The command `corral serve`, which starts the server in one or more processes."""
+"""The `corral serve` command, which starts the server in one or more processes."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def serve(
     environment: ProcessEnvironment,
     recovering: bool = False,
 ) -> None:
-    """Boot a kernel and serve until a signal. Raises `StartupError` or `MigrationsPending` if the boot fails."""
+    """Boot a kernel and serve until a signal. Raise `StartupError` or `MigrationsPending` if the boot fails."""
     from corral.plugins.migrations import MigrationsPending
 
     starts = StartHistory(config.data_dir)

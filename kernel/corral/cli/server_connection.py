@@ -1,4 +1,4 @@
-"""Connects a command to the server that the user has signed in to: the option `--server`, tokens and their renewal."""
+"""Connects a command to the server that the user has signed in to: the `--server` option, tokens and their renewal."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def renew_session(sessions: SavedSessions, name: str, client: ApiClient) -> bool
     """Give the client a new token for its session, and store it. Always returns true.
 
     The refresh token works once, so commands that run at the same time do this one after the other, and the later ones
-    find the new token. Raises `ApiClientError` if the session has ended.
+    find the new token. Raise `ApiClientError` if the session has ended.
     """
     with sessions.locked():
         found = sessions.find(name)

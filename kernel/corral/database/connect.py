@@ -25,7 +25,7 @@ def to_database_url(source: str) -> str | None:
 def connect(url: str, *, synchronous: str = "full", pool_size: int = 16) -> Database:
     """Open `sqlite:///path` or `postgresql://…`, without reading anything yet.
 
-    Raises `StartupError` for any other URL.
+    Raise `StartupError` for any other URL.
     """
     if url.startswith(SQLITE):
         from corral.database.sqlite import SqliteDatabase

@@ -104,7 +104,7 @@ def milliseconds_between(since: str, until: str) -> str:
 def json_array_strings(alias: str) -> str:
     """Return SQL for a table `alias` that has one row for each string of a JSON array.
 
-    The array is the parameter `?`, and each string is in the column `value`.
+    The array is the parameter `?`, and each string is in the `value` column.
     """
     return f"json_each(?) AS {alias}" if on_sqlite() else f"json_array_elements_text(CAST(? AS json)) AS {alias}(value)"
 

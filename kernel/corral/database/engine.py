@@ -85,7 +85,7 @@ class Database(abc.ABC):
     def read_now(self, fn: Callable[[], T], entry: UnitContext) -> T:
         """Run a short read in the calling thread.
 
-        Raises `InlineReadTimeout` if the read takes too long or the engine does not support such reads.
+        Raise `InlineReadTimeout` if the read takes too long or the engine does not support such reads.
         """
         raise InlineReadTimeout
 

@@ -26,7 +26,7 @@ LOCK = 0x434F5252  # the key of the advisory lock: "CORR"
 class PluginMigrations(msgspec.Struct, frozen=True):
     """The migrations of one plugin.
 
-    `directory` contains the scripts. The table `<plugin>_migrations` records which of them are applied.
+    `directory` contains the scripts. The `<plugin>_migrations` table records which of them are applied.
     """
 
     plugin: str
@@ -46,7 +46,7 @@ class SchemaTooNew(Exception):
 
 
 def pending_migrations(database: Database, all_migrations: Iterable[PluginMigrations]) -> dict[str, list[str]]:
-    """Return the names of the scripts that are not yet applied, by plugin. Raises `SchemaTooNew`."""
+    """Return the names of the scripts that are not yet applied, by plugin. Raise `SchemaTooNew`."""
     with own_connection(database) as engine:
         tables = existing_tables(engine)
         return {each.plugin: names for each in all_migrations if (names := pending_scripts(engine, each, tables))}
@@ -88,7 +88,7 @@ def existing_tables(engine: peewee.Database) -> list[str]:
 def pending_scripts(engine: peewee.Database, migrations: PluginMigrations, tables: Collection[str]) -> list[str]:
     """Return the names of one plugin's scripts that are not yet applied to a database with the given tables.
 
-    Raises `SchemaTooNew`.
+    Raise `SchemaTooNew`.
     """
     table = f"{migrations.plugin}_migrations"
     names = [path.stem for path in migrations.directory.glob("[0-9]*.py")]
@@ -102,7 +102,7 @@ def pending_scripts(engine: peewee.Database, migrations: PluginMigrations, table
 def copy_before_migration(engine: peewee.SqliteDatabase) -> None:
     """Copy the SQLite file before migrations change it, and keep the newest three copies.
 
-    Raises `StartupError` if the copy fails, for example on a full disk.
+    Raise `StartupError` if the copy fails, for example on a full disk.
     """
     copy = Path(f"{engine.database}.before-{clock.now().replace(':', '')}")
     try:

@@ -80,7 +80,7 @@ _local = _Local()
 
 
 def current() -> Unit:
-    """Return the unit of this thread. Raises `NoUnit` when there is none."""
+    """Return the unit of this thread. Raise `NoUnit` when there is none."""
     unit = _local.unit
     if unit is None:
         raise NoUnit("no unit of work is running: enter one through a handler, a job or `await work(fn)`")

@@ -1,4 +1,4 @@
-"""The service `Egress`: HTTP clients whose connections all pass the egress guard, and checks of URLs and addresses."""
+"""The `Egress` service: HTTP clients whose connections all pass the egress guard, and checks of URLs and addresses."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class Egress:
     async def addresses(self, host: str, port: int, policy: Policy) -> list[str]:
         """Return the allowed addresses of a host, in the order in which they should be tried.
 
-        Raises `EgressBlocked`, or `Unresolved` if there is no address.
+        Raise `EgressBlocked`, or `Unresolved` if there is no address.
         """
         host = read_host(host)
         is_open = self.guard.check_destination(host, port, policy)
@@ -152,7 +152,7 @@ class Egress:
         """Connect to the first of the allowed `addresses` that answers, and return the blocking socket.
 
         For libraries that need a socket, such as those of SMTP. `addresses` is the result of the method `addresses`.
-        Raises `OSError`, or `EgressBlocked`.
+        Raise `OSError`, or `EgressBlocked`.
         """
         proxy, failure = self.proxy(), OSError("the host has no address")
         for address in addresses:
@@ -203,7 +203,7 @@ class Egress:
 
 
 def _parse_host_port(text: str) -> HostPort:
-    """Parse `host:port`. Raises `ValueError`."""
+    """Parse `host:port`. Raise `ValueError`."""
     parts = urlsplit(f"//{text}")
     if not parts.hostname or parts.port is None:
         raise ValueError(f"{text!r} is not host:port")

@@ -101,7 +101,7 @@ class EgressGuard:
         self.children: set[HostPort] = set()
 
     def check_destination(self, host: str, port: int, policy: Policy) -> bool:
-        """Check a host and port before the host is resolved. Raises `EgressBlocked` if they are refused.
+        """Check a host and port before the host is resolved. Raise `EgressBlocked` if they are refused.
 
         Return True if the host may be reached at every address, or False if its addresses must be checked.
         """
@@ -170,7 +170,7 @@ def canonical_address(text: str) -> Address:
 
 
 def read_url(url: str | httpx2.URL) -> Destination:
-    """Parse a URL once, for both the checks and the request. Raises `EgressBlocked` if no client may use the URL."""
+    """Parse a URL once, for both the checks and the request. Raise `EgressBlocked` if no client may use the URL."""
     import httpx2
 
     if len(str(url)) > LONGEST_URL:
@@ -195,7 +195,7 @@ def read_url(url: str | httpx2.URL) -> Destination:
 
 
 def read_host(text: str) -> str:
-    """Return the canonical form of a host. Raises `EgressBlocked` if the host is not valid.
+    """Return the canonical form of a host. Raise `EgressBlocked` if the host is not valid.
 
     The canonical form is in lower case without a trailing dot. Names are in ASCII (IDNA), and addresses have no
     brackets.
@@ -211,7 +211,7 @@ def read_host(text: str) -> str:
 def read_exempt(text: str) -> Exemption:
     """Parse an entry of `CORRAL_EGRESS_ALLOW`: host, host:port, cidr or cidr:port.
 
-    Raises `StartupError` for anything else.
+    Raise `StartupError` for anything else.
     """
     match = re.fullmatch(r"(?:\[([\da-f:.]+)\]|([^\[\]/]+?))(/\d+)?(?::(\d+))?", text.strip().lower())
     bare = match is not None and match[1] is None and text.count(":") > 1 and "/" not in text  # IPv6 without brackets

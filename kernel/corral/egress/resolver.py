@@ -24,7 +24,7 @@ class Unresolved(Exception):
 async def resolve(host: str, port: int) -> list[str]:
     """Return the addresses that the operating system reports for a host. Notations such as `0x7f.1` are also resolved.
 
-    Raises `Unresolved` if the system reports no address within 3 s, or while `MAX_LOOKUPS` other lookups are running.
+    Raise `Unresolved` if the system reports no address within 3 s, or while `MAX_LOOKUPS` other lookups are running.
     """
     answer: Future[list[str]] = Future()
     answer.set_running_or_notify_cancel()  # a caller that times out must not cancel the lookup

@@ -54,7 +54,7 @@ class EgressProxy:
         return stream
 
     def open_socket(self, to: HostPort, seconds: float) -> socket.socket:
-        """Connect to the host and port `to` through the proxy and return the blocking socket. Raises `OSError`."""
+        """Connect to the host and port `to` through the proxy and return the blocking socket. Raise `OSError`."""
         if self.is_tls:  # sockets of `ssl` cannot run TLS inside TLS
             raise OSError("mail cannot be sent through an https:// proxy; set CORRAL_EGRESS_PROXY to an http:// URL")
         opened = socket.create_connection(self.place, seconds)

@@ -104,7 +104,7 @@ class EventTypes:
         self._types: dict[str, EventType] = {}
 
     def declare(self, plugin: str, kinds: Iterable[type[Event]]) -> None:
-        """Add all the events of a plugin, or none. Raises `ValueError` if a name is already declared."""
+        """Add all the events of a plugin, or none. Raise `ValueError` if a name is already declared."""
         added: dict[str, EventType] = {}
         for kind in kinds:
             known = self._types.get(kind.event) or added.get(kind.event)

@@ -1,6 +1,6 @@
 """The durable event log: one table, written in the transaction of the change and numbered in a fixed order.
 
-The column `ins` numbers the insertions. The column `seq` is the order that readers see. On SQLite the writer assigns
+The `ins` column numbers the insertions. The `seq` column is the order that readers see. On SQLite the writer assigns
 `seq` before COMMIT. On PostgreSQL the sequencer assigns it to committed rows, so a later number never becomes visible
 before an earlier one.
 """

@@ -59,7 +59,7 @@ class IdempotencyKey(msgspec.Struct, frozen=True):
     def of_request(
         cls, key: str, caller: str, method: str, path: str, body: bytes, task_id: str | None = None
     ) -> IdempotencyKey:
-        """Create the identity of a request with an idempotency key. Raises `Invalid` if the key is malformed."""
+        """Create the identity of a request with an idempotency key. Raise `Invalid` if the key is malformed."""
         if not (1 <= len(key) <= 255 and key.isascii() and key.isprintable()):
             raise Invalid.at("/header/Idempotency-Key", "bad_format", "Use 1 to 255 printable ASCII characters.")
         scope = "\0".join((caller, method, path.rstrip("/"), key))
@@ -75,7 +75,7 @@ class Idempotency:
     def claim_key(self, key: IdempotencyKey) -> Response | None:
         """Return the stored response, or claim the key for this request and return None.
 
-        A concurrent request with the same key waits until this unit of work ends. Raises `idempotency_key_reused` if
+        A concurrent request with the same key waits until this unit of work ends. Raise `idempotency_key_reused` if
         the key was used with another body, and `idempotency_in_progress` while the first request is running.
         """
         is_expired = IdempotencyRow.until <= clock.now()
@@ -89,7 +89,7 @@ class Idempotency:
         raise Conflict(code="idempotency_in_progress", headers={"Retry-After": "1"})
 
     def _read(self, key: IdempotencyKey, row: Any) -> Response:
-        """Return the response stored in a row. Raises `idempotency_key_reused` if it belongs to another body."""
+        """Return the response stored in a row. Raise `idempotency_key_reused` if it belongs to another body."""
         status, headers, body, digest = row.status or 200, row.headers or {}, (row.body or "").encode(), b""
         if row.sealed:
             whole = self._keyring.decrypt(bytes.fromhex(row.body), aad=_aad(key))

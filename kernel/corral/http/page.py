@@ -79,7 +79,7 @@ def write_cursor(scope: str, caller: Principal, fingerprint: str, key: Sequence[
 def read_cursor(cursor: str, scope: str, caller: Principal, fingerprint: str) -> list[Any]:
     """Return the key that a cursor contains.
 
-    Raises `invalid_cursor` if the cursor was altered, has expired, or was issued for another caller, list or filter.
+    Raise `invalid_cursor` if the cursor was altered, has expired, or was issued for another caller, list or filter.
     """
     try:
         blob = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))

@@ -177,7 +177,7 @@ class SocketConnection(Protocol):
         """Refuse the handshake and respond with the problem document."""
 
     def count_anonymous(self) -> None:
-        """Count the connection against the rate limits for anonymous clients. Raises `TooMany`.
+        """Count the connection against the rate limits for anonymous clients. Raise `TooMany`.
 
         Call this method after the client has sent an invalid credential.
         """
@@ -186,7 +186,7 @@ class SocketConnection(Protocol):
         """Wait for the next message and return it, or None if the client has disconnected."""
 
     async def send(self, text: str) -> None:
-        """Send a text frame. Raises `ConnectionError` if the client has disconnected."""
+        """Send a text frame. Raise `ConnectionError` if the client has disconnected."""
 
     async def close(self, code: int, reason: str = "") -> None:
         """Close the connection with a close code of RFC 6455."""

@@ -40,7 +40,7 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def returns_version(self) -> bool:
-        """Whether the response body has a field `version`, from which the `ETag` is derived."""
+        """Whether the response body has a `version` field, from which the `ETag` is derived."""
         shape = self.answers[0] if len(self.answers) == 1 else None
         return "version" in getattr(shape, "__struct_fields__", ()) and _resolved(shape).get("version") is int
 
@@ -53,7 +53,7 @@ def _resolved(function: Any) -> dict[str, Any]:
 def hints(function: Callable[..., Any]) -> dict[str, Any]:
     """Return the resolved annotations of a function. The result is shared, so callers must not change it.
 
-    Raises `TypeError` naming an annotation that cannot be resolved.
+    Raise `TypeError` naming an annotation that cannot be resolved.
     """
     function = getattr(function, "__func__", function)
     plain = isinstance(function, type) or getattr(function, "__closure__", function) is None
@@ -77,7 +77,7 @@ def without_none(kind: Any) -> tuple[Any, bool]:
 
 
 def read_signature(route: Route) -> Signature:
-    """Return the signature of a route's handler. Raises `TypeError` naming the mistake if the signature is invalid."""
+    """Return the signature of a route's handler. Raise `TypeError` naming the mistake if the signature is invalid."""
     kinds = hints(route.handler)
     if "return" not in kinds:
         raise TypeError(f"{route.label}: the handler has no return annotation")
@@ -120,7 +120,7 @@ def describe_shapes(
 ) -> tuple[dict[Any, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Return the schemas of all request and response types, and of `more`, by type, and the components they refer to.
 
-    Raises `TypeError` naming the route if a type of its requests or responses cannot be described.
+    Raise `TypeError` naming the route if a type of its requests or responses cannot be described.
     """
     kinds = dict.fromkeys(more)
     for _, signature in operations:

@@ -131,7 +131,7 @@ def enqueue(name: str, *, delay_seconds: float = 0.0, **arguments: Any) -> str:
 
     The job runs as soon as a process is free, at the earliest `delay_seconds` after now.
 
-    Raises `LookupError` if no active plugin declares the job.
+    Raise `LookupError` if no active plugin declares the job.
     """
     unit, identifier = current(), new_id()
     if unit.database.jobs is not None and name not in unit.database.jobs:

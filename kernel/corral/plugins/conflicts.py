@@ -36,7 +36,7 @@ def _claimed_names(record: PluginRecord, plugins: list[PluginRecord]) -> Iterato
         yield from (f"{kind} {item.name}" for item in record.contributions_to(hook))
     yield from (f"socket {item.path}" for item in record.contributions_to("corral_sockets"))
     yield from (f"event {event.event}" for event in record.contributions_to("corral_events"))
-    for other in plugins:  # tables of the plugin `files_x` begin with the prefix of the plugin `files` too
+    for other in plugins:  # tables of the `files_x` plugin begin with the prefix of the `files` plugin too
         prefix = f"{record.name}_"
         for model in other.contributions_to("corral_models"):
             table = model._meta.table_name

@@ -38,7 +38,7 @@ class Container:
         """The configuration shapes of all plugins."""
 
     def add(self, kind: Any, instance: Any, owner: PluginRecord | None = None) -> None:
-        """Register a service instance. Raises `WiringError` if another owner already provides the type."""
+        """Register a service instance. Raise `WiringError` if another owner already provides the type."""
         present = self._owners.get(kind, owner)
         if owner is not present:
             names = [each.name if each is not None else "the kernel" for each in (owner, present)]
@@ -67,7 +67,7 @@ class Container:
     def build(self, record: PluginRecord, provides: Iterable[Provide]) -> list[Any]:
         """Create the services of a plugin in the order of their dependencies, and return the instances.
 
-        Raises `WiringError` if services depend on each other in a circle.
+        Raise `WiringError` if services depend on each other in a circle.
         """
         waiting = list(provides)
         made: list[Any] = []
@@ -120,7 +120,7 @@ class Container:
     def find(self, kind: Any, record: PluginRecord, *, optional: bool, where: str) -> Any:
         """Return the service for `kind`, or None if the service is optional and absent.
 
-        Raises `WiringError` if the service is missing or the plugin may not use it.
+        Raise `WiringError` if the service is missing or the plugin may not use it.
         """
         if kind in self.sections:
             if record.plugin is None or kind is not record.plugin.config:

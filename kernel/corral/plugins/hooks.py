@@ -26,7 +26,7 @@ def item_type(spec: Callable[..., Any]) -> Any:
 
 
 def checked_contributions(spec: Callable[..., Any], returned: Any) -> list[Any]:
-    """Return the items that a hook returned. Raises `TypeError` for anything but a list of the declared type."""
+    """Return the items that a hook returned. Raise `TypeError` for anything but a list of the declared type."""
     if isinstance(returned, (str, bytes)) or not isinstance(returned, Iterable):
         raise TypeError(f"{spec.__name__} returned {type(returned).__name__}, not a list")
     items = list(returned)
@@ -61,7 +61,7 @@ def _is_of(item: Any, asked: Any) -> bool:
 def implementations(manager: pluggy.PluginManager, record: PluginRecord) -> dict[str, tuple[Any, pluggy.HookImpl]]:
     """Return the hooks that a plugin implements as `{hook: (specification or None, implementation)}`.
 
-    Raises `PluginValidationError` for an implementation that does not fit its specification. Other plugins never see
+    Raise `PluginValidationError` for an implementation that does not fit its specification. Other plugins never see
     the implementation, so that each failure belongs to this plugin.
     """
     manager.register(record.plugin, record.name)

@@ -49,7 +49,7 @@ def migrations_of(records: Iterable[PluginRecord]) -> list[PluginMigrations]:
 def apply_migrations(database: Database, plugins: list[PluginRecord], config: Config) -> None:
     """Apply the pending migrations of the kernel and then of each active plugin, in order.
 
-    A failing script marks its plugin as `failed`. Raises `MigrationsPending` if migrations are pending and the
+    A failing script marks its plugin as `failed`. Raise `MigrationsPending` if migrations are pending and the
     configuration does not let this process apply them, unless the database is empty.
     """
     records = {record.name: record for record in plugins}

@@ -32,7 +32,7 @@ class LostCall(Exception):
 
 
 class PluginAlert(NamedTuple):
-    """An alert about a plugin, which the plugin `plugin_admin` stores.
+    """An alert about a plugin, which the `plugin_admin` plugin stores.
 
     `quarantined` is False if the plugin is protected and the alert only reports the failures.
     """

@@ -49,7 +49,7 @@ class PluginWiring:
         """Wire all active plugins.
 
         The services, settings and events of all plugins are created first, then the contributions that use services.
-        Raises `StartupError` if the environment or the configuration file gives invalid values to settings.
+        Raise `StartupError` if the environment or the configuration file gives invalid values to settings.
         """
         refuse_conflicts(self._active())
         block_dependants(self._records)

@@ -19,7 +19,7 @@ class InvalidPluginName(ValueError):
 
 
 def placeholder_values(name: str) -> dict[str, str]:
-    """Return the template placeholder values for a plugin name. Raises `InvalidPluginName` if the name is invalid."""
+    """Return the template placeholder values for a plugin name. Raise `InvalidPluginName` if the name is invalid."""
     identifier = name.removeprefix("corral-").replace("-", "_")
     if not IDENTIFIER.fullmatch(identifier) or identifier.endswith("_") or "__" in identifier:
         raise InvalidPluginName(f"{name} is not a valid name; use up to 30 lower-case letters, digits and single hyphens, beginning with a letter")
@@ -37,7 +37,7 @@ def placeholder_values(name: str) -> dict[str, str]:
 def write_distribution(name: str, folder: Path) -> list[Path]:
     """Create `folder` with all files of the distribution, and return their paths.
 
-    Raises `FileExistsError`, without writing any file, if the folder exists.
+    Raise `FileExistsError`, without writing any file, if the folder exists.
     """
     values = placeholder_values(name)
     folder.mkdir(parents=True)

@@ -85,7 +85,7 @@ class SettingsRegistry(SettingValues):
     def declare(self, settings: Iterable[Setting[Any]], plugin: str = "") -> None:
         """Declare the given settings. If one of them is invalid, declare none.
 
-        Raises `ValueError` for an invalid or duplicate name. Invalid pinned values are added to `faults`.
+        Raise `ValueError` for an invalid or duplicate name. Invalid pinned values are added to `faults`.
         """
         added: dict[str, EffectiveSetting] = {}
         for setting in settings:

@@ -1,4 +1,4 @@
-"""The protocol through which plugins change settings. The plugin `settings` provides the implementation."""
+"""The protocol through which plugins change settings. The `settings` plugin provides the implementation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SettingsChange(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SettingsStore(Protocol):
-    """Changes settings, and writes the audit rows and events. The plugin `settings` provides this service.
+    """Changes settings, and writes the audit rows and events. The `settings` plugin provides this service.
 
     Every method except `check_urls` runs in the caller's unit of work.
     """
@@ -49,7 +49,7 @@ class SettingsStore(Protocol):
 
         The change takes effect within 2 s in every process. `if_match` is compared with the version of the settings in
         `version_of`, by default of those in `values`. `pointer` returns the JSON pointer of a setting in the request
-        body. Raises `Invalid` with every fault, `Conflict(setting_locked)` or `PreconditionFailed`.
+        body. Raise `Invalid` with every fault, `Conflict(setting_locked)` or `PreconditionFailed`.
         """
         ...
 

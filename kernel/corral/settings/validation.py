@@ -35,7 +35,7 @@ class SettingRefused(ValueError):
 def convert_value(setting: Setting[Any], value: Any, source: str = "") -> Any:
     """Return the value converted to the setting's type. Booleans and numbers may be given as text.
 
-    Raises `SettingRefused`, whose text names the setting and its bounds but never the value, which may be a secret.
+    Raise `SettingRefused`, whose text names the setting and its bounds but never the value, which may be a secret.
     """
     if value is None and setting.default is None:
         return None

@@ -36,10 +36,10 @@ class BlobStore(Protocol):
     """
 
     async def put(self, key: str, stream: AsyncIterable[bytes], *, limit: int | None = None) -> Blob:
-        """Store the stream durably. Raises `TooLarge`, and stores nothing, if the stream exceeds `limit` bytes."""
+        """Store the stream durably. Raise `TooLarge`, and stores nothing, if the stream exceeds `limit` bytes."""
 
     async def read(self, key: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
-        """Return the bytes from `start` up to `stop` (exclusive) in chunks. Raises `BlobMissing`.
+        """Return the bytes from `start` up to `stop` (exclusive) in chunks. Raise `BlobMissing`.
 
         `aclose()` ends the iteration early.
         """

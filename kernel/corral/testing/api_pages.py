@@ -125,11 +125,11 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
         if not self.provider:
             return f"The kernel provides it: ask for `{self.name}`."
         if not self.entries:
-            return f"The plugin `{self.provider}` provides it: ask for `{self.name} | None`, without an entry."
+            return f"The `{self.provider}` plugin provides it: ask for `{self.name} | None`, without an entry."
         names = ", ".join(f'"{entry}"' for entry in self.entries) + ("" if self.entries[1:] else ",")
         required, wanted = (f"`{attribute} = ({names})`" for attribute in ("requires", "wants"))
         return (
-            f"The plugin `{self.provider}` provides it: ask for `{self.name}` with {required}, "
+            f"The `{self.provider}` plugin provides it: ask for `{self.name}` with {required}, "
             f"or for `{self.name} | None` with {wanted}."
         )
 

@@ -256,7 +256,7 @@ class Kit:
 
         Only for kernels with `models`, one of which `model` names. A worker runs the task as in an installation.
         `fields` are further fields of the new task. `tool_calls` of the result contains its tool calls. Returns as well
-        when the task waits for a person. Raises `TimeoutError` after a minute.
+        when the task waits for a person. Raise `TimeoutError` after a minute.
         """
         admin = await self.as_user("admin")
         agent = {"name": f"{model}-{self._people}", "llm_model": f"scripted/{model}", "enabled_tools": list(tools)}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option `--long`, which runs long tests and benchmarks in their full form."""
+    """Add the `--long` option, which runs long tests and benchmarks in their full form."""
     parser.addoption("--long", action="store_true", help="run long tests and benchmarks in their full form")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 class PluginFolder:
     """A folder of installed plugins. Pass `path` as `CORRAL_PLUGIN_DIR` or `[plugins] dir`.
 
-    For example, a plugin `echo` is installed as the distribution corral-echo with the package corral_echo.
+    For example, an `echo` plugin is installed as the distribution corral-echo with the package corral_echo.
     """
 
     def __init__(self, path: Path) -> None:

@@ -68,7 +68,7 @@ COMMANDS = """\
 
 Every command of `corral`, including those of plugins, with its options. Each command also takes `--help`.
 Exit statuses: 0 done, 1 failed, 2 wrong usage, 3 refused to start, 4 migrations are pending or newer than the code.
-A plugin [adds commands](../how-to/write-a-plugin.md#add-a-command) with the hook `corral_commands`.
+A plugin [adds commands](../how-to/write-a-plugin.md#add-a-command) with the `corral_commands` hook.
 """
 CONFIGURATION = """\
 # Configuration

@@ -125,7 +125,7 @@ class ServerProcess:
     def start(self, *, seconds: float = 20.0) -> Self:
         """Start the server and wait until it is ready. The startup time is appended to `ready_ms`, in milliseconds.
 
-        Raises `RuntimeError` if the server exits, or is not ready within `seconds`.
+        Raise `RuntimeError` if the server exits, or is not ready within `seconds`.
         """
         began = time.monotonic()
         command = ["serve", "--bind", f"127.0.0.1:{self.port}", *self.arguments]
@@ -192,7 +192,7 @@ class JobsProcess:
         return (self.folder / "jobs.log").read_text("utf-8", "replace")
 
     def start(self, *, seconds: float = 20.0) -> Self:
-        """Start the process and wait until it runs jobs. Raises `RuntimeError` if this takes longer than `seconds`."""
+        """Start the process and wait until it runs jobs. Raise `RuntimeError` if this takes longer than `seconds`."""
         until = time.monotonic() + seconds
         log = self.folder / "jobs.log"
         log.write_bytes(b"")

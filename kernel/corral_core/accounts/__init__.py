@@ -1,1 +1,1 @@
-"""The plugin `accounts`: user accounts, sign-in, sessions, second factors, invitations, links and emails."""
+"""The `accounts` plugin: user accounts, sign-in, sessions, second factors, invitations, links and emails."""

@@ -1,4 +1,4 @@
-"""The public interface of the plugin `accounts`: accounts, sessions, emails, links, invitations, tickets and events."""
+"""The public interface of the `accounts` plugin: accounts, sessions, emails, links, invitations, tickets and events."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ REGISTRATION = Setting(
     description="The first account of an installation can always be registered. If the server listens on more than "
     "the loopback interface, its registration needs the set-up token that the start prints.",
 )
-"""The setting that decides who may register. The plugin `health` warns if registration is open on a public address."""
+"""The setting that decides who may register. The `health` plugin warns if registration is open on a public address."""
 
 
 class UserView(msgspec.Struct, kw_only=True):
@@ -203,7 +203,7 @@ class Accounts(Protocol):
     def required_action(self, user: UserView) -> str | None:
         """Return the problem code of the action that this user must take first, or None.
 
-        The result is stored in the field `limited` of each principal that acts with the rights of this user.
+        The result is stored in the `limited` field of each principal that acts with the rights of this user.
         """
         ...
 
@@ -248,7 +248,7 @@ class Mail(Protocol):
 
     @property
     def is_configured(self) -> bool:
-        """Whether a mail server is configured: whether the setting `mail.host` has a value."""
+        """Whether a mail server is configured: whether the `mail.host` setting has a value."""
         ...
 
     def notify(self, to: str, kind: Notice, **facts: str | int) -> None:
@@ -275,7 +275,7 @@ class Mail(Protocol):
 
 
 class UserApiKeys(Protocol):
-    """The API keys of users, which are revoked when an account changes. The plugin `security` provides this service."""
+    """The API keys of users, which are revoked when an account changes. The `security` plugin provides this service."""
 
     def revoke_keys_of(self, user_id: str) -> int:
         """Revoke all API keys of a user and return their number. Runs in the caller's unit of work."""

@@ -1,4 +1,4 @@
-"""The manifest and the hook implementations of the plugin `accounts`."""
+"""The manifest and the hook implementations of the `accounts` plugin."""
 
 from __future__ import annotations
 

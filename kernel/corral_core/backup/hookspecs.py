@@ -1,4 +1,4 @@
-"""The hook specification of the plugin `backup`."""
+"""The hook specification of the `backup` plugin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The manifest and the hook implementations of the plugin `backup`."""
+"""The manifest and the hook implementations of the `backup` plugin."""
 
 from __future__ import annotations
 

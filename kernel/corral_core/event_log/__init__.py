@@ -1,1 +1,1 @@
-"""The plugin `event_log`: reading and retention of the event log."""
+"""The `event_log` plugin: reading and retention of the event log."""

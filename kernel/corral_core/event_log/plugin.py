@@ -1,4 +1,4 @@
-"""The manifest and the hook implementations of the plugin `event_log`."""
+"""The manifest and the hook implementations of the `event_log` plugin."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The plugin `health`: readiness, health checks, metrics, and the rules for outgoing connections."""
+"""The `health` plugin: readiness, health checks, metrics, and the rules for outgoing connections."""

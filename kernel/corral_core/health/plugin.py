@@ -1,4 +1,4 @@
-"""The manifest and the hook implementations of the plugin `health`."""
+"""The manifest and the hook implementations of the `health` plugin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The manifest and the hook implementation of the plugin `local_storage`."""
+"""The manifest and the hook implementation of the `local_storage` plugin."""
 
 from __future__ import annotations
 

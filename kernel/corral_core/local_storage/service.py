@@ -161,7 +161,7 @@ def _discard(file: BinaryIO, part: Path) -> None:
 
 
 async def _in_thread(function: Callable[..., T], *args: object) -> T:
-    """Run the function in a thread. Raises `Unavailable` for an `OSError` other than `FileNotFoundError`.
+    """Run the function in a thread. Raise `Unavailable` for an `OSError` other than `FileNotFoundError`.
 
     If the caller is cancelled, wait until the function ends, because the function uses an open file.
     """

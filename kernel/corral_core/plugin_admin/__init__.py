@@ -1,1 +1,1 @@
-"""The plugin `plugin_admin`: administration of plugins, and the API documentation."""
+"""The `plugin_admin` plugin: administration of plugins, and the API documentation."""

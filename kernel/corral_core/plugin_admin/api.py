@@ -1,4 +1,4 @@
-"""The public interface of the plugin `plugin_admin`: the event about the states of plugins."""
+"""The public interface of the `plugin_admin` plugin: the event about the states of plugins."""
 
 from __future__ import annotations
 

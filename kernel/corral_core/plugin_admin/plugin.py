@@ -1,4 +1,4 @@
-"""The manifest and the hook implementations of the plugin `plugin_admin`."""
+"""The manifest and the hook implementations of the `plugin_admin` plugin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The public interface of the plugin `redis`: rate-limit buckets that several processes share."""
+"""The public interface of the `redis` plugin: rate-limit buckets that several processes share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The manifest and the hook implementations of the plugin `redis`."""
+"""The manifest and the hook implementations of the `redis` plugin."""
 
 from __future__ import annotations
 

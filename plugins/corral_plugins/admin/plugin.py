@@ -1,4 +1,4 @@
-"""The plugin `admin`: its manifest and its hook implementations."""
+"""The `admin` plugin: its manifest and its hook implementations."""
 
 from __future__ import annotations
 

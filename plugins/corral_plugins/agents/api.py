@@ -1,4 +1,4 @@
-"""The public interface of agents: data types, events, the service `Agents`, and the protocol `AgentStatistics`."""
+"""The public interface of agents: data types, events, the `Agents` service, and the protocol `AgentStatistics`."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ class AttemptStatistics(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AgentStatistics(Protocol):
-    """Statistics of agents, provided by the plugin `tasks`, which stores attempts.
+    """Statistics of agents, provided by the `tasks` plugin, which stores attempts.
 
     Every method runs in the caller's unit of work.
     """

@@ -1,4 +1,4 @@
-"""Background jobs of the plugin `agents`, which remove expired tokens and deleted agents."""
+"""Background jobs of the `agents` plugin, which remove expired tokens and deleted agents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plugin `agents`: its manifest and its hook implementations."""
+"""The `agents` plugin: its manifest and its hook implementations."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def delete_agent(
     """Delete an agent.
 
     The name of the agent becomes available at once, its tokens are revoked, and tasks that wait for the agent are
-    detached from it. The header `Corral-Affected` contains the number of affected tasks.
+    detached from it. The `Corral-Affected` header contains the number of affected tasks.
     """
     affected = agents.delete(id, match, force=query.force, by=caller)
     return Answer(body=None, status=204, headers={"Corral-Affected": f"tasks={affected}"})

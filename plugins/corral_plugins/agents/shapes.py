@@ -88,7 +88,7 @@ class AgentView(msgspec.Struct, kw_only=True):
     """An agent.
 
     `version` increases with every change of the agent. `config_version` is the number of the newest version of its
-    configuration. `spent_month_usd` is the cost of the current month (UTC), or null if the plugin `cost` is not active.
+    configuration. `spent_month_usd` is the cost of the current month (UTC), or null if the `cost` plugin is not active.
     """
 
     id: str
@@ -186,7 +186,7 @@ class VersionQuery(PageQuery, kw_only=True):
 class AgentVersionView(msgspec.Struct, kw_only=True):
     """A version of the configuration, with statistics of the attempts that used it.
 
-    The statistics cover only the newest 10,000 attempts of the agent. They are null if the plugin `tasks` is not
+    The statistics cover only the newest 10,000 attempts of the agent. They are null if the `tasks` plugin is not
     active, or if there are older attempts and none of the newest 10,000 used this version.
     """
 
@@ -221,7 +221,7 @@ class FieldDifference(msgspec.Struct, kw_only=True):
 
 
 class ComparedStatistics(msgspec.Struct, kw_only=True):
-    """Statistics of the attempts of both versions. They are null if the plugin `tasks` is not active."""
+    """Statistics of the attempts of both versions. They are null if the `tasks` plugin is not active."""
 
     before: AttemptStatistics | None = msgspec.field(name="from")
     after: AttemptStatistics | None = msgspec.field(name="to")

@@ -1,4 +1,4 @@
-"""The plugin `audit`: its manifest and its hook implementations."""
+"""The `audit` plugin: its manifest and its hook implementations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The public API of cost accounting: uses of paid services, quotes, charges and the service `Costs`."""
+"""The public API of cost accounting: uses of paid services, quotes, charges and the `Costs` service."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class Costs(Protocol):
     def record_cost(self, spent: BillableUsage, *, free: bool = False) -> ChargedCost:
         """Store a cost event and update its rollups, in the caller's unit of work.
 
-        Nothing is published in the event log. Raises `Invalid` for token counts below 0 or above `MAX_TOKENS`. The
+        Nothing is published in the event log. Raise `Invalid` for token counts below 0 or above `MAX_TOKENS`. The
         caller must update the counters of the task (`Tasks.record_usage`) with the returned `cost_usd`.
         """
         ...

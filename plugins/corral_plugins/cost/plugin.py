@@ -1,4 +1,4 @@
-"""The plugin `cost`: its manifest and its hook implementations."""
+"""The `cost` plugin: its manifest and its hook implementations."""
 
 from __future__ import annotations
 

@@ -205,7 +205,7 @@ class CostEventView(msgspec.Struct, kw_only=True):
 class NewCostEvent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A cost that arose outside the gateway. `usage_key` identifies the cost in the whole installation.
 
-    If the body, the header `Corral-Lease` or the token identifies a lease, the event belongs to the attempt of this
+    If the body, the `Corral-Lease` header or the token identifies a lease, the event belongs to the attempt of this
     lease. Without a lease, only admins may record the cost. An admin corrects costs with an event whose `cost_usd` is
     negative.
     """

@@ -1,4 +1,4 @@
-"""The public API of the LLM gateway: the service `LLM`, the protocol `LLMProvider` and the event `ProviderChanged`."""
+"""The public API of the LLM gateway: the `LLM` service, the protocol `LLMProvider` and the `ProviderChanged` event."""
 
 from __future__ import annotations
 

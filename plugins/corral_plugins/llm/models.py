@@ -126,7 +126,7 @@ class LlmSlot(Model):
 
 
 class LlmPayload(Model):
-    """The redacted request and response of a call, stored if the setting `llm.store_payloads` requires it."""
+    """The redacted request and response of a call, stored if the `llm.store_payloads` setting requires it."""
 
     call_id = IdField(primary_key=True)
     created_at = InstantField(index=True)

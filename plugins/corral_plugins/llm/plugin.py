@@ -1,4 +1,4 @@
-"""The plugin `llm`: its manifest and its hook implementations."""
+"""The `llm` plugin: its manifest and its hook implementations."""
 
 from __future__ import annotations
 

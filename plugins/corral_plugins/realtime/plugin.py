@@ -1,4 +1,4 @@
-"""The plugin `realtime`: its manifest and its hook implementations."""
+"""The `realtime` plugin: its manifest and its hook implementations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The runtime settings of the plugin `realtime`, and the kernel setting that it reads."""
+"""The runtime settings of the `realtime` plugin, and the kernel setting that it reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The public API of the vault for other plugins: the service `Secrets` and the events."""
+"""The public API of the vault for other plugins: the `Secrets` service and the events."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Secrets(Protocol):
     ) -> SecretDelivery:
         """Return the value for a worker of an allowed group, and audit the delivery.
 
-        Raises `NotFound` if the group is not allowed.
+        Raise `NotFound` if the group is not allowed.
         """
         ...
 
@@ -102,8 +102,8 @@ class Secrets(Protocol):
     def attach(self, name: str, to: AttachedObject, *, title: str, pointer: str, by: Principal | None) -> None:
         """Record that an object uses the secret `name` instead of the secret that it used before.
 
-        Raises `Invalid` (`unknown_reference`) at `pointer` if there is no secret with this name. Raises `Forbidden`
-        (`insufficient_scope`) if `by` lacks the permission `secrets.write`, because a user who decides where an object
+        Raise `Invalid` (`unknown_reference`) at `pointer` if there is no secret with this name. Raise `Forbidden`
+        (`insufficient_scope`) if `by` lacks the `secrets.write` permission, because a user who decides where an object
         sends its secret could read the value there. If the value was submitted with the object and stored by
         `store_value`, pass None for `by`.
         """

@@ -1,4 +1,4 @@
-"""The plugin `secrets`: its manifest, and everything that it adds to the kernel."""
+"""The `secrets` plugin: its manifest, and everything that it adds to the kernel."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ routes = Routes("/secrets", tag="Secrets Vault", no_store=True)
 def _secret_response(listing: SecretListing, row: SecretRow, value: str | None = None) -> Answer[SecretView]:
     """Return the response for a secret.
 
-    The ETag is the revision of the secret's row. The field `version` is the number of the current value.
+    The ETag is the revision of the secret's row. The `version` field is the number of the current value.
     """
     view, revision = listing.view_of_row(row)
     if found := value_warnings(value):

@@ -118,7 +118,7 @@ class SecretUser(msgspec.Struct, kw_only=True):
 
 
 class SecretView(msgspec.Struct, kw_only=True):
-    """A secret without its value. `read_only` means that the variable `CORRAL_SECRET_<NAME>` sets the secret."""
+    """A secret without its value. `read_only` means that the `CORRAL_SECRET_<NAME>` variable sets the secret."""
 
     id: str
     name: str

@@ -1,4 +1,4 @@
-"""The public interface of the plugin `security`: the service `ApiKeyCounts`, the error codes and the events."""
+"""The public interface of the `security` plugin: the `ApiKeyCounts` service, the error codes and the events."""
 
 from __future__ import annotations
 

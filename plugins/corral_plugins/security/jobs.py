@@ -1,4 +1,4 @@
-"""Scheduled jobs and event subscribers of the plugin `security`."""
+"""Scheduled jobs and event subscribers of the `security` plugin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of the plugin `security`."""
+"""The tables of the `security` plugin."""
 
 from __future__ import annotations
 

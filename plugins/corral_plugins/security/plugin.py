@@ -1,4 +1,4 @@
-"""The plugin `security`: its manifest, and everything that it adds to the kernel."""
+"""The `security` plugin: its manifest, and everything that it adds to the kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The public interface of the plugin `settings`: its event.
+"""The public interface of the `settings` plugin: its event.
 
 Other plugins read values through `corral.plugin.Settings`.
 """

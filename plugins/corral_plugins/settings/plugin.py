@@ -1,4 +1,4 @@
-"""The plugin `settings`: its manifest and its hook implementations."""
+"""The `settings` plugin: its manifest and its hook implementations."""
 
 from __future__ import annotations
 

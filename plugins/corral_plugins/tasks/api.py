@@ -1,4 +1,4 @@
-"""The public interface of tasks for other plugins: data types, the service `Tasks` and the events.
+"""The public interface of tasks for other plugins: data types, the `Tasks` service and the events.
 
 One event exists for each transition of a task, in the order in which a task can reach the states.
 """
@@ -290,7 +290,7 @@ class Tasks(Protocol):
         ...
 
     def get(self, task_id: str, *, by: Principal) -> Any:
-        """Return a task as a `TaskView`. Raises `NotFound` if the task does not exist or the caller may not see it."""
+        """Return a task as a `TaskView`. Raise `NotFound` if the task does not exist or the caller may not see it."""
         ...
 
     def cancel(self, task_id: str, *, by: Principal, reason: str | None = None) -> Any:
@@ -364,7 +364,7 @@ class Tasks(Protocol):
     def lock_run(self, task_id: str, lease_id: str | None, *, by: Principal) -> Run:
         """Lock the task, renew the lease and return the started run under this lease.
 
-        Raises `Conflict` with the code `lease_lost` if the lease is not live, and `Forbidden` if the caller does not
+        Raise `Conflict` with the code `lease_lost` if the lease is not live, and `Forbidden` if the caller does not
         hold the lease.
         """
         ...

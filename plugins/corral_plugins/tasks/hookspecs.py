@@ -1,4 +1,4 @@
-"""The hook specification of the plugin `tasks`.
+"""The hook specification of the `tasks` plugin.
 
 Task executors prepare the claims of tasks that do not run in the agent loop.
 """

@@ -83,7 +83,7 @@ class TaskRow(msgspec.Struct):
     def deadline(self) -> str | None:
         """The deadline, or None.
 
-        The column `deadline_key` stores a maximum value instead, so that tasks without a deadline sort last.
+        The `deadline_key` column stores a maximum value instead, so that tasks without a deadline sort last.
         """
         return deadline_of(self.deadline_key)
 
@@ -363,7 +363,7 @@ class SearchDocument(Model):
 
 
 class TaskTag(Model):
-    """A tag of a task. The column `tags` of the task has the same tags, in the order in which its owner wrote them."""
+    """A tag of a task. The `tags` column of the task has the same tags, in the order in which its owner wrote them."""
 
     tag = peewee.CharField(max_length=64)
     created_at = InstantField()

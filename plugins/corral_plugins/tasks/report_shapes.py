@@ -63,7 +63,7 @@ class Artifact(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class LeaseReport(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Base of the requests that refer to a lease.
 
-    A request may identify the lease by the header `Corral-Lease` or by its token instead of the field `lease_id`.
+    A request may identify the lease by the `Corral-Lease` header or by its token instead of the `lease_id` field.
     """
 
     lease_id: Id | UnsetType = UNSET
@@ -110,7 +110,7 @@ class SecretAccessReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
 
 
 class CompletionReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
-    """The result of a run, at most 256 KiB. The plugin `agent_memory` stores `memories`."""
+    """The result of a run, at most 256 KiB. The `agent_memory` plugin stores `memories`."""
 
     result: Any = None
     artifacts: Annotated[list[Artifact], Meta(max_length=100)] | UnsetType = UNSET

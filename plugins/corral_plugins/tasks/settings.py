@@ -1,4 +1,4 @@
-"""Run-time settings of the plugin `tasks`, and the retry and stall policies that result from them.
+"""Run-time settings of the `tasks` plugin, and the retry and stall policies that result from them.
 
 Each member of a policy that the task sets takes precedence over the policy of its agent, and both take precedence over
 the settings.
@@ -149,7 +149,7 @@ ALL: tuple[Setting[Any], ...] = (
     RETENTION_DAYS,
 )
 
-# The plugin `workers` declares this setting; this plugin only reads it, by name.
+# The `workers` plugin declares this setting; this plugin only reads it, by name.
 ACCEPT_LATE_RESULTS = Setting(
     name="workers.accept_late_results",
     kind=bool,

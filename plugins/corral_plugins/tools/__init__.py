@@ -1,1 +1,1 @@
-"""The plugin `tools`: the actions that agents may take."""
+"""The `tools` plugin: the actions that agents may take."""

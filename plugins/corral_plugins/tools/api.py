@@ -1,4 +1,4 @@
-"""The public API of the plugin `tools`: tool definitions, the context in which tools run, and the service `Tools`."""
+"""The public API of the `tools` plugin: tool definitions, the context in which tools run, and the `Tools` service."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class ToolFailure(ExpectedFailure):
 
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True):
-    """A tool definition that a plugin contributes with the hook `corral_tools`.
+    """A tool definition that a plugin contributes with the `corral_tools` hook.
 
     `run(context, arguments)` returns JSON, `ToolOutput` or `ResultLater`, or raises `ToolFailure` or a `Problem`. A
     `def` function runs in the unit of work that stores the result. An `async def` function opens its own units of work
@@ -130,7 +130,7 @@ class ClaimTool(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tools(Protocol):
-    """The service of the plugin `tools` for other plugins. Its methods run in the caller's unit of work."""
+    """The service of the `tools` plugin for other plugins. Its methods run in the caller's unit of work."""
 
     def tools_for_run(
         self, *, enabled: Sequence[str], policy: Mapping[str, Any], allowed: Sequence[str] | None, worker_id: str

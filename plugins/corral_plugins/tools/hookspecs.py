@@ -1,4 +1,4 @@
-"""The hook specification of the plugin `tools`."""
+"""The hook specification of the `tools` plugin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Schedules, jobs and event subscribers of the plugin `tools`."""
+"""Schedules, jobs and event subscribers of the `tools` plugin."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def delete_old_calls(work: Work, settings: Settings) -> None:
 
 
 def on_task_deleted(event: LoggedEvent) -> None:
-    """Delete the tool calls of a task after the event `task.deleted`."""
+    """Delete the tool calls of a task after the `task.deleted` event."""
     delete_calls(event.object_id)
 
 

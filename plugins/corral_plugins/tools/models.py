@@ -1,4 +1,4 @@
-"""Tables of the plugin `tools`. Only the service layer of this plugin writes to these tables."""
+"""Tables of the `tools` plugin. Only the service layer of this plugin writes to these tables."""
 
 from __future__ import annotations
 

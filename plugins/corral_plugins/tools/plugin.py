@@ -1,4 +1,4 @@
-"""The plugin `tools`."""
+"""The `tools` plugin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTTP routes of the plugin `tools`: the tool registry, tool calls under a lease, and the stored tool calls."""
+"""HTTP routes of the `tools` plugin: the tool registry, tool calls under a lease, and the stored tool calls."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ async def report_tool_result(
 def _requested_lease(named: object, request: Request, caller: Principal) -> str | None:
     """Return the lease id of a request.
 
-    The id is taken from the body, or else from the header `Corral-Lease`, or else from the token.
+    The id is taken from the body, or else from the `Corral-Lease` header, or else from the token.
     """
     found = named if isinstance(named, str) else request.header("corral-lease") or caller.lease_id
     return found.lower() if found is not None else None

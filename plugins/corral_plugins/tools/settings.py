@@ -1,4 +1,4 @@
-"""Run-time settings of the plugin `tools`."""
+"""Run-time settings of the `tools` plugin."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class ToolPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class NewToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A tool call under a lease. Without `lease_id`, the header `Corral-Lease` or the token identifies the lease."""
+    """A tool call under a lease. Without `lease_id`, the `Corral-Lease` header or the token identifies the lease."""
 
     call_id: CallId
     arguments: Any = {}

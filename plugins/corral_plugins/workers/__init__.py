@@ -1,1 +1,1 @@
-"""The plugin `workers`: the machines that run agents."""
+"""The `workers` plugin: the machines that run agents."""

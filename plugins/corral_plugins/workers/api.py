@@ -1,4 +1,4 @@
-"""The public API of the plugin `workers`: data classes, the service `Workers`, and events."""
+"""The public API of the `workers` plugin: data classes, the `Workers` service, and events."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class WorkerTool(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Workers(Protocol):
-    """The service of the plugin `workers` for other plugins. Its methods run in the caller's unit of work.
+    """The service of the `workers` plugin for other plugins. Its methods run in the caller's unit of work.
 
     Locks are acquired in the order task, agent, worker.
     """

@@ -1,4 +1,4 @@
-"""Schedules and event subscribers of the plugin `workers`."""
+"""Schedules and event subscribers of the `workers` plugin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of the plugin `workers`. Only the service layer of this plugin writes to these tables."""
+"""Tables of the `workers` plugin. Only the service layer of this plugin writes to these tables."""
 
 from __future__ import annotations
 

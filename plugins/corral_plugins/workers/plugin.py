@@ -1,4 +1,4 @@
-"""The plugin `workers`."""
+"""The `workers` plugin."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SERVICES = (
 
 
 class WorkersConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The configuration section of the plugin `workers`.
+    """The configuration section of the `workers` plugin.
 
     If `embedded` is true, the server starts a worker of its own, the embedded worker. `embedded_max_agents` is the
     number of tasks that the embedded worker runs at a time. `embedded_allow` lists the tools that agents may run on the

@@ -1,4 +1,4 @@
-"""HTTP routes of the plugin `workers`: registration, the fleet, the worker protocol and administration."""
+"""HTTP routes of the `workers` plugin: registration, the fleet, the worker protocol and administration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run-time settings of the plugin `workers`, and two settings of the plugin `tasks` that workers receive."""
+"""Run-time settings of the `workers` plugin, and two settings of the `tasks` plugin that workers receive."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ ALL: tuple[Setting[Any], ...] = (
     PRUNE_DAYS,
 )
 
-# The plugin `tasks` declares these settings; this plugin only reads them, by name.
+# The `tasks` plugin declares these settings; this plugin only reads them, by name.
 LEASE_SECONDS = Setting(name="tasks.lease_seconds", kind=int, default=60, title="Seconds until a lease expires")
 ACK_SECONDS = Setting(
     name="tasks.ack_seconds", kind=int, default=30, title="Seconds within which a claimed task must be started"

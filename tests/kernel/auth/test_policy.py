@@ -52,7 +52,7 @@ class VaultPlugin(Plugin):
 
 
 def _set(kit: Kit, **values: Any) -> None:
-    """Change settings of a running kernel, as the plugin `settings` does."""
+    """Change settings of a running kernel, as the `settings` plugin does."""
     registry = kit.kernel.container.get(SettingsRegistry)
     stored = {
         name.replace("__", "."): StoredSetting(value=value, version=1, updated_at=clock.now(), updated_by=None)

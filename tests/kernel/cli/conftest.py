@@ -1,4 +1,4 @@
-"""The command `corral` in a process of its own, in an empty folder."""
+"""The `corral` command in a process of its own, in an empty folder."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Fork:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait until the process has ended and return its exit status. Raises `TimeoutExpired`."""
+        """Wait until the process has ended and return its exit status. Raise `TimeoutExpired`."""
         until = None if timeout is None else time.monotonic() + timeout
         while (status := self.poll()) is None:
             if until is not None and time.monotonic() > until:

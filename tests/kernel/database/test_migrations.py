@@ -69,7 +69,7 @@ class Start(threading.Thread):
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """With the plugin `slow`, whose two scripts take their time."""
+    """With the `slow` plugin, whose two scripts take their time."""
     monkeypatch.setattr(sys, "path", [*sys.path])
     for name in ("corral_slow", "corral_slow.plugin"):
         monkeypatch.delitem(sys.modules, name, raising=False)

@@ -217,7 +217,7 @@ hookspec = pluggy.HookspecMarker("corral")
 
 
 class Painter(Protocol):
-    """Owned by the plugin `art`."""
+    """Owned by the `art` plugin."""
 
     def ready(self) -> bool: ...
     async def paint(self, what: str) -> dict[str, str]: ...

@@ -1,6 +1,6 @@
 """Done when, of the audit log: 1 to 5 here, 6 in `test_export.py`.
 
-Waiting: the setting `audit.checkpoint_webhook` (with `webhooks`), the dataset `audit` (with `exports`), and rows of
+Waiting: the `audit.checkpoint_webhook` setting (with `webhooks`), the dataset `audit` (with `exports`), and rows of
 approvals, webhooks, channels, budgets, breakers, dead letters, SSH and installs (with their plugins).
 """
 

@@ -1,4 +1,4 @@
-"""A kernel with the plugin `cost`, and helpers to record and read costs."""
+"""A kernel with the `cost` plugin, and helpers to record and read costs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from corral_plugins.cost.service import price_table
 
 
 class Books:
-    """The service `Cost`, and users who read its reports."""
+    """The `Cost` service, and users who read its reports."""
 
     kit: Kit
     admin: Client
@@ -29,7 +29,7 @@ class Books:
 
     @property
     def cost(self) -> Costs:
-        """The service `Cost`."""
+        """The `Cost` service."""
         container: Any = self.kit.kernel.container
         service: Costs = container.get(Costs)
         return service

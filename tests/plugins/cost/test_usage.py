@@ -24,7 +24,7 @@ ITEM = {
 
 
 class Place(World):
-    """A world with the plugin `cost`."""
+    """A world with the `cost` plugin."""
 
     books: Books
 

@@ -1,4 +1,4 @@
-"""The hooks of the plugin `llm`."""
+"""The hooks of the `llm` plugin."""
 
 from __future__ import annotations
 

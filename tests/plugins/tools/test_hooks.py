@@ -1,4 +1,4 @@
-"""The hook `corral_tools`."""
+"""The `corral_tools` hook."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The HTTP routes of the plugin `accounts`, with one handler function per endpoint."""
+"""The HTTP routes of the `accounts` plugin, with one handler function per endpoint."""

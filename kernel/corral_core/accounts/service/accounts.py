@@ -75,7 +75,7 @@ class AccountsService:
     async def hash_password(
         self, password: str, *, email: str, full_name: str, pointer: str = "/password", user_id: str | None = None
     ) -> str:
-        """Check a new password against the policy and hash it. Raises `Invalid` (`weak_password`)."""
+        """Check a new password against the policy and hash it. Raise `Invalid` (`weak_password`)."""
         self._policy.check_password(password, email=email, full_name=full_name, pointer=pointer)
         if user_id is not None:
             await self._life.refuse_former(user_id, password, pointer=pointer)

@@ -44,7 +44,7 @@ class MailRefused(MailFailed):
 
 
 async def deliver(egress: Egress, server: MailServer, message: EmailMessage, *, sender: str, to: str) -> None:
-    """Send one email. Raises `MailFailed` or `MailRefused`."""
+    """Send one email. Raise `MailFailed` or `MailRefused`."""
 
     def send(smtp: smtplib.SMTP) -> None:
         try:
@@ -61,7 +61,7 @@ async def deliver(egress: Egress, server: MailServer, message: EmailMessage, *, 
 
 
 async def probe(egress: Egress, server: MailServer) -> None:
-    """Test the mail server: connect and sign in, without sending mail. Raises `MailFailed`."""
+    """Test the mail server: connect and sign in, without sending mail. Raise `MailFailed`."""
     await _with_server(egress, server, lambda smtp: smtp.noop())
 
 

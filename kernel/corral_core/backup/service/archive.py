@@ -136,7 +136,7 @@ class Archive:
         self._zip.close()
 
     def verify(self) -> None:
-        """Compare every member with its sum in the manifest. Raises `ArchiveError` at the first difference."""
+        """Compare every member with its sum in the manifest. Raise `ArchiveError` at the first difference."""
         members = {_table_member(name): entry for name, entry in self.manifest.tables.items()}
         members |= {_file_member(key): entry for key, entry in self.manifest.files.items()}
         for name, entry in members.items():

@@ -49,7 +49,7 @@ def with_all_plugins(config: Config) -> Config:
 def restore(archive: Archive, config: Config, entry: UnitContext, by: Principal, tell: Progress) -> list[str]:
     """Restore an archive whose sums are verified. Return what the operator must know about the restored data.
 
-    Raises `StartupError` if the database is not empty or a plugin is missing, and `SchemaTooNew` if a newer release
+    Raise `StartupError` if the database is not empty or a plugin is missing, and `SchemaTooNew` if a newer release
     wrote the archive.
     """
     config = with_all_plugins(config)

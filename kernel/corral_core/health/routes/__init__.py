@@ -1,1 +1,1 @@
-"""The HTTP routes of the plugin `health`, with one handler function per endpoint."""
+"""The HTTP routes of the `health` plugin, with one handler function per endpoint."""

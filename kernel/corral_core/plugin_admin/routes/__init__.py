@@ -1,1 +1,1 @@
-"""The HTTP routes of the plugin `plugin_admin`, with one handler function per endpoint."""
+"""The HTTP routes of the `plugin_admin` plugin, with one handler function per endpoint."""

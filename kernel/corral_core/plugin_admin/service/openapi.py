@@ -63,7 +63,7 @@ class Problem(msgspec.Struct, kw_only=True):
 def document(routes: Iterable[Route], *, title: str, version: str, public_url: str | None) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of the routes. The result does not depend on the order of the routes.
 
-    Raises `TypeError` naming the route if its handler, or a type of its requests or responses, cannot be described.
+    Raise `TypeError` naming the route if its handler, or a type of its requests or responses, cannot be described.
     """
     writer = _Writer(sorted(routes, key=lambda route: (route.path, METHODS.index(route.method))))
     found: dict[str, Any] = json.loads(files("corral_core.plugin_admin.api_docs").joinpath("frame.json").read_bytes())

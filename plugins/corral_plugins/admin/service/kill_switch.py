@@ -74,7 +74,7 @@ class KillSwitchService:
     def change(self, change: KillSwitchChange, *, by: Principal) -> KillSwitchView:
         """Engage or release the switch immediately in every process.
 
-        The mode `cancel` also cancels leased tasks. Raises `Invalid` if the switch is engaged without a reason.
+        The mode `cancel` also cancels leased tasks. Raise `Invalid` if the switch is engaged without a reason.
         """
         if change.engaged and change.reason is None:
             raise Invalid.at("/reason", "required", "A reason is required; it is shown to everyone whose work stops.")

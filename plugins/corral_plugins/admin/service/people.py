@@ -1,4 +1,4 @@
-"""Lists, creates and describes people for admins. The plugin `accounts` owns the accounts themselves."""
+"""Lists, creates and describes people for admins. The `accounts` plugin owns the accounts themselves."""
 
 from __future__ import annotations
 

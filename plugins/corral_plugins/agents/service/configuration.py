@@ -77,7 +77,7 @@ def default_config(max_steps: int) -> dict[str, Any]:
 def to_columns(fields: AgentFields, config: dict[str, Any]) -> dict[str, Any]:
     """Convert the fields that are set to column values.
 
-    If `fields.config` is set, its absent parts are taken from `config`. Raises `Invalid` if a value breaks a rule that
+    If `fields.config` is set, its absent parts are taken from `config`. Raise `Invalid` if a value breaks a rule that
     the type annotations cannot express, for example the maximum size of the metadata.
     """
     refuse_unenforced({name: getattr(fields, name) for name in fields.__struct_fields__})

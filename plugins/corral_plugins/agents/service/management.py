@@ -72,7 +72,7 @@ class AgentManagement:
     # -- reading
 
     def get(self, agent_id: str, *, by: Principal) -> AgentView:
-        """Return one agent. Raises `NotFound`."""
+        """Return one agent. Raise `NotFound`."""
         return self._views.view_of(find_readable_agent(agent_id, by))
 
     def list(self, query: AgentQuery, *, by: Principal) -> Page[AgentView]:
@@ -127,7 +127,7 @@ class AgentManagement:
     def delete(self, agent_id: str, match: IfMatch = ANY_VERSION, *, force: bool, by: Principal) -> int:
         """Delete an agent. Return the number of tasks that were cancelled or detached from the agent.
 
-        If the agent has live leases and `force` is set, the tasks of these leases are cancelled. Raises `Conflict` with
+        If the agent has live leases and `force` is set, the tasks of these leases are cancelled. Raise `Conflict` with
         the code `agent_busy` if there are live leases and `force` is not set.
         """
         affected = 0
@@ -195,7 +195,7 @@ class AgentManagement:
         return changes
 
     def _write_changes(self, row: Agent, changes: dict[str, Any], by: Principal) -> bool:
-        """Save changes of an agent, emit the event `agent.updated`, and update `row` to match.
+        """Save changes of an agent, emit the `agent.updated` event, and update `row` to match.
 
         If the configuration changed, store a new version. Return False if the stored row has changed since it was read.
         """
@@ -239,7 +239,7 @@ class AgentManagement:
     def _release_tasks(self, agent_id: str, *, force: bool) -> int:
         """End the leases of the agent, and detach it from the tasks that wait for it.
 
-        Return the number of cancelled and detached tasks. Raises `Conflict` with the code `agent_busy` if there are
+        Return the number of cancelled and detached tasks. Raise `Conflict` with the code `agent_busy` if there are
         live leases and `force` is not set.
         """
         if self.tasks is None:
@@ -312,7 +312,7 @@ def _filter_conditions(query: AgentQuery) -> list[Any]:
 def _has_tag(tag: str) -> Any:
     """Return an SQL condition that selects the agents with this tag.
 
-    Removing the JSON text of the tag from the column `tags` changes the column only if the agent has the tag. This
+    Removing the JSON text of the tag from the `tags` column changes the column only if the agent has the tag. This
     comparison is exact on both database engines.
     """
     quoted = peewee.Value(msgspec.json.encode(tag).decode(), converter=False)

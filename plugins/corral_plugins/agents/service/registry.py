@@ -1,4 +1,4 @@
-"""The service `Agents`: looks up agents for other plugins, selects those that may claim tasks, and assigns slots.
+"""The `Agents` service: looks up agents for other plugins, selects those that may claim tasks, and assigns slots.
 
 Claims and model calls use it, so all of this code is performance-critical.
 """

@@ -30,7 +30,7 @@ TRIES = 5
 
 
 def find_readable_agent(agent_id: str, caller: Principal) -> Agent:
-    """Return the agent if it is not deleted and the caller may read it. Raises `NotFound`."""
+    """Return the agent if it is not deleted and the caller may read it. Raise `NotFound`."""
     row: Agent | None = Agent.get_or_none((Agent.id == agent_id) & LIVING & visible(Agent, caller))
     if row is None:
         raise NotFound("There is no agent with this id.")
@@ -47,7 +47,7 @@ def require_readable_agent(agent_id: str, caller: Principal) -> None:
 
 
 def find_writable_agent(agent_id: str, caller: Principal) -> Agent:
-    """Return the agent if the caller owns it or is an admin. Raises `NotFound` or `Forbidden`."""
+    """Return the agent if the caller owns it or is an admin. Raise `NotFound` or `Forbidden`."""
     row = find_readable_agent(agent_id, caller)
     require_owner(caller, row.created_by, what="agent", manage="agents.manage")
     return row

@@ -129,7 +129,7 @@ class AgentStates:
     def start(self, agent_id: str, match: IfMatch = ANY_VERSION, *, override: bool, by: Principal) -> AgentView:
         """Start an agent, so that it claims tasks.
 
-        Raises a `Problem` with the code `kill_switch` while the kill switch is engaged. Raises `Conflict` while the
+        Raises a `Problem` with the code `kill_switch` while the kill switch is engaged. Raise `Conflict` while the
         agent is paused automatically: with the code `budget_exhausted` if its budget is used up and `override` is not
         set, or with the code `invalid_state` if the circuit breaker of its provider is open.
         """
@@ -176,7 +176,7 @@ class AgentStates:
     def pause(self, agent_id: str, match: IfMatch = ANY_VERSION, *, reason: str | None, by: Principal) -> AgentView:
         """Pause a started agent. The agent claims no tasks, and its leases continue.
 
-        Raises `Conflict` if the agent is not started.
+        Raise `Conflict` if the agent is not started.
         """
         for _ in range(TRIES):
             row = self._writable_row(agent_id, match, by)
@@ -225,7 +225,7 @@ class AgentStates:
     ) -> bool:
         """Change the state of the agent, unless its row or its leases have changed since `row` was read.
 
-        Return whether the state was changed. The event `agent.status` contains `reason`.
+        Return whether the state was changed. The `agent.status` event contains `reason`.
         """
         if not update_if_unchanged(
             row, {"status": after, "status_reason": status_reason, **values}, is_state_unchanged(row)

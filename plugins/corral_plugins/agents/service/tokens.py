@@ -84,7 +84,7 @@ class AgentTokens:
         return IssuedAgentToken(**_view_fields(row), token=secret)
 
     def revoke(self, agent_id: str, token_id: str, *, by: Principal) -> None:
-        """Revoke a token at once. Raises `NotFound`."""
+        """Revoke a token at once. Raise `NotFound`."""
         find_writable_agent(agent_id, by)
         mine = (AgentToken.id == token_id) & (AgentToken.agent_id == agent_id)
         ended: list[AgentToken] = list(AgentToken.delete().where(mine).returning(AgentToken).execute())
@@ -143,7 +143,7 @@ class StandingTokenAuthenticator:
     def authenticate(self, credential: str) -> Principal:
         """Return the principal for a standing token.
 
-        Raises `Unauthorized` if the token is unknown or expired, the agent is deleted, or the token's creator is not
+        Raise `Unauthorized` if the token is unknown or expired, the agent is deleted, or the token's creator is not
         active.
         """
         return self._principal_where(AgentToken.token_hash == _hash_token(credential))

@@ -39,7 +39,7 @@ class CheckpointSigner:
     async def create_checkpoint(self, *, least: int = 1) -> SignedCheckpoint | None:
         """Sign and return a checkpoint, or return None if fewer than `least` rows were added since the previous one.
 
-        Raises `Unavailable` (`vault_sealed`) if the master key is not loaded.
+        Raise `Unavailable` (`vault_sealed`) if the master key is not loaded.
         """
         head, last = await self._work(lambda: (queries.chain_ends().head, _last_checkpoint_row()), read=True)
         since = last.seq if last is not None else 0

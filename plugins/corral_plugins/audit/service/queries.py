@@ -154,7 +154,7 @@ class AuditQueries:
         return paginate(rows, query, caller, scope="audit", order=(Order(AuditRow.seq),), make=audit_view, total=total)
 
     def get_row(self, row_id: str) -> AuditView:
-        """Return the row with the given id. Raises `NotFound`."""
+        """Return the row with the given id. Raise `NotFound`."""
         row = AuditRow.get_or_none(AuditRow.id == row_id.lower())
         if row is None:
             raise NotFound()

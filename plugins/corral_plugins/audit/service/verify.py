@@ -213,7 +213,7 @@ class _Listed(msgspec.Struct):
 
 
 def verify_export(path: Path, external: ExternalCheckpoints, *, sparse: bool) -> VerificationResult:
-    """Verify an export. Raises `Unreadable`.
+    """Verify an export. Raise `Unreadable`.
 
     If `sparse` is true, missing rows are accepted, as in a filtered export. The `prev_hash` of the first row is
     trusted, unless that row is the first of the log or follows a saved checkpoint.
@@ -245,7 +245,7 @@ def verify_export(path: Path, external: ExternalCheckpoints, *, sparse: bool) ->
 def read_checkpoints(path: Path, public_key: str | None) -> ExternalCheckpoints:
     """Read checkpoints from a file that contains a saved list, or one checkpoint per line.
 
-    `public_key` is required if the file contains no public key. Raises `Unreadable`.
+    `public_key` is required if the file contains no public key. Raise `Unreadable`.
     """
     text = path.read_bytes()
     try:

@@ -62,7 +62,7 @@ def date_of(number: int) -> date:
 
 
 def parse_zone(name: str) -> ZoneInfo:
-    """Return the time zone with an IANA name. Raises `Invalid` with the pointer `/query/tz` for an unknown name."""
+    """Return the time zone with an IANA name. Raise `Invalid` with the pointer `/query/tz` for an unknown name."""
     try:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError):

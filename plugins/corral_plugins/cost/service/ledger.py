@@ -106,7 +106,7 @@ class CostLedger:
         return _event_view(CostEvent.get_by_id(event_id))
 
     def get_visible_event(self, event_id: str, by: Principal) -> CostEventView:
-        """Return an event. Raises `NotFound` if the event does not exist or the caller may not see it."""
+        """Return an event. Raise `NotFound` if the event does not exist or the caller may not see it."""
         row: CostEvent | None = CostEvent.get_or_none(CostEvent.id == event_id)
         if row is None or not (_sees_all(by) or row.private_to in (None, by.user_id)):
             raise NotFound("There is no cost event with this id.")

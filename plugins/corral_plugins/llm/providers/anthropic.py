@@ -277,7 +277,7 @@ class AnthropicStreamReader:
         self.is_complete = False
 
     def chunks_of_event(self, event: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yield the chunks of an event. Raises `ProviderError` for an error event."""
+        """Yield the chunks of an event. Raise `ProviderError` for an error event."""
         kind = event.get("type")
         if kind == "message_start":
             message = event["message"]

@@ -29,7 +29,7 @@ MAX_ERROR_BYTES = 64 * 1024
 MAX_LINE_BYTES = 16 * 1024 * 1024
 MAX_RETRY_AFTER = 24 * 3600
 DONE: dict[str, Any] = {}
-"""The event `[DONE]`, which ends OpenAI's streams. Compare it by identity."""
+"""The `[DONE]` event, which ends OpenAI's streams. Compare it by identity."""
 
 
 class ProviderHttp:

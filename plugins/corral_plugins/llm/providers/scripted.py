@@ -77,7 +77,7 @@ class ModelScript(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 def load_scripts(table: Mapping[str, Any]) -> dict[str, ModelScript]:
     """Load scripts from `[plugins.llm.scripts]`, whose values are tables or paths of JSON files.
 
-    Raises `ValueError` with the name of an invalid script.
+    Raise `ValueError` with the name of an invalid script.
     """
     scripts: dict[str, ModelScript] = {}
     for name, source in table.items():
@@ -149,7 +149,7 @@ class ScriptedProvider:
     def _play_turn(self, request: dict[str, Any]) -> tuple[ScriptedTurn, dict[str, Any]]:
         """Return the turn to play and its complete response.
 
-        Raises `ProviderError` if the script demands an error, or if there is no script or turn to play.
+        Raise `ProviderError` if the script demands an error, or if there is no script or turn to play.
         """
         messages: list[dict[str, Any]] = request["messages"]
         position = sum(1 for message in messages if message["role"] == "assistant")

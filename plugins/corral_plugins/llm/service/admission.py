@@ -66,7 +66,7 @@ class ModelResolver:
     def resolve(self, kind: str, requested: str, agent: AgentFacts | None) -> list[ModelTarget]:
         """Return the targets to try for a model name, in order.
 
-        Raises `model_not_found` for an unknown model, `Invalid` with the pointer `/model` for an ambiguous one, and
+        Raise `model_not_found` for an unknown model, `Invalid` with the pointer `/model` for an ambiguous one, and
         `Forbidden` for a model that the agent may not use.
         """
         if requested == "agent" and agent is None:
@@ -111,7 +111,7 @@ class ModelResolver:
     def _resolve_for_agent(self, requested: str, configured: ConfiguredModels, defaults: _DefaultModels) -> list[str]:
         """Return the requested model and the fallbacks that follow it in the agent's list of models.
 
-        Raises `Forbidden` if the agent may not use the requested model.
+        Raise `Forbidden` if the agent may not use the requested model.
         """
         allowed = self._models_of(configured, defaults)
         if requested == "agent":
@@ -162,7 +162,7 @@ class ModelResolver:
     def _full_name(self, requested: str) -> str:
         """Add the provider to a bare model name, if exactly one provider lists the model.
 
-        Other names are returned unchanged. Raises `Invalid` if several providers list the model.
+        Other names are returned unchanged. Raise `Invalid` if several providers list the model.
         """
         if self._registry.find_target(requested) is not None:
             return requested

@@ -320,7 +320,7 @@ def fail_abandoned(older_than_seconds: float) -> int:
 
 
 class PayloadStore:
-    """Stores redacted requests and responses as the setting `llm.store_payloads` specifies.
+    """Stores redacted requests and responses as the `llm.store_payloads` setting specifies.
 
     Runs in the caller's unit of work.
     """
@@ -336,7 +336,7 @@ class PayloadStore:
         return self._settings.get(STORE_PAYLOADS) == "all"
 
     def store_payload(self, call_id: str, request: dict[str, Any], outcome: CallOutcome) -> None:
-        """Store the payload of a call if the setting `llm.store_payloads` requires it."""
+        """Store the payload of a call if the `llm.store_payloads` setting requires it."""
         which = self._settings.get(STORE_PAYLOADS)
         if which == "all" or (which == "errors" and outcome.status == "failed"):
             LlmPayload.insert(
@@ -379,7 +379,7 @@ def list_calls(query: LlmCallQuery, by: Principal) -> Page[LlmCallView]:
 def get_call(call_id: str, by: Principal) -> CallDetail:
     """Return a call, with its payload if one is stored.
 
-    Raises `NotFound` if the call does not exist or the caller may not see it.
+    Raise `NotFound` if the call does not exist or the caller may not see it.
     """
     row = LlmCall.get_or_none((LlmCall.id == call_id) & _visible_to(by))
     if row is None:

@@ -58,7 +58,7 @@ FetchModels = Callable[[ProviderConnection], Awaitable[Sequence[ModelInfo]]]
 
 
 class ProviderAdmin:
-    """Manages providers. No other class writes to the table `llm_providers`. Runs in the caller's unit of work."""
+    """Manages providers. No other class writes to the `llm_providers` table. Runs in the caller's unit of work."""
 
     agents: Agents | None
     audit: Audit | None
@@ -79,14 +79,14 @@ class ProviderAdmin:
         return paginate_names(providers, query, by, scope="llm.providers", name=lambda item: item.name, make=items)
 
     def get(self, name: str) -> Provider:
-        """Return the provider with this name. Raises `NotFound`."""
+        """Return the provider with this name. Raise `NotFound`."""
         provider = self._registry.get_provider(name)
         if provider is None:
             raise NotFound(NO_PROVIDER)
         return provider
 
     def view(self, name: str, warnings: list[str] | None = None) -> ProviderView:
-        """Return a provider with all fields that admins see. Raises `NotFound`."""
+        """Return a provider with all fields that admins see. Raise `NotFound`."""
         provider = self.get(name)
         state = _provider_states([name]).get(name) or LlmProviderState(name=name)
         fields = _fields_of(provider) | {
@@ -115,7 +115,7 @@ class ProviderAdmin:
     def create(self, new: NewProvider, by: Principal, warnings: Sequence[str] = ()) -> ProviderView:
         """Create a provider and enqueue a job that fetches its models.
 
-        The returned view contains the given `warnings`, followed by warnings about the API key. Raises `duplicate` if
+        The returned view contains the given `warnings`, followed by warnings about the API key. Raise `duplicate` if
         the provider exists, and `setting_locked` if `corral.toml` configures it.
         """
         self._refuse_file_provider(new.name)
@@ -144,7 +144,7 @@ class ProviderAdmin:
     ) -> ProviderView:
         """Change a provider. The first change of a preset or implicit provider inserts a row for it.
 
-        The returned view contains the given `warnings`, followed by warnings about the API key. Raises `setting_locked`
+        The returned view contains the given `warnings`, followed by warnings about the API key. Raise `setting_locked`
         if `corral.toml` configures the provider, and `precondition_failed` if the ETag is stale.
         """
         self._refuse_file_provider(name)
@@ -175,7 +175,7 @@ class ProviderAdmin:
         return self.view(name, [*warnings, *key_warnings])
 
     def delete(self, name: str, match: IfMatch) -> None:
-        """Delete a provider that was created through the API. Raises `in_use` if agents refer to it."""
+        """Delete a provider that was created through the API. Raise `in_use` if agents refer to it."""
         self._refuse_file_provider(name)
         provider = self.get(name)
         match.check(provider.version)

@@ -39,13 +39,13 @@ class ProviderKeys:
     async def connection_with_key(self, provider: Provider) -> ProviderConnection:
         """Return the provider's connection, with the API key from the vault if one is stored there.
 
-        Raises `ProviderError` if the vault does not return the key.
+        Raise `ProviderError` if the vault does not return the key.
         """
         name, secrets = provider.api_key_secret, self.secrets
         if name is None:
             return provider.connection
         if secrets is None:
-            message = "The plugin `secrets`, which stores the API key, is not active."
+            message = "The `secrets` plugin, which stores the API key, is not active."
             raise ProviderError(503, message, code="dependency_unavailable")
         attached, host = _attached_provider(provider.name), urlsplit(provider.connection.base_url or "").hostname
         try:
@@ -60,14 +60,14 @@ class ProviderKeys:
     def validate_key(self, body: Body) -> None:
         """Check the API key in a request body.
 
-        Raises `plugin_disabled` if the vault is unavailable, and `masked_value_submitted` if the key is a masked value.
+        Raise `plugin_disabled` if the vault is unavailable, and `masked_value_submitted` if the key is a masked value.
         """
         has_key, has_secret = isinstance(body.api_key, str), isinstance(body.api_key_secret, str)
         if not has_key and not has_secret:
             return
         if self.secrets is None:
             raise Unavailable(
-                "The plugin `secrets`, which stores API keys, is not active; put the key into corral.toml "
+                "The `secrets` plugin, which stores API keys, is not active; put the key into corral.toml "
                 "([plugins.llm.providers.<name>] api_key).",
                 code="plugin_disabled",
                 retry_after=60,

@@ -135,7 +135,7 @@ class ModelTarget(msgspec.Struct, frozen=True):
 def _from_file(name: str, table: Mapping[str, Any], kinds: Kinds, listed: Models) -> Provider | None:
     """Build a provider from `corral.toml`, or return None if its kind is unavailable.
 
-    Raises `ValueError` with the name of an invalid field.
+    Raise `ValueError` with the name of an invalid field.
     """
     common = {key: value for key, value in table.items() if key in FileProviderFields.__struct_fields__}
     try:

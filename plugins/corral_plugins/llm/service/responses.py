@@ -33,7 +33,7 @@ REQUIRED_USAGE = ("prompt_tokens", "completion_tokens", "cost")  # usage without
 
 
 def normalize_completion(response: Any) -> dict[str, Any]:
-    """Normalize a chat completion or a chunk. Raises `ProviderError` if the response is neither."""
+    """Normalize a chat completion or a chunk. Raise `ProviderError` if the response is neither."""
     usage = response.get("usage") if isinstance(response, dict) else None
     choices = response.get("choices") or [] if isinstance(response, dict) else None
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
@@ -46,7 +46,7 @@ def normalize_completion(response: Any) -> dict[str, Any]:
 
 
 def normalize_embeddings(response: Any) -> dict[str, Any]:
-    """Normalize a list of embeddings. Raises `ProviderError` if the response is not such a list."""
+    """Normalize a list of embeddings. Raise `ProviderError` if the response is not such a list."""
     usage = response.get("usage") if isinstance(response, dict) else None
     try:
         for item in response["data"]:
@@ -257,7 +257,7 @@ def explain(problem: Problem) -> None:
     """Complete a problem for OpenAI's clients: the error object, and 400 for an invalid request, as OpenAI answers.
 
     422 remains for valid requests that the configuration of this installation does not allow. These clients repeat
-    requests that failed with 408, 409, 429 or 5xx; the header `x-should-retry` stops them where that is useless.
+    requests that failed with 408, 409, 429 or 5xx; the `x-should-retry` header stops them where that is useless.
     """
     if problem.status == 422 and problem.code not in CONFIGURATION_CODES:
         problem.status = 400

@@ -143,7 +143,7 @@ class ConcurrencySlots:
     # -- called outside a unit of work
 
     async def wait_for_slot(self, slot: ConcurrencySlot | None, seconds: float) -> None:
-        """Wait until the slot is assigned. Raises `concurrency_limit` if this takes longer than `seconds`."""
+        """Wait until the slot is assigned. Raise `concurrency_limit` if this takes longer than `seconds`."""
         if slot is None or slot.held:
             return
         assigned = asyncio.get_running_loop().create_future()

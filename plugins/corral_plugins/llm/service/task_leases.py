@@ -58,7 +58,7 @@ class CallLeases:
 
     @contextlib.asynccontextmanager
     async def cancel_when_lost(self, by: Principal) -> AsyncIterator[None]:
-        """Cancel the `with` block if the caller's lease ends or the task is being cancelled. Raises `lease_lost`."""
+        """Cancel the `with` block if the caller's lease ends or the task is being cancelled. Raise `lease_lost`."""
         if by.task_id is None or by.lease_id is None:
             yield
             return

@@ -102,7 +102,7 @@ class ViewerHub:
     def pending_sign_in(self, client_ip: str) -> Iterator[None]:
         """Count a connection that has not signed in yet. These connections take no place of those that have.
 
-        Raises `TooMany` or `Unavailable` if the address, or all addresses together, have too many of them.
+        Raise `TooMany` or `Unavailable` if the address, or all addresses together, have too many of them.
         """
         key = address_key(client_ip)
         if self._pending[key] >= MAX_PENDING_OF_ADDRESS:
@@ -130,7 +130,7 @@ class ViewerHub:
     def add_viewer(self, viewer: Viewer) -> None:
         """Register a connection, which counts towards the limit until `remove_viewer` is called.
 
-        Raises `TooMany` if the user has reached the limit of connections.
+        Raise `TooMany` if the user has reached the limit of connections.
         """
         self.check_connection_limit(viewer.user_key)
         viewer.on_end = self._remove_viewer
@@ -156,7 +156,7 @@ class ViewerHub:
     def subscribe(self, viewer: Viewer, event: str, wanted: frozenset[tuple[str, str]] = frozenset()) -> Subscription:
         """Subscribe the viewer to events from now on.
 
-        A repeated call returns the same subscription. Raises `Refusal` in the same cases as `check_subscription`, and
+        A repeated call returns the same subscription. Raise `Refusal` in the same cases as `check_subscription`, and
         if the viewer has too many subscriptions.
         """
         self.check_subscription(viewer.principal, event)

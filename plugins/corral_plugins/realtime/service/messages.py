@@ -73,7 +73,7 @@ class Refusal(Exception):
 
 
 def parse_message(message: str | bytes) -> ClientMessage:
-    """Return the parsed message of a text frame. Raises `Refusal` if the frame is not a valid message."""
+    """Return the parsed message of a text frame. Raise `Refusal` if the frame is not a valid message."""
     if isinstance(message, bytes):
         raise Refusal("malformed_json", "Send text frames, not binary ones.")
     try:
@@ -90,7 +90,7 @@ def parse_message(message: str | bytes) -> ClientMessage:
 
 
 def read_cursor(cursor: str | int) -> str:
-    """Validate a cursor, a `seq` or the id of an event, and return it as text. Raises `Refusal` for any other value."""
+    """Validate a cursor, a `seq` or the id of an event, and return it as text. Raise `Refusal` for any other value."""
     text = str(cursor)
     if (text.isascii() and text.isdigit() and len(text) < 19) or ID_PATTERN.fullmatch(text):
         return text

@@ -49,18 +49,18 @@ class ViewerRights:
         self._sweeping: asyncio.Task[None] | None = None
 
     async def viewer_for_credential(self, credential: str, client_ip: str) -> Viewer:
-        """Create a viewer for a token or API key. Raises `Unauthorized` and `Forbidden`."""
+        """Create a viewer for a token or API key. Raise `Unauthorized` and `Forbidden`."""
         return await self._create_viewer(lambda: self._credentials.authenticate(credential), client_ip)
 
     async def viewer_for_ticket(self, ticket: str, client_ip: str) -> Viewer:
-        """Create a viewer for a ticket and invalidate the ticket. Raises `Unauthorized` and `Forbidden`."""
+        """Create a viewer for a ticket and invalidate the ticket. Raise `Unauthorized` and `Forbidden`."""
         principal = await self._work(lambda: self._tickets.redeem(ticket))
         return await self._create_viewer(lambda: self._tickets.reread(principal), client_ip)
 
     async def renew_credential(self, viewer: Viewer, credential: str) -> bool:
         """Continue a connection with a new token of the same user. Return False if the token belongs to another user.
 
-        Raises `Unauthorized` and `Forbidden`.
+        Raise `Unauthorized` and `Forbidden`.
         """
         fresh = await self.viewer_for_credential(credential, viewer.client_ip)
         if fresh.user_key != viewer.user_key or fresh.principal.kind != viewer.principal.kind:

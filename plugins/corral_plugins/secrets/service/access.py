@@ -1,4 +1,4 @@
-"""Implements the service `Secrets`. Each access checks the consumer, the host and the expiry of the secret."""
+"""Implements the `Secrets` service. Each access checks the consumer, the host and the expiry of the secret."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class SecretListing:
         self._pinned_secrets, self._settings = pinned_secrets, settings
 
     def get_secret(self, id: str) -> tuple[SecretView, int]:
-        """Return a secret, even a deleted one, with the revision for its ETag. Raises `NotFound`."""
+        """Return a secret, even a deleted one, with the revision for its ETag. Raise `NotFound`."""
         pinned = self._pinned_secrets.find_by_id(id)
         if pinned is not None:
             return self._views_of([pinned])[0], 1

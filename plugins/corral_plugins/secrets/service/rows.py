@@ -24,7 +24,7 @@ SHOWN = ("category", "description", "expires_at", "allowed_consumers", "allowed_
 
 
 def get_secret_row(id: str, *, deleted: bool = False) -> SecretRow:
-    """Return the secret with this id. A deleted secret is returned only if `deleted` is true. Raises `NotFound`."""
+    """Return the secret with this id. A deleted secret is returned only if `deleted` is true. Raise `NotFound`."""
     row = SecretRow.get_or_none(SecretRow.id == id)
     if row is None or (row.deleted_at is not None and not deleted):
         raise NotFound("There is no secret with this id.")
@@ -39,7 +39,7 @@ def find_by_name(name: str) -> SecretRow | None:
 def lock_secret_row(id: str, match: IfMatch, *, deleted: bool = False) -> SecretRow:
     """Lock a secret until the end of the unit of work, and increment its revision.
 
-    Raises `NotFound`, and `precondition_failed` if the ETag is stale.
+    Raise `NotFound`, and `precondition_failed` if the ETag is stale.
     """
     mine = (SecretRow.id == id) & SecretRow.deleted_at.is_null(not deleted)
     next_one: dict[Any, Any] = {"revision": SecretRow.revision + 1, "updated_at": clock.now()}
@@ -160,7 +160,7 @@ def require_audit_log(audit: Audit | None) -> None:
     """
     if audit is None:
         raise Unavailable(
-            "Values are not disclosed while the audit log is unavailable; enable the plugin `audit`.",
+            "Values are not disclosed while the audit log is unavailable; enable the `audit` plugin.",
             code="audit_unavailable",
         )
 

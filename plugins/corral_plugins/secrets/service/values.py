@@ -26,7 +26,7 @@ CHARSETS = {
 
 
 def checked_value(value: str, pointer: str = "/value") -> str:
-    """Return the value if it can be stored. Raises `Invalid` if it is a masked value or larger than 64 KiB."""
+    """Return the value if it can be stored. Raise `Invalid` if it is a masked value or larger than 64 KiB."""
     refuse_mask(value, pointer)
     if len(value.encode()) > MAX_VALUE_BYTES:
         raise Invalid.at(pointer, "too_long", "must be at most 64 KiB of UTF-8")
@@ -39,7 +39,7 @@ def value_warnings(value: str | None) -> list[str]:
 
 
 def decode_hex(text: str) -> bytes:
-    """Decode a stored encrypted value. Raises `SealedWrong` if the text was altered and is no longer hexadecimal."""
+    """Decode a stored encrypted value. Raise `SealedWrong` if the text was altered and is no longer hexadecimal."""
     try:
         return bytes.fromhex(text)
     except ValueError:
@@ -89,7 +89,7 @@ class SecretValues:
         SecretVersion.delete().where((SecretVersion.secret_id == row.id) & beyond & over).execute()
 
     def get_version(self, row: SecretRow, n: int) -> SecretVersion:
-        """Return version `n` of a secret. Raises `NotFound`."""
+        """Return version `n` of a secret. Raise `NotFound`."""
         found = SecretVersion.get_or_none((SecretVersion.secret_id == row.id) & (SecretVersion.n == n))
         if found is None:
             raise NotFound("This secret has no such version; it never existed or was removed.")
@@ -98,7 +98,7 @@ class SecretValues:
     def decrypt(self, row: SecretRow, n: int | None = None) -> str:
         """Decrypt and return the value of a version, by default the current one.
 
-        Raises `Problem` (`secrets.destroyed`) if the version was destroyed. If the value is damaged, reports an alert
+        Raise `Problem` (`secrets.destroyed`) if the version was destroyed. If the value is damaged, reports an alert
         and raises `Conflict` (`secrets.damaged`).
         """
         version = self.get_version(row, row.version if n is None else n)
@@ -114,7 +114,7 @@ class SecretValues:
     def decrypt_version(self, version: SecretVersion) -> str:
         """Decrypt a version and return its value.
 
-        Raises `SealedWrong` if the value is damaged, and `Unavailable` if its master key is not loaded.
+        Raise `SealedWrong` if the value is damaged, and `Unavailable` if its master key is not loaded.
         """
         return self._sealer.decrypt(
             decode_hex(version.sealed), aad=_value_context(version.secret_id, version.n)
@@ -142,7 +142,7 @@ class SecretValues:
         return False
 
     def destroy_version(self, row: SecretRow, n: int) -> None:
-        """Delete the encrypted value of a version together with its key. Raises `Conflict` for the current version."""
+        """Delete the encrypted value of a version together with its key. Raise `Conflict` for the current version."""
         if n == row.version:
             raise Conflict(
                 "The current value cannot be destroyed; rotate or delete the secret.", current_status="current"

@@ -51,7 +51,7 @@ class Vault:
     def create(self, new: NewSecret, by: Principal) -> SecretRow:
         """Store a secret.
 
-        Raises `duplicate` if the name is taken, `setting_locked` if an environment variable sets the secret, and
+        Raise `duplicate` if the name is taken, `setting_locked` if an environment variable sets the secret, and
         `masked_value_submitted` if the value is a masked value.
         """
         self._pinned_secrets.refuse_pinned(name=new.name)
@@ -81,7 +81,7 @@ class Vault:
     def update(self, id: str, patch: SecretPatch, match: IfMatch, by: Principal) -> SecretRow:
         """Change the given fields of a secret. A new value creates a version.
 
-        Raises `precondition_failed` if the ETag or `cas` is stale.
+        Raise `precondition_failed` if the ETag or `cas` is stale.
         """
         self._pinned_secrets.refuse_pinned(id=id)
         fields = rows.to_columns(rows.given_fields(patch, *FIELDS))
@@ -154,7 +154,7 @@ class Vault:
         return RevealedSecret(value=pinned.value, version=1)
 
     def restore_version(self, id: str, n: int, match: IfMatch, by: Principal) -> SecretRow:
-        """Store the value of version `n` as a new version. Raises `secrets.destroyed` if version `n` was destroyed."""
+        """Store the value of version `n` as a new version. Raise `secrets.destroyed` if version `n` was destroyed."""
         self._pinned_secrets.refuse_pinned(id=id)
         row = rows.lock_secret_row(id, match)
         value = self._values.decrypt(row, n)
@@ -165,7 +165,7 @@ class Vault:
         return row
 
     def destroy_version(self, id: str, n: int, match: IfMatch, by: Principal) -> None:
-        """Destroy version `n` permanently. Raises `invalid_state` if it is the current version."""
+        """Destroy version `n` permanently. Raise `invalid_state` if it is the current version."""
         self._pinned_secrets.refuse_pinned(id=id)
         row = rows.lock_secret_row(id, match)
         self._values.destroy_version(row, n)
@@ -175,7 +175,7 @@ class Vault:
     def delete(self, id: str, match: IfMatch, by: Principal, *, force: bool) -> None:
         """Delete a secret, which can be restored until its retention period ends.
 
-        Raises `in_use` if objects use the secret, unless `force` is set.
+        Raise `in_use` if objects use the secret, unless `force` is set.
         """
         self._pinned_secrets.refuse_pinned(id=id)
         row = rows.lock_secret_row(id, match)
@@ -189,7 +189,7 @@ class Vault:
         rows.record_audit(self.audit, "delete", row, references=len(used))
 
     def restore(self, id: str, match: IfMatch, by: Principal) -> SecretRow:
-        """Restore a deleted secret. Raises `NotFound` if it is not deleted, and `duplicate` if the name is taken."""
+        """Restore a deleted secret. Raise `NotFound` if it is not deleted, and `duplicate` if the name is taken."""
         row = rows.lock_secret_row(id, match, deleted=True)
         self._pinned_secrets.refuse_pinned(name=row.name)
         self._write_fields(row, {"deleted_at": None})

@@ -1,1 +1,1 @@
-"""The HTTP routes of the plugin `security`."""
+"""The HTTP routes of the `security` plugin."""

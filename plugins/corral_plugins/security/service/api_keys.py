@@ -137,7 +137,7 @@ class ApiKeys:
         )
 
     def get(self, key_id: str, *, by: Principal) -> KeyView:
-        """Return one of the caller's keys. Raises `NotFound`."""
+        """Return one of the caller's keys. Raise `NotFound`."""
         return self._key_views([_find_key(key_id, ApiKeyRow.user_id == by.user_id)])[0]
 
     @staticmethod
@@ -148,7 +148,7 @@ class ApiKeys:
         return {user_id: int(number) for user_id, number in rows.group_by(ApiKeyRow.user_id).tuples()}
 
     def create(self, new: NewKey, *, by: Principal) -> IssuedKey:
-        """Create a key. Raises `Forbidden`, `Invalid` or `Problem` (`quota_exceeded`)."""
+        """Create a key. Raise `Forbidden`, `Invalid` or `Problem` (`quota_exceeded`)."""
         if not self._settings.get(KEYS_ENABLED):
             raise Forbidden("API keys are disabled on this installation.")
         assert by.user_id is not None
@@ -179,7 +179,7 @@ class ApiKeys:
     def rotate(self, key_id: str, overlap_seconds: int, *, by: Principal) -> IssuedKey:
         """Replace the token of a key. The old token stays valid for `overlap_seconds`.
 
-        Raises `NotFound`, or `Conflict` if the key was revoked or has expired.
+        Raise `NotFound`, or `Conflict` if the key was revoked or has expired.
         """
         row = _find_key(key_id, ApiKeyRow.user_id == by.user_id)
         self._check_step_up(row.scopes, by)
@@ -213,7 +213,7 @@ class ApiKeys:
     def revoke(self, key_id: str, *, by: Principal) -> None:
         """Revoke a key of the caller or, for admins, of any user.
 
-        Raises `NotFound` if there is no such key or it was already revoked.
+        Raise `NotFound` if there is no such key or it was already revoked.
         """
         mine = ApiKeyRow.user_id == by.user_id
         which = (ApiKeyRow.id == key_id) & ApiKeyRow.revoked_at.is_null()

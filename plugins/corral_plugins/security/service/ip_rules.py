@@ -34,7 +34,7 @@ MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 
 
 def parse_network(text: str) -> str:
-    """Return the canonical form of an address or network. Raises `ValueError`.
+    """Return the canonical form of an address or network. Raise `ValueError`.
 
     IPv4-mapped IPv6 addresses become IPv4 addresses.
     """
@@ -142,7 +142,7 @@ class IpRules:
         return ActiveIpRules(mode.version, rules, len(rows), until)
 
     def check_address(self, address: str) -> AddressVerdict:
-        """Check whether the rules allow an address. Raises `Invalid` if the text is not an IP address."""
+        """Check whether the rules allow an address. Raise `Invalid` if the text is not an IP address."""
         folded = canonical_ip(address)
         if not folded:
             raise Invalid.at("/ip", "bad_format", "Give an IPv4 or IPv6 address.")
@@ -150,7 +150,7 @@ class IpRules:
         return AddressVerdict(allowed=allowed, rule=None if rule is None else _rule_view(IpRuleRow.get_by_id(rule.id)))
 
     def replace_rules(self, new: NewRules, *, client_ip: str, if_match: IfMatch, by: Principal | None) -> RulesView:
-        """Replace all rules. Raises `Invalid`, `Conflict` (`would_lock_out`) or `PreconditionFailed`."""
+        """Replace all rules. Raise `Invalid`, `Conflict` (`would_lock_out`) or `PreconditionFailed`."""
         rows = _to_rows(new.rules, by)
         before = self.get_rules(client_ip)
         if_match.check(before.version)
@@ -221,7 +221,7 @@ class IpRules:
 
 
 def _to_rows(rules: list[NewRule], by: Principal | None) -> list[IpRuleRow]:
-    """Build the rows of the rules. Raises `Invalid` with one error for each invalid or duplicate network."""
+    """Build the rows of the rules. Raise `Invalid` with one error for each invalid or duplicate network."""
     rows, faults, seen, now = [], [], set(), clock.now()
     for index, rule in enumerate(rules):
         try:

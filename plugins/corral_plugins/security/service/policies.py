@@ -26,7 +26,7 @@ SECTIONS = {"security": PolicyPatch.__struct_fields__, "password": PasswordPolic
 class SecurityPolicies:
     """Reads and changes the policies. Runs in the caller's unit of work.
 
-    Without the plugin `settings`, the policies are read-only.
+    Without the `settings` plugin, the policies are read-only.
     """
 
     store: SettingsStore | None = None
@@ -47,7 +47,7 @@ class SecurityPolicies:
         return PasswordPolicyView(**values, max_length=MAX_PASSWORD_LENGTH, version=self._section_version("password"))
 
     def change_policy(self, patch: PolicyPatch, if_match: IfMatch, *, by: Principal) -> PolicyView:
-        """Change the sign-in policy. Raises `Invalid` or `Conflict` (`setting_locked`, `would_lock_out`)."""
+        """Change the sign-in policy. Raise `Invalid` or `Conflict` (`setting_locked`, `would_lock_out`)."""
         self._change_section("security", patch, if_match, by)
         return self.get_policy()
 
@@ -63,7 +63,7 @@ class SecurityPolicies:
     def _change_section(self, section: str, patch: Any, if_match: IfMatch, by: Principal) -> None:
         if self.store is None:
             raise Unavailable(
-                "The plugin `settings` is not active; enable it to change the policy.",
+                "The `settings` plugin is not active; enable it to change the policy.",
                 code="plugin_disabled",
                 retry_after=60,
             )

@@ -64,7 +64,7 @@ class TokenBuckets:
         self._limit = max(1, count // share)
 
     def take_token(self, key: str) -> RateLimitQuota:
-        """Count one request and return the remaining quota. Raises `BucketFull`."""
+        """Count one request and return the remaining quota. Raise `BucketFull`."""
         now = self._now()
         if now >= self._rotates_at or len(self._recent) >= MAX_KEYS:
             self._rotate_generations(now)

@@ -77,7 +77,7 @@ class SettingsService:
     def reset(self, name: str, *, by: Principal, if_match: IfMatch = ANY_VERSION) -> EffectiveSetting:
         """Reset a setting to its default.
 
-        Raises `NotFound`, `Conflict` with the code `setting_locked`, or `Invalid` if the change breaks a rule that
+        Raise `NotFound`, `Conflict` with the code `setting_locked`, or `Invalid` if the change breaks a rule that
         involves several settings.
         """
         self.refuse_locked(name)
@@ -94,7 +94,7 @@ class SettingsService:
         return self.read(name)
 
     def read(self, name: str) -> EffectiveSetting:
-        """Return a setting, including changes made in this unit of work. Raises `NotFound`."""
+        """Return a setting, including changes made in this unit of work. Raise `NotFound`."""
         self._find_declared(name)
         return self._registry.preview(name, self.rows.all_rows())
 
@@ -106,7 +106,7 @@ class SettingsService:
     def refuse_locked(self, name: str) -> None:
         """Raise an error if the setting cannot be changed.
 
-        Raises `NotFound` for an unknown setting, and `Conflict` for a setting whose value is fixed by an environment
+        Raise `NotFound` for an unknown setting, and `Conflict` for a setting whose value is fixed by an environment
         variable or a file.
         """
         self._find_declared(name)

@@ -118,7 +118,7 @@ class SettingViews:
         return self._group_by_category(category, setting_view)
 
     def get_setting(self, name: str) -> SettingView:
-        """Return one setting. Raises `NotFound`."""
+        """Return one setting. Raise `NotFound`."""
         return setting_view(self._service.read(name), outdated_names())
 
     def get_schema(self) -> SettingsSchema:

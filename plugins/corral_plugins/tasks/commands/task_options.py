@@ -67,7 +67,7 @@ def read_input(path: Path | None) -> dict[str, Any]:
 def _parsed(path: Path, data: bytes) -> Any:
     """Return the JSON value in the file, or None if the file contains other text.
 
-    Raises `UsageError` for an ambiguous JSON object, for example one with duplicate keys.
+    Raise `UsageError` for an ambiguous JSON object, for example one with duplicate keys.
     """
     from corral.errors import Problem
     from corral.schema.strict_json import parse_json

@@ -42,7 +42,7 @@ class DemoClient:
     def wait_until_ready(self, server: subprocess.Popen[bytes], seconds: float) -> None:
         """Wait until the server is ready.
 
-        Raises `DemoFailed` if the process has exited or is not ready within `seconds`.
+        Raise `DemoFailed` if the process has exited or is not ready within `seconds`.
         """
         until = time.monotonic() + seconds
         while time.monotonic() < until:

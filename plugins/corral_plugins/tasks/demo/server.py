@@ -64,7 +64,7 @@ class InterruptHandler:
         self._held = True
 
     def raise_deferred(self) -> None:
-        """Stop deferring signals. Raises `Interrupted` if a signal arrived in the meantime."""
+        """Stop deferring signals. Raise `Interrupted` if a signal arrived in the meantime."""
         self._held = False
         if self._asked:
             raise Interrupted

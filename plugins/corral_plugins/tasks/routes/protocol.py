@@ -49,7 +49,7 @@ routes = Routes("/tasks", tag="Worker")
 def requested_lease(body: LeaseReport, request: Request, caller: Principal) -> str | None:
     """Return the lease to which a request refers.
 
-    This is the lease that the request names in its body or in the header `Corral-Lease`, or else the lease of its
+    This is the lease that the request names in its body or in the `Corral-Lease` header, or else the lease of its
     token.
     """
     if isinstance(body.lease_id, str):
@@ -212,7 +212,7 @@ async def acknowledge_cancel(
 def _is_owner(caller: Principal, lease: str | None) -> bool:
     """Return whether the caller is a person, who acts as the owner of the task and needs no lease.
 
-    Raises `Invalid` if a person names a lease.
+    Raise `Invalid` if a person names a lease.
     """
     if caller.kind not in ("user", "api_key"):
         return False

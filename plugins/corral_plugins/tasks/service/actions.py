@@ -289,7 +289,7 @@ class OwnerActions:
     def complete(self, task_id: str, result: Any, *, by: Principal) -> Encoded:
         """Complete a task at the request of its owner.
 
-        Raises `Invalid` if the result does not match `output_schema`.
+        Raise `Invalid` if the result does not match `output_schema`.
         """
         row = self._lock_unfinished_task(task_id, by)
         attempt = rows.find_live_attempt(row.id)
@@ -420,7 +420,7 @@ def _status_by_dependencies(row: TaskRow) -> str:
 
 
 def _state_after_retry(row: TaskRow) -> str:
-    """Return the status of a task after a retry. Raises `Conflict` if the task cannot be retried."""
+    """Return the status of a task after a retry. Raise `Conflict` if the task cannot be retried."""
     if row.status == "completed":
         raise task_ended_error(row)
     if row.status not in ("failed", "cancelled"):

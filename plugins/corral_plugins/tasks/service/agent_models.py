@@ -16,7 +16,7 @@ ModelKey = tuple[str | None, str | None, tuple[str, ...]]
 class AgentModels:
     """The models of agents. Every method runs in the caller's unit of work.
 
-    If the plugin `llm` is not active, workers use models of their own, so every agent counts as served.
+    If the `llm` plugin is not active, workers use models of their own, so every agent counts as served.
     """
 
     llm: LLM | None

@@ -118,7 +118,7 @@ class AgentTools:
 
 
 class TaskTools:
-    """The tools that the plugin `tasks` contributes.
+    """The tools that the `tasks` plugin contributes.
 
     The plugin creates them before the services exist, and calls `set_implementation` later.
     """
@@ -132,7 +132,7 @@ class TaskTools:
 
     @property
     def implementation(self) -> AgentTools:
-        """The implementation of the tools. Raises `ToolFailure` while the server is starting."""
+        """The implementation of the tools. Raise `ToolFailure` while the server is starting."""
         if self._implementation is None:
             raise ToolFailure("unavailable", "The server is starting.")
         return self._implementation

@@ -54,7 +54,7 @@ _encode = msgspec.json.Encoder().encode
 def future_instant(moment: datetime | None, pointer: str) -> str | None:
     """Return a future instant in the text format that the database stores.
 
-    Raises `Invalid` with the code `in_the_past` if the instant has passed.
+    Raise `Invalid` with the code `in_the_past` if the instant has passed.
     """
     found = instant_to_text(moment)
     if found is not None and found <= clock.now():
@@ -68,7 +68,7 @@ def instant_to_text(moment: datetime | None) -> str | None:
 
 
 def checked_title(text: str) -> str:
-    """Return the title without surrounding white space. Raises `Invalid` if nothing remains."""
+    """Return the title without surrounding white space. Raise `Invalid` if nothing remains."""
     title = text.strip()
     if not title:
         raise Invalid.at("/title", "too_short", "The title must contain a character other than white space.")
@@ -105,7 +105,7 @@ def agent_warnings(agent: AgentFacts | None, tools: Sequence[str]) -> list[str]:
 def find_named_agent(agents: Agents, agent_id: str | None, role: str | None) -> AgentFacts | None:
     """Return the agent that a task names, or None if the task names no agent.
 
-    Raises `Invalid` if the agent does not exist, or if the task names both an agent and a role.
+    Raise `Invalid` if the agent does not exist, or if the task names both an agent and a role.
     """
     if agent_id is not None and role is not None:
         raise Invalid.at("/agent_role", "not_allowed", "Name an agent or a role, not both.")
@@ -122,7 +122,7 @@ def find_named_agent(agents: Agents, agent_id: str | None, role: str | None) -> 
 def has_open_dependency(ids: Sequence[str]) -> bool:
     """Return whether any dependency is not completed yet.
 
-    Raises `Invalid` for dependencies that do not exist, have failed or are cancelled.
+    Raise `Invalid` for dependencies that do not exist, have failed or are cancelled.
     """
     faults, is_open = [], False
     for index, needed in sorted(enumerate(ids), key=lambda pair: pair[1]):
@@ -197,7 +197,7 @@ class TaskCreation:
     def create(self, new: NewTask, *, by: Principal, source: dict[str, Any] | None, origin: Origin) -> Encoded:
         """Validate and insert a task, and return the encoded `TaskView` with its warnings.
 
-        Raises `Invalid` for unacceptable values, and `TooMany` if the caller has too many open tasks.
+        Raise `Invalid` for unacceptable values, and `TooMany` if the caller has too many open tasks.
         """
         self._check_quota(by)
         fields = msgspec.structs.asdict(new)

@@ -255,7 +255,7 @@ class AttemptPrincipals:
     def for_worker(self, worker: Principal, lease_id: str) -> Principal:
         """Return the principal for a live lease that this worker holds.
 
-        Raises `Conflict` with the code `lease_lost` if the lease is not live, and `Forbidden` for the lease of another
+        Raise `Conflict` with the code `lease_lost` if the lease is not live, and `Forbidden` for the lease of another
         worker.
         """
         found = _OF_LEASE.one({"lease": lease_id.lower()})
@@ -268,7 +268,7 @@ class AttemptPrincipals:
     def for_lease(self, task_id: str, lease_id: str, agent_id: str, requester_id: str | None) -> Principal:
         """Return the principal that acts under a lease.
 
-        Raises `Unauthorized` if the requester no longer exists or is not active.
+        Raise `Unauthorized` if the requester no longer exists or is not active.
         """
         role = self._requester_role(requester_id)
         return Principal(

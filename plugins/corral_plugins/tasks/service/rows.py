@@ -120,7 +120,7 @@ def is_held_by(row: TaskRow, worker_id: str | None) -> bool:
 
 
 def lock_task(task_id: str) -> TaskRow:
-    """Lock the task until the unit of work ends, and return it. Raises `NotFound`."""
+    """Lock the task until the unit of work ends, and return it. Raise `NotFound`."""
     found = _LOCK_TASK.one({"id": task_id})
     if found is None:
         raise NotFound()
@@ -209,7 +209,7 @@ def _as_columns(model: type[Model], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 def updated_extra(extra: str, changes: Mapping[str, Any]) -> str:
-    """Return the JSON text of the column `extra` after changes, without fields that have their default value."""
+    """Return the JSON text of the `extra` column after changes, without fields that have their default value."""
     fields: dict[str, Any] = msgspec.json.decode(extra, type=dict[str, msgspec.Raw])
     for name, value in changes.items():
         if value == EXTRA_DEFAULTS[name]:
@@ -222,7 +222,7 @@ def updated_extra(extra: str, changes: Mapping[str, Any]) -> str:
 def change_task(row: TaskRow, changes: Mapping[str, Any]) -> None:
     """Change a task with a single conditional UPDATE, and update `row` accordingly.
 
-    Raises `Conflict` if the stored version or status differs from `row`, and `NotFound` if the task was deleted.
+    Raise `Conflict` if the stored version or status differs from `row`, and `NotFound` if the task was deleted.
     """
     columns: dict[str, Any] = {"updated_at": clock.now()}
     extra: dict[str, Any] = {}
@@ -389,7 +389,7 @@ class EncodingCache:
 
 
 def read_encoded_task(task_id: str, warnings: Sequence[str] | None = None) -> bytes:
-    """Return the task, encoded for clients. Raises `NotFound`."""
+    """Return the task, encoded for clients. Raise `NotFound`."""
     values = _ONE.one({"id": task_id})
     if values is None:
         raise NotFound()
@@ -416,7 +416,7 @@ class TaskViews:
         self._tasks, self._items = EncodingCache(), EncodingCache()
 
     def encoded_task(self, task_id: str) -> Encoded:
-        """Return the task, encoded for clients, from the cache if possible. Raises `NotFound`."""
+        """Return the task, encoded for clients, from the cache if possible. Raise `NotFound`."""
         found = _VERSION.one({"id": task_id})
         if found is None:
             raise NotFound()
@@ -433,7 +433,7 @@ class TaskViews:
 
     @staticmethod
     def has_ended(task_id: str) -> bool:
-        """Return whether the task has ended. Raises `NotFound`."""
+        """Return whether the task has ended. Raise `NotFound`."""
         found = _STATUS.one({"id": task_id})
         if found is None:
             raise NotFound()

@@ -206,7 +206,7 @@ def _store_reported(attempt: AttemptRow, reported: dict[str, Any]) -> None:
 def _new_items(attempt: AttemptRow, used: list[UsageItem]) -> list[UsageItem]:
     """Return the usage items that were not reported before. The key of an item identifies it.
 
-    This function is used only if the plugin `cost` is not active. The attempt then stores the reported keys itself.
+    This function is used only if the `cost` plugin is not active. The attempt then stores the reported keys itself.
     """
     before: dict[str, Any] = rows.parse_json_text(attempt.reported_usage) or {}
     known = set(before.get("keys", ()))

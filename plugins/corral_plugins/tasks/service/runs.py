@@ -68,7 +68,7 @@ class TaskRuns:
     def lock_leased_task(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[TaskRow, AttemptRow]:
         """Lock and return the task, with its live attempt.
 
-        Raises `Conflict` with the code `lease_lost` if the lease is not live.
+        Raise `Conflict` with the code `lease_lost` if the lease is not live.
         """
         row, attempt = self._lock_attempt(task_id, lease_id, by)
         if attempt.finished_at is not None or row.lease_id != attempt.lease_id:
@@ -78,7 +78,7 @@ class TaskRuns:
     def _lock_attempt(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[TaskRow, AttemptRow]:
         """Lock and return the task, with the attempt of the lease, even if the lease has ended.
 
-        Raises `Forbidden` if another worker holds the lease.
+        Raise `Forbidden` if another worker holds the lease.
         """
         row = rows.lock_task(task_id)
         attempt = rows.find_attempt(lease_id) if lease_id is not None else None
@@ -94,7 +94,7 @@ class TaskRuns:
         """Lock the task for a call that ends the lease.
 
         Returns the locked task, the attempt, and whether an earlier call of the same name already ended the lease.
-        Raises `Conflict` if the lease ended in any other way.
+        Raise `Conflict` if the lease ended in any other way.
         """
         row, attempt = self._lock_attempt(task_id, lease_id, by)
         if attempt.finished_at is None and row.lease_id == attempt.lease_id:
@@ -167,7 +167,7 @@ class TaskRuns:
     def lock_started_task(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[TaskRow, AttemptRow]:
         """Lock and return a task whose run has started, with its live attempt.
 
-        Raises `Conflict` if the lease is not live (code `lease_lost`) or the run has not started.
+        Raise `Conflict` if the lease is not live (code `lease_lost`) or the run has not started.
         """
         row, attempt = self.lock_leased_task(task_id, lease_id, by)
         if row.status == "assigned":
@@ -284,7 +284,7 @@ class TaskRuns:
             raise Invalid.at("/input", "required", "One of approval, approval_id and input is required.")
         if asked is None:
             raise Unavailable(
-                "Approvals require the plugin `approvals`, which is not active.", code="plugin_disabled", retry_after=60
+                "Approvals require the `approvals` plugin, which is not active.", code="plugin_disabled", retry_after=60
             )
         if report.approval is not None or report.approval_id is not None:
             raise Invalid.at("/approval", "not_allowed", "Send only one of approval, approval_id and input.")
@@ -407,7 +407,7 @@ class TaskRuns:
     ) -> SecretDelivery:
         """Return the value of a secret to the worker that holds the lease.
 
-        Raises `NotFound` unless the secret is available to the worker's group.
+        Raise `NotFound` unless the secret is available to the worker's group.
         """
         if by.kind != "worker" or by.worker_id is None:
             raise Forbidden("Only workers may read secrets, with their own token.")
@@ -424,7 +424,7 @@ def lease_state(row: TaskRow) -> str:
 
 
 def to_limited_json(value: Any, limit: int, pointer: str) -> str:
-    """Return the value as JSON text. Raises `Invalid` with the code `too_long` if the text exceeds `limit` bytes."""
+    """Return the value as JSON text. Raise `Invalid` with the code `too_long` if the text exceeds `limit` bytes."""
     data = msgspec.json.encode(value)
     if len(data) > limit:
         detail = f"at most {limit // 1024} KiB of JSON"

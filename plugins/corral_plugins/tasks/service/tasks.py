@@ -1,4 +1,4 @@
-"""The service `Tasks`, which other plugins call. It delegates to the other modules of this plugin."""
+"""The `Tasks` service, which other plugins call. It delegates to the other modules of this plugin."""
 
 from __future__ import annotations
 

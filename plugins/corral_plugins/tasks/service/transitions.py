@@ -73,7 +73,7 @@ def transition(
 ) -> None:
     """Change the status of a task and emit the event.
 
-    `changes` are fields of the task, and `fields` are fields of the event. Raises `Conflict` if the stored version or
+    `changes` are fields of the task, and `fields` are fields of the event. Raise `Conflict` if the stored version or
     status of the task differs from `row`.
     """
     previous = row.status
@@ -188,7 +188,7 @@ def aged_rank(settings: Settings, *, priority: int, queued_at: str) -> int:
 
 
 def task_error(kind: str, type_: str, message: str, *, retryable: bool, attempt: int) -> dict[str, Any]:
-    """Return the value of the field `error` of a task. The message is truncated to 4 KiB."""
+    """Return the value of the `error` field of a task. The message is truncated to 4 KiB."""
     return {
         "kind": kind,
         "type": type_[:100],

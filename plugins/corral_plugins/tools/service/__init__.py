@@ -1,1 +1,1 @@
-"""The service layer of the plugin `tools`."""
+"""The service layer of the `tools` plugin."""

@@ -128,7 +128,7 @@ def end_call(
     duration_ms: int | None = None,
     tainted: bool = False,
 ) -> bool:
-    """End a call and publish the event `tool.called`.
+    """End a call and publish the `tool.called` event.
 
     Return False if the call has already ended or another process has taken over the call.
     """
@@ -150,7 +150,7 @@ def end_call(
 
 
 def publish_call(row: ToolCallRow) -> None:
-    """Emit the event `tool.called` for an ended call."""
+    """Emit the `tool.called` event for an ended call."""
     event = ToolCalled(
         task_id=row.task_id,
         call_id=row.call_id,

@@ -46,7 +46,7 @@ SENTENCES = {
 class ToolExecution(msgspec.Struct, frozen=True, kw_only=True):
     """A tool call that runs in this process.
 
-    The process may write to the row of the call only while the column `executions` has the same value as the field
+    The process may write to the row of the call only while the `executions` column has the same value as the field
     `executions` of this object.
     """
 

@@ -201,7 +201,7 @@ class HeaderSecrets:
     ) -> dict[str, str]:
         """Return the headers with placeholders replaced by secrets that this tool or agent may use for this host.
 
-        Raise `ToolFailure` for malformed placeholders, and if the plugin `secrets` is not active.
+        Raise `ToolFailure` for malformed placeholders, and if the `secrets` plugin is not active.
         """
         refuse_secret_placeholders(*headers)
         names = {name for value in headers.values() for name in _SECRET.findall(value)}
@@ -212,7 +212,7 @@ class HeaderSecrets:
             return dict(headers)
         secrets = self.secrets
         if secrets is None:
-            raise ToolFailure("plugin_disabled", "Secrets are not available: the plugin `secrets` is not active.")
+            raise ToolFailure("plugin_disabled", "Secrets are not available: the `secrets` plugin is not active.")
         consumers = (f"tool:{tool}", f"agent:{context.caller.agent_id or context.caller.id}")
         values = await self._work(
             lambda: {name: secrets.use_value(name, consumers, host) for name in sorted(names)}, read=True

@@ -1,6 +1,6 @@
 """The registry of all tools.
 
-Tools come from plugins (the hook `corral_tools`) and from workers. Admins can override some values of a tool.
+Tools come from plugins (the `corral_tools` hook) and from workers. Admins can override some values of a tool.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class ToolRegistry:
     def contributed_tools(self) -> dict[str, tuple[Tool, str]]:
         """Return the tools of active plugins by name, each with its source.
 
-        If several plugins contribute a tool with the same name, the plugin `tools` wins, or else the plugin whose name
+        If several plugins contribute a tool with the same name, the `tools` plugin wins, or else the plugin whose name
         comes first in alphabetical order.
         """
         found: dict[str, tuple[Tool, str]] = {}

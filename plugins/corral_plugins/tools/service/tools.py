@@ -1,4 +1,4 @@
-"""The implementation of the service `Tools`, which other plugins use."""
+"""The implementation of the `Tools` service, which other plugins use."""
 
 from __future__ import annotations
 

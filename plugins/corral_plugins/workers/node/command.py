@@ -1,4 +1,4 @@
-"""The command `corral worker`."""
+"""The `corral worker` command."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class WorkerRefused(Exception):
 
 
 class WorkerOptions(msgspec.Struct, kw_only=True):
-    """The options of the command `corral worker`.
+    """The options of the `corral worker` command.
 
     `key` is a registration key or the token of a member, for registration. `allow` lists the tools that agents may use
     on this machine.

@@ -1,1 +1,1 @@
-"""The service layer of the plugin `workers`."""
+"""The service layer of the `workers` plugin."""

@@ -229,16 +229,16 @@ def _admin_view(row: Worker) -> AdminWorker:
 
 
 def workers_by_status() -> Mapping[tuple[str, ...], float]:
-    """Return the number of workers by status, for the metric `corral_workers`."""
+    """Return the number of workers by status, for the `corral_workers` metric."""
     count = _count_by_status(fleet_totals())
     return {(status,): float(count[status]) for status in STATUSES}
 
 
 def lease_capacity() -> Mapping[tuple[str, ...], float]:
-    """Return the number of leases that online workers may hold, for the metric `corral_worker_capacity`."""
+    """Return the number of leases that online workers may hold, for the `corral_worker_capacity` metric."""
     return {(): float(sum(part.capacity for part in fleet_totals() if part.status == "online"))}
 
 
 def lease_count() -> Mapping[tuple[str, ...], float]:
-    """Return the number of leases that workers hold, for the metric `corral_worker_leases`."""
+    """Return the number of leases that workers hold, for the `corral_worker_leases` metric."""
     return {(): float(sum(part.leases for part in fleet_totals()))}

@@ -81,13 +81,13 @@ class WorkerProtocol:
         )
 
     def claim(self, worker_id: str, wanted: ClaimBody, *, caller: Principal) -> ClaimResponse | Wait:
-        """Claim tasks. Raise `Unavailable(plugin_disabled)` if the plugin `tasks` is not active.
+        """Claim tasks. Raise `Unavailable(plugin_disabled)` if the `tasks` plugin is not active.
 
         If no task can be claimed, return a `Wait`, which makes the request wait for tasks until `wanted.until`.
         """
         repository.require_own_token(worker_id, caller)
         if self.tasks is None:
-            raise Unavailable("The plugin `tasks` is not active.", code="plugin_disabled", retry_after=60)
+            raise Unavailable("The `tasks` plugin is not active.", code="plugin_disabled", retry_after=60)
         began = time.perf_counter()
         self._liveness.record_contact(worker_id)
         agents = None if wanted.agent_ids is None else [each.lower() for each in wanted.agent_ids]

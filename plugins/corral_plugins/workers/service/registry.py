@@ -1,4 +1,4 @@
-"""The service `Workers`: looks up workers for other plugins, and maintains the number of leases of each worker."""
+"""The `Workers` service: looks up workers for other plugins, and maintains the number of leases of each worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adds the tools of the reference worker to the plugin `tools`.
+"""Adds the tools of the reference worker to the `tools` plugin.
 
 Each worker reports at registration which of these tools it offers.
 """
