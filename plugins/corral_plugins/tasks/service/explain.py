@@ -266,19 +266,20 @@ def _matches_selector(agent: AgentFacts, worker: WorkerFacts) -> bool:
 
 
 def _dependency_condition(row: TaskRow) -> Condition:
-    if row.status != "blocked":
-        return _met("dependencies", "The task waits for no other task.")
     found = (
         Task.select(Task.id, Task.status)
         .join(Dependency, on=(Task.id == Dependency.needs_id))
         .where((Dependency.task_id == row.id) & (Task.status != "completed"))
         .limit(5)
     )
-    names = ", ".join(f"{task_id} ({status})" for task_id, status in rows.fetch_tuples(found))
+    waited_for = rows.fetch_tuples(found) if row.status == "blocked" else []
+    if not waited_for:
+        return _met("dependencies", "The task waits for no other task.")
+    names = ", ".join(f"{task_id} ({status})" for task_id, status in waited_for)
     return _unmet(
         "dependencies",
         f"The task waits for {names}.",
-        "See why they wait: corral tasks explain ID",
+        f"See why it waits: corral tasks explain {waited_for[0][0]}",
         f"/tasks/{row.id}",
     )
 
