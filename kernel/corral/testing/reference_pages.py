@@ -77,6 +77,11 @@ Every key of `corral.toml` with the variable that overrides it. The command line
 environment over the file, and the file over the default. `corral config init PATH` writes a commented file, and
 `corral config show` prints the effective values. Run-time settings: [settings.md](settings.md).
 
+The file is the one that `--config` or the variable `CORRAL_CONFIG` names, otherwise the first of `./corral.toml` and
+`/etc/corral/corral.toml` that exists. `allowed_hosts`, `trusted_proxies`, `allow`, `enabled` and `disabled` are lists
+of texts, or one text with commas between the items, as in a variable. A test passes keys to the kit, for example
+`config={"egress.allow": ["127.0.0.1:9000"]}`.
+
 A plugin declares its section `[plugins.<name>]` as the type `config` of its class. The fields of this type are the
 keys, an unknown key makes the plugin `failed`, and no variable overrides them. What may change while Corral runs, or
 needs a variable, is a setting, as [Write a plugin](../how-to/write-a-plugin.md) shows.
