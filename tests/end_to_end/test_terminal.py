@@ -246,6 +246,19 @@ def test_tasks_that_fail_are_listed_explained_and_retried(terminal: Terminal) ->
     assert ambiguous.stderr.startswith("corral: 2 tasks are named Twice; give the id instead: ")
 
 
+def test_a_task_that_requires_a_tool_waits_for_a_worker_that_offers_it(terminal: Terminal) -> None:
+    terminal("agents", "create", "Writer", "--model", "scripted/echo", "--tool", "workspace.write", "--start")
+    required = ("--require-tool", "workspace.write")
+    waiting = terminal.json("tasks", "create", "--agent", "Writer", *required, "Wait")
+    assert (waiting["required_tools"], waiting["status"]) == (["workspace.write"], "pending")
+    assert "No online worker offers workspace.write" in terminal("tasks", "explain", waiting["id"])
+    left = terminal.run("run", "--agent", "Writer", *required, "--timeout", "1", "Wait too")
+    assert "the task " in left.stderr
+    done = terminal.run("run", "--agent", "Writer", "Do not wait")
+    assert (done.returncode, "warning: tool_not_offered:workspace.write" in done.stderr) == (0, True)
+    assert "the worker embedded does not offer it" in terminal("tasks", "explain", "Do not wait")
+
+
 def test_workers_cost_events_and_status(terminal: Terminal) -> None:
     with terminal.server.sign_in() as admin:
         admin.post("/workers/register", json={"name": "laptop"}).raise_for_status()
@@ -277,19 +290,6 @@ def test_status_tells_of_an_engaged_kill_switch(terminal: Terminal) -> None:
         assert terminal.json("status")["kill_switch"]["engaged"] is True
     finally:
         terminal("api", "POST", "/admin/kill-switch", "-f", "engaged:=false")
-
-
-def test_a_task_that_requires_a_tool_waits_for_a_worker_that_offers_it(terminal: Terminal) -> None:
-    terminal("agents", "create", "Writer", "--model", "scripted/echo", "--tool", "workspace.write", "--start")
-    required = ("--require-tool", "workspace.write")
-    waiting = terminal.json("tasks", "create", "--agent", "Writer", *required, "Wait")
-    assert (waiting["required_tools"], waiting["status"]) == (["workspace.write"], "pending")
-    assert "No online worker offers workspace.write" in terminal("tasks", "explain", waiting["id"])
-    left = terminal.run("run", "--agent", "Writer", *required, "--timeout", "1", "Wait too")
-    assert "the task " in left.stderr
-    done = terminal.run("run", "--agent", "Writer", "Do not wait")
-    assert (done.returncode, "warning: tool_not_offered:workspace.write" in done.stderr) == (0, True)
-    assert "the worker embedded does not offer it" in terminal("tasks", "explain", "Do not wait")
 
 
 def test_an_invitation_is_made_by_who_is_signed_in(terminal: Terminal, tmp_path: Path) -> None:

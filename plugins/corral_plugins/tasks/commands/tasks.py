@@ -17,6 +17,7 @@ from corral_plugins.tasks.commands.task_options import (
     agent_option,
     create_task,
     input_option,
+    print_warnings,
     read_input,
     require_tool_option,
 )
@@ -151,6 +152,7 @@ def create_task_command(
         click.echo(json.dumps(made, indent=2, ensure_ascii=False))
         return
     click.echo(f"Created {made['id']}. Follow it: corral tasks watch {made['id']}")
+    print_warnings(made)
 
 
 @tasks_command_group.command("watch")
