@@ -1,6 +1,6 @@
 """`corral` without its imports, which are two thirds of the time of a command: forks of a process that has done them.
 
-That process has also booted a kernel once, as the processes of the tests do, and has closed it.
+The one of the servers has also booted a kernel once, as the processes of the tests do, and has closed it.
 
 A fork has its own folder, environment, streams and status, as any process has. Run as a script this file is the process
 that forks: it reads one job a line, and answers each with a line: the exit status of a command that has ended, or the
@@ -192,7 +192,8 @@ def _serve() -> None:
     for module in sys.argv[1:]:
         with contextlib.suppress(ImportError):  # of an extra that is not installed
             importlib.import_module(module)
-    _boot()
+    if PRELOAD not in sys.argv:  # workers boot no kernel
+        _boot()
     gc.collect()
     gc.freeze()
     signal.signal(signal.SIGCHLD, _reap)
