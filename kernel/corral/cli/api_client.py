@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urlsplit
 
@@ -46,7 +47,8 @@ class ApiClient:
         host = urlsplit(self.url).hostname or ""
         loopback = host in ("localhost", "::1") or host.startswith("127.")
         trust_env = not loopback  # servers on this machine are reached without a proxy
-        self._http = httpx2.Client(base_url=self.url, timeout=REQUEST_SECONDS, trust_env=trust_env)
+        headers = {"User-Agent": f"corral/{version('corral')}"}
+        self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=REQUEST_SECONDS, trust_env=trust_env)
         self._errors = (httpx2.HTTPError, httpx2.InvalidURL)
 
     def set_token(self, token: str) -> None:

@@ -15,8 +15,8 @@ field_option = click.option(
     "fields",
     multiple=True,
     metavar="KEY=VALUE",
-    help="field with a text value, KEY=@FILE with the text of a file (@- for standard input), or KEY:=VALUE with a "
-    'JSON value such as true, 3 or ["a"]; repeatable',
+    help="field with a text value, KEY=@FILE with the text of a file (@- for standard input, or on a terminal a "
+    'hidden prompt), or KEY:=VALUE with a JSON value such as true, 3 or ["a"]; repeatable',
 )
 body_option = click.option(
     "--input",
@@ -27,7 +27,10 @@ body_option = click.option(
 
 
 def parse_fields(fields: tuple[str, ...]) -> dict[str, Any]:
-    """Convert `KEY=VALUE`, `KEY=@FILE` and `KEY:=JSON` to a dictionary. A repeated key becomes a list."""
+    """Convert `KEY=VALUE`, `KEY=@FILE` and `KEY:=JSON` to a dictionary. A repeated key becomes a list.
+
+    On a terminal, `KEY=@-` prompts for one line and hides it, because passwords and codes are given in this way.
+    """
     values: dict[str, Any] = {}
     for item in fields:
         key, mark, text = item.partition("=")
@@ -40,6 +43,8 @@ def parse_fields(fields: tuple[str, ...]) -> dict[str, Any]:
                 value = json.loads(text)
             except ValueError as error:
                 raise click.BadParameter(f"{item!r}: the value is not JSON: {error}", param_hint="--field") from None
+        elif text == "@-" and sys.stdin.isatty():
+            value = click.prompt(key.replace("_", " ").capitalize(), hide_input=True, err=True)
         elif text.startswith("@"):
             value = _read(Path(text[1:])).decode("utf-8", "replace").rstrip("\r\n")
         if key in values:
