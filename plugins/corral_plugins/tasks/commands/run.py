@@ -52,5 +52,5 @@ def run_task_command(
     task = create_task(client, agent, instructions, read_input(input_path), **named)
     printer.line("created", task["id"])
     if not as_json:
-        print_warnings(task)
+        print_warnings(task, "tool_not_offered:")  # what the others name keeps the task waiting, which is shown then
     follow_task(client, task["id"], printer, until=until, as_json=as_json)

@@ -50,9 +50,9 @@ def create_task(
     return dict(client.post("/tasks", {**new, **fields}))
 
 
-def print_warnings(task: dict[str, Any]) -> None:
-    """Print the warnings about a new task to standard error."""
-    for warning in task["warnings"]:
+def print_warnings(task: dict[str, Any], prefix: str = "") -> None:
+    """Print the warnings about a new task that begin with the prefix to standard error."""
+    for warning in (each for each in task["warnings"] if each.startswith(prefix)):
         told = f": {warning}; see corral tasks explain {task['id']}"
         click.echo(click.style("warning", fg="yellow") + told, err=True)
 
