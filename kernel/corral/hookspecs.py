@@ -114,7 +114,10 @@ def corral_gates() -> Iterable[Gate | RateLimiter]:  # type: ignore[empty-body]
 
 @hookspec
 def corral_health_checks() -> Iterable[HealthCheck]:  # type: ignore[empty-body]
-    """Return health checks of dependencies, shown at `/settings/health`."""
+    """Return health checks of dependencies, shown at `/settings/health`.
+
+    A check reaches services through the plugin, which asks for them in `start` with `runtime.service`.
+    """
 
 
 @hookspec
@@ -124,7 +127,7 @@ def corral_metrics() -> Iterable[Metric]:  # type: ignore[empty-body]
 
 @hookspec
 def corral_commands() -> Iterable[click.Command]:  # type: ignore[empty-body]
-    """Return subcommands of `corral`. This hook is called without a kernel."""
+    """Return subcommands of `corral`. This hook is called without a kernel, and only for enabled plugins."""
 
 
 @hookspec

@@ -341,7 +341,7 @@ class HealthCheck(msgspec.Struct, frozen=True):
     """A health check of a dependency. Its result is shown at `/settings/health`.
 
     `check` takes no arguments, runs in a thread for at most 2 s and returns `(status, sentence)`. The status is `ok`,
-    `warning` or `down`.
+    `degraded`, `down`, or `disabled` if the dependency is not configured. Any other status counts as `down`.
     """
 
     name: str

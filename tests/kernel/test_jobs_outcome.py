@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from tests.kernel.isolation.misbehaving import plugin, until
 
 from corral import clock
+from corral.errors import ExpectedFailure
 from corral.jobs.job import Job, JobRow, Schedule, ScheduleRow, enqueue
 from corral.testing.database_servers import PostgresServer
 from corral.testing.kit import Kit, make_kernel
@@ -114,3 +116,35 @@ async def test_schedules_go_on_when_the_clock_is_set_back(make_kit: MakeKit) -> 
         assert slot.next_at < clock.now(60)
     finally:
         clock.reset()
+
+
+@pytest.mark.one_engine
+async def test_an_expected_failure_is_logged_without_a_traceback(
+    make_kit: MakeKit, caplog: pytest.LogCaptureFixture
+) -> None:
+    def far_away() -> None:
+        raise ExpectedFailure("the other server is away")
+
+    def broken() -> None:
+        raise ValueError("it is broken")
+
+    jobs = [Job("errand.far_away", far_away, max_attempts=2), Job("errand.broken", broken, max_attempts=1)]
+    tick = Schedule("errand.tick", 3600, far_away)
+    errand = plugin("errand", corral_jobs=lambda self: jobs, corral_schedules=lambda self: [tick])
+    kit = await make_kit(plugins=[errand])
+    await kit.work(lambda: [enqueue(job.name) for job in jobs])
+    with caplog.at_level(logging.WARNING, "corral.jobs"):
+        assert await kit.run_jobs() == 2
+        clock.travel(2)
+        assert await kit.run_jobs() == 1  # the second and last attempt
+        clock.travel(3600)
+        assert await kit.run_jobs() == 0
+        with pytest.raises(ExpectedFailure):
+            await kit.run_schedule("errand.tick")
+    lines = [vars(record) for record in caplog.records if record.name == "corral.jobs"]
+    failed = {(line.get("job"), line.get("attempt"), line.get("max_attempts")): line for line in lines}
+    first, last = failed["errand.far_away", 1, 2], failed["errand.far_away", 2, 2]
+    for line in (first, last, failed[None, None, None]):  # the last one is the schedule
+        assert (line["error"], line["exc_info"]) == ("ExpectedFailure: the other server is away", None)
+    assert failed["errand.broken", 1, 1]["exc_info"][0] is ValueError
+    assert (await row_of(kit, "errand.far_away")).state == "failed"

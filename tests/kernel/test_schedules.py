@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -181,14 +182,19 @@ async def test_a_long_run_keeps_its_lease(make_kit: MakeKit, monkeypatch: pytest
     assert (row.lease, row.next_at > clock.now(3500)) == (None, True)
 
 
-async def test_a_run_that_lost_its_lease_undoes_what_it_did(make_kit: MakeKit) -> None:
+async def test_a_run_that_lost_its_lease_undoes_what_it_did(
+    make_kit: MakeKit, caplog: pytest.LogCaptureFixture
+) -> None:
     kit = await make_kit(plugins=[daily([], "07:30", "UTC")])
     runner = kit.kernel.runner
     row, _ = await kit.work(lambda: runner.claim_schedule("daily.tick", due=True))
     clock.travel(SCHEDULE_LEASE_SECONDS + 1)
     _, is_claimed = await kit.work(lambda: runner.claim_schedule("daily.tick"))
     assert is_claimed
-    assert type(await runner.start_schedule(row)).__name__ == "LeaseLost"
+    with caplog.at_level(logging.WARNING, "corral.jobs"):
+        assert type(await runner.start_schedule(row)).__name__ == "LeaseLost"
+    (line,) = [record for record in caplog.records if record.name == "corral.jobs"]
+    assert (line.message, line.exc_info) == ("schedule failed", None)
 
 
 @pytest.mark.parametrize("changed", ["06:00", "09:00"])

@@ -19,7 +19,7 @@ def can_read(caller: Principal, visibility: str, owner_id: str | None) -> bool:
 
     A *private* object is visible to its owner, a *shared* object to everyone except auditors, and an *admin* object to
     admins. An object that is *private and admin* (an account) is visible to its owner and to admins. An agent may read
-    the private and shared objects that its user may read.
+    the shared objects and those that belong to its user, and nothing as an admin, even if its user is one.
     """
     if caller.kind == "system":
         return True

@@ -15,7 +15,7 @@ import peewee
 from corral import clock
 from corral.database.engine import Database
 from corral.database.unit import SYSTEM_CONTEXT, UnitContext
-from corral.errors import Unavailable
+from corral.errors import ExpectedFailure, Unavailable
 from corral.events.live_feed import wait_and_clear
 from corral.ids import new_id
 from corral.jobs.job import Job, JobRow, Schedule, ScheduleRow, TimeOfDay
@@ -32,7 +32,7 @@ SKEW_SECONDS = 60.0  # largest clock difference; a due time further ahead was wr
 QUEUE_GRACE_SECONDS = 2.0  # a job that the shared queue has not delivered by then is claimed from the table
 
 
-class LeaseLost(Exception):
+class LeaseLost(ExpectedFailure):
     """Raised when another process has claimed the job in the meantime. This process's unit of work is rolled back."""
 
 
@@ -107,8 +107,7 @@ class JobRunner:
                 try:
                     wait = await self._tick()
                 except Exception as error:  # must not end the running jobs
-                    unexpected = not isinstance(error, Unavailable)
-                    log.error("the job runner cannot read its tables: %s", error, exc_info=unexpected)
+                    self._log_failure(logging.ERROR, "the job runner cannot read its tables", error)
                     wait = POLL_SECONDS
                 await wait_and_clear(self._wake_up, wait)
         finally:
@@ -182,14 +181,13 @@ class JobRunner:
         def finish(error: str | None = None) -> None:
             following = clock.format_instant(max(schedule.next_after(began), clock.time_s()))
             if not ScheduleRow.update(next_at=following, lease=None, error=error).where(mine).execute():
-                raise LeaseLost(f"schedule {row.name}")
+                raise LeaseLost("the lease ended during the run")
 
         renewal = asyncio.create_task(self._renew_lease(mine))
         try:
             await self._call(schedule, {}, finish)
         except Exception as failure:
-            error = self._error(failure)
-            log.exception("schedule failed", extra={"schedule": row.name})
+            error = self._log_failure(logging.ERROR, "schedule failed", failure, schedule=row.name)
             with contextlib.suppress(LeaseLost):
                 await self._write(lambda: finish(error))
             return failure
@@ -284,15 +282,19 @@ class JobRunner:
 
         The job is queued for another attempt, or marked as failed after its last attempt.
         """
-        log.warning("job failed", extra={"job": job.name, "attempt": row.attempts + 1}, exc_info=failure)
-        error = self._error(failure)
+        told = {"job": job.name, "attempt": row.attempts + 1, "max_attempts": job.max_attempts}
+        error = self._log_failure(logging.WARNING, "job failed", failure, **told)
         if row.attempts + 1 >= job.max_attempts:
             return {"state": "failed", "finished_at": clock.now(), "error": error}
         delay = min(BACKOFF_CAP_SECONDS, BACKOFF_SECONDS * 2**row.attempts)
         return {"state": "queued", "run_at": clock.now(delay), "error": error}
 
-    def _error(self, failure: BaseException) -> str:
-        return self._redact(f"{type(failure).__name__}: {failure}")[:1000]
+    def _log_failure(self, level: int, message: str, failure: BaseException, **told: Any) -> str:
+        """Log a failure with the facts `told`, and return its redacted text. Expected ones are logged in one line."""
+        error = self._redact(f"{type(failure).__name__}: {failure}")[:1000]
+        traceback = None if isinstance(failure, ExpectedFailure) else failure
+        log.log(level, message, extra={**told, "error": error}, exc_info=traceback)
+        return error
 
     async def _call(self, item: Job | Schedule, arguments: Mapping[str, Any], finish: Callable[[], None]) -> None:
         """Call the function of a job or schedule.

@@ -24,6 +24,8 @@ WARNINGS = {
     "worker_not_approved": "its worker is not approved; run corral workers approve NAME",
     "provider_not_configured": "the provider of its model is not configured; see corral api GET /llm/providers",
     "tool_unavailable": "no active plugin and no online worker offers the tool",
+    "tool_not_offered": "not every worker that may take its tasks offers the tool; require it for a task: corral run "
+    "--require-tool",
 }
 
 agent_argument = click.argument("agent", shell_complete=complete_names("/agents"))

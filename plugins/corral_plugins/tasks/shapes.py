@@ -214,12 +214,16 @@ class Condition(msgspec.Struct, kw_only=True):
 
 
 class Explanation(msgspec.Struct, kw_only=True):
-    """The reasons why a task runs or does not run, or how it ended."""
+    """The reasons why a task runs or does not run, or how it ended.
+
+    `warnings` names tools of the agent that a worker of the task lacks.
+    """
 
     status: str
     claimable: bool
     summary: str
     conditions: list[Condition]
+    warnings: list[str]
     attempts: list[AttemptView]
 
 

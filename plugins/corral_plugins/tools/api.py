@@ -176,6 +176,21 @@ def missing_tools(offered: Sequence[str], wanted: Iterable[str]) -> list[str]:
     return [tool for tool in wanted if not includes_tools(offered, [tool])]
 
 
+def unserved_tools(enabled: Iterable[str], of_worker: Iterable[str] | None, of_server: Iterable[str]) -> list[str]:
+    """Return the tools of an agent that neither the worker nor the server offers. None stands for every tool.
+
+    `prefix.*` is offered if a tool whose name starts with `prefix.` is offered.
+    """
+    if of_worker is None:
+        return []
+    offered = {*of_worker, *of_server}
+    return [
+        tool
+        for tool in enabled
+        if tool not in offered and not (tool.endswith(".*") and any(name.startswith(tool[:-1]) for name in offered))
+    ]
+
+
 RISK_POLICY: Mapping[ToolRisk, ToolPolicy] = {
     "read": "allow",
     "write": "allow",

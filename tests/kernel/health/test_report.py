@@ -92,6 +92,20 @@ async def test_a_check_that_hangs_or_raises_is_down_and_the_others_answer(make_k
         over.set()
 
 
+async def test_an_unknown_status_is_logged_once_with_those_that_are_allowed(
+    make_kit: Callable[..., Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("corral_core.health.service.board.KEEP_SECONDS", 0.0)
+    kit = await make_kit(plugins=[checking(paper=lambda: ("warning", "Little paper is left."))])
+    admin = await kit.as_user("admin")
+    for _ in range(2):
+        check = (await report(kit, admin))["checks"]["paper"]
+        assert (check["status"], check["detail"]) == ("down", "Little paper is left.")
+    (line,) = [vars(record) for record in caplog.records if "unknown status" in record.message]
+    assert (line["check"], line["status"]) == ("probes.paper", "warning")
+    assert line["allowed"] == "disabled, ok, degraded, down"
+
+
 async def test_answers_are_kept_for_five_seconds(make_kit: Callable[..., Any]) -> None:
     asked = []
     kit = await make_kit(plugins=[checking(counted=lambda: (asked.append(1), ("ok", "Fine."))[1])])

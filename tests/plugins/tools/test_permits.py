@@ -184,3 +184,34 @@ async def test_a_schema_that_cannot_be_checked_here_is_the_worker_s_to_check(wor
     await client.post(f"/tasks/{run.task_id}/start", {"lease_id": run.lease_id})
     assert (await run.tool("my.tool", {"x": "aaaa"})).json()["status"] == "permitted"
     assert (await run.tool("my.tool", [])).status == 422
+
+
+async def test_people_are_warned_of_a_worker_that_lacks_a_tool_of_the_agent(world: World) -> None:
+    await world.worker.post(f"/workers/{world.worker_id}/heartbeat", {"tools": ["workspace.write", "my.tool"]})
+    client, worker_id = await world.machine("bare", tools=[])
+    agent_id = await world.agent("workspace.write", "my.tool", "test.read")
+    agent = (await world.member.get(f"/agents/{agent_id}")).json()
+    warnings = ["tool_not_offered:workspace.write", "tool_not_offered:my.tool"]
+    assert [each for each in agent["warnings"] if each.startswith("tool")] == warnings
+    tools = {"required_tools": ["workspace.write", "my.tool"]}
+    required = (await world.member.post("/tasks", {"title": "r", "agent_id": agent_id, **tools})).json()
+    assert required["warnings"] == []
+    assert (await world.member.get(f"/tasks/{required['id']}/explain")).json()["warnings"] == []
+    task = (await world.member.post("/tasks", {"title": "t", "agent_id": agent_id})).json()
+    assert task["warnings"] == warnings
+    explained = [(await world.member.get(f"/tasks/{task['id']}/explain")).json()]
+    (claim,) = (await client.post(f"/workers/{worker_id}/claim", {})).json()["tasks"]
+    assert claim["task"]["id"] == task["id"]
+    run = Run(world, claim)
+    await client.post(f"/tasks/{run.task_id}/start", {"lease_id": run.lease_id})
+    explained.append((await world.member.get(f"/tasks/{task['id']}/explain")).json())
+    assert explained[-1]["summary"] == "The task is running: attempt 1 on worker bare."
+    for name in ("my.tool", "workspace.write"):
+        refused = await run.tool(name, {})
+        assert (refused.status, refused.json()["reason"]) == (403, "not_offered")
+    assert (await run.tool("no.tool", {})).status == 404
+    await client.post(f"/tasks/{run.task_id}/complete", {"lease_id": run.lease_id, "result": {}})
+    explained.append((await world.member.get(f"/tasks/{task['id']}/explain")).json())
+    for each in explained:
+        assert "workspace.write, but the worker bare does not offer it" in each["warnings"][0]
+        assert len(each["warnings"]) == 2

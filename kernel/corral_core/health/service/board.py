@@ -73,6 +73,7 @@ class HealthBoard:
         self._began = time.monotonic()
         self._views: dict[str, CheckView] = {}
         self._waiting: dict[str, asyncio.Task[Told]] = {}
+        self._wrong_statuses: set[str] = set()  # the checks whose unknown status was logged
         self._asked: tuple[float, asyncio.Task[str]] | None = None
 
     async def full_report(self) -> HealthReport:
@@ -161,7 +162,12 @@ class HealthBoard:
         except Exception as error:  # the message may contain an address, so the report omits it
             log.warning("a health check failed", extra={"check": key}, exc_info=error)
             return "down", f"The check failed ({type(error).__name__})."
-        return next((known for known in WORST_LAST if known == status), "down"), str(detail)
+        known = next((known for known in WORST_LAST if known == status), None)
+        if known is None and key not in self._wrong_statuses:
+            self._wrong_statuses.add(key)
+            told = {"check": key, "status": str(status)[:100], "allowed": ", ".join(WORST_LAST)}
+            log.warning("a health check returned an unknown status, which counts as down", extra=told)
+        return known or "down", str(detail)
 
 
 def _check_in_thread(item: HealthCheck) -> Callable[[], Awaitable[Told]]:

@@ -6,7 +6,7 @@ warnings about conditions that would prevent the agent from working.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -22,7 +22,7 @@ from corral_plugins.agents.shapes import AgentView, Status
 from corral_plugins.cost.api import Costs
 from corral_plugins.llm.api import LLM
 from corral_plugins.tasks.api import ReviewPolicy, Tasks
-from corral_plugins.tools.api import Tools
+from corral_plugins.tools.api import Tools, unserved_tools
 from corral_plugins.workers.api import WorkerFacts, Workers
 
 TRIES = 5
@@ -138,8 +138,7 @@ class _AgentWarnings:
         """Return the warning codes for an agent. The most general warning comes first."""
         found = [] if self._model_ready(row) else ["provider_not_configured"]
         found += self._worker_warnings(row)
-        found += [f"tool_unavailable:{tool}" for tool in self._unserved_tools(row.enabled_tools)]
-        return found
+        return found + self._tool_warnings(row)
 
     def _model_ready(self, row: Agent) -> bool:
         """Return whether the gateway can call the agent's own model, and the provider lists the model."""
@@ -161,32 +160,37 @@ class _AgentWarnings:
             return [] if worker is not None and worker.status in ("online", "draining") else ["worker_offline"]
         if row.worker_group is None and not row.worker_labels:
             return []
-        suited = any(
-            row.worker_group in (None, worker.group) and row.worker_labels.items() <= worker.labels.items()
+        return [] if self._suited_workers(row) else ["worker_offline"]
+
+    def _suited_workers(self, row: Agent) -> list[WorkerFacts]:
+        """Return the online workers on which the agent may run, according to its selector."""
+        return [
+            worker
             for worker in self._online_workers()
-        )
-        return [] if suited else ["worker_offline"]
+            if (row.worker_id is None or row.worker_id == worker.id)
+            and row.worker_group in (None, worker.group)
+            and row.worker_labels.items() <= worker.labels.items()
+        ]
 
     def _online_workers(self) -> list[WorkerFacts]:
         if self._fleet is None:
             self._fleet = self._workers.online_workers() if self._workers is not None else []
         return self._fleet
 
-    def _unserved_tools(self, tools: Iterable[str]) -> list[str]:
-        wanted = list(tools)
-        workers = self._online_workers() if wanted else []
-        if any(worker.tools is None for worker in workers):
-            return []  # a worker that did not report its tools is assumed to offer every tool
-        offered = {tool for worker in workers for tool in worker.tools or ()}
-        if self._tools is not None:
-            offered |= self._tools.server_tools()
-        return [tool for tool in wanted if not _is_tool_offered(tool, offered)]
-
-
-def _is_tool_offered(tool: str, offered: set[str]) -> bool:
-    if tool.endswith(".*"):
-        return any(name.startswith(tool[:-1]) for name in offered)
-    return tool in offered
+    def _tool_warnings(self, row: Agent) -> list[str]:
+        """Return warnings for tools that no suited worker offers, and for tools that some suited workers lack."""
+        if not row.enabled_tools:
+            return []
+        of_server = self._tools.server_tools() if self._tools is not None else frozenset()
+        workers = self._suited_workers(row) or self._online_workers()
+        lacked = [unserved_tools(row.enabled_tools, worker.tools, of_server) for worker in workers]
+        lacked = lacked or [unserved_tools(row.enabled_tools, [], of_server)]
+        found = []
+        for tool in row.enabled_tools:
+            if any(tool in each for each in lacked):
+                kind = "tool_unavailable" if all(tool in each for each in lacked) else "tool_not_offered"
+                found.append(f"{kind}:{tool}")
+        return found
 
 
 def _agent_view(row: Agent, task_ids: list[str], warnings: list[str], spent_micro: int | None) -> AgentView:

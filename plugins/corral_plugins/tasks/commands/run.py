@@ -10,12 +10,19 @@ import click
 from corral.cli.api_client import ApiClient
 from corral.cli.server_connection import client_command
 from corral_plugins.tasks.commands.following import EventPrinter, follow_task
-from corral_plugins.tasks.commands.task_options import agent_option, create_task, input_option, read_input
+from corral_plugins.tasks.commands.task_options import (
+    agent_option,
+    create_task,
+    input_option,
+    read_input,
+    require_tool_option,
+)
 
 
 @click.command("run")
 @agent_option
 @input_option
+@require_tool_option
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
@@ -25,7 +32,14 @@ from corral_plugins.tasks.commands.task_options import agent_option, create_task
 @click.argument("instructions")
 @client_command
 def run_task_command(
-    client: ApiClient, *, agent: str, input_path: Path | None, timeout: float | None, as_json: bool, instructions: str
+    client: ApiClient,
+    *,
+    agent: str,
+    input_path: Path | None,
+    required_tools: tuple[str, ...],
+    timeout: float | None,
+    as_json: bool,
+    instructions: str,
 ) -> None:
     """Create a task for an agent, follow it, and print its result.
 
@@ -33,6 +47,7 @@ def run_task_command(
     """
     until = None if timeout is None else time.monotonic() + timeout
     printer = EventPrinter(quiet=as_json)
-    task = create_task(client, agent, instructions, read_input(input_path))
+    named = {"required_tools": list(required_tools)} if required_tools else {}
+    task = create_task(client, agent, instructions, read_input(input_path), **named)
     printer.line("created", task["id"])
     follow_task(client, task["id"], printer, until=until, as_json=as_json)

@@ -27,12 +27,22 @@ input_option = click.option(
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="file with the input of the task, which is a JSON object or text",
 )
+require_tool_option = click.option(
+    "--require-tool",
+    "required_tools",
+    multiple=True,
+    metavar="TOOL",
+    help="give the task only to a worker that offers this tool; repeatable",
+)
 
 
 def create_task(
     client: ApiClient, agent: str, instructions: str, task_input: dict[str, Any], **fields: Any
 ) -> dict[str, Any]:
-    """Create a task for the agent with this name or id. Without `title`, the title is the first line."""
+    """Create a task for the agent with this name or id, and print its warnings to standard error.
+
+    Without `title`, the title is the first line.
+    """
     for name, text in (("--agent", agent), ("INSTRUCTIONS", instructions)):
         if not text.strip():
             raise click.UsageError(f"{name} is empty")
@@ -40,7 +50,11 @@ def create_task(
             raise click.UsageError(f"{name} is not UTF-8 text")
     found = client.find("/agents", agent, kind="agent")
     new = {"title": _title(instructions), "instructions": instructions, "input": task_input, "agent_id": found["id"]}
-    return dict(client.post("/tasks", {**new, **fields}))
+    made = dict(client.post("/tasks", {**new, **fields}))
+    for warning in made["warnings"]:
+        told = f": {warning}; see corral tasks explain {made['id']}"
+        click.echo(click.style("warning", fg="yellow") + told, err=True)
+    return made
 
 
 def _title(instructions: str) -> str:

@@ -13,7 +13,13 @@ from corral.cli.output import COLOURS, format_usd, print_fields, print_table
 from corral.cli.request_body import field_option, parse_fields, read_body
 from corral.cli.server_connection import client_command, complete_names
 from corral_plugins.tasks.commands.following import EventPrinter, cost_text, follow_task, result_text
-from corral_plugins.tasks.commands.task_options import agent_option, create_task, input_option, read_input
+from corral_plugins.tasks.commands.task_options import (
+    agent_option,
+    create_task,
+    input_option,
+    read_input,
+    require_tool_option,
+)
 
 STATUSES = (
     "blocked",
@@ -115,6 +121,7 @@ def show_task(client: ApiClient, *, task: str, as_json: bool) -> None:
 @click.option("--title", help="title (default: the first line of the instructions)")
 @click.option("--priority", type=click.Choice(PRIORITIES), help="priority (default: medium)")
 @input_option
+@require_tool_option
 @field_option
 @click.argument("instructions")
 @client_command
@@ -125,21 +132,19 @@ def create_task_command(
     title: str | None,
     priority: str | None,
     input_path: Path | None,
+    required_tools: tuple[str, ...],
     fields: tuple[str, ...],
     instructions: str,
     as_json: bool,
 ) -> None:
     """Create a task without following it. corral run creates and follows one."""
-    named = {name: value for name, value in (("title", title), ("priority", priority)) if value is not None}
+    given = {"title": title, "priority": priority, "required_tools": list(required_tools) or None}
+    named = {name: value for name, value in given.items() if value is not None}
     made = create_task(client, agent, instructions, read_input(input_path), **parse_fields(fields), **named)
     if as_json:
         click.echo(json.dumps(made, indent=2, ensure_ascii=False))
         return
     click.echo(f"Created {made['id']}. Follow it: corral tasks watch {made['id']}")
-    for warning in made["warnings"]:
-        click.echo(
-            click.style("warning", fg="yellow") + f": {warning}; see corral tasks explain {made['id']}", err=True
-        )
 
 
 @tasks_command_group.command("watch")
@@ -193,6 +198,8 @@ def explain_task(client: ApiClient, *, task: str, as_json: bool) -> None:
     for each in found["conditions"]:
         mark = click.style("ok", fg="green") if each["ok"] else click.style("no", fg="red")
         click.echo(f"  {mark}  {' '.join(filter(None, (each['detail'], each['unblock'])))}")
+    for warning in found["warnings"]:
+        click.echo(f"  {click.style('warning', fg='yellow')}  {warning}")
     for attempt in found["attempts"]:
         click.echo(f"  attempt {attempt['n']}: {_attempt_text(attempt)}")
 

@@ -28,7 +28,8 @@ from corral_plugins.tasks.models import EXTRA_DEFAULTS, NO_DEADLINE, PRIORITIES,
 from corral_plugins.tasks.service import rows, statistics
 from corral_plugins.tasks.service.tags import add_tags
 from corral_plugins.tasks.service.transitions import TaskTransitions, publish_task_event, queue_columns, queue_key
-from corral_plugins.tools.api import includes_tools, missing_tools
+from corral_plugins.tasks.service.worker_tools import lacking_tools
+from corral_plugins.tools.api import Tools, includes_tools, missing_tools
 
 INPUT_LIMIT, METADATA_LIMIT = 256 * 1024, 16 * 1024
 MAX_DEPTH, MAX_CHILDREN = 5, 50
@@ -190,8 +191,10 @@ def _insert_task(values: dict[str, Any]) -> dict[str, Any]:
 class TaskCreation:
     """Creates tasks. Every method runs in the caller's unit of work."""
 
+    tools: Tools | None
+
     def __init__(self, transitions: TaskTransitions) -> None:
-        self._settings, self._agents = transitions.settings, transitions.agents
+        self._settings, self._agents, self._workers = transitions.settings, transitions.agents, transitions.workers
         self._far_from_quota: dict[str, float] = {}
 
     def create(self, new: NewTask, *, by: Principal, source: dict[str, Any] | None, origin: Origin) -> Encoded:
@@ -234,8 +237,16 @@ class TaskCreation:
         add_tags(row.id, row.created_at, new.tags)
         statistics.count_transition(None, row.status, row.priority, row.created_by)
         publish_task_event(TaskCreated, row, None)
-        body = rows.encode_task(columns, full=True, warnings=agent_warnings(agent, new.required_tools))
+        warnings = [*agent_warnings(agent, new.required_tools), *self._tool_warnings(agent, new.required_tools)]
+        body = rows.encode_task(columns, full=True, warnings=warnings)
         return Encoded(body, row.id, 1)
+
+    def _tool_warnings(self, agent: AgentFacts | None, required: Sequence[str]) -> list[str]:
+        """Return a warning for each tool of the agent that a worker which may claim the task does not offer."""
+        if agent is None or not agent.enabled_tools:
+            return []
+        found = lacking_tools(agent, self._workers, self.tools, required=required)
+        return [f"tool_not_offered:{tool}" for tool in found]
 
     def _columns(self, new: NewTask, fields: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
         """Return the column values of a new pending task.

@@ -16,6 +16,7 @@ from corral_plugins.tasks.service import claims, rows
 from corral_plugins.tasks.service.agent_models import AgentModels
 from corral_plugins.tasks.service.queries import ATTEMPT_VIEW_COLUMNS, attempt_view
 from corral_plugins.tasks.service.rows import find_readable_task
+from corral_plugins.tasks.service.worker_tools import lacking_tools, matches_selector
 from corral_plugins.tasks.shapes import AttemptView, Condition, Explanation
 from corral_plugins.tools.api import Tools, includes_tools, missing_tools
 from corral_plugins.workers.api import WorkerFacts, Workers
@@ -36,29 +37,53 @@ class TaskExplanations:
         """Return the conditions for claiming the task. `claimable` is true if a claim would lease the task now."""
         row = find_readable_task(task_id, caller)
         attempts = self._latest_attempts(row.id)
+        conditions, claimable = [], False
         if row.status in TERMINAL:
-            return Explanation(
-                status=row.status,
-                claimable=False,
-                summary=_describe_end(row, attempts),
-                conditions=[],
-                attempts=attempts,
-            )
-        if row.lease_id is not None:
-            message = (
-                f"The task is {row.status}: attempt {attempts[-1].n} on worker {row.worker_id}."
-                if attempts
-                else "The task is leased."
-            )
-            return Explanation(status=row.status, claimable=False, summary=message, conditions=[], attempts=attempts)
-        conditions = self._conditions(row)
-        false = [each for each in conditions if not each.ok]
-        summary = (
-            "The next free worker will claim the task." if not false else " ".join(each.detail for each in false[:3])
-        )
+            summary = _describe_end(row, attempts)
+        elif row.lease_id is not None:
+            summary = self._describe_run(row, attempts)
+        else:
+            conditions = self._conditions(row)
+            false = [each for each in conditions if not each.ok]
+            claimable = not false
+            summary = " ".join(each.detail for each in false[:3]) or "The next free worker will claim the task."
         return Explanation(
-            status=row.status, claimable=not false, summary=summary, conditions=conditions, attempts=attempts
+            status=row.status,
+            claimable=claimable,
+            summary=summary,
+            conditions=conditions,
+            warnings=self._warnings(row, attempts),
+            attempts=attempts,
         )
+
+    def _describe_run(self, row: TaskRow, attempts: Sequence[AttemptView]) -> str:
+        worker = self._workers.find(row.worker_id) if row.worker_id is not None else None
+        where = worker.name if worker is not None else row.worker_id
+        return f"The task is {row.status}: attempt {attempts[-1].n} on worker {where}." if attempts else "It is leased."
+
+    def _warnings(self, row: TaskRow, attempts: Sequence[AttemptView]) -> list[str]:
+        """Return a sentence for each tool of the agent that the worker of the latest attempt lacks.
+
+        For a task that waits for a claim, these are the workers that may claim it.
+        """
+        is_queued = row.lease_id is None and row.status not in TERMINAL
+        latest = None if is_queued or not attempts else attempts[-1]
+        agent_id = row.agent_id if latest is None else latest.agent_id
+        agent = self._agents.find(agent_id) if agent_id is not None else None
+        if agent is None or (latest is None and not is_queued):
+            return []
+        found = lacking_tools(
+            agent,
+            self._workers,
+            self.tools,
+            required=rows.parse_json_text(row.required_tools),
+            worker_id=latest.worker_id if latest is not None else None,
+        )
+        return [
+            f"The agent may use {tool}, but the worker {', '.join(names[:3])} does not offer it. To give tasks only "
+            f"to workers that offer the tool, require it: corral run --require-tool {tool}"
+            for tool, names in found.items()
+        ]
 
     @staticmethod
     def _latest_attempts(task_id: str) -> list[AttemptView]:
@@ -147,7 +172,7 @@ class TaskExplanations:
         served = self._models.served(able)
         if not served:
             return [], [_provider_unmet(self._models.problem_of(able[0]) or "")]
-        fitting = [each for each in served if any(_matches_selector(each, worker) for worker in fleet)] or served
+        fitting = [each for each in served if any(matches_selector(each, worker) for worker in fleet)] or served
         free = [each for each in fitting if each.active_tasks < each.max_concurrent_tasks]
         if not free:
             message = "Every agent that could run the task has reached its maximum number of tasks."
@@ -220,7 +245,7 @@ class TaskExplanations:
     ) -> list[Condition]:
         href, tools = "/admin/workers", rows.parse_json_text(row.required_tools)
         chosen = [
-            worker for worker in fleet if not candidates or any(_matches_selector(each, worker) for each in candidates)
+            worker for worker in fleet if not candidates or any(matches_selector(each, worker) for each in candidates)
         ]
         if not chosen:
             message = "No online worker matches the agent's selector."
@@ -251,18 +276,6 @@ class TaskExplanations:
             return [_unmet("worker_approved", message, how, "/admin/workers")]
         how = "Start one: corral worker --url URL"
         return [_unmet("worker_online", "No worker is online.", how, "/admin/workers")]
-
-
-def _matches_selector(agent: AgentFacts, worker: WorkerFacts) -> bool:
-    """Return whether the agent may run on the worker, according to the worker selector of the agent.
-
-    Claims apply the same rule.
-    """
-    if agent.worker_id is not None:
-        return agent.worker_id == worker.id
-    if agent.worker_group is not None and agent.worker_group != worker.group:
-        return False
-    return all(worker.labels.get(name) == value for name, value in agent.worker_labels.items())
 
 
 def _dependency_condition(row: TaskRow) -> Condition:

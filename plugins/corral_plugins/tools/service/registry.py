@@ -126,10 +126,12 @@ class ToolRegistry:
         """Return a tool by name, or None.
 
         If no plugin contributes the tool, the definition comes from the given worker, or from any online worker if
-        `worker_id` is None.
+        `worker_id` is None or the given worker does not offer the tool.
         """
         contributed = self.contributed_tools().get(name)
         offered = [] if contributed and contributed[0].runs == "server" else self._tools_of_workers(worker_id, name)
+        if contributed is None and not offered and worker_id is not None:
+            offered = self._tools_of_workers(None, name)
         if contributed is None and not offered:
             return None
         row = _ROW.one({"name": name})

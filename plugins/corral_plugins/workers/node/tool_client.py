@@ -56,7 +56,8 @@ class ToolClient:
         Raise `WorkerLeaseLost` or `TaskWaitsForPerson` if the attempt ends. Raise `ApiError` if the task should be
         released.
         """
-        name = self._names.get(call["function"]["name"], call["function"]["name"])
+        named = call["function"]["name"]
+        name = self._names.get(named) or named.replace("__", ".")  # models also call tools that were not offered
         try:
             arguments = parse_json(call["function"]["arguments"] or "{}")
         except ValueError as error:

@@ -260,3 +260,10 @@ def test_what_is_offered_says_what_it_takes() -> None:
         assert offer["schema"]["additionalProperties"] is False
         assert offer["schema"]["description"]
         assert "$ref" not in str(offer["schema"])
+
+
+async def test_a_tool_that_was_not_offered_is_called_by_its_own_name(workspaces: Workspaces) -> None:
+    """So that the server refuses it as not offered, not as unknown."""
+    server = Server(calls_tool("workspace__write", path="a.txt", content="hello"), "end")
+    assert await server.run(claim(), workspaces=workspaces) == REPORTED
+    assert server.of("tool")[0][0] == "workspace.write"
