@@ -275,7 +275,7 @@ async def test_unit_of_work_14_a_long_poll_wakes_by_the_bell_and_holds_no_unit(p
     waiting = asyncio.ensure_future(member.get(f"/probe/wait?count=1&until={time.time() + 30}"))
     await asyncio.sleep(0.3)
     async with asyncio.timeout(10):
-        while probe.kernel.database.connection_usage()[0]:
+        while probe.kernel.database.connection_usage()[0]:  # noqa: ASYNC110  (nothing tells)
             await asyncio.sleep(0.01)
     assert not waiting.done()
     await member.post("/probe/things", {"title": "a"})
