@@ -35,6 +35,7 @@ from corral.plugin import FirstAccount
 log = logging.getLogger("corral.serve")
 
 SAFE_MODE = "CORRAL_SAFE_MODE"
+SLOW_AT_START_MS = 500
 STOP_SECONDS = 2.0  # of `END_SECONDS`, for the plugins and the database, when the requests have ended
 CLOSING_SECONDS = 1.5  # busy connections close after their next response, before idle connections are closed
 
@@ -190,7 +191,11 @@ def _serve(
     gc.freeze()
     parent = inherited or _parent(config, options, listener, environment, recovering=recovering)
 
+    is_slow_enough = SlowUnitsOfStart()
+    logging.getLogger("corral.database").addFilter(is_slow_enough)
+
     def ready() -> None:
+        logging.getLogger("corral.database").removeFilter(is_slow_enough)
         starts.ready()
         if inherited is None:
             processes.register_for_reload(config.data_dir, listener_url(listener, tls=_has_tls(config)))
@@ -198,6 +203,17 @@ def _serve(
     serving = ServingProcess(kernel, application, listener, parent).run(jobs=not options["no_jobs"], ready=ready)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(serving)
+
+
+class SlowUnitsOfStart(logging.Filter):
+    """Suppresses the warnings of slow units that took less than 500 ms, while a server starts.
+
+    Each start runs many units of work for the first time and at once, so that some take longer than they will later.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the record is logged."""
+        return record.msg != "slow unit" or getattr(record, "duration_ms", 0) >= SLOW_AT_START_MS
 
 
 class ServingProcess:

@@ -199,11 +199,8 @@ def show_user(email: str, config_path: Path | None, as_json: bool) -> None:
     """Show the details of an account."""
     with open_session(config_path, "user show") as found:
         user = _find_user(found, email)
-    if as_json:
-        output.print_value(msgspec.to_builtins(user), as_json=True, text="")
-        return
-    facts = msgspec.to_builtins(user).items()
-    output.print_table([{"field": name, "value": value} for name, value in facts], ("field", "value"), as_json=False)
+    facts = msgspec.to_builtins(user)
+    output.print_fields(facts, {name.replace("_", " "): value for name, value in facts.items()}, as_json=as_json)
 
 
 @user_command_group.command("unlock")
