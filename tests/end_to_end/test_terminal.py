@@ -136,6 +136,40 @@ def test_who_wins(terminal: Terminal) -> None:
     assert terminal.json("whoami")["id"] == made["id"]
 
 
+def test_two_people_at_one_server_are_two_names(terminal: Terminal, tmp_path: Path) -> None:
+    """Each signs out of the own session, and the name that was used before becomes the current one again."""
+    with terminal.server.sign_in() as admin:
+        fields = {"email": "bea@example.org", "full_name": "Bea", "role": "member", "password": PASSWORD}
+        admin.post("/admin/users", json=fields).raise_for_status()
+    environ = {"XDG_CONFIG_HOME": str(tmp_path)}
+    sessions = SavedSessions(tmp_path / "corral")
+    for name, email in (("ada", EMAIL), ("bea", fields["email"]), ("ada", EMAIL), ("second", EMAIL)):
+        arguments = ("--server", name, "--email", email, "--password-file", "password")
+        terminal("login", terminal.address, *arguments, **environ)
+    signed_out = terminal("logout", "--server", "second", **environ)
+    assert f"The current server is ada ({terminal.address})." in signed_out
+    _, ended = sessions.find("bea") or pytest.fail("not signed in")
+    terminal("logout", "--server", "bea", **environ)
+    assert EMAIL in terminal("whoami", "--server", "ada", **environ)
+    with terminal.server.client(ended.token) as bea:
+        assert bea.get("/auth/me").json()["code"] == "session_revoked"
+
+
+def test_the_server_of_this_folder_is_found(terminal: Terminal, tmp_path: Path) -> None:
+    """It does not listen on the configured address. `login` says where the password goes before it asks for it."""
+    environ = {"XDG_CONFIG_HOME": str(tmp_path), "CORRAL_DATA_DIR": str(terminal.folder / "data")}
+    signed_out = terminal.run("whoami", environ=environ)
+    assert f"you are not signed in to {terminal.address}; run" in signed_out.stderr
+    (tmp_path / "wrong").write_text("not the password")
+    refused = terminal.run("login", "--password-file", str(tmp_path / "wrong"), stdin=f"{EMAIL}\n", environ=environ)
+    assert refused.stderr.startswith(f"Signing in to {terminal.address}.\nEmail")
+    assert refused.stderr.splitlines()[-1].removeprefix("Email: ").startswith(f"corral: {terminal.address}: ")
+    signed_in = terminal("login", "--email", EMAIL, "--password-file", "password", **environ)
+    assert signed_in == f"Signed in to {terminal.address} as {EMAIL}.\n"
+    invited = terminal("user", "invite", "neighbour@example.org", **environ)
+    assert invited.splitlines()[-1].startswith(f"{terminal.address}/account/accept-invitation#token=")
+
+
 def test_signing_in_with_a_second_factor(terminal: Terminal, tmp_path: Path) -> None:
     with terminal.server.sign_in() as admin:
         fields = {"email": "mia@example.org", "full_name": "Mia", "role": "member", "password": PASSWORD}

@@ -21,7 +21,7 @@ from corral.cli.asgi_servers import Shutdown, chosen_server, loop_factory, serve
 from corral.cli.data_folder import ensure_data_dir, restrict_new_files
 from corral.cli.disk_reserve import DiskReserve
 from corral.cli.kernel_start import boot_with_log
-from corral.cli.listener import listen, loopback_url, refuse_connections
+from corral.cli.listener import listen, listener_url, loopback_url, refuse_connections
 from corral.cli.output import config_option
 from corral.cli.processes import ParentConnection, ParentProcess, ProcessEnvironment
 from corral.cli.sealed_start import sealed_reason
@@ -90,13 +90,17 @@ def serve_command(**options: Any) -> None:
         reserve.refill()
     else:
         listener, began = listen(config.server.bind), time.time()
-        processes.register_for_reload(config.data_dir)
+        processes.register_for_reload(config.data_dir, listener_url(listener, tls=_has_tls(config)))
         parent = _parent(config, options, listener, environment, recovering=recovering, begins=True)
         status = asyncio.run(parent.run())
         if status == 0:  # stopped by a signal, perhaps while processes were starting
             StartHistory(config.data_dir).remove_crashes(began)
             reserve.refill()
         sys.exit(status)
+
+
+def _has_tls(config: Config) -> bool:
+    return config.server.certfile is not None
 
 
 def _configure(options: Mapping[str, Any]) -> Config:
@@ -194,7 +198,7 @@ def _serve(
         logging.getLogger("corral.database").removeFilter(is_slow_enough)
         starts.ready()
         if inherited is None:
-            processes.register_for_reload(config.data_dir)
+            processes.register_for_reload(config.data_dir, listener_url(listener, tls=_has_tls(config)))
 
     serving = ServingProcess(kernel, application, listener, parent).run(jobs=not options["no_jobs"], ready=ready)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
@@ -236,7 +240,7 @@ class ServingProcess:
         """
         self._install_signal_handlers()
         kernel, loop = self._kernel, asyncio.get_running_loop()
-        address = loopback_url(self._listener, tls=kernel.config.server.certfile is not None)
+        address = loopback_url(listener_url(self._listener, tls=_has_tls(kernel.config)))
         await kernel.start(jobs=jobs)
         server = loop.create_task(serve_with(kernel.config, self._application.app, self._accepting, self._shutdown))
         await kernel.announce_serving(address)
