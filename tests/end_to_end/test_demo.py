@@ -102,14 +102,18 @@ def test_operations_2_a_task_is_completed_and_nothing_is_left(demo: Demo) -> Non
     assert not (demo.home / "corral-data").exists()
 
 
-def test_operations_2_without_json_it_is_for_people(demo: Demo) -> None:
+def test_operations_2_without_json_it_is_for_people_and_the_folder_can_be_kept(demo: Demo) -> None:
     (demo.home / "mine.txt").write_text("The cat sat on the mat.")
-    status, out, err = demo.run("--once", "--input", "mine.txt")
+    status, out, err = demo.run("--once", "--input", "mine.txt", "--keep", "kept")
     assert status == 0, err
     assert "The cat sat on the mat." in out
     for word in ("server", "worker", "claim", "completed", "input tokens", "cost            $0.00"):
         assert word in out
     assert demo.left() == []
+    assert (demo.home / "kept" / "data" / "corral.db").is_file()
+    status, out, err = demo.run("--once", "--keep", "kept")
+    assert (status, out) == (2, "")
+    assert "name a new one" in err
 
 
 @pytest.mark.parametrize(
@@ -149,12 +153,7 @@ def test_it_stays_up_until_ctrl_c(demo: Demo) -> None:
     assert demo.left() == []
 
 
-def test_a_folder_that_is_kept(demo: Demo) -> None:
-    assert demo.run("--once", "--keep", "kept")[0] == 0
-    assert (demo.home / "kept" / "data" / "corral.db").is_file()
-    status, out, err = demo.run("--once", "--keep", "kept")
-    assert (status, out) == (2, "")
-    assert "name a new one" in err
+def test_a_folder_that_cannot_be_kept(demo: Demo) -> None:
     (demo.home / "file").touch()
     status, out, err = demo.run("--once", "--keep", "file/kept")
     assert (status, out) == (1, "")

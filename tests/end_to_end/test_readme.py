@@ -82,6 +82,13 @@ def test_with_curl_alone_a_task_is_done(tmp_path: Path, shell: dict[str, str]) -
         assert "event: task.completed" in heard
 
 
+@pytest.mark.one_engine
+def test_adding_the_local_model_leaves_what_runs_in_place() -> None:
+    """An installation of Corral itself would remove the command and the files of a running server for a while."""
+    [install] = [line for block in blocks("A model on your machine") for line in block.splitlines() if "pip" in line]
+    assert install.partition("install ")[2].split() == ["./contrib/corral-llama"]
+
+
 @POSTGRES
 def test_many_machines_share_one_database(database_url: str, tmp_path: Path, shell: dict[str, str]) -> None:
     """Two machines have a data folder each. A third one lacks the master key."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import stat
 import subprocess
@@ -21,7 +22,9 @@ import pyotp
 import pytest
 from tests.kernel.cli.warm import warm
 
+from corral.cli.output import format_ms
 from corral.cli.saved_sessions import SavedSessions
+from corral.clock import parse_instant
 from corral.testing.server import EMAIL, PASSWORD, ServerProcess
 
 SCRIPTS = """
@@ -133,6 +136,40 @@ def test_who_wins(terminal: Terminal) -> None:
     assert terminal.json("whoami")["id"] == made["id"]
 
 
+def test_two_people_at_one_server_are_two_names(terminal: Terminal, tmp_path: Path) -> None:
+    """Each signs out of the own session, and the name that was used before becomes the current one again."""
+    with terminal.server.sign_in() as admin:
+        fields = {"email": "bea@example.org", "full_name": "Bea", "role": "member", "password": PASSWORD}
+        admin.post("/admin/users", json=fields).raise_for_status()
+    environ = {"XDG_CONFIG_HOME": str(tmp_path)}
+    sessions = SavedSessions(tmp_path / "corral")
+    for name, email in (("ada", EMAIL), ("bea", fields["email"]), ("ada", EMAIL), ("second", EMAIL)):
+        arguments = ("--server", name, "--email", email, "--password-file", "password")
+        terminal("login", terminal.address, *arguments, **environ)
+    signed_out = terminal("logout", "--server", "second", **environ)
+    assert f"The current server is ada ({terminal.address})." in signed_out
+    _, ended = sessions.find("bea") or pytest.fail("not signed in")
+    terminal("logout", "--server", "bea", **environ)
+    assert EMAIL in terminal("whoami", "--server", "ada", **environ)
+    with terminal.server.client(ended.token) as bea:
+        assert bea.get("/auth/me").json()["code"] == "session_revoked"
+
+
+def test_the_server_of_this_folder_is_found(terminal: Terminal, tmp_path: Path) -> None:
+    """It does not listen on the configured address. `login` says where the password goes before it asks for it."""
+    environ = {"XDG_CONFIG_HOME": str(tmp_path), "CORRAL_DATA_DIR": str(terminal.folder / "data")}
+    signed_out = terminal.run("whoami", environ=environ)
+    assert f"you are not signed in to {terminal.address}; run" in signed_out.stderr
+    (tmp_path / "wrong").write_text("not the password")
+    refused = terminal.run("login", "--password-file", str(tmp_path / "wrong"), stdin=f"{EMAIL}\n", environ=environ)
+    assert refused.stderr.startswith(f"Signing in to {terminal.address}.\nEmail")
+    assert refused.stderr.splitlines()[-1].removeprefix("Email: ").startswith(f"corral: {terminal.address}: ")
+    signed_in = terminal("login", "--email", EMAIL, "--password-file", "password", **environ)
+    assert signed_in == f"Signed in to {terminal.address} as {EMAIL}.\n"
+    invited = terminal("user", "invite", "neighbour@example.org", **environ)
+    assert invited.splitlines()[-1].startswith(f"{terminal.address}/account/accept-invitation#token=")
+
+
 def test_signing_in_with_a_second_factor(terminal: Terminal, tmp_path: Path) -> None:
     with terminal.server.sign_in() as admin:
         fields = {"email": "mia@example.org", "full_name": "Mia", "role": "member", "password": PASSWORD}
@@ -169,6 +206,8 @@ def test_agents(terminal: Terminal) -> None:
     assert "Second one" in terminal("agents", "list", "--status", "offline")
     near = terminal.run("agents", "show", "Second")
     assert near.stderr == "corral: there is no agent named Second; did you mean Second one?\n"
+    mistyped = terminal.run("agents", "show", "Ecco")
+    assert mistyped.stderr == "corral: there is no agent named Ecco; did you mean Echo?\n"
     assert terminal.run("agents", "edit", "Echo").returncode == 2
 
 
@@ -191,6 +230,15 @@ def test_a_task_is_created_watched_answered_and_shown(terminal: Terminal) -> Non
     shown = terminal.json("tasks", "show", made["id"])
     assert (shown["priority"], shown["tags"], shown["result"]) == ("high", ["a"], {"text": "so blue"})
     assert "Step 2: scripted/asks" in terminal("tasks", "logs", made["id"], "--follow")
+    logs = terminal.run("tasks", "logs", "Paint it")
+    assert "claim 2 of the task; --claim 1 shows what happened earlier" in logs.stderr
+    assert "Step 1: scripted/asks" in terminal("tasks", "logs", "Paint it", "--claim", "1")
+    assert re.search(r"^worker: +embedded$", terminal("tasks", "show", "Paint it"), re.MULTILINE)
+    again = terminal.run("tasks", "watch", made["id"]).stderr
+    seconds = parse_instant(shown["finished_at"]) - parse_instant(shown["created_at"])
+    assert seconds > 0.1
+    assert float(again[: again.index(" s  completed")].split()[-1]) == pytest.approx(seconds, abs=0.1)
+    assert f"{format_ms(round(seconds * 1000))} from creation to end" in again
 
 
 def test_ctrl_c_leaves_the_task_and_names_the_command_that_finds_it(terminal: Terminal) -> None:
@@ -209,6 +257,7 @@ def test_ctrl_c_leaves_the_task_and_names_the_command_that_finds_it(terminal: Te
     assert terminal.json("tasks", "show", task_id)["status"] == "waiting"
     assert terminal.json("tasks", "cancel", task_id, "--reason", "enough")["status"] == "cancelled"
     assert "enough" in terminal("tasks", "explain", task_id)
+    assert re.search(r"^cancelled: .*enough", terminal("tasks", "show", task_id), re.MULTILINE)
 
 
 def test_tasks_that_fail_are_listed_explained_and_retried(terminal: Terminal) -> None:
@@ -231,6 +280,19 @@ def test_tasks_that_fail_are_listed_explained_and_retried(terminal: Terminal) ->
     assert ambiguous.stderr.startswith("corral: 2 tasks are named Twice; give the id instead: ")
 
 
+def test_a_task_that_requires_a_tool_waits_for_a_worker_that_offers_it(terminal: Terminal) -> None:
+    terminal("agents", "create", "Writer", "--model", "scripted/echo", "--tool", "workspace.write", "--start")
+    required = ("--require-tool", "workspace.write")
+    waiting = terminal.json("tasks", "create", "--agent", "Writer", *required, "Wait")
+    assert (waiting["required_tools"], waiting["status"]) == (["workspace.write"], "pending")
+    assert "No online worker offers workspace.write" in terminal("tasks", "explain", waiting["id"])
+    left = terminal.run("run", "--agent", "Writer", *required, "--timeout", "1", "Wait too")
+    assert "the task " in left.stderr
+    done = terminal.run("run", "--agent", "Writer", "Do not wait")
+    assert (done.returncode, "warning: tool_not_offered:workspace.write" in done.stderr) == (0, True)
+    assert "the worker embedded does not offer it" in terminal("tasks", "explain", "Do not wait")
+
+
 def test_workers_cost_events_and_status(terminal: Terminal) -> None:
     with terminal.server.sign_in() as admin:
         admin.post("/workers/register", json={"name": "laptop"}).raise_for_status()
@@ -239,6 +301,8 @@ def test_workers_cost_events_and_status(terminal: Terminal) -> None:
     assert terminal.json("workers", "approve", "Laptop", "--group", "desk")["group"] == "desk"
     assert terminal.json("workers", "drain", "embedded")["status"] == "draining"
     assert terminal.json("workers", "drain", "--resume", "embedded")["status"] == "online"
+    terminal("run", "--agent", "Echo", "Cost something")
+    assert "Cost something" in terminal("cost", "--by", "task")
     assert "desk" in terminal("workers", "list")
     cost = terminal("cost")
     assert "$0.00" in cost
@@ -250,6 +314,16 @@ def test_workers_cost_events_and_status(terminal: Terminal) -> None:
     assert len(terminal("events", "--limit", "3").splitlines()) == 3
     status = terminal.json("status")
     assert (status["server"], status["user"]["email"], status["version"]) == (terminal.address, EMAIL, "0.1.0")
+
+
+def test_status_tells_of_an_engaged_kill_switch(terminal: Terminal) -> None:
+    assert "kill switch" not in terminal("status")
+    terminal("api", "POST", "/admin/kill-switch", "-f", "engaged:=true", "-f", "reason=A fire")
+    try:
+        assert re.search(r"^kill switch: +engaged: A fire; .*corral kill-switch off", terminal("status"), re.MULTILINE)
+        assert terminal.json("status")["kill_switch"]["engaged"] is True
+    finally:
+        terminal("api", "POST", "/admin/kill-switch", "-f", "engaged:=false")
 
 
 def test_an_invitation_is_made_by_who_is_signed_in(terminal: Terminal, tmp_path: Path) -> None:
@@ -282,6 +356,15 @@ def test_any_operation_can_be_called(terminal: Terminal) -> None:
     (terminal.folder / "name").write_text("By a file\n")
     assert json.loads(terminal("api", "POST", "/agents", "-f", "name=@name"))["name"] == "By a file"
     assert terminal("api", "GET", "/problems/not_found")
+    image = "data:image/svg+xml;base64," + "A" * 300
+    terminal("agents", "create", "Painted", "-f", f"description={image}")
+    seen = terminal.on_a_terminal("api", "GET", "/agents?search=Painted")
+    assert image not in seen
+    assert "(326 characters; redirect the output to a file to get all of them)" in seen
+    assert image in terminal("api", "GET", "/agents?search=Painted")
+    address = "base_url=http://169.254.169.254/v1"
+    blocked = terminal.run("api", "POST", "/llm/providers", "-f", "name=near", "-f", "kind=openai", "-f", address)
+    assert (blocked.returncode, blocked.stderr.count("169.254.169.254 ")) == (1, 1), blocked.stderr
     wrong = terminal.run("api", "POST", "/agents", "-f", "name=x", "-f", "max_concurrent_tasks=two")
     assert (wrong.returncode, wrong.stdout) == (1, "")
     assert "/max_concurrent_tasks: " in wrong.stderr

@@ -1,7 +1,7 @@
 """R6: 64 clients write to one SQLite file through two processes, without a pause: no client sees a lock error, writes
 are acknowledged soon, and `/health` answers as if nothing happened.
 
-Short form: 5 s, and the times are judged only by what a busy machine can hold; long form (`--long`): 5 min.
+Short form: 3 s, and the times are judged only by what a busy machine can hold; long form (`--long`): 5 min.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def servers(unmade_database_url: str, tmp_path: Path) -> Iterator[list[ServerPro
 
 @SQLITE
 def test_r06_sixty_four_sqlite_writers(servers: list[ServerProcess], long_form: bool, figure: Any) -> None:
-    stop, seconds = threading.Event(), 300.0 if long_form else 5.0
+    stop, seconds = threading.Event(), 300.0 if long_form else 3.0
     with servers[0].sign_in() as admin, ThreadPoolExecutor(2) as pool:
         token = admin.headers["Authorization"].removeprefix("Bearer ")
         first = admin.post("/tasks", json={"title": "the one that all change"}).raise_for_status().json()["id"]

@@ -14,8 +14,6 @@ import hashlib
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -32,11 +30,13 @@ from corral.database.sealed_columns import SealedColumns
 from corral.errors import Unavailable
 from corral.ids import new_id
 from corral.kernel import Kernel, boot
+from corral.testing import server
 from corral_plugins.secrets.models import SecretRow, SecretVersion
+from corral_plugins.secrets.service.master_key_rotation import LEASE_SECONDS
 from corral_plugins.secrets.service.values import SecretValues
 
 AT_ONCE = 200
-PAUSE = 0.5  # of the short form, most of which is waiting for the leases of those that were killed
+PAUSE = 1.0  # of the short form, most of which is waiting for the leases of those that were killed
 
 
 def key(label: str) -> str:
@@ -51,7 +51,7 @@ class Installation:
     """A data folder with a database, seen by processes that have different keys."""
 
     def __init__(self, folder: Path, database_url: str, *labels: str) -> None:
-        self.folder = folder
+        self.folder, self.log = folder, folder / "command.log"
         self.environ = {name: text for name, text in os.environ.items() if not name.startswith("CORRAL_")}
         self.environ |= {
             "CORRAL_CONFIG": os.devnull,
@@ -77,21 +77,14 @@ class Installation:
         finally:
             kernel.database.close()
 
-    def command(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """`corral secrets …` in a process of its own."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "corral", "secrets", *arguments],
-            env=self.environ,
-            cwd=self.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    def command(self, *arguments: str) -> Any:
+        """`corral secrets …` in a process of its own, whose output is in `log`."""
+        self.log.write_bytes(b"")
+        return server.start_process(["secrets", *arguments], environ=self.environ, folder=self.folder, log=self.log)
 
     def done(self, *arguments: str) -> tuple[int, str]:
-        process = self.command(*arguments)
-        text, _ = process.communicate(timeout=120)
-        return process.returncode, text.decode()
+        status = self.command(*arguments).wait(120)
+        return status, self.log.read_text("utf-8")
 
 
 def store(kernel: Kernel, count: int) -> None:
@@ -206,13 +199,12 @@ def kill_in_the_middle(installation: Installation, before: int) -> bool:
             while process.poll() is None and looks.count() >= before:
                 time.sleep(0.005)
         time.sleep(random.uniform(0.0, 0.03))
-        ended = process.poll() is not None
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        told = process.communicate()[0].decode()
-        if not (ended and "already" in told):
-            return not ended
-        time.sleep(0.5)
+        killed = process.wait(60) == -signal.SIGKILL
+        if killed or "already" not in installation.log.read_text("utf-8"):
+            return bool(killed)
+        time.sleep(LEASE_SECONDS)
     raise AssertionError("the command does not begin")
 
 
@@ -244,7 +236,7 @@ def test_r10_every_secret_opens_whatever_is_killed(
             status, told = installation.done("rotate-master-key")
             if status and time.monotonic() - began < 60:  # the lease of the killed one lasts for some seconds
                 assert "already" in told, told
-                time.sleep(1)
+                time.sleep(LEASE_SECONDS)
                 continue
             assert status == 0, told
         reader.stop.set()

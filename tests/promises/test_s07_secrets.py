@@ -1,6 +1,6 @@
 """S7: marked secrets go through every feature there is; none is found anywhere afterwards, in any form.
 
-Short form: 20 secrets; long form (`--long`): 500. Each is written by people, workers and models in plain, base64, hex
+Short form: 10 secrets; long form (`--long`): 500. Each is written by people, workers and models in plain, base64, hex
 and URL form. Then everything that can hold text is searched: database (with WAL), files, logs, events, audit log, its
 export, metrics, problem documents, answers, `/ws`. Features that come later join the corpus when they exist.
 """
@@ -215,7 +215,7 @@ class Tour:
 
 
 def test_s07_no_secret_is_found_anywhere(database_url: str, tmp_path: Path, long_form: bool, figure: Any) -> None:
-    count = 500 if long_form else 20
+    count = 500 if long_form else 10
     environ = {"CORRAL_LOG_LEVEL": "debug", "CORRAL_ACCESS_TTL": "3600"}
     with ServerProcess(tmp_path, database_url=database_url, environ=environ) as server:
         admin = server.sign_in()

@@ -1,7 +1,7 @@
 """S10: bodies that are too large, that do not end, of very many parts, too deep, compressed, at a real server: each is
 refused, the first at once, and the process grows by 32 MiB at most.
 
-Short form: 20 of each, 10 at a time; long form (`--long`): 200 of each, 50 at a time.
+Short form: 10 of each, 10 at a time; long form (`--long`): 200 of each, 50 at a time.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ async def test_s10_hostile_bodies(server: ServerProcess, long_form: bool, figure
     hostile = Hostile(server.port, token)
     await hostile.storm(2, 2)  # what is made once is made
     before = memory(server)
-    count, at_once = (200, 50) if long_form else (20, 10)
+    count, at_once = (200, 50) if long_form else (10, 10)
     await hostile.storm(count, at_once)
     await asyncio.sleep(REST)
     rise = memory(server) - before

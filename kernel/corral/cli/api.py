@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -15,6 +16,7 @@ from corral.http.routes import API_PREFIX
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 WITHOUT_BODY = ("GET", "DELETE")
+DATA_LENGTH = 200  # characters
 
 
 @click.command("api")
@@ -47,8 +49,21 @@ def api_command(
             found = {"items": list(client.pages(path, **query))}
         else:
             found = client.send(method, path, body=body, query=query)
+    if sys.stdout.isatty():
+        found = shorten_data(found)
     if found is not None:
         click.echo(found if isinstance(found, str) else json.dumps(found, indent=2, ensure_ascii=False))
+
+
+def shorten_data(value: Any) -> Any:
+    """Return the value with all long `data:` URLs shortened, such as images, which nobody reads on a terminal."""
+    if isinstance(value, dict):
+        return {name: shorten_data(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [shorten_data(item) for item in value]
+    if isinstance(value, str) and value.startswith("data:") and len(value) > DATA_LENGTH:
+        return f"{value[:40]}… ({len(value)} characters; redirect the output to a file to get all of them)"
+    return value
 
 
 def _split_path(text: str) -> tuple[str, dict[str, Any]]:

@@ -124,8 +124,17 @@ class ApiClient:
         if same:
             ids = ", ".join(item["id"] for item in same)
             raise ApiClientError(f"{len(same)} {kind}s are named {name}; give the id instead: {ids}")
-        near = f"; did you mean {found[0][field]}?" if found else f"; corral {kind}s list shows all {kind}s"
+        similar = found[0][field] if found else self._similar_name(path, name, field)
+        near = f"; did you mean {similar}?" if similar else f"; corral {kind}s list shows all {kind}s"
         raise ApiClientError(f"there is no {kind} named {name}{near}", 404)
+
+    def _similar_name(self, path: str, name: str, field: str) -> str | None:
+        """Return the name in the first page of the list at `path` that is most similar to a mistyped name, or None."""
+        from difflib import get_close_matches
+
+        names = {item[field].casefold(): item[field] for item in self.get(path, limit=PAGE)["items"]}
+        near = get_close_matches(name.strip().casefold(), names, n=1)
+        return names[near[0]] if near else None
 
     def events(
         self, kind: str, identifier: str, *, until: float | None = None, away: Callable[[str], None] | None = None
@@ -225,7 +234,8 @@ def _refusal(status: int, content: bytes) -> ApiClientError:
     try:
         problem = msgspec.json.decode(content)
         faults = {each["pointer"]: each["detail"] for each in problem.get("errors") or ()}
-        parts = [problem["detail"], *(f"{at}: {text}" for at, text in faults.items() if text != problem["detail"])]
+        detail = problem["detail"]  # often contains the fault, perhaps with more words
+        parts = [detail, *(f"{at}: {text}" for at, text in faults.items() if text.rstrip(".") not in detail)]
     except (msgspec.DecodeError, KeyError, TypeError):
         return ApiClientError(content[:300].decode("utf-8", "replace") or f"the server answered {status}", status)
     where = f" (status {status}, request {problem.get('request_id')})" if status >= 500 else ""

@@ -222,6 +222,10 @@ def check_storage(config: Config) -> Iterator[Finding]:
         yield Finding(
             "storage", "down", f"{folder} must be readable and writable", "make the user of the server its owner"
         )
+    elif config.storage.url is None and not config.database.is_file:
+        detail = f"files are stored in {folder}, which other machines with the same database do not see"
+        remedy = "set CORRAL_STORAGE_URL, for example to file:///FOLDER on a file system that all machines share"
+        yield Finding("storage", "warning", detail, remedy)
     else:
         yield Finding("storage", "ok", f"not configured; files are stored in {folder}")
 

@@ -44,11 +44,15 @@ def listen(bind: str) -> socket.socket:
     return listener
 
 
-def loopback_url(listener: socket.socket, *, tls: bool) -> str:
-    """Return the URL at which this process can connect to itself."""
+def listener_url(listener: socket.socket, *, tls: bool) -> str:
+    """Return the URL of the address that the socket is bound to, which may be the one of all interfaces."""
     host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
     return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def loopback_url(url: str) -> str:
+    """Return the URL at which a process of this machine can connect to a listener with this URL."""
+    return url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
 
 
 async def refuse_connections(listener: socket.socket, stop_accepting: Callable[[], None]) -> None:

@@ -52,11 +52,7 @@ def show_plugin(name: str, config_path: Path | None, as_json: bool) -> None:
 
     plugins = installed_plugins(load_config(path=config_path))
     facts = {**_facts(find_plugin(plugins, name)), **_contributed(find_plugin(plugins, name), plugins)}
-    rows = [{"": key.replace("_", " "), "value": value} for key, value in facts.items() if value not in (None, "", [])]
-    if as_json:
-        output.print_value(facts, as_json=True, text="")
-    else:
-        output.print_table(rows, ("", "value"), as_json=False)
+    output.print_fields(facts, {name.replace("_", " "): value for name, value in facts.items()}, as_json=as_json)
 
 
 @plugins_command.command("enable")

@@ -58,14 +58,19 @@ EXIT_SECONDS = 5.0  # time for threads and exit handlers of plugins to end
 _lock_files: list[int] = []  # open while the process runs; the locks show that it does
 
 
-def register_for_reload(data_dir: Path) -> None:
-    """Register this process for reloads by SIGHUP. SIGHUP is ignored until its handler is installed."""
+def register_for_reload(data_dir: Path, url: str = "") -> None:
+    """Register this process for reloads by SIGHUP. SIGHUP is ignored until its handler is installed.
+
+    `url` is the URL of the listener of a server, which `running_server_url` returns.
+    """
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     path = _registration_folder(data_dir) / str(os.getpid())
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
     fcntl.flock(handle, fcntl.LOCK_EX)
+    os.ftruncate(handle, 0)
+    os.write(handle, url.encode())
     _lock_files.append(handle)
 
 
@@ -90,6 +95,15 @@ def request_reload(data_dir: Path) -> int:
             os.kill(process, signal.SIGHUP)
             asked += 1
     return asked
+
+
+def running_server_url(data_dir: Path) -> str | None:
+    """Return the URL of the listener of a server that runs on this data folder, or None if there is none."""
+    for process in _running_processes(data_dir):
+        with contextlib.suppress(FileNotFoundError):
+            if url := (_registration_folder(data_dir) / str(process)).read_text("utf-8"):
+                return url
+    return None
 
 
 def _running_processes(data_dir: Path) -> Iterator[int]:

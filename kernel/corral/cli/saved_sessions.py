@@ -17,8 +17,8 @@ import msgspec
 class SavedSession(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A session with a server, or a token for it.
 
-    Without `refresh_token`, the token cannot be renewed: it is an API key or another token that the user supplied.
-    `expires_at` is in epoch seconds of this machine.
+    Without `refresh_token`, the token cannot be renewed: it is the token of a session with a sealed server, or an API
+    key or another token that the user supplied. Those have no `expires_at`, which is in epoch seconds of this machine.
     """
 
     url: str
@@ -40,13 +40,17 @@ class SavedSessions:
         self._folder, self._path = folder, folder / "sessions.json"
 
     def find(self, server: str | None = None) -> tuple[str, SavedSession] | None:
-        """Return the name and the session of a server, given its name or URL. The default is the current server."""
+        """Return the name and the session of a server, given its name or URL. The default is the current server.
+
+        Of several names with the same URL, the current one counts, otherwise the first.
+        """
         saved = self._read()
-        wanted = saved.current if server is None else server
-        for name, session in saved.servers.items():
-            if wanted is not None and (name == wanted or session.url == wanted.rstrip("/")):
-                return name, session
-        return None
+        wanted = server or saved.current
+        if wanted is None:
+            return None
+        same = [name for name, session in saved.servers.items() if session.url == wanted.rstrip("/")]
+        found = [wanted] if wanted in saved.servers else [saved.current] if saved.current in same else same
+        return next(((name, saved.servers[name]) for name in found), None)
 
     def names(self) -> list[str]:
         """Return the names of all servers."""
@@ -55,13 +59,14 @@ class SavedSessions:
     def store(self, name: str, session: SavedSession, *, make_current: bool = False) -> None:
         """Store a session, replacing an older one of the same name."""
         saved = self._read()
-        saved.servers[name] = session
         if make_current:
+            saved.servers.pop(name, None)  # the order of the servers is the order of the sign-ins
             saved.current = name
+        saved.servers[name] = session
         self._write(saved)
 
     def remove(self, name: str) -> None:
-        """Remove a session. If it was the current one, the last of the others becomes current."""
+        """Remove a session. If it was the current one, the one that was current before becomes so again."""
         saved = self._read()
         saved.servers.pop(name, None)
         if saved.current not in saved.servers:

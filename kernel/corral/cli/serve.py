@@ -21,7 +21,7 @@ from corral.cli.asgi_servers import Shutdown, chosen_server, loop_factory, serve
 from corral.cli.data_folder import ensure_data_dir, restrict_new_files
 from corral.cli.disk_reserve import DiskReserve
 from corral.cli.kernel_start import boot_with_log
-from corral.cli.listener import listen, loopback_url, refuse_connections
+from corral.cli.listener import listen, listener_url, loopback_url, refuse_connections
 from corral.cli.output import config_option
 from corral.cli.processes import ParentConnection, ParentProcess, ProcessEnvironment
 from corral.cli.sealed_start import sealed_reason
@@ -35,6 +35,7 @@ from corral.plugin import FirstAccount
 log = logging.getLogger("corral.serve")
 
 SAFE_MODE = "CORRAL_SAFE_MODE"
+SLOW_AT_START_MS = 500
 STOP_SECONDS = 2.0  # of `END_SECONDS`, for the plugins and the database, when the requests have ended
 CLOSING_SECONDS = 1.5  # busy connections close after their next response, before idle connections are closed
 
@@ -89,13 +90,17 @@ def serve_command(**options: Any) -> None:
         reserve.refill()
     else:
         listener, began = listen(config.server.bind), time.time()
-        processes.register_for_reload(config.data_dir)
+        processes.register_for_reload(config.data_dir, listener_url(listener, tls=_has_tls(config)))
         parent = _parent(config, options, listener, environment, recovering=recovering, begins=True)
         status = asyncio.run(parent.run())
         if status == 0:  # stopped by a signal, perhaps while processes were starting
             StartHistory(config.data_dir).remove_crashes(began)
             reserve.refill()
         sys.exit(status)
+
+
+def _has_tls(config: Config) -> bool:
+    return config.server.certfile is not None
 
 
 def _configure(options: Mapping[str, Any]) -> Config:
@@ -186,14 +191,29 @@ def _serve(
     gc.freeze()
     parent = inherited or _parent(config, options, listener, environment, recovering=recovering)
 
+    is_slow_enough = SlowUnitsOfStart()
+    logging.getLogger("corral.database").addFilter(is_slow_enough)
+
     def ready() -> None:
+        logging.getLogger("corral.database").removeFilter(is_slow_enough)
         starts.ready()
         if inherited is None:
-            processes.register_for_reload(config.data_dir)
+            processes.register_for_reload(config.data_dir, listener_url(listener, tls=_has_tls(config)))
 
     serving = ServingProcess(kernel, application, listener, parent).run(jobs=not options["no_jobs"], ready=ready)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(serving)
+
+
+class SlowUnitsOfStart(logging.Filter):
+    """Suppresses the warnings of slow units that took less than 500 ms, while a server starts.
+
+    Each start runs many units of work for the first time and at once, so that some take longer than they will later.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the record is logged."""
+        return record.msg != "slow unit" or getattr(record, "duration_ms", 0) >= SLOW_AT_START_MS
 
 
 class ServingProcess:
@@ -220,7 +240,7 @@ class ServingProcess:
         """
         self._install_signal_handlers()
         kernel, loop = self._kernel, asyncio.get_running_loop()
-        address = loopback_url(self._listener, tls=kernel.config.server.certfile is not None)
+        address = loopback_url(listener_url(self._listener, tls=_has_tls(kernel.config)))
         await kernel.start(jobs=jobs)
         server = loop.create_task(serve_with(kernel.config, self._application.app, self._accepting, self._shutdown))
         await kernel.announce_serving(address)

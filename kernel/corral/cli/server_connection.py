@@ -56,10 +56,24 @@ def open_client(server: str | None = None) -> ApiClient:
             raise click.UsageError(f"there is no server named {server} (known: {known}); sign in with corral login URL")
         url = server
     if token is not None and (server is None or found is None):
-        return _client_with_token(url or (found[1].url if found else DEFAULT_URL), token)
+        return _client_with_token(url or (found[1].url if found else default_url()), token)
     if found is None:
-        return _client_without_token(url or DEFAULT_URL)
+        return _client_without_token(url or default_url())
     return _client_of_session(sessions, *found)
+
+
+def default_url() -> str:
+    """Return the URL of the server that runs in this folder, or `DEFAULT_URL` if none is known."""
+    from corral.cli.listener import loopback_url
+    from corral.cli.processes import running_server_url
+    from corral.config.reader import load
+    from corral.errors import StartupError
+
+    try:
+        running = running_server_url(load().data_dir)
+    except (StartupError, OSError):  # the configuration or the data folder is not for this user
+        running = None
+    return DEFAULT_URL if running is None else loopback_url(running)
 
 
 def valid_url(text: str, option: str) -> str:
@@ -172,12 +186,12 @@ def renew_session(sessions: SavedSessions, name: str, client: ApiClient) -> bool
 
 
 def session_of(url: str, answer: Mapping[str, Any]) -> SavedSession:
-    """Return the session to save for the response to a sign-in."""
+    """Return the session to save for the response to a sign-in. A sealed server gives no refresh token."""
     return SavedSession(
         url=url,
         token=answer["access_token"],
         email=answer["user"]["email"],
-        refresh_token=answer["refresh_token"],
+        refresh_token=answer.get("refresh_token"),
         expires_at=time.time() + answer["expires_in"],
     )
 

@@ -23,6 +23,11 @@ def on_sqlite(database: peewee.Database | None = None) -> bool:
     return current().database.kind == "sqlite" if database is None else isinstance(database, peewee.SqliteDatabase)
 
 
+def stores_rows_in_primary_key(database: peewee.Database) -> bool:
+    """Return whether the engine can store a table in its primary key (`without_rowid`). For migrations."""
+    return on_sqlite(database)
+
+
 def _with_native_placeholders(sql: str) -> str:
     """Return the SQL with each `?` replaced by the engine's parameter marker. The SQL must contain no other `?`."""
     return sql if on_sqlite() else sql.replace("%", "%%").replace("?", "%s")

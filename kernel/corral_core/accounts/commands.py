@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 import click
 import msgspec
@@ -101,12 +101,26 @@ def invite_user(email: str, role: Role, server: str | None, config_path: Path | 
         output.print_value(answer, as_json=as_json, text=f"{text}\n{answer['url']}")
         return
     with open_session(config_path, "user invite") as found:
-        invitations = found.service(Invitations)
+        invitations, note = found.service(Invitations), _prepare_links(found)
         made, url = found.run(lambda: invitations.create(email, role, by=found.caller))
         is_mailed = found.service(Mail).is_configured
     mailed = f"\nA link is also mailed to {made.email}." if is_mailed else ""
-    text = f"Invited {made.email} ({made.role}). The link works once, until {made.expires_at}:\n{url}{mailed}"
+    text = f"Invited {made.email} ({made.role}). The link works once, until {made.expires_at}:\n{url}{mailed}{note}"
     output.print_value({**msgspec.to_builtins(made), "url": url}, as_json=as_json, text=text)
+
+
+def _prepare_links(found: Session) -> str:
+    """Let links begin with the address of the running server. Return what to tell if that address is unknown."""
+    from corral.cli.processes import running_server_url
+    from corral_core.accounts.service.links import SingleUseLinks
+
+    config = found.kernel.config
+    if config.server.public_url:
+        return ""
+    if running := running_server_url(config.data_dir):
+        found.service(SingleUseLinks).bind_to(urlsplit(running).netloc)
+        return ""
+    return "\nNo server runs here. If yours will have another address than the link, set CORRAL_PUBLIC_URL first."
 
 
 @user_command_group.command("list")
@@ -185,11 +199,8 @@ def show_user(email: str, config_path: Path | None, as_json: bool) -> None:
     """Show the details of an account."""
     with open_session(config_path, "user show") as found:
         user = _find_user(found, email)
-    if as_json:
-        output.print_value(msgspec.to_builtins(user), as_json=True, text="")
-        return
-    facts = msgspec.to_builtins(user).items()
-    output.print_table([{"field": name, "value": value} for name, value in facts], ("field", "value"), as_json=False)
+    facts = msgspec.to_builtins(user)
+    output.print_fields(facts, {name.replace("_", " "): value for name, value in facts.items()}, as_json=as_json)
 
 
 @user_command_group.command("unlock")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from corral.cli.api_client import ApiClient, ApiClientError
 from corral.cli.output import json_option, print_fields, print_value
 from corral.cli.saved_sessions import SavedSession, server_name, user_sessions
 from corral.cli.server_connection import (
-    DEFAULT_URL,
     client_command,
+    default_url,
     open_client,
     server_option,
     session_of,
@@ -56,9 +57,11 @@ def login_command(
     sessions = user_sessions()
     with sessions.locked():
         sessions.store(name, session, make_current=True)
-    who = session.email or "the owner of the API key"
-    found = {"server": name, "url": url, "email": session.email}
-    print_value(found, as_json=as_json, text=f"Signed in to {url} as {who}.")
+    text = f"Signed in to {url} as {session.email or 'the owner of the API key'}."
+    if session.expires_at is not None and session.refresh_token is None:
+        minutes = round((session.expires_at - time.time()) / 60)
+        text += f"\nThe server is sealed, so the session cannot renew itself: it ends in {minutes} minutes."
+    print_value({"server": name, "url": url, "email": session.email}, as_json=as_json, text=text)
 
 
 @click.command("logout")
@@ -73,12 +76,15 @@ def logout_command(server: str | None, as_json: bool) -> None:
         return
     name, session = found
     try:
-        if session.refresh_token is not None:
-            _end_session(session)
+        if session.expires_at is not None:
+            _end_session(name)
     finally:
         with sessions.locked():
             sessions.remove(name)
-    print_value({"signed_out_of": session.url}, as_json=as_json, text=f"Signed out of {session.url}.")
+    current, text = sessions.find(), f"Signed out of {session.url}."
+    if current is not None:
+        text += f"\nThe current server is {current[0]} ({current[1].url})."
+    print_value({"signed_out_of": session.url}, as_json=as_json, text=text)
 
 
 @click.command("whoami")
@@ -101,7 +107,7 @@ def _server(url: str | None, server: str | None) -> tuple[str, str]:
     """Return the name and the URL of the server to sign in to."""
     if url is None:
         found = user_sessions().find(server)
-        url = os.environ.get("CORRAL_URL") or (found[1].url if found else DEFAULT_URL)
+        url = os.environ.get("CORRAL_URL") or (found[1].url if found else default_url())
         if found is not None and found[1].url == url.rstrip("/"):
             return found[0], found[1].url
     if "://" not in url:
@@ -119,13 +125,18 @@ def _session_of_token(client: ApiClient, token: str) -> SavedSession:
 
 def _sign_in(client: ApiClient, email: str | None, password_file: Path | None) -> SavedSession:
     client.get("/auth/config")  # nobody types a password for a server that is not there
+    if not email or password_file is None:
+        click.echo(f"Signing in to {client.url}.", err=True)
     email = email or click.prompt("Email", err=True)
     if password_file is None:
         password = click.prompt("Password", hide_input=True, err=True)
     else:
         text = sys.stdin.readline() if str(password_file) == "-" else password_file.read_text("utf-8", "replace")
         password = text.rstrip("\r\n")
-    answer = client.post("/auth/login", {"email": email, "password": password})
+    try:
+        answer = client.post("/auth/login", {"email": email, "password": password})
+    except ApiClientError as error:
+        raise ApiClientError(f"{client.url}: {error}", error.status, error.problem) from None
     if answer.get("mfa_required"):
         proof = click.prompt("One-time code or recovery code", err=True).strip()
         kind = "code" if CODE.fullmatch(proof) else "recovery_code"
@@ -144,10 +155,10 @@ def _change_password(client: ApiClient, answer: Any, password: str) -> Any:
     return client.post("/auth/change-password", {"current_password": password, "new_password": new})
 
 
-def _end_session(session: SavedSession) -> None:
+def _end_session(name: str) -> None:
     """End the session on the server. A session that has ended already is no failure."""
     try:
-        with open_client(session.url) as client:
+        with open_client(name) as client:
             client.send("POST", "/auth/logout")
     except ApiClientError as error:
         if error.status != 401:

@@ -12,6 +12,8 @@ import click
 
 from corral.cli.output import config_option, json_option, print_value
 
+ERASE_LINE = "\r\x1b[K"
+
 if TYPE_CHECKING:
     from corral.plugin import CommandSession, OpenSession
     from corral.plugins.record import PluginRecord
@@ -19,16 +21,47 @@ if TYPE_CHECKING:
     from corral_core.backup.service.archive import ArchiveWriter, Manifest
 
 
+verbose_option = click.option("--verbose", is_flag=True, help="print the number of rows of each table")
+
+
+class TableProgress:
+    """Prints what is done to standard error: on a terminal in one line, which is overwritten, or all of it if verbose.
+
+    Elsewhere nothing is printed unless verbose.
+    """
+
+    def __init__(self, *, verbose: bool) -> None:
+        self._verbose, self._one_line = verbose, sys.stderr.isatty() and not verbose
+
+    def print(self, text: str) -> None:
+        """Print one step."""
+        if self._one_line:
+            click.echo(f"{ERASE_LINE}{text}", nl=False, err=True)
+        elif self._verbose:
+            _tell(text)
+
+    def end(self) -> None:
+        """Erase the line."""
+        if self._one_line:
+            click.echo(ERASE_LINE, nl=False, err=True)
+
+
 @click.command("backup")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option(
     "--with-files/--no-files", default=None, help="include stored files (default: if they are in a local folder)"
 )
+@verbose_option
 @config_option
 @json_option
 @click.pass_obj
 def backup_command(
-    open_session: OpenSession, file: Path, with_files: bool | None, config_path: Path | None, as_json: bool
+    open_session: OpenSession,
+    file: Path,
+    with_files: bool | None,
+    verbose: bool,
+    config_path: Path | None,
+    as_json: bool,
 ) -> None:
     """Write all data of this installation to FILE, while the server may be running.
 
@@ -44,7 +77,8 @@ def backup_command(
     url = load_config(path=config_path).storage.url
     with_files = (url is None or url.startswith("file://")) if with_files is None else with_files
     with open_session(config_path, "backup") as session:
-        manifest = _write(session, file, with_files=with_files, config_path=config_path)
+        progress = TableProgress(verbose=verbose)
+        manifest = _write(session, file, progress, with_files=with_files, config_path=config_path)
         _record(session, manifest, with_files=with_files)
     found = {
         "file": str(file),
@@ -52,6 +86,7 @@ def backup_command(
         "created_at": manifest.created_at,
         "tables": len(manifest.tables),
         "rows": manifest.rows,
+        "table_rows": _rows_of_tables(manifest),
         "files": len(manifest.files) if with_files else None,
     }
     files = f"{len(manifest.files)} files" if with_files else "no files"
@@ -59,7 +94,13 @@ def backup_command(
     print_value(found, as_json=as_json, text=text)
 
 
-def _write(session: CommandSession, file: Path, *, with_files: bool, config_path: Path | None) -> Manifest:
+def _rows_of_tables(manifest: Manifest) -> dict[str, int]:
+    return {table: entry.rows for table, entry in manifest.tables.items() if entry.rows}
+
+
+def _write(
+    session: CommandSession, file: Path, progress: TableProgress, *, with_files: bool, config_path: Path | None
+) -> Manifest:
     from corral import clock
     from corral.cli.snapshot import models_of, open_snapshot
     from corral.database.engine import Database
@@ -75,10 +116,11 @@ def _write(session: CommandSession, file: Path, *, with_files: bool, config_path
                 columns, rows = snapshot.read(table)
                 writer.write_table(table, columns, rows)
                 if count := writer.tables[table].rows:
-                    _tell(f"{table}: {count} rows")
+                    progress.print(f"{table}: {count} rows")
         if with_files:  # after the snapshot: a file is stored before the row that refers to it
             asyncio.run(_write_files(writer, session.service(BlobStore)))
-            _tell(f"{len(writer.files)} files")
+            progress.print(f"{len(writer.files)} files")
+        progress.end()
         manifest = Manifest(
             format=FORMAT,
             release=version("corral"),
@@ -141,9 +183,10 @@ def _record(session: CommandSession, manifest: Manifest, *, with_files: bool) ->
 
 @click.command("restore")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@verbose_option
 @config_option
 @json_option
-def restore_command(file: Path, config_path: Path | None, as_json: bool) -> None:
+def restore_command(file: Path, verbose: bool, config_path: Path | None, as_json: bool) -> None:
     """Restore a backup into the empty database and data folder of the configuration.
 
     Every sum of FILE is checked first. A failed restore leaves the database empty. All sessions are ended, and the kill
@@ -166,14 +209,22 @@ def restore_command(file: Path, config_path: Path | None, as_json: bool) -> None
     try:
         with Archive(file) as archive:
             archive.verify()
-            _tell("all sums are right")
+            progress = TableProgress(verbose=verbose)
+            progress.print("all sums are right")
             ensure_data_dir(config)
             entry = UnitContext(label="command restore", actor=Actor("system", name))
             by = Principal(kind="system", id=name, role="admin")
-            defects, manifest = restore(archive, config, entry, by, _tell), archive.manifest
+            defects, manifest = restore(archive, config, entry, by, progress.print), archive.manifest
+            progress.end()
     except ArchiveError as error:
         raise click.ClickException(str(error)) from None
-    found = {"created_at": manifest.created_at, "rows": manifest.rows, "files": len(manifest.files), "defects": defects}
+    found = {
+        "created_at": manifest.created_at,
+        "rows": manifest.rows,
+        "table_rows": _rows_of_tables(manifest),
+        "files": len(manifest.files),
+        "defects": defects,
+    }
     lines = [
         f"Restored {manifest.rows} rows and {len(manifest.files)} files of the backup of {manifest.created_at}.",
         *defects,

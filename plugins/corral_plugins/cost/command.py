@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from corral.cli.api_client import ApiClient
+from corral.cli.api_client import ApiClient, ApiClientError
 from corral.cli.output import format_usd, print_fields, print_table
 from corral.cli.server_connection import client_command
 
@@ -16,7 +16,7 @@ COLUMNS = {
     "agent": ("agent", "cost", "calls", "tokens", "unpriced_tokens", "tasks"),
     "model": ("provider", "model", "cost", "calls", "tokens", "unpriced_tokens"),
     "day": ("date", "cost", "calls", "tokens", "unpriced_tokens"),
-    "task": ("task_id", "cost", "calls", "tokens", "unpriced_tokens"),
+    "task": ("title", "cost", "calls", "tokens", "unpriced_tokens", "task_id"),
 }
 
 
@@ -49,10 +49,20 @@ def cost_command(client: ApiClient, *, by: str, days: int, as_json: bool) -> Non
         empty="Nothing was used.",
         computed={
             "agent": lambda row: row["name"] or row["agent_id"] or "(no agent)",
+            "title": lambda row: _task_title(client, row["task_id"]),
             "cost": lambda row: format_usd(row["cost_usd"]),
             "tokens": _tokens,
         },
     )
+
+
+def _task_title(client: ApiClient, task_id: str) -> str | None:
+    try:
+        return str(client.get(f"/tasks/{task_id}")["title"])
+    except ApiClientError as error:  # the task was deleted, or is another user's
+        if error.status not in (403, 404):
+            raise
+        return None
 
 
 def _tokens(row: Any) -> str:

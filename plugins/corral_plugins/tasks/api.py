@@ -270,10 +270,11 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QueueStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """The number of pending tasks, and the age of the oldest pending task in milliseconds."""
+    """The number of pending tasks, and the age of the oldest pending task in milliseconds, with its id."""
 
     depth: int
     oldest_pending_ms: int | None
+    oldest_pending_id: str | None = None
 
 
 class Tasks(Protocol):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
+import pytest
 from tests.kernel.auth.authenticator import AuthenticatorApp
 from tests.kernel.auth.conftest import Door
+from tests.kernel.cli.conftest import Command
 
 from corral import clock
-from corral.testing.kit import PASSWORD, Kit
+from corral.cli.saved_sessions import SavedSessions
+from corral.testing.kit import PASSWORD, Client, Kit
+from corral.testing.server import serving
 
 MakeKit = Callable[..., Awaitable[Kit]]
 RIGHT, WRONG = (f"v1:{base64.b64encode(bytes(range(at, at + 32))).decode()}" for at in (0, 100))
@@ -48,6 +54,26 @@ async def test_people_sign_in_to_a_sealed_installation(make_kit: MakeKit, open_d
     assert (unknown.status, unknown.code) == (401, "unauthenticated")
     fresh = await again.client.post("/auth/refresh", {"refresh_token": earlier.json()["refresh_token"]})
     assert fresh.status == 200
+
+
+@pytest.mark.one_engine
+async def test_the_command_line_signs_in_for_a_quarter_of_an_hour(make_kit: MakeKit, tmp_path: Path) -> None:
+    kit = await make_kit(plugins=[], environ={"CORRAL_MASTER_KEY": RIGHT})
+    await kit.as_user("admin", "ann@example.org")
+    sealed = await make_kit(plugins=[], environ={"CORRAL_MASTER_KEY": WRONG})
+    corral = Command(tmp_path)
+    corral.environ["XDG_CONFIG_HOME"] = str(tmp_path)
+    async with serving(sealed) as port:
+        url = f"http://127.0.0.1:{port}"
+        password = ("--email", "ann@example.org", "--password-file", "-")
+        done = await asyncio.to_thread(corral, "login", url, *password, stdin=PASSWORD)
+        assert done.status == 0, done
+        assert "the session cannot renew itself: it ends in 15 minutes" in done.out
+        _, session = SavedSessions(tmp_path / "corral").find() or pytest.fail("not signed in")
+        client = Client(sealed.application.app, session.token)
+        assert (await client.get("/auth/me")).status == 200
+        assert (await asyncio.to_thread(corral, "logout")).status == 0
+        assert (await client.get("/auth/me")).code == "session_revoked"
 
 
 async def _second_factor(door: Door, app: AuthenticatorApp, codes: list[str]) -> None:

@@ -21,6 +21,7 @@ from corral.database.connect import connect
 from corral.database.dialect import execute
 from corral.testing.database_servers import PostgresServer
 from corral.testing.server import ServerProcess
+from corral_core.backup.command import TableProgress
 
 ENGINES = [
     pytest.param("sqlite", marks=pytest.mark.sqlite),
@@ -233,3 +234,26 @@ def test_corral_restore_steps(corral: Command, new_url: Any, backed_up: Path) ->
     assert done.status == 1, done
     assert [text.partition(" ")[2] for text in done.json()["defects"]] == ["must look at this."]
     assert rows(new, "SELECT engaged FROM admin_kill_switch") == [(1,)]
+
+
+def test_the_rows_of_each_table_are_told_only_on_request(
+    corral: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert corral("migrate").status == 0
+    user = ("user", "create", "--admin", "ada@example.org", "--password-file", "-")
+    assert corral(*user, stdin="correct horse 77 b\n").status == 0
+    done = corral("backup", "quiet.backup")
+    assert (done.status, done.err, done.out.count("\n")) == (0, "", 1), done
+    done = corral("backup", "verbose.backup", "--verbose", "--json")
+    assert "accounts_users: 1 rows" in done.err.splitlines()
+    assert done.json()["table_rows"]["accounts_users"] == 1
+    for options, told in (((), False), (("--verbose",), True)):
+        place = {"CORRAL_DATA_DIR": str(corral.home / f"new{told}")}
+        done = corral("restore", "quiet.backup", *options, environ=place)
+        assert (done.status, "accounts_users: 1 rows" in done.err.splitlines(), bool(done.err)) == (0, told, told), done
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    progress = TableProgress(verbose=False)
+    for text in ("one: 1 rows", "two: 2 rows"):
+        progress.print(text)
+    progress.end()
+    assert capsys.readouterr().err == "\r\x1b[Kone: 1 rows\r\x1b[Ktwo: 2 rows\r\x1b[K"

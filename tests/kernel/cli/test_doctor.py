@@ -197,6 +197,15 @@ def _say(server: socket.socket, text: bytes) -> None:
         connection.sendall(text)
 
 
+def test_files_that_other_machines_do_not_see_are_warned_of(served: Any) -> None:
+    database = {"CORRAL_DATABASE_URL": "postgresql://corral@127.0.0.1:1/corral"}
+    status, detail, remedy = told(served, "storage", database)[0]
+    assert (status, "other machines" in detail, "CORRAL_STORAGE_URL" in remedy) == ("warning", True, True)
+    shared = {**database, "CORRAL_STORAGE_URL": f"file://{served.home}"}
+    assert told(served, "storage", shared)[0][0] == "ok"
+    assert told(served, "storage")[0][0] == "ok"
+
+
 def test_storage_that_no_plugin_serves_is_down(served: Any) -> None:
     found = told(served, "storage", {"CORRAL_STORAGE_URL": "s3://bucket"})
     assert found[0][:2] == ("down", "no active plugin supports s3:// storage")

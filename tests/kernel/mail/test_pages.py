@@ -78,6 +78,7 @@ async def test_an_invited_person_creates_the_account_in_a_browser(mailing: Kit) 
     path, token = await opened(mailing.client, invited["url"], "token", "full_name", "password")
     page = await submit(mailing.client, path, token=token, full_name="Ada <i>", password=PASSWORD)
     assert 'role="status"' in page
+    assert f"<code>corral login {invited['url'].partition('/account/')[0]}</code>" in page
     assert (await mailing.sign_in("ada@example.org")).user["role"] == "viewer"
     late = await submit(mailing.client, path, token="x", full_name="Ada", password=PASSWORD)
     assert "The link was already used" in late

@@ -185,6 +185,15 @@ def test_attempts_and_reasons_are_told(capsys: pytest.CaptureFixture[str]) -> No
     assert told == ["started", "retried    lease_lost: The worker gave no sign of life.", "started    attempt 2"]
 
 
+def test_lines_have_the_times_of_the_events(capsys: pytest.CaptureFixture[str]) -> None:
+    printer = EventPrinter(quiet=False)
+    for event, ts in (("task.assigned", "2026-01-01T10:00:00.000Z"), ("task.completed", "2026-01-01T10:01:05.500Z")):
+        printer.set_time(ts)
+        printer.print_event(event, {})
+    times = [float(line.split()[0]) for line in capsys.readouterr().err.splitlines()]
+    assert times == pytest.approx([0, 65.5], abs=0.2)
+
+
 def test_a_task_is_followed_though_the_log_was_pruned(run: Run) -> None:
     run.agent("Echo Late")
     with contextlib.closing(sqlite3.connect(run.folder / "data" / "corral.db")) as connection, connection:

@@ -298,6 +298,7 @@ async def test_a_long_wait_beside_a_worker_with_room_is_told(fleet: Any) -> None
     worker = await fleet.worker(max_agents=3)
     status, told = await fleet.work(health)
     assert (status, "61 s" in told) == ("degraded", True)
+    assert told.endswith(f"See why: corral tasks explain {fleet.tasks.waiting[0]}")
     fleet.tasks.oldest_ms = 59_000
     assert (await fleet.work(health))[0] == "ok"
     fleet.tasks.oldest_ms = None

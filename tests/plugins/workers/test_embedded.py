@@ -40,7 +40,10 @@ async def until(wanted: Any) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_one_runs_and_another_follows(fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_runs_and_another_follows(
+    fleet: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="corral.workers")
     monkeypatch.setattr(embedded, "RENEW_SECONDS", 0.05)
     monkeypatch.setattr(Program, "begun", 0)
     leases = [EmbeddedLease(fleet.kit.kernel.database.work, Program) for _ in range(2)]
@@ -49,6 +52,7 @@ async def test_one_runs_and_another_follows(fleet: Any, monkeypatch: pytest.Monk
         await until(lambda: Program.running == 1)
         await asyncio.sleep(0.3)
         assert (Program.running, Program.begun) == (1, 1)
+        assert [each.levelname for each in caplog.records if "runs the embedded worker" in each.message] == ["INFO"]
         for lease in leases:
             await lease.release_lease()
             await asyncio.sleep(0.3)

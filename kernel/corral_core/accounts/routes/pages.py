@@ -25,6 +25,7 @@ from corral.http.routes import Routes
 from corral_core.accounts.api import FullName, Password
 from corral_core.accounts.routes.auth import SIGN_IN_RATE
 from corral_core.accounts.routes.registration import BY_MAIL
+from corral_core.accounts.service.links import SingleUseLinks
 from corral_core.accounts.service.recovery import PasswordRecovery
 from corral_core.accounts.service.registration import AccountRegistration
 
@@ -107,11 +108,16 @@ async def show_password_reset() -> Text:
 
 
 @routes.post("/reset-password", needs=PUBLIC, rate=SIGN_IN_RATE, form=True, keyed=False, body_limit=BODY_LIMIT)
-async def submit_password_reset(body: PasswordForm, request: Request, recovery: PasswordRecovery) -> Text:
+async def submit_password_reset(
+    body: PasswordForm, request: Request, recovery: PasswordRecovery, links: SingleUseLinks
+) -> Text:
     """Set a new password with a link, and show the result as a page."""
     token = _token_of(body.token)
     return await _result(
-        SET_PASSWORD, body, lambda: recovery.set_password(token, body.new_password, request.unit_context())
+        SET_PASSWORD,
+        body,
+        links.base_url,
+        lambda: recovery.set_password(token, body.new_password, request.unit_context()),
     )
 
 
@@ -123,12 +129,14 @@ async def show_verification() -> Text:
 
 @routes.post("/verify-email", needs=PUBLIC, form=True, keyed=False, body_limit=BODY_LIMIT)
 async def submit_verification(
-    body: TokenForm, request: Request, registrations: AccountRegistration, work: Work
+    body: TokenForm, request: Request, registrations: AccountRegistration, links: SingleUseLinks, work: Work
 ) -> Text:
     """Verify an address with a link, and show the result as a page."""
     token = _token_of(body.token)
     entry = request.unit_context()
-    return await _result(VERIFY, body, lambda: work(lambda: registrations.verify_address(token), entry=entry))
+    return await _result(
+        VERIFY, body, links.base_url, lambda: work(lambda: registrations.verify_address(token), entry=entry)
+    )
 
 
 @routes.get("/accept-invitation", needs=PUBLIC)
@@ -138,11 +146,16 @@ async def show_invitation() -> Text:
 
 
 @routes.post("/accept-invitation", needs=PUBLIC, rate=BY_MAIL, form=True, keyed=False, body_limit=BODY_LIMIT)
-async def submit_invitation(body: InvitationForm, request: Request, registrations: AccountRegistration) -> Text:
+async def submit_invitation(
+    body: InvitationForm, request: Request, registrations: AccountRegistration, links: SingleUseLinks
+) -> Text:
     """Create an account with an invitation, and show the result as a page."""
     token, entry = _token_of(body.token), request.unit_context()
     return await _result(
-        ACCEPT, body, lambda: registrations.accept_invitation(token, body.full_name, body.password, entry)
+        ACCEPT,
+        body,
+        links.base_url,
+        lambda: registrations.accept_invitation(token, body.full_name, body.password, entry),
     )
 
 
@@ -158,7 +171,7 @@ async def read_page_script() -> Text:
     return Text(_file("page.js"), "text/javascript; charset=utf-8")
 
 
-async def _result(page: Page, body: msgspec.Struct, submit: Callable[[], Awaitable[object]]) -> Text:
+async def _result(page: Page, body: msgspec.Struct, url: str, submit: Callable[[], Awaitable[object]]) -> Text:
     """Return the page after its form was submitted: with the result, or with the form again and the reason.
 
     The form then still contains what the person entered, except the password.
@@ -171,7 +184,8 @@ async def _result(page: Page, body: msgspec.Struct, submit: Callable[[], Awaitab
         faults = [*dict.fromkeys(each.detail for each in problem.errors)] or [problem.detail]
         entered = {name: value for name, value in msgspec.structs.asdict(body).items() if "password" not in name}
         return _form(page, faults, entered)
-    return _page(page.title, f'<p role="status">{html.escape(page.done)}</p>')
+    command = f"<p>On the command line: <code>corral login {html.escape(url)}</code></p>"
+    return _page(page.title, f'<p role="status">{html.escape(page.done)}</p>\n{command}')
 
 
 def _form(page: Page, faults: Sequence[str] = (), entered: Mapping[str, str] = {}) -> Text:

@@ -52,6 +52,10 @@ class SingleUseLinks:
         """Set the address at which the server accepts connections, because `server.bind` may leave the port open."""
         self._port = urlsplit(address).port
 
+    def bind_to(self, place: str) -> None:
+        """Set `host:port` of the running server, for a command in another process. It may differ from `server.bind`."""
+        self._bind = place
+
     def create_link(self, kind: str, subject_id: str, email: str | None = None) -> str | None:
         """Create a link whose token is generated later, when the link is emailed. Return the id of the link.
 
@@ -136,13 +140,17 @@ class SingleUseLinks:
         """Delete every link of a purged account or a deleted invitation."""
         LinkRow.delete().where(LinkRow.subject_id == subject_id).execute()
 
+    @property
+    def base_url(self) -> str:
+        """The URL of the server for people, without a slash at its end."""
+        return (self._public or self._own_address()).rstrip("/")
+
     def link_url(self, kind: str, token: str) -> str:
         """Return the absolute URL of a link. Its fragment contains the token.
 
         The URL begins with `CORRAL_PUBLIC_URL` or, if that is not set, with the address of this server.
         """
-        base = self._public or self._own_address()
-        return f"{base.rstrip('/')}/account/{PAGES[kind]}#token={quote(token)}"
+        return f"{self.base_url}/account/{PAGES[kind]}#token={quote(token)}"
 
     @staticmethod
     def link_expired_error() -> Gone:

@@ -62,10 +62,15 @@ def _sentence_about(shape: type, field: str) -> str | None:
 
     The first sentence is about the shape itself, unless it begins with the name.
     """
-    name, text = f"`{field}`", " ".join((inspect.cleandoc(shape.__doc__) if shape.__doc__ else "").split())
-    first, *others = _SENTENCE_ENDS.split(text)
+    name, (first, *others) = f"`{field}`", _sentences_of(shape)
     about = [sentence for sentence in others if name in sentence] + ([first] if first.startswith(name) else [])
     return min(about, key=lambda sentence: sentence.find(name), default=None)
+
+
+@cache
+def _sentences_of(shape: type) -> list[str]:
+    """Return the sentences of the docstring."""
+    return _SENTENCE_ENDS.split(" ".join((inspect.cleandoc(shape.__doc__) if shape.__doc__ else "").split()))
 
 
 @cache

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
+from corral import clock
 from corral.cli.api_client import ApiClient, ApiClientError, TextDeltaTracker
 from corral.cli.output import COLOURS, format_ms, format_usd
 
@@ -23,13 +24,25 @@ EVENT_COLOURS = {**COLOURS, "tool": "magenta", "retried": "yellow", "stalled": "
 
 
 class EventPrinter:
-    """Prints the events of a task to standard error. Standard output is reserved for the result."""
+    """Prints the events of a task to standard error. Standard output is reserved for the result.
+
+    The times of the lines count from the first event of the task.
+    """
 
     def __init__(self, *, quiet: bool) -> None:
-        self._quiet, self._began = quiet, time.monotonic()
+        self._quiet = quiet
+        self._first: float | None = None  # when the first event happened, in epoch seconds
+        self._elapsed, self._since = 0.0, time.monotonic()  # the time of the last event, and when it was read
         self._live = TextDeltaTracker()
         self._open = False
         self.taken = False  # whether a worker holds the task now
+
+    def set_time(self, ts: str) -> None:
+        """Set the time of the following lines to that of an event, which may have happened long ago."""
+        at = clock.parse_instant(ts)
+        if self._first is None:
+            self._first = at
+        self._elapsed, self._since = at - self._first, time.monotonic()
 
     def print_event(self, event: str, data: dict[str, Any]) -> None:
         """Print an event of the task."""
@@ -57,7 +70,7 @@ class EventPrinter:
         With `ends=False` no newline follows, so that `_progress` can append text.
         """
         if not self._quiet:
-            elapsed, before = time.monotonic() - self._began, "\n" if self._open else ""
+            elapsed, before = self._elapsed + time.monotonic() - self._since, "\n" if self._open else ""
             when = click.style(f"{elapsed:7.1f} s", dim=True)
             what = click.style(f"{name:<10}" if text else name, bold=True, fg=EVENT_COLOURS.get(name))
             click.echo(f"{before}{when}  {what}{' ' if text else ''}{text}", nl=ends, err=True)
@@ -87,7 +100,7 @@ def follow_task(
     Ctrl-C stops following. At the time `until` (in `time.monotonic` seconds), `ApiClientError` is raised. In both cases
     the task continues.
     """
-    began, ended = time.monotonic(), threading.Event()
+    ended = threading.Event()
     obstacles = threading.Thread(target=_print_obstacles, args=(client, task_id, printer, ended), daemon=True)
     if not as_json:
         obstacles.start()
@@ -104,12 +117,17 @@ def follow_task(
         ended.set()
     if not as_json:
         obstacles.join(1)  # the thread may still use the connection, which is about to be closed
-    print_outcome(outcome_of(done, time.monotonic() - began), as_json=as_json)
+    print_outcome(outcome_of(done), as_json=as_json)
     sys.exit(0 if done["status"] == "completed" else 1)
 
 
 def _print_events(client: ApiClient, task_id: str, printer: EventPrinter, until: float | None) -> None:
-    for event, data in client.events("task", task_id, until=until, away=lambda reason: printer.line("waiting", reason)):
+    followed = client.follow_events(
+        until=until, away=lambda reason: printer.line("waiting", reason), object_type="task", object_id=task_id
+    )
+    for item in followed:
+        event, data = item["event"], item["data"]
+        printer.set_time(item["ts"])
         if event == "tool.called":
             calls = client.pages(f"/tasks/{task_id}/tool-calls")
             printer.print_tool_call([call for call in calls if call["call_id"] == data["call_id"]][-1])
@@ -132,8 +150,12 @@ def _print_obstacles(client: ApiClient, task_id: str, printer: EventPrinter, end
                 printer.line("waiting", " ".join(filter(None, (printed, wrong["unblock"]))))
 
 
-def outcome_of(task: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """Return the summary of an ended task. `result` is the agent's result, unchanged."""
+def outcome_of(task: dict[str, Any]) -> dict[str, Any]:
+    """Return the summary of an ended task. `result` is the agent's result, unchanged.
+
+    `duration_ms` is the time from the creation of the task to its end, with all attempts and waits.
+    """
+    seconds = clock.parse_instant(task["finished_at"]) - clock.parse_instant(task["created_at"])
     cost = task["cost"]
     return {
         "status": task["status"],
@@ -165,7 +187,7 @@ def print_outcome(outcome: dict[str, Any], *, as_json: bool) -> None:
         told = ""
     click.echo(
         f"{told}{outcome['input_tokens']} tokens in, {outcome['output_tokens']} out, "
-        f"{cost_text(outcome)}, {format_ms(outcome['duration_ms'])}",
+        f"{cost_text(outcome)}, {format_ms(outcome['duration_ms'])} from creation to end",
         err=True,
     )
 

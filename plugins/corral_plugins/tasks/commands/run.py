@@ -14,6 +14,7 @@ from corral_plugins.tasks.commands.task_options import (
     agent_option,
     create_task,
     input_option,
+    print_warnings,
     read_input,
     require_tool_option,
 )
@@ -50,4 +51,6 @@ def run_task_command(
     named = {"required_tools": list(required_tools)} if required_tools else {}
     task = create_task(client, agent, instructions, read_input(input_path), **named)
     printer.line("created", task["id"])
+    if not as_json:
+        print_warnings(task, "tool_not_offered:")  # what the others name keeps the task waiting, which is shown then
     follow_task(client, task["id"], printer, until=until, as_json=as_json)

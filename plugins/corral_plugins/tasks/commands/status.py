@@ -23,11 +23,13 @@ def status_command(client: ApiClient, *, as_json: bool) -> None:
     running = client.get("/tasks", status=list(RUNNING))
     waiting = client.get("/tasks", status="waiting", **({} if me["role"] == "admin" else {"created_by": me["id"]}))
     fleet, health = client.get("/workers/overview"), client.get("/health")
+    kill_switch = _read_if_allowed(client, "/admin/kill-switch")
     report = {
         "server": client.url,
         "version": health["version"],
         "user": {"email": me["email"], "role": me["role"]},
-        "health": _health_report(client),
+        "health": _read_if_allowed(client, "/settings/health"),
+        "kill_switch": kill_switch,
         "workers": fleet,
         "running": running,
         "waiting": waiting,
@@ -40,6 +42,7 @@ def status_command(client: ApiClient, *, as_json: bool) -> None:
         "server": f"{client.url} (version {health['version']})",
         "user": f"{me['email']} ({me['role']})",
         "health": checked["status"],
+        "kill switch": _kill_switch(kill_switch),
         "workers": f"{fleet['online']} online, {fleet['active_leases']} of {fleet['capacity']} slots in use",
         "queue": f"{fleet['queue_depth']} tasks",
     }
@@ -60,11 +63,18 @@ def _print_section(client: ApiClient, title: str, found: Any) -> None:
         print_tasks(client, found["items"])
 
 
-def _health_report(client: ApiClient) -> Any:
-    """Return the report on all health checks, or None if the user may not read it."""
+def _kill_switch(state: Any) -> str | None:
+    """Describe an engaged kill switch, which stops all tasks. Return None if it is released or unknown."""
+    if state is None or not state["engaged"]:
+        return None
+    return f"engaged: {state['reason'] or 'no reason given'}; no task runs. Release it: corral kill-switch off"
+
+
+def _read_if_allowed(client: ApiClient, path: str) -> Any:
+    """Return what is at the path, or None if the user may not read it or its plugin is not active."""
     try:
-        return client.get("/settings/health")
+        return client.get(path)
     except ApiClientError as error:
-        if error.status != 403:
+        if error.status not in (403, 404):
             raise
         return None

@@ -39,10 +39,7 @@ require_tool_option = click.option(
 def create_task(
     client: ApiClient, agent: str, instructions: str, task_input: dict[str, Any], **fields: Any
 ) -> dict[str, Any]:
-    """Create a task for the agent with this name or id, and print its warnings to standard error.
-
-    Without `title`, the title is the first line.
-    """
+    """Create a task for the agent with this name or id. Without `title`, the title is the first line."""
     for name, text in (("--agent", agent), ("INSTRUCTIONS", instructions)):
         if not text.strip():
             raise click.UsageError(f"{name} is empty")
@@ -50,11 +47,14 @@ def create_task(
             raise click.UsageError(f"{name} is not UTF-8 text")
     found = client.find("/agents", agent, kind="agent")
     new = {"title": _title(instructions), "instructions": instructions, "input": task_input, "agent_id": found["id"]}
-    made = dict(client.post("/tasks", {**new, **fields}))
-    for warning in made["warnings"]:
-        told = f": {warning}; see corral tasks explain {made['id']}"
+    return dict(client.post("/tasks", {**new, **fields}))
+
+
+def print_warnings(task: dict[str, Any], prefix: str = "") -> None:
+    """Print the warnings about a new task that begin with the prefix to standard error."""
+    for warning in (each for each in task["warnings"] if each.startswith(prefix)):
+        told = f": {warning}; see corral tasks explain {task['id']}"
         click.echo(click.style("warning", fg="yellow") + told, err=True)
-    return made
 
 
 def _title(instructions: str) -> str:

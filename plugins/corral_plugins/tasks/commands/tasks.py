@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from corral.cli.api_client import ApiClient
+from corral.cli.api_client import ApiClient, ApiClientError
 from corral.cli.output import COLOURS, format_usd, print_fields, print_table
 from corral.cli.request_body import field_option, parse_fields, read_body
 from corral.cli.server_connection import client_command, complete_names
@@ -17,6 +17,7 @@ from corral_plugins.tasks.commands.task_options import (
     agent_option,
     create_task,
     input_option,
+    print_warnings,
     read_input,
     require_tool_option,
 )
@@ -91,15 +92,21 @@ def print_tasks(client: ApiClient, tasks: list[Any], *, as_json: bool = False) -
 def show_task(client: ApiClient, *, task: str, as_json: bool) -> None:
     """Show a task with its result, its error and its cost."""
     found = client.get(f"/tasks/{_find(client, task)['id']}")
+    if as_json:
+        print_fields(found, {}, as_json=True)
+        return
     agent_id = found["assigned_agent_id"] or found["agent_id"]
-    agent = client.get(f"/agents/{agent_id}")["name"] if agent_id and not as_json else agent_id
+    agent = client.get(f"/agents/{agent_id}")["name"] if agent_id else None
+    explained = client.get(f"/tasks/{found['id']}/explain")
     error, progress = found["error"] or {}, found["progress"] or {}
     shown = {
         "title": found["title"],
         "id": found["id"],
         "status": found["status"],
+        "cancelled": explained["summary"] if found["status"] == "cancelled" else None,
         "waiting for": _waiting_for(found),
         "agent": agent or (f"any of role {found['agent_role']}" if found["agent_role"] else "any"),
+        "worker": _worker_name(client, explained["attempts"]),
         "priority": found["priority"],
         "attempt": f"{found['attempt']} of at most {found['max_attempts']}",
         "instructions": found["instructions"],
@@ -113,7 +120,7 @@ def show_task(client: ApiClient, *, task: str, as_json: bool) -> None:
         "started": found["started_at"],
         "finished": found["finished_at"],
     }
-    print_fields(found, shown, as_json=as_json)
+    print_fields(found, shown, as_json=False)
 
 
 @tasks_command_group.command("create")
@@ -145,6 +152,7 @@ def create_task_command(
         click.echo(json.dumps(made, indent=2, ensure_ascii=False))
         return
     click.echo(f"Created {made['id']}. Follow it: corral tasks watch {made['id']}")
+    print_warnings(made)
 
 
 @tasks_command_group.command("watch")
@@ -182,7 +190,10 @@ def show_logs(
                 _print_log_line(line, as_json=as_json)
             query["after"] = items[-1]["seq"]
         if ended:
-            return
+            break
+    if claim is None and not as_json and (last := client.get(f"/tasks/{task_id}")["fence"]) > 1:
+        earlier = "--claim 1 shows" if last == 2 else f"--claim 1 to --claim {last - 1} show"
+        click.echo(f"This is the log of claim {last} of the task; {earlier} what happened earlier.", err=True)
 
 
 @tasks_command_group.command("explain")
@@ -263,6 +274,19 @@ def _status(task: Any) -> str:
 def _agent_name(task: Any, names: dict[str, str]) -> str:
     agent_id = task["assigned_agent_id"] or task["agent_id"]
     return str(names.get(agent_id, agent_id) if agent_id else task["agent_role"] or "-")
+
+
+def _worker_name(client: ApiClient, attempts: list[Any]) -> str | None:
+    """Return the name of the worker of the latest attempt, or its id if the worker no longer exists."""
+    if not attempts:
+        return None
+    worker_id = str(attempts[-1]["worker_id"])
+    try:
+        return str(client.get(f"/workers/{worker_id}")["name"])
+    except ApiClientError as error:
+        if error.status != 404:
+            raise
+        return worker_id
 
 
 def _waiting_for(task: Any) -> str | None:

@@ -9,6 +9,8 @@ from typing import Any
 import peewee
 from peewee import Model
 
+from corral.database.dialect import stores_rows_in_primary_key
+
 ROWS = 200
 
 
@@ -34,7 +36,7 @@ def up(migrator: Any, db: Any) -> None:
         class Meta:
             table_name = "tasks_tags"
             primary_key = peewee.CompositeKey("tag", "created_at", "task_id")
-            without_rowid = isinstance(db, peewee.SqliteDatabase)
+            without_rowid = stores_rows_in_primary_key(db)
 
     db.create_tables([TaskTag])
     tagged = Task.select(Task.id, Task.created_at, Task.tags).where(Task.tags != "[]").tuples().iterator()

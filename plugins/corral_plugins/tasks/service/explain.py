@@ -131,7 +131,7 @@ class TaskExplanations:
         state = self.switch.state() if self.switch is not None else None
         if state is None or not state.engaged:
             return _met("kill_switch", "The kill switch is released.")
-        message = f"The kill switch is engaged: {state.reason}"
+        message = f"The kill switch is engaged ({state.reason})."
         return _unmet(
             "kill_switch", message, "Ask an admin to release it: corral kill-switch off", "/admin/kill-switch"
         )

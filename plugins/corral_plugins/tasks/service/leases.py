@@ -144,7 +144,12 @@ class TaskLeases:
 
     def queue_statistics(self) -> QueueStatistics:
         """Return the number of pending tasks and the age of the oldest one."""
-        return QueueStatistics(depth=statistics.count_pending_tasks(), oldest_pending_ms=statistics.oldest_pending_ms())
+        oldest = statistics.oldest_pending()
+        return QueueStatistics(
+            depth=statistics.count_pending_tasks(),
+            oldest_pending_ms=statistics.oldest_pending_ms(),
+            oldest_pending_id=oldest[1] if oldest is not None else None,
+        )
 
     # -- revocation
 

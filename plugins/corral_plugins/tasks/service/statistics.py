@@ -75,7 +75,7 @@ _HOURS = Statement(
 )
 _OLDEST = Statement(
     lambda p: (
-        Task.select(Task.queued_at)
+        Task.select(Task.queued_at, Task.id)
         .where(rows.QUEUED & (Task.rank == p("rank")) & (Task.priority == p("priority")))
         .order_by(Task.queued_at)
         .limit(1)
@@ -204,13 +204,18 @@ def sums_of_last_day() -> Counter[str]:
     return sums
 
 
-def oldest_pending_ms() -> int | None:
-    """Return how long the oldest pending task has been waiting for a worker, or None if no task is pending."""
+def oldest_pending() -> tuple[str, str] | None:
+    """Return when the oldest pending task was queued, and its id, or None if no pending task is in a queue."""
     pairs = ((rank, priority) for priority in range(len(PRIORITIES)) for rank in range(priority, len(PRIORITIES) + 1))
     found = [_OLDEST.one({"rank": rank, "priority": priority}) for rank, priority in pairs]
-    oldest = min((row[0] for row in found if row is not None), default=None)
+    return min(((row[0], row[1]) for row in found if row is not None), default=None)
+
+
+def oldest_pending_ms() -> int | None:
+    """Return how long the oldest pending task has been waiting for a worker, or None if no task is pending."""
+    oldest = oldest_pending()
     if oldest is not None:
-        return clock.elapsed_ms(oldest, clock.now())
+        return clock.elapsed_ms(oldest[0], clock.now())
     return 0 if count_pending_tasks() else None
 
 

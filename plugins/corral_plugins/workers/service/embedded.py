@@ -70,6 +70,7 @@ class EmbeddedLease:
         self._holder = f"{socket.gethostname()[:30]}|{os.getpid()}|{new_id()}"
         self._running: asyncio.Task[None] | None = None
         self._closed = False
+        self._is_standby_logged = False
         self._changing = asyncio.Lock()
         self._held_until = 0.0  # monotonic time before which no other process can hold the lease
 
@@ -82,6 +83,7 @@ class EmbeddedLease:
             while True:
                 async with self._changing:  # `release_lease` must not run between the lease and the start of a worker
                     held = not self._closed and await self._acquire_or_renew()
+                    self._log_standby(held)
                     if held and self._running is None:
                         self._running = asyncio.get_running_loop().create_task(self._start().run())
                     elif not held or (self._running is not None and self._running.done()):
@@ -89,6 +91,15 @@ class EmbeddedLease:
                 await asyncio.sleep(RENEW_SECONDS)
         finally:
             await self._stop_worker()
+
+    def _log_standby(self, held: bool) -> None:
+        """Log once that this server has no embedded worker, because another one runs it."""
+        if not held and not self._closed and not self._is_standby_logged:
+            log.info(
+                "another server of this database runs the embedded worker, so this one has none until that one stops; "
+                "start it with --no-embedded-worker to have no embedded worker at all"
+            )
+        self._is_standby_logged = not held
 
     async def release_lease(self) -> None:
         """Stop the worker and release the lease, so that another process can start a worker immediately."""

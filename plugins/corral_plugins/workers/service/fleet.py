@@ -164,10 +164,13 @@ class Fleet:
 
         If a task waits for more than 60 s although workers have free capacity, probably no worker can claim the task.
         """
-        waiting = self.tasks.queue_statistics().oldest_pending_ms if self.tasks is not None else None
+        queue = self.tasks.queue_statistics() if self.tasks is not None else None
+        waiting = queue.oldest_pending_ms if queue is not None else None
         free = sum(part.capacity - part.leases for part in fleet_totals() if part.status == "online")
         if waiting is not None and waiting > LONG_WAIT_MS and free > 0:
-            return "degraded", f"A task has waited for {waiting // 1000} s although workers can take {free} more tasks."
+            sentence = f"A task has waited for {waiting // 1000} s although workers can take {free} more tasks."
+            oldest = queue.oldest_pending_id if queue is not None else None
+            return "degraded", f"{sentence} See why: corral tasks explain {oldest}" if oldest else sentence
         return "ok", "No task has waited long while a worker had free capacity."
 
 
