@@ -365,6 +365,13 @@ def test_any_operation_can_be_called(terminal: Terminal) -> None:
     address = "base_url=http://169.254.169.254/v1"
     blocked = terminal.run("api", "POST", "/llm/providers", "-f", "name=near", "-f", "kind=openai", "-f", address)
     assert (blocked.returncode, blocked.stderr.count("169.254.169.254 ")) == (1, 1), blocked.stderr
+    agent = json.loads(terminal("api", "POST", "/agents", "-f", "name=With a version"))
+    change = ("api", "PATCH", f"/agents/{agent['id']}", "-f", "name=Changed", "-H", 'If-Match: "1"')
+    assert json.loads(terminal(*change, "-H", "Accept-Language: de"))["version"] == 2
+    assert "current version is 2" in terminal.run(*change).stderr
+    for refused in ("If-Match", "If Match: 1", "Authorization: Bearer x"):
+        assert terminal.run("api", "GET", "/agents", "-H", refused).returncode == 2
+    assert terminal.run("api", "GET", "/agents", "--all", "-H", "If-Match: 1").returncode == 2
     wrong = terminal.run("api", "POST", "/agents", "-f", "name=x", "-f", "max_concurrent_tasks=two")
     assert (wrong.returncode, wrong.stdout) == (1, "")
     assert "/max_concurrent_tasks: " in wrong.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,17 @@ DATA_LENGTH = 200  # characters
 @click.argument("path")
 @field_option
 @body_option
+@click.option("-H", "--header", "headers", multiple=True, help="send a header, such as 'If-Match: \"3\"' (repeatable)")
 @click.option("--all", "all_pages", is_flag=True, help="follow the pages of a list, and print all items")
 @server_option
 def api_command(
-    method: str, path: str, fields: tuple[str, ...], input_path: Path | None, all_pages: bool, server: str | None
+    method: str,
+    path: str,
+    fields: tuple[str, ...],
+    input_path: Path | None,
+    headers: tuple[str, ...],
+    all_pages: bool,
+    server: str | None,
 ) -> None:
     """Call an operation of the API, for example corral api GET /tasks -f limit=5, and print the response as JSON.
 
@@ -43,12 +51,15 @@ def api_command(
         body = read_body(input_path, fields)
     if all_pages and method != "GET":
         raise click.UsageError("--all can be used with GET only")
+    if all_pages and headers:
+        raise click.UsageError("--all cannot be used with --header")
+    sent = _parse_headers(headers)
     with open_client(server) as client:
         found: Any
         if all_pages:
             found = {"items": list(client.pages(path, **query))}
         else:
-            found = client.send(method, path, body=body, query=query)
+            found = client.send(method, path, body=body, query=query, headers=sent)
     if sys.stdout.isatty():
         found = shorten_data(found)
     if found is not None:
@@ -64,6 +75,19 @@ def shorten_data(value: Any) -> Any:
     if isinstance(value, str) and value.startswith("data:") and len(value) > DATA_LENGTH:
         return f"{value[:40]}… ({len(value)} characters; redirect the output to a file to get all of them)"
     return value
+
+
+def _parse_headers(texts: tuple[str, ...]) -> dict[str, str]:
+    """Return the headers by name in lower case. Raise `UsageError` for a text that is not `Name: value`."""
+    headers = {}
+    for text in texts:
+        name, colon, value = (part.strip() for part in text.partition(":"))
+        if not colon or not re.fullmatch(r"[\w-]+", name, re.ASCII) or not (value.isascii() and value.isprintable()):
+            raise click.UsageError(f"{text!r} is not a header; write it as 'Name: value'")
+        if name.lower() == "authorization":
+            raise click.UsageError("--header cannot send Authorization; put the token into CORRAL_TOKEN")
+        headers[name.lower()] = value
+    return headers
 
 
 def _split_path(text: str) -> tuple[str, dict[str, Any]]:

@@ -73,19 +73,27 @@ class ApiClient:
         """Send a POST request with `body` as JSON and return the decoded JSON of the response."""
         return self.send("POST", path, body=body)
 
-    def send(self, method: str, path: str, *, body: Any = None, query: Mapping[str, Any] | None = None) -> Any:
+    def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        query: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
         """Send a request and return the decoded JSON of the response, or its text if it is not JSON.
 
-        `path` is relative to the API, for example `/agents`.
+        `path` is relative to the API, for example `/agents`. The names of `headers` are in lower case.
         """
         content = None if body is None else msgspec.json.encode(body)
-        headers = {} if content is None else {"Content-Type": "application/json"}
+        sent = {**({} if content is None else {"content-type": "application/json"}), **(headers or {})}
         try:
-            answer = self._answer(method, path, query or {}, content, headers)
+            answer = self._answer(method, path, query or {}, content, sent)
         except ApiClientError as error:
             if error.status not in (401, 403) or not self.on_refusal(error):
                 raise
-            answer = self._answer(method, path, query or {}, content, headers)
+            answer = self._answer(method, path, query or {}, content, sent)
         if not answer.content:
             return None
         if answer.headers.get("content-type", "").partition(";")[0] == "application/json":

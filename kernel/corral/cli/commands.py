@@ -53,6 +53,11 @@ class LazyGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
+            if (owner := _disabled_owner(args[0])) is not None:
+                from corral.cli.plugins import reason_in_words
+
+                told = f"{error.message.rstrip('.')}; the plugin {owner} is {reason_in_words(owner, 'config')}"
+                raise click.UsageError(told, ctx) from None
             near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
             if not near:
                 raise
@@ -212,6 +217,22 @@ def _callable_plugins(config: Config) -> Iterator[Found]:
         known = found.built_in or found.name in config.plugins.enabled or found.distribution in ours
         if known and found.name not in config.plugins.disabled:
             yield found
+
+
+def _disabled_owner(command: str) -> str | None:
+    """Return the plugin that is installed but not enabled, and to which a command seems to belong, or None.
+
+    Such a plugin is not imported, so its entry points and its name must tell.
+    """
+    config = _readable_config()
+    enabled = {found.name for found in _callable_plugins(config)}
+    points = [point for point in metadata.entry_points(group=COMMAND_GROUP) if point.name == command]
+    for found in discovery.discover(config):
+        package = f"{found.module.rpartition('.')[0]}."
+        is_owner = found.name == command or any(point.module.startswith(package) for point in points)
+        if is_owner and found.name not in enabled:
+            return found.name
+    return None
 
 
 def distributions_of_extras() -> frozenset[str]:

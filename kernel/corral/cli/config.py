@@ -14,6 +14,7 @@ from corral.cli import output
 from corral.cli.commands import FAILED, REFUSED
 from corral.cli.masked_config import masked_rows
 from corral.cli.output import config_option, json_option
+from corral.cli.plugins import reason_in_words
 from corral.cli.unknown_settings import unknown_setting_warnings
 from corral.config.model import TABLE
 from corral.config.reader import load as load_config
@@ -68,6 +69,15 @@ def check(config_path: Path | None, as_json: bool) -> None:
             if item.state in ("failed", "blocked"):
                 rows.append({"status": "failed", "detail": f"plugin {item.name} is {item.state}: {item.reason}"})
         known = {item.name for item in kernel.plugins}
+        rows += [
+            {
+                "status": "warning",
+                "detail": f"the section [plugins.{item.name}] is ignored, because the plugin {item.name} is "
+                f"{reason_in_words(item.name, item.reason)}",
+            }
+            for item in kernel.plugins
+            if item.state == "disabled" and item.name in config.plugins.tables
+        ]
     for key, names in (("enabled", config.plugins.enabled), ("disabled", config.plugins.disabled)):
         rows += [
             {"status": "warning", "detail": f"plugins.{key} lists {name}, but no plugin {name} is installed"}

@@ -164,11 +164,12 @@ def _list(config_path: Path | None, as_json: bool) -> None:
         ("name", "state", "version", "distribution", "reason"),
         as_json=as_json,
         colour_of="state",
-        computed={"reason": lambda row: _reason(row["name"], row["reason"])},
+        computed={"reason": lambda row: reason_in_words(row["name"], row["reason"])},
     )
 
 
-def _reason(name: str, reason: str | None) -> str | None:
+def reason_in_words(name: str, reason: str | None) -> str | None:
+    """Return the reason for the state of a plugin, with the remedy if there is one."""
     words = {
         "config": f"not enabled in corral.toml; enable it: corral plugins enable {name}",
         "admin": f"disabled by an admin; enable it: corral plugins enable {name}",

@@ -14,9 +14,9 @@ import functools
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
 from corral import clock
@@ -26,6 +26,7 @@ from corral.cli.data_folder import ensure_data_dir
 from corral.config.model import Config
 from corral.config.reader import load as load_config
 from corral.events.consumers import ConsumerRow
+from corral.jobs.job import ScheduleRow
 from corral.jobs.runner import JobRunner
 from corral.kernel import Kernel, boot
 from corral.plugin import Plugin
@@ -36,6 +37,12 @@ from corral.plugins.record import PluginRecord
 from corral.schema.conversion import encode
 from corral.testing import templates
 from corral_core.health.service import scrape
+
+if TYPE_CHECKING:
+    import click
+    from click.testing import Result
+
+    from corral.cli.command_sessions import Session
 
 T = TypeVar("T")
 TASK_SECONDS = 60.0
@@ -222,6 +229,22 @@ class Kit:
         """Run `fn` as one unit of work, in which services can be called, and return its result."""
         return await self.kernel.database.work(fn, read=read)
 
+    async def run_command(self, command: click.Command, *arguments: str) -> Result:
+        """Run a command of a plugin on this kernel, and return its `exit_code`, `stdout` and `stderr`.
+
+        Only for commands that open a session. An error other than a `ClickException` is raised here.
+        """
+        from click.testing import CliRunner
+
+        run = functools.partial(CliRunner().invoke, obj=self._open_session, catch_exceptions=False)
+        return await asyncio.to_thread(run, command, arguments)  # a session waits for its units of work
+
+    @contextlib.contextmanager
+    def _open_session(self, config_path: Path | None, label: str) -> Iterator[Session]:
+        from corral.cli.command_sessions import Session
+
+        yield Session(self.kernel, label)
+
     async def run_schedule(self, name: str) -> None:
         """Run a schedule now, whether or not it is due. An error that it raises is raised here."""
         runner = self.kernel.runner
@@ -251,10 +274,14 @@ class Kit:
             while await consumer._handle_next_batch():
                 continue
 
-    async def run_task(self, title: str, *, model: str, tools: Sequence[str] = (), **fields: Any) -> dict[str, Any]:
+    async def run_task(
+        self, title: str, *, model: str, tools: Sequence[str] = (), by: Client | None = None, **fields: Any
+    ) -> dict[str, Any]:
         """Let an agent with a scripted model and these tools work on a task, and return the task when it has ended.
 
-        Only for kernels with `models`, one of which `model` names. A worker runs the task as in an installation.
+        Only for kernels with `models`, one of which `model` names. A worker runs the task as in an installation. The
+        user of `by`, such as `await kit.as_user("member")`, creates the task, so tools act with the rights of this
+        user. Without `by`, each call creates a new admin for it. The agent always belongs to another admin.
         `fields` are further fields of the new task. `tool_calls` of the result contains its tool calls. Returns as well
         when the task waits for a person. Raise `TimeoutError` after a minute.
         """
@@ -262,17 +289,30 @@ class Kit:
         agent = {"name": f"{model}-{self._people}", "llm_model": f"scripted/{model}", "enabled_tools": list(tools)}
         agent_id = (await _expect(201, admin.post("/agents", agent)))["id"]
         await _expect(200, admin.post(f"/agents/{agent_id}/start"))
-        new = {"title": title, "agent_id": agent_id, **fields}
-        path = f"/tasks/{(await _expect(201, admin.post('/tasks', new)))['id']}"
+        requester, new = by or admin, {"title": title, "agent_id": agent_id, **fields}
+        path = f"/tasks/{(await _expect(201, requester.post('/tasks', new)))['id']}"
         async with asyncio.timeout(TASK_SECONDS):
-            while (task := await _expect(200, admin.get(path)))["status"] not in SETTLED:  # noqa: ASYNC110  (no event)
+            while (task := await _expect(200, requester.get(path)))["status"] not in SETTLED:  # noqa: ASYNC110  (no event)
                 await asyncio.sleep(0.1)
-        calls = await _expect(200, admin.get(f"{path}/tool-calls"))
+        calls = await _expect(200, requester.get(f"{path}/tool-calls"))
         return {**task, "tool_calls": calls["items"]}
+
+    async def _wait_for_due_times(self) -> None:
+        """Wait until the job runner has stored the due times of the schedules of all plugins that are in service."""
+        runner = self.kernel.runner
+        wanted = {name for name in runner.schedules if runner.is_open(name)}
+        async with asyncio.timeout(TASK_SECONDS):
+            while wanted - await self.work(_stored_schedules, read=True):  # noqa: ASYNC110  (no event)
+                await asyncio.sleep(0.005)
 
     def loaded(self, name: str) -> PluginRecord:
         """Return the record (state, reason, contributions) of the plugin with this name, which must be loaded."""
         return next(loaded for loaded in self.kernel.plugins if loaded.name == name)
+
+
+def _stored_schedules() -> set[str]:
+    """Return the names of the schedules whose due times are stored."""
+    return {row.name for row in ScheduleRow.select(ScheduleRow.name)}
 
 
 async def _expect(status: int, request: Awaitable[Answer]) -> Any:
@@ -359,6 +399,12 @@ def _selected(found: list[Found], plugins: Sequence[type[Plugin] | str] | None) 
     if plugins is None:
         return found
     classes = [item for item in plugins if not isinstance(item, str)]
+    for item in classes:
+        if item.__module__ == "__main__":
+            raise ValueError(
+                f"the plugin class {item.__name__} is defined in the script that runs; move it to a module of its own, "
+                "and import it from there"
+            )
     selected = [item for item in found if item.name in plugins or item.package == CORE_PACKAGE]
     return selected + [
         Found(name=item.name, load=lambda item=item: item, module=item.__module__, distribution="test")  # type: ignore[misc]  # bound now
@@ -381,7 +427,8 @@ async def make_kernel(
 
     `plugins` are names of installed plugins or plugin classes; None means all built-in plugins. Plugins of
     `corral_core` are always included. `config` contains configuration overrides by "section.key". Set `jobs` to also
-    run jobs, schedules and consumers.
+    run jobs, schedules and consumers. The due times of all schedules are then set when the kernel is ready, so that
+    `clock.travel` leads to them.
 
     `models` maps the names of scripted models to the turns that they play, for `Kit.run_task`. The kernel then includes
     the plugins that run tasks, and serves a worker.
@@ -406,6 +453,8 @@ async def make_kernel(
         raise
     try:
         kit = Kit(kernel, application)
+        if jobs:
+            await kit._wait_for_due_times()
         async with contextlib.nullcontext() if models is None else _serving_a_worker(kit):
             yield kit
     finally:

@@ -262,6 +262,41 @@ def test_config_shows_values_with_sources_and_masks_secrets(corral: Any) -> None
     assert {row["key"].partition(".")[0] for row in only} == {"server"}
 
 
+def test_config_check_warns_of_the_section_of_a_plugin_that_is_not_enabled(corral: Any) -> None:
+    corral.plugins.add("idle", IDLE)
+    corral.configure('[plugins]\ndir = "plugins"\n[plugins.idle]\ncolour = "red"\n')
+    done = corral("config", "check", "--json")
+    (row,) = done.json()["items"]
+    assert (done.status, row["status"]) == (0, "warning")
+    assert row["detail"] == (
+        "the section [plugins.idle] is ignored, because the plugin idle is not enabled in corral.toml; "
+        "enable it: corral plugins enable idle"
+    )
+
+
+def test_a_command_of_a_plugin_that_is_not_enabled_says_so(corral: Any) -> None:
+    corral.plugins.add("idle", IDLE)
+    corral.configure('[plugins]\ndir = "plugins"\n')
+    done = corral("idle")
+    assert done.status == 2
+    told = (
+        "No such command 'idle'; the plugin idle is not enabled in corral.toml; enable it: corral plugins enable idle"
+    )
+    assert told in done.err
+    assert "did you mean tasks?" in corral("taskss").err
+
+
+IDLE = '''
+from corral.plugin import Plugin
+
+
+class IdlePlugin(Plugin):
+    """Idle."""
+
+    name = "idle"
+'''
+
+
 def test_config_check_tells_what_is_wrong(corral: Any) -> None:
     corral.configure('[sever]\nbind = "x"\n[database]\nurl = "mysql://x"\n')
     done = corral("config", "check")
