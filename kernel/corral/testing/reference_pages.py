@@ -79,7 +79,7 @@ environment over the file, and the file over the default. `corral config init PA
 
 The file is the one that `--config` or the variable `CORRAL_CONFIG` names, otherwise the first of `./corral.toml` and
 `/etc/corral/corral.toml` that exists. `allowed_hosts`, `trusted_proxies`, `allow`, `enabled` and `disabled` are lists
-of texts, or one text with commas between the items, as in a variable. A test passes keys to the kit, for example
+of strings, or one string with commas between the items, as in a variable. A test passes keys to the kit, for example
 `config={"egress.allow": ["127.0.0.1:9000"]}`.
 
 A plugin declares its section `[plugins.<name>]` as the type `config` of its class. The fields of this type are the
