@@ -70,7 +70,8 @@ def register_for_reload(data_dir: Path, url: str = "") -> None:
     handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
     fcntl.flock(handle, fcntl.LOCK_EX)
     os.ftruncate(handle, 0)
-    os.write(handle, url.encode())
+    with contextlib.suppress(OSError):  # on a full disk the server starts too, and is not found by its folder
+        os.write(handle, url.encode())
     _lock_files.append(handle)
 
 

@@ -13,6 +13,7 @@ import pytest
 from tests.kernel.database.stalls import standing_still
 from tests.kernel.isolation.misbehaving import payloads, plugin, until
 
+from corral.database.engine import Database
 from corral.database.unit import current
 from corral.events import log as event_log
 from corral.events.consumers import Subscriber
@@ -48,7 +49,7 @@ async def test_background_tasks_wait_for_it_and_go_on_at_once(
     async def start(self: Any, runtime: Any) -> None:
         async def look() -> None:
             while True:
-                await kit.kernel.database.work(event_log.last_seq, read=True)
+                await runtime.service(Database).work(event_log.last_seq, read=True)
                 looks.append(time.monotonic())
                 await asyncio.sleep(0.05)
 
