@@ -6,6 +6,7 @@ with its cursor, as any client would. Short form: two outages; long form (`--lon
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import json
 import signal
@@ -29,7 +30,7 @@ TYPES = "task.created"
 AWAY_SECONDS = 1.5
 
 
-class Viewer(threading.Thread):
+class Viewer(threading.Thread, abc.ABC):
     """A client that follows live: what it got, in order, and the gaps that it was told of."""
 
     def __init__(self, server: ServerProcess, token: str, over: threading.Event) -> None:
@@ -51,9 +52,9 @@ class Viewer(threading.Thread):
                 self.follow()
             time.sleep(0.1)
 
+    @abc.abstractmethod
     def follow(self) -> None:
         """Connect, and take frames until the connection ends."""
-        raise NotImplementedError
 
     def take(self, frame: dict[str, Any]) -> None:
         """Note a frame."""

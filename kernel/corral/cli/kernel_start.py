@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from corral.cli import logging_setup
 from corral.cli.damaged_database import damage_named
 from corral.cli.processes import ProcessEnvironment
-from corral.cli.sealed_start import log_sealed_start
 from corral.config.model import Config
+from corral.crypto import Keyring
 
 if TYPE_CHECKING:
     from corral.kernel import Kernel
     from corral.plugins.discovery import Found
+
+log = logging.getLogger("corral.serve")
 
 
 def boot_with_log(config: Config, environment: ProcessEnvironment, *, start_secret: bytes = b"") -> Kernel:
@@ -29,9 +32,20 @@ def boot_with_log(config: Config, environment: ProcessEnvironment, *, start_secr
     with damage_named(config):
         kernel = boot(config, start_secret=start_secret)
     loaded += [record.found for record in kernel.plugins]
-    log_sealed_start(kernel.keyring)
+    if kernel.keyring.sealed:
+        log.error("the vault is sealed", extra={"reason": sealed_reason(kernel.keyring)})
     environment.restore()
     logging_setup.configure(config.log_level, config.log_format)
     logging_setup.redact_with(kernel.redactor)
     logging_setup.limit_log_rate(limit)
     return kernel
+
+
+def sealed_reason(keyring: Keyring) -> str:
+    """Return why the vault is sealed, and the remedy."""
+    if keyring.keys:
+        wrong = f"the master key in {keyring.source} is not the one that encrypted the stored values"
+    else:
+        wrong = f"no master key: {keyring.source} does not exist and CORRAL_MASTER_KEY is not set"
+    remedy = "set CORRAL_MASTER_KEY to the master key of this installation, or restore its key file, and restart"
+    return f"SEALED: {wrong}; {remedy}"

@@ -20,11 +20,10 @@ from corral.cli import logging_setup, processes
 from corral.cli.asgi_servers import Shutdown, chosen_server, loop_factory, serve_with
 from corral.cli.data_folder import ensure_data_dir, restrict_new_files
 from corral.cli.disk_reserve import DiskReserve
-from corral.cli.kernel_start import boot_with_log
+from corral.cli.kernel_start import boot_with_log, sealed_reason
 from corral.cli.listener import listen, listener_url, loopback_url, refuse_connections
 from corral.cli.output import config_option
 from corral.cli.processes import ParentConnection, ParentProcess, ProcessEnvironment
-from corral.cli.sealed_start import sealed_reason
 from corral.cli.start_history import StartHistory
 from corral.cli.unknown_settings import unknown_setting_warnings
 from corral.config.model import Config

@@ -26,9 +26,9 @@ from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import NewTask, Origin, RetryPolicy, TaskCreated, refuse_unenforced
 from corral_plugins.tasks.models import EXTRA_DEFAULTS, NO_DEADLINE, PRIORITIES, Dependency, Task, TaskRow
 from corral_plugins.tasks.service import rows, statistics
+from corral_plugins.tasks.service.lacking_tools import lacking_tools
 from corral_plugins.tasks.service.tags import add_tags
 from corral_plugins.tasks.service.transitions import TaskTransitions, publish_task_event, queue_columns, queue_key
-from corral_plugins.tasks.service.worker_tools import lacking_tools
 from corral_plugins.tools.api import Tools, includes_tools, missing_tools
 
 INPUT_LIMIT, METADATA_LIMIT = 256 * 1024, 16 * 1024

@@ -14,9 +14,9 @@ from corral_plugins.agents.api import AgentFacts, Agents
 from corral_plugins.tasks.models import TERMINAL, Attempt, Dependency, Task, TaskRow
 from corral_plugins.tasks.service import claims, rows
 from corral_plugins.tasks.service.agent_models import AgentModels
+from corral_plugins.tasks.service.lacking_tools import lacking_tools, matches_selector
 from corral_plugins.tasks.service.queries import ATTEMPT_VIEW_COLUMNS, attempt_view
 from corral_plugins.tasks.service.rows import find_readable_task
-from corral_plugins.tasks.service.worker_tools import lacking_tools, matches_selector
 from corral_plugins.tasks.shapes import AttemptView, Condition, Explanation
 from corral_plugins.tools.api import Tools, includes_tools, missing_tools
 from corral_plugins.workers.api import WorkerFacts, Workers
