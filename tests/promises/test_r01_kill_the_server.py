@@ -16,6 +16,7 @@ import random
 import sqlite3
 import threading
 import time
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import pytest
 from corral.testing.server import ServerProcess
 
 READY_MS = 3000
+RECOVERY_SECONDS = 10.0
 
 
 class Writer(threading.Thread):
@@ -100,16 +102,28 @@ def read_log(client: httpx2.Client) -> list[dict[str, Any]]:
         after = page["next"]
 
 
+def wait_until_numbered(client: httpx2.Client, identifiers: AbstractSet[str]) -> None:
+    """Wait until the log has the events of all these tasks, at most as long as a recovery may take.
+
+    On PostgreSQL the sequencer numbers what a kill or a full disk left, and begins again after a pause.
+    """
+    until = time.monotonic() + RECOVERY_SECONDS
+    while time.monotonic() < until:
+        if identifiers <= {event["data"]["task_id"] for event in read_log(client) if event["event"] == "task.created"}:
+            return
+        time.sleep(0.2)
+
+
 def judge(server: ServerProcess, writers: list[Writer]) -> dict[str, int]:
     """Every acknowledged write is there, whole, with its events, in order."""
     with server.sign_in() as client:
-        time.sleep(1)  # PostgreSQL: the sequencer numbers what the last kill left
+        acknowledged = {key: title for writer in writers for key, title in writer.created.items()}
+        wait_until_numbered(client, acknowledged.keys())
         events = read_log(client)
         numbers = [event["seq"] for event in events]
         assert numbers == sorted(set(numbers)), "the event log is out of order"
         created = [event["data"]["task_id"] for event in events if event["event"] == "task.created"]
         assert len(created) == len(set(created)), "an event is there twice"
-        acknowledged = {key: title for writer in writers for key, title in writer.created.items()}
         lost = acknowledged.keys() - set(created)
         assert not lost, f"{len(lost)} acknowledged tasks have no event"
         total = client.get("/tasks", params={"limit": 1}).json()["total"]

@@ -21,12 +21,11 @@ import psutil
 import psycopg
 import pytest
 from tests.promises.small_disk import SmallDisk
-from tests.promises.test_r01_kill_the_server import Writer, judge
+from tests.promises.test_r01_kill_the_server import RECOVERY_SECONDS, Writer, judge
 
 from corral.testing.database_servers import PostgresServer
 from corral.testing.server import ServerProcess
 
-RECOVERY_SECONDS = 10.0
 READS = ("/tasks", "/agents", "/events", "/tasks/stats")
 
 
