@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 
+from corral import clock
 from corral.database.model import ADMIN
 from corral.errors import Problem, Unavailable, declare_codes
 from corral.events.event import Event
@@ -39,11 +41,11 @@ class CircuitOpen(Unavailable):
 
     default = "circuit_open"
 
-    def __init__(self, name: str, *, retry_at: str, retry_after: int) -> None:
+    def __init__(self, name: str, *, retry_at: str) -> None:
         detail = f"The circuit breaker {name} is open, because calls failed repeatedly or an admin opened it."
-        super().__init__(detail, retry_after=retry_after, breaker=name, retry_at=retry_at)
-        self.retry_at = retry_at
-        self.retry_after = retry_after
+        seconds = max(1, math.ceil(clock.parse_instant(retry_at) - clock.time_s()))
+        super().__init__(detail, retry_after=seconds, breaker=name, retry_at=retry_at)
+        self.retry_at, self.retry_after = retry_at, seconds
 
 
 class Breakers(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -70,6 +71,13 @@ class Panel:
         assert answer.status == 200, answer
         await self.sync()
         return answer.json()
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Return when the condition is met."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110  (no event)
+            await asyncio.sleep(0.001)
 
 
 def is_rejected(outcome: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from tests.plugins.circuit_breakers.conftest import NAME, Panel, is_rejected
 
 from corral import clock
@@ -59,6 +60,7 @@ async def test_lists_are_by_name_and_filtered(panel: Panel) -> None:
     assert (await panel.admin.get("/circuit-breakers?state=ajar")).status == 422
 
 
+@pytest.mark.one_engine
 async def test_windows_must_hold_the_minimum_of_calls(panel: Panel) -> None:
     for fields, pointer in (
         ({"minimum_calls": 21}, "/minimum_calls"),
@@ -73,6 +75,7 @@ async def test_windows_must_hold_the_minimum_of_calls(panel: Panel) -> None:
     await panel.configure(status=200, window_type="time", window_size=3600, minimum_calls=1000)
 
 
+@pytest.mark.one_engine
 async def test_configuration_applies_at_the_next_call_and_a_new_window_is_empty(panel: Panel) -> None:
     await panel.fails(4)
     assert (await panel.configure(status=200, minimum_calls=5))["counts"]["calls"] == 0  # reported a moment later
@@ -86,6 +89,7 @@ async def test_configuration_applies_at_the_next_call_and_a_new_window_is_empty(
     assert (await panel.get())["state"] == "closed"
 
 
+@pytest.mark.one_engine
 async def test_a_disabled_breaker_passes_everything_and_counts(panel: Panel) -> None:
     await panel.fails(10)
     await panel.sync()
@@ -97,6 +101,7 @@ async def test_a_disabled_breaker_passes_everything_and_counts(panel: Panel) -> 
     assert (refused.status, refused.json()["current_status"]) == (409, "disabled")
 
 
+@pytest.mark.one_engine
 async def test_settings_are_the_defaults(panel: Panel) -> None:
     values = {"minimum_calls": 4, "wait_open_seconds": 5}
     for key, value in values.items():
@@ -136,7 +141,7 @@ async def test_forced_states(panel: Panel) -> None:
         ("closed", "done"),
         ("open", "maintenance"),
     ]
-    rows = (await panel.admin.get("/audit?object_type=circuit_breaker")).json()["items"]
+    rows = (await panel.admin.get("/admin/audit?object_type=circuit_breaker")).json()["items"]
     assert [row["action"].rpartition(".")[2] for row in rows] == ["reset", "force_close", "force_open", "force_open"]
 
 
@@ -155,6 +160,7 @@ async def test_deletion_returns_a_guarded_breaker_to_its_defaults(panel: Panel) 
     assert (await panel.admin.delete("/circuit-breakers/mine")).status == 404
 
 
+@pytest.mark.one_engine
 async def test_old_transitions_are_deleted(panel: Panel) -> None:
     await panel.act("force-open")
     clock.travel(31 * 86_400)

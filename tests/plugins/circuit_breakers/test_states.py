@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from playhouse.schema_diff import diff_models
-from tests.plugins.circuit_breakers.conftest import NAME, Panel, is_rejected, problem
+from tests.plugins.circuit_breakers.conftest import NAME, Panel, is_rejected, problem, until
 
 from corral import clock
 from corral.errors import Unavailable
@@ -60,20 +60,24 @@ async def test_at_most_three_probes_run_at_a_time(panel: Panel) -> None:
     await panel.sync()
     clock.travel(31)
     running = most = 0
+    gate = asyncio.Event()
 
     async def slow() -> str:
         nonlocal running, most
         running, most = running + 1, max(most, running + 1)
-        await asyncio.sleep(0.05)
+        await gate.wait()
         running -= 1
         return "fine"
 
-    outcomes = await asyncio.gather(*[panel.call(slow) for _ in range(50)])
-    assert most == 3
-    assert (outcomes.count("fine"), sum(map(is_rejected, outcomes))) == (3, 47)
+    calls = [asyncio.ensure_future(panel.call(slow)) for _ in range(50)]
+    await until(lambda: sum(each.done() for each in calls) == 47 and running == 3)
+    gate.set()
+    outcomes = await asyncio.gather(*calls)
+    assert (most, outcomes.count("fine"), sum(map(is_rejected, outcomes))) == (3, 3, 47)
     assert (await panel.get())["state"] == "closed"
 
 
+@pytest.mark.one_engine
 async def test_calls_that_began_before_a_transition_do_not_count(panel: Panel) -> None:
     gate = asyncio.Event()
 
@@ -93,17 +97,17 @@ async def test_calls_that_began_before_a_transition_do_not_count(panel: Panel) -
     assert (found["state"], found["counts"]["calls"]) == ("closed", 0)
 
 
+@pytest.mark.one_engine
 async def test_cancelled_calls_give_their_permit_back_and_count_for_nothing(panel: Panel) -> None:
     await panel.fails(10)
     await panel.sync()
     clock.travel(31)
     probe = asyncio.ensure_future(panel.call(asyncio.Event().wait))
-    while panel.calls < 11:
-        await asyncio.sleep(0.001)
+    await until(lambda: panel.calls == 11)
     probe.cancel()
     await asyncio.wait({probe})
-    while (found := await panel.get())["counts"]["permits_out"]:
-        await asyncio.sleep(0.001)
+    await until(lambda: not panel.breakers._breakers[NAME].probing)
+    found = await panel.get()
     assert (found["state"], found["counts"]["calls"]) == ("half_open", 0)
     assert await panel.call() == "fine"
     assert (await panel.get())["state"] == "closed"
@@ -115,25 +119,26 @@ async def test_a_lost_permit_counts_as_a_failure(panel: Panel) -> None:
     clock.travel(31)
     transitions = panel.breakers._transitions
     admission = await panel.kit.work(lambda: transitions.take_permit(NAME))  # by a process that then dies
-    assert admission.permit is not None
+    permit = admission.permit
+    assert permit is not None
     clock.travel(29)
     await panel.kit.run_schedule("circuit_breakers.sweep")
     assert (await panel.get())["state"] == "half_open"
     clock.travel(2)
     await panel.kit.run_schedule("circuit_breakers.sweep")
     assert (await panel.get())["state"] == "open"
-    await panel.kit.work(lambda: transitions.return_permit(NAME, admission.permit, "success", None))
+    await panel.kit.work(lambda: transitions.return_permit(NAME, permit, "success", None))
     assert (await panel.get())["state"] == "open"
 
 
+@pytest.mark.one_engine
 async def test_a_running_probe_keeps_its_permit(panel: Panel) -> None:
     await panel.fails(10)
     await panel.sync()
     clock.travel(31)
     gate = asyncio.Event()
     probe = asyncio.ensure_future(panel.call(gate.wait))
-    while panel.calls < 11:
-        await asyncio.sleep(0.001)
+    await until(lambda: panel.calls == 11)
     for _ in range(3):
         clock.travel(15)
         await panel.sync()
@@ -149,6 +154,7 @@ async def test_a_running_probe_keeps_its_permit(panel: Panel) -> None:
     assert (await panel.get())["state"] == "open"
 
 
+@pytest.mark.one_engine
 async def test_slow_calls_open_the_breaker(panel: Panel) -> None:
     await panel.configure(status=200, slow_call_duration_seconds=5, slow_call_rate_threshold=60)
 
@@ -164,6 +170,7 @@ async def test_slow_calls_open_the_breaker(panel: Panel) -> None:
     assert found["reason"] == "6 of 10 calls took longer than 5 seconds."
 
 
+@pytest.mark.one_engine
 async def test_a_time_window_forgets(panel: Panel) -> None:
     await panel.configure(status=200, window_type="time", window_size=60, minimum_calls=4)
     await panel.fails(3)
@@ -175,6 +182,7 @@ async def test_a_time_window_forgets(panel: Panel) -> None:
     assert (await panel.get())["state"] == "open"
 
 
+@pytest.mark.one_engine
 async def test_the_window_holds_the_last_calls_only(panel: Panel) -> None:
     for _ in range(20):
         await panel.call()
@@ -216,6 +224,7 @@ async def test_without_the_database_the_process_decides_alone(panel: Panel, monk
     assert (await panel.get())["state"] == "closed"
 
 
+@pytest.mark.one_engine
 async def test_an_alert_after_five_minutes(panel: Panel) -> None:
     await panel.fails(10)
     await panel.sync()
@@ -229,6 +238,7 @@ async def test_an_alert_after_five_minutes(panel: Panel) -> None:
     assert [(alert["kind"], alert["object"]["id"]) for alert in alerts] == [("circuit_open", NAME)]
 
 
+@pytest.mark.one_engine
 async def test_health_and_metrics(panel: Panel) -> None:
     await panel.fails(10)
     await panel.call(problem(400), "llm:openai")

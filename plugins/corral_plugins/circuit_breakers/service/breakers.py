@@ -22,7 +22,7 @@ from corral_plugins.circuit_breakers.models import BreakerRow
 from corral_plugins.circuit_breakers.service.configuration import OTHER, BreakerDefaults, GuardedNames
 from corral_plugins.circuit_breakers.service.local_state import NEVER_READ, LocalBreaker
 from corral_plugins.circuit_breakers.service.metrics import BreakerMetrics
-from corral_plugins.circuit_breakers.service.transitions import MAX_BREAKERS, BreakerTransitions, seconds_until
+from corral_plugins.circuit_breakers.service.transitions import MAX_BREAKERS, BreakerTransitions
 from corral_plugins.circuit_breakers.service.windows import Outcome
 from corral_plugins.circuit_breakers.shapes import NAME
 
@@ -213,7 +213,7 @@ class BreakersService:
         breaker.count_rejection()
         self._metrics.count_rejection(breaker.name)
         until = breaker.blocked_until(now) or now + SYNC_SECONDS
-        raise CircuitOpen(breaker.name, retry_at=clock.format_instant(until), retry_after=seconds_until(until))
+        raise CircuitOpen(breaker.name, retry_at=clock.format_instant(until))
 
     def _start(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(coroutine)

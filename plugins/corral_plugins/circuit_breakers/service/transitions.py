@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -314,8 +313,3 @@ class BreakerTransitions:
 
 def _percentage(part: int, whole: int) -> float:
     return round(part * 100 / whole, 1) if whole else 0.0
-
-
-def seconds_until(instant: float) -> int:
-    """Return the whole seconds until an instant (epoch seconds), at least 1."""
-    return max(1, math.ceil(instant - clock.time_s()))
