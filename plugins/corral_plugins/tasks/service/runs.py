@@ -405,7 +405,7 @@ class TaskRuns:
         Raise `NotFound` unless the secret is available to the worker's group.
         """
         if by.kind != "worker" or by.worker_id is None:
-            raise Forbidden("Only workers may read secrets, with their own token.")
+            raise Forbidden("Only workers may read secrets, and only with their own token.")
         self.lock_leased_task(task_id, lease_id, by)
         worker = self._transitions.workers.find(by.worker_id)
         if self.secrets is None or worker is None or worker.group is None:
