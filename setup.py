@@ -117,6 +117,7 @@ setup(
             "accounts = corral_core.accounts.plugin:AccountsPlugin",
             "admin = corral_plugins.admin.plugin:AdminPlugin",
             "agents = corral_plugins.agents.plugin:AgentsPlugin",
+            "approvals = corral_plugins.approvals.plugin:ApprovalsPlugin",
             "audit = corral_plugins.audit.plugin:AuditPlugin",
             "backup = corral_core.backup.plugin:BackupPlugin",
             "cost = corral_plugins.cost.plugin:CostPlugin",
