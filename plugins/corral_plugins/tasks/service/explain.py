@@ -107,7 +107,10 @@ class TaskExplanations:
         ]
         if row.waiting_kind is not None:
             message = f"The task is waiting for {row.waiting_kind}."
-            how = f"Answer it: corral tasks answer {row.id} ANSWER" if row.waiting_kind == "input" else "Decide it."
+            waits_for = (row.get("waiting_for") or {}).get("id")
+            how = f"Answer it: corral tasks answer {row.id} ANSWER"
+            if row.waiting_kind == "approval":
+                how = f"Decide it: corral approvals show {waits_for}"
             found.append(_unmet("waiting_for", message, how, f"/tasks/{row.id}/{row.waiting_kind}"))
         candidates, about = self._agent_conditions(row, agent, fleet)
         found += about
