@@ -30,6 +30,7 @@ from corral_plugins.llm.providers.presets import PRESETS
 from corral_plugins.llm.providers.scripted import ScriptedProvider, load_scripts
 from corral_plugins.llm.routes import completions, providers
 from corral_plugins.llm.service.admission import CallAdmission, ModelResolver
+from corral_plugins.llm.service.call_budgets import CallBudgets
 from corral_plugins.llm.service.calls import PayloadStore
 from corral_plugins.llm.service.dispatch import CallDispatcher
 from corral_plugins.llm.service.gateway import Gateway
@@ -43,6 +44,7 @@ from corral_plugins.llm.service.task_leases import CallLeases
 
 SERVICES = (
     CallAdmission,
+    CallBudgets,
     CallDispatcher,
     Gateway,
     CallLeases,
