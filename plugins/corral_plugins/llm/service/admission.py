@@ -5,11 +5,12 @@ All of this happens in the first unit of work of a call.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from corral.auth.principal import Principal
-from corral.database.unit import UnitContext
+from corral.database.unit import UnitContext, after_commit
 from corral.errors import FieldError, Forbidden, Invalid, Problem
 from corral.plugin import Settings
 from corral_plugins.admin.api import KillSwitch
@@ -17,8 +18,10 @@ from corral_plugins.agents.api import AgentFacts, Agents
 from corral_plugins.llm.api import AgentModel, ModelInfo
 from corral_plugins.llm.providers.scripted import ECHO
 from corral_plugins.llm.service import calls
+from corral_plugins.llm.service.breakers import ProviderBreakers
 from corral_plugins.llm.service.call_budgets import CallBudgets
 from corral_plugins.llm.service.calls import CallRecord, vendor_fields
+from corral_plugins.llm.service.metrics import CallMetrics
 from corral_plugins.llm.service.registry import SCRIPTED, ModelTarget, ProviderRegistry
 from corral_plugins.llm.service.slots import ConcurrencySlots
 from corral_plugins.llm.service.task_leases import CallLeases, lease_lost
@@ -59,8 +62,8 @@ def _models_set_by(agent: AgentFacts) -> ConfiguredModels:
 class ModelResolver:
     """Resolves model names to targets, which are models of providers. Runs in the caller's unit of work."""
 
-    def __init__(self, settings: Settings, registry: ProviderRegistry) -> None:
-        self._settings, self._registry = settings, registry
+    def __init__(self, settings: Settings, registry: ProviderRegistry, breakers: ProviderBreakers) -> None:
+        self._settings, self._registry, self._breakers = settings, registry, breakers
 
     def default_model(self) -> str:
         """Return the default `provider/model`: the configured one, or else the local model, or else `scripted/echo`."""
@@ -114,6 +117,7 @@ class ModelResolver:
             problem=target.problem,
             listed=target.provider.lists(target.model),
             free=target.provider.free,
+            blocked_until=self._breakers.blocked_until(target.provider.name),
         )
 
     def _resolve_for_agent(self, requested: str, configured: ConfiguredModels, defaults: _DefaultModels) -> list[str]:
@@ -211,9 +215,12 @@ class CallAdmission:
         leases: CallLeases,
         slots: ConcurrencySlots,
         budgets: CallBudgets,
+        breakers: ProviderBreakers,
+        metrics: CallMetrics,
     ) -> None:
         self._settings, self._registry, self._resolver = settings, registry, resolver
-        self._leases, self._slots, self._budgets = leases, slots, budgets
+        self._leases, self._slots, self._breakers, self._metrics = leases, slots, breakers, metrics
+        self._budgets = budgets
 
     def admit(
         self, kind: str, request: dict[str, Any], input_tokens: int, by: Principal, entry: UnitContext, started: float
@@ -230,7 +237,10 @@ class CallAdmission:
         usable = [target for target in targets if target.provider.usable]
         if not usable:
             raise _not_configured(targets)
-        first = usable[0]
+        admitted = self._breakers.admitted(usable)
+        first = admitted[0]
+        for skipped in usable[: usable.index(first)]:
+            after_commit(functools.partial(self._metrics.add_fallback, skipped.provider.name))
         _check_vendor_fields(request, first)
         if kind == "chat":
             _check_length(request, self._registry.model_info(first.name), input_tokens)
@@ -241,7 +251,7 @@ class CallAdmission:
         call = CallRecord(
             id=call_id,
             kind=kind,
-            targets=usable,
+            targets=admitted,
             slot=self._slots.enter_queue(call_id, first.provider),
             request=request,
             input_tokens=input_tokens,

@@ -122,7 +122,7 @@ class CallSettlement:
     def _record_cost(self, call: CallRecord, outcome: CallOutcome) -> None:
         """Record the cost of a call, even if the caller's lease has ended.
 
-        The cost replaces the money that is held for the call. Nothing is recorded if no provider can charge for the call.
+        The cost replaces the money that is held for the call. Nothing is recorded if no provider can charge for it.
         """
         if not outcome.billable:
             self._cost.release(call.hold)

@@ -20,6 +20,7 @@ from corral.http.idempotency import expire_with_task
 from corral.plugin import Settings
 from corral_plugins.agents.api import Agents
 from corral_plugins.cost.api import Costs
+from corral_plugins.messages.api import Messages
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import TaskEvent, TaskUpdated
 from corral_plugins.tasks.models import PRIORITIES, TERMINAL, AttemptRow, TaskRow, WorkerSignal
@@ -89,6 +90,7 @@ class TaskTransitions:
     """The operations that several transitions need, such as ending a lease or sending a signal to a worker."""
 
     cost: Costs | None
+    messages: Messages | None
 
     def __init__(
         self, settings: Settings, agents: Agents, workers: Workers, credentials: Credentials, metrics: TaskMetrics
@@ -120,6 +122,8 @@ class TaskTransitions:
         text = None if cause is None else rows.to_json_text(cause)
         rows.close_attempt(attempt, attempt_status, by=by[:40], error=text, result=late_result)
         self._evict_cached_token(attempt.lease_id)
+        if attempt_status != "completed" and self.messages is not None:
+            self.messages.put_back(attempt.lease_id)
         self.metrics.count_ended_attempt(attempt_status, by=by)
         self.agents.release_slot(attempt.agent_id)
         self.workers.release_slot(attempt.worker_id)
