@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -91,7 +92,8 @@ def pending_scripts(engine: peewee.Database, migrations: PluginMigrations, table
     Raise `SchemaTooNew`.
     """
     table = f"{migrations.plugin}_migrations"
-    names = [path.stem for path in migrations.directory.glob("[0-9]*.py")]
+    files = os.listdir(migrations.directory)  # `Path.glob` is ten times as slow
+    names = [file[:-3] for file in files if file[0].isdigit() and file.endswith(".py")]
     known = sorted(names, key=lambda name: (int(re.split(r"\D", name, maxsplit=1)[0]), name))
     rows = engine.execute_sql(f'SELECT name FROM "{table}"').fetchall() if table in tables else []  # noqa: S608
     if unknown := sorted({name for (name,) in rows}.difference(known)):

@@ -21,11 +21,10 @@ import msgspec
 from corral.auth.principal import Authenticator
 from corral.database.engine import translate
 from corral.errors import ContributionFailed, ExpectedFailure, Unavailable
-from corral.http.signature import hints
 from corral.plugin import Gate, RateLimiter
 from corral.plugins.quarantine import ENDLESS, PluginQuarantine
 from corral.plugins.record import PluginRecord, State
-from corral.plugins.return_types import ANYTHING, NOT_AWAITED, ExpectedReturn, expected_return, of_field
+from corral.plugins.return_types import ANYTHING, NOT_AWAITED, ExpectedReturn, expected_returns
 from corral.plugins.thread_pool import acting_plugin
 from corral.supervisor import is_cancelled
 from corral.watchdog import CallAbandoned, ThreadAbandoned, guard_code
@@ -297,15 +296,10 @@ class Guards:
         name = str(getattr(item, "name", "") or getattr(item, "kind", "") or type(item).__name__)
         if inspect.isroutine(item) or isinstance(item, functools.partial):
             return Guard(self, record, hook, f"{hook} {name}", item, **options).guarded
-        if isinstance(item, msgspec.Struct):
-            expected = {field: of_field(annotation) for field, annotation in hints(type(item)).items()}
-        else:
-            methods = inspect.getmembers(type(item), inspect.isroutine)
-            expected = {each: expected_return(protocol, each) for each, _ in methods if not each.startswith("_")}
         guarded = {
             each: Guard(self, record, hook, f"{hook} {name}.{each}", function, expected=returned, **options).guarded
-            for each, returned in expected.items()
-            if returned is not None and callable(function := getattr(item, each, None))
+            for each, returned in expected_returns(type(item), protocol).items()
+            if callable(function := getattr(item, each, None))
         }
         if isinstance(item, msgspec.Struct):
             return msgspec.structs.replace(item, **guarded) if guarded else item

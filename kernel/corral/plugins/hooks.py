@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import typing
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pluggy
@@ -36,8 +37,9 @@ def checked_contributions(spec: Callable[..., Any], returned: Any) -> list[Any]:
 
 def check_items(where: str, items: Iterable[Any], asked: Any) -> None:
     """Raise `TypeError` unless all items have the type `asked` and all structs among them are valid."""
+    options = union_parts(asked)
     for item in items:
-        if not any(_is_of(item, option) for option in union_parts(asked)):
+        if not any(_is_of(item, option) for option in options):
             raise TypeError(f"{where} has {item!r}, which is not of the type {getattr(asked, '__name__', asked)}")
         if isinstance(item, msgspec.Struct):
             try:
@@ -58,17 +60,38 @@ def _is_of(item: Any, asked: Any) -> bool:
     return isinstance(item, kind) and not isinstance(item, type)
 
 
-def implementations(manager: pluggy.PluginManager, record: PluginRecord) -> dict[str, tuple[Any, pluggy.HookImpl]]:
-    """Return the hooks that a plugin implements as `{hook: (specification or None, implementation)}`.
+class Implementation(NamedTuple):
+    """The implementation of a hook by a plugin. `spec` is None if no plugin specifies the hook."""
 
-    Raise `PluginValidationError` for an implementation that does not fit its specification. Other plugins never see
-    the implementation, so that each failure belongs to this plugin.
+    spec: Any
+    function: Callable[..., Any]
+    is_optional: bool
+
+
+def implementations(manager: pluggy.PluginManager, record: PluginRecord) -> dict[str, Implementation]:
+    """Return the hooks that a plugin implements, by name.
+
+    Raise `TypeError` for an implementation that does not fit its specification. The manager does not know the plugins,
+    so that each failure belongs to one plugin.
     """
-    manager.register(record.plugin, record.name)
-    callers = manager.get_hookcallers(record.plugin) or []
-    found = {caller.name: (caller.spec, caller.get_hookimpls()[0]) for caller in callers}
-    manager.unregister(record.plugin)
+    found = {}
+    for name, hook, marked in _marked_methods(type(record.plugin)):
+        spec = getattr(getattr(manager.hook, hook, None), "spec", None)
+        if spec is not None and (unknown := set(marked.argnames) - {"self", *spec.argnames, *spec.kwargnames}):
+            raise TypeError(f"{name} has the parameters {sorted(unknown)}, which the specification of {hook} lacks")
+        found[hook] = Implementation(spec, getattr(record.plugin, name), marked.optionalhook)
     return found
+
+
+@functools.lru_cache(maxsize=256)
+def _marked_methods(kind: type) -> list[tuple[str, str, pluggy.HookImpl]]:
+    """Return the methods of a plugin class that are hook implementations, each with the name of its hook."""
+    options = {name: getattr(getattr(kind, name, None), "corral_impl", None) for name in dir(kind)}
+    return [
+        (name, given.get("specname") or name, pluggy.HookImpl(kind, kind.__name__, getattr(kind, name), given))
+        for name, given in options.items()
+        if given is not None
+    ]
 
 
 def manager_with_offered_specs(records: Iterable[PluginRecord]) -> pluggy.PluginManager:
@@ -110,8 +133,8 @@ def first_result(records: Sequence[PluginRecord], hook: str, url: str, *, requir
     manager = hookspecs.PluginManager()
 
     def ask(record: PluginRecord) -> None:
-        found = implementations(manager, record)
-        answer = found[hook][1].function(url) if hook in found else None
+        given = implementations(manager, record).get(hook)
+        answer = None if given is None else given.function(url)
         made.extend([] if answer is None else [answer])
 
     for record in sorted(records, key=lambda record: record.found.built_in):

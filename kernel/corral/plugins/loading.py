@@ -155,13 +155,13 @@ def _contribute(record: PluginRecord, manager: pluggy.PluginManager, absent: boo
     take arguments are called later, when their results are needed.
     """
     found = implementations(manager, record)
-    unknown = [name for name, (spec, each) in found.items() if spec is None and not (each.optionalhook and absent)]
+    unknown = [name for name, each in found.items() if each.spec is None and not (each.is_optional and absent)]
     if unknown:
         raise TypeError(f"no plugin has the hook {', '.join(unknown)}; check the spelling, and add its owner to wants")
     staged = {
-        name: checked_contributions(spec.function, each.function())
-        for name, (spec, each) in found.items()
-        if spec is not None and not spec.argnames and name not in CALLED_ELSEWHERE
+        name: checked_contributions(each.spec.function, each.function())
+        for name, each in found.items()
+        if each.spec is not None and not each.spec.argnames and name not in CALLED_ELSEWHERE
     }
     for kind in staged.get("corral_events", ()):
         if not isinstance(getattr(kind, "event", None), str):
