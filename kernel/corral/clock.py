@@ -41,7 +41,9 @@ def system_time_s() -> float:
 
 
 def continue_from(instant: str) -> None:
-    """Start at this instant of the database if it lies ahead, as if the system clock had been set back just now."""
+    """Continue from an instant that the database contains, if it is later than the time of the system clock.
+
+    The clock then behaves as if the system clock had just been set back."""
     global _anchor
     if (seconds := parse_instant(instant) - _shift) > time_s() - _shift:
         _anchor = (time.monotonic(), seconds - time.monotonic())

@@ -110,7 +110,7 @@ def parse_master_keys(text: str, source: str) -> list[MasterKey]:
 
 
 class Sealer(Protocol):
-    """Encrypts, decrypts and signs data with the master keys of the installation. A service for plugins.
+    """Encrypts, decrypts and signs data with the master keys of the installation. Plugins use it as a service.
 
     While `sealed` is true, no usable master key is loaded, so `encrypt` and `decrypt` raise `Unavailable`
     (`vault_sealed`). `mac` and `verify` still work.

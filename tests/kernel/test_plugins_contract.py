@@ -133,7 +133,7 @@ BROKEN = {
             "@hookimpl\ndef corral_subscribers(self):\n    async def follow(event) -> None: ...\n"
             "    return [Subscriber('faulty.f', ('user.purged',), follow)]"
         ),
-        "faulty.f: handle must be a def",
+        "faulty.f: handle must not be async",
     ),
     "setting twice": (
         body(

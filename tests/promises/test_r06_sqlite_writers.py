@@ -88,6 +88,7 @@ def test_r06_sixty_four_sqlite_writers(servers: list[ServerProcess], long_form: 
     stop, seconds = threading.Event(), 300.0 if long_form else 3.0
     with servers[0].sign_in() as admin, ThreadPoolExecutor(2) as pool:
         token = admin.headers["Authorization"].removeprefix("Bearer ")
+        admin.put("/settings/tasks/max_open_per_user", json={"value": 1_000_000}).raise_for_status()
         first = admin.post("/tasks", json={"title": "the one that all change"}).raise_for_status().json()["id"]
         health = [HealthClient(server, stop) for server in servers]
         for client in health:

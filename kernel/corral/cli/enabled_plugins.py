@@ -67,7 +67,9 @@ def read_disabled_plugins(config: Config) -> dict[str, str]:
 
 
 def find_plugin(plugins: list[PluginRecord], name: str) -> PluginRecord:
-    """Return the installed plugin with this name. Raises a `ClickException` that suggests a similar name."""
+    """Return the installed plugin with this name.
+
+    If there is none, raise a `ClickException` that suggests a similar name."""
     for item in plugins:
         if item.name == name:
             return item

@@ -186,7 +186,7 @@ def renew_session(sessions: SavedSessions, name: str, client: ApiClient) -> bool
 
 
 def session_of(url: str, answer: Mapping[str, Any]) -> SavedSession:
-    """Return the session to save for the response to a sign-in. A sealed server gives no refresh token."""
+    """Build the session to save from the response to a sign-in. A sealed server issues no refresh token."""
     return SavedSession(
         url=url,
         token=answer["access_token"],

@@ -34,7 +34,7 @@ class Bus(Protocol):
     """
 
     def notify(self) -> None:
-        """Announce new events. Never blocks and never fails."""
+        """Announce new events. This method never blocks and never raises an exception."""
         ...
 
     async def start(self, wake: Callable[[], None]) -> None:

@@ -60,7 +60,7 @@ def expected_returns(kind: type, protocol: Any) -> dict[str, ExpectedReturn]:
 
 
 def expected_return(protocol: Any, name: str) -> ExpectedReturn:
-    """Return the expected result of a method, from the annotations of the protocol that declares it."""
+    """Return the expected return type of a method, according to the protocol that declares the method."""
     method = getattr(protocol, name, None)
     try:
         returned = hints(method).get("return", Any) if inspect.isfunction(method) else Any

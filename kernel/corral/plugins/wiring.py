@@ -124,7 +124,9 @@ class PluginWiring:
         absent = not {*record.requires, *record.wants} <= {item.name for item in self._active()}
         for item in record.contributed.subscribers:
             if inspect.iscoroutinefunction(item.handle):
-                raise TypeError(f"{item.name}: handle must be a def, because it runs in a unit; enqueue a job from it")
+                raise TypeError(
+                    f"{item.name}: handle must not be async, because it runs in a unit of work; enqueue a job instead"
+                )
             unknown = [] if absent else [each for each in item.events if not self._event_types.is_known(each)]
             if unknown:
                 raise ValueError(f"{item.name}: no plugin has the event {unknown[0]}; add its plugin to wants")

@@ -110,7 +110,7 @@ class _Shape:
         return {key: (self.types(each), self.types({"anyOf": items[key]})) for key, each in wanted.items()}
 
     def read(self, value: Any) -> Any:
-        """Convert the strings of a value, such as a parsed query, to the types that the schema names."""
+        """Convert the strings in a value, such as a parsed query string, to the types that the schema declares."""
         if isinstance(value, dict):
             return {name: self.convert_text(item, self.fields.get(name)) for name, item in value.items()}
         return self.convert_text(value, self.fields[None])

@@ -1,4 +1,4 @@
-"""`corral cost`: shows what agents, models and days cost, and the budget."""
+"""The `corral cost` command, which shows the budget and the costs by agent, model and day."""
 
 from __future__ import annotations
 

@@ -153,7 +153,9 @@ class AccessTokens:
             kid = jwt.get_unverified_header(token).get("kid")
             keys = self._current_keys(str(kid))
             if self._is_sealed_key(str(kid)):
-                raise Unavailable("The key of this access token cannot be decrypted here.", code="vault_sealed")
+                raise Unavailable(
+                    "This server cannot decrypt the key that signed the access token.", code="vault_sealed"
+                )
             payload = _jwt_codec().decode(
                 token, keys.secrets.get(str(kid), b""), algorithms=[ALGORITHM], audience=AUDIENCE, issuer=keys.issuer
             )

@@ -23,7 +23,7 @@ PAGE_POLICY = (
 )
 
 
-class ServiceInfo(msgspec.Struct, kw_only=True):
+class RootView(msgspec.Struct, kw_only=True):
     """The name and the version of the service, and the path of its documentation."""
 
     service: str
@@ -32,11 +32,11 @@ class ServiceInfo(msgspec.Struct, kw_only=True):
 
 
 @routes.get("/", needs=PUBLIC, root=True)
-async def read_root(request: Request) -> ServiceInfo | Text:
+async def read_root(request: Request) -> RootView | Text:
     """Return the name and the version of the service. Browsers get a page with a link to the documentation."""
     if "text/html" in (request.header("accept") or ""):
         return _static_file("root.html", "text/html; charset=utf-8")
-    return ServiceInfo(service="corral", version=version("corral"), docs=f"{API_PREFIX}/docs")
+    return RootView(service="corral", version=version("corral"), docs=f"{API_PREFIX}/docs")
 
 
 @routes.get("/openapi.json", needs=PUBLIC)

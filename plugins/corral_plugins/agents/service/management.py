@@ -312,8 +312,8 @@ def _filter_conditions(query: AgentQuery) -> list[Any]:
 def _has_tag(tag: str) -> Any:
     """Return an SQL condition that selects the agents with this tag.
 
-    Removing the JSON text of the tag from the `tags` column changes the column only if the agent has the tag. This
-    comparison is exact on both database engines.
+    The condition compares the `tags` column with itself after the JSON text of the tag was removed from it. The two
+    differ only if the agent has the tag, on both database engines.
     """
     quoted = peewee.Value(msgspec.json.encode(tag).decode(), converter=False)
     return peewee.fn.REPLACE(Agent.tags, quoted, "") != Agent.tags

@@ -23,7 +23,7 @@ class ProviderTotals:
     def metrics(self) -> list[Metric]:
         """Return the definitions of the metrics.
 
-        The list of providers, which are the values of a label, is updated whenever the metrics are collected.
+        The values of the `provider` label are updated whenever the metrics are collected.
         """
         labels = {"provider": self._providers}
         return [

@@ -144,8 +144,8 @@ def _request_headers(connection: ProviderConnection) -> dict[str, str]:
 def _request_body(request: dict[str, Any], connection: ProviderConnection) -> dict[str, Any]:
     """Return the request body.
 
-    Nothing is stored by the provider. OpenAI may store by default, so the field is always sent to its own server; other
-    servers may reject the field, so they receive it only if the request contains it.
+    The body asks the provider not to store the response. OpenAI stores responses by default, so its own server always
+    receives the `store` field. Other servers may reject this field, so they receive it only if the request contains it.
     """
     is_openai = _is_openai(connection)
     body = {**request, "messages": [_supported_message(message, is_openai) for message in request["messages"]]}

@@ -254,10 +254,10 @@ def is_about_credentials(problem: Problem) -> bool:
 
 
 def explain(problem: Problem) -> None:
-    """Complete a problem for OpenAI's clients: the error object, and 400 for an invalid request, as OpenAI answers.
+    """Convert a problem to the form that OpenAI's clients expect: with the error object, and 400 for invalid requests.
 
-    422 remains for valid requests that the configuration of this installation does not allow. These clients repeat
-    requests that failed with 408, 409, 429 or 5xx; the `x-should-retry` header stops them where that is useless.
+    The status 422 is kept for valid requests that the configuration of this installation does not allow. Clients repeat
+    requests that failed with 408, 409, 429 or 5xx. The `x-should-retry` header stops them if a repetition is useless.
     """
     if problem.status == 422 and problem.code not in CONFIGURATION_CODES:
         problem.status = 400

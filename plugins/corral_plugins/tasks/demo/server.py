@@ -44,7 +44,7 @@ class InterruptHandler:
     def handle_signals(self) -> Iterator[None]:
         """Handle the signals inside the `with` block, and restore the previous handlers afterwards.
 
-        Does nothing outside the main thread.
+        Outside the main thread, this function does nothing.
         """
         if threading.current_thread() is not threading.main_thread():
             yield

@@ -2,8 +2,8 @@
 
 The decision is a pure function of its context, so an actual call and a mere check of the same call have the same
 result. The context describes the agent and the person behind the call, their permissions, and the results of validating
-the arguments. This module reads in the caller's unit of work and changes nothing. If a check of a plugin raises an
-exception, the call is denied.
+the arguments. This module only reads rows, in the caller's unit of work. If a check that a plugin
+contributed raises an exception, the call is denied.
 """
 
 from __future__ import annotations
