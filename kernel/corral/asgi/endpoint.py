@@ -5,23 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import json
+import typing
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl
+
+import msgspec
 
 from corral.asgi.request import IncomingRequest
 from corral.auth.permissions import Permissions
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
 from corral.errors import CODES, FieldError, Forbidden, Invalid, Malformed, Problem
 from corral.http.routes import Route
-from corral.http.signature import read_signature
+from corral.http.signature import hints, read_signature, union_parts
 from corral.plugins.container import Container
 from corral.plugins.record import PluginRecord
 from corral.redact.redactor import Redactor, machine_text
 from corral.schema.conversion import convert
-from corral.schema.fields import OpenShape
+from corral.schema.fields import IDENTIFIER, OpenShape
 from corral.schema.strict_json import parse_json
 
 JSON, FORM = b"application/json", b"application/x-www-form-urlencoded"
@@ -55,6 +59,9 @@ class Endpoint:
         self._container, self._record = container, record
         self._redactor = container.get(Redactor)
         self.rebind()
+        self._lists = _fields(self.signature.query, list)
+        self._identifiers = _fields(self.signature.body, IDENTIFIER)
+        self.default_query = _default_of(self.signature.query)
         self._short_reads = 0
         self.inline = False  # whether the next read runs on the event loop
 
@@ -117,9 +124,9 @@ class Endpoint:
                 raise Invalid(f"This operation takes no query parameters; found {len(faults)}.", errors=faults)
             return None
         for name, values in given.items():
-            if len(values) > 1 and name not in self.signature.lists:
+            if len(values) > 1 and name not in self._lists:
                 raise Invalid.at(f"/query/{name}", "not_allowed", "Send this parameter once.")
-        query = {name: values if name in self.signature.lists else values[0] for name, values in given.items()}
+        query = {name: values if name in self._lists else values[0] for name, values in given.items()}
         return convert(self.signature.query, query, strings=True, pointer_prefix="/query")
 
     async def parse_body(self, request: IncomingRequest, body: bytes) -> Any:
@@ -161,7 +168,7 @@ class Endpoint:
                 raise Invalid.at("", "unknown_field", "This operation takes no fields.")
             return None
         value = parse_json(body, lenient=self.route.lenient) if body else {}
-        for name in self.signature.identifiers & (value.keys() if isinstance(value, dict) else set()):
+        for name in self._identifiers & (value.keys() if isinstance(value, dict) else set()):
             if self._redactor.redact_json(value[name], patterns=machine) != value[name]:
                 raise Invalid.at(f"/{name}", "not_allowed", "must not contain a credential")
         if machine if self.route.redacted is None else self.route.redacted:
@@ -215,3 +222,27 @@ def check_media_type(content_type: bytes, encoding: bytes | None, wanted: bytes)
     if media.strip() != wanted or charset not in (b"", b"utf-8"):
         detail = f"Send the body in UTF-8 with Content-Type: {wanted.decode()}."
         raise Problem(detail, code="unsupported_media_type")
+
+
+def _default_of(query: Any) -> Any:
+    """Return the parsed query of a request that has no query parameters.
+
+    Return None if the handler takes no query or requires a parameter.
+    """
+    try:
+        return msgspec.convert({}, query)
+    except msgspec.ValidationError:
+        return None
+
+
+@functools.lru_cache(maxsize=2048)
+def _fields(shape: Any, mark: Any) -> frozenset[str]:
+    """Return the names of the fields for whose type, or for a member of whose union type, `mark` is a mark."""
+    kinds = hints(shape) if isinstance(shape, type) else {}
+    return frozenset(name for name, kind in kinds.items() if any(mark in _marks(part) for part in union_parts(kind)))
+
+
+def _marks(kind: Any) -> tuple[Any, ...]:
+    """Return the unsubscripted forms of a type and of the type that it annotates, and its annotations."""
+    origins = typing.get_origin(kind), typing.get_origin(getattr(kind, "__origin__", None))
+    return *origins, *getattr(kind, "__metadata__", ())

@@ -287,7 +287,7 @@ class Pipeline:
             arguments["body"] = await endpoint.parse_body(request, body)
         elif request.may_have_body:
             await endpoint.parse_body(request, body)  # refuses fields
-        query = signature.default_query
+        query = endpoint.default_query
         if request.query or (query is None and signature.query is not None):
             query = endpoint.parse_query(request.query)
         if query is not None:

@@ -228,8 +228,6 @@ class DatabasePool:
 
     def _put(self, queued: QueuedUnit) -> None:
         self.queue.put(queued)
-        if self._started == len(self.threads):
-            return
         with self._starting:
             self._unfinished += 1
             if self._started < min(self._unfinished, len(self.threads)):
@@ -246,9 +244,8 @@ class DatabasePool:
 
     def release(self, queued: QueuedUnit) -> None:
         """Record that the unit has ended, and queue the next waiting unit of the same plugin."""
-        if self._started < len(self.threads):
-            with self._starting:
-                self._unfinished -= 1
+        with self._starting:
+            self._unfinished -= 1
         plugin = self.plugin_by_label.get(queued.entry.label)
         if plugin is not None and (waiting := self._shares.release(plugin)) is not None:
             self._put(waiting)

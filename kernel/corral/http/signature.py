@@ -16,7 +16,6 @@ from corral.http.answers import Answer, Encoded, IfMatch, Request, Stream, Text,
 from corral.http.page import Page
 from corral.http.routes import Route
 from corral.schema.conversion import components
-from corral.schema.fields import IDENTIFIER
 
 PARTS: dict[Any, str] = {Principal: "caller", IfMatch: "if_match", Request: "request"}
 NO_SHAPES = (Wait, Text, Stream, Encoded, types.NoneType)
@@ -27,9 +26,7 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
 
     `caller`, `if_match` and `request` are names of parameters, or None. `services` maps names of parameters to the type
     of the service and whether it is optional. `returned` contains the members of the union that the handler returns;
-    `answers` contains the types of response bodies among these members. `lists` are the fields of the query that accept
-    several values, and `identifiers` are the fields of the body that hold identifiers. `default_query` is the parsed
-    query of a request without query parameters, or None if the handler takes no query or requires a parameter.
+    `answers` contains the types of response bodies among these members.
     """
 
     body: Any = None
@@ -40,48 +37,24 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
     services: dict[str, tuple[Any, bool]] = {}
     returned: tuple[Any, ...] = ()
     answers: tuple[Any, ...] = ()
-    lists: frozenset[str] = frozenset()
-    identifiers: frozenset[str] = frozenset()
-    default_query: Any = None
 
     @property
     def returns_version(self) -> bool:
         """Whether the response body has a `version` field, from which the `ETag` is derived."""
         shape = self.answers[0] if len(self.answers) == 1 else None
-        return "version" in getattr(shape, "__struct_fields__", ()) and hints(shape).get("version") is int
+        return "version" in getattr(shape, "__struct_fields__", ()) and _resolved(shape).get("version") is int
 
 
-Parameters = dict[str, tuple[Any, bool]]
-
-
-@functools.lru_cache(maxsize=4096)
-def _resolved(function: Any) -> tuple[dict[str, Any], Parameters]:
-    found = typing.get_type_hints(function, include_extras=True)
-    return found, {name: without_none(kind) for name, kind in found.items() if name != "return"}
+@functools.lru_cache(maxsize=2048)
+def _resolved(function: Any) -> dict[str, Any]:
+    return typing.get_type_hints(function, include_extras=True)
 
 
 def hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return the resolved annotations of a function or class. The result is shared, so callers must not change it.
+    """Return the resolved annotations of a function. The result is shared, so callers must not change it.
 
     Raise `TypeError` naming an annotation that cannot be resolved.
     """
-    return _annotations(function)[0]
-
-
-def parameters(function: Callable[..., Any]) -> Parameters:
-    """Return the types of the parameters of a function or class, and whether each is optional (`X | None`).
-
-    The result is shared, so callers must not change it. Raise `TypeError` like `hints`.
-    """
-    return _annotations(function.__init__ if isinstance(function, type) else function)[1]
-
-
-def attributes(kind: type) -> Parameters:
-    """Return the types of the annotated attributes of a class, and whether each is optional, like `parameters`."""
-    return _annotations(kind)[1]
-
-
-def _annotations(function: Callable[..., Any]) -> tuple[dict[str, Any], Parameters]:
     function = getattr(function, "__func__", function)
     plain = isinstance(function, type) or getattr(function, "__closure__", function) is None
     try:  # the cache would keep a closure alive with everything it refers to
@@ -93,7 +66,8 @@ def _annotations(function: Callable[..., Any]) -> tuple[dict[str, Any], Paramete
 
 def union_parts(kind: Any) -> tuple[Any, ...]:
     """Return the members of a union. For any other type, return a tuple that contains only this type."""
-    return typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
+    is_union = not isinstance(kind, type) and typing.get_origin(kind) in (types.UnionType, typing.Union)
+    return typing.get_args(kind) if is_union else (kind,)
 
 
 def without_none(kind: Any) -> tuple[Any, bool]:
@@ -131,33 +105,7 @@ def read_signature(route: Route) -> Signature:
     shapes = (part for part in returned if part not in NO_SHAPES)
     bare = (typing.get_args(part)[0] if typing.get_origin(part) is Answer else part for part in shapes)
     answers = (each for part in bare for each in union_parts(part))
-    query = parts.get("query")
-    return Signature(
-        **parts,
-        returned=returned,
-        answers=tuple(dict.fromkeys(answers)),
-        lists=_fields(query, lambda kind: list in _origins(kind)),
-        identifiers=_fields(parts.get("body"), lambda kind: IDENTIFIER in getattr(kind, "__metadata__", ())),
-        default_query=_default_of(query),
-    )
-
-
-def _default_of(query: Any) -> Any:
-    try:
-        return msgspec.convert({}, query)
-    except msgspec.ValidationError:
-        return None
-
-
-def _origins(kind: Any) -> tuple[Any, Any]:
-    """Return the unsubscripted form of a type, and of the type that it annotates."""
-    return typing.get_origin(kind), typing.get_origin(getattr(kind, "__origin__", None))
-
-
-def _fields(shape: Any, has: Callable[[Any], bool]) -> frozenset[str]:
-    """Return the names of the fields for whose type, or for a member of whose union type, `has` is true."""
-    kinds = hints(shape) if isinstance(shape, type) else {}
-    return frozenset(name for name, kind in kinds.items() if any(map(has, union_parts(kind))))
+    return Signature(**parts, returned=returned, answers=tuple(dict.fromkeys(answers)))
 
 
 def without_page(kind: Any) -> Any:

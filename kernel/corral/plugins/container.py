@@ -8,10 +8,11 @@ plugin provides. Its own configuration shape is injected like a service; no othe
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
-from corral.http.signature import attributes, parameters
+from corral.http.signature import hints, without_none
 from corral.plugin import Provide
 from corral.plugins.record import PluginRecord
 
@@ -72,7 +73,7 @@ class Container:
         made: list[Any] = []
         while waiting:
             own = {item.kind for item in waiting}
-            ready = [item for item in waiting if own.isdisjoint(kind for kind, _ in parameters(item.factory).values())]
+            ready = [item for item in waiting if own.isdisjoint(kind for kind, _ in _parameters(item.factory).values())]
             if not ready:
                 raise WiringError(f"the services {sorted(_name(item.kind) for item in waiting)} need each other")
             for item in ready:
@@ -84,11 +85,12 @@ class Container:
 
     def call(self, factory: Callable[..., T], record: PluginRecord) -> T:
         """Call a class or factory function with the services that its parameters request, and return the new object."""
-        return factory(**self.resolve_services(parameters(factory), record, _name(factory)))
+        return factory(**self.resolve_services(_parameters(factory), record, _name(factory)))
 
     def inject(self, instance: Any, record: PluginRecord) -> None:
         """Set the class attributes annotated `X | None` to services of the plugins in `wants`, or to None."""
-        for name, (kind, optional) in attributes(type(instance)).items():
+        for name, kind in hints(type(instance)).items():
+            kind, optional = without_none(kind)
             if optional and self._is_injectable(kind):
                 setattr(
                     instance, name, self.find(kind, record, optional=True, where=f"{type(instance).__name__}.{name}")
@@ -101,11 +103,8 @@ class Container:
 
         Parameters that are listed in `skip` or have other types stay unbound.
         """
-        wanted = {
-            name: each
-            for name, each in parameters(function).items()
-            if name not in skip and self._is_injectable(each[0])
-        }
+        parameters = _parameters(function).items()
+        wanted = {name: each for name, each in parameters if name not in skip and self._is_injectable(each[0])}
         arguments = self.resolve_services(wanted, record, _name(function))
         return functools.partial(function, **arguments) if arguments else function
 
@@ -142,6 +141,12 @@ class Container:
 
     def _is_injectable(self, kind: Any) -> bool:
         return kind in self._owners or kind in self.sections or getattr(kind, "_is_protocol", False)
+
+
+def _parameters(function: Any) -> dict[str, tuple[Any, bool]]:
+    """Return the types of the parameters of a function or class, and whether each is optional (`X | None`)."""
+    found = hints(function.__init__ if inspect.isclass(function) else function)
+    return {name: without_none(kind) for name, kind in found.items() if name != "return"}
 
 
 def _name(kind: Any) -> str:

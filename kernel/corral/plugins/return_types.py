@@ -47,7 +47,7 @@ NOT_AWAITED = ExpectedReturn(None, False)
 
 
 @functools.lru_cache(maxsize=1024)
-def expected_returns(kind: type, protocol: Any) -> dict[str, ExpectedReturn]:
+def expected_returns(kind: Any, protocol: Any) -> dict[str, ExpectedReturn]:
     """Return the expected results of the callables in objects of a class: fields of structs, and public methods.
 
     For methods, the annotations of the protocol count. The result is shared, so callers must not change it.

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from corral.config.model import Config
 from corral.database.connect import connect
-from corral.database.migrations import is_empty
+from corral.database.migrations import existing_tables, own_connection
 from corral.plugins.discovery import Found
 from corral.plugins.loading import load
 from corral.plugins.migrations import apply_migrations, migrations_of
@@ -76,7 +76,7 @@ def _copy_postgres(url: str, plugins: list[PluginRecord], fingerprint: str, conf
     try:
         _run(server, copy)
     except DuplicateDatabase:
-        if _is_empty(url):
+        if is_empty(url):
             _run(server, f'DROP DATABASE "{_database_name(url)}" WITH (FORCE)', copy)
 
 
@@ -97,10 +97,12 @@ def _fingerprint(plugins: Sequence[PluginRecord]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _is_empty(url: str) -> bool:
+def is_empty(url: str) -> bool:
+    """Return whether the database has no tables."""
     database = connect(url, pool_size=1)
     try:
-        return is_empty(database)
+        with own_connection(database) as engine:
+            return not existing_tables(engine)
     finally:
         database.close()
 
