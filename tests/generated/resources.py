@@ -158,6 +158,27 @@ async def tool(world: World, owner: Client) -> Names:
     return {"name": "tasks.get", "agent_id": (await agent(world, owner))["id"]}
 
 
+# -- messages
+
+
+@resource(
+    "/messages/{id}",
+    "shared",
+    bodies={
+        "POST /messages/send": {"body": "Hello", "channel": "news"},
+        "POST /messages/{id}/ack": {"result": "done"},
+    },
+)
+async def message(world: World, owner: Client) -> Names:
+    body = {"body": "Hello", "recipient_agent_id": (await agent(world, owner))["id"]}
+    return {"id": (await world.ok(owner, "POST", "/messages/send", body))["id"]}
+
+
+@resource("/messages/threads/{thread_id}", "shared")
+async def thread(world: World, owner: Client) -> Names:
+    return {"thread_id": (await message(world, owner))["id"]}
+
+
 # -- workers
 
 

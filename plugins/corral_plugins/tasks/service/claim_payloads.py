@@ -70,10 +70,13 @@ class ClaimPayloads:
         expires_at: str,
         attempt: int,
         group: str | None,
+        executor: dict[str, Any] | None,
+        messages: list[dict[str, Any]],
     ) -> Claim:
         """Return the claim payload of a task that was just leased to a worker.
 
-        `group` is the group of the worker, which determines the available secrets.
+        `group` is the group of the worker, which determines the available secrets. `executor` is the configuration that
+        `find_executor` returned. `messages` are the messages that this claim delivers.
         """
         assert row.lease_id is not None
         return Claim(
@@ -86,7 +89,7 @@ class ClaimPayloads:
                 "model": model,
                 "fallback_models": agent.config.get("fallback_models") or [],
                 "tools": self._offered_tools(row, agent, model),
-                "config": self._agent_config(row, agent),
+                "config": _agent_config(agent, executor),
             },
             lease_id=row.lease_id,
             fence=row.fence,
@@ -95,16 +98,12 @@ class ClaimPayloads:
             agent_token=token,
             gateway_url=GATEWAY,
             resume=self._resume_data(row),
-            context={"memories": [], "knowledge": [], "messages": [], "comments": _latest_comments(row.id)},
+            context={"memories": [], "knowledge": [], "messages": messages, "comments": _latest_comments(row.id)},
             secrets=[] if self.secrets is None or group is None else self.secrets.names_for_group(group),
         )
 
-    def _agent_config(self, row: TaskRow, agent: AgentFacts) -> dict[str, Any]:
-        """Return the configuration of the agent.
-
-        If a task executor handles the task, `executor` contains the configuration that this executor prepares.
-        """
-        config = {key: value for key, value in agent.config.items() if key != "fallback_models"}
+    def find_executor(self, row: TaskRow) -> dict[str, Any] | None:
+        """Return the configuration of the task executor that handles the task, or None if the agent loop runs it."""
         about = {
             "id": row.id,
             "source": {"type": row.source_type, "id": row.source_id},
@@ -113,8 +112,9 @@ class ClaimPayloads:
         }
         for _, executor in self._contributions.for_hook("corral_task_executors"):
             if _is_handled_by(executor, about):
-                return {**config, "executor": executor.prepare(about)}
-        return config
+                prepared: dict[str, Any] = executor.prepare(about)
+                return prepared
+        return None
 
     def _offered_tools(self, row: TaskRow, agent: AgentFacts, model: str) -> list[ClaimTool]:
         """Return the tools of the run.
@@ -141,6 +141,11 @@ class ClaimPayloads:
             return None
         checkpoint = None if found is None else msgspec.Raw(found[0])
         return {"checkpoint": checkpoint, "tool_results": [], **(given or {})}
+
+
+def _agent_config(agent: AgentFacts, executor: dict[str, Any] | None) -> dict[str, Any]:
+    config = {key: value for key, value in agent.config.items() if key != "fallback_models"}
+    return config if executor is None else {**config, "executor": executor}
 
 
 def _is_handled_by(executor: TaskExecutor, task: dict[str, Any]) -> bool:

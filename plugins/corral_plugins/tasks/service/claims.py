@@ -24,6 +24,7 @@ from corral.ids import new_id
 from corral_core.accounts.api import Accounts
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.agents.api import AgentFacts
+from corral_plugins.messages.api import NO_MESSAGES, ClaimedMessages, Messages
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import Claim, ClaimResponse, TaskAssigned
 from corral_plugins.tasks.models import Attempt, Task, TaskRow
@@ -211,6 +212,7 @@ class _SlotTaken(Exception):
 class TaskClaims:
     """Leases tasks to workers. Every claim locks rows in the same order: tasks, their agents, the worker."""
 
+    messages: Messages | None
     switch: KillSwitch | None
     tools: Tools | None
 
@@ -366,6 +368,8 @@ class TaskClaims:
     def _start_attempt(self, worker: WorkerFacts, row: TaskRow, agent: AgentFacts) -> Claim:
         token, model = TOKEN_PREFIX + secrets.token_urlsafe(32), self._models.model_name(agent)
         max_attempts = declared.max_attempts(self._settings, agent, row.get("retry_policy"))
+        executor = self._payloads.find_executor(row)
+        received = self._receive_messages(row, agent) if executor is None else NO_MESSAGES
         values = self._attempt_columns(worker, row, agent) | {"token_hash": hash_token(token), "model": model}
         _INSERT.run({**_NEW_ATTEMPT, **values})
         if max_attempts != row.max_attempts:
@@ -378,7 +382,18 @@ class TaskClaims:
             expires_at=values["lease_until"],
             attempt=values["n"],
             group=worker.group,
+            executor=executor,
+            messages=received.items,
         )
+
+    def _receive_messages(self, row: TaskRow, agent: AgentFacts) -> ClaimedMessages:
+        """Deliver the waiting messages of the agent to this run, which untrusted messages taint."""
+        if self.messages is None or row.lease_id is None:
+            return NO_MESSAGES
+        received = self.messages.for_claim(agent.id, lease_id=row.lease_id, requester_id=row.created_by)
+        if received.untrusted:
+            rows.taint_task(row, received.untrusted)
+        return received
 
     def _attempt_columns(self, worker: WorkerFacts, row: TaskRow, agent: AgentFacts) -> dict[str, Any]:
         now, sources = clock.now(), row.get("taint_sources")

@@ -45,6 +45,8 @@ END_REPORTS = ("complete", "fail", "wait", "release", "cancelled")
 """The calls with which a worker ends a lease."""
 ASK_TOOL = "human.ask"
 """The tool with which a run ends its own lease, because the task then waits for a person."""
+MAX_SOURCES = 50
+"""The maximum number of sources of taint that are kept for a task."""
 FINAL_CANCELLATIONS = ("user", "parent")
 """The kinds of cancellation that end a task permanently. After any other kind, the task may be queued again."""
 CAN_CONTINUE = Task.finished_at.is_null() & (Task.cancel_kind.is_null() | Task.cancel_kind.not_in(FINAL_CANCELLATIONS))
@@ -241,6 +243,15 @@ def change_task(row: TaskRow, changes: Mapping[str, Any]) -> None:
         )
     row.version += 1
     _copy_to_struct(row, values)
+
+
+def taint_task(row: TaskRow, sources: Sequence[str]) -> list[str]:
+    """Mark a locked task as tainted by these sources. Return all sources of its taint, at most 50."""
+    known: list[str] = row.get("taint_sources") or []
+    all_sources = list(dict.fromkeys([*known, *sources]))[:MAX_SOURCES]
+    if all_sources != known or not row.get("tainted"):
+        change_task(row, {"tainted": True, "taint_sources": all_sources})
+    return all_sources
 
 
 def change_attempt(attempt: AttemptRow, **changes: Any) -> bool:

@@ -42,8 +42,6 @@ from corral_plugins.tasks.service.transitions import NOT_CANCELLED, TaskTransiti
 
 STATE_LIMIT, RESULT_LIMIT = 1024 * 1024, 256 * 1024
 
-MAX_SOURCES = 50
-
 _TAINTED = Statement(lambda p: Attempt.select(Attempt.tainted).where(Attempt.id == p("id")).tuples())
 
 
@@ -359,10 +357,7 @@ class TaskRuns:
             row = rows.lock_task(task_id)
         except NotFound:
             return False
-        known: list[str] = row.get("taint_sources") or []
-        all_sources = list(dict.fromkeys([*known, *sources]))[:MAX_SOURCES]
-        if all_sources != known or not row.get("tainted"):
-            rows.change_task(row, {"tainted": True, "taint_sources": all_sources})
+        all_sources = rows.taint_task(row, sources)
         attempt = rows.find_attempt(lease_id)
         if attempt is None:
             return False
@@ -490,4 +485,5 @@ def _run_of_rows(row: TaskRow, attempt: AttemptRow | None) -> Run:
         requester_id=row.created_by,
         allowed_tools=row.get("allowed_tools"),
         tainted=row.get("tainted"),
+        cause_chain=tuple(row.get("cause_chain")),
     )

@@ -19,6 +19,7 @@ from corral.events.event import emit
 from corral.http.idempotency import expire_with_task
 from corral.plugin import Settings
 from corral_plugins.agents.api import Agents
+from corral_plugins.messages.api import Messages
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import TaskEvent, TaskUpdated
 from corral_plugins.tasks.models import PRIORITIES, TERMINAL, AttemptRow, TaskRow, WorkerSignal
@@ -87,6 +88,8 @@ def transition(
 class TaskTransitions:
     """The operations that several transitions need, such as ending a lease or sending a signal to a worker."""
 
+    messages: Messages | None
+
     def __init__(
         self, settings: Settings, agents: Agents, workers: Workers, credentials: Credentials, metrics: TaskMetrics
     ) -> None:
@@ -117,6 +120,8 @@ class TaskTransitions:
         text = None if cause is None else rows.to_json_text(cause)
         rows.close_attempt(attempt, attempt_status, by=by[:40], error=text, result=late_result)
         self._evict_cached_token(attempt.lease_id)
+        if attempt_status != "completed" and self.messages is not None:
+            self.messages.put_back(attempt.lease_id)
         self.metrics.count_ended_attempt(attempt_status, by=by)
         self.agents.release_slot(attempt.agent_id)
         self.workers.release_slot(attempt.worker_id)

@@ -138,6 +138,8 @@ class AgentLoop:
         if "budget" in self._controls and not state.warned:
             state.warned = True
             state.messages.append({"role": "user", "content": FINISH})
+        state.messages += state.unread
+        state.unread = []
         reply = await self._ask_model(state.step + 1)
         state.step += 1
         assign_call_ids(reply.message, state.messages, state.step)

@@ -44,6 +44,21 @@ def initial_messages(claim: Mapping[str, Any]) -> list[Message]:
     return messages
 
 
+def new_message_contents(claim: Mapping[str, Any], seen: Iterable[str]) -> list[Message]:
+    """Return the message that quotes the mail of a claim that the conversation does not contain yet.
+
+    `seen` are the ids of the mail in the conversation. Return an empty list if there is no other mail.
+    """
+    known = set(seen)
+    items = [each for each in (claim.get("context") or {}).get("messages") or () if each.get("id") not in known]
+    return [{"role": "user", "content": "\n\n".join([DATA, quote_data("context-messages", items)])}] if items else []
+
+
+def received_ids(claim: Mapping[str, Any]) -> list[str]:
+    """Return the ids of the mail that a claim delivers."""
+    return [str(each["id"]) for each in (claim.get("context") or {}).get("messages") or () if each.get("id")]
+
+
 def output_schema(claim: Mapping[str, Any]) -> Any:
     """Return the JSON Schema of the result: the task's own, or else that of the agent, or None."""
     own = claim["task"].get("output_schema")
@@ -172,6 +187,7 @@ class _StoredCheckpoint(msgspec.Struct):
     running: str | None = None
     messages: list[_StoredMessage] = []
     permits: dict[str, dict[str, Any]] = {}
+    received: list[str] = []
 
 
 class AttemptState:
@@ -180,7 +196,8 @@ class AttemptState:
     `step` is the number of the last model step. `repairs` is the number of times that the answer was requested again.
     `warned` is true if the model was notified of the budget warning. `running` is the id of the call whose tool was
     started on this machine. `permits` contains the permits that a person approved, by call id. `invalid` is the reason
-    why the checkpoint cannot be read, or None.
+    why the checkpoint cannot be read, or None. `received` contains the ids of the mail in the conversation, and
+    `unread` is the mail that the next model step adds.
     """
 
     def __init__(self, claim: Mapping[str, Any]) -> None:
@@ -202,8 +219,12 @@ class AttemptState:
                     self.permits[result["call_id"]] = result
                 else:
                     self.messages.append(tool_message(result["call_id"], tool_content(result)))
+        earlier: list[str] = list(stored.get("received") or ()) if stored.get("messages") else received_ids(claim)
+        self.unread = new_message_contents(claim, earlier)
+        self.received = list(dict.fromkeys([*earlier, *received_ids(claim)]))
         if not open_calls(self.messages):
-            self.messages += human_response_messages(resume)
+            self.messages += [*human_response_messages(resume), *self.unread]
+            self.unread = []
 
     def to_checkpoint(self) -> dict[str, Any]:
         """Return the state to store in a checkpoint."""
@@ -215,6 +236,7 @@ class AttemptState:
             "warned": self.warned,
             "running": self.running,
             "permits": self.permits,
+            "received": self.received,
         }
 
 

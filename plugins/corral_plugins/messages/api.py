@@ -1,0 +1,153 @@
+"""The public interface of messages: data types, the `Messages` service and the events."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Protocol
+
+import msgspec
+from msgspec import Meta
+
+from corral.auth.principal import Principal
+from corral.errors import declare_codes
+from corral.events.event import Event
+from corral.schema.fields import Id, MomentIn, line
+
+declare_codes(
+    {
+        "hop_limit": (
+            422,
+            "The message has been answered too often",
+            "The chain of replies is longer than messages.max_hops allows. Start a new thread if it should go on.",
+        ),
+    }
+)
+
+MessageType = Literal["info", "request", "reply", "handoff", "alert"]
+MESSAGE_TYPES: tuple[MessageType, ...] = ("info", "request", "reply", "handoff", "alert")
+
+CHANNEL = r"^[a-z0-9][a-z0-9._-]{0,63}(?![\s\S])"
+Channel = Annotated[str, Meta(pattern=CHANNEL)]
+BODY_BYTES = 65_536
+
+
+class Correlation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The objects that a message is about."""
+
+    task_id: Id | None = None
+    run_id: Id | None = None
+    session_id: Id | None = None
+
+
+class NewMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A message to send. It has exactly one recipient: an agent, a user or a channel.
+
+    `sender_agent_id` names the agent for which the caller speaks. If it is null, the caller is the sender. `type` is
+    `reply` by default if `in_reply_to` is set, or else `info`. `correlation` is by default the task of the caller's
+    lease.
+    """
+
+    body: Annotated[str, Meta(min_length=1, max_length=BODY_BYTES)]
+    sender_agent_id: Id | None = None
+    recipient_agent_id: Id | None = None
+    recipient_user_id: Id | None = None
+    channel: Channel | None = None
+    subject: Annotated[str, line(200, 0)] = ""
+    type: MessageType | None = None
+    in_reply_to: Id | None = None
+    correlation: Correlation | None = None
+    expires_at: MomentIn | None = None
+
+
+class SentMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of sending a message. `warnings` may contain `recipient_offline` and `no_subscribers`."""
+
+    id: str
+    thread_id: str
+    warnings: list[str]
+
+
+class ClaimedMessages(msgspec.Struct, frozen=True, kw_only=True):
+    """The messages that a claim delivers, as JSON objects, and the untrusted sources among them."""
+
+    items: list[dict[str, Any]]
+    untrusted: tuple[str, ...]
+
+
+NO_MESSAGES = ClaimedMessages(items=[], untrusted=())
+
+
+class Messages(Protocol):
+    """The service for messages. Every method runs in the caller's unit of work."""
+
+    def send(
+        self, new: NewMessage, *, by: Principal, trusted: bool | None = None, cause: tuple[str, ...] | None = None
+    ) -> SentMessage:
+        """Send a message. The caller must have redacted its subject and body.
+
+        `trusted` states whether a person wrote the message; by default this is true if `by` is a person. `cause` is the
+        chain of causes of the message, by default that of the caller's task. Raises a `Problem` with the code
+        `unknown_reference`, `hop_limit` or `rate_limited`, or `Forbidden` if the caller may not speak for the sender.
+        """
+        ...
+
+    def for_claim(self, agent_id: str, *, lease_id: str, requester_id: str | None) -> ClaimedMessages:
+        """Deliver the waiting messages of an agent to the attempt with this lease, requests first and oldest first.
+
+        Messages that the requester of the task did not write are untrusted.
+        """
+        ...
+
+    def put_back(self, lease_id: str) -> None:
+        """Make the messages that this lease delivered available again, because its attempt ended without completing.
+
+        Messages that were read or acknowledged in the meantime stay as they are.
+        """
+        ...
+
+
+class MessageEvent(Event, kw_only=True):
+    """The fields that all message events share. No event contains the text of a message."""
+
+    message_id: str
+    thread_id: str
+    sender_agent_id: str | None
+    sender_user_id: str | None
+    recipient_agent_id: str | None
+    channel: str | None
+    type: str
+    subject: str
+
+
+class MessageSent(MessageEvent, kw_only=True):
+    """A message was sent."""
+
+    event = "message.new"
+
+
+class MessageRead(MessageEvent, kw_only=True):
+    """A recipient read a message. `by` is the recipient."""
+
+    event = "message.read"
+
+    by: dict[str, str]
+
+
+class MessageAcknowledged(MessageEvent, kw_only=True):
+    """A recipient acknowledged a message, or a message that expects an acknowledgement expired without one.
+
+    `by` is the recipient, and `result` is `done`, `rejected` or `expired`.
+    """
+
+    event = "message.acked"
+
+    by: dict[str, str]
+    result: str
+
+
+class MessageDeleted(MessageEvent, kw_only=True):
+    """A message was deleted before anyone read it."""
+
+    event = "message.deleted"
+
+
+EVENTS: tuple[type[Event], ...] = (MessageSent, MessageRead, MessageAcknowledged, MessageDeleted)

@@ -1,0 +1,163 @@
+"""`corral messages`: lists, sends, reads and acknowledges messages from a terminal."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from corral.cli.api_client import ApiClient
+from corral.cli.output import print_fields, print_table, print_value
+from corral.cli.server_connection import client_command, complete_names
+
+STATUSES = ("sent", "delivered", "read", "acked", "expired")
+TYPES = ("info", "request", "reply", "handoff", "alert")
+COLUMNS = ("created_at", "sender", "recipient", "type", "status", "subject", "id")
+WARNINGS = {
+    "recipient_offline": "the agent is not started; it receives the message when it takes its next task",
+    "no_subscribers": "no other agent subscribes to the channel; people can read the message",
+}
+
+for_agent = click.option(
+    "--agent", help="agent for which you act, if several recipients are yours", shell_complete=complete_names("/agents")
+)
+
+
+@click.group("messages")
+def messages_command_group() -> None:
+    """Send messages to agents, people and channels, and answer for the messages of agents."""
+
+
+@messages_command_group.command("list")
+@click.option("--agent", help="list only messages that this agent sent or received")
+@click.option("--channel", help="list only messages of this channel")
+@click.option("--status", type=click.Choice(STATUSES), multiple=True, help="list only messages in this state")
+@click.option("--unread", is_flag=True, help="list only messages that you, or the agent, have not read")
+@click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of messages")
+@client_command
+def list_messages(
+    client: ApiClient,
+    *,
+    agent: str | None,
+    channel: str | None,
+    status: tuple[str, ...],
+    unread: bool,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """List the newest messages."""
+    query: dict[str, Any] = {"status": list(status), "limit": limit}
+    if agent is not None:
+        query["agent_id"] = _find_agent(client, agent)
+    if channel is not None:
+        query["channel"] = channel
+    if unread:
+        query["unread"] = "true"
+    names: dict[str, str] = {}
+    print_table(
+        client.get("/messages", **query)["items"],
+        COLUMNS,
+        as_json=as_json,
+        empty="There are no such messages. Send one: corral messages send --to-agent AGENT TEXT",
+        colour_of="status",
+        computed={
+            "sender": lambda message: message["sender_name"],
+            "recipient": lambda message: _recipient(client, message, names),
+        },
+    )
+
+
+@messages_command_group.command("send")
+@click.argument("text")
+@click.option("--to-agent", help="agent that receives the message", shell_complete=complete_names("/agents"))
+@click.option("--to-user", help="id of the user who receives the message")
+@click.option("--channel", help="channel whose subscribers receive the message")
+@click.option("--as-agent", help="agent for which you speak", shell_complete=complete_names("/agents"))
+@click.option("--subject", default="", help="subject of the message")
+@click.option("--type", "kind", type=click.Choice(TYPES), help="type of the message; request asks for an answer")
+@click.option("--reply-to", help="id of the message that this one answers")
+@client_command
+def send_message(
+    client: ApiClient,
+    *,
+    text: str,
+    to_agent: str | None,
+    to_user: str | None,
+    channel: str | None,
+    as_agent: str | None,
+    subject: str,
+    kind: str | None,
+    reply_to: str | None,
+    as_json: bool,
+) -> None:
+    """Send a message. TEXT is its body; - reads the body from standard input."""
+    if sum(each is not None for each in (to_agent, to_user, channel)) != 1:
+        raise click.UsageError("give exactly one of --to-agent, --to-user and --channel")
+    body = {
+        "body": sys.stdin.read() if text == "-" else text,
+        "subject": subject,
+        "type": kind,
+        "in_reply_to": reply_to,
+        "recipient_agent_id": None if to_agent is None else _find_agent(client, to_agent),
+        "recipient_user_id": to_user,
+        "channel": channel,
+        "sender_agent_id": None if as_agent is None else _find_agent(client, as_agent),
+    }
+    sent = client.post("/messages/send", {name: value for name, value in body.items() if value is not None})
+    print_value(sent, as_json=as_json, text=f"Sent {sent['id']}.")
+    for warning in () if as_json else sent["warnings"]:
+        click.echo(click.style("warning", fg="yellow") + f": {WARNINGS.get(warning, warning)}", err=True)
+
+
+@messages_command_group.command("read")
+@click.argument("message")
+@for_agent
+@client_command
+def read_message(client: ApiClient, *, message: str, agent: str | None, as_json: bool) -> None:
+    """Mark a message as read, and show it."""
+    body = {} if agent is None else {"agent_id": _find_agent(client, agent)}
+    found = client.send("PATCH", f"/messages/{message}/read", body=body)
+    shown = {
+        "from": found["sender_name"],
+        "to": _recipient(client, found, {}),
+        "sent": found["created_at"],
+        "type": found["type"],
+        "status": found["status"],
+        "trust": found["trust"],
+        "subject": found["subject"],
+        "in reply to": found["in_reply_to"],
+        "text": found["body"],
+    }
+    print_fields(found, shown, as_json=as_json)
+
+
+@messages_command_group.command("ack")
+@click.argument("message")
+@click.option("--rejected", is_flag=True, help="reject what the message asks for")
+@click.option("--note", help="note, which is kept with the acknowledgement")
+@for_agent
+@client_command
+def acknowledge_message(
+    client: ApiClient, *, message: str, rejected: bool, note: str | None, agent: str | None, as_json: bool
+) -> None:
+    """Acknowledge a message: what it asks for is done, or is rejected."""
+    body: dict[str, Any] = {"result": "rejected" if rejected else "done", "note": note}
+    if agent is not None:
+        body["agent_id"] = _find_agent(client, agent)
+    found = client.post(f"/messages/{message}/ack", body)
+    print_value(found, as_json=as_json, text=f"Acknowledged {found['id']} as {body['result']}.")
+
+
+def _find_agent(client: ApiClient, name: str) -> str:
+    return str(client.find("/agents", name, kind="agent")["id"])
+
+
+def _recipient(client: ApiClient, message: Any, names: dict[str, str]) -> str:
+    """Return the recipient of a message in words. `names` caches the names of agents."""
+    agent_id = message["recipient_agent_id"]
+    if agent_id is None:
+        return f"#{message['channel']}" if message["channel"] is not None else f"user {message['recipient_user_id']}"
+    if not names:
+        names.update({each["id"]: each["name"] for each in client.pages("/agents", sort="name")})
+    return names.get(agent_id, str(agent_id))

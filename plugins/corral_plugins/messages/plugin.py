@@ -1,0 +1,99 @@
+"""The `messages` plugin: its manifest and its hook implementations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from corral.auth.principal import READERS, WRITERS, Permission
+from corral.database.model import Model
+from corral.events.consumers import Subscriber
+from corral.events.event import Event
+from corral.http.routes import Routes
+from corral.jobs.job import Schedule
+from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
+from corral.redact.redactor import Redactor
+from corral_plugins.messages import jobs, models, routes, settings
+from corral_plugins.messages.api import EVENTS, Messages
+from corral_plugins.messages.service.agent_tools import MessageTools
+from corral_plugins.messages.service.delivery import MessageDelivery
+from corral_plugins.messages.service.listing import MessageListing
+from corral_plugins.messages.service.messages import MessagesService
+from corral_plugins.messages.service.metrics import MessageMetrics
+from corral_plugins.messages.service.receipts import MessageReceipts
+from corral_plugins.messages.service.sending import MessageSending
+from corral_plugins.tools.api import Tool
+
+if TYPE_CHECKING:
+    import click
+
+
+class MessagesPlugin(Plugin):
+    """Messages between agents, and between people and agents.
+
+    A message goes to one agent or person, or to a channel. The next claim of a recipient delivers it. It is read once,
+    answered or acknowledged, and expires.
+    """
+
+    name = "messages"
+    requires = ("accounts", "agents")
+    wants = ("tasks", "tools")
+    permissions = (
+        Permission("messages.read", "Read messages, threads, channels and inboxes", holders=(*READERS, "agent")),
+        Permission("messages.write", "Send, read and acknowledge messages", holders=(*WRITERS, "agent")),
+    )
+
+    def __init__(self, section: Any = None) -> None:
+        super().__init__(section)
+        self._metrics = MessageMetrics()
+        self._tools = MessageTools()
+
+    async def start(self, runtime: Runtime) -> None:
+        self._tools.set_implementation(runtime.service(MessageSending), runtime.service(Redactor))
+
+    @hookimpl
+    def corral_services(self) -> Iterable[Provide]:
+        parts = (MessageSending, MessageDelivery, MessageReceipts, MessageListing)
+        return [
+            Provide(MessageMetrics, lambda: self._metrics),
+            *(Provide(part, part) for part in parts),
+            Provide(Messages, MessagesService),
+        ]
+
+    @hookimpl
+    def corral_routes(self) -> Iterable[Routes]:
+        return [routes.routes, routes.agent_routes]
+
+    @hookimpl
+    def corral_models(self) -> Iterable[type[Model]]:
+        return models.TABLES
+
+    @hookimpl
+    def corral_events(self) -> Iterable[type[Event]]:
+        return EVENTS
+
+    @hookimpl
+    def corral_subscribers(self) -> Iterable[Subscriber]:
+        return jobs.SUBSCRIBERS
+
+    @hookimpl
+    def corral_settings(self) -> Iterable[Setting[Any]]:
+        return settings.ALL
+
+    @hookimpl
+    def corral_schedules(self) -> Iterable[Schedule]:
+        return jobs.SCHEDULES
+
+    @hookimpl
+    def corral_metrics(self) -> Iterable[Metric]:
+        return self._metrics.definitions()
+
+    @hookimpl
+    def corral_commands(self) -> Iterable[click.Command]:
+        from corral_plugins.messages.commands import messages_command_group
+
+        return [messages_command_group]
+
+    @hookimpl(optionalhook=True)
+    def corral_tools(self) -> Iterable[Tool]:
+        return self._tools.all()

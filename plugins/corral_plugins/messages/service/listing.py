@@ -1,0 +1,169 @@
+"""Lists messages, threads, channels and inboxes, and sets the channels of an agent."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import peewee
+from msgspec import UNSET
+
+from corral import clock
+from corral.auth.principal import Principal, require_owner
+from corral.auth.visibility import visible
+from corral.errors import Forbidden, NotFound
+from corral.http.page import Order, Page, newest_first, paginate
+from corral_plugins.agents.api import AgentFacts, Agents
+from corral_plugins.messages.models import OPEN, ChannelRow, Message, Receipt, Subscription
+from corral_plugins.messages.service import rows
+from corral_plugins.messages.service.delivery import MessageDelivery
+from corral_plugins.messages.shapes import (
+    AgentChannels,
+    ChannelList,
+    ChannelView,
+    InboxQuery,
+    MessageItem,
+    MessageQuery,
+    MessageView,
+    ThreadQuery,
+)
+
+MAX_CHANNELS = 1000
+UNREAD = ("sent", "delivered")
+_OLDEST_FIRST = (Order(Message.created_at, descending=False), Order(Message.id, descending=False))
+
+
+class MessageListing:
+    """Reads messages. Every method runs in the caller's unit of work."""
+
+    def __init__(self, agents: Agents, delivery: MessageDelivery) -> None:
+        self._agents, self._delivery = agents, delivery
+
+    def get(self, message_id: str, *, by: Principal) -> MessageView:
+        """Return a message with its receipts. Raise `NotFound`."""
+        return rows.view_of(rows.find_readable_message(message_id, by))
+
+    def list(self, query: MessageQuery, *, by: Principal) -> Page[MessageItem]:
+        """Return a page of the messages that match every filter, newest first."""
+        found = Message.select().where(visible(Message, by), *_filters(query, by))
+        return paginate(found, query, by, scope="messages", order=newest_first(Message), make=rows.item_of)
+
+    def thread(self, thread_id: str, query: ThreadQuery, *, by: Principal) -> Page[MessageItem]:
+        """Return a page of a thread, oldest first. Raise `NotFound` if no message belongs to the thread."""
+        found = Message.select().where((Message.thread_id == thread_id) & visible(Message, by))
+        page = paginate(found, query, by, scope=f"thread:{thread_id}", order=_OLDEST_FIRST, make=rows.item_of)
+        if not page.total:
+            raise NotFound("There is no thread with this id.")
+        return page
+
+    # -- inbox
+
+    def inbox(self, agent_id: str, query: InboxQuery, *, by: Principal) -> Page[MessageItem]:
+        """Return a page of an agent's inbox, oldest first.
+
+        If the agent itself reads its inbox, and does not only peek, the undelivered messages of the page are delivered.
+        """
+        self._find_agent(agent_id)
+        if by.agent_id is not None and by.agent_id != agent_id and not query.peek:
+            raise Forbidden("An agent can read only its own inbox; another agent's inbox can be read with peek=true.")
+        if by.agent_id == agent_id and not query.peek and query.cursor is UNSET and not query.offset:
+            self._delivery.deliver(agent_id, limit=query.limit, lease_id=by.lease_id)
+        states = UNREAD if query.unread else (*OPEN, "acked")
+        shown = (
+            (Receipt.agent_id == agent_id)
+            & Receipt.status.in_(states)
+            & ((Receipt.expires_at > clock.now()) | (Receipt.status == "acked"))
+        )
+        found = Message.select().where(
+            Message.id.in_(Receipt.select(Receipt.message_id).where(shown)) & visible(Message, by)
+        )
+        return paginate(found, query, by, scope=f"inbox:{agent_id}", order=_OLDEST_FIRST, make=rows.item_of)
+
+    # -- channels
+
+    def channels(self) -> ChannelList:
+        """Return the channels that have subscribers or messages, by name."""
+        names: Any = ChannelRow.select(ChannelRow.name).union(Subscription.select(Subscription.channel))
+        found = sorted(name for (name,) in list(names.limit(MAX_CHANNELS).tuples()))
+        last = {row.name: row.last_message_at for row in ChannelRow.select().where(ChannelRow.name.in_(found))}
+        subscribers: dict[str, list[str]] = defaultdict(list)
+        of_channels = Subscription.select().where(Subscription.channel.in_(found)).order_by(Subscription.agent_id)
+        for each in of_channels:
+            subscribers[each.channel].append(each.agent_id)
+        recent: Any = (
+            Message.select(Message.channel, peewee.fn.COUNT(Message.id))
+            .where(Message.channel.in_(found) & (Message.created_at > clock.now(-86_400)))
+            .group_by(Message.channel)
+        )
+        counts = dict(list(recent.tuples()))
+        return ChannelList(
+            items=[
+                ChannelView(
+                    channel=name,
+                    subscribers=subscribers[name],
+                    messages_24h=counts.get(name, 0),
+                    last_message_at=last.get(name),
+                )
+                for name in found
+            ]
+        )
+
+    def subscribe(self, agent_id: str, wanted: AgentChannels, *, by: Principal) -> AgentChannels:
+        """Replace the channels to which an agent subscribes. Only its owner, an admin and the agent itself may."""
+        agent = self._find_agent(agent_id)
+        if by.agent_id is None:
+            require_owner(by, agent.owner_id, what="agent")
+        elif by.agent_id != agent_id:
+            raise Forbidden("An agent can change only its own channels.")
+        names = sorted(set(wanted.channels))
+        Subscription.delete().where((Subscription.agent_id == agent_id) & Subscription.channel.not_in(names)).execute()
+        if names:
+            new = [{"channel": name, "agent_id": agent_id} for name in names]
+            Subscription.insert_many(new).on_conflict_ignore().execute()
+        return AgentChannels(channels=names)
+
+    def _find_agent(self, agent_id: str) -> AgentFacts:
+        found = self._agents.find(agent_id)
+        if found is None:
+            raise NotFound("There is no agent with this id.")
+        return found
+
+
+def _filters(query: MessageQuery, by: Principal) -> list[Any]:
+    found: list[Any] = []
+    agent_id = query.agent_id.lower() if query.agent_id is not UNSET else None
+    if agent_id is not None:
+        received = Receipt.select(Receipt.message_id).where(Receipt.agent_id == agent_id)
+        found.append((Message.sender == f"agent:{agent_id}") | Message.id.in_(received))
+    if query.unread is not UNSET:
+        states = UNREAD if query.unread else ("read", "acked")
+        mine = _receipts_of(agent_id or by.agent_id, by.user_id) & Receipt.status.in_(states)
+        if query.unread:
+            mine &= Receipt.expires_at > clock.now()
+        found.append(Message.id.in_(Receipt.select(Receipt.message_id).where(mine)))
+    if query.channel is not UNSET:
+        found.append(Message.channel.in_(query.channel))
+    if query.type is not UNSET:
+        found.append(Message.type.in_(query.type))
+    if query.thread_id is not UNSET:
+        found.append(Message.thread_id == query.thread_id.lower())
+    if query.since is not UNSET:
+        found.append(Message.created_at >= clock.from_datetime(query.since))
+    if query.search is not UNSET:
+        found.append(Message.subject.contains(query.search) | Message.body.contains(query.search))
+    if query.status is not UNSET:
+        found.append(_has_status(set(query.status)))
+    return found
+
+
+def _receipts_of(agent_id: str | None, user_id: str | None) -> Any:
+    return Receipt.agent_id == agent_id if agent_id is not None else Receipt.user_id == user_id
+
+
+def _has_status(wanted: set[str]) -> Any:
+    """Return the condition that the status is one of these. A message expires before the sweep has recorded it."""
+    condition: Any = Message.status.in_(sorted(wanted - set(OPEN)))
+    condition |= Message.status.in_(sorted(wanted & set(OPEN))) & (Message.expires_at > clock.now())
+    if "expired" in wanted:
+        condition |= Message.status.in_(OPEN) & (Message.expires_at <= clock.now())
+    return condition
