@@ -21,11 +21,6 @@ from corral.events.log import LoggedEvent
 declare_codes(
     {
         "cycle": (422, "The dependencies form a cycle", "Remove the dependency that leads back to the object itself."),
-        "schema_mismatch": (
-            422,
-            "The data does not match the schema",
-            "Read the pointers of the problem, and send data that the schema allows.",
-        ),
     }
 )
 

@@ -7,7 +7,7 @@ from corral.database.engine import Work
 from corral.database.unit import SYSTEM, UnitContext
 from corral.events.log import LoggedEvent
 from corral.plugin import Settings
-from corral_plugins.workflows.models import Run, StepRun, Workflow, WorkflowVersion
+from corral_plugins.workflows.models import Run, StepRun, Workflow, WorkflowVersion, fetch_tuples
 from corral_plugins.workflows.service.engine import Engine
 from corral_plugins.workflows.service.event_waits import EventWaits
 from corral_plugins.workflows.service.executors import StepExecutors
@@ -54,7 +54,7 @@ def on_event(event: LoggedEvent, events: StepEvents) -> None:
 
 def _prune_runs(days: int) -> int:
     ended = Run.status.in_(FINAL_RUN) & (Run.finished_at < clock.now(-days * 86_400))
-    found = [row[0] for row in Run.select(Run.id).where(ended).order_by(Run.id).limit(PRUNE_BATCH).tuples()]
+    found = [row[0] for row in fetch_tuples(Run.select(Run.id).where(ended).order_by(Run.id).limit(PRUNE_BATCH))]
     if found:
         StepRun.delete().where(StepRun.run_id.in_(found)).execute()
         Run.delete().where(Run.id.in_(found)).execute()
@@ -64,7 +64,7 @@ def _prune_runs(days: int) -> int:
 def _prune_versions() -> int:
     used = Run.select(Run.workflow_id)
     gone = Workflow.deleted_at.is_null(False) & Workflow.id.not_in(used)
-    found = [row[0] for row in Workflow.select(Workflow.id).where(gone).limit(PRUNE_BATCH).tuples()]
+    found = [row[0] for row in fetch_tuples(Workflow.select(Workflow.id).where(gone).limit(PRUNE_BATCH))]
     if found:
         WorkflowVersion.delete().where(WorkflowVersion.workflow_id.in_(found)).execute()
         Workflow.delete().where(Workflow.id.in_(found)).execute()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import peewee
 
 from corral import clock
@@ -173,3 +175,8 @@ StepRun.add_index(
         StepRun, (StepRun.event, StepRun.id), where=StepRun.event.is_null(False), name="workflows_step_runs_events"
     )
 )
+
+
+def fetch_tuples(query: Any) -> list[tuple[Any, ...]]:
+    """Execute a query and return its rows as tuples."""
+    return list(query.tuples())

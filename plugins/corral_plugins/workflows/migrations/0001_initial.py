@@ -31,7 +31,7 @@ def up(migrator: Any, db: Any) -> None:
             database = db
             legacy_table_names = False
             table_name = "workflows_workflows"
-            indexes = ((('created_at', 'id'), False),)
+            indexes = ((("created_at", "id"), False),)
 
     class WorkflowVersion(Model):
         id = CharField(primary_key=True, max_length=36)
@@ -47,7 +47,7 @@ def up(migrator: Any, db: Any) -> None:
             database = db
             legacy_table_names = False
             table_name = "workflows_versions"
-            indexes = ((('workflow_id', 'n'), True),)
+            indexes = ((("workflow_id", "n"), True),)
 
     class Run(Model):
         id = CharField(primary_key=True, max_length=36)
@@ -85,7 +85,13 @@ def up(migrator: Any, db: Any) -> None:
             database = db
             legacy_table_names = False
             table_name = "workflows_runs"
-            indexes = ((('created_at', 'id'), False), (('workflow_id', 'created_at', 'id'), False), (('status', 'workflow_id', 'id'), False), (('due_at',), False), (('trigger_id', 'status', 'id'), False))
+            indexes = (
+                (("created_at", "id"), False),
+                (("workflow_id", "created_at", "id"), False),
+                (("status", "workflow_id", "id"), False),
+                (("due_at",), False),
+                (("trigger_id", "status", "id"), False),
+            )
 
     class StepRun(Model):
         id = CharField(primary_key=True, max_length=36)
@@ -120,7 +126,7 @@ def up(migrator: Any, db: Any) -> None:
             database = db
             legacy_table_names = False
             table_name = "workflows_step_runs"
-            indexes = ((('run_id', 'key'), True),)
+            indexes = ((("run_id", "key"), True),)
 
     for columns, name in (
         ((StepRun.waits_for,), "workflows_step_runs_waits_for"),

@@ -79,7 +79,9 @@ def resolve_workflow_step(id: str, name: str, body: ResolveStep, runs: RunsServi
     return view_of(runs.resolve_step(id, name, body, by=caller))
 
 
-@routes.post("/{id}/steps/{name}/input", needs="workflows.run", raises=("not_found", "invalid_state", "schema_mismatch"))
+@routes.post(
+    "/{id}/steps/{name}/input", needs="workflows.run", raises=("not_found", "invalid_state", "schema_mismatch")
+)
 def submit_workflow_input(id: str, name: str, body: SubmitInput, runs: RunsService, caller: Principal) -> RunView:
     """Submit the data that a step of the type `input` asks for."""
     return view_of(runs.submit_input(id, name, body, by=caller))

@@ -22,7 +22,7 @@ from corral.ids import new_id
 from corral.plugin import Settings
 from corral_plugins.agents.api import Agents
 from corral_plugins.workflows.api import WorkflowCreated, WorkflowDeleted, WorkflowUpdated
-from corral_plugins.workflows.models import LIVING, Run, Workflow, WorkflowVersion
+from corral_plugins.workflows.models import LIVING, Run, Workflow, WorkflowVersion, fetch_tuples
 from corral_plugins.workflows.service.engine import ACTIVE
 from corral_plugins.workflows.service.steps_input import step_view
 from corral_plugins.workflows.service.validation import all_steps
@@ -148,7 +148,7 @@ class WorkflowStore:
         row = find_writable_workflow(workflow_id, by)
         match.check(row.version)
         is_active = (Run.workflow_id == workflow_id) & Run.status.in_(("queued", *ACTIVE))
-        active = [found[0] for found in Run.select(Run.id).where(is_active).limit(FORCE_LIMIT).tuples()]
+        active = [found[0] for found in fetch_tuples(Run.select(Run.id).where(is_active).limit(FORCE_LIMIT))]
         if active and not force:
             detail = "Runs of this workflow are active; cancel them, or delete the workflow with force=true."
             raise Conflict(detail, code="in_use", references=active[:100])
@@ -221,14 +221,12 @@ def _item_fields(row: Workflow, last: LastRun | None) -> Json:
 def _last_runs(ids: Sequence[str]) -> dict[str, LastRun]:
     if not ids:
         return {}
-    found = Run.select(Run.id, Run.status, Run.created_at, Run.finished_at).where(Run.id.in_(list(ids))).tuples()
+    found = fetch_tuples(Run.select(Run.id, Run.status, Run.created_at, Run.finished_at).where(Run.id.in_(list(ids))))
     return {row[0]: LastRun(id=row[0], status=row[1], created_at=row[2], finished_at=row[3]) for row in found}
 
 
 def _version_item(row: WorkflowVersion) -> WorkflowVersionItem:
-    return WorkflowVersionItem(
-        n=row.n, name=row.name, step_count=len(row.steps), by=row.created_by, at=row.created_at
-    )
+    return WorkflowVersionItem(n=row.n, name=row.name, step_count=len(row.steps), by=row.created_by, at=row.created_at)
 
 
 def _same(row: Workflow) -> Workflow:

@@ -1,8 +1,8 @@
 """The engine: advances runs.
 
-An advance reads the rows of a run in one unit of work, evaluates expressions outside of units, and writes the changes in
-another unit, if nobody has changed the run in between; otherwise it starts again. So a process may die at any moment:
-what it has not written has not happened, and another process computes it again.
+An advance reads the rows of a run in one unit of work, evaluates expressions outside of units, and writes the changes
+in another unit, if nobody has changed the run in between; otherwise it starts again. So a process may die at any
+moment: what it has not written has not happened, and another process computes it again.
 """
 
 from __future__ import annotations
@@ -207,7 +207,9 @@ class Engine:
         config = self._graphs.read(run.workflow_id, run.n).config
         limit = (config.get("concurrency") or {}).get("limit")
         queued = (Run.workflow_id == run.workflow_id) & (Run.status == "queued") & (Run.id < run.id)
-        is_full = limit is not None and (active_runs(run.workflow_id, limit) >= limit or Run.select().where(queued).exists())
+        is_full = limit is not None and (
+            active_runs(run.workflow_id, limit) >= limit or Run.select().where(queued).exists()
+        )
         most = self._settings.get(MAX_ACTIVE_RUNS)
         if is_full or active_runs(None, most) >= most:
             state.set(queued_at="", due_at=clock.LAST)

@@ -69,7 +69,9 @@ class EventWaits:
         try:
             return bool(await self._expressions.evaluate(condition, about, boolean=True))
         except Problem as error:
-            log.warning("the filter of a step failed", extra={"step": row.name, "run": row.run_id, "reason": str(error)})
+            log.warning(
+                "the filter of a step failed", extra={"step": row.name, "run": row.run_id, "reason": str(error)}
+            )
             return False
 
 

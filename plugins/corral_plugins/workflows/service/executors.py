@@ -25,7 +25,7 @@ from corral.redact.redactor import Redactor, machine_text
 from corral.schema.json_schema_validation import json_schema_errors
 from corral_plugins.secrets.api import Secrets
 from corral_plugins.workflows.api import StepFailure, StepResult, StepType
-from corral_plugins.workflows.models import StepRun
+from corral_plugins.workflows.models import StepRun, fetch_tuples
 from corral_plugins.workflows.service.engine import Engine, StepStarter, failure_report, report_of
 from corral_plugins.workflows.service.graph import Step
 from corral_plugins.workflows.service.planner import LEASE_SECONDS, OUTPUT_LIMIT
@@ -107,7 +107,7 @@ class StepExecutors:
         def renew() -> set[str]:
             leases = [*held]
             StepRun.update(lease_until=clock.now(LEASE_SECONDS)).where(StepRun.lease.in_(leases)).execute()
-            return {row[0] for row in StepRun.select(StepRun.lease).where(StepRun.lease.in_(leases)).tuples()}
+            return {row[0] for row in fetch_tuples(StepRun.select(StepRun.lease).where(StepRun.lease.in_(leases)))}
 
         live = await self._work(renew, entry=ENTRY)
         for lease in held.keys() - live:
@@ -115,8 +115,8 @@ class StepExecutors:
 
     def _claim_abandoned(self) -> None:
         is_abandoned = StepRun.lease.is_null(False) & (StepRun.lease_until < clock.now())
-        found = StepRun.select(StepRun.id, StepRun.run_id, StepRun.lease).where(is_abandoned).limit(BATCH).tuples()
-        for row_id, run_id, before in list(found):
+        found = fetch_tuples(StepRun.select(StepRun.id, StepRun.run_id, StepRun.lease).where(is_abandoned).limit(BATCH))
+        for row_id, run_id, before in found:
             lease = new_id()
             mine = {"lease": lease, "lease_until": clock.now(LEASE_SECONDS)}
             if StepRun.update(mine).where(is_abandoned & (StepRun.id == row_id) & (StepRun.lease == before)).execute():
@@ -219,4 +219,3 @@ class StepExecutors:
                 return
             except Unavailable:
                 await asyncio.sleep(1.0)
-

@@ -33,7 +33,9 @@ def end_attempt(step: Step, row: StepRow, error: Json, *, retryable: bool) -> No
     ended |= {"reason": None, "event": None, "wake_at": None}
     delay = _retry_delay(step, row.attempt, error) if retryable else None
     if delay is not None:
-        row.set(**ended | {"status": "ready", "attempt": row.attempt + 1, "wake_at": clock.now(delay), "waits_for": None})
+        row.set(
+            **ended | {"status": "ready", "attempt": row.attempt + 1, "wake_at": clock.now(delay), "waits_for": None}
+        )
     elif step.on_error == "pause":
         row.set(**ended | {"status": "waiting", "reason": "error", "person": True})
     else:

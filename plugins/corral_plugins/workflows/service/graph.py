@@ -69,6 +69,7 @@ class Scope(msgspec.Struct, kw_only=True):
     steps: list[Step]
     by_name: dict[str, Step]
     leaves: list[str]
+
     def descendants(self, names: Iterable[str]) -> set[str]:
         """Return these steps and all steps of the scope that depend on them, directly or indirectly."""
         found = {*names}

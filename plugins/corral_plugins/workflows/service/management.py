@@ -219,4 +219,3 @@ def _find_step(row: Workflow, step_id: str) -> Json:
     if found is None:
         raise NotFound("The workflow has no step with this id.")
     return found
-

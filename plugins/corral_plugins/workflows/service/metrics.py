@@ -7,7 +7,7 @@ import peewee
 from corral import clock
 from corral.database.unit import after_commit
 from corral.metrics.histogram import LONG_SECONDS, Histogram
-from corral_plugins.workflows.models import Run
+from corral_plugins.workflows.models import Run, fetch_tuples
 
 STATUSES = ("queued", "running", "waiting", "paused")
 
@@ -36,4 +36,5 @@ class WorkflowMetrics:
 def count_active_runs() -> dict[tuple[str, ...], float]:
     """Return the number of runs that have not ended by status."""
     counts = Run.select(Run.status, peewee.fn.COUNT(Run.id)).where(Run.status.in_(STATUSES)).group_by(Run.status)
-    return {(status,): 0.0 for status in STATUSES} | {(row[0],): float(row[1]) for row in counts.tuples()}
+    found: dict[tuple[str, ...], float] = {(status,): 0.0 for status in STATUSES}
+    return found | {(row[0],): float(row[1]) for row in fetch_tuples(counts)}

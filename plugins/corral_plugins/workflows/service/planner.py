@@ -87,15 +87,18 @@ class Planner:
     async def _advance_root(self) -> None:
         end = await self._settle(self._graph.root, ())
         if end is None:
-            return self._set_status()
+            self._set_status()
+            return
         if end.error is not None:
             self._state.set(failure={**end.error, "is_final": True})
-            return await self._run_failure_step()
+            await self._run_failure_step()
+            return
         try:
             output = await self._output()
         except TemplateError as error:
             fault = error_of("", "error", "template_error", f"output: {error.detail}")
-            return self._end("failed", error=fault)
+            self._end("failed", error=fault)
+            return
         self._end("completed", output=output)
 
     async def _output(self) -> Any:
@@ -118,7 +121,8 @@ class Planner:
             if row is not None:
                 await self._progress(step, row, ())
             if row is None or row.is_open:
-                return self._set_status()
+                self._set_status()
+                return
         self._end("failed", error=failure)
 
     def _stop(self) -> None:
@@ -127,10 +131,12 @@ class Planner:
             if row.is_open:
                 self._cancel(self._graph.steps[row.name], row)
         if any(row.is_open for row in self._state.rows.values()):
-            return self._state.set(status="running") if self._state.run.status != "paused" else None
+            self._state.set(status="running")
+            return
         stop = dict(self._state.run.stop or {})
         if stop["kind"] == "cancel":
-            return self._end("cancelled", error=None)
+            self._end("cancelled", error=None)
+            return
         self._end("failed", error={"step": "", **stop})
 
     def _end(self, status: str, *, output: Any = None, error: Json | None = None) -> None:
@@ -162,7 +168,8 @@ class Planner:
         """Set the time of the next timer of the run."""
         run = self._state.run
         if run.finished_at is not None:
-            return self._state.set(due_at=clock.LAST)
+            self._state.set(due_at=clock.LAST)
+            return
         timers = [row.wake_at for row in self._state.rows.values() if row.is_open and row.wake_at is not None]
         if run.deadline_at is not None and run.people_since is None:
             timers.append(run.deadline_at)
@@ -187,16 +194,21 @@ class Planner:
             self._state.set(tainted=True)
         status = report["status"]
         if row.reason == "cancelling" and status != "completed":
-            return self._finish(row, "cancelled")
+            self._finish(row, "cancelled")
+            return
         if status == "completed":
-            return self._finish(row, "completed", goto=report.get("goto"), error=None)
+            self._finish(row, "completed", goto=report.get("goto"), error=None)
+            return
         if status == "ready":  # a person asked for another attempt
-            return row.set(report=None, status="ready", reason=None, wake_at=self._now, person=False)
+            row.set(report=None, status="ready", reason=None, wake_at=self._now, person=False)
+            return
         if status == "skipped":
-            return self._finish(row, "skipped", goto=report.get("goto"), reason=report.get("reason"), error=None)
+            self._finish(row, "skipped", goto=report.get("goto"), reason=report.get("reason"), error=None)
+            return
         error = report.get("error") or {"type": "cancelled", "message": "The work of the step was cancelled."}
         if report.get("goto"):
-            return self._finish(row, "failed", goto=report["goto"], error={"step": row.name, "kind": "error", **error})
+            self._finish(row, "failed", goto=report["goto"], error={"step": row.name, "kind": "error", **error})
+            return
         self._fail(step, row, error, retryable=bool(report.get("retryable")), is_final=bool(report.get("is_final")))
 
     def _spend(self, cost: int) -> None:
@@ -215,7 +227,8 @@ class Planner:
     def _complete(self, step: Step, row: StepRow, output: Any, **changes: Any) -> None:
         if len(msgspec.json.encode(output)) > OUTPUT_LIMIT:
             error = {"type": "output_too_large", "message": "The output of the step is larger than 256 KiB."}
-            return self._fail(step, row, error, retryable=False)
+            self._fail(step, row, error, retryable=False)
+            return
         row.set(output=output)
         self._finish(row, "completed", error=None, **changes)
 
@@ -346,7 +359,8 @@ class Planner:
         kind = self._kinds.get(step.type)
         if kind is None:
             detail = f"No active plugin provides the step type {step.type}."
-            return self._fail(step, row, {**MISSING, "message": detail}, retryable=False)
+            self._fail(step, row, {**MISSING, "message": detail}, retryable=False)
+            return
         if kind.execute is not None:
             row.set(lease=new_id(), lease_until=clock.now(LEASE_SECONDS))
             self._plan.executed.append(row)
@@ -354,14 +368,17 @@ class Planner:
             try:
                 config = await self._rendering.render(step, iteration)
             except TemplateError as error:
-                return self._fail_template(step, row, error)
+                self._fail_template(step, row, error)
+                return
             raw = RAW.get(step.type, frozenset())
             row.set(input={key: value for key, value in config.items() if key not in raw})
             if faults := json_schema_errors(kind.schema, config):
-                return self._fail(step, row, _invalid_configuration(faults), retryable=False)
+                self._fail(step, row, _invalid_configuration(faults), retryable=False)
+                return
             if kind.dispatch is None:
                 self._plan.events.append(("started", row))
-                return await self._control(step, row, config, iteration)
+                await self._control(step, row, config, iteration)
+                return
             self._plan.dispatched.append((step, row, config))
         self._slots -= 1
         self._plan.events.append(("started", row))
@@ -380,16 +397,17 @@ class Planner:
                     self._complete(step, row, {"result": result})
                 case "switch":
                     cases = [case["equals"] for case in config["cases"]]
-                    value = config["value"]
-                    self._complete(step, row, {"case": next((n for n, x in enumerate(cases) if _same(x, value)), None)})
+                    chosen = (n for n, each in enumerate(cases) if _same(each, config["value"]))
+                    self._complete(step, row, {"case": next(chosen, None)})
                 case "wait":
                     self._wait(row, config)
                 case "loop":
                     row.set(cursor=0)
         except TemplateError as error:
             self._fail_template(step, row, error)
-        except ValueError as error:
-            self._fail(step, row, {"type": "invalid_configuration", "message": f"until: {error}"}, retryable=False)
+        except ValueError:
+            message = "until is not an instant such as 2026-01-31T09:30:00Z."
+            self._fail(step, row, {"type": "invalid_configuration", "message": message}, retryable=False)
 
     def _wait(self, row: StepRow, config: Json) -> None:
         if "event" in config:
@@ -412,9 +430,8 @@ class Planner:
         if row.status == "ready":
             if is_ending:
                 self._cancel(step, row)
-            elif row.wake_at is not None and row.wake_at <= self._now and not self._state.run.paused:
-                if self._has_room() and (self._is_instant(step) or self._slots > 0):
-                    await self._start(step, row, iteration)
+            elif self._may_start_again(step, row):
+                await self._start(step, row, iteration)
         elif row.wake_at is not None and row.wake_at <= self._now:
             self._end_timer(step, row)
         if step.is_container and row.status == "running":
@@ -423,10 +440,15 @@ class Planner:
             advance = self._advance_loop if step.type == "loop" else self._advance_parallel
             await advance(step, row, iteration, is_ending=is_ending)
 
+    def _may_start_again(self, step: Step, row: StepRow) -> bool:
+        is_due = row.wake_at is not None and row.wake_at <= self._now and not self._state.run.paused
+        return is_due and self._has_room() and (self._is_instant(step) or self._slots > 0)
+
     def _end_timer(self, step: Step, row: StepRow) -> None:
         """End a step whose time has come. A step that waits for time or an event completes; others fail."""
         if step.type == "wait":
-            return self._complete(step, row, None)
+            self._complete(step, row, None)
+            return
         self._cancel_elsewhere(step, row)
         message = "Nobody answered in time." if row.person else "The step exceeded its time limit."
         error = {"kind": "timeout", "type": "expired" if row.person else "timeout", "message": message}
@@ -464,16 +486,16 @@ class Planner:
         if active or not row.is_open:
             return
         if failed is not None:
-            return self._fail(step, row, {"kind": "error", **failed}, retryable=False)
+            self._fail(step, row, {"kind": "error", **failed}, retryable=False)
+            return
         if is_ending:
-            return self._finish(row, "cancelled")
+            self._finish(row, "cancelled")
+            return
         total = len(items) if items is not None else None
         if (total is None and self._changed < BATCH and not self._state.run.paused) or row.cursor == total:
             await self._complete_loop(step, row, ends)
 
-    async def _has_next(
-        self, step: Step, row: StepRow, iteration: Iteration, items: list[Any] | None, n: int
-    ) -> bool:
+    async def _has_next(self, step: Step, row: StepRow, iteration: Iteration, items: list[Any] | None, n: int) -> bool:
         """Return whether a loop has an iteration `n`. The loop fails if it has more iterations than it may have."""
         most = step.config.get("max_iterations", 100)
         try:
@@ -482,8 +504,8 @@ class Planner:
             self._fail_template(step, row, error)
             return False
         if more and n >= most:
-            error = {"type": "max_iterations", "message": f"The loop needs more than {most} iterations."}
-            self._fail(step, row, error, retryable=False)
+            fault = {"type": "max_iterations", "message": f"The loop needs more than {most} iterations."}
+            self._fail(step, row, fault, retryable=False)
             return False
         return more
 
@@ -502,7 +524,7 @@ class Planner:
 
     async def _advance_parallel(self, step: Step, row: StepRow, iteration: Iteration, *, is_ending: bool) -> None:
         join, total = step.config.get("join", "all"), len(step.branches)
-        needed = {"all": total, "any": 1}.get(join, join) if isinstance(join, str) else min(join, total)
+        needed = min(join, total) if isinstance(join, int) else 1 if join == "any" else total
         ends: dict[str, ScopeEnd | None] = {}
         for name, scope in step.branches.items():
             ends[name] = await self._settle(scope, iteration, closing=is_ending)

@@ -30,9 +30,7 @@ class Rendering:
     def __init__(self, expressions: Expressions, work: Work, state: RunState, graph: Graph) -> None:
         self._expressions, self._work, self._state, self._graph = expressions, work, state, graph
 
-    async def render(
-        self, step: Step, iteration: tuple[int, ...], secrets: Mapping[str, str] | None = None
-    ) -> Json:
+    async def render(self, step: Step, iteration: tuple[int, ...], secrets: Mapping[str, str] | None = None) -> Json:
         """Return the configuration of a step with all expressions evaluated.
 
         Without `secrets`, references to secrets stay as they are written. Raise `TemplateError`.
@@ -112,4 +110,3 @@ def _step_data(row: StepRow | None) -> Json:
     if row is None:
         return {"output": None, "status": "pending", "error": None}
     return {"output": None if row.output is UNSET else row.output, "status": row.status, "error": row.error}
-

@@ -72,9 +72,7 @@ class StepRow(msgspec.Struct, kw_only=True):
 
 
 LIGHT = tuple(
-    getattr(StepRun, name)
-    for name in StepRow.__struct_fields__
-    if name not in ("input", "output", "is_new", "changes")
+    getattr(StepRun, name) for name in StepRow.__struct_fields__ if name not in ("input", "output", "is_new", "changes")
 )
 
 

@@ -55,7 +55,9 @@ class RunViews:
 
     def list(self, query: AllRunsQuery, *, by: Principal) -> Page[RunItem]:
         """Return a page of the runs of all workflows that match every filter, newest first."""
-        where = [] if query.workflow_id is UNSET else [Run.workflow_id.in_([each.lower() for each in query.workflow_id])]
+        where = (
+            [] if query.workflow_id is UNSET else [Run.workflow_id.in_([each.lower() for each in query.workflow_id])]
+        )
         return self._page(query, where, "workflow_runs", by)
 
     def list_of_workflow(self, workflow_id: str, query: RunQuery, *, by: Principal) -> Page[RunItem]:
@@ -63,15 +65,15 @@ class RunViews:
         find_readable_workflow(workflow_id, by)
         return self._page(query, [Run.workflow_id == workflow_id], f"workflow_runs:{workflow_id}", by)
 
-    def _page(self, query: RunQuery, where: list[Any], scope: str, by: Principal) -> Page[RunItem]:
-        where.append(visible(Run, by))
+    def _page(self, query: RunQuery, where: Sequence[Any], scope: str, by: Principal) -> Page[RunItem]:
+        found = [*where, visible(Run, by)]
         if query.status is not UNSET:
-            where.append(Run.status.in_(query.status))
+            found.append(Run.status.in_(query.status))
         if query.trigger_id is not UNSET:
-            where.append(Run.trigger_id.in_([each.lower() for each in query.trigger_id]))
+            found.append(Run.trigger_id.in_([each.lower() for each in query.trigger_id]))
         if query.since is not UNSET:
-            where.append(Run.created_at >= clock.from_datetime(query.since))
-        rows = Run.select(*LIST_COLUMNS).where(*where)
+            found.append(Run.created_at >= clock.from_datetime(query.since))
+        rows = Run.select(*LIST_COLUMNS).where(*found)
         return paginate(rows, query, by, scope=scope, order=newest_first(Run), make=_item)
 
     def get(self, run_id: str, *, by: Principal) -> RunView:
@@ -114,8 +116,8 @@ def _item(run: Run) -> RunItem:
 
 def _item_fields(run: Run) -> Json:
     same = ("id", "workflow_id", "number", "tags", "started_by", "retry_of", "parent_run_id", "depth", "error")
-    same += ("cancel_requested_at", "created_at", "started_at", "finished_at")
-    fields = {name: getattr(run, name) for name in same}
+    times = ("cancel_requested_at", "created_at", "started_at", "finished_at")
+    fields = {name: getattr(run, name) for name in (*same, *times)}
     fields |= {"workflow_version": run.n, "status": cast(RunStatus, run.status), "cost_usd": run.cost_micro / 1e6}
     return {**fields, "trigger": Trigger(type=run.trigger_type, id=run.trigger_id)}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from corral import clock
 from corral.auth.principal import Principal, require_owner
@@ -14,8 +14,8 @@ from corral.ids import new_id
 from corral.plugin import Settings
 from corral.schema.json_schema_validation import json_schema_errors
 from corral_plugins.admin.api import KillSwitch
-from corral_plugins.workflows.api import RunCreated, RunFacts, RunPaused, RunRequest, RunResumed
-from corral_plugins.workflows.models import Run, StepRun, Workflow
+from corral_plugins.workflows.api import RunCreated, RunFacts, RunPaused, RunRequest, RunResumed, RunStatus
+from corral_plugins.workflows.models import Run, StepRun, Workflow, fetch_tuples
 from corral_plugins.workflows.service.definitions import find_readable_workflow
 from corral_plugins.workflows.service.engine import ACTIVE, Graphs, emit_run_event
 from corral_plugins.workflows.service.graph import Graph
@@ -65,7 +65,7 @@ class RunsService:
 
     def active_runs(self, *, trigger_id: str) -> list[str]:
         is_active = (Run.trigger_id == trigger_id) & Run.status.in_(OPEN)
-        return [row[0] for row in Run.select(Run.id).where(is_active).order_by(Run.id).limit(1000).tuples()]
+        return [row[0] for row in fetch_tuples(Run.select(Run.id).where(is_active).order_by(Run.id).limit(1000))]
 
     def cancel(self, run_id: str, *, reason: str | None = None) -> None:
         request_cancel(run_id, reason)
@@ -112,7 +112,7 @@ class RunsService:
             return
         advisory_lock(f"workflows.start:{workflow.id}")
         is_open = (Run.workflow_id == workflow.id) & Run.status.in_(OPEN) & Run.stop.is_null()
-        found = [row[0] for row in Run.select(Run.id).where(is_open).order_by(Run.id).limit(limit).tuples()]
+        found = [row[0] for row in fetch_tuples(Run.select(Run.id).where(is_open).order_by(Run.id).limit(limit))]
         if len(found) < limit:
             return
         if on_limit == "skip":
@@ -121,7 +121,7 @@ class RunsService:
 
     def _insert(self, workflow: Workflow, n: int, request: RunRequest, by: Principal, **more: Any) -> Run:
         Workflow.update(runs=Workflow.runs + 1).where(Workflow.id == workflow.id).execute()
-        number = Workflow.select(Workflow.runs).where(Workflow.id == workflow.id).tuples().first()[0]
+        ((number,),) = fetch_tuples(Workflow.select(Workflow.runs).where(Workflow.id == workflow.id))
         run = Run(
             id=new_id(),
             workflow_id=workflow.id,
@@ -279,7 +279,7 @@ def facts_of(run: Run) -> RunFacts:
     return RunFacts(
         id=run.id,
         workflow_id=run.workflow_id,
-        status=run.status,
+        status=cast(RunStatus, run.status),
         output=run.output,
         error=run.error,
         cost_usd=run.cost_micro / 1e6,
@@ -307,4 +307,3 @@ def _not_waiting(row: StepRun) -> Conflict:
 def _wrong_state(run_id: str, detail: str) -> Conflict:
     run = Run.get_by_id(run_id)
     return Conflict(detail, current_status=run.status)
-

@@ -98,4 +98,3 @@ class StepEvents:
 
 def _is_too_large(output: Any) -> bool:
     return len(msgspec.json.encode(output)) > OUTPUT_LIMIT
-

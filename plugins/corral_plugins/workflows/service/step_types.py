@@ -108,9 +108,7 @@ CONTROL_TYPES = (
         | {"minProperties": 1, "maxProperties": 1},
         waits=True,
     ),
-    StepType(
-        type="transform", title="Compute a value", schema=object_schema({"value": {}}, "value")
-    ),
+    StepType(type="transform", title="Compute a value", schema=object_schema({"value": {}}, "value")),
 )
 
 

@@ -83,12 +83,14 @@ class AgentSteps:
         if not context.caller.may("tasks.write"):
             raise StepFailure("forbidden", "The person who started the run may not create tasks.", retryable=False)
         fields: Json = {"title": context.title[:200], "instructions": context.title, **context.config}
-        optional = {"agent_id": context.agent_id, "retry_policy": context.retry_policy}
+        optional: Json = {"agent_id": context.agent_id, "retry_policy": context.retry_policy}
         optional["timeout_seconds"] = context.timeout_seconds and max(10, context.timeout_seconds)
         fields |= {name: value for name, value in optional.items() if value is not None}
         origin = Origin(workflow_run_id=context.run_id, step_run_id=context.step_run_id, tainted=context.tainted)
         source = {"type": "workflow", "id": context.workflow_id}
-        task = _set(self.tasks).create(msgspec.convert(fields, NewTask), by=context.caller, source=source, origin=origin)
+        task = _set(self.tasks).create(
+            msgspec.convert(fields, NewTask), by=context.caller, source=source, origin=origin
+        )
         return StepWait(waits_for=task.id)
 
     def resolve(self, context: StepContext, event: LoggedEvent) -> StepResult | None:
@@ -110,7 +112,9 @@ class AgentSteps:
         """Cancel the task. A running task ends when its worker has stopped."""
         assert context.waits_for is not None
         try:
-            task = _set(self.tasks).cancel(context.waits_for, by=SYSTEM_PRINCIPAL, reason=reason or "The run was cancelled.")
+            task = _set(self.tasks).cancel(
+                context.waits_for, by=SYSTEM_PRINCIPAL, reason=reason or "The run was cancelled."
+            )
         except (Conflict, NotFound):
             return True
         return bool(task.status == "cancelled")
@@ -381,7 +385,6 @@ def _error_of_child(error: Mapping[str, Any] | None) -> Json:
     found = error or {}
     message = f"The run failed: {found.get('message', '')}"
     return {"kind": found.get("kind", "error"), "type": found.get("type", "error"), "message": message}
-
 
 
 class BuiltInSteps:

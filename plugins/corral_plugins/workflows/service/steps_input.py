@@ -139,5 +139,3 @@ def _inner(given: list[Any], pointer: str, depth: int) -> list[Any]:
 def _without_stored_names(step: Any) -> Any:
     """Return an inner step without its id, so that a stored step can be sent back."""
     return {key: value for key, value in step.items() if key != "id"} if isinstance(step, dict) else step
-
-

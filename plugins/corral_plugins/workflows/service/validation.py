@@ -9,7 +9,6 @@ from typing import Any
 from corral.errors import FieldError, Invalid
 from corral.schema.json_schema_validation import check_user_schema, json_schema_errors
 from corral_core.expressions.api import Expressions
-from corral_plugins.workflows.api import StepType
 from corral_plugins.workflows.service.graph import Graph, GraphError, Scope, Step, build_graph
 from corral_plugins.workflows.service.rendering import LOOP_ROOTS, RAW, ROOTS
 from corral_plugins.workflows.service.step_types import StepTypes
@@ -80,9 +79,7 @@ class Definitions:
 
     def _check_scope(self, scope: Scope, outer: frozenset[str], graph: Graph) -> list[FieldError]:
         return [
-            fault
-            for step in scope.steps
-            for fault in self._check_step(step, outer | scope.ancestors(step.name), graph)
+            fault for step in scope.steps for fault in self._check_step(step, outer | scope.ancestors(step.name), graph)
         ]
 
     def _check_step(self, step: Step, names: frozenset[str], graph: Graph) -> list[FieldError]:
@@ -113,16 +110,12 @@ class Definitions:
             found += self._check_scope(scope, names, graph)
         return found
 
-    def _check_value(
-        self, value: Any, pointer: str, roots: frozenset[str], names: frozenset[str]
-    ) -> list[FieldError]:
+    def _check_value(self, value: Any, pointer: str, roots: frozenset[str], names: frozenset[str]) -> list[FieldError]:
         """Check the templates in a JSON value."""
         found = self._expressions.check_template(value, roots=roots, pointer=pointer)
         return found or self._check_names(self._expressions.references(value), pointer, names)
 
-    def _check_bare(
-        self, text: str, pointer: str, roots: frozenset[str], names: frozenset[str]
-    ) -> list[FieldError]:
+    def _check_bare(self, text: str, pointer: str, roots: frozenset[str], names: frozenset[str]) -> list[FieldError]:
         """Check a bare expression."""
         found = self._expressions.check_expression(text, roots=roots, pointer=pointer)
         return found or self._check_names(self._expressions.expression_references(text), pointer, names)
@@ -194,4 +187,3 @@ def _is_computed(config: Json, pointer: str) -> bool:
         else:
             break
     return isinstance(value, str) and _TEMPLATE in value
-

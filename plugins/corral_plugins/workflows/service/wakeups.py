@@ -6,7 +6,7 @@ from typing import Any
 
 from corral import clock
 from corral.jobs.job import enqueue
-from corral_plugins.workflows.models import Run
+from corral_plugins.workflows.models import Run, fetch_tuples
 
 JOB = "workflows.advance"
 LOST_SECONDS = 10.0
@@ -28,7 +28,7 @@ def wake(run_id: str, **changes: Any) -> bool:
 
 def queue_due_runs(limit: int) -> int:
     """Queue advances of runs whose timer has ended or whose advance was lost. Return the number of these runs."""
-    found = [row[0] for row in Run.select(Run.id).where(Run.due_at <= clock.now()).limit(limit).tuples()]
+    found = [row[0] for row in fetch_tuples(Run.select(Run.id).where(Run.due_at <= clock.now()).limit(limit))]
     changes = {"queued_at": clock.now(), "due_at": clock.now(LOST_SECONDS)}
     for run_id in found:
         if Run.update(changes).where((Run.id == run_id) & (Run.due_at <= clock.now())).execute():
@@ -38,8 +38,8 @@ def queue_due_runs(limit: int) -> int:
 
 def wake_queued_runs(workflow_id: str, limit: int = 1) -> None:
     """Queue advances of the oldest queued runs of a workflow, and of the oldest one of all workflows."""
-    oldest = Run.select(Run.id).where(Run.status == "queued").order_by(Run.id).limit(1).tuples()
+    oldest = fetch_tuples(Run.select(Run.id).where(Run.status == "queued").order_by(Run.id).limit(1))
     same = (Run.status == "queued") & (Run.workflow_id == workflow_id)
-    of_workflow = Run.select(Run.id).where(same).order_by(Run.id).limit(limit).tuples()
+    of_workflow = fetch_tuples(Run.select(Run.id).where(same).order_by(Run.id).limit(limit))
     for run_id in {row[0] for row in [*oldest, *of_workflow]}:
         wake(run_id)
