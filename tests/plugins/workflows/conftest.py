@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -91,7 +91,7 @@ def statuses(run: dict[str, Any], *names: str) -> Sequence[str]:
 
 
 @pytest.fixture
-async def world(make_kit: Callable[..., Awaitable[Kit]]) -> AsyncIterator[World]:
+async def world(make_kit: Callable[..., Awaitable[Kit]]) -> World:
     """A world on each engine."""
     kit = await make_kit(plugins=PLUGINS)
-    yield World(kit, await kit.as_user("member"), await kit.as_user("admin"))
+    return World(kit, await kit.as_user("member"), await kit.as_user("admin"))
