@@ -46,6 +46,8 @@ CLAIM_TOPICS = (
     "task.cancelled",
     "task.waiting",
     "agent.status",
+    "circuit.closed",
+    "circuit.half_opened",
     "agent.updated",
     "worker.updated",
     "llm.provider_changed",
@@ -269,6 +271,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     requester_id: str | None
     allowed_tools: list[str] | None
     tainted: bool
+    taint_sources: list[str] = []
     cause_chain: tuple[str, ...] = ()
 
 
@@ -308,11 +311,29 @@ class Tasks(Protocol):
         """
         ...
 
-    def resume(self, task_id: str, *, kind: str, given: dict[str, Any]) -> bool:
+    def lock(self, task_id: str) -> bool:
+        """Lock a task until the unit of work ends. Return False if it does not exist.
+
+        A unit of work locks tasks before the objects of other plugins that belong to them.
+        """
+        ...
+
+    def resume(self, task_id: str, *, kind: str, given: dict[str, Any], id: str | None = None) -> bool:
         """Queue a task that waits for an answer, and store the answer `given` for its next claim.
 
-        Return False if the task does not wait for an answer of this `kind`.
+        Return False if the task does not wait for an answer of this `kind`, or does not wait for the object `id`.
         """
+        ...
+
+    def lock_held_run(self, task_id: str, lease_id: str, *, approval_id: str) -> Run:
+        """Lock a task whose tool call needed an approval, and return its run.
+
+        Raise `Conflict` with the code `lease_lost` unless the task waits for this approval or the lease is still live.
+        """
+        ...
+
+    def is_held(self, task_id: str, lease_id: str, *, approval_id: str) -> bool:
+        """Return whether `lock_held_run` would return the run. Does not lock the task."""
         ...
 
     def claim(self, worker_id: str, *, max_tasks: int, agent_ids: Sequence[str] | None) -> ClaimResponse:

@@ -51,7 +51,7 @@ class TasksPlugin(Plugin):
 
     name = "tasks"
     requires = ("accounts", "agents", "workers")
-    wants = ("admin", "backup", "cost", "llm", "messages", "secrets", "tools")
+    wants = ("admin", "approvals", "backup", "cost", "llm", "messages", "secrets", "tools")
     permissions = (
         Permission("tasks.read", "Read tasks, their logs and statistics", holders=(*READERS, "agent")),
         Permission("tasks.write", "Create tasks; change, cancel and end one's own tasks", holders=(*WRITERS, "agent")),

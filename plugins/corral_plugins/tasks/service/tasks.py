@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from corral.auth.principal import Principal
+from corral.errors import NotFound
 from corral.http.answers import ANY_VERSION
 from corral_plugins.tasks.api import (
     DIRECT_ORIGIN,
@@ -31,7 +32,7 @@ from corral_plugins.tasks.service.claims import TaskClaims
 from corral_plugins.tasks.service.creation import TaskCreation
 from corral_plugins.tasks.service.leases import TaskLeases
 from corral_plugins.tasks.service.rows import TaskViews, find_readable_task
-from corral_plugins.tasks.service.runs import TaskRuns
+from corral_plugins.tasks.service.runs import TaskRuns, is_held_for
 from corral_plugins.tasks.service.transitions import publish_task_event, queue_key
 from corral_plugins.tasks.shapes import TaskView
 
@@ -74,9 +75,21 @@ class TasksService:
             self._actions.retry(task_id, ANY_VERSION, by=by, from_checkpoint=True, reason=reason, source=source).body
         )
 
-    def resume(self, task_id: str, *, kind: str, given: dict[str, Any]) -> bool:
-        row = rows.lock_task(task_id)
+    def lock(self, task_id: str) -> bool:
+        try:
+            rows.lock_task(task_id)
+        except NotFound:
+            return False
+        return True
+
+    def resume(self, task_id: str, *, kind: str, given: dict[str, Any], id: str | None = None) -> bool:
+        try:
+            row = rows.lock_task(task_id)
+        except NotFound:
+            return False
         if row.status != "waiting" or row.waiting_kind != kind:
+            return False
+        if id is not None and row.get("waiting_for").get("id") != id:
             return False
         self._actions.resume(row, rows.to_json_text(given))
         return True
@@ -128,6 +141,13 @@ class TasksService:
 
     def lock_run(self, task_id: str, lease_id: str | None, *, by: Principal) -> Run:
         return self._runs.lock_run(task_id, lease_id, by=by)
+
+    def lock_held_run(self, task_id: str, lease_id: str, *, approval_id: str) -> Run:
+        return self._runs.lock_held_run(task_id, lease_id, approval_id)
+
+    def is_held(self, task_id: str, lease_id: str, *, approval_id: str) -> bool:
+        row = rows.find_task(task_id)
+        return row is not None and is_held_for(row, lease_id, approval_id)
 
     def find_run(self, task_id: str) -> Run | None:
         return self._runs.find_run(task_id)
