@@ -97,16 +97,19 @@ async def take_the_provider_down(http: httpx2.AsyncClient, upstream: Any, second
     upstream.otherwise = up.refuses(500)
     answers, end = Counter[str](), asyncio.Event()
     user = asyncio.ensure_future(keep_using(http, answers, end))
-    ids = [(await send("POST", "/tasks", {"title": "t", "agent_id": agent_id}))["id"] for _ in range(TASKS)]
-    opened = await within(60, "the breaker is open", is_open)
-    reached = len(upstream.requests)
-    assert reached <= MINIMUM_CALLS + 5, f"{reached} calls reached the provider"
-    await asyncio.sleep(seconds)
-    probes = len(upstream.requests) - reached
-    assert probes <= 3 * (seconds / WAIT_OPEN + 1), f"{probes} calls reached the provider while it was down"
-    upstream.otherwise = up.says("done")
-    recovered = await within(WAIT_OPEN + 5, "the breaker is closed", is_closed)
-    end.set()
+    try:
+        ids = [(await send("POST", "/tasks", {"title": "t", "agent_id": agent_id}))["id"] for _ in range(TASKS)]
+        opened = await within(30, "the breaker is open", is_open)
+        reached = len(upstream.requests)
+        assert reached <= MINIMUM_CALLS + 5, f"{reached} calls reached the provider"
+        await asyncio.sleep(seconds)
+        probes = len(upstream.requests) - reached
+        assert probes <= 3 * (seconds / WAIT_OPEN + 1), f"{probes} calls reached the provider while it was down"
+        upstream.otherwise = up.says("done")
+        recovered = await within(WAIT_OPEN + 5, "the breaker is closed", is_closed)
+    finally:
+        end.set()
+        await asyncio.wait({user})
     await user
 
     async def are_done() -> bool:
