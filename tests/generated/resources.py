@@ -310,3 +310,12 @@ async def audit_row(world: World, owner: Client) -> Names:
 @resource("/problems/{code}", "public")
 async def problem(world: World, owner: Client) -> Names:
     return {"code": "not_found"}
+
+
+# -- circuit breakers
+
+
+@resource("/circuit-breakers/{name}", "admin")
+async def circuit_breaker(world: World, owner: Client) -> Names:
+    body = {"name": f"http:{name('host')}.example.org"}
+    return {"name": (await world.ok(world.admin, "POST", "/circuit-breakers", body))["name"]}
