@@ -137,6 +137,7 @@ setup(
             "tasks = corral_plugins.tasks.plugin:TasksPlugin",
             "tools = corral_plugins.tools.plugin:ToolsPlugin",
             "workers = corral_plugins.workers.plugin:WorkersPlugin",
+            "workflows = corral_plugins.workflows.plugin:WorkflowsPlugin",
         ],
         # The commands of these plugins, which are imported without the plugins. A test compares them with the hook.
         "corral.commands": [
