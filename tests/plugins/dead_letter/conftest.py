@@ -24,6 +24,12 @@ class Morgue(World):
         await lease.ok("fail", {"error": {"type": type, "message": "It broke."}, "retryable": False})
         return task_id
 
+    async def dead_by_owner(self, task_id: str) -> str:
+        """Fail a task as its owner."""
+        answer = await self.member.post(f"/tasks/{task_id}/fail", {"error": {"type": "Boom", "message": "x"}})
+        assert answer.status == 200, answer
+        return task_id
+
     async def letters(self, query: str = "") -> Any:
         """The letters that the list shows."""
         answer = await self.admin.get(f"/dead-letter{query}")
