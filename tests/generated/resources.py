@@ -182,10 +182,10 @@ async def thread(world: World, owner: Client) -> Names:
 # -- dead letters
 
 
-@resource("/dead-letter/{id}", "admin", bodies={"POST /dead-letter": {"task_id": "{task_id}"}})
+@resource("/dead-letter/{id}", "admin")
 async def dead_letter(world: World, owner: Client) -> Names:
     task_id = (await task(world, owner))["id"]
-    return {"id": (await world.ok(world.admin, "POST", "/dead-letter", {"task_id": task_id}))["id"], "task_id": task_id}
+    return {"id": (await world.ok(world.admin, "POST", "/dead-letter", {"task_id": task_id}))["id"]}
 
 
 @resource("/dead-letter/batches/{id}", "admin")

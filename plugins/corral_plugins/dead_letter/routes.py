@@ -17,7 +17,7 @@ from corral_plugins.dead_letter.shapes import (
     DeadLetterStats,
     DeadLetterView,
     DiscardAll,
-    Discarded,
+    DiscardedLetters,
     NewDeadLetter,
     RetriedDeadLetter,
     RetryAll,
@@ -79,7 +79,7 @@ def cancel_dead_letter_batch(id: str, batches: DeadLetterBatches) -> BatchView:
 @routes.post("/discard-all", needs=WRITE)
 async def discard_dead_letters(
     body: DiscardAll, queue: DeadLetterQueue, caller: Principal, request: Request, work: Work
-) -> Discarded:
+) -> DiscardedLetters:
     """Discard the open dead letters that the filter selects, oldest first. Their tasks stay failed."""
     entry, discarded = request.unit_context(caller), 0
     while discarded < body.max:
@@ -88,7 +88,7 @@ async def discard_dead_letters(
         if not count:
             break
         discarded += count
-    return Discarded(discarded=discarded)
+    return DiscardedLetters(discarded=discarded)
 
 
 @routes.get("/{id}", needs=READ, raises=("not_found",))

@@ -114,7 +114,7 @@ class DiscardAll(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     max: Annotated[int, Meta(ge=1, le=10_000)] = 1000
 
 
-class Discarded(msgspec.Struct, kw_only=True):
+class DiscardedLetters(msgspec.Struct, kw_only=True):
     """The number of dead letters that were discarded."""
 
     discarded: int
