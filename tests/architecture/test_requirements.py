@@ -8,7 +8,10 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-NOT_IMPORTED = {"rfc3339-validator": "jsonschema checks `date-time` only if it is installed"}
+NOT_IMPORTED = {
+    "common-expression-language": "the expressions plugin loads its extension by path, without its terminal",
+    "rfc3339-validator": "jsonschema checks `date-time` only if it is installed",
+}
 
 
 def _canonical(requirement: str) -> str:

@@ -46,7 +46,10 @@ CLAIM_TOPICS = (
     "task.cancelled",
     "task.waiting",
     "agent.status",
+    "circuit.closed",
+    "circuit.half_opened",
     "agent.updated",
+    "budget.changed",
     "worker.updated",
     "llm.provider_changed",
     "setting.changed",
@@ -104,15 +107,15 @@ class ReviewPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 BUDGETS = ("max_cost_usd", "monthly_budget_usd", "max_cost_per_task_usd")
 
 
-def refuse_unenforced(fields: Mapping[str, Any]) -> None:
-    """Raise `Invalid` if the fields of a task or an agent set a budget or require reviews.
+def refuse_unenforced(fields: Mapping[str, Any], *, enforces_budgets: bool) -> None:
+    """Raise `Invalid` if the fields of a task or an agent require reviews, or set a budget that nothing enforces.
 
-    No plugin enforces budgets or performs reviews, so such a value would have no effect.
+    No plugin performs reviews, and budgets need the `cost` plugin, so such a value would have no effect.
     """
     faults = [
-        FieldError(f"/{name}", "not_allowed", "Budgets are not enforced yet; leave the field out or set it to null.")
+        FieldError(f"/{name}", "not_allowed", "Budgets require the plugin cost, which is not active.")
         for name in BUDGETS
-        if fields.get(name) not in (None, UNSET)
+        if not enforces_budgets and fields.get(name) not in (None, UNSET)
     ]
     review = fields.get("review_policy")
     if isinstance(review, ReviewPolicy) and review != ReviewPolicy():
@@ -226,6 +229,17 @@ class LeaseFacts(msgspec.Struct, frozen=True, kw_only=True):
     is_live: bool
 
 
+class LiveAttempt(msgspec.Struct, frozen=True, kw_only=True):
+    """The attempt of a live lease.
+
+    `cost_left_micro` is what the cost limit of the task leaves to the attempt, in micro-USD, or None without a limit.
+    """
+
+    attempt_id: str
+    lease_until: str
+    cost_left_micro: int | None
+
+
 class LeaseView(msgspec.Struct, frozen=True, kw_only=True):
     """A live lease, as `GET /workers/{id}` returns it."""
 
@@ -292,6 +306,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     requester_id: str | None
     allowed_tools: list[str] | None
     tainted: bool
+    taint_sources: list[str] = []
     cause_chain: tuple[str, ...] = ()
 
 
@@ -363,11 +378,29 @@ class Tasks(Protocol):
         """Return the status of each of these tasks, and when it ended. Unknown ids are omitted."""
         ...
 
-    def resume(self, task_id: str, *, kind: str, given: dict[str, Any]) -> bool:
+    def lock(self, task_id: str) -> bool:
+        """Lock a task until the unit of work ends. Return False if it does not exist.
+
+        A unit of work locks tasks before the objects of other plugins that belong to them.
+        """
+        ...
+
+    def resume(self, task_id: str, *, kind: str, given: dict[str, Any], id: str | None = None) -> bool:
         """Queue a task that waits for an answer, and store the answer `given` for its next claim.
 
-        Return False if the task does not wait for an answer of this `kind`.
+        Return False if the task does not wait for an answer of this `kind`, or does not wait for the object `id`.
         """
+        ...
+
+    def lock_held_run(self, task_id: str, lease_id: str, *, approval_id: str) -> Run:
+        """Lock a task whose tool call needed an approval, and return its run.
+
+        Raise `Conflict` with the code `lease_lost` unless the task waits for this approval or the lease is still live.
+        """
+        ...
+
+    def is_held(self, task_id: str, lease_id: str, *, approval_id: str) -> bool:
+        """Return whether `lock_held_run` would return the run. Does not lock the task."""
         ...
 
     def claim(self, worker_id: str, *, max_tasks: int, agent_ids: Sequence[str] | None) -> ClaimResponse:
@@ -420,6 +453,17 @@ class Tasks(Protocol):
         """Return the lease if it is the live lease of the task, else None."""
         ...
 
+    def live_attempt(self, task_id: str, lease_id: str) -> LiveAttempt | None:
+        """Return the attempt of the lease if it is the live lease of the task, else None."""
+        ...
+
+    def stop_run(self, task_id: str, lease_id: str, *, kind: str, reason: str | None) -> bool:
+        """Ask the worker to stop the run of this lease, with a kind of cancellation such as `budget`.
+
+        Return False if the lease has ended or its run is already being stopped.
+        """
+        ...
+
     def lock_run(self, task_id: str, lease_id: str | None, *, by: Principal) -> Run:
         """Lock the task, renew the lease and return the started run under this lease.
 
@@ -454,7 +498,7 @@ class Tasks(Protocol):
         ...
 
     def lease_states(self, leases: Sequence[LeaseRef]) -> list[LeaseState]:
-        """Return the states of the given leases without renewing them."""
+        """Return the states `ok`, `cancel_requested` or `lost` of the given leases without renewing them."""
         ...
 
     def renew_lease(self, task_id: str, lease_id: str) -> None:

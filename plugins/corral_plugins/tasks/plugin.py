@@ -22,6 +22,7 @@ from corral_plugins.tasks.routes import tasks as task_routes
 from corral_plugins.tasks.service.actions import OwnerActions
 from corral_plugins.tasks.service.agent_models import AgentModels
 from corral_plugins.tasks.service.agent_tools import AgentTools, TaskTools
+from corral_plugins.tasks.service.claim_budgets import ClaimBudgets
 from corral_plugins.tasks.service.claim_payloads import ClaimPayloads
 from corral_plugins.tasks.service.claims import TaskClaims
 from corral_plugins.tasks.service.creation import TaskCreation
@@ -52,7 +53,7 @@ class TasksPlugin(Plugin):
 
     name = "tasks"
     requires = ("accounts", "agents", "workers")
-    wants = ("admin", "backup", "cost", "dead_letter", "llm", "messages", "secrets", "tools")
+    wants = ("admin", "approvals", "backup", "cost", "dead_letter", "llm", "messages", "secrets", "tools")
     permissions = (
         Permission("tasks.read", "Read tasks, their logs and statistics", holders=(*READERS, "agent")),
         Permission("tasks.write", "Create tasks; change, cancel and end one's own tasks", holders=(*WRITERS, "agent")),
@@ -77,6 +78,7 @@ class TasksPlugin(Plugin):
             TaskOutcomes,
             AgentModels,
             ClaimPayloads,
+            ClaimBudgets,
             TaskClaims,
             TaskRuns,
             TaskLeases,

@@ -156,6 +156,28 @@ class Tools(Protocol):
         """
         ...
 
+    def approval_changed(self, call_row_id: str, *, status: str, note: str | None) -> None:
+        """Go on with a held call after people decided, in the transaction of their decision.
+
+        An approved call runs soon. Every other outcome ends the call, and its task goes on with the outcome.
+        """
+        ...
+
+    def results_of_held_call(self, call_row_id: str) -> list[Json] | None:
+        """Return the `tool_results` with which the task of a decided call goes on.
+
+        Return None if the tool has to run first. The list is empty if the worker has to make the call again, to run the
+        approved tool itself.
+        """
+        ...
+
+    def target_of_held_call(self, call_row_id: str, arguments: Any, *, pointer: str) -> str | None:
+        """Return the object on which a held call would act with other arguments.
+
+        Raise `Invalid` at `pointer` if the arguments do not match the schema of the tool.
+        """
+        ...
+
     def deliver_result(self, task_id: str, call_id: str, *, result: Any = None, error: Json | None = None) -> None:
         """Store the result or error of a call that returned `ResultLater`. Do nothing if the call has already ended."""
         ...

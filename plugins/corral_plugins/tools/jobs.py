@@ -9,19 +9,30 @@ from corral.jobs.job import Schedule, enqueue
 from corral.plugin import Settings
 from corral_plugins.tools.service import call_store
 from corral_plugins.tools.service.calls import CallHistory
+from corral_plugins.tools.service.held_calls import HeldCalls
 from corral_plugins.tools.settings import CALL_RETENTION_DAYS
 
+REAP = UnitContext(label="job tools.reap", actor=SYSTEM)
 DELETE_CHUNK = 500
 MAX_CHUNKS = 20
+
+
+async def run_approved(call_row_id: str, held: HeldCalls) -> None:
+    """Run a tool call that people have just approved."""
+    await held.run_approved(call_row_id)
+
+
+async def reap_calls(work: Work, history: CallHistory, held: HeldCalls) -> None:
+    """Run the approved calls that could not run at once, and end the calls that nobody will end."""
+    for row_id in await work(held.approved_rows, entry=REAP, read=True):
+        await held.run_approved(row_id)
+    await end_abandoned_calls(work, history)
 
 
 async def end_abandoned_calls(work: Work, history: CallHistory) -> None:
     """End running tool calls whose process has stopped, and permitted calls whose outcome was never reported."""
     for _ in range(MAX_CHUNKS):
-        if (
-            await work(history.end_abandoned_calls, entry=UnitContext(label="job tools.reap", actor=SYSTEM))
-            < call_store.ABANDONED_LIMIT
-        ):
+        if await work(history.end_abandoned_calls, entry=REAP) < call_store.ABANDONED_LIMIT:
             return
 
 
@@ -46,4 +57,4 @@ def delete_calls(task_id: str) -> None:
         enqueue("tools.delete_calls", task_id=task_id)
 
 
-SCHEDULES = (Schedule("tools.reap", 15, end_abandoned_calls), Schedule("tools.prune", 86_400, delete_old_calls))
+SCHEDULES = (Schedule("tools.reap", 15, reap_calls), Schedule("tools.prune", 86_400, delete_old_calls))

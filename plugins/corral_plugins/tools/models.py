@@ -5,6 +5,7 @@ from __future__ import annotations
 import peewee
 
 from corral.database.model import SHARED, IdField, InstantField, JSONField, Model
+from corral.database.sealed_columns import SealedField
 
 
 class ToolRow(Model):
@@ -32,7 +33,9 @@ class ToolCallRow(Model):
     `arguments` contains the redacted arguments. `arguments_sha256` is the hash of the original arguments. `alive_until`
     is the time after which a running or permitted call is considered abandoned. It is null while the call waits for a
     person. `executions` is the number of the current execution. It prevents a process that ran an earlier execution
-    from changing the row.
+    from changing the row. A call that needs an approval is `pending_approval` until people have decided and the tool
+    runs; `approved_at` is when they approved it. `held_arguments` is the sealed JSON of the original arguments, if they
+    differ from the redacted ones.
     """
 
     id = IdField(primary_key=True)
@@ -53,6 +56,9 @@ class ToolCallRow(Model):
     error = JSONField(null=True)
     tainted = peewee.BooleanField(default=False)
     executions = peewee.IntegerField(default=0)
+    approval_id = IdField(null=True)
+    approved_at = InstantField(null=True)
+    held_arguments = SealedField(null=True)
     permit_until = InstantField(null=True)
     alive_until = InstantField(null=True)
     created_at = InstantField()
@@ -82,6 +88,9 @@ ToolCallRow.add_index(
     ToolCallRow.index(
         ToolCallRow.task_id, name="tools_calls_open", where=peewee.SQL("status IN ('running', 'permitted')")
     )
+)
+ToolCallRow.add_index(
+    ToolCallRow.index(ToolCallRow.approval_id, name="tools_calls_held", where=peewee.SQL("status = 'pending_approval'"))
 )
 
 TABLES: tuple[type[Model], ...] = (ToolRow, ToolCallRow)

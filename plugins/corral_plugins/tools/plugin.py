@@ -19,6 +19,8 @@ from corral_plugins.tools.api import Tool, ToolCalled, Tools
 from corral_plugins.tools.service.calls import CallHistory, ToolCalls
 from corral_plugins.tools.service.decision import ContextBuilder
 from corral_plugins.tools.service.executions import ToolExecutions
+from corral_plugins.tools.service.held_calls import JOB, HeldCalls
+from corral_plugins.tools.service.held_results import HeldResults
 from corral_plugins.tools.service.http_tools import HeaderSecrets, HttpTools
 from corral_plugins.tools.service.listing import ToolListing
 from corral_plugins.tools.service.metrics import DECISIONS, ToolMetrics
@@ -29,9 +31,11 @@ from corral_plugins.tools.service.tools import ToolsService
 SERVICES = (
     ToolRegistry,
     ContextBuilder,
+    HeldResults,
     ToolExecutions,
     HeaderSecrets,
     ToolPermits,
+    HeldCalls,
     ToolCalls,
     ToolListing,
     CallHistory,
@@ -47,7 +51,7 @@ class ToolsPlugin(Plugin):
 
     name = "tools"
     requires = ("accounts",)
-    wants = ("admin", "agents", "secrets", "tasks", "workers")
+    wants = ("admin", "agents", "approvals", "secrets", "tasks", "workers")
     permissions = (
         Permission("tools.read", "View tools and their calls", holders=(*READERS, "agent")),
         Permission("tools.use_external", "Let agents fetch from and send to external systems", holders=WRITERS),
@@ -114,7 +118,7 @@ class ToolsPlugin(Plugin):
 
     @hookimpl
     def corral_jobs(self) -> Iterable[Job]:
-        return [Job("tools.delete_calls", jobs.delete_calls)]
+        return [Job("tools.delete_calls", jobs.delete_calls), Job(JOB, jobs.run_approved)]
 
     @hookimpl
     def corral_schedules(self) -> Iterable[Schedule]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from corral import clock
 from corral.auth.principal import Principal
-from corral.http.answers import IfMatch, Request, Wait
+from corral.http.answers import Answer, IfMatch, Request, Wait
 from corral.http.page import Page, PageQuery
 from corral.http.routes import Routes
 from corral_plugins.tools.service.calls import CallHistory, ToolCalls
@@ -76,19 +76,20 @@ def list_task_tool_calls(id: str, query: PageQuery, history: CallHistory, caller
     seconds=CALL_SECONDS,
     lenient=True,
     redacted=False,  # the tool is called with the arguments as they are
-    raises=(*LEASE, "tools.denied", "kill_switch"),
+    also=(202,),
+    raises=(*LEASE, "tools.denied", "kill_switch", "quota_exceeded", "already_decided"),
 )
 async def call_tool(
     id: str, tool: str, body: NewToolCall, calls: ToolCalls, caller: Principal, request: Request
-) -> ToolCallView:
+) -> Answer[ToolCallView]:
     """Call a tool.
 
     A tool on the server runs before the response is sent. For a tool on a worker, the response contains a permit to run
-    the tool.
+    the tool. The response 202 means that people must approve the call first; its `Location` is the approval.
 
     Repeating the request with the same `call_id` returns the same response and does not run the tool again.
     """
-    return await calls.call_tool(
+    call = await calls.call_tool(
         id,
         tool,
         body.call_id,
@@ -97,6 +98,9 @@ async def call_tool(
         by=caller,
         entry=request.unit_context(caller),
     )
+    if call.status != "pending_approval":
+        return Answer(body=call)
+    return Answer(body=call, status=202, headers={"Location": f"/api/v1/approvals/{call.approval_id}"})
 
 
 @lease.get("/{id}/tools/calls/{call}", needs=(READ, ACT), seconds=60.0)

@@ -35,4 +35,12 @@ CALL_RETENTION_DAYS = Setting(
     maximum=3650,
     title="Days for which tool calls are kept",
 )
-ALL = (MAX_CALLS, TIMEOUT_SECONDS, TAINT_ENABLED, CALL_RETENTION_DAYS)
+APPROVAL_TTL = Setting(
+    name="tools.approval_ttl_seconds",
+    kind=int,
+    default=86_400,
+    minimum=900,
+    maximum=86_400,
+    title="Seconds in which people may decide a tool call",
+)
+ALL = (MAX_CALLS, TIMEOUT_SECONDS, TAINT_ENABLED, APPROVAL_TTL, CALL_RETENTION_DAYS)

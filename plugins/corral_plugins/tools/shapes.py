@@ -14,8 +14,8 @@ from corral.http.page import PageQuery
 from corral.schema.fields import IDENTIFIER, Id, Instant, MomentIn
 from corral_plugins.tools.api import RunLocation, ToolPolicy, ToolRisk
 
-Decision = Literal["allowed", "denied"]
-Status = Literal["running", "permitted", "succeeded", "failed", "denied", "expired"]
+Decision = Literal["allowed", "asked", "denied"]
+Status = Literal["pending_approval", "running", "permitted", "succeeded", "failed", "denied", "expired"]
 ENDED = ("succeeded", "failed", "denied", "expired")
 CallId = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[\x21-\x7e]+(?![\s\S])"), IDENTIFIER]
 ToolName = Annotated[str, Meta(min_length=1, max_length=200)]
@@ -109,7 +109,9 @@ class ToolCallView(msgspec.Struct, kw_only=True):
 
     `attempt` is the fencing number of the attempt, which each claim of the task increases. `permit` allows the worker
     to run the tool for at most `timeout_seconds`; only the worker receives these fields. If the task waits for a person
-    while a call is `running`, the result is stored when the task continues.
+    while a call is `running`, the result is stored when the task continues. A call that needs an approval is
+    `pending_approval` until people have decided; `approved_arguments` are what the worker must run instead of its own
+    arguments, because an approver changed them.
     """
 
     id: str
@@ -122,6 +124,7 @@ class ToolCallView(msgspec.Struct, kw_only=True):
     arguments_sha256: str
     decision: Decision
     reason: str | None
+    approval_id: str | None
     status: Status
     result: Any
     error: dict[str, Any] | None
@@ -132,6 +135,7 @@ class ToolCallView(msgspec.Struct, kw_only=True):
     permit: str | UnsetType = UNSET
     permit_expires_at: Instant | UnsetType = UNSET
     timeout_seconds: int | UnsetType = UNSET
+    approved_arguments: Any = UNSET
 
 
 class ToolCallQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -19,14 +19,15 @@ from corral.database.unit import UnitContext
 from corral.errors import Problem, Unavailable
 from corral.plugin import Settings
 from corral.redact.redactor import Redactor
+from corral_plugins.cost.api import BudgetRefused
 from corral_plugins.llm.api import AgentModel, ProviderError
 from corral_plugins.llm.service.admission import (
     CallAdmission,
     ConfiguredModels,
     ModelResolver,
-    default_cap,
-    requested_cap,
 )
+from corral_plugins.llm.service.breakers import ProviderBreakers
+from corral_plugins.llm.service.call_budgets import CallBudgets
 from corral_plugins.llm.service.calls import (
     CallOutcome,
     CallRecord,
@@ -58,6 +59,7 @@ from corral_plugins.llm.service.streams import (
     relay_stream,
 )
 from corral_plugins.llm.service.task_leases import CallLeases, lease_lost
+from corral_plugins.llm.service.token_caps import default_cap, requested_cap
 from corral_plugins.llm.settings import TOTAL_TIMEOUT_SECONDS
 
 log = logging.getLogger("corral.llm")
@@ -81,16 +83,18 @@ class Gateway:
         registry: ProviderRegistry,
         resolver: ModelResolver,
         admission: CallAdmission,
+        budgets: CallBudgets,
         dispatcher: CallDispatcher,
         settlement: CallSettlement,
         leases: CallLeases,
         payloads: PayloadStore,
         keys: ProviderKeys,
+        breakers: ProviderBreakers,
     ) -> None:
         self._work, self._settings, self._redactor = work, settings, redactor
         self.registry, self._resolver, self._admission = registry, resolver, admission
         self._dispatcher, self._settlement, self._leases = dispatcher, settlement, leases
-        self._payloads, self._keys = payloads, keys
+        self._payloads, self._keys, self._breakers, self._budgets = payloads, keys, breakers, budgets
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # -- queries
@@ -172,6 +176,10 @@ class Gateway:
         admitting = self._start_task(admit(), name=UNCANCELLED)
         try:
             return await asyncio.shield(admitting)
+        except BudgetRefused as refused:
+            if refused.scope == "task":
+                await self._work(lambda: self._budgets.stop_task(by), entry=entry)
+            raise
         except asyncio.CancelledError:
             self._start_task(self._abandon_call(admitting), name=UNCANCELLED)
             raise
@@ -219,13 +227,16 @@ class Gateway:
 
     async def _send_to_target(self, call: CallRecord, target: ModelTarget) -> dict[str, Any]:
         provider = target.provider
-        seconds = provider.connection.timeouts.total_seconds
-        async with time_limit(target.name, seconds, "no response"):
-            request, connection = self._request_for(call, target), await self._keys.connection_with_key(provider)
-            with convert_provider_errors(provider.name):
-                if call.kind == "chat":
-                    return normalize_completion(await provider.kind.complete(request, connection))
-                return normalize_embeddings(await provider.kind.embed(request, connection))
+        request, connection = self._request_for(call, target), await self._keys.connection_with_key(provider)
+
+        async def request_response() -> dict[str, Any]:
+            async with time_limit(target.name, provider.connection.timeouts.total_seconds, "no response"):
+                with convert_provider_errors(provider.name):
+                    if call.kind == "chat":
+                        return normalize_completion(await provider.kind.complete(request, connection))
+                    return normalize_embeddings(await provider.kind.embed(request, connection))
+
+        return await self._breakers.guard(provider, request_response)
 
     def _request_for(self, call: CallRecord, target: ModelTarget) -> dict[str, Any]:
         """Return the request to send to a target.
@@ -274,7 +285,9 @@ class Gateway:
 
         async def send(target: ModelTarget) -> tuple[ModelTarget, AsyncGenerator[Chunk, None], Chunk]:
             connection = await self._keys.connection_with_key(target.provider)
-            return target, *(await open_stream(target, self._request_for(call, target), connection))
+            request = self._request_for(call, target)
+            opened = await self._breakers.guard(target.provider, lambda: open_stream(target, request, connection))
+            return target, *opened
 
         target, iterator, first = await self._dispatcher.send_call(call, outcome, send)
         outcome.first_token_ms = _milliseconds_since(call.started)

@@ -11,9 +11,11 @@ from corral.errors import NotFound
 from corral_core.accounts.api import Accounts
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.agents.api import AgentFacts, Agents
+from corral_plugins.llm.api import AgentModel
 from corral_plugins.tasks.models import TERMINAL, Attempt, Dependency, Task, TaskRow
 from corral_plugins.tasks.service import claims, rows
 from corral_plugins.tasks.service.agent_models import AgentModels
+from corral_plugins.tasks.service.claim_budgets import ClaimBudgets
 from corral_plugins.tasks.service.lacking_tools import lacking_tools, matches_selector
 from corral_plugins.tasks.service.queries import ATTEMPT_VIEW_COLUMNS, attempt_view
 from corral_plugins.tasks.service.rows import find_readable_task
@@ -22,6 +24,8 @@ from corral_plugins.tools.api import Tools, includes_tools, missing_tools
 from corral_plugins.workers.api import WorkerFacts, Workers
 
 ATTEMPTS = 100
+MAX_CANDIDATES = 20
+BUDGETS = (("global", "installation"), ("agent", "agent"), ("task", "task"))
 
 
 class TaskExplanations:
@@ -30,8 +34,11 @@ class TaskExplanations:
     switch: KillSwitch | None
     tools: Tools | None
 
-    def __init__(self, agents: Agents, models: AgentModels, workers: Workers, accounts: Accounts) -> None:
+    def __init__(
+        self, agents: Agents, models: AgentModels, budgets: ClaimBudgets, workers: Workers, accounts: Accounts
+    ) -> None:
         self._agents, self._models, self._workers, self._accounts = agents, models, workers, accounts
+        self._budgets = budgets
 
     def explain(self, task_id: str, caller: Principal) -> Explanation:
         """Return the conditions for claiming the task. `claimable` is true if a claim would lease the task now."""
@@ -106,10 +113,14 @@ class TaskExplanations:
         ]
         if row.waiting_kind is not None:
             message = f"The task is waiting for {row.waiting_kind}."
-            how = f"Answer it: corral tasks answer {row.id} ANSWER" if row.waiting_kind == "input" else "Decide it."
+            waits_for = (row.get("waiting_for") or {}).get("id")
+            how = f"Answer it: corral tasks answer {row.id} ANSWER"
+            if row.waiting_kind == "approval":
+                how = f"Decide it: corral approvals show {waits_for}"
             found.append(_unmet("waiting_for", message, how, f"/tasks/{row.id}/{row.waiting_kind}"))
         candidates, about = self._agent_conditions(row, agent, fleet)
         found += about
+        found += self._budget_conditions(row, candidates)
         found += self._worker_conditions(row, agent, candidates, fleet)
         return found
 
@@ -171,7 +182,7 @@ class TaskExplanations:
             return [], [_tools_unmet(tools, "None of the started agents may use", "NAME", tools, "/agents")]
         served = self._models.served(able)
         if not served:
-            return [], [_provider_unmet(self._models.problem_of(able[0]) or "")]
+            return [], [self._no_model(able)]
         fitting = [each for each in served if any(matches_selector(each, worker) for worker in fleet)] or served
         free = [each for each in fitting if each.active_tasks < each.max_concurrent_tasks]
         if not free:
@@ -205,13 +216,51 @@ class TaskExplanations:
             else _met("tools_enabled", "The agent may use the required tools.")
         )
         found.append(self._provider_condition(agent))
+        found.append(self._circuit_condition(agent))
         return found
+
+    def _no_model(self, agents: Sequence[AgentFacts]) -> Condition:
+        """Return the unmet condition for agents none of which has a model that can be called now."""
+        blocked = [model for each in agents if (model := self._models.blocked_model(each)) is not None]
+        return _circuit_unmet(blocked[0]) if blocked else _provider_unmet(self._models.problem_of(agents[0]) or "")
+
+    def _circuit_condition(self, agent: AgentFacts) -> Condition:
+        blocked = self._models.blocked_model(agent)
+        if blocked is None:
+            return _met("circuit", "No open circuit breaker stops the calls to the model.")
+        return _circuit_unmet(blocked)
 
     def _provider_condition(self, agent: AgentFacts) -> Condition:
         problem = self._models.problem_of(agent)
         if problem is None:
             return _met("provider_configured", f"The model {self._models.model_name(agent)} can be called.")
         return _provider_unmet(problem)
+
+    def _budget_conditions(self, row: TaskRow, candidates: Sequence[AgentFacts]) -> list[Condition]:
+        """Return whether the budgets admit an attempt by one of the agents that may run the task."""
+        scopes = [(agent, self._budgets.plan().refusing_scope(row, agent)) for agent in candidates[:MAX_CANDIDATES]]
+        refused = [(agent, scope) for agent, scope in scopes if scope is not None]
+        if not refused or len(refused) < len(scopes):
+            return [_met(f"budget_{scope}", f"The budget of the {what} is not used up.") for scope, what in BUDGETS]
+        agent, scope = refused[0]
+        detail, how, href = {
+            "global": (
+                "The budget of the installation does not admit the estimated cost of a run.",
+                "Raise it: corral cost budget set --limit USD",
+                "/cost/budget",
+            ),
+            "agent": (
+                f"The budget of the agent {agent.name} does not admit the estimated cost of a run.",
+                f"Raise it: corral agents edit {shlex.quote(agent.name)} -f monthly_budget_usd:=USD",
+                f"/agents/{agent.id}/budget",
+            ),
+            "task": (
+                "The task has used up its cost limit.",
+                f"Raise it: corral api PATCH /tasks/{row.id} -f max_cost_usd:=USD",
+                f"/tasks/{row.id}",
+            ),
+        }[scope]
+        return [_unmet(f"budget_{scope}", detail, how, href)]
 
     # -- workers
 
@@ -317,6 +366,13 @@ def _more_tasks(agent: str) -> str:
 def _provider_unmet(problem: str) -> Condition:
     unblock = "Configure it: corral api POST /llm/providers -f name=NAME -f api_key=@FILE"
     return _unmet("provider_configured", problem, unblock, "/llm/providers")
+
+
+def _circuit_unmet(model: AgentModel) -> Condition:
+    breaker = f"llm:{model.name.partition('/')[0]}"
+    message = f"The circuit breaker {breaker} rejects calls to {model.name} until {model.blocked_until}."
+    how = f"Wait, or ask an admin to look at it: corral circuit-breakers show {breaker}"
+    return _unmet("circuit", message, how, f"/circuit-breakers/{breaker}")
 
 
 def _met(code: str, detail: str) -> Condition:

@@ -13,6 +13,7 @@ from corral.database.statement import Statement
 from corral.database.unit import locked
 from corral.jobs.job import enqueue
 from corral.schema.json_schema_validation import json_schema_errors
+from corral_plugins.approvals.api import Approvals
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import TaskCancelled, TaskCompleted, TaskEvent, TaskFailed, TaskRetried, TaskUpdated
 from corral_plugins.tasks.models import STATUSES, TERMINAL, AttemptRow, Dependency, Task, TaskRow
@@ -185,6 +186,7 @@ REASONS = {
 class TaskOutcomes:
     """Ends attempts and tasks. Every method takes a locked row and runs in the caller's unit of work."""
 
+    approvals: Approvals | None
     tools: Tools | None
 
     def __init__(self, transitions: TaskTransitions, dead_letters: TaskDeadLetters) -> None:
@@ -451,17 +453,18 @@ class TaskOutcomes:
             self._withdraw_question(row)
         if attempt is None:
             transition(row, to, event=event, fields=fields, **changes)
-            return
-        attempt_status = to if to in TERMINAL else "failed"
-        self._transitions.end_lease(
-            row,
-            attempt,
-            to,
-            attempt_status=attempt_status,
-            by=by,
-            event=event,
-            fields=fields,
-            cause=cause,
-            late_result=late_result,
-            **changes,
-        )
+        else:
+            self._transitions.end_lease(
+                row,
+                attempt,
+                to,
+                attempt_status=to if to in TERMINAL else "failed",
+                by=by,
+                event=event,
+                fields=fields,
+                cause=cause,
+                late_result=late_result,
+                **changes,
+            )
+        if to in TERMINAL and self.approvals is not None:
+            self.approvals.cancel_for(task_id=row.id, reason=f"The task is {to}.")

@@ -16,7 +16,9 @@ from corral.database.statement import Statement
 from corral.errors import Conflict, FieldError, Forbidden, Invalid, NotFound, Unavailable
 from corral.http.answers import Encoded
 from corral.ids import new_id
+from corral.schema.conversion import convert
 from corral.schema.json_schema_validation import check_user_schema
+from corral_plugins.approvals.api import Approvals, NewApproval
 from corral_plugins.secrets.api import SecretDelivery, Secrets
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import Run, TaskProgressed, TaskStalled, TaskStarted, TaskWaiting
@@ -36,11 +38,26 @@ from corral_plugins.tasks.report_shapes import (
     WaitReport,
 )
 from corral_plugins.tasks.service import rows, statistics
+from corral_plugins.tasks.service.agent_models import AgentModels
 from corral_plugins.tasks.service.outcomes import TaskOutcomes
-from corral_plugins.tasks.service.run_reports import UsageReports
-from corral_plugins.tasks.service.transitions import NOT_CANCELLED, TaskTransitions, publish_task_event, transition
+from corral_plugins.tasks.service.run_reports import UsageReports, has_reached_cost_limit
+from corral_plugins.tasks.service.transitions import (
+    NOT_CANCELLED,
+    TaskTransitions,
+    publish_task_event,
+    requeue_columns,
+    transition,
+)
 
 STATE_LIMIT, RESULT_LIMIT = 1024 * 1024, 256 * 1024
+
+BUDGET_EXCEEDED = "budget_exceeded"  # the reason with which workers release a task whose call a budget refused
+BUDGET_DELAY_SECONDS = 5
+"""The delay after which a task is claimable again whose run needed more money than the budget has left.
+
+Without it, the task could be claimed and released in a busy loop, because a claim reserves only an estimate.
+"""
+CIRCUIT_OPEN = "circuit_open"  # the reason with which workers release a task that met an open circuit breaker
 
 _TAINTED = Statement(lambda p: Attempt.select(Attempt.tainted).where(Attempt.id == p("id")).tuples())
 
@@ -51,15 +68,19 @@ class TaskRuns:
     The caller must hold the lease that `lease_id` names.
     """
 
+    approvals: Approvals | None
     secrets: Secrets | None
 
-    def __init__(self, transitions: TaskTransitions, outcomes: TaskOutcomes, usages: UsageReports) -> None:
+    def __init__(
+        self, transitions: TaskTransitions, outcomes: TaskOutcomes, usages: UsageReports, models: AgentModels
+    ) -> None:
         self._transitions, self._outcomes, self._usages, self._settings = (
             transitions,
             outcomes,
             usages,
             transitions.settings,
         )
+        self._models = models
 
     # -- the lease of a call
 
@@ -156,11 +177,13 @@ class TaskRuns:
         if changes:
             rows.change_task(row, changes)
         self.renew_lease(attempt, **self._count_signature(row, attempt, report.signature))
+        if row.status == "running" and has_reached_cost_limit(attempt):
+            self._outcomes.request_stop(row, kind="budget", reason=None)
         if "progress" in changes and (attempt.progress_event_at or "") <= clock.now(-1):
             rows.change_attempt(attempt, progress_event_at=now)
             publish_task_event(TaskProgressed, row, row.status, progress=changes["progress"])
         self._transitions.workers.record_contact(attempt.worker_id)
-        return LeaseRenewal(state=lease_state(row), expires_at=attempt.lease_until)
+        return LeaseRenewal(state=lease_state(row, attempt), expires_at=attempt.lease_until)
 
     def lock_started_task(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[TaskRow, AttemptRow]:
         """Lock and return a task whose run has started, with its live attempt.
@@ -277,35 +300,86 @@ class TaskRuns:
         row, attempt, again = self._lock_for_end_report(task_id, lease_id, by, "wait")
         if again:
             return rows.encoded_response(row.id, row.version)
-        asked = report.input
-        if asked is None and report.approval is None and report.approval_id is None:
+        given = [name for name in ("approval", "approval_id", "input") if getattr(report, name) is not None]
+        if not given:
             raise Invalid.at("/input", "required", "One of approval, approval_id and input is required.")
-        if asked is None:
-            raise Unavailable(
-                "Approvals require the `approvals` plugin, which is not active.", code="plugin_disabled", retry_after=60
-            )
-        if report.approval is not None or report.approval_id is not None:
-            raise Invalid.at("/approval", "not_allowed", "Send only one of approval, approval_id and input.")
-        check_question(asked)
+        if len(given) > 1:
+            raise Invalid.at(f"/{given[0]}", "not_allowed", "Send only one of approval, approval_id and input.")
+        if report.input is not None:
+            check_question(report.input)
         self._require_started(row, "made to wait")
         if report.checkpoint is not None:
             self._store_checkpoint(row, attempt, report.checkpoint)
         if row.status == "cancelling":
             self._outcomes.end_cancelling(row, attempt, by="wait")
-            return rows.encoded_response(row.id, row.version)
-        wait_for_input(self._transitions, row, attempt, asked, by="wait")
+        elif report.input is not None:
+            wait_for_input(self._transitions, row, attempt, report.input, by="wait")
+        else:
+            self._wait_for_approval(row, attempt, report, by)
         return rows.encoded_response(row.id, row.version)
 
+    def _wait_for_approval(self, row: TaskRow, attempt: AttemptRow, report: WaitReport, by: Principal) -> None:
+        """Let the task wait for an approval. If people have decided already, queue the task at once instead."""
+        if self.approvals is None:
+            raise Unavailable(
+                "Approvals require the `approvals` plugin, which is not active.", code="plugin_disabled", retry_after=60
+            )
+        if report.approval is not None:
+            asked = {"type": "task_step", **report.approval, "task_id": row.id}
+            approval = self.approvals.request(convert(NewApproval, asked, pointer_prefix="/approval"), by=by)
+        else:
+            found = self.approvals.find((report.approval_id or "").lower())
+            if found is None or found.task_id != row.id:
+                detail = "This task has no approval with this id."
+                raise Invalid.at("/approval_id", "unknown_reference", detail, problem="unknown_reference")
+            approval = found
+        decided = self.approvals.resume_data(approval.id)
+        if decided is None:
+            waiting_for = {
+                "kind": "approval",
+                "id": approval.id,
+                "since": clock.now(),
+                "expires_at": approval.expires_at,
+            }
+            begin_wait(self._transitions, row, attempt, waiting_for, by="wait", approval_id=approval.id)
+            return
+        self._transitions.end_lease(
+            row,
+            attempt,
+            "pending",
+            attempt_status="waiting",
+            by="wait",
+            approval_id=approval.id,
+            resume=msgspec.Raw(rows.to_json_text(decided).encode()),
+            **_paused_columns(row),
+            **requeue_columns(row),
+        )
+
     def release(self, task_id: str, lease_id: str | None, report: ReleaseReport, by: Principal) -> Encoded:
-        """Return a task to its queue without consuming an attempt."""
+        """Return a task to its queue without consuming an attempt.
+
+        If an open circuit breaker stopped the run, the task becomes available when the breaker may admit a call.
+        """
         row, attempt, again = self._lock_for_end_report(task_id, lease_id, by, "release")
         if not again:
             self._usages.record_usage(row, attempt, report.usage)
             if row.status == "cancelling":
                 self._outcomes.end_cancelling(row, attempt, by="release")
             else:
-                self._outcomes.requeue(row, attempt, attempt_status="released", by="release")
+                changes = self._delay_after(report.reason, row, attempt)
+                self._outcomes.requeue(row, attempt, attempt_status="released", by="release", **changes)
         return rows.encoded_response(row.id, row.version)
+
+    def _delay_after(self, reason: str, row: TaskRow, attempt: AttemptRow) -> dict[str, Any]:
+        """Return the columns that delay the next claim of a released task, if the reason demands a delay."""
+        if reason == BUDGET_EXCEEDED:
+            return requeue_columns(row, delay_seconds=BUDGET_DELAY_SECONDS)
+        return self._wait_for_breaker(row, attempt) if reason == CIRCUIT_OPEN else {}
+
+    def _wait_for_breaker(self, row: TaskRow, attempt: AttemptRow) -> dict[str, Any]:
+        agent = self._transitions.agents.find(attempt.agent_id)
+        blocked = None if agent is None else self._models.blocked_model(agent)
+        return {} if blocked is None else requeue_columns(row, available_at=blocked.blocked_until)
 
     def cancelled(self, task_id: str, lease_id: str | None, report: CancellationReport, by: Principal) -> Encoded:
         """Confirm that the run of a task with the status `cancelling` has ended."""
@@ -344,6 +418,13 @@ class TaskRuns:
         self._transitions.workers.record_contact(attempt.worker_id)
         return _run_of_rows(row, attempt)
 
+    def lock_held_run(self, task_id: str, lease_id: str, approval_id: str) -> Run:
+        """Lock the task of a held tool call. Implements `Tasks.lock_held_run`."""
+        row = rows.lock_task(task_id)
+        if not is_held_for(row, lease_id, approval_id):
+            raise rows.lease_lost()
+        return _run_of_rows(row, rows.find_live_attempt(task_id) if row.lease_id is not None else None)
+
     def find_run(self, task_id: str) -> Run | None:
         """Return the run of a task without locking the task. Implements `Tasks.find_run`."""
         row = rows.find_task(task_id)
@@ -376,6 +457,14 @@ class TaskRuns:
         else:
             self._outcomes.fail(row, attempt, "error", type, message, by="tools")
         self._transitions.send_signal(attempt, "lost")
+
+    def stop(self, task_id: str, lease_id: str, *, kind: str, reason: str | None) -> bool:
+        """Ask the worker to stop the run of a lease. Implements `Tasks.stop_run`."""
+        found = self._lock_live_lease(task_id, lease_id)
+        if found is None or found[0].status not in ("assigned", "running"):
+            return False
+        self._outcomes.request_stop(found[0], kind=kind, reason=reason)
+        return True
 
     def ask_person(self, task_id: str, lease_id: str, asked: AskedInput, *, call_id: str) -> None:
         """Suspend a run until a person answers a question. The answer becomes the result of the tool call `call_id`."""
@@ -413,9 +502,12 @@ class TaskRuns:
         return self.secrets.deliver_to_worker(name, worker.group, worker_id=worker.id, task_id=task_id, purpose=purpose)
 
 
-def lease_state(row: TaskRow) -> str:
+def lease_state(row: TaskRow, attempt: AttemptRow) -> str:
     """Return the state of the lease, which the response to a progress report contains."""
-    return "cancel_requested" if row.status == "cancelling" else "ok"
+    if row.status == "cancelling":
+        return "cancel_requested"
+    warning = attempt.cost_warning_micro
+    return "budget_warning" if warning is not None and attempt.cost_micro >= warning else "ok"
 
 
 def to_limited_json(value: Any, limit: int, pointer: str) -> str:
@@ -458,6 +550,19 @@ def wait_for_input(
     }
     if call_id is not None:
         waiting_for["call_id"] = call_id
+    begin_wait(transitions, row, attempt, waiting_for, by=by, waiting_until=until)
+
+
+def begin_wait(
+    transitions: TaskTransitions,
+    row: TaskRow,
+    attempt: AttemptRow,
+    waiting_for: dict[str, Any],
+    *,
+    by: str,
+    **changes: Any,
+) -> None:
+    """Put a running task into the status `waiting`, and end its lease. The clocks of the task stop."""
     transitions.end_lease(
         row,
         attempt,
@@ -467,12 +572,24 @@ def wait_for_input(
         event=TaskWaiting,
         fields={"waiting_for": waiting_for},
         waiting_for=waiting_for,
-        waiting_kind="input",
-        waiting_until=until,
-        resuming=True,
-        used_ms=row.get("used_ms") + clock.elapsed_ms(row.started_at or now, now),
-        **NOT_CANCELLED,
+        waiting_kind=waiting_for["kind"],
+        **_paused_columns(row),
+        **changes,
     )
+
+
+def _paused_columns(row: TaskRow) -> dict[str, Any]:
+    """Return the columns of a run that pauses: its next claim continues the attempt and its clock."""
+    now = clock.now()
+    used = row.get("used_ms") + clock.elapsed_ms(row.started_at or now, now)
+    return {"resuming": True, "used_ms": used, **NOT_CANCELLED}
+
+
+def is_held_for(row: TaskRow, lease_id: str, approval_id: str) -> bool:
+    """Return whether a task waits for the approval, or still runs under the lease whose tool call needs it."""
+    if row.status == "waiting":
+        return bool(row.waiting_kind == "approval" and row.get("waiting_for").get("id") == approval_id)
+    return row.status == "running" and row.lease_id == lease_id
 
 
 def _run_of_rows(row: TaskRow, attempt: AttemptRow | None) -> Run:
@@ -485,5 +602,6 @@ def _run_of_rows(row: TaskRow, attempt: AttemptRow | None) -> Run:
         requester_id=row.created_by,
         allowed_tools=row.get("allowed_tools"),
         tainted=row.get("tainted"),
+        taint_sources=row.get("taint_sources") or [],
         cause_chain=tuple(row.get("cause_chain")),
     )

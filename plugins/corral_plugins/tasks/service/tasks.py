@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from corral.auth.principal import Principal
+from corral.errors import NotFound
 from corral.http.answers import ANY_VERSION
 from corral_plugins.tasks.api import (
     DIRECT_ORIGIN,
@@ -18,6 +19,7 @@ from corral_plugins.tasks.api import (
     LeaseSignal,
     LeaseState,
     LeaseView,
+    LiveAttempt,
     NewTask,
     Origin,
     QueueStatistics,
@@ -34,7 +36,7 @@ from corral_plugins.tasks.service.creation import TaskCreation
 from corral_plugins.tasks.service.dead_letters import TaskDeadLetters
 from corral_plugins.tasks.service.leases import TaskLeases
 from corral_plugins.tasks.service.rows import TaskViews, find_readable_task
-from corral_plugins.tasks.service.runs import TaskRuns
+from corral_plugins.tasks.service.runs import TaskRuns, is_held_for
 from corral_plugins.tasks.service.transitions import publish_task_event, queue_key
 from corral_plugins.tasks.shapes import TaskView
 
@@ -107,9 +109,21 @@ class TasksService:
     def statuses(self, task_ids: Sequence[str]) -> dict[str, tuple[str, str | None]]:
         return dead_letters.statuses_of(task_ids)
 
-    def resume(self, task_id: str, *, kind: str, given: dict[str, Any]) -> bool:
-        row = rows.lock_task(task_id)
+    def lock(self, task_id: str) -> bool:
+        try:
+            rows.lock_task(task_id)
+        except NotFound:
+            return False
+        return True
+
+    def resume(self, task_id: str, *, kind: str, given: dict[str, Any], id: str | None = None) -> bool:
+        try:
+            row = rows.lock_task(task_id)
+        except NotFound:
+            return False
         if row.status != "waiting" or row.waiting_kind != kind:
+            return False
+        if id is not None and row.get("waiting_for").get("id") != id:
             return False
         self._actions.resume(row, rows.to_json_text(given))
         return True
@@ -159,8 +173,21 @@ class TasksService:
     def live_lease(self, task_id: str, lease_id: str) -> LeaseView | None:
         return self._leases.live_lease(task_id, lease_id)
 
+    def live_attempt(self, task_id: str, lease_id: str) -> LiveAttempt | None:
+        return self._leases.live_attempt(task_id, lease_id)
+
+    def stop_run(self, task_id: str, lease_id: str, *, kind: str, reason: str | None) -> bool:
+        return self._runs.stop(task_id, lease_id, kind=kind, reason=reason)
+
     def lock_run(self, task_id: str, lease_id: str | None, *, by: Principal) -> Run:
         return self._runs.lock_run(task_id, lease_id, by=by)
+
+    def lock_held_run(self, task_id: str, lease_id: str, *, approval_id: str) -> Run:
+        return self._runs.lock_held_run(task_id, lease_id, approval_id)
+
+    def is_held(self, task_id: str, lease_id: str, *, approval_id: str) -> bool:
+        row = rows.find_task(task_id)
+        return row is not None and is_held_for(row, lease_id, approval_id)
 
     def find_run(self, task_id: str) -> Run | None:
         return self._runs.find_run(task_id)
@@ -197,7 +224,8 @@ class TasksService:
         used = UsageTotals(input_tokens=input_tokens, output_tokens=output_tokens, calls=1)
         if cost_usd is not None:
             used.cost_usd = cost_usd
-        run_reports.add_gateway_usage(task_id, lease_id, used)
+        if run_reports.add_gateway_usage(task_id, lease_id, used):
+            self._runs.stop(task_id, lease_id, kind="budget", reason=None)
 
     def queue_statistics(self) -> QueueStatistics:
         return self._leases.queue_statistics()

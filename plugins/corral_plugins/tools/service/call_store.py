@@ -99,7 +99,7 @@ def find_call_by_id(row_id: str) -> ToolCallRow:
 
 def insert_call(**values: Any) -> ToolCallRow:
     """Insert a tool call and return the row."""
-    row = ToolCallRow(id=new_id(), created_at=clock.now(), **values)
+    row = ToolCallRow(**{"id": new_id(), "created_at": clock.now(), **values})
     ToolCallRow.insert(row.__data__).execute()
     return row
 
@@ -127,8 +127,9 @@ def end_call(
     error: dict[str, Any] | None = None,
     duration_ms: int | None = None,
     tainted: bool = False,
+    reason: str | None = None,
 ) -> bool:
-    """End a call and publish the `tool.called` event.
+    """End a call and publish the `tool.called` event. `reason` is why an approved or held call did not run.
 
     Return False if the call has already ended or another process has taken over the call.
     """
@@ -143,6 +144,8 @@ def end_call(
         duration_ms=duration,
         alive_until=None,
         tainted=bool(row.tainted) or tainted,
+        reason=row.reason if reason is None else reason,
+        held_arguments=None,
     )
     if ended:
         publish_call(row)

@@ -39,24 +39,32 @@ from corral_plugins.tools.service.executions import (
     can_repeat,
     interrupted_error,
 )
+from corral_plugins.tools.service.held_calls import HeldCalls
+from corral_plugins.tools.service.held_results import HeldResults
 from corral_plugins.tools.service.metrics import ToolMetrics
 from corral_plugins.tools.service.permits import ToolPermits
 from corral_plugins.tools.service.registry import RegisteredTool, ToolRegistry
 from corral_plugins.tools.shapes import CallCheckResult, ToolCallQuery, ToolCallView, UncheckedToolCall
 
 MAX_DENIALS = 20
+OUTCOMES = ("rejected", "revision_requested", "cancelled", "superseded")
+"""Why a held call was denied. Its stored error contains the note of the person who decided."""
 WAIT_SECONDS = 25.0
 POLL_SECONDS = 2.0
 
 
 class CallRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A requested tool call. `redacted` contains the redacted and truncated arguments, which are stored."""
+    """A requested tool call.
+
+    `shown` contains the redacted arguments, and `redacted` the redacted and truncated ones, which are stored.
+    """
 
     task_id: str
     lease_id: str | None
     tool: str
     call_id: str
     arguments: Any
+    shown: Any
     redacted: Any
     sha256: str
     by: Principal
@@ -92,11 +100,13 @@ class ToolCalls:
         contexts: ContextBuilder,
         executions: ToolExecutions,
         permits: ToolPermits,
+        held: HeldCalls,
+        results: HeldResults,
         metrics: ToolMetrics,
     ) -> None:
         self._work, self._feed, self._redactor = work, feed, redactor
         self._registry, self._contexts, self._executions = registry, contexts, executions
-        self._permits, self._metrics = permits, metrics
+        self._permits, self._held, self._results, self._metrics = permits, held, results, metrics
 
     async def call_tool(
         self,
@@ -114,14 +124,15 @@ class ToolCalls:
         A request that repeats a `call_id` waits for the first call and returns the same result. Raise `NotFound`,
         `Invalid` or `Forbidden` for a denied call, and `Conflict` if the lease ends or the call is still running.
         """
-        redacted = truncate_output(await asyncio.to_thread(self._redactor.redact_json, arguments))
+        shown = await asyncio.to_thread(self._redactor.redact_json, arguments)
         request = CallRequest(
             task_id=task_id,
             lease_id=lease_id,
             tool=tool,
             call_id=call_id,
             arguments=arguments,
-            redacted=redacted,
+            shown=shown,
+            redacted=truncate_output(shown),
             sha256=arguments_hash(arguments),
             by=by,
             entry=entry,
@@ -174,6 +185,9 @@ class ToolCalls:
         if verdict.decision == "denied":
             return self._store_denial(request, run, tool, verdict)
         assert tool is not None
+        if verdict.decision == "asked":
+            columns = self._call_columns(request, run)
+            return self._held.hold(columns, request.arguments, request.shown, tool, run, request.by)
         return self._start_call(request, run, tool, subject)
 
     def _decide_call(self, request: CallRequest, run: Run) -> tuple[RegisteredTool | None, CallSubject, ToolDecision]:
@@ -285,6 +299,8 @@ class ToolCalls:
         if row.arguments_sha256 != request.sha256 or row.tool != request.tool:
             detail = "This call_id was already used for another call; use a new call_id for each call."
             raise Invalid.at("/call_id", "not_unique", detail)
+        if row.status == "pending_approval":
+            return self._held.repeat(row, run, request.entry)
         tool = self._registry.find_tool(row.tool, worker_id=run.worker_id)
         if row.status == "running":
             if row.alive_until is None:
@@ -296,9 +312,10 @@ class ToolCalls:
                 return self._permits.view_with_permit(row, tool)
         elif row.status != "failed" or row.error is None or row.error["type"] != INTERRUPTED:
             return call_store.call_view(row)
-        if tool is None or not can_repeat(tool):
+        if tool is None or row.approval_id is not None or not can_repeat(tool):
             if row.status != "failed":
                 call_store.end_call(row, "failed", error=interrupted_error(can_repeat=False))
+                self._results.deliver(row)
             return call_store.call_view(row)
         return self._run_again(request, run, row)
 
@@ -377,6 +394,8 @@ def denial_error(call: ToolCallView) -> Problem:
     error = call.error or {}
     if reason == "unknown_tool":
         return NotFound(f"There is no tool named {call.tool}.")
+    if reason in OUTCOMES:
+        return Forbidden(error["message"], code="tools.denied", reason=reason)
     if reason == "invalid_arguments":
         faults = [FieldError(**each) for each in error.get("errors", ())]
         return Invalid(f"The arguments do not match the tool's schema in {len(faults)} places.", errors=faults)
@@ -391,8 +410,8 @@ class CallHistory:
 
     tasks: Tasks | None
 
-    def __init__(self, registry: ToolRegistry) -> None:
-        self._registry = registry
+    def __init__(self, registry: ToolRegistry, results: HeldResults) -> None:
+        self._registry, self._results = registry, results
 
     def list_calls(self, query: ToolCallQuery, by: Principal) -> Page[ToolCallView]:
         """List the calls that the caller may see, newest first."""
@@ -441,7 +460,7 @@ class CallHistory:
             if row.status == "permitted":
                 call_store.end_call(row, "expired", error=interrupted_error(can_repeat=False))
             else:
-                call_store.end_call(
-                    row, "failed", error=interrupted_error(can_repeat(self._registry.find_tool(row.tool)))
-                )
+                repeatable = row.approval_id is None and can_repeat(self._registry.find_tool(row.tool))
+                call_store.end_call(row, "failed", error=interrupted_error(repeatable))
+            self._results.deliver(row)
         return len(found)

@@ -23,6 +23,7 @@ from corral.plugin import Settings
 from corral.schema.json_schema_validation import check_user_schema, json_schema_errors
 from corral_core.accounts.api import Accounts
 from corral_plugins.agents.api import AgentFacts
+from corral_plugins.approvals.api import Approvals
 from corral_plugins.tools.api import POLICIES, CallTarget, Tool, ToolContext, ToolPolicy, ToolRisk, includes_tools
 from corral_plugins.tools.service.registry import RegisteredTool
 from corral_plugins.tools.settings import MAX_CALLS, TAINT_ENABLED
@@ -46,6 +47,11 @@ SENTENCES = {
     "invalid_arguments": "The arguments do not match the tool's schema.",
     "config": "The tool's configuration does not allow these arguments.",
     "policy": "The policy denies this call, or requires an approval, which is not available here.",
+    "rejected": "A person rejected this call.",
+    "revision_requested": "A person asks for another call instead.",
+    "expired": "Nobody decided about this call in time.",
+    "cancelled": "The request for an approval of this call was cancelled.",
+    "superseded": "The same call was made again; its outcome is stored there.",
     "caps": "The attempt has used all of its tool calls, or too many calls are running.",
 }
 
@@ -85,6 +91,8 @@ class DecisionContext(msgspec.Struct, frozen=True, kw_only=True):
     tainted: bool = False
     is_trusted: bool = False  # the tool's configuration allows a tainted run to call this target
     target_asks: bool = False
+    can_ask: bool = False  # whether people can be asked for an approval
+    approved: bool = False  # people have approved this call
     calls: int = 0
     max_calls: int = 200
     running: int = 0
@@ -94,11 +102,11 @@ class DecisionContext(msgspec.Struct, frozen=True, kw_only=True):
 class ToolDecision(msgspec.Struct, frozen=True, kw_only=True):
     """The decision on a tool call.
 
-    `reasons` lists every rule that denies the call, in order; the first is the main reason. `is_temporary` is true if
-    the call is denied only because too many calls are running.
+    `asked` means that people must approve the call first. `reasons` lists every rule that denies the call, in order;
+    the first is the main reason. `is_temporary` is true if the call is denied only because too many calls are running.
     """
 
-    decision: Literal["allowed", "denied"]
+    decision: Literal["allowed", "asked", "denied"]
     reasons: tuple[str, ...] = ()
     faults: tuple[FieldError, ...] = ()
     is_temporary: bool = False
@@ -112,8 +120,8 @@ class ToolDecision(msgspec.Struct, frozen=True, kw_only=True):
 def decide_call(context: DecisionContext) -> ToolDecision:
     """Decide whether a tool call is allowed.
 
-    For an unknown tool, `unknown_tool` is the only reason. The policy `ask` denies the call, because approvals are not
-    available.
+    For an unknown tool, `unknown_tool` is the only reason. The policy `ask` denies the call if nobody can be asked,
+    because the plugin `approvals` is not active.
     """
     if context.risk is None:
         return ToolDecision(decision="denied", reasons=("unknown_tool",))
@@ -122,7 +130,7 @@ def decide_call(context: DecisionContext) -> ToolDecision:
     if denials:
         is_temporary = denials == ("caps",) and context.calls < context.max_calls
         return ToolDecision(decision="denied", reasons=denials, faults=context.faults, is_temporary=is_temporary)
-    return ToolDecision(decision="allowed")
+    return ToolDecision(decision="asked" if policy == "ask" and not context.approved else "allowed")
 
 
 def effective_policy(context: DecisionContext) -> ToolPolicy:
@@ -178,7 +186,10 @@ _RULES: tuple[tuple[str, Callable[[DecisionContext, ToolPolicy], bool]], ...] = 
     ("not_offered", lambda context, policy: not context.offered),
     ("invalid_arguments", lambda context, policy: bool(context.faults)),
     ("config", lambda context, policy: not context.admitted),
-    ("policy", lambda context, policy: policy != "allow"),
+    (
+        "policy",
+        lambda context, policy: policy == "deny" or (policy == "ask" and not (context.can_ask or context.approved)),
+    ),
     ("caps", lambda context, policy: context.calls >= context.max_calls or context.running >= context.max_running),
 )
 """Rules 2 to 10 for tool calls. Callers of `decide_call` check rule 1 (lease and kill switch) beforehand."""
@@ -214,6 +225,7 @@ class CallSubject(msgspec.Struct, frozen=True, kw_only=True):
 class ContextBuilder:
     """Builds the context for a decision, and the context in which a tool runs."""
 
+    approvals: Approvals | None
     workers: Workers | None
 
     def __init__(self, accounts: Accounts, permissions: Permissions, settings: Settings, work: Work) -> None:
@@ -221,9 +233,19 @@ class ContextBuilder:
         self._settings, self._work = settings, work
 
     def decision_context(
-        self, tool: RegisteredTool | None, name: str, call_id: str, arguments: Any, subject: CallSubject
+        self,
+        tool: RegisteredTool | None,
+        name: str,
+        call_id: str,
+        arguments: Any,
+        subject: CallSubject,
+        *,
+        approved: bool = False,
     ) -> DecisionContext:
-        """Collect everything that the decision on a tool call depends on."""
+        """Collect everything that the decision on a tool call depends on.
+
+        `approved` tells whether people have approved the call.
+        """
         if tool is None:
             return DecisionContext(tool=name)
         definition, agent = tool.definition, subject.agent
@@ -248,6 +270,8 @@ class ContextBuilder:
             tainted=subject.tainted and self._settings.get(TAINT_ENABLED),
             is_trusted=checks.is_trusted,
             target_asks=checks.target_asks,
+            can_ask=self.approvals is not None,
+            approved=approved,
             calls=subject.calls,
             max_calls=self._settings.get(MAX_CALLS),
             running=subject.running,
@@ -323,7 +347,7 @@ FAILED = object()
 def _run_tool_checks(tool: RegisteredTool, rule: ToolPolicyRule, arguments: Any, context: ToolContext) -> _ToolChecks:
     """Validate the arguments with the schema of the tool, and then with the tool's own checks."""
     definition = tool.definition
-    if faults := _schema_faults(tool, arguments):
+    if faults := schema_faults(tool, arguments):
         return _ToolChecks(faults=tuple(faults))
     target = None if definition.target is None else _call_guarded(definition, definition.target, arguments)
     return _ToolChecks(
@@ -335,6 +359,13 @@ def _run_tool_checks(tool: RegisteredTool, rule: ToolPolicyRule, arguments: Any,
     )
 
 
+def target_of(tool: RegisteredTool, arguments: Any) -> str | None:
+    """Return the object on which a call acts, such as `ssh_connection:<id>`, or None if the tool names none."""
+    definition = tool.definition
+    found = None if definition.target is None else _call_guarded(definition, definition.target, arguments)
+    return f"{found.kind}:{found.id}" if isinstance(found, CallTarget) else None
+
+
 def _call_guarded(tool: Tool, function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function of a plugin. Return `FAILED` if the function raises an exception."""
     try:
@@ -344,7 +375,7 @@ def _call_guarded(tool: Tool, function: Callable[..., Any], *arguments: Any) -> 
         return FAILED
 
 
-def _schema_faults(tool: RegisteredTool, arguments: Any) -> list[FieldError]:
+def schema_faults(tool: RegisteredTool, arguments: Any) -> list[FieldError]:
     """Return the parts of the arguments that do not match the schema of the tool."""
     if not isinstance(arguments, dict):
         return [FieldError("/arguments", "wrong_type", "must be an object")]

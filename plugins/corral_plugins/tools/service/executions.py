@@ -22,11 +22,13 @@ from corral.database.unit import UnitContext
 from corral.errors import Conflict, Problem, Unavailable
 from corral.events.live_feed import Feed
 from corral.redact.redactor import Redactor, machine_text
+from corral_plugins.approvals.api import Approvals
 from corral_plugins.tasks.api import Tasks
 from corral_plugins.tools.api import ResultLater, ToolContext, ToolFailure, ToolOutput
 from corral_plugins.tools.models import ToolCallRow
 from corral_plugins.tools.service import call_store
 from corral_plugins.tools.service.call_store import to_json, truncate_output
+from corral_plugins.tools.service.held_results import HeldResults
 from corral_plugins.tools.service.metrics import ToolMetrics
 from corral_plugins.tools.service.registry import RegisteredTool
 from corral_plugins.tools.shapes import ToolCallView
@@ -47,7 +49,8 @@ class ToolExecution(msgspec.Struct, frozen=True, kw_only=True):
     """A tool call that runs in this process.
 
     The process may write to the row of the call only while the `executions` column has the same value as the field
-    `executions` of this object.
+    `executions` of this object. For a call that people approved, `approval_id` is the approval and `payload_sha256` the
+    hash of what they approved.
     """
 
     row_id: str
@@ -56,6 +59,8 @@ class ToolExecution(msgspec.Struct, frozen=True, kw_only=True):
     context: ToolContext
     arguments: dict[str, Any]
     entry: UnitContext
+    approval_id: str | None = None
+    payload_sha256: str = ""
 
 
 class ToolOutcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,18 +74,29 @@ class ToolOutcome(msgspec.Struct, frozen=True, kw_only=True):
 class ToolExecutions:
     """Runs the tools of the server, and stores the outcomes of the calls."""
 
+    approvals: Approvals | None
     tasks: Tasks | None
 
-    def __init__(self, work: Work, feed: Feed, redactor: Redactor, metrics: ToolMetrics) -> None:
+    def __init__(self, work: Work, feed: Feed, redactor: Redactor, metrics: ToolMetrics, results: HeldResults) -> None:
         self._work, self._feed, self._redactor, self._metrics = work, feed, redactor, metrics
+        self._results = results
         self._running: set[asyncio.Task[Any]] = set()
 
     async def run_tool(self, execution: ToolExecution) -> ToolCallView:
         """Run a tool until it ends, store the outcome, and return the call."""
+        return await asyncio.shield(self._start_task(execution))
+
+    async def run_approved(self, execution: ToolExecution) -> None:
+        """Run a tool for a job, which does not wait for an `async def` tool to end."""
+        task = self._start_task(execution)
+        if not inspect.iscoroutinefunction(execution.tool.definition.run):
+            await asyncio.shield(task)
+
+    def _start_task(self, execution: ToolExecution) -> asyncio.Task[ToolCallView]:
         task = asyncio.get_running_loop().create_task(self._execute_tool(execution), name=f"tool {execution.tool.name}")
         self._running.add(task)
         task.add_done_callback(self._running.discard)
-        return await asyncio.shield(task)
+        return task
 
     async def stop_running(self) -> None:
         """Wait up to `STOP_SECONDS` (5 s) for the running calls, then cancel the remaining calls."""
@@ -115,11 +131,20 @@ class ToolExecutions:
     def _lock_call(self, execution: ToolExecution) -> ToolCallRow:
         """Lock the task and return the row of the call.
 
-        Raise `Conflict` if the lease has ended or this execution no longer owns the row.
+        Raise `Conflict` if the lease has ended or this execution no longer owns the row. An approved call may go on
+        while its task waits, and uses its approval here unless it has used it before.
         """
         assert self.tasks is not None
-        self.tasks.lock_run(execution.context.task_id, execution.context.lease_id, by=execution.context.caller)
+        context, approval_id = execution.context, execution.approval_id
+        if approval_id is None:
+            self.tasks.lock_run(context.task_id, context.lease_id, by=context.caller)
+        else:
+            self.tasks.lock_held_run(context.task_id, context.lease_id, approval_id=approval_id)
         row = call_store.find_call_by_id(execution.row_id)
+        if approval_id is not None and row.status == "pending_approval":
+            assert self.approvals is not None
+            self.approvals.consume(approval_id, payload_sha256=execution.payload_sha256)
+            call_store.update_call_row(row, status="running")
         if row.status != "running" or row.executions != execution.executions:
             raise Conflict(
                 "Another process has ended or taken over this call; read the call again.", current_status=row.status
@@ -136,7 +161,7 @@ class ToolExecutions:
             async with asyncio.timeout(execution.tool.timeout_seconds):
                 await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
                 if not work.done():
-                    return ToolOutcome(error=_interrupted_error(execution.tool))
+                    return ToolOutcome(error=_interrupted_error(execution))
                 value = work.result()
             return await asyncio.to_thread(self._outcome_of, execution, value)
         except TimeoutError:
@@ -160,6 +185,8 @@ class ToolExecutions:
             assert self.tasks is not None
             if record:
                 call_store.record_alive(execution.row_id, execution.executions)
+            if execution.approval_id is not None:
+                return self.tasks.is_held(context.task_id, context.lease_id, approval_id=execution.approval_id)
             return self.tasks.live_lease(context.task_id, context.lease_id) is not None
 
         while True:
@@ -189,7 +216,7 @@ class ToolExecutions:
             row = call_store.find_call_by_id(execution.row_id)
             if row.status != "running" or row.executions != execution.executions:
                 return call_store.call_view(row)
-            outcome = ToolOutcome(error=_interrupted_error(execution.tool))
+            outcome = ToolOutcome(error=_interrupted_error(execution))
         return self._write_outcome(execution, row, outcome)
 
     def _write_outcome(self, execution: ToolExecution, row: ToolCallRow, outcome: ToolOutcome) -> ToolCallView:
@@ -202,6 +229,7 @@ class ToolExecutions:
                 self._metrics.count_tainted_attempt()
         call_store.end_call(row, status, result=outcome.result, error=outcome.error, tainted=tainted)
         self._metrics.observe_duration(execution.tool, row.duration_ms or 0)
+        self._results.deliver(row)
         return call_store.call_view(row)
 
     # -- outcomes
@@ -249,8 +277,9 @@ def can_repeat(tool: RegisteredTool | None) -> bool:
     return definition.idempotent or (definition.run is not None and not inspect.iscoroutinefunction(definition.run))
 
 
-def _interrupted_error(tool: RegisteredTool) -> dict[str, Any]:
-    return interrupted_error(can_repeat(tool))
+def _interrupted_error(execution: ToolExecution) -> dict[str, Any]:
+    """Return the error of an interrupted call. An approved call runs at most once."""
+    return interrupted_error(execution.approval_id is None and can_repeat(execution.tool))
 
 
 def interrupted_error(can_repeat: bool) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from corral.database.unit import after_commit
 from corral.metrics.histogram import SECONDS, Histogram
 from corral_plugins.tools.service.registry import RegisteredTool
 
-DECISIONS = ("allowed", "denied")
+DECISIONS = ("allowed", "asked", "denied")
 OTHER = "other"
 
 

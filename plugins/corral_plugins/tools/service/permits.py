@@ -22,6 +22,7 @@ from corral_plugins.tasks.api import Run, Tasks
 from corral_plugins.tools.models import ToolCallRow
 from corral_plugins.tools.service import call_store
 from corral_plugins.tools.service.call_store import to_json, truncate_output
+from corral_plugins.tools.service.held_results import HeldResults
 from corral_plugins.tools.service.metrics import ToolMetrics
 from corral_plugins.tools.service.registry import RegisteredTool, ToolRegistry
 from corral_plugins.tools.shapes import ReportedToolError, ToolCallReport, ToolCallView
@@ -41,10 +42,16 @@ class ToolPermits:
     tasks: Tasks | None
 
     def __init__(
-        self, work: Work, sealer: Sealer, redactor: Redactor, registry: ToolRegistry, metrics: ToolMetrics
+        self,
+        work: Work,
+        sealer: Sealer,
+        redactor: Redactor,
+        registry: ToolRegistry,
+        metrics: ToolMetrics,
+        results: HeldResults,
     ) -> None:
         self._work, self._sealer, self._redactor = work, sealer, redactor
-        self._registry, self._metrics = registry, metrics
+        self._registry, self._metrics, self._results = registry, metrics, results
 
     @staticmethod
     def permit_columns(tool: RegisteredTool) -> dict[str, Any]:
@@ -126,6 +133,7 @@ class ToolPermits:
         status = "succeeded" if error is None else "failed"
         call_store.end_call(row, status, result=result, error=error, duration_ms=report.duration_ms, tainted=tainted)
         self._metrics.observe_duration(tool, row.duration_ms or 0)
+        self._results.deliver(row)
         return call_store.call_view(row)
 
     def _is_permit(self, permit: str, row: ToolCallRow) -> bool:

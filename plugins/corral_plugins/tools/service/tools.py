@@ -12,6 +12,7 @@ from corral_plugins.tools.api import POLICIES, ClaimTool, Json, ToolPolicy, incl
 from corral_plugins.tools.service import call_store
 from corral_plugins.tools.service.call_store import truncate_output
 from corral_plugins.tools.service.decision import RISK_PERMISSION, rule_of
+from corral_plugins.tools.service.held_calls import HeldCalls
 from corral_plugins.tools.service.registry import RegisteredTool, ToolRegistry
 from corral_plugins.workers.api import Workers
 
@@ -23,8 +24,8 @@ class ToolsService:
 
     workers: Workers | None
 
-    def __init__(self, registry: ToolRegistry, redactor: Redactor) -> None:
-        self._registry, self._redactor = registry, redactor
+    def __init__(self, registry: ToolRegistry, redactor: Redactor, held: HeldCalls) -> None:
+        self._registry, self._redactor, self._held = registry, redactor, held
 
     def tools_for_run(
         self, *, enabled: Sequence[str], policy: Mapping[str, Any], allowed: Sequence[str] | None, worker_id: str
@@ -76,6 +77,15 @@ class ToolsService:
                     f"Setting {now} for the dangerous tool {tool.name}, whose default is {tool.default_policy}, "
                     "requires the permission agents.manage."
                 )
+
+    def approval_changed(self, call_row_id: str, *, status: str, note: str | None) -> None:
+        self._held.approval_changed(call_row_id, status, note)
+
+    def results_of_held_call(self, call_row_id: str) -> list[Json] | None:
+        return self._held.results_of(call_row_id)
+
+    def target_of_held_call(self, call_row_id: str, arguments: Any, *, pointer: str) -> str | None:
+        return self._held.target_of(call_row_id, arguments, pointer)
 
     def deliver_result(self, task_id: str, call_id: str, *, result: Any = None, error: Json | None = None) -> None:
         row = call_store.find_call(task_id, call_id)

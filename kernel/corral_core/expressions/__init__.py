@@ -1,0 +1,1 @@
+"""Expressions and templates in CEL, for the configurations that people write."""

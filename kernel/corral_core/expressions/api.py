@@ -1,0 +1,85 @@
+"""The public interface of the `expressions` plugin: the `Expressions` service and its error."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol
+
+from corral.errors import FieldError, Problem, declare_codes
+
+declare_codes(
+    {
+        "template_error": (
+            422,
+            "An expression could not be evaluated",
+            "The error names the expression and the position in it. Use has(x.y) ? x.y : z or get(x, 'y', z) for data "
+            "that may be absent.",
+        )
+    }
+)
+
+
+class TemplateError(Problem):
+    """422: an expression is invalid, or its evaluation failed. Repeating it with the same data fails again.
+
+    `position` is the number of a character in `expression`, from 1.
+    """
+
+    default = "template_error"
+
+    def __init__(self, expression: str, position: int, message: str) -> None:
+        self.expression, self.position, self.message = expression, position, message
+        shown = expression if len(expression) <= 200 else expression[:200] + "…"
+        super().__init__(
+            f"{message} (character {position} of the expression: {shown})", expression=shown, position=position
+        )
+
+
+class Expressions(Protocol):
+    """Checks and evaluates CEL expressions, and templates with `{{ expression }}` in their strings.
+
+    No method may be called inside a unit of work, because an evaluation takes time. `roots` are the names that an
+    expression may begin with, such as `input` and `steps`. `pointer` is the JSON pointer of the checked value.
+
+    A secret is written `{{ secrets.NAME }}`, with nothing else in the braces. It is allowed in templates whose `roots`
+    contain `secrets`.
+    """
+
+    def check_expression(self, text: str, *, roots: Collection[str], pointer: str) -> list[FieldError]:
+        """Return the faults of a bare expression: its syntax, roots, functions and size. Empty if there are none."""
+        ...
+
+    def check_template(self, value: Any, *, roots: Collection[str], pointer: str) -> list[FieldError]:
+        """Return the faults of all expressions in the strings of a JSON value."""
+        ...
+
+    def references(self, value: Any) -> set[str]:
+        """Return the names of the steps that the templates in a JSON value refer to, as `steps.NAME`."""
+        ...
+
+    def expression_references(self, text: str) -> set[str]:
+        """Return the names of the steps that a bare expression refers to, as `steps.NAME`."""
+        ...
+
+    def secret_names(self, value: Any) -> set[str]:
+        """Return the names of the secrets that the templates in a JSON value refer to, as `secrets.NAME`."""
+        ...
+
+    async def evaluate(self, text: str, data: Mapping[str, Any], *, boolean: bool = False) -> Any:
+        """Return the value of a bare expression, as JSON. `data` maps roots to their values.
+
+        Raise `TemplateError`, with `boolean` also if the value is not a boolean.
+        """
+        ...
+
+    async def render(self, value: Any, data: Mapping[str, Any], *, secrets: Mapping[str, str] | None = None) -> Any:
+        """Return a JSON value with the expressions in its strings replaced by their values.
+
+        A string that is exactly one `{{ expression }}` becomes the value and keeps its type. In all other strings the
+        value is inserted as text. The result is never parsed again. References to secrets are replaced by the values in
+        `secrets`. Without `secrets` they stay as written, so that the result can be stored and shown; never render such
+        a result again, because it contains data.
+
+        Raise `TemplateError`.
+        """
+        ...

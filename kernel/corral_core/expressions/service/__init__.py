@@ -1,0 +1,1 @@
+"""The scanner, the evaluation and the helper process of expressions."""

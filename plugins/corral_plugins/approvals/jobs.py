@@ -1,0 +1,35 @@
+"""Background jobs of approvals."""
+
+from __future__ import annotations
+
+import functools
+
+from corral.database.engine import Work
+from corral.database.unit import SYSTEM, UnitContext
+from corral.jobs.job import Schedule
+from corral_plugins.approvals.service.timers import BATCH_SIZE, ApprovalTimers
+
+SWEEP = UnitContext(label="job approvals.sweep", actor=SYSTEM)
+REMIND = UnitContext(label="job approvals.remind", actor=SYSTEM)
+
+
+async def end_overdue_approvals(work: Work, timers: ApprovalTimers) -> None:
+    """End or escalate the approvals that nobody decided in time, each in a unit of work of its own."""
+    while True:
+        found = await work(timers.overdue, entry=SWEEP, read=True)
+        for approval_id, task_id in found:
+            await work(functools.partial(timers.expire, approval_id, task_id), entry=SWEEP)
+        if len(found) < BATCH_SIZE:
+            return
+
+
+async def remind_of_open_approvals(work: Work, timers: ApprovalTimers) -> None:
+    """Remind approvers of the approvals that they have not decided."""
+    while await work(timers.remind, entry=REMIND) == BATCH_SIZE:
+        continue
+
+
+SCHEDULES = (
+    Schedule("approvals.sweep", 15, end_overdue_approvals),
+    Schedule("approvals.remind", 300, remind_of_open_approvals),
+)

@@ -1,0 +1,80 @@
+"""The `approvals` plugin: its manifest and its hook implementations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from corral.auth.principal import READERS, WRITERS, Permission
+from corral.database.model import Model
+from corral.events.event import Event
+from corral.http.routes import Routes
+from corral.jobs.job import Schedule
+from corral.plugin import Metric, Plugin, Provide, Setting, hookimpl
+from corral_plugins.approvals import jobs, models, settings
+from corral_plugins.approvals.api import EVENTS, Approvals
+from corral_plugins.approvals.routes import routes
+from corral_plugins.approvals.service.comments import ApprovalComments
+from corral_plugins.approvals.service.decisions import ApprovalDecisions
+from corral_plugins.approvals.service.eligibility import Eligibility
+from corral_plugins.approvals.service.listing import ApprovalListing
+from corral_plugins.approvals.service.metrics import ApprovalMetrics
+from corral_plugins.approvals.service.opening import ApprovalsService
+from corral_plugins.approvals.service.outcomes import ApprovalOutcomes
+from corral_plugins.approvals.service.timers import ApprovalTimers
+
+PARTS = (Eligibility, ApprovalOutcomes, ApprovalListing, ApprovalDecisions, ApprovalComments, ApprovalTimers)
+
+
+class ApprovalsPlugin(Plugin):
+    """Approvals: people decide before something consequential happens.
+
+    A decision is bound to exactly the content that will be executed, and whatever the outcome, whoever asked goes on at
+    once and learns why.
+    """
+
+    name = "approvals"
+    requires = ("accounts",)
+    wants = ("agents", "tasks", "tools")
+    permissions = (
+        Permission("approvals.read", "Read approvals", holders=(*READERS, "agent", "worker")),
+        Permission("approvals.write", "Ask for approvals and comment on them", holders=(*WRITERS, "agent", "worker")),
+        Permission("approvals.decide", "Decide approvals", holders=WRITERS),
+        Permission("approvals.manage", "Write the rules that approve requests without a person"),
+    )
+
+    def __init__(self, section: Any = None) -> None:
+        super().__init__(section)
+        self._metrics = ApprovalMetrics()
+
+    @hookimpl
+    def corral_services(self) -> Iterable[Provide]:
+        return [
+            Provide(ApprovalMetrics, lambda: self._metrics),
+            *(Provide(part, part) for part in PARTS),
+            Provide(Approvals, ApprovalsService),
+        ]
+
+    @hookimpl
+    def corral_routes(self) -> Iterable[Routes]:
+        return [routes]
+
+    @hookimpl
+    def corral_models(self) -> Iterable[type[Model]]:
+        return models.TABLES
+
+    @hookimpl
+    def corral_events(self) -> Iterable[type[Event]]:
+        return EVENTS
+
+    @hookimpl
+    def corral_settings(self) -> Iterable[Setting[Any]]:
+        return settings.ALL
+
+    @hookimpl
+    def corral_schedules(self) -> Iterable[Schedule]:
+        return jobs.SCHEDULES
+
+    @hookimpl
+    def corral_metrics(self) -> Iterable[Metric]:
+        return self._metrics.definitions()

@@ -1,0 +1,195 @@
+"""What people decide: approve, reject, ask for a revision; and what requesters do: revise and cancel.
+
+The row is locked, so that of many decisions at the same time exactly one counts, and the others learn its outcome.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import UNSET
+
+from corral import clock
+from corral.auth.principal import Principal
+from corral.errors import Conflict, Forbidden, Gone, Invalid, NotFound, PreconditionFailed, Problem
+from corral.http.answers import IfMatch
+from corral_plugins.approvals.api import OPEN, ApprovalUpdated, canonical_hash, tool_call_hash
+from corral_plugins.approvals.models import Approval
+from corral_plugins.approvals.service import rows
+from corral_plugins.approvals.service.eligibility import HIGH, Eligibility
+from corral_plugins.approvals.service.listing import ApprovalListing
+from corral_plugins.approvals.service.opening import check_payload
+from corral_plugins.approvals.service.outcomes import ApprovalOutcomes
+from corral_plugins.approvals.shapes import (
+    ApprovalView,
+    ApproveRequest,
+    BulkDecision,
+    BulkItem,
+    RejectRequest,
+    RevisedPayload,
+    RevisionRequest,
+)
+from corral_plugins.tools.api import Tools
+
+
+class ApprovalDecisions:
+    """The actions on approvals. Every method runs in the caller's unit of work."""
+
+    tools: Tools | None
+
+    def __init__(self, eligibility: Eligibility, outcomes: ApprovalOutcomes, listing: ApprovalListing) -> None:
+        self._eligibility, self._outcomes, self._listing = eligibility, outcomes, listing
+
+    # -- decisions of approvers
+
+    def approve(self, approval_id: str, body: ApproveRequest, match: IfMatch, *, by: Principal) -> ApprovalView:
+        """Approve what is asked, or what the approver made of it. It may run once enough people have approved."""
+        row = self._lock_to_decide(approval_id, match, body.payload_sha256, by)
+        changes = self._edit(row, body.edited_payload)
+        content = changes.get("edited_sha256") or rows.current_hash(row)
+        made = [*row.decisions, _decision(by.user_id or "", "approve", body.note, content)]
+        given = [
+            each["user_id"] for each in made if each["decision"] == "approve" and each["payload_sha256"] == content
+        ]
+        if len(given) >= row.required_approvals:
+            able = {by.user_id, *self._eligibility.may_still_decide(row, given)}
+            made = [each for each in made if each["decision"] != "approve" or each["user_id"] in able]
+            given = [each for each in given if each in able]
+        if len(given) >= row.required_approvals:
+            self._outcomes.resolve(row, "approved", by=by.user_id, note=body.note, decisions=made, **changes)
+        else:
+            rows.update_if_open(row, decisions=made, **changes)
+            rows.publish(ApprovalUpdated, row, by.user_id, change="decision")
+        self._outcomes.record_audit("approve", row, body.note)
+        return self._listing.view_of(row, by)
+
+    def reject(self, approval_id: str, body: RejectRequest, match: IfMatch, *, by: Principal) -> ApprovalView:
+        """Reject what is asked. One rejection suffices, however many approvals are required."""
+        row = self._lock_to_decide(approval_id, match, None, by)
+        made = [*row.decisions, _decision(by.user_id or "", "reject", body.note, rows.current_hash(row))]
+        self._outcomes.resolve(row, "rejected", by=by.user_id, note=body.note, decisions=made)
+        self._outcomes.record_audit("reject", row, body.note)
+        return self._listing.view_of(row, by)
+
+    def request_revision(
+        self, approval_id: str, body: RevisionRequest, match: IfMatch, *, by: Principal
+    ) -> ApprovalView:
+        """Ask the requester to change what is asked."""
+        row = self._lock_to_decide(approval_id, match, None, by)
+        made = [*row.decisions, _decision(by.user_id or "", "revision", body.note, rows.current_hash(row))]
+        rows.update_if_open(row, status="revision_requested", decisions=made, outcome_note=body.note)
+        rows.publish(ApprovalUpdated, row, by.user_id, change="revision")
+        self._outcomes.wake(row)
+        self._outcomes.record_audit("request_revision", row, body.note)
+        return self._listing.view_of(row, by)
+
+    def decide_one_of_many(self, approval_id: str, bulk: BulkDecision, *, by: Principal) -> BulkItem:
+        """Decide one approval of a bulk decision. Approvals of high and critical risk are skipped."""
+        try:
+            if rows.find_readable(approval_id, by).risk_rank >= HIGH:
+                return BulkItem(id=approval_id, status="skipped", code="approvals.risk_too_high")
+            if bulk.decision == "approve":
+                view = self.approve(approval_id, ApproveRequest(note=bulk.note), IfMatch(), by=by)
+            else:
+                view = self.reject(approval_id, RejectRequest(note=bulk.note), IfMatch(), by=by)
+        except Problem as problem:  # every check precedes the first write
+            return BulkItem(id=approval_id, status="failed", code=problem.code)
+        return BulkItem(id=approval_id, status=view.status)
+
+    def _lock_to_decide(self, approval_id: str, match: IfMatch, sha256: str | None, by: Principal) -> Approval:
+        """Lock an approval that the caller may decide now.
+
+        The problems come in the order of the contract: who, expired, already decided, content.
+        """
+        row = self._lock(approval_id, by)
+        self._eligibility.require_decider(row, by)
+        self._require_in_time(row)
+        if row.status != "pending":
+            raise rows.already_decided(row.status)
+        if any(each["user_id"] == by.user_id for each in rows.approvals_of(row)):
+            raise Conflict("You have approved this already.", code="already_decided", current_status=row.status)
+        if sha256 is not None and sha256 != rows.current_hash(row):
+            detail = "The payload has changed since you read it; read the approval again before you decide."
+            raise PreconditionFailed(detail, current_version=row.version)
+        match.check(row.version)
+        return row
+
+    def _lock(self, approval_id: str, by: Principal) -> Approval:
+        found = rows.find_readable(approval_id, by)
+        row = self._outcomes.lock(found.id, found.task_id)
+        if row is None:
+            raise NotFound("There is no approval with this id.")
+        return row
+
+    @staticmethod
+    def _require_in_time(row: Approval) -> None:
+        if row.status == "expired" or rows.is_overdue(row):
+            raise Gone(f"The approval expired at {row.expires_at}.", code="approval_expired")
+
+    def _edit(self, row: Approval, payload: Any) -> dict[str, Any]:
+        """Return the columns of an edited payload, which gets its own hash. Raise `Invalid` if it may not be edited."""
+        if payload is UNSET:
+            return {}
+        if not row.editable:
+            raise Invalid.at("/edited_payload", "not_allowed", "Approvers may not edit this payload.")
+        check_payload(payload, "/edited_payload")
+        if row.tool_call is None or self.tools is None:
+            return {"edited_payload": payload, "edited_sha256": canonical_hash(payload)}
+        held = row.tool_call
+        target = self.tools.target_of_held_call(held["id"], payload, pointer="/edited_payload")
+        sha256 = tool_call_hash(
+            agent_id=row.agent_id, task_id=row.task_id, tool=held["tool"], arguments=payload, target=target
+        )
+        return {"edited_payload": payload, "edited_sha256": sha256}
+
+    # -- actions of requesters
+
+    def revise(self, approval_id: str, body: RevisedPayload, match: IfMatch, *, by: Principal) -> ApprovalView:
+        """Change what is asked. Earlier decisions are void, and approvers decide anew."""
+        row = self._lock(approval_id, by)
+        if not _is_requester(row, by):
+            raise Forbidden("Only whoever asked may revise the request.")
+        self._require_in_time(row)
+        if row.status not in OPEN:
+            raise rows.already_decided(row.status)
+        if row.type == "tool_call":
+            detail = "Call the tool again with other arguments; the new call asks for a new approval."
+            raise Conflict(detail, current_status=row.status)
+        match.check(row.version)
+        check_payload(body.payload, "/payload")
+        changes: dict[str, Any] = {} if body.description is UNSET else {"description": body.description}
+        rows.update_if_open(
+            row,
+            status="pending",
+            payload=body.payload,
+            payload_sha256=canonical_hash(body.payload),
+            edited_payload=None,
+            edited_sha256=None,
+            decisions=[],
+            outcome_note=None,
+            **changes,
+        )
+        rows.publish(ApprovalUpdated, row, by.id, change="revision")
+        return self._listing.view_of(row, by)
+
+    def cancel(self, approval_id: str, reason: str | None, match: IfMatch, *, by: Principal) -> ApprovalView:
+        """Cancel a request that nobody has decided. Whoever asked and the owner of the task may do this."""
+        row = self._lock(approval_id, by)
+        is_owner = by.kind in ("user", "api_key") and by.user_id == row.owner_id
+        if not (_is_requester(row, by) or is_owner or by.is_admin):
+            raise Forbidden("Only whoever asked, the owner of the task and admins may cancel the request.")
+        if row.status not in OPEN or rows.is_overdue(row):
+            raise rows.already_decided(rows.shown_status(row))
+        match.check(row.version)
+        self._outcomes.resolve(row, "cancelled", by=by.id, note=reason)
+        return self._listing.view_of(row, by)
+
+
+def _decision(user_id: str, decision: str, note: str | None, sha256: str) -> dict[str, Any]:
+    return {"user_id": user_id, "decision": decision, "note": note, "payload_sha256": sha256, "at": clock.now()}
+
+
+def _is_requester(row: Approval, by: Principal) -> bool:
+    own = {"user": by.user_id, "api_key": by.user_id, "agent": by.agent_id, "worker": by.worker_id}.get(by.kind)
+    kind = "user" if by.kind == "api_key" else by.kind
+    return row.requester_type == kind and row.requester_id == own

@@ -1,0 +1,124 @@
+"""Decides who may decide: the named approvers and admins, but not whoever asks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import peewee
+
+from corral.auth.permissions import Permissions
+from corral.auth.principal import Principal
+from corral.auth.visibility import NO_ROWS
+from corral.errors import FieldError, Forbidden, Invalid
+from corral.plugin import Settings
+from corral_core.accounts.api import Accounts
+from corral_plugins.approvals.api import RISKS, ApprovalRequest, Approvers
+from corral_plugins.approvals.models import Approval, ApproverRow
+from corral_plugins.approvals.settings import REQUIRE_MFA_FOR_HIGH, REQUIRE_SECOND_PERSON
+
+DECIDE = "approvals.decide"
+HIGH = RISKS.index("high")
+
+
+class Eligibility:
+    """The rules about who may decide an approval. Every method runs in the caller's unit of work."""
+
+    def __init__(self, accounts: Accounts, permissions: Permissions, settings: Settings) -> None:
+        self._accounts, self._permissions, self._settings = accounts, permissions, settings
+
+    # -- the approvers of a new approval
+
+    def default_approvers(self, risk: str, task_owner: str | None) -> Approvers:
+        """Return the approvers of a request that names none: any member, but of high risk admins and the task's owner.
+
+        The owner of the task is `task_owner`.
+        """
+        if RISKS.index(risk) < HIGH:
+            return Approvers(roles=["admin", "member"])
+        return Approvers(users=[task_owner] if task_owner is not None else [], roles=["admin"])
+
+    def check_approvers(self, request: ApprovalRequest, approvers: Approvers) -> None:
+        """Raise `Invalid` if a named approver may not decide, or fewer people may decide than must approve."""
+        named = {each.lower() for each in approvers.users}
+        found = self._accounts.get_many(named)
+        able = {each for each, user in found.items() if user.is_active and self._role_decides(user.role)}
+        if missing := sorted(named - able):
+            detail = f"{missing[0]} is not an active person who may decide approvals."
+            fault = FieldError("/approvers/users", "unknown_reference", detail)
+            raise Invalid(detail, code="unknown_reference", errors=(fault,))
+        roles: set[str] = {"admin", *approvers.roles}
+        count = len([each for each in able if found[each].role not in roles])
+        count += sum(n for (role, active), n in self._accounts.count_by_role().items() if active and role in roles)
+        asker = request.requested_by
+        if asker.type == "user" and not request.allow_self and self._may_be_counted(asker.id, roles, able):
+            count -= 1
+        if request.required_approvals > max(1, count):
+            detail = f"Only {count} people may decide this, so at most {count} approvals can be required."
+            raise Invalid.at("/required_approvals", "too_large", detail)
+
+    def _may_be_counted(self, user_id: str, roles: set[str], able: set[str]) -> bool:
+        user = self._accounts.get_many([user_id]).get(user_id)
+        return user is not None and user.is_active and (user.role in roles or user_id in able)
+
+    def _role_decides(self, role: str) -> bool:
+        return DECIDE in self._permissions.held_by(role)
+
+    # -- decisions
+
+    def require_decider(self, row: Approval, by: Principal) -> None:
+        """Raise `Forbidden` unless the caller may decide: `forbidden`, `self_approval`, then `reauth_required`."""
+        if by.kind != "user" or not by.may(DECIDE) or not self._is_named(row, by.user_id, by.role):
+            raise Forbidden("Only the approvers of this request and admins may decide it.")
+        if self._is_own(row, by.user_id):
+            raise Forbidden("Another person must decide this request.", code="self_approval")
+        needs_proof = row.risk_rank >= HIGH and self._settings.get(REQUIRE_MFA_FOR_HIGH)
+        if needs_proof and not by.has_stepped_up:
+            detail = "Confirm your password or a one-time code with corral api POST /auth/reauth first."
+            raise Forbidden(detail, code="reauth_required")
+
+    def can_decide(self, row: Approval, by: Principal) -> bool:
+        """Return whether the caller may decide. A missing confirmation of the password does not count."""
+        if by.kind != "user" or not by.may(DECIDE) or not self._is_named(row, by.user_id, by.role):
+            return False
+        return not self._is_own(row, by.user_id)
+
+    def may_still_decide(self, row: Approval, user_ids: Sequence[str]) -> set[str]:
+        """Return those of the people who may still decide: active, with the right, and named."""
+        found = self._accounts.get_many(user_ids)
+        return {
+            each
+            for each, user in found.items()
+            if user.is_active
+            and self._role_decides(user.role)
+            and self._is_named(row, each, user.role)
+            and not self._is_own(row, each)
+        }
+
+    @staticmethod
+    def _is_named(row: Approval, user_id: str | None, role: str | None) -> bool:
+        if role == "admin":
+            return True
+        lists = [row.approvers, *([row.escalate_to] if row.escalated and row.escalate_to else [])]
+        return any(user_id in each["users"] or role in each["roles"] for each in lists)
+
+    def _is_own(self, row: Approval, user_id: str | None) -> bool:
+        """Return whether the person is excluded, because the request is theirs."""
+        if row.requester_type == "user":
+            return bool(row.requester_id == user_id and not row.allow_self)
+        return self._settings.get(REQUIRE_SECOND_PERSON) and user_id in (row.on_behalf_of, row.agent_owner_id)
+
+    def assigned_to(self, by: Principal) -> Any:
+        """Return the SQL condition for the approvals that the caller may decide, as `can_decide` tells it."""
+        if by.kind != "user" or not by.may(DECIDE):
+            return NO_ROWS
+        own = (Approval.requester_type == "user") & (Approval.requester_id == by.user_id) & ~Approval.allow_self
+        if self._settings.get(REQUIRE_SECOND_PERSON):
+            works_for = (Approval.on_behalf_of == by.user_id) | (Approval.agent_owner_id == by.user_id)
+            own |= (Approval.requester_type != "user") & peewee.fn.COALESCE(works_for, False)
+        if by.role == "admin":
+            return ~own
+        mine = ((ApproverRow.kind == "user") & (ApproverRow.name == by.user_id)) | (
+            (ApproverRow.kind == "role") & (ApproverRow.name == by.role)
+        )
+        return ~own & Approval.id.in_(ApproverRow.select(ApproverRow.approval_id).where(mine))

@@ -1,0 +1,200 @@
+"""The request and response bodies of the approvals API."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from corral import clock
+from corral.http.page import PageQuery
+from corral.schema.fields import Id, Instant, ShortText
+from corral_plugins.approvals.api import Approvers, HeldToolCall, Kind, OnTimeout, Requester, Risk, Status
+
+Note = Annotated[str, Meta(max_length=4000)]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}(?![\s\S])")]
+CommentBody = Annotated[str, Meta(min_length=1, max_length=16384)]
+
+
+class ApproveRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """An approval of what is asked, or of `edited_payload` instead.
+
+    With `payload_sha256`, the decision counts only for exactly this content.
+    """
+
+    note: Note | None = None
+    payload_sha256: Sha256 | None = None
+    edited_payload: Any = UNSET
+
+
+class RejectRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A rejection. The requester reads the note."""
+
+    note: Note | None = None
+
+
+class RevisionRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A request to change what is asked. The requester reads the note."""
+
+    note: Annotated[str, Meta(min_length=1, max_length=4000)]
+
+
+class RevisedPayload(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What the requester asks instead. Earlier decisions are void."""
+
+    payload: Any
+    description: Annotated[str, Meta(max_length=16384)] | UnsetType = UNSET
+
+
+class CancelApproval(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A cancellation. Approvers read the reason."""
+
+    reason: ShortText | None = None
+
+
+class NewApprovalComment(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A comment. It is delivered to the requester."""
+
+    body: CommentBody
+
+
+class BulkDecision(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """One decision for many approvals. Approvals of high and critical risk are skipped."""
+
+    ids: Annotated[list[Id], Meta(min_length=1, max_length=100)]
+    decision: Literal["approve", "reject"]
+    note: Note | None = None
+
+
+class BulkItem(msgspec.Struct, kw_only=True):
+    """The outcome for one approval: its status, or `skipped` or `failed` with the code of the problem."""
+
+    id: str
+    status: str
+    code: str | None = None
+
+
+class BulkResult(msgspec.Struct, kw_only=True):
+    """The outcome for each approval, in the order of the request."""
+
+    items: list[BulkItem]
+
+
+class DecisionView(msgspec.Struct, kw_only=True):
+    """One decision. `user_id` is a person, `rule:<id>` or `timeout`."""
+
+    user_id: str
+    decision: Literal["approve", "reject", "revision"]
+    note: str | None
+    payload_sha256: str
+    at: Instant
+
+
+class ApprovalCommentView(msgspec.Struct, kw_only=True):
+    """A comment on an approval."""
+
+    id: str
+    approval_id: str
+    author: dict[str, str]
+    body: str
+    created_at: Instant
+
+
+class ExecutionView(msgspec.Struct, kw_only=True):
+    """How the approved tool call ended."""
+
+    status: str
+    tool_call_id: str
+    error: dict[str, Any] | None
+
+
+class ApprovalItem(msgspec.Struct, kw_only=True):
+    """An approval in a list, without its payload.
+
+    `can_decide` tells whether the caller may decide it now. `approvals` is the number of people who have approved.
+    """
+
+    id: str
+    version: int
+    type: Kind
+    title: str
+    risk: Risk
+    status: Status
+    requested_by: Requester
+    tool_call: HeldToolCall | None
+    task_id: str | None
+    run_id: str | None
+    step: str | None
+    agent_id: str | None
+    payload_sha256: str
+    approvals: int
+    required_approvals: int
+    can_decide: bool
+    expires_at: Instant
+    created_at: Instant
+    updated_at: Instant
+    resolved_at: Instant | None
+
+
+class ApprovalView(ApprovalItem, kw_only=True):
+    """An approval.
+
+    `payload` is what was asked, and `edited_payload` what an approver made of it; `payload_sha256` is the hash of what
+    will run. Text is plain text: invisible characters are shown as `<U+200B>`.
+    """
+
+    description: str
+    payload: Any
+    edited_payload: Any
+    approvers: Approvers
+    allow_self: bool
+    editable: bool
+    confidence: int | None
+    rubric: dict[str, Any] | None
+    on_timeout: OnTimeout
+    escalate_to: Approvers | None
+    escalated: bool
+    decisions: list[DecisionView]
+    required: int
+    outcome_note: str | None
+    execution: ExecutionView | None
+    consumed_at: Instant | None
+    comments: list[ApprovalCommentView]
+
+
+class ApprovalQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The filters of the list of approvals. `assigned_to=me` selects those that the caller may decide."""
+
+    status: list[Status | Literal["all"]] = msgspec.field(default_factory=lambda: ["pending"])
+    assigned_to: Literal["me", "all"] = "all"
+    type: list[Kind] | UnsetType = UNSET
+    risk: list[Risk] | UnsetType = UNSET
+    task_id: Id | UnsetType = UNSET
+    agent_id: Id | UnsetType = UNSET
+    run_id: Id | UnsetType = UNSET
+
+
+class ApprovalWaitQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
+    """`wait` is the maximum number of seconds to wait for a change of the status."""
+
+    wait: Annotated[float, Meta(ge=0, le=55)] = 0
+
+    @cached_property
+    def until(self) -> float:
+        """The time at which the wait ends, in epoch seconds. Fixed on first use, because the handler runs again."""
+        return clock.time_s() + self.wait
+
+    def is_unchanged(self, status: str) -> bool:
+        """Return whether the status is still the one that the first call of this method received."""
+        return bool(self.__dict__.setdefault("first_status", status) == status)
+
+
+class ApprovalCount(msgspec.Struct, kw_only=True):
+    """How many approvals are pending, how many of them the caller may decide, and how many expire within an hour."""
+
+    pending: int
+    assigned_to_me: int
+    expiring_1h: int
+    by_risk: dict[str, int]

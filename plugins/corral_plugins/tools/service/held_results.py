@@ -1,0 +1,38 @@
+"""Tells the approval and the waiting task how a held call ended, in the transaction that ends the call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from corral_plugins.approvals.api import Approvals
+from corral_plugins.tasks.api import Tasks
+from corral_plugins.tools.api import Json
+from corral_plugins.tools.models import ToolCallRow
+
+
+class HeldResults:
+    """Delivers the outcomes of held calls. Every method runs in the caller's unit of work."""
+
+    approvals: Approvals | None
+    tasks: Tasks | None
+
+    def deliver(self, row: ToolCallRow) -> None:
+        """Record how a held call ended, and let its task go on. Do nothing for a call that nobody held."""
+        if row.approval_id is None or self.approvals is None:
+            return
+        self.approvals.record_execution(row.approval_id, status=row.status, tool_call_id=row.id, error=row.error)
+        self.resume(row, [result_item(row)])
+
+    def resume(self, row: ToolCallRow, results: Sequence[Json]) -> None:
+        """Let the task of a decided call go on with these results, if it waits for the decision."""
+        if self.approvals is None or self.tasks is None or row.approval_id is None:
+            return
+        facts = self.approvals.find(row.approval_id)
+        if facts is not None:
+            given = {"decision": facts.decision, "tool_results": list(results)}
+            self.tasks.resume(row.task_id, kind="approval", id=facts.id, given=given)
+
+
+def result_item(row: ToolCallRow) -> Json:
+    """Return how a call ended, as the claim of its task tells it."""
+    return {"call_id": row.call_id, "status": row.status, "result": row.result, "error": row.error}
