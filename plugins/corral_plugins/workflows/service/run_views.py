@@ -17,11 +17,11 @@ from corral_plugins.workflows.service.definitions import find_readable_workflow,
 from corral_plugins.workflows.service.runs import find_readable_run
 from corral_plugins.workflows.shapes import (
     AllRunsQuery,
-    StepAttemptView,
     Definition,
     RunItem,
     RunQuery,
     RunView,
+    StepAttemptView,
     StepRunView,
     Trigger,
 )
