@@ -56,6 +56,7 @@ setup(
         "argon2-cffi>=25.1,<26",
         "click>=8.5,<9",
         "common-expression-language>=0.10,<0.11",
+        "cronsim>=2.7,<3",
         "cryptography>=50,<51",
         "genai-prices>=0.2,<0.3",
         "httpx2>=2.16,<3",
@@ -135,6 +136,7 @@ setup(
             "settings = corral_plugins.settings.plugin:SettingsPlugin",
             "tasks = corral_plugins.tasks.plugin:TasksPlugin",
             "tools = corral_plugins.tools.plugin:ToolsPlugin",
+            "triggers = corral_plugins.triggers.plugin:TriggersPlugin",
             "workers = corral_plugins.workers.plugin:WorkersPlugin",
         ],
         # The commands of these plugins, which are imported without the plugins. A test compares them with the hook.
